@@ -1,0 +1,56 @@
+"""Stop bctrl runtimes from asyncio, any number at once, and know what became of each one."""
+
+from bctrl_async._retry import RetryPolicy
+from bctrl_async._version import __version__
+from bctrl_async.errors import (
+    BctrlApiError,
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlNotFoundError,
+    BctrlPermissionError,
+    BctrlRateLimitError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlTimeoutError,
+    BctrlValidationError,
+)
+from bctrl_async.models import (
+    LaunchMode,
+    Runtime,
+    RuntimeKind,
+    RuntimeRef,
+    RuntimeStatus,
+    RuntimeSummary,
+)
+from bctrl_async.outcomes import StopOutcome, StopResult
+from bctrl_async.session import BctrlSession
+
+__all__ = [
+    "BctrlApiError",
+    "BctrlAuthenticationError",
+    "BctrlConfigError",
+    "BctrlConflictError",
+    "BctrlError",
+    "BctrlNetworkError",
+    "BctrlNotFoundError",
+    "BctrlPermissionError",
+    "BctrlRateLimitError",
+    "BctrlResponseError",
+    "BctrlServerError",
+    "BctrlSession",
+    "BctrlTimeoutError",
+    "BctrlValidationError",
+    "LaunchMode",
+    "RetryPolicy",
+    "Runtime",
+    "RuntimeKind",
+    "RuntimeRef",
+    "RuntimeStatus",
+    "RuntimeSummary",
+    "StopOutcome",
+    "StopResult",
+    "__version__",
+]

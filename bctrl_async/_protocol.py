@@ -1,0 +1,333 @@
+"""The wire protocol without I/O: from a call to a request, from an answer to a Runtime or an error.
+
+Rules that come from outside name their source: the contract is `docs/contract/openapi.yaml`, its
+companion on error answers is `docs/contract/errors.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+import msgspec
+
+from bctrl_async.errors import (
+    BctrlApiError,
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlNotFoundError,
+    BctrlPermissionError,
+    BctrlRateLimitError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlValidationError,
+)
+from bctrl_async.models import Runtime
+
+MAX_BODY = 1024 * 1024
+"""Bytes of any answer that are read, after decompression; a Runtime takes about 500."""
+
+_KEPT_BODY = 2048
+_LONGEST_MESSAGE = 500
+_SHORTEST_SECRET = 8
+# A year: further off than anybody's patience, and safe for every clock's arithmetic.
+_LONGEST_RETRY_AFTER = 365 * 86400.0
+
+_is_plain = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~-]+").fullmatch
+_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
+_is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch  # RFC 9110 section 5.6.2
+_is_field_value = re.compile(r"(?=[!-~])[ -~\t]*[!-~]").fullmatch  # RFC 9110 section 5.5
+
+# The key, and what decides where a request ends and who it is for, are not the caller's to set.
+_RESERVED_HEADERS = frozenset(
+    {
+        "authorization",
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+def path_segment(value: str | UUID, name: str) -> str:
+    r"""Percent-encode a workspace id or an alias as exactly one segment of a path.
+
+    Args:
+        value: Any text; a UUID stands for its canonical form.
+        name: What the value is, for the error.
+
+    Raises:
+        BctrlConfigError: The value is no text, is empty, cannot be sent, or could be taken for a
+            step in a path by something between here and the server (RFC 3986 section 5.2.4, and
+            gateways that decode `%2F`, `%2e` or `\` or drop `;parameters` before they resolve it).
+    """
+    if isinstance(value, str):
+        if _is_plain(value):
+            return value
+    elif isinstance(value, UUID):
+        return str(value)
+    else:
+        raise BctrlConfigError(
+            f"{name} must be a str, not {type(value).__name__}", cure=f"Pass the {name} as text"
+        )
+    if not value:
+        raise BctrlConfigError(f"{name} is empty", cure=f"Pass the {name} of the runtime")
+    if _control_character.search(value):
+        raise BctrlConfigError(
+            f"{name} {value!r} contains a control character", cure="Remove it, often a line end"
+        )
+    if _has_dot_segment(value):
+        raise BctrlConfigError(
+            f"{name} {value!r} could be taken for a path", cure="Pass the name alone, without dots"
+        )
+    try:
+        return quote(value, safe="", errors="strict")
+    except UnicodeEncodeError:
+        raise BctrlConfigError(
+            f"{name} {value!r} contains half of a surrogate pair, which UTF-8 cannot carry",
+            cure="Decode the text again from its source",
+        ) from None
+
+
+def _has_dot_segment(value: str) -> bool:
+    decoded = value
+    while True:
+        segments = decoded.replace("\\", "/").split("/")
+        if any(segment.partition(";")[0] in {".", ".."} for segment in segments):
+            return True
+        value, decoded = decoded, unquote(decoded)
+        if value == decoded:
+            return False
+
+
+def check_extra_headers(headers: Mapping[str, str]) -> None:
+    """Refuse headers that could carry the request elsewhere, split it, or replace the key.
+
+    Raises:
+        BctrlConfigError: A name or value that HTTP does not allow, or a reserved name.
+    """
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _is_token(name):
+            raise BctrlConfigError(f"{name!r} is no header name", cure="See RFC 9110 section 5.1")
+        if name.lower() in _RESERVED_HEADERS:
+            raise BctrlConfigError(
+                f"the header {name!r} is set by the session", cure="Leave it out of headers="
+            )
+        if not isinstance(value, str) or not (value == "" or _is_field_value(value)):
+            # Extra headers carry secrets too, so the value stays out of the text.
+            raise BctrlConfigError(
+                f"the value of the header {name!r} is not printable ASCII text",
+                cure="Encode it, or strip the white space around it",
+            )
+
+
+_decode_runtime = msgspec.json.Decoder(Runtime).decode
+
+
+def read_runtime(status: int, body: bytes, authorization: str) -> Runtime:
+    """Read the body of a 2xx answer.
+
+    Args:
+        status: The HTTP status, for the error.
+        body: The whole body.
+        authorization: The header that was sent, to keep the key out of the error.
+
+    Raises:
+        BctrlResponseError: The body is not the contract's Runtime; the text says where it differs.
+    """
+    try:
+        try:
+            return _decode_runtime(body)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            # JavaScript servers escape half a surrogate pair when they cut a string, and RFC 8259
+            # section 8.2 lets them; msgspec refuses it, the standard library does not.
+            return msgspec.convert(json.loads(body), Runtime)
+    except msgspec.ValidationError as error:
+        problem = f"is not the contract's Runtime: {error}"
+        cause: Exception = error
+    except (ValueError, RecursionError) as error:
+        problem = "is not JSON"
+        cause = error
+    raise BctrlResponseError(
+        f"the server answered {status}, but its body {problem}",
+        may_have_stopped=True,
+        status=status,
+        body=_kept(body, _key(authorization)),
+    ) from cause
+
+
+_ERRORS_BY_STATUS: dict[int, type[BctrlApiError]] = {
+    400: BctrlValidationError,
+    401: BctrlAuthenticationError,
+    403: BctrlPermissionError,
+    404: BctrlNotFoundError,
+    409: BctrlConflictError,
+    422: BctrlValidationError,
+    429: BctrlRateLimitError,
+}
+
+
+def read_error(
+    status: int, headers: Mapping[str, str], body: bytes, authorization: str, *, now: datetime
+) -> BctrlError:
+    """Make an error of an answer other than 2xx; any body will do (contract errors.md).
+
+    Args:
+        status: The HTTP status.
+        headers: The answer's headers, found whatever their case.
+        body: As much of the body as came.
+        authorization: The header that was sent, to keep the key out of the error if the server
+            sends it back.
+        now: The time, for a Retry-After that is a date.
+    """
+    key = _key(authorization)
+    if status < HTTPStatus.BAD_REQUEST:
+        return _redirect_error(status, _one_line(headers.get("Location"), key))
+    fields = _ErrorFields.read(body, key)
+    error_class = _ERRORS_BY_STATUS.get(
+        status,
+        BctrlServerError if status >= HTTPStatus.INTERNAL_SERVER_ERROR else BctrlApiError,
+    )
+    words = ": ".join(part for part in (fields.code, fields.message) if part)
+    return error_class(
+        f"the server answered {status} {words or _phrase(status)}",
+        cure="Nothing to do: it is not running" if fields.code == "runtime.not_active" else None,
+        # A 503 is not carried out, other 5xx may have been (contract errors.md).
+        may_have_stopped=status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        and status != HTTPStatus.SERVICE_UNAVAILABLE,
+        status=status,
+        code=fields.code,
+        message=fields.message,
+        reason_class=fields.reason_class,
+        request_id=fields.request_id
+        or _one_line(headers.get("x-request-id"), key)
+        or _one_line(headers.get("x-bctrl-request-id"), key),
+        hint=fields.hint,
+        retry_after=retry_after(headers, now),
+        body=_kept(body, key),
+    )
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "(no reason given)"
+
+
+def _redirect_error(status: int, location: str | None) -> BctrlResponseError:
+    to = f" to {location}" if location else ""
+    return BctrlResponseError(
+        f"the server answered {status}, a redirect{to}, which is not followed: it would take the "
+        "key and the stop elsewhere",
+        cure="Set base_url to where the API really is",
+        # 307 and 308 say "not here" (RFC 9110 section 15.4.8 and 15.4.9); the others may follow
+        # upon work that was done.
+        may_have_stopped=status
+        not in {HTTPStatus.TEMPORARY_REDIRECT, HTTPStatus.PERMANENT_REDIRECT},
+        status=status,
+    )
+
+
+class _ErrorFields(msgspec.Struct, frozen=True):
+    code: str | None = None
+    message: str | None = None
+    reason_class: str | None = None
+    request_id: str | None = None
+    hint: str | None = None
+
+    @classmethod
+    def read(cls, body: bytes, key: str) -> _ErrorFields:
+        """Find the fields of an error body in any of the shapes of contract errors.md."""
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError):
+            return cls(message=_plain_text(body, key))
+        if isinstance(answer, str):
+            return cls(message=_one_line(answer, key))
+        if not isinstance(answer, dict):
+            return cls()
+        if isinstance(inner := answer.get("error"), dict):
+            answer = {**answer, "error": None, **inner}
+
+        def first(*names: str) -> str | None:
+            lines = (_one_line(answer.get(name), key) for name in names)
+            return next((line for line in lines if line), None)
+
+        return cls(
+            code=first("code"),
+            message=first("error", "message", "detail", "title"),
+            reason_class=first("reasonClass"),
+            request_id=first("requestId"),
+            hint=first("hint"),
+        )
+
+
+def _plain_text(body: bytes, key: str) -> str | None:
+    # A proxy's HTML page says nothing to a reader that the status does not say better.
+    return None if body.lstrip().startswith(b"<") else _one_line(body.decode(errors="replace"), key)
+
+
+def _one_line(value: object, key: str) -> str | None:
+    if not isinstance(value, str):
+        return None
+    line = _without(key, value)[:_LONGEST_MESSAGE]
+    return " ".join(_control_character.sub(" ", line).split()) or None
+
+
+def _kept(body: bytes, key: str) -> str:
+    # The key goes first: a cut through its middle would leave half of it.
+    return _without(key, body.decode(errors="replace"))[:_KEPT_BODY]
+
+
+def _key(authorization: str) -> str:
+    return authorization.removeprefix("Bearer ")
+
+
+def _without(key: str, text: str) -> str:
+    # What is shorter is a placeholder of a test and would be found in ordinary words.
+    return text.replace(key, "***") if len(key) >= _SHORTEST_SECRET else text
+
+
+def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Read how long the server asks to wait, in seconds; None if it does not say so readably.
+
+    `retry-after-ms` is the finer one and wins. `Retry-After` is seconds or a date (RFC 9110
+    section 10.2.3). A date is measured against the answer's own `Date`, because the two clocks
+    may differ; a date in the past is 0. What is negative or unreadable is as good as absent.
+    """
+    milliseconds = (headers.get("retry-after-ms") or "").strip()
+    if _is_decimal(milliseconds):
+        return min(float(milliseconds) / 1000, _LONGEST_RETRY_AFTER)
+    value = (headers.get("Retry-After") or "").strip()
+    if _is_decimal(value):
+        return min(float(value), _LONGEST_RETRY_AFTER)
+    date = _http_date(value)
+    if date is None:
+        return None
+    wait = (date - (_http_date(headers.get("Date")) or now)).total_seconds()
+    return min(max(wait, 0.0), _LONGEST_RETRY_AFTER)
+
+
+def _http_date(value: str | None) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(value or "")
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -1,0 +1,177 @@
+"""Every error this package raises, and what each one knows.
+
+One root, two branches that never overlap: `except BctrlApiError` means "the server said no",
+`except BctrlNetworkError` means "there was no usable answer".
+
+    BctrlError
+    ├── BctrlConfigError (also ValueError)
+    ├── BctrlNetworkError
+    │   ├── BctrlTimeoutError (also TimeoutError)
+    │   └── BctrlResponseError
+    └── BctrlApiError
+        ├── BctrlValidationError       400, 422
+        ├── BctrlAuthenticationError   401
+        ├── BctrlPermissionError       403
+        ├── BctrlNotFoundError         404
+        ├── BctrlConflictError         409
+        ├── BctrlRateLimitError        429
+        └── BctrlServerError           5xx
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BctrlError(Exception):
+    """The root of every error that this package raises.
+
+    All errors can be pickled. Attributes that do not apply are None.
+
+    Args:
+        summary: What failed, in one line without a full stop.
+        cure: What to do about it; the class's own advice when None.
+        workspace_id: The workspace of the stop that failed.
+        alias: The alias of the runtime that was to be stopped.
+        attempts: How many requests were begun for this stop.
+        may_have_stopped: Whether any of these requests could have stopped the runtime.
+        status: The HTTP status of the last answer, where there was one.
+        code: The server's error code, such as `runtime.not_active`.
+        message: The server's own words.
+        reason_class: The server's `reasonClass`, such as `conflict`; new values will appear.
+        request_id: The server's id of the request, to quote to its support.
+        hint: The server's advice.
+        retry_after: How many seconds the server asked to wait, if it did (on 429 and 503).
+        body: The first 2 KiB of the answer's body.
+    """
+
+    default_cure: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        summary: str,
+        *,
+        cure: str | None = None,
+        workspace_id: str | None = None,
+        alias: str | None = None,
+        attempts: int = 0,
+        may_have_stopped: bool = False,
+        status: int | None = None,
+        code: str | None = None,
+        message: str | None = None,
+        reason_class: str | None = None,
+        request_id: str | None = None,
+        hint: str | None = None,
+        retry_after: float | None = None,
+        body: str | None = None,
+    ) -> None:
+        # Pickle calls the class with `args` and then restores the attributes, so `args` stays
+        # what the constructor takes by position.
+        super().__init__(summary)
+        self.summary = summary
+        self.cure = cure
+        self.workspace_id = workspace_id
+        self.alias = alias
+        self.attempts = attempts
+        self.may_have_stopped = may_have_stopped
+        self.status = status
+        self.code = code
+        self.message = message
+        self.reason_class = reason_class
+        self.request_id = request_id
+        self.hint = hint
+        self.retry_after = retry_after
+        self.body = body
+
+    def __str__(self) -> str:
+        subject = ""
+        if self.alias is not None:
+            subject = f"stop of {self.alias!r} in workspace {self.workspace_id!r}: "
+        facts = []
+        if self.request_id is not None:
+            facts.append(f"request id {self.request_id}")
+        if self.attempts > 1:
+            facts.append(f"{self.attempts} attempts")
+        if self.may_have_stopped:
+            facts.append("the runtime may have stopped")
+        known = f" ({', '.join(facts)})" if facts else ""
+        sentences = [f"{subject}{self.summary}{known}", self.hint, self.cure or self.default_cure]
+        return ". ".join(sentence.rstrip(".") for sentence in sentences if sentence)
+
+
+class BctrlConfigError(BctrlError, ValueError):
+    """The call itself cannot be made: nothing was sent by the attempt that raised it.
+
+    No key, a bad URL, a bad workspace id or alias, a bad option, a session that is closed, that
+    belongs to another event loop, or that was opened before a fork.
+    """
+
+
+class BctrlNetworkError(BctrlError):
+    """There was no usable answer: refused, unreachable, disconnected."""
+
+    default_cure = "Check base_url and the network, then call again: a stop is safe to repeat"
+
+
+class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
+    """The attempt took longer than `timeout`.
+
+    `status` is set if the answer had begun to arrive.
+    """
+
+    default_cure = "Call again, a stop is safe to repeat, or allow a longer timeout"
+
+
+class BctrlResponseError(BctrlNetworkError):
+    """An answer came that cannot be read: not JSON, the wrong shape, too large, a redirect."""
+
+    default_cure = "Check that base_url is the bctrl API itself"
+
+
+class BctrlApiError(BctrlError):
+    """The server answered with an error status."""
+
+
+class BctrlValidationError(BctrlApiError):
+    """400 or 422: the request itself is wrong; the same request will fail again."""
+
+    default_cure = "Correct the request; sending it again will not help"
+
+
+class BctrlAuthenticationError(BctrlApiError):
+    """401: the key is missing or invalid; every other call with it will fail too."""
+
+    default_cure = "Check the API key: api_key= or BCTRL_API_KEY"
+
+
+class BctrlPermissionError(BctrlApiError):
+    """403: this key may not touch this resource."""
+
+    default_cure = "Use a key that may stop runtimes of this workspace"
+
+
+class BctrlNotFoundError(BctrlApiError):
+    """404: no such workspace or alias."""
+
+    default_cure = "Check the workspace id, the alias and base_url"
+
+
+class BctrlConflictError(BctrlApiError):
+    """409: the runtime is not in a state that can be stopped."""
+
+    @property
+    def already_stopped(self) -> bool:
+        """Whether nothing was running under this alias (contract: `runtime.not_active`)."""
+        return self.code == "runtime.not_active"
+
+
+class BctrlRateLimitError(BctrlApiError):
+    """429: too many requests; this one was not carried out."""
+
+    default_cure = "Send fewer stops a second (rate=), or call again later"
+
+
+class BctrlServerError(BctrlApiError):
+    """5xx: the server or something in front of it failed."""
+
+    default_cure = "Call again: a stop is safe to repeat"

@@ -1,0 +1,95 @@
+"""What became of each stop: one outcome for one target, and the rules that decide it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from http import HTTPStatus
+
+import msgspec
+
+from bctrl_async.errors import (
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlNotFoundError,
+)
+from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
+
+
+class StopResult(StrEnum):
+    """What became of a stop.
+
+    Settled is what needs no further call: `stopped`, `accepted`, `already_stopped`, `not_found`.
+    """
+
+    STOPPED = "stopped"
+    """The server answered that it is stopped."""
+    ACCEPTED = "accepted"
+    """The server took the stop, but did not (readably) say that it is done."""
+    ALREADY_STOPPED = "already_stopped"
+    """Nothing was running under the alias."""
+    NOT_FOUND = "not_found"
+    """There is no such workspace or alias."""
+    REJECTED = "rejected"
+    """The server said no, or the target is none."""
+    NOT_SENT = "not_sent"
+    """The request never reached the server."""
+    UNKNOWN = "unknown"
+    """It was sent, and no answer settled it: the runtime may have stopped."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether no further call is needed."""
+        return self in _SETTLED
+
+
+_SETTLED = frozenset(
+    {
+        StopResult.STOPPED,
+        StopResult.ACCEPTED,
+        StopResult.ALREADY_STOPPED,
+        StopResult.NOT_FOUND,
+    }
+)
+
+
+class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one target.
+
+    Args:
+        index: The target's position in the input, from 0.
+        target: The runtime that was to be stopped.
+        result: What became of it.
+        runtime: The runtime as the server described it, where it did.
+        error: Why it is not plainly stopped, where it is not.
+        attempts: How many requests were begun.
+        elapsed: Seconds from taking the target up to this outcome.
+    """
+
+    index: int
+    target: RuntimeRef
+    result: StopResult
+    runtime: Runtime | None = None
+    error: BctrlError | None = None
+    attempts: int = 1
+    elapsed: float = 0.0
+
+
+def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a table of rules.
+    """Decide what became of a stop from how its call ended: the first rule that fits."""
+    match ended:
+        case Runtime(status=RuntimeStatus.STOPPED):
+            return StopResult.STOPPED
+        case Runtime():
+            return StopResult.ACCEPTED
+        case BctrlConflictError(already_stopped=True):
+            return StopResult.ALREADY_STOPPED
+        case BctrlNotFoundError():
+            return StopResult.NOT_FOUND
+        case BctrlError(status=int(status)) if status < HTTPStatus.MULTIPLE_CHOICES:
+            return StopResult.ACCEPTED
+        case BctrlError(may_have_stopped=True):
+            return StopResult.UNKNOWN
+        case BctrlError(status=int()) | BctrlConfigError():
+            return StopResult.REJECTED
+    return StopResult.NOT_SENT
