@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from contextlib import suppress
 
-from bctrl_async.errors import BctrlConfigError
+from bctrl_async.errors import session_closed
 
 
 class Gate:
@@ -75,10 +75,3 @@ class Gate:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def session_closed() -> BctrlConfigError:
-    """The error of a call on a session that is closed."""
-    return BctrlConfigError(
-        "the session is closed", cure="Make the call inside `async with`, or make a new session"
-    )

@@ -25,7 +25,7 @@ class Secret(str):
         return "'***'"
 
 
-def api_key_from_environment() -> str:
+def api_key_from_environment() -> Secret:
     """Return `BCTRL_API_KEY`.
 
     Raises:
@@ -34,7 +34,7 @@ def api_key_from_environment() -> str:
     key = os.environ.get("BCTRL_API_KEY")
     if not key:
         raise BctrlConfigError("there is no API key", cure="Pass api_key= or set BCTRL_API_KEY")
-    return key
+    return Secret(key)
 
 
 def authorization(key: object) -> Secret:

@@ -138,7 +138,7 @@ def check_extra_headers(headers: Mapping[str, str]) -> None:
 _decode_runtime = msgspec.json.Decoder(Runtime).decode
 
 
-def read_runtime(status: int, body: bytes, authorization: str) -> Runtime:
+def read_runtime(status: int, body: bytes, authorization: str) -> Runtime | BctrlResponseError:
     """Read the body of a 2xx answer.
 
     Args:
@@ -146,8 +146,8 @@ def read_runtime(status: int, body: bytes, authorization: str) -> Runtime:
         body: The whole body.
         authorization: The header that was sent, to keep the key out of the error.
 
-    Raises:
-        BctrlResponseError: The body is not the contract's Runtime; the text says where it differs.
+    Returns:
+        The Runtime, or an error that says where the body differs from the contract's.
     """
     try:
         try:
@@ -164,12 +164,15 @@ def read_runtime(status: int, body: bytes, authorization: str) -> Runtime:
     except (ValueError, RecursionError) as error:
         problem = "is not JSON"
         cause = error
-    raise BctrlResponseError(
+    unreadable = BctrlResponseError(
         f"the server answered {status}, but its body {problem}",
         may_have_stopped=True,
         status=status,
         body=_kept(body, _key(authorization)),
-    ) from cause
+    )
+    # The traceback would show the body, and with it a key that the server sent back.
+    unreadable.__cause__ = cause.with_traceback(None)
+    return unreadable
 
 
 _ERRORS_BY_STATUS: dict[int, type[BctrlApiError]] = {

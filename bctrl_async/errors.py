@@ -175,3 +175,10 @@ class BctrlServerError(BctrlApiError):
     """5xx: the server or something in front of it failed."""
 
     default_cure = "Call again: a stop is safe to repeat"
+
+
+def session_closed() -> BctrlConfigError:
+    """Make the error of a call on a session that is closed."""
+    return BctrlConfigError(
+        "the session is closed", cure="Make the call inside `async with`, or make a new session"
+    )

@@ -1,13 +1,10 @@
-"""The session manager: sends stops through the pool, and the only module that sends anything."""
+"""The session manager: what users call, from arguments to the last attempt."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import UTC, datetime
-from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 from uuid import UUID
@@ -15,8 +12,8 @@ from uuid import UUID
 import aiohttp
 from multidict import CIMultiDict
 
-from bctrl_async import _config, _protocol
-from bctrl_async._admission import Gate, session_closed
+from bctrl_async import _config, _protocol, _transport
+from bctrl_async._admission import Gate
 from bctrl_async._pool import Pool
 from bctrl_async._retry import Retries, RetryPolicy
 from bctrl_async._version import __version__
@@ -24,23 +21,12 @@ from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
-    BctrlResponseError,
     BctrlTimeoutError,
+    session_closed,
 )
 from bctrl_async.models import Runtime
 
-# Without this aiohttp announces a body (`application/octet-stream`) that the contract does not
-# have, and servers that check content types refuse it.
-_NO_CONTENT_TYPE = ("Content-Type",)
-
-# A connection that takes this share of an attempt's time is given up first, so that "never
-# connected" is told apart from "connected, and no answer came".
-_CONNECT_SHARE = 0.9
-
 _NO_HEADERS: Mapping[str, str] = {}
-
-# What aiohttp raises, with the operating system's own and those of wrong arguments.
-_AIOHTTP_ERRORS = (aiohttp.ClientError, OSError, ValueError)
 
 
 class BctrlSession:
@@ -85,6 +71,8 @@ class BctrlSession:
     ) -> None:
         if api_key is None:
             api_key = _config.api_key_from_environment()
+        elif isinstance(api_key, str):
+            api_key = _config.Secret(api_key)
         self._ask_key = api_key if callable(api_key) else None
         self._headers = CIMultiDict(
             {"Accept": "application/json", "User-Agent": f"bctrl-async/{__version__}"}
@@ -93,7 +81,7 @@ class BctrlSession:
             self._headers["Authorization"] = _config.authorization(api_key)
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
         self._workspaces = f"{self._url.raw_path}/workspaces"
-        self._timeout = _client_timeout(timeout)
+        self._timeout = _transport.time_limit(timeout)
         self._retry = _checked_policy(retry)
         limit = _config.count(max_connections, "max_connections")
         trace_configs = list(trace_configs)
@@ -196,30 +184,31 @@ class BctrlSession:
         """
         attempts = 0
         retries: Retries | None = None
-        failure: BctrlError | None = None
+        ended: Runtime | BctrlError | None = None
         try:
             path = (
                 f"{self._workspaces}/{_protocol.path_segment(workspace_id, 'workspace id')}"
                 f"/runtimes/{_protocol.path_segment(alias, 'alias')}/stop"
             )
             extra = _extra_headers(headers, idempotency_key)
-            limit = self._timeout if timeout is None else _client_timeout(timeout)
+            limit = self._timeout if timeout is None else _transport.time_limit(timeout)
+            policy = self._retry if retry is None else _checked_policy(retry)
             while True:
                 http = self._open_pool()
                 if not self._gate.enter_nowait():
                     await self._gate.enter()
                 attempts += 1
                 try:
-                    return await self._attempt(http, path, extra, limit)
-                except BctrlError as error:
-                    failure = error
+                    ended = await self._attempt(http, path, extra, limit)
                 finally:
                     self._gate.leave()
+                if isinstance(ended, Runtime):
+                    return ended
                 if retries is None:
-                    retries = Retries(self._retry if retry is None else _checked_policy(retry))
-                delay = retries.delay(failure, asyncio.get_running_loop().time())
+                    retries = Retries(policy)
+                delay = retries.delay(ended, asyncio.get_running_loop().time())
                 if delay is None or self._closed:
-                    raise failure
+                    raise ended
                 await self._gate.pause(delay)
         except BctrlError as error:
             error.workspace_id = str(workspace_id)
@@ -230,7 +219,7 @@ class BctrlSession:
             raise
         finally:
             # A traceback refers to this frame: an error kept in it would be a reference cycle.
-            failure = retries = None
+            ended = retries = None
 
     def _open_pool(self) -> aiohttp.ClientSession:
         if self._closed:
@@ -243,43 +232,27 @@ class BctrlSession:
         path: str,
         extra: Mapping[str, str],
         limit: aiohttp.ClientTimeout,
-    ) -> Runtime:
+    ) -> Runtime | BctrlError:
+        # A failed attempt is returned, not raised: a traceback would show the variables of this
+        # frame and of those below, which may hold what the server sent back of the key.
         headers = self._headers
         if extra or self._ask_key is not None:
-            headers = await self._headers_with(extra, limit)
-        try:
-            response = await http.post(
-                self._url.with_path(path, encoded=True),
-                headers=headers,
-                skip_auto_headers=_NO_CONTENT_TYPE,
-                allow_redirects=False,
-                raise_for_status=False,
-                auto_decompress=True,
-                timeout=limit,
-            )
-        except _AIOHTTP_ERRORS as error:
-            raise self._no_answer(error, limit) from error
-        except RuntimeError as error:
-            # Closed since the look at the pool, while the key was asked for.
-            if http.closed:
-                raise session_closed() from error
-            raise
-        status = response.status
-        body, problem = await _read_body(response)
-        if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-            # However the body ended: the status has said it.
-            raise _protocol.read_error(
-                status, response.headers, body, headers["Authorization"], now=datetime.now(UTC)
-            )
-        if problem is not None:
-            raise _unreadable(status, problem, limit) from problem
-        if len(body) > _protocol.MAX_BODY:
-            raise BctrlResponseError(
-                f"the server answered {status} with a body of more than 1 MiB",
+            try:
+                headers = await self._headers_with(extra, limit)
+            except BctrlError as error:
+                return error
+        ended = await _transport.post(
+            http, self._url.with_path(path, encoded=True), headers=headers, limit=limit
+        )
+        if self._closed and isinstance(ended, BctrlNetworkError) and ended.status is None:
+            closed = BctrlNetworkError(
+                "the session was closed while the stop was in flight",
+                cure="Close the session after its calls have ended",
                 may_have_stopped=True,
-                status=status,
             )
-        return _protocol.read_runtime(status, body, headers["Authorization"])
+            closed.__cause__ = ended
+            return closed
+        return ended
 
     async def _headers_with(
         self, extra: Mapping[str, str], limit: aiohttp.ClientTimeout
@@ -290,31 +263,6 @@ class BctrlSession:
             headers["Authorization"] = await _ask(self._ask_key, limit)
         return headers
 
-    def _no_answer(self, error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
-        if self._closed:
-            return BctrlNetworkError(
-                "the session was closed while the stop was in flight",
-                cure="Close the session after its calls have ended",
-                may_have_stopped=True,
-            )
-        return _translated(error, limit)
-
-
-async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, Exception | None]:
-    """Read a body, but little more than `MAX_BODY`; return what came, and what cut it short."""
-    body = b""
-    try:
-        async for chunk in response.content.iter_any():
-            body = body + chunk if body else chunk
-            if len(body) > _protocol.MAX_BODY:
-                break
-    except _AIOHTTP_ERRORS as error:
-        return body, error
-    finally:
-        # After a whole body the connection is back in the pool, and this does nothing to it.
-        response.close()
-    return body, None
-
 
 async def _ask(
     ask: Callable[[], str | Awaitable[str]], limit: aiohttp.ClientTimeout
@@ -324,6 +272,8 @@ async def _ask(
             key = ask()
             if inspect.isawaitable(key):
                 key = await key
+            if isinstance(key, str):
+                key = _config.Secret(key)
     except TimeoutError as error:
         raise BctrlTimeoutError(
             f"the api_key function gave no key within {limit.total:g} s"
@@ -334,49 +284,6 @@ async def _ask(
             f"the api_key function raised {type(error).__name__}", cure="See the error's cause"
         ) from error
     return _config.authorization(key)
-
-
-def _translated(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
-    """Say in our own terms why no answer came."""
-    if isinstance(error, ValueError):
-        return BctrlConfigError(
-            f"aiohttp refuses the request: {error}",
-            cure="Leave credentials to api_key=, and check base_url and netrc",
-        )
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return BctrlTimeoutError(f"no connection within {limit.connect:g} s")
-    if isinstance(error, TimeoutError):
-        return BctrlTimeoutError(f"no answer within {limit.total:g} s", may_have_stopped=True)
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
-        return BctrlNetworkError(f"no connection: {error}")
-    if isinstance(error, aiohttp.ClientResponseError):
-        return BctrlResponseError(f"the answer is not HTTP: {error.message}", may_have_stopped=True)
-    return BctrlNetworkError(
-        f"the connection broke before the answer: {str(error) or type(error).__name__}",
-        may_have_stopped=True,
-    )
-
-
-def _unreadable(status: int, error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
-    if isinstance(error, TimeoutError):
-        return BctrlTimeoutError(
-            f"the server answered {status}, but its body took more than {limit.total:g} s",
-            may_have_stopped=True,
-            status=status,
-        )
-    return BctrlResponseError(
-        f"the server answered {status}, but its body broke off",
-        may_have_stopped=True,
-        status=status,
-    )
-
-
-def _client_timeout(timeout: float) -> aiohttp.ClientTimeout:
-    total = _config.seconds(timeout, "timeout")
-    # Never rounded up to whole seconds: rounding could turn the order of the two limits round.
-    return aiohttp.ClientTimeout(
-        total=total, connect=total * _CONNECT_SHARE, ceil_threshold=math.inf
-    )
 
 
 def _checked_policy(retry: RetryPolicy) -> RetryPolicy:

@@ -1,0 +1,167 @@
+"""One attempt over aiohttp: send a request, read the answer, say in our terms how it ended.
+
+aiohttp's exceptions end here: every failure is returned as one of our errors.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from bctrl_async import _config, _protocol
+from bctrl_async.errors import (
+    BctrlConfigError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlResponseError,
+    BctrlTimeoutError,
+    session_closed,
+)
+from bctrl_async.models import Runtime
+
+# Without this aiohttp announces a body (`application/octet-stream`) that the contract does not
+# have, and servers that check content types refuse it.
+_NO_CONTENT_TYPE = ("Content-Type",)
+
+# A connection that takes this share of an attempt's time is given up first, so that "never
+# connected" is told apart from "connected, and no answer came".
+_CONNECT_SHARE = 0.9
+
+# What aiohttp raises, with the operating system's own and those of wrong arguments.
+_AIOHTTP_ERRORS = (aiohttp.ClientError, OSError, ValueError)
+
+
+def time_limit(timeout: object) -> aiohttp.ClientTimeout:
+    """Return the limits of one attempt that may take this many seconds.
+
+    Raises:
+        BctrlConfigError: Not a positive, finite number.
+    """
+    total = _config.seconds(timeout, "timeout")
+    # Never rounded up to whole seconds: rounding could turn the order of the two limits round.
+    return aiohttp.ClientTimeout(
+        total=total, connect=total * _CONNECT_SHARE, ceil_threshold=math.inf
+    )
+
+
+async def post(
+    http: aiohttp.ClientSession,
+    url: URL,
+    *,
+    headers: CIMultiDict[str],
+    limit: aiohttp.ClientTimeout,
+) -> Runtime | BctrlError:
+    """Post to a URL without a body, and read the answer.
+
+    Args:
+        http: The pool.
+        url: The encoded URL.
+        headers: All headers, `Authorization` among them.
+        limit: From `time_limit`.
+
+    Returns:
+        The Runtime, or why there is none.
+    """
+    try:
+        response = await http.post(
+            url,
+            headers=headers,
+            skip_auto_headers=_NO_CONTENT_TYPE,
+            allow_redirects=False,
+            raise_for_status=False,
+            auto_decompress=True,
+            timeout=limit,
+        )
+    except _AIOHTTP_ERRORS as error:
+        return _because(error, _no_answer(error, limit))
+    except RuntimeError as error:
+        # Closed since the look at the pool, while the key was asked for.
+        if http.closed:
+            return _because(error, session_closed())
+        raise
+    return await _read_answer(response, headers["Authorization"], limit)
+
+
+async def _read_answer(
+    response: aiohttp.ClientResponse, authorization: str, limit: aiohttp.ClientTimeout
+) -> Runtime | BctrlError:
+    status = response.status
+    body, problem = await _read_body(response)
+    if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        # However the body ended: the status has said it.
+        return _protocol.read_error(
+            status, response.headers, body, authorization, now=datetime.now(UTC)
+        )
+    if problem is not None:
+        return _because(problem, _unreadable(status, problem, limit))
+    if len(body) > _protocol.MAX_BODY:
+        return BctrlResponseError(
+            f"the server answered {status} with a body of more than 1 MiB",
+            may_have_stopped=True,
+            status=status,
+        )
+    return _protocol.read_runtime(status, body, authorization)
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, Exception | None]:
+    """Read a body, but little more than `MAX_BODY`; return what came, and what cut it short."""
+    body = b""
+    try:
+        async for chunk in response.content.iter_any():
+            body = body + chunk if body else chunk
+            if len(body) > _protocol.MAX_BODY:
+                break
+    except _AIOHTTP_ERRORS as error:
+        # Neither its traceback nor what lies behind it: both hold parts of the body.
+        error.__cause__ = error.__context__ = None
+        return body, error.with_traceback(None)
+    finally:
+        # After a whole body the connection is back in the pool, and this does nothing to it.
+        response.close()
+    return body, None
+
+
+def _because(cause: Exception, error: BctrlError) -> BctrlError:
+    error.__cause__ = cause
+    return error
+
+
+def _no_answer(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
+    """Say in our own terms why no answer came."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return BctrlTimeoutError(f"no connection within {limit.connect:g} s")
+    if isinstance(error, TimeoutError):
+        return BctrlTimeoutError(f"no answer within {limit.total:g} s", may_have_stopped=True)
+    # Before ValueError, which the certificate error is as well.
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
+        return BctrlNetworkError(f"no connection: {error}")
+    if isinstance(error, ValueError):
+        return BctrlConfigError(
+            f"aiohttp refuses the request: {error}",
+            cure="Leave credentials to api_key=, and check base_url and netrc",
+        )
+    if isinstance(error, aiohttp.ClientResponseError):
+        return BctrlResponseError(f"the answer is not HTTP: {error.message}", may_have_stopped=True)
+    return BctrlNetworkError(
+        f"the connection broke before the answer: {str(error) or type(error).__name__}",
+        may_have_stopped=True,
+    )
+
+
+def _unreadable(status: int, error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
+    if isinstance(error, TimeoutError):
+        return BctrlTimeoutError(
+            f"the server answered {status}, but its body took more than {limit.total:g} s",
+            may_have_stopped=True,
+            status=status,
+        )
+    return BctrlResponseError(
+        f"the server answered {status}, but its body broke off",
+        may_have_stopped=True,
+        status=status,
+    )

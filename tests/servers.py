@@ -1,0 +1,77 @@
+"""Servers for tests: the emulator on a loop of its own, and one that says any bytes at all."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from bctrl_async.emulator import Emulator, Fault
+
+Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def raw_server(handle: Handler) -> AsyncIterator[str]:
+    """Serve on loopback; `handle` gets each request's head, and writes what it likes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                await handle(await reader.readuntil(b"\r\n\r\n"), writer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.close()
+
+
+def answering(*answers: bytes) -> Handler:
+    """Answer the requests with these bytes in turn, and all further ones with the last."""
+    left = list(answers)
+
+    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(left.pop(0) if len(left) > 1 else left[0])
+
+    return handle
+
+
+def http_answer(status: str, body: bytes = b"", *headers: str) -> bytes:
+    """A whole answer with its Content-Length."""
+    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+@contextmanager
+def emulator_in_a_thread(*faults: Fault) -> Iterator[Emulator]:
+    """An emulator on a loop of its own, for tests that need several loops or processes."""
+    emulator = Emulator(port=0)
+    for number in range(10):
+        emulator.add_runtime("ws-1", f"r{number}")
+    emulator.inject(*faults)
+    started = threading.Event()
+    loop = asyncio.new_event_loop()
+    done = asyncio.Event()
+
+    async def serve() -> None:
+        async with emulator:
+            started.set()
+            await done.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    started.wait()
+    try:
+        yield emulator
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join()
+        loop.close()

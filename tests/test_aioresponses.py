@@ -1,0 +1,51 @@
+"""The client under aioresponses, as its users mock it."""
+
+from __future__ import annotations
+
+import aiohttp
+import aioresponses
+import pytest
+
+from bctrl_async import BctrlNetworkError, BctrlRateLimitError, BctrlSession, RetryPolicy
+from bctrl_async.emulator import Emulator
+
+STOP = "https://api.bctrl.ai/v1/workspaces/ws-1/runtimes/crm/stop"
+
+
+@pytest.fixture
+def runtime() -> dict[str, object]:
+    emulator = Emulator()
+    emulator.add_runtime("ws-1", "crm", status="stopped")
+    return dict(emulator.runtimes["ws-1", "crm"])
+
+
+async def test_a_mocked_answer_is_decoded(
+    mocked: aioresponses.aioresponses, runtime: dict[str, object]
+) -> None:
+    with mocked:
+        mocked.post(STOP, payload=runtime)
+        async with BctrlSession("k") as session:
+            assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
+    assert len(mocked.requests) == 1
+
+
+async def test_a_mocked_error_and_then_an_answer_is_a_retry(
+    mocked: aioresponses.aioresponses, runtime: dict[str, object], pauses: list[float]
+) -> None:
+    with mocked:
+        mocked.post(STOP, status=503, headers={"Retry-After": "7"})
+        mocked.post(STOP, payload=runtime)
+        async with BctrlSession("k") as session:
+            await session.stop_runtime("ws-1", "crm")
+    assert pauses[0] >= 7
+
+
+async def test_mocked_exceptions_are_translated(mocked: aioresponses.aioresponses) -> None:
+    with mocked:
+        mocked.post(STOP, exception=aiohttp.ServerDisconnectedError())
+        mocked.post(STOP, status=429)
+        async with BctrlSession("k", retry=RetryPolicy(attempts=1, patience=0)) as session:
+            with pytest.raises(BctrlNetworkError, match="connection broke"):
+                await session.stop_runtime("ws-1", "crm")
+            with pytest.raises(BctrlRateLimitError):
+                await session.stop_runtime("ws-1", "crm")

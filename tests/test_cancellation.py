@@ -1,0 +1,118 @@
+"""Cancellation of a stop, at every moment: prompt, no connection reused, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from servers import emulator_in_a_thread
+
+from bctrl_async import BctrlSession
+from bctrl_async.emulator import Emulator, Fault
+
+Connect = Callable[..., BctrlSession]
+
+
+async def others() -> set[asyncio.Task[object]]:
+    await asyncio.sleep(0)
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+
+async def received(emulator: Emulator, count: int) -> None:
+    while len(emulator.requests) < count:
+        await asyncio.sleep(0)
+
+
+async def cancel_by_timeout(session: BctrlSession) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await session.stop_runtime("ws-1", "r0")
+
+
+async def cancel_by_wait_for(session: BctrlSession) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(session.stop_runtime("ws-1", "r0"), 0.05)
+
+
+async def cancel_by_task_group(session: BctrlSession) -> None:
+    async def fail() -> None:
+        await asyncio.sleep(0.05)
+        raise LookupError
+
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the block is the group.
+        async with asyncio.TaskGroup() as group:
+            group.create_task(session.stop_runtime("ws-1", "r0"))
+            group.create_task(fail())
+    assert [type(error) for error in caught.value.exceptions] == [LookupError]
+
+
+@pytest.mark.parametrize("cancel", [cancel_by_timeout, cancel_by_wait_for, cancel_by_task_group])
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.SLOW_DRIP, Fault.UNAVAILABLE])
+async def test_cancelling_in_flight_or_in_a_wait_is_prompt_and_frees_the_slot(
+    fault: Fault,
+    cancel: Callable[[BctrlSession], Awaitable[None]],
+) -> None:
+    with emulator_in_a_thread(fault) as emulator:
+        session = BctrlSession("emulator-key", base_url=emulator.url, max_connections=1)
+        before = await others()
+        await cancel(session)
+        assert await others() == before
+        # The connection that was cut must not carry the next call, and the slot is free again.
+        assert (await session.stop_runtime("ws-1", "r1")).alias == "r1"
+        assert emulator.received["ws-1", "r0"] == 1
+        await session.close()
+
+
+async def test_a_call_cancelled_while_it_queues_sends_nothing_and_keeps_no_place(
+    emulator: Emulator, connect: Connect
+) -> None:
+    emulator.inject(Fault.HANG)
+    for name in ("a", "b", "c"):
+        emulator.add_runtime("ws-1", name)
+    async with connect(max_connections=1) as session:
+        first = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await received(emulator, 1)
+        queued = [asyncio.create_task(session.stop_runtime("ws-1", name)) for name in "abc"]
+        await asyncio.sleep(0)
+        queued[0].cancel()
+        first.cancel()
+        queued[1].cancel()
+        assert (await queued[2]).alias == "c"
+        ended = await asyncio.gather(first, *queued[:2], return_exceptions=True)
+    assert [type(error) for error in ended] == [asyncio.CancelledError] * 3
+    assert set(emulator.received) == {("ws-1", "crm"), ("ws-1", "c")}
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_cancelling_after_any_number_of_steps_leaves_the_session_whole(steps: int) -> None:
+    """Every await of a stop is a place where it can be cancelled, connecting included."""
+    with emulator_in_a_thread() as emulator:
+        before = await others()
+        async with BctrlSession(
+            "emulator-key", base_url=emulator.url, max_connections=2
+        ) as session:
+            calls = [asyncio.create_task(session.stop_runtime("ws-1", "r0")) for _ in range(4)]
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            assert (await session.stop_runtime("ws-1", "r1")).alias == "r1"
+        assert await others() == before
+
+
+async def test_mass_cancellation_of_a_gather_ends_every_call() -> None:
+    with emulator_in_a_thread() as emulator:
+        before = await others()
+        async with BctrlSession(
+            "emulator-key", base_url=emulator.url, max_connections=5
+        ) as session:
+            stops = [session.stop_runtime("ws-1", f"{number}") for number in range(2000)]
+            everything = asyncio.gather(*stops)
+            await received(emulator, 1)
+            everything.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await everything
+            await session.stop_runtime("ws-1", "r0")
+        assert await others() == before

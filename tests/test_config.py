@@ -1,0 +1,310 @@
+"""What a session is configured with: what is taken, what is refused, and what is never shown."""
+
+import traceback
+from collections.abc import Callable
+
+import pytest
+from multidict import CIMultiDict
+from yarl import URL
+
+from bctrl_async import _config
+from bctrl_async.errors import BctrlConfigError
+
+KEY = "sk-live-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BCTRL_API_KEY", raising=False)
+    monkeypatch.delenv("BCTRL_BASE_URL", raising=False)
+
+
+def shown(error: BaseException) -> str:
+    """Return all that a log could get out of an error."""
+    return "\n".join([repr(error), repr(vars(error)), *traceback.format_exception(error)])
+
+
+class TestKey:
+    def test_a_key_becomes_a_bearer_header(self) -> None:
+        assert _config.authorization(KEY) == f"Bearer {KEY}"
+
+    def test_every_visible_ascii_character_may_stand_in_a_key(self) -> None:
+        key = "".join(map(chr, range(0x21, 0x7F)))
+
+        assert _config.authorization(key) == f"Bearer {key}"
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "",
+            " ",
+            f" {KEY}",
+            f"{KEY} ",
+            f"{KEY}\n",
+            f"{KEY}\r\nX-Evil: 1",
+            f"{KEY}\x00",
+            f"{KEY}\x7f",
+            f"Bearer {KEY}",
+            f"{KEY}ü",
+            f"{KEY}\u2028",
+            f"{KEY}\ud800",
+        ],
+    )
+    def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(self, key: str) -> None:
+        with pytest.raises(BctrlConfigError, match="API key is empty or contains") as caught:
+            _config.authorization(key)
+
+        assert KEY not in shown(caught.value)
+        assert "Strip it, and leave out 'Bearer '" in str(caught.value)
+
+    @pytest.mark.parametrize("key", [KEY.encode(), 1, None, [KEY], object()])
+    def test_a_key_that_is_no_text_is_refused_and_not_shown(self, key: object) -> None:
+        with pytest.raises(BctrlConfigError) as caught:
+            _config.authorization(key)
+
+        assert f"the API key is a {type(key).__name__}, not a str" in str(caught.value)
+        assert KEY not in shown(caught.value)
+
+    def test_the_environment_gives_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+
+        assert _config.api_key_from_environment() == KEY
+
+    @pytest.mark.parametrize("value", [None, ""])
+    def test_an_unset_or_empty_environment_is_an_error_that_names_the_cure(
+        self, monkeypatch: pytest.MonkeyPatch, value: str | None
+    ) -> None:
+        if value is not None:
+            monkeypatch.setenv("BCTRL_API_KEY", value)
+
+        with pytest.raises(BctrlConfigError, match="Pass api_key= or set BCTRL_API_KEY"):
+            _config.api_key_from_environment()
+
+
+class TestSecret:
+    def test_its_repr_hides_it(self) -> None:
+        secret = _config.Secret(KEY)
+
+        assert repr(secret) == f"{secret!r}" == "%r" % (secret,) == "'***'"  # noqa: UP031
+
+    def test_it_is_still_the_text_that_is_sent(self) -> None:
+        secret = _config.Secret(KEY)
+
+        assert secret == KEY
+        assert f"{secret}" == str(secret) == KEY
+        assert secret.encode() == KEY.encode()
+
+    def test_a_header_made_of_a_key_hides_it(self) -> None:
+        """Fault: the key in debug logs (openai-python#1082)."""
+        headers = CIMultiDict({"Authorization": _config.authorization(KEY)})
+
+        assert KEY not in f"{headers} {headers!r} {dict(headers)}"
+        assert headers["authorization"] == f"Bearer {KEY}"
+
+    def test_the_key_of_the_environment_hides_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+
+        assert KEY not in repr(_config.api_key_from_environment())
+
+
+class TestBaseUrl:
+    @pytest.mark.parametrize(
+        ("given", "url"),
+        [
+            ("https://api.example.com", "https://api.example.com/v1"),
+            ("https://api.example.com/", "https://api.example.com/v1"),
+            ("https://api.example.com/v1", "https://api.example.com/v1"),
+            ("https://api.example.com/v1/", "https://api.example.com/v1"),
+            ("https://api.example.com//", "https://api.example.com/v1"),
+            ("https://api.example.com:8443/v1", "https://api.example.com:8443/v1"),
+            ("https://api.example.com/gateway", "https://api.example.com/gateway/v1"),
+            ("https://api.example.com/gateway/v1/", "https://api.example.com/gateway/v1"),
+            ("https://api.example.com/a%2Fb", "https://api.example.com/a%2Fb/v1"),
+            ("https://api.example.com/apiv1", "https://api.example.com/apiv1/v1"),
+            ("https://api.example.com/v10", "https://api.example.com/v10/v1"),
+            ("HTTPS://API.example.com", "https://api.example.com/v1"),
+            ("https://api.example.com?", "https://api.example.com/v1"),
+            ("https://api.example.com#", "https://api.example.com/v1"),
+        ],
+    )
+    def test_with_or_without_v1_it_leads_to_the_same_place(self, given: str, url: str) -> None:
+        found = _config.base_url(given, allow_plaintext=False)
+
+        assert str(found) == url
+        assert found == URL(url, encoded=True)
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            "",
+            "api.example.com",
+            "//api.example.com",
+            "/v1",
+            "https://",
+            "https:///v1",
+            "ftp://api.example.com",
+            "ws://api.example.com",
+            "file:///etc/passwd",
+            "https://api.example.com:99999",
+            "https://api.example.com:port",
+            "https://[::1",
+            "https://\ud800.example.com",
+            5,
+            b"https://api.example.com",
+        ],
+    )
+    def test_what_is_no_url_of_a_server_is_refused(self, given: str) -> None:
+        with pytest.raises(BctrlConfigError, match=r"^base_url is not a URL such as https://"):
+            _config.base_url(given, allow_plaintext=True)
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            f"https://{KEY}@api.example.com",
+            f"https://user:{KEY}@api.example.com",
+            f"https://:{KEY}@api.example.com",
+            f"https://{KEY}:@api.example.com/v1",
+            f"https://user:{KEY}@api.example.com?x=1",
+            f"http://user:{KEY}@api.example.com",
+            f"https://user:{KEY}@api.example.com:99999",
+            f"ftp://user:{KEY}@api.example.com",
+        ],
+    )
+    def test_credentials_in_it_are_refused_and_not_shown(self, given: str) -> None:
+        with pytest.raises(BctrlConfigError) as caught:
+            _config.base_url(given, allow_plaintext=False)
+
+        assert KEY not in shown(caught.value)
+
+    def test_the_refusal_of_credentials_names_the_cure(self) -> None:
+        with pytest.raises(BctrlConfigError) as caught:
+            _config.base_url(f"https://{KEY}@api.example.com", allow_plaintext=False)
+
+        assert str(caught.value) == "base_url contains credentials. Pass the key as api_key="
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            "https://api.example.com?x=1",
+            "https://api.example.com/v1?x",
+            "https://api.example.com#top",
+            "https://api.example.com/v1?x=1#top",
+        ],
+    )
+    def test_a_query_or_a_fragment_is_refused(self, given: str) -> None:
+        with pytest.raises(BctrlConfigError, match="has a query or a fragment"):
+            _config.base_url(given, allow_plaintext=False)
+
+    @pytest.mark.parametrize(
+        ("given", "url"),
+        [
+            ("http://localhost", "http://localhost/v1"),
+            ("http://LOCALHOST:8787/", "http://localhost:8787/v1"),
+            ("http://127.0.0.1:8787", "http://127.0.0.1:8787/v1"),
+            ("http://127.9.9.9", "http://127.9.9.9/v1"),
+            ("http://[::1]:8787", "http://[::1]:8787/v1"),
+            ("http://[0:0:0:0:0:0:0:1]", "http://[::1]/v1"),
+        ],
+    )
+    def test_plain_http_may_reach_this_machine(self, given: str, url: str) -> None:
+        assert str(_config.base_url(given, allow_plaintext=False)) == url
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            "http://api.bctrl.ai",
+            "http://127.0.0.1.evil.com",
+            "http://localhost.evil.com",
+            "http://localhost.",
+            "http://evil-localhost",
+            "http://evil.com/localhost",
+            "http://10.0.0.1",
+            "http://128.0.0.1",
+            "http://0.0.0.0",
+            "http://[::2]",
+            "http://2130706433",
+            "http://0x7f.1",
+            "http://127.1",
+            "http://127.0.0.1\t.evil.com",
+        ],
+    )
+    def test_plain_http_to_another_machine_is_refused(self, given: str) -> None:
+        with pytest.raises(BctrlConfigError, match="would send the API key unencrypted"):
+            _config.base_url(given, allow_plaintext=False)
+
+    def test_plain_http_to_another_machine_can_be_allowed(self) -> None:
+        url = _config.base_url("http://10.0.0.1:8787", allow_plaintext=True)
+
+        assert str(url) == "http://10.0.0.1:8787/v1"
+
+
+class TestBaseUrlOfTheEnvironment:
+    @pytest.mark.parametrize("value", [None, ""])
+    def test_unset_or_empty_it_is_the_public_api(
+        self, monkeypatch: pytest.MonkeyPatch, value: str | None
+    ) -> None:
+        if value is not None:
+            monkeypatch.setenv("BCTRL_BASE_URL", value)
+
+        assert str(_config.base_url(None, allow_plaintext=False)) == "https://api.bctrl.ai/v1"
+
+    def test_it_stands_in_for_a_missing_argument(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BCTRL_BASE_URL", "https://env.example.com")
+
+        assert str(_config.base_url(None, allow_plaintext=False)) == "https://env.example.com/v1"
+
+    def test_the_argument_goes_before_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BCTRL_BASE_URL", "https://env.example.com")
+
+        url = _config.base_url("https://arg.example.com", allow_plaintext=False)
+
+        assert str(url) == "https://arg.example.com/v1"
+
+    def test_an_empty_argument_is_not_taken_for_a_missing_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("BCTRL_BASE_URL", "https://env.example.com")
+
+        with pytest.raises(BctrlConfigError, match="base_url is not a URL"):
+            _config.base_url("", allow_plaintext=False)
+
+    @pytest.mark.parametrize(
+        "value", ["nonsense", "https://u:p@h", "https://h?x=1", "http://10.0.0.1"]
+    )
+    def test_the_error_names_the_variable_that_is_wrong(
+        self, monkeypatch: pytest.MonkeyPatch, value: str
+    ) -> None:
+        monkeypatch.setenv("BCTRL_BASE_URL", value)
+
+        with pytest.raises(BctrlConfigError, match=r"^BCTRL_BASE_URL "):
+            _config.base_url(None, allow_plaintext=False)
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("value", [1, 0.001, 1e-300, 60.0, 1e300])
+    def test_a_positive_number_of_seconds_is_taken(self, value: float) -> None:
+        seconds = _config.seconds(value, "timeout")
+
+        assert seconds == value
+        assert type(seconds) is float
+
+    @pytest.mark.parametrize("value", [1, 100, 10**30])
+    def test_a_positive_whole_number_is_a_count(self, value: int) -> None:
+        assert _config.count(value, "attempts") == value
+
+    @pytest.mark.parametrize("check", [_config.seconds, _config.count])
+    @pytest.mark.parametrize(
+        "value",
+        [0, 0.0, -1, -0.5, True, False, float("nan"), float("inf"), float("-inf"), "1", None, 1j],
+    )
+    def test_anything_else_is_refused_by_name(
+        self, check: Callable[[object, str], float], value: object
+    ) -> None:
+        with pytest.raises(BctrlConfigError) as caught:
+            check(value, "the_option")
+
+        assert str(caught.value).startswith(f"the_option is {value!r}. Give the_option as a ")
+
+    def test_a_fraction_is_no_count(self) -> None:
+        with pytest.raises(BctrlConfigError, match=r"^attempts is 1\.5\. Give attempts as a whole"):
+            _config.count(1.5, "attempts")

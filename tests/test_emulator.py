@@ -1,0 +1,1030 @@
+"""The emulator as raw clients see it: it is the judge of the client, so it has its own tests."""
+
+import ast
+import asyncio
+import gzip
+import json
+import socket
+import sys
+import zlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Self, cast
+from urllib.parse import quote
+from uuid import UUID
+
+import aiohttp
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from yarl import URL
+
+from bctrl_async import emulator as module
+from bctrl_async.emulator import Emulator, Fault, ReceivedRequest, WireRuntime
+
+KEY = {"Authorization": "Bearer emulator-key"}
+CONTRACT = Path(__file__).parent.parent / "docs" / "contract" / "openapi.yaml"
+UUID_WORKSPACE = "6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11"
+
+Stop = Callable[..., Coroutine[object, object, "Answer"]]
+
+
+class Answer:
+    def __init__(self, response: aiohttp.ClientResponse, body: bytes) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.body = body
+
+    @property
+    def json(self) -> dict[str, object]:
+        return cast("dict[str, object]", json.loads(self.body))
+
+
+def path_of(workspace_id: str, alias: str) -> str:
+    return f"/v1/workspaces/{workspace_id}/runtimes/{alias}/stop"
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator(port=0, fault_latency=0.001, drip_interval=0) as emulator:
+        emulator.add_runtime("ws", "crm")
+        yield emulator
+
+
+@pytest.fixture
+async def client(emulator: Emulator) -> AsyncIterator[aiohttp.ClientSession]:
+    timeout = aiohttp.ClientTimeout(total=10)
+    async with aiohttp.ClientSession(emulator.url, headers=KEY, timeout=timeout) as client:
+        yield client
+
+
+async def send(
+    client: aiohttp.ClientSession, path: str, method: str = "POST", **headers: str
+) -> Answer:
+    url = URL(path, encoded=True)
+    async with client.request(method, url, headers=headers, allow_redirects=False) as response:
+        return Answer(response, await response.read())
+
+
+@pytest.fixture
+def stop(client: aiohttp.ClientSession) -> Stop:
+    async def stop(workspace_id: str = "ws", alias: str = "crm") -> Answer:
+        return await send(client, path_of(quote(workspace_id, safe=""), quote(alias, safe="")))
+
+    return stop
+
+
+class Wire:
+    """A connection on which every byte is the test's own."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._url = URL(emulator.url)
+
+    async def __aenter__(self) -> Self:
+        self.reader, self._writer = await asyncio.open_connection(self._url.host, self._url.port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.leave()
+
+    async def send(self, path: str = path_of("ws", "crm"), body: bytes = b"") -> None:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer emulator-key\r\n"
+        self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await self._writer.drain()
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        async with asyncio.timeout(10):
+            lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:-1])
+        return int(lines[0].split()[1]), headers
+
+    async def answer(self) -> tuple[int, bytes]:
+        status, headers = await self.head()
+        async with asyncio.timeout(10):
+            return status, await self.reader.readexactly(int(headers["content-length"]))
+
+    async def rest(self) -> bytes:
+        async with asyncio.timeout(10):
+            return await self.reader.read()
+
+    async def leave(self) -> None:
+        self._writer.close()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+
+@pytest.fixture
+async def wire(emulator: Emulator) -> AsyncIterator[Wire]:
+    async with Wire(emulator) as wire:
+        yield wire
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def errors_against_contract(value: object) -> list[str]:
+    document = yaml.safe_load(CONTRACT.read_text())
+    schema = {**document, "$ref": "#/components/schemas/Runtime"}
+    checker = Draft202012Validator.FORMAT_CHECKER
+    validator = Draft202012Validator(schema, format_checker=checker)
+    return [error.message for error in validator.iter_errors(value)]
+
+
+# The usual behaviour.
+
+
+async def test_a_stop_turns_an_active_runtime_into_a_stopped_one(
+    emulator: Emulator, stop: Stop
+) -> None:
+    answer = await stop()
+    assert answer.status == 200
+    assert answer.json == emulator.runtimes["ws", "crm"]
+    assert answer.json["status"] == emulator.status("ws", "crm") == "stopped"
+    assert answer.json["alias"] == "crm"
+    assert not emulator.runtimes["ws", "crm"]["summary"]["browserRunning"]
+    assert emulator.runtimes["ws", "crm"]["updatedAt"] > str(answer.json["createdAt"])
+
+
+@pytest.mark.parametrize("kind", ["browser", "desktop", "spreadsheet"])
+@pytest.mark.parametrize("workspace_id", ["ws", UUID_WORKSPACE, UUID_WORKSPACE.upper(), "wörk/1"])
+async def test_every_usual_answer_satisfies_the_contract(
+    emulator: Emulator, stop: Stop, kind: str, workspace_id: str
+) -> None:
+    emulator.add_runtime(workspace_id, "crm", kind=kind)
+    answer = await stop(workspace_id)
+    assert errors_against_contract(answer.json) == []
+    assert answer.json["kind"] == kind
+    assert answer.headers["Content-Type"] == "application/json"
+
+
+def test_the_contract_check_itself_can_fail() -> None:
+    assert len(errors_against_contract({"id": "no uuid", "status": "paused"})) > 2
+
+
+async def test_a_workspace_id_that_is_a_uuid_comes_back_as_it_is(
+    emulator: Emulator, stop: Stop
+) -> None:
+    emulator.add_runtime(UUID_WORKSPACE, "crm")
+    assert (await stop(UUID_WORKSPACE)).json["workspaceId"] == UUID_WORKSPACE
+
+
+async def test_runtimes_have_ids_of_their_own_that_every_run_gives_again(
+    emulator: Emulator,
+) -> None:
+    targets = [("ws", "crm"), ("ws", "mail"), ("w", "scrm"), ("ws2", "crm")]
+    other = Emulator()
+    for target in targets:
+        emulator.add_runtime(*target)
+        other.add_runtime(*target)
+    ids = [UUID(emulator.runtimes[target]["id"]) for target in targets]
+    assert len(set(ids)) == len(targets)
+    assert emulator.runtimes == other.runtimes
+
+
+@pytest.mark.parametrize("status", ["stopped", "failed"])
+async def test_a_runtime_that_is_not_active_is_a_conflict_and_stays_what_it_is(
+    emulator: Emulator, stop: Stop, status: str
+) -> None:
+    emulator.add_runtime("ws", "crm", status=status)
+    answer = await stop()
+    assert (answer.status, answer.json["code"]) == (409, "runtime.not_active")
+    assert emulator.status("ws", "crm") == status
+
+
+async def test_the_second_stop_is_a_conflict(stop: Stop) -> None:
+    assert [(await stop()).status for _ in range(3)] == [200, 409, 409]
+
+
+async def test_only_one_of_many_simultaneous_stops_stops(emulator: Emulator, stop: Stop) -> None:
+    answers = await asyncio.gather(*(stop() for _ in range(20)))
+    assert sorted(answer.status for answer in answers) == [200] + [409] * 19
+    assert emulator.received == {("ws", "crm"): 20}
+
+
+async def test_a_stopped_runtime_that_is_added_again_is_active_again(
+    emulator: Emulator, stop: Stop
+) -> None:
+    await stop()
+    emulator.add_runtime("ws", "crm")
+    assert (await stop()).status == 200
+
+
+@pytest.mark.parametrize("target", [("ws", "mail"), ("other", "crm"), ("crm", "ws")])
+async def test_an_unknown_workspace_or_alias_is_not_found(
+    emulator: Emulator, stop: Stop, target: tuple[str, str]
+) -> None:
+    answer = await stop(*target)
+    assert (answer.status, answer.json["code"]) == (404, "runtime.not_found")
+    assert emulator.status(*target) is None
+    assert emulator.received[target] == 1
+
+
+@pytest.mark.parametrize("key", ["Bearer wrong", "emulator-key", "Basic emulator-key", ""])
+async def test_a_wrong_key_stops_nothing(
+    emulator: Emulator, client: aiohttp.ClientSession, key: str
+) -> None:
+    answer = await send(client, path_of("ws", "crm"), Authorization=key)
+    assert (answer.status, answer.json["code"]) == (401, "auth.required")
+    assert emulator.status("ws", "crm") == "active"
+    assert not emulator.received
+
+
+async def test_a_missing_key_is_refused_even_for_an_unknown_runtime(emulator: Emulator) -> None:
+    async with aiohttp.ClientSession(emulator.url) as client:
+        assert (await send(client, path_of("ws", "nobody"))).status == 401
+
+
+async def test_the_key_is_the_one_the_emulator_was_made_with() -> None:
+    async with Emulator(port=0, api_key="k2") as emulator, aiohttp.ClientSession() as client:
+        emulator.add_runtime("ws", "crm")
+        url = emulator.url + path_of("ws", "crm")
+        for key, status in {"emulator-key": 401, "k2": 200}.items():
+            async with client.post(url, headers={"Authorization": f"Bearer {key}"}) as response:
+                assert response.status == status
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/v1/stop",
+        "/v2/workspaces/ws/runtimes/crm/stop",
+        "/v1/v1/workspaces/ws/runtimes/crm/stop",
+        "/v1/workspaces/ws/runtimes/crm",
+        "/v1/workspaces/ws/runtimes/crm/stop/",
+        "/v1/workspaces/ws/runtimes/a/b/stop",
+        "//v1/workspaces/ws/runtimes/crm/stop",
+        "/v1/workspaces//runtimes/crm/stop",
+        "/v1/workspaces/ws/runtimes/../stop",
+        "/v1/workspaces/./runtimes/crm/stop",
+    ],
+)
+async def test_another_path_is_not_a_stop(emulator: Emulator, wire: Wire, path: str) -> None:
+    await wire.send(path)
+    status, body = await wire.answer()
+    assert (status, json.loads(body)["code"]) == (404, "route.not_found")
+    assert not emulator.received
+    assert [(r.workspace_id, r.alias, r.raw_path) for r in emulator.requests] == [
+        (None, None, path)
+    ]
+
+
+@pytest.mark.parametrize("segment", ["%", "%2", "%zz", "%FF", "%C3", "%ED%A0%80"])
+async def test_a_name_that_is_not_percent_encoded_utf_8_is_invalid(
+    emulator: Emulator, wire: Wire, segment: str
+) -> None:
+    await wire.send(path_of("ws", segment))
+    status, body = await wire.answer()
+    assert (status, json.loads(body)["code"]) == (400, "request.invalid")
+    assert not emulator.received
+
+
+def test_a_name_that_is_not_encoded_at_all_is_invalid() -> None:
+    # Straight to the function: aiohttp's C parser refuses such a path first, its Python one not.
+    for segment in ("é", "\udcc3\udca9"):
+        with pytest.raises(ValueError, match=segment):
+            module._route(path_of("ws", segment))
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+async def test_another_method_stops_nothing_and_learns_the_right_one(
+    emulator: Emulator, client: aiohttp.ClientSession, method: str
+) -> None:
+    answer = await send(client, path_of("ws", "crm"), method)
+    assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+    assert emulator.status("ws", "crm") == "active"
+    assert not emulator.received
+
+
+async def test_a_query_does_not_belong_to_the_name(emulator: Emulator, wire: Wire) -> None:
+    await wire.send(path_of("ws", "crm") + "?force=/true")
+    assert (await wire.answer())[0] == 200
+    assert emulator.received == {("ws", "crm"): 1}
+
+
+async def test_every_error_body_has_the_documented_fields(
+    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
+) -> None:
+    emulator.inject(Fault.SERVER_ERROR, Fault.UNAVAILABLE, Fault.RATE_LIMITED, None)
+    answers = [await stop() for _ in range(5)]
+    answers.append(await stop("ws", "nobody"))
+    answers.append(await send(client, "/"))
+    answers.append(await send(client, path_of("ws", "crm"), "PUT"))
+    answers.append(await send(client, path_of("ws", "crm"), Authorization="no"))
+    assert [a.status for a in answers] == [500, 503, 429, 200, 409, 404, 404, 405, 401]
+    for answer in answers[:3] + answers[4:]:
+        assert set(answer.json) == {"code", "error", "reasonClass", "requestId", "hint"}
+        assert all(isinstance(value, str) and value for value in answer.json.values())
+        assert answer.json["requestId"] == answer.headers["x-request-id"]
+    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
+
+
+# Exact names.
+
+
+@pytest.mark.parametrize(
+    ("segment", "name"),
+    [
+        ("a%2Fb", "a/b"),
+        ("a%2fb", "a/b"),
+        ("%252F", "%2F"),
+        ("%2525", "%25"),
+        ("%2e%2e", ".."),
+        ("%2E", "."),
+        ("...", "..."),
+        ("a;b", "a;b"),
+        ("a%3Bb", "a;b"),
+        ("a%3Fb", "a?b"),
+        ("a+b", "a+b"),
+        ("a%20b", "a b"),
+        ("%00%0D%0A", "\0\r\n"),
+        ("caf%C3%A9", "café"),
+        ("cafe%CC%81", "cafe\u0301"),
+        ("%F0%9F%98%80", "😀"),
+        ("%EF%BB%BFx", "\ufeffx"),
+    ],
+)
+async def test_the_name_is_what_the_bytes_of_the_wire_say(
+    emulator: Emulator, wire: Wire, segment: str, name: str
+) -> None:
+    emulator.add_runtime(name, name)
+    await wire.send(path_of(segment, segment))
+    assert (await wire.answer())[0] == 200
+    (received,) = emulator.requests
+    assert (received.workspace_id, received.alias) == (name, name)
+    assert received.raw_path == path_of(segment, segment)
+
+
+def encode_all(name: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in name.encode())
+
+
+async def send_all(targets: list[tuple[str, str]]) -> Emulator:
+    async with Emulator(port=0) as emulator, Wire(emulator) as wire:
+        for workspace_id, alias in targets:
+            emulator.add_runtime(workspace_id, alias)
+            await wire.send(path_of(encode_all(workspace_id), encode_all(alias)))
+            await wire.answer()
+    return emulator
+
+
+names = st.one_of(
+    st.text(min_size=1, max_size=30),
+    st.text("./%2Fe;?#&=+ \\\0\r\né😀", min_size=1, max_size=8),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(names, names), min_size=1, max_size=10, unique=True))
+def test_any_two_strings_arrive_exactly(targets: list[tuple[str, str]]) -> None:
+    emulator = asyncio.run(send_all(targets))
+    assert [(r.workspace_id, r.alias) for r in emulator.requests] == targets
+    assert [r.status for r in emulator.requests] == [200] * len(targets)
+    assert emulator.received == dict.fromkeys(targets, 1)
+
+
+# What is recorded.
+
+
+async def test_a_request_is_recorded_as_it_arrived(emulator: Emulator, wire: Wire) -> None:
+    emulator.inject(Fault.SERVER_ERROR)
+    await wire.send(path_of("ws", "%63rm") + "?x=1", b'{"why": 1}')
+    await wire.answer()
+    (received,) = emulator.requests
+    assert received == ReceivedRequest(
+        workspace_id="ws",
+        alias="crm",
+        method="POST",
+        raw_path="/v1/workspaces/ws/runtimes/%63rm/stop?x=1",
+        headers=received.headers,
+        body=b'{"why": 1}',
+        fault=Fault.SERVER_ERROR,
+        status=500,
+    )
+    assert received.headers["authorization"] == "Bearer emulator-key"
+    assert "emulator-key" not in repr(received)
+
+
+async def test_a_body_is_recorded_as_on_the_wire(
+    emulator: Emulator, client: aiohttp.ClientSession
+) -> None:
+    packed = gzip.compress(b"{}")
+    headers = {"Content-Encoding": "gzip"}
+    async with client.post(path_of("ws", "crm"), data=packed, headers=headers) as response:
+        assert response.status == 200
+    assert emulator.requests[0].body == packed
+
+
+async def test_requests_are_recorded_in_order_of_arrival_with_what_was_answered(
+    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
+) -> None:
+    await stop()
+    await send(client, path_of("ws", "crm"), Authorization="no")
+    await stop()
+    await stop("ws", "nobody")
+    assert [(r.alias, r.status) for r in emulator.requests] == [
+        ("crm", 200),
+        ("crm", 401),
+        ("crm", 409),
+        ("nobody", 404),
+    ]
+    assert emulator.received == {("ws", "crm"): 2, ("ws", "nobody"): 1}
+
+
+# Each fault.
+
+
+@pytest.mark.parametrize("fault", Fault)
+async def test_a_stop_took_effect_exactly_when_the_fault_says_so(
+    emulator: Emulator, wire: Wire, fault: Fault
+) -> None:
+    emulator.inject(fault)
+    await wire.send()
+    await until(lambda: emulator.requests)
+    assert (emulator.status("ws", "crm") != "active") is fault.takes_effect
+    assert emulator.requests[0].fault is fault
+
+
+def test_every_fault_says_what_the_client_sees() -> None:
+    tree = ast.parse(Path(module.__file__).read_text())
+    (faults,) = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Fault"]
+    kinds = [type(node) for node in faults.body[1:-1]]
+    assert kinds == [ast.Assign, ast.Expr] * len(Fault)
+
+
+async def test_every_delay_is_as_long_as_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    turn = asyncio.sleep
+
+    async def sleep(delay: float) -> None:
+        slept.extend([delay] if delay else [])
+        await turn(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    async with (
+        Emulator(port=0, latency=3, fault_latency=40, drip_interval=0.5) as slow,
+        Wire(slow) as wire,
+    ):
+        slow.add_runtime("ws", "crm")
+        for path, fault, expected in [
+            ("/elsewhere", None, [3]),
+            (path_of("ws", "crm"), None, [3]),
+            (path_of("ws", "crm"), Fault.LATENCY, [43]),
+        ]:
+            slow.inject(*[fault] if fault else [])
+            await wire.send(path)
+            await wire.answer()
+            assert slept == expected
+            slept.clear()
+        slow.inject(Fault.SLOW_DRIP)
+        await wire.send()
+        _, body = await wire.answer()
+        assert slept[: len(body)] == [3] + [0.5] * (len(body) - 1)
+
+
+async def test_a_late_answer_holds_up_no_other() -> None:
+    async with (
+        Emulator(port=0, fault_latency=3600) as emulator,
+        Wire(emulator) as late,
+        Wire(emulator) as usual,
+    ):
+        emulator.add_runtime("ws", "crm")
+        emulator.inject(Fault.LATENCY)
+        await late.send()
+        await until(lambda: emulator.status("ws", "crm") == "stopped")
+        await usual.send()
+        assert (await usual.answer())[0] == 409
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "retry_after"),
+    [
+        (Fault.RATE_LIMITED, 429, None),
+        (Fault.RATE_LIMITED_RETRY_AFTER, 429, "1"),
+        (Fault.UNAVAILABLE, 503, "1"),
+        (Fault.SERVER_ERROR, 500, None),
+    ],
+)
+async def test_a_refusal_says_when_to_come_back_only_where_it_should(
+    emulator: Emulator, stop: Stop, fault: Fault, status: int, retry_after: str | None
+) -> None:
+    emulator.inject(fault)
+    answer = await stop()
+    assert (answer.status, answer.headers.get("Retry-After")) == (status, retry_after)
+    assert (await stop()).status == 200
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "Wed, 21 Oct 2037 07:28:00 GMT", None])
+async def test_retry_after_can_be_anything_or_nothing(value: str | None) -> None:
+    async with (
+        Emulator(port=0, retry_after=value) as emulator,
+        aiohttp.ClientSession(emulator.url, headers=KEY) as client,
+    ):
+        emulator.add_runtime("ws", "crm")
+        emulator.inject(Fault.RATE_LIMITED_RETRY_AFTER, Fault.UNAVAILABLE)
+        for _ in range(2):
+            answer = await send(client, path_of("ws", "crm"))
+            assert answer.headers.get("Retry-After") == value
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"), [(Fault.BAD_GATEWAY, 502), (Fault.GATEWAY_TIMEOUT, 504)]
+)
+async def test_a_proxy_answers_html(
+    emulator: Emulator, stop: Stop, fault: Fault, status: int
+) -> None:
+    emulator.inject(fault)
+    answer = await stop()
+    assert answer.status == status
+    assert answer.headers["Content-Type"] == "text/html"
+    assert answer.body.startswith(f"<html><head><title>{status} ".encode())
+
+
+@pytest.mark.parametrize("fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER])
+async def test_a_dropped_connection_carries_not_one_byte_of_an_answer(
+    emulator: Emulator, stop: Stop, wire: Wire, fault: Fault
+) -> None:
+    emulator.inject(fault, fault)
+    await wire.send()
+    assert await wire.rest() == b""
+    with pytest.raises(aiohttp.ServerDisconnectedError):
+        await stop()
+    assert [request.status for request in emulator.requests] == [None, None]
+
+
+async def test_a_kept_alive_connection_closes_after_a_full_answer(
+    emulator: Emulator, wire: Wire
+) -> None:
+    emulator.inject(Fault.CLOSE_KEPT_ALIVE)
+    await wire.send()
+    status, headers = await wire.head()
+    assert status == 200
+    assert "connection" not in headers
+    body = await wire.rest()
+    assert len(body) == int(headers["content-length"])
+    assert json.loads(body) == emulator.runtimes["ws", "crm"]
+
+
+async def test_a_connection_without_a_fault_is_kept_alive(emulator: Emulator, wire: Wire) -> None:
+    statuses = []
+    for _ in range(3):
+        await wire.send()
+        statuses.append((await wire.answer())[0])
+    assert statuses == [request.status for request in emulator.requests] == [200, 409, 409]
+
+
+async def test_a_hanging_stop_took_effect_and_ends_when_the_client_leaves(
+    emulator: Emulator,
+) -> None:
+    emulator.inject(Fault.HANG)
+    before = asyncio.all_tasks()
+    async with Wire(emulator) as wire:
+        await wire.send()
+        await until(lambda: emulator.status("ws", "crm") == "stopped")
+        assert asyncio.all_tasks() > before
+    await until(lambda: asyncio.all_tasks() == before)
+    assert emulator.requests[0].status is None
+
+
+async def test_a_slow_body_arrives_in_single_bytes_and_complete(
+    emulator: Emulator, wire: Wire
+) -> None:
+    emulator.inject(Fault.SLOW_DRIP)
+    await wire.send()
+    status, headers = await wire.head()
+    length = int(headers["content-length"])
+    assert status == 200
+    pieces = 0
+    body = b""
+    while len(body) < length:
+        body += await wire.reader.read(length)
+        pieces += 1
+    assert json.loads(body) == emulator.runtimes["ws", "crm"]
+    assert pieces > 1
+
+
+async def test_a_client_that_leaves_a_slow_body_is_no_error(
+    emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator.inject(Fault.SLOW_DRIP)
+    before = asyncio.all_tasks()
+    async with Wire(emulator) as wire:
+        await wire.send()
+        await wire.reader.readuntil(b"{")
+    await until(lambda: asyncio.all_tasks() == before)
+    assert not caplog.records
+
+
+async def test_truncated_json_promises_more_than_it_sends(
+    emulator: Emulator, wire: Wire, stop: Stop
+) -> None:
+    emulator.inject(Fault.TRUNCATED_JSON, Fault.TRUNCATED_JSON)
+    await wire.send()
+    status, headers = await wire.head()
+    assert status == 200
+    assert 0 < len(await wire.rest()) < int(headers["content-length"])
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await stop()
+
+
+async def test_malformed_json_is_complete_and_says_it_is_json(
+    emulator: Emulator, stop: Stop
+) -> None:
+    emulator.inject(Fault.MALFORMED_JSON)
+    answer = await stop()
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(answer.body)
+
+
+async def test_the_wrong_shape_lacks_every_required_field(emulator: Emulator, stop: Stop) -> None:
+    emulator.inject(Fault.WRONG_SHAPE)
+    answer = await stop()
+    assert answer.status == 200
+    required = [m for m in errors_against_contract(answer.json) if "is a required property" in m]
+    assert len(required) == 8
+
+
+async def test_an_oversized_runtime_is_valid_and_larger_than_2_mib(
+    emulator: Emulator, stop: Stop
+) -> None:
+    emulator.inject(Fault.OVERSIZED)
+    answer = await stop()
+    assert errors_against_contract(answer.json) == []
+    assert len(answer.body) > 2 * 2**20
+
+
+async def test_a_bomb_is_small_on_the_wire_and_huge_unpacked(
+    emulator: Emulator, wire: Wire
+) -> None:
+    emulator.inject(Fault.COMPRESSED_BOMB)
+    await wire.send()
+    _, headers = await wire.head()
+    length = int(headers["content-length"])
+    assert headers["content-encoding"] == "gzip"
+    assert length < 100 * 2**10
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    body = unpacker.decompress(await wire.reader.readexactly(length))
+    assert unpacker.eof
+    assert len(body) > 64 * 2**20
+    assert (body[:12], body[-2:]) == (b'{"padding":"', b'"}')
+
+
+async def test_unknown_values_are_in_no_enum_of_the_contract(
+    emulator: Emulator, stop: Stop
+) -> None:
+    emulator.inject(Fault.UNKNOWN_VALUES)
+    answer = await stop()
+    messages = errors_against_contract(answer.json)
+    assert len(messages) == 3
+    assert all("is not one of" in message for message in messages)
+    assert set(answer.json) > set(emulator.runtimes["ws", "crm"])
+
+
+async def test_a_failed_stop_answers_200_and_the_runtime_has_failed(
+    emulator: Emulator, stop: Stop
+) -> None:
+    emulator.inject(Fault.FAILED)
+    answer = await stop()
+    assert (answer.status, answer.json["status"]) == (200, "failed")
+    assert emulator.status("ws", "crm") == "failed"
+    assert errors_against_contract(answer.json) == []
+
+
+async def test_an_accepted_stop_still_says_active(emulator: Emulator, stop: Stop) -> None:
+    emulator.inject(Fault.ACCEPTED)
+    answer = await stop()
+    assert (answer.status, answer.json["status"]) == (200, "active")
+    assert emulator.status("ws", "crm") == "stopped"
+    assert errors_against_contract(answer.json) == []
+    assert (await stop()).status == 409
+
+
+async def test_a_client_that_follows_the_redirect_is_seen(
+    emulator: Emulator, client: aiohttp.ClientSession
+) -> None:
+    emulator.inject(Fault.REDIRECT)
+    async with client.post(path_of("ws", "crm")) as response:
+        assert response.status == 404
+    assert [request.status for request in emulator.requests] == [307, 404]
+    assert emulator.requests[1].raw_path == "/moved" + path_of("ws", "crm")
+    assert emulator.requests[1].headers["Authorization"] == "Bearer emulator-key"
+    assert emulator.status("ws", "crm") == "active"
+
+
+@pytest.mark.parametrize("fault", [Fault.ACCEPTED, Fault.WRONG_SHAPE, Fault.UNKNOWN_VALUES])
+async def test_a_fault_of_the_body_answers_200_for_a_stopped_runtime_too(
+    emulator: Emulator, stop: Stop, fault: Fault
+) -> None:
+    emulator.inject(None, fault)
+    await stop()
+    assert (await stop()).status == 200
+    assert emulator.status("ws", "crm") == "stopped"
+
+
+@pytest.mark.parametrize("fault", [Fault.LATENCY, Fault.SLOW_DRIP, Fault.CLOSE_KEPT_ALIVE])
+async def test_a_fault_of_the_wire_carries_the_usual_answer(
+    emulator: Emulator, fault: Fault
+) -> None:
+    emulator.inject(fault, fault)
+    for expected in (200, 409):
+        async with Wire(emulator) as wire:
+            await wire.send()
+            assert (await wire.answer())[0] == expected
+
+
+# Which requests meet a fault.
+
+
+async def test_injected_faults_are_met_in_order_and_once(emulator: Emulator, stop: Stop) -> None:
+    emulator.inject(Fault.RATE_LIMITED, Fault.SERVER_ERROR)
+    emulator.inject(Fault.UNAVAILABLE)
+    assert [(await stop()).status for _ in range(4)] == [429, 500, 503, 200]
+
+
+async def test_a_fault_for_a_target_waits_for_it(emulator: Emulator, stop: Stop) -> None:
+    for target in [("ws", "mail"), ("b", "crm"), ("b", "mail")]:
+        emulator.add_runtime(*target)
+    emulator.inject(Fault.RATE_LIMITED, workspace_id="ws", alias="crm")
+    emulator.inject(Fault.SERVER_ERROR, workspace_id="b")
+    emulator.inject(Fault.UNAVAILABLE, alias="crm")
+    emulator.inject(Fault.BAD_GATEWAY)
+    statuses = [
+        (await stop("b", "mail")).status,
+        (await stop("ws", "crm")).status,
+        (await stop("b", "crm")).status,
+        (await stop("ws", "mail")).status,
+        (await stop("ws", "crm")).status,
+    ]
+    assert statuses == [500, 429, 503, 502, 200]
+
+
+async def test_a_fault_waits_for_a_request_with_a_key_and_a_known_runtime(
+    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
+) -> None:
+    emulator.inject(Fault.SERVER_ERROR)
+    statuses = [
+        (await send(client, path_of("ws", "crm"), Authorization="no")).status,
+        (await send(client, "/")).status,
+        (await stop("ws", "nobody")).status,
+        (await stop()).status,
+    ]
+    assert statuses == [401, 404, 404, 500]
+
+
+async def faults_met(
+    order: list[tuple[str, str]], faults: Mapping[Fault, float], *, seed: int = 7
+) -> dict[tuple[str, str], list[Fault | None]]:
+    met: dict[tuple[str, str], list[Fault | None]] = {}
+    async with (
+        Emulator(port=0, faults=faults, seed=seed) as emulator,
+        aiohttp.ClientSession(emulator.url, headers=KEY) as client,
+    ):
+        for target in order:
+            emulator.add_runtime(*target)
+        await asyncio.gather(*(send(client, path_of(*target)) for target in order))
+    for request in emulator.requests:
+        assert request.workspace_id is not None
+        assert request.alias is not None
+        met.setdefault((request.workspace_id, request.alias), []).append(request.fault)
+    return met
+
+
+TARGETS = [(f"ws{number % 3}", f"a{number}") for number in range(30)] * 4
+SOME = {Fault.SERVER_ERROR: 0.25, Fault.RATE_LIMITED: 0.25, Fault.WRONG_SHAPE: 0.0}
+
+
+async def test_a_seed_repeats_its_faults_whatever_the_order_of_requests() -> None:
+    met = await faults_met(TARGETS, SOME)
+    turned = await faults_met(TARGETS[::-1], dict(reversed(SOME.items())))
+    alone = await faults_met(TARGETS[:1] * 4, SOME)
+    assert met == turned
+    assert alone == {TARGETS[0]: met[TARGETS[0]]}
+
+
+async def test_targets_whose_names_join_to_the_same_text_draw_for_themselves() -> None:
+    met = await faults_met([("a", "bc"), ("ab", "c")] * 30, SOME)
+    assert met["a", "bc"] != met["ab", "c"]
+
+
+async def test_another_seed_draws_other_faults() -> None:
+    assert await faults_met(TARGETS, SOME) != await faults_met(TARGETS, SOME, seed=8)
+
+
+async def test_each_fault_comes_as_often_as_its_probability() -> None:
+    met = await faults_met(TARGETS * 5, SOME)
+    drawn = [fault for faults in met.values() for fault in faults]
+    for fault, share in {Fault.SERVER_ERROR: 0.25, Fault.RATE_LIMITED: 0.25, None: 0.5}.items():
+        assert abs(drawn.count(fault) / len(drawn) - share) < 0.08
+    assert Fault.WRONG_SHAPE not in drawn
+
+
+async def test_certain_faults_hit_everyone_and_impossible_ones_nobody() -> None:
+    certain = await faults_met(TARGETS, {Fault.SERVER_ERROR: 0.5, Fault.RATE_LIMITED: 0.5})
+    impossible = await faults_met(TARGETS, {Fault.SERVER_ERROR: 0.0})
+    assert all(None not in faults for faults in certain.values())
+    assert all(set(faults) == {None} for faults in impossible.values())
+
+
+async def test_an_injected_fault_wins_over_a_random_one() -> None:
+    async with (
+        Emulator(port=0, faults={Fault.SERVER_ERROR: 1}) as emulator,
+        aiohttp.ClientSession(emulator.url, headers=KEY) as client,
+    ):
+        emulator.add_runtime("ws", "crm")
+        emulator.inject(Fault.RATE_LIMITED, None)
+        statuses = [(await send(client, path_of("ws", "crm"))).status for _ in range(3)]
+    assert statuses == [429, 200, 500]
+
+
+# Start and end.
+
+
+async def test_a_free_port_is_picked_and_named_in_the_url() -> None:
+    async with Emulator(port=0) as one, Emulator(port=0) as other:
+        assert one.url.startswith("http://127.0.0.1:")
+        assert one.url != other.url
+
+
+async def test_an_ipv6_address_stands_in_brackets() -> None:
+    try:
+        async with Emulator(host="::1", port=0) as emulator, aiohttp.ClientSession() as client:
+            assert emulator.url.startswith("http://[::1]:")
+            async with client.get(emulator.url) as response:
+                assert response.status == 404
+    except OSError as error:  # pragma: no cover - depends on the machine
+        pytest.skip(f"no IPv6 here: {error}")
+
+
+def test_there_is_no_url_before_the_start() -> None:
+    with pytest.raises(RuntimeError, match=r"await start\(\)"):
+        _ = Emulator(port=0).url
+
+
+async def test_a_port_in_use_is_an_error_and_the_emulator_can_try_again() -> None:
+    async with Emulator(port=0) as emulator:
+        port = URL(emulator.url).port
+        assert port is not None
+        second = Emulator(port=port)
+        with pytest.raises(OSError, match="address already in use"):
+            await second.start()
+    await second.start()
+    assert second.url == emulator.url
+    await second.close()
+
+
+async def test_an_emulator_starts_only_once() -> None:
+    async with Emulator(port=0) as emulator:
+        with pytest.raises(RuntimeError, match="make a new Emulator"):
+            await emulator.start()
+
+
+async def test_close_can_come_twice_or_before_the_start() -> None:
+    emulator = Emulator(port=0)
+    await emulator.close()
+    await emulator.start()
+    await emulator.close()
+    await emulator.close()
+    with pytest.raises(ConnectionRefusedError):
+        await Wire(emulator).__aenter__()
+
+
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.LATENCY, Fault.SLOW_DRIP, Fault.OVERSIZED])
+async def test_close_ends_what_is_still_being_answered_and_leaves_no_task(
+    fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = asyncio.all_tasks()
+    emulator = Emulator(port=0, fault_latency=3600, drip_interval=3600)
+    emulator.add_runtime("ws", "crm")
+    emulator.inject(fault)
+    await emulator.start()
+    async with asyncio.timeout(5), Wire(emulator) as idle, Wire(emulator) as busy:
+        await busy.send()
+        await until(lambda: emulator.requests)
+        await emulator.close()
+        assert asyncio.all_tasks() == before
+        assert await idle.rest() == b""
+        await busy.rest()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_close_also_ends_a_connection_that_is_just_being_accepted(turns: int) -> None:
+    before = asyncio.all_tasks()
+    emulator = Emulator(port=0)
+    await emulator.start()
+    url = URL(emulator.url)
+    # The kernel completes the connection; the emulator's loop then takes some turns to see it.
+    with socket.create_connection((str(url.host), url.port), timeout=10) as connection:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await emulator.close()
+        assert asyncio.all_tasks() == before
+        with suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_connection_that_comes_during_the_close_is_ended_too(turns: int) -> None:
+    before = asyncio.all_tasks()
+    emulator = Emulator(port=0)
+    await emulator.start()
+    url = URL(emulator.url)
+    closing = asyncio.create_task(emulator.close())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    with (
+        suppress(ConnectionError),
+        socket.create_connection((str(url.host), url.port), timeout=10) as connection,
+    ):
+        await closing
+        assert connection.recv(1) == b""
+    await closing
+    assert asyncio.all_tasks() == before
+
+
+async def test_close_in_the_middle_of_a_body_is_no_error(
+    emulator: Emulator, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator.inject(Fault.SLOW_DRIP)
+    await wire.send()
+    await wire.reader.readuntil(b"{")
+    await emulator.close()
+    assert not (await wire.rest()).endswith(b"}")
+    assert not caplog.records
+
+
+async def test_close_waits_for_a_connection_that_is_already_closing() -> None:
+    emulator = Emulator(port=0)
+    await emulator.start()
+    async with Wire(emulator) as wire:
+        await until(lambda: emulator._server.connections)
+        emulator._server.connections[0].force_close()
+        await emulator.close()
+        assert emulator._server.connections == []
+        assert await wire.rest() == b""
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Emulator(port=-1), "port is -1: give 0 to 65535"),
+        (lambda: Emulator(port=65536), "port is 65536: give 0 to 65535"),
+        (lambda: Emulator(api_key=""), "api_key is empty: give"),
+        (lambda: Emulator(retry_after="1\r\nx: y"), "leave out control characters"),
+        (lambda: Emulator(latency=-1), "latency is -1: give seconds"),
+        (lambda: Emulator(fault_latency=float("nan")), "fault_latency is nan: give seconds"),
+        (lambda: Emulator(drip_interval=float("inf")), "drip_interval is inf: give seconds"),
+        (lambda: Emulator(faults={Fault.HANG: -0.1}), "hang at -0.1: give a probability"),
+        (lambda: Emulator(faults={Fault.HANG: 1.1}), "hang at 1.1: give a probability"),
+        (lambda: Emulator(faults={Fault.HANG: float("nan")}), "hang at nan: give a probability"),
+        (
+            lambda: Emulator(faults={Fault.HANG: 0.6, Fault.FAILED: 0.6}),
+            "add up to 1.2: give probabilities of at most 1 together",
+        ),
+        (lambda: Emulator(faults={cast("Fault", "x"): 0.1}), "'x': give members of Fault"),
+        (lambda: Emulator().add_runtime("", "crm"), "workspace_id is empty"),
+        (lambda: Emulator().add_runtime("ws", ""), "alias is empty"),
+        (lambda: Emulator().add_runtime("ws", "\ud800"), "surrogates not allowed"),
+        (lambda: Emulator().add_runtime("\ud800", "crm"), "surrogates not allowed"),
+        (lambda: Emulator().add_runtime("ws", "crm", kind="car"), "'car': give one of browser"),
+        (lambda: Emulator().add_runtime("ws", "crm", status="on"), "'on': give one of active"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_its_cure(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_probabilities_may_add_up_to_one_in_floating_point() -> None:
+    assert sum([1 / len(Fault)] * len(Fault)) == pytest.approx(1)
+    Emulator(faults=dict.fromkeys(Fault, 1 / len(Fault)))
+
+
+def test_runtimes_is_a_view_that_cannot_be_written() -> None:
+    emulator = Emulator()
+    view = emulator.runtimes
+    emulator.add_runtime("ws", "crm")
+    assert list(view) == [("ws", "crm")]
+    with pytest.raises(TypeError):
+        cast("dict[tuple[str, str], WireRuntime]", view)["ws", "mail"] = view["ws", "crm"]
+
+
+def test_the_emulator_imports_nothing_of_the_client() -> None:
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+        if isinstance(node, ast.Import):
+            imported.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add(str(node.module).partition(".")[0])
+    assert imported - sys.stdlib_module_names == {"aiohttp"}

@@ -1,0 +1,261 @@
+"""The error tree: what a handler can rely on, and what a reader of a log is told."""
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+
+from bctrl_async import errors
+from bctrl_async.errors import (
+    BctrlApiError,
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlNotFoundError,
+    BctrlPermissionError,
+    BctrlRateLimitError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlTimeoutError,
+    BctrlValidationError,
+)
+
+TREE: dict[type[BctrlError], tuple[type[Exception], ...]] = {
+    BctrlError: (Exception,),
+    BctrlConfigError: (BctrlError, ValueError),
+    BctrlNetworkError: (BctrlError,),
+    BctrlTimeoutError: (BctrlNetworkError, TimeoutError),
+    BctrlResponseError: (BctrlNetworkError,),
+    BctrlApiError: (BctrlError,),
+    BctrlValidationError: (BctrlApiError,),
+    BctrlAuthenticationError: (BctrlApiError,),
+    BctrlPermissionError: (BctrlApiError,),
+    BctrlNotFoundError: (BctrlApiError,),
+    BctrlConflictError: (BctrlApiError,),
+    BctrlRateLimitError: (BctrlApiError,),
+    BctrlServerError: (BctrlApiError,),
+}
+
+every_class = pytest.mark.parametrize("error_class", TREE, ids=lambda cls: cls.__name__)
+
+
+def full(error_class: type[BctrlError]) -> BctrlError:
+    """Make an error in which no two attributes are equal, so that a mix-up shows."""
+    error = error_class(
+        "the server answered 409 runtime.not_active: gone",
+        cure="Do nothing",
+        workspace_id="ws-1",
+        alias="crm",
+        attempts=3,
+        may_have_stopped=True,
+        status=409,
+        code="runtime.not_active",
+        message="gone",
+        reason_class="conflict",
+        request_id="req-1",
+        hint="Look at the list",
+        retry_after=1.5,
+        body='{"code": "runtime.not_active"}',
+    )
+    error.add_note("attempt 1: the connection broke")
+    return error
+
+
+class TestTree:
+    @every_class
+    def test_each_class_has_exactly_the_bases_of_the_design(
+        self, error_class: type[BctrlError]
+    ) -> None:
+        assert error_class.__bases__ == TREE[error_class]
+
+    def test_the_module_defines_no_error_outside_the_tree(self) -> None:
+        defined = {
+            value
+            for value in vars(errors).values()
+            if isinstance(value, type) and value.__module__ == errors.__name__
+        }
+
+        assert defined == set(TREE)
+
+    @every_class
+    def test_no_error_is_both_an_answer_and_the_lack_of_one(
+        self, error_class: type[BctrlError]
+    ) -> None:
+        branches = (BctrlConfigError, BctrlNetworkError, BctrlApiError)
+
+        count = sum(issubclass(error_class, branch) for branch in branches)
+
+        assert count == (0 if error_class is BctrlError else 1)
+
+    def test_a_wrong_argument_is_caught_as_a_value_error(self) -> None:
+        with pytest.raises(ValueError, match="alias is empty"):
+            raise BctrlConfigError("alias is empty")
+
+    def test_a_timeout_is_caught_as_the_builtin_timeout_error(self) -> None:
+        with pytest.raises(TimeoutError, match="no answer within 60 s"):
+            raise BctrlTimeoutError("no answer within 60 s")
+
+
+class TestCopies:
+    @every_class
+    @pytest.mark.parametrize(
+        "copied",
+        [
+            *(
+                pytest.param(
+                    lambda error, protocol=protocol: pickle.loads(pickle.dumps(error, protocol)),  # noqa: S301
+                    id=f"pickle{protocol}",
+                )
+                for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+            ),
+            pytest.param(copy.copy, id="copy"),
+            pytest.param(copy.deepcopy, id="deepcopy"),
+        ],
+    )
+    def test_a_copy_knows_all_that_the_original_knew(
+        self, error_class: type[BctrlError], copied: Callable[[BctrlError], BctrlError]
+    ) -> None:
+        """Fault: errors cannot be unpickled, which kills worker pools (vendor's SDK, openai)."""
+        error = full(error_class)
+
+        twin = copied(error)
+
+        assert type(twin) is error_class
+        assert vars(twin) == vars(error)
+        assert twin.__notes__ == ["attempt 1: the connection broke"]
+        assert twin.args == error.args
+        assert str(twin) == str(error)
+
+    def test_a_deep_copy_shares_no_notes_with_the_original(self) -> None:
+        error = full(BctrlServerError)
+
+        copy.deepcopy(error).add_note("attempt 2: again")
+
+        assert error.__notes__ == ["attempt 1: the connection broke"]
+
+
+class TestAttributes:
+    @every_class
+    def test_what_does_not_apply_is_none(self, error_class: type[BctrlError]) -> None:
+        error = error_class("it failed")
+
+        assert vars(error) == {
+            "summary": "it failed",
+            "cure": None,
+            "workspace_id": None,
+            "alias": None,
+            "attempts": 0,
+            "may_have_stopped": False,
+            "status": None,
+            "code": None,
+            "message": None,
+            "reason_class": None,
+            "request_id": None,
+            "hint": None,
+            "retry_after": None,
+            "body": None,
+        }
+
+    @every_class
+    def test_each_argument_becomes_the_attribute_of_its_name(
+        self, error_class: type[BctrlError]
+    ) -> None:
+        error = full(error_class)
+
+        assert error.summary == "the server answered 409 runtime.not_active: gone"
+        assert error.cure == "Do nothing"
+        assert error.workspace_id == "ws-1"
+        assert error.alias == "crm"
+        assert error.attempts == 3
+        assert error.may_have_stopped is True
+        assert error.status == 409
+        assert error.code == "runtime.not_active"
+        assert error.message == "gone"
+        assert error.reason_class == "conflict"
+        assert error.request_id == "req-1"
+        assert error.hint == "Look at the list"
+        assert error.retry_after == 1.5
+        assert error.body == '{"code": "runtime.not_active"}'
+
+    @pytest.mark.parametrize(
+        ("code", "already_stopped"),
+        [
+            ("runtime.not_active", True),
+            ("runtime.busy", False),
+            ("Runtime.Not_Active", False),
+            (None, False),
+        ],
+    )
+    def test_only_the_code_not_active_means_already_stopped(
+        self, code: str | None, *, already_stopped: bool
+    ) -> None:
+        assert BctrlConflictError("conflict", code=code).already_stopped is already_stopped
+
+
+class TestText:
+    def test_it_says_what_failed_for_which_runtime_and_what_to_do(self) -> None:
+        assert str(full(BctrlConflictError)) == (
+            "stop of 'crm' in workspace 'ws-1': the server answered 409 runtime.not_active: gone "
+            "(request id req-1, 3 attempts, the runtime may have stopped). "
+            "Look at the list. Do nothing"
+        )
+
+    def test_without_a_runtime_it_says_only_what_failed(self) -> None:
+        assert str(BctrlError("there is no API key")) == "there is no API key"
+
+    def test_one_attempt_is_not_worth_a_word(self) -> None:
+        assert str(BctrlError("it failed", attempts=1)) == "it failed"
+
+    def test_the_class_advises_where_the_error_has_no_advice_of_its_own(self) -> None:
+        assert str(BctrlAuthenticationError("the server answered 401 Unauthorized")) == (
+            "the server answered 401 Unauthorized. Check the API key: api_key= or BCTRL_API_KEY"
+        )
+
+    def test_advice_of_its_own_replaces_that_of_the_class(self) -> None:
+        assert str(BctrlTimeoutError("too slow", cure="Ask a person")) == "too slow. Ask a person"
+
+    @pytest.mark.parametrize(
+        "error_class",
+        [cls for cls in TREE if not cls.__subclasses__() and cls is not BctrlConflictError],
+        ids=lambda cls: cls.__name__,
+    )
+    def test_a_class_that_a_caller_meets_advises_something(
+        self, error_class: type[BctrlError]
+    ) -> None:
+        # A wrong argument and a conflict have many cures: each error names its own.
+        assert bool(error_class.default_cure) is (error_class is not BctrlConfigError)
+
+    def test_no_full_stop_stands_twice(self) -> None:
+        error = BctrlError("it failed.", hint="Wait.", cure="Call again.")
+
+        assert str(error) == "it failed. Wait. Call again"
+
+    @every_class
+    @pytest.mark.parametrize("line_end", ["\n", "\r", "\r\n", "\v", "\f", "\x85", "\u2028"])
+    def test_it_is_one_line_whatever_the_runtime_is_called(
+        self, error_class: type[BctrlError], line_end: str
+    ) -> None:
+        error = error_class(
+            "alias contains a control character",
+            workspace_id=f"ws{line_end}1",
+            alias=f"c{line_end}rm",
+        )
+
+        assert len(str(error).splitlines()) == 1
+
+    def test_the_repr_is_short_and_without_the_body(self) -> None:
+        assert repr(full(BctrlConflictError)) == (
+            "BctrlConflictError('the server answered 409 runtime.not_active: gone')"
+        )
+
+
+def test_an_error_keeps_the_one_that_caused_it() -> None:
+    cause = OSError("refused")
+
+    with pytest.raises(BctrlNetworkError) as caught:
+        raise BctrlNetworkError("no connection") from cause
+
+    assert caught.value.__cause__ is cause

@@ -1,0 +1,322 @@
+"""The life of a session: opened late, bound to its loop and process, closed once."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+from collections.abc import Callable
+
+import aiohttp
+import pytest
+from servers import emulator_in_a_thread
+
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlNetworkError,
+    BctrlSession,
+)
+from bctrl_async.emulator import Emulator, Fault
+
+Connect = Callable[..., BctrlSession]
+KEY = "emulator-key"
+
+
+async def test_a_session_made_outside_a_loop_works_inside_one() -> None:
+    """Fault: a session built outside a loop fails (aiohttp#10153)."""
+    with emulator_in_a_thread() as emulator:
+        session = await asyncio.to_thread(BctrlSession, KEY, base_url=emulator.url)
+        assert "not opened yet" in repr(session)
+        await session.stop_runtime("ws-1", "r0")
+        assert " open" in repr(session)
+        await session.close()
+        assert " closed" in repr(session)
+
+
+def test_use_from_a_second_loop_is_a_clear_error() -> None:
+    """Fault: a cache keyed by `id(loop)`, which is reused (E2B#1434)."""
+    with emulator_in_a_thread() as emulator:
+        session = BctrlSession(KEY, base_url=emulator.url)
+        asyncio.run(session.stop_runtime("ws-1", "r0"))
+        for _ in range(20):
+            with pytest.raises(BctrlConfigError, match="another event loop"):
+                asyncio.run(session.stop_runtime("ws-1", "r1"))
+            with pytest.raises(BctrlConfigError, match="another event loop"):
+                asyncio.run(enter(session))
+        asyncio.run(session.close())
+        assert emulator.received["ws-1", "r1"] == 0
+
+
+async def enter(session: BctrlSession) -> None:
+    async with session:
+        pass
+
+
+async def test_closing_from_another_loop_while_the_first_one_runs_is_a_clear_error(
+    session: BctrlSession,
+) -> None:
+    await session.stop_runtime("ws-1", "crm")
+    with pytest.raises(BctrlConfigError, match="another event loop"):
+        await asyncio.to_thread(asyncio.run, session.close())
+    assert not session.closed
+
+
+async def test_use_after_close_is_a_clear_error(session: BctrlSession) -> None:
+    await session.stop_runtime("ws-1", "crm")
+    await session.close()
+    await session.close()
+    assert session.closed
+    with pytest.raises(BctrlConfigError, match="closed") as caught:
+        await session.stop_runtime("ws-1", "crm")
+    assert (caught.value.attempts, caught.value.may_have_stopped) == (0, False)
+    with pytest.raises(BctrlConfigError, match="closed"):
+        await session.__aenter__()
+
+
+async def test_closing_a_session_that_was_never_used_closes_it() -> None:
+    session = BctrlSession("k")
+    await session.close()
+    with pytest.raises(BctrlConfigError, match="closed"):
+        await session.stop_runtime("ws-1", "crm")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+async def test_use_after_a_fork_is_a_clear_error_and_does_not_disturb_the_parent(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    await session.stop_runtime("ws-1", "crm")
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # The test's threads do not matter.
+        child = os.fork()
+    if child == 0:  # pragma: no cover - the child's coverage dies with it.
+        try:
+            asyncio.events._set_running_loop(None)
+            try:
+                asyncio.new_event_loop().run_until_complete(session.stop_runtime("ws-1", "crm"))
+            except BctrlConfigError as error:
+                os.write(writing, str(error).encode())
+            asyncio.new_event_loop().run_until_complete(session.close())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)  # noqa: ASYNC222 - nothing else is to run meanwhile.
+    said = os.read(reading, 1000).decode()
+    os.close(reading)
+
+    assert "opened before a fork" in said
+    emulator.add_runtime("ws-1", "mail")
+    await session.stop_runtime("ws-1", "mail")
+
+
+async def test_close_ends_what_waits_and_what_is_in_flight(
+    emulator: Emulator, connect: Connect
+) -> None:
+    emulator.inject(Fault.UNAVAILABLE, alias="crm")  # waits for its Retry-After
+    emulator.add_runtime("ws-1", "mail")
+    emulator.inject(Fault.HANG, alias="mail")  # stays in flight
+    session = connect(max_connections=1)
+    retrying = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+    while not emulator.requests:
+        await asyncio.sleep(0)
+    in_flight = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
+    while len(emulator.requests) < 2:
+        await asyncio.sleep(0)
+    queued = asyncio.create_task(session.stop_runtime("ws-1", "chat"))
+    await asyncio.sleep(0)
+
+    await session.close()
+    ended = await asyncio.gather(retrying, in_flight, queued, return_exceptions=True)
+
+    first, second, third = ended
+    assert isinstance(first, BctrlConfigError)
+    assert (first.attempts, first.may_have_stopped) == (1, False)
+    assert isinstance(second, BctrlNetworkError)
+    assert (second.attempts, second.may_have_stopped) == (1, True)
+    assert isinstance(third, BctrlConfigError)
+    assert (third.attempts, third.may_have_stopped) == (0, False)
+    assert {task for task in asyncio.all_tasks() if task is not asyncio.current_task()} == set()
+
+
+async def test_closing_while_the_key_is_asked_for_is_a_clear_error(emulator: Emulator) -> None:
+    asked = asyncio.Event()
+    answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def key() -> str:
+        asked.set()
+        return await answer
+
+    session = BctrlSession(key, base_url=emulator.url)
+    call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+    await asked.wait()
+    await session.close()
+    answer.set_result(KEY)
+    with pytest.raises(BctrlConfigError, match="closed") as caught:
+        await call
+    assert caught.value.may_have_stopped is False
+
+
+async def test_a_runtime_error_of_a_trace_is_the_callers_own(emulator: Emulator) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("mine")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(broken)
+    async with BctrlSession(KEY, base_url=emulator.url, trace_configs=[trace]) as session:
+        with pytest.raises(RuntimeError, match="mine"):
+            await session.stop_runtime("ws-1", "crm")
+
+
+async def test_closing_leaves_no_task_and_no_connection() -> None:
+    """Fault: "Event loop is closed" / "Unclosed client session" (openai-python#1254)."""
+    with emulator_in_a_thread() as emulator:
+        before = asyncio.all_tasks()
+        async with BctrlSession(KEY, base_url=emulator.url) as session:
+            await asyncio.gather(
+                *(session.stop_runtime("ws-1", "r0") for _ in range(30)), return_exceptions=True
+            )
+        assert asyncio.all_tasks() == before
+        while emulator._server.connections:
+            await asyncio.sleep(0.001)
+
+
+async def test_a_session_that_is_dropped_closes_its_connections(
+    emulator: Emulator, connect: Connect
+) -> None:
+    session = connect()
+    await session.stop_runtime("ws-1", "crm")
+    del session
+    gc.collect()
+    while emulator._server.connections:
+        await asyncio.sleep(0.001)
+
+
+def test_a_loop_closed_without_ceremony_leaves_no_complaint(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Fault: "Event loop is closed" / "Unclosed client session" (elasticsearch-py#2349)."""
+    with emulator_in_a_thread() as emulator:
+        loop = asyncio.new_event_loop()
+        session = BctrlSession(KEY, base_url=emulator.url)
+        loop.run_until_complete(session.stop_runtime("ws-1", "r0"))
+        loop.close()
+        with warnings.catch_warnings():
+            # asyncio's own word about the socket, which Python does not show by default.
+            warnings.simplefilter("ignore", ResourceWarning)
+            del session, loop
+            gc.collect()
+    assert capfd.readouterr().err == ""
+
+
+ENDINGS = {
+    "closed in time": """
+        async def main():
+            async with session:
+                await stop()
+        asyncio.run(main())
+        """,
+    "never closed": """
+        asyncio.run(stop())
+        """,
+    "never closed, in a function": """
+        async def main():
+            local = BctrlSession(KEY, base_url=URL)
+            await local.stop_runtime("ws-1", "r0")
+        asyncio.run(main())
+        """,
+    "many at once, never closed": """
+        async def main():
+            names = [f"r{number}" for number in range(10)]
+            await asyncio.gather(*(session.stop_runtime("ws-1", name) for name in names))
+        asyncio.run(main())
+        """,
+    "sys.exit in the middle": """
+        async def main():
+            await stop()
+            sys.exit(3)
+        asyncio.run(main())
+        """,
+    "an exception in the middle of stops": """
+        async def main():
+            calls = [asyncio.create_task(stop()) for _ in range(5)]
+            await asyncio.sleep(0)
+            sys.exit(3)
+        asyncio.run(main())
+        """,
+    "tasks abandoned at the end": """
+        async def main():
+            for number in range(10):
+                tasks.append(asyncio.create_task(session.stop_runtime("ws-1", f"r{number}")))
+            await asyncio.sleep(0.01)
+        tasks = []
+        asyncio.run(main())
+        """,
+    "a loop that is only closed": """
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(stop())
+        loop.close()
+        """,
+    "closed under a second asyncio.run": """
+        asyncio.run(stop())
+        asyncio.run(session.close())
+        """,
+    "Ctrl-C": """
+        async def main():
+            await stop()
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(5)
+        try:
+            asyncio.run(main())
+        except KeyboardInterrupt:
+            pass
+        """,
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
+def test_no_way_to_end_a_program_leaves_a_complaint(ending: str) -> None:
+    """Fault: "Event loop is closed" at shutdown (openai-python#1254, elasticsearch-py#2349)."""
+    prologue = """
+        import asyncio, os, signal, sys
+        from bctrl_async import BctrlSession
+        KEY, URL = sys.argv[1:]
+        session = BctrlSession(KEY, base_url=URL)
+        async def stop():
+            await session.stop_runtime("ws-1", "r0")
+        """
+    program = textwrap.dedent(prologue) + textwrap.dedent(ending)
+    with emulator_in_a_thread() as emulator:
+        done = subprocess.run(
+            [sys.executable, "-c", program, KEY, emulator.url],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert (done.stderr, done.returncode) == ("", 3 if "sys.exit" in ending else 0)
+
+
+def test_sigint_ends_a_hanging_stop_at_once() -> None:
+    program = (
+        "import asyncio, sys\nfrom bctrl_async import BctrlSession\n"
+        "async def main():\n async with BctrlSession(sys.argv[1], base_url=sys.argv[2]) as s:\n"
+        "  await s.stop_runtime('ws-1', 'r0')\n"
+        "asyncio.run(main())"
+    )
+    with emulator_in_a_thread(Fault.HANG) as emulator:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, KEY, emulator.url], stderr=subprocess.PIPE, text=True
+        )
+        while not emulator.requests and process.poll() is None:
+            threading.Event().wait(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "Unclosed" not in said
+    assert process.returncode == -signal.SIGINT

@@ -1,0 +1,214 @@
+"""Runtimes as the server describes them, read leniently and written back as they came."""
+
+import copy
+import pickle
+from enum import StrEnum
+from typing import cast
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bctrl_async.models import (
+    LaunchMode,
+    Runtime,
+    RuntimeKind,
+    RuntimeRef,
+    RuntimeStatus,
+    RuntimeSummary,
+)
+
+WIRE: dict[str, object] = {
+    "id": "0b7c7a0e-54a1-4c7a-9f6e-7d9f0a3c1f01",
+    "alias": "crm",
+    "workspaceId": "0b7c7a0e-54a1-4c7a-9f6e-7d9f0a3c1f02",
+    "kind": "browser",
+    "status": "stopped",
+    "driver": "playwright",
+    "createdAt": "2026-11-25T08:00:00Z",
+    "updatedAt": "whenever",
+    "summary": {
+        "browserRunning": False,
+        "currentDriver": "puppeteer",
+        "defaultContextId": "context-1",
+        "defaultPageId": "page-1",
+        "launchMode": "ephemeral",
+        "profileId": "0b7c7a0e-54a1-4c7a-9f6e-7d9f0a3c1f03",
+        "storageWorkspace": "shared",
+    },
+}
+
+RUNTIME = Runtime(
+    id=UUID("0b7c7a0e-54a1-4c7a-9f6e-7d9f0a3c1f01"),
+    alias="crm",
+    workspace_id=UUID("0b7c7a0e-54a1-4c7a-9f6e-7d9f0a3c1f02"),
+    kind=RuntimeKind.BROWSER,
+    status=RuntimeStatus.STOPPED,
+    driver="playwright",
+    created_at="2026-11-25T08:00:00Z",
+    updated_at="whenever",
+    summary=RuntimeSummary(
+        browser_running=False,
+        current_driver="puppeteer",
+        default_context_id="context-1",
+        default_page_id="page-1",
+        launch_mode=LaunchMode.EPHEMERAL,
+        profile_id=UUID("0b7c7a0e-54a1-4c7a-9f6e-7d9f0a3c1f03"),
+        storage_workspace="shared",
+    ),
+)
+
+every_enum = pytest.mark.parametrize("enum", [RuntimeKind, RuntimeStatus, LaunchMode])
+
+
+def decode(wire: dict[str, object]) -> Runtime:
+    return msgspec.json.decode(msgspec.json.encode(wire), type=Runtime)
+
+
+class TestOpenEnum:
+    @every_enum
+    def test_an_unknown_value_is_kept_as_it_came(self, enum: type[StrEnum]) -> None:
+        """Fault: a new enum value breaks every call (apify-client-python#931)."""
+        member = enum("paused")
+
+        assert isinstance(member, enum)
+        assert member.value == member.name == str(member) == f"{member}" == "paused"
+        assert repr(member) == f"<{enum.__name__}.paused: 'paused'>"
+
+    @every_enum
+    def test_equal_unknown_values_are_equal_and_find_each_other_in_a_set(
+        self, enum: type[StrEnum]
+    ) -> None:
+        assert enum("paused") == enum("paused")
+        assert enum("paused") == "paused"
+        assert enum("paused") != enum("moved")
+        assert {enum("paused"), enum("paused"), "paused"} == {"paused"}
+
+    @every_enum
+    def test_an_unknown_value_survives_pickling_and_copying(self, enum: type[StrEnum]) -> None:
+        member = enum("paused")
+
+        for twin in (
+            *(
+                pickle.loads(pickle.dumps(member, protocol))  # noqa: S301
+                for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+            ),
+            copy.copy(member),
+            copy.deepcopy(member),
+        ):
+            assert twin == member
+            assert type(twin) is enum
+
+    @every_enum
+    def test_unknown_values_are_not_remembered(self, enum: type[StrEnum]) -> None:
+        known = list(enum)
+
+        enum("paused")
+
+        assert list(enum) == known
+        assert "paused" not in enum._value2member_map_
+        assert "paused" not in enum.__members__
+
+    @every_enum
+    def test_a_known_value_is_the_one_member(self, enum: type[StrEnum]) -> None:
+        for member in enum:
+            assert enum(member.value) is member
+            assert pickle.loads(pickle.dumps(member)) is member  # noqa: S301
+
+    @every_enum
+    @pytest.mark.parametrize("value", [None, 1, 1.5, True, b"active", ("active",)])
+    def test_what_is_no_text_is_refused(self, enum: type[StrEnum], value: object) -> None:
+        with pytest.raises(ValueError, match="is not a valid"):
+            enum(cast("str", value))
+
+    @given(st.text())
+    def test_any_text_is_a_status(self, text: str) -> None:
+        assert RuntimeStatus(text) == text
+
+
+class TestDecoding:
+    def test_every_field_arrives_under_its_own_name(self) -> None:
+        assert decode(WIRE) == RUNTIME
+
+    def test_a_decoded_unknown_value_is_an_enum_member(self) -> None:
+        runtime = decode(WIRE | {"status": "paused", "kind": "terminal"})
+
+        assert runtime.status == RuntimeStatus("paused")
+        assert isinstance(runtime.status, RuntimeStatus)
+        assert isinstance(runtime.kind, RuntimeKind)
+
+    @pytest.mark.parametrize("field", ["kind", "status"])
+    @pytest.mark.parametrize("value", [None, 1, 1.5, True, ["stopped"], {}])
+    def test_an_enum_value_that_is_no_text_fails_and_names_the_field(
+        self, field: str, value: object
+    ) -> None:
+        with pytest.raises(msgspec.ValidationError, match=rf"`\$\.{field}`"):
+            decode(WIRE | {field: value})
+
+    def test_a_field_inside_the_summary_is_named_with_its_path(self) -> None:
+        with pytest.raises(msgspec.ValidationError, match=r"`\$\.summary\.launchMode`"):
+            decode(WIRE | {"summary": {"launchMode": 1}})
+
+    @pytest.mark.parametrize("field", [name for name in WIRE if name != "summary"])
+    def test_a_missing_required_field_fails_and_is_named(self, field: str) -> None:
+        wire = {name: value for name, value in WIRE.items() if name != field}
+
+        with pytest.raises(msgspec.ValidationError, match=f"missing required field `{field}`"):
+            decode(wire)
+
+    def test_a_missing_summary_is_none(self) -> None:
+        wire = {name: value for name, value in WIRE.items() if name != "summary"}
+
+        assert decode(wire).summary is None
+
+    def test_a_null_summary_is_none(self) -> None:
+        assert decode(WIRE | {"summary": None}).summary is None
+
+    def test_every_field_of_a_summary_may_be_missing(self) -> None:
+        assert decode(WIRE | {"summary": {}}).summary == RuntimeSummary()
+
+    def test_every_field_of_a_summary_may_be_null(self) -> None:
+        names = msgspec.structs.fields(RuntimeSummary)
+        nulls = dict.fromkeys((field.encode_name for field in names), None)
+
+        assert decode(WIRE | {"summary": nulls}).summary == RuntimeSummary()
+
+    def test_unknown_fields_are_ignored(self) -> None:
+        summary = {"cpu": [1, {"x": None}]}
+
+        runtime = decode(WIRE | {"region": {"name": "eu"}, "summary": summary})
+
+        assert runtime.summary == RuntimeSummary()
+
+    def test_times_are_the_servers_own_text(self) -> None:
+        runtime = decode(WIRE | {"createdAt": "", "updatedAt": "yesterday, about noon"})
+
+        assert (runtime.created_at, runtime.updated_at) == ("", "yesterday, about noon")
+
+
+class TestStructs:
+    def test_encoding_gives_the_wire_back(self) -> None:
+        assert msgspec.json.decode(msgspec.json.encode(RUNTIME)) == WIRE
+
+    def test_an_unknown_value_is_written_as_it_came(self) -> None:
+        runtime = decode(WIRE | {"status": "paused"})
+
+        assert msgspec.json.decode(msgspec.json.encode(runtime)) == WIRE | {"status": "paused"}
+
+    def test_a_runtime_survives_pickling(self) -> None:
+        assert pickle.loads(pickle.dumps(RUNTIME)) == RUNTIME  # noqa: S301
+
+    def test_a_runtime_can_be_a_member_of_a_set(self) -> None:
+        assert {RUNTIME, decode(WIRE)} == {RUNTIME}
+
+    @pytest.mark.parametrize("struct", [RUNTIME, RUNTIME.summary])
+    def test_a_struct_cannot_be_changed(self, struct: msgspec.Struct) -> None:
+        for field in struct.__struct_fields__:
+            with pytest.raises(AttributeError, match="immutable"):
+                setattr(struct, field, None)
+
+    def test_a_plain_tuple_is_as_good_as_a_reference(self) -> None:
+        assert RuntimeRef("ws-1", "crm") == ("ws-1", "crm")
+        assert RuntimeRef._fields == ("workspace_id", "alias")

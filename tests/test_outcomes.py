@@ -1,0 +1,196 @@
+"""What became of a stop, decided from how its call ended: the table of the design, row by row."""
+
+import pickle
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from bctrl_async.errors import (
+    BctrlApiError,
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlNotFoundError,
+    BctrlPermissionError,
+    BctrlRateLimitError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlTimeoutError,
+    BctrlValidationError,
+)
+from bctrl_async.models import Runtime, RuntimeKind, RuntimeRef, RuntimeStatus
+from bctrl_async.outcomes import StopOutcome, StopResult, result_of
+
+
+def runtime(status: str) -> Runtime:
+    return Runtime(
+        id=UUID(int=1),
+        alias="crm",
+        workspace_id=UUID(int=2),
+        kind=RuntimeKind.BROWSER,
+        status=RuntimeStatus(status),
+        driver="playwright",
+        created_at="",
+        updated_at="",
+    )
+
+
+NOT_ACTIVE = "runtime.not_active"
+
+ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
+    # 200, status `stopped`
+    "200 stopped": (runtime("stopped"), StopResult.STOPPED),
+    # 200 with another status, or a body that cannot be read
+    "200 active": (runtime("active"), StopResult.ACCEPTED),
+    "200 failed": (runtime("failed"), StopResult.ACCEPTED),
+    "200 unheard of": (runtime("stopping"), StopResult.ACCEPTED),
+    "200 unreadable": (
+        BctrlResponseError("not JSON", status=200, may_have_stopped=True),
+        StopResult.ACCEPTED,
+    ),
+    "202 unreadable": (
+        BctrlResponseError("not JSON", status=202, may_have_stopped=True),
+        StopResult.ACCEPTED,
+    ),
+    "200 whose body took too long": (
+        BctrlTimeoutError("too slow", status=200, may_have_stopped=True),
+        StopResult.ACCEPTED,
+    ),
+    # 409 `runtime.not_active`
+    "409 not active": (
+        BctrlConflictError("409", status=409, code=NOT_ACTIVE),
+        StopResult.ALREADY_STOPPED,
+    ),
+    "409 not active after an attempt that may have stopped it": (
+        BctrlConflictError("409", status=409, code=NOT_ACTIVE, may_have_stopped=True),
+        StopResult.ALREADY_STOPPED,
+    ),
+    # 404
+    "404": (BctrlNotFoundError("404", status=404), StopResult.NOT_FOUND),
+    "404 after an attempt that may have stopped it": (
+        BctrlNotFoundError("404", status=404, may_have_stopped=True),
+        StopResult.NOT_FOUND,
+    ),
+    # any other final no
+    "400": (BctrlValidationError("400", status=400), StopResult.REJECTED),
+    "401": (BctrlAuthenticationError("401", status=401), StopResult.REJECTED),
+    "403": (BctrlPermissionError("403", status=403), StopResult.REJECTED),
+    "408": (BctrlApiError("408", status=408), StopResult.REJECTED),
+    "409 for another reason": (
+        BctrlConflictError("409", status=409, code="runtime.busy"),
+        StopResult.REJECTED,
+    ),
+    "409 without a reason": (BctrlConflictError("409", status=409), StopResult.REJECTED),
+    "418": (BctrlApiError("418", status=418), StopResult.REJECTED),
+    "422": (BctrlValidationError("422", status=422), StopResult.REJECTED),
+    "not active, but no conflict": (
+        BctrlApiError("410", status=410, code=NOT_ACTIVE),
+        StopResult.REJECTED,
+    ),
+    "429 when patience ran out": (BctrlRateLimitError("429", status=429), StopResult.REJECTED),
+    "503 when patience ran out": (BctrlServerError("503", status=503), StopResult.REJECTED),
+    "307": (BctrlResponseError("307", status=307), StopResult.REJECTED),
+    "a target that is none": (BctrlConfigError("alias is empty"), StopResult.REJECTED),
+    # the request never reached the server
+    "connection refused": (BctrlNetworkError("no connection"), StopResult.NOT_SENT),
+    "no connection in time": (BctrlTimeoutError("no connection in time"), StopResult.NOT_SENT),
+    "an error of no other kind": (BctrlError("cancelled before it began"), StopResult.NOT_SENT),
+    # sent, and no answer settled it
+    "timeout": (BctrlTimeoutError("no answer", may_have_stopped=True), StopResult.UNKNOWN),
+    "disconnect": (BctrlNetworkError("it broke", may_have_stopped=True), StopResult.UNKNOWN),
+    "not HTTP": (BctrlResponseError("not HTTP", may_have_stopped=True), StopResult.UNKNOWN),
+    "500": (BctrlServerError("500", status=500, may_have_stopped=True), StopResult.UNKNOWN),
+    "502": (BctrlServerError("502", status=502, may_have_stopped=True), StopResult.UNKNOWN),
+    "504": (BctrlServerError("504", status=504, may_have_stopped=True), StopResult.UNKNOWN),
+    "302": (BctrlResponseError("302", status=302, may_have_stopped=True), StopResult.UNKNOWN),
+    "connection refused after an attempt that may have stopped it": (
+        BctrlNetworkError("no connection", may_have_stopped=True),
+        StopResult.UNKNOWN,
+    ),
+    "429 after an attempt that may have stopped it": (
+        BctrlRateLimitError("429", status=429, may_have_stopped=True),
+        StopResult.UNKNOWN,
+    ),
+    "401 after an attempt that may have stopped it": (
+        BctrlAuthenticationError("401", status=401, may_have_stopped=True),
+        StopResult.UNKNOWN,
+    ),
+    "409 for another reason after an attempt that may have stopped it": (
+        BctrlConflictError("409", status=409, code="runtime.busy", may_have_stopped=True),
+        StopResult.UNKNOWN,
+    ),
+    "session closed after an attempt that may have stopped it": (
+        BctrlConfigError("the session is closed", may_have_stopped=True),
+        StopResult.UNKNOWN,
+    ),
+}
+
+
+@pytest.mark.parametrize(("ended", "result"), ROWS.values(), ids=ROWS.keys())
+def test_how_a_call_ended_decides_what_became_of_the_stop(
+    ended: Runtime | BctrlError, result: StopResult
+) -> None:
+    assert result_of(ended) is result
+
+
+def test_the_rows_reach_every_result() -> None:
+    assert {result for _, result in ROWS.values()} == set(StopResult)
+
+
+@pytest.mark.parametrize(
+    "ended", [row for row, _ in ROWS.values() if isinstance(row, BctrlError)], ids=str
+)
+def test_what_may_have_stopped_is_never_reported_as_not_sent_or_rejected(
+    ended: BctrlError,
+) -> None:
+    if ended.may_have_stopped:
+        assert result_of(ended) not in {StopResult.NOT_SENT, StopResult.REJECTED}
+
+
+@pytest.mark.parametrize(
+    ("result", "settled"),
+    [
+        ("stopped", True),
+        ("accepted", True),
+        ("already_stopped", True),
+        ("not_found", True),
+        ("rejected", False),
+        ("not_sent", False),
+        ("unknown", False),
+    ],
+)
+def test_only_what_needs_no_further_call_is_settled(result: str, *, settled: bool) -> None:
+    assert StopResult(result).settled is settled
+
+
+def test_there_are_exactly_the_results_of_the_design() -> None:
+    assert [str(result) for result in StopResult] == [
+        *("stopped", "accepted", "already_stopped", "not_found"),
+        *("rejected", "not_sent", "unknown"),
+    ]
+
+
+def test_an_outcome_survives_pickling_with_its_error() -> None:
+    outcome = StopOutcome(
+        index=7,
+        target=RuntimeRef("ws-1", "crm"),
+        result=StopResult.UNKNOWN,
+        error=BctrlTimeoutError("no answer", alias="crm", may_have_stopped=True),
+        attempts=3,
+        elapsed=1.5,
+    )
+
+    twin = pickle.loads(pickle.dumps(outcome))  # noqa: S301
+
+    assert vars(twin.error) == vars(outcome.error)
+    assert msgspec.structs.replace(twin, error=outcome.error) == outcome
+
+
+def test_an_outcome_cannot_be_changed() -> None:
+    outcome = StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=StopResult.STOPPED)
+
+    with pytest.raises(AttributeError, match="immutable"):
+        outcome.result = StopResult.UNKNOWN  # type: ignore[misc]

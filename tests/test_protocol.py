@@ -1,0 +1,853 @@
+"""The wire protocol without I/O: what is sent for a call, and what is made of any answer."""
+
+import gzip
+import json
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta, timezone
+from email.utils import format_datetime
+from urllib.parse import quote, unquote
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+from yarl import URL
+
+from bctrl_async import _protocol
+from bctrl_async.errors import (
+    BctrlApiError,
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlNotFoundError,
+    BctrlPermissionError,
+    BctrlRateLimitError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlValidationError,
+)
+from bctrl_async.models import Runtime
+
+KEY = "sk-live-0123456789"
+BEARER = f"Bearer {KEY}"
+NOW = datetime(2026, 11, 25, 9, 30, tzinfo=UTC)
+
+WIRE: dict[str, object] = {
+    "id": "0b7c7a0e-54a1-4c7a-9f6e-7d9f0a3c1f01",
+    "alias": "crm",
+    "workspaceId": "0b7c7a0e-54a1-4c7a-9f6e-7d9f0a3c1f02",
+    "kind": "browser",
+    "status": "stopped",
+    "driver": "playwright",
+    "createdAt": "2026-11-25T08:00:00Z",
+    "updatedAt": "2026-11-25T09:00:00Z",
+}
+
+# Text that looks for the gaps: dots, separators and their encodings, at any depth.
+tricky_text = st.lists(
+    st.sampled_from(
+        [".", "..", "/", "\\", "%", "%2e", "%2E", "%2f", "%5c", "%25", "25", ";", "?", "#", "a"]
+    )
+    | st.characters(codec=None),
+    max_size=12,
+).map("".join)
+
+
+def readable(body: bytes) -> Runtime:
+    runtime = _protocol.read_runtime(200, body, BEARER)
+    assert isinstance(runtime, Runtime)
+    return runtime
+
+
+def unreadable(body: bytes, status: int = 200, authorization: str = BEARER) -> BctrlResponseError:
+    error = _protocol.read_runtime(status, body, authorization)
+    assert isinstance(error, BctrlResponseError)
+    return error
+
+
+def read_error(
+    status: int = 400,
+    body: object = b"",
+    headers: Mapping[str, str] | None = None,
+    authorization: str = BEARER,
+) -> BctrlError:
+    """Read an error answer; a body that is not bytes is sent as JSON."""
+    return _protocol.read_error(
+        status,
+        CIMultiDict(headers or {}),
+        body if isinstance(body, bytes) else json.dumps(body).encode(),
+        authorization,
+        now=NOW,
+    )
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    return _protocol.retry_after(CIMultiDict(headers), NOW)
+
+
+def deepest_reading(text: str) -> list[str]:
+    """Return what `text` is when it is percent-decoded once, twice, … until it stays the same."""
+    readings = [text]
+    while (decoded := unquote(readings[-1])) != readings[-1]:
+        readings.append(decoded)
+    return readings
+
+
+class TestPathSegment:
+    @given(tricky_text | st.text())
+    @example("%25" * 40 + "2e")
+    @example("a%2f%2e%2e%5cb")
+    @example("crm;v=1")
+    @example("日本語 / alias")
+    def test_any_text_arrives_as_exactly_itself_or_is_refused(self, text: str) -> None:
+        """Fault: `stop("..")` leaves the resource, and `%2e%2e` too (vendor's SDK, aiodocker)."""
+        try:
+            segment = _protocol.path_segment(text, "alias")
+        except BctrlConfigError:
+            return
+
+        path = f"/v1/workspaces/ws/runtimes/{segment}/stop"
+        assert unquote(segment, errors="strict") == text
+        assert re.fullmatch(r"[A-Za-z0-9._~%-]+", segment)
+        assert URL("https://api.bctrl.ai").with_path(path, encoded=True).raw_path == path
+        for reading in deepest_reading(segment):
+            assert not {".", ".."} & set(re.split(r"[/\\]", reading))
+
+    @given(st.from_regex(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*", fullmatch=True))
+    def test_a_plain_name_is_sent_as_it_is(self, text: str) -> None:
+        assert _protocol.path_segment(text, "alias") == text
+
+    @pytest.mark.parametrize(
+        ("text", "segment"),
+        [
+            ("crm/eu", "crm%2Feu"),
+            ("a b", "a%20b"),
+            ("a+b", "a%2Bb"),
+            ("crm?x=1#y", "crm%3Fx%3D1%23y"),
+            ("100%", "100%25"),
+            ("ä", "%C3%A4"),
+            ("...", "..."),
+            (".hidden", ".hidden"),
+            ("a..b", "a..b"),
+            ("..a/b", "..a%2Fb"),
+            ("crm;v=1", "crm%3Bv%3D1"),
+            (" ", "%20"),
+            ("http://x", "http%3A%2F%2Fx"),
+        ],
+    )
+    def test_what_is_special_in_a_url_is_encoded(self, text: str, segment: str) -> None:
+        assert _protocol.path_segment(text, "alias") == segment
+
+    def test_a_uuid_stands_for_its_canonical_form(self) -> None:
+        uuid = UUID("0B7C7A0E54A14C7A9F6E7D9F0A3C1F01")
+
+        segment = _protocol.path_segment(uuid, "workspace id")
+
+        assert segment == "0b7c7a0e-54a1-4c7a-9f6e-7d9f0a3c1f01"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            ".",
+            "..",
+            "%2e",
+            "%2e%2e",
+            "%2E.",
+            "%252e",
+            "%25252e%25252E",
+            "..;x",
+            ".;",
+            "..%3Bx",
+            "../b",
+            "a/..",
+            "a/../b",
+            "a/./b",
+            "a%2f..%2fb",
+            "..\\x",
+            "a\\..",
+            "a%5c%2e%2e",
+            "%252e%252e%255c",
+        ],
+    )
+    def test_a_step_in_a_path_is_refused_however_it_is_written(self, text: str) -> None:
+        """Fault: `stop("..")` leaves the resource, and `%2e%2e` too (vendor's SDK, aiodocker)."""
+        with pytest.raises(BctrlConfigError, match=r"^alias '.*' could be taken for a path"):
+            _protocol.path_segment(text, "alias")
+
+    @pytest.mark.parametrize("code", [*range(0x20), *range(0x7F, 0xA0)])
+    def test_a_control_character_is_refused_and_shown_escaped(self, code: int) -> None:
+        with pytest.raises(BctrlConfigError, match="contains a control character") as caught:
+            _protocol.path_segment(f"crm{chr(code)}", "alias")
+
+        assert str(caught.value).isprintable()
+
+    @pytest.mark.parametrize("text", [chr(0xD800), f"crm{chr(0xDFFF)}", chr(0xDC80)])
+    def test_half_of_a_surrogate_pair_is_refused(self, text: str) -> None:
+        with pytest.raises(BctrlConfigError, match="contains half of a surrogate pair") as caught:
+            _protocol.path_segment(text, "alias")
+
+        assert str(caught.value).isascii()
+        assert caught.value.__cause__ is None
+
+    def test_an_empty_name_is_refused(self) -> None:
+        with pytest.raises(BctrlConfigError, match=r"^workspace id is empty\. Pass the workspace"):
+            _protocol.path_segment("", "workspace id")
+
+    @pytest.mark.parametrize("value", [None, b"crm", bytearray(b"crm"), 1, True, ("a",), object()])
+    def test_what_is_no_text_is_refused_by_its_type(self, value: str) -> None:
+        message = f"^alias must be a str, not {type(value).__name__}"
+
+        with pytest.raises(BctrlConfigError, match=message):
+            _protocol.path_segment(value, "alias")
+
+
+class TestExtraHeaders:
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"X-Trace": "abc"},
+            {"X-Empty": ""},
+            {"x!#$%&'*+.^_`|~-9": "all of a token"},
+            {"X-Words": "two words\tand a tab"},
+            {"Idempotency-Key": "0b7c7a0e"},
+        ],
+    )
+    def test_what_http_allows_is_taken(self, headers: dict[str, str]) -> None:
+        _protocol.check_extra_headers(headers)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["", " ", "X Trace", "X-Trace:", "X\r\nEvil", "X\x00", "Ü", "X-\u017f", 1, None, b"X"],
+    )
+    def test_what_is_no_header_name_is_refused(self, name: str) -> None:
+        with pytest.raises(BctrlConfigError, match="is no header name") as caught:
+            _protocol.check_extra_headers({name: "value"})
+
+        assert len(str(caught.value).splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        "value",
+        ["a\r\nX-Evil: 1", "a\n", "a\x00", "a\x7f", " a", "a ", "\ta", "a\t", " ", "aü", "a\ud800"],
+    )
+    def test_a_value_that_http_cannot_carry_is_refused_and_not_shown(self, value: str) -> None:
+        with pytest.raises(BctrlConfigError) as caught:
+            _protocol.check_extra_headers({"X-Trace": value.replace("a", "secret")})
+
+        assert "the value of the header 'X-Trace' is not printable ASCII" in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+    @pytest.mark.parametrize("value", [None, 1, True, b"x", ["x"]])
+    def test_a_value_that_is_no_text_is_refused(self, value: str) -> None:
+        with pytest.raises(BctrlConfigError, match="the value of the header 'X-Trace'"):
+            _protocol.check_extra_headers({"X-Trace": value})
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "Authorization",
+            "authorization",
+            "AUTHORIZATION",
+            "Connection",
+            "Content-Length",
+            "Expect",
+            "Host",
+            "TE",
+            "Trailer",
+            "Transfer-Encoding",
+            "Upgrade",
+        ],
+    )
+    def test_the_key_and_what_frames_the_request_cannot_be_replaced(self, name: str) -> None:
+        with pytest.raises(BctrlConfigError, match=f"the header '{name}' is set by the session"):
+            _protocol.check_extra_headers({"X-Trace": "fine", name: "x"})
+
+
+class TestReadRuntime:
+    def test_a_runtime_is_read(self) -> None:
+        runtime = readable(json.dumps(WIRE).encode())
+
+        assert runtime.alias == "crm"
+        assert runtime.status == "stopped"
+
+    def test_unknown_fields_change_nothing(self) -> None:
+        wire = WIRE | {"region": [{"name": "eu"}], "Alias": 1, "": None}
+
+        runtime = readable(json.dumps(wire).encode())
+
+        assert runtime == readable(json.dumps(WIRE).encode())
+
+    @pytest.mark.parametrize("cut", ["\\ud83d", "\\udc00", "\\ud83d\\ud83d", "a\\ud83db"])
+    def test_text_that_was_cut_through_a_surrogate_pair_is_read_as_it_came(self, cut: str) -> None:
+        body = json.dumps(WIRE | {"driver": "CUT"}).replace("CUT", cut).encode()
+
+        runtime = readable(body)
+
+        assert runtime.driver == json.loads(f'"{cut}"')
+        assert runtime.status == "stopped"
+
+    def test_a_wrong_field_is_named_although_some_text_was_cut(self) -> None:
+        body = json.dumps(WIRE | {"driver": "CUT", "alias": 5}).replace("CUT", "\\ud83d").encode()
+
+        error = unreadable(body)
+
+        assert "`$.alias`" in error.summary
+        assert isinstance(error.__cause__, msgspec.ValidationError)
+
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+    def test_a_byte_order_mark_does_no_harm(self, encoding: str) -> None:
+        body = json.dumps(WIRE).encode(encoding)
+
+        assert readable(body).alias == "crm"
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b" ",
+            b"OK",
+            b"<html><body>Welcome</body></html>",
+            json.dumps(WIRE).encode()[:-1],
+            json.dumps(WIRE).encode() + b"}",
+            gzip.compress(json.dumps(WIRE).encode()),
+            json.dumps(WIRE).replace("crm", "ü").encode("latin-1"),
+            b"\xff\xfe\x00",
+            b"\xef\xbb\xbf",
+            b'{"alias": NaNa}',
+        ],
+    )
+    def test_what_is_not_json_is_an_error_that_keeps_its_cause(self, body: bytes) -> None:
+        error = unreadable(body, status=202)
+
+        assert error.summary == "the server answered 202, but its body is not JSON"
+        assert isinstance(error.__cause__, ValueError)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b'{"a":' * 200_000,
+            b'{"summary":{"x":' + b"[" * 500_000,
+            b'{"summary":{"x":' + b"[" * 500_000 + b"]" * 500_000 + b"}}",
+        ],
+        ids=["objects", "arrays", "complete"],
+    )
+    def test_nesting_without_end_is_an_error_and_no_crash(self, body: bytes) -> None:
+        error = unreadable(body)
+
+        assert error.summary == "the server answered 200, but its body is not JSON"
+        assert isinstance(error.__cause__, RecursionError)
+
+    @pytest.mark.parametrize("body", [b"null", b"[]", b"1", b'"stopped"', b"true", b"{}"])
+    def test_json_that_is_no_runtime_is_an_error(self, body: bytes) -> None:
+        error = unreadable(body)
+
+        assert error.summary.startswith("the server answered 200, but its body is not the contract")
+        assert isinstance(error.__cause__, msgspec.ValidationError)
+
+    @pytest.mark.parametrize("field", list(WIRE))
+    def test_a_field_of_the_wrong_type_is_named(self, field: str) -> None:
+        assert f"`$.{field}`" in unreadable(json.dumps(WIRE | {field: 5}).encode()).summary
+
+    @pytest.mark.parametrize("field", list(WIRE))
+    def test_a_required_field_that_is_null_is_named(self, field: str) -> None:
+        assert f"`$.{field}`" in unreadable(json.dumps(WIRE | {field: None}).encode()).summary
+
+    @pytest.mark.parametrize("field", list(WIRE))
+    def test_a_required_field_that_is_missing_is_named(self, field: str) -> None:
+        wire = {name: value for name, value in WIRE.items() if name != field}
+
+        assert f"missing required field `{field}`" in unreadable(json.dumps(wire).encode()).summary
+
+    @pytest.mark.parametrize("field", ["id", "workspaceId"])
+    def test_an_id_that_is_no_uuid_is_named(self, field: str) -> None:
+        error = unreadable(json.dumps(WIRE | {field: "ws-1"}).encode())
+
+        assert error.summary == (
+            "the server answered 200, but its body is not the contract's Runtime: "
+            f"Invalid UUID - at `$.{field}`"
+        )
+
+    def test_the_server_took_the_stop_so_it_may_have_stopped(self) -> None:
+        error = unreadable(b"OK")
+
+        assert error.may_have_stopped
+        assert error.status == 200
+        assert error.body == "OK"
+
+    def test_a_key_that_comes_back_is_not_kept(self) -> None:
+        error = unreadable(json.dumps({"you sent": BEARER}).encode())
+
+        assert error.body == '{"you sent": "Bearer ***"}'
+        assert KEY not in f"{error} {vars(error)}"
+
+    @pytest.mark.parametrize("before", range(2048 - len(KEY) - 1, 2050))
+    def test_no_part_of_the_key_is_left_at_the_end_of_the_kept_body(self, before: int) -> None:
+        error = unreadable(b"." * before + KEY.encode() + b"." * 100)
+
+        assert error.body is not None
+        assert len(error.body) == 2048
+        assert set(error.body) <= {".", "*"}
+
+    def test_the_error_survives_pickling(self) -> None:
+        error = unreadable(b"\xff")
+
+        assert vars(pickle.loads(pickle.dumps(error))) == vars(error)  # noqa: S301
+
+    @given(st.binary())
+    def test_any_bytes_are_a_runtime_or_an_error_of_ours(self, body: bytes) -> None:
+        assert unreadable(body).status == 200
+
+
+class TestErrorClass:
+    @pytest.mark.parametrize(
+        ("status", "error_class", "may_have_stopped"),
+        [
+            (400, BctrlValidationError, False),
+            (401, BctrlAuthenticationError, False),
+            (402, BctrlApiError, False),
+            (403, BctrlPermissionError, False),
+            (404, BctrlNotFoundError, False),
+            (405, BctrlApiError, False),
+            (408, BctrlApiError, False),
+            (409, BctrlConflictError, False),
+            (418, BctrlApiError, False),
+            (422, BctrlValidationError, False),
+            (429, BctrlRateLimitError, False),
+            (499, BctrlApiError, False),
+            (500, BctrlServerError, True),
+            (501, BctrlServerError, True),
+            (502, BctrlServerError, True),
+            (503, BctrlServerError, False),
+            (504, BctrlServerError, True),
+            (520, BctrlServerError, True),
+            (599, BctrlServerError, True),
+            (999, BctrlServerError, True),
+        ],
+    )
+    def test_the_status_decides_class_and_whether_it_may_have_stopped(
+        self, status: int, error_class: type[BctrlError], *, may_have_stopped: bool
+    ) -> None:
+        error = read_error(status)
+
+        assert type(error) is error_class
+        assert error.status == status
+        assert error.may_have_stopped is may_have_stopped
+
+    @given(st.integers(300, 999), st.binary(), st.text(), st.text())
+    def test_any_answer_is_an_error_that_pickles_and_is_one_line(
+        self, status: int, body: bytes, header: str, key: str
+    ) -> None:
+        error = read_error(
+            status,
+            body,
+            {"x-request-id": header, "Location": header, "Retry-After": header},
+            f"Bearer {key}",
+        )
+
+        assert vars(pickle.loads(pickle.dumps(error))) == vars(error)  # noqa: S301
+        assert len(str(error).splitlines()) == 1
+
+
+class TestErrorFields:
+    FULL: Mapping[str, object] = {
+        "code": "request.invalid",
+        "error": "alias is wrong",
+        "reasonClass": "invalid_input",
+        "requestId": "req-1",
+        "hint": "Look at the list",
+        "details": {"alias": "?"},
+    }
+
+    def test_every_field_of_the_contract_is_read(self) -> None:
+        error = read_error(400, self.FULL)
+
+        assert error.code == "request.invalid"
+        assert error.message == "alias is wrong"
+        assert error.reason_class == "invalid_input"
+        assert error.request_id == "req-1"
+        assert error.hint == "Look at the list"
+        assert error.body == json.dumps(self.FULL)
+        assert str(error) == (
+            "the server answered 400 request.invalid: alias is wrong (request id req-1). "
+            "Look at the list. Correct the request; sending it again will not help"
+        )
+
+    @pytest.mark.parametrize(
+        ("body", "code", "message"),
+        [
+            ({"code": "c", "error": "words"}, "c", "words"),
+            ({"error": "words"}, None, "words"),
+            ({"message": "words"}, None, "words"),
+            ({"error": {"code": "c", "message": "words"}}, "c", "words"),
+            ({"code": "c", "error": {"message": "words"}}, "c", "words"),
+            ({"error": {}}, None, None),
+            ({"error": {"error": {"message": "too deep"}}}, None, None),
+            ({"title": "Title", "detail": "detail", "status": 400}, None, "detail"),
+            ({"title": "Title", "type": "about:blank"}, None, "Title"),
+            ({"error": "error", "message": "message", "detail": "d"}, None, "error"),
+            ({"error": "", "message": "message"}, None, "message"),
+            ({"error": None, "message": "message"}, None, "message"),
+            ({"error": ["x"], "message": "message"}, None, "message"),
+            ({"code": 17, "error": 5, "message": True}, None, None),
+            ({}, None, None),
+            ([{"error": "x"}], None, None),
+            (None, None, None),
+            (5, None, None),
+            ("words", None, "words"),
+            ("", None, None),
+            (b"words", None, "words"),
+            (b"upstream connect error\n", None, "upstream connect error"),
+            (b"", None, None),
+            (b" \n ", None, None),
+            (b"<html><title>502</title></html>", None, None),
+            (b"\n  <!DOCTYPE html>", None, None),
+            (b'{"code": "c", "error": "wo', None, '{"code": "c", "error": "wo'),
+            (b"\xef\xbb\xbf" + b'{"error": "words"}', None, "words"),
+            (b"caf\xe9", None, "caf\ufffd"),
+        ],
+    )
+    def test_code_and_message_are_found_in_every_shape_of_body(
+        self, body: object, code: str | None, message: str | None
+    ) -> None:
+        error = read_error(400, body)
+
+        assert (error.code, error.message) == (code, message)
+
+    def test_all_fields_are_found_in_an_inner_object(self) -> None:
+        error = read_error(400, {"error": self.FULL})
+
+        assert error.code == "request.invalid"
+        assert error.message == "alias is wrong"
+        assert error.reason_class == "invalid_input"
+        assert error.request_id == "req-1"
+        assert error.hint == "Look at the list"
+
+    @pytest.mark.parametrize(
+        ("status", "words"),
+        [(502, "Bad Gateway"), (404, "Not Found"), (599, "(no reason given)")],
+    )
+    def test_where_the_server_has_no_words_the_status_has(self, status: int, words: str) -> None:
+        assert read_error(status).summary == f"the server answered {status} {words}"
+
+    def test_compressed_bytes_do_no_harm(self) -> None:
+        error = read_error(500, gzip.compress(json.dumps(self.FULL).encode(), mtime=0))
+
+        assert isinstance(error, BctrlServerError)
+        assert error.code is None
+        assert error.body is not None
+        assert error.body.startswith("\x1f\ufffd")
+
+    @pytest.mark.parametrize("body", [b"[" * 900_000, b'{"error":' * 100_000])
+    def test_nesting_without_end_does_no_harm(self, body: bytes) -> None:
+        error = read_error(500, body)
+
+        assert error.message == body[:500].decode()
+
+    def test_a_number_too_long_for_python_does_no_harm(self) -> None:
+        assert read_error(500, b'{"code": ' + b"9" * 5000 + b"}").code is None
+
+    def test_huge_fields_are_cut(self) -> None:
+        huge = "x" * 100_000
+        fields = ("code", "error", "reasonClass", "requestId", "hint")
+
+        error = read_error(400, dict.fromkeys(fields, huge), {"x-request-id": huge})
+
+        assert len(error.body or "") == 2048
+        for value in (error.code, error.message, error.reason_class, error.request_id, error.hint):
+            assert value == "x" * 500
+        assert len(str(error)) < 2500
+
+    def test_a_field_is_one_line_without_control_characters(self) -> None:
+        words = " a\nb\r\n\x1b[31mc\x00\x7f\x85d\u2028e\u2029f\tg "
+
+        error = read_error(400, dict.fromkeys(("code", "error", "requestId", "hint"), words))
+
+        assert error.code == error.message == error.request_id == error.hint == "a b [31mc d e f g"
+        assert str(error).isprintable()
+
+    def test_a_plain_text_body_is_one_line_without_control_characters(self) -> None:
+        assert read_error(500, b"a\n\x1b[2Jb\r\n").message == "a [2Jb"
+
+    def test_a_conflict_that_is_none_says_that_nothing_is_to_do(self) -> None:
+        error = read_error(409, {"code": "runtime.not_active", "error": "not active"})
+
+        assert isinstance(error, BctrlConflictError)
+        assert error.already_stopped
+        assert error.cure == "Nothing to do: it is not running"
+
+    @pytest.mark.parametrize(
+        ("body", "headers", "request_id"),
+        [
+            ({"requestId": "b"}, {"X-Request-Id": "x", "X-Bctrl-Request-Id": "y"}, "b"),
+            ({}, {"X-Request-Id": "x", "X-Bctrl-Request-Id": "y"}, "x"),
+            ({}, {"X-Bctrl-Request-Id": "y"}, "y"),
+            ({"requestId": ""}, {"X-Request-Id": " ", "X-Bctrl-Request-Id": "y"}, "y"),
+            ({"requestId": 5}, {"x-request-id": "x"}, "x"),
+            ({}, {"X-Request-Id": "a\tb"}, "a b"),
+            ({}, {}, None),
+        ],
+    )
+    def test_the_request_id_is_the_bodys_before_that_of_the_headers(
+        self, body: object, headers: Mapping[str, str], request_id: str | None
+    ) -> None:
+        assert read_error(500, body, headers).request_id == request_id
+
+    @pytest.mark.parametrize("status", [400, 429, 503])
+    def test_what_the_server_asks_to_wait_is_kept(self, status: int) -> None:
+        assert read_error(status, b"", {"Retry-After": "7"}).retry_after == 7.0
+        assert read_error(status).retry_after is None
+
+
+class TestKeyThatComesBack:
+    """Fault: the key in debug logs (openai-python#1082)."""
+
+    @pytest.mark.parametrize("status", [307, 401, 409, 500])
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"code": KEY, "error": BEARER, "reasonClass": KEY, "requestId": KEY, "hint": KEY},
+            {"error": {"code": f"x{KEY}x", "message": f"{KEY}{KEY}"}},
+            {"details": {"headers": {"Authorization": BEARER}}},
+            {KEY: KEY},
+            BEARER,
+            [KEY],
+            f"no such key: {KEY}".encode(),
+            f"<html>{KEY}</html>".encode(),
+            f'{{"error": "{KEY}'.encode(),
+            b"\xff" + KEY.encode(),
+        ],
+    )
+    def test_it_is_in_no_attribute_and_no_text(self, status: int, body: object) -> None:
+        headers = {"X-Request-Id": KEY, "X-Bctrl-Request-Id": KEY, "Location": f"/?key={KEY}"}
+
+        error = read_error(status, body, headers)
+
+        assert KEY not in f"{error} {error!r} {vars(error)}"
+
+    @pytest.mark.parametrize("before", range(2048 - len(KEY) - 1, 2050))
+    def test_no_part_of_it_is_left_where_the_body_is_cut(self, before: int) -> None:
+        error = read_error(400, b"." * before + KEY.encode() + b"." * 100)
+
+        assert error.body is not None
+        assert len(error.body) == 2048
+        assert set(error.body) <= {".", "*"}
+
+    @pytest.mark.parametrize("before", range(500 - len(KEY) - 1, 502))
+    def test_no_part_of_it_is_left_where_a_message_is_cut(self, before: int) -> None:
+        error = read_error(400, {"error": "." * before + KEY + "." * 100})
+
+        assert error.message is not None
+        assert set(error.message) <= {".", "*"}
+
+    def test_a_placeholder_too_short_for_a_key_leaves_words_alone(self) -> None:
+        error = read_error(400, {"error": "a kettle of fish"}, authorization="Bearer k")
+
+        assert error.message == "a kettle of fish"
+
+
+class TestRedirects:
+    @pytest.mark.parametrize(
+        ("status", "may_have_stopped"),
+        [
+            (300, True),
+            (301, True),
+            (302, True),
+            (303, True),
+            (304, True),
+            (307, False),
+            (308, False),
+        ],
+    )
+    def test_a_redirect_is_an_error_that_says_where_the_api_is(
+        self, status: int, *, may_have_stopped: bool
+    ) -> None:
+        """Fault: redirects followed with the key attached (browserbase, steel)."""
+        error = read_error(status, b"moved", {"Location": "https://elsewhere.example.com/v1"})
+
+        assert type(error) is BctrlResponseError
+        assert error.status == status
+        assert error.may_have_stopped is may_have_stopped
+        assert error.summary == (
+            f"the server answered {status}, a redirect to https://elsewhere.example.com/v1, which "
+            "is not followed: it would take the key and the stop elsewhere"
+        )
+        assert str(error).endswith("Set base_url to where the API really is")
+
+    @pytest.mark.parametrize("headers", [{}, {"Location": ""}, {"Location": " \t "}])
+    def test_a_redirect_to_nowhere_is_an_error_too(self, headers: Mapping[str, str]) -> None:
+        assert "302, a redirect, which is not followed" in read_error(302, b"", headers).summary
+
+    def test_its_target_is_cut_and_one_line(self) -> None:
+        error = read_error(302, b"", {"Location": "/a\x1b\u2028b" + "x" * 9000})
+
+        assert "a redirect to /a bxx" in error.summary
+        assert str(error).isprintable()
+        assert len(str(error)) < 1000
+
+
+class TestRetryAfter:
+    @pytest.mark.parametrize(
+        ("value", "seconds"),
+        [
+            ("0", 0.0),
+            ("1", 1.0),
+            (" 30 ", 30.0),
+            ("007", 7.0),
+            ("1.5", 1.5),
+            ("86400", 86400.0),
+            ("31536000", 31536000.0),
+            ("31536001", 31536000.0),
+            ("9" * 30, 31536000.0),
+        ],
+    )
+    def test_seconds_are_read_and_a_year_is_the_longest(self, value: str, seconds: float) -> None:
+        """Fault: `Retry-After` over a limit is ignored or shortened, or waited out (openai)."""
+        assert retry_after({"Retry-After": value}) == seconds
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "",
+            " ",
+            "-1",
+            "-0",
+            "+5",
+            "1.",
+            ".5",
+            "1e9",
+            "0x10",
+            "1_000",
+            "inf",
+            "Infinity",
+            "nan",
+            "\uff11\uff12",  # Digits, and `float` reads them.
+            "\u0661",
+            "12\u00b2",
+            "soon",
+            "30s",
+            "5 minutes",
+            "1, 2",
+            "9" * 5000,
+            "2026-11-25T09:31:00Z",
+            "Wed, 32 Nov 2026 09:31:00 GMT",
+            "Wed, 25 Nov 2026 25:61:00 GMT",
+            "Wed, 25 Nov 99999 09:31:00 GMT",
+            "Wed, 25 Nov 2026 09:31:00 +9999999",
+        ],
+    )
+    def test_what_is_negative_or_unreadable_is_as_good_as_absent(self, value: str) -> None:
+        assert retry_after({"Retry-After": value}) is None
+        assert retry_after({"retry-after-ms": value}) is None
+
+    @pytest.mark.parametrize(
+        ("value", "seconds"), [("0", 0.0), ("1", 0.001), ("1500", 1.5), ("250.5", 0.2505)]
+    )
+    def test_milliseconds_are_read(self, value: str, seconds: float) -> None:
+        """Fault: Retry-After-ms is compared as str to int and ignored (vendor's SDK 0.3.0)."""
+        assert retry_after({"Retry-After-Ms": value}) == seconds
+
+    def test_a_year_is_the_longest_in_milliseconds_too(self) -> None:
+        assert retry_after({"retry-after-ms": "9" * 30}) == 31536000.0
+
+    def test_milliseconds_are_finer_and_win(self) -> None:
+        assert retry_after({"retry-after-ms": "1500", "Retry-After": "2"}) == 1.5
+
+    @pytest.mark.parametrize("value", ["", "-1", "soon", "nan"])
+    def test_unreadable_milliseconds_leave_the_word_to_seconds(self, value: str) -> None:
+        assert retry_after({"retry-after-ms": value, "Retry-After": "2"}) == 2.0
+
+    @pytest.mark.parametrize(
+        ("value", "seconds"),
+        [
+            ("Wed, 25 Nov 2026 09:31:00 GMT", 60.0),
+            ("Wednesday, 25-Nov-26 09:31:00 GMT", 60.0),
+            ("Wed Nov 25 09:31:00 2026", 60.0),
+            ("Wed, 25 Nov 2026 09:31:00", 60.0),
+            ("Wed, 25 Nov 2026 09:31:00 -0000", 60.0),
+            ("Wed, 25 Nov 2026 10:31:00 +0100", 60.0),
+            ("Wed, 25 Nov 2026 09:29:00 GMT", 0.0),
+            ("Mon, 01 Jan 0001 00:00:00 GMT", 0.0),
+            ("Sun, 29 Nov 2026 09:30:00 GMT", 4 * 86400.0),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", 31536000.0),
+        ],
+    )
+    def test_a_date_is_measured_against_now_and_the_past_is_zero(
+        self, value: str, seconds: float
+    ) -> None:
+        assert retry_after({"Retry-After": value}) == seconds
+
+    @pytest.mark.parametrize("skew", [timedelta(hours=-3), timedelta(), timedelta(days=2)])
+    def test_a_date_is_measured_against_the_servers_own_clock(self, skew: timedelta) -> None:
+        there = NOW + skew
+        headers = {
+            "Date": format_datetime(there, usegmt=True),
+            "Retry-After": format_datetime(there + timedelta(seconds=45), usegmt=True),
+        }
+
+        assert retry_after(headers) == 45.0
+
+    @pytest.mark.parametrize("date", ["", " ", "now", "9" * 5000, "Wed, 32 Nov 2026 09:31:00 GMT"])
+    def test_a_date_header_that_cannot_be_read_leaves_the_word_to_our_clock(
+        self, date: str
+    ) -> None:
+        headers = {"Date": date, "Retry-After": "Wed, 25 Nov 2026 09:31:00 GMT"}
+
+        assert retry_after(headers) == 60.0
+
+    def test_our_clock_may_stand_in_any_zone(self) -> None:
+        now = NOW.astimezone(timezone(timedelta(hours=-7)))
+
+        assert _protocol.retry_after({"Retry-After": "Wed, 25 Nov 2026 09:31:00 GMT"}, now) == 60.0
+
+    def test_absent_is_none(self) -> None:
+        assert retry_after({}) is None
+
+    # Pieces of dates and numbers, to reach further into the parser than any text would.
+    header = st.text() | st.lists(
+        st.sampled_from(
+            [
+                "Wed,",
+                "25",
+                "Nov",
+                "2026",
+                "09:31:00",
+                "GMT",
+                "+0100",
+                "-0000",
+                "-",
+                "+",
+                ":",
+                ".",
+                ",",
+            ]
+        )
+        | st.sampled_from(
+            [" ", "99999999999", "0", "-5", "T", "Z", "e9", "inf", "+99999", "\uff11"]
+        ),
+        max_size=9,
+    ).map(" ".join)
+
+    @given(
+        st.fixed_dictionaries(
+            {}, optional={"Retry-After": header, "retry-after-ms": header, "Date": header}
+        )
+    )
+    @example({"Retry-After": "Fri, 31 Dec 9999 23:59:59 -2359", "Date": "1 Jan 1 00:00:00 +2359"})
+    def test_any_header_gives_none_or_a_wait_that_a_clock_can_take(
+        self, headers: dict[str, str]
+    ) -> None:
+        wait = retry_after(headers)
+
+        assert wait is None or (math.isfinite(wait) and wait >= 0)
+
+
+def test_quoting_agrees_with_the_standard_library() -> None:
+    printable = "".join(map(chr, range(0x20, 0x7F)))
+
+    assert _protocol.path_segment(printable, "alias") == quote(printable, safe="")

@@ -1,0 +1,302 @@
+"""What is tried again, how often, after how long; and what an attempt may have done."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from servers import answering, http_answer, raw_server
+
+from bctrl_async import (
+    BctrlApiError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlRateLimitError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlSession,
+    BctrlTimeoutError,
+    RetryPolicy,
+    Runtime,
+    RuntimeStatus,
+)
+from bctrl_async.emulator import Emulator, Fault
+
+Connect = Callable[..., BctrlSession]
+GOOD = http_answer(
+    "200 OK",
+    b'{"alias":"crm","createdAt":"","driver":"","id":"7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",'
+    b'"kind":"browser","status":"stopped","updatedAt":"",'
+    b'"workspaceId":"7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f"}',
+)
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.RATE_LIMITED, Fault.SERVER_ERROR, Fault.UNAVAILABLE, Fault.DROP_BEFORE]
+)
+async def test_a_fault_that_did_nothing_is_tried_again(
+    emulator: Emulator, session: BctrlSession, pauses: list[float], fault: Fault
+) -> None:
+    """Fault: a POST on a connection the server just closed is not sent again (aiohttp#6138)."""
+    emulator.inject(fault)
+
+    runtime = await session.stop_runtime("ws-1", "crm")
+
+    assert runtime.status is RuntimeStatus.STOPPED
+    assert emulator.received["ws-1", "crm"] == 2
+    assert len(pauses) == 1
+
+
+async def test_a_kept_alive_connection_closed_under_the_client_is_replaced(
+    emulator: Emulator, session: BctrlSession, pauses: list[float]
+) -> None:
+    """Fault: a POST on a connection the server just closed is not sent again (aiohttp#6138)."""
+    for number in range(20):
+        emulator.add_runtime("ws-1", f"r{number}")
+        emulator.inject(Fault.CLOSE_KEPT_ALIVE)
+        await session.stop_runtime("ws-1", f"r{number}")
+    # Whatever the client learned too late was sent again, after the full jitter's short wait.
+    assert all(delay <= 0.001 for delay in pauses)
+
+
+@pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.BAD_GATEWAY, Fault.GATEWAY_TIMEOUT])
+async def test_a_conflict_after_an_attempt_that_worked_unseen_says_that_it_may_have_stopped(
+    emulator: Emulator, session: BctrlSession, fault: Fault
+) -> None:
+    emulator.inject(fault)
+
+    with pytest.raises(BctrlConflictError) as caught:
+        await session.stop_runtime("ws-1", "crm")
+
+    error = caught.value
+    assert error.already_stopped
+    assert error.may_have_stopped
+    assert error.attempts == 2
+    assert error.__notes__[0].startswith("attempt 1: ")
+
+
+@pytest.mark.parametrize("status", ["400", "401", "403", "404", "405", "409", "410", "422", "451"])
+async def test_another_4xx_is_never_sent_again_whatever_headers_it_carries(
+    status: str, pauses: list[float]
+) -> None:
+    """Fault: a 400 that carries Retry-After is sent again, four times (azure-core)."""
+    seen: list[bytes] = []
+
+    async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
+        seen.append(head)
+        writer.write(http_answer(f"{status} No", b"{}", "Retry-After: 0", "retry-after-ms: 1"))
+
+    async with raw_server(handle) as url, BctrlSession("k", base_url=url) as session:
+        with pytest.raises(BctrlApiError) as caught:
+            await session.stop_runtime("ws-1", "crm")
+    assert (len(seen), pauses, caught.value.may_have_stopped) == (1, [], False)
+
+
+@pytest.mark.parametrize("status", ["408", "500", "502", "504", "599"])
+async def test_other_failures_of_the_server_spend_attempts(
+    status: str, pauses: list[float]
+) -> None:
+    async with (
+        raw_server(answering(http_answer(f"{status} X"))) as url,
+        BctrlSession("k", base_url=url) as session,
+    ):
+        with pytest.raises(BctrlApiError) as caught:
+            await session.stop_runtime("ws-1", "crm")
+        assert (caught.value.attempts, len(pauses)) == (4, 3)
+        with pytest.raises(BctrlApiError) as caught:
+            await session.stop_runtime("ws-1", "crm", retry=RetryPolicy(attempts=2))
+    assert caught.value.attempts == 2
+    assert caught.value.may_have_stopped is (status != "408")
+
+
+async def test_throttling_spends_no_attempts(pauses: list[float]) -> None:
+    answers = [http_answer("429 X")] * 10 + [http_answer("503 X")] * 10 + [GOOD]
+    async with (
+        raw_server(answering(*answers)) as url,
+        BctrlSession("k", base_url=url, retry=RetryPolicy(attempts=1)) as session,
+    ):
+        await session.stop_runtime("ws-1", "crm")
+    assert len(pauses) == 20
+
+
+def http_date_in(seconds: int) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "least"),
+    [
+        (["Retry-After: 30"], 30.0),
+        (["retry-after-ms: 2500"], 2.5),
+        (["Retry-After: 30", "Retry-After-Ms: 2500"], 2.5),
+        (["Retry-After: {in 45 s}"], 40.0),
+        (["Retry-After: Wed, 21 Oct 2099 07:28:30 GMT", "Date: Wed, 21 Oct 2099 07:28:00 GMT"], 30),
+        (["Retry-After: 0"], 0.0),
+        (["Retry-After: -3"], 0.0),
+        (["Retry-After: soon"], 0.0),
+        (["retry-after-ms: 1e9"], 0.0),
+        (["Retry-After: Wed, 21 Oct 2015 07:28:00 GMT"], 0.0),
+    ],
+)
+@pytest.mark.parametrize("status", ["429", "503"])
+async def test_retry_after_is_a_floor_to_the_wait_in_each_of_its_forms(
+    status: str, headers: list[str], least: float, pauses: list[float]
+) -> None:
+    """Fault: Retry-After-ms is compared as str to int and ignored (the vendor's SDK 0.3.0)."""
+    headers = [header.replace("{in 45 s}", http_date_in(45)) for header in headers]
+    answers = http_answer(f"{status} X", b"", *headers), GOOD
+    async with raw_server(answering(*answers)) as url, BctrlSession("k", base_url=url) as session:
+        await session.stop_runtime("ws-1", "crm")
+    [delay] = pauses
+    assert least <= delay <= least + 5.0
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Retry-After: 61",
+        "Retry-After: 259200",
+        f"Retry-After: {'9' * 29}",
+        "retry-after-ms: 60001",
+        "Retry-After: Fri, 31 Dec 2999 23:59:59 GMT",
+    ],
+)
+async def test_a_retry_after_beyond_the_patience_ends_the_call_at_once(
+    header: str, pauses: list[float]
+) -> None:
+    """Fault: a long Retry-After is shortened, so the client knocks early, or is waited out."""
+    async with (
+        raw_server(answering(http_answer("429 X", b"", header))) as url,
+        BctrlSession("k", base_url=url) as session,
+    ):
+        with pytest.raises(BctrlRateLimitError) as caught:
+            await session.stop_runtime("ws-1", "crm")
+    assert (caught.value.attempts, pauses) == (1, [])
+    assert caught.value.retry_after is not None
+    assert caught.value.retry_after > 60
+
+
+async def test_without_patience_the_first_429_ends_the_call(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    emulator.inject(Fault.RATE_LIMITED)
+    with pytest.raises(BctrlRateLimitError) as caught:
+        await session.stop_runtime("ws-1", "crm", retry=RetryPolicy(patience=0))
+    assert caught.value.may_have_stopped is False
+
+
+async def test_only_the_chosen_statuses_are_tried_again(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    emulator.inject(Fault.SERVER_ERROR)
+    with pytest.raises(BctrlServerError):
+        await session.stop_runtime("ws-1", "crm", retry=RetryPolicy(statuses=frozenset({503})))
+
+
+async def test_a_refused_connection_says_that_nothing_was_sent(emulator: Emulator) -> None:
+    """Fault: timeouts and refusals leak as the HTTP library's own exceptions (the vendor's SDK)."""
+    await emulator.close()
+    async with BctrlSession(
+        "k", base_url=emulator.url, retry=RetryPolicy(attempts=3, base=0.001)
+    ) as session:
+        with pytest.raises(BctrlNetworkError, match="no connection") as caught:
+            await session.stop_runtime("ws-1", "crm")
+    assert (caught.value.attempts, caught.value.may_have_stopped) == (3, False)
+
+
+async def test_a_name_that_does_not_resolve_says_that_nothing_was_sent() -> None:
+    async with BctrlSession(
+        "k", base_url="https://bctrl.invalid", retry=RetryPolicy(attempts=1)
+    ) as session:
+        with pytest.raises(BctrlNetworkError, match=r"bctrl\.invalid") as caught:
+            await session.stop_runtime("ws-1", "crm")
+    assert caught.value.may_have_stopped is False
+
+
+async def test_no_answer_in_time_is_a_timeout_error_that_says_the_stop_may_have_worked(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    """Fault: timeouts leak as the HTTP library's own exception (the vendor's SDK)."""
+    emulator.inject(Fault.HANG, Fault.HANG)
+    with pytest.raises(TimeoutError) as caught:
+        await session.stop_runtime(
+            "ws-1", "crm", timeout=0.05, retry=RetryPolicy(attempts=2, base=0.001)
+        )
+    assert isinstance(caught.value, BctrlTimeoutError)
+    assert (caught.value.attempts, caught.value.may_have_stopped) == (2, True)
+
+
+async def test_a_connection_that_never_stands_is_a_timeout_that_sent_nothing() -> None:
+    # A listener with a full backlog: the kernel drops further SYNs, so connecting hangs.
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.settimeout(0)
+            filler.connect_ex(address)
+        try:
+            async with BctrlSession(
+                "k", base_url=f"http://127.0.0.1:{address[1]}", retry=RetryPolicy(attempts=1)
+            ) as session:
+                with pytest.raises(BctrlTimeoutError, match="no connection") as caught:
+                    await session.stop_runtime("ws-1", "crm", timeout=0.2)
+        finally:
+            for filler in fillers:
+                filler.close()
+    assert caught.value.may_have_stopped is False
+
+
+async def test_a_body_that_drips_too_slowly_is_a_timeout_after_a_200(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    emulator.inject(Fault.SLOW_DRIP)
+    with pytest.raises(BctrlTimeoutError) as caught:
+        await session.stop_runtime("ws-1", "crm", timeout=0.2)
+    assert (caught.value.status, caught.value.attempts) == (200, 1)
+    assert caught.value.may_have_stopped
+
+
+@pytest.mark.parametrize("fault", [Fault.TRUNCATED_JSON, Fault.MALFORMED_JSON])
+async def test_a_200_that_cannot_be_read_is_not_asked_for_again(
+    emulator: Emulator, session: BctrlSession, fault: Fault
+) -> None:
+    emulator.inject(fault)
+    with pytest.raises(BctrlResponseError):
+        await session.stop_runtime("ws-1", "crm")
+    assert emulator.received["ws-1", "crm"] == 1
+
+
+async def test_a_wait_between_attempts_holds_no_connection_slot(
+    emulator: Emulator, connect: Connect
+) -> None:
+    emulator.inject(Fault.UNAVAILABLE, alias="crm")  # with Retry-After: 1
+    emulator.add_runtime("ws-1", "mail")
+    async with connect(max_connections=1) as session:
+        waiting = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        while not emulator.requests:
+            await asyncio.sleep(0)
+        await session.stop_runtime("ws-1", "mail")
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    assert emulator.received["ws-1", "crm"] == 1
+
+
+@pytest.mark.parametrize("fault", Fault)
+async def test_no_fault_makes_a_foreign_exception_leave_the_call(
+    emulator: Emulator, session: BctrlSession, fault: Fault
+) -> None:
+    """Fault: timeouts leak as the HTTP library's own exception (the vendor's SDK)."""
+    emulator.inject(*[fault] * 2)
+    retry = RetryPolicy(attempts=2, base=0.001, patience=0.001)
+    [ended] = await asyncio.gather(
+        session.stop_runtime("ws-1", "crm", timeout=0.2, retry=retry), return_exceptions=True
+    )
+    assert isinstance(ended, Runtime | BctrlError)

@@ -1,0 +1,363 @@
+"""When a stop is tried again, for how long, and what its last error says of those before it."""
+
+import random
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bctrl_async._retry import Retries, RetryPolicy, is_transient
+from bctrl_async.errors import (
+    BctrlApiError,
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlNotFoundError,
+    BctrlPermissionError,
+    BctrlRateLimitError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlTimeoutError,
+    BctrlValidationError,
+)
+
+
+def no_jitter(low: float, high: float) -> float:
+    """Wait as long as jitter could make it, so that a delay is one number."""
+    assert low == 0.0
+    return high
+
+
+def least_jitter(low: float, high: float) -> float:
+    assert low <= high
+    return low
+
+
+def broken() -> BctrlNetworkError:
+    return BctrlNetworkError("the connection broke", may_have_stopped=True)
+
+
+def throttled(retry_after: float | None = None, status: int = 429) -> BctrlError:
+    error_class = BctrlRateLimitError if status == 429 else BctrlServerError
+    return error_class(f"the server answered {status}", status=status, retry_after=retry_after)
+
+
+def answered(status: int, retry_after: float | None = None) -> BctrlApiError:
+    return BctrlServerError(
+        f"the server answered {status}",
+        status=status,
+        may_have_stopped=True,
+        retry_after=retry_after,
+    )
+
+
+def delays(retries: Retries, errors: Iterable[BctrlError]) -> list[float | None]:
+    return [retries.delay(error, now=0.0) for error in errors]
+
+
+class TestPolicy:
+    def test_its_defaults_are_those_of_the_documentation(self) -> None:
+        policy = RetryPolicy()
+
+        assert (policy.attempts, policy.base, policy.cap, policy.patience) == (4, 0.5, 20.0, 60.0)
+        assert policy.statuses == {408, 429, *range(500, 600)}
+
+    @pytest.mark.parametrize("attempts", [0, -1, 1.5, True, "3", None])
+    def test_attempts_that_are_no_count_are_refused(self, attempts: int) -> None:
+        with pytest.raises(BctrlConfigError, match=r"^attempts is"):
+            RetryPolicy(attempts=attempts)
+
+    @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "1", None])
+    def test_limits_of_the_backoff_that_are_no_time_are_refused(self, value: float) -> None:
+        with pytest.raises(BctrlConfigError, match=r"^base is"):
+            RetryPolicy(base=value)
+        with pytest.raises(BctrlConfigError, match=r"^cap is"):
+            RetryPolicy(cap=value)
+
+    @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), True, "1", None])
+    def test_patience_that_is_no_time_is_refused(self, value: float) -> None:
+        with pytest.raises(BctrlConfigError, match=r"^patience is"):
+            RetryPolicy(patience=value)
+
+    def test_no_patience_at_all_is_a_choice(self) -> None:
+        assert RetryPolicy(patience=0).patience == 0
+
+    @pytest.mark.parametrize("status", [200, 302, 400, 401, 403, 404, 409, 422, 499, 600])
+    def test_a_status_that_would_fail_again_cannot_be_chosen(self, status: int) -> None:
+        with pytest.raises(
+            BctrlConfigError, match=rf"^statuses contains {status}\. Choose from 408"
+        ):
+            RetryPolicy(statuses=frozenset({429, status}))
+
+    @pytest.mark.parametrize("statuses", [frozenset(), frozenset({503}), frozenset({408, 599})])
+    def test_any_choice_of_the_others_is_taken(self, statuses: frozenset[int]) -> None:
+        assert RetryPolicy(statuses=statuses).statuses == statuses
+
+    def test_a_policy_cannot_be_changed(self) -> None:
+        with pytest.raises(AttributeError, match="immutable"):
+            RetryPolicy().attempts = 9  # type: ignore[misc]
+
+
+class TestBackoff:
+    @pytest.mark.parametrize(
+        ("failures", "longest"), [(1, 0.5), (2, 1.0), (3, 2.0), (6, 16.0), (7, 20.0), (8, 20.0)]
+    )
+    def test_the_longest_wait_doubles_up_to_the_cap(self, failures: int, longest: float) -> None:
+        assert RetryPolicy().backoff(failures, no_jitter) == longest
+
+    @given(
+        failures=st.integers(1, 10**6),
+        base=st.floats(1e-9, 1e308),
+        cap=st.floats(1e-9, 1e308),
+        seed=st.integers(),
+    )
+    def test_a_wait_is_anywhere_between_zero_and_the_cap(
+        self, failures: int, base: float, cap: float, seed: int
+    ) -> None:
+        policy = RetryPolicy(base=base, cap=cap)
+
+        wait = policy.backoff(failures, random.Random(seed).uniform)  # noqa: S311
+
+        assert 0 <= wait <= min(cap, base * 2.0 ** min(failures - 1, 1000))
+
+    def test_jitter_is_full(self) -> None:
+        uniform = random.Random(1).uniform  # noqa: S311
+
+        waits = [RetryPolicy().backoff(3, uniform) for _ in range(1000)]
+
+        assert min(waits) < 0.1
+        assert max(waits) > 1.9
+        assert 0.9 < sum(waits) / len(waits) < 1.1
+
+    def test_jitter_is_random_unless_it_is_given(self) -> None:
+        waits = [Retries(RetryPolicy()).delay(broken(), now=0.0) for _ in range(10)]
+
+        assert len(set(waits)) == 10
+        assert all(wait is not None and 0 <= wait <= 0.5 for wait in waits)
+
+
+class TestAttempts:
+    def test_a_stop_fails_with_the_last_of_its_attempts(self) -> None:
+        retries = Retries(RetryPolicy(attempts=4), no_jitter)
+
+        assert delays(retries, [broken() for _ in range(4)]) == [0.5, 1.0, 2.0, None]
+
+    def test_one_attempt_is_no_retry(self) -> None:
+        assert delays(Retries(RetryPolicy(attempts=1), no_jitter), [broken()]) == [None]
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            BctrlNetworkError("no connection"),
+            BctrlTimeoutError("no answer within 60 s", may_have_stopped=True),
+            BctrlTimeoutError("no connection within 54 s"),
+            BctrlResponseError("the answer is not HTTP", may_have_stopped=True),
+            BctrlApiError("the server answered 408", status=408),
+            answered(500),
+            answered(502),
+            answered(504),
+            answered(599),
+        ],
+        ids=lambda error: error.summary,
+    )
+    def test_what_may_pass_is_tried_again(self, error: BctrlError) -> None:
+        """Fault: a POST on a connection the server just closed is not resent (aiohttp#6138)."""
+        assert Retries(RetryPolicy(attempts=2), no_jitter).delay(error, now=0.0) == 0.5
+
+    @pytest.mark.parametrize("retry_after", [None, 0.0, 1.0])
+    @pytest.mark.parametrize(
+        ("error_class", "status"),
+        [
+            (BctrlValidationError, 400),
+            (BctrlAuthenticationError, 401),
+            (BctrlApiError, 402),
+            (BctrlPermissionError, 403),
+            (BctrlNotFoundError, 404),
+            (BctrlConflictError, 409),
+            (BctrlApiError, 418),
+            (BctrlValidationError, 422),
+            (BctrlApiError, 425),
+            (BctrlResponseError, 302),
+            (BctrlResponseError, 307),
+        ],
+    )
+    def test_a_final_no_is_never_tried_again_whatever_headers_it_carries(
+        self, error_class: type[BctrlError], status: int, retry_after: float | None
+    ) -> None:
+        """Fault: a 400 that carries `Retry-After` is sent again, four times (azure-core)."""
+        error = error_class("no", status=status, retry_after=retry_after)
+
+        assert Retries(RetryPolicy(), no_jitter).delay(error, now=0.0) is None
+
+    @pytest.mark.parametrize("error_class", [BctrlResponseError, BctrlTimeoutError])
+    def test_a_success_that_cannot_be_read_is_not_asked_for_again(
+        self, error_class: type[BctrlError]
+    ) -> None:
+        error = error_class("unreadable", status=200, may_have_stopped=True)
+
+        assert Retries(RetryPolicy(), no_jitter).delay(error, now=0.0) is None
+
+    def test_a_call_that_cannot_be_made_is_not_tried_again(self) -> None:
+        assert not is_transient(BctrlConfigError("the session is closed"), frozenset({503}))
+
+    def test_a_status_that_is_not_chosen_is_not_tried_again(self) -> None:
+        policy = RetryPolicy(statuses=frozenset({503}))
+
+        assert Retries(policy, no_jitter).delay(answered(500), now=0.0) is None
+        assert Retries(policy, no_jitter).delay(throttled(), now=0.0) is None
+        assert Retries(policy, no_jitter).delay(throttled(status=503), now=0.0) == 0.5
+
+
+class TestPatience:
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_being_throttled_costs_no_attempts(self, status: int) -> None:
+        retries = Retries(RetryPolicy(attempts=2), no_jitter)
+
+        assert delays(retries, [throttled(status=status) for _ in range(9)]) == [
+            *(0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+            *(20.0, 20.0, 20.0),
+        ]
+        assert delays(retries, [broken(), broken()]) == [0.5, None]
+
+    def test_patience_counts_from_the_first_throttle(self) -> None:
+        retries = Retries(RetryPolicy(patience=60.0), least_jitter)
+
+        assert retries.delay(throttled(), now=1000.0) == 0.0
+        assert retries.delay(throttled(), now=1059.9) == 0.0
+        assert retries.delay(throttled(), now=1060.0) is None
+
+    def test_failures_before_the_first_throttle_cost_no_patience(self) -> None:
+        retries = Retries(RetryPolicy(patience=60.0), least_jitter)
+
+        assert retries.delay(broken(), now=0.0) == 0.0
+        assert retries.delay(throttled(), now=500.0) == 0.0
+        assert retries.delay(throttled(), now=559.0) == 0.0
+
+    def test_without_patience_the_first_throttle_is_the_last(self) -> None:
+        assert Retries(RetryPolicy(patience=0), no_jitter).delay(throttled(), now=5.0) is None
+
+    def test_a_wait_for_jitter_does_not_outlast_patience(self) -> None:
+        retries = Retries(RetryPolicy(base=20.0, patience=5.0), no_jitter)
+
+        assert retries.delay(throttled(), now=0.0) == 5.0
+
+    def test_it_waits_as_long_as_the_server_asks(self) -> None:
+        retries = Retries(RetryPolicy(), least_jitter)
+
+        assert retries.delay(throttled(retry_after=7.0), now=0.0) == 7.0
+
+    def test_it_may_wait_longer_than_the_server_asks(self) -> None:
+        retries = Retries(RetryPolicy(base=8.0), no_jitter)
+
+        assert retries.delay(throttled(retry_after=7.0), now=0.0) == 8.0
+
+    def test_a_wait_of_zero_is_still_jittered(self) -> None:
+        retries = Retries(RetryPolicy(), no_jitter)
+
+        assert retries.delay(throttled(retry_after=0.0), now=0.0) == 0.5
+
+    def test_all_that_is_left_of_patience_may_be_asked_for(self) -> None:
+        retries = Retries(RetryPolicy(patience=60.0), no_jitter)
+
+        assert retries.delay(throttled(retry_after=60.0), now=0.0) == 60.0
+
+    @pytest.mark.parametrize("retry_after", [60.5, 86400.0, 31536000.0])
+    def test_a_wait_beyond_patience_is_given_up_at_once(self, retry_after: float) -> None:
+        """Fault: a `Retry-After` of days is shortened, or waited out (openai; pi#4991)."""
+        retries = Retries(RetryPolicy(patience=60.0), no_jitter)
+
+        assert retries.delay(throttled(retry_after=retry_after), now=0.0) is None
+
+    def test_it_is_what_is_left_of_patience_that_counts(self) -> None:
+        retries = Retries(RetryPolicy(patience=60.0), least_jitter)
+
+        assert retries.delay(throttled(retry_after=20.0), now=0.0) == 20.0
+        assert retries.delay(throttled(retry_after=39.0), now=20.0) == 39.0
+        assert retries.delay(throttled(retry_after=20.0), now=59.0) is None
+
+    @given(
+        st.lists(st.tuples(st.none() | st.floats(0, 100), st.floats(0, 30)), max_size=20),
+        st.floats(0, 120),
+        st.integers(),
+    )
+    def test_it_never_knocks_earlier_than_asked_nor_waits_past_its_patience(
+        self, throttles: list[tuple[float | None, float]], patience: float, seed: int
+    ) -> None:
+        """Fault: `Retry-After` over a limit is shortened, so the client knocks early (openai)."""
+        retries = Retries(RetryPolicy(patience=patience), random.Random(seed).uniform)  # noqa: S311
+        now = 0.0
+        for retry_after, took in throttles:
+            delay = retries.delay(throttled(retry_after), now)
+            if delay is None:
+                assert now >= patience or (retry_after or 0.0) > patience - now
+                return
+            assert delay >= (retry_after or 0.0)
+            assert now + delay <= patience or delay == pytest.approx(patience - now)
+            now += delay + took
+
+
+class TestAccount:
+    def test_each_earlier_attempt_is_a_note_on_the_last(self) -> None:
+        retries = Retries(RetryPolicy(), no_jitter)
+        first, second, last = throttled(), broken(), answered(500)
+        delays(retries, [first, second, last])
+
+        retries.account(last)
+
+        assert last.__notes__ == [
+            "attempt 1: the server answered 429",
+            "attempt 2: the connection broke",
+        ]
+
+    def test_the_only_attempt_has_no_notes(self) -> None:
+        retries = Retries(RetryPolicy(attempts=1), no_jitter)
+        error = broken()
+        retries.delay(error, now=0.0)
+
+        retries.account(error)
+
+        assert not hasattr(error, "__notes__")
+
+    def test_an_error_that_was_no_attempt_tells_of_all_of_them(self) -> None:
+        retries = Retries(RetryPolicy(), no_jitter)
+        retries.delay(broken(), now=0.0)
+        closed = BctrlConfigError("the session is closed")
+
+        retries.account(closed)
+
+        assert closed.__notes__ == ["attempt 1: the connection broke"]
+        assert closed.may_have_stopped
+
+    @pytest.mark.parametrize(
+        ("earlier", "may_have_stopped"),
+        [
+            ([], False),
+            ([throttled()], False),
+            ([BctrlNetworkError("refused")], False),
+            ([broken()], True),
+            ([throttled(), broken(), throttled()], True),
+        ],
+    )
+    def test_it_may_have_stopped_if_any_attempt_could_have_done_it(
+        self, earlier: list[BctrlError], *, may_have_stopped: bool
+    ) -> None:
+        retries = Retries(RetryPolicy(), no_jitter)
+        last = throttled()
+        delays(retries, [*earlier, last])
+
+        retries.account(last)
+
+        assert last.may_have_stopped is may_have_stopped
+
+    def test_the_errors_before_the_last_are_left_as_they_were(self) -> None:
+        retries = Retries(RetryPolicy(), no_jitter)
+        first, last = throttled(), broken()
+        delays(retries, [first, last])
+
+        retries.account(last)
+
+        assert not first.may_have_stopped
+        assert not hasattr(first, "__notes__")

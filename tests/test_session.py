@@ -1,0 +1,369 @@
+"""`stop_runtime` against a running server: what is sent, what comes back, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+
+import aiohttp
+import pytest
+from contract import assert_request_fits_contract
+
+import bctrl_async
+from bctrl_async import (
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlNotFoundError,
+    BctrlSession,
+    BctrlTimeoutError,
+    RetryPolicy,
+    Runtime,
+    RuntimeKind,
+    RuntimeStatus,
+)
+from bctrl_async.emulator import Emulator, Fault
+
+Connect = Callable[..., BctrlSession]
+
+
+async def test_a_stop_returns_the_stopped_runtime(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    runtime = await session.stop_runtime("ws-1", "crm")
+
+    assert (runtime.alias, runtime.status, runtime.kind) == (
+        "crm",
+        RuntimeStatus.STOPPED,
+        RuntimeKind.BROWSER,
+    )
+    assert str(runtime.id) == emulator.runtimes["ws-1", "crm"]["id"]
+    assert runtime.created_at == emulator.runtimes["ws-1", "crm"]["createdAt"]
+    assert emulator.status("ws-1", "crm") == "stopped"
+
+
+async def test_a_workspace_id_from_an_answer_can_be_passed_back(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    workspace = uuid.uuid4()
+    emulator.add_runtime(str(workspace), "crm")
+
+    runtime = await session.stop_runtime(workspace, "crm")
+
+    assert runtime.workspace_id == workspace
+
+
+async def test_the_request_fits_the_contract(emulator: Emulator, session: BctrlSession) -> None:
+    await session.stop_runtime("ws-1", "crm")
+
+    [request] = emulator.requests
+    assert_request_fits_contract(
+        request.method, request.raw_path, dict(request.headers), request.body
+    )
+
+
+async def test_a_request_says_who_sends_it_and_no_more_than_needed(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    await session.stop_runtime("ws-1", "crm")
+
+    [request] = emulator.requests
+    assert dict(request.headers) == {
+        "Host": emulator.url.removeprefix("http://"),
+        "Accept": "application/json",
+        "Accept-Encoding": request.headers["Accept-Encoding"],
+        "Authorization": "Bearer emulator-key",
+        "Content-Length": "0",
+        "User-Agent": f"bctrl-async/{bctrl_async.__version__}",
+    }
+
+
+async def test_an_idempotency_key_is_the_same_with_each_attempt(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    emulator.inject(Fault.SERVER_ERROR)
+
+    await session.stop_runtime("ws-1", "crm", idempotency_key="once-7")
+
+    assert [request.headers["Idempotency-Key"] for request in emulator.requests] == ["once-7"] * 2
+
+
+async def test_headers_of_a_call_are_added_and_may_replace_the_user_agent(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    await session.stop_runtime("ws-1", "crm", headers={"X-Team": "blue", "user-agent": "me/1"})
+
+    [request] = emulator.requests
+    assert (request.headers["X-Team"], request.headers["User-Agent"]) == ("blue", "me/1")
+    assert request.headers["Authorization"] == "Bearer emulator-key"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer other"},
+        {"HOST": "elsewhere"},
+        {"Transfer-Encoding": "chunked"},
+        {"X-Split": "a\r\nX-Other: b"},
+        {"X Y": "a"},
+    ],
+)
+async def test_headers_that_replace_the_key_or_reframe_the_request_are_refused(
+    emulator: Emulator, session: BctrlSession, headers: dict[str, str]
+) -> None:
+    with pytest.raises(BctrlConfigError, match="header"):
+        await session.stop_runtime("ws-1", "crm", headers=headers)
+    assert emulator.requests == []
+
+
+async def test_an_idempotency_key_given_twice_is_refused(session: BctrlSession) -> None:
+    with pytest.raises(BctrlConfigError, match="given twice"):
+        await session.stop_runtime(
+            "ws-1", "crm", idempotency_key="a", headers={"idempotency-key": "b"}
+        )
+
+
+async def test_a_second_stop_is_a_conflict_that_says_already_stopped(session: BctrlSession) -> None:
+    await session.stop_runtime("ws-1", "crm")
+
+    with pytest.raises(BctrlConflictError) as caught:
+        await session.stop_runtime("ws-1", "crm")
+
+    assert caught.value.already_stopped
+    assert (caught.value.code, caught.value.reason_class) == ("runtime.not_active", "conflict")
+    assert caught.value.may_have_stopped is False
+
+
+async def test_an_error_names_the_workspace_the_alias_and_the_request(
+    session: BctrlSession,
+) -> None:
+    with pytest.raises(BctrlNotFoundError) as caught:
+        await session.stop_runtime("ws-9", "nobody")
+
+    error = caught.value
+    assert (error.workspace_id, error.alias, error.attempts) == ("ws-9", "nobody", 1)
+    assert error.request_id is not None
+    for part in ("'nobody'", "'ws-9'", "404", error.request_id):
+        assert part in str(error)
+
+
+async def test_a_wrong_key_is_an_authentication_error_after_one_request(
+    emulator: Emulator,
+) -> None:
+    async with BctrlSession("wrong-key-of-mine", base_url=emulator.url) as session:
+        with pytest.raises(BctrlAuthenticationError, match="api_key= or BCTRL_API_KEY"):
+            await session.stop_runtime("ws-1", "crm")
+    assert len(emulator.requests) == 1
+
+
+async def test_key_and_url_come_from_the_environment(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BCTRL_API_KEY", "emulator-key")
+    monkeypatch.setenv("BCTRL_BASE_URL", f"{emulator.url}/v1/")
+
+    async with BctrlSession() as session:
+        await session.stop_runtime("ws-1", "crm")
+
+    assert emulator.status("ws-1", "crm") == "stopped"
+
+
+def test_no_key_is_an_error_that_names_both_ways_to_give_one() -> None:
+    with pytest.raises(BctrlConfigError, match="api_key= or set BCTRL_API_KEY"):
+        BctrlSession()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_key_function_is_asked_for_each_attempt(
+    emulator: Emulator, *, asynchronous: bool
+) -> None:
+    """A key that is rotated while a stop is retried is used at once."""
+    keys = iter(["emulator-key", "rotated-away"])
+
+    async def later() -> str:
+        return next(keys)
+
+    emulator.inject(Fault.SERVER_ERROR)
+    async with BctrlSession(
+        later if asynchronous else lambda: next(keys),
+        base_url=emulator.url,
+        retry=RetryPolicy(base=0.001),
+    ) as session:
+        with pytest.raises(BctrlAuthenticationError):
+            await session.stop_runtime("ws-1", "crm")
+
+    sent = [request.headers["Authorization"] for request in emulator.requests]
+    assert sent == ["Bearer emulator-key", "Bearer rotated-away"]
+
+
+async def test_a_key_function_that_raises_is_a_configuration_error_with_its_cause(
+    emulator: Emulator,
+) -> None:
+    def broken() -> str:
+        raise KeyError("vault entry s3cr3t-of-the-vault")
+
+    async with BctrlSession(broken, base_url=emulator.url) as session:
+        with pytest.raises(BctrlConfigError, match="KeyError") as caught:
+            await session.stop_runtime("ws-1", "crm")
+
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert "s3cr3t" not in str(caught.value)
+
+
+async def test_a_key_function_that_never_answers_runs_into_the_timeout(emulator: Emulator) -> None:
+    async def hang() -> str:
+        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return await never
+
+    async with BctrlSession(
+        hang, base_url=emulator.url, timeout=0.01, retry=RetryPolicy(attempts=1)
+    ) as session:
+        with pytest.raises(BctrlTimeoutError, match="api_key function") as caught:
+            await session.stop_runtime("ws-1", "crm")
+    assert caught.value.may_have_stopped is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"max_connections": 0}, "max_connections"),
+        ({"max_connections": 2.5}, "max_connections"),
+        ({"retry": 3}, "retry"),
+        ({"base_url": "api.bctrl.ai"}, "base_url"),
+    ],
+)
+def test_a_bad_option_is_named(arguments: dict[str, object], named: str) -> None:
+    with pytest.raises(BctrlConfigError, match=named):
+        BctrlSession("k", **arguments)  # type: ignore[arg-type]  # wrong on purpose
+
+
+async def test_a_bad_option_of_a_call_is_named(emulator: Emulator, session: BctrlSession) -> None:
+    with pytest.raises(BctrlConfigError, match="timeout"):
+        await session.stop_runtime("ws-1", "crm", timeout=-1)
+    with pytest.raises(BctrlConfigError, match="retry"):
+        await session.stop_runtime("ws-1", "crm", retry=3)  # type: ignore[arg-type]  # on purpose
+    assert emulator.requests == []
+
+
+async def test_the_wait_for_a_connection_slot_is_not_timed(
+    emulator: Emulator, connect: Connect
+) -> None:
+    """Fault: time spent queueing for the pool counts as the request's timeout (aiohttp#1463)."""
+    emulator.inject(Fault.HANG)
+    emulator.add_runtime("ws-1", "mail")
+    async with connect(max_connections=1, retry=RetryPolicy(attempts=1)) as session:
+        hanging, waiting = await asyncio.gather(
+            session.stop_runtime("ws-1", "crm", timeout=0.6),
+            session.stop_runtime("ws-1", "mail", timeout=0.5),
+            return_exceptions=True,
+        )
+
+    assert isinstance(hanging, BctrlTimeoutError)
+    assert isinstance(waiting, Runtime)
+
+
+async def test_no_more_than_max_connections_are_in_flight(connect: Connect) -> None:
+    in_flight: set[int] = set()
+    most = 0
+
+    async def begin(_: object, context: object, __: object) -> None:
+        nonlocal most
+        in_flight.add(id(context))
+        most = max(most, len(in_flight))
+
+    async def end(_: object, context: object, __: object) -> None:
+        in_flight.remove(id(context))
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(begin)
+    trace.on_request_end.append(end)
+    trace.on_request_exception.append(end)
+    async with connect(max_connections=3, trace_configs=[trace]) as session:
+        await asyncio.gather(
+            *(session.stop_runtime("ws-1", f"{n}") for n in range(50)), return_exceptions=True
+        )
+    assert most == 3
+
+
+async def test_stops_one_after_the_other_share_one_connection(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    for number in range(20):
+        emulator.add_runtime("ws-1", f"r{number}")
+        await session.stop_runtime("ws-1", f"r{number}")
+        with pytest.raises(BctrlNotFoundError):
+            await session.stop_runtime("ws-1", "nobody")
+    assert len(emulator._server.connections) == 1
+
+
+async def test_a_borrowed_pool_is_used_and_left_open(emulator: Emulator) -> None:
+    async with aiohttp.ClientSession(headers={"X-From": "the borrowed one"}) as http:
+        async with BctrlSession("emulator-key", base_url=emulator.url, http=http) as session:
+            await session.stop_runtime("ws-1", "crm")
+        assert session.closed
+        assert not http.closed
+
+    [request] = emulator.requests
+    assert request.headers["X-From"] == "the borrowed one"
+
+
+async def test_a_borrowed_pool_with_raise_for_status_still_gives_our_errors(
+    emulator: Emulator,
+) -> None:
+    async with aiohttp.ClientSession(raise_for_status=True, auto_decompress=False) as http:
+        session = BctrlSession("emulator-key", base_url=emulator.url, http=http)
+        with pytest.raises(BctrlNotFoundError):
+            await session.stop_runtime("ws-1", "nobody")
+
+
+async def test_a_borrowed_pool_that_is_closed_is_named(emulator: Emulator) -> None:
+    async with aiohttp.ClientSession() as http:
+        session = BctrlSession("emulator-key", base_url=emulator.url, http=http)
+    with pytest.raises(BctrlConfigError, match="http="):
+        await session.stop_runtime("ws-1", "crm")
+
+
+@pytest.mark.parametrize(("limit", "limit_per_host"), [(1, 0), (0, 1)])
+async def test_the_limits_of_a_borrowed_pool_bound_the_attempts_in_flight(
+    emulator: Emulator, limit: int, limit_per_host: int
+) -> None:
+    """Fault: time spent queueing for the pool counts as the request's timeout (aiohttp#1463)."""
+    emulator.inject(Fault.HANG)
+    emulator.add_runtime("ws-1", "mail")
+    connector = aiohttp.TCPConnector(limit=limit, limit_per_host=limit_per_host)
+    async with aiohttp.ClientSession(connector=connector) as http:
+        session = BctrlSession(
+            "emulator-key", base_url=emulator.url, http=http, retry=RetryPolicy(attempts=1)
+        )
+        hanging, waiting = await asyncio.gather(
+            session.stop_runtime("ws-1", "crm", timeout=0.6),
+            session.stop_runtime("ws-1", "mail", timeout=0.5),
+            return_exceptions=True,
+        )
+
+    assert isinstance(hanging, BctrlTimeoutError)
+    assert isinstance(waiting, Runtime)
+
+
+async def test_options_of_the_own_pool_are_refused_with_a_borrowed_one() -> None:
+    async with aiohttp.ClientSession() as http:
+        with pytest.raises(BctrlConfigError, match="borrowed"):
+            BctrlSession("k", http=http, trust_env=True)
+
+
+async def test_trace_configs_see_the_requests(emulator: Emulator) -> None:
+    seen: list[str] = []
+
+    async def note(*arguments: object) -> None:
+        seen.append(type(arguments[-1]).__name__)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(note)
+    async with BctrlSession(
+        "emulator-key", base_url=emulator.url, trace_configs=[trace]
+    ) as session:
+        await session.stop_runtime("ws-1", "crm")
+    assert seen == ["TraceRequestStartParams"]

@@ -1,0 +1,391 @@
+"""What goes over the wire, on real sockets: paths, the key, redirects, bodies of any shape."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import ssl
+import traceback
+import zlib
+from pathlib import Path
+from urllib.parse import unquote
+
+import aiohttp
+import aiohttp.web
+import pytest
+import trustme
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from servers import answering, http_answer, raw_server
+
+from bctrl_async import (
+    BctrlApiError,
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlNetworkError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlSession,
+    RetryPolicy,
+    Runtime,
+)
+from bctrl_async.emulator import Emulator, Fault
+
+KEY = "sk-live-0123456789-do-not-print"
+ONCE = RetryPolicy(attempts=1, patience=0)
+RUNTIME = json.dumps(
+    {
+        "alias": "crm",
+        "createdAt": "whenever",
+        "driver": "d",
+        "id": "7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+        "kind": "browser",
+        "status": "stopped",
+        "updatedAt": "",
+        "workspaceId": "0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+    }
+).encode()
+
+
+async def stop_on(server: str, *, key: str = KEY, retry: RetryPolicy = ONCE) -> Runtime:
+    async with BctrlSession(key, base_url=server, retry=retry) as session:
+        return await session.stop_runtime("ws-1", "crm")
+
+
+def with_variables(error: BaseException) -> str:
+    """Format a traceback with its variables, but for those of the test itself."""
+    below = error.__traceback__.tb_next if error.__traceback__ else None
+    lines = traceback.TracebackException(type(error), error, below, capture_locals=True).format()
+    return "".join(lines)
+
+
+ODD_TEXT = st.text(st.sampled_from("aé😀/\\%.?#;:@&=+ ~\"'<>|2eEfF\uff15\uff21")) | st.text()
+
+
+@given(targets=st.lists(st.tuples(ODD_TEXT, ODD_TEXT), min_size=20, max_size=40))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_ids_and_aliases_arrive_exactly_as_given_or_are_refused(
+    targets: list[tuple[str, str]],
+) -> None:
+    """Fault: stop("..") collapses to /v1/stop, `%2e%2e` too (the vendor's SDK, elasticsearch)."""
+    heads: list[bytes] = []
+
+    async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        writer.write(http_answer("200 OK", RUNTIME))
+
+    async def main() -> list[tuple[str, str]]:
+        sent = []
+        async with raw_server(handle) as url, BctrlSession(KEY, base_url=url) as session:
+            for target in targets:
+                try:
+                    await session.stop_runtime(*target)
+                except BctrlConfigError:
+                    continue
+                sent.append(target)
+        return sent
+
+    sent = asyncio.run(main())
+
+    arrived = []
+    for head in heads:
+        match head.split(b" ")[1].decode("ascii").split("/"):
+            case ["", "v1", "workspaces", workspace, "runtimes", alias, "stop"]:
+                arrived.append((unquote(workspace), unquote(alias)))
+            case path:
+                pytest.fail(f"left the resource: {path}")
+    assert arrived == sent
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "..\\x",
+        "a/../b",
+        "a/.",
+        "%2e%2e",
+        "..%2fx",
+        "%252e%252e%252fx",
+        "..;/x",
+        "a\x00b",
+        "a\nb",
+        "a\x85b",
+    ],
+)
+async def test_what_could_become_a_dot_segment_is_refused_before_a_byte_is_sent(
+    emulator: Emulator, session: BctrlSession, name: str
+) -> None:
+    """Fault: stop("..") leaves the resource (the vendor's SDK, elasticsearch, aiodocker)."""
+    with pytest.raises(BctrlConfigError, match="alias"):
+        await session.stop_runtime("ws-1", name)
+    with pytest.raises(BctrlConfigError, match="workspace id"):
+        await session.stop_runtime(name, "crm")
+    assert emulator.requests == []
+
+
+async def test_a_prefix_of_the_base_url_is_kept() -> None:
+    heads: list[bytes] = []
+
+    async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        writer.write(http_answer("200 OK", RUNTIME))
+
+    async with raw_server(handle) as url:
+        await stop_on(f"{url}/through%20here/v1/")
+    assert heads[0].startswith(
+        b"POST /through%20here/v1/workspaces/ws-1/runtimes/crm/stop HTTP/1.1"
+    )
+
+
+@pytest.mark.parametrize("status", ["301", "302", "303", "307", "308"])
+async def test_a_redirect_is_refused_and_the_key_goes_nowhere_else(status: str) -> None:
+    """Fault: redirects are followed with the key attached (browserbase, steel)."""
+    elsewhere: list[bytes] = []
+
+    async def thief(head: bytes, writer: asyncio.StreamWriter) -> None:
+        elsewhere.append(head)
+        writer.write(http_answer("200 OK", RUNTIME))
+
+    async with raw_server(thief) as other:
+        answer = http_answer(f"{status} Moved", b"", f"Location: {other}/x")
+        async with raw_server(answering(answer)) as url:
+            with pytest.raises(BctrlResponseError, match=f"{status}, a redirect to {other}/x"):
+                await stop_on(url)
+    assert elsewhere == []
+
+
+async def test_a_server_that_sends_the_key_back_does_not_get_it_printed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Fault: the key in debug logs (openai-python#1082)."""
+    caplog.set_level(logging.DEBUG)
+    body = json.dumps({"code": "auth.required", "error": f"bad key {KEY}", "hint": KEY}).encode()
+    answer = http_answer("401 No", b" " * 2040 + body, f"x-request-id: {KEY}")
+    async with raw_server(answering(answer)) as url:
+        session = BctrlSession(KEY, base_url=url)
+        with pytest.raises(BctrlAuthenticationError) as caught:
+            await session.stop_runtime("ws-1", "crm")
+        shown = f"{session!r} {session.__dict__!r}"
+        await session.close()
+
+    error = caught.value
+    everything = [
+        str(error),
+        repr(error),
+        repr(vars(error)),
+        shown,
+        caplog.text,
+        with_variables(error),
+    ]
+    assert not [text for text in everything if KEY[:12] in text]
+
+
+ECHO = KEY.encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"nonsense\r\n\r\n",
+        http_answer("200 OK", ECHO, f"X-Echo: {KEY}"),
+        http_answer("200 OK", b'{"id": "%s"}' % ECHO),
+        http_answer("500 X", ECHO, f"X-Echo: {KEY}"),
+        http_answer("200 OK", ECHO)[:-5],
+        http_answer("200 OK", ECHO, "Content-Encoding: gzip"),
+    ],
+)
+async def test_the_variables_in_a_traceback_do_not_show_the_key(answer: bytes) -> None:
+    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        writer.close()
+
+    async with raw_server(handle) as url:
+        session = BctrlSession(KEY, base_url=url, retry=ONCE)
+        with pytest.raises((BctrlNetworkError, BctrlApiError)) as caught:
+            await session.stop_runtime("ws-1", "crm")
+        await session.close()
+
+    assert "limit = ClientTimeout" in with_variables(caught.value)
+    assert KEY not in with_variables(caught.value)
+
+
+@pytest.mark.parametrize("key", ["with space", "line\n", "tab\tkey", "clé-é", "", "Bearer abc"])
+def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(key: str) -> None:
+    with pytest.raises(BctrlConfigError, match="API key") as caught:
+        BctrlSession(key)
+    assert not key or key not in str(caught.value)
+
+
+async def test_a_key_goes_over_tls_and_a_certificate_that_is_not_trusted_ends_the_call() -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+
+    async def answer(_: aiohttp.web.BaseRequest) -> aiohttp.web.Response:
+        return aiohttp.web.Response(body=RUNTIME)
+
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(aiohttp.web.Server(answer), "127.0.0.1", 0, ssl=context)
+    url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+    try:
+        with pytest.raises(BctrlNetworkError, match="certificate") as caught:
+            await stop_on(url)
+        assert caught.value.may_have_stopped is False
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)) as http:
+            session = BctrlSession(KEY, base_url=url, http=http)
+            assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
+    finally:
+        server.close()
+
+
+async def test_credentials_of_netrc_do_not_replace_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login someone password else")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with raw_server(answering(http_answer("200 OK", RUNTIME))) as url:
+        session = BctrlSession(KEY, base_url=url, trust_env=True, allow_plaintext=True)
+        async with session:
+            with pytest.raises(BctrlConfigError, match="netrc"):
+                await session.stop_runtime("ws-1", "crm")
+
+
+async def test_a_proxy_of_the_environment_is_used_but_never_for_loopback(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[bytes] = []
+
+    async def proxy(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        writer.write(http_answer("200 OK", RUNTIME))
+
+    async with raw_server(proxy) as url:
+        monkeypatch.setenv("http_proxy", url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        async with BctrlSession("emulator-key", base_url=emulator.url, trust_env=True) as session:
+            await session.stop_runtime("ws-1", "crm")
+        assert heads == []
+        async with BctrlSession(
+            KEY, base_url="http://bctrl.invalid", trust_env=True, allow_plaintext=True
+        ) as session:
+            await session.stop_runtime("ws-1", "crm")
+    assert heads[0].startswith(b"POST http://bctrl.invalid/v1/workspaces/ws-1/runtimes/crm/stop ")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (b'{"code":"server.error","error":"broke"}', "server.error", "broke"),
+        (b'{"title":"Broken","detail":"it broke","status":500}', None, "it broke"),
+        (b'{"message":"broke"}', None, "broke"),
+        (b'{"error":{"code":"E1","message":"broke"}}', "E1", "broke"),
+        (b'{"error":"broke"}', None, "broke"),
+        (b"just words", None, "just words"),
+        (b"<html>500</html>", None, None),
+        (b"", None, None),
+        (b'{"code":"x","err', None, '{"code":"x","err'),
+    ],
+)
+async def test_an_error_body_of_any_shape_becomes_a_server_error(
+    body: bytes, code: str | None, message: str | None
+) -> None:
+    packer = zlib.compressobj(wbits=31)
+    packed = packer.compress(body) + packer.flush()
+    for answer in (
+        http_answer("500 X", body),
+        http_answer("500 X", packed, "Content-Encoding: gzip"),
+    ):
+        async with raw_server(answering(answer)) as url:
+            with pytest.raises(BctrlServerError) as caught:
+                await stop_on(url)
+        assert (caught.value.code, caught.value.message) == (code, message)
+        assert caught.value.body == body.decode()
+
+
+async def test_an_error_body_that_breaks_off_still_has_its_status() -> None:
+    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'HTTP/1.1 409 Conflict\r\nContent-Length: 99\r\n\r\n{"code":')
+        writer.close()
+
+    async with raw_server(handle) as url:
+        with pytest.raises(BctrlConflictError) as caught:
+            await stop_on(url)
+    assert caught.value.body == '{"code":'
+
+
+async def test_an_error_body_that_lies_about_its_encoding_still_has_its_status() -> None:
+    answer = http_answer("502 X", b"not gzip at all", "Content-Encoding: gzip")
+    async with raw_server(answering(answer)) as url:
+        with pytest.raises(BctrlServerError):
+            await stop_on(url)
+
+
+async def test_an_endless_error_body_is_not_read_to_its_end() -> None:
+    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 500 X\r\nContent-Length: 99999999999\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b"x" * 65536)
+            await writer.drain()
+
+    async with raw_server(handle) as url:
+        with pytest.raises(BctrlServerError) as caught:
+            await stop_on(url)
+    assert caught.value.body == "x" * 2048
+
+
+async def test_a_runtime_in_chunks_or_compressed_is_read() -> None:
+    packer = zlib.compressobj(wbits=31)
+    packed = packer.compress(RUNTIME) + packer.flush()
+    half = len(RUNTIME) // 2
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(
+        b"%x\r\n%s\r\n" % (len(part), part) for part in (RUNTIME[:half], RUNTIME[half:], b"")
+    )
+    for answer in (http_answer("200 OK", packed, "Content-Encoding: gzip"), chunked):
+        async with raw_server(answering(answer)) as url:
+            assert (await stop_on(url)).alias == "crm"
+
+
+async def test_an_answer_that_is_not_http_is_a_response_error() -> None:
+    async with raw_server(answering(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")) as url:
+        with pytest.raises(BctrlResponseError, match="not HTTP") as caught:
+            await stop_on(url)
+    assert caught.value.may_have_stopped
+
+
+async def test_another_2xx_with_a_runtime_is_an_answer_and_without_one_is_not() -> None:
+    async with raw_server(answering(http_answer("202 Accepted", RUNTIME))) as url:
+        assert (await stop_on(url)).status == "stopped"
+    async with raw_server(answering(b"HTTP/1.1 204 No Content\r\n\r\n")) as url:
+        with pytest.raises(BctrlResponseError, match="204") as caught:
+            await stop_on(url)
+    assert (caught.value.status, caught.value.may_have_stopped) == (204, True)
+
+
+async def test_each_fault_of_a_body_names_what_is_wrong(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    expected = {
+        Fault.MALFORMED_JSON: "is not JSON",
+        Fault.WRONG_SHAPE: "missing required field",
+        Fault.OVERSIZED: "more than 1 MiB",
+        Fault.COMPRESSED_BOMB: "more than 1 MiB",
+        Fault.TRUNCATED_JSON: "broke off",
+    }
+    for number, (fault, words) in enumerate(expected.items()):
+        emulator.add_runtime("ws-1", f"r{number}")
+        emulator.inject(fault)
+        with pytest.raises(BctrlResponseError, match=words) as caught:
+            await session.stop_runtime("ws-1", f"r{number}")
+        assert (caught.value.status, caught.value.may_have_stopped) == (200, True)
+        assert emulator.received["ws-1", f"r{number}"] == 1
