@@ -89,7 +89,7 @@ class Pool:
     async def close(self) -> None:
         """Close the pool's own session where its loop runs; the borrowed one is left alone."""
         if self._lifetime is not None and not self.gone:
-            await self._lifetime.aclose()
+            await anext(self._lifetime, None)
 
     def __del__(self) -> None:
         # A loop that was closed without `shutdown_asyncgens` left the connections open. With its

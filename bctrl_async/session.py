@@ -204,6 +204,7 @@ class BctrlSession:
                     self._gate.leave()
                 if isinstance(ended, Runtime):
                     return ended
+                ended = self._explained(ended)
                 if retries is None:
                     retries = Retries(policy)
                 delay = retries.delay(ended, asyncio.get_running_loop().time())
@@ -241,18 +242,22 @@ class BctrlSession:
                 headers = await self._headers_with(extra, limit)
             except BctrlError as error:
                 return error
-        ended = await _transport.post(
+        return await _transport.post(
             http, self._url.with_path(path, encoded=True), headers=headers, limit=limit
         )
-        if self._closed and isinstance(ended, BctrlNetworkError) and ended.status is None:
-            closed = BctrlNetworkError(
-                "the session was closed while the stop was in flight",
-                cure="Close the session after its calls have ended",
-                may_have_stopped=True,
-            )
-            closed.__cause__ = ended
-            return closed
-        return ended
+
+    def _explained(self, ended: BctrlError) -> BctrlError:
+        """Name the reason, where it is that the session was closed under an attempt."""
+        broke_off = isinstance(ended, BctrlNetworkError) and ended.status is None
+        if not (self._closed and broke_off):
+            return ended
+        closed = BctrlNetworkError(
+            "the session was closed while the stop was in flight",
+            cure="Close the session after its calls have ended",
+            may_have_stopped=True,
+        )
+        closed.__cause__ = ended
+        return closed
 
     async def _headers_with(
         self, extra: Mapping[str, str], limit: aiohttp.ClientTimeout
@@ -272,8 +277,7 @@ async def _ask(
             key = ask()
             if inspect.isawaitable(key):
                 key = await key
-            if isinstance(key, str):
-                key = _config.Secret(key)
+            key = _config.Secret(key) if isinstance(key, str) else key
     except TimeoutError as error:
         raise BctrlTimeoutError(
             f"the api_key function gave no key within {limit.total:g} s"

@@ -95,7 +95,7 @@ async def test_use_after_a_fork_is_a_clear_error_and_does_not_disturb_the_parent
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # The test's threads do not matter.
         child = os.fork()
-    if child == 0:  # pragma: no cover - the child's coverage dies with it.
+    if child == 0:
         try:
             asyncio.events._set_running_loop(None)
             try:

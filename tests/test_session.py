@@ -211,6 +211,15 @@ async def test_a_key_function_that_raises_is_a_configuration_error_with_its_caus
     assert "s3cr3t" not in str(caught.value)
 
 
+async def test_a_key_function_that_gives_no_text_is_a_configuration_error(
+    emulator: Emulator,
+) -> None:
+    async with BctrlSession(lambda: None, base_url=emulator.url) as session:  # type: ignore[arg-type, return-value]  # on purpose
+        with pytest.raises(BctrlConfigError, match="a NoneType, not a str"):
+            await session.stop_runtime("ws-1", "crm")
+    assert emulator.requests == []
+
+
 async def test_a_key_function_that_never_answers_runs_into_the_timeout(emulator: Emulator) -> None:
     async def hang() -> str:
         never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -317,6 +326,14 @@ async def test_a_borrowed_pool_with_raise_for_status_still_gives_our_errors(
         session = BctrlSession("emulator-key", base_url=emulator.url, http=http)
         with pytest.raises(BctrlNotFoundError):
             await session.stop_runtime("ws-1", "nobody")
+
+
+async def test_a_borrowed_pool_that_was_closed_before_is_a_clear_error() -> None:
+    http = aiohttp.ClientSession()
+    await http.close()
+    session = BctrlSession("emulator-key", http=http)
+    with pytest.raises(BctrlConfigError, match="given as http= is closed"):
+        await session.stop_runtime("ws-1", "crm")
 
 
 async def test_a_borrowed_pool_that_is_closed_is_named(emulator: Emulator) -> None:

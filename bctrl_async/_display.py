@@ -1,0 +1,211 @@
+"""How the command shows what became of the stops: lines, JSON, a bar and a table."""
+
+import json
+import os
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import msgspec
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from bctrl_async import RuntimeRef, StopOutcome, StopResult
+
+_WIDEST_ALIAS = 28
+_NARROWEST_DETAIL = 20
+_RESULT_WIDTH = max(len(result) for result in StopResult)
+_MEANINGS = {
+    StopResult.STOPPED: "the server says that it is stopped",
+    StopResult.ACCEPTED: "taken, but not said to be done",
+    StopResult.ALREADY_STOPPED: "nothing was running under the alias",
+    StopResult.NOT_FOUND: "there is no such workspace or alias",
+    StopResult.REJECTED: "the final answer was no",
+    StopResult.NOT_SENT: "the request never reached the server",
+    StopResult.UNKNOWN: "no answer settled it: it may have stopped",
+}
+
+
+def complain(message: str) -> None:
+    """Print an error as one line on stderr."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    note(f"bctrl-async: error: {line}")
+
+
+def note(line: str) -> None:
+    """Print on stderr what is worth knowing and no result."""
+    # `print` would take a stderr that the shell has closed (None) for stdout.
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - a command prints.
+
+
+def lose(error: OSError) -> None:
+    """Say that results cannot be written, and why."""
+    _abandon_stdout()
+    complain(f"cannot write to stdout: {error.strerror}")
+
+
+def _abandon_stdout() -> None:
+    # What is still buffered goes nowhere at exit, where to write it would fail once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Output(Console):
+    """Stdout, for results.
+
+    Once nobody can read them any more (`| head`, a full disk) it falls silent and the stops go on.
+
+    Attributes:
+        lost: Whether results were lost although somebody wants them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False)
+        self.lost = False
+
+    def say(self, what: str | Text | Table) -> None:
+        """Print a result."""
+        try:
+            self.print(what, soft_wrap=not isinstance(what, Table))
+        except OSError as error:
+            self.quiet = self.lost = True
+            lose(error)
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent; rich's own way is to exit, which would leave stops without an account."""
+        self.quiet = True
+        _abandon_stdout()
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether a person looks at it, whatever FORCE_COLOR says."""
+        return self.file.isatty() and not self.is_dumb_terminal
+
+    def leave_line(self) -> None:
+        """Begin a new line after the ^C that a terminal shows."""
+        if self.on_terminal:
+            self.say("")
+
+
+class Lines:
+    """A line for each outcome, which on a terminal wraps under itself and in a file never does.
+
+    Args:
+        output: Where they go.
+        targets: What all the outcomes are about, so that they can be aligned.
+    """
+
+    def __init__(self, output: Output, targets: Sequence[RuntimeRef]) -> None:
+        self._output = output
+        widest = max(cell_len(_visible(target.alias)) for target in targets)
+        self._width = min(widest, _WIDEST_ALIAS)
+
+    def show(self, outcome: StopOutcome) -> None:
+        """Print the line of one outcome."""
+        alias = self._encodable(_visible(outcome.target.alias))
+        alias += " " * (self._width - cell_len(alias))
+        detail = self._encodable(_detail(outcome))
+        if self._output.on_terminal:
+            indent = self._width + _RESULT_WIDTH + 4
+            room = max(self._output.width - indent, _NARROWEST_DETAIL)
+            detail = f"\n{' ' * indent}".join(textwrap.wrap(detail, room, break_on_hyphens=False))
+        style = "green" if outcome.result.settled else "yellow"
+        result = (outcome.result.ljust(_RESULT_WIDTH), style)
+        self._output.say(Text.assemble(alias, "  ", result, "  ", detail))
+
+    def _encodable(self, text: str) -> str:
+        # A character that the terminal's encoding lacks must not end the run.
+        encoding = self._output.encoding
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _visible(text: str) -> str:
+    """The text as it is, but nothing that would steer a terminal, cannot be encoded or be seen."""
+    return text if text and text.isprintable() else ascii(text)
+
+
+def _detail(outcome: StopOutcome) -> str:
+    error = outcome.error
+    if error is not None:
+        if outcome.result.settled:
+            return error.summary
+        name = f"stop of {error.alias!r} in workspace {error.workspace_id!r}: "
+        return str(error).removeprefix(name)
+    facts = [f"{outcome.elapsed:.2f} s"]
+    if outcome.attempts > 1:
+        facts.append(f"{outcome.attempts} attempts")
+    if outcome.result is StopResult.ACCEPTED and outcome.runtime is not None:
+        facts.append(f"status {outcome.runtime.status!s}")
+    return ", ".join(facts)
+
+
+def as_json(outcome: StopOutcome) -> str:
+    """One line of JSON, in ASCII, for one outcome; the runtime is in the API's own spelling."""
+    error = outcome.error
+    fields = {
+        "index": outcome.index,
+        "workspace_id": outcome.target.workspace_id,
+        "alias": outcome.target.alias,
+        "result": outcome.result,
+        "attempts": outcome.attempts,
+        "elapsed": round(outcome.elapsed, 6),
+        "runtime": msgspec.to_builtins(outcome.runtime),
+        "error": error
+        and {
+            "type": type(error).__name__,
+            "message": str(error),
+            "status": error.status,
+            "code": error.code,
+            "request_id": error.request_id,
+            "may_have_stopped": error.may_have_stopped,
+        },
+    }
+    return json.dumps(fields)
+
+
+def summary(counts: Counter[StopResult], elapsed: float) -> str:
+    """All results in one line."""
+    settled = sum(count for result, count in counts.items() if result.settled)
+    each = ", ".join(f"{counts[result]} {result}" for result in StopResult if counts[result])
+    return f"{settled} of {counts.total()} settled in {elapsed:.2f} s: {each}"
+
+
+def table(counts: Counter[StopResult]) -> Table:
+    """What became of all stops: every result there is, and what it means."""
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    shown.add_column("Result")
+    shown.add_column("Count", justify="right")
+    shown.add_column("Settled")
+    shown.add_column("What it means")
+    for result in StopResult:
+        settled = "yes" if result.settled else "no"
+        style = "" if counts[result] else "dim"
+        shown.add_row(result, str(counts[result]), settled, _MEANINGS[result], style=style)
+    return shown
+
+
+@contextmanager
+def progress(output: Output, total: int) -> Iterator[Callable[[], None]]:
+    """Show on stderr how many stops are done, if there is a terminal, and leave nothing behind.
+
+    Yields:
+        What to call when one more is done.
+    """
+    columns = (
+        TextColumn("Stopping"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.elapsed:.1f} s"),
+    )
+    console = Console(stderr=True)
+    live = output.on_terminal and console.file.isatty()
+    with Progress(*columns, console=console, transient=True, disable=not live) as shown:
+        task = shown.add_task("", total=total)
+        yield lambda: shown.advance(task)

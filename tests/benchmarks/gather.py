@@ -1,0 +1,122 @@
+"""Memory and loop stalls of `asyncio.gather` over 100,000 stops, beside tasks that only wait.
+
+`python tests/benchmarks/gather.py [--tasks 100000] [--rounds 3] [--json]`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from statistics import median
+
+import contenders
+import msgspec
+from contenders import Contender, Stop
+from harness import Goal, Report, command, measured, ratio, run, server
+
+_TICK = 0.001
+
+
+@asynccontextmanager
+async def _only_wait(_url: str) -> AsyncGenerator[Stop]:
+    event = asyncio.Event()
+    # Timers run after what was ready before them: when all tasks wait already.
+    asyncio.get_running_loop().call_later(_TICK, event.set)
+    yield lambda _alias: event.wait()
+
+
+_CASES: dict[str, Contender] = {
+    "tasks that wait on an event": _only_wait,
+    "bctrl_async stop_runtime": contenders.bctrl_async,
+    "bare behind a semaphore": contenders.bare_bounded,
+    "bare aiohttp + msgspec": contenders.bare,
+}
+_WAITING, _OURS, *_ = _CASES
+
+
+class _Figures(msgspec.Struct, frozen=True):
+    peak: float
+    grown: float
+    stall: float
+
+
+class _StallWatch:
+    """Remembers how late a timer of one millisecond was at worst.
+
+    Against patching the loop to time each of its iterations, this also works on uvloop, and
+    counts what a user's own timer would suffer, several iterations in a row included.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._start()
+
+    def _start(self) -> None:
+        self._due = self._loop.time() + _TICK
+        self._loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        self.longest = max(self.longest, self._loop.time() - self._due)
+        self._start()
+
+
+def _peak_mebibytes() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+async def _measure(contender: Contender, url: str, tasks: int) -> _Figures:
+    async with contender(url) as stop:
+        watch = _StallWatch()
+        before = _peak_mebibytes()
+        await asyncio.gather(*(stop(f"crm-{number}") for number in range(tasks)))
+        await asyncio.sleep(2 * _TICK)
+        peak = _peak_mebibytes()
+        return _Figures(peak, peak - before, watch.longest)
+
+
+def _child(name: str, url: str, tasks: str) -> _Figures:
+    return run(_measure(_CASES[name], url, int(tasks)))
+
+
+def _compare(tasks: int, rounds: int) -> Report:
+    taken: dict[str, list[_Figures]] = {name: [] for name in _CASES}
+    with server() as url:
+        for _ in range(rounds):
+            for name, figures in taken.items():
+                command = (__file__, "--measure", name, url, str(tasks))
+                figures.append(measured(*command, kind=_Figures))
+
+    def column(name: str, field: str) -> list[float]:
+        return [getattr(figures, field) for figures in taken[name]]
+
+    def to_waiting(name: str, field: str) -> float:
+        return ratio(column(name, field), column(_WAITING, field))
+
+    return Report(
+        f"asyncio.gather over {tasks:,} calls, each in a fresh process",
+        ["what", "peak MiB", "grown by MiB", "stall ms", "peak ratio", "stall ratio"],
+        [
+            [
+                name,
+                median(column(name, "peak")),
+                median(column(name, "grown")),
+                median(column(name, "stall")) * 1000,
+                to_waiting(name, "peak"),
+                to_waiting(name, "stall"),
+            ]
+            for name in _CASES
+        ],
+        [
+            Goal("peak memory to tasks that only wait", to_waiting(_OURS, "peak"), 1.5),
+            Goal("longest loop stall to tasks that only wait", to_waiting(_OURS, "stall"), 2.0),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    command(__doc__, _compare, _child, tasks=100_000, rounds=3)

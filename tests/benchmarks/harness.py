@@ -1,0 +1,147 @@
+"""What the benchmarks share: processes, the table, and the goals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import subprocess
+import sys
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+import msgspec
+
+_HERE = Path(__file__).parent
+_T = TypeVar("_T")
+
+
+class Goal(msgspec.Struct, frozen=True):
+    """A ratio that must not be exceeded."""
+
+    name: str
+    ratio: float
+    limit: float
+
+    def __str__(self) -> str:
+        verdict = "met" if self.ratio <= self.limit else "MISSED"
+        return f"{verdict:6}  {self.ratio:5.2f} (at most {self.limit:.2f})  {self.name}"
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a benchmark found: a table, remarks below it, and the goals."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str | float]]
+    goals: list[Goal]
+    notes: list[str] = []
+
+    def write(self, *, as_json: bool) -> None:
+        """Write it to standard output."""
+        machine = {
+            "python": platform.python_version(),
+            "cpus": os.cpu_count(),
+            **{name: installed(name) for name in ("aiohttp", "msgspec")},
+        }
+        if as_json:
+            answer = {**msgspec.structs.asdict(self), "machine": machine}
+            sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+            return
+        table = [self.columns, *([_cell(value) for value in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            self.title,
+            ", ".join(f"{name} {value}" for name, value in machine.items()),
+            "",
+            *(
+                "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])])
+                for first, *rest in table
+            ),
+            "",
+            *self.notes,
+            *map(str, self.goals),
+        ]
+        sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _cell(value: str | float) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package, None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def command(
+    description: str | None,
+    compare: Callable[..., Report],
+    measure: Callable[..., object] = str,
+    **counts: int,
+) -> None:
+    """Run a benchmark from its command line.
+
+    Args:
+        description: What `--help` says.
+        compare: Makes the report; it is given the counts.
+        measure: What a fresh process does that `measured` starts with `--measure` and arguments.
+        counts: Whole numbers that can be set, and their defaults.
+    """
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--measure", nargs="+", help=SUPPRESS)
+    for name, default in counts.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    given = vars(parser.parse_args())
+    as_json, task = given.pop("json"), given.pop("measure")
+    if task:
+        sys.stdout.write(msgspec.json.encode(measure(*task)).decode())
+    else:
+        compare(**given).write(as_json=as_json)
+
+
+@contextmanager
+def server() -> Generator[str]:
+    """Run the server in another process, and give its URL."""
+    with _python(_HERE / "server.py") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.stdin.close()
+
+
+def measured(*command: str | Path, kind: type[_T]) -> _T:
+    """Run a fresh interpreter, and read the JSON that it prints."""
+    with _python(*command) as process:
+        answer, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return msgspec.json.decode(answer, type=kind)
+
+
+def _python(*command: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def run(main: Coroutine[None, None, _T], *, uvloop: bool = False) -> _T:
+    """Run a coroutine on asyncio's own loop or on uvloop's."""
+    factory = import_module("uvloop").new_event_loop if uvloop else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Return the median of the ratios round by round: what slows a whole round cancels out."""
+    return median(mine / other for mine, other in zip(ours, theirs, strict=True))

@@ -1,0 +1,80 @@
+"""Answer every stop from a process of its own, as cheaply as asyncio can.
+
+`python tests/benchmarks/server.py` prints the port it listens on, at 127.0.0.1, and ends when its
+standard input does, so that it never outlives whoever started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+RUNTIME = b"""{"id":"0190a6c2-7a51-7c3e-9d0b-3f1f6f0a1b2c","alias":"crm",
+"workspaceId":"6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11","kind":"browser","status":"stopped",
+"driver":"chromium","createdAt":"2026-11-25T09:00:00.000Z","updatedAt":"2026-11-25T09:30:00.000Z",
+"summary":{"browserRunning":false,"currentDriver":null,"defaultContextId":"ctx-1",
+"defaultPageId":"page-1","launchMode":"profile",
+"profileId":"4b0d6b3e-6f0a-4b57-9a55-0f7f8f5d3c21","storageWorkspace":null}}"""
+
+# The vendor's current package knows no workspaces; the closest that it stops is a sandbox.
+SANDBOX = b"""{"id":"crm","object":"sandbox","status":"stopped","image":"base","spaceId":"ws",
+"createdAt":"2026-11-25T09:00:00.000Z","updatedAt":"2026-11-25T09:30:00.000Z",
+"audit":{"files":"directory"},
+"capabilities":{"exec":true,"files":true,"ports":true,"ssh":true,"terminal":true}}"""
+
+
+def _answer(body: bytes) -> bytes:
+    body = body.replace(b"\n", b"")
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+_RUNTIME_ANSWER = _answer(RUNTIME)
+_SANDBOX_ANSWER = _answer(SANDBOX)
+
+
+class Answerer(asyncio.Protocol):
+    """Reads requests, however they are cut into pieces, and gives each the same answer."""
+
+    def __init__(self) -> None:
+        self._unread = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what to write to."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each request that is now complete."""
+        unread = self._unread + data
+        while (end := _end_of_request(unread)) is not None:
+            sandbox = unread.startswith(b"POST /v1/sandboxes/")
+            self._transport.write(_SANDBOX_ANSWER if sandbox else _RUNTIME_ANSWER)
+            unread = unread[end:]
+        self._unread = unread
+
+
+def _end_of_request(data: bytes) -> int | None:
+    end_of_head = data.find(b"\r\n\r\n")
+    if end_of_head < 0:
+        return None
+    _, found, after = data[:end_of_head].lower().partition(b"\r\ncontent-length:")
+    length = int(after.partition(b"\r\n")[0]) if found else 0
+    end = end_of_head + 4 + length
+    return end if end <= len(data) else None
+
+
+async def serve() -> None:
+    """Listen on a free port until standard input ends."""
+    loop = asyncio.get_running_loop()
+    # Everybody who waits in line may connect at once.
+    server = await loop.create_server(Answerer, "127.0.0.1", 0, backlog=1024)
+    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
+    await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve())
