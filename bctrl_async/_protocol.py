@@ -154,7 +154,7 @@ def read_runtime(status: int, body: bytes, authorization: str) -> Runtime | Bctr
             return _decode_runtime(body)
         except msgspec.ValidationError:
             raise
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             # JavaScript servers escape half a surrogate pair when they cut a string, and RFC 8259
             # section 8.2 lets them; msgspec refuses it, the standard library does not.
             return msgspec.convert(json.loads(body), Runtime)
