@@ -11,6 +11,18 @@ import aiohttp
 
 from bctrl_async.errors import BctrlConfigError
 
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603 - it is about the process.
+    _forks += 1
+
+
+# Asking for the process id instead would be a system call for each attempt.
+if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork.
+    os.register_at_fork(after_in_child=_count_fork)
+
 
 class Pool:
     """An `aiohttp.ClientSession` that is owned, or borrowed and then never closed.
@@ -28,7 +40,7 @@ class Pool:
         self._http: aiohttp.ClientSession | None = None
         self._lifetime: AsyncGenerator[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
+        self._forks = _forks
 
     @property
     def opened(self) -> bool:
@@ -51,7 +63,7 @@ class Pool:
         return http
 
     def _open(self) -> aiohttp.ClientSession:
-        self._pid = os.getpid()
+        self._forks = _forks
         if self._borrowed is not None:
             self._http = self._borrowed
             # aiohttp deprecates the public `.loop` and offers nothing else that tells.
@@ -71,7 +83,7 @@ class Pool:
         Raises:
             BctrlConfigError: This is another one.
         """
-        if self._pid != os.getpid():
+        if self._forks != _forks:
             raise BctrlConfigError(
                 "the session was opened before a fork", cure="Make a session in each process"
             )
@@ -84,7 +96,7 @@ class Pool:
     @property
     def gone(self) -> bool:
         """Whether there is nothing to close: not opened, or its loop or process has ended."""
-        return self._loop is None or self._loop.is_closed() or self._pid != os.getpid()
+        return self._loop is None or self._loop.is_closed() or self._forks != _forks
 
     async def close(self) -> None:
         """Close the pool's own session where its loop runs; the borrowed one is left alone."""

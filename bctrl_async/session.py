@@ -11,6 +11,7 @@ from uuid import UUID
 
 import aiohttp
 from multidict import CIMultiDict
+from yarl import URL
 
 from bctrl_async import _config, _protocol, _transport
 from bctrl_async._admission import Gate
@@ -101,6 +102,7 @@ class BctrlSession:
                 # The gate is the bound: nothing ever waits in the connector's own queue.
                 connector=aiohttp.TCPConnector(limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=_transport.NO_CONTENT_TYPE,
                 trace_configs=trace_configs,
                 trust_env=trust_env,
             )
@@ -227,24 +229,35 @@ class BctrlSession:
             raise session_closed()
         return self._pool.get()
 
-    async def _attempt(
+    def _attempt(
         self,
         http: aiohttp.ClientSession,
         path: str,
         extra: Mapping[str, str],
         limit: aiohttp.ClientTimeout,
-    ) -> Runtime | BctrlError:
-        # A failed attempt is returned, not raised: a traceback would show the variables of this
-        # frame and of those below, which may hold what the server sent back of the key.
-        headers = self._headers
+    ) -> Awaitable[Runtime | BctrlError]:
+        # A failed attempt is returned, not raised: a traceback would show the variables of the
+        # frames below, which may hold what the server sent back of the key.
+        url = self._url.with_path(path, encoded=True)
         if extra or self._ask_key is not None:
+            return self._attempt_with(extra, http, url, limit)
+        return _transport.post(http, url, headers=self._headers, limit=limit)
+
+    async def _attempt_with(
+        self,
+        extra: Mapping[str, str],
+        http: aiohttp.ClientSession,
+        url: URL,
+        limit: aiohttp.ClientTimeout,
+    ) -> Runtime | BctrlError:
+        headers = self._headers.copy()
+        headers.update(extra)
+        if self._ask_key is not None:
             try:
-                headers = await self._headers_with(extra, limit)
+                headers["Authorization"] = await _ask(self._ask_key, limit)
             except BctrlError as error:
                 return error
-        return await _transport.post(
-            http, self._url.with_path(path, encoded=True), headers=headers, limit=limit
-        )
+        return await _transport.post(http, url, headers=headers, limit=limit)
 
     def _explained(self, ended: BctrlError) -> BctrlError:
         """Name the reason, where it is that the session was closed under an attempt."""
@@ -258,15 +271,6 @@ class BctrlSession:
         )
         closed.__cause__ = ended
         return closed
-
-    async def _headers_with(
-        self, extra: Mapping[str, str], limit: aiohttp.ClientTimeout
-    ) -> CIMultiDict[str]:
-        headers = self._headers.copy()
-        headers.update(extra)
-        if self._ask_key is not None:
-            headers["Authorization"] = await _ask(self._ask_key, limit)
-        return headers
 
 
 async def _ask(

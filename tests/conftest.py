@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Callable
 from functools import partial, partialmethod
 from unittest.mock import Mock
@@ -15,6 +16,11 @@ from bctrl_async._admission import Gate
 from bctrl_async.emulator import Emulator
 
 KEY = "emulator-key"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what it runs in the background like this, and every process started here would
+    # inherit it, so that no test could interrupt one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

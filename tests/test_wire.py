@@ -356,6 +356,18 @@ async def test_a_runtime_in_chunks_or_compressed_is_read() -> None:
             assert (await stop_on(url)).alias == "crm"
 
 
+async def test_a_runtime_that_arrives_in_pieces_is_read_to_its_end() -> None:
+    async def in_pieces(_: bytes, writer: asyncio.StreamWriter) -> None:
+        answer = http_answer("200 OK", RUNTIME)
+        for piece in (answer[:-200], answer[-200:-100], answer[-100:]):
+            writer.write(piece)
+            for _turn in range(20):
+                await asyncio.sleep(0)
+
+    async with raw_server(in_pieces) as url, BctrlSession("k", base_url=url) as session:
+        assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
+
+
 async def test_an_answer_that_is_not_http_is_a_response_error() -> None:
     async with raw_server(answering(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")) as url:
         with pytest.raises(BctrlResponseError, match="not HTTP") as caught:
