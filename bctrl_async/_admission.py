@@ -3,75 +3,192 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from contextlib import suppress
 
-from bctrl_async.errors import session_closed
+from bctrl_async._retry import THROTTLED
+from bctrl_async._throttle import Throttle
+from bctrl_async.errors import BctrlError, BctrlRateLimitError, session_closed
 
 
 class Gate:
-    """A bound on attempts in flight: first come, first served.
+    """A bound on attempts in flight and on how fast they start: first come, first served.
 
-    `asyncio.Semaphore` cannot be closed under those who wait for it, and a session must be.
+    An attempt that was refused keeps its call's place in line: who returns goes before who is new.
+    `asyncio.Semaphore` can neither be paced nor be closed under those who wait for it.
 
     Args:
         limit: How many may be inside at once.
+        throttle: How fast they may enter.
     """
 
-    __slots__ = ("_closing", "_free", "_waiting")
+    __slots__ = (
+        "_closed",
+        "_free",
+        "_least_patience",
+        "_limit",
+        "_new",
+        "_pausing",
+        "_returning",
+        "_throttle",
+        "_timer",
+    )
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, throttle: Throttle) -> None:
+        self._limit = limit
         self._free = limit
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._closing = asyncio.Event()
+        self._throttle = throttle
+        self._new: deque[asyncio.Future[bool]] = deque()
+        self._returning: deque[asyncio.Future[bool]] = deque()
+        self._least_patience = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._pausing: set[asyncio.Future[bool]] = set()
+
+    def is_closed(self) -> bool:
+        """Whether nobody may enter any more."""
+        return self._closed
+
+    @property
+    def inside(self) -> int:
+        """How many are inside."""
+        return self._limit - self._free
 
     def enter_nowait(self) -> bool:
         """Enter if there is room and nobody waits; tell whether it was so."""
-        # Nobody waits while a place is free: `leave` hands its place to the next in line.
-        if self._free and not self._closing.is_set():
-            self._free -= 1
-            return True
-        return False
+        if not self._free or self._closed or self._new or self._returning:
+            return False
+        if not self._throttle.idle:
+            now = asyncio.get_running_loop().time()
+            if self._throttle.wait(now, self.inside) > 0.0:
+                return False
+            self._throttle.take(now)
+        self._free -= 1
+        return True
 
-    async def enter(self) -> None:
+    async def enter(self, patience: float, *, returning: bool = False) -> None:
         """Wait for a place.
+
+        Args:
+            patience: Seconds that the server may have asked everybody to stay away.
+            returning: Whether the call was inside before, and comes before those who were not.
 
         Raises:
             BctrlConfigError: The gate was closed.
+            BctrlRateLimitError: The server asked to stay away for longer than the patience.
         """
-        if self._closing.is_set():
-            raise session_closed()
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            # Cancelled after its turn had come: the place goes to the next.
-            if waiter.done() and not waiter.cancelled():
-                self.leave()
-            raise
-        if self._closing.is_set():
-            raise session_closed()
-
-    def leave(self) -> None:
-        """Give the place to the next in line."""
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+        loop = asyncio.get_running_loop()
+        queue = self._returning if returning else self._new
+        while True:
+            if self.is_closed():
+                raise session_closed()
+            away = self._throttle.closed_until - loop.time()
+            if away > patience:
+                raise BctrlRateLimitError(
+                    f"not sent: the server asked all to stay away for another {away:.0f} s",
+                    retry_after=away,
+                )
+            self._least_patience = min(self._least_patience, patience)
+            turn: asyncio.Future[bool] = loop.create_future()
+            queue.append(turn)
+            self._admit(loop)
+            try:
+                its_turn = await turn
+            except asyncio.CancelledError:
+                # Cancelled after its turn had come: the place goes to the next.
+                if turn.done() and not turn.cancelled() and turn.result():
+                    self.leave(None)
+                raise
+            if its_turn and not self.is_closed():
                 return
+            if its_turn:
+                self.leave(None)
+
+    def leave(self, answer: object) -> None:
+        """Give the place to the next in line.
+
+        Args:
+            answer: What the server answered: a `BctrlError` with a status if it was an error, None
+                if there was no answer.
+        """
+        loop = asyncio.get_running_loop()
+        if answer is not None:
+            self._learn(answer, loop.time())
         self._free += 1
+        if self._new or self._returning:
+            self._admit(loop)
+
+    def _learn(self, answer: object, now: float) -> None:
+        if isinstance(answer, BctrlError):
+            if answer.status is None:
+                return
+            if answer.status in THROTTLED:
+                self._throttle.refused(now, answer.retry_after, self.inside)
+                if self._throttle.closed_until - now > self._least_patience:
+                    self._let_all_reconsider()
+                return
+        self._throttle.accepted(now)
+
+    def _let_all_reconsider(self) -> None:
+        """Wake all who wait: those whose patience is too short leave, the rest stand in line."""
+        self._least_patience = math.inf
+        for queue in (self._returning, self._new):
+            waiting = list(queue)
+            queue.clear()
+            for turn in waiting:
+                _settle(turn, False)  # noqa: FBT003 - the future's value.
+
+    def _admit(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let in whoever may enter now, and come back when the next one may."""
+        while self._free and (queue := self._returning or self._new):
+            if queue[0].done():  # It was cancelled while it waited.
+                queue.popleft()
+                continue
+            if not self._throttle.idle:
+                now = loop.time()
+                wait = self._throttle.wait(now, self.inside)
+                if wait > 0.0:
+                    self._come_back(loop, now + wait)
+                    return
+                self._throttle.take(now)
+            self._free -= 1
+            queue.popleft().set_result(True)
+        if not (self._returning or self._new):
+            self._least_patience = math.inf
+
+    def _come_back(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        # If it depends on those inside, `leave` comes back.
+        if when < math.inf and self._timer is None:
+            self._timer = loop.call_at(when, self._on_time, loop)
+
+    def _on_time(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        self._admit(loop)
 
     async def pause(self, delay: float) -> None:
         """Wait outside for this many seconds, or until the gate is closed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(delay):
-                await self._closing.wait()
+        if self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(delay, _settle, over, False)  # noqa: FBT003 - the future's value.
+        self._pausing.add(over)
+        try:
+            await over
+        finally:
+            timer.cancel()
+            self._pausing.discard(over)
 
     def close(self) -> None:
         """Send away all who wait, and all who come."""
-        self._closing.set()
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+        self._closed = True
+        self._let_all_reconsider()
+        for over in self._pausing:
+            _settle(over, False)  # noqa: FBT003 - the future's value.
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _settle(future: asyncio.Future[bool], value: bool) -> None:  # noqa: FBT001 - it is the value.
+    if not future.done():
+        future.set_result(value)

@@ -44,9 +44,9 @@ def authorization(key: object) -> Secret:
         BctrlConfigError: The key is not visible ASCII; the text does not show it.
     """
     if not isinstance(key, str):
-        raise BctrlConfigError(
-            f"the API key is a {type(key).__name__}, not a str", cure="Pass the key as text"
-        )
+        kind = type(key).__name__
+        key = None  # A traceback that shows variables would show it.
+        raise BctrlConfigError(f"the API key is a {kind}, not a str", cure="Pass the key as text")
     if not _is_key(key):
         raise BctrlConfigError(
             "the API key is empty or contains a space, a control character or non-ASCII text",
@@ -78,11 +78,11 @@ def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
         raise BctrlConfigError(f"{name} contains credentials", cure="Pass the key as api_key=")
     if url.raw_query_string or url.raw_fragment:
         raise BctrlConfigError(
-            f"{name} {text!r} has a query or a fragment", cure="Give scheme, host and path alone"
+            f"{name} has a query or a fragment", cure="Give scheme, host and path alone"
         )
     if url.scheme == "http" and not allow_plaintext and not _is_loopback(url.host or ""):
         raise BctrlConfigError(
-            f"{name} {text!r} would send the API key unencrypted",
+            f"{name} {str(url.origin())!r} would send the API key unencrypted",
             cure="Use https, or pass allow_plaintext=True if the network is yours",
         )
     path = url.raw_path.rstrip("/").removesuffix("/v1")
@@ -104,16 +104,26 @@ def seconds(value: object, name: str) -> float:
     Raises:
         BctrlConfigError: It is anything else.
     """
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not math.isfinite(value)
-        or value <= 0
-    ):
-        raise BctrlConfigError(
-            f"{name} is {value!r}", cure=f"Give {name} as a positive number of seconds"
-        )
-    return float(value)
+    return _positive(value, name, "a positive number of seconds")
+
+
+def per_second(value: object, name: str) -> float:
+    """Return a positive, finite rate.
+
+    Raises:
+        BctrlConfigError: It is anything else.
+    """
+    return _positive(value, name, "a positive number, so many a second")
+
+
+def _positive(value: object, name: str, wanted: str) -> float:
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        number = math.inf
+    if isinstance(value, bool) or not math.isfinite(number) or number <= 0:
+        raise BctrlConfigError(f"{name} is {value!r:.50}", cure=f"Give {name} as {wanted}")
+    return number
 
 
 def count(value: object, name: str) -> int:

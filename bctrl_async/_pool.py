@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import aiohttp
 
-from bctrl_async.errors import BctrlConfigError
+from bctrl_async.errors import BctrlConfigError, session_closed
 
 _forks = 0
 
@@ -56,10 +56,11 @@ class Pool:
         http = self._http or self._open()
         self.check_loop()
         if http.closed:
-            raise BctrlConfigError(
+            given = BctrlConfigError(
                 "the aiohttp.ClientSession given as http= is closed",
                 cure="Keep it open for as long as the BctrlSession is used",
             )
+            raise given if self._borrowed is not None else session_closed()
         return http
 
     def _open(self) -> aiohttp.ClientSession:
@@ -88,8 +89,9 @@ class Pool:
                 "the session was opened before a fork", cure="Make a session in each process"
             )
         if self._loop is not asyncio.get_running_loop():
+            ended = ", which has ended" if self._loop and self._loop.is_closed() else ""
             raise BctrlConfigError(
-                "the session belongs to another event loop",
+                f"the session belongs to another event loop{ended}",
                 cure="Make a session in each loop, and use it only there",
             )
 

@@ -37,7 +37,7 @@ MAX_BODY = 1024 * 1024
 
 _KEPT_BODY = 2048
 _LONGEST_MESSAGE = 500
-_SHORTEST_SECRET = 8
+_SHORTEST_SECRET = 4
 # A year: further off than anybody's patience, and safe for every clock's arithmetic.
 _LONGEST_RETRY_AFTER = 365 * 86400.0
 
@@ -175,6 +175,8 @@ def read_runtime(status: int, body: bytes, authorization: str) -> Runtime | Bctr
     return unreadable
 
 
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
 _ERRORS_BY_STATUS: dict[int, type[BctrlApiError]] = {
     400: BctrlValidationError,
     401: BctrlAuthenticationError,
@@ -200,8 +202,14 @@ def read_error(
         now: The time, for a Retry-After that is a date.
     """
     key = _key(authorization)
+    if status in _REDIRECTS:
+        return _redirect_error(status, one_line(headers.get("Location"), key))
     if status < HTTPStatus.BAD_REQUEST:
-        return _redirect_error(status, _one_line(headers.get("Location"), key))
+        return BctrlResponseError(
+            f"the server answered {status} {_phrase(status)}, which says nothing of the stop",
+            may_have_stopped=True,
+            status=status,
+        )
     fields = _ErrorFields.read(body, key)
     error_class = _ERRORS_BY_STATUS.get(
         status,
@@ -219,8 +227,8 @@ def read_error(
         message=fields.message,
         reason_class=fields.reason_class,
         request_id=fields.request_id
-        or _one_line(headers.get("x-request-id"), key)
-        or _one_line(headers.get("x-bctrl-request-id"), key),
+        or one_line(headers.get("x-request-id"), key)
+        or one_line(headers.get("x-bctrl-request-id"), key),
         hint=fields.hint,
         retry_after=retry_after(headers, now),
         body=_kept(body, key),
@@ -263,14 +271,14 @@ class _ErrorFields(msgspec.Struct, frozen=True):
         except (ValueError, RecursionError):
             return cls(message=_plain_text(body, key))
         if isinstance(answer, str):
-            return cls(message=_one_line(answer, key))
+            return cls(message=one_line(answer, key))
         if not isinstance(answer, dict):
             return cls()
         if isinstance(inner := answer.get("error"), dict):
             answer = {**answer, "error": None, **inner}
 
         def first(*names: str) -> str | None:
-            lines = (_one_line(answer.get(name), key) for name in names)
+            lines = (one_line(answer.get(name), key) for name in names)
             return next((line for line in lines if line), None)
 
         return cls(
@@ -284,10 +292,11 @@ class _ErrorFields(msgspec.Struct, frozen=True):
 
 def _plain_text(body: bytes, key: str) -> str | None:
     # A proxy's HTML page says nothing to a reader that the status does not say better.
-    return None if body.lstrip().startswith(b"<") else _one_line(body.decode(errors="replace"), key)
+    return None if body.lstrip().startswith(b"<") else one_line(body.decode(errors="replace"), key)
 
 
-def _one_line(value: object, key: str) -> str | None:
+def one_line(value: object, key: str) -> str | None:
+    """Make a server's text fit to stand in an error: short, on one line, and without the key."""
     if not isinstance(value, str):
         return None
     line = _without(key, value)[:_LONGEST_MESSAGE]
@@ -305,7 +314,9 @@ def _key(authorization: str) -> str:
 
 def _without(key: str, text: str) -> str:
     # What is shorter is a placeholder of a test and would be found in ordinary words.
-    return text.replace(key, "***") if len(key) >= _SHORTEST_SECRET else text
+    if len(key) < _SHORTEST_SECRET:
+        return text
+    return text.replace(key, "***").replace(quote(key, safe=""), "***")
 
 
 def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -16,9 +17,13 @@ from bctrl_async.errors import (
     BctrlNetworkError,
 )
 
-_THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+"""The statuses that say: nothing was done, come back later (contract errors.md)."""
+
 _MAY_RETRY = frozenset({408, 429, *range(500, 600)})
 _LARGEST_EXPONENT = 60
+_NOTED = 10
+"""Attempts that an error tells about: the last ones, for there may be a hundred."""
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,15 +31,17 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     A stop converges, so it is safe to send again. What is a failure of the connection or of the
     server costs one of `attempts`. A 429 or 503 says that nothing was done and the server is
-    busy, so it costs `patience` instead. Between attempts the client waits a random time between
-    0 and `base * 2**n` seconds, `cap` at the most ("full jitter"), and never less than the
-    server's Retry-After.
+    busy, so it costs none of them but `patience`, however often it comes. Between attempts the
+    client waits a random time between 0 and `base * 2**n` seconds, `cap` at the most ("full
+    jitter"), and never less than the server's Retry-After.
 
     Args:
-        attempts: Requests that may fail before the stop does, from 1; 1 is no retry.
+        attempts: Requests that may fail before the stop does, 429 and 503 not counted, from 1. To
+            send once and never again, set `patience` to 0 as well.
         base: Seconds that the first wait takes at the most, above 0.
         cap: Seconds that any such wait takes at the most, above 0.
-        patience: Seconds from a stop's first 429 or 503 until it gives up; 0 gives up at once.
+        patience: Seconds from a stop's first 429 or 503 until it gives up, and the longest
+            Retry-After that is waited for; 0 gives up at once.
         statuses: The error statuses upon which to try again, of 408, 429 and 500 to 599. No other
             4xx can be chosen: the same request would fail again.
 
@@ -65,25 +72,70 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         return uniform(0.0, longest)
 
 
+class Budget:
+    """What retries may spend, so that in an outage they add a tenth to the load, not a multiple.
+
+    A token bucket, as botocore's retry quota is one: a success earns a token, a retry costs one,
+    and each failure brings a tenth.
+    """
+
+    __slots__ = ("_tokens",)
+
+    _RESERVE, _LARGEST, _SHARE = 10.0, 100.0, 0.1
+
+    def __init__(self) -> None:
+        self._tokens = self._RESERVE
+
+    def earn(self) -> None:
+        """Note a success."""
+        if self._tokens < self._LARGEST:
+            self._tokens += 1.0
+
+    def spend(self) -> bool:
+        """Pay for a retry after a failure; tell whether there was enough."""
+        self._tokens += self._SHARE
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+
 class Retries:
     """What one stop has spent of its policy.
 
     Args:
         policy: What it may spend.
+        budget: What all stops together may spend.
         uniform: The source of jitter.
     """
 
-    __slots__ = ("_failed", "_failures", "_patience_ends", "_policy", "_throttles", "_uniform")
+    __slots__ = (
+        "_attempts",
+        "_budget",
+        "_failed",
+        "_failures",
+        "_may_have_stopped",
+        "_patience_ends",
+        "_policy",
+        "_throttled",
+        "_uniform",
+    )
 
     def __init__(
-        self, policy: RetryPolicy, uniform: Callable[[float, float], float] = random.uniform
+        self,
+        policy: RetryPolicy,
+        budget: Budget,
+        uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._policy = policy
+        self._budget = budget
         self._uniform = uniform
         self._failures = 0
-        self._throttles = 0
         self._patience_ends = 0.0
-        self._failed: list[BctrlError] = []
+        self._attempts = 0
+        self._failed: deque[BctrlError] = deque(maxlen=_NOTED)
+        self._may_have_stopped = False
+        self._throttled = 0
 
     def delay(self, error: BctrlError, now: float) -> float | None:
         """Return how many seconds to wait before the next attempt, None to give up.
@@ -92,32 +144,41 @@ class Retries:
             error: How the last attempt failed.
             now: The time of a monotonic clock, in seconds.
         """
+        self._attempts += 1
+        self._may_have_stopped |= error.may_have_stopped
         self._failed.append(error)
+        if error.status in THROTTLED:
+            self._throttled += 1
         if not is_transient(error, self._policy.statuses):
             return None
-        if error.status in _THROTTLED:
+        if error.status in THROTTLED:
             return self._delay_throttled(error.retry_after, now)
         self._failures += 1
         if self._failures >= self._policy.attempts:
             return None
-        return self._policy.backoff(self._failures, self._uniform)
+        if (error.retry_after or 0.0) > self._policy.patience:
+            return None
+        if not self._budget.spend():
+            error.add_note("not sent again: so many stops fail that retries would add to the load")
+            return None
+        backoff = self._policy.backoff(self._failures, self._uniform)
+        return max(error.retry_after or 0.0, backoff)
 
     def account(self, error: BctrlError) -> None:
         """Tell the error that ends the stop about the attempts before it."""
-        for number, failed in enumerate(self._failed, start=1):
-            error.may_have_stopped |= failed.may_have_stopped
+        error.may_have_stopped |= self._may_have_stopped
+        for number, failed in enumerate(self._failed, self._attempts - len(self._failed) + 1):
             if failed is not error:
                 error.add_note(f"attempt {number}: {failed.summary}")
 
     def _delay_throttled(self, retry_after: float | None, now: float) -> float | None:
-        self._throttles += 1
-        if self._throttles == 1:
+        if self._throttled == 1:
             self._patience_ends = now + self._policy.patience
         left = self._patience_ends - now
         if left <= 0 or (retry_after or 0.0) > left:
             # Knocking before the time the server named would only add to its load.
             return None
-        jitter = min(self._policy.backoff(self._throttles, self._uniform), left)
+        jitter = min(self._policy.backoff(self._throttled, self._uniform), left)
         return max(retry_after or 0.0, jitter)
 
 

@@ -51,6 +51,13 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
     )
 
 
+_NEVER_CONNECTED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ServerFingerprintMismatch,
+)
+
+
 async def post(
     http: aiohttp.ClientSession,
     url: URL,
@@ -81,7 +88,8 @@ async def post(
             timeout=limit,
         )
     except _AIOHTTP_ERRORS as error:
-        return _because(error, _no_answer(error, limit))
+        key = headers["Authorization"].removeprefix("Bearer ")
+        return _because(_cleaned(error, key), _no_answer(error, limit))
     except RuntimeError as error:
         # Closed since the look at the pool, while the key was asked for.
         if http.closed:
@@ -117,13 +125,30 @@ async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, Exception
             if len(body) > _protocol.MAX_BODY:
                 break
     except _AIOHTTP_ERRORS as error:
-        # Neither its traceback nor what lies behind it: both hold parts of the body.
-        error.__cause__ = error.__context__ = None
-        return body, error.with_traceback(None)
+        return body, _without_traces(error)
     finally:
         # After a whole body the connection is back in the pool, and this does nothing to it.
         response.close()
     return body, None
+
+
+def _cleaned(error: Exception, key: str) -> Exception:
+    """Remove what could show the key: aiohttp keeps parts of the request and of a broken answer."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        error.message = "Server disconnected"
+        error.args = (error.message,)
+    elif isinstance(error, aiohttp.ClientResponseError) and not isinstance(
+        error, aiohttp.ClientHttpProxyError
+    ):
+        error.message = _protocol.one_line(error.message, key) or ""
+        error.args = ()
+    return _without_traces(error)
+
+
+def _without_traces(error: Exception) -> Exception:
+    # Its traceback and what lies behind it hold parts of the request and of the answer.
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _because(cause: Exception, error: BctrlError) -> BctrlError:
@@ -138,7 +163,7 @@ def _no_answer(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
     if isinstance(error, TimeoutError):
         return BctrlTimeoutError(f"no answer within {limit.total:g} s", may_have_stopped=True)
     # Before ValueError, which the certificate error is as well.
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
+    if isinstance(error, _NEVER_CONNECTED):
         return BctrlNetworkError(f"no connection: {error}")
     if isinstance(error, ValueError):
         return BctrlConfigError(

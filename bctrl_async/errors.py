@@ -33,7 +33,8 @@ class BctrlError(Exception):
         cure: What to do about it; the class's own advice when None.
         workspace_id: The workspace of the stop that failed.
         alias: The alias of the runtime that was to be stopped.
-        attempts: How many requests were begun for this stop.
+        attempts: How many requests were begun for this stop, the one that failed for want of a key
+            among them.
         may_have_stopped: Whether any of these requests could have stopped the runtime.
         status: The HTTP status of the last answer, where there was one.
         code: The server's error code, such as `runtime.not_active`.
@@ -41,8 +42,8 @@ class BctrlError(Exception):
         reason_class: The server's `reasonClass`, such as `conflict`; new values will appear.
         request_id: The server's id of the request, to quote to its support.
         hint: The server's advice.
-        retry_after: How many seconds the server asked to wait, if it did (on 429 and 503).
-        body: The first 2 KiB of the answer's body.
+        retry_after: How many seconds the server asked to wait, if it did.
+        body: The first 2,048 characters of the answer's body.
     """
 
     default_cure: ClassVar[str] = ""
@@ -98,6 +99,9 @@ class BctrlError(Exception):
         sentences = [f"{subject}{self.summary}{known}", self.hint, self.cure or self.default_cure]
         return ". ".join(sentence.rstrip(".") for sentence in sentences if sentence)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 class BctrlConfigError(BctrlError, ValueError):
     """The call itself cannot be made: nothing was sent by the attempt that raised it.
@@ -131,6 +135,8 @@ class BctrlResponseError(BctrlNetworkError):
 class BctrlApiError(BctrlError):
     """The server answered with an error status."""
 
+    default_cure = "Sending it again will not help: ask the server's support, with the request id"
+
 
 class BctrlValidationError(BctrlApiError):
     """400 or 422: the request itself is wrong; the same request will fail again."""
@@ -151,13 +157,26 @@ class BctrlPermissionError(BctrlApiError):
 
 
 class BctrlNotFoundError(BctrlApiError):
-    """404: no such workspace or alias."""
+    """404: no such workspace or alias, or no such path."""
 
     default_cure = "Check the workspace id, the alias and base_url"
+
+    @property
+    def names_runtime(self) -> bool:
+        """Whether the API itself knows no such workspace or alias (contract `runtime.not_found`).
+
+        Something else that does not know the path, such as a proxy or a wrong `base_url`, says 404
+        as well, and nothing of whether the runtime runs.
+        """
+        if self.code is not None:
+            return self.code.startswith(("runtime.", "workspace."))
+        return (self.body or "").lstrip().startswith("{")
 
 
 class BctrlConflictError(BctrlApiError):
     """409: the runtime is not in a state that can be stopped."""
+
+    default_cure = "Look at the runtime's status, then call again: a stop is safe to repeat"
 
     @property
     def already_stopped(self) -> bool:
@@ -166,7 +185,11 @@ class BctrlConflictError(BctrlApiError):
 
 
 class BctrlRateLimitError(BctrlApiError):
-    """429: too many requests; this one was not carried out."""
+    """429: too many requests; this one was not carried out.
+
+    Without a `status` it was not even sent: the server had asked all calls to stay away for longer
+    (`retry_after`) than this one's patience.
+    """
 
     default_cure = "Send fewer stops a second (rate=), or call again later"
 

@@ -84,12 +84,21 @@ def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a t
             return StopResult.ACCEPTED
         case BctrlConflictError(already_stopped=True):
             return StopResult.ALREADY_STOPPED
-        case BctrlNotFoundError():
+        case BctrlNotFoundError(names_runtime=True):
             return StopResult.NOT_FOUND
-        case BctrlError(status=int(status)) if status < HTTPStatus.MULTIPLE_CHOICES:
+        case BctrlError(status=int(status)) if _is_success(status) and not _is_page(ended):
             return StopResult.ACCEPTED
         case BctrlError(may_have_stopped=True):
             return StopResult.UNKNOWN
         case BctrlError(status=int()) | BctrlConfigError():
             return StopResult.REJECTED
     return StopResult.NOT_SENT
+
+
+def _is_success(status: int) -> bool:
+    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def _is_page(error: BctrlError) -> bool:
+    # A login page with status 200 is not the API's answer, whatever its status says.
+    return (error.body or "").lstrip().startswith("<")

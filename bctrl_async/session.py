@@ -11,12 +11,13 @@ from uuid import UUID
 
 import aiohttp
 from multidict import CIMultiDict
-from yarl import URL
 
 from bctrl_async import _config, _protocol, _transport
 from bctrl_async._admission import Gate
+from bctrl_async._call import Call
 from bctrl_async._pool import Pool
-from bctrl_async._retry import Retries, RetryPolicy
+from bctrl_async._retry import Budget, Retries, RetryPolicy
+from bctrl_async._throttle import Throttle
 from bctrl_async._version import __version__
 from bctrl_async.errors import (
     BctrlConfigError,
@@ -43,10 +44,13 @@ class BctrlSession:
         base_url: Where the API is, with or without `/v1`. `BCTRL_BASE_URL` when None, else
             `https://api.bctrl.ai`.
         timeout: Seconds that one attempt may take, above 0, counted from when it has its
-            connection slot. A connection must stand after nine tenths of it.
+            connection slot. A connection must stand after nine tenths of it. A function that
+            gives the key may take as long again.
         max_connections: Attempts in flight at most, from 1; further calls wait their turn,
             first come, first served, without a limit of time.
         retry: When and how often to try again.
+        rate: Attempts a second at most, above 0, evenly spaced; None is no such limit. Without it
+            the session still slows down for as long as the server answers 429 or 503.
         http: An `aiohttp.ClientSession` to send through instead of a pool of its own. It is never
             closed here; its connector's limits bound the attempts in flight as well.
         trace_configs: `aiohttp.TraceConfig`s for the pool.
@@ -65,11 +69,13 @@ class BctrlSession:
         timeout: float = 60.0,
         max_connections: int = 100,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is immutable.
+        rate: float | None = None,
         http: aiohttp.ClientSession | None = None,
         trace_configs: Iterable[aiohttp.TraceConfig] = (),
         trust_env: bool = False,
         allow_plaintext: bool = False,
     ) -> None:
+        self._closed = False
         if api_key is None:
             api_key = _config.api_key_from_environment()
         elif isinstance(api_key, str):
@@ -85,8 +91,20 @@ class BctrlSession:
         self._timeout = _transport.time_limit(timeout)
         self._retry = _checked_policy(retry)
         limit = _config.count(max_connections, "max_connections")
+        if rate is not None:
+            rate = _config.per_second(rate, "rate")
         trace_configs = list(trace_configs)
         if http is not None:
+            if not isinstance(http, aiohttp.ClientSession):
+                raise BctrlConfigError(
+                    f"http is a {type(http).__name__}", cure="Pass an aiohttp.ClientSession"
+                )
+            if self._url.scheme == "http" and http.trust_env and not allow_plaintext:
+                raise BctrlConfigError(
+                    "the aiohttp.ClientSession given as http= may send the API key unencrypted to "
+                    "a proxy of the environment",
+                    cure="Make it without trust_env, or pass allow_plaintext=True",
+                )
             if trace_configs or trust_env:
                 raise BctrlConfigError(
                     "trace_configs and trust_env have no effect on a borrowed http=",
@@ -108,10 +126,12 @@ class BctrlSession:
             )
 
         self._pool = Pool(open_pool, http)
-        self._gate = Gate(limit)
-        self._closed = False
+        self._gate = Gate(limit, Throttle(rate))
+        self._budget = Budget()
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_gate"):
+            return "<BctrlSession that could not be made>"
         state = "closed" if self._closed else "open" if self._pool.opened else "not opened yet"
         return f"<BctrlSession {str(self._url)!r} {state}>"
 
@@ -184,80 +204,99 @@ class BctrlSession:
             BctrlResponseError: An answer that cannot be read, or a redirect.
             BctrlNetworkError: No answer.
         """
-        attempts = 0
-        retries: Retries | None = None
-        ended: Runtime | BctrlError | None = None
         try:
-            path = (
-                f"{self._workspaces}/{_protocol.path_segment(workspace_id, 'workspace id')}"
-                f"/runtimes/{_protocol.path_segment(alias, 'alias')}/stop"
-            )
+            path = self._path(workspace_id, alias)
             extra = _extra_headers(headers, idempotency_key)
             limit = self._timeout if timeout is None else _transport.time_limit(timeout)
             policy = self._retry if retry is None else _checked_policy(retry)
-            while True:
-                http = self._open_pool()
-                if not self._gate.enter_nowait():
-                    await self._gate.enter()
-                attempts += 1
-                try:
-                    ended = await self._attempt(http, path, extra, limit)
-                finally:
-                    self._gate.leave()
-                if isinstance(ended, Runtime):
-                    return ended
-                ended = self._explained(ended)
-                if retries is None:
-                    retries = Retries(policy)
-                delay = retries.delay(ended, asyncio.get_running_loop().time())
-                if delay is None or self._closed:
-                    raise ended
-                await self._gate.pause(delay)
+            http = self._open_pool()
+            if not self._gate.enter_nowait():
+                await self._gate.enter(policy.patience)
         except BctrlError as error:
             error.workspace_id = str(workspace_id)
             error.alias = str(alias)
-            error.attempts = attempts
-            if retries is not None:
-                retries.account(error)
+            raise
+        # What an attempt needs is made only now: a hundred thousand calls may wait for their turn.
+        call = Call(str(workspace_id), alias, path, extra, limit, policy)
+        return await self._send(call, http)
+
+    async def _send(self, call: Call, http: aiohttp.ClientSession) -> Runtime:
+        """Make the attempts of a call whose turn has come."""
+        ended: Runtime | BctrlError | None = None
+        try:
+            while True:
+                call.attempts += 1
+                call.in_flight = True
+                ended = None
+                try:
+                    ended = await self._attempt(call, http)
+                except asyncio.CancelledError:
+                    # Closing the pool cancels a look-up of the host's address, and aiohttp passes
+                    # that on to those who wait for it, whom nobody has cancelled.
+                    if not self._closed or _is_cancelled():
+                        raise
+                    ended = BctrlNetworkError("the host's address was still being looked up")
+                finally:
+                    self._gate.leave(ended)
+                call.in_flight = False
+                if isinstance(ended, Runtime):
+                    self._budget.earn()
+                    return ended
+                ended = self._explained(ended)
+                delay = self._delay(call, ended)
+                if delay is None or self._closed:
+                    raise ended
+                await self._gate.pause(delay)
+                http = self._open_pool()
+                await self._gate.enter(call.policy.patience, returning=True)
+        except BctrlError as error:
+            call.in_flight = False
+            call.describe(error)
             raise
         finally:
             # A traceback refers to this frame: an error kept in it would be a reference cycle.
-            ended = retries = None
+            ended = None
+
+    def _delay(self, call: Call, error: BctrlError) -> float | None:
+        if call.retries is None:
+            call.retries = Retries(call.policy, self._budget)
+        return call.retries.delay(error, asyncio.get_running_loop().time())
+
+    def _path(self, workspace_id: str | UUID, alias: str) -> str:
+        return (
+            f"{self._workspaces}/{_protocol.path_segment(workspace_id, 'workspace id')}"
+            f"/runtimes/{_protocol.path_segment(alias, 'alias')}/stop"
+        )
 
     def _open_pool(self) -> aiohttp.ClientSession:
         if self._closed:
             raise session_closed()
         return self._pool.get()
 
-    def _attempt(
-        self,
-        http: aiohttp.ClientSession,
-        path: str,
-        extra: Mapping[str, str],
-        limit: aiohttp.ClientTimeout,
-    ) -> Awaitable[Runtime | BctrlError]:
+    def _attempt(self, call: Call, http: aiohttp.ClientSession) -> Awaitable[Runtime | BctrlError]:
         # A failed attempt is returned, not raised: a traceback would show the variables of the
         # frames below, which may hold what the server sent back of the key.
-        url = self._url.with_path(path, encoded=True)
-        if extra or self._ask_key is not None:
-            return self._attempt_with(extra, http, url, limit)
-        return _transport.post(http, url, headers=self._headers, limit=limit)
+        if call.headers or self._ask_key is not None:
+            return self._attempt_with_headers(call, http)
+        return _transport.post(
+            http,
+            self._url.with_path(call.path, encoded=True),
+            headers=self._headers,
+            limit=call.limit,
+        )
 
-    async def _attempt_with(
-        self,
-        extra: Mapping[str, str],
-        http: aiohttp.ClientSession,
-        url: URL,
-        limit: aiohttp.ClientTimeout,
+    async def _attempt_with_headers(
+        self, call: Call, http: aiohttp.ClientSession
     ) -> Runtime | BctrlError:
         headers = self._headers.copy()
-        headers.update(extra)
+        headers.update(call.headers)
         if self._ask_key is not None:
             try:
-                headers["Authorization"] = await _ask(self._ask_key, limit)
+                headers["Authorization"] = await _ask(self._ask_key, call.limit)
             except BctrlError as error:
                 return error
-        return await _transport.post(http, url, headers=headers, limit=limit)
+        url = self._url.with_path(call.path, encoded=True)
+        return await _transport.post(http, url, headers=headers, limit=call.limit)
 
     def _explained(self, ended: BctrlError) -> BctrlError:
         """Name the reason, where it is that the session was closed under an attempt."""
@@ -265,28 +304,33 @@ class BctrlSession:
         if not (self._closed and broke_off):
             return ended
         closed = BctrlNetworkError(
-            "the session was closed while the stop was in flight",
+            "the session was closed while the stop was under way",
             cure="Close the session after its calls have ended",
-            may_have_stopped=True,
+            may_have_stopped=ended.may_have_stopped,
         )
         closed.__cause__ = ended
         return closed
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _ask(
     ask: Callable[[], str | Awaitable[str]], limit: aiohttp.ClientTimeout
 ) -> _config.Secret:
     try:
-        async with asyncio.timeout(limit.total):
+        async with asyncio.timeout(limit.total) as timeout:
             key = ask()
             if inspect.isawaitable(key):
                 key = await key
             key = _config.Secret(key) if isinstance(key, str) else key
-    except TimeoutError as error:
-        raise BctrlTimeoutError(
-            f"the api_key function gave no key within {limit.total:g} s"
-        ) from error
     except Exception as error:
+        if timeout.expired():
+            raise BctrlTimeoutError(
+                f"the api_key function gave no key within {limit.total:g} s"
+            ) from error
         # Its text is left to the cause: it may hold what the function was working with.
         raise BctrlConfigError(
             f"the api_key function raised {type(error).__name__}", cure="See the error's cause"
@@ -313,6 +357,10 @@ def _extra_headers(
 ) -> Mapping[str, str]:
     if headers is None and idempotency_key is None:
         return _NO_HEADERS
+    if not isinstance(headers, Mapping | None):
+        raise BctrlConfigError(
+            f"headers is a {type(headers).__name__}", cure="Pass a mapping of names to values"
+        )
     extra = dict(headers or {})
     if idempotency_key is not None:
         if any(name.lower() == "idempotency-key" for name in extra):

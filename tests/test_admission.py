@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bctrl_async._admission import Gate
+from bctrl_async._throttle import Throttle
 from bctrl_async.errors import BctrlConfigError
 
 CLOSED = r"^the session is closed\. Make the call inside `async with`"
@@ -27,7 +28,7 @@ class Visitors:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.gate = Gate(limit)
+        self.gate = Gate(limit, Throttle())
         self.tasks: list[asyncio.Task[None]] = []
         self.entered: list[int] = []
         self.waited: list[int] = []
@@ -46,9 +47,9 @@ class Visitors:
     async def _visit(self, number: int) -> None:
         if self.gate.enter_nowait():
             # Those before it may not have moved yet, but each of them has a place.
-            assert all(waiter.done() for waiter in self.gate._waiting)
+            assert all(turn.done() for turn in self.gate._new)
         else:
-            await self.gate.enter()
+            await self.gate.enter(60.0)
             self.waited.append(number)
         self.entered.append(number)
         leave = self.inside[number] = asyncio.Event()
@@ -57,7 +58,7 @@ class Visitors:
             await leave.wait()
         finally:
             del self.inside[number]
-            self.gate.leave()
+            self.gate.leave(None)
 
     async def end(self) -> None:
         """Send out all who are inside until nobody waits any more."""
@@ -77,15 +78,15 @@ class Visitors:
 
 class TestOrder:
     async def test_as_many_as_the_limit_enter_without_waiting(self) -> None:
-        gate = Gate(3)
+        gate = Gate(3, Throttle())
 
         assert [gate.enter_nowait() for _ in range(5)] == [True, True, True, False, False]
 
     async def test_a_place_that_is_left_is_free_again(self) -> None:
-        gate = Gate(1)
+        gate = Gate(1, Throttle())
         assert gate.enter_nowait()
 
-        gate.leave()
+        gate.leave(None)
 
         assert gate.enter_nowait()
         assert not gate.enter_nowait()
@@ -137,13 +138,13 @@ class TestCancellation:
         assert visitors.free_places() == 1
 
     async def test_who_is_cancelled_after_the_turn_came_passes_the_place_on(self) -> None:
-        gate = Gate(1)
+        gate = Gate(1, Throttle())
         assert gate.enter_nowait()
-        first = asyncio.create_task(gate.enter())
-        second = asyncio.create_task(gate.enter())
+        first = asyncio.create_task(gate.enter(60.0))
+        second = asyncio.create_task(gate.enter(60.0))
         await turns()
 
-        gate.leave()
+        gate.leave(None)
         first.cancel()
         await turns()
 
@@ -153,12 +154,12 @@ class TestCancellation:
         assert not gate.enter_nowait()
 
     async def test_a_place_that_nobody_takes_over_is_free(self) -> None:
-        gate = Gate(1)
+        gate = Gate(1, Throttle())
         assert gate.enter_nowait()
-        only = asyncio.create_task(gate.enter())
+        only = asyncio.create_task(gate.enter(60.0))
         await turns()
 
-        gate.leave()
+        gate.leave(None)
         only.cancel()
         await turns()
 
@@ -230,31 +231,31 @@ class TestClose:
         await visitors.end()
 
     async def test_it_sends_away_all_who_come(self) -> None:
-        gate = Gate(5)
+        gate = Gate(5, Throttle())
 
         gate.close()
 
         assert not gate.enter_nowait()
         with pytest.raises(BctrlConfigError, match=CLOSED):
-            await gate.enter()
+            await gate.enter(60.0)
 
     async def test_whose_turn_had_come_is_sent_away_too(self) -> None:
-        gate = Gate(1)
+        gate = Gate(1, Throttle())
         assert gate.enter_nowait()
-        waiting = asyncio.create_task(gate.enter())
+        waiting = asyncio.create_task(gate.enter(60.0))
         await turns()
 
-        gate.leave()
+        gate.leave(None)
         gate.close()
 
         with pytest.raises(BctrlConfigError, match=CLOSED):
             await waiting
 
     async def test_one_who_was_cancelled_at_the_same_moment_is_cancelled(self) -> None:
-        gate = Gate(1)
+        gate = Gate(1, Throttle())
         assert gate.enter_nowait()
-        early = asyncio.create_task(gate.enter())
-        late = asyncio.create_task(gate.enter())
+        early = asyncio.create_task(gate.enter(60.0))
+        late = asyncio.create_task(gate.enter(60.0))
         await turns()
 
         early.cancel()
@@ -267,16 +268,16 @@ class TestClose:
         assert not gate.enter_nowait()
 
     async def test_those_inside_may_still_leave(self) -> None:
-        gate = Gate(1)
+        gate = Gate(1, Throttle())
         assert gate.enter_nowait()
         gate.close()
 
-        gate.leave()
+        gate.leave(None)
 
         assert not gate.enter_nowait()
 
     async def test_a_second_time_changes_nothing(self) -> None:
-        gate = Gate(1)
+        gate = Gate(1, Throttle())
         gate.close()
 
         gate.close()
@@ -286,10 +287,10 @@ class TestClose:
 
 class TestPause:
     async def test_it_ends_with_its_time(self) -> None:
-        await Gate(1).pause(0)
+        await Gate(1, Throttle()).pause(0)
 
     async def test_it_ends_when_the_gate_is_closed(self) -> None:
-        gate = Gate(1)
+        gate = Gate(1, Throttle())
         pause = asyncio.create_task(gate.pause(3600))
         await turns()
         assert not pause.done()
@@ -301,13 +302,13 @@ class TestPause:
         await pause
 
     async def test_at_a_closed_gate_it_is_over_at_once(self) -> None:
-        gate = Gate(1)
+        gate = Gate(1, Throttle())
         gate.close()
 
         await asyncio.wait_for(gate.pause(3600), timeout=10)
 
     async def test_it_takes_no_place(self) -> None:
-        gate = Gate(1)
+        gate = Gate(1, Throttle())
         pause = asyncio.create_task(gate.pause(3600))
         await turns()
 
@@ -318,7 +319,7 @@ class TestPause:
             await pause
 
     async def test_it_can_be_cancelled(self) -> None:
-        pause = asyncio.create_task(Gate(1).pause(3600))
+        pause = asyncio.create_task(Gate(1, Throttle()).pause(3600))
         await turns()
 
         pause.cancel()

@@ -246,10 +246,11 @@ class TestText:
 
         assert len(str(error).splitlines()) == 1
 
-    def test_the_repr_is_short_and_without_the_body(self) -> None:
-        assert repr(full(BctrlConflictError)) == (
-            "BctrlConflictError('the server answered 409 runtime.not_active: gone')"
-        )
+    def test_the_repr_shows_the_text_but_not_the_body(self) -> None:
+        error = full(BctrlConflictError)
+        assert repr(error) == f"BctrlConflictError({str(error)!r})"
+        assert error.body
+        assert error.body not in repr(error)
 
 
 def test_an_error_keeps_the_one_that_caused_it() -> None:

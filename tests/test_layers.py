@@ -20,8 +20,8 @@ SOURCES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glo
 LAYERS = [
     {"_version", "errors"},
     {"models", "_config"},
-    {"_protocol", "_retry", "_admission", "_pool", "outcomes"},
-    {"_transport", "bulk", "journal"},
+    {"_protocol", "_retry", "_throttle", "_pool", "outcomes"},
+    {"_transport", "_admission", "_call", "bulk", "journal"},
     {"session"},
     {"__init__"},
     {"_fan_out", "_display", "_demo", "testing", "fastapi", "cli", "__main__"},
@@ -103,8 +103,9 @@ class TestImports:
     @every_module
     def test_only_what_sends_or_serves_imports_aiohttp(self, module: str) -> None:
         if "aiohttp" in outside(module):
-            # `_fan_out` counts attempts by an `aiohttp.TraceConfig`, which the session takes.
-            assert module in {"_pool", "_transport", "session", "_fan_out", *ALONE}
+            # `_call` carries a time limit of aiohttp's, and `_fan_out` counts attempts by a
+            # trace of its.
+            assert module in {"_call", "_pool", "_transport", "session", "_fan_out", *ALONE}
 
     @every_core_module
     def test_the_core_needs_no_more_than_its_dependencies(self, module: str) -> None:

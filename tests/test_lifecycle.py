@@ -146,6 +146,65 @@ async def test_close_ends_what_waits_and_what_is_in_flight(
             await asyncio.sleep(0)
 
 
+async def test_closing_while_the_host_is_looked_up_is_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class SlowResolver:
+        def __init__(self, **_: object) -> None:
+            """Take what aiohttp passes."""
+
+        async def resolve(self, *_: object, **__: object) -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+        async def close(self) -> None:
+            """Close nothing."""
+
+    asked = asyncio.Event()
+    monkeypatch.setattr(aiohttp.connector, "DefaultResolver", SlowResolver)
+    session = BctrlSession(KEY, base_url="https://slow.test")
+    call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+    async with asyncio.timeout(10):
+        await asked.wait()
+    await session.close()
+    with pytest.raises(BctrlNetworkError, match="session was closed") as caught:
+        await call
+    assert caught.value.may_have_stopped is False
+
+
+async def test_a_call_that_is_cancelled_while_the_session_closes_is_cancelled(
+    emulator: Emulator, connect: Connect
+) -> None:
+    emulator.inject(Fault.HANG)
+    session = connect()
+    call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+    while not emulator.requests:
+        await asyncio.sleep(0)
+    session._closed = True
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    session._closed = False
+    await session.close()
+
+
+async def test_a_pool_that_was_closed_with_the_generators_of_its_loop_is_closed(
+    session: BctrlSession,
+) -> None:
+    await session.stop_runtime("ws-1", "crm")
+    await asyncio.get_running_loop().shutdown_asyncgens()
+    with pytest.raises(BctrlConfigError, match="the session is closed"):
+        await session.stop_runtime("ws-1", "crm")
+
+
+def test_a_loop_that_has_ended_is_named() -> None:
+    with emulator_in_a_thread() as emulator:
+        session = BctrlSession(KEY, base_url=emulator.url)
+        asyncio.run(session.__aenter__())
+        with pytest.raises(BctrlConfigError, match="another event loop, which has ended"):
+            asyncio.run(session.__aenter__())
+
+
 async def test_closing_while_the_key_is_asked_for_is_a_clear_error(emulator: Emulator) -> None:
     asked = asyncio.Event()
     answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()

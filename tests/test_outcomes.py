@@ -69,10 +69,34 @@ ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
         StopResult.ALREADY_STOPPED,
     ),
     # 404
-    "404": (BctrlNotFoundError("404", status=404), StopResult.NOT_FOUND),
-    "404 after an attempt that may have stopped it": (
-        BctrlNotFoundError("404", status=404, may_have_stopped=True),
+    "404": (
+        BctrlNotFoundError("404", status=404, code="runtime.not_found"),
         StopResult.NOT_FOUND,
+    ),
+    "404 after an attempt that may have stopped it": (
+        BctrlNotFoundError("404", status=404, code="workspace.not_found", may_have_stopped=True),
+        StopResult.NOT_FOUND,
+    ),
+    "404 as JSON without a code": (
+        BctrlNotFoundError("404", status=404, body='{"error": "not found"}'),
+        StopResult.NOT_FOUND,
+    ),
+    "404 of a path that the API does not have": (
+        BctrlNotFoundError("404", status=404, code="route.not_found", body="{}"),
+        StopResult.REJECTED,
+    ),
+    "404 as a page": (
+        BctrlNotFoundError("404", status=404, body="<html>"),
+        StopResult.REJECTED,
+    ),
+    "404 without a body": (BctrlNotFoundError("404", status=404), StopResult.REJECTED),
+    "200 as a page": (
+        BctrlResponseError("not JSON", status=200, body=" <html>", may_have_stopped=True),
+        StopResult.UNKNOWN,
+    ),
+    "101": (
+        BctrlResponseError("says nothing", status=101, may_have_stopped=True),
+        StopResult.UNKNOWN,
     ),
     # any other final no
     "400": (BctrlValidationError("400", status=400), StopResult.REJECTED),

@@ -655,11 +655,9 @@ class TestRedirects:
     @pytest.mark.parametrize(
         ("status", "may_have_stopped"),
         [
-            (300, True),
             (301, True),
             (302, True),
             (303, True),
-            (304, True),
             (307, False),
             (308, False),
         ],
@@ -678,6 +676,17 @@ class TestRedirects:
             "is not followed: it would take the key and the stop elsewhere"
         )
         assert str(error).endswith("Set base_url to where the API really is")
+
+    @pytest.mark.parametrize("status", [99, 101, 300, 304])
+    def test_what_is_neither_success_nor_redirect_says_nothing_of_the_stop(
+        self, status: int
+    ) -> None:
+        error = read_error(status, b"", {})
+
+        assert type(error) is BctrlResponseError
+        assert error.may_have_stopped
+        assert error.summary.startswith(f"the server answered {status} ")
+        assert error.summary.endswith(", which says nothing of the stop")
 
     @pytest.mark.parametrize("headers", [{}, {"Location": ""}, {"Location": " \t "}])
     def test_a_redirect_to_nowhere_is_an_error_too(self, headers: Mapping[str, str]) -> None:

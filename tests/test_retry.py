@@ -4,10 +4,12 @@ import random
 from collections.abc import Iterable
 
 import pytest
+from aiohttp import ClientTimeout
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bctrl_async._retry import Retries, RetryPolicy, is_transient
+from bctrl_async._call import Call
+from bctrl_async._retry import Budget, Retries, RetryPolicy, is_transient
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,
@@ -133,7 +135,7 @@ class TestBackoff:
         assert 0.9 < sum(waits) / len(waits) < 1.1
 
     def test_jitter_is_random_unless_it_is_given(self) -> None:
-        waits = [Retries(RetryPolicy()).delay(broken(), now=0.0) for _ in range(10)]
+        waits = [Retries(RetryPolicy(), Budget()).delay(broken(), now=0.0) for _ in range(10)]
 
         assert len(set(waits)) == 10
         assert all(wait is not None and 0 <= wait <= 0.5 for wait in waits)
@@ -141,12 +143,12 @@ class TestBackoff:
 
 class TestAttempts:
     def test_a_stop_fails_with_the_last_of_its_attempts(self) -> None:
-        retries = Retries(RetryPolicy(attempts=4), no_jitter)
+        retries = Retries(RetryPolicy(attempts=4), Budget(), no_jitter)
 
         assert delays(retries, [broken() for _ in range(4)]) == [0.5, 1.0, 2.0, None]
 
     def test_one_attempt_is_no_retry(self) -> None:
-        assert delays(Retries(RetryPolicy(attempts=1), no_jitter), [broken()]) == [None]
+        assert delays(Retries(RetryPolicy(attempts=1), Budget(), no_jitter), [broken()]) == [None]
 
     @pytest.mark.parametrize(
         "error",
@@ -165,7 +167,7 @@ class TestAttempts:
     )
     def test_what_may_pass_is_tried_again(self, error: BctrlError) -> None:
         """Fault: a POST on a connection the server just closed is not resent (aiohttp#6138)."""
-        assert Retries(RetryPolicy(attempts=2), no_jitter).delay(error, now=0.0) == 0.5
+        assert Retries(RetryPolicy(attempts=2), Budget(), no_jitter).delay(error, now=0.0) == 0.5
 
     @pytest.mark.parametrize("retry_after", [None, 0.0, 1.0])
     @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ class TestAttempts:
         """Fault: a 400 that carries `Retry-After` is sent again, four times (azure-core)."""
         error = error_class("no", status=status, retry_after=retry_after)
 
-        assert Retries(RetryPolicy(), no_jitter).delay(error, now=0.0) is None
+        assert Retries(RetryPolicy(), Budget(), no_jitter).delay(error, now=0.0) is None
 
     @pytest.mark.parametrize("error_class", [BctrlResponseError, BctrlTimeoutError])
     def test_a_success_that_cannot_be_read_is_not_asked_for_again(
@@ -198,7 +200,7 @@ class TestAttempts:
     ) -> None:
         error = error_class("unreadable", status=200, may_have_stopped=True)
 
-        assert Retries(RetryPolicy(), no_jitter).delay(error, now=0.0) is None
+        assert Retries(RetryPolicy(), Budget(), no_jitter).delay(error, now=0.0) is None
 
     def test_a_call_that_cannot_be_made_is_not_tried_again(self) -> None:
         assert not is_transient(BctrlConfigError("the session is closed"), frozenset({503}))
@@ -206,15 +208,15 @@ class TestAttempts:
     def test_a_status_that_is_not_chosen_is_not_tried_again(self) -> None:
         policy = RetryPolicy(statuses=frozenset({503}))
 
-        assert Retries(policy, no_jitter).delay(answered(500), now=0.0) is None
-        assert Retries(policy, no_jitter).delay(throttled(), now=0.0) is None
-        assert Retries(policy, no_jitter).delay(throttled(status=503), now=0.0) == 0.5
+        assert Retries(policy, Budget(), no_jitter).delay(answered(500), now=0.0) is None
+        assert Retries(policy, Budget(), no_jitter).delay(throttled(), now=0.0) is None
+        assert Retries(policy, Budget(), no_jitter).delay(throttled(status=503), now=0.0) == 0.5
 
 
 class TestPatience:
     @pytest.mark.parametrize("status", [429, 503])
     def test_being_throttled_costs_no_attempts(self, status: int) -> None:
-        retries = Retries(RetryPolicy(attempts=2), no_jitter)
+        retries = Retries(RetryPolicy(attempts=2), Budget(), no_jitter)
 
         assert delays(retries, [throttled(status=status) for _ in range(9)]) == [
             *(0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
@@ -223,56 +225,59 @@ class TestPatience:
         assert delays(retries, [broken(), broken()]) == [0.5, None]
 
     def test_patience_counts_from_the_first_throttle(self) -> None:
-        retries = Retries(RetryPolicy(patience=60.0), least_jitter)
+        retries = Retries(RetryPolicy(patience=60.0), Budget(), least_jitter)
 
         assert retries.delay(throttled(), now=1000.0) == 0.0
         assert retries.delay(throttled(), now=1059.9) == 0.0
         assert retries.delay(throttled(), now=1060.0) is None
 
     def test_failures_before_the_first_throttle_cost_no_patience(self) -> None:
-        retries = Retries(RetryPolicy(patience=60.0), least_jitter)
+        retries = Retries(RetryPolicy(patience=60.0), Budget(), least_jitter)
 
         assert retries.delay(broken(), now=0.0) == 0.0
         assert retries.delay(throttled(), now=500.0) == 0.0
         assert retries.delay(throttled(), now=559.0) == 0.0
 
     def test_without_patience_the_first_throttle_is_the_last(self) -> None:
-        assert Retries(RetryPolicy(patience=0), no_jitter).delay(throttled(), now=5.0) is None
+        assert (
+            Retries(RetryPolicy(patience=0), Budget(), no_jitter).delay(throttled(), now=5.0)
+            is None
+        )
 
     def test_a_wait_for_jitter_does_not_outlast_patience(self) -> None:
-        retries = Retries(RetryPolicy(base=20.0, patience=5.0), no_jitter)
+        retries = Retries(RetryPolicy(base=20.0, patience=5.0), Budget(), no_jitter)
 
         assert retries.delay(throttled(), now=0.0) == 5.0
 
     def test_it_waits_as_long_as_the_server_asks(self) -> None:
-        retries = Retries(RetryPolicy(), least_jitter)
+        retries = Retries(RetryPolicy(), Budget(), least_jitter)
 
         assert retries.delay(throttled(retry_after=7.0), now=0.0) == 7.0
 
     def test_it_may_wait_longer_than_the_server_asks(self) -> None:
-        retries = Retries(RetryPolicy(base=8.0), no_jitter)
+        retries = Retries(RetryPolicy(base=8.0), Budget(), no_jitter)
 
         assert retries.delay(throttled(retry_after=7.0), now=0.0) == 8.0
 
     def test_a_wait_of_zero_is_still_jittered(self) -> None:
-        retries = Retries(RetryPolicy(), no_jitter)
+        retries = Retries(RetryPolicy(), Budget(), no_jitter)
 
         assert retries.delay(throttled(retry_after=0.0), now=0.0) == 0.5
 
     def test_all_that_is_left_of_patience_may_be_asked_for(self) -> None:
-        retries = Retries(RetryPolicy(patience=60.0), no_jitter)
+        retries = Retries(RetryPolicy(patience=60.0), Budget(), no_jitter)
 
         assert retries.delay(throttled(retry_after=60.0), now=0.0) == 60.0
 
     @pytest.mark.parametrize("retry_after", [60.5, 86400.0, 31536000.0])
     def test_a_wait_beyond_patience_is_given_up_at_once(self, retry_after: float) -> None:
         """Fault: a `Retry-After` of days is shortened, or waited out (openai; pi#4991)."""
-        retries = Retries(RetryPolicy(patience=60.0), no_jitter)
+        retries = Retries(RetryPolicy(patience=60.0), Budget(), no_jitter)
 
         assert retries.delay(throttled(retry_after=retry_after), now=0.0) is None
 
     def test_it_is_what_is_left_of_patience_that_counts(self) -> None:
-        retries = Retries(RetryPolicy(patience=60.0), least_jitter)
+        retries = Retries(RetryPolicy(patience=60.0), Budget(), least_jitter)
 
         assert retries.delay(throttled(retry_after=20.0), now=0.0) == 20.0
         assert retries.delay(throttled(retry_after=39.0), now=20.0) == 39.0
@@ -287,7 +292,7 @@ class TestPatience:
         self, throttles: list[tuple[float | None, float]], patience: float, seed: int
     ) -> None:
         """Fault: `Retry-After` over a limit is shortened, so the client knocks early (openai)."""
-        retries = Retries(RetryPolicy(patience=patience), random.Random(seed).uniform)  # noqa: S311
+        retries = Retries(RetryPolicy(patience=patience), Budget(), random.Random(seed).uniform)  # noqa: S311
         now = 0.0
         for retry_after, took in throttles:
             delay = retries.delay(throttled(retry_after), now)
@@ -301,7 +306,7 @@ class TestPatience:
 
 class TestAccount:
     def test_each_earlier_attempt_is_a_note_on_the_last(self) -> None:
-        retries = Retries(RetryPolicy(), no_jitter)
+        retries = Retries(RetryPolicy(), Budget(), no_jitter)
         first, second, last = throttled(), broken(), answered(500)
         delays(retries, [first, second, last])
 
@@ -313,7 +318,7 @@ class TestAccount:
         ]
 
     def test_the_only_attempt_has_no_notes(self) -> None:
-        retries = Retries(RetryPolicy(attempts=1), no_jitter)
+        retries = Retries(RetryPolicy(attempts=1), Budget(), no_jitter)
         error = broken()
         retries.delay(error, now=0.0)
 
@@ -322,7 +327,7 @@ class TestAccount:
         assert not hasattr(error, "__notes__")
 
     def test_an_error_that_was_no_attempt_tells_of_all_of_them(self) -> None:
-        retries = Retries(RetryPolicy(), no_jitter)
+        retries = Retries(RetryPolicy(), Budget(), no_jitter)
         retries.delay(broken(), now=0.0)
         closed = BctrlConfigError("the session is closed")
 
@@ -344,7 +349,7 @@ class TestAccount:
     def test_it_may_have_stopped_if_any_attempt_could_have_done_it(
         self, earlier: list[BctrlError], *, may_have_stopped: bool
     ) -> None:
-        retries = Retries(RetryPolicy(), no_jitter)
+        retries = Retries(RetryPolicy(), Budget(), no_jitter)
         last = throttled()
         delays(retries, [*earlier, last])
 
@@ -353,7 +358,7 @@ class TestAccount:
         assert last.may_have_stopped is may_have_stopped
 
     def test_the_errors_before_the_last_are_left_as_they_were(self) -> None:
-        retries = Retries(RetryPolicy(), no_jitter)
+        retries = Retries(RetryPolicy(), Budget(), no_jitter)
         first, last = throttled(), broken()
         delays(retries, [first, last])
 
@@ -361,3 +366,46 @@ class TestAccount:
 
         assert not first.may_have_stopped
         assert not hasattr(first, "__notes__")
+
+
+class TestBudget:
+    def test_in_an_outage_retries_add_a_tenth(self) -> None:
+        """Fault: retry storms in an outage (apache/opendal#7376)."""
+        budget = Budget()
+        retried = sum(budget.spend() for _ in range(1000))
+        assert 100 <= retried <= 1000 * 0.1 + 12
+
+    def test_successes_fill_it_up_to_a_limit(self) -> None:
+        budget = Budget()
+        for _ in range(1000):
+            budget.earn()
+        assert [budget.spend() for _ in range(112)].count(True) == 111
+
+    def test_a_failure_that_it_cannot_pay_for_is_the_last_and_says_so(self) -> None:
+        budget = Budget()
+        while budget.spend():
+            pass
+        error = broken()
+        assert Retries(RetryPolicy(), budget).delay(error, now=0.0) is None
+        assert error.__notes__ == [
+            "not sent again: so many stops fail that retries would add to the load"
+        ]
+
+    def test_a_failure_that_asks_for_more_than_the_patience_is_the_last(self) -> None:
+        retries = Retries(RetryPolicy(patience=10), Budget(), no_jitter)
+        error = answered(500)
+        error.retry_after = 11.0
+        assert retries.delay(error, now=0.0) is None
+
+    def test_retry_after_is_a_floor_for_every_status(self) -> None:
+        retries = Retries(RetryPolicy(patience=10), Budget(), no_jitter)
+        error = answered(500)
+        error.retry_after = 9.0
+        assert retries.delay(error, now=0.0) == 9.0
+
+
+def test_a_call_that_ends_before_any_attempt_only_names_its_runtime() -> None:
+    call = Call("ws-1", "crm", "/", {}, ClientTimeout(), RetryPolicy())
+    error = BctrlConfigError("the session is closed")
+    call.describe(error)
+    assert (error.workspace_id, error.alias, error.attempts) == ("ws-1", "crm", 0)

@@ -211,6 +211,33 @@ async def test_a_key_function_that_raises_is_a_configuration_error_with_its_caus
     assert "s3cr3t" not in str(caught.value)
 
 
+def test_a_session_that_could_not_be_made_still_has_a_repr() -> None:
+    session = BctrlSession.__new__(BctrlSession)
+    with pytest.raises(BctrlConfigError):
+        session.__init__("bad key")  # type: ignore[misc]  # on purpose
+    assert repr(session) == "<BctrlSession that could not be made>"
+
+
+async def test_a_borrowed_pool_may_not_take_the_key_to_a_proxy_unencrypted() -> None:
+    async with aiohttp.ClientSession(trust_env=True) as http:
+        with pytest.raises(BctrlConfigError, match="unencrypted to a proxy"):
+            BctrlSession("k", base_url="http://localhost", http=http)
+        BctrlSession("k", base_url="http://localhost", http=http, allow_plaintext=True)
+
+
+async def test_headers_that_are_no_mapping_are_refused(session: BctrlSession) -> None:
+    with pytest.raises(BctrlConfigError, match="headers is a list"):
+        await session.stop_runtime("ws-1", "crm", headers=[("a", "b")])  # type: ignore[arg-type]
+
+
+async def test_a_rate_spreads_single_calls(emulator: Emulator, connect: Connect) -> None:
+    for number in range(30):
+        emulator.add_runtime("ws-1", f"r{number}")
+    async with connect(rate=1000) as session:
+        await asyncio.gather(*(session.stop_runtime("ws-1", f"r{n}") for n in range(30)))
+    assert len(emulator.requests) == 30
+
+
 async def test_a_key_function_that_gives_no_text_is_a_configuration_error(
     emulator: Emulator,
 ) -> None:
@@ -242,6 +269,9 @@ async def test_a_key_function_that_never_answers_runs_into_the_timeout(emulator:
         ({"max_connections": 2.5}, "max_connections"),
         ({"retry": 3}, "retry"),
         ({"base_url": "api.bctrl.ai"}, "base_url"),
+        ({"rate": 0}, "rate"),
+        ({"timeout": 10**400}, "timeout"),
+        ({"http": aiohttp.ClientSession}, "http is a type"),
     ],
 )
 def test_a_bad_option_is_named(arguments: dict[str, object], named: str) -> None:

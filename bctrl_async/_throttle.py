@@ -1,0 +1,169 @@
+"""How fast attempts may start: decisions from answers and a clock's readings, without I/O.
+
+Until the server first says 429 or 503 there is no limit and nothing is computed. Then the rate is
+learned like a TCP sender's: a pause, a slow start from what the server took before (RFC 5681
+section 3.1), and with each further refusal a step down to just below what was delivered, from
+where the rate grows along a cubic curve, slowly around the last peak and fast beyond it (RFC 9438
+section 4.1; botocore's adaptive mode does the same). The number of attempts in flight follows by
+additive increase and multiplicative decrease, for servers that limit that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+_PAUSE = 0.5
+"""Seconds that the first refusal closes the gate for, if the server does not say how long."""
+_EPOCH = 0.25
+"""Seconds after a step down in which further refusals are news of the time before it."""
+_SPAN = 1.0
+"""Seconds over which the rate that the server delivers is measured."""
+_BACK_TO = 0.85
+"""What a step down leaves of the delivered rate."""
+_RETURN_MIN, _RETURN_MAX = 1.5, 8.0
+"""Seconds until the curve is back at its peak: at first, and while the limit proves steady."""
+_STEADY = 0.25
+"""Two peaks that differ by no more than this share are the same limit."""
+_FORGOTTEN = 10.0
+"""A rate this many times the last known limit shows that the limit is gone."""
+_BURST = 0.02
+"""Seconds' worth of attempts that may start at once, so that a late timer costs nothing."""
+_SLOWEST = 0.5
+"""Attempts a second that are tried however much the server refuses."""
+_REMEMBERED = 1000
+
+
+class Throttle:
+    """The rate and the number in flight that the server seems to bear.
+
+    All times are seconds of one monotonic clock.
+
+    Args:
+        cap: Attempts a second that are never exceeded; None is no such limit.
+    """
+
+    __slots__ = (
+        "_accepted",
+        "_base",
+        "_cap",
+        "_due",
+        "_learned",
+        "_peak",
+        "_refused_at",
+        "_return_time",
+        "_since",
+        "_window",
+        "closed_until",
+    )
+
+    def __init__(self, cap: float | None = None) -> None:
+        self._cap = math.inf if cap is None else cap
+        self._accepted: deque[float] = deque(maxlen=_REMEMBERED)
+        self._due = -math.inf
+        self._learned = False
+        self._base = 0.0
+        self._peak: float | None = None
+        self._refused_at = -math.inf
+        self._return_time = _RETURN_MIN
+        self._since = -math.inf
+        self._window = math.inf
+        self.closed_until = -math.inf
+
+    @property
+    def idle(self) -> bool:
+        """Whether attempts may start at any rate."""
+        return not self._learned and self._cap == math.inf
+
+    def wait(self, now: float, in_flight: int) -> float:
+        """Return the seconds until another attempt may start; inf: not before one has ended."""
+        if now < self.closed_until:
+            return self.closed_until - now
+        if in_flight >= self._window:
+            return math.inf
+        return max(self._due - _BURST - now, 0.0)
+
+    def take(self, now: float) -> None:
+        """Note that an attempt starts."""
+        rate = min(self._rate(now), self._cap)
+        if rate < math.inf:
+            self._due = max(self._due, now) + 1.0 / rate
+
+    def accepted(self, now: float) -> None:
+        """Note that the server answered an attempt and did not refuse it."""
+        self._accepted.append(now)
+        if self._learned:
+            self._window += 1.0 / self._window
+
+    def refused(self, now: float, retry_after: float | None, in_flight: int) -> None:
+        """Note that the server refused an attempt: 429 or 503.
+
+        Args:
+            now: The time.
+            retry_after: The seconds that it asks to wait, if it does.
+            in_flight: Attempts in flight, this one among them.
+        """
+        closes = retry_after
+        if not self._learned:
+            self._start_slowly(now)
+            closes = _PAUSE if retry_after is None else retry_after
+        elif now >= self._since + _EPOCH:
+            self._step_down(now, in_flight)
+        if closes is not None and now + closes > self.closed_until:
+            self.closed_until = self._since = self._due = now + closes
+
+    def _start_slowly(self, now: float) -> None:
+        self._learned = True
+        self._peak = None
+        self._base = 0.0
+        self._refused_at = now
+        self._window = math.inf
+        self._return_time = _RETURN_MIN
+
+    def _step_down(self, now: float, in_flight: int) -> None:
+        delivered = self._delivered(now, min(_SPAN, now - self._since))
+        peak = max(delivered, self._rate(now) / 2, _SLOWEST)
+        if self._peak is not None and abs(delivered - self._peak) <= _STEADY * self._peak:
+            self._return_time = min(self._return_time * 2, _RETURN_MAX)
+        else:
+            self._return_time = _RETURN_MIN
+        self._peak, self._base, self._since = peak, _BACK_TO * peak, now
+        self._window = max(_BACK_TO * min(self._window, in_flight), 1.0)
+
+    def _delivered(self, now: float, span: float) -> float:
+        """Return how many attempts a second were accepted in the last `span` seconds."""
+        count = 0
+        for time in reversed(self._accepted):
+            if time < now - span:
+                break
+            count += 1
+        if count == _REMEMBERED:
+            # The span reaches further back than the memory does.
+            span = now - self._accepted[0]
+        return count / span if span > 0.0 else 0.0
+
+    def _rate(self, now: float) -> float:
+        """Return the rate that has been learned, or forget that there was a limit."""
+        if not self._learned:
+            return math.inf
+        grown = max(now - self._since, 0.0)
+        if self._peak is None:
+            return self._slow_start(now, grown)
+        rate = self._peak + (self._peak - self._base) * (grown / self._return_time - 1.0) ** 3
+        return rate if rate < _FORGOTTEN * self._peak else self._forget()
+
+    def _slow_start(self, now: float, grown: float) -> float:
+        if not self._base:
+            # Only now, when what was in flight has been answered, is it known what was taken.
+            taken = sum(time >= self._refused_at - _PAUSE for time in self._accepted)
+            closed = max(self.closed_until - self._refused_at, _PAUSE)
+            self._base = max(taken / closed, 2 * _SLOWEST)
+        rate: float = self._base * 2.0 ** min(grown, 60.0)
+        if rate < _FORGOTTEN * self._base or rate < _FORGOTTEN * self._delivered(now, _SPAN):
+            return rate
+        return self._forget()
+
+    def _forget(self) -> float:
+        self._learned = False
+        self._window = math.inf
+        return math.inf

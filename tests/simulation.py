@@ -1,0 +1,114 @@
+"""Servers that exist only in virtual time, and stops that go to them through the real gate."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bctrl_async import BctrlError, BctrlRateLimitError, RetryPolicy
+from bctrl_async._admission import Gate
+from bctrl_async._retry import Budget, Retries
+from bctrl_async._throttle import Throttle
+
+Server = Callable[[float], BctrlError | None]
+"""Decides what becomes of a request that arrives at this time."""
+
+
+def refusal(retry_after: float | None = None) -> BctrlError:
+    return BctrlRateLimitError("429", status=429, retry_after=retry_after)
+
+
+def token_bucket(
+    rate: Callable[[float], float], burst: float, retry_after: float | None = None
+) -> Server:
+    """Nginx's `limit_req … burst nodelay`: so many a second, and some more at once."""
+    excess, last = 0.0, 0.0
+
+    def serve(now: float) -> BctrlError | None:
+        nonlocal excess, last
+        excess = max(excess - (now - last) * rate(now), 0.0)
+        last = now
+        if excess > burst:
+            return refusal(retry_after)
+        excess += 1.0
+        return None
+
+    return serve
+
+
+def fixed_window(limit: int, retry_after: float | None = None) -> Server:
+    """So many in each second of the clock."""
+    counts: Counter[int] = Counter()
+
+    def serve(now: float) -> BctrlError | None:
+        counts[int(now)] += 1
+        return refusal(retry_after) if counts[int(now)] > limit else None
+
+    return serve
+
+
+@dataclass
+class Run:
+    """Stops that go through one gate, and what became of them."""
+
+    serve: Server
+    latency: Callable[[int], float] = lambda _: 0.01
+    limit: int = 100
+    most_in_flight: float = math.inf
+    cap: float | None = None
+    requests: int = 0
+    refused: int = 0
+    lost: int = 0
+    seconds: float = 0.0
+    starts: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+
+    async def stop(self, gate: Gate) -> None:
+        loop = asyncio.get_running_loop()
+        retries = Retries(RetryPolicy(patience=300), Budget())
+        returning = False
+        while True:
+            await gate.enter(300, returning=returning)
+            self.requests += 1
+            self.starts.append(loop.time())
+            self._in_flight += 1
+            answer = (
+                self.serve(loop.time()) if self._in_flight <= self.most_in_flight else refusal()
+            )
+            await asyncio.sleep(self.latency(self._in_flight))
+            self._in_flight -= 1
+            gate.leave(answer or "a runtime")
+            if answer is None:
+                self.ends.append(loop.time())
+                return
+            self.refused += 1
+            delay = retries.delay(answer, loop.time())
+            if delay is None:
+                self.lost += 1
+                return
+            await gate.pause(delay)
+            returning = True
+
+    _in_flight: int = 0
+
+    async def all_at_once(self, count: int) -> None:
+        gate = Gate(self.limit, Throttle(self.cap))
+        began = asyncio.get_running_loop().time()
+        await asyncio.gather(*(self.stop(gate) for _ in range(count)))
+        self.seconds = asyncio.get_running_loop().time() - began
+
+    async def by_workers(self, count: int, workers: int = 100) -> None:
+        gate = Gate(self.limit, Throttle(self.cap))
+        left = deque(range(count))
+
+        async def work() -> None:
+            while left:
+                left.popleft()
+                await self.stop(gate)
+
+        began = asyncio.get_running_loop().time()
+        await asyncio.gather(*(work() for _ in range(workers)))
+        self.seconds = asyncio.get_running_loop().time() - began

@@ -1,0 +1,193 @@
+"""How fast attempts start under a server's refusals: simulated, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+import virtual_time
+from simulation import Run, fixed_window, refusal, token_bucket
+
+from bctrl_async import BctrlRateLimitError
+from bctrl_async._admission import Gate
+from bctrl_async._throttle import Throttle
+
+
+def always(rate: float) -> Callable[[float], float]:
+    return lambda _: rate
+
+
+class TestUnlimited:
+    def test_a_server_that_never_refuses_is_never_waited_for(self) -> None:
+        run = Run(lambda _: None, latency=lambda _: 0.2)
+        virtual_time.run(run.by_workers(5000))
+        assert run.seconds == pytest.approx(10.0)
+
+    def test_latency_that_grows_with_load_is_no_refusal(self) -> None:
+        run = Run(lambda _: None, latency=lambda in_flight: 0.005 * in_flight)
+        virtual_time.run(run.by_workers(2000))
+        assert run.requests == 2000
+        assert run.seconds <= 1.1 * 2000 * 0.005
+
+
+class TestFixedLimit:
+    @pytest.mark.parametrize("latency", [0.002, 0.01, 0.1])
+    @pytest.mark.parametrize("at_once", [False, True])
+    def test_a_bucket_is_used_to_the_full_with_few_refusals(
+        self, latency: float, *, at_once: bool
+    ) -> None:
+        run = Run(token_bucket(always(200), burst=50), latency=lambda _: latency)
+        virtual_time.run(run.all_at_once(2000) if at_once else run.by_workers(2000))
+        assert run.lost == 0
+        assert run.seconds <= 1.25 * (2000 - 50) / 200
+        assert run.refused <= 0.1 * run.requests
+
+    @pytest.mark.parametrize("retry_after", [1, 2])
+    def test_with_retry_after_hardly_anything_is_refused(self, retry_after: float) -> None:
+        run = Run(token_bucket(always(200), burst=50, retry_after=retry_after))
+        virtual_time.run(run.by_workers(2000))
+        assert run.lost == 0
+        assert run.refused <= 0.05 * run.requests
+
+    def test_a_limit_for_each_second_is_found(self) -> None:
+        run = Run(fixed_window(200))
+        virtual_time.run(run.by_workers(20_000))
+        assert run.lost == 0
+        assert run.seconds <= 1.1 * 100
+        assert run.refused <= 0.05 * run.requests
+
+    def test_a_limit_on_requests_in_flight_is_found(self) -> None:
+        run = Run(lambda _: None, latency=lambda _: 0.1, most_in_flight=20)
+        virtual_time.run(run.by_workers(20_000))
+        assert run.lost == 0
+        assert run.seconds <= 1.25 * 100
+        assert run.refused <= 0.05 * run.requests
+
+
+class TestChangingLimit:
+    def test_it_goes_down_and_comes_back_with_the_limit(self) -> None:
+        def rate(now: float) -> float:
+            return 50.0 if 10 <= now < 40 else 200.0
+
+        run = Run(token_bucket(rate, burst=50))
+        virtual_time.run(run.by_workers(20_000))
+        assert run.lost == 0
+        assert run.refused <= 0.05 * run.requests
+        # 10 s at 200, 30 s at 50, and the rest at 200 again.
+        assert run.seconds <= 1.15 * (40 + (20_000 - 2_000 - 1_500) / 200)
+
+    def test_an_outage_of_refusals_costs_few_requests(self) -> None:
+        run = Run(lambda now: refusal() if 5 <= now < 35 else None, latency=lambda _: 0.1)
+        virtual_time.run(run.by_workers(10_000))
+        assert run.lost == 0
+        assert run.refused <= 0.05 * run.requests
+
+    def test_a_limit_that_is_gone_is_forgotten(self) -> None:
+        throttle = Throttle()
+        throttle.refused(0.0, None, 1)
+        throttle.take(1.0)
+        throttle.refused(2.0, None, 1)
+        assert not throttle.idle
+        throttle.take(1000.0)
+        assert throttle.idle
+
+    def test_a_slow_start_that_meets_no_limit_is_forgotten(self) -> None:
+        throttle = Throttle()
+        throttle.refused(0.0, None, 1)
+        throttle.take(1.0)
+        assert not throttle.idle
+        throttle.take(1000.0)
+        assert throttle.idle
+
+    def test_more_answers_than_are_remembered_still_give_the_rate(self) -> None:
+        run = Run(token_bucket(always(5000), burst=50), latency=lambda _: 0.005)
+        virtual_time.run(run.by_workers(50_000))
+        assert run.lost == 0
+        assert run.seconds <= 1.6 * 10
+
+
+class TestCap:
+    @pytest.mark.parametrize("cap", [1, 10, 300])
+    def test_no_more_than_the_cap_start_in_a_second(self, cap: int) -> None:
+        run = Run(lambda _: None, cap=cap)
+        virtual_time.run(run.all_at_once(5 * cap))
+        assert run.seconds == pytest.approx((5 * cap - 1) / cap, abs=0.1)
+        for start in run.starts:
+            started = sum(start <= other < start + 1 for other in run.starts)
+            assert started <= cap * 1.02 + 1
+
+    def test_it_also_holds_while_the_server_refuses(self) -> None:
+        run = Run(token_bucket(always(200), burst=10), cap=100)
+        virtual_time.run(run.by_workers(1000))
+        assert run.refused == 0
+        assert run.seconds == pytest.approx(10, rel=0.05)
+
+
+class TestGate:
+    def test_a_retry_after_of_one_keeps_everybody_away(self) -> None:
+        async def scenario() -> float:
+            gate = Gate(10, Throttle())
+            assert gate.enter_nowait()
+            gate.leave(refusal(30.0))
+            assert not gate.enter_nowait()
+            await gate.enter(60.0)
+            return asyncio.get_running_loop().time()
+
+        assert virtual_time.run(scenario()) == pytest.approx(30.0)
+
+    def test_who_returns_comes_before_who_is_new(self) -> None:
+        async def scenario() -> list[str]:
+            gate = Gate(1, Throttle())
+            assert gate.enter_nowait()
+            entered = []
+
+            async def enter(name: str, *, returning: bool) -> None:
+                await gate.enter(60.0, returning=returning)
+                entered.append(name)
+                gate.leave(None)
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(enter("new", returning=False))
+                group.create_task(enter("returning", returning=True))
+                await asyncio.sleep(1)
+                gate.leave(None)
+            return entered
+
+        assert virtual_time.run(scenario()) == ["returning", "new"]
+
+    def test_a_retry_after_beyond_the_patience_sends_away_who_waits_and_who_comes(self) -> None:
+        """Fault: a days-long Retry-After is waited out (openai family)."""
+
+        async def scenario() -> list[object]:
+            gate = Gate(1, Throttle())
+            assert gate.enter_nowait()
+            impatient = asyncio.create_task(gate.enter(10.0))
+            patient = asyncio.create_task(gate.enter(7200.0))
+            await asyncio.sleep(1)
+            gate.leave(refusal(3600.0))
+            with pytest.raises(BctrlRateLimitError, match=r"not sent: .* another 3600 s"):
+                await gate.enter(60.0)
+            ended = await asyncio.gather(impatient, patient, return_exceptions=True)
+            return [*ended, asyncio.get_running_loop().time()]
+
+        first, second, time = virtual_time.run(scenario())
+        assert isinstance(first, BctrlRateLimitError)
+        assert first.retry_after == pytest.approx(3600)
+        assert (first.status, first.may_have_stopped) == (None, False)
+        assert second is None
+        assert time == pytest.approx(3601)
+
+    def test_a_wait_that_becomes_shorter_is_not_overslept(self) -> None:
+        async def scenario() -> float:
+            gate = Gate(2, Throttle(cap=0.1))
+            assert gate.enter_nowait()
+            cancelled = asyncio.create_task(gate.enter(60.0))
+            waiting = asyncio.create_task(gate.enter(60.0))
+            await asyncio.sleep(1)
+            cancelled.cancel()
+            gate.leave("a runtime")
+            await waiting
+            return asyncio.get_running_loop().time()
+
+        assert virtual_time.run(scenario()) == pytest.approx(10, rel=0.01)
