@@ -15,8 +15,12 @@ Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 @asynccontextmanager
 async def raw_server(handle: Handler) -> AsyncIterator[str]:
     """Serve on loopback; `handle` gets each request's head, and writes what it likes."""
+    serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
         try:
             while True:
                 await handle(await reader.readuntil(b"\r\n\r\n"), writer)
@@ -24,6 +28,7 @@ async def raw_server(handle: Handler) -> AsyncIterator[str]:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            serving.discard(task)
             writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -32,6 +37,12 @@ async def raw_server(handle: Handler) -> AsyncIterator[str]:
         yield f"http://{host}:{port}"
     finally:
         server.close()
+        # A loop that ends with them would leave their connections to the garbage collector.
+        ending = list(serving)
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+        await asyncio.sleep(0)
 
 
 def answering(*answers: bytes) -> Handler:
