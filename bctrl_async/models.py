@@ -26,6 +26,10 @@ class _OpenEnum(StrEnum):
         member._value_ = value
         return member
 
+    def __reduce_ex__(self, _protocol: object) -> tuple[type[Self], tuple[str]]:
+        # Python 3.11.2 pickles a member by its name, under which an unknown value is not found.
+        return type(self), (self.value,)
+
 
 class RuntimeKind(_OpenEnum):
     """What runs; a value that is not listed is kept as it came."""
