@@ -15,7 +15,7 @@ def main() -> int:
         if error.name not in {"rich", "typer"}:
             raise
         need = "bctrl-async: error: the command needs more packages:"
-        print(need, "python -m pip install 'bctrl-async[cli]'", file=sys.stderr)  # noqa: T201
+        print(need, "python -m pip install 'bctrl-async[cli]'", file=sys.stderr)  # noqa: T201 - nothing else is there.
         return 2
     except KeyboardInterrupt:
         return _INTERRUPTED

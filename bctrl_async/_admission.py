@@ -136,7 +136,7 @@ class Gate:
             waiting = list(queue)
             queue.clear()
             for turn in waiting:
-                _settle(turn, False)  # noqa: FBT003 - the future's value.
+                _wake(turn)
 
     def _admit(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let in whoever may enter now, and come back when the next one may."""
@@ -171,7 +171,7 @@ class Gate:
             return
         loop = asyncio.get_running_loop()
         over: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(delay, _settle, over, False)  # noqa: FBT003 - the future's value.
+        timer = loop.call_later(delay, _wake, over)
         self._pausing.add(over)
         try:
             await over
@@ -184,11 +184,12 @@ class Gate:
         self._closed = True
         self._let_all_reconsider()
         for over in self._pausing:
-            _settle(over, False)  # noqa: FBT003 - the future's value.
+            _wake(over)
         if self._timer is not None:
             self._timer.cancel()
 
 
-def _settle(future: asyncio.Future[bool], value: bool) -> None:  # noqa: FBT001 - it is the value.
-    if not future.done():
-        future.set_result(value)
+def _wake(waiter: asyncio.Future[bool]) -> None:
+    """End a wait without giving it a turn."""
+    if not waiter.done():
+        waiter.set_result(False)

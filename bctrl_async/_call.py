@@ -23,7 +23,6 @@ class Call(msgspec.Struct):
         policy: When and how often to try again.
         retries: What was spent of the policy; None as long as nothing failed.
         attempts: How many requests were begun.
-        in_flight: Whether one of them is under way.
     """
 
     workspace_id: str
@@ -34,7 +33,6 @@ class Call(msgspec.Struct):
     policy: RetryPolicy
     retries: Retries | None = None
     attempts: int = 0
-    in_flight: bool = False
 
     def describe(self, error: BctrlError) -> None:
         """Tell an error which stop it ends, and what the attempts before it may have done."""

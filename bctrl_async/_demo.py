@@ -10,8 +10,7 @@ from bctrl_async._fan_out import stop_all
 from bctrl_async.emulator import Emulator, Fault
 
 WORKSPACE = "demo"
-
-_KEY = "emulator-key"
+KEY = "emulator-key"
 _IN_FLIGHT = 40
 _RETRY = RetryPolicy(attempts=3, base=0.05, cap=0.4)
 _FAULTS = {
@@ -43,7 +42,7 @@ def run(runtimes: int, seed: int) -> bool:
     """
     emulator = Emulator(
         port=0,
-        api_key=_KEY,
+        api_key=KEY,
         faults=_FAULTS,
         seed=seed,
         latency=0.1,
@@ -88,7 +87,7 @@ async def _demonstrate(
         return await stop_all(
             targets,
             report,
-            api_key=_KEY,
+            api_key=KEY,
             base_url=emulator.url,
             max_connections=_IN_FLIGHT,
             retry=_RETRY,

@@ -43,7 +43,7 @@ def note(line: str) -> None:
     # `print` would take a stderr that the shell has closed (None) for stdout.
     if sys.stderr is not None:
         with suppress(OSError):
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - a command prints.
+            print(line, file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
 
 
 def lose(error: OSError) -> None:

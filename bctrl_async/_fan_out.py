@@ -25,7 +25,7 @@ async def stop_all(
     max_connections: int,
     api_key: str | None = None,
     base_url: str | None = None,
-    timeout: float = 60.0,  # noqa: ASYNC109 - of each attempt, as the session's.
+    timeout: float = 60.0,  # noqa: ASYNC109 - of each attempt, as in the session.
     retry: RetryPolicy | None = None,
 ) -> list[StopOutcome]:
     """Stop them concurrently, and report the outcome of each as it is known.

@@ -15,7 +15,7 @@ _forks = 0
 
 
 def _count_fork() -> None:
-    global _forks  # noqa: PLW0603 - it is about the process.
+    global _forks  # noqa: PLW0603 - a process has one count of its forks.
     _forks += 1
 
 

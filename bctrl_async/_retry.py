@@ -117,7 +117,7 @@ class Retries:
         "_may_have_stopped",
         "_patience_ends",
         "_policy",
-        "_throttled",
+        "_throttles",
         "_uniform",
     )
 
@@ -135,7 +135,7 @@ class Retries:
         self._attempts = 0
         self._failed: deque[BctrlError] = deque(maxlen=_NOTED)
         self._may_have_stopped = False
-        self._throttled = 0
+        self._throttles = 0
 
     def delay(self, error: BctrlError, now: float) -> float | None:
         """Return how many seconds to wait before the next attempt, None to give up.
@@ -147,8 +147,6 @@ class Retries:
         self._attempts += 1
         self._may_have_stopped |= error.may_have_stopped
         self._failed.append(error)
-        if error.status in THROTTLED:
-            self._throttled += 1
         if not is_transient(error, self._policy.statuses):
             return None
         if error.status in THROTTLED:
@@ -172,13 +170,14 @@ class Retries:
                 error.add_note(f"attempt {number}: {failed.summary}")
 
     def _delay_throttled(self, retry_after: float | None, now: float) -> float | None:
-        if self._throttled == 1:
+        self._throttles += 1
+        if self._throttles == 1:
             self._patience_ends = now + self._policy.patience
         left = self._patience_ends - now
         if left <= 0 or (retry_after or 0.0) > left:
             # Knocking before the time the server named would only add to its load.
             return None
-        jitter = min(self._policy.backoff(self._throttled, self._uniform), left)
+        jitter = min(self._policy.backoff(self._throttles, self._uniform), left)
         return max(retry_after or 0.0, jitter)
 
 

@@ -37,6 +37,13 @@ _CONNECT_SHARE = 0.9
 # What aiohttp raises, with the operating system's own and those of wrong arguments.
 _AIOHTTP_ERRORS = (aiohttp.ClientError, OSError, ValueError)
 
+# Those of them after which the server has seen nothing of the request.
+_NEVER_CONNECTED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ServerFingerprintMismatch,
+)
+
 
 def time_limit(timeout: object) -> aiohttp.ClientTimeout:
     """Return the limits of one attempt that may take this many seconds.
@@ -49,13 +56,6 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(
         total=total, connect=total * _CONNECT_SHARE, ceil_threshold=math.inf
     )
-
-
-_NEVER_CONNECTED = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ClientHttpProxyError,
-    aiohttp.ServerFingerprintMismatch,
-)
 
 
 async def post(

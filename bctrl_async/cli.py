@@ -28,7 +28,6 @@ from bctrl_async.emulator import Emulator, Fault
 
 _FAILED, _USAGE = 1, 2
 _MOST_RUNTIMES = 100_000
-_KEY = "emulator-key"
 
 # What the session says of an argument, and what to do about it here.
 _URL_CURE = "use https, or http on this machine"
@@ -72,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return int(code)
 
 
-def _option(text: str, metavar: str | None = None, *names: str) -> Any:  # noqa: ANN401 - typer's.
+def _option(text: str, metavar: str | None = None, *names: str) -> Any:  # noqa: ANN401 - what typer.Option returns.
     # Typer's versions differ in how they show a default, so the text has it.
     return typer.Option(*names, help=text, metavar=metavar, show_default=False)
 
@@ -96,7 +95,7 @@ def _top(
 class _StopCommand(TyperCommand):
     """Typer's versions differ in how they spell arguments in the usage; this is how we do."""
 
-    def collect_usage_pieces(self, ctx: object) -> list[str]:  # noqa: ARG002 - click's interface.
+    def collect_usage_pieces(self, ctx: object) -> list[str]:  # noqa: ARG002 - click passes it.
         return ["[OPTIONS]", "WORKSPACE", "ALIAS..."]
 
 
@@ -170,7 +169,9 @@ def _emulator(
     *,
     host: Annotated[str, _option("Where to listen; default 127.0.0.1.", "ADDRESS")] = "127.0.0.1",
     port: Annotated[int, _option("Default 8787; 0 is any free one.", "N")] = 8787,
-    api_key: Annotated[str, _option(f"What clients must send; default {_KEY}.", "KEY")] = _KEY,
+    api_key: Annotated[
+        str, _option(f"What clients must send; default {_demo.KEY}.", "KEY")
+    ] = _demo.KEY,
     runtimes: Annotated[int, _option("How many are active; default 10.", "N")] = 10,
     fault: Annotated[
         list[str] | None, _option("What goes wrong, how often; repeatable.", "NAME=PROBABILITY")

@@ -226,7 +226,6 @@ class BctrlSession:
         try:
             while True:
                 call.attempts += 1
-                call.in_flight = True
                 ended = None
                 try:
                     ended = await self._attempt(call, http)
@@ -238,7 +237,6 @@ class BctrlSession:
                     ended = BctrlNetworkError("the host's address was still being looked up")
                 finally:
                     self._gate.leave(ended)
-                call.in_flight = False
                 if isinstance(ended, Runtime):
                     self._budget.earn()
                     return ended
@@ -250,7 +248,6 @@ class BctrlSession:
                 http = self._open_pool()
                 await self._gate.enter(call.policy.patience, returning=True)
         except BctrlError as error:
-            call.in_flight = False
             call.describe(error)
             raise
         finally:

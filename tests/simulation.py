@@ -64,7 +64,7 @@ class Run:
     lost: int = 0
     seconds: float = 0.0
     starts: list[float] = field(default_factory=list)
-    ends: list[float] = field(default_factory=list)
+    _in_flight: int = 0
 
     async def stop(self, gate: Gate) -> None:
         loop = asyncio.get_running_loop()
@@ -82,7 +82,6 @@ class Run:
             self._in_flight -= 1
             gate.leave(answer or "a runtime")
             if answer is None:
-                self.ends.append(loop.time())
                 return
             self.refused += 1
             delay = retries.delay(answer, loop.time())
@@ -92,15 +91,13 @@ class Run:
             await gate.pause(delay)
             returning = True
 
-    _in_flight: int = 0
-
     async def all_at_once(self, count: int) -> None:
         gate = Gate(self.limit, Throttle(self.cap))
         began = asyncio.get_running_loop().time()
         await asyncio.gather(*(self.stop(gate) for _ in range(count)))
         self.seconds = asyncio.get_running_loop().time() - began
 
-    async def by_workers(self, count: int, workers: int = 100) -> None:
+    async def by_workers(self, count: int) -> None:
         gate = Gate(self.limit, Throttle(self.cap))
         left = deque(range(count))
 
@@ -110,5 +107,5 @@ class Run:
                 await self.stop(gate)
 
         began = asyncio.get_running_loop().time()
-        await asyncio.gather(*(work() for _ in range(workers)))
+        await asyncio.gather(*(work() for _ in range(self.limit)))
         self.seconds = asyncio.get_running_loop().time() - began

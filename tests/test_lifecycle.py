@@ -28,6 +28,13 @@ Connect = Callable[..., BctrlSession]
 KEY = "emulator-key"
 
 
+async def all_closed(emulator: Emulator) -> None:
+    """Wait until the server has seen every connection go, which takes it a moment."""
+    async with asyncio.timeout(10):
+        while emulator._server.connections:
+            await asyncio.sleep(0.001)
+
+
 async def test_a_session_made_outside_a_loop_works_inside_one() -> None:
     """Fault: a session built outside a loop fails (aiohttp#10153)."""
     with emulator_in_a_thread() as emulator:
@@ -132,7 +139,8 @@ async def test_close_ends_what_waits_and_what_is_in_flight(
     await asyncio.sleep(0)
 
     await session.close()
-    ended = await asyncio.gather(retrying, in_flight, queued, return_exceptions=True)
+    async with asyncio.timeout(10):
+        ended = await asyncio.gather(retrying, in_flight, queued, return_exceptions=True)
 
     first, second, third = ended
     assert isinstance(first, BctrlConfigError)
@@ -235,7 +243,7 @@ async def test_a_runtime_error_of_a_trace_is_the_callers_own(emulator: Emulator)
 
 
 async def test_closing_leaves_no_task_and_no_connection() -> None:
-    """Fault: "Event loop is closed" / "Unclosed client session" (openai-python#1254)."""
+    """Fault: no close and no `async with` on the async client (fern-api/fern#2696)."""
     with emulator_in_a_thread() as emulator:
         before = asyncio.all_tasks()
         async with BctrlSession(KEY, base_url=emulator.url) as session:
@@ -243,8 +251,7 @@ async def test_closing_leaves_no_task_and_no_connection() -> None:
                 *(session.stop_runtime("ws-1", "r0") for _ in range(30)), return_exceptions=True
             )
         assert asyncio.all_tasks() == before
-        while emulator._server.connections:
-            await asyncio.sleep(0.001)
+        await all_closed(emulator)
 
 
 async def test_a_session_that_is_dropped_closes_its_connections(
@@ -254,8 +261,7 @@ async def test_a_session_that_is_dropped_closes_its_connections(
     await session.stop_runtime("ws-1", "crm")
     del session
     gc.collect()
-    while emulator._server.connections:
-        await asyncio.sleep(0.001)
+    await all_closed(emulator)
 
 
 def test_a_loop_closed_without_ceremony_leaves_no_complaint(

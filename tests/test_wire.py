@@ -9,7 +9,7 @@ import ssl
 import traceback
 import zlib
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import aiohttp
 import aiohttp.web
@@ -199,9 +199,12 @@ ECHO = KEY.encode()
         http_answer("500 X", ECHO, f"X-Echo: {KEY}"),
         http_answer("200 OK", ECHO)[:-5],
         http_answer("200 OK", ECHO, "Content-Encoding: gzip"),
+        b"HTTP/1.1 401 No\r\nX-Echo: Bearer %s\r\n" % ECHO,
+        b"HTTP/1.1 401 No\r\nX-Echo: %s\x00\r\n\r\n" % ECHO,
+        b"bad key %s\r\n\r\n" % ECHO,
     ],
 )
-async def test_the_variables_in_a_traceback_do_not_show_the_key(answer: bytes) -> None:
+async def test_no_answer_makes_an_error_or_its_traceback_show_the_key(answer: bytes) -> None:
     async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
         writer.close()
@@ -214,6 +217,32 @@ async def test_the_variables_in_a_traceback_do_not_show_the_key(answer: bytes) -
 
     assert "limit = ClientTimeout" in with_variables(caught.value)
     assert KEY not in with_variables(caught.value)
+    assert KEY not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["ab+cd/ef==0123", "abc123"])
+async def test_a_key_that_comes_back_percent_encoded_or_is_short_is_not_shown_either(
+    key: str,
+) -> None:
+    location = f"Location: https://x.test/?t={quote(key, safe='')}&u={key}"
+    async with raw_server(answering(http_answer("302 Found", b"", location))) as url:
+        with pytest.raises(BctrlResponseError, match=r"t=\*\*\*&u=\*\*\*") as caught:
+            await stop_on(url, key=key)
+    assert key not in str(caught.value)
+
+
+async def test_a_proxy_that_refuses_the_tunnel_means_that_nothing_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with raw_server(answering(http_answer("407 No"))) as url:
+        monkeypatch.setenv("https_proxy", url)
+        async with BctrlSession(
+            KEY, base_url="https://bctrl.invalid", trust_env=True, retry=ONCE
+        ) as session:
+            with pytest.raises(BctrlNetworkError, match="no connection: 407") as caught:
+                await session.stop_runtime("ws-1", "crm")
+    assert caught.value.may_have_stopped is False
 
 
 @pytest.mark.parametrize("key", ["with space", "line\n", "tab\tkey", "clé-é", "", "Bearer abc"])
