@@ -15,15 +15,19 @@ _IN_FLIGHT = 40
 _RETRY = RetryPolicy(attempts=3, base=0.05, cap=0.4)
 _FAULTS = {
     Fault.LATENCY: 0.10,
-    Fault.RATE_LIMITED: 0.05,
-    Fault.RATE_LIMITED_RETRY_AFTER: 0.05,
     Fault.SERVER_ERROR: 0.05,
     Fault.BAD_GATEWAY: 0.05,
-    Fault.UNAVAILABLE: 0.05,
     Fault.DROP_BEFORE: 0.05,
     Fault.DROP_AFTER: 0.05,
     Fault.UNKNOWN_VALUES: 0.05,
 }
+# Refusals come together, as those of a busy server do. Spread at random over the whole run they
+# would look like a limit that no pace can keep, and the client would slow down and down.
+_BUSY = (
+    *[Fault.RATE_LIMITED] * 4,
+    *[Fault.RATE_LIMITED_RETRY_AFTER] * 4,
+    *[Fault.UNAVAILABLE] * 4,
+)
 
 
 def aliases(count: int) -> Iterator[str]:
@@ -54,6 +58,8 @@ def run(runtimes: int, seed: int) -> bool:
         # One in fifty does not exist, and a few are stopped already.
         if number % 50:
             emulator.add_runtime(*target, status="active" if number % 20 else "stopped")
+    for target, fault in zip(targets, _BUSY, strict=False):
+        emulator.inject(fault, alias=target.alias)
     before = {target: emulator.status(*target) for target in targets}
     outcomes: list[StopOutcome] = []
     output = _display.Output()

@@ -6,6 +6,9 @@ section 3.1), and with each further refusal a step down to just below what was d
 where the rate grows along a cubic curve, slowly around the last peak and fast beyond it (RFC 9438
 section 4.1; botocore's adaptive mode does the same). The number of attempts in flight follows by
 additive increase and multiplicative decrease, for servers that limit that.
+
+Like TCP, it takes every refusal for a sign of its own pace: a server that refuses a fixed share
+at random, however slowly it is asked, is asked more slowly than it would have to be.
 """
 
 from __future__ import annotations
