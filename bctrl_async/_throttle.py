@@ -7,14 +7,16 @@ where the rate grows along a cubic curve, slowly around the last peak and fast b
 section 4.1; botocore's adaptive mode does the same). The number of attempts in flight follows by
 additive increase and multiplicative decrease, for servers that limit that.
 
-Like TCP, it takes every refusal for a sign of its own pace: a server that refuses a fixed share
-at random, however slowly it is asked, is asked more slowly than it would have to be.
+TCP takes every loss for a sign of its own pace. A server may refuse a share at random, however
+slowly it is asked; steps down that change nothing are taken back (`_background.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+
+from bctrl_async._background import Background
 
 _PAUSE = 0.5
 """Seconds that the first refusal closes the gate for, if the server does not say how long."""
@@ -48,6 +50,7 @@ class Throttle:
 
     __slots__ = (
         "_accepted",
+        "_background",
         "_base",
         "_cap",
         "_due",
@@ -63,6 +66,7 @@ class Throttle:
     def __init__(self, cap: float | None = None) -> None:
         self._cap = math.inf if cap is None else cap
         self._accepted: deque[float] = deque(maxlen=_REMEMBERED)
+        self._background = Background()
         self._due = -math.inf
         self._learned = False
         self._base = 0.0
@@ -95,6 +99,7 @@ class Throttle:
     def accepted(self, now: float) -> None:
         """Note that the server answered an attempt and did not refuse it."""
         self._accepted.append(now)
+        self._background.accepted()
         if self._learned:
             self._window += 1.0 / self._window
 
@@ -106,8 +111,11 @@ class Throttle:
             retry_after: The seconds that it asks to wait, if it does.
             in_flight: Attempts in flight, this one among them.
         """
+        self._background.refused()
         closes = retry_after
-        if not self._learned:
+        if self._background.explains_refusals(now):
+            pass
+        elif not self._learned:
             self._start_slowly(now)
             closes = _PAUSE if retry_after is None else retry_after
         elif now >= self._since + _EPOCH:
@@ -124,6 +132,10 @@ class Throttle:
         self._return_time = _RETURN_MIN
 
     def _step_down(self, now: float, in_flight: int) -> None:
+        rate_before = self._background.stepped_down(now, self._rate(now))
+        if rate_before is not None:
+            self._start_again_from(rate_before, now)
+            return
         delivered = self._delivered(now, min(_SPAN, now - self._since))
         peak = max(delivered, self._rate(now) / 2, _SLOWEST)
         if self._peak is not None and abs(delivered - self._peak) <= _STEADY * self._peak:
@@ -132,6 +144,10 @@ class Throttle:
             self._return_time = _RETURN_MIN
         self._peak, self._base, self._since = peak, _BACK_TO * peak, now
         self._window = max(_BACK_TO * min(self._window, in_flight), 1.0)
+
+    def _start_again_from(self, rate: float, now: float) -> None:
+        self._peak, self._base, self._since = None, rate, now
+        self._window = math.inf
 
     def _delivered(self, now: float, span: float) -> float:
         """Return how many attempts a second were accepted in the last `span` seconds."""

@@ -121,12 +121,12 @@ class TestBackoff:
     ) -> None:
         policy = RetryPolicy(base=base, cap=cap)
 
-        wait = policy.backoff(failures, random.Random(seed).uniform)  # noqa: S311
+        wait = policy.backoff(failures, random.Random(seed).uniform)
 
         assert 0 <= wait <= min(cap, base * 2.0 ** min(failures - 1, 1000))
 
     def test_jitter_is_full(self) -> None:
-        uniform = random.Random(1).uniform  # noqa: S311
+        uniform = random.Random(1).uniform
 
         waits = [RetryPolicy().backoff(3, uniform) for _ in range(1000)]
 
@@ -292,7 +292,7 @@ class TestPatience:
         self, throttles: list[tuple[float | None, float]], patience: float, seed: int
     ) -> None:
         """Fault: `Retry-After` over a limit is shortened, so the client knocks early (openai)."""
-        retries = Retries(RetryPolicy(patience=patience), Budget(), random.Random(seed).uniform)  # noqa: S311
+        retries = Retries(RetryPolicy(patience=patience), Budget(), random.Random(seed).uniform)
         now = 0.0
         for retry_after, took in throttles:
             delay = retries.delay(throttled(retry_after), now)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 
 import pytest
 import virtual_time
-from simulation import Run, fixed_window, refusal, token_bucket
+from simulation import Run, Server, fixed_window, refusal, token_bucket
 
 from bctrl_async import BctrlRateLimitError
 from bctrl_async._admission import Gate
@@ -16,6 +17,11 @@ from bctrl_async._throttle import Throttle
 
 def always(rate: float) -> Callable[[float], float]:
     return lambda _: rate
+
+
+def at_random(share: float, otherwise: Server = lambda _: None) -> Server:
+    chance = random.Random(share)
+    return lambda now: refusal() if chance.random() < share else otherwise(now)
 
 
 class TestUnlimited:
@@ -105,6 +111,30 @@ class TestChangingLimit:
         virtual_time.run(run.by_workers(50_000))
         assert run.lost == 0
         assert run.seconds <= 1.6 * 10
+
+
+class TestRefusalsAtRandom:
+    @pytest.mark.parametrize("share", [0.01, 0.06, 0.3])
+    def test_a_pace_that_changes_nothing_is_not_kept(self, share: float) -> None:
+        run = Run(at_random(share), latency=lambda _: 0.03)
+        virtual_time.run(run.by_workers(3000))
+        assert run.lost == 0
+        # Taken for a sign of the pace they bring it down to a few a second: many minutes.
+        assert run.seconds <= 60
+
+    def test_a_limit_is_found_among_them(self) -> None:
+        run = Run(at_random(0.05, otherwise=token_bucket(always(200), burst=50)))
+        virtual_time.run(run.by_workers(10_000))
+        assert run.lost == 0
+        assert run.refused <= 2 * 0.05 * run.requests
+        assert run.seconds <= 2 * (10_000 - 50) / 200
+
+    def test_they_are_no_excuse_once_everything_is_refused(self) -> None:
+        some = at_random(0.05)
+        run = Run(lambda now: refusal() if 20 <= now < 50 else some(now), latency=lambda _: 0.1)
+        virtual_time.run(run.by_workers(20_000))
+        assert run.lost == 0
+        assert run.refused <= (0.05 + 0.05) * run.requests
 
 
 class TestCap:
