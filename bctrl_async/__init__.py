@@ -2,6 +2,7 @@
 
 from bctrl_async._retry import RetryPolicy
 from bctrl_async._version import __version__
+from bctrl_async.bulk import StopBatch
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,
@@ -25,7 +26,7 @@ from bctrl_async.models import (
     RuntimeStatus,
     RuntimeSummary,
 )
-from bctrl_async.outcomes import StopOutcome, StopResult
+from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 from bctrl_async.session import BctrlSession
 
 __all__ = [
@@ -50,7 +51,9 @@ __all__ = [
     "RuntimeRef",
     "RuntimeStatus",
     "RuntimeSummary",
+    "StopBatch",
     "StopOutcome",
+    "StopReport",
     "StopResult",
     "__version__",
 ]

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import deque
 
-from bctrl_async._retry import THROTTLED
+from bctrl_async._retry import THROTTLED, is_silent
 from bctrl_async._throttle import Throttle
 from bctrl_async.errors import BctrlError, BctrlRateLimitError, session_closed
 
@@ -20,22 +20,28 @@ class Gate:
     Args:
         limit: How many may be inside at once.
         throttle: How fast they may enter.
+
+    Attributes:
+        limit: As given.
+        answers: How many attempts the server itself has answered.
     """
 
     __slots__ = (
         "_closed",
         "_free",
         "_least_patience",
-        "_limit",
         "_new",
         "_pausing",
         "_returning",
         "_throttle",
         "_timer",
+        "answers",
+        "limit",
     )
 
     def __init__(self, limit: int, throttle: Throttle) -> None:
-        self._limit = limit
+        self.limit = limit
+        self.answers = 0
         self._free = limit
         self._throttle = throttle
         self._new: deque[asyncio.Future[bool]] = deque()
@@ -52,7 +58,12 @@ class Gate:
     @property
     def inside(self) -> int:
         """How many are inside."""
-        return self._limit - self._free
+        return self.limit - self._free
+
+    @property
+    def is_throttled(self) -> bool:
+        """Whether the server's refusals hold attempts back."""
+        return self._throttle.has_learned
 
     def enter_nowait(self) -> bool:
         """Enter if there is room and nobody waits; tell whether it was so."""
@@ -122,11 +133,14 @@ class Gate:
         if isinstance(answer, BctrlError):
             if answer.status is None:
                 return
+            self.answers += not is_silent(answer)
             if answer.status in THROTTLED:
                 self._throttle.refused(now, answer.retry_after, self.inside)
                 if self._throttle.closed_until - now > self._least_patience:
                     self._let_all_reconsider()
                 return
+        else:
+            self.answers += 1
         self._throttle.accepted(now)
 
     def _let_all_reconsider(self) -> None:

@@ -21,8 +21,13 @@ class Call(msgspec.Struct):
         headers: Those of this call alone.
         limit: What one attempt may take.
         policy: When and how often to try again.
+        silence_ends: Whether a request that is not answered ends the attempts: what follows is
+            then for the caller to decide.
         retries: What was spent of the policy; None as long as nothing failed.
         attempts: How many requests were begun.
+        in_flight: Whether one is under way.
+        unanswered: Whether the last one got no answer.
+        is_last: Whether no further one may follow, however it ends.
     """
 
     workspace_id: str
@@ -31,8 +36,12 @@ class Call(msgspec.Struct):
     headers: Mapping[str, str]
     limit: ClientTimeout
     policy: RetryPolicy
+    silence_ends: bool = False
     retries: Retries | None = None
     attempts: int = 0
+    in_flight: bool = False
+    unanswered: bool = False
+    is_last: bool = False
 
     def describe(self, error: BctrlError) -> None:
         """Tell an error which stop it ends, and what the attempts before it may have done."""

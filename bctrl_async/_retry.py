@@ -20,7 +20,9 @@ from bctrl_async.errors import (
 THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 """The statuses that say: nothing was done, come back later (contract errors.md)."""
 
+_SILENT = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
 _MAY_RETRY = frozenset({408, 429, *range(500, 600)})
+_PATIENCE = 60.0
 _LARGEST_EXPONENT = 60
 _NOTED = 10
 """Attempts that an error tells about: the last ones, for there may be a hundred."""
@@ -41,7 +43,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         base: Seconds that the first wait takes at the most, above 0.
         cap: Seconds that any such wait takes at the most, above 0.
         patience: Seconds from a stop's first 429 or 503 until it gives up, and the longest
-            Retry-After that is waited for; 0 gives up at once.
+            Retry-After that is waited for; 0 gives up at once. None is 60 for a single stop; in a
+            bulk stop it is the time to its deadline, or 300 if it has none.
         statuses: The error statuses upon which to try again, of 408, 429 and 500 to 599. No other
             4xx can be chosen: the same request would fail again.
 
@@ -52,19 +55,24 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 4
     base: float = 0.5
     cap: float = 20.0
-    patience: float = 60.0
+    patience: float | None = None
     statuses: frozenset[int] = _MAY_RETRY
 
     def __post_init__(self) -> None:
         _config.count(self.attempts, "attempts")
         _config.seconds(self.base, "base")
         _config.seconds(self.cap, "cap")
-        if self.patience != 0:
+        if self.patience is not None and self.patience != 0:
             _config.seconds(self.patience, "patience")
         if wrong := sorted(set(self.statuses) - _MAY_RETRY):
             raise BctrlConfigError(
                 f"statuses contains {wrong[0]!r}", cure="Choose from 408, 429 and 500 to 599"
             )
+
+    @property
+    def longest_refusal(self) -> float:
+        """The patience of a single stop, in seconds."""
+        return _PATIENCE if self.patience is None else self.patience
 
     def backoff(self, failures: int, uniform: Callable[[float, float], float]) -> float:
         """Return the seconds to wait after this many failures in a row."""
@@ -107,6 +115,9 @@ class Retries:
         policy: What it may spend.
         budget: What all stops together may spend.
         uniform: The source of jitter.
+
+    Attributes:
+        throttles: How many attempts the server refused with 429 or 503.
     """
 
     __slots__ = (
@@ -115,10 +126,12 @@ class Retries:
         "_failed",
         "_failures",
         "_may_have_stopped",
+        "_patience",
         "_patience_ends",
         "_policy",
-        "_throttles",
+        "_status",
         "_uniform",
+        "throttles",
     )
 
     def __init__(
@@ -131,22 +144,30 @@ class Retries:
         self._budget = budget
         self._uniform = uniform
         self._failures = 0
-        self._patience_ends = 0.0
+        self._patience = policy.longest_refusal
+        self._patience_ends: float | None = None
         self._attempts = 0
         self._failed: deque[BctrlError] = deque(maxlen=_NOTED)
         self._may_have_stopped = False
-        self._throttles = 0
+        self._status: int | None = None
+        self.throttles = 0
+
+    def note(self, error: BctrlError) -> None:
+        """Remember how an attempt failed."""
+        self._attempts += 1
+        self._may_have_stopped |= error.may_have_stopped
+        self._status = error.status or self._status
+        self._failed.append(error)
+        if error.status in THROTTLED:
+            self.throttles += 1
 
     def delay(self, error: BctrlError, now: float) -> float | None:
         """Return how many seconds to wait before the next attempt, None to give up.
 
         Args:
-            error: How the last attempt failed.
+            error: How the last attempt failed, which was noted.
             now: The time of a monotonic clock, in seconds.
         """
-        self._attempts += 1
-        self._may_have_stopped |= error.may_have_stopped
-        self._failed.append(error)
         if not is_transient(error, self._policy.statuses):
             return None
         if error.status in THROTTLED:
@@ -154,7 +175,7 @@ class Retries:
         self._failures += 1
         if self._failures >= self._policy.attempts:
             return None
-        if (error.retry_after or 0.0) > self._policy.patience:
+        if (error.retry_after or 0.0) > self._patience:
             return None
         if not self._budget.spend():
             error.add_note("not sent again: so many stops fail that retries would add to the load")
@@ -165,19 +186,19 @@ class Retries:
     def account(self, error: BctrlError) -> None:
         """Tell the error that ends the stop about the attempts before it."""
         error.may_have_stopped |= self._may_have_stopped
+        error.status = error.status or self._status
         for number, failed in enumerate(self._failed, self._attempts - len(self._failed) + 1):
             if failed is not error:
                 error.add_note(f"attempt {number}: {failed.summary}")
 
     def _delay_throttled(self, retry_after: float | None, now: float) -> float | None:
-        self._throttles += 1
-        if self._throttles == 1:
-            self._patience_ends = now + self._policy.patience
+        if self._patience_ends is None:
+            self._patience_ends = now + self._patience
         left = self._patience_ends - now
         if left <= 0 or (retry_after or 0.0) > left:
             # Knocking before the time the server named would only add to its load.
             return None
-        jitter = min(self._policy.backoff(self._throttles, self._uniform), left)
+        jitter = min(self._policy.backoff(self.throttles, self._uniform), left)
         return max(retry_after or 0.0, jitter)
 
 
@@ -188,3 +209,10 @@ def is_transient(error: BctrlError, statuses: frozenset[int]) -> bool:
     # With a status there was an answer, which only could not be read: to ask again would turn
     # a stop that worked into a conflict.
     return isinstance(error, BctrlNetworkError) and error.status is None
+
+
+def is_silent(error: BctrlError) -> bool:
+    """Whether the server itself did not answer: nobody did, or a gateway in its place."""
+    if isinstance(error, BctrlNetworkError):
+        return error.status is None
+    return error.status in _SILENT

@@ -59,6 +59,7 @@ class Throttle:
         "_refused_at",
         "_return_time",
         "_since",
+        "_stepped_at",
         "_window",
         "closed_until",
     )
@@ -74,6 +75,7 @@ class Throttle:
         self._refused_at = -math.inf
         self._return_time = _RETURN_MIN
         self._since = -math.inf
+        self._stepped_at = -math.inf
         self._window = math.inf
         self.closed_until = -math.inf
 
@@ -81,6 +83,11 @@ class Throttle:
     def idle(self) -> bool:
         """Whether attempts may start at any rate."""
         return not self._learned and self._cap == math.inf
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the server's refusals set the pace."""
+        return self._learned
 
     def wait(self, now: float, in_flight: int) -> float:
         """Return the seconds until another attempt may start; inf: not before one has ended."""
@@ -112,22 +119,27 @@ class Throttle:
             in_flight: Attempts in flight, this one among them.
         """
         self._background.refused()
-        closes = retry_after
-        if self._background.explains_refusals(now):
+        closes = now + (retry_after or 0.0)
+        explained = self._background.explains_refusals(now)
+        if explained:
             pass
         elif not self._learned:
             self._start_slowly(now)
-            closes = _PAUSE if retry_after is None else retry_after
-        elif now >= self._since + _EPOCH:
+            closes = max(closes, now + _PAUSE)
+        # Who is refused right after a Retry-After has ended was not sent before it.
+        elif now >= (self._since if retry_after is None else self._stepped_at) + _EPOCH:
             self._step_down(now, in_flight)
-        if closes is not None and now + closes > self.closed_until:
-            self.closed_until = self._since = self._due = now + closes
+        if closes > max(now, self.closed_until):
+            # Without a burst, which would send everybody away again if the server bears none.
+            self.closed_until, self._due = closes, closes + _BURST
+            if not explained:
+                self._since = closes
 
     def _start_slowly(self, now: float) -> None:
         self._learned = True
         self._peak = None
         self._base = 0.0
-        self._refused_at = now
+        self._refused_at = self._stepped_at = now
         self._window = math.inf
         self._return_time = _RETURN_MIN
 
@@ -136,17 +148,20 @@ class Throttle:
         if rate_before is not None:
             self._start_again_from(rate_before, now)
             return
-        delivered = self._delivered(now, min(_SPAN, now - self._since))
+        # What was answered in less than an epoch is too little to judge by.
+        delivered = self._delivered(now, min(_SPAN, max(now - self._since, _EPOCH)))
         peak = max(delivered, self._rate(now) / 2, _SLOWEST)
         if self._peak is not None and abs(delivered - self._peak) <= _STEADY * self._peak:
             self._return_time = min(self._return_time * 2, _RETURN_MAX)
         else:
             self._return_time = _RETURN_MIN
-        self._peak, self._base, self._since = peak, _BACK_TO * peak, now
+        self._peak, self._base = peak, _BACK_TO * peak
+        self._since = self._stepped_at = now
         self._window = max(_BACK_TO * min(self._window, in_flight), 1.0)
 
     def _start_again_from(self, rate: float, now: float) -> None:
-        self._peak, self._base, self._since = None, rate, now
+        self._peak, self._base = None, rate
+        self._since = self._stepped_at = now
         self._window = math.inf
 
     def _delivered(self, now: float, span: float) -> float:

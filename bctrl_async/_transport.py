@@ -124,7 +124,8 @@ async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, Exception
             body = body + chunk if body else chunk
             if len(body) > _protocol.MAX_BODY:
                 break
-    except _AIOHTTP_ERRORS as error:
+    except (*_AIOHTTP_ERRORS, RuntimeError) as error:
+        # The RuntimeError is aiohttp's for a connection that this side has just closed.
         return body, _without_traces(error)
     finally:
         # After a whole body the connection is back in the pool, and this does nothing to it.

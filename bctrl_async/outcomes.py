@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from http import HTTPStatus
 
@@ -64,6 +65,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         error: Why it is not plainly stopped, where it is not.
         attempts: How many requests were begun.
         elapsed: Seconds from taking the target up to this outcome.
+        resumed: Whether it is that of an earlier run, as the journal has it.
     """
 
     index: int
@@ -73,6 +75,48 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     error: BctrlError | None = None
     attempts: int = 1
     elapsed: float = 0.0
+    resumed: bool = False
+
+
+class StopReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of all the targets of a bulk stop.
+
+    Args:
+        total: How many targets were read; the counts add up to it.
+        counts: How many outcomes there are of each result; 0 for one that did not occur.
+        failures: The outcomes that are not settled, as they came.
+        elapsed: Seconds that the run took.
+        retries: Requests beyond the first of each target.
+        throttled: Answers that were 429 or 503.
+        ended_early: Why not all of the input was worked off, where it was not.
+    """
+
+    total: int
+    counts: Counter[StopResult]
+    failures: tuple[StopOutcome, ...]
+    elapsed: float
+    retries: int
+    throttled: int
+    ended_early: BctrlError | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every target is settled, and none was left unread."""
+        return not self.failures and self.ended_early is None
+
+    def raise_for_failures(self) -> None:
+        """Raise unless the report is `ok`.
+
+        Raises:
+            ExceptionGroup: The error of each failure, and why the run ended early if it did.
+        """
+        errors = [outcome.error for outcome in self.failures if outcome.error is not None]
+        summary = f"{len(self.failures)} of {self.total} stops are not settled"
+        if self.ended_early is not None:
+            errors.insert(0, self.ended_early)
+            summary += ", and the run ended early"
+        if errors:
+            raise ExceptionGroup(summary, errors)
 
 
 def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a table of rules.

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Self
 from uuid import UUID
 
 import aiohttp
+import msgspec
 from multidict import CIMultiDict
 
 from bctrl_async import _config, _protocol, _transport
 from bctrl_async._admission import Gate
 from bctrl_async._call import Call
+from bctrl_async._outage import Outage
 from bctrl_async._pool import Pool
-from bctrl_async._retry import Budget, Retries, RetryPolicy
+from bctrl_async._retry import Budget, Retries, RetryPolicy, is_silent
+from bctrl_async._run import Run
+from bctrl_async._targets import Input, Targets
 from bctrl_async._throttle import Throttle
 from bctrl_async._version import __version__
+from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
@@ -26,8 +33,11 @@ from bctrl_async.errors import (
     BctrlTimeoutError,
     session_closed,
 )
-from bctrl_async.models import Runtime
+from bctrl_async.journal import Journal
+from bctrl_async.models import Runtime, RuntimeRef
 
+_BULK_PATIENCE = 300.0
+"""Seconds for which a bulk stop without a deadline bears a server that refuses or is silent."""
 _NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -211,7 +221,7 @@ class BctrlSession:
             policy = self._retry if retry is None else _checked_policy(retry)
             http = self._open_pool()
             if not self._gate.enter_nowait():
-                await self._gate.enter(policy.patience)
+                await self._gate.enter(policy.longest_refusal)
         except BctrlError as error:
             error.workspace_id = str(workspace_id)
             error.alias = str(alias)
@@ -220,12 +230,109 @@ class BctrlSession:
         call = Call(str(workspace_id), alias, path, extra, limit, policy)
         return await self._send(call, http)
 
+    def stop_runtimes(
+        self,
+        targets: Targets,
+        *,
+        concurrency: int | None = None,
+        deadline: float | None = None,
+        on_outcome: OnOutcome | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        journal: str | os.PathLike[str] | None = None,
+    ) -> StopBatch:
+        """Stop any number of runtimes, and give each one its outcome; none raises.
+
+            report = await session.stop_runtimes(targets)
+
+            async with session.stop_runtimes(targets) as batch:
+                async for outcome in batch:
+                    ...
+
+        Targets are read only as fast as they are worked off, and outcomes come as they are known.
+        The run ends early when the key is refused (401), when the server answers nothing at all,
+        when the journal cannot be written, and at the deadline: `StopReport.ended_early` says why.
+        What is left of an input with a length becomes `not_sent`; another one is read no further.
+
+        Args:
+            targets: Any iterable or async iterable of `RuntimeRef`s or pairs (workspace id, alias).
+                What is neither becomes a `rejected` outcome.
+            concurrency: Stops under way at most, from 1; the session's `max_connections` when None,
+                and never more.
+            deadline: Seconds after which everything is cut off, above 0; None is no such limit.
+            on_outcome: A function, plain or async, that is called with each outcome. If it raises,
+                the run is cut off and raises the same.
+            timeout: Seconds for one attempt, above 0; the session's when None.
+            retry: When and how often to try again; the session's policy when None.
+            journal: A file to which each outcome is appended as a line of JSON. The same call with
+                the same file resumes the run: what is settled is not sent again.
+
+        Returns:
+            What to await for the `StopReport`, or to enter and iterate over. It then raises what
+            the input or `on_outcome` raised, once every target that was read has its outcome.
+
+        Raises:
+            BctrlConfigError: Bad arguments, here; where it is awaited or entered, a session that
+                cannot be used, or a journal that is in use, foreign, or of another version.
+        """
+        limit = self._timeout if timeout is None else _transport.time_limit(timeout)
+        policy = self._retry if retry is None else _checked_policy(retry)
+        if deadline is not None:
+            deadline = _config.seconds(deadline, "deadline")
+        patience = deadline or _BULK_PATIENCE
+        if policy.patience is None:
+            policy = msgspec.structs.replace(policy, patience=patience)
+        workers = self._gate.limit
+        if concurrency is not None:
+            workers = min(workers, _config.count(concurrency, "concurrency"))
+        if not isinstance(journal, str | os.PathLike | None):
+            raise BctrlConfigError(
+                f"journal is a {type(journal).__name__}", cure="Pass the path of a file"
+            )
+        source = Input(targets)
+        if source.length is not None:
+            workers = min(workers, source.length)
+
+        def make_call(target: RuntimeRef) -> Call:
+            path = self._path(*target)
+            return Call(*target, path, _NO_HEADERS, limit, policy, silence_ends=True)
+
+        run = Run(
+            source,
+            make_call=make_call,
+            stop_one=self._stop,
+            gate=self._gate,
+            outage=Outage(self._gate, policy, patience),
+            concurrency=max(workers, 1),
+            deadline=deadline,
+        )
+        return StopBatch(
+            source,
+            run,
+            check=self._open_pool,
+            is_throttled=lambda: self._gate.is_throttled,
+            open_journal=None if journal is None else partial(Journal, journal, str(self._url)),
+            on_outcome=on_outcome,
+        )
+
+    async def _stop(self, call: Call) -> Runtime:
+        """Make the attempts of a call that is made already, for the first time or once more."""
+        try:
+            http = self._open_pool()
+            if not self._gate.enter_nowait():
+                await self._gate.enter(call.policy.longest_refusal, returning=call.attempts > 0)
+        except BctrlError as error:
+            call.describe(error)
+            raise
+        return await self._send(call, http)
+
     async def _send(self, call: Call, http: aiohttp.ClientSession) -> Runtime:
         """Make the attempts of a call whose turn has come."""
         ended: Runtime | BctrlError | None = None
         try:
             while True:
                 call.attempts += 1
+                call.in_flight = True
                 ended = None
                 try:
                     ended = await self._attempt(call, http)
@@ -237,6 +344,7 @@ class BctrlSession:
                     ended = BctrlNetworkError("the host's address was still being looked up")
                 finally:
                     self._gate.leave(ended)
+                call.in_flight = False
                 if isinstance(ended, Runtime):
                     self._budget.earn()
                     return ended
@@ -246,7 +354,7 @@ class BctrlSession:
                     raise ended
                 await self._gate.pause(delay)
                 http = self._open_pool()
-                await self._gate.enter(call.policy.patience, returning=True)
+                await self._gate.enter(call.policy.longest_refusal, returning=True)
         except BctrlError as error:
             call.describe(error)
             raise
@@ -257,6 +365,10 @@ class BctrlSession:
     def _delay(self, call: Call, error: BctrlError) -> float | None:
         if call.retries is None:
             call.retries = Retries(call.policy, self._budget)
+        call.retries.note(error)
+        call.unanswered = call.silence_ends and is_silent(error)
+        if call.unanswered or call.is_last:
+            return None
         return call.retries.delay(error, asyncio.get_running_loop().time())
 
     def _path(self, workspace_id: str | UUID, alias: str) -> str:

@@ -84,6 +84,7 @@ class Run:
             if answer is None:
                 return
             self.refused += 1
+            retries.note(answer)
             delay = retries.delay(answer, loop.time())
             if delay is None:
                 self.lost += 1

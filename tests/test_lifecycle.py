@@ -15,11 +15,12 @@ from collections.abc import Callable
 
 import aiohttp
 import pytest
-from servers import emulator_in_a_thread
+from servers import answering, emulator_in_a_thread, raw_server
 
 from bctrl_async import (
     BctrlConfigError,
     BctrlNetworkError,
+    BctrlResponseError,
     BctrlSession,
 )
 from bctrl_async.emulator import Emulator, Fault
@@ -178,6 +179,20 @@ async def test_closing_while_the_host_is_looked_up_is_a_clear_error(
     with pytest.raises(BctrlNetworkError, match="session was closed") as caught:
         await call
     assert caught.value.may_have_stopped is False
+
+
+async def test_closing_between_the_head_of_an_answer_and_its_body_is_a_clear_error() -> None:
+    async def close(*_: object) -> None:
+        await session.close()
+
+    closing = aiohttp.TraceConfig()
+    closing.on_request_end.append(close)
+    half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"
+    async with raw_server(answering(half)) as url:
+        session = BctrlSession(KEY, base_url=url, trace_configs=[closing])
+        with pytest.raises(BctrlResponseError, match="its body broke off") as caught:
+            await session.stop_runtime("ws-1", "crm")
+    assert caught.value.may_have_stopped
 
 
 async def test_a_call_that_is_cancelled_while_the_session_closes_is_cancelled(

@@ -10,7 +10,7 @@ import pytest
 import virtual_time
 from simulation import Run, Server, fixed_window, refusal, token_bucket
 
-from bctrl_async import BctrlRateLimitError
+from bctrl_async import BctrlError, BctrlRateLimitError
 from bctrl_async._admission import Gate
 from bctrl_async._throttle import Throttle
 
@@ -19,9 +19,25 @@ def always(rate: float) -> Callable[[float], float]:
     return lambda _: rate
 
 
-def at_random(share: float, otherwise: Server = lambda _: None) -> Server:
+def no_burst(rate: float, retry_after: float | None) -> Server:
+    """Nginx's `limit_req` without a burst: one in each 1/rate seconds, and no credit."""
+    free = 0.0
+
+    def serve(now: float) -> BctrlError | None:
+        nonlocal free
+        if now < free:
+            return refusal(retry_after)
+        free = now + 1 / rate
+        return None
+
+    return serve
+
+
+def at_random(
+    share: float, otherwise: Server = lambda _: None, retry_after: float | None = None
+) -> Server:
     chance = random.Random(share)
-    return lambda now: refusal() if chance.random() < share else otherwise(now)
+    return lambda now: refusal(retry_after) if chance.random() < share else otherwise(now)
 
 
 class TestUnlimited:
@@ -55,6 +71,14 @@ class TestFixedLimit:
         virtual_time.run(run.by_workers(2000))
         assert run.lost == 0
         assert run.refused <= 0.05 * run.requests
+
+    @pytest.mark.parametrize("retry_after", [None, 1])
+    def test_a_server_that_bears_no_burst_is_still_used(self, retry_after: float | None) -> None:
+        run = Run(no_burst(200, retry_after), latency=lambda _: 0.002)
+        virtual_time.run(run.by_workers(2000))
+        assert run.lost == 0
+        assert run.seconds <= 4 * 2000 / 200
+        assert run.refused <= 0.1 * run.requests
 
     def test_a_limit_for_each_second_is_found(self) -> None:
         run = Run(fixed_window(200))
@@ -120,6 +144,12 @@ class TestRefusalsAtRandom:
         virtual_time.run(run.by_workers(3000))
         assert run.lost == 0
         # Taken for a sign of the pace they bring it down to a few a second: many minutes.
+        assert run.seconds <= 60
+
+    def test_a_retry_after_among_them_does_not_hold_the_rate_down(self) -> None:
+        run = Run(at_random(0.1, retry_after=0.01), latency=lambda _: 0.03)
+        virtual_time.run(run.by_workers(3000))
+        assert run.lost == 0
         assert run.seconds <= 60
 
     def test_a_limit_is_found_among_them(self) -> None:

@@ -101,7 +101,8 @@ def command(
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--measure", nargs="+", help=SUPPRESS)
     for name, default in counts.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=int, default=default, help=f"default {default}")
     given = vars(parser.parse_args())
     as_json, task = given.pop("json"), given.pop("measure")
     if task:
@@ -111,9 +112,13 @@ def command(
 
 
 @contextmanager
-def server() -> Generator[str]:
-    """Run the server in another process, and give its URL."""
-    with _python(_HERE / "server.py") as process:
+def server(delay: float = 0.0) -> Generator[str]:
+    """Run the server in another process, and give its URL.
+
+    Args:
+        delay: Seconds that it takes over each answer.
+    """
+    with _python(_HERE / "server.py", str(delay)) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}"

@@ -1,13 +1,15 @@
 """Answer every stop from a process of its own, as cheaply as asyncio can.
 
-`python tests/benchmarks/server.py` prints the port it listens on, at 127.0.0.1, and ends when its
-standard input does, so that it never outlives whoever started it.
+`python tests/benchmarks/server.py [SECONDS]` prints the port it listens on, at 127.0.0.1, and ends
+when its standard input does, so that it never outlives whoever started it. With SECONDS it answers
+each request so much later.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 
 RUNTIME = b"""{"id":"0190a6c2-7a51-7c3e-9d0b-3f1f6f0a1b2c","alias":"crm",
 "workspaceId":"6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11","kind":"browser","status":"stopped",
@@ -36,9 +38,14 @@ _SANDBOX_ANSWER = _answer(SANDBOX)
 
 
 class Answerer(asyncio.Protocol):
-    """Reads requests, however they are cut into pieces, and gives each the same answer."""
+    """Reads requests, however they are cut into pieces, and gives each the same answer.
 
-    def __init__(self) -> None:
+    Args:
+        delay: Seconds that it takes over each.
+    """
+
+    def __init__(self, delay: float) -> None:
+        self._delay = delay
         self._unread = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -51,7 +58,12 @@ class Answerer(asyncio.Protocol):
         unread = self._unread + data
         while (end := _end_of_request(unread)) is not None:
             sandbox = unread.startswith(b"POST /v1/sandboxes/")
-            self._transport.write(_SANDBOX_ANSWER if sandbox else _RUNTIME_ANSWER)
+            answer = _SANDBOX_ANSWER if sandbox else _RUNTIME_ANSWER
+            if self._delay:
+                loop = asyncio.get_running_loop()
+                loop.call_later(self._delay, self._transport.write, answer)
+            else:
+                self._transport.write(answer)
             unread = unread[end:]
         self._unread = unread
 
@@ -66,15 +78,15 @@ def _end_of_request(data: bytes) -> int | None:
     return end if end <= len(data) else None
 
 
-async def serve() -> None:
+async def serve(delay: float = 0.0) -> None:
     """Listen on a free port until standard input ends."""
     loop = asyncio.get_running_loop()
     # Everybody who waits in line may connect at once.
-    server = await loop.create_server(Answerer, "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(partial(Answerer, delay), "127.0.0.1", 0, backlog=1024)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.read)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    asyncio.run(serve(*map(float, sys.argv[1:])))

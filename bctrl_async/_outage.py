@@ -1,0 +1,112 @@
+"""Whether the server answers at all, as the workers of one bulk stop find out together."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from bctrl_async._admission import Gate
+from bctrl_async._call import Call
+from bctrl_async._retry import RetryPolicy
+from bctrl_async.errors import BctrlError
+
+_LONGEST_WAIT = 5.0
+"""Seconds between two questions at most, which the end of an outage may cost."""
+_ONE_TARGET = 0.2
+"""The share of the patience after which the question is put with another target."""
+
+
+class Outage:
+    """Decides what follows upon a request that the server did not answer.
+
+    While others are answered the failure is the request's own, and its policy decides. When nobody
+    is answered, all hold what they have, and one of them asks the server again and again until it
+    answers or is given up. So an outage costs a request now and then, however many wait. If it is
+    the target that breaks the server, it is given up after a while, and another one asks.
+
+    Args:
+        gate: Knows whether anybody was answered.
+        policy: How long the waits are, and after how many attempts a server is given up that has
+            never answered.
+        patience: Seconds after which one is given up that has answered before.
+
+    Attributes:
+        given_up: Whether the server is.
+    """
+
+    def __init__(self, gate: Gate, policy: RetryPolicy, patience: float) -> None:
+        self._gate = gate
+        self._policy = policy
+        self._patience = patience
+        self._answers_before = gate.answers
+        self._began: float | None = None
+        self._asking: Call | None = None
+        self._asking_since = 0.0
+        self._failures = 0
+        self._news = asyncio.Event()
+        self.given_up = False
+
+    def end(self) -> None:
+        """Let all go on: the server answers."""
+        if self._began is not None:
+            self._began = None
+            self._pass_on()
+
+    async def may_retry(self, call: Call, error: BctrlError, answers: int) -> bool:
+        """Wait until a call should be tried again, and tell whether it should.
+
+        Args:
+            call: The call, whose last attempt was not answered.
+            error: How it failed.
+            answers: The gate's count before that attempt.
+        """
+        if self._gate.answers != answers:
+            self.end()
+            return await self._retry_alone(call, error)
+        if self._began is None:
+            self._began = _now()
+        while self._asking is not None and self._asking is not call:
+            await self._news.wait()
+            if self.given_up or self._began is None:
+                return not self.given_up
+        return await self._ask(call, _now())
+
+    async def _retry_alone(self, call: Call, error: BctrlError) -> bool:
+        delay = None if call.retries is None else call.retries.delay(error, _now())
+        if delay is None:
+            return False
+        await self._gate.pause(delay)
+        return True
+
+    async def _ask(self, call: Call, now: float) -> bool:
+        if self._asking is None:
+            self._asking, self._asking_since, self._failures = call, now, 0
+        self._failures += 1
+        if self._is_hopeless(now):
+            self.given_up = True
+            self._pass_on()
+            return False
+        if now - self._asking_since > _ONE_TARGET * self._patience:
+            self._pass_on()
+            return False
+        await self._gate.pause(min(self._policy.backoff(self._failures, _late), _LONGEST_WAIT))
+        return True
+
+    def _is_hopeless(self, now: float) -> bool:
+        if self._gate.answers == self._answers_before:
+            return self._failures >= self._policy.attempts
+        return self._began is not None and now - self._began > self._patience
+
+    def _pass_on(self) -> None:
+        self._asking = None
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _late(shortest: float, longest: float) -> float:
+    # Never at once, as full jitter may be: there is nobody else to be kept apart from.
+    return random.uniform((shortest + longest) / 2, longest)  # noqa: S311 - no secret.

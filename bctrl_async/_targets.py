@@ -1,0 +1,162 @@
+"""The input of a bulk stop: any iterable of targets, read one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import reprlib
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sized,
+)
+from collections.abc import Set as AbstractSet
+from uuid import UUID
+
+from bctrl_async.errors import BctrlConfigError, BctrlError
+from bctrl_async.models import RuntimeRef
+
+Target = RuntimeRef | tuple[str | UUID, str]
+Targets = Iterable[Target] | AsyncIterable[Target]
+
+_PAIR = 2
+
+
+class Input:
+    """Reads targets one by one, for any number of readers.
+
+    Args:
+        targets: What is read.
+
+    Attributes:
+        count: How many were read.
+        error: What the input raised, if it did; nothing is read after it.
+        ended: Whether there is nothing more to read.
+        length: How many there are, None where the input has no length.
+
+    Raises:
+        BctrlConfigError: It cannot be iterated over, or is itself a target.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        self._awaited: AsyncIterator[object] | None = None
+        self._plain: Iterator[object] | None = None
+        if isinstance(targets, str | bytes | Mapping | RuntimeRef):
+            raise BctrlConfigError(
+                f"targets is a {type(targets).__name__}",
+                cure="Pass an iterable of (workspace id, alias), also for one",
+            )
+        if isinstance(targets, AsyncIterable):
+            self._awaited = aiter(targets)
+        else:
+            try:
+                self._plain = iter(targets)
+            except TypeError:
+                raise BctrlConfigError(
+                    f"targets is a {type(targets).__name__}, which cannot be iterated over",
+                    cure="Pass an iterable or async iterable of (workspace id, alias)",
+                ) from None
+        self.length = len(targets) if isinstance(targets, Sized) else None
+        self.count = 0
+        self.error: Exception | None = None
+        self.ended = False
+        self._turn = asyncio.Lock()
+
+    @property
+    def finite(self) -> bool:
+        """Whether its rest can be read, for the account, without end or delay."""
+        return self._plain is not None and self.length is not None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a target may have to be waited for."""
+        return self._awaited is not None
+
+    async def next(self) -> tuple[int, object] | None:
+        """Wait for the next item; return it and its index, None at the end."""
+        async with self._turn:
+            if self.ended or self._awaited is None:
+                return None
+            try:
+                item = await anext(self._awaited)
+            except StopAsyncIteration:
+                self.ended = True
+                return None
+            except Exception as error:  # noqa: BLE001 - it is the caller's, who gets it back.
+                self._end(error)
+                return None
+            return self._counted(item)
+
+    def next_nowait(self) -> tuple[int, object] | None:
+        """Do the same with an input that need not be waited for."""
+        if self.ended or self._plain is None:
+            return None
+        try:
+            item = next(self._plain)
+        except StopIteration:
+            self.ended = True
+            return None
+        except asyncio.CancelledError as error:
+            # Of something that the input looked at: nobody has cancelled this task.
+            cancelled = BctrlError("the input raised CancelledError")
+            cancelled.__cause__ = error
+            self._end(cancelled)
+            return None
+        except Exception as error:  # noqa: BLE001 - it is the caller's, who gets it back.
+            self._end(error)
+            return None
+        return self._counted(item)
+
+    def _counted(self, item: object) -> tuple[int, object]:
+        self.count += 1
+        return self.count - 1, item
+
+    def _end(self, error: Exception) -> None:
+        self.error = error
+        self.ended = True
+
+
+def as_target(item: object) -> RuntimeRef:
+    """Return the target that an item is.
+
+    Any pair will do, so that the rows of a CSV file or of a database are targets.
+
+    Raises:
+        BctrlConfigError: It is not a pair of texts.
+    """
+    if type(item) is RuntimeRef or type(item) is tuple:
+        # What nearly every item is, found at a third of the cost.
+        match item:
+            case (workspace_id, alias) if type(workspace_id) is str and type(alias) is str:
+                return RuntimeRef(workspace_id, alias)
+    match _parts(item):
+        case (str() | UUID() as workspace_id, str() as alias):
+            # As plain text: what is derived from it need not be such that msgspec can write it.
+            return RuntimeRef(str(workspace_id), str(alias))
+    raise BctrlConfigError(
+        f"{reprlib.repr(item)} is no target", cure="Give a pair of texts: (workspace id, alias)"
+    )
+
+
+def named(item: object) -> RuntimeRef:
+    """Return what comes closest to a target, for the account of an item that is none."""
+    match _parts(item):
+        case (workspace_id, alias):
+            return RuntimeRef(_as_text(workspace_id), _as_text(alias))
+    return RuntimeRef("", _as_text(item))
+
+
+def _parts(item: object) -> tuple[object, ...]:
+    if isinstance(item, str | bytes | Mapping | AbstractSet) or not isinstance(item, Collection):
+        return ()
+    try:
+        return tuple(item) if len(item) == _PAIR else ()
+    except Exception:  # noqa: BLE001 - a row that is read late may raise anything, and is no target.
+        return ()
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else reprlib.repr(value)

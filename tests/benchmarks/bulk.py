@@ -1,0 +1,210 @@
+"""Memory, loop stalls and CPU time of a bulk stop over a generator, and its use of slow answers.
+
+`python tests/benchmarks/bulk.py [--targets 1000000] [--latency-targets 5000] [--rounds 3] [--json]`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+import time
+from collections.abc import Awaitable, Callable, Generator
+from statistics import median
+
+import contenders
+import msgspec
+from harness import Goal, Report, command, measured, ratio, run, server
+
+from bctrl_async import BctrlSession
+
+_TICK = 0.001
+_FEW = 10_000
+_IN_FLIGHT = 100
+_DELAY = 0.2
+_MOST_GROWTH = 9.5  # MiB, which is just below 10 MB.
+_MOST_STALL = 25.0
+
+
+class _Figures(msgspec.Struct, frozen=True):
+    peak: float
+    stall: float
+    busy: float
+    cpu: float
+    elapsed: float
+
+
+class _StallWatch:
+    """Remembers how late a timer of one millisecond was at worst, as that of `gather.py`.
+
+    Also the CPU time that the process took between two of its ticks at most: on a machine that
+    does other things as well it tells a stall of ours from one of theirs.
+    """
+
+    def __init__(self) -> None:
+        self.longest = self.busiest = 0.0
+        self._cpu = time.process_time()
+        self._loop = asyncio.get_running_loop()
+        self._start()
+
+    def _start(self) -> None:
+        self._due = self._loop.time() + _TICK
+        self._loop.call_at(self._due, self._tick)
+
+    def _tick(self) -> None:
+        before, self._cpu = self._cpu, time.process_time()
+        self.busiest = max(self.busiest, self._cpu - before)
+        self.longest = max(self.longest, self._loop.time() - self._due)
+        self._start()
+
+
+def _aliases(targets: int) -> Generator[str]:
+    return (f"crm-{number}" for number in range(targets))
+
+
+def _pairs(targets: int) -> Generator[tuple[str, str]]:
+    return ((contenders.WORKSPACE, alias) for alias in _aliases(targets))
+
+
+async def _bare(url: str, targets: int) -> int:
+    aliases = _aliases(targets)
+    stopped = 0
+    async with contenders.bare(url) as stop:
+
+        async def work() -> None:
+            nonlocal stopped
+            for alias in aliases:
+                await stop(alias)
+                stopped += 1
+
+        await asyncio.gather(*(work() for _ in range(_IN_FLIGHT)))
+    return stopped
+
+
+async def _awaited(url: str, targets: int) -> int:
+    async with BctrlSession(contenders.KEY, base_url=url, max_connections=_IN_FLIGHT) as session:
+        report = await session.stop_runtimes(_pairs(targets))
+    return report.total - len(report.failures)
+
+
+async def _streamed(url: str, targets: int) -> int:
+    stopped = 0
+    async with (
+        BctrlSession(contenders.KEY, base_url=url, max_connections=_IN_FLIGHT) as session,
+        session.stop_runtimes(_pairs(targets)) as batch,
+    ):
+        async for outcome in batch:
+            stopped += outcome.result.settled
+    return stopped
+
+
+_CASES: dict[str, Callable[[str, int], Awaitable[int]]] = {
+    "bare aiohttp + msgspec, workers": _bare,
+    "stop_runtimes, awaited": _awaited,
+    "stop_runtimes, streamed": _streamed,
+}
+_BASE, *_OURS = _CASES
+
+
+async def _measure(name: str, url: str, targets: int) -> _Figures:
+    watch = _StallWatch()
+    began, cpu_began = time.perf_counter(), time.process_time()
+    stopped = await _CASES[name](url, targets)
+    elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+    await asyncio.sleep(2 * _TICK)
+    if stopped != targets:
+        raise SystemExit(f"{name}: {stopped} of {targets} were stopped")
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return _Figures(peak, watch.longest, watch.busiest, cpu, elapsed)
+
+
+def _child(name: str, url: str, targets: str) -> _Figures:
+    return run(_measure(name, url, int(targets)))
+
+
+_Run = tuple[str, int, float]
+"""A case, its targets, and the seconds that the server takes."""
+
+
+def _compare(targets: int, latency_targets: int, rounds: int) -> Report:
+    sizes = [(_FEW, 0.0), (targets, 0.0), (latency_targets, _DELAY)]
+    runs = [(name, size, delay) for size, delay in sizes for name in _CASES]
+    taken: dict[_Run, list[_Figures]] = {one: [] for one in runs}
+    with server() as fast, server(_DELAY) as slow:
+        for _ in range(rounds):
+            for one in runs:
+                name, size, delay = one
+                task = ("--measure", name, slow if delay else fast, str(size))
+                taken[one].append(measured(__file__, *task, kind=_Figures))
+            # There and back: what the machine does more and more of hits all alike.
+            runs.reverse()
+
+    def column(one: _Run, field: str) -> list[float]:
+        return [getattr(figures, field) for figures in taken[one]]
+
+    def cpu_to_bare(one: _Run) -> float:
+        return ratio(column(one, "cpu"), column((_BASE, *one[1:]), "cpu"))
+
+    def growth(name: str) -> float:
+        few, many = (column((name, size, 0.0), "peak") for size in (_FEW, targets))
+        return median(more - less for more, less in zip(many, few, strict=True))
+
+    def to_ideal(one: _Run) -> float:
+        return median(column(one, "elapsed")) / (latency_targets / _IN_FLIGHT * _DELAY)
+
+    return Report(
+        f"A bulk stop over a generator, {_IN_FLIGHT} in flight, each in a fresh process",
+        [
+            "what",
+            "targets",
+            "answer after ms",
+            "peak MiB",
+            "stall ms",
+            "of CPU ms",
+            "s",
+            "CPU µs",
+            "to bare",
+        ],
+        [
+            [
+                one[0],
+                one[1],
+                one[2] * 1000,
+                median(column(one, "peak")),
+                median(column(one, "stall")) * 1000,
+                median(column(one, "busy")) * 1000,
+                median(column(one, "elapsed")),
+                median(column(one, "cpu")) / one[1] * 1e6,
+                cpu_to_bare(one),
+            ]
+            for one in taken
+        ],
+        [
+            goal
+            for name in _OURS
+            for many in [(name, targets, 0.0)]
+            for goal in [
+                Goal(f"{name}: MiB more than for {_FEW:,} targets", growth(name), _MOST_GROWTH),
+                Goal(
+                    f"{name}: longest loop stall in ms",
+                    median(column(many, "stall")) * 1000,
+                    _MOST_STALL,
+                ),
+                Goal(f"{name}: CPU per stop to bare", cpu_to_bare(many), 1.25),
+                Goal(
+                    f"{name}: time to that of the answers alone",
+                    to_ideal((name, latency_targets, _DELAY)),
+                    1.05,
+                ),
+            ]
+        ],
+        [
+            f"{_BASE}: {growth(_BASE):.2f} MiB more than for {_FEW:,} targets.",
+            f"{_BASE}: {to_ideal((_BASE, latency_targets, _DELAY)):.2f} of the answers' time.",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    command(__doc__, _compare, _child, targets=1_000_000, latency_targets=5_000, rounds=3)

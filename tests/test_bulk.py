@@ -1,0 +1,734 @@
+"""The bulk stop: one outcome for each target, however the run ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import CoroutineType
+
+import pytest
+from servers import emulator_in_a_thread
+
+from bctrl_async import (
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlError,
+    BctrlRateLimitError,
+    BctrlSession,
+    RetryPolicy,
+    RuntimeRef,
+    StopBatch,
+    StopOutcome,
+    StopResult,
+)
+from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.outcomes import result_of
+
+Connect = Callable[..., BctrlSession]
+
+STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
+
+
+def fill(emulator: Emulator, count: int) -> list[tuple[str, str]]:
+    targets = [("ws-1", f"r{number}") for number in range(count)]
+    for target in targets:
+        emulator.add_runtime(*target)
+    return targets
+
+
+async def received(emulator: Emulator, count: int) -> None:
+    while len(emulator.requests) < count:
+        await asyncio.sleep(0)
+
+
+def ours() -> set[asyncio.Task[object]]:
+    """The workers that run, and whoever waits for them."""
+    return {task for task in asyncio.all_tasks() if _file_of(task) in {"_run.py", "bulk.py"}}
+
+
+def _file_of(task: asyncio.Task[object]) -> str:
+    coroutine = task.get_coro()
+    assert isinstance(coroutine, CoroutineType)
+    return Path(coroutine.cr_code.co_filename).name
+
+
+def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:
+    report = batch.report
+    assert report.counts.total() == report.total == batch.total
+    assert len({outcome.index for outcome in report.failures}) == len(report.failures)
+    for outcome in report.failures:
+        if outcome.result is NOT_SENT:
+            assert emulator.received[outcome.target] == 0
+    assert ours() == set()
+    assert batch.in_flight == 0
+
+
+class TestAwaited:
+    async def test_every_target_is_stopped_and_counted(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        report = await session.stop_runtimes(fill(emulator, 300))
+
+        assert report.ok
+        assert report.counts == {STOPPED: 300}
+        assert (report.total, report.failures, report.retries, report.throttled) == (300, (), 0, 0)
+        assert report.elapsed > 0
+        statuses = Counter(runtime["status"] for runtime in emulator.runtimes.values())
+        assert statuses == {"stopped": 300, "active": 1}
+
+    async def test_no_targets_are_all_stopped(self, session: BctrlSession) -> None:
+        report = await session.stop_runtimes([])
+
+        assert (report.ok, report.total) == (True, 0)
+
+    async def test_each_outcome_is_called_back_with_its_index(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = fill(emulator, 20)
+        plain: list[StopOutcome] = []
+        awaited: list[StopOutcome] = []
+
+        async def keep(outcome: StopOutcome) -> None:
+            await asyncio.sleep(0)
+            awaited.append(outcome)
+
+        await session.stop_runtimes(targets, on_outcome=plain.append)
+        await session.stop_runtimes(targets, on_outcome=keep)
+
+        assert sorted((o.index, o.target) for o in plain) == list(enumerate(targets))
+        assert {o.result for o in awaited} == {StopResult.ALREADY_STOPPED}
+        assert all(o.runtime is not None and o.attempts == 1 and o.elapsed > 0 for o in plain)
+
+    async def test_what_the_server_says_is_each_targets_own_outcome(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.add_runtime("ws-1", "done", status="stopped")
+        emulator.inject(Fault.ACCEPTED, alias="crm")
+        outcomes: list[StopOutcome] = []
+        report = await session.stop_runtimes(
+            [("ws-1", "crm"), ("ws-1", "done"), ("ws-1", "none"), ("ws-1", "..")],
+            on_outcome=outcomes.append,
+        )
+
+        by_index = sorted(outcomes, key=lambda outcome: outcome.index)
+        assert [outcome.result for outcome in by_index] == [
+            "accepted",
+            "already_stopped",
+            "not_found",
+            "rejected",
+        ]
+        assert [outcome.attempts for outcome in by_index] == [1, 1, 1, 0]
+        assert not report.ok
+        with pytest.raises(ExceptionGroup, match="1 of 4 stops are not settled"):
+            report.raise_for_failures()
+
+    async def test_a_conflict_after_a_lost_answer_is_settled(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(Fault.DROP_AFTER)
+        report = await session.stop_runtimes([("ws-1", "crm")])
+
+        assert report.counts == {StopResult.ALREADY_STOPPED: 1}
+        assert report.retries == 1
+
+    async def test_retries_and_refusals_are_counted(
+        self, emulator: Emulator, session: BctrlSession, pauses: list[float]
+    ) -> None:
+        emulator.inject(Fault.RATE_LIMITED, Fault.UNAVAILABLE, Fault.SERVER_ERROR)
+        report = await session.stop_runtimes([("ws-1", "crm")])
+
+        assert report.counts == {STOPPED: 1}
+        assert (report.retries, report.throttled) == (3, 2)
+        assert len(pauses) == 3
+
+    async def test_it_runs_once(self, emulator: Emulator, session: BctrlSession) -> None:
+        batch = session.stop_runtimes([("ws-1", "crm")])
+        assert batch.report.total == 0
+        assert batch.report.elapsed == 0
+        await batch
+
+        with pytest.raises(BctrlConfigError, match="has run already"):
+            await batch
+        with pytest.raises(BctrlConfigError, match="has run already"):
+            await batch.__aenter__()
+        assert emulator.received.total() == 1
+
+    async def test_the_traceback_of_a_failure_is_not_kept(
+        self, session: BctrlSession, emulator: Emulator
+    ) -> None:
+        emulator.inject(Fault.REDIRECT)
+        report = await session.stop_runtimes([("ws-1", "crm"), ("", "")])
+
+        errors = [outcome.error for outcome in report.failures]
+        assert [error and error.__traceback__ for error in errors] == [None, None]
+
+
+class TestStreamed:
+    async def test_outcomes_come_as_they_are_known(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = fill(emulator, 3)
+        emulator.inject(Fault.HANG, alias="r0")
+        async with session.stop_runtimes(
+            targets, timeout=1, retry=RetryPolicy(attempts=1)
+        ) as batch:
+            indices = [outcome.index async for outcome in batch]
+
+        assert set(indices[:2]) == {1, 2}
+        assert batch.report.counts == {STOPPED: 2, UNKNOWN: 1}
+
+    async def test_it_is_iterated_over_inside_its_block_only(self, session: BctrlSession) -> None:
+        with pytest.raises(BctrlConfigError, match="async with"):
+            await anext(aiter(session.stop_runtimes([("ws-1", "crm")])))
+
+    async def test_after_the_last_outcome_there_are_none_for_whoever_asks(
+        self, session: BctrlSession
+    ) -> None:
+        async with session.stop_runtimes([("ws-1", "crm")]) as batch:
+            assert [outcome.result async for outcome in batch] == [STOPPED]
+            assert [outcome async for outcome in batch] == []
+            assert batch.report.ok
+
+    async def test_several_consumers_share_the_outcomes(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        async def consume(batch: StopBatch) -> list[int]:
+            return [outcome.index async for outcome in batch]
+
+        async with session.stop_runtimes(fill(emulator, 200)) as batch:
+            parts = await asyncio.gather(*(consume(batch) for _ in range(3)))
+
+        assert sorted(index for part in parts for index in part) == list(range(200))
+
+    async def test_what_there_is_to_know_can_be_read_while_it_runs(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = fill(emulator, 5)
+        emulator.inject(Fault.HANG, alias="r4")
+        async with session.stop_runtimes(targets) as batch:
+            for _ in range(4):
+                await anext(batch)
+            assert batch.counts == {STOPPED: 4}
+            assert (batch.total, batch.length, batch.in_flight) == (5, 5, 1)
+            assert (batch.retries, batch.is_throttled) == (0, False)
+            assert batch.report.elapsed > 0
+        assert_conserved(batch, emulator)
+
+
+class TestBackpressure:
+    async def test_no_more_is_read_than_is_under_way(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 100)
+        read: list[int] = []
+
+        def targets() -> Iterator[tuple[str, str]]:
+            for number, target in enumerate(fill(emulator, 1000)):
+                read.append(number)
+                yield target
+
+        batch = session.stop_runtimes(targets(), concurrency=7)
+        running = asyncio.create_task(_awaited(batch))
+        await received(emulator, 7)
+        await asyncio.sleep(0.01)
+
+        assert len(read) == len(emulator.requests) == batch.in_flight == 7
+        running.cancel()
+        await asyncio.wait([running])
+        assert_conserved(batch, emulator)
+
+    async def test_no_more_are_under_way_than_the_session_has_connections(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 100)
+        async with connect(max_connections=3) as session:
+            batch = session.stop_runtimes(fill(emulator, 50), concurrency=20)
+            running = asyncio.create_task(_awaited(batch))
+            await received(emulator, 3)
+            await asyncio.sleep(0.01)
+            assert len(emulator.requests) == 3
+            running.cancel()
+            await asyncio.wait([running])
+        assert batch.report.counts == {UNKNOWN: 3, NOT_SENT: 47}
+
+    async def test_a_consumer_that_leaves_while_outcomes_wait_leaves_nothing_behind(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        async with session.stop_runtimes(iter(fill(emulator, 300)), concurrency=10) as batch:
+            await received(emulator, 110)
+            await asyncio.sleep(0.05)
+        assert batch.report.counts[STOPPED] == batch.total == 110
+        assert_conserved(batch, emulator)
+        assert [outcome async for outcome in batch] == []
+
+    async def test_a_slow_consumer_slows_the_workers_down(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = fill(emulator, 1000)
+        async with session.stop_runtimes(iter(targets), concurrency=10) as batch:
+            await anext(batch)
+            await asyncio.sleep(0.3)
+            # One was read, a hundred wait to be, and each worker holds one more.
+            assert len(emulator.requests) == batch.total == 1 + 100 + 10
+            assert [outcome.result async for outcome in batch] == [STOPPED] * 999
+
+    async def test_stops_and_bulk_stops_of_a_session_share_its_connections(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        async with connect(max_connections=2) as session:
+            emulator.inject(*[Fault.HANG] * 2)
+            batch = session.stop_runtimes(fill(emulator, 5))
+            running = asyncio.create_task(_awaited(batch))
+            await received(emulator, 2)
+            single = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            await asyncio.sleep(0.01)
+            assert len(emulator.requests) == 2
+            running.cancel()
+            await asyncio.wait([running])
+            assert (await single).alias == "crm"
+
+    async def test_outcomes_that_nothing_waits_for_leave_others_their_turn(
+        self, session: BctrlSession
+    ) -> None:
+        running = asyncio.create_task(_awaited(session.stop_runtimes([("ws-1", "")] * 5000)))
+        turns = 0
+        while not running.done():
+            await asyncio.sleep(0)
+            turns += 1
+
+        assert turns >= 5000 / 100
+
+
+async def _awaited(batch: StopBatch) -> None:
+    await batch
+
+
+class TestEndedByItsUser:
+    async def test_leaving_the_block_early_cuts_off_what_is_in_flight(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = fill(emulator, 50)
+        emulator.inject(Fault.HANG, alias="r1")
+        async with session.stop_runtimes(targets, concurrency=2) as batch:
+            async for outcome in batch:
+                if outcome.index == 10:
+                    break
+
+        assert_conserved(batch, emulator)
+        report = batch.report
+        assert report.total == 50
+        assert str(report.ended_early).startswith("the run was cancelled")
+        cut_off = next(outcome for outcome in report.failures if outcome.index == 1)
+        assert cut_off.result is UNKNOWN
+        assert cut_off.error is not None
+        assert str(cut_off.error) == (
+            "stop of 'r1' in workspace 'ws-1': cut off before an answer: the run was cancelled "
+            "(the runtime may have stopped). Stop it again: a stop is safe to repeat"
+        )
+        assert report.counts[NOT_SENT] > 30
+
+    async def test_an_exception_in_the_block_comes_out_as_it_is(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        batch = session.stop_runtimes(fill(emulator, 50))
+        with pytest.raises(LookupError):  # noqa: PT012 - the block is what is tested.
+            async with batch:
+                await anext(batch)
+                raise LookupError
+        assert_conserved(batch, emulator)
+        assert batch.report.total == 50
+
+    @pytest.mark.parametrize("steps", range(14))
+    async def test_cancelling_after_any_number_of_steps_leaves_nothing_behind(
+        self, steps: int
+    ) -> None:
+        with emulator_in_a_thread() as emulator:
+            async with BctrlSession("emulator-key", base_url=emulator.url) as session:
+                batch = session.stop_runtimes([("ws-1", f"r{number}") for number in range(10)])
+                running = asyncio.create_task(_awaited(batch))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                running.cancel()
+                await asyncio.wait([running])
+            if steps:
+                assert batch.report.counts.total() == 10
+            assert_conserved(batch, emulator)
+
+    async def test_a_second_cancellation_does_not_hurry_the_account(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 100)
+        batch = session.stop_runtimes(fill(emulator, 2000))
+        running = asyncio.create_task(_awaited(batch))
+        await received(emulator, 100)
+        running.cancel()
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running])
+
+        assert running.cancelled()
+        assert batch.report.counts == {UNKNOWN: 100, NOT_SENT: 1900}
+        assert_conserved(batch, emulator)
+
+    async def test_a_consumer_that_is_cancelled_ends_the_run(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 3)
+        batch = session.stop_runtimes(fill(emulator, 3))
+
+        async def consume() -> None:
+            async with batch:
+                await anext(batch)
+
+        consuming = asyncio.create_task(consume())
+        await received(emulator, 3)
+        consuming.cancel()
+        await asyncio.wait([consuming])
+        assert batch.report.counts == {UNKNOWN: 3}
+        assert_conserved(batch, emulator)
+
+    async def test_cancelling_every_task_there_is_ends_the_run_with_its_account(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 5)
+        batch = session.stop_runtimes(fill(emulator, 30), concurrency=5)
+        running = asyncio.create_task(_awaited(batch))
+        await received(emulator, 5)
+        workers = ours()
+        assert len(workers) == 5
+        for task in workers:
+            task.cancel()
+        await asyncio.wait([running])
+
+        assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 25}
+        assert_conserved(batch, emulator)
+
+    async def test_cancelling_a_worker_that_waits_for_its_input_ends_the_run(
+        self, session: BctrlSession
+    ) -> None:
+        async def never() -> AsyncIterator[tuple[str, str]]:
+            await asyncio.Event().wait()
+            yield "ws-1", "crm"
+
+        running = asyncio.create_task(_awaited(session.stop_runtimes(never(), concurrency=2)))
+        await asyncio.sleep(0.01)
+        next(iter(ours())).cancel()
+        await asyncio.wait_for(running, 5)
+
+    async def test_a_callback_that_raises_ends_the_run_and_raises_the_same(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = fill(emulator, 200)
+        emulator.inject(Fault.HANG, alias="r1")
+        delivered: list[int] = []
+
+        def fail(outcome: StopOutcome) -> None:
+            delivered.append(outcome.index)
+            if len(delivered) == 10:
+                raise LookupError("mine")
+
+        batch = session.stop_runtimes(targets, on_outcome=fail, concurrency=4)
+        with pytest.raises(LookupError, match="mine"):
+            await batch
+
+        assert batch.report.total == 200
+        assert len(delivered) == 10
+        assert_conserved(batch, emulator)
+
+    async def test_a_callback_that_raises_in_a_stream_raises_where_it_is_read(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        def fail(_: StopOutcome) -> None:
+            raise LookupError("mine")
+
+        async with session.stop_runtimes(fill(emulator, 50), on_outcome=fail) as batch:
+            with pytest.raises(LookupError, match="mine"):
+                [outcome async for outcome in batch]
+        assert_conserved(batch, emulator)
+
+    async def test_a_callback_that_raises_in_a_stream_raises_at_its_end_if_nobody_reads(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        failed = asyncio.Event()
+
+        def fail(_: StopOutcome) -> None:
+            failed.set()
+            raise LookupError("mine")
+
+        batch = session.stop_runtimes(fill(emulator, 1), on_outcome=fail)
+        with pytest.raises(LookupError, match="mine"):  # noqa: PT012 - the block is tested.
+            async with batch:
+                await failed.wait()
+                await asyncio.sleep(0.01)
+        assert_conserved(batch, emulator)
+
+    async def test_a_callback_that_hangs_is_cancelled_with_the_run(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        async def hang(_: StopOutcome) -> None:
+            await asyncio.Event().wait()
+
+        batch = session.stop_runtimes(fill(emulator, 10), on_outcome=hang, concurrency=2)
+        running = asyncio.create_task(_awaited(batch))
+        await received(emulator, 2)
+        await asyncio.sleep(0.02)
+        running.cancel()
+        await asyncio.wait([running])
+        assert batch.report.counts == {STOPPED: 2, NOT_SENT: 8}
+        assert_conserved(batch, emulator)
+
+    async def test_a_list_whose_feeding_stops_is_accounted_for_to_its_end(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = fill(emulator, 30)
+        emulator.inject(Fault.DROP_BEFORE, alias="r1")
+        async with session.stop_runtimes(targets, concurrency=3) as batch:
+            await received(emulator, 3)
+            batch.stop_feeding()
+            outcomes = {outcome.index: outcome async for outcome in batch}
+
+        assert len(outcomes) == 30
+        # What was begun is stopped as usual, with its retries.
+        assert outcomes[1].result is STOPPED
+        assert outcomes[1].attempts == 2
+        assert outcomes[29].result is NOT_SENT
+        assert str(outcomes[29].error) == "not sent: the run was asked to begin nothing new"
+        assert not batch.report.ok
+        assert_conserved(batch, emulator)
+
+    async def test_a_generator_whose_feeding_stops_is_read_no_further(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        async with session.stop_runtimes(iter(fill(emulator, 1000)), concurrency=3) as batch:
+            await received(emulator, 3)
+            batch.stop_feeding()
+            results = [outcome.result async for outcome in batch]
+
+        assert set(results) == {STOPPED}
+        assert len(results) == batch.total < 20
+        assert not batch.report.ok
+        with pytest.raises(ExceptionGroup, match="ended early"):
+            batch.report.raise_for_failures()
+
+    async def test_feeding_that_stops_after_the_end_changes_nothing(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        async with session.stop_runtimes(iter(fill(emulator, 3))) as batch:
+            async for _ in batch:
+                pass
+            batch.stop_feeding()
+
+        assert batch.report.ok
+
+    async def test_feeding_that_stops_wakes_who_waits_for_the_input(
+        self, session: BctrlSession
+    ) -> None:
+        async def one_and_never_more() -> AsyncIterator[tuple[str, str]]:
+            yield "ws-1", "crm"
+            await asyncio.Event().wait()
+
+        async with session.stop_runtimes(one_and_never_more()) as batch:
+            assert (await anext(batch)).result is STOPPED
+            batch.stop_feeding()
+            assert [outcome async for outcome in batch] == []
+
+
+class TestDeadline:
+    async def test_what_is_in_flight_is_unknown_and_the_rest_was_not_sent(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = fill(emulator, 50)
+        emulator.inject(*[Fault.HANG] * 5)
+        batch = session.stop_runtimes(targets, concurrency=5, deadline=0.2)
+        report = await batch
+
+        assert report.counts == {UNKNOWN: 5, NOT_SENT: 45}
+        assert str(report.ended_early) == "the deadline of 0.2 s has passed"
+        assert_conserved(batch, emulator)
+
+    async def test_its_outcomes_are_all_handed_over(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 5)
+        batch = session.stop_runtimes(fill(emulator, 50), concurrency=5, deadline=0.2)
+        async with batch:
+            results = Counter([outcome.result async for outcome in batch])
+
+        assert results == {UNKNOWN: 5, NOT_SENT: 45}
+
+    async def test_an_input_that_gives_nothing_is_waited_for_no_longer(
+        self, session: BctrlSession
+    ) -> None:
+        async def never() -> AsyncIterator[tuple[str, str]]:
+            await asyncio.Event().wait()
+            yield "ws-1", "crm"
+
+        report = await session.stop_runtimes(never(), deadline=0.05)
+
+        assert (report.total, report.ok) == (0, False)
+
+    async def test_a_target_that_was_refused_before_it_is_rejected(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.RATE_LIMITED] * 100)
+        batch = session.stop_runtimes(
+            [("ws-1", "crm")], deadline=0.3, retry=RetryPolicy(patience=60)
+        )
+        report = await batch
+
+        [failure] = report.failures
+        assert failure.result is StopResult.REJECTED
+        assert failure.error is not None
+        assert failure.error.status == 429
+        assert "while it waited for its turn" in str(failure.error)
+
+    async def test_a_target_that_may_have_stopped_before_it_is_unknown(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(Fault.BAD_GATEWAY, *[Fault.RATE_LIMITED] * 100)
+        report = await session.stop_runtimes([("ws-1", "crm")], deadline=0.3)
+
+        assert report.counts == {UNKNOWN: 1}
+
+
+class TestAborted:
+    async def test_a_key_that_is_refused_ends_the_run(self, emulator: Emulator) -> None:
+        async with BctrlSession("wrong", base_url=emulator.url) as session:
+            batch = session.stop_runtimes(fill(emulator, 500), concurrency=10)
+            report = await batch
+
+        assert isinstance(report.ended_early, BctrlAuthenticationError)
+        assert report.counts.keys() == {StopResult.REJECTED, NOT_SENT}
+        assert report.counts[StopResult.REJECTED] == len(emulator.requests) == 10
+        assert report.total == 500
+
+    async def test_those_in_flight_may_still_be_answered_but_are_not_sent_again(
+        self, emulator: Emulator
+    ) -> None:
+        targets = fill(emulator, 3)
+        emulator.inject(Fault.LATENCY, alias="r0")
+        emulator.inject(Fault.HANG, alias="r1")
+        keys = iter(["emulator-key", "emulator-key", "wrong"])
+        async with BctrlSession(lambda: next(keys), base_url=emulator.url, timeout=0.5) as session:
+            outcomes: dict[int, StopOutcome] = {}
+            await session.stop_runtimes(
+                targets, on_outcome=lambda outcome: outcomes.update({outcome.index: outcome})
+            )
+
+        assert [outcomes[index].result for index in range(3)] == [STOPPED, UNKNOWN, "rejected"]
+        assert outcomes[1].attempts == 1
+
+    async def test_a_key_that_cannot_be_had_ends_the_run(self, emulator: Emulator) -> None:
+        def no_key() -> str:
+            raise LookupError("the vault is sealed")
+
+        async with BctrlSession(no_key, base_url=emulator.url) as session:
+            report = await session.stop_runtimes(fill(emulator, 100))
+
+        assert report.counts == {NOT_SENT: 100}
+        assert isinstance(report.ended_early, BctrlConfigError)
+        assert not emulator.requests
+
+    async def test_a_session_that_is_closed_meanwhile_ends_the_run(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 5)
+        session = connect()
+        batch = session.stop_runtimes(fill(emulator, 50), concurrency=5)
+        running = asyncio.create_task(_awaited(batch))
+        await received(emulator, 5)
+        await session.close()
+        await running
+
+        assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 45}
+        assert_conserved(batch, emulator)
+
+    async def test_a_session_that_cannot_be_used_is_an_error_before_anything_is_read(
+        self, connect: Connect
+    ) -> None:
+        session = connect()
+        await session.close()
+        batch = session.stop_runtimes([("ws-1", "crm")])
+        with pytest.raises(BctrlConfigError, match="closed"):
+            await batch
+        with pytest.raises(BctrlConfigError, match="closed"):
+            async with batch:
+                pass
+        assert batch.total == 0
+
+    async def test_a_defect_is_raised_after_the_account(
+        self, emulator: Emulator, session: BctrlSession, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(BctrlSession, "_attempt", fail)
+        batch = session.stop_runtimes(fill(emulator, 50), concurrency=5)
+        with pytest.raises(ZeroDivisionError):
+            await batch
+
+        assert batch.report.total == 50
+        assert batch.report.counts[UNKNOWN] == 1
+        assert_conserved(batch, emulator)
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("concurrency", 0),
+            ("concurrency", 1.5),
+            ("deadline", 0),
+            ("deadline", "soon"),
+            ("timeout", -1),
+            ("retry", 3),
+            ("journal", 3),
+        ],
+    )
+    async def test_a_bad_one_is_named_where_it_is_given(
+        self, session: BctrlSession, name: str, value: object
+    ) -> None:
+        with pytest.raises(BctrlConfigError, match=f"^{name} is"):
+            session.stop_runtimes([("ws-1", "crm")], **{name: value})  # type: ignore[arg-type]
+
+    async def test_the_time_for_an_attempt_and_the_policy_are_those_given(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 10)
+        report = await session.stop_runtimes(
+            [RuntimeRef("ws-1", "crm")], timeout=0.05, retry=RetryPolicy(attempts=2, base=0.001)
+        )
+
+        [failure] = report.failures
+        assert (failure.result, failure.attempts) == (UNKNOWN, 2)
+
+    async def test_a_patience_of_the_policy_is_kept_to(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.RATE_LIMITED] * 10)
+        report = await session.stop_runtimes([("ws-1", "crm")], retry=RetryPolicy(patience=0))
+
+        [failure] = report.failures
+        assert isinstance(failure.error, BctrlRateLimitError)
+        assert (failure.result, failure.attempts) == (StopResult.REJECTED, 1)
+
+
+class TestSingleStop:
+    async def test_a_refusal_before_a_connection_failed_is_no_unsent_stop(self) -> None:
+        emulator = Emulator(port=0)
+        emulator.add_runtime("ws-1", "crm")
+        emulator.inject(Fault.RATE_LIMITED)
+        async with emulator:
+            session = BctrlSession("emulator-key", base_url=emulator.url)
+            stopping = asyncio.create_task(
+                session.stop_runtime("ws-1", "crm", retry=RetryPolicy(attempts=1))
+            )
+            await received(emulator, 1)
+        with pytest.raises(BctrlError) as caught:
+            await stopping
+        await session.close()
+
+        assert caught.value.status == 429
+        assert result_of(caught.value) is StopResult.REJECTED

@@ -1,0 +1,1051 @@
+"""The journal of a bulk stop: what it holds, what it refuses, and that a run can be resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from servers import http_answer, raw_server
+
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlSession,
+    BctrlTimeoutError,
+    RetryPolicy,
+    RuntimeRef,
+    StopBatch,
+    StopOutcome,
+    StopReport,
+    StopResult,
+)
+from bctrl_async import journal as module
+from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.journal import Journal
+
+Connect = Callable[..., BctrlSession]
+
+KEY = "emulator-key"
+SERVER = "https://api.test/v1"
+HEADER = b'{"journal":"bctrl_async","version":1,"base_url":"https://api.test/v1"}\n'
+MAGIC = len('{"journal":"bctrl_async"')
+ONCE = RetryPolicy(attempts=1, base=0.001, cap=0.001)
+TWO = [("ws-1", "a"), ("ws-1", "b")]
+NAMES = [f"r{number}" for number in range(40)]
+MANY = [("ws-1", name) for name in NAMES]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "stops.jsonl"
+
+
+@pytest.fixture
+def runtimes(emulator: Emulator) -> None:
+    for name in ("a", "b", "c", "d"):
+        emulator.add_runtime("ws-1", name)
+
+
+def outcome(
+    index: int,
+    alias: str,
+    result: StopResult = StopResult.STOPPED,
+    error: BctrlError | None = None,
+    **rest: float,
+) -> StopOutcome:
+    return StopOutcome(
+        index=index,
+        target=RuntimeRef("ws-1", alias),
+        result=result,
+        error=error,
+        attempts=int(rest.get("attempts", 1)),
+        elapsed=rest.get("elapsed", 0.0),
+    )
+
+
+def write(path: Path, *outcomes: StopOutcome, server: str = SERVER) -> bytes:
+    """Make a journal, and return what is in it."""
+    journal = Journal(path, server)
+    for each in outcomes:
+        journal.write(each)
+    journal.close()
+    return path.read_bytes()
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def fill(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def settled(path: Path, server: str = SERVER) -> set[str]:
+    """Open and close a journal; return the aliases that it has as settled."""
+    journal = Journal(path, server)
+    journal.close()
+    return {target.alias for target in journal.settled}
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()[1:]]
+
+
+def results(path: Path) -> dict[object, object]:
+    return {line["alias"]: line["result"] for line in lines(path)}
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """A disk on which no file has room for more bytes than these."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not happened():
+            await asyncio.sleep(0.001)
+
+
+async def done(batch: StopBatch) -> StopReport:
+    return await batch
+
+
+class TestFile:
+    def test_a_new_one_holds_a_header_that_names_the_server(self, path: Path) -> None:
+        assert write(path) == HEADER
+
+    def test_each_outcome_is_one_line_of_json_after_the_header(self, path: Path) -> None:
+        error = BctrlConflictError(
+            "the server answered 409 runtime.busy: in use",
+            status=409,
+            code="runtime.busy",
+            message="in use",
+            request_id="req_7",
+            hint="wait",
+            body='{"code": "runtime.busy"}',
+        )
+        silence = BctrlTimeoutError("no answer", may_have_stopped=True)
+
+        written = write(
+            path,
+            outcome(0, "a", elapsed=0.12345678, attempts=3),
+            outcome(1, "b", StopResult.REJECTED, error, attempts=0, elapsed=2.5),
+            outcome(2, "c", StopResult.UNKNOWN, silence, attempts=0, elapsed=0.5),
+        )
+
+        assert written.startswith(HEADER)
+        assert written.count(b"\n") == 4
+        busy = {
+            "type": "BctrlConflictError",
+            "message": "the server answered 409 runtime.busy: in use",
+            "status": 409,
+            "code": "runtime.busy",
+            "request_id": "req_7",
+        }
+        silent = {"type": "BctrlTimeoutError", "message": "no answer", "may_have_stopped": True}
+        ws = {"workspace_id": "ws-1"}
+        assert lines(path) == [
+            ws
+            | {"index": 0, "alias": "a", "result": "stopped", "attempts": 3, "elapsed": 0.123457},
+            ws | {"index": 1, "alias": "b", "result": "rejected", "elapsed": 2.5, "error": busy},
+            ws | {"index": 2, "alias": "c", "result": "unknown", "elapsed": 0.5, "error": silent},
+        ]
+
+    @pytest.mark.parametrize("alias", ["a\nb", "a\r\nb", "a\u2028b", '"}', "\x00", "é", "💥"])
+    def test_no_name_breaks_a_line(self, path: Path, alias: str) -> None:
+        write(path, outcome(0, alias), outcome(1, "last"))
+
+        assert path.read_bytes().count(b"\n") == 3
+        assert settled(path) == {alias, "last"}
+
+    @pytest.mark.parametrize("half", ["\ud800", "a\udfffb"])
+    def test_half_of_a_surrogate_pair_is_written_and_read_back(self, path: Path, half: str) -> None:
+        error = BctrlConfigError(f"alias {half!r} is no text, nor is {half}")
+
+        written = write(
+            path,
+            outcome(0, half),
+            outcome(1, "b", StopResult.REJECTED, error, attempts=0),
+            outcome(2, half + "x", StopResult.REJECTED, error),
+            outcome(3, "last"),
+        )
+
+        assert written.decode("ascii").count("\n") == 5
+        assert [line["alias"] for line in lines(path)] == [half, "b", half + "x", "last"]
+        assert settled(path) == {half, "last"}
+        assert path.read_bytes() == written
+
+    def test_a_disk_that_takes_a_byte_at_a_time_gets_whole_lines(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = os.write
+
+        def slow(file: int, data: bytes) -> int:
+            return whole(file, data[:1])
+
+        monkeypatch.setattr(os, "write", slow)
+        write(path, outcome(0, "a"), outcome(1, "b"))
+        monkeypatch.undo()
+
+        assert path.read_bytes().startswith(HEADER)
+        assert settled(path) == {"a", "b"}
+
+    def test_a_line_is_in_the_file_before_the_journal_is_closed(self, path: Path) -> None:
+        journal = Journal(path, SERVER)
+        journal.write(outcome(0, "a"))
+        seen = results(path)
+        journal.close()
+
+        assert seen == {"a": "stopped"}
+
+    def test_what_was_there_is_only_ever_added_to(self, path: Path) -> None:
+        before = write(path, outcome(0, "a"))
+        after = write(path, outcome(0, "b"))
+
+        assert after.startswith(before)
+        assert settled(path) == {"a", "b"}
+
+
+class TestSettled:
+    def test_only_what_needs_no_further_call_is_settled(self, path: Path) -> None:
+        error = BctrlError("why")
+        write(
+            path, *(outcome(0, result, result, error) for result in StopResult), outcome(9, "last")
+        )
+
+        assert settled(path) == {
+            *("stopped", "accepted", "already_stopped", "not_found"),
+            "last",
+        }
+
+    def test_an_earlier_outcome_comes_back_whole_and_marked(self, path: Path) -> None:
+        write(path, outcome(7, "a", StopResult.ACCEPTED, attempts=3, elapsed=1.25))
+        journal = Journal(path, SERVER)
+        journal.close()
+
+        assert journal.settled == {
+            RuntimeRef("ws-1", "a"): StopOutcome(
+                index=7,
+                target=RuntimeRef("ws-1", "a"),
+                result=StopResult.ACCEPTED,
+                attempts=3,
+                elapsed=1.25,
+                resumed=True,
+            )
+        }
+
+    def test_a_line_that_settles_counts_over_an_earlier_one(self, path: Path) -> None:
+        write(path, outcome(0, "a", StopResult.UNKNOWN, BctrlError("why")))
+        assert settled(path) == set()
+
+        write(path, outcome(4, "a", StopResult.ALREADY_STOPPED))
+        journal = Journal(path, SERVER)
+        journal.close()
+
+        assert journal.settled["ws-1", "a"].result is StopResult.ALREADY_STOPPED  # type: ignore[index]
+
+    def test_the_same_alias_of_another_workspace_is_another_runtime(self, path: Path) -> None:
+        write(path, outcome(0, "a"))
+        journal = Journal(path, SERVER)
+        journal.close()
+
+        assert RuntimeRef("ws-2", "a") not in journal.settled
+
+
+class TestTornEnd:
+    """A crash or a full disk may leave any beginning of the last line."""
+
+    @pytest.mark.parametrize("half", ["b", "\ud800"])
+    @pytest.mark.parametrize("filler", [b"", b"\0"], ids=["cut", "NUL"])
+    def test_every_cut_of_the_last_line_is_dropped_and_the_rest_kept(
+        self, path: Path, filler: bytes, half: str
+    ) -> None:
+        whole = write(path, outcome(0, "a"), outcome(1, half))
+        kept = whole[: whole.index(b"\n", len(HEADER)) + 1]
+        length = len(whole) - len(kept)
+        for cut in range(length):
+            path.write_bytes(whole[: len(kept) + cut] + filler * (length - cut))
+
+            assert settled(path) == {"a"}, cut
+            assert path.read_bytes() == kept, cut
+
+    @pytest.mark.parametrize(
+        "end",
+        [b"\0", b"\0" * 5000, b"\0\0\n", b"\n", b"{}\n", b"[]\n", b"\xff\n", b"{", b"}\n", b"3"],
+    )
+    def test_what_is_no_outcome_at_the_end_is_dropped(self, path: Path, end: bytes) -> None:
+        whole = write(path, outcome(0, "a"), outcome(1, "b"))
+        path.write_bytes(whole + end)
+
+        assert settled(path) == {"a", "b"}
+        assert path.read_bytes() == whole
+
+    def test_what_is_written_next_stands_on_a_line_of_its_own(self, path: Path) -> None:
+        whole = write(path, outcome(0, "a"), outcome(1, "b"))
+        path.write_bytes(whole[:-5])
+
+        write(path, outcome(0, "c"))
+
+        assert settled(path) == {"a", "c"}
+        assert [line["alias"] for line in lines(path)] == ["a", "c"]
+
+    def test_a_header_of_which_the_end_is_missing_is_written_anew(self, path: Path) -> None:
+        for cut in range(MAGIC, len(HEADER)):
+            path.write_bytes(HEADER[:cut])
+            assert write(path, outcome(0, "a")).startswith(HEADER), cut
+            assert settled(path) == {"a"}, cut
+
+    def test_a_header_of_which_all_but_the_beginning_is_missing_is_written_anew(
+        self, path: Path
+    ) -> None:
+        for cut in range(1, MAGIC):
+            path.write_bytes(HEADER[:cut])
+            assert write(path) == HEADER, cut
+
+    def test_an_empty_file_becomes_a_journal(self, path: Path) -> None:
+        path.touch()
+
+        assert write(path) == HEADER
+
+
+LINE = b'{"index":0,"workspace_id":"ws-1","alias":"a","result":"stopped"}\n'
+
+DAMAGES = {
+    "NUL": b"\0" * 20 + b"\n",
+    "cut": LINE[:20] + b"\n",
+    "two in one": LINE[:20] + LINE,
+    "empty": b"\n",
+    "not UTF-8": LINE.replace(b'"a"', b'"\xff"'),
+    "a field is missing": b'{"index":0,"workspace_id":"ws-1","result":"stopped"}\n',
+    "an unheard of result": LINE.replace(b"stopped", b"vanished"),
+    "a wrong type": LINE.replace(b'"a"', b"7"),
+    "a list": b"[1]\n",
+    "text": b"hello\n",
+    "NaN for JSON": LINE.replace(b"0", b"NaN"),
+}
+
+FOREIGN = {
+    "text": b"ws-1,crm\nws-1,mail\n",
+    "text without a line end": b"ws-1,crm",
+    "binary": bytes(range(256)) * 10,
+    "NUL": b"\0" * len(HEADER),
+    "an empty line": b"\n",
+    "JSON": b'{"targets": []}\n',
+    "JSON lines of others": b'{"index": 1}\n{"index": 2}\n',
+    "another journal": b'{"journal":"systemd","version":1,"base_url":"x"}\n',
+    "outcomes without a header": LINE,
+    "a header in the middle": LINE + HEADER,
+    "a header after a space": b" " + HEADER,
+    "a header as UTF-16": HEADER.decode().encode("utf-16"),
+}
+
+VERSIONS = {
+    "a later one": HEADER.replace(b":1,", b":2,"),
+    "a later one with outcomes": HEADER.replace(b":1,", b":2,") + b'{"anything":"else"}\n',
+    "a later one about another server": b'{"journal":"bctrl_async","version":2,"base_url":"x"}\n',
+    "one of another kind": b'{"journal":"bctrl_async","version":"1b"}\n',
+    "one without a server": b'{"journal":"bctrl_async","version":1}\n',
+    "one that cannot be read": b'{"journal":"bctrl_async" version 1\n',
+}
+
+
+class TestRefusal:
+    """Whatever is no journal of this version about this server is left exactly as it is."""
+
+    def refused(self, path: Path, data: bytes) -> str:
+        path.write_bytes(data)
+        before = path.stat()
+        with pytest.raises(BctrlConfigError) as caught:
+            Journal(path, SERVER)
+        after = path.stat()
+        assert path.read_bytes() == data
+        assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+        assert str(path) in str(caught.value)
+        assert "this one was left as it is" in str(caught.value)
+        return str(caught.value)
+
+    @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+    def test_a_damaged_line_in_the_middle(self, path: Path, damage: bytes) -> None:
+        assert "its line 3 is damaged" in self.refused(path, HEADER + LINE + damage + LINE)
+
+    def test_a_damaged_line_before_a_torn_one(self, path: Path) -> None:
+        assert "its line 2 is damaged" in self.refused(path, HEADER + b"{}\n" + LINE[:10])
+
+    @pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN.keys())
+    def test_something_else(self, path: Path, data: bytes) -> None:
+        assert "it is something else" in self.refused(path, data)
+
+    @pytest.mark.parametrize("data", VERSIONS.values(), ids=VERSIONS.keys())
+    def test_another_version(self, path: Path, data: bytes) -> None:
+        assert "it was written by another version" in self.refused(path, data)
+
+    def test_another_server(self, path: Path) -> None:
+        data = HEADER.replace(b"api.test", b"staging.test") + LINE
+
+        assert "about another server, https://staging.test/v1" in self.refused(path, data)
+
+    def test_a_refused_file_is_not_kept_locked(self, path: Path) -> None:
+        self.refused(path, b"hello\n")
+        path.write_bytes(b"")
+
+        assert write(path) == HEADER
+
+
+class TestPath:
+    def test_a_folder_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(BctrlConfigError, match=r"cannot be used: Is a directory") as caught:
+            Journal(tmp_path, SERVER)
+        assert repr(str(tmp_path)) in str(caught.value)
+
+    def test_a_file_in_a_folder_that_is_missing_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(BctrlConfigError, match="cannot be used: No such file"):
+            Journal(tmp_path / "missing" / "file", SERVER)
+        assert not (tmp_path / "missing").exists()
+
+    def test_a_name_that_no_file_can_have_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(BctrlConfigError, match="cannot be used: embedded null byte"):
+            Journal(tmp_path / "a\0b", SERVER)
+
+    def test_a_disk_that_fails_while_it_is_read_is_a_clear_error(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        path.write_bytes(HEADER)
+        monkeypatch.setattr(os, "dup", fail)
+        with pytest.raises(BctrlConfigError, match="cannot be used: Input/output error"):
+            Journal(path, SERVER)
+
+    @pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
+    def test_a_device_is_refused(self, device: str) -> None:
+        with pytest.raises(BctrlConfigError, match=f"{device}' cannot be resumed: it is not a fil"):
+            Journal(device, SERVER)
+
+    def test_a_pipe_is_refused_and_not_waited_for(self, path: Path) -> None:
+        os.mkfifo(path)
+        with pytest.raises(BctrlConfigError, match="it is not a file"):
+            Journal(path, SERVER)
+        assert path.is_fifo()
+
+    def test_a_path_may_be_text(self, path: Path) -> None:
+        Journal(str(path), SERVER).close()
+
+        assert path.read_bytes() == HEADER
+
+
+class TestLock:
+    def test_a_journal_that_is_open_cannot_be_opened_again(self, path: Path) -> None:
+        first = Journal(path, SERVER)
+        first.write(outcome(0, "a"))
+        before = path.read_bytes()
+        with pytest.raises(BctrlConfigError, match="in use by another run") as caught:
+            Journal(path, SERVER)
+        assert str(path) in str(caught.value)
+        assert path.read_bytes() == before
+
+        first.write(outcome(1, "b"))  # The refusal has not taken the lock or the file away.
+        with pytest.raises(BctrlConfigError, match="in use by another run"):
+            Journal(path, SERVER)
+        first.close()
+        assert settled(path) == {"a", "b"}
+
+    def test_it_is_the_file_that_is_locked_not_its_name(self, path: Path) -> None:
+        first = Journal(path, SERVER)
+        other = path.with_name("link")
+        other.symlink_to(path)
+        with pytest.raises(BctrlConfigError, match="in use by another run"):
+            Journal(other, SERVER)
+        first.close()
+
+    def test_a_file_that_is_in_use_is_not_read_for_what_it_is(self, path: Path) -> None:
+        """What another run is just writing may look torn, and must not be cut."""
+        first = Journal(path, SERVER)
+        with path.open("ab") as half:
+            half.write(LINE[:20])
+        before = path.read_bytes()
+        with pytest.raises(BctrlConfigError, match="in use by another run"):
+            Journal(path, SERVER)
+        assert path.read_bytes() == before
+        first.close()
+
+    def test_it_holds_against_other_processes(self, path: Path) -> None:
+        program = (
+            "import sys\nfrom bctrl_async.journal import Journal\n"
+            "try: Journal(*sys.argv[1:])\nexcept ValueError as error: print(error)"
+        )
+        first = Journal(path, SERVER)
+        run = subprocess.run(
+            [sys.executable, "-c", program, str(path), SERVER],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        first.close()
+
+        assert "in use by another run" in run.stdout
+
+    def test_a_process_that_was_killed_leaves_its_lines_and_no_lock(self, path: Path) -> None:
+        program = (
+            "import os, signal, sys\nfrom bctrl_async import RuntimeRef, StopOutcome, StopResult\n"
+            "from bctrl_async.journal import Journal\njournal = Journal(*sys.argv[1:])\n"
+            "target = RuntimeRef('ws-1', 'a')\n"
+            "journal.write(StopOutcome(index=0, target=target, result=StopResult.STOPPED))\n"
+            "os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", program, str(path), SERVER],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+        assert (run.returncode, run.stderr) == (-9, "")
+        assert settled(path) == {"a"}
+
+
+class TestDisk:
+    def test_a_full_disk_is_an_error_that_names_the_file(self, path: Path) -> None:
+        journal = Journal(path, SERVER)
+        with (
+            disk_of(len(HEADER) + 10),
+            pytest.raises(BctrlError, match="cannot be written: File too large") as caught,
+        ):
+            journal.write(outcome(0, "a"))
+        journal.close()
+
+        assert repr(str(path)) in str(caught.value)
+        assert "Make room" in str(caught.value)
+        assert isinstance(caught.value.__cause__, OSError)
+        assert path.stat().st_size == len(HEADER) + 10
+        assert settled(path) == set()
+        assert path.read_bytes() == HEADER
+
+    def test_a_disk_without_room_for_the_header_is_an_error_and_no_lock_is_left(
+        self, path: Path
+    ) -> None:
+        with disk_of(MAGIC + 10), pytest.raises(BctrlError, match="cannot be written"):
+            Journal(path, SERVER)
+
+        assert path.read_bytes() == HEADER[: MAGIC + 10]
+        assert write(path) == HEADER
+
+    def test_a_disk_that_fails_at_the_end_is_an_error_and_no_lock_is_left(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(_: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        journal = Journal(path, SERVER)
+        journal.write(outcome(0, "a"))
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(BctrlError, match="cannot be written: Input/output error"):
+            journal.close()
+        monkeypatch.undo()
+
+        assert settled(path) == {"a"}
+
+    def test_everything_is_brought_to_the_disk_at_the_end(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+
+        def note(file: int) -> None:
+            sizes.append(os.fstat(file).st_size)
+
+        monkeypatch.setattr(os, "fsync", note)
+        write(path, outcome(0, "a"))
+
+        assert sizes == [path.stat().st_size]
+
+
+@pytest.mark.usefixtures("runtimes")
+class TestRun:
+    async def test_every_outcome_is_one_line_after_the_header(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        emulator.inject(Fault.ACCEPTED, alias="b")
+        emulator.add_runtime("ws-1", "c", status="stopped")
+        emulator.inject(Fault.SERVER_ERROR, alias="d")
+        targets = ["ws-1 a", "ws-1 b", "ws-1 c", "ws-1 gone", "ws-1 d", "a b c", " .."]
+
+        report = await session.stop_runtimes(
+            [tuple(target.split(" ")) for target in targets],  # type: ignore[misc]
+            journal=path,
+            retry=ONCE,
+        )
+
+        assert json.loads(content(path).splitlines()[0]) == {
+            "journal": "bctrl_async",
+            "version": 1,
+            "base_url": f"{emulator.url}/v1",
+        }
+        assert sorted(line["index"] for line in lines(path)) == list(range(7))  # type: ignore[type-var]
+        assert results(path) == {
+            "a": "stopped",
+            "b": "accepted",
+            "c": "already_stopped",
+            "gone": "not_found",
+            "d": "unknown",
+            "('a', 'b', 'c')": "rejected",
+            "..": "rejected",
+        }
+        assert report.total == report.counts.total() == 7
+
+    async def test_a_second_one_sends_nothing_for_what_is_settled_and_reports_all(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        emulator.inject(Fault.SERVER_ERROR, alias="a")  # It takes two attempts.
+        emulator.inject(Fault.ACCEPTED, alias="b")
+        emulator.add_runtime("ws-1", "c", status="stopped")
+        targets = [("ws-1", name) for name in ("a", "b", "c", "gone")]
+        first = await session.stop_runtimes(targets, journal=path)
+        received = emulator.received.copy()
+        written = content(path)
+        outcomes: list[StopOutcome] = []
+
+        second = await session.stop_runtimes(
+            [*reversed(targets), ("ws-1", "a")], journal=path, on_outcome=outcomes.append
+        )
+
+        assert emulator.received == received
+        assert received["ws-1", "a"] == 2
+        assert content(path) == written
+        assert first.ok
+        assert second.ok
+        assert second.total == 5
+        assert second.counts == first.counts + Counter({StopResult.STOPPED: 1})
+        assert (first.retries, second.retries) == (1, 0)
+        told = {each.index: each for each in outcomes}
+        assert [
+            (told[index].target.alias, str(told[index].result), told[index].attempts)
+            for index in range(5)
+        ] == [
+            ("gone", "not_found", 1),
+            ("c", "already_stopped", 1),
+            ("b", "accepted", 1),
+            ("a", "stopped", 2),
+            ("a", "stopped", 2),
+        ]
+        assert all(each.resumed for each in outcomes)
+
+    async def test_a_first_one_resumes_nothing(self, session: BctrlSession, path: Path) -> None:
+        outcomes: list[StopOutcome] = []
+        await session.stop_runtimes(TWO, journal=path, on_outcome=outcomes.append)
+
+        assert [each.resumed for each in outcomes] == [False, False]
+
+    async def test_what_is_not_settled_or_new_is_sent(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        emulator.inject(Fault.SERVER_ERROR, alias="b")
+        emulator.inject(Fault.REDIRECT, alias="c")
+        targets = [("ws-1", name) for name in "abc"]
+        first = await session.stop_runtimes(targets, journal=path, retry=ONCE)
+        assert {str(each.result) for each in first.failures} == {"unknown", "rejected"}
+        outcomes: list[StopOutcome] = []
+
+        second = await session.stop_runtimes(
+            [*targets, ("ws-1", "d")], journal=path, on_outcome=outcomes.append
+        )
+
+        assert second.ok
+        assert {each.target.alias: each.resumed for each in outcomes} == {
+            "a": True,
+            "b": False,
+            "c": False,
+            "d": False,
+        }
+        assert [emulator.received["ws-1", name] for name in "abcd"] == [1, 2, 2, 1]
+        assert [line["alias"] for line in lines(path)[3:]].count("a") == 0
+        assert len(lines(path)) == 6
+        assert settled(path, f"{emulator.url}/v1") == {"a", "b", "c", "d"}
+
+    async def test_a_uuid_and_its_text_are_the_same_workspace(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        workspace = UUID(int=7)
+        emulator.add_runtime(str(workspace), "a")
+        await session.stop_runtimes([(workspace, "a")], journal=path)
+        report = await session.stop_runtimes([(str(workspace), "a")], journal=path)
+
+        assert report.counts == {StopResult.STOPPED: 1}
+        assert emulator.received[str(workspace), "a"] == 1
+
+    async def test_an_outcome_is_in_the_file_when_it_is_handed_over(
+        self, session: BctrlSession, path: Path
+    ) -> None:
+        missing: list[str] = []
+
+        def look(each: StopOutcome) -> None:
+            if results(path).get(each.target.alias) != each.result:
+                missing.append(each.target.alias)
+
+        await session.stop_runtimes(TWO, journal=path, on_outcome=look)
+
+        assert missing == []
+        assert len(lines(path)) == 2
+
+    async def test_a_torn_journal_is_resumed(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        await session.stop_runtimes(TWO, journal=path, concurrency=1)
+        fill(path, content(path)[:-3])
+
+        report = await session.stop_runtimes(TWO, journal=path)
+
+        assert report.counts == {StopResult.STOPPED: 1, StopResult.ALREADY_STOPPED: 1}
+        assert [emulator.received[target] for target in TWO] == [1, 2]
+        assert results(path) == {"a": "stopped", "b": "already_stopped"}
+
+    async def test_a_refused_journal_is_raised_before_anything_is_sent(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        fill(path, b"my notes\n")
+        batch = session.stop_runtimes(TWO, journal=path)
+        with pytest.raises(BctrlConfigError, match="it is something else"):
+            await batch
+        async with session.stop_runtimes(TWO, journal=path) as entered:
+            with pytest.raises(BctrlConfigError, match="it is something else"):
+                await anext(entered)
+
+        assert emulator.requests == []
+        assert (batch.total, entered.total) == (0, 0)
+        assert content(path) == b"my notes\n"
+
+    async def test_a_journal_about_another_server_is_refused(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        before = write(path, outcome(0, "a"))
+        with pytest.raises(BctrlConfigError, match=r"another server, https://api\.test/v1"):
+            await session.stop_runtimes(TWO, journal=path)
+
+        assert emulator.requests == []
+        assert content(path) == before
+
+    async def test_two_runs_cannot_share_one(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        async with session.stop_runtimes(TWO, journal=path) as first:
+            await anext(first)
+            with pytest.raises(BctrlConfigError, match="in use by another run"):
+                await session.stop_runtimes([("ws-1", "c")], journal=path)
+
+        assert emulator.received["ws-1", "c"] == 0
+        assert (await session.stop_runtimes(TWO, journal=path)).ok
+
+    async def test_half_of_a_surrogate_pair_spoils_neither_run_nor_journal(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        targets = [("ws-1", "\ud800"), ("ws-1", "a"), ("\udfff", "b")]
+        for _ in range(2):
+            report = await session.stop_runtimes(targets, journal=path)
+            assert report.counts == {StopResult.REJECTED: 2, StopResult.STOPPED: 1}
+            assert report.ended_early is None
+
+        assert results(path) == {"\ud800": "rejected", "a": "stopped", "b": "rejected"}
+        assert len(lines(path)) == 5
+        assert emulator.received.total() == 1
+
+    async def test_an_alias_of_a_subclass_of_str_is_written(
+        self, session: BctrlSession, path: Path
+    ) -> None:
+        class Name(str):
+            __slots__ = ()
+
+        report = await session.stop_runtimes(
+            [("ws-1", Name("a")), ("ws-1", "b")], journal=path, concurrency=1
+        )
+        gc.collect()  # A worker that died complains when it is collected: here, not anywhere else.
+
+        assert report.total == report.counts.total() == 2
+        assert results(path) == {"a": "stopped", "b": "stopped"}
+
+
+@pytest.mark.usefixtures("runtimes")
+class TestEndOfARun:
+    async def test_what_was_cut_off_is_in_the_file_and_is_sent_again(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        emulator.inject(Fault.HANG, alias="b")
+        run = asyncio.create_task(done(session.stop_runtimes(TWO, journal=path)))
+        await until(lambda: len(emulator.requests) == 2 and bool(lines(path)))
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+        assert results(path) == {"a": "stopped", "b": "unknown"}
+        report = await session.stop_runtimes(TWO, journal=path)
+        assert report.counts == {StopResult.STOPPED: 1, StopResult.ALREADY_STOPPED: 1}
+        assert [emulator.received[target] for target in TWO] == [1, 2]
+
+    async def test_an_input_that_raises_leaves_a_whole_journal_and_no_lock(
+        self, session: BctrlSession, path: Path
+    ) -> None:
+        def broken() -> Iterator[tuple[str, str]]:
+            yield from TWO
+            raise LookupError("mine")
+
+        with pytest.raises(LookupError, match="mine"):
+            await session.stop_runtimes(broken(), journal=path)
+
+        assert results(path) == {"a": "stopped", "b": "stopped"}
+        assert (await session.stop_runtimes(TWO, journal=path)).ok
+
+    async def test_a_block_that_is_left_leaves_a_whole_journal_and_no_lock(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        async with session.stop_runtimes(TWO, journal=path, concurrency=1) as batch:
+            await anext(batch)
+        assert {line["alias"] for line in lines(path)} == {"a", "b"}
+        assert len(lines(path)) == 2
+
+        assert (await session.stop_runtimes(TWO, journal=path)).ok
+        assert emulator.received["ws-1", "a"] == 1
+
+    @pytest.mark.parametrize("again", [False, True])
+    async def test_a_run_cancelled_while_its_journal_is_opened_leaves_no_lock(
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        again: bool,
+    ) -> None:
+        asked, go_on = threading.Event(), threading.Event()
+        real = module._lock
+
+        def slow(file: int) -> None:
+            asked.set()
+            go_on.wait(10)
+            real(file)
+
+        monkeypatch.setattr(module, "_lock", slow)
+        run = asyncio.create_task(done(session.stop_runtimes(TWO, journal=path)))
+        await until(asked.is_set)
+        for _ in range(1 + again):
+            run.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert not run.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        monkeypatch.undo()
+
+        assert emulator.requests == []
+        assert (await session.stop_runtimes(TWO, journal=path)).ok
+
+    async def test_a_run_cancelled_while_its_journal_is_refused_is_cancelled(
+        self, session: BctrlSession, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked, go_on = threading.Event(), threading.Event()
+
+        def slow(_: int) -> None:
+            asked.set()
+            go_on.wait(10)
+            raise BlockingIOError
+
+        monkeypatch.setattr(module, "_lock", slow)
+        run = asyncio.create_task(done(session.stop_runtimes(TWO, journal=path)))
+        await until(asked.is_set)
+        run.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    async def test_a_disk_that_fails_at_the_end_is_in_the_report(
+        self, session: BctrlSession, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(_: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", fail)
+        report = await session.stop_runtimes(TWO, journal=path)
+        async with session.stop_runtimes(TWO, journal=path) as batch:
+            assert [each.resumed async for each in batch] == [True, True]
+        monkeypatch.undo()
+
+        for each in (report, batch.report):
+            assert each.counts == {StopResult.STOPPED: 2}
+            assert each.failures == ()
+            assert not each.ok
+            assert type(each.ended_early) is BctrlError
+            assert repr(str(path)) in str(each.ended_early)
+            assert "Input/output error" in str(each.ended_early)
+        assert (await session.stop_runtimes(TWO, journal=path)).ok
+
+
+class TestFullDisk:
+    @pytest.fixture(autouse=True)
+    def _runtimes(self, emulator: Emulator) -> None:
+        for target in MANY:
+            emulator.add_runtime(*target)
+
+    def agrees(self, report: StopReport, emulator: Emulator) -> None:
+        """Check a report of a first run against what the server knows."""
+        active = sum(1 for target in MANY if emulator.status(*target) == "active")
+        assert report.counts.total() == report.total
+        assert report.counts[StopResult.STOPPED] == emulator.received.total() == 40 - active
+        assert set(report.counts) <= {StopResult.STOPPED, StopResult.NOT_SENT}
+        assert len(report.failures) == report.counts[StopResult.NOT_SENT]
+
+    def names_the_journal(self, report: StopReport, path: Path) -> None:
+        assert not report.ok
+        assert type(report.ended_early) is BctrlError
+        assert f"the journal {str(path)!r} cannot be written" in str(report.ended_early)
+
+    @pytest.mark.parametrize("workers", [1, 8])
+    @pytest.mark.parametrize("room", [100, 450, 475, 500])
+    async def test_it_ends_the_run_early_with_a_true_report_and_the_journal_resumes(
+        self, emulator: Emulator, session: BctrlSession, path: Path, room: int, workers: int
+    ) -> None:
+        with disk_of(room):
+            first = await session.stop_runtimes(MANY, journal=path, concurrency=workers)
+
+        assert len(content(path)) <= room
+        self.names_the_journal(first, path)
+        self.agrees(first, emulator)
+        assert first.total == 40
+        assert first.counts[StopResult.NOT_SENT] >= 40 - 6 - workers
+        assert all("not sent: the journal" in str(each.error) for each in first.failures)
+        sent = emulator.received.total()
+        kept = {target.alias for target in self.settled(path, emulator)}
+
+        second = await session.stop_runtimes(MANY, journal=path)
+
+        assert second.ok
+        assert second.counts == {
+            StopResult.STOPPED: len(kept) + 40 - sent,
+            StopResult.ALREADY_STOPPED: sent - len(kept),
+        }
+        assert all(emulator.status(*target) == "stopped" for target in MANY)
+        assert {name for name in NAMES if emulator.received["ws-1", name] == 2} == {
+            name for name in NAMES[:sent] if name not in kept
+        }
+        total = emulator.received.total()
+        assert (await session.stop_runtimes(MANY, journal=path)).ok
+        assert emulator.received.total() == total
+
+    def settled(self, path: Path, emulator: Emulator) -> set[RuntimeRef]:
+        journal = Journal(path, f"{emulator.url}/v1")
+        journal.close()
+        return set(journal.settled)
+
+    async def test_an_input_without_a_length_is_read_no_further(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        left = iter(MANY)
+        with disk_of(300):
+            report = await session.stop_runtimes(
+                (target for target in left), journal=path, concurrency=2
+            )
+
+        self.names_the_journal(report, path)
+        self.agrees(report, emulator)
+        assert report.total < 10
+        assert len(list(left)) == 40 - report.total
+        assert (await session.stop_runtimes(MANY, journal=path)).ok
+
+    async def test_nothing_is_written_after_a_line_that_was_cut_short(
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Room that comes back would turn a torn end into a damaged middle."""
+        whole, written = os.write, 0
+
+        def full_once(file: int, data: bytes) -> int:
+            nonlocal written
+            written += 1
+            if written == 5:
+                return whole(file, data[:10])
+            if written == 6:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return whole(file, data)
+
+        monkeypatch.setattr(os, "write", full_once)
+        report = await session.stop_runtimes(MANY, journal=path, concurrency=2)
+        monkeypatch.undo()
+
+        self.names_the_journal(report, path)
+        self.agrees(report, emulator)
+        assert len(self.settled(path, emulator)) == 3
+        assert (await session.stop_runtimes(MANY, journal=path)).ok
+
+    async def test_outcomes_are_handed_over_all_the_same(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        with disk_of(300):
+            async with session.stop_runtimes(MANY, journal=path, concurrency=2) as batch:
+                told = [each async for each in batch]
+
+        assert sorted(each.index for each in told) == list(range(40))
+        self.names_the_journal(batch.report, path)
+        self.agrees(batch.report, emulator)
+
+    async def test_a_disk_without_room_for_the_header_is_raised_before_anything_is_sent(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        with disk_of(30), pytest.raises(BctrlError, match="cannot be written"):
+            await session.stop_runtimes(MANY, journal=path)
+
+        assert emulator.requests == []
+        assert (await session.stop_runtimes(MANY, journal=path)).ok
+
+
+class TestKey:
+    """Fault: the key in debug logs (openai-python#1082)."""
+
+    async def test_it_is_not_in_the_file(self, session: BctrlSession, path: Path) -> None:
+        await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "gone")], journal=path)
+
+        assert len(lines(path)) == 2
+        assert KEY.encode() not in content(path)
+
+    @pytest.mark.parametrize("form", ["json", "text", "header"])
+    @pytest.mark.parametrize("status", ["400 Bad Request", "401 Unauthorized", "409 Conflict"])
+    async def test_a_server_that_sends_it_back_does_not_bring_it_there(
+        self, path: Path, status: str, form: str
+    ) -> None:
+        async def echo(head: bytes, writer: asyncio.StreamWriter) -> None:
+            found = re.search(rb"authorization: (Bearer (\S+))", head, re.IGNORECASE)
+            assert found is not None
+            bearer, key = (part.decode() for part in found.groups())
+            fields = {"code": key, "error": bearer, "requestId": key, "hint": key, key: key}
+            body = {"json": json.dumps(fields), "text": f"no such key: {bearer}", "header": "{}"}
+            writer.write(http_answer(status, body[form].encode(), f"x-request-id: {key}"))
+
+        async with raw_server(echo) as url, BctrlSession(KEY, base_url=url) as session:
+            report = await session.stop_runtimes([("ws-1", "a")], journal=path)
+
+        assert report.counts == {StopResult.REJECTED: 1}
+        assert KEY.encode() not in content(path)
+        assert b"***" in content(path)
