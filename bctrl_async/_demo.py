@@ -1,33 +1,26 @@
-"""The demonstration: many stops on a misbehaving server, whose own state is the judge."""
+"""The demonstration: a bulk stop on a misbehaving server, whose own state is the judge."""
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from bctrl_async import RetryPolicy, RuntimeRef, StopOutcome, StopResult, _display
-from bctrl_async._fan_out import stop_all
+from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopOutcome, StopResult, _display
+from bctrl_async._stopping import Ended, stop
 from bctrl_async.emulator import Emulator, Fault
 
 WORKSPACE = "demo"
 KEY = "emulator-key"
 _IN_FLIGHT = 40
-_RETRY = RetryPolicy(attempts=3, base=0.05, cap=0.4)
+_RETRY = RetryPolicy(attempts=4, base=0.05, cap=0.4)
+_RATE_LIMIT = 100.0
 _FAULTS = {
     Fault.LATENCY: 0.10,
-    Fault.SERVER_ERROR: 0.05,
-    Fault.BAD_GATEWAY: 0.05,
-    Fault.DROP_BEFORE: 0.05,
-    Fault.DROP_AFTER: 0.05,
+    Fault.SERVER_ERROR: 0.03,
+    Fault.BAD_GATEWAY: 0.03,
+    Fault.DROP_BEFORE: 0.03,
+    Fault.DROP_AFTER: 0.03,
     Fault.UNKNOWN_VALUES: 0.05,
 }
-# Refusals come together, as those of a busy server do. Spread at random over the whole run they
-# would look like a limit that no pace can keep, and the client would slow down and down.
-_BUSY = (
-    *[Fault.RATE_LIMITED] * 4,
-    *[Fault.RATE_LIMITED_RETRY_AFTER] * 4,
-    *[Fault.UNAVAILABLE] * 4,
-)
 
 
 def aliases(count: int) -> Iterator[str]:
@@ -50,54 +43,45 @@ def run(runtimes: int, seed: int) -> bool:
         faults=_FAULTS,
         seed=seed,
         latency=0.1,
-        retry_after="0.1",
         fault_latency=0.5,
+        rate_limit=_RATE_LIMIT,
     )
     targets = [RuntimeRef(WORKSPACE, alias) for alias in aliases(runtimes)]
     for number, target in enumerate(targets, start=1):
         # One in fifty does not exist, and a few are stopped already.
         if number % 50:
             emulator.add_runtime(*target, status="active" if number % 20 else "stopped")
-    for target, fault in zip(targets, _BUSY, strict=False):
-        emulator.inject(fault, alias=target.alias)
     before = {target: emulator.status(*target) for target in targets}
     outcomes: list[StopOutcome] = []
     output = _display.Output()
     _display.note(f"Stopping {runtimes} runtimes of a local emulator that misbehaves.")
-    began = time.monotonic()
-    with _display.progress(output, runtimes) as advance:
-
-        def report(outcome: StopOutcome) -> None:
-            outcomes.append(outcome)
-            advance()
-
-        cut_short = asyncio.run(_demonstrate(emulator, targets, report))
-    outcomes.extend(cut_short)
-    elapsed = time.monotonic() - began
+    _display.note(f"It takes no more than {_RATE_LIMIT:.0f} stops a second.")
+    ended = asyncio.run(_demonstrate(emulator, targets, outcomes, output))
+    report = ended.report
     _display.note("")
-    output.say(_display.table(Counter(outcome.result for outcome in outcomes)))
+    output.say(_display.table(report.counts))
     output.say("")
-    took = f"{len(emulator.requests)} requests and {elapsed:.1f} s"
-    output.say(f"Interrupted after {took}." if cut_short else f"{runtimes} stops took {took}.")
+    output.say(
+        f"{'Interrupted after' if ended.interrupted else f'{runtimes} stops took'} "
+        f"{len(emulator.requests)} requests and {report.elapsed:.1f} s; "
+        f"{report.throttled} were refused for their pace."
+    )
     wrong = [outcome for outcome in outcomes if not _agrees(outcome, before, emulator)]
     output.say(_verdict(wrong, list(before), emulator))
-    if cut_short:
+    if ended.interrupted:
         raise KeyboardInterrupt
     return not (wrong or output.lost)
 
 
 async def _demonstrate(
-    emulator: Emulator, targets: Sequence[RuntimeRef], report: Callable[[StopOutcome], None]
-) -> list[StopOutcome]:
+    emulator: Emulator,
+    targets: Sequence[RuntimeRef],
+    outcomes: list[StopOutcome],
+    output: _display.Output,
+) -> Ended:
     async with emulator:
-        return await stop_all(
-            targets,
-            report,
-            api_key=KEY,
-            base_url=emulator.url,
-            max_connections=_IN_FLIGHT,
-            retry=_RETRY,
-        )
+        session = BctrlSession(KEY, base_url=emulator.url, max_connections=_IN_FLIGHT, retry=_RETRY)
+        return await stop(session, targets, outcomes.append, output)
 
 
 def _agrees(

@@ -5,18 +5,17 @@ import os
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from bctrl_async import RuntimeRef, StopOutcome, StopResult
+from bctrl_async import RuntimeRef, StopOutcome, StopReport, StopResult
 
 _WIDEST_ALIAS = 28
 _NARROWEST_DETAIL = 20
@@ -70,10 +69,15 @@ class Output(Console):
         super().__init__(highlight=False, markup=False, emoji=False)
         self.lost = False
 
-    def say(self, what: str | Text | Table) -> None:
-        """Print a result."""
+    def say(self, what: str | Text | Table, *, wrap: bool = False) -> None:
+        """Print a result.
+
+        Args:
+            what: The result; text stays one line, however long.
+            wrap: Whether a terminal may break it between words.
+        """
         try:
-            self.print(what, soft_wrap=not isinstance(what, Table))
+            self.print(what, soft_wrap=not (isinstance(what, Table) or (wrap and self.on_terminal)))
         except OSError as error:
             self.quiet = self.lost = True
             lose(error)
@@ -88,6 +92,14 @@ class Output(Console):
         """Whether a person looks at it, whatever FORCE_COLOR says."""
         return self.file.isatty() and not self.is_dumb_terminal
 
+    def for_progress(self) -> tuple[Console, bool]:
+        """Return where progress is shown, and whether it can be drawn over there."""
+        errors = Console(stderr=True)
+        if not (errors.file.isatty() and not errors.is_dumb_terminal):
+            return errors, False
+        # On one screen both must be drawn by the same hand.
+        return (self if self.on_terminal else errors), True
+
     def leave_line(self) -> None:
         """Begin a new line after the ^C that a terminal shows."""
         if self.on_terminal:
@@ -99,18 +111,20 @@ class Lines:
 
     Args:
         output: Where they go.
-        targets: What all the outcomes are about, so that they can be aligned.
+        aliases: Those that they are about, which are aligned; None if they are not known, and not
+            of one workspace.
     """
 
-    def __init__(self, output: Output, targets: Sequence[RuntimeRef]) -> None:
+    def __init__(self, output: Output, aliases: Sequence[str] | None) -> None:
         self._output = output
-        widest = max(cell_len(_visible(target.alias)) for target in targets)
+        self._with_workspace = aliases is None
+        widest = max((cell_len(_visible(alias)) for alias in aliases or ()), default=_WIDEST_ALIAS)
         self._width = min(widest, _WIDEST_ALIAS)
 
     def show(self, outcome: StopOutcome) -> None:
         """Print the line of one outcome."""
-        alias = self._encodable(_visible(outcome.target.alias))
-        alias += " " * (self._width - cell_len(alias))
+        name = self._encodable(self._name(outcome.target))
+        name += " " * (self._width - cell_len(name))
         detail = self._encodable(_detail(outcome))
         if self._output.on_terminal:
             indent = self._width + _RESULT_WIDTH + 4
@@ -118,7 +132,13 @@ class Lines:
             detail = f"\n{' ' * indent}".join(textwrap.wrap(detail, room, break_on_hyphens=False))
         style = "green" if outcome.result.settled else "yellow"
         result = (outcome.result.ljust(_RESULT_WIDTH), style)
-        self._output.say(Text.assemble(alias, "  ", result, "  ", detail))
+        self._output.say(Text.assemble(name, "  ", result, "  ", detail))
+
+    def _name(self, target: RuntimeRef) -> str:
+        alias = _visible(target.alias)
+        if not self._with_workspace or not target.workspace_id:
+            return alias
+        return f"{_visible(target.workspace_id)} {alias}"
 
     def _encodable(self, text: str) -> str:
         # A character that the terminal's encoding lacks must not end the run.
@@ -155,6 +175,7 @@ def as_json(outcome: StopOutcome) -> str:
         "alias": outcome.target.alias,
         "result": outcome.result,
         "attempts": outcome.attempts,
+        "resumed": outcome.resumed,
         "elapsed": round(outcome.elapsed, 6),
         "runtime": msgspec.to_builtins(outcome.runtime),
         "error": error
@@ -170,11 +191,22 @@ def as_json(outcome: StopOutcome) -> str:
     return json.dumps(fields)
 
 
-def summary(counts: Counter[StopResult], elapsed: float) -> str:
+def as_line(target: RuntimeRef) -> str:
+    """One target, as `--from` reads it."""
+    return json.dumps({"workspace_id": target.workspace_id, "alias": target.alias})
+
+
+def summary(report: StopReport) -> str:
     """All results in one line."""
+    counts = report.counts
     settled = sum(count for result, count in counts.items() if result.settled)
-    each = ", ".join(f"{counts[result]} {result}" for result in StopResult if counts[result])
-    return f"{settled} of {counts.total()} settled in {elapsed:.2f} s: {each}"
+    line = f"{settled:,} of {report.total:,} settled in {report.elapsed:.2f} s"
+    return f"{line}: {results(counts)}" if counts else line
+
+
+def results(counts: Counter[StopResult]) -> str:
+    """The counts of those results that there are."""
+    return ", ".join(f"{counts[result]:,} {result}" for result in StopResult if counts[result])
 
 
 def table(counts: Counter[StopResult]) -> Table:
@@ -189,23 +221,3 @@ def table(counts: Counter[StopResult]) -> Table:
         style = "" if counts[result] else "dim"
         shown.add_row(result, str(counts[result]), settled, _MEANINGS[result], style=style)
     return shown
-
-
-@contextmanager
-def progress(output: Output, total: int) -> Iterator[Callable[[], None]]:
-    """Show on stderr how many stops are done, if there is a terminal, and leave nothing behind.
-
-    Yields:
-        What to call when one more is done.
-    """
-    columns = (
-        TextColumn("Stopping"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.elapsed:.1f} s"),
-    )
-    console = Console(stderr=True)
-    live = output.on_terminal and console.file.isatty()
-    with Progress(*columns, console=console, transient=True, disable=not live) as shown:
-        task = shown.add_task("", total=total)
-        yield lambda: shown.advance(task)

@@ -8,7 +8,6 @@ import random
 from bctrl_async._admission import Gate
 from bctrl_async._call import Call
 from bctrl_async._retry import RetryPolicy
-from bctrl_async.errors import BctrlError
 
 _LONGEST_WAIT = 5.0
 """Seconds between two questions at most, which the end of an outage may cost."""
@@ -52,17 +51,16 @@ class Outage:
             self._began = None
             self._pass_on()
 
-    async def may_retry(self, call: Call, error: BctrlError, answers: int) -> bool:
+    async def may_retry(self, call: Call, answers: int) -> bool:
         """Wait until a call should be tried again, and tell whether it should.
 
         Args:
             call: The call, whose last attempt was not answered.
-            error: How it failed.
             answers: The gate's count before that attempt.
         """
         if self._gate.answers != answers:
             self.end()
-            return await self._retry_alone(call, error)
+            return await self._retry_alone(call)
         if self._began is None:
             self._began = _now()
         while self._asking is not None and self._asking is not call:
@@ -71,8 +69,8 @@ class Outage:
                 return not self.given_up
         return await self._ask(call, _now())
 
-    async def _retry_alone(self, call: Call, error: BctrlError) -> bool:
-        delay = None if call.retries is None else call.retries.delay(error, _now())
+    async def _retry_alone(self, call: Call) -> bool:
+        delay = None if call.retries is None else call.retries.delay(_now())
         if delay is None:
             return False
         await self._gate.pause(delay)

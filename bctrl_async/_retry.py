@@ -130,6 +130,8 @@ class Retries:
         "_patience_ends",
         "_policy",
         "_status",
+        "_throttled",
+        "_transient",
         "_uniform",
         "throttles",
     )
@@ -150,6 +152,8 @@ class Retries:
         self._failed: deque[BctrlError] = deque(maxlen=_NOTED)
         self._may_have_stopped = False
         self._status: int | None = None
+        self._throttled = False
+        self._transient = False
         self.throttles = 0
 
     def note(self, error: BctrlError) -> None:
@@ -158,19 +162,21 @@ class Retries:
         self._may_have_stopped |= error.may_have_stopped
         self._status = error.status or self._status
         self._failed.append(error)
-        if error.status in THROTTLED:
-            self.throttles += 1
+        # Decided here: an error that ends the attempts for now is told about those before it.
+        self._transient = is_transient(error, self._policy.statuses)
+        self._throttled = error.status in THROTTLED
+        self.throttles += self._throttled
 
-    def delay(self, error: BctrlError, now: float) -> float | None:
+    def delay(self, now: float) -> float | None:
         """Return how many seconds to wait before the next attempt, None to give up.
 
         Args:
-            error: How the last attempt failed, which was noted.
             now: The time of a monotonic clock, in seconds.
         """
-        if not is_transient(error, self._policy.statuses):
+        error = self._failed[-1]
+        if not self._transient:
             return None
-        if error.status in THROTTLED:
+        if self._throttled:
             return self._delay_throttled(error.retry_after, now)
         self._failures += 1
         if self._failures >= self._policy.attempts:

@@ -32,6 +32,7 @@ from bctrl_async.outcomes import StopOutcome, StopResult, result_of
 HandOver = Callable[[StopOutcome], Awaitable[None]]
 
 _T = TypeVar("_T")
+_OVER = BctrlError("the run has ended")
 
 
 class Reach(IntEnum):
@@ -142,6 +143,7 @@ class Run:
         self._journal: Journal | None = None
         self._settled: Mapping[RuntimeRef, StopOutcome] = {}
         self._reach: Reach | None = None
+        self._why: BctrlError = _OVER
         self._failed: Exception | None = None
         self.counts: Counter[StopResult] = Counter()
         self.failures: list[StopOutcome] = []
@@ -156,11 +158,12 @@ class Run:
 
     def end_early(self, why: BctrlError, reach: Reach) -> None:
         """End as much of the run as the reach says."""
-        if self.ended_early is None and not (reach is Reach.READING and self._input.ended):
+        if self.ended_early is None and not (reach is Reach.READING and self._input.at_end):
             self.ended_early = why
         if not self._input.finite:
             self._input.ended = True
-        self._reach = reach if self._reach is None else max(reach, self._reach)
+        if self._reach is None or reach > self._reach:
+            self._reach, self._why = reach, why
         for worker in self._workers:
             if worker.call is not None and reach is not Reach.READING:
                 worker.call.is_last = True
@@ -311,7 +314,7 @@ class Run:
                 # The frames that its traceback holds are much for a hundred thousand failures.
                 ended = error.with_traceback(None)
                 if call.unanswered:
-                    if not call.is_last and await self._outage.may_retry(call, error, answers):
+                    if not call.is_last and await self._outage.may_retry(call, answers):
                         continue
                     return ended
             self._outage.end()
@@ -325,14 +328,12 @@ class Run:
         return result
 
     def _not_begun(self) -> BctrlError:
-        why = self.ended_early
-        return BctrlError(f"not sent: {why.summary if why else 'the run has ended'}")
+        return BctrlError(f"not sent: {self._why.summary}")
 
     def _cut_off(self, call: Call) -> BctrlError:
-        why = self.ended_early
         when = "before an answer" if call.in_flight else "while it waited for its turn"
         error = BctrlError(
-            f"cut off {when}: {why.summary if why else 'the run has ended'}",
+            f"cut off {when}: {self._why.summary}",
             cure="Stop it again: a stop is safe to repeat",
             may_have_stopped=call.in_flight,
         )

@@ -34,7 +34,7 @@ class Input:
     Attributes:
         count: How many were read.
         error: What the input raised, if it did; nothing is read after it.
-        ended: Whether there is nothing more to read.
+        ended: Whether nothing more is read.
         length: How many there are, None where the input has no length.
 
     Raises:
@@ -69,6 +69,11 @@ class Input:
     def finite(self) -> bool:
         """Whether its rest can be read, for the account, without end or delay."""
         return self._plain is not None and self.length is not None
+
+    @property
+    def at_end(self) -> bool:
+        """Whether there is nothing more to read, as far as can be known without reading."""
+        return self.ended or self.count == self.length
 
     @property
     def awaited(self) -> bool:

@@ -113,6 +113,13 @@ class StopBatch:
         """
         self._run.end_early(BctrlError("the run was asked to begin nothing new"), Reach.READING)
 
+    def cut_off(self) -> None:
+        """Wait for no answer any more: what is in flight becomes `unknown`, the rest `not_sent`.
+
+        Unlike cancellation it ends with the report, and every outcome is still handed over.
+        """
+        self._run.end_early(BctrlError("the run was cut off"), Reach.IN_FLIGHT)
+
     def __await__(self) -> Generator[object, None, StopReport]:
         return self._run_to_its_end().__await__()
 

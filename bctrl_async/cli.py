@@ -5,10 +5,11 @@ import errno
 import os
 import shlex
 import signal
-import time
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -16,15 +17,19 @@ from typer.core import TyperCommand
 
 from bctrl_async import (
     BctrlConfigError,
+    BctrlError,
+    BctrlSession,
     RuntimeRef,
     StopOutcome,
     StopResult,
     __version__,
     _demo,
     _display,
+    _source,
+    _stopping,
 )
-from bctrl_async._fan_out import stop_all
 from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.journal import Journal
 
 _FAILED, _USAGE = 1, 2
 _MOST_RUNTIMES = 100_000
@@ -35,7 +40,9 @@ _ARGUMENTS = {
     "base_url": ("--base-url", _URL_CURE),
     "BCTRL_BASE_URL": ("BCTRL_BASE_URL", _URL_CURE),
     "timeout": ("--timeout", "give seconds above 0"),
-    "max_connections": ("--max-connections", "give a whole number from 1"),
+    "max_connections": ("--concurrency", "give a whole number from 1"),
+    "rate": ("--rate", "give a number above 0"),
+    "deadline": ("--deadline", "give seconds above 0"),
 }
 
 # Typer brings its own click or imports it, by version; this is either one's class.
@@ -96,72 +103,156 @@ class _StopCommand(TyperCommand):
     """Typer's versions differ in how they spell arguments in the usage; this is how we do."""
 
     def collect_usage_pieces(self, ctx: object) -> list[str]:  # noqa: ARG002 - click passes it.
-        return ["[OPTIONS]", "WORKSPACE", "ALIAS..."]
+        return ["[OPTIONS]", "(WORKSPACE ALIAS... | --from FILE)"]
 
 
 @app.command("stop", cls=_StopCommand)
 def _stop(
-    workspace: Annotated[str, typer.Argument(metavar="WORKSPACE", hidden=True)],
-    aliases: Annotated[list[str], typer.Argument(metavar="ALIAS", hidden=True)],
+    workspace: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    aliases: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
+    file: Annotated[
+        str | None, _option("Read the targets from a file; - is stdin.", "FILE", "--from")
+    ] = None,
+    journal: Annotated[
+        Path | None, _option("Note each outcome there; resume what it has.", "FILE")
+    ] = None,
+    concurrency: Annotated[int, _option("Stops under way at most; default 100.", "N")] = 100,
+    rate: Annotated[float | None, _option("Requests a second at most.", "N")] = None,
+    deadline: Annotated[float | None, _option("Cut everything off then.", "SECONDS")] = None,
+    timeout: Annotated[float, _option("What one attempt may take; default 60.", "SECONDS")] = 60.0,
     base_url: Annotated[
         str | None, _option("Where the API is; default is BCTRL_BASE_URL.", "URL")
     ] = None,
-    timeout: Annotated[float, _option("What one attempt may take; default 60.", "SECONDS")] = 60.0,
-    max_connections: Annotated[int, _option("Stops in flight at most; default 100.", "N")] = 100,
-    json: Annotated[bool, _option("Print a line of JSON for each alias.", None, "--json")] = False,
+    dry_run: Annotated[bool, _option("Show what would be stopped.", None, "--dry-run")] = False,
+    json: Annotated[bool, _option("Print a line of JSON for each target.", None, "--json")] = False,
 ) -> int:
-    """Stop runtimes of a workspace by their aliases, all at once.
+    """Stop runtimes: aliases of a workspace, or those in a file.
 
     The API key is read from BCTRL_API_KEY: on the command line, every user of the machine could
     see it. Put -- before WORKSPACE if an alias begins with a dash.
 
-    Each alias gets one line that says what became of it. Settled, nothing is left to do: stopped,
-    accepted, already_stopped, not_found. Not settled: rejected, not_sent, unknown. It is safe to
-    run the command again.
+    A line of the file is WORKSPACE,ALIAS as in CSV, or JSON: ["ws", "crm"] or {"workspace_id":
+    "ws", "alias": "crm"}. With --journal, the same command resumes a run that was cut short: what
+    is settled is not sent again.
+
+    Each alias gets one line that says what became of it; of the targets of a file, those that were
+    begun and are not settled. Settled, nothing is left to do: stopped, accepted, already_stopped,
+    not_found. Not settled: rejected, not_sent, unknown. It is safe to run the command again.
+
+    The first Ctrl-C begins nothing new and waits for what is under way, the second cuts it off.
 
     The exit code is 0 if all are settled, 1 if some are not, 2 if the command cannot be run as it
     stands, 130 after Ctrl-C.
     """
-    if not os.environ.get("BCTRL_API_KEY"):
+    source = _targets(workspace, aliases or [], file)
+    key = os.environ.get("BCTRL_API_KEY") or ("dry-run" if dry_run else None)
+    if key is None:
         raise _UsageError("there is no API key: set BCTRL_API_KEY")
-    targets = [RuntimeRef(workspace, alias) for alias in aliases]
     output = _display.Output()
-    lines = _display.Lines(output, targets)
-    counts: Counter[StopResult] = Counter()
+    lines = _display.Lines(output, None if file else aliases)
 
-    def report(outcome: StopOutcome) -> None:
-        counts[outcome.result] += 1
+    def show(outcome: StopOutcome) -> None:
         if json:
             output.say(_display.as_json(outcome))
-        else:
+        elif file is None or not (outcome.result.settled or _was_not_begun(outcome)):
             lines.show(outcome)
 
-    began = time.monotonic()
     try:
-        cut_short = asyncio.run(
-            stop_all(
-                targets,
-                report,
-                base_url=base_url,
-                timeout=timeout,
-                max_connections=max_connections,
-            )
+        session = BctrlSession(
+            key, base_url=base_url, timeout=timeout, max_connections=concurrency, rate=rate
+        )
+        if dry_run:
+            return _rehearse(session, source, journal, output)
+        ended = asyncio.run(
+            _stopping.stop(session, source, show, output, deadline=deadline, journal=journal)
         )
     except BctrlConfigError as error:
-        name, _, problem = error.summary.partition(" ")
-        name, cure = _ARGUMENTS.get(name, (name, "correct BCTRL_API_KEY"))
-        raise _UsageError(f"{name} {problem}: {cure}") from error
-    if cut_short:
-        output.leave_line()
-    for outcome in cut_short:
-        report(outcome)
+        raise _mistake(error) from error
+    except BctrlError as error:
+        _display.complain(str(error))
+        return _FAILED
+    return _conclude(ended, output, json=json)
+
+
+def _was_not_begun(outcome: StopOutcome) -> bool:
+    return outcome.result is StopResult.NOT_SENT and not outcome.attempts
+
+
+_Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
+
+
+def _targets(workspace: str | None, aliases: list[str], file: str | None) -> _Targets:
+    """Find out what is to be stopped."""
+    if file is None:
+        if workspace is None or not aliases:
+            raise _UsageError("nothing to stop: give WORKSPACE and ALIASes, or --from FILE")
+        return [RuntimeRef(workspace, alias) for alias in aliases]
+    if workspace is not None:
+        raise _UsageError("give either WORKSPACE and ALIASes or --from FILE, not both")
+    try:
+        if file == "-":
+            return cast("_Targets", _source.pipe_targets(sys.stdin.fileno()))
+        return cast("_Targets", _source.from_file(Path(file)))
+    except (OSError, AttributeError) as error:
+        why = getattr(error, "strerror", None) or "it is closed"
+        raise _UsageError(f"cannot read {'stdin' if file == '-' else file}: {why}") from error
+
+
+def _rehearse(
+    session: BctrlSession,
+    source: _Targets,
+    journal: Path | None,
+    output: _display.Output,
+) -> int:
+    """Show what would be stopped, in a form that --from reads."""
+    settled: Mapping[RuntimeRef, object] = {}
+    if journal is not None and journal.exists():
+        found = Journal(journal, session.base_url)
+        settled = found.settled
+        found.close()
+    counts: Counter[str] = Counter()
+
+    def show(outcome: StopOutcome) -> None:
+        if outcome.result is StopResult.REJECTED:
+            counts["bad"] += 1
+            _display.complain(outcome.error.summary if outcome.error else "")
+        elif outcome.target in settled:
+            counts["settled"] += 1
+        else:
+            counts["left"] += 1
+            output.say(_display.as_line(outcome.target))
+
+    asyncio.run(_stopping.rehearse(session, source, show))
+    before = f", {counts['settled']} are settled already" if settled else ""
+    _display.note(
+        f"Dry run: {counts['left']} would be stopped{before}, {counts['bad']} are no targets"
+    )
+    return _FAILED if counts["bad"] or output.lost else 0
+
+
+def _conclude(ended: _stopping.Ended, output: _display.Output, *, json: bool) -> int:
+    """Sum up a bulk stop, and find its exit code."""
+    report = ended.report
+    if ended.failure is not None:
+        _display.complain(f"cannot read all targets: {ended.failure.strerror}")
+    if report.ended_early is not None and not ended.interrupted:
+        _display.complain(f"ended early: {report.ended_early}")
     if not json:
-        count = _display.summary(counts, time.monotonic() - began)
-        output.say(f"Interrupted: {count}" if cut_short else count)
-    if cut_short:
+        output.say(f"{'Interrupted: ' * ended.interrupted}{_display.summary(report)}", wrap=True)
+    if ended.interrupted:
         raise KeyboardInterrupt
-    return 0 if all(result.settled for result in counts) and not output.lost else _FAILED
+    return 0 if report.ok and ended.failure is None and not output.lost else _FAILED
+
+
+def _mistake(error: BctrlConfigError) -> Exception:
+    """Say of an argument's error which option it is."""
+    name, _, problem = error.summary.partition(" ")
+    if name in _ARGUMENTS:
+        name, cure = _ARGUMENTS[name]
+        return _UsageError(f"{name} {problem}: {cure}")
+    cure = "correct BCTRL_API_KEY" if "API key" in error.summary else error.cure or ""
+    return _UsageError(f"{error.summary}: {cure[:1].lower()}{cure[1:]}")
 
 
 @app.command("emulator", epilog=f"The faults: {', '.join(Fault)}.")
@@ -175,6 +266,9 @@ def _emulator(
     runtimes: Annotated[int, _option("How many are active; default 10.", "N")] = 10,
     fault: Annotated[
         list[str] | None, _option("What goes wrong, how often; repeatable.", "NAME=PROBABILITY")
+    ] = None,
+    rate_limit: Annotated[
+        float | None, _option("Stops a second at most; faster ones get a 429.", "N")
     ] = None,
     seed: Annotated[int, _option("What the faults are drawn from; default 0.", "N")] = 0,
     latency: Annotated[float, _option("Time before every answer; default 0.", "SECONDS")] = 0.0,
@@ -193,6 +287,7 @@ def _emulator(
             faults=_faults(fault or []),
             seed=seed,
             latency=latency,
+            rate_limit=rate_limit,
         )
     except ValueError as error:
         raise _UsageError(str(error)) from error

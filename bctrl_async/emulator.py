@@ -33,6 +33,7 @@ _KINDS = ("browser", "desktop", "spreadsheet")
 _STATUSES = ("active", "stopped", "failed")
 _JSON = "application/json"
 _MIB = 2**20
+_BURST_SECONDS = 0.25
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # A connection that the listener accepted becomes visible three turns of the loop later.
 _ACCEPT_TURNS = 4
@@ -280,6 +281,8 @@ class Emulator:
             errors.md); None leaves the header out.
         fault_latency: Seconds that `Fault.LATENCY` adds, 0 or more.
         drip_interval: Seconds between two bytes of `Fault.SLOW_DRIP`, 0 or more.
+        rate_limit: Stops a second, above 0; faster ones are answered 429, but for a quarter of a
+            second's worth that may come at once. None is no limit.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -297,6 +300,7 @@ class Emulator:
         retry_after: str | None = "1",
         fault_latency: float = 0.05,
         drip_interval: float = 0.01,
+        rate_limit: float | None = None,
     ) -> None:
         if not 0 <= port <= 65535:  # noqa: PLR2004 - the largest TCP port
             raise ValueError(f"port is {port}: give 0 to 65535, 0 for any free port")
@@ -312,6 +316,8 @@ class Emulator:
         for name, value in seconds.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value}: give seconds, finite and not negative")
+        if rate_limit is not None and not 0 < rate_limit < math.inf:
+            raise ValueError(f"rate_limit is {rate_limit}: give stops a second, above 0")
         self._host = host
         self._port = port
         self._authorization = f"Bearer {api_key}"
@@ -320,6 +326,8 @@ class Emulator:
         self._advice = {} if retry_after is None else {"Retry-After": retry_after}
         self._fault_latency = fault_latency
         self._drip_interval = drip_interval
+        self._rate_limit = rate_limit
+        self._allowed_at = -math.inf
         self._odds, self._bounds = _cumulate(faults or {})
         self._queues: defaultdict[tuple[str | None, str | None], deque[Fault | None]] = defaultdict(
             deque
@@ -515,11 +523,22 @@ class Emulator:
         if request.headers.get("Authorization") != self._authorization:
             return target, None, self._refuse(_NO_KEY)
         self.received[target] += 1
+        too_fast = self._is_too_fast()
         runtime = self._runtimes.get(target)
-        if runtime is None:
-            return target, None, self._refuse(_NO_RUNTIME)
+        if too_fast or runtime is None:
+            return target, None, self._refuse(_TOO_MANY if too_fast else _NO_RUNTIME)
         fault = self._next_fault(target)
         return target, fault, self._stop(runtime, fault, request.raw_path)
+
+    def _is_too_fast(self) -> bool:
+        if self._rate_limit is None:
+            return False
+        now = asyncio.get_running_loop().time()
+        # The time at which the bucket will be empty again stands for what is in it (GCRA).
+        if self._allowed_at - now > _BURST_SECONDS:
+            return True
+        self._allowed_at = max(self._allowed_at, now) + 1 / self._rate_limit
+        return False
 
     def _next_fault(self, target: tuple[str, str]) -> Fault | None:
         workspace_id, alias = target

@@ -158,6 +158,11 @@ class BctrlSession:
         await self.close()
 
     @property
+    def base_url(self) -> str:
+        """Where the API is, with the `/v1`."""
+        return str(self._url)
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
@@ -311,7 +316,7 @@ class BctrlSession:
             run,
             check=self._open_pool,
             is_throttled=lambda: self._gate.is_throttled,
-            open_journal=None if journal is None else partial(Journal, journal, str(self._url)),
+            open_journal=None if journal is None else partial(Journal, journal, self.base_url),
             on_outcome=on_outcome,
         )
 
@@ -369,7 +374,7 @@ class BctrlSession:
         call.unanswered = call.silence_ends and is_silent(error)
         if call.unanswered or call.is_last:
             return None
-        return call.retries.delay(error, asyncio.get_running_loop().time())
+        return call.retries.delay(asyncio.get_running_loop().time())
 
     def _path(self, workspace_id: str | UUID, alias: str) -> str:
         return (

@@ -85,7 +85,7 @@ class Run:
                 return
             self.refused += 1
             retries.note(answer)
-            delay = retries.delay(answer, loop.time())
+            delay = retries.delay(loop.time())
             if delay is None:
                 self.lost += 1
                 return

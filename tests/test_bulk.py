@@ -143,6 +143,17 @@ class TestAwaited:
         assert (report.retries, report.throttled) == (3, 2)
         assert len(pauses) == 3
 
+    @pytest.mark.usefixtures("pauses")
+    async def test_a_refusal_does_not_cut_the_attempts_after_it_short(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = fill(emulator, 50)
+        emulator.inject(Fault.RATE_LIMITED, Fault.DROP_BEFORE, alias="r7")
+        report = await session.stop_runtimes(targets)
+
+        assert report.counts == {STOPPED: 50}
+        assert report.retries == 2
+
     async def test_it_runs_once(self, emulator: Emulator, session: BctrlSession) -> None:
         batch = session.stop_runtimes([("ws-1", "crm")])
         assert batch.report.total == 0
@@ -511,6 +522,23 @@ class TestEndedByItsUser:
         assert not batch.report.ok
         with pytest.raises(ExceptionGroup, match="ended early"):
             batch.report.raise_for_failures()
+
+    async def test_a_run_that_is_cut_off_ends_with_its_report_and_hands_over_every_outcome(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 5)
+        outcomes: list[StopOutcome] = []
+        batch = session.stop_runtimes(fill(emulator, 30), concurrency=5, on_outcome=outcomes.append)
+        running = asyncio.create_task(_awaited(batch))
+        await received(emulator, 5)
+        batch.stop_feeding()
+        batch.cut_off()
+        await running
+
+        assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 25}
+        assert Counter(outcome.result for outcome in outcomes) == batch.report.counts
+        assert "before an answer: the run was cut off" in str(outcomes[0].error)
+        assert_conserved(batch, emulator)
 
     async def test_feeding_that_stops_after_the_end_changes_nothing(
         self, emulator: Emulator, session: BctrlSession

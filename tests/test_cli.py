@@ -1,6 +1,7 @@
 """The command as its users meet it: in this process for its words, in others for their signals."""
 
 import asyncio
+import codecs
 import errno
 import json
 import os
@@ -8,30 +9,41 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from bctrl_async import (
+    BctrlSession,
     RetryPolicy,
     RuntimeRef,
     StopOutcome,
+    StopReport,
     StopResult,
     __main__,
     __version__,
     _demo,
+    _display,
+    _progress,
+    _stopping,
     cli,
 )
 from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.journal import Journal
 
 pty = pytest.importorskip("pty", reason="signals and terminals are tested where there are any")
 
 KEY = "emulator-key"
 FULL = Path("/dev/full")
 COMMAND = (sys.executable, "-m", "bctrl_async")
+NOTICE = "ending: Ctrl-C again cuts off what is under way"
 
 Command = Callable[..., Coroutine[object, object, tuple[int, str, str]]]
+Process = asyncio.subprocess.Process
 
 
 @pytest.fixture(autouse=True)
@@ -46,9 +58,27 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
 
 
+class HoldingEmulator(Emulator):
+    """It answers when the test lets it.
+
+    Attributes:
+        held: The aliases whose stops take effect, but are not answered.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(port=0, api_key=KEY, retry_after="0")
+        self.held: set[str] = set()
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        answer = await super()._serve(request)
+        while request.path.split("/")[-2] in self.held:
+            await asyncio.sleep(0.005)
+        return answer
+
+
 @pytest.fixture
-async def emulator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Emulator]:
-    async with Emulator(port=0, retry_after="0") as emulator:
+async def emulator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HoldingEmulator]:
+    async with HoldingEmulator() as emulator:
         for alias in ("a", "b", "c"):
             emulator.add_runtime("ws", alias)
         monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
@@ -60,25 +90,63 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     """Run the command in this process; retries do not wait."""
     monkeypatch.setattr(RetryPolicy, "backoff", lambda *_: 0.0)
 
-    async def command(*args: str) -> tuple[int, str, str]:
+    async def command(*args: str | Path) -> tuple[int, str, str]:
         # In a thread: the emulator needs this loop meanwhile.
-        code = await asyncio.to_thread(cli.main, args)
+        async with asyncio.timeout(30):
+            code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
         return code, *capfd.readouterr()
 
     return command
 
 
-async def start(*args: str, **options: int) -> asyncio.subprocess.Process:
-    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, **options}
-    return await asyncio.create_subprocess_exec(
-        *args, stdin=asyncio.subprocess.DEVNULL, stdout=pipes["stdout"], stderr=pipes["stderr"]
+_started: list[Process] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_process_stays() -> Iterator[None]:
+    yield
+    while _started:
+        process = _started.pop()
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+
+
+async def start(*args: str | Path, **files: int) -> Process:
+    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, **files}
+    stdin = files.get("stdin", asyncio.subprocess.DEVNULL)
+    process = await asyncio.create_subprocess_exec(
+        *args, stdin=stdin, stdout=pipes["stdout"], stderr=pipes["stderr"]
     )
+    _started.append(process)
+    return process
 
 
-async def finish(process: asyncio.subprocess.Process) -> tuple[int | None, str, str]:
+async def finish(process: Process) -> tuple[int | None, str, str]:
     async with asyncio.timeout(30):
+        # It ends by itself, not because its input does.
+        await process.wait()
         out, err = await process.communicate()
     return process.returncode, (out or b"").decode(), (err or b"").decode()
+
+
+async def until(is_so: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not is_so():
+            await asyncio.sleep(0.005)
+
+
+async def begin_to_end(process: Process, signal_: signal.Signals = signal.SIGINT) -> str:
+    """Send a first signal, and return the line that says what comes of it."""
+    process.send_signal(signal_)
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        return (await process.stderr.readline()).decode()
+
+
+def write(process: Process, text: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(text.encode())
 
 
 class Terminal:
@@ -86,7 +154,33 @@ class Terminal:
 
     def __init__(self) -> None:
         self._master, self.fd = pty.openpty()
-        self.text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._written = ""
+
+    @property
+    def text(self) -> str:
+        """All that was written."""
+        return self._written.replace("\r\n", "\n")
+
+    @property
+    def screen(self) -> list[str]:
+        """What is to be seen of it, after all that was drawn over."""
+        rows, row, column = [""], 0, 0
+        for token in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", self._written):
+            if token == "\n":
+                row += 1
+                rows += [""] * (row == len(rows))
+            elif token == "\r":
+                column = 0
+            elif token == "\x1b[2K":
+                rows[row] = ""
+            elif token.startswith("\x1b["):
+                row -= int(token[2:-1]) if token.endswith("A") else 0
+            else:
+                kept = rows[row].ljust(column)
+                rows[row] = kept[:column] + token + kept[column + len(token) :]
+                column += len(token)
+        return "\n".join(line.rstrip() for line in rows).rstrip().split("\n")
 
     async def until(self, pattern: str) -> None:
         async with asyncio.timeout(30):
@@ -108,7 +202,7 @@ class Terminal:
             if error.errno != errno.EIO:  # This is how Linux says that nobody has it open any more.
                 raise
             return False
-        self.text += data.decode().replace("\r\n", "\n")
+        self._written += self._decoder.decode(data)
         return bool(data)
 
 
@@ -118,6 +212,18 @@ def without_times(text: str) -> str:
 
 def outcomes_of(out: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in out.splitlines()]
+
+
+def results_of(out: str) -> list[str]:
+    return [str(outcome["result"]) for outcome in outcomes_of(out)]
+
+
+@pytest.fixture
+def targets(tmp_path: Path) -> Path:
+    """A file with three targets."""
+    file = tmp_path / "targets.csv"
+    file.write_text("workspace_id,alias\nws,a\nws,b\nws,c\n")
+    return file
 
 
 # What it prints
@@ -133,7 +239,7 @@ async def test_each_alias_gets_a_line_and_the_lines_are_aligned(
     emulator.add_runtime("ws", "d", status="stopped")
     targets = ("a", "b", "c", "d", "日本", "nobody")
 
-    code, out, err = await command("stop", "--max-connections", "1", "ws", *targets)
+    code, out, err = await command("stop", "--concurrency", "1", "ws", *targets)
 
     assert without_times(out) == (
         "a       stopped          0.0 s\n"
@@ -184,6 +290,7 @@ async def test_json_is_one_object_for_each_alias_and_nothing_else(
         "alias": "a",
         "result": "stopped",
         "attempts": 2,
+        "resumed": False,
         "error": None,
     }
     assert found[1] == {
@@ -191,6 +298,7 @@ async def test_json_is_one_object_for_each_alias_and_nothing_else(
         "alias": "nobody",
         "result": "not_found",
         "attempts": 1,
+        "resumed": False,
         "runtime": None,
         "error": {
             "type": "BctrlNotFoundError",
@@ -206,15 +314,17 @@ async def test_json_is_one_object_for_each_alias_and_nothing_else(
     assert (code, err) == (1, "")
 
 
-async def test_a_wrong_key_is_explained_without_showing_it(
-    emulator: Emulator, command: Command, monkeypatch: pytest.MonkeyPatch
+async def test_a_wrong_key_ends_the_run_early_and_is_explained_without_showing_it(
+    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BCTRL_API_KEY", "secret-1234567")
-    code, out, err = await command("stop", "ws", "a")
-    assert "rejected" in out
+    code, out, err = await command("stop", "--concurrency", "1", "ws", "a", "b")
+    assert [line.split()[1] for line in out.splitlines()[:2]] == ["rejected", "not_sent"]
     assert "BCTRL_API_KEY" in out
     assert "secret-1234567" not in out + err
-    assert code == 1
+    assert err.startswith("bctrl-async: error: ended early: stop of 'a' in workspace 'ws': ")
+    assert (code, err.count("\n")) == (1, 1)
+    assert len(emulator.requests) == 1
     assert emulator.status("ws", "a") == "active"
 
 
@@ -268,49 +378,626 @@ async def test_on_a_terminal_a_long_line_wraps_under_its_own_column(
 # When it is cut short, or nobody listens
 
 
-@pytest.mark.parametrize("option", [(), ("--json",)])
-async def test_ctrl_c_accounts_for_every_alias_and_exits_with_130(
-    emulator: Emulator, option: tuple[str, ...]
-) -> None:
-    emulator.inject(Fault.HANG, alias="b")
-    args = ("stop", *option, "--max-connections", "1", "ws", "a", "b", "c", "d")
-    process = await start(*COMMAND, *args)
-    async with asyncio.timeout(30):
-        while len(emulator.requests) < 2:
-            await asyncio.sleep(0.005)
+# What it reads
 
-    process.send_signal(signal.SIGINT)
+
+async def test_the_targets_of_a_file_are_stopped_and_those_that_are_settled_get_no_line(
+    emulator: HoldingEmulator, command: Command, targets: Path
+) -> None:
+    code, out, err = await command("stop", "--from", targets)
+    assert without_times(out) == "3 of 3 settled in 0.0 s: 3 stopped\n"
+    assert (code, err) == (0, "")
+    assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
+
+
+async def test_a_target_of_a_file_that_is_not_settled_gets_a_line_with_its_workspace(
+    emulator: HoldingEmulator, command: Command, targets: Path
+) -> None:
+    emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
+    code, out, _ = await command("stop", "--from", targets)
+    line, account = out.splitlines()
+    assert line.startswith(f"{'ws b':28}  unknown          the server answered 500 ")
+    assert without_times(account) == "2 of 3 settled in 0.0 s: 2 stopped, 1 unknown"
+    assert code == 1
+
+
+async def test_with_json_every_target_of_a_file_gets_a_line(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "targets"
+    file.write_text('["ws", "a"]\n{"workspaceId": "ws", "alias": "nobody"}\nnonsense\n')
+    code, out, err = await command("stop", "--json", "--from", file)
+    found = {outcome["index"]: outcome for outcome in outcomes_of(out)}
+    assert [(found[index]["alias"], found[index]["result"]) for index in range(3)] == [
+        ("a", "stopped"),
+        ("nobody", "not_found"),
+        ("line 3: 'nonsense'", "rejected"),
+    ]
+    assert (code, err) == (1, "")
+    assert emulator.status("ws", "a") == "stopped"
+
+
+async def test_a_bad_line_is_told_by_its_number_and_does_not_keep_the_others_from_being_stopped(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "targets"
+    file.write_bytes(
+        b"\xef\xbb\xbfworkspace_id,alias\r\nws,a\r\n\r\na,b,c\r\nws,caf\xe9\r\nws,b\r\n"
+    )
+    code, out, err = await command("stop", "--from", file)
+    bad, unspeakable, account = out.splitlines()
+    assert bad == (
+        "line 4: 'a,b,c'               rejected         line 4: 'a,b,c' is no target. "
+        "Give a pair of texts: (workspace id, alias)"
+    )
+    assert unspeakable.startswith(r"ws 'caf\udce9' ")
+    assert "  rejected  " in unspeakable
+    assert without_times(account) == "2 of 4 settled in 0.0 s: 2 stopped, 2 rejected"
+    assert (code, err) == (1, "")
+    assert {emulator.status("ws", alias) for alias in "ab"} == {"stopped"}
+
+
+async def test_an_empty_file_is_nothing_to_do(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "targets"
+    file.write_text("workspace,alias\n")
+    code, out, err = await command("stop", "--from", file)
+    assert without_times(out) == "0 of 0 settled in 0.0 s\n"
+    assert (code, err) == (0, "")
+
+
+async def test_what_a_slow_program_writes_is_stopped_before_it_writes_the_next(
+    emulator: HoldingEmulator,
+) -> None:
+    process = await start(*COMMAND, "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    for alias in "abc":
+        write(process, f"ws,{alias}\n")
+        await until(lambda alias=alias: emulator.status("ws", alias) == "stopped")  # type: ignore[misc]
+    assert process.returncode is None
+    assert process.stdin is not None
+    process.stdin.close()
+    code, out, err = await finish(process)
+    assert without_times(out) == "3 of 3 settled in 0.0 s: 3 stopped\n"
+    assert (code, err) == (0, "")
+
+
+async def test_a_fifo_can_be_given_by_its_name(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    running = asyncio.create_task(command("stop", "--from", fifo))
+    async with asyncio.timeout(30):
+        writer = await asyncio.to_thread(fifo.open, "w", 1)
+    writer.write("ws,a\n")
+    await until(lambda: emulator.status("ws", "a") == "stopped")
+    writer.write("ws,b\n")
+    writer.close()
+    code, out, err = await running
+    assert without_times(out) == "2 of 2 settled in 0.0 s: 2 stopped\n"
+    assert (code, err) == (0, "")
+
+
+async def test_stdin_may_be_a_file(emulator: HoldingEmulator, targets: Path) -> None:
+    file = os.open(targets, os.O_RDONLY)
+    process = await start(*COMMAND, "stop", "--from", "-", stdin=file)
+    os.close(file)
+    code, out, err = await finish(process)
+    assert without_times(out) == "3 of 3 settled in 0.0 s: 3 stopped\n"
+    assert (code, err) == (0, "")
+    assert emulator.received.total() == 3
+
+
+async def test_stdin_that_is_closed_is_one_line_and_exit_code_2() -> None:
+    closing = ("/bin/sh", "-c", 'exec "$@" <&-', "sh")
+    code, out, err = await finish(await start(*closing, *COMMAND, "stop", "--from", "-"))
+    assert err == (
+        "bctrl-async: error: cannot read stdin: it is closed (see bctrl-async stop --help)\n"
+    )
+    assert (code, out) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("missing", "No such file or directory"), (".", "Is a directory")]
+)
+async def test_a_file_that_cannot_be_read_is_one_line_and_exit_code_2(
+    command: Command, tmp_path: Path, name: str, why: str
+) -> None:
+    code, out, err = await command("stop", "--from", tmp_path / name)
+    see = "(see bctrl-async stop --help)"
+    assert err == f"bctrl-async: error: cannot read {tmp_path / name}: {why} {see}\n"
+    assert (code, out) == (2, "")
+
+
+async def test_an_input_that_fails_later_is_one_line_and_exit_code_1(
+    emulator: HoldingEmulator, targets: Path
+) -> None:
+    write_only = os.open(targets, os.O_WRONLY)
+    process = await start(*COMMAND, "stop", "--from", "-", stdin=write_only)
+    os.close(write_only)
+    code, out, err = await finish(process)
+    assert err == "bctrl-async: error: cannot read all targets: Bad file descriptor\n"
+    assert without_times(out) == "0 of 0 settled in 0.0 s\n"
+    assert code == 1
+    assert not emulator.requests
+
+
+# The journal
+
+
+async def test_the_same_command_resumes_what_its_journal_has(
+    emulator: HoldingEmulator, command: Command, targets: Path, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
+    args = ("stop", "--journal", journal, "--from", targets)
+    assert (await command(*args))[0] == 1
+    assert KEY not in journal.read_text()
+    emulator.received.clear()
+
+    code, out, err = await command(*args, "--json")
+
+    assert emulator.received == {("ws", "b"): 1}
+    resumed = {outcome["alias"]: outcome["resumed"] for outcome in outcomes_of(out)}
+    assert resumed == {"a": True, "b": False, "c": True}
+    assert set(results_of(out)) == {"stopped"}
+    assert (code, err) == (0, "")
+    assert KEY not in journal.read_text()
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+async def test_a_journal_in_use_is_one_line_and_exit_code_2(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    path = tmp_path / "journal"
+    journal = Journal(path, f"{emulator.url}/v1")
+    code, out, err = await command("stop", *option, "--journal", path, "ws", "a")
+    journal.close()
+    assert err.startswith(f"bctrl-async: error: the journal '{path}' is in use by another run: ")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert not emulator.requests
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+async def test_what_is_no_journal_of_this_server_is_one_line_and_exit_code_2_and_stays_as_it_is(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    foreign, elsewhere = tmp_path / "foreign", tmp_path / "elsewhere"
+    foreign.write_text("workspace,alias\n")
+    Journal(elsewhere, "https://other.test/v1").close()
+    for path, why in [
+        (foreign, "cannot be resumed: it is something else"),
+        (elsewhere, "it is about another server, https://other.test/v1"),
+    ]:
+        before = path.read_bytes()
+        code, out, err = await command("stop", *option, "--journal", path, "ws", "a")
+        assert err.startswith(f"bctrl-async: error: the journal '{path}' cannot be resumed: ")
+        assert why in err
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert path.read_bytes() == before
+    assert not emulator.requests
+
+
+# The dry run
+
+
+async def test_a_dry_run_sends_nothing_needs_no_key_and_prints_what_from_reads(
+    emulator: HoldingEmulator,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    targets: Path,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.delenv("BCTRL_API_KEY")
+    code, out, err = await command("stop", "--dry-run", "--from", targets)
+    assert outcomes_of(out) == [{"workspace_id": "ws", "alias": alias} for alias in "abc"]
+    assert err == "Dry run: 3 would be stopped, 0 are no targets\n"
+    assert code == 0
+    assert not emulator.requests
+
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    again = tmp_path / "again"
+    again.write_text(out)
+    assert (await command("stop", "--from", again))[0] == 0
+    assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
+
+
+async def test_a_dry_run_names_the_lines_that_are_no_targets_and_exits_with_1(
+    emulator: HoldingEmulator,
+) -> None:
+    process = await start(
+        *COMMAND, "stop", "--dry-run", "--from", "-", stdin=asyncio.subprocess.PIPE
+    )
+    write(process, 'ws,a\nnonsense\n["ws", "日本"]\nws,..')
+    assert process.stdin is not None
+    process.stdin.close()
+    code, out, err = await finish(process)
+    assert [outcome["alias"] for outcome in outcomes_of(out)] == ["a", "日本"]
+    bad, dots, account = err.splitlines()
+    assert bad == "bctrl-async: error: line 2: 'nonsense' is no target"
+    assert dots.startswith("bctrl-async: error: alias '..' ")
+    assert account == "Dry run: 2 would be stopped, 2 are no targets"
+    assert code == 1
+    assert not emulator.requests
+
+
+async def test_a_dry_run_of_some_aliases_shows_them(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    code, out, err = await command("stop", "--dry-run", "ws", "a", "b")
+    assert out == '{"workspace_id": "ws", "alias": "a"}\n{"workspace_id": "ws", "alias": "b"}\n'
+    assert (code, err) == (0, "Dry run: 2 would be stopped, 0 are no targets\n")
+    assert not emulator.requests
+
+
+async def test_a_dry_run_leaves_out_what_the_journal_has_settled_and_the_journal_alone(
+    emulator: HoldingEmulator, command: Command, targets: Path, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
+    await command("stop", "--journal", journal, "--from", targets)
+    before, sent = journal.read_bytes(), len(emulator.requests)
+
+    code, out, err = await command("stop", "--dry-run", "--journal", journal, "--from", targets)
+
+    assert [outcome["alias"] for outcome in outcomes_of(out)] == ["b"]
+    assert err == "Dry run: 1 would be stopped, 2 are settled already, 0 are no targets\n"
+    assert code == 0
+    assert (journal.read_bytes(), len(emulator.requests)) == (before, sent)
+
+
+async def test_a_dry_run_makes_no_journal(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    code, _, err = await command("stop", "--dry-run", "--journal", journal, "ws", "a")
+    assert (code, err) == (0, "Dry run: 1 would be stopped, 0 are no targets\n")
+    assert not journal.exists()
+    assert not emulator.requests
+
+
+# Limits
+
+
+async def test_no_more_than_the_rate_are_sent_in_a_second(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    code, out, _ = await command("stop", "--rate", "10", "ws", "a", "b", "c")
+    took = re.search(r"settled in (\d+\.\d+) s", out)
+    assert took is not None
+    assert float(took[1]) >= 0.17
+    assert code == 0
+    assert len(emulator.requests) == 3
+
+
+async def test_at_the_deadline_everything_is_cut_off_and_the_exit_code_is_1(
+    emulator: HoldingEmulator, command: Command, targets: Path
+) -> None:
+    emulator.held.add("b")
+    limits = ("--deadline", "0.3", "--concurrency", "1")
+    code, out, err = await command("stop", *limits, "--from", targets)
+    line, account = out.splitlines()
+    assert line.startswith(f"{'ws b':28}  unknown          cut off before an answer: the deadline ")
+    assert without_times(account) == ("1 of 3 settled in 0.0 s: 1 stopped, 1 not_sent, 1 unknown")
+    assert err == "bctrl-async: error: ended early: the deadline of 0.3 s has passed\n"
+    assert code == 1
+
+
+# When it is cut short, or nobody listens
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("option", [(), ("--json",)])
+async def test_the_first_ctrl_c_begins_nothing_new_and_waits_for_what_is_under_way(
+    emulator: HoldingEmulator, option: tuple[str, ...], signal_: signal.Signals
+) -> None:
+    emulator.held.add("b")
+    args = ("stop", *option, "--concurrency", "1", "ws", "a", "b", "c", "d")
+    process = await start(*COMMAND, *args)
+    await until(lambda: len(emulator.requests) == 2)
+
+    said = await begin_to_end(process, signal_)
+    assert said == f"1 of 4 done, 1 in flight, {NOTICE}, 1 stopped\n"
+    emulator.held.clear()
     code, out, err = await finish(process)
 
     if option:
         outcomes = outcomes_of(out)
         assert [outcome["index"] for outcome in outcomes] == [0, 1, 2, 3]
         assert [outcome["attempts"] for outcome in outcomes] == [1, 1, 0, 0]
+        results = results_of(out)
+    else:
+        *lines, account = out.splitlines()
+        results = [line.split()[1] for line in lines]
+        assert without_times(account) == (
+            "Interrupted: 2 of 4 settled in 0.0 s: 2 stopped, 2 not_sent"
+        )
+    assert results == ["stopped", "stopped", "not_sent", "not_sent"]
+    assert (code, err) == (130, "")
+    assert len(emulator.requests) == 2
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("option", [(), ("--json",)])
+async def test_the_second_ctrl_c_cuts_off_and_accounts_for_every_alias(
+    emulator: HoldingEmulator, option: tuple[str, ...], signal_: signal.Signals
+) -> None:
+    emulator.held.add("b")
+    args = ("stop", *option, "--concurrency", "1", "ws", "a", "b", "c", "d")
+    process = await start(*COMMAND, *args)
+    await until(lambda: len(emulator.requests) == 2)
+
+    assert NOTICE in await begin_to_end(process, signal_)
+    process.send_signal(signal_)
+    code, out, err = await finish(process)
+
+    if option:
+        outcomes = sorted(outcomes_of(out), key=lambda outcome: str(outcome["index"]))
+        assert [outcome["index"] for outcome in outcomes] == [0, 1, 2, 3]
+        assert [outcome["attempts"] for outcome in outcomes] == [1, 1, 0, 0]
         results = [str(outcome["result"]) for outcome in outcomes]
     else:
-        *lines, count = out.splitlines()
+        *lines, account = out.splitlines()
+        assert [line.split()[0] for line in lines] == ["a", "b", "c", "d"]
         results = [line.split()[1] for line in lines]
-        assert re.sub(r"\d+\.\d+", "0", count) == (
-            "Interrupted: 1 of 4 settled in 0 s: 1 stopped, 2 not_sent, 1 unknown"
+        assert without_times(account) == (
+            "Interrupted: 1 of 4 settled in 0.0 s: 1 stopped, 2 not_sent, 1 unknown"
         )
     assert results == ["stopped", "unknown", "not_sent", "not_sent"]
     assert (code, err) == (130, "")
 
 
-async def test_after_ctrl_c_on_a_terminal_the_account_starts_on_a_line_of_its_own(
-    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_after_ctrl_c_the_journal_is_true_and_the_run_can_be_resumed(
+    emulator: HoldingEmulator, command: Command, targets: Path, tmp_path: Path, signals: int
+) -> None:
+    journal = tmp_path / "journal"
+    emulator.held.add("b")
+    args = ("stop", "--journal", journal, "--concurrency", "1", "--from", targets)
+    process = await start(*COMMAND, *args)
+    await until(lambda: len(emulator.requests) == 2)
+    await begin_to_end(process)
+    if signals == 2:
+        process.send_signal(signal.SIGTERM)
+    else:
+        emulator.held.clear()
+    code, out, _ = await finish(process)
+    emulator.held.clear()
+
+    *lines, account = out.splitlines()
+    result = "stopped" if signals == 1 else "unknown"
+    assert [line.split()[:3] for line in lines] == [["ws", "b", "unknown"]] * (signals - 1)
+    assert account.startswith(f"Interrupted: {3 - signals} of 3 settled in ")
+    noted = {line["alias"]: line["result"] for line in outcomes_of(journal.read_text())[1:]}
+    assert noted == {"a": "stopped", "b": result, "c": "not_sent"}
+    assert code == 130
+
+    assert (await command(*args))[0] == 0
+    assert emulator.received == {("ws", "a"): 1, ("ws", "b"): signals, ("ws", "c"): 1}
+
+
+async def test_ctrl_c_ends_the_wait_for_a_pipe_that_never_ends(
+    emulator: HoldingEmulator,
+) -> None:
+    process = await start(*COMMAND, "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    write(process, "ws,a\n")
+    await until(lambda: emulator.status("ws", "a") == "stopped")
+    said = await begin_to_end(process)
+    assert said.endswith((f"0 in flight, {NOTICE}, 1 stopped\n", f"1 in flight, {NOTICE}\n"))
+    code, out, err = await finish(process)
+    assert without_times(out) == "Interrupted: 1 of 1 settled in 0.0 s: 1 stopped\n"
+    assert (code, err) == (130, "")
+
+
+async def test_of_a_pipe_that_never_ends_what_is_under_way_is_waited_for_and_then_cut_off(
+    emulator: HoldingEmulator,
+) -> None:
+    emulator.held.add("b")
+    process = await start(*COMMAND, "stop", "--json", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    write(process, "ws,a\nws,b\n")
+    await until(lambda: len(emulator.requests) == 2)
+    assert NOTICE in await begin_to_end(process)
+    write(process, "ws,c\n")
+    process.send_signal(signal.SIGINT)
+    code, out, err = await finish(process)
+    assert [(outcome["alias"], outcome["result"]) for outcome in outcomes_of(out)] == [
+        ("a", "stopped"),
+        ("b", "unknown"),
+    ]
+    assert (code, err) == (130, "")
+    assert emulator.received["ws", "c"] == 0
+
+
+async def test_where_no_signal_can_be_handled_to_be_cancelled_is_to_be_interrupted(
+    emulator: HoldingEmulator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    emulator.held.add("a")
+    shown: list[StopOutcome] = []
+
+    async def stop() -> _stopping.Ended:
+        session = BctrlSession(KEY, base_url=emulator.url, max_connections=1)
+        targets = [RuntimeRef("ws", "a"), RuntimeRef("ws", "b")]
+        stopping = asyncio.create_task(
+            _stopping.stop(session, targets, shown.append, _display.Output())
+        )
+        await until(lambda: emulator.requests)
+        stopping.cancel()
+        return await stopping
+
+    ended = await asyncio.to_thread(asyncio.run, stop())
+
+    assert ended.interrupted
+    assert [outcome.result for outcome in shown] == [StopResult.UNKNOWN, StopResult.NOT_SENT]
+    assert ended.report.counts == {StopResult.UNKNOWN: 1, StopResult.NOT_SENT: 1}
+    assert capfd.readouterr() == ("", "")
+
+
+# How far it is
+
+
+async def test_without_a_terminal_there_is_a_line_now_and_then(
+    emulator: HoldingEmulator,
+    command: Command,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_progress, "_LINE_EVERY", 0.05)
+    emulator.held.add("b")
+    running = asyncio.create_task(command("stop", "--concurrency", "1", "ws", "a", "b", "c"))
+    err = ""
+    async with asyncio.timeout(30):
+        while "1 of 3 done, 1 in flight, 1 stopped\n" not in err:
+            await asyncio.sleep(0.01)
+            err += capfd.readouterr().err
+    emulator.held.clear()
+    code, _, more = await running
+    assert code == 0
+    assert all(re.match(r"\d of 3 done, ", line) for line in (err + more).splitlines())
+
+
+async def test_with_stderr_closed_progress_goes_nowhere(emulator: HoldingEmulator) -> None:
+    emulator.held.add("a")
+    closing = ("/bin/sh", "-c", 'exec "$@" 2>&-', "sh")
+    process = await start(*closing, *COMMAND, "stop", "ws", "a")
+    await until(lambda: emulator.requests)
+    process.send_signal(signal.SIGINT)
+    emulator.held.clear()
+    code, out, err = await finish(process)
+    assert re.fullmatch(
+        r"a  stopped +0\.0 s\n(Interrupted: )?1 of 1 settled in 0\.0 s: 1 stopped\n",
+        without_times(out),
+    )
+    assert (code, err) == (130 if "Interrupted" in out else 0, "")
+
+
+async def test_on_a_terminal_a_bar_is_drawn_and_gone_at_the_end(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    emulator.inject(Fault.HANG)
+    emulator.held.add("b")
+    terminal = Terminal()
+    process = await start(
+        *COMMAND,
+        *("stop", "--concurrency", "1", "ws", "a", "b", "c"),
+        stdout=terminal.fd,
+        stderr=terminal.fd,
+    )
+    await terminal.until(r"1 of 3 ━(.|\n)*1 in flight(.|\n)*1 stopped")
+    first, bar, state, results = terminal.screen
+    assert first.startswith("a  stopped ")
+    assert bar.startswith("1 of 3 ━")
+    assert len(bar) == 80
+    assert (state, results) == ("1 in flight", "1 stopped")
+
+    emulator.held.clear()
+    await terminal.rest()
+
+    assert [without_times(line) for line in terminal.screen] == [
+        "a  stopped          0.0 s",
+        "b  stopped          0.0 s",
+        "c  stopped          0.0 s",
+        "3 of 3 settled in 0.0 s: 3 stopped",
+    ]
+    async with asyncio.timeout(30):
+        assert await process.wait() == 0
+
+
+async def test_with_results_in_a_file_the_display_is_on_stderr_alone_and_has_no_bar_for_a_pipe(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    process = await start(
+        *COMMAND, "stop", "--from", "-", stdin=asyncio.subprocess.PIPE, stderr=terminal.fd
+    )
+    write(process, "ws,a\nnonsense\n")
+    await terminal.until("1 stopped, 1 rejected")
+    assert "━" not in terminal.text
+    assert terminal.screen[-2:] == ["0 in flight", "1 stopped, 1 rejected"]
+    assert process.stdin is not None
+    process.stdin.close()
+    await terminal.rest()
+    assert terminal.screen == [""]
+    code, out, _ = await finish(process)
+    line, account = out.splitlines()
+    assert line.startswith("line 2: 'nonsense' ")
+    assert without_times(account) == "1 of 2 settled in 0.0 s: 1 stopped, 1 rejected"
+    assert code == 1
+    assert emulator.status("ws", "a") == "stopped"
+
+
+async def test_on_a_terminal_ctrl_c_says_what_another_one_does_and_leaves_the_account_alone(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    emulator.held.add("a")
     terminal = Terminal()
     process = await start(*COMMAND, "stop", "ws", "a", stdout=terminal.fd, stderr=terminal.fd)
-    async with asyncio.timeout(30):
-        while not emulator.requests:
-            await asyncio.sleep(0.005)
+    await terminal.until("1 in flight")
     process.send_signal(signal.SIGINT)
-    text = await terminal.rest()
-    assert text.startswith("\na  unknown ")
-    assert await process.wait() == 130
+    await terminal.until(f"1 in flight, {NOTICE}")
+    process.send_signal(signal.SIGINT)
+    await terminal.rest()
+    first, *_, account = terminal.screen
+    assert first.startswith("a  unknown ")
+    assert without_times(account) == "Interrupted: 0 of 1 settled in 0.0 s: 1 unknown"
+    async with asyncio.timeout(30):
+        assert await process.wait() == 130
+
+
+async def test_after_ctrl_c_before_the_display_the_account_starts_on_a_line_of_its_own(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(_progress, "_FIRST", 3600)
+    emulator.held.add("a")
+    output = _display.Output()
+    lines: list[object] = []
+    monkeypatch.setattr(output, "for_progress", lambda: (output, True))
+    monkeypatch.setattr(output, "leave_line", lambda: lines.append("\n"))
+
+    async with BctrlSession(KEY, base_url=emulator.url) as session:
+        batch = session.stop_runtimes([("ws", "a")])
+        running = asyncio.create_task(_stopping.to_its_end(batch, output))
+        await until(lambda: emulator.requests)
+        os.kill(os.getpid(), signal.SIGINT)
+        await until(lambda: lines)
+        emulator.held.clear()
+        assert await running
+    assert lines == ["\n"]
+    assert batch.report.ok
+
+
+async def test_what_was_settled_before_is_shown_after_a_second_ctrl_c_too(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    assert (await command("stop", "--journal", journal, "ws", "b", "c"))[0] == 0
+    emulator.held.add("a")
+    args = ("stop", "--journal", journal, "--concurrency", "1", "ws", "a", "b", "c", "d")
+    process = await start(*COMMAND, *args)
+    await until(lambda: emulator.received["ws", "a"])
+    await begin_to_end(process)
+    process.send_signal(signal.SIGINT)
+    code, out, _ = await finish(process)
+
+    results = dict(line.split()[:2] for line in out.splitlines()[:-1])
+    assert results == {"a": "unknown", "b": "stopped", "c": "stopped", "d": "not_sent"}
+    assert code == 130
+
+
+async def test_a_journal_without_room_is_one_line_and_exit_code_1(
+    emulator: Emulator, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", fail)
+    journal = tmp_path / "journal"
+    code, out, err = await command("stop", "--journal", journal, "ws", "a")
+    assert "the journal" in err
+    assert "cannot be written: No space left on device" in err
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert not emulator.requests
 
 
 async def test_when_nobody_reads_the_results_the_stops_go_on(emulator: Emulator) -> None:
@@ -324,7 +1011,7 @@ async def test_when_nobody_reads_the_results_the_stops_go_on(emulator: Emulator)
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
-@pytest.mark.parametrize("args", ["stop ws a b", "--version", "stop --help"])
+@pytest.mark.parametrize("args", ["stop ws a b", "stop --dry-run ws a", "--version", "stop --help"])
 async def test_a_full_disk_is_one_line_and_exit_code_1_and_the_stops_go_on(
     emulator: Emulator, args: str
 ) -> None:
@@ -332,8 +1019,10 @@ async def test_a_full_disk_is_one_line_and_exit_code_1_and_the_stops_go_on(
     process = await start(*COMMAND, *args.split(), stdout=full)
     os.close(full)
     code, _, err = await finish(process)
-    assert err == "bctrl-async: error: cannot write to stdout: No space left on device\n"
-    assert code == 1
+    said = "bctrl-async: error: cannot write to stdout: No space left on device\n"
+    if "--dry-run" in args:
+        said += "Dry run: 1 would be stopped, 0 are no targets\n"
+    assert (code, err) == (1, said)
     stopped = "stopped" if args == "stop ws a b" else "active"
     assert emulator.status("ws", "b") == stopped
 
@@ -345,18 +1034,31 @@ async def test_a_full_disk_is_one_line_and_exit_code_1_and_the_stops_go_on(
     ("args", "said"),
     [
         ("nosuch", "No such command 'nosuch'"),
-        ("stop", "Missing argument 'WORKSPACE' (see bctrl-async stop --help)"),
-        ("stop ws", "Missing argument 'ALIAS"),
+        ("stop", "nothing to stop: give WORKSPACE and ALIASes, or --from FILE (see bctrl-async "),
+        ("stop ws", "nothing to stop: give WORKSPACE and ALIASes, or --from FILE"),
+        ("stop --from file ws", "give either WORKSPACE and ALIASes or --from FILE, not both"),
+        ("stop --from - ws a", "give either WORKSPACE and ALIASes or --from FILE, not both"),
+        ("stop --from", "Option '--from' requires an argument"),
         ("stop --nosuch ws a", "No such option: --nosuch"),
         ("stop --api-key k ws a", "No such option: --api-key"),
         ("stop --timeout soon ws a", "Invalid value for '--timeout': "),
         ("stop --timeout 0 ws a", "--timeout is 0.0: give seconds above 0"),
-        ("stop --max-connections 0 ws a", "--max-connections is 0: give a whole number from 1"),
+        ("stop --concurrency 0 ws a", "--concurrency is 0: give a whole number from 1"),
+        ("stop --concurrency few ws a", "Invalid value for '--concurrency': "),
+        ("stop --max-connections 1 ws a", "No such option: --max-connections"),
+        ("stop --rate 0 ws a", "--rate is 0.0: give a number above 0"),
+        ("stop --rate nan ws a", "--rate is nan: give a number above 0"),
+        ("stop --rate fast ws a", "Invalid value for '--rate': "),
+        ("stop --deadline 0 ws a", "--deadline is 0.0: give seconds above 0"),
+        ("stop --deadline -1 ws a", "--deadline is -1.0: give seconds above 0"),
+        ("stop --deadline soon ws a", "Invalid value for '--deadline': "),
         ("stop --base-url nosuch ws a", "--base-url is not a URL such as https://api.bctrl.ai: "),
         ("stop --base-url http://bctrl.test ws a", "would send the API key unencrypted: use https"),
         ("emulator --fault nosuch=1", "--fault nosuch=1 names no fault: give such as "),
         ("emulator --fault hang", "--fault hang is no NAME=PROBABILITY: give such as "),
         ("emulator --fault hang=2", "faults has hang at 2.0: give a probability of 0 to 1"),
+        ("emulator --rate-limit 0", "rate_limit is 0.0: give stops a second, above 0"),
+        ("emulator --rate-limit some", "Invalid value for '--rate-limit': "),
         ("emulator --port 65536", "port is 65536: give 0 to 65535"),
         ("emulator --runtimes -1", "--runtimes is -1: give 0 to 100000"),
         ("emulator --host 192.0.2.1 --port 0", "cannot listen on 192.0.2.1 port 0: "),
@@ -391,14 +1093,17 @@ async def test_a_mistake_in_the_environment_names_the_variable(
     assert (code, out, err.count("\n")) == (2, "", 1)
 
 
-async def test_a_server_that_is_not_there_is_told_for_each_alias(command: Command) -> None:
+async def test_a_server_that_is_not_there_is_told_for_each_alias_and_ends_the_run_early(
+    command: Command,
+) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         code, out, err = await command("stop", "--base-url", url, "ws", "a", "b")
     assert [line.split()[1] for line in out.splitlines()[:2]] == ["not_sent", "not_sent"]
     assert out.count("no connection") == 2
-    assert (code, err) == (1, "")
+    assert err.startswith("bctrl-async: error: ended early: the server does not answer: ")
+    assert (code, err.count("\n")) == (1, 1)
 
 
 async def test_an_error_message_cannot_steer_the_terminal(command: Command) -> None:
@@ -416,7 +1121,7 @@ def test_without_the_extra_one_line_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:
     monkeypatch.delattr("bctrl_async.cli")
-    for name in ("cli", "_demo", "_display", "_fan_out"):
+    for name in ("cli", "_demo", "_display", "_progress", "_source", "_stopping"):
         monkeypatch.delitem(sys.modules, f"bctrl_async.{name}")
         monkeypatch.delattr(f"bctrl_async.{name}", raising=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == missing]:
@@ -463,21 +1168,26 @@ async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) ->
     code, out, err = await command(*name.split(), "--help")
     assert out.startswith(f"Usage: bctrl-async {name}".rstrip() + " ")
     assert all(len(line) <= 80 for line in out.splitlines())
-    assert not set(out) & set("\x1b\\╭{")
+    assert not set(out) & set("\x1b\\╭")
     assert "..." not in out.partition("Commands:")[2]
     assert (code, err) == (0, "")
 
 
 async def test_help_of_stop_shows_how_it_is_used(command: Command) -> None:
     _, out, _ = await command("stop", "-h")
-    assert out.startswith("Usage: bctrl-async stop [OPTIONS] WORKSPACE ALIAS...\n")
+    assert out.startswith("Usage: bctrl-async stop [OPTIONS] (WORKSPACE ALIAS... | --from FILE)\n")
     assert out.endswith(
         "Options:\n"
-        "  --base-url URL       Where the API is; default is BCTRL_BASE_URL.\n"
-        "  --timeout SECONDS    What one attempt may take; default 60.\n"
-        "  --max-connections N  Stops in flight at most; default 100.\n"
-        "  --json               Print a line of JSON for each alias.\n"
-        "  -h, --help           Show this message and exit.\n"
+        "  --from FILE         Read the targets from a file; - is stdin.\n"
+        "  --journal FILE      Note each outcome there; resume what it has.\n"
+        "  --concurrency N     Stops under way at most; default 100.\n"
+        "  --rate N            Requests a second at most.\n"
+        "  --deadline SECONDS  Cut everything off then.\n"
+        "  --timeout SECONDS   What one attempt may take; default 60.\n"
+        "  --base-url URL      Where the API is; default is BCTRL_BASE_URL.\n"
+        "  --dry-run           Show what would be stopped.\n"
+        "  --json              Print a line of JSON for each target.\n"
+        "  -h, --help          Show this message and exit.\n"
     )
 
 
@@ -536,6 +1246,41 @@ async def test_the_emulator_has_the_faults_it_is_told_to(
     assert "not_found" in out
 
 
+async def test_the_emulator_refuses_what_comes_faster_than_it_is_told_to_take(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = await start(*COMMAND, "emulator", "--port", "0", "--rate-limit", "20")
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        url = (await process.stdout.readline()).decode()
+    monkeypatch.setenv("BCTRL_BASE_URL", url.strip().partition("=")[2])
+
+    aliases = _demo.aliases(10)
+    code, out, _ = await command("stop", "--json", "demo", *aliases)
+
+    process.terminate()
+    await finish(process)
+    assert set(results_of(out)) == {"stopped"}
+    assert any(outcome["attempts"] != 1 for outcome in outcomes_of(out))
+    assert code == 0
+
+
+async def test_after_ctrl_c_on_a_terminal_the_emulator_begins_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    process = await start(
+        *COMMAND, "emulator", "--port", "0", stdout=terminal.fd, stderr=terminal.fd
+    )
+    await terminal.until("runtime-0001\n")
+    process.send_signal(signal.SIGINT)
+    text = await terminal.rest()
+    assert text.endswith("bctrl-async stop demo runtime-0001\n\n0 requests received\n")
+    async with asyncio.timeout(30):
+        assert await process.wait() == 130
+
+
 async def test_a_port_in_use_is_named_with_the_way_out(
     emulator: Emulator, command: Command
 ) -> None:
@@ -575,6 +1320,14 @@ class LyingEmulator(QuickEmulator):
         return super().status(workspace_id, alias) and "active"
 
 
+class UnlimitedEmulator(QuickEmulator):
+    """It draws the same faults each time: without a limit no request is drawn for in vain."""
+
+    def __init__(self, *, rate_limit: float, **options: object) -> None:
+        assert rate_limit > 0
+        super().__init__(**options)  # type: ignore[arg-type]
+
+
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_demo, "Emulator", QuickEmulator)
@@ -589,17 +1342,21 @@ async def test_the_demo_ends_with_an_account_that_the_emulator_confirms(command:
     assert list(counts) == list(StopResult)
     assert sum(counts.values()) == 60
     assert counts["not_found"] == 1
-    assert lines[-2].startswith("60 stops took ")
+    assert re.fullmatch(
+        r"60 stops took \d+ requests and 0\.0 s; \d+ were refused for their pace\.", lines[-2]
+    )
     assert lines[-1] == "The emulator confirms: all 59 runtimes are stopped."
-    # Old versions of rich end a progress that is not shown with a line of its own.
-    assert err.rstrip() == "Stopping 60 runtimes of a local emulator that misbehaves."
+    assert err.rstrip() == (
+        "Stopping 60 runtimes of a local emulator that misbehaves.\n"
+        "It takes no more than 100 stops a second."
+    )
     assert code == 0
 
 
-@pytest.mark.usefixtures("_quick")
-async def test_the_demo_is_the_same_for_the_same_seed_and_another_for_another(
-    command: Command,
+async def test_the_demo_has_the_same_faults_for_the_same_seed_and_others_for_another(
+    command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_demo, "Emulator", UnlimitedEmulator)
     first, same, other = [
         without_times((await command("demo", "--runtimes", "50", "--seed", seed))[1])
         for seed in ("1", "1", "2")
@@ -632,19 +1389,32 @@ async def test_a_demo_that_the_emulator_contradicts_exits_with_1(
 def test_a_demo_that_is_interrupted_at_once_accounts_for_every_runtime(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def cut_short(targets: list[RuntimeRef], *_: object, **__: object) -> list[StopOutcome]:
-        return [
-            StopOutcome(index=index, target=target, result=StopResult.NOT_SENT)
-            for index, target in enumerate(targets)
-        ]
+    async def cut_short(
+        _: BctrlSession,
+        targets: Sequence[RuntimeRef],
+        show: Callable[[StopOutcome], object],
+        __: _display.Output,
+    ) -> _stopping.Ended:
+        results = [StopResult.UNKNOWN, *[StopResult.NOT_SENT] * (len(targets) - 1)]
+        for index, (target, result) in enumerate(zip(targets, results, strict=True)):
+            show(StopOutcome(index=index, target=target, result=result))
+        report = StopReport(
+            total=3, counts=Counter(results), failures=(), elapsed=0.0, retries=0, throttled=0
+        )
+        return _stopping.Ended(report, interrupted=True, failure=None)
 
-    monkeypatch.setattr(_demo, "stop_all", cut_short)
+    monkeypatch.setattr(_demo, "stop", cut_short)
     with pytest.raises(KeyboardInterrupt):
         _demo.run(3, 1)
     out, _ = capfd.readouterr()
-    assert re.search(r"^not_sent +3 ", out, re.MULTILINE)
-    assert "Interrupted after 0 requests" in out
+    assert re.search(r"^not_sent +2 ", out, re.MULTILINE)
+    assert "\nInterrupted after 0 requests and 0.0 s; 0 were refused for their pace.\n" in out
     assert out.endswith("Still running: 3, all of them reported as not settled.\n")
+
+
+def counts_in(account: str) -> dict[str, int]:
+    found = re.findall(r"^(\w+) +(\d+) +(?:yes|no) ", account, re.MULTILINE)
+    return {result: int(count) for result, count in found}
 
 
 async def test_the_demo_draws_its_progress_and_ctrl_c_leaves_an_account(
@@ -653,15 +1423,51 @@ async def test_the_demo_draws_its_progress_and_ctrl_c_leaves_an_account(
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
     process = await start(*COMMAND, "demo", stdout=terminal.fd, stderr=terminal.fd)
-    await terminal.until(r"[1-9]\d*/300")
+    await terminal.until(r"[1-9]\d* of 300 .*━")
     process.send_signal(signal.SIGINT)
-    text = await terminal.rest()
-    assert await process.wait() == 130
-    account = text[text.index("Result ") :]
-    counts = {
-        result: int(count) for result, count in re.findall(r"^(\w+) +(\d+) ", account, re.MULTILINE)
-    }
+    await terminal.rest()
+    async with asyncio.timeout(30):
+        assert await process.wait() == 130
+    screen = "\n".join(terminal.screen)
+    assert screen.startswith(
+        "Stopping 300 runtimes of a local emulator that misbehaves.\n"
+        "It takes no more than 100 stops a second.\n"
+        "\n"
+        "Result "
+    )
+    counts = counts_in(screen)
     assert sum(counts.values()) == 300
     assert counts["not_sent"] > 0
-    assert "\nInterrupted after " in account
-    assert "The emulator confirms: " in account
+    assert "\nInterrupted after " in screen
+    assert "\nThe emulator confirms: " in screen
+
+
+HANGING_DEMO = """
+import sys
+from bctrl_async import __main__, _demo, _progress
+from bctrl_async.emulator import Fault
+
+_demo._FAULTS = {Fault.HANG: 1.0}
+_progress._LINE_EVERY = 0.1
+sys.argv = ["bctrl-async", "demo"]
+sys.exit(__main__.main())
+"""
+
+
+async def test_a_second_ctrl_c_cuts_the_demo_off_and_leaves_an_account() -> None:
+    process = await start(sys.executable, "-c", HANGING_DEMO)
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        while b"0 of 300 done, " not in await process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        while NOTICE.encode() not in await process.stderr.readline():
+            pass
+    process.send_signal(signal.SIGINT)
+    code, out, _ = await finish(process)
+    counts = counts_in(out)
+    assert counts["unknown"] > 0
+    assert counts["unknown"] + counts["not_sent"] + counts["not_found"] == 300
+    assert "\nInterrupted after " in out
+    assert "\nThe emulator confirms: " in out
+    assert code == 130

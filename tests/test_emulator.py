@@ -7,6 +7,7 @@ import json
 import socket
 import sys
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -778,6 +779,23 @@ async def test_a_fault_waits_for_a_request_with_a_key_and_a_known_runtime(
     assert statuses == [401, 404, 404, 500]
 
 
+@pytest.mark.parametrize(("rate_limit", "expected"), [(0.001, {200: 1, 429: 9}), (1e6, {200: 10})])
+async def test_what_is_faster_than_the_limit_is_refused_and_changes_nothing(
+    rate_limit: float, expected: dict[int, int]
+) -> None:
+    async with (
+        Emulator(port=0, rate_limit=rate_limit) as emulator,
+        aiohttp.ClientSession(emulator.url, headers=KEY) as client,
+    ):
+        for number in range(10):
+            emulator.add_runtime("ws", f"r{number}")
+        answers = [await send(client, path_of("ws", f"r{number}")) for number in range(10)]
+    assert Counter(answer.status for answer in answers) == expected
+    stopped = [runtime["status"] for runtime in emulator.runtimes.values()].count("stopped")
+    assert stopped == expected[200]
+    assert emulator.received.total() == 10
+
+
 async def faults_met(
     order: list[tuple[str, str]], faults: Mapping[Fault, float], *, seed: int = 7
 ) -> dict[tuple[str, str], list[Fault | None]]:
@@ -982,6 +1000,8 @@ async def test_close_waits_for_a_connection_that_is_already_closing() -> None:
         (lambda: Emulator(api_key=""), "api_key is empty: give"),
         (lambda: Emulator(retry_after="1\r\nx: y"), "leave out control characters"),
         (lambda: Emulator(latency=-1), "latency is -1: give seconds"),
+        (lambda: Emulator(rate_limit=0), "rate_limit is 0: give stops a second"),
+        (lambda: Emulator(rate_limit=float("inf")), "rate_limit is inf: give stops a second"),
         (lambda: Emulator(fault_latency=float("nan")), "fault_latency is nan: give seconds"),
         (lambda: Emulator(drip_interval=float("inf")), "drip_interval is inf: give seconds"),
         (lambda: Emulator(faults={Fault.HANG: -0.1}), "hang at -0.1: give a probability"),

@@ -27,11 +27,21 @@ LAYERS = [
     {"bulk"},
     {"session"},
     {"__init__"},
-    {"_fan_out", "_display", "_demo", "testing", "fastapi", "cli", "__main__"},
+    {
+        "_display",
+        "_progress",
+        "_source",
+        "_stopping",
+        "_demo",
+        "testing",
+        "fastapi",
+        "cli",
+        "__main__",
+    },
 ]
 CORE = frozenset().union(*LAYERS[:-1])
 EXTRAS = LAYERS[-1]
-COMMAND = {"_display", "_demo", "cli", "__main__"}
+COMMAND = {"_display", "_progress", "_stopping", "_demo", "cli", "__main__"}
 # It restates the wire format, so that one bug cannot hide on both sides.
 ALONE = frozenset({"emulator"})
 
@@ -106,9 +116,8 @@ class TestImports:
     @every_module
     def test_only_what_sends_or_serves_imports_aiohttp(self, module: str) -> None:
         if "aiohttp" in outside(module):
-            # `_call` carries a time limit of aiohttp's, and `_fan_out` counts attempts by a
-            # trace of its.
-            assert module in {"_call", "_pool", "_transport", "session", "_fan_out", *ALONE}
+            # `_call` carries a time limit of aiohttp's.
+            assert module in {"_call", "_pool", "_transport", "session", *ALONE}
 
     @every_core_module
     def test_the_core_needs_no_more_than_its_dependencies(self, module: str) -> None:

@@ -58,7 +58,7 @@ def answered(status: int, retry_after: float | None = None) -> BctrlApiError:
 
 def delay_after(retries: Retries, error: BctrlError, now: float) -> float | None:
     retries.note(error)
-    return retries.delay(error, now)
+    return retries.delay(now)
 
 
 def delays(retries: Retries, errors: Iterable[BctrlError]) -> list[float | None]:

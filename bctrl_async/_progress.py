@@ -1,0 +1,125 @@
+"""How far a bulk stop has come: a live display on a terminal, a line now and then elsewhere."""
+
+import asyncio
+from datetime import timedelta
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+from bctrl_async import StopBatch, _display
+
+_FIRST, _AGAIN = 0.4, 0.2
+"""Seconds until the live display appears, and between two looks at the run."""
+_LINE_EVERY = 5.0
+"""Seconds between two lines, where there is no terminal."""
+
+
+class _Column(ProgressColumn):
+    """The part of the first line that depends on the rate."""
+
+    def render(self, task: Task) -> Text:
+        return Text(_pace(task))
+
+
+class Display:
+    """What there is to see of a run.
+
+    Args:
+        batch: The run.
+        console: Where it is shown.
+
+    Attributes:
+        notice: What the user should know just now.
+        drawn: Whether the live display is there.
+    """
+
+    def __init__(self, batch: StopBatch, console: Console) -> None:
+        self._batch = batch
+        self._console = console
+        bar = [BarColumn(bar_width=None)] if batch.length is not None else []
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            *bar,
+            _Column(),
+            TimeElapsedColumn(),
+            console=console,
+            auto_refresh=False,
+            expand=batch.length is not None,
+        )
+        self._task = self._progress.add_task("", total=batch.length)
+        self.notice = ""
+        self.drawn = False
+
+    async def run(self, *, live: bool) -> None:
+        """Show it until cancelled.
+
+        Args:
+            live: Whether it can be drawn over, on a terminal.
+        """
+        if not live:
+            while True:
+                await asyncio.sleep(_LINE_EVERY)
+                _display.note(self.line())
+        await asyncio.sleep(_FIRST)
+        with Live(
+            get_renderable=self.view, console=self._console, auto_refresh=False, transient=True
+        ) as shown:
+            self.drawn = True
+            while True:
+                shown.refresh()
+                await asyncio.sleep(_AGAIN)
+
+    def view(self) -> Group:
+        """The live display: a bar, the state of things, and the results so far."""
+        self._look()
+        lines = [self._state(), _display.results(self._batch.counts)]
+        return Group(self._progress, *(Text(line) for line in lines if line))
+
+    def line(self) -> str:
+        """The same in one line."""
+        task = self._look()
+        parts = [
+            f"{self._done()} done",
+            _pace(task),
+            self._state(),
+            _display.results(self._batch.counts),
+        ]
+        return ", ".join(part for part in parts if part)
+
+    def _look(self) -> Task:
+        done = self._batch.counts.total()
+        self._progress.update(self._task, completed=done, description=self._done())
+        return self._progress.tasks[0]
+
+    def _done(self) -> str:
+        done = f"{self._batch.counts.total():,}"
+        return done if self._batch.length is None else f"{done} of {self._batch.length:,}"
+
+    def _state(self) -> str:
+        batch = self._batch
+        parts = [f"{batch.in_flight} in flight"]
+        if batch.retries:
+            parts.append(f"{batch.retries:,} retries")
+        if batch.is_throttled:
+            parts.append("throttled by the server")
+        if self.notice:
+            parts.append(self.notice)
+        return ", ".join(parts)
+
+
+def _pace(task: Task) -> str:
+    if not task.speed:
+        return ""
+    pace = f"{task.speed:,.0f}/s" if task.speed >= 10 else f"{task.speed:.1f}/s"  # noqa: PLR2004
+    if task.time_remaining is None:
+        return pace
+    return f"{pace}, {timedelta(seconds=int(task.time_remaining))} left"

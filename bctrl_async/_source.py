@@ -1,0 +1,138 @@
+"""The targets that the command reads from a file or from another program's output."""
+
+import asyncio
+import csv
+import json
+import os
+import stat
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from bctrl_async import RuntimeRef
+
+_CHUNK = 65536
+_WORKSPACE_KEYS = ("workspace_id", "workspaceId", "workspace")
+_HEADERS = [[key.lower(), "alias"] for key in _WORKSPACE_KEYS]
+_SHOWN = 60
+
+
+class BadLine:
+    """A line that is no target; the bulk stop rejects it, and says so in these words."""
+
+    def __init__(self, number: int, text: str) -> None:
+        self._number = number
+        self._text = text
+
+    def __repr__(self) -> str:
+        return f"line {self._number}: {self._text[:_SHOWN]!r}"
+
+
+Item = RuntimeRef | BadLine
+
+
+def from_file(path: Path) -> Iterable[Item] | AsyncIterator[Item]:
+    """Return the targets of a file, or of whatever has a name as one.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return _FileTargets(path)
+        return pipe_targets(os.dup(file.fileno()))
+
+
+class _FileTargets:
+    """The targets of a regular file, read as they are needed; they are counted beforehand."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._length = sum(1 for _ in self)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Item]:
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if (item := parse(number, line)) is not None:
+                    yield item
+
+
+async def pipe_targets(file: int) -> AsyncIterator[Item]:
+    """Read targets from a pipe or a terminal, as they come.
+
+    Args:
+        file: Its number.
+    """
+    number, rest = 0, b""
+    while True:
+        await _readable(file)
+        chunk = os.read(file, _CHUNK)
+        *lines, rest = (rest + chunk).split(b"\n")
+        if not chunk:
+            lines = [rest]
+        for line in lines:
+            number += 1
+            if (item := parse(number, line)) is not None:
+                yield item
+        if not chunk:
+            return
+
+
+async def _readable(file: int) -> None:
+    """Wait until there is something to read; what is no pipe is read at once."""
+    loop = asyncio.get_running_loop()
+    there: asyncio.Future[None] = loop.create_future()
+    try:
+        loop.add_reader(file, _settle, there)
+    except (NotImplementedError, PermissionError):
+        return  # Windows, or a regular file.
+    try:
+        await there
+    finally:
+        loop.remove_reader(file)
+
+
+def _settle(there: asyncio.Future[None]) -> None:
+    if not there.done():
+        there.set_result(None)
+
+
+def parse(number: int, line: bytes) -> Item | None:
+    """Return the target of a line: CSV, or JSON; None if there is none to expect.
+
+    Args:
+        number: The line's, from 1. The first one may be the header of a CSV file.
+        line: With or without its end.
+    """
+    # What is not UTF-8 stays recognisable, and is refused as a name.
+    text = line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip()
+    if not text:
+        return None
+    is_json = text[0] in "{["
+    parts = _from_json(text) if is_json else _from_csv(text)
+    if number == 1 and not is_json and [str(part).lower() for part in parts] in _HEADERS:
+        return None
+    match parts:
+        case [str() as workspace_id, str() as alias]:
+            return RuntimeRef(workspace_id, alias)
+    return BadLine(number, text)
+
+
+def _from_csv(text: str) -> Sequence[object]:
+    try:
+        return next(csv.reader([text], skipinitialspace=True))
+    except csv.Error:
+        return []
+
+
+def _from_json(text: str) -> Sequence[object]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    if isinstance(value, dict):
+        workspace_id = next((value[key] for key in _WORKSPACE_KEYS if key in value), None)
+        return [workspace_id, value.get("alias")]
+    return value if isinstance(value, list) else []

@@ -1,0 +1,127 @@
+"""A bulk stop as the command runs it: with progress, and an end that the user may call for."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopOutcome, StopReport, _display
+from bctrl_async._progress import Display
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NOTICE = "ending: Ctrl-C again cuts off what is under way"
+
+
+class Ended(NamedTuple):
+    """How a bulk stop ended: its report, who interrupted it, and what could not be read."""
+
+    report: StopReport
+    interrupted: bool
+    failure: OSError | None
+
+
+async def stop(
+    session: BctrlSession,
+    source: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
+    show: Callable[[StopOutcome], object],
+    output: _display.Output,
+    *,
+    deadline: float | None = None,
+    journal: Path | None = None,
+) -> Ended:
+    """Run a bulk stop to its end, however that comes, and show every outcome.
+
+    Args:
+        session: What it goes through.
+        source: The targets.
+        show: Called with each outcome.
+        output: Where the results go.
+        deadline: Seconds until it is cut off.
+        journal: Where the outcomes are noted.
+
+    Raises:
+        BctrlError: It cannot be run.
+    """
+    interrupted, failure = False, None
+    async with session:
+        batch = session.stop_runtimes(source, on_outcome=show, deadline=deadline, journal=journal)
+        try:
+            interrupted = await to_its_end(batch, output)
+        except OSError as error:
+            failure = error
+    return Ended(batch.report, interrupted, failure)
+
+
+async def rehearse(
+    session: BctrlSession,
+    source: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
+    show: Callable[[StopOutcome], object],
+) -> None:
+    """Give every target the outcome that it has if nothing is sent."""
+    if isinstance(source, AsyncIterable):
+        source = [target async for target in source]
+    async with session:
+        batch = session.stop_runtimes(source, on_outcome=show)
+        batch.stop_feeding()
+        await batch
+
+
+async def to_its_end(batch: StopBatch, output: _display.Output) -> bool:
+    """Run it, and show how far it is.
+
+    The first Ctrl-C (or SIGTERM) begins nothing new, the second cuts off what is under way.
+
+    Returns:
+        Whether it was interrupted; the batch's report is true either way.
+
+    Raises:
+        Exception: What the batch raised.
+    """
+    console, live = output.for_progress()
+    display = Display(batch, console)
+    running = asyncio.ensure_future(batch)
+    showing = asyncio.create_task(display.run(live=live))
+    interrupts = 0
+
+    def interrupt() -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1:
+            batch.cut_off()
+            return
+        batch.stop_feeding()
+        display.notice = _NOTICE
+        if not live:
+            _display.note(display.line())
+        elif not display.drawn:
+            output.leave_line()
+
+    try:
+        with _calling(interrupt):
+            await asyncio.wait([running])
+    except asyncio.CancelledError:
+        # Where there are no such handlers, as on Windows, this is what Ctrl-C does.
+        interrupts += 1
+        batch.cut_off()
+        await asyncio.wait([running])
+    finally:
+        showing.cancel()
+        await asyncio.wait([showing])
+    running.result()
+    return interrupts > 0
+
+
+@contextmanager
+def _calling(interrupt: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or another thread.
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, interrupt)
+    try:
+        yield
+    finally:
+        with suppress(NotImplementedError, RuntimeError, ValueError):
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)

@@ -1,0 +1,62 @@
+"""Draw the command's progress, as SVG, from a run on the emulator.
+
+`python docs/pictures/progress.py` writes progress-80.svg and progress-120.svg beside itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from bctrl_async import BctrlSession, StopBatch, StopOutcome
+from bctrl_async._progress import Display
+from bctrl_async.emulator import Emulator, Fault
+
+_FOLDER = Path(__file__).parent
+_TARGETS = [("ws-1", f"crm-{number}") for number in range(3000)]
+_FAULTS = {Fault.ACCEPTED: 0.01, Fault.DROP_AFTER: 0.01, Fault.SERVER_ERROR: 0.01}
+_DRAWN_AT = 2000
+
+
+async def main() -> None:
+    """Stop runtimes of an emulator that takes 500 a second, and draw the run on its way."""
+    async with Emulator(port=0, faults=_FAULTS, seed=1, latency=0.02, rate_limit=500) as emulator:
+        for target in _TARGETS:
+            emulator.add_runtime(*target)
+        async with BctrlSession("emulator-key", base_url=emulator.url) as session:
+
+            def draw(_: StopOutcome) -> None:
+                # Looking at it often is what tells the display how fast the run is.
+                for display in displays:
+                    display.view()
+                if batch.counts.total() == _DRAWN_AT:
+                    for console, display in zip(consoles, displays, strict=True):
+                        _write(console, display)
+
+            batch: StopBatch = session.stop_runtimes(_TARGETS, on_outcome=draw)
+            consoles = [_console(width) for width in (80, 120)]
+            displays = [Display(batch, console) for console in consoles]
+            await batch
+
+
+def _console(width: int) -> Console:
+    return Console(width=width, record=True, file=io.StringIO(), force_terminal=True)
+
+
+def _write(console: Console, display: Display) -> None:
+    prompt = "$ bctrl-async stop --from runtimes.csv --journal tonight.jsonl"
+    console.print(Text(prompt, style="bold"))
+    console.print(display.view())
+    svg = console.export_svg(title="bctrl-async stop")
+    # The font would be loaded from a server of somebody else.
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    _FOLDER.joinpath(f"progress-{console.width}.svg").write_text(svg)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

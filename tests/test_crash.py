@@ -1,0 +1,94 @@
+"""A bulk stop that is killed with SIGKILL at any moment, and resumed from its journal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bctrl_async import StopResult
+from bctrl_async.emulator import Emulator, Fault
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="nothing kills like this")
+
+KEY = "a-key-that-must-not-be-written"
+TARGETS = [("ws-1", f"r{number}") for number in range(1000)]
+IN_FLIGHT = 20
+FAULTS = {Fault.DROP_AFTER: 0.02, Fault.SERVER_ERROR: 0.02, Fault.RATE_LIMITED: 0.01}
+
+PROGRAM = """
+import asyncio, sys
+from bctrl_async import BctrlSession, RetryPolicy
+
+async def main(key, url, journal, count, in_flight):
+    async with BctrlSession(key, base_url=url, max_connections=int(in_flight)) as session:
+        targets = [("ws-1", f"r{number}") for number in range(int(count))]
+        policy = RetryPolicy(attempts=10, base=0.001, cap=0.01)
+        report = await session.stop_runtimes(targets, journal=journal, retry=policy)
+    print(report.total, report.ok)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def start(emulator: Emulator, journal: Path) -> asyncio.subprocess.Process:
+    args = (KEY, emulator.url, journal, str(len(TARGETS)), str(IN_FLIGHT))
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, *args, stdout=asyncio.subprocess.PIPE
+    )
+
+
+def settled(journal: Path) -> set[tuple[str, str]]:
+    """What the whole lines of a journal call settled."""
+    lines = journal.read_bytes().splitlines(keepends=True)[1:] if journal.exists() else []
+    outcomes = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return {
+        (outcome["workspace_id"], outcome["alias"])
+        for outcome in outcomes
+        if StopResult(outcome["result"]).settled
+    }
+
+
+async def test_twenty_runs_killed_at_any_moment_and_resumed_settle_every_target(
+    tmp_path: Path,
+) -> None:
+    chance = random.Random(4)
+    journal = tmp_path / "journal"
+    async with Emulator(port=0, api_key=KEY, faults=FAULTS, seed=1, latency=0.002) as emulator:
+        for target in TARGETS:
+            emulator.add_runtime(*target)
+        sent_again = 0
+        for _ in range(20):
+            before, received = settled(journal), Counter(emulator.received)
+            answered = {target for target in TARGETS if emulator.status(*target) == "stopped"}
+            process = await start(emulator, journal)
+            until = len(emulator.requests) + chance.randint(1, 60)
+            async with asyncio.timeout(30):
+                while len(emulator.requests) < until:
+                    await asyncio.sleep(0)
+            for _ in range(chance.randint(0, 30)):
+                await asyncio.sleep(0)
+            process.kill()
+            assert await process.wait() == -signal.SIGKILL
+
+            new = emulator.received - received
+            assert before & new.keys() == set()
+            assert before <= settled(journal)
+            sent_again += len((answered - before) & new.keys())
+
+        process = await start(emulator, journal)
+        async with asyncio.timeout(60):
+            out, _ = await process.communicate()
+
+        assert out.decode().split() == [str(len(TARGETS)), "True"]
+        assert settled(journal) == set(TARGETS)
+        assert {emulator.status(*target) for target in TARGETS} == {"stopped"}
+        # Only what was in flight at a kill can have been answered without a line.
+        assert sent_again <= 20 * IN_FLIGHT
+        assert KEY.encode() not in journal.read_bytes()

@@ -1,0 +1,217 @@
+"""How far a bulk stop is: what is shown of it, at which width, and where."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import StringIO
+from typing import cast
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from bctrl_async import StopBatch, StopResult, _progress
+from bctrl_async._progress import Display
+from bctrl_async._stopping import _NOTICE
+
+
+@dataclass
+class Batch:
+    """What a display looks at."""
+
+    length: int | None
+    counts: Counter[StopResult] = field(default_factory=Counter)
+    in_flight: int = 0
+    retries: int = 0
+    is_throttled: bool = False
+
+
+class Clock:
+    """A time that stands still until it is moved."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+
+Make = Callable[..., tuple[Display, Console]]
+
+
+@pytest.fixture
+def make(clock: Clock) -> Make:
+    def make(batch: Batch, width: int = 80) -> tuple[Display, Console]:
+        console = Console(
+            file=StringIO(), width=width, height=30, force_terminal=True, get_time=clock
+        )
+        return Display(cast("StopBatch", batch), console), console
+
+    return make
+
+
+def drawn(display: Display, width: int) -> list[str]:
+    console = Console(file=StringIO(), width=width, record=True)
+    console.print(display.view())
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def advance(display: Display, batch: Batch, clock: Clock, *, per_second: int) -> None:
+    """Let a rate become known."""
+    for _ in range(4):
+        display.line()
+        clock.now += 1.0
+        batch.counts[StopResult.STOPPED] += per_second
+
+
+# A line
+
+
+def test_a_line_says_how_many_are_done_of_how_many(make: Make) -> None:
+    display, _ = make(Batch(1200, in_flight=7))
+    assert display.line() == "0 of 1,200 done, 7 in flight"
+
+
+def test_without_a_length_a_line_says_how_many_are_done(make: Make) -> None:
+    batch = Batch(None, Counter({StopResult.UNKNOWN: 4, StopResult.STOPPED: 1234}))
+    display, _ = make(batch)
+    assert display.line() == "1,238 done, 0 in flight, 1,234 stopped, 4 unknown"
+
+
+def test_a_line_has_the_rate_the_time_left_and_everything_out_of_the_ordinary(
+    make: Make, clock: Clock
+) -> None:
+    found = Counter({StopResult.NOT_FOUND: 1})
+    batch = Batch(10_000, found, in_flight=3, retries=1500, is_throttled=True)
+    display, _ = make(batch)
+    advance(display, batch, clock, per_second=20)
+    display.notice = "ending"
+    assert display.line() == (
+        "81 of 10,000 done, 20/s, 0:08:16 left, 3 in flight, 1,500 retries, "
+        "throttled by the server, ending, 80 stopped, 1 not_found"
+    )
+
+
+def test_a_slow_rate_has_a_decimal_and_without_a_length_no_time_is_left(
+    make: Make, clock: Clock
+) -> None:
+    batch = Batch(None)
+    display, _ = make(batch)
+    advance(display, batch, clock, per_second=3)
+    assert display.line() == "12 done, 3.0/s, 0 in flight, 12 stopped"
+
+
+# The live display
+
+
+def test_the_view_is_a_bar_the_state_and_the_results(make: Make, clock: Clock) -> None:
+    batch = Batch(100, in_flight=3, retries=2, is_throttled=True)
+    display, _ = make(batch)
+    advance(display, batch, clock, per_second=20)
+
+    bar, state, results = drawn(display, 80)
+
+    assert bar.startswith("80 of 100 ━━━")
+    assert bar.endswith(" 20/s, 0:00:01 left 0:00:04")
+    assert state == "3 in flight, 2 retries, throttled by the server"
+    assert results == "80 stopped"
+
+
+def test_the_view_has_no_bar_without_a_length_and_no_results_before_the_first(make: Make) -> None:
+    display, _ = make(Batch(None, in_flight=1))
+    first, state = drawn(display, 80)
+    assert first.split() == ["0", "0:00:00"]
+    assert state == "1 in flight"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("length", [None, 1_000_000])
+def test_the_view_fits_the_width_however_much_there_is_to_say(
+    make: Make, clock: Clock, length: int | None, width: int
+) -> None:
+    before = Counter(dict.fromkeys(StopResult, 12_345))
+    batch = Batch(length, before, in_flight=100, retries=123_456, is_throttled=True)
+    display, _ = make(batch, width)
+    advance(display, batch, clock, per_second=1234)
+    display.notice = _NOTICE
+
+    lines = drawn(display, width)
+
+    assert all(cell_len(line) <= width for line in lines)
+    assert len(lines) <= 5
+    text = " ".join(lines)
+    assert "1,234/s" in text
+    assert _NOTICE in text
+    assert all(f" {result}" in text for result in StopResult)
+    assert (" of 1,000,000 " in text) == ("━" in text) == (" left " in text) == bool(length)
+
+
+# Where it runs
+
+
+async def test_on_a_terminal_it_is_drawn_again_and_again_and_is_gone_at_the_end(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_progress, "_FIRST", 0.0)
+    monkeypatch.setattr(_progress, "_AGAIN", 0.001)
+    batch = Batch(3, in_flight=2)
+    display, console = make(batch)
+    file = cast("StringIO", console.file)
+    showing = asyncio.create_task(display.run(live=True))
+    async with asyncio.timeout(30):
+        while "2 in flight" not in file.getvalue():
+            await asyncio.sleep(0.001)
+        batch.in_flight = 1
+        while "1 in flight" not in file.getvalue():
+            await asyncio.sleep(0.001)
+
+    showing.cancel()
+    await asyncio.wait([showing])
+
+    text = file.getvalue()
+    assert "\x1b[?25l" in text
+    after = text[text.rindex("in flight") :]
+    assert after.count("\x1b[2K") == 2  # Both lines are erased,
+    assert after.count("\x1b[1A") == 2
+    assert after.endswith("\x1b[2K")  # and the cursor is where the first one was.
+    assert after.count("\x1b[?25h") == 1
+
+
+async def test_a_run_that_is_over_soon_shows_nothing(make: Make) -> None:
+    display, console = make(Batch(3))
+    showing = asyncio.create_task(display.run(live=True))
+    await asyncio.sleep(0)
+    showing.cancel()
+    await asyncio.wait([showing])
+    assert cast("StringIO", console.file).getvalue() == ""
+
+
+async def test_elsewhere_there_is_a_line_now_and_then(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_progress, "_LINE_EVERY", 0.001)
+    display, console = make(Batch(3, in_flight=2))
+    showing = asyncio.create_task(display.run(live=False))
+    text = ""
+    async with asyncio.timeout(30):
+        while text.count("\n") < 3:
+            await asyncio.sleep(0.001)
+            text += capsys.readouterr().err
+    showing.cancel()
+    await asyncio.wait([showing])
+    assert set(text.splitlines()) == {"0 of 3 done, 2 in flight"}
+    assert cast("StringIO", console.file).getvalue() == ""
