@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 from aiohttp import ClientTimeout
@@ -21,8 +21,9 @@ class Call(msgspec.Struct):
         headers: Those of this call alone.
         limit: What one attempt may take.
         policy: When and how often to try again.
-        silence_ends: Whether a request that is not answered ends the attempts: what follows is
-            then for the caller to decide.
+        answered: Called when the server answers an attempt with an error. If there is such a
+            function, a request that is not answered ends the attempts: what follows is then for
+            the caller to decide.
         retries: What was spent of the policy; None as long as nothing failed.
         attempts: How many requests were begun.
         in_flight: Whether one is under way.
@@ -36,7 +37,7 @@ class Call(msgspec.Struct):
     headers: Mapping[str, str]
     limit: ClientTimeout
     policy: RetryPolicy
-    silence_ends: bool = False
+    answered: Callable[[], None] | None = None
     retries: Retries | None = None
     attempts: int = 0
     in_flight: bool = False

@@ -20,8 +20,8 @@ class Outage:
 
     While others are answered the failure is the request's own, and its policy decides. When nobody
     is answered, all hold what they have, and one of them asks the server again and again until it
-    answers or is given up. So an outage costs a request now and then, however many wait. If it is
-    the target that breaks the server, it is given up after a while, and another one asks.
+    answers or is given up. So an outage costs a request now and then, however many wait. It may be
+    the target that breaks the server: so it is given up after a while, and another one asks.
 
     Args:
         gate: Knows whether anybody was answered.
@@ -42,6 +42,9 @@ class Outage:
         self._asking: Call | None = None
         self._asking_since = 0.0
         self._failures = 0
+        self._answers_then = 0
+        self._asked = 0
+        self._askers = 0
         self._news = asyncio.Event()
         self.given_up = False
 
@@ -58,16 +61,18 @@ class Outage:
             call: The call, whose last attempt was not answered.
             answers: The gate's count before that attempt.
         """
-        if self._gate.answers != answers:
+        # What was sent before an outage and is given up only now says nothing of its end.
+        if self._gate.answers != (answers if self._began is None else self._answers_then):
             self.end()
             return await self._retry_alone(call)
         if self._began is None:
-            self._began = _now()
+            self._began, self._answers_then = _now(), self._gate.answers
+            self._asked = self._askers = 0
         while self._asking is not None and self._asking is not call:
             await self._news.wait()
             if self.given_up or self._began is None:
                 return not self.given_up
-        return await self._ask(call, _now())
+        return await self._ask(call, self._began)
 
     async def _retry_alone(self, call: Call) -> bool:
         delay = None if call.retries is None else call.retries.delay(_now())
@@ -76,24 +81,27 @@ class Outage:
         await self._gate.pause(delay)
         return True
 
-    async def _ask(self, call: Call, now: float) -> bool:
+    async def _ask(self, call: Call, began: float) -> bool:
+        now = _now()
         if self._asking is None:
             self._asking, self._asking_since, self._failures = call, now, 0
+            self._askers += 1
         self._failures += 1
-        if self._is_hopeless(now):
-            self.given_up = True
-            self._pass_on()
-            return False
-        if now - self._asking_since > _ONE_TARGET * self._patience:
+        self._asked += 1
+        self.given_up, exhausted = self._verdict(now, now - began)
+        if self.given_up or exhausted:
             self._pass_on()
             return False
         await self._gate.pause(min(self._policy.backoff(self._failures, _late), _LONGEST_WAIT))
         return True
 
-    def _is_hopeless(self, now: float) -> bool:
+    def _verdict(self, now: float, lasted: float) -> tuple[bool, bool]:
+        """Decide whether to give up the server, or this target, as far as it has been asked."""
         if self._gate.answers == self._answers_before:
-            return self._failures >= self._policy.attempts
-        return self._began is not None and now - self._began > self._patience
+            # It may be slow instead of dead while it still has requests to answer.
+            enough = self._asked >= self._policy.attempts and not self._gate.inside
+            return enough and self._askers > 1, enough
+        return lasted > self._patience, now - self._asking_since > _ONE_TARGET * self._patience
 
     def _pass_on(self) -> None:
         self._asking = None

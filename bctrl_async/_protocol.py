@@ -76,6 +76,9 @@ def path_segment(value: str | UUID, name: str) -> str:
             gateways that decode `%2F`, `%2e` or `\` or drop `;parameters` before they resolve it).
     """
     if isinstance(value, str):
+        if type(value) is not str:
+            # Formatted, an enum's member would be its name in the program.
+            value = str.__str__(value)
         if _is_plain(value):
             return value
     elif isinstance(value, UUID):

@@ -24,6 +24,7 @@ from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
+    BctrlRateLimitError,
 )
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
@@ -46,6 +47,13 @@ class Reach(IntEnum):
     """No answer is waited for; what has an outcome is still handed over."""
     HANDING_OVER = 3
     """Nobody wants the outcomes any more; they are still accounted for."""
+
+
+_CODE = {
+    Reach.READING: "the input",
+    Reach.WAITING: "the call",
+    Reach.HANDING_OVER: "on_outcome",
+}
 
 
 class _InterruptedError(Exception):
@@ -83,8 +91,12 @@ class _Worker:
         self._doing = doing
         try:
             return await work
-        except asyncio.CancelledError:
-            self.cancelled |= not self._cut_off
+        except asyncio.CancelledError as error:
+            if not self._cut_off and self.task is not None:
+                if not self.task.cancelling():
+                    # It is nobody's cancellation of this run, but what the user's own code raised.
+                    raise BctrlError(f"{_CODE[doing]} raised CancelledError") from error
+                self.cancelled = True
             raise _InterruptedError from None
         finally:
             self._doing = None
@@ -97,9 +109,16 @@ class _Worker:
         doing = self._doing
         if doing is Reach.WAITING and self.call is not None and self.call.in_flight:
             doing = Reach.IN_FLIGHT
-        if doing is not None and doing <= reach and not self._cut_off and self.task is not None:
-            self._cut_off = True
-            self.task.cancel()
+        # Whoever calls for the end, as an input may, waits for nothing.
+        if (
+            doing is None
+            or doing > reach
+            or self._cut_off
+            or self.task in {None, asyncio.current_task()}
+        ):
+            return
+        self._cut_off = True
+        self.task.cancel()
 
 
 class Run:
@@ -143,8 +162,8 @@ class Run:
         self._journal: Journal | None = None
         self._settled: Mapping[RuntimeRef, StopOutcome] = {}
         self._reach: Reach | None = None
-        self._why: BctrlError = _OVER
-        self._failed: Exception | None = None
+        self._why = self._not_begun = _OVER
+        self._failed: BaseException | None = None
         self.counts: Counter[StopResult] = Counter()
         self.failures: list[StopOutcome] = []
         self.retries = 0
@@ -158,12 +177,15 @@ class Run:
 
     def end_early(self, why: BctrlError, reach: Reach) -> None:
         """End as much of the run as the reach says."""
-        if self.ended_early is None and not (reach is Reach.READING and self._input.at_end):
+        cuts_off = reach is not Reach.READING and any(worker.call for worker in self._workers)
+        if self.ended_early is None and (cuts_off or not self._input.exhausted):
             self.ended_early = why
         if not self._input.finite:
             self._input.ended = True
         if self._reach is None or reach > self._reach:
             self._reach, self._why = reach, why
+            # One for all: there may be a million of them.
+            self._not_begun = BctrlError(f"not sent: {why.summary}")
         for worker in self._workers:
             if worker.call is not None and reach is not Reach.READING:
                 worker.call.is_last = True
@@ -177,8 +199,8 @@ class Run:
             journal: Where they are written, and what need not be done again.
 
         Raises:
-            Exception: What the input or `hand_over` raised, after all targets that were read have
-                their outcomes.
+            BaseException: What the input or `hand_over` raised, after all targets that were read
+                have their outcomes.
         """
         if journal is not None:
             self._journal, self._settled = journal, journal.settled
@@ -197,9 +219,16 @@ class Run:
             self._cancel()
             await until_done(tasks)
             raise
+        except GeneratorExit:
+            # Nobody runs this any more; the workers end by themselves.
+            self._cancel()
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
+        if self._input.error is not None and self.ended_early is None:
+            kind = type(self._input.error).__name__
+            self.ended_early = BctrlError(f"the input raised {kind}")
         if (error := self._failed or self._input.error) is not None:
             raise error
 
@@ -214,7 +243,9 @@ class Run:
                     await worker.wait(Reach.HANDING_OVER, asyncio.sleep(0))
             except _InterruptedError:
                 self._heed(worker)
-            except Exception as error:  # noqa: BLE001 - it is the caller's, who gets it back.
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is the caller's, who gets it back.
                 self._fail(error)
 
     async def _next(self, worker: _Worker) -> tuple[int, object] | None:
@@ -240,7 +271,7 @@ class Run:
         if self._settled and (settled := self._settled.get(target)) is not None:
             self.counts[settled.result] += 1
             return msgspec.structs.replace(settled, index=index)
-        ended = await self._stop(worker, call) if self._reach is None else self._not_begun()
+        ended = await self._stop(worker, call) if self._reach is None else self._not_begun
         if call.retries is not None:
             self.throttled += call.retries.throttles
         return self._account_for(
@@ -288,7 +319,9 @@ class Run:
         except _InterruptedError:
             self._heed(worker)
             ended = self._cut_off(call)
-        except Exception as error:  # noqa: BLE001 - a defect; it is raised at the end.
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a defect; it is raised at the end.
             self._fail(error)
             ended = self._cut_off(call)
         finally:
@@ -297,6 +330,10 @@ class Run:
             return ended
         if isinstance(ended, BctrlAuthenticationError | BctrlConfigError):
             # So will every other call end.
+            self.end_early(ended, Reach.WAITING)
+        elif isinstance(ended, BctrlRateLimitError) and (
+            (ended.retry_after or 0.0) > call.policy.longest_refusal
+        ):
             self.end_early(ended, Reach.WAITING)
         elif self._outage.given_up:
             silent = BctrlNetworkError(f"the server does not answer: {ended.summary}")
@@ -322,13 +359,14 @@ class Run:
 
     def _result_of(self, ended: Runtime | BctrlError) -> StopResult:
         result = result_of(ended)
-        if isinstance(ended, BctrlConfigError) and result is StopResult.REJECTED:
+        if (
+            isinstance(ended, BctrlConfigError)
+            and ended.status is None
+            and result is StopResult.REJECTED
+        ):
             # The target is a good one: it is the session that cannot be used.
             return StopResult.NOT_SENT
         return result
-
-    def _not_begun(self) -> BctrlError:
-        return BctrlError(f"not sent: {self._why.summary}")
 
     def _cut_off(self, call: Call) -> BctrlError:
         when = "before an answer" if call.in_flight else "while it waited for its turn"
@@ -348,7 +386,7 @@ class Run:
     def _cancel(self) -> None:
         self.end_early(BctrlError("the run was cancelled"), Reach.HANDING_OVER)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._failed = self._failed or error
         self.end_early(BctrlError("the run failed"), Reach.HANDING_OVER)
 

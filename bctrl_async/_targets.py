@@ -14,6 +14,7 @@ from collections.abc import (
     Sized,
 )
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from uuid import UUID
 
 from bctrl_async.errors import BctrlConfigError, BctrlError
@@ -61,7 +62,7 @@ class Input:
                 ) from None
         self.length = len(targets) if isinstance(targets, Sized) else None
         self.count = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.ended = False
         self._turn = asyncio.Lock()
 
@@ -71,9 +72,9 @@ class Input:
         return self._plain is not None and self.length is not None
 
     @property
-    def at_end(self) -> bool:
-        """Whether there is nothing more to read, as far as can be known without reading."""
-        return self.ended or self.count == self.length
+    def exhausted(self) -> bool:
+        """Whether every target was read."""
+        return self.ended if self.length is None else self.count >= self.length
 
     @property
     def awaited(self) -> bool:
@@ -90,7 +91,9 @@ class Input:
             except StopAsyncIteration:
                 self.ended = True
                 return None
-            except Exception as error:  # noqa: BLE001 - it is the caller's, who gets it back.
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is the caller's, who gets it back.
                 self._end(error)
                 return None
             return self._counted(item)
@@ -110,7 +113,7 @@ class Input:
             cancelled.__cause__ = error
             self._end(cancelled)
             return None
-        except Exception as error:  # noqa: BLE001 - it is the caller's, who gets it back.
+        except BaseException as error:  # noqa: BLE001 - it is the caller's, who gets it back.
             self._end(error)
             return None
         return self._counted(item)
@@ -119,7 +122,7 @@ class Input:
         self.count += 1
         return self.count - 1, item
 
-    def _end(self, error: Exception) -> None:
+    def _end(self, error: BaseException) -> None:
         self.error = error
         self.ended = True
 
@@ -139,10 +142,9 @@ def as_target(item: object) -> RuntimeRef:
                 return RuntimeRef(workspace_id, alias)
     match _parts(item):
         case (str() | UUID() as workspace_id, str() as alias):
-            # As plain text: what is derived from it need not be such that msgspec can write it.
-            return RuntimeRef(str(workspace_id), str(alias))
+            return RuntimeRef(_plain(workspace_id), _plain(alias))
     raise BctrlConfigError(
-        f"{reprlib.repr(item)} is no target", cure="Give a pair of texts: (workspace id, alias)"
+        f"{_shown(item)} is no target", cure="Give a pair of texts: (workspace id, alias)"
     )
 
 
@@ -155,13 +157,27 @@ def named(item: object) -> RuntimeRef:
 
 
 def _parts(item: object) -> tuple[object, ...]:
-    if isinstance(item, str | bytes | Mapping | AbstractSet) or not isinstance(item, Collection):
-        return ()
-    try:
-        return tuple(item) if len(item) == _PAIR else ()
-    except Exception:  # noqa: BLE001 - a row that is read late may raise anything, and is no target.
-        return ()
+    # A row that is read late may raise anything when it is looked at, and is no target then.
+    with suppress(Exception):
+        if isinstance(item, str | bytes | Mapping | AbstractSet):
+            return ()
+        if isinstance(item, Collection) and len(item) == _PAIR:
+            return tuple(item)
+    return ()
 
 
 def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else reprlib.repr(value)
+    return _plain(value) if issubclass(type(value), str | UUID) else _shown(value)
+
+
+def _plain(value: object) -> str:
+    # As plain text, which msgspec can write, and not by str(): of an enum's member that is its
+    # name in the program.
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
+def _shown(value: object) -> str:
+    try:
+        return reprlib.repr(value)
+    except Exception:  # noqa: BLE001 - as above.
+        return f"<{type(value).__name__}>"

@@ -36,6 +36,8 @@ _BURST = 0.02
 """Seconds' worth of attempts that may start at once, so that a late timer costs nothing."""
 _SLOWEST = 0.5
 """Attempts a second that are tried however much the server refuses."""
+_BINDS = 5.0
+"""Seconds for which a wait for others to end shows that their number is the limit."""
 _REMEMBERED = 1000
 
 
@@ -52,6 +54,7 @@ class Throttle:
         "_accepted",
         "_background",
         "_base",
+        "_bound_at",
         "_cap",
         "_due",
         "_learned",
@@ -77,6 +80,7 @@ class Throttle:
         self._since = -math.inf
         self._stepped_at = -math.inf
         self._window = math.inf
+        self._bound_at = -math.inf
         self.closed_until = -math.inf
 
     @property
@@ -94,6 +98,7 @@ class Throttle:
         if now < self.closed_until:
             return self.closed_until - now
         if in_flight >= self._window:
+            self._bound_at = now
             return math.inf
         return max(self._due - _BURST - now, 0.0)
 
@@ -184,7 +189,11 @@ class Throttle:
         if self._peak is None:
             return self._slow_start(now, grown)
         rate = self._peak + (self._peak - self._base) * (grown / self._return_time - 1.0) ** 3
-        return rate if rate < _FORGOTTEN * self._peak else self._forget()
+        if rate < _FORGOTTEN * self._peak:
+            return rate
+        # While it is the number in flight that holds attempts back, a high rate shows nothing.
+        window_binds = now < self._bound_at + _BINDS
+        return _FORGOTTEN * self._peak if window_binds else self._forget()
 
     def _slow_start(self, now: float, grown: float) -> float:
         if not self._base:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
+import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from bctrl_async._run import HandOver, Reach, Run, until_done
 from bctrl_async._targets import Input
@@ -23,7 +24,7 @@ _BUFFERED = 100
 OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
 
 
-class StopBatch:
+class StopBatch(Coroutine[object, object, StopReport]):
     """A bulk stop, made by `BctrlSession.stop_runtimes`; it runs once.
 
     Await it for its `StopReport`, or enter it and iterate over its outcomes as they come:
@@ -55,10 +56,12 @@ class StopBatch:
         self._is_throttled = is_throttled
         self._open_journal = open_journal
         self._call_back = None if on_outcome is None else _called(on_outcome)
+        self._whole: Coroutine[object, object, StopReport] | None = None
         self._outcomes: asyncio.Queue[StopOutcome | None] | None = None
+        self._taken_up = False
         self._began: float | None = None
         self._ended: float | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     @property
     def counts(self) -> Counter[StopResult]:
@@ -120,8 +123,38 @@ class StopBatch:
         """
         self._run.end_early(BctrlError("the run was cut off"), Reach.IN_FLIGHT)
 
-    def __await__(self) -> Generator[object, None, StopReport]:
+    def __await__(self) -> Generator[object, object, StopReport]:
         return self._run_to_its_end().__await__()
+
+    def send(self, value: object) -> object:
+        """Run on, as `asyncio.create_task` does with a coroutine."""
+        return self._coroutine().send(value)
+
+    def throw(self, *error: Any) -> object:  # noqa: ANN401 - any of the signatures it has had.
+        """Raise an exception inside, as a task does that is cancelled."""
+        return self._coroutine().throw(*error)
+
+    def close(self) -> None:
+        """Give it up, as a task does that never started."""
+        self._taken_up = True
+        if self._whole is not None:
+            self._whole.close()
+
+    def _coroutine(self) -> Coroutine[object, object, StopReport]:
+        self._taken_up = True
+        if self._whole is None:
+            self._whole = self._run_to_its_end()
+        return self._whole
+
+    def __del__(self) -> None:
+        # Without it where the constructor was not reached.
+        if not getattr(self, "_taken_up", True):
+            warnings.warn(
+                "a bulk stop was never awaited or entered: nothing was stopped",
+                RuntimeWarning,
+                stacklevel=1,
+                source=self,
+            )
 
     async def __aenter__(self) -> Self:
         self._begin()
@@ -161,6 +194,7 @@ class StopBatch:
             raise error
 
     def _begin(self) -> None:
+        self._taken_up = True
         if self._began is not None:
             raise BctrlConfigError(
                 "the bulk stop has run already", cure="Call stop_runtimes again for another run"
@@ -183,21 +217,28 @@ class StopBatch:
                 await outcomes.put(outcome)
 
         try:
-            await self._work(hand_over)
-        except Exception as error:  # noqa: BLE001 - raised where the outcomes are read.
-            self._error = error
+            try:
+                await self._work(hand_over)
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - raised where the outcomes are read.
+                self._error = error
+            await outcomes.put(None)
         except asyncio.CancelledError:
             while not outcomes.empty():
                 outcomes.get_nowait()
             outcomes.put_nowait(None)
             raise
-        await outcomes.put(None)
 
     async def _work(self, hand_over: HandOver | None) -> None:
         journal: Journal | None = None
         try:
             if self._open_journal is not None:
-                journal = await _opened(self._open_journal)
+                try:
+                    journal = await _opened(self._open_journal)
+                except BctrlError as error:
+                    self._run.ended_early = error
+                    raise
             await self._run.work_through(hand_over, journal)
         finally:
             self._ended = time.monotonic()

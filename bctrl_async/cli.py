@@ -236,7 +236,7 @@ def _conclude(ended: _stopping.Ended, output: _display.Output, *, json: bool) ->
     report = ended.report
     if ended.failure is not None:
         _display.complain(f"cannot read all targets: {ended.failure.strerror}")
-    if report.ended_early is not None and not ended.interrupted:
+    elif report.ended_early is not None and not ended.interrupted:
         _display.complain(f"ended early: {report.ended_early}")
     if not json:
         output.say(f"{'Interrupted: ' * ended.interrupted}{_display.summary(report)}", wrap=True)

@@ -20,15 +20,21 @@ from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult
 
 try:
-    from fcntl import LOCK_EX, LOCK_NB, flock
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 except ImportError:  # pragma: no cover - Windows has no such locks, so there nobody is warned.
 
     def _lock(file: int) -> None: ...
+
+    def _unlock(file: int) -> None: ...
 
 else:
 
     def _lock(file: int) -> None:
         flock(file, LOCK_EX | LOCK_NB)
+
+    def _unlock(file: int) -> None:
+        # A child that was forked meanwhile has the file open as well.
+        flock(file, LOCK_UN)
 
 
 _MAGIC = b'{"journal":"bctrl_async"'
@@ -142,6 +148,7 @@ class Journal:
         except OSError as error:
             raise self._failure(error) from error
         finally:
+            _unlock(self._file)
             os.close(self._file)
 
     def _append(self, data: bytes) -> None:

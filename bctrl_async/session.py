@@ -255,8 +255,9 @@ class BctrlSession:
                     ...
 
         Targets are read only as fast as they are worked off, and outcomes come as they are known.
-        The run ends early when the key is refused (401), when the server answers nothing at all,
-        when the journal cannot be written, and at the deadline: `StopReport.ended_early` says why.
+        The run ends early when the key is refused (401), when the server answers nothing at all or
+        asks to stay away for longer than the patience, when the journal cannot be written, and at
+        the deadline: `StopReport.ended_early` says why.
         What is left of an input with a length becomes `not_sent`; another one is read no further.
 
         Args:
@@ -265,6 +266,7 @@ class BctrlSession:
             concurrency: Stops under way at most, from 1; the session's `max_connections` when None,
                 and never more.
             deadline: Seconds after which everything is cut off, above 0; None is no such limit.
+                Callbacks are still waited for.
             on_outcome: A function, plain or async, that is called with each outcome. If it raises,
                 the run is cut off and raises the same.
             timeout: Seconds for one attempt, above 0; the session's when None.
@@ -278,7 +280,8 @@ class BctrlSession:
 
         Raises:
             BctrlConfigError: Bad arguments, here; where it is awaited or entered, a session that
-                cannot be used, or a journal that is in use, foreign, or of another version.
+                cannot be used; where it is awaited or iterated over, a journal that is in use,
+                foreign, or of another version.
         """
         limit = self._timeout if timeout is None else _transport.time_limit(timeout)
         policy = self._retry if retry is None else _checked_policy(retry)
@@ -298,16 +301,18 @@ class BctrlSession:
         if source.length is not None:
             workers = min(workers, source.length)
 
+        outage = Outage(self._gate, policy, patience)
+
         def make_call(target: RuntimeRef) -> Call:
             path = self._path(*target)
-            return Call(*target, path, _NO_HEADERS, limit, policy, silence_ends=True)
+            return Call(*target, path, _NO_HEADERS, limit, policy, answered=outage.end)
 
         run = Run(
             source,
             make_call=make_call,
             stop_one=self._stop,
             gate=self._gate,
-            outage=Outage(self._gate, policy, patience),
+            outage=outage,
             concurrency=max(workers, 1),
             deadline=deadline,
         )
@@ -344,7 +349,7 @@ class BctrlSession:
                 except asyncio.CancelledError:
                     # Closing the pool cancels a look-up of the host's address, and aiohttp passes
                     # that on to those who wait for it, whom nobody has cancelled.
-                    if not self._closed or _is_cancelled():
+                    if not http.closed or _is_cancelled():
                         raise
                     ended = BctrlNetworkError("the host's address was still being looked up")
                 finally:
@@ -371,7 +376,10 @@ class BctrlSession:
         if call.retries is None:
             call.retries = Retries(call.policy, self._budget)
         call.retries.note(error)
-        call.unanswered = call.silence_ends and is_silent(error)
+        if call.answered is not None:
+            call.unanswered = is_silent(error)
+            if not call.unanswered:
+                call.answered()
         if call.unanswered or call.is_last:
             return None
         return call.retries.delay(asyncio.get_running_loop().time())

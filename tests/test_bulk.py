@@ -154,6 +154,61 @@ class TestAwaited:
         assert report.counts == {STOPPED: 50}
         assert report.retries == 2
 
+    async def test_it_can_be_made_a_task(self, emulator: Emulator, session: BctrlSession) -> None:
+        async with asyncio.TaskGroup() as group:
+            stopping = group.create_task(session.stop_runtimes([("ws-1", "crm")]))
+        assert stopping.result().ok
+
+        emulator.inject(Fault.HANG)
+        batch = session.stop_runtimes([("ws-1", "crm")])
+        cancelled = asyncio.create_task(batch)
+        await received(emulator, 2)
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        assert cancelled.cancelled()
+        assert batch.report.counts == {UNKNOWN: 1}
+
+    async def test_a_task_that_is_cancelled_before_it_starts_begins_nothing(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        batch = session.stop_runtimes([("ws-1", "crm")])
+        never = asyncio.create_task(batch)
+        never.cancel()
+        await asyncio.wait([never])
+        assert never.cancelled()
+        assert (batch.total, len(emulator.requests)) == (0, 0)
+
+    async def test_one_that_is_closed_on_its_way_ends_its_workers(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 3)
+        batch = session.stop_runtimes(fill(emulator, 10), concurrency=3)
+        batch.send(None)
+        await received(emulator, 3)
+        batch.close()
+        async with asyncio.timeout(5):
+            while ours():
+                await asyncio.sleep(0)
+        assert batch.report.counts == {UNKNOWN: 3, NOT_SENT: 7}
+
+    async def test_a_worker_whose_loop_is_gone_lets_itself_be_closed(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        batch = session.stop_runtimes(fill(emulator, 3))
+        await session.stop_runtime("ws-1", "crm")
+        worker = batch._run._workers[0]
+        working = batch._run._work(worker, None)
+        working.send(None)
+        working.close()
+        batch.close()
+
+    async def test_one_that_is_forgotten_warns_that_nothing_was_stopped(
+        self, session: BctrlSession
+    ) -> None:
+        batch = session.stop_runtimes([("ws-1", "crm")])
+        with pytest.warns(RuntimeWarning, match="never awaited or entered: nothing was stopped"):
+            del batch
+
     async def test_it_runs_once(self, emulator: Emulator, session: BctrlSession) -> None:
         batch = session.stop_runtimes([("ws-1", "crm")])
         assert batch.report.total == 0
@@ -191,8 +246,10 @@ class TestStreamed:
         assert batch.report.counts == {STOPPED: 2, UNKNOWN: 1}
 
     async def test_it_is_iterated_over_inside_its_block_only(self, session: BctrlSession) -> None:
+        batch = session.stop_runtimes([("ws-1", "crm")])
         with pytest.raises(BctrlConfigError, match="async with"):
-            await anext(aiter(session.stop_runtimes([("ws-1", "crm")])))
+            await anext(batch)
+        batch.close()
 
     async def test_after_the_last_outcome_there_are_none_for_whoever_asks(
         self, session: BctrlSession
@@ -249,6 +306,16 @@ class TestBackpressure:
         running.cancel()
         await asyncio.wait([running])
         assert_conserved(batch, emulator)
+
+    async def test_whoever_reads_on_after_the_block_was_left_finds_the_end(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        async with session.stop_runtimes(fill(emulator, 100)) as batch:
+            await received(emulator, 100)
+            await asyncio.sleep(0.05)
+        async with asyncio.timeout(5):
+            assert [outcome async for outcome in batch] == []
+        assert batch.report.ok
 
     async def test_no_more_are_under_way_than_the_session_has_connections(
         self, emulator: Emulator, connect: Connect
@@ -365,7 +432,63 @@ class TestEndedByItsUser:
                 await asyncio.wait([running])
             if steps:
                 assert batch.report.counts.total() == 10
+            else:
+                batch.close()
             assert_conserved(batch, emulator)
+
+    @pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_whatever_a_callback_raises_comes_out_after_the_account(
+        self, error: type[BaseException], *, streamed: bool
+    ) -> None:
+        batches: list[StopBatch] = []
+
+        def fail(_: StopOutcome) -> None:
+            raise error
+
+        async def scenario(url: str) -> None:
+            async with BctrlSession("emulator-key", base_url=url) as session:
+                targets = [("ws-1", f"r{number}") for number in range(10)]
+                batch = session.stop_runtimes(targets, on_outcome=fail, concurrency=2)
+                batches.append(batch)
+                if streamed:
+                    async with batch:
+                        [outcome async for outcome in batch]
+                else:
+                    await batch
+
+        expected = BctrlError if error is asyncio.CancelledError else error
+        with emulator_in_a_thread() as emulator, pytest.raises(expected) as caught:
+            asyncio.run(scenario(emulator.url))
+        if expected is BctrlError:
+            assert str(caught.value) == "on_outcome raised CancelledError"
+        assert batches[0].report.counts.total() == batches[0].total == 10
+        assert not batches[0].report.ok
+
+    async def test_an_input_that_ends_the_feeding_itself_cuts_nothing_off(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = fill(emulator, 10)
+        emulator.inject(*[Fault.LATENCY] * 3)
+
+        async def feed() -> AsyncIterator[tuple[str, str]]:
+            for number, target in enumerate(targets):
+                if number == 3:
+                    batch.stop_feeding()
+                yield target
+
+        batch = session.stop_runtimes(feed())
+        report = await batch
+
+        assert report.counts == {STOPPED: 3, NOT_SENT: 1}
+
+    async def test_leaving_after_the_last_outcome_is_no_early_end(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        async with session.stop_runtimes(fill(emulator, 3)) as batch:
+            for _ in range(3):
+                await anext(batch)
+        assert batch.report.ok
 
     async def test_a_second_cancellation_does_not_hurry_the_account(
         self, emulator: Emulator, session: BctrlSession
@@ -647,6 +770,59 @@ class TestAborted:
 
         assert [outcomes[index].result for index in range(3)] == [STOPPED, UNKNOWN, "rejected"]
         assert outcomes[1].attempts == 1
+
+    async def test_a_target_that_was_refused_before_the_key_was_lost_is_rejected(
+        self, emulator: Emulator
+    ) -> None:
+        asked = 0
+
+        def key() -> str:
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                raise LookupError("the vault is sealed")
+            return "emulator-key"
+
+        emulator.inject(Fault.RATE_LIMITED)
+        async with BctrlSession(key, base_url=emulator.url) as session:
+            report = await session.stop_runtimes([("ws-1", "crm")])
+
+        assert emulator.received.total() == 1
+        assert report.counts == {StopResult.REJECTED: 1}
+
+    async def test_a_server_that_asks_to_stay_away_beyond_the_patience_ends_the_run(self) -> None:
+        async with Emulator(port=0, retry_after="301") as emulator:
+            emulator.add_runtime("ws-1", "crm")
+            emulator.inject(Fault.RATE_LIMITED_RETRY_AFTER)
+            endless = iter(lambda: ("ws-1", "crm"), None)
+            async with BctrlSession("emulator-key", base_url=emulator.url) as session:
+                report = await session.stop_runtimes(endless, concurrency=10)
+
+        assert isinstance(report.ended_early, BctrlRateLimitError)
+        assert report.total <= 20
+
+    @pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
+    def test_whatever_a_key_function_raises_every_target_has_its_outcome(
+        self, error: type[BaseException]
+    ) -> None:
+        batches: list[StopBatch] = []
+
+        def no_key() -> str:
+            raise error
+
+        async def scenario(url: str) -> None:
+            async with BctrlSession(no_key, base_url=url) as session:
+                batches.append(session.stop_runtimes([("ws-1", "r0")] * 50))
+                await batches[0]
+
+        with emulator_in_a_thread() as emulator:
+            if error is KeyboardInterrupt:
+                with pytest.raises(KeyboardInterrupt):
+                    asyncio.run(scenario(emulator.url))
+            else:
+                asyncio.run(scenario(emulator.url))
+        assert batches[0].report.counts.total() == 50
+        assert not batches[0].report.ok
 
     async def test_a_key_that_cannot_be_had_ends_the_run(self, emulator: Emulator) -> None:
         def no_key() -> str:

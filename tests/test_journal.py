@@ -412,6 +412,14 @@ class TestRefusal:
         assert write(path) == HEADER
 
 
+def test_what_a_child_has_of_it_does_not_keep_it_locked(path: Path) -> None:
+    journal = Journal(path, SERVER)
+    inherited = os.dup(journal._file)  # As after a fork: another number of the same open file.
+    journal.close()
+    Journal(path, SERVER).close()
+    os.close(inherited)
+
+
 class TestPath:
     def test_a_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(BctrlConfigError, match=r"cannot be used: Is a directory") as caught:
@@ -424,7 +432,7 @@ class TestPath:
         assert not (tmp_path / "missing").exists()
 
     def test_a_name_that_no_file_can_have_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(BctrlConfigError, match="cannot be used: embedded null byte"):
+        with pytest.raises(BctrlConfigError, match="cannot be used: embedded null"):
             Journal(tmp_path / "a\0b", SERVER)
 
     def test_a_disk_that_fails_while_it_is_read_is_a_clear_error(

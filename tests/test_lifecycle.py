@@ -181,6 +181,32 @@ async def test_closing_while_the_host_is_looked_up_is_a_clear_error(
     assert caught.value.may_have_stopped is False
 
 
+async def test_closing_a_borrowed_pool_while_the_host_is_looked_up_is_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class SlowResolver:
+        def __init__(self, **_: object) -> None:
+            """Take what aiohttp passes."""
+
+        async def resolve(self, *_: object, **__: object) -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+        async def close(self) -> None:
+            """Close nothing."""
+
+    asked = asyncio.Event()
+    monkeypatch.setattr(aiohttp.connector, "DefaultResolver", SlowResolver)
+    async with aiohttp.ClientSession() as http:
+        session = BctrlSession(KEY, base_url="https://slow.test", http=http)
+        call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        async with asyncio.timeout(10):
+            await asked.wait()
+    with pytest.raises(BctrlConfigError, match="http= is closed"):
+        await call
+    await session.close()
+
+
 async def test_closing_between_the_head_of_an_answer_and_its_body_is_a_clear_error() -> None:
     async def close(*_: object) -> None:
         await session.close()

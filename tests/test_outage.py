@@ -66,15 +66,24 @@ class Simulation:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, server: Server, latency: float) -> None:
         self.requests: Counter[str] = Counter()
         self.seconds = 0.0
+        self.answers: list[float] = []
+        self.before_answer: Callable[[float], Awaitable[None] | None] = lambda _: None
 
         async def attempt(_: BctrlSession, call: Call, __: object) -> Runtime | BctrlError:
             now = asyncio.get_running_loop().time()
             self.requests[call.alias] += 1
             answer = server(now, call.alias)
+            if (more := self.before_answer(now)) is not None:
+                await more
             await asyncio.sleep(latency)
+            if isinstance(answer, Runtime):
+                self.answers.append(now)
             return answer
 
         monkeypatch.setattr(BctrlSession, "_attempt", attempt)
+
+    def answered_between(self, begin: float, end: float) -> int:
+        return sum(begin <= now < end for now in self.answers)
 
     def run(self, main: Callable[[BctrlSession], Awaitable[_T]], **options: int) -> _T:
         async def scenario() -> _T:
@@ -106,11 +115,12 @@ class TestNeverAnswered:
         simulation = simulate(lambda *_: how(), 0.1)
         report = simulation.run(lambda session: session.stop_runtimes(list(targets(10_000))))
 
-        assert simulation.requests.total() == 100 + 3
+        # One asks four times in all, and another one makes sure; a new target has come meanwhile.
+        assert simulation.requests.total() <= 100 + 5
         assert isinstance(report.ended_early, BctrlNetworkError)
         assert "does not answer" in str(report.ended_early)
         assert report.counts == (
-            {NOT_SENT: 10_000} if how is refused else {UNKNOWN: 100, NOT_SENT: 9_900}
+            {NOT_SENT: 10_000} if how is refused else {UNKNOWN: 101, NOT_SENT: 9_899}
         )
         assert simulation.seconds < 10
 
@@ -139,9 +149,36 @@ class TestNeverAnswered:
         ):
             report = await session.stop_runtimes(list(targets(1000)))
 
-        assert report.counts == {UNKNOWN: 100, NOT_SENT: 900}
+        assert report.counts == {UNKNOWN: 101, NOT_SENT: 899}
         assert received <= 1.1 * 1000
         assert report.ended_early is not None
+
+
+class TestBadFirstTarget:
+    """The first target breaks the server, and all others are well."""
+
+    def test_a_server_that_is_slow_to_answer_the_others_is_not_given_up(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(lambda _, alias: bad_gateway() if alias == "r0" else ANSWER, 8)
+        report = simulation.run(lambda session: session.stop_runtimes(list(targets(1000))))
+
+        assert report.counts == {STOPPED: 999, UNKNOWN: 1}
+
+    @pytest.mark.parametrize("concurrency", [1, 2, 100])
+    @pytest.mark.parametrize("attempts", [1, 4])
+    def test_only_that_target_is_given_up(
+        self, simulate: Simulate, attempts: int, concurrency: int
+    ) -> None:
+        simulation = simulate(lambda _, alias: broken() if alias == "r0" else ANSWER, 0.1)
+        report = simulation.run(
+            lambda session: session.stop_runtimes(
+                targets(300), concurrency=concurrency, retry=RetryPolicy(attempts=attempts)
+            )
+        )
+
+        assert report.counts == {STOPPED: 299, UNKNOWN: 1}
+        assert report.ended_early is None
 
 
 class TestOutage:
@@ -208,6 +245,38 @@ class TestOutage:
         # The one that was asking may have been in flight.
         assert report.counts[STOPPED] == 2000
         assert report.counts[NOT_SENT] >= 7999
+
+    def test_a_refusal_is_an_answer_that_ends_it_for_all(self, simulate: Simulate) -> None:
+        asking = set()
+
+        def server(now: float, alias: str) -> Runtime | BctrlError:
+            if 2 <= now < 10:
+                if now > 4:
+                    asking.add(alias)
+                return refused()
+            if alias in asking and now < 200:
+                return BctrlServerError("503", status=503)
+            return ANSWER
+
+        simulation = simulate(server, 0.1)
+        report = simulation.run(lambda session: session.stop_runtimes(targets(5000)))
+
+        assert report.counts[STOPPED] >= 4900
+        assert simulation.answered_between(10, 60) >= 2000
+
+    def test_what_was_sent_before_it_and_ends_in_it_does_not_end_it(
+        self, simulate: Simulate
+    ) -> None:
+        async def hang(now: float) -> None:
+            # Those that arrive when the server goes away are given up one by one, seconds later.
+            await asyncio.sleep(1 + now % 0.1 * 40)
+
+        simulation = simulate(lambda now, _: broken() if 2 <= now < 40 else ANSWER, 0.1)
+        simulation.before_answer = lambda now: hang(now) if 2 <= now < 2.2 else None
+        report = simulation.run(lambda session: session.stop_runtimes(targets(5000)))
+
+        assert report.ok
+        assert simulation.requests.total() <= 5000 + 200 + 30
 
     def test_feeding_may_end_in_the_middle_of_it(self, simulate: Simulate) -> None:
         simulation = simulate(lambda now, _: refused() if 2 <= now < 32 else ANSWER, 0.1)

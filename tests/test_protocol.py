@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
+from enum import Enum
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -100,6 +101,14 @@ def deepest_reading(text: str) -> list[str]:
 
 
 class TestPathSegment:
+    def test_a_member_of_an_enum_is_its_value(self) -> None:
+        class Alias(str, Enum):  # noqa: UP042 - a StrEnum formats as its value, this does not.
+            CRM = "crm"
+            MAIL = "the mail"
+
+        assert f"{_protocol.path_segment(Alias.CRM, 'alias')}" == "crm"
+        assert f"{_protocol.path_segment(Alias.MAIL, 'alias')}" == "the%20mail"
+
     @given(tricky_text | st.text())
     @example("%25" * 40 + "2e")
     @example("a%2f%2e%2e%5cb")

@@ -192,6 +192,7 @@ class TestInput:
         batch = session.stop_runtimes(make())
 
         assert (batch.length, batch.total) == (length, 0)
+        batch.close()
 
     async def test_it_is_read_no_faster_than_it_is_worked_off(
         self, runtimes: Emulator, session: BctrlSession
@@ -351,7 +352,7 @@ NONE: dict[str, tuple[object, RuntimeRef, str]] = {
     "a text and None": (("ws-1", None), RuntimeRef("ws-1", "None"), "('ws-1', None) is no targ"),
     "a text and a UUID": (
         ("ws-1", UUID(int=5)),
-        RuntimeRef("ws-1", reprlib.repr(UUID(int=5))),
+        RuntimeRef("ws-1", str(UUID(int=5))),
         f"('ws-1', {reprlib.repr(UUID(int=5))}) is no target",
     ),
     "bytes": ((b"ws", b"a"), RuntimeRef("b'ws'", "b'a'"), "(b'ws', b'a') is no target"),
@@ -452,6 +453,16 @@ class TestNoTargets:
     async def test_one_that_breaks_when_it_is_looked_at_has_its_outcome(
         self, runtimes: Emulator, session: BctrlSession
     ) -> None:
+        class Lazy:
+            """A proxy of what cannot be loaded any more."""
+
+            @property  # type: ignore[misc]
+            def __class__(self) -> type:
+                raise LookupError("detached")
+
+            def __repr__(self) -> str:
+                raise LookupError("detached")
+
         class Detached(UserList[str]):
             """A row that loads itself, of a database that is gone."""
 
@@ -462,11 +473,12 @@ class TestNoTargets:
                 raise LookupError("detached")
 
         report = await session.stop_runtimes(
-            targets(("ws-1", "a"), Detached(), ("ws-1", "b")), concurrency=1
+            [("ws-1", "a"), Detached(), Lazy(), ("ws-1", "b")],  # type: ignore[list-item]
+            concurrency=1,
         )
         gc.collect()  # A worker that died complains when it is collected: here, not anywhere else.
 
-        assert report.total == report.counts.total() == 3
+        assert report.total == report.counts.total() == 4
         assert runtimes.received == {("ws-1", "a"): 1, ("ws-1", "b"): 1}
 
 

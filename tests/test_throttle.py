@@ -94,6 +94,15 @@ class TestFixedLimit:
         assert run.seconds <= 1.25 * 100
         assert run.refused <= 0.05 * run.requests
 
+    @pytest.mark.parametrize(("latency", "limit"), [(0.4, 20), (1.0, 10), (2.0, 30)])
+    def test_a_limit_on_slow_requests_in_flight_is_not_forgotten(
+        self, latency: float, limit: int
+    ) -> None:
+        run = Run(lambda _: None, latency=lambda _: latency, most_in_flight=limit)
+        virtual_time.run(run.by_workers(1500))
+        assert run.lost == 0
+        assert run.refused <= 0.6 * run.requests
+
 
 class TestChangingLimit:
     def test_it_goes_down_and_comes_back_with_the_limit(self) -> None:
@@ -107,11 +116,14 @@ class TestChangingLimit:
         # 10 s at 200, 30 s at 50, and the rest at 200 again.
         assert run.seconds <= 1.15 * (40 + (20_000 - 2_000 - 1_500) / 200)
 
-    def test_an_outage_of_refusals_costs_few_requests(self) -> None:
-        run = Run(lambda now: refusal() if 5 <= now < 35 else None, latency=lambda _: 0.1)
-        virtual_time.run(run.by_workers(10_000))
+    @pytest.mark.parametrize("end", [25, 35])
+    def test_an_outage_of_refusals_costs_few_requests_and_is_forgotten(self, end: float) -> None:
+        run = Run(lambda now: refusal() if 5 <= now < end else None, latency=lambda _: 0.1)
+        virtual_time.run(run.by_workers(20_000))
         assert run.lost == 0
         assert run.refused <= 0.05 * run.requests
+        # A thousand a second before and after it, and a while to find that out.
+        assert run.seconds <= 20 + (end - 5) + 15
 
     def test_a_limit_that_is_gone_is_forgotten(self) -> None:
         throttle = Throttle()
