@@ -152,6 +152,8 @@ def _visible(text: str) -> str:
 
 
 def _detail(outcome: StopOutcome) -> str:
+    if outcome.resumed:
+        return "by an earlier run, as the journal has it; not sent again"
     error = outcome.error
     if error is not None:
         if outcome.result.settled:
@@ -196,12 +198,23 @@ def as_line(target: RuntimeRef) -> str:
     return json.dumps({"workspace_id": target.workspace_id, "alias": target.alias})
 
 
-def summary(report: StopReport) -> str:
-    """All results in one line."""
+def summary(report: StopReport, *, unread: bool = False) -> str:
+    """All results in one line.
+
+    Args:
+        report: What became of the targets.
+        unread: Whether there may be more of them.
+    """
     counts = report.counts
     settled = sum(count for result, count in counts.items() if result.settled)
-    line = f"{settled:,} of {report.total:,} settled in {report.elapsed:.2f} s"
-    return f"{line}: {results(counts)}" if counts else line
+    parts = [f"{settled:,} of {report.total:,} settled in {report.elapsed:.2f} s"]
+    if counts:
+        parts[0] += f": {results(counts)}"
+    if report.resumed:
+        parts.append(f"{report.resumed:,} of them by an earlier run, and not sent again")
+    if unread:
+        parts.append("the input was not read to its end")
+    return "; ".join(parts)
 
 
 def results(counts: Counter[StopResult]) -> str:

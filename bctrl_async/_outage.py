@@ -48,6 +48,11 @@ class Outage:
         self._news = asyncio.Event()
         self.given_up = False
 
+    @property
+    def lasts(self) -> bool:
+        """Whether nobody is answered at the moment."""
+        return self._began is not None
+
     def end(self) -> None:
         """Let all go on: the server answers."""
         if self._began is not None:

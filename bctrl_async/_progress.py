@@ -109,7 +109,9 @@ class Display:
         parts = [f"{batch.in_flight} in flight"]
         if batch.retries:
             parts.append(f"{batch.retries:,} retries")
-        if batch.is_throttled:
+        if batch.is_unanswered:
+            parts.append("no answer from the server, asking again")
+        elif batch.is_throttled:
             parts.append("throttled by the server")
         if self.notice:
             parts.append(self.notice)

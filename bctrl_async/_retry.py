@@ -182,12 +182,18 @@ class Retries:
         if self._failures >= self._policy.attempts:
             return None
         if (error.retry_after or 0.0) > self._patience:
+            self._explain_wait(error)
             return None
         if not self._budget.spend():
             error.add_note("not sent again: so many stops fail that retries would add to the load")
             return None
         backoff = self._policy.backoff(self._failures, self._uniform)
         return max(error.retry_after or 0.0, backoff)
+
+    @property
+    def last_failure(self) -> BctrlError | None:
+        """How the last attempt failed."""
+        return self._failed[-1] if self._failed else None
 
     def account(self, error: BctrlError) -> None:
         """Tell the error that ends the stop about the attempts before it."""
@@ -197,12 +203,21 @@ class Retries:
             if failed is not error:
                 error.add_note(f"attempt {number}: {failed.summary}")
 
+    def _explain_wait(self, error: BctrlError) -> None:
+        error.cure = (
+            f"The server asks to stay away for {error.retry_after:.0f} s, which is beyond the "
+            "patience: call again then"
+        )
+
     def _delay_throttled(self, retry_after: float | None, now: float) -> float | None:
         if self._patience_ends is None:
             self._patience_ends = now + self._patience
         left = self._patience_ends - now
-        if left <= 0 or (retry_after or 0.0) > left:
+        if left <= 0:
+            return None
+        if (retry_after or 0.0) > left:
             # Knocking before the time the server named would only add to its load.
+            self._explain_wait(self._failed[-1])
             return None
         jitter = min(self._policy.backoff(self.throttles, self._uniform), left)
         return max(retry_after or 0.0, jitter)

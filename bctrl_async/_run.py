@@ -138,6 +138,7 @@ class Run:
         failures: The outcomes so far that are not settled.
         retries: Requests beyond the first, of the targets that have their outcome.
         throttled: Answers to them that were 429 or 503.
+        resumed: How many outcomes are those of an earlier run.
         ended_early: Why it ended before its input did.
     """
 
@@ -168,12 +169,18 @@ class Run:
         self.failures: list[StopOutcome] = []
         self.retries = 0
         self.throttled = 0
+        self.resumed = 0
         self.ended_early: BctrlError | None = None
 
     @property
     def in_flight(self) -> int:
         """How many requests are under way."""
         return sum(1 for worker in self._workers if worker.call and worker.call.in_flight)
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether the server answers nobody at the moment."""
+        return self._outage.lasts
 
     def end_early(self, why: BctrlError, reach: Reach) -> None:
         """End as much of the run as the reach says."""
@@ -270,6 +277,7 @@ class Run:
             return self._refuse(index, target, refused)
         if self._settled and (settled := self._settled.get(target)) is not None:
             self.counts[settled.result] += 1
+            self.resumed += 1
             return msgspec.structs.replace(settled, index=index)
         ended = await self._stop(worker, call) if self._reach is None else self._not_begun
         if call.retries is not None:
@@ -369,9 +377,14 @@ class Run:
         return result
 
     def _cut_off(self, call: Call) -> BctrlError:
-        when = "before an answer" if call.in_flight else "while it waited for its turn"
+        if call.in_flight:
+            when = "before an answer"
+        else:
+            when = "before it was sent again" if call.attempts else "while it waited for its turn"
+        last = None if call.retries is None else call.retries.last_failure
+        before = f"; before that, {last.summary}" if last is not None else ""
         error = BctrlError(
-            f"cut off {when}: {self._why.summary}",
+            f"cut off {when}: {self._why.summary}{before}",
             cure="Stop it again: a stop is safe to repeat",
             may_have_stopped=call.in_flight,
         )
@@ -388,7 +401,7 @@ class Run:
 
     def _fail(self, error: BaseException) -> None:
         self._failed = self._failed or error
-        self.end_early(BctrlError("the run failed"), Reach.HANDING_OVER)
+        self.end_early(BctrlError(f"the run failed: {error!r}"), Reach.HANDING_OVER)
 
 
 async def until_done(tasks: Iterable[asyncio.Task[_T]]) -> None:

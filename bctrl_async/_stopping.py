@@ -4,21 +4,34 @@ import asyncio
 import signal
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopOutcome, StopReport, _display
 from bctrl_async._progress import Display
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The last one is a terminal that is gone; nohup has it ignored.
+_SIGNALS = [
+    number
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if (number := getattr(signal, name, None)) is not None
+    and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN)
+]
 _NOTICE = "ending: Ctrl-C again cuts off what is under way"
 
 
 class Ended(NamedTuple):
-    """How a bulk stop ended: its report, who interrupted it, and what could not be read."""
+    """How a bulk stop ended.
+
+    Attributes:
+        report: Its report.
+        interrupted: Whether the user called for its end.
+        unread: Whether there may be targets that were not even read.
+        failure: Why the targets could not be read.
+    """
 
     report: StopReport
     interrupted: bool
+    unread: bool
     failure: OSError | None
 
 
@@ -29,7 +42,7 @@ async def stop(
     output: _display.Output,
     *,
     deadline: float | None = None,
-    journal: Path | None = None,
+    journal: str | None = None,
 ) -> Ended:
     """Run a bulk stop to its end, however that comes, and show every outcome.
 
@@ -51,7 +64,8 @@ async def stop(
             interrupted = await to_its_end(batch, output)
         except OSError as error:
             failure = error
-    return Ended(batch.report, interrupted, failure)
+    unread = batch.length is None and batch.report.ended_early is not None
+    return Ended(batch.report, interrupted, unread, failure)
 
 
 async def rehearse(

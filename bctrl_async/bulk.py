@@ -18,6 +18,7 @@ from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
+_NEVER = BctrlError("the bulk stop was not run")
 _BUFFERED = 100
 """Outcomes that may wait to be read before the workers wait as well."""
 
@@ -94,6 +95,11 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self._is_throttled()
 
     @property
+    def is_unanswered(self) -> bool:
+        """Whether the server answers nobody at the moment, and is asked now and then."""
+        return self._run.is_unanswered
+
+    @property
     def report(self) -> StopReport:
         """What became of the targets so far."""
         elapsed = 0.0
@@ -106,7 +112,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
             elapsed=elapsed,
             retries=self._run.retries,
             throttled=self._run.throttled,
-            ended_early=self._run.ended_early,
+            resumed=self._run.resumed,
+            ended_early=_NEVER if self._began is None else self._run.ended_early,
         )
 
     def stop_feeding(self) -> None:
@@ -197,7 +204,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
         self._taken_up = True
         if self._began is not None:
             raise BctrlConfigError(
-                "the bulk stop has run already", cure="Call stop_runtimes again for another run"
+                "the bulk stop has run already",
+                cure="Read its .report, or call stop_runtimes again for another run",
             )
         self._check()
         self._began = time.monotonic()

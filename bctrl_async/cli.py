@@ -111,11 +111,11 @@ def _stop(
     workspace: Annotated[str | None, typer.Argument(hidden=True)] = None,
     aliases: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
-    file: Annotated[
-        str | None, _option("Read the targets from a file; - is stdin.", "FILE", "--from")
+    files: Annotated[
+        list[str] | None, _option("Read the targets from a file; - is stdin.", "FILE", "--from")
     ] = None,
     journal: Annotated[
-        Path | None, _option("Note each outcome there; resume what it has.", "FILE")
+        str | None, _option("Note each outcome there; resume what it has.", "FILE")
     ] = None,
     concurrency: Annotated[int, _option("Stops under way at most; default 100.", "N")] = 100,
     rate: Annotated[float | None, _option("Requests a second at most.", "N")] = None,
@@ -145,6 +145,11 @@ def _stop(
     The exit code is 0 if all are settled, 1 if some are not, 2 if the command cannot be run as it
     stands, 130 after Ctrl-C.
     """
+    if files is not None and (len(files) > 1 or not files[0]):
+        raise _UsageError("give --from once, with the name of a file or -")
+    if journal == "":
+        raise _UsageError("--journal is empty: give the name of a file")
+    file = files[0] if files else None
     source = _targets(workspace, aliases or [], file)
     key = os.environ.get("BCTRL_API_KEY") or ("dry-run" if dry_run else None)
     if key is None:
@@ -202,12 +207,12 @@ def _targets(workspace: str | None, aliases: list[str], file: str | None) -> _Ta
 def _rehearse(
     session: BctrlSession,
     source: _Targets,
-    journal: Path | None,
+    journal: str | None,
     output: _display.Output,
 ) -> int:
     """Show what would be stopped, in a form that --from reads."""
     settled: Mapping[RuntimeRef, object] = {}
-    if journal is not None and journal.exists():
+    if journal is not None and Path(journal).exists():
         found = Journal(journal, session.base_url)
         settled = found.settled
         found.close()
@@ -238,8 +243,14 @@ def _conclude(ended: _stopping.Ended, output: _display.Output, *, json: bool) ->
         _display.complain(f"cannot read all targets: {ended.failure.strerror}")
     elif report.ended_early is not None and not ended.interrupted:
         _display.complain(f"ended early: {report.ended_early}")
-    if not json:
-        output.say(f"{'Interrupted: ' * ended.interrupted}{_display.summary(report)}", wrap=True)
+    account = _display.summary(report, unread=ended.unread)
+    account = f"{'Interrupted: ' * ended.interrupted}{account}"
+    if json:
+        _display.note(account)
+    else:
+        output.say(account, wrap=True)
+    if report.counts[StopResult.NOT_FOUND] > report.total / 2:
+        _display.complain("most are not found: check the workspace id, the aliases and base URL")
     if ended.interrupted:
         raise KeyboardInterrupt
     return 0 if report.ok and ended.failure is None and not output.lost else _FAILED

@@ -88,6 +88,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         elapsed: Seconds that the run took.
         retries: Requests beyond the first of each target.
         throttled: Answers that were 429 or 503.
+        resumed: How many of the outcomes are those of an earlier run, as the journal has them.
         ended_early: Why not all of the input was worked off, where it was not.
     """
 
@@ -97,6 +98,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     elapsed: float
     retries: int
     throttled: int
+    resumed: int = 0
     ended_early: BctrlError | None = None
 
     @property

@@ -268,11 +268,13 @@ class BctrlSession:
             deadline: Seconds after which everything is cut off, above 0; None is no such limit.
                 Callbacks are still waited for.
             on_outcome: A function, plain or async, that is called with each outcome. If it raises,
-                the run is cut off and raises the same.
+                the run is cut off and raises the same. It is not called any more once the run is
+                cancelled; `report.failures` has all that it has not seen.
             timeout: Seconds for one attempt, above 0; the session's when None.
             retry: When and how often to try again; the session's policy when None.
             journal: A file to which each outcome is appended as a line of JSON. The same call with
-                the same file resumes the run: what is settled is not sent again.
+                the same file resumes the run: what is settled is not sent again, so take another
+                file for runtimes that have been started anew.
 
         Returns:
             What to await for the `StopReport`, or to enter and iterate over. It then raises what
@@ -296,6 +298,10 @@ class BctrlSession:
         if not isinstance(journal, str | os.PathLike | None):
             raise BctrlConfigError(
                 f"journal is a {type(journal).__name__}", cure="Pass the path of a file"
+            )
+        if on_outcome is not None and not callable(on_outcome):
+            raise BctrlConfigError(
+                f"on_outcome is a {type(on_outcome).__name__}", cure="Pass a function"
             )
         source = Input(targets)
         if source.length is not None:

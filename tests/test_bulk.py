@@ -211,6 +211,8 @@ class TestAwaited:
 
     async def test_it_runs_once(self, emulator: Emulator, session: BctrlSession) -> None:
         batch = session.stop_runtimes([("ws-1", "crm")])
+        assert not batch.report.ok
+        assert str(batch.report.ended_early) == "the bulk stop was not run"
         assert batch.report.total == 0
         assert batch.report.elapsed == 0
         await batch
@@ -733,7 +735,8 @@ class TestDeadline:
         assert failure.result is StopResult.REJECTED
         assert failure.error is not None
         assert failure.error.status == 429
-        assert "while it waited for its turn" in str(failure.error)
+        assert "cut off before it was sent again: the deadline of 0.3 s" in str(failure.error)
+        assert "before that, the server answered 429" in str(failure.error)
 
     async def test_a_target_that_may_have_stopped_before_it_is_unknown(
         self, emulator: Emulator, session: BctrlSession
@@ -889,6 +892,7 @@ class TestArguments:
             ("timeout", -1),
             ("retry", 3),
             ("journal", 3),
+            ("on_outcome", 5),
         ],
     )
     async def test_a_bad_one_is_named_where_it_is_given(

@@ -311,7 +311,10 @@ async def test_json_is_one_object_for_each_alias_and_nothing_else(
     }
     assert [found[index]["result"] for index in (2, 3)] == ["rejected", "rejected"]
     assert [found[index]["attempts"] for index in (2, 3)] == [0, 0]
-    assert (code, err) == (1, "")
+    assert (code, without_times(err)) == (
+        1,
+        "2 of 4 settled in 0.0 s: 1 stopped, 1 not_found, 2 rejected\n",
+    )
 
 
 async def test_a_wrong_key_ends_the_run_early_and_is_explained_without_showing_it(
@@ -413,7 +416,8 @@ async def test_with_json_every_target_of_a_file_gets_a_line(
         ("nobody", "not_found"),
         ("line 3: 'nonsense'", "rejected"),
     ]
-    assert (code, err) == (1, "")
+    assert err.startswith("2 of 3 settled in ")
+    assert code == 1
     assert emulator.status("ws", "a") == "stopped"
 
 
@@ -516,7 +520,7 @@ async def test_an_input_that_fails_later_is_one_line_and_exit_code_1(
     os.close(write_only)
     code, out, err = await finish(process)
     assert err == "bctrl-async: error: cannot read all targets: Bad file descriptor\n"
-    assert without_times(out) == "0 of 0 settled in 0.0 s\n"
+    assert without_times(out) == ("0 of 0 settled in 0.0 s; the input was not read to its end\n")
     assert code == 1
     assert not emulator.requests
 
@@ -540,7 +544,10 @@ async def test_the_same_command_resumes_what_its_journal_has(
     resumed = {outcome["alias"]: outcome["resumed"] for outcome in outcomes_of(out)}
     assert resumed == {"a": True, "b": False, "c": True}
     assert set(results_of(out)) == {"stopped"}
-    assert (code, err) == (0, "")
+    assert (code, without_times(err)) == (
+        0,
+        "3 of 3 settled in 0.0 s: 3 stopped; 2 of them by an earlier run, and not sent again\n",
+    )
     assert KEY not in journal.read_text()
 
 
@@ -712,7 +719,7 @@ async def test_the_first_ctrl_c_begins_nothing_new_and_waits_for_what_is_under_w
             "Interrupted: 2 of 4 settled in 0.0 s: 2 stopped, 2 not_sent"
         )
     assert results == ["stopped", "stopped", "not_sent", "not_sent"]
-    assert (code, err) == (130, "")
+    assert (code, bool(err)) == (130, bool(option))
     assert len(emulator.requests) == 2
 
 
@@ -743,7 +750,7 @@ async def test_the_second_ctrl_c_cuts_off_and_accounts_for_every_alias(
             "Interrupted: 1 of 4 settled in 0.0 s: 1 stopped, 2 not_sent, 1 unknown"
         )
     assert results == ["stopped", "unknown", "not_sent", "not_sent"]
-    assert (code, err) == (130, "")
+    assert (code, bool(err)) == (130, bool(option))
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -784,7 +791,9 @@ async def test_ctrl_c_ends_the_wait_for_a_pipe_that_never_ends(
     said = await begin_to_end(process)
     assert said.endswith((f"0 in flight, {NOTICE}, 1 stopped\n", f"1 in flight, {NOTICE}\n"))
     code, out, err = await finish(process)
-    assert without_times(out) == "Interrupted: 1 of 1 settled in 0.0 s: 1 stopped\n"
+    assert without_times(out) == (
+        "Interrupted: 1 of 1 settled in 0.0 s: 1 stopped; the input was not read to its end\n"
+    )
     assert (code, err) == (130, "")
 
 
@@ -803,7 +812,8 @@ async def test_of_a_pipe_that_never_ends_what_is_under_way_is_waited_for_and_the
         ("a", "stopped"),
         ("b", "unknown"),
     ]
-    assert (code, err) == (130, "")
+    assert err.startswith("Interrupted: 1 of 2 settled in ")
+    assert code == 130
     assert emulator.received["ws", "c"] == 0
 
 
@@ -985,6 +995,43 @@ async def test_what_was_settled_before_is_shown_after_a_second_ctrl_c_too(
     assert code == 130
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--from", "a", "--from", "b"), "give --from once, with the name of a file or -"),
+        (("--from", ""), "give --from once, with the name of a file or -"),
+        (("--journal", "", "ws", "a"), "--journal is empty: give the name of a file"),
+    ],
+)
+async def test_a_name_that_is_missing_or_one_too_many_is_a_mistake(
+    command: Command, args: tuple[str, ...], said: str
+) -> None:
+    code, out, err = await command("stop", *args)
+    assert said in err
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.usefixtures("emulator")
+async def test_where_most_are_not_found_the_names_are_to_be_checked(command: Command) -> None:
+    code, _, err = await command("stop", "ws", "x", "y", "a")
+    assert err == (
+        "bctrl-async: error: most are not found: check the workspace id, the aliases and base URL\n"
+    )
+    assert code == 0
+
+
+@pytest.mark.usefixtures("emulator")
+async def test_a_line_says_what_is_only_known_from_the_journal(
+    command: Command, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    await command("stop", "--journal", journal, "ws", "a")
+    _, out, _ = await command("stop", "--journal", journal, "ws", "a", "b")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines()[:-1])
+    assert lines["a"].endswith("by an earlier run, as the journal has it; not sent again")
+    assert "journal" not in lines["b"]
+
+
 async def test_a_journal_without_room_is_one_line_and_exit_code_1(
     emulator: Emulator, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1007,7 +1054,8 @@ async def test_when_nobody_reads_the_results_the_stops_go_on(emulator: Emulator)
     os.close(writer)
     code, _, err = await finish(process)
     assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
-    assert (code, err) == (0, "")
+    assert without_times(err) == "3 of 3 settled in 0.0 s: 3 stopped\n"
+    assert code == 0
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
@@ -1400,7 +1448,7 @@ def test_a_demo_that_is_interrupted_at_once_accounts_for_every_runtime(
         report = StopReport(
             total=3, counts=Counter(results), failures=(), elapsed=0.0, retries=0, throttled=0
         )
-        return _stopping.Ended(report, interrupted=True, failure=None)
+        return _stopping.Ended(report, interrupted=True, unread=False, failure=None)
 
     monkeypatch.setattr(_demo, "stop", cut_short)
     with pytest.raises(KeyboardInterrupt):

@@ -432,7 +432,7 @@ class TestPath:
         assert not (tmp_path / "missing").exists()
 
     def test_a_name_that_no_file_can_have_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(BctrlConfigError, match="cannot be used: embedded null"):
+        with pytest.raises(BctrlConfigError, match=r"cannot be used: .*null"):
             Journal(tmp_path / "a\0b", SERVER)
 
     def test_a_disk_that_fails_while_it_is_read_is_a_clear_error(

@@ -278,6 +278,21 @@ class TestOutage:
         assert report.ok
         assert simulation.requests.total() <= 5000 + 200 + 30
 
+    def test_it_shows_while_it_lasts(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda now, _: refused() if 2 <= now < 32 else ANSWER, 0.1)
+
+        async def scenario(session: BctrlSession) -> list[bool]:
+            batch = session.stop_runtimes(targets(5000))
+            stopping = asyncio.create_task(batch)
+            shown: list[bool] = []
+            for _ in range(3):
+                await asyncio.sleep(1.5 if not shown else 10)
+                shown.append(batch.is_unanswered)
+            await stopping
+            return [*shown, batch.is_unanswered]
+
+        assert simulation.run(scenario) == [False, True, True, False]
+
     def test_feeding_may_end_in_the_middle_of_it(self, simulate: Simulate) -> None:
         simulation = simulate(lambda now, _: refused() if 2 <= now < 32 else ANSWER, 0.1)
 

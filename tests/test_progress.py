@@ -27,6 +27,7 @@ class Batch:
     in_flight: int = 0
     retries: int = 0
     is_throttled: bool = False
+    is_unanswered: bool = False
 
 
 class Clock:
@@ -129,6 +130,11 @@ def test_the_view_is_a_bar_the_state_and_the_results(make: Make, clock: Clock) -
     assert bar.endswith(" 20/s, 0:00:01 left 0:00:04")
     assert state == "3 in flight, 2 retries, throttled by the server"
     assert results == "80 stopped"
+
+
+def test_the_view_says_that_nobody_is_answered(make: Make) -> None:
+    display, _ = make(Batch(100, is_throttled=True, is_unanswered=True))
+    assert drawn(display, 80)[1] == "0 in flight, no answer from the server, asking again"
 
 
 def test_the_view_has_no_bar_without_a_length_and_no_results_before_the_first(make: Make) -> None:
