@@ -1,0 +1,89 @@
+"""How Sphinx builds these pages: `sphinx-build -nW docs docs/_build`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bctrl_async import __version__
+
+project = "bctrl_async"
+copyright = "the authors of bctrl_async, MIT licence"  # noqa: A001 - Sphinx names it.
+version = release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "examples"]
+
+html_theme = "furo"
+html_title = f"bctrl_async {__version__}"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+html_copy_source = False
+html_show_sourcelink = False
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+# In the docstrings, single backticks are code.
+default_role = "code"
+autodoc_class_signature = "mixed"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_typehints_format = "short"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 60
+
+# The pages are built without a network, so other projects' names stay without a link.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(aiohttp|collections|contextlib|fastapi|msgspec|os|uuid)\..*"),
+]
+
+
+_COLON = "\N{PRESENTATION FORM FOR VERTICAL COLON}"
+
+
+def _prepare(
+    _app: Sphinx, what: str, _name: str, _object: object, _options: object, lines: list[str]
+) -> None:
+    """Make reStructuredText of what our docstrings write more plainly."""
+    prepared: list[str] = []
+    in_returns = False
+    for number, line in enumerate(lines):
+        # An example is only indented.
+        before = next((text for text in reversed(lines[:number]) if text.strip()), "")
+        is_block = line.startswith("    ") and not lines[number - 1].strip()
+        if is_block and not before.startswith(" "):
+            language = "text" if any("├" in text for text in lines[number:]) else "python"
+            prepared += [f".. code-block:: {language}", ""]
+        # A plural such as `Struct`s.
+        plural = re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", line)
+        # Napoleon would take what stands before a colon for a type.
+        in_returns = line == "Returns:" or (in_returns and line.startswith("    "))
+        is_type = in_returns and line != "Returns:"
+        is_type |= number == 0 and what in {"attribute", "data", "property"}
+        prepared.append(plural.replace(":", _COLON) if is_type else plural)
+    lines[:] = prepared
+
+
+def _restore(
+    _app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]
+) -> None:
+    lines[:] = [line.replace(_COLON, ":") for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what goes before and after napoleon."""
+    app.connect("autodoc-process-docstring", _prepare, priority=100)
+    app.connect("autodoc-process-docstring", _restore, priority=900)

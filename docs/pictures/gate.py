@@ -1,0 +1,186 @@
+"""Draw how the gate follows a server's limit, for docs/explanation/gate.md.
+
+`python docs/pictures/gate.py`
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bctrl_async import BctrlError
+
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
+import virtual_time
+from simulation import Run, Server, refusal, token_bucket
+
+_FOLDER = Path(__file__).parent
+
+# From the middle of the scale, so that they can be read on white and on black.
+_TEXT, _TAKEN, _REFUSED = "#7a7a7a", "#4a8fd8", "#e0752d"
+_WIDTH, _HEIGHT = 420, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 26, 34
+
+_Limit = Callable[[float], float]
+
+
+class _Scene(NamedTuple):
+    name: str
+    title: str
+    serve: Server
+    stops: int
+    latency: float
+    limit: _Limit | None = None
+    """What the server bears a second, where that is a number."""
+
+
+def _at_random(share: float) -> Server:
+    chance = random.Random(share)  # noqa: S311 - no secret.
+    return lambda _: refusal() if chance.random() < share else None
+
+
+def _outage(begins: float, ends: float) -> Server:
+    return lambda now: refusal() if begins <= now < ends else None
+
+
+def _falling(now: float, begins: float = 10.0, ends: float = 30.0) -> float:
+    return 50.0 if begins <= now < ends else 200.0
+
+
+_SCENES = [
+    _Scene(
+        "fixed",
+        "4,000 stops; the server takes 200 a second",
+        token_bucket(lambda _: 200.0, burst=50),
+        4_000,
+        0.02,
+        lambda _: 200.0,
+    ),
+    _Scene(
+        "changing",
+        "6,000 stops; 200 a second, but 50 from 10 s to 30 s",
+        token_bucket(_falling, burst=50),
+        6_000,
+        0.02,
+        _falling,
+    ),
+    _Scene(
+        "random",
+        "20,000 stops; 6 % refused at any pace",
+        _at_random(0.06),
+        20_000,
+        0.1,
+    ),
+    _Scene(
+        "outage",
+        "20,000 stops; all refused from 5 s to 25 s",
+        _outage(5.0, 25.0),
+        20_000,
+        0.1,
+    ),
+]
+
+
+class _Chart:
+    """Bars of what started in each second, over what the server bears."""
+
+    def __init__(self, scene: _Scene) -> None:
+        self._scene = scene
+        self._taken: Counter[int] = Counter()
+        self._all: Counter[int] = Counter()
+        random.seed(1)  # The jitter.
+        self._run = Run(self._serve, latency=lambda _: scene.latency)
+        virtual_time.run(self._run.by_workers(scene.stops))
+        self._seconds = int(self._run.seconds) + 1
+        highest = max(self._all.values())
+        self._tick = _round_step(highest, 4)
+        self._top = self._tick * -(-highest // self._tick)
+
+    def _serve(self, now: float) -> BctrlError | None:
+        answer = self._scene.serve(now)
+        self._taken[int(now)] += answer is None
+        self._all[int(now)] += 1
+        return answer
+
+    def _x(self, second: float) -> float:
+        return round(_LEFT + second / self._seconds * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    def _y(self, count: float) -> float:
+        return round(_HEIGHT - _BOTTOM - count / self._top * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+    def draw(self) -> str:
+        """Return the picture as SVG."""
+        start = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
+            ' font-family="system-ui, sans-serif" font-size="12" role="img">'
+        )
+        run = self._run
+        title = (
+            f"<title>{self._scene.title}: {run.refused:,} of {run.requests:,} requests refused,"
+            f" {run.seconds:.1f} s</title>"
+        )
+        parts = [start, title, *self._legend(), *self._axes(), *self._bars(), *self._limit()]
+        return "\n".join([*parts, "</svg>", ""])
+
+    def _legend(self) -> Iterator[str]:
+        taken = f'<tspan fill="{_TAKEN}">taken</tspan>'
+        refused = f'<tspan fill="{_REFUSED}">refused</tspan>'
+        yield _text(_LEFT, 14, f"starts a second: {taken}, {refused}")
+        if self._scene.limit is not None:
+            yield _text(_WIDTH - _RIGHT, 14, "- - the limit", "end")
+
+    def _axes(self) -> Iterator[str]:
+        for count in range(0, self._top + 1, self._tick):
+            y = self._y(count)
+            yield (
+                f'<path d="M{_LEFT} {y}H{_WIDTH - _RIGHT}" stroke="{_TEXT}"'
+                f' stroke-opacity="{0.25 if count else 0.9}"/>'
+            )
+            yield _text(_LEFT - 5, y + 4, f"{count:,}", "end")
+        for second in range(0, self._seconds, _round_step(self._seconds, 6)):
+            yield _text(self._x(second), _HEIGHT - _BOTTOM + 16, str(second), "middle")
+        yield _text(_WIDTH - _RIGHT, _HEIGHT - 3, "seconds", "end")
+
+    def _bars(self) -> Iterator[str]:
+        for second in range(self._seconds):
+            taken, all_ = self._taken[second], self._all[second]
+            yield from self._bar(second, 0, taken, _TAKEN)
+            yield from self._bar(second, taken, all_, _REFUSED)
+
+    def _bar(self, second: int, low: int, high: int, colour: str) -> Iterator[str]:
+        if high > low:
+            left, right = self._x(second + 0.08), self._x(second + 0.92)
+            yield (
+                f'<rect x="{left}" y="{self._y(high)}" width="{right - left:.1f}"'
+                f' height="{self._y(low) - self._y(high):.1f}" fill="{colour}"/>'
+            )
+
+    def _limit(self) -> Iterator[str]:
+        if self._scene.limit is not None:
+            steps = [
+                f"{self._x(second)} {self._y(self._scene.limit(second))}H{self._x(second + 1)}"
+                for second in range(self._seconds)
+            ]
+            yield (
+                f'<path d="M{"L".join(steps)}" fill="none" stroke="{_TEXT}" stroke-width="1.5"'
+                ' stroke-dasharray="4 3"/>'
+            )
+
+
+def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
+    return f'<text x="{x}" y="{y:.1f}" text-anchor="{anchor}" fill="{_TEXT}">{words}</text>'
+
+
+def _round_step(highest: int, parts: int) -> int:
+    """Find the least round number of which so many parts reach up to the highest."""
+    sizes = (factor * int(10**power) for power in range(5) for factor in (1, 2, 5))
+    return next(size for size in sizes if size * parts >= highest)
+
+
+if __name__ == "__main__":
+    for scene in _SCENES:
+        _FOLDER.joinpath(f"gate-{scene.name}.svg").write_text(_Chart(scene).draw(), "utf-8")

@@ -1,0 +1,174 @@
+"""The examples of README.md and docs/: each one is run, against an emulator."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from bctrl_async.emulator import Emulator
+from bctrl_async.testing import bctrl_emulator  # noqa: F401 - a fixture.
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+# Docs are in the source distribution as well, but what was built from them is not.
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+GUIDES = [path for path in PAGES if path.parent.name == "how-to" or path.stem == "tutorial"]
+
+# Before a block: `<!-- not run -->`, or `<!-- file: test_app.py -->` for one that is a file.
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<note>[^\n]*) -->\n\n?)?```(?P<language>python|sh)\n(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+FILE = "file: "
+NOT_RUN = "not run"
+# What a page may need that the core does not.
+EXTRAS = ("aioresponses", "fastapi", "httpx")
+BASH = shutil.which("bash")
+
+
+class Block(NamedTuple):
+    """One example; the line is that of its first line of code."""
+
+    language: str
+    code: str
+    line: int
+    note: str
+
+    @property
+    def file(self) -> str | None:
+        return self.note.removeprefix(FILE) if self.note.startswith(FILE) else None
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text("utf-8")
+    found = []
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start("code")) + 1
+        found.append(Block(match["language"], match["code"], line, match["note"] or ""))
+    return found
+
+
+def compiled(page: Path, block: Block) -> object:
+    # The line numbers of a traceback are those of the page.
+    code = "\n" * (block.line - 1) + block.code
+    return compile(code, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def skip_without_its_extras(page: Path) -> None:
+    code = "\n".join(block.code for block in blocks(page))
+    for name in EXTRAS:
+        if re.search(rf"^(?:import|from) (?:bctrl_async\.)?{name}\b", code, re.MULTILINE):
+            pytest.importorskip(name)
+
+
+def shell(code: str) -> subprocess.CompletedProcess[str]:
+    command = f'bctrl-async() {{ "{sys.executable}" -m bctrl_async "$@"; }}\n{code}'
+    return subprocess.run(
+        [BASH or pytest.skip("there is no bash"), "-e", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def run_tests() -> subprocess.CompletedProcess[str]:
+    settings = "asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
+    Path("pytest.ini").write_text(f"[pytest]\n{settings}", "utf-8")
+    plugin = "bctrl_async.testing"
+    is_installed = any(point.value == plugin for point in entry_points(group="pytest11"))
+    options = [] if is_installed else ["-p", plugin]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *options],
+        env={name: value for name, value in os.environ.items() if not name.startswith("BCTRL_")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def succeeded(ended: subprocess.CompletedProcess[str], page: Path, line: int) -> None:
+    assert ended.returncode == 0, f"{page}:{line}\n{ended.stdout}{ended.stderr}"
+
+
+@pytest.fixture
+def _surroundings(
+    bctrl_emulator: Emulator,  # noqa: F811 - the fixture.
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What `bctrl-async emulator --runtimes 1000` and its two variables are in the examples."""
+    for number in range(1, 1001):
+        bctrl_emulator.add_runtime("demo", f"runtime-{number:04}")
+    monkeypatch.setenv("BCTRL_BASE_URL", bctrl_emulator.url)
+    monkeypatch.setenv("BCTRL_API_KEY", "emulator-key")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("_surroundings")
+@pytest.mark.parametrize(
+    "page",
+    [page for page in [ROOT / "README.md", *PAGES] if blocks(page)],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_every_example_of_a_page_runs_after_those_before_it(page: Path) -> None:
+    skip_without_its_extras(page)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    tests = []
+    with asyncio.Runner() as runner:
+        for block in blocks(page):
+            if block.language == "python":
+                code = compiled(page, block)
+            if block.note == NOT_RUN:
+                continue
+            if block.file is not None:
+                Path(block.file).write_text(block.code, "utf-8")
+                if block.file.startswith("test_"):
+                    tests.append(block)
+            elif block.language == "python":
+                # What awaits on the top level comes back as a coroutine.
+                ended = eval(code, namespace)  # type: ignore[arg-type]  # noqa: S307 - our docs.
+                if inspect.iscoroutine(ended):
+                    runner.run(ended)
+            elif page in GUIDES:
+                succeeded(shell(block.code), page, block.line)
+    if tests:
+        succeeded(run_tests(), page, tests[0].line)
+
+
+def test_no_page_has_a_note_that_means_nothing() -> None:
+    notes = {block.note for page in PAGES for block in blocks(page)}
+    assert {note for note in notes if not note.startswith(FILE)} <= {NOT_RUN, ""}
+
+
+@pytest.mark.parametrize("command", ["stop", "emulator", "demo"])
+def test_the_reference_lists_every_option_of_a_command(command: str) -> None:
+    text = (DOCS / "reference" / "command.md").read_text("utf-8")
+    section = text.partition(f"## `bctrl-async {command}`")[2].partition("\n## ")[0]
+    ended = shell(f"COLUMNS=200 bctrl-async {command} --help")
+    options = set(re.findall(r"^  (--[a-z-]+)", ended.stdout, re.MULTILINE))
+    assert options
+    assert options == set(re.findall(r"^\| `(--[a-z-]+)", section, re.MULTILINE))
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    text = "\n".join(page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md"))
+    listed = set(re.findall(r"^\.\. (?:auto|py:)\w+:: ([\w.]+)", text, re.MULTILINE))
+    modules = ["bctrl_async", "bctrl_async.emulator", "bctrl_async.testing"]
+    names = {f"{name}.{public}" for name in modules for public in import_module(name).__all__}
+    assert names - listed == {"bctrl_async.__version__"}

@@ -1,0 +1,63 @@
+"""The fixtures as users have them: in a project of their own, of an installed package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from bctrl_async.testing import bctrl_emulator, bctrl_session  # noqa: F401 - fixtures.
+
+TEST = """
+import pytest
+from bctrl_async.emulator import Fault
+
+{mark}
+async def test_a_stop_outlives_a_refusal(bctrl_emulator, bctrl_session):
+    bctrl_emulator.add_runtime("ws-1", "crm")
+    bctrl_emulator.inject(Fault.DROP_BEFORE, alias="crm")
+    assert (await bctrl_session.stop_runtime("ws-1", "crm")).status == "stopped"
+    assert bctrl_emulator.received["ws-1", "crm"] == 2
+"""
+PLUGINS = {
+    "pytest-asyncio, strict": (["-o", "asyncio_mode=strict"], "@pytest.mark.asyncio"),
+    "pytest-asyncio, auto": (["-o", "asyncio_mode=auto"], ""),
+    "anyio": (["-p", "no:asyncio", "-p", "anyio"], "@pytest.mark.anyio"),
+}
+
+
+def test_the_plugin_is_one_that_pytest_finds() -> None:
+    [plugin] = entry_points(group="pytest11", name="bctrl_async")
+    assert plugin.value == "bctrl_async.testing"
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_they_are_there_with_every_plugin_for_asyncio(plugin: str, tmp_path: Path) -> None:
+    options, mark = PLUGINS[plugin]
+    if plugin == "anyio":
+        pytest.importorskip("anyio")
+        mark += "\n@pytest.mark.parametrize('anyio_backend', ['asyncio'])"
+    tmp_path.joinpath("pytest.ini").write_text("[pytest]\n")
+    tmp_path.joinpath("test_mine.py").write_text(TEST.format(mark=mark))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *options],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_they_work_without_a_loop_around_them(
+    bctrl_emulator: object,  # noqa: F811 - the fixture.
+    bctrl_session: object,  # noqa: F811 - the fixture.
+) -> None:
+    assert "not opened yet" in repr(bctrl_session)
+    assert str(getattr(bctrl_emulator, "url", "")).startswith("http://127.0.0.1:")
