@@ -40,8 +40,8 @@ class Gate:
     )
 
     def __init__(self, limit: int, throttle: Throttle) -> None:
-        self.limit = limit
-        self.answers = 0
+        self.limit: int = limit
+        self.answers: int = 0
         self._free = limit
         self._throttle = throttle
         self._new: deque[asyncio.Future[bool]] = deque()

@@ -46,7 +46,7 @@ class Outage:
         self._asked = 0
         self._askers = 0
         self._news = asyncio.Event()
-        self.given_up = False
+        self.given_up: bool = False
 
     @property
     def lasts(self) -> bool:

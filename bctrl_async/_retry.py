@@ -154,7 +154,7 @@ class Retries:
         self._status: int | None = None
         self._throttled = False
         self._transient = False
-        self.throttles = 0
+        self.throttles: int = 0
 
     def note(self, error: BctrlError) -> None:
         """Remember how an attempt failed."""

@@ -167,9 +167,9 @@ class Run:
         self._failed: BaseException | None = None
         self.counts: Counter[StopResult] = Counter()
         self.failures: list[StopOutcome] = []
-        self.retries = 0
-        self.throttled = 0
-        self.resumed = 0
+        self.retries: int = 0
+        self.throttled: int = 0
+        self.resumed: int = 0
         self.ended_early: BctrlError | None = None
 
     @property

@@ -60,10 +60,10 @@ class Input:
                     f"targets is a {type(targets).__name__}, which cannot be iterated over",
                     cure="Pass an iterable or async iterable of (workspace id, alias)",
                 ) from None
-        self.length = len(targets) if isinstance(targets, Sized) else None
-        self.count = 0
+        self.length: int | None = len(targets) if isinstance(targets, Sized) else None
+        self.count: int = 0
         self.error: BaseException | None = None
-        self.ended = False
+        self.ended: bool = False
         self._turn = asyncio.Lock()
 
     @property

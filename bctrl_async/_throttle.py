@@ -81,7 +81,7 @@ class Throttle:
         self._stepped_at = -math.inf
         self._window = math.inf
         self._bound_at = -math.inf
-        self.closed_until = -math.inf
+        self.closed_until: float = -math.inf
 
     @property
     def idle(self) -> bool:

@@ -48,7 +48,7 @@ _ARGUMENTS = {
 # Typer brings its own click or imports it, by version; this is either one's class.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
