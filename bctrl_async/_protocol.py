@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -30,7 +31,7 @@ from bctrl_async.errors import (
     BctrlServerError,
     BctrlValidationError,
 )
-from bctrl_async.models import Runtime
+from bctrl_async.models import LaunchMode, Runtime, RuntimeKind, RuntimeStatus
 
 MAX_BODY = 1024 * 1024
 """Bytes of any answer that are read, after decompression; a Runtime takes about 500."""
@@ -160,7 +161,7 @@ def read_runtime(status: int, body: bytes, authorization: str) -> Runtime | Bctr
         except (msgspec.DecodeError, UnicodeDecodeError):
             # JavaScript servers escape half a surrogate pair when they cut a string, and RFC 8259
             # section 8.2 lets them; msgspec refuses it, the standard library does not.
-            return msgspec.convert(json.loads(body), Runtime)
+            return _converted(json.loads(body))
     except msgspec.ValidationError as error:
         problem = f"is not the contract's Runtime: {error}"
         cause: Exception = error
@@ -176,6 +177,25 @@ def read_runtime(status: int, body: bytes, authorization: str) -> Runtime | Bctr
     # The traceback would show the body, and with it a key that the server sent back.
     unreadable.__cause__ = cause.with_traceback(None)
     return unreadable
+
+
+def _converted(value: Any) -> Runtime:  # noqa: ANN401 - it is JSON.
+    try:
+        return msgspec.convert(value, Runtime)
+    except UnicodeEncodeError:
+        # msgspec looks a value of an enum up as UTF-8, which half a surrogate pair is not.
+        enums = {name: value[name] for name in ("kind", "status") if name in value}
+        value = {**value, **dict.fromkeys(enums, "")}
+        summary = value.get("summary")
+        mode = summary.get("launchMode") if isinstance(summary, dict) else None
+        if mode is not None:
+            value["summary"] = {**summary, "launchMode": ""}
+        runtime = msgspec.convert(value, Runtime)
+        found = runtime.summary
+        if found is not None and mode is not None:
+            found = msgspec.structs.replace(found, launch_mode=LaunchMode(mode))
+        kind, status = RuntimeKind(enums["kind"]), RuntimeStatus(enums["status"])
+        return msgspec.structs.replace(runtime, kind=kind, status=status, summary=found)
 
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

@@ -146,6 +146,26 @@ class TestAnswers:
         assert isinstance(runtime.kind, RuntimeKind)
         assert isinstance(runtime.status, RuntimeStatus)
 
+    @pytest.mark.parametrize("summary", [None, {}, {"launchMode": "\ud800"}, {"launchMode": None}])
+    @pytest.mark.parametrize("kind", ["browser", "\udfff"])
+    def test_half_a_surrogate_pair_in_an_enum_is_read_as_it_came(
+        self, kind: str, summary: dict[str, str | None] | None
+    ) -> None:
+        answer = {
+            "alias": "crm",
+            "createdAt": "",
+            "driver": "",
+            "id": "e3e70682-c209-4cac-629f-6fbed82c07cd",
+            "kind": kind,
+            "status": "\ud800",
+            "updatedAt": "",
+            "workspaceId": "f728b4fa-4248-5e3a-0a5d-2f346baa9455",
+            **({} if summary is None else {"summary": summary}),
+        }
+        runtime = read(json.dumps(answer).encode())
+        assert (runtime.kind, runtime.status) == (kind, "\ud800")
+        assert_read_as(runtime, answer, self.SCHEMA)
+
     @settings(deadline=None)
     @given(instances(SCHEMA), st.sampled_from([None, "utf-8", "utf-8-sig", "utf-16"]))
     def test_unescaped_text_is_read_as_well(self, answer: Schema, encoding: str | None) -> None:
