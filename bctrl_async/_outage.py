@@ -8,6 +8,7 @@ import random
 from bctrl_async._admission import Gate
 from bctrl_async._call import Call
 from bctrl_async._retry import RetryPolicy
+from bctrl_async.models import Runtime
 
 _LONGEST_WAIT = 5.0
 """Seconds between two questions at most, which the end of an outage may cost."""
@@ -39,7 +40,7 @@ class Outage:
         self._patience = patience
         self._answers_before = gate.answers
         self._began: float | None = None
-        self._asking: Call | None = None
+        self._asking: Call[Runtime] | None = None
         self._asking_since = 0.0
         self._failures = 0
         self._answers_then = 0
@@ -59,7 +60,7 @@ class Outage:
             self._began = None
             self._pass_on()
 
-    async def may_retry(self, call: Call, answers: int) -> bool:
+    async def may_retry(self, call: Call[Runtime], answers: int) -> bool:
         """Wait until a call should be tried again, and tell whether it should.
 
         Args:
@@ -79,14 +80,14 @@ class Outage:
                 return not self.given_up
         return await self._ask(call, self._began)
 
-    async def _retry_alone(self, call: Call) -> bool:
+    async def _retry_alone(self, call: Call[Runtime]) -> bool:
         delay = None if call.retries is None else call.retries.delay(_now())
         if delay is None:
             return False
         await self._gate.pause(delay)
         return True
 
-    async def _ask(self, call: Call, began: float) -> bool:
+    async def _ask(self, call: Call[Runtime], began: float) -> bool:
         now = _now()
         if self._asking is None:
             self._asking, self._asking_since, self._failures = call, now, 0

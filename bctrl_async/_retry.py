@@ -185,7 +185,7 @@ class Retries:
             self._explain_wait(error)
             return None
         if not self._budget.spend():
-            error.add_note("not sent again: so many stops fail that retries would add to the load")
+            error.add_note("not sent again: so many calls fail that retries would add to the load")
             return None
         backoff = self._policy.backoff(self._failures, self._uniform)
         return max(error.retry_after or 0.0, backoff)

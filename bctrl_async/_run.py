@@ -72,7 +72,7 @@ class _Worker:
     __slots__ = ("_cut_off", "_doing", "call", "cancelled", "task")
 
     def __init__(self) -> None:
-        self.call: Call | None = None
+        self.call: Call[Runtime] | None = None
         self.task: asyncio.Task[None] | None = None
         self.cancelled = False
         self._doing: Reach | None = None
@@ -127,7 +127,7 @@ class Run:
     Args:
         source: The targets.
         make_call: Makes the call of a target; raises BctrlConfigError if there can be none.
-        stop_one: Makes the attempts of a call.
+        make_attempts: Makes the attempts of a call.
         gate: The gate that they pass.
         outage: Decides what follows upon a request that was not answered.
         concurrency: How many workers there are.
@@ -146,8 +146,8 @@ class Run:
         self,
         source: Input,
         *,
-        make_call: Callable[[RuntimeRef], Call],
-        stop_one: Callable[[Call], Awaitable[Runtime]],
+        make_call: Callable[[RuntimeRef], Call[Runtime]],
+        make_attempts: Callable[[Call[Runtime]], Awaitable[Runtime]],
         gate: Gate,
         outage: Outage,
         concurrency: int,
@@ -155,7 +155,7 @@ class Run:
     ) -> None:
         self._input = source
         self._make_call = make_call
-        self._stop_one = stop_one
+        self._make_attempts = make_attempts
         self._gate = gate
         self._outage = outage
         self._deadline = deadline
@@ -320,7 +320,7 @@ class Run:
                 self.end_early(error, Reach.WAITING)
         return outcome
 
-    async def _stop(self, worker: _Worker, call: Call) -> Runtime | BctrlError:
+    async def _stop(self, worker: _Worker, call: Call[Runtime]) -> Runtime | BctrlError:
         worker.call = call
         try:
             ended = await worker.wait(Reach.WAITING, self._attempts(call))
@@ -348,13 +348,13 @@ class Run:
             self.end_early(silent, Reach.WAITING)
         return ended
 
-    async def _attempts(self, call: Call) -> Runtime | BctrlError:
+    async def _attempts(self, call: Call[Runtime]) -> Runtime | BctrlError:
         while True:
             answers = self._gate.answers
             call.unanswered = False
             ended: Runtime | BctrlError
             try:
-                ended = await self._stop_one(call)
+                ended = await self._make_attempts(call)
             except BctrlError as error:
                 # The frames that its traceback holds are much for a hundred thousand failures.
                 ended = error.with_traceback(None)
@@ -376,7 +376,7 @@ class Run:
             return StopResult.NOT_SENT
         return result
 
-    def _cut_off(self, call: Call) -> BctrlError:
+    def _cut_off(self, call: Call[Runtime]) -> BctrlError:
         if call.in_flight:
             when = "before an answer"
         else:

@@ -265,7 +265,7 @@ async def test_what_is_not_settled_says_why_and_what_to_do_and_the_exit_code_is_
     line = next(line for line in out.splitlines() if line.startswith("b"))
     assert line.startswith("b  unknown          the server answered 500 server.error: ")
     assert "4 attempts, the runtime may have stopped" in line
-    assert line.endswith("Call again: a stop is safe to repeat")
+    assert line.endswith("Call again: it is safe to repeat")
     assert out.splitlines()[-1].endswith("s: 1 stopped, 1 unknown")
     assert (code, err) == (1, "")
 
