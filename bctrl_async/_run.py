@@ -25,6 +25,7 @@ from bctrl_async.errors import (
     BctrlError,
     BctrlNetworkError,
     BctrlRateLimitError,
+    BctrlResponseError,
 )
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
@@ -233,10 +234,11 @@ class Run:
         finally:
             if timer is not None:
                 timer.cancel()
-        if self._input.error is not None and self.ended_early is None:
-            kind = type(self._input.error).__name__
-            self.ended_early = BctrlError(f"the input raised {kind}")
-        if (error := self._failed or self._input.error) is not None:
+        failed = self._input.error
+        if failed is not None and self.ended_early is None:
+            raised = BctrlError(f"the input raised {type(failed).__name__}")
+            self.ended_early = failed if isinstance(failed, BctrlError) else raised
+        if (error := self._failed or failed) is not None:
             raise error
 
     async def _work(self, worker: _Worker, hand_over: HandOver | None) -> None:
@@ -269,6 +271,10 @@ class Run:
         try:
             target = as_target(item)
         except BctrlConfigError as refused:
+            if type(item) is BctrlResponseError:
+                # What stands for a listed runtime that cannot be read.
+                unread = RuntimeRef(item.workspace_id or "", item.alias or "")
+                return self._refuse(index, unread, item)
             return self._refuse(index, named(item), refused)
         try:
             call = self._make_call(target)

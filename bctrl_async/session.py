@@ -23,7 +23,7 @@ from bctrl_async._pool import Pool
 from bctrl_async._protocol import GET, LIST, STOP, Operation
 from bctrl_async._retry import Budget, Retries, RetryPolicy, is_silent
 from bctrl_async._run import Run
-from bctrl_async._targets import Input, Targets
+from bctrl_async._targets import Input, Listing, Target, Targets
 from bctrl_async._throttle import Throttle
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
@@ -35,6 +35,7 @@ from bctrl_async.errors import (
     BctrlTimeoutError,
     session_closed,
 )
+from bctrl_async.filters import RuntimeFilter
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 
@@ -354,13 +355,111 @@ class BctrlSession:
                 cannot be used; where it is awaited or iterated over, a journal that is in use,
                 foreign, or of another version.
         """
-        limit = self._timeout if timeout is None else _transport.time_limit(timeout)
+        return self._bulk(
+            Input(targets),
+            concurrency=concurrency,
+            deadline=deadline,
+            on_outcome=on_outcome,
+            timeout=timeout,
+            policy=self._patient(retry, deadline),
+            journal=journal,
+        )
+
+    def stop_workspace(
+        self,
+        workspace_id: str | UUID,
+        *,
+        where: Callable[[Runtime], object] | None = None,
+        concurrency: int | None = None,
+        deadline: float | None = None,
+        on_outcome: OnOutcome | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        journal: str | os.PathLike[str] | None = None,
+    ) -> StopBatch:
+        """Stop the runtimes of a workspace, those that are active or any others.
+
+            report = await session.stop_workspace("ws-1")
+            report = await session.stop_workspace("ws-1", where=RuntimeFilter(older_than=7200))
+
+        It lists them when it is run, and stops those that fit as `stop_runtimes` does; what is
+        started later is not in the list. A runtime that the list has, but that cannot be read,
+        becomes a `rejected` outcome: whether it fits is not known.
+
+        Args:
+            workspace_id: The workspace's id; any text, which arrives exactly as it is given.
+            where: What is stopped: a `RuntimeFilter`, or a plain function that is called with each
+                runtime. None is `RuntimeFilter()`, what is active. A function sees the others as
+                well, which are `already_stopped`.
+            concurrency: As for `stop_runtimes`.
+            deadline: The same; the list is within it.
+            on_outcome: The same.
+            timeout: The same, for the list as well.
+            retry: The same.
+            journal: The same.
+
+        Returns:
+            What `stop_runtimes` returns. Where it is awaited or iterated over it also raises what
+            `list_runtimes` raised, or `where`; then nothing was stopped.
+
+        Raises:
+            BctrlConfigError: As for `stop_runtimes`, and a bad workspace id.
+        """
+        self._list_path(workspace_id)
+        if where is None:
+            where = RuntimeFilter()
+        elif not callable(where) or inspect.iscoroutinefunction(where):
+            raise BctrlConfigError(
+                f"where is a {type(where).__name__} that cannot be called at once",
+                cure="Pass a RuntimeFilter, or a plain function of a Runtime",
+            )
+        policy = self._patient(retry, deadline)
+        return self._bulk(
+            Listing(partial(self._find, workspace_id, where, timeout, policy)),
+            concurrency=concurrency,
+            deadline=deadline,
+            on_outcome=on_outcome,
+            timeout=timeout,
+            policy=policy,
+            journal=journal,
+        )
+
+    async def _find(
+        self,
+        workspace_id: str | UUID,
+        where: Callable[[Runtime], object],
+        timeout: float | None,  # noqa: ASYNC109 - of each attempt.
+        policy: RetryPolicy,
+    ) -> list[Target | BctrlResponseError]:
+        """List what is to be stopped."""
+        return [
+            (workspace_id, item.alias) if isinstance(item, Runtime) else item
+            for item in await self._list(workspace_id, timeout, policy)
+            if not isinstance(item, Runtime) or where(item)
+        ]
+
+    def _patient(self, retry: RetryPolicy | None, deadline: float | None) -> RetryPolicy:
+        """Return the policy of a bulk stop."""
         policy = self._retry if retry is None else _checked_policy(retry)
+        if policy.patience is not None:
+            return policy
+        patience = _BULK_PATIENCE if deadline is None else _config.seconds(deadline, "deadline")
+        return msgspec.structs.replace(policy, patience=patience)
+
+    def _bulk(
+        self,
+        source: Input,
+        *,
+        concurrency: int | None,
+        deadline: float | None,
+        on_outcome: OnOutcome | None,
+        timeout: float | None,
+        policy: RetryPolicy,
+        journal: str | os.PathLike[str] | None,
+    ) -> StopBatch:
+        limit = self._timeout if timeout is None else _transport.time_limit(timeout)
         if deadline is not None:
             deadline = _config.seconds(deadline, "deadline")
-        patience = deadline or _BULK_PATIENCE
-        if policy.patience is None:
-            policy = msgspec.structs.replace(policy, patience=patience)
         workers = self._gate.limit
         if concurrency is not None:
             workers = min(workers, _config.count(concurrency, "concurrency"))
@@ -372,11 +471,10 @@ class BctrlSession:
             raise BctrlConfigError(
                 f"on_outcome is a {type(on_outcome).__name__}", cure="Pass a function"
             )
-        source = Input(targets)
         if source.length is not None:
             workers = min(workers, source.length)
 
-        outage = Outage(self._gate, policy, patience)
+        outage = Outage(self._gate, policy, deadline or _BULK_PATIENCE)
 
         def make_call(target: RuntimeRef) -> Call[Runtime]:
             path = self._stop_path(*target)

@@ -20,7 +20,7 @@ SOURCES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glo
 LAYERS = [
     {"_version", "errors"},
     {"models", "_config"},
-    {"_protocol", "_retry", "_background", "_throttle", "_pool", "outcomes"},
+    {"_protocol", "_retry", "_background", "_throttle", "_pool", "outcomes", "filters"},
     {"_transport", "_admission", "_call", "_targets", "journal"},
     {"_outage"},
     {"_run"},
