@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import random
 
 from bctrl_async._admission import Gate
 from bctrl_async._call import Call
-from bctrl_async._retry import RetryPolicy
+from bctrl_async._retry import RetryPolicy, late
 from bctrl_async.models import Runtime
 
 _LONGEST_WAIT = 5.0
@@ -98,7 +97,7 @@ class Outage:
         if self.given_up or exhausted:
             self._pass_on()
             return False
-        await self._gate.pause(min(self._policy.backoff(self._failures, _late), _LONGEST_WAIT))
+        await self._gate.pause(min(self._policy.backoff(self._failures, late), _LONGEST_WAIT))
         return True
 
     def _verdict(self, now: float, lasted: float) -> tuple[bool, bool]:
@@ -117,8 +116,3 @@ class Outage:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _late(shortest: float, longest: float) -> float:
-    # Never at once, as full jitter may be: there is nobody else to be kept apart from.
-    return random.uniform((shortest + longest) / 2, longest)  # noqa: S311 - no secret.

@@ -237,3 +237,8 @@ def is_silent(error: BctrlError) -> bool:
     if isinstance(error, BctrlNetworkError):
         return error.status is None
     return error.status in _SILENT
+
+
+def late(shortest: float, longest: float) -> float:
+    """Choose from the later half: never at once, where there is nobody to be kept apart from."""
+    return random.uniform((shortest + longest) / 2, longest)  # noqa: S311 - no secret.

@@ -18,7 +18,9 @@ import msgspec
 from bctrl_async._admission import Gate
 from bctrl_async._call import Call
 from bctrl_async._outage import Outage
+from bctrl_async._retry import RetryPolicy
 from bctrl_async._targets import Input, as_target, named
+from bctrl_async._verify import Looks, is_open, settled_by
 from bctrl_async.errors import (
     BctrlAuthenticationError,
     BctrlConfigError,
@@ -133,6 +135,8 @@ class Run:
         outage: Decides what follows upon a request that was not answered.
         concurrency: How many workers there are.
         deadline: Seconds until everything is cut off.
+        make_look: Makes the call that looks at a target, if what its stop left open is to be
+            verified.
 
     Attributes:
         counts: How many outcomes there are so far, by result.
@@ -153,6 +157,7 @@ class Run:
         outage: Outage,
         concurrency: int,
         deadline: float | None,
+        make_look: Callable[[RuntimeRef], Call[Runtime]] | None = None,
     ) -> None:
         self._input = source
         self._make_call = make_call
@@ -160,6 +165,7 @@ class Run:
         self._gate = gate
         self._outage = outage
         self._deadline = deadline
+        self._make_look = make_look
         self._workers = [_Worker() for _ in range(concurrency)]
         self._journal: Journal | None = None
         self._settled: Mapping[RuntimeRef, StopOutcome] = {}
@@ -285,20 +291,40 @@ class Run:
             self.counts[settled.result] += 1
             self.resumed += 1
             return msgspec.structs.replace(settled, index=index)
-        ended = await self._stop(worker, call) if self._reach is None else self._not_begun
-        if call.retries is not None:
-            self.throttled += call.retries.throttles
-        return self._account_for(
-            StopOutcome(
-                index=index,
-                target=target,
-                result=self._result_of(ended),
-                runtime=ended if isinstance(ended, Runtime) else None,
-                error=None if isinstance(ended, Runtime) else ended,
-                attempts=call.attempts,
-                elapsed=time.monotonic() - began,
-            )
+        ended = await self._call(worker, call) if self._reach is None else self._not_begun
+        outcome = StopOutcome(
+            index=index,
+            target=target,
+            result=self._result_of(ended),
+            runtime=ended if isinstance(ended, Runtime) else None,
+            error=None if isinstance(ended, Runtime) else ended,
+            attempts=call.attempts,
+            elapsed=time.monotonic() - began,
         )
+        if self._make_look is not None and is_open(outcome):
+            outcome = await self._verify(worker, outcome, call.policy, self._make_look)
+            outcome = msgspec.structs.replace(outcome, elapsed=time.monotonic() - began)
+        return self._account_for(outcome)
+
+    async def _verify(
+        self,
+        worker: _Worker,
+        outcome: StopOutcome,
+        policy: RetryPolicy,
+        make_look: Callable[[RuntimeRef], Call[Runtime]],
+    ) -> StopOutcome:
+        """Look at a target until what its stop left open is settled; else leave its outcome."""
+        loop = asyncio.get_running_loop()
+        looks = Looks(policy, self._deadline or policy.longest_refusal, loop.time())
+        seen: Runtime | BctrlError | None = None
+        while self._reach in {None, Reach.READING}:
+            delay = looks.delay(seen, loop.time())
+            if delay is None:
+                break
+            seen = await self._call(worker, make_look(outcome.target), delay)
+            if (settled := settled_by(outcome, seen)) is not None:
+                return settled
+        return outcome
 
     def _refuse(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
         """Account for an item that is no target."""
@@ -326,10 +352,12 @@ class Run:
                 self.end_early(error, Reach.WAITING)
         return outcome
 
-    async def _stop(self, worker: _Worker, call: Call[Runtime]) -> Runtime | BctrlError:
+    async def _call(
+        self, worker: _Worker, call: Call[Runtime], delay: float = 0.0
+    ) -> Runtime | BctrlError:
         worker.call = call
         try:
-            ended = await worker.wait(Reach.WAITING, self._attempts(call))
+            ended = await worker.wait(Reach.WAITING, self._attempts(call, delay))
         except _InterruptedError:
             self._heed(worker)
             ended = self._cut_off(call)
@@ -340,6 +368,8 @@ class Run:
             ended = self._cut_off(call)
         finally:
             worker.call = None
+            if call.retries is not None:
+                self.throttled += call.retries.throttles
         if isinstance(ended, Runtime):
             return ended
         if isinstance(ended, BctrlAuthenticationError | BctrlConfigError):
@@ -354,7 +384,9 @@ class Run:
             self.end_early(silent, Reach.WAITING)
         return ended
 
-    async def _attempts(self, call: Call[Runtime]) -> Runtime | BctrlError:
+    async def _attempts(self, call: Call[Runtime], delay: float) -> Runtime | BctrlError:
+        if delay:
+            await self._gate.pause(delay)
         while True:
             answers = self._gate.answers
             call.unanswered = False

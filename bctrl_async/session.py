@@ -315,6 +315,7 @@ class BctrlSession:
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
         journal: str | os.PathLike[str] | None = None,
+        verify: bool = False,
     ) -> StopBatch:
         """Stop any number of runtimes, and give each one its outcome; none raises.
 
@@ -345,6 +346,13 @@ class BctrlSession:
             journal: A file to which each outcome is appended as a line of JSON. The same call with
                 the same file resumes the run: what is settled is not sent again, so take another
                 file for runtimes that have been started anew.
+            verify: Whether to look at what was stopped (`get_runtime`) where the server has not yet
+                said that it is: at what would be `unknown`, or `accepted` with a status that is not
+                final. It is looked at again and again until it is `stopped`, gone (`not_found`), or
+                `failed`, in which nothing runs any more: that is `accepted`, and the runtime of the
+                outcome says so. If that is not so by the deadline, or without one within the
+                policy's patience, the outcome stays what it was. Each target is verified before
+                another one is begun in its place.
 
         Returns:
             What to await for the `StopReport`, or to enter and iterate over. It then raises what
@@ -363,6 +371,7 @@ class BctrlSession:
             timeout=timeout,
             policy=self._patient(retry, deadline),
             journal=journal,
+            verify=verify,
         )
 
     def stop_workspace(
@@ -376,6 +385,7 @@ class BctrlSession:
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
         journal: str | os.PathLike[str] | None = None,
+        verify: bool = False,
     ) -> StopBatch:
         """Stop the runtimes of a workspace, those that are active or any others.
 
@@ -397,6 +407,7 @@ class BctrlSession:
             timeout: The same, for the list as well.
             retry: The same.
             journal: The same.
+            verify: The same.
 
         Returns:
             What `stop_runtimes` returns. Where it is awaited or iterated over it also raises what
@@ -422,6 +433,7 @@ class BctrlSession:
             timeout=timeout,
             policy=policy,
             journal=journal,
+            verify=verify,
         )
 
     async def _find(
@@ -456,6 +468,7 @@ class BctrlSession:
         timeout: float | None,
         policy: RetryPolicy,
         journal: str | os.PathLike[str] | None,
+        verify: bool,
     ) -> StopBatch:
         limit = self._timeout if timeout is None else _transport.time_limit(timeout)
         if deadline is not None:
@@ -480,6 +493,10 @@ class BctrlSession:
             path = self._stop_path(*target)
             return Call(STOP, *target, path, _NO_HEADERS, limit, policy, answered=outage.end)
 
+        def make_look(target: RuntimeRef) -> Call[Runtime]:
+            path = self._get_path(*target)
+            return Call(GET, *target, path, _NO_HEADERS, limit, policy, answered=outage.end)
+
         run = Run(
             source,
             make_call=make_call,
@@ -488,6 +505,7 @@ class BctrlSession:
             outage=outage,
             concurrency=max(workers, 1),
             deadline=deadline,
+            make_look=make_look if verify else None,
         )
         return StopBatch(
             source,

@@ -21,7 +21,7 @@ LAYERS = [
     {"_version", "errors"},
     {"models", "_config"},
     {"_protocol", "_retry", "_background", "_throttle", "_pool", "outcomes", "filters"},
-    {"_transport", "_admission", "_call", "_targets", "journal"},
+    {"_transport", "_admission", "_call", "_targets", "_verify", "journal"},
     {"_outage"},
     {"_run"},
     {"bulk"},
