@@ -155,16 +155,17 @@ class Listing(Input):
     async def next(self) -> tuple[int, object] | None:
         """Wait for the list; return its next item and its index, None at the end."""
         async with self._turn:
-            if self._ask is not None and not self.ended:
-                try:
-                    items = await self._ask()
-                except (asyncio.CancelledError, GeneratorExit):
-                    raise
-                except BaseException as error:  # noqa: BLE001 - whoever runs it gets it back.
-                    self._end(error)
-                    return None
-                self._ask, self._plain, self.length = None, iter(items), len(items)
-        return self.next_nowait()
+            if self._ask is None or self.ended:
+                return self.next_nowait()
+            try:
+                items = await self._ask()
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - whoever runs it gets it back.
+                self._end(error)
+                return None
+            self._ask, self._plain, self.length = None, iter(items), len(items)
+            return self.next_nowait()
 
 
 def as_target(item: object) -> RuntimeRef:

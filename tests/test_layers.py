@@ -29,6 +29,7 @@ LAYERS = [
     {"__init__"},
     {
         "_display",
+        "_finding",
         "_progress",
         "_source",
         "_stopping",
