@@ -18,6 +18,7 @@ from bctrl_async.errors import (
     BctrlTimeoutError,
     BctrlValidationError,
 )
+from bctrl_async.filters import RuntimeFilter
 from bctrl_async.models import (
     LaunchMode,
     Runtime,
@@ -47,6 +48,7 @@ __all__ = [
     "LaunchMode",
     "RetryPolicy",
     "Runtime",
+    "RuntimeFilter",
     "RuntimeKind",
     "RuntimeRef",
     "RuntimeStatus",

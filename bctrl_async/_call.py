@@ -1,22 +1,27 @@
-"""One stop on its way: what is to be sent, and how far it has come."""
+"""One call on its way: what is to be sent, and how far it has come."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
 import msgspec
 from aiohttp import ClientTimeout
 
+from bctrl_async._protocol import Operation
 from bctrl_async._retry import Retries, RetryPolicy
 from bctrl_async.errors import BctrlError
 
+_T = TypeVar("_T")
 
-class Call(msgspec.Struct):
-    """One stop on its way.
+
+class Call(msgspec.Struct, Generic[_T]):
+    """One call on its way.
 
     Args:
+        operation: What it does.
         workspace_id: For the errors.
-        alias: For the errors.
+        alias: For the errors; None if it is about the whole workspace.
         path: The encoded path of the request.
         headers: Those of this call alone.
         limit: What one attempt may take.
@@ -31,8 +36,9 @@ class Call(msgspec.Struct):
         is_last: Whether no further one may follow, however it ends.
     """
 
+    operation: Operation[_T]
     workspace_id: str
-    alias: str
+    alias: str | None
     path: str
     headers: Mapping[str, str]
     limit: ClientTimeout
@@ -45,9 +51,12 @@ class Call(msgspec.Struct):
     is_last: bool = False
 
     def describe(self, error: BctrlError) -> None:
-        """Tell an error which stop it ends, and what the attempts before it may have done."""
+        """Tell an error which call it ends, and what the attempts before it may have done."""
+        error.operation = self.operation.name
         error.workspace_id = self.workspace_id
         error.alias = self.alias
         error.attempts = self.attempts
         if self.retries is not None:
             self.retries.account(error)
+        # What only reads has stopped nothing, however it ended.
+        error.may_have_stopped &= self.operation.stops

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bctrl_async import RuntimeRef, StopOutcome, StopReport, StopResult
+from bctrl_async import Runtime, RuntimeRef, StopOutcome, StopReport, StopResult
 
 _WIDEST_ALIAS = 28
 _NARROWEST_DETAIL = 20
@@ -43,6 +43,12 @@ def note(line: str) -> None:
     if sys.stderr is not None:
         with suppress(OSError):
             print(line, file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
+
+
+def ask(question: str) -> None:
+    """Print a question on stderr, and stay on its line."""
+    # Beside the results, which may go to a file.
+    print(question, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
 
 
 def lose(error: OSError) -> None:
@@ -100,6 +106,10 @@ class Output(Console):
         # On one screen both must be drawn by the same hand.
         return (self if self.on_terminal else errors), True
 
+    def encodable(self, text: str) -> str:
+        """Escape what the terminal's encoding lacks: it must not end the run."""
+        return text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+
     def leave_line(self) -> None:
         """Begin a new line after the ^C that a terminal shows."""
         if self.on_terminal:
@@ -118,14 +128,14 @@ class Lines:
     def __init__(self, output: Output, aliases: Sequence[str] | None) -> None:
         self._output = output
         self._with_workspace = aliases is None
-        widest = max((cell_len(_visible(alias)) for alias in aliases or ()), default=_WIDEST_ALIAS)
+        widest = max((cell_len(visible(alias)) for alias in aliases or ()), default=_WIDEST_ALIAS)
         self._width = min(widest, _WIDEST_ALIAS)
 
     def show(self, outcome: StopOutcome) -> None:
         """Print the line of one outcome."""
-        name = self._encodable(self._name(outcome.target))
+        name = self._output.encodable(self._name(outcome.target))
         name += " " * (self._width - cell_len(name))
-        detail = self._encodable(_detail(outcome))
+        detail = self._output.encodable(_detail(outcome))
         if self._output.on_terminal:
             indent = self._width + _RESULT_WIDTH + 4
             room = max(self._output.width - indent, _NARROWEST_DETAIL)
@@ -135,18 +145,13 @@ class Lines:
         self._output.say(Text.assemble(name, "  ", result, "  ", detail))
 
     def _name(self, target: RuntimeRef) -> str:
-        alias = _visible(target.alias)
+        alias = visible(target.alias)
         if not self._with_workspace or not target.workspace_id:
             return alias
-        return f"{_visible(target.workspace_id)} {alias}"
-
-    def _encodable(self, text: str) -> str:
-        # A character that the terminal's encoding lacks must not end the run.
-        encoding = self._output.encoding
-        return text.encode(encoding, "backslashreplace").decode(encoding)
+        return f"{visible(target.workspace_id)} {alias}"
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """The text as it is, but nothing that would steer a terminal, cannot be encoded or be seen."""
     return text if text and text.isprintable() else ascii(text)
 
@@ -196,6 +201,39 @@ def as_json(outcome: StopOutcome) -> str:
 def as_line(target: RuntimeRef) -> str:
     """One target, as `--from` reads it."""
     return json.dumps({"workspace_id": target.workspace_id, "alias": target.alias})
+
+
+def as_found(workspace: str, runtime: Runtime) -> str:
+    """One listed runtime, in ASCII, as `--from` reads it, with all that the API says of it."""
+    fields = {
+        "workspace_id": workspace,
+        "alias": runtime.alias,
+        "status": runtime.status,
+        "kind": runtime.kind,
+        "created_at": runtime.created_at,
+        "runtime": msgspec.to_builtins(runtime),
+    }
+    return json.dumps(fields)
+
+
+def listing(output: Output, runtimes: Sequence[Runtime]) -> None:
+    """Print a table of runtimes: a line for each, which is never cut, with its alias last."""
+    rows = [("STATUS", "KIND", "CREATED", "ALIAS")]
+    rows += [
+        (
+            output.encodable(visible(runtime.status)),
+            output.encodable(visible(runtime.kind)),
+            output.encodable(visible(runtime.created_at)),
+            output.encodable(visible(runtime.alias)),
+        )
+        for runtime in runtimes
+    ]
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(3)]
+    for *cells, alias in rows:
+        padded = (
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)
+        )
+        output.say("  ".join([*padded, alias]))
 
 
 def summary(report: StopReport, *, unread: bool = False) -> str:

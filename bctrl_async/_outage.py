@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
 
 from bctrl_async._admission import Gate
 from bctrl_async._call import Call
-from bctrl_async._retry import RetryPolicy
+from bctrl_async._retry import RetryPolicy, late
+from bctrl_async.models import Runtime
 
 _LONGEST_WAIT = 5.0
 """Seconds between two questions at most, which the end of an outage may cost."""
@@ -39,7 +39,7 @@ class Outage:
         self._patience = patience
         self._answers_before = gate.answers
         self._began: float | None = None
-        self._asking: Call | None = None
+        self._asking: Call[Runtime] | None = None
         self._asking_since = 0.0
         self._failures = 0
         self._answers_then = 0
@@ -59,7 +59,7 @@ class Outage:
             self._began = None
             self._pass_on()
 
-    async def may_retry(self, call: Call, answers: int) -> bool:
+    async def may_retry(self, call: Call[Runtime], answers: int) -> bool:
         """Wait until a call should be tried again, and tell whether it should.
 
         Args:
@@ -79,14 +79,14 @@ class Outage:
                 return not self.given_up
         return await self._ask(call, self._began)
 
-    async def _retry_alone(self, call: Call) -> bool:
+    async def _retry_alone(self, call: Call[Runtime]) -> bool:
         delay = None if call.retries is None else call.retries.delay(_now())
         if delay is None:
             return False
         await self._gate.pause(delay)
         return True
 
-    async def _ask(self, call: Call, began: float) -> bool:
+    async def _ask(self, call: Call[Runtime], began: float) -> bool:
         now = _now()
         if self._asking is None:
             self._asking, self._asking_since, self._failures = call, now, 0
@@ -97,7 +97,7 @@ class Outage:
         if self.given_up or exhausted:
             self._pass_on()
             return False
-        await self._gate.pause(min(self._policy.backoff(self._failures, _late), _LONGEST_WAIT))
+        await self._gate.pause(min(self._policy.backoff(self._failures, late), _LONGEST_WAIT))
         return True
 
     def _verdict(self, now: float, lasted: float) -> tuple[bool, bool]:
@@ -116,8 +116,3 @@ class Outage:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _late(shortest: float, longest: float) -> float:
-    # Never at once, as full jitter may be: there is nobody else to be kept apart from.
-    return random.uniform((shortest + longest) / 2, longest)  # noqa: S311 - no secret.

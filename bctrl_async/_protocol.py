@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote, unquote
 from uuid import UUID
 
@@ -33,8 +34,13 @@ from bctrl_async.errors import (
 )
 from bctrl_async.models import LaunchMode, Runtime, RuntimeKind, RuntimeStatus
 
-MAX_BODY = 1024 * 1024
-"""Bytes of any answer that are read, after decompression; a Runtime takes about 500."""
+MIB = 1024 * 1024
+MAX_BODY = MIB
+"""Bytes of an answer that are read, after decompression; a Runtime takes about 500."""
+_MAX_LIST = 64 * MIB
+"""The same for a list: room for a hundred thousand runtimes."""
+
+_T = TypeVar("_T")
 
 _KEPT_BODY = 2048
 _LONGEST_MESSAGE = 500
@@ -139,7 +145,16 @@ def check_extra_headers(headers: Mapping[str, str]) -> None:
             )
 
 
+class _Runtimes(msgspec.Struct, frozen=True):
+    runtimes: list[Runtime]
+
+
+class _Items(msgspec.Struct, frozen=True):
+    runtimes: list[Any]
+
+
 _decode_runtime = msgspec.json.Decoder(Runtime).decode
+_decode_runtimes = msgspec.json.Decoder(_Runtimes).decode
 
 
 def read_runtime(status: int, body: bytes, authorization: str) -> Runtime | BctrlResponseError:
@@ -162,17 +177,56 @@ def read_runtime(status: int, body: bytes, authorization: str) -> Runtime | Bctr
             # JavaScript servers escape half a surrogate pair when they cut a string, and RFC 8259
             # section 8.2 lets them; msgspec refuses it, the standard library does not.
             return _converted(json.loads(body))
-    except msgspec.ValidationError as error:
-        problem = f"is not the contract's Runtime: {error}"
-        cause: Exception = error
     except (ValueError, RecursionError) as error:
-        problem = "is not JSON"
-        cause = error
+        kept = _kept(body, _key(authorization))
+        return _unreadable(status, "its body", "Runtime", error, kept)
+
+
+def read_runtimes(
+    status: int, body: bytes, authorization: str
+) -> list[Runtime | BctrlResponseError] | BctrlResponseError:
+    """Read the body of a 2xx answer to a list (contract errors.md: `{"runtimes": [Runtime, …]}`).
+
+    Args:
+        status: The HTTP status, for the errors.
+        body: The whole body.
+        authorization: The header that was sent, to keep the key out of the errors.
+
+    Returns:
+        The runtimes in their order, each one that cannot be read as an error that has its alias if
+        that can be read; or one error if there is no list.
+    """
+    with suppress(ValueError, RecursionError):
+        return list(_decode_runtimes(body).runtimes)
+    # Something in it cannot be read: what that is, and what can be, is found one by one.
+    kept = _kept(body, _key(authorization))
+    try:
+        items = msgspec.convert(json.loads(body), _Items).runtimes
+    except (ValueError, RecursionError) as error:
+        return _unreadable(status, "its body", "list", error, kept)
+    runtimes: list[Runtime | BctrlResponseError] = []
+    for number, item in enumerate(items):
+        try:
+            runtimes.append(_converted(item))
+        except ValueError as error:
+            unreadable = _unreadable(status, f"its runtimes[{number}]", "Runtime", error, kept)
+            alias = item.get("alias") if isinstance(item, dict) else None
+            unreadable.alias = alias if isinstance(alias, str) else None
+            runtimes.append(unreadable)
+    return runtimes
+
+
+def _unreadable(
+    status: int, what: str, wanted: str, cause: Exception, kept: str
+) -> BctrlResponseError:
+    problem = "is not JSON"
+    if isinstance(cause, msgspec.ValidationError):
+        problem = f"is not the contract's {wanted}: {cause}"
     unreadable = BctrlResponseError(
-        f"the server answered {status}, but its body {problem}",
+        f"the server answered {status}, but {what} {problem}",
         may_have_stopped=True,
         status=status,
-        body=_kept(body, _key(authorization)),
+        body=kept,
     )
     # The traceback would show the body, and with it a key that the server sent back.
     unreadable.__cause__ = cause.with_traceback(None)
@@ -196,6 +250,35 @@ def _converted(value: Any) -> Runtime:  # noqa: ANN401 - it is JSON.
             found = msgspec.structs.replace(found, launch_mode=LaunchMode(mode))
         kind, status = RuntimeKind(enums["kind"]), RuntimeStatus(enums["status"])
         return msgspec.structs.replace(runtime, kind=kind, status=status, summary=found)
+
+
+class Operation(msgspec.Struct, Generic[_T], frozen=True):
+    """One operation of the API.
+
+    Args:
+        name: What it is called in errors.
+        method: The HTTP method.
+        read: Reads the body of a 2xx answer, given its status and the key that was sent.
+        max_body: Bytes of that body that are read, after decompression.
+    """
+
+    name: str
+    method: str
+    read: Callable[[int, bytes, str], _T | BctrlResponseError]
+    max_body: int = MAX_BODY
+
+    @property
+    def stops(self) -> bool:
+        """Whether a request changes anything; what only reads leaves every runtime as it is."""
+        return self.method == "POST"
+
+
+STOP = Operation("stop", "POST", read_runtime)
+"""Contract: `runtimes-stop`."""
+GET = Operation("get", "GET", read_runtime)
+"""Contract errors.md: `runtimes-get`."""
+LIST = Operation("list", "GET", read_runtimes, _MAX_LIST)
+"""Contract errors.md: `runtimes-list`."""
 
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -229,7 +312,7 @@ def read_error(
         return _redirect_error(status, one_line(headers.get("Location"), key))
     if status < HTTPStatus.BAD_REQUEST:
         return BctrlResponseError(
-            f"the server answered {status} {_phrase(status)}, which says nothing of the stop",
+            f"the server answered {status} {_phrase(status)}, which says nothing of the outcome",
             may_have_stopped=True,
             status=status,
         )
@@ -269,7 +352,7 @@ def _redirect_error(status: int, location: str | None) -> BctrlResponseError:
     to = f" to {location}" if location else ""
     return BctrlResponseError(
         f"the server answered {status}, a redirect{to}, which is not followed: it would take the "
-        "key and the stop elsewhere",
+        "key elsewhere",
         cure="Set base_url to where the API really is",
         # 307 and 308 say "not here" (RFC 9110 section 15.4.8 and 15.4.9); the others may follow
         # upon work that was done.

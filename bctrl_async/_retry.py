@@ -185,7 +185,7 @@ class Retries:
             self._explain_wait(error)
             return None
         if not self._budget.spend():
-            error.add_note("not sent again: so many stops fail that retries would add to the load")
+            error.add_note("not sent again: so many calls fail that retries would add to the load")
             return None
         backoff = self._policy.backoff(self._failures, self._uniform)
         return max(error.retry_after or 0.0, backoff)
@@ -237,3 +237,8 @@ def is_silent(error: BctrlError) -> bool:
     if isinstance(error, BctrlNetworkError):
         return error.status is None
     return error.status in _SILENT
+
+
+def late(shortest: float, longest: float) -> float:
+    """Choose from the later half: never at once, where there is nobody to be kept apart from."""
+    return random.uniform((shortest + longest) / 2, longest)  # noqa: S311 - no secret.

@@ -18,13 +18,16 @@ import msgspec
 from bctrl_async._admission import Gate
 from bctrl_async._call import Call
 from bctrl_async._outage import Outage
+from bctrl_async._retry import RetryPolicy
 from bctrl_async._targets import Input, as_target, named
+from bctrl_async._verify import Looks, is_open, settled_by
 from bctrl_async.errors import (
     BctrlAuthenticationError,
     BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
     BctrlRateLimitError,
+    BctrlResponseError,
 )
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
@@ -72,7 +75,7 @@ class _Worker:
     __slots__ = ("_cut_off", "_doing", "call", "cancelled", "task")
 
     def __init__(self) -> None:
-        self.call: Call | None = None
+        self.call: Call[Runtime] | None = None
         self.task: asyncio.Task[None] | None = None
         self.cancelled = False
         self._doing: Reach | None = None
@@ -127,11 +130,13 @@ class Run:
     Args:
         source: The targets.
         make_call: Makes the call of a target; raises BctrlConfigError if there can be none.
-        stop_one: Makes the attempts of a call.
+        make_attempts: Makes the attempts of a call.
         gate: The gate that they pass.
         outage: Decides what follows upon a request that was not answered.
         concurrency: How many workers there are.
         deadline: Seconds until everything is cut off.
+        make_look: Makes the call that looks at a target, if what its stop left open is to be
+            verified.
 
     Attributes:
         counts: How many outcomes there are so far, by result.
@@ -146,19 +151,21 @@ class Run:
         self,
         source: Input,
         *,
-        make_call: Callable[[RuntimeRef], Call],
-        stop_one: Callable[[Call], Awaitable[Runtime]],
+        make_call: Callable[[RuntimeRef], Call[Runtime]],
+        make_attempts: Callable[[Call[Runtime]], Awaitable[Runtime]],
         gate: Gate,
         outage: Outage,
         concurrency: int,
         deadline: float | None,
+        make_look: Callable[[RuntimeRef], Call[Runtime]] | None = None,
     ) -> None:
         self._input = source
         self._make_call = make_call
-        self._stop_one = stop_one
+        self._make_attempts = make_attempts
         self._gate = gate
         self._outage = outage
         self._deadline = deadline
+        self._make_look = make_look
         self._workers = [_Worker() for _ in range(concurrency)]
         self._journal: Journal | None = None
         self._settled: Mapping[RuntimeRef, StopOutcome] = {}
@@ -233,10 +240,11 @@ class Run:
         finally:
             if timer is not None:
                 timer.cancel()
-        if self._input.error is not None and self.ended_early is None:
-            kind = type(self._input.error).__name__
-            self.ended_early = BctrlError(f"the input raised {kind}")
-        if (error := self._failed or self._input.error) is not None:
+        failed = self._input.error
+        if failed is not None and self.ended_early is None:
+            raised = BctrlError(f"the input raised {type(failed).__name__}")
+            self.ended_early = failed if isinstance(failed, BctrlError) else raised
+        if (error := self._failed or failed) is not None:
             raise error
 
     async def _work(self, worker: _Worker, hand_over: HandOver | None) -> None:
@@ -269,6 +277,10 @@ class Run:
         try:
             target = as_target(item)
         except BctrlConfigError as refused:
+            if type(item) is BctrlResponseError:
+                # What stands for a listed runtime that cannot be read.
+                unread = RuntimeRef(item.workspace_id or "", item.alias or "")
+                return self._refuse(index, unread, item)
             return self._refuse(index, named(item), refused)
         try:
             call = self._make_call(target)
@@ -279,20 +291,40 @@ class Run:
             self.counts[settled.result] += 1
             self.resumed += 1
             return msgspec.structs.replace(settled, index=index)
-        ended = await self._stop(worker, call) if self._reach is None else self._not_begun
-        if call.retries is not None:
-            self.throttled += call.retries.throttles
-        return self._account_for(
-            StopOutcome(
-                index=index,
-                target=target,
-                result=self._result_of(ended),
-                runtime=ended if isinstance(ended, Runtime) else None,
-                error=None if isinstance(ended, Runtime) else ended,
-                attempts=call.attempts,
-                elapsed=time.monotonic() - began,
-            )
+        ended = await self._call(worker, call) if self._reach is None else self._not_begun
+        outcome = StopOutcome(
+            index=index,
+            target=target,
+            result=self._result_of(ended),
+            runtime=ended if isinstance(ended, Runtime) else None,
+            error=None if isinstance(ended, Runtime) else ended,
+            attempts=call.attempts,
+            elapsed=time.monotonic() - began,
         )
+        if self._make_look is not None and is_open(outcome):
+            outcome = await self._verify(worker, outcome, call.policy, self._make_look)
+            outcome = msgspec.structs.replace(outcome, elapsed=time.monotonic() - began)
+        return self._account_for(outcome)
+
+    async def _verify(
+        self,
+        worker: _Worker,
+        outcome: StopOutcome,
+        policy: RetryPolicy,
+        make_look: Callable[[RuntimeRef], Call[Runtime]],
+    ) -> StopOutcome:
+        """Look at a target until what its stop left open is settled; else leave its outcome."""
+        loop = asyncio.get_running_loop()
+        looks = Looks(policy, self._deadline or policy.longest_refusal, loop.time())
+        seen: Runtime | BctrlError | None = None
+        while self._reach in {None, Reach.READING}:
+            delay = looks.delay(seen, loop.time())
+            if delay is None:
+                break
+            seen = await self._call(worker, make_look(outcome.target), delay)
+            if (settled := settled_by(outcome, seen)) is not None:
+                return settled
+        return outcome
 
     def _refuse(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
         """Account for an item that is no target."""
@@ -320,10 +352,12 @@ class Run:
                 self.end_early(error, Reach.WAITING)
         return outcome
 
-    async def _stop(self, worker: _Worker, call: Call) -> Runtime | BctrlError:
+    async def _call(
+        self, worker: _Worker, call: Call[Runtime], delay: float = 0.0
+    ) -> Runtime | BctrlError:
         worker.call = call
         try:
-            ended = await worker.wait(Reach.WAITING, self._attempts(call))
+            ended = await worker.wait(Reach.WAITING, self._attempts(call, delay))
         except _InterruptedError:
             self._heed(worker)
             ended = self._cut_off(call)
@@ -334,6 +368,8 @@ class Run:
             ended = self._cut_off(call)
         finally:
             worker.call = None
+            if call.retries is not None:
+                self.throttled += call.retries.throttles
         if isinstance(ended, Runtime):
             return ended
         if isinstance(ended, BctrlAuthenticationError | BctrlConfigError):
@@ -348,13 +384,15 @@ class Run:
             self.end_early(silent, Reach.WAITING)
         return ended
 
-    async def _attempts(self, call: Call) -> Runtime | BctrlError:
+    async def _attempts(self, call: Call[Runtime], delay: float) -> Runtime | BctrlError:
+        if delay:
+            await self._gate.pause(delay)
         while True:
             answers = self._gate.answers
             call.unanswered = False
             ended: Runtime | BctrlError
             try:
-                ended = await self._stop_one(call)
+                ended = await self._make_attempts(call)
             except BctrlError as error:
                 # The frames that its traceback holds are much for a hundred thousand failures.
                 ended = error.with_traceback(None)
@@ -376,7 +414,7 @@ class Run:
             return StopResult.NOT_SENT
         return result
 
-    def _cut_off(self, call: Call) -> BctrlError:
+    def _cut_off(self, call: Call[Runtime]) -> BctrlError:
         if call.in_flight:
             when = "before an answer"
         else:

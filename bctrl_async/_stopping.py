@@ -43,6 +43,7 @@ async def stop(
     *,
     deadline: float | None = None,
     journal: str | None = None,
+    verify: bool = False,
 ) -> Ended:
     """Run a bulk stop to its end, however that comes, and show every outcome.
 
@@ -53,13 +54,16 @@ async def stop(
         output: Where the results go.
         deadline: Seconds until it is cut off.
         journal: Where the outcomes are noted.
+        verify: Whether to look after what the server left open.
 
     Raises:
         BctrlError: It cannot be run.
     """
     interrupted, failure = False, None
     async with session:
-        batch = session.stop_runtimes(source, on_outcome=show, deadline=deadline, journal=journal)
+        batch = session.stop_runtimes(
+            source, on_outcome=show, deadline=deadline, journal=journal, verify=verify
+        )
         try:
             interrupted = await to_its_end(batch, output)
         except OSError as error:

@@ -7,10 +7,13 @@ import reprlib
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
+    Callable,
     Collection,
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
     Sized,
 )
 from collections.abc import Set as AbstractSet
@@ -125,6 +128,44 @@ class Input:
     def _end(self, error: BaseException) -> None:
         self.error = error
         self.ended = True
+
+
+class Listing(Input):
+    """An input that is a list, but has to be asked for first; its reading can be interrupted.
+
+    Args:
+        ask: Called once, when the first target is to be read.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[Sequence[object]]]) -> None:
+        super().__init__(())
+        self.length = None
+        self._ask: Callable[[], Awaitable[Sequence[object]]] | None = ask
+
+    @property
+    def finite(self) -> bool:
+        """Whether it is there."""
+        return not self.awaited
+
+    @property
+    def awaited(self) -> bool:
+        """Whether it has to be waited for."""
+        return self._ask is not None
+
+    async def next(self) -> tuple[int, object] | None:
+        """Wait for the list; return its next item and its index, None at the end."""
+        async with self._turn:
+            if self._ask is None or self.ended:
+                return self.next_nowait()
+            try:
+                items = await self._ask()
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - whoever runs it gets it back.
+                self._end(error)
+                return None
+            self._ask, self._plain, self.length = None, iter(items), len(items)
+            return self.next_nowait()
 
 
 def as_target(item: object) -> RuntimeRef:

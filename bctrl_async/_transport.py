@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 from http import HTTPStatus
+from typing import TypeVar
 
 import aiohttp
 from aiohttp import hdrs
@@ -23,7 +24,8 @@ from bctrl_async.errors import (
     BctrlTimeoutError,
     session_closed,
 )
-from bctrl_async.models import Runtime
+
+_T = TypeVar("_T")
 
 # Without this aiohttp announces a body (`application/octet-stream`) that the contract does not
 # have, and servers that check content types refuse it. It is cheaper for a whole pool than with
@@ -58,27 +60,30 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
     )
 
 
-async def post(
+async def send(
     http: aiohttp.ClientSession,
+    operation: _protocol.Operation[_T],
     url: URL,
     *,
     headers: CIMultiDict[str],
     limit: aiohttp.ClientTimeout,
-) -> Runtime | BctrlError:
-    """Post to a URL without a body, and read the answer.
+) -> _T | BctrlError:
+    """Send a request without a body, and read the answer.
 
     Args:
         http: The pool.
+        operation: Decides the method, and how the answer is read.
         url: The encoded URL.
         headers: All headers, `Authorization` among them.
         limit: From `time_limit`.
 
     Returns:
-        The Runtime, or why there is none.
+        What the operation reads, or why there is none.
     """
     skip = None if hdrs.CONTENT_TYPE in http.skip_auto_headers else NO_CONTENT_TYPE
     try:
-        response = await http.post(
+        response = await http.request(
+            operation.method,
             url,
             headers=headers,
             skip_auto_headers=skip,
@@ -95,42 +100,47 @@ async def post(
         if http.closed:
             return _because(error, session_closed())
         raise
-    body, problem = await _read_body(response)
     status = response.status
-    if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+    is_success = HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+    max_body = operation.max_body if is_success else _protocol.MAX_BODY
+    body, problem = await _read_body(response, max_body)
+    if not is_success:
         # However the body ended: the status has said it.
         return _protocol.read_error(
             status, response.headers, body, headers["Authorization"], now=datetime.now(UTC)
         )
     if problem is not None:
         return _because(problem, _unreadable(status, problem, limit))
-    if len(body) > _protocol.MAX_BODY:
+    if len(body) > max_body:
+        most = max_body // _protocol.MIB
         return BctrlResponseError(
-            f"the server answered {status} with a body of more than 1 MiB",
+            f"the server answered {status} with a body of more than {most} MiB",
             may_have_stopped=True,
             status=status,
         )
-    return _protocol.read_runtime(status, body, headers["Authorization"])
+    return operation.read(status, body, headers["Authorization"])
 
 
-async def _read_body(response: aiohttp.ClientResponse) -> tuple[bytes, Exception | None]:
-    """Read a body, but little more than `MAX_BODY`; return what came, and what cut it short."""
-    body = b""
+async def _read_body(
+    response: aiohttp.ClientResponse, max_body: int
+) -> tuple[bytes, Exception | None]:
+    """Read a body, but little more than this; return what came, and what cut it short."""
+    body = bytearray()
     try:
         if response.content.is_eof():
             # It came together with the headers, as a Runtime does.
             return response.content.read_nowait(), None
         async for chunk in response.content.iter_any():
-            body = body + chunk if body else chunk
-            if len(body) > _protocol.MAX_BODY:
+            body += chunk
+            if len(body) > max_body:
                 break
     except (*_AIOHTTP_ERRORS, RuntimeError) as error:
         # The RuntimeError is aiohttp's for a connection that this side has just closed.
-        return body, _without_traces(error)
+        return bytes(body), _without_traces(error)
     finally:
         # After a whole body the connection is back in the pool, and this does nothing to it.
         response.close()
-    return body, None
+    return bytes(body), None
 
 
 def _cleaned(error: Exception, key: str) -> Exception:

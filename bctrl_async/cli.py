@@ -1,4 +1,4 @@
-"""The command `bctrl-async`: stop runtimes, run the emulator, see a demonstration."""
+"""The command `bctrl-async`: stop runtimes, list them, run the emulator, see a demonstration."""
 
 import asyncio
 import errno
@@ -7,10 +7,10 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import typer
 from typer.core import TyperCommand
@@ -19,12 +19,15 @@ from bctrl_async import (
     BctrlConfigError,
     BctrlError,
     BctrlSession,
+    RuntimeFilter,
     RuntimeRef,
+    RuntimeStatus,
     StopOutcome,
     StopResult,
     __version__,
     _demo,
     _display,
+    _finding,
     _source,
     _stopping,
 )
@@ -103,7 +106,20 @@ class _StopCommand(TyperCommand):
     """Typer's versions differ in how they spell arguments in the usage; this is how we do."""
 
     def collect_usage_pieces(self, ctx: object) -> list[str]:  # noqa: ARG002 - click passes it.
-        return ["[OPTIONS]", "(WORKSPACE ALIAS... | --from FILE)"]
+        return ["[OPTIONS]", "(WORKSPACE ALIAS... | --from FILE | --workspace WORKSPACE --all)"]
+
+
+class _ListCommand(TyperCommand):
+    """The same."""
+
+    def collect_usage_pieces(self, ctx: object) -> list[str]:  # noqa: ARG002 - click passes it.
+        return ["[OPTIONS]", "WORKSPACE"]
+
+
+_Kind = Annotated[str | None, _option("Only of this kind, such as browser.", "KIND")]
+_OlderThan = Annotated[str | None, _option("Only older ones; such as 90s, 15m, 2h, 1d.", "AGE")]
+_BaseUrl = Annotated[str | None, _option("Where the API is; default is BCTRL_BASE_URL.", "URL")]
+_Timeout = Annotated[float, _option("What one attempt may take; default 60.", "SECONDS")]
 
 
 @app.command("stop", cls=_StopCommand)
@@ -120,14 +136,27 @@ def _stop(
     concurrency: Annotated[int, _option("Stops under way at most; default 100.", "N")] = 100,
     rate: Annotated[float | None, _option("Requests a second at most.", "N")] = None,
     deadline: Annotated[float | None, _option("Cut everything off then.", "SECONDS")] = None,
-    timeout: Annotated[float, _option("What one attempt may take; default 60.", "SECONDS")] = 60.0,
-    base_url: Annotated[
-        str | None, _option("Where the API is; default is BCTRL_BASE_URL.", "URL")
+    timeout: _Timeout = 60.0,
+    base_url: _BaseUrl = None,
+    whole: Annotated[
+        str | None, _option("Stop what is in it; needs --all.", "WORKSPACE", "--workspace")
     ] = None,
+    everything: Annotated[
+        bool, _option("All that is active there, or fits.", None, "--all")
+    ] = False,
+    status: Annotated[
+        str | None, _option("Only with this status; default active, or any.", "STATUS")
+    ] = None,
+    kind: _Kind = None,
+    older_than: _OlderThan = None,
+    yes: Annotated[bool, _option("Do not ask before it stops them.", None, "--yes")] = False,
+    verify: Annotated[
+        bool, _option("Look until what was stopped is stopped.", None, "--verify")
+    ] = False,
     dry_run: Annotated[bool, _option("Show what would be stopped.", None, "--dry-run")] = False,
     json: Annotated[bool, _option("Print a line of JSON for each target.", None, "--json")] = False,
 ) -> int:
-    """Stop runtimes: aliases of a workspace, or those in a file.
+    """Stop runtimes: some of a workspace, those in a file, or all.
 
     The API key is read from BCTRL_API_KEY: on the command line, every user of the machine could
     see it. Put -- before WORKSPACE if an alias begins with a dash.
@@ -136,48 +165,168 @@ def _stop(
     "ws", "alias": "crm"}. With --journal, the same command resumes a run that was cut short: what
     is settled is not sent again.
 
-    Each alias gets one line that says what became of it; of the targets of a file, those that were
-    begun and are not settled. Settled, nothing is left to do: stopped, accepted, already_stopped,
-    not_found. Not settled: rejected, not_sent, unknown. It is safe to run the command again.
+    With --workspace and --all it lists what is active there, or what fits --status, --kind and
+    --older-than, and asks before it stops that. A runtime whose time of creation cannot be read is
+    not older than anything.
+
+    Each alias gets one line that says what became of it; of the targets of a file or a workspace,
+    those that were begun and are not settled. Settled, nothing is left to do: stopped, accepted,
+    already_stopped, not_found. Not settled: rejected, not_sent, unknown. It is safe to run the
+    command again.
 
     The first Ctrl-C begins nothing new and waits for what is under way, the second cuts it off.
 
     The exit code is 0 if all are settled, 1 if some are not, 2 if the command cannot be run as it
     stands, 130 after Ctrl-C.
     """
-    if files is not None and (len(files) > 1 or not files[0]):
-        raise _UsageError("give --from once, with the name of a file or -")
-    if journal == "":
-        raise _UsageError("--journal is empty: give the name of a file")
-    file = files[0] if files else None
-    source = _targets(workspace, aliases or [], file)
-    key = os.environ.get("BCTRL_API_KEY") or ("dry-run" if dry_run else None)
-    if key is None:
-        raise _UsageError("there is no API key: set BCTRL_API_KEY")
+    file = _only(files, journal)
+    asks = not (yes or dry_run)
+    search = _search(whole, status, kind, older_than, everything=everything, asks=asks)
+    if search is None:
+        source = _targets(workspace, aliases or [], file)
+    elif workspace is not None or file is not None:
+        raise _UsageError("give --workspace without ALIASes and --from")
+    key = _key(needed=search is not None or not dry_run)
     output = _display.Output()
-    lines = _display.Lines(output, None if file else aliases)
+    some = search is None and file is None
+    lines = _display.Lines(output, aliases if some else None)
+
+    def connect() -> BctrlSession:
+        # A session belongs to one loop, and the question is asked between two.
+        return BctrlSession(
+            key, base_url=base_url, timeout=timeout, max_connections=concurrency, rate=rate
+        )
 
     def show(outcome: StopOutcome) -> None:
         if json:
             output.say(_display.as_json(outcome))
-        elif file is None or not (outcome.result.settled or _was_not_begun(outcome)):
+        elif some or not (outcome.result.settled or _was_not_begun(outcome)):
             lines.show(outcome)
 
-    try:
-        session = BctrlSession(
-            key, base_url=base_url, timeout=timeout, max_connections=concurrency, rate=rate
-        )
+    def stop(targets: _Targets) -> int:
         if dry_run:
-            return _rehearse(session, source, journal, output)
-        ended = asyncio.run(
-            _stopping.stop(session, source, show, output, deadline=deadline, journal=journal)
+            return _rehearse(connect(), targets, journal, output)
+        stopping = _stopping.stop(
+            connect(), targets, show, output, deadline=deadline, journal=journal, verify=verify
         )
+        return _conclude(asyncio.run(stopping), output, json=json)
+
+    if search is None:
+        return _told(lambda: stop(source))
+    return _told(lambda: _stop_found(connect(), search, stop))
+
+
+def _only(files: list[str] | None, journal: str | None) -> str | None:
+    """Check what names a file, and return the one with the targets."""
+    if journal == "":
+        raise _UsageError("--journal is empty: give the name of a file")
+    if files is not None and (len(files) > 1 or not files[0]):
+        raise _UsageError("give --from once, with the name of a file or -")
+    return files[0] if files else None
+
+
+class _Search(NamedTuple):
+    workspace: str
+    wanted: RuntimeFilter
+    asks: bool
+
+
+def _search(
+    workspace: str | None,
+    status: str | None,
+    kind: str | None,
+    older_than: str | None,
+    *,
+    everything: bool,
+    asks: bool,
+) -> _Search | None:
+    """Find out whether what is to be stopped has to be searched for, and where."""
+    if workspace is None:
+        if everything or status or kind or older_than:
+            raise _UsageError("--all, --status, --kind and --older-than need --workspace")
+        return None
+    if not everything:
+        raise _UsageError("--workspace needs --all")
+    if asks and not _finding.can_ask():
+        raise _UsageError("stdin is no terminal to ask on: give --yes to stop without a question")
+    return _Search(workspace, _wanted(status or RuntimeStatus.ACTIVE, kind, older_than), asks)
+
+
+def _stop_found(
+    session: BctrlSession, search: _Search, stop: Callable[[Sequence[RuntimeRef]], int]
+) -> int:
+    """Stop what is found, if it is wanted."""
+    found = asyncio.run(_finding.find(session, search.workspace, search.wanted))
+    code = _FAILED if found.unreadable else 0
+    if not found.targets:
+        _display.note(f"Nothing to stop: no runtime of {_display.visible(search.workspace)} fits")
+        return code
+    if search.asks and not _finding.is_agreed(found):
+        _display.note("Nothing was stopped")
+        return _FAILED
+    return stop(found.targets) or code
+
+
+def _wanted(status: str | None, kind: str | None, older_than: str | None) -> RuntimeFilter:
+    try:
+        return _finding.condition(status, kind, older_than)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+
+
+def _key(*, needed: bool) -> str:
+    key = os.environ.get("BCTRL_API_KEY")
+    if needed and not key:
+        raise _UsageError("there is no API key: set BCTRL_API_KEY")
+    return key or "dry-run"
+
+
+def _told(run: Callable[[], int]) -> int:
+    """Run something of which errors are one line on stderr."""
+    try:
+        return run()
     except BctrlConfigError as error:
         raise _mistake(error) from error
     except BctrlError as error:
         _display.complain(str(error))
         return _FAILED
-    return _conclude(ended, output, json=json)
+
+
+@app.command("list", cls=_ListCommand)
+def _list(
+    workspace: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    *,
+    status: Annotated[str | None, _option("Only with this status.", "STATUS")] = None,
+    kind: _Kind = None,
+    older_than: _OlderThan = None,
+    timeout: _Timeout = 60.0,
+    base_url: _BaseUrl = None,
+    json: Annotated[
+        bool, _option("Print a line of JSON for each, as stop --from reads it.", None, "--json")
+    ] = False,
+) -> int:
+    """List the runtimes of a workspace.
+
+    A runtime whose time of creation cannot be read is not older than anything. One that cannot be
+    read at all is named on stderr, and the exit code is 1.
+    """
+    wanted = _wanted(status, kind, older_than)
+    if not workspace:
+        raise _UsageError("nothing to list: give a WORKSPACE")
+    key = _key(needed=True)
+    output = _display.Output()
+
+    def show() -> int:
+        session = BctrlSession(key, base_url=base_url, timeout=timeout)
+        found = asyncio.run(_finding.find(session, workspace, wanted))
+        if json:
+            for runtime in found.runtimes:
+                output.say(_display.as_found(workspace, runtime))
+        else:
+            _display.listing(output, found.runtimes)
+        return _FAILED if found.unreadable or output.lost else 0
+
+    return _told(show)
 
 
 def _was_not_begun(outcome: StopOutcome) -> bool:

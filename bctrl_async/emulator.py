@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import NamedTuple, Self, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict, cast
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
@@ -42,7 +42,8 @@ _ACCEPT_TURNS = 4
 class Fault(StrEnum):
     """What can go wrong with one stop; each member says what the client sees and what was done.
 
-    The statuses, and whether one means that nothing was done, follow contract errors.md.
+    The statuses, and whether one means that nothing was done, follow contract errors.md. A get or
+    a list that is given one is answered in the same way, and changes nothing.
     """
 
     LATENCY = "latency"
@@ -141,8 +142,8 @@ class ReceivedRequest:
     """One request as it arrived, and what the emulator decided to do with it.
 
     Attributes:
-        workspace_id: The decoded workspace id, None when the path is not that of a stop.
-        alias: The decoded alias, None when the path is not that of a stop.
+        workspace_id: The decoded workspace id, None when the path is that of no operation.
+        alias: The decoded alias, None when the path is that of no operation, or of a list.
         method: The HTTP method.
         raw_path: The request target exactly as on the wire, with its query.
         headers: The headers; names compare without regard to case.
@@ -159,6 +160,10 @@ class ReceivedRequest:
     body: bytes
     fault: Fault | None
     status: int | None
+
+
+_Answer = Mapping[str, Any]
+"""What is answered with 200: a Runtime, or a list of them."""
 
 
 class _Reply(NamedTuple):
@@ -182,7 +187,7 @@ _NO_ROUTE = _Refusal(
     404, "route.not_found", "not_found", "No operation has this path.", "See the reference."
 )
 _WRONG_METHOD = _Refusal(
-    405, "method.not_allowed", "invalid_input", "A stop is a POST.", "Send a POST."
+    405, "method.not_allowed", "invalid_input", "Not with this method.", "See Allow."
 )
 _NO_KEY = _Refusal(
     401, "auth.required", "unauthorized", "Invalid API key.", "Send Bearer <api-key>."
@@ -211,7 +216,13 @@ def _dump(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _from_the_future(runtime: WireRuntime) -> dict[str, object]:
+def _from_the_future(answer: _Answer) -> _Answer:
+    if "runtimes" in answer:
+        return {
+            "runtimes": [_from_the_future(runtime) for runtime in answer["runtimes"]],
+            "next": 2,
+        }
+    runtime = answer
     summary = {**runtime["summary"], "launchMode": "teleport", "gpu": {"count": 2}}
     return {**runtime, "kind": "hologram", "status": "paused", "summary": summary, "region": "moon"}
 
@@ -225,15 +236,15 @@ def _bomb() -> bytes:
     return b"".join([*parts, packer.compress(b'"}'), packer.flush()])
 
 
-# What these faults answer with 200 in place of the Runtime, whatever its status was.
-_BODIES: dict[Fault | None, Callable[[WireRuntime], bytes]] = {
-    Fault.MALFORMED_JSON: lambda runtime: _dump(runtime).replace(b":", b"="),
+# What these faults answer with 200 in place of the usual answer, whatever the status was.
+_BODIES: dict[Fault | None, Callable[[_Answer], bytes]] = {
+    Fault.MALFORMED_JSON: lambda answer: _dump(answer).replace(b":", b"="),
     Fault.WRONG_SHAPE: lambda _: b'{"ok":true}',
-    Fault.OVERSIZED: lambda runtime: _dump({**runtime, "padding": "x" * (2 * _MIB)}),
+    Fault.OVERSIZED: lambda answer: _dump({**answer, "padding": "x" * (2 * _MIB)}),
     Fault.COMPRESSED_BOMB: lambda _: _bomb(),
-    Fault.UNKNOWN_VALUES: lambda runtime: _dump(_from_the_future(runtime)),
+    Fault.UNKNOWN_VALUES: lambda answer: _dump(_from_the_future(answer)),
     Fault.FAILED: _dump,
-    Fault.ACCEPTED: lambda runtime: _dump({**runtime, "status": "active"}),
+    Fault.ACCEPTED: lambda answer: _dump({**answer, "status": "active"}),
 }
 
 
@@ -243,45 +254,63 @@ def _decode(segment: str) -> str:
     return unquote_to_bytes(segment).decode()
 
 
-def _route(raw_path: str) -> tuple[str, str] | None:
-    """The target that a path names, None for another path; ValueError if it cannot be decoded."""
+class _Route(NamedTuple):
+    method: str
+    workspace_id: str
+    alias: str | None = None
+
+
+def _route(raw_path: str) -> _Route | None:
+    """What a path stands for, None for another path; ValueError if it cannot be decoded.
+
+    The paths are those of openapi.yaml (`runtimes-stop`) and of contract errors.md (`runtimes-get`
+    and `runtimes-list`).
+    """
     match raw_path.partition("?")[0].split("/"):
         case ["", "v1", "workspaces", workspace_id, "runtimes", alias, "stop"]:
-            # RFC 3986 5.2.4: bare dot segments are not names but steps out of the path. To take
-            # them for names would hide the client's bug that a real gateway turns into a 404.
-            if {workspace_id, alias} & {"", ".", ".."}:
-                return None
-            return _decode(workspace_id), _decode(alias)
-    return None
+            method, names = "POST", [workspace_id, alias]
+        case ["", "v1", "workspaces", workspace_id, "runtimes", alias]:
+            method, names = "GET", [workspace_id, alias]
+        case ["", "v1", "workspaces", workspace_id, "runtimes"]:
+            method, names = "GET", [workspace_id]
+        case _:
+            return None
+    # RFC 3986 5.2.4: bare dot segments are not names but steps out of the path. To take them for
+    # names would hide the client's bug that a real gateway turns into a 404.
+    if {*names} & {"", ".", ".."}:
+        return None
+    return _Route(method, *map(_decode, names))
 
 
 class Emulator:
     """A server of `POST /v1/workspaces/{id}/runtimes/{alias}/stop` on a local port.
 
-    Use it as ``async with Emulator(port=0) as emulator``. The runtimes it knows are those added
-    with `add_runtime`. Faults come from `inject`, and at random with the probabilities `faults`;
-    a random one depends only on the seed, the target, and how many requests that target had
-    before, never on how the requests of different targets interleave. Every request is kept in
-    `requests`, so memory grows with their number.
+    It also answers `GET` of a runtime and of a workspace's list. Use it as ``async with
+    Emulator(port=0) as emulator``. The runtimes it knows are those added with `add_runtime`, and a
+    workspace is known while it has any. Faults come from `inject`, and at random, for stops, with
+    the probabilities `faults`; a random one depends only on the seed, the target, and how many
+    stops that target had before, never on how the requests of different targets interleave. Every
+    request is kept in `requests`, so memory grows with their number.
 
     Attributes:
         requests: Every request, in order of arrival.
         received: How many stops came for each `(workspace_id, alias)`, counting those that had
-            the right path, method and key, whether or not the runtime exists.
+            the right path, method and key, whether or not the runtime exists. Gets and lists are
+            found in `requests` alone.
 
     Args:
         host: The address to listen on.
         port: The port to listen on, 0 to 65535; 0 picks a free one. The default is the port of
             the contract's second server (openapi.yaml, `servers`).
         api_key: The key that requests must carry, not empty.
-        faults: The probability of each fault for one request, each 0 to 1, together at most 1.
+        faults: The probability of each fault for one stop, each 0 to 1, together at most 1.
         seed: What the random faults are drawn from.
         latency: Seconds before every answer, 0 or more.
         retry_after: The Retry-After of a 429 or 503 that carries one, of any form (contract
             errors.md); None leaves the header out.
         fault_latency: Seconds that `Fault.LATENCY` adds, 0 or more.
         drip_interval: Seconds between two bytes of `Fault.SLOW_DRIP`, 0 or more.
-        rate_limit: Stops a second, above 0; faster ones are answered 429, but for a quarter of a
+        rate_limit: Requests a second, above 0; faster ones are answered 429, but for a quarter of a
             second's worth that may come at once. None is no limit.
 
     Raises:
@@ -329,9 +358,7 @@ class Emulator:
         self._rate_limit = rate_limit
         self._allowed_at = -math.inf
         self._odds, self._bounds = _cumulate(faults or {})
-        self._queues: defaultdict[tuple[str | None, str | None], deque[Fault | None]] = defaultdict(
-            deque
-        )
+        self._queues: defaultdict[tuple[str | None, ...], deque[Fault | None]] = defaultdict(deque)
         self._runtimes: dict[tuple[str, str], WireRuntime] = {}
         self._serial = itertools.count(1)
         self._url: str | None = None
@@ -465,7 +492,11 @@ class Emulator:
         return None if runtime is None else runtime["status"]
 
     def inject(
-        self, *faults: Fault | None, workspace_id: str | None = None, alias: str | None = None
+        self,
+        *faults: Fault | None,
+        workspace_id: str | None = None,
+        alias: str | None = None,
+        method: str = "POST",
     ) -> None:
         """Queue faults, one for each of the next stops of known runtimes, before any random ones.
 
@@ -476,17 +507,17 @@ class Emulator:
             *faults: In the order of the stops; None is one stop with the usual behaviour.
             workspace_id: Only for stops in this workspace.
             alias: Only for stops of this alias.
+            method: `GET` queues them for gets and lists instead; a list has no alias.
         """
-        self._queues[workspace_id, alias].extend(faults)
+        self._queues[method, workspace_id, alias].extend(faults)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read() if request.body_exists else b""
-        target, fault, reply = self._decide(request)
-        workspace_id, alias = target or (None, None)
+        route, fault, reply = self._decide(request)
         self.requests.append(
             ReceivedRequest(
-                workspace_id,
-                alias,
+                route.workspace_id if route else None,
+                route.alias if route else None,
                 request.method,
                 request.raw_path,
                 request.headers,
@@ -510,25 +541,40 @@ class Emulator:
 
     def _decide(
         self, request: web.BaseRequest
-    ) -> tuple[tuple[str, str] | None, Fault | None, _Reply | None]:
+    ) -> tuple[_Route | None, Fault | None, _Reply | None]:
         """Decide, and change the runtime, without a pause, so that requests cannot interleave."""
         try:
-            target = _route(request.raw_path)
+            route = _route(request.raw_path)
         except ValueError:
             return None, None, self._refuse(_NOT_DECODABLE)
-        if target is None:
+        if route is None:
             return None, None, self._refuse(_NO_ROUTE)
-        if request.method != "POST":
-            return target, None, self._refuse(_WRONG_METHOD, {"Allow": "POST"})
+        if request.method != route.method:
+            return route, None, self._refuse(_WRONG_METHOD, {"Allow": route.method})
         if request.headers.get("Authorization") != self._authorization:
-            return target, None, self._refuse(_NO_KEY)
-        self.received[target] += 1
+            return route, None, self._refuse(_NO_KEY)
+        if route.method == "POST" and route.alias is not None:
+            self.received[route.workspace_id, route.alias] += 1
         too_fast = self._is_too_fast()
-        runtime = self._runtimes.get(target)
-        if too_fast or runtime is None:
-            return target, None, self._refuse(_TOO_MANY if too_fast else _NO_RUNTIME)
-        fault = self._next_fault(target)
-        return target, fault, self._stop(runtime, fault, request.raw_path)
+        answer = self._find(route)
+        if too_fast or answer is None:
+            return route, None, self._refuse(_TOO_MANY if too_fast else _NO_RUNTIME)
+        fault = self._next_fault(route)
+        if route.method == "POST":
+            reply = self._stop(cast("WireRuntime", answer), fault, request.raw_path)
+        else:
+            reply = self._answer(answer, fault, request.raw_path)
+        return route, fault, reply
+
+    def _find(self, route: _Route) -> _Answer | None:
+        if route.alias is not None:
+            return self._runtimes.get((route.workspace_id, route.alias))
+        listed = [
+            runtime
+            for (workspace_id, _), runtime in self._runtimes.items()
+            if workspace_id == route.workspace_id
+        ]
+        return {"runtimes": listed} if listed else None
 
     def _is_too_fast(self) -> bool:
         if self._rate_limit is None:
@@ -540,16 +586,18 @@ class Emulator:
         self._allowed_at = max(self._allowed_at, now) + 1 / self._rate_limit
         return False
 
-    def _next_fault(self, target: tuple[str, str]) -> Fault | None:
-        workspace_id, alias = target
+    def _next_fault(self, route: _Route) -> Fault | None:
+        method, workspace_id, alias = route
         if self._queues:
-            for key in (target, (workspace_id, None), (None, alias), (None, None)):
-                if queue := self._queues.get(key):
+            targets = ((workspace_id, alias), (workspace_id, None), (None, alias), (None, None))
+            for target in targets:
+                if queue := self._queues.get((method, *target)):
                     return queue.popleft()
-        if not self._bounds:
+        if not self._bounds or method != "POST" or alias is None:
             return None
+        received = self.received[workspace_id, alias]
         # The length keeps ("a", "bc") and ("ab", "c") apart.
-        text = f"{self._seed}:{self.received[target]}:{len(workspace_id)}:{workspace_id}{alias}"
+        text = f"{self._seed}:{received}:{len(workspace_id)}:{workspace_id}{alias}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return self._odds[bisect.bisect(self._bounds, int.from_bytes(digest) / 2**64)]
 
@@ -559,6 +607,11 @@ class Emulator:
             _end(runtime, "failed")
         elif was_active and (fault is None or fault.takes_effect):
             _end(runtime, "stopped")
+        usual = runtime if was_active or fault in _BODIES else None
+        return self._answer(usual, fault, raw_path)
+
+    def _answer(self, usual: _Answer | None, fault: Fault | None, raw_path: str) -> _Reply | None:
+        """Answer with this, or with a conflict if it is None, unless the fault has it otherwise."""
         if fault in _UNANSWERED:
             return None
         if fault is Fault.REDIRECT:
@@ -571,12 +624,12 @@ class Emulator:
             return self._refuse(
                 refusal, self._advice if fault in _WITH_RETRY_AFTER else _NO_HEADERS
             )
-        if not was_active and fault not in _BODIES:
+        if usual is None:
             return self._refuse(_NOT_ACTIVE)
         headers = {"Content-Type": _JSON, "x-request-id": self._request_id()}
         if fault is Fault.COMPRESSED_BOMB:
             headers["Content-Encoding"] = "gzip"
-        return _Reply(200, _BODIES.get(fault, _dump)(runtime), headers)
+        return _Reply(200, _BODIES.get(fault, _dump)(usual), headers)
 
     def _refuse(self, refusal: _Refusal, headers: Mapping[str, str] = _NO_HEADERS) -> _Reply:
         request_id = self._request_id()

@@ -31,11 +31,13 @@ class BctrlError(Exception):
     Args:
         summary: What failed, in one line without a full stop.
         cure: What to do about it; the class's own advice when None.
-        workspace_id: The workspace of the stop that failed.
-        alias: The alias of the runtime that was to be stopped.
-        attempts: How many requests were begun for this stop, the one that failed for want of a key
+        operation: What was to be done: `stop`, or `get` or `list`.
+        workspace_id: The workspace of the call that failed.
+        alias: The alias of the runtime that was to be stopped or looked at.
+        attempts: How many requests were begun for this call, the one that failed for want of a key
             among them.
-        may_have_stopped: Whether any of these requests could have stopped the runtime.
+        may_have_stopped: Whether any of these requests could have stopped the runtime; those of a
+            `get` or `list` never can.
         status: The HTTP status of the last answer, where there was one.
         code: The server's error code, such as `runtime.not_active`.
         message: The server's own words.
@@ -53,6 +55,7 @@ class BctrlError(Exception):
         summary: str,
         *,
         cure: str | None = None,
+        operation: str = "stop",
         workspace_id: str | None = None,
         alias: str | None = None,
         attempts: int = 0,
@@ -71,6 +74,7 @@ class BctrlError(Exception):
         super().__init__(summary)
         self.summary = summary
         self.cure = cure
+        self.operation = operation
         self.workspace_id = workspace_id
         self.alias = alias
         self.attempts = attempts
@@ -87,7 +91,9 @@ class BctrlError(Exception):
     def __str__(self) -> str:
         subject = ""
         if self.alias is not None:
-            subject = f"stop of {self.alias!r} in workspace {self.workspace_id!r}: "
+            subject = f"{self.operation} of {self.alias!r} in workspace {self.workspace_id!r}: "
+        elif self.workspace_id is not None:
+            subject = f"{self.operation} of workspace {self.workspace_id!r}: "
         facts = []
         if self.request_id is not None:
             facts.append(f"request id {self.request_id}")
@@ -114,7 +120,7 @@ class BctrlConfigError(BctrlError, ValueError):
 class BctrlNetworkError(BctrlError):
     """There was no usable answer: refused, unreachable, disconnected."""
 
-    default_cure = "Check base_url and the network, then call again: a stop is safe to repeat"
+    default_cure = "Check base_url and the network, then call again: it is safe to repeat"
 
 
 class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
@@ -123,7 +129,7 @@ class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
     `status` is set if the answer had begun to arrive.
     """
 
-    default_cure = "Call again, a stop is safe to repeat, or allow a longer timeout"
+    default_cure = "Call again, it is safe to repeat, or allow a longer timeout"
 
 
 class BctrlResponseError(BctrlNetworkError):
@@ -153,7 +159,7 @@ class BctrlAuthenticationError(BctrlApiError):
 class BctrlPermissionError(BctrlApiError):
     """403: this key may not touch this resource."""
 
-    default_cure = "Use a key that may stop runtimes of this workspace"
+    default_cure = "Use a key that has access to this workspace"
 
 
 class BctrlNotFoundError(BctrlApiError):
@@ -176,7 +182,7 @@ class BctrlNotFoundError(BctrlApiError):
 class BctrlConflictError(BctrlApiError):
     """409: the runtime is not in a state that can be stopped."""
 
-    default_cure = "Look at the runtime's status, then call again: a stop is safe to repeat"
+    default_cure = "Look at the runtime's status, then call again: it is safe to repeat"
 
     @property
     def already_stopped(self) -> bool:
@@ -191,13 +197,13 @@ class BctrlRateLimitError(BctrlApiError):
     (`retry_after`) than this one's patience.
     """
 
-    default_cure = "Send fewer stops a second (rate=), or call again later"
+    default_cure = "Send fewer requests a second (rate=), or call again later"
 
 
 class BctrlServerError(BctrlApiError):
     """5xx: the server or something in front of it failed."""
 
-    default_cure = "Call again: a stop is safe to repeat"
+    default_cure = "Call again: it is safe to repeat"
 
 
 def session_closed() -> BctrlConfigError:

@@ -63,7 +63,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         result: What became of it.
         runtime: The runtime as the server described it, where it did.
         error: Why it is not plainly stopped, where it is not.
-        attempts: How many requests were begun.
+        attempts: How many requests to stop it were begun; looks at it are not counted.
         elapsed: Seconds from taking the target up to this outcome.
         resumed: Whether it is that of an earlier run, as the journal has it.
     """

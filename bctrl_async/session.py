@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from uuid import UUID
 
 import aiohttp
@@ -20,9 +20,10 @@ from bctrl_async._admission import Gate
 from bctrl_async._call import Call
 from bctrl_async._outage import Outage
 from bctrl_async._pool import Pool
+from bctrl_async._protocol import GET, LIST, STOP, Operation
 from bctrl_async._retry import Budget, Retries, RetryPolicy, is_silent
 from bctrl_async._run import Run
-from bctrl_async._targets import Input, Targets
+from bctrl_async._targets import Input, Listing, Target, Targets
 from bctrl_async._throttle import Throttle
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
@@ -30,9 +31,11 @@ from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
+    BctrlResponseError,
     BctrlTimeoutError,
     session_closed,
 )
+from bctrl_async.filters import RuntimeFilter
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 
@@ -40,9 +43,11 @@ _BULK_PATIENCE = 300.0
 """Seconds for which a bulk stop without a deadline bears a server that refuses or is silent."""
 _NO_HEADERS: Mapping[str, str] = {}
 
+_T = TypeVar("_T")
+
 
 class BctrlSession:
-    """A session with the bctrl v1 workspaces API: one connection pool for any number of stops.
+    """A session with the bctrl v1 workspaces API: one connection pool for any number of calls.
 
     It can be made anywhere, also where no event loop runs. The pool opens with the first call or
     `async with`, belongs to that loop, and closes with the session or, if nobody closes it, with
@@ -220,7 +225,7 @@ class BctrlSession:
             BctrlNetworkError: No answer.
         """
         try:
-            path = self._path(workspace_id, alias)
+            path = self._stop_path(workspace_id, alias)
             extra = _extra_headers(headers, idempotency_key)
             limit = self._timeout if timeout is None else _transport.time_limit(timeout)
             policy = self._retry if retry is None else _checked_policy(retry)
@@ -232,8 +237,73 @@ class BctrlSession:
             error.alias = str(alias)
             raise
         # What an attempt needs is made only now: a hundred thousand calls may wait for their turn.
-        call = Call(str(workspace_id), alias, path, extra, limit, policy)
+        call = Call(STOP, str(workspace_id), alias, path, extra, limit, policy)
         return await self._send(call, http)
+
+    async def get_runtime(
+        self,
+        workspace_id: str | UUID,
+        alias: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - of each attempt, as in aiohttp.
+        retry: RetryPolicy | None = None,
+    ) -> Runtime:
+        """Look at a runtime (contract errors.md: `runtimes-get`).
+
+        It passes the same gate as the stops, and is tried again by the same rules.
+
+        Args:
+            workspace_id: The workspace's id; any text, which arrives exactly as it is given.
+            alias: The runtime's alias; any text, likewise.
+            timeout: Seconds for one attempt, above 0; the session's when None.
+            retry: When and how often to try again; the session's policy when None.
+
+        Returns:
+            The runtime as the server describes it.
+
+        Raises:
+            BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
+        """
+        path = partial(self._get_path, workspace_id, alias)
+        return await self._read(GET, workspace_id, alias, path, timeout=timeout, retry=retry)
+
+    async def list_runtimes(
+        self,
+        workspace_id: str | UUID,
+        *,
+        on_unreadable: Callable[[BctrlResponseError], object] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - of each attempt, as in aiohttp.
+        retry: RetryPolicy | None = None,
+    ) -> list[Runtime]:
+        """List all runtimes of a workspace (contract errors.md: `runtimes-list`).
+
+        A list with a gap must not pass for a whole one, for what is missing may go on running: so
+        a runtime that cannot be read is an error, unless `on_unreadable` takes note of it.
+
+        Args:
+            workspace_id: The workspace's id; any text, which arrives exactly as it is given.
+            on_unreadable: A function that is called with the error of each runtime that cannot be
+                read; `alias` is set if at least that could be. The others are then returned.
+            timeout: Seconds for one attempt, above 0; the session's when None.
+            retry: When and how often to try again; the session's policy when None.
+
+        Returns:
+            The runtimes in the server's order.
+
+        Raises:
+            BctrlResponseError: The list, or a runtime in it, cannot be read, or takes more than
+                64 MiB.
+            BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
+        """
+        runtimes: list[Runtime] = []
+        for item in await self._list(workspace_id, timeout, retry):
+            if isinstance(item, Runtime):
+                runtimes.append(item)
+            elif on_unreadable is None:
+                raise item
+            else:
+                on_unreadable(item)
+        return runtimes
 
     def stop_runtimes(
         self,
@@ -245,6 +315,7 @@ class BctrlSession:
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
         journal: str | os.PathLike[str] | None = None,
+        verify: bool = False,
     ) -> StopBatch:
         """Stop any number of runtimes, and give each one its outcome; none raises.
 
@@ -275,6 +346,13 @@ class BctrlSession:
             journal: A file to which each outcome is appended as a line of JSON. The same call with
                 the same file resumes the run: what is settled is not sent again, so take another
                 file for runtimes that have been started anew.
+            verify: Whether to look at what was stopped (`get_runtime`) where the server has not yet
+                said that it is: at what would be `unknown`, or `accepted` with a status that is not
+                final. It is looked at again and again until it is `stopped`, gone (`not_found`), or
+                `failed`, in which nothing runs any more: that is `accepted`, and the runtime of the
+                outcome says so. If that is not so by the deadline, or without one within the
+                policy's patience, the outcome stays what it was. Each target is verified before
+                another one is begun in its place.
 
         Returns:
             What to await for the `StopReport`, or to enter and iterate over. It then raises what
@@ -285,13 +363,116 @@ class BctrlSession:
                 cannot be used; where it is awaited or iterated over, a journal that is in use,
                 foreign, or of another version.
         """
-        limit = self._timeout if timeout is None else _transport.time_limit(timeout)
+        return self._bulk(
+            Input(targets),
+            concurrency=concurrency,
+            deadline=deadline,
+            on_outcome=on_outcome,
+            timeout=timeout,
+            policy=self._patient(retry, deadline),
+            journal=journal,
+            verify=verify,
+        )
+
+    def stop_workspace(
+        self,
+        workspace_id: str | UUID,
+        *,
+        where: Callable[[Runtime], object] | None = None,
+        concurrency: int | None = None,
+        deadline: float | None = None,
+        on_outcome: OnOutcome | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        verify: bool = False,
+    ) -> StopBatch:
+        """Stop the runtimes of a workspace, those that are active or any others.
+
+            report = await session.stop_workspace("ws-1")
+            report = await session.stop_workspace("ws-1", where=RuntimeFilter(older_than=7200))
+
+        It lists them when it is run, and stops those that fit as `stop_runtimes` does; what is
+        started later is not in the list. A runtime that the list has, but that cannot be read,
+        becomes a `rejected` outcome: whether it fits is not known.
+
+        Args:
+            workspace_id: The workspace's id; any text, which arrives exactly as it is given.
+            where: What is stopped: a `RuntimeFilter`, or a plain function that is called with each
+                runtime. None is `RuntimeFilter()`, what is active. A function sees the others as
+                well, which are `already_stopped`.
+            concurrency: As for `stop_runtimes`.
+            deadline: The same; the list is within it.
+            on_outcome: The same.
+            timeout: The same, for the list as well.
+            retry: The same.
+            journal: The same.
+            verify: The same.
+
+        Returns:
+            What `stop_runtimes` returns. Where it is awaited or iterated over it also raises what
+            `list_runtimes` raised, or `where`; then nothing was stopped.
+
+        Raises:
+            BctrlConfigError: As for `stop_runtimes`, and a bad workspace id.
+        """
+        self._list_path(workspace_id)
+        if where is None:
+            where = RuntimeFilter()
+        elif not callable(where) or inspect.iscoroutinefunction(where):
+            raise BctrlConfigError(
+                f"where is a {type(where).__name__} that cannot be called at once",
+                cure="Pass a RuntimeFilter, or a plain function of a Runtime",
+            )
+        policy = self._patient(retry, deadline)
+        return self._bulk(
+            Listing(partial(self._find, workspace_id, where, timeout, policy)),
+            concurrency=concurrency,
+            deadline=deadline,
+            on_outcome=on_outcome,
+            timeout=timeout,
+            policy=policy,
+            journal=journal,
+            verify=verify,
+        )
+
+    async def _find(
+        self,
+        workspace_id: str | UUID,
+        where: Callable[[Runtime], object],
+        timeout: float | None,  # noqa: ASYNC109 - of each attempt.
+        policy: RetryPolicy,
+    ) -> list[Target | BctrlResponseError]:
+        """List what is to be stopped."""
+        return [
+            (workspace_id, item.alias) if isinstance(item, Runtime) else item
+            for item in await self._list(workspace_id, timeout, policy)
+            if not isinstance(item, Runtime) or where(item)
+        ]
+
+    def _patient(self, retry: RetryPolicy | None, deadline: float | None) -> RetryPolicy:
+        """Return the policy of a bulk stop."""
         policy = self._retry if retry is None else _checked_policy(retry)
+        if policy.patience is not None:
+            return policy
+        patience = _BULK_PATIENCE if deadline is None else _config.seconds(deadline, "deadline")
+        return msgspec.structs.replace(policy, patience=patience)
+
+    def _bulk(
+        self,
+        source: Input,
+        *,
+        concurrency: int | None,
+        deadline: float | None,
+        on_outcome: OnOutcome | None,
+        timeout: float | None,
+        policy: RetryPolicy,
+        journal: str | os.PathLike[str] | None,
+        verify: bool,
+    ) -> StopBatch:
+        limit = self._timeout if timeout is None else _transport.time_limit(timeout)
         if deadline is not None:
             deadline = _config.seconds(deadline, "deadline")
-        patience = deadline or _BULK_PATIENCE
-        if policy.patience is None:
-            policy = msgspec.structs.replace(policy, patience=patience)
         workers = self._gate.limit
         if concurrency is not None:
             workers = min(workers, _config.count(concurrency, "concurrency"))
@@ -303,24 +484,28 @@ class BctrlSession:
             raise BctrlConfigError(
                 f"on_outcome is a {type(on_outcome).__name__}", cure="Pass a function"
             )
-        source = Input(targets)
         if source.length is not None:
             workers = min(workers, source.length)
 
-        outage = Outage(self._gate, policy, patience)
+        outage = Outage(self._gate, policy, deadline or _BULK_PATIENCE)
 
-        def make_call(target: RuntimeRef) -> Call:
-            path = self._path(*target)
-            return Call(*target, path, _NO_HEADERS, limit, policy, answered=outage.end)
+        def make_call(target: RuntimeRef) -> Call[Runtime]:
+            path = self._stop_path(*target)
+            return Call(STOP, *target, path, _NO_HEADERS, limit, policy, answered=outage.end)
+
+        def make_look(target: RuntimeRef) -> Call[Runtime]:
+            path = self._get_path(*target)
+            return Call(GET, *target, path, _NO_HEADERS, limit, policy, answered=outage.end)
 
         run = Run(
             source,
             make_call=make_call,
-            stop_one=self._stop,
+            make_attempts=self._make_attempts,
             gate=self._gate,
             outage=outage,
             concurrency=max(workers, 1),
             deadline=deadline,
+            make_look=make_look if verify else None,
         )
         return StopBatch(
             source,
@@ -331,7 +516,44 @@ class BctrlSession:
             on_outcome=on_outcome,
         )
 
-    async def _stop(self, call: Call) -> Runtime:
+    async def _list(
+        self,
+        workspace_id: str | UUID,
+        timeout: float | None,  # noqa: ASYNC109 - of each attempt.
+        retry: RetryPolicy | None,
+    ) -> list[Runtime | BctrlResponseError]:
+        path = partial(self._list_path, workspace_id)
+        listed = await self._read(LIST, workspace_id, None, path, timeout=timeout, retry=retry)
+        for item in listed:
+            if isinstance(item, BctrlResponseError):
+                item.operation = LIST.name
+                item.workspace_id = str(workspace_id)
+                item.may_have_stopped = False
+        return listed
+
+    async def _read(
+        self,
+        operation: Operation[_T],
+        workspace_id: str | UUID,
+        alias: str | None,
+        make_path: Callable[[], str],
+        *,
+        timeout: float | None,  # noqa: ASYNC109 - of each attempt.
+        retry: RetryPolicy | None,
+    ) -> _T:
+        try:
+            path = make_path()
+            limit = self._timeout if timeout is None else _transport.time_limit(timeout)
+            policy = self._retry if retry is None else _checked_policy(retry)
+        except BctrlError as error:
+            error.operation = operation.name
+            error.workspace_id = str(workspace_id)
+            error.alias = alias if alias is None else str(alias)
+            raise
+        call = Call(operation, str(workspace_id), alias, path, _NO_HEADERS, limit, policy)
+        return await self._make_attempts(call)
+
+    async def _make_attempts(self, call: Call[_T]) -> _T:
         """Make the attempts of a call that is made already, for the first time or once more."""
         try:
             http = self._open_pool()
@@ -342,9 +564,9 @@ class BctrlSession:
             raise
         return await self._send(call, http)
 
-    async def _send(self, call: Call, http: aiohttp.ClientSession) -> Runtime:
+    async def _send(self, call: Call[_T], http: aiohttp.ClientSession) -> _T:
         """Make the attempts of a call whose turn has come."""
-        ended: Runtime | BctrlError | None = None
+        ended: _T | BctrlError | None = None
         try:
             while True:
                 call.attempts += 1
@@ -361,7 +583,7 @@ class BctrlSession:
                 finally:
                     self._gate.leave(ended)
                 call.in_flight = False
-                if isinstance(ended, Runtime):
+                if not isinstance(ended, BctrlError):
                     self._budget.earn()
                     return ended
                 ended = self._explained(ended)
@@ -378,7 +600,7 @@ class BctrlSession:
             # A traceback refers to this frame: an error kept in it would be a reference cycle.
             ended = None
 
-    def _delay(self, call: Call, error: BctrlError) -> float | None:
+    def _delay(self, call: Call[_T], error: BctrlError) -> float | None:
         if call.retries is None:
             call.retries = Retries(call.policy, self._budget)
         call.retries.note(error)
@@ -390,32 +612,37 @@ class BctrlSession:
             return None
         return call.retries.delay(asyncio.get_running_loop().time())
 
-    def _path(self, workspace_id: str | UUID, alias: str) -> str:
-        return (
-            f"{self._workspaces}/{_protocol.path_segment(workspace_id, 'workspace id')}"
-            f"/runtimes/{_protocol.path_segment(alias, 'alias')}/stop"
-        )
+    def _list_path(self, workspace_id: str | UUID) -> str:
+        workspace = _protocol.path_segment(workspace_id, "workspace id")
+        return f"{self._workspaces}/{workspace}/runtimes"
+
+    def _get_path(self, workspace_id: str | UUID, alias: str) -> str:
+        return f"{self._list_path(workspace_id)}/{_protocol.path_segment(alias, 'alias')}"
+
+    def _stop_path(self, workspace_id: str | UUID, alias: str) -> str:
+        return f"{self._get_path(workspace_id, alias)}/stop"
 
     def _open_pool(self) -> aiohttp.ClientSession:
         if self._closed:
             raise session_closed()
         return self._pool.get()
 
-    def _attempt(self, call: Call, http: aiohttp.ClientSession) -> Awaitable[Runtime | BctrlError]:
+    def _attempt(self, call: Call[_T], http: aiohttp.ClientSession) -> Awaitable[_T | BctrlError]:
         # A failed attempt is returned, not raised: a traceback would show the variables of the
         # frames below, which may hold what the server sent back of the key.
         if call.headers or self._ask_key is not None:
             return self._attempt_with_headers(call, http)
-        return _transport.post(
+        return _transport.send(
             http,
+            call.operation,
             self._url.with_path(call.path, encoded=True),
             headers=self._headers,
             limit=call.limit,
         )
 
     async def _attempt_with_headers(
-        self, call: Call, http: aiohttp.ClientSession
-    ) -> Runtime | BctrlError:
+        self, call: Call[_T], http: aiohttp.ClientSession
+    ) -> _T | BctrlError:
         headers = self._headers.copy()
         headers.update(call.headers)
         if self._ask_key is not None:
@@ -424,7 +651,7 @@ class BctrlSession:
             except BctrlError as error:
                 return error
         url = self._url.with_path(call.path, encoded=True)
-        return await _transport.post(http, url, headers=headers, limit=call.limit)
+        return await _transport.send(http, call.operation, url, headers=headers, limit=call.limit)
 
     def _explained(self, ended: BctrlError) -> BctrlError:
         """Name the reason, where it is that the session was closed under an attempt."""
@@ -432,7 +659,7 @@ class BctrlSession:
         if not (self._closed and broke_off):
             return ended
         closed = BctrlNetworkError(
-            "the session was closed while the stop was under way",
+            "the session was closed while the call was under way",
             cure="Close the session after its calls have ended",
             may_have_stopped=ended.may_have_stopped,
         )

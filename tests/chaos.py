@@ -113,7 +113,9 @@ class Storm:
         self._streamed = chance.random() < 0.5 or self.ending is Ending.LEFT_EARLY
         self._concurrency = chance.choice([1, 7, 50, 100]) if targets <= 1000 else 100
         self._turning_point = chance.randrange(targets // 2)
-        self._patience = chance.uniform(0.2, 10.0)
+        self._verify = seed % 4 == 3
+        # What is still active is looked at for that long, by a worker each.
+        self._patience = chance.uniform(0.2, 0.4 if self._verify else 10.0)
         self._policy = RetryPolicy(
             attempts=chance.randint(1, 4), base=0.001, cap=0.01, patience=self._patience
         )
@@ -155,6 +157,7 @@ class Storm:
                 deadline=self._patience / 3 if self.ending is Ending.DEADLINE else None,
                 on_outcome=lambda outcome: self._note(outcome.index),
                 journal=self.journal,
+                verify=self._verify,
             )
             self._runner = asyncio.create_task(self._run(batch))
             with suppress(_Planned, asyncio.CancelledError):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from servers import http_answer, raw_server
 
 from bctrl_async import (
     BctrlSession,
@@ -265,7 +266,7 @@ async def test_what_is_not_settled_says_why_and_what_to_do_and_the_exit_code_is_
     line = next(line for line in out.splitlines() if line.startswith("b"))
     assert line.startswith("b  unknown          the server answered 500 server.error: ")
     assert "4 attempts, the runtime may have stopped" in line
-    assert line.endswith("Call again: a stop is safe to repeat")
+    assert line.endswith("Call again: it is safe to repeat")
     assert out.splitlines()[-1].endswith("s: 1 stopped, 1 unknown")
     assert (code, err) == (1, "")
 
@@ -1059,7 +1060,9 @@ async def test_when_nobody_reads_the_results_the_stops_go_on(emulator: Emulator)
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
-@pytest.mark.parametrize("args", ["stop ws a b", "stop --dry-run ws a", "--version", "stop --help"])
+@pytest.mark.parametrize(
+    "args", ["stop ws a b", "stop --dry-run ws a", "list ws", "--version", "stop --help"]
+)
 async def test_a_full_disk_is_one_line_and_exit_code_1_and_the_stops_go_on(
     emulator: Emulator, args: str
 ) -> None:
@@ -1073,6 +1076,222 @@ async def test_a_full_disk_is_one_line_and_exit_code_1_and_the_stops_go_on(
     assert (code, err) == (1, said)
     stopped = "stopped" if args == "stop ws a b" else "active"
     assert emulator.status("ws", "b") == stopped
+
+
+# What it finds
+
+
+@pytest.fixture
+def mixed(emulator: HoldingEmulator) -> HoldingEmulator:
+    """The three that are active, and three others."""
+    emulator.add_runtime("ws", "日本", kind="spreadsheet")
+    emulator.add_runtime("ws", "done", status="stopped")
+    emulator.add_runtime("ws", "zwei drei", kind="desktop", status="failed")
+    return emulator
+
+
+def stopped_in(emulator: Emulator) -> set[str | None]:
+    return {request.alias for request in emulator.requests if request.method == "POST"}
+
+
+@pytest.mark.usefixtures("mixed")
+async def test_a_list_is_a_table_of_all_that_is_there(command: Command) -> None:
+    code, out, err = await command("list", "ws")
+    assert out == (
+        "STATUS   KIND         CREATED                   ALIAS\n"
+        "active   browser      2026-01-01T00:00:00.000Z  a\n"
+        "active   browser      2026-01-01T00:00:00.000Z  b\n"
+        "active   browser      2026-01-01T00:00:00.000Z  c\n"
+        "active   spreadsheet  2026-01-01T00:00:00.000Z  日本\n"
+        "stopped  browser      2026-01-01T00:00:00.000Z  done\n"
+        "failed   desktop      2026-01-01T00:00:00.000Z  zwei drei\n"
+    )
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.usefixtures("mixed")
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ("", ["a", "b", "c", "日本", "done", "zwei drei"]),
+        ("--status any", ["a", "b", "c", "日本", "done", "zwei drei"]),
+        ("--status active", ["a", "b", "c", "日本"]),
+        ("--kind spreadsheet", ["日本"]),
+        ("--kind browser --status stopped", ["done"]),
+        ("--older-than 1.5d --kind desktop", ["zwei drei"]),
+        ("--older-than 90000d", []),
+    ],
+)
+async def test_a_list_has_what_fits_and_as_json_what_from_reads(
+    command: Command, tmp_path: Path, options: str, found: list[str]
+) -> None:
+    code, out, err = await command("list", "--json", "ws", *options.split())
+    assert [line["alias"] for line in outcomes_of(out)] == found
+    assert all(line["workspace_id"] == "ws" for line in outcomes_of(out))
+    assert (code, err) == (0, "")
+
+    file = tmp_path / "found.jsonl"
+    file.write_text(out)
+    code, out, _ = await command("stop", "--dry-run", "--from", file)
+    assert [line["alias"] for line in outcomes_of(out)] == found
+
+
+async def test_a_listed_runtime_is_told_in_the_apis_own_spelling(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    _, out, _ = await command("list", "--json", "ws")
+    assert outcomes_of(out)[0] == {
+        "workspace_id": "ws",
+        "alias": "a",
+        "status": "active",
+        "kind": "browser",
+        "created_at": "2026-01-01T00:00:00.000Z",
+        "runtime": emulator.runtimes["ws", "a"],
+    }
+
+
+async def test_a_listed_alias_cannot_steer_the_terminal(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    emulator.add_runtime("ws", "\x1b[31mred")
+    _, out, _ = await command("list", "ws")
+    assert "\x1b" not in out
+    assert out.endswith("  '\\x1b[31mred'\n")
+
+
+@pytest.mark.usefixtures("emulator")
+async def test_a_workspace_that_is_not_there_is_one_line_and_exit_code_1(command: Command) -> None:
+    for args in (("list", "no"), ("stop", "--workspace", "no", "--all", "--yes")):
+        code, out, err = await command(*args)
+        assert err.startswith("bctrl-async: error: list of workspace 'no': the server answered 404")
+        assert (code, out, err.count("\n")) == (1, "", 1)
+
+
+async def test_all_that_is_active_is_stopped_and_nothing_else(
+    mixed: HoldingEmulator, command: Command
+) -> None:
+    mixed.add_runtime("other", "a")
+    code, out, err = await command("stop", "--workspace", "ws", "--all", "--yes")
+    assert without_times(out) == "4 of 4 settled in 0.0 s: 4 stopped\n"
+    assert (code, err) == (0, "")
+    assert stopped_in(mixed) == {"a", "b", "c", "日本"}
+    assert mixed.status("other", "a") == "active"
+
+
+async def test_all_that_fits_is_stopped(mixed: HoldingEmulator, command: Command) -> None:
+    fit = ("--kind", "browser", "--status", "any", "--older-than", "2h")
+    code, out, _ = await command("stop", "--workspace", "ws", "--all", "--yes", "--json", *fit)
+    assert Counter(results_of(out)) == {"stopped": 3, "already_stopped": 1}
+    assert code == 0
+    assert stopped_in(mixed) == {"a", "b", "c", "done"}
+
+
+async def test_a_dry_run_of_a_workspace_lists_and_stops_nothing(
+    mixed: HoldingEmulator, command: Command
+) -> None:
+    code, out, err = await command("stop", "--workspace", "ws", "--all", "--dry-run")
+    assert [line["alias"] for line in outcomes_of(out)] == ["a", "b", "c", "日本"]
+    assert (code, err) == (0, "Dry run: 4 would be stopped, 0 are no targets\n")
+    assert stopped_in(mixed) == set()
+
+
+async def test_a_dry_run_that_lists_needs_the_key(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BCTRL_API_KEY")
+    code, _, err = await command("stop", "--workspace", "ws", "--all", "--dry-run")
+    assert code == 2
+    assert "there is no API key" in err
+
+
+async def test_where_nothing_fits_there_is_nothing_to_do(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    code, out, err = await command(
+        "stop", "--workspace", "ws", "--all", "--yes", "--kind", "desktop"
+    )
+    assert (code, out, err) == (0, "", "Nothing to stop: no runtime of ws fits\n")
+    assert stopped_in(emulator) == set()
+
+
+async def test_no_terminal_to_ask_on_is_found_before_anything_is_sent(
+    emulator: HoldingEmulator,
+) -> None:
+    for redirect in ("</dev/null", "<&-"):
+        line = f"exec {sys.executable} -m bctrl_async stop --workspace ws --all {redirect}"
+        code, out, err = await finish(await start("sh", "-c", line))
+        assert (code, out) == (2, "")
+        assert "stdin is no terminal to ask on: give --yes" in err
+    assert not emulator.requests
+
+
+@pytest.mark.parametrize(
+    ("answer", "stops"),
+    [("y", True), ("YES", True), ("", False), ("n", False), ("yess", False), ("\x04", False)],
+)
+async def test_it_asks_before_it_stops_all(
+    emulator: HoldingEmulator, answer: str, *, stops: bool
+) -> None:
+    terminal = Terminal()
+    process = await start(
+        *COMMAND, "stop", "--workspace", "ws", "--all", stdin=terminal.fd, stderr=terminal.fd
+    )
+    await terminal.until(r"Stop 3 runtimes of workspace ws\? \[y/N\] ")
+    assert stopped_in(emulator) == set()
+    os.write(terminal._master, f"{answer}\n".encode())
+    code, out, _ = await finish(process)
+
+    said = await terminal.rest()
+    if stops:
+        assert (code, without_times(out)) == (0, "3 of 3 settled in 0.0 s: 3 stopped\n")
+    else:
+        assert (code, out) == (1, "")
+        assert "Nothing was stopped" in said
+    assert len(stopped_in(emulator)) == 3 * stops
+
+
+async def test_ctrl_c_at_the_question_stops_nothing(emulator: HoldingEmulator) -> None:
+    emulator.add_runtime("one", "a")
+    terminal = Terminal()
+    process = await start(
+        *COMMAND, "stop", "--workspace", "one", "--all", stdin=terminal.fd, stderr=terminal.fd
+    )
+    await terminal.until(r"Stop 1 runtime of workspace one\? ")
+    process.send_signal(signal.SIGINT)
+    code, out, _ = await finish(process)
+    said = await terminal.rest()
+    assert (code, out) == (130, "")
+    assert "Traceback" not in said
+    assert stopped_in(emulator) == set()
+
+
+async def test_what_cannot_be_read_is_named_and_the_others_are_stopped(
+    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = dict(emulator.runtimes["ws", "a"])
+    for items in ([{"alias": "odd"}], [{"alias": "odd"}, runtime]):
+        body = json.dumps({"runtimes": items}).encode()
+
+        async def handle(head: bytes, writer: asyncio.StreamWriter, body: bytes = body) -> None:
+            stopped = json.dumps({**runtime, "status": "stopped"}).encode()
+            writer.write(http_answer("200 OK", body if head.startswith(b"GET") else stopped))
+
+        async with raw_server(handle) as url:
+            monkeypatch.setenv("BCTRL_BASE_URL", url)
+            for args in (("list", "ws"), ("stop", "--workspace", "ws", "--all", "--yes")):
+                code, out, err = await command(*args)
+                assert "error: list of 'odd' in workspace 'ws': " in err
+                assert code == 1
+            assert ("1 stopped" in out) is (len(items) == 2)
+
+
+async def test_what_the_server_left_open_is_verified(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    emulator.inject(Fault.ACCEPTED, Fault.MALFORMED_JSON)
+    code, out, _ = await command("stop", "--verify", "ws", "a", "b", "c")
+    assert out.splitlines()[-1].endswith("s: 3 stopped")
+    assert code == 0
 
 
 # What a user gets wrong
@@ -1100,6 +1319,17 @@ async def test_a_full_disk_is_one_line_and_exit_code_1_and_the_stops_go_on(
         ("stop --deadline 0 ws a", "--deadline is 0.0: give seconds above 0"),
         ("stop --deadline -1 ws a", "--deadline is -1.0: give seconds above 0"),
         ("stop --deadline soon ws a", "Invalid value for '--deadline': "),
+        ("stop --workspace ws", "--workspace needs --all"),
+        ("stop --all", "--all, --status, --kind and --older-than need --workspace"),
+        ("stop --kind browser ws a", "--all, --status, --kind and --older-than need --workspace"),
+        ("stop --workspace ws --all --yes ws a", "give --workspace without ALIASes and --from"),
+        ("stop --workspace ws --all --yes --from f", "give --workspace without ALIASes and --from"),
+        ("stop --workspace ws --all", "stdin is no terminal to ask on: give --yes to stop without"),
+        ("stop --workspace ws --all --yes --older-than soon", "--older-than is 'soon': give such"),
+        ("stop --workspace .. --all --yes", "workspace id '..' could be taken for a path: pass"),
+        ("list", "nothing to list: give a WORKSPACE"),
+        ("list --older-than 0m ws", "--older-than is '0m': give such as 90s, 15m, 2h, 1d"),
+        ("list --timeout 0 ws", "--timeout is 0.0: give seconds above 0"),
         ("stop --base-url nosuch ws a", "--base-url is not a URL such as https://api.bctrl.ai: "),
         ("stop --base-url http://bctrl.test ws a", "would send the API key unencrypted: use https"),
         ("emulator --fault nosuch=1", "--fault nosuch=1 names no fault: give such as "),
@@ -1210,7 +1440,7 @@ def test_ctrl_c_while_it_starts_is_exit_code_130_without_a_traceback(
 # Help
 
 
-@pytest.mark.parametrize("name", ["", "stop", "emulator", "demo"])
+@pytest.mark.parametrize("name", ["", "stop", "list", "emulator", "demo"])
 async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) -> None:
     code, out, err = await command(*name.split(), "--help")
     assert out.startswith(f"Usage: bctrl-async {name}".rstrip() + " ")
@@ -1222,19 +1452,29 @@ async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) ->
 
 async def test_help_of_stop_shows_how_it_is_used(command: Command) -> None:
     _, out, _ = await command("stop", "-h")
-    assert out.startswith("Usage: bctrl-async stop [OPTIONS] (WORKSPACE ALIAS... | --from FILE)\n")
+    assert " ".join(out.split()).startswith(
+        "Usage: bctrl-async stop [OPTIONS] "
+        "(WORKSPACE ALIAS... | --from FILE | --workspace WORKSPACE --all) "
+    )
     assert out.endswith(
         "Options:\n"
-        "  --from FILE         Read the targets from a file; - is stdin.\n"
-        "  --journal FILE      Note each outcome there; resume what it has.\n"
-        "  --concurrency N     Stops under way at most; default 100.\n"
-        "  --rate N            Requests a second at most.\n"
-        "  --deadline SECONDS  Cut everything off then.\n"
-        "  --timeout SECONDS   What one attempt may take; default 60.\n"
-        "  --base-url URL      Where the API is; default is BCTRL_BASE_URL.\n"
-        "  --dry-run           Show what would be stopped.\n"
-        "  --json              Print a line of JSON for each target.\n"
-        "  -h, --help          Show this message and exit.\n"
+        "  --from FILE            Read the targets from a file; - is stdin.\n"
+        "  --journal FILE         Note each outcome there; resume what it has.\n"
+        "  --concurrency N        Stops under way at most; default 100.\n"
+        "  --rate N               Requests a second at most.\n"
+        "  --deadline SECONDS     Cut everything off then.\n"
+        "  --timeout SECONDS      What one attempt may take; default 60.\n"
+        "  --base-url URL         Where the API is; default is BCTRL_BASE_URL.\n"
+        "  --workspace WORKSPACE  Stop what is in it; needs --all.\n"
+        "  --all                  All that is active there, or fits.\n"
+        "  --status STATUS        Only with this status; default active, or any.\n"
+        "  --kind KIND            Only of this kind, such as browser.\n"
+        "  --older-than AGE       Only older ones; such as 90s, 15m, 2h, 1d.\n"
+        "  --yes                  Do not ask before it stops them.\n"
+        "  --verify               Look until what was stopped is stopped.\n"
+        "  --dry-run              Show what would be stopped.\n"
+        "  --json                 Print a line of JSON for each target.\n"
+        "  -h, --help             Show this message and exit.\n"
     )
 
 

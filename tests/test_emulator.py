@@ -257,7 +257,10 @@ async def test_the_key_is_the_one_the_emulator_was_made_with() -> None:
         "/v1/stop",
         "/v2/workspaces/ws/runtimes/crm/stop",
         "/v1/v1/workspaces/ws/runtimes/crm/stop",
-        "/v1/workspaces/ws/runtimes/crm",
+        "/v1/workspaces/ws",
+        "/v1/workspaces/ws/runtimes/",
+        "/v1/workspaces/../runtimes",
+        "/v1/workspaces/ws/runtimes/..",
         "/v1/workspaces/ws/runtimes/crm/stop/",
         "/v1/workspaces/ws/runtimes/a/b/stop",
         "//v1/workspaces/ws/runtimes/crm/stop",
@@ -303,6 +306,15 @@ async def test_another_method_stops_nothing_and_learns_the_right_one(
     assert not emulator.received
 
 
+@pytest.mark.parametrize("path", ["/v1/workspaces/ws/runtimes/crm", "/v1/workspaces/ws/runtimes"])
+async def test_what_is_there_to_be_read_refuses_another_method(
+    emulator: Emulator, client: aiohttp.ClientSession, path: str
+) -> None:
+    answer = await send(client, path, "POST")
+    assert (answer.status, answer.headers["Allow"]) == (405, "GET")
+    assert not emulator.received
+
+
 async def test_a_query_does_not_belong_to_the_name(emulator: Emulator, wire: Wire) -> None:
     await wire.send(path_of("ws", "crm") + "?force=/true")
     assert (await wire.answer())[0] == 200
@@ -324,6 +336,103 @@ async def test_every_error_body_has_the_documented_fields(
         assert all(isinstance(value, str) and value for value in answer.json.values())
         assert answer.json["requestId"] == answer.headers["x-request-id"]
     assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
+
+
+# Reading.
+
+
+async def test_a_get_answers_the_runtime_and_changes_nothing(
+    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
+) -> None:
+    first = await send(client, "/v1/workspaces/ws/runtimes/crm", "GET")
+    await stop()
+    second = await send(client, "/v1/workspaces/ws/runtimes/crm", "GET")
+    for answer in (first, second):
+        assert answer.status == 200
+        assert errors_against_contract(answer.json) == []
+    assert (first.json["status"], second.json["status"]) == ("active", "stopped")
+    assert second.json == emulator.runtimes["ws", "crm"]
+
+
+async def test_a_list_has_all_runtimes_of_its_workspace_and_no_others(
+    emulator: Emulator, client: aiohttp.ClientSession
+) -> None:
+    emulator.add_runtime("ws", "a/b", status="failed")
+    emulator.add_runtime("other", "crm")
+    answer = await send(client, "/v1/workspaces/ws/runtimes", "GET")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json == {
+        "runtimes": [emulator.runtimes["ws", "crm"], emulator.runtimes["ws", "a/b"]]
+    }
+
+
+@pytest.mark.parametrize("path", ["/v1/workspaces/ws/runtimes/no", "/v1/workspaces/no/runtimes"])
+async def test_what_is_not_there_cannot_be_read(client: aiohttp.ClientSession, path: str) -> None:
+    answer = await send(client, path, "GET")
+    assert (answer.status, answer.json["code"]) == (404, "runtime.not_found")
+
+
+@pytest.mark.parametrize("path", ["/v1/workspaces/ws/runtimes/crm", "/v1/workspaces/ws/runtimes"])
+async def test_who_reads_needs_the_key_as_well(client: aiohttp.ClientSession, path: str) -> None:
+    answer = await send(client, path, "GET", Authorization="Bearer wrong")
+    assert (answer.status, answer.json["code"]) == (401, "auth.required")
+
+
+async def test_what_is_read_is_a_request_but_not_a_stop_that_was_received(
+    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
+) -> None:
+    await send(client, "/v1/workspaces/ws/runtimes/c%2Fm", "GET")
+    await send(client, "/v1/workspaces/ws/runtimes", "GET")
+    await stop()
+    assert emulator.received == {("ws", "crm"): 1}
+    assert [(r.method, r.workspace_id, r.alias) for r in emulator.requests] == [
+        ("GET", "ws", "c/m"),
+        ("GET", "ws", None),
+        ("POST", "ws", "crm"),
+    ]
+
+
+@pytest.mark.parametrize("path", ["/v1/workspaces/ws/runtimes/crm", "/v1/workspaces/ws/runtimes"])
+async def test_faults_of_a_stop_and_of_what_reads_are_apart(
+    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop, path: str
+) -> None:
+    emulator.inject(Fault.RATE_LIMITED)
+    emulator.inject(Fault.SERVER_ERROR, Fault.FAILED, method="GET")
+    statuses = [(await send(client, path, "GET")).status for _ in range(3)]
+    assert statuses == [500, 200, 200]
+    assert emulator.status("ws", "crm") == "active"
+    assert (await stop()).status == 429
+
+
+async def test_random_faults_are_those_of_stops() -> None:
+    async with (
+        Emulator(port=0, faults={Fault.SERVER_ERROR: 1.0}) as emulator,
+        aiohttp.ClientSession(emulator.url, headers=KEY) as client,
+    ):
+        emulator.add_runtime("ws", "crm")
+        assert (await send(client, "/v1/workspaces/ws/runtimes/crm", "GET")).status == 200
+        assert (await send(client, path_of("ws", "crm"))).status == 500
+
+
+async def test_a_list_may_come_from_the_future(
+    emulator: Emulator, client: aiohttp.ClientSession
+) -> None:
+    emulator.inject(Fault.UNKNOWN_VALUES, method="GET")
+    answer = await send(client, "/v1/workspaces/ws/runtimes", "GET")
+    [runtime] = cast("list[dict[str, object]]", answer.json["runtimes"])
+    assert (runtime["status"], runtime["region"]) == ("paused", "moon")
+
+
+async def test_a_rate_limit_is_for_whoever_asks() -> None:
+    async with (
+        Emulator(port=0, rate_limit=4) as emulator,
+        aiohttp.ClientSession(emulator.url, headers=KEY) as client,
+    ):
+        emulator.add_runtime("ws", "crm")
+        path = "/v1/workspaces/ws/runtimes/crm"
+        answers = [await send(client, path, "GET") for _ in range(4)]
+        assert answers[-1].status == 429
 
 
 # Exact names.

@@ -47,6 +47,7 @@ def full(error_class: type[BctrlError]) -> BctrlError:
     error = error_class(
         "the server answered 409 runtime.not_active: gone",
         cure="Do nothing",
+        operation="get",
         workspace_id="ws-1",
         alias="crm",
         attempts=3,
@@ -145,6 +146,7 @@ class TestAttributes:
         assert vars(error) == {
             "summary": "it failed",
             "cure": None,
+            "operation": "stop",
             "workspace_id": None,
             "alias": None,
             "attempts": 0,
@@ -167,6 +169,7 @@ class TestAttributes:
 
         assert error.summary == "the server answered 409 runtime.not_active: gone"
         assert error.cure == "Do nothing"
+        assert error.operation == "get"
         assert error.workspace_id == "ws-1"
         assert error.alias == "crm"
         assert error.attempts == 3
@@ -198,7 +201,7 @@ class TestAttributes:
 class TestText:
     def test_it_says_what_failed_for_which_runtime_and_what_to_do(self) -> None:
         assert str(full(BctrlConflictError)) == (
-            "stop of 'crm' in workspace 'ws-1': the server answered 409 runtime.not_active: gone "
+            "get of 'crm' in workspace 'ws-1': the server answered 409 runtime.not_active: gone "
             "(request id req-1, 3 attempts, the runtime may have stopped). "
             "Look at the list. Do nothing"
         )

@@ -20,8 +20,8 @@ SOURCES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glo
 LAYERS = [
     {"_version", "errors"},
     {"models", "_config"},
-    {"_protocol", "_retry", "_background", "_throttle", "_pool", "outcomes"},
-    {"_transport", "_admission", "_call", "_targets", "journal"},
+    {"_protocol", "_retry", "_background", "_throttle", "_pool", "outcomes", "filters"},
+    {"_transport", "_admission", "_call", "_targets", "_verify", "journal"},
     {"_outage"},
     {"_run"},
     {"bulk"},
@@ -29,6 +29,7 @@ LAYERS = [
     {"__init__"},
     {
         "_display",
+        "_finding",
         "_progress",
         "_source",
         "_stopping",

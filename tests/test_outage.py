@@ -69,10 +69,11 @@ class Simulation:
         self.answers: list[float] = []
         self.before_answer: Callable[[float], Awaitable[None] | None] = lambda _: None
 
-        async def attempt(_: BctrlSession, call: Call, __: object) -> Runtime | BctrlError:
+        async def attempt(_: BctrlSession, call: Call[Runtime], __: object) -> Runtime | BctrlError:
             now = asyncio.get_running_loop().time()
-            self.requests[call.alias] += 1
-            answer = server(now, call.alias)
+            alias = call.alias or ""
+            self.requests[alias] += 1
+            answer = server(now, alias)
             if (more := self.before_answer(now)) is not None:
                 await more
             await asyncio.sleep(latency)

@@ -682,7 +682,7 @@ class TestRedirects:
         assert error.may_have_stopped is may_have_stopped
         assert error.summary == (
             f"the server answered {status}, a redirect to https://elsewhere.example.com/v1, which "
-            "is not followed: it would take the key and the stop elsewhere"
+            "is not followed: it would take the key elsewhere"
         )
         assert str(error).endswith("Set base_url to where the API really is")
 
@@ -695,7 +695,7 @@ class TestRedirects:
         assert type(error) is BctrlResponseError
         assert error.may_have_stopped
         assert error.summary.startswith(f"the server answered {status} ")
-        assert error.summary.endswith(", which says nothing of the stop")
+        assert error.summary.endswith(", which says nothing of the outcome")
 
     @pytest.mark.parametrize("headers", [{}, {"Location": ""}, {"Location": " \t "}])
     def test_a_redirect_to_nowhere_is_an_error_too(self, headers: Mapping[str, str]) -> None:

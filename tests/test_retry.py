@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bctrl_async._call import Call
+from bctrl_async._protocol import STOP
 from bctrl_async._retry import Budget, Retries, RetryPolicy, is_transient
 from bctrl_async.errors import (
     BctrlApiError,
@@ -401,7 +402,7 @@ class TestBudget:
         error = broken()
         assert delay_after(Retries(RetryPolicy(), budget), error, now=0.0) is None
         assert error.__notes__ == [
-            "not sent again: so many stops fail that retries would add to the load"
+            "not sent again: so many calls fail that retries would add to the load"
         ]
 
     def test_a_failure_that_asks_for_more_than_the_patience_is_the_last(self) -> None:
@@ -418,7 +419,7 @@ class TestBudget:
 
 
 def test_a_call_that_ends_before_any_attempt_only_names_its_runtime() -> None:
-    call = Call("ws-1", "crm", "/", {}, ClientTimeout(), RetryPolicy())
+    call = Call(STOP, "ws-1", "crm", "/", {}, ClientTimeout(), RetryPolicy())
     error = BctrlConfigError("the session is closed")
     call.describe(error)
     assert (error.workspace_id, error.alias, error.attempts) == ("ws-1", "crm", 0)

@@ -1,0 +1,108 @@
+"""Which runtimes a filter means, and that what cannot be read as a date is never old."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bctrl_async import BctrlConfigError, Runtime, RuntimeFilter, RuntimeKind, RuntimeStatus
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def runtime(
+    *, status: str = "active", kind: str = "browser", created_at: str = "2026-01-01T10:00:00.000Z"
+) -> Runtime:
+    return Runtime(
+        id=UUID(int=1),
+        alias="crm",
+        workspace_id=UUID(int=2),
+        kind=RuntimeKind(kind),
+        status=RuntimeStatus(status),
+        driver="",
+        created_at=created_at,
+        updated_at="",
+    )
+
+
+@pytest.mark.parametrize("status", ["stopped", "failed", "paused"])
+def test_only_what_is_active_is_meant_unless_another_status_is_named(status: str) -> None:
+    other = runtime(status=status)
+
+    assert RuntimeFilter()(runtime())
+    assert not RuntimeFilter()(other)
+    assert RuntimeFilter(status=status)(other)
+    assert RuntimeFilter(status=None)(other)
+    assert RuntimeFilter(status=None)(runtime())
+
+
+def test_a_kind_is_one_of_the_contract_or_any_later_one() -> None:
+    assert RuntimeFilter(kind="browser")(runtime())
+    assert RuntimeFilter(kind=RuntimeKind.BROWSER)(runtime())
+    assert RuntimeFilter(kind="hologram")(runtime(kind="hologram"))
+    assert not RuntimeFilter(kind="desktop")(runtime())
+
+
+def test_all_conditions_must_hold() -> None:
+    both = RuntimeFilter(kind="browser", older_than=3600)
+
+    assert both.matches(runtime(), NOW)
+    assert not both.matches(runtime(kind="desktop"), NOW)
+    assert not both.matches(runtime(created_at="2026-01-01T11:30:00Z"), NOW)
+
+
+@pytest.mark.parametrize(
+    ("older_than", "meant"),
+    [(7199, True), (7200, False), (0.5, True), (timedelta(hours=1), True), (timedelta(1), False)],
+)
+def test_older_is_strictly_older(older_than: float | timedelta, *, meant: bool) -> None:
+    assert RuntimeFilter(older_than=older_than).matches(runtime(), NOW) is meant
+
+
+def test_the_clock_is_that_of_this_machine() -> None:
+    old = RuntimeFilter(older_than=60)
+
+    assert old(runtime())
+    assert not old(runtime(created_at=datetime.now(UTC).isoformat()))
+
+
+@pytest.mark.parametrize(
+    "created_at",
+    [
+        "",
+        "whenever",
+        "1712010100000",  # Milliseconds, which Python reads as a day in 1712.
+        "20200101T000000Z",
+        "2020-01-01",
+        "2020-01-01T00:00:00",  # Of which zone?
+        "2020-13-01T00:00:00Z",
+        "Wed, 01 Jan 2020 00:00:00 GMT",
+    ],
+)
+def test_what_is_no_point_in_time_has_no_age(created_at: str) -> None:
+    """The contract gives `createdAt` no format: a conforming server sends any text."""
+    assert not RuntimeFilter(older_than=1).matches(runtime(created_at=created_at), NOW)
+    assert RuntimeFilter().matches(runtime(created_at=created_at), NOW)
+
+
+@pytest.mark.parametrize("created_at", ["2026-01-01T10:00:00+00:00", "2026-01-01 05:00:00-05:00"])
+def test_an_offset_is_taken_into_account(created_at: str) -> None:
+    assert RuntimeFilter(older_than=7199).matches(runtime(created_at=created_at), NOW)
+    assert not RuntimeFilter(older_than=7201).matches(runtime(created_at=created_at), NOW)
+
+
+@given(st.text() | st.datetimes().map(str) | st.datetimes(timezones=st.timezones()).map(str))
+def test_no_text_is_an_error(created_at: str) -> None:
+    RuntimeFilter(older_than=1).matches(runtime(created_at=created_at), NOW)
+
+
+@pytest.mark.parametrize(
+    "older_than", [0, -1, True, float("nan"), float("inf"), "2h", timedelta(0), timedelta(-1)]
+)
+def test_an_age_that_is_none_is_refused(older_than: object) -> None:
+    with pytest.raises(BctrlConfigError, match="older_than"):
+        RuntimeFilter(older_than=older_than)  # type: ignore[arg-type]  # on purpose

@@ -1,0 +1,325 @@
+"""`get_runtime` and `list_runtimes`: what they answer, and how they differ from a stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable
+
+import pytest
+from servers import answering, http_answer, raw_server
+
+from bctrl_async import (
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlNotFoundError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlSession,
+    RetryPolicy,
+    Runtime,
+    RuntimeStatus,
+)
+from bctrl_async._protocol import read_runtimes
+from bctrl_async.emulator import Emulator, Fault
+
+Connect = Callable[..., BctrlSession]
+Read = Callable[[BctrlSession], object]
+RUNTIME: dict[str, object] = {
+    "alias": "crm",
+    "createdAt": "2026-01-01T00:00:00Z",
+    "driver": "d",
+    "id": "7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+    "kind": "browser",
+    "status": "active",
+    "updatedAt": "",
+    "workspaceId": "0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+}
+KEY = "a-key-that-must-not-be-shown"
+
+
+async def read(session: BctrlSession, operation: str, workspace_id: str = "ws-1") -> object:
+    if operation == "get":
+        return await session.get_runtime(workspace_id, "crm")
+    return await session.list_runtimes(workspace_id)
+
+
+both = pytest.mark.parametrize("operation", ["get", "list"])
+
+
+def listed(*items: object) -> list[Runtime | BctrlResponseError]:
+    body = json.dumps({"runtimes": items, "next": None}).encode()
+    found = read_runtimes(200, body, f"Bearer {KEY}")
+    assert isinstance(found, list)
+    return found
+
+
+class TestAnswers:
+    async def test_a_get_returns_the_runtime_as_it_is(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        before = await session.get_runtime("ws-1", "crm")
+        stopped = await session.stop_runtime("ws-1", "crm")
+
+        assert before.status is RuntimeStatus.ACTIVE
+        assert await session.get_runtime("ws-1", "crm") == stopped
+        assert emulator.received == {("ws-1", "crm"): 1}
+
+    async def test_a_list_has_every_runtime_of_the_workspace_in_the_servers_order(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.add_runtime("ws-1", "mail/2", status="stopped")
+        emulator.add_runtime("ws-2", "crm")
+
+        runtimes = await session.list_runtimes("ws-1")
+
+        assert [(runtime.alias, runtime.status) for runtime in runtimes] == [
+            ("crm", "active"),
+            ("mail/2", "stopped"),
+        ]
+        assert emulator.received == {}
+
+    async def test_the_requests_have_the_paths_of_the_contract_and_no_body(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        workspace = uuid.uuid4()
+        emulator.add_runtime(str(workspace), "a/b")
+        await session.get_runtime(workspace, "a/b")
+        await session.list_runtimes(workspace)
+
+        assert [(r.method, r.raw_path, r.body) for r in emulator.requests] == [
+            ("GET", f"/v1/workspaces/{workspace}/runtimes/a%2Fb", b""),
+            ("GET", f"/v1/workspaces/{workspace}/runtimes", b""),
+        ]
+        for request in emulator.requests:
+            assert "Content-Length" not in request.headers
+            assert "Content-Type" not in request.headers
+            assert request.headers["Authorization"] == "Bearer emulator-key"
+
+    async def test_an_empty_list_is_no_error(self) -> None:
+        async with (
+            raw_server(answering(http_answer("200 OK", b'{"runtimes":[]}'))) as url,
+            BctrlSession(KEY, base_url=url) as session,
+        ):
+            assert await session.list_runtimes("ws-1") == []
+
+    async def test_a_list_may_be_longer_than_any_runtime(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        for number in range(5000):
+            emulator.add_runtime("ws-1", f"r{number}")
+
+        assert len(await session.list_runtimes("ws-1")) == 5001
+
+        emulator.inject(Fault.OVERSIZED, method="GET")
+        with pytest.raises(BctrlResponseError, match="more than 1 MiB"):
+            await session.get_runtime("ws-1", "crm")
+
+    async def test_a_list_without_end_is_given_up(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(Fault.COMPRESSED_BOMB, method="GET")
+        with pytest.raises(BctrlResponseError, match="more than 64 MiB") as caught:
+            await session.list_runtimes("ws-1")
+        assert caught.value.may_have_stopped is False
+
+    async def test_unknown_values_are_kept(self, emulator: Emulator, session: BctrlSession) -> None:
+        emulator.inject(Fault.UNKNOWN_VALUES, method="GET")
+        [runtime] = await session.list_runtimes("ws-1")
+        assert (runtime.status, runtime.kind) == ("paused", "hologram")
+
+    async def test_a_key_function_is_asked_for_them_too(self, emulator: Emulator) -> None:
+        async with BctrlSession(lambda: "emulator-key", base_url=emulator.url) as session:
+            assert len(await session.list_runtimes("ws-1")) == 1
+
+
+class TestUnreadable:
+    """One runtime that cannot be read hides neither itself nor the others."""
+
+    def test_each_one_is_an_error_in_its_place_that_names_it_if_it_can(self) -> None:
+        found = listed({**RUNTIME, "id": 7}, RUNTIME, "crm", {"alias": 5})
+
+        first, second, third, fourth = found
+        assert isinstance(second, Runtime)
+        assert isinstance(first, BctrlResponseError)
+        assert isinstance(third, BctrlResponseError)
+        assert isinstance(fourth, BctrlResponseError)
+        assert (first.alias, third.alias, fourth.alias) == ("crm", None, None)
+        assert "its runtimes[0] is not the contract's Runtime: Expected `uuid`" in first.summary
+        assert "its runtimes[2] " in third.summary
+        assert first.status == 200
+
+    def test_half_of_a_surrogate_pair_is_read(self) -> None:
+        [runtime] = listed({**RUNTIME, "createdAt": "\ud83d"})
+        assert isinstance(runtime, Runtime)
+        assert runtime.created_at == "\ud83d"
+
+    def test_the_key_is_in_none_of_them(self) -> None:
+        [error] = listed({"alias": "crm", "driver": KEY})
+        assert KEY not in repr(vars(error))
+
+    @pytest.mark.parametrize(
+        ("body", "problem"),
+        [
+            (b"", "is not JSON"),
+            (b"<html>", "is not JSON"),
+            (b"[" * 100_000, "is not JSON"),
+            (b"[]", "is not the contract's list: Expected `object`, got `array`"),
+            (b"{}", "is not the contract's list: Object missing required field `runtimes`"),
+            (b'{"runtimes":{}}', "is not the contract's list: Expected `array`"),
+        ],
+    )
+    def test_what_is_no_list_is_one_error(self, body: bytes, problem: str) -> None:
+        found = read_runtimes(200, body, f"Bearer {KEY}")
+        assert isinstance(found, BctrlResponseError)
+        assert f"the server answered 200, but its body {problem}" in found.summary
+
+    async def test_it_is_raised_or_handed_over_and_then_the_others_are_returned(self) -> None:
+        body = json.dumps({"runtimes": [RUNTIME, {**RUNTIME, "alias": "odd", "kind": 1}]}).encode()
+        unreadable: list[BctrlResponseError] = []
+        async with (
+            raw_server(answering(http_answer("200 OK", body))) as url,
+            BctrlSession(KEY, base_url=url) as session,
+        ):
+            with pytest.raises(BctrlResponseError, match=r"runtimes\[1\]") as caught:
+                await session.list_runtimes("ws-1")
+            runtimes = await session.list_runtimes("ws-1", on_unreadable=unreadable.append)
+
+        assert [runtime.alias for runtime in runtimes] == ["crm"]
+        assert [str(error) for error in unreadable] == [str(caught.value)]
+        assert str(caught.value).startswith("list of 'odd' in workspace 'ws-1': ")
+        assert caught.value.may_have_stopped is False
+
+
+class TestErrors:
+    @both
+    async def test_it_says_which_call_it_was(self, session: BctrlSession, operation: str) -> None:
+        with pytest.raises(BctrlNotFoundError) as caught:
+            await read(session, operation, "ws-9")
+
+        what = (
+            "get of 'crm' in workspace 'ws-9': "
+            if operation == "get"
+            else "list of workspace 'ws-9': "
+        )
+        assert str(caught.value).startswith(f"{what}the server answered 404 runtime.not_found")
+        assert (caught.value.operation, caught.value.attempts) == (operation, 1)
+
+    @both
+    async def test_a_bad_name_is_refused_before_a_byte_is_sent(
+        self, emulator: Emulator, session: BctrlSession, operation: str
+    ) -> None:
+        with pytest.raises(BctrlConfigError, match=f"^{operation} of .*could be taken for a path"):
+            await read(session, operation, "..")
+        with pytest.raises(BctrlConfigError, match="alias"):
+            await session.get_runtime("ws-1", None)  # type: ignore[arg-type]  # on purpose
+        assert emulator.requests == []
+
+    async def test_a_bad_option_is_named(self, session: BctrlSession) -> None:
+        with pytest.raises(BctrlConfigError, match="timeout"):
+            await session.get_runtime("ws-1", "crm", timeout=0)
+        with pytest.raises(BctrlConfigError, match="retry"):
+            await session.list_runtimes("ws-1", retry=3)  # type: ignore[arg-type]  # on purpose
+
+    @both
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            Fault.SERVER_ERROR,
+            Fault.BAD_GATEWAY,
+            Fault.DROP_AFTER,
+            Fault.TRUNCATED_JSON,
+            Fault.WRONG_SHAPE,
+            Fault.MALFORMED_JSON,
+            Fault.HANG,
+            Fault.REDIRECT,
+        ],
+    )
+    async def test_whatever_happens_nothing_may_have_stopped(
+        self, emulator: Emulator, connect: Connect, operation: str, fault: Fault
+    ) -> None:
+        emulator.inject(*[fault] * 4, method="GET")
+        policy = RetryPolicy(attempts=2, base=0.001, cap=0.001)
+        async with connect(timeout=0.2, retry=policy) as session:
+            with pytest.raises(BctrlError) as caught:
+                await read(session, operation)
+
+        assert caught.value.may_have_stopped is False
+        assert "the runtime may have stopped)" not in str(caught.value)
+        assert "a stop" not in str(caught.value)
+        assert emulator.status("ws-1", "crm") == "active"
+
+    @both
+    async def test_a_session_that_is_closed_under_it_is_named(
+        self, emulator: Emulator, session: BctrlSession, operation: str
+    ) -> None:
+        emulator.inject(Fault.HANG, method="GET")
+        reading = asyncio.create_task(read(session, operation))
+        while not emulator.requests:
+            await asyncio.sleep(0)
+        await session.close()
+        with pytest.raises(BctrlNetworkError, match="closed while the call") as caught:
+            await reading
+        assert caught.value.may_have_stopped is False
+
+    @both
+    async def test_a_wrong_key_is_refused(self, emulator: Emulator, operation: str) -> None:
+        async with BctrlSession(KEY, base_url=emulator.url) as session:
+            with pytest.raises(BctrlAuthenticationError) as caught:
+                await read(session, operation)
+        assert KEY not in str(caught.value)
+
+
+class TestShared:
+    """They share the retries, the gate and the budget with the stops."""
+
+    @both
+    async def test_they_are_tried_again_by_the_same_rules(
+        self, emulator: Emulator, session: BctrlSession, pauses: list[float], operation: str
+    ) -> None:
+        # After a broken connection aiohttp sends a GET once more by itself.
+        drops = [Fault.DROP_BEFORE] * 2
+        emulator.inject(*drops, Fault.RATE_LIMITED_RETRY_AFTER, Fault.SERVER_ERROR, method="GET")
+        await read(session, operation)
+
+        assert len(emulator.requests) == 5
+        assert len(pauses) == 3
+        assert pauses[1] >= 1
+
+    @both
+    async def test_attempts_run_out(
+        self, emulator: Emulator, session: BctrlSession, operation: str
+    ) -> None:
+        emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
+        with pytest.raises(BctrlServerError) as caught:
+            await read(session, operation)
+        assert caught.value.attempts == 4
+
+    @both
+    async def test_a_conflict_is_not_tried_again(self, operation: str) -> None:
+        async with (
+            raw_server(answering(http_answer("409 Conflict"))) as url,
+            BctrlSession(KEY, base_url=url) as session,
+        ):
+            with pytest.raises(BctrlConflictError) as caught:
+                await read(session, operation)
+        assert caught.value.attempts == 1
+
+    async def test_no_more_than_max_connections_are_in_flight_together(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.inject(Fault.HANG)
+        async with connect(max_connections=1, retry=RetryPolicy(attempts=1)) as session:
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm", timeout=0.2))
+            while not emulator.requests:
+                await asyncio.sleep(0)
+            reading = asyncio.create_task(session.get_runtime("ws-1", "crm"))
+            await asyncio.sleep(0.05)
+            assert len(emulator.requests) == 1
+            await asyncio.wait([stopping, reading])
+        assert isinstance(stopping.exception(), BctrlNetworkError)
+        assert reading.result().status == "stopped"

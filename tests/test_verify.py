@@ -1,0 +1,420 @@
+"""`verify=True`: what a stop left open is looked at, in virtual time and on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+import msgspec
+import pytest
+import virtual_time
+
+from bctrl_async import (
+    BctrlAuthenticationError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlNotFoundError,
+    BctrlPermissionError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlSession,
+    RetryPolicy,
+    Runtime,
+    RuntimeKind,
+    RuntimeRef,
+    RuntimeStatus,
+    StopOutcome,
+    StopReport,
+    StopResult,
+)
+from bctrl_async._call import Call
+from bctrl_async._verify import Looks, is_open, settled_by
+from bctrl_async.emulator import Emulator, Fault
+
+_T = TypeVar("_T")
+Connect = Callable[..., BctrlSession]
+Server = Callable[[float, str], Runtime | BctrlError]
+"""Decides what becomes of a `stop` or `get` that arrives at this time."""
+
+STOPPED, ACCEPTED, UNKNOWN = StopResult.STOPPED, StopResult.ACCEPTED, StopResult.UNKNOWN
+NOT_FOUND, NOT_SENT = StopResult.NOT_FOUND, StopResult.NOT_SENT
+
+
+def runtime(status: str) -> Runtime:
+    return Runtime(
+        id=UUID(int=1),
+        alias="crm",
+        workspace_id=UUID(int=2),
+        kind=RuntimeKind.BROWSER,
+        status=RuntimeStatus(status),
+        driver="",
+        created_at="",
+        updated_at="",
+    )
+
+
+def lost() -> BctrlError:
+    return BctrlNetworkError("the connection broke", may_have_stopped=True)
+
+
+def gone() -> BctrlError:
+    return BctrlNotFoundError("404", status=404, code="runtime.not_found")
+
+
+def outcome(result: StopResult, seen: Runtime | None = None) -> StopOutcome:
+    return StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=result, runtime=seen)
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        ("ended", "is_so"),
+        [
+            (outcome(UNKNOWN), True),
+            (outcome(ACCEPTED), True),
+            (outcome(ACCEPTED, runtime("active")), True),
+            (outcome(ACCEPTED, runtime("stopping")), True),
+            (outcome(ACCEPTED, runtime("failed")), False),
+            (outcome(STOPPED, runtime("stopped")), False),
+            (outcome(NOT_FOUND), False),
+            (outcome(StopResult.ALREADY_STOPPED), False),
+            (outcome(StopResult.REJECTED), False),
+            (outcome(NOT_SENT), False),
+        ],
+    )
+    def test_what_is_open_is_what_may_still_run(self, ended: StopOutcome, *, is_so: bool) -> None:
+        assert is_open(ended) is is_so
+
+    @pytest.mark.parametrize("before", [UNKNOWN, ACCEPTED])
+    def test_a_status_means_what_it_means_in_the_answer_to_a_stop(self, before: StopResult) -> None:
+        left = msgspec.structs.replace(outcome(before), error=lost(), attempts=3)
+        stopped = settled_by(left, runtime("stopped"))
+        failed = settled_by(left, runtime("failed"))
+
+        assert stopped == msgspec.structs.replace(
+            left, result=STOPPED, runtime=runtime("stopped"), error=None
+        )
+        assert failed is not None
+        assert (failed.result, failed.error, failed.attempts) == (ACCEPTED, None, 3)
+        assert failed.runtime is not None
+        assert failed.runtime.status is RuntimeStatus.FAILED
+
+    def test_what_is_gone_is_not_found(self) -> None:
+        error = gone()
+        settled = settled_by(outcome(ACCEPTED, runtime("active")), error)
+        assert settled is not None
+        assert (settled.result, settled.error, settled.runtime) == (NOT_FOUND, error, None)
+
+    @pytest.mark.parametrize(
+        "seen",
+        [
+            runtime("active"),
+            runtime("stopping"),
+            lost(),
+            BctrlNotFoundError("a proxy's 404", status=404),
+            BctrlServerError("500", status=500),
+        ],
+    )
+    def test_what_says_nothing_settles_nothing(self, seen: Runtime | BctrlError) -> None:
+        assert settled_by(outcome(UNKNOWN), seen) is None
+
+    def test_the_waits_grow_up_to_a_few_seconds_and_end_with_the_patience(self) -> None:
+        looks = Looks(RetryPolicy(), 60, now=100)
+        now, waits = 100.0, []
+        seen: Runtime | None = None
+        while (delay := looks.delay(seen, now)) is not None:
+            waits.append(delay)
+            now += delay
+            seen = runtime("active")
+
+        assert 0.25 <= waits[0] <= 0.5
+        assert 0.5 <= waits[1] <= 1
+        assert max(waits) == 5
+        assert now == pytest.approx(160)
+
+    def test_without_patience_there_is_one_look(self) -> None:
+        looks = Looks(RetryPolicy(patience=0), 0, now=100)
+        assert looks.delay(None, 100) == 0
+        assert looks.delay(runtime("active"), 100) is None
+
+    @pytest.mark.parametrize(
+        "seen",
+        [
+            BctrlPermissionError("403", status=403),
+            BctrlResponseError("not JSON", status=200),
+            BctrlError("cut off"),
+        ],
+    )
+    def test_an_error_that_will_come_again_ends_the_looks(self, seen: BctrlError) -> None:
+        looks = Looks(RetryPolicy(), 60, now=0)
+        assert looks.delay(None, 0) is not None
+        assert looks.delay(seen, 1) is None
+        assert looks.delay(lost(), 1) is not None
+
+
+class Simulation:
+    """A session whose requests go to a server that exists only in virtual time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+        self.requests: Counter[str] = Counter()
+        self.seconds = 0.0
+        self.outcomes: list[StopOutcome] = []
+
+        async def attempt(_: BctrlSession, call: Call[Runtime], __: object) -> Runtime | BctrlError:
+            self.requests[call.operation.name] += 1
+            await asyncio.sleep(0.1)
+            return server(asyncio.get_running_loop().time(), call.operation.name)
+
+        monkeypatch.setattr(BctrlSession, "_attempt", attempt)
+
+    def run(self, main: Callable[[BctrlSession], Awaitable[_T]]) -> _T:
+        async def scenario() -> _T:
+            async with BctrlSession("key", base_url="http://127.0.0.1:9") as session:
+                ended = await main(session)
+            self.seconds = asyncio.get_running_loop().time()
+            return ended
+
+        return virtual_time.run(scenario())
+
+    def stop(
+        self, count: int = 1, *, deadline: float | None = None, retry: RetryPolicy | None = None
+    ) -> StopReport:
+        async def main(session: BctrlSession) -> StopReport:
+            return await session.stop_runtimes(
+                [("ws-1", f"r{number}") for number in range(count)],
+                deadline=deadline,
+                retry=retry,
+                on_outcome=self.outcomes.append,
+                verify=True,
+            )
+
+        report = self.run(main)
+        assert report.counts.total() == report.total == len(self.outcomes) == count
+        return report
+
+
+Simulate = Callable[[Server], Simulation]
+
+
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
+    return lambda server: Simulation(monkeypatch, server)
+
+
+def slowly(until: float) -> Server:
+    """Take a minute over it."""
+    return lambda now, _: runtime("active" if now < until else "stopped")
+
+
+class TestWaiting:
+    def test_what_was_accepted_is_looked_at_until_it_is_stopped(self, simulate: Simulate) -> None:
+        simulation = simulate(slowly(60))
+        report = simulation.stop()
+
+        assert report.counts == {STOPPED: 1}
+        assert 60 <= simulation.seconds <= 66
+        assert simulation.requests["stop"] == 1
+        assert simulation.requests["get"] <= 20
+        [ended] = simulation.outcomes
+        assert ended.runtime is not None
+        assert ended.runtime.status is RuntimeStatus.STOPPED
+        assert (ended.attempts, ended.error, report.retries) == (1, None, 0)
+
+    def test_many_are_looked_at_at_once(self, simulate: Simulate) -> None:
+        simulation = simulate(slowly(60))
+        assert simulation.stop(100).counts == {STOPPED: 100}
+        assert simulation.seconds <= 70
+
+    def test_what_is_stopped_at_once_is_not_looked_at(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda *_: runtime("stopped"))
+        assert simulation.stop(100).counts == {STOPPED: 100}
+        assert simulation.requests == {"stop": 100}
+
+    @pytest.mark.parametrize(("status", "result"), [("stopped", STOPPED), ("failed", ACCEPTED)])
+    def test_what_was_unknown_is_settled_by_a_status_in_which_nothing_runs(
+        self, simulate: Simulate, status: str, result: StopResult
+    ) -> None:
+        simulation = simulate(lambda _, name: lost() if name == "stop" else runtime(status))
+        report = simulation.stop(retry=RetryPolicy(attempts=1))
+
+        assert report.ok
+        assert report.counts == {result: 1}
+        [ended] = simulation.outcomes
+        assert ended.runtime == runtime(status)
+        assert ended.error is None
+        assert simulation.requests["get"] == 1
+
+    @pytest.mark.parametrize("patience", [None, 60, 0])
+    def test_without_a_deadline_it_ends_with_the_patience_of_the_policy(
+        self, simulate: Simulate, patience: float | None
+    ) -> None:
+        simulation = simulate(slowly(10_000))
+        report = simulation.stop(retry=RetryPolicy(patience=patience))
+
+        assert report.ok
+        assert report.counts == {ACCEPTED: 1}
+        longest = 300 if patience is None else patience
+        assert longest <= simulation.seconds <= longest + 1
+        assert simulation.requests["get"] >= 1
+
+    def test_a_deadline_ends_it_and_the_outcome_is_what_it_was(self, simulate: Simulate) -> None:
+        simulation = simulate(slowly(10_000))
+        report = simulation.stop(150, deadline=30)
+
+        assert simulation.seconds == pytest.approx(30)
+        assert report.counts == {ACCEPTED: 100, NOT_SENT: 50}
+        assert "the deadline of 30 s has passed" in str(report.ended_early)
+
+    def test_a_deadline_that_is_longer_than_the_patience_counts(self, simulate: Simulate) -> None:
+        simulation = simulate(slowly(100))
+        report = simulation.stop(deadline=200, retry=RetryPolicy(patience=10))
+        assert report.counts == {STOPPED: 1}
+
+    def test_what_was_unknown_stays_so_as_long_as_nothing_is_said(self, simulate: Simulate) -> None:
+        simulation = simulate(
+            lambda _, name: BctrlServerError("500", status=500, may_have_stopped=name == "stop")
+        )
+        report = simulation.stop(retry=RetryPolicy(attempts=2))
+
+        assert report.counts == {UNKNOWN: 1}
+        [ended] = simulation.outcomes
+        assert ended.error is not None
+        assert ended.error.operation == "stop"
+        assert (ended.attempts, ended.error.may_have_stopped) == (2, True)
+
+    def test_a_look_is_tried_again_by_the_policy(self, simulate: Simulate) -> None:
+        answers: list[Runtime | BctrlError] = [
+            runtime("active"),
+            BctrlServerError("503", status=503, retry_after=20),
+            runtime("stopped"),
+        ]
+        simulation = simulate(lambda *_: answers.pop(0))
+        report = simulation.stop()
+
+        assert report.counts == {STOPPED: 1}
+        assert simulation.seconds >= 20
+        assert (report.throttled, report.retries) == (1, 0)
+
+    def test_an_outage_while_it_looks_costs_a_request_now_and_then(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(
+            lambda now, _: lost() if 2 <= now < 32 else runtime("active" if now < 2 else "stopped")
+        )
+        report = simulation.stop(100)
+
+        assert report.counts == {STOPPED: 100}
+        assert simulation.requests["get"] <= 100 * 4 + 120
+        assert simulation.seconds <= 45
+
+
+class TestEnds:
+    """However it ends, each target has one outcome, and never a better one than was seen."""
+
+    @pytest.mark.parametrize("end", ["cut_off", "stop_feeding", "cancel"])
+    @pytest.mark.parametrize("at", [3, 3.05])
+    def test_it_can_be_interrupted(self, simulate: Simulate, end: str, at: float) -> None:
+        simulation = simulate(slowly(60))
+
+        async def main(session: BctrlSession) -> StopReport:
+            targets = [("ws-1", f"r{number}") for number in range(10)]
+            batch = session.stop_runtimes(targets, concurrency=3, verify=True)
+            running = asyncio.create_task(batch)
+            loop = asyncio.get_running_loop()
+            loop.call_later(at, getattr(running if end == "cancel" else batch, end))
+            await asyncio.wait([running])
+            assert batch.in_flight == 0
+            return batch.report
+
+        report = simulation.run(main)
+        # Who begins nothing new still waits for what was begun.
+        assert report.counts == {STOPPED if end == "stop_feeding" else ACCEPTED: 3, NOT_SENT: 7}
+        assert report.ended_early is not None
+        assert (simulation.seconds > 60) is (end == "stop_feeding")
+
+    def test_a_key_that_is_refused_meanwhile_ends_the_run(self, simulate: Simulate) -> None:
+        simulation = simulate(
+            lambda _, name: (
+                runtime("active") if name == "stop" else BctrlAuthenticationError("401", status=401)
+            )
+        )
+        report = simulation.stop(200)
+
+        assert report.counts == {ACCEPTED: 100, NOT_SENT: 100}
+        assert isinstance(report.ended_early, BctrlAuthenticationError)
+        assert simulation.requests["get"] <= 100
+        assert simulation.requests["stop"] == 100
+
+    def test_what_was_cut_off_is_not_looked_at(self, simulate: Simulate) -> None:
+        simulation = simulate(slowly(60))
+        report = simulation.stop(deadline=0.05)
+        assert report.counts == {UNKNOWN: 1}
+        assert simulation.requests == {"stop": 1}
+
+    def test_a_server_that_is_given_up_is_not_asked_any_more(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda *_: lost())
+        report = simulation.stop(1000)
+        assert report.counts[UNKNOWN] + report.counts[NOT_SENT] == 1000
+        assert simulation.requests.total() <= 120
+
+
+class TestOnTheWire:
+    async def test_each_open_outcome_is_settled_by_what_the_server_says(
+        self, emulator: Emulator, connect: Connect, tmp_path: Path
+    ) -> None:
+        emulator.inject(Fault.OVERSIZED, alias="crm")
+        emulator.add_runtime("ws-1", "accepted")
+        emulator.inject(Fault.ACCEPTED, alias="accepted")
+        emulator.add_runtime("ws-1", "broken")
+        emulator.inject(Fault.MALFORMED_JSON, alias="broken")
+        emulator.add_runtime("ws-1", "failed")
+        emulator.inject(Fault.FAILED, alias="failed")
+        emulator.add_runtime("ws-1", "lost")
+        emulator.inject(Fault.SERVER_ERROR, alias="lost")
+        once = RetryPolicy(attempts=1, base=0.001, cap=0.001, patience=0.2)
+        async with connect(retry=once) as session:
+            outcomes: dict[str, StopOutcome] = {}
+            report = await session.stop_workspace(
+                "ws-1",
+                on_outcome=lambda ended: outcomes.update({ended.target.alias: ended}),
+                journal=tmp_path / "journal.jsonl",
+                verify=True,
+            )
+
+        assert {alias: ended.result for alias, ended in outcomes.items()} == {
+            "crm": STOPPED,
+            "accepted": STOPPED,
+            "broken": STOPPED,
+            "failed": ACCEPTED,
+            "lost": UNKNOWN,
+        }
+        assert [ended.target.alias for ended in report.failures] == ["lost"]
+        assert all(ended.attempts == 1 for ended in outcomes.values())
+        assert emulator.received.total() == 5
+        lines = (tmp_path / "journal.jsonl").read_text().splitlines()[1:]
+        assert sorted(line.count('"result":"stopped"') for line in lines) == [0, 0, 1, 1, 1]
+
+    async def test_without_it_nothing_is_looked_at(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(Fault.ACCEPTED)
+        report = await session.stop_runtimes([("ws-1", "crm")])
+        assert report.counts == {ACCEPTED: 1}
+        assert [request.method for request in emulator.requests] == ["POST"]
+
+    async def test_a_session_that_is_closed_meanwhile_ends_it(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.inject(Fault.ACCEPTED)
+        async with connect(retry=RetryPolicy(base=60, cap=60)) as session:
+            running = asyncio.create_task(session.stop_runtimes([("ws-1", "crm")], verify=True))
+            while not emulator.requests:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+            await session.close()
+            async with asyncio.timeout(5):
+                report = await running
+        assert report.counts == {ACCEPTED: 1}

@@ -1,0 +1,263 @@
+"""`stop_workspace`: what is listed and fits is stopped, and has one outcome each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from servers import http_answer, raw_server
+
+from bctrl_async import (
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlError,
+    BctrlNotFoundError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlSession,
+    RetryPolicy,
+    Runtime,
+    RuntimeFilter,
+    StopOutcome,
+    StopResult,
+)
+from bctrl_async.emulator import Emulator, Fault
+
+Connect = Callable[..., BctrlSession]
+STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
+
+
+@pytest.fixture
+def workspace(emulator: Emulator) -> Emulator:
+    """Three runtimes that are active, and two that are not, beside another workspace."""
+    emulator.add_runtime("ws-1", "table", kind="spreadsheet")
+    emulator.add_runtime("ws-1", "a/b")
+    emulator.add_runtime("ws-1", "done", status="stopped")
+    emulator.add_runtime("ws-1", "broken", status="failed")
+    emulator.add_runtime("ws-2", "crm")
+    return emulator
+
+
+def stops(emulator: Emulator) -> set[str | None]:
+    return {request.alias for request in emulator.requests if request.method == "POST"}
+
+
+class TestWhatIsStopped:
+    async def test_what_is_active_unless_it_is_said_otherwise(
+        self, workspace: Emulator, session: BctrlSession
+    ) -> None:
+        report = await session.stop_workspace("ws-1")
+
+        assert report.ok
+        assert report.counts == {STOPPED: 3}
+        assert stops(workspace) == {"crm", "table", "a/b"}
+        assert workspace.status("ws-2", "crm") == "active"
+
+    async def test_what_a_filter_means(self, workspace: Emulator, session: BctrlSession) -> None:
+        await session.stop_workspace("ws-1", where=RuntimeFilter(kind="spreadsheet"))
+        assert stops(workspace) == {"table"}
+
+    async def test_what_a_function_wants_whatever_its_status(
+        self, workspace: Emulator, session: BctrlSession
+    ) -> None:
+        report = await session.stop_workspace(
+            "ws-1", where=lambda one: one.alias in {"crm", "done"}
+        )
+        assert report.counts == {STOPPED: 1, StopResult.ALREADY_STOPPED: 1}
+        assert stops(workspace) == {"crm", "done"}
+
+    async def test_nothing_where_nothing_fits(
+        self, workspace: Emulator, session: BctrlSession
+    ) -> None:
+        report = await session.stop_workspace("ws-1", where=lambda _: False)
+        assert (report.ok, report.total) == (True, 0)
+        assert stops(workspace) == set()
+
+    async def test_outcomes_come_with_the_workspace_id_that_was_given(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        workspace = uuid.uuid4()
+        emulator.add_runtime(str(workspace), "crm")
+        outcomes: list[StopOutcome] = []
+        async with session.stop_workspace(workspace, on_outcome=outcomes.append) as batch:
+            streamed = [outcome async for outcome in batch]
+
+        assert streamed == outcomes
+        assert streamed[0].target == (str(workspace), "crm")
+        assert batch.length == 1
+
+    async def test_more_than_one_worker_takes_from_the_list(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        for number in range(300):
+            emulator.add_runtime("ws-1", f"r{number}")
+        report = await session.stop_workspace("ws-1")
+
+        assert report.counts == {STOPPED: 301}
+        assert [request.method for request in emulator.requests].count("GET") == 1
+
+    async def test_a_journal_resumes_it(
+        self, workspace: Emulator, session: BctrlSession, tmp_path: Path
+    ) -> None:
+        journal = tmp_path / "journal.jsonl"
+        await session.stop_workspace("ws-1", where=RuntimeFilter(status=None), journal=journal)
+        again = await session.stop_workspace(
+            "ws-1", where=RuntimeFilter(status=None), journal=journal
+        )
+
+        assert again.resumed == again.total == 5
+        assert workspace.received["ws-1", "crm"] == 1
+
+
+class TestUnreadable:
+    async def test_a_runtime_that_cannot_be_read_has_an_outcome_and_the_others_are_stopped(
+        self, workspace: Emulator
+    ) -> None:
+        runtimes = [dict(runtime) for runtime in workspace.runtimes.values()]
+        body = json.dumps({"runtimes": [*runtimes[:2], {"alias": "odd"}, 7]}).encode()
+        stopped = {**runtimes[0], "status": "stopped"}
+        heads: list[bytes] = []
+
+        async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
+            heads.append(head)
+            is_list = head.startswith(b"GET")
+            writer.write(http_answer("200 OK", body if is_list else json.dumps(stopped).encode()))
+
+        outcomes: list[StopOutcome] = []
+        async with raw_server(handle) as url, BctrlSession("key", base_url=url) as session:
+            report = await session.stop_workspace("ws-1", on_outcome=outcomes.append)
+
+        assert not report.ok
+        assert report.counts == {STOPPED: 2, StopResult.REJECTED: 2}
+        unread = [outcome for outcome in outcomes if outcome.result is StopResult.REJECTED]
+        assert {outcome.target for outcome in unread} == {("ws-1", "odd"), ("ws-1", "")}
+        for outcome in unread:
+            assert isinstance(outcome.error, BctrlResponseError)
+            assert not outcome.error.may_have_stopped
+            assert outcome.attempts == 0
+        assert len(heads) == 3
+
+
+class TestListing:
+    async def test_what_the_list_raises_is_raised_and_in_the_report(
+        self, workspace: Emulator, session: BctrlSession
+    ) -> None:
+        batch = session.stop_workspace("ws-9")
+        with pytest.raises(BctrlNotFoundError, match="list of workspace 'ws-9': ") as caught:
+            await batch
+
+        assert batch.report.ended_early is caught.value
+        assert (batch.report.ok, batch.report.total) == (False, 0)
+        assert stops(workspace) == set()
+
+    async def test_while_it_streams_as_well(self, session: BctrlSession) -> None:
+        with pytest.raises(BctrlNotFoundError):
+            async with session.stop_workspace("ws-9") as batch:
+                assert [outcome async for outcome in batch] == []
+
+    async def test_a_wrong_key_is_named(self, emulator: Emulator) -> None:
+        async with BctrlSession("wrong", base_url=emulator.url) as session:
+            with pytest.raises(BctrlAuthenticationError):
+                await session.stop_workspace("ws-1")
+
+    async def test_it_is_tried_again(self, workspace: Emulator, session: BctrlSession) -> None:
+        workspace.inject(Fault.SERVER_ERROR, method="GET")
+        assert (await session.stop_workspace("ws-1")).counts == {STOPPED: 3}
+
+        workspace.inject(*[Fault.SERVER_ERROR] * 2, method="GET")
+        with pytest.raises(BctrlServerError):
+            await session.stop_workspace("ws-1", retry=RetryPolicy(attempts=2, base=0.001))
+
+    async def test_what_the_filter_raises_is_raised(
+        self, workspace: Emulator, session: BctrlSession
+    ) -> None:
+        def fail(runtime: Runtime) -> bool:
+            raise ZeroDivisionError(runtime.alias)
+
+        batch = session.stop_workspace("ws-1", where=fail)
+        with pytest.raises(ZeroDivisionError):
+            await batch
+        assert "the input raised ZeroDivisionError" in str(batch.report.ended_early)
+        assert stops(workspace) == set()
+
+    async def test_a_deadline_covers_it(self, emulator: Emulator, session: BctrlSession) -> None:
+        emulator.inject(Fault.HANG, method="GET")
+        report = await session.stop_workspace("ws-1", deadline=0.1)
+
+        assert "the deadline of 0.1 s has passed" in str(report.ended_early)
+        assert report.total == 0
+        assert stops(emulator) == set()
+
+    @pytest.mark.parametrize("end", ["stop_feeding", "cut_off"])
+    async def test_it_can_be_interrupted(
+        self, emulator: Emulator, session: BctrlSession, end: str
+    ) -> None:
+        emulator.inject(Fault.HANG, method="GET")
+        batch = session.stop_workspace("ws-1")
+        running = asyncio.create_task(batch)
+        while not emulator.requests:
+            await asyncio.sleep(0)
+        getattr(batch, end)()
+        async with asyncio.timeout(5):
+            report = await running
+
+        assert (report.ok, report.total) == (False, 0)
+        assert stops(emulator) == set()
+
+    async def test_it_can_be_cancelled(self, emulator: Emulator, session: BctrlSession) -> None:
+        emulator.inject(Fault.HANG, method="GET")
+        batch = session.stop_workspace("ws-1")
+        running = asyncio.create_task(batch)
+        while not emulator.requests:
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running])
+
+        assert running.cancelled()
+        assert isinstance(batch.report.ended_early, BctrlError)
+
+    async def test_what_is_listed_and_not_begun_is_not_sent(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        for number in range(50):
+            emulator.add_runtime("ws-1", f"r{number}")
+        emulator.inject(*[Fault.HANG] * 3)
+        report = await session.stop_workspace("ws-1", concurrency=3, deadline=0.2)
+
+        assert report.total == 51
+        assert report.counts == {UNKNOWN: 3, NOT_SENT: 48}
+
+
+class TestArguments:
+    async def test_a_bad_workspace_id_is_refused_at_once(self, session: BctrlSession) -> None:
+        with pytest.raises(BctrlConfigError, match="workspace id"):
+            session.stop_workspace("..")
+
+    @pytest.mark.parametrize("where", ["active", 7])
+    async def test_a_condition_that_cannot_be_called_is_refused(
+        self, session: BctrlSession, where: object
+    ) -> None:
+        with pytest.raises(BctrlConfigError, match="where is a"):
+            session.stop_workspace("ws-1", where=where)  # type: ignore[arg-type]  # on purpose
+
+    async def test_a_coroutine_function_that_would_choose_all_is_refused(
+        self, session: BctrlSession
+    ) -> None:
+        async def nothing(_: Runtime) -> bool:
+            return False
+
+        with pytest.raises(BctrlConfigError, match="a plain function"):
+            session.stop_workspace("ws-1", where=nothing)
+
+    @pytest.mark.parametrize(
+        "options", [{"deadline": 0}, {"concurrency": 0}, {"timeout": 0}, {"retry": 3}]
+    )
+    async def test_options_are_checked_as_those_of_any_bulk_stop(
+        self, session: BctrlSession, options: dict[str, object]
+    ) -> None:
+        with pytest.raises(BctrlConfigError, match=next(iter(options))):
+            session.stop_workspace("ws-1", **options)  # type: ignore[arg-type]  # on purpose
