@@ -91,26 +91,31 @@ def path_segment(value: str | UUID, name: str) -> str:
     elif isinstance(value, UUID):
         return str(value)
     else:
-        raise BctrlConfigError(
-            f"{name} must be a str, not {type(value).__name__}", cure=f"Pass the {name} as text"
+        raise _bad_name(
+            f"{name} must be a str, not {type(value).__name__}", f"Pass the {name} as text"
         )
     if not value:
-        raise BctrlConfigError(f"{name} is empty", cure=f"Pass the {name} of the runtime")
+        raise _bad_name(f"{name} is empty", f"Pass the {name} of the runtime")
     if _control_character.search(value):
-        raise BctrlConfigError(
-            f"{name} {value!r} contains a control character", cure="Remove it, often a line end"
+        raise _bad_name(
+            f"{name} {value!r} contains a control character", "Remove it, often a line end"
         )
     if _has_dot_segment(value):
-        raise BctrlConfigError(
-            f"{name} {value!r} could be taken for a path", cure="Pass the name alone, without dots"
+        raise _bad_name(
+            f"{name} {value!r} could be taken for a path", "Pass the name alone, without dots"
         )
     try:
         return quote(value, safe="", errors="strict")
     except UnicodeEncodeError:
-        raise BctrlConfigError(
+        raise _bad_name(
             f"{name} {value!r} contains half of a surrogate pair, which UTF-8 cannot carry",
-            cure="Decode the text again from its source",
+            "Decode the text again from its source",
         ) from None
+
+
+def _bad_name(summary: str, cure: str) -> BctrlConfigError:
+    # The contract's own class, so that whoever passes names on can tell them from what is set up.
+    return BctrlConfigError(summary, cure=cure, reason_class="invalid_input")
 
 
 def _has_dot_segment(value: str) -> bool:

@@ -185,7 +185,9 @@ def as_target(item: object) -> RuntimeRef:
         case (str() | UUID() as workspace_id, str() as alias):
             return RuntimeRef(_plain(workspace_id), _plain(alias))
     raise BctrlConfigError(
-        f"{_shown(item)} is no target", cure="Give a pair of texts: (workspace id, alias)"
+        f"{_shown(item)} is no target",
+        cure="Give a pair of texts: (workspace id, alias)",
+        reason_class="invalid_input",
     )
 
 

@@ -41,7 +41,8 @@ class BctrlError(Exception):
         status: The HTTP status of the last answer, where there was one.
         code: The server's error code, such as `runtime.not_active`.
         message: The server's own words.
-        reason_class: The server's `reasonClass`, such as `conflict`; new values will appear.
+        reason_class: The server's `reasonClass`, such as `conflict`; new values will appear. Also
+            `invalid_input` where it is a workspace id or an alias that cannot be sent.
         request_id: The server's id of the request, to quote to its support.
         hint: The server's advice.
         retry_after: How many seconds the server asked to wait, if it did.

@@ -138,6 +138,12 @@ class TestImports:
             assert outside(module) & {"typer", "click", "rich"} == set()
 
     @every_module
+    def test_only_the_extra_for_fastapi_imports_it(self, module: str) -> None:
+        if module != "fastapi":
+            found = {"fastapi", "starlette", "pydantic", "pydantic_core"}
+            assert outside(module) & found == set()
+
+    @every_module
     def test_the_extras_know_only_what_is_public(self, module: str) -> None:
         if module in EXTRAS:
             private = {name for name in inside(module) & CORE if name.startswith("_")}
@@ -205,7 +211,7 @@ class TestFreshInterpreter:
     def test_it_imports_the_package_without_a_warning(self, loaded: set[str]) -> None:
         assert NAME in loaded
 
-    @pytest.mark.parametrize("heavy", ["typer", "click", "rich", "fastapi", "pytest"])
+    @pytest.mark.parametrize("heavy", ["typer", "click", "rich", "fastapi", "pydantic", "pytest"])
     def test_it_does_not_load_what_an_extra_needs(self, loaded: set[str], heavy: str) -> None:
         assert heavy not in loaded
 

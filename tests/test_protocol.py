@@ -204,6 +204,13 @@ class TestPathSegment:
         assert str(caught.value).isascii()
         assert caught.value.__cause__ is None
 
+    @pytest.mark.parametrize("value", [None, "", "crm\n", "..", chr(0xD800)])
+    def test_whoever_passes_a_name_on_can_tell_that_it_is_at_fault(self, value: str) -> None:
+        with pytest.raises(BctrlConfigError) as caught:
+            _protocol.path_segment(value, "alias")
+
+        assert caught.value.reason_class == "invalid_input"
+
     def test_an_empty_name_is_refused(self) -> None:
         with pytest.raises(BctrlConfigError, match=r"^workspace id is empty\. Pass the workspace"):
             _protocol.path_segment("", "workspace id")

@@ -1,0 +1,471 @@
+"""The extra for FastAPI; the example application has tests of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, WebSocket
+from fastapi.testclient import TestClient
+from jsonschema import Draft202012Validator
+from servers import answering, emulator_in_a_thread, http_answer, raw_server
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
+
+from bctrl_async import (
+    BctrlApiError,
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlNotFoundError,
+    BctrlPermissionError,
+    BctrlRateLimitError,
+    BctrlResponseError,
+    BctrlServerError,
+    BctrlSession,
+    BctrlTimeoutError,
+    BctrlValidationError,
+    RetryPolicy,
+    RuntimeRef,
+    StopOutcome,
+    StopReport,
+    StopResult,
+    _protocol,
+)
+from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.fastapi import (
+    BctrlDep,
+    RuntimeBody,
+    StopOutcomeBody,
+    StopReportBody,
+    add_exception_handlers,
+    get_session,
+    lifespan,
+    problem,
+)
+
+KEY = "emulator-key"
+STOP = "/workspaces/ws-1/runtimes/crm/stop"
+SECRET = "what only the API says"
+Connect = Callable[..., BctrlSession]
+
+once = RetryPolicy(attempts=1, patience=0)
+
+
+def app_for(make_session: Callable[[], BctrlSession], **options: Any) -> FastAPI:  # noqa: ANN401
+    """An app with the one route that every app has."""
+    app = FastAPI(lifespan=lifespan(make_session, **options))
+    add_exception_handlers(app)
+
+    @app.post("/workspaces/{workspace_id}/runtimes/{alias}/stop")
+    async def stop(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
+        return await session.stop_runtime(workspace_id, alias)
+
+    return app
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of an app in this very loop, that runs with its lifespan as under a server."""
+    async with app.router.lifespan_context(app) as state:
+
+        async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "state": dict(state or {})}, receive, send)
+
+        transport = httpx2.ASGITransport(with_state)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
+            yield client
+
+
+def answer_with(error: BctrlError) -> httpx2.Response:
+    """What an app answers where a route raises it."""
+    app = FastAPI()
+    add_exception_handlers(app)
+
+    @app.get("/")
+    async def fail() -> None:
+        raise error
+
+    return TestClient(app).get("/")
+
+
+class TestLifespan:
+    async def test_the_session_is_open_while_the_app_runs_and_closed_after_it(
+        self, connect: Connect
+    ) -> None:
+        sessions: list[BctrlSession] = []
+
+        def make() -> BctrlSession:
+            sessions.append(connect())
+            return sessions[-1]
+
+        app = app_for(make)
+        for _ in range(2):  # It can start again, with a new session.
+            async with client_of(app):
+                assert not sessions[-1].closed
+                assert app.state.bctrl_session is sessions[-1]
+            assert sessions[-1].closed
+        assert len(sessions) == 2
+
+    async def test_it_takes_the_session_from_the_environment(
+        self, monkeypatch: pytest.MonkeyPatch, emulator: Emulator
+    ) -> None:
+        app = FastAPI(lifespan=lifespan())
+        with pytest.raises(BctrlConfigError, match="BCTRL_API_KEY"):
+            async with client_of(app):
+                pass
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+        async with client_of(app):
+            assert app.state.bctrl_session.base_url == f"{emulator.url}/v1"
+
+    async def test_the_apps_own_runs_inside_it_and_its_state_is_kept(
+        self, connect: Connect
+    ) -> None:
+        seen: list[bool] = []
+
+        @asynccontextmanager
+        async def own(app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
+            seen.append(app.state.bctrl_session.closed)
+            yield {"greeting": "hello"}
+            seen.append(app.state.bctrl_session.closed)
+
+        app = app_for(connect, inner=own)
+
+        @app.get("/greeting")
+        async def greeting(connection: BctrlDep, request: Request) -> str:
+            assert not connection.closed
+            return str(request.state.greeting)
+
+        async with client_of(app) as client:
+            assert (await client.get("/greeting")).json() == "hello"
+        assert seen == [False, False]
+
+    async def test_the_apps_own_may_yield_nothing(self, connect: Connect) -> None:
+        @asynccontextmanager
+        async def own(_: FastAPI) -> AsyncIterator[None]:
+            yield
+
+        async with client_of(app_for(connect, inner=own)) as client:
+            assert (await client.post(STOP)).status_code == 200
+
+    async def test_an_own_that_fails_closes_the_session(self, connect: Connect) -> None:
+        def own(_: FastAPI) -> AbstractAsyncContextManager[None]:
+            raise OSError("no database")
+
+        app = app_for(connect, inner=own)
+        with pytest.raises(OSError, match="no database"):
+            async with client_of(app):
+                pass
+        assert app.state.bctrl_session.closed
+
+    @pytest.mark.parametrize("handled", [False, True])
+    def test_without_it_the_error_names_the_cure(
+        self, *, handled: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        app = FastAPI()
+        if handled:
+            add_exception_handlers(app)
+
+        @app.get("/")
+        async def use(session: BctrlDep) -> bool:
+            return session.closed
+
+        if handled:
+            answer = TestClient(app).get("/")
+            assert answer.status_code == 500
+            assert answer.json()["detail"] == "This service is not set up to call the bctrl API."
+            assert "FastAPI(lifespan=lifespan())" in caplog.text
+            return
+        with pytest.raises(BctrlConfigError, match=r"FastAPI\(lifespan=lifespan\(\)\)"):
+            TestClient(app).get("/")
+
+
+class TestDependency:
+    async def test_it_works_in_routers_and_in_background_tasks(
+        self, connect: Connect, emulator: Emulator
+    ) -> None:
+        router = APIRouter(prefix="/later")
+
+        @router.post("/{alias}", status_code=202)
+        async def later(alias: str, session: BctrlDep, tasks: BackgroundTasks) -> None:
+            tasks.add_task(session.stop_runtime, "ws-1", alias)
+
+        app = app_for(connect)
+        app.include_router(router)
+        async with client_of(app) as client:
+            assert (await client.post("/later/crm")).status_code == 202
+            async with asyncio.timeout(5):
+                while emulator.status("ws-1", "crm") != "stopped":
+                    await asyncio.sleep(0)
+
+    async def test_it_works_in_an_application_that_is_mounted(self, connect: Connect) -> None:
+        app = FastAPI(lifespan=lifespan(connect))
+        app.mount("/sub", app_for(connect))
+        async with client_of(app) as client:
+            assert (await client.post(f"/sub{STOP}")).json()["alias"] == "crm"
+            again = await client.post(f"/sub{STOP}")
+            assert again.status_code == 409
+            assert again.headers["Content-Type"] == "application/problem+json"
+
+    def test_it_works_in_a_websocket_which_an_error_closes_with_its_text(self) -> None:
+        with emulator_in_a_thread() as emulator:
+            app = app_for(lambda: BctrlSession(KEY, base_url=emulator.url, retry=once))
+
+            @app.websocket("/ws")
+            async def stop(socket: WebSocket, session: BctrlDep) -> None:
+                await socket.accept()
+                while True:
+                    runtime = await session.stop_runtime("ws-1", await socket.receive_text())
+                    await socket.send_text(runtime.status)
+
+            with TestClient(app) as client:
+                with client.websocket_connect("/ws") as socket:
+                    socket.send_text("r1")
+                    assert socket.receive_text() == "stopped"
+                    socket.send_text("r1")
+                    with pytest.raises(WebSocketDisconnect) as closed:
+                        socket.receive_text()
+                assert closed.value.code == 1011
+                assert closed.value.reason == "Nothing is running under this alias."
+
+                emulator.inject(Fault.RATE_LIMITED)
+                with client.websocket_connect("/ws") as socket:
+                    socket.send_text("r2")
+                    with pytest.raises(WebSocketDisconnect) as closed:
+                        socket.receive_text()
+                assert closed.value.code == 1013
+
+    async def test_tests_can_put_another_session_in_its_place(
+        self, connect: Connect, emulator: Emulator
+    ) -> None:
+        app = app_for(lambda: BctrlSession("another-key", base_url="http://127.0.0.1:9"))
+        async with connect() as session, client_of(app) as client:
+            app.dependency_overrides[get_session] = lambda: session
+            assert (await client.post(STOP)).status_code == 200
+        assert emulator.received["ws-1", "crm"] == 1
+
+
+def known(error: BctrlError) -> BctrlError:
+    """The same error with everything that an answer could give away."""
+    error.message = error.hint = error.body = error.request_id = SECRET
+    error.summary = SECRET
+    error.workspace_id, error.alias, error.attempts = "ws-1", "crm", 3
+    return error
+
+
+ROWS = [
+    (BctrlRateLimitError("", status=429), 429),
+    (BctrlRateLimitError(""), 429),
+    (BctrlConflictError("", status=409, code="runtime.not_active"), 409),
+    (BctrlConflictError("", status=409), 409),
+    (BctrlNotFoundError("", status=404, code="runtime.not_found"), 404),
+    # A proxy, or a wrong base_url, knows nothing of runtimes.
+    (BctrlNotFoundError("", status=404, code="route.not_found"), 502),
+    (BctrlValidationError("", status=422), 422),
+    (BctrlConfigError("", reason_class="invalid_input"), 422),
+    (BctrlServerError("", status=503), 503),
+    (BctrlServerError("", status=504), 504),
+    (BctrlTimeoutError(""), 504),
+    (BctrlServerError("", status=500), 502),
+    (BctrlNetworkError(""), 502),
+    (BctrlResponseError("", status=200), 502),
+    (BctrlAuthenticationError("", status=401), 502),
+    (BctrlPermissionError("", status=403), 502),
+    (BctrlApiError("", status=418), 502),
+    (BctrlConfigError(""), 500),
+    (BctrlError(""), 503),
+]
+
+
+class TestProblems:
+    @pytest.mark.parametrize(("error", "status"), ROWS)
+    def test_every_error_has_a_status_and_no_word_of_the_apis(
+        self, error: BctrlError, status: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        answer = answer_with(known(error))
+
+        assert answer.status_code == status
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        body = answer.json()
+        assert body == problem(error)
+        assert body["status"] == status
+        assert body["type"] == "about:blank"
+        assert body["title"] == HTTPStatus(status).phrase
+        assert (body["workspaceId"], body["alias"], body["attempts"]) == ("ws-1", "crm", 3)
+        assert body["mayHaveStopped"] is False
+        assert SECRET not in answer.text + str(answer.headers)
+        # Whoever runs the service learns what its callers are not told.
+        logged = [record for record in caplog.records if record.name == "bctrl_async.fastapi"]
+        assert [SECRET in record.getMessage() for record in logged] == [True] * (status >= 500)
+
+    def test_every_class_of_error_has_a_row(self) -> None:
+        def classes(root: type[BctrlError]) -> set[type[BctrlError]]:
+            return {root}.union(*map(classes, root.__subclasses__()))
+
+        assert {type(error) for error, _ in ROWS} == classes(BctrlError)
+
+    @pytest.mark.parametrize(
+        ("error", "expected"),
+        [
+            (BctrlRateLimitError("", retry_after=0.2), "1"),
+            (BctrlRateLimitError("", retry_after=0.0), "0"),
+            (BctrlServerError("", status=503, retry_after=30), "30"),
+            (BctrlRateLimitError(""), None),
+            (BctrlServerError("", status=500, retry_after=30), None),
+            (BctrlPermissionError("", status=403, retry_after=30), None),
+        ],
+    )
+    def test_only_429_and_503_say_when_to_come_back(
+        self, error: BctrlError, expected: str | None
+    ) -> None:
+        assert answer_with(error).headers.get("Retry-After") == expected
+
+    async def test_what_cannot_be_an_alias_is_the_callers_fault(self, connect: Connect) -> None:
+        async with client_of(app_for(connect)) as client:
+            answer = await client.post("/workspaces/ws-1/runtimes/%2e%2e/stop")
+        assert answer.status_code == 422
+        assert answer.json()["alias"] == ".."
+
+    def test_half_of_a_surrogate_pair_in_an_alias_can_be_answered(self) -> None:
+        error = BctrlConfigError("", workspace_id="ws-1", alias="\ud800")
+        assert answer_with(error).json()["alias"] == "\ud800"
+
+    @pytest.mark.parametrize("status", ["401 No", "403 No", "404 No", "422 No", "500 No", "503 No"])
+    async def test_an_api_that_sends_the_key_back_does_not_send_it_to_the_caller(
+        self, status: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        words = {"code": KEY, "error": f"{SECRET} {KEY}", "requestId": KEY, "hint": KEY}
+        said = http_answer(status, json.dumps(words).encode(), f"x-request-id: {KEY}")
+        async with raw_server(answering(said)) as url:
+            app = app_for(lambda: BctrlSession(KEY, base_url=url, retry=once))
+            async with client_of(app) as client:
+                answer = await client.post(STOP)
+        assert answer.status_code >= 400
+        assert KEY not in answer.text + str(answer.headers) + caplog.text
+        assert SECRET not in answer.text + str(answer.headers)
+
+
+def upstream_error() -> BctrlError:
+    body = json.dumps({"code": "server.error", "error": SECRET, "requestId": SECRET}).encode()
+    return _protocol.read_error(500, {}, body, "Bearer key", now=datetime.now(UTC))
+
+
+OUTCOMES = [
+    StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=StopResult.STOPPED),
+    StopOutcome(
+        index=1,
+        target=RuntimeRef("ws-1", "\ud800"),
+        result=StopResult.UNKNOWN,
+        error=upstream_error(),
+        attempts=4,
+        elapsed=1.5,
+    ),
+]
+REPORTS = [
+    StopReport(
+        total=2,
+        counts=Counter({StopResult.STOPPED: 1, StopResult.UNKNOWN: 1}),
+        failures=tuple(OUTCOMES[1:]),
+        elapsed=1.5,
+        retries=3,
+        throttled=0,
+        ended_early=upstream_error(),
+    ),
+    StopReport(total=0, counts=Counter(), failures=(), elapsed=0.0, retries=0, throttled=0),
+]
+
+
+async def valid_answer(client: httpx2.AsyncClient, method: str, path: str, route: str) -> Any:  # noqa: ANN401
+    """What is answered, once it fits what the app's OpenAPI says of it."""
+    openapi = (await client.get("/openapi.json")).json()
+    said = openapi["paths"][route][method]["responses"]["200"]["content"]["application/json"]
+    Draft202012Validator.check_schema(said["schema"])
+    schema = {**said["schema"], "components": openapi["components"]}
+    answer = await client.request(method, path)
+    assert answer.status_code == 200
+    checker = Draft202012Validator.FORMAT_CHECKER
+    Draft202012Validator(schema, format_checker=checker).validate(answer.json())
+    assert list(Draft202012Validator(schema).iter_errors({})), "it allows anything"
+    return answer.json()
+
+
+class TestBodies:
+    route = "/workspaces/{workspace_id}/runtimes/{alias}/stop"
+
+    @pytest.mark.parametrize("fault", [None, Fault.UNKNOWN_VALUES, Fault.ACCEPTED])
+    async def test_a_runtime_is_the_apis_own_json_and_fits_the_schema(
+        self, fault: Fault | None, connect: Connect, emulator: Emulator
+    ) -> None:
+        emulator.inject(fault)
+        async with client_of(app_for(connect)) as client:
+            answer = await valid_answer(client, "post", STOP, self.route)
+            assert (await client.get("/docs")).status_code == 200
+        runtime = emulator.runtimes["ws-1", "crm"]
+        assert answer["workspaceId"] == runtime["workspaceId"]
+        assert answer["summary"]["launchMode"] == (
+            "teleport" if fault is Fault.UNKNOWN_VALUES else "ephemeral"
+        )
+
+    async def test_outcomes_and_reports_fit_the_schema_without_a_word_of_the_apis(
+        self, connect: Connect
+    ) -> None:
+        app = app_for(connect)
+
+        @app.get("/outcomes/{number}")
+        async def outcome(number: int) -> StopOutcomeBody:
+            return OUTCOMES[number]
+
+        @app.get("/reports/{number}")
+        async def report(number: int) -> StopReportBody:
+            return REPORTS[number]
+
+        async with client_of(app) as client:
+            for number, _ in enumerate(OUTCOMES):
+                path = f"/outcomes/{number}"
+                answer = await valid_answer(client, "get", path, "/outcomes/{number}")
+                assert SECRET not in json.dumps(answer)
+                assert answer["result"] == OUTCOMES[number].result
+            assert answer["alias"] == "?"
+            assert answer["error"] == {
+                "detail": "The bctrl API gave no usable answer.",
+                "mayHaveStopped": True,
+            }
+            empty = await valid_answer(client, "get", "/reports/1", "/reports/{number}")
+            assert (empty["ok"], empty["endedEarly"]) == (True, None)
+            full = await valid_answer(client, "get", "/reports/0", "/reports/{number}")
+            assert SECRET not in json.dumps(full)
+            assert full["failures"] == [answer]
+            assert full["counts"] == {"stopped": 1, "unknown": 1}
+            assert full["endedEarly"] == answer["error"]
+
+    async def test_a_real_runs_outcomes_and_report_fit_the_schema(self, connect: Connect) -> None:
+        app = app_for(connect)
+        targets = [("ws-1", "crm"), ("ws-1", ".."), ("ws-1", "nobody"), ("no target",)]
+
+        @app.post("/report")
+        async def report(session: BctrlDep) -> StopReportBody:
+            return await session.stop_runtimes(targets)  # type: ignore[arg-type]  # On purpose.
+
+        @app.post("/outcome")
+        async def outcome(session: BctrlDep) -> list[StopOutcomeBody]:
+            async with session.stop_runtimes(targets[:1]) as batch:  # type: ignore[arg-type]
+                return [outcome async for outcome in batch]
+
+        async with client_of(app) as client:
+            [outcome_body] = (await client.post("/outcome")).json()
+            assert outcome_body["runtime"]["status"] == "stopped"
+            answer = await valid_answer(client, "post", "/report", "/report")
+        assert answer["counts"] == {"already_stopped": 1, "rejected": 2, "not_found": 1}
+        invalid = "The workspace id or the alias is not valid."
+        assert [failure["error"]["detail"] for failure in answer["failures"]] == [invalid] * 2

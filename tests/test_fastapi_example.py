@@ -1,0 +1,286 @@
+"""The example application for FastAPI, in this process and under a real uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+from servers import emulator_in_a_thread
+
+from bctrl_async import BctrlSession
+from bctrl_async.emulator import Emulator, Fault
+
+KEY = "emulator-key"
+EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "fastapi"
+GRACE = 10
+
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends nothing gently")
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(EXAMPLE)
+    monkeypatch.delitem(sys.modules, "app", raising=False)
+    return importlib.import_module("app")
+
+
+class Event(dict[str, Any]):
+    """What an event says, and what it is called."""
+
+    name: str
+
+
+def events_of(text: str) -> list[Event]:
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.partition(": ")[::2] for line in block.splitlines())
+        if "data" in fields:
+            found.append(Event(json.loads(fields["data"])))
+            found[-1].name = fields["event"]
+    return found
+
+
+class TestInProcess:
+    @pytest.fixture
+    def emulator(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        with emulator_in_a_thread() as emulator:
+            monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+            yield emulator
+
+    def test_it_stops_one_and_tells_its_health(
+        self, example: ModuleType, emulator: Emulator
+    ) -> None:
+        with TestClient(example.app) as client:
+            assert client.get("/health").json() == {"ok": True, "running": 0}
+            assert client.post("/workspaces/ws-1/runtimes/r1/stop").json()["status"] == "stopped"
+            assert client.post("/workspaces/ws-1/runtimes/r1/stop").status_code == 409
+            assert client.get("/").headers["Content-Type"].startswith("text/html")
+            assert client.get("/docs").status_code == 200
+        assert emulator.status("ws-1", "r1") == "stopped"
+
+    def test_it_stops_many_and_sends_their_progress_and_the_report(
+        self, example: ModuleType, emulator: Emulator
+    ) -> None:
+        targets = [*emulator.runtimes, ("ws-1", "nobody"), ("ws-1", "..")]
+        with TestClient(example.app) as client:
+            answer = client.post("/stop", json=targets)
+            assert answer.headers["Content-Type"].startswith("text/event-stream")
+            *progress, report = events_of(answer.text)
+            assert client.post("/stop", json=[["only one"]]).status_code == 422
+        assert {event.name for event in progress} == {"progress"}
+        assert progress[0]["total"] == report["total"] == len(targets)
+        assert report.name == "report"
+        assert report["counts"] == {"stopped": 10, "not_found": 1, "rejected": 1}
+        assert [failure["alias"] for failure in report["failures"]] == [".."]
+        assert not report["ok"]
+
+    async def test_what_is_not_answered_is_cut_off_when_the_app_ends(
+        self, example: ModuleType, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(example, "DRAIN", 0.05)
+        emulator.inject(Fault.HANG)
+        runs = example.Runs()
+        async with BctrlSession() as session, asyncio.timeout(10):
+            run = runs.start(session.stop_runtimes([("ws-1", "r1")]))
+            while not run.batch.in_flight:
+                await asyncio.sleep(0)
+            runs.wind_all_up()
+            late = runs.start(session.stop_runtimes([("ws-1", "r2")]))
+            await runs.wait()
+        assert run.task.result().counts == {"unknown": 1}
+        assert late.task.result().counts == {"not_sent": 1}
+        assert len(runs) == 0
+        assert emulator.received == {("ws-1", "r1"): 1}
+
+
+class Uvicorn:
+    """The example under uvicorn, and what it logged.
+
+    Attributes:
+        process: Its main process.
+        url: Where it is.
+        lines: What it wrote to its log so far.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.url = ""
+
+    async def read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.lines.append(line.decode())
+
+    def logged(self, pattern: str) -> list[re.Match[str]]:
+        return [found for line in self.lines if (found := re.search(pattern, line))]
+
+    async def wait_for(self, pattern: str, times: int = 1) -> re.Match[str]:
+        try:
+            async with asyncio.timeout(15):
+                while len(found := self.logged(pattern)) < times:
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            pytest.fail(f"{pattern!r} is not in the log:\n{''.join(self.lines)}")
+        return found[-1]
+
+    @property
+    def reports(self) -> list[Counter[str]]:
+        """The counts of each bulk stop as logged, after a check that they add up to its total."""
+        found = []
+        for line in self.logged(r"bulk stop: total=(\d+) ([a-z_0-9= ]+)"):
+            pairs = (pair.split("=") for pair in line[2].split())
+            counts = Counter({name: int(count) for name, count in pairs})
+            assert counts.total() == int(line[1])
+            found.append(counts)
+        return found
+
+    async def end(self) -> float:
+        """Send SIGTERM to the main process, and return how long it took to end."""
+        began = asyncio.get_running_loop().time()
+        self.process.terminate()
+        async with asyncio.timeout(GRACE):
+            await self.process.wait()
+        return asyncio.get_running_loop().time() - began
+
+
+@asynccontextmanager
+async def uvicorn(
+    emulator: Emulator, *options: str, folder: Path = EXAMPLE
+) -> AsyncIterator[Uvicorn]:
+    environment = {**os.environ, "BCTRL_API_KEY": KEY, "BCTRL_BASE_URL": emulator.url}
+    command = ["-m", "uvicorn", "--app-dir", str(folder), "app:app", "--port", "0"]
+    grace = ["--timeout-graceful-shutdown", str(GRACE)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        *grace,
+        *options,
+        env=environment,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    server = Uvicorn(process)
+    reading = asyncio.create_task(server.read())
+    try:
+        server.url = (await server.wait_for(r"running on (http://\S+)"))[1]
+        await server.wait_for("Application startup complete")
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        await reading
+
+
+def targets_of(emulator: Emulator, count: int) -> list[tuple[str, str]]:
+    targets = [("ws-1", f"r{number}") for number in range(count)]
+    for target in targets:
+        emulator.add_runtime(*target)
+    return targets
+
+
+def stopped(emulator: Emulator) -> int:
+    return sum(runtime["status"] == "stopped" for runtime in emulator.runtimes.values())
+
+
+async def received(emulator: Emulator, count: int) -> None:
+    async with asyncio.timeout(15):
+        while len(emulator.requests) < count:
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def slow() -> AsyncIterator[Emulator]:
+    async with Emulator(port=0, api_key=KEY, latency=0.05) as running:
+        yield running
+
+
+async def stop_many(server: Uvicorn, targets: list[tuple[str, str]]) -> list[Event]:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+        answer = await client.post("/stop", json=targets)
+    return events_of(answer.text)
+
+
+@needs_signals
+class TestUnderUvicorn:
+    async def test_a_client_that_leaves_ends_its_run_at_once_and_cleanly(
+        self, slow: Emulator
+    ) -> None:
+        targets = targets_of(slow, 5000)
+        async with uvicorn(slow) as server:
+            async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+                async with client.stream("POST", "/stop", json=targets) as answer:
+                    lines = answer.aiter_lines()
+                    await anext(lines)
+                    await received(slow, 200)
+                at_the_end = len(slow.requests)
+                await server.wait_for("bulk stop")
+                assert (await client.get("/health")).json() == {"ok": True, "running": 0}
+            [counts] = server.reports
+            # What was under way was answered, what was not is not known to the API.
+            assert counts == {"stopped": stopped(slow), "not_sent": 5000 - stopped(slow)}
+            assert len(slow.requests) == stopped(slow) < at_the_end + 1000
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    async def test_sigterm_in_the_middle_of_bulk_stops_drains_reports_and_exits(
+        self, workers: int, slow: Emulator
+    ) -> None:
+        targets = targets_of(slow, 8000)
+        async with uvicorn(slow, "--workers", str(workers)) as server:
+            await server.wait_for("Application startup complete", workers)
+            running = [
+                asyncio.create_task(stop_many(server, targets[part::8])) for part in range(8)
+            ]
+            await received(slow, 1000)
+            took = await server.end()
+            async with asyncio.timeout(5):
+                reports = [events[-1] for events in await asyncio.gather(*running)]
+            await server.wait_for("Finished server process", workers)
+
+        assert took < GRACE / 2
+        assert not server.logged("Cancel|Traceback|ERROR"), "".join(server.lines)
+        assert {report.name for report in reports} == {"report"}
+        assert {report["total"] for report in reports} == {1000}
+        told = sum((Counter(report["counts"]) for report in reports), Counter[str]())
+        assert len(server.reports) == 8
+        assert told == sum(server.reports, Counter())
+        assert told == {"stopped": stopped(slow), "not_sent": 8000 - stopped(slow)}
+        assert len(slow.requests) == stopped(slow) < 8000
+
+    async def test_a_reload_in_the_middle_of_a_bulk_stop_drains_reports_and_serves_again(
+        self, slow: Emulator, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "example"
+        shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        targets = targets_of(slow, 8000)
+        options = ("--reload", "--reload-dir", str(folder))
+        async with uvicorn(slow, *options, folder=folder) as server:
+            running = asyncio.create_task(stop_many(server, targets))
+            await received(slow, 200)
+            module = folder / "app.py"
+            module.write_text(module.read_text("utf-8") + "\nNEW = True\n", "utf-8")
+            async with asyncio.timeout(GRACE):
+                report = (await running)[-1]
+            await server.wait_for("Application startup complete", 2)
+            async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+                assert (await client.get("/health")).json() == {"ok": True, "running": 0}
+            assert server.reports == [Counter(report["counts"])]
+            assert report["counts"]["stopped"] == stopped(slow) == len(slow.requests) < 8000
+            assert await server.end() < GRACE / 2
