@@ -156,7 +156,7 @@ def test_no_page_has_a_note_that_means_nothing() -> None:
     assert {note for note in notes if not note.startswith(FILE)} <= {NOT_RUN, ""}
 
 
-@pytest.mark.parametrize("command", ["stop", "emulator", "demo"])
+@pytest.mark.parametrize("command", ["stop", "list", "emulator", "demo"])
 def test_the_reference_lists_every_option_of_a_command(command: str) -> None:
     text = (DOCS / "reference" / "command.md").read_text("utf-8")
     section = text.partition(f"## `bctrl-async {command}`")[2].partition("\n## ")[0]
@@ -169,6 +169,9 @@ def test_the_reference_lists_every_option_of_a_command(command: str) -> None:
 def test_the_reference_lists_every_public_name() -> None:
     text = "\n".join(page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md"))
     listed = set(re.findall(r"^\.\. (?:auto|py:)\w+:: ([\w.]+)", text, re.MULTILINE))
-    modules = ["bctrl_async", "bctrl_async.emulator", "bctrl_async.testing"]
+    modules = [
+        "bctrl_async",
+        *(f"bctrl_async.{name}" for name in ("emulator", "fastapi", "testing")),
+    ]
     names = {f"{name}.{public}" for name in modules for public in import_module(name).__all__}
     assert names - listed == {"bctrl_async.__version__"}
