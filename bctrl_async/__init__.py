@@ -28,6 +28,7 @@ from bctrl_async.models import (
 )
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 from bctrl_async.session import BctrlSession
+from bctrl_async.stats import SessionStats
 
 __all__ = [
     "BctrlApiError",
@@ -51,6 +52,7 @@ __all__ = [
     "RuntimeRef",
     "RuntimeStatus",
     "RuntimeSummary",
+    "SessionStats",
     "StopBatch",
     "StopOutcome",
     "StopReport",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -9,6 +10,8 @@ from aiohttp import ClientTimeout
 
 from bctrl_async._retry import Retries, RetryPolicy
 from bctrl_async.errors import BctrlError
+
+_log = logging.getLogger("bctrl_async")
 
 
 class Call(msgspec.Struct):
@@ -51,3 +54,16 @@ class Call(msgspec.Struct):
         error.attempts = self.attempts
         if self.retries is not None:
             self.retries.account(error)
+
+    def log_retry(self, delay: float) -> None:
+        """Log why the last attempt failed, and that another one follows after a delay."""
+        failed = None if self.retries is None else self.retries.last_failure
+        if failed is not None and _log.isEnabledFor(logging.INFO):
+            _log.info(
+                "attempt %d to stop %r in workspace %r failed: %s; the next follows in %.3f s",
+                self.attempts,
+                self.alias,
+                self.workspace_id,
+                failed.summary,
+                delay,
+            )

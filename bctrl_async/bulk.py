@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import time
 import warnings
 from collections import Counter
@@ -17,6 +18,8 @@ from bctrl_async._targets import Input
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
+
+_log = logging.getLogger("bctrl_async")
 
 _NEVER = BctrlError("the bulk stop was not run")
 _BUFFERED = 100
@@ -250,8 +253,20 @@ class StopBatch(Coroutine[object, object, StopReport]):
             await self._run.work_through(hand_over, journal)
         finally:
             self._ended = time.monotonic()
-            if journal is not None:
-                await self._close(journal)
+            try:
+                if journal is not None:
+                    await self._close(journal)
+            finally:
+                self._log_early_end()
+
+    def _log_early_end(self) -> None:
+        if self._run.ended_early is not None:
+            _log.warning(
+                "a bulk stop ended early, with %d targets read and %d of them not settled: %s",
+                self._input.count,
+                len(self._run.failures),
+                self._run.ended_early.summary,
+            )
 
     async def _close(self, journal: Journal) -> None:
         # In a thread: a disk may take its time.

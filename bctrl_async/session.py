@@ -35,6 +35,7 @@ from bctrl_async.errors import (
 )
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.stats import SessionStats, Tally
 
 _BULK_PATIENCE = 300.0
 """Seconds for which a bulk stop without a deadline bears a server that refuses or is silent."""
@@ -138,6 +139,7 @@ class BctrlSession:
         self._pool = Pool(open_pool, http)
         self._gate = Gate(limit, Throttle(rate))
         self._budget = Budget()
+        self._tally = Tally()
 
     def __repr__(self) -> str:
         if not hasattr(self, "_gate"):
@@ -166,6 +168,11 @@ class BctrlSession:
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
+
+    @property
+    def stats(self) -> SessionStats:
+        """What the session has done so far, single and bulk stops together."""
+        return self._tally.stats(self._gate.inside, self._gate.waiting)
 
     async def close(self) -> None:
         """Close the pool, if it is the session's own; a second call does nothing.
@@ -340,6 +347,7 @@ class BctrlSession:
         except BctrlError as error:
             call.describe(error)
             raise
+        self._tally.retries += call.attempts > 0
         return await self._send(call, http)
 
     async def _send(self, call: Call, http: aiohttp.ClientSession) -> Runtime:
@@ -348,6 +356,7 @@ class BctrlSession:
         try:
             while True:
                 call.attempts += 1
+                self._tally.attempts += 1
                 call.in_flight = True
                 ended = None
                 try:
@@ -363,14 +372,17 @@ class BctrlSession:
                 call.in_flight = False
                 if isinstance(ended, Runtime):
                     self._budget.earn()
+                    self._tally.succeeded += 1
                     return ended
                 ended = self._explained(ended)
                 delay = self._delay(call, ended)
                 if delay is None or self._closed:
                     raise ended
+                call.log_retry(delay)
                 await self._gate.pause(delay)
                 http = self._open_pool()
                 await self._gate.enter(call.policy.longest_refusal, returning=True)
+                self._tally.retries += 1
         except BctrlError as error:
             call.describe(error)
             raise
@@ -382,6 +394,7 @@ class BctrlSession:
         if call.retries is None:
             call.retries = Retries(call.policy, self._budget)
         call.retries.note(error)
+        self._tally.note(error)
         if call.answered is not None:
             call.unanswered = is_silent(error)
             if not call.unanswered:

@@ -19,7 +19,7 @@ SOURCES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glo
 # A module imports from lower layers, or from its own without a circle. A new module needs a place.
 LAYERS = [
     {"_version", "errors"},
-    {"models", "_config"},
+    {"models", "_config", "stats"},
     {"_protocol", "_retry", "_background", "_throttle", "_pool", "outcomes"},
     {"_transport", "_admission", "_call", "_targets", "journal"},
     {"_outage"},
