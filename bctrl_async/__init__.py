@@ -26,11 +26,13 @@ from bctrl_async.models import (
     RuntimeStatus,
     RuntimeSummary,
 )
+from bctrl_async.observer import AttemptObserver, BulkObserver, Observer, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 from bctrl_async.session import BctrlSession
 from bctrl_async.stats import SessionStats
 
 __all__ = [
+    "AttemptObserver",
     "BctrlApiError",
     "BctrlAuthenticationError",
     "BctrlConfigError",
@@ -45,7 +47,9 @@ __all__ = [
     "BctrlSession",
     "BctrlTimeoutError",
     "BctrlValidationError",
+    "BulkObserver",
     "LaunchMode",
+    "Observer",
     "RetryPolicy",
     "Runtime",
     "RuntimeKind",
@@ -54,6 +58,7 @@ __all__ = [
     "RuntimeSummary",
     "SessionStats",
     "StopBatch",
+    "StopObserver",
     "StopOutcome",
     "StopReport",
     "StopResult",

@@ -10,6 +10,7 @@ from aiohttp import ClientTimeout
 
 from bctrl_async._retry import Retries, RetryPolicy
 from bctrl_async.errors import BctrlError
+from bctrl_async.observer import StopObserver
 
 _log = logging.getLogger("bctrl_async")
 
@@ -32,6 +33,7 @@ class Call(msgspec.Struct):
         in_flight: Whether one is under way.
         unanswered: Whether the last one got no answer.
         is_last: Whether no further one may follow, however it ends.
+        watch: Who is told of its attempts.
     """
 
     workspace_id: str
@@ -46,6 +48,7 @@ class Call(msgspec.Struct):
     in_flight: bool = False
     unanswered: bool = False
     is_last: bool = False
+    watch: StopObserver | None = None
 
     def describe(self, error: BctrlError) -> None:
         """Tell an error which stop it ends, and what the attempts before it may have done."""

@@ -19,6 +19,7 @@ from bctrl_async._admission import Gate
 from bctrl_async._call import Call
 from bctrl_async._outage import Outage
 from bctrl_async._targets import Input, as_target, named
+from bctrl_async._watch import tell
 from bctrl_async.errors import (
     BctrlAuthenticationError,
     BctrlConfigError,
@@ -28,6 +29,7 @@ from bctrl_async.errors import (
 )
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.observer import BulkObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, result_of
 
 HandOver = Callable[[StopOutcome], Awaitable[None]]
@@ -140,6 +142,7 @@ class Run:
         throttled: Answers to them that were 429 or 503.
         resumed: How many outcomes are those of an earlier run.
         ended_early: Why it ended before its input did.
+        watch: Who is told of it.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class Run:
         self.throttled: int = 0
         self.resumed: int = 0
         self.ended_early: BctrlError | None = None
+        self.watch: BulkObserver | None = None
 
     @property
     def in_flight(self) -> int:
@@ -279,11 +283,15 @@ class Run:
             self.counts[settled.result] += 1
             self.resumed += 1
             return msgspec.structs.replace(settled, index=index)
-        ended = await self._stop(worker, call) if self._reach is None else self._not_begun
-        if call.retries is not None:
-            self.throttled += call.retries.throttles
-        return self._account_for(
-            StopOutcome(
+        ended: Runtime | BctrlError = self._not_begun
+        try:
+            if self._reach is None:
+                ended = await self._stop(worker, call)
+        except BaseException:
+            ended = self._cut_off(call)
+            raise
+        finally:
+            outcome = StopOutcome(
                 index=index,
                 target=target,
                 result=self._result_of(ended),
@@ -292,7 +300,11 @@ class Run:
                 attempts=call.attempts,
                 elapsed=time.monotonic() - began,
             )
-        )
+            if call.watch is not None:
+                tell(call.watch.end, outcome)
+        if call.retries is not None:
+            self.throttled += call.retries.throttles
+        return self._account_for(outcome)
 
     def _refuse(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
         """Account for an item that is no target."""
@@ -311,6 +323,8 @@ class Run:
         self.retries += max(outcome.attempts - 1, 0)
         if not outcome.result.settled:
             self.failures.append(outcome)
+        if self.watch is not None:
+            tell(self.watch.outcome, outcome)
         if self._journal is not None:
             try:
                 self._journal.write(outcome)
@@ -322,6 +336,8 @@ class Run:
 
     async def _stop(self, worker: _Worker, call: Call) -> Runtime | BctrlError:
         worker.call = call
+        if self.watch is not None:
+            call.watch = tell(self.watch.begin_stop, call.workspace_id, call.alias)
         try:
             ended = await worker.wait(Reach.WAITING, self._attempts(call))
         except _InterruptedError:

@@ -6,6 +6,7 @@ aiohttp's exceptions end here: every failure is returned as one of our errors.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
 
@@ -64,6 +65,7 @@ async def post(
     *,
     headers: CIMultiDict[str],
     limit: aiohttp.ClientTimeout,
+    answered: Callable[[int], object] | None = None,
 ) -> Runtime | BctrlError:
     """Post to a URL without a body, and read the answer.
 
@@ -72,6 +74,7 @@ async def post(
         url: The encoded URL.
         headers: All headers, `Authorization` among them.
         limit: From `time_limit`.
+        answered: Called with the status of an answer, before its body is read.
 
     Returns:
         The Runtime, or why there is none.
@@ -95,6 +98,8 @@ async def post(
         if http.closed:
             return _because(error, session_closed())
         raise
+    if answered is not None:
+        answered(response.status)
     body, problem = await _read_body(response)
     status = response.status
     if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:

@@ -15,8 +15,10 @@ from typing import Any, Self
 
 from bctrl_async._run import HandOver, Reach, Run, until_done
 from bctrl_async._targets import Input
+from bctrl_async._watch import tell
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal import Journal
+from bctrl_async.observer import Observer
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
 _log = logging.getLogger("bctrl_async")
@@ -53,12 +55,14 @@ class StopBatch(Coroutine[object, object, StopReport]):
         is_throttled: Callable[[], bool],
         open_journal: Callable[[], Journal] | None,
         on_outcome: OnOutcome | None,
+        observer: Observer | None,
     ) -> None:
         self._input = source
         self._run = run
         self._check = check
         self._is_throttled = is_throttled
         self._open_journal = open_journal
+        self._observer = observer
         self._call_back = None if on_outcome is None else _called(on_outcome)
         self._whole: Coroutine[object, object, StopReport] | None = None
         self._outcomes: asyncio.Queue[StopOutcome | None] | None = None
@@ -242,6 +246,16 @@ class StopBatch(Coroutine[object, object, StopReport]):
             raise
 
     async def _work(self, hand_over: HandOver | None) -> None:
+        if self._observer is not None:
+            self._run.watch = tell(self._observer.begin_bulk)
+        try:
+            await self._work_through(hand_over)
+        finally:
+            self._log_early_end()
+            if self._run.watch is not None:
+                tell(self._run.watch.end, self.report)
+
+    async def _work_through(self, hand_over: HandOver | None) -> None:
         journal: Journal | None = None
         try:
             if self._open_journal is not None:
@@ -253,11 +267,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
             await self._run.work_through(hand_over, journal)
         finally:
             self._ended = time.monotonic()
-            try:
-                if journal is not None:
-                    await self._close(journal)
-            finally:
-                self._log_early_end()
+            if journal is not None:
+                await self._close(journal)
 
     def _log_early_end(self) -> None:
         if self._run.ended_early is not None:

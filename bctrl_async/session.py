@@ -25,6 +25,7 @@ from bctrl_async._run import Run
 from bctrl_async._targets import Input, Targets
 from bctrl_async._throttle import Throttle
 from bctrl_async._version import __version__
+from bctrl_async._watch import Watch, headers_of, tell
 from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.errors import (
     BctrlConfigError,
@@ -35,6 +36,7 @@ from bctrl_async.errors import (
 )
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.observer import AttemptObserver, Observer, StopObserver
 from bctrl_async.stats import SessionStats, Tally
 
 _BULK_PATIENCE = 300.0
@@ -67,6 +69,7 @@ class BctrlSession:
         trace_configs: `aiohttp.TraceConfig`s for the pool.
         trust_env: Whether the pool uses the proxies of the environment (`HTTPS_PROXY`, …).
         allow_plaintext: Whether the key may travel over plain http to another machine.
+        observer: Who is told of every stop and attempt, as `bctrl_async.otel.OpenTelemetry`.
 
     Raises:
         BctrlConfigError: There is no key, or an argument is of no use; the text names it.
@@ -85,6 +88,7 @@ class BctrlSession:
         trace_configs: Iterable[aiohttp.TraceConfig] = (),
         trust_env: bool = False,
         allow_plaintext: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         self._closed = False
         if api_key is None:
@@ -140,6 +144,7 @@ class BctrlSession:
         self._gate = Gate(limit, Throttle(rate))
         self._budget = Budget()
         self._tally = Tally()
+        self._observer = _checked_observer(observer)
 
     def __repr__(self) -> str:
         if not hasattr(self, "_gate"):
@@ -226,7 +231,10 @@ class BctrlSession:
             BctrlResponseError: An answer that cannot be read, or a redirect.
             BctrlNetworkError: No answer.
         """
+        watch: Watch | None = None
         try:
+            if self._observer is not None:
+                watch = Watch(self._observer, str(workspace_id), str(alias))
             path = self._path(workspace_id, alias)
             extra = _extra_headers(headers, idempotency_key)
             limit = self._timeout if timeout is None else _transport.time_limit(timeout)
@@ -234,12 +242,17 @@ class BctrlSession:
             http = self._open_pool()
             if not self._gate.enter_nowait():
                 await self._gate.enter(policy.longest_refusal)
-        except BctrlError as error:
-            error.workspace_id = str(workspace_id)
-            error.alias = str(alias)
+        except BaseException as error:
+            if isinstance(error, BctrlError):
+                error.workspace_id = str(workspace_id)
+                error.alias = str(alias)
+            if watch is not None:
+                watch.end(error)
             raise
         # What an attempt needs is made only now: a hundred thousand calls may wait for their turn.
         call = Call(str(workspace_id), alias, path, extra, limit, policy)
+        if watch is not None:
+            return await watch.follow(call, self._send(call, http))
         return await self._send(call, http)
 
     def stop_runtimes(
@@ -336,6 +349,7 @@ class BctrlSession:
             is_throttled=lambda: self._gate.is_throttled,
             open_journal=None if journal is None else partial(Journal, journal, self.base_url),
             on_outcome=on_outcome,
+            observer=self._observer,
         )
 
     async def _stop(self, call: Call) -> Runtime:
@@ -417,6 +431,8 @@ class BctrlSession:
     def _attempt(self, call: Call, http: aiohttp.ClientSession) -> Awaitable[Runtime | BctrlError]:
         # A failed attempt is returned, not raised: a traceback would show the variables of the
         # frames below, which may hold what the server sent back of the key.
+        if call.watch is not None:
+            return self._watched_attempt(call, http, call.watch)
         if call.headers or self._ask_key is not None:
             return self._attempt_with_headers(call, http)
         return _transport.post(
@@ -426,10 +442,28 @@ class BctrlSession:
             limit=call.limit,
         )
 
+    async def _watched_attempt(
+        self, call: Call, http: aiohttp.ClientSession, watch: StopObserver
+    ) -> Runtime | BctrlError:
+        url = self._url.with_path(call.path, encoded=True)
+        attempt = tell(watch.begin_attempt, call.attempts, url) or AttemptObserver()
+        try:
+            ended = await self._attempt_with_headers(call, http, attempt)
+        except BaseException as error:
+            tell(attempt.end, error)
+            raise
+        tell(attempt.end, ended)
+        return ended
+
     async def _attempt_with_headers(
-        self, call: Call, http: aiohttp.ClientSession
+        self, call: Call, http: aiohttp.ClientSession, attempt: AttemptObserver | None = None
     ) -> Runtime | BctrlError:
         headers = self._headers.copy()
+        answered: Callable[[int], object] | None = None
+        if attempt is not None:
+            for name, value in headers_of(attempt).items():
+                headers.setdefault(name, value)
+            answered = partial(_tell_status, attempt)
         headers.update(call.headers)
         if self._ask_key is not None:
             try:
@@ -437,7 +471,9 @@ class BctrlSession:
             except BctrlError as error:
                 return error
         url = self._url.with_path(call.path, encoded=True)
-        return await _transport.post(http, url, headers=headers, limit=call.limit)
+        return await _transport.post(
+            http, url, headers=headers, limit=call.limit, answered=answered
+        )
 
     def _explained(self, ended: BctrlError) -> BctrlError:
         """Name the reason, where it is that the session was closed under an attempt."""
@@ -451,6 +487,10 @@ class BctrlSession:
         )
         closed.__cause__ = ended
         return closed
+
+
+def _tell_status(attempt: AttemptObserver, status: int) -> None:
+    tell(attempt.answered, status)
 
 
 def _is_cancelled() -> bool:
@@ -483,6 +523,14 @@ def _checked_policy(retry: RetryPolicy) -> RetryPolicy:
     if not isinstance(retry, RetryPolicy):
         raise BctrlConfigError(f"retry is {retry!r}", cure="Pass a RetryPolicy")
     return retry
+
+
+def _checked_observer(observer: Observer | None) -> Observer | None:
+    if not isinstance(observer, Observer | None):
+        raise BctrlConfigError(
+            f"observer is a {type(observer).__name__}", cure="Pass a bctrl_async.Observer"
+        )
+    return observer
 
 
 def _within_limits(limit: int, http: aiohttp.ClientSession) -> int:

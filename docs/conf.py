@@ -47,7 +47,7 @@ maximum_signature_line_length = 60
 
 # The pages are built without a network, so other projects' names stay without a link.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(aiohttp|collections|contextlib|fastapi|msgspec|os|uuid)\..*"),
+    (r"py:.*", r"(aiohttp|collections|contextlib|fastapi|metrics|msgspec|os|trace|uuid|yarl)\..*"),
 ]
 
 

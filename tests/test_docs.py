@@ -169,6 +169,6 @@ def test_the_reference_lists_every_option_of_a_command(command: str) -> None:
 def test_the_reference_lists_every_public_name() -> None:
     text = "\n".join(page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md"))
     listed = set(re.findall(r"^\.\. (?:auto|py:)\w+:: ([\w.]+)", text, re.MULTILINE))
-    modules = ["bctrl_async", "bctrl_async.emulator", "bctrl_async.testing"]
+    modules = [f"bctrl_async{name}" for name in ("", ".emulator", ".otel", ".testing")]
     names = {f"{name}.{public}" for name in modules for public in import_module(name).__all__}
     assert names - listed == {"bctrl_async.__version__"}

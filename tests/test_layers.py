@@ -21,7 +21,7 @@ LAYERS = [
     {"_version", "errors"},
     {"models", "_config", "stats"},
     {"_protocol", "_retry", "_background", "_throttle", "_pool", "outcomes"},
-    {"_transport", "_admission", "_call", "_targets", "journal"},
+    {"_transport", "_admission", "_call", "_targets", "_watch", "observer", "journal"},
     {"_outage"},
     {"_run"},
     {"bulk"},
@@ -33,6 +33,7 @@ LAYERS = [
         "_source",
         "_stopping",
         "_demo",
+        "otel",
         "testing",
         "fastapi",
         "cli",
@@ -137,6 +138,11 @@ class TestImports:
             assert outside(module) & {"typer", "click", "rich"} == set()
 
     @every_module
+    def test_only_the_module_for_it_imports_opentelemetry(self, module: str) -> None:
+        if module != "otel":
+            assert "opentelemetry" not in outside(module)
+
+    @every_module
     def test_the_extras_know_only_what_is_public(self, module: str) -> None:
         if module in EXTRAS:
             private = {name for name in inside(module) & CORE if name.startswith("_")}
@@ -204,7 +210,9 @@ class TestFreshInterpreter:
     def test_it_imports_the_package_without_a_warning(self, loaded: set[str]) -> None:
         assert NAME in loaded
 
-    @pytest.mark.parametrize("heavy", ["typer", "click", "rich", "fastapi", "pytest"])
+    @pytest.mark.parametrize(
+        "heavy", ["typer", "click", "rich", "fastapi", "opentelemetry", "pytest"]
+    )
     def test_it_does_not_load_what_an_extra_needs(self, loaded: set[str], heavy: str) -> None:
         assert heavy not in loaded
 
