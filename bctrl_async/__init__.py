@@ -27,10 +27,13 @@ from bctrl_async.models import (
     RuntimeStatus,
     RuntimeSummary,
 )
+from bctrl_async.observer import AttemptObserver, BulkObserver, Observer, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 from bctrl_async.session import BctrlSession
+from bctrl_async.stats import SessionStats
 
 __all__ = [
+    "AttemptObserver",
     "BctrlApiError",
     "BctrlAuthenticationError",
     "BctrlConfigError",
@@ -45,7 +48,9 @@ __all__ = [
     "BctrlSession",
     "BctrlTimeoutError",
     "BctrlValidationError",
+    "BulkObserver",
     "LaunchMode",
+    "Observer",
     "RetryPolicy",
     "Runtime",
     "RuntimeFilter",
@@ -53,7 +58,9 @@ __all__ = [
     "RuntimeRef",
     "RuntimeStatus",
     "RuntimeSummary",
+    "SessionStats",
     "StopBatch",
+    "StopObserver",
     "StopOutcome",
     "StopReport",
     "StopResult",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
 
 from bctrl_async._retry import THROTTLED, is_silent
 from bctrl_async._throttle import Throttle
 from bctrl_async.errors import BctrlError, BctrlRateLimitError, session_closed
+
+_log = logging.getLogger("bctrl_async")
 
 
 class Gate:
@@ -34,6 +37,7 @@ class Gate:
         "_pausing",
         "_returning",
         "_throttle",
+        "_throttled_since",
         "_timer",
         "answers",
         "limit",
@@ -47,6 +51,7 @@ class Gate:
         self._new: deque[asyncio.Future[bool]] = deque()
         self._returning: deque[asyncio.Future[bool]] = deque()
         self._least_patience = math.inf
+        self._throttled_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._pausing: set[asyncio.Future[bool]] = set()
@@ -61,6 +66,12 @@ class Gate:
         return self.limit - self._free
 
     @property
+    def waiting(self) -> int:
+        """How many wait for a place or, outside, for their next attempt."""
+        in_line = sum(not turn.done() for queue in (self._returning, self._new) for turn in queue)
+        return in_line + len(self._pausing)
+
+    @property
     def is_throttled(self) -> bool:
         """Whether the server's refusals hold attempts back."""
         return self._throttle.has_learned
@@ -73,7 +84,7 @@ class Gate:
             now = asyncio.get_running_loop().time()
             if self._throttle.wait(now, self.inside) > 0.0:
                 return False
-            self._throttle.take(now)
+            self._take(now)
         self._free -= 1
         return True
 
@@ -136,12 +147,29 @@ class Gate:
             self.answers += not is_silent(answer)
             if answer.status in THROTTLED:
                 self._throttle.refused(now, answer.retry_after, self.inside)
+                if self._throttle.has_learned and self._throttled_since is None:
+                    self._throttled_since = now
+                    _log.warning(
+                        "the server throttles (status %d): all stops of the session slow down, "
+                        "and none starts within %.3f s",
+                        answer.status,
+                        self._throttle.closed_until - now,
+                    )
                 if self._throttle.closed_until - now > self._least_patience:
                     self._let_all_reconsider()
                 return
         else:
             self.answers += 1
         self._throttle.accepted(now)
+
+    def _take(self, now: float) -> None:
+        self._throttle.take(now)
+        if self._throttled_since is not None and not self._throttle.has_learned:
+            _log.warning(
+                "the server throttles no more, after %.3f s: stops start at any rate",
+                now - self._throttled_since,
+            )
+            self._throttled_since = None
 
     def _let_all_reconsider(self) -> None:
         """Wake all who wait: those whose patience is too short leave, the rest stand in line."""
@@ -164,7 +192,7 @@ class Gate:
                 if wait > 0.0:
                     self._come_back(loop, now + wait)
                     return
-                self._throttle.take(now)
+                self._take(now)
             self._free -= 1
             queue.popleft().set_result(True)
         if not (self._returning or self._new):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
@@ -11,6 +12,9 @@ from aiohttp import ClientTimeout
 from bctrl_async._protocol import Operation
 from bctrl_async._retry import Retries, RetryPolicy
 from bctrl_async.errors import BctrlError
+from bctrl_async.observer import StopObserver
+
+_log = logging.getLogger("bctrl_async")
 
 _T = TypeVar("_T")
 
@@ -34,6 +38,7 @@ class Call(msgspec.Struct, Generic[_T]):
         in_flight: Whether one is under way.
         unanswered: Whether the last one got no answer.
         is_last: Whether no further one may follow, however it ends.
+        watch: Who is told of its attempts.
     """
 
     operation: Operation[_T]
@@ -49,6 +54,7 @@ class Call(msgspec.Struct, Generic[_T]):
     in_flight: bool = False
     unanswered: bool = False
     is_last: bool = False
+    watch: StopObserver | None = None
 
     def describe(self, error: BctrlError) -> None:
         """Tell an error which call it ends, and what the attempts before it may have done."""
@@ -60,3 +66,17 @@ class Call(msgspec.Struct, Generic[_T]):
             self.retries.account(error)
         # What only reads has stopped nothing, however it ended.
         error.may_have_stopped &= self.operation.stops
+
+    def log_retry(self, delay: float) -> None:
+        """Log why the last attempt failed, and that another one follows after a delay."""
+        failed = None if self.retries is None else self.retries.last_failure
+        if failed is not None and _log.isEnabledFor(logging.INFO):
+            _log.info(
+                "attempt %d to %s %r in workspace %r failed: %s; the next follows in %.3f s",
+                self.attempts,
+                self.operation.name,
+                self.alias,
+                self.workspace_id,
+                failed.summary,
+                delay,
+            )

@@ -76,13 +76,19 @@ class Outage:
         while self._asking is not None and self._asking is not call:
             await self._news.wait()
             if self.given_up or self._began is None:
-                return not self.given_up
+                return self._goes_on_with(call)
         return await self._ask(call, self._began)
+
+    def _goes_on_with(self, call: Call[Runtime]) -> bool:
+        if not self.given_up:
+            call.log_retry(0.0)
+        return not self.given_up
 
     async def _retry_alone(self, call: Call[Runtime]) -> bool:
         delay = None if call.retries is None else call.retries.delay(_now())
         if delay is None:
             return False
+        call.log_retry(delay)
         await self._gate.pause(delay)
         return True
 
@@ -97,7 +103,9 @@ class Outage:
         if self.given_up or exhausted:
             self._pass_on()
             return False
-        await self._gate.pause(min(self._policy.backoff(self._failures, late), _LONGEST_WAIT))
+        delay = min(self._policy.backoff(self._failures, late), _LONGEST_WAIT)
+        call.log_retry(delay)
+        await self._gate.pause(delay)
         return True
 
     def _verdict(self, now: float, lasted: float) -> tuple[bool, bool]:

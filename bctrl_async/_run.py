@@ -21,6 +21,7 @@ from bctrl_async._outage import Outage
 from bctrl_async._retry import RetryPolicy
 from bctrl_async._targets import Input, as_target, named
 from bctrl_async._verify import Looks, is_open, settled_by
+from bctrl_async._watch import tell
 from bctrl_async.errors import (
     BctrlAuthenticationError,
     BctrlConfigError,
@@ -31,6 +32,7 @@ from bctrl_async.errors import (
 )
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.observer import BulkObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, result_of
 
 HandOver = Callable[[StopOutcome], Awaitable[None]]
@@ -145,6 +147,7 @@ class Run:
         throttled: Answers to them that were 429 or 503.
         resumed: How many outcomes are those of an earlier run.
         ended_early: Why it ended before its input did.
+        watch: Who is told of it.
     """
 
     def __init__(
@@ -178,6 +181,7 @@ class Run:
         self.throttled: int = 0
         self.resumed: int = 0
         self.ended_early: BctrlError | None = None
+        self.watch: BulkObserver | None = None
 
     @property
     def in_flight(self) -> int:
@@ -291,8 +295,31 @@ class Run:
             self.counts[settled.result] += 1
             self.resumed += 1
             return msgspec.structs.replace(settled, index=index)
-        ended = await self._call(worker, call) if self._reach is None else self._not_begun
-        outcome = StopOutcome(
+        ended: Runtime | BctrlError = self._not_begun
+        try:
+            if self._reach is None:
+                ended = await self._call(worker, call)
+            outcome = self._outcome(index, target, call, ended, began)
+            if self._make_look is not None and is_open(outcome):
+                outcome = await self._verify(worker, outcome, call.policy, self._make_look)
+                outcome = msgspec.structs.replace(outcome, elapsed=time.monotonic() - began)
+        except BaseException:
+            outcome = self._outcome(index, target, call, self._cut_off(call), began)
+            raise
+        finally:
+            if call.watch is not None:
+                tell(call.watch.end, outcome)
+        return self._account_for(outcome)
+
+    def _outcome(
+        self,
+        index: int,
+        target: RuntimeRef,
+        call: Call[Runtime],
+        ended: Runtime | BctrlError,
+        began: float,
+    ) -> StopOutcome:
+        return StopOutcome(
             index=index,
             target=target,
             result=self._result_of(ended),
@@ -301,10 +328,6 @@ class Run:
             attempts=call.attempts,
             elapsed=time.monotonic() - began,
         )
-        if self._make_look is not None and is_open(outcome):
-            outcome = await self._verify(worker, outcome, call.policy, self._make_look)
-            outcome = msgspec.structs.replace(outcome, elapsed=time.monotonic() - began)
-        return self._account_for(outcome)
 
     async def _verify(
         self,
@@ -343,6 +366,8 @@ class Run:
         self.retries += max(outcome.attempts - 1, 0)
         if not outcome.result.settled:
             self.failures.append(outcome)
+        if self.watch is not None:
+            tell(self.watch.outcome, outcome)
         if self._journal is not None:
             try:
                 self._journal.write(outcome)
@@ -356,6 +381,8 @@ class Run:
         self, worker: _Worker, call: Call[Runtime], delay: float = 0.0
     ) -> Runtime | BctrlError:
         worker.call = call
+        if self.watch is not None and call.operation.stops:
+            call.watch = tell(self.watch.begin_stop, call.workspace_id, call.alias or "")
         try:
             ended = await worker.wait(Reach.WAITING, self._attempts(call, delay))
         except _InterruptedError:

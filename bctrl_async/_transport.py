@@ -6,6 +6,7 @@ aiohttp's exceptions end here: every failure is returned as one of our errors.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TypeVar
@@ -67,6 +68,7 @@ async def send(
     *,
     headers: CIMultiDict[str],
     limit: aiohttp.ClientTimeout,
+    answered: Callable[[int], object] | None = None,
 ) -> _T | BctrlError:
     """Send a request without a body, and read the answer.
 
@@ -76,6 +78,7 @@ async def send(
         url: The encoded URL.
         headers: All headers, `Authorization` among them.
         limit: From `time_limit`.
+        answered: Called with the status of an answer, before its body is read.
 
     Returns:
         What the operation reads, or why there is none.
@@ -100,6 +103,8 @@ async def send(
         if http.closed:
             return _because(error, session_closed())
         raise
+    if answered is not None:
+        answered(response.status)
     status = response.status
     is_success = HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
     max_body = operation.max_body if is_success else _protocol.MAX_BODY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import time
 import warnings
 from collections import Counter
@@ -14,9 +15,13 @@ from typing import Any, Self
 
 from bctrl_async._run import HandOver, Reach, Run, until_done
 from bctrl_async._targets import Input
+from bctrl_async._watch import tell
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal import Journal
+from bctrl_async.observer import Observer
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
+
+_log = logging.getLogger("bctrl_async")
 
 _NEVER = BctrlError("the bulk stop was not run")
 _BUFFERED = 100
@@ -50,12 +55,14 @@ class StopBatch(Coroutine[object, object, StopReport]):
         is_throttled: Callable[[], bool],
         open_journal: Callable[[], Journal] | None,
         on_outcome: OnOutcome | None,
+        observer: Observer | None,
     ) -> None:
         self._input = source
         self._run = run
         self._check = check
         self._is_throttled = is_throttled
         self._open_journal = open_journal
+        self._observer = observer
         self._call_back = None if on_outcome is None else _called(on_outcome)
         self._whole: Coroutine[object, object, StopReport] | None = None
         self._outcomes: asyncio.Queue[StopOutcome | None] | None = None
@@ -239,6 +246,16 @@ class StopBatch(Coroutine[object, object, StopReport]):
             raise
 
     async def _work(self, hand_over: HandOver | None) -> None:
+        if self._observer is not None:
+            self._run.watch = tell(self._observer.begin_bulk)
+        try:
+            await self._work_through(hand_over)
+        finally:
+            self._log_early_end()
+            if self._run.watch is not None:
+                tell(self._run.watch.end, self.report)
+
+    async def _work_through(self, hand_over: HandOver | None) -> None:
         journal: Journal | None = None
         try:
             if self._open_journal is not None:
@@ -252,6 +269,15 @@ class StopBatch(Coroutine[object, object, StopReport]):
             self._ended = time.monotonic()
             if journal is not None:
                 await self._close(journal)
+
+    def _log_early_end(self) -> None:
+        if self._run.ended_early is not None:
+            _log.warning(
+                "a bulk stop ended early, with %d targets read and %d of them not settled: %s",
+                self._input.count,
+                len(self._run.failures),
+                self._run.ended_early.summary,
+            )
 
     async def _close(self, journal: Journal) -> None:
         # In a thread: a disk may take its time.

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import os
 import shlex
 import signal
@@ -35,6 +36,8 @@ from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 
 _FAILED, _USAGE = 1, 2
+# Python would print warnings for which there is no handler into the display, which says it all.
+_NO_LOG = logging.NullHandler()
 _MOST_RUNTIMES = 100_000
 
 # What the session says of an argument, and what to do about it here.
@@ -68,6 +71,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    logging.getLogger("bctrl_async").addHandler(_NO_LOG)
     try:
         code = app(args, prog_name="bctrl-async", standalone_mode=False)
     except _UsageError as error:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 from uuid import UUID
 
 import aiohttp
@@ -26,6 +26,7 @@ from bctrl_async._run import Run
 from bctrl_async._targets import Input, Listing, Target, Targets
 from bctrl_async._throttle import Throttle
 from bctrl_async._version import __version__
+from bctrl_async._watch import Watch, headers_of, tell
 from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.errors import (
     BctrlConfigError,
@@ -38,6 +39,8 @@ from bctrl_async.errors import (
 from bctrl_async.filters import RuntimeFilter
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.observer import AttemptObserver, Observer, StopObserver
+from bctrl_async.stats import SessionStats, Tally
 
 _BULK_PATIENCE = 300.0
 """Seconds for which a bulk stop without a deadline bears a server that refuses or is silent."""
@@ -71,6 +74,7 @@ class BctrlSession:
         trace_configs: `aiohttp.TraceConfig`s for the pool.
         trust_env: Whether the pool uses the proxies of the environment (`HTTPS_PROXY`, …).
         allow_plaintext: Whether the key may travel over plain http to another machine.
+        observer: Who is told of every stop and attempt, as `bctrl_async.otel.OpenTelemetry`.
 
     Raises:
         BctrlConfigError: There is no key, or an argument is of no use; the text names it.
@@ -89,6 +93,7 @@ class BctrlSession:
         trace_configs: Iterable[aiohttp.TraceConfig] = (),
         trust_env: bool = False,
         allow_plaintext: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         self._closed = False
         if api_key is None:
@@ -143,6 +148,8 @@ class BctrlSession:
         self._pool = Pool(open_pool, http)
         self._gate = Gate(limit, Throttle(rate))
         self._budget = Budget()
+        self._tally = Tally()
+        self._observer = _checked_observer(observer)
 
     def __repr__(self) -> str:
         if not hasattr(self, "_gate"):
@@ -171,6 +178,11 @@ class BctrlSession:
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
+
+    @property
+    def stats(self) -> SessionStats:
+        """What the session has done so far, single and bulk stops together."""
+        return self._tally.stats(self._gate.inside, self._gate.waiting)
 
     async def close(self) -> None:
         """Close the pool, if it is the session's own; a second call does nothing.
@@ -224,7 +236,10 @@ class BctrlSession:
             BctrlResponseError: An answer that cannot be read, or a redirect.
             BctrlNetworkError: No answer.
         """
+        watch: Watch | None = None
         try:
+            if self._observer is not None:
+                watch = Watch(self._observer, str(workspace_id), str(alias))
             path = self._stop_path(workspace_id, alias)
             extra = _extra_headers(headers, idempotency_key)
             limit = self._timeout if timeout is None else _transport.time_limit(timeout)
@@ -232,12 +247,17 @@ class BctrlSession:
             http = self._open_pool()
             if not self._gate.enter_nowait():
                 await self._gate.enter(policy.longest_refusal)
-        except BctrlError as error:
-            error.workspace_id = str(workspace_id)
-            error.alias = str(alias)
+        except BaseException as error:
+            if isinstance(error, BctrlError):
+                error.workspace_id = str(workspace_id)
+                error.alias = str(alias)
+            if watch is not None:
+                watch.end(error)
             raise
         # What an attempt needs is made only now: a hundred thousand calls may wait for their turn.
         call = Call(STOP, str(workspace_id), alias, path, extra, limit, policy)
+        if watch is not None:
+            return await watch.follow(call, self._send(call, http))
         return await self._send(call, http)
 
     async def get_runtime(
@@ -514,6 +534,7 @@ class BctrlSession:
             is_throttled=lambda: self._gate.is_throttled,
             open_journal=None if journal is None else partial(Journal, journal, self.base_url),
             on_outcome=on_outcome,
+            observer=self._observer,
         )
 
     async def _list(
@@ -562,6 +583,7 @@ class BctrlSession:
         except BctrlError as error:
             call.describe(error)
             raise
+        self._tally.retries += call.attempts > 0
         return await self._send(call, http)
 
     async def _send(self, call: Call[_T], http: aiohttp.ClientSession) -> _T:
@@ -570,6 +592,7 @@ class BctrlSession:
         try:
             while True:
                 call.attempts += 1
+                self._tally.attempts += 1
                 call.in_flight = True
                 ended = None
                 try:
@@ -585,14 +608,17 @@ class BctrlSession:
                 call.in_flight = False
                 if not isinstance(ended, BctrlError):
                     self._budget.earn()
+                    self._tally.succeeded += 1
                     return ended
                 ended = self._explained(ended)
                 delay = self._delay(call, ended)
                 if delay is None or self._closed:
                     raise ended
+                call.log_retry(delay)
                 await self._gate.pause(delay)
                 http = self._open_pool()
                 await self._gate.enter(call.policy.longest_refusal, returning=True)
+                self._tally.retries += 1
         except BctrlError as error:
             call.describe(error)
             raise
@@ -604,6 +630,7 @@ class BctrlSession:
         if call.retries is None:
             call.retries = Retries(call.policy, self._budget)
         call.retries.note(error)
+        self._tally.note(error)
         if call.answered is not None:
             call.unanswered = is_silent(error)
             if not call.unanswered:
@@ -630,6 +657,8 @@ class BctrlSession:
     def _attempt(self, call: Call[_T], http: aiohttp.ClientSession) -> Awaitable[_T | BctrlError]:
         # A failed attempt is returned, not raised: a traceback would show the variables of the
         # frames below, which may hold what the server sent back of the key.
+        if call.watch is not None:
+            return self._watched_attempt(call, http, call.watch)
         if call.headers or self._ask_key is not None:
             return self._attempt_with_headers(call, http)
         return _transport.send(
@@ -640,10 +669,29 @@ class BctrlSession:
             limit=call.limit,
         )
 
+    async def _watched_attempt(
+        self, call: Call[_T], http: aiohttp.ClientSession, watch: StopObserver
+    ) -> _T | BctrlError:
+        url = self._url.with_path(call.path, encoded=True)
+        attempt = tell(watch.begin_attempt, call.attempts, url) or AttemptObserver()
+        try:
+            ended = await self._attempt_with_headers(call, http, attempt)
+        except BaseException as error:
+            tell(attempt.end, error)
+            raise
+        # Only stops are watched.
+        tell(attempt.end, cast("Runtime | BctrlError", ended))
+        return ended
+
     async def _attempt_with_headers(
-        self, call: Call[_T], http: aiohttp.ClientSession
+        self, call: Call[_T], http: aiohttp.ClientSession, attempt: AttemptObserver | None = None
     ) -> _T | BctrlError:
         headers = self._headers.copy()
+        answered: Callable[[int], object] | None = None
+        if attempt is not None:
+            for name, value in headers_of(attempt).items():
+                headers.setdefault(name, value)
+            answered = partial(_tell_status, attempt)
         headers.update(call.headers)
         if self._ask_key is not None:
             try:
@@ -651,7 +699,9 @@ class BctrlSession:
             except BctrlError as error:
                 return error
         url = self._url.with_path(call.path, encoded=True)
-        return await _transport.send(http, call.operation, url, headers=headers, limit=call.limit)
+        return await _transport.send(
+            http, call.operation, url, headers=headers, limit=call.limit, answered=answered
+        )
 
     def _explained(self, ended: BctrlError) -> BctrlError:
         """Name the reason, where it is that the session was closed under an attempt."""
@@ -665,6 +715,10 @@ class BctrlSession:
         )
         closed.__cause__ = ended
         return closed
+
+
+def _tell_status(attempt: AttemptObserver, status: int) -> None:
+    tell(attempt.answered, status)
 
 
 def _is_cancelled() -> bool:
@@ -697,6 +751,14 @@ def _checked_policy(retry: RetryPolicy) -> RetryPolicy:
     if not isinstance(retry, RetryPolicy):
         raise BctrlConfigError(f"retry is {retry!r}", cure="Pass a RetryPolicy")
     return retry
+
+
+def _checked_observer(observer: Observer | None) -> Observer | None:
+    if not isinstance(observer, Observer | None):
+        raise BctrlConfigError(
+            f"observer is a {type(observer).__name__}", cure="Pass a bctrl_async.Observer"
+        )
+    return observer
 
 
 def _within_limits(limit: int, http: aiohttp.ClientSession) -> int:

@@ -47,7 +47,10 @@ maximum_signature_line_length = 60
 
 # The pages are built without a network, so other projects' names stay without a link.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(aiohttp|collections|contextlib|datetime|fastapi|msgspec|os|starlette|uuid)\..*"),
+    (
+        r"py:.*",
+        r"(aiohttp|collections|contextlib|datetime|fastapi|metrics|msgspec|os|starlette|trace|uuid|yarl)\..*",
+    ),
 ]
 
 

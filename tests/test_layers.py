@@ -19,9 +19,9 @@ SOURCES = {path.stem: ast.parse(path.read_text("utf-8")) for path in PACKAGE.glo
 # A module imports from lower layers, or from its own without a circle. A new module needs a place.
 LAYERS = [
     {"_version", "errors"},
-    {"models", "_config"},
+    {"models", "_config", "stats"},
     {"_protocol", "_retry", "_background", "_throttle", "_pool", "outcomes", "filters"},
-    {"_transport", "_admission", "_call", "_targets", "_verify", "journal"},
+    {"_transport", "_admission", "_call", "_targets", "_verify", "_watch", "observer", "journal"},
     {"_outage"},
     {"_run"},
     {"bulk"},
@@ -34,6 +34,7 @@ LAYERS = [
         "_source",
         "_stopping",
         "_demo",
+        "otel",
         "testing",
         "fastapi",
         "cli",
@@ -144,6 +145,11 @@ class TestImports:
             assert outside(module) & found == set()
 
     @every_module
+    def test_only_the_module_for_it_imports_opentelemetry(self, module: str) -> None:
+        if module != "otel":
+            assert "opentelemetry" not in outside(module)
+
+    @every_module
     def test_the_extras_know_only_what_is_public(self, module: str) -> None:
         if module in EXTRAS:
             private = {name for name in inside(module) & CORE if name.startswith("_")}
@@ -211,7 +217,9 @@ class TestFreshInterpreter:
     def test_it_imports_the_package_without_a_warning(self, loaded: set[str]) -> None:
         assert NAME in loaded
 
-    @pytest.mark.parametrize("heavy", ["typer", "click", "rich", "fastapi", "pydantic", "pytest"])
+    @pytest.mark.parametrize(
+        "heavy", ["typer", "click", "rich", "fastapi", "opentelemetry", "pydantic", "pytest"]
+    )
     def test_it_does_not_load_what_an_extra_needs(self, loaded: set[str], heavy: str) -> None:
         assert heavy not in loaded
 

@@ -1,0 +1,93 @@
+"""How the session tells its observer: nothing that an observer raises reaches a stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import ParamSpec, TypeVar
+
+from bctrl_async import _protocol
+from bctrl_async._call import Call
+from bctrl_async.errors import BctrlError
+from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.observer import AttemptObserver, Observer, StopObserver
+from bctrl_async.outcomes import StopOutcome, result_of
+
+_log = logging.getLogger("bctrl_async")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def tell(method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+    """Call a method of an observer; return None if it raised."""
+    try:
+        return method(*args, **kwargs)
+    except Exception:  # noqa: BLE001 - it is not the stop's.
+        _log.exception("an observer raised, which changes nothing for the stops")
+        return None
+
+
+def headers_of(attempt: AttemptObserver) -> Mapping[str, str]:
+    """Return the headers that an observer adds to a request, if they are good ones."""
+    return tell(_checked_headers, attempt) or {}
+
+
+def _checked_headers(attempt: AttemptObserver) -> Mapping[str, str]:
+    headers = attempt.headers()
+    _protocol.check_extra_headers(headers)
+    return headers
+
+
+class Watch:
+    """A single stop under an observer's eyes, from before it waits for its turn.
+
+    Args:
+        observer: Who is told.
+        workspace_id: The workspace's id.
+        alias: The runtime's alias.
+    """
+
+    def __init__(self, observer: Observer, workspace_id: str, alias: str) -> None:
+        self._target = RuntimeRef(workspace_id, alias)
+        self._began = time.monotonic()
+        self._stop = tell(observer.begin_stop, *self._target) or StopObserver()
+
+    async def follow(self, call: Call[Runtime], work: Awaitable[Runtime]) -> Runtime:
+        """Await the attempts of the stop's call."""
+        call.watch = self._stop
+        try:
+            runtime = await work
+        except BaseException as error:
+            self.end(error, call)
+            raise
+        self.end(runtime, call)
+        return runtime
+
+    def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None = None) -> None:
+        """Tell how it ended, after its call was made or before."""
+        if not isinstance(ended, Runtime | BctrlError):
+            ended = _broken_off(ended, call)
+        outcome = StopOutcome(
+            index=0,
+            target=self._target,
+            result=result_of(ended),
+            runtime=ended if isinstance(ended, Runtime) else None,
+            error=None if isinstance(ended, Runtime) else ended,
+            attempts=0 if call is None else call.attempts,
+            elapsed=time.monotonic() - self._began,
+        )
+        tell(self._stop.end, outcome)
+
+
+def _broken_off(reason: BaseException, call: Call[Runtime] | None) -> BctrlError:
+    in_flight = call is not None and call.in_flight
+    error = BctrlError(
+        f"broken off by {type(reason).__name__}" + (" before an answer" if in_flight else ""),
+        may_have_stopped=in_flight,
+    )
+    error.__cause__ = reason
+    if call is not None:
+        call.describe(error)
+    return error

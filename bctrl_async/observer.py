@@ -1,0 +1,77 @@
+"""What may be told of every stop while it happens: for tracing and metrics of any kind.
+
+A session that is given an observer tells it what begins, and what comes back is told how that goes
+on and ends. Everything that begins ends, by cancellation as well. Subclass what you need: each
+method here does nothing. They are called in the loop, so they must not block. What they raise is
+logged, and changes nothing for the stop. No method is given the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from yarl import URL
+
+from bctrl_async.models import Runtime
+from bctrl_async.outcomes import StopOutcome, StopReport
+
+_NO_HEADERS: Mapping[str, str] = {}
+
+
+class AttemptObserver:
+    """Follows one request."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Return headers to send, such as `traceparent`; those of the session come first."""
+        return _NO_HEADERS
+
+    def answered(self, status: int) -> None:
+        """Take note that an answer with this HTTP status begins."""
+
+    def end(self, ended: Runtime | BaseException) -> None:
+        """Take note of how it ended: with the runtime, or with an error or a cancellation."""
+
+
+class StopObserver:
+    """Follows one stop through its attempts."""
+
+    def begin_attempt(self, number: int, url: URL) -> AttemptObserver:
+        """Take note that a request begins.
+
+        Args:
+            number: Which one of this stop it is, from 1.
+            url: Where it goes.
+        """
+        del number, url
+        return AttemptObserver()
+
+    def end(self, outcome: StopOutcome) -> None:
+        """Take note of what became of it; the `index` of a single stop is 0."""
+
+
+class BulkObserver:
+    """Follows one bulk stop."""
+
+    def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
+        """Take note that the stop of one target begins."""
+        del workspace_id, alias
+        return StopObserver()
+
+    def outcome(self, outcome: StopOutcome) -> None:
+        """Take note of an outcome, also that of a target that was never begun."""
+
+    def end(self, report: StopReport) -> None:
+        """Take note of what became of all."""
+
+
+class Observer:
+    """Follows what a session does; one may be shared by several sessions."""
+
+    def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
+        """Take note that a single stop begins; it may still have to wait for its turn."""
+        del workspace_id, alias
+        return StopObserver()
+
+    def begin_bulk(self) -> BulkObserver:
+        """Take note that a bulk stop begins."""
+        return BulkObserver()

@@ -1,0 +1,246 @@
+"""Spans and metrics of every stop by OpenTelemetry (extra `otel`).
+
+    session = BctrlSession(observer=OpenTelemetry())
+
+Spans: `stop_runtime` for each stop, below it one for each attempt, as the semantic conventions for
+HTTP clients have it (https://opentelemetry.io/docs/specs/semconv/http/http-spans/). A bulk stop is
+one span `stop_runtimes` with its counts, and the stops are below it. Each attempt carries the
+context in its headers (`traceparent`).
+
+Metrics: `http.client.request.duration` and `http.client.active_requests` of the same conventions,
+`bctrl.stop.outcomes` by result, `bctrl.stop.attempts` by status, `bctrl.stop.throttled`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from yarl import URL
+
+from bctrl_async._version import __version__
+from bctrl_async.errors import BctrlError
+from bctrl_async.models import Runtime
+from bctrl_async.observer import AttemptObserver, BulkObserver, Observer, StopObserver
+from bctrl_async.outcomes import StopOutcome, StopReport
+
+try:
+    from opentelemetry import context, metrics, propagate, trace
+    from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "bctrl_async.otel needs OpenTelemetry: python -m pip install 'bctrl-async[otel]'",
+        name=error.name,
+    ) from error
+
+__all__ = ["OpenTelemetry"]
+
+_TEMPLATE = "/v1/workspaces/{id}/runtimes/{alias}/stop"
+_ATTEMPT = f"POST {_TEMPLATE}"
+_THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+# Those that the conventions give for `http.client.request.duration`.
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+
+_Value = str | int | bool
+
+
+class _Meters:
+    """The instruments, which all observers of one `OpenTelemetry` share."""
+
+    def __init__(self, provider: metrics.MeterProvider | None) -> None:
+        meter = metrics.get_meter("bctrl_async", __version__, provider)
+        self.duration = meter.create_histogram(
+            "http.client.request.duration",
+            "s",
+            "Duration of HTTP client requests.",
+            explicit_bucket_boundaries_advisory=_BUCKETS,
+        )
+        self.active = meter.create_up_down_counter(
+            "http.client.active_requests", "{request}", "Number of active HTTP requests."
+        )
+        self.attempts = meter.create_counter(
+            "bctrl.stop.attempts", "{attempt}", "Requests that ended, by status or error."
+        )
+        self.throttled = meter.create_counter(
+            "bctrl.stop.throttled", "{attempt}", "Requests that the server refused as too many."
+        )
+        self.outcomes = meter.create_counter(
+            "bctrl.stop.outcomes", "{stop}", "Stops that ended, by what became of them."
+        )
+
+
+class OpenTelemetry(Observer):
+    """Makes spans and metrics of what the sessions do that it is given to.
+
+    Args:
+        tracer_provider: Whose spans they are; the global one when None.
+        meter_provider: Whose metrics they are; the global one when None.
+        spans_in_bulk: Whether a bulk stop has a span for each of its stops and attempts as well.
+            Without them a million stops are one span; the metrics count them all the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+        spans_in_bulk: bool = True,
+    ) -> None:
+        self._tracer = trace.get_tracer("bctrl_async", __version__, tracer_provider)
+        self._tracer_in_bulk = self._tracer if spans_in_bulk else None
+        self._meters = _Meters(meter_provider)
+
+    def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
+        """Begin the span of a single stop, below the caller's."""
+        return _Stop(
+            self._tracer, self._meters, context.get_current(), workspace_id, alias, counts=True
+        )
+
+    def begin_bulk(self) -> BulkObserver:
+        """Begin the span of a bulk stop, below the caller's."""
+        span = self._tracer.start_span("stop_runtimes")
+        return _Bulk(span, self._tracer_in_bulk, self._meters)
+
+
+class _Bulk(BulkObserver):
+    def __init__(self, span: Span, tracer: Tracer | None, meters: _Meters) -> None:
+        self._span = span
+        self._tracer = tracer
+        self._meters = meters
+        self._context = trace.set_span_in_context(span)
+
+    def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
+        return _Stop(self._tracer, self._meters, self._context, workspace_id, alias, counts=False)
+
+    def outcome(self, outcome: StopOutcome) -> None:
+        self._meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
+
+    def end(self, report: StopReport) -> None:
+        span = self._span
+        span.set_attributes(
+            {
+                "bctrl.total": report.total,
+                **{f"bctrl.count.{result}": count for result, count in report.counts.items()},
+                "bctrl.retries": report.retries,
+                "bctrl.throttled": report.throttled,
+                "bctrl.resumed": report.resumed,
+            }
+        )
+        if report.ended_early is not None:
+            span.set_attribute("error.type", _type_of(report.ended_early))
+            span.set_status(Status(StatusCode.ERROR, report.ended_early.summary))
+        elif not report.ok:
+            span.set_status(Status(StatusCode.ERROR, "not all stops are settled"))
+        span.end()
+
+
+class _Stop(StopObserver):
+    def __init__(
+        self,
+        tracer: Tracer | None,
+        meters: _Meters,
+        parent: context.Context,
+        workspace_id: str,
+        alias: str,
+        *,
+        counts: bool,
+    ) -> None:
+        self._tracer = tracer
+        self._meters = meters
+        self._counts = counts
+        attributes = {"bctrl.workspace_id": workspace_id, "bctrl.alias": alias}
+        self._span = _begin(tracer, "stop_runtime", parent, SpanKind.INTERNAL, attributes)
+        self._context = trace.set_span_in_context(self._span, parent)
+
+    def begin_attempt(self, number: int, url: URL) -> AttemptObserver:
+        return _Attempt(self._tracer, self._meters, self._context, number, url)
+
+    def end(self, outcome: StopOutcome) -> None:
+        if self._counts:
+            self._meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
+        span, error = self._span, outcome.error
+        if span.is_recording():
+            span.set_attribute("bctrl.attempts", outcome.attempts)
+            span.set_attribute("bctrl.result", outcome.result.value)
+            if error is not None:
+                span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
+            if error is not None and not outcome.result.settled:
+                span.set_attribute("error.type", _type_of(error))
+                span.set_status(Status(StatusCode.ERROR, error.summary))
+        span.end()
+
+
+class _Attempt(AttemptObserver):
+    def __init__(
+        self,
+        tracer: Tracer | None,
+        meters: _Meters,
+        parent: context.Context,
+        number: int,
+        url: URL,
+    ) -> None:
+        self._meters = meters
+        self._parent = parent
+        self._status: int | None = None
+        self._where: dict[str, _Value] = {
+            "http.request.method": "POST",
+            "server.address": url.host or "",
+            "server.port": url.port or 0,
+        }
+        attributes = {**self._where, "url.full": str(url), "url.template": _TEMPLATE}
+        if number > 1:
+            attributes["http.request.resend_count"] = number - 1
+        self._span = _begin(tracer, _ATTEMPT, parent, SpanKind.CLIENT, attributes)
+        meters.active.add(1, self._where)
+        self._began = time.perf_counter()
+
+    def headers(self) -> Mapping[str, str]:
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier, trace.set_span_in_context(self._span, self._parent))
+        return carrier
+
+    def answered(self, status: int) -> None:
+        self._status = status
+
+    def end(self, ended: Runtime | BaseException) -> None:
+        elapsed = time.perf_counter() - self._began
+        how: dict[str, _Value] = {}
+        if self._status is not None:
+            how["http.response.status_code"] = self._status
+        if not isinstance(ended, Runtime):
+            how["error.type"] = _type_of(ended)
+        self._meters.active.add(-1, self._where)
+        self._meters.duration.record(elapsed, {**self._where, **how})
+        self._meters.attempts.add(1, how)
+        if self._status in _THROTTLED:
+            self._meters.throttled.add(1, how)
+        if self._span.is_recording():
+            self._span.set_attributes(how)
+            if not isinstance(ended, Runtime):
+                text = ended.summary if isinstance(ended, BctrlError) else None
+                self._span.set_status(Status(StatusCode.ERROR, text))
+        self._span.end()
+
+
+def _begin(
+    tracer: Tracer | None,
+    name: str,
+    parent: context.Context,
+    kind: SpanKind,
+    attributes: Mapping[str, _Value],
+) -> Span:
+    if tracer is None:
+        # It stands for the span above it, for those to whom the context is passed on.
+        return NonRecordingSpan(trace.get_current_span(parent).get_span_context())
+    return tracer.start_span(name, parent, kind, attributes)
+
+
+def _type_of(error: BaseException) -> str:
+    """Return what the conventions call `error.type`: a status, or the name of an exception."""
+    if isinstance(error, BctrlError):
+        if error.status is not None and error.status >= HTTPStatus.BAD_REQUEST:
+            return str(error.status)
+        if type(error) is BctrlError and error.__cause__ is not None:
+            error = error.__cause__
+    return type(error).__qualname__

@@ -1,0 +1,288 @@
+"""What is logged under `bctrl_async`: retries and throttling, with their ids, and never the key."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import logging
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import virtual_time
+from aiohttp import ClientTimeout
+from servers import answering, http_answer, raw_server
+
+import bctrl_async
+from bctrl_async import (
+    BctrlApiError,
+    BctrlAuthenticationError,
+    BctrlNetworkError,
+    BctrlRateLimitError,
+    BctrlSession,
+    RetryPolicy,
+)
+from bctrl_async._admission import Gate
+from bctrl_async._call import Call
+from bctrl_async._outage import Outage
+from bctrl_async._protocol import STOP
+from bctrl_async._retry import Budget, Retries
+from bctrl_async._throttle import Throttle
+from bctrl_async.emulator import Emulator, Fault
+
+KEY = "a-key-that-must-not-be-logged"
+PACKAGE = Path(bctrl_async.__file__).parent
+LEVELS = {"debug", "info", "warning", "error", "critical", "exception", "log"}
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "bctrl_async" and record.levelno == level
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _listen(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "bctrl_async")
+
+
+class TestRetries:
+    async def test_a_retry_is_told_with_its_ids_its_reason_and_its_delay(
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        pauses: list[float],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        emulator.inject(Fault.SERVER_ERROR)
+
+        await session.stop_runtime("ws-1", "crm")
+
+        [line] = lines(caplog, logging.INFO)
+        assert line.startswith("attempt 1 to stop 'crm' in workspace 'ws-1' failed: ")
+        assert "500" in line
+        assert line.endswith(f"; the next follows in {pauses[0]:.3f} s")
+
+    async def test_a_stop_that_works_and_one_that_is_refused_for_good_log_nothing(
+        self, session: BctrlSession, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await session.stop_runtime("ws-1", "crm")
+        with pytest.raises(BctrlApiError):
+            await session.stop_runtime("ws-1", "crm")
+
+        assert caplog.records == []
+
+    async def test_one_that_nobody_listens_to_is_not_put_into_words(
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level(logging.WARNING, "bctrl_async")
+        emulator.inject(Fault.SERVER_ERROR)
+
+        await session.stop_runtime("ws-1", "crm")
+
+        assert caplog.records == []
+
+    async def test_an_alias_cannot_forge_a_line(
+        self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        emulator.add_runtime("ws-1", "100%s {x} \u2028")
+        emulator.inject(Fault.SERVER_ERROR)
+
+        await session.stop_runtime("ws-1", "100%s {x} \u2028")
+
+        [line] = lines(caplog, logging.INFO)
+        assert "'100%s {x} \\u2028'" in line
+
+    async def test_in_an_outage_each_question_to_the_server_is_told(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with socket.socket() as unheard:
+            unheard.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+            policy = RetryPolicy(base=0.001, cap=0.001)
+            async with BctrlSession(KEY, base_url=url, retry=policy) as session:
+                report = await session.stop_runtimes([("ws-1", f"r{n}") for n in range(9)])
+
+        assert len(lines(caplog, logging.INFO)) == report.retries > 0
+
+    async def test_a_server_that_is_given_up_is_not_said_to_be_asked_again(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        policy = RetryPolicy(attempts=2, base=0.001)
+        outage = Outage(Gate(10, Throttle()), policy, 60.0)
+
+        async def go_on(alias: str) -> int:
+            call = Call(STOP, "ws-1", alias, "/", {}, ClientTimeout(), policy)
+            call.retries = Retries(policy, Budget())
+            call.retries.note(BctrlNetworkError("no connection"))
+            questions = 0
+            while await outage.may_retry(call, 0):
+                questions += 1
+            return questions
+
+        # The first asks twice, the second makes sure, and the third was only waiting.
+        assert await asyncio.gather(*map(go_on, "abc")) == [1, 0, 0]
+        assert outage.given_up
+        assert len(lines(caplog, logging.INFO)) == 1
+
+    async def test_every_retry_of_a_bulk_stop_is_told(
+        self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        targets = [("ws-1", f"r{number}") for number in range(20)]
+        for target in targets:
+            emulator.add_runtime(*target)
+        emulator.inject(*[Fault.SERVER_ERROR] * 3, *[Fault.DROP_BEFORE] * 3)
+
+        report = await session.stop_runtimes(targets)
+
+        assert report.retries == 6
+        assert len(lines(caplog, logging.INFO)) == 6
+
+
+class TestThrottling:
+    def test_its_first_refusal_and_its_end_are_told_once_each(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def refused_then_not() -> None:
+            gate = Gate(10, Throttle())
+            for retry_after in (2.0, None, None):
+                await gate.enter(60.0)
+                gate.leave(BctrlRateLimitError("429", status=429, retry_after=retry_after))
+            for _ in range(2000):
+                await gate.enter(60.0)
+                await asyncio.sleep(0.01)
+                gate.leave("a runtime")
+
+        virtual_time.run(refused_then_not())
+
+        began, ended = lines(caplog, logging.WARNING)
+        assert began == (
+            "the server throttles (status 429): all stops of the session slow down, and none "
+            "starts within 2.000 s"
+        )
+        assert ended.startswith("the server throttles no more, after ")
+
+    async def test_it_is_told_once_for_all_stops_of_a_session(
+        self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        targets = [("ws-1", f"r{number}") for number in range(8)]
+        for target in targets:
+            emulator.add_runtime(*target)
+        emulator.inject(*[Fault.RATE_LIMITED] * 8)
+
+        report = await session.stop_runtimes(targets)
+
+        assert (report.ok, report.throttled) == (True, 8)
+        assert len(lines(caplog, logging.WARNING)) == 1
+        assert len(lines(caplog, logging.INFO)) == 8
+
+    async def test_a_rate_of_ones_own_is_no_throttling(
+        self, emulator: Emulator, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with BctrlSession("emulator-key", base_url=emulator.url, rate=1000.0) as session:
+            await session.stop_runtime("ws-1", "crm")
+
+        assert caplog.records == []
+
+
+class TestBulk:
+    async def test_one_that_ends_early_says_why_and_how_far_it_came(
+        self, emulator: Emulator, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with BctrlSession("wrong", base_url=emulator.url) as session:
+            report = await session.stop_runtimes([("ws-1", f"r{n}") for n in range(500)])
+
+        assert isinstance(report.ended_early, BctrlAuthenticationError)
+        assert lines(caplog, logging.WARNING) == [
+            "a bulk stop ended early, with 500 targets read and 500 of them not settled: "
+            + report.ended_early.summary
+        ]
+
+    async def test_one_that_runs_to_its_end_logs_nothing(
+        self, session: BctrlSession, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "nobody")])
+
+        assert report.ok
+        assert caplog.records == []
+
+
+class TestTheKey:
+    @pytest.mark.parametrize("status", ["429 X", "500 X", "401 X", f"503 {KEY}"])
+    async def test_it_is_not_logged_when_the_server_echoes_it(
+        self, status: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Fault: the key in debug logs (openai-python#1082)."""
+        body = f'{{"code":"{KEY}","message":"no entry for Bearer {KEY}","requestId":"{KEY}"}}'
+        answer = http_answer(status, body.encode(), "Retry-After: 0", f"X-Request-Id: {KEY}")
+        policy = RetryPolicy(attempts=2, base=0.001, patience=0.05)
+        async with (
+            raw_server(answering(answer)) as url,
+            BctrlSession(KEY, base_url=url, retry=policy) as session,
+        ):
+            with pytest.raises(BctrlApiError):
+                await session.stop_runtime("ws-1", "crm")
+            await session.stop_runtimes([("ws-1", f"r{number}") for number in range(3)])
+
+        assert caplog.records
+        assert KEY not in everything(caplog)
+
+    async def test_nor_when_the_answer_is_not_http(self, caplog: pytest.LogCaptureFixture) -> None:
+        async with (
+            raw_server(answering(f"Bearer {KEY}\r\n\r\n".encode())) as url,
+            BctrlSession(KEY, base_url=url, retry=RetryPolicy(base=0.001)) as session,
+        ):
+            with pytest.raises(BctrlNetworkError):
+                await session.stop_runtime("ws-1", "crm")
+
+        assert caplog.records
+        assert KEY not in everything(caplog)
+
+
+def everything(caplog: pytest.LogCaptureFixture) -> str:
+    return caplog.text + "".join(repr(vars(record)) for record in caplog.records)
+
+
+def log_calls(path: Path) -> list[ast.Call]:
+    return [
+        node
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "_log"
+        and node.func.attr in LEVELS
+    ]
+
+
+def test_no_template_is_built_from_data() -> None:
+    calls = [call for path in PACKAGE.glob("*.py") for call in log_calls(path)]
+
+    assert calls
+    for call in calls:
+        template = call.args[0]
+        assert isinstance(template, ast.Constant)
+        assert str(template.value).count("%") == len(call.args) - 1
+
+
+def test_the_package_leaves_logging_as_the_program_has_it() -> None:
+    program = (
+        "import logging, bctrl_async; log = logging.getLogger('bctrl_async');"
+        "print(log.handlers, log.level, log.propagate, logging.getLogger().handlers)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PACKAGE.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.stdout == "[] 0 True []\n"

@@ -1,0 +1,354 @@
+"""The observer of a session: told of everything, trusted with nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import pytest
+from yarl import URL
+
+from bctrl_async import (
+    AttemptObserver,
+    BctrlConfigError,
+    BctrlConflictError,
+    BctrlError,
+    BctrlSession,
+    BulkObserver,
+    Observer,
+    RetryPolicy,
+    Runtime,
+    StopObserver,
+    StopOutcome,
+    StopReport,
+    StopResult,
+)
+from bctrl_async.emulator import Emulator, Fault
+
+Connect = Callable[..., BctrlSession]
+
+
+class Diary(Observer, BulkObserver, StopObserver, AttemptObserver):
+    """Writes down what it is told, and follows everything itself."""
+
+    def __init__(self, sends: Mapping[str, str] | None = None) -> None:
+        self.pages: list[str] = []
+        self.outcomes: list[StopOutcome] = []
+        self.begun = 0
+        self._sends = sends or {}
+
+    def begin_bulk(self) -> BulkObserver:
+        self.begun += 1
+        self.pages.append("bulk")
+        return self
+
+    def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
+        self.begun += 1
+        self.pages.append(f"stop {workspace_id} {alias}")
+        return self
+
+    def begin_attempt(self, number: int, url: URL) -> AttemptObserver:
+        self.begun += 1
+        self.pages.append(f"attempt {number} {url.path}")
+        return self
+
+    def headers(self) -> Mapping[str, str]:
+        return self._sends
+
+    def answered(self, status: int) -> None:
+        self.pages.append(f"answered {status}")
+
+    def outcome(self, outcome: StopOutcome) -> None:
+        self.outcomes.append(outcome)
+
+    def end(self, ended: Runtime | BaseException | StopOutcome | StopReport) -> None:
+        self.begun -= 1
+        self.pages.append(f"end {type(ended).__name__}")
+        if isinstance(ended, StopOutcome):
+            self.outcomes.append(ended)
+
+
+class Faulty(Diary):
+    """Raises at one method, whatever it was told before."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self._method = method
+
+    def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 - any attribute.
+        if name == object.__getattribute__(self, "__dict__").get("_method"):
+            return _raise
+        return super().__getattribute__(name)
+
+
+def _raise(*_: object) -> None:
+    raise LookupError("the observer's own fault")
+
+
+PATH = "/v1/workspaces/ws-1/runtimes/crm/stop"
+
+
+async def received(emulator: Emulator, count: int) -> None:
+    while len(emulator.requests) < count:
+        await asyncio.sleep(0)
+
+
+async def test_it_is_told_of_each_attempt_of_a_stop(emulator: Emulator, connect: Connect) -> None:
+    emulator.inject(Fault.SERVER_ERROR)
+    diary = Diary()
+    async with connect(observer=diary) as session:
+        await session.stop_runtime("ws-1", "crm")
+
+    assert diary.pages == [
+        "stop ws-1 crm",
+        f"attempt 1 {PATH}",
+        "answered 500",
+        "end BctrlServerError",
+        f"attempt 2 {PATH}",
+        "answered 200",
+        "end Runtime",
+        "end StopOutcome",
+    ]
+    [outcome] = diary.outcomes
+    assert (outcome.result, outcome.attempts, outcome.error) == (StopResult.STOPPED, 2, None)
+    assert outcome.runtime is not None
+
+
+async def test_one_that_does_nothing_changes_nothing(emulator: Emulator, connect: Connect) -> None:
+    emulator.add_runtime("ws-1", "mail")
+    async with connect(observer=Observer()) as session:
+        await session.stop_runtime("ws-1", "crm")
+        report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", "crm")])
+
+    assert report.ok
+    assert len(emulator.requests) == 3
+
+
+async def test_it_is_told_of_a_stop_that_is_refused_before_it_is_sent(connect: Connect) -> None:
+    diary = Diary()
+    async with connect(observer=diary) as session:
+        with pytest.raises(BctrlConfigError):
+            await session.stop_runtime("ws-1", "..")
+
+    [outcome] = diary.outcomes
+    assert (outcome.result, outcome.attempts) == (StopResult.REJECTED, 0)
+    assert diary.begun == 0
+
+
+async def test_it_is_told_the_error_that_the_caller_gets(
+    emulator: Emulator, connect: Connect
+) -> None:
+    diary = Diary()
+    emulator.inject(Fault.DROP_AFTER)
+    async with connect(observer=diary) as session:
+        with pytest.raises(BctrlConflictError) as caught:
+            await session.stop_runtime("ws-1", "crm")
+
+    [outcome] = diary.outcomes
+    assert outcome.error is caught.value
+    assert outcome.result is StopResult.ALREADY_STOPPED
+
+
+@pytest.mark.parametrize(
+    ("fault", "result", "words"),
+    [
+        (Fault.HANG, StopResult.UNKNOWN, "broken off by CancelledError before an answer"),
+        (Fault.UNAVAILABLE, StopResult.REJECTED, "broken off by CancelledError"),
+    ],
+)
+async def test_a_cancelled_stop_ends_for_it_too(
+    emulator: Emulator, connect: Connect, fault: Fault, result: StopResult, words: str
+) -> None:
+    diary = Diary()
+    emulator.inject(fault)
+    async with connect(observer=diary, retry=RetryPolicy(base=1000.0, cap=1000.0)) as session:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await session.stop_runtime("ws-1", "crm")
+
+    [outcome] = diary.outcomes
+    assert isinstance(outcome.error, BctrlError)
+    assert (outcome.error.summary, outcome.result, diary.begun) == (words, result, 0)
+    assert outcome.attempts == outcome.error.attempts == 1
+
+
+async def test_one_cancelled_before_its_turn_was_not_sent(
+    emulator: Emulator, connect: Connect
+) -> None:
+    diary = Diary()
+    emulator.inject(Fault.HANG)
+    async with connect(observer=diary, max_connections=1) as session:
+        first = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await received(emulator, 1)
+        second = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
+        await asyncio.sleep(0)
+        second.cancel()
+        first.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
+
+    by_alias = {outcome.target.alias: outcome for outcome in diary.outcomes}
+    assert by_alias["mail"].result is StopResult.NOT_SENT
+    assert (by_alias["mail"].attempts, by_alias["crm"].attempts) == (0, 1)
+    assert diary.begun == 0
+
+
+# asyncio has no loop any more in which their places could go to others.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_a_loop_leaves_undone_ends_for_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that is closed around them throws GeneratorExit into what it ran."""
+
+    async def never(*_: object) -> Runtime:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    monkeypatch.setattr("bctrl_async._transport.send", lambda *_, **__: never())
+    diary = Diary()
+
+    async def begin() -> list[object]:
+        session = BctrlSession("key", observer=diary)
+        batch = session.stop_runtimes([("ws-1", f"r{number}") for number in range(3)])
+        left = [asyncio.ensure_future(batch), asyncio.create_task(session.stop_runtime("ws", "a"))]
+        while diary.begun < 9:
+            await asyncio.sleep(0)
+        return [session, *left]
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    left = loop.run_until_complete(begin())
+    loop.close()
+    del left
+    gc.collect()
+
+    assert diary.begun == 0
+    assert {outcome.result for outcome in diary.outcomes} == {StopResult.UNKNOWN}
+
+
+class TestBulk:
+    async def test_each_stop_and_the_whole_are_told_and_every_outcome_once(
+        self, connect: Connect
+    ) -> None:
+        diary = Diary()
+        async with connect(observer=diary) as session:
+            await session.stop_runtimes([("ws-1", "crm"), ("ws-1", ".."), cast("Any", 7)])
+
+        assert diary.pages[0] == "bulk"
+        assert diary.pages[-1] == "end StopReport"
+        assert [page for page in diary.pages if page.startswith("stop ")] == ["stop ws-1 crm"]
+        # What was begun is told where it ends and where it is accounted for.
+        assert sorted(outcome.index for outcome in diary.outcomes) == [0, 0, 1, 2]
+        assert diary.begun == 0
+
+    async def test_a_stop_that_survives_an_outage_is_one_stop(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        diary = Diary()
+        emulator.inject(Fault.DROP_BEFORE, Fault.DROP_BEFORE)
+        async with connect(observer=diary) as session:
+            report = await session.stop_runtimes([("ws-1", "crm")])
+
+        assert report.ok
+        assert sum(page.startswith("stop ") for page in diary.pages) == 1
+        assert sum(page.startswith("attempt ") for page in diary.pages) == 3
+
+    @pytest.mark.parametrize("cut", ["cut_off", "leave", "cancel"])
+    async def test_whatever_cuts_it_off_everything_ends(
+        self, emulator: Emulator, connect: Connect, cut: str
+    ) -> None:
+        diary = Diary()
+        emulator.inject(*[Fault.HANG] * 5)
+        for number in range(5):
+            emulator.add_runtime("ws-1", f"r{number}")
+        targets = [("ws-1", f"r{number}") for number in range(5)]
+        async with connect(observer=diary, max_connections=3) as session:
+            if cut == "cancel":
+                task = asyncio.ensure_future(session.stop_runtimes(targets))
+                await received(emulator, 3)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            else:
+                async with session.stop_runtimes(targets) as batch:
+                    await received(emulator, 3)
+                    if cut == "cut_off":
+                        batch.cut_off()
+                        assert len([outcome async for outcome in batch]) == 5
+
+        assert diary.begun == 0
+        assert diary.pages[-1] == "end StopReport"
+        assert {outcome.index for outcome in diary.outcomes} == {0, 1, 2, 3, 4}
+
+
+class TestHeaders:
+    async def test_its_headers_are_sent(self, emulator: Emulator, connect: Connect) -> None:
+        async with connect(observer=Diary({"traceparent": "00-1-2-01"})) as session:
+            await session.stop_runtime("ws-1", "crm")
+
+        assert emulator.requests[0].headers["traceparent"] == "00-1-2-01"
+
+    async def test_those_of_the_session_and_of_the_call_come_first(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        diary = Diary({"user-agent": "diary", "x-team": "diary"})
+        async with connect(observer=diary) as session:
+            await session.stop_runtime("ws-1", "crm", headers={"X-Team": "blue"})
+
+        headers = emulator.requests[0].headers
+        assert headers["User-Agent"].startswith("bctrl-async/")
+        assert [value for name, value in headers.items() if name.lower() == "x-team"] == ["blue"]
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Authorization": "Bearer mine"},
+            {"Transfer-Encoding": "chunked"},
+            {"X-Split": "a\r\nX-Other: b"},
+            ["no mapping"],
+        ],
+    )
+    async def test_bad_ones_are_left_out_and_logged(
+        self,
+        emulator: Emulator,
+        connect: Connect,
+        caplog: pytest.LogCaptureFixture,
+        headers: Mapping[str, str],
+    ) -> None:
+        async with connect(observer=Diary(headers)) as session:
+            await session.stop_runtime("ws-1", "crm")
+
+        assert emulator.requests[0].headers["Authorization"] == "Bearer emulator-key"
+        assert "X-Other" not in emulator.requests[0].headers
+        assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+class TestFaulty:
+    @pytest.mark.parametrize(
+        "method", ["begin_stop", "begin_attempt", "headers", "answered", "end", "begin_bulk"]
+    )
+    async def test_what_it_raises_is_logged_and_changes_nothing(
+        self,
+        emulator: Emulator,
+        connect: Connect,
+        caplog: pytest.LogCaptureFixture,
+        method: str,
+    ) -> None:
+        emulator.add_runtime("ws-1", "mail")
+        async with connect(observer=Faulty(method)) as session:
+            assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
+            report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", "..")])
+
+        assert report.counts == {StopResult.STOPPED: 1, StopResult.REJECTED: 1}
+        assert caplog.records
+        assert {record.levelno for record in caplog.records} == {logging.ERROR}
+        assert "emulator-key" not in caplog.text
+
+    async def test_one_that_raises_at_an_outcome_loses_none(self, connect: Connect) -> None:
+        async with connect(observer=Faulty("outcome")) as session:
+            report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "..")])
+
+        assert report.counts.total() == 2
+
+    def test_what_is_no_observer_is_refused(self) -> None:
+        with pytest.raises(BctrlConfigError, match="observer is a str"):
+            BctrlSession("key", observer=cast("Any", "otel"))

@@ -1,0 +1,388 @@
+"""Spans and metrics of stops, as the OpenTelemetry SDK receives them."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+from servers import answering, http_answer, raw_server
+
+import bctrl_async
+from bctrl_async import (
+    BctrlApiError,
+    BctrlConflictError,
+    BctrlNetworkError,
+    BctrlResponseError,
+    BctrlSession,
+    RetryPolicy,
+)
+from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.otel import OpenTelemetry
+
+Connect = Callable[..., BctrlSession]
+
+KEY = "a-key-that-must-not-be-traced"
+PATH = "/v1/workspaces/ws-1/runtimes/crm/stop"
+ATTEMPT = "POST /v1/workspaces/{id}/runtimes/{alias}/stop"
+
+
+class Backend(NamedTuple):
+    """Where spans and metrics go."""
+
+    exporter: InMemorySpanExporter
+    tracers: TracerProvider
+    reader: InMemoryMetricReader
+    meters: MeterProvider
+
+    def observer(self, **options: bool) -> OpenTelemetry:
+        return OpenTelemetry(tracer_provider=self.tracers, meter_provider=self.meters, **options)
+
+    def spans(self, name: str) -> list[ReadableSpan]:
+        return [span for span in self.exporter.get_finished_spans() if span.name == name]
+
+    def points(self, name: str) -> list[tuple[dict[str, Any], Any]]:
+        """The attributes and the point of each series of a metric."""
+        data = self.reader.get_metrics_data()
+        return [
+            (dict(point.attributes or {}), point)
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
+
+    def counts(self, name: str, attribute: str) -> dict[Any, int]:
+        return {attributes.get(attribute): point.value for attributes, point in self.points(name)}
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    exporter, reader = InMemorySpanExporter(), InMemoryMetricReader()
+    tracers, meters = TracerProvider(), MeterProvider([reader])
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    yield Backend(exporter, tracers, reader, meters)
+    tracers.shutdown()
+    meters.shutdown()
+
+
+@pytest.fixture
+def watched(connect: Connect, backend: Backend) -> Connect:
+    return partial(connect, observer=backend.observer())
+
+
+def attributes(span: ReadableSpan) -> dict[str, object]:
+    return dict(span.attributes or {})
+
+
+def is_below(span: ReadableSpan, parent: ReadableSpan) -> bool:
+    return span.parent is not None and span.parent.span_id == parent.context.span_id
+
+
+class TestSpans:
+    async def test_a_retried_stop_is_a_span_with_one_below_for_each_attempt(
+        self, emulator: Emulator, watched: Connect, backend: Backend
+    ) -> None:
+        emulator.inject(Fault.SERVER_ERROR)
+        async with watched() as session:
+            await session.stop_runtime("ws-1", "crm")
+
+        first, second, stop = backend.exporter.get_finished_spans()
+        assert (stop.name, stop.parent, stop.kind) == ("stop_runtime", None, SpanKind.INTERNAL)
+        assert attributes(stop) == {
+            "bctrl.workspace_id": "ws-1",
+            "bctrl.alias": "crm",
+            "bctrl.attempts": 2,
+            "bctrl.result": "stopped",
+        }
+        common = {
+            "http.request.method": "POST",
+            "url.full": emulator.url + PATH,
+            "url.template": "/v1/workspaces/{id}/runtimes/{alias}/stop",
+            "server.address": "127.0.0.1",
+            "server.port": int(emulator.url.rpartition(":")[2]),
+        }
+        assert attributes(first) == {
+            **common,
+            "http.response.status_code": 500,
+            "error.type": "500",
+        }
+        assert attributes(second) == {
+            **common,
+            "http.response.status_code": 200,
+            "http.request.resend_count": 1,
+        }
+        for attempt in (first, second):
+            assert (attempt.name, attempt.kind) == (ATTEMPT, SpanKind.CLIENT)
+            assert is_below(attempt, stop)
+        assert [span.status.status_code for span in (first, second, stop)] == [
+            StatusCode.ERROR,
+            StatusCode.UNSET,
+            StatusCode.UNSET,
+        ]
+
+    async def test_the_callers_span_is_above(self, watched: Connect, backend: Backend) -> None:
+        async with watched() as session:
+            with backend.tracers.get_tracer("test").start_as_current_span("cleanup") as above:
+                await session.stop_runtime("ws-1", "crm")
+
+        [stop] = backend.spans("stop_runtime")
+        assert stop.parent == above.get_span_context()
+
+    async def test_each_attempt_carries_its_own_context(
+        self, emulator: Emulator, watched: Connect, backend: Backend
+    ) -> None:
+        emulator.inject(Fault.SERVER_ERROR)
+        async with watched() as session:
+            await session.stop_runtime("ws-1", "crm")
+
+        assert [request.headers["traceparent"][:-2] for request in emulator.requests] == [
+            f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-"
+            for span in backend.spans(ATTEMPT)
+        ]
+
+    async def test_a_stop_that_fails_says_why_and_what_it_may_have_done(
+        self, emulator: Emulator, watched: Connect, backend: Backend
+    ) -> None:
+        emulator.inject(*[Fault.DROP_AFTER] * 2)
+        async with watched(retry=RetryPolicy(attempts=2, base=0.001)) as session:
+            with pytest.raises(BctrlNetworkError) as caught:
+                await session.stop_runtime("ws-1", "crm")
+
+        [stop] = backend.spans("stop_runtime")
+        assert stop.status.status_code is StatusCode.ERROR
+        assert stop.status.description == caught.value.summary
+        assert attributes(stop)["error.type"] == "BctrlNetworkError"
+        assert attributes(stop)["bctrl.result"] == "unknown"
+        assert attributes(stop)["bctrl.may_have_stopped"] is True
+        for attempt in backend.spans(ATTEMPT):
+            assert attributes(attempt)["error.type"] == "BctrlNetworkError"
+            assert "http.response.status_code" not in attributes(attempt)
+
+    async def test_nothing_to_stop_is_no_error_of_the_stop(
+        self, watched: Connect, backend: Backend
+    ) -> None:
+        async with watched() as session:
+            await session.stop_runtime("ws-1", "crm")
+            with pytest.raises(BctrlConflictError):
+                await session.stop_runtime("ws-1", "crm")
+
+        [_, stop] = backend.spans("stop_runtime")
+        [_, attempt] = backend.spans(ATTEMPT)
+        assert attributes(stop)["bctrl.result"] == "already_stopped"
+        assert stop.status.status_code is StatusCode.UNSET
+        # As the conventions have it for every 4xx.
+        assert attempt.status.status_code is StatusCode.ERROR
+
+    async def test_an_answer_that_cannot_be_read_has_a_status_and_an_error(
+        self, backend: Backend
+    ) -> None:
+        async with (
+            raw_server(answering(http_answer("202 Accepted", b"what?"))) as url,
+            BctrlSession("k", base_url=url, observer=backend.observer()) as session,
+        ):
+            with pytest.raises(BctrlResponseError):
+                await session.stop_runtime("ws-1", "crm")
+
+        [attempt] = backend.spans(ATTEMPT)
+        assert attributes(attempt)["http.response.status_code"] == 202
+        assert attributes(attempt)["error.type"] == "BctrlResponseError"
+
+    async def test_a_cancelled_stop_has_ended_spans(
+        self, emulator: Emulator, watched: Connect, backend: Backend
+    ) -> None:
+        emulator.inject(Fault.HANG)
+        async with watched() as session:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await session.stop_runtime("ws-1", "crm")
+
+        attempt, stop = backend.exporter.get_finished_spans()
+        assert attributes(attempt)["error.type"] == "CancelledError"
+        assert attributes(stop)["error.type"] == "CancelledError"
+        assert attributes(stop)["bctrl.result"] == "unknown"
+        assert [point.value for _, point in backend.points("http.client.active_requests")] == [0]
+
+    async def test_the_key_is_in_none_of_them(self, backend: Backend) -> None:
+        body = f'{{"code":"{KEY}","message":"no entry for Bearer {KEY}","requestId":"{KEY}"}}'
+        answer = http_answer(f"403 {KEY}", body.encode(), f"X-Request-Id: {KEY}")
+        async with (
+            raw_server(answering(answer)) as url,
+            BctrlSession(KEY, base_url=url, observer=backend.observer()) as session,
+        ):
+            with pytest.raises(BctrlApiError):
+                await session.stop_runtime("ws-1", "crm")
+            await session.stop_runtimes([("ws-1", "mail")])
+
+        spans = backend.exporter.get_finished_spans()
+        assert len(spans) == 5
+        assert KEY not in "".join(str(span.to_json()) for span in spans)
+        data = backend.reader.get_metrics_data()
+        assert data is not None
+        assert KEY not in data.to_json()
+
+
+class TestBulk:
+    async def test_it_is_one_span_with_counts_above_those_of_its_stops(
+        self, emulator: Emulator, watched: Connect, backend: Backend
+    ) -> None:
+        emulator.inject(Fault.SERVER_ERROR)
+        async with watched() as session:
+            report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "no"), ("ws-1", "..")])
+
+        [bulk] = backend.spans("stop_runtimes")
+        assert attributes(bulk) == {
+            "bctrl.total": 3,
+            "bctrl.count.stopped": 1,
+            "bctrl.count.not_found": 1,
+            "bctrl.count.rejected": 1,
+            "bctrl.retries": report.retries,
+            "bctrl.throttled": 0,
+            "bctrl.resumed": 0,
+        }
+        assert bulk.status.status_code is StatusCode.ERROR
+        stops = backend.spans("stop_runtime")
+        assert {attributes(stop)["bctrl.alias"] for stop in stops} == {"crm", "no"}
+        assert all(is_below(stop, bulk) for stop in stops)
+        assert len(backend.spans(ATTEMPT)) == 3
+
+    async def test_one_that_goes_well_has_no_error(
+        self, watched: Connect, backend: Backend
+    ) -> None:
+        async with watched() as session:
+            await session.stop_runtimes([("ws-1", "crm")])
+
+        [bulk] = backend.spans("stop_runtimes")
+        assert bulk.status.status_code is StatusCode.UNSET
+
+    async def test_one_that_ends_early_says_why(self, emulator: Emulator, backend: Backend) -> None:
+        observer = backend.observer()
+        async with BctrlSession("wrong", base_url=emulator.url, observer=observer) as session:
+            report = await session.stop_runtimes([("ws-1", f"r{n}") for n in range(300)])
+
+        [bulk] = backend.spans("stop_runtimes")
+        assert report.ended_early is not None
+        assert attributes(bulk)["error.type"] == "401"
+        assert bulk.status.description == report.ended_early.summary
+        counted = backend.counts("bctrl.stop.outcomes", "bctrl.result")
+        assert counted == {result.value: count for result, count in report.counts.items()}
+
+    async def test_without_spans_of_its_stops_it_is_one_span_and_still_counts(
+        self, emulator: Emulator, connect: Connect, backend: Backend
+    ) -> None:
+        emulator.inject(Fault.SERVER_ERROR)
+        async with connect(observer=backend.observer(spans_in_bulk=False)) as session:
+            await session.stop_runtimes([("ws-1", "crm")])
+
+        [bulk] = backend.exporter.get_finished_spans()
+        assert bulk.name == "stop_runtimes"
+        assert backend.counts("bctrl.stop.attempts", "http.response.status_code") == {
+            500: 1,
+            200: 1,
+        }
+        # What the server makes of it is below the bulk stop.
+        span_id = f"{bulk.context.span_id:016x}"
+        assert all(span_id in request.headers["traceparent"] for request in emulator.requests)
+
+
+class TestMetrics:
+    async def test_outcomes_attempts_and_throttling_are_counted(
+        self, emulator: Emulator, watched: Connect, backend: Backend, pauses: list[float]
+    ) -> None:
+        emulator.inject(Fault.RATE_LIMITED, Fault.UNAVAILABLE, Fault.DROP_BEFORE)
+        async with watched() as session:
+            await session.stop_runtime("ws-1", "crm")
+            await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "nobody")])
+
+        assert len(pauses) == 3
+        assert backend.counts("bctrl.stop.outcomes", "bctrl.result") == {
+            "stopped": 1,
+            "already_stopped": 1,
+            "not_found": 1,
+        }
+        status = "http.response.status_code"
+        assert backend.counts("bctrl.stop.attempts", status) == {
+            429: 1,
+            503: 1,
+            None: 1,
+            200: 1,
+            409: 1,
+            404: 1,
+        }
+        assert backend.counts("bctrl.stop.throttled", status) == {429: 1, 503: 1}
+
+    async def test_durations_are_those_of_the_semantic_conventions(
+        self, emulator: Emulator, watched: Connect, backend: Backend
+    ) -> None:
+        async with watched() as session:
+            await session.stop_runtime("ws-1", "crm")
+
+        [(labels, point)] = backend.points("http.client.request.duration")
+        assert labels == {
+            "http.request.method": "POST",
+            "server.address": "127.0.0.1",
+            "server.port": int(emulator.url.rpartition(":")[2]),
+            "http.response.status_code": 200,
+        }
+        assert point.count == 1
+        assert 0.0 < point.sum < 5.0
+        assert point.explicit_bounds[0] == 0.005
+
+    async def test_those_in_flight_are_known_while_they_are(
+        self, emulator: Emulator, watched: Connect, backend: Backend
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 3)
+        for number in range(3):
+            emulator.add_runtime("ws-1", f"r{number}")
+        async with watched() as session:
+            stops = [session.stop_runtime("ws-1", f"r{number}") for number in range(3)]
+            everything = asyncio.gather(*stops)
+            while len(emulator.requests) < 3:
+                await asyncio.sleep(0)
+            [(_, point)] = backend.points("http.client.active_requests")
+            assert point.value == 3
+            everything.cancel()
+            await asyncio.gather(everything, return_exceptions=True)
+
+        [(_, point)] = backend.points("http.client.active_requests")
+        assert point.value == 0
+
+
+class TestWithoutSdk:
+    async def test_without_an_sdk_stops_work_and_carry_no_context(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        async with connect(observer=OpenTelemetry()) as session:
+            await session.stop_runtime("ws-1", "crm")
+            with pytest.raises(BctrlConflictError):
+                await session.stop_runtime("ws-1", "crm")
+
+        assert "traceparent" not in emulator.requests[0].headers
+
+    def test_without_the_extra_the_import_says_what_to_install(self) -> None:
+        program = "import sys; sys.modules['opentelemetry'] = None; import bctrl_async.otel"
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=Path(bctrl_async.__file__).parent.parent,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == (
+            "ModuleNotFoundError: bctrl_async.otel needs OpenTelemetry: "
+            "python -m pip install 'bctrl-async[otel]'"
+        )

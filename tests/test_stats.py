@@ -1,0 +1,133 @@
+"""`session.stats`: what a session has done, for those who look at nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from servers import answering, http_answer, raw_server
+
+from bctrl_async import (
+    BctrlConflictError,
+    BctrlNetworkError,
+    BctrlResponseError,
+    BctrlSession,
+    RetryPolicy,
+    SessionStats,
+)
+from bctrl_async.emulator import Emulator, Fault
+
+Connect = Callable[..., BctrlSession]
+
+NOTHING = SessionStats(attempts=0, retries=0, succeeded=0, failed={}, in_flight=0, waiting=0)
+
+
+async def received(emulator: Emulator, count: int) -> None:
+    while len(emulator.requests) < count:
+        await asyncio.sleep(0)
+
+
+def test_a_session_that_was_never_used_has_done_nothing() -> None:
+    assert BctrlSession("key").stats == NOTHING
+
+
+async def test_a_stop_is_one_attempt_that_succeeded(session: BctrlSession) -> None:
+    await session.stop_runtime("ws-1", "crm")
+
+    assert session.stats == msgspec.structs.replace(NOTHING, attempts=1, succeeded=1)
+
+
+async def test_failures_are_counted_by_status_and_what_was_retried_as_well(
+    emulator: Emulator, session: BctrlSession, pauses: list[float]
+) -> None:
+    emulator.inject(Fault.RATE_LIMITED, Fault.UNAVAILABLE, Fault.SERVER_ERROR)
+
+    await session.stop_runtime("ws-1", "crm")
+    with pytest.raises(BctrlConflictError):
+        await session.stop_runtime("ws-1", "crm")
+
+    stats = session.stats
+    assert stats.failed == {"429": 1, "503": 1, "500": 1, "409": 1}
+    assert (stats.attempts, stats.retries, stats.succeeded, stats.throttled) == (5, 3, 1, 2)
+    assert len(pauses) == 3
+
+
+async def test_without_a_usable_answer_a_failure_is_counted_by_its_error() -> None:
+    async with (
+        raw_server(answering(http_answer("200 OK", b"what?"))) as url,
+        BctrlSession("k", base_url=url) as session,
+    ):
+        with pytest.raises(BctrlResponseError):
+            await session.stop_runtime("ws-1", "crm")
+        assert session.stats.failed == {"BctrlResponseError": 1}
+
+    once = RetryPolicy(attempts=1)
+    async with BctrlSession("k", base_url="http://127.0.0.1:9", retry=once) as session:
+        with pytest.raises(BctrlNetworkError):
+            await session.stop_runtime("ws-1", "crm")
+        assert session.stats.failed == {"BctrlNetworkError": 1}
+
+
+async def test_it_tells_who_is_in_flight_and_who_waits(
+    emulator: Emulator, connect: Connect
+) -> None:
+    emulator.inject(Fault.HANG)
+    async with connect(max_connections=1) as session:
+        calls = [asyncio.create_task(session.stop_runtime("ws-1", "crm")) for _ in range(4)]
+        await received(emulator, 1)
+        assert (session.stats.in_flight, session.stats.waiting) == (1, 3)
+
+        calls[3].cancel()
+        assert session.stats.waiting == 2
+
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert session.stats == msgspec.structs.replace(NOTHING, attempts=1)
+
+
+async def test_who_waits_for_the_next_attempt_waits(emulator: Emulator, connect: Connect) -> None:
+    emulator.inject(Fault.SERVER_ERROR)
+    async with connect(retry=RetryPolicy(base=1000.0, cap=1000.0)) as session:
+        call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        while not session.stats.failed:
+            await asyncio.sleep(0)
+        assert (session.stats.in_flight, session.stats.waiting) == (0, 1)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+
+
+async def test_a_bulk_stop_is_counted_with_the_others_and_agrees_with_its_report(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    targets = [("ws-1", f"r{number}") for number in range(50)]
+    for target in targets:
+        emulator.add_runtime(*target)
+    emulator.inject(*[Fault.SERVER_ERROR, Fault.DROP_BEFORE] * 4)
+
+    report = await session.stop_runtimes(targets)
+
+    stats = session.stats
+    assert report.ok
+    assert stats.attempts == len(emulator.requests) == 58
+    assert (stats.succeeded, stats.retries) == (50, report.retries)
+    assert stats.failed == {"500": 4, "BctrlNetworkError": 4}
+
+
+async def test_what_was_returned_does_not_change_later(session: BctrlSession) -> None:
+    await session.stop_runtime("ws-1", "crm")
+    before = session.stats
+    with pytest.raises(BctrlConflictError):
+        await session.stop_runtime("ws-1", "crm")
+
+    assert (before.failed, before.attempts) == ({}, 1)
+    assert msgspec.json.decode(msgspec.json.encode(session.stats)) == {
+        "attempts": 2,
+        "retries": 0,
+        "succeeded": 1,
+        "failed": {"409": 1},
+        "in_flight": 0,
+        "waiting": 0,
+    }
