@@ -28,11 +28,11 @@ from bctrl_async.outcomes import StopOutcome, StopReport
 try:
     from opentelemetry import context, metrics, propagate, trace
     from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(
         "bctrl_async.otel needs OpenTelemetry: python -m pip install 'bctrl-async[otel]'",
-        name=error.name,
-    ) from error
+        name=_error.name,
+    ) from _error
 
 __all__ = ["OpenTelemetry"]
 

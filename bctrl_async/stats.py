@@ -46,9 +46,9 @@ class Tally:
     __slots__ = ("attempts", "failed", "retries", "succeeded")
 
     def __init__(self) -> None:
-        self.attempts = 0
-        self.retries = 0
-        self.succeeded = 0
+        self.attempts: int = 0
+        self.retries: int = 0
+        self.succeeded: int = 0
         self.failed: Counter[str] = Counter()
 
     def note(self, error: BctrlError) -> None:
