@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import sys
 import tempfile
@@ -247,6 +248,7 @@ def _is_of_the_bulk_stop(task: asyncio.Task[object]) -> bool:
 
 def storm(seed: int, targets: int) -> Books:
     """Run one seed in this process, with an event loop and a folder of its own."""
+    logging.getLogger("bctrl_async").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory() as folder:
         return asyncio.run(Storm(seed, targets, Path(folder)).rage())
 
