@@ -158,6 +158,9 @@ class _Items(msgspec.Struct, frozen=True):
     runtimes: list[Any]
 
 
+# The errors of msgspec 0.19 are no ValueErrors.
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+
 _decode_runtime = msgspec.json.Decoder(Runtime).decode
 _decode_runtimes = msgspec.json.Decoder(_Runtimes).decode
 
@@ -182,7 +185,7 @@ def read_runtime(status: int, body: bytes, authorization: str) -> Runtime | Bctr
             # JavaScript servers escape half a surrogate pair when they cut a string, and RFC 8259
             # section 8.2 lets them; msgspec refuses it, the standard library does not.
             return _converted(json.loads(body))
-    except (ValueError, RecursionError) as error:
+    except _UNREADABLE as error:
         kept = _kept(body, _key(authorization))
         return _unreadable(status, "its body", "Runtime", error, kept)
 
@@ -201,19 +204,19 @@ def read_runtimes(
         The runtimes in their order, each one that cannot be read as an error that has its alias if
         that can be read; or one error if there is no list.
     """
-    with suppress(ValueError, RecursionError):
+    with suppress(*_UNREADABLE):
         return list(_decode_runtimes(body).runtimes)
     # Something in it cannot be read: what that is, and what can be, is found one by one.
     kept = _kept(body, _key(authorization))
     try:
         items = msgspec.convert(json.loads(body), _Items).runtimes
-    except (ValueError, RecursionError) as error:
+    except _UNREADABLE as error:
         return _unreadable(status, "its body", "list", error, kept)
     runtimes: list[Runtime | BctrlResponseError] = []
     for number, item in enumerate(items):
         try:
             runtimes.append(_converted(item))
-        except ValueError as error:
+        except _UNREADABLE as error:
             unreadable = _unreadable(status, f"its runtimes[{number}]", "Runtime", error, kept)
             alias = item.get("alias") if isinstance(item, dict) else None
             unreadable.alias = alias if isinstance(alias, str) else None
