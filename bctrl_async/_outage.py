@@ -6,11 +6,9 @@ import asyncio
 
 from bctrl_async._admission import Gate
 from bctrl_async._call import Call
-from bctrl_async._retry import RetryPolicy, late
+from bctrl_async._retry import RetryPolicy, wait_to_ask_again
 from bctrl_async.models import Runtime
 
-_LONGEST_WAIT = 5.0
-"""Seconds between two questions at most, which the end of an outage may cost."""
 _ONE_TARGET = 0.2
 """The share of the patience after which the question is put with another target."""
 
@@ -103,7 +101,7 @@ class Outage:
         if self.given_up or exhausted:
             self._pass_on()
             return False
-        delay = min(self._policy.backoff(self._failures, late), _LONGEST_WAIT)
+        delay = wait_to_ask_again(self._policy, self._failures)
         call.log_retry(delay)
         await self._gate.pause(delay)
         return True

@@ -21,6 +21,8 @@ _FIRST, _AGAIN = 0.4, 0.2
 """Seconds until the live display appears, and between two looks at the run."""
 _LINE_EVERY = 5.0
 """Seconds between two lines, where there is no terminal."""
+_FAST = 10
+"""Stops a second from which tenths of one tell nothing."""
 
 
 class _Column(ProgressColumn):
@@ -121,7 +123,8 @@ class Display:
 def _pace(task: Task) -> str:
     if not task.speed:
         return ""
-    pace = f"{task.speed:,.0f}/s" if task.speed >= 10 else f"{task.speed:.1f}/s"  # noqa: PLR2004
+    digits = 0 if task.speed >= _FAST else 1
+    pace = f"{task.speed:,.{digits}f}/s"
     if task.time_remaining is None:
         return pace
     return f"{pace}, {timedelta(seconds=int(task.time_remaining))} left"

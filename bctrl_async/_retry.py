@@ -23,6 +23,8 @@ THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILA
 _SILENT = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
 _MAY_RETRY = frozenset({408, 429, *range(500, 600)})
 _PATIENCE = 60.0
+_LONGEST_WAIT = 5.0
+"""Seconds between two questions at most, by which their answer may be known late."""
 _LARGEST_EXPONENT = 60
 _NOTED = 10
 """Attempts that an error tells about: the last ones, for there may be a hundred."""
@@ -239,6 +241,17 @@ def is_silent(error: BctrlError) -> bool:
     return error.status in _SILENT
 
 
-def late(shortest: float, longest: float) -> float:
-    """Choose from the later half: never at once, where there is nobody to be kept apart from."""
-    return random.uniform((shortest + longest) / 2, longest)  # noqa: S311 - no secret.
+def wait_to_ask_again(policy: RetryPolicy, asked: int) -> float:
+    """Return the seconds before one who asks for all, or about one runtime, asks again.
+
+    Never at once, as full jitter may have it: there is nobody to be kept apart from.
+
+    Args:
+        policy: Sets how the waits grow.
+        asked: How often it was asked already, from 1.
+    """
+    return min(policy.backoff(asked, _late), _LONGEST_WAIT)
+
+
+def _late(shortest: float, longest: float) -> float:
+    return random.uniform((shortest + longest) / 2, longest)  # noqa: S311 - jitter is no secret.

@@ -390,7 +390,7 @@ class Run:
             ended = self._cut_off(call)
         except GeneratorExit:
             raise
-        except BaseException as error:  # noqa: BLE001 - a defect; it is raised at the end.
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised at the end.
             self._fail(error)
             ended = self._cut_off(call)
         finally:

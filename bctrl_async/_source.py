@@ -47,7 +47,12 @@ class _FileTargets:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._length = sum(1 for _ in self)
+        with path.open("rb") as file:
+            # What is not blank has an outcome, but for a header; it is parsed when it is needed.
+            self._length = sum(
+                bool(_text(number, line)) if number > 1 else parse(number, line) is not None
+                for number, line in enumerate(file, start=1)
+            )
 
     def __len__(self) -> int:
         return self._length
@@ -86,8 +91,8 @@ async def _readable(file: int) -> None:
     there: asyncio.Future[None] = loop.create_future()
     try:
         loop.add_reader(file, _settle, there)
-    except (NotImplementedError, PermissionError):
-        return  # Windows, or a regular file.
+    except (NotImplementedError, PermissionError):  # Windows, or a regular file.
+        return
     try:
         await there
     finally:
@@ -106,8 +111,7 @@ def parse(number: int, line: bytes) -> Item | None:
         number: The line's, from 1. The first one may be the header of a CSV file.
         line: With or without its end.
     """
-    # What is not UTF-8 stays recognisable, and is refused as a name.
-    text = line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip()
+    text = _text(number, line)
     if not text:
         return None
     is_json = text[0] in "{["
@@ -118,6 +122,11 @@ def parse(number: int, line: bytes) -> Item | None:
         case [str() as workspace_id, str() as alias]:
             return RuntimeRef(workspace_id, alias)
     return BadLine(number, text)
+
+
+def _text(number: int, line: bytes) -> str:
+    # What is not UTF-8 stays recognisable, and is refused as a name.
+    return line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip()
 
 
 def _from_csv(text: str) -> Sequence[object]:

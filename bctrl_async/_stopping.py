@@ -134,12 +134,13 @@ async def to_its_end(batch: StopBatch, output: _display.Output) -> bool:
 @contextmanager
 def _calling(interrupt: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
+    handled = []
     with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or another thread.
         for number in _SIGNALS:
             loop.add_signal_handler(number, interrupt)
+            handled.append(number)
     try:
         yield
     finally:
-        with suppress(NotImplementedError, RuntimeError, ValueError):
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
+        for number in handled:
+            loop.remove_signal_handler(number)

@@ -222,5 +222,5 @@ def _plain(value: object) -> str:
 def _shown(value: object) -> str:
     try:
         return reprlib.repr(value)
-    except Exception:  # noqa: BLE001 - as above.
+    except Exception:  # noqa: BLE001 - a proxy of something lost raises what it likes.
         return f"<{type(value).__name__}>"

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import msgspec
 
-from bctrl_async._retry import RetryPolicy, is_transient, late
+from bctrl_async._retry import RetryPolicy, is_transient, wait_to_ask_again
 from bctrl_async.errors import BctrlError, BctrlNotFoundError
 from bctrl_async.models import Runtime, RuntimeStatus
 from bctrl_async.outcomes import StopOutcome, StopResult, result_of
 
-_LONGEST_WAIT = 5.0
-"""Seconds between two looks at most, by which an outcome may come late."""
 _OVER = frozenset({RuntimeStatus.STOPPED, RuntimeStatus.FAILED})
 """The statuses in which nothing runs any more."""
 
@@ -71,4 +69,4 @@ class Looks:
         if seen is not None and not left:
             return None
         self._count += 1
-        return min(self._policy.backoff(self._count, late), _LONGEST_WAIT, left)
+        return min(wait_to_ask_again(self._policy, self._count), left)

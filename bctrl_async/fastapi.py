@@ -1,11 +1,13 @@
 """FastAPI: a session for the life of an app, a dependency that hands it out, errors as problems.
 
-app = FastAPI(lifespan=lifespan())
-add_exception_handlers(app)
+All of an application:
 
-@app.post("/workspaces/{workspace_id}/runtimes/{alias}/stop")
-async def stop(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
-    return await session.stop_runtime(workspace_id, alias)
+    app = FastAPI(lifespan=lifespan())
+    add_exception_handlers(app)
+
+    @app.post("/workspaces/{workspace_id}/runtimes/{alias}/stop")
+    async def stop(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
+        return await session.stop_runtime(workspace_id, alias)
 """
 
 import json

@@ -14,6 +14,7 @@ either mode, with anyio's plugin, and without an event loop.
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -32,6 +33,13 @@ def bctrl_emulator() -> Iterator[Emulator]:
     It has a thread and a loop of its own, so that it answers whatever the test is doing.
     """
     emulator = Emulator(port=0, api_key=_KEY)
+    with _in_a_thread(emulator):
+        yield emulator
+
+
+@contextmanager
+def _in_a_thread(emulator: Emulator) -> Iterator[None]:
+    """Run an emulator in a thread of its own."""
     started = threading.Event()
     loop = asyncio.new_event_loop()
     ended = asyncio.Event()
@@ -45,7 +53,7 @@ def bctrl_emulator() -> Iterator[Emulator]:
     thread.start()
     started.wait()
     try:
-        yield emulator
+        yield
     finally:
         loop.call_soon_threadsafe(ended.set)
         thread.join()

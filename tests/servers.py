@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.testing import _in_a_thread
 
 Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
@@ -68,21 +68,5 @@ def emulator_in_a_thread(*faults: Fault) -> Iterator[Emulator]:
     for number in range(10):
         emulator.add_runtime("ws-1", f"r{number}")
     emulator.inject(*faults)
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
-    done = asyncio.Event()
-
-    async def serve() -> None:
-        async with emulator:
-            started.set()
-            await done.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    started.wait()
-    try:
+    with _in_a_thread(emulator):
         yield emulator
-    finally:
-        loop.call_soon_threadsafe(done.set)
-        thread.join()
-        loop.close()

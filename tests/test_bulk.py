@@ -701,6 +701,22 @@ class TestDeadline:
         assert str(report.ended_early) == "the deadline of 0.2 s has passed"
         assert_conserved(batch, emulator)
 
+    async def test_callbacks_after_it_are_not_called_in_a_task_that_is_being_cancelled(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 2)
+        cancelling: list[int] = []
+
+        def look(_: StopOutcome) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            cancelling.append(task.cancelling())
+
+        report = await session.stop_runtimes(fill(emulator, 2), deadline=0.1, on_outcome=look)
+
+        assert report.counts == {UNKNOWN: 2}
+        assert cancelling == [0, 0]
+
     async def test_its_outcomes_are_all_handed_over(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:

@@ -155,9 +155,11 @@ async def test_close_ends_what_waits_and_what_is_in_flight(
             await asyncio.sleep(0)
 
 
-async def test_closing_while_the_host_is_looked_up_is_a_clear_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Hosts are looked up for ever; the event tells that one is."""
+    asked = asyncio.Event()
+
     class SlowResolver:
         def __init__(self, **_: object) -> None:
             """Take what aiohttp passes."""
@@ -169,12 +171,17 @@ async def test_closing_while_the_host_is_looked_up_is_a_clear_error(
         async def close(self) -> None:
             """Close nothing."""
 
-    asked = asyncio.Event()
     monkeypatch.setattr(aiohttp.connector, "DefaultResolver", SlowResolver)
+    return asked
+
+
+async def test_closing_while_the_host_is_looked_up_is_a_clear_error(
+    looked_up: asyncio.Event,
+) -> None:
     session = BctrlSession(KEY, base_url="https://slow.test")
     call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
     async with asyncio.timeout(10):
-        await asked.wait()
+        await looked_up.wait()
     await session.close()
     with pytest.raises(BctrlNetworkError, match="session was closed") as caught:
         await call
@@ -182,26 +189,13 @@ async def test_closing_while_the_host_is_looked_up_is_a_clear_error(
 
 
 async def test_closing_a_borrowed_pool_while_the_host_is_looked_up_is_a_clear_error(
-    monkeypatch: pytest.MonkeyPatch,
+    looked_up: asyncio.Event,
 ) -> None:
-    class SlowResolver:
-        def __init__(self, **_: object) -> None:
-            """Take what aiohttp passes."""
-
-        async def resolve(self, *_: object, **__: object) -> None:
-            asked.set()
-            await asyncio.Event().wait()
-
-        async def close(self) -> None:
-            """Close nothing."""
-
-    asked = asyncio.Event()
-    monkeypatch.setattr(aiohttp.connector, "DefaultResolver", SlowResolver)
     async with aiohttp.ClientSession() as http:
         session = BctrlSession(KEY, base_url="https://slow.test", http=http)
         call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
         async with asyncio.timeout(10):
-            await asked.wait()
+            await looked_up.wait()
     with pytest.raises(BctrlConfigError, match="http= is closed"):
         await call
     await session.close()

@@ -7,11 +7,11 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
-from uuid import UUID
 
 import aiohttp
 import pytest
 import virtual_time
+from runtimes import runtime
 from servers import raw_server
 
 from bctrl_async import (
@@ -21,8 +21,6 @@ from bctrl_async import (
     BctrlSession,
     RetryPolicy,
     Runtime,
-    RuntimeKind,
-    RuntimeStatus,
     StopOutcome,
     StopReport,
     StopResult,
@@ -33,16 +31,7 @@ from bctrl_async.emulator import Emulator
 _T = TypeVar("_T")
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
-ANSWER = Runtime(
-    id=UUID(int=1),
-    alias="crm",
-    workspace_id=UUID(int=2),
-    kind=RuntimeKind.BROWSER,
-    status=RuntimeStatus.STOPPED,
-    driver="chromium",
-    created_at="",
-    updated_at="",
-)
+ANSWER = runtime()
 
 Server = Callable[[float, str], Runtime | BctrlError]
 """Decides what becomes of a request for this alias that arrives at this time."""
@@ -153,6 +142,20 @@ class TestNeverAnswered:
         assert report.counts == {UNKNOWN: 101, NOT_SENT: 899}
         assert received <= 1.1 * 1000
         assert report.ended_early is not None
+
+    def test_what_the_session_was_told_before_the_run_does_not_count(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(lambda _, alias: ANSWER if alias == "crm" else broken(), 0.1)
+
+        async def scenario(session: BctrlSession) -> StopReport:
+            await session.stop_runtime("ws-1", "crm")
+            return await session.stop_runtimes(list(targets(1000)))
+
+        report = simulation.run(scenario)
+        assert report.ended_early is not None
+        assert simulation.requests.total() <= 1 + 100 + 5
+        assert simulation.seconds < 10
 
 
 class TestBadFirstTarget:

@@ -1,10 +1,10 @@
 """What became of a stop, decided from how its call ended: the table of the design, row by row."""
 
 import pickle
-from uuid import UUID
 
 import msgspec
 import pytest
+from runtimes import runtime
 
 from bctrl_async.errors import (
     BctrlApiError,
@@ -21,22 +21,8 @@ from bctrl_async.errors import (
     BctrlTimeoutError,
     BctrlValidationError,
 )
-from bctrl_async.models import Runtime, RuntimeKind, RuntimeRef, RuntimeStatus
+from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult, result_of
-
-
-def runtime(status: str) -> Runtime:
-    return Runtime(
-        id=UUID(int=1),
-        alias="crm",
-        workspace_id=UUID(int=2),
-        kind=RuntimeKind.BROWSER,
-        status=RuntimeStatus(status),
-        driver="playwright",
-        created_at="",
-        updated_at="",
-    )
-
 
 NOT_ACTIVE = "runtime.not_active"
 

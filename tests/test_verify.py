@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
-from uuid import UUID
 
 import msgspec
 import pytest
 import virtual_time
+from runtimes import runtime
 
 from bctrl_async import (
     BctrlAuthenticationError,
@@ -24,7 +24,6 @@ from bctrl_async import (
     BctrlSession,
     RetryPolicy,
     Runtime,
-    RuntimeKind,
     RuntimeRef,
     RuntimeStatus,
     StopOutcome,
@@ -42,19 +41,6 @@ Server = Callable[[float, str], Runtime | BctrlError]
 
 STOPPED, ACCEPTED, UNKNOWN = StopResult.STOPPED, StopResult.ACCEPTED, StopResult.UNKNOWN
 NOT_FOUND, NOT_SENT = StopResult.NOT_FOUND, StopResult.NOT_SENT
-
-
-def runtime(status: str) -> Runtime:
-    return Runtime(
-        id=UUID(int=1),
-        alias="crm",
-        workspace_id=UUID(int=2),
-        kind=RuntimeKind.BROWSER,
-        status=RuntimeStatus(status),
-        driver="",
-        created_at="",
-        updated_at="",
-    )
 
 
 def lost() -> BctrlError:

@@ -14,11 +14,10 @@ from statistics import median
 
 import contenders
 import msgspec
-from harness import Goal, Report, command, measured, ratio, run, server
+from harness import TICK, Goal, Report, StallWatch, command, measured, ratio, run, server
 
 from bctrl_async import BctrlSession
 
-_TICK = 0.001
 _FEW = 10_000
 _IN_FLIGHT = 100
 _DELAY = 0.2
@@ -32,30 +31,6 @@ class _Figures(msgspec.Struct, frozen=True):
     busy: float
     cpu: float
     elapsed: float
-
-
-class _StallWatch:
-    """Remembers how late a timer of one millisecond was at worst, as that of `gather.py`.
-
-    Also the CPU time that the process took between two of its ticks at most: on a machine that
-    does other things as well it tells a stall of ours from one of theirs.
-    """
-
-    def __init__(self) -> None:
-        self.longest = self.busiest = 0.0
-        self._cpu = time.process_time()
-        self._loop = asyncio.get_running_loop()
-        self._start()
-
-    def _start(self) -> None:
-        self._due = self._loop.time() + _TICK
-        self._loop.call_at(self._due, self._tick)
-
-    def _tick(self) -> None:
-        before, self._cpu = self._cpu, time.process_time()
-        self.busiest = max(self.busiest, self._cpu - before)
-        self.longest = max(self.longest, self._loop.time() - self._due)
-        self._start()
 
 
 def _aliases(targets: int) -> Generator[str]:
@@ -107,11 +82,11 @@ _BASE, *_OURS = _CASES
 
 
 async def _measure(name: str, url: str, targets: int) -> _Figures:
-    watch = _StallWatch()
+    watch = StallWatch()
     began, cpu_began = time.perf_counter(), time.process_time()
     stopped = await _CASES[name](url, targets)
     elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu_began
-    await asyncio.sleep(2 * _TICK)
+    await asyncio.sleep(2 * TICK)
     if stopped != targets:
         raise SystemExit(f"{name}: {stopped} of {targets} were stopped")
     unit = 1 if sys.platform == "darwin" else 1024

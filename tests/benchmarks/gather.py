@@ -15,16 +15,14 @@ from statistics import median
 import contenders
 import msgspec
 from contenders import Contender, Stop
-from harness import Goal, Report, command, measured, ratio, run, server
-
-_TICK = 0.001
+from harness import TICK, Goal, Report, StallWatch, command, measured, ratio, run, server
 
 
 @asynccontextmanager
 async def _only_wait(_url: str) -> AsyncGenerator[Stop]:
     event = asyncio.Event()
     # Timers run after what was ready before them: when all tasks wait already.
-    asyncio.get_running_loop().call_later(_TICK, event.set)
+    asyncio.get_running_loop().call_later(TICK, event.set)
     yield lambda _alias: event.wait()
 
 
@@ -43,27 +41,6 @@ class _Figures(msgspec.Struct, frozen=True):
     stall: float
 
 
-class _StallWatch:
-    """Remembers how late a timer of one millisecond was at worst.
-
-    Against patching the loop to time each of its iterations, this also works on uvloop, and
-    counts what a user's own timer would suffer, several iterations in a row included.
-    """
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self._loop = asyncio.get_running_loop()
-        self._start()
-
-    def _start(self) -> None:
-        self._due = self._loop.time() + _TICK
-        self._loop.call_at(self._due, self._tick)
-
-    def _tick(self) -> None:
-        self.longest = max(self.longest, self._loop.time() - self._due)
-        self._start()
-
-
 def _peak_mebibytes() -> float:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
@@ -71,10 +48,10 @@ def _peak_mebibytes() -> float:
 
 async def _measure(contender: Contender, url: str, tasks: int) -> _Figures:
     async with contender(url) as stop:
-        watch = _StallWatch()
+        watch = StallWatch()
         before = _peak_mebibytes()
         await asyncio.gather(*(stop(f"crm-{number}") for number in range(tasks)))
-        await asyncio.sleep(2 * _TICK)
+        await asyncio.sleep(2 * TICK)
         peak = _peak_mebibytes()
         return _Figures(peak, peak - before, watch.longest)
 

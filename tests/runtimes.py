@@ -1,0 +1,20 @@
+"""A runtime as a server describes it, for tests that need no server."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from bctrl_async import Runtime, RuntimeKind, RuntimeStatus
+
+
+def runtime(status: str = "stopped") -> Runtime:
+    return Runtime(
+        id=UUID(int=1),
+        alias="crm",
+        workspace_id=UUID(int=2),
+        kind=RuntimeKind.BROWSER,
+        status=RuntimeStatus(status),
+        driver="playwright",
+        created_at="",
+        updated_at="",
+    )
