@@ -44,6 +44,7 @@ from bctrl_async import (
 )
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.fastapi import (
+    PROBLEM_RESPONSES,
     BctrlDep,
     RuntimeBody,
     StopOutcomeBody,
@@ -308,6 +309,57 @@ class TestProblems:
         # Whoever runs the service learns what its callers are not told.
         logged = [record for record in caplog.records if record.name == "bctrl_async.fastapi"]
         assert [SECRET in record.getMessage() for record in logged] == [True] * (status >= 500)
+
+    @pytest.mark.parametrize(("error", "status"), ROWS)
+    def test_each_fits_what_the_apps_openapi_says_of_it(
+        self, error: BctrlError, status: int
+    ) -> None:
+        app = FastAPI()
+        add_exception_handlers(app)
+
+        @app.get("/", responses=PROBLEM_RESPONSES)
+        async def fail() -> None:
+            error.retry_after = 1.5
+            raise known(error)
+
+        client = TestClient(app)
+        answer = client.get("/")
+
+        said = client.get("/openapi.json").json()["paths"]["/"]["get"]["responses"][str(status)]
+        schema = said["content"][answer.headers["Content-Type"]]["schema"]
+        Draft202012Validator(schema).validate(answer.json())
+        assert set(schema["properties"]) == set(answer.json())
+        assert ("Retry-After" in said.get("headers", {})) is ("Retry-After" in answer.headers)
+
+    def test_no_other_status_is_promised(self) -> None:
+        assert PROBLEM_RESPONSES.keys() == {status for _, status in ROWS}
+
+    def test_arguments_that_fastapi_itself_refuses_are_in_the_openapi_as_well(self) -> None:
+        app = FastAPI()
+
+        @app.get("/{number}", responses=PROBLEM_RESPONSES)
+        async def read(number: int) -> None:
+            del number
+
+        client = TestClient(app)
+        answer = client.get("/one")
+
+        said = client.get("/openapi.json").json()["paths"]["/{number}"]["get"]["responses"]
+        schema = said[str(answer.status_code)]["content"]["application/json"]["schema"]
+        Draft202012Validator(schema).validate(answer.json())
+
+    async def test_one_of_a_whole_workspace_names_the_workspace(self, connect: Connect) -> None:
+        app = app_for(connect)
+
+        @app.get("/{workspace_id}")
+        async def count(workspace_id: str, session: BctrlDep) -> int:
+            return len(await session.list_runtimes(workspace_id))
+
+        async with client_of(app) as client:
+            answer = await client.get("/nowhere")
+
+        assert (answer.status_code, answer.json()["workspaceId"]) == (404, "nowhere")
+        assert "alias" not in answer.json()
 
     def test_every_class_of_error_has_a_row(self) -> None:
         def classes(root: type[BctrlError]) -> set[type[BctrlError]]:

@@ -25,6 +25,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopReport, StopResult
 from bctrl_async.fastapi import (
+    PROBLEM_RESPONSES,
     BctrlDep,
     RuntimeBody,
     StopReportBody,
@@ -182,7 +183,7 @@ async def health(session: BctrlDep, runs: RunsDep) -> Health:
     return Health(ok=not session.closed, running=len(runs))
 
 
-@app.post("/workspaces/{workspace_id}/runtimes/{alias}/stop")
+@app.post("/workspaces/{workspace_id}/runtimes/{alias}/stop", responses=PROBLEM_RESPONSES)
 async def stop_one(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
     """Stop one runtime."""
     return await session.stop_runtime(workspace_id, alias)
