@@ -27,7 +27,14 @@ from bctrl_async.models import (
     RuntimeStatus,
     RuntimeSummary,
 )
-from bctrl_async.observer import AttemptObserver, BulkObserver, Observer, StopObserver
+from bctrl_async.observer import (
+    AttemptObserver,
+    BulkObserver,
+    CallObserver,
+    Observer,
+    ReadObserver,
+    StopObserver,
+)
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 from bctrl_async.session import BctrlSession
 from bctrl_async.stats import SessionStats
@@ -49,8 +56,10 @@ __all__ = [
     "BctrlTimeoutError",
     "BctrlValidationError",
     "BulkObserver",
+    "CallObserver",
     "LaunchMode",
     "Observer",
+    "ReadObserver",
     "RetryPolicy",
     "Runtime",
     "RuntimeFilter",

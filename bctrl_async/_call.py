@@ -12,7 +12,7 @@ from aiohttp import ClientTimeout
 from bctrl_async._protocol import Operation
 from bctrl_async._retry import Retries, RetryPolicy
 from bctrl_async.errors import BctrlError
-from bctrl_async.observer import StopObserver
+from bctrl_async.observer import CallObserver
 
 _log = logging.getLogger("bctrl_async")
 
@@ -54,7 +54,7 @@ class Call(msgspec.Struct, Generic[_T]):
     in_flight: bool = False
     unanswered: bool = False
     is_last: bool = False
-    watch: StopObserver | None = None
+    watch: CallObserver | None = None
 
     def describe(self, error: BctrlError) -> None:
         """Tell an error which call it ends, and what the attempts before it may have done."""

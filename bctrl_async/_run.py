@@ -18,7 +18,6 @@ import msgspec
 from bctrl_async._admission import Gate
 from bctrl_async._call import Call
 from bctrl_async._outage import Outage
-from bctrl_async._retry import RetryPolicy
 from bctrl_async._targets import Input, as_target, named
 from bctrl_async._verify import Looks, is_open, settled_by
 from bctrl_async._watch import tell
@@ -32,7 +31,7 @@ from bctrl_async.errors import (
 )
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import BulkObserver
+from bctrl_async.observer import BulkObserver, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, result_of
 
 HandOver = Callable[[StopOutcome], Awaitable[None]]
@@ -296,19 +295,22 @@ class Run:
             self.resumed += 1
             return msgspec.structs.replace(settled, index=index)
         ended: Runtime | BctrlError = self._not_begun
+        watch: StopObserver | None = None
         try:
             if self._reach is None:
+                if self.watch is not None:
+                    call.watch = watch = tell(self.watch.begin_stop, *target)
                 ended = await self._call(worker, call)
             outcome = self._outcome(index, target, call, ended, began)
             if self._make_look is not None and is_open(outcome):
-                outcome = await self._verify(worker, outcome, call.policy, self._make_look)
+                outcome = await self._verify(worker, outcome, call, self._make_look)
                 outcome = msgspec.structs.replace(outcome, elapsed=time.monotonic() - began)
         except BaseException:
             outcome = self._outcome(index, target, call, self._cut_off(call), began)
             raise
         finally:
-            if call.watch is not None:
-                tell(call.watch.end, outcome)
+            if watch is not None:
+                tell(watch.end, outcome)
         return self._account_for(outcome)
 
     def _outcome(
@@ -333,18 +335,21 @@ class Run:
         self,
         worker: _Worker,
         outcome: StopOutcome,
-        policy: RetryPolicy,
+        stop: Call[Runtime],
         make_look: Callable[[RuntimeRef], Call[Runtime]],
     ) -> StopOutcome:
         """Look at a target until what its stop left open is settled; else leave its outcome."""
         loop = asyncio.get_running_loop()
-        looks = Looks(policy, self._deadline or policy.longest_refusal, loop.time())
+        patience = self._deadline or stop.policy.longest_refusal
+        looks = Looks(stop.policy, patience, loop.time())
         seen: Runtime | BctrlError | None = None
         while self._reach in {None, Reach.READING}:
             delay = looks.delay(seen, loop.time())
             if delay is None:
                 break
-            seen = await self._call(worker, make_look(outcome.target), delay)
+            look = make_look(outcome.target)
+            look.watch = stop.watch
+            seen = await self._call(worker, look, delay)
             if (settled := settled_by(outcome, seen)) is not None:
                 return settled
         return outcome
@@ -381,8 +386,6 @@ class Run:
         self, worker: _Worker, call: Call[Runtime], delay: float = 0.0
     ) -> Runtime | BctrlError:
         worker.call = call
-        if self.watch is not None and call.operation.stops:
-            call.watch = tell(self.watch.begin_stop, call.workspace_id, call.alias or "")
         try:
             ended = await worker.wait(Reach.WAITING, self._attempts(call, delay))
         except _InterruptedError:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from bctrl_async import _protocol
 from bctrl_async._call import Call
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import AttemptObserver, Observer, StopObserver
+from bctrl_async.observer import AttemptObserver, Observer, ReadObserver, StopObserver
 from bctrl_async.outcomes import StopOutcome, result_of
 
 _log = logging.getLogger("bctrl_async")
@@ -38,6 +39,23 @@ def _checked_headers(attempt: AttemptObserver) -> Mapping[str, str]:
     headers = attempt.headers()
     _protocol.check_extra_headers(headers)
     return headers
+
+
+@contextmanager
+def reading(
+    observer: Observer | None, workspace_id: str, alias: str | None
+) -> Iterator[ReadObserver | None]:
+    """Tell an observer, if there is one, of a call that only reads; give what follows it."""
+    if observer is None:
+        yield None
+        return
+    watch = tell(observer.begin_read, workspace_id, alias) or ReadObserver()
+    try:
+        yield watch
+    except BaseException as error:
+        tell(watch.end, error)
+        raise
+    tell(watch.end, None)
 
 
 class Watch:

@@ -1,9 +1,9 @@
-"""What may be told of every stop while it happens: for tracing and metrics of any kind.
+"""What may be told of every call while it happens: for tracing and metrics of any kind.
 
 A session that is given an observer tells it what begins, and what comes back is told how that goes
 on and ends. Everything that begins ends, by cancellation as well. Subclass what you need: each
 method here does nothing. They are called in the loop, so they must not block. What they raise is
-logged, and changes nothing for the stop. No method is given the key.
+logged, and changes nothing for the call. No method is given the key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 from yarl import URL
 
-from bctrl_async.models import Runtime
 from bctrl_async.outcomes import StopOutcome, StopReport
 
 _NO_HEADERS: Mapping[str, str] = {}
@@ -28,25 +27,37 @@ class AttemptObserver:
     def answered(self, status: int) -> None:
         """Take note that an answer with this HTTP status begins."""
 
-    def end(self, ended: Runtime | BaseException) -> None:
-        """Take note of how it ended: with the runtime, or with an error or a cancellation."""
+    def end(self, error: BaseException | None) -> None:
+        """Take note of how it ended: well, or with an error or a cancellation."""
 
 
-class StopObserver:
-    """Follows one stop through its attempts."""
+class CallObserver:
+    """Follows one call through its attempts."""
 
-    def begin_attempt(self, number: int, url: URL) -> AttemptObserver:
+    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
         """Take note that a request begins.
 
         Args:
-            number: Which one of this stop it is, from 1.
+            number: Which one of this call it is, from 1.
+            method: `POST` if it stops something, `GET` if it looks.
             url: Where it goes.
         """
-        del number, url
+        del number, method, url
         return AttemptObserver()
+
+
+class StopObserver(CallObserver):
+    """Follows one stop through its attempts, and through the looks of `verify=`."""
 
     def end(self, outcome: StopOutcome) -> None:
         """Take note of what became of it; the `index` of a single stop is 0."""
+
+
+class ReadObserver(CallObserver):
+    """Follows one `get_runtime` or `list_runtimes` through its attempts."""
+
+    def end(self, error: BaseException | None) -> None:
+        """Take note of how it ended: well, or with an error or a cancellation."""
 
 
 class BulkObserver:
@@ -71,6 +82,11 @@ class Observer:
         """Take note that a single stop begins; it may still have to wait for its turn."""
         del workspace_id, alias
         return StopObserver()
+
+    def begin_read(self, workspace_id: str, alias: str | None) -> ReadObserver:
+        """Take note that a runtime is looked at, or, without an alias, that all are listed."""
+        del workspace_id, alias
+        return ReadObserver()
 
     def begin_bulk(self) -> BulkObserver:
         """Take note that a bulk stop begins."""

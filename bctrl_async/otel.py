@@ -1,14 +1,16 @@
-"""Spans and metrics of every stop by OpenTelemetry (extra `otel`).
+"""Spans and metrics of every call by OpenTelemetry (extra `otel`).
 
     session = BctrlSession(observer=OpenTelemetry())
 
 Spans: `stop_runtime` for each stop, below it one for each attempt, as the semantic conventions for
 HTTP clients have it (https://opentelemetry.io/docs/specs/semconv/http/http-spans/). A bulk stop is
-one span `stop_runtimes` with its counts, and the stops are below it. Each attempt carries the
+one span `stop_runtimes` with its counts, and the stops are below it; the looks of `verify=` are
+below the stop. `get_runtime` and `list_runtimes` are spans like a stop. Each attempt carries the
 context in its headers (`traceparent`).
 
 Metrics: `http.client.request.duration` and `http.client.active_requests` of the same conventions,
-`bctrl.stop.outcomes` by result, `bctrl.stop.attempts` by status, `bctrl.stop.throttled`.
+and of the stops `bctrl.stop.outcomes` by result, `bctrl.stop.attempts` by status and
+`bctrl.stop.throttled`.
 """
 
 from __future__ import annotations
@@ -16,13 +18,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import NamedTuple
 
 from yarl import URL
 
 from bctrl_async._version import __version__
 from bctrl_async.errors import BctrlError
-from bctrl_async.models import Runtime
-from bctrl_async.observer import AttemptObserver, BulkObserver, Observer, StopObserver
+from bctrl_async.observer import (
+    AttemptObserver,
+    BulkObserver,
+    CallObserver,
+    Observer,
+    ReadObserver,
+    StopObserver,
+)
 from bctrl_async.outcomes import StopOutcome, StopReport
 
 try:
@@ -36,8 +45,10 @@ except ModuleNotFoundError as _error:
 
 __all__ = ["OpenTelemetry"]
 
-_TEMPLATE = "/v1/workspaces/{id}/runtimes/{alias}/stop"
-_ATTEMPT = f"POST {_TEMPLATE}"
+_LIST = "/v1/workspaces/{id}/runtimes"
+_GET = f"{_LIST}/{{alias}}"
+_STOP = f"{_GET}/stop"
+_STOPS = "POST"
 _THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 # Those that the conventions give for `http.client.request.duration`.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
@@ -70,6 +81,20 @@ class _Meters:
         )
 
 
+class _Place(NamedTuple):
+    """Where spans are made: by whom, with which instruments, and below what."""
+
+    tracer: Tracer | None
+    meters: _Meters
+    context: context.Context
+
+    def begin(self, name: str, kind: SpanKind, attributes: Mapping[str, _Value]) -> Span:
+        if self.tracer is None:
+            # It stands for the span above it, for those to whom the context is passed on.
+            return NonRecordingSpan(trace.get_current_span(self.context).get_span_context())
+        return self.tracer.start_span(name, self.context, kind, attributes)
+
+
 class OpenTelemetry(Observer):
     """Makes spans and metrics of what the sessions do that it is given to.
 
@@ -93,28 +118,33 @@ class OpenTelemetry(Observer):
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
         """Begin the span of a single stop, below the caller's."""
-        return _Stop(
-            self._tracer, self._meters, context.get_current(), workspace_id, alias, counts=True
-        )
+        return _Stop(self._below_the_caller(), workspace_id, alias, counts=True)
+
+    def begin_read(self, workspace_id: str, alias: str | None) -> ReadObserver:
+        """Begin the span of a look at a runtime, or of a list, below the caller's."""
+        name = "list_runtimes" if alias is None else "get_runtime"
+        return _Read(self._below_the_caller(), name, workspace_id, alias)
 
     def begin_bulk(self) -> BulkObserver:
         """Begin the span of a bulk stop, below the caller's."""
         span = self._tracer.start_span("stop_runtimes")
-        return _Bulk(span, self._tracer_in_bulk, self._meters)
+        below = _Place(self._tracer_in_bulk, self._meters, trace.set_span_in_context(span))
+        return _Bulk(span, below)
+
+    def _below_the_caller(self) -> _Place:
+        return _Place(self._tracer, self._meters, context.get_current())
 
 
 class _Bulk(BulkObserver):
-    def __init__(self, span: Span, tracer: Tracer | None, meters: _Meters) -> None:
+    def __init__(self, span: Span, below: _Place) -> None:
         self._span = span
-        self._tracer = tracer
-        self._meters = meters
-        self._context = trace.set_span_in_context(span)
+        self._below = below
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        return _Stop(self._tracer, self._meters, self._context, workspace_id, alias, counts=False)
+        return _Stop(self._below, workspace_id, alias, counts=False)
 
     def outcome(self, outcome: StopOutcome) -> None:
-        self._meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
+        self._below.meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
 
     def end(self, report: StopReport) -> None:
         span = self._span
@@ -128,37 +158,36 @@ class _Bulk(BulkObserver):
             }
         )
         if report.ended_early is not None:
-            span.set_attribute("error.type", _type_of(report.ended_early))
-            span.set_status(Status(StatusCode.ERROR, report.ended_early.summary))
+            _fail(span, report.ended_early)
         elif not report.ok:
             span.set_status(Status(StatusCode.ERROR, "not all stops are settled"))
         span.end()
 
 
-class _Stop(StopObserver):
-    def __init__(
-        self,
-        tracer: Tracer | None,
-        meters: _Meters,
-        parent: context.Context,
-        workspace_id: str,
-        alias: str,
-        *,
-        counts: bool,
-    ) -> None:
-        self._tracer = tracer
-        self._meters = meters
-        self._counts = counts
-        attributes = {"bctrl.workspace_id": workspace_id, "bctrl.alias": alias}
-        self._span = _begin(tracer, "stop_runtime", parent, SpanKind.INTERNAL, attributes)
-        self._context = trace.set_span_in_context(self._span, parent)
+class _Call(CallObserver):
+    """A call with a span of its own; its attempts are below that."""
 
-    def begin_attempt(self, number: int, url: URL) -> AttemptObserver:
-        return _Attempt(self._tracer, self._meters, self._context, number, url)
+    def __init__(self, place: _Place, name: str, workspace_id: str, alias: str | None) -> None:
+        self._looks_at = _LIST if alias is None else _GET
+        attributes = {"bctrl.workspace_id": workspace_id}
+        if alias is not None:
+            attributes["bctrl.alias"] = alias
+        self._span = place.begin(name, SpanKind.INTERNAL, attributes)
+        self._below = place._replace(context=trace.set_span_in_context(self._span, place.context))
+
+    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
+        template = _STOP if method == _STOPS else self._looks_at
+        return _Attempt(self._below, number, method, url, template)
+
+
+class _Stop(_Call, StopObserver):
+    def __init__(self, place: _Place, workspace_id: str, alias: str, *, counts: bool) -> None:
+        super().__init__(place, "stop_runtime", workspace_id, alias)
+        self._outcomes = place.meters.outcomes if counts else None
 
     def end(self, outcome: StopOutcome) -> None:
-        if self._counts:
-            self._meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
+        if self._outcomes is not None:
+            self._outcomes.add(1, {"bctrl.result": outcome.result.value})
         span, error = self._span, outcome.error
         if span.is_recording():
             span.set_attribute("bctrl.attempts", outcome.attempts)
@@ -166,33 +195,33 @@ class _Stop(StopObserver):
             if error is not None:
                 span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
             if error is not None and not outcome.result.settled:
-                span.set_attribute("error.type", _type_of(error))
-                span.set_status(Status(StatusCode.ERROR, error.summary))
+                _fail(span, error)
         span.end()
 
 
+class _Read(_Call, ReadObserver):
+    def end(self, error: BaseException | None) -> None:
+        if error is not None:
+            _fail(self._span, error)
+        self._span.end()
+
+
 class _Attempt(AttemptObserver):
-    def __init__(
-        self,
-        tracer: Tracer | None,
-        meters: _Meters,
-        parent: context.Context,
-        number: int,
-        url: URL,
-    ) -> None:
-        self._meters = meters
-        self._parent = parent
+    def __init__(self, place: _Place, number: int, method: str, url: URL, template: str) -> None:
+        self._meters = place.meters
+        self._parent = place.context
+        self._stops = method == _STOPS
         self._status: int | None = None
         self._where: dict[str, _Value] = {
-            "http.request.method": "POST",
+            "http.request.method": method,
             "server.address": url.host or "",
             "server.port": url.port or 0,
         }
-        attributes = {**self._where, "url.full": str(url), "url.template": _TEMPLATE}
+        attributes = {**self._where, "url.full": str(url), "url.template": template}
         if number > 1:
             attributes["http.request.resend_count"] = number - 1
-        self._span = _begin(tracer, _ATTEMPT, parent, SpanKind.CLIENT, attributes)
-        meters.active.add(1, self._where)
+        self._span = place.begin(f"{method} {template}", SpanKind.CLIENT, attributes)
+        self._meters.active.add(1, self._where)
         self._began = time.perf_counter()
 
     def headers(self) -> Mapping[str, str]:
@@ -203,37 +232,31 @@ class _Attempt(AttemptObserver):
     def answered(self, status: int) -> None:
         self._status = status
 
-    def end(self, ended: Runtime | BaseException) -> None:
+    def end(self, error: BaseException | None) -> None:
         elapsed = time.perf_counter() - self._began
         how: dict[str, _Value] = {}
         if self._status is not None:
             how["http.response.status_code"] = self._status
-        if not isinstance(ended, Runtime):
-            how["error.type"] = _type_of(ended)
+        if error is not None:
+            how["error.type"] = _type_of(error)
         self._meters.active.add(-1, self._where)
         self._meters.duration.record(elapsed, {**self._where, **how})
-        self._meters.attempts.add(1, how)
-        if self._status in _THROTTLED:
-            self._meters.throttled.add(1, how)
+        if self._stops:
+            self._meters.attempts.add(1, how)
+            if self._status in _THROTTLED:
+                self._meters.throttled.add(1, how)
         if self._span.is_recording():
-            self._span.set_attributes(how)
-            if not isinstance(ended, Runtime):
-                text = ended.summary if isinstance(ended, BctrlError) else None
-                self._span.set_status(Status(StatusCode.ERROR, text))
+            if self._status is not None:
+                self._span.set_attribute("http.response.status_code", self._status)
+            if error is not None:
+                _fail(self._span, error)
         self._span.end()
 
 
-def _begin(
-    tracer: Tracer | None,
-    name: str,
-    parent: context.Context,
-    kind: SpanKind,
-    attributes: Mapping[str, _Value],
-) -> Span:
-    if tracer is None:
-        # It stands for the span above it, for those to whom the context is passed on.
-        return NonRecordingSpan(trace.get_current_span(parent).get_span_context())
-    return tracer.start_span(name, parent, kind, attributes)
+def _fail(span: Span, error: BaseException) -> None:
+    span.set_attribute("error.type", _type_of(error))
+    text = error.summary if isinstance(error, BctrlError) else None
+    span.set_status(Status(StatusCode.ERROR, text))
 
 
 def _type_of(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Self, TypeVar
 from uuid import UUID
 
 import aiohttp
@@ -26,7 +26,7 @@ from bctrl_async._run import Run
 from bctrl_async._targets import Input, Listing, Target, Targets
 from bctrl_async._throttle import Throttle
 from bctrl_async._version import __version__
-from bctrl_async._watch import Watch, headers_of, tell
+from bctrl_async._watch import Watch, headers_of, reading, tell
 from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.errors import (
     BctrlConfigError,
@@ -39,7 +39,7 @@ from bctrl_async.errors import (
 from bctrl_async.filters import RuntimeFilter
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import AttemptObserver, Observer, StopObserver
+from bctrl_async.observer import AttemptObserver, CallObserver, Observer
 from bctrl_async.stats import SessionStats, Tally
 
 _BULK_PATIENCE = 300.0
@@ -74,7 +74,7 @@ class BctrlSession:
         trace_configs: `aiohttp.TraceConfig`s for the pool.
         trust_env: Whether the pool uses the proxies of the environment (`HTTPS_PROXY`, …).
         allow_plaintext: Whether the key may travel over plain http to another machine.
-        observer: Who is told of every stop and attempt, as `bctrl_async.otel.OpenTelemetry`.
+        observer: Who is told of every call and attempt, as `bctrl_async.otel.OpenTelemetry`.
 
     Raises:
         BctrlConfigError: There is no key, or an argument is of no use; the text names it.
@@ -562,17 +562,20 @@ class BctrlSession:
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
     ) -> _T:
-        try:
-            path = make_path()
-            limit = self._timeout if timeout is None else _transport.time_limit(timeout)
-            policy = self._retry if retry is None else _checked_policy(retry)
-        except BctrlError as error:
-            error.operation = operation.name
-            error.workspace_id = str(workspace_id)
-            error.alias = alias if alias is None else str(alias)
-            raise
-        call = Call(operation, str(workspace_id), alias, path, _NO_HEADERS, limit, policy)
-        return await self._make_attempts(call)
+        named = alias if alias is None else str(alias)
+        with reading(self._observer, str(workspace_id), named) as watch:
+            try:
+                path = make_path()
+                limit = self._timeout if timeout is None else _transport.time_limit(timeout)
+                policy = self._retry if retry is None else _checked_policy(retry)
+            except BctrlError as error:
+                error.operation = operation.name
+                error.workspace_id = str(workspace_id)
+                error.alias = named
+                raise
+            call = Call(operation, str(workspace_id), alias, path, _NO_HEADERS, limit, policy)
+            call.watch = watch
+            return await self._make_attempts(call)
 
     async def _make_attempts(self, call: Call[_T]) -> _T:
         """Make the attempts of a call that is made already, for the first time or once more."""
@@ -670,17 +673,17 @@ class BctrlSession:
         )
 
     async def _watched_attempt(
-        self, call: Call[_T], http: aiohttp.ClientSession, watch: StopObserver
+        self, call: Call[_T], http: aiohttp.ClientSession, watch: CallObserver
     ) -> _T | BctrlError:
         url = self._url.with_path(call.path, encoded=True)
-        attempt = tell(watch.begin_attempt, call.attempts, url) or AttemptObserver()
+        method = call.operation.method
+        attempt = tell(watch.begin_attempt, call.attempts, method, url) or AttemptObserver()
         try:
             ended = await self._attempt_with_headers(call, http, attempt)
         except BaseException as error:
             tell(attempt.end, error)
             raise
-        # Only stops are watched.
-        tell(attempt.end, cast("Runtime | BctrlError", ended))
+        tell(attempt.end, ended if isinstance(ended, BctrlError) else None)
         return ended
 
     async def _attempt_with_headers(

@@ -16,9 +16,11 @@ from bctrl_async import (
     BctrlConfigError,
     BctrlConflictError,
     BctrlError,
+    BctrlNotFoundError,
     BctrlSession,
     BulkObserver,
     Observer,
+    ReadObserver,
     RetryPolicy,
     Runtime,
     StopObserver,
@@ -31,7 +33,7 @@ from bctrl_async.emulator import Emulator, Fault
 Connect = Callable[..., BctrlSession]
 
 
-class Diary(Observer, BulkObserver, StopObserver, AttemptObserver):
+class Diary(Observer, BulkObserver, StopObserver, ReadObserver, AttemptObserver):
     """Writes down what it is told, and follows everything itself."""
 
     def __init__(self, sends: Mapping[str, str] | None = None) -> None:
@@ -50,9 +52,14 @@ class Diary(Observer, BulkObserver, StopObserver, AttemptObserver):
         self.pages.append(f"stop {workspace_id} {alias}")
         return self
 
-    def begin_attempt(self, number: int, url: URL) -> AttemptObserver:
+    def begin_read(self, workspace_id: str, alias: str | None) -> ReadObserver:
         self.begun += 1
-        self.pages.append(f"attempt {number} {url.path}")
+        self.pages.append(f"read {workspace_id} {alias}")
+        return self
+
+    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
+        self.begun += 1
+        self.pages.append(f"attempt {number} {method} {url.path}")
         return self
 
     def headers(self) -> Mapping[str, str]:
@@ -64,9 +71,9 @@ class Diary(Observer, BulkObserver, StopObserver, AttemptObserver):
     def outcome(self, outcome: StopOutcome) -> None:
         self.outcomes.append(outcome)
 
-    def end(self, ended: Runtime | BaseException | StopOutcome | StopReport) -> None:
+    def end(self, ended: BaseException | StopOutcome | StopReport | None) -> None:
         self.begun -= 1
-        self.pages.append(f"end {type(ended).__name__}")
+        self.pages.append("end" if ended is None else f"end {type(ended).__name__}")
         if isinstance(ended, StopOutcome):
             self.outcomes.append(ended)
 
@@ -88,7 +95,9 @@ def _raise(*_: object) -> None:
     raise LookupError("the observer's own fault")
 
 
-PATH = "/v1/workspaces/ws-1/runtimes/crm/stop"
+LIST = "/v1/workspaces/ws-1/runtimes"
+GET = f"{LIST}/crm"
+STOP = f"{GET}/stop"
 
 
 async def received(emulator: Emulator, count: int) -> None:
@@ -104,12 +113,12 @@ async def test_it_is_told_of_each_attempt_of_a_stop(emulator: Emulator, connect:
 
     assert diary.pages == [
         "stop ws-1 crm",
-        f"attempt 1 {PATH}",
+        f"attempt 1 POST {STOP}",
         "answered 500",
         "end BctrlServerError",
-        f"attempt 2 {PATH}",
+        f"attempt 2 POST {STOP}",
         "answered 200",
-        "end Runtime",
+        "end",
         "end StopOutcome",
     ]
     [outcome] = diary.outcomes
@@ -117,14 +126,58 @@ async def test_it_is_told_of_each_attempt_of_a_stop(emulator: Emulator, connect:
     assert outcome.runtime is not None
 
 
+async def test_it_is_told_of_what_only_reads(emulator: Emulator, connect: Connect) -> None:
+    emulator.inject(Fault.SERVER_ERROR, method="GET")
+    diary = Diary({"traceparent": "00-1-2-01"})
+    async with connect(observer=diary) as session:
+        await session.get_runtime("ws-1", "crm")
+        with pytest.raises(BctrlNotFoundError):
+            await session.list_runtimes("nowhere")
+        with pytest.raises(BctrlConfigError):
+            await session.get_runtime("ws-1", "..")
+
+    assert diary.pages == [
+        "read ws-1 crm",
+        f"attempt 1 GET {GET}",
+        "answered 500",
+        "end BctrlServerError",
+        f"attempt 2 GET {GET}",
+        "answered 200",
+        "end",
+        "end",
+        "read nowhere None",
+        "attempt 1 GET /v1/workspaces/nowhere/runtimes",
+        "answered 404",
+        "end BctrlNotFoundError",
+        "end BctrlNotFoundError",
+        "read ws-1 ..",
+        "end BctrlConfigError",
+    ]
+    assert all(request.headers["traceparent"] == "00-1-2-01" for request in emulator.requests)
+
+
+async def test_a_cancelled_read_ends_for_it_too(emulator: Emulator, connect: Connect) -> None:
+    diary = Diary()
+    emulator.inject(Fault.HANG, method="GET")
+    async with connect(observer=diary) as session:
+        reading = asyncio.create_task(session.list_runtimes("ws-1"))
+        await received(emulator, 1)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+    assert diary.pages[-2:] == ["end CancelledError"] * 2
+    assert diary.begun == 0
+
+
 async def test_one_that_does_nothing_changes_nothing(emulator: Emulator, connect: Connect) -> None:
     emulator.add_runtime("ws-1", "mail")
     async with connect(observer=Observer()) as session:
         await session.stop_runtime("ws-1", "crm")
         report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", "crm")])
+        assert len(await session.list_runtimes("ws-1")) == 2
 
     assert report.ok
-    assert len(emulator.requests) == 3
+    assert len(emulator.requests) == 4
 
 
 async def test_it_is_told_of_a_stop_that_is_refused_before_it_is_sent(connect: Connect) -> None:
@@ -253,6 +306,28 @@ class TestBulk:
         assert sum(page.startswith("stop ") for page in diary.pages) == 1
         assert sum(page.startswith("attempt ") for page in diary.pages) == 3
 
+    async def test_a_look_after_a_stop_is_an_attempt_of_that_stop(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        diary = Diary()
+        emulator.inject(Fault.ACCEPTED)
+        async with connect(observer=diary) as session:
+            report = await session.stop_runtimes([("ws-1", "crm")], verify=True)
+
+        assert report.counts == {StopResult.STOPPED: 1}
+        assert diary.pages == [
+            "bulk",
+            "stop ws-1 crm",
+            f"attempt 1 POST {STOP}",
+            "answered 200",
+            "end",
+            f"attempt 1 GET {GET}",
+            "answered 200",
+            "end",
+            "end StopOutcome",
+            "end StopReport",
+        ]
+
     @pytest.mark.parametrize("cut", ["cut_off", "leave", "cancel"])
     async def test_whatever_cuts_it_off_everything_ends(
         self, emulator: Emulator, connect: Connect, cut: str
@@ -324,7 +399,8 @@ class TestHeaders:
 
 class TestFaulty:
     @pytest.mark.parametrize(
-        "method", ["begin_stop", "begin_attempt", "headers", "answered", "end", "begin_bulk"]
+        "method",
+        ["begin_stop", "begin_attempt", "headers", "answered", "end", "begin_bulk", "begin_read"],
     )
     async def test_what_it_raises_is_logged_and_changes_nothing(
         self,
@@ -336,6 +412,7 @@ class TestFaulty:
         emulator.add_runtime("ws-1", "mail")
         async with connect(observer=Faulty(method)) as session:
             assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
+            assert (await session.get_runtime("ws-1", "crm")).alias == "crm"
             report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", "..")])
 
         assert report.counts == {StopResult.STOPPED: 1, StopResult.REJECTED: 1}

@@ -24,6 +24,7 @@ from bctrl_async import (
     BctrlApiError,
     BctrlConflictError,
     BctrlNetworkError,
+    BctrlNotFoundError,
     BctrlResponseError,
     BctrlSession,
     RetryPolicy,
@@ -36,6 +37,7 @@ Connect = Callable[..., BctrlSession]
 KEY = "a-key-that-must-not-be-traced"
 PATH = "/v1/workspaces/ws-1/runtimes/crm/stop"
 ATTEMPT = "POST /v1/workspaces/{id}/runtimes/{alias}/stop"
+LOOK = "GET /v1/workspaces/{id}/runtimes/{alias}"
 
 
 class Backend(NamedTuple):
@@ -215,6 +217,36 @@ class TestSpans:
         assert attributes(stop)["bctrl.result"] == "unknown"
         assert [point.value for _, point in backend.points("http.client.active_requests")] == [0]
 
+    async def test_what_only_reads_has_spans_of_the_same_kind(
+        self, emulator: Emulator, watched: Connect, backend: Backend
+    ) -> None:
+        async with watched() as session:
+            await session.list_runtimes("ws-1")
+            with pytest.raises(BctrlNotFoundError) as caught:
+                await session.get_runtime("ws-1", "nobody")
+
+        list_attempt, listed, get_attempt, got = backend.exporter.get_finished_spans()
+        assert (listed.name, attributes(listed)) == (
+            "list_runtimes",
+            {"bctrl.workspace_id": "ws-1"},
+        )
+        assert list_attempt.name == "GET /v1/workspaces/{id}/runtimes"
+        assert attributes(list_attempt)["url.full"] == f"{emulator.url}/v1/workspaces/ws-1/runtimes"
+        assert is_below(list_attempt, listed)
+        assert listed.status.status_code is StatusCode.UNSET
+        assert got.name == "get_runtime"
+        assert attributes(got) == {
+            "bctrl.workspace_id": "ws-1",
+            "bctrl.alias": "nobody",
+            "error.type": "404",
+        }
+        assert (got.status.status_code, got.status.description) == (
+            StatusCode.ERROR,
+            caught.value.summary,
+        )
+        assert get_attempt.name == LOOK
+        assert is_below(get_attempt, got)
+
     async def test_the_key_is_in_none_of_them(self, backend: Backend) -> None:
         body = f'{{"code":"{KEY}","message":"no entry for Bearer {KEY}","requestId":"{KEY}"}}'
         answer = http_answer(f"403 {KEY}", body.encode(), f"X-Request-Id: {KEY}")
@@ -257,6 +289,18 @@ class TestBulk:
         assert {attributes(stop)["bctrl.alias"] for stop in stops} == {"crm", "no"}
         assert all(is_below(stop, bulk) for stop in stops)
         assert len(backend.spans(ATTEMPT)) == 3
+
+    async def test_a_look_of_verify_is_below_its_stop(
+        self, emulator: Emulator, watched: Connect, backend: Backend
+    ) -> None:
+        emulator.inject(Fault.ACCEPTED)
+        async with watched() as session:
+            await session.stop_runtimes([("ws-1", "crm")], verify=True)
+
+        [stop], [look] = backend.spans("stop_runtime"), backend.spans(LOOK)
+        assert is_below(look, stop)
+        assert attributes(look)["url.template"] == "/v1/workspaces/{id}/runtimes/{alias}"
+        assert attributes(stop)["bctrl.result"] == "stopped"
 
     async def test_one_that_goes_well_has_no_error(
         self, watched: Connect, backend: Backend
@@ -339,6 +383,20 @@ class TestMetrics:
         assert point.count == 1
         assert 0.0 < point.sum < 5.0
         assert point.explicit_bounds[0] == 0.005
+
+    async def test_a_look_has_a_duration_and_is_no_attempt_to_stop(
+        self, emulator: Emulator, watched: Connect, backend: Backend, pauses: list[float]
+    ) -> None:
+        emulator.inject(Fault.RATE_LIMITED, method="GET")
+        async with watched() as session:
+            await session.get_runtime("ws-1", "crm")
+
+        assert len(pauses) == 1
+        durations = backend.points("http.client.request.duration")
+        assert {labels["http.request.method"] for labels, _ in durations} == {"GET"}
+        assert sum(point.count for _, point in durations) == 2
+        assert backend.points("bctrl.stop.attempts") == []
+        assert backend.points("bctrl.stop.throttled") == []
 
     async def test_those_in_flight_are_known_while_they_are(
         self, emulator: Emulator, watched: Connect, backend: Backend
