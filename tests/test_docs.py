@@ -34,7 +34,7 @@ BLOCK = re.compile(
 FILE = "file: "
 NOT_RUN = "not run"
 # What a page may need that the core does not.
-EXTRAS = ("aioresponses", "fastapi", "httpx")
+EXTRAS = ("aioresponses", "fastapi", "httpx", "opentelemetry")
 BASH = shutil.which("bash")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import StrEnum
 from functools import partial
@@ -76,9 +76,13 @@ def _read(status: int, body: bytes) -> _Runtime:
 
 
 @asynccontextmanager
-async def bare(base: str) -> AsyncGenerator[Stop]:
+async def bare(
+    base: str, trace_configs: Sequence[aiohttp.TraceConfig] = ()
+) -> AsyncGenerator[Stop]:
     """Use aiohttp and msgspec, with nothing around them."""
-    async with aiohttp.ClientSession(headers=_HEADERS) as session:
+    async with aiohttp.ClientSession(
+        headers=_HEADERS, trace_configs=list(trace_configs)
+    ) as session:
 
         async def stop(alias: str) -> _Runtime:
             url = f"{base}/v1/workspaces/{WORKSPACE}/runtimes/{alias}/stop"

@@ -3,7 +3,8 @@
 `python tests/benchmarks/telemetry.py [--stops 5000] [--rounds 20] [--json]`
 
 Without an SDK its API does nothing. With it, each stop is two spans, which a batch processor hands
-to an exporter that drops them, and its metrics are kept for a reader.
+to an exporter that drops them, and its metrics are kept for a reader. OpenTelemetry's own
+instrumentation of aiohttp makes one span and one metric of the same request.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib import import_module
 from statistics import median
+from typing import Any
 
 import contenders
 from contenders import KEY, WORKSPACE, Contender, Stop
@@ -37,7 +39,8 @@ def _api_alone() -> Observer:
     return observer
 
 
-def _with_sdk() -> Observer:
+def _sdk() -> dict[str, Any]:
+    """Make the providers, as arguments."""
     trace, export = (
         import_module("opentelemetry.sdk.trace"),
         import_module("opentelemetry.sdk.trace.export"),
@@ -52,10 +55,19 @@ def _with_sdk() -> Observer:
     tracers = trace.TracerProvider()
     tracers.add_span_processor(export.BatchSpanProcessor(Nowhere()))
     meters = metrics.MeterProvider([reader])
-    observer: Observer = import_module("bctrl_async.otel").OpenTelemetry(
-        tracer_provider=tracers, meter_provider=meters
-    )
+    return {"tracer_provider": tracers, "meter_provider": meters}
+
+
+def _with_sdk() -> Observer:
+    observer: Observer = import_module("bctrl_async.otel").OpenTelemetry(**_sdk())
     return observer
+
+
+@asynccontextmanager
+async def _instrumented(base: str) -> AsyncGenerator[Stop]:
+    own = import_module("opentelemetry.instrumentation.aiohttp_client")
+    async with contenders.bare(base, [own.create_trace_config(**_sdk())]) as stop:
+        yield stop
 
 
 _CASES: dict[str, Contender] = {
@@ -64,6 +76,7 @@ _CASES: dict[str, Contender] = {
     "an observer that does nothing": partial(_watched, Observer),
     "OpenTelemetry, API alone": partial(_watched, _api_alone),
     "OpenTelemetry, with its SDK": partial(_watched, _with_sdk),
+    "bare, its own instrumentation": _instrumented,
 }
 _BARE, _OURS, *_ = _CASES
 
@@ -88,7 +101,11 @@ def _child(name: str, url: str, stops: str) -> float:
 def _compare(stops: int, rounds: int) -> Report:
     names = list(_CASES)
     notes = []
-    for package, needs_it in (("opentelemetry-api", "API"), ("opentelemetry-sdk", "SDK")):
+    for package, needs_it in (
+        ("opentelemetry-api", "API"),
+        ("opentelemetry-sdk", "SDK"),
+        ("opentelemetry-instrumentation-aiohttp-client", "instrumentation"),
+    ):
         if not installed(package):
             names = [name for name in names if needs_it not in name]
             notes.append(f"{package} is not installed: what needs it was skipped.")
