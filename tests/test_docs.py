@@ -151,6 +151,13 @@ def test_every_example_of_a_page_runs_after_those_before_it(page: Path) -> None:
         succeeded(run_tests(), page, tests[0].line)
 
 
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+def test_a_page_that_sphinx_does_not_check_links_only_to_what_is_there(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    inside = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert [link for link in inside if not (ROOT / link).exists()] == []
+
+
 def test_no_page_has_a_note_that_means_nothing() -> None:
     notes = {block.note for page in PAGES for block in blocks(page)}
     assert {note for note in notes if not note.startswith(FILE)} <= {NOT_RUN, ""}
