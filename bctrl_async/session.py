@@ -1,11 +1,10 @@
-"""The session manager: what users call, from arguments to the last attempt."""
+"""The session manager: what users call, and what their arguments come to."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -21,26 +20,24 @@ from bctrl_async._call import Call
 from bctrl_async._outage import Outage
 from bctrl_async._pool import Pool
 from bctrl_async._protocol import GET, LIST, STOP, Operation
-from bctrl_async._retry import Budget, Retries, RetryPolicy, is_silent
+from bctrl_async._retry import RetryPolicy
 from bctrl_async._run import Run
+from bctrl_async._sender import AskKey, Sender
 from bctrl_async._targets import Input, Listing, Target, Targets
 from bctrl_async._throttle import Throttle
 from bctrl_async._version import __version__
-from bctrl_async._watch import Watch, headers_of, reading, tell
+from bctrl_async._watch import Watch, reading
 from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
-    BctrlNetworkError,
     BctrlResponseError,
-    BctrlTimeoutError,
-    session_closed,
 )
 from bctrl_async.filters import RuntimeFilter
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import AttemptObserver, CallObserver, Observer
-from bctrl_async.stats import SessionStats, Tally
+from bctrl_async.observer import Observer
+from bctrl_async.stats import SessionStats
 
 _BULK_PATIENCE = 300.0
 """Seconds for which a bulk stop without a deadline bears a server that refuses or is silent."""
@@ -82,7 +79,7 @@ class BctrlSession:
 
     def __init__(
         self,
-        api_key: str | Callable[[], str | Awaitable[str]] | None = None,
+        api_key: str | AskKey | None = None,
         *,
         base_url: str | None = None,
         timeout: float = 60.0,
@@ -95,17 +92,15 @@ class BctrlSession:
         allow_plaintext: bool = False,
         observer: Observer | None = None,
     ) -> None:
-        self._closed = False
         if api_key is None:
             api_key = _config.api_key_from_environment()
         elif isinstance(api_key, str):
             api_key = _config.Secret(api_key)
-        self._ask_key = api_key if callable(api_key) else None
-        self._headers = CIMultiDict(
+        headers = CIMultiDict(
             {"Accept": "application/json", "User-Agent": f"bctrl-async/{__version__}"}
         )
         if not callable(api_key):
-            self._headers["Authorization"] = _config.authorization(api_key)
+            headers["Authorization"] = _config.authorization(api_key)
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
         self._workspaces = f"{self._url.raw_path}/workspaces"
         self._timeout = _transport.time_limit(timeout)
@@ -145,20 +140,25 @@ class BctrlSession:
                 trust_env=trust_env,
             )
 
-        self._pool = Pool(open_pool, http)
         self._gate = Gate(limit, Throttle(rate))
-        self._budget = Budget()
-        self._tally = Tally()
+        self._sender = Sender(
+            Pool(open_pool, http),
+            self._gate,
+            self._url,
+            headers,
+            ask_key=api_key if callable(api_key) else None,
+        )
         self._observer = _checked_observer(observer)
 
     def __repr__(self) -> str:
-        if not hasattr(self, "_gate"):
+        if not hasattr(self, "_sender"):
             return "<BctrlSession that could not be made>"
-        state = "closed" if self._closed else "open" if self._pool.opened else "not opened yet"
+        opened = "open" if self._sender.opened else "not opened yet"
+        state = "closed" if self.closed else opened
         return f"<BctrlSession {str(self._url)!r} {state}>"
 
     async def __aenter__(self) -> Self:
-        self._open_pool()
+        self._sender.open_pool()
         return self
 
     async def __aexit__(
@@ -177,12 +177,12 @@ class BctrlSession:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closed
+        return self._sender.closed
 
     @property
     def stats(self) -> SessionStats:
         """What the session has done so far, single and bulk stops together."""
-        return self._tally.stats(self._gate.inside, self._gate.waiting)
+        return self._sender.stats
 
     async def close(self) -> None:
         """Close the pool, if it is the session's own; a second call does nothing.
@@ -193,13 +193,7 @@ class BctrlSession:
         Raises:
             BctrlConfigError: The session belongs to another loop, which still runs.
         """
-        if self._closed:
-            return
-        if not self._pool.gone:
-            self._pool.check_loop()
-            self._gate.close()
-        self._closed = True
-        await self._pool.close()
+        await self._sender.close()
 
     async def stop_runtime(
         self,
@@ -244,7 +238,7 @@ class BctrlSession:
             extra = _extra_headers(headers, idempotency_key)
             limit = self._timeout if timeout is None else _transport.time_limit(timeout)
             policy = self._retry if retry is None else _checked_policy(retry)
-            http = self._open_pool()
+            http = self._sender.open_pool()
             if not self._gate.enter_nowait():
                 await self._gate.enter(policy.longest_refusal)
         except BaseException as error:
@@ -257,8 +251,8 @@ class BctrlSession:
         # What an attempt needs is made only now: a hundred thousand calls may wait for their turn.
         call = Call(STOP, str(workspace_id), alias, path, extra, limit, policy)
         if watch is not None:
-            return await watch.follow(call, self._send(call, http))
-        return await self._send(call, http)
+            return await watch.follow(call, self._sender.send(call, http))
+        return await self._sender.send(call, http)
 
     async def get_runtime(
         self,
@@ -520,7 +514,7 @@ class BctrlSession:
         run = Run(
             source,
             make_call=make_call,
-            make_attempts=self._make_attempts,
+            make_attempts=self._sender.make_attempts,
             gate=self._gate,
             outage=outage,
             concurrency=max(workers, 1),
@@ -530,7 +524,7 @@ class BctrlSession:
         return StopBatch(
             source,
             run,
-            check=self._open_pool,
+            check=self._sender.open_pool,
             is_throttled=lambda: self._gate.is_throttled,
             open_journal=None if journal is None else partial(Journal, journal, self.base_url),
             on_outcome=on_outcome,
@@ -575,72 +569,7 @@ class BctrlSession:
                 raise
             call = Call(operation, str(workspace_id), alias, path, _NO_HEADERS, limit, policy)
             call.watch = watch
-            return await self._make_attempts(call)
-
-    async def _make_attempts(self, call: Call[_T]) -> _T:
-        """Make the attempts of a call that is made already, for the first time or once more."""
-        try:
-            http = self._open_pool()
-            if not self._gate.enter_nowait():
-                await self._gate.enter(call.policy.longest_refusal, returning=call.attempts > 0)
-        except BctrlError as error:
-            call.describe(error)
-            raise
-        self._tally.retries += call.attempts > 0
-        return await self._send(call, http)
-
-    async def _send(self, call: Call[_T], http: aiohttp.ClientSession) -> _T:
-        """Make the attempts of a call whose turn has come."""
-        ended: _T | BctrlError | None = None
-        try:
-            while True:
-                call.attempts += 1
-                self._tally.attempts += 1
-                call.in_flight = True
-                ended = None
-                try:
-                    ended = await self._attempt(call, http)
-                except asyncio.CancelledError:
-                    # Closing the pool cancels a look-up of the host's address, and aiohttp passes
-                    # that on to those who wait for it, whom nobody has cancelled.
-                    if not http.closed or _is_cancelled():
-                        raise
-                    ended = BctrlNetworkError("the host's address was still being looked up")
-                finally:
-                    self._gate.leave(ended)
-                call.in_flight = False
-                if not isinstance(ended, BctrlError):
-                    self._budget.earn()
-                    self._tally.succeeded += 1
-                    return ended
-                ended = self._explained(ended)
-                delay = self._delay(call, ended)
-                if delay is None or self._closed:
-                    raise ended
-                call.log_retry(delay)
-                await self._gate.pause(delay)
-                http = self._open_pool()
-                await self._gate.enter(call.policy.longest_refusal, returning=True)
-                self._tally.retries += 1
-        except BctrlError as error:
-            call.describe(error)
-            raise
-        finally:
-            # A traceback refers to this frame: an error kept in it would be a reference cycle.
-            ended = None
-
-    def _delay(self, call: Call[_T], error: BctrlError) -> float | None:
-        if call.retries is None:
-            call.retries = Retries(call.policy, self._budget)
-        call.retries.note(error)
-        self._tally.note(error)
-        if call.answered is not None:
-            call.unanswered = is_silent(error)
-            if not call.unanswered:
-                call.answered()
-        if call.unanswered or call.is_last:
-            return None
-        return call.retries.delay(asyncio.get_running_loop().time())
+            return await self._sender.make_attempts(call)
 
     def _list_path(self, workspace_id: str | UUID) -> str:
         workspace = _protocol.path_segment(workspace_id, "workspace id")
@@ -651,103 +580,6 @@ class BctrlSession:
 
     def _stop_path(self, workspace_id: str | UUID, alias: str) -> str:
         return f"{self._get_path(workspace_id, alias)}/stop"
-
-    def _open_pool(self) -> aiohttp.ClientSession:
-        if self._closed:
-            raise session_closed()
-        return self._pool.get()
-
-    def _attempt(self, call: Call[_T], http: aiohttp.ClientSession) -> Awaitable[_T | BctrlError]:
-        # A failed attempt is returned, not raised: a traceback would show the variables of the
-        # frames below, which may hold what the server sent back of the key.
-        if call.watch is not None:
-            return self._watched_attempt(call, http, call.watch)
-        if call.headers or self._ask_key is not None:
-            return self._attempt_with_headers(call, http)
-        return _transport.send(
-            http,
-            call.operation,
-            self._url.with_path(call.path, encoded=True),
-            headers=self._headers,
-            limit=call.limit,
-        )
-
-    async def _watched_attempt(
-        self, call: Call[_T], http: aiohttp.ClientSession, watch: CallObserver
-    ) -> _T | BctrlError:
-        url = self._url.with_path(call.path, encoded=True)
-        method = call.operation.method
-        attempt = tell(watch.begin_attempt, call.attempts, method, url) or AttemptObserver()
-        try:
-            ended = await self._attempt_with_headers(call, http, attempt)
-        except BaseException as error:
-            tell(attempt.end, error)
-            raise
-        tell(attempt.end, ended if isinstance(ended, BctrlError) else None)
-        return ended
-
-    async def _attempt_with_headers(
-        self, call: Call[_T], http: aiohttp.ClientSession, attempt: AttemptObserver | None = None
-    ) -> _T | BctrlError:
-        headers = self._headers.copy()
-        answered: Callable[[int], object] | None = None
-        if attempt is not None:
-            for name, value in headers_of(attempt).items():
-                headers.setdefault(name, value)
-            answered = partial(_tell_status, attempt)
-        headers.update(call.headers)
-        if self._ask_key is not None:
-            try:
-                headers["Authorization"] = await _ask(self._ask_key, call.limit)
-            except BctrlError as error:
-                return error
-        url = self._url.with_path(call.path, encoded=True)
-        return await _transport.send(
-            http, call.operation, url, headers=headers, limit=call.limit, answered=answered
-        )
-
-    def _explained(self, ended: BctrlError) -> BctrlError:
-        """Name the reason, where it is that the session was closed under an attempt."""
-        broke_off = isinstance(ended, BctrlNetworkError) and ended.status is None
-        if not (self._closed and broke_off):
-            return ended
-        closed = BctrlNetworkError(
-            "the session was closed while the call was under way",
-            cure="Close the session after its calls have ended",
-            may_have_stopped=ended.may_have_stopped,
-        )
-        closed.__cause__ = ended
-        return closed
-
-
-def _tell_status(attempt: AttemptObserver, status: int) -> None:
-    tell(attempt.answered, status)
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-async def _ask(
-    ask: Callable[[], str | Awaitable[str]], limit: aiohttp.ClientTimeout
-) -> _config.Secret:
-    try:
-        async with asyncio.timeout(limit.total) as timeout:
-            key = ask()
-            if inspect.isawaitable(key):
-                key = await key
-            key = _config.Secret(key) if isinstance(key, str) else key
-    except Exception as error:
-        if timeout.expired():
-            raise BctrlTimeoutError(
-                f"the api_key function gave no key within {limit.total:g} s"
-            ) from error
-        # Its text is left to the cause: it may hold what the function was working with.
-        raise BctrlConfigError(
-            f"the api_key function raised {type(error).__name__}", cure="See the error's cause"
-        ) from error
-    return _config.authorization(key)
 
 
 def _checked_policy(retry: RetryPolicy) -> RetryPolicy:

@@ -23,6 +23,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
+from bctrl_async._sender import Sender
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.outcomes import result_of
 
@@ -887,7 +888,7 @@ class TestAborted:
         def fail(*_: object) -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr(BctrlSession, "_attempt", fail)
+        monkeypatch.setattr(Sender, "_attempt", fail)
         batch = session.stop_runtimes(fill(emulator, 50), concurrency=5)
         with pytest.raises(ZeroDivisionError):
             await batch

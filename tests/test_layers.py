@@ -25,6 +25,7 @@ LAYERS = [
     {"_outage"},
     {"_run"},
     {"bulk"},
+    {"_sender"},
     {"session"},
     {"__init__"},
     {
@@ -121,7 +122,7 @@ class TestImports:
     def test_only_what_sends_or_serves_imports_aiohttp(self, module: str) -> None:
         if "aiohttp" in outside(module):
             # `_call` carries a time limit of aiohttp's.
-            assert module in {"_call", "_pool", "_transport", "session", *ALONE}
+            assert module in {"_call", "_pool", "_sender", "_transport", "session", *ALONE}
 
     @every_core_module
     def test_the_core_needs_no_more_than_its_dependencies(self, module: str) -> None:

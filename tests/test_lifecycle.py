@@ -223,11 +223,11 @@ async def test_a_call_that_is_cancelled_while_the_session_closes_is_cancelled(
     call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
     while not emulator.requests:
         await asyncio.sleep(0)
-    session._closed = True
+    session._sender.closed = True
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    session._closed = False
+    session._sender.closed = False
     await session.close()
 
 

@@ -26,6 +26,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async._call import Call
+from bctrl_async._sender import Sender
 from bctrl_async.emulator import Emulator
 
 _T = TypeVar("_T")
@@ -58,7 +59,7 @@ class Simulation:
         self.answers: list[float] = []
         self.before_answer: Callable[[float], Awaitable[None] | None] = lambda _: None
 
-        async def attempt(_: BctrlSession, call: Call[Runtime], __: object) -> Runtime | BctrlError:
+        async def attempt(_: Sender, call: Call[Runtime], __: object) -> Runtime | BctrlError:
             now = asyncio.get_running_loop().time()
             alias = call.alias or ""
             self.requests[alias] += 1
@@ -70,7 +71,7 @@ class Simulation:
                 self.answers.append(now)
             return answer
 
-        monkeypatch.setattr(BctrlSession, "_attempt", attempt)
+        monkeypatch.setattr(Sender, "_attempt", attempt)
 
     def answered_between(self, begin: float, end: float) -> int:
         return sum(begin <= now < end for now in self.answers)
@@ -360,7 +361,7 @@ def test_the_simulation_opens_no_connection(simulate: Simulate) -> None:
 
     async def scenario(session: BctrlSession) -> int:
         await session.stop_runtime("ws-1", "crm")
-        http = session._open_pool()
+        http = session._sender.open_pool()
         assert isinstance(http, aiohttp.ClientSession)
         assert http.connector is not None
         return len(http.connector._acquired)

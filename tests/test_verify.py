@@ -31,6 +31,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async._call import Call
+from bctrl_async._sender import Sender
 from bctrl_async._verify import Looks, is_open, settled_by
 from bctrl_async.emulator import Emulator, Fault
 
@@ -149,12 +150,12 @@ class Simulation:
         self.seconds = 0.0
         self.outcomes: list[StopOutcome] = []
 
-        async def attempt(_: BctrlSession, call: Call[Runtime], __: object) -> Runtime | BctrlError:
+        async def attempt(_: Sender, call: Call[Runtime], __: object) -> Runtime | BctrlError:
             self.requests[call.operation.name] += 1
             await asyncio.sleep(0.1)
             return server(asyncio.get_running_loop().time(), call.operation.name)
 
-        monkeypatch.setattr(BctrlSession, "_attempt", attempt)
+        monkeypatch.setattr(Sender, "_attempt", attempt)
 
     def run(self, main: Callable[[BctrlSession], Awaitable[_T]]) -> _T:
         async def scenario() -> _T:

@@ -1,0 +1,263 @@
+"""How a call is sent: through the gate, attempt by attempt, until one of them settles it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from bctrl_async import _config, _transport
+from bctrl_async._admission import Gate
+from bctrl_async._call import Call
+from bctrl_async._pool import Pool
+from bctrl_async._retry import Budget, Retries, is_silent
+from bctrl_async._watch import headers_of, tell
+from bctrl_async.errors import (
+    BctrlConfigError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlTimeoutError,
+    session_closed,
+)
+from bctrl_async.observer import AttemptObserver, CallObserver
+from bctrl_async.stats import SessionStats, Tally
+
+_T = TypeVar("_T")
+
+AskKey = Callable[[], str | Awaitable[str]]
+"""A function, plain or async, that gives the key."""
+
+
+class Sender:
+    """Sends the calls of a session.
+
+    Args:
+        pool: What they are sent through.
+        gate: What every attempt passes.
+        url: Where the API is.
+        headers: Those of every request.
+        ask_key: Asked for the key of each attempt; None if it is in the headers.
+
+    Attributes:
+        closed: Whether the session was closed.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        gate: Gate,
+        url: URL,
+        headers: CIMultiDict[str],
+        ask_key: AskKey | None,
+    ) -> None:
+        self._pool = pool
+        self._gate = gate
+        self._url = url
+        self.closed: bool = False
+        self._headers = headers
+        self._ask_key = ask_key
+        self._budget = Budget()
+        self._tally = Tally()
+
+    @property
+    def opened(self) -> bool:
+        """Whether the pool was ever opened."""
+        return self._pool.opened
+
+    @property
+    def stats(self) -> SessionStats:
+        """What was sent so far."""
+        return self._tally.stats(self._gate.inside, self._gate.waiting)
+
+    async def close(self) -> None:
+        """End what waits, and close the pool if it is the session's own.
+
+        Raises:
+            BctrlConfigError: The pool belongs to another loop, which still runs.
+        """
+        if self.closed:
+            return
+        if not self._pool.gone:
+            self._pool.check_loop()
+            self._gate.close()
+        self.closed = True
+        await self._pool.close()
+
+    def open_pool(self) -> aiohttp.ClientSession:
+        """Return what to send through, opened on the running loop.
+
+        Raises:
+            BctrlConfigError: It cannot be used here, or no more.
+        """
+        if self.closed:
+            raise session_closed()
+        return self._pool.get()
+
+    async def make_attempts(self, call: Call[_T]) -> _T:
+        """Wait for a call's turn and make its attempts, for the first time or once more.
+
+        Raises:
+            BctrlError: What ended them.
+        """
+        try:
+            http = self.open_pool()
+            if not self._gate.enter_nowait():
+                await self._gate.enter(call.policy.longest_refusal, returning=call.attempts > 0)
+        except BctrlError as error:
+            call.describe(error)
+            raise
+        self._tally.retries += call.attempts > 0
+        return await self.send(call, http)
+
+    async def send(self, call: Call[_T], http: aiohttp.ClientSession) -> _T:
+        """Make the attempts of a call whose turn has come.
+
+        Raises:
+            BctrlError: What ended them.
+        """
+        ended: _T | BctrlError | None = None
+        try:
+            while True:
+                call.attempts += 1
+                self._tally.attempts += 1
+                call.in_flight = True
+                ended = None
+                try:
+                    ended = await self._attempt(call, http)
+                except asyncio.CancelledError:
+                    # Closing the pool cancels a look-up of the host's address, and aiohttp passes
+                    # that on to those who wait for it, whom nobody has cancelled.
+                    if not http.closed or _is_cancelled():
+                        raise
+                    ended = BctrlNetworkError("the host's address was still being looked up")
+                finally:
+                    self._gate.leave(ended)
+                call.in_flight = False
+                if not isinstance(ended, BctrlError):
+                    self._budget.earn()
+                    self._tally.succeeded += 1
+                    return ended
+                ended = self._explained(ended)
+                delay = self._delay(call, ended)
+                if delay is None or self.closed:
+                    raise ended
+                call.log_retry(delay)
+                await self._gate.pause(delay)
+                http = self.open_pool()
+                await self._gate.enter(call.policy.longest_refusal, returning=True)
+                self._tally.retries += 1
+        except BctrlError as error:
+            call.describe(error)
+            raise
+        finally:
+            # A traceback refers to this frame: an error kept in it would be a reference cycle.
+            ended = None
+
+    def _delay(self, call: Call[_T], error: BctrlError) -> float | None:
+        if call.retries is None:
+            call.retries = Retries(call.policy, self._budget)
+        call.retries.note(error)
+        self._tally.note(error)
+        if call.answered is not None:
+            call.unanswered = is_silent(error)
+            if not call.unanswered:
+                call.answered()
+        if call.unanswered or call.is_last:
+            return None
+        return call.retries.delay(asyncio.get_running_loop().time())
+
+    def _attempt(self, call: Call[_T], http: aiohttp.ClientSession) -> Awaitable[_T | BctrlError]:
+        # A failed attempt is returned, not raised: a traceback would show the variables of the
+        # frames below, which may hold what the server sent back of the key.
+        if call.watch is not None:
+            return self._watched_attempt(call, http, call.watch)
+        if call.headers or self._ask_key is not None:
+            return self._attempt_with_headers(call, http)
+        return _transport.send(
+            http,
+            call.operation,
+            self._url.with_path(call.path, encoded=True),
+            headers=self._headers,
+            limit=call.limit,
+        )
+
+    async def _watched_attempt(
+        self, call: Call[_T], http: aiohttp.ClientSession, watch: CallObserver
+    ) -> _T | BctrlError:
+        url = self._url.with_path(call.path, encoded=True)
+        method = call.operation.method
+        attempt = tell(watch.begin_attempt, call.attempts, method, url) or AttemptObserver()
+        try:
+            ended = await self._attempt_with_headers(call, http, attempt)
+        except BaseException as error:
+            tell(attempt.end, error)
+            raise
+        tell(attempt.end, ended if isinstance(ended, BctrlError) else None)
+        return ended
+
+    async def _attempt_with_headers(
+        self, call: Call[_T], http: aiohttp.ClientSession, attempt: AttemptObserver | None = None
+    ) -> _T | BctrlError:
+        headers = self._headers.copy()
+        answered: Callable[[int], object] | None = None
+        if attempt is not None:
+            for name, value in headers_of(attempt).items():
+                headers.setdefault(name, value)
+            answered = partial(_tell_status, attempt)
+        headers.update(call.headers)
+        if self._ask_key is not None:
+            try:
+                headers["Authorization"] = await _ask(self._ask_key, call.limit)
+            except BctrlError as error:
+                return error
+        url = self._url.with_path(call.path, encoded=True)
+        return await _transport.send(
+            http, call.operation, url, headers=headers, limit=call.limit, answered=answered
+        )
+
+    def _explained(self, ended: BctrlError) -> BctrlError:
+        """Name the reason, where it is that the session was closed under an attempt."""
+        broke_off = isinstance(ended, BctrlNetworkError) and ended.status is None
+        if not (self.closed and broke_off):
+            return ended
+        closed = BctrlNetworkError(
+            "the session was closed while the call was under way",
+            cure="Close the session after its calls have ended",
+            may_have_stopped=ended.may_have_stopped,
+        )
+        closed.__cause__ = ended
+        return closed
+
+
+def _tell_status(attempt: AttemptObserver, status: int) -> None:
+    tell(attempt.answered, status)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _ask(ask: AskKey, limit: aiohttp.ClientTimeout) -> _config.Secret:
+    try:
+        async with asyncio.timeout(limit.total) as timeout:
+            key = ask()
+            if inspect.isawaitable(key):
+                key = await key
+            key = _config.Secret(key) if isinstance(key, str) else key
+    except Exception as error:
+        if timeout.expired():
+            raise BctrlTimeoutError(
+                f"the api_key function gave no key within {limit.total:g} s"
+            ) from error
+        # Its text is left to the cause: it may hold what the function was working with.
+        raise BctrlConfigError(
+            f"the api_key function raised {type(error).__name__}", cure="See the error's cause"
+        ) from error
+    return _config.authorization(key)
