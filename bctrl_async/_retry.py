@@ -85,8 +85,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 class Budget:
     """What retries may spend, so that in an outage they add a tenth to the load, not a multiple.
 
-    A token bucket, as botocore's retry quota is one: a success earns a token, a retry costs one,
-    and each failure brings a tenth.
+    A token bucket, as botocore's retry quota is one: an answer earns a token, also one that says
+    no, a retry costs one, and each failure brings a tenth.
     """
 
     __slots__ = ("_tokens",)
@@ -97,7 +97,7 @@ class Budget:
         self._tokens = self._RESERVE
 
     def earn(self) -> None:
-        """Note a success."""
+        """Note that the server does its work."""
         if self._tokens < self._LARGEST:
             self._tokens += 1.0
 
@@ -168,6 +168,8 @@ class Retries:
         self._transient = is_transient(error, self._policy.statuses)
         self._throttled = error.status in THROTTLED
         self.throttles += self._throttled
+        if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
+            self._budget.earn()
 
     def delay(self, now: float) -> float | None:
         """Return how many seconds to wait before the next attempt, None to give up.
@@ -187,7 +189,10 @@ class Retries:
             self._explain_wait(error)
             return None
         if not self._budget.spend():
-            error.add_note("not sent again: so many calls fail that retries would add to the load")
+            error.cure = (
+                "It was not sent again: so many calls fail that retries would add to the load. "
+                "Call again later, it is safe to repeat"
+            )
             return None
         backoff = self._policy.backoff(self._failures, self._uniform)
         return max(error.retry_after or 0.0, backoff)

@@ -193,7 +193,7 @@ _NO_KEY = _Refusal(
     401, "auth.required", "unauthorized", "Invalid API key.", "Send Bearer <api-key>."
 )
 _NO_RUNTIME = _Refusal(
-    404, "runtime.not_found", "not_found", "No such workspace or alias.", "Check both."
+    404, "runtime.not_found", "not_found", "No such workspace or alias.", "List what is there."
 )
 _NOT_ACTIVE = _Refusal(
     409, "runtime.not_active", "conflict", "Nothing runs under that alias.", "It is stopped."
@@ -203,7 +203,7 @@ _FAULT_REFUSALS: dict[Fault | None, _Refusal] = {
     Fault.RATE_LIMITED: _TOO_MANY,
     Fault.RATE_LIMITED_RETRY_AFTER: _TOO_MANY,
     Fault.SERVER_ERROR: _Refusal(
-        500, "server.error", "server", "Something broke.", "The runtime may have stopped."
+        500, "server.error", "server", "Something broke.", "If it lasts, report the request id."
     ),
     Fault.UNAVAILABLE: _Refusal(
         503, "server.unavailable", "upstream", "Out for maintenance.", "Try again later."

@@ -103,7 +103,8 @@ class BctrlError(Exception):
         if self.may_have_stopped:
             facts.append("the runtime may have stopped")
         known = f" ({', '.join(facts)})" if facts else ""
-        sentences = [f"{subject}{self.summary}{known}", self.hint, self.cure or self.default_cure]
+        summary = self.summary.rstrip(".")
+        sentences = [f"{subject}{summary}{known}", self.hint, self.cure or self.default_cure]
         return ". ".join(sentence.rstrip(".") for sentence in sentences if sentence)
 
     def __repr__(self) -> str:

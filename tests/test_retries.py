@@ -273,6 +273,19 @@ async def test_a_200_that_cannot_be_read_is_not_asked_for_again(
     assert emulator.received["ws-1", "crm"] == 1
 
 
+async def test_a_server_with_little_left_to_stop_is_tried_again_as_any_other(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    """Fault: refusals that are answers earned nothing, so that retries ended as in an outage."""
+    for number in range(30):
+        emulator.add_runtime("ws-1", f"r{number}", status="stopped")
+        emulator.inject(Fault.SERVER_ERROR, alias=f"r{number}")
+    for number in range(30):
+        with pytest.raises(BctrlConflictError) as caught:
+            await session.stop_runtime("ws-1", f"r{number}")
+        assert caught.value.attempts == 2
+
+
 async def test_a_wait_between_attempts_holds_no_connection_slot(
     emulator: Emulator, connect: Connect
 ) -> None:

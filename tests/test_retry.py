@@ -401,9 +401,21 @@ class TestBudget:
             pass
         error = broken()
         assert delay_after(Retries(RetryPolicy(), budget), error, now=0.0) is None
-        assert error.__notes__ == [
-            "not sent again: so many calls fail that retries would add to the load"
-        ]
+        assert "It was not sent again: so many calls fail" in str(error)
+
+    @pytest.mark.parametrize("status", [404, 409, 422])
+    def test_an_answer_that_says_no_fills_it_as_a_success_does(self, status: int) -> None:
+        budget = Budget()
+        for _ in range(1000):
+            Retries(RetryPolicy(), budget).note(answered(status))
+        assert [budget.spend() for _ in range(112)].count(True) == 111
+
+    @pytest.mark.parametrize("status", [408, 429, 500, 503])
+    def test_what_a_failing_server_answers_does_not(self, status: int) -> None:
+        budget = Budget()
+        for _ in range(1000):
+            Retries(RetryPolicy(statuses=frozenset()), budget).note(answered(status))
+        assert [budget.spend() for _ in range(20)].count(True) == 11
 
     def test_a_failure_that_asks_for_more_than_the_patience_is_the_last(self) -> None:
         retries = Retries(RetryPolicy(patience=10), Budget(), no_jitter)
