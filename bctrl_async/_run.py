@@ -1,7 +1,8 @@
 """The work of a bulk stop: a fixed number of workers, exactly one outcome for every target read.
 
 What ends a run early reaches only so far: see `Reach`. A worker that is interrupted goes on, so
-that the target it was at gets its outcome, and what is left of a list is accounted for.
+that the target it was at gets its outcome, and what is left of a list is accounted for. What is to
+be verified is polled beside the workers.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from enum import IntEnum
 from typing import TypeVar
 
 import msgspec
@@ -18,9 +18,11 @@ import msgspec
 from bctrl_async._admission import Gate
 from bctrl_async._call import Call
 from bctrl_async._outage import Outage
+from bctrl_async._retry import RetryPolicy
 from bctrl_async._targets import Input, as_target, named
-from bctrl_async._verify import Looks, is_open, settled_by
+from bctrl_async._verify import PollSchedule, is_open, settled_by
 from bctrl_async._watch import tell
+from bctrl_async._worker import CutOffError, Reach, Worker
 from bctrl_async.errors import (
     BctrlAuthenticationError,
     BctrlConfigError,
@@ -38,91 +40,28 @@ HandOver = Callable[[StopOutcome], Awaitable[None]]
 
 _T = TypeVar("_T")
 _OVER = BctrlError("the run has ended")
+_MOST_POLLERS = 1000
+"""Runtimes that are polled beside the stops: enough for many, and a bound for memory."""
 
 
-class Reach(IntEnum):
-    """How much of a run is ended early; each includes those before it."""
+class _Open(msgspec.Struct):
+    """An outcome that may have to be verified before it counts.
 
-    READING = 0
-    """No further target is begun; those that were begun are stopped as usual."""
-    WAITING = 1
-    """No further request is sent; those that are under way may still be answered."""
-    IN_FLIGHT = 2
-    """No answer is waited for; what has an outcome is still handed over."""
-    HANDING_OVER = 3
-    """Nobody wants the outcomes any more; they are still accounted for."""
-
-
-_CODE = {
-    Reach.READING: "the input",
-    Reach.WAITING: "the call",
-    Reach.HANDING_OVER: "on_outcome",
-}
-
-
-class _InterruptedError(Exception):
-    """What a worker was waiting for has been cut off."""
-
-
-class _Worker:
-    """One of those who pull targets from the input, and what the others must know of it.
-
-    Attributes:
-        call: The stop that it is at.
-        task: What it runs in.
-        cancelled: Whether somebody else has cancelled that task.
+    Args:
+        outcome: Its outcome as it stands.
+        policy: How long and how often it is polled.
+        began: When its stop began.
+        watch: Who is told of it.
+        poller: Who polls it.
+        concluded: Whether it is accounted for.
     """
 
-    __slots__ = ("_cut_off", "_doing", "call", "cancelled", "task")
-
-    def __init__(self) -> None:
-        self.call: Call[Runtime] | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.cancelled = False
-        self._doing: Reach | None = None
-        self._cut_off = False
-
-    async def wait(self, doing: Reach, work: Awaitable[_T]) -> _T:
-        """Wait for something that can be interrupted.
-
-        Args:
-            doing: The least reach that ends it.
-            work: What is waited for.
-
-        Raises:
-            _InterruptedError: It was ended.
-        """
-        self._doing = doing
-        try:
-            return await work
-        except asyncio.CancelledError as error:
-            if not self._cut_off and self.task is not None:
-                if not self.task.cancelling():
-                    # It is nobody's cancellation of this run, but what the user's own code raised.
-                    raise BctrlError(f"{_CODE[doing]} raised CancelledError") from error
-                self.cancelled = True
-            raise _InterruptedError from None
-        finally:
-            self._doing = None
-            if self._cut_off and self.task is not None:
-                self._cut_off = False
-                self.task.uncancel()
-
-    def interrupt(self, reach: Reach) -> None:
-        """End what it waits for, if that is within reach."""
-        doing = self._doing
-        if doing is Reach.WAITING and self.call is not None and self.call.in_flight:
-            doing = Reach.IN_FLIGHT
-        # Whoever calls for the end, as an input may, waits for nothing.
-        if (
-            doing is None
-            or doing > reach
-            or self._cut_off
-            or self.task in {None, asyncio.current_task()}
-        ):
-            return
-        self._cut_off = True
-        self.task.cancel()
+    outcome: StopOutcome
+    policy: RetryPolicy
+    began: float
+    watch: StopObserver | None
+    poller: Worker
+    concluded: bool = False
 
 
 class Run:
@@ -136,7 +75,7 @@ class Run:
         outage: Decides what follows upon a request that was not answered.
         concurrency: How many workers there are.
         deadline: Seconds until everything is cut off.
-        make_look: Makes the call that looks at a target, if what its stop left open is to be
+        make_poll: Makes the call that looks at a target, if what its stop left open is to be
             verified.
 
     Attributes:
@@ -159,7 +98,7 @@ class Run:
         outage: Outage,
         concurrency: int,
         deadline: float | None,
-        make_look: Callable[[RuntimeRef], Call[Runtime]] | None = None,
+        make_poll: Callable[[RuntimeRef], Call[Runtime]] | None = None,
     ) -> None:
         self._input = source
         self._make_call = make_call
@@ -167,8 +106,10 @@ class Run:
         self._gate = gate
         self._outage = outage
         self._deadline = deadline
-        self._make_look = make_look
-        self._workers = [_Worker() for _ in range(concurrency)]
+        self._make_poll = make_poll
+        self._workers = [Worker() for _ in range(concurrency)]
+        self._polling: dict[asyncio.Task[None], _Open] = {}
+        self._hand_over: HandOver | None = None
         self._journal: Journal | None = None
         self._settled: Mapping[RuntimeRef, StopOutcome] = {}
         self._reach: Reach | None = None
@@ -185,7 +126,7 @@ class Run:
     @property
     def in_flight(self) -> int:
         """How many requests are under way."""
-        return sum(1 for worker in self._workers if worker.call and worker.call.in_flight)
+        return sum(1 for worker in self._everybody() if worker.call and worker.call.in_flight)
 
     @property
     def is_unanswered(self) -> bool:
@@ -194,7 +135,7 @@ class Run:
 
     def end_early(self, why: BctrlError, reach: Reach) -> None:
         """End as much of the run as the reach says."""
-        cuts_off = reach is not Reach.READING and any(worker.call for worker in self._workers)
+        cuts_off = reach is not Reach.READING and any(worker.stops for worker in self._workers)
         if self.ended_early is None and (cuts_off or not self._input.exhausted):
             self.ended_early = why
         if not self._input.finite:
@@ -203,10 +144,13 @@ class Run:
             self._reach, self._why = reach, why
             # One for all: there may be a million of them.
             self._not_begun = BctrlError(f"not sent: {why.summary}")
-        for worker in self._workers:
+        for worker in self._everybody():
             if worker.call is not None and reach is not Reach.READING:
                 worker.call.is_last = True
             worker.interrupt(reach)
+
+    def _everybody(self) -> list[Worker]:
+        return [*self._workers, *(left.poller for left in self._polling.values())]
 
     async def work_through(self, hand_over: HandOver | None, journal: Journal | None) -> None:
         """Give every target its outcome.
@@ -221,8 +165,9 @@ class Run:
         """
         if journal is not None:
             self._journal, self._settled = journal, journal.settled
+        self._hand_over = hand_over
         for worker in self._workers:
-            worker.task = asyncio.create_task(self._work(worker, hand_over))
+            worker.task = asyncio.create_task(self._work(worker))
         tasks = [worker.task for worker in self._workers if worker.task is not None]
         timer: asyncio.TimerHandle | None = None
         if self._deadline is not None:
@@ -232,9 +177,11 @@ class Run:
             )
         try:
             await asyncio.wait(tasks)
+            while self._polling:
+                await asyncio.wait(self._polling)
         except asyncio.CancelledError:
             self._cancel()
-            await until_done(tasks)
+            await until_done([*tasks, *self._polling])
             raise
         except GeneratorExit:
             # Nobody runs this any more; the workers end by themselves.
@@ -250,32 +197,41 @@ class Run:
         if (error := self._failed or failed) is not None:
             raise error
 
-    async def _work(self, worker: _Worker, hand_over: HandOver | None) -> None:
+    async def _work(self, worker: Worker) -> None:
         while (item := await self._next(worker)) is not None:
-            try:
-                outcome = await self._outcome_of(worker, *item)
-                if hand_over is not None and self._reach is not Reach.HANDING_OVER:
-                    await worker.wait(Reach.HANDING_OVER, hand_over(outcome))
-                if outcome.resumed or not outcome.attempts:
-                    # Nothing was waited for, and without a pause nobody else would get a turn.
-                    await worker.wait(Reach.HANDING_OVER, asyncio.sleep(0))
-            except _InterruptedError:
-                self._heed(worker)
-            except GeneratorExit:
-                raise
-            except BaseException as error:  # noqa: BLE001 - it is the caller's, who gets it back.
-                self._fail(error)
+            await self._see_through(worker, self._outcome_of(worker, *item))
 
-    async def _next(self, worker: _Worker) -> tuple[int, object] | None:
+    async def _see_through(self, worker: Worker, work: Awaitable[StopOutcome | None]) -> None:
+        """Let a worker do its work and hand over what comes of it."""
+        try:
+            outcome = await work
+            if (
+                outcome is not None
+                and self._hand_over is not None
+                and self._reach is not Reach.HANDING_OVER
+            ):
+                await worker.wait(Reach.HANDING_OVER, self._hand_over(outcome))
+            if outcome is None or outcome.resumed or not outcome.attempts:
+                # Nothing was waited for, and without a pause nobody else would get a turn.
+                await worker.wait(Reach.HANDING_OVER, asyncio.sleep(0))
+        except CutOffError:
+            self._heed(worker)
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - it is the caller's, who gets it back.
+            self._fail(error)
+
+    async def _next(self, worker: Worker) -> tuple[int, object] | None:
         if not self._input.awaited:
             return self._input.next_nowait()
         try:
             return await worker.wait(Reach.READING, self._input.next())
-        except _InterruptedError:
+        except CutOffError:
             self._heed(worker)
             return None
 
-    async def _outcome_of(self, worker: _Worker, index: int, item: object) -> StopOutcome:
+    async def _outcome_of(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
+        """Return what became of a target; None if that is left to a poller."""
         began = time.monotonic()
         try:
             target = as_target(item)
@@ -291,9 +247,8 @@ class Run:
             refused.workspace_id, refused.alias = target
             return self._refuse(index, target, refused)
         if self._settled and (settled := self._settled.get(target)) is not None:
-            self.counts[settled.result] += 1
-            self.resumed += 1
-            return msgspec.structs.replace(settled, index=index)
+            settled = msgspec.structs.replace(settled, index=index)
+            return await self._conclude(_Open(settled, call.policy, began, None, worker))
         ended: Runtime | BctrlError = self._not_begun
         watch: StopObserver | None = None
         try:
@@ -301,17 +256,12 @@ class Run:
                 if self.watch is not None:
                     call.watch = watch = tell(self.watch.begin_stop, *target)
                 ended = await self._call(worker, call)
-            outcome = self._outcome(index, target, call, ended, began)
-            if self._make_look is not None and is_open(outcome):
-                outcome = await self._verify(worker, outcome, call, self._make_look)
-                outcome = msgspec.structs.replace(outcome, elapsed=time.monotonic() - began)
         except BaseException:
             outcome = self._outcome(index, target, call, self._cut_off(call), began)
+            self._close(_Open(outcome, call.policy, began, watch, worker))
             raise
-        finally:
-            if watch is not None:
-                tell(watch.end, outcome)
-        return self._account_for(outcome)
+        outcome = self._outcome(index, target, call, ended, began)
+        return await self._conclude(_Open(outcome, call.policy, began, watch, worker))
 
     def _outcome(
         self,
@@ -331,28 +281,67 @@ class Run:
             elapsed=time.monotonic() - began,
         )
 
+    async def _conclude(self, left: _Open) -> StopOutcome | None:
+        """Account for an outcome, after it was verified if it is to be.
+
+        A worker leaves that to a poller and goes on, for a runtime may take its time, and what is
+        not begun goes on running. Only if very many are polled already does it wait for its own.
+        """
+        if self._make_poll is None or not is_open(left.outcome) or not self._may_poll:
+            return self._close(left)
+        if len(self._polling) >= _MOST_POLLERS:
+            return await self._verify(left, self._make_poll)
+        left.poller = Worker()
+        left.poller.task = asyncio.create_task(self._poll(left, self._make_poll))
+        self._polling[left.poller.task] = left
+        left.poller.task.add_done_callback(self._end_polling)
+        return None
+
+    async def _poll(self, left: _Open, make_poll: Callable[[RuntimeRef], Call[Runtime]]) -> None:
+        await self._see_through(left.poller, self._verify(left, make_poll))
+
+    @property
+    def _may_poll(self) -> bool:
+        return self._reach in {None, Reach.READING}
+
     async def _verify(
-        self,
-        worker: _Worker,
-        outcome: StopOutcome,
-        stop: Call[Runtime],
-        make_look: Callable[[RuntimeRef], Call[Runtime]],
+        self, left: _Open, make_poll: Callable[[RuntimeRef], Call[Runtime]]
     ) -> StopOutcome:
-        """Look at a target until what its stop left open is settled; else leave its outcome."""
+        """Poll a target until what its stop left open is settled; else leave its outcome."""
         loop = asyncio.get_running_loop()
-        patience = self._deadline or stop.policy.longest_refusal
-        looks = Looks(stop.policy, patience, loop.time())
+        patience = self._deadline or left.policy.longest_refusal
+        polls = PollSchedule(left.policy, patience, loop.time())
         seen: Runtime | BctrlError | None = None
-        while self._reach in {None, Reach.READING}:
-            delay = looks.delay(seen, loop.time())
-            if delay is None:
-                break
-            look = make_look(outcome.target)
-            look.watch = stop.watch
-            seen = await self._call(worker, look, delay)
-            if (settled := settled_by(outcome, seen)) is not None:
-                return settled
-        return outcome
+        settled: StopOutcome | None = None
+        try:
+            while settled is None and self._may_poll:
+                delay = polls.delay(seen, loop.time())
+                if delay is None:
+                    break
+                poll = make_poll(left.outcome.target)
+                poll.watch = left.watch
+                seen = await self._call(left.poller, poll, delay)
+                settled = settled_by(left.outcome, seen)
+        finally:
+            left.outcome = settled or left.outcome
+            if not left.outcome.resumed:
+                elapsed = time.monotonic() - left.began
+                left.outcome = msgspec.structs.replace(left.outcome, elapsed=elapsed)
+            self._close(left)
+        return left.outcome
+
+    def _end_polling(self, task: asyncio.Task[None]) -> None:
+        # One that was cancelled before its first step has done nothing at all.
+        self._close(self._polling.pop(task))
+
+    def _close(self, left: _Open) -> StopOutcome:
+        """Account for an outcome, once."""
+        if not left.concluded:
+            left.concluded = True
+            if left.watch is not None:
+                tell(left.watch.end, left.outcome)
+            self._account_for(left.outcome)
+        return left.outcome
 
     def _refuse(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
         """Account for an item that is no target."""
@@ -368,11 +357,16 @@ class Run:
 
     def _account_for(self, outcome: StopOutcome) -> StopOutcome:
         self.counts[outcome.result] += 1
-        self.retries += max(outcome.attempts - 1, 0)
         if not outcome.result.settled:
             self.failures.append(outcome)
-        if self.watch is not None:
-            tell(self.watch.outcome, outcome)
+        if outcome.resumed:
+            self.resumed += 1
+            if self._settled[outcome.target].result is outcome.result:
+                return outcome
+        else:
+            self.retries += max(outcome.attempts - 1, 0)
+            if self.watch is not None:
+                tell(self.watch.outcome, outcome)
         if self._journal is not None:
             try:
                 self._journal.write(outcome)
@@ -383,12 +377,12 @@ class Run:
         return outcome
 
     async def _call(
-        self, worker: _Worker, call: Call[Runtime], delay: float = 0.0
+        self, worker: Worker, call: Call[Runtime], delay: float = 0.0
     ) -> Runtime | BctrlError:
         worker.call = call
         try:
             ended = await worker.wait(Reach.WAITING, self._attempts(call, delay))
-        except _InterruptedError:
+        except CutOffError:
             self._heed(worker)
             ended = self._cut_off(call)
         except GeneratorExit:
@@ -459,7 +453,7 @@ class Run:
         call.describe(error)
         return error
 
-    def _heed(self, worker: _Worker) -> None:
+    def _heed(self, worker: Worker) -> None:
         """See who interrupted a worker: if it was somebody else, all are to end."""
         if worker.cancelled:
             self._cancel()

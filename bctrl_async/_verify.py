@@ -40,8 +40,8 @@ def settled_by(outcome: StopOutcome, seen: Runtime | BctrlError) -> StopOutcome 
     return None
 
 
-class Looks:
-    """When to look at one runtime.
+class PollSchedule:
+    """When to poll one runtime.
 
     Args:
         policy: How long the waits are, and which errors are worth another look.

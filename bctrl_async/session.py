@@ -365,8 +365,9 @@ class BctrlSession:
                 final. It is looked at again and again until it is `stopped`, gone (`not_found`), or
                 `failed`, in which nothing runs any more: that is `accepted`, and the runtime of the
                 outcome says so. If that is not so by the deadline, or without one within the
-                policy's patience, the outcome stays what it was. Each target is verified before
-                another one is begun in its place.
+                policy's patience, the outcome stays what it was. Meanwhile others are stopped, as
+                long as no more than a thousand are looked at. What a journal calls `accepted` is
+                looked at as well.
 
         Returns:
             What to await for the `StopReport`, or to enter and iterate over. It then raises what
@@ -507,7 +508,7 @@ class BctrlSession:
             path = self._stop_path(*target)
             return Call(STOP, *target, path, _NO_HEADERS, limit, policy, answered=outage.end)
 
-        def make_look(target: RuntimeRef) -> Call[Runtime]:
+        def make_poll(target: RuntimeRef) -> Call[Runtime]:
             path = self._get_path(*target)
             return Call(GET, *target, path, _NO_HEADERS, limit, policy, answered=outage.end)
 
@@ -519,7 +520,7 @@ class BctrlSession:
             outage=outage,
             concurrency=max(workers, 1),
             deadline=deadline,
-            make_look=make_look if verify else None,
+            make_poll=make_poll if verify else None,
         )
         return StopBatch(
             source,

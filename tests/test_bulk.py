@@ -198,7 +198,7 @@ class TestAwaited:
         batch = session.stop_runtimes(fill(emulator, 3))
         await session.stop_runtime("ws-1", "crm")
         worker = batch._run._workers[0]
-        working = batch._run._work(worker, None)
+        working = batch._run._work(worker)
         working.send(None)
         working.close()
         batch.close()

@@ -22,6 +22,7 @@ LAYERS = [
     {"models", "_config", "stats"},
     {"_protocol", "_retry", "_background", "_throttle", "_pool", "outcomes", "filters"},
     {"_transport", "_admission", "_call", "_targets", "_verify", "_watch", "observer", "journal"},
+    {"_worker"},
     {"_outage"},
     {"_run"},
     {"bulk"},

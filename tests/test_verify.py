@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
+from unittest import mock
 
 import msgspec
 import pytest
@@ -26,13 +27,14 @@ from bctrl_async import (
     Runtime,
     RuntimeRef,
     RuntimeStatus,
+    StopBatch,
     StopOutcome,
     StopReport,
     StopResult,
 )
 from bctrl_async._call import Call
 from bctrl_async._sender import Sender
-from bctrl_async._verify import Looks, is_open, settled_by
+from bctrl_async._verify import PollSchedule, is_open, settled_by
 from bctrl_async.emulator import Emulator, Fault
 
 _T = TypeVar("_T")
@@ -109,7 +111,7 @@ class TestRules:
         assert settled_by(outcome(UNKNOWN), seen) is None
 
     def test_the_waits_grow_up_to_a_few_seconds_and_end_with_the_patience(self) -> None:
-        looks = Looks(RetryPolicy(), 60, now=100)
+        looks = PollSchedule(RetryPolicy(), 60, now=100)
         now, waits = 100.0, []
         seen: Runtime | None = None
         while (delay := looks.delay(seen, now)) is not None:
@@ -123,7 +125,7 @@ class TestRules:
         assert now == pytest.approx(160)
 
     def test_without_patience_there_is_one_look(self) -> None:
-        looks = Looks(RetryPolicy(patience=0), 0, now=100)
+        looks = PollSchedule(RetryPolicy(patience=0), 0, now=100)
         assert looks.delay(None, 100) == 0
         assert looks.delay(runtime("active"), 100) is None
 
@@ -136,7 +138,7 @@ class TestRules:
         ],
     )
     def test_an_error_that_will_come_again_ends_the_looks(self, seen: BctrlError) -> None:
-        looks = Looks(RetryPolicy(), 60, now=0)
+        looks = PollSchedule(RetryPolicy(), 60, now=0)
         assert looks.delay(None, 0) is not None
         assert looks.delay(seen, 1) is None
         assert looks.delay(lost(), 1) is not None
@@ -149,11 +151,19 @@ class Simulation:
         self.requests: Counter[str] = Counter()
         self.seconds = 0.0
         self.outcomes: list[StopOutcome] = []
+        self.sent: list[float] = []
+        self.stuck = 0
+        """How many of the first ones stay active for ever."""
 
         async def attempt(_: Sender, call: Call[Runtime], __: object) -> Runtime | BctrlError:
+            loop = asyncio.get_running_loop()
             self.requests[call.operation.name] += 1
+            if call.operation.stops:
+                self.sent.append(loop.time())
             await asyncio.sleep(0.1)
-            return server(asyncio.get_running_loop().time(), call.operation.name)
+            if int((call.alias or "")[1:]) < self.stuck:
+                return runtime("active")
+            return server(loop.time(), call.operation.name)
 
         monkeypatch.setattr(Sender, "_attempt", attempt)
 
@@ -167,11 +177,17 @@ class Simulation:
         return virtual_time.run(scenario())
 
     def stop(
-        self, count: int = 1, *, deadline: float | None = None, retry: RetryPolicy | None = None
+        self,
+        count: int = 1,
+        *,
+        concurrency: int | None = None,
+        deadline: float | None = None,
+        retry: RetryPolicy | None = None,
     ) -> StopReport:
         async def main(session: BctrlSession) -> StopReport:
             return await session.stop_runtimes(
                 [("ws-1", f"r{number}") for number in range(count)],
+                concurrency=concurrency,
                 deadline=deadline,
                 retry=retry,
                 on_outcome=self.outcomes.append,
@@ -252,8 +268,65 @@ class TestWaiting:
         report = simulation.stop(150, deadline=30)
 
         assert simulation.seconds == pytest.approx(30)
-        assert report.counts == {ACCEPTED: 100, NOT_SENT: 50}
-        assert "the deadline of 30 s has passed" in str(report.ended_early)
+        assert report.counts == {ACCEPTED: 150}
+        # All of the input was worked off.
+        assert (report.ok, report.ended_early) == (True, None)
+
+    def test_what_takes_its_time_keeps_nothing_else_from_being_stopped(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(lambda *_: runtime("stopped"))
+        simulation.stuck = 100
+        report = simulation.stop(300, deadline=30)
+
+        assert report.counts == {ACCEPTED: 100, STOPPED: 200}
+        assert max(simulation.sent) < 1
+
+    def test_while_very_many_are_polled_no_more_are_begun(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("bctrl_async._run._MOST_POLLERS", 5)
+        simulation = simulate(slowly(60))
+        report = simulation.stop(50, concurrency=3)
+
+        assert report.counts == {STOPPED: 50}
+        assert sum(sent < 30 for sent in simulation.sent) == 5 + 3
+
+    def test_an_input_that_comes_slowly_keeps_no_outcome_waiting(self, simulate: Simulate) -> None:
+        simulation = simulate(slowly(5))
+
+        async def main(session: BctrlSession) -> None:
+            async def trickle() -> AsyncIterator[tuple[str, str]]:
+                yield "ws-1", "r1"
+                await asyncio.sleep(1000)
+
+            seen_at: list[float] = []
+            loop = asyncio.get_running_loop()
+            await session.stop_runtimes(
+                trickle(), on_outcome=lambda _: seen_at.append(loop.time()), verify=True
+            )
+            assert seen_at[0] < 15
+
+        simulation.run(main)
+
+    def test_one_whose_polling_is_cancelled_before_it_began_is_accounted_for(
+        self, simulate: Simulate
+    ) -> None:
+        def answer(*_: object) -> Runtime:
+            asyncio.get_running_loop().call_soon(cancel)
+            return runtime("active")
+
+        def cancel() -> None:
+            assert batches[0]._run._polling
+            for task in batches[0]._run._polling:
+                task.cancel()
+
+        async def main(session: BctrlSession) -> StopReport:
+            batches.append(session.stop_runtimes([("ws-1", "r0")], verify=True))
+            return await batches[0]
+
+        batches: list[StopBatch] = []
+        assert simulate(answer).run(main).counts == {ACCEPTED: 1}
 
     def test_a_deadline_that_is_longer_than_the_patience_counts(self, simulate: Simulate) -> None:
         simulation = simulate(slowly(100))
@@ -317,9 +390,9 @@ class TestEnds:
             return batch.report
 
         report = simulation.run(main)
-        # Who begins nothing new still waits for what was begun.
-        assert report.counts == {STOPPED if end == "stop_feeding" else ACCEPTED: 3, NOT_SENT: 7}
-        assert report.ended_early is not None
+        # Who begins nothing new still waits for what was begun, and all was begun.
+        assert report.counts == {STOPPED if end == "stop_feeding" else ACCEPTED: 10}
+        assert (report.ok, report.ended_early) == (True, None)
         assert (simulation.seconds > 60) is (end == "stop_feeding")
 
     def test_a_key_that_is_refused_meanwhile_ends_the_run(self, simulate: Simulate) -> None:
@@ -328,12 +401,12 @@ class TestEnds:
                 runtime("active") if name == "stop" else BctrlAuthenticationError("401", status=401)
             )
         )
-        report = simulation.stop(200)
+        report = simulation.stop(2000)
 
-        assert report.counts == {ACCEPTED: 100, NOT_SENT: 100}
         assert isinstance(report.ended_early, BctrlAuthenticationError)
+        assert report.counts == {ACCEPTED: simulation.requests["stop"], NOT_SENT: mock.ANY}
         assert simulation.requests["get"] <= 100
-        assert simulation.requests["stop"] == 100
+        assert simulation.requests["stop"] <= 1000
 
     def test_what_was_cut_off_is_not_looked_at(self, simulate: Simulate) -> None:
         simulation = simulate(slowly(60))
@@ -383,6 +456,20 @@ class TestOnTheWire:
         assert emulator.received.total() == 5
         lines = (tmp_path / "journal.jsonl").read_text().splitlines()[1:]
         assert sorted(line.count('"result":"stopped"') for line in lines) == [0, 0, 1, 1, 1]
+
+    async def test_what_a_journal_calls_accepted_is_looked_at_by_the_next_run(
+        self, emulator: Emulator, session: BctrlSession, tmp_path: Path
+    ) -> None:
+        emulator.inject(Fault.ACCEPTED)
+        journal = tmp_path / "journal.jsonl"
+        for verify, result in [(False, ACCEPTED), (True, STOPPED), (True, STOPPED)]:
+            report = await session.stop_runtimes([("ws-1", "crm")], journal=journal, verify=verify)
+            assert (report.counts, report.ok) == ({result: 1}, True)
+
+        assert (report.resumed, report.retries) == (1, 0)
+        # What it was found to be is in the journal, and not looked at again.
+        assert [request.method for request in emulator.requests] == ["POST", "GET"]
+        assert journal.read_text().splitlines()[-1].count('"result":"stopped"') == 1
 
     async def test_without_it_nothing_is_looked_at(
         self, emulator: Emulator, session: BctrlSession
