@@ -71,11 +71,12 @@ class Call(msgspec.Struct, Generic[_T]):
         """Log why the last attempt failed, and that another one follows after a delay."""
         failed = None if self.retries is None else self.retries.last_failure
         if failed is not None and _log.isEnabledFor(logging.INFO):
+            alias = "" if self.alias is None else f"{self.alias!r} in "
             _log.info(
-                "attempt %d to %s %r in workspace %r failed: %s; the next follows in %.3f s",
+                "attempt %d to %s %sworkspace %r failed: %s; the next follows in %.3f s",
                 self.attempts,
                 self.operation.name,
-                self.alias,
+                alias,
                 self.workspace_id,
                 failed.summary,
                 delay,

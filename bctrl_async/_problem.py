@@ -79,7 +79,11 @@ def told(error: BctrlError) -> tuple[HTTPStatus, str]:  # noqa: C901, PLR0911 - 
             return HTTPStatus.UNPROCESSABLE_ENTITY, "The workspace id or the alias is not valid."
         case BctrlServerError(status=HTTPStatus.SERVICE_UNAVAILABLE):
             return HTTPStatus.SERVICE_UNAVAILABLE, "The bctrl API is not available at the moment."
-        case BctrlTimeoutError() | BctrlServerError(status=HTTPStatus.GATEWAY_TIMEOUT):
+        case (
+            BctrlTimeoutError()
+            | BctrlServerError(status=HTTPStatus.GATEWAY_TIMEOUT)
+            | BctrlApiError(status=HTTPStatus.REQUEST_TIMEOUT)
+        ):
             return HTTPStatus.GATEWAY_TIMEOUT, "The bctrl API did not answer in time."
         case BctrlNetworkError() | BctrlServerError():
             return HTTPStatus.BAD_GATEWAY, "The bctrl API gave no usable answer."
@@ -88,7 +92,7 @@ def told(error: BctrlError) -> tuple[HTTPStatus, str]:  # noqa: C901, PLR0911 - 
         case BctrlConfigError():
             return (
                 HTTPStatus.INTERNAL_SERVER_ERROR,
-                "This service is not set up to call the bctrl API.",
+                "This service cannot make this call of the bctrl API.",
             )
     return HTTPStatus.SERVICE_UNAVAILABLE, "The run ended before this stop was settled."
 
@@ -122,7 +126,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         HTTPStatus.CONFLICT: "Nothing is running under the alias, or it cannot be stopped now",
         HTTPStatus.UNPROCESSABLE_ENTITY: "The workspace id, the alias or the request is not valid",
         HTTPStatus.TOO_MANY_REQUESTS: "The bctrl API asks for fewer stops a second",
-        HTTPStatus.INTERNAL_SERVER_ERROR: "The service is not set up to call the bctrl API",
+        HTTPStatus.INTERNAL_SERVER_ERROR: "The service cannot make this call of the bctrl API",
         HTTPStatus.BAD_GATEWAY: "The bctrl API gave no usable answer, or does not let the service",
         HTTPStatus.SERVICE_UNAVAILABLE: "The bctrl API is not available, or the run has ended",
         HTTPStatus.GATEWAY_TIMEOUT: "The bctrl API did not answer in time",

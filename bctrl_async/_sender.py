@@ -25,7 +25,7 @@ from bctrl_async.errors import (
     BctrlTimeoutError,
     session_closed,
 )
-from bctrl_async.observer import AttemptObserver, CallObserver
+from bctrl_async.observer import AttemptObserver
 from bctrl_async.stats import SessionStats, Tally
 
 _T = TypeVar("_T")
@@ -175,51 +175,38 @@ class Sender:
     def _attempt(self, call: Call[_T], http: aiohttp.ClientSession) -> Awaitable[_T | BctrlError]:
         # A failed attempt is returned, not raised: a traceback would show the variables of the
         # frames below, which may hold what the server sent back of the key.
-        if call.watch is not None:
-            return self._watched_attempt(call, http, call.watch)
-        if call.headers or self._ask_key is not None:
-            return self._attempt_with_headers(call, http)
-        return _transport.send(
-            http,
-            call.operation,
-            self._url.with_path(call.path, encoded=True),
-            headers=self._headers,
-            limit=call.limit,
-        )
-
-    async def _watched_attempt(
-        self, call: Call[_T], http: aiohttp.ClientSession, watch: CallObserver
-    ) -> _T | BctrlError:
         url = self._url.with_path(call.path, encoded=True)
-        method = call.operation.method
-        attempt = tell(watch.begin_attempt, call.attempts, method, url) or AttemptObserver()
-        try:
-            ended = await self._attempt_with_headers(call, http, attempt)
-        except BaseException as error:
-            tell(attempt.end, error)
-            raise
-        tell(attempt.end, ended if isinstance(ended, BctrlError) else None)
-        return ended
+        if call.watch is not None or call.headers or self._ask_key is not None:
+            return self._attempt_of_its_own(call, http, url)
+        return _transport.send(http, call.operation, url, headers=self._headers, limit=call.limit)
 
-    async def _attempt_with_headers(
-        self, call: Call[_T], http: aiohttp.ClientSession, attempt: AttemptObserver | None = None
+    async def _attempt_of_its_own(
+        self, call: Call[_T], http: aiohttp.ClientSession, url: URL
     ) -> _T | BctrlError:
+        """Make an attempt with headers of its own, and tell whoever watches it."""
         headers = self._headers.copy()
-        answered: Callable[[int], object] | None = None
-        if attempt is not None:
-            for name, value in headers_of(attempt).items():
-                headers.setdefault(name, value)
-            answered = partial(_tell_status, attempt)
         headers.update(call.headers)
         if self._ask_key is not None:
             try:
                 headers["Authorization"] = await _ask(self._ask_key, call.limit)
             except BctrlError as error:
                 return error
-        url = self._url.with_path(call.path, encoded=True)
-        return await _transport.send(
-            http, call.operation, url, headers=headers, limit=call.limit, answered=answered
-        )
+        send = partial(_transport.send, http, call.operation, url, headers=headers)
+        if call.watch is None:
+            return await send(limit=call.limit)
+        method = call.operation.method
+        attempt = tell(call.watch.begin_attempt, call.attempts, method, url) or AttemptObserver()
+        for name, value in headers_of(attempt).items():
+            headers.setdefault(name, value)
+        try:
+            ended = await send(
+                limit=call.limit, answered=lambda status: tell(attempt.answered, status)
+            )
+        except BaseException as error:
+            tell(attempt.end, error)
+            raise
+        tell(attempt.end, ended if isinstance(ended, BctrlError) else None)
+        return ended
 
     def _explained(self, ended: BctrlError) -> BctrlError:
         """Name the reason, where it is that the session was closed under an attempt."""
@@ -233,10 +220,6 @@ class Sender:
         )
         closed.__cause__ = ended
         return closed
-
-
-def _tell_status(attempt: AttemptObserver, status: int) -> None:
-    tell(attempt.answered, status)
 
 
 def _is_cancelled() -> bool:

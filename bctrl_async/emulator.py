@@ -31,6 +31,7 @@ __all__ = ["Emulator", "Fault", "ReceivedRequest", "WireRuntime"]
 
 _KINDS = ("browser", "desktop", "spreadsheet")
 _STATUSES = ("active", "stopped", "failed")
+_METHODS = ("POST", "GET")
 _JSON = "application/json"
 _MIB = 2**20
 _BURST_SECONDS = 0.25
@@ -43,7 +44,8 @@ class Fault(StrEnum):
     """What can go wrong with one stop; each member says what the client sees and what was done.
 
     The statuses, and whether one means that nothing was done, follow contract errors.md. A get or
-    a list that is given one is answered in the same way, and changes nothing.
+    a list that is given one is answered in the same way, and changes nothing; of a runtime it says
+    what is so, whatever a stop would have made of it.
     """
 
     LATENCY = "latency"
@@ -433,7 +435,13 @@ class Emulator:
         await self.close()
 
     def add_runtime(
-        self, workspace_id: str, alias: str, *, kind: str = "browser", status: str = "active"
+        self,
+        workspace_id: str,
+        alias: str,
+        *,
+        kind: str = "browser",
+        status: str = "active",
+        created_at: str = "2026-01-01T00:00:00.000Z",
     ) -> None:
         """Add a runtime, or replace the one under the same name.
 
@@ -443,6 +451,7 @@ class Emulator:
             alias: Any text but an empty one.
             kind: `browser`, `desktop` or `spreadsheet` (openapi.yaml, `RuntimeKind`).
             status: `active`, `stopped` or `failed` (openapi.yaml, `RuntimeStatus`).
+            created_at: Its `createdAt`; any text, as the contract gives it no format.
 
         Raises:
             ValueError: An argument is not one of those.
@@ -460,7 +469,7 @@ class Emulator:
             workspace_uuid = uuid.uuid5(uuid.NAMESPACE_URL, workspace_id)
         self._runtimes[workspace_id, alias] = {
             "alias": alias,
-            "createdAt": "2026-01-01T00:00:00.000Z",
+            "createdAt": created_at,
             "driver": "playwright",
             "id": str(uuid.uuid5(workspace_uuid, alias)),
             "kind": kind,
@@ -474,7 +483,7 @@ class Emulator:
                 "profileId": None,
                 "storageWorkspace": None,
             },
-            "updatedAt": "2026-01-01T00:00:00.000Z",
+            "updatedAt": created_at,
             "workspaceId": str(workspace_uuid),
         }
 
@@ -508,7 +517,12 @@ class Emulator:
             workspace_id: Only for stops in this workspace.
             alias: Only for stops of this alias.
             method: `GET` queues them for gets and lists instead; a list has no alias.
+
+        Raises:
+            ValueError: The method is neither `POST` nor `GET`.
         """
+        if method not in _METHODS:
+            raise ValueError(f"method is {method!r}: give one of {', '.join(_METHODS)}")
         self._queues[method, workspace_id, alias].extend(faults)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:

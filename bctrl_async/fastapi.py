@@ -17,11 +17,11 @@ import json
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Response, WebSocket, status
+from fastapi import Depends, FastAPI, Response, WebSocket, WebSocketDisconnect, status
 from fastapi.requests import HTTPConnection
 
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession
@@ -102,6 +102,9 @@ async def get_session(connection: HTTPConnection) -> BctrlSession:
     """
     session: BctrlSession | None = getattr(connection.state, _KEY, None)
     if session is None:
+        # Not every server hands the state on, nor do all that run an app in tests.
+        session = getattr(connection.app.state, _KEY, None)
+    if session is None:
         raise BctrlConfigError(
             "the app has no bctrl session",
             cure="Make it with FastAPI(lifespan=lifespan()); in tests use `with TestClient(app)` "
@@ -133,7 +136,8 @@ def add_exception_handlers(app: FastAPI) -> None:
             code = status.WS_1011_INTERNAL_ERROR
             if stands_for in MAY_COME_BACK:
                 code = status.WS_1013_TRY_AGAIN_LATER
-            await connection.close(code, detail)
+            with suppress(WebSocketDisconnect, RuntimeError):  # Its client may have left.
+                await connection.close(code, detail)
             return None
         headers = {}
         if error.retry_after is not None and stands_for in MAY_COME_BACK:

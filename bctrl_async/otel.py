@@ -249,13 +249,15 @@ class _Attempt(AttemptObserver):
             if self._status is not None:
                 self._span.set_attribute("http.response.status_code", self._status)
             if error is not None:
-                _fail(self._span, error)
+                # The conventions want no description of what the status says already.
+                is_said = (self._status or 0) >= HTTPStatus.BAD_REQUEST
+                _fail(self._span, error, with_text=not is_said)
         self._span.end()
 
 
-def _fail(span: Span, error: BaseException) -> None:
+def _fail(span: Span, error: BaseException, *, with_text: bool = True) -> None:
     span.set_attribute("error.type", _type_of(error))
-    text = error.summary if isinstance(error, BctrlError) else None
+    text = error.summary if with_text and isinstance(error, BctrlError) else None
     span.set_status(Status(StatusCode.ERROR, text))
 
 

@@ -42,6 +42,7 @@ from bctrl_async.stats import SessionStats
 _BULK_PATIENCE = 300.0
 """Seconds for which a bulk stop without a deadline bears a server that refuses or is silent."""
 _NO_HEADERS: Mapping[str, str] = {}
+_PLAIN_WHERE = "Pass a RuntimeFilter, or a plain function of a Runtime"
 
 _T = TypeVar("_T")
 
@@ -434,11 +435,8 @@ class BctrlSession:
         self._list_path(workspace_id)
         if where is None:
             where = RuntimeFilter()
-        elif not callable(where) or inspect.iscoroutinefunction(where):
-            raise BctrlConfigError(
-                f"where is a {type(where).__name__} that cannot be called at once",
-                cure="Pass a RuntimeFilter, or a plain function of a Runtime",
-            )
+        elif not callable(where):
+            raise BctrlConfigError(f"where is a {type(where).__name__}", cure=_PLAIN_WHERE)
         policy = self._patient(retry, deadline)
         return self._bulk(
             Listing(partial(self._find, workspace_id, where, timeout, policy)),
@@ -462,7 +460,7 @@ class BctrlSession:
         return [
             (workspace_id, item.alias) if isinstance(item, Runtime) else item
             for item in await self._list(workspace_id, timeout, policy)
-            if not isinstance(item, Runtime) or where(item)
+            if not isinstance(item, Runtime) or _fits(item, where)
         ]
 
     def _patient(self, retry: RetryPolicy | None, deadline: float | None) -> RetryPolicy:
@@ -581,6 +579,16 @@ class BctrlSession:
 
     def _stop_path(self, workspace_id: str | UUID, alias: str) -> str:
         return f"{self._get_path(workspace_id, alias)}/stop"
+
+
+def _fits(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
+    answer = where(runtime)
+    if inspect.isawaitable(answer):
+        # It would be as good as true, and everything be stopped.
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise BctrlConfigError("where must be awaited", cure=_PLAIN_WHERE)
+    return bool(answer)
 
 
 def _checked_policy(retry: RetryPolicy) -> RetryPolicy:

@@ -14,6 +14,7 @@ either mode, with anyio's plugin, and without an event loop.
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import pytest
@@ -40,19 +41,24 @@ def bctrl_emulator() -> Iterator[Emulator]:
 @contextmanager
 def _in_a_thread(emulator: Emulator) -> Iterator[None]:
     """Run an emulator in a thread of its own."""
-    started = threading.Event()
+    started: Future[None] = Future()
     loop = asyncio.new_event_loop()
     ended = asyncio.Event()
 
     async def serve() -> None:
-        async with emulator:
-            started.set()
-            await ended.wait()
+        try:
+            await emulator.start()
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for.
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        await ended.wait()
+        await emulator.close()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
-    started.wait()
     try:
+        started.result()
         yield
     finally:
         loop.call_soon_threadsafe(ended.set)

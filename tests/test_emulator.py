@@ -490,6 +490,17 @@ names = st.one_of(
 )
 
 
+def test_a_method_that_no_runtime_has_cannot_be_given_faults() -> None:
+    with pytest.raises(ValueError, match="method is 'get': give one of POST, GET"):
+        Emulator().inject(Fault.HANG, method="get")
+
+
+def test_the_time_of_creation_is_as_given() -> None:
+    emulator = Emulator()
+    emulator.add_runtime("ws", "crm", created_at="2026-11-25T08:00:00Z")
+    assert emulator.runtimes["ws", "crm"]["createdAt"] == "2026-11-25T08:00:00Z"
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(names, names), min_size=1, max_size=10, unique=True))
 def test_any_two_strings_arrive_exactly(targets: list[tuple[str, str]]) -> None:

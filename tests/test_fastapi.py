@@ -17,7 +17,7 @@ from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
 from servers import answering, emulator_in_a_thread, http_answer, raw_server
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from bctrl_async import (
@@ -152,6 +152,23 @@ class TestLifespan:
             assert (await client.get("/greeting")).json() == "hello"
         assert seen == [False, False]
 
+    async def test_its_state_does_not_hide_the_session(self, connect: Connect) -> None:
+        @asynccontextmanager
+        async def own(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
+            yield {"bctrl_session": "not one"}
+
+        async with client_of(app_for(connect, inner=own)) as client:
+            assert (await client.post(STOP)).status_code == 200
+
+    async def test_it_is_found_where_the_state_is_not_handed_on(self, connect: Connect) -> None:
+        app = app_for(connect)
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://app") as client,
+        ):
+            assert (await client.post(STOP)).status_code == 200
+
     async def test_the_apps_own_may_yield_nothing(self, connect: Connect) -> None:
         @asynccontextmanager
         async def own(_: FastAPI) -> AsyncIterator[None]:
@@ -185,7 +202,7 @@ class TestLifespan:
         if handled:
             answer = TestClient(app).get("/")
             assert answer.status_code == 500
-            assert answer.json()["detail"] == "This service is not set up to call the bctrl API."
+            assert answer.json()["detail"] == "This service cannot make this call of the bctrl API."
             assert "FastAPI(lifespan=lifespan())" in caplog.text
             return
         with pytest.raises(BctrlConfigError, match=r"FastAPI\(lifespan=lifespan\(\)\)"):
@@ -247,6 +264,28 @@ class TestDependency:
                         socket.receive_text()
                 assert closed.value.code == 1013
 
+    @pytest.mark.parametrize("left", [WebSocketDisconnect(1006), RuntimeError("closed already")])
+    async def test_a_websocket_whose_client_has_left_is_no_further_error(
+        self, left: Exception
+    ) -> None:
+        app = FastAPI()
+        add_exception_handlers(app)
+
+        @app.websocket("/ws")
+        async def fail(socket: WebSocket) -> None:
+            await socket.accept()
+            raise BctrlNetworkError("nobody answers")
+
+        async def receive() -> Message:
+            return {"type": "websocket.connect"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "websocket.close":
+                raise left
+
+        scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b""}
+        await app(scope, receive, send)
+
     async def test_tests_can_put_another_session_in_its_place(
         self, connect: Connect, emulator: Emulator
     ) -> None:
@@ -284,6 +323,7 @@ ROWS = [
     (BctrlAuthenticationError("", status=401), 502),
     (BctrlPermissionError("", status=403), 502),
     (BctrlApiError("", status=418), 502),
+    (BctrlApiError("", status=408), 504),
     (BctrlConfigError(""), 500),
     (BctrlError(""), 503),
 ]

@@ -67,6 +67,17 @@ class TestRetries:
         assert "500" in line
         assert line.endswith(f"; the next follows in {pauses[0]:.3f} s")
 
+    @pytest.mark.usefixtures("pauses")
+    async def test_that_of_a_list_names_the_workspace(
+        self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        emulator.inject(Fault.SERVER_ERROR, method="GET")
+
+        await session.list_runtimes("ws-1")
+
+        [line] = lines(caplog, logging.INFO)
+        assert line.startswith("attempt 1 to list workspace 'ws-1' failed: ")
+
     async def test_a_stop_that_works_and_one_that_is_refused_for_good_log_nothing(
         self, session: BctrlSession, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -156,6 +156,24 @@ async def test_it_is_told_of_what_only_reads(emulator: Emulator, connect: Connec
     assert all(request.headers["traceparent"] == "00-1-2-01" for request in emulator.requests)
 
 
+async def test_the_wait_for_a_key_is_no_part_of_an_attempt(connect: Connect) -> None:
+    diary = Diary()
+    keys = iter(["emulator-key"])
+
+    async def key() -> str:
+        diary.pages.append("key")
+        await asyncio.sleep(0)
+        return next(keys)  # The second time it raises.
+
+    async with BctrlSession(key, base_url=connect().base_url, observer=diary) as session:
+        await session.stop_runtime("ws-1", "crm")
+        with pytest.raises(BctrlConfigError):
+            await session.get_runtime("ws-1", "crm")
+
+    assert diary.pages[1:3] == ["key", f"attempt 1 POST {STOP}"]
+    assert diary.pages[-3:] == ["read ws-1 crm", "key", "end BctrlConfigError"]
+
+
 async def test_a_cancelled_read_ends_for_it_too(emulator: Emulator, connect: Connect) -> None:
     diary = Diary()
     emulator.inject(Fault.HANG, method="GET")

@@ -170,6 +170,7 @@ class TestSpans:
         assert attributes(stop)["bctrl.result"] == "unknown"
         assert attributes(stop)["bctrl.may_have_stopped"] is True
         for attempt in backend.spans(ATTEMPT):
+            assert attempt.status.description is not None
             assert attributes(attempt)["error.type"] == "BctrlNetworkError"
             assert "http.response.status_code" not in attributes(attempt)
 
@@ -185,8 +186,9 @@ class TestSpans:
         [_, attempt] = backend.spans(ATTEMPT)
         assert attributes(stop)["bctrl.result"] == "already_stopped"
         assert stop.status.status_code is StatusCode.UNSET
-        # As the conventions have it for every 4xx.
+        # As the conventions have it for every 4xx, and for what a status says already.
         assert attempt.status.status_code is StatusCode.ERROR
+        assert attempt.status.description is None
 
     async def test_an_answer_that_cannot_be_read_has_a_status_and_an_error(
         self, backend: Backend

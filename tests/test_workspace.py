@@ -244,14 +244,26 @@ class TestArguments:
         with pytest.raises(BctrlConfigError, match="where is a"):
             session.stop_workspace("ws-1", where=where)  # type: ignore[arg-type]  # on purpose
 
-    async def test_a_coroutine_function_that_would_choose_all_is_refused(
-        self, session: BctrlSession
+    @pytest.mark.parametrize("how", ["function", "lambda", "object", "future"])
+    async def test_a_condition_to_be_awaited_that_would_choose_all_stops_nothing(
+        self, session: BctrlSession, emulator: Emulator, how: str
     ) -> None:
         async def nothing(_: Runtime) -> bool:
             return False
 
+        class Nothing:
+            async def __call__(self, _: Runtime) -> bool:
+                return False
+
+        ways: dict[str, Callable[[Runtime], object]] = {
+            "function": nothing,
+            "lambda": lambda runtime: nothing(runtime),  # noqa: PLW0108 - a user's.
+            "object": Nothing(),
+            "future": lambda _: asyncio.get_running_loop().create_future(),
+        }
         with pytest.raises(BctrlConfigError, match="a plain function"):
-            session.stop_workspace("ws-1", where=nothing)
+            await session.stop_workspace("ws-1", where=ways[how])
+        assert emulator.received.total() == 0
 
     @pytest.mark.parametrize(
         "options", [{"deadline": 0}, {"concurrency": 0}, {"timeout": 0}, {"retry": 3}]
