@@ -1,15 +1,21 @@
 """What the command finds in a workspace: it lists, filters, and asks before anything is stopped."""
 
+import asyncio
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bctrl_async import (
-    BctrlResponseError,
+    BctrlError,
     BctrlSession,
+    BctrlTimeoutError,
     Runtime,
     RuntimeFilter,
+    RuntimeKind,
     RuntimeRef,
+    RuntimeStatus,
     _display,
 )
 
@@ -23,13 +29,16 @@ class Found(NamedTuple):
 
     Attributes:
         workspace: Its id, as it was given.
+        base_url: Where it is.
         runtimes: Those that fit.
-        unreadable: Whether there are any that could not be read; each was complained about.
+        doubtful: Whether there may be more: one that could not be read, or one that a mistyped
+            filter has left out; each was complained about.
     """
 
     workspace: str
+    base_url: str
     runtimes: list[Runtime]
-    unreadable: bool
+    doubtful: bool
 
     @property
     def targets(self) -> list[RuntimeRef]:
@@ -57,28 +66,65 @@ def condition(status: str | None, kind: str | None, older_than: str | None) -> R
     return RuntimeFilter(status=None if status == _ANY else status, kind=kind, older_than=seconds)
 
 
-async def find(session: BctrlSession, workspace: str, wanted: RuntimeFilter) -> Found:
-    """List what fits, and complain about each runtime that cannot be read.
+async def find(
+    session: BctrlSession, workspace: str, wanted: RuntimeFilter, *, deadline: float | None = None
+) -> Found:
+    """List what fits, and complain about what may be missing.
+
+    Args:
+        session: What the list is asked for through; it is closed afterwards.
+        workspace: The workspace's id.
+        wanted: What fits.
+        deadline: Seconds that it may take.
 
     Raises:
-        BctrlError: It cannot be listed.
+        BctrlError: It cannot be listed, or not in time.
     """
-    unreadable: list[BctrlResponseError] = []
+    complaints: list[str] = []
+    listing = session.list_runtimes(
+        workspace, on_unreadable=lambda error: complaints.append(str(error))
+    )
     async with session:
-        runtimes = await session.list_runtimes(workspace, on_unreadable=unreadable.append)
-    for error in unreadable:
-        _display.complain(str(error))
-    return Found(workspace, [one for one in runtimes if wanted(one)], bool(unreadable))
+        try:
+            runtimes = await asyncio.wait_for(listing, deadline)
+        except BctrlError:
+            raise
+        except TimeoutError as error:
+            raise BctrlTimeoutError(
+                f"workspace {workspace!r} was not listed within the deadline of {deadline:g} s"
+            ) from error
+    complaints += _mistyped(wanted, runtimes)
+    for complaint in complaints:
+        _display.complain(complaint)
+    fitting = [runtime for runtime in runtimes if wanted(runtime)]
+    return Found(workspace, session.base_url, fitting, bool(complaints))
+
+
+def _mistyped(wanted: RuntimeFilter, runtimes: Sequence[Runtime]) -> Iterator[str]:
+    """Say which values of a filter are neither known nor there: nothing can ever fit them."""
+    for option, value, known, seen in (
+        ("--status", wanted.status, RuntimeStatus, {runtime.status for runtime in runtimes}),
+        ("--kind", wanted.kind, RuntimeKind, {runtime.kind for runtime in runtimes}),
+    ):
+        if value is not None and value not in {*known, *seen}:
+            yield f"{option} is {value!r}, which no runtime has: give such as {', '.join(known)}"
 
 
 def can_ask() -> bool:
-    """Whether there is somebody to answer."""
-    return sys.stdin is not None and sys.stdin.isatty()
+    """Whether there is somebody who sees a question and can answer."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
 def is_agreed(found: Found) -> bool:
-    """Ask whether what was found is to be stopped."""
-    count = len(found.targets)
-    what = f"{count:,} runtime{'' if count == 1 else 's'}"
-    _display.ask(f"Stop {what} of workspace {_display.visible(found.workspace)}? [y/N] ")
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    """Show what was found, and ask whether it is to be stopped."""
+    kinds = Counter(_display.visible(runtime.kind) for runtime in found.runtimes)
+    what = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    workspace = _display.visible(found.workspace)
+    _display.note(f"In workspace {workspace} at {found.base_url}: {what}")
+    count = len(found.runtimes)
+    _display.ask(f"Stop {count:,} runtime{'' if count == 1 else 's'}? [y/N] ")
+    try:
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    except KeyboardInterrupt:
+        _display.note("")  # Begin a new line after the ^C.
+        raise

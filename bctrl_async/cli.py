@@ -7,9 +7,11 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, cast
 
@@ -17,6 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from bctrl_async import (
+    BctrlAuthenticationError,
     BctrlConfigError,
     BctrlError,
     BctrlSession,
@@ -39,16 +42,19 @@ _FAILED, _USAGE = 1, 2
 # Python would print warnings for which there is no handler into the display, which says it all.
 _NO_LOG = logging.NullHandler()
 _MOST_RUNTIMES = 100_000
+_DESKTOP = 10
+"""One in so many runtimes of the emulator is a desktop."""
 
 # What the session says of an argument, and what to do about it here.
 _URL_CURE = "use https, or http on this machine"
+_SECONDS_CURE = "give seconds above 0"
 _ARGUMENTS = {
     "base_url": ("--base-url", _URL_CURE),
     "BCTRL_BASE_URL": ("BCTRL_BASE_URL", _URL_CURE),
-    "timeout": ("--timeout", "give seconds above 0"),
+    "timeout": ("--timeout", _SECONDS_CURE),
     "max_connections": ("--concurrency", "give a whole number from 1"),
     "rate": ("--rate", "give a number above 0"),
-    "deadline": ("--deadline", "give seconds above 0"),
+    "deadline": ("--deadline", _SECONDS_CURE),
 }
 
 # Typer brings its own click or imports it, by version; this is either one's class.
@@ -207,7 +213,7 @@ def _stop(
         elif some or not (outcome.result.settled or _was_not_begun(outcome)):
             lines.show(outcome)
 
-    def stop(targets: _Targets) -> int:
+    def stop(targets: _Targets, deadline: float | None) -> int:
         if dry_run:
             return _rehearse(connect(), targets, journal, output)
         stopping = _stopping.stop(
@@ -216,8 +222,8 @@ def _stop(
         return _conclude(asyncio.run(stopping), output, json=json)
 
     if search is None:
-        return _told(lambda: stop(source))
-    return _told(lambda: _stop_found(connect(), search, stop))
+        return _told(lambda: stop(source, deadline))
+    return _told(lambda: _stop_found(connect(), search, stop, deadline))
 
 
 def _only(files: list[str] | None, journal: str | None) -> str | None:
@@ -252,23 +258,32 @@ def _search(
     if not everything:
         raise _UsageError("--workspace needs --all")
     if asks and not _finding.can_ask():
-        raise _UsageError("stdin is no terminal to ask on: give --yes to stop without a question")
+        raise _UsageError("there is no terminal to ask on: give --yes to stop without a question")
     return _Search(workspace, _wanted(status or RuntimeStatus.ACTIVE, kind, older_than), asks)
 
 
 def _stop_found(
-    session: BctrlSession, search: _Search, stop: Callable[[Sequence[RuntimeRef]], int]
+    session: BctrlSession,
+    search: _Search,
+    stop: Callable[[Sequence[RuntimeRef], float | None], int],
+    deadline: float | None,
 ) -> int:
-    """Stop what is found, if it is wanted."""
-    found = asyncio.run(_finding.find(session, search.workspace, search.wanted))
-    code = _FAILED if found.unreadable else 0
+    """Stop what is found, if it is wanted; the time that the answer takes does not count."""
+    if deadline is not None and not deadline > 0:
+        raise _UsageError(f"--deadline is {deadline}: {_SECONDS_CURE}")
+    began = time.monotonic()
+    finding = _finding.find(session, search.workspace, search.wanted, deadline=deadline)
+    found = asyncio.run(finding)
+    if deadline is not None:
+        deadline -= time.monotonic() - began
+    code = _FAILED if found.doubtful else 0
     if not found.targets:
         _display.note(f"Nothing to stop: no runtime of {_display.visible(search.workspace)} fits")
         return code
     if search.asks and not _finding.is_agreed(found):
         _display.note("Nothing was stopped")
         return _FAILED
-    return stop(found.targets) or code
+    return stop(found.targets, deadline) or code
 
 
 def _wanted(status: str | None, kind: str | None, older_than: str | None) -> RuntimeFilter:
@@ -293,7 +308,13 @@ def _told(run: Callable[[], int]) -> int:
         raise _mistake(error) from error
     except BctrlError as error:
         _display.complain(str(error))
-        return _FAILED
+        return _code_of(error)
+
+
+def _code_of(*errors: BctrlError | None) -> int:
+    """Return the exit code of what has failed: the same again is of use, or it is not."""
+    is_refused = any(isinstance(error, BctrlAuthenticationError) for error in errors)
+    return _USAGE if is_refused else _FAILED
 
 
 @app.command("list", cls=_ListCommand)
@@ -328,7 +349,7 @@ def _list(
                 output.say(_display.as_found(workspace, runtime))
         else:
             _display.listing(output, found.runtimes)
-        return _FAILED if found.unreadable or output.lost else 0
+        return _FAILED if found.doubtful or output.lost else 0
 
     return _told(show)
 
@@ -382,9 +403,9 @@ def _rehearse(
             output.say(_display.as_line(outcome.target))
 
     asyncio.run(_stopping.rehearse(session, source, show))
-    before = f", {counts['settled']} are settled already" if settled else ""
+    before = f", {counts['settled']:,} are settled already" if settled else ""
     _display.note(
-        f"Dry run: {counts['left']} would be stopped{before}, {counts['bad']} are no targets"
+        f"Dry run: {counts['left']:,} would be stopped{before}, {counts['bad']:,} are no targets"
     )
     return _FAILED if counts["bad"] or output.lost else 0
 
@@ -406,7 +427,9 @@ def _conclude(ended: _stopping.Ended, output: _display.Output, *, json: bool) ->
         _display.complain("most are not found: check the workspace id, the aliases and base URL")
     if ended.interrupted:
         raise KeyboardInterrupt
-    return 0 if report.ok and ended.failure is None and not output.lost else _FAILED
+    if report.ok and ended.failure is None and not output.lost:
+        return 0
+    return _code_of(report.ended_early, *(outcome.error for outcome in report.failures))
 
 
 def _mistake(error: BctrlConfigError) -> Exception:
@@ -439,8 +462,9 @@ def _emulator(
 ) -> int:
     """Run a local server to try clients against, until Ctrl-C.
 
-    It has a workspace called demo with active runtimes: runtime-0001, runtime-0002 and so on. With
-    --fault rate_limited=0.1, one in ten answers is a 429.
+    It has a workspace called demo with active runtimes: runtime-0001, runtime-0002 and so on. Each
+    is a minute older than the one before it, and one in ten is a desktop. With --fault
+    rate_limited=0.1, one in ten answers is a 429.
     """
     _check_runtimes(runtimes, at_least=0)
     try:
@@ -455,8 +479,12 @@ def _emulator(
         )
     except ValueError as error:
         raise _UsageError(str(error)) from error
-    for alias in _demo.aliases(runtimes):
-        emulator.add_runtime(_demo.WORKSPACE, alias)
+    now = datetime.now(UTC)
+    for number, alias in enumerate(_demo.aliases(runtimes), start=1):
+        # So that there is something for filters to choose from.
+        kind = "browser" if number % _DESKTOP else "desktop"
+        created_at = (now - timedelta(minutes=number)).isoformat(timespec="milliseconds")
+        emulator.add_runtime(_demo.WORKSPACE, alias, kind=kind, created_at=created_at)
     try:
         asyncio.run(_serve(emulator, api_key))
     except OSError as error:

@@ -40,6 +40,7 @@ pty = pytest.importorskip("pty", reason="signals and terminals are tested where 
 
 KEY = "emulator-key"
 FULL = Path("/dev/full")
+STOP_ALL = ("stop", "--workspace", "ws", "--all", "--yes")
 COMMAND = (sys.executable, "-m", "bctrl_async")
 NOTICE = "ending: Ctrl-C again cuts off what is under way"
 
@@ -327,7 +328,7 @@ async def test_a_wrong_key_ends_the_run_early_and_is_explained_without_showing_i
     assert "BCTRL_API_KEY" in out
     assert "secret-1234567" not in out + err
     assert err.startswith("bctrl-async: error: ended early: stop of 'a' in workspace 'ws': ")
-    assert (code, err.count("\n")) == (1, 1)
+    assert (code, err.count("\n")) == (2, 1)
     assert len(emulator.requests) == 1
     assert emulator.status("ws", "a") == "active"
 
@@ -1214,6 +1215,41 @@ async def test_where_nothing_fits_there_is_nothing_to_do(
     assert stopped_in(emulator) == set()
 
 
+@pytest.mark.parametrize("command_line", [("list", "ws"), STOP_ALL])
+@pytest.mark.parametrize("option", ["--kind", "--status"])
+async def test_a_filter_that_may_be_mistyped_is_no_success(
+    emulator: HoldingEmulator, command: Command, command_line: tuple[str, ...], option: str
+) -> None:
+    code, _, err = await command(*command_line, option, "brwser")
+    assert code == 1
+    assert f"error: {option} is 'brwser', which no runtime has: give such as " in err
+
+    # What a later version of the API may have is not mistyped, if it is there.
+    emulator.inject(Fault.UNKNOWN_VALUES, method="GET")
+    value = {"--kind": "hologram", "--status": "paused"}[option]
+    code, _, err = await command(*command_line, option, value)
+    assert "which no runtime has" not in err
+
+
+async def test_the_deadline_holds_for_the_list(emulator: HoldingEmulator, command: Command) -> None:
+    emulator.inject(Fault.HANG, method="GET")
+    async with asyncio.timeout(10):
+        code, _, err = await command(*STOP_ALL, "--deadline", "0.2")
+    assert code == 1
+    assert "workspace 'ws' was not listed within the deadline of 0.2 s" in err
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("command_line", [("list", "ws"), ("stop", "ws", "a"), STOP_ALL])
+async def test_a_key_that_is_refused_is_a_mistake_and_not_worth_another_try(
+    command: Command, monkeypatch: pytest.MonkeyPatch, command_line: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("BCTRL_API_KEY", "revoked")
+    code, out, err = await command(*command_line)
+    assert code == 2
+    assert "BCTRL_API_KEY" in out + err
+
+
 async def test_no_terminal_to_ask_on_is_found_before_anything_is_sent(
     emulator: HoldingEmulator,
 ) -> None:
@@ -1221,7 +1257,20 @@ async def test_no_terminal_to_ask_on_is_found_before_anything_is_sent(
         line = f"exec {sys.executable} -m bctrl_async stop --workspace ws --all {redirect}"
         code, out, err = await finish(await start("sh", "-c", line))
         assert (code, out) == (2, "")
-        assert "stdin is no terminal to ask on: give --yes" in err
+        assert "there is no terminal to ask on: give --yes" in err
+    assert not emulator.requests
+
+
+async def test_a_question_that_nobody_would_see_is_not_asked(
+    emulator: HoldingEmulator, tmp_path: Path
+) -> None:
+    terminal, errors = Terminal(), tmp_path / "errors"
+    with errors.open("w") as file:
+        process = await start(
+            *COMMAND, "stop", "--workspace", "ws", "--all", stdin=terminal.fd, stderr=file.fileno()
+        )
+        assert (await finish(process))[0] == 2
+    assert "there is no terminal to ask on: give --yes" in errors.read_text()
     assert not emulator.requests
 
 
@@ -1236,7 +1285,8 @@ async def test_it_asks_before_it_stops_all(
     process = await start(
         *COMMAND, "stop", "--workspace", "ws", "--all", stdin=terminal.fd, stderr=terminal.fd
     )
-    await terminal.until(r"Stop 3 runtimes of workspace ws\? \[y/N\] ")
+    await terminal.until(rf"In workspace ws at {emulator.url}/v1: 3 browser\s+Stop")
+    await terminal.until(r"Stop 3 runtimes\? \[y/N\] ")
     assert stopped_in(emulator) == set()
     os.write(terminal._master, f"{answer}\n".encode())
     code, out, _ = await finish(process)
@@ -1256,7 +1306,7 @@ async def test_ctrl_c_at_the_question_stops_nothing(emulator: HoldingEmulator) -
     process = await start(
         *COMMAND, "stop", "--workspace", "one", "--all", stdin=terminal.fd, stderr=terminal.fd
     )
-    await terminal.until(r"Stop 1 runtime of workspace one\? ")
+    await terminal.until(r"Stop 1 runtime\? ")
     process.send_signal(signal.SIGINT)
     code, out, _ = await finish(process)
     said = await terminal.rest()
@@ -1324,7 +1374,8 @@ async def test_what_the_server_left_open_is_verified(
         ("stop --kind browser ws a", "--all, --status, --kind and --older-than need --workspace"),
         ("stop --workspace ws --all --yes ws a", "give --workspace without ALIASes and --from"),
         ("stop --workspace ws --all --yes --from f", "give --workspace without ALIASes and --from"),
-        ("stop --workspace ws --all", "stdin is no terminal to ask on: give --yes to stop without"),
+        ("stop --workspace ws --all", "there is no terminal to ask on: give --yes to stop without"),
+        ("stop --workspace ws --all --yes --deadline 0", "--deadline is 0.0: give seconds above 0"),
         ("stop --workspace ws --all --yes --older-than soon", "--older-than is 'soon': give such"),
         ("stop --workspace .. --all --yes", "workspace id '..' could be taken for a path: pass"),
         ("list", "nothing to list: give a WORKSPACE"),
