@@ -25,11 +25,25 @@ _FAST = 10
 """Stops a second from which tenths of one tell nothing."""
 
 
-class _Column(ProgressColumn):
-    """The part of the first line that depends on the rate."""
+class _Pace(ProgressColumn):
+    """How fast a run is, and how long it will take; nothing while the server answers nobody."""
+
+    def __init__(self, batch: StopBatch) -> None:
+        super().__init__()
+        self._batch = batch
 
     def render(self, task: Task) -> Text:
-        return Text(_pace(task))
+        return Text(self.of(task))
+
+    def of(self, task: Task) -> str:
+        """The same as text."""
+        if not task.speed or self._batch.is_unanswered:
+            return ""
+        digits = 0 if task.speed >= _FAST else 1
+        pace = f"{task.speed:,.{digits}f}/s"
+        if task.time_remaining is None:
+            return pace
+        return f"{pace}, {timedelta(seconds=int(task.time_remaining))} left"
 
 
 class Display:
@@ -47,11 +61,12 @@ class Display:
     def __init__(self, batch: StopBatch, console: Console) -> None:
         self._batch = batch
         self._console = console
+        self._pace = _Pace(batch)
         bar = [BarColumn(bar_width=None)] if batch.length is not None else []
         self._progress = Progress(
             TextColumn("{task.description}"),
             *bar,
-            _Column(),
+            self._pace,
             TimeElapsedColumn(),
             console=console,
             auto_refresh=False,
@@ -91,7 +106,7 @@ class Display:
         task = self._look()
         parts = [
             f"{self._done()} done",
-            _pace(task),
+            self._pace.of(task),
             self._state(),
             _display.results(self._batch.counts),
         ]
@@ -118,13 +133,3 @@ class Display:
         if self.notice:
             parts.append(self.notice)
         return ", ".join(parts)
-
-
-def _pace(task: Task) -> str:
-    if not task.speed:
-        return ""
-    digits = 0 if task.speed >= _FAST else 1
-    pace = f"{task.speed:,.{digits}f}/s"
-    if task.time_remaining is None:
-        return pace
-    return f"{pace}, {timedelta(seconds=int(task.time_remaining))} left"

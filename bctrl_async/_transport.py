@@ -115,7 +115,11 @@ async def send(
             status, response.headers, body, headers["Authorization"], now=datetime.now(UTC)
         )
     if problem is not None:
-        return _because(problem, _unreadable(status, problem, limit))
+        unreadable = _unreadable(status, problem, limit)
+        if not operation.stops:
+            # As if there had been no answer: to look once more changes nothing.
+            unreadable.status, unreadable.cure = None, BctrlNetworkError.default_cure
+        return _because(problem, unreadable)
     if len(body) > max_body:
         most = max_body // _protocol.MIB
         return BctrlResponseError(
@@ -194,7 +198,7 @@ def _no_answer(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
     )
 
 
-def _unreadable(status: int, error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
+def _unreadable(status: int, error: Exception, limit: aiohttp.ClientTimeout) -> BctrlNetworkError:
     if isinstance(error, TimeoutError):
         return BctrlTimeoutError(
             f"the server answered {status}, but its body took more than {limit.total:g} s",

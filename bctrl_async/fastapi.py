@@ -21,8 +21,14 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Response, WebSocket, WebSocketDisconnect, status
-from fastapi.requests import HTTPConnection
+try:
+    from fastapi import Depends, FastAPI, Response, WebSocket, WebSocketDisconnect, status
+    from fastapi.requests import HTTPConnection
+except ModuleNotFoundError as _error:
+    raise ModuleNotFoundError(
+        "bctrl_async.fastapi needs FastAPI: python -m pip install 'bctrl-async[fastapi]'",
+        name=_error.name,
+    ) from _error
 
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession
 from bctrl_async._bodies import RuntimeBody, StopOutcomeBody, StopReportBody

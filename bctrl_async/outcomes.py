@@ -38,6 +38,10 @@ class StopResult(StrEnum):
     UNKNOWN = "unknown"
     """It was sent, and no answer settled it: the runtime may have stopped."""
 
+    def __repr__(self) -> str:
+        # Counts by result are printed often, and the value says it all.
+        return repr(self.value)
+
     @property
     def settled(self) -> bool:
         """Whether no further call is needed."""

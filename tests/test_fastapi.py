@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -98,6 +100,17 @@ def answer_with(error: BctrlError) -> httpx2.Response:
         raise error
 
     return TestClient(app).get("/")
+
+
+def test_without_the_extra_the_import_says_what_to_install() -> None:
+    program = "import sys; sys.modules['fastapi'] = None; import bctrl_async.fastapi"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: bctrl_async.fastapi needs FastAPI: "
+        "python -m pip install 'bctrl-async[fastapi]'"
+    )
 
 
 class TestLifespan:

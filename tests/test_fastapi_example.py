@@ -85,10 +85,21 @@ class TestInProcess:
             assert client.post("/stop", json=[["only one"]]).status_code == 422
         assert {event.name for event in progress} == {"progress"}
         assert progress[0]["total"] == report["total"] == len(targets)
+        assert {"inFlight", "isThrottled", "isUnanswered", "counts"} < progress[0].keys()
         assert report.name == "report"
         assert report["counts"] == {"stopped": 10, "not_found": 1, "rejected": 1}
         assert [failure["alias"] for failure in report["failures"]] == [".."]
         assert not report["ok"]
+
+    def test_the_report_has_no_more_than_the_first_failures(
+        self, example: ModuleType, emulator: Emulator
+    ) -> None:
+        targets = [("ws-1", "..")] * (example.MOST_FAILURES + 1)
+        with TestClient(example.app) as client:
+            report = events_of(client.post("/stop", json=targets).text)[-1]
+        assert report["counts"] == {"rejected": len(targets)}
+        assert len(report["failures"]) == example.MOST_FAILURES
+        assert not emulator.requests
 
     async def test_what_is_not_answered_is_cut_off_when_the_app_ends(
         self, example: ModuleType, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
@@ -237,6 +248,24 @@ class TestUnderUvicorn:
             # What was under way was answered, what was not is not known to the API.
             assert counts == {"stopped": stopped(slow), "not_sent": 5000 - stopped(slow)}
             assert len(slow.requests) == stopped(slow) < at_the_end + 1000
+
+    async def test_a_run_whose_client_has_just_left_is_reported_before_it_exits(
+        self, slow: Emulator
+    ) -> None:
+        targets = targets_of(slow, 5000)
+        async with uvicorn(slow) as server:
+            async with (
+                httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
+                client.stream("POST", "/stop", json=targets) as answer,
+            ):
+                lines = answer.aiter_lines()
+                await anext(lines)
+                await received(slow, 200)
+            assert await server.end() < GRACE / 2
+            await server.wait_for("bulk stop")
+        assert server.reports == [
+            Counter({"stopped": stopped(slow), "not_sent": 5000 - stopped(slow)})
+        ]
 
     @pytest.mark.parametrize("workers", [1, 2])
     async def test_sigterm_in_the_middle_of_bulk_stops_drains_reports_and_exits(

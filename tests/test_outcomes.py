@@ -176,6 +176,10 @@ def test_only_what_needs_no_further_call_is_settled(result: str, *, settled: boo
     assert StopResult(result).settled is settled
 
 
+def test_counts_can_be_printed() -> None:
+    assert str({StopResult.STOPPED: 3}) == "{'stopped': 3}"
+
+
 def test_there_are_exactly_the_results_of_the_design() -> None:
     assert [str(result) for result in StopResult] == [
         *("stopped", "accepted", "already_stopped", "not_found"),

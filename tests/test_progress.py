@@ -115,6 +115,10 @@ def test_a_slow_rate_has_a_decimal_and_without_a_length_no_time_is_left(
     advance(display, batch, clock, per_second=3)
     assert display.line() == "12 done, 3.0/s, 0 in flight, 12 stopped"
 
+    # What was so before an outage says nothing of when it will be over.
+    batch.is_unanswered = True
+    assert display.line().startswith("12 done, 0 in flight, no answer from the server")
+
 
 # The live display
 

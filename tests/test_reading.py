@@ -119,6 +119,25 @@ class TestAnswers:
         with pytest.raises(BctrlResponseError, match="more than 1 MiB"):
             await session.get_runtime("ws-1", "crm")
 
+    @pytest.mark.parametrize("fault", [Fault.TRUNCATED_JSON, Fault.SLOW_DRIP])
+    async def test_an_answer_that_breaks_off_is_asked_for_again(
+        self, emulator: Emulator, connect: Connect, fault: Fault
+    ) -> None:
+        """A stop is not sent again then, for it worked; what only reads may."""
+        emulator.inject(fault, fault, method="GET")
+        async with connect(timeout=0.5) as session:
+            assert (await session.get_runtime("ws-1", "crm")).alias == "crm"
+            assert len(await session.list_runtimes("ws-1")) == 1
+        assert len(emulator.requests) == 4
+
+    async def test_one_that_always_breaks_off_says_so(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.TRUNCATED_JSON] * 4, method="GET")
+        with pytest.raises(BctrlResponseError, match=r"its body broke off \(4 attempts") as caught:
+            await session.list_runtimes("ws-1")
+        assert "Check base_url and the network" in str(caught.value)
+
     async def test_a_list_without_end_is_given_up(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:

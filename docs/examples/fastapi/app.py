@@ -21,7 +21,8 @@ import msgspec
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import FileResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic.alias_generators import to_camel
 
 from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopReport, StopResult
 from bctrl_async.fastapi import (
@@ -158,9 +159,14 @@ class Health(BaseModel):
 class Progress(BaseModel):
     """How far a bulk stop is."""
 
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, serialize_by_alias=True
+    )
+
     total: int
     in_flight: int
-    throttled: bool
+    is_throttled: bool
+    is_unanswered: bool
     counts: dict[StopResult, int]
 
 
@@ -203,7 +209,8 @@ async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[Se
             data=Progress(
                 total=batch.length or 0,
                 in_flight=batch.in_flight,
-                throttled=batch.is_throttled,
+                is_throttled=batch.is_throttled,
+                is_unanswered=batch.is_unanswered,
                 counts=batch.counts,
             ),
         )
