@@ -250,21 +250,22 @@ class TestUnderUvicorn:
             assert len(slow.requests) == stopped(slow) < at_the_end + 1000
 
     async def test_a_run_whose_client_has_just_left_is_reported_before_it_exits(
-        self, slow: Emulator
+        self, example: ModuleType
     ) -> None:
-        targets = targets_of(slow, 5000)
-        async with uvicorn(slow) as server:
-            async with (
-                httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
-                client.stream("POST", "/stop", json=targets) as answer,
-            ):
-                lines = answer.aiter_lines()
-                await anext(lines)
-                await received(slow, 200)
-            assert await server.end() < GRACE / 2
-            await server.wait_for("bulk stop")
+        async with Emulator(port=0, api_key=KEY, latency=1.0) as slow:
+            targets = targets_of(slow, 5000)
+            async with uvicorn(slow) as server:
+                async with (
+                    httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
+                    client.stream("POST", "/stop", json=targets) as answer,
+                ):
+                    lines = answer.aiter_lines()
+                    await anext(lines)
+                    await received(slow, example.IN_FLIGHT)
+                assert await server.end() < GRACE / 2
+                await server.wait_for("bulk stop")
         assert server.reports == [
-            Counter({"stopped": stopped(slow), "not_sent": 5000 - stopped(slow)})
+            Counter({"stopped": example.IN_FLIGHT, "not_sent": 5000 - example.IN_FLIGHT})
         ]
 
     @pytest.mark.parametrize("workers", [1, 2])
