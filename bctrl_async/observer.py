@@ -69,7 +69,10 @@ class BulkObserver:
         return StopObserver()
 
     def outcome(self, outcome: StopOutcome) -> None:
-        """Take note of an outcome, also that of a target that was never begun."""
+        """Take note of an outcome of this run, also that of a target that was never begun.
+
+        What an earlier run has settled, as the journal has it, is not told again.
+        """
 
     def end(self, report: StopReport) -> None:
         """Take note of what became of all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -22,7 +22,7 @@ from bctrl_async._pool import Pool
 from bctrl_async._protocol import GET, LIST, STOP, Operation
 from bctrl_async._retry import RetryPolicy
 from bctrl_async._run import Run
-from bctrl_async._sender import AskKey, Sender
+from bctrl_async._sender import Sender
 from bctrl_async._targets import Input, Listing, Target, Targets
 from bctrl_async._throttle import Throttle
 from bctrl_async._version import __version__
@@ -80,7 +80,7 @@ class BctrlSession:
 
     def __init__(
         self,
-        api_key: str | AskKey | None = None,
+        api_key: str | Callable[[], str | Awaitable[str]] | None = None,
         *,
         base_url: str | None = None,
         timeout: float = 60.0,
@@ -422,7 +422,7 @@ class BctrlSession:
             on_outcome: The same.
             timeout: The same, for the list as well.
             retry: The same.
-            journal: The same.
+            journal: The same. A resumed run lists anew: its report has only what was still active.
             verify: The same.
 
         Returns:
