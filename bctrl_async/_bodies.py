@@ -47,6 +47,7 @@ class _Report(msgspec.Struct, frozen=True, rename="camel"):
     elapsed: float
     retries: int
     throttled: int
+    resumed: int
     ended_early: _Error | None
 
 
@@ -84,6 +85,7 @@ def _report_body(report: StopReport) -> _Report:
         elapsed=report.elapsed,
         retries=report.retries,
         throttled=report.throttled,
+        resumed=report.resumed,
         ended_early=_error_body(report.ended_early),
     )
 

@@ -115,11 +115,7 @@ async def send(
             status, response.headers, body, headers["Authorization"], now=datetime.now(UTC)
         )
     if problem is not None:
-        unreadable = _unreadable(status, problem, limit)
-        if not operation.stops:
-            # As if there had been no answer: to look once more changes nothing.
-            unreadable.status, unreadable.cure = None, BctrlNetworkError.default_cure
-        return _because(problem, unreadable)
+        return _because(problem, _cut_short(status, problem, limit, stops=operation.stops))
     if len(body) > max_body:
         most = max_body // _protocol.MIB
         return BctrlResponseError(
@@ -198,15 +194,20 @@ def _no_answer(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
     )
 
 
-def _unreadable(status: int, error: Exception, limit: aiohttp.ClientTimeout) -> BctrlNetworkError:
-    if isinstance(error, TimeoutError):
-        return BctrlTimeoutError(
-            f"the server answered {status}, but its body took more than {limit.total:g} s",
-            may_have_stopped=True,
-            status=status,
-        )
-    return BctrlResponseError(
-        f"the server answered {status}, but its body broke off",
-        may_have_stopped=True,
-        status=status,
-    )
+def _cut_short(
+    status: int, problem: Exception, limit: aiohttp.ClientTimeout, *, stops: bool
+) -> BctrlError:
+    """Say what cut an answer with a 2xx status short."""
+    error: BctrlNetworkError
+    if isinstance(problem, TimeoutError):
+        took = f"its body took more than {limit.total:g} s"
+        error = BctrlTimeoutError(f"the server answered {status}, but {took}")
+    else:
+        error = BctrlResponseError(f"the server answered {status}, but its body broke off")
+    error.may_have_stopped = True
+    if stops:
+        error.status = status
+    else:
+        # As if there had been no answer: to look once more changes nothing.
+        error.cure = BctrlNetworkError.default_cure
+    return error

@@ -29,6 +29,7 @@ from bctrl_async import (
     __version__,
     _demo,
     _display,
+    _finding,
     _progress,
     _stopping,
     cli,
@@ -1239,6 +1240,19 @@ async def test_the_deadline_holds_for_the_list(emulator: HoldingEmulator, comman
     assert "workspace 'ws' was not listed within the deadline of 0.2 s" in err
 
 
+async def test_a_deadline_that_is_not_over_leaves_the_rest_to_the_stops(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    emulator.inject(*[Fault.HANG] * 3)
+    async with asyncio.timeout(20):
+        code, out, err = await command(*STOP_ALL, "--deadline", "1")
+    assert code == 1
+    assert out.splitlines()[-1].endswith("s: 3 unknown")
+    # A little of it went to the list.
+    [deadline] = re.findall(r"the deadline of (\S+) s has passed", err)
+    assert 0.5 < float(deadline) < 1
+
+
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("command_line", [("list", "ws"), ("stop", "ws", "a"), STOP_ALL])
 async def test_a_key_that_is_refused_is_a_mistake_and_not_worth_another_try(
@@ -1342,6 +1356,14 @@ async def test_what_the_server_left_open_is_verified(
     code, out, _ = await command("stop", "--verify", "ws", "a", "b", "c")
     assert out.splitlines()[-1].endswith("s: 3 stopped")
     assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("age", "seconds"),
+    [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1.5d", 129_600)],
+)
+def test_an_age_has_the_unit_that_it_says(age: str, seconds: float) -> None:
+    assert _finding.condition(None, None, age).older_than == seconds
 
 
 # What a user gets wrong

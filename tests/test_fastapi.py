@@ -470,7 +470,7 @@ OUTCOMES = [
     StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=StopResult.STOPPED),
     StopOutcome(
         index=1,
-        target=RuntimeRef("ws-1", "\ud800"),
+        target=RuntimeRef("ws-\ud800", "\ud800"),
         result=StopResult.UNKNOWN,
         error=upstream_error(),
         attempts=4,
@@ -482,9 +482,10 @@ REPORTS = [
         total=2,
         counts=Counter({StopResult.STOPPED: 1, StopResult.UNKNOWN: 1}),
         failures=tuple(OUTCOMES[1:]),
-        elapsed=1.5,
+        elapsed=2.5,
         retries=3,
-        throttled=0,
+        throttled=1,
+        resumed=7,
         ended_early=upstream_error(),
     ),
     StopReport(total=0, counts=Counter(), failures=(), elapsed=0.0, retries=0, throttled=0),
@@ -551,6 +552,10 @@ class TestBodies:
             full = await valid_answer(client, "get", "/reports/0", "/reports/{number}")
             assert SECRET not in json.dumps(full)
             assert full["failures"] == [answer]
+            assert (answer["attempts"], answer["elapsed"], answer["resumed"]) == (4, 1.5, False)
+            assert answer["workspaceId"] == "ws-?"
+            names = ("total", "elapsed", "retries", "throttled", "resumed")
+            assert [full[name] for name in names] == [2, 2.5, 3, 1, 7]
             assert full["counts"] == {"stopped": 1, "unknown": 1}
             assert full["endedEarly"] == answer["error"]
 

@@ -122,6 +122,7 @@ async def test_it_is_told_of_each_attempt_of_a_stop(emulator: Emulator, connect:
         "end StopOutcome",
     ]
     [outcome] = diary.outcomes
+    assert outcome.elapsed > 0
     assert (outcome.result, outcome.attempts, outcome.error) == (StopResult.STOPPED, 2, None)
     assert outcome.runtime is not None
 

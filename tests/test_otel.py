@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from opentelemetry import baggage, context
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -139,9 +140,24 @@ class TestSpans:
         async with watched() as session:
             with backend.tracers.get_tracer("test").start_as_current_span("cleanup") as above:
                 await session.stop_runtime("ws-1", "crm")
+                await session.get_runtime("ws-1", "crm")
+                await session.stop_runtimes([("ws-1", "crm")])
 
-        [stop] = backend.spans("stop_runtime")
-        assert stop.parent == above.get_span_context()
+        [stop, _] = backend.spans("stop_runtime")
+        for span in (stop, *backend.spans("get_runtime"), *backend.spans("stop_runtimes")):
+            assert span.parent == above.get_span_context()
+
+    async def test_the_callers_baggage_is_passed_on(
+        self, emulator: Emulator, watched: Connect
+    ) -> None:
+        token = context.attach(baggage.set_baggage("team", "blue"))
+        try:
+            async with watched() as session:
+                await session.stop_runtime("ws-1", "crm")
+                await session.stop_runtimes([("ws-1", "crm")])
+        finally:
+            context.detach(token)
+        assert [request.headers["baggage"] for request in emulator.requests] == ["team=blue"] * 2
 
     async def test_each_attempt_carries_its_own_context(
         self, emulator: Emulator, watched: Connect, backend: Backend
@@ -304,6 +320,20 @@ class TestBulk:
         assert attributes(look)["url.template"] == "/v1/workspaces/{id}/runtimes/{alias}"
         assert attributes(stop)["bctrl.result"] == "stopped"
 
+    async def test_it_says_how_often_it_was_throttled_and_what_it_resumed(
+        self, emulator: Emulator, watched: Connect, backend: Backend, tmp_path: Path
+    ) -> None:
+        emulator.inject(Fault.RATE_LIMITED)
+        async with watched() as session:
+            for _ in range(2):
+                await session.stop_runtimes([("ws-1", "crm")], journal=tmp_path / "journal")
+
+        first, second = (attributes(span) for span in backend.spans("stop_runtimes"))
+        assert (first["bctrl.throttled"], first["bctrl.resumed"]) == (1, 0)
+        assert (second["bctrl.throttled"], second["bctrl.resumed"]) == (0, 1)
+        # What an earlier run has counted is not counted again.
+        assert backend.counts("bctrl.stop.outcomes", "bctrl.result") == {"stopped": 1}
+
     async def test_one_that_goes_well_has_no_error(
         self, watched: Connect, backend: Backend
     ) -> None:
@@ -383,7 +413,10 @@ class TestMetrics:
             "http.response.status_code": 200,
         }
         assert point.count == 1
-        assert 0.0 < point.sum < 5.0
+        [span] = backend.spans(ATTEMPT)
+        assert span.end_time is not None
+        assert span.start_time is not None
+        assert 0.0 < point.sum <= (span.end_time - span.start_time) / 1e9
         assert point.explicit_bounds[0] == 0.005
 
     async def test_a_look_has_a_duration_and_is_no_attempt_to_stop(

@@ -57,6 +57,25 @@ class TestWhatIsStopped:
         assert stops(workspace) == {"crm", "table", "a/b"}
         assert workspace.status("ws-2", "crm") == "active"
 
+    async def test_one_that_is_ended_before_it_runs_lists_nothing(
+        self, workspace: Emulator, session: BctrlSession
+    ) -> None:
+        batch = session.stop_workspace("ws-1")
+        batch.stop_feeding()
+        report = await batch
+
+        assert report.total == 0
+        assert report.ended_early is not None
+        assert workspace.requests == []
+
+    async def test_the_timeout_is_for_the_list_as_well(
+        self, workspace: Emulator, connect: Connect
+    ) -> None:
+        workspace.inject(Fault.HANG, method="GET")
+        async with connect(timeout=1000) as session, asyncio.timeout(30):
+            report = await session.stop_workspace("ws-1", timeout=0.1)
+        assert report.counts == {STOPPED: 3}
+
     async def test_what_a_filter_means(self, workspace: Emulator, session: BctrlSession) -> None:
         await session.stop_workspace("ws-1", where=RuntimeFilter(kind="spreadsheet"))
         assert stops(workspace) == {"table"}
