@@ -25,10 +25,18 @@ class AttemptObserver:
         return _NO_HEADERS
 
     def answered(self, status: int) -> None:
-        """Take note that an answer with this HTTP status begins."""
+        """Take note that an answer begins.
+
+        Args:
+            status: Its HTTP status.
+        """
 
     def end(self, error: BaseException | None) -> None:
-        """Take note of how it ended: well, or with an error or a cancellation."""
+        """Take note of its end.
+
+        Args:
+            error: What it ended with, a cancellation as well; None if it went well.
+        """
 
 
 class CallObserver:
@@ -50,21 +58,34 @@ class StopObserver(CallObserver):
     """Follows one stop through its attempts, and through the looks of `verify=`."""
 
     def end(self, outcome: StopOutcome) -> None:
-        """Take note of what became of it; the `index` of a single stop is 0."""
+        """Take note of its end.
+
+        Args:
+            outcome: What became of it; the `index` of a single stop is 0.
+        """
 
 
 class ReadObserver(CallObserver):
     """Follows one `get_runtime` or `list_runtimes` through its attempts."""
 
     def end(self, error: BaseException | None) -> None:
-        """Take note of how it ended: well, or with an error or a cancellation."""
+        """Take note of its end.
+
+        Args:
+            error: What it ended with, a cancellation as well; None if it went well.
+        """
 
 
 class BulkObserver:
     """Follows one bulk stop."""
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Take note that the stop of one target begins."""
+        """Take note that the stop of one target begins.
+
+        Args:
+            workspace_id: The workspace's id.
+            alias: The runtime's alias.
+        """
         del workspace_id, alias
         return StopObserver()
 
@@ -72,22 +93,39 @@ class BulkObserver:
         """Take note of an outcome of this run, also that of a target that was never begun.
 
         What an earlier run has settled, as the journal has it, is not told again.
+
+        Args:
+            outcome: The outcome.
         """
 
     def end(self, report: StopReport) -> None:
-        """Take note of what became of all."""
+        """Take note of the end.
+
+        Args:
+            report: What became of all.
+        """
 
 
 class Observer:
     """Follows what a session does; one may be shared by several sessions."""
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Take note that a single stop begins; it may still have to wait for its turn."""
+        """Take note that a single stop begins; it may still have to wait for its turn.
+
+        Args:
+            workspace_id: The workspace's id.
+            alias: The runtime's alias.
+        """
         del workspace_id, alias
         return StopObserver()
 
     def begin_read(self, workspace_id: str, alias: str | None) -> ReadObserver:
-        """Take note that a runtime is looked at, or, without an alias, that all are listed."""
+        """Take note that a runtime is looked at, or that all are listed.
+
+        Args:
+            workspace_id: The workspace's id.
+            alias: The runtime's alias; None if all are listed.
+        """
         del workspace_id, alias
         return ReadObserver()
 

@@ -115,8 +115,8 @@ class Storm:
         self._concurrency = chance.choice([1, 7, 50, 100]) if targets <= 1000 else 100
         self._turning_point = chance.randrange(targets // 2)
         self._verify = seed % 4 == 3
-        # What is still active is looked at for that long, by a worker each.
-        self._patience = chance.uniform(0.2, 0.4 if self._verify else 10.0)
+        # What is still active is polled for that long.
+        self._patience = chance.uniform(1.5, 4.0) if self._verify else chance.uniform(0.2, 10.0)
         self._policy = RetryPolicy(
             attempts=chance.randint(1, 4), base=0.001, cap=0.01, patience=self._patience
         )
