@@ -54,7 +54,8 @@ def run(runtimes: int, seed: int) -> bool:
     before = {target: emulator.status(*target) for target in targets}
     outcomes: list[StopOutcome] = []
     output = _display.Output()
-    _display.note(f"Stopping {runtimes} runtimes of a local emulator that misbehaves.")
+    what = _display.several(runtimes, "runtime")
+    _display.note(f"Stopping {what} of a local emulator that misbehaves.")
     _display.note(f"It takes no more than {_RATE_LIMIT:.0f} stops a second.")
     ended = asyncio.run(_demonstrate(emulator, targets, outcomes, output))
     report = ended.report
@@ -62,9 +63,9 @@ def run(runtimes: int, seed: int) -> bool:
     output.say(_display.table(report.counts))
     output.say("")
     output.say(
-        f"{'Interrupted after' if ended.interrupted else f'{runtimes} stops took'} "
-        f"{len(emulator.requests)} requests and {report.elapsed:.1f} s; "
-        f"{report.throttled} were refused for their pace."
+        ("Interrupted after " if ended.interrupted else f"To stop {what} took ")
+        + f"{_display.several(len(emulator.requests), 'request')} and {report.elapsed:.1f} s; "
+        f"{report.throttled:,} of them refused for their pace."
     )
     wrong = [outcome for outcome in outcomes if not _agrees(outcome, before, emulator)]
     output.say(_verdict(wrong, list(before), emulator))

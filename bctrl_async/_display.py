@@ -151,6 +151,11 @@ class Lines:
         return f"{visible(target.workspace_id)} {alias}"
 
 
+def several(count: int, noun: str) -> str:
+    """How many there are of something, such as `1 stop` or `2,000 stops`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def visible(text: str) -> str:
     """The text as it is, but nothing that would steer a terminal, cannot be encoded or be seen."""
     return text if text and text.isprintable() else ascii(text)

@@ -121,8 +121,7 @@ def is_agreed(found: Found) -> bool:
     what = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
     workspace = _display.visible(found.workspace)
     _display.note(f"In workspace {workspace} at {found.base_url}: {what}")
-    count = len(found.runtimes)
-    _display.ask(f"Stop {count:,} runtime{'' if count == 1 else 's'}? [y/N] ")
+    _display.ask(f"Stop {_display.several(len(found.runtimes), 'runtime')}? [y/N] ")
     try:
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:

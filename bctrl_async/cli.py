@@ -524,8 +524,7 @@ async def _serve(emulator: Emulator, api_key: str) -> None:
             output.leave_line()
             raise
         finally:
-            received = len(emulator.requests)
-            _display.note(f"{received} {'request' if received == 1 else 'requests'} received")
+            _display.note(f"{_display.several(len(emulator.requests), 'request')} received")
 
 
 def _callable(url: str) -> str:

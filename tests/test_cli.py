@@ -1703,7 +1703,8 @@ async def test_the_demo_ends_with_an_account_that_the_emulator_confirms(command:
     assert sum(counts.values()) == 60
     assert counts["not_found"] == 1
     assert re.fullmatch(
-        r"60 stops took \d+ requests and 0\.0 s; \d+ were refused for their pace\.", lines[-2]
+        r"To stop 60 runtimes took \d+ requests and 0\.0 s; \d+ of them refused for their pace\.",
+        lines[-2],
     )
     assert lines[-1] == "The emulator confirms: all 59 runtimes are stopped."
     assert err.rstrip() == (
@@ -1768,7 +1769,7 @@ def test_a_demo_that_is_interrupted_at_once_accounts_for_every_runtime(
         _demo.run(3, 1)
     out, _ = capfd.readouterr()
     assert re.search(r"^not_sent +2 ", out, re.MULTILINE)
-    assert "\nInterrupted after 0 requests and 0.0 s; 0 were refused for their pace.\n" in out
+    assert "\nInterrupted after 0 requests and 0.0 s; 0 of them refused for their pace.\n" in out
     assert out.endswith("Still running: 3, all of them reported as not settled.\n")
 
 
