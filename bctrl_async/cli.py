@@ -483,7 +483,8 @@ def _emulator(
     for number, alias in enumerate(_demo.aliases(runtimes), start=1):
         # So that there is something for filters to choose from.
         kind = "browser" if number % _DESKTOP else "desktop"
-        created_at = (now - timedelta(minutes=number)).isoformat(timespec="milliseconds")
+        created = now - timedelta(minutes=number)
+        created_at = f"{created:%Y-%m-%dT%H:%M:%S}.000Z"
         emulator.add_runtime(_demo.WORKSPACE, alias, kind=kind, created_at=created_at)
     try:
         asyncio.run(_serve(emulator, api_key))
