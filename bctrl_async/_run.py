@@ -44,7 +44,7 @@ _MOST_POLLERS = 1000
 """Runtimes that are polled beside the stops: enough for many, and a bound for memory."""
 
 
-class _Open(msgspec.Struct):
+class _Pending(msgspec.Struct):
     """An outcome that may have to be verified before it counts.
 
     Args:
@@ -108,7 +108,7 @@ class Run:
         self._deadline = deadline
         self._make_poll = make_poll
         self._workers = [Worker() for _ in range(concurrency)]
-        self._polling: dict[asyncio.Task[None], _Open] = {}
+        self._polling: dict[asyncio.Task[None], _Pending] = {}
         self._hand_over: HandOver | None = None
         self._journal: Journal | None = None
         self._settled: Mapping[RuntimeRef, StopOutcome] = {}
@@ -150,7 +150,7 @@ class Run:
             worker.interrupt(reach)
 
     def _everybody(self) -> list[Worker]:
-        return [*self._workers, *(left.poller for left in self._polling.values())]
+        return [*self._workers, *(pending.poller for pending in self._polling.values())]
 
     async def work_through(self, hand_over: HandOver | None, journal: Journal | None) -> None:
         """Give every target its outcome.
@@ -248,7 +248,7 @@ class Run:
             return self._refuse(index, target, refused)
         if self._settled and (settled := self._settled.get(target)) is not None:
             settled = msgspec.structs.replace(settled, index=index)
-            return await self._conclude(_Open(settled, call.policy, began, None, worker))
+            return await self._conclude(_Pending(settled, call.policy, began, None, worker))
         ended: Runtime | BctrlError = self._not_begun
         watch: StopObserver | None = None
         try:
@@ -258,10 +258,10 @@ class Run:
                 ended = await self._call(worker, call)
         except BaseException:
             outcome = self._outcome(index, target, call, self._cut_off(call), began)
-            self._close(_Open(outcome, call.policy, began, watch, worker))
+            self._account_once(_Pending(outcome, call.policy, began, watch, worker))
             raise
         outcome = self._outcome(index, target, call, ended, began)
-        return await self._conclude(_Open(outcome, call.policy, began, watch, worker))
+        return await self._conclude(_Pending(outcome, call.policy, began, watch, worker))
 
     def _outcome(
         self,
@@ -281,36 +281,38 @@ class Run:
             elapsed=time.monotonic() - began,
         )
 
-    async def _conclude(self, left: _Open) -> StopOutcome | None:
+    async def _conclude(self, pending: _Pending) -> StopOutcome | None:
         """Account for an outcome, after it was verified if it is to be.
 
         A worker leaves that to a poller and goes on, for a runtime may take its time, and what is
         not begun goes on running. Only if very many are polled already does it wait for its own.
         """
-        if self._make_poll is None or not is_open(left.outcome) or not self._may_poll:
-            return self._close(left)
+        if self._make_poll is None or not is_open(pending.outcome) or not self._may_poll:
+            return self._account_once(pending)
         if len(self._polling) >= _MOST_POLLERS:
-            return await self._verify(left, self._make_poll)
-        left.poller = Worker()
-        left.poller.task = asyncio.create_task(self._poll(left, self._make_poll))
-        self._polling[left.poller.task] = left
-        left.poller.task.add_done_callback(self._end_polling)
+            return await self._verify(pending, self._make_poll)
+        pending.poller = Worker()
+        pending.poller.task = asyncio.create_task(self._poll(pending, self._make_poll))
+        self._polling[pending.poller.task] = pending
+        pending.poller.task.add_done_callback(self._end_polling)
         return None
 
-    async def _poll(self, left: _Open, make_poll: Callable[[RuntimeRef], Call[Runtime]]) -> None:
-        await self._see_through(left.poller, self._verify(left, make_poll))
+    async def _poll(
+        self, pending: _Pending, make_poll: Callable[[RuntimeRef], Call[Runtime]]
+    ) -> None:
+        await self._see_through(pending.poller, self._verify(pending, make_poll))
 
     @property
     def _may_poll(self) -> bool:
         return self._reach in {None, Reach.READING}
 
     async def _verify(
-        self, left: _Open, make_poll: Callable[[RuntimeRef], Call[Runtime]]
+        self, pending: _Pending, make_poll: Callable[[RuntimeRef], Call[Runtime]]
     ) -> StopOutcome:
         """Poll a target until what its stop left open is settled; else leave its outcome."""
         loop = asyncio.get_running_loop()
-        patience = self._deadline or left.policy.longest_refusal
-        polls = PollSchedule(left.policy, patience, loop.time())
+        patience = self._deadline or pending.policy.longest_refusal
+        polls = PollSchedule(pending.policy, patience, loop.time())
         seen: Runtime | BctrlError | None = None
         settled: StopOutcome | None = None
         try:
@@ -318,30 +320,30 @@ class Run:
                 delay = polls.delay(seen, loop.time())
                 if delay is None:
                     break
-                poll = make_poll(left.outcome.target)
-                poll.watch = left.watch
-                seen = await self._call(left.poller, poll, delay)
-                settled = settled_by(left.outcome, seen)
+                poll = make_poll(pending.outcome.target)
+                poll.watch = pending.watch
+                seen = await self._call(pending.poller, poll, delay)
+                settled = settled_by(pending.outcome, seen)
         finally:
-            left.outcome = settled or left.outcome
-            if not left.outcome.resumed:
-                elapsed = time.monotonic() - left.began
-                left.outcome = msgspec.structs.replace(left.outcome, elapsed=elapsed)
-            self._close(left)
-        return left.outcome
+            pending.outcome = settled or pending.outcome
+            if not pending.outcome.resumed:
+                elapsed = time.monotonic() - pending.began
+                pending.outcome = msgspec.structs.replace(pending.outcome, elapsed=elapsed)
+            self._account_once(pending)
+        return pending.outcome
 
     def _end_polling(self, task: asyncio.Task[None]) -> None:
         # One that was cancelled before its first step has done nothing at all.
-        self._close(self._polling.pop(task))
+        self._account_once(self._polling.pop(task))
 
-    def _close(self, left: _Open) -> StopOutcome:
+    def _account_once(self, pending: _Pending) -> StopOutcome:
         """Account for an outcome, once."""
-        if not left.concluded:
-            left.concluded = True
-            if left.watch is not None:
-                tell(left.watch.end, left.outcome)
-            self._account_for(left.outcome)
-        return left.outcome
+        if not pending.concluded:
+            pending.concluded = True
+            if pending.watch is not None:
+                tell(pending.watch.end, pending.outcome)
+            self._account_for(pending.outcome)
+        return pending.outcome
 
     def _refuse(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
         """Account for an item that is no target."""
