@@ -6,12 +6,23 @@ import asyncio
 import logging
 import math
 from collections import deque
+from enum import IntEnum
 
 from bctrl_async._retry import THROTTLED, is_silent
 from bctrl_async._throttle import Throttle
 from bctrl_async.errors import BctrlError, BctrlRateLimitError, session_closed
 
 _log = logging.getLogger("bctrl_async")
+
+
+class Line(IntEnum):
+    """Where somebody waits; each line is let in only when those before it are empty."""
+
+    RETURNING = 0
+    """Calls that were inside before."""
+    NEW = 1
+    POLLING = 2
+    """Calls that only look how a stop has gone on, for which there is time."""
 
 
 class Gate:
@@ -33,9 +44,8 @@ class Gate:
         "_closed",
         "_free",
         "_least_patience",
-        "_new",
+        "_lines",
         "_pausing",
-        "_returning",
         "_throttle",
         "_throttled_since",
         "_timer",
@@ -48,8 +58,7 @@ class Gate:
         self.answers: int = 0
         self._free = limit
         self._throttle = throttle
-        self._new: deque[asyncio.Future[bool]] = deque()
-        self._returning: deque[asyncio.Future[bool]] = deque()
+        self._lines: list[deque[asyncio.Future[bool]]] = [deque() for _ in Line]
         self._least_patience = math.inf
         self._throttled_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -68,7 +77,7 @@ class Gate:
     @property
     def waiting(self) -> int:
         """How many wait for a place or, outside, for their next attempt."""
-        in_line = sum(not turn.done() for queue in (self._returning, self._new) for turn in queue)
+        in_line = sum(not turn.done() for line in self._lines for turn in line)
         return in_line + len(self._pausing)
 
     @property
@@ -78,7 +87,7 @@ class Gate:
 
     def enter_nowait(self) -> bool:
         """Enter if there is room and nobody waits; tell whether it was so."""
-        if not self._free or self._closed or self._new or self._returning:
+        if not self._free or self._closed or any(self._lines):
             return False
         if not self._throttle.idle:
             now = asyncio.get_running_loop().time()
@@ -88,19 +97,18 @@ class Gate:
         self._free -= 1
         return True
 
-    async def enter(self, patience: float, *, returning: bool = False) -> None:
+    async def enter(self, patience: float, line: Line = Line.NEW) -> None:
         """Wait for a place.
 
         Args:
             patience: Seconds that the server may have asked everybody to stay away.
-            returning: Whether the call was inside before, and comes before those who were not.
+            line: Where it waits.
 
         Raises:
             BctrlConfigError: The gate was closed.
             BctrlRateLimitError: The server asked to stay away for longer than the patience.
         """
         loop = asyncio.get_running_loop()
-        queue = self._returning if returning else self._new
         while True:
             if self.is_closed():
                 raise session_closed()
@@ -112,7 +120,7 @@ class Gate:
                 )
             self._least_patience = min(self._least_patience, patience)
             turn: asyncio.Future[bool] = loop.create_future()
-            queue.append(turn)
+            self._lines[line].append(turn)
             self._admit(loop)
             try:
                 its_turn = await turn
@@ -137,7 +145,7 @@ class Gate:
         if answer is not None:
             self._learn(answer, loop.time())
         self._free += 1
-        if self._new or self._returning:
+        if any(self._lines):
             self._admit(loop)
 
     def _learn(self, answer: object, now: float) -> None:
@@ -174,17 +182,17 @@ class Gate:
     def _let_all_reconsider(self) -> None:
         """Wake all who wait: those whose patience is too short leave, the rest stand in line."""
         self._least_patience = math.inf
-        for queue in (self._returning, self._new):
-            waiting = list(queue)
-            queue.clear()
+        for line in self._lines:
+            waiting = list(line)
+            line.clear()
             for turn in waiting:
                 _wake(turn)
 
     def _admit(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let in whoever may enter now, and come back when the next one may."""
-        while self._free and (queue := self._returning or self._new):
-            if queue[0].done():  # It was cancelled while it waited.
-                queue.popleft()
+        while self._free and (line := next(filter(None, self._lines), None)):
+            if line[0].done():  # It was cancelled while it waited.
+                line.popleft()
                 continue
             if not self._throttle.idle:
                 now = loop.time()
@@ -194,8 +202,8 @@ class Gate:
                     return
                 self._take(now)
             self._free -= 1
-            queue.popleft().set_result(True)
-        if not (self._returning or self._new):
+            line.popleft().set_result(True)
+        if not any(self._lines):
             self._least_patience = math.inf
 
     def _come_back(self, loop: asyncio.AbstractEventLoop, when: float) -> None:

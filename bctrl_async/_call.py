@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import msgspec
 from aiohttp import ClientTimeout
 
+from bctrl_async._admission import Line
 from bctrl_async._protocol import Operation
 from bctrl_async._retry import Retries, RetryPolicy
 from bctrl_async.errors import BctrlError
@@ -38,6 +39,7 @@ class Call(msgspec.Struct, Generic[_T]):
         in_flight: Whether one is under way.
         unanswered: Whether the last one got no answer.
         is_last: Whether no further one may follow, however it ends.
+        polls: Whether it looks at what another call has stopped, for which there is time.
         watch: Who is told of its attempts.
     """
 
@@ -54,7 +56,15 @@ class Call(msgspec.Struct, Generic[_T]):
     in_flight: bool = False
     unanswered: bool = False
     is_last: bool = False
+    polls: bool = False
     watch: CallObserver | None = None
+
+    @property
+    def line(self) -> Line:
+        """Where it waits for its turn."""
+        if self.polls:
+            return Line.POLLING
+        return Line.RETURNING if self.attempts else Line.NEW
 
     def describe(self, error: BctrlError) -> None:
         """Tell an error which call it ends, and what the attempts before it may have done."""

@@ -127,7 +127,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         HTTPStatus.UNPROCESSABLE_ENTITY: "The workspace id, the alias or the request is not valid",
         HTTPStatus.TOO_MANY_REQUESTS: "The bctrl API asks for fewer stops a second",
         HTTPStatus.INTERNAL_SERVER_ERROR: "The service cannot make this call of the bctrl API",
-        HTTPStatus.BAD_GATEWAY: "The bctrl API gave no usable answer, or does not let the service",
+        HTTPStatus.BAD_GATEWAY: "The bctrl API gave no usable answer, or refuses this service",
         HTTPStatus.SERVICE_UNAVAILABLE: "The bctrl API is not available, or the run has ended",
         HTTPStatus.GATEWAY_TIMEOUT: "The bctrl API did not answer in time",
     }.items()

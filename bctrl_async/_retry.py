@@ -15,6 +15,7 @@ from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
+    BctrlResponseError,
 )
 
 THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
@@ -117,6 +118,7 @@ class Retries:
         policy: What it may spend.
         budget: What all stops together may spend.
         uniform: The source of jitter.
+        reads: Whether it is the policy of a call that only reads.
 
     Attributes:
         throttles: How many attempts the server refused with 429 or 503.
@@ -131,6 +133,7 @@ class Retries:
         "_patience",
         "_patience_ends",
         "_policy",
+        "_reads",
         "_status",
         "_throttled",
         "_transient",
@@ -143,8 +146,11 @@ class Retries:
         policy: RetryPolicy,
         budget: Budget,
         uniform: Callable[[float, float], float] = random.uniform,
+        *,
+        reads: bool = False,
     ) -> None:
         self._policy = policy
+        self._reads = reads
         self._budget = budget
         self._uniform = uniform
         self._failures = 0
@@ -165,7 +171,7 @@ class Retries:
         self._status = error.status or self._status
         self._failed.append(error)
         # Decided here: an error that ends the attempts for now is told about those before it.
-        self._transient = is_transient(error, self._policy.statuses)
+        self._transient = is_transient(error, self._policy.statuses, reads=self._reads)
         self._throttled = error.status in THROTTLED
         self.throttles += self._throttled
         if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
@@ -230,13 +236,15 @@ class Retries:
         return max(retry_after or 0.0, jitter)
 
 
-def is_transient(error: BctrlError, statuses: frozenset[int]) -> bool:
+def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = False) -> bool:
     """Whether the same request may succeed later (design: connection, timeout, 408, 429, 5xx)."""
     if isinstance(error, BctrlApiError):
         return error.status in statuses
+    if not isinstance(error, BctrlNetworkError):
+        return False
     # With a status there was an answer, which only could not be read: to ask again would turn
-    # a stop that worked into a conflict.
-    return isinstance(error, BctrlNetworkError) and error.status is None
+    # a stop that worked into a conflict. What only reads may ask for the rest of it.
+    return error.status is None or (reads and not isinstance(error, BctrlResponseError))
 
 
 def is_silent(error: BctrlError) -> bool:

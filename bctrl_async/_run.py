@@ -33,7 +33,7 @@ from bctrl_async.errors import (
 )
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import BulkObserver, StopObserver
+from bctrl_async.observer import BulkObserver, ReadObserver, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, result_of
 
 HandOver = Callable[[StopOutcome], Awaitable[None]]
@@ -190,12 +190,19 @@ class Run:
         finally:
             if timer is not None:
                 timer.cancel()
+        self._explain_rest()
+        if (error := self._failed or self._input.error) is not None:
+            raise error
+
+    def _explain_rest(self) -> None:
+        """Say why not all was read, where it is not yet said."""
         failed = self._input.error
         if failed is not None and self.ended_early is None:
             raised = BctrlError(f"the input raised {type(failed).__name__}")
             self.ended_early = failed if isinstance(failed, BctrlError) else raised
-        if (error := self._failed or failed) is not None:
-            raise error
+        elif self._reach is None and not self._input.exhausted:
+            # Somebody has cancelled the workers before they could begin.
+            self._cancel()
 
     async def _work(self, worker: Worker) -> None:
         while (item := await self._next(worker)) is not None:
@@ -315,13 +322,17 @@ class Run:
         polls = PollSchedule(pending.policy, patience, loop.time())
         seen: Runtime | BctrlError | None = None
         settled: StopOutcome | None = None
+        read: ReadObserver | None = None
+        if self.watch is not None and pending.outcome.resumed:
+            # There is no stop that the polls would belong to.
+            read = tell(self.watch.begin_read, *pending.outcome.target)
         try:
             while settled is None and self._may_poll:
                 delay = polls.delay(seen, loop.time())
                 if delay is None:
                     break
                 poll = make_poll(pending.outcome.target)
-                poll.watch = pending.watch
+                poll.watch = pending.watch or read
                 seen = await self._call(pending.poller, poll, delay)
                 settled = settled_by(pending.outcome, seen)
         finally:
@@ -330,6 +341,8 @@ class Run:
                 elapsed = time.monotonic() - pending.began
                 pending.outcome = msgspec.structs.replace(pending.outcome, elapsed=elapsed)
             self._account_once(pending)
+            if read is not None:
+                tell(read.end, None)
         return pending.outcome
 
     def _end_polling(self, task: asyncio.Task[None]) -> None:
@@ -340,9 +353,9 @@ class Run:
         """Account for an outcome, once."""
         if not pending.concluded:
             pending.concluded = True
+            self._account_for(pending.outcome)
             if pending.watch is not None:
                 tell(pending.watch.end, pending.outcome)
-            self._account_for(pending.outcome)
         return pending.outcome
 
     def _refuse(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
@@ -375,6 +388,7 @@ class Run:
             except BctrlError as error:
                 # What follows a line that was cut short would make the journal unreadable.
                 self._journal = None
+                self.ended_early = self.ended_early or error
                 self.end_early(error, Reach.WAITING)
         return outcome
 

@@ -108,11 +108,10 @@ class Sender:
         try:
             http = self.open_pool()
             if not self._gate.enter_nowait():
-                await self._gate.enter(call.policy.longest_refusal, returning=call.attempts > 0)
+                await self._gate.enter(call.policy.longest_refusal, call.line)
         except BctrlError as error:
             call.describe(error)
             raise
-        self._tally.retries += call.attempts > 0
         return await self.send(call, http)
 
     async def send(self, call: Call[_T], http: aiohttp.ClientSession) -> _T:
@@ -124,12 +123,16 @@ class Sender:
         ended: _T | BctrlError | None = None
         try:
             while True:
-                call.attempts += 1
-                self._tally.attempts += 1
-                call.in_flight = True
                 ended = None
                 try:
-                    ended = await self._attempt(call, http)
+                    key = None if self._ask_key is None else await _ask(self._ask_key, call.limit)
+                    self._tally.retries += call.attempts > 0
+                    call.attempts += 1
+                    self._tally.attempts += 1
+                    call.in_flight = True
+                    ended = await self._attempt(call, http, key)
+                except BctrlError as error:  # There is no key.
+                    ended = error
                 except asyncio.CancelledError:
                     # Closing the pool cancels a look-up of the host's address, and aiohttp passes
                     # that on to those who wait for it, whom nobody has cancelled.
@@ -150,8 +153,7 @@ class Sender:
                 call.log_retry(delay)
                 await self._gate.pause(delay)
                 http = self.open_pool()
-                await self._gate.enter(call.policy.longest_refusal, returning=True)
-                self._tally.retries += 1
+                await self._gate.enter(call.policy.longest_refusal, call.line)
         except BctrlError as error:
             call.describe(error)
             raise
@@ -161,7 +163,7 @@ class Sender:
 
     def _delay(self, call: Call[_T], error: BctrlError) -> float | None:
         if call.retries is None:
-            call.retries = Retries(call.policy, self._budget)
+            call.retries = Retries(call.policy, self._budget, reads=not call.operation.stops)
         call.retries.note(error)
         self._tally.note(error)
         if call.answered is not None:
@@ -172,25 +174,24 @@ class Sender:
             return None
         return call.retries.delay(asyncio.get_running_loop().time())
 
-    def _attempt(self, call: Call[_T], http: aiohttp.ClientSession) -> Awaitable[_T | BctrlError]:
+    def _attempt(
+        self, call: Call[_T], http: aiohttp.ClientSession, key: _config.Secret | None
+    ) -> Awaitable[_T | BctrlError]:
         # A failed attempt is returned, not raised: a traceback would show the variables of the
         # frames below, which may hold what the server sent back of the key.
         url = self._url.with_path(call.path, encoded=True)
-        if call.watch is not None or call.headers or self._ask_key is not None:
-            return self._attempt_of_its_own(call, http, url)
+        if call.watch is not None or call.headers or key is not None:
+            return self._attempt_of_its_own(call, http, url, key)
         return _transport.send(http, call.operation, url, headers=self._headers, limit=call.limit)
 
     async def _attempt_of_its_own(
-        self, call: Call[_T], http: aiohttp.ClientSession, url: URL
+        self, call: Call[_T], http: aiohttp.ClientSession, url: URL, key: _config.Secret | None
     ) -> _T | BctrlError:
         """Make an attempt with headers of its own, and tell whoever watches it."""
         headers = self._headers.copy()
         headers.update(call.headers)
-        if self._ask_key is not None:
-            try:
-                headers["Authorization"] = await _ask(self._ask_key, call.limit)
-            except BctrlError as error:
-                return error
+        if key is not None:
+            headers["Authorization"] = key
         send = partial(_transport.send, http, call.operation, url, headers=headers)
         if call.watch is None:
             return await send(limit=call.limit)

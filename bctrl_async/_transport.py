@@ -198,16 +198,10 @@ def _cut_short(
     status: int, problem: Exception, limit: aiohttp.ClientTimeout, *, stops: bool
 ) -> BctrlError:
     """Say what cut an answer with a 2xx status short."""
-    error: BctrlNetworkError
+    kind: type[BctrlNetworkError]
     if isinstance(problem, TimeoutError):
-        took = f"its body took more than {limit.total:g} s"
-        error = BctrlTimeoutError(f"the server answered {status}, but {took}")
+        what, kind = f"its body took more than {limit.total:g} s", BctrlTimeoutError
     else:
-        error = BctrlResponseError(f"the server answered {status}, but its body broke off")
-    error.may_have_stopped = True
-    if stops:
-        error.status = status
-    else:
-        # As if there had been no answer: to look once more changes nothing.
-        error.cure = BctrlNetworkError.default_cure
-    return error
+        # A stop was taken all the same, so its answer is one that cannot be read.
+        what, kind = "its body broke off", BctrlResponseError if stops else BctrlNetworkError
+    return kind(f"the server answered {status}, but {what}", may_have_stopped=True, status=status)

@@ -63,7 +63,9 @@ class PollSchedule:
             seen: What the last one came to, None if there was none.
             now: The time.
         """
-        if isinstance(seen, BctrlError) and not is_transient(seen, self._policy.statuses):
+        if isinstance(seen, BctrlError) and not is_transient(
+            seen, self._policy.statuses, reads=True
+        ):
             return None
         left = max(self._ends - now, 0.0)
         if seen is not None and not left:

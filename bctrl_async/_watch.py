@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
@@ -25,7 +26,7 @@ def tell(method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | 
     """Call a method of an observer; return None if it raised."""
     try:
         return method(*args, **kwargs)
-    except Exception:  # noqa: BLE001 - it is not the stop's.
+    except (Exception, CancelledError):  # noqa: BLE001 - it is not the call's.
         _log.exception("an observer raised, which changes nothing for the stops")
         return None
 

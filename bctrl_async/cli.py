@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import math
 import os
 import shlex
 import signal
@@ -42,6 +43,8 @@ _FAILED, _USAGE = 1, 2
 # Python would print warnings for which there is no handler into the display, which says it all.
 _NO_LOG = logging.NullHandler()
 _MOST_RUNTIMES = 100_000
+_NO_TIME = 0.001
+"""Seconds in which nothing can be stopped, so that everything is accounted for as not sent."""
 _DESKTOP = 10
 """One in so many runtimes of the emulator is a desktop."""
 
@@ -269,13 +272,13 @@ def _stop_found(
     deadline: float | None,
 ) -> int:
     """Stop what is found, if it is wanted; the time that the answer takes does not count."""
-    if deadline is not None and not deadline > 0:
+    if deadline is not None and not 0 < deadline < math.inf:
         raise _UsageError(f"--deadline is {deadline}: {_SECONDS_CURE}")
     began = time.monotonic()
     finding = _finding.find(session, search.workspace, search.wanted, deadline=deadline)
     found = asyncio.run(finding)
     if deadline is not None:
-        deadline -= time.monotonic() - began
+        deadline = max(deadline - (time.monotonic() - began), _NO_TIME)
     code = _FAILED if found.doubtful else 0
     if not found.targets:
         _display.note(f"Nothing to stop: no runtime of {_display.visible(search.workspace)} fits")
@@ -429,7 +432,7 @@ def _conclude(ended: _stopping.Ended, output: _display.Output, *, json: bool) ->
         raise KeyboardInterrupt
     if report.ok and ended.failure is None and not output.lost:
         return 0
-    return _code_of(report.ended_early, *(outcome.error for outcome in report.failures))
+    return _code_of(*(outcome.error for outcome in report.failures))
 
 
 def _mistake(error: BctrlConfigError) -> Exception:

@@ -89,6 +89,16 @@ class BulkObserver:
         del workspace_id, alias
         return StopObserver()
 
+    def begin_read(self, workspace_id: str, alias: str) -> ReadObserver:
+        """Take note that a runtime is looked at (`verify=`) that an earlier run has stopped.
+
+        Args:
+            workspace_id: The workspace's id.
+            alias: The runtime's alias.
+        """
+        del workspace_id, alias
+        return ReadObserver()
+
     def outcome(self, outcome: StopOutcome) -> None:
         """Take note of an outcome of this run, also that of a target that was never begun.
 

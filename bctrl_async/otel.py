@@ -143,6 +143,9 @@ class _Bulk(BulkObserver):
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
         return _Stop(self._below, workspace_id, alias, counts=False)
 
+    def begin_read(self, workspace_id: str, alias: str) -> ReadObserver:
+        return _Read(self._below, "get_runtime", workspace_id, alias)
+
     def outcome(self, outcome: StopOutcome) -> None:
         self._below.meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
 

@@ -36,7 +36,7 @@ from bctrl_async.errors import (
 from bctrl_async.filters import RuntimeFilter
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import Observer
+from bctrl_async.observer import Observer, ReadObserver
 from bctrl_async.stats import SessionStats
 
 _BULK_PATIENCE = 300.0
@@ -280,7 +280,10 @@ class BctrlSession:
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         path = partial(self._get_path, workspace_id, alias)
-        return await self._read(GET, workspace_id, alias, path, timeout=timeout, retry=retry)
+        with reading(self._observer, str(workspace_id), str(alias)) as watch:
+            return await self._read(
+                GET, workspace_id, alias, path, timeout=timeout, retry=retry, watch=watch
+            )
 
     async def list_runtimes(
         self,
@@ -311,13 +314,14 @@ class BctrlSession:
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         runtimes: list[Runtime] = []
-        for item in await self._list(workspace_id, timeout, retry):
-            if isinstance(item, Runtime):
-                runtimes.append(item)
-            elif on_unreadable is None:
-                raise item
-            else:
-                on_unreadable(item)
+        with reading(self._observer, str(workspace_id), None) as watch:
+            for item in await self._list(workspace_id, timeout, retry, watch):
+                if isinstance(item, Runtime):
+                    runtimes.append(item)
+                elif on_unreadable is None:
+                    raise item
+                else:
+                    on_unreadable(item)
         return runtimes
 
     def stop_runtimes(
@@ -368,7 +372,7 @@ class BctrlSession:
                 outcome says so. If that is not so by the deadline, or without one within the
                 policy's patience, the outcome stays what it was. Meanwhile others are stopped, as
                 long as no more than a thousand are looked at. What a journal calls `accepted` is
-                looked at as well.
+                looked at as well. Looks come after everything else that waits for its turn.
 
         Returns:
             What to await for the `StopReport`, or to enter and iterate over. It then raises what
@@ -457,9 +461,11 @@ class BctrlSession:
         policy: RetryPolicy,
     ) -> list[Target | BctrlResponseError]:
         """List what is to be stopped."""
+        with reading(self._observer, str(workspace_id), None) as watch:
+            listed = await self._list(workspace_id, timeout, policy, watch)
         return [
             (workspace_id, item.alias) if isinstance(item, Runtime) else item
-            for item in await self._list(workspace_id, timeout, policy)
+            for item in listed
             if not isinstance(item, Runtime) or _fits(item, where)
         ]
 
@@ -508,7 +514,9 @@ class BctrlSession:
 
         def make_poll(target: RuntimeRef) -> Call[Runtime]:
             path = self._get_path(*target)
-            return Call(GET, *target, path, _NO_HEADERS, limit, policy, answered=outage.end)
+            call = Call(GET, *target, path, _NO_HEADERS, limit, policy, answered=outage.end)
+            call.polls = True
+            return call
 
         run = Run(
             source,
@@ -535,9 +543,12 @@ class BctrlSession:
         workspace_id: str | UUID,
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
+        watch: ReadObserver | None,
     ) -> list[Runtime | BctrlResponseError]:
         path = partial(self._list_path, workspace_id)
-        listed = await self._read(LIST, workspace_id, None, path, timeout=timeout, retry=retry)
+        listed = await self._read(
+            LIST, workspace_id, None, path, timeout=timeout, retry=retry, watch=watch
+        )
         for item in listed:
             if isinstance(item, BctrlResponseError):
                 item.operation = LIST.name
@@ -554,21 +565,20 @@ class BctrlSession:
         *,
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
+        watch: ReadObserver | None,
     ) -> _T:
-        named = alias if alias is None else str(alias)
-        with reading(self._observer, str(workspace_id), named) as watch:
-            try:
-                path = make_path()
-                limit = self._timeout if timeout is None else _transport.time_limit(timeout)
-                policy = self._retry if retry is None else _checked_policy(retry)
-            except BctrlError as error:
-                error.operation = operation.name
-                error.workspace_id = str(workspace_id)
-                error.alias = named
-                raise
-            call = Call(operation, str(workspace_id), alias, path, _NO_HEADERS, limit, policy)
-            call.watch = watch
-            return await self._sender.make_attempts(call)
+        try:
+            path = make_path()
+            limit = self._timeout if timeout is None else _transport.time_limit(timeout)
+            policy = self._retry if retry is None else _checked_policy(retry)
+        except BctrlError as error:
+            error.operation = operation.name
+            error.workspace_id = str(workspace_id)
+            error.alias = alias if alias is None else str(alias)
+            raise
+        call = Call(operation, str(workspace_id), alias, path, _NO_HEADERS, limit, policy)
+        call.watch = watch
+        return await self._sender.make_attempts(call)
 
     def _list_path(self, workspace_id: str | UUID) -> str:
         workspace = _protocol.path_segment(workspace_id, "workspace id")

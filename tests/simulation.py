@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bctrl_async import BctrlError, BctrlRateLimitError, RetryPolicy
-from bctrl_async._admission import Gate
+from bctrl_async._admission import Gate, Line
 from bctrl_async._retry import Budget, Retries
 from bctrl_async._throttle import Throttle
 
@@ -71,7 +71,7 @@ class Run:
         retries = Retries(RetryPolicy(patience=300), Budget())
         returning = False
         while True:
-            await gate.enter(300, returning=returning)
+            await gate.enter(300, Line.RETURNING if returning else Line.NEW)
             self.requests += 1
             self.starts.append(loop.time())
             self._in_flight += 1

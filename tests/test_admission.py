@@ -47,7 +47,7 @@ class Visitors:
     async def _visit(self, number: int) -> None:
         if self.gate.enter_nowait():
             # Those before it may not have moved yet, but each of them has a place.
-            assert all(turn.done() for turn in self.gate._new)
+            assert all(turn.done() for line in self.gate._lines for turn in line)
         else:
             await self.gate.enter(60.0)
             self.waited.append(number)

@@ -203,6 +203,21 @@ class TestAwaited:
         working.close()
         batch.close()
 
+    async def test_workers_that_somebody_cancelled_before_they_began_are_no_success(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        batch = session.stop_runtimes([("ws-1", "crm")])
+        running = asyncio.ensure_future(batch)
+        await asyncio.sleep(0)
+        for worker in batch._run._workers:
+            assert worker.task is not None
+            worker.task.cancel()
+        report = await running
+
+        assert (report.total, report.ok) == (0, False)
+        assert str(report.ended_early) == "the run was cancelled"
+        assert not emulator.requests
+
     async def test_one_that_is_forgotten_warns_that_nothing_was_stopped(
         self, session: BctrlSession
     ) -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from aiohttp import web
@@ -1240,6 +1241,26 @@ async def test_the_deadline_holds_for_the_list(emulator: HoldingEmulator, comman
     assert "workspace 'ws' was not listed within the deadline of 0.2 s" in err
 
 
+async def test_an_attempt_that_takes_too_long_is_not_the_deadline(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    emulator.inject(*[Fault.HANG] * 4, method="GET")
+    code, _, err = await command("list", "ws", "--timeout", "0.1")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "no answer within 0.1 s (4 attempts)" in err
+
+
+async def test_a_deadline_that_has_just_passed_accounts_for_all(
+    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 100))
+    monkeypatch.setattr("bctrl_async.cli.time", Mock(monotonic=lambda: next(clock)))
+    code, out, _ = await command(*STOP_ALL, "--deadline", "50")
+    assert code == 1
+    assert re.search(r"s: .*3 (not_sent|unknown)$", out.splitlines()[-1])
+    assert len(emulator.requests) <= 4
+
+
 async def test_a_deadline_that_is_not_over_leaves_the_rest_to_the_stops(
     emulator: HoldingEmulator, command: Command
 ) -> None:
@@ -1398,6 +1419,7 @@ def test_an_age_has_the_unit_that_it_says(age: str, seconds: float) -> None:
         ("stop --workspace ws --all --yes --from f", "give --workspace without ALIASes and --from"),
         ("stop --workspace ws --all", "there is no terminal to ask on: give --yes to stop without"),
         ("stop --workspace ws --all --yes --deadline 0", "--deadline is 0.0: give seconds above 0"),
+        ("stop --workspace ws --all --yes --deadline inf", "--deadline is inf: give seconds above"),
         ("stop --workspace ws --all --yes --older-than soon", "--older-than is 'soon': give such"),
         ("stop --workspace .. --all --yes", "workspace id '..' could be taken for a path: pass"),
         ("list", "nothing to list: give a WORKSPACE"),

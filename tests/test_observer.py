@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,7 @@ from bctrl_async import (
     BctrlConflictError,
     BctrlError,
     BctrlNotFoundError,
+    BctrlResponseError,
     BctrlSession,
     BulkObserver,
     Observer,
@@ -95,6 +97,19 @@ def _raise(*_: object) -> None:
     raise LookupError("the observer's own fault")
 
 
+class Cancelled(Faulty):
+    """Raises what a future that was cancelled raises where its result is asked for."""
+
+    def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 - any attribute.
+        if name == object.__getattribute__(self, "__dict__").get("_method"):
+            return _cancel
+        return super().__getattribute__(name)
+
+
+def _cancel(*_: object) -> None:
+    raise asyncio.CancelledError
+
+
 LIST = "/v1/workspaces/ws-1/runtimes"
 GET = f"{LIST}/crm"
 STOP = f"{GET}/stop"
@@ -157,22 +172,42 @@ async def test_it_is_told_of_what_only_reads(emulator: Emulator, connect: Connec
     assert all(request.headers["traceparent"] == "00-1-2-01" for request in emulator.requests)
 
 
-async def test_the_wait_for_a_key_is_no_part_of_an_attempt(connect: Connect) -> None:
+async def test_the_wait_for_a_key_is_no_part_of_an_attempt(emulator: Emulator) -> None:
     diary = Diary()
-    keys = iter(["emulator-key"])
+    waits = iter([1000.0, 0.0])
 
     async def key() -> str:
         diary.pages.append("key")
-        await asyncio.sleep(0)
-        return next(keys)  # The second time it raises.
+        await asyncio.sleep(next(waits))  # The third time it raises.
+        return "emulator-key"
 
-    async with BctrlSession(key, base_url=connect().base_url, observer=diary) as session:
+    retry = RetryPolicy(base=0.001)
+    async with BctrlSession(
+        key, base_url=emulator.url, timeout=0.05, retry=retry, observer=diary
+    ) as session:
         await session.stop_runtime("ws-1", "crm")
-        with pytest.raises(BctrlConfigError):
+        with pytest.raises(BctrlConfigError) as caught:
             await session.get_runtime("ws-1", "crm")
+        assert (session.stats.attempts, session.stats.retries) == (1, 0)
 
-    assert diary.pages[1:3] == ["key", f"attempt 1 POST {STOP}"]
+    assert diary.pages[1:4] == ["key", "key", f"attempt 1 POST {STOP}"]
     assert diary.pages[-3:] == ["read ws-1 crm", "key", "end BctrlConfigError"]
+    assert caught.value.attempts == 0
+    assert diary.outcomes[0].attempts == 1
+
+
+async def test_a_list_that_cannot_be_read_does_not_end_well(
+    emulator: Emulator, connect: Connect
+) -> None:
+    emulator.add_runtime("ws-1", "odd")
+    emulator.runtimes["ws-1", "odd"]["id"] = "no UUID"
+    diary = Diary()
+    async with connect(observer=diary) as session:
+        with pytest.raises(BctrlResponseError):
+            await session.list_runtimes("ws-1")
+        assert diary.pages[-1] == "end BctrlResponseError"
+        await session.list_runtimes("ws-1", on_unreadable=str)
+        assert diary.pages[-1] == "end"
 
 
 async def test_a_cancelled_read_ends_for_it_too(emulator: Emulator, connect: Connect) -> None:
@@ -188,15 +223,24 @@ async def test_a_cancelled_read_ends_for_it_too(emulator: Emulator, connect: Con
     assert diary.begun == 0
 
 
-async def test_one_that_does_nothing_changes_nothing(emulator: Emulator, connect: Connect) -> None:
+async def test_one_that_does_nothing_changes_nothing(
+    emulator: Emulator, connect: Connect, tmp_path: Path
+) -> None:
     emulator.add_runtime("ws-1", "mail")
     async with connect(observer=Observer()) as session:
         await session.stop_runtime("ws-1", "crm")
         report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", "crm")])
         assert len(await session.list_runtimes("ws-1")) == 2
+        assert report.ok
+        assert len(emulator.requests) == 4
 
-    assert report.ok
-    assert len(emulator.requests) == 4
+        emulator.add_runtime("ws-1", "crm")
+        emulator.inject(Fault.ACCEPTED)
+        for verify in (False, True):
+            report = await session.stop_runtimes(
+                [("ws-1", "crm")], journal=tmp_path / "journal", verify=verify
+            )
+        assert report.counts == {StopResult.STOPPED: 1}
 
 
 async def test_it_is_told_of_a_stop_that_is_refused_before_it_is_sent(connect: Connect) -> None:
@@ -347,6 +391,27 @@ class TestBulk:
             "end StopReport",
         ]
 
+    async def test_a_look_at_what_an_earlier_run_has_stopped_is_a_read(
+        self, emulator: Emulator, connect: Connect, tmp_path: Path
+    ) -> None:
+        emulator.inject(Fault.ACCEPTED)
+        diary = Diary()
+        async with connect() as session:
+            await session.stop_runtimes([("ws-1", "crm")], journal=tmp_path / "journal")
+        async with connect(observer=diary) as session:
+            await session.stop_runtimes(
+                [("ws-1", "crm")], journal=tmp_path / "journal", verify=True
+            )
+        assert diary.pages == [
+            "bulk",
+            "read ws-1 crm",
+            f"attempt 1 GET {GET}",
+            "answered 200",
+            "end",
+            "end",
+            "end StopReport",
+        ]
+
     @pytest.mark.parametrize("cut", ["cut_off", "leave", "cancel"])
     async def test_whatever_cuts_it_off_everything_ends(
         self, emulator: Emulator, connect: Connect, cut: str
@@ -438,6 +503,17 @@ class TestFaulty:
         assert caplog.records
         assert {record.levelno for record in caplog.records} == {logging.ERROR}
         assert "emulator-key" not in caplog.text
+
+    @pytest.mark.parametrize("method", ["begin_stop", "begin_attempt", "answered", "end"])
+    async def test_a_cancellation_of_its_own_cancels_nobody(
+        self, emulator: Emulator, connect: Connect, method: str
+    ) -> None:
+        emulator.add_runtime("ws-1", "mail")
+        async with connect(observer=Cancelled(method)) as session:
+            assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
+            report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", "nobody")])
+
+        assert report.counts == {StopResult.STOPPED: 1, StopResult.NOT_FOUND: 1}
 
     async def test_one_that_raises_at_an_outcome_loses_none(self, connect: Connect) -> None:
         async with connect(observer=Faulty("outcome")) as session:

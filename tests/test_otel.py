@@ -219,6 +219,7 @@ class TestSpans:
         [attempt] = backend.spans(ATTEMPT)
         assert attributes(attempt)["http.response.status_code"] == 202
         assert attributes(attempt)["error.type"] == "BctrlResponseError"
+        assert attempt.status.description is not None
 
     async def test_a_cancelled_stop_has_ended_spans(
         self, emulator: Emulator, watched: Connect, backend: Backend
@@ -333,6 +334,21 @@ class TestBulk:
         assert (second["bctrl.throttled"], second["bctrl.resumed"]) == (0, 1)
         # What an earlier run has counted is not counted again.
         assert backend.counts("bctrl.stop.outcomes", "bctrl.result") == {"stopped": 1}
+
+    async def test_a_look_at_what_an_earlier_run_has_stopped_is_below_the_bulk_stop(
+        self, emulator: Emulator, watched: Connect, backend: Backend, tmp_path: Path
+    ) -> None:
+        emulator.inject(Fault.ACCEPTED)
+        async with watched() as session:
+            for verify in (False, True):
+                await session.stop_runtimes(
+                    [("ws-1", "crm")], journal=tmp_path / "journal", verify=verify
+                )
+
+        [_, bulk] = backend.spans("stop_runtimes")
+        [read], [look] = backend.spans("get_runtime"), backend.spans(LOOK)
+        assert is_below(read, bulk)
+        assert is_below(look, read)
 
     async def test_one_that_goes_well_has_no_error(
         self, watched: Connect, backend: Backend

@@ -59,7 +59,7 @@ class Simulation:
         self.answers: list[float] = []
         self.before_answer: Callable[[float], Awaitable[None] | None] = lambda _: None
 
-        async def attempt(_: Sender, call: Call[Runtime], __: object) -> Runtime | BctrlError:
+        async def attempt(_: Sender, call: Call[Runtime], *__: object) -> Runtime | BctrlError:
             now = asyncio.get_running_loop().time()
             alias = call.alias or ""
             self.requests[alias] += 1
@@ -354,6 +354,15 @@ class TestLatency:
 
         assert report.ok
         assert simulation.seconds <= 1.05 * 10
+
+
+def test_a_refusal_is_waited_for_until_the_deadline_and_no_longer(simulate: Simulate) -> None:
+    later = BctrlServerError("503", status=503, retry_after=20.0)
+    simulation = simulate(lambda *_: later, 0.1)
+    report = simulation.run(lambda session: session.stop_runtimes(list(targets(1)), deadline=10))
+
+    assert report.counts == {StopResult.REJECTED: 1}
+    assert simulation.seconds < 1
 
 
 def test_the_simulation_opens_no_connection(simulate: Simulate) -> None:

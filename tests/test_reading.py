@@ -134,8 +134,9 @@ class TestAnswers:
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.TRUNCATED_JSON] * 4, method="GET")
-        with pytest.raises(BctrlResponseError, match=r"its body broke off \(4 attempts") as caught:
+        with pytest.raises(BctrlNetworkError, match=r"its body broke off \(4 attempts") as caught:
             await session.list_runtimes("ws-1")
+        assert caught.value.status == 200
         assert "Check base_url and the network" in str(caught.value)
 
     async def test_a_list_without_end_is_given_up(

@@ -11,7 +11,7 @@ import virtual_time
 from simulation import Run, Server, fixed_window, refusal, token_bucket
 
 from bctrl_async import BctrlError, BctrlRateLimitError
-from bctrl_async._admission import Gate
+from bctrl_async._admission import Gate, Line
 from bctrl_async._throttle import Throttle
 
 
@@ -208,25 +208,26 @@ class TestGate:
 
         assert virtual_time.run(scenario()) == pytest.approx(30.0)
 
-    def test_who_returns_comes_before_who_is_new(self) -> None:
+    def test_who_returns_comes_before_who_is_new_and_who_polls_is_last(self) -> None:
         async def scenario() -> list[str]:
             gate = Gate(1, Throttle())
             assert gate.enter_nowait()
             entered = []
 
-            async def enter(name: str, *, returning: bool) -> None:
-                await gate.enter(60.0, returning=returning)
+            async def enter(name: str, line: Line) -> None:
+                await gate.enter(60.0, line)
                 entered.append(name)
                 gate.leave(None)
 
             async with asyncio.TaskGroup() as group:
-                group.create_task(enter("new", returning=False))
-                group.create_task(enter("returning", returning=True))
+                group.create_task(enter("polling", Line.POLLING))
+                group.create_task(enter("new", Line.NEW))
+                group.create_task(enter("returning", Line.RETURNING))
                 await asyncio.sleep(1)
                 gate.leave(None)
             return entered
 
-        assert virtual_time.run(scenario()) == ["returning", "new"]
+        assert virtual_time.run(scenario()) == ["returning", "new", "polling"]
 
     def test_a_retry_after_beyond_the_patience_sends_away_who_waits_and_who_comes(self) -> None:
         """Fault: a days-long Retry-After is waited out (openai family)."""

@@ -36,6 +36,7 @@ from bctrl_async._call import Call
 from bctrl_async._sender import Sender
 from bctrl_async._verify import PollSchedule, is_open, settled_by
 from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.journal import Journal
 
 _T = TypeVar("_T")
 Connect = Callable[..., BctrlSession]
@@ -155,7 +156,7 @@ class Simulation:
         self.stuck = 0
         """How many of the first ones stay active for ever."""
 
-        async def attempt(_: Sender, call: Call[Runtime], __: object) -> Runtime | BctrlError:
+        async def attempt(_: Sender, call: Call[Runtime], *__: object) -> Runtime | BctrlError:
             loop = asyncio.get_running_loop()
             self.requests[call.operation.name] += 1
             if call.operation.stops:
@@ -167,9 +168,11 @@ class Simulation:
 
         monkeypatch.setattr(Sender, "_attempt", attempt)
 
-    def run(self, main: Callable[[BctrlSession], Awaitable[_T]]) -> _T:
+    def run(
+        self, main: Callable[[BctrlSession], Awaitable[_T]], *, rate: float | None = None
+    ) -> _T:
         async def scenario() -> _T:
-            async with BctrlSession("key", base_url="http://127.0.0.1:9") as session:
+            async with BctrlSession("key", base_url="http://127.0.0.1:9", rate=rate) as session:
                 ended = await main(session)
             self.seconds = asyncio.get_running_loop().time()
             return ended
@@ -183,6 +186,7 @@ class Simulation:
         concurrency: int | None = None,
         deadline: float | None = None,
         retry: RetryPolicy | None = None,
+        rate: float | None = None,
     ) -> StopReport:
         async def main(session: BctrlSession) -> StopReport:
             return await session.stop_runtimes(
@@ -194,7 +198,7 @@ class Simulation:
                 verify=True,
             )
 
-        report = self.run(main)
+        report = self.run(main, rate=rate)
         assert report.counts.total() == report.total == len(self.outcomes) == count
         return report
 
@@ -281,6 +285,61 @@ class TestWaiting:
 
         assert report.counts == {ACCEPTED: 100, STOPPED: 200}
         assert max(simulation.sent) < 1
+
+    def test_with_a_limit_on_the_rate_the_stops_come_first(self, simulate: Simulate) -> None:
+        simulation = simulate(slowly(10_000))
+        report = simulation.stop(800, concurrency=10, deadline=120, rate=10)
+
+        assert report.counts == {ACCEPTED: 800}
+        assert max(simulation.sent) <= 81
+        assert simulation.requests["get"] > 300
+
+    @pytest.mark.parametrize("at_once", [0, 1000])
+    def test_a_deadline_that_ends_nothing_but_looks_ends_nothing_early(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, at_once: int
+    ) -> None:
+        monkeypatch.setattr("bctrl_async._run._MOST_POLLERS", at_once)
+        report = simulate(slowly(10_000)).stop(3, deadline=30)
+
+        assert report.counts == {ACCEPTED: 3}
+        assert (report.ok, report.ended_early) == (True, None)
+
+    def test_a_look_whose_answer_breaks_off_is_an_answer_and_no_outage(
+        self, simulate: Simulate
+    ) -> None:
+        def answer(_: float, name: str) -> Runtime | BctrlError:
+            return runtime("active") if name == "stop" else BctrlNetworkError("half", status=200)
+
+        async def main(session: BctrlSession) -> StopReport:
+            async def targets() -> AsyncIterator[tuple[str, str]]:
+                for number in range(4):
+                    yield "ws-1", f"r{number}"
+                    await asyncio.sleep(400)
+
+            return await session.stop_runtimes(targets(), verify=True)
+
+        report = simulate(answer).run(main)
+        assert report.counts == {ACCEPTED: 4}
+        assert report.ok
+
+    def test_those_that_are_looked_at_are_in_flight(self, simulate: Simulate) -> None:
+        simulation = simulate(slowly(10_000))
+
+        async def main(session: BctrlSession) -> set[int]:
+            batch = session.stop_runtimes([("ws-1", "r0"), ("ws-1", "r1")], verify=True)
+            running = asyncio.create_task(batch)
+            seen = set()
+            await asyncio.sleep(0.15)
+            assert batch.counts == {}
+            while simulation.requests["get"] < 10:
+                await asyncio.sleep(0.01)
+                seen.add(batch.in_flight)
+            running.cancel()
+            await asyncio.wait([running])
+            assert not batch._run._polling
+            return seen
+
+        assert {0, 1} <= simulation.run(main) <= {0, 1, 2}
 
     def test_while_very_many_are_polled_no_more_are_begun(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
@@ -470,6 +529,43 @@ class TestOnTheWire:
         # What it was found to be is in the journal, and not looked at again.
         assert [request.method for request in emulator.requests] == ["POST", "GET"]
         assert journal.read_text().splitlines()[-1].count('"result":"stopped"') == 1
+
+    async def test_the_time_of_an_outcome_is_the_time_until_it_was_settled(
+        self, emulator: Emulator, connect: Connect, tmp_path: Path
+    ) -> None:
+        emulator.inject(Fault.ACCEPTED)
+        outcomes: list[StopOutcome] = []
+        async with connect(retry=RetryPolicy(base=0.1, cap=0.1)) as session:
+            for verify in (False, True):
+                await session.stop_runtimes(
+                    [("ws-1", "crm")],
+                    journal=tmp_path / "journal.jsonl",
+                    on_outcome=outcomes.append,
+                    verify=verify,
+                )
+            emulator.add_runtime("ws-1", "crm")
+            emulator.inject(Fault.ACCEPTED)
+            await session.stop_runtimes([("ws-1", "crm")], on_outcome=outcomes.append, verify=True)
+        stopped, resumed, verified = outcomes
+        assert resumed.resumed
+        assert resumed.elapsed == pytest.approx(stopped.elapsed, abs=1e-5)
+        assert verified.elapsed >= 0.05
+
+    async def test_a_journal_that_fails_while_nothing_but_looks_is_left_is_said(
+        self, emulator: Emulator, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise BctrlError("the journal cannot be written")
+
+        emulator.inject(Fault.ACCEPTED)
+        monkeypatch.setattr(Journal, "write", fail)
+        async with connect() as session:
+            report = await session.stop_runtimes(
+                [("ws-1", "crm")], journal=tmp_path / "journal.jsonl", verify=True
+            )
+        assert report.counts == {STOPPED: 1}
+        assert str(report.ended_early) == "the journal cannot be written"
+        assert not report.ok
 
     async def test_without_it_nothing_is_looked_at(
         self, emulator: Emulator, session: BctrlSession
