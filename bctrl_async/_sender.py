@@ -141,12 +141,14 @@ class Sender:
                     ended = BctrlNetworkError("the host's address was still being looked up")
                 finally:
                     self._gate.leave(ended)
-                call.in_flight = False
+                was_sent, call.in_flight = call.in_flight, False
                 if not isinstance(ended, BctrlError):
                     self._budget.earn()
                     self._tally.succeeded += 1
                     return ended
                 ended = self._explained(ended)
+                if was_sent:
+                    self._tally.note(ended)
                 delay = self._delay(call, ended)
                 if delay is None or self.closed:
                     raise ended
@@ -165,7 +167,6 @@ class Sender:
         if call.retries is None:
             call.retries = Retries(call.policy, self._budget, reads=not call.operation.stops)
         call.retries.note(error)
-        self._tally.note(error)
         if call.answered is not None:
             call.unanswered = is_silent(error)
             if not call.unanswered:

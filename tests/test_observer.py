@@ -188,7 +188,8 @@ async def test_the_wait_for_a_key_is_no_part_of_an_attempt(emulator: Emulator) -
         await session.stop_runtime("ws-1", "crm")
         with pytest.raises(BctrlConfigError) as caught:
             await session.get_runtime("ws-1", "crm")
-        assert (session.stats.attempts, session.stats.retries) == (1, 0)
+        stats = session.stats
+        assert (stats.attempts, stats.succeeded, stats.retries, stats.failed) == (1, 1, 0, {})
 
     assert diary.pages[1:4] == ["key", "key", f"attempt 1 POST {STOP}"]
     assert diary.pages[-3:] == ["read ws-1 crm", "key", "end BctrlConfigError"]
