@@ -17,6 +17,7 @@ from unittest.mock import Mock
 
 import pytest
 from aiohttp import web
+from runtimes import runtime
 from servers import http_answer, raw_server
 
 from bctrl_async import (
@@ -1348,6 +1349,21 @@ async def test_ctrl_c_at_the_question_stops_nothing(emulator: HoldingEmulator) -
     assert (code, out) == (130, "")
     assert "Traceback" not in said
     assert stopped_in(emulator) == set()
+
+
+def test_ctrl_c_at_the_question_leaves_its_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Mock(readline=interrupt))
+    found = _finding.Found("ws", "http://127.0.0.1:9/v1", [runtime("active")], doubtful=False)
+    with pytest.raises(KeyboardInterrupt):
+        _finding.is_agreed(found)
+    assert capsys.readouterr().err == (
+        "In workspace ws at http://127.0.0.1:9/v1: 1 browser\nStop 1 runtime? [y/N] \n"
+    )
 
 
 async def test_what_cannot_be_read_is_named_and_the_others_are_stopped(

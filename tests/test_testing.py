@@ -8,8 +8,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from servers import emulator_in_a_thread
 
-from bctrl_async.testing import bctrl_emulator, bctrl_session  # noqa: F401 - fixtures.
+from bctrl_async.emulator import Emulator
+from bctrl_async.testing import (
+    _in_a_thread,
+    bctrl_emulator,  # noqa: F401 - a fixture.
+    bctrl_session,  # noqa: F401 - a fixture.
+)
 
 TEST = """
 import pytest
@@ -55,22 +61,11 @@ def test_they_are_there_with_every_plugin_for_asyncio(plugin: str, tmp_path: Pat
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_an_emulator_that_cannot_start_fails_the_test_and_does_not_hang_it(tmp_path: Path) -> None:
-    tmp_path.joinpath("test_mine.py").write_text(
-        "from bctrl_async.emulator import Emulator\n"
-        "async def refuse(self): raise OSError('no sockets here')\n"
-        "Emulator.start = refuse\n"
-        "def test_it(bctrl_emulator): pass\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", tmp_path],
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert "OSError: no sockets here" in done.stdout, done.stdout + done.stderr
+def test_an_emulator_that_cannot_start_is_an_error_and_hangs_nothing() -> None:
+    with emulator_in_a_thread() as running:
+        _, _, port = running.url.rpartition(":")
+        with pytest.raises(OSError, match="in use"), _in_a_thread(Emulator(port=int(port))):
+            pass
 
 
 def test_they_work_without_a_loop_around_them(
