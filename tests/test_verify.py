@@ -153,6 +153,7 @@ class Simulation:
         self.seconds = 0.0
         self.outcomes: list[StopOutcome] = []
         self.sent: list[float] = []
+        self.received: Counter[str] = Counter()
         self.stuck = 0
         """How many of the first ones stay active for ever."""
 
@@ -161,6 +162,7 @@ class Simulation:
             self.requests[call.operation.name] += 1
             if call.operation.stops:
                 self.sent.append(loop.time())
+                self.received[call.alias or ""] += 1
             await asyncio.sleep(0.1)
             if int((call.alias or "")[1:]) < self.stuck:
                 return runtime("active")
@@ -453,6 +455,51 @@ class TestEnds:
         assert report.counts == {STOPPED if end == "stop_feeding" else ACCEPTED: 10}
         assert (report.ok, report.ended_early) == (True, None)
         assert (simulation.seconds > 60) is (end == "stop_feeding")
+
+    @pytest.mark.parametrize("end", ["cut_off", "stop_feeding", "cancel", "close"])
+    def test_whenever_it_is_ended_every_target_has_its_one_outcome(
+        self, simulate: Simulate, end: str
+    ) -> None:
+        def end_at(moment: float) -> None:
+            answers = iter(range(1000))
+
+            def answer(now: float, name: str) -> Runtime | BctrlError:
+                if name == "stop" and next(answers) % 3 == 0:
+                    return lost()
+                return runtime("stopped" if now > 1 else "active")
+
+            async def main(session: BctrlSession) -> StopReport:
+                batch = session.stop_runtimes(
+                    [("ws-1", f"r{number}") for number in range(9)],
+                    concurrency=2,
+                    on_outcome=simulation.outcomes.append,
+                    verify=True,
+                )
+                running = asyncio.create_task(batch)
+                ways: dict[str, Callable[[], object]] = {
+                    "cut_off": batch.cut_off,
+                    "stop_feeding": batch.stop_feeding,
+                    "cancel": running.cancel,
+                    "close": lambda: closing.append(asyncio.create_task(session.close())),
+                }
+                asyncio.get_running_loop().call_later(moment, ways[end])
+                await asyncio.wait([running])
+                assert batch.in_flight == 0
+                assert not batch._run._polling
+                return batch.report
+
+            simulation = simulate(answer)
+            closing: list[asyncio.Task[None]] = []
+            report = simulation.run(main)
+            assert report.counts.total() == report.total == 9
+            outcomes = {ended.index: ended for ended in simulation.outcomes}
+            assert len(outcomes) == len(simulation.outcomes)
+            for ended in [*outcomes.values(), *report.failures]:
+                was_sent = simulation.received[ended.target.alias] > 0
+                assert was_sent is (ended.result is not NOT_SENT)
+
+        for step in range(80):
+            end_at(step * 0.02)
 
     def test_a_key_that_is_refused_meanwhile_ends_the_run(self, simulate: Simulate) -> None:
         simulation = simulate(
