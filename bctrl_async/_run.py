@@ -45,7 +45,7 @@ _MOST_POLLERS = 1000
 
 
 class _Pending(msgspec.Struct):
-    """An outcome that may have to be verified before it counts.
+    """An outcome that is verified before it counts.
 
     Args:
         outcome: Its outcome as it stands.
@@ -254,8 +254,8 @@ class Run:
             refused.workspace_id, refused.alias = target
             return self._refuse(index, target, refused)
         if self._settled and (settled := self._settled.get(target)) is not None:
-            settled = msgspec.structs.replace(settled, index=index)
-            return await self._conclude(_Pending(settled, call.policy, began, None, worker))
+            outcome = msgspec.structs.replace(settled, index=index)
+            return await self._conclude(worker, outcome, call.policy, began)
         ended: Runtime | BctrlError = self._not_begun
         watch: StopObserver | None = None
         try:
@@ -264,11 +264,12 @@ class Run:
                     call.watch = watch = tell(self.watch.begin_stop, *target)
                 ended = await self._call(worker, call)
         except BaseException:
-            outcome = self._outcome(index, target, call, self._cut_off(call), began)
-            self._account_once(_Pending(outcome, call.policy, began, watch, worker))
+            self._end(self._outcome(index, target, call, self._cut_off(call), began), watch)
             raise
         outcome = self._outcome(index, target, call, ended, began)
-        return await self._conclude(_Pending(outcome, call.policy, began, watch, worker))
+        if self._make_poll is None:
+            return self._end(outcome, watch)
+        return await self._conclude(worker, outcome, call.policy, began, watch)
 
     def _outcome(
         self,
@@ -288,14 +289,22 @@ class Run:
             elapsed=time.monotonic() - began,
         )
 
-    async def _conclude(self, pending: _Pending) -> StopOutcome | None:
+    async def _conclude(
+        self,
+        worker: Worker,
+        outcome: StopOutcome,
+        policy: RetryPolicy,
+        began: float,
+        watch: StopObserver | None = None,
+    ) -> StopOutcome | None:
         """Account for an outcome, after it was verified if it is to be.
 
         A worker leaves that to a poller and goes on, for a runtime may take its time, and what is
         not begun goes on running. Only if very many are polled already does it wait for its own.
         """
-        if self._make_poll is None or not is_open(pending.outcome) or not self._may_poll:
-            return self._account_once(pending)
+        if self._make_poll is None or not is_open(outcome) or not self._may_poll:
+            return self._end(outcome, watch)
+        pending = _Pending(outcome, policy, began, watch, worker)
         if len(self._polling) >= _MOST_POLLERS:
             return await self._verify(pending, self._make_poll)
         pending.poller = Worker()
@@ -349,14 +358,17 @@ class Run:
         # One that was cancelled before its first step has done nothing at all.
         self._account_once(self._polling.pop(task))
 
-    def _account_once(self, pending: _Pending) -> StopOutcome:
-        """Account for an outcome, once."""
+    def _account_once(self, pending: _Pending) -> None:
         if not pending.concluded:
             pending.concluded = True
-            self._account_for(pending.outcome)
-            if pending.watch is not None:
-                tell(pending.watch.end, pending.outcome)
-        return pending.outcome
+            self._end(pending.outcome, pending.watch)
+
+    def _end(self, outcome: StopOutcome, watch: StopObserver | None) -> StopOutcome:
+        """Account for an outcome, then tell who watched its stop."""
+        self._account_for(outcome)
+        if watch is not None:
+            tell(watch.end, outcome)
+        return outcome
 
     def _refuse(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
         """Account for an item that is no target."""

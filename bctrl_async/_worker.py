@@ -39,10 +39,10 @@ class CutOffError(Exception):
 
 
 class Worker:
-    """One of those who pull targets from the input, and what the others must know of it.
+    """One of those who stop or poll the targets, and what the others must know of it.
 
     Attributes:
-        call: The stop that it is at.
+        call: The call that it is at.
         task: What it runs in.
         cancelled: Whether somebody else has cancelled that task.
     """
