@@ -33,7 +33,7 @@ def api_key_from_environment() -> Secret:
     """
     key = os.environ.get("BCTRL_API_KEY")
     if not key:
-        raise BctrlConfigError("there is no API key", cure="Pass api_key= or set BCTRL_API_KEY")
+        raise BctrlConfigError("there is no API key", advice="Pass api_key= or set BCTRL_API_KEY")
     return Secret(key)
 
 
@@ -46,11 +46,11 @@ def authorization(key: object) -> Secret:
     if not isinstance(key, str):
         kind = type(key).__name__
         key = None  # A traceback that shows variables would show it.
-        raise BctrlConfigError(f"the API key is a {kind}, not a str", cure="Pass the key as text")
+        raise BctrlConfigError(f"the API key is a {kind}, not a str", advice="Pass the key as text")
     if not _is_key(key):
         raise BctrlConfigError(
             "the API key is empty or contains a space, a control character or non-ASCII text",
-            cure="Strip it, and leave out 'Bearer '",
+            advice="Strip it, and leave out 'Bearer '",
         )
     return Secret(f"Bearer {key}")
 
@@ -71,19 +71,19 @@ def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
         well_formed = False
     if not well_formed:
         raise BctrlConfigError(
-            f"{name} is not a URL such as {DEFAULT_BASE_URL}", cure="Give scheme and host"
+            f"{name} is not a URL such as {DEFAULT_BASE_URL}", advice="Give scheme and host"
         )
     if url.user is not None or url.password is not None:
         # Not shown: what stands there is a credential.
-        raise BctrlConfigError(f"{name} contains credentials", cure="Pass the key as api_key=")
+        raise BctrlConfigError(f"{name} contains credentials", advice="Pass the key as api_key=")
     if url.raw_query_string or url.raw_fragment:
         raise BctrlConfigError(
-            f"{name} has a query or a fragment", cure="Give scheme, host and path alone"
+            f"{name} has a query or a fragment", advice="Give scheme, host and path alone"
         )
     if url.scheme == "http" and not allow_plaintext and not _is_loopback(url.host or ""):
         raise BctrlConfigError(
             f"{name} {str(url.origin())!r} would send the API key unencrypted",
-            cure="Use https, or pass allow_plaintext=True if the network is yours",
+            advice="Use https, or pass allow_plaintext=True if the network is yours",
         )
     path = url.raw_path.rstrip("/").removesuffix("/v1")
     return url.with_path(f"{path}/v1", encoded=True)
@@ -122,7 +122,7 @@ def _positive(value: object, name: str, wanted: str) -> float:
     except OverflowError:
         number = math.inf
     if isinstance(value, bool) or not math.isfinite(number) or number <= 0:
-        raise BctrlConfigError(f"{name} is {value!r:.50}", cure=f"Give {name} as {wanted}")
+        raise BctrlConfigError(f"{name} is {value!r:.50}", advice=f"Give {name} as {wanted}")
     return number
 
 
@@ -133,5 +133,7 @@ def count(value: object, name: str) -> int:
         BctrlConfigError: It is anything else.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise BctrlConfigError(f"{name} is {value!r}", cure=f"Give {name} as a whole number from 1")
+        raise BctrlConfigError(
+            f"{name} is {value!r}", advice=f"Give {name} as a whole number from 1"
+        )
     return value

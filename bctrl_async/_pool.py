@@ -58,7 +58,7 @@ class Pool:
         if http.closed:
             given = BctrlConfigError(
                 "the aiohttp.ClientSession given as http= is closed",
-                cure="Keep it open for as long as the BctrlSession is used",
+                advice="Keep it open for as long as the BctrlSession is used",
             )
             raise given if self._borrowed is not None else session_closed()
         return http
@@ -86,13 +86,13 @@ class Pool:
         """
         if self._forks != _forks:
             raise BctrlConfigError(
-                "the session was opened before a fork", cure="Make a session in each process"
+                "the session was opened before a fork", advice="Make a session in each process"
             )
         if self._loop is not asyncio.get_running_loop():
             ended = ", which has ended" if self._loop and self._loop.is_closed() else ""
             raise BctrlConfigError(
                 f"the session belongs to another event loop{ended}",
-                cure="Make a session in each loop, and use it only there",
+                advice="Make a session in each loop, and use it only there",
             )
 
     @property

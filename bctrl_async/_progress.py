@@ -62,7 +62,7 @@ class Display:
         self._batch = batch
         self._console = console
         self._pace = _Pace(batch)
-        bar = [BarColumn(bar_width=None)] if batch.length is not None else []
+        bar = [BarColumn(bar_width=None)] if batch.total is not None else []
         self._progress = Progress(
             TextColumn("{task.description}"),
             *bar,
@@ -70,9 +70,9 @@ class Display:
             TimeElapsedColumn(),
             console=console,
             auto_refresh=False,
-            expand=batch.length is not None,
+            expand=batch.total is not None,
         )
-        self._task = self._progress.add_task("", total=batch.length)
+        self._task = self._progress.add_task("", total=batch.total)
         self.notice = ""
         self.drawn = False
 
@@ -119,7 +119,7 @@ class Display:
 
     def _done(self) -> str:
         done = f"{self._batch.counts.total():,}"
-        return done if self._batch.length is None else f"{done} of {self._batch.length:,}"
+        return done if self._batch.total is None else f"{done} of {self._batch.total:,}"
 
     def _state(self) -> str:
         batch = self._batch

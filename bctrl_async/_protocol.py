@@ -113,9 +113,9 @@ def path_segment(value: str | UUID, name: str) -> str:
         ) from None
 
 
-def _bad_name(summary: str, cure: str) -> BctrlConfigError:
+def _bad_name(summary: str, advice: str) -> BctrlConfigError:
     # The contract's own class, so that whoever passes names on can tell them from what is set up.
-    return BctrlConfigError(summary, cure=cure, reason_class="invalid_input")
+    return BctrlConfigError(summary, advice=advice, reason_class="invalid_input")
 
 
 def _has_dot_segment(value: str) -> bool:
@@ -137,16 +137,16 @@ def check_extra_headers(headers: Mapping[str, str]) -> None:
     """
     for name, value in headers.items():
         if not isinstance(name, str) or not _is_token(name):
-            raise BctrlConfigError(f"{name!r} is no header name", cure="See RFC 9110 section 5.1")
+            raise BctrlConfigError(f"{name!r} is no header name", advice="See RFC 9110 section 5.1")
         if name.lower() in _RESERVED_HEADERS:
             raise BctrlConfigError(
-                f"the header {name!r} is set by the session", cure="Leave it out of headers="
+                f"the header {name!r} is set by the session", advice="Leave it out of headers="
             )
         if not isinstance(value, str) or not (value == "" or _is_field_value(value)):
             # Extra headers carry secrets too, so the value stays out of the text.
             raise BctrlConfigError(
                 f"the value of the header {name!r} is not printable ASCII text",
-                cure="Encode it, or strip the white space around it",
+                advice="Encode it, or strip the white space around it",
             )
 
 
@@ -332,7 +332,7 @@ def read_error(
     words = ": ".join(part for part in (fields.code, fields.message) if part)
     return error_class(
         f"the server answered {status} {words or _phrase(status)}",
-        cure="Nothing to do: it is not running" if fields.code == "runtime.not_active" else None,
+        advice="Nothing to do: it is not running" if fields.code == "runtime.not_active" else None,
         # A 503 is not carried out, other 5xx may have been (contract errors.md).
         may_have_stopped=status >= HTTPStatus.INTERNAL_SERVER_ERROR
         and status != HTTPStatus.SERVICE_UNAVAILABLE,
@@ -361,7 +361,7 @@ def _redirect_error(status: int, location: str | None) -> BctrlResponseError:
     return BctrlResponseError(
         f"the server answered {status}, a redirect{to}, which is not followed: it would take the "
         "key elsewhere",
-        cure="Set base_url to where the API really is",
+        advice="Set base_url to where the API really is",
         # 307 and 308 say "not here" (RFC 9110 section 15.4.8 and 15.4.9); the others may follow
         # upon work that was done.
         may_have_stopped=status

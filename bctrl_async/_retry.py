@@ -69,7 +69,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
             _config.seconds(self.patience, "patience")
         if wrong := sorted(set(self.statuses) - _MAY_RETRY):
             raise BctrlConfigError(
-                f"statuses contains {wrong[0]!r}", cure="Choose from 408, 429 and 500 to 599"
+                f"statuses contains {wrong[0]!r}", advice="Choose from 408, 429 and 500 to 599"
             )
 
     @property
@@ -195,7 +195,7 @@ class Retries:
             self._explain_wait(error)
             return None
         if not self._budget.spend():
-            error.cure = (
+            error.advice = (
                 "It was not sent again: so many calls fail that retries would add to the load. "
                 "Call again later, it is safe to repeat"
             )
@@ -217,7 +217,7 @@ class Retries:
                 error.add_note(f"attempt {number}: {failed.summary}")
 
     def _explain_wait(self, error: BctrlError) -> None:
-        error.cure = (
+        error.advice = (
             f"The server asks to stay away for {error.retry_after:.0f} s, which is beyond the "
             "patience: call again then"
         )

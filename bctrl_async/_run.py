@@ -475,7 +475,7 @@ class Run:
         before = f"; before that, {last.summary}" if last is not None else ""
         error = BctrlError(
             f"cut off {when}: {self._why.summary}{before}",
-            cure="Stop it again: a stop is safe to repeat",
+            advice="Stop it again: a stop is safe to repeat",
             may_have_stopped=call.in_flight,
         )
         call.describe(error)

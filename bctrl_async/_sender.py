@@ -217,7 +217,7 @@ class Sender:
             return ended
         closed = BctrlNetworkError(
             "the session was closed while the call was under way",
-            cure="Close the session after its calls have ended",
+            advice="Close the session after its calls have ended",
             may_have_stopped=ended.may_have_stopped,
         )
         closed.__cause__ = ended
@@ -243,6 +243,6 @@ async def _ask(ask: AskKey, limit: aiohttp.ClientTimeout) -> _config.Secret:
             ) from error
         # Its text is left to the cause: it may hold what the function was working with.
         raise BctrlConfigError(
-            f"the api_key function raised {type(error).__name__}", cure="See the error's cause"
+            f"the api_key function raised {type(error).__name__}", advice="See the error's cause"
         ) from error
     return _config.authorization(key)

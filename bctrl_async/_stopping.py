@@ -68,7 +68,7 @@ async def stop(
             interrupted = await to_its_end(batch, output)
         except OSError as error:
             failure = error
-    unread = batch.length is None and batch.report.ended_early is not None
+    unread = batch.total is None and batch.report.ended_early is not None
     return Ended(batch.report, interrupted, unread, failure)
 
 
@@ -82,7 +82,7 @@ async def rehearse(
         source = [target async for target in source]
     async with session:
         batch = session.stop_runtimes(source, on_outcome=show)
-        batch.stop_feeding()
+        batch.stop_reading()
         await batch
 
 
@@ -107,9 +107,9 @@ async def to_its_end(batch: StopBatch, output: _display.Output) -> bool:
         nonlocal interrupts
         interrupts += 1
         if interrupts > 1:
-            batch.cut_off()
+            batch.abort()
             return
-        batch.stop_feeding()
+        batch.stop_reading()
         display.notice = _NOTICE
         if not live:
             _display.note(display.line())
@@ -122,7 +122,7 @@ async def to_its_end(batch: StopBatch, output: _display.Output) -> bool:
     except asyncio.CancelledError:
         # Where there are no such handlers, as on Windows, this is what Ctrl-C does.
         interrupts += 1
-        batch.cut_off()
+        batch.abort()
         await asyncio.wait([running])
     finally:
         showing.cancel()

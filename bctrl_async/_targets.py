@@ -51,7 +51,7 @@ class Input:
         if isinstance(targets, str | bytes | Mapping | RuntimeRef):
             raise BctrlConfigError(
                 f"targets is a {type(targets).__name__}",
-                cure="Pass an iterable of (workspace id, alias), also for one",
+                advice="Pass an iterable of (workspace id, alias), also for one",
             )
         if isinstance(targets, AsyncIterable):
             self._awaited = aiter(targets)
@@ -61,7 +61,7 @@ class Input:
             except TypeError:
                 raise BctrlConfigError(
                     f"targets is a {type(targets).__name__}, which cannot be iterated over",
-                    cure="Pass an iterable or async iterable of (workspace id, alias)",
+                    advice="Pass an iterable or async iterable of (workspace id, alias)",
                 ) from None
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
         self.count: int = 0
@@ -186,7 +186,7 @@ def as_target(item: object) -> RuntimeRef:
             return RuntimeRef(_plain(workspace_id), _plain(alias))
     raise BctrlConfigError(
         f"{_shown(item)} is no target",
-        cure="Give a pair of texts: (workspace id, alias)",
+        advice="Give a pair of texts: (workspace id, alias)",
         reason_class="invalid_input",
     )
 

@@ -184,7 +184,7 @@ def _no_answer(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
     if isinstance(error, ValueError):
         return BctrlConfigError(
             f"aiohttp refuses the request: {error}",
-            cure="Leave credentials to api_key=, and check base_url and netrc",
+            advice="Leave credentials to api_key=, and check base_url and netrc",
         )
     if isinstance(error, aiohttp.ClientResponseError):
         return BctrlResponseError(f"the answer is not HTTP: {error.message}", may_have_stopped=True)

@@ -78,12 +78,12 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return Counter(self._run.counts)
 
     @property
-    def total(self) -> int:
+    def read(self) -> int:
         """How many targets were read so far."""
         return self._input.count
 
     @property
-    def length(self) -> int | None:
+    def total(self) -> int | None:
         """How many targets there are, None where the input has no length."""
         return self._input.length
 
@@ -124,14 +124,14 @@ class StopBatch(Coroutine[object, object, StopReport]):
             ended_early=_NEVER if self._began is None else self._run.ended_early,
         )
 
-    def stop_feeding(self) -> None:
+    def stop_reading(self) -> None:
         """Begin no further targets; those that were begun get their outcome as usual.
 
         What is left of an input with a length becomes `not_sent`; another one is read no further.
         """
         self._run.end_early(BctrlError("the run was asked to begin nothing new"), Reach.READING)
 
-    def cut_off(self) -> None:
+    def abort(self) -> None:
         """Wait for no answer any more: what is in flight becomes `unknown`, the rest `not_sent`.
 
         Unlike cancellation it ends with the report, and every outcome is still handed over.
@@ -194,7 +194,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     async def __anext__(self) -> StopOutcome:
         if self._outcomes is None:
             raise BctrlConfigError(
-                "the bulk stop was not entered", cure="Iterate inside `async with … as batch`"
+                "the bulk stop was not entered", advice="Iterate inside `async with … as batch`"
             )
         outcome = await self._outcomes.get()
         if outcome is not None:
@@ -213,7 +213,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         if self._began is not None:
             raise BctrlConfigError(
                 "the bulk stop has run already",
-                cure="Read its .report, or call stop_runtimes again for another run",
+                advice="Read its .report, or call stop_runtimes again for another run",
             )
         self._check()
         self._began = time.monotonic()

@@ -49,15 +49,15 @@ _DESKTOP = 10
 """One in so many runtimes of the emulator is a desktop."""
 
 # What the session says of an argument, and what to do about it here.
-_URL_CURE = "use https, or http on this machine"
-_SECONDS_CURE = "give seconds above 0"
+_URL_ADVICE = "use https, or http on this machine"
+_SECONDS_ADVICE = "give seconds above 0"
 _ARGUMENTS = {
-    "base_url": ("--base-url", _URL_CURE),
-    "BCTRL_BASE_URL": ("BCTRL_BASE_URL", _URL_CURE),
-    "timeout": ("--timeout", _SECONDS_CURE),
+    "base_url": ("--base-url", _URL_ADVICE),
+    "BCTRL_BASE_URL": ("BCTRL_BASE_URL", _URL_ADVICE),
+    "timeout": ("--timeout", _SECONDS_ADVICE),
     "max_connections": ("--concurrency", "give a whole number from 1"),
     "rate": ("--rate", "give a number above 0"),
-    "deadline": ("--deadline", _SECONDS_CURE),
+    "deadline": ("--deadline", _SECONDS_ADVICE),
 }
 
 # Typer brings its own click or imports it, by version; this is either one's class.
@@ -273,7 +273,7 @@ def _stop_found(
 ) -> int:
     """Stop what is found, if it is wanted; the time that the answer takes does not count."""
     if deadline is not None and not 0 < deadline < math.inf:
-        raise _UsageError(f"--deadline is {deadline}: {_SECONDS_CURE}")
+        raise _UsageError(f"--deadline is {deadline}: {_SECONDS_ADVICE}")
     began = time.monotonic()
     finding = _finding.find(session, search.workspace, search.wanted, deadline=deadline)
     found = asyncio.run(finding)
@@ -439,10 +439,10 @@ def _mistake(error: BctrlConfigError) -> Exception:
     """Say of an argument's error which option it is."""
     name, _, problem = error.summary.partition(" ")
     if name in _ARGUMENTS:
-        name, cure = _ARGUMENTS[name]
-        return _UsageError(f"{name} {problem}: {cure}")
-    cure = "correct BCTRL_API_KEY" if "API key" in error.summary else error.cure or ""
-    return _UsageError(f"{error.summary}: {cure[:1].lower()}{cure[1:]}")
+        name, advice = _ARGUMENTS[name]
+        return _UsageError(f"{name} {problem}: {advice}")
+    advice = "correct BCTRL_API_KEY" if "API key" in error.summary else error.advice or ""
+    return _UsageError(f"{error.summary}: {advice[:1].lower()}{advice[1:]}")
 
 
 @app.command("emulator", epilog=f"The faults: {', '.join(Fault)}.")

@@ -30,7 +30,7 @@ class BctrlError(Exception):
 
     Args:
         summary: What failed, in one line without a full stop.
-        cure: What to do about it; the class's own advice when None.
+        advice: What to do about it; the class's own advice when None.
         operation: What was to be done: `stop`, or `get` or `list`.
         workspace_id: The workspace of the call that failed.
         alias: The alias of the runtime that was to be stopped or looked at.
@@ -49,13 +49,13 @@ class BctrlError(Exception):
         body: The first 2,048 characters of the answer's body.
     """
 
-    default_cure: ClassVar[str] = ""
+    default_advice: ClassVar[str] = ""
 
     def __init__(
         self,
         summary: str,
         *,
-        cure: str | None = None,
+        advice: str | None = None,
         operation: str = "stop",
         workspace_id: str | None = None,
         alias: str | None = None,
@@ -74,7 +74,7 @@ class BctrlError(Exception):
         # what the constructor takes by position.
         super().__init__(summary)
         self.summary = summary
-        self.cure = cure
+        self.advice = advice
         self.operation = operation
         self.workspace_id = workspace_id
         self.alias = alias
@@ -104,7 +104,7 @@ class BctrlError(Exception):
             facts.append("the runtime may have stopped")
         known = f" ({', '.join(facts)})" if facts else ""
         summary = self.summary.rstrip(".")
-        sentences = [f"{subject}{summary}{known}", self.hint, self.cure or self.default_cure]
+        sentences = [f"{subject}{summary}{known}", self.hint, self.advice or self.default_advice]
         return ". ".join(sentence.rstrip(".") for sentence in sentences if sentence)
 
     def __repr__(self) -> str:
@@ -122,7 +122,7 @@ class BctrlConfigError(BctrlError, ValueError):
 class BctrlNetworkError(BctrlError):
     """There was no usable answer: refused, unreachable, disconnected."""
 
-    default_cure = "Check base_url and the network, then call again: it is safe to repeat"
+    default_advice = "Check base_url and the network, then call again: it is safe to repeat"
 
 
 class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
@@ -131,43 +131,43 @@ class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
     `status` is set if the answer had begun to arrive.
     """
 
-    default_cure = "Call again, it is safe to repeat, or allow a longer timeout"
+    default_advice = "Call again, it is safe to repeat, or allow a longer timeout"
 
 
 class BctrlResponseError(BctrlNetworkError):
     """An answer came that cannot be read: not JSON, the wrong shape, too large, a redirect."""
 
-    default_cure = "Check that base_url is the bctrl API itself"
+    default_advice = "Check that base_url is the bctrl API itself"
 
 
 class BctrlApiError(BctrlError):
     """The server answered with an error status."""
 
-    default_cure = "Sending it again will not help: ask the server's support, with the request id"
+    default_advice = "Sending it again will not help: ask the server's support, with the request id"
 
 
 class BctrlValidationError(BctrlApiError):
     """400 or 422: the request itself is wrong; the same request will fail again."""
 
-    default_cure = "Correct the request; sending it again will not help"
+    default_advice = "Correct the request; sending it again will not help"
 
 
 class BctrlAuthenticationError(BctrlApiError):
     """401: the key is missing or invalid; every other call with it will fail too."""
 
-    default_cure = "Check the API key: api_key= or BCTRL_API_KEY"
+    default_advice = "Check the API key: api_key= or BCTRL_API_KEY"
 
 
 class BctrlPermissionError(BctrlApiError):
     """403: this key may not touch this resource."""
 
-    default_cure = "Use a key that has access to this workspace"
+    default_advice = "Use a key that has access to this workspace"
 
 
 class BctrlNotFoundError(BctrlApiError):
     """404: no such workspace or alias, or no such path."""
 
-    default_cure = "Check the workspace id, the alias and base_url"
+    default_advice = "Check the workspace id, the alias and base_url"
 
     @property
     def names_runtime(self) -> bool:
@@ -184,7 +184,7 @@ class BctrlNotFoundError(BctrlApiError):
 class BctrlConflictError(BctrlApiError):
     """409: the runtime is not in a state that can be stopped."""
 
-    default_cure = "Look at the runtime's status, then call again: it is safe to repeat"
+    default_advice = "Look at the runtime's status, then call again: it is safe to repeat"
 
     @property
     def already_stopped(self) -> bool:
@@ -199,17 +199,17 @@ class BctrlRateLimitError(BctrlApiError):
     (`retry_after`) than this one's patience.
     """
 
-    default_cure = "Send fewer requests a second (rate=), or call again later"
+    default_advice = "Send fewer requests a second (rate=), or call again later"
 
 
 class BctrlServerError(BctrlApiError):
     """5xx: the server or something in front of it failed."""
 
-    default_cure = "Call again: it is safe to repeat"
+    default_advice = "Call again: it is safe to repeat"
 
 
 def session_closed() -> BctrlConfigError:
     """Make the error of a call on a session that is closed."""
     return BctrlConfigError(
-        "the session is closed", cure="Make the call inside `async with`, or make a new session"
+        "the session is closed", advice="Make the call inside `async with`, or make a new session"
     )

@@ -113,7 +113,7 @@ async def get_session(connection: HTTPConnection) -> BctrlSession:
     if session is None:
         raise BctrlConfigError(
             "the app has no bctrl session",
-            cure="Make it with FastAPI(lifespan=lifespan()); in tests use `with TestClient(app)` "
+            advice="Make it with FastAPI(lifespan=lifespan()); in tests use `with TestClient(app)` "
             "or override get_session",
         )
     return session

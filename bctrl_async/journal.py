@@ -161,7 +161,7 @@ class Journal:
     def _failure(self, error: OSError) -> BctrlError:
         return BctrlError(
             f"the journal {str(self._path)!r} cannot be written: {error.strerror}",
-            cure="Make room, then run it again with the same journal",
+            advice="Make room, then run it again with the same journal",
         )
 
     def _lock(self) -> None:
@@ -172,7 +172,7 @@ class Journal:
         except BlockingIOError as error:
             raise BctrlConfigError(
                 f"the journal {str(self._path)!r} is in use by another run",
-                cure="Wait for its end, or give each run a journal of its own",
+                advice="Wait for its end, or give each run a journal of its own",
             ) from error
 
     def _read(self) -> dict[RuntimeRef, StopOutcome]:
@@ -218,13 +218,13 @@ class Journal:
         why = getattr(error, "strerror", None) or error
         return BctrlConfigError(
             f"the journal {str(self._path)!r} cannot be used: {why}",
-            cure="Give a file that can be read, written and locked",
+            advice="Give a file that can be read, written and locked",
         )
 
     def _refusal(self, why: str) -> BctrlConfigError:
         return BctrlConfigError(
             f"the journal {str(self._path)!r} cannot be resumed: {why}",
-            cure="Give another file; this one was left as it is",
+            advice="Give another file; this one was left as it is",
         )
 
 

@@ -113,18 +113,18 @@ class BctrlSession:
         if http is not None:
             if not isinstance(http, aiohttp.ClientSession):
                 raise BctrlConfigError(
-                    f"http is a {type(http).__name__}", cure="Pass an aiohttp.ClientSession"
+                    f"http is a {type(http).__name__}", advice="Pass an aiohttp.ClientSession"
                 )
             if self._url.scheme == "http" and http.trust_env and not allow_plaintext:
                 raise BctrlConfigError(
                     "the aiohttp.ClientSession given as http= may send the API key unencrypted to "
                     "a proxy of the environment",
-                    cure="Make it without trust_env, or pass allow_plaintext=True",
+                    advice="Make it without trust_env, or pass allow_plaintext=True",
                 )
             if trace_configs or trust_env:
                 raise BctrlConfigError(
                     "trace_configs and trust_env have no effect on a borrowed http=",
-                    cure="Set them on the aiohttp.ClientSession",
+                    advice="Set them on the aiohttp.ClientSession",
                 )
             limit = _within_limits(limit, http)
         # A proxy of the environment is another machine: loopback traffic, which may go without
@@ -440,7 +440,7 @@ class BctrlSession:
         if where is None:
             where = RuntimeFilter()
         elif not callable(where):
-            raise BctrlConfigError(f"where is a {type(where).__name__}", cure=_PLAIN_WHERE)
+            raise BctrlConfigError(f"where is a {type(where).__name__}", advice=_PLAIN_WHERE)
         policy = self._patient(retry, deadline)
         return self._bulk(
             Listing(partial(self._find, workspace_id, where, timeout, policy)),
@@ -497,11 +497,11 @@ class BctrlSession:
             workers = min(workers, _config.count(concurrency, "concurrency"))
         if not isinstance(journal, str | os.PathLike | None):
             raise BctrlConfigError(
-                f"journal is a {type(journal).__name__}", cure="Pass the path of a file"
+                f"journal is a {type(journal).__name__}", advice="Pass the path of a file"
             )
         if on_outcome is not None and not callable(on_outcome):
             raise BctrlConfigError(
-                f"on_outcome is a {type(on_outcome).__name__}", cure="Pass a function"
+                f"on_outcome is a {type(on_outcome).__name__}", advice="Pass a function"
             )
         if source.length is not None:
             workers = min(workers, source.length)
@@ -597,20 +597,20 @@ def _fits(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
         # It would be as good as true, and everything be stopped.
         if inspect.iscoroutine(answer):
             answer.close()
-        raise BctrlConfigError("where must be awaited", cure=_PLAIN_WHERE)
+        raise BctrlConfigError("where must be awaited", advice=_PLAIN_WHERE)
     return bool(answer)
 
 
 def _checked_policy(retry: RetryPolicy) -> RetryPolicy:
     if not isinstance(retry, RetryPolicy):
-        raise BctrlConfigError(f"retry is {retry!r}", cure="Pass a RetryPolicy")
+        raise BctrlConfigError(f"retry is {retry!r}", advice="Pass a RetryPolicy")
     return retry
 
 
 def _checked_observer(observer: Observer | None) -> Observer | None:
     if not isinstance(observer, Observer | None):
         raise BctrlConfigError(
-            f"observer is a {type(observer).__name__}", cure="Pass a bctrl_async.Observer"
+            f"observer is a {type(observer).__name__}", advice="Pass a bctrl_async.Observer"
         )
     return observer
 
@@ -630,13 +630,13 @@ def _extra_headers(
         return _NO_HEADERS
     if not isinstance(headers, Mapping | None):
         raise BctrlConfigError(
-            f"headers is a {type(headers).__name__}", cure="Pass a mapping of names to values"
+            f"headers is a {type(headers).__name__}", advice="Pass a mapping of names to values"
         )
     extra = dict(headers or {})
     if idempotency_key is not None:
         if any(name.lower() == "idempotency-key" for name in extra):
             raise BctrlConfigError(
-                "Idempotency-Key is given twice", cure="Leave it out of headers="
+                "Idempotency-Key is given twice", advice="Leave it out of headers="
             )
         extra["Idempotency-Key"] = idempotency_key
     _protocol.check_extra_headers(extra)

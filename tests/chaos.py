@@ -189,7 +189,7 @@ class Storm:
             case Ending.CANCELLED:
                 self._runner.cancel()
             case Ending.NO_MORE_FEEDING:
-                self._batch.stop_feeding()
+                self._batch.stop_reading()
             case Ending.CALLBACK_RAISES:
                 raise _Planned
             case Ending.KEY_REVOKED:

@@ -57,7 +57,7 @@ def _file_of(task: asyncio.Task[object]) -> str:
 
 def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:
     report = batch.report
-    assert report.counts.total() == report.total == batch.total
+    assert report.counts.total() == report.total == batch.read
     assert len({outcome.index for outcome in report.failures}) == len(report.failures)
     for outcome in report.failures:
         if outcome.result is NOT_SENT:
@@ -177,7 +177,7 @@ class TestAwaited:
         never.cancel()
         await asyncio.wait([never])
         assert never.cancelled()
-        assert (batch.total, len(emulator.requests)) == (0, 0)
+        assert (batch.read, len(emulator.requests)) == (0, 0)
 
     async def test_one_that_is_closed_on_its_way_ends_its_workers(
         self, emulator: Emulator, session: BctrlSession
@@ -297,7 +297,7 @@ class TestStreamed:
             for _ in range(4):
                 await anext(batch)
             assert batch.counts == {STOPPED: 4}
-            assert (batch.total, batch.length, batch.in_flight) == (5, 5, 1)
+            assert (batch.read, batch.total, batch.in_flight) == (5, 5, 1)
             assert (batch.retries, batch.is_throttled) == (0, False)
             assert batch.report.elapsed > 0
         assert_conserved(batch, emulator)
@@ -355,7 +355,7 @@ class TestBackpressure:
         async with session.stop_runtimes(iter(fill(emulator, 300)), concurrency=10) as batch:
             await received(emulator, 110)
             await asyncio.sleep(0.05)
-        assert batch.report.counts[STOPPED] == batch.total == 110
+        assert batch.report.counts[STOPPED] == batch.read == 110
         assert_conserved(batch, emulator)
         assert [outcome async for outcome in batch] == []
 
@@ -367,7 +367,7 @@ class TestBackpressure:
             await anext(batch)
             await asyncio.sleep(0.3)
             # One was read, a hundred wait to be, and each worker holds one more.
-            assert len(emulator.requests) == batch.total == 1 + 100 + 10
+            assert len(emulator.requests) == batch.read == 1 + 100 + 10
             assert [outcome.result async for outcome in batch] == [STOPPED] * 999
 
     async def test_stops_and_bulk_stops_of_a_session_share_its_connections(
@@ -480,7 +480,7 @@ class TestEndedByItsUser:
             asyncio.run(scenario(emulator.url))
         if expected is BctrlError:
             assert str(caught.value) == "on_outcome raised CancelledError"
-        assert batches[0].report.counts.total() == batches[0].total == 10
+        assert batches[0].report.counts.total() == batches[0].read == 10
         assert not batches[0].report.ok
 
     async def test_an_input_that_ends_the_feeding_itself_cuts_nothing_off(
@@ -492,7 +492,7 @@ class TestEndedByItsUser:
         async def feed() -> AsyncIterator[tuple[str, str]]:
             for number, target in enumerate(targets):
                 if number == 3:
-                    batch.stop_feeding()
+                    batch.stop_reading()
                 yield target
 
         batch = session.stop_runtimes(feed())
@@ -638,7 +638,7 @@ class TestEndedByItsUser:
         emulator.inject(Fault.DROP_BEFORE, alias="r1")
         async with session.stop_runtimes(targets, concurrency=3) as batch:
             await received(emulator, 3)
-            batch.stop_feeding()
+            batch.stop_reading()
             outcomes = {outcome.index: outcome async for outcome in batch}
 
         assert len(outcomes) == 30
@@ -655,11 +655,11 @@ class TestEndedByItsUser:
     ) -> None:
         async with session.stop_runtimes(iter(fill(emulator, 1000)), concurrency=3) as batch:
             await received(emulator, 3)
-            batch.stop_feeding()
+            batch.stop_reading()
             results = [outcome.result async for outcome in batch]
 
         assert set(results) == {STOPPED}
-        assert len(results) == batch.total < 20
+        assert len(results) == batch.read < 20
         assert not batch.report.ok
         with pytest.raises(ExceptionGroup, match="ended early"):
             batch.report.raise_for_failures()
@@ -672,8 +672,8 @@ class TestEndedByItsUser:
         batch = session.stop_runtimes(fill(emulator, 30), concurrency=5, on_outcome=outcomes.append)
         running = asyncio.create_task(_awaited(batch))
         await received(emulator, 5)
-        batch.stop_feeding()
-        batch.cut_off()
+        batch.stop_reading()
+        batch.abort()
         await running
 
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 25}
@@ -687,7 +687,7 @@ class TestEndedByItsUser:
         async with session.stop_runtimes(iter(fill(emulator, 3))) as batch:
             async for _ in batch:
                 pass
-            batch.stop_feeding()
+            batch.stop_reading()
 
         assert batch.report.ok
 
@@ -700,7 +700,7 @@ class TestEndedByItsUser:
 
         async with session.stop_runtimes(one_and_never_more()) as batch:
             assert (await anext(batch)).result is STOPPED
-            batch.stop_feeding()
+            batch.stop_reading()
             assert [outcome async for outcome in batch] == []
 
 
@@ -895,7 +895,7 @@ class TestAborted:
         with pytest.raises(BctrlConfigError, match="closed"):
             async with batch:
                 pass
-        assert batch.total == 0
+        assert batch.read == 0
 
     async def test_a_defect_is_raised_after_the_account(
         self, emulator: Emulator, session: BctrlSession, monkeypatch: pytest.MonkeyPatch

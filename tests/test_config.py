@@ -71,7 +71,7 @@ class TestKey:
         assert _config.api_key_from_environment() == KEY
 
     @pytest.mark.parametrize("value", [None, ""])
-    def test_an_unset_or_empty_environment_is_an_error_that_names_the_cure(
+    def test_an_unset_or_empty_environment_is_an_error_with_advice(
         self, monkeypatch: pytest.MonkeyPatch, value: str | None
     ) -> None:
         if value is not None:
@@ -176,7 +176,7 @@ class TestBaseUrl:
 
         assert KEY not in shown(caught.value)
 
-    def test_the_refusal_of_credentials_names_the_cure(self) -> None:
+    def test_the_refusal_of_credentials_gives_advice(self) -> None:
         with pytest.raises(BctrlConfigError) as caught:
             _config.base_url(f"https://{KEY}@api.example.com", allow_plaintext=False)
 

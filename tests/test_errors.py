@@ -46,7 +46,7 @@ def full(error_class: type[BctrlError]) -> BctrlError:
     """Make an error in which no two attributes are equal, so that a mix-up shows."""
     error = error_class(
         "the server answered 409 runtime.not_active: gone",
-        cure="Do nothing",
+        advice="Do nothing",
         operation="get",
         workspace_id="ws-1",
         alias="crm",
@@ -145,7 +145,7 @@ class TestAttributes:
 
         assert vars(error) == {
             "summary": "it failed",
-            "cure": None,
+            "advice": None,
             "operation": "stop",
             "workspace_id": None,
             "alias": None,
@@ -168,7 +168,7 @@ class TestAttributes:
         error = full(error_class)
 
         assert error.summary == "the server answered 409 runtime.not_active: gone"
-        assert error.cure == "Do nothing"
+        assert error.advice == "Do nothing"
         assert error.operation == "get"
         assert error.workspace_id == "ws-1"
         assert error.alias == "crm"
@@ -218,7 +218,7 @@ class TestText:
         )
 
     def test_advice_of_its_own_replaces_that_of_the_class(self) -> None:
-        assert str(BctrlTimeoutError("too slow", cure="Ask a person")) == "too slow. Ask a person"
+        assert str(BctrlTimeoutError("too slow", advice="Ask a person")) == "too slow. Ask a person"
 
     @pytest.mark.parametrize(
         "error_class",
@@ -229,10 +229,10 @@ class TestText:
         self, error_class: type[BctrlError]
     ) -> None:
         # A wrong argument and a conflict have many cures: each error names its own.
-        assert bool(error_class.default_cure) is (error_class is not BctrlConfigError)
+        assert bool(error_class.default_advice) is (error_class is not BctrlConfigError)
 
     def test_no_full_stop_stands_twice(self) -> None:
-        error = BctrlError("it failed.", hint="Wait.", cure="Call again.")
+        error = BctrlError("it failed.", hint="Wait.", advice="Call again.")
 
         assert str(error) == "it failed. Wait. Call again"
 

@@ -201,7 +201,7 @@ class TestLifespan:
         assert app.state.bctrl_session.closed
 
     @pytest.mark.parametrize("handled", [False, True])
-    def test_without_it_the_error_names_the_cure(
+    def test_without_it_the_error_gives_advice(
         self, *, handled: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
         app = FastAPI()

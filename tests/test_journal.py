@@ -741,7 +741,7 @@ class TestRun:
                 await anext(entered)
 
         assert emulator.requests == []
-        assert (batch.total, entered.total) == (0, 0)
+        assert (batch.read, entered.read) == (0, 0)
         assert content(path) == b"my notes\n"
 
     async def test_a_journal_about_another_server_is_refused(

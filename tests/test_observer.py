@@ -413,7 +413,7 @@ class TestBulk:
             "end StopReport",
         ]
 
-    @pytest.mark.parametrize("cut", ["cut_off", "leave", "cancel"])
+    @pytest.mark.parametrize("cut", ["abort", "leave", "cancel"])
     async def test_whatever_cuts_it_off_everything_ends(
         self, emulator: Emulator, connect: Connect, cut: str
     ) -> None:
@@ -431,8 +431,8 @@ class TestBulk:
             else:
                 async with session.stop_runtimes(targets) as batch:
                     await received(emulator, 3)
-                    if cut == "cut_off":
-                        batch.cut_off()
+                    if cut == "abort":
+                        batch.abort()
                         assert len([outcome async for outcome in batch]) == 5
 
         assert diary.begun == 0

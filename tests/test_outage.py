@@ -303,7 +303,7 @@ class TestOutage:
 
         async def scenario(session: BctrlSession) -> StopReport:
             batch = session.stop_runtimes(targets(10_000))
-            asyncio.get_running_loop().call_later(10, batch.stop_feeding)
+            asyncio.get_running_loop().call_later(10, batch.stop_reading)
             return await batch
 
         report = simulation.run(scenario)

@@ -22,7 +22,7 @@ from bctrl_async._stopping import _NOTICE
 class Batch:
     """What a display looks at."""
 
-    length: int | None
+    total: int | None
     counts: Counter[StopResult] = field(default_factory=Counter)
     in_flight: int = 0
     retries: int = 0

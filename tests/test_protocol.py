@@ -595,7 +595,7 @@ class TestErrorFields:
 
         assert isinstance(error, BctrlConflictError)
         assert error.already_stopped
-        assert error.cure == "Nothing to do: it is not running"
+        assert error.advice == "Nothing to do: it is not running"
 
     @pytest.mark.parametrize(
         ("body", "headers", "request_id"),

@@ -191,7 +191,7 @@ class TestInput:
     ) -> None:
         batch = session.stop_runtimes(make())
 
-        assert (batch.length, batch.total) == (length, 0)
+        assert (batch.total, batch.read) == (length, 0)
         batch.close()
 
     async def test_it_is_read_no_faster_than_it_is_worked_off(
@@ -210,7 +210,7 @@ class TestInput:
             async for _ in batch:
                 assert read <= runtimes.received.total() + 2
 
-        assert read == batch.total == 15
+        assert read == batch.read == 15
 
     async def test_many_readers_of_a_slow_one_get_each_item_once(self) -> None:
         source = Input(Stream([("ws-1", str(number)) for number in range(50)]))

@@ -435,7 +435,7 @@ class TestWaiting:
 class TestEnds:
     """However it ends, each target has one outcome, and never a better one than was seen."""
 
-    @pytest.mark.parametrize("end", ["cut_off", "stop_feeding", "cancel"])
+    @pytest.mark.parametrize("end", ["abort", "stop_reading", "cancel"])
     @pytest.mark.parametrize("at", [3, 3.05])
     def test_it_can_be_interrupted(self, simulate: Simulate, end: str, at: float) -> None:
         simulation = simulate(slowly(60))
@@ -452,11 +452,11 @@ class TestEnds:
 
         report = simulation.run(main)
         # Who begins nothing new still waits for what was begun, and all was begun.
-        assert report.counts == {STOPPED if end == "stop_feeding" else ACCEPTED: 10}
+        assert report.counts == {STOPPED if end == "stop_reading" else ACCEPTED: 10}
         assert (report.ok, report.ended_early) == (True, None)
-        assert (simulation.seconds > 60) is (end == "stop_feeding")
+        assert (simulation.seconds > 60) is (end == "stop_reading")
 
-    @pytest.mark.parametrize("end", ["cut_off", "stop_feeding", "cancel", "close"])
+    @pytest.mark.parametrize("end", ["abort", "stop_reading", "cancel", "close"])
     def test_whenever_it_is_ended_every_target_has_its_one_outcome(
         self, simulate: Simulate, end: str
     ) -> None:
@@ -477,8 +477,8 @@ class TestEnds:
                 )
                 running = asyncio.create_task(batch)
                 ways: dict[str, Callable[[], object]] = {
-                    "cut_off": batch.cut_off,
-                    "stop_feeding": batch.stop_feeding,
+                    "abort": batch.abort,
+                    "stop_reading": batch.stop_reading,
                     "cancel": running.cancel,
                     "close": lambda: closing.append(asyncio.create_task(session.close())),
                 }

@@ -61,7 +61,7 @@ class TestWhatIsStopped:
         self, workspace: Emulator, session: BctrlSession
     ) -> None:
         batch = session.stop_workspace("ws-1")
-        batch.stop_feeding()
+        batch.stop_reading()
         report = await batch
 
         assert report.total == 0
@@ -107,7 +107,7 @@ class TestWhatIsStopped:
 
         assert streamed == outcomes
         assert streamed[0].target == (str(workspace), "crm")
-        assert batch.length == 1
+        assert batch.total == 1
 
     async def test_more_than_one_worker_takes_from_the_list(
         self, emulator: Emulator, session: BctrlSession
@@ -211,7 +211,7 @@ class TestListing:
         assert report.total == 0
         assert stops(emulator) == set()
 
-    @pytest.mark.parametrize("end", ["stop_feeding", "cut_off"])
+    @pytest.mark.parametrize("end", ["stop_reading", "abort"])
     async def test_it_can_be_interrupted(
         self, emulator: Emulator, session: BctrlSession, end: str
     ) -> None:

@@ -75,8 +75,8 @@ class Runs:
     def wind_up(self, run: Run) -> None:
         """Begin nothing new, and wait for what is under way, but not for ever."""
         if run in self._running:
-            run.batch.stop_feeding()
-            asyncio.get_running_loop().call_later(DRAIN, run.batch.cut_off)
+            run.batch.stop_reading()
+            asyncio.get_running_loop().call_later(DRAIN, run.batch.abort)
 
     def wind_all_up(self) -> None:
         self._ending = True
@@ -207,7 +207,7 @@ async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[Se
         yield ServerSentEvent(
             event="progress",
             data=Progress(
-                total=batch.length or 0,
+                total=batch.total or 0,
                 in_flight=batch.in_flight,
                 is_throttled=batch.is_throttled,
                 is_unanswered=batch.is_unanswered,
