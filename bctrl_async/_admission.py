@@ -8,9 +8,14 @@ import math
 from collections import deque
 from enum import IntEnum
 
-from bctrl_async._retry import THROTTLED, is_silent
 from bctrl_async._throttle import Throttle
-from bctrl_async.errors import BctrlError, BctrlRateLimitError, session_closed
+from bctrl_async.errors import (
+    THROTTLED,
+    BctrlError,
+    BctrlRateLimitError,
+    is_unanswered,
+    session_closed,
+)
 
 _log = logging.getLogger("bctrl_async")
 
@@ -152,7 +157,7 @@ class Gate:
         if isinstance(answer, BctrlError):
             if answer.status is None:
                 return
-            self.answers += not is_silent(answer)
+            self.answers += not is_unanswered(answer)
             if answer.status in THROTTLED:
                 self._throttle.refused(now, answer.retry_after, self.inside)
                 if self._throttle.has_learned and self._throttled_since is None:

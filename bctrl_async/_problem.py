@@ -17,10 +17,9 @@ from bctrl_async import (
     BctrlTimeoutError,
     BctrlValidationError,
 )
+from bctrl_async.errors import THROTTLED
 
 MEDIA_TYPE = "application/problem+json"
-MAY_COME_BACK = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-"""The statuses that come with Retry-After."""
 
 
 class Problem(TypedDict):
@@ -114,7 +113,7 @@ def _described(status: HTTPStatus, description: str) -> dict[str, Any]:
     if status is HTTPStatus.UNPROCESSABLE_ENTITY:
         content["application/json"] = {"schema": _INVALID}
     described: dict[str, Any] = {"description": description, "content": content}
-    if status in MAY_COME_BACK:
+    if status in THROTTLED:
         described["headers"] = {"Retry-After": _RETRY_AFTER}
     return described
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from http import HTTPStatus
 
 import msgspec
 
 from bctrl_async import _config
 from bctrl_async.errors import (
+    THROTTLED,
     BctrlApiError,
     BctrlConfigError,
     BctrlError,
@@ -18,10 +18,6 @@ from bctrl_async.errors import (
     BctrlResponseError,
 )
 
-THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-"""The statuses that say: nothing was done, come back later (contract errors.md)."""
-
-_SILENT = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
 _MAY_RETRY = frozenset({408, 429, *range(500, 600)})
 _PATIENCE = 60.0
 _LONGEST_WAIT = 5.0
@@ -245,13 +241,6 @@ def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = F
     # With a status there was an answer, which only could not be read: to ask again would turn
     # a stop that worked into a conflict. What only reads may ask for the rest of it.
     return error.status is None or (reads and not isinstance(error, BctrlResponseError))
-
-
-def is_silent(error: BctrlError) -> bool:
-    """Whether the server itself did not answer: nobody did, or a gateway in its place."""
-    if isinstance(error, BctrlNetworkError):
-        return error.status is None
-    return error.status in _SILENT
 
 
 def wait_to_ask_again(policy: RetryPolicy, asked: int) -> float:

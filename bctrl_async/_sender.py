@@ -16,13 +16,14 @@ from bctrl_async import _config, _transport
 from bctrl_async._admission import Gate
 from bctrl_async._call import Call
 from bctrl_async._pool import Pool
-from bctrl_async._retry import Budget, Retries, is_silent
+from bctrl_async._retry import Budget, Retries
 from bctrl_async._watch import headers_of, tell
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
     BctrlTimeoutError,
+    is_unanswered,
     session_closed,
 )
 from bctrl_async.observer import AttemptObserver
@@ -168,7 +169,7 @@ class Sender:
             call.retries = Retries(call.policy, self._budget, reads=not call.operation.stops)
         call.retries.note(error)
         if call.answered is not None:
-            call.unanswered = is_silent(error)
+            call.unanswered = is_unanswered(error)
             if not call.unanswered:
                 call.answered()
         if call.unanswered or call.is_last:

@@ -20,7 +20,13 @@ One root, two branches that never overlap: `except BctrlApiError` means "the ser
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import ClassVar
+
+THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+"""Statuses of a request that was not carried out because of load (contract errors.md)."""
+
+_GATEWAY_FAILURES = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
 
 
 class BctrlError(Exception):
@@ -206,6 +212,13 @@ class BctrlServerError(BctrlApiError):
     """5xx: the server or something in front of it failed."""
 
     default_advice = "Call again: it is safe to repeat"
+
+
+def is_unanswered(error: BctrlError) -> bool:
+    """Return True if the API itself did not answer: no answer, or a gateway's own 502 or 504."""
+    if isinstance(error, BctrlNetworkError):
+        return error.status is None
+    return error.status in _GATEWAY_FAILURES
 
 
 def session_closed() -> BctrlConfigError:

@@ -33,13 +33,13 @@ except ModuleNotFoundError as _error:
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession
 from bctrl_async._bodies import RuntimeBody, StopOutcomeBody, StopReportBody
 from bctrl_async._problem import (
-    MAY_COME_BACK,
     MEDIA_TYPE,
     PROBLEM_RESPONSES,
     Problem,
     problem,
     told,
 )
+from bctrl_async.errors import THROTTLED
 
 __all__ = [
     "PROBLEM_RESPONSES",
@@ -140,13 +140,13 @@ def add_exception_handlers(app: FastAPI) -> None:
             _log.warning("%s", error)
         if isinstance(connection, WebSocket):
             code = status.WS_1011_INTERNAL_ERROR
-            if stands_for in MAY_COME_BACK:
+            if stands_for in THROTTLED:
                 code = status.WS_1013_TRY_AGAIN_LATER
             with suppress(WebSocketDisconnect, RuntimeError):  # Its client may have left.
                 await connection.close(code, detail)
             return None
         headers = {}
-        if error.retry_after is not None and stands_for in MAY_COME_BACK:
+        if error.retry_after is not None and stands_for in THROTTLED:
             headers["Retry-After"] = str(math.ceil(error.retry_after))
         return Response(
             # ASCII, as half of a surrogate pair in an alias could not be sent otherwise.

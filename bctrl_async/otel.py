@@ -23,7 +23,7 @@ from typing import NamedTuple
 from yarl import URL
 
 from bctrl_async._version import __version__
-from bctrl_async.errors import BctrlError
+from bctrl_async.errors import THROTTLED, BctrlError
 from bctrl_async.observer import (
     AttemptObserver,
     BulkObserver,
@@ -49,7 +49,6 @@ _LIST = "/v1/workspaces/{id}/runtimes"
 _GET = f"{_LIST}/{{alias}}"
 _STOP = f"{_GET}/stop"
 _STOPS = "POST"
-_THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 # Those that the conventions give for `http.client.request.duration`.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
@@ -246,7 +245,7 @@ class _Attempt(AttemptObserver):
         self._meters.duration.record(elapsed, {**self._where, **how})
         if self._stops:
             self._meters.attempts.add(1, how)
-            if self._status in _THROTTLED:
+            if self._status in THROTTLED:
                 self._meters.throttled.add(1, how)
         if self._span.is_recording():
             if self._status is not None:

@@ -6,9 +6,7 @@ from collections import Counter
 
 import msgspec
 
-from bctrl_async.errors import BctrlApiError, BctrlError
-
-_REFUSALS = ("429", "503")
+from bctrl_async.errors import THROTTLED, BctrlApiError, BctrlError
 
 
 class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +35,7 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def throttled(self) -> int:
         """How many attempts the server refused with 429 or 503."""
-        return sum(self.failed.get(status, 0) for status in _REFUSALS)
+        return sum(self.failed.get(str(int(status)), 0) for status in THROTTLED)
 
 
 class Tally:
