@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import msgspec
 from aiohttp import ClientTimeout
 
-from bctrl_async._admission import Line
+from bctrl_async._limiter.limiter import Line
 from bctrl_async._protocol import Operation
 from bctrl_async._retry import Retries, RetryPolicy
 from bctrl_async.errors import BctrlError

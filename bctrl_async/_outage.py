@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from bctrl_async._admission import Gate
 from bctrl_async._call import Call
+from bctrl_async._limiter.limiter import Gate
 from bctrl_async._retry import RetryPolicy, wait_to_ask_again
 from bctrl_async.models import Runtime
 

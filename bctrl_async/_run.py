@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import msgspec
 
-from bctrl_async._admission import Gate
 from bctrl_async._call import Call
+from bctrl_async._limiter.limiter import Gate
 from bctrl_async._outage import Outage
 from bctrl_async._retry import RetryPolicy
 from bctrl_async._targets import Input, as_target, named

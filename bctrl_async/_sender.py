@@ -13,8 +13,8 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async import _config, _transport
-from bctrl_async._admission import Gate
 from bctrl_async._call import Call
+from bctrl_async._limiter.limiter import Gate
 from bctrl_async._pool import Pool
 from bctrl_async._retry import Budget, Retries
 from bctrl_async._watch import headers_of, tell

@@ -15,8 +15,9 @@ import msgspec
 from multidict import CIMultiDict
 
 from bctrl_async import _config, _protocol, _transport
-from bctrl_async._admission import Gate
 from bctrl_async._call import Call
+from bctrl_async._limiter.limiter import Gate
+from bctrl_async._limiter.rate import Throttle
 from bctrl_async._outage import Outage
 from bctrl_async._pool import Pool
 from bctrl_async._protocol import GET, LIST, STOP, Operation
@@ -24,7 +25,6 @@ from bctrl_async._retry import RetryPolicy
 from bctrl_async._run import Run
 from bctrl_async._sender import Sender
 from bctrl_async._targets import Input, Listing, Target, Targets
-from bctrl_async._throttle import Throttle
 from bctrl_async._version import __version__
 from bctrl_async._watch import Watch, reading
 from bctrl_async.bulk import OnOutcome, StopBatch

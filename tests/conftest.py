@@ -12,8 +12,8 @@ import aioresponses.core
 import pytest
 
 from bctrl_async import BctrlSession, RetryPolicy
-from bctrl_async._admission import Gate
-from bctrl_async._throttle import Throttle
+from bctrl_async._limiter.limiter import Gate
+from bctrl_async._limiter.rate import Throttle
 from bctrl_async.emulator import Emulator
 
 KEY = "emulator-key"

@@ -24,8 +24,8 @@ SOURCES = {
 LAYERS = [
     {"_version", "errors"},
     {"models", "_config", "stats"},
-    {"_protocol", "_retry", "_background", "_throttle", "_pool", "outcomes", "filters"},
-    {"_transport", "_admission", "_call", "_targets", "_verify", "_watch", "observer", "journal"},
+    {"_limiter", "_protocol", "_retry", "_pool", "outcomes", "filters"},
+    {"_transport", "_call", "_targets", "_verify", "_watch", "observer", "journal"},
     {"_worker"},
     {"_outage"},
     {"_run"},

@@ -1,4 +1,4 @@
-"""The pace behind a real nginx: what the simulated buckets of `test_throttle.py` only imitate."""
+"""The pace behind a real nginx: what the simulated buckets of `test_rate.py` only imitate."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import virtual_time
 from simulation import Run, Server, fixed_window, refusal, token_bucket
 
 from bctrl_async import BctrlError, BctrlRateLimitError
-from bctrl_async._admission import Gate, Line
-from bctrl_async._throttle import Throttle
+from bctrl_async._limiter.limiter import Gate, Line
+from bctrl_async._limiter.rate import Throttle
 
 
 def always(rate: float) -> Callable[[float], float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bctrl_async._background import Background
+from bctrl_async._limiter.baseline import Background
 
 
 def answer(background: Background, accepted: int, refused: int) -> None:

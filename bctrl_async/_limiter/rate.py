@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from bctrl_async._background import Background
+from bctrl_async._limiter.baseline import Background
 
 _PAUSE = 0.5
 """Seconds that the first refusal closes the gate for, if the server does not say how long."""

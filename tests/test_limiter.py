@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bctrl_async._admission import Gate
-from bctrl_async._throttle import Throttle
+from bctrl_async._limiter.limiter import Gate
+from bctrl_async._limiter.rate import Throttle
 from bctrl_async.errors import BctrlConfigError
 
 CLOSED = r"^the session is closed\. Make the call inside `async with`"

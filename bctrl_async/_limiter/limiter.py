@@ -8,7 +8,7 @@ import math
 from collections import deque
 from enum import IntEnum
 
-from bctrl_async._throttle import Throttle
+from bctrl_async._limiter.rate import Throttle
 from bctrl_async.errors import (
     THROTTLED,
     BctrlError,
