@@ -12,10 +12,11 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from bctrl_async import _config, _transport
+from bctrl_async import _config
 from bctrl_async._call import Call
+from bctrl_async._http import transport
+from bctrl_async._http.pool import Pool
 from bctrl_async._limiter.limiter import Gate
-from bctrl_async._pool import Pool
 from bctrl_async._retry import Budget, Retries
 from bctrl_async._watch import headers_of, tell
 from bctrl_async.errors import (
@@ -184,7 +185,7 @@ class Sender:
         url = self._url.with_path(call.path, encoded=True)
         if call.watch is not None or call.headers or key is not None:
             return self._attempt_of_its_own(call, http, url, key)
-        return _transport.send(http, call.operation, url, headers=self._headers, limit=call.limit)
+        return transport.send(http, call.operation, url, headers=self._headers, limit=call.limit)
 
     async def _attempt_of_its_own(
         self, call: Call[_T], http: aiohttp.ClientSession, url: URL, key: _config.Secret | None
@@ -194,7 +195,7 @@ class Sender:
         headers.update(call.headers)
         if key is not None:
             headers["Authorization"] = key
-        send = partial(_transport.send, http, call.operation, url, headers=headers)
+        send = partial(transport.send, http, call.operation, url, headers=headers)
         if call.watch is None:
             return await send(limit=call.limit)
         method = call.operation.method

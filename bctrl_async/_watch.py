@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-from bctrl_async import _protocol
 from bctrl_async._call import Call
+from bctrl_async._http import protocol
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import AttemptObserver, Observer, ReadObserver, StopObserver
@@ -38,7 +38,7 @@ def headers_of(attempt: AttemptObserver) -> Mapping[str, str]:
 
 def _checked_headers(attempt: AttemptObserver) -> Mapping[str, str]:
     headers = attempt.headers()
-    _protocol.check_extra_headers(headers)
+    protocol.check_extra_headers(headers)
     return headers
 
 

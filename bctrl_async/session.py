@@ -14,13 +14,14 @@ import aiohttp
 import msgspec
 from multidict import CIMultiDict
 
-from bctrl_async import _config, _protocol, _transport
+from bctrl_async import _config
 from bctrl_async._call import Call
+from bctrl_async._http import protocol, transport
+from bctrl_async._http.pool import Pool
+from bctrl_async._http.protocol import GET, LIST, STOP, Operation
 from bctrl_async._limiter.limiter import Gate
 from bctrl_async._limiter.rate import Throttle
 from bctrl_async._outage import Outage
-from bctrl_async._pool import Pool
-from bctrl_async._protocol import GET, LIST, STOP, Operation
 from bctrl_async._retry import RetryPolicy
 from bctrl_async._run import Run
 from bctrl_async._sender import Sender
@@ -104,7 +105,7 @@ class BctrlSession:
             headers["Authorization"] = _config.authorization(api_key)
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
         self._workspaces = f"{self._url.raw_path}/workspaces"
-        self._timeout = _transport.time_limit(timeout)
+        self._timeout = transport.time_limit(timeout)
         self._retry = _checked_policy(retry)
         limit = _config.count(max_connections, "max_connections")
         if rate is not None:
@@ -136,7 +137,7 @@ class BctrlSession:
                 # The gate is the bound: nothing ever waits in the connector's own queue.
                 connector=aiohttp.TCPConnector(limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=_transport.NO_CONTENT_TYPE,
+                skip_auto_headers=transport.NO_CONTENT_TYPE,
                 trace_configs=trace_configs,
                 trust_env=trust_env,
             )
@@ -237,7 +238,7 @@ class BctrlSession:
                 watch = Watch(self._observer, str(workspace_id), str(alias))
             path = self._stop_path(workspace_id, alias)
             extra = _extra_headers(headers, idempotency_key)
-            limit = self._timeout if timeout is None else _transport.time_limit(timeout)
+            limit = self._timeout if timeout is None else transport.time_limit(timeout)
             policy = self._retry if retry is None else _checked_policy(retry)
             http = self._sender.open_pool()
             if not self._gate.enter_nowait():
@@ -489,7 +490,7 @@ class BctrlSession:
         journal: str | os.PathLike[str] | None,
         verify: bool,
     ) -> StopBatch:
-        limit = self._timeout if timeout is None else _transport.time_limit(timeout)
+        limit = self._timeout if timeout is None else transport.time_limit(timeout)
         if deadline is not None:
             deadline = _config.seconds(deadline, "deadline")
         workers = self._gate.limit
@@ -569,7 +570,7 @@ class BctrlSession:
     ) -> _T:
         try:
             path = make_path()
-            limit = self._timeout if timeout is None else _transport.time_limit(timeout)
+            limit = self._timeout if timeout is None else transport.time_limit(timeout)
             policy = self._retry if retry is None else _checked_policy(retry)
         except BctrlError as error:
             error.operation = operation.name
@@ -581,11 +582,11 @@ class BctrlSession:
         return await self._sender.make_attempts(call)
 
     def _list_path(self, workspace_id: str | UUID) -> str:
-        workspace = _protocol.path_segment(workspace_id, "workspace id")
+        workspace = protocol.path_segment(workspace_id, "workspace id")
         return f"{self._workspaces}/{workspace}/runtimes"
 
     def _get_path(self, workspace_id: str | UUID, alias: str) -> str:
-        return f"{self._list_path(workspace_id)}/{_protocol.path_segment(alias, 'alias')}"
+        return f"{self._list_path(workspace_id)}/{protocol.path_segment(alias, 'alias')}"
 
     def _stop_path(self, workspace_id: str | UUID, alias: str) -> str:
         return f"{self._get_path(workspace_id, alias)}/stop"
@@ -639,5 +640,5 @@ def _extra_headers(
                 "Idempotency-Key is given twice", advice="Leave it out of headers="
             )
         extra["Idempotency-Key"] = idempotency_key
-    _protocol.check_extra_headers(extra)
+    protocol.check_extra_headers(extra)
     return extra

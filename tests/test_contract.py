@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from bctrl_async import _config, _protocol
+from bctrl_async import _config
+from bctrl_async._http import protocol
 from bctrl_async.models import LaunchMode, Runtime, RuntimeKind, RuntimeStatus, RuntimeSummary
 
 SCHEMAS: Schema = CONTRACT["components"]["schemas"]
@@ -104,7 +105,7 @@ def assert_read_as(read: object, written: object, schema: Schema) -> None:
 
 
 def read(body: bytes) -> Runtime:
-    runtime = _protocol.read_runtime(200, body, "Bearer k")
+    runtime = protocol.read_runtime(200, body, "Bearer k")
     assert isinstance(runtime, Runtime), runtime
     return runtime
 

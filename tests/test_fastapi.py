@@ -42,8 +42,8 @@ from bctrl_async import (
     StopOutcome,
     StopReport,
     StopResult,
-    _protocol,
 )
+from bctrl_async._http import protocol
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.fastapi import (
     PROBLEM_RESPONSES,
@@ -463,7 +463,7 @@ class TestProblems:
 
 def upstream_error() -> BctrlError:
     body = json.dumps({"code": "server.error", "error": SECRET, "requestId": SECRET}).encode()
-    return _protocol.read_error(500, {}, body, "Bearer key", now=datetime.now(UTC))
+    return protocol.read_error(500, {}, body, "Bearer key", now=datetime.now(UTC))
 
 
 OUTCOMES = [

@@ -24,8 +24,8 @@ SOURCES = {
 LAYERS = [
     {"_version", "errors"},
     {"models", "_config", "stats"},
-    {"_limiter", "_protocol", "_retry", "_pool", "outcomes", "filters"},
-    {"_transport", "_call", "_targets", "_verify", "_watch", "observer", "journal"},
+    {"_limiter", "_http", "_retry", "outcomes", "filters"},
+    {"_call", "_targets", "_verify", "_watch", "observer", "journal"},
     {"_worker"},
     {"_outage"},
     {"_run"},
@@ -142,7 +142,7 @@ class TestImports:
     def test_only_what_sends_or_serves_imports_aiohttp(self, module: str) -> None:
         if "aiohttp" in outside(module):
             # `_call` carries a time limit of aiohttp's.
-            assert module in {"_call", "_pool", "_sender", "_transport", "session", *ALONE}
+            assert entry(module) in {"_call", "_http", "_sender", "session", *ALONE}
 
     @every_core_module
     def test_the_core_needs_no_more_than_its_dependencies(self, module: str) -> None:

@@ -25,10 +25,10 @@ from bctrl_async import (
     RetryPolicy,
 )
 from bctrl_async._call import Call
+from bctrl_async._http.protocol import STOP
 from bctrl_async._limiter.limiter import Gate
 from bctrl_async._limiter.rate import Throttle
 from bctrl_async._outage import Outage
-from bctrl_async._protocol import STOP
 from bctrl_async._retry import Budget, Retries
 from bctrl_async.emulator import Emulator, Fault
 

@@ -16,7 +16,8 @@ from aiohttp import hdrs
 from multidict import CIMultiDict
 from yarl import URL
 
-from bctrl_async import _config, _protocol
+from bctrl_async import _config
+from bctrl_async._http import protocol
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
@@ -63,7 +64,7 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
 
 async def send(
     http: aiohttp.ClientSession,
-    operation: _protocol.Operation[_T],
+    operation: protocol.Operation[_T],
     url: URL,
     *,
     headers: CIMultiDict[str],
@@ -107,17 +108,17 @@ async def send(
         answered(response.status)
     status = response.status
     is_success = HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
-    max_body = operation.max_body if is_success else _protocol.MAX_BODY
+    max_body = operation.max_body if is_success else protocol.MAX_BODY
     body, problem = await _read_body(response, max_body)
     if not is_success:
         # However the body ended: the status has said it.
-        return _protocol.read_error(
+        return protocol.read_error(
             status, response.headers, body, headers["Authorization"], now=datetime.now(UTC)
         )
     if problem is not None:
         return _because(problem, _cut_short(status, problem, limit, stops=operation.stops))
     if len(body) > max_body:
-        most = max_body // _protocol.MIB
+        most = max_body // protocol.MIB
         return BctrlResponseError(
             f"the server answered {status} with a body of more than {most} MiB",
             may_have_stopped=True,
@@ -156,7 +157,7 @@ def _cleaned(error: Exception, key: str) -> Exception:
     elif isinstance(error, aiohttp.ClientResponseError) and not isinstance(
         error, aiohttp.ClientHttpProxyError
     ):
-        error.message = _protocol.one_line(error.message, key) or ""
+        error.message = protocol.one_line(error.message, key) or ""
         error.args = ()
     return _without_traces(error)
 
