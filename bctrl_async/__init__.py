@@ -1,6 +1,6 @@
 """Stop bctrl runtimes from asyncio, any number at once, and know what became of each one."""
 
-from bctrl_async._retry import RetryPolicy
+from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._version import __version__
 from bctrl_async.bulk import StopBatch
 from bctrl_async.errors import (

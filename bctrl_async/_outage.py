@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from bctrl_async._call import Call
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.retry import RetryPolicy, wait_to_ask_again
 from bctrl_async._limiter.limiter import Gate
-from bctrl_async._retry import RetryPolicy, wait_to_ask_again
 from bctrl_async.models import Runtime
 
 _ONE_TARGET = 0.2

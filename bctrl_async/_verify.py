@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from bctrl_async._retry import RetryPolicy, is_transient, wait_to_ask_again
+from bctrl_async._calls.retry import RetryPolicy, is_transient, wait_to_ask_again
 from bctrl_async.errors import BctrlError, BctrlNotFoundError
 from bctrl_async.models import Runtime, RuntimeStatus
 from bctrl_async.outcomes import StopOutcome, StopResult, result_of

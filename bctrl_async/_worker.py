@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from enum import IntEnum
 from typing import TypeVar
 
-from bctrl_async._call import Call
+from bctrl_async._calls.call import Call
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime
 

@@ -13,9 +13,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+from bctrl_async._calls.observing import tell
 from bctrl_async._run import HandOver, Run, until_done
 from bctrl_async._targets import Input
-from bctrl_async._watch import tell
 from bctrl_async._worker import Reach
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal import Journal

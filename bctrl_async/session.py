@@ -15,19 +15,19 @@ import msgspec
 from multidict import CIMultiDict
 
 from bctrl_async import _config
-from bctrl_async._call import Call
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.observing import Watch, reading
+from bctrl_async._calls.retry import RetryPolicy
+from bctrl_async._calls.sender import Sender
 from bctrl_async._http import protocol, transport
 from bctrl_async._http.pool import Pool
 from bctrl_async._http.protocol import GET, LIST, STOP, Operation
 from bctrl_async._limiter.limiter import Gate
 from bctrl_async._limiter.rate import Throttle
 from bctrl_async._outage import Outage
-from bctrl_async._retry import RetryPolicy
 from bctrl_async._run import Run
-from bctrl_async._sender import Sender
 from bctrl_async._targets import Input, Listing, Target, Targets
 from bctrl_async._version import __version__
-from bctrl_async._watch import Watch, reading
 from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.errors import (
     BctrlConfigError,

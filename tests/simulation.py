@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bctrl_async import BctrlError, BctrlRateLimitError, RetryPolicy
+from bctrl_async._calls.retry import Budget, Retries
 from bctrl_async._limiter.limiter import Gate, Line
 from bctrl_async._limiter.rate import Throttle
-from bctrl_async._retry import Budget, Retries
 
 Server = Callable[[float], BctrlError | None]
 """Decides what becomes of a request that arrives at this time."""

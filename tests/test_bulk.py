@@ -23,7 +23,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async._sender import Sender
+from bctrl_async._calls.sender import Sender
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.outcomes import result_of
 

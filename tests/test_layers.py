@@ -24,13 +24,12 @@ SOURCES = {
 LAYERS = [
     {"_version", "errors"},
     {"models", "_config", "stats"},
-    {"_limiter", "_http", "_retry", "outcomes", "filters"},
-    {"_call", "_targets", "_verify", "_watch", "observer", "journal"},
-    {"_worker"},
-    {"_outage"},
+    {"_limiter", "_http", "outcomes", "filters"},
+    {"observer", "journal"},
+    {"_calls"},
+    {"_targets", "_verify", "_worker", "_outage"},
     {"_run"},
     {"bulk"},
-    {"_sender"},
     {"session"},
     {"__init__"},
     {
@@ -141,8 +140,8 @@ class TestImports:
     @every_module
     def test_only_what_sends_or_serves_imports_aiohttp(self, module: str) -> None:
         if "aiohttp" in outside(module):
-            # `_call` carries a time limit of aiohttp's.
-            assert entry(module) in {"_call", "_http", "_sender", "session", *ALONE}
+            # A call carries a time limit of aiohttp's.
+            assert entry(module) in {"_calls", "_http", "session", *ALONE}
 
     @every_core_module
     def test_the_core_needs_no_more_than_its_dependencies(self, module: str) -> None:

@@ -8,9 +8,9 @@ from aiohttp import ClientTimeout
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bctrl_async._call import Call
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.retry import Budget, Retries, RetryPolicy, is_transient
 from bctrl_async._http.protocol import STOP
-from bctrl_async._retry import Budget, Retries, RetryPolicy, is_transient
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,

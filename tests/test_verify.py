@@ -32,8 +32,8 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async._call import Call
-from bctrl_async._sender import Sender
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.sender import Sender
 from bctrl_async._verify import PollSchedule, is_open, settled_by
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal

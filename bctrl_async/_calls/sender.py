@@ -13,12 +13,12 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async import _config
-from bctrl_async._call import Call
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.observing import headers_of, tell
+from bctrl_async._calls.retry import Budget, Retries
 from bctrl_async._http import transport
 from bctrl_async._http.pool import Pool
 from bctrl_async._limiter.limiter import Gate
-from bctrl_async._retry import Budget, Retries
-from bctrl_async._watch import headers_of, tell
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-from bctrl_async._call import Call
+from bctrl_async._calls.call import Call
 from bctrl_async._http import protocol
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef

@@ -9,9 +9,9 @@ from typing import Generic, TypeVar
 import msgspec
 from aiohttp import ClientTimeout
 
+from bctrl_async._calls.retry import Retries, RetryPolicy
 from bctrl_async._http.protocol import Operation
 from bctrl_async._limiter.limiter import Line
-from bctrl_async._retry import Retries, RetryPolicy
 from bctrl_async.errors import BctrlError
 from bctrl_async.observer import CallObserver
 

@@ -1,0 +1,1 @@
+"""One call: its attempts, its retries, and the observers that follow it."""
