@@ -24,11 +24,11 @@ from bctrl_async._http.pool import Pool
 from bctrl_async._http.protocol import GET, LIST, STOP, Operation
 from bctrl_async._limiter.limiter import Gate
 from bctrl_async._limiter.rate import Throttle
-from bctrl_async._outage import Outage
-from bctrl_async._run import Run
-from bctrl_async._targets import Input, Listing, Target, Targets
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
+from bctrl_async.bulk._breaker import Outage
+from bctrl_async.bulk._run import Run
+from bctrl_async.bulk._targets import Input, Listing, Target, Targets
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,

@@ -22,8 +22,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from types import CoroutineType
 from typing import Any, NamedTuple
+
+from leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport, StopResult
 from bctrl_async.emulator import Emulator, Fault
@@ -163,7 +164,7 @@ class Storm:
             self._runner = asyncio.create_task(self._run(batch))
             with suppress(_Planned, asyncio.CancelledError):
                 await self._runner
-            left = [task for task in asyncio.all_tasks() if _is_of_the_bulk_stop(task)]
+            left = bulk_tasks()
             problems = [f"left running: {left}"] if left else []
         problems += self._check(batch.report)
         return Books(self.seed, self.ending, batch.report, len(self.emulator.requests), problems)
@@ -238,12 +239,6 @@ class Storm:
         for problem, kept in rules.items():
             if not kept:
                 yield f"target {line['index']} is {result}, but {problem}"
-
-
-def _is_of_the_bulk_stop(task: asyncio.Task[object]) -> bool:
-    coroutine = task.get_coro()
-    assert isinstance(coroutine, CoroutineType)
-    return Path(coroutine.cr_code.co_filename).name in {"_run.py", "bulk.py"}
 
 
 def storm(seed: int, targets: int) -> Books:

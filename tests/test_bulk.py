@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
-from types import CoroutineType
 
 import pytest
+from leaks import bulk_tasks
 from servers import emulator_in_a_thread
 
 from bctrl_async import (
@@ -44,17 +43,6 @@ async def received(emulator: Emulator, count: int) -> None:
         await asyncio.sleep(0)
 
 
-def ours() -> set[asyncio.Task[object]]:
-    """The workers that run, and whoever waits for them."""
-    return {task for task in asyncio.all_tasks() if _file_of(task) in {"_run.py", "bulk.py"}}
-
-
-def _file_of(task: asyncio.Task[object]) -> str:
-    coroutine = task.get_coro()
-    assert isinstance(coroutine, CoroutineType)
-    return Path(coroutine.cr_code.co_filename).name
-
-
 def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:
     report = batch.report
     assert report.counts.total() == report.total == batch.read
@@ -62,7 +50,7 @@ def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:
     for outcome in report.failures:
         if outcome.result is NOT_SENT:
             assert emulator.received[outcome.target] == 0
-    assert ours() == set()
+    assert bulk_tasks() == set()
     assert batch.in_flight == 0
 
 
@@ -188,7 +176,7 @@ class TestAwaited:
         await received(emulator, 3)
         batch.close()
         async with asyncio.timeout(5):
-            while ours():
+            while bulk_tasks():
                 await asyncio.sleep(0)
         assert batch.report.counts == {UNKNOWN: 3, NOT_SENT: 7}
 
@@ -548,7 +536,7 @@ class TestEndedByItsUser:
         batch = session.stop_runtimes(fill(emulator, 30), concurrency=5)
         running = asyncio.create_task(_awaited(batch))
         await received(emulator, 5)
-        workers = ours()
+        workers = bulk_tasks()
         assert len(workers) == 5
         for task in workers:
             task.cancel()
@@ -566,7 +554,7 @@ class TestEndedByItsUser:
 
         running = asyncio.create_task(_awaited(session.stop_runtimes(never(), concurrency=2)))
         await asyncio.sleep(0.01)
-        next(iter(ours())).cancel()
+        next(iter(bulk_tasks())).cancel()
         await asyncio.wait_for(running, 5)
 
     async def test_a_callback_that_raises_ends_the_run_and_raises_the_same(

@@ -27,8 +27,6 @@ LAYERS = [
     {"_limiter", "_http", "outcomes", "filters"},
     {"observer", "journal"},
     {"_calls"},
-    {"_targets", "_verify", "_worker", "_outage"},
-    {"_run"},
     {"bulk"},
     {"session"},
     {"__init__"},

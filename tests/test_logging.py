@@ -29,7 +29,7 @@ from bctrl_async._calls.retry import Budget, Retries
 from bctrl_async._http.protocol import STOP
 from bctrl_async._limiter.limiter import Gate
 from bctrl_async._limiter.rate import Throttle
-from bctrl_async._outage import Outage
+from bctrl_async.bulk._breaker import Outage
 from bctrl_async.emulator import Emulator, Fault
 
 KEY = "a-key-that-must-not-be-logged"

@@ -29,7 +29,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async._targets import Input, Target, Targets, as_target, named
+from bctrl_async.bulk._targets import Input, Target, Targets, as_target, named
 from bctrl_async.emulator import Emulator
 
 PAIRS = [("ws-1", "a"), ("ws-1", "b"), ("ws-1", "c")]

@@ -34,7 +34,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
-from bctrl_async._verify import PollSchedule, is_open, settled_by
+from bctrl_async.bulk._verify import PollSchedule, is_open, settled_by
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 
@@ -300,7 +300,7 @@ class TestWaiting:
     def test_a_deadline_that_ends_nothing_but_looks_ends_nothing_early(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, at_once: int
     ) -> None:
-        monkeypatch.setattr("bctrl_async._run._MOST_POLLERS", at_once)
+        monkeypatch.setattr("bctrl_async.bulk._run._MOST_POLLERS", at_once)
         report = simulate(slowly(10_000)).stop(3, deadline=30)
 
         assert report.counts == {ACCEPTED: 3}
@@ -346,7 +346,7 @@ class TestWaiting:
     def test_while_very_many_are_polled_no_more_are_begun(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bctrl_async._run._MOST_POLLERS", 5)
+        monkeypatch.setattr("bctrl_async.bulk._run._MOST_POLLERS", 5)
         simulation = simulate(slowly(60))
         report = simulation.stop(50, concurrency=3)
 

@@ -19,10 +19,10 @@ from bctrl_async._calls.call import Call
 from bctrl_async._calls.observing import tell
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._limiter.limiter import Gate
-from bctrl_async._outage import Outage
-from bctrl_async._targets import Input, as_target, named
-from bctrl_async._verify import PollSchedule, is_open, settled_by
-from bctrl_async._worker import CutOffError, Reach, Worker
+from bctrl_async.bulk._breaker import Outage
+from bctrl_async.bulk._cancel import CutOffError, Reach, Worker
+from bctrl_async.bulk._targets import Input, as_target, named
+from bctrl_async.bulk._verify import PollSchedule, is_open, settled_by
 from bctrl_async.errors import (
     BctrlAuthenticationError,
     BctrlConfigError,

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from bctrl_async._calls.observing import tell
-from bctrl_async._run import HandOver, Run, until_done
-from bctrl_async._targets import Input
-from bctrl_async._worker import Reach
+from bctrl_async.bulk._cancel import Reach
+from bctrl_async.bulk._run import HandOver, Run, until_done
+from bctrl_async.bulk._targets import Input
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.observer import Observer
