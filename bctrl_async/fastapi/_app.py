@@ -1,17 +1,4 @@
-"""FastAPI: a session for the life of an app, a dependency that hands it out, errors as problems.
-
-All of an application:
-
-    app = FastAPI(lifespan=lifespan())
-    add_exception_handlers(app)
-
-    @app.post(
-        "/workspaces/{workspace_id}/runtimes/{alias}/stop",
-        responses=PROBLEM_RESPONSES,
-    )
-    async def stop(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
-        return await session.stop_runtime(workspace_id, alias)
-"""
+"""A lifespan with a session, the dependency that returns it, and the exception handlers."""
 
 import json
 import logging
@@ -31,33 +18,13 @@ except ModuleNotFoundError as _error:
     ) from _error
 
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession
-from bctrl_async._bodies import RuntimeBody, StopOutcomeBody, StopReportBody
-from bctrl_async._problem import (
-    MEDIA_TYPE,
-    PROBLEM_RESPONSES,
-    Problem,
-    problem,
-    told,
-)
 from bctrl_async.errors import THROTTLED
-
-__all__ = [
-    "PROBLEM_RESPONSES",
-    "BctrlDep",
-    "Problem",
-    "RuntimeBody",
-    "StopOutcomeBody",
-    "StopReportBody",
-    "add_exception_handlers",
-    "get_session",
-    "lifespan",
-    "problem",
-]
+from bctrl_async.fastapi._problems import MEDIA_TYPE, problem, told
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("bctrl_async.fastapi")  # Documented, so not this file's name.
 _KEY = "bctrl_session"
 
 

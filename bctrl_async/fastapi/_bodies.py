@@ -17,7 +17,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async._problem import told
+from bctrl_async.fastapi._problems import told
 
 _T = TypeVar("_T")
 

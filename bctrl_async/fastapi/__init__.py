@@ -1,0 +1,36 @@
+"""FastAPI: a session for the life of an app, a dependency that hands it out, errors as problems.
+
+All of an application:
+
+    app = FastAPI(lifespan=lifespan())
+    add_exception_handlers(app)
+
+    @app.post(
+        "/workspaces/{workspace_id}/runtimes/{alias}/stop",
+        responses=PROBLEM_RESPONSES,
+    )
+    async def stop(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
+        return await session.stop_runtime(workspace_id, alias)
+"""
+
+from bctrl_async.fastapi._app import (
+    BctrlDep,
+    add_exception_handlers,
+    get_session,
+    lifespan,
+)
+from bctrl_async.fastapi._bodies import RuntimeBody, StopOutcomeBody, StopReportBody
+from bctrl_async.fastapi._problems import PROBLEM_RESPONSES, Problem, problem
+
+__all__ = [
+    "PROBLEM_RESPONSES",
+    "BctrlDep",
+    "Problem",
+    "RuntimeBody",
+    "StopOutcomeBody",
+    "StopReportBody",
+    "add_exception_handlers",
+    "get_session",
+    "lifespan",
+    "problem",
+]
