@@ -29,13 +29,9 @@ from bctrl_async import (
     StopResult,
     __main__,
     __version__,
-    _demo,
-    _display,
-    _finding,
-    _progress,
-    _stopping,
     cli,
 )
+from bctrl_async.cli import _app, _demo, _find, _output, _progress, _run
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 
@@ -828,12 +824,10 @@ async def test_where_no_signal_can_be_handled_to_be_cancelled_is_to_be_interrupt
     emulator.held.add("a")
     shown: list[StopOutcome] = []
 
-    async def stop() -> _stopping.Ended:
+    async def stop() -> _run.Ended:
         session = BctrlSession(KEY, base_url=emulator.url, max_connections=1)
         targets = [RuntimeRef("ws", "a"), RuntimeRef("ws", "b")]
-        stopping = asyncio.create_task(
-            _stopping.stop(session, targets, shown.append, _display.Output())
-        )
+        stopping = asyncio.create_task(_run.stop(session, targets, shown.append, _output.Output()))
         await until(lambda: emulator.requests)
         stopping.cancel()
         return await stopping
@@ -965,14 +959,14 @@ async def test_after_ctrl_c_before_the_display_the_account_starts_on_a_line_of_i
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(_progress, "_FIRST", 3600)
     emulator.held.add("a")
-    output = _display.Output()
+    output = _output.Output()
     lines: list[object] = []
     monkeypatch.setattr(output, "for_progress", lambda: (output, True))
     monkeypatch.setattr(output, "leave_line", lambda: lines.append("\n"))
 
     async with BctrlSession(KEY, base_url=emulator.url) as session:
         batch = session.stop_runtimes([("ws", "a")])
-        running = asyncio.create_task(_stopping.to_its_end(batch, output))
+        running = asyncio.create_task(_run.to_its_end(batch, output))
         await until(lambda: emulator.requests)
         os.kill(os.getpid(), signal.SIGINT)
         await until(lambda: lines)
@@ -1255,7 +1249,7 @@ async def test_a_deadline_that_has_just_passed_accounts_for_all(
     emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 1000, 100))
-    monkeypatch.setattr("bctrl_async.cli.time", Mock(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("bctrl_async.cli._app.time", Mock(monotonic=lambda: next(clock)))
     code, out, _ = await command(*STOP_ALL, "--deadline", "50")
     assert code == 1
     assert re.search(r"s: .*3 (not_sent|unknown)$", out.splitlines()[-1])
@@ -1358,9 +1352,9 @@ def test_ctrl_c_at_the_question_leaves_its_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sys.stdin", Mock(readline=interrupt))
-    found = _finding.Found("ws", "http://127.0.0.1:9/v1", [runtime("active")], doubtful=False)
+    found = _find.Found("ws", "http://127.0.0.1:9/v1", [runtime("active")], doubtful=False)
     with pytest.raises(KeyboardInterrupt):
-        _finding.is_agreed(found)
+        _find.is_agreed(found)
     assert capsys.readouterr().err == (
         "In workspace ws at http://127.0.0.1:9/v1: 1 browser\nStop 1 runtime? [y/N] \n"
     )
@@ -1400,7 +1394,7 @@ async def test_what_the_server_left_open_is_verified(
     [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1.5d", 129_600)],
 )
 def test_an_age_has_the_unit_that_it_says(age: str, seconds: float) -> None:
-    assert _finding.condition(None, None, age).older_than == seconds
+    assert _find.condition(None, None, age).older_than == seconds
 
 
 # What a user gets wrong
@@ -1509,11 +1503,9 @@ def test_without_the_extra_one_line_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:
     monkeypatch.delattr("bctrl_async.cli")
-    for name in ("cli", "_demo", "_display", "_progress", "_source", "_stopping"):
-        monkeypatch.delitem(sys.modules, f"bctrl_async.{name}")
-        monkeypatch.delattr(f"bctrl_async.{name}", raising=False)
-    for name in [name for name in sys.modules if name.partition(".")[0] == missing]:
-        monkeypatch.delitem(sys.modules, name)
+    for name in list(sys.modules):
+        if name.startswith("bctrl_async.cli") or name.partition(".")[0] == missing:
+            monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
 
     assert __main__.main() == 2
@@ -1697,7 +1689,7 @@ async def test_a_port_in_use_is_named_with_the_way_out(
     ],
 )
 def test_where_to_call_is_an_address_that_can_be_called(url: str, shown: str) -> None:
-    assert cli._callable(url) == shown
+    assert _app._callable(url) == shown
 
 
 # The demonstration
@@ -1792,15 +1784,15 @@ def test_a_demo_that_is_interrupted_at_once_accounts_for_every_runtime(
         _: BctrlSession,
         targets: Sequence[RuntimeRef],
         show: Callable[[StopOutcome], object],
-        __: _display.Output,
-    ) -> _stopping.Ended:
+        __: _output.Output,
+    ) -> _run.Ended:
         results = [StopResult.UNKNOWN, *[StopResult.NOT_SENT] * (len(targets) - 1)]
         for index, (target, result) in enumerate(zip(targets, results, strict=True)):
             show(StopOutcome(index=index, target=target, result=result))
         report = StopReport(
             total=3, counts=Counter(results), failures=(), elapsed=0.0, retries=0, throttled=0
         )
-        return _stopping.Ended(report, interrupted=True, unread=False, failure=None)
+        return _run.Ended(report, interrupted=True, unread=False, failure=None)
 
     monkeypatch.setattr(_demo, "stop", cut_short)
     with pytest.raises(KeyboardInterrupt):
@@ -1843,7 +1835,8 @@ async def test_the_demo_draws_its_progress_and_ctrl_c_leaves_an_account(
 
 HANGING_DEMO = """
 import sys
-from bctrl_async import __main__, _demo, _progress
+from bctrl_async import __main__
+from bctrl_async.cli import _demo, _progress
 from bctrl_async.emulator import Fault
 
 _demo._FAULTS = {Fault.HANG: 1.0}

@@ -13,9 +13,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from bctrl_async import StopBatch, StopResult, _progress
-from bctrl_async._progress import Display
-from bctrl_async._stopping import _NOTICE
+from bctrl_async import StopBatch, StopResult
+from bctrl_async.cli import _progress
+from bctrl_async.cli._progress import Display
+from bctrl_async.cli._run import _NOTICE
 
 
 @dataclass

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from bctrl_async import BctrlSession, StopBatch, StopOutcome
-from bctrl_async._progress import Display
+from bctrl_async.cli._progress import Display
 from bctrl_async.emulator import Emulator, Fault
 
 _FOLDER = Path(__file__).parent

@@ -15,7 +15,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from bctrl_async import StopBatch, _display
+from bctrl_async import StopBatch
+from bctrl_async.cli import _output
 
 _FIRST, _AGAIN = 0.4, 0.2
 """Seconds until the live display appears, and between two looks at the run."""
@@ -85,7 +86,7 @@ class Display:
         if not live:
             while True:
                 await asyncio.sleep(_LINE_EVERY)
-                _display.note(self.line())
+                _output.note(self.line())
         await asyncio.sleep(_FIRST)
         with Live(
             get_renderable=self.view, console=self._console, auto_refresh=False, transient=True
@@ -98,7 +99,7 @@ class Display:
     def view(self) -> Group:
         """The live display: a bar, the state of things, and the results so far."""
         self._look()
-        lines = [self._state(), _display.results(self._batch.counts)]
+        lines = [self._state(), _output.results(self._batch.counts)]
         return Group(self._progress, *(Text(line) for line in lines if line))
 
     def line(self) -> str:
@@ -108,7 +109,7 @@ class Display:
             f"{self._done()} done",
             self._pace.of(task),
             self._state(),
-            _display.results(self._batch.counts),
+            _output.results(self._batch.counts),
         ]
         return ", ".join(part for part in parts if part)
 

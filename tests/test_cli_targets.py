@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bctrl_async import RuntimeRef
-from bctrl_async._source import BadLine, Item, _readable, from_file, parse, pipe_targets
+from bctrl_async.cli._targets import BadLine, Item, _readable, from_file, parse, pipe_targets
 
 A, B, C = (RuntimeRef("ws", alias) for alias in "abc")
 

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopOutcome, StopReport, _display
-from bctrl_async._progress import Display
+from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopOutcome, StopReport
+from bctrl_async.cli import _output
+from bctrl_async.cli._progress import Display
 
 # The last one is a terminal that is gone; nohup has it ignored.
 _SIGNALS = [
@@ -39,7 +40,7 @@ async def stop(
     session: BctrlSession,
     source: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
     show: Callable[[StopOutcome], object],
-    output: _display.Output,
+    output: _output.Output,
     *,
     deadline: float | None = None,
     journal: str | None = None,
@@ -86,7 +87,7 @@ async def rehearse(
         await batch
 
 
-async def to_its_end(batch: StopBatch, output: _display.Output) -> bool:
+async def to_its_end(batch: StopBatch, output: _output.Output) -> bool:
     """Run it, and show how far it is.
 
     The first Ctrl-C (or SIGTERM) begins nothing new, the second cuts off what is under way.
@@ -112,7 +113,7 @@ async def to_its_end(batch: StopBatch, output: _display.Output) -> bool:
         batch.stop_reading()
         display.notice = _NOTICE
         if not live:
-            _display.note(display.line())
+            _output.note(display.line())
         elif not display.drawn:
             output.leave_line()
 

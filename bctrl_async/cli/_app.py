@@ -30,12 +30,8 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
     __version__,
-    _demo,
-    _display,
-    _finding,
-    _source,
-    _stopping,
 )
+from bctrl_async.cli import _demo, _find, _output, _run, _targets
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 
@@ -85,11 +81,11 @@ def main(args: Sequence[str] | None = None) -> int:
         code = app(args, prog_name="bctrl-async", standalone_mode=False)
     except _UsageError as error:
         see = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-        _display.complain(error.format_message().strip().rstrip(".") + see)
+        _output.complain(error.format_message().strip().rstrip(".") + see)
         return _USAGE
     except OSError as error:
         # Of the help, which click prints by itself.
-        _display.lose(error)
+        _output.lose(error)
         return _FAILED
     return int(code)
 
@@ -110,7 +106,7 @@ def _top(
     New here? `bctrl-async demo` needs no key and no network.
     """
     if version or context.invoked_subcommand is None:
-        output = _display.Output()
+        output = _output.Output()
         output.say(f"bctrl-async {__version__}" if version else context.get_help())
         raise typer.Exit(_FAILED if output.lost else 0)
 
@@ -196,13 +192,13 @@ def _stop(
     asks = not (yes or dry_run)
     search = _search(whole, status, kind, older_than, everything=everything, asks=asks)
     if search is None:
-        source = _targets(workspace, aliases or [], file)
+        source = _targets_of(workspace, aliases or [], file)
     elif workspace is not None or file is not None:
         raise _UsageError("give --workspace without ALIASes and --from")
     key = _key(needed=search is not None or not dry_run)
-    output = _display.Output()
+    output = _output.Output()
     some = search is None and file is None
-    lines = _display.Lines(output, aliases if some else None)
+    lines = _output.Lines(output, aliases if some else None)
 
     def connect() -> BctrlSession:
         # A session belongs to one loop, and the question is asked between two.
@@ -212,14 +208,14 @@ def _stop(
 
     def show(outcome: StopOutcome) -> None:
         if json:
-            output.say(_display.as_json(outcome))
+            output.say(_output.as_json(outcome))
         elif some or not (outcome.result.settled or _was_not_begun(outcome)):
             lines.show(outcome)
 
     def stop(targets: _Targets, deadline: float | None) -> int:
         if dry_run:
             return _rehearse(connect(), targets, journal, output)
-        stopping = _stopping.stop(
+        stopping = _run.stop(
             connect(), targets, show, output, deadline=deadline, journal=journal, verify=verify
         )
         return _conclude(asyncio.run(stopping), output, json=json)
@@ -260,7 +256,7 @@ def _search(
         return None
     if not everything:
         raise _UsageError("--workspace needs --all")
-    if asks and not _finding.can_ask():
+    if asks and not _find.can_ask():
         raise _UsageError("there is no terminal to ask on: give --yes to stop without a question")
     return _Search(workspace, _wanted(status or RuntimeStatus.ACTIVE, kind, older_than), asks)
 
@@ -275,23 +271,23 @@ def _stop_found(
     if deadline is not None and not 0 < deadline < math.inf:
         raise _UsageError(f"--deadline is {deadline}: {_SECONDS_ADVICE}")
     began = time.monotonic()
-    finding = _finding.find(session, search.workspace, search.wanted, deadline=deadline)
+    finding = _find.find(session, search.workspace, search.wanted, deadline=deadline)
     found = asyncio.run(finding)
     if deadline is not None:
         deadline = max(deadline - (time.monotonic() - began), _NO_TIME)
     code = _FAILED if found.doubtful else 0
     if not found.targets:
-        _display.note(f"Nothing to stop: no runtime of {_display.visible(search.workspace)} fits")
+        _output.note(f"Nothing to stop: no runtime of {_output.visible(search.workspace)} fits")
         return code
-    if search.asks and not _finding.is_agreed(found):
-        _display.note("Nothing was stopped")
+    if search.asks and not _find.is_agreed(found):
+        _output.note("Nothing was stopped")
         return _FAILED
     return stop(found.targets, deadline) or code
 
 
 def _wanted(status: str | None, kind: str | None, older_than: str | None) -> RuntimeFilter:
     try:
-        return _finding.condition(status, kind, older_than)
+        return _find.condition(status, kind, older_than)
     except ValueError as error:
         raise _UsageError(str(error)) from error
 
@@ -310,7 +306,7 @@ def _told(run: Callable[[], int]) -> int:
     except BctrlConfigError as error:
         raise _mistake(error) from error
     except BctrlError as error:
-        _display.complain(str(error))
+        _output.complain(str(error))
         return _code_of(error)
 
 
@@ -342,16 +338,16 @@ def _list(
     if not workspace:
         raise _UsageError("nothing to list: give a WORKSPACE")
     key = _key(needed=True)
-    output = _display.Output()
+    output = _output.Output()
 
     def show() -> int:
         session = BctrlSession(key, base_url=base_url, timeout=timeout)
-        found = asyncio.run(_finding.find(session, workspace, wanted))
+        found = asyncio.run(_find.find(session, workspace, wanted))
         if json:
             for runtime in found.runtimes:
-                output.say(_display.as_found(workspace, runtime))
+                output.say(_output.as_found(workspace, runtime))
         else:
-            _display.listing(output, found.runtimes)
+            _output.listing(output, found.runtimes)
         return _FAILED if found.doubtful or output.lost else 0
 
     return _told(show)
@@ -364,7 +360,7 @@ def _was_not_begun(outcome: StopOutcome) -> bool:
 _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
 
 
-def _targets(workspace: str | None, aliases: list[str], file: str | None) -> _Targets:
+def _targets_of(workspace: str | None, aliases: list[str], file: str | None) -> _Targets:
     """Find out what is to be stopped."""
     if file is None:
         if workspace is None or not aliases:
@@ -374,8 +370,8 @@ def _targets(workspace: str | None, aliases: list[str], file: str | None) -> _Ta
         raise _UsageError("give either WORKSPACE and ALIASes or --from FILE, not both")
     try:
         if file == "-":
-            return cast("_Targets", _source.pipe_targets(sys.stdin.fileno()))
-        return cast("_Targets", _source.from_file(Path(file)))
+            return cast("_Targets", _targets.pipe_targets(sys.stdin.fileno()))
+        return cast("_Targets", _targets.from_file(Path(file)))
     except (OSError, AttributeError) as error:
         why = getattr(error, "strerror", None) or "it is closed"
         raise _UsageError(f"cannot read {'stdin' if file == '-' else file}: {why}") from error
@@ -385,7 +381,7 @@ def _rehearse(
     session: BctrlSession,
     source: _Targets,
     journal: str | None,
-    output: _display.Output,
+    output: _output.Output,
 ) -> int:
     """Show what would be stopped, in a form that --from reads."""
     settled: Mapping[RuntimeRef, object] = {}
@@ -398,36 +394,36 @@ def _rehearse(
     def show(outcome: StopOutcome) -> None:
         if outcome.result is StopResult.REJECTED:
             counts["bad"] += 1
-            _display.complain(outcome.error.summary if outcome.error else "")
+            _output.complain(outcome.error.summary if outcome.error else "")
         elif outcome.target in settled:
             counts["settled"] += 1
         else:
             counts["left"] += 1
-            output.say(_display.as_line(outcome.target))
+            output.say(_output.as_line(outcome.target))
 
-    asyncio.run(_stopping.rehearse(session, source, show))
+    asyncio.run(_run.rehearse(session, source, show))
     before = f", {counts['settled']:,} are settled already" if settled else ""
-    _display.note(
+    _output.note(
         f"Dry run: {counts['left']:,} would be stopped{before}, {counts['bad']:,} are no targets"
     )
     return _FAILED if counts["bad"] or output.lost else 0
 
 
-def _conclude(ended: _stopping.Ended, output: _display.Output, *, json: bool) -> int:
+def _conclude(ended: _run.Ended, output: _output.Output, *, json: bool) -> int:
     """Sum up a bulk stop, and find its exit code."""
     report = ended.report
     if ended.failure is not None:
-        _display.complain(f"cannot read all targets: {ended.failure.strerror}")
+        _output.complain(f"cannot read all targets: {ended.failure.strerror}")
     elif report.ended_early is not None and not ended.interrupted:
-        _display.complain(f"ended early: {report.ended_early}")
-    account = _display.summary(report, unread=ended.unread)
+        _output.complain(f"ended early: {report.ended_early}")
+    account = _output.summary(report, unread=ended.unread)
     account = f"{'Interrupted: ' * ended.interrupted}{account}"
     if json:
-        _display.note(account)
+        _output.note(account)
     else:
         output.say(account, wrap=True)
     if report.counts[StopResult.NOT_FOUND] > report.total / 2:
-        _display.complain("most are not found: check the workspace id, the aliases and base URL")
+        _output.complain("most are not found: check the workspace id, the aliases and base URL")
     if ended.interrupted:
         raise KeyboardInterrupt
     if report.ok and ended.failure is None and not output.lost:
@@ -514,8 +510,8 @@ def _faults(given: Sequence[str]) -> dict[Fault, float]:
 
 async def _serve(emulator: Emulator, api_key: str) -> None:
     async with emulator:
-        output = _display.Output()
-        _display.note("The emulator is running; Ctrl-C ends it. In another terminal:")
+        output = _output.Output()
+        _output.note("The emulator is running; Ctrl-C ends it. In another terminal:")
         output.say(f"export BCTRL_BASE_URL={_callable(emulator.url)}")
         output.say(f"export BCTRL_API_KEY={shlex.quote(api_key)}")
         output.say(f"bctrl-async stop {_demo.WORKSPACE} {next(_demo.aliases(1))}")
@@ -528,7 +524,7 @@ async def _serve(emulator: Emulator, api_key: str) -> None:
             output.leave_line()
             raise
         finally:
-            _display.note(f"{_display.several(len(emulator.requests), 'request')} received")
+            _output.note(f"{_output.several(len(emulator.requests), 'request')} received")
 
 
 def _callable(url: str) -> str:

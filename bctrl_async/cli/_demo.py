@@ -4,8 +4,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopOutcome, StopResult, _display
-from bctrl_async._stopping import Ended, stop
+from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopOutcome, StopResult
+from bctrl_async.cli import _output
+from bctrl_async.cli._run import Ended, stop
 from bctrl_async.emulator import Emulator, Fault
 
 WORKSPACE = "demo"
@@ -53,18 +54,18 @@ def run(runtimes: int, seed: int) -> bool:
             emulator.add_runtime(*target, status="active" if number % 20 else "stopped")
     before = {target: emulator.status(*target) for target in targets}
     outcomes: list[StopOutcome] = []
-    output = _display.Output()
-    what = _display.several(runtimes, "runtime")
-    _display.note(f"Stopping {what} of a local emulator that misbehaves.")
-    _display.note(f"It takes no more than {_RATE_LIMIT:.0f} stops a second.")
+    output = _output.Output()
+    what = _output.several(runtimes, "runtime")
+    _output.note(f"Stopping {what} of a local emulator that misbehaves.")
+    _output.note(f"It takes no more than {_RATE_LIMIT:.0f} stops a second.")
     ended = asyncio.run(_demonstrate(emulator, targets, outcomes, output))
     report = ended.report
-    _display.note("")
-    output.say(_display.table(report.counts))
+    _output.note("")
+    output.say(_output.table(report.counts))
     output.say("")
     output.say(
         ("Interrupted after " if ended.interrupted else f"To stop {what} took ")
-        + f"{_display.several(len(emulator.requests), 'request')} and {report.elapsed:.1f} s; "
+        + f"{_output.several(len(emulator.requests), 'request')} and {report.elapsed:.1f} s; "
         f"{report.throttled:,} of them refused for their pace."
     )
     wrong = [outcome for outcome in outcomes if not _agrees(outcome, before, emulator)]
@@ -78,7 +79,7 @@ async def _demonstrate(
     emulator: Emulator,
     targets: Sequence[RuntimeRef],
     outcomes: list[StopOutcome],
-    output: _display.Output,
+    output: _output.Output,
 ) -> Ended:
     async with emulator:
         session = BctrlSession(KEY, base_url=emulator.url, max_connections=_IN_FLIGHT, retry=_RETRY)

@@ -16,8 +16,8 @@ from bctrl_async import (
     RuntimeKind,
     RuntimeRef,
     RuntimeStatus,
-    _display,
 )
+from bctrl_async.cli import _output
 
 _ANY = "any"
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -95,7 +95,7 @@ async def find(
             ) from error
     complaints += _mistyped(wanted, runtimes)
     for complaint in complaints:
-        _display.complain(complaint)
+        _output.complain(complaint)
     fitting = [runtime for runtime in runtimes if wanted(runtime)]
     return Found(workspace, session.base_url, fitting, bool(complaints))
 
@@ -117,13 +117,13 @@ def can_ask() -> bool:
 
 def is_agreed(found: Found) -> bool:
     """Show what was found, and ask whether it is to be stopped."""
-    kinds = Counter(_display.visible(runtime.kind) for runtime in found.runtimes)
+    kinds = Counter(_output.visible(runtime.kind) for runtime in found.runtimes)
     what = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    workspace = _display.visible(found.workspace)
-    _display.note(f"In workspace {workspace} at {found.base_url}: {what}")
-    _display.ask(f"Stop {_display.several(len(found.runtimes), 'runtime')}? [y/N] ")
+    workspace = _output.visible(found.workspace)
+    _output.note(f"In workspace {workspace} at {found.base_url}: {what}")
+    _output.ask(f"Stop {_output.several(len(found.runtimes), 'runtime')}? [y/N] ")
     try:
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:
-        _display.note("")  # Begin a new line after the ^C.
+        _output.note("")  # Begin a new line after the ^C.
         raise
