@@ -16,17 +16,17 @@ from multidict import CIMultiDict
 
 from bctrl_async import _config
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.observing import Watch, reading
+from bctrl_async._calls.observing import ObservedStop, observe_read
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http import protocol, transport
 from bctrl_async._http.pool import Pool
 from bctrl_async._http.protocol import GET, LIST, STOP, Operation
-from bctrl_async._limiter.limiter import Gate
-from bctrl_async._limiter.rate import Throttle
+from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
-from bctrl_async.bulk._breaker import Outage
+from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._targets import Input, Listing, Target, Targets
 from bctrl_async.errors import (
@@ -134,7 +134,7 @@ class BctrlSession:
 
         def open_pool() -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
-                # The gate is the bound: nothing ever waits in the connector's own queue.
+                # The limiter is the bound: nothing ever waits in the connector's own queue.
                 connector=aiohttp.TCPConnector(limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=transport.NO_CONTENT_TYPE,
@@ -142,13 +142,13 @@ class BctrlSession:
                 trust_env=trust_env,
             )
 
-        self._gate = Gate(limit, Throttle(rate))
+        self._limiter = Limiter(limit, AdaptiveRate(rate))
         self._sender = Sender(
             Pool(open_pool, http),
-            self._gate,
+            self._limiter,
             self._url,
             headers,
-            ask_key=api_key if callable(api_key) else None,
+            key_provider=api_key if callable(api_key) else None,
         )
         self._observer = _checked_observer(observer)
 
@@ -232,29 +232,29 @@ class BctrlSession:
             BctrlResponseError: An answer that cannot be read, or a redirect.
             BctrlNetworkError: No answer.
         """
-        watch: Watch | None = None
+        observer: ObservedStop | None = None
         try:
             if self._observer is not None:
-                watch = Watch(self._observer, str(workspace_id), str(alias))
+                observer = ObservedStop(self._observer, str(workspace_id), str(alias))
             path = self._stop_path(workspace_id, alias)
             extra = _extra_headers(headers, idempotency_key)
             limit = self._timeout if timeout is None else transport.time_limit(timeout)
             policy = self._retry if retry is None else _checked_policy(retry)
             http = self._sender.open_pool()
-            if not self._gate.enter_nowait():
-                await self._gate.enter(policy.longest_refusal)
+            if not self._limiter.acquire_nowait():
+                await self._limiter.acquire(policy.max_throttle_wait)
         except BaseException as error:
             if isinstance(error, BctrlError):
                 error.workspace_id = str(workspace_id)
                 error.alias = str(alias)
-            if watch is not None:
-                watch.end(error)
+            if observer is not None:
+                observer.end(error)
             raise
         # What an attempt needs is made only now: a hundred thousand calls may wait for their turn.
         call = Call(STOP, str(workspace_id), alias, path, extra, limit, policy)
-        if watch is not None:
-            return await watch.follow(call, self._sender.send(call, http))
-        return await self._sender.send(call, http)
+        if observer is not None:
+            return await observer.run(call, self._sender.attempt_loop(call, http))
+        return await self._sender.attempt_loop(call, http)
 
     async def get_runtime(
         self,
@@ -266,7 +266,7 @@ class BctrlSession:
     ) -> Runtime:
         """Look at a runtime (contract errors.md: `runtimes-get`).
 
-        It passes the same gate as the stops, and is tried again by the same rules.
+        It passes the same limiter as the stops, and is tried again by the same rules.
 
         Args:
             workspace_id: The workspace's id; any text, which arrives exactly as it is given.
@@ -281,9 +281,9 @@ class BctrlSession:
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         path = partial(self._get_path, workspace_id, alias)
-        with reading(self._observer, str(workspace_id), str(alias)) as watch:
+        with observe_read(self._observer, str(workspace_id), str(alias)) as observer:
             return await self._read(
-                GET, workspace_id, alias, path, timeout=timeout, retry=retry, watch=watch
+                GET, workspace_id, alias, path, timeout=timeout, retry=retry, observer=observer
             )
 
     async def list_runtimes(
@@ -315,8 +315,8 @@ class BctrlSession:
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         runtimes: list[Runtime] = []
-        with reading(self._observer, str(workspace_id), None) as watch:
-            for item in await self._list(workspace_id, timeout, retry, watch):
+        with observe_read(self._observer, str(workspace_id), None) as observer:
+            for item in await self._list(workspace_id, timeout, retry, observer):
                 if isinstance(item, Runtime):
                     runtimes.append(item)
                 elif on_unreadable is None:
@@ -462,8 +462,8 @@ class BctrlSession:
         policy: RetryPolicy,
     ) -> list[Target | BctrlResponseError]:
         """List what is to be stopped."""
-        with reading(self._observer, str(workspace_id), None) as watch:
-            listed = await self._list(workspace_id, timeout, policy, watch)
+        with observe_read(self._observer, str(workspace_id), None) as observer:
+            listed = await self._list(workspace_id, timeout, policy, observer)
         return [
             (workspace_id, item.alias) if isinstance(item, Runtime) else item
             for item in listed
@@ -493,7 +493,7 @@ class BctrlSession:
         limit = self._timeout if timeout is None else transport.time_limit(timeout)
         if deadline is not None:
             deadline = _config.seconds(deadline, "deadline")
-        workers = self._gate.limit
+        workers = self._limiter.limit
         if concurrency is not None:
             workers = min(workers, _config.count(concurrency, "concurrency"))
         if not isinstance(journal, str | os.PathLike | None):
@@ -507,24 +507,24 @@ class BctrlSession:
         if source.length is not None:
             workers = min(workers, source.length)
 
-        outage = Outage(self._gate, policy, deadline or _BULK_PATIENCE)
+        breaker = CircuitBreaker(self._limiter, policy, deadline or _BULK_PATIENCE)
 
         def make_call(target: RuntimeRef) -> Call[Runtime]:
             path = self._stop_path(*target)
-            return Call(STOP, *target, path, _NO_HEADERS, limit, policy, answered=outage.end)
+            return Call(STOP, *target, path, _NO_HEADERS, limit, policy, answered=breaker.reset)
 
         def make_poll(target: RuntimeRef) -> Call[Runtime]:
             path = self._get_path(*target)
-            call = Call(GET, *target, path, _NO_HEADERS, limit, policy, answered=outage.end)
+            call = Call(GET, *target, path, _NO_HEADERS, limit, policy, answered=breaker.reset)
             call.polls = True
             return call
 
         run = Run(
             source,
             make_call=make_call,
-            make_attempts=self._sender.make_attempts,
-            gate=self._gate,
-            outage=outage,
+            request=self._sender.request,
+            limiter=self._limiter,
+            breaker=breaker,
             concurrency=max(workers, 1),
             deadline=deadline,
             make_poll=make_poll if verify else None,
@@ -533,7 +533,7 @@ class BctrlSession:
             source,
             run,
             check=self._sender.open_pool,
-            is_throttled=lambda: self._gate.is_throttled,
+            is_throttled=lambda: self._limiter.is_throttled,
             open_journal=None if journal is None else partial(Journal, journal, self.base_url),
             on_outcome=on_outcome,
             observer=self._observer,
@@ -544,11 +544,11 @@ class BctrlSession:
         workspace_id: str | UUID,
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
-        watch: ReadObserver | None,
+        observer: ReadObserver | None,
     ) -> list[Runtime | BctrlResponseError]:
         path = partial(self._list_path, workspace_id)
         listed = await self._read(
-            LIST, workspace_id, None, path, timeout=timeout, retry=retry, watch=watch
+            LIST, workspace_id, None, path, timeout=timeout, retry=retry, observer=observer
         )
         for item in listed:
             if isinstance(item, BctrlResponseError):
@@ -566,7 +566,7 @@ class BctrlSession:
         *,
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
-        watch: ReadObserver | None,
+        observer: ReadObserver | None,
     ) -> _T:
         try:
             path = make_path()
@@ -578,8 +578,8 @@ class BctrlSession:
             error.alias = alias if alias is None else str(alias)
             raise
         call = Call(operation, str(workspace_id), alias, path, _NO_HEADERS, limit, policy)
-        call.watch = watch
-        return await self._sender.make_attempts(call)
+        call.observer = observer
+        return await self._sender.request(call)
 
     def _list_path(self, workspace_id: str | UUID) -> str:
         workspace = protocol.path_segment(workspace_id, "workspace id")

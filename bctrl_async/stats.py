@@ -49,7 +49,7 @@ class Tally:
         self.succeeded: int = 0
         self.failed: Counter[str] = Counter()
 
-    def note(self, error: BctrlError) -> None:
+    def record(self, error: BctrlError) -> None:
         """Count an attempt that failed."""
         said_no = isinstance(error, BctrlApiError) and error.status is not None
         self.failed[str(error.status) if said_no else type(error).__name__] += 1

@@ -12,8 +12,8 @@ import aioresponses.core
 import pytest
 
 from bctrl_async import BctrlSession, RetryPolicy
-from bctrl_async._limiter.limiter import Gate
-from bctrl_async._limiter.rate import Throttle
+from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.emulator import Emulator
 
 KEY = "emulator-key"
@@ -56,11 +56,13 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Replace every wait between attempts by none, and list how long each would have been."""
     waited: list[float] = []
 
-    async def pause(_: Gate, delay: float) -> None:
+    async def pause(_: Limiter, delay: float) -> None:
         waited.append(delay)
 
-    monkeypatch.setattr(Gate, "pause", pause)
-    monkeypatch.setattr(Throttle, "refused", lambda *_: None)  # Nor does the gate close.
+    monkeypatch.setattr(Limiter, "sleep", pause)
+    monkeypatch.setattr(
+        AdaptiveRate, "on_throttled", lambda *_: None
+    )  # Nor does the limiter close.
     return waited
 
 

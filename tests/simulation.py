@@ -1,4 +1,4 @@
-"""Servers that exist only in virtual time, and stops that go to them through the real gate."""
+"""Servers that exist only in virtual time, and stops that go to them through the real limiter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bctrl_async import BctrlError, BctrlRateLimitError, RetryPolicy
-from bctrl_async._calls.retry import Budget, Retries
-from bctrl_async._limiter.limiter import Gate, Line
-from bctrl_async._limiter.rate import Throttle
+from bctrl_async._calls.retry import RetryQuota, RetryState
+from bctrl_async._limiter.limiter import Limiter, Priority
+from bctrl_async._limiter.rate import AdaptiveRate
 
 Server = Callable[[float], BctrlError | None]
 """Decides what becomes of a request that arrives at this time."""
@@ -52,7 +52,7 @@ def fixed_window(limit: int, retry_after: float | None = None) -> Server:
 
 @dataclass
 class Run:
-    """Stops that go through one gate, and what became of them."""
+    """Stops that go through one limiter, and what became of them."""
 
     serve: Server
     latency: Callable[[int], float] = lambda _: 0.01
@@ -66,12 +66,12 @@ class Run:
     starts: list[float] = field(default_factory=list)
     _in_flight: int = 0
 
-    async def stop(self, gate: Gate) -> None:
+    async def stop(self, limiter: Limiter) -> None:
         loop = asyncio.get_running_loop()
-        retries = Retries(RetryPolicy(patience=300), Budget())
+        retries = RetryState(RetryPolicy(patience=300), RetryQuota())
         returning = False
         while True:
-            await gate.enter(300, Line.RETURNING if returning else Line.NEW)
+            await limiter.acquire(300, Priority.RETRY if returning else Priority.NEW)
             self.requests += 1
             self.starts.append(loop.time())
             self._in_flight += 1
@@ -80,32 +80,32 @@ class Run:
             )
             await asyncio.sleep(self.latency(self._in_flight))
             self._in_flight -= 1
-            gate.leave(answer or "a runtime")
+            limiter.release(answer or "a runtime")
             if answer is None:
                 return
             self.refused += 1
-            retries.note(answer)
+            retries.record(answer)
             delay = retries.delay(loop.time())
             if delay is None:
                 self.lost += 1
                 return
-            await gate.pause(delay)
+            await limiter.sleep(delay)
             returning = True
 
     async def all_at_once(self, count: int) -> None:
-        gate = Gate(self.limit, Throttle(self.cap))
+        limiter = Limiter(self.limit, AdaptiveRate(self.cap))
         began = asyncio.get_running_loop().time()
-        await asyncio.gather(*(self.stop(gate) for _ in range(count)))
+        await asyncio.gather(*(self.stop(limiter) for _ in range(count)))
         self.seconds = asyncio.get_running_loop().time() - began
 
     async def by_workers(self, count: int) -> None:
-        gate = Gate(self.limit, Throttle(self.cap))
+        limiter = Limiter(self.limit, AdaptiveRate(self.cap))
         left = deque(range(count))
 
         async def work() -> None:
             while left:
                 left.popleft()
-                await self.stop(gate)
+                await self.stop(limiter)
 
         began = asyncio.get_running_loop().time()
         await asyncio.gather(*(work() for _ in range(self.limit)))

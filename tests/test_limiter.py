@@ -1,4 +1,4 @@
-"""The gate that every attempt passes: in order, never too many, and closable under those who wait.
+"""The limiter of every attempt: fair, bounded, and closable while tasks wait.
 
 Nothing here waits for a clock: a turn of the loop is all the time that passes.
 """
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bctrl_async._limiter.limiter import Gate
-from bctrl_async._limiter.rate import Throttle
+from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.errors import BctrlConfigError
 
 CLOSED = r"^the session is closed\. Make the call inside `async with`"
@@ -24,11 +24,11 @@ async def turns(count: int = 3) -> None:
 
 
 class Visitors:
-    """Visitors of a gate, numbered as they come, who stay inside until they are told to leave."""
+    """Tasks at a limiter, numbered as they arrive; each holds its slot until it is released."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.gate = Gate(limit, Throttle())
+        self.limiter = Limiter(limit, AdaptiveRate())
         self.tasks: list[asyncio.Task[None]] = []
         self.entered: list[int] = []
         self.waited: list[int] = []
@@ -45,11 +45,11 @@ class Visitors:
         self.inside[number].set()
 
     async def _visit(self, number: int) -> None:
-        if self.gate.enter_nowait():
+        if self.limiter.acquire_nowait():
             # Those before it may not have moved yet, but each of them has a place.
-            assert all(turn.done() for line in self.gate._lines for turn in line)
+            assert all(waiter.done() for queue in self.limiter._queues for waiter in queue)
         else:
-            await self.gate.enter(60.0)
+            await self.limiter.acquire(60.0)
             self.waited.append(number)
         self.entered.append(number)
         leave = self.inside[number] = asyncio.Event()
@@ -58,7 +58,7 @@ class Visitors:
             await leave.wait()
         finally:
             del self.inside[number]
-            self.gate.leave(None)
+            self.limiter.release(None)
 
     async def end(self) -> None:
         """Send out all who are inside until nobody waits any more."""
@@ -71,25 +71,25 @@ class Visitors:
 
     def free_places(self) -> int:
         taken = 0
-        while self.gate.enter_nowait():
+        while self.limiter.acquire_nowait():
             taken += 1
         return taken
 
 
 class TestOrder:
     async def test_as_many_as_the_limit_enter_without_waiting(self) -> None:
-        gate = Gate(3, Throttle())
+        limiter = Limiter(3, AdaptiveRate())
 
-        assert [gate.enter_nowait() for _ in range(5)] == [True, True, True, False, False]
+        assert [limiter.acquire_nowait() for _ in range(5)] == [True, True, True, False, False]
 
     async def test_a_place_that_is_left_is_free_again(self) -> None:
-        gate = Gate(1, Throttle())
-        assert gate.enter_nowait()
+        limiter = Limiter(1, AdaptiveRate())
+        assert limiter.acquire_nowait()
 
-        gate.leave(None)
+        limiter.release(None)
 
-        assert gate.enter_nowait()
-        assert not gate.enter_nowait()
+        assert limiter.acquire_nowait()
+        assert not limiter.acquire_nowait()
 
     async def test_who_waits_enters_in_the_order_of_coming(self) -> None:
         visitors = Visitors(limit=2)
@@ -117,7 +117,7 @@ class TestOrder:
             await asyncio.sleep(0)
 
         # The place is handed on, although its new owner has not moved yet.
-        assert not visitors.gate.enter_nowait()
+        assert not visitors.limiter.acquire_nowait()
         await turns()
         assert visitors.entered == [0, 1]
         await visitors.end()
@@ -138,33 +138,33 @@ class TestCancellation:
         assert visitors.free_places() == 1
 
     async def test_who_is_cancelled_after_the_turn_came_passes_the_place_on(self) -> None:
-        gate = Gate(1, Throttle())
-        assert gate.enter_nowait()
-        first = asyncio.create_task(gate.enter(60.0))
-        second = asyncio.create_task(gate.enter(60.0))
+        limiter = Limiter(1, AdaptiveRate())
+        assert limiter.acquire_nowait()
+        first = asyncio.create_task(limiter.acquire(60.0))
+        second = asyncio.create_task(limiter.acquire(60.0))
         await turns()
 
-        gate.leave(None)
+        limiter.release(None)
         first.cancel()
         await turns()
 
         assert first.cancelled()
         assert second.done()
         assert second.exception() is None
-        assert not gate.enter_nowait()
+        assert not limiter.acquire_nowait()
 
     async def test_a_place_that_nobody_takes_over_is_free(self) -> None:
-        gate = Gate(1, Throttle())
-        assert gate.enter_nowait()
-        only = asyncio.create_task(gate.enter(60.0))
+        limiter = Limiter(1, AdaptiveRate())
+        assert limiter.acquire_nowait()
+        only = asyncio.create_task(limiter.acquire(60.0))
         await turns()
 
-        gate.leave(None)
+        limiter.release(None)
         only.cancel()
         await turns()
 
         assert only.cancelled()
-        assert gate.enter_nowait()
+        assert limiter.acquire_nowait()
 
     steps = st.lists(
         st.one_of(
@@ -220,7 +220,7 @@ class TestClose:
             visitors.come()
         await turns()
 
-        visitors.gate.close()
+        visitors.limiter.close()
         await turns()
 
         for task in visitors.tasks[1:]:
@@ -231,95 +231,95 @@ class TestClose:
         await visitors.end()
 
     async def test_it_sends_away_all_who_come(self) -> None:
-        gate = Gate(5, Throttle())
+        limiter = Limiter(5, AdaptiveRate())
 
-        gate.close()
+        limiter.close()
 
-        assert not gate.enter_nowait()
+        assert not limiter.acquire_nowait()
         with pytest.raises(BctrlConfigError, match=CLOSED):
-            await gate.enter(60.0)
+            await limiter.acquire(60.0)
 
     async def test_whose_turn_had_come_is_sent_away_too(self) -> None:
-        gate = Gate(1, Throttle())
-        assert gate.enter_nowait()
-        waiting = asyncio.create_task(gate.enter(60.0))
+        limiter = Limiter(1, AdaptiveRate())
+        assert limiter.acquire_nowait()
+        waiting = asyncio.create_task(limiter.acquire(60.0))
         await turns()
 
-        gate.leave(None)
-        gate.close()
+        limiter.release(None)
+        limiter.close()
 
         with pytest.raises(BctrlConfigError, match=CLOSED):
             await waiting
 
     async def test_one_who_was_cancelled_at_the_same_moment_is_cancelled(self) -> None:
-        gate = Gate(1, Throttle())
-        assert gate.enter_nowait()
-        early = asyncio.create_task(gate.enter(60.0))
-        late = asyncio.create_task(gate.enter(60.0))
+        limiter = Limiter(1, AdaptiveRate())
+        assert limiter.acquire_nowait()
+        early = asyncio.create_task(limiter.acquire(60.0))
+        late = asyncio.create_task(limiter.acquire(60.0))
         await turns()
 
         early.cancel()
-        gate.close()
+        limiter.close()
         late.cancel()
         await turns()
 
         assert early.cancelled()
         assert late.cancelled()
-        assert not gate.enter_nowait()
+        assert not limiter.acquire_nowait()
 
     async def test_those_inside_may_still_leave(self) -> None:
-        gate = Gate(1, Throttle())
-        assert gate.enter_nowait()
-        gate.close()
+        limiter = Limiter(1, AdaptiveRate())
+        assert limiter.acquire_nowait()
+        limiter.close()
 
-        gate.leave(None)
+        limiter.release(None)
 
-        assert not gate.enter_nowait()
+        assert not limiter.acquire_nowait()
 
     async def test_a_second_time_changes_nothing(self) -> None:
-        gate = Gate(1, Throttle())
-        gate.close()
+        limiter = Limiter(1, AdaptiveRate())
+        limiter.close()
 
-        gate.close()
+        limiter.close()
 
-        assert not gate.enter_nowait()
+        assert not limiter.acquire_nowait()
 
 
 class TestPause:
     async def test_it_ends_with_its_time(self) -> None:
-        await Gate(1, Throttle()).pause(0)
+        await Limiter(1, AdaptiveRate()).sleep(0)
 
     async def test_it_ends_when_the_gate_is_closed(self) -> None:
-        gate = Gate(1, Throttle())
-        pause = asyncio.create_task(gate.pause(3600))
+        limiter = Limiter(1, AdaptiveRate())
+        pause = asyncio.create_task(limiter.sleep(3600))
         await turns()
         assert not pause.done()
 
-        gate.close()
+        limiter.close()
         await turns()
 
         assert pause.done()
         await pause
 
     async def test_at_a_closed_gate_it_is_over_at_once(self) -> None:
-        gate = Gate(1, Throttle())
-        gate.close()
+        limiter = Limiter(1, AdaptiveRate())
+        limiter.close()
 
-        await asyncio.wait_for(gate.pause(3600), timeout=10)
+        await asyncio.wait_for(limiter.sleep(3600), timeout=10)
 
     async def test_it_takes_no_place(self) -> None:
-        gate = Gate(1, Throttle())
-        pause = asyncio.create_task(gate.pause(3600))
+        limiter = Limiter(1, AdaptiveRate())
+        pause = asyncio.create_task(limiter.sleep(3600))
         await turns()
 
-        assert gate.enter_nowait()
+        assert limiter.acquire_nowait()
 
         pause.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await pause
 
     async def test_it_can_be_cancelled(self) -> None:
-        pause = asyncio.create_task(Gate(1, Throttle()).pause(3600))
+        pause = asyncio.create_task(Limiter(1, AdaptiveRate()).sleep(3600))
         await turns()
 
         pause.cancel()

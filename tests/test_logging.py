@@ -25,11 +25,11 @@ from bctrl_async import (
     RetryPolicy,
 )
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.retry import Budget, Retries
+from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._http.protocol import STOP
-from bctrl_async._limiter.limiter import Gate
-from bctrl_async._limiter.rate import Throttle
-from bctrl_async.bulk._breaker import Outage
+from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.rate import AdaptiveRate
+from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.emulator import Emulator, Fault
 
 KEY = "a-key-that-must-not-be-logged"
@@ -123,24 +123,24 @@ class TestRetries:
 
         assert len(lines(caplog, logging.INFO)) == report.retries > 0
 
-    async def test_a_server_that_is_given_up_is_not_said_to_be_asked_again(
+    async def test_a_server_that_is_gave_up_is_not_said_to_be_asked_again(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         policy = RetryPolicy(attempts=2, base=0.001)
-        outage = Outage(Gate(10, Throttle()), policy, 60.0)
+        breaker = CircuitBreaker(Limiter(10, AdaptiveRate()), policy, 60.0)
 
         async def go_on(alias: str) -> int:
             call = Call(STOP, "ws-1", alias, "/", {}, ClientTimeout(), policy)
-            call.retries = Retries(policy, Budget())
-            call.retries.note(BctrlNetworkError("no connection"))
+            call.retries = RetryState(policy, RetryQuota())
+            call.retries.record(BctrlNetworkError("no connection"))
             questions = 0
-            while await outage.may_retry(call, 0):
+            while await breaker.wait_to_retry(call, 0):
                 questions += 1
             return questions
 
         # The first asks twice, the second makes sure, and the third was only waiting.
         assert await asyncio.gather(*map(go_on, "abc")) == [1, 0, 0]
-        assert outage.given_up
+        assert breaker.gave_up
         assert len(lines(caplog, logging.INFO)) == 1
 
     async def test_every_retry_of_a_bulk_stop_is_told(
@@ -162,14 +162,14 @@ class TestThrottling:
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         async def refused_then_not() -> None:
-            gate = Gate(10, Throttle())
+            limiter = Limiter(10, AdaptiveRate())
             for retry_after in (2.0, None, None):
-                await gate.enter(60.0)
-                gate.leave(BctrlRateLimitError("429", status=429, retry_after=retry_after))
+                await limiter.acquire(60.0)
+                limiter.release(BctrlRateLimitError("429", status=429, retry_after=retry_after))
             for _ in range(2000):
-                await gate.enter(60.0)
+                await limiter.acquire(60.0)
                 await asyncio.sleep(0.01)
-                gate.leave("a runtime")
+                limiter.release("a runtime")
 
         virtual_time.run(refused_then_not())
 
@@ -274,7 +274,7 @@ def log_calls(path: Path) -> list[ast.Call]:
 
 
 def test_no_template_is_built_from_data() -> None:
-    calls = [call for path in PACKAGE.glob("*.py") for call in log_calls(path)]
+    calls = [call for path in PACKAGE.rglob("*.py") for call in log_calls(path)]
 
     assert calls
     for call in calls:

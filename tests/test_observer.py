@@ -321,7 +321,7 @@ def test_what_a_loop_leaves_undone_ends_for_it_too(monkeypatch: pytest.MonkeyPat
         await asyncio.get_running_loop().create_future()
         raise AssertionError
 
-    monkeypatch.setattr("bctrl_async._http.transport.send", lambda *_, **__: never())
+    monkeypatch.setattr("bctrl_async._http.transport.send_once", lambda *_, **__: never())
     diary = Diary()
 
     async def begin() -> list[object]:

@@ -11,8 +11,8 @@ import virtual_time
 from simulation import Run, Server, fixed_window, refusal, token_bucket
 
 from bctrl_async import BctrlError, BctrlRateLimitError
-from bctrl_async._limiter.limiter import Gate, Line
-from bctrl_async._limiter.rate import Throttle
+from bctrl_async._limiter.limiter import Limiter, Priority
+from bctrl_async._limiter.rate import AdaptiveRate
 
 
 def always(rate: float) -> Callable[[float], float]:
@@ -126,21 +126,21 @@ class TestChangingLimit:
         assert run.seconds <= 20 + (end - 5) + 15
 
     def test_a_limit_that_is_gone_is_forgotten(self) -> None:
-        throttle = Throttle()
-        throttle.refused(0.0, None, 1)
-        throttle.take(1.0)
-        throttle.refused(2.0, None, 1)
-        assert not throttle.idle
-        throttle.take(1000.0)
-        assert throttle.idle
+        rate = AdaptiveRate()
+        rate.on_throttled(0.0, None, 1)
+        rate.on_start(1.0)
+        rate.on_throttled(2.0, None, 1)
+        assert not rate.unlimited
+        rate.on_start(1000.0)
+        assert rate.unlimited
 
     def test_a_slow_start_that_meets_no_limit_is_forgotten(self) -> None:
-        throttle = Throttle()
-        throttle.refused(0.0, None, 1)
-        throttle.take(1.0)
-        assert not throttle.idle
-        throttle.take(1000.0)
-        assert throttle.idle
+        rate = AdaptiveRate()
+        rate.on_throttled(0.0, None, 1)
+        rate.on_start(1.0)
+        assert not rate.unlimited
+        rate.on_start(1000.0)
+        assert rate.unlimited
 
     def test_more_answers_than_are_remembered_still_give_the_rate(self) -> None:
         run = Run(token_bucket(always(5000), burst=50), latency=lambda _: 0.005)
@@ -199,32 +199,32 @@ class TestCap:
 class TestGate:
     def test_a_retry_after_of_one_keeps_everybody_away(self) -> None:
         async def scenario() -> float:
-            gate = Gate(10, Throttle())
-            assert gate.enter_nowait()
-            gate.leave(refusal(30.0))
-            assert not gate.enter_nowait()
-            await gate.enter(60.0)
+            limiter = Limiter(10, AdaptiveRate())
+            assert limiter.acquire_nowait()
+            limiter.release(refusal(30.0))
+            assert not limiter.acquire_nowait()
+            await limiter.acquire(60.0)
             return asyncio.get_running_loop().time()
 
         assert virtual_time.run(scenario()) == pytest.approx(30.0)
 
     def test_who_returns_comes_before_who_is_new_and_who_polls_is_last(self) -> None:
         async def scenario() -> list[str]:
-            gate = Gate(1, Throttle())
-            assert gate.enter_nowait()
+            limiter = Limiter(1, AdaptiveRate())
+            assert limiter.acquire_nowait()
             entered = []
 
-            async def enter(name: str, line: Line) -> None:
-                await gate.enter(60.0, line)
+            async def enter(name: str, priority: Priority) -> None:
+                await limiter.acquire(60.0, priority)
                 entered.append(name)
-                gate.leave(None)
+                limiter.release(None)
 
             async with asyncio.TaskGroup() as group:
-                group.create_task(enter("polling", Line.POLLING))
-                group.create_task(enter("new", Line.NEW))
-                group.create_task(enter("returning", Line.RETURNING))
+                group.create_task(enter("polling", Priority.POLL))
+                group.create_task(enter("new", Priority.NEW))
+                group.create_task(enter("returning", Priority.RETRY))
                 await asyncio.sleep(1)
-                gate.leave(None)
+                limiter.release(None)
             return entered
 
         assert virtual_time.run(scenario()) == ["returning", "new", "polling"]
@@ -233,14 +233,14 @@ class TestGate:
         """Fault: a days-long Retry-After is waited out (openai family)."""
 
         async def scenario() -> list[object]:
-            gate = Gate(1, Throttle())
-            assert gate.enter_nowait()
-            impatient = asyncio.create_task(gate.enter(10.0))
-            patient = asyncio.create_task(gate.enter(7200.0))
+            limiter = Limiter(1, AdaptiveRate())
+            assert limiter.acquire_nowait()
+            impatient = asyncio.create_task(limiter.acquire(10.0))
+            patient = asyncio.create_task(limiter.acquire(7200.0))
             await asyncio.sleep(1)
-            gate.leave(refusal(3600.0))
+            limiter.release(refusal(3600.0))
             with pytest.raises(BctrlRateLimitError, match=r"not sent: .* another 3600 s"):
-                await gate.enter(60.0)
+                await limiter.acquire(60.0)
             ended = await asyncio.gather(impatient, patient, return_exceptions=True)
             return [*ended, asyncio.get_running_loop().time()]
 
@@ -253,13 +253,13 @@ class TestGate:
 
     def test_a_wait_that_becomes_shorter_is_not_overslept(self) -> None:
         async def scenario() -> float:
-            gate = Gate(2, Throttle(cap=0.1))
-            assert gate.enter_nowait()
-            cancelled = asyncio.create_task(gate.enter(60.0))
-            waiting = asyncio.create_task(gate.enter(60.0))
+            limiter = Limiter(2, AdaptiveRate(cap=0.1))
+            assert limiter.acquire_nowait()
+            cancelled = asyncio.create_task(limiter.acquire(60.0))
+            waiting = asyncio.create_task(limiter.acquire(60.0))
             await asyncio.sleep(1)
             cancelled.cancel()
-            gate.leave("a runtime")
+            limiter.release("a runtime")
             await waiting
             return asyncio.get_running_loop().time()
 

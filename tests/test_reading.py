@@ -295,7 +295,7 @@ class TestErrors:
 
 
 class TestShared:
-    """They share the retries, the gate and the budget with the stops."""
+    """They share the retries, the limiter and the budget with the stops."""
 
     @both
     async def test_they_are_tried_again_by_the_same_rules(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.retry import Budget, Retries, RetryPolicy, is_transient
+from bctrl_async._calls.retry import RetryPolicy, RetryQuota, RetryState, is_transient
 from bctrl_async._http.protocol import STOP
 from bctrl_async.errors import (
     BctrlApiError,
@@ -57,12 +57,12 @@ def answered(status: int, retry_after: float | None = None) -> BctrlApiError:
     )
 
 
-def delay_after(retries: Retries, error: BctrlError, now: float) -> float | None:
-    retries.note(error)
+def delay_after(retries: RetryState, error: BctrlError, now: float) -> float | None:
+    retries.record(error)
     return retries.delay(now)
 
 
-def delays(retries: Retries, errors: Iterable[BctrlError]) -> list[float | None]:
+def delays(retries: RetryState, errors: Iterable[BctrlError]) -> list[float | None]:
     return [delay_after(retries, error, now=0.0) for error in errors]
 
 
@@ -71,7 +71,7 @@ class TestPolicy:
         policy = RetryPolicy()
 
         assert (policy.attempts, policy.base, policy.cap) == (4, 0.5, 20.0)
-        assert (policy.patience, policy.longest_refusal) == (None, 60.0)
+        assert (policy.patience, policy.max_throttle_wait) == (None, 60.0)
         assert policy.statuses == {408, 429, *range(500, 600)}
 
     @pytest.mark.parametrize("attempts", [0, -1, 1.5, True, "3", None])
@@ -143,7 +143,8 @@ class TestBackoff:
 
     def test_jitter_is_random_unless_it_is_given(self) -> None:
         waits = [
-            delay_after(Retries(RetryPolicy(), Budget()), broken(), now=0.0) for _ in range(10)
+            delay_after(RetryState(RetryPolicy(), RetryQuota()), broken(), now=0.0)
+            for _ in range(10)
         ]
 
         assert len(set(waits)) == 10
@@ -152,12 +153,14 @@ class TestBackoff:
 
 class TestAttempts:
     def test_a_stop_fails_with_the_last_of_its_attempts(self) -> None:
-        retries = Retries(RetryPolicy(attempts=4), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(attempts=4), RetryQuota(), no_jitter)
 
         assert delays(retries, [broken() for _ in range(4)]) == [0.5, 1.0, 2.0, None]
 
     def test_one_attempt_is_no_retry(self) -> None:
-        assert delays(Retries(RetryPolicy(attempts=1), Budget(), no_jitter), [broken()]) == [None]
+        assert delays(RetryState(RetryPolicy(attempts=1), RetryQuota(), no_jitter), [broken()]) == [
+            None
+        ]
 
     @pytest.mark.parametrize(
         "error",
@@ -177,7 +180,9 @@ class TestAttempts:
     def test_what_may_pass_is_tried_again(self, error: BctrlError) -> None:
         """Fault: a POST on a connection the server just closed is not resent (aiohttp#6138)."""
         assert (
-            delay_after(Retries(RetryPolicy(attempts=2), Budget(), no_jitter), error, now=0.0)
+            delay_after(
+                RetryState(RetryPolicy(attempts=2), RetryQuota(), no_jitter), error, now=0.0
+            )
             == 0.5
         )
 
@@ -204,7 +209,9 @@ class TestAttempts:
         """Fault: a 400 that carries `Retry-After` is sent again, four times (azure-core)."""
         error = error_class("no", status=status, retry_after=retry_after)
 
-        assert delay_after(Retries(RetryPolicy(), Budget(), no_jitter), error, now=0.0) is None
+        assert (
+            delay_after(RetryState(RetryPolicy(), RetryQuota(), no_jitter), error, now=0.0) is None
+        )
 
     @pytest.mark.parametrize("error_class", [BctrlResponseError, BctrlTimeoutError])
     def test_a_success_that_cannot_be_read_is_not_asked_for_again(
@@ -212,7 +219,9 @@ class TestAttempts:
     ) -> None:
         error = error_class("unreadable", status=200, may_have_stopped=True)
 
-        assert delay_after(Retries(RetryPolicy(), Budget(), no_jitter), error, now=0.0) is None
+        assert (
+            delay_after(RetryState(RetryPolicy(), RetryQuota(), no_jitter), error, now=0.0) is None
+        )
 
     def test_a_call_that_cannot_be_made_is_not_tried_again(self) -> None:
         assert not is_transient(BctrlConfigError("the session is closed"), frozenset({503}))
@@ -220,17 +229,22 @@ class TestAttempts:
     def test_a_status_that_is_not_chosen_is_not_tried_again(self) -> None:
         policy = RetryPolicy(statuses=frozenset({503}))
 
-        assert delay_after(Retries(policy, Budget(), no_jitter), answered(500), now=0.0) is None
-        assert delay_after(Retries(policy, Budget(), no_jitter), throttled(), now=0.0) is None
         assert (
-            delay_after(Retries(policy, Budget(), no_jitter), throttled(status=503), now=0.0) == 0.5
+            delay_after(RetryState(policy, RetryQuota(), no_jitter), answered(500), now=0.0) is None
+        )
+        assert (
+            delay_after(RetryState(policy, RetryQuota(), no_jitter), throttled(), now=0.0) is None
+        )
+        assert (
+            delay_after(RetryState(policy, RetryQuota(), no_jitter), throttled(status=503), now=0.0)
+            == 0.5
         )
 
 
 class TestPatience:
     @pytest.mark.parametrize("status", [429, 503])
     def test_being_throttled_costs_no_attempts(self, status: int) -> None:
-        retries = Retries(RetryPolicy(attempts=2), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(attempts=2), RetryQuota(), no_jitter)
 
         assert delays(retries, [throttled(status=status) for _ in range(9)]) == [
             *(0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
@@ -239,14 +253,14 @@ class TestPatience:
         assert delays(retries, [broken(), broken()]) == [0.5, None]
 
     def test_patience_counts_from_the_first_throttle(self) -> None:
-        retries = Retries(RetryPolicy(patience=60.0), Budget(), least_jitter)
+        retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), least_jitter)
 
         assert delay_after(retries, throttled(), now=1000.0) == 0.0
         assert delay_after(retries, throttled(), now=1059.9) == 0.0
         assert delay_after(retries, throttled(), now=1060.0) is None
 
     def test_failures_before_the_first_throttle_cost_no_patience(self) -> None:
-        retries = Retries(RetryPolicy(patience=60.0), Budget(), least_jitter)
+        retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), least_jitter)
 
         assert delay_after(retries, broken(), now=0.0) == 0.0
         assert delay_after(retries, throttled(), now=500.0) == 0.0
@@ -254,44 +268,46 @@ class TestPatience:
 
     def test_without_patience_the_first_throttle_is_the_last(self) -> None:
         assert (
-            delay_after(Retries(RetryPolicy(patience=0), Budget(), no_jitter), throttled(), now=5.0)
+            delay_after(
+                RetryState(RetryPolicy(patience=0), RetryQuota(), no_jitter), throttled(), now=5.0
+            )
             is None
         )
 
     def test_a_wait_for_jitter_does_not_outlast_patience(self) -> None:
-        retries = Retries(RetryPolicy(base=20.0, patience=5.0), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(base=20.0, patience=5.0), RetryQuota(), no_jitter)
 
         assert delay_after(retries, throttled(), now=0.0) == 5.0
 
     def test_it_waits_as_long_as_the_server_asks(self) -> None:
-        retries = Retries(RetryPolicy(), Budget(), least_jitter)
+        retries = RetryState(RetryPolicy(), RetryQuota(), least_jitter)
 
         assert delay_after(retries, throttled(retry_after=7.0), now=0.0) == 7.0
 
     def test_it_may_wait_longer_than_the_server_asks(self) -> None:
-        retries = Retries(RetryPolicy(base=8.0), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(base=8.0), RetryQuota(), no_jitter)
 
         assert delay_after(retries, throttled(retry_after=7.0), now=0.0) == 8.0
 
     def test_a_wait_of_zero_is_still_jittered(self) -> None:
-        retries = Retries(RetryPolicy(), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
 
         assert delay_after(retries, throttled(retry_after=0.0), now=0.0) == 0.5
 
     def test_all_that_is_left_of_patience_may_be_asked_for(self) -> None:
-        retries = Retries(RetryPolicy(patience=60.0), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), no_jitter)
 
         assert delay_after(retries, throttled(retry_after=60.0), now=0.0) == 60.0
 
     @pytest.mark.parametrize("retry_after", [60.5, 86400.0, 31536000.0])
     def test_a_wait_beyond_patience_is_given_up_at_once(self, retry_after: float) -> None:
         """Fault: a `Retry-After` of days is shortened, or waited out (openai; pi#4991)."""
-        retries = Retries(RetryPolicy(patience=60.0), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), no_jitter)
 
         assert delay_after(retries, throttled(retry_after=retry_after), now=0.0) is None
 
     def test_it_is_what_is_left_of_patience_that_counts(self) -> None:
-        retries = Retries(RetryPolicy(patience=60.0), Budget(), least_jitter)
+        retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), least_jitter)
 
         assert delay_after(retries, throttled(retry_after=20.0), now=0.0) == 20.0
         assert delay_after(retries, throttled(retry_after=39.0), now=20.0) == 39.0
@@ -306,7 +322,9 @@ class TestPatience:
         self, throttles: list[tuple[float | None, float]], patience: float, seed: int
     ) -> None:
         """Fault: `Retry-After` over a limit is shortened, so the client knocks early (openai)."""
-        retries = Retries(RetryPolicy(patience=patience), Budget(), random.Random(seed).uniform)
+        retries = RetryState(
+            RetryPolicy(patience=patience), RetryQuota(), random.Random(seed).uniform
+        )
         now = 0.0
         for retry_after, took in throttles:
             delay = delay_after(retries, throttled(retry_after), now)
@@ -320,11 +338,11 @@ class TestPatience:
 
 class TestAccount:
     def test_each_earlier_attempt_is_a_note_on_the_last(self) -> None:
-        retries = Retries(RetryPolicy(), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
         first, second, last = throttled(), broken(), answered(500)
         delays(retries, [first, second, last])
 
-        retries.account(last)
+        retries.annotate(last)
 
         assert last.__notes__ == [
             "attempt 1: the server answered 429",
@@ -332,20 +350,20 @@ class TestAccount:
         ]
 
     def test_the_only_attempt_has_no_notes(self) -> None:
-        retries = Retries(RetryPolicy(attempts=1), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(attempts=1), RetryQuota(), no_jitter)
         error = broken()
         delay_after(retries, error, now=0.0)
 
-        retries.account(error)
+        retries.annotate(error)
 
         assert not hasattr(error, "__notes__")
 
     def test_an_error_that_was_no_attempt_tells_of_all_of_them(self) -> None:
-        retries = Retries(RetryPolicy(), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
         delay_after(retries, broken(), now=0.0)
         closed = BctrlConfigError("the session is closed")
 
-        retries.account(closed)
+        retries.annotate(closed)
 
         assert closed.__notes__ == ["attempt 1: the connection broke"]
         assert closed.may_have_stopped
@@ -363,20 +381,20 @@ class TestAccount:
     def test_it_may_have_stopped_if_any_attempt_could_have_done_it(
         self, earlier: list[BctrlError], *, may_have_stopped: bool
     ) -> None:
-        retries = Retries(RetryPolicy(), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
         last = throttled()
         delays(retries, [*earlier, last])
 
-        retries.account(last)
+        retries.annotate(last)
 
         assert last.may_have_stopped is may_have_stopped
 
     def test_the_errors_before_the_last_are_left_as_they_were(self) -> None:
-        retries = Retries(RetryPolicy(), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
         first, last = throttled(), broken()
         delays(retries, [first, last])
 
-        retries.account(last)
+        retries.annotate(last)
 
         assert not first.may_have_stopped
         assert not hasattr(first, "__notes__")
@@ -385,46 +403,46 @@ class TestAccount:
 class TestBudget:
     def test_in_an_outage_retries_add_a_tenth(self) -> None:
         """Fault: retry storms in an outage (apache/opendal#7376)."""
-        budget = Budget()
-        retried = sum(budget.spend() for _ in range(1000))
+        quota = RetryQuota()
+        retried = sum(quota.acquire() for _ in range(1000))
         assert 100 <= retried <= 1000 * 0.1 + 12
 
     def test_successes_fill_it_up_to_a_limit(self) -> None:
-        budget = Budget()
+        quota = RetryQuota()
         for _ in range(1000):
-            budget.earn()
-        assert [budget.spend() for _ in range(112)].count(True) == 111
+            quota.release()
+        assert [quota.acquire() for _ in range(112)].count(True) == 111
 
     def test_a_failure_that_it_cannot_pay_for_is_the_last_and_says_so(self) -> None:
-        budget = Budget()
-        while budget.spend():
+        quota = RetryQuota()
+        while quota.acquire():
             pass
         error = broken()
-        assert delay_after(Retries(RetryPolicy(), budget), error, now=0.0) is None
+        assert delay_after(RetryState(RetryPolicy(), quota), error, now=0.0) is None
         assert "It was not sent again: so many calls fail" in str(error)
 
     @pytest.mark.parametrize("status", [404, 409, 422])
     def test_an_answer_that_says_no_fills_it_as_a_success_does(self, status: int) -> None:
-        budget = Budget()
+        quota = RetryQuota()
         for _ in range(1000):
-            Retries(RetryPolicy(), budget).note(answered(status))
-        assert [budget.spend() for _ in range(112)].count(True) == 111
+            RetryState(RetryPolicy(), quota).record(answered(status))
+        assert [quota.acquire() for _ in range(112)].count(True) == 111
 
     @pytest.mark.parametrize("status", [408, 429, 500, 503])
     def test_what_a_failing_server_answers_does_not(self, status: int) -> None:
-        budget = Budget()
+        quota = RetryQuota()
         for _ in range(1000):
-            Retries(RetryPolicy(statuses=frozenset()), budget).note(answered(status))
-        assert [budget.spend() for _ in range(20)].count(True) == 11
+            RetryState(RetryPolicy(statuses=frozenset()), quota).record(answered(status))
+        assert [quota.acquire() for _ in range(20)].count(True) == 11
 
     def test_a_failure_that_asks_for_more_than_the_patience_is_the_last(self) -> None:
-        retries = Retries(RetryPolicy(patience=10), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(patience=10), RetryQuota(), no_jitter)
         error = answered(500)
         error.retry_after = 11.0
         assert delay_after(retries, error, now=0.0) is None
 
     def test_retry_after_is_a_floor_for_every_status(self) -> None:
-        retries = Retries(RetryPolicy(patience=10), Budget(), no_jitter)
+        retries = RetryState(RetryPolicy(patience=10), RetryQuota(), no_jitter)
         error = answered(500)
         error.retry_after = 9.0
         assert delay_after(retries, error, now=0.0) == 9.0
@@ -433,5 +451,5 @@ class TestBudget:
 def test_a_call_that_ends_before_any_attempt_only_names_its_runtime() -> None:
     call = Call(STOP, "ws-1", "crm", "/", {}, ClientTimeout(), RetryPolicy())
     error = BctrlConfigError("the session is closed")
-    call.describe(error)
+    call.annotate(error)
     assert (error.workspace_id, error.alias, error.attempts) == ("ws-1", "crm", 0)

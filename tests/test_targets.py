@@ -29,7 +29,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async.bulk._targets import Input, Target, Targets, as_target, named
+from bctrl_async.bulk._targets import Input, Target, Targets, as_target, best_effort_ref
 from bctrl_async.emulator import Emulator
 
 PAIRS = [("ws-1", "a"), ("ws-1", "b"), ("ws-1", "c")]
@@ -223,7 +223,7 @@ class TestInput:
         await asyncio.gather(*(read() for _ in range(8)))
 
         assert items == [(number, ("ws-1", str(number))) for number in range(50)]
-        assert (source.count, source.ended, source.error) == (50, True, None)
+        assert (source.count, source.closed, source.error) == (50, True, None)
 
     async def test_only_one_with_a_length_that_need_not_be_awaited_is_finite(self) -> None:
         class Sized(Stream):
@@ -232,13 +232,13 @@ class TestInput:
 
         sources = [Input(each) for each in (PAIRS, generator(), Stream(PAIRS), Sized(PAIRS))]
 
-        assert [source.finite for source in sources] == [True, False, False, False]
-        assert [source.awaited for source in sources] == [False, False, True, True]
+        assert [source.can_drain for source in sources] == [True, False, False, False]
+        assert [source.is_async for source in sources] == [False, False, True, True]
         assert sources[3].length == 3
 
     async def test_nothing_is_read_after_its_end(self) -> None:
         for source in (Input(PAIRS), Input(Stream(PAIRS))):
-            source.ended = True
+            source.closed = True
             assert (source.next_nowait(), await source.next()) == (None, None)
             assert source.count == 0
 
@@ -428,7 +428,7 @@ class TestNoTargets:
 
         assert len(str(caught.value)) < 200
         if not isinstance(item, str):
-            assert len(str(named(item))) < 200
+            assert len(str(best_effort_ref(item))) < 200
 
     async def test_a_report_raises_what_names_each_of_them(self, session: BctrlSession) -> None:
         report = await session.stop_runtimes(targets("ab", 3, ("ws-1", "a", "b")))

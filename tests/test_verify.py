@@ -34,7 +34,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
-from bctrl_async.bulk._verify import PollSchedule, is_open, settled_by
+from bctrl_async.bulk._verify import PollSchedule, needs_verification, outcome_after_poll
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 
@@ -76,13 +76,13 @@ class TestRules:
         ],
     )
     def test_what_is_open_is_what_may_still_run(self, ended: StopOutcome, *, is_so: bool) -> None:
-        assert is_open(ended) is is_so
+        assert needs_verification(ended) is is_so
 
     @pytest.mark.parametrize("before", [UNKNOWN, ACCEPTED])
     def test_a_status_means_what_it_means_in_the_answer_to_a_stop(self, before: StopResult) -> None:
         left = msgspec.structs.replace(outcome(before), error=lost(), attempts=3)
-        stopped = settled_by(left, runtime("stopped"))
-        failed = settled_by(left, runtime("failed"))
+        stopped = outcome_after_poll(left, runtime("stopped"))
+        failed = outcome_after_poll(left, runtime("failed"))
 
         assert stopped == msgspec.structs.replace(
             left, result=STOPPED, runtime=runtime("stopped"), error=None
@@ -94,7 +94,7 @@ class TestRules:
 
     def test_what_is_gone_is_not_found(self) -> None:
         error = gone()
-        settled = settled_by(outcome(ACCEPTED, runtime("active")), error)
+        settled = outcome_after_poll(outcome(ACCEPTED, runtime("active")), error)
         assert settled is not None
         assert (settled.result, settled.error, settled.runtime) == (NOT_FOUND, error, None)
 
@@ -109,7 +109,7 @@ class TestRules:
         ],
     )
     def test_what_says_nothing_settles_nothing(self, seen: Runtime | BctrlError) -> None:
-        assert settled_by(outcome(UNKNOWN), seen) is None
+        assert outcome_after_poll(outcome(UNKNOWN), seen) is None
 
     def test_the_waits_grow_up_to_a_few_seconds_and_end_with_the_patience(self) -> None:
         looks = PollSchedule(RetryPolicy(), 60, now=100)

@@ -9,9 +9,9 @@ from typing import Generic, TypeVar
 import msgspec
 from aiohttp import ClientTimeout
 
-from bctrl_async._calls.retry import Retries, RetryPolicy
+from bctrl_async._calls.retry import RetryPolicy, RetryState
 from bctrl_async._http.protocol import Operation
-from bctrl_async._limiter.limiter import Line
+from bctrl_async._limiter.limiter import Priority
 from bctrl_async.errors import BctrlError
 from bctrl_async.observer import CallObserver
 
@@ -40,7 +40,7 @@ class Call(msgspec.Struct, Generic[_T]):
         unanswered: Whether the last one got no answer.
         is_last: Whether no further one may follow, however it ends.
         polls: Whether it looks at what another call has stopped, for which there is time.
-        watch: Who is told of its attempts.
+        observer: Who is told of its attempts.
     """
 
     operation: Operation[_T]
@@ -51,29 +51,29 @@ class Call(msgspec.Struct, Generic[_T]):
     limit: ClientTimeout
     policy: RetryPolicy
     answered: Callable[[], None] | None = None
-    retries: Retries | None = None
+    retries: RetryState | None = None
     attempts: int = 0
     in_flight: bool = False
     unanswered: bool = False
     is_last: bool = False
     polls: bool = False
-    watch: CallObserver | None = None
+    observer: CallObserver | None = None
 
     @property
-    def line(self) -> Line:
+    def priority(self) -> Priority:
         """Where it waits for its turn."""
         if self.polls:
-            return Line.POLLING
-        return Line.RETURNING if self.attempts else Line.NEW
+            return Priority.POLL
+        return Priority.RETRY if self.attempts else Priority.NEW
 
-    def describe(self, error: BctrlError) -> None:
+    def annotate(self, error: BctrlError) -> None:
         """Tell an error which call it ends, and what the attempts before it may have done."""
         error.operation = self.operation.name
         error.workspace_id = self.workspace_id
         error.alias = self.alias
         error.attempts = self.attempts
         if self.retries is not None:
-            self.retries.account(error)
+            self.retries.annotate(error)
         # What only reads has stopped nothing, however it ended.
         error.may_have_stopped &= self.operation.stops
 

@@ -22,7 +22,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def tell(method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+def notify(method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
     """Call a method of an observer; return None if it raised."""
     try:
         return method(*args, **kwargs)
@@ -31,9 +31,9 @@ def tell(method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | 
         return None
 
 
-def headers_of(attempt: AttemptObserver) -> Mapping[str, str]:
+def extra_headers(attempt: AttemptObserver) -> Mapping[str, str]:
     """Return the headers that an observer adds to a request, if they are good ones."""
-    return tell(_checked_headers, attempt) or {}
+    return notify(_checked_headers, attempt) or {}
 
 
 def _checked_headers(attempt: AttemptObserver) -> Mapping[str, str]:
@@ -43,23 +43,23 @@ def _checked_headers(attempt: AttemptObserver) -> Mapping[str, str]:
 
 
 @contextmanager
-def reading(
+def observe_read(
     observer: Observer | None, workspace_id: str, alias: str | None
 ) -> Iterator[ReadObserver | None]:
     """Tell an observer, if there is one, of a call that only reads; give what follows it."""
     if observer is None:
         yield None
         return
-    watch = tell(observer.begin_read, workspace_id, alias) or ReadObserver()
+    watch = notify(observer.begin_read, workspace_id, alias) or ReadObserver()
     try:
         yield watch
     except BaseException as error:
-        tell(watch.end, error)
+        notify(watch.end, error)
         raise
-    tell(watch.end, None)
+    notify(watch.end, None)
 
 
-class Watch:
+class ObservedStop:
     """A single stop under an observer's eyes, from before it waits for its turn.
 
     Args:
@@ -71,11 +71,11 @@ class Watch:
     def __init__(self, observer: Observer, workspace_id: str, alias: str) -> None:
         self._target = RuntimeRef(workspace_id, alias)
         self._began = time.monotonic()
-        self._stop = tell(observer.begin_stop, *self._target) or StopObserver()
+        self._stop = notify(observer.begin_stop, *self._target) or StopObserver()
 
-    async def follow(self, call: Call[Runtime], work: Awaitable[Runtime]) -> Runtime:
+    async def run(self, call: Call[Runtime], work: Awaitable[Runtime]) -> Runtime:
         """Await the attempts of the stop's call."""
-        call.watch = self._stop
+        call.observer = self._stop
         try:
             runtime = await work
         except BaseException as error:
@@ -97,7 +97,7 @@ class Watch:
             attempts=0 if call is None else call.attempts,
             elapsed=time.monotonic() - self._began,
         )
-        tell(self._stop.end, outcome)
+        notify(self._stop.end, outcome)
 
 
 def _broken_off(reason: BaseException, call: Call[Runtime] | None) -> BctrlError:
@@ -108,5 +108,5 @@ def _broken_off(reason: BaseException, call: Call[Runtime] | None) -> BctrlError
     )
     error.__cause__ = reason
     if call is not None:
-        call.describe(error)
+        call.annotate(error)
     return error

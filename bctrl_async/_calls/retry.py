@@ -23,7 +23,7 @@ _PATIENCE = 60.0
 _LONGEST_WAIT = 5.0
 """Seconds between two questions at most, by which their answer may be known late."""
 _LARGEST_EXPONENT = 60
-_NOTED = 10
+_MAX_NOTES = 10
 """Attempts that an error tells about: the last ones, for there may be a hundred."""
 
 
@@ -69,7 +69,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     @property
-    def longest_refusal(self) -> float:
+    def max_throttle_wait(self) -> float:
         """The patience of a single stop, in seconds."""
         return _PATIENCE if self.patience is None else self.patience
 
@@ -79,7 +79,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         return uniform(0.0, longest)
 
 
-class Budget:
+class RetryQuota:
     """What retries may spend, so that in an outage they add a tenth to the load, not a multiple.
 
     A token bucket, as botocore's retry quota is one: an answer earns a token, also one that says
@@ -93,12 +93,12 @@ class Budget:
     def __init__(self) -> None:
         self._tokens = self._RESERVE
 
-    def earn(self) -> None:
+    def release(self) -> None:
         """Note that the server does its work."""
         if self._tokens < self._LARGEST:
             self._tokens += 1.0
 
-    def spend(self) -> bool:
+    def acquire(self) -> bool:
         """Pay for a retry after a failure; tell whether there was enough."""
         self._tokens += self._SHARE
         if self._tokens < 1.0:
@@ -107,60 +107,60 @@ class Budget:
         return True
 
 
-class Retries:
+class RetryState:
     """What one stop has spent of its policy.
 
     Args:
         policy: What it may spend.
-        budget: What all stops together may spend.
+        quota: What all stops together may spend.
         uniform: The source of jitter.
         reads: Whether it is the policy of a call that only reads.
 
     Attributes:
-        throttles: How many attempts the server refused with 429 or 503.
+        throttled: How many attempts the server refused with 429 or 503.
     """
 
     __slots__ = (
         "_attempts",
-        "_budget",
         "_failed",
         "_failures",
+        "_is_throttled",
         "_may_have_stopped",
         "_patience",
         "_patience_ends",
         "_policy",
+        "_quota",
         "_reads",
         "_status",
-        "_throttled",
         "_transient",
         "_uniform",
-        "throttles",
+        "throttled",
     )
 
     def __init__(
         self,
         policy: RetryPolicy,
-        budget: Budget,
+        quota: RetryQuota,
         uniform: Callable[[float, float], float] = random.uniform,
         *,
         reads: bool = False,
     ) -> None:
         self._policy = policy
         self._reads = reads
-        self._budget = budget
+        self._quota = quota
         self._uniform = uniform
         self._failures = 0
-        self._patience = policy.longest_refusal
+        self._patience = policy.max_throttle_wait
         self._patience_ends: float | None = None
         self._attempts = 0
-        self._failed: deque[BctrlError] = deque(maxlen=_NOTED)
+        self._failed: deque[BctrlError] = deque(maxlen=_MAX_NOTES)
         self._may_have_stopped = False
         self._status: int | None = None
-        self._throttled = False
+        self._is_throttled = False
         self._transient = False
-        self.throttles: int = 0
+        self.throttled: int = 0
 
-    def note(self, error: BctrlError) -> None:
+    def record(self, error: BctrlError) -> None:
         """Remember how an attempt failed."""
         self._attempts += 1
         self._may_have_stopped |= error.may_have_stopped
@@ -168,10 +168,10 @@ class Retries:
         self._failed.append(error)
         # Decided here: an error that ends the attempts for now is told about those before it.
         self._transient = is_transient(error, self._policy.statuses, reads=self._reads)
-        self._throttled = error.status in THROTTLED
-        self.throttles += self._throttled
+        self._is_throttled = error.status in THROTTLED
+        self.throttled += self._is_throttled
         if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
-            self._budget.earn()
+            self._quota.release()
 
     def delay(self, now: float) -> float | None:
         """Return how many seconds to wait before the next attempt, None to give up.
@@ -182,7 +182,7 @@ class Retries:
         error = self._failed[-1]
         if not self._transient:
             return None
-        if self._throttled:
+        if self._is_throttled:
             return self._delay_throttled(error.retry_after, now)
         self._failures += 1
         if self._failures >= self._policy.attempts:
@@ -190,7 +190,7 @@ class Retries:
         if (error.retry_after or 0.0) > self._patience:
             self._explain_wait(error)
             return None
-        if not self._budget.spend():
+        if not self._quota.acquire():
             error.advice = (
                 "It was not sent again: so many calls fail that retries would add to the load. "
                 "Call again later, it is safe to repeat"
@@ -204,7 +204,7 @@ class Retries:
         """How the last attempt failed."""
         return self._failed[-1] if self._failed else None
 
-    def account(self, error: BctrlError) -> None:
+    def annotate(self, error: BctrlError) -> None:
         """Tell the error that ends the stop about the attempts before it."""
         error.may_have_stopped |= self._may_have_stopped
         error.status = error.status or self._status
@@ -228,7 +228,7 @@ class Retries:
             # Knocking before the time the server named would only add to its load.
             self._explain_wait(self._failed[-1])
             return None
-        jitter = min(self._policy.backoff(self.throttles, self._uniform), left)
+        jitter = min(self._policy.backoff(self.throttled, self._uniform), left)
         return max(retry_after or 0.0, jitter)
 
 
@@ -243,7 +243,7 @@ def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = F
     return error.status is None or (reads and not isinstance(error, BctrlResponseError))
 
 
-def wait_to_ask_again(policy: RetryPolicy, asked: int) -> float:
+def probe_delay(policy: RetryPolicy, asked: int) -> float:
     """Return the seconds before one who asks for all, or about one runtime, asks again.
 
     Never at once, as full jitter may have it: there is nobody to be kept apart from.
@@ -252,8 +252,8 @@ def wait_to_ask_again(policy: RetryPolicy, asked: int) -> float:
         policy: Sets how the waits grow.
         asked: How often it was asked already, from 1.
     """
-    return min(policy.backoff(asked, _late), _LONGEST_WAIT)
+    return min(policy.backoff(asked, _equal_jitter), _LONGEST_WAIT)
 
 
-def _late(shortest: float, longest: float) -> float:
+def _equal_jitter(shortest: float, longest: float) -> float:
     return random.uniform((shortest + longest) / 2, longest)  # noqa: S311 - jitter is no secret.

@@ -1,4 +1,4 @@
-"""How a call is sent: through the gate, attempt by attempt, until one of them settles it."""
+"""How a call is sent: through the limiter, attempt by attempt, until one of them settles it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from yarl import URL
 
 from bctrl_async import _config
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.observing import headers_of, tell
-from bctrl_async._calls.retry import Budget, Retries
+from bctrl_async._calls.observing import extra_headers, notify
+from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._http import transport
 from bctrl_async._http.pool import Pool
-from bctrl_async._limiter.limiter import Gate
+from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
@@ -32,7 +32,7 @@ from bctrl_async.stats import SessionStats, Tally
 
 _T = TypeVar("_T")
 
-AskKey = Callable[[], str | Awaitable[str]]
+KeyProvider = Callable[[], str | Awaitable[str]]
 """A function, plain or async, that gives the key."""
 
 
@@ -41,10 +41,10 @@ class Sender:
 
     Args:
         pool: What they are sent through.
-        gate: What every attempt passes.
+        limiter: What every attempt passes.
         url: Where the API is.
         headers: Those of every request.
-        ask_key: Asked for the key of each attempt; None if it is in the headers.
+        key_provider: Asked for the key of each attempt; None if it is in the headers.
 
     Attributes:
         closed: Whether the session was closed.
@@ -53,18 +53,18 @@ class Sender:
     def __init__(
         self,
         pool: Pool,
-        gate: Gate,
+        limiter: Limiter,
         url: URL,
         headers: CIMultiDict[str],
-        ask_key: AskKey | None,
+        key_provider: KeyProvider | None,
     ) -> None:
         self._pool = pool
-        self._gate = gate
+        self._limiter = limiter
         self._url = url
         self.closed: bool = False
         self._headers = headers
-        self._ask_key = ask_key
-        self._budget = Budget()
+        self._ask_key = key_provider
+        self._quota = RetryQuota()
         self._tally = Tally()
 
     @property
@@ -75,7 +75,7 @@ class Sender:
     @property
     def stats(self) -> SessionStats:
         """What was sent so far."""
-        return self._tally.stats(self._gate.inside, self._gate.waiting)
+        return self._tally.stats(self._limiter.in_use, self._limiter.tasks_waiting)
 
     async def close(self) -> None:
         """End what waits, and close the pool if it is the session's own.
@@ -87,7 +87,7 @@ class Sender:
             return
         if not self._pool.gone:
             self._pool.check_loop()
-            self._gate.close()
+            self._limiter.close()
         self.closed = True
         await self._pool.close()
 
@@ -101,7 +101,7 @@ class Sender:
             raise session_closed()
         return self._pool.get()
 
-    async def make_attempts(self, call: Call[_T]) -> _T:
+    async def request(self, call: Call[_T]) -> _T:
         """Wait for a call's turn and make its attempts, for the first time or once more.
 
         Raises:
@@ -109,14 +109,14 @@ class Sender:
         """
         try:
             http = self.open_pool()
-            if not self._gate.enter_nowait():
-                await self._gate.enter(call.policy.longest_refusal, call.line)
+            if not self._limiter.acquire_nowait():
+                await self._limiter.acquire(call.policy.max_throttle_wait, call.priority)
         except BctrlError as error:
-            call.describe(error)
+            call.annotate(error)
             raise
-        return await self.send(call, http)
+        return await self.attempt_loop(call, http)
 
-    async def send(self, call: Call[_T], http: aiohttp.ClientSession) -> _T:
+    async def attempt_loop(self, call: Call[_T], http: aiohttp.ClientSession) -> _T:
         """Make the attempts of a call whose turn has come.
 
         Raises:
@@ -127,7 +127,11 @@ class Sender:
             while True:
                 ended = None
                 try:
-                    key = None if self._ask_key is None else await _ask(self._ask_key, call.limit)
+                    key = (
+                        None
+                        if self._ask_key is None
+                        else await _fetch_key(self._ask_key, call.limit)
+                    )
                     self._tally.retries += call.attempts > 0
                     call.attempts += 1
                     self._tally.attempts += 1
@@ -142,24 +146,24 @@ class Sender:
                         raise
                     ended = BctrlNetworkError("the host's address was still being looked up")
                 finally:
-                    self._gate.leave(ended)
+                    self._limiter.release(ended)
                 was_sent, call.in_flight = call.in_flight, False
                 if not isinstance(ended, BctrlError):
-                    self._budget.earn()
+                    self._quota.release()
                     self._tally.succeeded += 1
                     return ended
-                ended = self._explained(ended)
+                ended = self._as_session_closed(ended)
                 if was_sent:
-                    self._tally.note(ended)
+                    self._tally.record(ended)
                 delay = self._delay(call, ended)
                 if delay is None or self.closed:
                     raise ended
                 call.log_retry(delay)
-                await self._gate.pause(delay)
+                await self._limiter.sleep(delay)
                 http = self.open_pool()
-                await self._gate.enter(call.policy.longest_refusal, call.line)
+                await self._limiter.acquire(call.policy.max_throttle_wait, call.priority)
         except BctrlError as error:
-            call.describe(error)
+            call.annotate(error)
             raise
         finally:
             # A traceback refers to this frame: an error kept in it would be a reference cycle.
@@ -167,8 +171,8 @@ class Sender:
 
     def _delay(self, call: Call[_T], error: BctrlError) -> float | None:
         if call.retries is None:
-            call.retries = Retries(call.policy, self._budget, reads=not call.operation.stops)
-        call.retries.note(error)
+            call.retries = RetryState(call.policy, self._quota, reads=not call.operation.stops)
+        call.retries.record(error)
         if call.answered is not None:
             call.unanswered = is_unanswered(error)
             if not call.unanswered:
@@ -183,11 +187,13 @@ class Sender:
         # A failed attempt is returned, not raised: a traceback would show the variables of the
         # frames below, which may hold what the server sent back of the key.
         url = self._url.with_path(call.path, encoded=True)
-        if call.watch is not None or call.headers or key is not None:
-            return self._attempt_of_its_own(call, http, url, key)
-        return transport.send(http, call.operation, url, headers=self._headers, limit=call.limit)
+        if call.observer is not None or call.headers or key is not None:
+            return self._observed_attempt(call, http, url, key)
+        return transport.send_once(
+            http, call.operation, url, headers=self._headers, limit=call.limit
+        )
 
-    async def _attempt_of_its_own(
+    async def _observed_attempt(
         self, call: Call[_T], http: aiohttp.ClientSession, url: URL, key: _config.Secret | None
     ) -> _T | BctrlError:
         """Make an attempt with headers of its own, and tell whoever watches it."""
@@ -195,24 +201,26 @@ class Sender:
         headers.update(call.headers)
         if key is not None:
             headers["Authorization"] = key
-        send = partial(transport.send, http, call.operation, url, headers=headers)
-        if call.watch is None:
+        send = partial(transport.send_once, http, call.operation, url, headers=headers)
+        if call.observer is None:
             return await send(limit=call.limit)
         method = call.operation.method
-        attempt = tell(call.watch.begin_attempt, call.attempts, method, url) or AttemptObserver()
-        for name, value in headers_of(attempt).items():
+        attempt = (
+            notify(call.observer.begin_attempt, call.attempts, method, url) or AttemptObserver()
+        )
+        for name, value in extra_headers(attempt).items():
             headers.setdefault(name, value)
         try:
             ended = await send(
-                limit=call.limit, answered=lambda status: tell(attempt.answered, status)
+                limit=call.limit, answered=lambda status: notify(attempt.answered, status)
             )
         except BaseException as error:
-            tell(attempt.end, error)
+            notify(attempt.end, error)
             raise
-        tell(attempt.end, ended if isinstance(ended, BctrlError) else None)
+        notify(attempt.end, ended if isinstance(ended, BctrlError) else None)
         return ended
 
-    def _explained(self, ended: BctrlError) -> BctrlError:
+    def _as_session_closed(self, ended: BctrlError) -> BctrlError:
         """Name the reason, where it is that the session was closed under an attempt."""
         broke_off = isinstance(ended, BctrlNetworkError) and ended.status is None
         if not (self.closed and broke_off):
@@ -231,7 +239,7 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def _ask(ask: AskKey, limit: aiohttp.ClientTimeout) -> _config.Secret:
+async def _fetch_key(ask: KeyProvider, limit: aiohttp.ClientTimeout) -> _config.Secret:
     try:
         async with asyncio.timeout(limit.total) as timeout:
             key = ask()

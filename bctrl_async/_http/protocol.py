@@ -186,7 +186,7 @@ def read_runtime(status: int, body: bytes, authorization: str) -> Runtime | Bctr
             # section 8.2 lets them; msgspec refuses it, the standard library does not.
             return _converted(json.loads(body))
     except _UNREADABLE as error:
-        kept = _kept(body, _key(authorization))
+        kept = _excerpt(body, _key(authorization))
         return _unreadable(status, "its body", "Runtime", error, kept)
 
 
@@ -207,7 +207,7 @@ def read_runtimes(
     with suppress(*_UNREADABLE):
         return list(_decode_runtimes(body).runtimes)
     # Something in it cannot be read: what that is, and what can be, is found one by one.
-    kept = _kept(body, _key(authorization))
+    kept = _excerpt(body, _key(authorization))
     try:
         items = msgspec.convert(json.loads(body), _Items).runtimes
     except _UNREADABLE as error:
@@ -345,7 +345,7 @@ def read_error(
         or one_line(headers.get("x-bctrl-request-id"), key),
         hint=fields.hint,
         retry_after=retry_after(headers, now),
-        body=_kept(body, key),
+        body=_excerpt(body, key),
     )
 
 
@@ -413,20 +413,20 @@ def one_line(value: object, key: str) -> str | None:
     """Make a server's text fit to stand in an error: short, on one line, and without the key."""
     if not isinstance(value, str):
         return None
-    line = _without(key, value)[:_LONGEST_MESSAGE]
+    line = _redact(key, value)[:_LONGEST_MESSAGE]
     return " ".join(_control_character.sub(" ", line).split()) or None
 
 
-def _kept(body: bytes, key: str) -> str:
+def _excerpt(body: bytes, key: str) -> str:
     # The key goes first: a cut through its middle would leave half of it.
-    return _without(key, body.decode(errors="replace"))[:_KEPT_BODY]
+    return _redact(key, body.decode(errors="replace"))[:_KEPT_BODY]
 
 
 def _key(authorization: str) -> str:
     return authorization.removeprefix("Bearer ")
 
 
-def _without(key: str, text: str) -> str:
+def _redact(key: str, text: str) -> str:
     # What is shorter is a placeholder of a test and would be found in ordinary words.
     if len(key) < _SHORTEST_SECRET:
         return text

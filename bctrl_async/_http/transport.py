@@ -62,7 +62,7 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
     )
 
 
-async def send(
+async def send_once(
     http: aiohttp.ClientSession,
     operation: protocol.Operation[_T],
     url: URL,
@@ -98,11 +98,11 @@ async def send(
         )
     except _AIOHTTP_ERRORS as error:
         key = headers["Authorization"].removeprefix("Bearer ")
-        return _because(_cleaned(error, key), _no_answer(error, limit))
+        return _with_cause(_scrub(error, key), _no_answer(error, limit))
     except RuntimeError as error:
         # Closed since the look at the pool, while the key was asked for.
         if http.closed:
-            return _because(error, session_closed())
+            return _with_cause(error, session_closed())
         raise
     if answered is not None:
         answered(response.status)
@@ -116,7 +116,7 @@ async def send(
             status, response.headers, body, headers["Authorization"], now=datetime.now(UTC)
         )
     if problem is not None:
-        return _because(problem, _cut_short(status, problem, limit, stops=operation.stops))
+        return _with_cause(problem, _cut_short(status, problem, limit, stops=operation.stops))
     if len(body) > max_body:
         most = max_body // protocol.MIB
         return BctrlResponseError(
@@ -142,14 +142,14 @@ async def _read_body(
                 break
     except (*_AIOHTTP_ERRORS, RuntimeError) as error:
         # The RuntimeError is aiohttp's for a connection that this side has just closed.
-        return bytes(body), _without_traces(error)
+        return bytes(body), _without_traceback(error)
     finally:
         # After a whole body the connection is back in the pool, and this does nothing to it.
         response.close()
     return bytes(body), None
 
 
-def _cleaned(error: Exception, key: str) -> Exception:
+def _scrub(error: Exception, key: str) -> Exception:
     """Remove what could show the key: aiohttp keeps parts of the request and of a broken answer."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         error.message = "Server disconnected"
@@ -159,16 +159,16 @@ def _cleaned(error: Exception, key: str) -> Exception:
     ):
         error.message = protocol.one_line(error.message, key) or ""
         error.args = ()
-    return _without_traces(error)
+    return _without_traceback(error)
 
 
-def _without_traces(error: Exception) -> Exception:
+def _without_traceback(error: Exception) -> Exception:
     # Its traceback and what lies behind it hold parts of the request and of the answer.
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
-def _because(cause: Exception, error: BctrlError) -> BctrlError:
+def _with_cause(cause: Exception, error: BctrlError) -> BctrlError:
     error.__cause__ = cause
     return error
 

@@ -27,7 +27,7 @@ class _Step(NamedTuple):
     refusals: int
 
 
-class Background:
+class RefusalBaseline:
     """The share of attempts that the server refuses however slowly they come.
 
     If several steps down have left the share of refusals where it was, the pace is not what the
@@ -44,16 +44,16 @@ class Background:
         self._until = -math.inf
         self._hold = _HOLD_MIN
 
-    def accepted(self) -> None:
+    def on_success(self) -> None:
         """Note an answer that was no refusal."""
         self._answers += 1
 
-    def refused(self) -> None:
+    def on_throttled(self) -> None:
         """Note a refusal."""
         self._answers += 1
         self._refusals += 1
 
-    def explains_refusals(self, now: float) -> bool:
+    def covers(self, now: float) -> bool:
         """Whether what was refused of late is no more than what is refused at any pace."""
         if now >= self._until:
             return False
@@ -66,7 +66,7 @@ class Background:
             self._answers = self._refusals = 0
         return True
 
-    def stepped_down(self, now: float, rate: float) -> float | None:
+    def record_step(self, now: float, rate: float) -> float | None:
         """Note that refusals lead to a step down from this rate.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The one gate that every attempt passes, whoever makes it."""
+"""The one limiter that every attempt passes, whoever makes it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from collections import deque
 from enum import IntEnum
 
-from bctrl_async._limiter.rate import Throttle
+from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.errors import (
     THROTTLED,
     BctrlError,
@@ -20,17 +20,17 @@ from bctrl_async.errors import (
 _log = logging.getLogger("bctrl_async")
 
 
-class Line(IntEnum):
+class Priority(IntEnum):
     """Where somebody waits; each line is let in only when those before it are empty."""
 
-    RETURNING = 0
+    RETRY = 0
     """Calls that were inside before."""
     NEW = 1
-    POLLING = 2
+    POLL = 2
     """Calls that only look how a stop has gone on, for which there is time."""
 
 
-class Gate:
+class Limiter:
     """A bound on attempts in flight and on how fast they start: first come, first served.
 
     An attempt that was refused keeps its call's place in line: who returns goes before who is new.
@@ -38,7 +38,7 @@ class Gate:
 
     Args:
         limit: How many may be inside at once.
-        throttle: How fast they may enter.
+        rate: How fast they may enter.
 
     Attributes:
         limit: As given.
@@ -48,99 +48,99 @@ class Gate:
     __slots__ = (
         "_closed",
         "_free",
-        "_least_patience",
-        "_lines",
-        "_pausing",
-        "_throttle",
+        "_queues",
+        "_rate",
+        "_shortest_max_wait",
+        "_sleeping",
         "_throttled_since",
         "_timer",
         "answers",
         "limit",
     )
 
-    def __init__(self, limit: int, throttle: Throttle) -> None:
+    def __init__(self, limit: int, rate: AdaptiveRate) -> None:
         self.limit: int = limit
         self.answers: int = 0
         self._free = limit
-        self._throttle = throttle
-        self._lines: list[deque[asyncio.Future[bool]]] = [deque() for _ in Line]
-        self._least_patience = math.inf
+        self._rate = rate
+        self._queues: list[deque[asyncio.Future[bool]]] = [deque() for _ in Priority]
+        self._shortest_max_wait = math.inf
         self._throttled_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self._pausing: set[asyncio.Future[bool]] = set()
+        self._sleeping: set[asyncio.Future[bool]] = set()
 
     def is_closed(self) -> bool:
         """Whether nobody may enter any more."""
         return self._closed
 
     @property
-    def inside(self) -> int:
+    def in_use(self) -> int:
         """How many are inside."""
         return self.limit - self._free
 
     @property
-    def waiting(self) -> int:
+    def tasks_waiting(self) -> int:
         """How many wait for a place or, outside, for their next attempt."""
-        in_line = sum(not turn.done() for line in self._lines for turn in line)
-        return in_line + len(self._pausing)
+        in_line = sum(not waiter.done() for queue in self._queues for waiter in queue)
+        return in_line + len(self._sleeping)
 
     @property
     def is_throttled(self) -> bool:
         """Whether the server's refusals hold attempts back."""
-        return self._throttle.has_learned
+        return self._rate.is_throttled
 
-    def enter_nowait(self) -> bool:
+    def acquire_nowait(self) -> bool:
         """Enter if there is room and nobody waits; tell whether it was so."""
-        if not self._free or self._closed or any(self._lines):
+        if not self._free or self._closed or any(self._queues):
             return False
-        if not self._throttle.idle:
+        if not self._rate.unlimited:
             now = asyncio.get_running_loop().time()
-            if self._throttle.wait(now, self.inside) > 0.0:
+            if self._rate.wait(now, self.in_use) > 0.0:
                 return False
-            self._take(now)
+            self._start(now)
         self._free -= 1
         return True
 
-    async def enter(self, patience: float, line: Line = Line.NEW) -> None:
+    async def acquire(self, max_wait: float, priority: Priority = Priority.NEW) -> None:
         """Wait for a place.
 
         Args:
-            patience: Seconds that the server may have asked everybody to stay away.
-            line: Where it waits.
+            max_wait: Seconds that the server may have asked everybody to stay away.
+            priority: Where it waits.
 
         Raises:
-            BctrlConfigError: The gate was closed.
+            BctrlConfigError: The limiter was closed.
             BctrlRateLimitError: The server asked to stay away for longer than the patience.
         """
         loop = asyncio.get_running_loop()
         while True:
             if self.is_closed():
                 raise session_closed()
-            away = self._throttle.closed_until - loop.time()
-            if away > patience:
+            away = self._rate.closed_until - loop.time()
+            if away > max_wait:
                 raise BctrlRateLimitError(
                     f"not sent: the server asked all to stay away for another {away:.0f} s",
                     retry_after=away,
                 )
-            self._least_patience = min(self._least_patience, patience)
-            turn: asyncio.Future[bool] = loop.create_future()
-            self._lines[line].append(turn)
+            self._shortest_max_wait = min(self._shortest_max_wait, max_wait)
+            waiter: asyncio.Future[bool] = loop.create_future()
+            self._queues[priority].append(waiter)
             self._admit(loop)
             try:
-                its_turn = await turn
+                admitted = await waiter
             except asyncio.CancelledError:
                 # Cancelled after its turn had come: the place goes to the next.
-                if turn.done() and not turn.cancelled() and turn.result():
-                    self.leave(None)
+                if waiter.done() and not waiter.cancelled() and waiter.result():
+                    self.release(None)
                 raise
-            if its_turn and not self.is_closed():
+            if admitted and not self.is_closed():
                 return
-            if its_turn:
-                self.leave(None)
+            if admitted:
+                self.release(None)
 
-    def leave(self, answer: object) -> None:
-        """Give the place to the next in line.
+    def release(self, answer: object) -> None:
+        """Give the place to the next in queue.
 
         Args:
             answer: What the server answered: a `BctrlError` with a status if it was an error, None
@@ -148,103 +148,103 @@ class Gate:
         """
         loop = asyncio.get_running_loop()
         if answer is not None:
-            self._learn(answer, loop.time())
+            self._record(answer, loop.time())
         self._free += 1
-        if any(self._lines):
+        if any(self._queues):
             self._admit(loop)
 
-    def _learn(self, answer: object, now: float) -> None:
+    def _record(self, answer: object, now: float) -> None:
         if isinstance(answer, BctrlError):
             if answer.status is None:
                 return
             self.answers += not is_unanswered(answer)
             if answer.status in THROTTLED:
-                self._throttle.refused(now, answer.retry_after, self.inside)
-                if self._throttle.has_learned and self._throttled_since is None:
+                self._rate.on_throttled(now, answer.retry_after, self.in_use)
+                if self._rate.is_throttled and self._throttled_since is None:
                     self._throttled_since = now
                     _log.warning(
                         "the server throttles (status %d): all stops of the session slow down, "
                         "and none starts within %.3f s",
                         answer.status,
-                        self._throttle.closed_until - now,
+                        self._rate.closed_until - now,
                     )
-                if self._throttle.closed_until - now > self._least_patience:
-                    self._let_all_reconsider()
+                if self._rate.closed_until - now > self._shortest_max_wait:
+                    self._wake_all()
                 return
         else:
             self.answers += 1
-        self._throttle.accepted(now)
+        self._rate.on_success(now)
 
-    def _take(self, now: float) -> None:
-        self._throttle.take(now)
-        if self._throttled_since is not None and not self._throttle.has_learned:
+    def _start(self, now: float) -> None:
+        self._rate.on_start(now)
+        if self._throttled_since is not None and not self._rate.is_throttled:
             _log.warning(
                 "the server throttles no more, after %.3f s: stops start at any rate",
                 now - self._throttled_since,
             )
             self._throttled_since = None
 
-    def _let_all_reconsider(self) -> None:
-        """Wake all who wait: those whose patience is too short leave, the rest stand in line."""
-        self._least_patience = math.inf
-        for line in self._lines:
-            waiting = list(line)
-            line.clear()
-            for turn in waiting:
-                _wake(turn)
+    def _wake_all(self) -> None:
+        """Wake all who wait: those whose patience is too short leave, the rest stand in queue."""
+        self._shortest_max_wait = math.inf
+        for queue in self._queues:
+            waiting = list(queue)
+            queue.clear()
+            for waiter in waiting:
+                _wake(waiter)
 
     def _admit(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let in whoever may enter now, and come back when the next one may."""
-        while self._free and (line := next(filter(None, self._lines), None)):
-            if line[0].done():  # It was cancelled while it waited.
-                line.popleft()
+        while self._free and (queue := next(filter(None, self._queues), None)):
+            if queue[0].done():  # It was cancelled while it waited.
+                queue.popleft()
                 continue
-            if not self._throttle.idle:
+            if not self._rate.unlimited:
                 now = loop.time()
-                wait = self._throttle.wait(now, self.inside)
+                wait = self._rate.wait(now, self.in_use)
                 if wait > 0.0:
-                    self._come_back(loop, now + wait)
+                    self._schedule_wakeup(loop, now + wait)
                     return
-                self._take(now)
+                self._start(now)
             self._free -= 1
-            line.popleft().set_result(True)
-        if not any(self._lines):
-            self._least_patience = math.inf
+            queue.popleft().set_result(True)
+        if not any(self._queues):
+            self._shortest_max_wait = math.inf
 
-    def _come_back(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+    def _schedule_wakeup(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         # If it depends on those inside, `leave` comes back.
         if when < math.inf and self._timer is None:
-            self._timer = loop.call_at(when, self._on_time, loop)
+            self._timer = loop.call_at(when, self._on_timer, loop)
 
-    def _on_time(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         self._admit(loop)
 
-    async def pause(self, delay: float) -> None:
-        """Wait outside for this many seconds, or until the gate is closed."""
+    async def sleep(self, delay: float) -> None:
+        """Wait outside for this many seconds, or until the limiter is closed."""
         if self._closed:
             return
         loop = asyncio.get_running_loop()
-        over: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(delay, _wake, over)
-        self._pausing.add(over)
+        waiter: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(delay, _wake, waiter)
+        self._sleeping.add(waiter)
         try:
-            await over
+            await waiter
         finally:
             timer.cancel()
-            self._pausing.discard(over)
+            self._sleeping.discard(waiter)
 
     def close(self) -> None:
         """Send away all who wait, and all who come."""
         self._closed = True
-        self._let_all_reconsider()
-        for over in self._pausing:
-            _wake(over)
+        self._wake_all()
+        for waiter in self._sleeping:
+            _wake(waiter)
         if self._timer is not None:
             self._timer.cancel()
 
 
 def _wake(waiter: asyncio.Future[bool]) -> None:
-    """End a wait without giving it a turn."""
+    """End a wait without giving it a waiter."""
     if not waiter.done():
         waiter.set_result(False)

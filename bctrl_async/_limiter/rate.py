@@ -8,7 +8,7 @@ section 4.1; botocore's adaptive mode does the same). The number of attempts in 
 additive increase and multiplicative decrease, for servers that limit that.
 
 TCP takes every loss for a sign of its own pace. A server may refuse a share at random, however
-slowly it is asked; steps down that change nothing are taken back (`_background.py`).
+slowly it is asked; steps down that change nothing are taken back (`_baseline.py`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from bctrl_async._limiter.baseline import Background
+from bctrl_async._limiter.baseline import RefusalBaseline
 
 _PAUSE = 0.5
-"""Seconds that the first refusal closes the gate for, if the server does not say how long."""
+"""Seconds that the first refusal closes the limiter for, if the server does not say how long."""
 _EPOCH = 0.25
 """Seconds after a step down in which further refusals are news of the time before it."""
 _SPAN = 1.0
@@ -41,7 +41,7 @@ _BINDS = 5.0
 _REMEMBERED = 1000
 
 
-class Throttle:
+class AdaptiveRate:
     """The rate and the number in flight that the server seems to bear.
 
     All times are seconds of one monotonic clock.
@@ -52,8 +52,8 @@ class Throttle:
 
     __slots__ = (
         "_accepted",
-        "_background",
         "_base",
+        "_baseline",
         "_bound_at",
         "_cap",
         "_due",
@@ -70,7 +70,7 @@ class Throttle:
     def __init__(self, cap: float | None = None) -> None:
         self._cap = math.inf if cap is None else cap
         self._accepted: deque[float] = deque(maxlen=_REMEMBERED)
-        self._background = Background()
+        self._baseline = RefusalBaseline()
         self._due = -math.inf
         self._learned = False
         self._base = 0.0
@@ -84,12 +84,12 @@ class Throttle:
         self.closed_until: float = -math.inf
 
     @property
-    def idle(self) -> bool:
+    def unlimited(self) -> bool:
         """Whether attempts may start at any rate."""
         return not self._learned and self._cap == math.inf
 
     @property
-    def has_learned(self) -> bool:
+    def is_throttled(self) -> bool:
         """Whether the server's refusals set the pace."""
         return self._learned
 
@@ -102,20 +102,20 @@ class Throttle:
             return math.inf
         return max(self._due - _BURST - now, 0.0)
 
-    def take(self, now: float) -> None:
+    def on_start(self, now: float) -> None:
         """Note that an attempt starts."""
         rate = min(self._rate(now), self._cap)
         if rate < math.inf:
             self._due = max(self._due, now) + 1.0 / rate
 
-    def accepted(self, now: float) -> None:
+    def on_success(self, now: float) -> None:
         """Note that the server answered an attempt and did not refuse it."""
         self._accepted.append(now)
-        self._background.accepted()
+        self._baseline.on_success()
         if self._learned:
             self._window += 1.0 / self._window
 
-    def refused(self, now: float, retry_after: float | None, in_flight: int) -> None:
+    def on_throttled(self, now: float, retry_after: float | None, in_flight: int) -> None:
         """Note that the server refused an attempt: 429 or 503.
 
         Args:
@@ -123,10 +123,10 @@ class Throttle:
             retry_after: The seconds that it asks to wait, if it does.
             in_flight: Attempts in flight, this one among them.
         """
-        self._background.refused()
+        self._baseline.on_throttled()
         closes = now + (retry_after or 0.0)
-        explained = self._background.explains_refusals(now)
-        if explained:
+        covered = self._baseline.covers(now)
+        if covered:
             pass
         elif not self._learned:
             self._start_slowly(now)
@@ -137,7 +137,7 @@ class Throttle:
         if closes > max(now, self.closed_until):
             # Without a burst, which would send everybody away again if the server bears none.
             self.closed_until, self._due = closes, closes + _BURST
-            if not explained:
+            if not covered:
                 self._since = closes
 
     def _start_slowly(self, now: float) -> None:
@@ -149,7 +149,7 @@ class Throttle:
         self._return_time = _RETURN_MIN
 
     def _step_down(self, now: float, in_flight: int) -> None:
-        rate_before = self._background.stepped_down(now, self._rate(now))
+        rate_before = self._baseline.record_step(now, self._rate(now))
         if rate_before is not None:
             self._start_again_from(rate_before, now)
             return

@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from bctrl_async._calls.observing import tell
+from bctrl_async._calls.observing import notify
 from bctrl_async.bulk._cancel import Reach
 from bctrl_async.bulk._run import HandOver, Run, until_done
 from bctrl_async.bulk._targets import Input
@@ -248,13 +248,13 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def _work(self, hand_over: HandOver | None) -> None:
         if self._observer is not None:
-            self._run.watch = tell(self._observer.begin_bulk)
+            self._run.observer = notify(self._observer.begin_bulk)
         try:
             await self._work_through(hand_over)
         finally:
             self._log_early_end()
-            if self._run.watch is not None:
-                tell(self._run.watch.end, self.report)
+            if self._run.observer is not None:
+                notify(self._run.observer.end, self.report)
 
     async def _work_through(self, hand_over: HandOver | None) -> None:
         journal: Journal | None = None

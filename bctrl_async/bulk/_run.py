@@ -16,13 +16,13 @@ from typing import TypeVar
 import msgspec
 
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.observing import tell
+from bctrl_async._calls.observing import notify
 from bctrl_async._calls.retry import RetryPolicy
-from bctrl_async._limiter.limiter import Gate
-from bctrl_async.bulk._breaker import Outage
+from bctrl_async._limiter.limiter import Limiter
+from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CutOffError, Reach, Worker
-from bctrl_async.bulk._targets import Input, as_target, named
-from bctrl_async.bulk._verify import PollSchedule, is_open, settled_by
+from bctrl_async.bulk._targets import Input, as_target, best_effort_ref
+from bctrl_async.bulk._verify import PollSchedule, needs_verification, outcome_after_poll
 from bctrl_async.errors import (
     BctrlAuthenticationError,
     BctrlConfigError,
@@ -70,9 +70,9 @@ class Run:
     Args:
         source: The targets.
         make_call: Makes the call of a target; raises BctrlConfigError if there can be none.
-        make_attempts: Makes the attempts of a call.
-        gate: The gate that they pass.
-        outage: Decides what follows upon a request that was not answered.
+        request: Makes the attempts of a call.
+        limiter: The limiter that they pass.
+        breaker: Decides what follows upon a request that was not answered.
         concurrency: How many workers there are.
         deadline: Seconds until everything is cut off.
         make_poll: Makes the call that looks at a target, if what its stop left open is to be
@@ -93,18 +93,18 @@ class Run:
         source: Input,
         *,
         make_call: Callable[[RuntimeRef], Call[Runtime]],
-        make_attempts: Callable[[Call[Runtime]], Awaitable[Runtime]],
-        gate: Gate,
-        outage: Outage,
+        request: Callable[[Call[Runtime]], Awaitable[Runtime]],
+        limiter: Limiter,
+        breaker: CircuitBreaker,
         concurrency: int,
         deadline: float | None,
         make_poll: Callable[[RuntimeRef], Call[Runtime]] | None = None,
     ) -> None:
         self._input = source
         self._make_call = make_call
-        self._make_attempts = make_attempts
-        self._gate = gate
-        self._outage = outage
+        self._make_attempts = request
+        self._limiter = limiter
+        self._breaker = breaker
         self._deadline = deadline
         self._make_poll = make_poll
         self._workers = [Worker() for _ in range(concurrency)]
@@ -121,7 +121,7 @@ class Run:
         self.throttled: int = 0
         self.resumed: int = 0
         self.ended_early: BctrlError | None = None
-        self.watch: BulkObserver | None = None
+        self.observer: BulkObserver | None = None
 
     @property
     def in_flight(self) -> int:
@@ -131,15 +131,15 @@ class Run:
     @property
     def is_unanswered(self) -> bool:
         """Whether the server answers nobody at the moment."""
-        return self._outage.lasts
+        return self._breaker.is_open
 
     def end_early(self, why: BctrlError, reach: Reach) -> None:
         """End as much of the run as the reach says."""
         cuts_off = reach is not Reach.READING and any(worker.stops for worker in self._workers)
         if self.ended_early is None and (cuts_off or not self._input.exhausted):
             self.ended_early = why
-        if not self._input.finite:
-            self._input.ended = True
+        if not self._input.can_drain:
+            self._input.closed = True
         if self._reach is None or reach > self._reach:
             self._reach, self._why = reach, why
             # One for all: there may be a million of them.
@@ -229,7 +229,7 @@ class Run:
             self._fail(error)
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
-        if not self._input.awaited:
+        if not self._input.is_async:
             return self._input.next_nowait()
         try:
             return await worker.wait(Reach.READING, self._input.next())
@@ -247,7 +247,7 @@ class Run:
                 # What stands for a listed runtime that cannot be read.
                 unread = RuntimeRef(item.workspace_id or "", item.alias or "")
                 return self._refuse(index, unread, item)
-            return self._refuse(index, named(item), refused)
+            return self._refuse(index, best_effort_ref(item), refused)
         try:
             call = self._make_call(target)
         except BctrlConfigError as refused:
@@ -260,8 +260,8 @@ class Run:
         watch: StopObserver | None = None
         try:
             if self._reach is None:
-                if self.watch is not None:
-                    call.watch = watch = tell(self.watch.begin_stop, *target)
+                if self.observer is not None:
+                    call.observer = watch = notify(self.observer.begin_stop, *target)
                 ended = await self._call(worker, call)
         except BaseException:
             self._end(self._outcome(index, target, call, self._cut_off(call), began), watch)
@@ -302,7 +302,7 @@ class Run:
         A worker leaves that to a poller and goes on, for a runtime may take its time, and what is
         not begun goes on running. Only if very many are polled already does it wait for its own.
         """
-        if self._make_poll is None or not is_open(outcome) or not self._may_poll:
+        if self._make_poll is None or not needs_verification(outcome) or not self._may_poll:
             return self._end(outcome, watch)
         pending = _Pending(outcome, policy, began, watch, worker)
         if len(self._polling) >= _MOST_POLLERS:
@@ -327,23 +327,23 @@ class Run:
     ) -> StopOutcome:
         """Poll a target until what its stop left open is settled; else leave its outcome."""
         loop = asyncio.get_running_loop()
-        patience = self._deadline or pending.policy.longest_refusal
+        patience = self._deadline or pending.policy.max_throttle_wait
         polls = PollSchedule(pending.policy, patience, loop.time())
-        seen: Runtime | BctrlError | None = None
+        polled: Runtime | BctrlError | None = None
         settled: StopOutcome | None = None
         read: ReadObserver | None = None
-        if self.watch is not None and pending.outcome.resumed:
+        if self.observer is not None and pending.outcome.resumed:
             # There is no stop that the polls would belong to.
-            read = tell(self.watch.begin_read, *pending.outcome.target)
+            read = notify(self.observer.begin_read, *pending.outcome.target)
         try:
             while settled is None and self._may_poll:
-                delay = polls.delay(seen, loop.time())
+                delay = polls.delay(polled, loop.time())
                 if delay is None:
                     break
                 poll = make_poll(pending.outcome.target)
-                poll.watch = pending.watch or read
-                seen = await self._call(pending.poller, poll, delay)
-                settled = settled_by(pending.outcome, seen)
+                poll.observer = pending.watch or read
+                polled = await self._call(pending.poller, poll, delay)
+                settled = outcome_after_poll(pending.outcome, polled)
         finally:
             pending.outcome = settled or pending.outcome
             if not pending.outcome.resumed:
@@ -351,7 +351,7 @@ class Run:
                 pending.outcome = msgspec.structs.replace(pending.outcome, elapsed=elapsed)
             self._account_once(pending)
             if read is not None:
-                tell(read.end, None)
+                notify(read.end, None)
         return pending.outcome
 
     def _end_polling(self, task: asyncio.Task[None]) -> None:
@@ -367,7 +367,7 @@ class Run:
         """Account for an outcome, then tell who watched its stop."""
         self._account_for(outcome)
         if watch is not None:
-            tell(watch.end, outcome)
+            notify(watch.end, outcome)
         return outcome
 
     def _refuse(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
@@ -392,8 +392,8 @@ class Run:
                 return outcome
         else:
             self.retries += max(outcome.attempts - 1, 0)
-            if self.watch is not None:
-                tell(self.watch.outcome, outcome)
+            if self.observer is not None:
+                notify(self.observer.outcome, outcome)
         if self._journal is not None:
             try:
                 self._journal.write(outcome)
@@ -421,26 +421,26 @@ class Run:
         finally:
             worker.call = None
             if call.retries is not None:
-                self.throttled += call.retries.throttles
+                self.throttled += call.retries.throttled
         if isinstance(ended, Runtime):
             return ended
         if isinstance(ended, BctrlAuthenticationError | BctrlConfigError):
             # So will every other call end.
             self.end_early(ended, Reach.WAITING)
         elif isinstance(ended, BctrlRateLimitError) and (
-            (ended.retry_after or 0.0) > call.policy.longest_refusal
+            (ended.retry_after or 0.0) > call.policy.max_throttle_wait
         ):
             self.end_early(ended, Reach.WAITING)
-        elif self._outage.given_up:
+        elif self._breaker.gave_up:
             silent = BctrlNetworkError(f"the server does not answer: {ended.summary}")
             self.end_early(silent, Reach.WAITING)
         return ended
 
     async def _attempts(self, call: Call[Runtime], delay: float) -> Runtime | BctrlError:
         if delay:
-            await self._gate.pause(delay)
+            await self._limiter.sleep(delay)
         while True:
-            answers = self._gate.answers
+            answers = self._limiter.answers
             call.unanswered = False
             ended: Runtime | BctrlError
             try:
@@ -449,10 +449,10 @@ class Run:
                 # The frames that its traceback holds are much for a hundred thousand failures.
                 ended = error.with_traceback(None)
                 if call.unanswered:
-                    if not call.is_last and await self._outage.may_retry(call, answers):
+                    if not call.is_last and await self._breaker.wait_to_retry(call, answers):
                         continue
                     return ended
-            self._outage.end()
+            self._breaker.reset()
             return ended
 
     def _result_of(self, ended: Runtime | BctrlError) -> StopResult:
@@ -478,7 +478,7 @@ class Run:
             advice="Stop it again: a stop is safe to repeat",
             may_have_stopped=call.in_flight,
         )
-        call.describe(error)
+        call.annotate(error)
         return error
 
     def _heed(self, worker: Worker) -> None:

@@ -38,7 +38,7 @@ class Input:
     Attributes:
         count: How many were read.
         error: What the input raised, if it did; nothing is read after it.
-        ended: Whether nothing more is read.
+        closed: Whether nothing more is read.
         length: How many there are, None where the input has no length.
 
     Raises:
@@ -66,58 +66,58 @@ class Input:
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
         self.count: int = 0
         self.error: BaseException | None = None
-        self.ended: bool = False
+        self.closed: bool = False
         self._turn = asyncio.Lock()
 
     @property
-    def finite(self) -> bool:
+    def can_drain(self) -> bool:
         """Whether its rest can be read, for the account, without end or delay."""
         return self._plain is not None and self.length is not None
 
     @property
     def exhausted(self) -> bool:
         """Whether every target was read."""
-        return self.ended if self.length is None else self.count >= self.length
+        return self.closed if self.length is None else self.count >= self.length
 
     @property
-    def awaited(self) -> bool:
+    def is_async(self) -> bool:
         """Whether a target may have to be waited for."""
         return self._awaited is not None
 
     async def next(self) -> tuple[int, object] | None:
         """Wait for the next item; return it and its index, None at the end."""
         async with self._turn:
-            if self.ended or self._awaited is None:
+            if self.closed or self._awaited is None:
                 return None
             try:
                 item = await anext(self._awaited)
             except StopAsyncIteration:
-                self.ended = True
+                self.closed = True
                 return None
             except (asyncio.CancelledError, GeneratorExit):
                 raise
             except BaseException as error:  # noqa: BLE001 - it is the caller's, who gets it back.
-                self._end(error)
+                self._close_with(error)
                 return None
             return self._counted(item)
 
     def next_nowait(self) -> tuple[int, object] | None:
         """Do the same with an input that need not be waited for."""
-        if self.ended or self._plain is None:
+        if self.closed or self._plain is None:
             return None
         try:
             item = next(self._plain)
         except StopIteration:
-            self.ended = True
+            self.closed = True
             return None
         except asyncio.CancelledError as error:
             # Of something that the input looked at: nobody has cancelled this task.
             cancelled = BctrlError("the input raised CancelledError")
             cancelled.__cause__ = error
-            self._end(cancelled)
+            self._close_with(cancelled)
             return None
         except BaseException as error:  # noqa: BLE001 - it is the caller's, who gets it back.
-            self._end(error)
+            self._close_with(error)
             return None
         return self._counted(item)
 
@@ -125,9 +125,9 @@ class Input:
         self.count += 1
         return self.count - 1, item
 
-    def _end(self, error: BaseException) -> None:
+    def _close_with(self, error: BaseException) -> None:
         self.error = error
-        self.ended = True
+        self.closed = True
 
 
 class Listing(Input):
@@ -143,26 +143,26 @@ class Listing(Input):
         self._ask: Callable[[], Awaitable[Sequence[object]]] | None = ask
 
     @property
-    def finite(self) -> bool:
+    def can_drain(self) -> bool:
         """Whether it is there."""
-        return not self.awaited
+        return not self.is_async
 
     @property
-    def awaited(self) -> bool:
+    def is_async(self) -> bool:
         """Whether it has to be waited for."""
         return self._ask is not None
 
     async def next(self) -> tuple[int, object] | None:
         """Wait for the list; return its next item and its index, None at the end."""
         async with self._turn:
-            if self._ask is None or self.ended:
+            if self._ask is None or self.closed:
                 return self.next_nowait()
             try:
                 items = await self._ask()
             except (asyncio.CancelledError, GeneratorExit):
                 raise
             except BaseException as error:  # noqa: BLE001 - whoever runs it gets it back.
-                self._end(error)
+                self._close_with(error)
                 return None
             self._ask, self._plain, self.length = None, iter(items), len(items)
             return self.next_nowait()
@@ -191,7 +191,7 @@ def as_target(item: object) -> RuntimeRef:
     )
 
 
-def named(item: object) -> RuntimeRef:
+def best_effort_ref(item: object) -> RuntimeRef:
     """Return what comes closest to a target, for the account of an item that is none."""
     match _parts(item):
         case (workspace_id, alias):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from bctrl_async._calls.retry import RetryPolicy, is_transient, wait_to_ask_again
+from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
 from bctrl_async.errors import BctrlError, BctrlNotFoundError
 from bctrl_async.models import Runtime, RuntimeStatus
 from bctrl_async.outcomes import StopOutcome, StopResult, result_of
@@ -16,26 +16,26 @@ _OVER = frozenset({RuntimeStatus.STOPPED, RuntimeStatus.FAILED})
 """The statuses in which nothing runs any more."""
 
 
-def is_open(outcome: StopOutcome) -> bool:
+def needs_verification(outcome: StopOutcome) -> bool:
     """Whether the server has not yet said that nothing runs any more, although it may be so."""
     if outcome.result is StopResult.ACCEPTED:
         return outcome.runtime is None or outcome.runtime.status not in _OVER
     return outcome.result is StopResult.UNKNOWN
 
 
-def settled_by(outcome: StopOutcome, seen: Runtime | BctrlError) -> StopOutcome | None:
+def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> StopOutcome | None:
     """Return the outcome that a look at the runtime makes of it, None if it says nothing yet.
 
     The status means what it would have meant in the answer to the stop.
     """
-    match seen:
+    match polled:
         case Runtime(status=status) if status in _OVER:
             return msgspec.structs.replace(
-                outcome, result=result_of(seen), runtime=seen, error=None
+                outcome, result=result_of(polled), runtime=polled, error=None
             )
         case BctrlNotFoundError(names_runtime=True):
             return msgspec.structs.replace(
-                outcome, result=StopResult.NOT_FOUND, runtime=None, error=seen
+                outcome, result=StopResult.NOT_FOUND, runtime=None, error=polled
             )
     return None
 
@@ -56,19 +56,19 @@ class PollSchedule:
         self._ends = now + patience
         self._count = 0
 
-    def delay(self, seen: Runtime | BctrlError | None, now: float) -> float | None:
+    def delay(self, polled: Runtime | BctrlError | None, now: float) -> float | None:
         """Return how many seconds to wait before the next look, None if there is none.
 
         Args:
-            seen: What the last one came to, None if there was none.
+            polled: What the last one came to, None if there was none.
             now: The time.
         """
-        if isinstance(seen, BctrlError) and not is_transient(
-            seen, self._policy.statuses, reads=True
+        if isinstance(polled, BctrlError) and not is_transient(
+            polled, self._policy.statuses, reads=True
         ):
             return None
         left = max(self._ends - now, 0.0)
-        if seen is not None and not left:
+        if polled is not None and not left:
             return None
         self._count += 1
-        return min(wait_to_ask_again(self._policy, self._count), left)
+        return min(probe_delay(self._policy, self._count), left)

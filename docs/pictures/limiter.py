@@ -1,6 +1,6 @@
-"""Draw how the gate follows a server's limit, for docs/explanation/gate.md.
+"""Draw how the limiter follows a server's limit, for docs/explanation/limiter.md.
 
-`python docs/pictures/gate.py`
+`python docs/pictures/limiter.py`
 """
 
 from __future__ import annotations
@@ -183,4 +183,4 @@ def _round_step(highest: int, parts: int) -> int:
 
 if __name__ == "__main__":
     for scene in _SCENES:
-        _FOLDER.joinpath(f"gate-{scene.name}.svg").write_text(_Chart(scene).draw(), "utf-8")
+        _FOLDER.joinpath(f"limiter-{scene.name}.svg").write_text(_Chart(scene).draw(), "utf-8")
