@@ -511,12 +511,12 @@ class BctrlSession:
 
         def make_call(target: RuntimeRef) -> Call[Runtime]:
             path = self._stop_path(*target)
-            return Call(STOP, *target, path, _NO_HEADERS, limit, policy, answered=breaker.reset)
+            return Call(STOP, *target, path, _NO_HEADERS, limit, policy)
 
         def make_poll(target: RuntimeRef) -> Call[Runtime]:
             path = self._get_path(*target)
-            call = Call(GET, *target, path, _NO_HEADERS, limit, policy, answered=breaker.reset)
-            call.polls = True
+            call = Call(GET, *target, path, _NO_HEADERS, limit, policy)
+            call.is_poll = True
             return call
 
         run = Run(

@@ -123,7 +123,7 @@ class TestRetries:
 
         assert len(lines(caplog, logging.INFO)) == report.retries > 0
 
-    async def test_a_server_that_is_gave_up_is_not_said_to_be_asked_again(
+    async def test_no_retry_is_logged_once_the_server_is_given_up(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         policy = RetryPolicy(attempts=2, base=0.001)
@@ -134,7 +134,7 @@ class TestRetries:
             call.retries = RetryState(policy, RetryQuota())
             call.retries.record(BctrlNetworkError("no connection"))
             questions = 0
-            while await breaker.wait_to_retry(call, 0):
+            while await breaker.wait_to_retry(call):
                 questions += 1
             return questions
 

@@ -1,9 +1,10 @@
-"""One call on its way: what is to be sent, and how far it has come."""
+"""One call: its request, its progress, and how it backs off between attempts."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
 import msgspec
@@ -11,7 +12,7 @@ from aiohttp import ClientTimeout
 
 from bctrl_async._calls.retry import RetryPolicy, RetryState
 from bctrl_async._http.protocol import Operation
-from bctrl_async._limiter.limiter import Priority
+from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async.errors import BctrlError
 from bctrl_async.observer import CallObserver
 
@@ -21,26 +22,24 @@ _T = TypeVar("_T")
 
 
 class Call(msgspec.Struct, Generic[_T]):
-    """One call on its way.
+    """One call and its progress.
 
     Args:
-        operation: What it does.
-        workspace_id: For the errors.
-        alias: For the errors; None if it is about the whole workspace.
+        operation: The operation of the API.
+        workspace_id: The workspace's id, for errors.
+        alias: The runtime's alias, for errors; None for a call about a whole workspace.
         path: The encoded path of the request.
-        headers: Those of this call alone.
-        limit: What one attempt may take.
-        policy: When and how often to try again.
-        answered: Called when the server answers an attempt with an error. If there is such a
-            function, a request that is not answered ends the attempts: what follows is then for
-            the caller to decide.
-        retries: What was spent of the policy; None as long as nothing failed.
-        attempts: How many requests were begun.
-        in_flight: Whether one is under way.
-        unanswered: Whether the last one got no answer.
-        is_last: Whether no further one may follow, however it ends.
-        polls: Whether it looks at what another call has stopped, for which there is time.
-        observer: Who is told of its attempts.
+        headers: Headers of this call alone.
+        limit: The time limits of one attempt.
+        policy: The retry policy.
+        is_poll: True for a GET that waits for the effect of a stop; it has the lowest priority.
+        wait_to_retry: The strategy after a failed attempt: waits, and returns False to give up.
+            None backs off as the policy says.
+        observer: The observer of its attempts.
+        retries: The state of the policy; None until an attempt has failed.
+        attempts: The number of attempts begun.
+        answers_before: The limiter's count of answers when the last attempt began.
+        in_flight: True while an attempt is in flight.
     """
 
     operation: Operation[_T]
@@ -50,35 +49,44 @@ class Call(msgspec.Struct, Generic[_T]):
     headers: Mapping[str, str]
     limit: ClientTimeout
     policy: RetryPolicy
-    answered: Callable[[], None] | None = None
+    is_poll: bool = False
+    wait_to_retry: Callable[[Call[_T]], Awaitable[bool]] | None = None
+    observer: CallObserver | None = None
     retries: RetryState | None = None
     attempts: int = 0
+    answers_before: int = 0
     in_flight: bool = False
-    unanswered: bool = False
-    is_last: bool = False
-    polls: bool = False
-    observer: CallObserver | None = None
 
     @property
     def priority(self) -> Priority:
-        """Where it waits for its turn."""
-        if self.polls:
+        """Its priority at the limiter."""
+        if self.is_poll:
             return Priority.POLL
         return Priority.RETRY if self.attempts else Priority.NEW
 
     def annotate(self, error: BctrlError) -> None:
-        """Tell an error which call it ends, and what the attempts before it may have done."""
+        """Add the call and its earlier attempts to the error that ends it."""
         error.operation = self.operation.name
         error.workspace_id = self.workspace_id
         error.alias = self.alias
         error.attempts = self.attempts
         if self.retries is not None:
             self.retries.annotate(error)
-        # What only reads has stopped nothing, however it ended.
+        # A GET stops nothing, however it ended.
         error.may_have_stopped &= self.operation.stops
 
+    async def back_off(self, limiter: Limiter) -> bool:
+        """Wait before the next attempt as the policy says; return False to give up."""
+        now = asyncio.get_running_loop().time()
+        delay = None if self.retries is None else self.retries.delay(now)
+        if delay is None:
+            return False
+        self.log_retry(delay)
+        await limiter.sleep(delay)
+        return True
+
     def log_retry(self, delay: float) -> None:
-        """Log why the last attempt failed, and that another one follows after a delay."""
+        """Log the failure of the last attempt, and the delay until the next one."""
         failed = None if self.retries is None else self.retries.last_failure
         if failed is not None and _log.isEnabledFor(logging.INFO):
             alias = "" if self.alias is None else f"{self.alias!r} in "

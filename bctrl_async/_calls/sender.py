@@ -24,7 +24,6 @@ from bctrl_async.errors import (
     BctrlError,
     BctrlNetworkError,
     BctrlTimeoutError,
-    is_unanswered,
     session_closed,
 )
 from bctrl_async.observer import AttemptObserver
@@ -126,6 +125,7 @@ class Sender:
         try:
             while True:
                 ended = None
+                call.answers_before = self._limiter.answers
                 try:
                     key = (
                         None
@@ -155,11 +155,9 @@ class Sender:
                 ended = self._as_session_closed(ended)
                 if was_sent:
                     self._tally.record(ended)
-                delay = self._delay(call, ended)
-                if delay is None or self.closed:
+                self._record_failure(call, ended)
+                if self.closed or not await self._wait_to_retry(call):
                     raise ended
-                call.log_retry(delay)
-                await self._limiter.sleep(delay)
                 http = self.open_pool()
                 await self._limiter.acquire(call.policy.max_throttle_wait, call.priority)
         except BctrlError as error:
@@ -169,17 +167,15 @@ class Sender:
             # A traceback refers to this frame: an error kept in it would be a reference cycle.
             ended = None
 
-    def _delay(self, call: Call[_T], error: BctrlError) -> float | None:
+    def _record_failure(self, call: Call[_T], error: BctrlError) -> None:
         if call.retries is None:
             call.retries = RetryState(call.policy, self._quota, reads=not call.operation.stops)
         call.retries.record(error)
-        if call.answered is not None:
-            call.unanswered = is_unanswered(error)
-            if not call.unanswered:
-                call.answered()
-        if call.unanswered or call.is_last:
-            return None
-        return call.retries.delay(asyncio.get_running_loop().time())
+
+    def _wait_to_retry(self, call: Call[_T]) -> Awaitable[bool]:
+        if call.wait_to_retry is not None:
+            return call.wait_to_retry(call)
+        return call.back_off(self._limiter)
 
     def _attempt(
         self, call: Call[_T], http: aiohttp.ClientSession, key: _config.Secret | None

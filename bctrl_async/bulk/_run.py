@@ -30,6 +30,7 @@ from bctrl_async.errors import (
     BctrlNetworkError,
     BctrlRateLimitError,
     BctrlResponseError,
+    is_unanswered,
 )
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
@@ -102,7 +103,7 @@ class Run:
     ) -> None:
         self._input = source
         self._make_call = make_call
-        self._make_attempts = request
+        self._request = request
         self._limiter = limiter
         self._breaker = breaker
         self._deadline = deadline
@@ -145,8 +146,6 @@ class Run:
             # One for all: there may be a million of them.
             self._not_begun = BctrlError(f"not sent: {why.summary}")
         for worker in self._everybody():
-            if worker.call is not None and reach is not Reach.READING:
-                worker.call.is_last = True
             worker.interrupt(reach)
 
     def _everybody(self) -> list[Worker]:
@@ -302,7 +301,7 @@ class Run:
         A worker leaves that to a poller and goes on, for a runtime may take its time, and what is
         not begun goes on running. Only if very many are polled already does it wait for its own.
         """
-        if self._make_poll is None or not needs_verification(outcome) or not self._may_poll:
+        if self._make_poll is None or not needs_verification(outcome) or not self._may_send:
             return self._end(outcome, watch)
         pending = _Pending(outcome, policy, began, watch, worker)
         if len(self._polling) >= _MOST_POLLERS:
@@ -319,7 +318,8 @@ class Run:
         await self._see_through(pending.poller, self._verify(pending, make_poll))
 
     @property
-    def _may_poll(self) -> bool:
+    def _may_send(self) -> bool:
+        """True while attempts may begin."""
         return self._reach in {None, Reach.READING}
 
     async def _verify(
@@ -336,7 +336,7 @@ class Run:
             # There is no stop that the polls would belong to.
             read = notify(self.observer.begin_read, *pending.outcome.target)
         try:
-            while settled is None and self._may_poll:
+            while settled is None and self._may_send:
                 delay = polls.delay(polled, loop.time())
                 if delay is None:
                     break
@@ -407,6 +407,7 @@ class Run:
     async def _call(
         self, worker: Worker, call: Call[Runtime], delay: float = 0.0
     ) -> Runtime | BctrlError:
+        call.wait_to_retry = self._wait_to_retry
         worker.call = call
         try:
             ended = await worker.wait(Reach.WAITING, self._attempts(call, delay))
@@ -439,21 +440,18 @@ class Run:
     async def _attempts(self, call: Call[Runtime], delay: float) -> Runtime | BctrlError:
         if delay:
             await self._limiter.sleep(delay)
-        while True:
-            answers = self._limiter.answers
-            call.unanswered = False
-            ended: Runtime | BctrlError
-            try:
-                ended = await self._make_attempts(call)
-            except BctrlError as error:
-                # The frames that its traceback holds are much for a hundred thousand failures.
-                ended = error.with_traceback(None)
-                if call.unanswered:
-                    if not call.is_last and await self._breaker.wait_to_retry(call, answers):
-                        continue
-                    return ended
-            self._breaker.reset()
-            return ended
+        try:
+            runtime = await self._request(call)
+        except BctrlError as error:
+            if not is_unanswered(error):
+                self._breaker.reset()
+            # The frames that its traceback holds are much for a hundred thousand failures.
+            return error.with_traceback(None)
+        self._breaker.reset()
+        return runtime
+
+    async def _wait_to_retry(self, call: Call[Runtime]) -> bool:
+        return self._may_send and await self._breaker.wait_to_retry(call)
 
     def _result_of(self, ended: Runtime | BctrlError) -> StopResult:
         result = result_of(ended)
