@@ -140,9 +140,29 @@ def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a t
             return StopResult.ACCEPTED
         case BctrlError(may_have_stopped=True):
             return StopResult.UNKNOWN
-        case BctrlError(status=int()) | BctrlConfigError():
+        case BctrlError(status=int()) | BctrlConfigError(reason_class="invalid_input"):
             return StopResult.REJECTED
     return StopResult.NOT_SENT
+
+
+def outcome_of(
+    target: RuntimeRef,
+    ended: Runtime | BctrlError,
+    *,
+    index: int = 0,
+    attempts: int = 0,
+    elapsed: float = 0.0,
+) -> StopOutcome:
+    """Return the outcome of a stop whose call ended with a runtime or an error."""
+    return StopOutcome(
+        index=index,
+        target=target,
+        result=result_of(ended),
+        runtime=ended if isinstance(ended, Runtime) else None,
+        error=None if isinstance(ended, Runtime) else ended,
+        attempts=attempts,
+        elapsed=elapsed,
+    )
 
 
 def _is_success(status: int) -> bool:

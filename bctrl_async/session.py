@@ -15,7 +15,7 @@ import msgspec
 from multidict import CIMultiDict
 
 from bctrl_async import _config
-from bctrl_async._calls.call import Call
+from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.observing import ObservedStop, observe_read
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._calls.sender import Sender
@@ -245,8 +245,7 @@ class BctrlSession:
                 await self._limiter.acquire(policy.max_throttle_wait)
         except BaseException as error:
             if isinstance(error, BctrlError):
-                error.workspace_id = str(workspace_id)
-                error.alias = str(alias)
+                annotate(error, STOP.name, workspace_id, alias)
             if observer is not None:
                 observer.end(error)
             raise
@@ -552,8 +551,7 @@ class BctrlSession:
         )
         for item in listed:
             if isinstance(item, BctrlResponseError):
-                item.operation = LIST.name
-                item.workspace_id = str(workspace_id)
+                annotate(item, LIST.name, workspace_id, item.alias)
                 item.may_have_stopped = False
         return listed
 
@@ -573,9 +571,7 @@ class BctrlSession:
             limit = self._timeout if timeout is None else transport.time_limit(timeout)
             policy = self._retry if retry is None else _checked_policy(retry)
         except BctrlError as error:
-            error.operation = operation.name
-            error.workspace_id = str(workspace_id)
-            error.alias = alias if alias is None else str(alias)
+            annotate(error, operation.name, workspace_id, alias)
             raise
         call = Call(operation, str(workspace_id), alias, path, _NO_HEADERS, limit, policy)
         call.observer = observer

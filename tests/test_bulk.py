@@ -23,6 +23,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async._calls.sender import Sender
+from bctrl_async.bulk._targets import Targets
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.outcomes import result_of
 
@@ -36,6 +37,11 @@ def fill(emulator: Emulator, count: int) -> list[tuple[str, str]]:
     for target in targets:
         emulator.add_runtime(*target)
     return targets
+
+
+async def asynchronously(pairs: list[tuple[str, str]]) -> AsyncIterator[tuple[str, str]]:
+    for pair in pairs:
+        yield pair
 
 
 async def received(emulator: Emulator, count: int) -> None:
@@ -191,18 +197,22 @@ class TestAwaited:
         working.close()
         batch.close()
 
-    async def test_workers_that_somebody_cancelled_before_they_began_are_no_success(
-        self, emulator: Emulator, session: BctrlSession
+    @pytest.mark.parametrize("targets", [list, asynchronously])
+    async def test_workers_cancelled_before_they_began_are_not_a_success(
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        targets: Callable[[list[tuple[str, str]]], Targets],
     ) -> None:
-        batch = session.stop_runtimes([("ws-1", "crm")])
+        batch = session.stop_runtimes(targets([("ws-1", "crm")]))
         running = asyncio.ensure_future(batch)
         await asyncio.sleep(0)
-        for worker in batch._run._workers:
-            assert worker.task is not None
-            worker.task.cancel()
+        for task in batch._run._tasks:
+            task.cancel()
         report = await running
 
-        assert (report.total, report.ok) == (0, False)
+        assert not report.ok
+        assert report.counts == ({NOT_SENT: 1} if targets is list else {})
         assert str(report.ended_early) == "the run was cancelled"
         assert not emulator.requests
 
@@ -408,7 +418,7 @@ class TestEndedByItsUser:
         assert cut_off.result is UNKNOWN
         assert cut_off.error is not None
         assert str(cut_off.error) == (
-            "stop of 'r1' in workspace 'ws-1': cut off before an answer: the run was cancelled "
+            "stop of 'r1' in workspace 'ws-1': aborted before an answer: the run was cancelled "
             "(the runtime may have stopped). Stop it again: a stop is safe to repeat"
         )
         assert report.counts[NOT_SENT] > 30
@@ -634,7 +644,7 @@ class TestEndedByItsUser:
         assert outcomes[1].result is STOPPED
         assert outcomes[1].attempts == 2
         assert outcomes[29].result is NOT_SENT
-        assert str(outcomes[29].error) == "not sent: the run was asked to begin nothing new"
+        assert str(outcomes[29].error) == "not sent: the run was asked to begin no more stops"
         assert not batch.report.ok
         assert_conserved(batch, emulator)
 
@@ -666,7 +676,7 @@ class TestEndedByItsUser:
 
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 25}
         assert Counter(outcome.result for outcome in outcomes) == batch.report.counts
-        assert "before an answer: the run was cut off" in str(outcomes[0].error)
+        assert "before an answer: the run was aborted" in str(outcomes[0].error)
         assert_conserved(batch, emulator)
 
     async def test_feeding_that_stops_after_the_end_changes_nothing(
@@ -755,7 +765,7 @@ class TestDeadline:
         assert failure.result is StopResult.REJECTED
         assert failure.error is not None
         assert failure.error.status == 429
-        assert "cut off before it was sent again: the deadline of 0.3 s" in str(failure.error)
+        assert "aborted before it was sent again: the deadline of 0.3 s" in str(failure.error)
         assert "before that, the server answered 429" in str(failure.error)
 
     async def test_a_target_that_may_have_stopped_before_it_is_unknown(

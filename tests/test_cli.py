@@ -684,7 +684,7 @@ async def test_at_the_deadline_everything_is_cut_off_and_the_exit_code_is_1(
     limits = ("--deadline", "0.3", "--concurrency", "1")
     code, out, err = await command("stop", *limits, "--from", targets)
     line, account = out.splitlines()
-    assert line.startswith(f"{'ws b':28}  unknown          cut off before an answer: the deadline ")
+    assert line.startswith(f"{'ws b':28}  unknown          aborted before an answer: the deadline ")
     assert without_times(account) == ("1 of 3 settled in 0.0 s: 1 stopped, 1 not_sent, 1 unknown")
     assert err == "bctrl-async: error: ended early: the deadline of 0.3 s has passed\n"
     assert code == 1

@@ -272,8 +272,15 @@ async def test_it_is_told_the_error_that_the_caller_gets(
 @pytest.mark.parametrize(
     ("fault", "result", "words"),
     [
-        (Fault.HANG, StopResult.UNKNOWN, "broken off by CancelledError before an answer"),
-        (Fault.UNAVAILABLE, StopResult.REJECTED, "broken off by CancelledError"),
+        (Fault.HANG, StopResult.UNKNOWN, "aborted before an answer: CancelledError"),
+        (
+            Fault.UNAVAILABLE,
+            StopResult.REJECTED,
+            (
+                "aborted before it was sent again: CancelledError; before that, the server "
+                "answered 503 server.unavailable: Out for maintenance."
+            ),
+        ),
     ],
 )
 async def test_a_cancelled_stop_ends_for_it_too(

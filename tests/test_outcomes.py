@@ -103,8 +103,12 @@ ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
     "429 when patience ran out": (BctrlRateLimitError("429", status=429), StopResult.REJECTED),
     "503 when patience ran out": (BctrlServerError("503", status=503), StopResult.REJECTED),
     "307": (BctrlResponseError("307", status=307), StopResult.REJECTED),
-    "a target that is none": (BctrlConfigError("alias is empty"), StopResult.REJECTED),
+    "a target that is none": (
+        BctrlConfigError("alias is empty", reason_class="invalid_input"),
+        StopResult.REJECTED,
+    ),
     # the request never reached the server
+    "a session that is closed": (BctrlConfigError("closed"), StopResult.NOT_SENT),
     "connection refused": (BctrlNetworkError("no connection"), StopResult.NOT_SENT),
     "no connection in time": (BctrlTimeoutError("no connection in time"), StopResult.NOT_SENT),
     "an error of no other kind": (BctrlError("cancelled before it began"), StopResult.NOT_SENT),

@@ -22,6 +22,7 @@ from bctrl_async import (
     Runtime,
     RuntimeKind,
     RuntimeStatus,
+    StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault
 
@@ -258,6 +259,38 @@ async def test_a_key_function_that_never_answers_runs_into_the_timeout(emulator:
         with pytest.raises(BctrlTimeoutError, match="api_key function") as caught:
             await session.stop_runtime("ws-1", "crm")
     assert caught.value.may_have_stopped is False
+
+
+async def test_a_stop_can_be_cancelled_while_it_waits_for_its_key(emulator: Emulator) -> None:
+    asked = asyncio.Event()
+
+    async def hang() -> str:
+        asked.set()
+        return await asyncio.Future[str]()
+
+    async with BctrlSession(hang, base_url=emulator.url) as session:
+        stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await asked.wait()
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+    assert emulator.requests == []
+
+
+async def test_a_key_function_that_raises_cancelled_error_is_a_configuration_error(
+    emulator: Emulator,
+) -> None:
+    """It awaited something that was cancelled; the stop itself was not."""
+
+    async def cancelled() -> str:
+        raise asyncio.CancelledError
+
+    async with BctrlSession(cancelled, base_url=emulator.url) as session:
+        with pytest.raises(BctrlConfigError, match="api_key function raised CancelledError"):
+            await session.stop_runtime("ws-1", "crm")
+        report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "mail")])
+    assert report.counts == {StopResult.NOT_SENT: 2}
+    assert emulator.requests == []
 
 
 @pytest.mark.parametrize(

@@ -597,6 +597,30 @@ class TestInputThatRaisesOnce:
         assert runtimes.received.total() == 1
         assert not batch.report.ok
 
+    @pytest.mark.parametrize("concurrency", [1, 5])
+    async def test_an_async_one_that_raises_cancelled_error_has_failed(
+        self, runtimes: Emulator, session: BctrlSession, concurrency: int
+    ) -> None:
+        """Fault: an async input that raised CancelledError ended the run as a success."""
+
+        async def targets() -> AsyncIterator[Target]:
+            for pair in PAIRS[:3]:
+                yield pair
+            cancelled = asyncio.get_running_loop().create_future()
+            cancelled.cancel()
+            await cancelled
+            yield PAIRS[0]
+
+        batch = session.stop_runtimes(targets(), concurrency=concurrency)
+        with pytest.raises(BctrlError, match="the input raised CancelledError") as caught:
+            await batch
+
+        assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+        assert batch.report.counts == {StopResult.STOPPED: 3}
+        assert runtimes.received.total() == 3
+        assert str(batch.report.ended_early) == str(caught.value)
+        assert not batch.report.ok
+
 
 def failure(index: int, error: BctrlError | None) -> StopOutcome:
     return StopOutcome(

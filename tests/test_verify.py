@@ -145,6 +145,12 @@ class TestRules:
         assert looks.delay(lost(), 1) is not None
 
 
+def pollers(batch: StopBatch) -> list[asyncio.Task[None]]:
+    verifier = batch._run._verifier
+    assert verifier is not None
+    return verifier.tasks
+
+
 class Simulation:
     """A session whose requests go to a server that exists only in virtual time."""
 
@@ -300,7 +306,7 @@ class TestWaiting:
     def test_a_deadline_that_ends_nothing_but_looks_ends_nothing_early(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, at_once: int
     ) -> None:
-        monkeypatch.setattr("bctrl_async.bulk._run._MOST_POLLERS", at_once)
+        monkeypatch.setattr("bctrl_async.bulk._verify._MAX_POLLERS", at_once)
         report = simulate(slowly(10_000)).stop(3, deadline=30)
 
         assert report.counts == {ACCEPTED: 3}
@@ -338,7 +344,7 @@ class TestWaiting:
                 seen.add(batch.in_flight)
             running.cancel()
             await asyncio.wait([running])
-            assert not batch._run._polling
+            assert not pollers(batch)
             return seen
 
         assert {0, 1} <= simulation.run(main) <= {0, 1, 2}
@@ -346,7 +352,7 @@ class TestWaiting:
     def test_while_very_many_are_polled_no_more_are_begun(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bctrl_async.bulk._run._MOST_POLLERS", 5)
+        monkeypatch.setattr("bctrl_async.bulk._verify._MAX_POLLERS", 5)
         simulation = simulate(slowly(60))
         report = simulation.stop(50, concurrency=3)
 
@@ -378,8 +384,8 @@ class TestWaiting:
             return runtime("active")
 
         def cancel() -> None:
-            assert batches[0]._run._polling
-            for task in batches[0]._run._polling:
+            assert pollers(batches[0])
+            for task in pollers(batches[0]):
                 task.cancel()
 
         async def main(session: BctrlSession) -> StopReport:
@@ -485,7 +491,7 @@ class TestEnds:
                 asyncio.get_running_loop().call_later(moment, ways[end])
                 await asyncio.wait([running])
                 assert batch.in_flight == 0
-                assert not batch._run._polling
+                assert not pollers(batch)
                 return batch.report
 
             simulation = simulate(answer)

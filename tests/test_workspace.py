@@ -89,6 +89,25 @@ class TestWhatIsStopped:
         assert report.counts == {STOPPED: 1, StopResult.ALREADY_STOPPED: 1}
         assert stops(workspace) == {"crm", "done"}
 
+    async def test_a_function_that_raises_cancelled_error_stops_nothing(
+        self, workspace: Emulator, session: BctrlSession
+    ) -> None:
+        """Fault: another worker listed again, and everything was stopped."""
+        calls: list[Runtime] = []
+
+        def where(runtime: Runtime) -> bool:
+            calls.append(runtime)
+            if len(calls) == 1:
+                raise asyncio.CancelledError
+            return True
+
+        batch = session.stop_workspace("ws-1", where=where)
+        with pytest.raises(BctrlError, match="the input raised CancelledError"):
+            await batch
+
+        assert len(workspace.requests) == len(calls) == 1
+        assert not batch.report.ok
+
     async def test_nothing_where_nothing_fits(
         self, workspace: Emulator, session: BctrlSession
     ) -> None:

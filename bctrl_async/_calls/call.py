@@ -66,14 +66,28 @@ class Call(msgspec.Struct, Generic[_T]):
 
     def annotate(self, error: BctrlError) -> None:
         """Add the call and its earlier attempts to the error that ends it."""
-        error.operation = self.operation.name
-        error.workspace_id = self.workspace_id
-        error.alias = self.alias
+        annotate(error, self.operation.name, self.workspace_id, self.alias)
         error.attempts = self.attempts
         if self.retries is not None:
             self.retries.annotate(error)
         # A GET stops nothing, however it ended.
         error.may_have_stopped &= self.operation.stops
+
+    def aborted(self, reason: str) -> BctrlError:
+        """Return the error of this call if it is cancelled now, for a reason."""
+        if self.in_flight:
+            when = "before an answer"
+        else:
+            when = "before it was sent again" if self.attempts else "while it waited for its turn"
+        last = None if self.retries is None else self.retries.last_failure
+        earlier = "" if last is None else f"; before that, {last.summary}"
+        error = BctrlError(
+            f"aborted {when}: {reason}{earlier}",
+            advice="Stop it again: a stop is safe to repeat",
+            may_have_stopped=self.in_flight,
+        )
+        self.annotate(error)
+        return error
 
     async def back_off(self, limiter: Limiter) -> bool:
         """Wait before the next attempt as the policy says; return False to give up."""
@@ -99,3 +113,10 @@ class Call(msgspec.Struct, Generic[_T]):
                 failed.summary,
                 delay,
             )
+
+
+def annotate(error: BctrlError, operation: str, workspace_id: object, alias: object) -> None:
+    """Name the call that ended with an error; `alias` is None for a whole workspace."""
+    error.operation = operation
+    error.workspace_id = str(workspace_id)
+    error.alias = alias if alias is None else str(alias)

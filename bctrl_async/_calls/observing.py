@@ -14,7 +14,7 @@ from bctrl_async._http import protocol
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import AttemptObserver, Observer, ReadObserver, StopObserver
-from bctrl_async.outcomes import StopOutcome, result_of
+from bctrl_async.outcomes import outcome_of
 
 _log = logging.getLogger("bctrl_async")
 
@@ -87,26 +87,13 @@ class ObservedStop:
     def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None = None) -> None:
         """Tell how it ended, after its call was made or before."""
         if not isinstance(ended, Runtime | BctrlError):
-            ended = _broken_off(ended, call)
-        outcome = StopOutcome(
-            index=0,
-            target=self._target,
-            result=result_of(ended),
-            runtime=ended if isinstance(ended, Runtime) else None,
-            error=None if isinstance(ended, Runtime) else ended,
+            reason, name = ended, type(ended).__name__
+            ended = BctrlError(f"aborted: {name}") if call is None else call.aborted(name)
+            ended.__cause__ = reason
+        outcome = outcome_of(
+            self._target,
+            ended,
             attempts=0 if call is None else call.attempts,
             elapsed=time.monotonic() - self._began,
         )
         notify(self._stop.end, outcome)
-
-
-def _broken_off(reason: BaseException, call: Call[Runtime] | None) -> BctrlError:
-    in_flight = call is not None and call.in_flight
-    error = BctrlError(
-        f"broken off by {type(reason).__name__}" + (" before an answer" if in_flight else ""),
-        may_have_stopped=in_flight,
-    )
-    error.__cause__ = reason
-    if call is not None:
-        call.annotate(error)
-    return error

@@ -14,6 +14,7 @@ from yarl import URL
 
 from bctrl_async import _config
 from bctrl_async._calls.call import Call
+from bctrl_async._calls.cancellation import is_cancelled
 from bctrl_async._calls.observing import extra_headers, notify
 from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._http import transport
@@ -142,7 +143,7 @@ class Sender:
                 except asyncio.CancelledError:
                     # Closing the pool cancels a look-up of the host's address, and aiohttp passes
                     # that on to those who wait for it, whom nobody has cancelled.
-                    if not http.closed or _is_cancelled():
+                    if not http.closed or is_cancelled():
                         raise
                     ended = BctrlNetworkError("the host's address was still being looked up")
                 finally:
@@ -230,11 +231,6 @@ class Sender:
         return closed
 
 
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
 async def _fetch_key(ask: KeyProvider, limit: aiohttp.ClientTimeout) -> _config.Secret:
     try:
         async with asyncio.timeout(limit.total) as timeout:
@@ -242,7 +238,9 @@ async def _fetch_key(ask: KeyProvider, limit: aiohttp.ClientTimeout) -> _config.
             if inspect.isawaitable(key):
                 key = await key
             key = _config.Secret(key) if isinstance(key, str) else key
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
+            raise
         if timeout.expired():
             raise BctrlTimeoutError(
                 f"the api_key function gave no key within {limit.total:g} s"

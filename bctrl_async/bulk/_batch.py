@@ -1,11 +1,10 @@
-"""The bulk stop as users hold it: to be awaited for its report, or entered and iterated over."""
+"""The handle of a bulk stop: await it for its report, or enter it and iterate over outcomes."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
-import time
 import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -13,9 +12,10 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
+from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async._calls.observing import notify
-from bctrl_async.bulk._cancel import Reach
-from bctrl_async.bulk._run import HandOver, Run, until_done
+from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
+from bctrl_async.bulk._run import Deliver, Run
 from bctrl_async.bulk._targets import Input
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal import Journal
@@ -24,8 +24,7 @@ from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
 _log = logging.getLogger("bctrl_async")
 
-_NEVER = BctrlError("the bulk stop was not run")
-_BUFFERED = 100
+_MAX_UNREAD = 100
 """Outcomes that may wait to be read before the workers wait as well."""
 
 OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
@@ -64,18 +63,16 @@ class StopBatch(Coroutine[object, object, StopReport]):
         self._is_throttled = is_throttled
         self._open_journal = open_journal
         self._observer = observer
-        self._call_back = None if on_outcome is None else _called(on_outcome)
+        self._call_back = None if on_outcome is None else _callback(on_outcome)
         self._whole: Coroutine[object, object, StopReport] | None = None
         self._outcomes: asyncio.Queue[StopOutcome | None] | None = None
-        self._taken_up = False
-        self._began: float | None = None
-        self._ended: float | None = None
+        self._started = False
         self._error: BaseException | None = None
 
     @property
     def counts(self) -> Counter[StopResult]:
         """How many outcomes there are so far, by result."""
-        return Counter(self._run.counts)
+        return Counter(self._run.ledger.counts)
 
     @property
     def read(self) -> int:
@@ -95,7 +92,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     @property
     def retries(self) -> int:
         """Requests beyond the first of each target, of the outcomes so far."""
-        return self._run.retries
+        return self._run.ledger.retries
 
     @property
     def is_throttled(self) -> bool:
@@ -110,33 +107,23 @@ class StopBatch(Coroutine[object, object, StopReport]):
     @property
     def report(self) -> StopReport:
         """What became of the targets so far."""
-        elapsed = 0.0
-        if self._began is not None:
-            elapsed = (self._ended or time.monotonic()) - self._began
-        return StopReport(
-            total=self._input.count,
-            counts=self.counts,
-            failures=tuple(self._run.failures),
-            elapsed=elapsed,
-            retries=self._run.retries,
-            throttled=self._run.throttled,
-            resumed=self._run.resumed,
-            ended_early=_NEVER if self._began is None else self._run.ended_early,
-        )
+        return self._run.ledger.report(self._input.count)
 
     def stop_reading(self) -> None:
         """Begin no further targets; those that were begun get their outcome as usual.
 
         What is left of an input with a length becomes `not_sent`; another one is read no further.
         """
-        self._run.end_early(BctrlError("the run was asked to begin nothing new"), Reach.READING)
+        self._run.end_early(
+            BctrlError("the run was asked to begin no more stops"), CancelLevel.READING
+        )
 
     def abort(self) -> None:
         """Wait for no answer any more: what is in flight becomes `unknown`, the rest `not_sent`.
 
         Unlike cancellation it ends with the report, and every outcome is still handed over.
         """
-        self._run.end_early(BctrlError("the run was cut off"), Reach.IN_FLIGHT)
+        self._run.end_early(BctrlError("the run was aborted"), CancelLevel.IN_FLIGHT)
 
     def __await__(self) -> Generator[object, object, StopReport]:
         return self._run_to_its_end().__await__()
@@ -151,19 +138,19 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     def close(self) -> None:
         """Give it up, as a task does that never started."""
-        self._taken_up = True
+        self._started = True
         if self._whole is not None:
             self._whole.close()
 
     def _coroutine(self) -> Coroutine[object, object, StopReport]:
-        self._taken_up = True
+        self._started = True
         if self._whole is None:
             self._whole = self._run_to_its_end()
         return self._whole
 
     def __del__(self) -> None:
         # Without it where the constructor was not reached.
-        if not getattr(self, "_taken_up", True):
+        if not getattr(self, "_started", True):
             warnings.warn(
                 "a bulk stop was never awaited or entered: nothing was stopped",
                 RuntimeWarning,
@@ -173,8 +160,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def __aenter__(self) -> Self:
         self._begin()
-        self._outcomes = asyncio.Queue(_BUFFERED)
-        self._runner = asyncio.create_task(self._run_and_tell(self._outcomes))
+        self._outcomes = asyncio.Queue(_MAX_UNREAD)
+        self._runner = asyncio.create_task(self._run_for_iteration(self._outcomes))
         return self
 
     async def __aexit__(
@@ -184,7 +171,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         traceback: TracebackType | None,
     ) -> None:
         self._runner.cancel()
-        await until_done([self._runner])
+        await wait_shielded(self._runner)
         if exc is None:
             self._raise_error()
 
@@ -209,32 +196,32 @@ class StopBatch(Coroutine[object, object, StopReport]):
             raise error
 
     def _begin(self) -> None:
-        self._taken_up = True
-        if self._began is not None:
+        self._started = True
+        if self._run.ledger.has_begun:
             raise BctrlConfigError(
                 "the bulk stop has run already",
                 advice="Read its .report, or call stop_runtimes again for another run",
             )
         self._check()
-        self._began = time.monotonic()
+        self._run.ledger.begin()
 
     async def _run_to_its_end(self) -> StopReport:
         self._begin()
-        await self._work(self._call_back)
+        await self._observe_run(self._call_back)
         return self.report
 
-    async def _run_and_tell(self, outcomes: asyncio.Queue[StopOutcome | None]) -> None:
+    async def _run_for_iteration(self, outcomes: asyncio.Queue[StopOutcome | None]) -> None:
         call_back = self._call_back
-        hand_over: HandOver = outcomes.put
+        deliver: Deliver = outcomes.put
         if call_back is not None:
 
-            async def hand_over(outcome: StopOutcome) -> None:
+            async def deliver(outcome: StopOutcome) -> None:
                 await call_back(outcome)
                 await outcomes.put(outcome)
 
         try:
             try:
-                await self._work(hand_over)
+                await self._observe_run(deliver)
             except (asyncio.CancelledError, GeneratorExit):
                 raise
             except BaseException as error:  # noqa: BLE001 - raised where the outcomes are read.
@@ -246,65 +233,72 @@ class StopBatch(Coroutine[object, object, StopReport]):
             outcomes.put_nowait(None)
             raise
 
-    async def _work(self, hand_over: HandOver | None) -> None:
+    async def _observe_run(self, deliver: Deliver | None) -> None:
+        ledger = self._run.ledger
         if self._observer is not None:
-            self._run.observer = notify(self._observer.begin_bulk)
+            ledger.observer = notify(self._observer.begin_bulk)
         try:
-            await self._work_through(hand_over)
+            await self._run_with_journal(deliver)
         finally:
-            self._log_early_end()
-            if self._run.observer is not None:
-                notify(self._run.observer.end, self.report)
+            ledger.end()
+            if ledger.ended_early is not None:
+                _log.warning(
+                    "a bulk stop ended early, with %d targets read and %d of them not settled: %s",
+                    self._input.count,
+                    len(ledger.failures),
+                    ledger.ended_early.summary,
+                )
+            if ledger.observer is not None:
+                notify(ledger.observer.end, self.report)
 
-    async def _work_through(self, hand_over: HandOver | None) -> None:
-        journal: Journal | None = None
+    async def _run_with_journal(self, deliver: Deliver | None) -> None:
+        if self._open_journal is None:
+            await self._run.run(deliver)
+            return
+        ledger = self._run.ledger
         try:
-            if self._open_journal is not None:
-                try:
-                    journal = await _opened(self._open_journal)
-                except BctrlError as error:
-                    self._run.ended_early = error
-                    raise
-            await self._run.work_through(hand_over, journal)
+            journal = await _opened(self._open_journal)
+        except BctrlError as error:
+            ledger.ended_early = error
+            raise
+        ledger.use_journal(journal)
+        try:
+            await self._run.run(deliver)
         finally:
-            self._ended = time.monotonic()
-            if journal is not None:
-                await self._close(journal)
-
-    def _log_early_end(self) -> None:
-        if self._run.ended_early is not None:
-            _log.warning(
-                "a bulk stop ended early, with %d targets read and %d of them not settled: %s",
-                self._input.count,
-                len(self._run.failures),
-                self._run.ended_early.summary,
-            )
-
-    async def _close(self, journal: Journal) -> None:
-        # In a thread: a disk may take its time.
-        closing = asyncio.create_task(asyncio.to_thread(journal.close))
-        await until_done([closing])
-        if isinstance(error := closing.exception(), BctrlError):
-            self._run.ended_early = self._run.ended_early or error
+            failure = await _closed(journal)
+            ledger.ended_early = ledger.ended_early or failure
 
 
-def _called(on_outcome: OnOutcome) -> HandOver:
+def _callback(on_outcome: OnOutcome) -> Deliver:
     async def call(outcome: StopOutcome) -> None:
-        called = on_outcome(outcome)
-        if inspect.isawaitable(called):
-            await called
+        try:
+            returned = on_outcome(outcome)
+            if inspect.isawaitable(returned):
+                await returned
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            raise as_failure(error, "on_outcome") from error
 
     return call
 
 
 async def _opened(open_journal: Callable[[], Journal]) -> Journal:
-    # In a thread, as it may be long. What is opened must be closed, so this cannot be cancelled.
+    # In a thread, since it may take long. An opened journal must be closed, so this is shielded.
     opening = asyncio.create_task(asyncio.to_thread(open_journal))
     try:
-        await until_done([opening])
+        await wait_shielded(opening)
     except asyncio.CancelledError:
         if opening.exception() is None:
             with suppress(BctrlError):
                 opening.result().close()
         raise
     return opening.result()
+
+
+async def _closed(journal: Journal) -> BctrlError | None:
+    # In a thread, since a disk may take long.
+    closing = asyncio.create_task(asyncio.to_thread(journal.close))
+    await wait_shielded(closing)
+    error = closing.exception()
+    return error if isinstance(error, BctrlError) else None

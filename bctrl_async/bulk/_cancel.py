@@ -1,104 +1,111 @@
-"""One of those who do the work of a bulk stop, and how what it waits for is cut off."""
+"""Cancel a bulk stop level by level: cancel scopes, and the workers that enter them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from enum import IntEnum
-from typing import TypeVar
+from types import TracebackType
+from typing import Self
 
 from bctrl_async._calls.call import Call
-from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime
 
-_T = TypeVar("_T")
 
-
-class Reach(IntEnum):
-    """How much of a run is ended early; each includes those before it."""
+class CancelLevel(IntEnum):
+    """How much of a run is cancelled. Each level includes those before it."""
 
     READING = 0
     """No further target is begun; those that were begun are stopped as usual."""
     WAITING = 1
-    """No further request is sent; those that are under way may still be answered."""
+    """No further request is sent; those in flight may still be answered."""
     IN_FLIGHT = 2
-    """No answer is waited for; what has an outcome is still handed over."""
-    HANDING_OVER = 3
-    """Nobody wants the outcomes any more; they are still accounted for."""
+    """No answer is waited for; outcomes are still delivered."""
+    DELIVERY = 3
+    """Outcomes are recorded and no longer delivered."""
 
 
-_CODE = {
-    Reach.READING: "the input",
-    Reach.WAITING: "the call",
-    Reach.HANDING_OVER: "on_outcome",
-}
+class CancelScope:
+    """A block of a task that another task can cancel, as anyio's `CancelScope`.
 
+    `asyncio.timeout` does not fit: it cancels one turn of the loop late.
 
-class CutOffError(Exception):
-    """What a worker was waiting for has been cut off."""
+    Attributes:
+        cancelled_caught: True if the block was left because of `cancel`.
+    """
+
+    __slots__ = ("_cancel_called", "_task", "cancelled_caught")
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[object] | None = None
+        self._cancel_called = False
+        self.cancelled_caught = False
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        return self
+
+    def cancel(self) -> None:
+        """Cancel the block once, if a task is in it."""
+        # Not the current task: it would be cancelled at its next await, perhaps after the block.
+        if self._task not in {None, asyncio.current_task()} and not self._cancel_called:
+            self._cancel_called = True
+            self._task.cancel()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        task, self._task = self._task, None
+        if task is not None and self._cancel_called:
+            # A cancellation from outside the scope remains in the count, and propagates.
+            only_ours = not task.uncancel()
+            self.cancelled_caught = only_ours and exc_type is asyncio.CancelledError
+        return self.cancelled_caught
 
 
 class Worker:
-    """One of those who stop or poll the targets, and what the others must know of it.
+    """A worker of a bulk stop, or a poller beside the workers.
 
     Attributes:
-        call: The call that it is at.
-        task: What it runs in.
-        cancelled: Whether somebody else has cancelled that task.
+        call: The call that it is making.
     """
 
-    __slots__ = ("_cut_off", "_doing", "call", "cancelled", "task")
+    __slots__ = ("_level", "_scope", "call")
 
     def __init__(self) -> None:
         self.call: Call[Runtime] | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.cancelled = False
-        self._doing: Reach | None = None
-        self._cut_off = False
+        self._level = CancelLevel.READING
+        self._scope = CancelScope()
 
     @property
-    def stops(self) -> bool:
-        """Whether it is at a stop, and does not only look at one."""
+    def is_stopping(self) -> bool:
+        """True while its call is a stop, not a poll."""
         return self.call is not None and self.call.operation.stops
 
-    async def wait(self, doing: Reach, work: Awaitable[_T]) -> _T:
-        """Wait for something that can be interrupted.
+    def scope(self, level: CancelLevel) -> CancelScope:
+        """Return a new scope, to be cancelled at this level and those above it."""
+        self._level, self._scope = level, CancelScope()
+        return self._scope
 
-        Args:
-            doing: The least reach that ends it.
-            work: What is waited for.
+    def cancel(self, level: CancelLevel) -> None:
+        """Cancel the scope that the worker is in, if the level includes it."""
+        needed = self._level
+        if needed is CancelLevel.WAITING and self.call is not None and self.call.in_flight:
+            needed = CancelLevel.IN_FLIGHT
+        if level >= needed:
+            self._scope.cancel()
 
-        Raises:
-            CutOffError: It was ended.
-        """
-        self._doing = doing
+
+async def wait_shielded(task: asyncio.Task[object]) -> None:
+    """Wait for a task to end; a cancellation of the caller takes effect only then."""
+    cancelled: asyncio.CancelledError | None = None
+    # Asked anew each time: anyio cancels a task at every turn of the loop.
+    while not task.done():
         try:
-            return await work
+            await asyncio.wait([task])
         except asyncio.CancelledError as error:
-            if not self._cut_off and self.task is not None:
-                if not self.task.cancelling():
-                    # It is nobody's cancellation of this run, but what the user's own code raised.
-                    raise BctrlError(f"{_CODE[doing]} raised CancelledError") from error
-                self.cancelled = True
-            raise CutOffError from None
-        finally:
-            self._doing = None
-            if self._cut_off and self.task is not None:
-                self._cut_off = False
-                self.task.uncancel()
-
-    def interrupt(self, reach: Reach) -> None:
-        """End what it waits for, if that is within reach."""
-        doing = self._doing
-        if doing is Reach.WAITING and self.call is not None and self.call.in_flight:
-            doing = Reach.IN_FLIGHT
-        # Whoever calls for the end, as an input may, waits for nothing.
-        if (
-            doing is None
-            or doing > reach
-            or self._cut_off
-            or self.task in {None, asyncio.current_task()}
-        ):
-            return
-        self._cut_off = True
-        self.task.cancel()
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

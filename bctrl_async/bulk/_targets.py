@@ -20,7 +20,8 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from uuid import UUID
 
-from bctrl_async.errors import BctrlConfigError, BctrlError
+from bctrl_async._calls.cancellation import as_failure, is_cancelled
+from bctrl_async.errors import BctrlConfigError, BctrlResponseError
 from bctrl_async.models import RuntimeRef
 
 Target = RuntimeRef | tuple[str | UUID, str]
@@ -94,10 +95,8 @@ class Input:
             except StopAsyncIteration:
                 self.closed = True
                 return None
-            except (asyncio.CancelledError, GeneratorExit):
-                raise
-            except BaseException as error:  # noqa: BLE001 - it is the caller's, who gets it back.
-                self._close_with(error)
+            except BaseException as error:  # noqa: BLE001 - the run raises it.
+                self._fail_unless_cancelled(error)
                 return None
             return self._counted(item)
 
@@ -110,14 +109,8 @@ class Input:
         except StopIteration:
             self.closed = True
             return None
-        except asyncio.CancelledError as error:
-            # Of something that the input looked at: nobody has cancelled this task.
-            cancelled = BctrlError("the input raised CancelledError")
-            cancelled.__cause__ = error
-            self._close_with(cancelled)
-            return None
-        except BaseException as error:  # noqa: BLE001 - it is the caller's, who gets it back.
-            self._close_with(error)
+        except BaseException as error:  # noqa: BLE001 - the run raises it.
+            self._fail(error)
             return None
         return self._counted(item)
 
@@ -125,7 +118,18 @@ class Input:
         self.count += 1
         return self.count - 1, item
 
-    def _close_with(self, error: BaseException) -> None:
+    def _fail_unless_cancelled(self, error: BaseException) -> None:
+        """Fail with an error, but raise it if it ends the reading task."""
+        if isinstance(error, GeneratorExit) or (
+            isinstance(error, asyncio.CancelledError) and is_cancelled()
+        ):
+            raise error
+        self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Close the input with the error that it raised."""
+        if isinstance(error, asyncio.CancelledError):
+            error = as_failure(error, "the input")
         self.error = error
         self.closed = True
 
@@ -159,10 +163,8 @@ class Listing(Input):
                 return self.next_nowait()
             try:
                 items = await self._ask()
-            except (asyncio.CancelledError, GeneratorExit):
-                raise
-            except BaseException as error:  # noqa: BLE001 - whoever runs it gets it back.
-                self._close_with(error)
+            except BaseException as error:  # noqa: BLE001 - the run raises it.
+                self._fail_unless_cancelled(error)
                 return None
             self._ask, self._plain, self.length = None, iter(items), len(items)
             return self.next_nowait()
@@ -184,6 +186,8 @@ def as_target(item: object) -> RuntimeRef:
     match _parts(item):
         case (str() | UUID() as workspace_id, str() as alias):
             return RuntimeRef(_plain(workspace_id), _plain(alias))
+    if type(item) is BctrlResponseError:
+        raise item
     raise BctrlConfigError(
         f"{_shown(item)} is no target",
         advice="Give a pair of texts: (workspace id, alias)",
@@ -193,6 +197,8 @@ def as_target(item: object) -> RuntimeRef:
 
 def best_effort_ref(item: object) -> RuntimeRef:
     """Return what comes closest to a target, for the account of an item that is none."""
+    if type(item) is BctrlResponseError:
+        return RuntimeRef(item.workspace_id or "", item.alias or "")
     match _parts(item):
         case (workspace_id, alias):
             return RuntimeRef(_as_text(workspace_id), _as_text(alias))

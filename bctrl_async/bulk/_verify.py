@@ -1,35 +1,43 @@
-"""Whether what a stop left open has come true: what to ask, when, and what an answer means.
-
-Decisions, without I/O or a clock of their own.
-"""
+"""Verify outcomes: poll the runtimes of stops whose effect the server has not confirmed."""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
 import msgspec
 
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.observing import notify
 from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
+from bctrl_async.bulk._cancel import Worker
+from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import BctrlError, BctrlNotFoundError
-from bctrl_async.models import Runtime, RuntimeStatus
+from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
+from bctrl_async.observer import CallObserver, ReadObserver, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, result_of
 
-_OVER = frozenset({RuntimeStatus.STOPPED, RuntimeStatus.FAILED})
-"""The statuses in which nothing runs any more."""
+_FINAL = frozenset({RuntimeStatus.STOPPED, RuntimeStatus.FAILED})
+"""The statuses of a runtime that no longer runs."""
+_MAX_POLLERS = 1000
+"""The runtimes that are polled beside the stops: a bound for memory."""
 
 
 def needs_verification(outcome: StopOutcome) -> bool:
-    """Whether the server has not yet said that nothing runs any more, although it may be so."""
+    """Return True if the runtime may still be running."""
     if outcome.result is StopResult.ACCEPTED:
-        return outcome.runtime is None or outcome.runtime.status not in _OVER
+        return outcome.runtime is None or outcome.runtime.status not in _FINAL
     return outcome.result is StopResult.UNKNOWN
 
 
 def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> StopOutcome | None:
-    """Return the outcome that a look at the runtime makes of it, None if it says nothing yet.
+    """Return the outcome that a poll settles, or None if it does not settle it.
 
-    The status means what it would have meant in the answer to the stop.
+    A status means what it would have meant in the answer to the stop.
     """
     match polled:
-        case Runtime(status=status) if status in _OVER:
+        case Runtime(status=status) if status in _FINAL:
             return msgspec.structs.replace(
                 outcome, result=result_of(polled), runtime=polled, error=None
             )
@@ -41,11 +49,11 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
 
 
 class PollSchedule:
-    """When to poll one runtime.
+    """The times at which one runtime is polled.
 
     Args:
-        policy: How long the waits are, and which errors are worth another look.
-        patience: Seconds after which there is no further look; there is one in any case.
+        policy: Sets the delays, and the errors after which to poll again.
+        patience: Seconds after which there is no further poll; the first is made in any case.
         now: The time of a monotonic clock, in seconds.
     """
 
@@ -57,10 +65,10 @@ class PollSchedule:
         self._count = 0
 
     def delay(self, polled: Runtime | BctrlError | None, now: float) -> float | None:
-        """Return how many seconds to wait before the next look, None if there is none.
+        """Return the seconds until the next poll, or None to give up.
 
         Args:
-            polled: What the last one came to, None if there was none.
+            polled: The result of the last poll, None before the first.
             now: The time.
         """
         if isinstance(polled, BctrlError) and not is_transient(
@@ -72,3 +80,115 @@ class PollSchedule:
             return None
         self._count += 1
         return min(probe_delay(self._policy, self._count), left)
+
+
+class Pending(msgspec.Struct):
+    """An outcome to verify before it is recorded.
+
+    Args:
+        outcome: The outcome as it stands.
+        policy: The policy of the polls.
+        began: The time at which its stop began.
+        observer: The observer of its stop.
+        recorded: True once it is recorded.
+    """
+
+    outcome: StopOutcome
+    policy: RetryPolicy
+    began: float
+    observer: StopObserver | None = None
+    recorded: bool = False
+
+
+class Verifier:
+    """Polls runtimes beside the workers of a bulk stop.
+
+    Args:
+        ledger: Records each outcome once it is verified.
+        make_poll: Makes the call that polls a target.
+        send: Sends such a call for a worker, after a delay in seconds.
+        may_send: Returns False once no further request may be sent.
+        deadline: Seconds until a run ends, None without a deadline.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        make_poll: Callable[[RuntimeRef], Call[Runtime]],
+        send: Callable[[Worker, Call[Runtime], float], Awaitable[Runtime | BctrlError]],
+        may_send: Callable[[], bool],
+        deadline: float | None,
+    ) -> None:
+        self._ledger = ledger
+        self._make_poll = make_poll
+        self._send = send
+        self._may_send = may_send
+        self._deadline = deadline
+        self._pollers: dict[asyncio.Task[None], tuple[Worker, Pending]] = {}
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """The tasks that poll."""
+        return list(self._pollers)
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The workers of these tasks."""
+        return [worker for worker, _ in self._pollers.values()]
+
+    @property
+    def is_full(self) -> bool:
+        """True if no further runtime can be polled beside the stops."""
+        return len(self._pollers) >= _MAX_POLLERS
+
+    def add(self, task: asyncio.Task[None], worker: Worker, pending: Pending) -> None:
+        """Register a task that verifies an outcome."""
+        self._pollers[task] = worker, pending
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        _, pending = self._pollers.pop(task)
+        # A task that was cancelled before its first step has recorded nothing.
+        self._record(pending)
+
+    def _record(self, pending: Pending) -> None:
+        if not pending.recorded:
+            pending.recorded = True
+            self._ledger.record(pending.outcome, pending.observer)
+
+    async def verify(self, worker: Worker, pending: Pending) -> StopOutcome:
+        """Poll a target until its outcome is settled or time is up, and record the outcome."""
+        read: ReadObserver | None = None
+        if pending.outcome.resumed and self._ledger.observer is not None:
+            # There is no stop that the polls would belong to.
+            read = notify(self._ledger.observer.begin_read, *pending.outcome.target)
+        try:
+            settled = await self._poll(worker, pending, pending.observer or read)
+            pending.outcome = settled or pending.outcome
+        finally:
+            if not pending.outcome.resumed:
+                elapsed = time.monotonic() - pending.began
+                pending.outcome = msgspec.structs.replace(pending.outcome, elapsed=elapsed)
+            self._record(pending)
+            if read is not None:
+                notify(read.end, None)
+        return pending.outcome
+
+    async def _poll(
+        self, worker: Worker, pending: Pending, observer: CallObserver | None
+    ) -> StopOutcome | None:
+        loop = asyncio.get_running_loop()
+        patience = self._deadline or pending.policy.max_throttle_wait
+        schedule = PollSchedule(pending.policy, patience, loop.time())
+        polled: Runtime | BctrlError | None = None
+        settled: StopOutcome | None = None
+        while settled is None and self._may_send():
+            delay = schedule.delay(polled, loop.time())
+            if delay is None:
+                break
+            call = self._make_poll(pending.outcome.target)
+            call.observer = observer
+            polled = await self._send(worker, call, delay)
+            settled = outcome_after_poll(pending.outcome, polled)
+        return settled

@@ -1,0 +1,116 @@
+"""The account of a bulk stop: every outcome once, in counts, journal and observer."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from bctrl_async._calls.observing import notify
+from bctrl_async.errors import BctrlError
+from bctrl_async.journal import Journal
+from bctrl_async.models import RuntimeRef
+from bctrl_async.observer import BulkObserver, StopObserver
+from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
+
+_NOT_RUN = BctrlError("the bulk stop was not run")
+
+
+class Ledger:
+    """The outcomes of one bulk stop so far.
+
+    Args:
+        on_journal_error: Called once, when an outcome cannot be written to the journal.
+
+    Attributes:
+        counts: The number of outcomes by result.
+        failures: The outcomes that are not settled.
+        retries: The attempts beyond the first of each target.
+        throttled: The answers that were 429 or 503.
+        resumed: The number of outcomes taken from an earlier run.
+        settled: The settled outcomes of earlier runs, by target.
+        ended_early: Why the run ended before its input did, or None.
+        observer: The observer of the run.
+    """
+
+    def __init__(self, on_journal_error: Callable[[BctrlError], None]) -> None:
+        self._on_journal_error = on_journal_error
+        self._journal: Journal | None = None
+        self._began: float | None = None
+        self._ended: float | None = None
+        self.counts: Counter[StopResult] = Counter()
+        self.failures: list[StopOutcome] = []
+        self.retries: int = 0
+        self.throttled: int = 0
+        self.resumed: int = 0
+        self.settled: Mapping[RuntimeRef, StopOutcome] = {}
+        self.ended_early: BctrlError | None = None
+        self.observer: BulkObserver | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """True once `begin` was called."""
+        return self._began is not None
+
+    def begin(self) -> None:
+        """Start the clock of the run."""
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        """Stop the clock of the run."""
+        self._ended = time.monotonic()
+
+    def use_journal(self, journal: Journal) -> None:
+        """Write further outcomes to a journal, and resume from those in it."""
+        self._journal, self.settled = journal, journal.settled
+
+    def record(self, outcome: StopOutcome, observer: StopObserver | None = None) -> StopOutcome:
+        """Record an outcome, and return it.
+
+        Args:
+            outcome: The outcome of one target; each target is recorded once.
+            observer: The observer of its stop.
+        """
+        self.counts[outcome.result] += 1
+        if not outcome.result.settled:
+            self.failures.append(outcome)
+        self.resumed += outcome.resumed
+        if not outcome.resumed:
+            self.retries += max(outcome.attempts - 1, 0)
+            if self.observer is not None:
+                notify(self.observer.outcome, outcome)
+        if self._journal is not None and not self._is_written(outcome):
+            self._write(self._journal, outcome)
+        if observer is not None:
+            notify(observer.end, outcome)
+        return outcome
+
+    def _is_written(self, outcome: StopOutcome) -> bool:
+        return outcome.resumed and self.settled[outcome.target].result is outcome.result
+
+    def _write(self, journal: Journal, outcome: StopOutcome) -> None:
+        try:
+            journal.write(outcome)
+        except BctrlError as error:
+            # A line after one that was cut short would make the journal unreadable.
+            self._journal = None
+            self.ended_early = self.ended_early or error
+            self._on_journal_error(error)
+
+    def report(self, read: int) -> StopReport:
+        """Return the report on the targets read so far.
+
+        Args:
+            read: The number of targets read.
+        """
+        began = self._began
+        return StopReport(
+            total=read,
+            counts=Counter(self.counts),
+            failures=tuple(self.failures),
+            elapsed=0.0 if began is None else (self._ended or time.monotonic()) - began,
+            retries=self.retries,
+            throttled=self.throttled,
+            resumed=self.resumed,
+            ended_early=_NOT_RUN if began is None else self.ended_early,
+        )
