@@ -14,10 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import StopOutcome, StopResult
+from bctrl_async.outcomes import OutcomeRecord, StopOutcome
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
@@ -48,38 +49,8 @@ class _Header(msgspec.Struct, frozen=True):
     base_url: str
 
 
-class _Error(msgspec.Struct, frozen=True, omit_defaults=True):
-    type: str
-    message: str
-    status: int | None = None
-    code: str | None = None
-    request_id: str | None = None
-    may_have_stopped: bool = False
-
-    @classmethod
-    def of(cls, error: BctrlError) -> _Error:
-        return cls(
-            type=type(error).__name__,
-            message=error.summary,
-            status=error.status,
-            code=error.code,
-            request_id=error.request_id,
-            may_have_stopped=error.may_have_stopped,
-        )
-
-
-class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
-    index: int
-    workspace_id: str
-    alias: str
-    result: StopResult
-    attempts: int = 0
-    elapsed: float = 0.0
-    error: _Error | None = None
-
-
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(_Line).decode
+_decode = msgspec.json.Decoder(OutcomeRecord).decode
 
 
 class Journal:
@@ -121,15 +92,8 @@ class Journal:
         Raises:
             BctrlError: It could not be written, as on a full disk.
         """
-        line = _Line(
-            index=outcome.index,
-            workspace_id=outcome.target.workspace_id,
-            alias=outcome.target.alias,
-            result=outcome.result,
-            attempts=outcome.attempts,
-            elapsed=round(outcome.elapsed, 6),
-            error=None if outcome.error is None else _Error.of(outcome.error),
-        )
+        # A resume needs neither, and the runtime would make the line three times as long.
+        line = replace(OutcomeRecord.of(outcome), resumed=False, runtime=None)
         try:
             text = _encode(line)
         except UnicodeEncodeError:
@@ -237,7 +201,7 @@ def _difference(header: bytes) -> str:
     return "it was written by another version"
 
 
-def _read_line(text: bytes) -> _Line | None:
+def _read_line(text: bytes) -> OutcomeRecord | None:
     if not text.endswith(b"\n"):
         return None
     try:
@@ -245,6 +209,6 @@ def _read_line(text: bytes) -> _Line | None:
             return _decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError):
             # Half of a surrogate pair, see `write`.
-            return msgspec.convert(json.loads(text), _Line)
+            return msgspec.convert(json.loads(text), OutcomeRecord)
     except (ValueError, msgspec.ValidationError):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from enum import StrEnum
 from http import HTTPStatus
+from typing import Self
 
 import msgspec
 
@@ -123,6 +124,58 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             summary += ", and the run ended early"
         if errors:
             raise ExceptionGroup(summary, errors)
+
+
+class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as JSON."""
+
+    type: str
+    message: str
+    status: int | None = None
+    code: str | None = None
+    request_id: str | None = None
+    may_have_stopped: bool = False
+
+    @classmethod
+    def of(cls, error: BctrlError) -> Self:
+        """Make the record of an error."""
+        return cls(
+            type=type(error).__name__,
+            message=error.summary,
+            status=error.status,
+            code=error.code,
+            request_id=error.request_id,
+            may_have_stopped=error.may_have_stopped,
+        )
+
+
+class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An outcome as JSON: a line of `--json`, and without its empty fields one of the journal."""
+
+    index: int
+    workspace_id: str
+    alias: str
+    result: StopResult
+    attempts: int = 0
+    resumed: bool = False
+    elapsed: float = 0.0
+    runtime: Runtime | None = None
+    error: ErrorRecord | None = None
+
+    @classmethod
+    def of(cls, outcome: StopOutcome) -> Self:
+        """Make the record of an outcome."""
+        return cls(
+            index=outcome.index,
+            workspace_id=outcome.target.workspace_id,
+            alias=outcome.target.alias,
+            result=outcome.result,
+            attempts=outcome.attempts,
+            resumed=outcome.resumed,
+            elapsed=round(outcome.elapsed, 6),
+            runtime=outcome.runtime,
+            error=None if outcome.error is None else ErrorRecord.of(outcome.error),
+        )
 
 
 def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a table of rules.

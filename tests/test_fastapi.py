@@ -18,6 +18,7 @@ import pytest
 from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
+from pydantic.alias_generators import to_camel
 from servers import answering, emulator_in_a_thread, http_answer, raw_server
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
@@ -56,6 +57,7 @@ from bctrl_async.fastapi import (
     lifespan,
     problem,
 )
+from bctrl_async.outcomes import OutcomeRecord
 
 KEY = "emulator-key"
 STOP = "/workspaces/ws-1/runtimes/crm/stop"
@@ -542,6 +544,7 @@ class TestBodies:
                 answer = await valid_answer(client, "get", path, "/outcomes/{number}")
                 assert SECRET not in json.dumps(answer)
                 assert answer["result"] == OUTCOMES[number].result
+            assert set(answer) == set(map(to_camel, OutcomeRecord.__struct_fields__))
             assert answer["alias"] == "?"
             assert answer["error"] == {
                 "detail": "The bctrl API gave no usable answer.",

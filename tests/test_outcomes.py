@@ -22,7 +22,7 @@ from bctrl_async.errors import (
     BctrlValidationError,
 )
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.outcomes import StopOutcome, StopResult, result_of
+from bctrl_async.outcomes import ErrorRecord, OutcomeRecord, StopOutcome, StopResult, result_of
 
 NOT_ACTIVE = "runtime.not_active"
 
@@ -212,3 +212,29 @@ def test_an_outcome_cannot_be_changed() -> None:
 
     with pytest.raises(AttributeError, match="immutable"):
         outcome.result = StopResult.UNKNOWN  # type: ignore[misc]
+
+
+def test_the_record_of_an_outcome_has_all_that_json_needs() -> None:
+    error = BctrlConflictError("409", status=409, code="runtime.busy", request_id="req_7")
+    outcome = StopOutcome(
+        index=7,
+        target=RuntimeRef("ws-1", "crm"),
+        result=StopResult.REJECTED,
+        runtime=runtime(),
+        error=error,
+        attempts=3,
+        elapsed=0.12345678,
+        resumed=True,
+    )
+
+    assert OutcomeRecord.of(outcome) == OutcomeRecord(
+        index=7,
+        workspace_id="ws-1",
+        alias="crm",
+        result=StopResult.REJECTED,
+        attempts=3,
+        resumed=True,
+        elapsed=0.123457,
+        runtime=runtime(),
+        error=ErrorRecord("BctrlConflictError", "409", 409, "runtime.busy", "req_7"),
+    )

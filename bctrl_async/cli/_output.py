@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
+from msgspec.structs import asdict
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bctrl_async import Runtime, RuntimeRef, StopOutcome, StopReport, StopResult
+from bctrl_async.outcomes import OutcomeRecord
 
 _WIDEST_ALIAS = 28
 _NARROWEST_DETAIL = 20
@@ -179,27 +181,11 @@ def _detail(outcome: StopOutcome) -> str:
 
 
 def as_json(outcome: StopOutcome) -> str:
-    """One line of JSON, in ASCII, for one outcome; the runtime is in the API's own spelling."""
-    error = outcome.error
-    fields = {
-        "index": outcome.index,
-        "workspace_id": outcome.target.workspace_id,
-        "alias": outcome.target.alias,
-        "result": outcome.result,
-        "attempts": outcome.attempts,
-        "resumed": outcome.resumed,
-        "elapsed": round(outcome.elapsed, 6),
-        "runtime": msgspec.to_builtins(outcome.runtime),
-        "error": error
-        and {
-            "type": type(error).__name__,
-            "message": str(error),
-            "status": error.status,
-            "code": error.code,
-            "request_id": error.request_id,
-            "may_have_stopped": error.may_have_stopped,
-        },
-    }
+    """Format an outcome as a line of JSON in ASCII, with the runtime in the API's spelling."""
+    record = OutcomeRecord.of(outcome)
+    fields = asdict(record) | {"runtime": msgspec.to_builtins(record.runtime)}
+    if record.error is not None:
+        fields["error"] = asdict(record.error) | {"message": str(outcome.error)}
     return json.dumps(fields)
 
 

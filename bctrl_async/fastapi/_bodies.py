@@ -22,6 +22,8 @@ from bctrl_async.fastapi._problems import told
 _T = TypeVar("_T")
 
 
+# The fields of `OutcomeRecord`, declared again because msgspec renames only what a class declares
+# itself. An error has fewer: the app's callers get none of the API's own text.
 class _Error(msgspec.Struct, frozen=True, rename="camel"):
     detail: str
     may_have_stopped: bool
