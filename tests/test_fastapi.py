@@ -217,7 +217,7 @@ class TestLifespan:
         if handled:
             answer = TestClient(app).get("/")
             assert answer.status_code == 500
-            assert answer.json()["detail"] == "This service cannot make this call of the bctrl API."
+            assert answer.json()["detail"] == "This service cannot call the bctrl API."
             assert "FastAPI(lifespan=lifespan())" in caplog.text
             return
         with pytest.raises(BctrlConfigError, match=r"FastAPI\(lifespan=lifespan\(\)\)"):
@@ -547,7 +547,7 @@ class TestBodies:
             assert set(answer) == set(map(to_camel, OutcomeRecord.__struct_fields__))
             assert answer["alias"] == "?"
             assert answer["error"] == {
-                "detail": "The bctrl API gave no usable answer.",
+                "detail": "The bctrl API sent no usable response.",
                 "mayHaveStopped": True,
             }
             empty = await valid_answer(client, "get", "/reports/1", "/reports/{number}")
@@ -580,5 +580,5 @@ class TestBodies:
             assert outcome_body["runtime"]["status"] == "stopped"
             answer = await valid_answer(client, "post", "/report", "/report")
         assert answer["counts"] == {"already_stopped": 1, "rejected": 2, "not_found": 1}
-        invalid = "The workspace id or the alias is not valid."
+        invalid = "Invalid workspace id or alias."
         assert [failure["error"]["detail"] for failure in answer["failures"]] == [invalid] * 2

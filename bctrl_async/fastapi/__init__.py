@@ -1,6 +1,6 @@
-"""FastAPI: a session for the life of an app, a dependency that hands it out, errors as problems.
+"""FastAPI: a session per app, a dependency that returns it, and errors as problem responses.
 
-All of an application:
+A complete app:
 
     app = FastAPI(lifespan=lifespan())
     add_exception_handlers(app)

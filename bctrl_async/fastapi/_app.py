@@ -1,4 +1,4 @@
-"""A lifespan with a session, the dependency that returns it, and the exception handlers."""
+"""The lifespan, the dependency that returns its session, and the exception handlers."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ except ModuleNotFoundError as _error:
 
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession
 from bctrl_async.errors import THROTTLED
-from bctrl_async.fastapi._problems import MEDIA_TYPE, problem, told
+from bctrl_async.fastapi._problems import MEDIA_TYPE, classify, problem
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-_log = logging.getLogger("bctrl_async.fastapi")  # Documented, so not this file's name.
+_log = logging.getLogger("bctrl_async.fastapi")  # The documented name.
 _KEY = "bctrl_session"
 
 
@@ -33,17 +33,16 @@ def lifespan(
     *,
     inner: Lifespan | PlainLifespan | None = None,
 ) -> Lifespan:
-    """Make a lifespan that opens a session with the app and closes it with the app.
+    """Make a lifespan that opens a session at startup and closes it at shutdown.
 
     Args:
-        make_session: Makes the session, each time the app starts; from the environment as it is.
-            With fewer `max_connections` a bulk stop keeps other requests waiting for less long.
-        inner: The app's own lifespan. It starts when the session is open
-            (`app.state.bctrl_session`) and ends before it is closed, and the state that it yields
-            is kept.
+        make_session: Called at each startup; by default the environment configures the session.
+            With fewer `max_connections` a bulk stop delays the app's other requests less.
+        inner: The app's own lifespan. It starts after the session is open
+            (`app.state.bctrl_session`) and ends before it is closed; the state it yields is kept.
 
     Returns:
-        What to pass as `FastAPI(lifespan=…)`.
+        The lifespan to pass as `FastAPI(lifespan=…)`.
     """
 
     @asynccontextmanager
@@ -51,37 +50,37 @@ def lifespan(
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(make_session())
             app.state.bctrl_session = session
-            own: Mapping[str, Any] | None = None
+            inner_state: Mapping[str, Any] | None = None
             if inner is not None:
-                own = await stack.enter_async_context(inner(app))
-            # The server hands the state to every request, also to those of mounted applications.
-            yield {**(own or {}), _KEY: session}
+                inner_state = await stack.enter_async_context(inner(app))
+            # The server passes the state to every request, those of mounted apps included.
+            yield {**(inner_state or {}), _KEY: session}
 
     return run
 
 
-# FastAPI runs a plain function in a thread, which a busy loop keeps waiting.
+# Async, because FastAPI would run a plain function in a thread, which is slow under load.
 async def get_session(connection: HTTPConnection) -> BctrlSession:
-    """Return the app's session; it outlives the request, so background tasks may use it.
+    """Return the app's session, which outlives the request: background tasks may use it.
 
-    In tests, `app.dependency_overrides[get_session]` puts another one in its place; an application
-    that is mounted has overrides of its own.
+    Tests can replace it with `app.dependency_overrides[get_session]`. A mounted app has overrides
+    of its own.
 
     Args:
-        connection: The request, or the WebSocket.
+        connection: The request or WebSocket.
 
     Raises:
         BctrlConfigError: The app runs without its lifespan.
     """
     session: BctrlSession | None = getattr(connection.state, _KEY, None)
     if session is None:
-        # Not every server hands the state on, nor do all that run an app in tests.
+        # Some servers and test clients do not pass the lifespan state to requests.
         session = getattr(connection.app.state, _KEY, None)
     if session is None:
         raise BctrlConfigError(
             "the app has no bctrl session",
-            advice="Make it with FastAPI(lifespan=lifespan()); in tests use `with TestClient(app)` "
-            "or override get_session",
+            advice="Create it with FastAPI(lifespan=lifespan()); in tests use "
+            "`with TestClient(app)` or override get_session",
         )
     return session
 
@@ -91,34 +90,33 @@ BctrlDep = Annotated[BctrlSession, Depends(get_session)]
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Answer every BctrlError with a problem (RFC 9457), and close a WebSocket with its text.
+    """Answer every BctrlError with a problem (RFC 9457); close a WebSocket with its detail.
 
-    What the caller is not told, the log `bctrl_async.fastapi` is where it is not the caller's
-    fault. An application that is mounted has handlers of its own, so call it for each.
+    The response hides the API's own text, so errors that become a 5xx are logged in full under
+    `bctrl_async.fastapi`. A mounted app has handlers of its own: call this for each.
 
     Args:
-        app: The application.
+        app: The app.
     """
 
     @app.exception_handler(BctrlError)
-    async def answer(connection: HTTPConnection, error: BctrlError) -> Response | None:
-        stands_for, detail = told(error)
-        if stands_for >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    async def respond(connection: HTTPConnection, error: BctrlError) -> Response | None:
+        code, detail = classify(error)
+        if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             _log.warning("%s", error)
         if isinstance(connection, WebSocket):
-            code = status.WS_1011_INTERNAL_ERROR
-            if stands_for in THROTTLED:
-                code = status.WS_1013_TRY_AGAIN_LATER
-            with suppress(WebSocketDisconnect, RuntimeError):  # Its client may have left.
-                await connection.close(code, detail)
+            close_code = status.WS_1011_INTERNAL_ERROR
+            if code in THROTTLED:
+                close_code = status.WS_1013_TRY_AGAIN_LATER
+            with suppress(WebSocketDisconnect, RuntimeError):  # The client may have disconnected.
+                await connection.close(close_code, detail)
             return None
         headers = {}
-        if error.retry_after is not None and stands_for in THROTTLED:
+        if error.retry_after is not None and code in THROTTLED:
             headers["Retry-After"] = str(math.ceil(error.retry_after))
         return Response(
-            # ASCII, as half of a surrogate pair in an alias could not be sent otherwise.
-            json.dumps(problem(error)),
-            status_code=stands_for,
+            json.dumps(problem(error)),  # ASCII: UTF-8 cannot encode a lone surrogate in an alias.
+            status_code=code,
             headers=headers,
             media_type=MEDIA_TYPE,
         )

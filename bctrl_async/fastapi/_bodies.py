@@ -1,4 +1,4 @@
-"""Runtimes, outcomes and reports as return types of FastAPI's path operations."""
+"""Runtimes, outcomes and reports as return types of path operations."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Generic, TypeVar
@@ -17,7 +17,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async.fastapi._problems import told
+from bctrl_async.fastapi._problems import classify
 
 _T = TypeVar("_T")
 
@@ -56,15 +56,15 @@ class _Report(msgspec.Struct, frozen=True, rename="camel"):
 def _error_body(error: BctrlError | None) -> _Error | None:
     if error is None:
         return None
-    _, detail = told(error)
+    _, detail = classify(error)
     return _Error(detail, error.may_have_stopped)
 
 
 def _outcome_body(outcome: StopOutcome) -> _Outcome:
     return _Outcome(
         index=outcome.index,
-        workspace_id=_sendable(outcome.target.workspace_id),
-        alias=_sendable(outcome.target.alias),
+        workspace_id=_replace_surrogates(outcome.target.workspace_id),
+        alias=_replace_surrogates(outcome.target.alias),
         result=outcome.result,
         runtime=outcome.runtime,
         error=_error_body(outcome.error),
@@ -74,7 +74,7 @@ def _outcome_body(outcome: StopOutcome) -> _Outcome:
     )
 
 
-def _sendable(text: str) -> str:
+def _replace_surrogates(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
@@ -92,56 +92,58 @@ def _report_body(report: StopReport) -> _Report:
     )
 
 
-def _itself(runtime: Runtime) -> Runtime:
+def _unchanged(runtime: Runtime) -> Runtime:
     return runtime
 
 
 class _Body(Generic[_T]):
-    """Lets FastAPI answer with a Struct of ours, and describe it in the app's OpenAPI.
+    """An annotation by which pydantic serializes a Struct and FastAPI documents it.
 
     Args:
-        body: The Struct as it stands in the answer.
-        made_by: Makes it of ours.
+        struct: The Struct of the response body.
+        convert: Converts the annotated type to `struct`.
     """
 
-    def __init__(self, body: type[msgspec.Struct], made_by: Callable[[_T], msgspec.Struct]) -> None:
-        self._body = body
-        self._made_by = made_by
+    def __init__(
+        self, struct: type[msgspec.Struct], convert: Callable[[_T], msgspec.Struct]
+    ) -> None:
+        self._struct = struct
+        self._convert = convert
 
     def __get_pydantic_core_schema__(self, source: type[_T], _: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.is_instance_schema(
             source,
             serialization=core_schema.plain_serializer_function_ser_schema(
-                lambda struct: msgspec.to_builtins(self._made_by(struct), str_keys=True)
+                lambda value: msgspec.to_builtins(self._convert(value), str_keys=True)
             ),
         )
 
     def __get_pydantic_json_schema__(
         self, _: CoreSchema, __: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        schema = msgspec.json.schema(self._body)
+        schema = msgspec.json.schema(self._struct)
         definitions = schema.pop("$defs")
-        for kept_as_they_come in (RuntimeKind, RuntimeStatus, LaunchMode):
-            definition = definitions.get(kept_as_they_come.__name__, {})
-            # What the API will add to them is passed on, so that a list would be a false promise.
+        for open_enum in (RuntimeKind, RuntimeStatus, LaunchMode):
+            definition = definitions.get(open_enum.__name__, {})
+            # Values that the API adds later are passed on, so the schema must allow any string.
             definition |= {"type": "string", "examples": definition.pop("enum", [])}
-        inlined: dict[str, Any] = _inlined(schema, definitions)
+        inlined: dict[str, Any] = _inline_refs(schema, definitions)
         return inlined
 
 
-def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:  # noqa: ANN401 - it is JSON.
-    """Put what a schema refers to in its place: the app's OpenAPI has definitions of its own."""
+def _inline_refs(schema: Any, definitions: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON.
+    """Replace each `$ref` by its definition: the app's OpenAPI has definitions of its own."""
     match schema:
         case {"$ref": str(reference)}:
-            return _inlined(definitions[reference.removeprefix("#/$defs/")], definitions)
+            return _inline_refs(definitions[reference.removeprefix("#/$defs/")], definitions)
         case dict():
-            return {key: _inlined(value, definitions) for key, value in schema.items()}
+            return {key: _inline_refs(value, definitions) for key, value in schema.items()}
         case list():
-            return [_inlined(value, definitions) for value in schema]
+            return [_inline_refs(value, definitions) for value in schema]
     return schema
 
 
-RuntimeBody = Annotated[Runtime, _Body(Runtime, _itself)]
+RuntimeBody = Annotated[Runtime, _Body(Runtime, _unchanged)]
 """`Runtime` as a return type of a path operation: the API's own JSON."""
 
 StopOutcomeBody = Annotated[StopOutcome, _Body(_Outcome, _outcome_body)]

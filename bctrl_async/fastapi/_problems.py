@@ -1,4 +1,4 @@
-"""What an app's callers are told of an error: a problem (RFC 9457), without a word of the API's."""
+"""Errors as problem details (RFC 9457), without the API's own text."""
 
 from http import HTTPStatus
 from typing import Any, NotRequired, TypedDict
@@ -23,7 +23,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(TypedDict):
-    """A problem in the terms of RFC 9457, and what is known of the stop."""
+    """Problem details (RFC 9457) of an error, extended by facts about the stop."""
 
     type: str
     title: str
@@ -36,18 +36,18 @@ class Problem(TypedDict):
 
 
 def problem(error: BctrlError) -> Problem:
-    """Describe an error to a caller of the app, in the terms of RFC 9457.
+    """Describe an error to the app's clients as problem details (RFC 9457).
 
-    Nothing of it is the API's own text: neither its body, nor what it says of the app's key.
+    The API's own text is left out: it is not meant for the app's clients.
 
     Args:
         error: The error.
 
     Returns:
-        `type`, `title`, `status`, `detail`, and what is known of the stop: `attempts`,
-        `mayHaveStopped`, and `workspaceId` and `alias` where the error names them.
+        `type`, `title`, `status`, `detail`, `attempts`, `mayHaveStopped`, and `workspaceId` and
+        `alias` if the error has them.
     """
-    status, detail = told(error)
+    status, detail = classify(error)
     body = Problem(
         type="about:blank",
         title=status.phrase,
@@ -63,72 +63,69 @@ def problem(error: BctrlError) -> Problem:
     return body
 
 
-def told(error: BctrlError) -> tuple[HTTPStatus, str]:  # noqa: C901, PLR0911 - a table.
-    """Return the status that stands for an error, and what its cause is."""
+def classify(error: BctrlError) -> tuple[HTTPStatus, str]:  # noqa: C901, PLR0911 - a table.
+    """Return the status and the detail of the problem that an error becomes."""
     match error:
         case BctrlRateLimitError():
-            return HTTPStatus.TOO_MANY_REQUESTS, "The bctrl API asks for fewer stops a second."
+            return HTTPStatus.TOO_MANY_REQUESTS, "The rate limit of the bctrl API is exceeded."
         case BctrlConflictError(already_stopped=True):
             return HTTPStatus.CONFLICT, "Nothing is running under this alias."
         case BctrlConflictError():
-            return HTTPStatus.CONFLICT, "The runtime cannot be stopped in its present state."
+            return HTTPStatus.CONFLICT, "The runtime cannot be stopped in its current state."
         case BctrlNotFoundError(names_runtime=True):
-            return HTTPStatus.NOT_FOUND, "There is no such workspace or alias."
+            return HTTPStatus.NOT_FOUND, "Unknown workspace or alias."
         case BctrlValidationError() | BctrlConfigError(reason_class="invalid_input"):
-            return HTTPStatus.UNPROCESSABLE_ENTITY, "The workspace id or the alias is not valid."
+            return HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid workspace id or alias."
         case BctrlServerError(status=HTTPStatus.SERVICE_UNAVAILABLE):
-            return HTTPStatus.SERVICE_UNAVAILABLE, "The bctrl API is not available at the moment."
+            return HTTPStatus.SERVICE_UNAVAILABLE, "The bctrl API is temporarily unavailable."
         case (
             BctrlTimeoutError()
             | BctrlServerError(status=HTTPStatus.GATEWAY_TIMEOUT)
             | BctrlApiError(status=HTTPStatus.REQUEST_TIMEOUT)
         ):
-            return HTTPStatus.GATEWAY_TIMEOUT, "The bctrl API did not answer in time."
+            return HTTPStatus.GATEWAY_TIMEOUT, "The bctrl API did not respond in time."
         case BctrlNetworkError() | BctrlServerError():
-            return HTTPStatus.BAD_GATEWAY, "The bctrl API gave no usable answer."
+            return HTTPStatus.BAD_GATEWAY, "The bctrl API sent no usable response."
         case BctrlApiError():
-            return HTTPStatus.BAD_GATEWAY, "The bctrl API does not let this service do that."
+            return HTTPStatus.BAD_GATEWAY, "The bctrl API rejected the request of this service."
         case BctrlConfigError():
-            return (
-                HTTPStatus.INTERNAL_SERVER_ERROR,
-                "This service cannot make this call of the bctrl API.",
-            )
+            return HTTPStatus.INTERNAL_SERVER_ERROR, "This service cannot call the bctrl API."
     return HTTPStatus.SERVICE_UNAVAILABLE, "The run ended before this stop was settled."
 
 
 _SCHEMA = msgspec.json.schema(Problem)["$defs"]["Problem"]
 _RETRY_AFTER = {
-    "description": "Seconds after which to try again, if the bctrl API named a time.",
+    "description": "Seconds to wait before retrying, if the bctrl API sent a Retry-After.",
     "schema": {"type": "integer", "minimum": 0},
 }
-# FastAPI's own answer to arguments that do not fit, which a description of 422 would displace.
+# FastAPI's own 422 for invalid arguments, which ours would replace in the OpenAPI.
 _INVALID = {
     "type": "object",
     "properties": {"detail": {"type": "array", "items": {"type": "object"}}},
 }
 
 
-def _described(status: HTTPStatus, description: str) -> dict[str, Any]:
+def _response(status: HTTPStatus, description: str) -> dict[str, Any]:
     content = {MEDIA_TYPE: {"schema": _SCHEMA}}
     if status is HTTPStatus.UNPROCESSABLE_ENTITY:
         content["application/json"] = {"schema": _INVALID}
-    described: dict[str, Any] = {"description": description, "content": content}
+    response: dict[str, Any] = {"description": description, "content": content}
     if status in THROTTLED:
-        described["headers"] = {"Retry-After": _RETRY_AFTER}
-    return described
+        response["headers"] = {"Retry-After": _RETRY_AFTER}
+    return response
 
 
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
-    status.value: _described(status, description)
+    status.value: _response(status, description)
     for status, description in {
-        HTTPStatus.NOT_FOUND: "There is no such workspace or alias",
-        HTTPStatus.CONFLICT: "Nothing is running under the alias, or it cannot be stopped now",
-        HTTPStatus.UNPROCESSABLE_ENTITY: "The workspace id, the alias or the request is not valid",
-        HTTPStatus.TOO_MANY_REQUESTS: "The bctrl API asks for fewer stops a second",
-        HTTPStatus.INTERNAL_SERVER_ERROR: "The service cannot make this call of the bctrl API",
-        HTTPStatus.BAD_GATEWAY: "The bctrl API gave no usable answer, or refuses this service",
-        HTTPStatus.SERVICE_UNAVAILABLE: "The bctrl API is not available, or the run has ended",
-        HTTPStatus.GATEWAY_TIMEOUT: "The bctrl API did not answer in time",
+        HTTPStatus.NOT_FOUND: "Unknown workspace or alias",
+        HTTPStatus.CONFLICT: "Nothing is running under this alias, or it cannot be stopped now",
+        HTTPStatus.UNPROCESSABLE_ENTITY: "Invalid workspace id, alias or request",
+        HTTPStatus.TOO_MANY_REQUESTS: "The rate limit of the bctrl API is exceeded",
+        HTTPStatus.INTERNAL_SERVER_ERROR: "This service cannot call the bctrl API",
+        HTTPStatus.BAD_GATEWAY: "The bctrl API sent no usable response, or rejected the request",
+        HTTPStatus.SERVICE_UNAVAILABLE: "The bctrl API is unavailable, or the run ended early",
+        HTTPStatus.GATEWAY_TIMEOUT: "The bctrl API did not respond in time",
     }.items()
 }
-"""The problems for the app's OpenAPI: `responses=PROBLEM_RESPONSES` of a route or a router."""
+"""The problems for the app's OpenAPI: pass `responses=PROBLEM_RESPONSES` to routes or routers."""
