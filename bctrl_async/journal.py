@@ -20,6 +20,8 @@ from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import OutcomeRecord, StopOutcome
 
+__all__ = ["Journal"]
+
 try:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 except ImportError:  # pragma: no cover - Windows has no such locks, so there nobody is warned.

@@ -12,6 +12,8 @@ from uuid import UUID
 
 import msgspec
 
+__all__ = ["LaunchMode", "Runtime", "RuntimeKind", "RuntimeRef", "RuntimeStatus", "RuntimeSummary"]
+
 
 class _OpenEnum(StrEnum):
     """A `StrEnum` that keeps a value it does not know, as an equal and picklable member."""

@@ -14,6 +14,15 @@ from yarl import URL
 
 from bctrl_async.outcomes import StopOutcome, StopReport
 
+__all__ = [
+    "AttemptObserver",
+    "BulkObserver",
+    "CallObserver",
+    "Observer",
+    "ReadObserver",
+    "StopObserver",
+]
+
 _NO_HEADERS: Mapping[str, str] = {}
 
 

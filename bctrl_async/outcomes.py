@@ -17,6 +17,8 @@ from bctrl_async.errors import (
 )
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 
+__all__ = ["StopOutcome", "StopReport", "StopResult"]
+
 
 class StopResult(StrEnum):
     """What became of a stop.

@@ -8,6 +8,8 @@ import msgspec
 
 from bctrl_async.errors import THROTTLED, BctrlApiError, BctrlError
 
+__all__ = ["SessionStats"]
+
 
 class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
     """What a session had done when it was asked.

@@ -1,6 +1,7 @@
 """How the package is built: what may import what, what is public, and what an import costs."""
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -208,6 +209,32 @@ class TestPublicNames:
     def test_type_checkers_are_told_that_it_is_typed(self) -> None:
         """Fault: no `py.typed` (the vendor's SDK)."""
         assert (PACKAGE / "py.typed").is_file()
+
+
+PUBLIC_MODULES = [
+    "bctrl_async",
+    "bctrl_async.bulk",
+    "bctrl_async.cli",
+    "bctrl_async.emulator",
+    "bctrl_async.fastapi",
+    "bctrl_async.journal",
+    "bctrl_async.models",
+    "bctrl_async.observer",
+    "bctrl_async.otel",
+    "bctrl_async.outcomes",
+    "bctrl_async.stats",
+    "bctrl_async.testing",
+]
+
+
+@pytest.mark.parametrize("name", PUBLIC_MODULES)
+def test_every_public_module_lists_names_that_can_be_imported(name: str) -> None:
+    module = importlib.import_module(name)
+    listed = module.__all__
+
+    # Constants, classes, the rest: the order of ruff's RUF022.
+    assert listed == sorted(set(listed), key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert [n for n in listed if not hasattr(module, n)] == []
 
 
 @pytest.fixture(scope="module")
