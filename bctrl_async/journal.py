@@ -1,7 +1,7 @@
-"""The journal of a bulk stop: a line for each outcome, so that a run that died can be resumed.
+"""The journal of a bulk stop: a file of outcomes from which an interrupted run can be resumed.
 
-A file of JSON lines. The first one says what it is; each further one is an outcome. Nothing is
-ever rewritten, and what is settled stays so.
+The file is append-only JSON Lines: a header, then one entry for each outcome. An entry that settles
+a target is final.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Journal"]
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
-except ImportError:  # pragma: no cover - Windows has no such locks, so there nobody is warned.
+except ImportError:  # pragma: no cover - Windows has no flock, so a second run is not detected.
 
     def _lock(file: int) -> None: ...
 
@@ -36,7 +36,7 @@ else:
         flock(file, LOCK_EX | LOCK_NB)
 
     def _unlock(file: int) -> None:
-        # A child that was forked meanwhile has the file open as well.
+        # Closing is not enough: a forked child may have the file open as well.
         flock(file, LOCK_UN)
 
 
@@ -56,19 +56,19 @@ _decode = msgspec.json.Decoder(OutcomeRecord).decode
 
 
 class Journal:
-    """A journal that is open for one run, and locked against others.
+    """A journal that is open for one run and locked against others.
 
     Args:
-        path: The file; it is made if it is not there.
-        base_url: The server that the outcomes are about.
+        path: The file; created if it does not exist.
+        base_url: The server of the run.
 
     Attributes:
-        settled: What is settled, according to the lines that were there.
+        settled: The outcomes of settled targets that the file had when it was opened.
 
     Raises:
-        BctrlConfigError: The file cannot be opened, another run has it open, or it is not a journal
-            of this version about this server; it is left as it is.
-        BctrlError: There is no room for its first line.
+        BctrlConfigError: The file cannot be opened, is in use by another run, or is not a journal
+            of this version and server. It is left unchanged.
+        BctrlError: The header could not be written, for example on a full disk.
     """
 
     def __init__(self, path: str | os.PathLike[str], base_url: str) -> None:
@@ -77,13 +77,13 @@ class Journal:
         try:
             self._file = os.open(self._path, _FLAGS, 0o666)
         except (OSError, ValueError) as error:
-            raise self._unusable(error) from error
+            raise self._open_error(error) from error
         try:
             self._lock()
             self.settled: Mapping[RuntimeRef, StopOutcome] = self._read()
         except OSError as error:
             os.close(self._file)
-            raise self._unusable(error) from error
+            raise self._open_error(error) from error
         except BaseException:
             os.close(self._file)
             raise
@@ -92,27 +92,27 @@ class Journal:
         """Append an outcome.
 
         Raises:
-            BctrlError: It could not be written, as on a full disk.
+            BctrlError: It could not be written, for example on a full disk.
         """
-        # A resume needs neither, and the runtime would make the line three times as long.
-        line = replace(OutcomeRecord.of(outcome), resumed=False, runtime=None)
+        # A resume needs neither, and the runtime would make the entry three times as long.
+        record = replace(OutcomeRecord.of(outcome), resumed=False, runtime=None)
         try:
-            text = _encode(line)
+            line = _encode(record)
         except UnicodeEncodeError:
-            # Half of a surrogate pair, in a target that was refused for it.
-            text = json.dumps(msgspec.to_builtins(line)).encode()
-        self._append(text + b"\n")
+            # A lone surrogate in an invalid target; `json` writes it as an escape.
+            line = json.dumps(msgspec.to_builtins(record)).encode()
+        self._append(line + b"\n")
 
     def close(self) -> None:
-        """Bring everything to the disk, and let others open the file.
+        """Flush the file to disk, then unlock and close it.
 
         Raises:
-            BctrlError: The disk failed.
+            BctrlError: The flush failed.
         """
         try:
             os.fsync(self._file)
         except OSError as error:
-            raise self._failure(error) from error
+            raise self._write_error(error) from error
         finally:
             _unlock(self._file)
             os.close(self._file)
@@ -122,95 +122,97 @@ class Journal:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: OSError) -> BctrlError:
-        return BctrlError(
-            f"the journal {str(self._path)!r} cannot be written: {error.strerror}",
-            advice="Make room, then run it again with the same journal",
-        )
+            raise self._write_error(error) from error
 
     def _lock(self) -> None:
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
-            raise self._refusal("it is not a file")
+            raise self._resume_error("it is not a regular file")
         try:
             _lock(self._file)
         except BlockingIOError as error:
             raise BctrlConfigError(
                 f"the journal {str(self._path)!r} is in use by another run",
-                advice="Wait for its end, or give each run a journal of its own",
+                advice="Wait until that run has ended, or use another file",
             ) from error
 
     def _read(self) -> dict[RuntimeRef, StopOutcome]:
+        """Return the settled outcomes, and cut off a torn tail."""
         settled: dict[RuntimeRef, StopOutcome] = {}
         torn = None
         with os.fdopen(os.dup(self._file), "rb") as lines:
             lines.seek(0)
             end = self._read_header(lines.readline())
-            for number, text in enumerate(lines, start=2):
+            for number, line in enumerate(lines, start=2):
                 if torn is not None:
-                    # A crash tears the end of a file, never its middle.
-                    raise self._refusal(f"its line {torn} is damaged")
-                line = _read_line(text)
-                if line is None:
+                    # A crash tears the last line only.
+                    raise self._resume_error(f"line {torn} is damaged")
+                record = _read_record(line)
+                if record is None:
                     torn = number
                     continue
-                end += len(text)
-                if line.result.settled:
-                    target = RuntimeRef(line.workspace_id, line.alias)
+                end += len(line)
+                if record.result.settled:
+                    target = RuntimeRef(record.workspace_id, record.alias)
                     settled[target] = StopOutcome(
-                        index=line.index,
+                        index=record.index,
                         target=target,
-                        result=line.result,
-                        attempts=line.attempts,
-                        elapsed=line.elapsed,
+                        result=record.result,
+                        attempts=record.attempts,
+                        elapsed=record.elapsed,
                         resumed=True,
                     )
         if torn is not None:
             os.ftruncate(self._file, end)
         return settled
 
-    def _read_header(self, text: bytes) -> int:
-        """Check the first line, or write it if there is none; return its length."""
-        if text != self._header:
-            # Else it is new, or was torn while it was made.
-            if not self._header.startswith(text):
-                raise self._refusal(_difference(text))
+    def _read_header(self, line: bytes) -> int:
+        """Check the header, or write it to an empty file; return its length."""
+        if line != self._header:
+            # A crash while the file was created leaves a part of the header.
+            if not self._header.startswith(line):
+                raise self._resume_error(_difference(line))
             os.ftruncate(self._file, 0)
             self._append(self._header)
         return len(self._header)
 
-    def _unusable(self, error: OSError | ValueError) -> BctrlConfigError:
-        why = getattr(error, "strerror", None) or error
+    def _open_error(self, error: OSError | ValueError) -> BctrlConfigError:
+        reason = getattr(error, "strerror", None) or error
         return BctrlConfigError(
-            f"the journal {str(self._path)!r} cannot be used: {why}",
-            advice="Give a file that can be read, written and locked",
+            f"the journal {str(self._path)!r} cannot be opened: {reason}",
+            advice="Use a file that can be read, written and locked",
         )
 
-    def _refusal(self, why: str) -> BctrlConfigError:
+    def _resume_error(self, reason: str) -> BctrlConfigError:
         return BctrlConfigError(
-            f"the journal {str(self._path)!r} cannot be resumed: {why}",
-            advice="Give another file; this one was left as it is",
+            f"the journal {str(self._path)!r} cannot be resumed: {reason}",
+            advice="Use another file; this one is unchanged",
+        )
+
+    def _write_error(self, error: OSError) -> BctrlError:
+        return BctrlError(
+            f"the journal {str(self._path)!r} cannot be written: {error.strerror}",
+            advice="Free some space, then run again with the same journal",
         )
 
 
 def _difference(header: bytes) -> str:
     if not header.startswith(_MAGIC):
-        return "it is something else"
+        return "it is not a journal"
     with suppress(msgspec.MsgspecError):
         if (other := msgspec.json.decode(header, type=_Header)).version == _VERSION:
-            return f"it is about another server, {other.base_url}"
-    return "it was written by another version"
+            return f"it belongs to another server, {other.base_url}"
+    return "another version wrote it"
 
 
-def _read_line(text: bytes) -> OutcomeRecord | None:
-    if not text.endswith(b"\n"):
+def _read_record(line: bytes) -> OutcomeRecord | None:
+    """Return the record of a line, None if it is torn or damaged."""
+    if not line.endswith(b"\n"):
         return None
     try:
         try:
-            return _decode(text)
+            return _decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            # Half of a surrogate pair, see `write`.
-            return msgspec.convert(json.loads(text), OutcomeRecord)
+            # A lone surrogate, see `write`.
+            return msgspec.convert(json.loads(line), OutcomeRecord)
     except (ValueError, msgspec.ValidationError):
         return None

@@ -573,8 +573,8 @@ async def test_what_is_no_journal_of_this_server_is_one_line_and_exit_code_2_and
     foreign.write_text("workspace,alias\n")
     Journal(elsewhere, "https://other.test/v1").close()
     for path, why in [
-        (foreign, "cannot be resumed: it is something else"),
-        (elsewhere, "it is about another server, https://other.test/v1"),
+        (foreign, "cannot be resumed: it is not a journal"),
+        (elsewhere, "it belongs to another server, https://other.test/v1"),
     ]:
         before = path.read_bytes()
         code, out, err = await command("stop", *option, "--journal", path, "ws", "a")

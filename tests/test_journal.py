@@ -1,4 +1,4 @@
-"""The journal of a bulk stop: what it holds, what it refuses, and that a run can be resumed."""
+"""The journal of a bulk stop: its format, its errors, and resumed runs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def outcome(
 
 
 def write(path: Path, *outcomes: StopOutcome, server: str = SERVER) -> bytes:
-    """Make a journal, and return what is in it."""
+    """Write a journal and return its content."""
     journal = Journal(path, server)
     for each in outcomes:
         journal.write(each)
@@ -96,7 +96,7 @@ def fill(path: Path, data: bytes) -> None:
 
 
 def settled(path: Path, server: str = SERVER) -> set[str]:
-    """Open and close a journal; return the aliases that it has as settled."""
+    """Open and close a journal; return the aliases that it has settled."""
     journal = Journal(path, server)
     journal.close()
     return {target.alias for target in journal.settled}
@@ -112,7 +112,7 @@ def results(path: Path) -> dict[object, object]:
 
 @contextmanager
 def disk_of(size: int) -> Iterator[None]:
-    """A disk on which no file has room for more bytes than these."""
+    """Limit the size of every file, as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -132,7 +132,7 @@ async def done(batch: StopBatch) -> StopReport:
 
 
 class TestFile:
-    def test_a_new_one_holds_a_header_that_names_the_server(self, path: Path) -> None:
+    def test_a_new_file_starts_with_a_header_that_names_the_server(self, path: Path) -> None:
         assert write(path) == HEADER
 
     def test_each_outcome_is_one_line_of_json_after_the_header(self, path: Path) -> None:
@@ -173,14 +173,14 @@ class TestFile:
         ]
 
     @pytest.mark.parametrize("alias", ["a\nb", "a\r\nb", "a\u2028b", '"}', "\x00", "é", "💥"])
-    def test_no_name_breaks_a_line(self, path: Path, alias: str) -> None:
+    def test_no_alias_breaks_a_line(self, path: Path, alias: str) -> None:
         write(path, outcome(0, alias), outcome(1, "last"))
 
         assert path.read_bytes().count(b"\n") == 3
         assert settled(path) == {alias, "last"}
 
     @pytest.mark.parametrize("half", ["\ud800", "a\udfffb"])
-    def test_half_of_a_surrogate_pair_is_written_and_read_back(self, path: Path, half: str) -> None:
+    def test_a_lone_surrogate_is_written_and_read_back(self, path: Path, half: str) -> None:
         error = BctrlConfigError(f"alias {half!r} is no text, nor is {half}")
 
         written = write(
@@ -196,7 +196,7 @@ class TestFile:
         assert settled(path) == {half, "last"}
         assert path.read_bytes() == written
 
-    def test_a_disk_that_takes_a_byte_at_a_time_gets_whole_lines(
+    def test_partial_writes_are_completed(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = os.write
@@ -219,7 +219,7 @@ class TestFile:
 
         assert seen == {"a": "stopped"}
 
-    def test_what_was_there_is_only_ever_added_to(self, path: Path) -> None:
+    def test_the_file_is_only_appended_to(self, path: Path) -> None:
         before = write(path, outcome(0, "a"))
         after = write(path, outcome(0, "b"))
 
@@ -228,7 +228,7 @@ class TestFile:
 
 
 class TestSettled:
-    def test_only_what_needs_no_further_call_is_settled(self, path: Path) -> None:
+    def test_only_settled_results_are_read_back(self, path: Path) -> None:
         error = BctrlError("why")
         write(
             path, *(outcome(0, result, result, error) for result in StopResult), outcome(9, "last")
@@ -239,7 +239,7 @@ class TestSettled:
             "last",
         }
 
-    def test_an_earlier_outcome_comes_back_whole_and_marked(self, path: Path) -> None:
+    def test_an_earlier_outcome_is_read_back_and_marked_as_resumed(self, path: Path) -> None:
         write(path, outcome(7, "a", StopResult.ACCEPTED, attempts=3, elapsed=1.25))
         journal = Journal(path, SERVER)
         journal.close()
@@ -255,7 +255,7 @@ class TestSettled:
             )
         }
 
-    def test_a_line_that_settles_counts_over_an_earlier_one(self, path: Path) -> None:
+    def test_an_entry_that_settles_a_target_overrides_an_earlier_one(self, path: Path) -> None:
         write(path, outcome(0, "a", StopResult.UNKNOWN, BctrlError("why")))
         assert settled(path) == set()
 
@@ -273,12 +273,12 @@ class TestSettled:
         assert RuntimeRef("ws-2", "a") not in journal.settled
 
 
-class TestTornEnd:
-    """A crash or a full disk may leave any beginning of the last line."""
+class TestTornTail:
+    """A crash or a full disk can cut the last line anywhere."""
 
     @pytest.mark.parametrize("half", ["b", "\ud800"])
     @pytest.mark.parametrize("filler", [b"", b"\0"], ids=["cut", "NUL"])
-    def test_every_cut_of_the_last_line_is_dropped_and_the_rest_kept(
+    def test_a_last_line_cut_anywhere_is_dropped_and_the_rest_is_kept(
         self, path: Path, filler: bytes, half: str
     ) -> None:
         whole = write(path, outcome(0, "a"), outcome(1, half))
@@ -294,14 +294,14 @@ class TestTornEnd:
         "end",
         [b"\0", b"\0" * 5000, b"\0\0\n", b"\n", b"{}\n", b"[]\n", b"\xff\n", b"{", b"}\n", b"3"],
     )
-    def test_what_is_no_outcome_at_the_end_is_dropped(self, path: Path, end: bytes) -> None:
+    def test_an_invalid_last_line_is_dropped(self, path: Path, end: bytes) -> None:
         whole = write(path, outcome(0, "a"), outcome(1, "b"))
         path.write_bytes(whole + end)
 
         assert settled(path) == {"a", "b"}
         assert path.read_bytes() == whole
 
-    def test_what_is_written_next_stands_on_a_line_of_its_own(self, path: Path) -> None:
+    def test_the_next_entry_starts_a_new_line(self, path: Path) -> None:
         whole = write(path, outcome(0, "a"), outcome(1, "b"))
         path.write_bytes(whole[:-5])
 
@@ -310,15 +310,13 @@ class TestTornEnd:
         assert settled(path) == {"a", "c"}
         assert [line["alias"] for line in lines(path)] == ["a", "c"]
 
-    def test_a_header_of_which_the_end_is_missing_is_written_anew(self, path: Path) -> None:
+    def test_a_header_cut_after_its_magic_is_rewritten(self, path: Path) -> None:
         for cut in range(MAGIC, len(HEADER)):
             path.write_bytes(HEADER[:cut])
             assert write(path, outcome(0, "a")).startswith(HEADER), cut
             assert settled(path) == {"a"}, cut
 
-    def test_a_header_of_which_all_but_the_beginning_is_missing_is_written_anew(
-        self, path: Path
-    ) -> None:
+    def test_a_header_cut_within_its_magic_is_rewritten(self, path: Path) -> None:
         for cut in range(1, MAGIC):
             path.write_bytes(HEADER[:cut])
             assert write(path) == HEADER, cut
@@ -338,7 +336,7 @@ DAMAGES = {
     "empty": b"\n",
     "not UTF-8": LINE.replace(b'"a"', b'"\xff"'),
     "a field is missing": b'{"index":0,"workspace_id":"ws-1","result":"stopped"}\n',
-    "an unheard of result": LINE.replace(b"stopped", b"vanished"),
+    "an unknown result": LINE.replace(b"stopped", b"vanished"),
     "a wrong type": LINE.replace(b'"a"', b"7"),
     "a list": b"[1]\n",
     "text": b"hello\n",
@@ -352,7 +350,7 @@ FOREIGN = {
     "NUL": b"\0" * len(HEADER),
     "an empty line": b"\n",
     "JSON": b'{"targets": []}\n',
-    "JSON lines of others": b'{"index": 1}\n{"index": 2}\n',
+    "other JSON lines": b'{"index": 1}\n{"index": 2}\n',
     "another journal": b'{"journal":"systemd","version":1,"base_url":"x"}\n',
     "outcomes without a header": LINE,
     "a header in the middle": LINE + HEADER,
@@ -363,17 +361,17 @@ FOREIGN = {
 VERSIONS = {
     "a later one": HEADER.replace(b":1,", b":2,"),
     "a later one with outcomes": HEADER.replace(b":1,", b":2,") + b'{"anything":"else"}\n',
-    "a later one about another server": b'{"journal":"bctrl_async","version":2,"base_url":"x"}\n',
+    "a later one of another server": b'{"journal":"bctrl_async","version":2,"base_url":"x"}\n',
     "one of another kind": b'{"journal":"bctrl_async","version":"1b"}\n',
     "one without a server": b'{"journal":"bctrl_async","version":1}\n',
     "one that cannot be read": b'{"journal":"bctrl_async" version 1\n',
 }
 
 
-class TestRefusal:
-    """Whatever is no journal of this version about this server is left exactly as it is."""
+class TestRejectedFile:
+    """A file that is not a journal of this version and server is left unchanged."""
 
-    def refused(self, path: Path, data: bytes) -> str:
+    def rejected(self, path: Path, data: bytes) -> str:
         path.write_bytes(data)
         before = path.stat()
         with pytest.raises(BctrlConfigError) as caught:
@@ -382,60 +380,60 @@ class TestRefusal:
         assert path.read_bytes() == data
         assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
         assert str(path) in str(caught.value)
-        assert "this one was left as it is" in str(caught.value)
+        assert "this one is unchanged" in str(caught.value)
         return str(caught.value)
 
     @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
-    def test_a_damaged_line_in_the_middle(self, path: Path, damage: bytes) -> None:
-        assert "its line 3 is damaged" in self.refused(path, HEADER + LINE + damage + LINE)
+    def test_a_damaged_line_in_the_middle_is_an_error(self, path: Path, damage: bytes) -> None:
+        assert "line 3 is damaged" in self.rejected(path, HEADER + LINE + damage + LINE)
 
-    def test_a_damaged_line_before_a_torn_one(self, path: Path) -> None:
-        assert "its line 2 is damaged" in self.refused(path, HEADER + b"{}\n" + LINE[:10])
+    def test_a_damaged_line_before_a_torn_one_is_an_error(self, path: Path) -> None:
+        assert "line 2 is damaged" in self.rejected(path, HEADER + b"{}\n" + LINE[:10])
 
     @pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN.keys())
-    def test_something_else(self, path: Path, data: bytes) -> None:
-        assert "it is something else" in self.refused(path, data)
+    def test_a_file_of_another_kind_is_an_error(self, path: Path, data: bytes) -> None:
+        assert "it is not a journal" in self.rejected(path, data)
 
     @pytest.mark.parametrize("data", VERSIONS.values(), ids=VERSIONS.keys())
-    def test_another_version(self, path: Path, data: bytes) -> None:
-        assert "it was written by another version" in self.refused(path, data)
+    def test_another_version_is_an_error(self, path: Path, data: bytes) -> None:
+        assert "another version wrote it" in self.rejected(path, data)
 
-    def test_another_server(self, path: Path) -> None:
+    def test_another_server_is_an_error(self, path: Path) -> None:
         data = HEADER.replace(b"api.test", b"staging.test") + LINE
 
-        assert "about another server, https://staging.test/v1" in self.refused(path, data)
+        assert "it belongs to another server, https://staging.test/v1" in self.rejected(path, data)
 
-    def test_a_refused_file_is_not_kept_locked(self, path: Path) -> None:
-        self.refused(path, b"hello\n")
+    def test_a_rejected_file_is_unlocked(self, path: Path) -> None:
+        self.rejected(path, b"hello\n")
         path.write_bytes(b"")
 
         assert write(path) == HEADER
 
 
-def test_what_a_child_has_of_it_does_not_keep_it_locked(path: Path) -> None:
+def test_a_descriptor_inherited_by_a_child_does_not_keep_the_lock(path: Path) -> None:
     journal = Journal(path, SERVER)
-    inherited = os.dup(journal._file)  # As after a fork: another number of the same open file.
+    inherited = os.dup(journal._file)  # As after a fork: one more descriptor of the same open file.
     journal.close()
     Journal(path, SERVER).close()
     os.close(inherited)
 
 
 class TestPath:
-    def test_a_folder_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(BctrlConfigError, match=r"cannot be used: Is a directory") as caught:
+    def test_a_folder_is_rejected(self, tmp_path: Path) -> None:
+        with pytest.raises(BctrlConfigError, match=r"cannot be opened: Is a directory") as caught:
             Journal(tmp_path, SERVER)
         assert repr(str(tmp_path)) in str(caught.value)
 
-    def test_a_file_in_a_folder_that_is_missing_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(BctrlConfigError, match="cannot be used: No such file"):
+    def test_a_file_in_a_missing_folder_is_rejected(self, tmp_path: Path) -> None:
+        with pytest.raises(BctrlConfigError, match="cannot be opened: No such file"):
             Journal(tmp_path / "missing" / "file", SERVER)
         assert not (tmp_path / "missing").exists()
 
-    def test_a_name_that_no_file_can_have_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(BctrlConfigError, match=r"cannot be used: .*null"):
+    def test_an_invalid_file_name_is_rejected(self, tmp_path: Path) -> None:
+        with pytest.raises(BctrlConfigError, match=r"cannot be opened: .*null"):
             Journal(tmp_path / "a\0b", SERVER)
 
-    def test_a_disk_that_fails_while_it_is_read_is_a_clear_error(
+    def test_a_read_error_is_a_clear_error(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*_: object) -> None:
@@ -443,21 +441,21 @@ class TestPath:
 
         path.write_bytes(HEADER)
         monkeypatch.setattr(os, "dup", fail)
-        with pytest.raises(BctrlConfigError, match="cannot be used: Input/output error"):
+        with pytest.raises(BctrlConfigError, match="cannot be opened: Input/output error"):
             Journal(path, SERVER)
 
     @pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
-    def test_a_device_is_refused(self, device: str) -> None:
-        with pytest.raises(BctrlConfigError, match=f"{device}' cannot be resumed: it is not a fil"):
+    def test_a_device_is_rejected(self, device: str) -> None:
+        with pytest.raises(BctrlConfigError, match=f"{device}' cannot be resumed: it is not a reg"):
             Journal(device, SERVER)
 
-    def test_a_pipe_is_refused_and_not_waited_for(self, path: Path) -> None:
+    def test_a_pipe_is_rejected_without_blocking(self, path: Path) -> None:
         os.mkfifo(path)
-        with pytest.raises(BctrlConfigError, match="it is not a file"):
+        with pytest.raises(BctrlConfigError, match="it is not a regular file"):
             Journal(path, SERVER)
         assert path.is_fifo()
 
-    def test_a_path_may_be_text(self, path: Path) -> None:
+    def test_a_path_may_be_a_string(self, path: Path) -> None:
         Journal(str(path), SERVER).close()
 
         assert path.read_bytes() == HEADER
@@ -473,13 +471,13 @@ class TestLock:
         assert str(path) in str(caught.value)
         assert path.read_bytes() == before
 
-        first.write(outcome(1, "b"))  # The refusal has not taken the lock or the file away.
+        first.write(outcome(1, "b"))  # The failed attempts did not unlock it.
         with pytest.raises(BctrlConfigError, match="in use by another run"):
             Journal(path, SERVER)
         first.close()
         assert settled(path) == {"a", "b"}
 
-    def test_it_is_the_file_that_is_locked_not_its_name(self, path: Path) -> None:
+    def test_the_lock_is_on_the_file_not_on_its_name(self, path: Path) -> None:
         first = Journal(path, SERVER)
         other = path.with_name("link")
         other.symlink_to(path)
@@ -487,8 +485,8 @@ class TestLock:
             Journal(other, SERVER)
         first.close()
 
-    def test_a_file_that_is_in_use_is_not_read_for_what_it_is(self, path: Path) -> None:
-        """What another run is just writing may look torn, and must not be cut."""
+    def test_a_file_in_use_is_not_read(self, path: Path) -> None:
+        """A line that another run is writing may look torn; it must not be cut off."""
         first = Journal(path, SERVER)
         with path.open("ab") as half:
             half.write(LINE[:20])
@@ -498,7 +496,7 @@ class TestLock:
         assert path.read_bytes() == before
         first.close()
 
-    def test_it_holds_against_other_processes(self, path: Path) -> None:
+    def test_the_lock_holds_against_other_processes(self, path: Path) -> None:
         program = (
             "import sys\nfrom bctrl_async.journal import Journal\n"
             "try: Journal(*sys.argv[1:])\nexcept ValueError as error: print(error)"
@@ -515,7 +513,7 @@ class TestLock:
 
         assert "in use by another run" in run.stdout
 
-    def test_a_process_that_was_killed_leaves_its_lines_and_no_lock(self, path: Path) -> None:
+    def test_a_killed_process_leaves_its_lines_and_no_lock(self, path: Path) -> None:
         program = (
             "import os, signal, sys\nfrom bctrl_async import RuntimeRef, StopOutcome, StopResult\n"
             "from bctrl_async.journal import Journal\njournal = Journal(*sys.argv[1:])\n"
@@ -546,13 +544,13 @@ class TestDisk:
         journal.close()
 
         assert repr(str(path)) in str(caught.value)
-        assert "Make room" in str(caught.value)
+        assert "Free some space" in str(caught.value)
         assert isinstance(caught.value.__cause__, OSError)
         assert path.stat().st_size == len(HEADER) + 10
         assert settled(path) == set()
         assert path.read_bytes() == HEADER
 
-    def test_a_disk_without_room_for_the_header_is_an_error_and_no_lock_is_left(
+    def test_a_disk_without_room_for_the_header_is_an_error_and_leaves_no_lock(
         self, path: Path
     ) -> None:
         with disk_of(MAGIC + 10), pytest.raises(BctrlError, match="cannot be written"):
@@ -561,7 +559,7 @@ class TestDisk:
         assert path.read_bytes() == HEADER[: MAGIC + 10]
         assert write(path) == HEADER
 
-    def test_a_disk_that_fails_at_the_end_is_an_error_and_no_lock_is_left(
+    def test_a_failed_flush_is_an_error_and_leaves_no_lock(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(_: int) -> None:
@@ -576,15 +574,15 @@ class TestDisk:
 
         assert settled(path) == {"a"}
 
-    def test_everything_is_brought_to_the_disk_at_the_end(
+    def test_close_flushes_the_whole_file(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sizes: list[int] = []
 
-        def note(file: int) -> None:
+        def record(file: int) -> None:
             sizes.append(os.fstat(file).st_size)
 
-        monkeypatch.setattr(os, "fsync", note)
+        monkeypatch.setattr(os, "fsync", record)
         write(path, outcome(0, "a"))
 
         assert sizes == [path.stat().st_size]
@@ -623,7 +621,7 @@ class TestRun:
         }
         assert report.total == report.counts.total() == 7
 
-    async def test_a_second_one_sends_nothing_for_what_is_settled_and_reports_all(
+    async def test_a_second_run_skips_settled_targets_and_reports_all(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         emulator.inject(Fault.SERVER_ERROR, alias="a")  # It takes two attempts.
@@ -647,9 +645,9 @@ class TestRun:
         assert second.total == 5
         assert second.counts == first.counts + Counter({StopResult.STOPPED: 1})
         assert (first.retries, second.retries) == (1, 0)
-        told = {each.index: each for each in outcomes}
+        found = {each.index: each for each in outcomes}
         assert [
-            (told[index].target.alias, str(told[index].result), told[index].attempts)
+            (found[index].target.alias, str(found[index].result), found[index].attempts)
             for index in range(5)
         ] == [
             ("gone", "not_found", 1),
@@ -660,13 +658,13 @@ class TestRun:
         ]
         assert all(each.resumed for each in outcomes)
 
-    async def test_a_first_one_resumes_nothing(self, session: BctrlSession, path: Path) -> None:
+    async def test_a_first_run_resumes_nothing(self, session: BctrlSession, path: Path) -> None:
         outcomes: list[StopOutcome] = []
         await session.stop_runtimes(TWO, journal=path, on_outcome=outcomes.append)
 
         assert [each.resumed for each in outcomes] == [False, False]
 
-    async def test_what_is_not_settled_or_new_is_sent(
+    async def test_unsettled_and_new_targets_are_sent(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         emulator.inject(Fault.SERVER_ERROR, alias="b")
@@ -692,7 +690,7 @@ class TestRun:
         assert len(lines(path)) == 6
         assert settled(path, f"{emulator.url}/v1") == {"a", "b", "c", "d"}
 
-    async def test_a_uuid_and_its_text_are_the_same_workspace(
+    async def test_a_uuid_and_its_string_are_the_same_workspace(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         workspace = UUID(int=7)
@@ -703,16 +701,16 @@ class TestRun:
         assert report.counts == {StopResult.STOPPED: 1}
         assert emulator.received[str(workspace), "a"] == 1
 
-    async def test_an_outcome_is_in_the_file_when_it_is_handed_over(
+    async def test_an_outcome_is_written_before_it_is_delivered(
         self, session: BctrlSession, path: Path
     ) -> None:
         missing: list[str] = []
 
-        def look(each: StopOutcome) -> None:
+        def check(each: StopOutcome) -> None:
             if results(path).get(each.target.alias) != each.result:
                 missing.append(each.target.alias)
 
-        await session.stop_runtimes(TWO, journal=path, on_outcome=look)
+        await session.stop_runtimes(TWO, journal=path, on_outcome=check)
 
         assert missing == []
         assert len(lines(path)) == 2
@@ -729,22 +727,22 @@ class TestRun:
         assert [emulator.received[target] for target in TWO] == [1, 2]
         assert results(path) == {"a": "stopped", "b": "already_stopped"}
 
-    async def test_a_refused_journal_is_raised_before_anything_is_sent(
+    async def test_a_rejected_journal_is_raised_before_anything_is_sent(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         fill(path, b"my notes\n")
         batch = session.stop_runtimes(TWO, journal=path)
-        with pytest.raises(BctrlConfigError, match="it is something else"):
+        with pytest.raises(BctrlConfigError, match="it is not a journal"):
             await batch
         async with session.stop_runtimes(TWO, journal=path) as entered:
-            with pytest.raises(BctrlConfigError, match="it is something else"):
+            with pytest.raises(BctrlConfigError, match="it is not a journal"):
                 await anext(entered)
 
         assert emulator.requests == []
         assert (batch.read, entered.read) == (0, 0)
         assert content(path) == b"my notes\n"
 
-    async def test_a_journal_about_another_server_is_refused(
+    async def test_a_journal_of_another_server_is_rejected(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         before = write(path, outcome(0, "a"))
@@ -765,7 +763,7 @@ class TestRun:
         assert emulator.received["ws-1", "c"] == 0
         assert (await session.stop_runtimes(TWO, journal=path)).ok
 
-    async def test_half_of_a_surrogate_pair_spoils_neither_run_nor_journal(
+    async def test_a_lone_surrogate_spoils_neither_run_nor_journal(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         targets = [("ws-1", "\ud800"), ("ws-1", "a"), ("\udfff", "b")]
@@ -787,7 +785,7 @@ class TestRun:
         report = await session.stop_runtimes(
             [("ws-1", Name("a")), ("ws-1", "b")], journal=path, concurrency=1
         )
-        gc.collect()  # A worker that died complains when it is collected: here, not anywhere else.
+        gc.collect()  # A dead worker task warns when it is collected: let that be here.
 
         assert report.total == report.counts.total() == 2
         assert results(path) == {"a": "stopped", "b": "stopped"}
@@ -795,7 +793,7 @@ class TestRun:
 
 @pytest.mark.usefixtures("runtimes")
 class TestEndOfARun:
-    async def test_what_was_cut_off_is_in_the_file_and_is_sent_again(
+    async def test_an_abandoned_stop_is_recorded_and_sent_again(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         emulator.inject(Fault.HANG, alias="b")
@@ -810,7 +808,7 @@ class TestEndOfARun:
         assert report.counts == {StopResult.STOPPED: 1, StopResult.ALREADY_STOPPED: 1}
         assert [emulator.received[target] for target in TWO] == [1, 2]
 
-    async def test_an_input_that_raises_leaves_a_whole_journal_and_no_lock(
+    async def test_an_input_that_raises_leaves_a_complete_journal_and_no_lock(
         self, session: BctrlSession, path: Path
     ) -> None:
         def broken() -> Iterator[tuple[str, str]]:
@@ -823,7 +821,7 @@ class TestEndOfARun:
         assert results(path) == {"a": "stopped", "b": "stopped"}
         assert (await session.stop_runtimes(TWO, journal=path)).ok
 
-    async def test_a_block_that_is_left_leaves_a_whole_journal_and_no_lock(
+    async def test_leaving_the_block_early_leaves_a_complete_journal_and_no_lock(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         async with session.stop_runtimes(TWO, journal=path, concurrency=1) as batch:
@@ -868,7 +866,7 @@ class TestEndOfARun:
         assert emulator.requests == []
         assert (await session.stop_runtimes(TWO, journal=path)).ok
 
-    async def test_a_run_cancelled_while_its_journal_is_refused_is_cancelled(
+    async def test_a_run_cancelled_while_its_journal_is_rejected_is_cancelled(
         self, session: BctrlSession, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked, go_on = threading.Event(), threading.Event()
@@ -887,7 +885,7 @@ class TestEndOfARun:
         with pytest.raises(asyncio.CancelledError):
             await run
 
-    async def test_a_disk_that_fails_at_the_end_is_in_the_report(
+    async def test_a_failed_flush_is_in_the_report(
         self, session: BctrlSession, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(_: int) -> None:
@@ -916,7 +914,7 @@ class TestFullDisk:
             emulator.add_runtime(*target)
 
     def agrees(self, report: StopReport, emulator: Emulator) -> None:
-        """Check a report of a first run against what the server knows."""
+        """Check the report of a first run against the server's state."""
         active = sum(1 for target in MANY if emulator.status(*target) == "active")
         assert report.counts.total() == report.total
         assert report.counts[StopResult.STOPPED] == emulator.received.total() == 40 - active
@@ -930,7 +928,7 @@ class TestFullDisk:
 
     @pytest.mark.parametrize("workers", [1, 8])
     @pytest.mark.parametrize("room", [100, 450, 475, 500])
-    async def test_it_ends_the_run_early_with_a_true_report_and_the_journal_resumes(
+    async def test_it_ends_the_run_early_with_a_true_report_and_a_journal_that_resumes(
         self, emulator: Emulator, session: BctrlSession, path: Path, room: int, workers: int
     ) -> None:
         with disk_of(room):
@@ -980,14 +978,14 @@ class TestFullDisk:
         assert len(list(left)) == 40 - report.total
         assert (await session.stop_runtimes(MANY, journal=path)).ok
 
-    async def test_nothing_is_written_after_a_line_that_was_cut_short(
+    async def test_nothing_is_written_after_a_torn_line(
         self,
         emulator: Emulator,
         session: BctrlSession,
         path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Room that comes back would turn a torn end into a damaged middle."""
+        """If space returned, a torn tail would become a damaged middle."""
         whole, written = os.write, 0
 
         def full_once(file: int, data: bytes) -> int:
@@ -1008,14 +1006,14 @@ class TestFullDisk:
         assert len(self.settled(path, emulator)) == 3
         assert (await session.stop_runtimes(MANY, journal=path)).ok
 
-    async def test_outcomes_are_handed_over_all_the_same(
+    async def test_outcomes_are_still_delivered(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         with disk_of(300):
             async with session.stop_runtimes(MANY, journal=path, concurrency=2) as batch:
-                told = [each async for each in batch]
+                delivered = [each async for each in batch]
 
-        assert sorted(each.index for each in told) == list(range(40))
+        assert sorted(each.index for each in delivered) == list(range(40))
         self.names_the_journal(batch.report, path)
         self.agrees(batch.report, emulator)
 
@@ -1032,7 +1030,7 @@ class TestFullDisk:
 class TestKey:
     """Fault: the key in debug logs (openai-python#1082)."""
 
-    async def test_it_is_not_in_the_file(self, session: BctrlSession, path: Path) -> None:
+    async def test_the_key_is_not_in_the_file(self, session: BctrlSession, path: Path) -> None:
         await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "gone")], journal=path)
 
         assert len(lines(path)) == 2
@@ -1040,7 +1038,7 @@ class TestKey:
 
     @pytest.mark.parametrize("form", ["json", "text", "header"])
     @pytest.mark.parametrize("status", ["400 Bad Request", "401 Unauthorized", "409 Conflict"])
-    async def test_a_server_that_sends_it_back_does_not_bring_it_there(
+    async def test_a_key_echoed_by_the_server_is_redacted(
         self, path: Path, status: str, form: str
     ) -> None:
         async def echo(head: bytes, writer: asyncio.StreamWriter) -> None:
