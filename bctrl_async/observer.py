@@ -1,9 +1,9 @@
-"""What may be told of every call while it happens: for tracing and metrics of any kind.
+"""Observers of calls, for tracing and metrics of any kind.
 
-A session that is given an observer tells it what begins, and what comes back is told how that goes
-on and ends. Everything that begins ends, by cancellation as well. Subclass what you need: each
-method here does nothing. They are called in the loop, so they must not block. What they raise is
-logged, and changes nothing for the call. No method is given the key.
+A session reports the start of each call to its observer, and the events of the call to the object
+that is returned. Every start has an end, on cancellation as well. Subclass the classes you need:
+their methods do nothing. Methods run in the event loop, so they must not block. An exception from
+one is logged and does not affect the call. No method receives the API key.
 """
 
 from __future__ import annotations
@@ -27,69 +27,69 @@ _NO_HEADERS: Mapping[str, str] = {}
 
 
 class AttemptObserver:
-    """Follows one request."""
+    """An observer of one attempt: one HTTP request."""
 
     def headers(self) -> Mapping[str, str]:
-        """Return headers to send, such as `traceparent`; those of the session come first."""
+        """Return headers to add, such as `traceparent`; those of the session take precedence."""
         return _NO_HEADERS
 
     def answered(self, status: int) -> None:
-        """Take note that an answer begins.
+        """Handle the start of the response.
 
         Args:
-            status: Its HTTP status.
+            status: The HTTP status.
         """
 
     def end(self, error: BaseException | None) -> None:
-        """Take note of its end.
+        """Handle the end of the attempt.
 
         Args:
-            error: What it ended with, a cancellation as well; None if it went well.
+            error: The error or cancellation that ended it, None on success.
         """
 
 
 class CallObserver:
-    """Follows one call through its attempts."""
+    """An observer of one call and its attempts."""
 
     def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
-        """Take note that a request begins.
+        """Handle the start of an attempt.
 
         Args:
-            number: Which one of this call it is, from 1.
-            method: `POST` if it stops something, `GET` if it looks.
-            url: Where it goes.
+            number: The number of the attempt within the call, from 1.
+            method: `POST` for a stop, `GET` for a read.
+            url: The URL of the request.
         """
         del number, method, url
         return AttemptObserver()
 
 
 class StopObserver(CallObserver):
-    """Follows one stop through its attempts, and through the looks of `verify=`."""
+    """An observer of one stop: its attempts and the polls of `verify=`."""
 
     def end(self, outcome: StopOutcome) -> None:
-        """Take note of its end.
+        """Handle the end of the stop.
 
         Args:
-            outcome: What became of it; the `index` of a single stop is 0.
+            outcome: The outcome; the `index` of a single stop is 0.
         """
 
 
 class ReadObserver(CallObserver):
-    """Follows one `get_runtime` or `list_runtimes` through its attempts."""
+    """An observer of one `get_runtime` or `list_runtimes` and its attempts."""
 
     def end(self, error: BaseException | None) -> None:
-        """Take note of its end.
+        """Handle the end of the read.
 
         Args:
-            error: What it ended with, a cancellation as well; None if it went well.
+            error: The error or cancellation that ended it, None on success.
         """
 
 
 class BulkObserver:
-    """Follows one bulk stop."""
+    """An observer of one bulk stop."""
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Take note that the stop of one target begins.
+        """Handle the start of the stop of one target.
 
         Args:
             workspace_id: The workspace's id.
@@ -99,7 +99,7 @@ class BulkObserver:
         return StopObserver()
 
     def begin_read(self, workspace_id: str, alias: str) -> ReadObserver:
-        """Take note that a runtime is looked at (`verify=`) that an earlier run has stopped.
+        """Handle the start of polling (`verify=`) a runtime that an earlier run stopped.
 
         Args:
             workspace_id: The workspace's id.
@@ -109,27 +109,27 @@ class BulkObserver:
         return ReadObserver()
 
     def outcome(self, outcome: StopOutcome) -> None:
-        """Take note of an outcome of this run, also that of a target that was never begun.
+        """Handle an outcome of this run, even if its stop was never started.
 
-        What an earlier run has settled, as the journal has it, is not told again.
+        Outcomes that an earlier run recorded in the journal are not reported again.
 
         Args:
             outcome: The outcome.
         """
 
     def end(self, report: StopReport) -> None:
-        """Take note of the end.
+        """Handle the end of the bulk stop.
 
         Args:
-            report: What became of all.
+            report: The report.
         """
 
 
 class Observer:
-    """Follows what a session does; one may be shared by several sessions."""
+    """An observer of all calls of a session. Several sessions may share it."""
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Take note that a single stop begins; it may still have to wait for its turn.
+        """Handle the start of a single stop, before it waits for a slot.
 
         Args:
             workspace_id: The workspace's id.
@@ -139,15 +139,15 @@ class Observer:
         return StopObserver()
 
     def begin_read(self, workspace_id: str, alias: str | None) -> ReadObserver:
-        """Take note that a runtime is looked at, or that all are listed.
+        """Handle the start of `get_runtime` or `list_runtimes`.
 
         Args:
             workspace_id: The workspace's id.
-            alias: The runtime's alias; None if all are listed.
+            alias: The runtime's alias; None for `list_runtimes`.
         """
         del workspace_id, alias
         return ReadObserver()
 
     def begin_bulk(self) -> BulkObserver:
-        """Take note that a bulk stop begins."""
+        """Handle the start of a bulk stop."""
         return BulkObserver()

@@ -1,15 +1,15 @@
-"""Spans and metrics of every call by OpenTelemetry (extra `otel`).
+"""OpenTelemetry spans and metrics for every call (extra `otel`).
 
     session = BctrlSession(observer=OpenTelemetry())
 
-Spans: `stop_runtime` for each stop, below it one for each attempt, as the semantic conventions for
-HTTP clients have it (https://opentelemetry.io/docs/specs/semconv/http/http-spans/). A bulk stop is
-one span `stop_runtimes` with its counts, and the stops are below it; the looks of `verify=` are
-below the stop. `get_runtime` and `list_runtimes` are spans like a stop. Each attempt carries the
-context in its headers (`traceparent`).
+Each stop is a span `stop_runtime`. Its children are the attempts, which follow the semantic
+conventions for HTTP clients (https://opentelemetry.io/docs/specs/semconv/http/http-spans/), and the
+polls of `verify=`. A bulk stop is a span `stop_runtimes` with its counts, above its stops.
+`get_runtime` and `list_runtimes` are spans with attempts as well. Attempts propagate the context in
+their headers (`traceparent`).
 
-Metrics: `http.client.request.duration` and `http.client.active_requests` of the same conventions,
-and of the stops `bctrl.stop.outcomes` by result, `bctrl.stop.attempts` by status and
+The metrics are `http.client.request.duration` and `http.client.active_requests` of the same
+conventions, and for stops `bctrl.stop.outcomes` by result, `bctrl.stop.attempts` by status and
 `bctrl.stop.throttled`.
 """
 
@@ -48,15 +48,15 @@ __all__ = ["OpenTelemetry"]
 _LIST = "/v1/workspaces/{id}/runtimes"
 _GET = f"{_LIST}/{{alias}}"
 _STOP = f"{_GET}/stop"
-_STOPS = "POST"
-# Those that the conventions give for `http.client.request.duration`.
+_STOP_METHOD = "POST"
+# The boundaries that the conventions recommend for `http.client.request.duration`.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
 _Value = str | int | bool
 
 
 class _Meters:
-    """The instruments, which all observers of one `OpenTelemetry` share."""
+    """The instruments of one `OpenTelemetry`, shared by its observers."""
 
     def __init__(self, provider: metrics.MeterProvider | None) -> None:
         meter = metrics.get_meter("bctrl_async", __version__, provider)
@@ -70,18 +70,18 @@ class _Meters:
             "http.client.active_requests", "{request}", "Number of active HTTP requests."
         )
         self.attempts = meter.create_counter(
-            "bctrl.stop.attempts", "{attempt}", "Requests that ended, by status or error."
+            "bctrl.stop.attempts", "{attempt}", "Stop requests that ended, by status or error."
         )
         self.throttled = meter.create_counter(
-            "bctrl.stop.throttled", "{attempt}", "Requests that the server refused as too many."
+            "bctrl.stop.throttled", "{attempt}", "Stop requests answered with 429 or 503."
         )
         self.outcomes = meter.create_counter(
-            "bctrl.stop.outcomes", "{stop}", "Stops that ended, by what became of them."
+            "bctrl.stop.outcomes", "{stop}", "Stops that ended, by result."
         )
 
 
-class _Place(NamedTuple):
-    """Where spans are made: by whom, with which instruments, and below what."""
+class _Scope(NamedTuple):
+    """The tracer, the instruments and the parent context for new spans."""
 
     tracer: Tracer | None
     meters: _Meters
@@ -89,19 +89,19 @@ class _Place(NamedTuple):
 
     def begin(self, name: str, kind: SpanKind, attributes: Mapping[str, _Value]) -> Span:
         if self.tracer is None:
-            # It stands for the span above it, for those to whom the context is passed on.
+            # A stand-in for the parent, whose context is still propagated.
             return NonRecordingSpan(trace.get_current_span(self.context).get_span_context())
         return self.tracer.start_span(name, self.context, kind, attributes)
 
 
 class OpenTelemetry(Observer):
-    """Makes spans and metrics of what the sessions do that it is given to.
+    """An observer that records spans and metrics. Several sessions may share it.
 
     Args:
-        tracer_provider: Whose spans they are; the global one when None.
-        meter_provider: Whose metrics they are; the global one when None.
-        spans_in_bulk: Whether a bulk stop has a span for each of its stops and attempts as well.
-            Without them a million stops are one span; the metrics count them all the same.
+        tracer_provider: The provider of the tracer; the global one if None.
+        meter_provider: The provider of the meter; the global one if None.
+        spans_in_bulk: If False, a bulk stop of any size is one span, without spans for its stops
+            and attempts. The metrics do not change.
     """
 
     def __init__(
@@ -116,37 +116,37 @@ class OpenTelemetry(Observer):
         self._meters = _Meters(meter_provider)
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Begin the span of a single stop, below the caller's."""
-        return _Stop(self._below_the_caller(), workspace_id, alias, counts=True)
+        """Start the span of a single stop as a child of the current span."""
+        return _Stop(self._scope(), workspace_id, alias, counts=True)
 
     def begin_read(self, workspace_id: str, alias: str | None) -> ReadObserver:
-        """Begin the span of a look at a runtime, or of a list, below the caller's."""
+        """Start the span of `get_runtime` or `list_runtimes` as a child of the current span."""
         name = "list_runtimes" if alias is None else "get_runtime"
-        return _Read(self._below_the_caller(), name, workspace_id, alias)
+        return _Read(self._scope(), name, workspace_id, alias)
 
     def begin_bulk(self) -> BulkObserver:
-        """Begin the span of a bulk stop, below the caller's."""
+        """Start the span of a bulk stop as a child of the current span."""
         span = self._tracer.start_span("stop_runtimes")
-        below = _Place(self._tracer_in_bulk, self._meters, trace.set_span_in_context(span))
-        return _Bulk(span, below)
+        children = _Scope(self._tracer_in_bulk, self._meters, trace.set_span_in_context(span))
+        return _Bulk(span, children)
 
-    def _below_the_caller(self) -> _Place:
-        return _Place(self._tracer, self._meters, context.get_current())
+    def _scope(self) -> _Scope:
+        return _Scope(self._tracer, self._meters, context.get_current())
 
 
 class _Bulk(BulkObserver):
-    def __init__(self, span: Span, below: _Place) -> None:
+    def __init__(self, span: Span, children: _Scope) -> None:
         self._span = span
-        self._below = below
+        self._children = children
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        return _Stop(self._below, workspace_id, alias, counts=False)
+        return _Stop(self._children, workspace_id, alias, counts=False)
 
     def begin_read(self, workspace_id: str, alias: str) -> ReadObserver:
-        return _Read(self._below, "get_runtime", workspace_id, alias)
+        return _Read(self._children, "get_runtime", workspace_id, alias)
 
     def outcome(self, outcome: StopOutcome) -> None:
-        self._below.meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
+        self._children.meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
 
     def end(self, report: StopReport) -> None:
         span = self._span
@@ -167,25 +167,27 @@ class _Bulk(BulkObserver):
 
 
 class _Call(CallObserver):
-    """A call with a span of its own; its attempts are below that."""
+    """A call with a span, whose children are its attempts."""
 
-    def __init__(self, place: _Place, name: str, workspace_id: str, alias: str | None) -> None:
-        self._looks_at = _LIST if alias is None else _GET
+    def __init__(self, scope: _Scope, name: str, workspace_id: str, alias: str | None) -> None:
+        self._read_template = _LIST if alias is None else _GET
         attributes = {"bctrl.workspace_id": workspace_id}
         if alias is not None:
             attributes["bctrl.alias"] = alias
-        self._span = place.begin(name, SpanKind.INTERNAL, attributes)
-        self._below = place._replace(context=trace.set_span_in_context(self._span, place.context))
+        self._span = scope.begin(name, SpanKind.INTERNAL, attributes)
+        self._children = scope._replace(
+            context=trace.set_span_in_context(self._span, scope.context)
+        )
 
     def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
-        template = _STOP if method == _STOPS else self._looks_at
-        return _Attempt(self._below, number, method, url, template)
+        template = _STOP if method == _STOP_METHOD else self._read_template
+        return _Attempt(self._children, number, method, url, template)
 
 
 class _Stop(_Call, StopObserver):
-    def __init__(self, place: _Place, workspace_id: str, alias: str, *, counts: bool) -> None:
-        super().__init__(place, "stop_runtime", workspace_id, alias)
-        self._outcomes = place.meters.outcomes if counts else None
+    def __init__(self, scope: _Scope, workspace_id: str, alias: str, *, counts: bool) -> None:
+        super().__init__(scope, "stop_runtime", workspace_id, alias)
+        self._outcomes = scope.meters.outcomes if counts else None
 
     def end(self, outcome: StopOutcome) -> None:
         if self._outcomes is not None:
@@ -209,22 +211,22 @@ class _Read(_Call, ReadObserver):
 
 
 class _Attempt(AttemptObserver):
-    def __init__(self, place: _Place, number: int, method: str, url: URL, template: str) -> None:
-        self._meters = place.meters
-        self._parent = place.context
-        self._stops = method == _STOPS
+    def __init__(self, scope: _Scope, number: int, method: str, url: URL, template: str) -> None:
+        self._meters = scope.meters
+        self._parent = scope.context
+        self._stops = method == _STOP_METHOD
         self._status: int | None = None
-        self._where: dict[str, _Value] = {
+        self._request: dict[str, _Value] = {
             "http.request.method": method,
             "server.address": url.host or "",
             "server.port": url.port or 0,
         }
-        attributes = {**self._where, "url.full": str(url), "url.template": template}
+        attributes = {**self._request, "url.full": str(url), "url.template": template}
         if number > 1:
             attributes["http.request.resend_count"] = number - 1
-        self._span = place.begin(f"{method} {template}", SpanKind.CLIENT, attributes)
-        self._meters.active.add(1, self._where)
-        self._began = time.perf_counter()
+        self._span = scope.begin(f"{method} {template}", SpanKind.CLIENT, attributes)
+        self._meters.active.add(1, self._request)
+        self._started = time.perf_counter()
 
     def headers(self) -> Mapping[str, str]:
         carrier: dict[str, str] = {}
@@ -235,36 +237,36 @@ class _Attempt(AttemptObserver):
         self._status = status
 
     def end(self, error: BaseException | None) -> None:
-        elapsed = time.perf_counter() - self._began
-        how: dict[str, _Value] = {}
+        elapsed = time.perf_counter() - self._started
+        response: dict[str, _Value] = {}
         if self._status is not None:
-            how["http.response.status_code"] = self._status
+            response["http.response.status_code"] = self._status
         if error is not None:
-            how["error.type"] = _type_of(error)
-        self._meters.active.add(-1, self._where)
-        self._meters.duration.record(elapsed, {**self._where, **how})
+            response["error.type"] = _error_type(error)
+        self._meters.active.add(-1, self._request)
+        self._meters.duration.record(elapsed, {**self._request, **response})
         if self._stops:
-            self._meters.attempts.add(1, how)
+            self._meters.attempts.add(1, response)
             if self._status in THROTTLED:
-                self._meters.throttled.add(1, how)
+                self._meters.throttled.add(1, response)
         if self._span.is_recording():
             if self._status is not None:
                 self._span.set_attribute("http.response.status_code", self._status)
             if error is not None:
-                # The conventions want no description of what the status says already.
-                is_said = (self._status or 0) >= HTTPStatus.BAD_REQUEST
-                _fail(self._span, error, with_text=not is_said)
+                # By the conventions, an error status needs no description.
+                has_error_status = (self._status or 0) >= HTTPStatus.BAD_REQUEST
+                _fail(self._span, error, with_text=not has_error_status)
         self._span.end()
 
 
 def _fail(span: Span, error: BaseException, *, with_text: bool = True) -> None:
-    span.set_attribute("error.type", _type_of(error))
+    span.set_attribute("error.type", _error_type(error))
     text = error.summary if with_text and isinstance(error, BctrlError) else None
     span.set_status(Status(StatusCode.ERROR, text))
 
 
-def _type_of(error: BaseException) -> str:
-    """Return what the conventions call `error.type`: a status, or the name of an exception."""
+def _error_type(error: BaseException) -> str:
+    """Return `error.type` by the conventions: an error status, or the name of the exception."""
     if isinstance(error, BctrlError):
         if error.status is not None and error.status >= HTTPStatus.BAD_REQUEST:
             return str(error.status)
