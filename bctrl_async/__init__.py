@@ -1,4 +1,4 @@
-"""Stop bctrl runtimes from asyncio, any number at once, and know what became of each one."""
+"""An asyncio client that stops bctrl runtimes, singly or in bulk, with one outcome for each."""
 
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._version import __version__

@@ -1,3 +1,3 @@
-"""The version, in a module of its own so that the build and the User-Agent read the same one."""
+"""The version, in a module that the build and the package can both read."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
-"""What the API speaks of: runtimes, and the names by which a stop finds them.
+"""The models of the API: runtimes, and references to them.
 
-The wire format is the schema of `docs/contract/openapi.yaml`. It is read leniently: a field or an
-enum value that a later server adds must never turn a stop that worked into an error.
+The wire format is specified in `docs/contract/openapi.yaml`. Unknown fields and enum values are
+accepted, so that a newer server cannot turn a successful stop into an error.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ __all__ = ["LaunchMode", "Runtime", "RuntimeKind", "RuntimeRef", "RuntimeStatus"
 
 
 class _OpenEnum(StrEnum):
-    """A `StrEnum` that keeps a value it does not know, as an equal and picklable member."""
+    """A `StrEnum` that accepts unknown values as comparable and picklable members."""
 
     @classmethod
     def _missing_(cls, value: object) -> Self | None:
         if not isinstance(value, str):
             return None
-        # Not remembered: the values are the server's, so a table of them could grow for ever.
+        # Not cached: the server chooses the values, so a cache could grow without bound.
         member = str.__new__(cls, value)
         member._name_ = value
         member._value_ = value
         return member
 
     def __reduce_ex__(self, _protocol: object) -> tuple[type[Self], tuple[str]]:
-        # Python 3.11.2 pickles a member by its name, under which an unknown value is not found.
+        # Python 3.11.2 pickles members by name, and an unknown value has none to find.
         return type(self), (self.value,)
 
 
 class RuntimeKind(_OpenEnum):
-    """What runs; a value that is not listed is kept as it came."""
+    """The kind of a runtime. Unknown values are kept."""
 
     BROWSER = "browser"
     DESKTOP = "desktop"
@@ -42,7 +42,7 @@ class RuntimeKind(_OpenEnum):
 
 
 class RuntimeStatus(_OpenEnum):
-    """The state of a runtime; a value that is not listed is kept as it came."""
+    """The status of a runtime. Unknown values are kept."""
 
     ACTIVE = "active"
     STOPPED = "stopped"
@@ -50,14 +50,14 @@ class RuntimeStatus(_OpenEnum):
 
 
 class LaunchMode(_OpenEnum):
-    """How a runtime was launched; a value that is not listed is kept as it came."""
+    """The launch mode of a runtime. Unknown values are kept."""
 
     PROFILE = "profile"
     EPHEMERAL = "ephemeral"
 
 
 class RuntimeSummary(msgspec.Struct, frozen=True, rename="camel"):
-    """Details of a runtime; each is None where the server left it out."""
+    """Details of a runtime. A field that the server omitted is None."""
 
     browser_running: bool | None = None
     current_driver: str | None = None
@@ -69,9 +69,9 @@ class RuntimeSummary(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Runtime(msgspec.Struct, frozen=True, rename="camel"):
-    """A runtime as the server described it in its answer.
+    """A runtime as described by the server.
 
-    `created_at` and `updated_at` are the server's own text: the contract gives them no format.
+    `created_at` and `updated_at` are not parsed: the contract specifies no format for them.
     """
 
     id: UUID
@@ -86,7 +86,7 @@ class Runtime(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RuntimeRef(NamedTuple):
-    """The address of one runtime; a plain `(workspace_id, alias)` tuple serves as well."""
+    """A reference to a runtime. A plain `(workspace_id, alias)` tuple is accepted as well."""
 
     workspace_id: str
     alias: str

@@ -1,4 +1,4 @@
-"""What became of each stop: one outcome for one target, and the rules that decide it."""
+"""The outcome of each stop, the report of a bulk stop, and the rules that decide a result."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ __all__ = ["StopOutcome", "StopReport", "StopResult"]
 
 
 class StopResult(StrEnum):
-    """What became of a stop.
+    """The result of a stop.
 
-    Settled is what needs no further call: `stopped`, `accepted`, `already_stopped`, `not_found`.
+    `stopped`, `accepted`, `already_stopped` and `not_found` are settled: no further call is needed.
     """
 
     STOPPED = "stopped"
-    """The server answered that it is stopped."""
+    """The server confirmed that the runtime is stopped."""
     ACCEPTED = "accepted"
-    """The server took the stop, but did not (readably) say that it is done."""
+    """The server accepted the stop but did not confirm it."""
     ALREADY_STOPPED = "already_stopped"
-    """Nothing was running under the alias."""
+    """The runtime was not running."""
     NOT_FOUND = "not_found"
-    """There is no such workspace or alias."""
+    """The workspace or alias is unknown."""
     REJECTED = "rejected"
-    """The server said no, or the target is none."""
+    """The server rejected the stop, or the target is invalid."""
     NOT_SENT = "not_sent"
-    """The request never reached the server."""
+    """The stop was never sent, or only throttled before the run ended."""
     UNKNOWN = "unknown"
-    """It was sent, and no answer settled it: the runtime may have stopped."""
+    """A request was sent but no answer settled it: the runtime may have stopped."""
 
     def __repr__(self) -> str:
-        # Counts by result are printed often, and the value says it all.
+        # Keeps printed counts short.
         return repr(self.value)
 
     @property
     def settled(self) -> bool:
-        """Whether no further call is needed."""
+        """Return True if no further call is needed."""
         return self in _SETTLED
 
 
@@ -62,17 +62,17 @@ _SETTLED = frozenset(
 
 
 class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one target.
+    """The outcome of stopping one target.
 
     Args:
         index: The target's position in the input, from 0.
-        target: The runtime that was to be stopped.
-        result: What became of it.
-        runtime: The runtime as the server described it, where it did.
-        error: Why it is not plainly stopped, where it is not.
-        attempts: How many requests to stop it were begun; looks at it are not counted.
-        elapsed: Seconds from taking the target up to this outcome.
-        resumed: Whether it is that of an earlier run, as the journal has it.
+        target: The runtime to stop.
+        result: The result.
+        runtime: The runtime as last described by the server, or None.
+        error: The error that explains the result, or None.
+        attempts: The number of stop requests started; polls are not counted.
+        elapsed: Seconds from reading the target to this outcome.
+        resumed: True if the outcome comes from an earlier run's journal.
     """
 
     index: int
@@ -86,17 +86,17 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StopReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of all the targets of a bulk stop.
+    """The report of a bulk stop.
 
     Args:
-        total: How many targets were read; the counts add up to it.
-        counts: How many outcomes there are of each result; 0 for one that did not occur.
-        failures: The outcomes that are not settled, as they came.
-        elapsed: Seconds that the run took.
-        retries: Requests beyond the first of each target.
-        throttled: Answers that were 429 or 503.
-        resumed: How many of the outcomes are those of an earlier run, as the journal has them.
-        ended_early: Why not all of the input was worked off, where it was not.
+        total: The number of targets read; the counts add up to it.
+        counts: The number of outcomes for each result; 0 for a result that did not occur.
+        failures: The outcomes that are not settled, in order of completion.
+        elapsed: The duration of the run in seconds.
+        retries: The number of stop requests beyond the first for each target.
+        throttled: The number of 429 and 503 answers.
+        resumed: The number of outcomes that come from an earlier run's journal.
+        ended_early: The reason why the run ended before its input did, or None.
     """
 
     total: int
@@ -110,14 +110,14 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """Whether every target is settled, and none was left unread."""
+        """Return True if the whole input was read and every target is settled."""
         return not self.failures and self.ended_early is None
 
     def raise_for_failures(self) -> None:
         """Raise unless the report is `ok`.
 
         Raises:
-            ExceptionGroup: The error of each failure, and why the run ended early if it did.
+            ExceptionGroup: The error of each failure, after `ended_early` if it is set.
         """
         errors = [outcome.error for outcome in self.failures if outcome.error is not None]
         summary = f"{len(self.failures)} of {self.total} stops are not settled"
@@ -181,7 +181,7 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a table of rules.
-    """Decide what became of a stop from how its call ended: the first rule that fits."""
+    """Return the result of a stop whose call returned a runtime or raised an error."""
     match ended:
         case Runtime(status=RuntimeStatus.STOPPED):
             return StopResult.STOPPED
@@ -225,5 +225,5 @@ def _is_success(status: int) -> bool:
 
 
 def _is_page(error: BctrlError) -> bool:
-    # A login page with status 200 is not the API's answer, whatever its status says.
+    # A login page with status 200 does not come from the API.
     return (error.body or "").lstrip().startswith("<")

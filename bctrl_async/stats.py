@@ -1,4 +1,4 @@
-"""What a session has done so far, in numbers."""
+"""Counters of the attempts of a session."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ __all__ = ["SessionStats"]
 
 
 class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session had done when it was asked.
+    """A snapshot of the counters of a session.
 
-    An attempt is one request. Those begun are those that succeeded, failed, are in flight, or were
-    cut off by cancellation.
+    An attempt is one request. Each attempt has succeeded, failed, been cancelled, or is in flight.
 
     Args:
-        attempts: Attempts begun.
-        retries: Those of them that were not the first of their stop.
-        succeeded: Those that the server answered with a runtime.
-        failed: How many failed, by the HTTP status (`"429"`) that said no, or by the error
-            (`"BctrlTimeoutError"`) where there was no usable answer.
-        in_flight: Those under way.
-        waiting: Stops that wait for their turn, or for their next attempt.
+        attempts: Attempts started.
+        retries: Attempts that were not the first of their call.
+        succeeded: Attempts answered with a success status and a valid body.
+        failed: Failed attempts by HTTP status (`"429"`), or by error class
+            (`"BctrlTimeoutError"`) if there was no usable answer.
+        in_flight: Attempts in flight.
+        waiting: Calls that wait for a slot or for their next attempt.
     """
 
     attempts: int
@@ -36,12 +35,12 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def throttled(self) -> int:
-        """How many attempts the server refused with 429 or 503."""
+        """The number of attempts that were answered with 429 or 503."""
         return sum(self.failed.get(str(int(status)), 0) for status in THROTTLED)
 
 
 class Tally:
-    """The counts behind the stats, kept by whoever makes the attempts."""
+    """The counters behind `SessionStats`, updated by the sender."""
 
     __slots__ = ("attempts", "failed", "retries", "succeeded")
 
@@ -52,12 +51,12 @@ class Tally:
         self.failed: Counter[str] = Counter()
 
     def record(self, error: BctrlError) -> None:
-        """Count an attempt that failed."""
-        said_no = isinstance(error, BctrlApiError) and error.status is not None
-        self.failed[str(error.status) if said_no else type(error).__name__] += 1
+        """Count a failed attempt."""
+        has_status = isinstance(error, BctrlApiError) and error.status is not None
+        self.failed[str(error.status) if has_status else type(error).__name__] += 1
 
     def stats(self, in_flight: int, waiting: int) -> SessionStats:
-        """Return the counts as they are."""
+        """Return a snapshot."""
         return SessionStats(
             attempts=self.attempts,
             retries=self.retries,

@@ -1,11 +1,11 @@
-"""Fixtures for pytest: a running emulator of the API, and a session on it.
+"""Fixtures for pytest: a running emulator of the API, and a session connected to it.
 
-They are there as soon as the package is installed, in any kind of test: with pytest-asyncio in
-either mode, with anyio's plugin, and without an event loop.
+Installing the package makes them available. They work with pytest-asyncio in either mode, with
+anyio's plugin, and in tests without an event loop.
 
     from bctrl_async.emulator import Fault
 
-    async def test_a_stop_outlives_a_refusal(bctrl_emulator, bctrl_session):
+    async def test_a_throttled_stop_is_retried(bctrl_emulator, bctrl_session):
         bctrl_emulator.add_runtime("ws-1", "crm")
         bctrl_emulator.inject(Fault.RATE_LIMITED, alias="crm")
         assert (await bctrl_session.stop_runtime("ws-1", "crm")).status == "stopped"
@@ -29,9 +29,9 @@ _KEY = "emulator-key"
 
 @pytest.fixture
 def bctrl_emulator() -> Iterator[Emulator]:
-    """A running emulator; add runtimes to it and inject faults, then look at what it received.
+    """A running emulator: add runtimes, inject faults, then inspect the requests it received.
 
-    It has a thread and a loop of its own, so that it answers whatever the test is doing.
+    It runs in a thread with its own event loop, so it also serves blocking tests.
     """
     emulator = Emulator(port=0, api_key=_KEY)
     with _in_a_thread(emulator):
@@ -40,7 +40,7 @@ def bctrl_emulator() -> Iterator[Emulator]:
 
 @contextmanager
 def _in_a_thread(emulator: Emulator) -> Iterator[None]:
-    """Run an emulator in a thread of its own."""
+    """Run an emulator in a separate thread."""
     started: Future[None] = Future()
     loop = asyncio.new_event_loop()
     ended = asyncio.Event()
@@ -48,7 +48,7 @@ def _in_a_thread(emulator: Emulator) -> Iterator[None]:
     async def serve() -> None:
         try:
             await emulator.start()
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for.
+        except BaseException as error:  # noqa: BLE001 - raised by `started.result()`.
             started.set_exception(error)
             return
         started.set_result(None)
@@ -68,5 +68,5 @@ def _in_a_thread(emulator: Emulator) -> Iterator[None]:
 
 @pytest.fixture
 def bctrl_session(bctrl_emulator: Emulator) -> BctrlSession:
-    """A session on the emulator; it opens in the loop that first uses it, and closes with it."""
+    """A session connected to the emulator; it opens in the event loop that first uses it."""
     return BctrlSession(_KEY, base_url=bctrl_emulator.url)

@@ -22,7 +22,7 @@ import pytest
 from bctrl_async.emulator import Fault
 
 {mark}
-async def test_a_stop_outlives_a_refusal(bctrl_emulator, bctrl_session):
+async def test_a_stop_is_retried(bctrl_emulator, bctrl_session):
     bctrl_emulator.add_runtime("ws-1", "crm")
     bctrl_emulator.inject(Fault.DROP_BEFORE, alias="crm")
     assert (await bctrl_session.stop_runtime("ws-1", "crm")).status == "stopped"
