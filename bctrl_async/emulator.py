@@ -1,8 +1,8 @@
-"""A local server of the bctrl contract, with faults on demand, to test clients against.
+"""A local server for testing clients: it implements the bctrl contract and injects faults.
 
-It imports nothing of the client and restates the wire format with plain dicts, so that one bug
-cannot hide on both sides. What it answers follows ``docs/contract/openapi.yaml``; what a server
-says when it does not answer 200, and "contract errors.md" below, is ``errors.md`` beside it.
+It imports nothing from the client and restates the wire format in plain dicts, so that a bug cannot
+hide on both sides. Runtimes follow ``docs/contract/openapi.yaml``; error responses follow
+``errors.md`` beside it, "contract errors.md" below.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import re
 import uuid
 import zlib
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -36,68 +36,67 @@ _JSON = "application/json"
 _MIB = 2**20
 _BURST_SECONDS = 0.25
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-# A connection that the listener accepted becomes visible three turns of the loop later.
-_ACCEPT_TURNS = 4
+# An accepted connection becomes visible three iterations of the event loop later.
+_ACCEPT_ITERATIONS = 4
 
 
 class Fault(StrEnum):
-    """What can go wrong with one stop; each member says what the client sees and what was done.
+    """A fault of one stop: what the client receives, and whether the stop takes effect.
 
-    The statuses, and whether one means that nothing was done, follow contract errors.md. A get or
-    a list that is given one is answered in the same way, and changes nothing; of a runtime it says
-    what is so, whatever a stop would have made of it.
+    The statuses, and which of them mean that nothing is stopped, follow contract errors.md. A fault
+    of a `GET` changes the response in the same way, but never a runtime.
     """
 
     LATENCY = "latency"
-    """The usual answer, `fault_latency` seconds late; the stop took effect."""
+    """The normal response, `fault_latency` seconds late; the runtime is stopped."""
     RATE_LIMITED = "rate_limited"
-    """429 without Retry-After; nothing was done."""
+    """429 without Retry-After; nothing is stopped."""
     RATE_LIMITED_RETRY_AFTER = "rate_limited_retry_after"
-    """429 with Retry-After; nothing was done."""
+    """429 with Retry-After; nothing is stopped."""
     SERVER_ERROR = "server_error"
-    """500 with the documented JSON error body; nothing was done, which the client cannot know."""
+    """500 with the documented JSON error body; nothing is stopped, but a client cannot know."""
     BAD_GATEWAY = "bad_gateway"
-    """502 with a proxy's HTML page; the stop took effect behind the proxy."""
+    """502 with the HTML page of a proxy; the runtime is stopped behind the proxy."""
     UNAVAILABLE = "unavailable"
-    """503 with Retry-After; nothing was done."""
+    """503 with Retry-After; nothing is stopped."""
     GATEWAY_TIMEOUT = "gateway_timeout"
-    """504 with a proxy's HTML page; the stop took effect behind the proxy."""
+    """504 with the HTML page of a proxy; the runtime is stopped behind the proxy."""
     DROP_BEFORE = "drop_before"
-    """The connection is closed without an answer; nothing was done."""
+    """The connection closes without a response; nothing is stopped."""
     DROP_AFTER = "drop_after"
-    """The connection is closed without an answer; the stop took effect."""
+    """The connection closes without a response; the runtime is stopped."""
     CLOSE_KEPT_ALIVE = "close_kept_alive"
-    """The usual answer, promising keep-alive, then a closed connection; the stop took effect."""
+    """The normal response, then the kept-alive connection closes; the runtime is stopped."""
     HANG = "hang"
-    """No answer until the client leaves or the emulator closes; the stop took effect."""
+    """No response until the client or the emulator closes; the runtime is stopped."""
     SLOW_DRIP = "slow_drip"
-    """The usual answer, its body a byte every `drip_interval` seconds; the stop took effect."""
+    """The normal response, one byte every `drip_interval` seconds; the runtime is stopped."""
     TRUNCATED_JSON = "truncated_json"
-    """The usual answer, cut off in mid-body with its connection; the stop took effect."""
+    """The normal response, closed in the middle of its body; the runtime is stopped."""
     MALFORMED_JSON = "malformed_json"
-    """A complete 200 that is not JSON; the stop took effect."""
+    """A complete 200 whose body is not JSON; the runtime is stopped."""
     WRONG_SHAPE = "wrong_shape"
-    """200 with JSON that lacks every required field; the stop took effect."""
+    """200 with JSON that lacks every required field; the runtime is stopped."""
     OVERSIZED = "oversized"
-    """200 with a valid Runtime of more than 2 MiB; the stop took effect."""
+    """200 with a valid Runtime of more than 2 MiB; the runtime is stopped."""
     COMPRESSED_BOMB = "compressed_bomb"
-    """200 of some 64 KiB of gzip that unpack to 64 MiB of JSON; the stop took effect."""
+    """200 with 64 KiB of gzip that unpack to 64 MiB of JSON; the runtime is stopped."""
     UNKNOWN_VALUES = "unknown_values"
-    """200 with enum values and fields that no contract knows yet; the stop took effect."""
+    """200 with enum values and fields unknown to the contract; the runtime is stopped."""
     FAILED = "failed"
     """200 with status "failed"; the runtime's status becomes "failed"."""
     ACCEPTED = "accepted"
-    """200 with status still "active"; the stop took effect all the same."""
+    """200 with status "active"; the runtime is stopped."""
     REDIRECT = "redirect"
-    """307 to another path of this server, which answers 404; nothing was done."""
+    """307 to a path of this server that answers 404; nothing is stopped."""
 
     @property
     def takes_effect(self) -> bool:
-        """Whether a stop that meets this fault leaves the runtime no longer active."""
-        return self not in _NOTHING_DONE
+        """Return True if a stop with this fault ends the runtime."""
+        return self not in _WITHOUT_EFFECT
 
 
-_NOTHING_DONE = frozenset(
+_WITHOUT_EFFECT = frozenset(
     {
         Fault.RATE_LIMITED,
         Fault.RATE_LIMITED_RETRY_AFTER,
@@ -126,7 +125,7 @@ class _WireSummary(TypedDict):
 
 
 class WireRuntime(TypedDict):
-    """A Runtime as it stands on the wire (openapi.yaml, `components.schemas.Runtime`)."""
+    """A Runtime on the wire (openapi.yaml, `components.schemas.Runtime`)."""
 
     alias: str
     createdAt: str
@@ -141,17 +140,17 @@ class WireRuntime(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class ReceivedRequest:
-    """One request as it arrived, and what the emulator decided to do with it.
+    """A request as received, and the emulator's reaction to it.
 
     Attributes:
-        workspace_id: The decoded workspace id, None when the path is that of no operation.
-        alias: The decoded alias, None when the path is that of no operation, or of a list.
+        workspace_id: The decoded workspace id, None if the path is unknown.
+        alias: The decoded alias, None if the path is unknown or that of a list.
         method: The HTTP method.
         raw_path: The request target exactly as on the wire, with its query.
-        headers: The headers; names compare without regard to case.
+        headers: The headers, with case-insensitive names.
         body: The body as on the wire, not decompressed.
-        fault: The fault that was applied, None for the usual behaviour.
-        status: The HTTP status that was answered, None when none was.
+        fault: The fault that was applied, None for normal behaviour.
+        status: The HTTP status of the response, None if there was no response.
     """
 
     workspace_id: str | None
@@ -164,8 +163,8 @@ class ReceivedRequest:
     status: int | None
 
 
-_Answer = Mapping[str, Any]
-"""What is answered with 200: a Runtime, or a list of them."""
+_Payload = Mapping[str, Any]
+"""The JSON of a 200: a Runtime, or a list of them."""
 
 
 class _Reply(NamedTuple):
@@ -174,7 +173,7 @@ class _Reply(NamedTuple):
     headers: dict[str, str]
 
 
-class _Refusal(NamedTuple):
+class _Error(NamedTuple):
     status: int
     code: str
     reason_class: str
@@ -182,32 +181,30 @@ class _Refusal(NamedTuple):
     hint: str
 
 
-_NOT_DECODABLE = _Refusal(
+_UNDECODABLE = _Error(
     400, "request.invalid", "invalid_input", "The path is not UTF-8.", "Percent-encode its UTF-8."
 )
-_NO_ROUTE = _Refusal(
+_NO_ROUTE = _Error(
     404, "route.not_found", "not_found", "No operation has this path.", "See the reference."
 )
-_WRONG_METHOD = _Refusal(
-    405, "method.not_allowed", "invalid_input", "Not with this method.", "See Allow."
+_WRONG_METHOD = _Error(
+    405, "method.not_allowed", "invalid_input", "Method not allowed.", "See Allow."
 )
-_NO_KEY = _Refusal(
-    401, "auth.required", "unauthorized", "Invalid API key.", "Send Bearer <api-key>."
-)
-_NO_RUNTIME = _Refusal(
+_NO_KEY = _Error(401, "auth.required", "unauthorized", "Invalid API key.", "Send Bearer <api-key>.")
+_NO_RUNTIME = _Error(
     404, "runtime.not_found", "not_found", "No such workspace or alias.", "List what is there."
 )
-_NOT_ACTIVE = _Refusal(
+_NOT_ACTIVE = _Error(
     409, "runtime.not_active", "conflict", "Nothing runs under that alias.", "It is stopped."
 )
-_TOO_MANY = _Refusal(429, "rate.limited", "rate_limited", "Too many requests.", "Slow down.")
-_FAULT_REFUSALS: dict[Fault | None, _Refusal] = {
+_TOO_MANY = _Error(429, "rate.limited", "rate_limited", "Too many requests.", "Slow down.")
+_FAULT_ERRORS: dict[Fault | None, _Error] = {
     Fault.RATE_LIMITED: _TOO_MANY,
     Fault.RATE_LIMITED_RETRY_AFTER: _TOO_MANY,
-    Fault.SERVER_ERROR: _Refusal(
+    Fault.SERVER_ERROR: _Error(
         500, "server.error", "server", "Something broke.", "If it lasts, report the request id."
     ),
-    Fault.UNAVAILABLE: _Refusal(
+    Fault.UNAVAILABLE: _Error(
         503, "server.unavailable", "upstream", "Out for maintenance.", "Try again later."
     ),
 }
@@ -218,13 +215,13 @@ def _dump(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _from_the_future(answer: _Answer) -> _Answer:
-    if "runtimes" in answer:
+def _with_unknown_values(payload: _Payload) -> _Payload:
+    if "runtimes" in payload:
         return {
-            "runtimes": [_from_the_future(runtime) for runtime in answer["runtimes"]],
+            "runtimes": [_with_unknown_values(runtime) for runtime in payload["runtimes"]],
             "next": 2,
         }
-    runtime = answer
+    runtime = payload
     summary = {**runtime["summary"], "launchMode": "teleport", "gpu": {"count": 2}}
     return {**runtime, "kind": "hologram", "status": "paused", "summary": summary, "region": "moon"}
 
@@ -238,15 +235,15 @@ def _bomb() -> bytes:
     return b"".join([*parts, packer.compress(b'"}'), packer.flush()])
 
 
-# What these faults answer with 200 in place of the usual answer, whatever the status was.
-_BODIES: dict[Fault | None, Callable[[_Answer], bytes]] = {
-    Fault.MALFORMED_JSON: lambda answer: _dump(answer).replace(b":", b"="),
+# These faults answer 200 with a body of their own, even for a runtime that is not active.
+_FAULT_BODIES: dict[Fault | None, Callable[[_Payload], bytes]] = {
+    Fault.MALFORMED_JSON: lambda payload: _dump(payload).replace(b":", b"="),
     Fault.WRONG_SHAPE: lambda _: b'{"ok":true}',
-    Fault.OVERSIZED: lambda answer: _dump({**answer, "padding": "x" * (2 * _MIB)}),
+    Fault.OVERSIZED: lambda payload: _dump({**payload, "padding": "x" * (2 * _MIB)}),
     Fault.COMPRESSED_BOMB: lambda _: _bomb(),
-    Fault.UNKNOWN_VALUES: lambda answer: _dump(_from_the_future(answer)),
+    Fault.UNKNOWN_VALUES: lambda payload: _dump(_with_unknown_values(payload)),
     Fault.FAILED: _dump,
-    Fault.ACCEPTED: lambda answer: _dump({**answer, "status": "active"}),
+    Fault.ACCEPTED: lambda payload: _dump({**payload, "status": "active"}),
 }
 
 
@@ -263,10 +260,13 @@ class _Route(NamedTuple):
 
 
 def _route(raw_path: str) -> _Route | None:
-    """What a path stands for, None for another path; ValueError if it cannot be decoded.
+    """Return the operation of a path, None for an unknown path.
 
     The paths are those of openapi.yaml (`runtimes-stop`) and of contract errors.md (`runtimes-get`
     and `runtimes-list`).
+
+    Raises:
+        ValueError: A segment is not percent-encoded UTF-8.
     """
     match raw_path.partition("?")[0].split("/"):
         case ["", "v1", "workspaces", workspace_id, "runtimes", alias, "stop"]:
@@ -277,46 +277,101 @@ def _route(raw_path: str) -> _Route | None:
             method, names = "GET", [workspace_id]
         case _:
             return None
-    # RFC 3986 5.2.4: bare dot segments are not names but steps out of the path. To take them for
-    # names would hide the client's bug that a real gateway turns into a 404.
+    # Dot segments are not names (RFC 3986 5.2.4). Accepting them would hide a bug of the client
+    # that a real gateway turns into a 404.
     if {*names} & {"", ".", ".."}:
         return None
     return _Route(method, *map(_decode, names))
 
 
+class _FaultPlan:
+    """The faults of future requests: queued ones first, then random ones."""
+
+    def __init__(self, probabilities: Mapping[Fault, float], seed: int) -> None:
+        for fault, share in probabilities.items():
+            if fault not in set(Fault):
+                raise ValueError(f"faults has {fault!r}: give members of Fault")
+            if not 0 <= share <= 1:
+                raise ValueError(f"faults has {fault} at {share}: give a probability of 0 to 1")
+        if (total := sum(probabilities.values())) > 1 + 1e-9:
+            raise ValueError(f"faults add up to {total}: give probabilities of at most 1 together")
+        # In the order of `Fault`, so that a seed does not depend on the order of the mapping.
+        faults = [fault for fault in Fault if probabilities.get(fault)]
+        self._bounds = list(itertools.accumulate(probabilities[fault] for fault in faults))
+        self._choices = [*faults, None]
+        self._seed = seed
+        self._queues: defaultdict[tuple[str | None, ...], deque[Fault | None]] = defaultdict(deque)
+
+    def add(self, faults: Iterable[Fault | None], *key: str | None) -> None:
+        self._queues[key].extend(faults)
+
+    def next(self, route: _Route, received: Counter[tuple[str, str]]) -> Fault | None:
+        method, workspace_id, alias = route
+        if self._queues:
+            targets = ((workspace_id, alias), (workspace_id, None), (None, alias), (None, None))
+            for target in targets:
+                if queue := self._queues.get((method, *target)):
+                    return queue.popleft()
+        if not self._bounds or method != "POST" or alias is None:
+            return None
+        number = received[workspace_id, alias]
+        # The length keeps ("a", "bc") and ("ab", "c") apart.
+        text = f"{self._seed}:{number}:{len(workspace_id)}:{workspace_id}{alias}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return self._choices[bisect.bisect(self._bounds, int.from_bytes(digest) / 2**64)]
+
+
+class _RateLimit:
+    """A generic cell rate algorithm (GCRA) with bursts of a quarter of a second."""
+
+    def __init__(self, rate: float | None) -> None:
+        if rate is not None and not 0 < rate < math.inf:
+            raise ValueError(f"rate_limit is {rate}: give stops a second, above 0")
+        self._interval = None if rate is None else 1 / rate
+        self._empty_at = -math.inf
+
+    def exceeded(self) -> bool:
+        if self._interval is None:
+            return False
+        now = asyncio.get_running_loop().time()
+        if self._empty_at - now > _BURST_SECONDS:
+            return True
+        self._empty_at = max(self._empty_at, now) + self._interval
+        return False
+
+
 class Emulator:
     """A server of `POST /v1/workspaces/{id}/runtimes/{alias}/stop` on a local port.
 
-    It also answers `GET` of a runtime and of a workspace's list. Use it as ``async with
-    Emulator(port=0) as emulator``. The runtimes it knows are those added with `add_runtime`, and a
-    workspace is known while it has any. Faults come from `inject`, and at random, for stops, with
-    the probabilities `faults`; a random one depends only on the seed, the target, and how many
-    stops that target had before, never on how the requests of different targets interleave. Every
-    request is kept in `requests`, so memory grows with their number.
+    It also serves `GET` for a runtime and for the list of a workspace. Use it as ``async with
+    Emulator(port=0) as emulator``. Runtimes are added with `add_runtime`; a workspace without any
+    is unknown. Faults are queued with `inject`, or drawn at random for stops with the probabilities
+    `faults`. A random fault depends only on the seed, the target and the number of its earlier
+    stops, never on the order of requests to other targets. Every request is kept in `requests`, so
+    memory grows with their number.
 
     Attributes:
         requests: Every request, in order of arrival.
-        received: How many stops came for each `(workspace_id, alias)`, counting those that had
-            the right path, method and key, whether or not the runtime exists. Gets and lists are
-            found in `requests` alone.
+        received: The number of stops with a valid path, method and key for each
+            `(workspace_id, alias)`, even of an unknown runtime. Reads are in `requests` only.
 
     Args:
         host: The address to listen on.
         port: The port to listen on, 0 to 65535; 0 picks a free one. The default is the port of
             the contract's second server (openapi.yaml, `servers`).
         api_key: The key that requests must carry, not empty.
-        faults: The probability of each fault for one stop, each 0 to 1, together at most 1.
-        seed: What the random faults are drawn from.
-        latency: Seconds before every answer, 0 or more.
-        retry_after: The Retry-After of a 429 or 503 that carries one, of any form (contract
-            errors.md); None leaves the header out.
+        faults: The probability of each fault of a stop, each 0 to 1, together at most 1.
+        seed: The seed of the random faults.
+        latency: Seconds before every response, 0 or more.
+        retry_after: The Retry-After of the faults that have one, in any form (contract errors.md);
+            None omits the header.
         fault_latency: Seconds that `Fault.LATENCY` adds, 0 or more.
         drip_interval: Seconds between two bytes of `Fault.SLOW_DRIP`, 0 or more.
-        rate_limit: Requests a second, above 0; faster ones are answered 429, but for a quarter of a
-            second's worth that may come at once. None is no limit.
+        rate_limit: Requests per second, above 0, with bursts of a quarter of a second. Further
+            requests get a 429. None means no limit.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -347,22 +402,17 @@ class Emulator:
         for name, value in seconds.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value}: give seconds, finite and not negative")
-        if rate_limit is not None and not 0 < rate_limit < math.inf:
-            raise ValueError(f"rate_limit is {rate_limit}: give stops a second, above 0")
         self._host = host
         self._port = port
         self._authorization = f"Bearer {api_key}"
-        self._seed = seed
         self._latency = latency
-        self._advice = {} if retry_after is None else {"Retry-After": retry_after}
+        self._retry_after = {} if retry_after is None else {"Retry-After": retry_after}
         self._fault_latency = fault_latency
         self._drip_interval = drip_interval
-        self._rate_limit = rate_limit
-        self._allowed_at = -math.inf
-        self._odds, self._bounds = _cumulate(faults or {})
-        self._queues: defaultdict[tuple[str | None, ...], deque[Fault | None]] = defaultdict(deque)
+        self._rate_limit = _RateLimit(rate_limit)
+        self._faults = _FaultPlan(faults or {}, seed)
         self._runtimes: dict[tuple[str, str], WireRuntime] = {}
-        self._serial = itertools.count(1)
+        self._request_numbers = itertools.count(1)
         self._url: str | None = None
         self._listener: asyncio.Server | None = None
         self.requests: list[ReceivedRequest] = []
@@ -370,7 +420,7 @@ class Emulator:
 
     @property
     def url(self) -> str:
-        """The base URL, such as ``http://127.0.0.1:8787``, without a trailing slash.
+        """The base URL without a trailing slash, such as ``http://127.0.0.1:8787``.
 
         Raises:
             RuntimeError: The emulator was not started.
@@ -381,11 +431,11 @@ class Emulator:
 
     @property
     def runtimes(self) -> Mapping[tuple[str, str], WireRuntime]:
-        """A live view of every runtime by its `(workspace_id, alias)`."""
+        """A live view of all runtimes by `(workspace_id, alias)`."""
         return MappingProxyType(self._runtimes)
 
     async def start(self) -> None:
-        """Listen.
+        """Start listening.
 
         Raises:
             OSError: The port is in use, or the host is not an address of this machine.
@@ -393,7 +443,7 @@ class Emulator:
         """
         if self._url is not None:
             raise RuntimeError("the emulator was started before: make a new Emulator")
-        # Cancellation is how a handler learns that its client left; access logs cost time.
+        # Cancellation tells a handler that its client disconnected; access logs cost time.
         self._server = web.Server(
             self._serve, handler_cancellation=True, access_log=None, auto_decompress=False
         )
@@ -404,28 +454,28 @@ class Emulator:
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def close(self) -> None:
-        """Stop listening and drop every connection at once, also those still being answered."""
+        """Stop listening and drop every connection at once, busy ones included."""
         listener, self._listener = self._listener, None
         if listener is None:
             return
         for listening in listener.sockets:
-            # A listener that closes between accepting a connection and setting it up leaves that
-            # client hanging (asyncio, CPython 3.11 to 3.13), so accepting ends first. Windows'
-            # loop has no readers to remove.
+            # A listener that closes between accepting and setting up a connection leaves that
+            # client hanging (asyncio, CPython 3.11 to 3.13), so stop accepting first. The event
+            # loop of Windows has no readers to remove.
             with suppress(NotImplementedError):
                 asyncio.get_running_loop().remove_reader(listening)
         try:
             await asyncio.sleep(0)
         finally:
             listener.close()
-        turns = 0
-        while turns < _ACCEPT_TURNS or self._server.connections:
+        iterations = 0
+        while iterations < _ACCEPT_ITERATIONS or self._server.connections:
             for connection in self._server.connections:
                 if connection.transport is not None:
-                    # A close would first wait for the client to read what is buffered.
+                    # Unlike close(), abort() does not wait for the client to read the buffer.
                     connection.transport.abort()
             await asyncio.sleep(0)
-            turns += 1
+            iterations += 1
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -443,22 +493,22 @@ class Emulator:
         status: str = "active",
         created_at: str = "2026-01-01T00:00:00.000Z",
     ) -> None:
-        """Add a runtime, or replace the one under the same name.
+        """Add a runtime, or replace the one with the same workspace id and alias.
 
         Args:
-            workspace_id: Any text but an empty one; a UUID is kept as the answer's `workspaceId`,
-                from other text one is derived.
-            alias: Any text but an empty one.
+            workspace_id: Any non-empty text. A UUID becomes the `workspaceId` of responses; from
+                any other text one is derived.
+            alias: Any non-empty text.
             kind: `browser`, `desktop` or `spreadsheet` (openapi.yaml, `RuntimeKind`).
             status: `active`, `stopped` or `failed` (openapi.yaml, `RuntimeStatus`).
-            created_at: Its `createdAt`; any text, as the contract gives it no format.
+            created_at: The `createdAt`, any text: the contract specifies no format.
 
         Raises:
-            ValueError: An argument is not one of those.
+            ValueError: An argument is invalid.
         """
         for name, value in {"workspace_id": workspace_id, "alias": alias}.items():
             if not value:
-                raise ValueError(f"{name} is empty, which no path can name: give some text")
+                raise ValueError(f"{name} is empty, which a path cannot express: give some text")
         if kind not in _KINDS:
             raise ValueError(f"kind is {kind!r}: give one of {', '.join(_KINDS)}")
         if status not in _STATUSES:
@@ -488,7 +538,7 @@ class Emulator:
         }
 
     def status(self, workspace_id: str, alias: str) -> str | None:
-        """The true status of a runtime, whatever was answered.
+        """Return the true status of a runtime, whatever its last response said.
 
         Args:
             workspace_id: As given to `add_runtime`.
@@ -507,23 +557,23 @@ class Emulator:
         alias: str | None = None,
         method: str = "POST",
     ) -> None:
-        """Queue faults, one for each of the next stops of known runtimes, before any random ones.
+        """Queue faults, one for each of the next stops of known runtimes.
 
-        A stop takes from the first queue that fits it and is not empty: the queue of its target,
-        of its workspace, of its alias, of all.
+        Queued faults precede random ones. A stop takes its fault from the first non-empty queue of:
+        its target, its workspace, its alias, all stops.
 
         Args:
-            *faults: In the order of the stops; None is one stop with the usual behaviour.
+            *faults: The faults in the order of the stops; None is one normal stop.
             workspace_id: Only for stops in this workspace.
             alias: Only for stops of this alias.
-            method: `GET` queues them for gets and lists instead; a list has no alias.
+            method: `POST` for stops, `GET` for reads; a list has no alias.
 
         Raises:
             ValueError: The method is neither `POST` nor `GET`.
         """
         if method not in _METHODS:
             raise ValueError(f"method is {method!r}: give one of {', '.join(_METHODS)}")
-        self._queues[method, workspace_id, alias].extend(faults)
+        self._faults.add(faults, method, workspace_id, alias)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read() if request.body_exists else b""
@@ -546,7 +596,7 @@ class Emulator:
         if reply is None:
             if fault is not Fault.HANG:
                 request.protocol.force_close()
-            # The loss of the connection cancels this handler.
+            # This handler is cancelled when the connection closes.
             never: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
             return await never
         if fault in _STREAMED:
@@ -556,31 +606,31 @@ class Emulator:
     def _decide(
         self, request: web.BaseRequest
     ) -> tuple[_Route | None, Fault | None, _Reply | None]:
-        """Decide, and change the runtime, without a pause, so that requests cannot interleave."""
+        """Choose the reply and update the runtime, without awaiting: requests cannot interleave."""
         try:
             route = _route(request.raw_path)
         except ValueError:
-            return None, None, self._refuse(_NOT_DECODABLE)
+            return None, None, self._error_reply(_UNDECODABLE)
         if route is None:
-            return None, None, self._refuse(_NO_ROUTE)
+            return None, None, self._error_reply(_NO_ROUTE)
         if request.method != route.method:
-            return route, None, self._refuse(_WRONG_METHOD, {"Allow": route.method})
+            return route, None, self._error_reply(_WRONG_METHOD, {"Allow": route.method})
         if request.headers.get("Authorization") != self._authorization:
-            return route, None, self._refuse(_NO_KEY)
+            return route, None, self._error_reply(_NO_KEY)
         if route.method == "POST" and route.alias is not None:
             self.received[route.workspace_id, route.alias] += 1
-        too_fast = self._is_too_fast()
-        answer = self._find(route)
-        if too_fast or answer is None:
-            return route, None, self._refuse(_TOO_MANY if too_fast else _NO_RUNTIME)
-        fault = self._next_fault(route)
+        limited = self._rate_limit.exceeded()
+        found = self._find(route)
+        if limited or found is None:
+            return route, None, self._error_reply(_TOO_MANY if limited else _NO_RUNTIME)
+        fault = self._faults.next(route, self.received)
         if route.method == "POST":
-            reply = self._stop(cast("WireRuntime", answer), fault, request.raw_path)
+            reply = self._stop(cast("WireRuntime", found), fault, request.raw_path)
         else:
-            reply = self._answer(answer, fault, request.raw_path)
+            reply = self._reply(found, fault, request.raw_path)
         return route, fault, reply
 
-    def _find(self, route: _Route) -> _Answer | None:
+    def _find(self, route: _Route) -> _Payload | None:
         if route.alias is not None:
             return self._runtimes.get((route.workspace_id, route.alias))
         listed = [
@@ -590,42 +640,17 @@ class Emulator:
         ]
         return {"runtimes": listed} if listed else None
 
-    def _is_too_fast(self) -> bool:
-        if self._rate_limit is None:
-            return False
-        now = asyncio.get_running_loop().time()
-        # The time at which the bucket will be empty again stands for what is in it (GCRA).
-        if self._allowed_at - now > _BURST_SECONDS:
-            return True
-        self._allowed_at = max(self._allowed_at, now) + 1 / self._rate_limit
-        return False
-
-    def _next_fault(self, route: _Route) -> Fault | None:
-        method, workspace_id, alias = route
-        if self._queues:
-            targets = ((workspace_id, alias), (workspace_id, None), (None, alias), (None, None))
-            for target in targets:
-                if queue := self._queues.get((method, *target)):
-                    return queue.popleft()
-        if not self._bounds or method != "POST" or alias is None:
-            return None
-        received = self.received[workspace_id, alias]
-        # The length keeps ("a", "bc") and ("ab", "c") apart.
-        text = f"{self._seed}:{received}:{len(workspace_id)}:{workspace_id}{alias}"
-        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        return self._odds[bisect.bisect(self._bounds, int.from_bytes(digest) / 2**64)]
-
     def _stop(self, runtime: WireRuntime, fault: Fault | None, raw_path: str) -> _Reply | None:
         was_active = runtime["status"] == "active"
         if fault is Fault.FAILED:
             _end(runtime, "failed")
         elif was_active and (fault is None or fault.takes_effect):
             _end(runtime, "stopped")
-        usual = runtime if was_active or fault in _BODIES else None
-        return self._answer(usual, fault, raw_path)
+        payload = runtime if was_active or fault in _FAULT_BODIES else None
+        return self._reply(payload, fault, raw_path)
 
-    def _answer(self, usual: _Answer | None, fault: Fault | None, raw_path: str) -> _Reply | None:
-        """Answer with this, or with a conflict if it is None, unless the fault has it otherwise."""
+    def _reply(self, payload: _Payload | None, fault: Fault | None, raw_path: str) -> _Reply | None:
+        """Return the reply of the fault if it has one, else the payload, or a conflict for None."""
         if fault in _UNANSWERED:
             return None
         if fault is Fault.REDIRECT:
@@ -634,41 +659,41 @@ class Emulator:
             title = f"{page.value} {page.phrase}"
             html = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
             return _Reply(page, html.encode(), {"Content-Type": "text/html"})
-        if refusal := _FAULT_REFUSALS.get(fault):
-            return self._refuse(
-                refusal, self._advice if fault in _WITH_RETRY_AFTER else _NO_HEADERS
+        if error := _FAULT_ERRORS.get(fault):
+            return self._error_reply(
+                error, self._retry_after if fault in _WITH_RETRY_AFTER else _NO_HEADERS
             )
-        if usual is None:
-            return self._refuse(_NOT_ACTIVE)
+        if payload is None:
+            return self._error_reply(_NOT_ACTIVE)
         headers = {"Content-Type": _JSON, "x-request-id": self._request_id()}
         if fault is Fault.COMPRESSED_BOMB:
             headers["Content-Encoding"] = "gzip"
-        return _Reply(200, _BODIES.get(fault, _dump)(usual), headers)
+        return _Reply(200, _FAULT_BODIES.get(fault, _dump)(payload), headers)
 
-    def _refuse(self, refusal: _Refusal, headers: Mapping[str, str] = _NO_HEADERS) -> _Reply:
+    def _error_reply(self, error: _Error, headers: Mapping[str, str] = _NO_HEADERS) -> _Reply:
         request_id = self._request_id()
         body = {
-            "code": refusal.code,
-            "error": refusal.error,
-            "reasonClass": refusal.reason_class,
+            "code": error.code,
+            "error": error.error,
+            "reasonClass": error.reason_class,
             "requestId": request_id,
-            "hint": refusal.hint,
+            "hint": error.hint,
         }
         return _Reply(
-            refusal.status,
+            error.status,
             _dump(body),
             {"Content-Type": _JSON, "x-request-id": request_id, **headers},
         )
 
     def _request_id(self) -> str:
-        return f"req_{next(self._serial)}"
+        return f"req_{next(self._request_numbers)}"
 
     async def _stream(
         self, request: web.BaseRequest, reply: _Reply, fault: Fault
     ) -> web.StreamResponse:
         response = web.StreamResponse(status=reply.status, headers=reply.headers)
         response.content_length = len(reply.body)
-        # A client that leaves in the middle is no error of the server.
+        # The client may disconnect at any point.
         with suppress(ConnectionError):
             await response.prepare(request)
             if fault is Fault.SLOW_DRIP:
@@ -688,18 +713,3 @@ def _end(runtime: WireRuntime, status: str) -> None:
     runtime["status"] = status
     runtime["summary"]["browserRunning"] = False
     runtime["updatedAt"] = "2026-01-01T00:00:01.000Z"
-
-
-def _cumulate(faults: Mapping[Fault, float]) -> tuple[list[Fault | None], list[float]]:
-    """The faults that can be drawn, and up to which number in 0..1 each one is."""
-    for fault, probability in faults.items():
-        if fault not in set(Fault):
-            raise ValueError(f"faults has {fault!r}: give members of Fault")
-        if not 0 <= probability <= 1:
-            raise ValueError(f"faults has {fault} at {probability}: give a probability of 0 to 1")
-    # The order of the mapping must not change what a seed draws.
-    odds = [fault for fault in Fault if faults.get(fault)]
-    bounds = list(itertools.accumulate(faults[fault] for fault in odds))
-    if bounds and bounds[-1] > 1 + 1e-9:
-        raise ValueError(f"faults add up to {bounds[-1]}: give probabilities of at most 1 together")
-    return [*odds, None], bounds

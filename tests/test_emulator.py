@@ -1,4 +1,4 @@
-"""The emulator as raw clients see it: it is the judge of the client, so it has its own tests."""
+"""The emulator on the wire: other tests rely on it, so it has tests of its own."""
 
 import ast
 import asyncio
@@ -79,7 +79,7 @@ def stop(client: aiohttp.ClientSession) -> Stop:
 
 
 class Wire:
-    """A connection on which every byte is the test's own."""
+    """A raw connection: the test writes every byte."""
 
     def __init__(self, emulator: Emulator) -> None:
         self._url = URL(emulator.url)
@@ -137,7 +137,7 @@ def errors_against_contract(value: object) -> list[str]:
     return [error.message for error in validator.iter_errors(value)]
 
 
-# The usual behaviour.
+# Normal behaviour.
 
 
 async def test_a_stop_turns_an_active_runtime_into_a_stopped_one(
@@ -154,7 +154,7 @@ async def test_a_stop_turns_an_active_runtime_into_a_stopped_one(
 
 @pytest.mark.parametrize("kind", ["browser", "desktop", "spreadsheet"])
 @pytest.mark.parametrize("workspace_id", ["ws", UUID_WORKSPACE, UUID_WORKSPACE.upper(), "wörk/1"])
-async def test_every_usual_answer_satisfies_the_contract(
+async def test_every_normal_response_satisfies_the_contract(
     emulator: Emulator, stop: Stop, kind: str, workspace_id: str
 ) -> None:
     emulator.add_runtime(workspace_id, "crm", kind=kind)
@@ -168,14 +168,14 @@ def test_the_contract_check_itself_can_fail() -> None:
     assert len(errors_against_contract({"id": "no uuid", "status": "paused"})) > 2
 
 
-async def test_a_workspace_id_that_is_a_uuid_comes_back_as_it_is(
+async def test_a_workspace_id_that_is_a_uuid_is_returned_unchanged(
     emulator: Emulator, stop: Stop
 ) -> None:
     emulator.add_runtime(UUID_WORKSPACE, "crm")
     assert (await stop(UUID_WORKSPACE)).json["workspaceId"] == UUID_WORKSPACE
 
 
-async def test_runtimes_have_ids_of_their_own_that_every_run_gives_again(
+async def test_runtime_ids_are_unique_and_reproducible(
     emulator: Emulator,
 ) -> None:
     targets = [("ws", "crm"), ("ws", "mail"), ("w", "scrm"), ("ws2", "crm")]
@@ -189,7 +189,7 @@ async def test_runtimes_have_ids_of_their_own_that_every_run_gives_again(
 
 
 @pytest.mark.parametrize("status", ["stopped", "failed"])
-async def test_a_runtime_that_is_not_active_is_a_conflict_and_stays_what_it_is(
+async def test_stopping_an_inactive_runtime_is_a_conflict_and_changes_nothing(
     emulator: Emulator, stop: Stop, status: str
 ) -> None:
     emulator.add_runtime("ws", "crm", status=status)
@@ -202,7 +202,7 @@ async def test_the_second_stop_is_a_conflict(stop: Stop) -> None:
     assert [(await stop()).status for _ in range(3)] == [200, 409, 409]
 
 
-async def test_only_one_of_many_simultaneous_stops_stops(emulator: Emulator, stop: Stop) -> None:
+async def test_only_one_of_many_simultaneous_stops_succeeds(emulator: Emulator, stop: Stop) -> None:
     answers = await asyncio.gather(*(stop() for _ in range(20)))
     assert sorted(answer.status for answer in answers) == [200] + [409] * 19
     assert emulator.received == {("ws", "crm"): 20}
@@ -236,12 +236,12 @@ async def test_a_wrong_key_stops_nothing(
     assert not emulator.received
 
 
-async def test_a_missing_key_is_refused_even_for_an_unknown_runtime(emulator: Emulator) -> None:
+async def test_a_missing_key_is_rejected_even_for_an_unknown_runtime(emulator: Emulator) -> None:
     async with aiohttp.ClientSession(emulator.url) as client:
-        assert (await send(client, path_of("ws", "nobody"))).status == 401
+        assert (await send(client, path_of("ws", "gone"))).status == 401
 
 
-async def test_the_key_is_the_one_the_emulator_was_made_with() -> None:
+async def test_the_key_is_configurable() -> None:
     async with Emulator(port=0, api_key="k2") as emulator, aiohttp.ClientSession() as client:
         emulator.add_runtime("ws", "crm")
         url = emulator.url + path_of("ws", "crm")
@@ -269,7 +269,7 @@ async def test_the_key_is_the_one_the_emulator_was_made_with() -> None:
         "/v1/workspaces/./runtimes/crm/stop",
     ],
 )
-async def test_another_path_is_not_a_stop(emulator: Emulator, wire: Wire, path: str) -> None:
+async def test_an_unknown_path_is_not_found(emulator: Emulator, wire: Wire, path: str) -> None:
     await wire.send(path)
     status, body = await wire.answer()
     assert (status, json.loads(body)["code"]) == (404, "route.not_found")
@@ -290,14 +290,14 @@ async def test_a_name_that_is_not_percent_encoded_utf_8_is_invalid(
 
 
 def test_a_name_that_is_not_encoded_at_all_is_invalid() -> None:
-    # Straight to the function: aiohttp's C parser refuses such a path first, its Python one not.
+    # Not over the wire: aiohttp's C parser rejects such a path first, its Python parser does not.
     for segment in ("é", "\udcc3\udca9"):
         with pytest.raises(ValueError, match=segment):
             module._route(path_of("ws", segment))
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
-async def test_another_method_stops_nothing_and_learns_the_right_one(
+async def test_a_wrong_method_stops_nothing_and_is_told_the_allowed_one(
     emulator: Emulator, client: aiohttp.ClientSession, method: str
 ) -> None:
     answer = await send(client, path_of("ws", "crm"), method)
@@ -307,7 +307,7 @@ async def test_another_method_stops_nothing_and_learns_the_right_one(
 
 
 @pytest.mark.parametrize("path", ["/v1/workspaces/ws/runtimes/crm", "/v1/workspaces/ws/runtimes"])
-async def test_what_is_there_to_be_read_refuses_another_method(
+async def test_a_path_for_reads_rejects_other_methods(
     emulator: Emulator, client: aiohttp.ClientSession, path: str
 ) -> None:
     answer = await send(client, path, "POST")
@@ -315,7 +315,7 @@ async def test_what_is_there_to_be_read_refuses_another_method(
     assert not emulator.received
 
 
-async def test_a_query_does_not_belong_to_the_name(emulator: Emulator, wire: Wire) -> None:
+async def test_a_query_is_not_part_of_the_name(emulator: Emulator, wire: Wire) -> None:
     await wire.send(path_of("ws", "crm") + "?force=/true")
     assert (await wire.answer())[0] == 200
     assert emulator.received == {("ws", "crm"): 1}
@@ -326,7 +326,7 @@ async def test_every_error_body_has_the_documented_fields(
 ) -> None:
     emulator.inject(Fault.SERVER_ERROR, Fault.UNAVAILABLE, Fault.RATE_LIMITED, None)
     answers = [await stop() for _ in range(5)]
-    answers.append(await stop("ws", "nobody"))
+    answers.append(await stop("ws", "gone"))
     answers.append(await send(client, "/"))
     answers.append(await send(client, path_of("ws", "crm"), "PUT"))
     answers.append(await send(client, path_of("ws", "crm"), Authorization="no"))
@@ -341,7 +341,7 @@ async def test_every_error_body_has_the_documented_fields(
 # Reading.
 
 
-async def test_a_get_answers_the_runtime_and_changes_nothing(
+async def test_a_get_returns_the_runtime_and_changes_nothing(
     emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
 ) -> None:
     first = await send(client, "/v1/workspaces/ws/runtimes/crm", "GET")
@@ -368,18 +368,20 @@ async def test_a_list_has_all_runtimes_of_its_workspace_and_no_others(
 
 
 @pytest.mark.parametrize("path", ["/v1/workspaces/ws/runtimes/no", "/v1/workspaces/no/runtimes"])
-async def test_what_is_not_there_cannot_be_read(client: aiohttp.ClientSession, path: str) -> None:
+async def test_an_unknown_runtime_or_workspace_cannot_be_read(
+    client: aiohttp.ClientSession, path: str
+) -> None:
     answer = await send(client, path, "GET")
     assert (answer.status, answer.json["code"]) == (404, "runtime.not_found")
 
 
 @pytest.mark.parametrize("path", ["/v1/workspaces/ws/runtimes/crm", "/v1/workspaces/ws/runtimes"])
-async def test_who_reads_needs_the_key_as_well(client: aiohttp.ClientSession, path: str) -> None:
+async def test_reads_need_the_key(client: aiohttp.ClientSession, path: str) -> None:
     answer = await send(client, path, "GET", Authorization="Bearer wrong")
     assert (answer.status, answer.json["code"]) == (401, "auth.required")
 
 
-async def test_what_is_read_is_a_request_but_not_a_stop_that_was_received(
+async def test_reads_are_recorded_as_requests_but_not_as_received_stops(
     emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
 ) -> None:
     await send(client, "/v1/workspaces/ws/runtimes/c%2Fm", "GET")
@@ -394,7 +396,7 @@ async def test_what_is_read_is_a_request_but_not_a_stop_that_was_received(
 
 
 @pytest.mark.parametrize("path", ["/v1/workspaces/ws/runtimes/crm", "/v1/workspaces/ws/runtimes"])
-async def test_faults_of_a_stop_and_of_what_reads_are_apart(
+async def test_faults_of_stops_and_of_reads_are_separate(
     emulator: Emulator, client: aiohttp.ClientSession, stop: Stop, path: str
 ) -> None:
     emulator.inject(Fault.RATE_LIMITED)
@@ -405,7 +407,7 @@ async def test_faults_of_a_stop_and_of_what_reads_are_apart(
     assert (await stop()).status == 429
 
 
-async def test_random_faults_are_those_of_stops() -> None:
+async def test_random_faults_apply_to_stops_only() -> None:
     async with (
         Emulator(port=0, faults={Fault.SERVER_ERROR: 1.0}) as emulator,
         aiohttp.ClientSession(emulator.url, headers=KEY) as client,
@@ -415,7 +417,7 @@ async def test_random_faults_are_those_of_stops() -> None:
         assert (await send(client, path_of("ws", "crm"))).status == 500
 
 
-async def test_a_list_may_come_from_the_future(
+async def test_a_list_may_contain_unknown_values(
     emulator: Emulator, client: aiohttp.ClientSession
 ) -> None:
     emulator.inject(Fault.UNKNOWN_VALUES, method="GET")
@@ -424,7 +426,7 @@ async def test_a_list_may_come_from_the_future(
     assert (runtime["status"], runtime["region"]) == ("paused", "moon")
 
 
-async def test_a_rate_limit_is_for_whoever_asks() -> None:
+async def test_the_rate_limit_covers_reads() -> None:
     async with (
         Emulator(port=0, rate_limit=4) as emulator,
         aiohttp.ClientSession(emulator.url, headers=KEY) as client,
@@ -460,7 +462,7 @@ async def test_a_rate_limit_is_for_whoever_asks() -> None:
         ("%EF%BB%BFx", "\ufeffx"),
     ],
 )
-async def test_the_name_is_what_the_bytes_of_the_wire_say(
+async def test_a_name_is_decoded_from_the_bytes_on_the_wire(
     emulator: Emulator, wire: Wire, segment: str, name: str
 ) -> None:
     emulator.add_runtime(name, name)
@@ -490,7 +492,7 @@ names = st.one_of(
 )
 
 
-def test_a_method_that_no_runtime_has_cannot_be_given_faults() -> None:
+def test_an_unknown_method_cannot_have_faults() -> None:
     with pytest.raises(ValueError, match="method is 'get': give one of POST, GET"):
         Emulator().inject(Fault.HANG, method="get")
 
@@ -510,7 +512,7 @@ def test_any_two_strings_arrive_exactly(targets: list[tuple[str, str]]) -> None:
     assert emulator.received == dict.fromkeys(targets, 1)
 
 
-# What is recorded.
+# Recording.
 
 
 async def test_a_request_is_recorded_as_it_arrived(emulator: Emulator, wire: Wire) -> None:
@@ -548,14 +550,14 @@ async def test_requests_are_recorded_in_order_of_arrival_with_what_was_answered(
     await stop()
     await send(client, path_of("ws", "crm"), Authorization="no")
     await stop()
-    await stop("ws", "nobody")
+    await stop("ws", "gone")
     assert [(r.alias, r.status) for r in emulator.requests] == [
         ("crm", 200),
         ("crm", 401),
         ("crm", 409),
-        ("nobody", 404),
+        ("gone", 404),
     ]
-    assert emulator.received == {("ws", "crm"): 2, ("ws", "nobody"): 1}
+    assert emulator.received == {("ws", "crm"): 2, ("ws", "gone"): 1}
 
 
 # Each fault.
@@ -572,20 +574,20 @@ async def test_a_stop_took_effect_exactly_when_the_fault_says_so(
     assert emulator.requests[0].fault is fault
 
 
-def test_every_fault_says_what_the_client_sees() -> None:
+def test_every_fault_has_a_docstring() -> None:
     tree = ast.parse(Path(module.__file__).read_text())
     (faults,) = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Fault"]
     kinds = [type(node) for node in faults.body[1:-1]]
     assert kinds == [ast.Assign, ast.Expr] * len(Fault)
 
 
-async def test_every_delay_is_as_long_as_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_delay_is_as_long_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    turn = asyncio.sleep
+    real_sleep = asyncio.sleep
 
     async def sleep(delay: float) -> None:
         slept.extend([delay] if delay else [])
-        await turn(0)
+        await real_sleep(0)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     async with (
@@ -609,18 +611,18 @@ async def test_every_delay_is_as_long_as_it_was_told(monkeypatch: pytest.MonkeyP
         assert slept[: len(body)] == [3] + [0.5] * (len(body) - 1)
 
 
-async def test_a_late_answer_holds_up_no_other() -> None:
+async def test_a_delayed_response_does_not_delay_others() -> None:
     async with (
         Emulator(port=0, fault_latency=3600) as emulator,
         Wire(emulator) as late,
-        Wire(emulator) as usual,
+        Wire(emulator) as normal,
     ):
         emulator.add_runtime("ws", "crm")
         emulator.inject(Fault.LATENCY)
         await late.send()
         await until(lambda: emulator.status("ws", "crm") == "stopped")
-        await usual.send()
-        assert (await usual.answer())[0] == 409
+        await normal.send()
+        assert (await normal.answer())[0] == 409
 
 
 @pytest.mark.parametrize(
@@ -632,7 +634,7 @@ async def test_a_late_answer_holds_up_no_other() -> None:
         (Fault.SERVER_ERROR, 500, None),
     ],
 )
-async def test_a_refusal_says_when_to_come_back_only_where_it_should(
+async def test_retry_after_is_sent_only_by_the_faults_that_have_it(
     emulator: Emulator, stop: Stop, fault: Fault, status: int, retry_after: str | None
 ) -> None:
     emulator.inject(fault)
@@ -642,7 +644,7 @@ async def test_a_refusal_says_when_to_come_back_only_where_it_should(
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "Wed, 21 Oct 2037 07:28:00 GMT", None])
-async def test_retry_after_can_be_anything_or_nothing(value: str | None) -> None:
+async def test_retry_after_can_be_any_text_or_missing(value: str | None) -> None:
     async with (
         Emulator(port=0, retry_after=value) as emulator,
         aiohttp.ClientSession(emulator.url, headers=KEY) as client,
@@ -668,7 +670,7 @@ async def test_a_proxy_answers_html(
 
 
 @pytest.mark.parametrize("fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER])
-async def test_a_dropped_connection_carries_not_one_byte_of_an_answer(
+async def test_a_dropped_connection_carries_no_byte_of_a_response(
     emulator: Emulator, stop: Stop, wire: Wire, fault: Fault
 ) -> None:
     emulator.inject(fault, fault)
@@ -679,7 +681,7 @@ async def test_a_dropped_connection_carries_not_one_byte_of_an_answer(
     assert [request.status for request in emulator.requests] == [None, None]
 
 
-async def test_a_kept_alive_connection_closes_after_a_full_answer(
+async def test_a_kept_alive_connection_closes_after_a_complete_response(
     emulator: Emulator, wire: Wire
 ) -> None:
     emulator.inject(Fault.CLOSE_KEPT_ALIVE)
@@ -700,7 +702,7 @@ async def test_a_connection_without_a_fault_is_kept_alive(emulator: Emulator, wi
     assert statuses == [request.status for request in emulator.requests] == [200, 409, 409]
 
 
-async def test_a_hanging_stop_took_effect_and_ends_when_the_client_leaves(
+async def test_a_hanging_stop_takes_effect_and_ends_when_the_client_disconnects(
     emulator: Emulator,
 ) -> None:
     emulator.inject(Fault.HANG)
@@ -730,7 +732,7 @@ async def test_a_slow_body_arrives_in_single_bytes_and_complete(
     assert pieces > 1
 
 
-async def test_a_client_that_leaves_a_slow_body_is_no_error(
+async def test_a_client_that_disconnects_during_a_slow_body_is_not_an_error(
     emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     emulator.inject(Fault.SLOW_DRIP)
@@ -827,7 +829,7 @@ async def test_an_accepted_stop_still_says_active(emulator: Emulator, stop: Stop
     assert (await stop()).status == 409
 
 
-async def test_a_client_that_follows_the_redirect_is_seen(
+async def test_a_client_that_follows_the_redirect_is_recorded(
     emulator: Emulator, client: aiohttp.ClientSession
 ) -> None:
     emulator.inject(Fault.REDIRECT)
@@ -850,7 +852,7 @@ async def test_a_fault_of_the_body_answers_200_for_a_stopped_runtime_too(
 
 
 @pytest.mark.parametrize("fault", [Fault.LATENCY, Fault.SLOW_DRIP, Fault.CLOSE_KEPT_ALIVE])
-async def test_a_fault_of_the_wire_carries_the_usual_answer(
+async def test_a_fault_of_the_connection_carries_the_normal_response(
     emulator: Emulator, fault: Fault
 ) -> None:
     emulator.inject(fault, fault)
@@ -860,7 +862,7 @@ async def test_a_fault_of_the_wire_carries_the_usual_answer(
             assert (await wire.answer())[0] == expected
 
 
-# Which requests meet a fault.
+# Selection of faults.
 
 
 async def test_injected_faults_are_met_in_order_and_once(emulator: Emulator, stop: Stop) -> None:
@@ -886,21 +888,21 @@ async def test_a_fault_for_a_target_waits_for_it(emulator: Emulator, stop: Stop)
     assert statuses == [500, 429, 503, 502, 200]
 
 
-async def test_a_fault_waits_for_a_request_with_a_key_and_a_known_runtime(
+async def test_a_fault_waits_for_a_valid_key_and_a_known_runtime(
     emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
 ) -> None:
     emulator.inject(Fault.SERVER_ERROR)
     statuses = [
         (await send(client, path_of("ws", "crm"), Authorization="no")).status,
         (await send(client, "/")).status,
-        (await stop("ws", "nobody")).status,
+        (await stop("ws", "gone")).status,
         (await stop()).status,
     ]
     assert statuses == [401, 404, 404, 500]
 
 
 @pytest.mark.parametrize(("rate_limit", "expected"), [(0.001, {200: 1, 429: 9}), (1e6, {200: 10})])
-async def test_what_is_faster_than_the_limit_is_refused_and_changes_nothing(
+async def test_requests_above_the_rate_limit_get_a_429_and_change_nothing(
     rate_limit: float, expected: dict[int, int]
 ) -> None:
     async with (
@@ -946,7 +948,7 @@ async def test_a_seed_repeats_its_faults_whatever_the_order_of_requests() -> Non
     assert alone == {TARGETS[0]: met[TARGETS[0]]}
 
 
-async def test_targets_whose_names_join_to_the_same_text_draw_for_themselves() -> None:
+async def test_targets_with_the_same_concatenated_name_draw_independently() -> None:
     met = await faults_met([("a", "bc"), ("ab", "c")] * 30, SOME)
     assert met["a", "bc"] != met["ab", "c"]
 
@@ -955,7 +957,7 @@ async def test_another_seed_draws_other_faults() -> None:
     assert await faults_met(TARGETS, SOME) != await faults_met(TARGETS, SOME, seed=8)
 
 
-async def test_each_fault_comes_as_often_as_its_probability() -> None:
+async def test_each_fault_occurs_with_its_probability() -> None:
     met = await faults_met(TARGETS * 5, SOME)
     drawn = [fault for faults in met.values() for fault in faults]
     for fault, share in {Fault.SERVER_ERROR: 0.25, Fault.RATE_LIMITED: 0.25, None: 0.5}.items():
@@ -963,7 +965,7 @@ async def test_each_fault_comes_as_often_as_its_probability() -> None:
     assert Fault.WRONG_SHAPE not in drawn
 
 
-async def test_certain_faults_hit_everyone_and_impossible_ones_nobody() -> None:
+async def test_certain_faults_always_occur_and_impossible_ones_never() -> None:
     certain = await faults_met(TARGETS, {Fault.SERVER_ERROR: 0.5, Fault.RATE_LIMITED: 0.5})
     impossible = await faults_met(TARGETS, {Fault.SERVER_ERROR: 0.0})
     assert all(None not in faults for faults in certain.values())
@@ -981,7 +983,7 @@ async def test_an_injected_fault_wins_over_a_random_one() -> None:
     assert statuses == [429, 200, 500]
 
 
-# Start and end.
+# Start and close.
 
 
 async def test_a_free_port_is_picked_and_named_in_the_url() -> None:
@@ -1023,7 +1025,7 @@ async def test_an_emulator_starts_only_once() -> None:
             await emulator.start()
 
 
-async def test_close_can_come_twice_or_before_the_start() -> None:
+async def test_close_may_be_called_twice_or_before_start() -> None:
     emulator = Emulator(port=0)
     await emulator.close()
     await emulator.start()
@@ -1034,7 +1036,7 @@ async def test_close_can_come_twice_or_before_the_start() -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault.HANG, Fault.LATENCY, Fault.SLOW_DRIP, Fault.OVERSIZED])
-async def test_close_ends_what_is_still_being_answered_and_leaves_no_task(
+async def test_close_aborts_pending_responses_and_leaves_no_task(
     fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = asyncio.all_tasks()
@@ -1052,15 +1054,15 @@ async def test_close_ends_what_is_still_being_answered_and_leaves_no_task(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("turns", range(8))
-async def test_close_also_ends_a_connection_that_is_just_being_accepted(turns: int) -> None:
+@pytest.mark.parametrize("iterations", range(8))
+async def test_close_aborts_a_connection_that_is_being_accepted(iterations: int) -> None:
     before = asyncio.all_tasks()
     emulator = Emulator(port=0)
     await emulator.start()
     url = URL(emulator.url)
-    # The kernel completes the connection; the emulator's loop then takes some turns to see it.
+    # The kernel completes the connection; the event loop sees it some iterations later.
     with socket.create_connection((str(url.host), url.port), timeout=10) as connection:
-        for _ in range(turns):
+        for _ in range(iterations):
             await asyncio.sleep(0)
         await emulator.close()
         assert asyncio.all_tasks() == before
@@ -1068,14 +1070,14 @@ async def test_close_also_ends_a_connection_that_is_just_being_accepted(turns: i
             assert connection.recv(1) == b""
 
 
-@pytest.mark.parametrize("turns", range(8))
-async def test_a_connection_that_comes_during_the_close_is_ended_too(turns: int) -> None:
+@pytest.mark.parametrize("iterations", range(8))
+async def test_a_connection_made_during_close_is_aborted(iterations: int) -> None:
     before = asyncio.all_tasks()
     emulator = Emulator(port=0)
     await emulator.start()
     url = URL(emulator.url)
     closing = asyncio.create_task(emulator.close())
-    for _ in range(turns):
+    for _ in range(iterations):
         await asyncio.sleep(0)
     with (
         suppress(ConnectionError),
@@ -1087,7 +1089,7 @@ async def test_a_connection_that_comes_during_the_close_is_ended_too(turns: int)
     assert asyncio.all_tasks() == before
 
 
-async def test_close_in_the_middle_of_a_body_is_no_error(
+async def test_close_in_the_middle_of_a_body_is_not_an_error(
     emulator: Emulator, wire: Wire, caplog: pytest.LogCaptureFixture
 ) -> None:
     emulator.inject(Fault.SLOW_DRIP)
@@ -1140,7 +1142,9 @@ async def test_close_waits_for_a_connection_that_is_already_closing() -> None:
         (lambda: Emulator().add_runtime("ws", "crm", status="on"), "'on': give one of active"),
     ],
 )
-def test_a_wrong_argument_is_named_with_its_cure(make: Callable[[], object], message: str) -> None:
+def test_an_invalid_argument_is_an_error_with_advice(
+    make: Callable[[], object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
