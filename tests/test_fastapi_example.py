@@ -1,4 +1,4 @@
-"""The example application for FastAPI, in this process and under a real uvicorn."""
+"""The FastAPI example app, in this process and under a real uvicorn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ KEY = "emulator-key"
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "fastapi"
 GRACE = 10
 
-needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends nothing gently")
+needs_signals = pytest.mark.skipif(
+    sys.platform == "win32", reason="SIGTERM does not shut down gracefully"
+)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 class Event(dict[str, Any]):
-    """What an event says, and what it is called."""
+    """The data of a server-sent event, with its name."""
 
     name: str
 
@@ -63,7 +65,7 @@ class TestInProcess:
             monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
             yield emulator
 
-    def test_it_stops_one_and_tells_its_health(
+    def test_it_stops_one_runtime_and_reports_its_health(
         self, example: ModuleType, emulator: Emulator
     ) -> None:
         with TestClient(example.app) as client:
@@ -74,10 +76,10 @@ class TestInProcess:
             assert client.get("/docs").status_code == 200
         assert emulator.status("ws-1", "r1") == "stopped"
 
-    def test_it_stops_many_and_sends_their_progress_and_the_report(
+    def test_it_stops_many_runtimes_and_streams_progress_and_a_report(
         self, example: ModuleType, emulator: Emulator
     ) -> None:
-        targets = [*emulator.runtimes, ("ws-1", "nobody"), ("ws-1", "..")]
+        targets = [*emulator.runtimes, ("ws-1", "gone"), ("ws-1", "..")]
         with TestClient(example.app) as client:
             answer = client.post("/stop", json=targets)
             assert answer.headers["Content-Type"].startswith("text/event-stream")
@@ -91,17 +93,17 @@ class TestInProcess:
         assert [failure["alias"] for failure in report["failures"]] == [".."]
         assert not report["ok"]
 
-    def test_the_report_has_no_more_than_the_first_failures(
+    def test_the_report_is_limited_to_the_first_failures(
         self, example: ModuleType, emulator: Emulator
     ) -> None:
-        targets = [("ws-1", "..")] * (example.MOST_FAILURES + 1)
+        targets = [("ws-1", "..")] * (example.MAX_FAILURES + 1)
         with TestClient(example.app) as client:
             report = events_of(client.post("/stop", json=targets).text)[-1]
         assert report["counts"] == {"rejected": len(targets)}
-        assert len(report["failures"]) == example.MOST_FAILURES
+        assert len(report["failures"]) == example.MAX_FAILURES
         assert not emulator.requests
 
-    async def test_what_is_not_answered_is_cut_off_when_the_app_ends(
+    async def test_unanswered_stops_are_abandoned_at_shutdown(
         self, example: ModuleType, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(example, "DRAIN", 0.05)
@@ -111,7 +113,7 @@ class TestInProcess:
             run = runs.start(session.stop_runtimes([("ws-1", "r1")]))
             while not run.batch.in_flight:
                 await asyncio.sleep(0)
-            runs.wind_all_up()
+            runs.shut_down()
             late = runs.start(session.stop_runtimes([("ws-1", "r2")]))
             await runs.wait()
         assert run.task.result().counts == {"unknown": 1}
@@ -121,12 +123,12 @@ class TestInProcess:
 
 
 class Uvicorn:
-    """The example under uvicorn, and what it logged.
+    """The example under uvicorn.
 
     Attributes:
-        process: Its main process.
-        url: Where it is.
-        lines: What it wrote to its log so far.
+        process: The main process.
+        url: The base URL.
+        lines: The log lines so far.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -153,7 +155,7 @@ class Uvicorn:
 
     @property
     def reports(self) -> list[Counter[str]]:
-        """The counts of each bulk stop as logged, after a check that they add up to its total."""
+        """The logged counts of each bulk stop, checked to add up to its total."""
         found = []
         for line in self.logged(r"bulk stop: total=(\d+) ([a-z_0-9= ]+)"):
             pairs = (pair.split("=") for pair in line[2].split())
@@ -163,7 +165,7 @@ class Uvicorn:
         return found
 
     async def end(self) -> float:
-        """Send SIGTERM to the main process, and return how long it took to end."""
+        """Send SIGTERM to the main process; return the seconds until it ended."""
         began = asyncio.get_running_loop().time()
         self.process.terminate()
         async with asyncio.timeout(GRACE):
@@ -231,7 +233,7 @@ async def stop_many(server: Uvicorn, targets: list[tuple[str, str]]) -> list[Eve
 
 @needs_signals
 class TestUnderUvicorn:
-    async def test_a_client_that_leaves_ends_its_run_at_once_and_cleanly(
+    async def test_a_client_that_disconnects_ends_its_run_at_once_and_cleanly(
         self, slow: Emulator
     ) -> None:
         targets = targets_of(slow, 5000)
@@ -241,15 +243,15 @@ class TestUnderUvicorn:
                     lines = answer.aiter_lines()
                     await anext(lines)
                     await received(slow, 200)
-                at_the_end = len(slow.requests)
+                at_disconnect = len(slow.requests)
                 await server.wait_for("bulk stop")
                 assert (await client.get("/health")).json() == {"ok": True, "running": 0}
             [counts] = server.reports
-            # What was under way was answered, what was not is not known to the API.
+            # Stops in flight were answered; the API never saw the others.
             assert counts == {"stopped": stopped(slow), "not_sent": 5000 - stopped(slow)}
-            assert len(slow.requests) == stopped(slow) < at_the_end + 1000
+            assert len(slow.requests) == stopped(slow) < at_disconnect + 1000
 
-    async def test_a_run_whose_client_has_just_left_is_reported_before_it_exits(
+    async def test_a_run_whose_client_just_disconnected_is_logged_before_exit(
         self, example: ModuleType
     ) -> None:
         async with Emulator(port=0, api_key=KEY, latency=1.0) as slow:
@@ -269,7 +271,7 @@ class TestUnderUvicorn:
         ]
 
     @pytest.mark.parametrize("workers", [1, 2])
-    async def test_sigterm_in_the_middle_of_bulk_stops_drains_reports_and_exits(
+    async def test_sigterm_during_bulk_stops_drains_reports_and_exits(
         self, workers: int, slow: Emulator
     ) -> None:
         targets = targets_of(slow, 8000)
@@ -288,13 +290,13 @@ class TestUnderUvicorn:
         assert not server.logged("Cancel|Traceback|ERROR"), "".join(server.lines)
         assert {report.name for report in reports} == {"report"}
         assert {report["total"] for report in reports} == {1000}
-        told = sum((Counter(report["counts"]) for report in reports), Counter[str]())
+        reported = sum((Counter(report["counts"]) for report in reports), Counter[str]())
         assert len(server.reports) == 8
-        assert told == sum(server.reports, Counter())
-        assert told == {"stopped": stopped(slow), "not_sent": 8000 - stopped(slow)}
+        assert reported == sum(server.reports, Counter())
+        assert reported == {"stopped": stopped(slow), "not_sent": 8000 - stopped(slow)}
         assert len(slow.requests) == stopped(slow) < 8000
 
-    async def test_a_reload_in_the_middle_of_a_bulk_stop_drains_reports_and_serves_again(
+    async def test_a_reload_during_a_bulk_stop_drains_reports_and_serves_again(
         self, slow: Emulator, tmp_path: Path
     ) -> None:
         folder = tmp_path / "example"

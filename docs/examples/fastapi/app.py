@@ -1,9 +1,9 @@
-"""A service that stops runtimes: one, or many with their progress as server-sent events.
+"""A service that stops one runtime, or many with progress as server-sent events.
 
     uvicorn --app-dir docs/examples/fastapi app:app --timeout-graceful-shutdown 10
 
-A bulk stop belongs to the process, not to the request that asked for it. When its client leaves, or
-the server is told to end, it begins nothing new, waits for what is under way, and logs its report.
+A bulk stop is a task of the process, not of its request. When the client disconnects or the server
+shuts down, it sends nothing new, waits for the requests in flight, and logs its report.
 """
 
 import asyncio
@@ -36,19 +36,19 @@ from bctrl_async.fastapi import (
 
 PAGE = Path(__file__).with_name("page.html")
 IN_FLIGHT = 32
-"""Stops under way at most in this process: the answers to a hundred, should they come all at once,
-would keep other requests waiting for some 25 ms."""
+"""The most stops in flight in this process. If the responses to a hundred arrived at once, other
+requests would wait for some 25 ms."""
 PROGRESS_EVERY = 0.25
-"""Seconds between two events of a bulk stop."""
+"""Seconds between two progress events."""
 DRAIN = 5.0
-"""Seconds that stops under way have to be answered; less than uvicorn's graceful shutdown."""
-MOST_FAILURES = 1000
+"""Seconds to wait for stops in flight; less than uvicorn's graceful shutdown."""
+MAX_FAILURES = 1000
 
 log = logging.getLogger("uvicorn.error")
 
 
 class Run(NamedTuple):
-    """A bulk stop, and the task that it runs in."""
+    """A bulk stop and its task."""
 
     batch: StopBatch
     task: asyncio.Task[StopReport]
@@ -59,7 +59,7 @@ class Runs:
 
     def __init__(self) -> None:
         self._running: set[Run] = set()
-        self._ending = False
+        self._shutting_down = False
 
     def __len__(self) -> int:
         return len(self._running)
@@ -67,65 +67,65 @@ class Runs:
     def start(self, batch: StopBatch) -> Run:
         run = Run(batch, asyncio.create_task(batch))
         self._running.add(run)
-        run.task.add_done_callback(lambda _: self._ended(run))
-        if self._ending:
-            self.wind_up(run)
+        run.task.add_done_callback(lambda _: self._log_report(run))
+        if self._shutting_down:
+            self.drain(run)
         return run
 
-    def wind_up(self, run: Run) -> None:
-        """Begin nothing new, and wait for what is under way, but not for ever."""
+    def drain(self, run: Run) -> None:
+        """Send nothing new, and abandon requests still in flight after `DRAIN` seconds."""
         if run in self._running:
             run.batch.stop_reading()
             asyncio.get_running_loop().call_later(DRAIN, run.batch.abort)
 
-    def wind_all_up(self) -> None:
-        self._ending = True
+    def shut_down(self) -> None:
+        self._shutting_down = True
         for run in self._running:
-            self.wind_up(run)
+            self.drain(run)
 
     async def wait(self) -> None:
         while self._running:
             await asyncio.wait([run.task for run in self._running])
 
-    def _ended(self, run: Run) -> None:
+    def _log_report(self, run: Run) -> None:
         self._running.discard(run)
         report = run.batch.report
         counts = " ".join(f"{result}={count}" for result, count in report.counts.items())
-        why = f", ended early: {report.ended_early}" if report.ended_early else ""
-        log.info("bulk stop: total=%d %s%s", report.total, counts, why)
+        reason = f", ended early: {report.ended_early}" if report.ended_early else ""
+        log.info("bulk stop: total=%d %s%s", report.total, counts, reason)
 
 
 @contextmanager
-def calling_at_the_end(call: Callable[[], None]) -> Iterator[None]:
-    """Call it when the server is told to end.
+def on_shutdown_signal(callback: Callable[[], None]) -> Iterator[None]:
+    """Call back when the server receives SIGINT or SIGTERM.
 
-    The lifespan hears of that only after the last answer, which is too late to end a long one.
+    The lifespan ends only after the last response, which is too late to end a long one.
     """
     loop = asyncio.get_running_loop()
-    former: dict[int, Callable[[int, FrameType | None], object]] = {}
+    previous: dict[int, Callable[[int, FrameType | None], object]] = {}
 
     def handle(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(call)
-        former[number](number, frame)
+        loop.call_soon_threadsafe(callback)
+        previous[number](number, frame)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if callable(server := signal.getsignal(number)):
-                former[number] = server
+                previous[number] = server
                 signal.signal(number, handle)
     try:
         yield
     finally:
-        for caught, server in former.items():
+        for caught, server in previous.items():
             signal.signal(caught, server)
 
 
 @asynccontextmanager
 async def own_lifespan(_: FastAPI) -> AsyncIterator[dict[str, Runs]]:
     runs = Runs()
-    with calling_at_the_end(runs.wind_all_up):
+    with on_shutdown_signal(runs.shut_down):
         yield {"runs": runs}
-        runs.wind_all_up()
+        runs.shut_down()
         await runs.wait()
 
 
@@ -144,20 +144,20 @@ async def start_run(
     try:
         yield run
     finally:
-        # FastAPI comes here as soon as the client has left, while it leaves the generator of a path
-        # operation, which waits at its `yield`, to the garbage collector.
-        runs.wind_up(run)
+        # FastAPI leaves a dependency as soon as the client disconnects. The generator of a path
+        # operation would stay at its `yield` until it is garbage-collected.
+        runs.drain(run)
 
 
 class Health(BaseModel):
-    """Whether this process can stop anything, and how many bulk stops it is at."""
+    """The health of this process, and the number of its bulk stops."""
 
     ok: bool
     running: int
 
 
 class Progress(BaseModel):
-    """How far a bulk stop is."""
+    """The progress of a bulk stop."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, validate_by_name=True, serialize_by_alias=True
@@ -185,7 +185,7 @@ async def page() -> FileResponse:
 
 @app.get("/health")
 async def health(session: BctrlDep, runs: RunsDep) -> Health:
-    """Tell whether the service can be used."""
+    """Report the health of the service."""
     return Health(ok=not session.closed, running=len(runs))
 
 
@@ -197,10 +197,9 @@ async def stop_one(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeB
 
 @app.post("/stop", response_class=EventSourceResponse)
 async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[ServerSentEvent]:
-    """Stop runtimes, given as pairs of workspace id and alias; who leaves ends the run.
+    """Stop runtimes, given as pairs of workspace id and alias. Disconnecting ends the run.
 
-    There is a `progress` event four times a second, and at the end a `report` with the first
-    thousand failures.
+    Sends a `progress` event four times a second, then a `report` with the first thousand failures.
     """
     batch, task = run
     while not task.done():
@@ -216,6 +215,6 @@ async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[Se
         )
         await asyncio.wait([task], timeout=PROGRESS_EVERY)
     report = task.result()
-    # Writing down a hundred thousand failures would keep everybody else waiting.
-    report = msgspec.structs.replace(report, failures=report.failures[:MOST_FAILURES])
+    # Serializing a hundred thousand failures would block other requests.
+    report = msgspec.structs.replace(report, failures=report.failures[:MAX_FAILURES])
     yield ServerSentEvent(event="report", raw_data=report_body.dump_json(report).decode())
