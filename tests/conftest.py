@@ -1,4 +1,4 @@
-"""What the tests share: a running emulator, a session on it, and waits that take no time."""
+"""Shared fixtures: a running emulator, sessions connected to it, and waits that take no time."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from bctrl_async.emulator import Emulator
 KEY = "emulator-key"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell starts what it runs in the background like this, and every process started here would
-    # inherit it, so that no test could interrupt one.
+    # A shell starts background jobs with SIGINT ignored. Child processes would inherit that, and
+    # tests could not interrupt them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -39,7 +39,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 def connect(emulator: Emulator) -> Callable[..., BctrlSession]:
-    """Make a session on the emulator, with waits between attempts that hardly take any time."""
+    """Return a function that makes sessions on the emulator with negligible back-off."""
     return partial(
         BctrlSession, KEY, base_url=emulator.url, retry=RetryPolicy(base=0.001, cap=0.001)
     )
@@ -53,27 +53,25 @@ async def session(connect: Callable[..., BctrlSession]) -> AsyncIterator[BctrlSe
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Replace every wait between attempts by none, and list how long each would have been."""
+    """Skip back-off and throttling, and record the length of each skipped wait."""
     waited: list[float] = []
 
     async def pause(_: Limiter, delay: float) -> None:
         waited.append(delay)
 
     monkeypatch.setattr(Limiter, "sleep", pause)
-    monkeypatch.setattr(
-        AdaptiveRate, "on_throttled", lambda *_: None
-    )  # Nor does the limiter close.
+    monkeypatch.setattr(AdaptiveRate, "on_throttled", lambda *_: None)
     return waited
 
 
 class _MockableResponse(aiohttp.ClientResponse):
     # aiohttp 3.14 requires an argument that aioresponses 0.7.9 does not pass
-    # (pnuckowski/aioresponses#289); a mocked answer has no writer, so any will do.
+    # (pnuckowski/aioresponses#289). A mocked response has no writer, so any object will do.
     __init__ = partialmethod(aiohttp.ClientResponse.__init__, stream_writer=Mock(output_size=0))
 
 
 @pytest.fixture
 def mocked(monkeypatch: pytest.MonkeyPatch) -> aioresponses.aioresponses:
-    """Answers from aioresponses in place of a server."""
+    """Mocked responses in place of a server."""
     monkeypatch.setattr(aioresponses.core, "ClientResponse", _MockableResponse)
     return aioresponses.aioresponses()

@@ -1,4 +1,4 @@
-"""A runtime as a server describes it, for tests that need no server."""
+"""A runtime for tests without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client under aioresponses, as its users mock it."""
+"""The client mocked with aioresponses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_a_mocked_answer_is_decoded(
     assert len(mocked.requests) == 1
 
 
-async def test_a_mocked_error_and_then_an_answer_is_a_retry(
+async def test_a_mocked_error_is_retried(
     mocked: aioresponses.aioresponses, runtime: dict[str, object], pauses: list[float]
 ) -> None:
     with mocked:

@@ -1,4 +1,4 @@
-"""The examples of README.md and docs/: each one is run, against an emulator."""
+"""The examples of README.md and docs/, run against an emulator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bctrl_async.testing import bctrl_emulator  # noqa: F401 - a fixture.
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-# Docs are in the source distribution as well, but what was built from them is not.
+# Skip built documentation.
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 GUIDES = [path for path in PAGES if path.parent.name == "how-to" or path.stem == "tutorial"]
 
@@ -33,13 +33,13 @@ BLOCK = re.compile(
 )
 FILE = "file: "
 NOT_RUN = "not run"
-# What a page may need that the core does not.
+# Optional packages that examples may import.
 EXTRAS = ("aioresponses", "fastapi", "httpx", "opentelemetry")
 BASH = shutil.which("bash")
 
 
 class Block(NamedTuple):
-    """One example; the line is that of its first line of code."""
+    """One example, with the number of its first line of code."""
 
     language: str
     code: str
@@ -100,17 +100,17 @@ def run_tests() -> subprocess.CompletedProcess[str]:
     )
 
 
-def succeeded(ended: subprocess.CompletedProcess[str], page: Path, line: int) -> None:
+def assert_succeeded(ended: subprocess.CompletedProcess[str], page: Path, line: int) -> None:
     assert ended.returncode == 0, f"{page}:{line}\n{ended.stdout}{ended.stderr}"
 
 
 @pytest.fixture
-def _surroundings(
+def _emulator_environment(
     bctrl_emulator: Emulator,  # noqa: F811 - the fixture.
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What `bctrl-async emulator --runtimes 1000` and its two variables are in the examples."""
+    """The emulator and the environment variables that the examples assume."""
     for number in range(1, 1001):
         bctrl_emulator.add_runtime("demo", f"runtime-{number:04}")
     monkeypatch.setenv("BCTRL_BASE_URL", bctrl_emulator.url)
@@ -120,13 +120,13 @@ def _surroundings(
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.usefixtures("_surroundings")
+@pytest.mark.usefixtures("_emulator_environment")
 @pytest.mark.parametrize(
     "page",
     [page for page in [ROOT / "README.md", *PAGES] if blocks(page)],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_every_example_of_a_page_runs_after_those_before_it(page: Path) -> None:
+def test_every_example_of_a_page_runs_in_order(page: Path) -> None:
     skip_without_its_extras(page)
     namespace: dict[str, object] = {"__name__": "__main__"}
     tests = []
@@ -141,24 +141,24 @@ def test_every_example_of_a_page_runs_after_those_before_it(page: Path) -> None:
                 if block.file.startswith("test_"):
                     tests.append(block)
             elif block.language == "python":
-                # What awaits on the top level comes back as a coroutine.
+                # Code with a top-level await evaluates to a coroutine.
                 ended = eval(code, namespace)  # type: ignore[arg-type]  # noqa: S307 - our docs.
                 if inspect.iscoroutine(ended):
                     runner.run(ended)
             elif page in GUIDES:
-                succeeded(shell(block.code), page, block.line)
+                assert_succeeded(shell(block.code), page, block.line)
     if tests:
-        succeeded(run_tests(), page, tests[0].line)
+        assert_succeeded(run_tests(), page, tests[0].line)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
-def test_a_page_that_sphinx_does_not_check_links_only_to_what_is_there(page: str) -> None:
+def test_links_of_pages_outside_sphinx_exist(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     inside = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in inside if not (ROOT / link).exists()] == []
 
 
-def test_no_page_has_a_note_that_means_nothing() -> None:
+def test_every_note_of_a_block_is_known() -> None:
     notes = {block.note for page in PAGES for block in blocks(page)}
     assert {note for note in notes if not note.startswith(FILE)} <= {NOT_RUN, ""}
 

@@ -1,4 +1,4 @@
-"""The extra for FastAPI; the example application has tests of its own."""
+"""The FastAPI extra; the example app has tests of its own."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ from bctrl_async.outcomes import OutcomeRecord
 
 KEY = "emulator-key"
 STOP = "/workspaces/ws-1/runtimes/crm/stop"
-SECRET = "what only the API says"
+SECRET = "text of the API"
 Connect = Callable[..., BctrlSession]
 
 once = RetryPolicy(attempts=1, patience=0)
 
 
 def app_for(make_session: Callable[[], BctrlSession], **options: Any) -> FastAPI:  # noqa: ANN401
-    """An app with the one route that every app has."""
+    """Return an app with a route that stops one runtime."""
     app = FastAPI(lifespan=lifespan(make_session, **options))
     add_exception_handlers(app)
 
@@ -81,7 +81,7 @@ def app_for(make_session: Callable[[], BctrlSession], **options: Any) -> FastAPI
 
 @asynccontextmanager
 async def client_of(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of an app in this very loop, that runs with its lifespan as under a server."""
+    """Yield a client of an app that runs in this event loop, with its lifespan."""
     async with app.router.lifespan_context(app) as state:
 
         async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,7 +93,7 @@ async def client_of(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 def answer_with(error: BctrlError) -> httpx2.Response:
-    """What an app answers where a route raises it."""
+    """Return the response of an app whose route raises an error."""
     app = FastAPI()
     add_exception_handlers(app)
 
@@ -126,14 +126,14 @@ class TestLifespan:
             return sessions[-1]
 
         app = app_for(make)
-        for _ in range(2):  # It can start again, with a new session.
+        for _ in range(2):  # An app can start again, with a new session.
             async with client_of(app):
                 assert not sessions[-1].closed
                 assert app.state.bctrl_session is sessions[-1]
             assert sessions[-1].closed
         assert len(sessions) == 2
 
-    async def test_it_takes_the_session_from_the_environment(
+    async def test_by_default_the_environment_configures_the_session(
         self, monkeypatch: pytest.MonkeyPatch, emulator: Emulator
     ) -> None:
         app = FastAPI(lifespan=lifespan())
@@ -145,18 +145,18 @@ class TestLifespan:
         async with client_of(app):
             assert app.state.bctrl_session.base_url == f"{emulator.url}/v1"
 
-    async def test_the_apps_own_runs_inside_it_and_its_state_is_kept(
+    async def test_the_inner_lifespan_runs_inside_and_its_state_is_kept(
         self, connect: Connect
     ) -> None:
         seen: list[bool] = []
 
         @asynccontextmanager
-        async def own(app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
+        async def inner(app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
             seen.append(app.state.bctrl_session.closed)
             yield {"greeting": "hello"}
             seen.append(app.state.bctrl_session.closed)
 
-        app = app_for(connect, inner=own)
+        app = app_for(connect, inner=inner)
 
         @app.get("/greeting")
         async def greeting(connection: BctrlDep, request: Request) -> str:
@@ -167,15 +167,17 @@ class TestLifespan:
             assert (await client.get("/greeting")).json() == "hello"
         assert seen == [False, False]
 
-    async def test_its_state_does_not_hide_the_session(self, connect: Connect) -> None:
+    async def test_the_state_of_the_inner_lifespan_does_not_hide_the_session(
+        self, connect: Connect
+    ) -> None:
         @asynccontextmanager
-        async def own(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
+        async def inner(_: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
             yield {"bctrl_session": "not one"}
 
-        async with client_of(app_for(connect, inner=own)) as client:
+        async with client_of(app_for(connect, inner=inner)) as client:
             assert (await client.post(STOP)).status_code == 200
 
-    async def test_it_is_found_where_the_state_is_not_handed_on(self, connect: Connect) -> None:
+    async def test_the_session_is_found_without_the_lifespan_state(self, connect: Connect) -> None:
         app = app_for(connect)
         transport = httpx2.ASGITransport(app)
         async with (
@@ -184,26 +186,26 @@ class TestLifespan:
         ):
             assert (await client.post(STOP)).status_code == 200
 
-    async def test_the_apps_own_may_yield_nothing(self, connect: Connect) -> None:
+    async def test_the_inner_lifespan_may_yield_nothing(self, connect: Connect) -> None:
         @asynccontextmanager
-        async def own(_: FastAPI) -> AsyncIterator[None]:
+        async def inner(_: FastAPI) -> AsyncIterator[None]:
             yield
 
-        async with client_of(app_for(connect, inner=own)) as client:
+        async with client_of(app_for(connect, inner=inner)) as client:
             assert (await client.post(STOP)).status_code == 200
 
-    async def test_an_own_that_fails_closes_the_session(self, connect: Connect) -> None:
-        def own(_: FastAPI) -> AbstractAsyncContextManager[None]:
+    async def test_an_inner_lifespan_that_fails_closes_the_session(self, connect: Connect) -> None:
+        def inner(_: FastAPI) -> AbstractAsyncContextManager[None]:
             raise OSError("no database")
 
-        app = app_for(connect, inner=own)
+        app = app_for(connect, inner=inner)
         with pytest.raises(OSError, match="no database"):
             async with client_of(app):
                 pass
         assert app.state.bctrl_session.closed
 
     @pytest.mark.parametrize("handled", [False, True])
-    def test_without_it_the_error_gives_advice(
+    def test_without_the_lifespan_the_error_gives_advice(
         self, *, handled: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
         app = FastAPI()
@@ -242,7 +244,7 @@ class TestDependency:
                 while emulator.status("ws-1", "crm") != "stopped":
                     await asyncio.sleep(0)
 
-    async def test_it_works_in_an_application_that_is_mounted(self, connect: Connect) -> None:
+    async def test_it_works_in_a_mounted_app(self, connect: Connect) -> None:
         app = FastAPI(lifespan=lifespan(connect))
         app.mount("/sub", app_for(connect))
         async with client_of(app) as client:
@@ -251,7 +253,7 @@ class TestDependency:
             assert again.status_code == 409
             assert again.headers["Content-Type"] == "application/problem+json"
 
-    def test_it_works_in_a_websocket_which_an_error_closes_with_its_text(self) -> None:
+    def test_it_works_in_a_websocket_that_an_error_closes_with_its_detail(self) -> None:
         with emulator_in_a_thread() as emulator:
             app = app_for(lambda: BctrlSession(KEY, base_url=emulator.url, retry=once))
 
@@ -280,7 +282,7 @@ class TestDependency:
                 assert closed.value.code == 1013
 
     @pytest.mark.parametrize("left", [WebSocketDisconnect(1006), RuntimeError("closed already")])
-    async def test_a_websocket_whose_client_has_left_is_no_further_error(
+    async def test_a_websocket_whose_client_has_disconnected_is_not_another_error(
         self, left: Exception
     ) -> None:
         app = FastAPI()
@@ -289,7 +291,7 @@ class TestDependency:
         @app.websocket("/ws")
         async def fail(socket: WebSocket) -> None:
             await socket.accept()
-            raise BctrlNetworkError("nobody answers")
+            raise BctrlNetworkError("no answer")
 
         async def receive() -> Message:
             return {"type": "websocket.connect"}
@@ -301,7 +303,7 @@ class TestDependency:
         scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b""}
         await app(scope, receive, send)
 
-    async def test_tests_can_put_another_session_in_its_place(
+    async def test_the_session_can_be_overridden_in_tests(
         self, connect: Connect, emulator: Emulator
     ) -> None:
         app = app_for(lambda: BctrlSession("another-key", base_url="http://127.0.0.1:9"))
@@ -311,8 +313,8 @@ class TestDependency:
         assert emulator.received["ws-1", "crm"] == 1
 
 
-def known(error: BctrlError) -> BctrlError:
-    """The same error with everything that an answer could give away."""
+def with_secrets(error: BctrlError) -> BctrlError:
+    """Return an error with a secret in every field that a response could disclose."""
     error.message = error.hint = error.body = error.request_id = SECRET
     error.summary = SECRET
     error.workspace_id, error.alias, error.attempts = "ws-1", "crm", 3
@@ -325,7 +327,7 @@ ROWS = [
     (BctrlConflictError("", status=409, code="runtime.not_active"), 409),
     (BctrlConflictError("", status=409), 409),
     (BctrlNotFoundError("", status=404, code="runtime.not_found"), 404),
-    # A proxy, or a wrong base_url, knows nothing of runtimes.
+    # From a proxy, or for a wrong base_url.
     (BctrlNotFoundError("", status=404, code="route.not_found"), 502),
     (BctrlValidationError("", status=422), 422),
     (BctrlConfigError("", reason_class="invalid_input"), 422),
@@ -346,10 +348,10 @@ ROWS = [
 
 class TestProblems:
     @pytest.mark.parametrize(("error", "status"), ROWS)
-    def test_every_error_has_a_status_and_no_word_of_the_apis(
+    def test_every_error_has_a_status_and_none_of_the_apis_text(
         self, error: BctrlError, status: int, caplog: pytest.LogCaptureFixture
     ) -> None:
-        answer = answer_with(known(error))
+        answer = answer_with(with_secrets(error))
 
         assert answer.status_code == status
         assert answer.headers["Content-Type"] == "application/problem+json"
@@ -361,12 +363,12 @@ class TestProblems:
         assert (body["workspaceId"], body["alias"], body["attempts"]) == ("ws-1", "crm", 3)
         assert body["mayHaveStopped"] is False
         assert SECRET not in answer.text + str(answer.headers)
-        # Whoever runs the service learns what its callers are not told.
+        # Operators find in the log what clients must not see.
         logged = [record for record in caplog.records if record.name == "bctrl_async.fastapi"]
         assert [SECRET in record.getMessage() for record in logged] == [True] * (status >= 500)
 
     @pytest.mark.parametrize(("error", "status"), ROWS)
-    def test_each_fits_what_the_apps_openapi_says_of_it(
+    def test_each_matches_its_schema_in_the_apps_openapi(
         self, error: BctrlError, status: int
     ) -> None:
         app = FastAPI()
@@ -375,7 +377,7 @@ class TestProblems:
         @app.get("/", responses=PROBLEM_RESPONSES)
         async def fail() -> None:
             error.retry_after = 1.5
-            raise known(error)
+            raise with_secrets(error)
 
         client = TestClient(app)
         answer = client.get("/")
@@ -386,10 +388,10 @@ class TestProblems:
         assert set(schema["properties"]) == set(answer.json())
         assert ("Retry-After" in said.get("headers", {})) is ("Retry-After" in answer.headers)
 
-    def test_no_other_status_is_promised(self) -> None:
+    def test_no_other_status_is_documented(self) -> None:
         assert PROBLEM_RESPONSES.keys() == {status for _, status in ROWS}
 
-    def test_arguments_that_fastapi_itself_refuses_are_in_the_openapi_as_well(self) -> None:
+    def test_the_openapi_has_fastapis_own_422_for_invalid_arguments_as_well(self) -> None:
         app = FastAPI()
 
         @app.get("/{number}", responses=PROBLEM_RESPONSES)
@@ -403,7 +405,9 @@ class TestProblems:
         schema = said[str(answer.status_code)]["content"]["application/json"]["schema"]
         Draft202012Validator(schema).validate(answer.json())
 
-    async def test_one_of_a_whole_workspace_names_the_workspace(self, connect: Connect) -> None:
+    async def test_a_problem_of_a_whole_workspace_names_the_workspace(
+        self, connect: Connect
+    ) -> None:
         app = app_for(connect)
 
         @app.get("/{workspace_id}")
@@ -433,23 +437,23 @@ class TestProblems:
             (BctrlPermissionError("", status=403, retry_after=30), None),
         ],
     )
-    def test_only_429_and_503_say_when_to_come_back(
+    def test_only_429_and_503_carry_retry_after(
         self, error: BctrlError, expected: str | None
     ) -> None:
         assert answer_with(error).headers.get("Retry-After") == expected
 
-    async def test_what_cannot_be_an_alias_is_the_callers_fault(self, connect: Connect) -> None:
+    async def test_an_invalid_alias_is_the_clients_fault(self, connect: Connect) -> None:
         async with client_of(app_for(connect)) as client:
             answer = await client.post("/workspaces/ws-1/runtimes/%2e%2e/stop")
         assert answer.status_code == 422
         assert answer.json()["alias"] == ".."
 
-    def test_half_of_a_surrogate_pair_in_an_alias_can_be_answered(self) -> None:
+    def test_an_alias_with_a_lone_surrogate_is_sent_as_an_escape(self) -> None:
         error = BctrlConfigError("", workspace_id="ws-1", alias="\ud800")
         assert answer_with(error).json()["alias"] == "\ud800"
 
     @pytest.mark.parametrize("status", ["401 No", "403 No", "404 No", "422 No", "500 No", "503 No"])
-    async def test_an_api_that_sends_the_key_back_does_not_send_it_to_the_caller(
+    async def test_a_key_echoed_by_the_api_is_not_sent_to_the_client(
         self, status: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         words = {"code": KEY, "error": f"{SECRET} {KEY}", "requestId": KEY, "hint": KEY}
@@ -495,7 +499,7 @@ REPORTS = [
 
 
 async def valid_answer(client: httpx2.AsyncClient, method: str, path: str, route: str) -> Any:  # noqa: ANN401
-    """What is answered, once it fits what the app's OpenAPI says of it."""
+    """Return a response body after validating it against the app's OpenAPI."""
     openapi = (await client.get("/openapi.json")).json()
     said = openapi["paths"][route][method]["responses"]["200"]["content"]["application/json"]
     Draft202012Validator.check_schema(said["schema"])
@@ -504,7 +508,7 @@ async def valid_answer(client: httpx2.AsyncClient, method: str, path: str, route
     assert answer.status_code == 200
     checker = Draft202012Validator.FORMAT_CHECKER
     Draft202012Validator(schema, format_checker=checker).validate(answer.json())
-    assert list(Draft202012Validator(schema).iter_errors({})), "it allows anything"
+    assert list(Draft202012Validator(schema).iter_errors({})), "the schema allows anything"
     return answer.json()
 
 
@@ -512,7 +516,7 @@ class TestBodies:
     route = "/workspaces/{workspace_id}/runtimes/{alias}/stop"
 
     @pytest.mark.parametrize("fault", [None, Fault.UNKNOWN_VALUES, Fault.ACCEPTED])
-    async def test_a_runtime_is_the_apis_own_json_and_fits_the_schema(
+    async def test_a_runtime_is_the_apis_own_json_and_matches_the_schema(
         self, fault: Fault | None, connect: Connect, emulator: Emulator
     ) -> None:
         emulator.inject(fault)
@@ -525,7 +529,7 @@ class TestBodies:
             "teleport" if fault is Fault.UNKNOWN_VALUES else "ephemeral"
         )
 
-    async def test_outcomes_and_reports_fit_the_schema_without_a_word_of_the_apis(
+    async def test_outcomes_and_reports_match_the_schema_without_the_apis_text(
         self, connect: Connect
     ) -> None:
         app = app_for(connect)
@@ -562,9 +566,11 @@ class TestBodies:
             assert full["counts"] == {"stopped": 1, "unknown": 1}
             assert full["endedEarly"] == answer["error"]
 
-    async def test_a_real_runs_outcomes_and_report_fit_the_schema(self, connect: Connect) -> None:
+    async def test_outcomes_and_report_of_a_real_run_match_the_schema(
+        self, connect: Connect
+    ) -> None:
         app = app_for(connect)
-        targets = [("ws-1", "crm"), ("ws-1", ".."), ("ws-1", "nobody"), ("no target",)]
+        targets = [("ws-1", "crm"), ("ws-1", ".."), ("ws-1", "gone"), ("no target",)]
 
         @app.post("/report")
         async def report(session: BctrlDep) -> StopReportBody:

@@ -1,4 +1,4 @@
-"""Runtimes as the server describes them, read leniently and written back as they came."""
+"""Runtimes on the wire: decoded leniently and encoded unchanged."""
 
 import copy
 import pickle
@@ -69,7 +69,7 @@ def decode(wire: dict[str, object]) -> Runtime:
 
 class TestOpenEnum:
     @every_enum
-    def test_an_unknown_value_is_kept_as_it_came(self, enum: type[StrEnum]) -> None:
+    def test_an_unknown_value_is_kept(self, enum: type[StrEnum]) -> None:
         """Fault: a new enum value breaks every call (apify-client-python#931)."""
         member = enum("paused")
 
@@ -78,9 +78,7 @@ class TestOpenEnum:
         assert repr(member) == f"<{enum.__name__}.paused: 'paused'>"
 
     @every_enum
-    def test_equal_unknown_values_are_equal_and_find_each_other_in_a_set(
-        self, enum: type[StrEnum]
-    ) -> None:
+    def test_equal_unknown_values_are_equal_and_hash_alike(self, enum: type[StrEnum]) -> None:
         assert enum("paused") == enum("paused")
         assert enum("paused") == "paused"
         assert enum("paused") != enum("moved")
@@ -102,7 +100,7 @@ class TestOpenEnum:
             assert type(twin) is enum
 
     @every_enum
-    def test_unknown_values_are_not_remembered(self, enum: type[StrEnum]) -> None:
+    def test_unknown_values_are_not_cached(self, enum: type[StrEnum]) -> None:
         known = list(enum)
 
         enum("paused")
@@ -112,14 +110,14 @@ class TestOpenEnum:
         assert "paused" not in enum.__members__
 
     @every_enum
-    def test_a_known_value_is_the_one_member(self, enum: type[StrEnum]) -> None:
+    def test_a_known_value_is_a_singleton(self, enum: type[StrEnum]) -> None:
         for member in enum:
             assert enum(member.value) is member
             assert pickle.loads(pickle.dumps(member)) is member  # noqa: S301
 
     @every_enum
     @pytest.mark.parametrize("value", [None, 1, 1.5, True, b"active", ("active",)])
-    def test_what_is_no_text_is_refused(self, enum: type[StrEnum], value: object) -> None:
+    def test_a_value_that_is_not_text_is_rejected(self, enum: type[StrEnum], value: object) -> None:
         with pytest.raises(ValueError, match="is not a valid"):
             enum(cast("str", value))
 
@@ -129,7 +127,7 @@ class TestOpenEnum:
 
 
 class TestDecoding:
-    def test_every_field_arrives_under_its_own_name(self) -> None:
+    def test_every_field_is_decoded_under_its_own_name(self) -> None:
         assert decode(WIRE) == RUNTIME
 
     def test_a_decoded_unknown_value_is_an_enum_member(self) -> None:
@@ -141,7 +139,7 @@ class TestDecoding:
 
     @pytest.mark.parametrize("field", ["kind", "status"])
     @pytest.mark.parametrize("value", [None, 1, 1.5, True, ["stopped"], {}])
-    def test_an_enum_value_that_is_no_text_fails_and_names_the_field(
+    def test_an_enum_value_that_is_not_text_is_an_error_that_names_the_field(
         self, field: str, value: object
     ) -> None:
         with pytest.raises(msgspec.ValidationError, match=rf"`\$\.{field}`"):
@@ -152,7 +150,7 @@ class TestDecoding:
             decode(WIRE | {"summary": {"launchMode": 1}})
 
     @pytest.mark.parametrize("field", [name for name in WIRE if name != "summary"])
-    def test_a_missing_required_field_fails_and_is_named(self, field: str) -> None:
+    def test_a_missing_required_field_is_an_error_that_names_it(self, field: str) -> None:
         wire = {name: value for name, value in WIRE.items() if name != field}
 
         with pytest.raises(msgspec.ValidationError, match=f"missing required field `{field}`"):
@@ -182,17 +180,17 @@ class TestDecoding:
 
         assert runtime.summary == RuntimeSummary()
 
-    def test_times_are_the_servers_own_text(self) -> None:
+    def test_times_are_not_parsed(self) -> None:
         runtime = decode(WIRE | {"createdAt": "", "updatedAt": "yesterday, about noon"})
 
         assert (runtime.created_at, runtime.updated_at) == ("", "yesterday, about noon")
 
 
 class TestStructs:
-    def test_encoding_gives_the_wire_back(self) -> None:
+    def test_encoding_restores_the_wire_format(self) -> None:
         assert msgspec.json.decode(msgspec.json.encode(RUNTIME)) == WIRE
 
-    def test_an_unknown_value_is_written_as_it_came(self) -> None:
+    def test_an_unknown_value_is_encoded_unchanged(self) -> None:
         runtime = decode(WIRE | {"status": "paused"})
 
         assert msgspec.json.decode(msgspec.json.encode(runtime)) == WIRE | {"status": "paused"}
@@ -200,7 +198,7 @@ class TestStructs:
     def test_a_runtime_survives_pickling(self) -> None:
         assert pickle.loads(pickle.dumps(RUNTIME)) == RUNTIME  # noqa: S301
 
-    def test_a_runtime_can_be_a_member_of_a_set(self) -> None:
+    def test_a_runtime_is_hashable(self) -> None:
         assert {RUNTIME, decode(WIRE)} == {RUNTIME}
 
     @pytest.mark.parametrize("struct", [RUNTIME, RUNTIME.summary])
@@ -209,6 +207,6 @@ class TestStructs:
             with pytest.raises(AttributeError, match="immutable"):
                 setattr(struct, field, None)
 
-    def test_a_plain_tuple_is_as_good_as_a_reference(self) -> None:
+    def test_a_reference_equals_a_plain_tuple(self) -> None:
         assert RuntimeRef("ws-1", "crm") == ("ws-1", "crm")
         assert RuntimeRef._fields == ("workspace_id", "alias")

@@ -1,4 +1,4 @@
-"""Spans and metrics of stops, as the OpenTelemetry SDK receives them."""
+"""Spans and metrics of calls, as the OpenTelemetry SDK receives them."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ Connect = Callable[..., BctrlSession]
 KEY = "a-key-that-must-not-be-traced"
 PATH = "/v1/workspaces/ws-1/runtimes/crm/stop"
 ATTEMPT = "POST /v1/workspaces/{id}/runtimes/{alias}/stop"
-LOOK = "GET /v1/workspaces/{id}/runtimes/{alias}"
+READ = "GET /v1/workspaces/{id}/runtimes/{alias}"
 
 
 class Backend(NamedTuple):
-    """Where spans and metrics go."""
+    """The in-memory exporters of spans and metrics, and their providers."""
 
     exporter: InMemorySpanExporter
     tracers: TracerProvider
@@ -56,7 +56,7 @@ class Backend(NamedTuple):
         return [span for span in self.exporter.get_finished_spans() if span.name == name]
 
     def points(self, name: str) -> list[tuple[dict[str, Any], Any]]:
-        """The attributes and the point of each series of a metric."""
+        """Return the attributes and the point of each series of a metric."""
         data = self.reader.get_metrics_data()
         return [
             (dict(point.attributes or {}), point)
@@ -82,7 +82,7 @@ def backend() -> Iterator[Backend]:
 
 
 @pytest.fixture
-def watched(connect: Connect, backend: Backend) -> Connect:
+def observed(connect: Connect, backend: Backend) -> Connect:
     return partial(connect, observer=backend.observer())
 
 
@@ -90,16 +90,16 @@ def attributes(span: ReadableSpan) -> dict[str, object]:
     return dict(span.attributes or {})
 
 
-def is_below(span: ReadableSpan, parent: ReadableSpan) -> bool:
+def is_child(span: ReadableSpan, parent: ReadableSpan) -> bool:
     return span.parent is not None and span.parent.span_id == parent.context.span_id
 
 
 class TestSpans:
-    async def test_a_retried_stop_is_a_span_with_one_below_for_each_attempt(
-        self, emulator: Emulator, watched: Connect, backend: Backend
+    async def test_a_retried_stop_is_a_span_with_a_child_for_each_attempt(
+        self, emulator: Emulator, observed: Connect, backend: Backend
     ) -> None:
         emulator.inject(Fault.SERVER_ERROR)
-        async with watched() as session:
+        async with observed() as session:
             await session.stop_runtime("ws-1", "crm")
 
         first, second, stop = backend.exporter.get_finished_spans()
@@ -129,30 +129,32 @@ class TestSpans:
         }
         for attempt in (first, second):
             assert (attempt.name, attempt.kind) == (ATTEMPT, SpanKind.CLIENT)
-            assert is_below(attempt, stop)
+            assert is_child(attempt, stop)
         assert [span.status.status_code for span in (first, second, stop)] == [
             StatusCode.ERROR,
             StatusCode.UNSET,
             StatusCode.UNSET,
         ]
 
-    async def test_the_callers_span_is_above(self, watched: Connect, backend: Backend) -> None:
-        async with watched() as session:
-            with backend.tracers.get_tracer("test").start_as_current_span("cleanup") as above:
+    async def test_the_current_span_is_the_parent(
+        self, observed: Connect, backend: Backend
+    ) -> None:
+        async with observed() as session:
+            with backend.tracers.get_tracer("test").start_as_current_span("cleanup") as parent:
                 await session.stop_runtime("ws-1", "crm")
                 await session.get_runtime("ws-1", "crm")
                 await session.stop_runtimes([("ws-1", "crm")])
 
         [stop, _] = backend.spans("stop_runtime")
         for span in (stop, *backend.spans("get_runtime"), *backend.spans("stop_runtimes")):
-            assert span.parent == above.get_span_context()
+            assert span.parent == parent.get_span_context()
 
-    async def test_the_callers_baggage_is_passed_on(
-        self, emulator: Emulator, watched: Connect
+    async def test_the_current_baggage_is_propagated(
+        self, emulator: Emulator, observed: Connect
     ) -> None:
         token = context.attach(baggage.set_baggage("team", "blue"))
         try:
-            async with watched() as session:
+            async with observed() as session:
                 await session.stop_runtime("ws-1", "crm")
                 await session.stop_runtimes([("ws-1", "crm")])
         finally:
@@ -160,10 +162,10 @@ class TestSpans:
         assert [request.headers["baggage"] for request in emulator.requests] == ["team=blue"] * 2
 
     async def test_each_attempt_carries_its_own_context(
-        self, emulator: Emulator, watched: Connect, backend: Backend
+        self, emulator: Emulator, observed: Connect, backend: Backend
     ) -> None:
         emulator.inject(Fault.SERVER_ERROR)
-        async with watched() as session:
+        async with observed() as session:
             await session.stop_runtime("ws-1", "crm")
 
         assert [request.headers["traceparent"][:-2] for request in emulator.requests] == [
@@ -171,11 +173,11 @@ class TestSpans:
             for span in backend.spans(ATTEMPT)
         ]
 
-    async def test_a_stop_that_fails_says_why_and_what_it_may_have_done(
-        self, emulator: Emulator, watched: Connect, backend: Backend
+    async def test_a_failed_stop_has_its_error_and_whether_it_may_have_stopped(
+        self, emulator: Emulator, observed: Connect, backend: Backend
     ) -> None:
         emulator.inject(*[Fault.DROP_AFTER] * 2)
-        async with watched(retry=RetryPolicy(attempts=2, base=0.001)) as session:
+        async with observed(retry=RetryPolicy(attempts=2, base=0.001)) as session:
             with pytest.raises(BctrlNetworkError) as caught:
                 await session.stop_runtime("ws-1", "crm")
 
@@ -190,10 +192,10 @@ class TestSpans:
             assert attributes(attempt)["error.type"] == "BctrlNetworkError"
             assert "http.response.status_code" not in attributes(attempt)
 
-    async def test_nothing_to_stop_is_no_error_of_the_stop(
-        self, watched: Connect, backend: Backend
+    async def test_a_conflict_is_an_error_of_the_attempt_but_not_of_the_stop(
+        self, observed: Connect, backend: Backend
     ) -> None:
-        async with watched() as session:
+        async with observed() as session:
             await session.stop_runtime("ws-1", "crm")
             with pytest.raises(BctrlConflictError):
                 await session.stop_runtime("ws-1", "crm")
@@ -202,13 +204,11 @@ class TestSpans:
         [_, attempt] = backend.spans(ATTEMPT)
         assert attributes(stop)["bctrl.result"] == "already_stopped"
         assert stop.status.status_code is StatusCode.UNSET
-        # As the conventions have it for every 4xx, and for what a status says already.
+        # By the conventions a 4xx is an error, and its status needs no description.
         assert attempt.status.status_code is StatusCode.ERROR
         assert attempt.status.description is None
 
-    async def test_an_answer_that_cannot_be_read_has_a_status_and_an_error(
-        self, backend: Backend
-    ) -> None:
+    async def test_an_unreadable_response_has_a_status_and_an_error(self, backend: Backend) -> None:
         async with (
             raw_server(answering(http_answer("202 Accepted", b"what?"))) as url,
             BctrlSession("k", base_url=url, observer=backend.observer()) as session,
@@ -221,11 +221,11 @@ class TestSpans:
         assert attributes(attempt)["error.type"] == "BctrlResponseError"
         assert attempt.status.description is not None
 
-    async def test_a_cancelled_stop_has_ended_spans(
-        self, emulator: Emulator, watched: Connect, backend: Backend
+    async def test_a_cancelled_stop_ends_its_spans(
+        self, emulator: Emulator, observed: Connect, backend: Backend
     ) -> None:
         emulator.inject(Fault.HANG)
-        async with watched() as session:
+        async with observed() as session:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await session.stop_runtime("ws-1", "crm")
@@ -236,13 +236,13 @@ class TestSpans:
         assert attributes(stop)["bctrl.result"] == "unknown"
         assert [point.value for _, point in backend.points("http.client.active_requests")] == [0]
 
-    async def test_what_only_reads_has_spans_of_the_same_kind(
-        self, emulator: Emulator, watched: Connect, backend: Backend
+    async def test_reads_have_spans_of_the_same_kind(
+        self, emulator: Emulator, observed: Connect, backend: Backend
     ) -> None:
-        async with watched() as session:
+        async with observed() as session:
             await session.list_runtimes("ws-1")
             with pytest.raises(BctrlNotFoundError) as caught:
-                await session.get_runtime("ws-1", "nobody")
+                await session.get_runtime("ws-1", "gone")
 
         list_attempt, listed, get_attempt, got = backend.exporter.get_finished_spans()
         assert (listed.name, attributes(listed)) == (
@@ -251,22 +251,22 @@ class TestSpans:
         )
         assert list_attempt.name == "GET /v1/workspaces/{id}/runtimes"
         assert attributes(list_attempt)["url.full"] == f"{emulator.url}/v1/workspaces/ws-1/runtimes"
-        assert is_below(list_attempt, listed)
+        assert is_child(list_attempt, listed)
         assert listed.status.status_code is StatusCode.UNSET
         assert got.name == "get_runtime"
         assert attributes(got) == {
             "bctrl.workspace_id": "ws-1",
-            "bctrl.alias": "nobody",
+            "bctrl.alias": "gone",
             "error.type": "404",
         }
         assert (got.status.status_code, got.status.description) == (
             StatusCode.ERROR,
             caught.value.summary,
         )
-        assert get_attempt.name == LOOK
-        assert is_below(get_attempt, got)
+        assert get_attempt.name == READ
+        assert is_child(get_attempt, got)
 
-    async def test_the_key_is_in_none_of_them(self, backend: Backend) -> None:
+    async def test_the_key_is_in_no_span_or_metric(self, backend: Backend) -> None:
         body = f'{{"code":"{KEY}","message":"no entry for Bearer {KEY}","requestId":"{KEY}"}}'
         answer = http_answer(f"403 {KEY}", body.encode(), f"X-Request-Id: {KEY}")
         async with (
@@ -286,11 +286,11 @@ class TestSpans:
 
 
 class TestBulk:
-    async def test_it_is_one_span_with_counts_above_those_of_its_stops(
-        self, emulator: Emulator, watched: Connect, backend: Backend
+    async def test_it_is_a_span_with_counts_whose_children_are_the_stops(
+        self, emulator: Emulator, observed: Connect, backend: Backend
     ) -> None:
         emulator.inject(Fault.SERVER_ERROR)
-        async with watched() as session:
+        async with observed() as session:
             report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "no"), ("ws-1", "..")])
 
         [bulk] = backend.spans("stop_runtimes")
@@ -306,60 +306,60 @@ class TestBulk:
         assert bulk.status.status_code is StatusCode.ERROR
         stops = backend.spans("stop_runtime")
         assert {attributes(stop)["bctrl.alias"] for stop in stops} == {"crm", "no"}
-        assert all(is_below(stop, bulk) for stop in stops)
+        assert all(is_child(stop, bulk) for stop in stops)
         assert len(backend.spans(ATTEMPT)) == 3
 
-    async def test_a_look_of_verify_is_below_its_stop(
-        self, emulator: Emulator, watched: Connect, backend: Backend
+    async def test_a_poll_of_verify_is_a_child_of_its_stop(
+        self, emulator: Emulator, observed: Connect, backend: Backend
     ) -> None:
         emulator.inject(Fault.ACCEPTED)
-        async with watched() as session:
+        async with observed() as session:
             await session.stop_runtimes([("ws-1", "crm")], verify=True)
 
-        [stop], [look] = backend.spans("stop_runtime"), backend.spans(LOOK)
-        assert is_below(look, stop)
-        assert attributes(look)["url.template"] == "/v1/workspaces/{id}/runtimes/{alias}"
+        [stop], [poll] = backend.spans("stop_runtime"), backend.spans(READ)
+        assert is_child(poll, stop)
+        assert attributes(poll)["url.template"] == "/v1/workspaces/{id}/runtimes/{alias}"
         assert attributes(stop)["bctrl.result"] == "stopped"
 
-    async def test_it_says_how_often_it_was_throttled_and_what_it_resumed(
-        self, emulator: Emulator, watched: Connect, backend: Backend, tmp_path: Path
+    async def test_it_counts_throttled_attempts_and_resumed_outcomes(
+        self, emulator: Emulator, observed: Connect, backend: Backend, tmp_path: Path
     ) -> None:
         emulator.inject(Fault.RATE_LIMITED)
-        async with watched() as session:
+        async with observed() as session:
             for _ in range(2):
                 await session.stop_runtimes([("ws-1", "crm")], journal=tmp_path / "journal")
 
         first, second = (attributes(span) for span in backend.spans("stop_runtimes"))
         assert (first["bctrl.throttled"], first["bctrl.resumed"]) == (1, 0)
         assert (second["bctrl.throttled"], second["bctrl.resumed"]) == (0, 1)
-        # What an earlier run has counted is not counted again.
+        # The earlier run has counted it.
         assert backend.counts("bctrl.stop.outcomes", "bctrl.result") == {"stopped": 1}
 
-    async def test_a_look_at_what_an_earlier_run_has_stopped_is_below_the_bulk_stop(
-        self, emulator: Emulator, watched: Connect, backend: Backend, tmp_path: Path
+    async def test_a_poll_of_a_resumed_target_is_below_the_bulk_stop(
+        self, emulator: Emulator, observed: Connect, backend: Backend, tmp_path: Path
     ) -> None:
         emulator.inject(Fault.ACCEPTED)
-        async with watched() as session:
+        async with observed() as session:
             for verify in (False, True):
                 await session.stop_runtimes(
                     [("ws-1", "crm")], journal=tmp_path / "journal", verify=verify
                 )
 
         [_, bulk] = backend.spans("stop_runtimes")
-        [read], [look] = backend.spans("get_runtime"), backend.spans(LOOK)
-        assert is_below(read, bulk)
-        assert is_below(look, read)
+        [read], [poll] = backend.spans("get_runtime"), backend.spans(READ)
+        assert is_child(read, bulk)
+        assert is_child(poll, read)
 
-    async def test_one_that_goes_well_has_no_error(
-        self, watched: Connect, backend: Backend
-    ) -> None:
-        async with watched() as session:
+    async def test_a_successful_one_has_no_error(self, observed: Connect, backend: Backend) -> None:
+        async with observed() as session:
             await session.stop_runtimes([("ws-1", "crm")])
 
         [bulk] = backend.spans("stop_runtimes")
         assert bulk.status.status_code is StatusCode.UNSET
 
-    async def test_one_that_ends_early_says_why(self, emulator: Emulator, backend: Backend) -> None:
+    async def test_one_that_ends_early_has_the_reason(
+        self, emulator: Emulator, backend: Backend
+    ) -> None:
         observer = backend.observer()
         async with BctrlSession("wrong", base_url=emulator.url, observer=observer) as session:
             report = await session.stop_runtimes([("ws-1", f"r{n}") for n in range(300)])
@@ -384,19 +384,19 @@ class TestBulk:
             500: 1,
             200: 1,
         }
-        # What the server makes of it is below the bulk stop.
+        # Spans of the server become children of the bulk stop.
         span_id = f"{bulk.context.span_id:016x}"
         assert all(span_id in request.headers["traceparent"] for request in emulator.requests)
 
 
 class TestMetrics:
     async def test_outcomes_attempts_and_throttling_are_counted(
-        self, emulator: Emulator, watched: Connect, backend: Backend, pauses: list[float]
+        self, emulator: Emulator, observed: Connect, backend: Backend, pauses: list[float]
     ) -> None:
         emulator.inject(Fault.RATE_LIMITED, Fault.UNAVAILABLE, Fault.DROP_BEFORE)
-        async with watched() as session:
+        async with observed() as session:
             await session.stop_runtime("ws-1", "crm")
-            await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "nobody")])
+            await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "gone")])
 
         assert len(pauses) == 3
         assert backend.counts("bctrl.stop.outcomes", "bctrl.result") == {
@@ -416,9 +416,9 @@ class TestMetrics:
         assert backend.counts("bctrl.stop.throttled", status) == {429: 1, 503: 1}
 
     async def test_durations_are_those_of_the_semantic_conventions(
-        self, emulator: Emulator, watched: Connect, backend: Backend
+        self, emulator: Emulator, observed: Connect, backend: Backend
     ) -> None:
-        async with watched() as session:
+        async with observed() as session:
             await session.stop_runtime("ws-1", "crm")
 
         [(labels, point)] = backend.points("http.client.request.duration")
@@ -435,11 +435,11 @@ class TestMetrics:
         assert 0.0 < point.sum <= (span.end_time - span.start_time) / 1e9
         assert point.explicit_bounds[0] == 0.005
 
-    async def test_a_look_has_a_duration_and_is_no_attempt_to_stop(
-        self, emulator: Emulator, watched: Connect, backend: Backend, pauses: list[float]
+    async def test_a_read_has_a_duration_but_is_not_a_stop_attempt(
+        self, emulator: Emulator, observed: Connect, backend: Backend, pauses: list[float]
     ) -> None:
         emulator.inject(Fault.RATE_LIMITED, method="GET")
-        async with watched() as session:
+        async with observed() as session:
             await session.get_runtime("ws-1", "crm")
 
         assert len(pauses) == 1
@@ -449,13 +449,13 @@ class TestMetrics:
         assert backend.points("bctrl.stop.attempts") == []
         assert backend.points("bctrl.stop.throttled") == []
 
-    async def test_those_in_flight_are_known_while_they_are(
-        self, emulator: Emulator, watched: Connect, backend: Backend
+    async def test_active_requests_are_counted_while_in_flight(
+        self, emulator: Emulator, observed: Connect, backend: Backend
     ) -> None:
         emulator.inject(*[Fault.HANG] * 3)
         for number in range(3):
             emulator.add_runtime("ws-1", f"r{number}")
-        async with watched() as session:
+        async with observed() as session:
             stops = [session.stop_runtime("ws-1", f"r{number}") for number in range(3)]
             everything = asyncio.gather(*stops)
             while len(emulator.requests) < 3:

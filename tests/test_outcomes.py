@@ -1,4 +1,4 @@
-"""What became of a stop, decided from how its call ended: the table of the design, row by row."""
+"""The result of a stop, decided from its runtime or error, row by row of the design's table."""
 
 import pickle
 
@@ -29,10 +29,10 @@ NOT_ACTIVE = "runtime.not_active"
 ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
     # 200, status `stopped`
     "200 stopped": (runtime("stopped"), StopResult.STOPPED),
-    # 200 with another status, or a body that cannot be read
+    # 200 with another status, or an unreadable body
     "200 active": (runtime("active"), StopResult.ACCEPTED),
     "200 failed": (runtime("failed"), StopResult.ACCEPTED),
-    "200 unheard of": (runtime("stopping"), StopResult.ACCEPTED),
+    "200 unknown status": (runtime("stopping"), StopResult.ACCEPTED),
     "200 unreadable": (
         BctrlResponseError("not JSON", status=200, may_have_stopped=True),
         StopResult.ACCEPTED,
@@ -67,7 +67,7 @@ ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
         BctrlNotFoundError("404", status=404, body='{"error": "not found"}'),
         StopResult.NOT_FOUND,
     ),
-    "404 of a path that the API does not have": (
+    "404 for an unknown path": (
         BctrlNotFoundError("404", status=404, code="route.not_found", body="{}"),
         StopResult.REJECTED,
     ),
@@ -84,7 +84,7 @@ ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
         BctrlResponseError("says nothing", status=101, may_have_stopped=True),
         StopResult.UNKNOWN,
     ),
-    # any other final no
+    # any other final rejection
     "400": (BctrlValidationError("400", status=400), StopResult.REJECTED),
     "401": (BctrlAuthenticationError("401", status=401), StopResult.REJECTED),
     "403": (BctrlPermissionError("403", status=403), StopResult.REJECTED),
@@ -103,7 +103,7 @@ ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
     "429 when patience ran out": (BctrlRateLimitError("429", status=429), StopResult.REJECTED),
     "503 when patience ran out": (BctrlServerError("503", status=503), StopResult.REJECTED),
     "307": (BctrlResponseError("307", status=307), StopResult.REJECTED),
-    "a target that is none": (
+    "an invalid target": (
         BctrlConfigError("alias is empty", reason_class="invalid_input"),
         StopResult.REJECTED,
     ),
@@ -111,7 +111,7 @@ ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
     "a session that is closed": (BctrlConfigError("closed"), StopResult.NOT_SENT),
     "connection refused": (BctrlNetworkError("no connection"), StopResult.NOT_SENT),
     "no connection in time": (BctrlTimeoutError("no connection in time"), StopResult.NOT_SENT),
-    "an error of no other kind": (BctrlError("cancelled before it began"), StopResult.NOT_SENT),
+    "an error of the root class": (BctrlError("cancelled before it began"), StopResult.NOT_SENT),
     # sent, and no answer settled it
     "timeout": (BctrlTimeoutError("no answer", may_have_stopped=True), StopResult.UNKNOWN),
     "disconnect": (BctrlNetworkError("it broke", may_have_stopped=True), StopResult.UNKNOWN),
@@ -144,7 +144,7 @@ ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
 
 
 @pytest.mark.parametrize(("ended", "result"), ROWS.values(), ids=ROWS.keys())
-def test_how_a_call_ended_decides_what_became_of_the_stop(
+def test_a_runtime_or_error_decides_the_result(
     ended: Runtime | BctrlError, result: StopResult
 ) -> None:
     assert result_of(ended) is result
@@ -157,7 +157,7 @@ def test_the_rows_reach_every_result() -> None:
 @pytest.mark.parametrize(
     "ended", [row for row, _ in ROWS.values() if isinstance(row, BctrlError)], ids=str
 )
-def test_what_may_have_stopped_is_never_reported_as_not_sent_or_rejected(
+def test_a_stop_that_may_have_taken_effect_is_never_not_sent_or_rejected(
     ended: BctrlError,
 ) -> None:
     if ended.may_have_stopped:
@@ -176,7 +176,7 @@ def test_what_may_have_stopped_is_never_reported_as_not_sent_or_rejected(
         ("unknown", False),
     ],
 )
-def test_only_what_needs_no_further_call_is_settled(result: str, *, settled: bool) -> None:
+def test_only_results_that_need_no_further_call_are_settled(result: str, *, settled: bool) -> None:
     assert StopResult(result).settled is settled
 
 
@@ -184,7 +184,7 @@ def test_counts_can_be_printed() -> None:
     assert str({StopResult.STOPPED: 3}) == "{'stopped': 3}"
 
 
-def test_there_are_exactly_the_results_of_the_design() -> None:
+def test_the_results_are_exactly_those_of_the_design() -> None:
     assert [str(result) for result in StopResult] == [
         *("stopped", "accepted", "already_stopped", "not_found"),
         *("rejected", "not_sent", "unknown"),
@@ -214,7 +214,7 @@ def test_an_outcome_cannot_be_changed() -> None:
         outcome.result = StopResult.UNKNOWN  # type: ignore[misc]
 
 
-def test_the_record_of_an_outcome_has_all_that_json_needs() -> None:
+def test_the_record_of_an_outcome_has_all_fields_of_its_json() -> None:
     error = BctrlConflictError("409", status=409, code="runtime.busy", request_id="req_7")
     outcome = StopOutcome(
         index=7,

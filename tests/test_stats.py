@@ -1,4 +1,4 @@
-"""`session.stats`: what a session has done, for those who look at nothing else."""
+"""`session.stats`: the counters of a session."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def received(emulator: Emulator, count: int) -> None:
         await asyncio.sleep(0)
 
 
-def test_a_session_that_was_never_used_has_done_nothing() -> None:
+def test_an_unused_session_has_counted_nothing() -> None:
     assert BctrlSession("key").stats == NOTHING
 
 
@@ -39,7 +39,7 @@ async def test_a_stop_is_one_attempt_that_succeeded(session: BctrlSession) -> No
     assert session.stats == msgspec.structs.replace(NOTHING, attempts=1, succeeded=1)
 
 
-async def test_failures_are_counted_by_status_and_what_was_retried_as_well(
+async def test_failures_are_counted_by_status_even_if_they_were_retried(
     emulator: Emulator, session: BctrlSession, pauses: list[float]
 ) -> None:
     emulator.inject(Fault.RATE_LIMITED, Fault.UNAVAILABLE, Fault.SERVER_ERROR)
@@ -54,7 +54,7 @@ async def test_failures_are_counted_by_status_and_what_was_retried_as_well(
     assert len(pauses) == 3
 
 
-async def test_without_a_usable_answer_a_failure_is_counted_by_its_error() -> None:
+async def test_a_failure_without_a_usable_answer_is_counted_by_its_error() -> None:
     async with (
         raw_server(answering(http_answer("200 OK", b"what?"))) as url,
         BctrlSession("k", base_url=url) as session,
@@ -70,7 +70,7 @@ async def test_without_a_usable_answer_a_failure_is_counted_by_its_error() -> No
         assert session.stats.failed == {"BctrlNetworkError": 1}
 
 
-async def test_it_tells_who_is_in_flight_and_who_waits(
+async def test_calls_in_flight_and_waiting_are_counted(
     emulator: Emulator, connect: Connect
 ) -> None:
     emulator.inject(Fault.HANG)
@@ -88,7 +88,7 @@ async def test_it_tells_who_is_in_flight_and_who_waits(
         assert session.stats == msgspec.structs.replace(NOTHING, attempts=1)
 
 
-async def test_who_waits_for_the_next_attempt_waits(emulator: Emulator, connect: Connect) -> None:
+async def test_a_call_between_two_attempts_is_waiting(emulator: Emulator, connect: Connect) -> None:
     emulator.inject(Fault.SERVER_ERROR)
     async with connect(retry=RetryPolicy(base=1000.0, cap=1000.0)) as session:
         call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
@@ -99,7 +99,7 @@ async def test_who_waits_for_the_next_attempt_waits(emulator: Emulator, connect:
         await asyncio.gather(call, return_exceptions=True)
 
 
-async def test_a_bulk_stop_is_counted_with_the_others_and_agrees_with_its_report(
+async def test_a_bulk_stop_is_counted_and_agrees_with_its_report(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     targets = [("ws-1", f"r{number}") for number in range(50)]
@@ -116,7 +116,7 @@ async def test_a_bulk_stop_is_counted_with_the_others_and_agrees_with_its_report
     assert stats.failed == {"500": 4, "BctrlNetworkError": 4}
 
 
-async def test_what_was_returned_does_not_change_later(session: BctrlSession) -> None:
+async def test_a_snapshot_does_not_change_later(session: BctrlSession) -> None:
     await session.stop_runtime("ws-1", "crm")
     before = session.stats
     with pytest.raises(BctrlConflictError):

@@ -1,4 +1,4 @@
-"""The fixtures as users have them: in a project of their own, of an installed package."""
+"""The fixtures in a project of their own, with the package installed."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ PLUGINS = {
 }
 
 
-def test_the_plugin_is_one_that_pytest_finds() -> None:
+def test_pytest_finds_the_plugin() -> None:
     [plugin] = entry_points(group="pytest11", name="bctrl_async")
     assert plugin.value == "bctrl_async.testing"
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
-def test_they_are_there_with_every_plugin_for_asyncio(plugin: str, tmp_path: Path) -> None:
+def test_the_fixtures_work_with_every_asyncio_plugin(plugin: str, tmp_path: Path) -> None:
     options, mark = PLUGINS[plugin]
     if plugin == "anyio":
         pytest.importorskip("anyio")
@@ -61,14 +61,14 @@ def test_they_are_there_with_every_plugin_for_asyncio(plugin: str, tmp_path: Pat
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_an_emulator_that_cannot_start_is_an_error_and_hangs_nothing() -> None:
+def test_an_emulator_that_cannot_start_is_an_error_not_a_hang() -> None:
     with emulator_in_a_thread() as running:
         _, _, port = running.url.rpartition(":")
         with pytest.raises(OSError, match="in use"), _in_a_thread(Emulator(port=int(port))):
             pass
 
 
-def test_they_work_without_a_loop_around_them(
+def test_the_fixtures_work_without_an_event_loop(
     bctrl_emulator: object,  # noqa: F811 - the fixture.
     bctrl_session: object,  # noqa: F811 - the fixture.
 ) -> None:
