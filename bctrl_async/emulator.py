@@ -394,12 +394,8 @@ class Emulator:
             raise ValueError("api_key is empty: give the key that requests must carry")
         if retry_after is not None and not retry_after.isprintable():
             raise ValueError(f"retry_after is {retry_after!r}: leave out control characters")
-        seconds = {
-            "latency": latency,
-            "fault_latency": fault_latency,
-            "drip_interval": drip_interval,
-        }
-        for name, value in seconds.items():
+        times = {"latency": latency, "fault_latency": fault_latency, "drip_interval": drip_interval}
+        for name, value in times.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value}: give seconds, finite and not negative")
         self._host = host
@@ -633,11 +629,7 @@ class Emulator:
     def _find(self, route: _Route) -> _Payload | None:
         if route.alias is not None:
             return self._runtimes.get((route.workspace_id, route.alias))
-        listed = [
-            runtime
-            for (workspace_id, _), runtime in self._runtimes.items()
-            if workspace_id == route.workspace_id
-        ]
+        listed = [found for (id_, _), found in self._runtimes.items() if id_ == route.workspace_id]
         return {"runtimes": listed} if listed else None
 
     def _stop(self, runtime: WireRuntime, fault: Fault | None, raw_path: str) -> _Reply | None:
@@ -679,11 +671,8 @@ class Emulator:
             "requestId": request_id,
             "hint": error.hint,
         }
-        return _Reply(
-            error.status,
-            _dump(body),
-            {"Content-Type": _JSON, "x-request-id": request_id, **headers},
-        )
+        all_headers = {"Content-Type": _JSON, "x-request-id": request_id, **headers}
+        return _Reply(error.status, _dump(body), all_headers)
 
     def _request_id(self) -> str:
         return f"req_{next(self._request_numbers)}"

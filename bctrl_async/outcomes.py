@@ -52,12 +52,7 @@ class StopResult(StrEnum):
 
 
 _SETTLED = frozenset(
-    {
-        StopResult.STOPPED,
-        StopResult.ACCEPTED,
-        StopResult.ALREADY_STOPPED,
-        StopResult.NOT_FOUND,
-    }
+    {StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED, StopResult.NOT_FOUND}
 )
 
 

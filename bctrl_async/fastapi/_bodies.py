@@ -100,14 +100,12 @@ class _Body(Generic[_T]):
     """An annotation by which pydantic serializes a Struct and FastAPI documents it.
 
     Args:
-        struct: The Struct of the response body.
-        convert: Converts the annotated type to `struct`.
+        body: The Struct of the response body.
+        convert: Converts the annotated type to `body`.
     """
 
-    def __init__(
-        self, struct: type[msgspec.Struct], convert: Callable[[_T], msgspec.Struct]
-    ) -> None:
-        self._struct = struct
+    def __init__(self, body: type[msgspec.Struct], convert: Callable[[_T], msgspec.Struct]) -> None:
+        self._body = body
         self._convert = convert
 
     def __get_pydantic_core_schema__(self, source: type[_T], _: GetCoreSchemaHandler) -> CoreSchema:
@@ -121,7 +119,7 @@ class _Body(Generic[_T]):
     def __get_pydantic_json_schema__(
         self, _: CoreSchema, __: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        schema = msgspec.json.schema(self._struct)
+        schema = msgspec.json.schema(self._body)
         definitions = schema.pop("$defs")
         for open_enum in (RuntimeKind, RuntimeStatus, LaunchMode):
             definition = definitions.get(open_enum.__name__, {})
