@@ -1,7 +1,4 @@
-"""The limiter of every attempt: fair, bounded, and closable while tasks wait.
-
-Nothing here waits for a clock: a turn of the loop is all the time that passes.
-"""
+"""The limiter: fair, bounded, and closable while tasks wait. No test here waits for a clock."""
 
 import asyncio
 import contextlib
@@ -17,72 +14,72 @@ from bctrl_async.errors import BctrlConfigError
 CLOSED = r"^the session is closed\. Make the call inside `async with`"
 
 
-async def turns(count: int = 3) -> None:
-    """Let every task go as far as it can."""
-    for _ in range(count):
+async def run_loop(iterations: int = 3) -> None:
+    """Run the event loop, by default until every task is blocked."""
+    for _ in range(iterations):
         await asyncio.sleep(0)
 
 
-class Visitors:
-    """Tasks at a limiter, numbered as they arrive; each holds its slot until it is released."""
+class Users:
+    """Tasks that use a limiter, numbered in their order; each holds its slot until told to end."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.limiter = Limiter(limit, AdaptiveRate())
         self.tasks: list[asyncio.Task[None]] = []
-        self.entered: list[int] = []
+        self.acquired: list[int] = []
         self.waited: list[int] = []
-        self.inside: dict[int, asyncio.Event] = {}
-        self.most = 0
+        self.holding: dict[int, asyncio.Event] = {}
+        self.max_in_use = 0
 
-    def come(self) -> None:
-        self.tasks.append(asyncio.create_task(self._visit(len(self.tasks))))
+    def start(self) -> None:
+        self.tasks.append(asyncio.create_task(self._use(len(self.tasks))))
 
     def cancel(self, number: int) -> None:
         self.tasks[number].cancel()
 
-    def send_out(self, number: int) -> None:
-        self.inside[number].set()
+    def finish(self, number: int) -> None:
+        self.holding[number].set()
 
-    async def _visit(self, number: int) -> None:
+    async def _use(self, number: int) -> None:
         if self.limiter.acquire_nowait():
-            # Those before it may not have moved yet, but each of them has a place.
+            # Earlier waiters may not have run yet, but each of them has been admitted.
             assert all(waiter.done() for queue in self.limiter._queues for waiter in queue)
         else:
             await self.limiter.acquire(60.0)
             self.waited.append(number)
-        self.entered.append(number)
-        leave = self.inside[number] = asyncio.Event()
-        self.most = max(self.most, len(self.inside))
+        self.acquired.append(number)
+        finished = self.holding[number] = asyncio.Event()
+        self.max_in_use = max(self.max_in_use, len(self.holding))
         try:
-            await leave.wait()
+            await finished.wait()
         finally:
-            del self.inside[number]
+            del self.holding[number]
             self.limiter.release(None)
 
-    async def end(self) -> None:
-        """Send out all who are inside until nobody waits any more."""
-        await turns()
-        while self.inside:
-            for number in list(self.inside):
-                self.send_out(number)
-            await turns()
+    async def finish_all(self) -> None:
+        """Finish every task that holds a slot until no task waits any more."""
+        await run_loop()
+        while self.holding:
+            for number in list(self.holding):
+                self.finish(number)
+            await run_loop()
         await asyncio.wait_for(asyncio.gather(*self.tasks, return_exceptions=True), timeout=10)
 
-    def free_places(self) -> int:
-        taken = 0
+    def free_slots(self) -> int:
+        free = 0
         while self.limiter.acquire_nowait():
-            taken += 1
-        return taken
+            free += 1
+        return free
 
 
 class TestOrder:
-    async def test_as_many_as_the_limit_enter_without_waiting(self) -> None:
+    async def test_slots_up_to_the_limit_are_acquired_without_waiting(self) -> None:
         limiter = Limiter(3, AdaptiveRate())
 
         assert [limiter.acquire_nowait() for _ in range(5)] == [True, True, True, False, False]
 
-    async def test_a_place_that_is_left_is_free_again(self) -> None:
+    async def test_a_released_slot_is_free_again(self) -> None:
         limiter = Limiter(1, AdaptiveRate())
         assert limiter.acquire_nowait()
 
@@ -91,87 +88,87 @@ class TestOrder:
         assert limiter.acquire_nowait()
         assert not limiter.acquire_nowait()
 
-    async def test_who_waits_enters_in_the_order_of_coming(self) -> None:
-        visitors = Visitors(limit=2)
+    async def test_waiters_are_admitted_in_order(self) -> None:
+        users = Users(limit=2)
         for _ in range(6):
-            visitors.come()
-        await turns()
-        assert visitors.entered == [0, 1]
+            users.start()
+        await run_loop()
+        assert users.acquired == [0, 1]
 
-        visitors.send_out(1)
-        await turns()
-        assert visitors.entered == [0, 1, 2]
+        users.finish(1)
+        await run_loop()
+        assert users.acquired == [0, 1, 2]
 
-        await visitors.end()
-        assert visitors.entered == [0, 1, 2, 3, 4, 5]
-        assert visitors.most == 2
+        await users.finish_all()
+        assert users.acquired == [0, 1, 2, 3, 4, 5]
+        assert users.max_in_use == 2
 
-    async def test_nobody_overtakes_one_whose_turn_has_come(self) -> None:
-        visitors = Visitors(limit=1)
-        visitors.come()
-        visitors.come()
-        await turns()
+    async def test_an_admitted_waiter_that_has_not_run_yet_is_not_overtaken(self) -> None:
+        users = Users(limit=1)
+        users.start()
+        users.start()
+        await run_loop()
 
-        visitors.send_out(0)
-        while visitors.inside:
+        users.finish(0)
+        while users.holding:
             await asyncio.sleep(0)
 
-        # The place is handed on, although its new owner has not moved yet.
-        assert not visitors.limiter.acquire_nowait()
-        await turns()
-        assert visitors.entered == [0, 1]
-        await visitors.end()
+        # The slot is taken, although its new holder has not run yet.
+        assert not users.limiter.acquire_nowait()
+        await run_loop()
+        assert users.acquired == [0, 1]
+        await users.finish_all()
 
 
 class TestCancellation:
-    async def test_who_waits_and_is_cancelled_is_passed_over(self) -> None:
-        visitors = Visitors(limit=1)
+    async def test_a_cancelled_waiter_is_skipped(self) -> None:
+        users = Users(limit=1)
         for _ in range(3):
-            visitors.come()
-        await turns()
+            users.start()
+        await run_loop()
 
-        visitors.cancel(1)
-        await visitors.end()
+        users.cancel(1)
+        await users.finish_all()
 
-        assert visitors.entered == [0, 2]
-        assert visitors.tasks[1].cancelled()
-        assert visitors.free_places() == 1
+        assert users.acquired == [0, 2]
+        assert users.tasks[1].cancelled()
+        assert users.free_slots() == 1
 
-    async def test_who_is_cancelled_after_the_turn_came_passes_the_place_on(self) -> None:
+    async def test_a_waiter_cancelled_after_admission_passes_its_slot_on(self) -> None:
         limiter = Limiter(1, AdaptiveRate())
         assert limiter.acquire_nowait()
         first = asyncio.create_task(limiter.acquire(60.0))
         second = asyncio.create_task(limiter.acquire(60.0))
-        await turns()
+        await run_loop()
 
         limiter.release(None)
         first.cancel()
-        await turns()
+        await run_loop()
 
         assert first.cancelled()
         assert second.done()
         assert second.exception() is None
         assert not limiter.acquire_nowait()
 
-    async def test_a_place_that_nobody_takes_over_is_free(self) -> None:
+    async def test_the_slot_of_the_last_waiter_is_free_after_its_cancellation(self) -> None:
         limiter = Limiter(1, AdaptiveRate())
         assert limiter.acquire_nowait()
         only = asyncio.create_task(limiter.acquire(60.0))
-        await turns()
+        await run_loop()
 
         limiter.release(None)
         only.cancel()
-        await turns()
+        await run_loop()
 
         assert only.cancelled()
         assert limiter.acquire_nowait()
 
     steps = st.lists(
         st.one_of(
-            st.tuples(st.just("come"), st.just(0)),
+            st.tuples(st.just("start"), st.just(0)),
             st.tuples(st.just("cancel"), st.integers(0, 30)),
-            st.tuples(st.just("leave"), st.integers(0, 30)),
-            st.tuples(st.just("turn"), st.integers(1, 3)),
+            st.tuples(st.just("finish"), st.integers(0, 30)),
+            st.tuples(st.just("run"), st.integers(1, 3)),
         ),
         max_size=60,
     )
@@ -181,56 +178,56 @@ class TestCancellation:
     @example(
         limit=1,
         steps=[
-            *[("come", 0)] * 3,
-            ("turn", 3),
-            ("leave", 0),
-            ("turn", 1),
+            *[("start", 0)] * 3,
+            ("run", 3),
+            ("finish", 0),
+            ("run", 1),
             ("cancel", 1),
         ],
     )
-    def test_no_schedule_lets_too_many_in_or_anybody_out_of_turn_or_loses_a_place(
+    def test_no_schedule_exceeds_the_limit_breaks_the_order_or_loses_a_slot(
         self, limit: int, steps: list[tuple[str, int]]
     ) -> None:
         async def scenario() -> None:
-            visitors = Visitors(limit)
+            users = Users(limit)
             for step, number in steps:
-                if step == "come":
-                    visitors.come()
-                elif step == "turn":
-                    await turns(number)
-                elif step == "cancel" and visitors.tasks:
-                    visitors.cancel(number % len(visitors.tasks))
-                elif step == "leave" and visitors.inside:
-                    visitors.send_out(list(visitors.inside)[number % len(visitors.inside)])
-            await visitors.end()
+                if step == "start":
+                    users.start()
+                elif step == "run":
+                    await run_loop(number)
+                elif step == "cancel" and users.tasks:
+                    users.cancel(number % len(users.tasks))
+                elif step == "finish" and users.holding:
+                    users.finish(list(users.holding)[number % len(users.holding)])
+            await users.finish_all()
 
-            assert visitors.most <= limit
-            assert visitors.waited == sorted(visitors.waited)
-            left_out = set(range(len(visitors.tasks))) - set(visitors.entered)
-            assert all(visitors.tasks[number].cancelled() for number in left_out)
-            assert visitors.free_places() == limit
+            assert users.max_in_use <= limit
+            assert users.waited == sorted(users.waited)
+            never_acquired = set(range(len(users.tasks))) - set(users.acquired)
+            assert all(users.tasks[number].cancelled() for number in never_acquired)
+            assert users.free_slots() == limit
 
         asyncio.run(scenario())
 
 
 class TestClose:
-    async def test_it_sends_away_all_who_wait(self) -> None:
-        visitors = Visitors(limit=1)
+    async def test_it_fails_all_waiters(self) -> None:
+        users = Users(limit=1)
         for _ in range(3):
-            visitors.come()
-        await turns()
+            users.start()
+        await run_loop()
 
-        visitors.limiter.close()
-        await turns()
+        users.limiter.close()
+        await run_loop()
 
-        for task in visitors.tasks[1:]:
+        for task in users.tasks[1:]:
             assert task.done()
             with pytest.raises(BctrlConfigError, match=CLOSED):
                 await task
-        assert visitors.entered == [0]
-        await visitors.end()
+        assert users.acquired == [0]
+        await users.finish_all()
 
-    async def test_it_sends_away_all_who_come(self) -> None:
+    async def test_it_fails_all_later_calls(self) -> None:
         limiter = Limiter(5, AdaptiveRate())
 
         limiter.close()
@@ -239,11 +236,11 @@ class TestClose:
         with pytest.raises(BctrlConfigError, match=CLOSED):
             await limiter.acquire(60.0)
 
-    async def test_whose_turn_had_come_is_sent_away_too(self) -> None:
+    async def test_it_fails_a_waiter_that_was_admitted_but_has_not_run(self) -> None:
         limiter = Limiter(1, AdaptiveRate())
         assert limiter.acquire_nowait()
         waiting = asyncio.create_task(limiter.acquire(60.0))
-        await turns()
+        await run_loop()
 
         limiter.release(None)
         limiter.close()
@@ -251,23 +248,23 @@ class TestClose:
         with pytest.raises(BctrlConfigError, match=CLOSED):
             await waiting
 
-    async def test_one_who_was_cancelled_at_the_same_moment_is_cancelled(self) -> None:
+    async def test_a_waiter_cancelled_at_the_same_time_is_cancelled(self) -> None:
         limiter = Limiter(1, AdaptiveRate())
         assert limiter.acquire_nowait()
         early = asyncio.create_task(limiter.acquire(60.0))
         late = asyncio.create_task(limiter.acquire(60.0))
-        await turns()
+        await run_loop()
 
         early.cancel()
         limiter.close()
         late.cancel()
-        await turns()
+        await run_loop()
 
         assert early.cancelled()
         assert late.cancelled()
         assert not limiter.acquire_nowait()
 
-    async def test_those_inside_may_still_leave(self) -> None:
+    async def test_a_slot_can_still_be_released(self) -> None:
         limiter = Limiter(1, AdaptiveRate())
         assert limiter.acquire_nowait()
         limiter.close()
@@ -276,7 +273,7 @@ class TestClose:
 
         assert not limiter.acquire_nowait()
 
-    async def test_a_second_time_changes_nothing(self) -> None:
+    async def test_it_is_idempotent(self) -> None:
         limiter = Limiter(1, AdaptiveRate())
         limiter.close()
 
@@ -285,44 +282,44 @@ class TestClose:
         assert not limiter.acquire_nowait()
 
 
-class TestPause:
-    async def test_it_ends_with_its_time(self) -> None:
+class TestSleep:
+    async def test_it_ends_after_the_delay(self) -> None:
         await Limiter(1, AdaptiveRate()).sleep(0)
 
-    async def test_it_ends_when_the_gate_is_closed(self) -> None:
+    async def test_it_ends_when_the_limiter_is_closed(self) -> None:
         limiter = Limiter(1, AdaptiveRate())
-        pause = asyncio.create_task(limiter.sleep(3600))
-        await turns()
-        assert not pause.done()
+        sleep = asyncio.create_task(limiter.sleep(3600))
+        await run_loop()
+        assert not sleep.done()
 
         limiter.close()
-        await turns()
+        await run_loop()
 
-        assert pause.done()
-        await pause
+        assert sleep.done()
+        await sleep
 
-    async def test_at_a_closed_gate_it_is_over_at_once(self) -> None:
+    async def test_on_a_closed_limiter_it_returns_at_once(self) -> None:
         limiter = Limiter(1, AdaptiveRate())
         limiter.close()
 
         await asyncio.wait_for(limiter.sleep(3600), timeout=10)
 
-    async def test_it_takes_no_place(self) -> None:
+    async def test_it_takes_no_slot(self) -> None:
         limiter = Limiter(1, AdaptiveRate())
-        pause = asyncio.create_task(limiter.sleep(3600))
-        await turns()
+        sleep = asyncio.create_task(limiter.sleep(3600))
+        await run_loop()
 
         assert limiter.acquire_nowait()
 
-        pause.cancel()
+        sleep.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await pause
+            await sleep
 
     async def test_it_can_be_cancelled(self) -> None:
-        pause = asyncio.create_task(Limiter(1, AdaptiveRate()).sleep(3600))
-        await turns()
+        sleep = asyncio.create_task(Limiter(1, AdaptiveRate()).sleep(3600))
+        await run_loop()
 
-        pause.cancel()
+        sleep.cancel()
 
         with pytest.raises(asyncio.CancelledError):
-            await pause
+            await sleep

@@ -175,10 +175,10 @@ class TestThrottling:
 
         began, ended = lines(caplog, logging.WARNING)
         assert began == (
-            "the server throttles (status 429): all stops of the session slow down, and none "
-            "starts within 2.000 s"
+            "throttled by the server (status 429): all calls of the session slow down, and the "
+            "next attempt starts in 2.000 s"
         )
-        assert ended.startswith("the server throttles no more, after ")
+        assert ended.startswith("no longer throttled by the server, after ")
 
     async def test_it_is_told_once_for_all_stops_of_a_session(
         self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps to the next timer: hours of waiting take no time."""
+"""An event loop with virtual time: its clock jumps to the next timer."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ _T = TypeVar("_T")
 
 
 class _Selector(selectors.DefaultSelector):
-    """Finds what is ready, and lets the loop's time pass instead of waiting for it."""
+    """A selector that advances virtual time instead of blocking."""
 
-    passed = 0.0
+    now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if not ready:
             if timeout is None:
-                raise RuntimeError("every task waits for something that never comes")
-            self.passed += max(timeout, 0.0)
+                raise RuntimeError("deadlock: every task waits, and no timer is set")
+            self.now += max(timeout, 0.0)
         return ready
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """The usual loop, on a clock of its own."""
+    """A selector event loop on a virtual clock."""
 
     def __init__(self) -> None:
-        self._virtual = _Selector()
-        super().__init__(self._virtual)
+        self._clock = _Selector()
+        super().__init__(self._clock)
 
     def time(self) -> float:
-        """Return the seconds that would have passed."""
-        return self._virtual.passed
+        """Return the virtual time in seconds."""
+        return self._clock.now
 
 
 def run(main: Coroutine[None, None, _T]) -> _T:
-    """Run a coroutine to its end, however long it waits."""
+    """Run a coroutine in virtual time and return its result."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)

@@ -1,1 +1,1 @@
-"""How many attempts may be in flight, and how fast they may start."""
+"""The limiter: how many attempts are in flight, and how fast they start."""

@@ -1,4 +1,4 @@
-"""Whether slowing down helps: the refusals that come at whatever pace, told from the others."""
+"""Detect throttling that does not depend on the request rate."""
 
 from __future__ import annotations
 
@@ -6,86 +6,87 @@ import math
 from collections import deque
 from typing import NamedTuple
 
-_COMPARED = 3
-"""Steps down on either side of the comparison."""
-_SLOWER = 0.7
-"""Only a rate that fell below this share of what it was can show that slowing down is in vain."""
-_AS_MANY = 0.8
-"""A share of refusals that is still above this part of what it was has not fallen."""
-_MOST = 0.5
-"""A server that refuses more than this is slowed down for in any case."""
+_STEPS = 3
+"""Steps down in each of the two groups that are compared."""
+_MIN_SLOWDOWN = 0.7
+"""The rate must fall below this share of its old value to show that slowing down is futile."""
+_UNCHANGED = 0.8
+"""A throttled share above this part of its old value has not fallen."""
+_MAX_SHARE = 0.5
+"""If the server throttles a larger share than this, slowing down is never called futile."""
 _HOLD_MIN, _HOLD_MAX = 10.0, 60.0
-"""Seconds until it is tried again whether slowing down helps: at first, and in the end."""
+"""Seconds for which a baseline holds: at first, and at most after doubling."""
 _DEVIATIONS = 4.0
-"""By so many standard deviations may the refusals exceed what was found before."""
-_CHUNK = 200
+"""Standard deviations by which throttling may exceed the baseline."""
+_WINDOW = 200
+"""Responses after which counting starts again."""
 
 
 class _Step(NamedTuple):
     rate: float
-    answers: int
-    refusals: int
+    responses: int
+    throttled: int
 
 
 class RefusalBaseline:
-    """The share of attempts that the server refuses however slowly they come.
+    """The share of attempts that the server throttles at any request rate.
 
-    If several steps down have left the share of refusals where it was, the pace is not what the
-    server objects to. Then refusals up to that share are no reason to slow down, for a while.
+    If several steps down leave the throttled share unchanged, the rate is not its cause. For a
+    while, throttling up to that share is then no reason to slow down.
     """
 
-    __slots__ = ("_answers", "_hold", "_refusals", "_share", "_steps", "_until")
+    __slots__ = ("_expires", "_hold", "_responses", "_share", "_steps", "_throttled")
 
     def __init__(self) -> None:
-        self._answers = 0
-        self._refusals = 0
-        self._steps: deque[_Step] = deque(maxlen=2 * _COMPARED)
+        self._responses = 0
+        self._throttled = 0
+        self._steps: deque[_Step] = deque(maxlen=2 * _STEPS)
         self._share = 0.0
-        self._until = -math.inf
+        self._expires = -math.inf
         self._hold = _HOLD_MIN
 
     def on_success(self) -> None:
-        """Note an answer that was no refusal."""
-        self._answers += 1
+        """Record a response that was not throttled."""
+        self._responses += 1
 
     def on_throttled(self) -> None:
-        """Note a refusal."""
-        self._answers += 1
-        self._refusals += 1
+        """Record a throttled response."""
+        self._responses += 1
+        self._throttled += 1
 
     def covers(self, now: float) -> bool:
-        """Whether what was refused of late is no more than what is refused at any pace."""
-        if now >= self._until:
+        """Return True if recent throttling is within the baseline."""
+        if now >= self._expires:
             return False
-        expected = self._share * self._answers
-        spread = math.sqrt(expected * (1.0 - self._share))
-        if self._refusals > expected + _DEVIATIONS * spread + 1.0:
-            self._until = now
+        expected = self._share * self._responses
+        deviation = math.sqrt(expected * (1.0 - self._share))
+        if self._throttled > expected + _DEVIATIONS * deviation + 1.0:
+            self._expires = now
             return False
-        if self._answers >= _CHUNK:
-            self._answers = self._refusals = 0
+        if self._responses >= _WINDOW:
+            self._responses = self._throttled = 0
         return True
 
     def record_step(self, now: float, rate: float) -> float | None:
-        """Note that refusals lead to a step down from this rate.
+        """Record that throttling leads to a step down from this rate.
 
         Returns:
-            The rate to go back to, if the last steps have turned out to be in vain.
+            The rate to restore if the last steps turn out to be futile, else None.
         """
-        self._steps.append(_Step(rate, self._answers, self._refusals))
-        self._answers = self._refusals = 0
-        if len(self._steps) < 2 * _COMPARED:
+        self._steps.append(_Step(rate, self._responses, self._throttled))
+        self._responses = self._throttled = 0
+        if len(self._steps) < 2 * _STEPS:
             return None
         steps = list(self._steps)
-        before, after = _share(steps[:_COMPARED]), _share(steps[_COMPARED:])
-        if rate > _SLOWER * steps[0].rate or not _AS_MANY * before <= after <= _MOST:
+        before, after = _throttled_share(steps[:_STEPS]), _throttled_share(steps[_STEPS:])
+        if rate > _MIN_SLOWDOWN * steps[0].rate or not _UNCHANGED * before <= after <= _MAX_SHARE:
             return None
         self._steps.clear()
-        self._share = _share(steps)
-        self._until = now + self._hold
+        self._share = _throttled_share(steps)
+        self._expires = now + self._hold
         self._hold = min(2 * self._hold, _HOLD_MAX)
         return steps[0].rate
 
 
-def _share(steps: list[_Step]) -> float:
-    return sum(step.refusals for step in steps) / sum(step.answers for step in steps)
+def _throttled_share(steps: list[_Step]) -> float:
+    return sum(step.throttled for step in steps) / sum(step.responses for step in steps)

@@ -1,4 +1,4 @@
-"""The one limiter that every attempt passes, whoever makes it."""
+"""The limiter that every attempt of a session passes."""
 
 from __future__ import annotations
 
@@ -21,28 +21,27 @@ _log = logging.getLogger("bctrl_async")
 
 
 class Priority(IntEnum):
-    """Where somebody waits; each line is let in only when those before it are empty."""
+    """Priority of a waiter. Lower values are always admitted first."""
 
     RETRY = 0
-    """Calls that were inside before."""
+    """A call that has made an attempt before."""
     NEW = 1
     POLL = 2
-    """Calls that only look how a stop has gone on, for which there is time."""
+    """A poll; it comes last, because a runtime that is not stopped yet costs money."""
 
 
 class Limiter:
-    """A bound on attempts in flight and on how fast they start: first come, first served.
+    """A bound on concurrency and rate, first come, first served within a priority.
 
-    An attempt that was refused keeps its call's place in line: who returns goes before who is new.
-    `asyncio.Semaphore` can neither be paced nor be closed under those who wait for it.
+    Retries are admitted before new calls. `asyncio.Semaphore` knows neither a rate nor `close`.
 
     Args:
-        limit: How many may be inside at once.
-        rate: How fast they may enter.
+        limit: The number of slots: attempts that may be in flight at once.
+        rate: Decides how fast attempts may start.
 
     Attributes:
-        limit: As given.
-        answers: How many attempts the server itself has answered.
+        limit: The number of slots.
+        answers: The number of attempts that the API itself has answered.
     """
 
     __slots__ = (
@@ -51,7 +50,7 @@ class Limiter:
         "_queues",
         "_rate",
         "_shortest_max_wait",
-        "_sleeping",
+        "_sleepers",
         "_throttled_since",
         "_timer",
         "answers",
@@ -68,60 +67,60 @@ class Limiter:
         self._throttled_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self._sleeping: set[asyncio.Future[bool]] = set()
+        self._sleepers: set[asyncio.Future[bool]] = set()
 
     def is_closed(self) -> bool:
-        """Whether nobody may enter any more."""
+        """Return True if the limiter is closed."""
         return self._closed
 
     @property
     def in_use(self) -> int:
-        """How many are inside."""
+        """The number of slots in use."""
         return self.limit - self._free
 
     @property
     def tasks_waiting(self) -> int:
-        """How many wait for a place or, outside, for their next attempt."""
-        in_line = sum(not waiter.done() for queue in self._queues for waiter in queue)
-        return in_line + len(self._sleeping)
+        """The number of tasks that wait for a slot or sleep between attempts."""
+        queued = sum(not waiter.done() for queue in self._queues for waiter in queue)
+        return queued + len(self._sleepers)
 
     @property
     def is_throttled(self) -> bool:
-        """Whether the server's refusals hold attempts back."""
+        """True while throttling by the server limits the rate."""
         return self._rate.is_throttled
 
     def acquire_nowait(self) -> bool:
-        """Enter if there is room and nobody waits; tell whether it was so."""
+        """Acquire a slot without waiting; return False if that is not possible."""
         if not self._free or self._closed or any(self._queues):
             return False
-        if not self._rate.unlimited:
+        if not self._rate.is_unlimited:
             now = asyncio.get_running_loop().time()
-            if self._rate.wait(now, self.in_use) > 0.0:
+            if self._rate.delay(now, self.in_use) > 0.0:
                 return False
-            self._start(now)
+            self._on_start(now)
         self._free -= 1
         return True
 
     async def acquire(self, max_wait: float, priority: Priority = Priority.NEW) -> None:
-        """Wait for a place.
+        """Acquire a slot, waiting if necessary.
 
         Args:
-            max_wait: Seconds that the server may have asked everybody to stay away.
-            priority: Where it waits.
+            max_wait: The longest Retry-After to wait for, in seconds.
+            priority: The priority of the waiter.
 
         Raises:
-            BctrlConfigError: The limiter was closed.
-            BctrlRateLimitError: The server asked to stay away for longer than the patience.
+            BctrlConfigError: The limiter is closed, now or while waiting.
+            BctrlRateLimitError: The server asked to wait for longer than `max_wait`.
         """
         loop = asyncio.get_running_loop()
         while True:
             if self.is_closed():
                 raise session_closed()
-            away = self._rate.closed_until - loop.time()
-            if away > max_wait:
+            wait = self._rate.closed_until - loop.time()
+            if wait > max_wait:
                 raise BctrlRateLimitError(
-                    f"not sent: the server asked all to stay away for another {away:.0f} s",
-                    retry_after=away,
+                    f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
+                    retry_after=wait,
                 )
             self._shortest_max_wait = min(self._shortest_max_wait, max_wait)
             waiter: asyncio.Future[bool] = loop.create_future()
@@ -130,7 +129,7 @@ class Limiter:
             try:
                 admitted = await waiter
             except asyncio.CancelledError:
-                # Cancelled after its turn had come: the place goes to the next.
+                # Cancelled after it was admitted: the slot must not be lost.
                 if waiter.done() and not waiter.cancelled() and waiter.result():
                     self.release(None)
                 raise
@@ -140,79 +139,82 @@ class Limiter:
                 self.release(None)
 
     def release(self, answer: object) -> None:
-        """Give the place to the next in queue.
+        """Release a slot and admit the next waiter.
 
         Args:
-            answer: What the server answered: a `BctrlError` with a status if it was an error, None
-                if there was no answer.
+            answer: The attempt's parsed response or `BctrlError`; None if it has neither.
         """
         loop = asyncio.get_running_loop()
         if answer is not None:
-            self._record(answer, loop.time())
+            self._on_answer(answer, loop.time())
         self._free += 1
         if any(self._queues):
             self._admit(loop)
 
-    def _record(self, answer: object, now: float) -> None:
+    def _on_answer(self, answer: object, now: float) -> None:
         if isinstance(answer, BctrlError):
             if answer.status is None:
                 return
             self.answers += not is_unanswered(answer)
             if answer.status in THROTTLED:
-                self._rate.on_throttled(now, answer.retry_after, self.in_use)
-                if self._rate.is_throttled and self._throttled_since is None:
-                    self._throttled_since = now
-                    _log.warning(
-                        "the server throttles (status %d): all stops of the session slow down, "
-                        "and none starts within %.3f s",
-                        answer.status,
-                        self._rate.closed_until - now,
-                    )
-                if self._rate.closed_until - now > self._shortest_max_wait:
-                    self._wake_all()
+                self._on_throttled(answer.status, answer.retry_after, now)
                 return
         else:
             self.answers += 1
         self._rate.on_success(now)
 
-    def _start(self, now: float) -> None:
+    def _on_throttled(self, status: int, retry_after: float | None, now: float) -> None:
+        self._rate.on_throttled(now, retry_after, self.in_use)
+        pause = self._rate.closed_until - now
+        if self._rate.is_throttled and self._throttled_since is None:
+            self._throttled_since = now
+            _log.warning(
+                "throttled by the server (status %d): all calls of the session slow down, and "
+                "the next attempt starts in %.3f s",
+                status,
+                pause,
+            )
+        if pause > self._shortest_max_wait:
+            self._wake_all()
+
+    def _on_start(self, now: float) -> None:
         self._rate.on_start(now)
         if self._throttled_since is not None and not self._rate.is_throttled:
             _log.warning(
-                "the server throttles no more, after %.3f s: stops start at any rate",
+                "no longer throttled by the server, after %.3f s: calls start at full speed",
                 now - self._throttled_since,
             )
             self._throttled_since = None
 
     def _wake_all(self) -> None:
-        """Wake all who wait: those whose patience is too short leave, the rest stand in queue."""
+        """Wake all waiters; each gives up or queues again."""
         self._shortest_max_wait = math.inf
         for queue in self._queues:
-            waiting = list(queue)
+            waiters = list(queue)
             queue.clear()
-            for waiter in waiting:
+            for waiter in waiters:
                 _wake(waiter)
 
     def _admit(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let in whoever may enter now, and come back when the next one may."""
+        """Admit all waiters that may start now; schedule a wakeup for the next."""
         while self._free and (queue := next(filter(None, self._queues), None)):
-            if queue[0].done():  # It was cancelled while it waited.
+            if queue[0].done():  # It was cancelled.
                 queue.popleft()
                 continue
-            if not self._rate.unlimited:
+            if not self._rate.is_unlimited:
                 now = loop.time()
-                wait = self._rate.wait(now, self.in_use)
-                if wait > 0.0:
-                    self._schedule_wakeup(loop, now + wait)
+                delay = self._rate.delay(now, self.in_use)
+                if delay > 0.0:
+                    self._schedule_wakeup(loop, now + delay)
                     return
-                self._start(now)
+                self._on_start(now)
             self._free -= 1
             queue.popleft().set_result(True)
         if not any(self._queues):
             self._shortest_max_wait = math.inf
 
     def _schedule_wakeup(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
-        # If it depends on those inside, `leave` comes back.
+        # While the window is full there is no such time: `release` admits the next waiter.
         if when < math.inf and self._timer is None:
             self._timer = loop.call_at(when, self._on_timer, loop)
 
@@ -221,30 +223,30 @@ class Limiter:
         self._admit(loop)
 
     async def sleep(self, delay: float) -> None:
-        """Wait outside for this many seconds, or until the limiter is closed."""
+        """Sleep without a slot for this many seconds, or until the limiter is closed."""
         if self._closed:
             return
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         timer = loop.call_later(delay, _wake, waiter)
-        self._sleeping.add(waiter)
+        self._sleepers.add(waiter)
         try:
             await waiter
         finally:
             timer.cancel()
-            self._sleeping.discard(waiter)
+            self._sleepers.discard(waiter)
 
     def close(self) -> None:
-        """Send away all who wait, and all who come."""
+        """Close the limiter. Current and future waiters fail."""
         self._closed = True
         self._wake_all()
-        for waiter in self._sleeping:
+        for waiter in self._sleepers:
             _wake(waiter)
         if self._timer is not None:
             self._timer.cancel()
 
 
 def _wake(waiter: asyncio.Future[bool]) -> None:
-    """End a wait without giving it a waiter."""
+    """Wake a waiter without admitting it."""
     if not waiter.done():
         waiter.set_result(False)

@@ -1,14 +1,15 @@
-"""How fast attempts may start: decisions from answers and a clock's readings, without I/O.
+"""Adapt the request rate to throttling: sans-IO, driven by responses and clock readings.
 
-Until the server first says 429 or 503 there is no limit and nothing is computed. Then the rate is
-learned like a TCP sender's: a pause, a slow start from what the server took before (RFC 5681
-section 3.1), and with each further refusal a step down to just below what was delivered, from
-where the rate grows along a cubic curve, slowly around the last peak and fast beyond it (RFC 9438
-section 4.1; botocore's adaptive mode does the same). The number of attempts in flight follows by
-additive increase and multiplicative decrease, for servers that limit that.
+Until the first 429 or 503 there is no limit and nothing is computed. Then the rate is controlled
+like that of a TCP sender. After a pause, it begins a slow start from the rate that the server
+accepted before (RFC 5681 section 3.1). Each further throttling makes it step down to a share of the
+delivered rate (multiplicative decrease, RFC 9438 section 4.6). From there it follows a cubic curve,
+slow around the last peak and fast beyond it (section 4.2; botocore's adaptive mode does the same).
+For servers that limit concurrency, a window of attempts in flight adapts by additive increase and
+multiplicative decrease.
 
-TCP takes every loss for a sign of its own pace. A server may refuse a share at random, however
-slowly it is asked; steps down that change nothing are taken back (`_baseline.py`).
+TCP takes each loss as a sign of congestion. A server may throttle a random share at any rate, so
+steps down that change nothing are undone (`baseline.py`).
 """
 
 from __future__ import annotations
@@ -19,194 +20,193 @@ from collections import deque
 from bctrl_async._limiter.baseline import RefusalBaseline
 
 _PAUSE = 0.5
-"""Seconds that the first refusal closes the limiter for, if the server does not say how long."""
-_EPOCH = 0.25
-"""Seconds after a step down in which further refusals are news of the time before it."""
+"""Seconds of the pause after the first throttled response, if its Retry-After is not longer."""
+_RECOVERY = 0.25
+"""Seconds after a step down in which throttling causes no further one (RFC 9002 section 7.3.2)."""
 _SPAN = 1.0
-"""Seconds over which the rate that the server delivers is measured."""
-_BACK_TO = 0.85
-"""What a step down leaves of the delivered rate."""
-_RETURN_MIN, _RETURN_MAX = 1.5, 8.0
-"""Seconds until the curve is back at its peak: at first, and while the limit proves steady."""
-_STEADY = 0.25
-"""Two peaks that differ by no more than this share are the same limit."""
-_FORGOTTEN = 10.0
+"""Seconds over which the delivered rate is measured."""
+_BETA = 0.85
+"""The share of the delivered rate that a step down keeps."""
+_K_MIN, _K_MAX = 1.5, 8.0
+"""Seconds for the cubic curve to return to its peak: at first, and while the limit is stable."""
+_SAME_PEAK = 0.25
+"""Peaks that differ by at most this share belong to one stable limit."""
+_GONE = 10.0
 """A rate this many times the last known limit shows that the limit is gone."""
 _BURST = 0.02
-"""Seconds' worth of attempts that may start at once, so that a late timer costs nothing."""
-_SLOWEST = 0.5
-"""Attempts a second that are tried however much the server refuses."""
-_BINDS = 5.0
-"""Seconds for which a wait for others to end shows that their number is the limit."""
-_REMEMBERED = 1000
+"""Seconds' worth of attempts that may start at once, to make up for late timers."""
+_MIN_RATE = 0.5
+"""The lowest rate, in attempts per second, however much the server throttles."""
+_WINDOW_LIMITED = 5.0
+"""Seconds for which a full window counts as the binding limit."""
+_MAX_SAMPLES = 1000
 
 
 class AdaptiveRate:
-    """The rate and the number in flight that the server seems to bear.
+    """A rate and a concurrency window that adapt to throttling.
 
     All times are seconds of one monotonic clock.
 
     Args:
-        cap: Attempts a second that are never exceeded; None is no such limit.
+        cap: The highest rate, in attempts per second; None for no cap.
+
+    Attributes:
+        closed_until: The time before which no attempt may start.
+        is_throttled: True while throttling limits the rate.
     """
 
     __slots__ = (
-        "_accepted",
-        "_base",
         "_baseline",
-        "_bound_at",
         "_cap",
-        "_due",
-        "_learned",
+        "_deliveries",
+        "_epoch_rate",
+        "_epoch_start",
+        "_k",
+        "_next_start",
         "_peak",
-        "_refused_at",
-        "_return_time",
-        "_since",
         "_stepped_at",
+        "_throttled_at",
         "_window",
+        "_window_full_at",
         "closed_until",
+        "is_throttled",
     )
 
     def __init__(self, cap: float | None = None) -> None:
         self._cap = math.inf if cap is None else cap
-        self._accepted: deque[float] = deque(maxlen=_REMEMBERED)
+        self._deliveries: deque[float] = deque(maxlen=_MAX_SAMPLES)
         self._baseline = RefusalBaseline()
-        self._due = -math.inf
-        self._learned = False
-        self._base = 0.0
+        self._next_start = -math.inf
+        self._epoch_rate = 0.0
+        self._epoch_start = -math.inf
         self._peak: float | None = None
-        self._refused_at = -math.inf
-        self._return_time = _RETURN_MIN
-        self._since = -math.inf
+        self._k = _K_MIN
+        self._throttled_at = -math.inf
         self._stepped_at = -math.inf
         self._window = math.inf
-        self._bound_at = -math.inf
+        self._window_full_at = -math.inf
         self.closed_until: float = -math.inf
+        self.is_throttled: bool = False
 
     @property
-    def unlimited(self) -> bool:
-        """Whether attempts may start at any rate."""
-        return not self._learned and self._cap == math.inf
+    def is_unlimited(self) -> bool:
+        """True if attempts may start at any rate."""
+        return not self.is_throttled and self._cap == math.inf
 
-    @property
-    def is_throttled(self) -> bool:
-        """Whether the server's refusals set the pace."""
-        return self._learned
-
-    def wait(self, now: float, in_flight: int) -> float:
-        """Return the seconds until another attempt may start; inf: not before one has ended."""
+    def delay(self, now: float, in_flight: int) -> float:
+        """Return the seconds until the next attempt may start; inf if one must end first."""
         if now < self.closed_until:
             return self.closed_until - now
         if in_flight >= self._window:
-            self._bound_at = now
+            self._window_full_at = now
             return math.inf
-        return max(self._due - _BURST - now, 0.0)
+        return max(self._next_start - _BURST - now, 0.0)
 
     def on_start(self, now: float) -> None:
-        """Note that an attempt starts."""
-        rate = min(self._rate(now), self._cap)
+        """Record the start of an attempt."""
+        rate = min(self._current_rate(now), self._cap)
         if rate < math.inf:
-            self._due = max(self._due, now) + 1.0 / rate
+            self._next_start = max(self._next_start, now) + 1.0 / rate
 
     def on_success(self, now: float) -> None:
-        """Note that the server answered an attempt and did not refuse it."""
-        self._accepted.append(now)
+        """Record a response that was not throttled."""
+        self._deliveries.append(now)
         self._baseline.on_success()
-        if self._learned:
+        if self.is_throttled:
             self._window += 1.0 / self._window
 
     def on_throttled(self, now: float, retry_after: float | None, in_flight: int) -> None:
-        """Note that the server refused an attempt: 429 or 503.
+        """Record a throttled response: 429 or 503.
 
         Args:
-            now: The time.
-            retry_after: The seconds that it asks to wait, if it does.
-            in_flight: Attempts in flight, this one among them.
+            now: The current time.
+            retry_after: Seconds that the server asks to wait; None if it does not say.
+            in_flight: Attempts in flight, including this one.
         """
         self._baseline.on_throttled()
         closes = now + (retry_after or 0.0)
         covered = self._baseline.covers(now)
         if covered:
             pass
-        elif not self._learned:
-            self._start_slowly(now)
+        elif not self.is_throttled:
+            self._begin_slow_start(now)
             closes = max(closes, now + _PAUSE)
-        # Who is refused right after a Retry-After has ended was not sent before it.
-        elif now >= (self._since if retry_after is None else self._stepped_at) + _EPOCH:
+        # A Retry-After outlasts the attempts in flight: throttling right after it is a new event.
+        elif now >= _RECOVERY + (self._epoch_start if retry_after is None else self._stepped_at):
             self._step_down(now, in_flight)
         if closes > max(now, self.closed_until):
-            # Without a burst, which would send everybody away again if the server bears none.
-            self.closed_until, self._due = closes, closes + _BURST
+            # No burst after the pause: a server that allows none would throttle all of it.
+            self.closed_until, self._next_start = closes, closes + _BURST
             if not covered:
-                self._since = closes
+                self._epoch_start = closes
 
-    def _start_slowly(self, now: float) -> None:
-        self._learned = True
+    def _begin_slow_start(self, now: float) -> None:
+        self.is_throttled = True
         self._peak = None
-        self._base = 0.0
-        self._refused_at = self._stepped_at = now
+        self._epoch_rate = 0.0
+        self._throttled_at = self._stepped_at = now
         self._window = math.inf
-        self._return_time = _RETURN_MIN
+        self._k = _K_MIN
 
     def _step_down(self, now: float, in_flight: int) -> None:
-        rate_before = self._baseline.record_step(now, self._rate(now))
+        rate_before = self._baseline.record_step(now, self._current_rate(now))
         if rate_before is not None:
-            self._start_again_from(rate_before, now)
+            self._undo_steps(rate_before, now)
             return
-        # What was answered in less than an epoch is too little to judge by.
-        delivered = self._delivered(now, min(_SPAN, max(now - self._since, _EPOCH)))
-        peak = max(delivered, self._rate(now) / 2, _SLOWEST)
-        if self._peak is not None and abs(delivered - self._peak) <= _STEADY * self._peak:
-            self._return_time = min(self._return_time * 2, _RETURN_MAX)
+        # Deliveries of less than a recovery period are too few to measure a rate.
+        delivered = self._delivered_rate(now, min(_SPAN, max(now - self._epoch_start, _RECOVERY)))
+        peak = max(delivered, self._current_rate(now) / 2, _MIN_RATE)
+        if self._peak is not None and abs(delivered - self._peak) <= _SAME_PEAK * self._peak:
+            self._k = min(self._k * 2, _K_MAX)
         else:
-            self._return_time = _RETURN_MIN
-        self._peak, self._base = peak, _BACK_TO * peak
-        self._since = self._stepped_at = now
-        self._window = max(_BACK_TO * min(self._window, in_flight), 1.0)
+            self._k = _K_MIN
+        self._peak, self._epoch_rate = peak, _BETA * peak
+        self._epoch_start = self._stepped_at = now
+        self._window = max(_BETA * min(self._window, in_flight), 1.0)
 
-    def _start_again_from(self, rate: float, now: float) -> None:
-        self._peak, self._base = None, rate
-        self._since = self._stepped_at = now
+    def _undo_steps(self, rate: float, now: float) -> None:
+        self._peak, self._epoch_rate = None, rate
+        self._epoch_start = self._stepped_at = now
         self._window = math.inf
 
-    def _delivered(self, now: float, span: float) -> float:
-        """Return how many attempts a second were accepted in the last `span` seconds."""
+    def _delivered_rate(self, now: float, span: float) -> float:
+        """Return the successes per second in the last `span` seconds."""
         count = 0
-        for time in reversed(self._accepted):
+        for time in reversed(self._deliveries):
             if time < now - span:
                 break
             count += 1
-        if count == _REMEMBERED:
-            # The span reaches further back than the memory does.
-            span = now - self._accepted[0]
+        if count == _MAX_SAMPLES:
+            # The samples do not reach back to the beginning of the span.
+            span = now - self._deliveries[0]
         return count / span if span > 0.0 else 0.0
 
-    def _rate(self, now: float) -> float:
-        """Return the rate that has been learned, or forget that there was a limit."""
-        if not self._learned:
+    def _current_rate(self, now: float) -> float:
+        """Return the rate at this time; lift the limit if it is gone."""
+        if not self.is_throttled:
             return math.inf
-        grown = max(now - self._since, 0.0)
+        elapsed = max(now - self._epoch_start, 0.0)
         if self._peak is None:
-            return self._slow_start(now, grown)
-        rate = self._peak + (self._peak - self._base) * (grown / self._return_time - 1.0) ** 3
-        if rate < _FORGOTTEN * self._peak:
+            return self._slow_start_rate(now, elapsed)
+        rate = self._peak + (self._peak - self._epoch_rate) * (elapsed / self._k - 1.0) ** 3
+        if rate < _GONE * self._peak:
             return rate
-        # While it is the number in flight that holds attempts back, a high rate shows nothing.
-        window_binds = now < self._bound_at + _BINDS
-        return _FORGOTTEN * self._peak if window_binds else self._forget()
+        # While the window is the binding limit, a high rate proves nothing.
+        window_limited = now < self._window_full_at + _WINDOW_LIMITED
+        return _GONE * self._peak if window_limited else self._lift_limit()
 
-    def _slow_start(self, now: float, grown: float) -> float:
-        if not self._base:
-            # Only now, when what was in flight has been answered, is it known what was taken.
-            taken = sum(time >= self._refused_at - _PAUSE for time in self._accepted)
-            closed = max(self.closed_until - self._refused_at, _PAUSE)
-            self._base = max(taken / closed, 2 * _SLOWEST)
-        rate: float = self._base * 2.0 ** min(grown, 60.0)
-        if rate < _FORGOTTEN * self._base or rate < _FORGOTTEN * self._delivered(now, _SPAN):
+    def _slow_start_rate(self, now: float, elapsed: float) -> float:
+        if not self._epoch_rate:
+            # Computed after the pause, when the attempts then in flight have been answered.
+            accepted = sum(time >= self._throttled_at - _PAUSE for time in self._deliveries)
+            closed = max(self.closed_until - self._throttled_at, _PAUSE)
+            self._epoch_rate = max(accepted / closed, 2 * _MIN_RATE)
+        rate: float = self._epoch_rate * 2.0 ** min(elapsed, 60.0)
+        if rate < _GONE * self._epoch_rate or rate < _GONE * self._delivered_rate(now, _SPAN):
             return rate
-        return self._forget()
+        return self._lift_limit()
 
-    def _forget(self) -> float:
-        self._learned = False
+    def _lift_limit(self) -> float:
+        self.is_throttled = False
         self._window = math.inf
         return math.inf

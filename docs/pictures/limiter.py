@@ -1,4 +1,4 @@
-"""Draw how the limiter follows a server's limit, for docs/explanation/limiter.md.
+"""Draw the charts of docs/explanation/limiter.md: the limiter against simulated servers.
 
 `python docs/pictures/limiter.py`
 """
@@ -16,12 +16,12 @@ from bctrl_async import BctrlError
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 import virtual_time
-from simulation import Run, Server, refusal, token_bucket
+from simulation import Run, Server, throttled, token_bucket
 
 _FOLDER = Path(__file__).parent
 
-# From the middle of the scale, so that they can be read on white and on black.
-_TEXT, _TAKEN, _REFUSED = "#7a7a7a", "#4a8fd8", "#e0752d"
+# Medium brightness, to be readable on white and on black.
+_TEXT, _ACCEPTED, _THROTTLED = "#7a7a7a", "#4a8fd8", "#e0752d"
 _WIDTH, _HEIGHT = 420, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 26, 34
 
@@ -35,26 +35,26 @@ class _Scene(NamedTuple):
     stops: int
     latency: float
     limit: _Limit | None = None
-    """What the server bears a second, where that is a number."""
+    """The requests per second that the server accepts; None if it has no such limit."""
 
 
 def _at_random(share: float) -> Server:
-    chance = random.Random(share)  # noqa: S311 - no secret.
-    return lambda _: refusal() if chance.random() < share else None
+    rng = random.Random(share)  # noqa: S311 - a simulation.
+    return lambda _: throttled() if rng.random() < share else None
 
 
-def _outage(begins: float, ends: float) -> Server:
-    return lambda now: refusal() if begins <= now < ends else None
+def _outage(start: float, end: float) -> Server:
+    return lambda now: throttled() if start <= now < end else None
 
 
-def _falling(now: float, begins: float = 10.0, ends: float = 30.0) -> float:
-    return 50.0 if begins <= now < ends else 200.0
+def _falling(now: float, start: float = 10.0, end: float = 30.0) -> float:
+    return 50.0 if start <= now < end else 200.0
 
 
 _SCENES = [
     _Scene(
         "fixed",
-        "4,000 stops; the server takes 200 a second",
+        "4,000 stops; the server accepts 200 per second",
         token_bucket(lambda _: 200.0, burst=50),
         4_000,
         0.02,
@@ -62,7 +62,7 @@ _SCENES = [
     ),
     _Scene(
         "changing",
-        "6,000 stops; 200 a second, but 50 from 10 s to 30 s",
+        "6,000 stops; 200 per second, but 50 from 10 s to 30 s",
         token_bucket(_falling, burst=50),
         6_000,
         0.02,
@@ -70,14 +70,14 @@ _SCENES = [
     ),
     _Scene(
         "random",
-        "20,000 stops; 6 % refused at any pace",
+        "20,000 stops; 6 % throttled at any rate",
         _at_random(0.06),
         20_000,
         0.1,
     ),
     _Scene(
         "outage",
-        "20,000 stops; all refused from 5 s to 25 s",
+        "20,000 stops; all throttled from 5 s to 25 s",
         _outage(5.0, 25.0),
         20_000,
         0.1,
@@ -86,24 +86,24 @@ _SCENES = [
 
 
 class _Chart:
-    """Bars of what started in each second, over what the server bears."""
+    """A bar for the attempts started in each second, and a line for the server's limit."""
 
     def __init__(self, scene: _Scene) -> None:
         self._scene = scene
-        self._taken: Counter[int] = Counter()
-        self._all: Counter[int] = Counter()
-        random.seed(1)  # The jitter.
+        self._accepted: Counter[int] = Counter()
+        self._started: Counter[int] = Counter()
+        random.seed(1)  # For the jitter.
         self._run = Run(self._serve, latency=lambda _: scene.latency)
-        virtual_time.run(self._run.by_workers(scene.stops))
+        virtual_time.run(self._run.bulk(scene.stops))
         self._seconds = int(self._run.seconds) + 1
-        highest = max(self._all.values())
+        highest = max(self._started.values())
         self._tick = _round_step(highest, 4)
         self._top = self._tick * -(-highest // self._tick)
 
     def _serve(self, now: float) -> BctrlError | None:
         answer = self._scene.serve(now)
-        self._taken[int(now)] += answer is None
-        self._all[int(now)] += 1
+        self._accepted[int(now)] += answer is None
+        self._started[int(now)] += 1
         return answer
 
     def _x(self, second: float) -> float:
@@ -113,25 +113,25 @@ class _Chart:
         return round(_HEIGHT - _BOTTOM - count / self._top * (_HEIGHT - _TOP - _BOTTOM), 1)
 
     def draw(self) -> str:
-        """Return the picture as SVG."""
-        start = (
+        """Return the chart as SVG."""
+        start_tag = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
             ' font-family="system-ui, sans-serif" font-size="12" role="img">'
         )
         run = self._run
         title = (
-            f"<title>{self._scene.title}: {run.refused:,} of {run.requests:,} requests refused,"
+            f"<title>{self._scene.title}: {run.throttled:,} of {run.requests:,} requests throttled,"
             f" {run.seconds:.1f} s</title>"
         )
-        parts = [start, title, *self._legend(), *self._axes(), *self._bars(), *self._limit()]
+        parts = [start_tag, title, *self._legend(), *self._axes(), *self._bars(), *self._limit()]
         return "\n".join([*parts, "</svg>", ""])
 
     def _legend(self) -> Iterator[str]:
-        taken = f'<tspan fill="{_TAKEN}">taken</tspan>'
-        refused = f'<tspan fill="{_REFUSED}">refused</tspan>'
-        yield _text(_LEFT, 14, f"starts a second: {taken}, {refused}")
+        accepted = f'<tspan fill="{_ACCEPTED}">accepted</tspan>'
+        throttled = f'<tspan fill="{_THROTTLED}">throttled</tspan>'
+        yield _text(_LEFT, 14, f"requests per second: {accepted}, {throttled}")
         if self._scene.limit is not None:
-            yield _text(_WIDTH - _RIGHT, 14, "- - the limit", "end")
+            yield _text(_WIDTH - _RIGHT, 14, "- - limit", "end")
 
     def _axes(self) -> Iterator[str]:
         for count in range(0, self._top + 1, self._tick):
@@ -147,9 +147,9 @@ class _Chart:
 
     def _bars(self) -> Iterator[str]:
         for second in range(self._seconds):
-            taken, all_ = self._taken[second], self._all[second]
-            yield from self._bar(second, 0, taken, _TAKEN)
-            yield from self._bar(second, taken, all_, _REFUSED)
+            accepted, started = self._accepted[second], self._started[second]
+            yield from self._bar(second, 0, accepted, _ACCEPTED)
+            yield from self._bar(second, accepted, started, _THROTTLED)
 
     def _bar(self, second: int, low: int, high: int, colour: str) -> Iterator[str]:
         if high > low:
@@ -176,7 +176,7 @@ def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
 
 
 def _round_step(highest: int, parts: int) -> int:
-    """Find the least round number of which so many parts reach up to the highest."""
+    """Return the smallest round step that reaches `highest` in at most `parts` steps."""
     sizes = (factor * int(10**power) for power in range(5) for factor in (1, 2, 5))
     return next(size for size in sizes if size * parts >= highest)
 
