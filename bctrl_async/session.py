@@ -19,9 +19,10 @@ from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.observing import ObservedStop, observe_read
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._calls.sender import Sender
-from bctrl_async._http import protocol, transport
+from bctrl_async._http import transport
+from bctrl_async._http.operations import GET, LIST, STOP, Operation
 from bctrl_async._http.pool import Pool
-from bctrl_async._http.protocol import GET, LIST, STOP, Operation
+from bctrl_async._http.request import check_extra_headers, path_segment
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
@@ -578,11 +579,11 @@ class BctrlSession:
         return await self._sender.request(call)
 
     def _list_path(self, workspace_id: str | UUID) -> str:
-        workspace = protocol.path_segment(workspace_id, "workspace id")
+        workspace = path_segment(workspace_id, "workspace id")
         return f"{self._workspaces}/{workspace}/runtimes"
 
     def _get_path(self, workspace_id: str | UUID, alias: str) -> str:
-        return f"{self._list_path(workspace_id)}/{protocol.path_segment(alias, 'alias')}"
+        return f"{self._list_path(workspace_id)}/{path_segment(alias, 'alias')}"
 
     def _stop_path(self, workspace_id: str | UUID, alias: str) -> str:
         return f"{self._get_path(workspace_id, alias)}/stop"
@@ -636,5 +637,5 @@ def _extra_headers(
                 "Idempotency-Key is given twice", advice="Leave it out of headers="
             )
         extra["Idempotency-Key"] = idempotency_key
-    protocol.check_extra_headers(extra)
+    check_extra_headers(extra)
     return extra

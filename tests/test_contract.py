@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from bctrl_async import _config
-from bctrl_async._http import protocol
+from bctrl_async._http.response import read_runtime
 from bctrl_async.models import LaunchMode, Runtime, RuntimeKind, RuntimeStatus, RuntimeSummary
 
 SCHEMAS: Schema = CONTRACT["components"]["schemas"]
@@ -105,7 +105,7 @@ def assert_read_as(read: object, written: object, schema: Schema) -> None:
 
 
 def read(body: bytes) -> Runtime:
-    runtime = protocol.read_runtime(200, body, "Bearer k")
+    runtime = read_runtime(200, body, "Bearer k")
     assert isinstance(runtime, Runtime), runtime
     return runtime
 

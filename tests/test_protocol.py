@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 from yarl import URL
 
-from bctrl_async._http import protocol
+from bctrl_async._http import response
+from bctrl_async._http.request import check_extra_headers, path_segment
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,
@@ -61,13 +62,13 @@ tricky_text = st.lists(
 
 
 def readable(body: bytes) -> Runtime:
-    runtime = protocol.read_runtime(200, body, BEARER)
+    runtime = response.read_runtime(200, body, BEARER)
     assert isinstance(runtime, Runtime)
     return runtime
 
 
 def unreadable(body: bytes, status: int = 200, authorization: str = BEARER) -> BctrlResponseError:
-    error = protocol.read_runtime(status, body, authorization)
+    error = response.read_runtime(status, body, authorization)
     assert isinstance(error, BctrlResponseError)
     return error
 
@@ -79,7 +80,7 @@ def read_error(
     authorization: str = BEARER,
 ) -> BctrlError:
     """Read an error answer; a body that is not bytes is sent as JSON."""
-    return protocol.read_error(
+    return response.read_error(
         status,
         CIMultiDict(headers or {}),
         body if isinstance(body, bytes) else json.dumps(body).encode(),
@@ -89,7 +90,7 @@ def read_error(
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    return protocol.retry_after(CIMultiDict(headers), NOW)
+    return response.retry_after(CIMultiDict(headers), NOW)
 
 
 def deepest_reading(text: str) -> list[str]:
@@ -106,8 +107,8 @@ class TestPathSegment:
             CRM = "crm"
             MAIL = "the mail"
 
-        assert f"{protocol.path_segment(Alias.CRM, 'alias')}" == "crm"
-        assert f"{protocol.path_segment(Alias.MAIL, 'alias')}" == "the%20mail"
+        assert f"{path_segment(Alias.CRM, 'alias')}" == "crm"
+        assert f"{path_segment(Alias.MAIL, 'alias')}" == "the%20mail"
 
     @given(tricky_text | st.text())
     @example("%25" * 40 + "2e")
@@ -117,7 +118,7 @@ class TestPathSegment:
     def test_any_text_arrives_as_exactly_itself_or_is_refused(self, text: str) -> None:
         """Fault: `stop("..")` leaves the resource, and `%2e%2e` too (vendor's SDK, aiodocker)."""
         try:
-            segment = protocol.path_segment(text, "alias")
+            segment = path_segment(text, "alias")
         except BctrlConfigError:
             return
 
@@ -130,7 +131,7 @@ class TestPathSegment:
 
     @given(st.from_regex(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*", fullmatch=True))
     def test_a_plain_name_is_sent_as_it_is(self, text: str) -> None:
-        assert protocol.path_segment(text, "alias") == text
+        assert path_segment(text, "alias") == text
 
     @pytest.mark.parametrize(
         ("text", "segment"),
@@ -151,12 +152,12 @@ class TestPathSegment:
         ],
     )
     def test_what_is_special_in_a_url_is_encoded(self, text: str, segment: str) -> None:
-        assert protocol.path_segment(text, "alias") == segment
+        assert path_segment(text, "alias") == segment
 
     def test_a_uuid_stands_for_its_canonical_form(self) -> None:
         uuid = UUID("0B7C7A0E54A14C7A9F6E7D9F0A3C1F01")
 
-        segment = protocol.path_segment(uuid, "workspace id")
+        segment = path_segment(uuid, "workspace id")
 
         assert segment == "0b7c7a0e-54a1-4c7a-9f6e-7d9f0a3c1f01"
 
@@ -187,19 +188,19 @@ class TestPathSegment:
     def test_a_step_in_a_path_is_refused_however_it_is_written(self, text: str) -> None:
         """Fault: `stop("..")` leaves the resource, and `%2e%2e` too (vendor's SDK, aiodocker)."""
         with pytest.raises(BctrlConfigError, match=r"^alias '.*' could be taken for a path"):
-            protocol.path_segment(text, "alias")
+            path_segment(text, "alias")
 
     @pytest.mark.parametrize("code", [*range(0x20), *range(0x7F, 0xA0)])
     def test_a_control_character_is_refused_and_shown_escaped(self, code: int) -> None:
         with pytest.raises(BctrlConfigError, match="contains a control character") as caught:
-            protocol.path_segment(f"crm{chr(code)}", "alias")
+            path_segment(f"crm{chr(code)}", "alias")
 
         assert str(caught.value).isprintable()
 
     @pytest.mark.parametrize("text", [chr(0xD800), f"crm{chr(0xDFFF)}", chr(0xDC80)])
     def test_half_of_a_surrogate_pair_is_refused(self, text: str) -> None:
         with pytest.raises(BctrlConfigError, match="contains half of a surrogate pair") as caught:
-            protocol.path_segment(text, "alias")
+            path_segment(text, "alias")
 
         assert str(caught.value).isascii()
         assert caught.value.__cause__ is None
@@ -207,20 +208,20 @@ class TestPathSegment:
     @pytest.mark.parametrize("value", [None, "", "crm\n", "..", chr(0xD800)])
     def test_whoever_passes_a_name_on_can_tell_that_it_is_at_fault(self, value: str) -> None:
         with pytest.raises(BctrlConfigError) as caught:
-            protocol.path_segment(value, "alias")
+            path_segment(value, "alias")
 
         assert caught.value.reason_class == "invalid_input"
 
     def test_an_empty_name_is_refused(self) -> None:
         with pytest.raises(BctrlConfigError, match=r"^workspace id is empty\. Pass the workspace"):
-            protocol.path_segment("", "workspace id")
+            path_segment("", "workspace id")
 
     @pytest.mark.parametrize("value", [None, b"crm", bytearray(b"crm"), 1, True, ("a",), object()])
     def test_what_is_no_text_is_refused_by_its_type(self, value: str) -> None:
         message = f"^alias must be a str, not {type(value).__name__}"
 
         with pytest.raises(BctrlConfigError, match=message):
-            protocol.path_segment(value, "alias")
+            path_segment(value, "alias")
 
 
 class TestExtraHeaders:
@@ -236,7 +237,7 @@ class TestExtraHeaders:
         ],
     )
     def test_what_http_allows_is_taken(self, headers: dict[str, str]) -> None:
-        protocol.check_extra_headers(headers)
+        check_extra_headers(headers)
 
     @pytest.mark.parametrize(
         "name",
@@ -244,7 +245,7 @@ class TestExtraHeaders:
     )
     def test_what_is_no_header_name_is_refused(self, name: str) -> None:
         with pytest.raises(BctrlConfigError, match="is no header name") as caught:
-            protocol.check_extra_headers({name: "value"})
+            check_extra_headers({name: "value"})
 
         assert len(str(caught.value).splitlines()) == 1
 
@@ -254,7 +255,7 @@ class TestExtraHeaders:
     )
     def test_a_value_that_http_cannot_carry_is_refused_and_not_shown(self, value: str) -> None:
         with pytest.raises(BctrlConfigError) as caught:
-            protocol.check_extra_headers({"X-Trace": value.replace("a", "secret")})
+            check_extra_headers({"X-Trace": value.replace("a", "secret")})
 
         assert "the value of the header 'X-Trace' is not printable ASCII" in str(caught.value)
         assert "secret" not in str(caught.value)
@@ -262,7 +263,7 @@ class TestExtraHeaders:
     @pytest.mark.parametrize("value", [None, 1, True, b"x", ["x"]])
     def test_a_value_that_is_no_text_is_refused(self, value: str) -> None:
         with pytest.raises(BctrlConfigError, match="the value of the header 'X-Trace'"):
-            protocol.check_extra_headers({"X-Trace": value})
+            check_extra_headers({"X-Trace": value})
 
     @pytest.mark.parametrize(
         "name",
@@ -282,7 +283,7 @@ class TestExtraHeaders:
     )
     def test_the_key_and_what_frames_the_request_cannot_be_replaced(self, name: str) -> None:
         with pytest.raises(BctrlConfigError, match=f"the header '{name}' is set by the session"):
-            protocol.check_extra_headers({"X-Trace": "fine", name: "x"})
+            check_extra_headers({"X-Trace": "fine", name: "x"})
 
 
 class TestReadRuntime:
@@ -828,7 +829,7 @@ class TestRetryAfter:
     def test_our_clock_may_stand_in_any_zone(self) -> None:
         now = NOW.astimezone(timezone(timedelta(hours=-7)))
 
-        assert protocol.retry_after({"Retry-After": "Wed, 25 Nov 2026 09:31:00 GMT"}, now) == 60.0
+        assert response.retry_after({"Retry-After": "Wed, 25 Nov 2026 09:31:00 GMT"}, now) == 60.0
 
     def test_absent_is_none(self) -> None:
         assert retry_after({}) is None
@@ -875,4 +876,4 @@ class TestRetryAfter:
 def test_quoting_agrees_with_the_standard_library() -> None:
     printable = "".join(map(chr, range(0x20, 0x7F)))
 
-    assert protocol.path_segment(printable, "alias") == quote(printable, safe="")
+    assert path_segment(printable, "alias") == quote(printable, safe="")

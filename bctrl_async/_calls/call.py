@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import ClientTimeout
 
 from bctrl_async._calls.retry import RetryPolicy, RetryState
-from bctrl_async._http.protocol import Operation
+from bctrl_async._http.operations import Operation
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async.errors import BctrlError
 from bctrl_async.observer import CallObserver

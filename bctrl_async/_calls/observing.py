@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from bctrl_async._calls.call import Call
-from bctrl_async._http import protocol
+from bctrl_async._http.request import check_extra_headers
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import AttemptObserver, Observer, ReadObserver, StopObserver
@@ -38,7 +38,7 @@ def extra_headers(attempt: AttemptObserver) -> Mapping[str, str]:
 
 def _checked_headers(attempt: AttemptObserver) -> Mapping[str, str]:
     headers = attempt.headers()
-    protocol.check_extra_headers(headers)
+    check_extra_headers(headers)
     return headers
 
 

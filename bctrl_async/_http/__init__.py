@@ -1,1 +1,1 @@
-"""One attempt: the wire protocol without I/O, and its transport over aiohttp."""
+"""One attempt over HTTP: operations, requests and responses (sans-IO), transport, pool."""

@@ -17,7 +17,8 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async import _config
-from bctrl_async._http import protocol
+from bctrl_async._http.operations import MAX_BODY, MIB, Operation
+from bctrl_async._http.response import one_line, read_error
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
@@ -64,7 +65,7 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
 
 async def send_once(
     http: aiohttp.ClientSession,
-    operation: protocol.Operation[_T],
+    operation: Operation[_T],
     url: URL,
     *,
     headers: CIMultiDict[str],
@@ -108,17 +109,17 @@ async def send_once(
         answered(response.status)
     status = response.status
     is_success = HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
-    max_body = operation.max_body if is_success else protocol.MAX_BODY
+    max_body = operation.max_body if is_success else MAX_BODY
     body, problem = await _read_body(response, max_body)
     if not is_success:
         # However the body ended: the status has said it.
-        return protocol.read_error(
+        return read_error(
             status, response.headers, body, headers["Authorization"], now=datetime.now(UTC)
         )
     if problem is not None:
         return _with_cause(problem, _cut_short(status, problem, limit, stops=operation.stops))
     if len(body) > max_body:
-        most = max_body // protocol.MIB
+        most = max_body // MIB
         return BctrlResponseError(
             f"the server answered {status} with a body of more than {most} MiB",
             may_have_stopped=True,
@@ -157,7 +158,7 @@ def _scrub(error: Exception, key: str) -> Exception:
     elif isinstance(error, aiohttp.ClientResponseError) and not isinstance(
         error, aiohttp.ClientHttpProxyError
     ):
-        error.message = protocol.one_line(error.message, key) or ""
+        error.message = one_line(error.message, key) or ""
         error.args = ()
     return _without_traceback(error)
 

@@ -15,7 +15,7 @@ import msgspec
 
 from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.observing import notify
-from bctrl_async._http.protocol import STOP
+from bctrl_async._http.operations import STOP
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel, Worker

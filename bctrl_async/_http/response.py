@@ -1,28 +1,27 @@
-"""The wire protocol without I/O: from a call to a request, from an answer to a Runtime or an error.
+"""Read responses: a Runtime, a list or an error. Sans-IO.
 
-Rules that come from outside name their source: the contract is `docs/contract/openapi.yaml`, its
-companion on error answers is `docs/contract/errors.md`.
+Outside rules name their source: the contract is `docs/contract/openapi.yaml`, its companion on
+errors is `docs/contract/errors.md`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, Generic, TypeVar
-from urllib.parse import quote, unquote
-from uuid import UUID
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
+from bctrl_async._http.request import CONTROL_CHARACTER
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,
-    BctrlConfigError,
     BctrlConflictError,
     BctrlError,
     BctrlNotFoundError,
@@ -34,120 +33,13 @@ from bctrl_async.errors import (
 )
 from bctrl_async.models import LaunchMode, Runtime, RuntimeKind, RuntimeStatus
 
-MIB = 1024 * 1024
-MAX_BODY = MIB
-"""Bytes of an answer that are read, after decompression; a Runtime takes about 500."""
-_MAX_LIST = 64 * MIB
-"""The same for a list: room for a hundred thousand runtimes."""
-
-_T = TypeVar("_T")
-
 _KEPT_BODY = 2048
 _LONGEST_MESSAGE = 500
 _SHORTEST_SECRET = 4
 # A year: further off than anybody's patience, and safe for every clock's arithmetic.
 _LONGEST_RETRY_AFTER = 365 * 86400.0
 
-_is_plain = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~-]+").fullmatch
-_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
-_is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch  # RFC 9110 section 5.6.2
-_is_field_value = re.compile(r"(?=[!-~])[ -~\t]*[!-~]").fullmatch  # RFC 9110 section 5.5
-
-# The key, and what decides where a request ends and who it is for, are not the caller's to set.
-_RESERVED_HEADERS = frozenset(
-    {
-        "authorization",
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-
-
-def path_segment(value: str | UUID, name: str) -> str:
-    r"""Percent-encode a workspace id or an alias as exactly one segment of a path.
-
-    Args:
-        value: Any text; a UUID stands for its canonical form.
-        name: What the value is, for the error.
-
-    Raises:
-        BctrlConfigError: The value is no text, is empty, cannot be sent, or could be taken for a
-            step in a path by something between here and the server (RFC 3986 section 5.2.4, and
-            gateways that decode `%2F`, `%2e` or `\` or drop `;parameters` before they resolve it).
-    """
-    if isinstance(value, str):
-        if type(value) is not str:
-            # Formatted, an enum's member would be its name in the program.
-            value = str.__str__(value)
-        if _is_plain(value):
-            return value
-    elif isinstance(value, UUID):
-        return str(value)
-    else:
-        raise _bad_name(
-            f"{name} must be a str, not {type(value).__name__}", f"Pass the {name} as text"
-        )
-    if not value:
-        raise _bad_name(f"{name} is empty", f"Pass the {name} of the runtime")
-    if _control_character.search(value):
-        raise _bad_name(
-            f"{name} {value!r} contains a control character", "Remove it, often a line end"
-        )
-    if _has_dot_segment(value):
-        raise _bad_name(
-            f"{name} {value!r} could be taken for a path", "Pass the name alone, without dots"
-        )
-    try:
-        return quote(value, safe="", errors="strict")
-    except UnicodeEncodeError:
-        raise _bad_name(
-            f"{name} {value!r} contains half of a surrogate pair, which UTF-8 cannot carry",
-            "Decode the text again from its source",
-        ) from None
-
-
-def _bad_name(summary: str, advice: str) -> BctrlConfigError:
-    # The contract's own class, so that whoever passes names on can tell them from what is set up.
-    return BctrlConfigError(summary, advice=advice, reason_class="invalid_input")
-
-
-def _has_dot_segment(value: str) -> bool:
-    decoded = value
-    while True:
-        segments = decoded.replace("\\", "/").split("/")
-        if any(segment.partition(";")[0] in {".", ".."} for segment in segments):
-            return True
-        value, decoded = decoded, unquote(decoded)
-        if value == decoded:
-            return False
-
-
-def check_extra_headers(headers: Mapping[str, str]) -> None:
-    """Refuse headers that could carry the request elsewhere, split it, or replace the key.
-
-    Raises:
-        BctrlConfigError: A name or value that HTTP does not allow, or a reserved name.
-    """
-    for name, value in headers.items():
-        if not isinstance(name, str) or not _is_token(name):
-            raise BctrlConfigError(f"{name!r} is no header name", advice="See RFC 9110 section 5.1")
-        if name.lower() in _RESERVED_HEADERS:
-            raise BctrlConfigError(
-                f"the header {name!r} is set by the session", advice="Leave it out of headers="
-            )
-        if not isinstance(value, str) or not (value == "" or _is_field_value(value)):
-            # Extra headers carry secrets too, so the value stays out of the text.
-            raise BctrlConfigError(
-                f"the value of the header {name!r} is not printable ASCII text",
-                advice="Encode it, or strip the white space around it",
-            )
 
 
 class _Runtimes(msgspec.Struct, frozen=True):
@@ -258,35 +150,6 @@ def _converted(value: Any) -> Runtime:  # noqa: ANN401 - it is JSON.
             found = msgspec.structs.replace(found, launch_mode=LaunchMode(mode))
         kind, status = RuntimeKind(enums["kind"]), RuntimeStatus(enums["status"])
         return msgspec.structs.replace(runtime, kind=kind, status=status, summary=found)
-
-
-class Operation(msgspec.Struct, Generic[_T], frozen=True):
-    """One operation of the API.
-
-    Args:
-        name: What it is called in errors.
-        method: The HTTP method.
-        read: Reads the body of a 2xx answer, given its status and the key that was sent.
-        max_body: Bytes of that body that are read, after decompression.
-    """
-
-    name: str
-    method: str
-    read: Callable[[int, bytes, str], _T | BctrlResponseError]
-    max_body: int = MAX_BODY
-
-    @property
-    def stops(self) -> bool:
-        """Whether a request changes anything; what only reads leaves every runtime as it is."""
-        return self.method == "POST"
-
-
-STOP = Operation("stop", "POST", read_runtime)
-"""Contract: `runtimes-stop`."""
-GET = Operation("get", "GET", read_runtime)
-"""Contract errors.md: `runtimes-get`."""
-LIST = Operation("list", "GET", read_runtimes, _MAX_LIST)
-"""Contract errors.md: `runtimes-list`."""
 
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -414,7 +277,7 @@ def one_line(value: object, key: str) -> str | None:
     if not isinstance(value, str):
         return None
     line = _redact(key, value)[:_LONGEST_MESSAGE]
-    return " ".join(_control_character.sub(" ", line).split()) or None
+    return " ".join(CONTROL_CHARACTER.sub(" ", line).split()) or None
 
 
 def _excerpt(body: bytes, key: str) -> str:
