@@ -1,4 +1,4 @@
-"""A real nginx with a rate limit, in a folder of its own and in front of any server."""
+"""A real nginx that rate-limits requests to another server."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
-# An unprivileged user's PATH often lacks where Debian puts it.
+# Debian installs it in a directory that is often not in the PATH of an unprivileged user.
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 RATE, BURST = 200, 50
 
-# Relative paths are nginx's `-p`, the temporary folder. One process: it keeps its user, root as
-# well, and ends with the id that started it.
+# Paths are relative to nginx's `-p`, a temporary directory. As a single process it keeps its user,
+# even root, and ends when it is terminated.
 _CONFIG = """
 daemon off;
 master_process off;
@@ -53,7 +53,7 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Connection "";
         }}
-        location @refused {{
+        location @throttled {{
             {retry_after}
             return 429;
         }}
@@ -67,16 +67,16 @@ class Nginx:
     """A running nginx.
 
     Attributes:
-        url: Where it listens.
-        statuses: How many answers had each status, complete once it has ended.
+        url: The URL of the server.
+        statuses: The number of responses by status, complete once nginx has ended.
     """
 
     url: str
     statuses: Counter[int] = field(default_factory=Counter)
 
     @property
-    def refused(self) -> float:
-        """The share of requests that were answered 429."""
+    def throttled_share(self) -> float:
+        """The share of responses that were 429."""
         return self.statuses[429] / max(self.statuses.total(), 1)
 
 
@@ -84,35 +84,35 @@ class Nginx:
 def nginx(
     upstream: str, *, rate: int = RATE, burst: int = BURST, retry_after: int | None = None
 ) -> Generator[Nginx]:
-    """Run nginx before a server, with `limit_req … burst nodelay` and 429.
+    """Run nginx in front of a server, with `limit_req … burst nodelay` and status 429.
 
     Args:
         upstream: The URL of the server.
-        rate: Requests a second.
-        burst: Requests more that may come at once.
-        retry_after: The Retry-After of a 429, in seconds; None is no such header.
+        rate: Requests per second.
+        burst: Additional requests that are accepted at once.
+        retry_after: The Retry-After of a 429, in seconds; None for no header.
 
     Raises:
-        RuntimeError: It ended by itself; the message is its error log.
+        RuntimeError: nginx ended by itself; the message is its error log.
     """
     assert NGINX is not None
-    # The socket is handed over like at an upgrade of the binary: a port that is only looked up
-    # could be taken by another process before nginx has it.
+    # nginx inherits the listening socket, as in a binary upgrade. Another process could take a
+    # free port before nginx listens on it.
     with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listening:
         listen = f"127.0.0.1:{listening.getsockname()[1]}"
         config = Path(folder, "nginx.conf")
         config.write_text(
             _CONFIG.format(
                 rate=rate,
-                # It takes no burst of 0, which is what leaving it out means.
+                # nginx rejects `burst=0`; the default is 0.
                 burst=f" burst={burst} nodelay" if burst else "",
                 listen=listen,
                 upstream=urlsplit(upstream).netloc,
-                error_page="" if retry_after is None else "error_page 429 @refused;",
+                error_page="" if retry_after is None else "error_page 429 @throttled;",
                 retry_after=f"add_header Retry-After {retry_after or 0} always;",
             )
         )
-        # It is read also if nothing was ever answered.
+        # Read at the end, even if there was no request.
         log = Path(folder, "status.log")
         log.touch()
         process = subprocess.Popen(
@@ -121,15 +121,15 @@ def nginx(
             pass_fds=[listening.fileno()],
             stderr=subprocess.DEVNULL,
         )
-        # With this copy open, connections to an nginx that has ended would hang.
+        # If this copy stayed open, connections would hang after nginx has ended.
         listening.close()
         running = Nginx(f"http://{listen}")
         try:
             yield running
         finally:
-            ended_itself = process.poll() is not None
+            ended = process.poll() is not None
             process.terminate()
             process.wait()
-            if ended_itself:
+            if ended:
                 raise RuntimeError(Path(folder, "error.log").read_text())
             running.statuses.update(map(int, log.read_text().split()))

@@ -1,4 +1,4 @@
-"""Servers for tests: the emulator on a loop of its own, and one that says any bytes at all."""
+"""Servers for tests: one that sends arbitrary bytes, and the emulator in a thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def raw_server(handle: Handler) -> AsyncIterator[str]:
-    """Serve on loopback; `handle` gets each request's head, and writes what it likes."""
+    """Serve on loopback; `handle` gets the head of each request and writes the response."""
     serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,33 +37,33 @@ async def raw_server(handle: Handler) -> AsyncIterator[str]:
         yield f"http://{host}:{port}"
     finally:
         server.close()
-        # A loop that ends with them would leave their connections to the garbage collector.
-        ending = list(serving)
-        for task in ending:
+        # Otherwise their connections would be left to the garbage collector.
+        tasks = list(serving)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)
 
 
 def answering(*answers: bytes) -> Handler:
-    """Answer the requests with these bytes in turn, and all further ones with the last."""
-    left = list(answers)
+    """Answer the requests with these bytes in order, and all further ones with the last."""
+    remaining = list(answers)
 
     async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(left.pop(0) if len(left) > 1 else left[0])
+        writer.write(remaining.pop(0) if len(remaining) > 1 else remaining[0])
 
     return handle
 
 
 def http_answer(status: str, body: bytes = b"", *headers: str) -> bytes:
-    """A whole answer with its Content-Length."""
+    """Return a complete response with its Content-Length."""
     head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
 @contextmanager
 def emulator_in_a_thread(*faults: Fault) -> Iterator[Emulator]:
-    """An emulator on a loop of its own, for tests that need several loops or processes."""
+    """Run an emulator in a thread, for tests that need several event loops or processes."""
     emulator = Emulator(port=0)
     for number in range(10):
         emulator.add_runtime("ws-1", f"r{number}")

@@ -45,7 +45,7 @@ async def test_mocked_exceptions_are_translated(mocked: aioresponses.aioresponse
         mocked.post(STOP, exception=aiohttp.ServerDisconnectedError())
         mocked.post(STOP, status=429)
         async with BctrlSession("k", retry=RetryPolicy(attempts=1, patience=0)) as session:
-            with pytest.raises(BctrlNetworkError, match="connection broke"):
+            with pytest.raises(BctrlNetworkError, match="connection lost"):
                 await session.stop_runtime("ws-1", "crm")
             with pytest.raises(BctrlRateLimitError):
                 await session.stop_runtime("ws-1", "crm")

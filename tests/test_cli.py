@@ -248,7 +248,7 @@ async def test_each_alias_gets_a_line_and_the_lines_are_aligned(
         "c       accepted         0.0 s, status paused\n"
         "d       already_stopped  the server answered 409 runtime.not_active: "
         "Nothing runs under that alias.\n"
-        "日本    accepted         the server answered 200, but its body is not JSON\n"
+        "日本    accepted         the server answered 200, but the body is not JSON\n"
         "nobody  not_found        the server answered 404 runtime.not_found: "
         "No such workspace or alias.\n"
         "6 of 6 settled in 0.0 s: 2 stopped, 2 accepted, 1 already_stopped, 1 not_found\n"
@@ -1242,7 +1242,7 @@ async def test_an_attempt_that_takes_too_long_is_not_the_deadline(
     emulator.inject(*[Fault.HANG] * 4, method="GET")
     code, _, err = await command("list", "ws", "--timeout", "0.1")
     assert (code, err.count("\n")) == (1, 1)
-    assert "no answer within 0.1 s (4 attempts)" in err
+    assert "no response within 0.1 s (4 attempts)" in err
 
 
 async def test_a_deadline_that_has_just_passed_accounts_for_all(
@@ -1431,7 +1431,7 @@ def test_an_age_has_the_unit_that_it_says(age: str, seconds: float) -> None:
         ("stop --workspace ws --all --yes --deadline 0", "--deadline is 0.0: give seconds above 0"),
         ("stop --workspace ws --all --yes --deadline inf", "--deadline is inf: give seconds above"),
         ("stop --workspace ws --all --yes --older-than soon", "--older-than is 'soon': give such"),
-        ("stop --workspace .. --all --yes", "workspace id '..' could be taken for a path: pass"),
+        ("stop --workspace .. --all --yes", "workspace id '..' could be taken for a path: remove"),
         ("list", "nothing to list: give a WORKSPACE"),
         ("list --older-than 0m ws", "--older-than is '0m': give such as 90s, 15m, 2h, 1d"),
         ("list --timeout 0 ws", "--timeout is 0.0: give seconds above 0"),

@@ -44,7 +44,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async._http.response import read_error
+from bctrl_async._http.response import parse_error
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.fastapi import (
     PROBLEM_RESPONSES,
@@ -469,7 +469,7 @@ class TestProblems:
 
 def upstream_error() -> BctrlError:
     body = json.dumps({"code": "server.error", "error": SECRET, "requestId": SECRET}).encode()
-    return read_error(500, {}, body, "Bearer key", now=datetime.now(UTC))
+    return parse_error(500, {}, body, "Bearer key", now=datetime.now(UTC))
 
 
 OUTCOMES = [

@@ -1,4 +1,4 @@
-"""How the package is built: what may import what, what is public, and what an import costs."""
+"""The architecture: layers of imports, public names, and the cost of an import."""
 
 import ast
 import importlib
@@ -21,7 +21,7 @@ SOURCES = {
 }
 """Every module by its name within the package, such as `session` or `_limiter.rate`."""
 
-# A module imports from lower layers, or from its own without a circle. A folder is one entry.
+# A module may import from lower layers, and without cycles from its own. A folder is one entry.
 LAYERS = [
     {"_version", "errors"},
     {"models", "_config", "stats"},
@@ -41,7 +41,7 @@ LAYERS = [
 ]
 CORE = frozenset().union(*LAYERS[:-1])
 EXTRAS = LAYERS[-1]
-# It restates the wire format, so that one bug cannot hide on both sides.
+# The emulator restates the wire format, so that one bug cannot hide on both sides.
 ALONE = frozenset({"emulator"})
 
 
@@ -102,74 +102,74 @@ def layer(module: str) -> int:
 
 class TestImports:
     @every_module
-    def test_every_module_has_a_place_in_the_layers(self, module: str) -> None:
-        assert entry(module) in ALONE.union(*LAYERS), f"give {entry(module)} a place in LAYERS"
+    def test_every_module_is_in_a_layer(self, module: str) -> None:
+        assert entry(module) in ALONE.union(*LAYERS), f"add {entry(module)} to LAYERS"
 
     @every_module
-    def test_a_module_imports_nothing_from_a_layer_above_its_own(self, module: str) -> None:
+    def test_no_module_imports_from_a_higher_layer(self, module: str) -> None:
         if module in ALONE:
             assert inside(module) == set()
             return
-        # The emulator may be started by the extras.
+        # The extras may start the emulator.
         below = inside(module) - (ALONE if entry(module) in EXTRAS else set())
         above = {name for name in below if layer(name) > layer(module)}
 
         assert above == set()
 
-    def test_there_is_no_circle(self) -> None:
-        left = {module: inside(module) for module in SOURCES}
-        while free := {module for module, needed in left.items() if not needed & left.keys()}:
+    def test_there_is_no_import_cycle(self) -> None:
+        remaining = {module: inside(module) for module in SOURCES}
+        while free := {name for name, needs in remaining.items() if not needs & remaining.keys()}:
             for module in free:
-                del left[module]
+                del remaining[module]
 
-        assert left == {}
+        assert remaining == {}
 
     def test_errors_import_nothing_of_the_package(self) -> None:
         assert inside("errors") == set()
 
     @every_module
-    def test_only_what_sends_or_serves_imports_aiohttp(self, module: str) -> None:
+    def test_only_http_code_imports_aiohttp(self, module: str) -> None:
         if "aiohttp" in outside(module):
-            # A call carries a time limit of aiohttp's.
+            # A call carries an aiohttp.ClientTimeout.
             assert entry(module) in {"_calls", "_http", "session", *ALONE}
 
     @every_core_module
-    def test_the_core_needs_no_more_than_its_dependencies(self, module: str) -> None:
-        # aiohttp brings multidict and yarl, and has them in its own interface.
+    def test_the_core_imports_only_its_dependencies(self, module: str) -> None:
+        # multidict and yarl are dependencies of aiohttp, and part of its API.
         assert outside(module) <= {"aiohttp", "msgspec", "multidict", "yarl"}
 
     @pytest.mark.skipif("emulator" not in SOURCES, reason="there is no emulator")
-    def test_the_emulator_is_a_server_only(self) -> None:
+    def test_the_emulator_imports_only_the_server_of_aiohttp(self) -> None:
         found = {found for found in imports(SOURCES["emulator"]) if "aiohttp" in found.module}
 
         assert found == {Import("aiohttp", "web")}
         assert outside("emulator") == {"aiohttp"}
 
     @every_module
-    def test_only_the_command_line_imports_what_draws_it(self, module: str) -> None:
+    def test_only_the_command_imports_typer_and_rich(self, module: str) -> None:
         if entry(module) != "cli":
             assert outside(module) & {"typer", "click", "rich"} == set()
 
     @every_module
-    def test_only_the_extra_for_fastapi_imports_it(self, module: str) -> None:
+    def test_only_the_fastapi_extra_imports_fastapi(self, module: str) -> None:
         if entry(module) != "fastapi":
             found = {"fastapi", "starlette", "pydantic", "pydantic_core"}
             assert outside(module) & found == set()
 
     @every_module
-    def test_only_the_module_for_it_imports_opentelemetry(self, module: str) -> None:
+    def test_only_the_otel_extra_imports_opentelemetry(self, module: str) -> None:
         if entry(module) != "otel":
             assert "opentelemetry" not in outside(module)
 
     @every_module
-    def test_the_extras_know_only_what_is_public(self, module: str) -> None:
+    def test_the_extras_import_only_public_names(self, module: str) -> None:
         if entry(module) in EXTRAS:
             private = {name for name in inside(module) if entry(name) in CORE and is_private(name)}
             assert private <= {"_version"}
 
     @every_core_module
     def test_no_function_imports_anything(self, module: str) -> None:
-        """Fault: function-level imports that hide a circle."""
+        """Fault: function-level imports that hide a cycle."""
         functions = [
             node
             for node in ast.walk(SOURCES[module])
@@ -180,7 +180,7 @@ class TestImports:
         assert found == []
 
     @every_module
-    def test_nothing_is_imported_by_star(self, module: str) -> None:
+    def test_there_is_no_star_import(self, module: str) -> None:
         assert "*" not in {found.name for found in imports(SOURCES[module])}
 
 
@@ -189,16 +189,16 @@ def is_import(node: ast.AST) -> bool:
 
 
 class TestPublicNames:
-    def test_they_are_sorted_and_listed_once(self) -> None:
+    def test_they_are_sorted_and_unique(self) -> None:
         assert bctrl_async.__all__ == sorted(set(bctrl_async.__all__))
 
-    def test_all_that_the_package_imports_is_listed(self) -> None:
+    def test_every_name_that_the_package_imports_is_listed(self) -> None:
         imported = {found.name for found in imports(SOURCES["__init__"])}
 
         assert set(bctrl_async.__all__) == imported
 
     @pytest.mark.parametrize("name", bctrl_async.__all__)
-    def test_each_can_be_imported_and_used(self, name: str) -> None:
+    def test_each_can_be_imported(self, name: str) -> None:
         assert getattr(bctrl_async, name) is not None
 
     def test_every_error_is_public(self) -> None:
@@ -206,7 +206,7 @@ class TestPublicNames:
 
         assert defined <= set(bctrl_async.__all__)
 
-    def test_type_checkers_are_told_that_it_is_typed(self) -> None:
+    def test_the_package_is_marked_as_typed(self) -> None:
         """Fault: no `py.typed` (the vendor's SDK)."""
         assert (PACKAGE / "py.typed").is_file()
 
@@ -239,7 +239,7 @@ def test_every_public_module_lists_names_that_can_be_imported(name: str) -> None
 
 @pytest.fixture(scope="module")
 def loaded() -> set[str]:
-    """Return what a fresh interpreter has loaded after it imported the package."""
+    """Return the modules loaded in a fresh interpreter after importing the package."""
     program = f"import {NAME}, json, sys; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
@@ -258,7 +258,9 @@ class TestFreshInterpreter:
     @pytest.mark.parametrize(
         "heavy", ["typer", "click", "rich", "fastapi", "opentelemetry", "pydantic", "pytest"]
     )
-    def test_it_does_not_load_what_an_extra_needs(self, loaded: set[str], heavy: str) -> None:
+    def test_it_does_not_load_the_dependencies_of_extras(
+        self, loaded: set[str], heavy: str
+    ) -> None:
         assert heavy not in loaded
 
     @pytest.mark.parametrize("module", ["emulator", *sorted(EXTRAS)])

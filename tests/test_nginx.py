@@ -1,4 +1,4 @@
-"""The pace behind a real nginx: what the simulated buckets of `test_rate.py` only imitate."""
+"""The rate behind a real nginx, which the simulated servers of `test_rate.py` imitate."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from bctrl_async.emulator import Emulator
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
-# What is in flight when the server first refuses is refused as well. So that this is a small share
-# of fewer targets than a benchmark's, there are fewer connections, and more that pass at first.
+# All attempts in flight at the first 429 are throttled as well. Few connections and a large burst
+# keep their share small, although there are fewer targets than in a benchmark.
 TARGETS = [("ws-1", f"r{number}") for number in range(800)]
 CONNECTIONS, BURST = 20, 100
 
@@ -32,7 +32,7 @@ def connect(limited: Nginx) -> BctrlSession:
 
 @pytest.mark.parametrize(("retry_after", "share"), [(None, 0.1), (1, 0.05)])
 class TestLimitReq:
-    async def test_a_bulk_stop_stops_all_with_few_refusals(
+    async def test_a_bulk_stop_stops_all_with_little_throttling(
         self, runtimes: Emulator, retry_after: int | None, share: float
     ) -> None:
         with nginx(runtimes.url, burst=BURST, retry_after=retry_after) as limited:
@@ -40,14 +40,16 @@ class TestLimitReq:
                 report = await session.stop_runtimes(TARGETS)
         assert report.counts[StopResult.STOPPED] == len(TARGETS)
         assert report.throttled == limited.statuses[429]
-        assert 0 < limited.refused <= share
+        assert 0 < limited.throttled_share <= share
 
-    async def test_gathered_stops_stop_all_with_few_refusals(
+    async def test_gathered_stops_stop_all_with_little_throttling(
         self, runtimes: Emulator, retry_after: int | None, share: float
     ) -> None:
         with nginx(runtimes.url, burst=BURST, retry_after=retry_after) as limited:
             async with connect(limited) as session:
-                stopped = await asyncio.gather(*(session.stop_runtime(*each) for each in TARGETS))
+                stopped = await asyncio.gather(
+                    *(session.stop_runtime(*target) for target in TARGETS)
+                )
         assert {runtime.status for runtime in stopped} == {"stopped"}
         assert limited.statuses[200] == len(TARGETS)
-        assert 0 < limited.refused <= share
+        assert 0 < limited.throttled_share <= share

@@ -1,4 +1,4 @@
-"""The wire protocol without I/O: what is sent for a call, and what is made of any answer."""
+"""The HTTP protocol, sans-IO: building requests and parsing responses."""
 
 import gzip
 import json
@@ -51,7 +51,7 @@ WIRE: dict[str, object] = {
     "updatedAt": "2026-11-25T09:00:00Z",
 }
 
-# Text that looks for the gaps: dots, separators and their encodings, at any depth.
+# Text with dots, separators and their percent-encodings, nested to any depth.
 tricky_text = st.lists(
     st.sampled_from(
         [".", "..", "/", "\\", "%", "%2e", "%2E", "%2f", "%5c", "%25", "25", ";", "?", "#", "a"]
@@ -61,26 +61,28 @@ tricky_text = st.lists(
 ).map("".join)
 
 
-def readable(body: bytes) -> Runtime:
-    runtime = response.read_runtime(200, body, BEARER)
+def parse(body: bytes) -> Runtime:
+    runtime = response.parse_runtime(200, body, BEARER)
     assert isinstance(runtime, Runtime)
     return runtime
 
 
-def unreadable(body: bytes, status: int = 200, authorization: str = BEARER) -> BctrlResponseError:
-    error = response.read_runtime(status, body, authorization)
+def parse_invalid(
+    body: bytes, status: int = 200, authorization: str = BEARER
+) -> BctrlResponseError:
+    error = response.parse_runtime(status, body, authorization)
     assert isinstance(error, BctrlResponseError)
     return error
 
 
-def read_error(
+def parse_error(
     status: int = 400,
     body: object = b"",
     headers: Mapping[str, str] | None = None,
     authorization: str = BEARER,
 ) -> BctrlError:
-    """Read an error answer; a body that is not bytes is sent as JSON."""
-    return response.read_error(
+    """Parse an error response; a body that is not bytes is encoded as JSON."""
+    return response.parse_error(
         status,
         CIMultiDict(headers or {}),
         body if isinstance(body, bytes) else json.dumps(body).encode(),
@@ -90,19 +92,19 @@ def read_error(
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    return response.retry_after(CIMultiDict(headers), NOW)
+    return response.parse_retry_after(CIMultiDict(headers), NOW)
 
 
-def deepest_reading(text: str) -> list[str]:
-    """Return what `text` is when it is percent-decoded once, twice, … until it stays the same."""
-    readings = [text]
-    while (decoded := unquote(readings[-1])) != readings[-1]:
-        readings.append(decoded)
-    return readings
+def decodings(text: str) -> list[str]:
+    """Return `text` percent-decoded zero, one, two, … times, until it no longer changes."""
+    decoded = [text]
+    while (further := unquote(decoded[-1])) != decoded[-1]:
+        decoded.append(further)
+    return decoded
 
 
 class TestPathSegment:
-    def test_a_member_of_an_enum_is_its_value(self) -> None:
+    def test_an_enum_member_is_sent_as_its_value(self) -> None:
         class Alias(str, Enum):  # noqa: UP042 - a StrEnum formats as its value, this does not.
             CRM = "crm"
             MAIL = "the mail"
@@ -115,7 +117,7 @@ class TestPathSegment:
     @example("a%2f%2e%2e%5cb")
     @example("crm;v=1")
     @example("日本語 / alias")
-    def test_any_text_arrives_as_exactly_itself_or_is_refused(self, text: str) -> None:
+    def test_any_text_arrives_unchanged_or_is_rejected(self, text: str) -> None:
         """Fault: `stop("..")` leaves the resource, and `%2e%2e` too (vendor's SDK, aiodocker)."""
         try:
             segment = path_segment(text, "alias")
@@ -126,11 +128,11 @@ class TestPathSegment:
         assert unquote(segment, errors="strict") == text
         assert re.fullmatch(r"[A-Za-z0-9._~%-]+", segment)
         assert URL("https://api.bctrl.ai").with_path(path, encoded=True).raw_path == path
-        for reading in deepest_reading(segment):
-            assert not {".", ".."} & set(re.split(r"[/\\]", reading))
+        for decoded in decodings(segment):
+            assert not {".", ".."} & set(re.split(r"[/\\]", decoded))
 
     @given(st.from_regex(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*", fullmatch=True))
-    def test_a_plain_name_is_sent_as_it_is(self, text: str) -> None:
+    def test_a_plain_name_is_sent_unchanged(self, text: str) -> None:
         assert path_segment(text, "alias") == text
 
     @pytest.mark.parametrize(
@@ -151,10 +153,10 @@ class TestPathSegment:
             ("http://x", "http%3A%2F%2Fx"),
         ],
     )
-    def test_what_is_special_in_a_url_is_encoded(self, text: str, segment: str) -> None:
+    def test_special_characters_are_encoded(self, text: str, segment: str) -> None:
         assert path_segment(text, "alias") == segment
 
-    def test_a_uuid_stands_for_its_canonical_form(self) -> None:
+    def test_a_uuid_is_sent_in_its_canonical_form(self) -> None:
         uuid = UUID("0B7C7A0E54A14C7A9F6E7D9F0A3C1F01")
 
         segment = path_segment(uuid, "workspace id")
@@ -185,39 +187,39 @@ class TestPathSegment:
             "%252e%252e%255c",
         ],
     )
-    def test_a_step_in_a_path_is_refused_however_it_is_written(self, text: str) -> None:
+    def test_a_dot_segment_is_rejected_in_any_encoding(self, text: str) -> None:
         """Fault: `stop("..")` leaves the resource, and `%2e%2e` too (vendor's SDK, aiodocker)."""
         with pytest.raises(BctrlConfigError, match=r"^alias '.*' could be taken for a path"):
             path_segment(text, "alias")
 
     @pytest.mark.parametrize("code", [*range(0x20), *range(0x7F, 0xA0)])
-    def test_a_control_character_is_refused_and_shown_escaped(self, code: int) -> None:
+    def test_a_control_character_is_rejected_and_shown_escaped(self, code: int) -> None:
         with pytest.raises(BctrlConfigError, match="contains a control character") as caught:
             path_segment(f"crm{chr(code)}", "alias")
 
         assert str(caught.value).isprintable()
 
     @pytest.mark.parametrize("text", [chr(0xD800), f"crm{chr(0xDFFF)}", chr(0xDC80)])
-    def test_half_of_a_surrogate_pair_is_refused(self, text: str) -> None:
-        with pytest.raises(BctrlConfigError, match="contains half of a surrogate pair") as caught:
+    def test_a_lone_surrogate_is_rejected(self, text: str) -> None:
+        with pytest.raises(BctrlConfigError, match="contains a lone surrogate") as caught:
             path_segment(text, "alias")
 
         assert str(caught.value).isascii()
         assert caught.value.__cause__ is None
 
     @pytest.mark.parametrize("value", [None, "", "crm\n", "..", chr(0xD800)])
-    def test_whoever_passes_a_name_on_can_tell_that_it_is_at_fault(self, value: str) -> None:
+    def test_the_error_of_an_invalid_name_has_a_reason_class(self, value: str) -> None:
         with pytest.raises(BctrlConfigError) as caught:
             path_segment(value, "alias")
 
         assert caught.value.reason_class == "invalid_input"
 
-    def test_an_empty_name_is_refused(self) -> None:
+    def test_an_empty_name_is_rejected(self) -> None:
         with pytest.raises(BctrlConfigError, match=r"^workspace id is empty\. Pass the workspace"):
             path_segment("", "workspace id")
 
     @pytest.mark.parametrize("value", [None, b"crm", bytearray(b"crm"), 1, True, ("a",), object()])
-    def test_what_is_no_text_is_refused_by_its_type(self, value: str) -> None:
+    def test_a_value_that_is_not_text_is_rejected_by_its_type(self, value: str) -> None:
         message = f"^alias must be a str, not {type(value).__name__}"
 
         with pytest.raises(BctrlConfigError, match=message):
@@ -231,20 +233,20 @@ class TestExtraHeaders:
             {},
             {"X-Trace": "abc"},
             {"X-Empty": ""},
-            {"x!#$%&'*+.^_`|~-9": "all of a token"},
+            {"x!#$%&'*+.^_`|~-9": "every character of a token"},
             {"X-Words": "two words\tand a tab"},
             {"Idempotency-Key": "0b7c7a0e"},
         ],
     )
-    def test_what_http_allows_is_taken(self, headers: dict[str, str]) -> None:
+    def test_valid_headers_are_accepted(self, headers: dict[str, str]) -> None:
         check_extra_headers(headers)
 
     @pytest.mark.parametrize(
         "name",
         ["", " ", "X Trace", "X-Trace:", "X\r\nEvil", "X\x00", "Ü", "X-\u017f", 1, None, b"X"],
     )
-    def test_what_is_no_header_name_is_refused(self, name: str) -> None:
-        with pytest.raises(BctrlConfigError, match="is no header name") as caught:
+    def test_an_invalid_header_name_is_rejected(self, name: str) -> None:
+        with pytest.raises(BctrlConfigError, match=r"^invalid header name") as caught:
             check_extra_headers({name: "value"})
 
         assert len(str(caught.value).splitlines()) == 1
@@ -253,16 +255,16 @@ class TestExtraHeaders:
         "value",
         ["a\r\nX-Evil: 1", "a\n", "a\x00", "a\x7f", " a", "a ", "\ta", "a\t", " ", "aü", "a\ud800"],
     )
-    def test_a_value_that_http_cannot_carry_is_refused_and_not_shown(self, value: str) -> None:
+    def test_an_invalid_value_is_rejected_and_not_shown(self, value: str) -> None:
         with pytest.raises(BctrlConfigError) as caught:
             check_extra_headers({"X-Trace": value.replace("a", "secret")})
 
-        assert "the value of the header 'X-Trace' is not printable ASCII" in str(caught.value)
+        assert "invalid value of header 'X-Trace': expected printable ASCII" in str(caught.value)
         assert "secret" not in str(caught.value)
 
     @pytest.mark.parametrize("value", [None, 1, True, b"x", ["x"]])
-    def test_a_value_that_is_no_text_is_refused(self, value: str) -> None:
-        with pytest.raises(BctrlConfigError, match="the value of the header 'X-Trace'"):
+    def test_a_value_that_is_not_text_is_rejected(self, value: str) -> None:
+        with pytest.raises(BctrlConfigError, match=r"^invalid value of header 'X-Trace'"):
             check_extra_headers({"X-Trace": value})
 
     @pytest.mark.parametrize(
@@ -281,47 +283,47 @@ class TestExtraHeaders:
             "Upgrade",
         ],
     )
-    def test_the_key_and_what_frames_the_request_cannot_be_replaced(self, name: str) -> None:
+    def test_the_key_and_framing_headers_cannot_be_replaced(self, name: str) -> None:
         with pytest.raises(BctrlConfigError, match=f"the header '{name}' is set by the session"):
             check_extra_headers({"X-Trace": "fine", name: "x"})
 
 
-class TestReadRuntime:
-    def test_a_runtime_is_read(self) -> None:
-        runtime = readable(json.dumps(WIRE).encode())
+class TestParseRuntime:
+    def test_a_runtime_is_parsed(self) -> None:
+        runtime = parse(json.dumps(WIRE).encode())
 
         assert runtime.alias == "crm"
         assert runtime.status == "stopped"
 
-    def test_unknown_fields_change_nothing(self) -> None:
+    def test_unknown_fields_are_ignored(self) -> None:
         wire = WIRE | {"region": [{"name": "eu"}], "Alias": 1, "": None}
 
-        runtime = readable(json.dumps(wire).encode())
+        runtime = parse(json.dumps(wire).encode())
 
-        assert runtime == readable(json.dumps(WIRE).encode())
+        assert runtime == parse(json.dumps(WIRE).encode())
 
     @pytest.mark.parametrize("cut", ["\\ud83d", "\\udc00", "\\ud83d\\ud83d", "a\\ud83db"])
-    def test_text_that_was_cut_through_a_surrogate_pair_is_read_as_it_came(self, cut: str) -> None:
+    def test_text_with_a_lone_surrogate_is_kept(self, cut: str) -> None:
         body = json.dumps(WIRE | {"driver": "CUT"}).replace("CUT", cut).encode()
 
-        runtime = readable(body)
+        runtime = parse(body)
 
         assert runtime.driver == json.loads(f'"{cut}"')
         assert runtime.status == "stopped"
 
-    def test_a_wrong_field_is_named_although_some_text_was_cut(self) -> None:
+    def test_an_invalid_field_is_named_despite_a_lone_surrogate(self) -> None:
         body = json.dumps(WIRE | {"driver": "CUT", "alias": 5}).replace("CUT", "\\ud83d").encode()
 
-        error = unreadable(body)
+        error = parse_invalid(body)
 
         assert "`$.alias`" in error.summary
         assert isinstance(error.__cause__, msgspec.ValidationError)
 
     @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-    def test_a_byte_order_mark_does_no_harm(self, encoding: str) -> None:
+    def test_a_byte_order_mark_is_accepted(self, encoding: str) -> None:
         body = json.dumps(WIRE).encode(encoding)
 
-        assert readable(body).alias == "crm"
+        assert parse(body).alias == "crm"
 
     @pytest.mark.parametrize(
         "body",
@@ -339,10 +341,10 @@ class TestReadRuntime:
             b'{"alias": NaNa}',
         ],
     )
-    def test_what_is_not_json_is_an_error_that_keeps_its_cause(self, body: bytes) -> None:
-        error = unreadable(body, status=202)
+    def test_a_body_that_is_not_json_is_an_error_with_its_cause(self, body: bytes) -> None:
+        error = parse_invalid(body, status=202)
 
-        assert error.summary == "the server answered 202, but its body is not JSON"
+        assert error.summary == "the server answered 202, but the body is not JSON"
         assert isinstance(error.__cause__, ValueError)
 
     @pytest.mark.parametrize(
@@ -354,71 +356,75 @@ class TestReadRuntime:
         ],
         ids=["objects", "arrays", "complete"],
     )
-    def test_nesting_without_end_is_an_error_and_no_crash(self, body: bytes) -> None:
-        error = unreadable(body)
+    def test_excessive_nesting_is_an_error(self, body: bytes) -> None:
+        error = parse_invalid(body)
 
-        assert error.summary == "the server answered 200, but its body is not JSON"
+        assert error.summary == "the server answered 200, but the body is not JSON"
         assert isinstance(error.__cause__, RecursionError)
 
     @pytest.mark.parametrize("body", [b"null", b"[]", b"1", b'"stopped"', b"true", b"{}"])
-    def test_json_that_is_no_runtime_is_an_error(self, body: bytes) -> None:
-        error = unreadable(body)
+    def test_json_that_is_not_a_runtime_is_an_error(self, body: bytes) -> None:
+        error = parse_invalid(body)
 
-        assert error.summary.startswith("the server answered 200, but its body is not the contract")
+        assert error.summary.startswith(
+            "the server answered 200, but the body is not a valid Runtime: "
+        )
         assert isinstance(error.__cause__, msgspec.ValidationError)
 
     @pytest.mark.parametrize("field", list(WIRE))
     def test_a_field_of_the_wrong_type_is_named(self, field: str) -> None:
-        assert f"`$.{field}`" in unreadable(json.dumps(WIRE | {field: 5}).encode()).summary
+        assert f"`$.{field}`" in parse_invalid(json.dumps(WIRE | {field: 5}).encode()).summary
 
     @pytest.mark.parametrize("field", list(WIRE))
     def test_a_required_field_that_is_null_is_named(self, field: str) -> None:
-        assert f"`$.{field}`" in unreadable(json.dumps(WIRE | {field: None}).encode()).summary
+        assert f"`$.{field}`" in parse_invalid(json.dumps(WIRE | {field: None}).encode()).summary
 
     @pytest.mark.parametrize("field", list(WIRE))
     def test_a_required_field_that_is_missing_is_named(self, field: str) -> None:
         wire = {name: value for name, value in WIRE.items() if name != field}
 
-        assert f"missing required field `{field}`" in unreadable(json.dumps(wire).encode()).summary
+        assert (
+            f"missing required field `{field}`" in parse_invalid(json.dumps(wire).encode()).summary
+        )
 
     @pytest.mark.parametrize("field", ["id", "workspaceId"])
-    def test_an_id_that_is_no_uuid_is_named(self, field: str) -> None:
-        error = unreadable(json.dumps(WIRE | {field: "ws-1"}).encode())
+    def test_an_id_that_is_not_a_uuid_is_named(self, field: str) -> None:
+        error = parse_invalid(json.dumps(WIRE | {field: "ws-1"}).encode())
 
         assert error.summary == (
-            "the server answered 200, but its body is not the contract's Runtime: "
+            "the server answered 200, but the body is not a valid Runtime: "
             f"Invalid UUID - at `$.{field}`"
         )
 
-    def test_the_server_took_the_stop_so_it_may_have_stopped(self) -> None:
-        error = unreadable(b"OK")
+    def test_after_an_invalid_body_the_runtime_may_have_stopped(self) -> None:
+        error = parse_invalid(b"OK")
 
         assert error.may_have_stopped
         assert error.status == 200
         assert error.body == "OK"
 
-    def test_a_key_that_comes_back_is_not_kept(self) -> None:
-        error = unreadable(json.dumps({"you sent": BEARER}).encode())
+    def test_an_echoed_key_is_redacted(self) -> None:
+        error = parse_invalid(json.dumps({"you sent": BEARER}).encode())
 
         assert error.body == '{"you sent": "Bearer ***"}'
         assert KEY not in f"{error} {vars(error)}"
 
     @pytest.mark.parametrize("before", range(2048 - len(KEY) - 1, 2050))
-    def test_no_part_of_the_key_is_left_at_the_end_of_the_kept_body(self, before: int) -> None:
-        error = unreadable(b"." * before + KEY.encode() + b"." * 100)
+    def test_a_key_at_the_end_of_the_excerpt_is_redacted(self, before: int) -> None:
+        error = parse_invalid(b"." * before + KEY.encode() + b"." * 100)
 
         assert error.body is not None
         assert len(error.body) == 2048
         assert set(error.body) <= {".", "*"}
 
-    def test_the_error_survives_pickling(self) -> None:
-        error = unreadable(b"\xff")
+    def test_the_error_can_be_pickled(self) -> None:
+        error = parse_invalid(b"\xff")
 
         assert vars(pickle.loads(pickle.dumps(error))) == vars(error)  # noqa: S301
 
     @given(st.binary())
-    def test_any_bytes_are_a_runtime_or_an_error_of_ours(self, body: bytes) -> None:
-        assert unreadable(body).status == 200
+    def test_any_bytes_are_an_error_of_ours(self, body: bytes) -> None:
+        assert parse_invalid(body).status == 200
 
 
 class TestErrorClass:
@@ -447,20 +453,20 @@ class TestErrorClass:
             (999, BctrlServerError, True),
         ],
     )
-    def test_the_status_decides_class_and_whether_it_may_have_stopped(
+    def test_the_status_decides_the_class_and_may_have_stopped(
         self, status: int, error_class: type[BctrlError], *, may_have_stopped: bool
     ) -> None:
-        error = read_error(status)
+        error = parse_error(status)
 
         assert type(error) is error_class
         assert error.status == status
         assert error.may_have_stopped is may_have_stopped
 
     @given(st.integers(300, 999), st.binary(), st.text(), st.text())
-    def test_any_answer_is_an_error_that_pickles_and_is_one_line(
+    def test_any_response_gives_a_one_line_error_that_can_be_pickled(
         self, status: int, body: bytes, header: str, key: str
     ) -> None:
-        error = read_error(
+        error = parse_error(
             status,
             body,
             {"x-request-id": header, "Location": header, "Retry-After": header},
@@ -481,8 +487,8 @@ class TestErrorFields:
         "details": {"alias": "?"},
     }
 
-    def test_every_field_of_the_contract_is_read(self) -> None:
-        error = read_error(400, self.FULL)
+    def test_every_field_of_the_contract_is_parsed(self) -> None:
+        error = parse_error(400, self.FULL)
 
         assert error.code == "request.invalid"
         assert error.message == "alias is wrong"
@@ -529,15 +535,15 @@ class TestErrorFields:
             (b"caf\xe9", None, "caf\ufffd"),
         ],
     )
-    def test_code_and_message_are_found_in_every_shape_of_body(
+    def test_code_and_message_are_found_in_a_body_of_any_shape(
         self, body: object, code: str | None, message: str | None
     ) -> None:
-        error = read_error(400, body)
+        error = parse_error(400, body)
 
         assert (error.code, error.message) == (code, message)
 
-    def test_all_fields_are_found_in_an_inner_object(self) -> None:
-        error = read_error(400, {"error": self.FULL})
+    def test_all_fields_are_found_in_a_nested_object(self) -> None:
+        error = parse_error(400, {"error": self.FULL})
 
         assert error.code == "request.invalid"
         assert error.message == "alias is wrong"
@@ -549,11 +555,11 @@ class TestErrorFields:
         ("status", "words"),
         [(502, "Bad Gateway"), (404, "Not Found"), (599, "(no reason given)")],
     )
-    def test_where_the_server_has_no_words_the_status_has(self, status: int, words: str) -> None:
-        assert read_error(status).summary == f"the server answered {status} {words}"
+    def test_without_a_message_the_reason_phrase_is_used(self, status: int, words: str) -> None:
+        assert parse_error(status).summary == f"the server answered {status} {words}"
 
-    def test_compressed_bytes_do_no_harm(self) -> None:
-        error = read_error(500, gzip.compress(json.dumps(self.FULL).encode(), mtime=0))
+    def test_a_compressed_body_is_accepted(self) -> None:
+        error = parse_error(500, gzip.compress(json.dumps(self.FULL).encode(), mtime=0))
 
         assert isinstance(error, BctrlServerError)
         assert error.code is None
@@ -561,19 +567,19 @@ class TestErrorFields:
         assert error.body.startswith("\x1f\ufffd")
 
     @pytest.mark.parametrize("body", [b"[" * 900_000, b'{"error":' * 100_000])
-    def test_nesting_without_end_does_no_harm(self, body: bytes) -> None:
-        error = read_error(500, body)
+    def test_excessive_nesting_is_accepted(self, body: bytes) -> None:
+        error = parse_error(500, body)
 
         assert error.message == body[:500].decode()
 
-    def test_a_number_too_long_for_python_does_no_harm(self) -> None:
-        assert read_error(500, b'{"code": ' + b"9" * 5000 + b"}").code is None
+    def test_a_number_too_long_for_python_is_accepted(self) -> None:
+        assert parse_error(500, b'{"code": ' + b"9" * 5000 + b"}").code is None
 
-    def test_huge_fields_are_cut(self) -> None:
+    def test_long_fields_are_truncated(self) -> None:
         huge = "x" * 100_000
         fields = ("code", "error", "reasonClass", "requestId", "hint")
 
-        error = read_error(400, dict.fromkeys(fields, huge), {"x-request-id": huge})
+        error = parse_error(400, dict.fromkeys(fields, huge), {"x-request-id": huge})
 
         assert len(error.body or "") == 2048
         for value in (error.code, error.message, error.reason_class, error.request_id, error.hint):
@@ -583,16 +589,16 @@ class TestErrorFields:
     def test_a_field_is_one_line_without_control_characters(self) -> None:
         words = " a\nb\r\n\x1b[31mc\x00\x7f\x85d\u2028e\u2029f\tg "
 
-        error = read_error(400, dict.fromkeys(("code", "error", "requestId", "hint"), words))
+        error = parse_error(400, dict.fromkeys(("code", "error", "requestId", "hint"), words))
 
         assert error.code == error.message == error.request_id == error.hint == "a b [31mc d e f g"
         assert str(error).isprintable()
 
     def test_a_plain_text_body_is_one_line_without_control_characters(self) -> None:
-        assert read_error(500, b"a\n\x1b[2Jb\r\n").message == "a [2Jb"
+        assert parse_error(500, b"a\n\x1b[2Jb\r\n").message == "a [2Jb"
 
-    def test_a_conflict_that_is_none_says_that_nothing_is_to_do(self) -> None:
-        error = read_error(409, {"code": "runtime.not_active", "error": "not active"})
+    def test_the_error_of_a_stopped_runtime_says_that_nothing_is_to_do(self) -> None:
+        error = parse_error(409, {"code": "runtime.not_active", "error": "not active"})
 
         assert isinstance(error, BctrlConflictError)
         assert error.already_stopped
@@ -610,18 +616,18 @@ class TestErrorFields:
             ({}, {}, None),
         ],
     )
-    def test_the_request_id_is_the_bodys_before_that_of_the_headers(
+    def test_a_request_id_in_the_body_takes_precedence(
         self, body: object, headers: Mapping[str, str], request_id: str | None
     ) -> None:
-        assert read_error(500, body, headers).request_id == request_id
+        assert parse_error(500, body, headers).request_id == request_id
 
     @pytest.mark.parametrize("status", [400, 429, 503])
-    def test_what_the_server_asks_to_wait_is_kept(self, status: int) -> None:
-        assert read_error(status, b"", {"Retry-After": "7"}).retry_after == 7.0
-        assert read_error(status).retry_after is None
+    def test_a_retry_after_is_kept(self, status: int) -> None:
+        assert parse_error(status, b"", {"Retry-After": "7"}).retry_after == 7.0
+        assert parse_error(status).retry_after is None
 
 
-class TestKeyThatComesBack:
+class TestEchoedKey:
     """Fault: the key in debug logs (openai-python#1082)."""
 
     @pytest.mark.parametrize("status", [307, 401, 409, 500])
@@ -640,30 +646,30 @@ class TestKeyThatComesBack:
             b"\xff" + KEY.encode(),
         ],
     )
-    def test_it_is_in_no_attribute_and_no_text(self, status: int, body: object) -> None:
+    def test_it_is_in_no_attribute_and_in_no_text(self, status: int, body: object) -> None:
         headers = {"X-Request-Id": KEY, "X-Bctrl-Request-Id": KEY, "Location": f"/?key={KEY}"}
 
-        error = read_error(status, body, headers)
+        error = parse_error(status, body, headers)
 
         assert KEY not in f"{error} {error!r} {vars(error)}"
 
     @pytest.mark.parametrize("before", range(2048 - len(KEY) - 1, 2050))
-    def test_no_part_of_it_is_left_where_the_body_is_cut(self, before: int) -> None:
-        error = read_error(400, b"." * before + KEY.encode() + b"." * 100)
+    def test_it_is_redacted_where_the_body_is_truncated(self, before: int) -> None:
+        error = parse_error(400, b"." * before + KEY.encode() + b"." * 100)
 
         assert error.body is not None
         assert len(error.body) == 2048
         assert set(error.body) <= {".", "*"}
 
     @pytest.mark.parametrize("before", range(500 - len(KEY) - 1, 502))
-    def test_no_part_of_it_is_left_where_a_message_is_cut(self, before: int) -> None:
-        error = read_error(400, {"error": "." * before + KEY + "." * 100})
+    def test_it_is_redacted_where_a_message_is_truncated(self, before: int) -> None:
+        error = parse_error(400, {"error": "." * before + KEY + "." * 100})
 
         assert error.message is not None
         assert set(error.message) <= {".", "*"}
 
-    def test_a_placeholder_too_short_for_a_key_leaves_words_alone(self) -> None:
-        error = read_error(400, {"error": "a kettle of fish"}, authorization="Bearer k")
+    def test_a_key_too_short_to_be_secret_is_not_redacted(self) -> None:
+        error = parse_error(400, {"error": "a kettle of fish"}, authorization="Bearer k")
 
         assert error.message == "a kettle of fish"
 
@@ -679,38 +685,36 @@ class TestRedirects:
             (308, False),
         ],
     )
-    def test_a_redirect_is_an_error_that_says_where_the_api_is(
+    def test_a_redirect_is_an_error_with_its_location(
         self, status: int, *, may_have_stopped: bool
     ) -> None:
         """Fault: redirects followed with the key attached (browserbase, steel)."""
-        error = read_error(status, b"moved", {"Location": "https://elsewhere.example.com/v1"})
+        error = parse_error(status, b"moved", {"Location": "https://elsewhere.example.com/v1"})
 
         assert type(error) is BctrlResponseError
         assert error.status == status
         assert error.may_have_stopped is may_have_stopped
         assert error.summary == (
-            f"the server answered {status}, a redirect to https://elsewhere.example.com/v1, which "
-            "is not followed: it would take the key elsewhere"
+            f"the server answered {status}, a redirect to https://elsewhere.example.com/v1: not "
+            "followed, to protect the API key"
         )
-        assert str(error).endswith("Set base_url to where the API really is")
+        assert str(error).endswith("Set base_url to the URL of the API itself")
 
     @pytest.mark.parametrize("status", [99, 101, 300, 304])
-    def test_what_is_neither_success_nor_redirect_says_nothing_of_the_stop(
-        self, status: int
-    ) -> None:
-        error = read_error(status, b"", {})
+    def test_after_any_other_status_the_runtime_may_have_stopped(self, status: int) -> None:
+        error = parse_error(status, b"", {})
 
         assert type(error) is BctrlResponseError
         assert error.may_have_stopped
         assert error.summary.startswith(f"the server answered {status} ")
-        assert error.summary.endswith(", which says nothing of the outcome")
+        assert error.summary.endswith(", an unexpected status")
 
     @pytest.mark.parametrize("headers", [{}, {"Location": ""}, {"Location": " \t "}])
-    def test_a_redirect_to_nowhere_is_an_error_too(self, headers: Mapping[str, str]) -> None:
-        assert "302, a redirect, which is not followed" in read_error(302, b"", headers).summary
+    def test_a_redirect_without_a_location_is_an_error(self, headers: Mapping[str, str]) -> None:
+        assert "302, a redirect: not followed" in parse_error(302, b"", headers).summary
 
-    def test_its_target_is_cut_and_one_line(self) -> None:
-        error = read_error(302, b"", {"Location": "/a\x1b\u2028b" + "x" * 9000})
+    def test_its_location_is_truncated_to_one_line(self) -> None:
+        error = parse_error(302, b"", {"Location": "/a\x1b\u2028b" + "x" * 9000})
 
         assert "a redirect to /a bxx" in error.summary
         assert str(error).isprintable()
@@ -732,7 +736,7 @@ class TestRetryAfter:
             ("9" * 30, 31536000.0),
         ],
     )
-    def test_seconds_are_read_and_a_year_is_the_longest(self, value: str, seconds: float) -> None:
+    def test_seconds_are_parsed_and_capped_at_a_year(self, value: str, seconds: float) -> None:
         """Fault: `Retry-After` over a limit is ignored or shortened, or waited out (openai)."""
         assert retry_after({"Retry-After": value}) == seconds
 
@@ -752,7 +756,7 @@ class TestRetryAfter:
             "inf",
             "Infinity",
             "nan",
-            "\uff11\uff12",  # Digits, and `float` reads them.
+            "\uff11\uff12",  # Unicode digits, which `float` accepts.
             "\u0661",
             "12\u00b2",
             "soon",
@@ -767,25 +771,25 @@ class TestRetryAfter:
             "Wed, 25 Nov 2026 09:31:00 +9999999",
         ],
     )
-    def test_what_is_negative_or_unreadable_is_as_good_as_absent(self, value: str) -> None:
+    def test_a_negative_or_invalid_value_is_ignored(self, value: str) -> None:
         assert retry_after({"Retry-After": value}) is None
         assert retry_after({"retry-after-ms": value}) is None
 
     @pytest.mark.parametrize(
         ("value", "seconds"), [("0", 0.0), ("1", 0.001), ("1500", 1.5), ("250.5", 0.2505)]
     )
-    def test_milliseconds_are_read(self, value: str, seconds: float) -> None:
+    def test_milliseconds_are_parsed(self, value: str, seconds: float) -> None:
         """Fault: Retry-After-ms is compared as str to int and ignored (vendor's SDK 0.3.0)."""
         assert retry_after({"Retry-After-Ms": value}) == seconds
 
-    def test_a_year_is_the_longest_in_milliseconds_too(self) -> None:
+    def test_milliseconds_are_capped_at_a_year(self) -> None:
         assert retry_after({"retry-after-ms": "9" * 30}) == 31536000.0
 
-    def test_milliseconds_are_finer_and_win(self) -> None:
+    def test_milliseconds_take_precedence(self) -> None:
         assert retry_after({"retry-after-ms": "1500", "Retry-After": "2"}) == 1.5
 
     @pytest.mark.parametrize("value", ["", "-1", "soon", "nan"])
-    def test_unreadable_milliseconds_leave_the_word_to_seconds(self, value: str) -> None:
+    def test_invalid_milliseconds_fall_back_to_seconds(self, value: str) -> None:
         assert retry_after({"retry-after-ms": value, "Retry-After": "2"}) == 2.0
 
     @pytest.mark.parametrize(
@@ -803,38 +807,39 @@ class TestRetryAfter:
             ("Fri, 31 Dec 9999 23:59:59 GMT", 31536000.0),
         ],
     )
-    def test_a_date_is_measured_against_now_and_the_past_is_zero(
+    def test_a_date_is_compared_with_now_and_the_past_is_zero(
         self, value: str, seconds: float
     ) -> None:
         assert retry_after({"Retry-After": value}) == seconds
 
     @pytest.mark.parametrize("skew", [timedelta(hours=-3), timedelta(), timedelta(days=2)])
-    def test_a_date_is_measured_against_the_servers_own_clock(self, skew: timedelta) -> None:
-        there = NOW + skew
+    def test_a_date_is_compared_with_the_date_header(self, skew: timedelta) -> None:
+        server_now = NOW + skew
         headers = {
-            "Date": format_datetime(there, usegmt=True),
-            "Retry-After": format_datetime(there + timedelta(seconds=45), usegmt=True),
+            "Date": format_datetime(server_now, usegmt=True),
+            "Retry-After": format_datetime(server_now + timedelta(seconds=45), usegmt=True),
         }
 
         assert retry_after(headers) == 45.0
 
     @pytest.mark.parametrize("date", ["", " ", "now", "9" * 5000, "Wed, 32 Nov 2026 09:31:00 GMT"])
-    def test_a_date_header_that_cannot_be_read_leaves_the_word_to_our_clock(
-        self, date: str
-    ) -> None:
+    def test_without_a_valid_date_header_our_clock_is_used(self, date: str) -> None:
         headers = {"Date": date, "Retry-After": "Wed, 25 Nov 2026 09:31:00 GMT"}
 
         assert retry_after(headers) == 60.0
 
-    def test_our_clock_may_stand_in_any_zone(self) -> None:
+    def test_our_clock_may_be_in_any_time_zone(self) -> None:
         now = NOW.astimezone(timezone(timedelta(hours=-7)))
 
-        assert response.retry_after({"Retry-After": "Wed, 25 Nov 2026 09:31:00 GMT"}, now) == 60.0
+        assert (
+            response.parse_retry_after({"Retry-After": "Wed, 25 Nov 2026 09:31:00 GMT"}, now)
+            == 60.0
+        )
 
     def test_absent_is_none(self) -> None:
         assert retry_after({}) is None
 
-    # Pieces of dates and numbers, to reach further into the parser than any text would.
+    # Parts of dates and numbers get further into the parser than arbitrary text.
     header = st.text() | st.lists(
         st.sampled_from(
             [
@@ -865,9 +870,7 @@ class TestRetryAfter:
         )
     )
     @example({"Retry-After": "Fri, 31 Dec 9999 23:59:59 -2359", "Date": "1 Jan 1 00:00:00 +2359"})
-    def test_any_header_gives_none_or_a_wait_that_a_clock_can_take(
-        self, headers: dict[str, str]
-    ) -> None:
+    def test_any_header_gives_none_or_a_finite_wait(self, headers: dict[str, str]) -> None:
         wait = retry_after(headers)
 
         assert wait is None or (math.isfinite(wait) and wait >= 0)

@@ -1,4 +1,4 @@
-"""`get_runtime` and `list_runtimes`: what they answer, and how they differ from a stop."""
+"""`get_runtime` and `list_runtimes`: their results, and how they differ from a stop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bctrl_async import (
     Runtime,
     RuntimeStatus,
 )
-from bctrl_async._http.response import read_runtimes
+from bctrl_async._http.response import parse_runtimes
 from bctrl_async.emulator import Emulator, Fault
 
 Connect = Callable[..., BctrlSession]
@@ -51,14 +51,14 @@ async def read(session: BctrlSession, operation: str, workspace_id: str = "ws-1"
 both = pytest.mark.parametrize("operation", ["get", "list"])
 
 
-def listed(*items: object) -> list[Runtime | BctrlResponseError]:
+def parse_list(*items: object) -> list[Runtime | BctrlResponseError]:
     body = json.dumps({"runtimes": items, "next": None}).encode()
-    found = read_runtimes(200, body, f"Bearer {KEY}")
-    assert isinstance(found, list)
-    return found
+    parsed = parse_runtimes(200, body, f"Bearer {KEY}")
+    assert isinstance(parsed, list)
+    return parsed
 
 
-class TestAnswers:
+class TestResults:
     async def test_a_get_returns_the_runtime_as_it_is(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
@@ -69,7 +69,7 @@ class TestAnswers:
         assert await session.get_runtime("ws-1", "crm") == stopped
         assert emulator.received == {("ws-1", "crm"): 1}
 
-    async def test_a_list_has_every_runtime_of_the_workspace_in_the_servers_order(
+    async def test_a_list_has_every_runtime_in_the_servers_order(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.add_runtime("ws-1", "mail/2", status="stopped")
@@ -83,7 +83,7 @@ class TestAnswers:
         ]
         assert emulator.received == {}
 
-    async def test_the_requests_have_the_paths_of_the_contract_and_no_body(
+    async def test_requests_have_the_paths_of_the_contract_and_no_body(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         workspace = uuid.uuid4()
@@ -100,14 +100,14 @@ class TestAnswers:
             assert "Content-Type" not in request.headers
             assert request.headers["Authorization"] == "Bearer emulator-key"
 
-    async def test_an_empty_list_is_no_error(self) -> None:
+    async def test_an_empty_list_is_valid(self) -> None:
         async with (
             raw_server(answering(http_answer("200 OK", b'{"runtimes":[]}'))) as url,
             BctrlSession(KEY, base_url=url) as session,
         ):
             assert await session.list_runtimes("ws-1") == []
 
-    async def test_a_list_may_be_longer_than_any_runtime(
+    async def test_a_list_may_be_larger_than_a_runtime(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         for number in range(5000):
@@ -120,26 +120,28 @@ class TestAnswers:
             await session.get_runtime("ws-1", "crm")
 
     @pytest.mark.parametrize("fault", [Fault.TRUNCATED_JSON, Fault.SLOW_DRIP])
-    async def test_an_answer_that_breaks_off_is_asked_for_again(
+    async def test_a_truncated_response_is_retried(
         self, emulator: Emulator, connect: Connect, fault: Fault
     ) -> None:
-        """A stop is not sent again then, for it worked; what only reads may."""
+        """A stop is not retried in this case, because it was carried out."""
         emulator.inject(fault, fault, method="GET")
         async with connect(timeout=0.5) as session:
             assert (await session.get_runtime("ws-1", "crm")).alias == "crm"
             assert len(await session.list_runtimes("ws-1")) == 1
         assert len(emulator.requests) == 4
 
-    async def test_one_that_always_breaks_off_says_so(
+    async def test_a_response_that_is_always_truncated_is_an_error(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.TRUNCATED_JSON] * 4, method="GET")
-        with pytest.raises(BctrlNetworkError, match=r"its body broke off \(4 attempts") as caught:
+        with pytest.raises(
+            BctrlNetworkError, match=r"the body was truncated \(4 attempts"
+        ) as caught:
             await session.list_runtimes("ws-1")
         assert caught.value.status == 200
         assert "Check base_url and the network" in str(caught.value)
 
-    async def test_a_list_without_end_is_given_up(
+    async def test_an_endless_list_is_an_error(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(Fault.COMPRESSED_BOMB, method="GET")
@@ -152,34 +154,34 @@ class TestAnswers:
         [runtime] = await session.list_runtimes("ws-1")
         assert (runtime.status, runtime.kind) == ("paused", "hologram")
 
-    async def test_a_key_function_is_asked_for_them_too(self, emulator: Emulator) -> None:
+    async def test_the_api_key_function_is_used(self, emulator: Emulator) -> None:
         async with BctrlSession(lambda: "emulator-key", base_url=emulator.url) as session:
             assert len(await session.list_runtimes("ws-1")) == 1
 
 
-class TestUnreadable:
-    """One runtime that cannot be read hides neither itself nor the others."""
+class TestInvalidRuntimes:
+    """An invalid runtime in a list hides neither itself nor the others."""
 
-    def test_each_one_is_an_error_in_its_place_that_names_it_if_it_can(self) -> None:
-        found = listed({**RUNTIME, "id": 7}, RUNTIME, "crm", {"alias": 5})
-
-        first, second, third, fourth = found
+    def test_each_is_an_error_in_its_place_with_its_alias_if_valid(self) -> None:
+        first, second, third, fourth = parse_list(
+            {**RUNTIME, "id": 7}, RUNTIME, "crm", {"alias": 5}
+        )
         assert isinstance(second, Runtime)
         assert isinstance(first, BctrlResponseError)
         assert isinstance(third, BctrlResponseError)
         assert isinstance(fourth, BctrlResponseError)
         assert (first.alias, third.alias, fourth.alias) == ("crm", None, None)
-        assert "its runtimes[0] is not the contract's Runtime: Expected `uuid`" in first.summary
-        assert "its runtimes[2] " in third.summary
+        assert "runtimes[0] is not a valid Runtime: Expected `uuid`" in first.summary
+        assert "but runtimes[2] " in third.summary
         assert first.status == 200
 
-    def test_half_of_a_surrogate_pair_is_read(self) -> None:
-        [runtime] = listed({**RUNTIME, "createdAt": "\ud83d"})
+    def test_a_lone_surrogate_is_kept(self) -> None:
+        [runtime] = parse_list({**RUNTIME, "createdAt": "\ud83d"})
         assert isinstance(runtime, Runtime)
         assert runtime.created_at == "\ud83d"
 
-    def test_the_key_is_in_none_of_them(self) -> None:
-        [error] = listed({"alias": "crm", "driver": KEY})
+    def test_the_key_is_redacted(self) -> None:
+        [error] = parse_list({"alias": "crm", "driver": KEY})
         assert KEY not in repr(vars(error))
 
     @pytest.mark.parametrize(
@@ -188,49 +190,49 @@ class TestUnreadable:
             (b"", "is not JSON"),
             (b"<html>", "is not JSON"),
             (b"[" * 100_000, "is not JSON"),
-            (b"[]", "is not the contract's list: Expected `object`, got `array`"),
-            (b"{}", "is not the contract's list: Object missing required field `runtimes`"),
-            (b'{"runtimes":{}}', "is not the contract's list: Expected `array`"),
+            (b"[]", "is not a valid list of runtimes: Expected `object`, got `array`"),
+            (b"{}", "is not a valid list of runtimes: Object missing required field `runtimes`"),
+            (b'{"runtimes":{}}', "is not a valid list of runtimes: Expected `array`"),
         ],
     )
-    def test_what_is_no_list_is_one_error(self, body: bytes, problem: str) -> None:
-        found = read_runtimes(200, body, f"Bearer {KEY}")
-        assert isinstance(found, BctrlResponseError)
-        assert f"the server answered 200, but its body {problem}" in found.summary
+    def test_a_body_that_is_not_a_list_is_one_error(self, body: bytes, problem: str) -> None:
+        error = parse_runtimes(200, body, f"Bearer {KEY}")
+        assert isinstance(error, BctrlResponseError)
+        assert f"the server answered 200, but the body {problem}" in error.summary
 
-    async def test_it_is_raised_or_handed_over_and_then_the_others_are_returned(self) -> None:
+    async def test_it_is_raised_unless_there_is_a_callback_for_it(self) -> None:
         body = json.dumps({"runtimes": [RUNTIME, {**RUNTIME, "alias": "odd", "kind": 1}]}).encode()
-        unreadable: list[BctrlResponseError] = []
+        errors: list[BctrlResponseError] = []
         async with (
             raw_server(answering(http_answer("200 OK", body))) as url,
             BctrlSession(KEY, base_url=url) as session,
         ):
             with pytest.raises(BctrlResponseError, match=r"runtimes\[1\]") as caught:
                 await session.list_runtimes("ws-1")
-            runtimes = await session.list_runtimes("ws-1", on_unreadable=unreadable.append)
+            runtimes = await session.list_runtimes("ws-1", on_unreadable=errors.append)
 
         assert [runtime.alias for runtime in runtimes] == ["crm"]
-        assert [str(error) for error in unreadable] == [str(caught.value)]
+        assert [str(error) for error in errors] == [str(caught.value)]
         assert str(caught.value).startswith("list of 'odd' in workspace 'ws-1': ")
         assert caught.value.may_have_stopped is False
 
 
 class TestErrors:
     @both
-    async def test_it_says_which_call_it_was(self, session: BctrlSession, operation: str) -> None:
+    async def test_it_names_the_call(self, session: BctrlSession, operation: str) -> None:
         with pytest.raises(BctrlNotFoundError) as caught:
             await read(session, operation, "ws-9")
 
-        what = (
+        subject = (
             "get of 'crm' in workspace 'ws-9': "
             if operation == "get"
             else "list of workspace 'ws-9': "
         )
-        assert str(caught.value).startswith(f"{what}the server answered 404 runtime.not_found")
+        assert str(caught.value).startswith(f"{subject}the server answered 404 runtime.not_found")
         assert (caught.value.operation, caught.value.attempts) == (operation, 1)
 
     @both
-    async def test_a_bad_name_is_refused_before_a_byte_is_sent(
+    async def test_an_invalid_name_is_rejected_before_a_byte_is_sent(
         self, emulator: Emulator, session: BctrlSession, operation: str
     ) -> None:
         with pytest.raises(BctrlConfigError, match=f"^{operation} of .*could be taken for a path"):
@@ -239,7 +241,7 @@ class TestErrors:
             await session.get_runtime("ws-1", None)  # type: ignore[arg-type]  # on purpose
         assert emulator.requests == []
 
-    async def test_a_bad_option_is_named(self, session: BctrlSession) -> None:
+    async def test_an_invalid_argument_is_named(self, session: BctrlSession) -> None:
         with pytest.raises(BctrlConfigError, match="timeout"):
             await session.get_runtime("ws-1", "crm", timeout=0)
         with pytest.raises(BctrlConfigError, match="retry"):
@@ -259,7 +261,7 @@ class TestErrors:
             Fault.REDIRECT,
         ],
     )
-    async def test_whatever_happens_nothing_may_have_stopped(
+    async def test_no_failure_may_have_stopped_anything(
         self, emulator: Emulator, connect: Connect, operation: str, fault: Fault
     ) -> None:
         emulator.inject(*[fault] * 4, method="GET")
@@ -274,7 +276,7 @@ class TestErrors:
         assert emulator.status("ws-1", "crm") == "active"
 
     @both
-    async def test_a_session_that_is_closed_under_it_is_named(
+    async def test_closing_the_session_during_the_call_is_named(
         self, emulator: Emulator, session: BctrlSession, operation: str
     ) -> None:
         emulator.inject(Fault.HANG, method="GET")
@@ -287,7 +289,9 @@ class TestErrors:
         assert caught.value.may_have_stopped is False
 
     @both
-    async def test_a_wrong_key_is_refused(self, emulator: Emulator, operation: str) -> None:
+    async def test_a_wrong_key_is_rejected_and_not_shown(
+        self, emulator: Emulator, operation: str
+    ) -> None:
         async with BctrlSession(KEY, base_url=emulator.url) as session:
             with pytest.raises(BctrlAuthenticationError) as caught:
                 await read(session, operation)
@@ -295,13 +299,13 @@ class TestErrors:
 
 
 class TestShared:
-    """They share the retries, the limiter and the budget with the stops."""
+    """Reads share the retries, the limiter and the retry quota with stops."""
 
     @both
-    async def test_they_are_tried_again_by_the_same_rules(
+    async def test_they_are_retried_by_the_same_rules(
         self, emulator: Emulator, session: BctrlSession, pauses: list[float], operation: str
     ) -> None:
-        # After a broken connection aiohttp sends a GET once more by itself.
+        # After a lost connection aiohttp itself retries a GET once.
         drops = [Fault.DROP_BEFORE] * 2
         emulator.inject(*drops, Fault.RATE_LIMITED_RETRY_AFTER, Fault.SERVER_ERROR, method="GET")
         await read(session, operation)
@@ -311,7 +315,7 @@ class TestShared:
         assert pauses[1] >= 1
 
     @both
-    async def test_attempts_run_out(
+    async def test_attempts_are_limited(
         self, emulator: Emulator, session: BctrlSession, operation: str
     ) -> None:
         emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
@@ -320,7 +324,7 @@ class TestShared:
         assert caught.value.attempts == 4
 
     @both
-    async def test_a_conflict_is_not_tried_again(self, operation: str) -> None:
+    async def test_a_conflict_is_not_retried(self, operation: str) -> None:
         async with (
             raw_server(answering(http_answer("409 Conflict"))) as url,
             BctrlSession(KEY, base_url=url) as session,
@@ -329,7 +333,7 @@ class TestShared:
                 await read(session, operation)
         assert caught.value.attempts == 1
 
-    async def test_no_more_than_max_connections_are_in_flight_together(
+    async def test_reads_and_stops_share_max_connections(
         self, emulator: Emulator, connect: Connect
     ) -> None:
         emulator.inject(Fault.HANG)

@@ -361,10 +361,10 @@ NONE: dict[str, tuple[object, RuntimeRef, str]] = {
     "a step in a path": (("ws-1", ".."), RuntimeRef("ws-1", ".."), "alias '..' could be taken"),
     "another step in a path": (("..", "a"), RuntimeRef("..", "a"), "workspace id '..' could be"),
     "a line end": (("ws-1", "a\n"), RuntimeRef("ws-1", "a\n"), r"alias 'a\n' contains a control"),
-    "half of a surrogate pair": (
+    "a lone surrogate": (
         ("ws-1", "\ud800"),
         RuntimeRef("ws-1", "\ud800"),
-        r"alias '\ud800' contains half",
+        r"alias '\ud800' contains a lone",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""What goes over the wire, on real sockets: paths, the key, redirects, bodies of any shape."""
+"""HTTP on real sockets: paths, the API key, redirects, bodies of any shape."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ async def stop_on(server: str, *, key: str = KEY, retry: RetryPolicy = ONCE) -> 
 
 
 def with_variables(error: BaseException) -> str:
-    """Format a traceback with its variables, but for those of the test itself."""
+    """Format a traceback with its local variables, except those of the test itself."""
     below = error.__traceback__.tb_next if error.__traceback__ else None
     lines = traceback.TracebackException(type(error), error, below, capture_locals=True).format()
     return "".join(lines)
 
 
-ODD_TEXT = st.text(st.sampled_from("aé😀/\\%.?#;:@&=+ ~\"'<>|2eEfF\uff15\uff21")) | st.text()
+TRICKY_TEXT = st.text(st.sampled_from("aé😀/\\%.?#;:@&=+ ~\"'<>|2eEfF\uff15\uff21")) | st.text()
 
 
-@given(targets=st.lists(st.tuples(ODD_TEXT, ODD_TEXT), min_size=20, max_size=40))
+@given(targets=st.lists(st.tuples(TRICKY_TEXT, TRICKY_TEXT), min_size=20, max_size=40))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_ids_and_aliases_arrive_exactly_as_given_or_are_refused(
+def test_ids_and_aliases_arrive_unchanged_or_are_rejected(
     targets: list[tuple[str, str]],
 ) -> None:
     """Fault: stop("..") collapses to /v1/stop, `%2e%2e` too (the vendor's SDK, elasticsearch)."""
@@ -118,7 +118,7 @@ def test_ids_and_aliases_arrive_exactly_as_given_or_are_refused(
         "a\x85b",
     ],
 )
-async def test_what_could_become_a_dot_segment_is_refused_before_a_byte_is_sent(
+async def test_a_dot_segment_is_rejected_before_a_byte_is_sent(
     emulator: Emulator, session: BctrlSession, name: str
 ) -> None:
     """Fault: stop("..") leaves the resource (the vendor's SDK, elasticsearch, aiodocker)."""
@@ -144,7 +144,7 @@ async def test_a_prefix_of_the_base_url_is_kept() -> None:
 
 
 @pytest.mark.parametrize("status", ["301", "302", "303", "307", "308"])
-async def test_a_redirect_is_refused_and_the_key_goes_nowhere_else(status: str) -> None:
+async def test_a_redirect_is_not_followed_with_the_key(status: str) -> None:
     """Fault: redirects are followed with the key attached (browserbase, steel)."""
     elsewhere: list[bytes] = []
 
@@ -160,7 +160,7 @@ async def test_a_redirect_is_refused_and_the_key_goes_nowhere_else(status: str) 
     assert elsewhere == []
 
 
-async def test_a_server_that_sends_the_key_back_does_not_get_it_printed(
+async def test_a_key_echoed_by_the_server_is_not_shown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Fault: the key in debug logs (openai-python#1082)."""
@@ -171,19 +171,19 @@ async def test_a_server_that_sends_the_key_back_does_not_get_it_printed(
         session = BctrlSession(KEY, base_url=url)
         with pytest.raises(BctrlAuthenticationError) as caught:
             await session.stop_runtime("ws-1", "crm")
-        shown = f"{session!r} {session.__dict__!r}"
+        session_repr = f"{session!r} {session.__dict__!r}"
         await session.close()
 
     error = caught.value
-    everything = [
+    shown = [
         str(error),
         repr(error),
         repr(vars(error)),
-        shown,
+        session_repr,
         caplog.text,
         with_variables(error),
     ]
-    assert not [text for text in everything if KEY[:12] in text]
+    assert not [text for text in shown if KEY[:12] in text]
 
 
 ECHO = KEY.encode()
@@ -204,7 +204,7 @@ ECHO = KEY.encode()
         b"bad key %s\r\n\r\n" % ECHO,
     ],
 )
-async def test_no_answer_makes_an_error_or_its_traceback_show_the_key(answer: bytes) -> None:
+async def test_no_response_makes_an_error_or_its_traceback_show_the_key(answer: bytes) -> None:
     async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
         writer.close()
@@ -222,9 +222,7 @@ async def test_no_answer_makes_an_error_or_its_traceback_show_the_key(answer: by
 
 
 @pytest.mark.parametrize("key", ["ab+cd/ef==0123", "abc123"])
-async def test_a_key_that_comes_back_percent_encoded_or_is_short_is_not_shown_either(
-    key: str,
-) -> None:
+async def test_an_echoed_key_that_is_short_or_percent_encoded_is_not_shown(key: str) -> None:
     location = f"Location: https://x.test/?t={quote(key, safe='')}&u={key}"
     async with raw_server(answering(http_answer("302 Found", b"", location))) as url:
         with pytest.raises(BctrlResponseError, match=r"t=\*\*\*&u=\*\*\*") as caught:
@@ -232,7 +230,7 @@ async def test_a_key_that_comes_back_percent_encoded_or_is_short_is_not_shown_ei
     assert key not in str(caught.value)
 
 
-async def test_a_proxy_that_refuses_the_tunnel_means_that_nothing_was_sent(
+async def test_after_a_proxy_rejects_the_tunnel_nothing_may_have_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with raw_server(answering(http_answer("407 No"))) as url:
@@ -246,13 +244,13 @@ async def test_a_proxy_that_refuses_the_tunnel_means_that_nothing_was_sent(
 
 
 @pytest.mark.parametrize("key", ["with space", "line\n", "tab\tkey", "clé-é", "", "Bearer abc"])
-def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(key: str) -> None:
+def test_a_key_that_is_not_a_valid_header_value_is_rejected_and_not_shown(key: str) -> None:
     with pytest.raises(BctrlConfigError, match="API key") as caught:
         BctrlSession(key)
     assert not key or key not in str(caught.value)
 
 
-async def test_a_key_goes_over_tls_and_a_certificate_that_is_not_trusted_ends_the_call() -> None:
+async def test_tls_is_used_and_an_untrusted_certificate_fails_the_call() -> None:
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -276,7 +274,7 @@ async def test_a_key_goes_over_tls_and_a_certificate_that_is_not_trusted_ends_th
         server.close()
 
 
-async def test_credentials_of_netrc_do_not_replace_the_key(
+async def test_netrc_credentials_do_not_replace_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
@@ -290,7 +288,7 @@ async def test_credentials_of_netrc_do_not_replace_the_key(
                 await session.stop_runtime("ws-1", "crm")
 
 
-async def test_a_proxy_of_the_environment_is_used_but_never_for_loopback(
+async def test_a_proxy_from_the_environment_is_used_except_for_loopback(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads: list[bytes] = []
@@ -342,7 +340,7 @@ async def test_an_error_body_of_any_shape_becomes_a_server_error(
         assert caught.value.body == body.decode()
 
 
-async def test_an_error_body_that_breaks_off_still_has_its_status() -> None:
+async def test_a_truncated_error_body_still_has_its_status() -> None:
     async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b'HTTP/1.1 409 Conflict\r\nContent-Length: 99\r\n\r\n{"code":')
         writer.close()
@@ -353,14 +351,14 @@ async def test_an_error_body_that_breaks_off_still_has_its_status() -> None:
     assert caught.value.body == '{"code":'
 
 
-async def test_an_error_body_that_lies_about_its_encoding_still_has_its_status() -> None:
+async def test_an_error_body_in_a_false_encoding_still_has_its_status() -> None:
     answer = http_answer("502 X", b"not gzip at all", "Content-Encoding: gzip")
     async with raw_server(answering(answer)) as url:
         with pytest.raises(BctrlServerError):
             await stop_on(url)
 
 
-async def test_an_endless_error_body_is_not_read_to_its_end() -> None:
+async def test_an_endless_error_body_is_not_read_completely() -> None:
     async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 500 X\r\nContent-Length: 99999999999\r\n\r\n")
         while not writer.is_closing():
@@ -373,7 +371,7 @@ async def test_an_endless_error_body_is_not_read_to_its_end() -> None:
     assert caught.value.body == "x" * 2048
 
 
-async def test_a_runtime_in_chunks_or_compressed_is_read() -> None:
+async def test_a_chunked_or_compressed_runtime_is_read() -> None:
     packer = zlib.compressobj(wbits=31)
     packed = packer.compress(RUNTIME) + packer.flush()
     half = len(RUNTIME) // 2
@@ -385,26 +383,26 @@ async def test_a_runtime_in_chunks_or_compressed_is_read() -> None:
             assert (await stop_on(url)).alias == "crm"
 
 
-async def test_a_runtime_that_arrives_in_pieces_is_read_to_its_end() -> None:
+async def test_a_runtime_that_arrives_in_pieces_is_read_completely() -> None:
     async def in_pieces(_: bytes, writer: asyncio.StreamWriter) -> None:
         answer = http_answer("200 OK", RUNTIME)
         for piece in (answer[:-200], answer[-200:-100], answer[-100:]):
             writer.write(piece)
-            for _turn in range(20):
+            for _iteration in range(20):
                 await asyncio.sleep(0)
 
     async with raw_server(in_pieces) as url, BctrlSession("k", base_url=url) as session:
         assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
 
 
-async def test_an_answer_that_is_not_http_is_a_response_error() -> None:
+async def test_a_response_that_is_not_http_is_a_response_error() -> None:
     async with raw_server(answering(b"SSH-2.0-OpenSSH_9.9\r\n\r\n")) as url:
-        with pytest.raises(BctrlResponseError, match="not HTTP") as caught:
+        with pytest.raises(BctrlResponseError, match="invalid HTTP response") as caught:
             await stop_on(url)
     assert caught.value.may_have_stopped
 
 
-async def test_another_2xx_with_a_runtime_is_an_answer_and_without_one_is_not() -> None:
+async def test_another_2xx_needs_a_runtime() -> None:
     async with raw_server(answering(http_answer("202 Accepted", RUNTIME))) as url:
         assert (await stop_on(url)).status == "stopped"
     async with raw_server(answering(b"HTTP/1.1 204 No Content\r\n\r\n")) as url:
@@ -413,7 +411,7 @@ async def test_another_2xx_with_a_runtime_is_an_answer_and_without_one_is_not() 
     assert (caught.value.status, caught.value.may_have_stopped) == (204, True)
 
 
-async def test_each_fault_of_a_body_names_what_is_wrong(
+async def test_each_fault_of_a_body_is_named_in_the_error(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     expected = {
@@ -421,12 +419,12 @@ async def test_each_fault_of_a_body_names_what_is_wrong(
         Fault.WRONG_SHAPE: "missing required field",
         Fault.OVERSIZED: "more than 1 MiB",
         Fault.COMPRESSED_BOMB: "more than 1 MiB",
-        Fault.TRUNCATED_JSON: "broke off",
+        Fault.TRUNCATED_JSON: "the body was truncated",
     }
-    for number, (fault, words) in enumerate(expected.items()):
+    for number, (fault, problem) in enumerate(expected.items()):
         emulator.add_runtime("ws-1", f"r{number}")
         emulator.inject(fault)
-        with pytest.raises(BctrlResponseError, match=words) as caught:
+        with pytest.raises(BctrlResponseError, match=problem) as caught:
             await session.stop_runtime("ws-1", f"r{number}")
         assert (caught.value.status, caught.value.may_have_stopped) == (200, True)
         assert emulator.received["ws-1", f"r{number}"] == 1

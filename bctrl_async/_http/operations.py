@@ -1,4 +1,4 @@
-"""The operations of the API."""
+"""The operations of the API. A new one is listed here and parsed by a function in `response.py`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from bctrl_async._http.response import read_runtime, read_runtimes
+from bctrl_async._http.response import parse_runtime, parse_runtimes
 from bctrl_async.errors import BctrlResponseError
 
 MIB = 1024 * 1024
 MAX_BODY = MIB
-"""Bytes of an answer that are read, after decompression; a Runtime takes about 500."""
+"""The most bytes of a body that are read, after decompression; a Runtime takes about 500."""
 _MAX_LIST = 64 * MIB
-"""The same for a list: room for a hundred thousand runtimes."""
+"""The limit for a list: enough for a hundred thousand runtimes."""
 
 _T = TypeVar("_T")
 
@@ -23,26 +23,27 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
     """One operation of the API.
 
     Args:
-        name: What it is called in errors.
+        name: The name in errors.
         method: The HTTP method.
-        read: Reads the body of a 2xx answer, given its status and the key that was sent.
-        max_body: Bytes of that body that are read, after decompression.
+        parse: Parses the body of a 2xx response, given the status, the body and the
+            `Authorization` header that was sent.
+        max_body: The most bytes of that body that are read, after decompression.
     """
 
     name: str
     method: str
-    read: Callable[[int, bytes, str], _T | BctrlResponseError]
+    parse: Callable[[int, bytes, str], _T | BctrlResponseError]
     max_body: int = MAX_BODY
 
     @property
     def stops(self) -> bool:
-        """Whether a request changes anything; what only reads leaves every runtime as it is."""
+        """True if the operation can stop a runtime; the others only read."""
         return self.method == "POST"
 
 
-STOP = Operation("stop", "POST", read_runtime)
+STOP = Operation("stop", "POST", parse_runtime)
 """Contract: `runtimes-stop`."""
-GET = Operation("get", "GET", read_runtime)
+GET = Operation("get", "GET", parse_runtime)
 """Contract errors.md: `runtimes-get`."""
-LIST = Operation("list", "GET", read_runtimes, _MAX_LIST)
+LIST = Operation("list", "GET", parse_runtimes, _MAX_LIST)
 """Contract errors.md: `runtimes-list`."""

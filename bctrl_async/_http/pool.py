@@ -1,4 +1,4 @@
-"""The life of the one aiohttp connection pool: opened late, bound to its loop, closed once."""
+"""The aiohttp connection pool: opened at first use, bound to one event loop, closed once."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _forks = 0
 
 
 def _count_fork() -> None:
-    global _forks  # noqa: PLW0603 - a process has one count of its forks.
+    global _forks  # noqa: PLW0603 - the count belongs to the process.
     _forks += 1
 
 
-# Asking for the process id instead would be a system call for each attempt.
+# Cheaper than `os.getpid`, which would be a system call for each attempt.
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork.
     os.register_at_fork(after_in_child=_count_fork)
 
 
 class Pool:
-    """An `aiohttp.ClientSession` that is owned, or borrowed and then never closed.
+    """An owned `aiohttp.ClientSession`, or a borrowed one, which is never closed.
 
     Args:
-        make: Makes the pool's own session; it is called once, where a loop runs.
-        borrowed: Somebody else's session, used instead.
+        make: Makes the owned session; called once, on a running loop.
+        borrowed: The session to use instead.
     """
 
     def __init__(
@@ -44,80 +44,80 @@ class Pool:
 
     @property
     def opened(self) -> bool:
-        """Whether it was ever opened."""
+        """True if the pool was ever opened."""
         return self._http is not None
 
     def get(self) -> aiohttp.ClientSession:
-        """Return the session to send through, opened on the running loop.
+        """Return the `aiohttp.ClientSession`, opened on the running loop.
 
         Raises:
-            BctrlConfigError: It belongs to another loop or process, or the borrowed one is closed.
+            BctrlConfigError: The pool is closed, or belongs to another loop or process.
         """
         http = self._http or self._open()
         self.check_loop()
         if http.closed:
-            given = BctrlConfigError(
+            if self._borrowed is None:
+                raise session_closed()
+            raise BctrlConfigError(
                 "the aiohttp.ClientSession given as http= is closed",
-                advice="Keep it open for as long as the BctrlSession is used",
+                advice="Keep it open while the BctrlSession is in use",
             )
-            raise given if self._borrowed is not None else session_closed()
         return http
 
     def _open(self) -> aiohttp.ClientSession:
         self._forks = _forks
         if self._borrowed is not None:
             self._http = self._borrowed
-            # aiohttp deprecates the public `.loop` and offers nothing else that tells.
+            # The public `loop` is deprecated, without a replacement.
             self._loop = self._borrowed._loop  # noqa: SLF001
         else:
             self._http = self._make()
             self._loop = asyncio.get_running_loop()
-            self._lifetime = _close_with_its_loop(self._http)
-            # One step, without waiting, makes the loop know the generator.
+            self._lifetime = _close_with_loop(self._http)
+            # The first step registers the generator with the loop; it does not wait.
             with suppress(StopIteration):
                 self._lifetime.asend(None).send(None)
         return self._http
 
     def check_loop(self) -> None:
-        """Refuse a loop or a process other than those that it was opened in.
+        """Raise if used from another event loop or after a fork.
 
         Raises:
-            BctrlConfigError: This is another one.
+            BctrlConfigError: The pool belongs to another loop or process.
         """
         if self._forks != _forks:
             raise BctrlConfigError(
-                "the session was opened before a fork", advice="Make a session in each process"
+                "the session was opened before a fork", advice="Make one session per process"
             )
         if self._loop is not asyncio.get_running_loop():
-            ended = ", which has ended" if self._loop and self._loop.is_closed() else ""
+            closed = ", which is closed" if self._loop and self._loop.is_closed() else ""
             raise BctrlConfigError(
-                f"the session belongs to another event loop{ended}",
-                advice="Make a session in each loop, and use it only there",
+                f"the session belongs to another event loop{closed}",
+                advice="Make one session per event loop",
             )
 
     @property
     def gone(self) -> bool:
-        """Whether there is nothing to close: not opened, or its loop or process has ended."""
+        """True if there is nothing to close: never opened, or its loop or process has ended."""
         return self._loop is None or self._loop.is_closed() or self._forks != _forks
 
     async def close(self) -> None:
-        """Close the pool's own session where its loop runs; the borrowed one is left alone."""
+        """Close the owned session if its loop still runs; leave a borrowed one open."""
         if self._lifetime is not None and not self.gone:
             await anext(self._lifetime, None)
 
     def __del__(self) -> None:
-        # A loop that was closed without `shutdown_asyncgens` left the connections open. With its
-        # loop gone there is nothing to wait for, so the coroutine ends at its first step.
+        # A loop closed without `shutdown_asyncgens` leaves the connections open. Once the loop is
+        # closed there is nothing to wait for, so the coroutine ends at its first step.
         loop, http = self._loop, self._http
         if self._lifetime and loop and loop.is_closed() and http and not http.closed:
             with suppress(StopIteration):
                 http.close().send(None)
 
 
-async def _close_with_its_loop(http: aiohttp.ClientSession) -> AsyncGenerator[None]:
-    # `asyncio.run` and its kin close every asynchronous generator before they close the loop, and
-    # a loop closes a generator that nobody refers to any more: so the pool is closed in time,
-    # even if nobody calls `close`.
+async def _close_with_loop(http: aiohttp.ClientSession) -> AsyncGenerator[None]:
+    # `asyncio.run` closes all async generators before it closes the loop, and a loop closes a
+    # generator that is garbage-collected. So the pool is closed in time even without `close`.
     try:
         yield
     finally:

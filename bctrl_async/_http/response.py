@@ -1,7 +1,6 @@
-"""Read responses: a Runtime, a list or an error. Sans-IO.
+"""Parse responses: a Runtime, a list or an error. Sans-IO.
 
-Outside rules name their source: the contract is `docs/contract/openapi.yaml`, its companion on
-errors is `docs/contract/errors.md`.
+The contract is `docs/contract/openapi.yaml`, with its companion `docs/contract/errors.md`.
 """
 
 from __future__ import annotations
@@ -33,40 +32,40 @@ from bctrl_async.errors import (
 )
 from bctrl_async.models import LaunchMode, Runtime, RuntimeKind, RuntimeStatus
 
-_KEPT_BODY = 2048
-_LONGEST_MESSAGE = 500
-_SHORTEST_SECRET = 4
-# A year: further off than anybody's patience, and safe for every clock's arithmetic.
-_LONGEST_RETRY_AFTER = 365 * 86400.0
+_MAX_EXCERPT = 2048
+_MAX_TEXT = 500
+_MIN_KEY = 4
+# A year: longer than any call waits, and within the range of every clock.
+_MAX_RETRY_AFTER = 365 * 86400.0
 
 _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
 
 
-class _Runtimes(msgspec.Struct, frozen=True):
+class _RuntimeList(msgspec.Struct, frozen=True):
     runtimes: list[Runtime]
 
 
-class _Items(msgspec.Struct, frozen=True):
+class _RawList(msgspec.Struct, frozen=True):
     runtimes: list[Any]
 
 
-# The errors of msgspec 0.19 are no ValueErrors.
-_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
+# The errors of msgspec 0.19 are not ValueErrors.
+_DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
 _decode_runtime = msgspec.json.Decoder(Runtime).decode
-_decode_runtimes = msgspec.json.Decoder(_Runtimes).decode
+_decode_list = msgspec.json.Decoder(_RuntimeList).decode
 
 
-def read_runtime(status: int, body: bytes, authorization: str) -> Runtime | BctrlResponseError:
-    """Read the body of a 2xx answer.
+def parse_runtime(status: int, body: bytes, authorization: str) -> Runtime | BctrlResponseError:
+    """Parse the body of a 2xx response to a stop or a get.
 
     Args:
         status: The HTTP status, for the error.
         body: The whole body.
-        authorization: The header that was sent, to keep the key out of the error.
+        authorization: The `Authorization` header that was sent, to keep the key out of the error.
 
     Returns:
-        The Runtime, or an error that says where the body differs from the contract's.
+        The Runtime, or an error that says how the body violates the contract.
     """
     try:
         try:
@@ -74,70 +73,67 @@ def read_runtime(status: int, body: bytes, authorization: str) -> Runtime | Bctr
         except msgspec.ValidationError:
             raise
         except (msgspec.DecodeError, UnicodeDecodeError):
-            # JavaScript servers escape half a surrogate pair when they cut a string, and RFC 8259
-            # section 8.2 lets them; msgspec refuses it, the standard library does not.
-            return _converted(json.loads(body))
-    except _UNREADABLE as error:
-        kept = _excerpt(body, _key(authorization))
-        return _unreadable(status, "its body", "Runtime", error, kept)
+            # A JavaScript server that truncates a string may leave an escaped lone surrogate. RFC
+            # 8259 section 8.2 allows it, and so does the standard library; msgspec does not.
+            return _convert_runtime(json.loads(body))
+    except _DECODE_ERRORS as error:
+        excerpt = _excerpt(body, bearer_key(authorization))
+        return _invalid_body(status, "the body", "Runtime", error, excerpt)
 
 
-def read_runtimes(
+def parse_runtimes(
     status: int, body: bytes, authorization: str
 ) -> list[Runtime | BctrlResponseError] | BctrlResponseError:
-    """Read the body of a 2xx answer to a list (contract errors.md: `{"runtimes": [Runtime, …]}`).
+    """Parse the body of a 2xx response to a list (contract errors.md: `{"runtimes": […]}`).
 
-    Args:
-        status: The HTTP status, for the errors.
-        body: The whole body.
-        authorization: The header that was sent, to keep the key out of the errors.
+    The arguments are those of `parse_runtime`.
 
     Returns:
-        The runtimes in their order, each one that cannot be read as an error that has its alias if
-        that can be read; or one error if there is no list.
+        The runtimes in order, with an error in place of each that is invalid, which has its alias
+        if that is valid; or a single error if the body is not a list.
     """
-    with suppress(*_UNREADABLE):
-        return list(_decode_runtimes(body).runtimes)
-    # Something in it cannot be read: what that is, and what can be, is found one by one.
-    kept = _excerpt(body, _key(authorization))
+    with suppress(*_DECODE_ERRORS):
+        return list(_decode_list(body).runtimes)
+    # Something is invalid: convert the items one by one, to keep those that are valid.
+    excerpt = _excerpt(body, bearer_key(authorization))
     try:
-        items = msgspec.convert(json.loads(body), _Items).runtimes
-    except _UNREADABLE as error:
-        return _unreadable(status, "its body", "list", error, kept)
+        items = msgspec.convert(json.loads(body), _RawList).runtimes
+    except _DECODE_ERRORS as error:
+        return _invalid_body(status, "the body", "list of runtimes", error, excerpt)
     runtimes: list[Runtime | BctrlResponseError] = []
     for number, item in enumerate(items):
         try:
-            runtimes.append(_converted(item))
-        except _UNREADABLE as error:
-            unreadable = _unreadable(status, f"its runtimes[{number}]", "Runtime", error, kept)
+            runtimes.append(_convert_runtime(item))
+        except _DECODE_ERRORS as error:
+            invalid = _invalid_body(status, f"runtimes[{number}]", "Runtime", error, excerpt)
             alias = item.get("alias") if isinstance(item, dict) else None
-            unreadable.alias = alias if isinstance(alias, str) else None
-            runtimes.append(unreadable)
+            invalid.alias = alias if isinstance(alias, str) else None
+            runtimes.append(invalid)
     return runtimes
 
 
-def _unreadable(
-    status: int, what: str, wanted: str, cause: Exception, kept: str
+def _invalid_body(
+    status: int, part: str, expected: str, cause: Exception, excerpt: str
 ) -> BctrlResponseError:
-    problem = "is not JSON"
+    problem = "not JSON"
     if isinstance(cause, msgspec.ValidationError):
-        problem = f"is not the contract's {wanted}: {cause}"
-    unreadable = BctrlResponseError(
-        f"the server answered {status}, but {what} {problem}",
+        problem = f"not a valid {expected}: {cause}"
+    error = BctrlResponseError(
+        f"the server answered {status}, but {part} is {problem}",
         may_have_stopped=True,
         status=status,
-        body=kept,
+        body=excerpt,
     )
-    # The traceback would show the body, and with it a key that the server sent back.
-    unreadable.__cause__ = cause.with_traceback(None)
-    return unreadable
+    # A traceback with variables would show the body, and the key if the server echoed it.
+    error.__cause__ = cause.with_traceback(None)
+    return error
 
 
-def _converted(value: Any) -> Runtime:  # noqa: ANN401 - it is JSON.
+def _convert_runtime(value: Any) -> Runtime:  # noqa: ANN401 - any JSON.
     try:
         return msgspec.convert(value, Runtime)
     except UnicodeEncodeError:
-        # msgspec looks a value of an enum up as UTF-8, which half a surrogate pair is not.
+        # msgspec encodes enum values as UTF-8 to look them up, so a lone surrogate needs a detour.
         enums = {name: value[name] for name in ("kind", "status") if name in value}
         value = {**value, **dict.fromkeys(enums, "")}
         summary = value.get("summary")
@@ -145,11 +141,11 @@ def _converted(value: Any) -> Runtime:  # noqa: ANN401 - it is JSON.
         if mode is not None:
             value["summary"] = {**summary, "launchMode": ""}
         runtime = msgspec.convert(value, Runtime)
-        found = runtime.summary
-        if found is not None and mode is not None:
-            found = msgspec.structs.replace(found, launch_mode=LaunchMode(mode))
+        parsed = runtime.summary
+        if parsed is not None and mode is not None:
+            parsed = msgspec.structs.replace(parsed, launch_mode=LaunchMode(mode))
         kind, status = RuntimeKind(enums["kind"]), RuntimeStatus(enums["status"])
-        return msgspec.structs.replace(runtime, kind=kind, status=status, summary=found)
+        return msgspec.structs.replace(runtime, kind=kind, status=status, summary=parsed)
 
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -165,38 +161,37 @@ _ERRORS_BY_STATUS: dict[int, type[BctrlApiError]] = {
 }
 
 
-def read_error(
+def parse_error(
     status: int, headers: Mapping[str, str], body: bytes, authorization: str, *, now: datetime
 ) -> BctrlError:
-    """Make an error of an answer other than 2xx; any body will do (contract errors.md).
+    """Build the error for a response other than 2xx; any body is accepted (contract errors.md).
 
     Args:
         status: The HTTP status.
-        headers: The answer's headers, found whatever their case.
-        body: As much of the body as came.
-        authorization: The header that was sent, to keep the key out of the error if the server
-            sends it back.
-        now: The time, for a Retry-After that is a date.
+        headers: The response's headers, case-insensitive.
+        body: The body, as far as it was read.
+        authorization: The `Authorization` header that was sent, to keep the key out of the error.
+        now: The current time, for a Retry-After that is a date.
     """
-    key = _key(authorization)
+    key = bearer_key(authorization)
     if status in _REDIRECTS:
-        return _redirect_error(status, one_line(headers.get("Location"), key))
+        return _redirect_error(status, sanitize(headers.get("Location"), key))
     if status < HTTPStatus.BAD_REQUEST:
         return BctrlResponseError(
-            f"the server answered {status} {_phrase(status)}, which says nothing of the outcome",
+            f"the server answered {status} {_reason_phrase(status)}, an unexpected status",
             may_have_stopped=True,
             status=status,
         )
-    fields = _ErrorFields.read(body, key)
+    fields = _ErrorFields.parse(body, key)
     error_class = _ERRORS_BY_STATUS.get(
         status,
         BctrlServerError if status >= HTTPStatus.INTERNAL_SERVER_ERROR else BctrlApiError,
     )
-    words = ": ".join(part for part in (fields.code, fields.message) if part)
+    reason = ": ".join(part for part in (fields.code, fields.message) if part)
     return error_class(
-        f"the server answered {status} {words or _phrase(status)}",
+        f"the server answered {status} {reason or _reason_phrase(status)}",
         advice="Nothing to do: it is not running" if fields.code == "runtime.not_active" else None,
-        # A 503 is not carried out, other 5xx may have been (contract errors.md).
+        # A 503 was not carried out, another 5xx may have been (contract errors.md).
         may_have_stopped=status >= HTTPStatus.INTERNAL_SERVER_ERROR
         and status != HTTPStatus.SERVICE_UNAVAILABLE,
         status=status,
@@ -204,15 +199,15 @@ def read_error(
         message=fields.message,
         reason_class=fields.reason_class,
         request_id=fields.request_id
-        or one_line(headers.get("x-request-id"), key)
-        or one_line(headers.get("x-bctrl-request-id"), key),
+        or sanitize(headers.get("x-request-id"), key)
+        or sanitize(headers.get("x-bctrl-request-id"), key),
         hint=fields.hint,
-        retry_after=retry_after(headers, now),
+        retry_after=parse_retry_after(headers, now),
         body=_excerpt(body, key),
     )
 
 
-def _phrase(status: int) -> str:
+def _reason_phrase(status: int) -> str:
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -222,11 +217,10 @@ def _phrase(status: int) -> str:
 def _redirect_error(status: int, location: str | None) -> BctrlResponseError:
     to = f" to {location}" if location else ""
     return BctrlResponseError(
-        f"the server answered {status}, a redirect{to}, which is not followed: it would take the "
-        "key elsewhere",
-        advice="Set base_url to where the API really is",
-        # 307 and 308 say "not here" (RFC 9110 section 15.4.8 and 15.4.9); the others may follow
-        # upon work that was done.
+        f"the server answered {status}, a redirect{to}: not followed, to protect the API key",
+        advice="Set base_url to the URL of the API itself",
+        # 307 and 308 ask to repeat the request elsewhere (RFC 9110 sections 15.4.8 and 15.4.9); the
+        # others may follow a request that was carried out.
         may_have_stopped=status
         not in {HTTPStatus.TEMPORARY_REDIRECT, HTTPStatus.PERMANENT_REDIRECT},
         status=status,
@@ -241,22 +235,22 @@ class _ErrorFields(msgspec.Struct, frozen=True):
     hint: str | None = None
 
     @classmethod
-    def read(cls, body: bytes, key: str) -> _ErrorFields:
-        """Find the fields of an error body in any of the shapes of contract errors.md."""
+    def parse(cls, body: bytes, key: str) -> _ErrorFields:
+        """Parse an error body of any shape in contract errors.md."""
         try:
-            answer = json.loads(body)
+            fields = json.loads(body)
         except (ValueError, RecursionError):
             return cls(message=_plain_text(body, key))
-        if isinstance(answer, str):
-            return cls(message=one_line(answer, key))
-        if not isinstance(answer, dict):
+        if isinstance(fields, str):
+            return cls(message=sanitize(fields, key))
+        if not isinstance(fields, dict):
             return cls()
-        if isinstance(inner := answer.get("error"), dict):
-            answer = {**answer, "error": None, **inner}
+        if isinstance(inner := fields.get("error"), dict):
+            fields = {**fields, "error": None, **inner}
 
         def first(*names: str) -> str | None:
-            lines = (one_line(answer.get(name), key) for name in names)
-            return next((line for line in lines if line), None)
+            texts = (sanitize(fields.get(name), key) for name in names)
+            return next((text for text in texts if text), None)
 
         return cls(
             code=first("code"),
@@ -268,52 +262,53 @@ class _ErrorFields(msgspec.Struct, frozen=True):
 
 
 def _plain_text(body: bytes, key: str) -> str | None:
-    # A proxy's HTML page says nothing to a reader that the status does not say better.
-    return None if body.lstrip().startswith(b"<") else one_line(body.decode(errors="replace"), key)
+    # A proxy's HTML page tells a reader nothing beyond the status.
+    return None if body.lstrip().startswith(b"<") else sanitize(body.decode(errors="replace"), key)
 
 
-def one_line(value: object, key: str) -> str | None:
-    """Make a server's text fit to stand in an error: short, on one line, and without the key."""
+def sanitize(value: object, key: str) -> str | None:
+    """Return text of the server for use in an error: short, on one line and without the key."""
     if not isinstance(value, str):
         return None
-    line = _redact(key, value)[:_LONGEST_MESSAGE]
-    return " ".join(CONTROL_CHARACTER.sub(" ", line).split()) or None
+    text = _redact(value, key)[:_MAX_TEXT]
+    return " ".join(CONTROL_CHARACTER.sub(" ", text).split()) or None
 
 
 def _excerpt(body: bytes, key: str) -> str:
-    # The key goes first: a cut through its middle would leave half of it.
-    return _redact(key, body.decode(errors="replace"))[:_KEPT_BODY]
+    # Redacted first: truncation could leave a part of the key.
+    return _redact(body.decode(errors="replace"), key)[:_MAX_EXCERPT]
 
 
-def _key(authorization: str) -> str:
+def bearer_key(authorization: str) -> str:
+    """Return the API key in an `Authorization` header."""
     return authorization.removeprefix("Bearer ")
 
 
-def _redact(key: str, text: str) -> str:
-    # What is shorter is a placeholder of a test and would be found in ordinary words.
-    if len(key) < _SHORTEST_SECRET:
+def _redact(text: str, key: str) -> str:
+    # A shorter key is a placeholder in tests, and would match ordinary words.
+    if len(key) < _MIN_KEY:
         return text
     return text.replace(key, "***").replace(quote(key, safe=""), "***")
 
 
-def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Read how long the server asks to wait, in seconds; None if it does not say so readably.
+def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Return the seconds that the server asks to wait; None if absent, negative or invalid.
 
-    `retry-after-ms` is the finer one and wins. `Retry-After` is seconds or a date (RFC 9110
-    section 10.2.3). A date is measured against the answer's own `Date`, because the two clocks
-    may differ; a date in the past is 0. What is negative or unreadable is as good as absent.
+    `retry-after-ms` is more precise and takes precedence. `Retry-After` is seconds or a date (RFC
+    9110 section 10.2.3). A date is compared with the response's own `Date`, as the clocks may
+    differ; a date in the past gives 0.
     """
     milliseconds = (headers.get("retry-after-ms") or "").strip()
     if _is_decimal(milliseconds):
-        return min(float(milliseconds) / 1000, _LONGEST_RETRY_AFTER)
+        return min(float(milliseconds) / 1000, _MAX_RETRY_AFTER)
     value = (headers.get("Retry-After") or "").strip()
     if _is_decimal(value):
-        return min(float(value), _LONGEST_RETRY_AFTER)
+        return min(float(value), _MAX_RETRY_AFTER)
     date = _http_date(value)
     if date is None:
         return None
     wait = (date - (_http_date(headers.get("Date")) or now)).total_seconds()
-    return min(max(wait, 0.0), _LONGEST_RETRY_AFTER)
+    return min(max(wait, 0.0), _MAX_RETRY_AFTER)
 
 
 def _http_date(value: str | None) -> datetime | None:

@@ -1,4 +1,4 @@
-"""Memory, loop stalls and CPU time of a bulk stop over a generator, and its use of slow answers.
+"""Memory, event loop stalls, CPU time and throughput of a bulk stop over a generator.
 
 `python tests/benchmarks/bulk.py [--targets 1000000] [--latency-targets 5000] [--rounds 3] [--json]`
 """
@@ -21,8 +21,8 @@ from bctrl_async import BctrlSession
 _FEW = 10_000
 _IN_FLIGHT = 100
 _DELAY = 0.2
-_MOST_GROWTH = 9.5  # MiB, which is just below 10 MB.
-_MOST_STALL = 25.0
+_MAX_GROWTH = 9.5  # MiB, just below 10 MB.
+_MAX_STALL = 25.0  # ms
 
 
 class _Figures(msgspec.Struct, frozen=True):
@@ -83,12 +83,12 @@ _BASE, *_OURS = _CASES
 
 async def _measure(name: str, url: str, targets: int) -> _Figures:
     watch = StallWatch()
-    began, cpu_began = time.perf_counter(), time.process_time()
+    start, cpu_start = time.perf_counter(), time.process_time()
     stopped = await _CASES[name](url, targets)
-    elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+    elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     await asyncio.sleep(2 * TICK)
     if stopped != targets:
-        raise SystemExit(f"{name}: {stopped} of {targets} were stopped")
+        raise SystemExit(f"{name}: stopped only {stopped} of {targets}")
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
     return _Figures(peak, watch.longest, watch.busiest, cpu, elapsed)
@@ -98,77 +98,77 @@ def _child(name: str, url: str, targets: str) -> _Figures:
     return run(_measure(name, url, int(targets)))
 
 
-_Run = tuple[str, int, float]
-"""A case, its targets, and the seconds that the server takes."""
+_Case = tuple[str, int, float]
+"""A case, the number of targets, and the latency of the server in seconds."""
 
 
 def _compare(targets: int, latency_targets: int, rounds: int) -> Report:
     sizes = [(_FEW, 0.0), (targets, 0.0), (latency_targets, _DELAY)]
     runs = [(name, size, delay) for size, delay in sizes for name in _CASES]
-    taken: dict[_Run, list[_Figures]] = {one: [] for one in runs}
+    measurements: dict[_Case, list[_Figures]] = {case: [] for case in runs}
     with server() as fast, server(_DELAY) as slow:
         for _ in range(rounds):
-            for one in runs:
-                name, size, delay = one
+            for case in runs:
+                name, size, delay = case
                 task = ("--measure", name, slow if delay else fast, str(size))
-                taken[one].append(measured(__file__, *task, kind=_Figures))
-            # There and back: what the machine does more and more of hits all alike.
+                measurements[case].append(measured(__file__, *task, kind=_Figures))
+            # In alternating order, so that a trend in the machine's load affects all alike.
             runs.reverse()
 
-    def column(one: _Run, field: str) -> list[float]:
-        return [getattr(figures, field) for figures in taken[one]]
+    def column(case: _Case, field: str) -> list[float]:
+        return [getattr(figures, field) for figures in measurements[case]]
 
-    def cpu_to_bare(one: _Run) -> float:
-        return ratio(column(one, "cpu"), column((_BASE, *one[1:]), "cpu"))
+    def cpu_to_bare(case: _Case) -> float:
+        return ratio(column(case, "cpu"), column((_BASE, *case[1:]), "cpu"))
 
     def growth(name: str) -> float:
         few, many = (column((name, size, 0.0), "peak") for size in (_FEW, targets))
         return median(more - less for more, less in zip(many, few, strict=True))
 
-    def to_ideal(one: _Run) -> float:
-        return median(column(one, "elapsed")) / (latency_targets / _IN_FLIGHT * _DELAY)
+    def to_ideal(case: _Case) -> float:
+        return median(column(case, "elapsed")) / (latency_targets / _IN_FLIGHT * _DELAY)
 
     return Report(
         f"A bulk stop over a generator, {_IN_FLIGHT} in flight, each in a fresh process",
         [
-            "what",
+            "case",
             "targets",
-            "answer after ms",
+            "latency ms",
             "peak MiB",
             "stall ms",
-            "of CPU ms",
+            "CPU stall ms",
             "s",
             "CPU µs",
             "to bare",
         ],
         [
             [
-                one[0],
-                one[1],
-                one[2] * 1000,
-                median(column(one, "peak")),
-                median(column(one, "stall")) * 1000,
-                median(column(one, "busy")) * 1000,
-                median(column(one, "elapsed")),
-                median(column(one, "cpu")) / one[1] * 1e6,
-                cpu_to_bare(one),
+                case[0],
+                case[1],
+                case[2] * 1000,
+                median(column(case, "peak")),
+                median(column(case, "stall")) * 1000,
+                median(column(case, "busy")) * 1000,
+                median(column(case, "elapsed")),
+                median(column(case, "cpu")) / case[1] * 1e6,
+                cpu_to_bare(case),
             ]
-            for one in taken
+            for case in measurements
         ],
         [
             goal
             for name in _OURS
             for many in [(name, targets, 0.0)]
             for goal in [
-                Goal(f"{name}: MiB more than for {_FEW:,} targets", growth(name), _MOST_GROWTH),
+                Goal(f"{name}: MiB more than for {_FEW:,} targets", growth(name), _MAX_GROWTH),
                 Goal(
                     f"{name}: longest loop stall in ms",
                     median(column(many, "stall")) * 1000,
-                    _MOST_STALL,
+                    _MAX_STALL,
                 ),
                 Goal(f"{name}: CPU per stop to bare", cpu_to_bare(many), 1.25),
                 Goal(
-                    f"{name}: time to that of the answers alone",
+                    f"{name}: time to ideal",
                     to_ideal((name, latency_targets, _DELAY)),
                     1.05,
                 ),
@@ -176,7 +176,7 @@ def _compare(targets: int, latency_targets: int, rounds: int) -> Report:
         ],
         [
             f"{_BASE}: {growth(_BASE):.2f} MiB more than for {_FEW:,} targets.",
-            f"{_BASE}: {to_ideal((_BASE, latency_targets, _DELAY)):.2f} of the answers' time.",
+            f"{_BASE}: {to_ideal((_BASE, latency_targets, _DELAY)):.2f} times the ideal time.",
         ],
     )
 

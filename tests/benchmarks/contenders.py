@@ -1,4 +1,4 @@
-"""The clients that are compared, each as a good engineer would write it by hand."""
+"""The clients that are compared, each as a good engineer would write it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = "a-key-of-usual-length-0123456789"
 WORKSPACE = "6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11"
 
 Stop = Callable[[str], Awaitable[object]]
-"""Stop the runtime of this alias and return what the server said."""
+"""Stop the runtime with this alias and return the parsed response."""
 
 Contender = Callable[[str], AbstractAsyncContextManager[Stop]]
 """Open a client of the server at this URL."""
@@ -53,7 +53,7 @@ class _Summary(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _Runtime(msgspec.Struct, frozen=True, rename="camel"):
-    # Written again rather than borrowed from bctrl_async, so that ours cannot slow both down.
+    # A copy, so that a slow model of bctrl_async cannot slow down both.
     id: UUID
     alias: str
     workspace_id: UUID
@@ -79,7 +79,7 @@ def _read(status: int, body: bytes) -> _Runtime:
 async def bare(
     base: str, trace_configs: Sequence[aiohttp.TraceConfig] = ()
 ) -> AsyncGenerator[Stop]:
-    """Use aiohttp and msgspec, with nothing around them."""
+    """Use only aiohttp and msgspec."""
     async with aiohttp.ClientSession(
         headers=_HEADERS, trace_configs=list(trace_configs)
     ) as session:
@@ -94,7 +94,7 @@ async def bare(
 
 @asynccontextmanager
 async def bare_bounded(base: str) -> AsyncGenerator[Stop]:
-    """Do the same behind a semaphore."""
+    """Use aiohttp and msgspec behind a semaphore."""
     semaphore = asyncio.Semaphore(100)
     async with bare(base) as unbounded:
 
@@ -114,14 +114,14 @@ async def bctrl_async(base: str) -> AsyncGenerator[Stop]:
 
 @asynccontextmanager
 async def vendor(base: str) -> AsyncGenerator[Stop]:
-    """Use the vendor's AsyncBctrl, which has no close: its connections end with the process."""
+    """Use the vendor's AsyncBctrl. It cannot be closed: its connections end with the process."""
     client = import_module("bctrl").AsyncBctrl(token=KEY, base_url=base)
     yield client.sandboxes.stop
 
 
 @asynccontextmanager
 async def httpx(base: str) -> AsyncGenerator[Stop]:
-    """Use the other well-known client, and msgspec."""
+    """Use httpx and msgspec."""
     async with import_module("httpx").AsyncClient(base_url=base, headers=_HEADERS) as client:
 
         async def stop(alias: str) -> _Runtime:

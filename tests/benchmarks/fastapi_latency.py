@@ -1,4 +1,4 @@
-"""How long another route of the FastAPI example takes to answer while a bulk stop runs in the app.
+"""Latency of another route of the FastAPI example while a bulk stop runs in the app.
 
 `python tests/benchmarks/fastapi_latency.py [--targets 100000] [--rounds 3] [--json]`
 """
@@ -23,13 +23,13 @@ import msgspec
 from harness import Goal, Report, command, measured, run, server
 
 _EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "fastapi"
-_BETWEEN = 0.005
+_INTERVAL = 0.005
 _IDLE = 3.0
-_LONGEST_P99 = 50.0
+_MAX_P99 = 50.0
 
 
 class _Figures(msgspec.Struct, frozen=True):
-    answers: int
+    responses: int
     p50: float
     p99: float
     longest: float
@@ -38,7 +38,7 @@ class _Figures(msgspec.Struct, frozen=True):
 
 @contextmanager
 def _app(api: str) -> Generator[str]:
-    """Run the example under uvicorn, and give its URL."""
+    """Run the example under uvicorn and yield its URL."""
     arguments = ["-m", "uvicorn", "--app-dir", str(_EXAMPLE), "app:app", "--port", "0"]
     with subprocess.Popen(
         [sys.executable, *arguments, "--no-access-log"],
@@ -64,10 +64,10 @@ async def _bulk_stop(url: str, targets: int) -> None:
     timeout = aiohttp.ClientTimeout(None)
     async with (
         aiohttp.ClientSession(timeout=timeout) as http,
-        http.post(f"{url}/stop", json=pairs) as answer,
+        http.post(f"{url}/stop", json=pairs) as response,
     ):
         last = b""
-        async for line in answer.content:
+        async for line in response.content:
             last = line if line.startswith(b"data: ") else last
     report = json.loads(last.removeprefix(b"data: "))
     if report["counts"] != {"stopped": targets}:
@@ -76,20 +76,20 @@ async def _bulk_stop(url: str, targets: int) -> None:
 
 async def _measure(url: str, targets: int) -> _Figures:
     work = _bulk_stop(url, targets) if targets else asyncio.sleep(_IDLE)
-    taken = []
+    latencies = []
     async with aiohttp.ClientSession() as http:
-        began = time.perf_counter()
+        start = time.perf_counter()
         working = asyncio.create_task(work)
         while not working.done():
-            asked = time.perf_counter()
-            async with http.get(f"{url}/health") as answer:
-                await answer.read()
-            taken.append(time.perf_counter() - asked)
-            await asyncio.sleep(_BETWEEN)
-        elapsed = time.perf_counter() - began
+            sent = time.perf_counter()
+            async with http.get(f"{url}/health") as response:
+                await response.read()
+            latencies.append(time.perf_counter() - sent)
+            await asyncio.sleep(_INTERVAL)
+        elapsed = time.perf_counter() - start
         await working
-    p99 = quantiles(taken, n=100)[98]
-    return _Figures(len(taken), median(taken), p99, max(taken), elapsed)
+    p99 = quantiles(latencies, n=100)[98]
+    return _Figures(len(latencies), median(latencies), p99, max(latencies), elapsed)
 
 
 def _child(url: str, targets: str) -> _Figures:
@@ -98,24 +98,24 @@ def _child(url: str, targets: str) -> _Figures:
 
 def _compare(targets: int, rounds: int) -> Report:
     cases = {"nothing else": 0, "a bulk stop": targets}
-    taken: dict[str, list[_Figures]] = {name: [] for name in cases}
+    measurements: dict[str, list[_Figures]] = {name: [] for name in cases}
     with server() as api, _app(api) as url:
         for _ in range(rounds):
             for name, size in cases.items():
                 task = ("--measure", url, str(size))
-                taken[name].append(measured(__file__, *task, kind=_Figures))
+                measurements[name].append(measured(__file__, *task, kind=_Figures))
 
     def middle(name: str, field: str) -> float:
-        return float(median(getattr(figures, field) for figures in taken[name]))
+        return float(median(getattr(figures, field) for figures in measurements[name]))
 
     return Report(
-        f"GET /health of the FastAPI example, asked every {_BETWEEN * 1000:g} ms in turn",
-        ["beside", "targets", "answers", "p50 ms", "p99 ms", "longest ms", "s"],
+        f"GET /health of the FastAPI example, {_INTERVAL * 1000:g} ms after each response",
+        ["beside", "targets", "responses", "p50 ms", "p99 ms", "longest ms", "s"],
         [
             [
                 name,
                 size,
-                int(middle(name, "answers")),
+                int(middle(name, "responses")),
                 *(middle(name, field) * 1000 for field in ("p50", "p99", "longest")),
                 middle(name, "elapsed"),
             ]
@@ -125,7 +125,7 @@ def _compare(targets: int, rounds: int) -> Report:
             Goal(
                 f"p99 in ms beside a bulk stop of {targets:,}",
                 middle("a bulk stop", "p99") * 1000,
-                _LONGEST_P99,
+                _MAX_P99,
             )
         ],
     )

@@ -1,4 +1,4 @@
-"""Memory and loop stalls of `asyncio.gather` over 100,000 stops, beside tasks that only wait.
+"""Memory and event loop stalls of `asyncio.gather` over 100,000 stops, and over idle tasks.
 
 `python tests/benchmarks/gather.py [--tasks 100000] [--rounds 3] [--json]`
 """
@@ -21,7 +21,7 @@ from harness import TICK, Goal, Report, StallWatch, command, measured, ratio, ru
 @asynccontextmanager
 async def _only_wait(_url: str) -> AsyncGenerator[Stop]:
     event = asyncio.Event()
-    # Timers run after what was ready before them: when all tasks wait already.
+    # The timer runs after all tasks that are ready, so that every one waits already.
     asyncio.get_running_loop().call_later(TICK, event.set)
     yield lambda _alias: event.wait()
 
@@ -61,22 +61,22 @@ def _child(name: str, url: str, tasks: str) -> _Figures:
 
 
 def _compare(tasks: int, rounds: int) -> Report:
-    taken: dict[str, list[_Figures]] = {name: [] for name in _CASES}
+    measurements: dict[str, list[_Figures]] = {name: [] for name in _CASES}
     with server() as url:
         for _ in range(rounds):
-            for name, figures in taken.items():
+            for name, figures in measurements.items():
                 command = (__file__, "--measure", name, url, str(tasks))
                 figures.append(measured(*command, kind=_Figures))
 
     def column(name: str, field: str) -> list[float]:
-        return [getattr(figures, field) for figures in taken[name]]
+        return [getattr(figures, field) for figures in measurements[name]]
 
     def to_waiting(name: str, field: str) -> float:
         return ratio(column(name, field), column(_WAITING, field))
 
     return Report(
         f"asyncio.gather over {tasks:,} calls, each in a fresh process",
-        ["what", "peak MiB", "grown by MiB", "stall ms", "peak ratio", "stall ratio"],
+        ["case", "peak MiB", "grown by MiB", "stall ms", "peak ratio", "stall ratio"],
         [
             [
                 name,

@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes, the table, and the goals."""
+"""The harness of the benchmarks: processes, tables and goals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Goal(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a benchmark found: a table, remarks below it, and the goals."""
+    """The report of a benchmark: a table, notes and goals."""
 
     title: str
     columns: list[str]
@@ -46,15 +46,15 @@ class Report(msgspec.Struct, frozen=True):
     notes: list[str] = []
 
     def write(self, *, as_json: bool) -> None:
-        """Write it to standard output."""
+        """Write the report to standard output."""
         machine = {
             "python": platform.python_version(),
             "cpus": os.cpu_count(),
             **{name: installed(name) for name in ("aiohttp", "msgspec")},
         }
         if as_json:
-            answer = {**msgspec.structs.asdict(self), "machine": machine}
-            sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+            report = {**msgspec.structs.asdict(self), "machine": machine}
+            sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
             return
         table = [self.columns, *([_cell(value) for value in row] for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -78,7 +78,7 @@ def _cell(value: str | float) -> str:
 
 
 def installed(package: str) -> str | None:
-    """Return the version of a package, None if it is not installed."""
+    """Return the version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -94,10 +94,10 @@ def command(
     """Run a benchmark from its command line.
 
     Args:
-        description: What `--help` says.
-        compare: Makes the report; it is given the counts.
-        measure: What a fresh process does that `measured` starts with `--measure` and arguments.
-        counts: Whole numbers that can be set, and their defaults.
+        description: The text of `--help`.
+        compare: Makes the report; takes the counts as keywords.
+        measure: Runs in the fresh processes that `measured` starts with `--measure`.
+        counts: Options with integer values, and their defaults.
     """
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -115,10 +115,10 @@ def command(
 
 @contextmanager
 def server(delay: float = 0.0) -> Generator[str]:
-    """Run the server in another process, and give its URL.
+    """Run the server in another process and yield its URL.
 
     Args:
-        delay: Seconds that it takes over each answer.
+        delay: The latency of each response, in seconds.
     """
     with _python(_HERE / "server.py", str(delay)) as process:
         assert process.stdin is not None
@@ -128,12 +128,12 @@ def server(delay: float = 0.0) -> Generator[str]:
 
 
 def measured(*command: str | Path, kind: type[_T]) -> _T:
-    """Run a fresh interpreter, and read the JSON that it prints."""
+    """Run a fresh interpreter and decode the JSON that it prints."""
     with _python(*command) as process:
-        answer, _ = process.communicate()
+        output, _ = process.communicate()
     if process.returncode:
         raise SystemExit(process.returncode)
-    return msgspec.json.decode(answer, type=kind)
+    return msgspec.json.decode(output, type=kind)
 
 
 def _python(*command: str | Path) -> subprocess.Popen[str]:
@@ -150,29 +150,29 @@ def run(main: Coroutine[None, None, _T], *, uvloop: bool = False) -> _T:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return the median of the ratios round by round: what slows a whole round cancels out."""
+    """Return the median of the ratios of each round: load on a whole round cancels out."""
     return median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
 class StallWatch:
-    """Remembers how late a timer of one millisecond was at worst.
+    """Measures event loop stalls by the delay of a timer of one millisecond.
 
-    Against patching the loop to time each of its iterations, this also works on uvloop, and
-    counts what a user's own timer would suffer, several iterations in a row included.
+    Unlike a loop patched to time its iterations, it works on uvloop, and measures the delay of a
+    user's timer, which may be several iterations long.
 
     Attributes:
-        longest: Seconds that it was late at worst.
-        busiest: Seconds of CPU time that the process took between two of its ticks at most: on a
-            machine that does other things as well it tells a stall of ours from one of theirs.
+        longest: The longest delay of the timer, in seconds.
+        busiest: The most CPU time that the process took between two ticks, in seconds. It tells a
+            stall of this process from one caused by others.
     """
 
     def __init__(self) -> None:
         self.longest = self.busiest = 0.0
         self._cpu = time.process_time()
         self._loop = asyncio.get_running_loop()
-        self._start()
+        self._schedule()
 
-    def _start(self) -> None:
+    def _schedule(self) -> None:
         self._due = self._loop.time() + TICK
         self._loop.call_at(self._due, self._tick)
 
@@ -180,4 +180,4 @@ class StallWatch:
         before, self._cpu = self._cpu, time.process_time()
         self.busiest = max(self.busiest, self._cpu - before)
         self.longest = max(self.longest, self._loop.time() - self._due)
-        self._start()
+        self._schedule()

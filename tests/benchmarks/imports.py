@@ -1,4 +1,4 @@
-"""CPU time of `import bctrl_async`, beside that of what it stands on.
+"""CPU time of `import bctrl_async`, compared with that of its dependencies.
 
 `python tests/benchmarks/imports.py [--rounds 21] [--json]`
 """
@@ -13,24 +13,24 @@ _BASE, _OURS = "aiohttp, msgspec", "bctrl_async"
 
 
 def _measure(modules: str) -> float:
-    began, ended = "import time; began = time.process_time()", "print(time.process_time() - began)"
-    return measured("-c", f"{began}; import {modules}; {ended}", kind=float) * 1000
+    start, end = "import time; start = time.process_time()", "print(time.process_time() - start)"
+    return measured("-c", f"{start}; import {modules}; {end}", kind=float) * 1000
 
 
 def _compare(rounds: int) -> Report:
     times: dict[str, list[float]] = {_BASE: [], _OURS: []}
     for modules in times:
-        _measure(modules)  # Writes the byte code, and brings the files into memory.
+        _measure(modules)  # Compiles the modules and warms the file cache.
     for _ in range(rounds):
-        for modules, taken in times.items():
-            taken.append(_measure(modules))
+        for modules, measurements in times.items():
+            measurements.append(_measure(modules))
     to_base = ratio(times[_OURS], times[_BASE])
     return Report(
         "CPU time of an import in a fresh interpreter",
         ["import", "median ms", "min ms", "ratio"],
         [
-            [modules, median(taken), min(taken), ratio(taken, times[_BASE])]
-            for modules, taken in times.items()
+            [modules, median(column), min(column), ratio(column, times[_BASE])]
+            for modules, column in times.items()
         ],
         [Goal("import bctrl_async to import aiohttp, msgspec", to_base, 1.25)],
     )

@@ -1,4 +1,4 @@
-"""2,000 stops through a real nginx that lets 200 a second pass, by client.
+"""2,000 stops through a real nginx that accepts 200 per second, by client.
 
 `python tests/benchmarks/nginx.py [--targets 2000] [--json]`
 """
@@ -23,14 +23,14 @@ sys.path.append(str(Path(__file__).parents[1]))
 from nginx_server import BURST, NGINX, RATE, nginx
 
 
-class _Ended(msgspec.Struct, frozen=True):
+class _Figures(msgspec.Struct, frozen=True):
     seconds: float
     stopped: int
     errors: dict[str, int]
 
 
 _Client = Callable[[str, int], Awaitable[list[BaseException | None]]]
-"""Stop so many runtimes of the server at this URL, and tell for each why it was not stopped."""
+"""Stop a number of runtimes; return for each None or the reason why it was not stopped."""
 
 
 async def _stop_runtimes(url: str, targets: int) -> list[BaseException | None]:
@@ -46,8 +46,8 @@ def _gather(contender: Contender) -> _Client:
     async def stop_all(url: str, targets: int) -> list[BaseException | None]:
         async with contender(url) as stop:
             stops = (stop(f"crm-{number}") for number in range(targets))
-            ended = await asyncio.gather(*stops, return_exceptions=True)
-        return [answer if isinstance(answer, BaseException) else None for answer in ended]
+            results = await asyncio.gather(*stops, return_exceptions=True)
+        return [error if isinstance(error, BaseException) else None for error in results]
 
     return stop_all
 
@@ -56,9 +56,9 @@ class _Case(msgspec.Struct, frozen=True):
     name: str
     client: _Client
     goal: float | None
-    """The share of requests that may be answered 429; None is a peer, which has no goals.
+    """The highest share of 429s; None for a peer, which has no goals.
 
-    Nor is there one for the time with a Retry-After: to heed it is to stand still.
+    The time has no goal with a Retry-After: honouring it costs a full second.
     """
     retry_after: int | None = None
 
@@ -73,15 +73,15 @@ _CASES = [
 ]
 
 
-async def _measure(client: _Client, url: str, targets: int) -> _Ended:
-    began = time.monotonic()
-    ended = await client(url, targets)
-    seconds = time.monotonic() - began
-    errors = Counter(type(error).__name__ for error in ended if error is not None)
-    return _Ended(seconds, ended.count(None), errors)
+async def _measure(client: _Client, url: str, targets: int) -> _Figures:
+    start = time.monotonic()
+    results = await client(url, targets)
+    seconds = time.monotonic() - start
+    errors = Counter(type(error).__name__ for error in results if error is not None)
+    return _Figures(seconds, results.count(None), errors)
 
 
-def _child(name: str, url: str, targets: str) -> _Ended:
+def _child(name: str, url: str, targets: str) -> _Figures:
     case = next(case for case in _CASES if case.name == name)
     return run(_measure(case.client, url, int(targets)))
 
@@ -91,7 +91,7 @@ def _compare(targets: int) -> Report:
         raise SystemExit("nginx is not installed")
     ideal = (targets - BURST) / RATE
     notes = [
-        f"Ideal: {targets} - {BURST} at {RATE} a second, {ideal:.2f} s.",
+        f"Ideal: {targets} - {BURST} at {RATE} per second, {ideal:.2f} s.",
         "AsyncBctrl stops a sandbox (POST /v1/sandboxes/{id}/stop): it has no workspaces.",
     ]
     cases = _CASES
@@ -102,35 +102,35 @@ def _compare(targets: int) -> Report:
     goals = []
     with server() as url:
         for case in cases:
-            # A new one for each: its bucket is empty, and its log is this case's.
+            # A new nginx for each case, with an empty bucket and a log of its own.
             with nginx(url, retry_after=case.retry_after) as limited:
                 task = ("--measure", case.name, limited.url, str(targets))
-                ended = measured(__file__, *task, kind=_Ended)
-            failed = targets - ended.stopped
-            to_ideal = ended.seconds / ideal
+                figures = measured(__file__, *task, kind=_Figures)
+            failed = targets - figures.stopped
+            to_ideal = figures.seconds / ideal
             rows.append(
                 [
                     case.name,
-                    ended.seconds,
-                    # Who gives up is quick: that is no time to compare.
+                    figures.seconds,
+                    # A client that gives up is fast, so its time is not comparable.
                     to_ideal if not failed else "-",
-                    100 * limited.refused,
-                    ended.stopped,
+                    100 * limited.throttled_share,
+                    figures.stopped,
                     failed,
                 ]
             )
             if failed:
-                reasons = ", ".join(f"{count} {name}" for name, count in ended.errors.items())
+                reasons = ", ".join(f"{count} {name}" for name, count in figures.errors.items())
                 notes.append(f"{case.name}: not stopped by {reasons}.")
             if case.goal is not None:
                 if case.retry_after is None:
                     goals.append(Goal(f"{case.name}: time to ideal", to_ideal, 1.25))
                 goals += [
-                    Goal(f"{case.name}: share answered 429", limited.refused, case.goal),
+                    Goal(f"{case.name}: share answered 429", limited.throttled_share, case.goal),
                     Goal(f"{case.name}: not stopped", failed, 0),
                 ]
     return Report(
-        f"{targets:,} stops through nginx, limit_req {RATE} a second, burst {BURST}",
+        f"{targets:,} stops through nginx, limit_req {RATE} per second, burst {BURST}",
         ["client", "seconds", "to ideal", "% 429", "stopped", "failed"],
         rows,
         goals,

@@ -1,8 +1,7 @@
-"""Answer every stop from a process of its own, as cheaply as asyncio can.
+"""A minimal asyncio server that answers every stop.
 
-`python tests/benchmarks/server.py [SECONDS]` prints the port it listens on, at 127.0.0.1, and ends
-when its standard input does, so that it never outlives whoever started it. With SECONDS it answers
-each request so much later.
+`python tests/benchmarks/server.py [SECONDS]` listens on 127.0.0.1 and prints its port. It ends with
+its standard input, so that it does not outlive its parent process. SECONDS is the latency.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ RUNTIME = b"""{"id":"0190a6c2-7a51-7c3e-9d0b-3f1f6f0a1b2c","alias":"crm",
 "defaultPageId":"page-1","launchMode":"profile",
 "profileId":"4b0d6b3e-6f0a-4b57-9a55-0f7f8f5d3c21","storageWorkspace":null}}"""
 
-# The vendor's current package knows no workspaces; the closest that it stops is a sandbox.
+# The vendor's current package has no workspaces; its closest operation stops a sandbox.
 SANDBOX = b"""{"id":"crm","object":"sandbox","status":"stopped","image":"base","spaceId":"ws",
 "createdAt":"2026-11-25T09:00:00.000Z","updatedAt":"2026-11-25T09:30:00.000Z",
 "audit":{"files":"directory"},
@@ -37,11 +36,11 @@ _RUNTIME_ANSWER = _answer(RUNTIME)
 _SANDBOX_ANSWER = _answer(SANDBOX)
 
 
-class Answerer(asyncio.Protocol):
-    """Reads requests, however they are cut into pieces, and gives each the same answer.
+class ServerProtocol(asyncio.Protocol):
+    """A server protocol that sends the same response to each request.
 
     Args:
-        delay: Seconds that it takes over each.
+        delay: The latency, in seconds.
     """
 
     def __init__(self, delay: float) -> None:
@@ -49,12 +48,12 @@ class Answerer(asyncio.Protocol):
         self._unread = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep what to write to."""
+        """Store the transport."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer each request that is now complete."""
+        """Answer each complete request."""
         unread = self._unread + data
         while (end := _end_of_request(unread)) is not None:
             sandbox = unread.startswith(b"POST /v1/sandboxes/")
@@ -81,8 +80,8 @@ def _end_of_request(data: bytes) -> int | None:
 async def serve(delay: float = 0.0) -> None:
     """Listen on a free port until standard input ends."""
     loop = asyncio.get_running_loop()
-    # Everybody who waits in line may connect at once.
-    server = await loop.create_server(partial(Answerer, delay), "127.0.0.1", 0, backlog=1024)
+    # A client may open all its connections at once.
+    server = await loop.create_server(partial(ServerProtocol, delay), "127.0.0.1", 0, backlog=1024)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.read)

@@ -1,4 +1,4 @@
-"""CPU time of the client's process for each stop, by client, as ratios to bare aiohttp + msgspec.
+"""CPU time of the client process per stop, by client, as ratios to bare aiohttp + msgspec.
 
 `python tests/benchmarks/stop.py [--stops 5000] [--rounds 20] [--json]`
 """
@@ -22,7 +22,7 @@ class _Case(msgspec.Struct, frozen=True):
     name: str
     contender: Contender
     needs: tuple[str, ...] = ()
-    share: float = 1.0  # Of the stops: what takes long is measured with fewer.
+    share: float = 1.0  # Of the stops: slow clients make fewer.
     base: str = "bare aiohttp + msgspec"
 
 
@@ -50,9 +50,9 @@ async def _stop_many(stop: Stop, stops: int, in_flight: int) -> None:
 async def _measure(contender: Contender, url: str, stops: int, in_flight: int) -> float:
     async with contender(url) as stop:
         await _stop_many(stop, _WARM_UP, in_flight)
-        began = time.process_time()
+        start = time.process_time()
         await _stop_many(stop, stops, in_flight)
-        return (time.process_time() - began) / stops * 1e6
+        return (time.process_time() - start) / stops * 1e6
 
 
 def _child(name: str, url: str, stops: str, in_flight: str) -> float:
@@ -77,21 +77,21 @@ def _compare(stops: int, rounds: int) -> Report:
                 count = str(max(1, round(stops * case.share)))
                 task = ("--measure", case.name, url, count, str(in_flight))
                 times[case.name, in_flight].append(measured(__file__, *task, kind=float))
-            # There and back, many short rounds, and what is compared side by side: so that what
-            # else the machine does hits all alike.
+            # Many short rounds in alternating order, so that other load on the machine affects all
+            # cases alike.
             runs.reverse()
 
     def to_bare(case: _Case, in_flight: int) -> float:
         return ratio(times[case.name, in_flight], times[case.base, in_flight])
 
     return Report(
-        "CPU time of the client's process for each stop",
+        "CPU time of the client process per stop",
         ["client", "in flight", "median µs", "min µs", "ratio to bare"],
         [
-            [case.name, in_flight, median(taken), min(taken), to_bare(case, in_flight)]
+            [case.name, in_flight, median(column), min(column), to_bare(case, in_flight)]
             for in_flight in _IN_FLIGHT
             for case in cases
-            for taken in [times[case.name, in_flight]]
+            for column in [times[case.name, in_flight]]
         ],
         [
             Goal(

@@ -1,10 +1,10 @@
-"""CPU time of the client's process for each stop without an observer, and with OpenTelemetry.
+"""CPU time of the client process per stop, without an observer and with OpenTelemetry.
 
 `python tests/benchmarks/telemetry.py [--stops 5000] [--rounds 20] [--json]`
 
-Without an SDK its API does nothing. With it, each stop is two spans, which a batch processor hands
-to an exporter that drops them, and its metrics are kept for a reader. OpenTelemetry's own
-instrumentation of aiohttp makes one span and one metric of the same request.
+Without its SDK, OpenTelemetry's API does nothing. With it, each stop makes two spans, which a batch
+processor exports to nowhere, and records metrics in memory. OpenTelemetry's own instrumentation of
+aiohttp makes one span and records one metric per request.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _IN_FLIGHT = 64
 
 
 @asynccontextmanager
-async def _watched(make: Callable[[], Observer], base: str) -> AsyncGenerator[Stop]:
+async def _observed(make: Callable[[], Observer], base: str) -> AsyncGenerator[Stop]:
     async with BctrlSession(KEY, base_url=base, observer=make()) as session:
         yield partial(session.stop_runtime, WORKSPACE)
 
@@ -40,7 +40,7 @@ def _api_alone() -> Observer:
 
 
 def _sdk() -> dict[str, Any]:
-    """Make the providers, as arguments."""
+    """Return the providers as keyword arguments."""
     trace, export = (
         import_module("opentelemetry.sdk.trace"),
         import_module("opentelemetry.sdk.trace.export"),
@@ -73,9 +73,9 @@ async def _instrumented(base: str) -> AsyncGenerator[Stop]:
 _CASES: dict[str, Contender] = {
     "bare aiohttp + msgspec": contenders.bare,
     "no observer": contenders.bctrl_async,
-    "an observer that does nothing": partial(_watched, Observer),
-    "OpenTelemetry, API alone": partial(_watched, _api_alone),
-    "OpenTelemetry, with its SDK": partial(_watched, _with_sdk),
+    "an observer that does nothing": partial(_observed, Observer),
+    "OpenTelemetry, API alone": partial(_observed, _api_alone),
+    "OpenTelemetry, with its SDK": partial(_observed, _with_sdk),
     "bare, its own instrumentation": _instrumented,
 }
 _BARE, _OURS, *_ = _CASES
@@ -89,9 +89,9 @@ async def _measure(contender: Contender, url: str, stops: int) -> float:
     async with contender(url) as stop:
         for count in (_WARM_UP, stops):
             aliases = (f"crm-{number}" for number in range(count))
-            began = time.process_time()
+            start = time.process_time()
             await asyncio.gather(*(work() for _ in range(_IN_FLIGHT)))
-        return (time.process_time() - began) / stops * 1e6
+        return (time.process_time() - start) / stops * 1e6
 
 
 def _child(name: str, url: str, stops: str) -> float:
@@ -108,7 +108,7 @@ def _compare(stops: int, rounds: int) -> Report:
     ):
         if not installed(package):
             names = [name for name in names if needs_it not in name]
-            notes.append(f"{package} is not installed: what needs it was skipped.")
+            notes.append(f"{package} is not installed: its cases were skipped.")
     times: dict[str, list[float]] = {name: [] for name in names}
     with server() as url:
         for _ in range(rounds):
@@ -117,17 +117,17 @@ def _compare(stops: int, rounds: int) -> Report:
                 times[name].append(measured(*task, kind=float))
             names.reverse()
     return Report(
-        f"CPU time of the client's process for each stop, {_IN_FLIGHT} in flight",
+        f"CPU time of the client process per stop, {_IN_FLIGHT} in flight",
         ["client", "median µs", "min µs", "ratio to bare", "ratio to no observer"],
         [
             [
                 name,
-                median(taken),
-                min(taken),
-                ratio(taken, times[_BARE]),
-                ratio(taken, times[_OURS]),
+                median(column),
+                min(column),
+                ratio(column, times[_BARE]),
+                ratio(column, times[_OURS]),
             ]
-            for name, taken in times.items()
+            for name, column in times.items()
         ],
         [Goal("no observer to bare aiohttp + msgspec", ratio(times[_OURS], times[_BARE]), 1.10)],
         notes,
