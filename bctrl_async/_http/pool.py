@@ -56,12 +56,11 @@ class Pool:
         http = self._http or self._open()
         self.check_loop()
         if http.closed:
-            if self._borrowed is None:
-                raise session_closed()
-            raise BctrlConfigError(
+            borrowed_closed = BctrlConfigError(
                 "the aiohttp.ClientSession given as http= is closed",
                 advice="Keep it open while the BctrlSession is in use",
             )
+            raise session_closed() if self._borrowed is None else borrowed_closed
         return http
 
     def _open(self) -> aiohttp.ClientSession:

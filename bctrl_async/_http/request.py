@@ -58,11 +58,12 @@ def path_segment(value: str | UUID, name: str) -> str:
         raise _invalid_name(f"{name} is empty", f"Pass the {name} of the runtime")
     if CONTROL_CHARACTER.search(value):
         raise _invalid_name(
-            f"{name} {value!r} contains a control character", "Remove it: often a newline"
+            f"{name} {value!r} contains a control character",
+            "Remove it, such as a trailing newline",
         )
     if _has_dot_segment(value):
         raise _invalid_name(
-            f"{name} {value!r} could be taken for a path", "Remove the dot segments"
+            f"{name} {value!r} could be taken for a path", "Remove its '.' or '..' segments"
         )
     try:
         return quote(value, safe="", errors="strict")
@@ -74,7 +75,7 @@ def path_segment(value: str | UUID, name: str) -> str:
 
 
 def _invalid_name(summary: str, advice: str) -> BctrlConfigError:
-    # The contract's reason class tells an app its user's bad input from its own configuration.
+    # With this reason class an app can tell invalid input from an invalid configuration.
     return BctrlConfigError(summary, advice=advice, reason_class="invalid_input")
 
 

@@ -34,7 +34,7 @@ from bctrl_async.models import LaunchMode, Runtime, RuntimeKind, RuntimeStatus
 
 _MAX_EXCERPT = 2048
 _MAX_TEXT = 500
-_MIN_KEY = 4
+_MIN_KEY_LENGTH = 4
 # A year: longer than any call waits, and within the range of every clock.
 _MAX_RETRY_AFTER = 365 * 86400.0
 
@@ -89,8 +89,8 @@ def parse_runtimes(
     The arguments are those of `parse_runtime`.
 
     Returns:
-        The runtimes in order, with an error in place of each that is invalid, which has its alias
-        if that is valid; or a single error if the body is not a list.
+        The runtimes in order, with an error in place of an invalid one, which has its alias if
+        known; or a single error if the body is not a list.
     """
     with suppress(*_DECODE_ERRORS):
         return list(_decode_list(body).runtimes)
@@ -286,7 +286,7 @@ def bearer_key(authorization: str) -> str:
 
 def _redact(text: str, key: str) -> str:
     # A shorter key is a placeholder in tests, and would match ordinary words.
-    if len(key) < _MIN_KEY:
+    if len(key) < _MIN_KEY_LENGTH:
         return text
     return text.replace(key, "***").replace(quote(key, safe=""), "***")
 

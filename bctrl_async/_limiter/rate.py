@@ -2,7 +2,7 @@
 
 Until the first 429 or 503 there is no limit and nothing is computed. Then the rate is controlled
 like that of a TCP sender. After a pause, it begins a slow start from the rate that the server
-accepted before (RFC 5681 section 3.1). Each further throttling makes it step down to a share of the
+accepted before (RFC 5681 section 3.1). Further throttling makes it step down to a share of the
 delivered rate (multiplicative decrease, RFC 9438 section 4.6). From there it follows a cubic curve,
 slow around the last peak and fast beyond it (section 4.2; botocore's adaptive mode does the same).
 For servers that limit concurrency, a window of attempts in flight adapts by additive increase and
@@ -28,7 +28,7 @@ _SPAN = 1.0
 _BETA = 0.85
 """The share of the delivered rate that a step down keeps."""
 _K_MIN, _K_MAX = 1.5, 8.0
-"""Seconds for the cubic curve to return to its peak: at first, and while the limit is stable."""
+"""Seconds in which the curve returns to its peak (K in RFC 9438): at first, and at most."""
 _SAME_PEAK = 0.25
 """Peaks that differ by at most this share belong to one stable limit."""
 _GONE = 10.0

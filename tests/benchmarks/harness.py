@@ -155,7 +155,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 class StallWatch:
-    """Measures event loop stalls by the delay of a timer of one millisecond.
+    """A monitor of event loop stalls: the delay of a timer of one millisecond.
 
     Unlike a loop patched to time its iterations, it works on uvloop, and measures the delay of a
     user's timer, which may be several iterations long.
