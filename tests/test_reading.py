@@ -284,7 +284,7 @@ class TestErrors:
         while not emulator.requests:
             await asyncio.sleep(0)
         await session.close()
-        with pytest.raises(BctrlNetworkError, match="closed while the call") as caught:
+        with pytest.raises(BctrlNetworkError, match="closed during the call") as caught:
             await reading
         assert caught.value.may_have_stopped is False
 

@@ -419,7 +419,7 @@ class TestBudget:
             pass
         error = broken()
         assert delay_after(RetryState(RetryPolicy(), quota), error, now=0.0) is None
-        assert "It was not sent again: so many calls fail" in str(error)
+        assert "Not retried: the retry quota is exhausted" in str(error)
 
     @pytest.mark.parametrize("status", [404, 409, 422])
     def test_an_answer_that_says_no_fills_it_as_a_success_does(self, status: int) -> None:

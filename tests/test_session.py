@@ -216,7 +216,7 @@ def test_a_session_that_could_not_be_made_still_has_a_repr() -> None:
     session = BctrlSession.__new__(BctrlSession)
     with pytest.raises(BctrlConfigError):
         session.__init__("bad key")  # type: ignore[misc]  # on purpose
-    assert repr(session) == "<BctrlSession that could not be made>"
+    assert repr(session) == "<BctrlSession with invalid arguments>"
 
 
 async def test_a_borrowed_pool_may_not_take_the_key_to_a_proxy_unencrypted() -> None:

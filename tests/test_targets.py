@@ -261,7 +261,7 @@ class TestRefusal:
             session.stop_runtimes(given)  # type: ignore[arg-type]
 
         assert str(caught.value) == (
-            f"targets is a {kind}. Pass an iterable of (workspace id, alias), also for one"
+            f"targets is a {kind}. Pass an iterable of (workspace id, alias), also for one target"
         )
 
     @pytest.mark.parametrize(
@@ -326,36 +326,40 @@ class TestTargets:
 
 NONE: dict[str, tuple[object, RuntimeRef, str]] = {
     # What it is, what stands for it in the account, and what its error says.
-    "None": (None, RuntimeRef("", "None"), "None is no target"),
-    "a number": (3, RuntimeRef("", "3"), "3 is no target"),
-    "a two-letter text": ("ab", RuntimeRef("", "ab"), "'ab' is no target"),
-    "two bytes": (b"ab", RuntimeRef("", "b'ab'"), "b'ab' is no target"),
+    "None": (None, RuntimeRef("", "None"), "invalid target None"),
+    "a number": (3, RuntimeRef("", "3"), "invalid target 3"),
+    "a two-letter text": ("ab", RuntimeRef("", "ab"), "invalid target 'ab'"),
+    "two bytes": (b"ab", RuntimeRef("", "b'ab'"), "invalid target b'ab'"),
     "a dict": (
         {"workspace": "ws-1", "alias": "a"},
         RuntimeRef("", "{'alias': 'a', 'workspace': 'ws-1'}"),
-        "{'alias': 'a', 'workspace': 'ws-1'} is no target",
+        "invalid target {'alias': 'a', 'workspace': 'ws-1'}",
     ),
-    "a set": ({"a", "ws-1"}, RuntimeRef("", "{'a', 'ws-1'}"), "{'a', 'ws-1'} is no target"),
+    "a set": ({"a", "ws-1"}, RuntimeRef("", "{'a', 'ws-1'}"), "invalid target {'a', 'ws-1'}"),
     "a frozenset": (
         frozenset({"a", "ws-1"}),
         RuntimeRef("", "frozenset({'a', 'ws-1'})"),
-        "frozenset({'a', 'ws-1'}) is no target",
+        "invalid target frozenset({'a', 'ws-1'})",
     ),
     "three": (
         ("ws-1", "a", "b"),
         RuntimeRef("", "('ws-1', 'a', 'b')"),
-        "('ws-1', 'a', 'b') is no target",
+        "invalid target ('ws-1', 'a', 'b')",
     ),
-    "one": (("a",), RuntimeRef("", "('a',)"), "('a',) is no target"),
-    "nothing": ((), RuntimeRef("", "()"), "() is no target"),
-    "a number and a text": ((1, "a"), RuntimeRef("1", "a"), "(1, 'a') is no target"),
-    "a text and None": (("ws-1", None), RuntimeRef("ws-1", "None"), "('ws-1', None) is no targ"),
+    "one": (("a",), RuntimeRef("", "('a',)"), "invalid target ('a',)"),
+    "nothing": ((), RuntimeRef("", "()"), "invalid target ()"),
+    "a number and a text": ((1, "a"), RuntimeRef("1", "a"), "invalid target (1, 'a')"),
+    "a text and None": (
+        ("ws-1", None),
+        RuntimeRef("ws-1", "None"),
+        "invalid target ('ws-1', None)",
+    ),
     "a text and a UUID": (
         ("ws-1", UUID(int=5)),
         RuntimeRef("ws-1", str(UUID(int=5))),
-        f"('ws-1', {reprlib.repr(UUID(int=5))}) is no target",
+        f"invalid target ('ws-1', {reprlib.repr(UUID(int=5))})",
     ),
-    "bytes": ((b"ws", b"a"), RuntimeRef("b'ws'", "b'a'"), "(b'ws', b'a') is no target"),
+    "bytes": ((b"ws", b"a"), RuntimeRef("b'ws'", "b'a'"), "invalid target (b'ws', b'a')"),
     "an empty workspace id": (("", "a"), RuntimeRef("", "a"), "workspace id is empty"),
     "an empty alias": (("ws-1", ""), RuntimeRef("ws-1", ""), "alias is empty"),
     "a step in a path": (("ws-1", ".."), RuntimeRef("ws-1", ".."), "alias '..' could be taken"),
@@ -396,7 +400,7 @@ class TestNoTargets:
         (told,) = await outcomes(session, targets(Thing()))
 
         assert told.target == RuntimeRef("", "<Thing 7>")
-        assert str(told.error).startswith("<Thing 7> is no target. Give a pair of texts")
+        assert str(told.error).startswith("invalid target <Thing 7>: expected")
 
     async def test_an_object_that_cannot_be_shown_is_rejected_all_the_same(
         self, session: BctrlSession
@@ -435,10 +439,10 @@ class TestNoTargets:
         with pytest.raises(ExceptionGroup, match="3 of 3 stops are not settled") as caught:
             report.raise_for_failures()
 
-        assert [str(error).split(" is no ")[0] for error in caught.value.exceptions] == [
-            "'ab'",
-            "3",
-            "('ws-1', 'a', 'b')",
+        assert [str(error).split(": expected")[0] for error in caught.value.exceptions] == [
+            "invalid target 'ab'",
+            "invalid target 3",
+            "invalid target ('ws-1', 'a', 'b')",
         ]
 
     @pytest.mark.parametrize("item", [("ws-7", ""), ("ws-7", ".."), ("..", "a7")], ids=repr)

@@ -1,4 +1,4 @@
-"""One call: its request, its progress, and how it backs off between attempts."""
+"""One call: its request, its progress, and its back-off between attempts."""
 
 from __future__ import annotations
 

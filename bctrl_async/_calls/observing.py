@@ -1,4 +1,4 @@
-"""How the session tells its observer: nothing that an observer raises reaches a stop."""
+"""Notify observers of calls; an exception of an observer never reaches a call."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def notify(method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T 
     """Call a method of an observer; return None if it raised."""
     try:
         return method(*args, **kwargs)
-    except (Exception, CancelledError):  # noqa: BLE001 - it is not the call's.
-        _log.exception("an observer raised, which changes nothing for the stops")
+    except (Exception, CancelledError):  # noqa: BLE001 - logged, and the call goes on.
+        _log.exception("an observer raised an exception, which is ignored")
         return None
 
 
 def extra_headers(attempt: AttemptObserver) -> Mapping[str, str]:
-    """Return the headers that an observer adds to a request, if they are good ones."""
+    """Return the headers that an observer adds to a request, or none if they are invalid."""
     return notify(_checked_headers, attempt) or {}
 
 
@@ -46,24 +46,24 @@ def _checked_headers(attempt: AttemptObserver) -> Mapping[str, str]:
 def observe_read(
     observer: Observer | None, workspace_id: str, alias: str | None
 ) -> Iterator[ReadObserver | None]:
-    """Tell an observer, if there is one, of a call that only reads; give what follows it."""
+    """Notify an observer of a GET; yield the observer of the call, or None."""
     if observer is None:
         yield None
         return
-    watch = notify(observer.begin_read, workspace_id, alias) or ReadObserver()
+    read = notify(observer.begin_read, workspace_id, alias) or ReadObserver()
     try:
-        yield watch
+        yield read
     except BaseException as error:
-        notify(watch.end, error)
+        notify(read.end, error)
         raise
-    notify(watch.end, None)
+    notify(read.end, None)
 
 
 class ObservedStop:
-    """A single stop under an observer's eyes, from before it waits for its turn.
+    """A single stop with an observer, from before it waits for a slot.
 
     Args:
-        observer: Who is told.
+        observer: The session's observer.
         workspace_id: The workspace's id.
         alias: The runtime's alias.
     """
@@ -74,7 +74,7 @@ class ObservedStop:
         self._stop = notify(observer.begin_stop, *self._target) or StopObserver()
 
     async def run(self, call: Call[Runtime], work: Awaitable[Runtime]) -> Runtime:
-        """Await the attempts of the stop's call."""
+        """Await the attempts of the call."""
         call.observer = self._stop
         try:
             runtime = await work
@@ -85,7 +85,7 @@ class ObservedStop:
         return runtime
 
     def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None = None) -> None:
-        """Tell how it ended, after its call was made or before."""
+        """Notify the observer of the outcome; without a call if none was made."""
         if not isinstance(ended, Runtime | BctrlError):
             reason, name = ended, type(ended).__name__
             ended = BctrlError(f"aborted: {name}") if call is None else call.aborted(name)

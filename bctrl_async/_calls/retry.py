@@ -1,4 +1,4 @@
-"""When to try again: decisions from what happened, without I/O or a clock of their own."""
+"""Retry decisions: policy, quota and the state of one call, without I/O or a clock."""
 
 from __future__ import annotations
 
@@ -20,35 +20,34 @@ from bctrl_async.errors import (
 
 _MAY_RETRY = frozenset({408, 429, *range(500, 600)})
 _PATIENCE = 60.0
-_LONGEST_WAIT = 5.0
-"""Seconds between two questions at most, by which their answer may be known late."""
+BULK_PATIENCE = 300.0
+"""Seconds for which a bulk stop without a deadline waits for a busy or silent server."""
+_MAX_PROBE_DELAY = 5.0
+"""Seconds between two probes at most: a recovery is noticed that much later."""
 _LARGEST_EXPONENT = 60
 _MAX_NOTES = 10
-"""Attempts that an error tells about: the last ones, for there may be a hundred."""
+"""The last attempts that an error has a note of; there may be a hundred."""
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """How often, and how patiently, one stop is tried.
+    """A retry policy with exponential backoff and full jitter.
 
-    A stop converges, so it is safe to send again. What is a failure of the connection or of the
-    server costs one of `attempts`. A 429 or 503 says that nothing was done and the server is
-    busy, so it costs none of them but `patience`, however often it comes. Between attempts the
-    client waits a random time between 0 and `base * 2**n` seconds, `cap` at the most ("full
-    jitter"), and never less than the server's Retry-After.
+    A stop is safe to repeat. A failed connection or a server error costs one of `attempts`. A 429
+    or 503 costs `patience` instead: nothing was done, the server is busy. The delay before retry
+    `n` is random between 0 and `base * 2**n` seconds, but never shorter than Retry-After.
 
     Args:
-        attempts: Requests that may fail before the stop does, 429 and 503 not counted, from 1. To
-            send once and never again, set `patience` to 0 as well.
-        base: Seconds that the first wait takes at the most, above 0.
-        cap: Seconds that any such wait takes at the most, above 0.
-        patience: Seconds from a stop's first 429 or 503 until it gives up, and the longest
-            Retry-After that is waited for; 0 gives up at once. None is 60 for a single stop; in a
-            bulk stop it is the time to its deadline, or 300 if it has none.
-        statuses: The error statuses upon which to try again, of 408, 429 and 500 to 599. No other
-            4xx can be chosen: the same request would fail again.
+        attempts: Attempts that may fail, from 1; 429 and 503 do not count. For a single attempt,
+            set `patience` to 0 as well.
+        base: The longest first delay in seconds, above 0.
+        cap: The longest delay in seconds, above 0.
+        patience: Seconds from the first 429 or 503 until giving up, and the longest Retry-After to
+            wait for; 0 gives up at once. None is 60 for a single stop; for a bulk stop it is its
+            deadline, or 300 without one.
+        statuses: The statuses to retry, of 408, 429 and 500 to 599.
 
     Raises:
-        BctrlConfigError: A value outside these ranges.
+        BctrlConfigError: A value is out of range.
     """
 
     attempts: int = 4
@@ -70,37 +69,43 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def max_throttle_wait(self) -> float:
-        """The patience of a single stop, in seconds."""
+        """The longest Retry-After that a single stop waits for, in seconds."""
         return _PATIENCE if self.patience is None else self.patience
 
+    def for_bulk(self, deadline: float | None) -> RetryPolicy:
+        """Return the policy of a bulk stop, given its deadline in seconds."""
+        if self.patience is not None:
+            return self
+        return msgspec.structs.replace(self, patience=deadline or BULK_PATIENCE)
+
     def backoff(self, failures: int, uniform: Callable[[float, float], float]) -> float:
-        """Return the seconds to wait after this many failures in a row."""
+        """Return the delay in seconds after this many consecutive failures."""
         longest = min(self.cap, self.base * 2.0 ** min(failures - 1, _LARGEST_EXPONENT))
         return uniform(0.0, longest)
 
 
 class RetryQuota:
-    """What retries may spend, so that in an outage they add a tenth to the load, not a multiple.
+    """A retry quota: in an outage, retries add at most 10 % load.
 
-    A token bucket, as botocore's retry quota is one: an answer earns a token, also one that says
-    no, a retry costs one, and each failure brings a tenth.
+    A token bucket like botocore's retry quota. Each answer adds a token, also an error status; a
+    retry takes one; each failure adds a tenth.
     """
 
     __slots__ = ("_tokens",)
 
-    _RESERVE, _LARGEST, _SHARE = 10.0, 100.0, 0.1
+    _INITIAL, _MAX, _PER_FAILURE = 10.0, 100.0, 0.1
 
     def __init__(self) -> None:
-        self._tokens = self._RESERVE
+        self._tokens = self._INITIAL
 
     def release(self) -> None:
-        """Note that the server does its work."""
-        if self._tokens < self._LARGEST:
+        """Add a token for an answer."""
+        if self._tokens < self._MAX:
             self._tokens += 1.0
 
     def acquire(self) -> bool:
-        """Pay for a retry after a failure; tell whether there was enough."""
-        self._tokens += self._SHARE
+        """Take a token for a retry; return False if the quota is exhausted."""
+        self._tokens += self._PER_FAILURE
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
@@ -108,23 +113,22 @@ class RetryQuota:
 
 
 class RetryState:
-    """What one stop has spent of its policy.
+    """The retries of one call: its failures so far, and the delay before the next attempt.
 
     Args:
-        policy: What it may spend.
-        quota: What all stops together may spend.
+        policy: The policy of the call.
+        quota: The quota shared by all calls of a session.
         uniform: The source of jitter.
-        reads: Whether it is the policy of a call that only reads.
+        reads: True for a GET.
 
     Attributes:
-        throttled: How many attempts the server refused with 429 or 503.
+        throttled: The number of attempts answered with 429 or 503.
     """
 
     __slots__ = (
         "_attempts",
         "_failed",
         "_failures",
-        "_is_throttled",
         "_may_have_stopped",
         "_patience",
         "_patience_ends",
@@ -132,7 +136,6 @@ class RetryState:
         "_quota",
         "_reads",
         "_status",
-        "_transient",
         "_uniform",
         "throttled",
     )
@@ -156,67 +159,56 @@ class RetryState:
         self._failed: deque[BctrlError] = deque(maxlen=_MAX_NOTES)
         self._may_have_stopped = False
         self._status: int | None = None
-        self._is_throttled = False
-        self._transient = False
         self.throttled: int = 0
 
     def record(self, error: BctrlError) -> None:
-        """Remember how an attempt failed."""
+        """Record a failed attempt."""
         self._attempts += 1
         self._may_have_stopped |= error.may_have_stopped
         self._status = error.status or self._status
         self._failed.append(error)
-        # Decided here: an error that ends the attempts for now is told about those before it.
-        self._transient = is_transient(error, self._policy.statuses, reads=self._reads)
-        self._is_throttled = error.status in THROTTLED
-        self.throttled += self._is_throttled
+        self.throttled += error.status in THROTTLED
         if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
             self._quota.release()
 
     def delay(self, now: float) -> float | None:
-        """Return how many seconds to wait before the next attempt, None to give up.
+        """Return the seconds until the next attempt, or None to give up.
 
         Args:
             now: The time of a monotonic clock, in seconds.
         """
         error = self._failed[-1]
-        if not self._transient:
+        if not is_transient(error, self._policy.statuses, reads=self._reads):
             return None
-        if self._is_throttled:
+        if error.status in THROTTLED:
             return self._delay_throttled(error.retry_after, now)
         self._failures += 1
         if self._failures >= self._policy.attempts:
             return None
         if (error.retry_after or 0.0) > self._patience:
-            self._explain_wait(error)
+            self._advise_to_wait(error)
             return None
         if not self._quota.acquire():
-            error.advice = (
-                "It was not sent again: so many calls fail that retries would add to the load. "
-                "Call again later, it is safe to repeat"
-            )
+            error.advice = "Not retried: the retry quota is exhausted. Call again later"
             return None
         backoff = self._policy.backoff(self._failures, self._uniform)
         return max(error.retry_after or 0.0, backoff)
 
     @property
     def last_failure(self) -> BctrlError | None:
-        """How the last attempt failed."""
+        """The error of the last attempt."""
         return self._failed[-1] if self._failed else None
 
     def annotate(self, error: BctrlError) -> None:
-        """Tell the error that ends the stop about the attempts before it."""
+        """Add the earlier attempts to the error that ends the call."""
         error.may_have_stopped |= self._may_have_stopped
         error.status = error.status or self._status
         for number, failed in enumerate(self._failed, self._attempts - len(self._failed) + 1):
             if failed is not error:
                 error.add_note(f"attempt {number}: {failed.summary}")
 
-    def _explain_wait(self, error: BctrlError) -> None:
-        error.advice = (
-            f"The server asks to stay away for {error.retry_after:.0f} s, which is beyond the "
-            "patience: call again then"
-        )
+    def _advise_to_wait(self, error: BctrlError) -> None:
+        error.advice = f"Call again in {error.retry_after:.0f} s (Retry-After), or raise patience"
 
     def _delay_throttled(self, retry_after: float | None, now: float) -> float | None:
         if self._patience_ends is None:
@@ -225,34 +217,40 @@ class RetryState:
         if left <= 0:
             return None
         if (retry_after or 0.0) > left:
-            # Knocking before the time the server named would only add to its load.
-            self._explain_wait(self._failed[-1])
+            # A retry before Retry-After would only add to the server's load.
+            self._advise_to_wait(self._failed[-1])
             return None
         jitter = min(self._policy.backoff(self.throttled, self._uniform), left)
         return max(retry_after or 0.0, jitter)
 
 
 def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = False) -> bool:
-    """Whether the same request may succeed later (design: connection, timeout, 408, 429, 5xx)."""
+    """Return True if the same request may succeed later.
+
+    Args:
+        error: The error of an attempt.
+        statuses: The statuses to retry.
+        reads: True for a GET.
+    """
     if isinstance(error, BctrlApiError):
         return error.status in statuses
     if not isinstance(error, BctrlNetworkError):
         return False
-    # With a status there was an answer, which only could not be read: to ask again would turn
-    # a stop that worked into a conflict. What only reads may ask for the rest of it.
+    # A status means that a stop was answered; retrying it would report a conflict. A GET may be
+    # repeated for the rest of its answer.
     return error.status is None or (reads and not isinstance(error, BctrlResponseError))
 
 
-def probe_delay(policy: RetryPolicy, asked: int) -> float:
-    """Return the seconds before one who asks for all, or about one runtime, asks again.
+def probe_delay(policy: RetryPolicy, probes: int) -> float:
+    """Return the seconds until the next probe or poll.
 
-    Never at once, as full jitter may have it: there is nobody to be kept apart from.
+    Equal jitter, so never 0: a single prober needs no spreading.
 
     Args:
-        policy: Sets how the waits grow.
-        asked: How often it was asked already, from 1.
+        policy: The policy whose backoff sets the delays.
+        probes: The number of probes so far, from 1.
     """
-    return min(policy.backoff(asked, _equal_jitter), _LONGEST_WAIT)
+    return min(policy.backoff(probes, _equal_jitter), _MAX_PROBE_DELAY)
 
 
 def _equal_jitter(shortest: float, longest: float) -> float:

@@ -1,4 +1,4 @@
-"""How a call is sent: through the limiter, attempt by attempt, until one of them settles it."""
+"""Send calls: attempt by attempt, each behind the limiter, until one settles the call."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ from bctrl_async.stats import SessionStats, Tally
 _T = TypeVar("_T")
 
 KeyProvider = Callable[[], str | Awaitable[str]]
-"""A function, plain or async, that gives the key."""
+"""A plain or async function that returns the API key."""
 
 
 class Sender:
     """Sends the calls of a session.
 
     Args:
-        pool: What they are sent through.
-        limiter: What every attempt passes.
-        url: Where the API is.
-        headers: Those of every request.
-        key_provider: Asked for the key of each attempt; None if it is in the headers.
+        pool: The connection pool.
+        limiter: The limiter of all attempts.
+        url: The base URL.
+        headers: The headers of every request.
+        key_provider: Called for the key of each attempt; None if the headers have it.
 
     Attributes:
-        closed: Whether the session was closed.
+        limiter: The limiter.
+        closed: True once the session is closed.
     """
 
     def __init__(
@@ -59,95 +60,93 @@ class Sender:
         key_provider: KeyProvider | None,
     ) -> None:
         self._pool = pool
-        self._limiter = limiter
+        self.limiter: Limiter = limiter
         self._url = url
         self.closed: bool = False
         self._headers = headers
-        self._ask_key = key_provider
+        self._key_provider = key_provider
         self._quota = RetryQuota()
         self._tally = Tally()
 
     @property
     def opened(self) -> bool:
-        """Whether the pool was ever opened."""
+        """True once the pool was opened."""
         return self._pool.opened
 
     @property
     def stats(self) -> SessionStats:
-        """What was sent so far."""
-        return self._tally.stats(self._limiter.in_use, self._limiter.tasks_waiting)
+        """The statistics so far."""
+        return self._tally.stats(self.limiter.in_use, self.limiter.tasks_waiting)
 
     async def close(self) -> None:
-        """End what waits, and close the pool if it is the session's own.
+        """Fail the calls that wait, and close the pool if the session owns it.
 
         Raises:
-            BctrlConfigError: The pool belongs to another loop, which still runs.
+            BctrlConfigError: The pool belongs to another loop that still runs.
         """
         if self.closed:
             return
         if not self._pool.gone:
             self._pool.check_loop()
-            self._limiter.close()
+            self.limiter.close()
         self.closed = True
         await self._pool.close()
 
     def open_pool(self) -> aiohttp.ClientSession:
-        """Return what to send through, opened on the running loop.
+        """Return the pool, opened on the running loop.
 
         Raises:
-            BctrlConfigError: It cannot be used here, or no more.
+            BctrlConfigError: The session is closed, or belongs to another loop or process.
         """
         if self.closed:
             raise session_closed()
         return self._pool.get()
 
     async def request(self, call: Call[_T]) -> _T:
-        """Wait for a call's turn and make its attempts, for the first time or once more.
+        """Acquire a slot, then make the attempts of a call.
 
         Raises:
-            BctrlError: What ended them.
+            BctrlError: The call failed.
         """
         try:
             http = self.open_pool()
-            if not self._limiter.acquire_nowait():
-                await self._limiter.acquire(call.policy.max_throttle_wait, call.priority)
+            if not self.limiter.acquire_nowait():
+                await self.limiter.acquire(call.policy.max_throttle_wait, call.priority)
         except BctrlError as error:
             call.annotate(error)
             raise
         return await self.attempt_loop(call, http)
 
     async def attempt_loop(self, call: Call[_T], http: aiohttp.ClientSession) -> _T:
-        """Make the attempts of a call whose turn has come.
+        """Make the attempts of a call that holds a slot.
 
         Raises:
-            BctrlError: What ended them.
+            BctrlError: The call failed.
         """
         ended: _T | BctrlError | None = None
         try:
             while True:
                 ended = None
-                call.answers_before = self._limiter.answers
+                call.answers_before = self.limiter.answers
                 try:
-                    key = (
-                        None
-                        if self._ask_key is None
-                        else await _fetch_key(self._ask_key, call.limit)
-                    )
+                    key = None
+                    if self._key_provider is not None:
+                        key = await _fetch_key(self._key_provider, call.limit)
                     self._tally.retries += call.attempts > 0
                     call.attempts += 1
                     self._tally.attempts += 1
                     call.in_flight = True
                     ended = await self._attempt(call, http, key)
-                except BctrlError as error:  # There is no key.
+                except BctrlError as error:  # The key could not be fetched.
                     ended = error
                 except asyncio.CancelledError:
-                    # Closing the pool cancels a look-up of the host's address, and aiohttp passes
-                    # that on to those who wait for it, whom nobody has cancelled.
+                    # Closing the pool cancels a DNS lookup, and aiohttp raises that in every task
+                    # that waits for it.
                     if not http.closed or is_cancelled():
                         raise
-                    ended = BctrlNetworkError("the host's address was still being looked up")
+                    ended = BctrlNetworkError("the DNS lookup was still in progress")
                 finally:
-                    self._limiter.release(ended)
+                    self.limiter.release(ended)
                 was_sent, call.in_flight = call.in_flight, False
                 if not isinstance(ended, BctrlError):
                     self._quota.release()
@@ -160,12 +159,12 @@ class Sender:
                 if self.closed or not await self._wait_to_retry(call):
                     raise ended
                 http = self.open_pool()
-                await self._limiter.acquire(call.policy.max_throttle_wait, call.priority)
+                await self.limiter.acquire(call.policy.max_throttle_wait, call.priority)
         except BctrlError as error:
             call.annotate(error)
             raise
         finally:
-            # A traceback refers to this frame: an error kept in it would be a reference cycle.
+            # A traceback refers to this frame; an error kept in it would be a reference cycle.
             ended = None
 
     def _record_failure(self, call: Call[_T], error: BctrlError) -> None:
@@ -176,13 +175,13 @@ class Sender:
     def _wait_to_retry(self, call: Call[_T]) -> Awaitable[bool]:
         if call.wait_to_retry is not None:
             return call.wait_to_retry(call)
-        return call.back_off(self._limiter)
+        return call.back_off(self.limiter)
 
     def _attempt(
         self, call: Call[_T], http: aiohttp.ClientSession, key: _config.Secret | None
     ) -> Awaitable[_T | BctrlError]:
-        # A failed attempt is returned, not raised: a traceback would show the variables of the
-        # frames below, which may hold what the server sent back of the key.
+        # A failed attempt is returned, not raised: the frames of a traceback may hold parts of the
+        # key that the server echoed.
         url = self._url.with_path(call.path, encoded=True)
         if call.observer is not None or call.headers or key is not None:
             return self._observed_attempt(call, http, url, key)
@@ -193,7 +192,7 @@ class Sender:
     async def _observed_attempt(
         self, call: Call[_T], http: aiohttp.ClientSession, url: URL, key: _config.Secret | None
     ) -> _T | BctrlError:
-        """Make an attempt with headers of its own, and tell whoever watches it."""
+        """Make an attempt with its own headers, and notify the observer."""
         headers = self._headers.copy()
         headers.update(call.headers)
         if key is not None:
@@ -218,12 +217,11 @@ class Sender:
         return ended
 
     def _as_session_closed(self, ended: BctrlError) -> BctrlError:
-        """Name the reason, where it is that the session was closed under an attempt."""
-        broke_off = isinstance(ended, BctrlNetworkError) and ended.status is None
-        if not (self.closed and broke_off):
+        """Return a clearer error if the session was closed during an attempt."""
+        if not (self.closed and isinstance(ended, BctrlNetworkError) and ended.status is None):
             return ended
         closed = BctrlNetworkError(
-            "the session was closed while the call was under way",
+            "the session was closed during the call",
             advice="Close the session after its calls have ended",
             may_have_stopped=ended.may_have_stopped,
         )
@@ -231,10 +229,10 @@ class Sender:
         return closed
 
 
-async def _fetch_key(ask: KeyProvider, limit: aiohttp.ClientTimeout) -> _config.Secret:
+async def _fetch_key(provider: KeyProvider, limit: aiohttp.ClientTimeout) -> _config.Secret:
     try:
         async with asyncio.timeout(limit.total) as timeout:
-            key = ask()
+            key = provider()
             if inspect.isawaitable(key):
                 key = await key
             key = _config.Secret(key) if isinstance(key, str) else key
@@ -243,9 +241,9 @@ async def _fetch_key(ask: KeyProvider, limit: aiohttp.ClientTimeout) -> _config.
             raise
         if timeout.expired():
             raise BctrlTimeoutError(
-                f"the api_key function gave no key within {limit.total:g} s"
+                f"the api_key function returned no key within {limit.total:g} s"
             ) from error
-        # Its text is left to the cause: it may hold what the function was working with.
+        # The error's text stays in the cause: it may hold secrets of the function.
         raise BctrlConfigError(
             f"the api_key function raised {type(error).__name__}", advice="See the error's cause"
         ) from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
+from uuid import UUID
 
 import msgspec
 
+from bctrl_async._http.request import path_segment
 from bctrl_async._http.response import parse_runtime, parse_runtimes
 from bctrl_async.errors import BctrlResponseError
 
@@ -25,6 +27,7 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
     Args:
         name: The name in errors.
         method: The HTTP method.
+        suffix: The end of the path, after the alias; None for an operation on a whole workspace.
         parse: Parses the body of a 2xx response, given the status, the body and the
             `Authorization` header that was sent.
         max_body: The most bytes of that body that are read, after decompression.
@@ -32,6 +35,7 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
 
     name: str
     method: str
+    suffix: str | None
     parse: Callable[[int, bytes, str], _T | BctrlResponseError]
     max_body: int = MAX_BODY
 
@@ -40,10 +44,26 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
         """True if the operation can stop a runtime; the others only read."""
         return self.method == "POST"
 
+    def path(self, root: str, workspace_id: str | UUID, alias: str | None) -> str:
+        """Return the encoded path.
 
-STOP = Operation("stop", "POST", parse_runtime)
+        Args:
+            root: The path of the base URL.
+            workspace_id: The workspace's id.
+            alias: The runtime's alias, unless the operation is on a whole workspace.
+
+        Raises:
+            BctrlConfigError: As `path_segment` raises it.
+        """
+        path = f"{root}/workspaces/{path_segment(workspace_id, 'workspace id')}/runtimes"
+        if self.suffix is None:
+            return path
+        return f"{path}/{path_segment(alias, 'alias')}{self.suffix}"
+
+
+STOP = Operation("stop", "POST", "/stop", parse_runtime)
 """Contract: `runtimes-stop`."""
-GET = Operation("get", "GET", parse_runtime)
+GET = Operation("get", "GET", "", parse_runtime)
 """Contract errors.md: `runtimes-get`."""
-LIST = Operation("list", "GET", parse_runtimes, _MAX_LIST)
+LIST = Operation("list", "GET", None, parse_runtimes, _MAX_LIST)
 """Contract errors.md: `runtimes-list`."""

@@ -30,7 +30,7 @@ _RESERVED_HEADERS = frozenset(
 )
 
 
-def path_segment(value: str | UUID, name: str) -> str:
+def path_segment(value: str | UUID | None, name: str) -> str:
     r"""Percent-encode a workspace id or an alias as exactly one path segment.
 
     Args:

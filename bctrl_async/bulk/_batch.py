@@ -16,7 +16,6 @@ from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async._calls.observing import notify
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._run import Deliver, Run
-from bctrl_async.bulk._targets import Input
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.observer import Observer
@@ -33,34 +32,27 @@ OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
 class StopBatch(Coroutine[object, object, StopReport]):
     """A bulk stop, made by `BctrlSession.stop_runtimes`; it runs once.
 
-    Await it for its `StopReport`, or enter it and iterate over its outcomes as they come:
+    Await it for its `StopReport`, or enter it and iterate over its outcomes:
 
         async with session.stop_runtimes(targets) as batch:
             async for outcome in batch:
                 ...
 
-    Leaving the block ends the run if it has not ended; what is in flight is then cut off. The
-    attributes can be read at any time, and after the run they cover the whole of it, also where
-    it ended with an exception.
+    Leaving the block early cancels the run. The attributes can be read at any time, also after an
+    exception.
     """
 
     _runner: asyncio.Task[None]
 
     def __init__(
         self,
-        source: Input,
         run: Run,
         *,
-        check: Callable[[], object],
-        is_throttled: Callable[[], bool],
         open_journal: Callable[[], Journal] | None,
         on_outcome: OnOutcome | None,
         observer: Observer | None,
     ) -> None:
-        self._input = source
         self._run = run
-        self._check = check
-        self._is_throttled = is_throttled
         self._open_journal = open_journal
         self._observer = observer
         self._call_back = None if on_outcome is None else _callback(on_outcome)
@@ -71,57 +63,57 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     @property
     def counts(self) -> Counter[StopResult]:
-        """How many outcomes there are so far, by result."""
+        """The number of outcomes so far, by result."""
         return Counter(self._run.ledger.counts)
 
     @property
     def read(self) -> int:
-        """How many targets were read so far."""
-        return self._input.count
+        """The number of targets read so far."""
+        return self._run.source.count
 
     @property
     def total(self) -> int | None:
-        """How many targets there are, None where the input has no length."""
-        return self._input.length
+        """The number of targets, or None if the input has no length."""
+        return self._run.source.length
 
     @property
     def in_flight(self) -> int:
-        """How many requests are under way."""
+        """The number of requests in flight."""
         return self._run.in_flight
 
     @property
     def retries(self) -> int:
-        """Requests beyond the first of each target, of the outcomes so far."""
+        """The attempts beyond the first of each target that has its outcome."""
         return self._run.ledger.retries
 
     @property
     def is_throttled(self) -> bool:
-        """Whether the server's refusals hold the stops back at the moment."""
-        return self._is_throttled()
+        """True while the session slows down because of a 429 or 503."""
+        return self._run.sender.limiter.is_throttled
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether the server answers nobody at the moment, and is asked now and then."""
+        """True while the server answers nothing and is only probed."""
         return self._run.is_unanswered
 
     @property
     def report(self) -> StopReport:
-        """What became of the targets so far."""
-        return self._run.ledger.report(self._input.count)
+        """The report on the targets read so far."""
+        return self._run.ledger.report(self._run.source.count)
 
     def stop_reading(self) -> None:
-        """Begin no further targets; those that were begun get their outcome as usual.
+        """Begin no further targets; finish those that were begun.
 
-        What is left of an input with a length becomes `not_sent`; another one is read no further.
+        The rest of an input with a length becomes `not_sent`; any other input is read no further.
         """
         self._run.end_early(
             BctrlError("the run was asked to begin no more stops"), CancelLevel.READING
         )
 
     def abort(self) -> None:
-        """Wait for no answer any more: what is in flight becomes `unknown`, the rest `not_sent`.
+        """Abandon requests in flight (`unknown`) and send nothing more (`not_sent`).
 
-        Unlike cancellation it ends with the report, and every outcome is still handed over.
+        Unlike cancellation, the run still delivers every outcome and returns its report.
         """
         self._run.end_early(BctrlError("the run was aborted"), CancelLevel.IN_FLIGHT)
 
@@ -129,15 +121,15 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self._run_to_its_end().__await__()
 
     def send(self, value: object) -> object:
-        """Run on, as `asyncio.create_task` does with a coroutine."""
+        """Resume the run: the coroutine protocol of `asyncio.create_task`."""
         return self._coroutine().send(value)
 
     def throw(self, *error: Any) -> object:  # noqa: ANN401 - any of the signatures it has had.
-        """Raise an exception inside, as a task does that is cancelled."""
+        """Raise an exception in the run, as the cancellation of a task does."""
         return self._coroutine().throw(*error)
 
     def close(self) -> None:
-        """Give it up, as a task does that never started."""
+        """Close the run, as a task does that is cancelled before it starts."""
         self._started = True
         if self._whole is not None:
             self._whole.close()
@@ -149,7 +141,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self._whole
 
     def __del__(self) -> None:
-        # Without it where the constructor was not reached.
+        # The attribute is missing if the constructor was not reached.
         if not getattr(self, "_started", True):
             warnings.warn(
                 "a bulk stop was never awaited or entered: nothing was stopped",
@@ -181,12 +173,12 @@ class StopBatch(Coroutine[object, object, StopReport]):
     async def __anext__(self) -> StopOutcome:
         if self._outcomes is None:
             raise BctrlConfigError(
-                "the bulk stop was not entered", advice="Iterate inside `async with … as batch`"
+                "the bulk stop was not entered", advice="Iterate within `async with … as batch`"
             )
         outcome = await self._outcomes.get()
         if outcome is not None:
             return outcome
-        self._outcomes.put_nowait(None)  # For whoever asks again.
+        self._outcomes.put_nowait(None)  # The end, for further readers.
         self._raise_error()
         raise StopAsyncIteration
 
@@ -202,7 +194,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
                 "the bulk stop has run already",
                 advice="Read its .report, or call stop_runtimes again for another run",
             )
-        self._check()
+        self._run.sender.open_pool()
         self._run.ledger.begin()
 
     async def _run_to_its_end(self) -> StopReport:
@@ -244,7 +236,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
             if ledger.ended_early is not None:
                 _log.warning(
                     "a bulk stop ended early, with %d targets read and %d of them not settled: %s",
-                    self._input.count,
+                    self._run.source.count,
                     len(ledger.failures),
                     ledger.ended_early.summary,
                 )

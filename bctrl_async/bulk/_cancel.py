@@ -12,7 +12,7 @@ from bctrl_async.models import Runtime
 
 
 class CancelLevel(IntEnum):
-    """How much of a run is cancelled. Each level includes those before it."""
+    """The extent of a cancellation. Each level includes those before it."""
 
     READING = 0
     """No further target is begun; those that were begun are stopped as usual."""

@@ -1,7 +1,7 @@
 """The run of a bulk stop: workers that pull targets, and the ways in which they end early.
 
-Every target that is read gets exactly one outcome. A worker that is cancelled records the target
-it was at; the rest of a finite input is recorded as `not_sent`.
+Every item that is read gets exactly one outcome. A cancelled worker still records its target, and
+the rest of a finite input is recorded as `not_sent`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import msgspec
 
 from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.observing import notify
+from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy
+from bctrl_async._calls.sender import Sender
 from bctrl_async._http.operations import STOP
-from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel, Worker
 from bctrl_async.bulk._ledger import Ledger
@@ -44,35 +45,34 @@ class Run:
 
     Args:
         source: The targets.
-        make_call: Makes the call of a target; raises BctrlConfigError for an invalid one.
-        make_poll: Makes the call that polls a target; None without `verify=`.
-        request: Sends a call, with its retries.
-        limiter: The limiter of the attempts.
-        breaker: Decides about retries.
+        sender: Sends the calls.
+        make_call: Makes the call of a target; raises BctrlConfigError if the target is invalid.
+        make_poll: Makes the call that polls a target; None to verify nothing.
+        policy: The retry policy.
         concurrency: The number of workers.
         deadline: Seconds until the run is aborted, or None.
 
     Attributes:
+        source: The targets.
+        sender: The sender.
         ledger: The outcomes so far.
     """
 
     def __init__(
         self,
         source: Input,
+        sender: Sender,
         *,
-        make_call: Callable[[RuntimeRef], Call[Runtime]],
-        make_poll: Callable[[RuntimeRef], Call[Runtime]] | None,
-        request: Callable[[Call[Runtime]], Awaitable[Runtime]],
-        limiter: Limiter,
-        breaker: CircuitBreaker,
+        make_call: Callable[[str, str], Call[Runtime]],
+        make_poll: Callable[[str, str], Call[Runtime]] | None,
+        policy: RetryPolicy,
         concurrency: int,
         deadline: float | None,
     ) -> None:
-        self._input = source
+        self.source: Input = source
+        self.sender: Sender = sender
         self._make_call = make_call
-        self._request = request
-        self._limiter = limiter
-        self._breaker = breaker
+        self._breaker = CircuitBreaker(sender.limiter, policy, deadline or BULK_PATIENCE)
         self._deadline = deadline
         self._workers = [Worker() for _ in range(concurrency)]
         self._tasks: list[asyncio.Task[None]] = []
@@ -114,10 +114,10 @@ class Run:
         leaves_stops = level is not CancelLevel.READING and any(
             worker.is_stopping for worker in self._workers
         )
-        if self.ledger.ended_early is None and (leaves_stops or not self._input.exhausted):
+        if self.ledger.ended_early is None and (leaves_stops or not self.source.exhausted):
             self.ledger.ended_early = reason
-        if not self._input.can_drain:
-            self._input.closed = True
+        if not self.source.can_drain:
+            self.source.closed = True
         if self._level is None or level > self._level:
             self._level, self._reason = level, reason
             # One for all: there may be a million of them.
@@ -156,8 +156,8 @@ class Run:
         finally:
             if timer is not None:
                 timer.cancel()
-        error = self._failure or self._input.error
-        if self._input.error is not None and self.ledger.ended_early is None:
+        error = self._failure or self.source.error
+        if self.source.error is not None and self.ledger.ended_early is None:
             raised = BctrlError(f"the input raised {type(error).__name__}")
             self.ledger.ended_early = error if isinstance(error, BctrlError) else raised
         if error is not None:
@@ -181,10 +181,10 @@ class Run:
 
     def _pending_tasks(self) -> list[asyncio.Task[None]]:
         tasks = [task for task in self._tasks if not task.done()]
-        if not tasks and not self._input.closed:
+        if not tasks and not self.source.closed:
             # All workers were cancelled from outside: another one records the rest.
             self._cancel()
-            if self._input.can_drain:
+            if self.source.can_drain:
                 self._tasks = tasks = [self._start(partial(self._work, Worker()))]
         return tasks + ([] if self._verifier is None else self._verifier.tasks)
 
@@ -216,10 +216,10 @@ class Run:
                 await asyncio.sleep(0)
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
-        if not self._input.is_async:
-            return self._input.next_nowait()
+        if not self.source.is_async:
+            return self.source.next_nowait()
         with worker.scope(CancelLevel.READING):
-            return await self._input.next()
+            return await self.source.next()
         return None
 
     async def _deliver_outcome(self, worker: Worker, outcome: StopOutcome) -> None:
@@ -235,7 +235,7 @@ class Run:
         except BctrlError as error:
             return self._reject(index, best_effort_ref(item), error)
         try:
-            call = self._make_call(target)
+            call = self._make_call(*target)
         except BctrlConfigError as error:
             annotate(error, STOP.name, *target)
             return self._reject(index, target, error)
@@ -312,8 +312,8 @@ class Run:
         try:
             with worker.scope(CancelLevel.WAITING):
                 if delay:
-                    await self._limiter.sleep(delay)
-                ended = await self._request(call)
+                    await self.sender.limiter.sleep(delay)
+                ended = await self.sender.request(call)
         except BctrlError as error:
             # The frames that a traceback holds are much for a hundred thousand failures.
             ended = error.with_traceback(None)

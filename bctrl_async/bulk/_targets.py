@@ -1,4 +1,4 @@
-"""The input of a bulk stop: any iterable of targets, read one at a time."""
+"""The input of a bulk stop: any iterable of targets, read one item at a time."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _PAIR = 2
 
 
 class Input:
-    """Reads targets one by one, for any number of readers.
+    """An input that any number of workers read.
 
     Args:
-        targets: What is read.
+        targets: The targets.
 
     Attributes:
-        count: How many were read.
-        error: What the input raised, if it did; nothing is read after it.
-        closed: Whether nothing more is read.
-        length: How many there are, None where the input has no length.
+        count: The number of items read.
+        error: The error that the input raised, or None.
+        closed: True once nothing more is read.
+        length: The number of items, None if unknown.
 
     Raises:
-        BctrlConfigError: It cannot be iterated over, or is itself a target.
+        BctrlConfigError: `targets` cannot be iterated over, or is a single target.
     """
 
     def __init__(self, targets: Targets) -> None:
@@ -52,7 +52,7 @@ class Input:
         if isinstance(targets, str | bytes | Mapping | RuntimeRef):
             raise BctrlConfigError(
                 f"targets is a {type(targets).__name__}",
-                advice="Pass an iterable of (workspace id, alias), also for one",
+                advice="Pass an iterable of (workspace id, alias), also for one target",
             )
         if isinstance(targets, AsyncIterable):
             self._awaited = aiter(targets)
@@ -68,26 +68,26 @@ class Input:
         self.count: int = 0
         self.error: BaseException | None = None
         self.closed: bool = False
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     @property
     def can_drain(self) -> bool:
-        """Whether its rest can be read, for the account, without end or delay."""
+        """True if the rest can be read without waiting, and has an end."""
         return self._plain is not None and self.length is not None
 
     @property
     def exhausted(self) -> bool:
-        """Whether every target was read."""
+        """True once every item was read."""
         return self.closed if self.length is None else self.count >= self.length
 
     @property
     def is_async(self) -> bool:
-        """Whether a target may have to be waited for."""
+        """True if the next item may have to be awaited."""
         return self._awaited is not None
 
     async def next(self) -> tuple[int, object] | None:
-        """Wait for the next item; return it and its index, None at the end."""
-        async with self._turn:
+        """Return the index of the next item and the item, or None at the end."""
+        async with self._lock:
             if self.closed or self._awaited is None:
                 return None
             try:
@@ -101,7 +101,7 @@ class Input:
             return self._counted(item)
 
     def next_nowait(self) -> tuple[int, object] | None:
-        """Do the same with an input that need not be waited for."""
+        """Return the next item, as `next` does, of an input that is not async."""
         if self.closed or self._plain is None:
             return None
         try:
@@ -119,7 +119,7 @@ class Input:
         return self.count - 1, item
 
     def _fail_unless_cancelled(self, error: BaseException) -> None:
-        """Fail with an error, but raise it if it ends the reading task."""
+        """Close the input with its error, but raise the cancellation of the reading task."""
         if isinstance(error, GeneratorExit) or (
             isinstance(error, asyncio.CancelledError) and is_cancelled()
         ):
@@ -127,7 +127,7 @@ class Input:
         self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """Close the input with the error that it raised."""
+        """Close the input with its error."""
         if isinstance(error, asyncio.CancelledError):
             error = as_failure(error, "the input")
         self.error = error
@@ -135,51 +135,52 @@ class Input:
 
 
 class Listing(Input):
-    """An input that is a list, but has to be asked for first; its reading can be interrupted.
+    """An input that is fetched as a list when its first item is read.
 
     Args:
-        ask: Called once, when the first target is to be read.
+        fetch: Called once for the list.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[Sequence[object]]]) -> None:
+    def __init__(self, fetch: Callable[[], Awaitable[Sequence[object]]]) -> None:
         super().__init__(())
         self.length = None
-        self._ask: Callable[[], Awaitable[Sequence[object]]] | None = ask
+        self._fetch: Callable[[], Awaitable[Sequence[object]]] | None = fetch
 
     @property
     def can_drain(self) -> bool:
-        """Whether it is there."""
+        """True once the list is fetched."""
         return not self.is_async
 
     @property
     def is_async(self) -> bool:
-        """Whether it has to be waited for."""
-        return self._ask is not None
+        """True until the list is fetched."""
+        return self._fetch is not None
 
     async def next(self) -> tuple[int, object] | None:
-        """Wait for the list; return its next item and its index, None at the end."""
-        async with self._turn:
-            if self._ask is None or self.closed:
+        """Return the index of the next item and the item, or None at the end."""
+        async with self._lock:
+            if self._fetch is None or self.closed:
                 return self.next_nowait()
             try:
-                items = await self._ask()
+                items = await self._fetch()
             except BaseException as error:  # noqa: BLE001 - the run raises it.
                 self._fail_unless_cancelled(error)
                 return None
-            self._ask, self._plain, self.length = None, iter(items), len(items)
+            self._fetch, self._plain, self.length = None, iter(items), len(items)
             return self.next_nowait()
 
 
 def as_target(item: object) -> RuntimeRef:
-    """Return the target that an item is.
+    """Return an item as a target.
 
-    Any pair will do, so that the rows of a CSV file or of a database are targets.
+    Any pair is a target, such as a row of a CSV file or of a database.
 
     Raises:
-        BctrlConfigError: It is not a pair of texts.
+        BctrlConfigError: The item is not a pair of strings.
+        BctrlResponseError: The item is a listed runtime that could not be parsed.
     """
     if type(item) is RuntimeRef or type(item) is tuple:
-        # What nearly every item is, found at a third of the cost.
+        # Nearly every item is one of these, and found at a third of the cost.
         match item:
             case (workspace_id, alias) if type(workspace_id) is str and type(alias) is str:
                 return RuntimeRef(workspace_id, alias)
@@ -189,14 +190,13 @@ def as_target(item: object) -> RuntimeRef:
     if type(item) is BctrlResponseError:
         raise item
     raise BctrlConfigError(
-        f"{_shown(item)} is no target",
-        advice="Give a pair of texts: (workspace id, alias)",
+        f"invalid target {_shown(item)}: expected (workspace id, alias)",
         reason_class="invalid_input",
     )
 
 
 def best_effort_ref(item: object) -> RuntimeRef:
-    """Return what comes closest to a target, for the account of an item that is none."""
+    """Return the closest reference to an item that is not a valid target."""
     if type(item) is BctrlResponseError:
         return RuntimeRef(item.workspace_id or "", item.alias or "")
     match _parts(item):
@@ -206,7 +206,7 @@ def best_effort_ref(item: object) -> RuntimeRef:
 
 
 def _parts(item: object) -> tuple[object, ...]:
-    # A row that is read late may raise anything when it is looked at, and is no target then.
+    # A lazily loaded row may raise on access; treat it as invalid.
     with suppress(Exception):
         if isinstance(item, str | bytes | Mapping | AbstractSet):
             return ()
@@ -220,13 +220,12 @@ def _as_text(value: object) -> str:
 
 
 def _plain(value: object) -> str:
-    # As plain text, which msgspec can write, and not by str(): of an enum's member that is its
-    # name in the program.
+    # Plain text, which msgspec can encode; str() of an enum's member may be its Python name.
     return str.__str__(value) if isinstance(value, str) else str(value)
 
 
 def _shown(value: object) -> str:
     try:
         return reprlib.repr(value)
-    except Exception:  # noqa: BLE001 - a proxy of something lost raises what it likes.
+    except Exception:  # noqa: BLE001 - a proxy object may raise anything.
         return f"<{type(value).__name__}>"

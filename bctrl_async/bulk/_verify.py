@@ -14,7 +14,7 @@ from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
 from bctrl_async.bulk._cancel import Worker
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import BctrlError, BctrlNotFoundError
-from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
+from bctrl_async.models import Runtime, RuntimeStatus
 from bctrl_async.observer import CallObserver, ReadObserver, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, result_of
 
@@ -115,7 +115,7 @@ class Verifier:
         self,
         ledger: Ledger,
         *,
-        make_poll: Callable[[RuntimeRef], Call[Runtime]],
+        make_poll: Callable[[str, str], Call[Runtime]],
         send: Callable[[Worker, Call[Runtime], float], Awaitable[Runtime | BctrlError]],
         may_send: Callable[[], bool],
         deadline: float | None,
@@ -187,7 +187,7 @@ class Verifier:
             delay = schedule.delay(polled, loop.time())
             if delay is None:
                 break
-            call = self._make_poll(pending.outcome.target)
+            call = self._make_poll(*pending.outcome.target)
             call.observer = observer
             polled = await self._send(worker, call, delay)
             settled = outcome_after_poll(pending.outcome, polled)
