@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from types import TracebackType, UnionType
+from types import UnionType
 from typing import Self, TypeVar
 from uuid import UUID
 
@@ -158,12 +158,7 @@ class BctrlSession:
         self._sender.open_pool()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         await self.close()
 
     @property

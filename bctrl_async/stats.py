@@ -42,8 +42,6 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
 class Tally:
     """The counters behind `SessionStats`, updated by the sender."""
 
-    __slots__ = ("attempts", "failed", "retries", "succeeded")
-
     def __init__(self) -> None:
         self.attempts: int = 0
         self.retries: int = 0

@@ -91,8 +91,6 @@ class RetryQuota:
     retry takes one; each failure adds a tenth.
     """
 
-    __slots__ = ("_tokens",)
-
     _INITIAL, _MAX, _PER_FAILURE = 10.0, 100.0, 0.1
 
     def __init__(self) -> None:
@@ -112,7 +110,7 @@ class RetryQuota:
         return True
 
 
-class RetryState:
+class RetryState(msgspec.Struct):
     """The retries of one call: its failures so far, and the delay before the next attempt.
 
     Args:
@@ -120,56 +118,38 @@ class RetryState:
         quota: The quota shared by all calls of a session.
         uniform: The source of jitter.
         reads: True for a GET.
-
-    Attributes:
-        throttled: The number of attempts answered with 429 or 503.
+        attempts: The number of failed attempts.
+        failures: Those of them that cost one of the policy's attempts.
+        throttled: Those of them that were answered with 429 or 503.
+        patience_ends: The time at which the patience ends, once an attempt was throttled.
+        last_failures: The errors of the last attempts.
+        may_have_stopped: True if one of the attempts may have stopped the runtime.
+        status: The last status that the server answered with.
     """
 
-    __slots__ = (
-        "_attempts",
-        "_failed",
-        "_failures",
-        "_may_have_stopped",
-        "_patience",
-        "_patience_ends",
-        "_policy",
-        "_quota",
-        "_reads",
-        "_status",
-        "_uniform",
-        "throttled",
+    policy: RetryPolicy
+    quota: RetryQuota
+    uniform: Callable[[float, float], float] = random.uniform
+    reads: bool = False
+    attempts: int = 0
+    failures: int = 0
+    throttled: int = 0
+    patience_ends: float | None = None
+    last_failures: deque[BctrlError] = msgspec.field(
+        default_factory=lambda: deque(maxlen=_MAX_NOTES)
     )
-
-    def __init__(
-        self,
-        policy: RetryPolicy,
-        quota: RetryQuota,
-        uniform: Callable[[float, float], float] = random.uniform,
-        *,
-        reads: bool = False,
-    ) -> None:
-        self._policy = policy
-        self._reads = reads
-        self._quota = quota
-        self._uniform = uniform
-        self._failures = 0
-        self._patience = policy.max_throttle_wait
-        self._patience_ends: float | None = None
-        self._attempts = 0
-        self._failed: deque[BctrlError] = deque(maxlen=_MAX_NOTES)
-        self._may_have_stopped = False
-        self._status: int | None = None
-        self.throttled: int = 0
+    may_have_stopped: bool = False
+    status: int | None = None
 
     def record(self, error: BctrlError) -> None:
         """Record a failed attempt."""
-        self._attempts += 1
-        self._may_have_stopped |= error.may_have_stopped
-        self._status = error.status or self._status
-        self._failed.append(error)
+        self.attempts += 1
+        self.may_have_stopped |= error.may_have_stopped
+        self.status = error.status or self.status
+        self.last_failures.append(error)
         self.throttled += error.status in THROTTLED
         if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
-            self._quota.release()
+            self.quota.release()
 
     def delay(self, now: float) -> float | None:
         """Return the seconds until the next attempt, or None to give up.
@@ -177,33 +157,35 @@ class RetryState:
         Args:
             now: The time of a monotonic clock, in seconds.
         """
-        error = self._failed[-1]
-        if not is_transient(error, self._policy.statuses, reads=self._reads):
+        error = self.last_failures[-1]
+        if not is_transient(error, self.policy.statuses, reads=self.reads):
             return None
         if error.status in THROTTLED:
             return self._delay_throttled(error.retry_after, now)
-        self._failures += 1
-        if self._failures >= self._policy.attempts:
+        self.failures += 1
+        if self.failures >= self.policy.attempts:
             return None
-        if (error.retry_after or 0.0) > self._patience:
+        if (error.retry_after or 0.0) > self.policy.max_throttle_wait:
             self._advise_to_wait(error)
             return None
-        if not self._quota.acquire():
+        if not self.quota.acquire():
             error.advice = "Not retried: the retry quota is exhausted. Call again later"
             return None
-        backoff = self._policy.backoff(self._failures, self._uniform)
+        backoff = self.policy.backoff(self.failures, self.uniform)
         return max(error.retry_after or 0.0, backoff)
 
     @property
     def last_failure(self) -> BctrlError | None:
         """The error of the last attempt."""
-        return self._failed[-1] if self._failed else None
+        return self.last_failures[-1] if self.last_failures else None
 
     def annotate(self, error: BctrlError) -> None:
         """Add the earlier attempts to the error that ends the call."""
-        error.may_have_stopped |= self._may_have_stopped
-        error.status = error.status or self._status
-        for number, failed in enumerate(self._failed, self._attempts - len(self._failed) + 1):
+        error.may_have_stopped |= self.may_have_stopped
+        error.status = error.status or self.status
+        for number, failed in enumerate(
+            self.last_failures, self.attempts - len(self.last_failures) + 1
+        ):
             if failed is not error:
                 error.add_note(f"attempt {number}: {failed.summary}")
 
@@ -211,16 +193,16 @@ class RetryState:
         error.advice = f"Call again in {error.retry_after:.0f} s (Retry-After), or raise patience"
 
     def _delay_throttled(self, retry_after: float | None, now: float) -> float | None:
-        if self._patience_ends is None:
-            self._patience_ends = now + self._patience
-        left = self._patience_ends - now
+        if self.patience_ends is None:
+            self.patience_ends = now + self.policy.max_throttle_wait
+        left = self.patience_ends - now
         if left <= 0:
             return None
         if (retry_after or 0.0) > left:
             # A retry before Retry-After would only add to the server's load.
-            self._advise_to_wait(self._failed[-1])
+            self._advise_to_wait(self.last_failures[-1])
             return None
-        jitter = min(self._policy.backoff(self.throttled, self._uniform), left)
+        jitter = min(self.policy.backoff(self.throttled, self.uniform), left)
         return max(retry_after or 0.0, jitter)
 
 

@@ -35,8 +35,6 @@ class RefusalBaseline:
     while, throttling up to that share is then no reason to slow down.
     """
 
-    __slots__ = ("_expires", "_hold", "_responses", "_share", "_steps", "_throttled")
-
     def __init__(self) -> None:
         self._responses = 0
         self._throttled = 0

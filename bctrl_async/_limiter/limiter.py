@@ -44,19 +44,6 @@ class Limiter:
         answers: The number of attempts that the API itself has answered.
     """
 
-    __slots__ = (
-        "_closed",
-        "_free",
-        "_queues",
-        "_rate",
-        "_shortest_max_wait",
-        "_sleepers",
-        "_throttled_since",
-        "_timer",
-        "answers",
-        "limit",
-    )
-
     def __init__(self, limit: int, rate: AdaptiveRate) -> None:
         self.limit: int = limit
         self.answers: int = 0

@@ -55,23 +55,6 @@ class AdaptiveRate:
         is_throttled: True while throttling limits the rate.
     """
 
-    __slots__ = (
-        "_baseline",
-        "_cap",
-        "_deliveries",
-        "_epoch_rate",
-        "_epoch_start",
-        "_k",
-        "_next_start",
-        "_peak",
-        "_stepped_at",
-        "_throttled_at",
-        "_window",
-        "_window_full_at",
-        "closed_until",
-        "is_throttled",
-    )
-
     def __init__(self, cap: float | None = None) -> None:
         self._cap = math.inf if cap is None else cap
         self._deliveries: deque[float] = deque(maxlen=_MAX_SAMPLES)

@@ -9,7 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Self
 
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
@@ -156,15 +155,10 @@ class StopBatch(Coroutine[object, object, StopReport]):
         self._runner = asyncio.create_task(self._run_for_iteration(self._outcomes))
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         self._runner.cancel()
         await wait_shielded(self._runner)
-        if exc is None:
+        if exc_type is None:
             self._raise_error()
 
     def __aiter__(self) -> Self:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from enum import IntEnum
-from types import TracebackType
 from typing import Self
 
 from bctrl_async._calls.call import Call
@@ -51,12 +50,7 @@ class CancelScope:
             self._cancel_called = True
             self._task.cancel()
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> bool:
         task, self._task = self._task, None
         if task is not None and self._cancel_called:
             # A cancellation from outside the scope remains in the count, and propagates.
