@@ -156,11 +156,11 @@ class Run:
         finally:
             if timer is not None:
                 timer.cancel()
-        error = self._failure or self.source.error
-        if self.source.error is not None and self.ledger.ended_early is None:
-            raised = BctrlError(f"the input raised {type(error).__name__}")
-            self.ledger.ended_early = error if isinstance(error, BctrlError) else raised
-        if error is not None:
+        failed = self.source.error
+        if failed is not None and self.ledger.ended_early is None:
+            raised = BctrlError(f"the input raised {type(failed).__name__}")
+            self.ledger.ended_early = failed if isinstance(failed, BctrlError) else raised
+        if (error := self._failure or failed) is not None:
             raise error
 
     async def _wait_for_tasks(self) -> None:
