@@ -1,4 +1,4 @@
-"""How Sphinx builds these pages: `sphinx-build -nW docs docs/_build`."""
+"""The configuration of Sphinx: `sphinx-build -nW docs docs/_build`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ html_show_sourcelink = False
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
-# In the docstrings, single backticks are code.
+# In our docstrings, single backticks are code.
 default_role = "code"
 autodoc_class_signature = "mixed"
 autodoc_member_order = "bysource"
@@ -45,7 +45,7 @@ napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 60
 
-# The pages are built without a network, so other projects' names stay without a link.
+# Without intersphinx, which needs a network, names of other projects have no target.
 nitpick_ignore_regex = [
     (
         r"py:.*",
@@ -60,19 +60,19 @@ _COLON = "\N{PRESENTATION FORM FOR VERTICAL COLON}"
 def _prepare(
     _app: Sphinx, what: str, _name: str, _object: object, _options: object, lines: list[str]
 ) -> None:
-    """Make reStructuredText of what our docstrings write more plainly."""
+    """Convert our docstrings to reStructuredText."""
     prepared: list[str] = []
     in_returns = False
     for number, line in enumerate(lines):
-        # An example is only indented.
+        # In our docstrings, a code block is only indented.
         before = next((text for text in reversed(lines[:number]) if text.strip()), "")
         is_block = line.startswith("    ") and not lines[number - 1].strip()
         if is_block and not before.startswith(" "):
             language = "text" if any("├" in text for text in lines[number:]) else "python"
             prepared += [f".. code-block:: {language}", ""]
-        # A plural such as `Struct`s.
+        # Escape a plural such as `Struct`s.
         plural = re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", line)
-        # Napoleon would take what stands before a colon for a type.
+        # Napoleon takes text before a colon for a type.
         in_returns = line == "Returns:" or (in_returns and line.startswith("    "))
         is_type = in_returns and line != "Returns:"
         is_type |= number == 0 and what in {"attribute", "data", "property"}
@@ -87,6 +87,6 @@ def _restore(
 
 
 def setup(app: Sphinx) -> None:
-    """Connect what goes before and after napoleon."""
+    """Connect the handlers that run before and after napoleon."""
     app.connect("autodoc-process-docstring", _prepare, priority=100)
     app.connect("autodoc-process-docstring", _restore, priority=900)
