@@ -35,9 +35,9 @@ class StopResult(StrEnum):
     NOT_FOUND = "not_found"
     """The workspace or alias is unknown."""
     REJECTED = "rejected"
-    """The server rejected the stop, or the target is invalid."""
+    """The server rejected or throttled the stop to the end, or the target is invalid."""
     NOT_SENT = "not_sent"
-    """The stop was never sent, or only throttled before the run ended."""
+    """The server received no request."""
     UNKNOWN = "unknown"
     """A request was sent but no answer settled it: the runtime may have stopped."""
 
