@@ -31,7 +31,7 @@ from bctrl_async import (
     __version__,
     cli,
 )
-from bctrl_async.cli import _app, _demo, _find, _output, _progress, _run
+from bctrl_async.cli import _demo, _emulator, _find, _output, _progress, _run
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 
@@ -1249,7 +1249,7 @@ async def test_a_deadline_that_has_just_passed_accounts_for_all(
     emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 1000, 100))
-    monkeypatch.setattr("bctrl_async.cli._app.time", Mock(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("bctrl_async.cli._stop.time", Mock(monotonic=lambda: next(clock)))
     code, out, _ = await command(*STOP_ALL, "--deadline", "50")
     assert code == 1
     assert re.search(r"s: .*3 (not_sent|unknown)$", out.splitlines()[-1])
@@ -1645,7 +1645,7 @@ async def test_the_emulator_refuses_what_comes_faster_than_it_is_told_to_take(
         url = (await process.stdout.readline()).decode()
     monkeypatch.setenv("BCTRL_BASE_URL", url.strip().partition("=")[2])
 
-    aliases = _demo.aliases(10)
+    aliases = _emulator.aliases(10)
     code, out, _ = await command("stop", "--json", "demo", *aliases)
 
     process.terminate()
@@ -1689,7 +1689,7 @@ async def test_a_port_in_use_is_named_with_the_way_out(
     ],
 )
 def test_where_to_call_is_an_address_that_can_be_called(url: str, shown: str) -> None:
-    assert _app._callable(url) == shown
+    assert _emulator._callable(url) == shown
 
 
 # The demonstration

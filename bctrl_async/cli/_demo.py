@@ -2,15 +2,16 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli import _output
+from bctrl_async.cli._emulator import KEY, WORKSPACE, aliases
+from bctrl_async.cli._options import FAILED, check_runtimes, option
 from bctrl_async.cli._run import Ended, stop
 from bctrl_async.emulator import Emulator, Fault
 
-WORKSPACE = "demo"
-KEY = "emulator-key"
 _IN_FLIGHT = 40
 _RETRY = RetryPolicy(attempts=4, base=0.05, cap=0.4)
 _RATE_LIMIT = 100.0
@@ -24,9 +25,18 @@ _FAULTS = {
 }
 
 
-def aliases(count: int) -> Iterator[str]:
-    """Name this many runtimes."""
-    return (f"runtime-{number:04}" for number in range(1, count + 1))
+def demo(
+    *,
+    runtimes: Annotated[int, option("How many to stop; default 300.", "N")] = 300,
+    seed: Annotated[int, option("What the faults are drawn from; default 4.", "N")] = 4,
+) -> int:
+    """Watch many stops on a misbehaving server; no key, no network.
+
+    A local emulator answers late, refuses, fails and drops connections. At the end its own state
+    is compared with what was reported; the exit code is 0 if they agree.
+    """
+    check_runtimes(runtimes, at_least=1)
+    return 0 if run(runtimes, seed) else FAILED
 
 
 def run(runtimes: int, seed: int) -> bool:
