@@ -31,7 +31,7 @@ from bctrl_async import (
     __version__,
     cli,
 )
-from bctrl_async.cli import _demo, _emulator, _find, _output, _progress, _run
+from bctrl_async.cli import _demo, _emulator, _find, _options, _output, _progress, _run
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 
@@ -49,7 +49,13 @@ Process = asyncio.subprocess.Process
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BCTRL_BASE_URL", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    for name in (
+        "BCTRL_BASE_URL",
+        "FORCE_COLOR",
+        "GITHUB_ACTIONS",  # There typer colors its help.
+        "TTY_COMPATIBLE",
+        "TTY_INTERACTIVE",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("COLUMNS", "80")
@@ -999,7 +1005,7 @@ async def test_what_was_settled_before_is_shown_after_a_second_ctrl_c_too(
     [
         (("--from", "a", "--from", "b"), "give --from once, with the name of a file or -"),
         (("--from", ""), "give --from once, with the name of a file or -"),
-        (("--journal", "", "ws", "a"), "--journal is empty: give the name of a file"),
+        (("--journal", "", "ws", "a"), "Invalid value for '--journal': it is empty"),
     ],
 )
 async def test_a_name_that_is_missing_or_one_too_many_is_a_mistake(
@@ -1394,7 +1400,7 @@ async def test_what_the_server_left_open_is_verified(
     [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1.5d", 129_600)],
 )
 def test_an_age_has_the_unit_that_it_says(age: str, seconds: float) -> None:
-    assert _find.condition(None, None, age).older_than == seconds
+    assert _options.parse_age(age) == seconds
 
 
 # What a user gets wrong
@@ -1412,15 +1418,15 @@ def test_an_age_has_the_unit_that_it_says(age: str, seconds: float) -> None:
         ("stop --nosuch ws a", "No such option: --nosuch"),
         ("stop --api-key k ws a", "No such option: --api-key"),
         ("stop --timeout soon ws a", "Invalid value for '--timeout': "),
-        ("stop --timeout 0 ws a", "--timeout is 0.0: give seconds above 0"),
-        ("stop --concurrency 0 ws a", "--concurrency is 0: give a whole number from 1"),
+        ("stop --timeout 0 ws a", "Invalid value for '--timeout': 0.0 is not a positive number"),
+        ("stop --concurrency 0 ws a", "Invalid value for '--concurrency': "),
         ("stop --concurrency few ws a", "Invalid value for '--concurrency': "),
         ("stop --max-connections 1 ws a", "No such option: --max-connections"),
-        ("stop --rate 0 ws a", "--rate is 0.0: give a number above 0"),
-        ("stop --rate nan ws a", "--rate is nan: give a number above 0"),
+        ("stop --rate 0 ws a", "Invalid value for '--rate': 0.0 is not a positive number"),
+        ("stop --rate nan ws a", "Invalid value for '--rate': nan is not a positive number"),
         ("stop --rate fast ws a", "Invalid value for '--rate': "),
-        ("stop --deadline 0 ws a", "--deadline is 0.0: give seconds above 0"),
-        ("stop --deadline -1 ws a", "--deadline is -1.0: give seconds above 0"),
+        ("stop --deadline 0 ws a", "Invalid value for '--deadline': 0.0 is not a positive"),
+        ("stop --deadline -1 ws a", "Invalid value for '--deadline': -1.0 is not a positive"),
         ("stop --deadline soon ws a", "Invalid value for '--deadline': "),
         ("stop --workspace ws", "--workspace needs --all"),
         ("stop --all", "--all, --status, --kind and --older-than need --workspace"),
@@ -1428,24 +1434,35 @@ def test_an_age_has_the_unit_that_it_says(age: str, seconds: float) -> None:
         ("stop --workspace ws --all --yes ws a", "give --workspace without ALIASes and --from"),
         ("stop --workspace ws --all --yes --from f", "give --workspace without ALIASes and --from"),
         ("stop --workspace ws --all", "there is no terminal to ask on: give --yes to stop without"),
-        ("stop --workspace ws --all --yes --deadline 0", "--deadline is 0.0: give seconds above 0"),
-        ("stop --workspace ws --all --yes --deadline inf", "--deadline is inf: give seconds above"),
-        ("stop --workspace ws --all --yes --older-than soon", "--older-than is 'soon': give such"),
-        ("stop --workspace .. --all --yes", "workspace id '..' could be taken for a path: remove"),
-        ("list", "nothing to list: give a WORKSPACE"),
-        ("list --older-than 0m ws", "--older-than is '0m': give such as 90s, 15m, 2h, 1d"),
-        ("list --timeout 0 ws", "--timeout is 0.0: give seconds above 0"),
-        ("stop --base-url nosuch ws a", "--base-url is not a URL such as https://api.bctrl.ai: "),
+        ("stop --workspace ws --all --yes --deadline 0", "'--deadline': 0.0 is not a positive"),
+        ("stop --workspace ws --all --yes --deadline inf", "'--deadline': inf is not a positive"),
+        ("stop --workspace ws --all --yes --older-than soon", "'--older-than': 'soon' is not an"),
+        ("stop --workspace .. --all --yes", "workspace id '..' could be taken for a path: pass"),
+        ("list", "Missing argument 'WORKSPACE'"),
+        ("list --older-than 0m ws", "'0m' is not an age such as 90s, 15m, 2h or 1d"),
+        ("list --timeout 0 ws", "Invalid value for '--timeout': 0.0 is not a positive number"),
+        (
+            "stop --base-url nosuch ws a",
+            "--base-url or BCTRL_BASE_URL is not a URL such as https://",
+        ),
         ("stop --base-url http://bctrl.test ws a", "would send the API key unencrypted: use https"),
-        ("emulator --fault nosuch=1", "--fault nosuch=1 names no fault: give such as "),
-        ("emulator --fault hang", "--fault hang is no NAME=PROBABILITY: give such as "),
-        ("emulator --fault hang=2", "faults has hang at 2.0: give a probability of 0 to 1"),
-        ("emulator --rate-limit 0", "rate_limit is 0.0: give stops a second, above 0"),
+        ("emulator --fault nosuch=1", "'--fault': 'nosuch=1' names no fault: give such as "),
+        ("emulator --fault hang", "'--fault': 'hang' is not NAME=PROBABILITY: give such as "),
+        ("emulator --fault hang=2", "'--fault': 'hang=2' is not NAME=PROBABILITY: give such as "),
+        (
+            "emulator --fault hang=.6 --fault accepted=.6",
+            "Invalid value for '--fault': faults add up ",
+        ),
+        (
+            "emulator --rate-limit 0",
+            "Invalid value for '--rate-limit': 0.0 is not a positive number",
+        ),
         ("emulator --rate-limit some", "Invalid value for '--rate-limit': "),
-        ("emulator --port 65536", "port is 65536: give 0 to 65535"),
-        ("emulator --runtimes -1", "--runtimes is -1: give 0 to 100000"),
+        ("emulator --port 65536", "Invalid value for '--port': "),
+        ("emulator --latency inf", "Invalid value for '--latency': inf is not a number of seconds"),
+        ("emulator --runtimes -1", "Invalid value for '--runtimes': "),
         ("emulator --host 192.0.2.1 --port 0", "cannot listen on 192.0.2.1 port 0: "),
-        ("demo --runtimes 0", "--runtimes is 0: give 1 to 100000"),
+        ("demo --runtimes 0", "Invalid value for '--runtimes': "),
     ],
 )
 async def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
@@ -1546,39 +1563,64 @@ def test_ctrl_c_while_it_starts_is_exit_code_130_without_a_traceback(
 @pytest.mark.parametrize("name", ["", "stop", "list", "emulator", "demo"])
 async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) -> None:
     code, out, err = await command(*name.split(), "--help")
-    assert out.startswith(f"Usage: bctrl-async {name}".rstrip() + " ")
+    assert out.strip().startswith(f"Usage: bctrl-async {name}".rstrip() + " ")
     assert all(len(line) <= 80 for line in out.splitlines())
-    assert not set(out) & set("\x1b\\╭")
-    assert "..." not in out.partition("Commands:")[2]
+    assert not set(out) & set("\x1b\\…")
     assert (code, err) == (0, "")
 
 
 async def test_help_of_stop_shows_how_it_is_used(command: Command) -> None:
     _, out, _ = await command("stop", "-h")
-    assert " ".join(out.split()).startswith(
-        "Usage: bctrl-async stop [OPTIONS] "
-        "(WORKSPACE ALIAS... | --from FILE | --workspace WORKSPACE --all) "
-    )
-    assert out.endswith(
-        "Options:\n"
-        "  --from FILE            Read the targets from a file; - is stdin.\n"
-        "  --journal FILE         Note each outcome there; resume what it has.\n"
-        "  --concurrency N        Stops under way at most; default 100.\n"
-        "  --rate N               Requests a second at most.\n"
-        "  --deadline SECONDS     Cut everything off then.\n"
-        "  --timeout SECONDS      What one attempt may take; default 60.\n"
-        "  --base-url URL         Where the API is; default is BCTRL_BASE_URL.\n"
-        "  --workspace WORKSPACE  Stop what is in it; needs --all.\n"
-        "  --all                  All that is active there, or fits.\n"
-        "  --status STATUS        Only with this status; default active, or any.\n"
-        "  --kind KIND            Only of this kind, such as browser.\n"
-        "  --older-than AGE       Only older ones; such as 90s, 15m, 2h, 1d.\n"
-        "  --yes                  Do not ask before it stops them.\n"
-        "  --verify               Look until what was stopped is stopped.\n"
-        "  --dry-run              Show what would be stopped.\n"
-        "  --json                 Print a line of JSON for each target.\n"
-        "  -h, --help             Show this message and exit.\n"
-    )
+    text = " ".join(out.split())
+    assert text.startswith("Usage: bctrl-async stop [OPTIONS] [WORKSPACE] [ALIAS]")
+    assert "WORKSPACE and ALIASes, --from FILE, or --workspace WORKSPACE --all" in text
+    panels = re.findall(r"╭─ (.*?) ─", out)
+    assert panels == [
+        *("Arguments", "Options", "Targets", "Filters", "Run", "Output", "Limits", "Connection")
+    ]
+    shown = dict(re.findall(r"^│ (--[a-z-]+) +([A-Z]+|) .*│$", out, re.MULTILINE))
+    shown.pop("--help", None)
+    assert shown == {
+        "--from": "FILE",
+        "--workspace": "WORKSPACE",
+        "--all": "",
+        "--status": "STATUS",
+        "--kind": "KIND",
+        "--older-than": "AGE",
+        "--journal": "FILE",
+        "--verify": "",
+        "--dry-run": "",
+        "--yes": "",
+        "--json": "",
+        "--concurrency": "N",
+        "--rate": "N",
+        "--deadline": "SECONDS",
+        "--timeout": "SECONDS",
+        "--base-url": "URL",
+    }
+    for default in ("100", "60.0", "(active)", "(https://api.bctrl.ai)"):
+        assert f"[default: {default}]" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("bctrl-async ", ["stop", "list", "emulator", "demo"]),
+        ("bctrl-async stop --ver", ["--verify"]),
+        ("bctrl-async stop --kind b", ["browser"]),
+        ("bctrl-async list --status an", ["any"]),
+    ],
+)
+async def test_a_shell_completes_commands_options_and_their_values(
+    line: str, found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_BCTRL_ASYNC_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+    # The variable is named after the program, not after the module.
+    process = await start(sys.executable, "-c", "from bctrl_async.cli import main; main()")
+    _, out, err = await finish(process)
+    assert (out.split(), err) == (found, "")
 
 
 async def test_the_command_alone_shows_its_help(command: Command) -> None:

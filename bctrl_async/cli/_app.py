@@ -1,4 +1,4 @@
-"""The command `bctrl-async`: stop runtimes, list them, run the emulator, see a demonstration."""
+"""The command line `bctrl-async`: its commands, and how their errors are reported."""
 
 import logging
 from collections.abc import Sequence
@@ -6,24 +6,23 @@ from typing import Annotated
 
 import typer
 
-from bctrl_async import __version__
+from bctrl_async import BctrlConfigError, BctrlError, __version__
 from bctrl_async.cli import _output
 from bctrl_async.cli._demo import demo
 from bctrl_async.cli._emulator import emulator
-from bctrl_async.cli._list import ListCommand, list_
-from bctrl_async.cli._options import FAILED, USAGE, UsageError, option
-from bctrl_async.cli._stop import StopCommand, stop
+from bctrl_async.cli._exit_codes import FAILED, USAGE, exit_code
+from bctrl_async.cli._list import list_runtimes
+from bctrl_async.cli._stop import stop
 from bctrl_async.emulator import Fault
 
 # Python would print warnings for which there is no handler into the display, which says it all.
 _NO_LOG = logging.NullHandler()
 
-app: typer.Typer = typer.Typer(
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+app: typer.Typer = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
+app.command("stop")(stop)
+app.command("list")(list_runtimes)
+app.command("emulator", epilog=f"Faults: {', '.join(Fault)}.")(emulator)
+app.command("demo")(demo)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -37,35 +36,46 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     logging.getLogger("bctrl_async").addHandler(_NO_LOG)
     try:
-        code = app(args, prog_name="bctrl-async", standalone_mode=False)
-    except UsageError as error:
-        see = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        return int(app(args, prog_name="bctrl-async", standalone_mode=False))
+    except typer.TyperException as error:
+        # Typer would draw a box, also into a file, and print what it was given as it is.
+        context = getattr(error, "ctx", None)
+        see = f" (see {context.command_path} --help)" if context else ""
         _output.complain(error.format_message().strip().rstrip(".") + see)
         return USAGE
+    except BctrlConfigError as error:
+        _output.complain(_mistake(error))
+        return USAGE
+    except BctrlError as error:
+        _output.complain(str(error))
+        return exit_code([error])
     except OSError as error:
-        # Of the help, which click prints by itself.
+        # Of the help, which typer prints by itself.
         _output.lose(error)
         return FAILED
-    return int(code)
+
+
+def _mistake(error: BctrlConfigError) -> str:
+    """Say of an argument's error which option or variable it is."""
+    name, _, problem = error.summary.partition(" ")
+    if name == "base_url":
+        return f"--base-url or BCTRL_BASE_URL {problem}: use https, or http on this machine"
+    advice = "correct BCTRL_API_KEY" if "API key" in error.summary else error.advice or ""
+    return f"{error.summary}: {advice[:1].lower()}{advice[1:]}"
 
 
 @app.callback(invoke_without_command=True)
 def _top(
     context: typer.Context,
     *,
-    version: Annotated[bool, option("Show the version and exit.", None, "--version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Stop bctrl runtimes, and know what became of each one.
 
     New here? `bctrl-async demo` needs no key and no network.
     """
     if version or context.invoked_subcommand is None:
-        output = _output.Output()
-        output.say(f"bctrl-async {__version__}" if version else context.get_help())
-        raise typer.Exit(FAILED if output.lost else 0)
-
-
-app.command("stop", cls=StopCommand)(stop)
-app.command("list", cls=ListCommand)(list_)
-app.command("emulator", epilog=f"The faults: {', '.join(Fault)}.")(emulator)
-app.command("demo")(demo)
+        typer.echo(f"bctrl-async {__version__}" if version else context.get_help())
+        raise typer.Exit

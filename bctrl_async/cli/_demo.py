@@ -5,10 +5,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
+import typer
+
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli import _output
 from bctrl_async.cli._emulator import KEY, WORKSPACE, aliases
-from bctrl_async.cli._options import FAILED, check_runtimes, option
+from bctrl_async.cli._exit_codes import FAILED
+from bctrl_async.cli._options import MAX_RUNTIMES
 from bctrl_async.cli._run import Ended, stop
 from bctrl_async.emulator import Emulator, Fault
 
@@ -27,15 +30,20 @@ _FAULTS = {
 
 def demo(
     *,
-    runtimes: Annotated[int, option("How many to stop; default 300.", "N")] = 300,
-    seed: Annotated[int, option("What the faults are drawn from; default 4.", "N")] = 4,
+    runtimes: Annotated[
+        int,
+        typer.Option("--runtimes", metavar="N", min=1, max=MAX_RUNTIMES, help="How many to stop."),
+    ] = 300,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="What the faults are drawn from.")
+    ] = 4,
 ) -> int:
     """Watch many stops on a misbehaving server; no key, no network.
 
-    A local emulator answers late, refuses, fails and drops connections. At the end its own state
-    is compared with what was reported; the exit code is 0 if they agree.
+    A local emulator answers late, refuses, fails and drops connections. At the
+    end its own state is compared with what was reported; the exit code is 0 if
+    they agree.
     """
-    check_runtimes(runtimes, at_least=1)
     return 0 if run(runtimes, seed) else FAILED
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import math
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
@@ -9,8 +10,10 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
+import typer
+
 from bctrl_async.cli import _output
-from bctrl_async.cli._options import UsageError, check_runtimes, option
+from bctrl_async.cli._options import MAX_RUNTIMES, not_empty, positive
 from bctrl_async.emulator import Emulator, Fault
 
 WORKSPACE = "demo"
@@ -24,28 +27,66 @@ def aliases(count: int) -> Iterator[str]:
     return (f"runtime-{number:04}" for number in range(1, count + 1))
 
 
+def _latency(value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{value} is not a number of seconds from 0")
+    return value
+
+
 def emulator(
+    context: typer.Context,
     *,
-    host: Annotated[str, option("Where to listen; default 127.0.0.1.", "ADDRESS")] = "127.0.0.1",
-    port: Annotated[int, option("Default 8787; 0 is any free one.", "N")] = 8787,
-    api_key: Annotated[str, option(f"What clients must send; default {KEY}.", "KEY")] = KEY,
-    runtimes: Annotated[int, option("How many are active; default 10.", "N")] = 10,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option("--port", metavar="N", min=0, max=65535, help="The port; 0 is any free one."),
+    ] = 8787,
+    api_key: Annotated[
+        str,
+        typer.Option(
+            "--api-key", metavar="KEY", callback=not_empty, help="What clients must send."
+        ),
+    ] = KEY,
+    runtimes: Annotated[
+        int,
+        typer.Option(
+            "--runtimes", metavar="N", min=0, max=MAX_RUNTIMES, help="How many are active."
+        ),
+    ] = 10,
     fault: Annotated[
-        list[str] | None, option("What goes wrong, how often; repeatable.", "NAME=PROBABILITY")
+        list[str] | None,
+        typer.Option(
+            "--fault", metavar="NAME=PROBABILITY", help="What goes wrong, how often; repeatable."
+        ),
     ] = None,
     rate_limit: Annotated[
-        float | None, option("Stops a second at most; faster ones get a 429.", "N")
+        float | None,
+        typer.Option(
+            "--rate-limit",
+            metavar="N",
+            callback=positive,
+            help="Stops a second at most; faster ones get a 429.",
+        ),
     ] = None,
-    seed: Annotated[int, option("What the faults are drawn from; default 0.", "N")] = 0,
-    latency: Annotated[float, option("Time before every answer; default 0.", "SECONDS")] = 0.0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="What the faults are drawn from.")
+    ] = 0,
+    latency: Annotated[
+        float,
+        typer.Option(
+            "--latency", metavar="SECONDS", callback=_latency, help="Time before every answer."
+        ),
+    ] = 0.0,
 ) -> int:
     """Run a local server to try clients against, until Ctrl-C.
 
-    It has a workspace called demo with active runtimes: runtime-0001, runtime-0002 and so on. Each
-    is a minute older than the one before it, and one in ten is a desktop. With --fault
-    rate_limited=0.1, one in ten answers is a 429.
+    It has a workspace called demo with active runtimes: runtime-0001,
+    runtime-0002 and so on. Each is a minute older than the one before it, and
+    one in ten is a desktop. With --fault rate_limited=0.1, one in ten answers
+    is a 429.
     """
-    check_runtimes(runtimes, at_least=0)
     try:
         server = Emulator(
             host=host,
@@ -57,22 +98,14 @@ def emulator(
             rate_limit=rate_limit,
         )
     except ValueError as error:
-        raise UsageError(str(error)) from error
-    now = datetime.now(UTC)
-    for number, alias in enumerate(aliases(runtimes), start=1):
-        # So that there is something for filters to choose from.
-        kind = "browser" if number % _DESKTOP else "desktop"
-        created = now - timedelta(minutes=number)
-        created_at = f"{created:%Y-%m-%dT%H:%M:%S}.000Z"
-        server.add_runtime(WORKSPACE, alias, kind=kind, created_at=created_at)
+        raise typer.BadParameter(str(error), param_hint="'--fault'") from error
+    _fill(server, runtimes)
     try:
         asyncio.run(_serve(server, api_key))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            problem = f"port {port} of {host} is in use: choose another with --port"
-        else:
-            problem = f"cannot listen on {host} port {port}: {error.strerror}"
-        raise UsageError(problem) from error
+            context.fail(f"port {port} of {host} is in use: choose another with --port")
+        context.fail(f"cannot listen on {host} port {port}: {error.strerror}")
     return 0
 
 
@@ -81,11 +114,29 @@ def _faults(given: Sequence[str]) -> dict[Fault, float]:
     for text in given:
         name, _, probability = text.partition("=")
         try:
-            faults[Fault(name)] = float(probability)
+            faults[Fault(name)] = _probability(probability)
         except ValueError:
-            known = "is no NAME=PROBABILITY" if name in set(Fault) else "names no fault"
-            raise ValueError(f"--fault {text} {known}: give such as rate_limited=0.1") from None
+            known = "is not NAME=PROBABILITY" if name in set(Fault) else "names no fault"
+            raise typer.BadParameter(
+                f"{text!r} {known}: give such as rate_limited=0.1", param_hint="'--fault'"
+            ) from None
     return faults
+
+
+def _probability(text: str) -> float:
+    if not 0 <= (probability := float(text)) <= 1:
+        raise ValueError(text)
+    return probability
+
+
+def _fill(server: Emulator, runtimes: int) -> None:
+    now = datetime.now(UTC)
+    for number, alias in enumerate(aliases(runtimes), start=1):
+        # So that there is something for filters to choose from.
+        kind = "browser" if number % _DESKTOP else "desktop"
+        created = now - timedelta(minutes=number)
+        created_at = f"{created:%Y-%m-%dT%H:%M:%S}.000Z"
+        server.add_runtime(WORKSPACE, alias, kind=kind, created_at=created_at)
 
 
 async def _serve(emulator: Emulator, api_key: str) -> None:

@@ -1,7 +1,6 @@
 """What the command finds in a workspace: it lists, filters, and asks before anything is stopped."""
 
 import asyncio
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,10 +17,6 @@ from bctrl_async import (
     RuntimeStatus,
 )
 from bctrl_async.cli import _output
-
-_ANY = "any"
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_is_age = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)([smhd]?)").fullmatch
 
 
 class Found(NamedTuple):
@@ -44,26 +39,6 @@ class Found(NamedTuple):
     def targets(self) -> list[RuntimeRef]:
         """The runtimes, as targets."""
         return [RuntimeRef(self.workspace, runtime.alias) for runtime in self.runtimes]
-
-
-def condition(status: str | None, kind: str | None, older_than: str | None) -> RuntimeFilter:
-    """Return the filter of the command's options.
-
-    Args:
-        status: Of the runtimes; None and `any` are any.
-        kind: Of the runtimes, None for any.
-        older_than: Such as 90, 90s, 15m, 2h or 1.5d; None for any age.
-
-    Raises:
-        ValueError: It is no such age.
-    """
-    seconds: float | None = None
-    if older_than is not None:
-        age = _is_age(older_than)
-        seconds = float(age[1]) * _SECONDS[age[2]] if age else 0.0
-        if not seconds:
-            raise ValueError(f"--older-than is {older_than!r}: give such as 90s, 15m, 2h, 1d")
-    return RuntimeFilter(status=None if status == _ANY else status, kind=kind, older_than=seconds)
 
 
 async def find(

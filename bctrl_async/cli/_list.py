@@ -4,62 +4,62 @@ import asyncio
 from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from bctrl_async import BctrlSession
 from bctrl_async.cli import _find, _output
+from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._options import (
-    FAILED,
+    FILTERS,
+    OUTPUT,
     BaseUrl,
     Kind,
     OlderThan,
     Timeout,
-    UsageError,
     api_key,
-    option,
-    told,
+    complete_status,
     wanted,
 )
 
 
-class ListCommand(TyperCommand):
-    """Typer's versions differ in how they spell arguments in the usage; this is how we do."""
-
-    def collect_usage_pieces(self, ctx: object) -> list[str]:  # noqa: ARG002 - click passes it.
-        return ["[OPTIONS]", "WORKSPACE"]
-
-
-def list_(
-    workspace: Annotated[str | None, typer.Argument(hidden=True)] = None,
+def list_runtimes(
+    context: typer.Context,
+    workspace: Annotated[str, typer.Argument(metavar="WORKSPACE", help="The workspace's id.")],
     *,
-    status: Annotated[str | None, option("Only with this status.", "STATUS")] = None,
+    status: Annotated[
+        str | None,
+        typer.Option(
+            "--status",
+            metavar="STATUS",
+            help="Only with this status.",
+            autocompletion=complete_status,
+            rich_help_panel=FILTERS,
+        ),
+    ] = None,
     kind: Kind = None,
     older_than: OlderThan = None,
     timeout: Timeout = 60.0,
     base_url: BaseUrl = None,
     json: Annotated[
-        bool, option("Print a line of JSON for each, as stop --from reads it.", None, "--json")
+        bool,
+        typer.Option(
+            "--json",
+            metavar="",
+            help="Print a line of JSON for each, as stop --from reads it.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
 ) -> int:
     """List the runtimes of a workspace.
 
-    A runtime whose time of creation cannot be read is not older than anything. One that cannot be
-    read at all is named on stderr, and the exit code is 1.
+    A runtime whose time of creation cannot be read is not older than anything.
+    One that cannot be read at all is named on stderr, and the exit code is 1.
     """
-    fitting = wanted(status, kind, older_than)
-    if not workspace:
-        raise UsageError("nothing to list: give a WORKSPACE")
-    key = api_key(needed=True)
+    session = BctrlSession(api_key(context), base_url=base_url, timeout=timeout)
+    found = asyncio.run(_find.find(session, workspace, wanted(status, kind, older_than)))
     output = _output.Output()
-
-    def show() -> int:
-        session = BctrlSession(key, base_url=base_url, timeout=timeout)
-        found = asyncio.run(_find.find(session, workspace, fitting))
-        if json:
-            for runtime in found.runtimes:
-                output.say(_output.as_found(workspace, runtime))
-        else:
-            _output.listing(output, found.runtimes)
-        return FAILED if found.doubtful or output.lost else 0
-
-    return told(show)
+    if json:
+        for runtime in found.runtimes:
+            output.say(_output.as_found(workspace, runtime))
+    else:
+        _output.listing(output, found.runtimes)
+    return FAILED if found.doubtful or output.lost else 0

@@ -127,14 +127,23 @@ class Lines:
             of one workspace.
     """
 
-    def __init__(self, output: Output, aliases: Sequence[str] | None) -> None:
+    def __init__(
+        self, output: Output, aliases: Sequence[str] | None, *, json: bool = False
+    ) -> None:
         self._output = output
+        self._json = json
         self._with_workspace = aliases is None
         widest = max((cell_len(visible(alias)) for alias in aliases or ()), default=_WIDEST_ALIAS)
         self._width = min(widest, _WIDEST_ALIAS)
 
     def show(self, outcome: StopOutcome) -> None:
-        """Print the line of one outcome."""
+        """Print the line of one outcome, unless there is nothing to do about it in a long list."""
+        if self._json:
+            self._output.say(as_json(outcome))
+            return
+        not_begun = outcome.result is StopResult.NOT_SENT and not outcome.attempts
+        if self._with_workspace and (outcome.result.settled or not_begun):
+            return
         name = self._output.encodable(self._name(outcome.target))
         name += " " * (self._width - cell_len(name))
         detail = self._output.encodable(_detail(outcome))

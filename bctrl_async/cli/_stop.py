@@ -1,38 +1,31 @@
 """The command `stop`."""
 
 import asyncio
-import math
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple, cast
+from typing import Annotated, cast
 
 import typer
-from typer.core import TyperCommand
 
-from bctrl_async import (
-    BctrlSession,
-    RuntimeFilter,
-    RuntimeRef,
-    RuntimeStatus,
-    StopOutcome,
-    StopResult,
-)
+from bctrl_async import BctrlSession, RuntimeRef, RuntimeStatus, StopOutcome, StopResult
 from bctrl_async.cli import _find, _output, _run, _targets
+from bctrl_async.cli._exit_codes import FAILED, exit_code
 from bctrl_async.cli._options import (
-    FAILED,
-    SECONDS_ADVICE,
+    FILTERS,
+    OUTPUT,
     BaseUrl,
     Kind,
     OlderThan,
     Timeout,
-    UsageError,
     api_key,
-    code_of,
-    option,
-    told,
+    complete_status,
+    not_empty,
+    positive,
     wanted,
 )
 from bctrl_async.journal import Journal
@@ -41,188 +34,275 @@ _NO_TIME = 0.001
 """Seconds in which nothing can be stopped, so that everything is accounted for as not sent."""
 
 
-class StopCommand(TyperCommand):
-    """Typer's versions differ in how they spell arguments in the usage; this is how we do."""
+_Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
+_TARGETS, _RUN, _LIMITS = "Targets", "Run", "Limits"
 
-    def collect_usage_pieces(self, ctx: object) -> list[str]:  # noqa: ARG002 - click passes it.
-        return ["[OPTIONS]", "(WORKSPACE ALIAS... | --from FILE | --workspace WORKSPACE --all)"]
+_Workspace = Annotated[str | None, typer.Argument(metavar="WORKSPACE", help="The workspace's id.")]
+_Aliases = Annotated[
+    list[str] | None, typer.Argument(metavar="ALIAS", help="The aliases of its runtimes.")
+]
+_Files = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Read the targets from a file; - is stdin.",
+        rich_help_panel=_TARGETS,
+    ),
+]
+_Whole = Annotated[
+    str | None,
+    typer.Option(
+        "--workspace",
+        metavar="WORKSPACE",
+        help="Stop what is in it; needs --all.",
+        rich_help_panel=_TARGETS,
+    ),
+]
+_All = Annotated[
+    bool,
+    typer.Option(
+        "--all",
+        metavar="",
+        help="All that is active there, or fits.",
+        rich_help_panel=_TARGETS,
+    ),
+]
+_Status = Annotated[
+    str | None,
+    typer.Option(
+        "--status",
+        metavar="STATUS",
+        show_default="active",
+        help="Only with this status, or any.",
+        autocompletion=complete_status,
+        rich_help_panel=FILTERS,
+    ),
+]
+_Journal = Annotated[
+    str | None,
+    typer.Option(
+        "--journal",
+        metavar="FILE",
+        callback=not_empty,
+        help="Note each outcome there; resume what it has.",
+        rich_help_panel=_RUN,
+    ),
+]
+_Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        metavar="",
+        help="Look until what was stopped is stopped.",
+        rich_help_panel=_RUN,
+    ),
+]
+_DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", metavar="", help="Show what would be stopped.", rich_help_panel=_RUN),
+]
+_Yes = Annotated[
+    bool,
+    typer.Option(
+        "--yes", metavar="", help="Do not ask before it stops them.", rich_help_panel=_RUN
+    ),
+]
+_Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        metavar="",
+        help="Print a line of JSON for each target.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+_Concurrency = Annotated[
+    int,
+    typer.Option(
+        "--concurrency",
+        metavar="N",
+        min=1,
+        help="Stops under way at most.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+_Rate = Annotated[
+    float | None,
+    typer.Option(
+        "--rate",
+        metavar="N",
+        callback=positive,
+        help="Requests a second at most.",
+        rich_help_panel=_LIMITS,
+    ),
+]
+_Deadline = Annotated[
+    float | None,
+    typer.Option(
+        "--deadline",
+        metavar="SECONDS",
+        callback=positive,
+        help="Cut everything off then.",
+        rich_help_panel=_LIMITS,
+    ),
+]
 
 
 def stop(
-    workspace: Annotated[str | None, typer.Argument(hidden=True)] = None,
-    aliases: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    context: typer.Context,
+    workspace: _Workspace = None,
+    aliases: _Aliases = None,
     *,
-    files: Annotated[
-        list[str] | None, option("Read the targets from a file; - is stdin.", "FILE", "--from")
-    ] = None,
-    journal: Annotated[
-        str | None, option("Note each outcome there; resume what it has.", "FILE")
-    ] = None,
-    concurrency: Annotated[int, option("Stops under way at most; default 100.", "N")] = 100,
-    rate: Annotated[float | None, option("Requests a second at most.", "N")] = None,
-    deadline: Annotated[float | None, option("Cut everything off then.", "SECONDS")] = None,
-    timeout: Timeout = 60.0,
-    base_url: BaseUrl = None,
-    whole: Annotated[
-        str | None, option("Stop what is in it; needs --all.", "WORKSPACE", "--workspace")
-    ] = None,
-    everything: Annotated[
-        bool, option("All that is active there, or fits.", None, "--all")
-    ] = False,
-    status: Annotated[
-        str | None, option("Only with this status; default active, or any.", "STATUS")
-    ] = None,
+    files: _Files = None,
+    whole: _Whole = None,
+    everything: _All = False,
+    status: _Status = None,
     kind: Kind = None,
     older_than: OlderThan = None,
-    yes: Annotated[bool, option("Do not ask before it stops them.", None, "--yes")] = False,
-    verify: Annotated[
-        bool, option("Look until what was stopped is stopped.", None, "--verify")
-    ] = False,
-    dry_run: Annotated[bool, option("Show what would be stopped.", None, "--dry-run")] = False,
-    json: Annotated[bool, option("Print a line of JSON for each target.", None, "--json")] = False,
+    journal: _Journal = None,
+    verify: _Verify = False,
+    dry_run: _DryRun = False,
+    yes: _Yes = False,
+    json: _Json = False,
+    concurrency: _Concurrency = 100,
+    rate: _Rate = None,
+    deadline: _Deadline = None,
+    timeout: Timeout = 60.0,
+    base_url: BaseUrl = None,
 ) -> int:
     """Stop runtimes: some of a workspace, those in a file, or all.
 
-    The API key is read from BCTRL_API_KEY: on the command line, every user of the machine could
-    see it. Put -- before WORKSPACE if an alias begins with a dash.
+    Give WORKSPACE and ALIASes, --from FILE, or --workspace WORKSPACE --all. The
+    last lists what is active there, or fits the filters, and asks before it
+    stops that. Put -- before WORKSPACE if an alias begins with a dash.
 
-    A line of the file is WORKSPACE,ALIAS as in CSV, or JSON: ["ws", "crm"] or {"workspace_id":
-    "ws", "alias": "crm"}. With --journal, the same command resumes a run that was cut short: what
-    is settled is not sent again.
+    The API key is read from BCTRL_API_KEY. A line of the file is WORKSPACE,ALIAS
+    or JSON: ["ws", "crm"] or {"workspace_id": "ws", "alias": "crm"}.
 
-    With --workspace and --all it lists what is active there, or what fits --status, --kind and
-    --older-than, and asks before it stops that. A runtime whose time of creation cannot be read is
-    not older than anything.
+    Each alias gets a line; of the targets of a file or a workspace, those that
+    were begun and are not settled. Settled, nothing is left to do: stopped,
+    accepted, already_stopped, not_found. Not settled: rejected, not_sent,
+    unknown. It is safe to run the command again.
 
-    Each alias gets one line that says what became of it; of the targets of a file or a workspace,
-    those that were begun and are not settled. Settled, nothing is left to do: stopped, accepted,
-    already_stopped, not_found. Not settled: rejected, not_sent, unknown. It is safe to run the
-    command again.
-
-    The first Ctrl-C begins nothing new and waits for what is under way, the second cuts it off.
-
-    The exit code is 0 if all are settled, 1 if some are not, 2 if the command cannot be run as it
-    stands, 130 after Ctrl-C.
+    The first Ctrl-C begins nothing new and waits for what is under way, the
+    second cuts it off. The exit code is 0 if all are settled, 1 if some are not,
+    2 if the command cannot be run as it stands, 130 after Ctrl-C.
     """
-    file = _only(files, journal)
-    asks = not (yes or dry_run)
-    search = _search(whole, status, kind, older_than, everything=everything, asks=asks)
-    if search is None:
-        source = _targets_of(workspace, aliases or [], file)
-    elif workspace is not None or file is not None:
-        raise UsageError("give --workspace without ALIASes and --from")
-    key = api_key(needed=search is not None or not dry_run)
+    file = _only(context, files)
+    _check_usage(
+        context,
+        has_aliases=workspace is not None and bool(aliases),
+        has_workspace=workspace is not None,
+        has_file=file is not None,
+        has_filters=any((everything, status, kind, older_than)),
+        whole=whole is not None,
+        everything=everything,
+    )
+    asks = whole is not None and not (yes or dry_run)
+    if asks and not _find.can_ask():
+        context.fail("there is no terminal to ask on: give --yes to stop without a question")
+    needs_key = whole is not None or not dry_run
+    key = api_key(context) if needs_key else os.environ.get("BCTRL_API_KEY") or "dry-run"
     output = _output.Output()
-    some = search is None and file is None
-    lines = _output.Lines(output, aliases if some else None)
-
-    def connect() -> BctrlSession:
-        # A session belongs to one loop, and the question is asked between two.
-        return BctrlSession(
-            key, base_url=base_url, timeout=timeout, max_connections=concurrency, rate=rate
-        )
-
-    def show(outcome: StopOutcome) -> None:
-        if json:
-            output.say(_output.as_json(outcome))
-        elif some or not (outcome.result.settled or _was_not_begun(outcome)):
-            lines.show(outcome)
+    lines = _output.Lines(output, None if file or whole else aliases, json=json)
+    # A session belongs to one loop, and the question is asked between two.
+    connect = partial(
+        BctrlSession,
+        key,
+        base_url=base_url,
+        timeout=timeout,
+        max_connections=concurrency,
+        rate=rate,
+    )
 
     def run(targets: _Targets, deadline: float | None) -> int:
         if dry_run:
             return _rehearse(connect(), targets, journal, output)
         stopping = _run.stop(
-            connect(), targets, show, output, deadline=deadline, journal=journal, verify=verify
+            connect(),
+            targets,
+            lines.show,
+            output,
+            deadline=deadline,
+            journal=journal,
+            verify=verify,
         )
         return _conclude(asyncio.run(stopping), output, json=json)
 
-    if search is None:
-        return told(lambda: run(source, deadline))
-    return told(lambda: _stop_found(connect(), search, run, deadline))
+    if whole is None:
+        return run(_open_targets(context, workspace, aliases, file), deadline)
+    fitting = wanted(status or RuntimeStatus.ACTIVE, kind, older_than)
+    finding = _find.find(connect(), whole, fitting, deadline=deadline)
+    return _stop_found(finding, run, deadline, asks=asks)
 
 
-def _only(files: list[str] | None, journal: str | None) -> str | None:
-    """Check what names a file, and return the one with the targets."""
-    if journal == "":
-        raise UsageError("--journal is empty: give the name of a file")
+def _only(context: typer.Context, files: list[str] | None) -> str | None:
+    """Return the name of the file with the targets."""
     if files is not None and (len(files) > 1 or not files[0]):
-        raise UsageError("give --from once, with the name of a file or -")
+        context.fail("give --from once, with the name of a file or -")
     return files[0] if files else None
 
 
-class _Search(NamedTuple):
-    workspace: str
-    wanted: RuntimeFilter
-    asks: bool
-
-
-def _search(
-    workspace: str | None,
-    status: str | None,
-    kind: str | None,
-    older_than: str | None,
+def _check_usage(
+    context: typer.Context,
     *,
+    has_aliases: bool,
+    has_workspace: bool,
+    has_file: bool,
+    has_filters: bool,
+    whole: bool,
     everything: bool,
-    asks: bool,
-) -> _Search | None:
-    """Find out whether what is to be stopped has to be searched for, and where."""
-    if workspace is None:
-        if everything or status or kind or older_than:
-            raise UsageError("--all, --status, --kind and --older-than need --workspace")
-        return None
-    if not everything:
-        raise UsageError("--workspace needs --all")
-    if asks and not _find.can_ask():
-        raise UsageError("there is no terminal to ask on: give --yes to stop without a question")
-    return _Search(workspace, wanted(status or RuntimeStatus.ACTIVE, kind, older_than), asks)
+) -> None:
+    """Check that the targets are given in one way."""
+    if whole:
+        if not everything:
+            context.fail("--workspace needs --all")
+        if has_workspace or has_file:
+            context.fail("give --workspace without ALIASes and --from")
+    elif has_filters:
+        context.fail("--all, --status, --kind and --older-than need --workspace")
+    elif has_file and has_workspace:
+        context.fail("give either WORKSPACE and ALIASes or --from FILE, not both")
+    elif not has_file and not has_aliases:
+        context.fail("nothing to stop: give WORKSPACE and ALIASes, or --from FILE")
 
 
-def _stop_found(
-    session: BctrlSession,
-    search: _Search,
-    stop: Callable[[Sequence[RuntimeRef], float | None], int],
-    deadline: float | None,
-) -> int:
-    """Stop what is found, if it is wanted; the time that the answer takes does not count."""
-    if deadline is not None and not 0 < deadline < math.inf:
-        raise UsageError(f"--deadline is {deadline}: {SECONDS_ADVICE}")
-    began = time.monotonic()
-    finding = _find.find(session, search.workspace, search.wanted, deadline=deadline)
-    found = asyncio.run(finding)
-    if deadline is not None:
-        deadline = max(deadline - (time.monotonic() - began), _NO_TIME)
-    code = FAILED if found.doubtful else 0
-    if not found.targets:
-        _output.note(f"Nothing to stop: no runtime of {_output.visible(search.workspace)} fits")
-        return code
-    if search.asks and not _find.is_agreed(found):
-        _output.note("Nothing was stopped")
-        return FAILED
-    return stop(found.targets, deadline) or code
-
-
-def _was_not_begun(outcome: StopOutcome) -> bool:
-    return outcome.result is StopResult.NOT_SENT and not outcome.attempts
-
-
-_Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
-
-
-def _targets_of(workspace: str | None, aliases: list[str], file: str | None) -> _Targets:
+def _open_targets(
+    context: typer.Context, workspace: str | None, aliases: list[str] | None, file: str | None
+) -> _Targets:
     """Find out what is to be stopped."""
     if file is None:
-        if workspace is None or not aliases:
-            raise UsageError("nothing to stop: give WORKSPACE and ALIASes, or --from FILE")
-        return [RuntimeRef(workspace, alias) for alias in aliases]
-    if workspace is not None:
-        raise UsageError("give either WORKSPACE and ALIASes or --from FILE, not both")
+        return [RuntimeRef(workspace or "", alias) for alias in aliases or ()]
     try:
         if file == "-":
             return cast("_Targets", _targets.pipe_targets(sys.stdin.fileno()))
         return cast("_Targets", _targets.from_file(Path(file)))
     except (OSError, AttributeError) as error:
         why = getattr(error, "strerror", None) or "it is closed"
-        raise UsageError(f"cannot read {'stdin' if file == '-' else file}: {why}") from error
+        context.fail(f"cannot read {'stdin' if file == '-' else file}: {why}")
+
+
+def _stop_found(
+    finding: Coroutine[object, object, _find.Found],
+    run: Callable[[Sequence[RuntimeRef], float | None], int],
+    deadline: float | None,
+    *,
+    asks: bool,
+) -> int:
+    """Stop what is found, if it is wanted; the time that the answer takes does not count."""
+    began = time.monotonic()
+    found = asyncio.run(finding)
+    if deadline is not None:
+        deadline = max(deadline - (time.monotonic() - began), _NO_TIME)
+    code = FAILED if found.doubtful else 0
+    if not found.targets:
+        _output.note(f"Nothing to stop: no runtime of {_output.visible(found.workspace)} fits")
+        return code
+    if asks and not _find.is_agreed(found):
+        _output.note("Nothing was stopped")
+        return FAILED
+    return run(found.targets, deadline) or code
 
 
 def _rehearse(
@@ -276,4 +356,4 @@ def _conclude(ended: _run.Ended, output: _output.Output, *, json: bool) -> int:
         raise KeyboardInterrupt
     if report.ok and ended.failure is None and not output.lost:
         return 0
-    return code_of(*(outcome.error for outcome in report.failures))
+    return exit_code(outcome.error for outcome in report.failures)
