@@ -33,7 +33,9 @@ def api_key_from_environment() -> Secret:
     """
     key = os.environ.get("BCTRL_API_KEY")
     if not key:
-        raise BctrlConfigError("there is no API key", advice="Pass api_key= or set BCTRL_API_KEY")
+        raise BctrlConfigError(
+            "no API key", advice="Pass api_key= or set BCTRL_API_KEY", argument="api_key"
+        )
     return Secret(key)
 
 
@@ -46,11 +48,13 @@ def authorization(key: object) -> Secret:
     if not isinstance(key, str):
         kind = type(key).__name__
         key = None  # A traceback that shows variables would show it.
-        raise BctrlConfigError(f"the API key is a {kind}, not a str", advice="Pass the key as text")
+        raise BctrlConfigError(f"invalid API key: expected a str, not {kind}", argument="api_key")
     if not _is_key(key):
         raise BctrlConfigError(
-            "the API key is empty or contains a space, a control character or non-ASCII text",
+            "invalid API key: it is empty or contains a space, a control character or non-ASCII "
+            "text",
             advice="Strip it, and leave out 'Bearer '",
+            argument="api_key",
         )
     return Secret(f"Bearer {key}")
 
@@ -70,23 +74,24 @@ def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
     except (ValueError, TypeError):
         well_formed = False
     if not well_formed:
-        raise BctrlConfigError(
-            f"{name} is not a URL such as {DEFAULT_BASE_URL}", advice="Give scheme and host"
-        )
+        raise _invalid_url(name, "expected scheme and host", f"Pass such as {DEFAULT_BASE_URL}")
     if url.user is not None or url.password is not None:
         # Not shown: what stands there is a credential.
-        raise BctrlConfigError(f"{name} contains credentials", advice="Pass the key as api_key=")
+        raise _invalid_url(name, "it contains credentials", "Pass the key as api_key=")
     if url.raw_query_string or url.raw_fragment:
-        raise BctrlConfigError(
-            f"{name} has a query or a fragment", advice="Give scheme, host and path alone"
-        )
+        raise _invalid_url(name, "it has a query or a fragment", "Pass scheme, host and path only")
     if url.scheme == "http" and not allow_plaintext and not _is_loopback(url.host or ""):
-        raise BctrlConfigError(
-            f"{name} {str(url.origin())!r} would send the API key unencrypted",
-            advice="Use https, or pass allow_plaintext=True if the network is yours",
+        raise _invalid_url(
+            name,
+            f"{str(url.origin())!r} would send the API key unencrypted",
+            "Use https, or pass allow_plaintext=True if the network is yours",
         )
     path = url.raw_path.rstrip("/").removesuffix("/v1")
     return url.with_path(f"{path}/v1", encoded=True)
+
+
+def _invalid_url(name: str, problem: str, advice: str) -> BctrlConfigError:
+    return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument="base_url")
 
 
 def _is_loopback(host: str) -> bool:
@@ -113,7 +118,7 @@ def per_second(value: object, name: str) -> float:
     Raises:
         BctrlConfigError: It is anything else.
     """
-    return _positive(value, name, "a positive number, so many a second")
+    return _positive(value, name, "a positive number per second")
 
 
 def _positive(value: object, name: str, wanted: str) -> float:
@@ -122,7 +127,7 @@ def _positive(value: object, name: str, wanted: str) -> float:
     except OverflowError:
         number = math.inf
     if isinstance(value, bool) or not math.isfinite(number) or number <= 0:
-        raise BctrlConfigError(f"{name} is {value!r:.50}", advice=f"Give {name} as {wanted}")
+        raise BctrlConfigError(f"invalid {name} {value!r:.50}: expected {wanted}", argument=name)
     return number
 
 
@@ -134,6 +139,6 @@ def count(value: object, name: str) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BctrlConfigError(
-            f"{name} is {value!r}", advice=f"Give {name} as a whole number from 1"
+            f"invalid {name} {value!r}: expected a whole number of at least 1", argument=name
         )
     return value

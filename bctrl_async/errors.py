@@ -53,6 +53,7 @@ class BctrlError(Exception):
         hint: The server's advice.
         retry_after: How many seconds the server asked to wait, if it did.
         body: The first 2,048 characters of the answer's body.
+        argument: The name of the invalid argument, such as `timeout`; of a `BctrlConfigError` only.
     """
 
     default_advice: ClassVar[str] = ""
@@ -75,6 +76,7 @@ class BctrlError(Exception):
         hint: str | None = None,
         retry_after: float | None = None,
         body: str | None = None,
+        argument: str | None = None,
     ) -> None:
         # Pickle calls the class with `args` and then restores the attributes, so `args` stays
         # what the constructor takes by position.
@@ -94,6 +96,7 @@ class BctrlError(Exception):
         self.hint = hint
         self.retry_after = retry_after
         self.body = body
+        self.argument = argument
 
     def __str__(self) -> str:
         subject = ""
@@ -121,7 +124,8 @@ class BctrlConfigError(BctrlError, ValueError):
     """The call itself cannot be made: nothing was sent by the attempt that raised it.
 
     No key, a bad URL, a bad workspace id or alias, a bad option, a session that is closed, that
-    belongs to another event loop, or that was opened before a fork.
+    belongs to another event loop, or that was opened before a fork. Where an argument is invalid,
+    `argument` names it.
     """
 
 

@@ -51,18 +51,22 @@ class TestKey:
         ],
     )
     def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(self, key: str) -> None:
-        with pytest.raises(BctrlConfigError, match="API key is empty or contains") as caught:
+        with pytest.raises(
+            BctrlConfigError, match=r"^invalid API key: it is empty or contains"
+        ) as caught:
             _config.authorization(key)
 
         assert KEY not in shown(caught.value)
         assert "Strip it, and leave out 'Bearer '" in str(caught.value)
+        assert caught.value.argument == "api_key"
 
     @pytest.mark.parametrize("key", [KEY.encode(), 1, None, [KEY], object()])
     def test_a_key_that_is_no_text_is_refused_and_not_shown(self, key: object) -> None:
         with pytest.raises(BctrlConfigError) as caught:
             _config.authorization(key)
 
-        assert f"the API key is a {type(key).__name__}, not a str" in str(caught.value)
+        assert str(caught.value) == f"invalid API key: expected a str, not {type(key).__name__}"
+        assert caught.value.argument == "api_key"
         assert KEY not in shown(caught.value)
 
     def test_the_environment_gives_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +81,11 @@ class TestKey:
         if value is not None:
             monkeypatch.setenv("BCTRL_API_KEY", value)
 
-        with pytest.raises(BctrlConfigError, match="Pass api_key= or set BCTRL_API_KEY"):
+        with pytest.raises(BctrlConfigError) as caught:
             _config.api_key_from_environment()
+
+        assert str(caught.value) == "no API key. Pass api_key= or set BCTRL_API_KEY"
+        assert caught.value.argument == "api_key"
 
 
 class TestSecret:
@@ -154,8 +161,13 @@ class TestBaseUrl:
         ],
     )
     def test_what_is_no_url_of_a_server_is_refused(self, given: str) -> None:
-        with pytest.raises(BctrlConfigError, match=r"^base_url is not a URL such as https://"):
+        with pytest.raises(BctrlConfigError) as caught:
             _config.base_url(given, allow_plaintext=True)
+
+        assert str(caught.value) == (
+            "invalid base_url: expected scheme and host. Pass such as https://api.bctrl.ai"
+        )
+        assert caught.value.argument == "base_url"
 
     @pytest.mark.parametrize(
         "given",
@@ -180,7 +192,9 @@ class TestBaseUrl:
         with pytest.raises(BctrlConfigError) as caught:
             _config.base_url(f"https://{KEY}@api.example.com", allow_plaintext=False)
 
-        assert str(caught.value) == "base_url contains credentials. Pass the key as api_key="
+        assert str(caught.value) == (
+            "invalid base_url: it contains credentials. Pass the key as api_key="
+        )
 
     @pytest.mark.parametrize(
         "given",
@@ -265,7 +279,7 @@ class TestBaseUrlOfTheEnvironment:
     ) -> None:
         monkeypatch.setenv("BCTRL_BASE_URL", "https://env.example.com")
 
-        with pytest.raises(BctrlConfigError, match="base_url is not a URL"):
+        with pytest.raises(BctrlConfigError, match=r"^invalid base_url: expected scheme and host"):
             _config.base_url("", allow_plaintext=False)
 
     @pytest.mark.parametrize(
@@ -276,8 +290,10 @@ class TestBaseUrlOfTheEnvironment:
     ) -> None:
         monkeypatch.setenv("BCTRL_BASE_URL", value)
 
-        with pytest.raises(BctrlConfigError, match=r"^BCTRL_BASE_URL "):
+        with pytest.raises(BctrlConfigError, match=r"^invalid BCTRL_BASE_URL: ") as caught:
             _config.base_url(None, allow_plaintext=False)
+
+        assert caught.value.argument == "base_url"
 
 
 class TestNumbers:
@@ -303,8 +319,11 @@ class TestNumbers:
         with pytest.raises(BctrlConfigError) as caught:
             check(value, "the_option")
 
-        assert str(caught.value).startswith(f"the_option is {value!r}. Give the_option as a ")
+        assert str(caught.value).startswith(f"invalid the_option {value!r}: expected a ")
+        assert caught.value.argument == "the_option"
 
     def test_a_fraction_is_no_count(self) -> None:
-        with pytest.raises(BctrlConfigError, match=r"^attempts is 1\.5\. Give attempts as a whole"):
+        with pytest.raises(
+            BctrlConfigError, match=r"^invalid attempts 1\.5: expected a whole number"
+        ):
             _config.count(1.5, "attempts")

@@ -60,6 +60,7 @@ def full(error_class: type[BctrlError]) -> BctrlError:
         hint="Look at the list",
         retry_after=1.5,
         body='{"code": "runtime.not_active"}',
+        argument="timeout",
     )
     error.add_note("attempt 1: the connection broke")
     return error
@@ -159,6 +160,7 @@ class TestAttributes:
             "hint": None,
             "retry_after": None,
             "body": None,
+            "argument": None,
         }
 
     @every_class
@@ -182,6 +184,7 @@ class TestAttributes:
         assert error.hint == "Look at the list"
         assert error.retry_after == 1.5
         assert error.body == '{"code": "runtime.not_active"}'
+        assert error.argument == "timeout"
 
     @pytest.mark.parametrize(
         ("code", "already_stopped"),

@@ -243,7 +243,7 @@ async def test_a_key_function_that_gives_no_text_is_a_configuration_error(
     emulator: Emulator,
 ) -> None:
     async with BctrlSession(lambda: None, base_url=emulator.url) as session:  # type: ignore[arg-type, return-value]  # on purpose
-        with pytest.raises(BctrlConfigError, match="a NoneType, not a str"):
+        with pytest.raises(BctrlConfigError, match="expected a str, not NoneType"):
             await session.stop_runtime("ws-1", "crm")
     assert emulator.requests == []
 

@@ -18,6 +18,15 @@ from bctrl_async.emulator import Fault
 # Python would print warnings for which there is no handler into the display, which says it all.
 _NO_LOG = logging.NullHandler()
 
+# The session names its arguments; here they are options and variables.
+_CONFIG_ERRORS: dict[str | None, str] = {
+    "api_key": "invalid BCTRL_API_KEY: expected visible ASCII characters, without 'Bearer '",
+    "base_url": (
+        "invalid --base-url or BCTRL_BASE_URL: expected an https URL (http on this machine only) "
+        "without credentials, query or fragment, such as https://api.bctrl.ai"
+    ),
+}
+
 app: typer.Typer = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 app.command("stop")(stop)
 app.command("list")(list_runtimes)
@@ -44,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
         _output.complain(error.format_message().strip().rstrip(".") + see)
         return USAGE
     except BctrlConfigError as error:
-        _output.complain(_mistake(error))
+        _output.complain(_CONFIG_ERRORS.get(error.argument, str(error)))
         return USAGE
     except BctrlError as error:
         _output.complain(str(error))
@@ -53,15 +62,6 @@ def main(args: Sequence[str] | None = None) -> int:
         # Of the help, which typer prints by itself.
         _output.lose(error)
         return FAILED
-
-
-def _mistake(error: BctrlConfigError) -> str:
-    """Say of an argument's error which option or variable it is."""
-    name, _, problem = error.summary.partition(" ")
-    if name == "base_url":
-        return f"--base-url or BCTRL_BASE_URL {problem}: use https, or http on this machine"
-    advice = "correct BCTRL_API_KEY" if "API key" in error.summary else error.advice or ""
-    return f"{error.summary}: {advice[:1].lower()}{advice[1:]}"
 
 
 @app.callback(invoke_without_command=True)
