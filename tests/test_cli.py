@@ -830,19 +830,21 @@ async def test_where_no_signal_can_be_handled_to_be_cancelled_is_to_be_interrupt
     emulator.held.add("a")
     shown: list[StopOutcome] = []
 
-    async def stop() -> _run.Ended:
+    async def stop() -> _run.FinishedRun:
         session = BctrlSession(KEY, base_url=emulator.url, max_connections=1)
         targets = [RuntimeRef("ws", "a"), RuntimeRef("ws", "b")]
-        stopping = asyncio.create_task(_run.stop(session, targets, shown.append, _output.Output()))
+        stopping = asyncio.create_task(
+            _run.run_stops(session, targets, shown.append, _output.Output())
+        )
         await until(lambda: emulator.requests)
         stopping.cancel()
         return await stopping
 
-    ended = await asyncio.to_thread(asyncio.run, stop())
+    finished = await asyncio.to_thread(asyncio.run, stop())
 
-    assert ended.interrupted
+    assert finished.interrupted
     assert [outcome.result for outcome in shown] == [StopResult.UNKNOWN, StopResult.NOT_SENT]
-    assert ended.report.counts == {StopResult.UNKNOWN: 1, StopResult.NOT_SENT: 1}
+    assert finished.report.counts == {StopResult.UNKNOWN: 1, StopResult.NOT_SENT: 1}
     assert capfd.readouterr() == ("", "")
 
 
@@ -963,16 +965,16 @@ async def test_after_ctrl_c_before_the_display_the_account_starts_on_a_line_of_i
     emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(_progress, "_FIRST", 3600)
+    monkeypatch.setattr(_progress, "_SHOW_AFTER", 3600)
     emulator.held.add("a")
     output = _output.Output()
     lines: list[object] = []
-    monkeypatch.setattr(output, "for_progress", lambda: (output, True))
-    monkeypatch.setattr(output, "leave_line", lambda: lines.append("\n"))
+    monkeypatch.setattr(output, "progress_console", lambda: (output, True))
+    monkeypatch.setattr(output, "end_line", lambda: lines.append("\n"))
 
     async with BctrlSession(KEY, base_url=emulator.url) as session:
         batch = session.stop_runtimes([("ws", "a")])
-        running = asyncio.create_task(_run.to_its_end(batch, output))
+        running = asyncio.create_task(_run.run_with_progress(batch, output))
         await until(lambda: emulator.requests)
         os.kill(os.getpid(), signal.SIGINT)
         await until(lambda: lines)
@@ -1358,9 +1360,11 @@ def test_ctrl_c_at_the_question_leaves_its_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sys.stdin", Mock(readline=interrupt))
-    found = _find.Found("ws", "http://127.0.0.1:9/v1", [runtime("active")], doubtful=False)
+    found = _find.FoundRuntimes(
+        "ws", "http://127.0.0.1:9/v1", [runtime("active")], incomplete=False
+    )
     with pytest.raises(KeyboardInterrupt):
-        _find.is_agreed(found)
+        _find.confirm(found)
     assert capsys.readouterr().err == (
         "In workspace ws at http://127.0.0.1:9/v1: 1 browser\nStop 1 runtime? [y/N] \n"
     )
@@ -1685,7 +1689,7 @@ async def test_the_emulator_refuses_what_comes_faster_than_it_is_told_to_take(
         url = (await process.stdout.readline()).decode()
     monkeypatch.setenv("BCTRL_BASE_URL", url.strip().partition("=")[2])
 
-    aliases = _emulator.aliases(10)
+    aliases = _emulator.runtime_aliases(10)
     code, out, _ = await command("stop", "--json", "demo", *aliases)
 
     process.terminate()
@@ -1729,7 +1733,7 @@ async def test_a_port_in_use_is_named_with_the_way_out(
     ],
 )
 def test_where_to_call_is_an_address_that_can_be_called(url: str, shown: str) -> None:
-    assert _emulator._callable(url) == shown
+    assert _emulator._reachable_url(url) == shown
 
 
 # The demonstration
@@ -1825,18 +1829,18 @@ def test_a_demo_that_is_interrupted_at_once_accounts_for_every_runtime(
         targets: Sequence[RuntimeRef],
         show: Callable[[StopOutcome], object],
         __: _output.Output,
-    ) -> _run.Ended:
+    ) -> _run.FinishedRun:
         results = [StopResult.UNKNOWN, *[StopResult.NOT_SENT] * (len(targets) - 1)]
         for index, (target, result) in enumerate(zip(targets, results, strict=True)):
             show(StopOutcome(index=index, target=target, result=result))
         report = StopReport(
             total=3, counts=Counter(results), failures=(), elapsed=0.0, retries=0, throttled=0
         )
-        return _run.Ended(report, interrupted=True, unread=False, failure=None)
+        return _run.FinishedRun(report, interrupted=True, input_left=False, read_error=None)
 
-    monkeypatch.setattr(_demo, "stop", cut_short)
+    monkeypatch.setattr(_demo, "run_stops", cut_short)
     with pytest.raises(KeyboardInterrupt):
-        _demo.run(3, 1)
+        _demo.run_demo(3, 1)
     out, _ = capfd.readouterr()
     assert re.search(r"^not_sent +2 ", out, re.MULTILINE)
     assert "\nInterrupted after 0 requests and 0.0 s; 0 of them refused for their pace.\n" in out

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bctrl_async import RuntimeRef
-from bctrl_async.cli._targets import BadLine, Item, _readable, from_file, parse, pipe_targets
+from bctrl_async.cli._targets import BadLine, Item, _wait_readable, parse_line, read_file, read_pipe
 
 A, B, C = (RuntimeRef("ws", alias) for alias in "abc")
 
@@ -62,7 +62,7 @@ async def all_of(found: Iterable[Item] | AsyncIterable[Item]) -> list[RuntimeRef
 def test_a_line_is_a_target_in_csv_or_json(
     number: int, line: bytes, workspace_id: str, alias: str
 ) -> None:
-    found = parse(number, line)
+    found = parse_line(number, line)
     assert found == RuntimeRef(workspace_id, alias)
     assert isinstance(found, RuntimeRef)
 
@@ -70,7 +70,7 @@ def test_a_line_is_a_target_in_csv_or_json(
 @pytest.mark.parametrize("line", [b"", b"\n", b"\r\n", b" \t \n"])
 @pytest.mark.parametrize("number", [1, 7])
 def test_a_blank_line_is_nothing(number: int, line: bytes) -> None:
-    assert parse(number, line) is None
+    assert parse_line(number, line) is None
 
 
 @pytest.mark.parametrize(
@@ -78,30 +78,30 @@ def test_a_blank_line_is_nothing(number: int, line: bytes) -> None:
 )
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_the_first_line_may_be_a_header(mark: bytes, header: str) -> None:
-    assert parse(1, mark + header.encode()) is None
+    assert parse_line(1, mark + header.encode()) is None
 
 
 @pytest.mark.parametrize(
     "line", [b"workspace,crm", b'["workspace", "alias"]', b'{"workspace":"workspace","alias":"a"}']
 )
 def test_a_workspace_of_that_name_is_no_header(line: bytes) -> None:
-    found = parse(1, line)
+    found = parse_line(1, line)
     assert isinstance(found, RuntimeRef)
     assert found.workspace_id == "workspace"
 
 
 def test_what_looks_like_a_header_further_down_is_a_target() -> None:
-    assert parse(2, b"workspace_id,alias") == RuntimeRef("workspace_id", "alias")
+    assert parse_line(2, b"workspace_id,alias") == RuntimeRef("workspace_id", "alias")
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_workspace() -> None:
-    assert parse(1, b"\xef\xbb\xbfws,crm\r\n") == RuntimeRef("ws", "crm")
-    assert parse(1, b'\xef\xbb\xbf["ws", "crm"]\n') == RuntimeRef("ws", "crm")
-    assert parse(1, b"\xef\xbb\xbf\n") is None
+    assert parse_line(1, b"\xef\xbb\xbfws,crm\r\n") == RuntimeRef("ws", "crm")
+    assert parse_line(1, b'\xef\xbb\xbf["ws", "crm"]\n') == RuntimeRef("ws", "crm")
+    assert parse_line(1, b"\xef\xbb\xbf\n") is None
 
 
 def test_bytes_that_are_not_utf_8_stay_recognisable() -> None:
-    assert parse(3, b"ws,caf\xe9\n") == RuntimeRef("ws", "caf\udce9")
+    assert parse_line(3, b"ws,caf\xe9\n") == RuntimeRef("ws", "caf\udce9")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_bytes_that_are_not_utf_8_stay_recognisable() -> None:
 )
 @pytest.mark.parametrize("number", [1, 2])
 def test_any_other_line_is_a_bad_one_that_tells_its_number(number: int, line: str) -> None:
-    found = parse(number, f"{line}\n".encode())
+    found = parse_line(number, f"{line}\n".encode())
     assert isinstance(found, BadLine)
     assert repr(found) == f"line {number}: {line!r}"
 
@@ -142,7 +142,7 @@ def test_any_other_line_is_a_bad_one_that_tells_its_number(number: int, line: st
     ],
 )
 def test_a_bad_line_that_no_parser_likes_is_shown_in_part(line: bytes) -> None:
-    found = parse(9, line)
+    found = parse_line(9, line)
     assert repr(found) == f"line 9: {line[:60].decode()!r}"
 
 
@@ -159,7 +159,7 @@ async def test_a_file_gives_its_targets_in_order_and_its_length_beforehand(tmp_p
         b'{"workspaceId": "ws", "alias": "b"}\r\n'
         b'["ws", "c"]'
     )
-    found = from_file(file)
+    found = read_file(file)
     assert isinstance(found, Iterable)
     assert len(found) == 4  # type: ignore[arg-type]
     assert plain(found) == [A, "line 4: 'nonsense'", B, C]
@@ -169,7 +169,7 @@ async def test_a_file_gives_its_targets_in_order_and_its_length_beforehand(tmp_p
 def test_a_file_without_targets_has_the_length_0(tmp_path: Path) -> None:
     file = tmp_path / "targets"
     file.write_bytes(b"\n\n")
-    found = from_file(file)
+    found = read_file(file)
     assert isinstance(found, Iterable)
     assert len(found) == len(list(found)) == 0  # type: ignore[arg-type]
 
@@ -177,7 +177,7 @@ def test_a_file_without_targets_has_the_length_0(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["missing", "."])
 def test_what_cannot_be_read_is_an_os_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(OSError, match=r"No such file|Is a directory|Permission denied"):
-        from_file(tmp_path / name)
+        read_file(tmp_path / name)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
@@ -185,7 +185,7 @@ async def test_a_fifo_is_read_as_it_is_written(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     writing = asyncio.create_task(asyncio.to_thread(fifo.open, "wb", 0))
-    found = await asyncio.to_thread(from_file, fifo)
+    found = await asyncio.to_thread(read_file, fifo)
     writer = await writing
     assert isinstance(found, AsyncIterable)
     items = aiter(found)
@@ -201,7 +201,7 @@ async def test_a_fifo_is_read_as_it_is_written(tmp_path: Path) -> None:
 
 async def test_a_target_is_there_as_soon_as_its_line_is(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
-    items = pipe_targets(reader)
+    items = read_pipe(reader)
     os.write(writer, b"ws,a\nws,")
     assert await anext(items) == A
     following = asyncio.ensure_future(anext(items))
@@ -217,21 +217,21 @@ async def test_a_last_line_without_an_end_is_a_target_as_well(pipe: tuple[int, i
     reader, writer = pipe
     os.write(writer, b"ws,a\r\n\r\nws,b")
     os.close(writer)
-    assert await all_of(pipe_targets(reader)) == [A, B]
+    assert await all_of(read_pipe(reader)) == [A, B]
 
 
 async def test_the_lines_of_a_pipe_are_numbered_with_the_blank_ones(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     os.write(writer, b"\xef\xbb\xbfworkspace,alias\n\nx\nws,a\ny")
     os.close(writer)
-    assert await all_of(pipe_targets(reader)) == ["line 3: 'x'", A, "line 5: 'y'"]
+    assert await all_of(read_pipe(reader)) == ["line 3: 'x'", A, "line 5: 'y'"]
 
 
 async def test_a_letter_may_come_in_two_parts(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     first, second = "é".encode()[:1], "é".encode()[1:]
     os.write(writer, b"ws,a\nws," + first)
-    items = pipe_targets(reader)
+    items = read_pipe(reader)
     assert await anext(items) == A
     os.write(writer, second + b"\n")
     assert await anext(items) == RuntimeRef("ws", "é")
@@ -248,7 +248,7 @@ async def test_more_than_a_pipe_holds_is_read_to_its_end(pipe: tuple[int, int]) 
         os.close(writer)
 
     writing = asyncio.create_task(asyncio.to_thread(write))
-    found = await all_of(pipe_targets(reader))
+    found = await all_of(read_pipe(reader))
     await writing
     assert found == [RuntimeRef("ws", f"runtime-{number}") for number in range(count)]
 
@@ -257,7 +257,7 @@ async def test_a_regular_file_can_be_read_like_a_pipe(tmp_path: Path) -> None:
     file = tmp_path / "targets"
     file.write_bytes(b"ws,a\nws,b\n")
     number = os.open(file, os.O_RDONLY)
-    assert await all_of(pipe_targets(number)) == [A, B]
+    assert await all_of(read_pipe(number)) == [A, B]
     os.close(number)
 
 
@@ -265,7 +265,7 @@ async def test_whoever_waits_for_a_pipe_can_be_cancelled_even_as_it_becomes_read
     pipe: tuple[int, int],
 ) -> None:
     reader, writer = pipe
-    waiting = asyncio.create_task(_readable(reader))
+    waiting = asyncio.create_task(_wait_readable(reader))
     await asyncio.sleep(0)
     os.write(writer, b"x")
     # Both happen in one turn of the loop: first this, then the news of the pipe.

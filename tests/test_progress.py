@@ -16,7 +16,7 @@ from rich.console import Console
 from bctrl_async import StopBatch, StopResult
 from bctrl_async.cli import _progress
 from bctrl_async.cli._progress import Display
-from bctrl_async.cli._run import _NOTICE
+from bctrl_async.cli._run import _INTERRUPT_NOTICE
 
 
 @dataclass
@@ -158,7 +158,7 @@ def test_the_view_fits_the_width_however_much_there_is_to_say(
     batch = Batch(length, before, in_flight=100, retries=123_456, is_throttled=True)
     display, _ = make(batch, width)
     advance(display, batch, clock, per_second=1234)
-    display.notice = _NOTICE
+    display.notice = _INTERRUPT_NOTICE
 
     lines = drawn(display, width)
 
@@ -166,7 +166,7 @@ def test_the_view_fits_the_width_however_much_there_is_to_say(
     assert len(lines) <= 5
     text = " ".join(lines)
     assert "1,234/s" in text
-    assert _NOTICE in text
+    assert _INTERRUPT_NOTICE in text
     assert all(f" {result}" in text for result in StopResult)
     assert (" of 1,000,000 " in text) == ("━" in text) == (" left " in text) == bool(length)
 
@@ -177,8 +177,8 @@ def test_the_view_fits_the_width_however_much_there_is_to_say(
 async def test_on_a_terminal_it_is_drawn_again_and_again_and_is_gone_at_the_end(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_progress, "_FIRST", 0.0)
-    monkeypatch.setattr(_progress, "_AGAIN", 0.001)
+    monkeypatch.setattr(_progress, "_SHOW_AFTER", 0.0)
+    monkeypatch.setattr(_progress, "_REFRESH_EVERY", 0.001)
     batch = Batch(3, in_flight=2)
     display, console = make(batch)
     file = cast("StringIO", console.file)

@@ -50,17 +50,17 @@ def main(args: Sequence[str] | None = None) -> int:
         # Typer would draw a box, also into a file, and print what it was given as it is.
         context = getattr(error, "ctx", None)
         see = f" (see {context.command_path} --help)" if context else ""
-        _output.complain(error.format_message().strip().rstrip(".") + see)
+        _output.print_error(error.format_message().strip().rstrip(".") + see)
         return USAGE
     except BctrlConfigError as error:
-        _output.complain(_CONFIG_ERRORS.get(error.argument, str(error)))
+        _output.print_error(_CONFIG_ERRORS.get(error.argument, str(error)))
         return USAGE
     except BctrlError as error:
-        _output.complain(str(error))
+        _output.print_error(str(error))
         return exit_code([error])
     except OSError as error:
         # Of the help, which typer prints by itself.
-        _output.lose(error)
+        _output.stdout_failed(error)
         return FAILED
 
 

@@ -9,10 +9,10 @@ import typer
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli import _output
-from bctrl_async.cli._emulator import KEY, WORKSPACE, aliases
+from bctrl_async.cli._emulator import KEY, WORKSPACE, runtime_aliases
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._options import MAX_RUNTIMES
-from bctrl_async.cli._run import Ended, stop
+from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.emulator import Emulator, Fault
 
 _IN_FLIGHT = 40
@@ -44,10 +44,10 @@ def demo(
     end its own state is compared with what was reported; the exit code is 0 if
     they agree.
     """
-    return 0 if run(runtimes, seed) else FAILED
+    return 0 if run_demo(runtimes, seed) else FAILED
 
 
-def run(runtimes: int, seed: int) -> bool:
+def run_demo(runtimes: int, seed: int) -> bool:
     """Stop this many and show what became of them.
 
     Returns:
@@ -65,7 +65,7 @@ def run(runtimes: int, seed: int) -> bool:
         fault_latency=0.5,
         rate_limit=_RATE_LIMIT,
     )
-    targets = [RuntimeRef(WORKSPACE, alias) for alias in aliases(runtimes)]
+    targets = [RuntimeRef(WORKSPACE, alias) for alias in runtime_aliases(runtimes)]
     for number, target in enumerate(targets, start=1):
         # One in fifty does not exist, and a few are stopped already.
         if number % 50:
@@ -73,38 +73,38 @@ def run(runtimes: int, seed: int) -> bool:
     before = {target: emulator.status(*target) for target in targets}
     outcomes: list[StopOutcome] = []
     output = _output.Output()
-    what = _output.several(runtimes, "runtime")
-    _output.note(f"Stopping {what} of a local emulator that misbehaves.")
-    _output.note(f"It takes no more than {_RATE_LIMIT:.0f} stops a second.")
-    ended = asyncio.run(_demonstrate(emulator, targets, outcomes, output))
-    report = ended.report
-    _output.note("")
-    output.say(_output.table(report.counts))
-    output.say("")
-    output.say(
-        ("Interrupted after " if ended.interrupted else f"To stop {what} took ")
-        + f"{_output.several(len(emulator.requests), 'request')} and {report.elapsed:.1f} s; "
+    what = _output.pluralize(runtimes, "runtime")
+    _output.print_info(f"Stopping {what} of a local emulator that misbehaves.")
+    _output.print_info(f"It takes no more than {_RATE_LIMIT:.0f} stops a second.")
+    finished = asyncio.run(_stop_all(emulator, targets, outcomes, output))
+    report = finished.report
+    _output.print_info("")
+    output.print_result(_output.counts_table(report.counts))
+    output.print_result("")
+    output.print_result(
+        ("Interrupted after " if finished.interrupted else f"To stop {what} took ")
+        + f"{_output.pluralize(len(emulator.requests), 'request')} and {report.elapsed:.1f} s; "
         f"{report.throttled:,} of them refused for their pace."
     )
-    wrong = [outcome for outcome in outcomes if not _agrees(outcome, before, emulator)]
-    output.say(_verdict(wrong, list(before), emulator))
-    if ended.interrupted:
+    wrong = [outcome for outcome in outcomes if not _is_consistent(outcome, before, emulator)]
+    output.print_result(_verdict(wrong, list(before), emulator))
+    if finished.interrupted:
         raise KeyboardInterrupt
-    return not (wrong or output.lost)
+    return not (wrong or output.write_failed)
 
 
-async def _demonstrate(
+async def _stop_all(
     emulator: Emulator,
     targets: Sequence[RuntimeRef],
     outcomes: list[StopOutcome],
     output: _output.Output,
-) -> Ended:
+) -> FinishedRun:
     async with emulator:
         session = BctrlSession(KEY, base_url=emulator.url, max_connections=_IN_FLIGHT, retry=_RETRY)
-        return await stop(session, targets, outcomes.append, output)
+        return await run_stops(session, targets, outcomes.append, output)
 
 
-def _agrees(
+def _is_consistent(
     outcome: StopOutcome, before: Mapping[RuntimeRef, str | None], emulator: Emulator
 ) -> bool:
     now = emulator.status(*outcome.target)

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from bctrl_async.cli import _output
-from bctrl_async.cli._options import MAX_RUNTIMES, not_empty, positive
+from bctrl_async.cli._options import MAX_RUNTIMES, check_not_empty, check_positive
 from bctrl_async.emulator import Emulator, Fault
 
 WORKSPACE = "demo"
@@ -22,7 +22,7 @@ _DESKTOP = 10
 """One in so many runtimes of the emulator is a desktop."""
 
 
-def aliases(count: int) -> Iterator[str]:
+def runtime_aliases(count: int) -> Iterator[str]:
     """Name this many runtimes."""
     return (f"runtime-{number:04}" for number in range(1, count + 1))
 
@@ -46,7 +46,7 @@ def emulator(
     api_key: Annotated[
         str,
         typer.Option(
-            "--api-key", metavar="KEY", callback=not_empty, help="What clients must send."
+            "--api-key", metavar="KEY", callback=check_not_empty, help="What clients must send."
         ),
     ] = KEY,
     runtimes: Annotated[
@@ -66,7 +66,7 @@ def emulator(
         typer.Option(
             "--rate-limit",
             metavar="N",
-            callback=positive,
+            callback=check_positive,
             help="Stops a second at most; faster ones get a 429.",
         ),
     ] = None,
@@ -92,14 +92,14 @@ def emulator(
             host=host,
             port=port,
             api_key=api_key,
-            faults=_faults(fault or []),
+            faults=_parse_faults(fault or []),
             seed=seed,
             latency=latency,
             rate_limit=rate_limit,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--fault'") from error
-    _fill(server, runtimes)
+    _add_runtimes(server, runtimes)
     try:
         asyncio.run(_serve(server, api_key))
     except OSError as error:
@@ -109,7 +109,7 @@ def emulator(
     return 0
 
 
-def _faults(given: Sequence[str]) -> dict[Fault, float]:
+def _parse_faults(given: Sequence[str]) -> dict[Fault, float]:
     faults = {}
     for text in given:
         name, _, probability = text.partition("=")
@@ -129,9 +129,9 @@ def _probability(text: str) -> float:
     return probability
 
 
-def _fill(server: Emulator, runtimes: int) -> None:
+def _add_runtimes(server: Emulator, runtimes: int) -> None:
     now = datetime.now(UTC)
-    for number, alias in enumerate(aliases(runtimes), start=1):
+    for number, alias in enumerate(runtime_aliases(runtimes), start=1):
         # So that there is something for filters to choose from.
         kind = "browser" if number % _DESKTOP else "desktop"
         created = now - timedelta(minutes=number)
@@ -142,22 +142,22 @@ def _fill(server: Emulator, runtimes: int) -> None:
 async def _serve(emulator: Emulator, api_key: str) -> None:
     async with emulator:
         output = _output.Output()
-        _output.note("The emulator is running; Ctrl-C ends it. In another terminal:")
-        output.say(f"export BCTRL_BASE_URL={_callable(emulator.url)}")
-        output.say(f"export BCTRL_API_KEY={shlex.quote(api_key)}")
-        output.say(f"bctrl-async stop {WORKSPACE} {next(aliases(1))}")
+        _output.print_info("The emulator is running; Ctrl-C ends it. In another terminal:")
+        output.print_result(f"export BCTRL_BASE_URL={_reachable_url(emulator.url)}")
+        output.print_result(f"export BCTRL_API_KEY={shlex.quote(api_key)}")
+        output.print_result(f"bctrl-async stop {WORKSPACE} {next(runtime_aliases(1))}")
         ended = asyncio.Event()
         with suppress(NotImplementedError):  # On Windows a SIGTERM is the end in any case.
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
         try:
             await ended.wait()
         except asyncio.CancelledError:
-            output.leave_line()
+            output.end_line()
             raise
         finally:
-            _output.note(f"{_output.several(len(emulator.requests), 'request')} received")
+            _output.print_info(f"{_output.pluralize(len(emulator.requests), 'request')} received")
 
 
-def _callable(url: str) -> str:
+def _reachable_url(url: str) -> str:
     """Name this machine, where the URL names every address that it listens on."""
     return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")

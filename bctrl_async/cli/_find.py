@@ -19,21 +19,21 @@ from bctrl_async import (
 from bctrl_async.cli import _output
 
 
-class Found(NamedTuple):
+class FoundRuntimes(NamedTuple):
     """What there is in a workspace.
 
     Attributes:
         workspace: Its id, as it was given.
         base_url: Where it is.
         runtimes: Those that fit.
-        doubtful: Whether there may be more: one that could not be read, or one that a mistyped
+        incomplete: Whether there may be more: one that could not be read, or one that a mistyped
             filter has left out; each was complained about.
     """
 
     workspace: str
     base_url: str
     runtimes: list[Runtime]
-    doubtful: bool
+    incomplete: bool
 
     @property
     def targets(self) -> list[RuntimeRef]:
@@ -41,9 +41,9 @@ class Found(NamedTuple):
         return [RuntimeRef(self.workspace, runtime.alias) for runtime in self.runtimes]
 
 
-async def find(
+async def find_runtimes(
     session: BctrlSession, workspace: str, wanted: RuntimeFilter, *, deadline: float | None = None
-) -> Found:
+) -> FoundRuntimes:
     """List what fits, and complain about what may be missing.
 
     Args:
@@ -55,9 +55,9 @@ async def find(
     Raises:
         BctrlError: It cannot be listed, or not in time.
     """
-    complaints: list[str] = []
+    problems: list[str] = []
     listing = session.list_runtimes(
-        workspace, on_unreadable=lambda error: complaints.append(str(error))
+        workspace, on_unreadable=lambda error: problems.append(str(error))
     )
     async with session:
         try:
@@ -68,14 +68,14 @@ async def find(
             raise BctrlTimeoutError(
                 f"workspace {workspace!r} was not listed within the deadline of {deadline:g} s"
             ) from error
-    complaints += _mistyped(wanted, runtimes)
-    for complaint in complaints:
-        _output.complain(complaint)
+    problems += _unknown_filter_values(wanted, runtimes)
+    for problem in problems:
+        _output.print_error(problem)
     fitting = [runtime for runtime in runtimes if wanted(runtime)]
-    return Found(workspace, session.base_url, fitting, bool(complaints))
+    return FoundRuntimes(workspace, session.base_url, fitting, bool(problems))
 
 
-def _mistyped(wanted: RuntimeFilter, runtimes: Sequence[Runtime]) -> Iterator[str]:
+def _unknown_filter_values(wanted: RuntimeFilter, runtimes: Sequence[Runtime]) -> Iterator[str]:
     """Say which values of a filter are neither known nor there: nothing can ever fit them."""
     for option, value, known, seen in (
         ("--status", wanted.status, RuntimeStatus, {runtime.status for runtime in runtimes}),
@@ -85,20 +85,20 @@ def _mistyped(wanted: RuntimeFilter, runtimes: Sequence[Runtime]) -> Iterator[st
             yield f"{option} is {value!r}, which no runtime has: give such as {', '.join(known)}"
 
 
-def can_ask() -> bool:
+def can_prompt() -> bool:
     """Whether there is somebody who sees a question and can answer."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
-def is_agreed(found: Found) -> bool:
+def confirm(found: FoundRuntimes) -> bool:
     """Show what was found, and ask whether it is to be stopped."""
-    kinds = Counter(_output.visible(runtime.kind) for runtime in found.runtimes)
+    kinds = Counter(_output.escape(runtime.kind) for runtime in found.runtimes)
     what = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    workspace = _output.visible(found.workspace)
-    _output.note(f"In workspace {workspace} at {found.base_url}: {what}")
-    _output.ask(f"Stop {_output.several(len(found.runtimes), 'runtime')}? [y/N] ")
+    workspace = _output.escape(found.workspace)
+    _output.print_info(f"In workspace {workspace} at {found.base_url}: {what}")
+    _output.print_question(f"Stop {_output.pluralize(len(found.runtimes), 'runtime')}? [y/N] ")
     try:
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:
-        _output.note("")  # Begin a new line after the ^C.
+        _output.print_info("")  # Begin a new line after the ^C.
         raise

@@ -15,9 +15,9 @@ from bctrl_async.cli._options import (
     Kind,
     OlderThan,
     Timeout,
-    api_key,
+    build_filter,
     complete_status,
-    wanted,
+    require_api_key,
 )
 
 
@@ -54,12 +54,14 @@ def list_runtimes(
     A runtime whose time of creation cannot be read is not older than anything.
     One that cannot be read at all is named on stderr, and the exit code is 1.
     """
-    session = BctrlSession(api_key(context), base_url=base_url, timeout=timeout)
-    found = asyncio.run(_find.find(session, workspace, wanted(status, kind, older_than)))
+    session = BctrlSession(require_api_key(context), base_url=base_url, timeout=timeout)
+    found = asyncio.run(
+        _find.find_runtimes(session, workspace, build_filter(status, kind, older_than))
+    )
     output = _output.Output()
     if json:
         for runtime in found.runtimes:
-            output.say(_output.as_found(workspace, runtime))
+            output.print_result(_output.runtime_json(workspace, runtime))
     else:
-        _output.listing(output, found.runtimes)
-    return FAILED if found.doubtful or output.lost else 0
+        _output.print_runtimes(output, found.runtimes)
+    return FAILED if found.incomplete or output.write_failed else 0

@@ -16,14 +16,14 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _is_age = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)([smhd]?)").fullmatch
 
 
-def positive(value: float | None) -> float | None:
+def check_positive(value: float | None) -> float | None:
     """Check a number that must be finite and above 0."""
     if value is not None and not 0 < value < math.inf:
         raise typer.BadParameter(f"{value} is not a positive number")
     return value
 
 
-def not_empty(value: str | None) -> str | None:
+def check_not_empty(value: str | None) -> str | None:
     """Check a text: an empty one often comes from a variable that is not set."""
     if value == "":
         raise typer.BadParameter("it is empty")
@@ -69,7 +69,7 @@ Timeout = Annotated[
     typer.Option(
         "--timeout",
         metavar="SECONDS",
-        callback=positive,
+        callback=check_positive,
         help="What one attempt may take.",
         rich_help_panel=CONNECTION,
     ),
@@ -87,13 +87,13 @@ BaseUrl = Annotated[
 ]
 
 
-def wanted(status: str | None, kind: str | None, older_than: float | None) -> RuntimeFilter:
+def build_filter(status: str | None, kind: str | None, older_than: float | None) -> RuntimeFilter:
     """Return the filter of the options; the status `any` is any."""
     return RuntimeFilter(
         status=None if status == _ANY else status, kind=kind, older_than=older_than
     )
 
 
-def api_key(context: typer.Context) -> str:
+def require_api_key(context: typer.Context) -> str:
     """Return the key of the environment."""
     return os.environ.get("BCTRL_API_KEY") or context.fail("there is no API key: set BCTRL_API_KEY")

@@ -17,26 +17,26 @@ _SIGNALS = [
     if (number := getattr(signal, name, None)) is not None
     and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN)
 ]
-_NOTICE = "ending: Ctrl-C again cuts off what is under way"
+_INTERRUPT_NOTICE = "ending: Ctrl-C again cuts off what is under way"
 
 
-class Ended(NamedTuple):
+class FinishedRun(NamedTuple):
     """How a bulk stop ended.
 
     Attributes:
         report: Its report.
         interrupted: Whether the user called for its end.
-        unread: Whether there may be targets that were not even read.
-        failure: Why the targets could not be read.
+        input_left: Whether there may be targets that were not even read.
+        read_error: Why the targets could not be read.
     """
 
     report: StopReport
     interrupted: bool
-    unread: bool
-    failure: OSError | None
+    input_left: bool
+    read_error: OSError | None
 
 
-async def stop(
+async def run_stops(
     session: BctrlSession,
     source: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
     show: Callable[[StopOutcome], object],
@@ -45,7 +45,7 @@ async def stop(
     deadline: float | None = None,
     journal: str | None = None,
     verify: bool = False,
-) -> Ended:
+) -> FinishedRun:
     """Run a bulk stop to its end, however that comes, and show every outcome.
 
     Args:
@@ -66,14 +66,14 @@ async def stop(
             source, on_outcome=show, deadline=deadline, journal=journal, verify=verify
         )
         try:
-            interrupted = await to_its_end(batch, output)
+            interrupted = await run_with_progress(batch, output)
         except OSError as error:
             failure = error
-    unread = batch.total is None and batch.report.ended_early is not None
-    return Ended(batch.report, interrupted, unread, failure)
+    input_left = batch.total is None and batch.report.ended_early is not None
+    return FinishedRun(batch.report, interrupted, input_left, failure)
 
 
-async def rehearse(
+async def dry_run(
     session: BctrlSession,
     source: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
     show: Callable[[StopOutcome], object],
@@ -87,7 +87,7 @@ async def rehearse(
         await batch
 
 
-async def to_its_end(batch: StopBatch, output: _output.Output) -> bool:
+async def run_with_progress(batch: StopBatch, output: _output.Output) -> bool:
     """Run it, and show how far it is.
 
     The first Ctrl-C (or SIGTERM) begins nothing new, the second cuts off what is under way.
@@ -98,7 +98,7 @@ async def to_its_end(batch: StopBatch, output: _output.Output) -> bool:
     Raises:
         Exception: What the batch raised.
     """
-    console, live = output.for_progress()
+    console, live = output.progress_console()
     display = Display(batch, console)
     running = asyncio.ensure_future(batch)
     showing = asyncio.create_task(display.run(live=live))
@@ -111,14 +111,14 @@ async def to_its_end(batch: StopBatch, output: _output.Output) -> bool:
             batch.abort()
             return
         batch.stop_reading()
-        display.notice = _NOTICE
+        display.notice = _INTERRUPT_NOTICE
         if not live:
-            _output.note(display.line())
-        elif not display.drawn:
-            output.leave_line()
+            _output.print_info(display.line())
+        elif not display.is_drawn:
+            output.end_line()
 
     try:
-        with _calling(interrupt):
+        with _signal_handlers(interrupt):
             await asyncio.wait([running])
     except asyncio.CancelledError:
         # Where there are no such handlers, as on Windows, this is what Ctrl-C does.
@@ -133,7 +133,7 @@ async def to_its_end(batch: StopBatch, output: _output.Output) -> bool:
 
 
 @contextmanager
-def _calling(interrupt: Callable[[], None]) -> Iterator[None]:
+def _signal_handlers(interrupt: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     handled = []
     with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or another thread.

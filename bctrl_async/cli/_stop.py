@@ -22,11 +22,11 @@ from bctrl_async.cli._options import (
     Kind,
     OlderThan,
     Timeout,
-    api_key,
+    build_filter,
+    check_not_empty,
+    check_positive,
     complete_status,
-    not_empty,
-    positive,
-    wanted,
+    require_api_key,
 )
 from bctrl_async.journal import Journal
 
@@ -84,7 +84,7 @@ _Journal = Annotated[
     typer.Option(
         "--journal",
         metavar="FILE",
-        callback=not_empty,
+        callback=check_not_empty,
         help="Note each outcome there; resume what it has.",
         rich_help_panel=_RUN,
     ),
@@ -132,7 +132,7 @@ _Rate = Annotated[
     typer.Option(
         "--rate",
         metavar="N",
-        callback=positive,
+        callback=check_positive,
         help="Requests a second at most.",
         rich_help_panel=_LIMITS,
     ),
@@ -142,7 +142,7 @@ _Deadline = Annotated[
     typer.Option(
         "--deadline",
         metavar="SECONDS",
-        callback=positive,
+        callback=check_positive,
         help="Cut everything off then.",
         rich_help_panel=_LIMITS,
     ),
@@ -189,7 +189,7 @@ def stop(
     second cuts it off. The exit code is 0 if all are settled, 1 if some are not,
     2 if the command cannot be run as it stands, 130 after Ctrl-C.
     """
-    file = _only(context, files)
+    file = _check_files(context, files)
     _check_usage(
         context,
         has_aliases=workspace is not None and bool(aliases),
@@ -200,12 +200,12 @@ def stop(
         everything=everything,
     )
     asks = whole is not None and not (yes or dry_run)
-    if asks and not _find.can_ask():
+    if asks and not _find.can_prompt():
         context.fail("there is no terminal to ask on: give --yes to stop without a question")
     needs_key = whole is not None or not dry_run
-    key = api_key(context) if needs_key else os.environ.get("BCTRL_API_KEY") or "dry-run"
+    key = require_api_key(context) if needs_key else os.environ.get("BCTRL_API_KEY") or "dry-run"
     output = _output.Output()
-    lines = _output.Lines(output, None if file or whole else aliases, json=json)
+    printer = _output.OutcomePrinter(output, None if file or whole else aliases, json=json)
     # A session belongs to one loop, and the question is asked between two.
     connect = partial(
         BctrlSession,
@@ -218,26 +218,26 @@ def stop(
 
     def run(targets: _Targets, deadline: float | None) -> int:
         if dry_run:
-            return _rehearse(connect(), targets, journal, output)
-        stopping = _run.stop(
+            return _dry_run(connect(), targets, journal, output)
+        stopping = _run.run_stops(
             connect(),
             targets,
-            lines.show,
+            printer.print,
             output,
             deadline=deadline,
             journal=journal,
             verify=verify,
         )
-        return _conclude(asyncio.run(stopping), output, json=json)
+        return _report(asyncio.run(stopping), output, json=json)
 
     if whole is None:
         return run(_open_targets(context, workspace, aliases, file), deadline)
-    fitting = wanted(status or RuntimeStatus.ACTIVE, kind, older_than)
-    finding = _find.find(connect(), whole, fitting, deadline=deadline)
+    fitting = build_filter(status or RuntimeStatus.ACTIVE, kind, older_than)
+    finding = _find.find_runtimes(connect(), whole, fitting, deadline=deadline)
     return _stop_found(finding, run, deadline, asks=asks)
 
 
-def _only(context: typer.Context, files: list[str] | None) -> str | None:
+def _check_files(context: typer.Context, files: list[str] | None) -> str | None:
     """Return the name of the file with the targets."""
     if files is not None and (len(files) > 1 or not files[0]):
         context.fail("give --from once, with the name of a file or -")
@@ -276,15 +276,15 @@ def _open_targets(
         return [RuntimeRef(workspace or "", alias) for alias in aliases or ()]
     try:
         if file == "-":
-            return cast("_Targets", _targets.pipe_targets(sys.stdin.fileno()))
-        return cast("_Targets", _targets.from_file(Path(file)))
+            return cast("_Targets", _targets.read_pipe(sys.stdin.fileno()))
+        return cast("_Targets", _targets.read_file(Path(file)))
     except (OSError, AttributeError) as error:
         why = getattr(error, "strerror", None) or "it is closed"
         context.fail(f"cannot read {'stdin' if file == '-' else file}: {why}")
 
 
 def _stop_found(
-    finding: Coroutine[object, object, _find.Found],
+    finding: Coroutine[object, object, _find.FoundRuntimes],
     run: Callable[[Sequence[RuntimeRef], float | None], int],
     deadline: float | None,
     *,
@@ -295,17 +295,17 @@ def _stop_found(
     found = asyncio.run(finding)
     if deadline is not None:
         deadline = max(deadline - (time.monotonic() - began), _NO_TIME)
-    code = FAILED if found.doubtful else 0
+    code = FAILED if found.incomplete else 0
     if not found.targets:
-        _output.note(f"Nothing to stop: no runtime of {_output.visible(found.workspace)} fits")
+        _output.print_info(f"Nothing to stop: no runtime of {_output.escape(found.workspace)} fits")
         return code
-    if asks and not _find.is_agreed(found):
-        _output.note("Nothing was stopped")
+    if asks and not _find.confirm(found):
+        _output.print_info("Nothing was stopped")
         return FAILED
     return run(found.targets, deadline) or code
 
 
-def _rehearse(
+def _dry_run(
     session: BctrlSession,
     source: _Targets,
     journal: str | None,
@@ -322,38 +322,38 @@ def _rehearse(
     def show(outcome: StopOutcome) -> None:
         if outcome.result is StopResult.REJECTED:
             counts["bad"] += 1
-            _output.complain(outcome.error.summary if outcome.error else "")
+            _output.print_error(outcome.error.summary if outcome.error else "")
         elif outcome.target in settled:
             counts["settled"] += 1
         else:
             counts["left"] += 1
-            output.say(_output.as_line(outcome.target))
+            output.print_result(_output.target_json(outcome.target))
 
-    asyncio.run(_run.rehearse(session, source, show))
+    asyncio.run(_run.dry_run(session, source, show))
     before = f", {counts['settled']:,} are settled already" if settled else ""
-    _output.note(
+    _output.print_info(
         f"Dry run: {counts['left']:,} would be stopped{before}, {counts['bad']:,} are no targets"
     )
-    return FAILED if counts["bad"] or output.lost else 0
+    return FAILED if counts["bad"] or output.write_failed else 0
 
 
-def _conclude(ended: _run.Ended, output: _output.Output, *, json: bool) -> int:
+def _report(finished: _run.FinishedRun, output: _output.Output, *, json: bool) -> int:
     """Sum up a bulk stop, and find its exit code."""
-    report = ended.report
-    if ended.failure is not None:
-        _output.complain(f"cannot read all targets: {ended.failure.strerror}")
-    elif report.ended_early is not None and not ended.interrupted:
-        _output.complain(f"ended early: {report.ended_early}")
-    account = _output.summary(report, unread=ended.unread)
-    account = f"{'Interrupted: ' * ended.interrupted}{account}"
+    report = finished.report
+    if finished.read_error is not None:
+        _output.print_error(f"cannot read all targets: {finished.read_error.strerror}")
+    elif report.ended_early is not None and not finished.interrupted:
+        _output.print_error(f"ended early: {report.ended_early}")
+    account = _output.summarize(report, input_left=finished.input_left)
+    account = f"{'Interrupted: ' * finished.interrupted}{account}"
     if json:
-        _output.note(account)
+        _output.print_info(account)
     else:
-        output.say(account, wrap=True)
+        output.print_result(account, wrap=True)
     if report.counts[StopResult.NOT_FOUND] > report.total / 2:
-        _output.complain("most are not found: check the workspace id, the aliases and base URL")
-    if ended.interrupted:
+        _output.print_error("most are not found: check the workspace id, the aliases and base URL")
+    if finished.interrupted:
         raise KeyboardInterrupt
-    if report.ok and ended.failure is None and not output.lost:
+    if report.ok and finished.read_error is None and not output.write_failed:
         return 0
     return exit_code(outcome.error for outcome in report.failures)

@@ -30,7 +30,7 @@ class BadLine:
 Item = RuntimeRef | BadLine
 
 
-def from_file(path: Path) -> Iterable[Item] | AsyncIterator[Item]:
+def read_file(path: Path) -> Iterable[Item] | AsyncIterator[Item]:
     """Return the targets of a file, or of whatever has a name as one.
 
     Raises:
@@ -39,7 +39,7 @@ def from_file(path: Path) -> Iterable[Item] | AsyncIterator[Item]:
     with path.open("rb") as file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return _FileTargets(path)
-        return pipe_targets(os.dup(file.fileno()))
+        return read_pipe(os.dup(file.fileno()))
 
 
 class _FileTargets:
@@ -50,7 +50,7 @@ class _FileTargets:
         with path.open("rb") as file:
             # What is not blank has an outcome, but for a header; it is parsed when it is needed.
             self._length = sum(
-                bool(_text(number, line)) if number > 1 else parse(number, line) is not None
+                bool(_decode(number, line)) if number > 1 else parse_line(number, line) is not None
                 for number, line in enumerate(file, start=1)
             )
 
@@ -60,11 +60,11 @@ class _FileTargets:
     def __iter__(self) -> Iterator[Item]:
         with self._path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if (item := parse(number, line)) is not None:
+                if (item := parse_line(number, line)) is not None:
                     yield item
 
 
-async def pipe_targets(file: int) -> AsyncIterator[Item]:
+async def read_pipe(file: int) -> AsyncIterator[Item]:
     """Read targets from a pipe or a terminal, as they come.
 
     Args:
@@ -72,25 +72,25 @@ async def pipe_targets(file: int) -> AsyncIterator[Item]:
     """
     number, rest = 0, b""
     while True:
-        await _readable(file)
+        await _wait_readable(file)
         chunk = os.read(file, _CHUNK)
         *lines, rest = (rest + chunk).split(b"\n")
         if not chunk:
             lines = [rest]
         for line in lines:
             number += 1
-            if (item := parse(number, line)) is not None:
+            if (item := parse_line(number, line)) is not None:
                 yield item
         if not chunk:
             return
 
 
-async def _readable(file: int) -> None:
+async def _wait_readable(file: int) -> None:
     """Wait until there is something to read; what is no pipe is read at once."""
     loop = asyncio.get_running_loop()
     there: asyncio.Future[None] = loop.create_future()
     try:
-        loop.add_reader(file, _settle, there)
+        loop.add_reader(file, _set_ready, there)
     except (NotImplementedError, PermissionError):  # Windows, or a regular file.
         return
     try:
@@ -99,23 +99,23 @@ async def _readable(file: int) -> None:
         loop.remove_reader(file)
 
 
-def _settle(there: asyncio.Future[None]) -> None:
+def _set_ready(there: asyncio.Future[None]) -> None:
     if not there.done():
         there.set_result(None)
 
 
-def parse(number: int, line: bytes) -> Item | None:
+def parse_line(number: int, line: bytes) -> Item | None:
     """Return the target of a line: CSV, or JSON; None if there is none to expect.
 
     Args:
         number: The line's, from 1. The first one may be the header of a CSV file.
         line: With or without its end.
     """
-    text = _text(number, line)
+    text = _decode(number, line)
     if not text:
         return None
     is_json = text[0] in "{["
-    parts = _from_json(text) if is_json else _from_csv(text)
+    parts = _parse_json(text) if is_json else _parse_csv(text)
     if number == 1 and not is_json and [str(part).lower() for part in parts] in _HEADERS:
         return None
     match parts:
@@ -124,19 +124,19 @@ def parse(number: int, line: bytes) -> Item | None:
     return BadLine(number, text)
 
 
-def _text(number: int, line: bytes) -> str:
+def _decode(number: int, line: bytes) -> str:
     # What is not UTF-8 stays recognisable, and is refused as a name.
     return line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip()
 
 
-def _from_csv(text: str) -> Sequence[object]:
+def _parse_csv(text: str) -> Sequence[object]:
     try:
         return next(csv.reader([text], skipinitialspace=True))
     except csv.Error:
         return []
 
 
-def _from_json(text: str) -> Sequence[object]:
+def _parse_json(text: str) -> Sequence[object]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
