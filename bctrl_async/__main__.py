@@ -1,22 +1,24 @@
-"""`bctrl-async` and `python -m bctrl_async`: the way in, which also works without the extra."""
+"""The entry point of `bctrl-async` and `python -m bctrl_async`, also without the extra `cli`."""
 
 import sys
 
+_USAGE = 2
 _INTERRUPTED = 130
 
 
 def main() -> int:
-    """Run the command, or say how to install what it needs; return the exit code."""
+    """Run the command, or say how to install its dependencies; return the exit code."""
     try:
-        from bctrl_async import cli  # noqa: PLC0415 - it may be missing, and loading takes time.
+        # Here, because it may be missing, and Ctrl-C may come while it loads.
+        from bctrl_async import cli  # noqa: PLC0415
 
         return cli.main()
     except ModuleNotFoundError as error:
         if error.name not in {"rich", "typer"}:
             raise
-        need = "bctrl-async: error: the command needs more packages:"
-        print(need, "python -m pip install 'bctrl-async[cli]'", file=sys.stderr)  # noqa: T201 - nothing else is there.
-        return 2
+        remedy = "run python -m pip install 'bctrl-async[cli]'"
+        print(f"bctrl-async: error: missing dependencies: {remedy}", file=sys.stderr)  # noqa: T201
+        return _USAGE
     except KeyboardInterrupt:
         return _INTERRUPTED
 

@@ -1,4 +1,4 @@
-"""The command as its users meet it: in this process for its words, in others for their signals."""
+"""The command: run in this process for its texts, in others for signals and terminals."""
 
 import asyncio
 import codecs
@@ -41,7 +41,7 @@ KEY = "emulator-key"
 FULL = Path("/dev/full")
 STOP_ALL = ("stop", "--workspace", "ws", "--all", "--yes")
 COMMAND = (sys.executable, "-m", "bctrl_async")
-NOTICE = "ending: Ctrl-C again cuts off what is under way"
+NOTICE = "finishing requests in flight; Ctrl-C again to abort"
 
 Command = Callable[..., Coroutine[object, object, tuple[int, str, str]]]
 Process = asyncio.subprocess.Process
@@ -66,10 +66,10 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class HoldingEmulator(Emulator):
-    """It answers when the test lets it.
+    """An emulator that holds back answers.
 
     Attributes:
-        held: The aliases whose stops take effect, but are not answered.
+        held: Aliases whose stops take effect but are not answered.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(RetryPolicy, "backoff", lambda *_: 0.0)
 
     async def command(*args: str | Path) -> tuple[int, str, str]:
-        # In a thread: the emulator needs this loop meanwhile.
+        # In a thread, because the emulator runs in this loop.
         async with asyncio.timeout(30):
             code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
         return code, *capfd.readouterr()
@@ -131,7 +131,7 @@ async def start(*args: str | Path, **files: int) -> Process:
 
 async def finish(process: Process) -> tuple[int | None, str, str]:
     async with asyncio.timeout(30):
-        # It ends by itself, not because its input does.
+        # Before its pipes are closed, so that it ends by itself.
         await process.wait()
         out, err = await process.communicate()
     return process.returncode, (out or b"").decode(), (err or b"").decode()
@@ -144,7 +144,7 @@ async def until(is_so: Callable[[], object]) -> None:
 
 
 async def begin_to_end(process: Process, signal_: signal.Signals = signal.SIGINT) -> str:
-    """Send a first signal, and return the line that says what comes of it."""
+    """Send a first signal and return the progress line that follows."""
     process.send_signal(signal_)
     assert process.stderr is not None
     async with asyncio.timeout(30):
@@ -157,7 +157,7 @@ def write(process: Process, text: str) -> None:
 
 
 class Terminal:
-    """A pseudo-terminal of 80 columns that a process can have for its stdout and stderr."""
+    """A pseudo-terminal of 80 columns for the stdout and stderr of a process."""
 
     def __init__(self) -> None:
         self._master, self.fd = pty.openpty()
@@ -166,12 +166,12 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """All that was written."""
+        """Everything that was written."""
         return self._written.replace("\r\n", "\n")
 
     @property
     def screen(self) -> list[str]:
-        """What is to be seen of it, after all that was drawn over."""
+        """The lines on the screen after all redrawing."""
         rows, row, column = [""], 0, 0
         for token in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", self._written):
             if token == "\n":
@@ -206,7 +206,7 @@ class Terminal:
         try:
             data = await asyncio.to_thread(os.read, self._master, 65536)
         except OSError as error:
-            if error.errno != errno.EIO:  # This is how Linux says that nobody has it open any more.
+            if error.errno != errno.EIO:  # On Linux: all other ends are closed.
                 raise
             return False
         self._written += self._decoder.decode(data)
@@ -233,12 +233,10 @@ def targets(tmp_path: Path) -> Path:
     return file
 
 
-# What it prints
+# Results
 
 
-async def test_each_alias_gets_a_line_and_the_lines_are_aligned(
-    emulator: Emulator, command: Command
-) -> None:
+async def test_every_alias_gets_an_aligned_line(emulator: Emulator, command: Command) -> None:
     emulator.inject(Fault.RATE_LIMITED, None, alias="b")
     emulator.inject(Fault.UNKNOWN_VALUES, alias="c")
     emulator.inject(Fault.MALFORMED_JSON, alias="日本")
@@ -262,7 +260,7 @@ async def test_each_alias_gets_a_line_and_the_lines_are_aligned(
     assert (code, err) == (0, "")
 
 
-async def test_what_is_not_settled_says_why_and_what_to_do_and_the_exit_code_is_1(
+async def test_an_unsettled_target_shows_reason_and_remedy_and_exits_with_1(
     emulator: Emulator, command: Command
 ) -> None:
     emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
@@ -272,12 +270,12 @@ async def test_what_is_not_settled_says_why_and_what_to_do_and_the_exit_code_is_
     line = next(line for line in out.splitlines() if line.startswith("b"))
     assert line.startswith("b  unknown          the server answered 500 server.error: ")
     assert "4 attempts, the runtime may have stopped" in line
-    assert line.endswith("Call again: it is safe to repeat")
+    assert line.endswith("Retrying is safe")
     assert out.splitlines()[-1].endswith("s: 1 stopped, 1 unknown")
     assert (code, err) == (1, "")
 
 
-async def test_json_is_one_object_for_each_alias_and_nothing_else(
+async def test_json_prints_one_object_per_alias_and_nothing_else(
     emulator: Emulator, command: Command
 ) -> None:
     emulator.inject(Fault.DROP_BEFORE, None, alias="a")
@@ -324,13 +322,14 @@ async def test_json_is_one_object_for_each_alias_and_nothing_else(
     )
 
 
-async def test_a_wrong_key_ends_the_run_early_and_is_explained_without_showing_it(
+async def test_an_invalid_key_ends_the_run_early_and_is_not_shown(
     emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BCTRL_API_KEY", "secret-1234567")
     code, out, err = await command("stop", "--concurrency", "1", "ws", "a", "b")
     assert [line.split()[1] for line in out.splitlines()[:2]] == ["rejected", "not_sent"]
     assert "BCTRL_API_KEY" in out
+    assert "api_key=" not in out + err
     assert "secret-1234567" not in out + err
     assert err.startswith("bctrl-async: error: ended early: stop of 'a' in workspace 'ws': ")
     assert (code, err.count("\n")) == (2, 1)
@@ -338,7 +337,9 @@ async def test_a_wrong_key_ends_the_run_early_and_is_explained_without_showing_i
     assert emulator.status("ws", "a") == "active"
 
 
-async def test_an_alias_cannot_steer_the_terminal(emulator: Emulator, command: Command) -> None:
+async def test_control_characters_in_an_alias_are_escaped(
+    emulator: Emulator, command: Command
+) -> None:
     _, out, _ = await command("stop", "ws", "\x1b[31mred", "two\nlines", "")
     assert "\x1b" not in out
     assert "'\\x1b[31mred'" in out
@@ -346,7 +347,7 @@ async def test_an_alias_cannot_steer_the_terminal(emulator: Emulator, command: C
     assert not emulator.requests
 
 
-async def test_color_that_is_forced_does_not_fold_lines_that_go_to_a_file(
+async def test_forced_color_does_not_wrap_lines_in_a_file(
     emulator: Emulator, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_COLOR")
@@ -359,7 +360,7 @@ async def test_color_that_is_forced_does_not_fold_lines_that_go_to_a_file(
     assert emulator.status("ws", "a") == "stopped"
 
 
-async def test_an_encoding_without_the_letter_does_not_end_the_run(
+async def test_an_unencodable_alias_does_not_end_the_run(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emulator.add_runtime("ws", "é")
@@ -369,7 +370,7 @@ async def test_an_encoding_without_the_letter_does_not_end_the_run(
     assert (code, err) == (0, "")
 
 
-async def test_on_a_terminal_a_long_line_wraps_under_its_own_column(
+async def test_a_long_line_wraps_within_its_column_on_a_terminal(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
@@ -385,13 +386,10 @@ async def test_on_a_terminal_a_long_line_wraps_under_its_own_column(
     assert emulator.status("ws", "a") == "stopped"
 
 
-# When it is cut short, or nobody listens
+# Input
 
 
-# What it reads
-
-
-async def test_the_targets_of_a_file_are_stopped_and_those_that_are_settled_get_no_line(
+async def test_settled_targets_of_a_file_get_no_line(
     emulator: HoldingEmulator, command: Command, targets: Path
 ) -> None:
     code, out, err = await command("stop", "--from", targets)
@@ -400,7 +398,7 @@ async def test_the_targets_of_a_file_are_stopped_and_those_that_are_settled_get_
     assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
 
 
-async def test_a_target_of_a_file_that_is_not_settled_gets_a_line_with_its_workspace(
+async def test_an_unsettled_target_of_a_file_gets_a_line_with_its_workspace(
     emulator: HoldingEmulator, command: Command, targets: Path
 ) -> None:
     emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
@@ -411,7 +409,7 @@ async def test_a_target_of_a_file_that_is_not_settled_gets_a_line_with_its_works
     assert code == 1
 
 
-async def test_with_json_every_target_of_a_file_gets_a_line(
+async def test_json_prints_every_target_of_a_file(
     emulator: HoldingEmulator, command: Command, tmp_path: Path
 ) -> None:
     file = tmp_path / "targets"
@@ -428,7 +426,7 @@ async def test_with_json_every_target_of_a_file_gets_a_line(
     assert emulator.status("ws", "a") == "stopped"
 
 
-async def test_a_bad_line_is_told_by_its_number_and_does_not_keep_the_others_from_being_stopped(
+async def test_a_bad_line_is_shown_with_its_number_and_the_others_are_stopped(
     emulator: HoldingEmulator, command: Command, tmp_path: Path
 ) -> None:
     file = tmp_path / "targets"
@@ -448,7 +446,7 @@ async def test_a_bad_line_is_told_by_its_number_and_does_not_keep_the_others_fro
     assert {emulator.status("ws", alias) for alias in "ab"} == {"stopped"}
 
 
-async def test_an_empty_file_is_nothing_to_do(command: Command, tmp_path: Path) -> None:
+async def test_an_empty_file_is_a_success(command: Command, tmp_path: Path) -> None:
     file = tmp_path / "targets"
     file.write_text("workspace,alias\n")
     code, out, err = await command("stop", "--from", file)
@@ -456,7 +454,7 @@ async def test_an_empty_file_is_nothing_to_do(command: Command, tmp_path: Path) 
     assert (code, err) == (0, "")
 
 
-async def test_what_a_slow_program_writes_is_stopped_before_it_writes_the_next(
+async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
     emulator: HoldingEmulator,
 ) -> None:
     process = await start(*COMMAND, "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
@@ -471,7 +469,7 @@ async def test_what_a_slow_program_writes_is_stopped_before_it_writes_the_next(
     assert (code, err) == (0, "")
 
 
-async def test_a_fifo_can_be_given_by_its_name(
+async def test_a_named_pipe_is_read(
     emulator: HoldingEmulator, command: Command, tmp_path: Path
 ) -> None:
     fifo = tmp_path / "fifo"
@@ -488,7 +486,7 @@ async def test_a_fifo_can_be_given_by_its_name(
     assert (code, err) == (0, "")
 
 
-async def test_stdin_may_be_a_file(emulator: HoldingEmulator, targets: Path) -> None:
+async def test_stdin_can_be_a_file(emulator: HoldingEmulator, targets: Path) -> None:
     file = os.open(targets, os.O_RDONLY)
     process = await start(*COMMAND, "stop", "--from", "-", stdin=file)
     os.close(file)
@@ -498,7 +496,7 @@ async def test_stdin_may_be_a_file(emulator: HoldingEmulator, targets: Path) -> 
     assert emulator.received.total() == 3
 
 
-async def test_stdin_that_is_closed_is_one_line_and_exit_code_2() -> None:
+async def test_closed_stdin_is_a_usage_error() -> None:
     closing = ("/bin/sh", "-c", 'exec "$@" <&-', "sh")
     code, out, err = await finish(await start(*closing, *COMMAND, "stop", "--from", "-"))
     assert err == (
@@ -510,7 +508,7 @@ async def test_stdin_that_is_closed_is_one_line_and_exit_code_2() -> None:
 @pytest.mark.parametrize(
     ("name", "why"), [("missing", "No such file or directory"), (".", "Is a directory")]
 )
-async def test_a_file_that_cannot_be_read_is_one_line_and_exit_code_2(
+async def test_an_unreadable_file_is_a_usage_error(
     command: Command, tmp_path: Path, name: str, why: str
 ) -> None:
     code, out, err = await command("stop", "--from", tmp_path / name)
@@ -519,7 +517,7 @@ async def test_a_file_that_cannot_be_read_is_one_line_and_exit_code_2(
     assert (code, out) == (2, "")
 
 
-async def test_an_input_that_fails_later_is_one_line_and_exit_code_1(
+async def test_an_input_that_fails_later_exits_with_1(
     emulator: HoldingEmulator, targets: Path
 ) -> None:
     write_only = os.open(targets, os.O_WRONLY)
@@ -532,10 +530,10 @@ async def test_an_input_that_fails_later_is_one_line_and_exit_code_1(
     assert not emulator.requests
 
 
-# The journal
+# Journal
 
 
-async def test_the_same_command_resumes_what_its_journal_has(
+async def test_the_same_command_resumes_from_its_journal(
     emulator: HoldingEmulator, command: Command, targets: Path, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
@@ -553,13 +551,13 @@ async def test_the_same_command_resumes_what_its_journal_has(
     assert set(results_of(out)) == {"stopped"}
     assert (code, without_times(err)) == (
         0,
-        "3 of 3 settled in 0.0 s: 3 stopped; 2 of them by an earlier run, and not sent again\n",
+        "3 of 3 settled in 0.0 s: 3 stopped; 2 from an earlier run, not sent again\n",
     )
     assert KEY not in journal.read_text()
 
 
 @pytest.mark.parametrize("option", [(), ("--dry-run",)])
-async def test_a_journal_in_use_is_one_line_and_exit_code_2(
+async def test_a_journal_in_use_exits_with_2(
     emulator: HoldingEmulator, command: Command, tmp_path: Path, option: tuple[str, ...]
 ) -> None:
     path = tmp_path / "journal"
@@ -572,7 +570,7 @@ async def test_a_journal_in_use_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize("option", [(), ("--dry-run",)])
-async def test_what_is_no_journal_of_this_server_is_one_line_and_exit_code_2_and_stays_as_it_is(
+async def test_a_file_that_is_not_a_journal_of_this_server_exits_with_2_and_is_unchanged(
     emulator: HoldingEmulator, command: Command, tmp_path: Path, option: tuple[str, ...]
 ) -> None:
     foreign, elsewhere = tmp_path / "foreign", tmp_path / "elsewhere"
@@ -591,10 +589,10 @@ async def test_what_is_no_journal_of_this_server_is_one_line_and_exit_code_2_and
     assert not emulator.requests
 
 
-# The dry run
+# Dry run
 
 
-async def test_a_dry_run_sends_nothing_needs_no_key_and_prints_what_from_reads(
+async def test_a_dry_run_needs_no_key_and_prints_lines_for_from(
     emulator: HoldingEmulator,
     command: Command,
     monkeypatch: pytest.MonkeyPatch,
@@ -604,7 +602,7 @@ async def test_a_dry_run_sends_nothing_needs_no_key_and_prints_what_from_reads(
     monkeypatch.delenv("BCTRL_API_KEY")
     code, out, err = await command("stop", "--dry-run", "--from", targets)
     assert outcomes_of(out) == [{"workspace_id": "ws", "alias": alias} for alias in "abc"]
-    assert err == "Dry run: 3 would be stopped, 0 are no targets\n"
+    assert err == "Dry run: 3 to stop, 0 invalid\n"
     assert code == 0
     assert not emulator.requests
 
@@ -615,7 +613,7 @@ async def test_a_dry_run_sends_nothing_needs_no_key_and_prints_what_from_reads(
     assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
 
 
-async def test_a_dry_run_names_the_lines_that_are_no_targets_and_exits_with_1(
+async def test_a_dry_run_with_invalid_lines_exits_with_1(
     emulator: HoldingEmulator,
 ) -> None:
     process = await start(
@@ -629,21 +627,19 @@ async def test_a_dry_run_names_the_lines_that_are_no_targets_and_exits_with_1(
     bad, dots, account = err.splitlines()
     assert bad == "bctrl-async: error: line 2: 'nonsense' is no target"
     assert dots.startswith("bctrl-async: error: alias '..' ")
-    assert account == "Dry run: 2 would be stopped, 2 are no targets"
+    assert account == "Dry run: 2 to stop, 2 invalid"
     assert code == 1
     assert not emulator.requests
 
 
-async def test_a_dry_run_of_some_aliases_shows_them(
-    emulator: HoldingEmulator, command: Command
-) -> None:
+async def test_a_dry_run_prints_the_aliases(emulator: HoldingEmulator, command: Command) -> None:
     code, out, err = await command("stop", "--dry-run", "ws", "a", "b")
     assert out == '{"workspace_id": "ws", "alias": "a"}\n{"workspace_id": "ws", "alias": "b"}\n'
-    assert (code, err) == (0, "Dry run: 2 would be stopped, 0 are no targets\n")
+    assert (code, err) == (0, "Dry run: 2 to stop, 0 invalid\n")
     assert not emulator.requests
 
 
-async def test_a_dry_run_leaves_out_what_the_journal_has_settled_and_the_journal_alone(
+async def test_a_dry_run_skips_settled_targets_and_leaves_the_journal_unchanged(
     emulator: HoldingEmulator, command: Command, targets: Path, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
@@ -654,17 +650,17 @@ async def test_a_dry_run_leaves_out_what_the_journal_has_settled_and_the_journal
     code, out, err = await command("stop", "--dry-run", "--journal", journal, "--from", targets)
 
     assert [outcome["alias"] for outcome in outcomes_of(out)] == ["b"]
-    assert err == "Dry run: 1 would be stopped, 2 are settled already, 0 are no targets\n"
+    assert err == "Dry run: 1 to stop, 2 already settled, 0 invalid\n"
     assert code == 0
     assert (journal.read_bytes(), len(emulator.requests)) == (before, sent)
 
 
-async def test_a_dry_run_makes_no_journal(
+async def test_a_dry_run_does_not_create_a_journal(
     emulator: HoldingEmulator, command: Command, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
     code, _, err = await command("stop", "--dry-run", "--journal", journal, "ws", "a")
-    assert (code, err) == (0, "Dry run: 1 would be stopped, 0 are no targets\n")
+    assert (code, err) == (0, "Dry run: 1 to stop, 0 invalid\n")
     assert not journal.exists()
     assert not emulator.requests
 
@@ -672,7 +668,7 @@ async def test_a_dry_run_makes_no_journal(
 # Limits
 
 
-async def test_no_more_than_the_rate_are_sent_in_a_second(
+async def test_rate_limits_the_requests_per_second(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     code, out, _ = await command("stop", "--rate", "10", "ws", "a", "b", "c")
@@ -683,7 +679,7 @@ async def test_no_more_than_the_rate_are_sent_in_a_second(
     assert len(emulator.requests) == 3
 
 
-async def test_at_the_deadline_everything_is_cut_off_and_the_exit_code_is_1(
+async def test_the_deadline_aborts_the_run_and_exits_with_1(
     emulator: HoldingEmulator, command: Command, targets: Path
 ) -> None:
     emulator.held.add("b")
@@ -696,12 +692,12 @@ async def test_at_the_deadline_everything_is_cut_off_and_the_exit_code_is_1(
     assert code == 1
 
 
-# When it is cut short, or nobody listens
+# Signals
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("option", [(), ("--json",)])
-async def test_the_first_ctrl_c_begins_nothing_new_and_waits_for_what_is_under_way(
+async def test_the_first_ctrl_c_stops_reading_and_waits_for_requests_in_flight(
     emulator: HoldingEmulator, option: tuple[str, ...], signal_: signal.Signals
 ) -> None:
     emulator.held.add("b")
@@ -732,7 +728,7 @@ async def test_the_first_ctrl_c_begins_nothing_new_and_waits_for_what_is_under_w
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("option", [(), ("--json",)])
-async def test_the_second_ctrl_c_cuts_off_and_accounts_for_every_alias(
+async def test_the_second_ctrl_c_aborts_with_an_outcome_for_every_alias(
     emulator: HoldingEmulator, option: tuple[str, ...], signal_: signal.Signals
 ) -> None:
     emulator.held.add("b")
@@ -761,7 +757,7 @@ async def test_the_second_ctrl_c_cuts_off_and_accounts_for_every_alias(
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-async def test_after_ctrl_c_the_journal_is_true_and_the_run_can_be_resumed(
+async def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
     emulator: HoldingEmulator, command: Command, targets: Path, tmp_path: Path, signals: int
 ) -> None:
     journal = tmp_path / "journal"
@@ -789,7 +785,7 @@ async def test_after_ctrl_c_the_journal_is_true_and_the_run_can_be_resumed(
     assert emulator.received == {("ws", "a"): 1, ("ws", "b"): signals, ("ws", "c"): 1}
 
 
-async def test_ctrl_c_ends_the_wait_for_a_pipe_that_never_ends(
+async def test_ctrl_c_ends_the_wait_for_an_open_pipe(
     emulator: HoldingEmulator,
 ) -> None:
     process = await start(*COMMAND, "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
@@ -804,7 +800,7 @@ async def test_ctrl_c_ends_the_wait_for_a_pipe_that_never_ends(
     assert (code, err) == (130, "")
 
 
-async def test_of_a_pipe_that_never_ends_what_is_under_way_is_waited_for_and_then_cut_off(
+async def test_a_second_ctrl_c_aborts_the_requests_of_an_open_pipe(
     emulator: HoldingEmulator,
 ) -> None:
     emulator.held.add("b")
@@ -824,7 +820,7 @@ async def test_of_a_pipe_that_never_ends_what_is_under_way_is_waited_for_and_the
     assert emulator.received["ws", "c"] == 0
 
 
-async def test_where_no_signal_can_be_handled_to_be_cancelled_is_to_be_interrupted(
+async def test_without_signal_handlers_cancellation_counts_as_an_interrupt(
     emulator: HoldingEmulator, capfd: pytest.CaptureFixture[str]
 ) -> None:
     emulator.held.add("a")
@@ -848,10 +844,10 @@ async def test_where_no_signal_can_be_handled_to_be_cancelled_is_to_be_interrupt
     assert capfd.readouterr() == ("", "")
 
 
-# How far it is
+# Progress
 
 
-async def test_without_a_terminal_there_is_a_line_now_and_then(
+async def test_progress_is_a_line_every_few_seconds_without_a_terminal(
     emulator: HoldingEmulator,
     command: Command,
     capfd: pytest.CaptureFixture[str],
@@ -871,7 +867,7 @@ async def test_without_a_terminal_there_is_a_line_now_and_then(
     assert all(re.match(r"\d of 3 done, ", line) for line in (err + more).splitlines())
 
 
-async def test_with_stderr_closed_progress_goes_nowhere(emulator: HoldingEmulator) -> None:
+async def test_progress_is_dropped_if_stderr_is_closed(emulator: HoldingEmulator) -> None:
     emulator.held.add("a")
     closing = ("/bin/sh", "-c", 'exec "$@" 2>&-', "sh")
     process = await start(*closing, *COMMAND, "stop", "ws", "a")
@@ -886,7 +882,7 @@ async def test_with_stderr_closed_progress_goes_nowhere(emulator: HoldingEmulato
     assert (code, err) == (130 if "Interrupted" in out else 0, "")
 
 
-async def test_on_a_terminal_a_bar_is_drawn_and_gone_at_the_end(
+async def test_the_progress_bar_disappears_at_the_end(
     emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
@@ -918,7 +914,7 @@ async def test_on_a_terminal_a_bar_is_drawn_and_gone_at_the_end(
         assert await process.wait() == 0
 
 
-async def test_with_results_in_a_file_the_display_is_on_stderr_alone_and_has_no_bar_for_a_pipe(
+async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
     emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
@@ -942,7 +938,7 @@ async def test_with_results_in_a_file_the_display_is_on_stderr_alone_and_has_no_
     assert emulator.status("ws", "a") == "stopped"
 
 
-async def test_on_a_terminal_ctrl_c_says_what_another_one_does_and_leaves_the_account_alone(
+async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summary_intact(
     emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
@@ -961,7 +957,7 @@ async def test_on_a_terminal_ctrl_c_says_what_another_one_does_and_leaves_the_ac
         assert await process.wait() == 130
 
 
-async def test_after_ctrl_c_before_the_display_the_account_starts_on_a_line_of_its_own(
+async def test_an_early_ctrl_c_begins_a_new_line_for_the_summary(
     emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
@@ -984,7 +980,7 @@ async def test_after_ctrl_c_before_the_display_the_account_starts_on_a_line_of_i
     assert batch.report.ok
 
 
-async def test_what_was_settled_before_is_shown_after_a_second_ctrl_c_too(
+async def test_resumed_outcomes_are_shown_after_a_second_ctrl_c(
     emulator: HoldingEmulator, command: Command, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
@@ -1005,12 +1001,12 @@ async def test_what_was_settled_before_is_shown_after_a_second_ctrl_c_too(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("--from", "a", "--from", "b"), "give --from once, with the name of a file or -"),
-        (("--from", ""), "give --from once, with the name of a file or -"),
-        (("--journal", "", "ws", "a"), "Invalid value for '--journal': it is empty"),
+        (("--from", "a", "--from", "b"), "--from takes one FILE, or - for stdin"),
+        (("--from", ""), "--from takes one FILE, or - for stdin"),
+        (("--journal", "", "ws", "a"), "Invalid value for '--journal': must not be empty"),
     ],
 )
-async def test_a_name_that_is_missing_or_one_too_many_is_a_mistake(
+async def test_an_empty_or_repeated_file_name_is_a_usage_error(
     command: Command, args: tuple[str, ...], said: str
 ) -> None:
     code, out, err = await command("stop", *args)
@@ -1019,27 +1015,28 @@ async def test_a_name_that_is_missing_or_one_too_many_is_a_mistake(
 
 
 @pytest.mark.usefixtures("emulator")
-async def test_where_most_are_not_found_the_names_are_to_be_checked(command: Command) -> None:
+async def test_a_warning_is_printed_if_most_targets_were_not_found(command: Command) -> None:
     code, _, err = await command("stop", "ws", "x", "y", "a")
     assert err == (
-        "bctrl-async: error: most are not found: check the workspace id, the aliases and base URL\n"
+        "bctrl-async: error: most were not found: check the workspace id, the aliases and the base "
+        "URL\n"
     )
     assert code == 0
 
 
 @pytest.mark.usefixtures("emulator")
-async def test_a_line_says_what_is_only_known_from_the_journal(
+async def test_a_line_shows_that_an_outcome_is_from_the_journal(
     command: Command, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
     await command("stop", "--journal", journal, "ws", "a")
     _, out, _ = await command("stop", "--journal", journal, "ws", "a", "b")
     lines = dict(line.split(maxsplit=1) for line in out.splitlines()[:-1])
-    assert lines["a"].endswith("by an earlier run, as the journal has it; not sent again")
+    assert lines["a"].endswith("from the journal of an earlier run, not sent again")
     assert "journal" not in lines["b"]
 
 
-async def test_a_journal_without_room_is_one_line_and_exit_code_1(
+async def test_a_journal_on_a_full_disk_exits_with_1(
     emulator: Emulator, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> int:
@@ -1054,7 +1051,7 @@ async def test_a_journal_without_room_is_one_line_and_exit_code_1(
     assert not emulator.requests
 
 
-async def test_when_nobody_reads_the_results_the_stops_go_on(emulator: Emulator) -> None:
+async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(emulator: Emulator) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = await start(*COMMAND, "stop", "--json", "ws", "a", "b", "c", stdout=writer)
@@ -1069,27 +1066,25 @@ async def test_when_nobody_reads_the_results_the_stops_go_on(emulator: Emulator)
 @pytest.mark.parametrize(
     "args", ["stop ws a b", "stop --dry-run ws a", "list ws", "--version", "stop --help"]
 )
-async def test_a_full_disk_is_one_line_and_exit_code_1_and_the_stops_go_on(
-    emulator: Emulator, args: str
-) -> None:
+async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(emulator: Emulator, args: str) -> None:
     full = os.open(FULL, os.O_WRONLY)
     process = await start(*COMMAND, *args.split(), stdout=full)
     os.close(full)
     code, _, err = await finish(process)
     said = "bctrl-async: error: cannot write to stdout: No space left on device\n"
     if "--dry-run" in args:
-        said += "Dry run: 1 would be stopped, 0 are no targets\n"
+        said += "Dry run: 1 to stop, 0 invalid\n"
     assert (code, err) == (1, said)
     stopped = "stopped" if args == "stop ws a b" else "active"
     assert emulator.status("ws", "b") == stopped
 
 
-# What it finds
+# Listing and stopping a workspace
 
 
 @pytest.fixture
 def mixed(emulator: HoldingEmulator) -> HoldingEmulator:
-    """The three that are active, and three others."""
+    """The emulator with three active runtimes and three others."""
     emulator.add_runtime("ws", "日本", kind="spreadsheet")
     emulator.add_runtime("ws", "done", status="stopped")
     emulator.add_runtime("ws", "zwei drei", kind="desktop", status="failed")
@@ -1101,7 +1096,7 @@ def stopped_in(emulator: Emulator) -> set[str | None]:
 
 
 @pytest.mark.usefixtures("mixed")
-async def test_a_list_is_a_table_of_all_that_is_there(command: Command) -> None:
+async def test_list_prints_a_table_of_all_runtimes(command: Command) -> None:
     code, out, err = await command("list", "ws")
     assert out == (
         "STATUS   KIND         CREATED                   ALIAS\n"
@@ -1128,7 +1123,7 @@ async def test_a_list_is_a_table_of_all_that_is_there(command: Command) -> None:
         ("--older-than 90000d", []),
     ],
 )
-async def test_a_list_has_what_fits_and_as_json_what_from_reads(
+async def test_list_filters_runtimes_and_prints_json_for_from(
     command: Command, tmp_path: Path, options: str, found: list[str]
 ) -> None:
     code, out, err = await command("list", "--json", "ws", *options.split())
@@ -1142,7 +1137,7 @@ async def test_a_list_has_what_fits_and_as_json_what_from_reads(
     assert [line["alias"] for line in outcomes_of(out)] == found
 
 
-async def test_a_listed_runtime_is_told_in_the_apis_own_spelling(
+async def test_list_json_keeps_the_field_names_of_the_api(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     _, out, _ = await command("list", "--json", "ws")
@@ -1156,7 +1151,7 @@ async def test_a_listed_runtime_is_told_in_the_apis_own_spelling(
     }
 
 
-async def test_a_listed_alias_cannot_steer_the_terminal(
+async def test_control_characters_in_a_listed_alias_are_escaped(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     emulator.add_runtime("ws", "\x1b[31mred")
@@ -1166,16 +1161,14 @@ async def test_a_listed_alias_cannot_steer_the_terminal(
 
 
 @pytest.mark.usefixtures("emulator")
-async def test_a_workspace_that_is_not_there_is_one_line_and_exit_code_1(command: Command) -> None:
+async def test_an_unknown_workspace_exits_with_1(command: Command) -> None:
     for args in (("list", "no"), ("stop", "--workspace", "no", "--all", "--yes")):
         code, out, err = await command(*args)
         assert err.startswith("bctrl-async: error: list of workspace 'no': the server answered 404")
         assert (code, out, err.count("\n")) == (1, "", 1)
 
 
-async def test_all_that_is_active_is_stopped_and_nothing_else(
-    mixed: HoldingEmulator, command: Command
-) -> None:
+async def test_all_stops_active_runtimes_only(mixed: HoldingEmulator, command: Command) -> None:
     mixed.add_runtime("other", "a")
     code, out, err = await command("stop", "--workspace", "ws", "--all", "--yes")
     assert without_times(out) == "4 of 4 settled in 0.0 s: 4 stopped\n"
@@ -1184,7 +1177,9 @@ async def test_all_that_is_active_is_stopped_and_nothing_else(
     assert mixed.status("other", "a") == "active"
 
 
-async def test_all_that_fits_is_stopped(mixed: HoldingEmulator, command: Command) -> None:
+async def test_all_stops_runtimes_that_match_the_filters(
+    mixed: HoldingEmulator, command: Command
+) -> None:
     fit = ("--kind", "browser", "--status", "any", "--older-than", "2h")
     code, out, _ = await command("stop", "--workspace", "ws", "--all", "--yes", "--json", *fit)
     assert Counter(results_of(out)) == {"stopped": 3, "already_stopped": 1}
@@ -1192,51 +1187,53 @@ async def test_all_that_fits_is_stopped(mixed: HoldingEmulator, command: Command
     assert stopped_in(mixed) == {"a", "b", "c", "done"}
 
 
-async def test_a_dry_run_of_a_workspace_lists_and_stops_nothing(
+async def test_a_dry_run_of_a_workspace_stops_nothing(
     mixed: HoldingEmulator, command: Command
 ) -> None:
     code, out, err = await command("stop", "--workspace", "ws", "--all", "--dry-run")
     assert [line["alias"] for line in outcomes_of(out)] == ["a", "b", "c", "日本"]
-    assert (code, err) == (0, "Dry run: 4 would be stopped, 0 are no targets\n")
+    assert (code, err) == (0, "Dry run: 4 to stop, 0 invalid\n")
     assert stopped_in(mixed) == set()
 
 
-async def test_a_dry_run_that_lists_needs_the_key(
+async def test_a_dry_run_of_a_workspace_needs_the_key(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("BCTRL_API_KEY")
     code, _, err = await command("stop", "--workspace", "ws", "--all", "--dry-run")
     assert code == 2
-    assert "there is no API key" in err
+    assert "no API key" in err
 
 
-async def test_where_nothing_fits_there_is_nothing_to_do(
+async def test_no_matching_runtime_is_a_success(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     code, out, err = await command(
         "stop", "--workspace", "ws", "--all", "--yes", "--kind", "desktop"
     )
-    assert (code, out, err) == (0, "", "Nothing to stop: no runtime of ws fits\n")
+    assert (code, out, err) == (0, "", "Nothing to stop: no runtime of ws matches\n")
     assert stopped_in(emulator) == set()
 
 
 @pytest.mark.parametrize("command_line", [("list", "ws"), STOP_ALL])
 @pytest.mark.parametrize("option", ["--kind", "--status"])
-async def test_a_filter_that_may_be_mistyped_is_no_success(
+async def test_an_unknown_filter_value_exits_with_1(
     emulator: HoldingEmulator, command: Command, command_line: tuple[str, ...], option: str
 ) -> None:
     code, _, err = await command(*command_line, option, "brwser")
     assert code == 1
-    assert f"error: {option} is 'brwser', which no runtime has: give such as " in err
+    assert f"error: unknown {option} 'brwser', and no runtime has it: try " in err
 
-    # What a later version of the API may have is not mistyped, if it is there.
+    # A value of a later API version is not a typo if a runtime has it.
     emulator.inject(Fault.UNKNOWN_VALUES, method="GET")
     value = {"--kind": "hologram", "--status": "paused"}[option]
     code, _, err = await command(*command_line, option, value)
-    assert "which no runtime has" not in err
+    assert "no runtime has it" not in err
 
 
-async def test_the_deadline_holds_for_the_list(emulator: HoldingEmulator, command: Command) -> None:
+async def test_the_deadline_includes_the_listing(
+    emulator: HoldingEmulator, command: Command
+) -> None:
     emulator.inject(Fault.HANG, method="GET")
     async with asyncio.timeout(10):
         code, _, err = await command(*STOP_ALL, "--deadline", "0.2")
@@ -1244,7 +1241,7 @@ async def test_the_deadline_holds_for_the_list(emulator: HoldingEmulator, comman
     assert "workspace 'ws' was not listed within the deadline of 0.2 s" in err
 
 
-async def test_an_attempt_that_takes_too_long_is_not_the_deadline(
+async def test_a_timeout_of_the_listing_is_not_reported_as_the_deadline(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     emulator.inject(*[Fault.HANG] * 4, method="GET")
@@ -1253,7 +1250,7 @@ async def test_an_attempt_that_takes_too_long_is_not_the_deadline(
     assert "no response within 0.1 s (4 attempts)" in err
 
 
-async def test_a_deadline_that_has_just_passed_accounts_for_all(
+async def test_every_target_has_an_outcome_if_the_listing_takes_the_whole_deadline(
     emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 1000, 100))
@@ -1264,7 +1261,7 @@ async def test_a_deadline_that_has_just_passed_accounts_for_all(
     assert len(emulator.requests) <= 4
 
 
-async def test_a_deadline_that_is_not_over_leaves_the_rest_to_the_stops(
+async def test_the_stops_get_the_rest_of_the_deadline(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     emulator.inject(*[Fault.HANG] * 3)
@@ -1272,14 +1269,14 @@ async def test_a_deadline_that_is_not_over_leaves_the_rest_to_the_stops(
         code, out, err = await command(*STOP_ALL, "--deadline", "1")
     assert code == 1
     assert out.splitlines()[-1].endswith("s: 3 unknown")
-    # A little of it went to the list.
+    # The listing took a little of it.
     [deadline] = re.findall(r"the deadline of (\S+) s has passed", err)
     assert 0.5 < float(deadline) < 1
 
 
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("command_line", [("list", "ws"), ("stop", "ws", "a"), STOP_ALL])
-async def test_a_key_that_is_refused_is_a_mistake_and_not_worth_another_try(
+async def test_a_key_that_the_server_rejects_exits_with_2(
     command: Command, monkeypatch: pytest.MonkeyPatch, command_line: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("BCTRL_API_KEY", "revoked")
@@ -1288,18 +1285,18 @@ async def test_a_key_that_is_refused_is_a_mistake_and_not_worth_another_try(
     assert "BCTRL_API_KEY" in out + err
 
 
-async def test_no_terminal_to_ask_on_is_found_before_anything_is_sent(
+async def test_a_missing_terminal_is_detected_before_anything_is_sent(
     emulator: HoldingEmulator,
 ) -> None:
     for redirect in ("</dev/null", "<&-"):
         line = f"exec {sys.executable} -m bctrl_async stop --workspace ws --all {redirect}"
         code, out, err = await finish(await start("sh", "-c", line))
         assert (code, out) == (2, "")
-        assert "there is no terminal to ask on: give --yes" in err
+        assert "cannot ask for confirmation without a terminal: add --yes" in err
     assert not emulator.requests
 
 
-async def test_a_question_that_nobody_would_see_is_not_asked(
+async def test_no_question_is_asked_if_stderr_is_a_file(
     emulator: HoldingEmulator, tmp_path: Path
 ) -> None:
     terminal, errors = Terminal(), tmp_path / "errors"
@@ -1308,7 +1305,7 @@ async def test_a_question_that_nobody_would_see_is_not_asked(
             *COMMAND, "stop", "--workspace", "ws", "--all", stdin=terminal.fd, stderr=file.fileno()
         )
         assert (await finish(process))[0] == 2
-    assert "there is no terminal to ask on: give --yes" in errors.read_text()
+    assert "cannot ask for confirmation without a terminal: add --yes" in errors.read_text()
     assert not emulator.requests
 
 
@@ -1316,7 +1313,7 @@ async def test_a_question_that_nobody_would_see_is_not_asked(
     ("answer", "stops"),
     [("y", True), ("YES", True), ("", False), ("n", False), ("yess", False), ("\x04", False)],
 )
-async def test_it_asks_before_it_stops_all(
+async def test_all_asks_for_confirmation(
     emulator: HoldingEmulator, answer: str, *, stops: bool
 ) -> None:
     terminal = Terminal()
@@ -1353,7 +1350,7 @@ async def test_ctrl_c_at_the_question_stops_nothing(emulator: HoldingEmulator) -
     assert stopped_in(emulator) == set()
 
 
-def test_ctrl_c_at_the_question_leaves_its_line(
+def test_ctrl_c_at_the_question_begins_a_new_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt() -> str:
@@ -1370,7 +1367,7 @@ def test_ctrl_c_at_the_question_leaves_its_line(
     )
 
 
-async def test_what_cannot_be_read_is_named_and_the_others_are_stopped(
+async def test_unreadable_runtimes_are_reported_and_the_others_are_stopped(
     emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = dict(emulator.runtimes["ws", "a"])
@@ -1390,7 +1387,7 @@ async def test_what_cannot_be_read_is_named_and_the_others_are_stopped(
             assert ("1 stopped" in out) is (len(items) == 2)
 
 
-async def test_what_the_server_left_open_is_verified(
+async def test_verify_polls_until_runtimes_have_stopped(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     emulator.inject(Fault.ACCEPTED, Fault.MALFORMED_JSON)
@@ -1403,21 +1400,22 @@ async def test_what_the_server_left_open_is_verified(
     ("age", "seconds"),
     [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1.5d", 129_600)],
 )
-def test_an_age_has_the_unit_that_it_says(age: str, seconds: float) -> None:
+def test_an_age_is_read_with_its_unit(age: str, seconds: float) -> None:
     assert _options.parse_age(age) == seconds
 
 
-# What a user gets wrong
+# Usage errors
 
 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         ("nosuch", "No such command 'nosuch'"),
-        ("stop", "nothing to stop: give WORKSPACE and ALIASes, or --from FILE (see bctrl-async "),
-        ("stop ws", "nothing to stop: give WORKSPACE and ALIASes, or --from FILE"),
-        ("stop --from file ws", "give either WORKSPACE and ALIASes or --from FILE, not both"),
-        ("stop --from - ws a", "give either WORKSPACE and ALIASes or --from FILE, not both"),
+        ("stop", "nothing to stop: give WORKSPACE and ALIAS, --from FILE, or --workspace "),
+        ("stop", "WORKSPACE --all (see bctrl-async stop --help)"),
+        ("stop ws", "nothing to stop: give WORKSPACE and ALIAS, --from FILE, or "),
+        ("stop --from file ws", "--from cannot be combined with WORKSPACE and ALIAS"),
+        ("stop --from - ws a", "--from cannot be combined with WORKSPACE and ALIAS"),
         ("stop --from", "Option '--from' requires an argument"),
         ("stop --nosuch ws a", "No such option: --nosuch"),
         ("stop --api-key k ws a", "No such option: --api-key"),
@@ -1435,9 +1433,15 @@ def test_an_age_has_the_unit_that_it_says(age: str, seconds: float) -> None:
         ("stop --workspace ws", "--workspace needs --all"),
         ("stop --all", "--all, --status, --kind and --older-than need --workspace"),
         ("stop --kind browser ws a", "--all, --status, --kind and --older-than need --workspace"),
-        ("stop --workspace ws --all --yes ws a", "give --workspace without ALIASes and --from"),
-        ("stop --workspace ws --all --yes --from f", "give --workspace without ALIASes and --from"),
-        ("stop --workspace ws --all", "there is no terminal to ask on: give --yes to stop without"),
+        (
+            "stop --workspace ws --all --yes ws a",
+            "--workspace cannot be combined with ALIAS or --from",
+        ),
+        (
+            "stop --workspace ws --all --yes --from f",
+            "--workspace cannot be combined with ALIAS or --from",
+        ),
+        ("stop --workspace ws --all", "cannot ask for confirmation without a terminal: add --yes"),
         ("stop --workspace ws --all --yes --deadline 0", "'--deadline': 0.0 is not a positive"),
         ("stop --workspace ws --all --yes --deadline inf", "'--deadline': inf is not a positive"),
         ("stop --workspace ws --all --yes --older-than soon", "'--older-than': 'soon' is not an"),
@@ -1447,12 +1451,12 @@ def test_an_age_has_the_unit_that_it_says(age: str, seconds: float) -> None:
         ("list --timeout 0 ws", "Invalid value for '--timeout': 0.0 is not a positive number"),
         ("stop --base-url nosuch ws a", "invalid --base-url or BCTRL_BASE_URL: expected an https"),
         ("stop --base-url http://bctrl.test ws a", "invalid --base-url or BCTRL_BASE_URL: "),
-        ("emulator --fault nosuch=1", "'--fault': 'nosuch=1' names no fault: give such as "),
-        ("emulator --fault hang", "'--fault': 'hang' is not NAME=PROBABILITY: give such as "),
-        ("emulator --fault hang=2", "'--fault': 'hang=2' is not NAME=PROBABILITY: give such as "),
+        ("emulator --fault nosuch=1", "'--fault': 'nosuch=1' is not a known fault, such as "),
+        ("emulator --fault hang", "'--fault': 'hang' is not NAME=PROBABILITY, such as "),
+        ("emulator --fault hang=2", "'--fault': 'hang=2' is not NAME=PROBABILITY, such as "),
         (
             "emulator --fault hang=.6 --fault accepted=.6",
-            "Invalid value for '--fault': faults add up ",
+            "faults add up to 1.2: give probabilities of at most 1",
         ),
         (
             "emulator --rate-limit 0",
@@ -1460,15 +1464,13 @@ def test_an_age_has_the_unit_that_it_says(age: str, seconds: float) -> None:
         ),
         ("emulator --rate-limit some", "Invalid value for '--rate-limit': "),
         ("emulator --port 65536", "Invalid value for '--port': "),
-        ("emulator --latency inf", "Invalid value for '--latency': inf is not a number of seconds"),
+        ("emulator --latency inf", "latency is inf: give seconds, finite and not negative"),
         ("emulator --runtimes -1", "Invalid value for '--runtimes': "),
         ("emulator --host 192.0.2.1 --port 0", "cannot listen on 192.0.2.1 port 0: "),
         ("demo --runtimes 0", "Invalid value for '--runtimes': "),
     ],
 )
-async def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
-    command: Command, args: str, said: str
-) -> None:
+async def test_a_usage_error_is_one_line_on_stderr(command: Command, args: str, said: str) -> None:
     code, out, err = await command(*args.split())
     assert err.startswith("bctrl-async: error: ")
     assert said in err
@@ -1480,12 +1482,12 @@ async def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("BCTRL_API_KEY", "", "there is no API key: set BCTRL_API_KEY"),
+        ("BCTRL_API_KEY", "", "no API key: set BCTRL_API_KEY"),
         ("BCTRL_API_KEY", "two words", "invalid BCTRL_API_KEY: expected visible ASCII "),
         ("BCTRL_BASE_URL", "nosuch", "invalid --base-url or BCTRL_BASE_URL: expected an https URL"),
     ],
 )
-async def test_a_mistake_in_the_environment_names_the_variable(
+async def test_an_error_about_the_environment_names_the_variable(
     command: Command, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -1495,7 +1497,7 @@ async def test_a_mistake_in_the_environment_names_the_variable(
     assert (code, out, err.count("\n")) == (2, "", 1)
 
 
-async def test_a_server_that_is_not_there_is_told_for_each_alias(
+async def test_an_unreachable_server_is_reported_for_every_alias(
     command: Command,
 ) -> None:
     with socket.socket() as unused:
@@ -1507,18 +1509,18 @@ async def test_a_server_that_is_not_there_is_told_for_each_alias(
     assert (code, err) == (1, "")
 
 
-async def test_an_error_message_cannot_steer_the_terminal(command: Command) -> None:
+async def test_control_characters_in_an_error_are_escaped(command: Command) -> None:
     _, _, err = await command("\x1b[31mred")
     assert "\x1b" not in err
 
 
-async def test_with_stderr_closed_an_error_does_not_land_among_the_results() -> None:
+async def test_an_error_does_not_go_to_stdout_if_stderr_is_closed() -> None:
     process = await start("/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, "nosuch")
     assert await finish(process) == (2, "", "")
 
 
 @pytest.mark.parametrize("missing", ["rich", "typer"])
-def test_without_the_extra_one_line_says_how_to_install_it(
+def test_a_missing_extra_is_reported_with_the_command_to_install_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:
     monkeypatch.delattr("bctrl_async.cli")
@@ -1531,13 +1533,12 @@ def test_without_the_extra_one_line_says_how_to_install_it(
 
     out, err = capsys.readouterr()
     assert err == (
-        "bctrl-async: error: the command needs more packages: "
-        "python -m pip install 'bctrl-async[cli]'\n"
+        "bctrl-async: error: missing dependencies: run python -m pip install 'bctrl-async[cli]'\n"
     )
     assert out == ""
 
 
-def test_a_module_that_is_missing_for_another_reason_is_not_blamed_on_the_extra(
+def test_another_missing_module_is_not_blamed_on_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken() -> int:
@@ -1548,7 +1549,7 @@ def test_a_module_that_is_missing_for_another_reason_is_not_blamed_on_the_extra(
         __main__.main()
 
 
-def test_ctrl_c_while_it_starts_is_exit_code_130_without_a_traceback(
+def test_ctrl_c_during_startup_exits_with_130_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted() -> int:
@@ -1571,14 +1572,14 @@ async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) ->
     assert (code, err) == (0, "")
 
 
-async def test_help_of_stop_shows_how_it_is_used(command: Command) -> None:
+async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Command) -> None:
     _, out, _ = await command("stop", "-h")
     text = " ".join(out.split())
     assert text.startswith("Usage: bctrl-async stop [OPTIONS] [WORKSPACE] [ALIAS]")
-    assert "WORKSPACE and ALIASes, --from FILE, or --workspace WORKSPACE --all" in text
+    assert "WORKSPACE and ALIAS..., or --from FILE, or --workspace WORKSPACE --all" in text
     panels = re.findall(r"╭─ (.*?) ─", out)
     assert panels == [
-        *("Arguments", "Options", "Targets", "Filters", "Run", "Output", "Limits", "Connection")
+        *("Arguments", "Options", "Targets", "Filters", "Run", "Limits", "Connection")
     ]
     shown = dict(re.findall(r"^│ (--[a-z-]+) +([A-Z]+|) .*│$", out, re.MULTILINE))
     shown.pop("--help", None)
@@ -1625,20 +1626,20 @@ async def test_a_shell_completes_commands_options_and_their_values(
     assert (out.split(), err) == (found, "")
 
 
-async def test_the_command_alone_shows_its_help(command: Command) -> None:
+async def test_no_arguments_show_the_help(command: Command) -> None:
     assert await command() == await command("--help")
 
 
-async def test_the_module_runs_and_tells_its_version() -> None:
+async def test_the_module_prints_its_version() -> None:
     expected = (0, f"bctrl-async {__version__}\n", "")
     assert await finish(await start(*COMMAND, "--version")) == expected
 
 
-# The emulator
+# Emulator
 
 
 @pytest.mark.parametrize(("signal_", "expected"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-async def test_what_the_emulator_prints_can_be_pasted_and_a_signal_ends_it(
+async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
     signal_: signal.Signals, expected: int, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = await start(*COMMAND, "emulator", "--port", "0", "--api-key", "it's", "--seed", "1")
@@ -1658,11 +1659,13 @@ async def test_what_the_emulator_prints_can_be_pasted_and_a_signal_ends_it(
     process.send_signal(signal_)
     code_of_emulator, more, err = await finish(process)
     received = "2 requests received" if expected == 0 else "1 request received"
-    assert err == f"The emulator is running; Ctrl-C ends it. In another terminal:\n{received}\n"
+    assert err == (
+        f"The emulator is running; stop it with Ctrl-C. In another terminal, run:\n{received}\n"
+    )
     assert (code_of_emulator, more) == (expected, "")
 
 
-async def test_the_emulator_has_the_faults_it_is_told_to(
+async def test_the_emulator_injects_the_given_faults(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("--runtimes", "1", "--fault", "failed=0.5", "--fault", "accepted=0.5")
@@ -1680,7 +1683,7 @@ async def test_the_emulator_has_the_faults_it_is_told_to(
     assert "not_found" in out
 
 
-async def test_the_emulator_refuses_what_comes_faster_than_it_is_told_to_take(
+async def test_the_emulator_throttles_beyond_its_rate_limit(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = await start(*COMMAND, "emulator", "--port", "0", "--rate-limit", "20")
@@ -1699,7 +1702,7 @@ async def test_the_emulator_refuses_what_comes_faster_than_it_is_told_to_take(
     assert code == 0
 
 
-async def test_after_ctrl_c_on_a_terminal_the_emulator_begins_a_line(
+async def test_the_emulator_begins_a_new_line_after_ctrl_c(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
@@ -1715,7 +1718,7 @@ async def test_after_ctrl_c_on_a_terminal_the_emulator_begins_a_line(
         assert await process.wait() == 130
 
 
-async def test_a_port_in_use_is_named_with_the_way_out(
+async def test_a_port_in_use_is_reported_with_a_remedy(
     emulator: Emulator, command: Command
 ) -> None:
     port = emulator.url.rpartition(":")[2]
@@ -1732,15 +1735,15 @@ async def test_a_port_in_use_is_named_with_the_way_out(
         ("http://10.0.0.0:8787", "http://10.0.0.0:8787"),
     ],
 )
-def test_where_to_call_is_an_address_that_can_be_called(url: str, shown: str) -> None:
+def test_the_printed_url_is_reachable(url: str, shown: str) -> None:
     assert _emulator._reachable_url(url) == shown
 
 
-# The demonstration
+# Demo
 
 
 class QuickEmulator(Emulator):
-    """The emulator of the demonstration, without its delays."""
+    """The emulator of the demo, without its delays."""
 
     def __init__(self, *, latency: float, fault_latency: float, **options: object) -> None:
         assert latency < fault_latency
@@ -1748,14 +1751,14 @@ class QuickEmulator(Emulator):
 
 
 class LyingEmulator(QuickEmulator):
-    """It finds everything still active."""
+    """An emulator that reports every runtime as active."""
 
     def status(self, workspace_id: str, alias: str) -> str | None:
         return super().status(workspace_id, alias) and "active"
 
 
 class UnlimitedEmulator(QuickEmulator):
-    """It draws the same faults each time: without a limit no request is drawn for in vain."""
+    """An emulator without a rate limit: throttled requests would use up random draws."""
 
     def __init__(self, *, rate_limit: float, **options: object) -> None:
         assert rate_limit > 0
@@ -1768,27 +1771,27 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_the_demo_ends_with_an_account_that_the_emulator_confirms(command: Command) -> None:
+async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(command: Command) -> None:
     code, out, err = await command("demo", "--runtimes", "60", "--seed", "4")
     lines = [line.rstrip() for line in without_times(out).splitlines()]
-    assert lines[0] == "Result            Count   Settled   What it means"
+    assert lines[0] == "Result            Count   Settled   Meaning"
     counts = {line.split()[0]: int(line.split()[1]) for line in lines[2:9]}
     assert list(counts) == list(StopResult)
     assert sum(counts.values()) == 60
     assert counts["not_found"] == 1
     assert re.fullmatch(
-        r"To stop 60 runtimes took \d+ requests and 0\.0 s; \d+ of them refused for their pace\.",
+        r"Finished after 0\.0 s and \d+ requests, \d+ of them throttled\.",
         lines[-2],
     )
     assert lines[-1] == "The emulator confirms: all 59 runtimes are stopped."
     assert err.rstrip() == (
-        "Stopping 60 runtimes of a local emulator that misbehaves.\n"
-        "It takes no more than 100 stops a second."
+        "Stopping 60 runtimes on a local emulator that misbehaves.\n"
+        "It accepts at most 100 requests per second."
     )
     assert code == 0
 
 
-async def test_the_demo_has_the_same_faults_for_the_same_seed_and_others_for_another(
+async def test_the_seed_determines_the_faults_of_the_demo(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_demo, "Emulator", UnlimitedEmulator)
@@ -1801,7 +1804,7 @@ async def test_the_demo_has_the_same_faults_for_the_same_seed_and_others_for_ano
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_the_demo_needs_no_key_and_ignores_the_one_there_is(
+async def test_the_demo_ignores_the_key_and_the_url_of_the_environment(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("BCTRL_API_KEY")
@@ -1817,11 +1820,11 @@ async def test_a_demo_that_the_emulator_contradicts_exits_with_1(
     monkeypatch.setattr(_demo, "Emulator", LyingEmulator)
     code, out, _ = await command("demo", "--runtimes", "3")
     assert "The emulator disagrees about 3 of 3:\n" in out
-    assert re.search(r"^runtime-000\d was reported \w+, and it is active\.$", out, re.MULTILINE)
+    assert re.search(r"^runtime-000\d was reported \w+, but it is active\.$", out, re.MULTILINE)
     assert code == 1
 
 
-def test_a_demo_that_is_interrupted_at_once_accounts_for_every_runtime(
+def test_an_interrupted_demo_has_an_outcome_for_every_runtime(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def cut_short(
@@ -1843,8 +1846,8 @@ def test_a_demo_that_is_interrupted_at_once_accounts_for_every_runtime(
         _demo.run_demo(3, 1)
     out, _ = capfd.readouterr()
     assert re.search(r"^not_sent +2 ", out, re.MULTILINE)
-    assert "\nInterrupted after 0 requests and 0.0 s; 0 of them refused for their pace.\n" in out
-    assert out.endswith("Still running: 3, all of them reported as not settled.\n")
+    assert "\nInterrupted after 0.0 s and 0 requests, 0 of them throttled.\n" in out
+    assert out.endswith("Still running: 3, all reported as not settled.\n")
 
 
 def counts_in(account: str) -> dict[str, int]:
@@ -1852,7 +1855,7 @@ def counts_in(account: str) -> dict[str, int]:
     return {result: int(count) for result, count in found}
 
 
-async def test_the_demo_draws_its_progress_and_ctrl_c_leaves_an_account(
+async def test_the_demo_shows_progress_and_prints_its_report_after_ctrl_c(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
@@ -1865,8 +1868,8 @@ async def test_the_demo_draws_its_progress_and_ctrl_c_leaves_an_account(
         assert await process.wait() == 130
     screen = "\n".join(terminal.screen)
     assert screen.startswith(
-        "Stopping 300 runtimes of a local emulator that misbehaves.\n"
-        "It takes no more than 100 stops a second.\n"
+        "Stopping 300 runtimes on a local emulator that misbehaves.\n"
+        "It accepts at most 100 requests per second.\n"
         "\n"
         "Result "
     )
@@ -1890,7 +1893,7 @@ sys.exit(__main__.main())
 """
 
 
-async def test_a_second_ctrl_c_cuts_the_demo_off_and_leaves_an_account() -> None:
+async def test_a_second_ctrl_c_aborts_the_demo_and_prints_its_report() -> None:
     process = await start(sys.executable, "-c", HANGING_DEMO)
     assert process.stderr is not None
     async with asyncio.timeout(30):

@@ -1,4 +1,4 @@
-"""The targets that the command reads: from lines, from files, and as a pipe gives them."""
+"""Targets that the command reads from lines, files and pipes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def all_of(found: Iterable[Item] | AsyncIterable[Item]) -> list[RuntimeRef
     return plain(found)
 
 
-# A line
+# Lines
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ async def all_of(found: Iterable[Item] | AsyncIterable[Item]) -> list[RuntimeRef
     ],
 )
 @pytest.mark.parametrize("number", [1, 2])
-def test_a_line_is_a_target_in_csv_or_json(
+def test_a_line_is_read_as_csv_or_json(
     number: int, line: bytes, workspace_id: str, alias: str
 ) -> None:
     found = parse_line(number, line)
@@ -69,7 +69,7 @@ def test_a_line_is_a_target_in_csv_or_json(
 
 @pytest.mark.parametrize("line", [b"", b"\n", b"\r\n", b" \t \n"])
 @pytest.mark.parametrize("number", [1, 7])
-def test_a_blank_line_is_nothing(number: int, line: bytes) -> None:
+def test_a_blank_line_is_skipped(number: int, line: bytes) -> None:
     assert parse_line(number, line) is None
 
 
@@ -77,30 +77,30 @@ def test_a_blank_line_is_nothing(number: int, line: bytes) -> None:
     "header", ["workspace_id,alias", "workspaceId,alias", "Workspace, Alias", '"workspace","alias"']
 )
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_the_first_line_may_be_a_header(mark: bytes, header: str) -> None:
+def test_a_header_in_the_first_line_is_skipped(mark: bytes, header: str) -> None:
     assert parse_line(1, mark + header.encode()) is None
 
 
 @pytest.mark.parametrize(
     "line", [b"workspace,crm", b'["workspace", "alias"]', b'{"workspace":"workspace","alias":"a"}']
 )
-def test_a_workspace_of_that_name_is_no_header(line: bytes) -> None:
+def test_a_workspace_called_workspace_is_not_a_header(line: bytes) -> None:
     found = parse_line(1, line)
     assert isinstance(found, RuntimeRef)
     assert found.workspace_id == "workspace"
 
 
-def test_what_looks_like_a_header_further_down_is_a_target() -> None:
+def test_a_header_below_the_first_line_is_a_target() -> None:
     assert parse_line(2, b"workspace_id,alias") == RuntimeRef("workspace_id", "alias")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_workspace() -> None:
+def test_a_byte_order_mark_is_removed() -> None:
     assert parse_line(1, b"\xef\xbb\xbfws,crm\r\n") == RuntimeRef("ws", "crm")
     assert parse_line(1, b'\xef\xbb\xbf["ws", "crm"]\n') == RuntimeRef("ws", "crm")
     assert parse_line(1, b"\xef\xbb\xbf\n") is None
 
 
-def test_bytes_that_are_not_utf_8_stay_recognisable() -> None:
+def test_bytes_that_are_not_utf_8_become_surrogates() -> None:
     assert parse_line(3, b"ws,caf\xe9\n") == RuntimeRef("ws", "caf\udce9")
 
 
@@ -126,7 +126,7 @@ def test_bytes_that_are_not_utf_8_stay_recognisable() -> None:
     ],
 )
 @pytest.mark.parametrize("number", [1, 2])
-def test_any_other_line_is_a_bad_one_that_tells_its_number(number: int, line: str) -> None:
+def test_any_other_line_is_a_bad_line_with_its_number(number: int, line: str) -> None:
     found = parse_line(number, f"{line}\n".encode())
     assert isinstance(found, BadLine)
     assert repr(found) == f"line {number}: {line!r}"
@@ -141,15 +141,15 @@ def test_any_other_line_is_a_bad_one_that_tells_its_number(number: int, line: st
         b"ws," + b"y" * 140_000,
     ],
 )
-def test_a_bad_line_that_no_parser_likes_is_shown_in_part(line: bytes) -> None:
+def test_a_long_bad_line_is_truncated(line: bytes) -> None:
     found = parse_line(9, line)
     assert repr(found) == f"line 9: {line[:60].decode()!r}"
 
 
-# A file
+# Files
 
 
-async def test_a_file_gives_its_targets_in_order_and_its_length_beforehand(tmp_path: Path) -> None:
+async def test_a_file_yields_its_targets_in_order_and_has_a_length(tmp_path: Path) -> None:
     file = tmp_path / "targets"
     file.write_bytes(
         b"\xef\xbb\xbfworkspace_id,alias\r\n"
@@ -166,7 +166,7 @@ async def test_a_file_gives_its_targets_in_order_and_its_length_beforehand(tmp_p
     assert plain(found) == [A, "line 4: 'nonsense'", B, C]
 
 
-def test_a_file_without_targets_has_the_length_0(tmp_path: Path) -> None:
+def test_a_file_without_targets_has_length_0(tmp_path: Path) -> None:
     file = tmp_path / "targets"
     file.write_bytes(b"\n\n")
     found = read_file(file)
@@ -175,13 +175,13 @@ def test_a_file_without_targets_has_the_length_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing", "."])
-def test_what_cannot_be_read_is_an_os_error(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_raises_an_os_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(OSError, match=r"No such file|Is a directory|Permission denied"):
         read_file(tmp_path / name)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
-async def test_a_fifo_is_read_as_it_is_written(tmp_path: Path) -> None:
+async def test_a_named_pipe_is_read_as_it_is_written(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     writing = asyncio.create_task(asyncio.to_thread(fifo.open, "wb", 0))
@@ -196,10 +196,10 @@ async def test_a_fifo_is_read_as_it_is_written(tmp_path: Path) -> None:
     assert [item async for item in items] == [B, C]
 
 
-# A pipe
+# Pipes
 
 
-async def test_a_target_is_there_as_soon_as_its_line_is(pipe: tuple[int, int]) -> None:
+async def test_a_target_is_yielded_as_soon_as_its_line_is_complete(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     items = read_pipe(reader)
     os.write(writer, b"ws,a\nws,")
@@ -213,21 +213,21 @@ async def test_a_target_is_there_as_soon_as_its_line_is(pipe: tuple[int, int]) -
     assert [item async for item in items] == []
 
 
-async def test_a_last_line_without_an_end_is_a_target_as_well(pipe: tuple[int, int]) -> None:
+async def test_a_last_line_without_a_line_end_is_a_target(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     os.write(writer, b"ws,a\r\n\r\nws,b")
     os.close(writer)
     assert await all_of(read_pipe(reader)) == [A, B]
 
 
-async def test_the_lines_of_a_pipe_are_numbered_with_the_blank_ones(pipe: tuple[int, int]) -> None:
+async def test_blank_lines_of_a_pipe_count_in_line_numbers(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     os.write(writer, b"\xef\xbb\xbfworkspace,alias\n\nx\nws,a\ny")
     os.close(writer)
     assert await all_of(read_pipe(reader)) == ["line 3: 'x'", A, "line 5: 'y'"]
 
 
-async def test_a_letter_may_come_in_two_parts(pipe: tuple[int, int]) -> None:
+async def test_a_character_can_arrive_in_two_parts(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     first, second = "é".encode()[:1], "é".encode()[1:]
     os.write(writer, b"ws,a\nws," + first)
@@ -238,7 +238,7 @@ async def test_a_letter_may_come_in_two_parts(pipe: tuple[int, int]) -> None:
     await items.aclose()  # type: ignore[attr-defined]
 
 
-async def test_more_than_a_pipe_holds_is_read_to_its_end(pipe: tuple[int, int]) -> None:
+async def test_a_pipe_is_read_beyond_its_capacity(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     count = 30_000
 
@@ -253,7 +253,7 @@ async def test_more_than_a_pipe_holds_is_read_to_its_end(pipe: tuple[int, int]) 
     assert found == [RuntimeRef("ws", f"runtime-{number}") for number in range(count)]
 
 
-async def test_a_regular_file_can_be_read_like_a_pipe(tmp_path: Path) -> None:
+async def test_a_regular_file_can_be_read_as_a_pipe(tmp_path: Path) -> None:
     file = tmp_path / "targets"
     file.write_bytes(b"ws,a\nws,b\n")
     number = os.open(file, os.O_RDONLY)
@@ -261,14 +261,14 @@ async def test_a_regular_file_can_be_read_like_a_pipe(tmp_path: Path) -> None:
     os.close(number)
 
 
-async def test_whoever_waits_for_a_pipe_can_be_cancelled_even_as_it_becomes_readable(
+async def test_waiting_for_a_pipe_can_be_cancelled_as_it_becomes_readable(
     pipe: tuple[int, int],
 ) -> None:
     reader, writer = pipe
     waiting = asyncio.create_task(_wait_readable(reader))
     await asyncio.sleep(0)
     os.write(writer, b"x")
-    # Both happen in one turn of the loop: first this, then the news of the pipe.
+    # In one iteration of the loop, the task is cancelled and then the pipe becomes readable.
     asyncio.get_running_loop().call_soon(waiting.cancel)
     with pytest.raises(asyncio.CancelledError):
         await waiting

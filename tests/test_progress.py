@@ -1,4 +1,4 @@
-"""How far a bulk stop is: what is shown of it, at which width, and where."""
+"""The progress display of a bulk stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bctrl_async.cli._run import _INTERRUPT_NOTICE
 
 @dataclass
 class Batch:
-    """What a display looks at."""
+    """The attributes of a batch that a display reads."""
 
     total: int | None
     counts: Counter[StopResult] = field(default_factory=Counter)
@@ -32,7 +32,7 @@ class Batch:
 
 
 class Clock:
-    """A time that stands still until it is moved."""
+    """A clock that stands still until it is advanced."""
 
     now = 100.0
 
@@ -73,28 +73,28 @@ def drawn(display: Display, width: int) -> list[str]:
 
 
 def advance(display: Display, batch: Batch, clock: Clock, *, per_second: int) -> None:
-    """Let a rate become known."""
+    """Complete stops at a constant rate."""
     for _ in range(4):
         display.line()
         clock.now += 1.0
         batch.counts[StopResult.STOPPED] += per_second
 
 
-# A line
+# Lines
 
 
-def test_a_line_says_how_many_are_done_of_how_many(make: Make) -> None:
+def test_a_line_shows_done_and_total(make: Make) -> None:
     display, _ = make(Batch(1200, in_flight=7))
     assert display.line() == "0 of 1,200 done, 7 in flight"
 
 
-def test_without_a_length_a_line_says_how_many_are_done(make: Make) -> None:
+def test_a_line_shows_done_only_if_the_total_is_unknown(make: Make) -> None:
     batch = Batch(None, Counter({StopResult.UNKNOWN: 4, StopResult.STOPPED: 1234}))
     display, _ = make(batch)
     assert display.line() == "1,238 done, 0 in flight, 1,234 stopped, 4 unknown"
 
 
-def test_a_line_has_the_rate_the_time_left_and_everything_out_of_the_ordinary(
+def test_a_line_shows_rate_time_left_retries_throttling_and_notice(
     make: Make, clock: Clock
 ) -> None:
     found = Counter({StopResult.NOT_FOUND: 1})
@@ -108,7 +108,7 @@ def test_a_line_has_the_rate_the_time_left_and_everything_out_of_the_ordinary(
     )
 
 
-def test_a_slow_rate_has_a_decimal_and_without_a_length_no_time_is_left(
+def test_a_slow_rate_has_a_decimal_and_no_time_left_if_the_total_is_unknown(
     make: Make, clock: Clock
 ) -> None:
     batch = Batch(None)
@@ -116,15 +116,15 @@ def test_a_slow_rate_has_a_decimal_and_without_a_length_no_time_is_left(
     advance(display, batch, clock, per_second=3)
     assert display.line() == "12 done, 3.0/s, 0 in flight, 12 stopped"
 
-    # What was so before an outage says nothing of when it will be over.
+    # The rate before an outage does not predict its end.
     batch.is_unanswered = True
     assert display.line().startswith("12 done, 0 in flight, no answer from the server")
 
 
-# The live display
+# Live display
 
 
-def test_the_view_is_a_bar_the_state_and_the_results(make: Make, clock: Clock) -> None:
+def test_the_view_shows_a_bar_the_state_and_the_results(make: Make, clock: Clock) -> None:
     batch = Batch(100, in_flight=3, retries=2, is_throttled=True)
     display, _ = make(batch)
     advance(display, batch, clock, per_second=20)
@@ -137,12 +137,12 @@ def test_the_view_is_a_bar_the_state_and_the_results(make: Make, clock: Clock) -
     assert results == "80 stopped"
 
 
-def test_the_view_says_that_nobody_is_answered(make: Make) -> None:
+def test_the_view_shows_that_the_server_does_not_answer(make: Make) -> None:
     display, _ = make(Batch(100, is_throttled=True, is_unanswered=True))
-    assert drawn(display, 80)[1] == "0 in flight, no answer from the server, asking again"
+    assert drawn(display, 80)[1] == "0 in flight, no answer from the server, still trying"
 
 
-def test_the_view_has_no_bar_without_a_length_and_no_results_before_the_first(make: Make) -> None:
+def test_the_view_has_no_bar_if_the_total_is_unknown_and_no_results_at_first(make: Make) -> None:
     display, _ = make(Batch(None, in_flight=1))
     first, state = drawn(display, 80)
     assert first.split() == ["0", "0:00:00"]
@@ -151,7 +151,7 @@ def test_the_view_has_no_bar_without_a_length_and_no_results_before_the_first(ma
 
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("length", [None, 1_000_000])
-def test_the_view_fits_the_width_however_much_there_is_to_say(
+def test_the_fullest_view_fits_the_width(
     make: Make, clock: Clock, length: int | None, width: int
 ) -> None:
     before = Counter(dict.fromkeys(StopResult, 12_345))
@@ -171,10 +171,10 @@ def test_the_view_fits_the_width_however_much_there_is_to_say(
     assert (" of 1,000,000 " in text) == ("━" in text) == (" left " in text) == bool(length)
 
 
-# Where it runs
+# Output
 
 
-async def test_on_a_terminal_it_is_drawn_again_and_again_and_is_gone_at_the_end(
+async def test_the_live_display_is_redrawn_and_erased_at_the_end(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_progress, "_SHOW_AFTER", 0.0)
@@ -202,7 +202,7 @@ async def test_on_a_terminal_it_is_drawn_again_and_again_and_is_gone_at_the_end(
     assert after.count("\x1b[?25h") == 1
 
 
-async def test_a_run_that_is_over_soon_shows_nothing(make: Make) -> None:
+async def test_a_short_run_shows_nothing(make: Make) -> None:
     display, console = make(Batch(3))
     showing = asyncio.create_task(display.run(live=True))
     await asyncio.sleep(0)
@@ -211,7 +211,7 @@ async def test_a_run_that_is_over_soon_shows_nothing(make: Make) -> None:
     assert cast("StringIO", console.file).getvalue() == ""
 
 
-async def test_elsewhere_there_is_a_line_now_and_then(
+async def test_without_a_terminal_lines_are_printed_to_stderr(
     make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_progress, "_LINE_EVERY", 0.001)

@@ -1,4 +1,4 @@
-"""The command line `bctrl-async`: its commands, and how their errors are reported."""
+"""The typer app of `bctrl-async`, and how its errors are reported."""
 
 import logging
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from typing import Annotated
 import typer
 
 from bctrl_async import BctrlConfigError, BctrlError, __version__
-from bctrl_async.cli import _output
 from bctrl_async.cli._demo import demo
 from bctrl_async.cli._emulator import emulator
 from bctrl_async.cli._exit_codes import FAILED, USAGE, exit_code
 from bctrl_async.cli._list import list_runtimes
+from bctrl_async.cli._output import print_error, stdout_failed
 from bctrl_async.cli._stop import stop
 from bctrl_async.emulator import Fault
 
-# Python would print warnings for which there is no handler into the display, which says it all.
+# Without a handler, Python prints warnings to stderr, into the live display.
 _NO_LOG = logging.NullHandler()
 
 # The session names its arguments; here they are options and variables.
@@ -34,36 +34,6 @@ app.command("emulator", epilog=f"Faults: {', '.join(Fault)}.")(emulator)
 app.command("demo")(demo)
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command; whatever a user can cause is one line on stderr.
-
-    Args:
-        args: The command line without the program's name; that of the process when None.
-
-    Returns:
-        The exit code.
-    """
-    logging.getLogger("bctrl_async").addHandler(_NO_LOG)
-    try:
-        return int(app(args, prog_name="bctrl-async", standalone_mode=False))
-    except typer.TyperException as error:
-        # Typer would draw a box, also into a file, and print what it was given as it is.
-        context = getattr(error, "ctx", None)
-        see = f" (see {context.command_path} --help)" if context else ""
-        _output.print_error(error.format_message().strip().rstrip(".") + see)
-        return USAGE
-    except BctrlConfigError as error:
-        _output.print_error(_CONFIG_ERRORS.get(error.argument, str(error)))
-        return USAGE
-    except BctrlError as error:
-        _output.print_error(str(error))
-        return exit_code([error])
-    except OSError as error:
-        # Of the help, which typer prints by itself.
-        _output.stdout_failed(error)
-        return FAILED
-
-
 @app.callback(invoke_without_command=True)
 def _top(
     context: typer.Context,
@@ -72,10 +42,40 @@ def _top(
         bool, typer.Option("--version", metavar="", help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Stop bctrl runtimes, and know what became of each one.
+    """Stop bctrl runtimes and report the outcome of each.
 
-    New here? `bctrl-async demo` needs no key and no network.
+    Try `bctrl-async demo` first: it needs no key and no network.
     """
     if version or context.invoked_subcommand is None:
         typer.echo(f"bctrl-async {__version__}" if version else context.get_help())
         raise typer.Exit
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command and report an error as one line on stderr.
+
+    Args:
+        args: The arguments after the program's name; `sys.argv[1:]` if None.
+
+    Returns:
+        The exit code.
+    """
+    logging.getLogger("bctrl_async").addHandler(_NO_LOG)
+    try:
+        return int(app(args, prog_name="bctrl-async", standalone_mode=False))
+    except typer.TyperException as error:
+        # Typer itself would draw a box, even into a file, and would not escape user input.
+        context = getattr(error, "ctx", None)
+        see = f" (see {context.command_path} --help)" if context else ""
+        print_error(error.format_message().strip().rstrip(".") + see)
+        return USAGE
+    except BctrlConfigError as error:
+        print_error(_CONFIG_ERRORS.get(error.argument, str(error)))
+        return USAGE
+    except BctrlError as error:
+        print_error(str(error))
+        return exit_code([error])
+    except OSError as error:
+        # The help or the version could not be written to stdout.
+        stdout_failed(error)
+        return FAILED

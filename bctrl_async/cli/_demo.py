@@ -1,4 +1,4 @@
-"""The demonstration: a bulk stop on a misbehaving server, whose own state is the judge."""
+"""The command `demo`: a bulk stop on a misbehaving server, checked against its state."""
 
 import asyncio
 from collections import Counter
@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopOutcome, StopResult
-from bctrl_async.cli import _output
 from bctrl_async.cli._emulator import KEY, WORKSPACE, runtime_aliases
 from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._options import MAX_RUNTIMES
+from bctrl_async.cli._format import counts_table, pluralize
+from bctrl_async.cli._options import MAX_RUNTIMES, Seed
+from bctrl_async.cli._output import Output, print_info
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.emulator import Emulator, Fault
 
-_IN_FLIGHT = 40
+_MAX_IN_FLIGHT = 40
 _RETRY = RetryPolicy(attempts=4, base=0.05, cap=0.4)
 _RATE_LIMIT = 100.0
 _FAULTS = {
@@ -27,35 +28,23 @@ _FAULTS = {
     Fault.UNKNOWN_VALUES: 0.05,
 }
 
+_Runtimes = Annotated[
+    int, typer.Option("--runtimes", metavar="N", min=1, max=MAX_RUNTIMES, help="Runtimes to stop.")
+]
 
-def demo(
-    *,
-    runtimes: Annotated[
-        int,
-        typer.Option("--runtimes", metavar="N", min=1, max=MAX_RUNTIMES, help="How many to stop."),
-    ] = 300,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="N", help="What the faults are drawn from.")
-    ] = 4,
-) -> int:
-    """Watch many stops on a misbehaving server; no key, no network.
 
-    A local emulator answers late, refuses, fails and drops connections. At the
-    end its own state is compared with what was reported; the exit code is 0 if
-    they agree.
+def demo(*, runtimes: _Runtimes = 300, seed: Seed = 4) -> int:
+    """Stop many runtimes on a misbehaving server; needs no key and no network.
+
+    A local emulator answers late, throttles, fails and drops connections. At
+    the end its state is compared with the report; the exit code is 0 if they
+    agree.
     """
     return 0 if run_demo(runtimes, seed) else FAILED
 
 
 def run_demo(runtimes: int, seed: int) -> bool:
-    """Stop this many and show what became of them.
-
-    Returns:
-        Whether what was reported agrees with the emulator's state, and could be shown.
-
-    Raises:
-        KeyboardInterrupt: After the report, if Ctrl-C cut the stops short.
-    """
+    """Stop runtimes of an emulator and print a report; return True if it proved correct."""
     emulator = Emulator(
         port=0,
         api_key=KEY,
@@ -72,19 +61,17 @@ def run_demo(runtimes: int, seed: int) -> bool:
             emulator.add_runtime(*target, status="active" if number % 20 else "stopped")
     before = {target: emulator.status(*target) for target in targets}
     outcomes: list[StopOutcome] = []
-    output = _output.Output()
-    what = _output.pluralize(runtimes, "runtime")
-    _output.print_info(f"Stopping {what} of a local emulator that misbehaves.")
-    _output.print_info(f"It takes no more than {_RATE_LIMIT:.0f} stops a second.")
+    output = Output()
+    print_info(f"Stopping {pluralize(runtimes, 'runtime')} on a local emulator that misbehaves.")
+    print_info(f"It accepts at most {_RATE_LIMIT:.0f} requests per second.")
     finished = asyncio.run(_stop_all(emulator, targets, outcomes, output))
     report = finished.report
-    _output.print_info("")
-    output.print_result(_output.counts_table(report.counts))
+    print_info("")
+    output.print_result(counts_table(report.counts))
     output.print_result("")
     output.print_result(
-        ("Interrupted after " if finished.interrupted else f"To stop {what} took ")
-        + f"{_output.pluralize(len(emulator.requests), 'request')} and {report.elapsed:.1f} s; "
-        f"{report.throttled:,} of them refused for their pace."
+        f"{'Interrupted' if finished.interrupted else 'Finished'} after {report.elapsed:.1f} s and "
+        f"{pluralize(len(emulator.requests), 'request')}, {report.throttled:,} of them throttled."
     )
     wrong = [outcome for outcome in outcomes if not _is_consistent(outcome, before, emulator)]
     output.print_result(_verdict(wrong, list(before), emulator))
@@ -97,10 +84,12 @@ async def _stop_all(
     emulator: Emulator,
     targets: Sequence[RuntimeRef],
     outcomes: list[StopOutcome],
-    output: _output.Output,
+    output: Output,
 ) -> FinishedRun:
     async with emulator:
-        session = BctrlSession(KEY, base_url=emulator.url, max_connections=_IN_FLIGHT, retry=_RETRY)
+        session = BctrlSession(
+            KEY, base_url=emulator.url, max_connections=_MAX_IN_FLIGHT, retry=_RETRY
+        )
         return await run_stops(session, targets, outcomes.append, output)
 
 
@@ -126,7 +115,7 @@ def _verdict(
         status = emulator.status(*first.target)
         return (
             f"The emulator disagrees about {len(wrong)} of {len(targets)}:\n"
-            f"{first.target.alias} was reported {first.result}, and it is {status or 'not there'}."
+            f"{first.target.alias} was reported {first.result}, but it is {status or 'missing'}."
         )
     counts = Counter(emulator.status(*target) for target in targets)
     known = counts.total() - counts[None]
@@ -134,5 +123,5 @@ def _verdict(
         return f"The emulator confirms: all {known} runtimes are stopped."
     return (
         f"The emulator confirms: {counts['stopped']} of {known} runtimes are stopped.\n"
-        f"Still running: {counts['active']}, all of them reported as not settled."
+        f"Still running: {counts['active']}, all reported as not settled."
     )

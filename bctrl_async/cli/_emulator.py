@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import math
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
@@ -12,80 +11,69 @@ from typing import Annotated
 
 import typer
 
-from bctrl_async.cli import _output
-from bctrl_async.cli._options import MAX_RUNTIMES, check_not_empty, check_positive
+from bctrl_async.cli._format import pluralize
+from bctrl_async.cli._options import MAX_RUNTIMES, Seed, check_not_empty, check_positive
+from bctrl_async.cli._output import Output, print_info
 from bctrl_async.emulator import Emulator, Fault
 
 WORKSPACE = "demo"
 KEY = "emulator-key"
-_DESKTOP = 10
-"""One in so many runtimes of the emulator is a desktop."""
+_DESKTOP_EVERY = 10
 
 
 def runtime_aliases(count: int) -> Iterator[str]:
-    """Name this many runtimes."""
+    """Return the aliases of the emulator's runtimes."""
     return (f"runtime-{number:04}" for number in range(1, count + 1))
 
 
-def _latency(value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise typer.BadParameter(f"{value} is not a number of seconds from 0")
-    return value
+_Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
+_Port = Annotated[
+    int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 picks a free port.")
+]
+_ApiKey = Annotated[
+    str,
+    typer.Option(
+        "--api-key", metavar="KEY", callback=check_not_empty, help="Key that is accepted."
+    ),
+]
+_Runtimes = Annotated[
+    int, typer.Option("--runtimes", metavar="N", min=0, max=MAX_RUNTIMES, help="Active runtimes.")
+]
+_Faults = Annotated[
+    list[str] | None,
+    typer.Option("--fault", metavar="NAME=PROBABILITY", help="Inject a fault; repeatable."),
+]
+_RateLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--rate-limit",
+        metavar="N",
+        callback=check_positive,
+        help="Answer 429 beyond N requests per second.",
+    ),
+]
+_Latency = Annotated[
+    float, typer.Option("--latency", metavar="SECONDS", min=0, help="Delay of every answer.")
+]
 
 
 def emulator(
     context: typer.Context,
     *,
-    host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option("--port", metavar="N", min=0, max=65535, help="The port; 0 is any free one."),
-    ] = 8787,
-    api_key: Annotated[
-        str,
-        typer.Option(
-            "--api-key", metavar="KEY", callback=check_not_empty, help="What clients must send."
-        ),
-    ] = KEY,
-    runtimes: Annotated[
-        int,
-        typer.Option(
-            "--runtimes", metavar="N", min=0, max=MAX_RUNTIMES, help="How many are active."
-        ),
-    ] = 10,
-    fault: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fault", metavar="NAME=PROBABILITY", help="What goes wrong, how often; repeatable."
-        ),
-    ] = None,
-    rate_limit: Annotated[
-        float | None,
-        typer.Option(
-            "--rate-limit",
-            metavar="N",
-            callback=check_positive,
-            help="Stops a second at most; faster ones get a 429.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="N", help="What the faults are drawn from.")
-    ] = 0,
-    latency: Annotated[
-        float,
-        typer.Option(
-            "--latency", metavar="SECONDS", callback=_latency, help="Time before every answer."
-        ),
-    ] = 0.0,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8787,
+    api_key: _ApiKey = KEY,
+    runtimes: _Runtimes = 10,
+    fault: _Faults = None,
+    rate_limit: _RateLimit = None,
+    seed: Seed = 0,
+    latency: _Latency = 0.0,
 ) -> int:
-    """Run a local server to try clients against, until Ctrl-C.
+    """Run a local server of the API for tests, until Ctrl-C.
 
-    It has a workspace called demo with active runtimes: runtime-0001,
-    runtime-0002 and so on. Each is a minute older than the one before it, and
-    one in ten is a desktop. With --fault rate_limited=0.1, one in ten answers
-    is a 429.
+    Its workspace demo has active runtimes: runtime-0001, runtime-0002, ... Each
+    is a minute older than the one before, and one in ten is a desktop. For
+    example, --fault rate_limited=0.1 answers one request in ten with 429.
     """
     try:
         server = Emulator(
@@ -98,7 +86,7 @@ def emulator(
             rate_limit=rate_limit,
         )
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="'--fault'") from error
+        context.fail(str(error))
     _add_runtimes(server, runtimes)
     try:
         asyncio.run(_serve(server, api_key))
@@ -114,50 +102,50 @@ def _parse_faults(given: Sequence[str]) -> dict[Fault, float]:
     for text in given:
         name, _, probability = text.partition("=")
         try:
-            faults[Fault(name)] = _probability(probability)
+            faults[Fault(name)] = _parse_probability(probability)
         except ValueError:
-            known = "is not NAME=PROBABILITY" if name in set(Fault) else "names no fault"
+            problem = "is not NAME=PROBABILITY" if name in set(Fault) else "is not a known fault"
             raise typer.BadParameter(
-                f"{text!r} {known}: give such as rate_limited=0.1", param_hint="'--fault'"
+                f"{text!r} {problem}, such as rate_limited=0.1", param_hint="'--fault'"
             ) from None
     return faults
 
 
-def _probability(text: str) -> float:
+def _parse_probability(text: str) -> float:
     if not 0 <= (probability := float(text)) <= 1:
         raise ValueError(text)
     return probability
 
 
-def _add_runtimes(server: Emulator, runtimes: int) -> None:
+def _add_runtimes(server: Emulator, count: int) -> None:
     now = datetime.now(UTC)
-    for number, alias in enumerate(runtime_aliases(runtimes), start=1):
-        # So that there is something for filters to choose from.
-        kind = "browser" if number % _DESKTOP else "desktop"
+    for number, alias in enumerate(runtime_aliases(count), start=1):
+        # Kinds and ages differ so that filters have an effect.
+        kind = "browser" if number % _DESKTOP_EVERY else "desktop"
         created = now - timedelta(minutes=number)
         created_at = f"{created:%Y-%m-%dT%H:%M:%S}.000Z"
         server.add_runtime(WORKSPACE, alias, kind=kind, created_at=created_at)
 
 
-async def _serve(emulator: Emulator, api_key: str) -> None:
-    async with emulator:
-        output = _output.Output()
-        _output.print_info("The emulator is running; Ctrl-C ends it. In another terminal:")
-        output.print_result(f"export BCTRL_BASE_URL={_reachable_url(emulator.url)}")
+async def _serve(server: Emulator, api_key: str) -> None:
+    async with server:
+        output = Output()
+        print_info("The emulator is running; stop it with Ctrl-C. In another terminal, run:")
+        output.print_result(f"export BCTRL_BASE_URL={_reachable_url(server.url)}")
         output.print_result(f"export BCTRL_API_KEY={shlex.quote(api_key)}")
         output.print_result(f"bctrl-async stop {WORKSPACE} {next(runtime_aliases(1))}")
-        ended = asyncio.Event()
-        with suppress(NotImplementedError):  # On Windows a SIGTERM is the end in any case.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        terminated = asyncio.Event()
+        with suppress(NotImplementedError):  # On Windows SIGTERM ends the process anyway.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
         try:
-            await ended.wait()
+            await terminated.wait()
         except asyncio.CancelledError:
             output.end_line()
             raise
         finally:
-            _output.print_info(f"{_output.pluralize(len(emulator.requests), 'request')} received")
+            print_info(f"{pluralize(len(server.requests), 'request')} received")
 
 
 def _reachable_url(url: str) -> str:
-    """Name this machine, where the URL names every address that it listens on."""
+    """Replace the address that stands for all interfaces, which no client can connect to."""
     return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")

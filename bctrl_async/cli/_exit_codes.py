@@ -1,16 +1,16 @@
-"""The exit codes of the command, beside 0 and 130 (Ctrl-C)."""
+"""Exit codes of the command, besides 0 and 130 (interrupted)."""
 
 from collections.abc import Iterable
 
 from bctrl_async import BctrlAuthenticationError, BctrlError
 
 FAILED = 1
-"""Something is left to do; the same command may do it."""
+"""Not everything is settled; running the command again may help."""
 USAGE = 2
-"""The same command will fail again: its options, the key or the URL must change."""
+"""A usage or configuration error: the same command would fail again."""
 
 
 def exit_code(errors: Iterable[BctrlError | None]) -> int:
     """Return the exit code of a command that failed with these errors."""
-    key_is_invalid = any(isinstance(error, BctrlAuthenticationError) for error in errors)
-    return USAGE if key_is_invalid else FAILED
+    is_unauthorized = any(isinstance(error, BctrlAuthenticationError) for error in errors)
+    return USAGE if is_unauthorized else FAILED

@@ -1,4 +1,4 @@
-"""What the command finds in a workspace: it lists, filters, and asks before anything is stopped."""
+"""Runtimes of a workspace: list, filter, and confirm before they are stopped."""
 
 import asyncio
 import sys
@@ -16,18 +16,19 @@ from bctrl_async import (
     RuntimeRef,
     RuntimeStatus,
 )
-from bctrl_async.cli import _output
+from bctrl_async.cli._format import escape, pluralize
+from bctrl_async.cli._output import print_error, print_info, print_question
 
 
 class FoundRuntimes(NamedTuple):
-    """What there is in a workspace.
+    """Runtimes of a workspace that match a filter.
 
     Attributes:
-        workspace: Its id, as it was given.
-        base_url: Where it is.
-        runtimes: Those that fit.
-        incomplete: Whether there may be more: one that could not be read, or one that a mistyped
-            filter has left out; each was complained about.
+        workspace: The workspace's id.
+        base_url: The URL of the API.
+        runtimes: The runtimes.
+        incomplete: True if some may be missing: a runtime could not be read, or the filter may be
+            mistyped. Each was reported on stderr.
     """
 
     workspace: str
@@ -37,24 +38,14 @@ class FoundRuntimes(NamedTuple):
 
     @property
     def targets(self) -> list[RuntimeRef]:
-        """The runtimes, as targets."""
+        """The runtimes as targets."""
         return [RuntimeRef(self.workspace, runtime.alias) for runtime in self.runtimes]
 
 
 async def find_runtimes(
     session: BctrlSession, workspace: str, wanted: RuntimeFilter, *, deadline: float | None = None
 ) -> FoundRuntimes:
-    """List what fits, and complain about what may be missing.
-
-    Args:
-        session: What the list is asked for through; it is closed afterwards.
-        workspace: The workspace's id.
-        wanted: What fits.
-        deadline: Seconds that it may take.
-
-    Raises:
-        BctrlError: It cannot be listed, or not in time.
-    """
+    """List the runtimes that match a filter, and report problems on stderr."""
     problems: list[str] = []
     listing = session.list_runtimes(
         workspace, on_unreadable=lambda error: problems.append(str(error))
@@ -70,35 +61,34 @@ async def find_runtimes(
             ) from error
     problems += _unknown_filter_values(wanted, runtimes)
     for problem in problems:
-        _output.print_error(problem)
-    fitting = [runtime for runtime in runtimes if wanted(runtime)]
-    return FoundRuntimes(workspace, session.base_url, fitting, bool(problems))
+        print_error(problem)
+    matching = [runtime for runtime in runtimes if wanted(runtime)]
+    return FoundRuntimes(workspace, session.base_url, matching, bool(problems))
 
 
 def _unknown_filter_values(wanted: RuntimeFilter, runtimes: Sequence[Runtime]) -> Iterator[str]:
-    """Say which values of a filter are neither known nor there: nothing can ever fit them."""
-    for option, value, known, seen in (
+    """Describe values of a filter that are not in the API and that no runtime has: often a typo."""
+    for option, value, known, present in (
         ("--status", wanted.status, RuntimeStatus, {runtime.status for runtime in runtimes}),
         ("--kind", wanted.kind, RuntimeKind, {runtime.kind for runtime in runtimes}),
     ):
-        if value is not None and value not in {*known, *seen}:
-            yield f"{option} is {value!r}, which no runtime has: give such as {', '.join(known)}"
+        if value is not None and value not in {*known, *present}:
+            yield f"unknown {option} {value!r}, and no runtime has it: try {', '.join(known)}"
 
 
 def can_prompt() -> bool:
-    """Whether there is somebody who sees a question and can answer."""
+    """Return True if stdin and stderr are terminals."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
 def confirm(found: FoundRuntimes) -> bool:
-    """Show what was found, and ask whether it is to be stopped."""
-    kinds = Counter(_output.escape(runtime.kind) for runtime in found.runtimes)
-    what = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    workspace = _output.escape(found.workspace)
-    _output.print_info(f"In workspace {workspace} at {found.base_url}: {what}")
-    _output.print_question(f"Stop {_output.pluralize(len(found.runtimes), 'runtime')}? [y/N] ")
+    """Show the runtimes and ask whether to stop them."""
+    kinds = Counter(escape(runtime.kind) for runtime in found.runtimes)
+    summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    print_info(f"In workspace {escape(found.workspace)} at {found.base_url}: {summary}")
+    print_question(f"Stop {pluralize(len(found.runtimes), 'runtime')}? [y/N] ")
     try:
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:
-        _output.print_info("")  # Begin a new line after the ^C.
+        print_info("")  # Begin a new line after the ^C.
         raise

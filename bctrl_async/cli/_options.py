@@ -1,8 +1,9 @@
-"""Options that several commands share, and the checks of their values."""
+"""Options that several commands share, and checks of option values."""
 
 import math
 import os
 import re
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -10,28 +11,27 @@ import typer
 from bctrl_async import RuntimeFilter, RuntimeKind, RuntimeStatus
 
 MAX_RUNTIMES = 100_000
-FILTERS, CONNECTION, OUTPUT = "Filters", "Connection", "Output"
 _ANY = "any"
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _is_age = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)([smhd]?)").fullmatch
 
 
 def check_positive(value: float | None) -> float | None:
-    """Check a number that must be finite and above 0."""
+    """Reject a number that is not finite and above 0."""
     if value is not None and not 0 < value < math.inf:
         raise typer.BadParameter(f"{value} is not a positive number")
     return value
 
 
 def check_not_empty(value: str | None) -> str | None:
-    """Check a text: an empty one often comes from a variable that is not set."""
+    """Reject an empty text, which often comes from an unset shell variable."""
     if value == "":
-        raise typer.BadParameter("it is empty")
+        raise typer.BadParameter("must not be empty")
     return value
 
 
 def parse_age(text: str) -> float:
-    """Return the seconds of an age such as 90, 90s, 15m, 2h or 1.5d."""
+    """Return an age such as 90, 90s, 15m, 2h or 1.5d in seconds."""
     age = _is_age(text)
     seconds = float(age[1]) * _SECONDS[age[2]] if age else 0.0
     if not seconds:
@@ -39,61 +39,56 @@ def parse_age(text: str) -> float:
     return seconds
 
 
-def complete_status() -> list[str]:
-    """Return the statuses that a shell can complete."""
-    return [*map(str, RuntimeStatus), _ANY]
-
+_filter = partial(typer.Option, rich_help_panel="Filters")
+_connection = partial(typer.Option, rich_help_panel="Connection")
+status_option = partial(
+    _filter, "--status", metavar="STATUS", autocompletion=lambda: [*map(str, RuntimeStatus), _ANY]
+)
 
 Kind = Annotated[
     str | None,
-    typer.Option(
+    _filter(
         "--kind",
         metavar="KIND",
         help="Only of this kind, such as browser.",
-        autocompletion=lambda: list(map(str, RuntimeKind)),
-        rich_help_panel=FILTERS,
+        autocompletion=lambda: [*map(str, RuntimeKind)],
     ),
 ]
 OlderThan = Annotated[
     float | None,
-    typer.Option(
+    _filter(
         "--older-than",
         metavar="AGE",
         parser=parse_age,
-        help="Only older ones; such as 90s, 15m, 2h, 1d.",
-        rich_help_panel=FILTERS,
+        help="Only older than AGE: 90s, 15m, 2h, 1d.",
     ),
 ]
 Timeout = Annotated[
     float,
-    typer.Option(
-        "--timeout",
-        metavar="SECONDS",
-        callback=check_positive,
-        help="What one attempt may take.",
-        rich_help_panel=CONNECTION,
+    _connection(
+        "--timeout", metavar="SECONDS", callback=check_positive, help="Time limit of one attempt."
     ),
 ]
 BaseUrl = Annotated[
     str | None,
-    typer.Option(
+    _connection(
         "--base-url",
         metavar="URL",
         envvar="BCTRL_BASE_URL",
         show_default="https://api.bctrl.ai",
-        help="Where the API is.",
-        rich_help_panel=CONNECTION,
+        help="URL of the API.",
     ),
 ]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the faults.")]
 
 
 def build_filter(status: str | None, kind: str | None, older_than: float | None) -> RuntimeFilter:
-    """Return the filter of the options; the status `any` is any."""
+    """Return the filter of the options; None and the status `any` match everything."""
     return RuntimeFilter(
         status=None if status == _ANY else status, kind=kind, older_than=older_than
     )
 
 
 def require_api_key(context: typer.Context) -> str:
-    """Return the key of the environment."""
-    return os.environ.get("BCTRL_API_KEY") or context.fail("there is no API key: set BCTRL_API_KEY")
+    """Return BCTRL_API_KEY, or fail if it is not set."""
+    return os.environ.get("BCTRL_API_KEY") or context.fail("no API key: set BCTRL_API_KEY")

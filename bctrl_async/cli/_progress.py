@@ -1,4 +1,4 @@
-"""How far a bulk stop has come: a live display on a terminal, a line now and then elsewhere."""
+"""The progress of a bulk stop: live on a terminal, a line every few seconds elsewhere."""
 
 import asyncio
 from datetime import timedelta
@@ -16,18 +16,19 @@ from rich.progress import (
 from rich.text import Text
 
 from bctrl_async import StopBatch
-from bctrl_async.cli import _output
+from bctrl_async.cli._format import format_counts
+from bctrl_async.cli._output import print_info
 
 _SHOW_AFTER, _REFRESH_EVERY = 0.4, 0.2
-"""Seconds until the live display appears, and between two looks at the run."""
+"""Seconds until the live display appears, and between its updates."""
 _LINE_EVERY = 5.0
-"""Seconds between two lines, where there is no terminal."""
-_WHOLE_NUMBERS_FROM = 10
-"""Stops a second from which tenths of one tell nothing."""
+"""Seconds between lines where there is no terminal."""
+_DECIMALS_BELOW = 10
+"""Stops per second from which a decimal is noise."""
 
 
 class _RateColumn(ProgressColumn):
-    """How fast a run is, and how long it will take; nothing while the server answers nobody."""
+    """The rate and the time left; empty while the server does not answer."""
 
     def __init__(self, batch: StopBatch) -> None:
         super().__init__()
@@ -37,26 +38,25 @@ class _RateColumn(ProgressColumn):
         return Text(self.text(task))
 
     def text(self, task: Task) -> str:
-        """The same as text."""
         if not task.speed or self._batch.is_unanswered:
             return ""
-        digits = 0 if task.speed >= _WHOLE_NUMBERS_FROM else 1
-        pace = f"{task.speed:,.{digits}f}/s"
+        decimals = 1 if task.speed < _DECIMALS_BELOW else 0
+        rate = f"{task.speed:,.{decimals}f}/s"
         if task.time_remaining is None:
-            return pace
-        return f"{pace}, {timedelta(seconds=int(task.time_remaining))} left"
+            return rate
+        return f"{rate}, {timedelta(seconds=int(task.time_remaining))} left"
 
 
 class Display:
-    """What there is to see of a run.
+    """The progress display of a bulk stop.
 
     Args:
-        batch: The run.
-        console: Where it is shown.
+        batch: The bulk stop.
+        console: The console to draw on.
 
     Attributes:
-        notice: What the user should know just now.
-        is_drawn: Whether the live display is there.
+        notice: A message for the user, empty at first.
+        is_drawn: True once the live display has appeared.
     """
 
     def __init__(self, batch: StopBatch, console: Console) -> None:
@@ -78,15 +78,11 @@ class Display:
         self.is_drawn = False
 
     async def run(self, *, live: bool) -> None:
-        """Show it until cancelled.
-
-        Args:
-            live: Whether it can be drawn over, on a terminal.
-        """
+        """Show progress until cancelled, redrawn in place if live, else in lines."""
         if not live:
             while True:
                 await asyncio.sleep(_LINE_EVERY)
-                _output.print_info(self.line())
+                print_info(self.line())
         await asyncio.sleep(_SHOW_AFTER)
         with Live(
             get_renderable=self.view, console=self._console, auto_refresh=False, transient=True
@@ -97,19 +93,19 @@ class Display:
                 await asyncio.sleep(_REFRESH_EVERY)
 
     def view(self) -> Group:
-        """The live display: a bar, the state of things, and the results so far."""
+        """Return the live display: a bar, the state and the results so far."""
         self._update()
-        lines = [self._state_text(), _output.format_counts(self._batch.counts)]
+        lines = [self._state_text(), format_counts(self._batch.counts)]
         return Group(self._progress, *(Text(line) for line in lines if line))
 
     def line(self) -> str:
-        """The same in one line."""
+        """Return the progress as one line."""
         task = self._update()
         parts = [
             f"{self._done_text()} done",
             self._rate.text(task),
             self._state_text(),
-            _output.format_counts(self._batch.counts),
+            format_counts(self._batch.counts),
         ]
         return ", ".join(part for part in parts if part)
 
@@ -128,7 +124,7 @@ class Display:
         if batch.retries:
             parts.append(f"{batch.retries:,} retries")
         if batch.is_unanswered:
-            parts.append("no answer from the server, asking again")
+            parts.append("no answer from the server, still trying")
         elif batch.is_throttled:
             parts.append("throttled by the server")
         if self.notice:

@@ -1,4 +1,4 @@
-"""A bulk stop as the command runs it: with progress, and an end that the user may call for."""
+"""A bulk stop with progress, which Ctrl-C ends early."""
 
 import asyncio
 import signal
@@ -7,27 +7,27 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopOutcome, StopReport
-from bctrl_async.cli import _output
+from bctrl_async.cli._output import Output, print_info
 from bctrl_async.cli._progress import Display
 
-# The last one is a terminal that is gone; nohup has it ignored.
+# SIGHUP comes from a terminal that is closed; under nohup it is ignored.
 _SIGNALS = [
     number
     for name in ("SIGINT", "SIGTERM", "SIGHUP")
     if (number := getattr(signal, name, None)) is not None
     and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN)
 ]
-_INTERRUPT_NOTICE = "ending: Ctrl-C again cuts off what is under way"
+_INTERRUPT_NOTICE = "finishing requests in flight; Ctrl-C again to abort"
 
 
 class FinishedRun(NamedTuple):
-    """How a bulk stop ended.
+    """A bulk stop that has ended.
 
     Attributes:
         report: Its report.
-        interrupted: Whether the user called for its end.
-        input_left: Whether there may be targets that were not even read.
-        read_error: Why the targets could not be read.
+        interrupted: True if a signal ended it early.
+        input_left: True if there may be targets that were not read.
+        read_error: The error that ended the input, or None.
     """
 
     report: StopReport
@@ -38,65 +38,32 @@ class FinishedRun(NamedTuple):
 
 async def run_stops(
     session: BctrlSession,
-    source: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
-    show: Callable[[StopOutcome], object],
-    output: _output.Output,
+    targets: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
+    on_outcome: Callable[[StopOutcome], object],
+    output: Output,
     *,
     deadline: float | None = None,
     journal: str | None = None,
     verify: bool = False,
 ) -> FinishedRun:
-    """Run a bulk stop to its end, however that comes, and show every outcome.
-
-    Args:
-        session: What it goes through.
-        source: The targets.
-        show: Called with each outcome.
-        output: Where the results go.
-        deadline: Seconds until it is cut off.
-        journal: Where the outcomes are noted.
-        verify: Whether to look after what the server left open.
-
-    Raises:
-        BctrlError: It cannot be run.
-    """
-    interrupted, failure = False, None
+    """Run a bulk stop with progress, and close the session."""
+    interrupted, read_error = False, None
     async with session:
         batch = session.stop_runtimes(
-            source, on_outcome=show, deadline=deadline, journal=journal, verify=verify
+            targets, on_outcome=on_outcome, deadline=deadline, journal=journal, verify=verify
         )
         try:
             interrupted = await run_with_progress(batch, output)
         except OSError as error:
-            failure = error
+            read_error = error
     input_left = batch.total is None and batch.report.ended_early is not None
-    return FinishedRun(batch.report, interrupted, input_left, failure)
+    return FinishedRun(batch.report, interrupted, input_left, read_error)
 
 
-async def dry_run(
-    session: BctrlSession,
-    source: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
-    show: Callable[[StopOutcome], object],
-) -> None:
-    """Give every target the outcome that it has if nothing is sent."""
-    if isinstance(source, AsyncIterable):
-        source = [target async for target in source]
-    async with session:
-        batch = session.stop_runtimes(source, on_outcome=show)
-        batch.stop_reading()
-        await batch
+async def run_with_progress(batch: StopBatch, output: Output) -> bool:
+    """Run a bulk stop and show its progress; return True if it was interrupted.
 
-
-async def run_with_progress(batch: StopBatch, output: _output.Output) -> bool:
-    """Run it, and show how far it is.
-
-    The first Ctrl-C (or SIGTERM) begins nothing new, the second cuts off what is under way.
-
-    Returns:
-        Whether it was interrupted; the batch's report is true either way.
-
-    Raises:
-        Exception: What the batch raised.
+    The first Ctrl-C (or SIGTERM) stops reading targets, the second one aborts the run.
     """
     console, live = output.progress_console()
     display = Display(batch, console)
@@ -113,7 +80,7 @@ async def run_with_progress(batch: StopBatch, output: _output.Output) -> bool:
         batch.stop_reading()
         display.notice = _INTERRUPT_NOTICE
         if not live:
-            _output.print_info(display.line())
+            print_info(display.line())
         elif not display.is_drawn:
             output.end_line()
 
@@ -121,7 +88,7 @@ async def run_with_progress(batch: StopBatch, output: _output.Output) -> bool:
         with _signal_handlers(interrupt):
             await asyncio.wait([running])
     except asyncio.CancelledError:
-        # Where there are no such handlers, as on Windows, this is what Ctrl-C does.
+        # Without signal handlers, as on Windows, Ctrl-C cancels this task.
         interrupts += 1
         batch.abort()
         await asyncio.wait([running])

@@ -1,4 +1,4 @@
-"""The targets that the command reads from a file or from another program's output."""
+"""Targets read from a file or a pipe."""
 
 import asyncio
 import csv
@@ -13,28 +13,28 @@ from bctrl_async import RuntimeRef
 _CHUNK = 65536
 _WORKSPACE_KEYS = ("workspace_id", "workspaceId", "workspace")
 _HEADERS = [[key.lower(), "alias"] for key in _WORKSPACE_KEYS]
-_SHOWN = 60
+_MAX_SHOWN = 60
 
 
 class BadLine:
-    """A line that is no target; the bulk stop rejects it, and says so in these words."""
+    """A line that is not a target; the bulk stop rejects it and shows its repr."""
 
     def __init__(self, number: int, text: str) -> None:
         self._number = number
         self._text = text
 
     def __repr__(self) -> str:
-        return f"line {self._number}: {self._text[:_SHOWN]!r}"
+        return f"line {self._number}: {self._text[:_MAX_SHOWN]!r}"
 
 
 Item = RuntimeRef | BadLine
 
 
 def read_file(path: Path) -> Iterable[Item] | AsyncIterator[Item]:
-    """Return the targets of a file, or of whatever has a name as one.
+    """Return the targets of a file or a named pipe.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -43,12 +43,12 @@ def read_file(path: Path) -> Iterable[Item] | AsyncIterator[Item]:
 
 
 class _FileTargets:
-    """The targets of a regular file, read as they are needed; they are counted beforehand."""
+    """The targets of a regular file, counted at first and parsed as they are needed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with path.open("rb") as file:
-            # What is not blank has an outcome, but for a header; it is parsed when it is needed.
+            # Every non-blank line but a header counts; parsing is lazy.
             self._length = sum(
                 bool(_decode(number, line)) if number > 1 else parse_line(number, line) is not None
                 for number, line in enumerate(file, start=1)
@@ -65,11 +65,7 @@ class _FileTargets:
 
 
 async def read_pipe(file: int) -> AsyncIterator[Item]:
-    """Read targets from a pipe or a terminal, as they come.
-
-    Args:
-        file: Its number.
-    """
+    """Yield targets from a pipe or a terminal, given its descriptor, as their lines arrive."""
     number, rest = 0, b""
     while True:
         await _wait_readable(file)
@@ -86,30 +82,28 @@ async def read_pipe(file: int) -> AsyncIterator[Item]:
 
 
 async def _wait_readable(file: int) -> None:
-    """Wait until there is something to read; what is no pipe is read at once."""
+    """Wait until a pipe is readable; return at once for anything else."""
     loop = asyncio.get_running_loop()
-    there: asyncio.Future[None] = loop.create_future()
+    readable: asyncio.Future[None] = loop.create_future()
     try:
-        loop.add_reader(file, _set_ready, there)
+        loop.add_reader(file, _set_done, readable)
     except (NotImplementedError, PermissionError):  # Windows, or a regular file.
         return
     try:
-        await there
+        await readable
     finally:
         loop.remove_reader(file)
 
 
-def _set_ready(there: asyncio.Future[None]) -> None:
-    if not there.done():
-        there.set_result(None)
+def _set_done(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def parse_line(number: int, line: bytes) -> Item | None:
-    """Return the target of a line: CSV, or JSON; None if there is none to expect.
+    """Return the target of a line of CSV or JSON; None for a blank line or a header.
 
-    Args:
-        number: The line's, from 1. The first one may be the header of a CSV file.
-        line: With or without its end.
+    Only line 1 can be a header.
     """
     text = _decode(number, line)
     if not text:
@@ -125,7 +119,7 @@ def parse_line(number: int, line: bytes) -> Item | None:
 
 
 def _decode(number: int, line: bytes) -> str:
-    # What is not UTF-8 stays recognisable, and is refused as a name.
+    # Bytes that are not UTF-8 become surrogates, which are rejected as a name but can be shown.
     return line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip()
 
 

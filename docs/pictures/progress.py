@@ -1,4 +1,4 @@
-"""Draw the command's progress, as SVG, from a run on the emulator.
+"""Draw the command's progress display as SVG, from a run on the emulator.
 
 `python docs/pictures/progress.py` writes progress-80.svg and progress-120.svg beside itself.
 """
@@ -24,14 +24,14 @@ _DRAWN_AT = 2000
 
 
 async def main() -> None:
-    """Stop runtimes of an emulator that takes 500 a second, and draw the run on its way."""
+    """Draw a bulk stop in progress, on an emulator that accepts 500 requests per second."""
     async with Emulator(port=0, faults=_FAULTS, seed=1, latency=0.02, rate_limit=500) as emulator:
         for target in _TARGETS:
             emulator.add_runtime(*target)
         async with BctrlSession("emulator-key", base_url=emulator.url) as session:
 
             def draw(_: StopOutcome) -> None:
-                # Looking at it often is what tells the display how fast the run is.
+                # The display measures the rate between two calls.
                 for display in displays:
                     display.view()
                 if batch.counts.total() == _DRAWN_AT:
@@ -53,7 +53,7 @@ def _write(console: Console, display: Display) -> None:
     console.print(Text(prompt, style="bold"))
     console.print(display.view())
     svg = console.export_svg(title="bctrl-async stop")
-    # The font would be loaded from a server of somebody else.
+    # The font would be loaded from a third-party server.
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
     _FOLDER.joinpath(f"progress-{console.width}.svg").write_text(svg)
 

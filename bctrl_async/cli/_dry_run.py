@@ -1,0 +1,50 @@
+"""A dry run: print the targets that a bulk stop would stop, and send nothing."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterable, Iterable, Mapping
+from pathlib import Path
+
+from bctrl_async import BctrlSession, RuntimeRef, StopOutcome, StopResult
+from bctrl_async.cli._exit_codes import FAILED
+from bctrl_async.cli._format import target_json
+from bctrl_async.cli._output import Output, print_error, print_info
+from bctrl_async.journal import Journal
+
+
+def dry_run(
+    session: BctrlSession,
+    targets: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
+    journal: str | None,
+    output: Output,
+) -> int:
+    """Print the targets to stop, as `--from` reads them, without those settled in a journal."""
+    settled: Mapping[RuntimeRef, object] = {}
+    if journal is not None and Path(journal).exists():
+        found = Journal(journal, session.base_url)
+        settled = found.settled
+        found.close()
+    counts: Counter[str] = Counter()
+
+    def show(outcome: StopOutcome) -> None:
+        if outcome.result is StopResult.REJECTED:
+            counts["invalid"] += 1
+            print_error(outcome.error.summary if outcome.error else "")
+        elif outcome.target in settled:
+            counts["settled"] += 1
+        else:
+            counts["to stop"] += 1
+            output.print_result(target_json(outcome.target))
+
+    async def run() -> None:
+        plain = [t async for t in targets] if isinstance(targets, AsyncIterable) else targets
+        async with session:
+            batch = session.stop_runtimes(plain, on_outcome=show)
+            # Before anything is sent, so that valid targets are `not_sent`.
+            batch.stop_reading()
+            await batch
+
+    asyncio.run(run())
+    skipped = f", {counts['settled']:,} already settled" if settled else ""
+    print_info(f"Dry run: {counts['to stop']:,} to stop{skipped}, {counts['invalid']:,} invalid")
+    return FAILED if counts["invalid"] or output.write_failed else 0

@@ -1,0 +1,185 @@
+"""Outcomes, runtimes and counts as lines, JSON and tables."""
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+from msgspec.structs import asdict
+from rich import box
+from rich.cells import cell_len
+from rich.table import Table
+from rich.text import Text
+
+from bctrl_async import Runtime, RuntimeRef, StopOutcome, StopReport, StopResult
+from bctrl_async.cli._output import Output
+from bctrl_async.outcomes import OutcomeRecord
+
+_MAX_ALIAS_WIDTH = 28
+_MIN_DETAIL_WIDTH = 20
+_RESULT_WIDTH = max(len(result) for result in StopResult)
+_MEANINGS = {
+    StopResult.STOPPED: "the server confirmed that it is stopped",
+    StopResult.ACCEPTED: "accepted, not yet confirmed as stopped",
+    StopResult.ALREADY_STOPPED: "nothing was running under the alias",
+    StopResult.NOT_FOUND: "no such workspace or alias",
+    StopResult.REJECTED: "rejected by the server, or invalid",
+    StopResult.NOT_SENT: "the request never reached the server",
+    StopResult.UNKNOWN: "no conclusive answer: it may have stopped",
+}
+
+
+class OutcomePrinter:
+    """Prints outcomes as lines or JSON.
+
+    On a terminal a long line wraps within its last column; in a file it never wraps.
+
+    Args:
+        output: The output to print to.
+        aliases: The aliases to align the lines to, each of which gets one. None if they are not
+            known: only targets that were attempted and are not settled get a line then.
+        json: Print every outcome as JSON instead.
+    """
+
+    def __init__(
+        self, output: Output, aliases: Sequence[str] | None, *, json: bool = False
+    ) -> None:
+        self._output = output
+        self._json = json
+        self._prints_all = aliases is not None
+        widest = max((cell_len(escape(alias)) for alias in aliases or ()), default=_MAX_ALIAS_WIDTH)
+        self._width = min(widest, _MAX_ALIAS_WIDTH)
+
+    def print(self, outcome: StopOutcome) -> None:
+        """Print an outcome."""
+        if self._json:
+            self._output.print_result(outcome_json(outcome))
+        elif self._prints_all or _needs_attention(outcome):
+            self._output.print_result(self._line(outcome))
+
+    def _line(self, outcome: StopOutcome) -> Text:
+        name = self._output.escape_unencodable(self._name(outcome.target))
+        name += " " * (self._width - cell_len(name))
+        detail = self._output.escape_unencodable(_describe(outcome))
+        if self._output.on_terminal:
+            indent = self._width + _RESULT_WIDTH + 4
+            room = max(self._output.width - indent, _MIN_DETAIL_WIDTH)
+            detail = f"\n{' ' * indent}".join(textwrap.wrap(detail, room, break_on_hyphens=False))
+        style = "green" if outcome.result.settled else "yellow"
+        result = (outcome.result.ljust(_RESULT_WIDTH), style)
+        return Text.assemble(name, "  ", result, "  ", detail)
+
+    def _name(self, target: RuntimeRef) -> str:
+        alias = escape(target.alias)
+        if self._prints_all or not target.workspace_id:
+            return alias
+        return f"{escape(target.workspace_id)} {alias}"
+
+
+def _needs_attention(outcome: StopOutcome) -> bool:
+    """Return True if a target was attempted and is not settled."""
+    not_attempted = outcome.result is StopResult.NOT_SENT and not outcome.attempts
+    return not (outcome.result.settled or not_attempted)
+
+
+def _describe(outcome: StopOutcome) -> str:
+    if outcome.resumed:
+        return "from the journal of an earlier run, not sent again"
+    error = outcome.error
+    if error is not None:
+        if outcome.result.settled:
+            return error.summary
+        name = f"stop of {error.alias!r} in workspace {error.workspace_id!r}: "
+        return str(error).removeprefix(name)
+    facts = [f"{outcome.elapsed:.2f} s"]
+    if outcome.attempts > 1:
+        facts.append(f"{outcome.attempts} attempts")
+    if outcome.result is StopResult.ACCEPTED and outcome.runtime is not None:
+        facts.append(f"status {outcome.runtime.status!s}")
+    return ", ".join(facts)
+
+
+def pluralize(count: int, noun: str) -> str:
+    """Return a count with its noun, such as `1 stop` or `2,000 stops`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def escape(text: str) -> str:
+    """Return printable text as it is, and any other text as an ASCII literal."""
+    return text if text and text.isprintable() else ascii(text)
+
+
+def outcome_json(outcome: StopOutcome) -> str:
+    """Format an outcome as a line of JSON in ASCII, with the runtime in the API's spelling."""
+    record = OutcomeRecord.of(outcome)
+    fields = asdict(record) | {"runtime": msgspec.to_builtins(record.runtime)}
+    if record.error is not None:
+        fields["error"] = asdict(record.error) | {"message": str(outcome.error)}
+    return json.dumps(fields)
+
+
+def target_json(target: RuntimeRef) -> str:
+    """Return a target as a line that `--from` reads."""
+    return json.dumps({"workspace_id": target.workspace_id, "alias": target.alias})
+
+
+def runtime_json(workspace: str, runtime: Runtime) -> str:
+    """Return a listed runtime as a line of ASCII JSON that `--from` reads."""
+    fields = {
+        "workspace_id": workspace,
+        "alias": runtime.alias,
+        "status": runtime.status,
+        "kind": runtime.kind,
+        "created_at": runtime.created_at,
+        "runtime": msgspec.to_builtins(runtime),
+    }
+    return json.dumps(fields)
+
+
+def print_runtimes(output: Output, runtimes: Sequence[Runtime]) -> None:
+    """Print a table of runtimes, a line for each, never truncated."""
+    rows: list[tuple[str, ...]] = [("STATUS", "KIND", "CREATED", "ALIAS")]
+    for runtime in runtimes:
+        cells = (runtime.status, runtime.kind, runtime.created_at, runtime.alias)
+        rows.append(tuple(output.escape_unencodable(escape(cell)) for cell in cells))
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(3)]
+    for *columns, alias in rows:
+        padded = (
+            cell + " " * (width - cell_len(cell))
+            for cell, width in zip(columns, widths, strict=True)
+        )
+        output.print_result("  ".join([*padded, alias]))
+
+
+def summarize(report: StopReport, *, input_left: bool = False) -> str:
+    """Return a report as one line."""
+    counts = report.counts
+    settled = sum(count for result, count in counts.items() if result.settled)
+    parts = [f"{settled:,} of {report.total:,} settled in {report.elapsed:.2f} s"]
+    if counts:
+        parts[0] += f": {format_counts(counts)}"
+    if report.resumed:
+        parts.append(f"{report.resumed:,} from an earlier run, not sent again")
+    if input_left:
+        parts.append("the input was not read to its end")
+    return "; ".join(parts)
+
+
+def format_counts(counts: Counter[StopResult]) -> str:
+    """Return the counts that are not 0."""
+    return ", ".join(f"{counts[result]:,} {result}" for result in StopResult if counts[result])
+
+
+def counts_table(counts: Counter[StopResult]) -> Table:
+    """Return a table of all results, with their counts and meanings."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("Result")
+    table.add_column("Count", justify="right")
+    table.add_column("Settled")
+    table.add_column("Meaning")
+    for result in StopResult:
+        settled = "yes" if result.settled else "no"
+        style = "" if counts[result] else "dim"
+        table.add_row(result, str(counts[result]), settled, _MEANINGS[result], style=style)
+    return table
