@@ -1,4 +1,4 @@
-"""What a session is configured with, checked once, with errors that name the cure."""
+"""Checks of a session's configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _is_key = re.compile(r"[!-~]+").fullmatch
 
 
 class Secret(str):
-    """Text that prints as `***`, so that a traceback with its variables does not give it away."""
+    """A str whose repr is `***`, so that a traceback that shows variables does not reveal it."""
 
     __slots__ = ()
 
@@ -29,7 +29,7 @@ def api_key_from_environment() -> Secret:
     """Return `BCTRL_API_KEY`.
 
     Raises:
-        BctrlConfigError: It is not set.
+        BctrlConfigError: The variable is not set.
     """
     key = os.environ.get("BCTRL_API_KEY")
     if not key:
@@ -43,16 +43,15 @@ def authorization(key: object) -> Secret:
     """Return the `Authorization` header for a key (contract: `Bearer <api-key>`).
 
     Raises:
-        BctrlConfigError: The key is not visible ASCII; the text does not show it.
+        BctrlConfigError: The key is not visible ASCII. The error does not contain it.
     """
     if not isinstance(key, str):
         kind = type(key).__name__
-        key = None  # A traceback that shows variables would show it.
+        key = None  # A traceback that shows variables must not reveal it.
         raise BctrlConfigError(f"invalid API key: expected a str, not {kind}", argument="api_key")
     if not _is_key(key):
         raise BctrlConfigError(
-            "invalid API key: it is empty or contains a space, a control character or non-ASCII "
-            "text",
+            "invalid API key: empty, or with a space, a control character or non-ASCII text",
             advice="Strip it, and leave out 'Bearer '",
             argument="api_key",
         )
@@ -60,11 +59,15 @@ def authorization(key: object) -> Secret:
 
 
 def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
-    """Return the URL under which `/workspaces/…` stands, from the argument or `BCTRL_BASE_URL`.
+    """Return the URL to which `/workspaces/…` is appended.
+
+    Args:
+        given: The argument; `BCTRL_BASE_URL` or the public API if None.
+        allow_plaintext: Accept http for other hosts than this machine.
 
     Raises:
-        BctrlConfigError: Not an absolute http(s) URL, or one that carries credentials, a query or
-            a fragment, or plain http to a host that is not this machine.
+        BctrlConfigError: The URL is not absolute, is not http(s), contains credentials, a query or
+            a fragment, or would send the key unencrypted.
     """
     name = "BCTRL_BASE_URL" if given is None else "base_url"
     text = given if given is not None else os.environ.get("BCTRL_BASE_URL") or DEFAULT_BASE_URL
@@ -76,7 +79,7 @@ def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
     if not well_formed:
         raise _invalid_url(name, "expected scheme and host", f"Pass such as {DEFAULT_BASE_URL}")
     if url.user is not None or url.password is not None:
-        # Not shown: what stands there is a credential.
+        # The URL is not shown, for it contains a secret.
         raise _invalid_url(name, "it contains credentials", "Pass the key as api_key=")
     if url.raw_query_string or url.raw_fragment:
         raise _invalid_url(name, "it has a query or a fragment", "Pass scheme, host and path only")
@@ -104,19 +107,19 @@ def _is_loopback(host: str) -> bool:
 
 
 def seconds(value: object, name: str) -> float:
-    """Return a positive, finite number of seconds.
+    """Return a finite number of seconds above 0.
 
     Raises:
-        BctrlConfigError: It is anything else.
+        BctrlConfigError: The value is anything else.
     """
     return _positive(value, name, "a positive number of seconds")
 
 
 def per_second(value: object, name: str) -> float:
-    """Return a positive, finite rate.
+    """Return a finite rate above 0.
 
     Raises:
-        BctrlConfigError: It is anything else.
+        BctrlConfigError: The value is anything else.
     """
     return _positive(value, name, "a positive number per second")
 
@@ -132,10 +135,10 @@ def _positive(value: object, name: str, wanted: str) -> float:
 
 
 def count(value: object, name: str) -> int:
-    """Return a whole number of at least one.
+    """Return a whole number of at least 1.
 
     Raises:
-        BctrlConfigError: It is anything else.
+        BctrlConfigError: The value is anything else.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BctrlConfigError(

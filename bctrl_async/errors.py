@@ -1,7 +1,7 @@
-"""Every error this package raises, and what each one knows.
+"""The errors of this package.
 
-One root, two branches that never overlap: `except BctrlApiError` means "the server said no",
-`except BctrlNetworkError` means "there was no usable answer".
+One root and two branches that never overlap: a `BctrlApiError` is an answer of the server with an
+error status, a `BctrlNetworkError` is the lack of a usable answer.
 
     BctrlError
     ├── BctrlConfigError (also ValueError)
@@ -23,37 +23,53 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import ClassVar
 
+__all__ = [
+    "BctrlApiError",
+    "BctrlAuthenticationError",
+    "BctrlConfigError",
+    "BctrlConflictError",
+    "BctrlError",
+    "BctrlNetworkError",
+    "BctrlNotFoundError",
+    "BctrlPermissionError",
+    "BctrlRateLimitError",
+    "BctrlResponseError",
+    "BctrlServerError",
+    "BctrlTimeoutError",
+    "BctrlValidationError",
+]
+
 THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
-"""Statuses of a request that was not carried out because of load (contract errors.md)."""
+"""Statuses of a request that the server did not process, because of load (contract errors.md)."""
 
 _GATEWAY_FAILURES = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
 
 
 class BctrlError(Exception):
-    """The root of every error that this package raises.
+    """The base class of all errors of this package.
 
-    All errors can be pickled. Attributes that do not apply are None.
+    Errors can be pickled. An attribute that does not apply is None.
 
     Args:
-        summary: What failed, in one line without a full stop.
-        advice: What to do about it; the class's own advice when None.
-        operation: What was to be done: `stop`, or `get` or `list`.
-        workspace_id: The workspace of the call that failed.
-        alias: The alias of the runtime that was to be stopped or looked at.
-        attempts: How many requests were begun for this call, the one that failed for want of a key
-            among them.
-        may_have_stopped: Whether any of these requests could have stopped the runtime; those of a
-            `get` or `list` never can.
-        status: The HTTP status of the last answer, where there was one.
+        summary: The failure in one line, without a full stop.
+        advice: The remedy; by default that of the class.
+        operation: The kind of call: `stop`, `get` or `list`.
+        workspace_id: The workspace of the call.
+        alias: The alias of the call.
+        attempts: The number of requests begun for this call, including one that failed because the
+            `api_key` function gave no key.
+        may_have_stopped: True if any of these requests may have stopped the runtime; always False
+            for a `get` or `list`.
+        status: The HTTP status of the last answer.
         code: The server's error code, such as `runtime.not_active`.
-        message: The server's own words.
+        message: The server's message.
         reason_class: The server's `reasonClass`, such as `conflict`; new values will appear. Also
-            `invalid_input` where it is a workspace id or an alias that cannot be sent.
-        request_id: The server's id of the request, to quote to its support.
+            `invalid_input` for a workspace id or an alias that cannot be sent.
+        request_id: The server's id of the request, for its support.
         hint: The server's advice.
-        retry_after: How many seconds the server asked to wait, if it did.
+        retry_after: The seconds that the server asked to wait.
         body: The first 2,048 characters of the answer's body.
-        argument: The name of the invalid argument, such as `timeout`; of a `BctrlConfigError` only.
+        argument: The name of the invalid argument, such as `timeout` (`BctrlConfigError` only).
     """
 
     default_advice: ClassVar[str] = ""
@@ -78,8 +94,8 @@ class BctrlError(Exception):
         body: str | None = None,
         argument: str | None = None,
     ) -> None:
-        # Pickle calls the class with `args` and then restores the attributes, so `args` stays
-        # what the constructor takes by position.
+        # Pickle calls the class with `args`, so these are the positional arguments only; it
+        # restores the attributes afterwards.
         super().__init__(summary)
         self.summary = summary
         self.advice = advice
@@ -121,70 +137,70 @@ class BctrlError(Exception):
 
 
 class BctrlConfigError(BctrlError, ValueError):
-    """The call itself cannot be made: nothing was sent by the attempt that raised it.
+    """The call is invalid; the attempt that raised this sent nothing.
 
-    No key, a bad URL, a bad workspace id or alias, a bad option, a session that is closed, that
-    belongs to another event loop, or that was opened before a fork. Where an argument is invalid,
-    `argument` names it.
+    No API key, an invalid URL, workspace id, alias or other argument, or a session that is closed,
+    belongs to another event loop or was opened before a fork. `argument` names an invalid
+    argument.
     """
 
 
 class BctrlNetworkError(BctrlError):
-    """There was no usable answer: refused, unreachable, disconnected."""
+    """No usable answer: connection refused, host unreachable, disconnected."""
 
-    default_advice = "Check base_url and the network, then call again: it is safe to repeat"
+    default_advice = "Check the base URL and the network; retrying is safe"
 
 
 class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
-    """The attempt took longer than `timeout`.
+    """An attempt took longer than `timeout`.
 
     `status` is set if the answer had begun to arrive.
     """
 
-    default_advice = "Call again, it is safe to repeat, or allow a longer timeout"
+    default_advice = "Allow a longer timeout; retrying is safe"
 
 
 class BctrlResponseError(BctrlNetworkError):
-    """An answer came that cannot be read: not JSON, the wrong shape, too large, a redirect."""
+    """An unreadable answer: not JSON, of the wrong shape, too large, or a redirect."""
 
-    default_advice = "Check that base_url is the bctrl API itself"
+    default_advice = "Check that the base URL is that of the bctrl API"
 
 
 class BctrlApiError(BctrlError):
     """The server answered with an error status."""
 
-    default_advice = "Sending it again will not help: ask the server's support, with the request id"
+    default_advice = "Retrying will not help: contact the server's support"
 
 
 class BctrlValidationError(BctrlApiError):
-    """400 or 422: the request itself is wrong; the same request will fail again."""
+    """400 or 422: the request is invalid and will fail again."""
 
-    default_advice = "Correct the request; sending it again will not help"
+    default_advice = "Correct the request; retrying will not help"
 
 
 class BctrlAuthenticationError(BctrlApiError):
-    """401: the key is missing or invalid; every other call with it will fail too."""
+    """401: the API key is missing or invalid; every call with it will fail."""
 
-    default_advice = "Check the API key: api_key= or BCTRL_API_KEY"
+    default_advice = "Check the API key (BCTRL_API_KEY)"
 
 
 class BctrlPermissionError(BctrlApiError):
-    """403: this key may not touch this resource."""
+    """403: the API key has no access to this resource."""
 
-    default_advice = "Use a key that has access to this workspace"
+    default_advice = "Use a key with access to this workspace"
 
 
 class BctrlNotFoundError(BctrlApiError):
-    """404: no such workspace or alias, or no such path."""
+    """404: no such workspace, alias or path."""
 
-    default_advice = "Check the workspace id, the alias and base_url"
+    default_advice = "Check the workspace id, the alias and the base URL"
 
     @property
     def names_runtime(self) -> bool:
-        """Whether the API itself knows no such workspace or alias (contract `runtime.not_found`).
+        """True if the API reports that the workspace or the alias does not exist.
 
-        Something else that does not know the path, such as a proxy or a wrong `base_url`, says 404
-        as well, and nothing of whether the runtime runs.
+        Its code is then `runtime.not_found` (contract). A 404 from a proxy or a wrong `base_url`
+        says nothing about the runtime.
         """
         if self.code is not None:
             return self.code.startswith(("runtime.", "workspace."))
@@ -192,41 +208,41 @@ class BctrlNotFoundError(BctrlApiError):
 
 
 class BctrlConflictError(BctrlApiError):
-    """409: the runtime is not in a state that can be stopped."""
+    """409: the runtime is in a state that cannot be stopped."""
 
-    default_advice = "Look at the runtime's status, then call again: it is safe to repeat"
+    default_advice = "Check the runtime's status; retrying is safe"
 
     @property
     def already_stopped(self) -> bool:
-        """Whether nothing was running under this alias (contract: `runtime.not_active`)."""
+        """True if nothing was running under this alias (contract: `runtime.not_active`)."""
         return self.code == "runtime.not_active"
 
 
 class BctrlRateLimitError(BctrlApiError):
-    """429: too many requests; this one was not carried out.
+    """429: too many requests; this one was not processed.
 
-    Without a `status` it was not even sent: the server had asked all calls to stay away for longer
-    (`retry_after`) than this one's patience.
+    Without a `status` it was not sent: an earlier answer's `Retry-After` exceeds this call's
+    patience.
     """
 
-    default_advice = "Send fewer requests a second (rate=), or call again later"
+    default_advice = "Limit the rate, or retry later"
 
 
 class BctrlServerError(BctrlApiError):
-    """5xx: the server or something in front of it failed."""
+    """5xx: the server or a gateway failed."""
 
-    default_advice = "Call again: it is safe to repeat"
+    default_advice = "Retrying is safe"
 
 
 def is_unanswered(error: BctrlError) -> bool:
-    """Return True if the API itself did not answer: no answer, or a gateway's own 502 or 504."""
+    """Return True if the API did not answer: no answer at all, or 502 or 504 from a gateway."""
     if isinstance(error, BctrlNetworkError):
         return error.status is None
     return error.status in _GATEWAY_FAILURES
 
 
 def session_closed() -> BctrlConfigError:
-    """Make the error of a call on a session that is closed."""
+    """Return the error of a call on a closed session."""
     return BctrlConfigError(
         "the session is closed", advice="Make the call inside `async with`, or make a new session"
     )

@@ -1,4 +1,4 @@
-"""Which runtimes of a workspace are meant."""
+"""Filters for the runtimes of a workspace."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import msgspec
 from bctrl_async import _config
 from bctrl_async.models import Runtime, RuntimeStatus
 
+__all__ = ["RuntimeFilter"]
+
 _begins_with_date = re.compile(r"\d{4}-\d\d-\d\d").match
 
 
 class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """A condition on runtimes; it is called with one, as any function in its place.
+    """A predicate for runtimes; any function of a `Runtime` can take its place.
 
     Args:
-        status: Its status, None for any. It is `active` unless given: to stop another one is
-            answered with a conflict that says that nothing runs.
-        kind: Its kind, None for any.
-        older_than: Seconds or a `timedelta`, above 0, since it was created; None for any age. The
-            contract gives `created_at` no format: what is no ISO 8601 date and time with an offset
-            from UTC is not known to be old, and matches no age.
+        status: The status to match; None matches any. It is `active` by default: stopping another
+            runtime is answered with a conflict.
+        kind: The kind to match; None matches any.
+        older_than: Seconds or a `timedelta`, above 0, since the runtime was created; None matches
+            any age. The contract gives `created_at` no format: a text that is not an ISO 8601 date
+            and time with a UTC offset matches no age.
 
     Raises:
         BctrlConfigError: `older_than` is not above 0.
@@ -37,18 +39,18 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
             _config.seconds(self._age, "older_than")
 
     def __call__(self, runtime: Runtime) -> bool:
-        """Whether this runtime is meant, by the clock of this machine."""
+        """Return True if the runtime matches now, by the clock of this machine."""
         return self.matches(runtime, datetime.now(UTC))
 
     def matches(self, runtime: Runtime, now: datetime) -> bool:
-        """Whether this runtime is meant at this time, which has a time zone."""
+        """Return True if the runtime matches at a time, which must be timezone-aware."""
         if self.status is not None and runtime.status != self.status:
             return False
         if self.kind is not None and runtime.kind != self.kind:
             return False
         if self.older_than is None:
             return True
-        created = _point_in_time(runtime.created_at)
+        created = _parse_time(runtime.created_at)
         return created is not None and (now - created).total_seconds() > self._age
 
     @property
@@ -57,8 +59,8 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         return age.total_seconds() if isinstance(age, timedelta) else age or 0.0
 
 
-def _point_in_time(text: str) -> datetime | None:
-    # Python reads much as a date, digits of a time in milliseconds among it.
+def _parse_time(text: str) -> datetime | None:
+    # `fromisoformat` would read a Unix time in milliseconds as a date.
     if not _begins_with_date(text):
         return None
     try:

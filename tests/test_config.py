@@ -1,4 +1,4 @@
-"""What a session is configured with: what is taken, what is refused, and what is never shown."""
+"""Checks of a session's configuration."""
 
 import traceback
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def _empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown(error: BaseException) -> str:
-    """Return all that a log could get out of an error."""
+    """Return everything that a log could show of an error."""
     return "\n".join([repr(error), repr(vars(error)), *traceback.format_exception(error)])
 
 
@@ -28,7 +28,7 @@ class TestKey:
     def test_a_key_becomes_a_bearer_header(self) -> None:
         assert _config.authorization(KEY) == f"Bearer {KEY}"
 
-    def test_every_visible_ascii_character_may_stand_in_a_key(self) -> None:
+    def test_a_key_may_contain_any_visible_ascii_character(self) -> None:
         key = "".join(map(chr, range(0x21, 0x7F)))
 
         assert _config.authorization(key) == f"Bearer {key}"
@@ -50,10 +50,10 @@ class TestKey:
             f"{KEY}\ud800",
         ],
     )
-    def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(self, key: str) -> None:
-        with pytest.raises(
-            BctrlConfigError, match=r"^invalid API key: it is empty or contains"
-        ) as caught:
+    def test_a_key_that_does_not_fit_into_a_header_is_rejected_and_not_shown(
+        self, key: str
+    ) -> None:
+        with pytest.raises(BctrlConfigError, match=r"^invalid API key: empty, or with") as caught:
             _config.authorization(key)
 
         assert KEY not in shown(caught.value)
@@ -61,7 +61,7 @@ class TestKey:
         assert caught.value.argument == "api_key"
 
     @pytest.mark.parametrize("key", [KEY.encode(), 1, None, [KEY], object()])
-    def test_a_key_that_is_no_text_is_refused_and_not_shown(self, key: object) -> None:
+    def test_a_key_that_is_not_a_str_is_rejected_and_not_shown(self, key: object) -> None:
         with pytest.raises(BctrlConfigError) as caught:
             _config.authorization(key)
 
@@ -69,13 +69,13 @@ class TestKey:
         assert caught.value.argument == "api_key"
         assert KEY not in shown(caught.value)
 
-    def test_the_environment_gives_the_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_key_is_read_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BCTRL_API_KEY", KEY)
 
         assert _config.api_key_from_environment() == KEY
 
     @pytest.mark.parametrize("value", [None, ""])
-    def test_an_unset_or_empty_environment_is_an_error_with_advice(
+    def test_a_missing_or_empty_variable_is_an_error_with_advice(
         self, monkeypatch: pytest.MonkeyPatch, value: str | None
     ) -> None:
         if value is not None:
@@ -94,7 +94,7 @@ class TestSecret:
 
         assert repr(secret) == f"{secret!r}" == "%r" % (secret,) == "'***'"  # noqa: UP031
 
-    def test_it_is_still_the_text_that_is_sent(self) -> None:
+    def test_its_text_is_unchanged(self) -> None:
         secret = _config.Secret(KEY)
 
         assert secret == KEY
@@ -108,7 +108,7 @@ class TestSecret:
         assert KEY not in f"{headers} {headers!r} {dict(headers)}"
         assert headers["authorization"] == f"Bearer {KEY}"
 
-    def test_the_key_of_the_environment_hides_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_key_of_the_environment_is_hidden(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BCTRL_API_KEY", KEY)
 
         assert KEY not in repr(_config.api_key_from_environment())
@@ -134,7 +134,7 @@ class TestBaseUrl:
             ("https://api.example.com#", "https://api.example.com/v1"),
         ],
     )
-    def test_with_or_without_v1_it_leads_to_the_same_place(self, given: str, url: str) -> None:
+    def test_v1_is_appended_once(self, given: str, url: str) -> None:
         found = _config.base_url(given, allow_plaintext=False)
 
         assert str(found) == url
@@ -160,7 +160,7 @@ class TestBaseUrl:
             b"https://api.example.com",
         ],
     )
-    def test_what_is_no_url_of_a_server_is_refused(self, given: str) -> None:
+    def test_an_invalid_url_is_rejected(self, given: str) -> None:
         with pytest.raises(BctrlConfigError) as caught:
             _config.base_url(given, allow_plaintext=True)
 
@@ -182,13 +182,13 @@ class TestBaseUrl:
             f"ftp://user:{KEY}@api.example.com",
         ],
     )
-    def test_credentials_in_it_are_refused_and_not_shown(self, given: str) -> None:
+    def test_credentials_are_rejected_and_not_shown(self, given: str) -> None:
         with pytest.raises(BctrlConfigError) as caught:
             _config.base_url(given, allow_plaintext=False)
 
         assert KEY not in shown(caught.value)
 
-    def test_the_refusal_of_credentials_gives_advice(self) -> None:
+    def test_the_error_about_credentials_gives_advice(self) -> None:
         with pytest.raises(BctrlConfigError) as caught:
             _config.base_url(f"https://{KEY}@api.example.com", allow_plaintext=False)
 
@@ -205,7 +205,7 @@ class TestBaseUrl:
             "https://api.example.com/v1?x=1#top",
         ],
     )
-    def test_a_query_or_a_fragment_is_refused(self, given: str) -> None:
+    def test_a_query_or_a_fragment_is_rejected(self, given: str) -> None:
         with pytest.raises(BctrlConfigError, match="has a query or a fragment"):
             _config.base_url(given, allow_plaintext=False)
 
@@ -220,7 +220,7 @@ class TestBaseUrl:
             ("http://[0:0:0:0:0:0:0:1]", "http://[::1]/v1"),
         ],
     )
-    def test_plain_http_may_reach_this_machine(self, given: str, url: str) -> None:
+    def test_plain_http_to_this_machine_is_accepted(self, given: str, url: str) -> None:
         assert str(_config.base_url(given, allow_plaintext=False)) == url
 
     @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ class TestBaseUrl:
             "http://127.0.0.1\t.evil.com",
         ],
     )
-    def test_plain_http_to_another_machine_is_refused(self, given: str) -> None:
+    def test_plain_http_to_another_machine_is_rejected(self, given: str) -> None:
         with pytest.raises(BctrlConfigError, match="would send the API key unencrypted"):
             _config.base_url(given, allow_plaintext=False)
 
@@ -254,7 +254,7 @@ class TestBaseUrl:
 
 class TestBaseUrlOfTheEnvironment:
     @pytest.mark.parametrize("value", [None, ""])
-    def test_unset_or_empty_it_is_the_public_api(
+    def test_a_missing_or_empty_variable_means_the_public_api(
         self, monkeypatch: pytest.MonkeyPatch, value: str | None
     ) -> None:
         if value is not None:
@@ -262,21 +262,21 @@ class TestBaseUrlOfTheEnvironment:
 
         assert str(_config.base_url(None, allow_plaintext=False)) == "https://api.bctrl.ai/v1"
 
-    def test_it_stands_in_for_a_missing_argument(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_variable_replaces_a_missing_argument(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("BCTRL_BASE_URL", "https://env.example.com")
 
         assert str(_config.base_url(None, allow_plaintext=False)) == "https://env.example.com/v1"
 
-    def test_the_argument_goes_before_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_argument_overrides_the_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BCTRL_BASE_URL", "https://env.example.com")
 
         url = _config.base_url("https://arg.example.com", allow_plaintext=False)
 
         assert str(url) == "https://arg.example.com/v1"
 
-    def test_an_empty_argument_is_not_taken_for_a_missing_one(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_empty_argument_is_not_a_missing_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BCTRL_BASE_URL", "https://env.example.com")
 
         with pytest.raises(BctrlConfigError, match=r"^invalid base_url: expected scheme and host"):
@@ -285,7 +285,7 @@ class TestBaseUrlOfTheEnvironment:
     @pytest.mark.parametrize(
         "value", ["nonsense", "https://u:p@h", "https://h?x=1", "http://10.0.0.1"]
     )
-    def test_the_error_names_the_variable_that_is_wrong(
+    def test_the_error_names_the_variable(
         self, monkeypatch: pytest.MonkeyPatch, value: str
     ) -> None:
         monkeypatch.setenv("BCTRL_BASE_URL", value)
@@ -298,7 +298,7 @@ class TestBaseUrlOfTheEnvironment:
 
 class TestNumbers:
     @pytest.mark.parametrize("value", [1, 0.001, 1e-300, 60.0, 1e300])
-    def test_a_positive_number_of_seconds_is_taken(self, value: float) -> None:
+    def test_a_positive_number_of_seconds_is_accepted(self, value: float) -> None:
         seconds = _config.seconds(value, "timeout")
 
         assert seconds == value
@@ -313,7 +313,7 @@ class TestNumbers:
         "value",
         [0, 0.0, -1, -0.5, True, False, float("nan"), float("inf"), float("-inf"), "1", None, 1j],
     )
-    def test_anything_else_is_refused_by_name(
+    def test_any_other_value_is_rejected_with_its_name(
         self, check: Callable[[object, str], float], value: object
     ) -> None:
         with pytest.raises(BctrlConfigError) as caught:
@@ -322,7 +322,7 @@ class TestNumbers:
         assert str(caught.value).startswith(f"invalid the_option {value!r}: expected a ")
         assert caught.value.argument == "the_option"
 
-    def test_a_fraction_is_no_count(self) -> None:
+    def test_a_fraction_is_not_a_count(self) -> None:
         with pytest.raises(
             BctrlConfigError, match=r"^invalid attempts 1\.5: expected a whole number"
         ):

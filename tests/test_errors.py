@@ -1,4 +1,4 @@
-"""The error tree: what a handler can rely on, and what a reader of a log is told."""
+"""The error tree, its attributes and texts."""
 
 import copy
 import pickle
@@ -43,7 +43,7 @@ every_class = pytest.mark.parametrize("error_class", TREE, ids=lambda cls: cls._
 
 
 def full(error_class: type[BctrlError]) -> BctrlError:
-    """Make an error in which no two attributes are equal, so that a mix-up shows."""
+    """Return an error in which no two attributes are equal, so that a mix-up shows."""
     error = error_class(
         "the server answered 409 runtime.not_active: gone",
         advice="Do nothing",
@@ -68,9 +68,7 @@ def full(error_class: type[BctrlError]) -> BctrlError:
 
 class TestTree:
     @every_class
-    def test_each_class_has_exactly_the_bases_of_the_design(
-        self, error_class: type[BctrlError]
-    ) -> None:
+    def test_each_class_has_the_bases_of_the_design(self, error_class: type[BctrlError]) -> None:
         assert error_class.__bases__ == TREE[error_class]
 
     def test_the_module_defines_no_error_outside_the_tree(self) -> None:
@@ -83,20 +81,18 @@ class TestTree:
         assert defined == set(TREE)
 
     @every_class
-    def test_no_error_is_both_an_answer_and_the_lack_of_one(
-        self, error_class: type[BctrlError]
-    ) -> None:
+    def test_the_branches_do_not_overlap(self, error_class: type[BctrlError]) -> None:
         branches = (BctrlConfigError, BctrlNetworkError, BctrlApiError)
 
         count = sum(issubclass(error_class, branch) for branch in branches)
 
         assert count == (0 if error_class is BctrlError else 1)
 
-    def test_a_wrong_argument_is_caught_as_a_value_error(self) -> None:
+    def test_an_invalid_argument_is_a_value_error(self) -> None:
         with pytest.raises(ValueError, match="alias is empty"):
             raise BctrlConfigError("alias is empty")
 
-    def test_a_timeout_is_caught_as_the_builtin_timeout_error(self) -> None:
+    def test_a_timeout_is_a_builtin_timeout_error(self) -> None:
         with pytest.raises(TimeoutError, match="no answer within 60 s"):
             raise BctrlTimeoutError("no answer within 60 s")
 
@@ -117,7 +113,7 @@ class TestCopies:
             pytest.param(copy.deepcopy, id="deepcopy"),
         ],
     )
-    def test_a_copy_knows_all_that_the_original_knew(
+    def test_a_copy_has_all_attributes_of_the_original(
         self, error_class: type[BctrlError], copied: Callable[[BctrlError], BctrlError]
     ) -> None:
         """Fault: errors cannot be unpickled, which kills worker pools (vendor's SDK, openai)."""
@@ -141,7 +137,7 @@ class TestCopies:
 
 class TestAttributes:
     @every_class
-    def test_what_does_not_apply_is_none(self, error_class: type[BctrlError]) -> None:
+    def test_attributes_default_to_none(self, error_class: type[BctrlError]) -> None:
         error = error_class("it failed")
 
         assert vars(error) == {
@@ -202,25 +198,25 @@ class TestAttributes:
 
 
 class TestText:
-    def test_it_says_what_failed_for_which_runtime_and_what_to_do(self) -> None:
+    def test_the_text_has_the_failure_the_runtime_and_the_remedy(self) -> None:
         assert str(full(BctrlConflictError)) == (
             "get of 'crm' in workspace 'ws-1': the server answered 409 runtime.not_active: gone "
             "(request id req-1, 3 attempts, the runtime may have stopped). "
             "Look at the list. Do nothing"
         )
 
-    def test_without_a_runtime_it_says_only_what_failed(self) -> None:
+    def test_the_text_without_a_runtime_is_the_failure(self) -> None:
         assert str(BctrlError("there is no API key")) == "there is no API key"
 
-    def test_one_attempt_is_not_worth_a_word(self) -> None:
+    def test_a_single_attempt_is_not_mentioned(self) -> None:
         assert str(BctrlError("it failed", attempts=1)) == "it failed"
 
-    def test_the_class_advises_where_the_error_has_no_advice_of_its_own(self) -> None:
+    def test_the_advice_of_the_class_is_the_default(self) -> None:
         assert str(BctrlAuthenticationError("the server answered 401 Unauthorized")) == (
-            "the server answered 401 Unauthorized. Check the API key: api_key= or BCTRL_API_KEY"
+            "the server answered 401 Unauthorized. Check the API key (BCTRL_API_KEY)"
         )
 
-    def test_advice_of_its_own_replaces_that_of_the_class(self) -> None:
+    def test_explicit_advice_replaces_that_of_the_class(self) -> None:
         assert str(BctrlTimeoutError("too slow", advice="Ask a person")) == "too slow. Ask a person"
 
     @pytest.mark.parametrize(
@@ -228,20 +224,20 @@ class TestText:
         [cls for cls in TREE if not cls.__subclasses__() and cls is not BctrlConflictError],
         ids=lambda cls: cls.__name__,
     )
-    def test_a_class_that_a_caller_meets_advises_something(
+    def test_every_leaf_class_but_config_error_has_default_advice(
         self, error_class: type[BctrlError]
     ) -> None:
-        # A wrong argument and a conflict have many cures: each error names its own.
+        # There is no common remedy for invalid arguments.
         assert bool(error_class.default_advice) is (error_class is not BctrlConfigError)
 
-    def test_no_full_stop_stands_twice(self) -> None:
+    def test_full_stops_are_not_doubled(self) -> None:
         error = BctrlError("it failed.", hint="Wait.", advice="Call again.")
 
         assert str(error) == "it failed. Wait. Call again"
 
     @every_class
     @pytest.mark.parametrize("line_end", ["\n", "\r", "\r\n", "\v", "\f", "\x85", "\u2028"])
-    def test_it_is_one_line_whatever_the_runtime_is_called(
+    def test_line_ends_in_names_are_escaped(
         self, error_class: type[BctrlError], line_end: str
     ) -> None:
         error = error_class(
@@ -259,7 +255,7 @@ class TestText:
         assert error.body not in repr(error)
 
 
-def test_an_error_keeps_the_one_that_caused_it() -> None:
+def test_an_error_keeps_its_cause() -> None:
     cause = OSError("refused")
 
     with pytest.raises(BctrlNetworkError) as caught:

@@ -498,7 +498,7 @@ class TestErrorFields:
         assert error.body == json.dumps(self.FULL)
         assert str(error) == (
             "the server answered 400 request.invalid: alias is wrong (request id req-1). "
-            "Look at the list. Correct the request; sending it again will not help"
+            "Look at the list. Correct the request; retrying will not help"
         )
 
     @pytest.mark.parametrize(

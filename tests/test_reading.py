@@ -139,7 +139,7 @@ class TestResults:
         ) as caught:
             await session.list_runtimes("ws-1")
         assert caught.value.status == 200
-        assert "Check base_url and the network" in str(caught.value)
+        assert "Check the base URL and the network" in str(caught.value)
 
     async def test_an_endless_list_is_an_error(
         self, emulator: Emulator, session: BctrlSession

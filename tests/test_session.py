@@ -153,7 +153,7 @@ async def test_a_wrong_key_is_an_authentication_error_after_one_request(
     emulator: Emulator,
 ) -> None:
     async with BctrlSession("wrong-key-of-mine", base_url=emulator.url) as session:
-        with pytest.raises(BctrlAuthenticationError, match="api_key= or BCTRL_API_KEY"):
+        with pytest.raises(BctrlAuthenticationError, match=r"Check the API key \(BCTRL_API_KEY\)"):
             await session.stop_runtime("ws-1", "crm")
     assert len(emulator.requests) == 1
 
