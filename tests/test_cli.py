@@ -1509,8 +1509,14 @@ async def test_an_unreachable_server_is_reported_for_every_alias(
     assert (code, err) == (1, "")
 
 
-async def test_control_characters_in_an_error_are_escaped(command: Command) -> None:
-    _, _, err = await command("\x1b[31mred")
+@pytest.mark.parametrize(
+    "args",
+    ["\x1b[31mred", "stop --\x1b[31mred", "stop --from \x1b[31mred"],
+)
+async def test_control_characters_in_an_error_are_escaped(command: Command, args: str) -> None:
+    _, _, err = await command(*args.split(" "))
+    assert "31mred" in err
+    assert err.count("\n") == 1
     assert "\x1b" not in err
 
 
