@@ -419,7 +419,7 @@ async def test_json_prints_every_target_of_a_file(
     assert [(found[index]["alias"], found[index]["result"]) for index in range(3)] == [
         ("a", "stopped"),
         ("nobody", "not_found"),
-        ("line 3: 'nonsense'", "rejected"),
+        ("'nonsense' on line 3", "rejected"),
     ]
     assert err.startswith("2 of 3 settled in ")
     assert code == 1
@@ -436,8 +436,8 @@ async def test_a_bad_line_is_shown_with_its_number_and_the_others_are_stopped(
     code, out, err = await command("stop", "--from", file)
     bad, unspeakable, account = out.splitlines()
     assert bad == (
-        "line 4: 'a,b,c'               rejected         line 4: 'a,b,c' is no target. "
-        "Give a pair of texts: (workspace id, alias)"
+        "'a,b,c' on line 4             rejected         invalid target 'a,b,c' on line 4: "
+        "expected (workspace id, alias)"
     )
     assert unspeakable.startswith(r"ws 'caf\udce9' ")
     assert "  rejected  " in unspeakable
@@ -625,7 +625,10 @@ async def test_a_dry_run_with_invalid_lines_exits_with_1(
     code, out, err = await finish(process)
     assert [outcome["alias"] for outcome in outcomes_of(out)] == ["a", "日本"]
     bad, dots, account = err.splitlines()
-    assert bad == "bctrl-async: error: line 2: 'nonsense' is no target"
+    assert (
+        bad
+        == "bctrl-async: error: invalid target 'nonsense' on line 2: expected (workspace id, alias)"
+    )
     assert dots.startswith("bctrl-async: error: alias '..' ")
     assert account == "Dry run: 2 to stop, 2 invalid"
     assert code == 1
@@ -932,7 +935,7 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
     assert terminal.screen == [""]
     code, out, _ = await finish(process)
     line, account = out.splitlines()
-    assert line.startswith("line 2: 'nonsense' ")
+    assert line.startswith("'nonsense' on line 2 ")
     assert without_times(account) == "1 of 2 settled in 0.0 s: 1 stopped, 1 rejected"
     assert code == 1
     assert emulator.status("ws", "a") == "stopped"
@@ -1445,7 +1448,7 @@ def test_an_age_is_read_with_its_unit(age: str, seconds: float) -> None:
         ("stop --workspace ws --all --yes --deadline 0", "'--deadline': 0.0 is not a positive"),
         ("stop --workspace ws --all --yes --deadline inf", "'--deadline': inf is not a positive"),
         ("stop --workspace ws --all --yes --older-than soon", "'--older-than': 'soon' is not an"),
-        ("stop --workspace .. --all --yes", "workspace id '..' could be taken for a path. Pass"),
+        ("stop --workspace .. --all --yes", "workspace id '..' could be taken for a path. Remove"),
         ("list", "Missing argument 'WORKSPACE'"),
         ("list --older-than 0m ws", "'0m' is not an age such as 90s, 15m, 2h or 1d"),
         ("list --timeout 0 ws", "Invalid value for '--timeout': 0.0 is not a positive number"),

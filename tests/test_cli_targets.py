@@ -129,7 +129,7 @@ def test_bytes_that_are_not_utf_8_become_surrogates() -> None:
 def test_any_other_line_is_a_bad_line_with_its_number(number: int, line: str) -> None:
     found = parse_line(number, f"{line}\n".encode())
     assert isinstance(found, BadLine)
-    assert repr(found) == f"line {number}: {line!r}"
+    assert repr(found) == f"{line!r} on line {number}"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_any_other_line_is_a_bad_line_with_its_number(number: int, line: str) ->
 )
 def test_a_long_bad_line_is_truncated(line: bytes) -> None:
     found = parse_line(9, line)
-    assert repr(found) == f"line 9: {line[:60].decode()!r}"
+    assert repr(found) == f"{line[:60].decode()!r} on line 9"
 
 
 # Files
@@ -162,8 +162,8 @@ async def test_a_file_yields_its_targets_in_order_and_has_a_length(tmp_path: Pat
     found = read_file(file)
     assert isinstance(found, Iterable)
     assert len(found) == 4  # type: ignore[arg-type]
-    assert plain(found) == [A, "line 4: 'nonsense'", B, C]
-    assert plain(found) == [A, "line 4: 'nonsense'", B, C]
+    assert plain(found) == [A, "'nonsense' on line 4", B, C]
+    assert plain(found) == [A, "'nonsense' on line 4", B, C]
 
 
 def test_a_file_without_targets_has_length_0(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ async def test_blank_lines_of_a_pipe_count_in_line_numbers(pipe: tuple[int, int]
     reader, writer = pipe
     os.write(writer, b"\xef\xbb\xbfworkspace,alias\n\nx\nws,a\ny")
     os.close(writer)
-    assert await all_of(read_pipe(reader)) == ["line 3: 'x'", A, "line 5: 'y'"]
+    assert await all_of(read_pipe(reader)) == ["'x' on line 3", A, "'y' on line 5"]
 
 
 async def test_a_character_can_arrive_in_two_parts(pipe: tuple[int, int]) -> None:

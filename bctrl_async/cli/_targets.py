@@ -24,7 +24,7 @@ class BadLine:
         self._text = text
 
     def __repr__(self) -> str:
-        return f"line {self._number}: {self._text[:_MAX_SHOWN]!r}"
+        return f"{self._text[:_MAX_SHOWN]!r} on line {self._number}"
 
 
 Item = RuntimeRef | BadLine
