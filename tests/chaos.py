@@ -1,10 +1,10 @@
-"""A bulk stop under fire: every fault at once, ended in every way, and then the books are checked.
+"""Chaos tests of the bulk stop: all faults at once, every ending, then a check of all outcomes.
 
 `python tests/chaos.py [--seeds 50] [--first 0] [--targets 10000] [--jobs 4]`
 
-One seed is one run against the emulator over real sockets. The seed decides the faults, the kind
-of the input, the policy, and how and when the run is ended. What is checked afterwards is the
-promise of the bulk stop: one outcome for each target, and none that the server contradicts.
+Each seed is one run against the emulator over real sockets. The seed decides the faults, the kind
+of input, the policy, and how and when the run ends. Afterwards the guarantee of the bulk stop is
+checked: one outcome for each target, and none that contradicts the state of the server.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopRe
 from bctrl_async.emulator import Emulator, Fault
 
 _KEY = "a-key-that-must-not-be-written"
-_DONE = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
-_NOTHING_DONE = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
+_CLAIMS_STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
+_CLAIMS_NO_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
 
 
 class Ending(StrEnum):
-    """How a run ends."""
+    """A way in which a run ends."""
 
-    BY_ITSELF = "by itself"
+    COMPLETED = "completed"
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
     LEFT_EARLY = "left early"
-    NO_MORE_FEEDING = "no more feeding"
+    STOP_READING = "stop_reading"
     CALLBACK_RAISES = "on_outcome raises"
     INPUT_RAISES = "input raises"
     KEY_REVOKED = "key revoked"
     SESSION_CLOSED = "session closed"
 
 
-class _Planned(Exception):  # noqa: N818 - it is no error.
-    """What the run's own input or callback raises."""
+class _PlannedError(Exception):
+    """Raised on purpose by the input or the callback of a run."""
 
 
-class Books(NamedTuple):
-    """What one run came to."""
+class Verdict(NamedTuple):
+    """The outcome counts of one run, and the problems found in them."""
 
     seed: int
     ending: Ending
@@ -63,63 +63,63 @@ class Books(NamedTuple):
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {result}" for result, count in self.report.counts.items())
-        verdict = "; ".join(self.problems) or "ok"
-        took = f"{self.report.elapsed:.1f} s, {self.requests} requests"
-        return f"seed {self.seed:4} {self.ending:18} {took}: {counts}: {verdict}"
+        problems = "; ".join(self.problems) or "ok"
+        cost = f"{self.report.elapsed:.1f} s, {self.requests} requests"
+        return f"seed {self.seed:4} {self.ending:18} {cost}: {counts}: {problems}"
 
 
-class Storm:
-    """One run, as its seed has it.
+class ChaosRun:
+    """One run, as decided by its seed.
 
     Args:
-        seed: Decides everything that is left to chance.
-        targets: How many targets there are.
-        folder: Where the journal is kept.
+        seed: The seed of all random choices.
+        targets: The number of targets.
+        folder: The folder for the journal.
     """
 
     def __init__(self, seed: int, targets: int, folder: Path) -> None:
-        chance = random.Random(seed)
+        rng = random.Random(seed)
         self.seed = seed
         self.ending = list(Ending)[seed % len(Ending)]
         self.journal = folder / f"{seed}.jsonl"
-        faults = {fault: chance.uniform(0.0, 0.04) for fault in Fault}
+        faults = {fault: rng.uniform(0.0, 0.04) for fault in Fault}
         self.emulator = Emulator(
             port=0,
             api_key=_KEY,
             faults=faults,
             seed=seed,
-            latency=chance.choice([0.0, 0.002]),
-            retry_after=chance.choice(["0", "0.02", None]),
+            latency=rng.choice([0.0, 0.002]),
+            retry_after=rng.choice(["0", "0.02", None]),
             fault_latency=0.02,
             drip_interval=0.0002,
         )
         self.targets: list[object] = []
         for number in range(targets):
             target = RuntimeRef(f"ws-{number % 7}", f"runtime {number}")
-            kind = chance.random()
-            if kind < 0.97:
-                self.emulator.add_runtime(*target, status="stopped" if kind < 0.02 else "active")
-            self.targets.append(target if kind < 0.99 else chance.choice([None, ("ws", ""), "ab"]))
+            draw = rng.random()
+            if draw < 0.97:
+                self.emulator.add_runtime(*target, status="stopped" if draw < 0.02 else "active")
+            self.targets.append(target if draw < 0.99 else rng.choice([None, ("ws", ""), "ab"]))
         self._before = {
             target: self.emulator.status(*target)
             for target in self.targets
             if isinstance(target, RuntimeRef)
         }
-        feeds: list[Callable[[], Any]] = [
+        inputs: list[Callable[[], Any]] = [
             self._as_list,
             self._as_generator,
             self._as_async_generator,
         ]
-        self._feed = chance.choice(feeds[self.ending is Ending.INPUT_RAISES :])
-        self._is_list = self._feed == self._as_list
-        self._streamed = chance.random() < 0.5 or self.ending is Ending.LEFT_EARLY
-        self._concurrency = chance.choice([1, 7, 50, 100]) if targets <= 1000 else 100
-        self._turning_point = chance.randrange(targets // 2)
+        self._make_input = rng.choice(inputs[self.ending is Ending.INPUT_RAISES :])
+        self._is_list = self._make_input == self._as_list
+        self._streamed = rng.random() < 0.5 or self.ending is Ending.LEFT_EARLY
+        self._concurrency = rng.choice([1, 7, 50, 100]) if targets <= 1000 else 100
+        self._end_after = rng.randrange(targets // 2)
         self._verify = seed % 4 == 3
-        # What is still active is polled for that long.
-        self._patience = chance.uniform(1.5, 4.0) if self._verify else chance.uniform(0.2, 10.0)
+        # `verify` polls a runtime that stays active for this long.
+        self._patience = rng.uniform(1.5, 4.0) if self._verify else rng.uniform(0.2, 10.0)
         self._policy = RetryPolicy(
-            attempts=chance.randint(1, 4), base=0.001, cap=0.01, patience=self._patience
+            attempts=rng.randint(1, 4), base=0.001, cap=0.01, patience=self._patience
         )
         self._delivered: Counter[int] = Counter()
         self._batch: StopBatch | None = None
@@ -131,8 +131,8 @@ class Storm:
 
     def _as_generator(self) -> Iterator[object]:
         for index, target in enumerate(self.targets):
-            if self.ending is Ending.INPUT_RAISES and index == self._turning_point:
-                raise _Planned
+            if self.ending is Ending.INPUT_RAISES and index == self._end_after:
+                raise _PlannedError
             yield target
 
     async def _as_async_generator(self) -> AsyncIterator[object]:
@@ -141,8 +141,8 @@ class Storm:
                 await asyncio.sleep(0)
             yield target
 
-    async def rage(self) -> Books:
-        """Run, and check the books."""
+    async def run(self) -> Verdict:
+        """Run the bulk stop and check its outcomes."""
         async with (
             self.emulator,
             BctrlSession(
@@ -154,22 +154,22 @@ class Storm:
         ):
             self._session = session
             batch = self._batch = session.stop_runtimes(
-                self._feed(),
+                self._make_input(),
                 concurrency=self._concurrency,
                 deadline=self._patience / 3 if self.ending is Ending.DEADLINE else None,
-                on_outcome=lambda outcome: self._note(outcome.index),
+                on_outcome=lambda outcome: self._on_outcome(outcome.index),
                 journal=self.journal,
                 verify=self._verify,
             )
-            self._runner = asyncio.create_task(self._run(batch))
-            with suppress(_Planned, asyncio.CancelledError):
+            self._runner = asyncio.create_task(self._run_batch(batch))
+            with suppress(_PlannedError, asyncio.CancelledError):
                 await self._runner
-            left = bulk_tasks()
-            problems = [f"left running: {left}"] if left else []
+            leaked = bulk_tasks()
+            problems = [f"leaked tasks: {leaked}"] if leaked else []
         problems += self._check(batch.report)
-        return Books(self.seed, self.ending, batch.report, len(self.emulator.requests), problems)
+        return Verdict(self.seed, self.ending, batch.report, len(self.emulator.requests), problems)
 
-    async def _run(self, batch: StopBatch) -> None:
+    async def _run_batch(self, batch: StopBatch) -> None:
         if not self._streamed:
             await batch
             return
@@ -177,22 +177,22 @@ class Storm:
             async for outcome in batch:
                 if outcome.index % 1000 == 0:
                     await asyncio.sleep(0.001)
-                if self.ending is Ending.LEFT_EARLY and batch.counts.total() > self._turning_point:
+                if self.ending is Ending.LEFT_EARLY and batch.counts.total() > self._end_after:
                     break
 
-    async def _note(self, index: int) -> None:
+    async def _on_outcome(self, index: int) -> None:
         self._delivered[index] += 1
-        if len(self._delivered) != self._turning_point + 1:
+        if len(self._delivered) != self._end_after + 1:
             return
         assert self._batch is not None
         assert self._runner is not None
         match self.ending:
             case Ending.CANCELLED:
                 self._runner.cancel()
-            case Ending.NO_MORE_FEEDING:
+            case Ending.STOP_READING:
                 self._batch.stop_reading()
             case Ending.CALLBACK_RAISES:
-                raise _Planned
+                raise _PlannedError
             case Ending.KEY_REVOKED:
                 self._key = "another"
             case Ending.SESSION_CLOSED:
@@ -205,65 +205,68 @@ class Storm:
         results = Counter(StopResult(line["result"]) for line in lines)
         unsettled = {line["index"] for line in lines if not StopResult(line["result"]).settled}
         delivered = self._delivered.keys()
-        to_the_end = self.ending in {Ending.BY_ITSELF, Ending.DEADLINE, Ending.NO_MORE_FEEDING}
+        delivers_all = self.ending in {Ending.COMPLETED, Ending.DEADLINE, Ending.STOP_READING}
         rules = {
             "the key is in the journal": _KEY not in text,
             "a target has two outcomes": max(indices.values(), default=1) == 1,
             "a target has no outcome": sorted(indices) == list(range(report.total)),
-            "the counts are not those of the journal": results == report.counts,
+            "the counts differ from the journal": results == report.counts,
             "the counts do not add up": report.counts.total() == report.total,
-            "the list was not worked off": not self._is_list or report.total == len(self.targets),
-            "the failures are not those of the journal": unsettled
+            "the list was not read to its end": not self._is_list
+            or report.total == len(self.targets),
+            "the failures differ from the journal": unsettled
             == {outcome.index for outcome in report.failures},
             "an outcome was delivered twice": max(self._delivered.values(), default=1) == 1,
-            "an outcome was delivered that is none": delivered <= indices.keys(),
-            "an outcome was not delivered": not to_the_end or delivered == indices.keys(),
+            "a delivered outcome is not in the journal": delivered <= indices.keys(),
+            "an outcome was not delivered": not delivers_all or delivered == indices.keys(),
         }
-        yield from (problem for problem, kept in rules.items() if not kept)
+        yield from (problem for problem, holds in rules.items() if not holds)
         for line in lines:
             yield from self._contradictions(line)
 
     def _contradictions(self, line: dict[str, Any]) -> Iterator[str]:
         target, result = self.targets[line["index"]], StopResult(line["result"])
         if not isinstance(target, RuntimeRef):
-            rules = {"it is no target": result is StopResult.REJECTED}
+            rules = {"it is invalid": result is StopResult.REJECTED}
         else:
             now, received = self.emulator.status(*target), self.emulator.received[target]
             rules = {
-                f"its status is {now}": (now in {"stopped", "failed"} or result not in _DONE)
-                and (now == self._before[target] or result not in _NOTHING_DONE)
+                f"its status is {now}": (
+                    now in {"stopped", "failed"} or result not in _CLAIMS_STOPPED
+                )
+                and (now == self._before[target] or result not in _CLAIMS_NO_EFFECT)
                 and (now is None or result is not StopResult.NOT_FOUND),
                 f"the server received it {received} times": received <= line.get("attempts", 0)
                 and (not received or result is not StopResult.NOT_SENT),
             }
-        for problem, kept in rules.items():
-            if not kept:
+        for problem, holds in rules.items():
+            if not holds:
                 yield f"target {line['index']} is {result}, but {problem}"
 
 
-def storm(seed: int, targets: int) -> Books:
-    """Run one seed in this process, with an event loop and a folder of its own."""
+def run_seed(seed: int, targets: int) -> Verdict:
+    """Run one seed in this process, with its own event loop and folder."""
     logging.getLogger("bctrl_async").addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory() as folder:
-        return asyncio.run(Storm(seed, targets, Path(folder)).rage())
+        return asyncio.run(ChaosRun(seed, targets, Path(folder)).run())
 
 
 def _main() -> int:
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for name, default in {"seeds": 50, "first": 0, "targets": 10_000, "jobs": 4}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    given = parser.parse_args()
-    seeds = range(given.first, given.first + given.seeds)
-    wrong = 0
-    with ProcessPoolExecutor(given.jobs) as pool:
-        runs = [pool.submit(storm, seed, given.targets) for seed in seeds]
+    args = parser.parse_args()
+    seeds = range(args.first, args.first + args.seeds)
+    failed = 0
+    with ProcessPoolExecutor(args.jobs) as pool:
+        runs = [pool.submit(run_seed, seed, args.targets) for seed in seeds]
         for run in as_completed(runs):
-            books = run.result()
-            wrong += bool(books.problems)
-            sys.stdout.write(f"{str(books)[:1000]}\n")
+            verdict = run.result()
+            failed += bool(verdict.problems)
+            sys.stdout.write(f"{str(verdict)[:1000]}\n")
             sys.stdout.flush()
-    sys.stdout.write(f"{given.seeds - wrong} of {given.seeds} seeds are in order\n")
-    return 1 if wrong else 0
+    sys.stdout.write(f"{args.seeds - failed} of {args.seeds} seeds passed\n")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Find tasks that a bulk stop has left behind."""
+"""Find the tasks that a bulk stop leaked."""
 
 from __future__ import annotations
 
