@@ -1,4 +1,4 @@
-"""The bulk stop: one outcome for each target, however the run ends."""
+"""The bulk stop: exactly one outcome for each target, however the run ends."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Connect = Callable[..., BctrlSession]
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 
 
-def fill(emulator: Emulator, count: int) -> list[tuple[str, str]]:
+def add_runtimes(emulator: Emulator, count: int) -> list[tuple[str, str]]:
     targets = [("ws-1", f"r{number}") for number in range(count)]
     for target in targets:
         emulator.add_runtime(*target)
     return targets
 
 
-async def asynchronously(pairs: list[tuple[str, str]]) -> AsyncIterator[tuple[str, str]]:
+async def async_iterable(pairs: list[tuple[str, str]]) -> AsyncIterator[tuple[str, str]]:
     for pair in pairs:
         yield pair
 
@@ -64,7 +64,7 @@ class TestAwaited:
     async def test_every_target_is_stopped_and_counted(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        report = await session.stop_runtimes(fill(emulator, 300))
+        report = await session.stop_runtimes(add_runtimes(emulator, 300))
 
         assert report.ok
         assert report.counts == {STOPPED: 300}
@@ -73,30 +73,32 @@ class TestAwaited:
         statuses = Counter(runtime["status"] for runtime in emulator.runtimes.values())
         assert statuses == {"stopped": 300, "active": 1}
 
-    async def test_no_targets_are_all_stopped(self, session: BctrlSession) -> None:
+    async def test_an_empty_input_is_a_success(self, session: BctrlSession) -> None:
         report = await session.stop_runtimes([])
 
         assert (report.ok, report.total) == (True, 0)
 
-    async def test_each_outcome_is_called_back_with_its_index(
+    async def test_on_outcome_gets_each_outcome_with_its_index(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        targets = fill(emulator, 20)
-        plain: list[StopOutcome] = []
-        awaited: list[StopOutcome] = []
+        targets = add_runtimes(emulator, 20)
+        sync_outcomes: list[StopOutcome] = []
+        async_outcomes: list[StopOutcome] = []
 
-        async def keep(outcome: StopOutcome) -> None:
+        async def collect(outcome: StopOutcome) -> None:
             await asyncio.sleep(0)
-            awaited.append(outcome)
+            async_outcomes.append(outcome)
 
-        await session.stop_runtimes(targets, on_outcome=plain.append)
-        await session.stop_runtimes(targets, on_outcome=keep)
+        await session.stop_runtimes(targets, on_outcome=sync_outcomes.append)
+        await session.stop_runtimes(targets, on_outcome=collect)
 
-        assert sorted((o.index, o.target) for o in plain) == list(enumerate(targets))
-        assert {o.result for o in awaited} == {StopResult.ALREADY_STOPPED}
-        assert all(o.runtime is not None and o.attempts == 1 and o.elapsed > 0 for o in plain)
+        assert sorted((o.index, o.target) for o in sync_outcomes) == list(enumerate(targets))
+        assert {o.result for o in async_outcomes} == {StopResult.ALREADY_STOPPED}
+        assert all(
+            o.runtime is not None and o.attempts == 1 and o.elapsed > 0 for o in sync_outcomes
+        )
 
-    async def test_what_the_server_says_is_each_targets_own_outcome(
+    async def test_each_target_has_the_outcome_of_its_own_response(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.add_runtime("ws-1", "done", status="stopped")
@@ -119,7 +121,7 @@ class TestAwaited:
         with pytest.raises(ExceptionGroup, match="1 of 4 stops are not settled"):
             report.raise_for_failures()
 
-    async def test_a_conflict_after_a_lost_answer_is_settled(
+    async def test_a_conflict_after_a_lost_response_is_settled(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(Fault.DROP_AFTER)
@@ -128,7 +130,7 @@ class TestAwaited:
         assert report.counts == {StopResult.ALREADY_STOPPED: 1}
         assert report.retries == 1
 
-    async def test_retries_and_refusals_are_counted(
+    async def test_retries_and_throttled_attempts_are_counted(
         self, emulator: Emulator, session: BctrlSession, pauses: list[float]
     ) -> None:
         emulator.inject(Fault.RATE_LIMITED, Fault.UNAVAILABLE, Fault.SERVER_ERROR)
@@ -139,20 +141,22 @@ class TestAwaited:
         assert len(pauses) == 3
 
     @pytest.mark.usefixtures("pauses")
-    async def test_a_refusal_does_not_cut_the_attempts_after_it_short(
+    async def test_a_throttled_target_is_still_retried_after_a_lost_connection(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        targets = fill(emulator, 50)
+        targets = add_runtimes(emulator, 50)
         emulator.inject(Fault.RATE_LIMITED, Fault.DROP_BEFORE, alias="r7")
         report = await session.stop_runtimes(targets)
 
         assert report.counts == {STOPPED: 50}
         assert report.retries == 2
 
-    async def test_it_can_be_made_a_task(self, emulator: Emulator, session: BctrlSession) -> None:
+    async def test_a_batch_can_run_as_a_task(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
         async with asyncio.TaskGroup() as group:
-            stopping = group.create_task(session.stop_runtimes([("ws-1", "crm")]))
-        assert stopping.result().ok
+            task = group.create_task(session.stop_runtimes([("ws-1", "crm")]))
+        assert task.result().ok
 
         emulator.inject(Fault.HANG)
         batch = session.stop_runtimes([("ws-1", "crm")])
@@ -163,21 +167,21 @@ class TestAwaited:
         assert cancelled.cancelled()
         assert batch.report.counts == {UNKNOWN: 1}
 
-    async def test_a_task_that_is_cancelled_before_it_starts_begins_nothing(
+    async def test_a_task_cancelled_before_it_starts_reads_nothing(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         batch = session.stop_runtimes([("ws-1", "crm")])
-        never = asyncio.create_task(batch)
-        never.cancel()
-        await asyncio.wait([never])
-        assert never.cancelled()
+        task = asyncio.create_task(batch)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
         assert (batch.read, len(emulator.requests)) == (0, 0)
 
-    async def test_one_that_is_closed_on_its_way_ends_its_workers(
+    async def test_closing_a_batch_that_runs_ends_its_workers(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.HANG] * 3)
-        batch = session.stop_runtimes(fill(emulator, 10), concurrency=3)
+        batch = session.stop_runtimes(add_runtimes(emulator, 10), concurrency=3)
         batch.send(None)
         await received(emulator, 3)
         batch.close()
@@ -186,19 +190,19 @@ class TestAwaited:
                 await asyncio.sleep(0)
         assert batch.report.counts == {UNKNOWN: 3, NOT_SENT: 7}
 
-    async def test_a_worker_whose_loop_is_gone_lets_itself_be_closed(
+    async def test_a_worker_can_be_closed_without_its_loop(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        batch = session.stop_runtimes(fill(emulator, 3))
+        batch = session.stop_runtimes(add_runtimes(emulator, 3))
         await session.stop_runtime("ws-1", "crm")
         worker = batch._run._workers[0]
-        working = batch._run._work(worker)
-        working.send(None)
-        working.close()
+        coroutine = batch._run._work(worker)
+        coroutine.send(None)
+        coroutine.close()
         batch.close()
 
-    @pytest.mark.parametrize("targets", [list, asynchronously])
-    async def test_workers_cancelled_before_they_began_are_not_a_success(
+    @pytest.mark.parametrize("targets", [list, async_iterable])
+    async def test_a_run_whose_workers_are_cancelled_before_they_start_is_not_a_success(
         self,
         emulator: Emulator,
         session: BctrlSession,
@@ -216,14 +220,14 @@ class TestAwaited:
         assert str(report.ended_early) == "the run was cancelled"
         assert not emulator.requests
 
-    async def test_one_that_is_forgotten_warns_that_nothing_was_stopped(
+    async def test_a_batch_that_is_never_awaited_warns_that_nothing_was_stopped(
         self, session: BctrlSession
     ) -> None:
         batch = session.stop_runtimes([("ws-1", "crm")])
         with pytest.warns(RuntimeWarning, match="never awaited or entered: nothing was stopped"):
             del batch
 
-    async def test_it_runs_once(self, emulator: Emulator, session: BctrlSession) -> None:
+    async def test_a_batch_runs_only_once(self, emulator: Emulator, session: BctrlSession) -> None:
         batch = session.stop_runtimes([("ws-1", "crm")])
         assert not batch.report.ok
         assert str(batch.report.ended_early) == "the bulk stop was not run"
@@ -237,7 +241,7 @@ class TestAwaited:
             await batch.__aenter__()
         assert emulator.received.total() == 1
 
-    async def test_the_traceback_of_a_failure_is_not_kept(
+    async def test_failures_keep_no_traceback(
         self, session: BctrlSession, emulator: Emulator
     ) -> None:
         emulator.inject(Fault.REDIRECT)
@@ -248,10 +252,10 @@ class TestAwaited:
 
 
 class TestStreamed:
-    async def test_outcomes_come_as_they_are_known(
+    async def test_outcomes_are_yielded_as_soon_as_they_are_known(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        targets = fill(emulator, 3)
+        targets = add_runtimes(emulator, 3)
         emulator.inject(Fault.HANG, alias="r0")
         async with session.stop_runtimes(
             targets, timeout=1, retry=RetryPolicy(attempts=1)
@@ -261,15 +265,15 @@ class TestStreamed:
         assert set(indices[:2]) == {1, 2}
         assert batch.report.counts == {STOPPED: 2, UNKNOWN: 1}
 
-    async def test_it_is_iterated_over_inside_its_block_only(self, session: BctrlSession) -> None:
+    async def test_iterating_over_a_batch_that_was_not_entered_is_an_error(
+        self, session: BctrlSession
+    ) -> None:
         batch = session.stop_runtimes([("ws-1", "crm")])
         with pytest.raises(BctrlConfigError, match="async with"):
             await anext(batch)
         batch.close()
 
-    async def test_after_the_last_outcome_there_are_none_for_whoever_asks(
-        self, session: BctrlSession
-    ) -> None:
+    async def test_a_second_iteration_yields_nothing(self, session: BctrlSession) -> None:
         async with session.stop_runtimes([("ws-1", "crm")]) as batch:
             assert [outcome.result async for outcome in batch] == [STOPPED]
             assert [outcome async for outcome in batch] == []
@@ -281,15 +285,15 @@ class TestStreamed:
         async def consume(batch: StopBatch) -> list[int]:
             return [outcome.index async for outcome in batch]
 
-        async with session.stop_runtimes(fill(emulator, 200)) as batch:
+        async with session.stop_runtimes(add_runtimes(emulator, 200)) as batch:
             parts = await asyncio.gather(*(consume(batch) for _ in range(3)))
 
         assert sorted(index for part in parts for index in part) == list(range(200))
 
-    async def test_what_there_is_to_know_can_be_read_while_it_runs(
+    async def test_progress_can_be_read_during_the_run(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        targets = fill(emulator, 5)
+        targets = add_runtimes(emulator, 5)
         emulator.inject(Fault.HANG, alias="r4")
         async with session.stop_runtimes(targets) as batch:
             for _ in range(4):
@@ -302,19 +306,19 @@ class TestStreamed:
 
 
 class TestBackpressure:
-    async def test_no_more_is_read_than_is_under_way(
+    async def test_a_target_is_read_only_when_a_worker_is_free(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.HANG] * 100)
         read: list[int] = []
 
         def targets() -> Iterator[tuple[str, str]]:
-            for number, target in enumerate(fill(emulator, 1000)):
+            for number, target in enumerate(add_runtimes(emulator, 1000)):
                 read.append(number)
                 yield target
 
         batch = session.stop_runtimes(targets(), concurrency=7)
-        running = asyncio.create_task(_awaited(batch))
+        running = asyncio.create_task(await_batch(batch))
         await received(emulator, 7)
         await asyncio.sleep(0.01)
 
@@ -323,23 +327,23 @@ class TestBackpressure:
         await asyncio.wait([running])
         assert_conserved(batch, emulator)
 
-    async def test_whoever_reads_on_after_the_block_was_left_finds_the_end(
+    async def test_iterating_after_the_block_yields_nothing(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        async with session.stop_runtimes(fill(emulator, 100)) as batch:
+        async with session.stop_runtimes(add_runtimes(emulator, 100)) as batch:
             await received(emulator, 100)
             await asyncio.sleep(0.05)
         async with asyncio.timeout(5):
             assert [outcome async for outcome in batch] == []
         assert batch.report.ok
 
-    async def test_no_more_are_under_way_than_the_session_has_connections(
+    async def test_concurrency_is_bounded_by_max_connections(
         self, emulator: Emulator, connect: Connect
     ) -> None:
         emulator.inject(*[Fault.HANG] * 100)
         async with connect(max_connections=3) as session:
-            batch = session.stop_runtimes(fill(emulator, 50), concurrency=20)
-            running = asyncio.create_task(_awaited(batch))
+            batch = session.stop_runtimes(add_runtimes(emulator, 50), concurrency=20)
+            running = asyncio.create_task(await_batch(batch))
             await received(emulator, 3)
             await asyncio.sleep(0.01)
             assert len(emulator.requests) == 3
@@ -347,34 +351,36 @@ class TestBackpressure:
             await asyncio.wait([running])
         assert batch.report.counts == {UNKNOWN: 3, NOT_SENT: 47}
 
-    async def test_a_consumer_that_leaves_while_outcomes_wait_leaves_nothing_behind(
+    async def test_leaving_the_block_with_unread_outcomes_leaves_no_tasks_behind(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        async with session.stop_runtimes(iter(fill(emulator, 300)), concurrency=10) as batch:
+        async with session.stop_runtimes(
+            iter(add_runtimes(emulator, 300)), concurrency=10
+        ) as batch:
             await received(emulator, 110)
             await asyncio.sleep(0.05)
         assert batch.report.counts[STOPPED] == batch.read == 110
         assert_conserved(batch, emulator)
         assert [outcome async for outcome in batch] == []
 
-    async def test_a_slow_consumer_slows_the_workers_down(
+    async def test_a_slow_consumer_slows_down_the_workers(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        targets = fill(emulator, 1000)
+        targets = add_runtimes(emulator, 1000)
         async with session.stop_runtimes(iter(targets), concurrency=10) as batch:
             await anext(batch)
             await asyncio.sleep(0.3)
-            # One was read, a hundred wait to be, and each worker holds one more.
+            # One outcome was read, 100 are queued, and each worker holds one more.
             assert len(emulator.requests) == batch.read == 1 + 100 + 10
             assert [outcome.result async for outcome in batch] == [STOPPED] * 999
 
-    async def test_stops_and_bulk_stops_of_a_session_share_its_connections(
+    async def test_single_and_bulk_stops_share_max_connections(
         self, emulator: Emulator, connect: Connect
     ) -> None:
         async with connect(max_connections=2) as session:
             emulator.inject(*[Fault.HANG] * 2)
-            batch = session.stop_runtimes(fill(emulator, 5))
-            running = asyncio.create_task(_awaited(batch))
+            batch = session.stop_runtimes(add_runtimes(emulator, 5))
+            running = asyncio.create_task(await_batch(batch))
             await received(emulator, 2)
             single = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
             await asyncio.sleep(0.01)
@@ -383,27 +389,27 @@ class TestBackpressure:
             await asyncio.wait([running])
             assert (await single).alias == "crm"
 
-    async def test_outcomes_that_nothing_waits_for_leave_others_their_turn(
+    async def test_targets_that_need_no_request_do_not_block_the_event_loop(
         self, session: BctrlSession
     ) -> None:
-        running = asyncio.create_task(_awaited(session.stop_runtimes([("ws-1", "")] * 5000)))
-        turns = 0
+        running = asyncio.create_task(await_batch(session.stop_runtimes([("ws-1", "")] * 5000)))
+        iterations = 0
         while not running.done():
             await asyncio.sleep(0)
-            turns += 1
+            iterations += 1
 
-        assert turns >= 5000 / 100
+        assert iterations >= 5000 / 100
 
 
-async def _awaited(batch: StopBatch) -> None:
+async def await_batch(batch: StopBatch) -> None:
     await batch
 
 
-class TestEndedByItsUser:
-    async def test_leaving_the_block_early_cuts_off_what_is_in_flight(
+class TestEndedByCaller:
+    async def test_leaving_the_block_early_aborts_the_requests_in_flight(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        targets = fill(emulator, 50)
+        targets = add_runtimes(emulator, 50)
         emulator.inject(Fault.HANG, alias="r1")
         async with session.stop_runtimes(targets, concurrency=2) as batch:
             async for outcome in batch:
@@ -414,20 +420,20 @@ class TestEndedByItsUser:
         report = batch.report
         assert report.total == 50
         assert str(report.ended_early).startswith("the run was cancelled")
-        cut_off = next(outcome for outcome in report.failures if outcome.index == 1)
-        assert cut_off.result is UNKNOWN
-        assert cut_off.error is not None
-        assert str(cut_off.error) == (
+        aborted = next(outcome for outcome in report.failures if outcome.index == 1)
+        assert aborted.result is UNKNOWN
+        assert aborted.error is not None
+        assert str(aborted.error) == (
             "stop of 'r1' in workspace 'ws-1': aborted before an answer: the run was cancelled "
             "(the runtime may have stopped). Stop it again: a stop is safe to repeat"
         )
         assert report.counts[NOT_SENT] > 30
 
-    async def test_an_exception_in_the_block_comes_out_as_it_is(
+    async def test_an_exception_in_the_block_propagates(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        batch = session.stop_runtimes(fill(emulator, 50))
-        with pytest.raises(LookupError):  # noqa: PT012 - the block is what is tested.
+        batch = session.stop_runtimes(add_runtimes(emulator, 50))
+        with pytest.raises(LookupError):  # noqa: PT012 - the block is tested.
             async with batch:
                 await anext(batch)
                 raise LookupError
@@ -435,13 +441,13 @@ class TestEndedByItsUser:
         assert batch.report.total == 50
 
     @pytest.mark.parametrize("steps", range(14))
-    async def test_cancelling_after_any_number_of_steps_leaves_nothing_behind(
+    async def test_cancelling_after_any_number_of_steps_leaves_no_tasks_behind(
         self, steps: int
     ) -> None:
         with emulator_in_a_thread() as emulator:
             async with BctrlSession("emulator-key", base_url=emulator.url) as session:
                 batch = session.stop_runtimes([("ws-1", f"r{number}") for number in range(10)])
-                running = asyncio.create_task(_awaited(batch))
+                running = asyncio.create_task(await_batch(batch))
                 for _ in range(steps):
                     await asyncio.sleep(0)
                 running.cancel()
@@ -454,7 +460,7 @@ class TestEndedByItsUser:
 
     @pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
     @pytest.mark.parametrize("streamed", [False, True])
-    def test_whatever_a_callback_raises_comes_out_after_the_account(
+    def test_an_exception_of_on_outcome_propagates_once_every_target_is_recorded(
         self, error: type[BaseException], *, streamed: bool
     ) -> None:
         batches: list[StopBatch] = []
@@ -481,37 +487,37 @@ class TestEndedByItsUser:
         assert batches[0].report.counts.total() == batches[0].read == 10
         assert not batches[0].report.ok
 
-    async def test_an_input_that_ends_the_feeding_itself_cuts_nothing_off(
+    async def test_an_input_that_calls_stop_reading_aborts_nothing(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        targets = fill(emulator, 10)
+        targets = add_runtimes(emulator, 10)
         emulator.inject(*[Fault.LATENCY] * 3)
 
-        async def feed() -> AsyncIterator[tuple[str, str]]:
+        async def source() -> AsyncIterator[tuple[str, str]]:
             for number, target in enumerate(targets):
                 if number == 3:
                     batch.stop_reading()
                 yield target
 
-        batch = session.stop_runtimes(feed())
+        batch = session.stop_runtimes(source())
         report = await batch
 
         assert report.counts == {STOPPED: 3, NOT_SENT: 1}
 
-    async def test_leaving_after_the_last_outcome_is_no_early_end(
+    async def test_leaving_the_block_after_the_last_outcome_does_not_end_the_run_early(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        async with session.stop_runtimes(fill(emulator, 3)) as batch:
+        async with session.stop_runtimes(add_runtimes(emulator, 3)) as batch:
             for _ in range(3):
                 await anext(batch)
         assert batch.report.ok
 
-    async def test_a_second_cancellation_does_not_hurry_the_account(
+    async def test_a_second_cancellation_still_leaves_every_target_recorded(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.HANG] * 100)
-        batch = session.stop_runtimes(fill(emulator, 2000))
-        running = asyncio.create_task(_awaited(batch))
+        batch = session.stop_runtimes(add_runtimes(emulator, 2000))
+        running = asyncio.create_task(await_batch(batch))
         await received(emulator, 100)
         running.cancel()
         await asyncio.sleep(0)
@@ -522,11 +528,11 @@ class TestEndedByItsUser:
         assert batch.report.counts == {UNKNOWN: 100, NOT_SENT: 1900}
         assert_conserved(batch, emulator)
 
-    async def test_a_consumer_that_is_cancelled_ends_the_run(
+    async def test_cancelling_the_consumer_ends_the_run(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.HANG] * 3)
-        batch = session.stop_runtimes(fill(emulator, 3))
+        batch = session.stop_runtimes(add_runtimes(emulator, 3))
 
         async def consume() -> None:
             async with batch:
@@ -539,12 +545,12 @@ class TestEndedByItsUser:
         assert batch.report.counts == {UNKNOWN: 3}
         assert_conserved(batch, emulator)
 
-    async def test_cancelling_every_task_there_is_ends_the_run_with_its_account(
+    async def test_workers_cancelled_from_outside_end_the_run_with_every_target_recorded(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.HANG] * 5)
-        batch = session.stop_runtimes(fill(emulator, 30), concurrency=5)
-        running = asyncio.create_task(_awaited(batch))
+        batch = session.stop_runtimes(add_runtimes(emulator, 30), concurrency=5)
+        running = asyncio.create_task(await_batch(batch))
         await received(emulator, 5)
         workers = bulk_tasks()
         assert len(workers) == 5
@@ -555,22 +561,22 @@ class TestEndedByItsUser:
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 25}
         assert_conserved(batch, emulator)
 
-    async def test_cancelling_a_worker_that_waits_for_its_input_ends_the_run(
+    async def test_a_worker_cancelled_while_it_waits_for_the_input_ends_the_run(
         self, session: BctrlSession
     ) -> None:
         async def never() -> AsyncIterator[tuple[str, str]]:
             await asyncio.Event().wait()
             yield "ws-1", "crm"
 
-        running = asyncio.create_task(_awaited(session.stop_runtimes(never(), concurrency=2)))
+        running = asyncio.create_task(await_batch(session.stop_runtimes(never(), concurrency=2)))
         await asyncio.sleep(0.01)
         next(iter(bulk_tasks())).cancel()
         await asyncio.wait_for(running, 5)
 
-    async def test_a_callback_that_raises_ends_the_run_and_raises_the_same(
+    async def test_an_exception_of_on_outcome_ends_the_run(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        targets = fill(emulator, 200)
+        targets = add_runtimes(emulator, 200)
         emulator.inject(Fault.HANG, alias="r1")
         delivered: list[int] = []
 
@@ -587,18 +593,18 @@ class TestEndedByItsUser:
         assert len(delivered) == 10
         assert_conserved(batch, emulator)
 
-    async def test_a_callback_that_raises_in_a_stream_raises_where_it_is_read(
+    async def test_an_exception_of_on_outcome_is_raised_by_the_iteration(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         def fail(_: StopOutcome) -> None:
             raise LookupError("mine")
 
-        async with session.stop_runtimes(fill(emulator, 50), on_outcome=fail) as batch:
+        async with session.stop_runtimes(add_runtimes(emulator, 50), on_outcome=fail) as batch:
             with pytest.raises(LookupError, match="mine"):
                 [outcome async for outcome in batch]
         assert_conserved(batch, emulator)
 
-    async def test_a_callback_that_raises_in_a_stream_raises_at_its_end_if_nobody_reads(
+    async def test_an_exception_of_on_outcome_is_raised_at_the_end_of_an_unread_block(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         failed = asyncio.Event()
@@ -607,21 +613,21 @@ class TestEndedByItsUser:
             failed.set()
             raise LookupError("mine")
 
-        batch = session.stop_runtimes(fill(emulator, 1), on_outcome=fail)
+        batch = session.stop_runtimes(add_runtimes(emulator, 1), on_outcome=fail)
         with pytest.raises(LookupError, match="mine"):  # noqa: PT012 - the block is tested.
             async with batch:
                 await failed.wait()
                 await asyncio.sleep(0.01)
         assert_conserved(batch, emulator)
 
-    async def test_a_callback_that_hangs_is_cancelled_with_the_run(
+    async def test_a_hanging_on_outcome_is_cancelled_with_the_run(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         async def hang(_: StopOutcome) -> None:
             await asyncio.Event().wait()
 
-        batch = session.stop_runtimes(fill(emulator, 10), on_outcome=hang, concurrency=2)
-        running = asyncio.create_task(_awaited(batch))
+        batch = session.stop_runtimes(add_runtimes(emulator, 10), on_outcome=hang, concurrency=2)
+        running = asyncio.create_task(await_batch(batch))
         await received(emulator, 2)
         await asyncio.sleep(0.02)
         running.cancel()
@@ -629,10 +635,10 @@ class TestEndedByItsUser:
         assert batch.report.counts == {STOPPED: 2, NOT_SENT: 8}
         assert_conserved(batch, emulator)
 
-    async def test_a_list_whose_feeding_stops_is_accounted_for_to_its_end(
+    async def test_stop_reading_records_the_rest_of_a_list_as_not_sent(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        targets = fill(emulator, 30)
+        targets = add_runtimes(emulator, 30)
         emulator.inject(Fault.DROP_BEFORE, alias="r1")
         async with session.stop_runtimes(targets, concurrency=3) as batch:
             await received(emulator, 3)
@@ -640,7 +646,7 @@ class TestEndedByItsUser:
             outcomes = {outcome.index: outcome async for outcome in batch}
 
         assert len(outcomes) == 30
-        # What was begun is stopped as usual, with its retries.
+        # A target that was begun is still retried and stopped.
         assert outcomes[1].result is STOPPED
         assert outcomes[1].attempts == 2
         assert outcomes[29].result is NOT_SENT
@@ -648,10 +654,12 @@ class TestEndedByItsUser:
         assert not batch.report.ok
         assert_conserved(batch, emulator)
 
-    async def test_a_generator_whose_feeding_stops_is_read_no_further(
+    async def test_stop_reading_reads_no_more_of_a_generator(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        async with session.stop_runtimes(iter(fill(emulator, 1000)), concurrency=3) as batch:
+        async with session.stop_runtimes(
+            iter(add_runtimes(emulator, 1000)), concurrency=3
+        ) as batch:
             await received(emulator, 3)
             batch.stop_reading()
             results = [outcome.result async for outcome in batch]
@@ -662,13 +670,15 @@ class TestEndedByItsUser:
         with pytest.raises(ExceptionGroup, match="ended early"):
             batch.report.raise_for_failures()
 
-    async def test_a_run_that_is_cut_off_ends_with_its_report_and_hands_over_every_outcome(
+    async def test_abort_ends_the_run_with_a_report_and_delivers_every_outcome(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.HANG] * 5)
         outcomes: list[StopOutcome] = []
-        batch = session.stop_runtimes(fill(emulator, 30), concurrency=5, on_outcome=outcomes.append)
-        running = asyncio.create_task(_awaited(batch))
+        batch = session.stop_runtimes(
+            add_runtimes(emulator, 30), concurrency=5, on_outcome=outcomes.append
+        )
+        running = asyncio.create_task(await_batch(batch))
         await received(emulator, 5)
         batch.stop_reading()
         batch.abort()
@@ -679,34 +689,34 @@ class TestEndedByItsUser:
         assert "before an answer: the run was aborted" in str(outcomes[0].error)
         assert_conserved(batch, emulator)
 
-    async def test_feeding_that_stops_after_the_end_changes_nothing(
+    async def test_stop_reading_after_the_last_outcome_changes_nothing(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        async with session.stop_runtimes(iter(fill(emulator, 3))) as batch:
+        async with session.stop_runtimes(iter(add_runtimes(emulator, 3))) as batch:
             async for _ in batch:
                 pass
             batch.stop_reading()
 
         assert batch.report.ok
 
-    async def test_feeding_that_stops_wakes_who_waits_for_the_input(
+    async def test_stop_reading_interrupts_the_wait_for_the_input(
         self, session: BctrlSession
     ) -> None:
-        async def one_and_never_more() -> AsyncIterator[tuple[str, str]]:
+        async def one_target() -> AsyncIterator[tuple[str, str]]:
             yield "ws-1", "crm"
             await asyncio.Event().wait()
 
-        async with session.stop_runtimes(one_and_never_more()) as batch:
+        async with session.stop_runtimes(one_target()) as batch:
             assert (await anext(batch)).result is STOPPED
             batch.stop_reading()
             assert [outcome async for outcome in batch] == []
 
 
 class TestDeadline:
-    async def test_what_is_in_flight_is_unknown_and_the_rest_was_not_sent(
+    async def test_requests_in_flight_are_unknown_and_the_rest_is_not_sent(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        targets = fill(emulator, 50)
+        targets = add_runtimes(emulator, 50)
         emulator.inject(*[Fault.HANG] * 5)
         batch = session.stop_runtimes(targets, concurrency=5, deadline=0.2)
         report = await batch
@@ -715,33 +725,35 @@ class TestDeadline:
         assert str(report.ended_early) == "the deadline of 0.2 s has passed"
         assert_conserved(batch, emulator)
 
-    async def test_callbacks_after_it_are_not_called_in_a_task_that_is_being_cancelled(
+    async def test_on_outcome_is_called_in_a_task_that_is_not_cancelled(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.HANG] * 2)
         cancelling: list[int] = []
 
-        def look(_: StopOutcome) -> None:
+        def record(_: StopOutcome) -> None:
             task = asyncio.current_task()
             assert task is not None
             cancelling.append(task.cancelling())
 
-        report = await session.stop_runtimes(fill(emulator, 2), deadline=0.1, on_outcome=look)
+        report = await session.stop_runtimes(
+            add_runtimes(emulator, 2), deadline=0.1, on_outcome=record
+        )
 
         assert report.counts == {UNKNOWN: 2}
         assert cancelling == [0, 0]
 
-    async def test_its_outcomes_are_all_handed_over(
+    async def test_every_outcome_is_delivered(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.HANG] * 5)
-        batch = session.stop_runtimes(fill(emulator, 50), concurrency=5, deadline=0.2)
+        batch = session.stop_runtimes(add_runtimes(emulator, 50), concurrency=5, deadline=0.2)
         async with batch:
             results = Counter([outcome.result async for outcome in batch])
 
         assert results == {UNKNOWN: 5, NOT_SENT: 45}
 
-    async def test_an_input_that_gives_nothing_is_waited_for_no_longer(
+    async def test_the_wait_for_an_input_that_yields_nothing_ends(
         self, session: BctrlSession
     ) -> None:
         async def never() -> AsyncIterator[tuple[str, str]]:
@@ -752,7 +764,7 @@ class TestDeadline:
 
         assert (report.total, report.ok) == (0, False)
 
-    async def test_a_target_that_was_refused_before_it_is_rejected(
+    async def test_a_throttled_target_is_rejected(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.RATE_LIMITED] * 100)
@@ -768,7 +780,7 @@ class TestDeadline:
         assert "aborted before it was sent again: the deadline of 0.3 s" in str(failure.error)
         assert "before that, the server answered 429" in str(failure.error)
 
-    async def test_a_target_that_may_have_stopped_before_it_is_unknown(
+    async def test_a_throttled_target_that_may_have_stopped_before_is_unknown(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(Fault.BAD_GATEWAY, *[Fault.RATE_LIMITED] * 100)
@@ -777,10 +789,10 @@ class TestDeadline:
         assert report.counts == {UNKNOWN: 1}
 
 
-class TestAborted:
-    async def test_a_key_that_is_refused_ends_the_run(self, emulator: Emulator) -> None:
+class TestEndedByError:
+    async def test_an_invalid_key_ends_the_run(self, emulator: Emulator) -> None:
         async with BctrlSession("wrong", base_url=emulator.url) as session:
-            batch = session.stop_runtimes(fill(emulator, 500), concurrency=10)
+            batch = session.stop_runtimes(add_runtimes(emulator, 500), concurrency=10)
             report = await batch
 
         assert isinstance(report.ended_early, BctrlAuthenticationError)
@@ -788,10 +800,10 @@ class TestAborted:
         assert report.counts[StopResult.REJECTED] == len(emulator.requests) == 10
         assert report.total == 500
 
-    async def test_those_in_flight_may_still_be_answered_but_are_not_sent_again(
+    async def test_requests_in_flight_may_still_be_answered_but_are_not_retried(
         self, emulator: Emulator
     ) -> None:
-        targets = fill(emulator, 3)
+        targets = add_runtimes(emulator, 3)
         emulator.inject(Fault.LATENCY, alias="r0")
         emulator.inject(Fault.HANG, alias="r1")
         keys = iter(["emulator-key", "emulator-key", "wrong"])
@@ -804,15 +816,15 @@ class TestAborted:
         assert [outcomes[index].result for index in range(3)] == [STOPPED, UNKNOWN, "rejected"]
         assert outcomes[1].attempts == 1
 
-    async def test_a_target_that_was_refused_before_the_key_was_lost_is_rejected(
+    async def test_a_throttled_target_is_rejected_if_the_key_can_no_longer_be_fetched(
         self, emulator: Emulator
     ) -> None:
-        asked = 0
+        calls = 0
 
         def key() -> str:
-            nonlocal asked
-            asked += 1
-            if asked > 1:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
                 raise LookupError("the vault is sealed")
             return "emulator-key"
 
@@ -823,7 +835,7 @@ class TestAborted:
         assert emulator.received.total() == 1
         assert report.counts == {StopResult.REJECTED: 1}
 
-    async def test_a_server_that_asks_to_stay_away_beyond_the_patience_ends_the_run(self) -> None:
+    async def test_a_retry_after_beyond_the_patience_ends_the_run(self) -> None:
         async with Emulator(port=0, retry_after="301") as emulator:
             emulator.add_runtime("ws-1", "crm")
             emulator.inject(Fault.RATE_LIMITED_RETRY_AFTER)
@@ -835,7 +847,7 @@ class TestAborted:
         assert report.total <= 20
 
     @pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
-    def test_whatever_a_key_function_raises_every_target_has_its_outcome(
+    def test_every_target_has_an_outcome_whatever_the_key_function_raises(
         self, error: type[BaseException]
     ) -> None:
         batches: list[StopBatch] = []
@@ -857,24 +869,24 @@ class TestAborted:
         assert batches[0].report.counts.total() == 50
         assert not batches[0].report.ok
 
-    async def test_a_key_that_cannot_be_had_ends_the_run(self, emulator: Emulator) -> None:
+    async def test_a_key_that_cannot_be_fetched_ends_the_run(self, emulator: Emulator) -> None:
         def no_key() -> str:
             raise LookupError("the vault is sealed")
 
         async with BctrlSession(no_key, base_url=emulator.url) as session:
-            report = await session.stop_runtimes(fill(emulator, 100))
+            report = await session.stop_runtimes(add_runtimes(emulator, 100))
 
         assert report.counts == {NOT_SENT: 100}
         assert isinstance(report.ended_early, BctrlConfigError)
         assert not emulator.requests
 
-    async def test_a_session_that_is_closed_meanwhile_ends_the_run(
+    async def test_closing_the_session_ends_the_run(
         self, emulator: Emulator, connect: Connect
     ) -> None:
         emulator.inject(*[Fault.HANG] * 5)
         session = connect()
-        batch = session.stop_runtimes(fill(emulator, 50), concurrency=5)
-        running = asyncio.create_task(_awaited(batch))
+        batch = session.stop_runtimes(add_runtimes(emulator, 50), concurrency=5)
+        running = asyncio.create_task(await_batch(batch))
         await received(emulator, 5)
         await session.close()
         await running
@@ -882,7 +894,7 @@ class TestAborted:
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 45}
         assert_conserved(batch, emulator)
 
-    async def test_a_session_that_cannot_be_used_is_an_error_before_anything_is_read(
+    async def test_a_closed_session_is_an_error_before_any_target_is_read(
         self, connect: Connect
     ) -> None:
         session = connect()
@@ -895,14 +907,14 @@ class TestAborted:
                 pass
         assert batch.read == 0
 
-    async def test_a_defect_is_raised_after_the_account(
+    async def test_a_bug_is_raised_once_every_target_is_recorded(
         self, emulator: Emulator, session: BctrlSession, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*_: object) -> None:
             raise ZeroDivisionError
 
         monkeypatch.setattr(Sender, "_attempt", fail)
-        batch = session.stop_runtimes(fill(emulator, 50), concurrency=5)
+        batch = session.stop_runtimes(add_runtimes(emulator, 50), concurrency=5)
         with pytest.raises(ZeroDivisionError):
             await batch
 
@@ -925,13 +937,13 @@ class TestArguments:
             ("on_outcome", 5),
         ],
     )
-    async def test_a_bad_one_is_named_where_it_is_given(
+    async def test_an_invalid_argument_is_named(
         self, session: BctrlSession, name: str, value: object
     ) -> None:
         with pytest.raises(BctrlConfigError, match=rf"^({name} is|invalid {name}) "):
             session.stop_runtimes([("ws-1", "crm")], **{name: value})  # type: ignore[arg-type]
 
-    async def test_the_time_for_an_attempt_and_the_policy_are_those_given(
+    async def test_timeout_and_retry_apply_to_each_target(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.HANG] * 10)
@@ -942,7 +954,7 @@ class TestArguments:
         [failure] = report.failures
         assert (failure.result, failure.attempts) == (UNKNOWN, 2)
 
-    async def test_a_patience_of_the_policy_is_kept_to(
+    async def test_the_patience_of_the_policy_applies(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.RATE_LIMITED] * 10)
@@ -954,7 +966,7 @@ class TestArguments:
 
 
 class TestSingleStop:
-    async def test_a_refusal_before_a_connection_failed_is_no_unsent_stop(self) -> None:
+    async def test_a_throttled_stop_is_rejected_if_its_next_connection_fails(self) -> None:
         emulator = Emulator(port=0)
         emulator.add_runtime("ws-1", "crm")
         emulator.inject(Fault.RATE_LIMITED)

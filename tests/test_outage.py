@@ -1,4 +1,4 @@
-"""A server that answers nothing, or not for a while: real sockets, and hours in virtual time."""
+"""Outages of the server, on real sockets and in virtual time."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult
 ANSWER = runtime()
 
 Server = Callable[[float, str], Runtime | BctrlError]
-"""Decides what becomes of a request for this alias that arrives at this time."""
+"""Takes the time and the alias of a request; returns its response."""
 
 
-def refused() -> BctrlError:
+def connection_refused() -> BctrlError:
     return BctrlNetworkError("no connection: refused")
 
 
-def broken() -> BctrlError:
+def disconnected() -> BctrlError:
     return BctrlNetworkError("the connection broke", may_have_stopped=True)
 
 
@@ -51,37 +51,37 @@ def bad_gateway() -> BctrlError:
 
 
 class Simulation:
-    """A session whose attempts go to a server that exists only in virtual time."""
+    """A session whose attempts go to a simulated server, in virtual time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, server: Server, latency: float) -> None:
         self.requests: Counter[str] = Counter()
         self.seconds = 0.0
-        self.answers: list[float] = []
-        self.before_answer: Callable[[float], Awaitable[None] | None] = lambda _: None
+        self.answered_at: list[float] = []
+        self.before_response: Callable[[float], Awaitable[None] | None] = lambda _: None
 
         async def attempt(_: Sender, call: Call[Runtime], *__: object) -> Runtime | BctrlError:
             now = asyncio.get_running_loop().time()
             alias = call.alias or ""
             self.requests[alias] += 1
             answer = server(now, alias)
-            if (more := self.before_answer(now)) is not None:
-                await more
+            if (pause := self.before_response(now)) is not None:
+                await pause
             await asyncio.sleep(latency)
             if isinstance(answer, Runtime):
-                self.answers.append(now)
+                self.answered_at.append(now)
             return answer
 
         monkeypatch.setattr(Sender, "_attempt", attempt)
 
     def answered_between(self, begin: float, end: float) -> int:
-        return sum(begin <= now < end for now in self.answers)
+        return sum(begin <= now < end for now in self.answered_at)
 
     def run(self, main: Callable[[BctrlSession], Awaitable[_T]], **options: int) -> _T:
         async def scenario() -> _T:
             async with BctrlSession("key", base_url="http://127.0.0.1:9", **options) as session:  # type: ignore[arg-type]
-                ended = await main(session)
+                returned = await main(session)
             self.seconds = asyncio.get_running_loop().time()
-            return ended
+            return returned
 
         return virtual_time.run(scenario())
 
@@ -99,26 +99,26 @@ def targets(count: int) -> Iterator[tuple[str, str]]:
 
 
 class TestNeverAnswered:
-    @pytest.mark.parametrize("how", [refused, broken, bad_gateway])
-    def test_it_ends_early_after_hardly_more_requests_than_were_in_flight(
-        self, simulate: Simulate, how: Callable[[], BctrlError]
+    @pytest.mark.parametrize("fail", [connection_refused, disconnected, bad_gateway])
+    def test_the_run_ends_early_after_a_few_probes(
+        self, simulate: Simulate, fail: Callable[[], BctrlError]
     ) -> None:
-        simulation = simulate(lambda *_: how(), 0.1)
+        simulation = simulate(lambda *_: fail(), 0.1)
         report = simulation.run(lambda session: session.stop_runtimes(list(targets(10_000))))
 
-        # One asks four times in all, and another one makes sure; a new target has come meanwhile.
+        # One probe of four attempts, a second to confirm, and a new target sent meanwhile.
         assert simulation.requests.total() <= 100 + 5
         assert isinstance(report.ended_early, BctrlNetworkError)
         assert "does not answer" in str(report.ended_early)
         assert report.counts == (
-            {NOT_SENT: 10_000} if how is refused else {UNKNOWN: 101, NOT_SENT: 9_899}
+            {NOT_SENT: 10_000} if fail is connection_refused else {UNKNOWN: 101, NOT_SENT: 9_899}
         )
         assert simulation.seconds < 10
 
-    async def test_with_real_sockets_a_refused_connection_is_not_sent(self) -> None:
-        with socket.socket() as unheard:
-            unheard.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+    async def test_refused_connections_are_not_sent_on_real_sockets(self) -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{unused.getsockname()[1]}"
             async with BctrlSession("key", base_url=url, retry=RetryPolicy(base=0.01)) as session:
                 report = await session.stop_runtimes(list(targets(1000)))
 
@@ -126,7 +126,7 @@ class TestNeverAnswered:
         assert report.retries <= 0.1 * 1000
         assert report.ended_early is not None
 
-    async def test_with_real_sockets_a_server_that_hangs_is_unknown(self) -> None:
+    async def test_requests_to_a_hanging_server_are_unknown_on_real_sockets(self) -> None:
         received = 0
 
         async def hang(_: bytes, __: asyncio.StreamWriter) -> None:
@@ -144,10 +144,8 @@ class TestNeverAnswered:
         assert received <= 1.1 * 1000
         assert report.ended_early is not None
 
-    def test_what_the_session_was_told_before_the_run_does_not_count(
-        self, simulate: Simulate
-    ) -> None:
-        simulation = simulate(lambda _, alias: ANSWER if alias == "crm" else broken(), 0.1)
+    def test_responses_before_the_run_do_not_count(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda _, alias: ANSWER if alias == "crm" else disconnected(), 0.1)
 
         async def scenario(session: BctrlSession) -> StopReport:
             await session.stop_runtime("ws-1", "crm")
@@ -160,9 +158,9 @@ class TestNeverAnswered:
 
 
 class TestBadFirstTarget:
-    """The first target breaks the server, and all others are well."""
+    """The first target breaks the server, and all others are fine."""
 
-    def test_a_server_that_is_slow_to_answer_the_others_is_not_given_up(
+    def test_a_server_that_answers_the_others_slowly_is_not_given_up(
         self, simulate: Simulate
     ) -> None:
         simulation = simulate(lambda _, alias: bad_gateway() if alias == "r0" else ANSWER, 8)
@@ -175,7 +173,7 @@ class TestBadFirstTarget:
     def test_only_that_target_is_given_up(
         self, simulate: Simulate, attempts: int, concurrency: int
     ) -> None:
-        simulation = simulate(lambda _, alias: broken() if alias == "r0" else ANSWER, 0.1)
+        simulation = simulate(lambda _, alias: disconnected() if alias == "r0" else ANSWER, 0.1)
         report = simulation.run(
             lambda session: session.stop_runtimes(
                 targets(300), concurrency=concurrency, retry=RetryPolicy(attempts=attempts)
@@ -187,12 +185,12 @@ class TestBadFirstTarget:
 
 
 class TestOutage:
-    @pytest.mark.parametrize("how", [refused, broken, bad_gateway])
+    @pytest.mark.parametrize("fail", [connection_refused, disconnected, bad_gateway])
     @pytest.mark.parametrize("concurrency", [1, 100])
-    def test_after_thirty_seconds_in_the_middle_everything_is_stopped(
-        self, simulate: Simulate, how: Callable[[], BctrlError], concurrency: int
+    def test_every_target_is_stopped_after_an_outage_of_thirty_seconds(
+        self, simulate: Simulate, fail: Callable[[], BctrlError], concurrency: int
     ) -> None:
-        simulation = simulate(lambda now, _: how() if 2 <= now < 32 else ANSWER, 0.1)
+        simulation = simulate(lambda now, _: fail() if 2 <= now < 32 else ANSWER, 0.1)
         count = 100 * concurrency
         report = simulation.run(
             lambda session: session.stop_runtimes(targets(count), concurrency=concurrency)
@@ -201,17 +199,17 @@ class TestOutage:
         assert report.ok
         assert report.counts == {STOPPED: count}
         assert simulation.requests.total() <= 1.1 * count + 15
-        # It is over a few seconds after the server is back.
+        # The run resumes within five seconds of the return of the server.
         assert simulation.seconds <= 32 + 5 + (count / concurrency) * 0.1
 
-    async def test_with_real_sockets_a_server_that_comes_back_is_found(self) -> None:
+    async def test_a_restarted_server_is_found_on_real_sockets(self) -> None:
         emulator = Emulator(port=0)
         await emulator.start()
         port = int(emulator.url.rpartition(":")[2])
-        later = Emulator(port=port)
+        restarted = Emulator(port=port)
         for target in targets(2000):
             emulator.add_runtime(*target)
-            later.add_runtime(*target)
+            restarted.add_runtime(*target)
         session = BctrlSession(
             "emulator-key", base_url=emulator.url, retry=RetryPolicy(base=0.05, cap=0.1)
         )
@@ -220,46 +218,46 @@ class TestOutage:
             if outcome.index == 200:
                 await emulator.close()
                 await asyncio.sleep(0.5)
-                await later.start()
+                await restarted.start()
 
         async with session:
             report = await session.stop_runtimes(targets(2000), on_outcome=restart)
-        await later.close()
+        await restarted.close()
 
         assert report.ok
         assert report.total == 2000
 
-    def test_one_that_lasts_beyond_the_patience_ends_the_run(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda now, _: ANSWER if now < 2 else broken(), 0.1)
+    def test_an_outage_beyond_the_patience_ends_the_run(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda now, _: ANSWER if now < 2 else disconnected(), 0.1)
         report = simulation.run(lambda session: session.stop_runtimes(list(targets(10_000))))
 
         assert report.ended_early is not None
         assert 302 <= simulation.seconds <= 320
         assert report.counts[STOPPED] == 2000
-        # Those in flight, and four that were given up while they asked.
+        # The requests in flight, and four probes that were given up.
         assert report.counts[UNKNOWN] == 104
         assert simulation.requests.total() <= 2000 + 300
 
-    def test_a_deadline_ends_it_sooner(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda now, _: ANSWER if now < 2 else refused(), 0.1)
+    def test_a_deadline_ends_the_run_during_an_outage(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda now, _: ANSWER if now < 2 else connection_refused(), 0.1)
         report = simulation.run(
             lambda session: session.stop_runtimes(list(targets(10_000)), deadline=20)
         )
 
         assert simulation.seconds == pytest.approx(20)
-        # The one that was asking may have been in flight.
+        # The probe may have been in flight.
         assert report.counts[STOPPED] == 2000
         assert report.counts[NOT_SENT] >= 7999
 
-    def test_a_refusal_is_an_answer_that_ends_it_for_all(self, simulate: Simulate) -> None:
-        asking = set()
+    def test_a_throttled_probe_ends_the_outage_for_all_targets(self, simulate: Simulate) -> None:
+        probed = set()
 
         def server(now: float, alias: str) -> Runtime | BctrlError:
             if 2 <= now < 10:
                 if now > 4:
-                    asking.add(alias)
-                return refused()
-            if alias in asking and now < 200:
+                    probed.add(alias)
+                return connection_refused()
+            if alias in probed and now < 200:
                 return BctrlServerError("503", status=503)
             return ANSWER
 
@@ -269,37 +267,37 @@ class TestOutage:
         assert report.counts[STOPPED] >= 4900
         assert simulation.answered_between(10, 60) >= 2000
 
-    def test_what_was_sent_before_it_and_ends_in_it_does_not_end_it(
-        self, simulate: Simulate
-    ) -> None:
+    def test_failures_of_earlier_attempts_do_not_end_the_outage(self, simulate: Simulate) -> None:
         async def hang(now: float) -> None:
-            # Those that arrive when the server goes away are given up one by one, seconds later.
+            # Requests that arrive as the server goes down fail one by one, seconds later.
             await asyncio.sleep(1 + now % 0.1 * 40)
 
-        simulation = simulate(lambda now, _: broken() if 2 <= now < 40 else ANSWER, 0.1)
-        simulation.before_answer = lambda now: hang(now) if 2 <= now < 2.2 else None
+        simulation = simulate(lambda now, _: disconnected() if 2 <= now < 40 else ANSWER, 0.1)
+        simulation.before_response = lambda now: hang(now) if 2 <= now < 2.2 else None
         report = simulation.run(lambda session: session.stop_runtimes(targets(5000)))
 
         assert report.ok
         assert simulation.requests.total() <= 5000 + 200 + 30
 
-    def test_it_shows_while_it_lasts(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda now, _: refused() if 2 <= now < 32 else ANSWER, 0.1)
+    def test_is_unanswered_is_true_during_the_outage(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda now, _: connection_refused() if 2 <= now < 32 else ANSWER, 0.1)
 
         async def scenario(session: BctrlSession) -> list[bool]:
             batch = session.stop_runtimes(targets(5000))
             stopping = asyncio.create_task(batch)
-            shown: list[bool] = []
+            states: list[bool] = []
             for _ in range(3):
-                await asyncio.sleep(1.5 if not shown else 10)
-                shown.append(batch.is_unanswered)
+                await asyncio.sleep(1.5 if not states else 10)
+                states.append(batch.is_unanswered)
             await stopping
-            return [*shown, batch.is_unanswered]
+            return [*states, batch.is_unanswered]
 
         assert simulation.run(scenario) == [False, True, True, False]
 
-    def test_feeding_may_end_in_the_middle_of_it(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda now, _: refused() if 2 <= now < 32 else ANSWER, 0.1)
+    def test_stop_reading_during_the_outage_finishes_the_targets_begun(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(lambda now, _: connection_refused() if 2 <= now < 32 else ANSWER, 0.1)
 
         async def scenario(session: BctrlSession) -> StopReport:
             batch = session.stop_runtimes(targets(10_000))
@@ -310,36 +308,36 @@ class TestOutage:
         assert report.counts == {STOPPED: report.total}
         assert report.total == pytest.approx(2000, abs=100)
 
-    def test_a_target_that_breaks_the_server_costs_a_minute_and_not_the_run(
+    def test_a_target_that_breaks_the_server_is_given_up_after_a_minute(
         self, simulate: Simulate
     ) -> None:
-        simulation = simulate(lambda _, alias: broken() if alias == "r3" else ANSWER, 0.1)
+        simulation = simulate(lambda _, alias: disconnected() if alias == "r3" else ANSWER, 0.1)
         report = simulation.run(lambda session: session.stop_runtimes(targets(10), concurrency=1))
 
         assert report.counts == {STOPPED: 9, UNKNOWN: 1}
         assert report.ended_early is None
         assert simulation.seconds <= 70
 
-    def test_among_others_it_is_given_up_after_its_attempts(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda _, alias: broken() if alias == "r3" else ANSWER, 0.1)
+    def test_a_target_that_breaks_the_server_among_others_is_given_up_after_its_attempts(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(lambda _, alias: disconnected() if alias == "r3" else ANSWER, 0.1)
         report = simulation.run(lambda session: session.stop_runtimes(targets(20_000)))
 
         assert report.counts == {STOPPED: 19_999, UNKNOWN: 1}
         assert simulation.requests["r3"] == RetryPolicy().attempts
 
-    def test_a_single_stop_that_is_answered_shows_that_the_server_is_there(
-        self, simulate: Simulate
-    ) -> None:
-        simulation = simulate(lambda _, alias: ANSWER if alias == "crm" else broken(), 0.1)
+    def test_an_answered_single_stop_shows_that_the_server_is_up(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda _, alias: ANSWER if alias == "crm" else disconnected(), 0.1)
 
         async def scenario(session: BctrlSession) -> StopReport:
-            async def keep_asking() -> None:
+            async def keep_stopping() -> None:
                 while True:
                     await session.stop_runtime("ws-1", "crm")
 
-            asking = asyncio.create_task(keep_asking())
+            background = asyncio.create_task(keep_stopping())
             report = await session.stop_runtimes(targets(3), concurrency=2)
-            asking.cancel()
+            background.cancel()
             return report
 
         report = simulation.run(scenario)
@@ -348,7 +346,9 @@ class TestOutage:
 
 
 class TestLatency:
-    def test_a_hundred_in_flight_keep_a_slow_server_busy(self, simulate: Simulate) -> None:
+    def test_a_slow_server_is_kept_busy_by_a_hundred_requests_in_flight(
+        self, simulate: Simulate
+    ) -> None:
         simulation = simulate(lambda *_: ANSWER, 0.2)
         report = simulation.run(lambda session: session.stop_runtimes(targets(5000)))
 
@@ -356,9 +356,9 @@ class TestLatency:
         assert simulation.seconds <= 1.05 * 10
 
 
-def test_a_refusal_is_waited_for_until_the_deadline_and_no_longer(simulate: Simulate) -> None:
-    later = BctrlServerError("503", status=503, retry_after=20.0)
-    simulation = simulate(lambda *_: later, 0.1)
+def test_a_retry_after_beyond_the_deadline_is_rejected_at_once(simulate: Simulate) -> None:
+    unavailable = BctrlServerError("503", status=503, retry_after=20.0)
+    simulation = simulate(lambda *_: unavailable, 0.1)
     report = simulation.run(lambda session: session.stop_runtimes(list(targets(1)), deadline=10))
 
     assert report.counts == {StopResult.REJECTED: 1}

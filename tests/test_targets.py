@@ -1,4 +1,4 @@
-"""The input of a bulk stop: what is one, what is a target, and the report that accounts for it."""
+"""The input of a bulk stop: its iterables, its targets, and the report on them."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ REFS = [RuntimeRef(*pair) for pair in PAIRS]
 WORKSPACE = UUID("0190b5f0-0000-7000-8000-000000000001")
 
 
-class Name(StrEnum):
-    """Text of another type, as libraries for tables and settings have it."""
+class Alias(StrEnum):
+    """A str subclass, as libraries for tables and settings yield."""
 
-    ALIAS = "a"
+    A = "a"
 
 
 @pytest.fixture
@@ -51,20 +51,20 @@ def runtimes(emulator: Emulator) -> Emulator:
     return emulator
 
 
-def targets(*items: object) -> Targets:
-    """Items of any kind, as an untyped program passes them."""
+def untyped(*items: object) -> Targets:
+    """Return items of any type, as an untyped program passes them."""
     return cast("Targets", list(items))
 
 
-async def outcomes(session: BctrlSession, given: Targets) -> list[StopOutcome]:
-    """Stop what is given, and return the outcomes in the order of the input."""
-    told: list[StopOutcome] = []
-    report = await session.stop_runtimes(given, on_outcome=told.append)
-    assert report.counts == Counter(each.result for each in told)
-    assert report.total == len(told)
-    told.sort(key=lambda each: each.index)
-    assert [each.index for each in told] == list(range(len(told)))
-    return told
+async def stop_all(session: BctrlSession, targets: Targets) -> list[StopOutcome]:
+    """Stop the targets, and return the outcomes in the order of the input."""
+    outcomes: list[StopOutcome] = []
+    report = await session.stop_runtimes(targets, on_outcome=outcomes.append)
+    assert report.counts == Counter(outcome.result for outcome in outcomes)
+    assert report.total == len(outcomes)
+    outcomes.sort(key=lambda outcome: outcome.index)
+    assert [outcome.index for outcome in outcomes] == list(range(len(outcomes)))
+    return outcomes
 
 
 def generator() -> Iterator[Target]:
@@ -78,21 +78,21 @@ async def async_generator() -> AsyncIterator[Target]:
 
 
 class Stream:
-    """An async iterable that is no generator, and whose iterator cannot be asked twice at once."""
+    """An async iterator that fails if two readers await it at once."""
 
     def __init__(self, pairs: Iterable[Target]) -> None:
-        self._left = iter(pairs)
-        self._asked = False
+        self._remaining = iter(pairs)
+        self._reading = False
 
     def __aiter__(self) -> Stream:
         return self
 
     async def __anext__(self) -> Target:
-        assert not self._asked
-        self._asked = True
+        assert not self._reading
+        self._reading = True
         await asyncio.sleep(0)
-        self._asked = False
-        for pair in self._left:
+        self._reading = False
+        for pair in self._remaining:
             return pair
         raise StopAsyncIteration
 
@@ -105,7 +105,7 @@ INPUTS: dict[str, Callable[[], Targets]] = {
     "a deque": lambda: deque(PAIRS),
     "the items of a dict": {"ws-1": "a", "ws-2": "b", "ws-3": "c"}.items,
     "the keys of a dict": lambda: dict.fromkeys(PAIRS, 1).keys(),
-    "a list of lists": lambda: targets(*map(list, PAIRS)),
+    "a list of lists": lambda: untyped(*map(list, PAIRS)),
     "a list of refs": lambda: list(REFS),
     "an iterator": lambda: iter(PAIRS),
     "a zip": lambda: zip(["ws-1"] * 3, "abc", strict=True),
@@ -120,44 +120,44 @@ INPUTS: dict[str, Callable[[], Targets]] = {
 
 class TestInput:
     @pytest.mark.parametrize("make", INPUTS.values(), ids=INPUTS.keys())
-    async def test_every_target_of_it_is_stopped_once(
+    async def test_every_target_is_stopped_once(
         self, runtimes: Emulator, session: BctrlSession, make: Callable[[], Targets]
     ) -> None:
         runtimes.add_runtime("ws-2", "b")
         runtimes.add_runtime("ws-3", "c")
 
-        told = await outcomes(session, make())
+        outcomes = await stop_all(session, make())
 
-        assert [each.result for each in told] == [StopResult.STOPPED] * 3
-        assert Counter(each.target for each in told) == runtimes.received
-        assert {each.target.alias for each in told} == {"a", "b", "c"}
+        assert [outcome.result for outcome in outcomes] == [StopResult.STOPPED] * 3
+        assert Counter(outcome.target for outcome in outcomes) == runtimes.received
+        assert {outcome.target.alias for outcome in outcomes} == {"a", "b", "c"}
 
-    async def test_the_order_of_it_is_that_of_the_indexes(
+    async def test_outcomes_are_indexed_in_input_order(
         self, runtimes: Emulator, session: BctrlSession
     ) -> None:
-        for given in (list(REFS), Stream(PAIRS), async_generator(), generator()):
-            told = await outcomes(session, given)
-            assert [each.target for each in told] == REFS
+        for source in (list(REFS), Stream(PAIRS), async_generator(), generator()):
+            outcomes = await stop_all(session, source)
+            assert [outcome.target for outcome in outcomes] == REFS
         assert runtimes.received.total() == 12
 
-    @pytest.mark.parametrize("given", [[], (), set(), iter(()), Stream(())], ids=repr)
-    async def test_an_empty_one_is_a_run_without_outcomes(
-        self, runtimes: Emulator, session: BctrlSession, given: Targets
+    @pytest.mark.parametrize("source", [[], (), set(), iter(()), Stream(())], ids=repr)
+    async def test_an_empty_input_has_no_outcomes(
+        self, runtimes: Emulator, session: BctrlSession, source: Targets
     ) -> None:
-        report = await session.stop_runtimes(given)
+        report = await session.stop_runtimes(source)
 
         assert (report.ok, report.total, report.counts) == (True, 0, Counter())
         assert runtimes.requests == []
 
-    async def test_a_target_that_is_there_twice_has_two_outcomes(
+    async def test_a_duplicate_target_has_two_outcomes(
         self, runtimes: Emulator, session: BctrlSession
     ) -> None:
-        told = await outcomes(session, [("ws-1", "a"), ("ws-1", "a")])
+        outcomes = await stop_all(session, [("ws-1", "a"), ("ws-1", "a")])
 
-        assert sorted(str(each.result) for each in told) == ["already_stopped", "stopped"]
+        assert sorted(str(outcome.result) for outcome in outcomes) == ["already_stopped", "stopped"]
         assert runtimes.received["ws-1", "a"] == 2
 
-    async def test_rows_of_a_database_are_read(
+    async def test_database_rows_are_targets(
         self, runtimes: Emulator, session: BctrlSession
     ) -> None:
         with closing(sqlite3.connect(":memory:")) as database:
@@ -165,12 +165,12 @@ class TestInput:
             database.execute("create table runtimes (workspace text, alias text)")
             database.executemany("insert into runtimes values (?, ?)", PAIRS)
             rows = database.execute("select workspace, alias from runtimes order by alias")
-            told = await outcomes(session, cast("Targets", rows))
-            every = database.execute("select * from runtimes").fetchall()
+            outcomes = await stop_all(session, cast("Targets", rows))
+            all_rows = database.execute("select * from runtimes").fetchall()
 
-        assert [each.target for each in told] == REFS
-        assert {each.result for each in told} == {StopResult.STOPPED}
-        assert [as_target(row) for row in every] == REFS
+        assert [outcome.target for outcome in outcomes] == REFS
+        assert {outcome.result for outcome in outcomes} == {StopResult.STOPPED}
+        assert [as_target(row) for row in all_rows] == REFS
         assert set(runtimes.received) == set(PAIRS)
 
     @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ class TestInput:
             (lambda: Stream(PAIRS), None),
         ],
     )
-    async def test_its_length_is_known_where_it_has_one(
+    async def test_total_is_the_length_of_the_input_or_none(
         self, session: BctrlSession, make: Callable[[], Targets], length: int | None
     ) -> None:
         batch = session.stop_runtimes(make())
@@ -194,7 +194,7 @@ class TestInput:
         assert (batch.total, batch.read) == (length, 0)
         batch.close()
 
-    async def test_it_is_read_no_faster_than_it_is_worked_off(
+    async def test_targets_are_read_only_as_workers_become_free(
         self, runtimes: Emulator, session: BctrlSession
     ) -> None:
         read = 0
@@ -212,7 +212,7 @@ class TestInput:
 
         assert read == batch.read == 15
 
-    async def test_many_readers_of_a_slow_one_get_each_item_once(self) -> None:
+    async def test_concurrent_readers_of_a_slow_input_get_each_item_once(self) -> None:
         source = Input(Stream([("ws-1", str(number)) for number in range(50)]))
         items: list[tuple[int, object]] = []
 
@@ -225,25 +225,25 @@ class TestInput:
         assert items == [(number, ("ws-1", str(number))) for number in range(50)]
         assert (source.count, source.closed, source.error) == (50, True, None)
 
-    async def test_only_one_with_a_length_that_need_not_be_awaited_is_finite(self) -> None:
+    async def test_only_a_sized_sync_input_can_be_drained(self) -> None:
         class Sized(Stream):
             def __len__(self) -> int:
                 return 3
 
-        sources = [Input(each) for each in (PAIRS, generator(), Stream(PAIRS), Sized(PAIRS))]
+        sources = [Input(targets) for targets in (PAIRS, generator(), Stream(PAIRS), Sized(PAIRS))]
 
         assert [source.can_drain for source in sources] == [True, False, False, False]
         assert [source.is_async for source in sources] == [False, False, True, True]
         assert sources[3].length == 3
 
-    async def test_nothing_is_read_after_its_end(self) -> None:
+    async def test_nothing_is_read_from_a_closed_input(self) -> None:
         for source in (Input(PAIRS), Input(Stream(PAIRS))):
             source.closed = True
             assert (source.next_nowait(), await source.next()) == (None, None)
             assert source.count == 0
 
 
-class TestRefusal:
+class TestInvalidInput:
     @pytest.mark.parametrize(
         ("given", "kind"),
         [
@@ -255,7 +255,9 @@ class TestRefusal:
             (RuntimeRef("ws-1", "a"), "RuntimeRef"),
         ],
     )
-    def test_what_is_no_list_of_targets_is_refused_at_once(self, given: object, kind: str) -> None:
+    def test_text_mappings_and_single_targets_are_rejected_at_once(
+        self, given: object, kind: str
+    ) -> None:
         session = BctrlSession("key")
         with pytest.raises(BctrlConfigError) as caught:
             session.stop_runtimes(given)  # type: ignore[arg-type]
@@ -267,7 +269,7 @@ class TestRefusal:
     @pytest.mark.parametrize(
         ("given", "kind"), [(3, "int"), (None, "NoneType"), (generator, "function")]
     )
-    def test_what_cannot_be_iterated_over_is_refused_at_once(
+    def test_an_input_that_is_not_iterable_is_rejected_at_once(
         self, given: object, kind: str
     ) -> None:
         session = BctrlSession("key")
@@ -279,36 +281,36 @@ class TestRefusal:
             "Pass an iterable or async iterable of (workspace id, alias)"
         )
 
-    async def test_a_plain_pair_in_place_of_a_list_of_pairs_stops_nothing(
+    async def test_a_plain_pair_as_input_stops_nothing(
         self, runtimes: Emulator, session: BctrlSession
     ) -> None:
-        told = await outcomes(session, cast("Targets", ("ws-1", "a")))
+        outcomes = await stop_all(session, cast("Targets", ("ws-1", "a")))
 
-        assert [str(each.result) for each in told] == ["rejected", "rejected"]
+        assert [str(outcome.result) for outcome in outcomes] == ["rejected", "rejected"]
         assert runtimes.requests == []
 
 
-GOOD: dict[str, object] = {
+VALID_TARGETS: dict[str, object] = {
     "a tuple": ("ws-1", "a"),
     "a list": ["ws-1", "a"],
     "a ref": RuntimeRef("ws-1", "a"),
     "a deque": deque(("ws-1", "a")),
-    "a list of one's own": UserList(("ws-1", "a")),
+    "a UserList": UserList(("ws-1", "a")),
     "values of a dict": {"workspace": "ws-1", "alias": "a"}.values(),
-    "an enum's text": ("ws-1", Name.ALIAS),
+    "a str enum": ("ws-1", Alias.A),
 }
 
 
-class TestTargets:
-    @pytest.mark.parametrize("item", GOOD.values(), ids=GOOD.keys())
-    async def test_any_pair_of_texts_is_one(
+class TestValidTargets:
+    @pytest.mark.parametrize("item", VALID_TARGETS.values(), ids=VALID_TARGETS.keys())
+    async def test_any_pair_of_texts_is_a_target(
         self, runtimes: Emulator, session: BctrlSession, item: object
     ) -> None:
-        (told,) = await outcomes(session, targets(item))
+        (outcome,) = await stop_all(session, untyped(item))
 
-        assert told.target == as_target(item) == RuntimeRef("ws-1", "a")
-        assert type(told.target) is RuntimeRef
-        assert (told.result, told.attempts, told.error) == (StopResult.STOPPED, 1, None)
+        assert outcome.target == as_target(item) == RuntimeRef("ws-1", "a")
+        assert type(outcome.target) is RuntimeRef
+        assert (outcome.result, outcome.attempts, outcome.error) == (StopResult.STOPPED, 1, None)
         assert runtimes.received == {("ws-1", "a"): 1}
 
     @pytest.mark.parametrize(
@@ -317,15 +319,15 @@ class TestTargets:
     async def test_a_workspace_id_may_be_a_uuid(
         self, runtimes: Emulator, session: BctrlSession, item: object
     ) -> None:
-        (told,) = await outcomes(session, targets(item))
+        (outcome,) = await stop_all(session, untyped(item))
 
-        assert told.target == RuntimeRef(str(WORKSPACE), "a")
-        assert type(told.target.workspace_id) is str
+        assert outcome.target == RuntimeRef(str(WORKSPACE), "a")
+        assert type(outcome.target.workspace_id) is str
         assert runtimes.received == {(str(WORKSPACE), "a"): 1}
 
 
-NONE: dict[str, tuple[object, RuntimeRef, str]] = {
-    # What it is, what stands for it in the account, and what its error says.
+INVALID_TARGETS: dict[str, tuple[object, RuntimeRef, str]] = {
+    # The item, the target of its outcome, and a part of the text of its error.
     "None": (None, RuntimeRef("", "None"), "invalid target None"),
     "a number": (3, RuntimeRef("", "3"), "invalid target 3"),
     "a two-letter text": ("ab", RuntimeRef("", "ab"), "invalid target 'ab'"),
@@ -373,52 +375,56 @@ NONE: dict[str, tuple[object, RuntimeRef, str]] = {
 }
 
 
-class TestNoTargets:
-    @pytest.mark.parametrize(("item", "target", "says"), NONE.values(), ids=NONE.keys())
-    async def test_each_one_is_rejected_and_named_and_the_others_are_stopped(
+class TestInvalidTargets:
+    @pytest.mark.parametrize(
+        ("item", "target", "text"), INVALID_TARGETS.values(), ids=INVALID_TARGETS.keys()
+    )
+    async def test_an_invalid_target_is_rejected_and_the_others_are_stopped(
         self,
         runtimes: Emulator,
         session: BctrlSession,
         item: object,
         target: RuntimeRef,
-        says: str,
+        text: str,
     ) -> None:
-        first, told, last = await outcomes(session, targets(("ws-1", "a"), item, ("ws-1", "b")))
+        first, outcome, last = await stop_all(session, untyped(("ws-1", "a"), item, ("ws-1", "b")))
 
-        assert (told.result, told.target, told.attempts) == (StopResult.REJECTED, target, 0)
-        assert type(told.error) is BctrlConfigError
-        assert says in str(told.error)
-        assert told.runtime is None
+        assert (outcome.result, outcome.target, outcome.attempts) == (
+            StopResult.REJECTED,
+            target,
+            0,
+        )
+        assert type(outcome.error) is BctrlConfigError
+        assert text in str(outcome.error)
+        assert outcome.runtime is None
         assert (first.result, last.result) == (StopResult.STOPPED, StopResult.STOPPED)
         assert runtimes.received == {("ws-1", "a"): 1, ("ws-1", "b"): 1}
 
-    async def test_an_object_of_another_kind_is_named(self, session: BctrlSession) -> None:
+    async def test_the_error_of_any_other_object_has_its_repr(self, session: BctrlSession) -> None:
         class Thing:
             def __repr__(self) -> str:
                 return "<Thing 7>"
 
-        (told,) = await outcomes(session, targets(Thing()))
+        (outcome,) = await stop_all(session, untyped(Thing()))
 
-        assert told.target == RuntimeRef("", "<Thing 7>")
-        assert str(told.error).startswith("invalid target <Thing 7>: expected")
+        assert outcome.target == RuntimeRef("", "<Thing 7>")
+        assert str(outcome.error).startswith("invalid target <Thing 7>: expected")
 
-    async def test_an_object_that_cannot_be_shown_is_rejected_all_the_same(
-        self, session: BctrlSession
-    ) -> None:
+    async def test_an_object_whose_repr_raises_is_rejected(self, session: BctrlSession) -> None:
         class Thing:
             def __repr__(self) -> str:
                 raise LookupError
 
-        (told,) = await outcomes(session, targets(Thing()))
+        (outcome,) = await stop_all(session, untyped(Thing()))
 
-        assert "<Thing instance at" in str(told.error)
+        assert "<Thing instance at" in str(outcome.error)
 
-    async def test_a_generator_of_two_is_none_and_is_not_read(self, session: BctrlSession) -> None:
+    async def test_an_iterator_of_two_is_rejected_and_not_read(self, session: BctrlSession) -> None:
         pair = iter(("ws-1", "a"))
 
-        (told,) = await outcomes(session, targets(pair))
+        (outcome,) = await stop_all(session, untyped(pair))
 
-        assert told.result is StopResult.REJECTED
+        assert outcome.result is StopResult.REJECTED
         assert list(pair) == ["ws-1", "a"]
 
     @pytest.mark.parametrize(
@@ -426,7 +432,7 @@ class TestNoTargets:
         ["x" * 10**6, list(range(10**5)), ("ws-1", ["x" * 10**6])],
         ids=["text", "list", "in"],
     )
-    def test_a_large_one_is_named_in_short(self, item: object) -> None:
+    def test_the_repr_of_a_large_item_is_shortened(self, item: object) -> None:
         with pytest.raises(BctrlConfigError) as caught:
             as_target(item)
 
@@ -434,8 +440,10 @@ class TestNoTargets:
         if not isinstance(item, str):
             assert len(str(best_effort_ref(item))) < 200
 
-    async def test_a_report_raises_what_names_each_of_them(self, session: BctrlSession) -> None:
-        report = await session.stop_runtimes(targets("ab", 3, ("ws-1", "a", "b")))
+    async def test_raise_for_failures_names_each_invalid_target(
+        self, session: BctrlSession
+    ) -> None:
+        report = await session.stop_runtimes(untyped("ab", 3, ("ws-1", "a", "b")))
         with pytest.raises(ExceptionGroup, match="3 of 3 stops are not settled") as caught:
             report.raise_for_failures()
 
@@ -446,19 +454,19 @@ class TestNoTargets:
         ]
 
     @pytest.mark.parametrize("item", [("ws-7", ""), ("ws-7", ".."), ("..", "a7")], ids=repr)
-    async def test_the_error_of_one_that_cannot_be_sent_names_both_its_parts(
+    async def test_the_error_of_an_invalid_name_has_the_workspace_id_and_alias(
         self, session: BctrlSession, item: tuple[str, str]
     ) -> None:
-        (told,) = await outcomes(session, [item])
+        (outcome,) = await stop_all(session, [item])
 
-        assert told.error is not None
-        assert (told.error.workspace_id, told.error.alias) == item
+        assert outcome.error is not None
+        assert (outcome.error.workspace_id, outcome.error.alias) == item
 
-    async def test_one_that_breaks_when_it_is_looked_at_has_its_outcome(
+    async def test_an_item_that_raises_on_access_has_an_outcome(
         self, runtimes: Emulator, session: BctrlSession
     ) -> None:
         class Lazy:
-            """A proxy of what cannot be loaded any more."""
+            """A proxy whose object can no longer be loaded."""
 
             @property  # type: ignore[misc]
             def __class__(self) -> type:
@@ -468,7 +476,7 @@ class TestNoTargets:
                 raise LookupError("detached")
 
         class Detached(UserList[str]):
-            """A row that loads itself, of a database that is gone."""
+            """A lazily loaded row of a database that is gone."""
 
             def __len__(self) -> int:
                 return 2
@@ -480,22 +488,22 @@ class TestNoTargets:
             [("ws-1", "a"), Detached(), Lazy(), ("ws-1", "b")],  # type: ignore[list-item]
             concurrency=1,
         )
-        gc.collect()  # A worker that died complains when it is collected: here, not anywhere else.
+        gc.collect()  # A crashed worker warns when it is collected: let it warn in this test.
 
         assert report.total == report.counts.total() == 4
         assert runtimes.received == {("ws-1", "a"): 1, ("ws-1", "b"): 1}
 
 
-class MineError(Exception):
-    """What an input of the tests raises."""
+class InputError(Exception):
+    """Raised by an input of these tests."""
 
 
-def broken(read: int, error: Exception) -> Iterator[Target]:
+def failing(read: int, error: Exception) -> Iterator[Target]:
     yield from PAIRS[:read]
     raise error
 
 
-async def broken_async(read: int, error: Exception) -> AsyncIterator[Target]:
+async def failing_async(read: int, error: Exception) -> AsyncIterator[Target]:
     for pair in PAIRS[:read]:
         await asyncio.sleep(0)
         yield pair
@@ -504,9 +512,9 @@ async def broken_async(read: int, error: Exception) -> AsyncIterator[Target]:
 
 @pytest.mark.parametrize("concurrency", [1, 2, 10])
 @pytest.mark.parametrize("read", [0, 1, 3])
-@pytest.mark.parametrize("make", [broken, broken_async])
-class TestInputThatRaises:
-    async def test_what_was_read_has_its_outcome_before_the_same_exception_comes_out(
+@pytest.mark.parametrize("make", [failing, failing_async])
+class TestInputRaises:
+    async def test_the_error_is_raised_after_the_outcomes_of_the_targets_read(
         self,
         runtimes: Emulator,
         session: BctrlSession,
@@ -514,22 +522,22 @@ class TestInputThatRaises:
         read: int,
         concurrency: int,
     ) -> None:
-        error = MineError("row 4")
-        told: list[RuntimeRef] = []
+        error = InputError("row 4")
+        stopped: list[RuntimeRef] = []
         batch = session.stop_runtimes(
             make(read, error),
             concurrency=concurrency,
-            on_outcome=lambda each: told.append(each.target),
+            on_outcome=lambda outcome: stopped.append(outcome.target),
         )
-        with pytest.raises(MineError) as caught:
+        with pytest.raises(InputError) as caught:
             await batch
 
         assert caught.value is error
-        assert sorted(told) == REFS[:read]
+        assert sorted(stopped) == REFS[:read]
         assert runtimes.received == dict.fromkeys(PAIRS[:read], 1)
-        self.complete(batch.report, read)
+        self.assert_all_stopped(batch.report, read)
 
-    async def test_outcomes_that_are_iterated_over_come_before_it(
+    async def test_the_error_is_raised_after_the_streamed_outcomes(
         self,
         runtimes: Emulator,
         session: BctrlSession,
@@ -537,63 +545,63 @@ class TestInputThatRaises:
         read: int,
         concurrency: int,
     ) -> None:
-        error = MineError("row 4")
-        told: list[RuntimeRef] = []
+        error = InputError("row 4")
+        stopped: list[RuntimeRef] = []
         async with session.stop_runtimes(make(read, error), concurrency=concurrency) as batch:
-            while len(told) < read:
-                told.append((await anext(batch)).target)
-            with pytest.raises(MineError) as caught:
+            while len(stopped) < read:
+                stopped.append((await anext(batch)).target)
+            with pytest.raises(InputError) as caught:
                 await anext(batch)
 
         assert caught.value is error
-        assert sorted(told) == REFS[:read]
+        assert sorted(stopped) == REFS[:read]
         assert runtimes.received == dict.fromkeys(PAIRS[:read], 1)
-        self.complete(batch.report, read)
+        self.assert_all_stopped(batch.report, read)
 
-    def complete(self, report: StopReport, read: int) -> None:
+    def assert_all_stopped(self, report: StopReport, read: int) -> None:
         assert report.total == read
         assert report.counts == ({StopResult.STOPPED: read} if read else {})
         assert report.failures == ()
 
 
-class TestInputThatRaisesOnce:
-    @pytest.mark.parametrize("read_again", [True, False])
-    async def test_it_is_not_read_again(
-        self, runtimes: Emulator, session: BctrlSession, *, read_again: bool
+class TestFailedInput:
+    @pytest.mark.parametrize("several_workers", [True, False])
+    async def test_a_failed_input_is_not_read_again(
+        self, runtimes: Emulator, session: BctrlSession, *, several_workers: bool
     ) -> None:
         class Flaky:
-            asked = 0
+            reads = 0
 
             def __iter__(self) -> Flaky:
                 return self
 
             def __next__(self) -> Target:
-                self.asked += 1
-                if self.asked == 2:
-                    raise MineError
+                self.reads += 1
+                if self.reads == 2:
+                    raise InputError
                 return PAIRS[0]
 
         flaky = Flaky()
-        with pytest.raises(MineError):
-            await session.stop_runtimes(flaky, concurrency=3 if read_again else 1)
+        with pytest.raises(InputError):
+            await session.stop_runtimes(flaky, concurrency=3 if several_workers else 1)
 
-        assert flaky.asked == 2
+        assert flaky.reads == 2
         assert runtimes.received == {PAIRS[0]: 1}
 
-    def test_what_iterating_over_it_raises_comes_out_at_once(self) -> None:
+    def test_an_error_of_iter_is_raised_at_once(self) -> None:
         class Broken:
             def __iter__(self) -> Iterator[Target]:
-                raise MineError("no cursor")
+                raise InputError("no cursor")
 
-        with pytest.raises(MineError, match="no cursor"):
+        with pytest.raises(InputError, match="no cursor"):
             BctrlSession("key").stop_runtimes(Broken())
 
-    async def test_one_that_is_cancelled_does_not_look_like_one_that_ended(
+    async def test_a_generator_that_raises_cancelled_error_has_failed(
         self, runtimes: Emulator, session: BctrlSession
     ) -> None:
         def cancelled() -> Iterator[Target]:
             yield PAIRS[0]
-            raise asyncio.CancelledError  # As `Task.result` of a task that was cancelled does.
+            raise asyncio.CancelledError  # As `Task.result` of a cancelled task does.
 
         batch = session.stop_runtimes(cancelled())
         with pytest.raises(BctrlError, match="the input raised CancelledError"):
@@ -602,7 +610,7 @@ class TestInputThatRaisesOnce:
         assert not batch.report.ok
 
     @pytest.mark.parametrize("concurrency", [1, 5])
-    async def test_an_async_one_that_raises_cancelled_error_has_failed(
+    async def test_an_async_generator_that_raises_cancelled_error_has_failed(
         self, runtimes: Emulator, session: BctrlSession, concurrency: int
     ) -> None:
         """Fault: an async input that raised CancelledError ended the run as a success."""
@@ -637,7 +645,7 @@ def failure(index: int, error: BctrlError | None) -> StopOutcome:
 
 def report_of(*failures: StopOutcome, ended_early: BctrlError | None = None) -> StopReport:
     counts = Counter({StopResult.STOPPED: 2})
-    counts.update(each.result for each in failures)
+    counts.update(outcome.result for outcome in failures)
     return StopReport(
         total=counts.total(),
         counts=counts,
@@ -655,16 +663,16 @@ ENDED = BctrlError("the deadline of 3 s has passed")
 
 
 class TestReport:
-    def test_one_without_failures_is_ok_and_raises_nothing(self) -> None:
+    def test_a_report_without_failures_is_ok_and_raises_nothing(self) -> None:
         report = report_of()
 
         assert report.ok
         report.raise_for_failures()
 
-    def test_one_with_a_failure_is_not_ok(self) -> None:
+    def test_a_report_with_a_failure_is_not_ok(self) -> None:
         assert not report_of(failure(0, TIMEOUT)).ok
 
-    def test_one_of_a_run_that_ended_early_is_not_ok(self) -> None:
+    def test_the_report_of_a_run_that_ended_early_is_not_ok(self) -> None:
         assert not report_of(ended_early=ENDED).ok
 
     def test_a_result_that_did_not_occur_has_a_count_of_0(self) -> None:
@@ -678,7 +686,7 @@ class TestReport:
         assert report.counts["rejected"] == 0  # type: ignore[index]
         assert report.counts["stopped"] == 2  # type: ignore[index]
 
-    def test_the_errors_of_all_failures_are_raised_together_in_their_order(self) -> None:
+    def test_the_errors_of_all_failures_are_raised_as_a_group_in_order(self) -> None:
         with pytest.raises(ExceptionGroup) as caught:
             report_of(failure(1, NETWORK), failure(0, TIMEOUT)).raise_for_failures()
 
@@ -686,21 +694,21 @@ class TestReport:
         assert list(caught.value.exceptions) == [NETWORK, TIMEOUT]
         assert "stop of '0' in workspace 'ws-1'" in str(caught.value.exceptions[1])
 
-    def test_why_it_ended_early_is_raised_first(self) -> None:
+    def test_ended_early_is_the_first_error_of_the_group(self) -> None:
         with pytest.raises(ExceptionGroup) as caught:
             report_of(failure(0, TIMEOUT), ended_early=ENDED).raise_for_failures()
 
         assert caught.value.message == "1 of 3 stops are not settled, and the run ended early"
         assert list(caught.value.exceptions) == [ENDED, TIMEOUT]
 
-    def test_a_run_that_ended_early_without_failures_raises_why(self) -> None:
+    def test_a_run_that_ended_early_without_failures_raises_ended_early(self) -> None:
         with pytest.raises(ExceptionGroup) as caught:
             report_of(ended_early=ENDED).raise_for_failures()
 
         assert caught.value.message == "0 of 2 stops are not settled, and the run ended early"
         assert list(caught.value.exceptions) == [ENDED]
 
-    def test_a_failure_can_be_caught_by_its_kind(self) -> None:
+    def test_a_failure_can_be_caught_by_its_class(self) -> None:
         caught: list[Exception] = []
         try:
             report_of(failure(0, TIMEOUT), ended_early=ENDED).raise_for_failures()
@@ -711,7 +719,7 @@ class TestReport:
 
         assert caught == [TIMEOUT, ENDED]
 
-    def test_raising_leaves_the_report_as_it_is(self) -> None:
+    def test_raising_does_not_change_the_report(self) -> None:
         report = report_of(failure(0, TIMEOUT), ended_early=ENDED)
         for _ in range(2):
             with pytest.raises(ExceptionGroup) as caught:
@@ -719,11 +727,11 @@ class TestReport:
             assert len(caught.value.exceptions) == 2
         assert len(report.failures) == 1
 
-    def test_it_cannot_be_changed(self) -> None:
+    def test_a_report_is_immutable(self) -> None:
         with pytest.raises(AttributeError, match="immutable"):
             report_of().total = 5  # type: ignore[misc]
 
-    async def test_that_of_a_run_counts_what_the_server_did(
+    async def test_the_report_of_a_run_matches_the_server(
         self, runtimes: Emulator, session: BctrlSession
     ) -> None:
         report = await session.stop_runtimes([*PAIRS, ("ws-1", "gone"), ("ws-1", "")])
@@ -735,7 +743,7 @@ class TestReport:
             StopResult.REJECTED: 1,
         }
         assert report.counts[StopResult.UNKNOWN] == report.retries == report.throttled == 0
-        assert [each.index for each in report.failures] == [4]
+        assert [outcome.index for outcome in report.failures] == [4]
         assert runtimes.received.total() == 4
         with pytest.raises(ExceptionGroup, match=re.escape("1 of 5 stops are not settled")):
             report.raise_for_failures()

@@ -1,4 +1,4 @@
-"""`verify=True`: what a stop left open is looked at, in virtual time and on real sockets."""
+"""`verify=True`: poll runtimes that may still be running, in virtual time and on real sockets."""
 
 from __future__ import annotations
 
@@ -41,108 +41,112 @@ from bctrl_async.journal import Journal
 _T = TypeVar("_T")
 Connect = Callable[..., BctrlSession]
 Server = Callable[[float, str], Runtime | BctrlError]
-"""Decides what becomes of a `stop` or `get` that arrives at this time."""
+"""Takes the time and the operation of a request; returns its response."""
 
 STOPPED, ACCEPTED, UNKNOWN = StopResult.STOPPED, StopResult.ACCEPTED, StopResult.UNKNOWN
 NOT_FOUND, NOT_SENT = StopResult.NOT_FOUND, StopResult.NOT_SENT
 
 
-def lost() -> BctrlError:
+def disconnected() -> BctrlError:
     return BctrlNetworkError("the connection broke", may_have_stopped=True)
 
 
-def gone() -> BctrlError:
+def not_found() -> BctrlError:
     return BctrlNotFoundError("404", status=404, code="runtime.not_found")
 
 
-def outcome(result: StopResult, seen: Runtime | None = None) -> StopOutcome:
-    return StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=result, runtime=seen)
+def make_outcome(result: StopResult, polled: Runtime | None = None) -> StopOutcome:
+    return StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=result, runtime=polled)
 
 
 class TestRules:
     @pytest.mark.parametrize(
-        ("ended", "is_so"),
+        ("outcome", "expected"),
         [
-            (outcome(UNKNOWN), True),
-            (outcome(ACCEPTED), True),
-            (outcome(ACCEPTED, runtime("active")), True),
-            (outcome(ACCEPTED, runtime("stopping")), True),
-            (outcome(ACCEPTED, runtime("failed")), False),
-            (outcome(STOPPED, runtime("stopped")), False),
-            (outcome(NOT_FOUND), False),
-            (outcome(StopResult.ALREADY_STOPPED), False),
-            (outcome(StopResult.REJECTED), False),
-            (outcome(NOT_SENT), False),
+            (make_outcome(UNKNOWN), True),
+            (make_outcome(ACCEPTED), True),
+            (make_outcome(ACCEPTED, runtime("active")), True),
+            (make_outcome(ACCEPTED, runtime("stopping")), True),
+            (make_outcome(ACCEPTED, runtime("failed")), False),
+            (make_outcome(STOPPED, runtime("stopped")), False),
+            (make_outcome(NOT_FOUND), False),
+            (make_outcome(StopResult.ALREADY_STOPPED), False),
+            (make_outcome(StopResult.REJECTED), False),
+            (make_outcome(NOT_SENT), False),
         ],
     )
-    def test_what_is_open_is_what_may_still_run(self, ended: StopOutcome, *, is_so: bool) -> None:
-        assert needs_verification(ended) is is_so
+    def test_an_outcome_is_verified_if_the_runtime_may_still_run(
+        self, outcome: StopOutcome, *, expected: bool
+    ) -> None:
+        assert needs_verification(outcome) is expected
 
     @pytest.mark.parametrize("before", [UNKNOWN, ACCEPTED])
-    def test_a_status_means_what_it_means_in_the_answer_to_a_stop(self, before: StopResult) -> None:
-        left = msgspec.structs.replace(outcome(before), error=lost(), attempts=3)
-        stopped = outcome_after_poll(left, runtime("stopped"))
-        failed = outcome_after_poll(left, runtime("failed"))
+    def test_a_polled_status_means_the_same_as_in_the_response_to_a_stop(
+        self, before: StopResult
+    ) -> None:
+        unverified = msgspec.structs.replace(make_outcome(before), error=disconnected(), attempts=3)
+        stopped = outcome_after_poll(unverified, runtime("stopped"))
+        failed = outcome_after_poll(unverified, runtime("failed"))
 
         assert stopped == msgspec.structs.replace(
-            left, result=STOPPED, runtime=runtime("stopped"), error=None
+            unverified, result=STOPPED, runtime=runtime("stopped"), error=None
         )
         assert failed is not None
         assert (failed.result, failed.error, failed.attempts) == (ACCEPTED, None, 3)
         assert failed.runtime is not None
         assert failed.runtime.status is RuntimeStatus.FAILED
 
-    def test_what_is_gone_is_not_found(self) -> None:
-        error = gone()
-        settled = outcome_after_poll(outcome(ACCEPTED, runtime("active")), error)
+    def test_a_runtime_that_no_longer_exists_is_not_found(self) -> None:
+        error = not_found()
+        settled = outcome_after_poll(make_outcome(ACCEPTED, runtime("active")), error)
         assert settled is not None
         assert (settled.result, settled.error, settled.runtime) == (NOT_FOUND, error, None)
 
     @pytest.mark.parametrize(
-        "seen",
+        "polled",
         [
             runtime("active"),
             runtime("stopping"),
-            lost(),
+            disconnected(),
             BctrlNotFoundError("a proxy's 404", status=404),
             BctrlServerError("500", status=500),
         ],
     )
-    def test_what_says_nothing_settles_nothing(self, seen: Runtime | BctrlError) -> None:
-        assert outcome_after_poll(outcome(UNKNOWN), seen) is None
+    def test_an_inconclusive_poll_settles_nothing(self, polled: Runtime | BctrlError) -> None:
+        assert outcome_after_poll(make_outcome(UNKNOWN), polled) is None
 
-    def test_the_waits_grow_up_to_a_few_seconds_and_end_with_the_patience(self) -> None:
-        looks = PollSchedule(RetryPolicy(), 60, now=100)
-        now, waits = 100.0, []
-        seen: Runtime | None = None
-        while (delay := looks.delay(seen, now)) is not None:
-            waits.append(delay)
+    def test_poll_delays_grow_to_five_seconds_and_end_with_the_patience(self) -> None:
+        schedule = PollSchedule(RetryPolicy(), 60, now=100)
+        now, delays = 100.0, []
+        polled: Runtime | None = None
+        while (delay := schedule.delay(polled, now)) is not None:
+            delays.append(delay)
             now += delay
-            seen = runtime("active")
+            polled = runtime("active")
 
-        assert 0.25 <= waits[0] <= 0.5
-        assert 0.5 <= waits[1] <= 1
-        assert max(waits) == 5
+        assert 0.25 <= delays[0] <= 0.5
+        assert 0.5 <= delays[1] <= 1
+        assert max(delays) == 5
         assert now == pytest.approx(160)
 
-    def test_without_patience_there_is_one_look(self) -> None:
-        looks = PollSchedule(RetryPolicy(patience=0), 0, now=100)
-        assert looks.delay(None, 100) == 0
-        assert looks.delay(runtime("active"), 100) is None
+    def test_without_patience_there_is_one_poll(self) -> None:
+        schedule = PollSchedule(RetryPolicy(patience=0), 0, now=100)
+        assert schedule.delay(None, 100) == 0
+        assert schedule.delay(runtime("active"), 100) is None
 
     @pytest.mark.parametrize(
-        "seen",
+        "polled",
         [
             BctrlPermissionError("403", status=403),
             BctrlResponseError("not JSON", status=200),
             BctrlError("cut off"),
         ],
     )
-    def test_an_error_that_will_come_again_ends_the_looks(self, seen: BctrlError) -> None:
-        looks = PollSchedule(RetryPolicy(), 60, now=0)
-        assert looks.delay(None, 0) is not None
-        assert looks.delay(seen, 1) is None
-        assert looks.delay(lost(), 1) is not None
+    def test_a_permanent_error_ends_the_polls(self, polled: BctrlError) -> None:
+        schedule = PollSchedule(RetryPolicy(), 60, now=0)
+        assert schedule.delay(None, 0) is not None
+        assert schedule.delay(polled, 1) is None
+        assert schedule.delay(disconnected(), 1) is not None
 
 
 def pollers(batch: StopBatch) -> list[asyncio.Task[None]]:
@@ -152,22 +156,22 @@ def pollers(batch: StopBatch) -> list[asyncio.Task[None]]:
 
 
 class Simulation:
-    """A session whose requests go to a server that exists only in virtual time."""
+    """A session whose attempts go to a simulated server, in virtual time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
         self.requests: Counter[str] = Counter()
         self.seconds = 0.0
         self.outcomes: list[StopOutcome] = []
-        self.sent: list[float] = []
+        self.sent_at: list[float] = []
         self.received: Counter[str] = Counter()
         self.stuck = 0
-        """How many of the first ones stay active for ever."""
+        """The number of targets, from the first, that stay active for ever."""
 
         async def attempt(_: Sender, call: Call[Runtime], *__: object) -> Runtime | BctrlError:
             loop = asyncio.get_running_loop()
             self.requests[call.operation.name] += 1
             if call.operation.stops:
-                self.sent.append(loop.time())
+                self.sent_at.append(loop.time())
                 self.received[call.alias or ""] += 1
             await asyncio.sleep(0.1)
             if int((call.alias or "")[1:]) < self.stuck:
@@ -181,9 +185,9 @@ class Simulation:
     ) -> _T:
         async def scenario() -> _T:
             async with BctrlSession("key", base_url="http://127.0.0.1:9", rate=rate) as session:
-                ended = await main(session)
+                returned = await main(session)
             self.seconds = asyncio.get_running_loop().time()
-            return ended
+            return returned
 
         return virtual_time.run(scenario())
 
@@ -219,102 +223,98 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
     return lambda server: Simulation(monkeypatch, server)
 
 
-def slowly(until: float) -> Server:
-    """Take a minute over it."""
+def active_until(until: float) -> Server:
+    """Report every runtime as active until this time, and as stopped from then on."""
     return lambda now, _: runtime("active" if now < until else "stopped")
 
 
-class TestWaiting:
-    def test_what_was_accepted_is_looked_at_until_it_is_stopped(self, simulate: Simulate) -> None:
-        simulation = simulate(slowly(60))
+class TestPolling:
+    def test_an_accepted_stop_is_polled_until_it_is_stopped(self, simulate: Simulate) -> None:
+        simulation = simulate(active_until(60))
         report = simulation.stop()
 
         assert report.counts == {STOPPED: 1}
         assert 60 <= simulation.seconds <= 66
         assert simulation.requests["stop"] == 1
         assert simulation.requests["get"] <= 20
-        [ended] = simulation.outcomes
-        assert ended.runtime is not None
-        assert ended.runtime.status is RuntimeStatus.STOPPED
-        assert (ended.attempts, ended.error, report.retries) == (1, None, 0)
+        [outcome] = simulation.outcomes
+        assert outcome.runtime is not None
+        assert outcome.runtime.status is RuntimeStatus.STOPPED
+        assert (outcome.attempts, outcome.error, report.retries) == (1, None, 0)
 
-    def test_many_are_looked_at_at_once(self, simulate: Simulate) -> None:
-        simulation = simulate(slowly(60))
+    def test_many_runtimes_are_polled_concurrently(self, simulate: Simulate) -> None:
+        simulation = simulate(active_until(60))
         assert simulation.stop(100).counts == {STOPPED: 100}
         assert simulation.seconds <= 70
 
-    def test_what_is_stopped_at_once_is_not_looked_at(self, simulate: Simulate) -> None:
+    def test_a_runtime_that_stops_at_once_is_not_polled(self, simulate: Simulate) -> None:
         simulation = simulate(lambda *_: runtime("stopped"))
         assert simulation.stop(100).counts == {STOPPED: 100}
         assert simulation.requests == {"stop": 100}
 
     @pytest.mark.parametrize(("status", "result"), [("stopped", STOPPED), ("failed", ACCEPTED)])
-    def test_what_was_unknown_is_settled_by_a_status_in_which_nothing_runs(
+    def test_an_unknown_stop_is_settled_by_a_final_status(
         self, simulate: Simulate, status: str, result: StopResult
     ) -> None:
-        simulation = simulate(lambda _, name: lost() if name == "stop" else runtime(status))
+        simulation = simulate(lambda _, name: disconnected() if name == "stop" else runtime(status))
         report = simulation.stop(retry=RetryPolicy(attempts=1))
 
         assert report.ok
         assert report.counts == {result: 1}
-        [ended] = simulation.outcomes
-        assert ended.runtime == runtime(status)
-        assert ended.error is None
+        [outcome] = simulation.outcomes
+        assert outcome.runtime == runtime(status)
+        assert outcome.error is None
         assert simulation.requests["get"] == 1
 
     @pytest.mark.parametrize("patience", [None, 60, 0])
-    def test_without_a_deadline_it_ends_with_the_patience_of_the_policy(
+    def test_without_a_deadline_polling_ends_with_the_patience(
         self, simulate: Simulate, patience: float | None
     ) -> None:
-        simulation = simulate(slowly(10_000))
+        simulation = simulate(active_until(10_000))
         report = simulation.stop(retry=RetryPolicy(patience=patience))
 
         assert report.ok
         assert report.counts == {ACCEPTED: 1}
-        longest = 300 if patience is None else patience
-        assert longest <= simulation.seconds <= longest + 1
+        expected = 300 if patience is None else patience
+        assert expected <= simulation.seconds <= expected + 1
         assert simulation.requests["get"] >= 1
 
-    def test_a_deadline_ends_it_and_the_outcome_is_what_it_was(self, simulate: Simulate) -> None:
-        simulation = simulate(slowly(10_000))
+    def test_a_deadline_ends_polling_and_keeps_the_outcomes(self, simulate: Simulate) -> None:
+        simulation = simulate(active_until(10_000))
         report = simulation.stop(150, deadline=30)
 
         assert simulation.seconds == pytest.approx(30)
         assert report.counts == {ACCEPTED: 150}
-        # All of the input was worked off.
+        # The whole input was processed.
         assert (report.ok, report.ended_early) == (True, None)
 
-    def test_what_takes_its_time_keeps_nothing_else_from_being_stopped(
-        self, simulate: Simulate
-    ) -> None:
+    def test_slow_runtimes_do_not_delay_other_stops(self, simulate: Simulate) -> None:
         simulation = simulate(lambda *_: runtime("stopped"))
         simulation.stuck = 100
         report = simulation.stop(300, deadline=30)
 
         assert report.counts == {ACCEPTED: 100, STOPPED: 200}
-        assert max(simulation.sent) < 1
+        assert max(simulation.sent_at) < 1
 
-    def test_with_a_limit_on_the_rate_the_stops_come_first(self, simulate: Simulate) -> None:
-        simulation = simulate(slowly(10_000))
+    def test_stops_come_before_polls_if_the_rate_is_limited(self, simulate: Simulate) -> None:
+        simulation = simulate(active_until(10_000))
         report = simulation.stop(800, concurrency=10, deadline=120, rate=10)
 
         assert report.counts == {ACCEPTED: 800}
-        assert max(simulation.sent) <= 81
+        assert max(simulation.sent_at) <= 81
         assert simulation.requests["get"] > 300
 
-    @pytest.mark.parametrize("at_once", [0, 1000])
-    def test_a_deadline_that_ends_nothing_but_looks_ends_nothing_early(
-        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, at_once: int
+    @pytest.mark.parametrize("max_pollers", [0, 1000])
+    def test_a_deadline_that_ends_only_polls_does_not_end_the_run_early(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, max_pollers: int
     ) -> None:
-        monkeypatch.setattr("bctrl_async.bulk._verify._MAX_POLLERS", at_once)
-        report = simulate(slowly(10_000)).stop(3, deadline=30)
+        monkeypatch.setattr("bctrl_async.bulk._verify._MAX_POLLERS", max_pollers)
+        report = simulate(active_until(10_000)).stop(3, deadline=30)
 
         assert report.counts == {ACCEPTED: 3}
         assert (report.ok, report.ended_early) == (True, None)
 
-    def test_a_look_whose_answer_breaks_off_is_an_answer_and_no_outage(
-        self, simulate: Simulate
-    ) -> None:
+    def test_a_truncated_response_to_a_poll_is_not_an_outage(self, simulate: Simulate) -> None:
         def answer(_: float, name: str) -> Runtime | BctrlError:
             return runtime("active") if name == "stop" else BctrlNetworkError("half", status=200)
 
@@ -330,53 +330,53 @@ class TestWaiting:
         assert report.counts == {ACCEPTED: 4}
         assert report.ok
 
-    def test_those_that_are_looked_at_are_in_flight(self, simulate: Simulate) -> None:
-        simulation = simulate(slowly(10_000))
+    def test_polls_count_as_in_flight(self, simulate: Simulate) -> None:
+        simulation = simulate(active_until(10_000))
 
         async def main(session: BctrlSession) -> set[int]:
             batch = session.stop_runtimes([("ws-1", "r0"), ("ws-1", "r1")], verify=True)
             running = asyncio.create_task(batch)
-            seen = set()
+            counts_in_flight = set()
             await asyncio.sleep(0.15)
             assert batch.counts == {}
             while simulation.requests["get"] < 10:
                 await asyncio.sleep(0.01)
-                seen.add(batch.in_flight)
+                counts_in_flight.add(batch.in_flight)
             running.cancel()
             await asyncio.wait([running])
             assert not pollers(batch)
-            return seen
+            return counts_in_flight
 
         assert {0, 1} <= simulation.run(main) <= {0, 1, 2}
 
-    def test_while_very_many_are_polled_no_more_are_begun(
+    def test_no_target_is_begun_while_all_pollers_are_busy(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("bctrl_async.bulk._verify._MAX_POLLERS", 5)
-        simulation = simulate(slowly(60))
+        simulation = simulate(active_until(60))
         report = simulation.stop(50, concurrency=3)
 
         assert report.counts == {STOPPED: 50}
-        assert sum(sent < 30 for sent in simulation.sent) == 5 + 3
+        assert sum(time < 30 for time in simulation.sent_at) == 5 + 3
 
-    def test_an_input_that_comes_slowly_keeps_no_outcome_waiting(self, simulate: Simulate) -> None:
-        simulation = simulate(slowly(5))
+    def test_a_slow_input_does_not_delay_outcomes(self, simulate: Simulate) -> None:
+        simulation = simulate(active_until(5))
 
         async def main(session: BctrlSession) -> None:
             async def trickle() -> AsyncIterator[tuple[str, str]]:
                 yield "ws-1", "r1"
                 await asyncio.sleep(1000)
 
-            seen_at: list[float] = []
+            delivered_at: list[float] = []
             loop = asyncio.get_running_loop()
             await session.stop_runtimes(
-                trickle(), on_outcome=lambda _: seen_at.append(loop.time()), verify=True
+                trickle(), on_outcome=lambda _: delivered_at.append(loop.time()), verify=True
             )
-            assert seen_at[0] < 15
+            assert delivered_at[0] < 15
 
         simulation.run(main)
 
-    def test_one_whose_polling_is_cancelled_before_it_began_is_accounted_for(
+    def test_a_poller_cancelled_before_it_starts_records_its_outcome(
         self, simulate: Simulate
     ) -> None:
         def answer(*_: object) -> Runtime:
@@ -395,24 +395,24 @@ class TestWaiting:
         batches: list[StopBatch] = []
         assert simulate(answer).run(main).counts == {ACCEPTED: 1}
 
-    def test_a_deadline_that_is_longer_than_the_patience_counts(self, simulate: Simulate) -> None:
-        simulation = simulate(slowly(100))
+    def test_a_deadline_longer_than_the_patience_applies(self, simulate: Simulate) -> None:
+        simulation = simulate(active_until(100))
         report = simulation.stop(deadline=200, retry=RetryPolicy(patience=10))
         assert report.counts == {STOPPED: 1}
 
-    def test_what_was_unknown_stays_so_as_long_as_nothing_is_said(self, simulate: Simulate) -> None:
+    def test_an_unknown_stop_stays_unknown_if_every_poll_fails(self, simulate: Simulate) -> None:
         simulation = simulate(
             lambda _, name: BctrlServerError("500", status=500, may_have_stopped=name == "stop")
         )
         report = simulation.stop(retry=RetryPolicy(attempts=2))
 
         assert report.counts == {UNKNOWN: 1}
-        [ended] = simulation.outcomes
-        assert ended.error is not None
-        assert ended.error.operation == "stop"
-        assert (ended.attempts, ended.error.may_have_stopped) == (2, True)
+        [outcome] = simulation.outcomes
+        assert outcome.error is not None
+        assert outcome.error.operation == "stop"
+        assert (outcome.attempts, outcome.error.may_have_stopped) == (2, True)
 
-    def test_a_look_is_tried_again_by_the_policy(self, simulate: Simulate) -> None:
+    def test_a_failed_poll_is_repeated_as_the_policy_says(self, simulate: Simulate) -> None:
         answers: list[Runtime | BctrlError] = [
             runtime("active"),
             BctrlServerError("503", status=503, retry_after=20),
@@ -425,11 +425,11 @@ class TestWaiting:
         assert simulation.seconds >= 20
         assert (report.throttled, report.retries) == (1, 0)
 
-    def test_an_outage_while_it_looks_costs_a_request_now_and_then(
-        self, simulate: Simulate
-    ) -> None:
+    def test_an_outage_during_polling_costs_few_requests(self, simulate: Simulate) -> None:
         simulation = simulate(
-            lambda now, _: lost() if 2 <= now < 32 else runtime("active" if now < 2 else "stopped")
+            lambda now, _: (
+                disconnected() if 2 <= now < 32 else runtime("active" if now < 2 else "stopped")
+            )
         )
         report = simulation.stop(100)
 
@@ -438,40 +438,42 @@ class TestWaiting:
         assert simulation.seconds <= 45
 
 
-class TestEnds:
-    """However it ends, each target has one outcome, and never a better one than was seen."""
+class TestEnding:
+    """However a run ends, each target has one outcome, no better than the last poll showed."""
 
-    @pytest.mark.parametrize("end", ["abort", "stop_reading", "cancel"])
+    @pytest.mark.parametrize("ending", ["abort", "stop_reading", "cancel"])
     @pytest.mark.parametrize("at", [3, 3.05])
-    def test_it_can_be_interrupted(self, simulate: Simulate, end: str, at: float) -> None:
-        simulation = simulate(slowly(60))
+    def test_a_run_can_be_interrupted_while_it_polls(
+        self, simulate: Simulate, ending: str, at: float
+    ) -> None:
+        simulation = simulate(active_until(60))
 
         async def main(session: BctrlSession) -> StopReport:
             targets = [("ws-1", f"r{number}") for number in range(10)]
             batch = session.stop_runtimes(targets, concurrency=3, verify=True)
             running = asyncio.create_task(batch)
             loop = asyncio.get_running_loop()
-            loop.call_later(at, getattr(running if end == "cancel" else batch, end))
+            loop.call_later(at, getattr(running if ending == "cancel" else batch, ending))
             await asyncio.wait([running])
             assert batch.in_flight == 0
             return batch.report
 
         report = simulation.run(main)
-        # Who begins nothing new still waits for what was begun, and all was begun.
-        assert report.counts == {STOPPED if end == "stop_reading" else ACCEPTED: 10}
+        # All targets were begun, and `stop_reading` lets the polls of those go on.
+        assert report.counts == {STOPPED if ending == "stop_reading" else ACCEPTED: 10}
         assert (report.ok, report.ended_early) == (True, None)
-        assert (simulation.seconds > 60) is (end == "stop_reading")
+        assert (simulation.seconds > 60) is (ending == "stop_reading")
 
-    @pytest.mark.parametrize("end", ["abort", "stop_reading", "cancel", "close"])
-    def test_whenever_it_is_ended_every_target_has_its_one_outcome(
-        self, simulate: Simulate, end: str
+    @pytest.mark.parametrize("ending", ["abort", "stop_reading", "cancel", "close"])
+    def test_every_target_has_one_outcome_whenever_the_run_ends(
+        self, simulate: Simulate, ending: str
     ) -> None:
         def end_at(moment: float) -> None:
             answers = iter(range(1000))
 
             def answer(now: float, name: str) -> Runtime | BctrlError:
                 if name == "stop" and next(answers) % 3 == 0:
-                    return lost()
+                    return disconnected()
                 return runtime("stopped" if now > 1 else "active")
 
             async def main(session: BctrlSession) -> StopReport:
@@ -482,13 +484,13 @@ class TestEnds:
                     verify=True,
                 )
                 running = asyncio.create_task(batch)
-                ways: dict[str, Callable[[], object]] = {
+                endings: dict[str, Callable[[], object]] = {
                     "abort": batch.abort,
                     "stop_reading": batch.stop_reading,
                     "cancel": running.cancel,
                     "close": lambda: closing.append(asyncio.create_task(session.close())),
                 }
-                asyncio.get_running_loop().call_later(moment, ways[end])
+                asyncio.get_running_loop().call_later(moment, endings[ending])
                 await asyncio.wait([running])
                 assert batch.in_flight == 0
                 assert not pollers(batch)
@@ -498,16 +500,16 @@ class TestEnds:
             closing: list[asyncio.Task[None]] = []
             report = simulation.run(main)
             assert report.counts.total() == report.total == 9
-            outcomes = {ended.index: ended for ended in simulation.outcomes}
+            outcomes = {outcome.index: outcome for outcome in simulation.outcomes}
             assert len(outcomes) == len(simulation.outcomes)
-            for ended in [*outcomes.values(), *report.failures]:
-                was_sent = simulation.received[ended.target.alias] > 0
-                assert was_sent is (ended.result is not NOT_SENT)
+            for outcome in [*outcomes.values(), *report.failures]:
+                was_sent = simulation.received[outcome.target.alias] > 0
+                assert was_sent is (outcome.result is not NOT_SENT)
 
         for step in range(80):
             end_at(step * 0.02)
 
-    def test_a_key_that_is_refused_meanwhile_ends_the_run(self, simulate: Simulate) -> None:
+    def test_a_key_rejected_during_polling_ends_the_run(self, simulate: Simulate) -> None:
         simulation = simulate(
             lambda _, name: (
                 runtime("active") if name == "stop" else BctrlAuthenticationError("401", status=401)
@@ -520,21 +522,21 @@ class TestEnds:
         assert simulation.requests["get"] <= 100
         assert simulation.requests["stop"] <= 1000
 
-    def test_what_was_cut_off_is_not_looked_at(self, simulate: Simulate) -> None:
-        simulation = simulate(slowly(60))
+    def test_an_aborted_stop_is_not_polled(self, simulate: Simulate) -> None:
+        simulation = simulate(active_until(60))
         report = simulation.stop(deadline=0.05)
         assert report.counts == {UNKNOWN: 1}
         assert simulation.requests == {"stop": 1}
 
-    def test_a_server_that_is_given_up_is_not_asked_any_more(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda *_: lost())
+    def test_a_server_that_was_given_up_is_not_polled(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda *_: disconnected())
         report = simulation.stop(1000)
         assert report.counts[UNKNOWN] + report.counts[NOT_SENT] == 1000
         assert simulation.requests.total() <= 120
 
 
-class TestOnTheWire:
-    async def test_each_open_outcome_is_settled_by_what_the_server_says(
+class TestOnRealSockets:
+    async def test_each_unverified_outcome_is_settled_by_the_polled_status(
         self, emulator: Emulator, connect: Connect, tmp_path: Path
     ) -> None:
         emulator.inject(Fault.OVERSIZED, alias="crm")
@@ -551,25 +553,25 @@ class TestOnTheWire:
             outcomes: dict[str, StopOutcome] = {}
             report = await session.stop_workspace(
                 "ws-1",
-                on_outcome=lambda ended: outcomes.update({ended.target.alias: ended}),
+                on_outcome=lambda outcome: outcomes.update({outcome.target.alias: outcome}),
                 journal=tmp_path / "journal.jsonl",
                 verify=True,
             )
 
-        assert {alias: ended.result for alias, ended in outcomes.items()} == {
+        assert {alias: outcome.result for alias, outcome in outcomes.items()} == {
             "crm": STOPPED,
             "accepted": STOPPED,
             "broken": STOPPED,
             "failed": ACCEPTED,
             "lost": UNKNOWN,
         }
-        assert [ended.target.alias for ended in report.failures] == ["lost"]
-        assert all(ended.attempts == 1 for ended in outcomes.values())
+        assert [outcome.target.alias for outcome in report.failures] == ["lost"]
+        assert all(outcome.attempts == 1 for outcome in outcomes.values())
         assert emulator.received.total() == 5
         lines = (tmp_path / "journal.jsonl").read_text().splitlines()[1:]
         assert sorted(line.count('"result":"stopped"') for line in lines) == [0, 0, 1, 1, 1]
 
-    async def test_what_a_journal_calls_accepted_is_looked_at_by_the_next_run(
+    async def test_a_stop_that_the_journal_records_as_accepted_is_polled_by_the_next_run(
         self, emulator: Emulator, session: BctrlSession, tmp_path: Path
     ) -> None:
         emulator.inject(Fault.ACCEPTED)
@@ -579,11 +581,11 @@ class TestOnTheWire:
             assert (report.counts, report.ok) == ({result: 1}, True)
 
         assert (report.resumed, report.retries) == (1, 0)
-        # What it was found to be is in the journal, and not looked at again.
+        # The second run recorded it as stopped, so the third one did not poll.
         assert [request.method for request in emulator.requests] == ["POST", "GET"]
         assert journal.read_text().splitlines()[-1].count('"result":"stopped"') == 1
 
-    async def test_the_time_of_an_outcome_is_the_time_until_it_was_settled(
+    async def test_elapsed_includes_the_polls(
         self, emulator: Emulator, connect: Connect, tmp_path: Path
     ) -> None:
         emulator.inject(Fault.ACCEPTED)
@@ -604,7 +606,7 @@ class TestOnTheWire:
         assert resumed.elapsed == pytest.approx(stopped.elapsed, abs=1e-5)
         assert verified.elapsed >= 0.05
 
-    async def test_a_journal_that_fails_while_nothing_but_looks_is_left_is_said(
+    async def test_a_journal_error_during_the_last_polls_is_reported(
         self, emulator: Emulator, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(*_: object) -> None:
@@ -620,7 +622,7 @@ class TestOnTheWire:
         assert str(report.ended_early) == "the journal cannot be written"
         assert not report.ok
 
-    async def test_without_it_nothing_is_looked_at(
+    async def test_without_verify_nothing_is_polled(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(Fault.ACCEPTED)
@@ -628,7 +630,7 @@ class TestOnTheWire:
         assert report.counts == {ACCEPTED: 1}
         assert [request.method for request in emulator.requests] == ["POST"]
 
-    async def test_a_session_that_is_closed_meanwhile_ends_it(
+    async def test_closing_the_session_ends_the_run(
         self, emulator: Emulator, connect: Connect
     ) -> None:
         emulator.inject(Fault.ACCEPTED)

@@ -1,4 +1,4 @@
-"""`stop_workspace`: what is listed and fits is stopped, and has one outcome each."""
+"""`stop_workspace`: list the runtimes of a workspace, and stop those that match."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult
 
 @pytest.fixture
 def workspace(emulator: Emulator) -> Emulator:
-    """Three runtimes that are active, and two that are not, beside another workspace."""
+    """Three active runtimes and two inactive ones, and an active one in another workspace."""
     emulator.add_runtime("ws-1", "table", kind="spreadsheet")
     emulator.add_runtime("ws-1", "a/b")
     emulator.add_runtime("ws-1", "done", status="stopped")
@@ -42,22 +42,22 @@ def workspace(emulator: Emulator) -> Emulator:
     return emulator
 
 
-def stops(emulator: Emulator) -> set[str | None]:
+def aliases_stopped(emulator: Emulator) -> set[str | None]:
     return {request.alias for request in emulator.requests if request.method == "POST"}
 
 
-class TestWhatIsStopped:
-    async def test_what_is_active_unless_it_is_said_otherwise(
+class TestSelection:
+    async def test_active_runtimes_are_stopped_by_default(
         self, workspace: Emulator, session: BctrlSession
     ) -> None:
         report = await session.stop_workspace("ws-1")
 
         assert report.ok
         assert report.counts == {STOPPED: 3}
-        assert stops(workspace) == {"crm", "table", "a/b"}
+        assert aliases_stopped(workspace) == {"crm", "table", "a/b"}
         assert workspace.status("ws-2", "crm") == "active"
 
-    async def test_one_that_is_ended_before_it_runs_lists_nothing(
+    async def test_stop_reading_before_the_run_lists_nothing(
         self, workspace: Emulator, session: BctrlSession
     ) -> None:
         batch = session.stop_workspace("ws-1")
@@ -68,7 +68,7 @@ class TestWhatIsStopped:
         assert report.ended_early is not None
         assert workspace.requests == []
 
-    async def test_the_timeout_is_for_the_list_as_well(
+    async def test_the_timeout_applies_to_the_list(
         self, workspace: Emulator, connect: Connect
     ) -> None:
         workspace.inject(Fault.HANG, method="GET")
@@ -76,23 +76,25 @@ class TestWhatIsStopped:
             report = await session.stop_workspace("ws-1", timeout=0.1)
         assert report.counts == {STOPPED: 3}
 
-    async def test_what_a_filter_means(self, workspace: Emulator, session: BctrlSession) -> None:
+    async def test_a_filter_selects_runtimes(
+        self, workspace: Emulator, session: BctrlSession
+    ) -> None:
         await session.stop_workspace("ws-1", where=RuntimeFilter(kind="spreadsheet"))
-        assert stops(workspace) == {"table"}
+        assert aliases_stopped(workspace) == {"table"}
 
-    async def test_what_a_function_wants_whatever_its_status(
+    async def test_a_function_selects_runtimes_of_any_status(
         self, workspace: Emulator, session: BctrlSession
     ) -> None:
         report = await session.stop_workspace(
-            "ws-1", where=lambda one: one.alias in {"crm", "done"}
+            "ws-1", where=lambda runtime: runtime.alias in {"crm", "done"}
         )
         assert report.counts == {STOPPED: 1, StopResult.ALREADY_STOPPED: 1}
-        assert stops(workspace) == {"crm", "done"}
+        assert aliases_stopped(workspace) == {"crm", "done"}
 
     async def test_a_function_that_raises_cancelled_error_stops_nothing(
         self, workspace: Emulator, session: BctrlSession
     ) -> None:
-        """Fault: another worker listed again, and everything was stopped."""
+        """Fault: another worker fetched the list again, and every runtime was stopped."""
         calls: list[Runtime] = []
 
         def where(runtime: Runtime) -> bool:
@@ -108,14 +110,14 @@ class TestWhatIsStopped:
         assert len(workspace.requests) == len(calls) == 1
         assert not batch.report.ok
 
-    async def test_nothing_where_nothing_fits(
+    async def test_nothing_is_stopped_if_nothing_matches(
         self, workspace: Emulator, session: BctrlSession
     ) -> None:
         report = await session.stop_workspace("ws-1", where=lambda _: False)
         assert (report.ok, report.total) == (True, 0)
-        assert stops(workspace) == set()
+        assert aliases_stopped(workspace) == set()
 
-    async def test_outcomes_come_with_the_workspace_id_that_was_given(
+    async def test_outcomes_have_the_given_workspace_id(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         workspace = uuid.uuid4()
@@ -128,7 +130,7 @@ class TestWhatIsStopped:
         assert streamed[0].target == (str(workspace), "crm")
         assert batch.total == 1
 
-    async def test_more_than_one_worker_takes_from_the_list(
+    async def test_all_workers_share_one_list(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         for number in range(300):
@@ -138,7 +140,7 @@ class TestWhatIsStopped:
         assert report.counts == {STOPPED: 301}
         assert [request.method for request in emulator.requests].count("GET") == 1
 
-    async def test_a_journal_resumes_it(
+    async def test_a_journal_resumes_the_run(
         self, workspace: Emulator, session: BctrlSession, tmp_path: Path
     ) -> None:
         journal = tmp_path / "journal.jsonl"
@@ -152,7 +154,7 @@ class TestWhatIsStopped:
 
 
 class TestUnreadable:
-    async def test_a_runtime_that_cannot_be_read_has_an_outcome_and_the_others_are_stopped(
+    async def test_an_unreadable_runtime_is_rejected_and_the_others_are_stopped(
         self, workspace: Emulator
     ) -> None:
         runtimes = [dict(runtime) for runtime in workspace.runtimes.values()]
@@ -171,9 +173,9 @@ class TestUnreadable:
 
         assert not report.ok
         assert report.counts == {STOPPED: 2, StopResult.REJECTED: 2}
-        unread = [outcome for outcome in outcomes if outcome.result is StopResult.REJECTED]
-        assert {outcome.target for outcome in unread} == {("ws-1", "odd"), ("ws-1", "")}
-        for outcome in unread:
+        rejected = [outcome for outcome in outcomes if outcome.result is StopResult.REJECTED]
+        assert {outcome.target for outcome in rejected} == {("ws-1", "odd"), ("ws-1", "")}
+        for outcome in rejected:
             assert isinstance(outcome.error, BctrlResponseError)
             assert not outcome.error.may_have_stopped
             assert outcome.attempts == 0
@@ -181,7 +183,7 @@ class TestUnreadable:
 
 
 class TestListing:
-    async def test_what_the_list_raises_is_raised_and_in_the_report(
+    async def test_an_error_of_the_list_is_raised_and_reported(
         self, workspace: Emulator, session: BctrlSession
     ) -> None:
         batch = session.stop_workspace("ws-9")
@@ -190,19 +192,21 @@ class TestListing:
 
         assert batch.report.ended_early is caught.value
         assert (batch.report.ok, batch.report.total) == (False, 0)
-        assert stops(workspace) == set()
+        assert aliases_stopped(workspace) == set()
 
-    async def test_while_it_streams_as_well(self, session: BctrlSession) -> None:
+    async def test_an_error_of_the_list_is_raised_by_the_iteration(
+        self, session: BctrlSession
+    ) -> None:
         with pytest.raises(BctrlNotFoundError):
             async with session.stop_workspace("ws-9") as batch:
                 assert [outcome async for outcome in batch] == []
 
-    async def test_a_wrong_key_is_named(self, emulator: Emulator) -> None:
+    async def test_an_invalid_key_is_an_authentication_error(self, emulator: Emulator) -> None:
         async with BctrlSession("wrong", base_url=emulator.url) as session:
             with pytest.raises(BctrlAuthenticationError):
                 await session.stop_workspace("ws-1")
 
-    async def test_it_is_tried_again(self, workspace: Emulator, session: BctrlSession) -> None:
+    async def test_the_list_is_retried(self, workspace: Emulator, session: BctrlSession) -> None:
         workspace.inject(Fault.SERVER_ERROR, method="GET")
         assert (await session.stop_workspace("ws-1")).counts == {STOPPED: 3}
 
@@ -210,7 +214,7 @@ class TestListing:
         with pytest.raises(BctrlServerError):
             await session.stop_workspace("ws-1", retry=RetryPolicy(attempts=2, base=0.001))
 
-    async def test_what_the_filter_raises_is_raised(
+    async def test_an_error_of_where_is_raised(
         self, workspace: Emulator, session: BctrlSession
     ) -> None:
         def fail(runtime: Runtime) -> bool:
@@ -220,33 +224,37 @@ class TestListing:
         with pytest.raises(ZeroDivisionError):
             await batch
         assert "the input raised ZeroDivisionError" in str(batch.report.ended_early)
-        assert stops(workspace) == set()
+        assert aliases_stopped(workspace) == set()
 
-    async def test_a_deadline_covers_it(self, emulator: Emulator, session: BctrlSession) -> None:
+    async def test_the_deadline_includes_the_list(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
         emulator.inject(Fault.HANG, method="GET")
         report = await session.stop_workspace("ws-1", deadline=0.1)
 
         assert "the deadline of 0.1 s has passed" in str(report.ended_early)
         assert report.total == 0
-        assert stops(emulator) == set()
+        assert aliases_stopped(emulator) == set()
 
-    @pytest.mark.parametrize("end", ["stop_reading", "abort"])
-    async def test_it_can_be_interrupted(
-        self, emulator: Emulator, session: BctrlSession, end: str
+    @pytest.mark.parametrize("method", ["stop_reading", "abort"])
+    async def test_the_list_can_be_interrupted(
+        self, emulator: Emulator, session: BctrlSession, method: str
     ) -> None:
         emulator.inject(Fault.HANG, method="GET")
         batch = session.stop_workspace("ws-1")
         running = asyncio.create_task(batch)
         while not emulator.requests:
             await asyncio.sleep(0)
-        getattr(batch, end)()
+        getattr(batch, method)()
         async with asyncio.timeout(5):
             report = await running
 
         assert (report.ok, report.total) == (False, 0)
-        assert stops(emulator) == set()
+        assert aliases_stopped(emulator) == set()
 
-    async def test_it_can_be_cancelled(self, emulator: Emulator, session: BctrlSession) -> None:
+    async def test_the_list_can_be_cancelled(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
         emulator.inject(Fault.HANG, method="GET")
         batch = session.stop_workspace("ws-1")
         running = asyncio.create_task(batch)
@@ -258,7 +266,7 @@ class TestListing:
         assert running.cancelled()
         assert isinstance(batch.report.ended_early, BctrlError)
 
-    async def test_what_is_listed_and_not_begun_is_not_sent(
+    async def test_listed_targets_that_were_not_begun_are_not_sent(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         for number in range(50):
@@ -271,42 +279,42 @@ class TestListing:
 
 
 class TestArguments:
-    async def test_a_bad_workspace_id_is_refused_at_once(self, session: BctrlSession) -> None:
+    async def test_an_invalid_workspace_id_is_rejected_at_once(self, session: BctrlSession) -> None:
         with pytest.raises(BctrlConfigError, match="workspace id"):
             session.stop_workspace("..")
 
     @pytest.mark.parametrize("where", ["active", 7])
-    async def test_a_condition_that_cannot_be_called_is_refused(
+    async def test_a_where_that_is_not_callable_is_rejected(
         self, session: BctrlSession, where: object
     ) -> None:
         with pytest.raises(BctrlConfigError, match="where is a"):
             session.stop_workspace("ws-1", where=where)  # type: ignore[arg-type]  # on purpose
 
-    @pytest.mark.parametrize("how", ["function", "lambda", "object", "future"])
-    async def test_a_condition_to_be_awaited_that_would_choose_all_stops_nothing(
-        self, session: BctrlSession, emulator: Emulator, how: str
+    @pytest.mark.parametrize("kind", ["function", "lambda", "object", "future"])
+    async def test_an_async_where_is_rejected_and_stops_nothing(
+        self, session: BctrlSession, emulator: Emulator, kind: str
     ) -> None:
-        async def nothing(_: Runtime) -> bool:
+        async def match_none(_: Runtime) -> bool:
             return False
 
-        class Nothing:
+        class MatchNone:
             async def __call__(self, _: Runtime) -> bool:
                 return False
 
-        ways: dict[str, Callable[[Runtime], object]] = {
-            "function": nothing,
-            "lambda": lambda runtime: nothing(runtime),  # noqa: PLW0108 - a user's.
-            "object": Nothing(),
+        conditions: dict[str, Callable[[Runtime], object]] = {
+            "function": match_none,
+            "lambda": lambda runtime: match_none(runtime),  # noqa: PLW0108 - users write this.
+            "object": MatchNone(),
             "future": lambda _: asyncio.get_running_loop().create_future(),
         }
         with pytest.raises(BctrlConfigError, match="a plain function"):
-            await session.stop_workspace("ws-1", where=ways[how])
+            await session.stop_workspace("ws-1", where=conditions[kind])
         assert emulator.received.total() == 0
 
     @pytest.mark.parametrize(
         "options", [{"deadline": 0}, {"concurrency": 0}, {"timeout": 0}, {"retry": 3}]
     )
-    async def test_options_are_checked_as_those_of_any_bulk_stop(
+    async def test_options_are_checked_as_in_stop_runtimes(
         self, session: BctrlSession, options: dict[str, object]
     ) -> None:
         with pytest.raises(BctrlConfigError, match=next(iter(options))):
