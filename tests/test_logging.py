@@ -1,4 +1,4 @@
-"""What is logged under `bctrl_async`: retries and throttling, with their ids, and never the key."""
+"""The log lines of `bctrl_async`: retries and throttling, with their ids, never the API key."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _listen(caplog: pytest.LogCaptureFixture) -> None:
+def _capture_debug(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "bctrl_async")
 
 
 class TestRetries:
-    async def test_a_retry_is_told_with_its_ids_its_reason_and_its_delay(
+    async def test_a_retry_is_logged_with_its_ids_reason_and_delay(
         self,
         emulator: Emulator,
         session: BctrlSession,
@@ -68,7 +68,7 @@ class TestRetries:
         assert line.endswith(f"; the next follows in {pauses[0]:.3f} s")
 
     @pytest.mark.usefixtures("pauses")
-    async def test_that_of_a_list_names_the_workspace(
+    async def test_a_retry_of_a_list_names_the_workspace(
         self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
     ) -> None:
         emulator.inject(Fault.SERVER_ERROR, method="GET")
@@ -78,7 +78,7 @@ class TestRetries:
         [line] = lines(caplog, logging.INFO)
         assert line.startswith("attempt 1 to list workspace 'ws-1' failed: ")
 
-    async def test_a_stop_that_works_and_one_that_is_refused_for_good_log_nothing(
+    async def test_a_success_and_a_permanent_error_log_nothing(
         self, session: BctrlSession, caplog: pytest.LogCaptureFixture
     ) -> None:
         await session.stop_runtime("ws-1", "crm")
@@ -87,7 +87,7 @@ class TestRetries:
 
         assert caplog.records == []
 
-    async def test_one_that_nobody_listens_to_is_not_put_into_words(
+    async def test_a_retry_below_the_log_level_logs_nothing(
         self,
         emulator: Emulator,
         session: BctrlSession,
@@ -100,7 +100,7 @@ class TestRetries:
 
         assert caplog.records == []
 
-    async def test_an_alias_cannot_forge_a_line(
+    async def test_an_alias_cannot_forge_a_log_line(
         self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
     ) -> None:
         emulator.add_runtime("ws-1", "100%s {x} \u2028")
@@ -111,12 +111,12 @@ class TestRetries:
         [line] = lines(caplog, logging.INFO)
         assert "'100%s {x} \\u2028'" in line
 
-    async def test_in_an_outage_each_question_to_the_server_is_told(
+    async def test_each_probe_of_an_outage_is_logged(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with socket.socket() as unheard:
-            unheard.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{unused.getsockname()[1]}"
             policy = RetryPolicy(base=0.001, cap=0.001)
             async with BctrlSession(KEY, base_url=url, retry=policy) as session:
                 report = await session.stop_runtimes([("ws-1", f"r{n}") for n in range(9)])
@@ -129,21 +129,21 @@ class TestRetries:
         policy = RetryPolicy(attempts=2, base=0.001)
         breaker = CircuitBreaker(Limiter(10, AdaptiveRate()), policy, 60.0)
 
-        async def go_on(alias: str) -> int:
+        async def retry(alias: str) -> int:
             call = Call(STOP, "ws-1", alias, "/", {}, ClientTimeout(), policy)
             call.retries = RetryState(policy, RetryQuota())
             call.retries.record(BctrlNetworkError("no connection"))
-            questions = 0
+            retries = 0
             while await breaker.wait_to_retry(call):
-                questions += 1
-            return questions
+                retries += 1
+            return retries
 
-        # The first asks twice, the second makes sure, and the third was only waiting.
-        assert await asyncio.gather(*map(go_on, "abc")) == [1, 0, 0]
+        # The first call probes once more, the second confirms, and the third was only waiting.
+        assert await asyncio.gather(*map(retry, "abc")) == [1, 0, 0]
         assert breaker.gave_up
         assert len(lines(caplog, logging.INFO)) == 1
 
-    async def test_every_retry_of_a_bulk_stop_is_told(
+    async def test_every_retry_of_a_bulk_stop_is_logged(
         self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
     ) -> None:
         targets = [("ws-1", f"r{number}") for number in range(20)]
@@ -158,10 +158,10 @@ class TestRetries:
 
 
 class TestThrottling:
-    def test_its_first_refusal_and_its_end_are_told_once_each(
+    def test_the_start_and_the_end_of_throttling_are_logged_once_each(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async def refused_then_not() -> None:
+        async def throttle_then_recover() -> None:
             limiter = Limiter(10, AdaptiveRate())
             for retry_after in (2.0, None, None):
                 await limiter.acquire(60.0)
@@ -171,7 +171,7 @@ class TestThrottling:
                 await asyncio.sleep(0.01)
                 limiter.release("a runtime")
 
-        virtual_time.run(refused_then_not())
+        virtual_time.run(throttle_then_recover())
 
         began, ended = lines(caplog, logging.WARNING)
         assert began == (
@@ -180,7 +180,7 @@ class TestThrottling:
         )
         assert ended.startswith("no longer throttled by the server, after ")
 
-    async def test_it_is_told_once_for_all_stops_of_a_session(
+    async def test_throttling_is_logged_once_for_all_stops_of_a_session(
         self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
     ) -> None:
         targets = [("ws-1", f"r{number}") for number in range(8)]
@@ -194,7 +194,7 @@ class TestThrottling:
         assert len(lines(caplog, logging.WARNING)) == 1
         assert len(lines(caplog, logging.INFO)) == 8
 
-    async def test_a_rate_of_ones_own_is_no_throttling(
+    async def test_the_rate_of_the_session_is_not_logged_as_throttling(
         self, emulator: Emulator, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with BctrlSession("emulator-key", base_url=emulator.url, rate=1000.0) as session:
@@ -204,7 +204,7 @@ class TestThrottling:
 
 
 class TestBulk:
-    async def test_one_that_ends_early_says_why_and_how_far_it_came(
+    async def test_an_early_end_is_logged_with_its_reason_and_counts(
         self, emulator: Emulator, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with BctrlSession("wrong", base_url=emulator.url) as session:
@@ -216,7 +216,7 @@ class TestBulk:
             + report.ended_early.summary
         ]
 
-    async def test_one_that_runs_to_its_end_logs_nothing(
+    async def test_a_complete_run_logs_nothing(
         self, session: BctrlSession, caplog: pytest.LogCaptureFixture
     ) -> None:
         report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "nobody")])
@@ -225,9 +225,9 @@ class TestBulk:
         assert caplog.records == []
 
 
-class TestTheKey:
+class TestKey:
     @pytest.mark.parametrize("status", ["429 X", "500 X", "401 X", f"503 {KEY}"])
-    async def test_it_is_not_logged_when_the_server_echoes_it(
+    async def test_a_key_echoed_by_the_server_is_not_logged(
         self, status: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Fault: the key in debug logs (openai-python#1082)."""
@@ -243,9 +243,11 @@ class TestTheKey:
             await session.stop_runtimes([("ws-1", f"r{number}") for number in range(3)])
 
         assert caplog.records
-        assert KEY not in everything(caplog)
+        assert KEY not in captured_text(caplog)
 
-    async def test_nor_when_the_answer_is_not_http(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_a_key_echoed_in_a_response_that_is_not_http_is_not_logged(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         async with (
             raw_server(answering(f"Bearer {KEY}\r\n\r\n".encode())) as url,
             BctrlSession(KEY, base_url=url, retry=RetryPolicy(base=0.001)) as session,
@@ -254,10 +256,10 @@ class TestTheKey:
                 await session.stop_runtime("ws-1", "crm")
 
         assert caplog.records
-        assert KEY not in everything(caplog)
+        assert KEY not in captured_text(caplog)
 
 
-def everything(caplog: pytest.LogCaptureFixture) -> str:
+def captured_text(caplog: pytest.LogCaptureFixture) -> str:
     return caplog.text + "".join(repr(vars(record)) for record in caplog.records)
 
 
@@ -273,7 +275,7 @@ def log_calls(path: Path) -> list[ast.Call]:
     ]
 
 
-def test_no_template_is_built_from_data() -> None:
+def test_log_templates_are_constants() -> None:
     calls = [call for path in PACKAGE.rglob("*.py") for call in log_calls(path)]
 
     assert calls
@@ -283,7 +285,7 @@ def test_no_template_is_built_from_data() -> None:
         assert str(template.value).count("%") == len(call.args) - 1
 
 
-def test_the_package_leaves_logging_as_the_program_has_it() -> None:
+def test_importing_the_package_configures_no_logging() -> None:
     program = (
         "import logging, bctrl_async; log = logging.getLogger('bctrl_async');"
         "print(log.handlers, log.level, log.propagate, logging.getLogger().handlers)"

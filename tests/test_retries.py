@@ -1,4 +1,4 @@
-"""What is tried again, how often, after how long; and what an attempt may have done."""
+"""Retries of `stop_runtime` over real connections: statuses, delays, and `may_have_stopped`."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ GOOD = http_answer(
 @pytest.mark.parametrize(
     "fault", [Fault.RATE_LIMITED, Fault.SERVER_ERROR, Fault.UNAVAILABLE, Fault.DROP_BEFORE]
 )
-async def test_a_fault_that_did_nothing_is_tried_again(
+async def test_a_fault_without_effect_is_retried(
     emulator: Emulator, session: BctrlSession, pauses: list[float], fault: Fault
 ) -> None:
-    """Fault: a POST on a connection the server just closed is not sent again (aiohttp#6138)."""
+    """Fault: a POST on a connection the server just closed is not resent (aiohttp#6138)."""
     emulator.inject(fault)
 
     runtime = await session.stop_runtime("ws-1", "crm")
@@ -52,20 +52,20 @@ async def test_a_fault_that_did_nothing_is_tried_again(
     assert len(pauses) == 1
 
 
-async def test_a_kept_alive_connection_closed_under_the_client_is_replaced(
+async def test_a_stale_keep_alive_connection_is_replaced(
     emulator: Emulator, session: BctrlSession, pauses: list[float]
 ) -> None:
-    """Fault: a POST on a connection the server just closed is not sent again (aiohttp#6138)."""
+    """Fault: a POST on a connection the server just closed is not resent (aiohttp#6138)."""
     for number in range(20):
         emulator.add_runtime("ws-1", f"r{number}")
         emulator.inject(Fault.CLOSE_KEPT_ALIVE)
         await session.stop_runtime("ws-1", f"r{number}")
-    # Whatever the client learned too late was sent again, after the full jitter's short wait.
+    # A request on a closed connection was retried after a short back-off.
     assert all(delay <= 0.001 for delay in pauses)
 
 
 @pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.BAD_GATEWAY, Fault.GATEWAY_TIMEOUT])
-async def test_a_conflict_after_an_attempt_that_worked_unseen_says_that_it_may_have_stopped(
+async def test_a_conflict_after_a_lost_response_may_have_stopped(
     emulator: Emulator, session: BctrlSession, fault: Fault
 ) -> None:
     emulator.inject(fault)
@@ -81,26 +81,24 @@ async def test_a_conflict_after_an_attempt_that_worked_unseen_says_that_it_may_h
 
 
 @pytest.mark.parametrize("status", ["400", "401", "403", "404", "405", "409", "410", "422", "451"])
-async def test_another_4xx_is_never_sent_again_whatever_headers_it_carries(
+async def test_any_other_4xx_is_never_retried_whatever_its_headers(
     status: str, pauses: list[float]
 ) -> None:
-    """Fault: a 400 that carries Retry-After is sent again, four times (azure-core)."""
-    seen: list[bytes] = []
+    """Fault: a 400 that carries Retry-After is retried, four times (azure-core)."""
+    received: list[bytes] = []
 
     async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
-        seen.append(head)
+        received.append(head)
         writer.write(http_answer(f"{status} No", b"{}", "Retry-After: 0", "retry-after-ms: 1"))
 
     async with raw_server(handle) as url, BctrlSession("k", base_url=url) as session:
         with pytest.raises(BctrlApiError) as caught:
             await session.stop_runtime("ws-1", "crm")
-    assert (len(seen), pauses, caught.value.may_have_stopped) == (1, [], False)
+    assert (len(received), pauses, caught.value.may_have_stopped) == (1, [], False)
 
 
 @pytest.mark.parametrize("status", ["408", "500", "502", "504", "599"])
-async def test_other_failures_of_the_server_spend_attempts(
-    status: str, pauses: list[float]
-) -> None:
+async def test_other_server_errors_cost_attempts(status: str, pauses: list[float]) -> None:
     async with (
         raw_server(answering(http_answer(f"{status} X"))) as url,
         BctrlSession("k", base_url=url) as session,
@@ -114,7 +112,7 @@ async def test_other_failures_of_the_server_spend_attempts(
     assert caught.value.may_have_stopped is (status != "408")
 
 
-async def test_throttling_spends_no_attempts(pauses: list[float]) -> None:
+async def test_throttling_costs_no_attempts(pauses: list[float]) -> None:
     answers = [http_answer("429 X")] * 10 + [http_answer("503 X")] * 10 + [GOOD]
     async with (
         raw_server(answering(*answers)) as url,
@@ -129,7 +127,7 @@ def http_date_in(seconds: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("headers", "least"),
+    ("headers", "minimum"),
     [
         (["Retry-After: 30"], 30.0),
         (["retry-after-ms: 2500"], 2.5),
@@ -144,8 +142,8 @@ def http_date_in(seconds: int) -> str:
     ],
 )
 @pytest.mark.parametrize("status", ["429", "503"])
-async def test_retry_after_is_a_floor_to_the_wait_in_each_of_its_forms(
-    status: str, headers: list[str], least: float, pauses: list[float]
+async def test_retry_after_is_a_minimum_delay_in_each_of_its_forms(
+    status: str, headers: list[str], minimum: float, pauses: list[float]
 ) -> None:
     """Fault: Retry-After-ms is compared as str to int and ignored (the vendor's SDK 0.3.0)."""
     headers = [header.replace("{in 45 s}", http_date_in(45)) for header in headers]
@@ -153,7 +151,7 @@ async def test_retry_after_is_a_floor_to_the_wait_in_each_of_its_forms(
     async with raw_server(answering(*answers)) as url, BctrlSession("k", base_url=url) as session:
         await session.stop_runtime("ws-1", "crm")
     [delay] = pauses
-    assert least <= delay <= least + 5.0
+    assert minimum <= delay <= minimum + 5.0
 
 
 @pytest.mark.parametrize(
@@ -169,7 +167,7 @@ async def test_retry_after_is_a_floor_to_the_wait_in_each_of_its_forms(
 async def test_a_retry_after_beyond_the_patience_ends_the_call_at_once(
     header: str, pauses: list[float]
 ) -> None:
-    """Fault: a long Retry-After is shortened, so the client knocks early, or is waited out."""
+    """Fault: a long Retry-After is waited out, or shortened, so that the retry is too early."""
     async with (
         raw_server(answering(http_answer("429 X", b"", header))) as url,
         BctrlSession("k", base_url=url) as session,
@@ -190,7 +188,7 @@ async def test_without_patience_the_first_429_ends_the_call(
     assert caught.value.may_have_stopped is False
 
 
-async def test_only_the_chosen_statuses_are_tried_again(
+async def test_only_the_chosen_statuses_are_retried(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     emulator.inject(Fault.SERVER_ERROR)
@@ -198,8 +196,8 @@ async def test_only_the_chosen_statuses_are_tried_again(
         await session.stop_runtime("ws-1", "crm", retry=RetryPolicy(statuses=frozenset({503})))
 
 
-async def test_a_refused_connection_says_that_nothing_was_sent(emulator: Emulator) -> None:
-    """Fault: timeouts and refusals leak as the HTTP library's own exceptions (the vendor's SDK)."""
+async def test_nothing_is_sent_on_a_refused_connection(emulator: Emulator) -> None:
+    """Fault: connection errors leak as the HTTP library's own exceptions (the vendor's SDK)."""
     await emulator.close()
     async with BctrlSession(
         "k", base_url=emulator.url, retry=RetryPolicy(attempts=3, base=0.001)
@@ -209,7 +207,7 @@ async def test_a_refused_connection_says_that_nothing_was_sent(emulator: Emulato
     assert (caught.value.attempts, caught.value.may_have_stopped) == (3, False)
 
 
-async def test_a_name_that_does_not_resolve_says_that_nothing_was_sent() -> None:
+async def test_nothing_is_sent_to_an_unresolved_host() -> None:
     async with BctrlSession(
         "k", base_url="https://bctrl.invalid", retry=RetryPolicy(attempts=1)
     ) as session:
@@ -218,7 +216,7 @@ async def test_a_name_that_does_not_resolve_says_that_nothing_was_sent() -> None
     assert caught.value.may_have_stopped is False
 
 
-async def test_no_answer_in_time_is_a_timeout_error_that_says_the_stop_may_have_worked(
+async def test_a_timeout_error_says_that_the_runtime_may_have_stopped(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     """Fault: timeouts leak as the HTTP library's own exception (the vendor's SDK)."""
@@ -231,7 +229,7 @@ async def test_no_answer_in_time_is_a_timeout_error_that_says_the_stop_may_have_
     assert (caught.value.attempts, caught.value.may_have_stopped) == (2, True)
 
 
-async def test_a_connection_that_never_stands_is_a_timeout_that_sent_nothing() -> None:
+async def test_nothing_is_sent_if_connecting_times_out() -> None:
     # A listener with a full backlog: the kernel drops further SYNs, so connecting hangs.
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -253,7 +251,7 @@ async def test_a_connection_that_never_stands_is_a_timeout_that_sent_nothing() -
     assert caught.value.may_have_stopped is False
 
 
-async def test_a_body_that_drips_too_slowly_is_a_timeout_after_a_200(
+async def test_a_body_that_drips_too_slowly_is_a_timeout_with_status_200(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     emulator.inject(Fault.SLOW_DRIP)
@@ -264,7 +262,7 @@ async def test_a_body_that_drips_too_slowly_is_a_timeout_after_a_200(
 
 
 @pytest.mark.parametrize("fault", [Fault.TRUNCATED_JSON, Fault.MALFORMED_JSON])
-async def test_a_200_that_cannot_be_read_is_not_asked_for_again(
+async def test_an_unreadable_200_is_not_retried(
     emulator: Emulator, session: BctrlSession, fault: Fault
 ) -> None:
     emulator.inject(fault)
@@ -273,10 +271,8 @@ async def test_a_200_that_cannot_be_read_is_not_asked_for_again(
     assert emulator.received["ws-1", "crm"] == 1
 
 
-async def test_a_server_with_little_left_to_stop_is_tried_again_as_any_other(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    """Fault: refusals that are answers earned nothing, so that retries ended as in an outage."""
+async def test_conflicts_refill_the_retry_quota(emulator: Emulator, session: BctrlSession) -> None:
+    """Fault: conflicts did not refill the quota, so retries ended as in an outage."""
     for number in range(30):
         emulator.add_runtime("ws-1", f"r{number}", status="stopped")
         emulator.inject(Fault.SERVER_ERROR, alias=f"r{number}")
@@ -286,9 +282,7 @@ async def test_a_server_with_little_left_to_stop_is_tried_again_as_any_other(
         assert caught.value.attempts == 2
 
 
-async def test_a_wait_between_attempts_holds_no_connection_slot(
-    emulator: Emulator, connect: Connect
-) -> None:
+async def test_backing_off_holds_no_connection_slot(emulator: Emulator, connect: Connect) -> None:
     emulator.inject(Fault.UNAVAILABLE, alias="crm")  # with Retry-After: 1
     emulator.add_runtime("ws-1", "mail")
     async with connect(max_connections=1) as session:
@@ -303,13 +297,13 @@ async def test_a_wait_between_attempts_holds_no_connection_slot(
 
 
 @pytest.mark.parametrize("fault", Fault)
-async def test_no_fault_makes_a_foreign_exception_leave_the_call(
+async def test_every_fault_ends_in_a_runtime_or_a_bctrl_error(
     emulator: Emulator, session: BctrlSession, fault: Fault
 ) -> None:
     """Fault: timeouts leak as the HTTP library's own exception (the vendor's SDK)."""
     emulator.inject(*[fault] * 2)
     retry = RetryPolicy(attempts=2, base=0.001, patience=0.001)
-    [ended] = await asyncio.gather(
+    [returned] = await asyncio.gather(
         session.stop_runtime("ws-1", "crm", timeout=0.2, retry=retry), return_exceptions=True
     )
-    assert isinstance(ended, Runtime | BctrlError)
+    assert isinstance(returned, Runtime | BctrlError)

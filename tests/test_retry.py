@@ -1,4 +1,4 @@
-"""When a stop is tried again, for how long, and what its last error says of those before it."""
+"""The retry policy, the state of a call and the retry quota, without I/O."""
 
 import random
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ from bctrl_async.errors import (
 
 
 def no_jitter(low: float, high: float) -> float:
-    """Wait as long as jitter could make it, so that a delay is one number."""
+    """Return the longest delay, so that each delay is one number."""
     assert low == 0.0
     return high
 
@@ -39,7 +39,7 @@ def least_jitter(low: float, high: float) -> float:
     return low
 
 
-def broken() -> BctrlNetworkError:
+def disconnected() -> BctrlNetworkError:
     return BctrlNetworkError("the connection broke", may_have_stopped=True)
 
 
@@ -67,7 +67,7 @@ def delays(retries: RetryState, errors: Iterable[BctrlError]) -> list[float | No
 
 
 class TestPolicy:
-    def test_its_defaults_are_those_of_the_documentation(self) -> None:
+    def test_the_defaults_are_as_documented(self) -> None:
         policy = RetryPolicy()
 
         assert (policy.attempts, policy.base, policy.cap) == (4, 0.5, 20.0)
@@ -75,47 +75,47 @@ class TestPolicy:
         assert policy.statuses == {408, 429, *range(500, 600)}
 
     @pytest.mark.parametrize("attempts", [0, -1, 1.5, True, "3", None])
-    def test_attempts_that_are_no_count_are_refused(self, attempts: int) -> None:
+    def test_invalid_attempts_are_rejected(self, attempts: int) -> None:
         with pytest.raises(BctrlConfigError, match=r"^invalid attempts "):
             RetryPolicy(attempts=attempts)
 
     @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "1", None])
-    def test_limits_of_the_backoff_that_are_no_time_are_refused(self, value: float) -> None:
+    def test_an_invalid_base_or_cap_is_rejected(self, value: float) -> None:
         with pytest.raises(BctrlConfigError, match=r"^invalid base "):
             RetryPolicy(base=value)
         with pytest.raises(BctrlConfigError, match=r"^invalid cap "):
             RetryPolicy(cap=value)
 
     @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), True, "1"])
-    def test_patience_that_is_no_time_is_refused(self, value: float) -> None:
+    def test_an_invalid_patience_is_rejected(self, value: float) -> None:
         with pytest.raises(BctrlConfigError, match=r"^invalid patience "):
             RetryPolicy(patience=value)
 
-    def test_no_patience_at_all_is_a_choice(self) -> None:
+    def test_a_patience_of_zero_is_allowed(self) -> None:
         assert RetryPolicy(patience=0).patience == 0
 
     @pytest.mark.parametrize("status", [200, 302, 400, 401, 403, 404, 409, 422, 499, 600])
-    def test_a_status_that_would_fail_again_cannot_be_chosen(self, status: int) -> None:
+    def test_a_permanent_status_cannot_be_chosen(self, status: int) -> None:
         with pytest.raises(
             BctrlConfigError, match=rf"^statuses contains {status}\. Choose from 408"
         ):
             RetryPolicy(statuses=frozenset({429, status}))
 
     @pytest.mark.parametrize("statuses", [frozenset(), frozenset({503}), frozenset({408, 599})])
-    def test_any_choice_of_the_others_is_taken(self, statuses: frozenset[int]) -> None:
+    def test_any_transient_statuses_can_be_chosen(self, statuses: frozenset[int]) -> None:
         assert RetryPolicy(statuses=statuses).statuses == statuses
 
-    def test_a_policy_cannot_be_changed(self) -> None:
+    def test_a_policy_is_immutable(self) -> None:
         with pytest.raises(AttributeError, match="immutable"):
             RetryPolicy().attempts = 9  # type: ignore[misc]
 
 
 class TestBackoff:
     @pytest.mark.parametrize(
-        ("failures", "longest"), [(1, 0.5), (2, 1.0), (3, 2.0), (6, 16.0), (7, 20.0), (8, 20.0)]
+        ("failures", "maximum"), [(1, 0.5), (2, 1.0), (3, 2.0), (6, 16.0), (7, 20.0), (8, 20.0)]
     )
-    def test_the_longest_wait_doubles_up_to_the_cap(self, failures: int, longest: float) -> None:
-        assert RetryPolicy().backoff(failures, no_jitter) == longest
+    def test_the_maximum_delay_doubles_up_to_the_cap(self, failures: int, maximum: float) -> None:
+        assert RetryPolicy().backoff(failures, no_jitter) == maximum
 
     @given(
         failures=st.integers(1, 10**6),
@@ -123,44 +123,44 @@ class TestBackoff:
         cap=st.floats(1e-9, 1e308),
         seed=st.integers(),
     )
-    def test_a_wait_is_anywhere_between_zero_and_the_cap(
+    def test_a_delay_is_between_zero_and_the_cap(
         self, failures: int, base: float, cap: float, seed: int
     ) -> None:
         policy = RetryPolicy(base=base, cap=cap)
 
-        wait = policy.backoff(failures, random.Random(seed).uniform)
+        delay = policy.backoff(failures, random.Random(seed).uniform)
 
-        assert 0 <= wait <= min(cap, base * 2.0 ** min(failures - 1, 1000))
+        assert 0 <= delay <= min(cap, base * 2.0 ** min(failures - 1, 1000))
 
     def test_jitter_is_full(self) -> None:
         uniform = random.Random(1).uniform
 
-        waits = [RetryPolicy().backoff(3, uniform) for _ in range(1000)]
+        sampled = [RetryPolicy().backoff(3, uniform) for _ in range(1000)]
 
-        assert min(waits) < 0.1
-        assert max(waits) > 1.9
-        assert 0.9 < sum(waits) / len(waits) < 1.1
+        assert min(sampled) < 0.1
+        assert max(sampled) > 1.9
+        assert 0.9 < sum(sampled) / len(sampled) < 1.1
 
-    def test_jitter_is_random_unless_it_is_given(self) -> None:
-        waits = [
-            delay_after(RetryState(RetryPolicy(), RetryQuota()), broken(), now=0.0)
+    def test_jitter_is_random_by_default(self) -> None:
+        sampled = [
+            delay_after(RetryState(RetryPolicy(), RetryQuota()), disconnected(), now=0.0)
             for _ in range(10)
         ]
 
-        assert len(set(waits)) == 10
-        assert all(wait is not None and 0 <= wait <= 0.5 for wait in waits)
+        assert len(set(sampled)) == 10
+        assert all(delay is not None and 0 <= delay <= 0.5 for delay in sampled)
 
 
 class TestAttempts:
-    def test_a_stop_fails_with_the_last_of_its_attempts(self) -> None:
+    def test_a_call_fails_with_its_last_attempt(self) -> None:
         retries = RetryState(RetryPolicy(attempts=4), RetryQuota(), no_jitter)
 
-        assert delays(retries, [broken() for _ in range(4)]) == [0.5, 1.0, 2.0, None]
+        assert delays(retries, [disconnected() for _ in range(4)]) == [0.5, 1.0, 2.0, None]
 
-    def test_one_attempt_is_no_retry(self) -> None:
-        assert delays(RetryState(RetryPolicy(attempts=1), RetryQuota(), no_jitter), [broken()]) == [
-            None
-        ]
+    def test_one_attempt_means_no_retry(self) -> None:
+        assert delays(
+            RetryState(RetryPolicy(attempts=1), RetryQuota(), no_jitter), [disconnected()]
+        ) == [None]
 
     @pytest.mark.parametrize(
         "error",
@@ -177,7 +177,7 @@ class TestAttempts:
         ],
         ids=lambda error: error.summary,
     )
-    def test_what_may_pass_is_tried_again(self, error: BctrlError) -> None:
+    def test_a_transient_error_is_retried(self, error: BctrlError) -> None:
         """Fault: a POST on a connection the server just closed is not resent (aiohttp#6138)."""
         assert (
             delay_after(
@@ -203,10 +203,10 @@ class TestAttempts:
             (BctrlResponseError, 307),
         ],
     )
-    def test_a_final_no_is_never_tried_again_whatever_headers_it_carries(
+    def test_a_permanent_error_is_never_retried_whatever_its_headers(
         self, error_class: type[BctrlError], status: int, retry_after: float | None
     ) -> None:
-        """Fault: a 400 that carries `Retry-After` is sent again, four times (azure-core)."""
+        """Fault: a 400 that carries `Retry-After` is retried, four times (azure-core)."""
         error = error_class("no", status=status, retry_after=retry_after)
 
         assert (
@@ -214,19 +214,17 @@ class TestAttempts:
         )
 
     @pytest.mark.parametrize("error_class", [BctrlResponseError, BctrlTimeoutError])
-    def test_a_success_that_cannot_be_read_is_not_asked_for_again(
-        self, error_class: type[BctrlError]
-    ) -> None:
+    def test_an_unreadable_success_is_not_retried(self, error_class: type[BctrlError]) -> None:
         error = error_class("unreadable", status=200, may_have_stopped=True)
 
         assert (
             delay_after(RetryState(RetryPolicy(), RetryQuota(), no_jitter), error, now=0.0) is None
         )
 
-    def test_a_call_that_cannot_be_made_is_not_tried_again(self) -> None:
+    def test_a_config_error_is_not_retried(self) -> None:
         assert not is_transient(BctrlConfigError("the session is closed"), frozenset({503}))
 
-    def test_a_status_that_is_not_chosen_is_not_tried_again(self) -> None:
+    def test_a_status_that_was_not_chosen_is_not_retried(self) -> None:
         policy = RetryPolicy(statuses=frozenset({503}))
 
         assert (
@@ -243,30 +241,30 @@ class TestAttempts:
 
 class TestPatience:
     @pytest.mark.parametrize("status", [429, 503])
-    def test_being_throttled_costs_no_attempts(self, status: int) -> None:
+    def test_throttling_costs_no_attempts(self, status: int) -> None:
         retries = RetryState(RetryPolicy(attempts=2), RetryQuota(), no_jitter)
 
         assert delays(retries, [throttled(status=status) for _ in range(9)]) == [
             *(0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
             *(20.0, 20.0, 20.0),
         ]
-        assert delays(retries, [broken(), broken()]) == [0.5, None]
+        assert delays(retries, [disconnected(), disconnected()]) == [0.5, None]
 
-    def test_patience_counts_from_the_first_throttle(self) -> None:
+    def test_patience_counts_from_the_first_throttled_attempt(self) -> None:
         retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), least_jitter)
 
         assert delay_after(retries, throttled(), now=1000.0) == 0.0
         assert delay_after(retries, throttled(), now=1059.9) == 0.0
         assert delay_after(retries, throttled(), now=1060.0) is None
 
-    def test_failures_before_the_first_throttle_cost_no_patience(self) -> None:
+    def test_failures_before_throttling_cost_no_patience(self) -> None:
         retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), least_jitter)
 
-        assert delay_after(retries, broken(), now=0.0) == 0.0
+        assert delay_after(retries, disconnected(), now=0.0) == 0.0
         assert delay_after(retries, throttled(), now=500.0) == 0.0
         assert delay_after(retries, throttled(), now=559.0) == 0.0
 
-    def test_without_patience_the_first_throttle_is_the_last(self) -> None:
+    def test_without_patience_a_throttled_call_is_given_up_at_once(self) -> None:
         assert (
             delay_after(
                 RetryState(RetryPolicy(patience=0), RetryQuota(), no_jitter), throttled(), now=5.0
@@ -274,39 +272,41 @@ class TestPatience:
             is None
         )
 
-    def test_a_wait_for_jitter_does_not_outlast_patience(self) -> None:
+    def test_jitter_does_not_exceed_the_patience(self) -> None:
         retries = RetryState(RetryPolicy(base=20.0, patience=5.0), RetryQuota(), no_jitter)
 
         assert delay_after(retries, throttled(), now=0.0) == 5.0
 
-    def test_it_waits_as_long_as_the_server_asks(self) -> None:
+    def test_the_delay_is_at_least_retry_after(self) -> None:
         retries = RetryState(RetryPolicy(), RetryQuota(), least_jitter)
 
         assert delay_after(retries, throttled(retry_after=7.0), now=0.0) == 7.0
 
-    def test_it_may_wait_longer_than_the_server_asks(self) -> None:
+    def test_the_delay_may_exceed_retry_after(self) -> None:
         retries = RetryState(RetryPolicy(base=8.0), RetryQuota(), no_jitter)
 
         assert delay_after(retries, throttled(retry_after=7.0), now=0.0) == 8.0
 
-    def test_a_wait_of_zero_is_still_jittered(self) -> None:
+    def test_a_retry_after_of_zero_is_still_jittered(self) -> None:
         retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
 
         assert delay_after(retries, throttled(retry_after=0.0), now=0.0) == 0.5
 
-    def test_all_that_is_left_of_patience_may_be_asked_for(self) -> None:
+    def test_a_retry_after_equal_to_the_patience_is_waited_for(self) -> None:
         retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), no_jitter)
 
         assert delay_after(retries, throttled(retry_after=60.0), now=0.0) == 60.0
 
     @pytest.mark.parametrize("retry_after", [60.5, 86400.0, 31536000.0])
-    def test_a_wait_beyond_patience_is_given_up_at_once(self, retry_after: float) -> None:
+    def test_a_retry_after_beyond_the_patience_is_given_up_at_once(
+        self, retry_after: float
+    ) -> None:
         """Fault: a `Retry-After` of days is shortened, or waited out (openai; pi#4991)."""
         retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), no_jitter)
 
         assert delay_after(retries, throttled(retry_after=retry_after), now=0.0) is None
 
-    def test_it_is_what_is_left_of_patience_that_counts(self) -> None:
+    def test_retry_after_is_compared_with_the_remaining_patience(self) -> None:
         retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), least_jitter)
 
         assert delay_after(retries, throttled(retry_after=20.0), now=0.0) == 20.0
@@ -318,28 +318,28 @@ class TestPatience:
         st.floats(0, 120),
         st.integers(),
     )
-    def test_it_never_knocks_earlier_than_asked_nor_waits_past_its_patience(
+    def test_a_retry_is_neither_before_retry_after_nor_past_the_patience(
         self, throttles: list[tuple[float | None, float]], patience: float, seed: int
     ) -> None:
-        """Fault: `Retry-After` over a limit is shortened, so the client knocks early (openai)."""
+        """Fault: `Retry-After` over a limit is shortened, so the retry is too early (openai)."""
         retries = RetryState(
             RetryPolicy(patience=patience), RetryQuota(), random.Random(seed).uniform
         )
         now = 0.0
-        for retry_after, took in throttles:
+        for retry_after, elapsed in throttles:
             delay = delay_after(retries, throttled(retry_after), now)
             if delay is None:
                 assert now >= patience or (retry_after or 0.0) > patience - now
                 return
             assert delay >= (retry_after or 0.0)
             assert now + delay <= patience or delay == pytest.approx(patience - now)
-            now += delay + took
+            now += delay + elapsed
 
 
-class TestAccount:
-    def test_each_earlier_attempt_is_a_note_on_the_last(self) -> None:
+class TestAnnotate:
+    def test_each_earlier_attempt_is_a_note_on_the_last_error(self) -> None:
         retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
-        first, second, last = throttled(), broken(), answered(500)
+        first, second, last = throttled(), disconnected(), answered(500)
         delays(retries, [first, second, last])
 
         retries.annotate(last)
@@ -349,18 +349,18 @@ class TestAccount:
             "attempt 2: the connection broke",
         ]
 
-    def test_the_only_attempt_has_no_notes(self) -> None:
+    def test_the_error_of_a_single_attempt_has_no_notes(self) -> None:
         retries = RetryState(RetryPolicy(attempts=1), RetryQuota(), no_jitter)
-        error = broken()
+        error = disconnected()
         delay_after(retries, error, now=0.0)
 
         retries.annotate(error)
 
         assert not hasattr(error, "__notes__")
 
-    def test_an_error_that_was_no_attempt_tells_of_all_of_them(self) -> None:
+    def test_an_error_outside_the_attempts_notes_all_of_them(self) -> None:
         retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
-        delay_after(retries, broken(), now=0.0)
+        delay_after(retries, disconnected(), now=0.0)
         closed = BctrlConfigError("the session is closed")
 
         retries.annotate(closed)
@@ -374,11 +374,11 @@ class TestAccount:
             ([], False),
             ([throttled()], False),
             ([BctrlNetworkError("refused")], False),
-            ([broken()], True),
-            ([throttled(), broken(), throttled()], True),
+            ([disconnected()], True),
+            ([throttled(), disconnected(), throttled()], True),
         ],
     )
-    def test_it_may_have_stopped_if_any_attempt_could_have_done_it(
+    def test_a_call_may_have_stopped_if_any_attempt_may_have(
         self, earlier: list[BctrlError], *, may_have_stopped: bool
     ) -> None:
         retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
@@ -389,9 +389,9 @@ class TestAccount:
 
         assert last.may_have_stopped is may_have_stopped
 
-    def test_the_errors_before_the_last_are_left_as_they_were(self) -> None:
+    def test_earlier_errors_are_not_changed(self) -> None:
         retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
-        first, last = throttled(), broken()
+        first, last = throttled(), disconnected()
         delays(retries, [first, last])
 
         retries.annotate(last)
@@ -400,55 +400,55 @@ class TestAccount:
         assert not hasattr(first, "__notes__")
 
 
-class TestBudget:
-    def test_in_an_outage_retries_add_a_tenth(self) -> None:
+class TestQuota:
+    def test_in_an_outage_retries_add_a_tenth_to_the_load(self) -> None:
         """Fault: retry storms in an outage (apache/opendal#7376)."""
         quota = RetryQuota()
         retried = sum(quota.acquire() for _ in range(1000))
         assert 100 <= retried <= 1000 * 0.1 + 12
 
-    def test_successes_fill_it_up_to_a_limit(self) -> None:
+    def test_successes_refill_the_quota_up_to_a_limit(self) -> None:
         quota = RetryQuota()
         for _ in range(1000):
             quota.release()
         assert [quota.acquire() for _ in range(112)].count(True) == 111
 
-    def test_a_failure_that_it_cannot_pay_for_is_the_last_and_says_so(self) -> None:
+    def test_a_call_is_given_up_with_a_reason_if_the_quota_is_exhausted(self) -> None:
         quota = RetryQuota()
         while quota.acquire():
             pass
-        error = broken()
+        error = disconnected()
         assert delay_after(RetryState(RetryPolicy(), quota), error, now=0.0) is None
         assert "Not retried: the retry quota is exhausted" in str(error)
 
     @pytest.mark.parametrize("status", [404, 409, 422])
-    def test_an_answer_that_says_no_fills_it_as_a_success_does(self, status: int) -> None:
+    def test_a_permanent_error_refills_the_quota_as_a_success_does(self, status: int) -> None:
         quota = RetryQuota()
         for _ in range(1000):
             RetryState(RetryPolicy(), quota).record(answered(status))
         assert [quota.acquire() for _ in range(112)].count(True) == 111
 
     @pytest.mark.parametrize("status", [408, 429, 500, 503])
-    def test_what_a_failing_server_answers_does_not(self, status: int) -> None:
+    def test_a_transient_error_does_not_refill_the_quota(self, status: int) -> None:
         quota = RetryQuota()
         for _ in range(1000):
             RetryState(RetryPolicy(statuses=frozenset()), quota).record(answered(status))
         assert [quota.acquire() for _ in range(20)].count(True) == 11
 
-    def test_a_failure_that_asks_for_more_than_the_patience_is_the_last(self) -> None:
+    def test_a_server_error_with_retry_after_beyond_the_patience_is_given_up(self) -> None:
         retries = RetryState(RetryPolicy(patience=10), RetryQuota(), no_jitter)
         error = answered(500)
         error.retry_after = 11.0
         assert delay_after(retries, error, now=0.0) is None
 
-    def test_retry_after_is_a_floor_for_every_status(self) -> None:
+    def test_retry_after_is_a_minimum_for_every_status(self) -> None:
         retries = RetryState(RetryPolicy(patience=10), RetryQuota(), no_jitter)
         error = answered(500)
         error.retry_after = 9.0
         assert delay_after(retries, error, now=0.0) == 9.0
 
 
-def test_a_call_that_ends_before_any_attempt_only_names_its_runtime() -> None:
+def test_an_error_before_any_attempt_names_only_the_runtime() -> None:
     call = Call(STOP, "ws-1", "crm", "/", {}, ClientTimeout(), RetryPolicy())
     error = BctrlConfigError("the session is closed")
     call.annotate(error)
