@@ -1,4 +1,4 @@
-"""Shared fixtures: a running emulator, sessions connected to it, and waits that take no time."""
+"""Shared fixtures: a running emulator, sessions connected to it, and skipped waits."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ async def session(connect: Callable[..., BctrlSession]) -> AsyncIterator[BctrlSe
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Skip back-off and throttling, and record the length of each skipped wait."""
-    waited: list[float] = []
+    delays: list[float] = []
 
-    async def pause(_: Limiter, delay: float) -> None:
-        waited.append(delay)
+    async def skip(_: Limiter, delay: float) -> None:
+        delays.append(delay)
 
-    monkeypatch.setattr(Limiter, "sleep", pause)
+    monkeypatch.setattr(Limiter, "sleep", skip)
     monkeypatch.setattr(AdaptiveRate, "on_throttled", lambda *_: None)
-    return waited
+    return delays
 
 
 class _MockableResponse(aiohttp.ClientResponse):

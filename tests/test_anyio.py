@@ -1,7 +1,7 @@
 """anyio's cancellation ends a bulk stop, as asyncio's does.
 
-anyio cancels a task again at every turn of the loop until the task has left the scope, so code
-that waits while it is cancelled must notice when there is nothing left to wait for.
+anyio cancels a task again in every iteration of the loop until the task has left the scope, so
+code that waits while it is cancelled must stop once there is nothing left to wait for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bctrl_async.emulator import Emulator, Fault
 IN_FLIGHT = 4
 TARGETS = [("ws-1", f"r{number}") for number in range(10)]
 
-Bulk = Callable[[StopBatch], Awaitable[object]]
+RunBatch = Callable[[StopBatch], Awaitable[object]]
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +57,11 @@ async def received(emulator: Emulator, count: int) -> None:
         await asyncio.sleep(0.001)
 
 
-async def awaited(batch: StopBatch) -> None:
+async def await_batch(batch: StopBatch) -> None:
     await batch
 
 
-async def iterated(batch: StopBatch) -> None:
+async def iterate_batch(batch: StopBatch) -> None:
     async with batch:
         async for _ in batch:
             pass
@@ -110,25 +110,25 @@ async def failing_task_group(run: Awaitable[object], emulator: Emulator) -> None
     assert [type(error) for error in caught.value.exceptions] == [LookupError]
 
 
-@pytest.mark.parametrize("bulk", [awaited, iterated])
+@pytest.mark.parametrize("run_batch", [await_batch, iterate_batch])
 @pytest.mark.parametrize(
     "cancel", [move_on_after, fail_after, cancelled_task_group, failing_task_group]
 )
-async def test_cancelling_its_scope_ends_a_bulk_stop_with_every_target_accounted_for(
+async def test_cancelling_the_scope_ends_a_bulk_stop_with_every_target_recorded(
     session: BctrlSession,
     server: Emulator,
     cancel: Callable[[Awaitable[object], Emulator], Awaitable[None]],
-    bulk: Bulk,
+    run_batch: RunBatch,
 ) -> None:
     batch = session.stop_runtimes(TARGETS)
-    await cancel(bulk(batch), server)
+    await cancel(run_batch(batch), server)
 
     assert bulk_tasks() == set()
     assert batch.report.counts == {StopResult.UNKNOWN: 4, StopResult.NOT_SENT: 6}
     assert len(server.requests) == IN_FLIGHT
 
 
-async def test_cancelling_its_scope_ends_a_bulk_stop_that_verifies(session: BctrlSession) -> None:
+async def test_cancelling_the_scope_ends_a_bulk_stop_that_verifies(session: BctrlSession) -> None:
     batch = session.stop_runtimes(TARGETS, verify=True)
     with anyio.move_on_after(0.1):
         await batch
@@ -137,7 +137,7 @@ async def test_cancelling_its_scope_ends_a_bulk_stop_that_verifies(session: Bctr
     assert batch.report.counts.total() == len(TARGETS)
 
 
-async def test_a_callback_that_waits_is_cancelled_with_its_scope(session: BctrlSession) -> None:
+async def test_an_on_outcome_that_waits_is_cancelled_with_the_scope(session: BctrlSession) -> None:
     async def wait(_: object) -> None:
         await anyio.sleep_forever()
 
@@ -164,7 +164,7 @@ async def serving(app: FastAPI) -> AsyncIterator[str]:
         await running
 
 
-async def test_a_client_that_leaves_a_streamed_response_ends_its_bulk_stop(
+async def test_a_bulk_stop_ends_when_the_client_of_its_streamed_response_disconnects(
     session: BctrlSession, server: Emulator
 ) -> None:
     app = FastAPI()

@@ -1,4 +1,4 @@
-"""Cancellation of a stop, at every moment: prompt, no connection reused, nothing left behind."""
+"""Cancellation of a stop at any moment: prompt, without leaked tasks or reused connections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bctrl_async.emulator import Emulator, Fault
 Connect = Callable[..., BctrlSession]
 
 
-async def others() -> set[asyncio.Task[object]]:
+async def other_tasks() -> set[asyncio.Task[object]]:
     await asyncio.sleep(0)
     return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
@@ -49,22 +49,22 @@ async def cancel_by_task_group(session: BctrlSession) -> None:
 
 @pytest.mark.parametrize("cancel", [cancel_by_timeout, cancel_by_wait_for, cancel_by_task_group])
 @pytest.mark.parametrize("fault", [Fault.HANG, Fault.SLOW_DRIP, Fault.UNAVAILABLE])
-async def test_cancelling_in_flight_or_in_a_wait_is_prompt_and_frees_the_slot(
+async def test_cancelling_a_request_or_a_back_off_is_prompt_and_frees_the_slot(
     fault: Fault,
     cancel: Callable[[BctrlSession], Awaitable[None]],
 ) -> None:
     with emulator_in_a_thread(fault) as emulator:
         session = BctrlSession("emulator-key", base_url=emulator.url, max_connections=1)
-        before = await others()
+        before = await other_tasks()
         await cancel(session)
-        assert await others() == before
-        # The connection that was cut must not carry the next call, and the slot is free again.
+        assert await other_tasks() == before
+        # The next call needs the slot, and must not reuse the aborted connection.
         assert (await session.stop_runtime("ws-1", "r1")).alias == "r1"
         assert emulator.received["ws-1", "r0"] == 1
         await session.close()
 
 
-async def test_a_call_cancelled_while_it_queues_sends_nothing_and_keeps_no_place(
+async def test_a_call_cancelled_while_it_waits_for_a_slot_sends_nothing(
     emulator: Emulator, connect: Connect
 ) -> None:
     emulator.inject(Fault.HANG)
@@ -79,16 +79,16 @@ async def test_a_call_cancelled_while_it_queues_sends_nothing_and_keeps_no_place
         first.cancel()
         queued[1].cancel()
         assert (await queued[2]).alias == "c"
-        ended = await asyncio.gather(first, *queued[:2], return_exceptions=True)
-    assert [type(error) for error in ended] == [asyncio.CancelledError] * 3
+        errors = await asyncio.gather(first, *queued[:2], return_exceptions=True)
+    assert [type(error) for error in errors] == [asyncio.CancelledError] * 3
     assert set(emulator.received) == {("ws-1", "crm"), ("ws-1", "c")}
 
 
 @pytest.mark.parametrize("steps", range(12))
-async def test_cancelling_after_any_number_of_steps_leaves_the_session_whole(steps: int) -> None:
-    """Every await of a stop is a place where it can be cancelled, connecting included."""
+async def test_cancelling_after_any_number_of_steps_leaves_the_session_usable(steps: int) -> None:
+    """A stop can be cancelled at each of its awaits, connecting included."""
     with emulator_in_a_thread() as emulator:
-        before = await others()
+        before = await other_tasks()
         async with BctrlSession(
             "emulator-key", base_url=emulator.url, max_connections=2
         ) as session:
@@ -99,20 +99,20 @@ async def test_cancelling_after_any_number_of_steps_leaves_the_session_whole(ste
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
             assert (await session.stop_runtime("ws-1", "r1")).alias == "r1"
-        assert await others() == before
+        assert await other_tasks() == before
 
 
-async def test_mass_cancellation_of_a_gather_ends_every_call() -> None:
+async def test_cancelling_a_gather_ends_all_of_its_calls() -> None:
     with emulator_in_a_thread() as emulator:
-        before = await others()
+        before = await other_tasks()
         async with BctrlSession(
             "emulator-key", base_url=emulator.url, max_connections=5
         ) as session:
             stops = [session.stop_runtime("ws-1", f"{number}") for number in range(2000)]
-            everything = asyncio.gather(*stops)
+            gathered = asyncio.gather(*stops)
             await received(emulator, 1)
-            everything.cancel()
+            gathered.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await everything
+                await gathered
             await session.stop_runtime("ws-1", "r0")
-        assert await others() == before
+        assert await other_tasks() == before

@@ -1,4 +1,4 @@
-"""A bulk stop that is killed with SIGKILL at any moment, and resumed from its journal."""
+"""A bulk stop killed with SIGKILL at any moment, and resumed from its journal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from bctrl_async import StopResult
 from bctrl_async.emulator import Emulator, Fault
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="nothing kills like this")
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
 
 KEY = "a-key-that-must-not-be-written"
 TARGETS = [("ws-1", f"r{number}") for number in range(1000)]
@@ -45,7 +45,7 @@ async def start(emulator: Emulator, journal: Path) -> asyncio.subprocess.Process
 
 
 def settled(journal: Path) -> set[tuple[str, str]]:
-    """What the whole lines of a journal call settled."""
+    """Return the targets that the complete lines of a journal settle."""
     lines = journal.read_bytes().splitlines(keepends=True)[1:] if journal.exists() else []
     outcomes = [json.loads(line) for line in lines if line.endswith(b"\n")]
     return {
@@ -58,21 +58,21 @@ def settled(journal: Path) -> set[tuple[str, str]]:
 async def test_twenty_runs_killed_at_any_moment_and_resumed_settle_every_target(
     tmp_path: Path,
 ) -> None:
-    chance = random.Random(4)
+    rng = random.Random(4)
     journal = tmp_path / "journal"
     async with Emulator(port=0, api_key=KEY, faults=FAULTS, seed=1, latency=0.002) as emulator:
         for target in TARGETS:
             emulator.add_runtime(*target)
-        sent_again = 0
+        resent = 0
         for _ in range(20):
             before, received = settled(journal), Counter(emulator.received)
             answered = {target for target in TARGETS if emulator.status(*target) == "stopped"}
             process = await start(emulator, journal)
-            until = len(emulator.requests) + chance.randint(1, 60)
+            until = len(emulator.requests) + rng.randint(1, 60)
             async with asyncio.timeout(30):
                 while len(emulator.requests) < until:
                     await asyncio.sleep(0)
-            for _ in range(chance.randint(0, 30)):
+            for _ in range(rng.randint(0, 30)):
                 await asyncio.sleep(0)
             process.kill()
             assert await process.wait() == -signal.SIGKILL
@@ -80,15 +80,15 @@ async def test_twenty_runs_killed_at_any_moment_and_resumed_settle_every_target(
             new = emulator.received - received
             assert before & new.keys() == set()
             assert before <= settled(journal)
-            sent_again += len((answered - before) & new.keys())
+            resent += len((answered - before) & new.keys())
 
         process = await start(emulator, journal)
         async with asyncio.timeout(60):
-            out, _ = await process.communicate()
+            stdout, _ = await process.communicate()
 
-        assert out.decode().split() == [str(len(TARGETS)), "True"]
+        assert stdout.decode().split() == [str(len(TARGETS)), "True"]
         assert settled(journal) == set(TARGETS)
         assert {emulator.status(*target) for target in TARGETS} == {"stopped"}
-        # Only what was in flight at a kill can have been answered without a line.
-        assert sent_again <= 20 * IN_FLIGHT
+        # Only requests in flight at a kill can have been answered without a line.
+        assert resent <= 20 * IN_FLIGHT
         assert KEY.encode() not in journal.read_bytes()

@@ -1,4 +1,4 @@
-"""The life of a session: opened late, bound to its loop and process, closed once."""
+"""The lifecycle of a session: opened at first use, bound to its loop and process, closed once."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Connect = Callable[..., BctrlSession]
 KEY = "emulator-key"
 
 
-async def all_closed(emulator: Emulator) -> None:
-    """Wait until the server has seen every connection go, which takes it a moment."""
+async def wait_until_disconnected(emulator: Emulator) -> None:
+    """Wait until the server has noticed that every connection is closed."""
     async with asyncio.timeout(10):
         while emulator._server.connections:
             await asyncio.sleep(0.001)
@@ -47,7 +47,7 @@ async def test_a_session_made_outside_a_loop_works_inside_one() -> None:
         assert " closed" in repr(session)
 
 
-def test_use_from_a_second_loop_is_a_clear_error() -> None:
+def test_use_from_a_second_loop_is_an_error() -> None:
     """Fault: a cache keyed by `id(loop)`, which is reused (E2B#1434)."""
     with emulator_in_a_thread() as emulator:
         session = BctrlSession(KEY, base_url=emulator.url)
@@ -66,7 +66,7 @@ async def enter(session: BctrlSession) -> None:
         pass
 
 
-async def test_closing_from_another_loop_while_the_first_one_runs_is_a_clear_error(
+async def test_closing_from_another_loop_while_the_first_one_runs_is_an_error(
     session: BctrlSession,
 ) -> None:
     await session.stop_runtime("ws-1", "crm")
@@ -75,7 +75,7 @@ async def test_closing_from_another_loop_while_the_first_one_runs_is_a_clear_err
     assert not session.closed
 
 
-async def test_use_after_close_is_a_clear_error(session: BctrlSession) -> None:
+async def test_use_after_close_is_an_error(session: BctrlSession) -> None:
     await session.stop_runtime("ws-1", "crm")
     await session.close()
     await session.close()
@@ -87,7 +87,7 @@ async def test_use_after_close_is_a_clear_error(session: BctrlSession) -> None:
         await session.__aenter__()
 
 
-async def test_closing_a_session_that_was_never_used_closes_it() -> None:
+async def test_a_session_that_was_never_used_can_be_closed() -> None:
     session = BctrlSession("k")
     await session.close()
     with pytest.raises(BctrlConfigError, match="closed"):
@@ -95,7 +95,7 @@ async def test_closing_a_session_that_was_never_used_closes_it() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-async def test_use_after_a_fork_is_a_clear_error_and_does_not_disturb_the_parent(
+async def test_use_after_a_fork_is_an_error_and_does_not_disturb_the_parent(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     await session.stop_runtime("ws-1", "crm")
@@ -115,15 +115,15 @@ async def test_use_after_a_fork_is_a_clear_error_and_does_not_disturb_the_parent
             os._exit(0)
     os.close(writing)
     os.waitpid(child, 0)  # noqa: ASYNC222 - nothing else is to run meanwhile.
-    said = os.read(reading, 1000).decode()
+    message = os.read(reading, 1000).decode()
     os.close(reading)
 
-    assert "opened before a fork" in said
+    assert "opened before a fork" in message
     emulator.add_runtime("ws-1", "mail")
     await session.stop_runtime("ws-1", "mail")
 
 
-async def test_close_ends_what_waits_and_what_is_in_flight(
+async def test_close_ends_waiting_calls_and_requests_in_flight(
     emulator: Emulator, connect: Connect
 ) -> None:
     emulator.inject(Fault.UNAVAILABLE, alias="crm")  # waits for its Retry-After
@@ -141,9 +141,9 @@ async def test_close_ends_what_waits_and_what_is_in_flight(
 
     await session.close()
     async with asyncio.timeout(10):
-        ended = await asyncio.gather(retrying, in_flight, queued, return_exceptions=True)
+        errors = await asyncio.gather(retrying, in_flight, queued, return_exceptions=True)
 
-    first, second, third = ended
+    first, second, third = errors
     assert isinstance(first, BctrlConfigError)
     assert (first.attempts, first.may_have_stopped) == (1, False)
     assert isinstance(second, BctrlNetworkError)
@@ -156,52 +156,52 @@ async def test_close_ends_what_waits_and_what_is_in_flight(
 
 
 @pytest.fixture
-def looked_up(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Hosts are looked up for ever; the event tells that one is."""
-    asked = asyncio.Event()
+def lookup_began(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Make host lookups hang; return an event that is set when one begins."""
+    began = asyncio.Event()
 
     class SlowResolver:
         def __init__(self, **_: object) -> None:
-            """Take what aiohttp passes."""
+            """Take the arguments of aiohttp."""
 
         async def resolve(self, *_: object, **__: object) -> None:
-            asked.set()
+            began.set()
             await asyncio.Event().wait()
 
         async def close(self) -> None:
             """Close nothing."""
 
     monkeypatch.setattr(aiohttp.connector, "DefaultResolver", SlowResolver)
-    return asked
+    return began
 
 
-async def test_closing_while_the_host_is_looked_up_is_a_clear_error(
-    looked_up: asyncio.Event,
+async def test_closing_during_a_host_lookup_is_an_error(
+    lookup_began: asyncio.Event,
 ) -> None:
     session = BctrlSession(KEY, base_url="https://slow.test")
     call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
     async with asyncio.timeout(10):
-        await looked_up.wait()
+        await lookup_began.wait()
     await session.close()
     with pytest.raises(BctrlNetworkError, match="session was closed") as caught:
         await call
     assert caught.value.may_have_stopped is False
 
 
-async def test_closing_a_borrowed_pool_while_the_host_is_looked_up_is_a_clear_error(
-    looked_up: asyncio.Event,
+async def test_closing_a_borrowed_pool_during_a_host_lookup_is_an_error(
+    lookup_began: asyncio.Event,
 ) -> None:
     async with aiohttp.ClientSession() as http:
         session = BctrlSession(KEY, base_url="https://slow.test", http=http)
         call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
         async with asyncio.timeout(10):
-            await looked_up.wait()
+            await lookup_began.wait()
     with pytest.raises(BctrlConfigError, match="http= is closed"):
         await call
     await session.close()
 
 
-async def test_closing_between_the_head_of_an_answer_and_its_body_is_a_clear_error() -> None:
+async def test_closing_between_the_headers_and_the_body_of_a_response_is_an_error() -> None:
     async def close(*_: object) -> None:
         await session.close()
 
@@ -215,7 +215,7 @@ async def test_closing_between_the_head_of_an_answer_and_its_body_is_a_clear_err
     assert caught.value.may_have_stopped
 
 
-async def test_a_call_that_is_cancelled_while_the_session_closes_is_cancelled(
+async def test_a_call_cancelled_while_the_session_closes_is_cancelled(
     emulator: Emulator, connect: Connect
 ) -> None:
     emulator.inject(Fault.HANG)
@@ -231,7 +231,7 @@ async def test_a_call_that_is_cancelled_while_the_session_closes_is_cancelled(
     await session.close()
 
 
-async def test_a_pool_that_was_closed_with_the_generators_of_its_loop_is_closed(
+async def test_shutdown_asyncgens_closes_the_session(
     session: BctrlSession,
 ) -> None:
     await session.stop_runtime("ws-1", "crm")
@@ -240,7 +240,7 @@ async def test_a_pool_that_was_closed_with_the_generators_of_its_loop_is_closed(
         await session.stop_runtime("ws-1", "crm")
 
 
-def test_a_loop_that_has_ended_is_named() -> None:
+def test_the_error_says_that_the_first_loop_is_closed() -> None:
     with emulator_in_a_thread() as emulator:
         session = BctrlSession(KEY, base_url=emulator.url)
         asyncio.run(session.__aenter__())
@@ -248,17 +248,17 @@ def test_a_loop_that_has_ended_is_named() -> None:
             asyncio.run(session.__aenter__())
 
 
-async def test_closing_while_the_key_is_asked_for_is_a_clear_error(emulator: Emulator) -> None:
-    asked = asyncio.Event()
+async def test_closing_while_the_key_is_fetched_is_an_error(emulator: Emulator) -> None:
+    called = asyncio.Event()
     answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def key() -> str:
-        asked.set()
+        called.set()
         return await answer
 
     session = BctrlSession(key, base_url=emulator.url)
     call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-    await asked.wait()
+    await called.wait()
     await session.close()
     answer.set_result(KEY)
     with pytest.raises(BctrlConfigError, match="closed") as caught:
@@ -266,7 +266,7 @@ async def test_closing_while_the_key_is_asked_for_is_a_clear_error(emulator: Emu
     assert caught.value.may_have_stopped is False
 
 
-async def test_a_runtime_error_of_a_trace_is_the_callers_own(emulator: Emulator) -> None:
+async def test_a_runtime_error_of_a_trace_config_propagates(emulator: Emulator) -> None:
     async def broken(*_: object) -> None:
         raise RuntimeError("mine")
 
@@ -277,7 +277,7 @@ async def test_a_runtime_error_of_a_trace_is_the_callers_own(emulator: Emulator)
             await session.stop_runtime("ws-1", "crm")
 
 
-async def test_closing_leaves_no_task_and_no_connection() -> None:
+async def test_closing_leaves_no_tasks_and_no_connections() -> None:
     """Fault: no close and no `async with` on the async client (fern-api/fern#2696)."""
     with emulator_in_a_thread() as emulator:
         before = asyncio.all_tasks()
@@ -286,20 +286,20 @@ async def test_closing_leaves_no_task_and_no_connection() -> None:
                 *(session.stop_runtime("ws-1", "r0") for _ in range(30)), return_exceptions=True
             )
         assert asyncio.all_tasks() == before
-        await all_closed(emulator)
+        await wait_until_disconnected(emulator)
 
 
-async def test_a_session_that_is_dropped_closes_its_connections(
+async def test_a_garbage_collected_session_closes_its_connections(
     emulator: Emulator, connect: Connect
 ) -> None:
     session = connect()
     await session.stop_runtime("ws-1", "crm")
     del session
     gc.collect()
-    await all_closed(emulator)
+    await wait_until_disconnected(emulator)
 
 
-def test_a_loop_closed_without_ceremony_leaves_no_complaint(
+def test_closing_only_the_loop_prints_no_warning(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Fault: "Event loop is closed" / "Unclosed client session" (elasticsearch-py#2349)."""
@@ -309,7 +309,7 @@ def test_a_loop_closed_without_ceremony_leaves_no_complaint(
         loop.run_until_complete(session.stop_runtime("ws-1", "r0"))
         loop.close()
         with warnings.catch_warnings():
-            # asyncio's own word about the socket, which Python does not show by default.
+            # asyncio warns about the socket, but Python hides such warnings by default.
             warnings.simplefilter("ignore", ResourceWarning)
             del session, loop
             gc.collect()
@@ -382,7 +382,7 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS.keys())
-def test_no_way_to_end_a_program_leaves_a_complaint(ending: str) -> None:
+def test_no_way_to_end_a_program_prints_a_warning(ending: str) -> None:
     """Fault: "Event loop is closed" at shutdown (openai-python#1254, elasticsearch-py#2349)."""
     prologue = """
         import asyncio, os, signal, sys
@@ -418,7 +418,7 @@ def test_sigint_ends_a_hanging_stop_at_once() -> None:
         while not emulator.requests and process.poll() is None:
             threading.Event().wait(0.01)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
-    assert said.rstrip().endswith("KeyboardInterrupt")
-    assert "Unclosed" not in said
+        _, stderr_text = process.communicate(timeout=30)
+    assert stderr_text.rstrip().endswith("KeyboardInterrupt")
+    assert "Unclosed" not in stderr_text
     assert process.returncode == -signal.SIGINT

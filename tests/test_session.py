@@ -1,4 +1,4 @@
-"""`stop_runtime` against a running server: what is sent, what comes back, what is refused."""
+"""`stop_runtime` and the options of a session, against a running server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_a_stop_returns_the_stopped_runtime(
     assert emulator.status("ws-1", "crm") == "stopped"
 
 
-async def test_a_workspace_id_from_an_answer_can_be_passed_back(
+async def test_a_workspace_id_from_a_response_can_be_passed_back(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     workspace = uuid.uuid4()
@@ -64,7 +64,7 @@ async def test_the_request_fits_the_contract(emulator: Emulator, session: BctrlS
     )
 
 
-async def test_a_request_says_who_sends_it_and_no_more_than_needed(
+async def test_a_request_has_only_the_necessary_headers(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     await session.stop_runtime("ws-1", "crm")
@@ -80,7 +80,7 @@ async def test_a_request_says_who_sends_it_and_no_more_than_needed(
     }
 
 
-async def test_an_idempotency_key_is_the_same_with_each_attempt(
+async def test_every_attempt_has_the_same_idempotency_key(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     emulator.inject(Fault.SERVER_ERROR)
@@ -110,7 +110,7 @@ async def test_headers_of_a_call_are_added_and_may_replace_the_user_agent(
         {"X Y": "a"},
     ],
 )
-async def test_headers_that_replace_the_key_or_reframe_the_request_are_refused(
+async def test_headers_that_replace_the_key_or_reframe_the_request_are_rejected(
     emulator: Emulator, session: BctrlSession, headers: dict[str, str]
 ) -> None:
     with pytest.raises(BctrlConfigError, match="header"):
@@ -118,14 +118,14 @@ async def test_headers_that_replace_the_key_or_reframe_the_request_are_refused(
     assert emulator.requests == []
 
 
-async def test_an_idempotency_key_given_twice_is_refused(session: BctrlSession) -> None:
+async def test_an_idempotency_key_given_twice_is_rejected(session: BctrlSession) -> None:
     with pytest.raises(BctrlConfigError, match="given twice"):
         await session.stop_runtime(
             "ws-1", "crm", idempotency_key="a", headers={"idempotency-key": "b"}
         )
 
 
-async def test_a_second_stop_is_a_conflict_that_says_already_stopped(session: BctrlSession) -> None:
+async def test_a_second_stop_is_an_already_stopped_conflict(session: BctrlSession) -> None:
     await session.stop_runtime("ws-1", "crm")
 
     with pytest.raises(BctrlConflictError) as caught:
@@ -149,7 +149,7 @@ async def test_an_error_names_the_workspace_the_alias_and_the_request(
         assert part in str(error)
 
 
-async def test_a_wrong_key_is_an_authentication_error_after_one_request(
+async def test_an_invalid_key_is_an_authentication_error_after_one_request(
     emulator: Emulator,
 ) -> None:
     async with BctrlSession("wrong-key-of-mine", base_url=emulator.url) as session:
@@ -170,16 +170,16 @@ async def test_key_and_url_come_from_the_environment(
     assert emulator.status("ws-1", "crm") == "stopped"
 
 
-def test_no_key_is_an_error_that_names_both_ways_to_give_one() -> None:
+def test_the_error_of_a_missing_key_names_the_argument_and_the_variable() -> None:
     with pytest.raises(BctrlConfigError, match="api_key= or set BCTRL_API_KEY"):
         BctrlSession()
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_a_key_function_is_asked_for_each_attempt(
+async def test_a_key_function_is_called_for_each_attempt(
     emulator: Emulator, *, asynchronous: bool
 ) -> None:
-    """A key that is rotated while a stop is retried is used at once."""
+    """A rotated key is used from the next attempt on."""
     keys = iter(["emulator-key", "rotated-away"])
 
     async def later() -> str:
@@ -212,26 +212,26 @@ async def test_a_key_function_that_raises_is_a_configuration_error_with_its_caus
     assert "s3cr3t" not in str(caught.value)
 
 
-def test_a_session_that_could_not_be_made_still_has_a_repr() -> None:
+def test_a_session_whose_constructor_raised_has_a_repr() -> None:
     session = BctrlSession.__new__(BctrlSession)
     with pytest.raises(BctrlConfigError):
         session.__init__("bad key")  # type: ignore[misc]  # on purpose
     assert repr(session) == "<BctrlSession with invalid arguments>"
 
 
-async def test_a_borrowed_pool_may_not_take_the_key_to_a_proxy_unencrypted() -> None:
+async def test_a_borrowed_pool_must_not_send_the_key_unencrypted_to_a_proxy() -> None:
     async with aiohttp.ClientSession(trust_env=True) as http:
         with pytest.raises(BctrlConfigError, match="unencrypted to a proxy"):
             BctrlSession("k", base_url="http://localhost", http=http)
         BctrlSession("k", base_url="http://localhost", http=http, allow_plaintext=True)
 
 
-async def test_headers_that_are_no_mapping_are_refused(session: BctrlSession) -> None:
+async def test_headers_that_are_not_a_mapping_are_rejected(session: BctrlSession) -> None:
     with pytest.raises(BctrlConfigError, match="headers is a list"):
         await session.stop_runtime("ws-1", "crm", headers=[("a", "b")])  # type: ignore[arg-type]
 
 
-async def test_a_rate_spreads_single_calls(emulator: Emulator, connect: Connect) -> None:
+async def test_a_rate_applies_to_single_calls(emulator: Emulator, connect: Connect) -> None:
     for number in range(30):
         emulator.add_runtime("ws-1", f"r{number}")
     async with connect(rate=1000) as session:
@@ -239,7 +239,7 @@ async def test_a_rate_spreads_single_calls(emulator: Emulator, connect: Connect)
     assert len(emulator.requests) == 30
 
 
-async def test_a_key_function_that_gives_no_text_is_a_configuration_error(
+async def test_a_key_function_that_does_not_return_a_str_is_a_configuration_error(
     emulator: Emulator,
 ) -> None:
     async with BctrlSession(lambda: None, base_url=emulator.url) as session:  # type: ignore[arg-type, return-value]  # on purpose
@@ -248,7 +248,7 @@ async def test_a_key_function_that_gives_no_text_is_a_configuration_error(
     assert emulator.requests == []
 
 
-async def test_a_key_function_that_never_answers_runs_into_the_timeout(emulator: Emulator) -> None:
+async def test_a_key_function_that_hangs_times_out(emulator: Emulator) -> None:
     async def hang() -> str:
         never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         return await never
@@ -261,16 +261,16 @@ async def test_a_key_function_that_never_answers_runs_into_the_timeout(emulator:
     assert caught.value.may_have_stopped is False
 
 
-async def test_a_stop_can_be_cancelled_while_it_waits_for_its_key(emulator: Emulator) -> None:
-    asked = asyncio.Event()
+async def test_a_stop_can_be_cancelled_while_it_waits_for_the_key(emulator: Emulator) -> None:
+    called = asyncio.Event()
 
     async def hang() -> str:
-        asked.set()
+        called.set()
         return await asyncio.Future[str]()
 
     async with BctrlSession(hang, base_url=emulator.url) as session:
         stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        await asked.wait()
+        await called.wait()
         stopping.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stopping
@@ -280,7 +280,7 @@ async def test_a_stop_can_be_cancelled_while_it_waits_for_its_key(emulator: Emul
 async def test_a_key_function_that_raises_cancelled_error_is_a_configuration_error(
     emulator: Emulator,
 ) -> None:
-    """It awaited something that was cancelled; the stop itself was not."""
+    """It awaited something that was cancelled; the stop itself was not cancelled."""
 
     async def cancelled() -> str:
         raise asyncio.CancelledError
@@ -307,12 +307,14 @@ async def test_a_key_function_that_raises_cancelled_error_is_a_configuration_err
         ({"http": aiohttp.ClientSession}, "http is a type"),
     ],
 )
-def test_a_bad_option_is_named(arguments: dict[str, object], named: str) -> None:
+def test_an_invalid_option_is_named(arguments: dict[str, object], named: str) -> None:
     with pytest.raises(BctrlConfigError, match=named):
         BctrlSession("k", **arguments)  # type: ignore[arg-type]  # wrong on purpose
 
 
-async def test_a_bad_option_of_a_call_is_named(emulator: Emulator, session: BctrlSession) -> None:
+async def test_an_invalid_option_of_a_call_is_named(
+    emulator: Emulator, session: BctrlSession
+) -> None:
     with pytest.raises(BctrlConfigError, match="timeout"):
         await session.stop_runtime("ws-1", "crm", timeout=-1)
     with pytest.raises(BctrlConfigError, match="retry"):
@@ -320,7 +322,7 @@ async def test_a_bad_option_of_a_call_is_named(emulator: Emulator, session: Bctr
     assert emulator.requests == []
 
 
-async def test_the_wait_for_a_connection_slot_is_not_timed(
+async def test_the_timeout_excludes_the_wait_for_a_connection_slot(
     emulator: Emulator, connect: Connect
 ) -> None:
     """Fault: time spent queueing for the pool counts as the request's timeout (aiohttp#1463)."""
@@ -339,12 +341,12 @@ async def test_the_wait_for_a_connection_slot_is_not_timed(
 
 async def test_no_more_than_max_connections_are_in_flight(connect: Connect) -> None:
     in_flight: set[int] = set()
-    most = 0
+    maximum = 0
 
     async def begin(_: object, context: object, __: object) -> None:
-        nonlocal most
+        nonlocal maximum
         in_flight.add(id(context))
-        most = max(most, len(in_flight))
+        maximum = max(maximum, len(in_flight))
 
     async def end(_: object, context: object, __: object) -> None:
         in_flight.remove(id(context))
@@ -357,10 +359,10 @@ async def test_no_more_than_max_connections_are_in_flight(connect: Connect) -> N
         await asyncio.gather(
             *(session.stop_runtime("ws-1", f"{n}") for n in range(50)), return_exceptions=True
         )
-    assert most == 3
+    assert maximum == 3
 
 
-async def test_stops_one_after_the_other_share_one_connection(
+async def test_consecutive_stops_share_one_connection(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     for number in range(20):
@@ -382,7 +384,7 @@ async def test_a_borrowed_pool_is_used_and_left_open(emulator: Emulator) -> None
     assert request.headers["X-From"] == "the borrowed one"
 
 
-async def test_a_borrowed_pool_with_raise_for_status_still_gives_our_errors(
+async def test_a_borrowed_pool_with_raise_for_status_still_raises_bctrl_errors(
     emulator: Emulator,
 ) -> None:
     async with aiohttp.ClientSession(raise_for_status=True, auto_decompress=False) as http:
@@ -391,7 +393,7 @@ async def test_a_borrowed_pool_with_raise_for_status_still_gives_our_errors(
             await session.stop_runtime("ws-1", "nobody")
 
 
-async def test_a_borrowed_pool_that_was_closed_before_is_a_clear_error() -> None:
+async def test_a_borrowed_pool_closed_before_its_first_use_is_an_error() -> None:
     http = aiohttp.ClientSession()
     await http.close()
     session = BctrlSession("emulator-key", http=http)
@@ -399,7 +401,7 @@ async def test_a_borrowed_pool_that_was_closed_before_is_a_clear_error() -> None
         await session.stop_runtime("ws-1", "crm")
 
 
-async def test_a_borrowed_pool_that_is_closed_is_named(emulator: Emulator) -> None:
+async def test_a_borrowed_pool_closed_before_the_session_is_an_error(emulator: Emulator) -> None:
     async with aiohttp.ClientSession() as http:
         session = BctrlSession("emulator-key", base_url=emulator.url, http=http)
     with pytest.raises(BctrlConfigError, match="http="):
@@ -428,22 +430,22 @@ async def test_the_limits_of_a_borrowed_pool_bound_the_attempts_in_flight(
     assert isinstance(waiting, Runtime)
 
 
-async def test_options_of_the_own_pool_are_refused_with_a_borrowed_one() -> None:
+async def test_pool_options_are_rejected_with_a_borrowed_pool() -> None:
     async with aiohttp.ClientSession() as http:
         with pytest.raises(BctrlConfigError, match="borrowed"):
             BctrlSession("k", http=http, trust_env=True)
 
 
-async def test_trace_configs_see_the_requests(emulator: Emulator) -> None:
-    seen: list[str] = []
+async def test_trace_configs_trace_the_requests(emulator: Emulator) -> None:
+    recorded: list[str] = []
 
-    async def note(*arguments: object) -> None:
-        seen.append(type(arguments[-1]).__name__)
+    async def record(*arguments: object) -> None:
+        recorded.append(type(arguments[-1]).__name__)
 
     trace = aiohttp.TraceConfig()
-    trace.on_request_start.append(note)
+    trace.on_request_start.append(record)
     async with BctrlSession(
         "emulator-key", base_url=emulator.url, trace_configs=[trace]
     ) as session:
         await session.stop_runtime("ws-1", "crm")
-    assert seen == ["TraceRequestStartParams"]
+    assert recorded == ["TraceRequestStartParams"]
