@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial, partialmethod
 from unittest.mock import Mock
 
 import aiohttp
 import aioresponses.core
 import pytest
+from helpers import Connect
 
 from bctrl_async import BctrlSession, RetryPolicy
 from bctrl_async._limiter.limiter import Limiter
@@ -38,7 +39,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 
 @pytest.fixture
-def connect(emulator: Emulator) -> Callable[..., BctrlSession]:
+def connect(emulator: Emulator) -> Connect:
     """Return a function that makes sessions on the emulator with negligible back-off."""
     return partial(
         BctrlSession, KEY, base_url=emulator.url, retry=RetryPolicy(base=0.001, cap=0.001)
@@ -46,7 +47,7 @@ def connect(emulator: Emulator) -> Callable[..., BctrlSession]:
 
 
 @pytest.fixture
-async def session(connect: Callable[..., BctrlSession]) -> AsyncIterator[BctrlSession]:
+async def session(connect: Connect) -> AsyncIterator[BctrlSession]:
     async with connect() as opened:
         yield opened
 

@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
+from helpers import await_batch, wait_for_requests
 from leaks import bulk_tasks
 from servers import emulator_in_a_thread
 
@@ -52,15 +53,6 @@ async def session(server: Emulator) -> AsyncIterator[BctrlSession]:
         yield opened
 
 
-async def received(emulator: Emulator, count: int) -> None:
-    while len(emulator.requests) < count:
-        await asyncio.sleep(0.001)
-
-
-async def await_batch(batch: StopBatch) -> None:
-    await batch
-
-
 async def iterate_batch(batch: StopBatch) -> None:
     async with batch:
         async for _ in batch:
@@ -68,7 +60,7 @@ async def iterate_batch(batch: StopBatch) -> None:
 
 
 async def expire(scope: anyio.CancelScope, emulator: Emulator) -> None:
-    await received(emulator, IN_FLIGHT)
+    await wait_for_requests(emulator, IN_FLIGHT)
     scope.deadline = anyio.current_time()
 
 
@@ -81,7 +73,7 @@ async def move_on_after(run: Awaitable[object], emulator: Emulator) -> None:
 
 
 async def fail_after(run: Awaitable[object], emulator: Emulator) -> None:
-    with pytest.raises(TimeoutError):  # noqa: PT012 - the block is what times out.
+    with pytest.raises(TimeoutError):  # noqa: PT012 - the block times out.
         with anyio.fail_after(3600) as scope:
             expiring = asyncio.create_task(expire(scope, emulator))
             await run
@@ -94,13 +86,13 @@ async def cancelled_task_group(run: Awaitable[object], emulator: Emulator) -> No
 
     async with anyio.create_task_group() as group:
         group.start_soon(wait)
-        await received(emulator, IN_FLIGHT)
+        await wait_for_requests(emulator, IN_FLIGHT)
         group.cancel_scope.cancel()
 
 
 async def failing_task_group(run: Awaitable[object], emulator: Emulator) -> None:
     async def fail() -> None:
-        await received(emulator, IN_FLIGHT)
+        await wait_for_requests(emulator, IN_FLIGHT)
         raise LookupError
 
     with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the block is the group.
@@ -184,7 +176,7 @@ async def test_a_bulk_stop_ends_when_the_client_of_its_streamed_response_disconn
     async with serving(app) as url:
         async with aiohttp.ClientSession() as client, client.post(f"{url}/stop") as response:
             assert await response.content.readline() == b"begin\n"
-            await received(server, IN_FLIGHT)
+            await wait_for_requests(server, IN_FLIGHT)
             response.close()
         while not batches or bulk_tasks():
             await asyncio.sleep(0.001)

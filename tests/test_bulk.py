@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
+from helpers import Connect, add_runtimes, assert_conserved, await_batch, wait_for_requests
 from leaks import bulk_tasks
 from servers import emulator_in_a_thread
 
@@ -27,37 +28,12 @@ from bctrl_async.bulk._targets import Targets
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.outcomes import result_of
 
-Connect = Callable[..., BctrlSession]
-
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
-
-
-def add_runtimes(emulator: Emulator, count: int) -> list[tuple[str, str]]:
-    targets = [("ws-1", f"r{number}") for number in range(count)]
-    for target in targets:
-        emulator.add_runtime(*target)
-    return targets
 
 
 async def async_iterable(pairs: list[tuple[str, str]]) -> AsyncIterator[tuple[str, str]]:
     for pair in pairs:
         yield pair
-
-
-async def received(emulator: Emulator, count: int) -> None:
-    while len(emulator.requests) < count:
-        await asyncio.sleep(0)
-
-
-def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:
-    report = batch.report
-    assert report.counts.total() == report.total == batch.read
-    assert len({outcome.index for outcome in report.failures}) == len(report.failures)
-    for outcome in report.failures:
-        if outcome.result is NOT_SENT:
-            assert emulator.received[outcome.target] == 0
-    assert bulk_tasks() == set()
-    assert batch.in_flight == 0
 
 
 class TestAwaited:
@@ -161,7 +137,7 @@ class TestAwaited:
         emulator.inject(Fault.HANG)
         batch = session.stop_runtimes([("ws-1", "crm")])
         cancelled = asyncio.create_task(batch)
-        await received(emulator, 2)
+        await wait_for_requests(emulator, 2)
         cancelled.cancel()
         await asyncio.wait([cancelled])
         assert cancelled.cancelled()
@@ -183,7 +159,7 @@ class TestAwaited:
         emulator.inject(*[Fault.HANG] * 3)
         batch = session.stop_runtimes(add_runtimes(emulator, 10), concurrency=3)
         batch.send(None)
-        await received(emulator, 3)
+        await wait_for_requests(emulator, 3)
         batch.close()
         async with asyncio.timeout(5):
             while bulk_tasks():
@@ -319,7 +295,7 @@ class TestBackpressure:
 
         batch = session.stop_runtimes(targets(), concurrency=7)
         running = asyncio.create_task(await_batch(batch))
-        await received(emulator, 7)
+        await wait_for_requests(emulator, 7)
         await asyncio.sleep(0.01)
 
         assert len(read) == len(emulator.requests) == batch.in_flight == 7
@@ -331,7 +307,7 @@ class TestBackpressure:
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         async with session.stop_runtimes(add_runtimes(emulator, 100)) as batch:
-            await received(emulator, 100)
+            await wait_for_requests(emulator, 100)
             await asyncio.sleep(0.05)
         async with asyncio.timeout(5):
             assert [outcome async for outcome in batch] == []
@@ -344,7 +320,7 @@ class TestBackpressure:
         async with connect(max_connections=3) as session:
             batch = session.stop_runtimes(add_runtimes(emulator, 50), concurrency=20)
             running = asyncio.create_task(await_batch(batch))
-            await received(emulator, 3)
+            await wait_for_requests(emulator, 3)
             await asyncio.sleep(0.01)
             assert len(emulator.requests) == 3
             running.cancel()
@@ -357,7 +333,7 @@ class TestBackpressure:
         async with session.stop_runtimes(
             iter(add_runtimes(emulator, 300)), concurrency=10
         ) as batch:
-            await received(emulator, 110)
+            await wait_for_requests(emulator, 110)
             await asyncio.sleep(0.05)
         assert batch.report.counts[STOPPED] == batch.read == 110
         assert_conserved(batch, emulator)
@@ -381,7 +357,7 @@ class TestBackpressure:
             emulator.inject(*[Fault.HANG] * 2)
             batch = session.stop_runtimes(add_runtimes(emulator, 5))
             running = asyncio.create_task(await_batch(batch))
-            await received(emulator, 2)
+            await wait_for_requests(emulator, 2)
             single = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
             await asyncio.sleep(0.01)
             assert len(emulator.requests) == 2
@@ -399,10 +375,6 @@ class TestBackpressure:
             iterations += 1
 
         assert iterations >= 5000 / 100
-
-
-async def await_batch(batch: StopBatch) -> None:
-    await batch
 
 
 class TestEndedByCaller:
@@ -518,7 +490,7 @@ class TestEndedByCaller:
         emulator.inject(*[Fault.HANG] * 100)
         batch = session.stop_runtimes(add_runtimes(emulator, 2000))
         running = asyncio.create_task(await_batch(batch))
-        await received(emulator, 100)
+        await wait_for_requests(emulator, 100)
         running.cancel()
         await asyncio.sleep(0)
         running.cancel()
@@ -539,7 +511,7 @@ class TestEndedByCaller:
                 await anext(batch)
 
         consuming = asyncio.create_task(consume())
-        await received(emulator, 3)
+        await wait_for_requests(emulator, 3)
         consuming.cancel()
         await asyncio.wait([consuming])
         assert batch.report.counts == {UNKNOWN: 3}
@@ -551,7 +523,7 @@ class TestEndedByCaller:
         emulator.inject(*[Fault.HANG] * 5)
         batch = session.stop_runtimes(add_runtimes(emulator, 30), concurrency=5)
         running = asyncio.create_task(await_batch(batch))
-        await received(emulator, 5)
+        await wait_for_requests(emulator, 5)
         workers = bulk_tasks()
         assert len(workers) == 5
         for task in workers:
@@ -628,7 +600,7 @@ class TestEndedByCaller:
 
         batch = session.stop_runtimes(add_runtimes(emulator, 10), on_outcome=hang, concurrency=2)
         running = asyncio.create_task(await_batch(batch))
-        await received(emulator, 2)
+        await wait_for_requests(emulator, 2)
         await asyncio.sleep(0.02)
         running.cancel()
         await asyncio.wait([running])
@@ -641,7 +613,7 @@ class TestEndedByCaller:
         targets = add_runtimes(emulator, 30)
         emulator.inject(Fault.DROP_BEFORE, alias="r1")
         async with session.stop_runtimes(targets, concurrency=3) as batch:
-            await received(emulator, 3)
+            await wait_for_requests(emulator, 3)
             batch.stop_reading()
             outcomes = {outcome.index: outcome async for outcome in batch}
 
@@ -660,7 +632,7 @@ class TestEndedByCaller:
         async with session.stop_runtimes(
             iter(add_runtimes(emulator, 1000)), concurrency=3
         ) as batch:
-            await received(emulator, 3)
+            await wait_for_requests(emulator, 3)
             batch.stop_reading()
             results = [outcome.result async for outcome in batch]
 
@@ -679,7 +651,7 @@ class TestEndedByCaller:
             add_runtimes(emulator, 30), concurrency=5, on_outcome=outcomes.append
         )
         running = asyncio.create_task(await_batch(batch))
-        await received(emulator, 5)
+        await wait_for_requests(emulator, 5)
         batch.stop_reading()
         batch.abort()
         await running
@@ -887,7 +859,7 @@ class TestEndedByError:
         session = connect()
         batch = session.stop_runtimes(add_runtimes(emulator, 50), concurrency=5)
         running = asyncio.create_task(await_batch(batch))
-        await received(emulator, 5)
+        await wait_for_requests(emulator, 5)
         await session.close()
         await running
 
@@ -975,7 +947,7 @@ class TestSingleStop:
             stopping = asyncio.create_task(
                 session.stop_runtime("ws-1", "crm", retry=RetryPolicy(attempts=1))
             )
-            await received(emulator, 1)
+            await wait_for_requests(emulator, 1)
         with pytest.raises(BctrlError) as caught:
             await stopping
         await session.close()

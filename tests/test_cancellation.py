@@ -6,22 +6,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from helpers import Connect, wait_for_requests
 from servers import emulator_in_a_thread
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault
 
-Connect = Callable[..., BctrlSession]
-
 
 async def other_tasks() -> set[asyncio.Task[object]]:
     await asyncio.sleep(0)
     return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
-
-
-async def received(emulator: Emulator, count: int) -> None:
-    while len(emulator.requests) < count:
-        await asyncio.sleep(0)
 
 
 async def cancel_by_timeout(session: BctrlSession) -> None:
@@ -72,7 +66,7 @@ async def test_a_call_cancelled_while_it_waits_for_a_slot_sends_nothing(
         emulator.add_runtime("ws-1", name)
     async with connect(max_connections=1) as session:
         first = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        await received(emulator, 1)
+        await wait_for_requests(emulator, 1)
         queued = [asyncio.create_task(session.stop_runtime("ws-1", name)) for name in "abc"]
         await asyncio.sleep(0)
         queued[0].cancel()
@@ -110,7 +104,7 @@ async def test_cancelling_a_gather_ends_all_of_its_calls() -> None:
         ) as session:
             stops = [session.stop_runtime("ws-1", f"{number}") for number in range(2000)]
             gathered = asyncio.gather(*stops)
-            await received(emulator, 1)
+            await wait_for_requests(emulator, 1)
             gathered.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await gathered

@@ -11,10 +11,10 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable
 
 import aiohttp
 import pytest
+from helpers import Connect, wait_for_requests
 from servers import answering, emulator_in_a_thread, raw_server
 
 from bctrl_async import (
@@ -25,7 +25,6 @@ from bctrl_async import (
 )
 from bctrl_async.emulator import Emulator, Fault
 
-Connect = Callable[..., BctrlSession]
 KEY = "emulator-key"
 
 
@@ -131,11 +130,9 @@ async def test_close_ends_waiting_calls_and_requests_in_flight(
     emulator.inject(Fault.HANG, alias="mail")  # stays in flight
     session = connect(max_connections=1)
     retrying = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-    while not emulator.requests:
-        await asyncio.sleep(0)
+    await wait_for_requests(emulator, 1)
     in_flight = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
-    while len(emulator.requests) < 2:
-        await asyncio.sleep(0)
+    await wait_for_requests(emulator, 2)
     queued = asyncio.create_task(session.stop_runtime("ws-1", "chat"))
     await asyncio.sleep(0)
 
@@ -221,8 +218,7 @@ async def test_a_call_cancelled_while_the_session_closes_is_cancelled(
     emulator.inject(Fault.HANG)
     session = connect()
     call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-    while not emulator.requests:
-        await asyncio.sleep(0)
+    await wait_for_requests(emulator, 1)
     session._sender.closed = True
     call.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import logging
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import virtual_time
 from aiohttp import ClientTimeout
+from helpers import add_runtimes, unused_url
 from servers import answering, http_answer, raw_server
 
 import bctrl_async
@@ -114,9 +114,7 @@ class TestRetries:
     async def test_each_probe_of_an_outage_is_logged(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with unused_url() as url:
             policy = RetryPolicy(base=0.001, cap=0.001)
             async with BctrlSession(KEY, base_url=url, retry=policy) as session:
                 report = await session.stop_runtimes([("ws-1", f"r{n}") for n in range(9)])
@@ -146,9 +144,7 @@ class TestRetries:
     async def test_every_retry_of_a_bulk_stop_is_logged(
         self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
     ) -> None:
-        targets = [("ws-1", f"r{number}") for number in range(20)]
-        for target in targets:
-            emulator.add_runtime(*target)
+        targets = add_runtimes(emulator, 20)
         emulator.inject(*[Fault.SERVER_ERROR] * 3, *[Fault.DROP_BEFORE] * 3)
 
         report = await session.stop_runtimes(targets)
@@ -183,9 +179,7 @@ class TestThrottling:
     async def test_throttling_is_logged_once_for_all_stops_of_a_session(
         self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
     ) -> None:
-        targets = [("ws-1", f"r{number}") for number in range(8)]
-        for target in targets:
-            emulator.add_runtime(*target)
+        targets = add_runtimes(emulator, 8)
         emulator.inject(*[Fault.RATE_LIMITED] * 8)
 
         report = await session.stop_runtimes(targets)

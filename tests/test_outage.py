@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import aiohttp
 import pytest
-import virtual_time
+from helpers import add_runtimes, run_in_virtual_time, unused_url
 from runtimes import runtime
 from servers import raw_server
 
@@ -76,14 +75,9 @@ class Simulation:
     def answered_between(self, begin: float, end: float) -> int:
         return sum(begin <= now < end for now in self.answered_at)
 
-    def run(self, main: Callable[[BctrlSession], Awaitable[_T]], **options: int) -> _T:
-        async def scenario() -> _T:
-            async with BctrlSession("key", base_url="http://127.0.0.1:9", **options) as session:  # type: ignore[arg-type]
-                returned = await main(session)
-            self.seconds = asyncio.get_running_loop().time()
-            return returned
-
-        return virtual_time.run(scenario())
+    def run(self, main: Callable[[BctrlSession], Awaitable[_T]]) -> _T:
+        returned, self.seconds = run_in_virtual_time(main)
+        return returned
 
 
 Simulate = Callable[[Server, float], Simulation]
@@ -116,9 +110,7 @@ class TestNeverAnswered:
         assert simulation.seconds < 10
 
     async def test_refused_connections_are_not_sent_on_real_sockets(self) -> None:
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with unused_url() as url:
             async with BctrlSession("key", base_url=url, retry=RetryPolicy(base=0.01)) as session:
                 report = await session.stop_runtimes(list(targets(1000)))
 
@@ -207,9 +199,8 @@ class TestOutage:
         await emulator.start()
         port = int(emulator.url.rpartition(":")[2])
         restarted = Emulator(port=port)
-        for target in targets(2000):
-            emulator.add_runtime(*target)
-            restarted.add_runtime(*target)
+        add_runtimes(emulator, 2000)
+        add_runtimes(restarted, 2000)
         session = BctrlSession(
             "emulator-key", base_url=emulator.url, retry=RetryPolicy(base=0.05, cap=0.1)
         )

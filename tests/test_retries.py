@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from helpers import Connect, wait_for_requests
 from servers import answering, http_answer, raw_server
 
 from bctrl_async import (
@@ -27,7 +27,6 @@ from bctrl_async import (
 )
 from bctrl_async.emulator import Emulator, Fault
 
-Connect = Callable[..., BctrlSession]
 GOOD = http_answer(
     "200 OK",
     b'{"alias":"crm","createdAt":"","driver":"","id":"7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",'
@@ -287,8 +286,7 @@ async def test_backing_off_holds_no_connection_slot(emulator: Emulator, connect:
     emulator.add_runtime("ws-1", "mail")
     async with connect(max_connections=1) as session:
         waiting = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        while not emulator.requests:
-            await asyncio.sleep(0)
+        await wait_for_requests(emulator, 1)
         await session.stop_runtime("ws-1", "mail")
         assert not waiting.done()
         waiting.cancel()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
 
 import aiohttp
 import pytest
 from contract import assert_request_fits_contract
+from helpers import Connect, add_runtimes
 
 import bctrl_async
 from bctrl_async import (
@@ -25,8 +25,6 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault
-
-Connect = Callable[..., BctrlSession]
 
 
 async def test_a_stop_returns_the_stopped_runtime(
@@ -232,8 +230,7 @@ async def test_headers_that_are_not_a_mapping_are_rejected(session: BctrlSession
 
 
 async def test_a_rate_applies_to_single_calls(emulator: Emulator, connect: Connect) -> None:
-    for number in range(30):
-        emulator.add_runtime("ws-1", f"r{number}")
+    add_runtimes(emulator, 30)
     async with connect(rate=1000) as session:
         await asyncio.gather(*(session.stop_runtime("ws-1", f"r{n}") for n in range(30)))
     assert len(emulator.requests) == 30

@@ -11,7 +11,7 @@ from unittest import mock
 
 import msgspec
 import pytest
-import virtual_time
+from helpers import Connect, run_in_virtual_time, wait_for_requests
 from runtimes import runtime
 
 from bctrl_async import (
@@ -39,7 +39,6 @@ from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 
 _T = TypeVar("_T")
-Connect = Callable[..., BctrlSession]
 Server = Callable[[float, str], Runtime | BctrlError]
 """Takes the time and the operation of a request; returns its response."""
 
@@ -183,13 +182,8 @@ class Simulation:
     def run(
         self, main: Callable[[BctrlSession], Awaitable[_T]], *, rate: float | None = None
     ) -> _T:
-        async def scenario() -> _T:
-            async with BctrlSession("key", base_url="http://127.0.0.1:9", rate=rate) as session:
-                returned = await main(session)
-            self.seconds = asyncio.get_running_loop().time()
-            return returned
-
-        return virtual_time.run(scenario())
+        returned, self.seconds = run_in_virtual_time(main, rate=rate)
+        return returned
 
     def stop(
         self,
@@ -636,8 +630,7 @@ class TestOnRealSockets:
         emulator.inject(Fault.ACCEPTED)
         async with connect(retry=RetryPolicy(base=60, cap=60)) as session:
             running = asyncio.create_task(session.stop_runtimes([("ws-1", "crm")], verify=True))
-            while not emulator.requests:
-                await asyncio.sleep(0)
+            await wait_for_requests(emulator, 1)
             await asyncio.sleep(0.05)
             await session.close()
             async with asyncio.timeout(5):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import Connect, add_runtimes, wait_for_requests
 from servers import http_answer, raw_server
 
 from bctrl_async import (
@@ -27,7 +28,6 @@ from bctrl_async import (
 )
 from bctrl_async.emulator import Emulator, Fault
 
-Connect = Callable[..., BctrlSession]
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 
 
@@ -133,8 +133,7 @@ class TestSelection:
     async def test_all_workers_share_one_list(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        for number in range(300):
-            emulator.add_runtime("ws-1", f"r{number}")
+        add_runtimes(emulator, 300)
         report = await session.stop_workspace("ws-1")
 
         assert report.counts == {STOPPED: 301}
@@ -243,8 +242,7 @@ class TestListing:
         emulator.inject(Fault.HANG, method="GET")
         batch = session.stop_workspace("ws-1")
         running = asyncio.create_task(batch)
-        while not emulator.requests:
-            await asyncio.sleep(0)
+        await wait_for_requests(emulator, 1)
         getattr(batch, method)()
         async with asyncio.timeout(5):
             report = await running
@@ -258,8 +256,7 @@ class TestListing:
         emulator.inject(Fault.HANG, method="GET")
         batch = session.stop_workspace("ws-1")
         running = asyncio.create_task(batch)
-        while not emulator.requests:
-            await asyncio.sleep(0)
+        await wait_for_requests(emulator, 1)
         running.cancel()
         await asyncio.wait([running])
 
@@ -269,8 +266,7 @@ class TestListing:
     async def test_listed_targets_that_were_not_begun_are_not_sent(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
-        for number in range(50):
-            emulator.add_runtime("ws-1", f"r{number}")
+        add_runtimes(emulator, 50)
         emulator.inject(*[Fault.HANG] * 3)
         report = await session.stop_workspace("ws-1", concurrency=3, deadline=0.2)
 

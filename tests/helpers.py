@@ -1,0 +1,80 @@
+"""Helpers shared by the tests: targets to stop, waits, scenarios and checks."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import virtual_time
+from leaks import bulk_tasks
+
+from bctrl_async import BctrlSession, StopBatch, StopResult
+from bctrl_async.emulator import Emulator
+
+_T = TypeVar("_T")
+
+Connect = Callable[..., BctrlSession]
+"""The type of the fixture `connect`."""
+
+
+def add_runtimes(emulator: Emulator, count: int) -> list[tuple[str, str]]:
+    """Add active runtimes `r0`, `r1`, … to workspace `ws-1`; return them as targets."""
+    targets = [("ws-1", f"r{number}") for number in range(count)]
+    for target in targets:
+        emulator.add_runtime(*target)
+    return targets
+
+
+async def wait_for_requests(emulator: Emulator, count: int) -> None:
+    """Wait until an emulator has received this many requests."""
+    while len(emulator.requests) < count:
+        await asyncio.sleep(0)
+
+
+async def await_batch(batch: StopBatch) -> None:
+    """Await a bulk stop, as the coroutine of a task."""
+    await batch
+
+
+@contextmanager
+def unused_url() -> Iterator[str]:
+    """Yield a URL at which connections are refused."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{unused.getsockname()[1]}"
+
+
+def run_in_virtual_time(
+    main: Callable[[BctrlSession], Awaitable[_T]], *, rate: float | None = None
+) -> tuple[_T, float]:
+    """Run a scenario with a session whose attempts are simulated.
+
+    Args:
+        main: The scenario.
+        rate: The rate of the session.
+
+    Returns:
+        The result of the scenario, and the virtual seconds that it took.
+    """
+
+    async def scenario() -> tuple[_T, float]:
+        async with BctrlSession("key", base_url="http://127.0.0.1:9", rate=rate) as session:
+            returned = await main(session)
+        return returned, asyncio.get_running_loop().time()
+
+    return virtual_time.run(scenario())
+
+
+def assert_conserved(batch: StopBatch, emulator: Emulator) -> None:
+    """Check that each target has one outcome, and that the run left nothing behind."""
+    report = batch.report
+    assert report.counts.total() == report.total == batch.read
+    assert len({outcome.index for outcome in report.failures}) == len(report.failures)
+    for outcome in report.failures:
+        if outcome.result is StopResult.NOT_SENT:
+            assert emulator.received[outcome.target] == 0
+    assert bulk_tasks() == set()
+    assert batch.in_flight == 0
