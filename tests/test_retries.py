@@ -24,8 +24,10 @@ from bctrl_async import (
     RetryPolicy,
     Runtime,
     RuntimeStatus,
+    StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.outcomes import result_of
 
 GOOD = http_answer(
     "200 OK",
@@ -305,3 +307,21 @@ async def test_every_fault_ends_in_a_runtime_or_a_bctrl_error(
         session.stop_runtime("ws-1", "crm", timeout=0.2, retry=retry), return_exceptions=True
     )
     assert isinstance(returned, Runtime | BctrlError)
+
+
+async def test_a_throttled_stop_is_rejected_if_its_next_connection_fails() -> None:
+    emulator = Emulator(port=0)
+    emulator.add_runtime("ws-1", "crm")
+    emulator.inject(Fault.RATE_LIMITED)
+    async with emulator:
+        session = BctrlSession("emulator-key", base_url=emulator.url)
+        stopping = asyncio.create_task(
+            session.stop_runtime("ws-1", "crm", retry=RetryPolicy(attempts=1))
+        )
+        await wait_for_requests(emulator, 1)
+    with pytest.raises(BctrlError) as caught:
+        await stopping
+    await session.close()
+
+    assert caught.value.status == 429
+    assert result_of(caught.value) is StopResult.REJECTED

@@ -1,0 +1,546 @@
+"""A bulk stop that ends early: exactly one outcome for each target, whatever ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import pytest
+from helpers import Connect, add_runtimes, assert_conserved, await_batch, wait_for_requests
+from leaks import bulk_tasks
+from servers import emulator_in_a_thread
+
+from bctrl_async import (
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlError,
+    BctrlRateLimitError,
+    BctrlSession,
+    RetryPolicy,
+    StopBatch,
+    StopOutcome,
+    StopResult,
+)
+from bctrl_async._calls.sender import Sender
+from bctrl_async.emulator import Emulator, Fault
+
+STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
+
+
+class TestEndedByCaller:
+    async def test_leaving_the_block_early_aborts_the_requests_in_flight(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = add_runtimes(emulator, 50)
+        emulator.inject(Fault.HANG, alias="r1")
+        async with session.stop_runtimes(targets, concurrency=2) as batch:
+            async for outcome in batch:
+                if outcome.index == 10:
+                    break
+
+        assert_conserved(batch, emulator)
+        report = batch.report
+        assert report.total == 50
+        assert str(report.ended_early).startswith("the run was cancelled")
+        aborted = next(outcome for outcome in report.failures if outcome.index == 1)
+        assert aborted.result is UNKNOWN
+        assert aborted.error is not None
+        assert str(aborted.error) == (
+            "stop of 'r1' in workspace 'ws-1': aborted before an answer: the run was cancelled "
+            "(the runtime may have stopped). Stop it again: a stop is safe to repeat"
+        )
+        assert report.counts[NOT_SENT] > 30
+
+    async def test_an_exception_in_the_block_propagates(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        batch = session.stop_runtimes(add_runtimes(emulator, 50))
+        with pytest.raises(LookupError):  # noqa: PT012 - the block is tested.
+            async with batch:
+                await anext(batch)
+                raise LookupError
+        assert_conserved(batch, emulator)
+        assert batch.report.total == 50
+
+    @pytest.mark.parametrize("steps", range(14))
+    async def test_cancelling_after_any_number_of_steps_leaves_no_tasks_behind(
+        self, steps: int
+    ) -> None:
+        with emulator_in_a_thread() as emulator:
+            async with BctrlSession("emulator-key", base_url=emulator.url) as session:
+                batch = session.stop_runtimes([("ws-1", f"r{number}") for number in range(10)])
+                running = asyncio.create_task(await_batch(batch))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                running.cancel()
+                await asyncio.wait([running])
+            if steps:
+                assert batch.report.counts.total() == 10
+            else:
+                batch.close()
+            assert_conserved(batch, emulator)
+
+    @pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_an_exception_of_on_outcome_propagates_once_every_target_is_recorded(
+        self, error: type[BaseException], *, streamed: bool
+    ) -> None:
+        batches: list[StopBatch] = []
+
+        def fail(_: StopOutcome) -> None:
+            raise error
+
+        async def scenario(url: str) -> None:
+            async with BctrlSession("emulator-key", base_url=url) as session:
+                targets = [("ws-1", f"r{number}") for number in range(10)]
+                batch = session.stop_runtimes(targets, on_outcome=fail, concurrency=2)
+                batches.append(batch)
+                if streamed:
+                    async with batch:
+                        [outcome async for outcome in batch]
+                else:
+                    await batch
+
+        expected = BctrlError if error is asyncio.CancelledError else error
+        with emulator_in_a_thread() as emulator, pytest.raises(expected) as caught:
+            asyncio.run(scenario(emulator.url))
+        if expected is BctrlError:
+            assert str(caught.value) == "on_outcome raised CancelledError"
+        assert batches[0].report.counts.total() == batches[0].read == 10
+        assert not batches[0].report.ok
+
+    async def test_an_input_that_calls_stop_reading_aborts_nothing(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = add_runtimes(emulator, 10)
+        emulator.inject(*[Fault.LATENCY] * 3)
+
+        async def source() -> AsyncIterator[tuple[str, str]]:
+            for number, target in enumerate(targets):
+                if number == 3:
+                    batch.stop_reading()
+                yield target
+
+        batch = session.stop_runtimes(source())
+        report = await batch
+
+        assert report.counts == {STOPPED: 3, NOT_SENT: 1}
+
+    async def test_leaving_the_block_after_the_last_outcome_does_not_end_the_run_early(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        async with session.stop_runtimes(add_runtimes(emulator, 3)) as batch:
+            for _ in range(3):
+                await anext(batch)
+        assert batch.report.ok
+
+    async def test_a_second_cancellation_still_leaves_every_target_recorded(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 100)
+        batch = session.stop_runtimes(add_runtimes(emulator, 2000))
+        running = asyncio.create_task(await_batch(batch))
+        await wait_for_requests(emulator, 100)
+        running.cancel()
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running])
+
+        assert running.cancelled()
+        assert batch.report.counts == {UNKNOWN: 100, NOT_SENT: 1900}
+        assert_conserved(batch, emulator)
+
+    async def test_cancelling_the_consumer_ends_the_run(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 3)
+        batch = session.stop_runtimes(add_runtimes(emulator, 3))
+
+        async def consume() -> None:
+            async with batch:
+                await anext(batch)
+
+        consuming = asyncio.create_task(consume())
+        await wait_for_requests(emulator, 3)
+        consuming.cancel()
+        await asyncio.wait([consuming])
+        assert batch.report.counts == {UNKNOWN: 3}
+        assert_conserved(batch, emulator)
+
+    async def test_workers_cancelled_from_outside_end_the_run_with_every_target_recorded(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 5)
+        batch = session.stop_runtimes(add_runtimes(emulator, 30), concurrency=5)
+        running = asyncio.create_task(await_batch(batch))
+        await wait_for_requests(emulator, 5)
+        workers = bulk_tasks()
+        assert len(workers) == 5
+        for task in workers:
+            task.cancel()
+        await asyncio.wait([running])
+
+        assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 25}
+        assert_conserved(batch, emulator)
+
+    async def test_a_worker_cancelled_while_it_waits_for_the_input_ends_the_run(
+        self, session: BctrlSession
+    ) -> None:
+        async def never() -> AsyncIterator[tuple[str, str]]:
+            await asyncio.Event().wait()
+            yield "ws-1", "crm"
+
+        running = asyncio.create_task(await_batch(session.stop_runtimes(never(), concurrency=2)))
+        await asyncio.sleep(0.01)
+        next(iter(bulk_tasks())).cancel()
+        await asyncio.wait_for(running, 5)
+
+    async def test_an_exception_of_on_outcome_ends_the_run(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = add_runtimes(emulator, 200)
+        emulator.inject(Fault.HANG, alias="r1")
+        delivered: list[int] = []
+
+        def fail(outcome: StopOutcome) -> None:
+            delivered.append(outcome.index)
+            if len(delivered) == 10:
+                raise LookupError("mine")
+
+        batch = session.stop_runtimes(targets, on_outcome=fail, concurrency=4)
+        with pytest.raises(LookupError, match="mine"):
+            await batch
+
+        assert batch.report.total == 200
+        assert len(delivered) == 10
+        assert_conserved(batch, emulator)
+
+    async def test_an_exception_of_on_outcome_is_raised_by_the_iteration(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        def fail(_: StopOutcome) -> None:
+            raise LookupError("mine")
+
+        async with session.stop_runtimes(add_runtimes(emulator, 50), on_outcome=fail) as batch:
+            with pytest.raises(LookupError, match="mine"):
+                [outcome async for outcome in batch]
+        assert_conserved(batch, emulator)
+
+    async def test_an_exception_of_on_outcome_is_raised_at_the_end_of_an_unread_block(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        failed = asyncio.Event()
+
+        def fail(_: StopOutcome) -> None:
+            failed.set()
+            raise LookupError("mine")
+
+        batch = session.stop_runtimes(add_runtimes(emulator, 1), on_outcome=fail)
+        with pytest.raises(LookupError, match="mine"):  # noqa: PT012 - the block is tested.
+            async with batch:
+                await failed.wait()
+                await asyncio.sleep(0.01)
+        assert_conserved(batch, emulator)
+
+    async def test_a_hanging_on_outcome_is_cancelled_with_the_run(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        async def hang(_: StopOutcome) -> None:
+            await asyncio.Event().wait()
+
+        batch = session.stop_runtimes(add_runtimes(emulator, 10), on_outcome=hang, concurrency=2)
+        running = asyncio.create_task(await_batch(batch))
+        await wait_for_requests(emulator, 2)
+        await asyncio.sleep(0.02)
+        running.cancel()
+        await asyncio.wait([running])
+        assert batch.report.counts == {STOPPED: 2, NOT_SENT: 8}
+        assert_conserved(batch, emulator)
+
+    async def test_stop_reading_records_the_rest_of_a_list_as_not_sent(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = add_runtimes(emulator, 30)
+        emulator.inject(Fault.DROP_BEFORE, alias="r1")
+        async with session.stop_runtimes(targets, concurrency=3) as batch:
+            await wait_for_requests(emulator, 3)
+            batch.stop_reading()
+            outcomes = {outcome.index: outcome async for outcome in batch}
+
+        assert len(outcomes) == 30
+        # A target that was begun is still retried and stopped.
+        assert outcomes[1].result is STOPPED
+        assert outcomes[1].attempts == 2
+        assert outcomes[29].result is NOT_SENT
+        assert str(outcomes[29].error) == "not sent: the run was asked to begin no more stops"
+        assert not batch.report.ok
+        assert_conserved(batch, emulator)
+
+    async def test_stop_reading_reads_no_more_of_a_generator(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        async with session.stop_runtimes(
+            iter(add_runtimes(emulator, 1000)), concurrency=3
+        ) as batch:
+            await wait_for_requests(emulator, 3)
+            batch.stop_reading()
+            results = [outcome.result async for outcome in batch]
+
+        assert set(results) == {STOPPED}
+        assert len(results) == batch.read < 20
+        assert not batch.report.ok
+        with pytest.raises(ExceptionGroup, match="ended early"):
+            batch.report.raise_for_failures()
+
+    async def test_abort_ends_the_run_with_a_report_and_delivers_every_outcome(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 5)
+        outcomes: list[StopOutcome] = []
+        batch = session.stop_runtimes(
+            add_runtimes(emulator, 30), concurrency=5, on_outcome=outcomes.append
+        )
+        running = asyncio.create_task(await_batch(batch))
+        await wait_for_requests(emulator, 5)
+        batch.stop_reading()
+        batch.abort()
+        await running
+
+        assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 25}
+        assert Counter(outcome.result for outcome in outcomes) == batch.report.counts
+        assert "before an answer: the run was aborted" in str(outcomes[0].error)
+        assert_conserved(batch, emulator)
+
+    async def test_stop_reading_after_the_last_outcome_changes_nothing(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        async with session.stop_runtimes(iter(add_runtimes(emulator, 3))) as batch:
+            async for _ in batch:
+                pass
+            batch.stop_reading()
+
+        assert batch.report.ok
+
+    async def test_stop_reading_interrupts_the_wait_for_the_input(
+        self, session: BctrlSession
+    ) -> None:
+        async def one_target() -> AsyncIterator[tuple[str, str]]:
+            yield "ws-1", "crm"
+            await asyncio.Event().wait()
+
+        async with session.stop_runtimes(one_target()) as batch:
+            assert (await anext(batch)).result is STOPPED
+            batch.stop_reading()
+            assert [outcome async for outcome in batch] == []
+
+
+class TestDeadline:
+    async def test_requests_in_flight_are_unknown_and_the_rest_is_not_sent(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = add_runtimes(emulator, 50)
+        emulator.inject(*[Fault.HANG] * 5)
+        batch = session.stop_runtimes(targets, concurrency=5, deadline=0.2)
+        report = await batch
+
+        assert report.counts == {UNKNOWN: 5, NOT_SENT: 45}
+        assert str(report.ended_early) == "the deadline of 0.2 s has passed"
+        assert_conserved(batch, emulator)
+
+    async def test_on_outcome_is_called_in_a_task_that_is_not_cancelled(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 2)
+        cancelling: list[int] = []
+
+        def record(_: StopOutcome) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            cancelling.append(task.cancelling())
+
+        report = await session.stop_runtimes(
+            add_runtimes(emulator, 2), deadline=0.1, on_outcome=record
+        )
+
+        assert report.counts == {UNKNOWN: 2}
+        assert cancelling == [0, 0]
+
+    async def test_every_outcome_is_delivered(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 5)
+        batch = session.stop_runtimes(add_runtimes(emulator, 50), concurrency=5, deadline=0.2)
+        async with batch:
+            results = Counter([outcome.result async for outcome in batch])
+
+        assert results == {UNKNOWN: 5, NOT_SENT: 45}
+
+    async def test_the_wait_for_an_input_that_yields_nothing_ends(
+        self, session: BctrlSession
+    ) -> None:
+        async def never() -> AsyncIterator[tuple[str, str]]:
+            await asyncio.Event().wait()
+            yield "ws-1", "crm"
+
+        report = await session.stop_runtimes(never(), deadline=0.05)
+
+        assert (report.total, report.ok) == (0, False)
+
+    async def test_a_throttled_target_is_rejected(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(*[Fault.RATE_LIMITED] * 100)
+        batch = session.stop_runtimes(
+            [("ws-1", "crm")], deadline=0.3, retry=RetryPolicy(patience=60)
+        )
+        report = await batch
+
+        [failure] = report.failures
+        assert failure.result is StopResult.REJECTED
+        assert failure.error is not None
+        assert failure.error.status == 429
+        assert "aborted before it was sent again: the deadline of 0.3 s" in str(failure.error)
+        assert "before that, the server answered 429" in str(failure.error)
+
+    async def test_a_throttled_target_that_may_have_stopped_before_is_unknown(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(Fault.BAD_GATEWAY, *[Fault.RATE_LIMITED] * 100)
+        report = await session.stop_runtimes([("ws-1", "crm")], deadline=0.3)
+
+        assert report.counts == {UNKNOWN: 1}
+
+
+class TestEndedByError:
+    async def test_an_invalid_key_ends_the_run(self, emulator: Emulator) -> None:
+        async with BctrlSession("wrong", base_url=emulator.url) as session:
+            batch = session.stop_runtimes(add_runtimes(emulator, 500), concurrency=10)
+            report = await batch
+
+        assert isinstance(report.ended_early, BctrlAuthenticationError)
+        assert report.counts.keys() == {StopResult.REJECTED, NOT_SENT}
+        assert report.counts[StopResult.REJECTED] == len(emulator.requests) == 10
+        assert report.total == 500
+
+    async def test_requests_in_flight_may_still_be_answered_but_are_not_retried(
+        self, emulator: Emulator
+    ) -> None:
+        targets = add_runtimes(emulator, 3)
+        emulator.inject(Fault.LATENCY, alias="r0")
+        emulator.inject(Fault.HANG, alias="r1")
+        keys = iter(["emulator-key", "emulator-key", "wrong"])
+        async with BctrlSession(lambda: next(keys), base_url=emulator.url, timeout=0.5) as session:
+            outcomes: dict[int, StopOutcome] = {}
+            await session.stop_runtimes(
+                targets, on_outcome=lambda outcome: outcomes.update({outcome.index: outcome})
+            )
+
+        assert [outcomes[index].result for index in range(3)] == [STOPPED, UNKNOWN, "rejected"]
+        assert outcomes[1].attempts == 1
+
+    async def test_a_throttled_target_is_rejected_if_the_key_can_no_longer_be_fetched(
+        self, emulator: Emulator
+    ) -> None:
+        calls = 0
+
+        def key() -> str:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                raise LookupError("the vault is sealed")
+            return "emulator-key"
+
+        emulator.inject(Fault.RATE_LIMITED)
+        async with BctrlSession(key, base_url=emulator.url) as session:
+            report = await session.stop_runtimes([("ws-1", "crm")])
+
+        assert emulator.received.total() == 1
+        assert report.counts == {StopResult.REJECTED: 1}
+
+    async def test_a_retry_after_beyond_the_patience_ends_the_run(self) -> None:
+        async with Emulator(port=0, retry_after="301") as emulator:
+            emulator.add_runtime("ws-1", "crm")
+            emulator.inject(Fault.RATE_LIMITED_RETRY_AFTER)
+            endless = iter(lambda: ("ws-1", "crm"), None)
+            async with BctrlSession("emulator-key", base_url=emulator.url) as session:
+                report = await session.stop_runtimes(endless, concurrency=10)
+
+        assert isinstance(report.ended_early, BctrlRateLimitError)
+        assert report.total <= 20
+
+    @pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
+    def test_every_target_has_an_outcome_whatever_the_key_function_raises(
+        self, error: type[BaseException]
+    ) -> None:
+        batches: list[StopBatch] = []
+
+        def no_key() -> str:
+            raise error
+
+        async def scenario(url: str) -> None:
+            async with BctrlSession(no_key, base_url=url) as session:
+                batches.append(session.stop_runtimes([("ws-1", "r0")] * 50))
+                await batches[0]
+
+        with emulator_in_a_thread() as emulator:
+            if error is KeyboardInterrupt:
+                with pytest.raises(KeyboardInterrupt):
+                    asyncio.run(scenario(emulator.url))
+            else:
+                asyncio.run(scenario(emulator.url))
+        assert batches[0].report.counts.total() == 50
+        assert not batches[0].report.ok
+
+    async def test_a_key_that_cannot_be_fetched_ends_the_run(self, emulator: Emulator) -> None:
+        def no_key() -> str:
+            raise LookupError("the vault is sealed")
+
+        async with BctrlSession(no_key, base_url=emulator.url) as session:
+            report = await session.stop_runtimes(add_runtimes(emulator, 100))
+
+        assert report.counts == {NOT_SENT: 100}
+        assert isinstance(report.ended_early, BctrlConfigError)
+        assert not emulator.requests
+
+    async def test_closing_the_session_ends_the_run(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.inject(*[Fault.HANG] * 5)
+        session = connect()
+        batch = session.stop_runtimes(add_runtimes(emulator, 50), concurrency=5)
+        running = asyncio.create_task(await_batch(batch))
+        await wait_for_requests(emulator, 5)
+        await session.close()
+        await running
+
+        assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 45}
+        assert_conserved(batch, emulator)
+
+    async def test_a_closed_session_is_an_error_before_any_target_is_read(
+        self, connect: Connect
+    ) -> None:
+        session = connect()
+        await session.close()
+        batch = session.stop_runtimes([("ws-1", "crm")])
+        with pytest.raises(BctrlConfigError, match="closed"):
+            await batch
+        with pytest.raises(BctrlConfigError, match="closed"):
+            async with batch:
+                pass
+        assert batch.read == 0
+
+    async def test_a_bug_is_raised_once_every_target_is_recorded(
+        self, emulator: Emulator, session: BctrlSession, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(Sender, "_attempt", fail)
+        batch = session.stop_runtimes(add_runtimes(emulator, 50), concurrency=5)
+        with pytest.raises(ZeroDivisionError):
+            await batch
+
+        assert batch.report.total == 50
+        assert batch.report.counts[UNKNOWN] == 1
+        assert_conserved(batch, emulator)
