@@ -1,17 +1,16 @@
-"""`verify=True`: poll runtimes that may still be running, in virtual time and on real sockets."""
+"""`verify=True`: poll runtimes that may still be running, in virtual time."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import TypeVar
 from unittest import mock
 
 import msgspec
 import pytest
-from helpers import Connect, run_in_virtual_time, wait_for_requests
+from helpers import run_in_virtual_time
 from runtimes import runtime
 
 from bctrl_async import (
@@ -35,8 +34,6 @@ from bctrl_async import (
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
 from bctrl_async.bulk._verify import PollSchedule, needs_verification, outcome_after_poll
-from bctrl_async.emulator import Emulator, Fault
-from bctrl_async.journal import Journal
 
 _T = TypeVar("_T")
 Server = Callable[[float, str], Runtime | BctrlError]
@@ -527,112 +524,3 @@ class TestEnding:
         report = simulation.stop(1000)
         assert report.counts[UNKNOWN] + report.counts[NOT_SENT] == 1000
         assert simulation.requests.total() <= 120
-
-
-class TestOnRealSockets:
-    async def test_each_unverified_outcome_is_settled_by_the_polled_status(
-        self, emulator: Emulator, connect: Connect, tmp_path: Path
-    ) -> None:
-        emulator.inject(Fault.OVERSIZED, alias="crm")
-        emulator.add_runtime("ws-1", "accepted")
-        emulator.inject(Fault.ACCEPTED, alias="accepted")
-        emulator.add_runtime("ws-1", "broken")
-        emulator.inject(Fault.MALFORMED_JSON, alias="broken")
-        emulator.add_runtime("ws-1", "failed")
-        emulator.inject(Fault.FAILED, alias="failed")
-        emulator.add_runtime("ws-1", "lost")
-        emulator.inject(Fault.SERVER_ERROR, alias="lost")
-        once = RetryPolicy(attempts=1, base=0.001, cap=0.001, patience=0.2)
-        async with connect(retry=once) as session:
-            outcomes: dict[str, StopOutcome] = {}
-            report = await session.stop_workspace(
-                "ws-1",
-                on_outcome=lambda outcome: outcomes.update({outcome.target.alias: outcome}),
-                journal=tmp_path / "journal.jsonl",
-                verify=True,
-            )
-
-        assert {alias: outcome.result for alias, outcome in outcomes.items()} == {
-            "crm": STOPPED,
-            "accepted": STOPPED,
-            "broken": STOPPED,
-            "failed": ACCEPTED,
-            "lost": UNKNOWN,
-        }
-        assert [outcome.target.alias for outcome in report.failures] == ["lost"]
-        assert all(outcome.attempts == 1 for outcome in outcomes.values())
-        assert emulator.received.total() == 5
-        lines = (tmp_path / "journal.jsonl").read_text().splitlines()[1:]
-        assert sorted(line.count('"result":"stopped"') for line in lines) == [0, 0, 1, 1, 1]
-
-    async def test_a_stop_that_the_journal_records_as_accepted_is_polled_by_the_next_run(
-        self, emulator: Emulator, session: BctrlSession, tmp_path: Path
-    ) -> None:
-        emulator.inject(Fault.ACCEPTED)
-        journal = tmp_path / "journal.jsonl"
-        for verify, result in [(False, ACCEPTED), (True, STOPPED), (True, STOPPED)]:
-            report = await session.stop_runtimes([("ws-1", "crm")], journal=journal, verify=verify)
-            assert (report.counts, report.ok) == ({result: 1}, True)
-
-        assert (report.resumed, report.retries) == (1, 0)
-        # The second run recorded it as stopped, so the third one did not poll.
-        assert [request.method for request in emulator.requests] == ["POST", "GET"]
-        assert journal.read_text().splitlines()[-1].count('"result":"stopped"') == 1
-
-    async def test_elapsed_includes_the_polls(
-        self, emulator: Emulator, connect: Connect, tmp_path: Path
-    ) -> None:
-        emulator.inject(Fault.ACCEPTED)
-        outcomes: list[StopOutcome] = []
-        async with connect(retry=RetryPolicy(base=0.1, cap=0.1)) as session:
-            for verify in (False, True):
-                await session.stop_runtimes(
-                    [("ws-1", "crm")],
-                    journal=tmp_path / "journal.jsonl",
-                    on_outcome=outcomes.append,
-                    verify=verify,
-                )
-            emulator.add_runtime("ws-1", "crm")
-            emulator.inject(Fault.ACCEPTED)
-            await session.stop_runtimes([("ws-1", "crm")], on_outcome=outcomes.append, verify=True)
-        stopped, resumed, verified = outcomes
-        assert resumed.resumed
-        assert resumed.elapsed == pytest.approx(stopped.elapsed, abs=1e-5)
-        assert verified.elapsed >= 0.05
-
-    async def test_a_journal_error_during_the_last_polls_is_reported(
-        self, emulator: Emulator, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def fail(*_: object) -> None:
-            raise BctrlError("the journal cannot be written")
-
-        emulator.inject(Fault.ACCEPTED)
-        monkeypatch.setattr(Journal, "write", fail)
-        async with connect() as session:
-            report = await session.stop_runtimes(
-                [("ws-1", "crm")], journal=tmp_path / "journal.jsonl", verify=True
-            )
-        assert report.counts == {STOPPED: 1}
-        assert str(report.ended_early) == "the journal cannot be written"
-        assert not report.ok
-
-    async def test_without_verify_nothing_is_polled(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        emulator.inject(Fault.ACCEPTED)
-        report = await session.stop_runtimes([("ws-1", "crm")])
-        assert report.counts == {ACCEPTED: 1}
-        assert [request.method for request in emulator.requests] == ["POST"]
-
-    async def test_closing_the_session_ends_the_run(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
-        emulator.inject(Fault.ACCEPTED)
-        async with connect(retry=RetryPolicy(base=60, cap=60)) as session:
-            running = asyncio.create_task(session.stop_runtimes([("ws-1", "crm")], verify=True))
-            await wait_for_requests(emulator, 1)
-            await asyncio.sleep(0.05)
-            await session.close()
-            async with asyncio.timeout(5):
-                report = await running
-        assert report.counts == {ACCEPTED: 1}
