@@ -1,4 +1,4 @@
-"""The input of a bulk stop: its iterables, its targets, and the report on them."""
+"""The input of a bulk stop: its iterables and its targets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import csv
 import gc
 import io
-import re
 import reprlib
 import sqlite3
 from collections import Counter, UserList, deque
@@ -21,9 +20,7 @@ import pytest
 from bctrl_async import (
     BctrlConfigError,
     BctrlError,
-    BctrlNetworkError,
     BctrlSession,
-    BctrlTimeoutError,
     RuntimeRef,
     StopOutcome,
     StopReport,
@@ -632,118 +629,3 @@ class TestFailedInput:
         assert runtimes.received.total() == 3
         assert str(batch.report.ended_early) == str(caught.value)
         assert not batch.report.ok
-
-
-def failure(index: int, error: BctrlError | None) -> StopOutcome:
-    return StopOutcome(
-        index=index,
-        target=RuntimeRef("ws-1", str(index)),
-        result=StopResult.UNKNOWN,
-        error=error,
-    )
-
-
-def report_of(*failures: StopOutcome, ended_early: BctrlError | None = None) -> StopReport:
-    counts = Counter({StopResult.STOPPED: 2})
-    counts.update(outcome.result for outcome in failures)
-    return StopReport(
-        total=counts.total(),
-        counts=counts,
-        failures=failures,
-        elapsed=1.0,
-        retries=0,
-        throttled=0,
-        ended_early=ended_early,
-    )
-
-
-TIMEOUT = BctrlTimeoutError("no answer", workspace_id="ws-1", alias="0", may_have_stopped=True)
-NETWORK = BctrlNetworkError("no connection")
-ENDED = BctrlError("the deadline of 3 s has passed")
-
-
-class TestReport:
-    def test_a_report_without_failures_is_ok_and_raises_nothing(self) -> None:
-        report = report_of()
-
-        assert report.ok
-        report.raise_for_failures()
-
-    def test_a_report_with_a_failure_is_not_ok(self) -> None:
-        assert not report_of(failure(0, TIMEOUT)).ok
-
-    def test_the_report_of_a_run_that_ended_early_is_not_ok(self) -> None:
-        assert not report_of(ended_early=ENDED).ok
-
-    def test_a_result_that_did_not_occur_has_a_count_of_0(self) -> None:
-        report = report_of(failure(0, TIMEOUT))
-
-        assert {result: report.counts[result] for result in StopResult} == {
-            **dict.fromkeys(StopResult, 0),
-            StopResult.STOPPED: 2,
-            StopResult.UNKNOWN: 1,
-        }
-        assert report.counts["rejected"] == 0  # type: ignore[index]
-        assert report.counts["stopped"] == 2  # type: ignore[index]
-
-    def test_the_errors_of_all_failures_are_raised_as_a_group_in_order(self) -> None:
-        with pytest.raises(ExceptionGroup) as caught:
-            report_of(failure(1, NETWORK), failure(0, TIMEOUT)).raise_for_failures()
-
-        assert caught.value.message == "2 of 4 stops are not settled"
-        assert list(caught.value.exceptions) == [NETWORK, TIMEOUT]
-        assert "stop of '0' in workspace 'ws-1'" in str(caught.value.exceptions[1])
-
-    def test_ended_early_is_the_first_error_of_the_group(self) -> None:
-        with pytest.raises(ExceptionGroup) as caught:
-            report_of(failure(0, TIMEOUT), ended_early=ENDED).raise_for_failures()
-
-        assert caught.value.message == "1 of 3 stops are not settled, and the run ended early"
-        assert list(caught.value.exceptions) == [ENDED, TIMEOUT]
-
-    def test_a_run_that_ended_early_without_failures_raises_ended_early(self) -> None:
-        with pytest.raises(ExceptionGroup) as caught:
-            report_of(ended_early=ENDED).raise_for_failures()
-
-        assert caught.value.message == "0 of 2 stops are not settled, and the run ended early"
-        assert list(caught.value.exceptions) == [ENDED]
-
-    def test_a_failure_can_be_caught_by_its_class(self) -> None:
-        caught: list[Exception] = []
-        try:
-            report_of(failure(0, TIMEOUT), ended_early=ENDED).raise_for_failures()
-        except* TimeoutError as group:
-            caught += group.exceptions
-        except* BctrlError as group:
-            caught += group.exceptions
-
-        assert caught == [TIMEOUT, ENDED]
-
-    def test_raising_does_not_change_the_report(self) -> None:
-        report = report_of(failure(0, TIMEOUT), ended_early=ENDED)
-        for _ in range(2):
-            with pytest.raises(ExceptionGroup) as caught:
-                report.raise_for_failures()
-            assert len(caught.value.exceptions) == 2
-        assert len(report.failures) == 1
-
-    def test_a_report_is_immutable(self) -> None:
-        with pytest.raises(AttributeError, match="immutable"):
-            report_of().total = 5  # type: ignore[misc]
-
-    async def test_the_report_of_a_run_matches_the_server(
-        self, runtimes: Emulator, session: BctrlSession
-    ) -> None:
-        report = await session.stop_runtimes([*PAIRS, ("ws-1", "gone"), ("ws-1", "")])
-
-        assert report.total == 5
-        assert report.counts == {
-            StopResult.STOPPED: 3,
-            StopResult.NOT_FOUND: 1,
-            StopResult.REJECTED: 1,
-        }
-        assert report.counts[StopResult.UNKNOWN] == report.retries == report.throttled == 0
-        assert [outcome.index for outcome in report.failures] == [4]
-        assert runtimes.received.total() == 4
-        with pytest.raises(ExceptionGroup, match=re.escape("1 of 5 stops are not settled")):
-            report.raise_for_failures()
