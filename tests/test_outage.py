@@ -109,7 +109,7 @@ class TestNeverAnswered:
         )
         assert simulation.seconds < 10
 
-    async def test_refused_connections_are_not_sent_on_real_sockets(self) -> None:
+    async def test_with_real_sockets_targets_are_not_sent_if_connections_are_refused(self) -> None:
         with unused_url() as url:
             async with BctrlSession("key", base_url=url, retry=RetryPolicy(base=0.01)) as session:
                 report = await session.stop_runtimes(list(targets(1000)))
@@ -118,7 +118,7 @@ class TestNeverAnswered:
         assert report.retries <= 0.1 * 1000
         assert report.ended_early is not None
 
-    async def test_requests_to_a_hanging_server_are_unknown_on_real_sockets(self) -> None:
+    async def test_with_real_sockets_targets_are_unknown_if_the_server_hangs(self) -> None:
         received = 0
 
         async def hang(_: bytes, __: asyncio.StreamWriter) -> None:
@@ -162,7 +162,7 @@ class TestBadFirstTarget:
 
     @pytest.mark.parametrize("concurrency", [1, 2, 100])
     @pytest.mark.parametrize("attempts", [1, 4])
-    def test_only_that_target_is_given_up(
+    def test_only_the_first_target_is_given_up(
         self, simulate: Simulate, attempts: int, concurrency: int
     ) -> None:
         simulation = simulate(lambda _, alias: disconnected() if alias == "r0" else ANSWER, 0.1)
@@ -194,7 +194,7 @@ class TestOutage:
         # The run resumes within five seconds of the return of the server.
         assert simulation.seconds <= 32 + 5 + (count / concurrency) * 0.1
 
-    async def test_a_restarted_server_is_found_on_real_sockets(self) -> None:
+    async def test_with_real_sockets_a_restarted_server_is_found(self) -> None:
         emulator = Emulator(port=0)
         await emulator.start()
         port = int(emulator.url.rpartition(":")[2])

@@ -277,7 +277,7 @@ async def test_a_stop_can_be_cancelled_while_it_waits_for_the_key(emulator: Emul
 async def test_a_key_function_that_raises_cancelled_error_is_a_configuration_error(
     emulator: Emulator,
 ) -> None:
-    """It awaited something that was cancelled; the stop itself was not cancelled."""
+    """The function awaited something that was cancelled; the stop itself was not cancelled."""
 
     async def cancelled() -> str:
         raise asyncio.CancelledError

@@ -485,7 +485,7 @@ class TestInvalidTargets:
             [("ws-1", "a"), Detached(), Lazy(), ("ws-1", "b")],  # type: ignore[list-item]
             concurrency=1,
         )
-        gc.collect()  # A crashed worker warns when it is collected: let it warn in this test.
+        gc.collect()  # A crashed worker warns when it is collected, so collect it in this test.
 
         assert report.total == report.counts.total() == 4
         assert runtimes.received == {("ws-1", "a"): 1, ("ws-1", "b"): 1}
