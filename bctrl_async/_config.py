@@ -145,3 +145,9 @@ def count(value: object, name: str) -> int:
             f"invalid {name} {value!r}: expected a whole number of at least 1", argument=name
         )
     return value
+
+
+def invalid_type(name: str, value: object, expected: str) -> BctrlConfigError:
+    """Return the error of an argument that is not of the expected type."""
+    kind = type(value).__name__
+    return BctrlConfigError(f"invalid {name}: expected {expected}, not {kind}", argument=name)

@@ -42,7 +42,7 @@ from bctrl_async.stats import SessionStats
 __all__ = ["BctrlSession"]
 
 _NO_HEADERS: Mapping[str, str] = {}
-_WHERE_ADVICE = "Pass a RuntimeFilter, or a plain function of a Runtime"
+_WHERE = "a RuntimeFilter or a plain function of a Runtime"
 
 _T = TypeVar("_T")
 
@@ -425,7 +425,7 @@ class BctrlSession:
         if where is None:
             where = RuntimeFilter()
         elif not callable(where):
-            raise BctrlConfigError(f"where is a {type(where).__name__}", advice=_WHERE_ADVICE)
+            raise _config.invalid_type("where", where, _WHERE)
         return self._bulk(
             Listing(partial(self._find, workspace_id, where, timeout, retry, deadline)),
             concurrency=concurrency,
@@ -477,9 +477,7 @@ class BctrlSession:
             workers = min(workers, source.length)
         _check_type(journal, str | os.PathLike | None, "journal", "the path of a file")
         if on_outcome is not None and not callable(on_outcome):
-            raise BctrlConfigError(
-                f"on_outcome is a {type(on_outcome).__name__}", advice="Pass a function"
-            )
+            raise _config.invalid_type("on_outcome", on_outcome, "a function")
         make_poll = partial(self._make_call, GET, limit, policy, is_poll=True)
         run = Run(
             source,
@@ -559,13 +557,13 @@ def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
         # A coroutine is truthy, so every runtime would be stopped.
         if inspect.iscoroutine(answer):
             answer.close()
-        raise BctrlConfigError("where must not be async", advice=_WHERE_ADVICE)
+        raise _config.invalid_type("where", answer, f"{_WHERE}, which returns a bool")
     return bool(answer)
 
 
 def _check_type(value: object, kinds: type | UnionType, name: str, expected: str) -> None:
     if not isinstance(value, kinds):
-        raise BctrlConfigError(f"{name} is a {type(value).__name__}", advice=f"Pass {expected}")
+        raise _config.invalid_type(name, value, expected)
 
 
 def _within_limits(limit: int, http: aiohttp.ClientSession) -> int:

@@ -238,7 +238,7 @@ class TestArguments:
     async def test_an_invalid_argument_is_named(
         self, session: BctrlSession, name: str, value: object
     ) -> None:
-        with pytest.raises(BctrlConfigError, match=rf"^({name} is|invalid {name}) "):
+        with pytest.raises(BctrlConfigError, match=rf"^invalid {name}[: ]"):
             session.stop_runtimes([("ws-1", "crm")], **{name: value})  # type: ignore[arg-type]
 
     async def test_timeout_and_retry_apply_to_each_target(

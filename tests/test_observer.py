@@ -1,4 +1,4 @@
-"""The observer of a session: told of everything, trusted with nothing."""
+"""Observers: notified of every call and attempt, and unable to disturb any."""
 
 from __future__ import annotations
 
@@ -35,53 +35,53 @@ from bctrl_async.emulator import Emulator, Fault
 Connect = Callable[..., BctrlSession]
 
 
-class Diary(Observer, BulkObserver, StopObserver, ReadObserver, AttemptObserver):
-    """Writes down what it is told, and follows everything itself."""
+class Recorder(Observer, BulkObserver, StopObserver, ReadObserver, AttemptObserver):
+    """Records every event, and observes all calls, stops, reads and attempts itself."""
 
     def __init__(self, sends: Mapping[str, str] | None = None) -> None:
-        self.pages: list[str] = []
+        self.events: list[str] = []
         self.outcomes: list[StopOutcome] = []
         self.begun = 0
         self._sends = sends or {}
 
     def begin_bulk(self) -> BulkObserver:
         self.begun += 1
-        self.pages.append("bulk")
+        self.events.append("bulk")
         return self
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
         self.begun += 1
-        self.pages.append(f"stop {workspace_id} {alias}")
+        self.events.append(f"stop {workspace_id} {alias}")
         return self
 
     def begin_read(self, workspace_id: str, alias: str | None) -> ReadObserver:
         self.begun += 1
-        self.pages.append(f"read {workspace_id} {alias}")
+        self.events.append(f"read {workspace_id} {alias}")
         return self
 
     def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
         self.begun += 1
-        self.pages.append(f"attempt {number} {method} {url.path}")
+        self.events.append(f"attempt {number} {method} {url.path}")
         return self
 
     def headers(self) -> Mapping[str, str]:
         return self._sends
 
     def answered(self, status: int) -> None:
-        self.pages.append(f"answered {status}")
+        self.events.append(f"answered {status}")
 
     def outcome(self, outcome: StopOutcome) -> None:
         self.outcomes.append(outcome)
 
     def end(self, ended: BaseException | StopOutcome | StopReport | None) -> None:
         self.begun -= 1
-        self.pages.append("end" if ended is None else f"end {type(ended).__name__}")
+        self.events.append("end" if ended is None else f"end {type(ended).__name__}")
         if isinstance(ended, StopOutcome):
             self.outcomes.append(ended)
 
 
-class Faulty(Diary):
-    """Raises at one method, whatever it was told before."""
+class Faulty(Recorder):
+    """A recorder of which one method raises."""
 
     def __init__(self, method: str) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def _raise(*_: object) -> None:
 
 
 class Cancelled(Faulty):
-    """Raises what a future that was cancelled raises where its result is asked for."""
+    """A recorder of which one method raises CancelledError, as a cancelled future does."""
 
     def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 - any attribute.
         if name == object.__getattribute__(self, "__dict__").get("_method"):
@@ -120,13 +120,13 @@ async def received(emulator: Emulator, count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def test_it_is_told_of_each_attempt_of_a_stop(emulator: Emulator, connect: Connect) -> None:
+async def test_each_attempt_of_a_stop_is_observed(emulator: Emulator, connect: Connect) -> None:
     emulator.inject(Fault.SERVER_ERROR)
-    diary = Diary()
-    async with connect(observer=diary) as session:
+    recorder = Recorder()
+    async with connect(observer=recorder) as session:
         await session.stop_runtime("ws-1", "crm")
 
-    assert diary.pages == [
+    assert recorder.events == [
         "stop ws-1 crm",
         f"attempt 1 POST {STOP}",
         "answered 500",
@@ -136,23 +136,23 @@ async def test_it_is_told_of_each_attempt_of_a_stop(emulator: Emulator, connect:
         "end",
         "end StopOutcome",
     ]
-    [outcome] = diary.outcomes
+    [outcome] = recorder.outcomes
     assert outcome.elapsed > 0
     assert (outcome.result, outcome.attempts, outcome.error) == (StopResult.STOPPED, 2, None)
     assert outcome.runtime is not None
 
 
-async def test_it_is_told_of_what_only_reads(emulator: Emulator, connect: Connect) -> None:
+async def test_get_and_list_are_observed(emulator: Emulator, connect: Connect) -> None:
     emulator.inject(Fault.SERVER_ERROR, method="GET")
-    diary = Diary({"traceparent": "00-1-2-01"})
-    async with connect(observer=diary) as session:
+    recorder = Recorder({"traceparent": "00-1-2-01"})
+    async with connect(observer=recorder) as session:
         await session.get_runtime("ws-1", "crm")
         with pytest.raises(BctrlNotFoundError):
             await session.list_runtimes("nowhere")
         with pytest.raises(BctrlConfigError):
             await session.get_runtime("ws-1", "..")
 
-    assert diary.pages == [
+    assert recorder.events == [
         "read ws-1 crm",
         f"attempt 1 GET {GET}",
         "answered 500",
@@ -172,18 +172,18 @@ async def test_it_is_told_of_what_only_reads(emulator: Emulator, connect: Connec
     assert all(request.headers["traceparent"] == "00-1-2-01" for request in emulator.requests)
 
 
-async def test_the_wait_for_a_key_is_no_part_of_an_attempt(emulator: Emulator) -> None:
-    diary = Diary()
+async def test_fetching_the_key_is_not_part_of_an_attempt(emulator: Emulator) -> None:
+    recorder = Recorder()
     waits = iter([1000.0, 0.0])
 
     async def key() -> str:
-        diary.pages.append("key")
+        recorder.events.append("key")
         await asyncio.sleep(next(waits))  # The third time it raises.
         return "emulator-key"
 
     retry = RetryPolicy(base=0.001)
     async with BctrlSession(
-        key, base_url=emulator.url, timeout=0.05, retry=retry, observer=diary
+        key, base_url=emulator.url, timeout=0.05, retry=retry, observer=recorder
     ) as session:
         await session.stop_runtime("ws-1", "crm")
         with pytest.raises(BctrlConfigError) as caught:
@@ -191,40 +191,42 @@ async def test_the_wait_for_a_key_is_no_part_of_an_attempt(emulator: Emulator) -
         stats = session.stats
         assert (stats.attempts, stats.succeeded, stats.retries, stats.failed) == (1, 1, 0, {})
 
-    assert diary.pages[1:4] == ["key", "key", f"attempt 1 POST {STOP}"]
-    assert diary.pages[-3:] == ["read ws-1 crm", "key", "end BctrlConfigError"]
+    assert recorder.events[1:4] == ["key", "key", f"attempt 1 POST {STOP}"]
+    assert recorder.events[-3:] == ["read ws-1 crm", "key", "end BctrlConfigError"]
     assert caught.value.attempts == 0
-    assert diary.outcomes[0].attempts == 1
+    assert recorder.outcomes[0].attempts == 1
 
 
-async def test_a_list_that_cannot_be_read_does_not_end_well(
+async def test_a_list_that_cannot_be_parsed_ends_with_its_error(
     emulator: Emulator, connect: Connect
 ) -> None:
     emulator.add_runtime("ws-1", "odd")
     emulator.runtimes["ws-1", "odd"]["id"] = "no UUID"
-    diary = Diary()
-    async with connect(observer=diary) as session:
+    recorder = Recorder()
+    async with connect(observer=recorder) as session:
         with pytest.raises(BctrlResponseError):
             await session.list_runtimes("ws-1")
-        assert diary.pages[-1] == "end BctrlResponseError"
+        assert recorder.events[-1] == "end BctrlResponseError"
         await session.list_runtimes("ws-1", on_unreadable=str)
-        assert diary.pages[-1] == "end"
+        assert recorder.events[-1] == "end"
 
 
-async def test_a_cancelled_read_ends_for_it_too(emulator: Emulator, connect: Connect) -> None:
-    diary = Diary()
+async def test_the_end_of_a_cancelled_read_is_observed(
+    emulator: Emulator, connect: Connect
+) -> None:
+    recorder = Recorder()
     emulator.inject(Fault.HANG, method="GET")
-    async with connect(observer=diary) as session:
+    async with connect(observer=recorder) as session:
         reading = asyncio.create_task(session.list_runtimes("ws-1"))
         await received(emulator, 1)
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
 
-    assert diary.pages[-2:] == ["end CancelledError"] * 2
-    assert diary.begun == 0
+    assert recorder.events[-2:] == ["end CancelledError"] * 2
+    assert recorder.begun == 0
 
 
-async def test_one_that_does_nothing_changes_nothing(
+async def test_an_observer_without_methods_changes_nothing(
     emulator: Emulator, connect: Connect, tmp_path: Path
 ) -> None:
     emulator.add_runtime("ws-1", "mail")
@@ -244,27 +246,25 @@ async def test_one_that_does_nothing_changes_nothing(
         assert report.counts == {StopResult.STOPPED: 1}
 
 
-async def test_it_is_told_of_a_stop_that_is_refused_before_it_is_sent(connect: Connect) -> None:
-    diary = Diary()
-    async with connect(observer=diary) as session:
+async def test_a_stop_rejected_before_it_is_sent_is_observed(connect: Connect) -> None:
+    recorder = Recorder()
+    async with connect(observer=recorder) as session:
         with pytest.raises(BctrlConfigError):
             await session.stop_runtime("ws-1", "..")
 
-    [outcome] = diary.outcomes
+    [outcome] = recorder.outcomes
     assert (outcome.result, outcome.attempts) == (StopResult.REJECTED, 0)
-    assert diary.begun == 0
+    assert recorder.begun == 0
 
 
-async def test_it_is_told_the_error_that_the_caller_gets(
-    emulator: Emulator, connect: Connect
-) -> None:
-    diary = Diary()
+async def test_the_error_observed_is_the_one_raised(emulator: Emulator, connect: Connect) -> None:
+    recorder = Recorder()
     emulator.inject(Fault.DROP_AFTER)
-    async with connect(observer=diary) as session:
+    async with connect(observer=recorder) as session:
         with pytest.raises(BctrlConflictError) as caught:
             await session.stop_runtime("ws-1", "crm")
 
-    [outcome] = diary.outcomes
+    [outcome] = recorder.outcomes
     assert outcome.error is caught.value
     assert outcome.result is StopResult.ALREADY_STOPPED
 
@@ -283,28 +283,28 @@ async def test_it_is_told_the_error_that_the_caller_gets(
         ),
     ],
 )
-async def test_a_cancelled_stop_ends_for_it_too(
+async def test_the_end_of_a_cancelled_stop_is_observed(
     emulator: Emulator, connect: Connect, fault: Fault, result: StopResult, words: str
 ) -> None:
-    diary = Diary()
+    recorder = Recorder()
     emulator.inject(fault)
-    async with connect(observer=diary, retry=RetryPolicy(base=1000.0, cap=1000.0)) as session:
+    async with connect(observer=recorder, retry=RetryPolicy(base=1000.0, cap=1000.0)) as session:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await session.stop_runtime("ws-1", "crm")
 
-    [outcome] = diary.outcomes
+    [outcome] = recorder.outcomes
     assert isinstance(outcome.error, BctrlError)
-    assert (outcome.error.summary, outcome.result, diary.begun) == (words, result, 0)
+    assert (outcome.error.summary, outcome.result, recorder.begun) == (words, result, 0)
     assert outcome.attempts == outcome.error.attempts == 1
 
 
-async def test_one_cancelled_before_its_turn_was_not_sent(
+async def test_a_stop_cancelled_before_it_has_a_slot_is_not_sent(
     emulator: Emulator, connect: Connect
 ) -> None:
-    diary = Diary()
+    recorder = Recorder()
     emulator.inject(Fault.HANG)
-    async with connect(observer=diary, max_connections=1) as session:
+    async with connect(observer=recorder, max_connections=1) as session:
         first = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
         await received(emulator, 1)
         second = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
@@ -313,29 +313,29 @@ async def test_one_cancelled_before_its_turn_was_not_sent(
         first.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
 
-    by_alias = {outcome.target.alias: outcome for outcome in diary.outcomes}
+    by_alias = {outcome.target.alias: outcome for outcome in recorder.outcomes}
     assert by_alias["mail"].result is StopResult.NOT_SENT
     assert (by_alias["mail"].attempts, by_alias["crm"].attempts) == (0, 1)
-    assert diary.begun == 0
+    assert recorder.begun == 0
 
 
-# asyncio has no loop any more in which their places could go to others.
+# Without a loop, the slots cannot be released.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_a_loop_leaves_undone_ends_for_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that is closed around them throws GeneratorExit into what it ran."""
+def test_calls_of_a_closed_loop_are_observed_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The coroutines of a closed loop are closed with GeneratorExit."""
 
     async def never(*_: object) -> Runtime:
         await asyncio.get_running_loop().create_future()
         raise AssertionError
 
     monkeypatch.setattr("bctrl_async._http.transport.send_once", lambda *_, **__: never())
-    diary = Diary()
+    recorder = Recorder()
 
     async def begin() -> list[object]:
-        session = BctrlSession("key", observer=diary)
+        session = BctrlSession("key", observer=recorder)
         batch = session.stop_runtimes([("ws-1", f"r{number}") for number in range(3)])
         left = [asyncio.ensure_future(batch), asyncio.create_task(session.stop_runtime("ws", "a"))]
-        while diary.begun < 9:
+        while recorder.begun < 9:
             await asyncio.sleep(0)
         return [session, *left]
 
@@ -346,47 +346,47 @@ def test_what_a_loop_leaves_undone_ends_for_it_too(monkeypatch: pytest.MonkeyPat
     del left
     gc.collect()
 
-    assert diary.begun == 0
-    assert {outcome.result for outcome in diary.outcomes} == {StopResult.UNKNOWN}
+    assert recorder.begun == 0
+    assert {outcome.result for outcome in recorder.outcomes} == {StopResult.UNKNOWN}
 
 
 class TestBulk:
-    async def test_each_stop_and_the_whole_are_told_and_every_outcome_once(
+    async def test_each_stop_the_run_and_every_outcome_are_observed_once(
         self, connect: Connect
     ) -> None:
-        diary = Diary()
-        async with connect(observer=diary) as session:
+        recorder = Recorder()
+        async with connect(observer=recorder) as session:
             await session.stop_runtimes([("ws-1", "crm"), ("ws-1", ".."), cast("Any", 7)])
 
-        assert diary.pages[0] == "bulk"
-        assert diary.pages[-1] == "end StopReport"
-        assert [page for page in diary.pages if page.startswith("stop ")] == ["stop ws-1 crm"]
-        # What was begun is told where it ends and where it is accounted for.
-        assert sorted(outcome.index for outcome in diary.outcomes) == [0, 0, 1, 2]
-        assert diary.begun == 0
+        assert recorder.events[0] == "bulk"
+        assert recorder.events[-1] == "end StopReport"
+        assert [page for page in recorder.events if page.startswith("stop ")] == ["stop ws-1 crm"]
+        # A stop that was begun is observed at its end and as an outcome.
+        assert sorted(outcome.index for outcome in recorder.outcomes) == [0, 0, 1, 2]
+        assert recorder.begun == 0
 
-    async def test_a_stop_that_survives_an_outage_is_one_stop(
+    async def test_a_stop_that_survives_an_outage_is_observed_as_one(
         self, emulator: Emulator, connect: Connect
     ) -> None:
-        diary = Diary()
+        recorder = Recorder()
         emulator.inject(Fault.DROP_BEFORE, Fault.DROP_BEFORE)
-        async with connect(observer=diary) as session:
+        async with connect(observer=recorder) as session:
             report = await session.stop_runtimes([("ws-1", "crm")])
 
         assert report.ok
-        assert sum(page.startswith("stop ") for page in diary.pages) == 1
-        assert sum(page.startswith("attempt ") for page in diary.pages) == 3
+        assert sum(page.startswith("stop ") for page in recorder.events) == 1
+        assert sum(page.startswith("attempt ") for page in recorder.events) == 3
 
-    async def test_a_look_after_a_stop_is_an_attempt_of_that_stop(
+    async def test_a_poll_is_an_attempt_of_its_stop(
         self, emulator: Emulator, connect: Connect
     ) -> None:
-        diary = Diary()
+        recorder = Recorder()
         emulator.inject(Fault.ACCEPTED)
-        async with connect(observer=diary) as session:
+        async with connect(observer=recorder) as session:
             report = await session.stop_runtimes([("ws-1", "crm")], verify=True)
 
         assert report.counts == {StopResult.STOPPED: 1}
-        assert diary.pages == [
+        assert recorder.events == [
             "bulk",
             "stop ws-1 crm",
             f"attempt 1 POST {STOP}",
@@ -399,18 +399,18 @@ class TestBulk:
             "end StopReport",
         ]
 
-    async def test_a_look_at_what_an_earlier_run_has_stopped_is_a_read(
+    async def test_a_poll_of_a_resumed_target_is_a_read(
         self, emulator: Emulator, connect: Connect, tmp_path: Path
     ) -> None:
         emulator.inject(Fault.ACCEPTED)
-        diary = Diary()
+        recorder = Recorder()
         async with connect() as session:
             await session.stop_runtimes([("ws-1", "crm")], journal=tmp_path / "journal")
-        async with connect(observer=diary) as session:
+        async with connect(observer=recorder) as session:
             await session.stop_runtimes(
                 [("ws-1", "crm")], journal=tmp_path / "journal", verify=True
             )
-        assert diary.pages == [
+        assert recorder.events == [
             "bulk",
             "read ws-1 crm",
             f"attempt 1 GET {GET}",
@@ -421,15 +421,15 @@ class TestBulk:
         ]
 
     @pytest.mark.parametrize("cut", ["abort", "leave", "cancel"])
-    async def test_whatever_cuts_it_off_everything_ends(
+    async def test_everything_ends_however_the_run_ends_early(
         self, emulator: Emulator, connect: Connect, cut: str
     ) -> None:
-        diary = Diary()
+        recorder = Recorder()
         emulator.inject(*[Fault.HANG] * 5)
         for number in range(5):
             emulator.add_runtime("ws-1", f"r{number}")
         targets = [("ws-1", f"r{number}") for number in range(5)]
-        async with connect(observer=diary, max_connections=3) as session:
+        async with connect(observer=recorder, max_connections=3) as session:
             if cut == "cancel":
                 task = asyncio.ensure_future(session.stop_runtimes(targets))
                 await received(emulator, 3)
@@ -442,23 +442,25 @@ class TestBulk:
                         batch.abort()
                         assert len([outcome async for outcome in batch]) == 5
 
-        assert diary.begun == 0
-        assert diary.pages[-1] == "end StopReport"
-        assert {outcome.index for outcome in diary.outcomes} == {0, 1, 2, 3, 4}
+        assert recorder.begun == 0
+        assert recorder.events[-1] == "end StopReport"
+        assert {outcome.index for outcome in recorder.outcomes} == {0, 1, 2, 3, 4}
 
 
 class TestHeaders:
-    async def test_its_headers_are_sent(self, emulator: Emulator, connect: Connect) -> None:
-        async with connect(observer=Diary({"traceparent": "00-1-2-01"})) as session:
+    async def test_headers_of_an_observer_are_sent(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        async with connect(observer=Recorder({"traceparent": "00-1-2-01"})) as session:
             await session.stop_runtime("ws-1", "crm")
 
         assert emulator.requests[0].headers["traceparent"] == "00-1-2-01"
 
-    async def test_those_of_the_session_and_of_the_call_come_first(
+    async def test_headers_of_the_session_and_the_call_take_precedence(
         self, emulator: Emulator, connect: Connect
     ) -> None:
-        diary = Diary({"user-agent": "diary", "x-team": "diary"})
-        async with connect(observer=diary) as session:
+        recorder = Recorder({"user-agent": "recorder", "x-team": "recorder"})
+        async with connect(observer=recorder) as session:
             await session.stop_runtime("ws-1", "crm", headers={"X-Team": "blue"})
 
         headers = emulator.requests[0].headers
@@ -474,14 +476,14 @@ class TestHeaders:
             ["no mapping"],
         ],
     )
-    async def test_bad_ones_are_left_out_and_logged(
+    async def test_invalid_headers_are_left_out_and_logged(
         self,
         emulator: Emulator,
         connect: Connect,
         caplog: pytest.LogCaptureFixture,
         headers: Mapping[str, str],
     ) -> None:
-        async with connect(observer=Diary(headers)) as session:
+        async with connect(observer=Recorder(headers)) as session:
             await session.stop_runtime("ws-1", "crm")
 
         assert emulator.requests[0].headers["Authorization"] == "Bearer emulator-key"
@@ -494,7 +496,7 @@ class TestFaulty:
         "method",
         ["begin_stop", "begin_attempt", "headers", "answered", "end", "begin_bulk", "begin_read"],
     )
-    async def test_what_it_raises_is_logged_and_changes_nothing(
+    async def test_an_exception_of_an_observer_is_logged_and_changes_nothing(
         self,
         emulator: Emulator,
         connect: Connect,
@@ -513,7 +515,7 @@ class TestFaulty:
         assert "emulator-key" not in caplog.text
 
     @pytest.mark.parametrize("method", ["begin_stop", "begin_attempt", "answered", "end"])
-    async def test_a_cancellation_of_its_own_cancels_nobody(
+    async def test_a_cancelled_error_of_an_observer_cancels_no_call(
         self, emulator: Emulator, connect: Connect, method: str
     ) -> None:
         emulator.add_runtime("ws-1", "mail")
@@ -523,12 +525,12 @@ class TestFaulty:
 
         assert report.counts == {StopResult.STOPPED: 1, StopResult.NOT_FOUND: 1}
 
-    async def test_one_that_raises_at_an_outcome_loses_none(self, connect: Connect) -> None:
+    async def test_an_observer_that_raises_at_an_outcome_loses_none(self, connect: Connect) -> None:
         async with connect(observer=Faulty("outcome")) as session:
             report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "..")])
 
         assert report.counts.total() == 2
 
-    def test_what_is_no_observer_is_refused(self) -> None:
-        with pytest.raises(BctrlConfigError, match="observer is a str"):
+    def test_an_invalid_observer_is_rejected(self) -> None:
+        with pytest.raises(BctrlConfigError, match=r"invalid observer: .*, not str"):
             BctrlSession("key", observer=cast("Any", "otel"))

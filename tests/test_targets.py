@@ -260,7 +260,8 @@ class TestInvalidInput:
             session.stop_runtimes(given)  # type: ignore[arg-type]
 
         assert str(caught.value) == (
-            f"targets is a {kind}. Pass an iterable of (workspace id, alias), also for one target"
+            "invalid targets: expected an iterable or async iterable of (workspace id, alias), "
+            f"not {kind}"
         )
 
     @pytest.mark.parametrize(
@@ -274,8 +275,8 @@ class TestInvalidInput:
             session.stop_runtimes(given)  # type: ignore[arg-type]
 
         assert str(caught.value) == (
-            f"targets is a {kind}, which cannot be iterated over. "
-            "Pass an iterable or async iterable of (workspace id, alias)"
+            "invalid targets: expected an iterable or async iterable of (workspace id, alias), "
+            f"not {kind}"
         )
 
     async def test_a_plain_pair_as_input_stops_nothing(

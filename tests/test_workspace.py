@@ -283,7 +283,7 @@ class TestArguments:
     async def test_a_where_that_is_not_callable_is_rejected(
         self, session: BctrlSession, where: object
     ) -> None:
-        with pytest.raises(BctrlConfigError, match="where is a"):
+        with pytest.raises(BctrlConfigError, match="invalid where: expected a RuntimeFilter"):
             session.stop_workspace("ws-1", where=where)  # type: ignore[arg-type]  # on purpose
 
     @pytest.mark.parametrize("kind", ["function", "lambda", "object", "future"])

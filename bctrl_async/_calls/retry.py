@@ -64,7 +64,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
             _config.seconds(self.patience, "patience")
         if wrong := sorted(set(self.statuses) - _MAY_RETRY):
             raise BctrlConfigError(
-                f"statuses contains {wrong[0]!r}", advice="Choose from 408, 429 and 500 to 599"
+                f"invalid statuses {wrong[0]!r}: expected 408, 429 or 500 to 599",
+                argument="statuses",
             )
 
     @property

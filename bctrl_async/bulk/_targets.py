@@ -20,6 +20,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from uuid import UUID
 
+from bctrl_async import _config
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError
 from bctrl_async.models import RuntimeRef
@@ -28,6 +29,7 @@ Target = RuntimeRef | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
 
 _PAIR = 2
+_EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 
 
 class Input:
@@ -50,20 +52,14 @@ class Input:
         self._awaited: AsyncIterator[object] | None = None
         self._plain: Iterator[object] | None = None
         if isinstance(targets, str | bytes | Mapping | RuntimeRef):
-            raise BctrlConfigError(
-                f"targets is a {type(targets).__name__}",
-                advice="Pass an iterable of (workspace id, alias), also for one target",
-            )
+            raise _config.invalid_type("targets", targets, _EXPECTED)
         if isinstance(targets, AsyncIterable):
             self._awaited = aiter(targets)
         else:
             try:
                 self._plain = iter(targets)
             except TypeError:
-                raise BctrlConfigError(
-                    f"targets is a {type(targets).__name__}, which cannot be iterated over",
-                    advice="Pass an iterable or async iterable of (workspace id, alias)",
-                ) from None
+                raise _config.invalid_type("targets", targets, _EXPECTED) from None
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
         self.count: int = 0
         self.error: BaseException | None = None
