@@ -211,9 +211,7 @@ async def test_a_list_that_cannot_be_parsed_ends_with_its_error(
         assert recorder.events[-1] == "end"
 
 
-async def test_the_end_of_a_cancelled_read_is_observed(
-    emulator: Emulator, connect: Connect
-) -> None:
+async def test_a_cancelled_read_is_observed_to_end(emulator: Emulator, connect: Connect) -> None:
     recorder = Recorder()
     emulator.inject(Fault.HANG, method="GET")
     async with connect(observer=recorder) as session:
@@ -448,7 +446,7 @@ class TestBulk:
 
 
 class TestHeaders:
-    async def test_headers_of_an_observer_are_sent(
+    async def test_an_observers_headers_are_sent(
         self, emulator: Emulator, connect: Connect
     ) -> None:
         async with connect(observer=Recorder({"traceparent": "00-1-2-01"})) as session:
