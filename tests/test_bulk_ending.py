@@ -52,6 +52,26 @@ class TestEndedByCaller:
         )
         assert report.counts[NOT_SENT] > 30
 
+    async def test_leaving_the_block_at_once_is_not_a_success(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        """Fault: the run was cancelled before its first step, and its report was ok."""
+        async with session.stop_runtimes(add_runtimes(emulator, 5)) as batch:
+            pass
+
+        assert not batch.report.ok
+        assert str(batch.report.ended_early) == "the run was cancelled"
+        assert [outcome async for outcome in batch] == []
+        assert emulator.requests == []
+
+    def test_a_run_can_be_told_to_end_where_there_is_no_event_loop(self) -> None:
+        batch = BctrlSession("key").stop_runtimes([("ws-1", "crm")])
+        batch.stop_reading()
+        batch.abort()
+        batch.close()
+
+        assert batch.report.total == 0
+
     async def test_an_exception_in_the_block_propagates(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:

@@ -134,6 +134,7 @@ class TestRetries:
             retries = 0
             while await breaker.wait_to_retry(call):
                 retries += 1
+            breaker.leave(call)
             return retries
 
         # The first call probes once more, the second confirms, and the third was only waiting.

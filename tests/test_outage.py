@@ -16,6 +16,7 @@ from servers import raw_server
 from bctrl_async import (
     BctrlError,
     BctrlNetworkError,
+    BctrlRateLimitError,
     BctrlServerError,
     BctrlSession,
     RetryPolicy,
@@ -269,6 +270,37 @@ class TestOutage:
 
         assert report.ok
         assert simulation.requests.total() <= 5000 + 200 + 30
+
+    @pytest.mark.parametrize("status", [429, 500])
+    def test_a_response_before_the_outage_does_not_end_it(
+        self, simulate: Simulate, status: int
+    ) -> None:
+        """Fault: the status of an earlier attempt closed the breaker, so patience began anew."""
+
+        def answer(now: float, _: str) -> BctrlError:
+            error = BctrlRateLimitError if status == 429 else BctrlServerError
+            return error("first", status=status) if now < 0.1 else disconnected()
+
+        simulation = simulate(answer, 0.1)
+        report = simulation.run(
+            lambda session: session.stop_runtimes(list(targets(30)), deadline=None)
+        )
+        assert report.ended_early is not None
+        assert simulation.seconds < 400
+
+    def test_closing_the_session_during_the_outage_ends_the_run(self, simulate: Simulate) -> None:
+        """Fault: the probe ended with the session, and the other targets waited for it for ever."""
+        simulation = simulate(lambda *_: disconnected(), 0.1)
+
+        async def scenario(session: BctrlSession) -> StopReport:
+            batch = asyncio.ensure_future(session.stop_runtimes(list(targets(5))))
+            while simulation.requests.total() < 6:
+                await asyncio.sleep(0.01)
+            await session.close()
+            async with asyncio.timeout(60):
+                return await batch
+
+        assert simulation.run(scenario).counts == {UNKNOWN: 5}
 
     def test_is_unanswered_is_true_during_the_outage(self, simulate: Simulate) -> None:
         simulation = simulate(lambda now, _: connection_refused() if 2 <= now < 32 else ANSWER, 0.1)

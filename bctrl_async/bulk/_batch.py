@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Self
 
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
@@ -153,6 +154,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         self._begin()
         self._outcomes = asyncio.Queue(_MAX_UNREAD)
         self._runner = asyncio.create_task(self._run_for_iteration(self._outcomes))
+        self._runner.add_done_callback(partial(self._end_iteration, self._outcomes))
         return self
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
@@ -206,18 +208,22 @@ class StopBatch(Coroutine[object, object, StopReport]):
                 await outcomes.put(outcome)
 
         try:
-            try:
-                await self._observe_run(deliver)
-            except (asyncio.CancelledError, GeneratorExit):
-                raise
-            except BaseException as error:  # noqa: BLE001 - raised where the outcomes are read.
-                self._error = error
-            await outcomes.put(None)
-        except asyncio.CancelledError:
+            await self._observe_run(deliver)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised where the outcomes are read.
+            self._error = error
+        await outcomes.put(None)
+
+    def _end_iteration(
+        self, outcomes: asyncio.Queue[StopOutcome | None], runner: asyncio.Task[None]
+    ) -> None:
+        if runner.cancelled():
+            # Perhaps before its first step, so that neither the run nor the queue has an end.
+            self._run.cancel()
             while not outcomes.empty():
                 outcomes.get_nowait()
             outcomes.put_nowait(None)
-            raise
 
     async def _observe_run(self, deliver: Deliver | None) -> None:
         ledger = self._run.ledger

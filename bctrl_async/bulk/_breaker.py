@@ -59,10 +59,18 @@ class CircuitBreaker:
             self._opened_at = None
             self._release_probe()
 
+    def leave(self, call: Call[Runtime]) -> None:
+        """Let another call become the probe if this one was it and has ended."""
+        if self._probe is call:
+            self._release_probe()
+
     async def wait_to_retry(self, call: Call[Runtime]) -> bool:
-        """Wait before retrying a call whose last attempt failed; return False to give up."""
+        """Wait before retrying a call whose last attempt failed; return False to give up.
+
+        The caller must `leave` when the call has ended.
+        """
         failure = None if call.retries is None else call.retries.last_failure
-        # An attempt sent before the outage says nothing about its end.
+        # While open, compare with the opening: an older attempt counts answers from before it.
         answers = self._answers_at_open if self.is_open else call.answers_before
         if failure is None or not is_unanswered(failure) or self._limiter.answers != answers:
             self.reset()
@@ -88,7 +96,6 @@ class CircuitBreaker:
         self._probe_count += 1
         self.gave_up, probe_gave_up = self._verdict(now, now - opened_at)
         if self.gave_up or probe_gave_up:
-            self._release_probe()
             return False
         delay = probe_delay(self._policy, self._probe_failures)
         call.log_retry(delay)

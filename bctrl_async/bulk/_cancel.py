@@ -45,10 +45,13 @@ class CancelScope:
 
     def cancel(self) -> None:
         """Cancel the block once, if a task is in it."""
+        task = self._task
+        if task is None or self._cancel_called:
+            return
         # Not the current task: it would be cancelled at its next await, perhaps after the block.
-        if self._task not in {None, asyncio.current_task()} and not self._cancel_called:
+        if task is not asyncio.current_task():
             self._cancel_called = True
-            self._task.cancel()
+            task.cancel()
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> bool:
         task, self._task = self._task, None

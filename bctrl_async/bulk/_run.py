@@ -29,7 +29,6 @@ from bctrl_async.errors import (
     BctrlError,
     BctrlNetworkError,
     BctrlRateLimitError,
-    is_unanswered,
 )
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import StopObserver
@@ -125,7 +124,8 @@ class Run:
         for worker in list(self._active()):
             worker.cancel(level)
 
-    def _cancel(self) -> None:
+    def cancel(self) -> None:
+        """Cancel the run: record the rest, and deliver no further outcome."""
         self.end_early(BctrlError("the run was cancelled"), CancelLevel.DELIVERY)
 
     def _fail(self, error: BaseException) -> None:
@@ -171,10 +171,10 @@ class Run:
                 await asyncio.wait(pending)
             except asyncio.CancelledError as error:
                 cancelled = error
-                self._cancel()
+                self.cancel()
             except GeneratorExit:
                 # The coroutine was closed; the tasks end without it.
-                self._cancel()
+                self.cancel()
                 raise
         if cancelled is not None:
             raise cancelled
@@ -183,7 +183,7 @@ class Run:
         tasks = [task for task in self._tasks if not task.done()]
         if not tasks and not self.source.closed:
             # All workers were cancelled from outside: another one records the rest.
-            self._cancel()
+            self.cancel()
             if self.source.can_drain:
                 self._tasks = tasks = [self._start(partial(self._work, Worker()))]
         return tasks + ([] if self._verifier is None else self._verifier.tasks)
@@ -202,7 +202,7 @@ class Run:
 
     def _end_with(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
-            self._cancel()
+            self.cancel()
         elif not isinstance(error, GeneratorExit):
             self._fail(error)
 
@@ -319,13 +319,14 @@ class Run:
             ended = error.with_traceback(None)
         finally:
             worker.call = None
+            self._breaker.leave(call)
             if call.retries is not None:
                 self.ledger.throttled += call.retries.throttled
         if ended is None:
             return call.aborted(self._reason.summary)
-        if isinstance(ended, Runtime) or not is_unanswered(ended):
+        if isinstance(ended, Runtime):
             self._breaker.reset()
-        if isinstance(ended, BctrlError):
+        else:
             self._end_if_all_will_fail(ended, call)
         return ended
 
