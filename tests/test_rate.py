@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 
@@ -124,6 +125,18 @@ class TestChangingLimit:
         assert run.throttled <= 0.05 * run.requests
         # A thousand per second before and after the outage, and some time to recover.
         assert run.seconds <= 20 + (end - 5) + 15
+
+    @pytest.mark.parametrize("cap", [None, 50.0])
+    def test_throttling_when_the_limit_would_be_lifted_begins_anew(self, cap: float | None) -> None:
+        """Fault: the limit was lifted by the response that asked for one."""
+        rate = AdaptiveRate(cap)
+        rate.on_throttled(0.0, None, 1)
+        rate.on_start(1.0)
+        rate.on_throttled(2.0, None, 1)
+        rate.on_throttled(1000.0, None, 1)
+        assert rate.is_throttled
+        assert rate.delay(1000.0, 1) == pytest.approx(0.5)
+        assert rate.delay(1001.0, 100) < math.inf
 
     def test_a_limit_that_is_gone_is_forgotten(self) -> None:
         rate = AdaptiveRate()

@@ -103,7 +103,7 @@ class Limiter:
         while True:
             if self.is_closed():
                 raise session_closed()
-            wait = self._rate.closed_until - loop.time()
+            wait = self._rate.paused_until - loop.time()
             if wait > max_wait:
                 raise BctrlRateLimitError(
                     f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
@@ -152,7 +152,7 @@ class Limiter:
 
     def _on_throttled(self, status: int, retry_after: float | None, now: float) -> None:
         self._rate.on_throttled(now, retry_after, self.in_use)
-        pause = self._rate.closed_until - now
+        pause = self._rate.paused_until - now
         if self._rate.is_throttled and self._throttled_since is None:
             self._throttled_since = now
             _log.warning(

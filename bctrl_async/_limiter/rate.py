@@ -51,7 +51,7 @@ class AdaptiveRate:
         cap: The highest rate, in attempts per second; None for no cap.
 
     Attributes:
-        closed_until: The time before which no attempt may start.
+        paused_until: The time before which no attempt may start.
         is_throttled: True while throttling limits the rate.
     """
 
@@ -68,7 +68,7 @@ class AdaptiveRate:
         self._stepped_at = -math.inf
         self._window = math.inf
         self._window_full_at = -math.inf
-        self.closed_until: float = -math.inf
+        self.paused_until: float = -math.inf
         self.is_throttled: bool = False
 
     @property
@@ -78,8 +78,8 @@ class AdaptiveRate:
 
     def delay(self, now: float, in_flight: int) -> float:
         """Return the seconds until the next attempt may start; inf if one must end first."""
-        if now < self.closed_until:
-            return self.closed_until - now
+        if now < self.paused_until:
+            return self.paused_until - now
         if in_flight >= self._window:
             self._window_full_at = now
             return math.inf
@@ -107,21 +107,23 @@ class AdaptiveRate:
             in_flight: Attempts in flight, including this one.
         """
         self._baseline.on_throttled()
-        closes = now + (retry_after or 0.0)
-        covered = self._baseline.covers(now)
-        if covered:
-            pass
-        elif not self.is_throttled:
-            self._begin_slow_start(now)
-            closes = max(closes, now + _PAUSE)
+        paused_until = now + (retry_after or 0.0)
         # A Retry-After outlasts the attempts in flight: throttling right after it is a new event.
-        elif now >= _RECOVERY + (self._epoch_start if retry_after is None else self._stepped_at):
+        last_event = self._epoch_start if retry_after is None else self._stepped_at
+        is_new = now >= last_event + _RECOVERY
+        covered = self._baseline.covers(now)
+        if not covered and (
+            not self.is_throttled or (is_new and math.isinf(self._current_rate(now)))
+        ):
+            self._begin_slow_start(now)
+            paused_until = max(paused_until, now + _PAUSE)
+        elif not covered and is_new:
             self._step_down(now, in_flight)
-        if closes > max(now, self.closed_until):
+        if paused_until > max(now, self.paused_until):
             # No burst after the pause: a server that allows none would throttle all of it.
-            self.closed_until, self._next_start = closes, closes + _BURST
+            self.paused_until, self._next_start = paused_until, paused_until + _BURST
             if not covered:
-                self._epoch_start = closes
+                self._epoch_start = paused_until
 
     def _begin_slow_start(self, now: float) -> None:
         self.is_throttled = True
@@ -182,7 +184,7 @@ class AdaptiveRate:
         if not self._epoch_rate:
             # Computed after the pause, when the attempts then in flight have been answered.
             accepted = sum(time >= self._throttled_at - _PAUSE for time in self._deliveries)
-            closed = max(self.closed_until - self._throttled_at, _PAUSE)
+            closed = max(self.paused_until - self._throttled_at, _PAUSE)
             self._epoch_rate = max(accepted / closed, 2 * _MIN_RATE)
         rate: float = self._epoch_rate * 2.0 ** min(elapsed, 60.0)
         if rate < _GONE * self._epoch_rate or rate < _GONE * self._delivered_rate(now, _SPAN):
