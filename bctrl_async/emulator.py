@@ -92,7 +92,7 @@ class Fault(StrEnum):
 
     @property
     def takes_effect(self) -> bool:
-        """Return True if a stop with this fault ends the runtime."""
+        """True if a stop with this fault ends the runtime."""
         return self not in _WITHOUT_EFFECT
 
 

@@ -56,8 +56,7 @@ class BctrlError(Exception):
         operation: The kind of call: `stop`, `get` or `list`.
         workspace_id: The workspace of the call.
         alias: The alias of the call.
-        attempts: The number of requests begun for this call, including one that failed because the
-            `api_key` function gave no key.
+        attempts: The number of requests begun for this call.
         may_have_stopped: True if any of these requests may have stopped the runtime; always False
             for a `get` or `list`.
         status: The HTTP status of the last answer.
@@ -137,11 +136,10 @@ class BctrlError(Exception):
 
 
 class BctrlConfigError(BctrlError, ValueError):
-    """The call is invalid; the attempt that raised this sent nothing.
+    """The call cannot be made: nothing was sent.
 
-    No API key, an invalid URL, workspace id, alias or other argument, or a session that is closed,
-    belongs to another event loop or was opened before a fork. `argument` names an invalid
-    argument.
+    The API key is missing, a URL, id, alias or other argument is invalid, or the session is closed,
+    belongs to another event loop or was opened before a fork. `argument` is set for an argument.
     """
 
 
@@ -199,8 +197,8 @@ class BctrlNotFoundError(BctrlApiError):
     def names_runtime(self) -> bool:
         """True if the API reports that the workspace or the alias does not exist.
 
-        Its code is then `runtime.not_found` (contract). A 404 from a proxy or a wrong `base_url`
-        says nothing about the runtime.
+        Its code then begins with `runtime.` or `workspace.` (contract: `runtime.not_found`), or
+        there is none in a JSON object. Any other 404, such as a proxy's, says nothing about it.
         """
         if self.code is not None:
             return self.code.startswith(("runtime.", "workspace."))

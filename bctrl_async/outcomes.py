@@ -47,7 +47,7 @@ class StopResult(StrEnum):
 
     @property
     def settled(self) -> bool:
-        """Return True if no further call is needed."""
+        """True if no further call is needed."""
         return self in _SETTLED
 
 
@@ -105,7 +105,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """Return True if the whole input was read and every target is settled."""
+        """True if the whole input was read and every target is settled."""
         return not self.failures and self.ended_early is None
 
     def raise_for_failures(self) -> None:

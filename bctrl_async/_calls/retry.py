@@ -23,7 +23,7 @@ _PATIENCE = 60.0
 BULK_PATIENCE = 300.0
 """Seconds for which a bulk stop without a deadline waits for a busy or silent server."""
 _MAX_PROBE_DELAY = 5.0
-"""Seconds between two probes at most: a recovery is noticed that much later."""
+"""Seconds between two probes or polls at most: a change is noticed that much later."""
 _LARGEST_EXPONENT = 60
 _MAX_NOTES = 10
 """The last attempts that an error has a note of; there may be a hundred."""
@@ -33,8 +33,10 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A retry policy with exponential backoff and full jitter.
 
     A stop is safe to repeat. A failed connection or a server error costs one of `attempts`. A 429
-    or 503 costs `patience` instead: nothing was done, the server is busy. The delay before retry
-    `n` is random between 0 and `base * 2**n` seconds, but never shorter than Retry-After.
+    or 503 costs `patience` instead: nothing was done, the server is busy. The delay after the nth
+    failure is random between 0 and the smaller of `cap` and `base * 2**(n-1)` seconds, and never
+    shorter than Retry-After. While a server answers nothing at all, a bulk stop probes it with one
+    target at a time, whatever `attempts` and `statuses` say.
 
     Args:
         attempts: Attempts that may fail, from 1; 429 and 503 do not count. For a single attempt,
@@ -70,7 +72,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def max_throttle_wait(self) -> float:
-        """The longest Retry-After that a single stop waits for, in seconds."""
+        """The patience in seconds, 60 if None."""
         return _PATIENCE if self.patience is None else self.patience
 
     def for_bulk(self, deadline: float | None) -> RetryPolicy:
@@ -88,8 +90,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 class RetryQuota:
     """A retry quota: in an outage, retries add at most 10 % load.
 
-    A token bucket like botocore's retry quota. Each answer adds a token, also an error status; a
-    retry takes one; each failure adds a tenth.
+    A token bucket like botocore's retry quota. A success or a permanent error status adds a token;
+    a retry takes one; asking for one adds a tenth.
     """
 
     _INITIAL, _MAX, _PER_FAILURE = 10.0, 100.0, 0.1
@@ -98,7 +100,7 @@ class RetryQuota:
         self._tokens = self._INITIAL
 
     def release(self) -> None:
-        """Add a token for an answer."""
+        """Add a token: the server does its work."""
         if self._tokens < self._MAX:
             self._tokens += 1.0
 

@@ -184,15 +184,15 @@ class Sender:
         # key that the server echoed.
         url = self._url.with_path(call.path, encoded=True)
         if call.observer is not None or call.headers or key is not None:
-            return self._observed_attempt(call, http, url, key)
+            return self._attempt_with_headers(call, http, url, key)
         return transport.send_once(
             http, call.operation, url, headers=self._headers, limit=call.limit
         )
 
-    async def _observed_attempt(
+    async def _attempt_with_headers(
         self, call: Call[_T], http: aiohttp.ClientSession, url: URL, key: _config.Secret | None
     ) -> _T | BctrlError:
-        """Make an attempt with its own headers, and notify the observer."""
+        """Make an attempt with headers of its own, observed if the call is."""
         headers = self._headers.copy()
         headers.update(call.headers)
         if key is not None:

@@ -1,4 +1,4 @@
-"""The operations of the API. A new one is listed here and parsed by a function in `response.py`."""
+"""The operations of the API: method, path and parser of each."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
         self._run = run
         self._open_journal = open_journal
         self._observer = observer
-        self._call_back = None if on_outcome is None else _callback(on_outcome)
-        self._whole: Coroutine[object, object, StopReport] | None = None
+        self._on_outcome = None if on_outcome is None else _delivery(on_outcome)
+        self._whole_run: Coroutine[object, object, StopReport] | None = None
         self._outcomes: asyncio.Queue[StopOutcome | None] | None = None
         self._started = False
         self._error: BaseException | None = None
@@ -129,16 +129,16 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self._coroutine().throw(*error)
 
     def close(self) -> None:
-        """Close the run, as a task does that is cancelled before it starts."""
+        """Close the coroutine: a run that has not begun never will."""
         self._started = True
-        if self._whole is not None:
-            self._whole.close()
+        if self._whole_run is not None:
+            self._whole_run.close()
 
     def _coroutine(self) -> Coroutine[object, object, StopReport]:
         self._started = True
-        if self._whole is None:
-            self._whole = self._run_to_its_end()
-        return self._whole
+        if self._whole_run is None:
+            self._whole_run = self._run_to_its_end()
+        return self._whole_run
 
     def __del__(self) -> None:
         # The attribute is missing if the constructor was not reached.
@@ -195,16 +195,16 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def _run_to_its_end(self) -> StopReport:
         self._begin()
-        await self._observe_run(self._call_back)
+        await self._observe_run(self._on_outcome)
         return self.report
 
     async def _run_for_iteration(self, outcomes: asyncio.Queue[StopOutcome | None]) -> None:
-        call_back = self._call_back
+        on_outcome = self._on_outcome
         deliver: Deliver = outcomes.put
-        if call_back is not None:
+        if on_outcome is not None:
 
             async def deliver(outcome: StopOutcome) -> None:
-                await call_back(outcome)
+                await on_outcome(outcome)
                 await outcomes.put(outcome)
 
         try:
@@ -251,17 +251,17 @@ class StopBatch(Coroutine[object, object, StopReport]):
         try:
             journal = await _opened(self._open_journal)
         except BctrlError as error:
-            ledger.ended_early = error
+            ledger.end_early(error)
             raise
         ledger.use_journal(journal)
         try:
             await self._run.run(deliver)
         finally:
-            failure = await _closed(journal)
-            ledger.ended_early = ledger.ended_early or failure
+            if (failure := await _closed(journal)) is not None:
+                ledger.end_early(failure)
 
 
-def _callback(on_outcome: OnOutcome) -> Deliver:
+def _delivery(on_outcome: OnOutcome) -> Deliver:
     async def call(outcome: StopOutcome) -> None:
         try:
             returned = on_outcome(outcome)

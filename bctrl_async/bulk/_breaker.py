@@ -18,10 +18,10 @@ class CircuitBreaker:
     """A circuit breaker shared by the workers of one bulk stop.
 
     While other calls are answered, a failure is the call's own and its policy decides. The breaker
-    opens when none is answered: then all calls wait but one, the probe, which is sent again and
-    again until the server answers or is given up. So an outage costs a request now and then,
-    however many calls wait. The probe's own target may break the server, so after a while another
-    call becomes the probe.
+    opens when none is answered. Unlike the usual one it then holds all calls but the probe, which
+    is sent again and again until the server answers or is given up: an outage costs a request now
+    and then, however many calls wait. The probe's own target may break the server, so after a while
+    another call becomes the probe.
 
     Args:
         limiter: The limiter, which counts the answers.

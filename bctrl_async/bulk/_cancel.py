@@ -24,9 +24,10 @@ class CancelLevel(IntEnum):
 
 
 class CancelScope:
-    """A block of a task that another task can cancel, as anyio's `CancelScope`.
+    """A block of a task that another task can cancel once, like anyio's `CancelScope`.
 
-    `asyncio.timeout` does not fit: it cancels one turn of the loop late.
+    `asyncio.timeout` does not fit: rescheduled to now, it cancels in the next turn of the loop, and
+    the task may be elsewhere by then.
 
     Attributes:
         cancelled_caught: True if the block was left because of `cancel`.

@@ -64,6 +64,10 @@ class Ledger:
         """Write further outcomes to a journal, and resume from those in it."""
         self._journal, self.settled = journal, journal.settled
 
+    def end_early(self, reason: BctrlError) -> None:
+        """Set why the run ended early; the first reason stays."""
+        self.ended_early = self.ended_early or reason
+
     def record(self, outcome: StopOutcome, observer: StopObserver | None = None) -> StopOutcome:
         """Record an outcome, and return it.
 
@@ -94,7 +98,7 @@ class Ledger:
         except BctrlError as error:
             # A line after one that was cut short would make the journal unreadable.
             self._journal = None
-            self.ended_early = self.ended_early or error
+            self.end_early(error)
             self._on_journal_error(error)
 
     def report(self, read: int) -> StopReport:

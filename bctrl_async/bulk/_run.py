@@ -113,8 +113,8 @@ class Run:
         leaves_stops = level is not CancelLevel.READING and any(
             worker.is_stopping for worker in self._workers
         )
-        if self.ledger.ended_early is None and (leaves_stops or not self.source.exhausted):
-            self.ledger.ended_early = reason
+        if leaves_stops or not self.source.exhausted:
+            self.ledger.end_early(reason)
         if not self.source.can_drain:
             self.source.closed = True
         if self._level is None or level > self._level:
@@ -157,9 +157,9 @@ class Run:
             if timer is not None:
                 timer.cancel()
         failed = self.source.error
-        if failed is not None and self.ledger.ended_early is None:
+        if failed is not None:
             raised = BctrlError(f"the input raised {type(failed).__name__}")
-            self.ledger.ended_early = failed if isinstance(failed, BctrlError) else raised
+            self.ledger.end_early(failed if isinstance(failed, BctrlError) else raised)
         if (error := self._failure or failed) is not None:
             raise error
 

@@ -111,7 +111,7 @@ def stop(
     {"workspace_id": "ws", "alias": "crm"}. Put -- before WORKSPACE if an alias
     begins with a dash. The API key is read from BCTRL_API_KEY.
 
-    Every ALIAS gets a line of output; with --from or --all, only targets that
+    Every ALIAS gets a line of output; with --from or --all, only targets do that
     were attempted and are not settled. Settled results are stopped, accepted,
     already_stopped and not_found; rejected, not_sent and unknown are not. It is
     safe to run the command again.
