@@ -30,6 +30,7 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
         suffix: The end of the path, after the alias; None for an operation on a whole workspace.
         parse: Parses the body of a 2xx response, given the status, the body and the
             `Authorization` header that was sent.
+        stops: True if a request may stop a runtime.
         max_body: The most bytes of that body that are read, after decompression.
     """
 
@@ -37,12 +38,8 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
     method: str
     suffix: str | None
     parse: Callable[[int, bytes, str], _T | BctrlResponseError]
+    stops: bool = False
     max_body: int = MAX_BODY
-
-    @property
-    def stops(self) -> bool:
-        """True if the operation can stop a runtime; the others only read."""
-        return self.method == "POST"
 
     def path(self, root: str, workspace_id: str | UUID, alias: str | None) -> str:
         """Return the encoded path.
@@ -61,9 +58,9 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
         return f"{path}/{path_segment(alias, 'alias')}{self.suffix}"
 
 
-STOP = Operation("stop", "POST", "/stop", parse_runtime)
+STOP = Operation("stop", "POST", "/stop", parse_runtime, stops=True)
 """Contract: `runtimes-stop`."""
 GET = Operation("get", "GET", "", parse_runtime)
 """Contract errors.md: `runtimes-get`."""
-LIST = Operation("list", "GET", None, parse_runtimes, _MAX_LIST)
+LIST = Operation("list", "GET", None, parse_runtimes, max_body=_MAX_LIST)
 """Contract errors.md: `runtimes-list`."""
