@@ -205,9 +205,9 @@ class TestAwaited:
         assert batch.report.elapsed == 0
         await batch
 
-        with pytest.raises(BctrlConfigError, match="has run already"):
+        with pytest.raises(BctrlConfigError, match="has begun already"):
             await batch
-        with pytest.raises(BctrlConfigError, match="has run already"):
+        with pytest.raises(BctrlConfigError, match="has begun already"):
             await batch.__aenter__()
         assert emulator.received.total() == 1
 

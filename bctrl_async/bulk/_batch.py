@@ -187,8 +187,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
         self._started = True
         if self._run.ledger.has_begun:
             raise BctrlConfigError(
-                "the bulk stop has run already",
-                advice="Read its .report, or call stop_runtimes again for another run",
+                "the bulk stop has begun already",
+                advice="Iterate over it or read its .report; for another run, make a new one",
             )
         self._run.sender.open_pool()
         self._run.ledger.begin()
