@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from itertools import chain, repeat
 
+import aiohttp
 import pytest
 from helpers import Connect, add_runtimes, assert_conserved, await_batch, wait_for_requests
 from leaks import bulk_tasks
@@ -188,8 +191,9 @@ class TestEndedByCaller:
         assert batch.report.counts == {UNKNOWN: 3}
         assert_conserved(batch, emulator)
 
+    @pytest.mark.parametrize("cancelled", [1, 5])
     async def test_workers_cancelled_from_outside_end_the_run_with_every_target_recorded(
-        self, emulator: Emulator, session: BctrlSession
+        self, emulator: Emulator, session: BctrlSession, cancelled: int
     ) -> None:
         emulator.inject(*[Fault.HANG] * 5)
         batch = session.stop_runtimes(add_runtimes(emulator, 30), concurrency=5)
@@ -197,12 +201,54 @@ class TestEndedByCaller:
         await wait_for_requests(emulator, 5)
         workers = bulk_tasks()
         assert len(workers) == 5
-        for task in workers:
+        for task in list(workers)[:cancelled]:
             task.cancel()
         await asyncio.wait([running])
 
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 25}
+        assert str(batch.report.ended_early) == "the run was cancelled"
         assert_conserved(batch, emulator)
+
+    async def test_abort_delivers_every_outcome_after_a_cancellation_was_swallowed(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(Fault.HANG, alias="r1")
+        delivered: list[StopResult] = []
+
+        async def swallow(outcome: StopOutcome) -> None:
+            delivered.append(outcome.result)
+            if outcome.index == 0:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+
+        batch = session.stop_runtimes(add_runtimes(emulator, 4), concurrency=1, on_outcome=swallow)
+        running = asyncio.create_task(await_batch(batch))
+        await wait_for_requests(emulator, 2)
+        batch.abort()
+        await running
+        assert delivered == [STOPPED, UNKNOWN, NOT_SENT, NOT_SENT]
+
+    async def test_a_call_that_raises_cancelled_error_fails_the_run(
+        self, emulator: Emulator
+    ) -> None:
+        """It awaited something that was cancelled; the run itself was not."""
+
+        async def cancelled(*_: object) -> None:
+            raise asyncio.CancelledError
+
+        traces = aiohttp.TraceConfig()
+        traces.on_request_start.append(cancelled)
+        async with BctrlSession(
+            "emulator-key", base_url=emulator.url, trace_configs=[traces]
+        ) as session:
+            batch = session.stop_runtimes(add_runtimes(emulator, 3), concurrency=1)
+            with pytest.raises(BctrlError, match="the call raised CancelledError"):
+                await batch
+        assert batch.report.counts.total() == 3
+        assert not batch.report.ok
 
     async def test_a_worker_cancelled_while_it_waits_for_the_input_ends_the_run(
         self, session: BctrlSession
@@ -449,7 +495,7 @@ class TestEndedByError:
         targets = add_runtimes(emulator, 3)
         emulator.inject(Fault.LATENCY, alias="r0")
         emulator.inject(Fault.HANG, alias="r1")
-        keys = iter(["emulator-key", "emulator-key", "wrong"])
+        keys = chain(["emulator-key", "emulator-key", "wrong"], repeat("emulator-key"))
         async with BctrlSession(lambda: next(keys), base_url=emulator.url, timeout=0.5) as session:
             outcomes: dict[int, StopOutcome] = {}
             await session.stop_runtimes(
@@ -457,7 +503,7 @@ class TestEndedByError:
             )
 
         assert [outcomes[index].result for index in range(3)] == [STOPPED, UNKNOWN, "rejected"]
-        assert outcomes[1].attempts == 1
+        assert outcomes[1].attempts == emulator.received["ws-1", "r1"] == 1
 
     async def test_a_throttled_target_is_rejected_if_the_key_can_no_longer_be_fetched(
         self, emulator: Emulator

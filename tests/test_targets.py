@@ -460,18 +460,19 @@ class TestInvalidTargets:
         assert outcome.error is not None
         assert (outcome.error.workspace_id, outcome.error.alias) == item
 
+    @pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError])
     async def test_an_item_that_raises_on_access_has_an_outcome(
-        self, runtimes: Emulator, session: BctrlSession
+        self, runtimes: Emulator, session: BctrlSession, error: type[BaseException]
     ) -> None:
         class Lazy:
             """A proxy whose object can no longer be loaded."""
 
             @property  # type: ignore[misc]
             def __class__(self) -> type:
-                raise LookupError("detached")
+                raise error("detached")
 
             def __repr__(self) -> str:
-                raise LookupError("detached")
+                raise error("detached")
 
         class Detached(UserList[str]):
             """A lazily loaded row of a database that is gone."""
@@ -480,7 +481,7 @@ class TestInvalidTargets:
                 return 2
 
             def __iter__(self) -> Iterator[str]:
-                raise LookupError("detached")
+                raise error("detached")
 
         report = await session.stop_runtimes(
             [("ws-1", "a"), Detached(), Lazy(), ("ws-1", "b")],  # type: ignore[list-item]

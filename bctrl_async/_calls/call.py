@@ -78,7 +78,7 @@ class Call(msgspec.Struct, Generic[_T]):
         if self.in_flight:
             when = "before an answer"
         else:
-            when = "before it was sent again" if self.attempts else "while it waited for its turn"
+            when = "before it was sent again" if self.attempts else "while it waited for a slot"
         last = None if self.retries is None else self.retries.last_failure
         earlier = "" if last is None else f"; before that, {last.summary}"
         error = BctrlError(

@@ -33,15 +33,17 @@ class CancelScope:
         cancelled_caught: True if the block was left because of `cancel`.
     """
 
-    __slots__ = ("_cancel_called", "_task", "cancelled_caught")
+    __slots__ = ("_cancel_called", "_cancelling", "_task", "cancelled_caught")
 
     def __init__(self) -> None:
         self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
         self._cancel_called = False
         self.cancelled_caught = False
 
     def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
+        self._task = task = asyncio.current_task()
+        self._cancelling = 0 if task is None else task.cancelling()
         return self
 
     def cancel(self) -> None:
@@ -58,7 +60,7 @@ class CancelScope:
         task, self._task = self._task, None
         if task is not None and self._cancel_called:
             # A cancellation from outside the scope remains in the count, and propagates.
-            only_ours = not task.uncancel()
+            only_ours = task.uncancel() <= self._cancelling
             self.cancelled_caught = only_ours and exc_type is asyncio.CancelledError
         return self.cancelled_caught
 

@@ -14,6 +14,7 @@ from functools import partial
 import msgspec
 
 from bctrl_async._calls.call import Call, annotate
+from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async._calls.observing import notify
 from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy
 from bctrl_async._calls.sender import Sender
@@ -317,6 +318,10 @@ class Run:
         except BctrlError as error:
             # The frames that a traceback holds are much for a hundred thousand failures.
             ended = error.with_traceback(None)
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            raise as_failure(error, "the call") from error
         finally:
             worker.call = None
             self._breaker.leave(call)

@@ -203,7 +203,7 @@ def best_effort_ref(item: object) -> RuntimeRef:
 
 def _parts(item: object) -> tuple[object, ...]:
     # A lazily loaded row may raise on access; treat it as invalid.
-    with suppress(Exception):
+    with suppress(Exception, asyncio.CancelledError):
         if isinstance(item, str | bytes | Mapping | AbstractSet):
             return ()
         if isinstance(item, Collection) and len(item) == _PAIR:
@@ -223,5 +223,5 @@ def _plain(value: object) -> str:
 def _shown(value: object) -> str:
     try:
         return reprlib.repr(value)
-    except Exception:  # noqa: BLE001 - a proxy object may raise anything.
+    except (Exception, asyncio.CancelledError):  # noqa: BLE001 - a proxy may raise anything.
         return f"<{type(value).__name__}>"
