@@ -24,7 +24,7 @@ _MEANINGS = {
     StopResult.ACCEPTED: "accepted, not yet confirmed as stopped",
     StopResult.ALREADY_STOPPED: "nothing was running under the alias",
     StopResult.NOT_FOUND: "no such workspace or alias",
-    StopResult.REJECTED: "rejected by the server, or invalid",
+    StopResult.REJECTED: "rejected, throttled to the end, or invalid",
     StopResult.NOT_SENT: "the request never reached the server",
     StopResult.UNKNOWN: "no conclusive answer: it may have stopped",
 }
