@@ -200,6 +200,7 @@ def outcome_of(
     ended: Runtime | BctrlError,
     *,
     index: int = 0,
+    result: StopResult | None = None,
     attempts: int = 0,
     elapsed: float = 0.0,
 ) -> StopOutcome:
@@ -207,7 +208,7 @@ def outcome_of(
     return StopOutcome(
         index=index,
         target=target,
-        result=result_of(ended),
+        result=result or result_of(ended),
         runtime=ended if isinstance(ended, Runtime) else None,
         error=None if isinstance(ended, Runtime) else ended,
         attempts=attempts,

@@ -246,14 +246,9 @@ class Run:
         return await self._stop_target(worker, index, target, call, began)
 
     def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
+        error = error.with_traceback(None)
         return self.ledger.record(
-            StopOutcome(
-                index=index,
-                target=target,
-                result=StopResult.REJECTED,
-                error=error.with_traceback(None),
-                attempts=0,
-            )
+            outcome_of(target, error, index=index, result=StopResult.REJECTED)
         )
 
     async def _stop_target(
