@@ -10,14 +10,14 @@ def main() -> int:
     """Run the command, or say how to install its dependencies; return the exit code."""
     try:
         # Here, because it may be missing, and Ctrl-C may come while it loads.
-        from bctrl_async import cli  # noqa: PLC0415
+        from bctrl_async import cli  # noqa: PLC0415 - it may be missing.
 
         return cli.main()
     except ModuleNotFoundError as error:
         if error.name not in {"rich", "typer"}:
             raise
         remedy = "run python -m pip install 'bctrl-async[cli]'"
-        print(f"bctrl-async: error: missing dependencies: {remedy}", file=sys.stderr)  # noqa: T201
+        print(f"bctrl-async: error: missing dependencies: {remedy}", file=sys.stderr)  # noqa: T201 - without rich.
         return _USAGE
     except KeyboardInterrupt:
         return _INTERRUPTED

@@ -239,4 +239,4 @@ def probe_delay(policy: RetryPolicy, probes: int) -> float:
 
 
 def _equal_jitter(shortest: float, longest: float) -> float:
-    return random.uniform((shortest + longest) / 2, longest)  # noqa: S311 - jitter is no secret.
+    return random.uniform((shortest + longest) / 2, longest)  # noqa: S311 - jitter is not a secret.
