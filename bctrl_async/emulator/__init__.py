@@ -1,0 +1,12 @@
+"""A local server for testing clients: it implements the bctrl contract and injects faults.
+
+It imports nothing from the client and restates the wire format in plain dicts, so that a bug cannot
+hide on both sides. Runtimes follow ``docs/contract/openapi.yaml``; error responses follow
+``errors.md`` beside it, "contract errors.md" below.
+"""
+
+from bctrl_async.emulator._faults import Fault
+from bctrl_async.emulator._runtimes import WireRuntime
+from bctrl_async.emulator._server import Emulator, ReceivedRequest
+
+__all__ = ["Emulator", "Fault", "ReceivedRequest", "WireRuntime"]

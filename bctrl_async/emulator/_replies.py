@@ -1,0 +1,174 @@
+"""The replies of the emulator: a payload, an error, or a body of the fault's own."""
+
+import functools
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from bctrl_async.emulator._faults import Fault
+
+_JSON = "application/json"
+_MIB = 2**20
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+_UNANSWERED = frozenset({Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HANG})
+STREAMED = frozenset({Fault.CLOSE_KEPT_ALIVE, Fault.SLOW_DRIP, Fault.TRUNCATED_JSON})
+_PROXY_PAGES: dict[Fault | None, HTTPStatus] = {
+    Fault.BAD_GATEWAY: HTTPStatus.BAD_GATEWAY,
+    Fault.GATEWAY_TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
+}
+
+
+Payload = Mapping[str, Any]
+"""The JSON of a 200: a Runtime, or a list of them."""
+
+
+class Reply(NamedTuple):
+    """A response that is not sent yet."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+class Error(NamedTuple):
+    """An error response in the form of contract errors.md."""
+
+    status: int
+    code: str
+    reason_class: str
+    error: str
+    hint: str
+
+
+UNDECODABLE = Error(
+    400, "request.invalid", "invalid_input", "The path is not UTF-8.", "Percent-encode its UTF-8."
+)
+NO_ROUTE = Error(
+    404, "route.not_found", "not_found", "No operation has this path.", "See the reference."
+)
+WRONG_METHOD = Error(
+    405, "method.not_allowed", "invalid_input", "Method not allowed.", "See Allow."
+)
+NO_KEY = Error(401, "auth.required", "unauthorized", "Invalid API key.", "Send Bearer <api-key>.")
+NO_RUNTIME = Error(
+    404, "runtime.not_found", "not_found", "No such workspace or alias.", "List what is there."
+)
+_NOT_ACTIVE = Error(
+    409, "runtime.not_active", "conflict", "Nothing runs under that alias.", "It is stopped."
+)
+TOO_MANY = Error(429, "rate.limited", "rate_limited", "Too many requests.", "Slow down.")
+_FAULT_ERRORS: dict[Fault | None, Error] = {
+    Fault.RATE_LIMITED: TOO_MANY,
+    Fault.RATE_LIMITED_RETRY_AFTER: TOO_MANY,
+    Fault.SERVER_ERROR: Error(
+        500, "server.error", "server", "Something broke.", "If it lasts, report the request id."
+    ),
+    Fault.UNAVAILABLE: Error(
+        503, "server.unavailable", "upstream", "Out for maintenance.", "Try again later."
+    ),
+}
+_WITH_RETRY_AFTER = frozenset({Fault.RATE_LIMITED_RETRY_AFTER, Fault.UNAVAILABLE})
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _with_unknown_values(payload: Payload) -> Payload:
+    if "runtimes" in payload:
+        return {
+            "runtimes": [_with_unknown_values(runtime) for runtime in payload["runtimes"]],
+            "next": 2,
+        }
+    runtime = payload
+    summary = {**runtime["summary"], "launchMode": "teleport", "gpu": {"count": 2}}
+    return {**runtime, "kind": "hologram", "status": "paused", "summary": summary, "region": "moon"}
+
+
+@functools.cache
+def _bomb() -> bytes:
+    packer = zlib.compressobj(level=9, wbits=zlib.MAX_WBITS | 16)
+    megabyte = b"x" * _MIB
+    parts = [packer.compress(b'{"padding":"')]
+    parts += [packer.compress(megabyte) for _ in range(64)]
+    return b"".join([*parts, packer.compress(b'"}'), packer.flush()])
+
+
+# These faults answer 200 with a body of their own, even for a runtime that is not active.
+_FAULT_BODIES: dict[Fault | None, Callable[[Payload], bytes]] = {
+    Fault.MALFORMED_JSON: lambda payload: _dump(payload).replace(b":", b"="),
+    Fault.WRONG_SHAPE: lambda _: b'{"ok":true}',
+    Fault.OVERSIZED: lambda payload: _dump({**payload, "padding": "x" * (2 * _MIB)}),
+    Fault.COMPRESSED_BOMB: lambda _: _bomb(),
+    Fault.UNKNOWN_VALUES: lambda payload: _dump(_with_unknown_values(payload)),
+    Fault.FAILED: _dump,
+    Fault.ACCEPTED: lambda payload: _dump({**payload, "status": "active"}),
+}
+
+
+class ReplyMaker:
+    """Makes the replies of an emulator, each with a request id of its own.
+
+    Args:
+        retry_after: The Retry-After of the faults that have one; None omits the header.
+    """
+
+    def __init__(self, retry_after: str | None) -> None:
+        if retry_after is not None and not retry_after.isprintable():
+            raise ValueError(f"retry_after is {retry_after!r}: leave out control characters")
+        self._retry_after = {} if retry_after is None else {"Retry-After": retry_after}
+        self._request_numbers = itertools.count(1)
+
+    def reply(
+        self, payload: Payload, fault: Fault | None, raw_path: str, *, conflict: bool = False
+    ) -> Reply | None:
+        """Return the reply to a valid request.
+
+        Args:
+            payload: The JSON of a 200.
+            fault: The fault of the request.
+            raw_path: The request target.
+            conflict: Answer 409, unless the fault has a body of its own.
+
+        Returns:
+            None if the fault is not to answer.
+        """
+        if fault in _UNANSWERED:
+            return None
+        if fault is Fault.REDIRECT:
+            return Reply(307, b"", {"Location": f"/moved{raw_path}"})
+        if page := _PROXY_PAGES.get(fault):
+            title = f"{page.value} {page.phrase}"
+            html = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
+            return Reply(page, html.encode(), {"Content-Type": "text/html"})
+        if error := _FAULT_ERRORS.get(fault):
+            return self.error(
+                error, self._retry_after if fault in _WITH_RETRY_AFTER else NO_HEADERS
+            )
+        if conflict and fault not in _FAULT_BODIES:
+            return self.error(_NOT_ACTIVE)
+        headers = {"Content-Type": _JSON, "x-request-id": self._request_id()}
+        if fault is Fault.COMPRESSED_BOMB:
+            headers["Content-Encoding"] = "gzip"
+        return Reply(200, _FAULT_BODIES.get(fault, _dump)(payload), headers)
+
+    def error(self, error: Error, headers: Mapping[str, str] = NO_HEADERS) -> Reply:
+        """Return an error response, with further headers if given."""
+        request_id = self._request_id()
+        body = {
+            "code": error.code,
+            "error": error.error,
+            "reasonClass": error.reason_class,
+            "requestId": request_id,
+            "hint": error.hint,
+        }
+        all_headers = {"Content-Type": _JSON, "x-request-id": request_id, **headers}
+        return Reply(error.status, _dump(body), all_headers)
+
+    def _request_id(self) -> str:
+        return f"req_{next(self._request_numbers)}"
