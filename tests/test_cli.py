@@ -16,6 +16,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import typer
 from aiohttp import web
 from runtimes import runtime
 from servers import http_answer, raw_server
@@ -686,7 +687,7 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(
     emulator: HoldingEmulator, command: Command, targets: Path
 ) -> None:
     emulator.held.add("b")
-    limits = ("--deadline", "0.3", "--concurrency", "1")
+    limits = ("--deadline", "300ms", "--concurrency", "1")
     code, out, err = await command("stop", *limits, "--from", targets)
     line, account = out.splitlines()
     assert line.startswith(f"{'ws b':28}  unknown          aborted before an answer: the deadline ")
@@ -1239,7 +1240,7 @@ async def test_the_deadline_includes_the_listing(
 ) -> None:
     emulator.inject(Fault.HANG, method="GET")
     async with asyncio.timeout(10):
-        code, _, err = await command(*STOP_ALL, "--deadline", "0.2")
+        code, _, err = await command(*STOP_ALL, "--deadline", "200ms")
     assert code == 1
     assert "workspace 'ws' was not listed within the deadline of 0.2 s" in err
 
@@ -1248,7 +1249,7 @@ async def test_a_timeout_of_the_listing_is_not_reported_as_the_deadline(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     emulator.inject(*[Fault.HANG] * 4, method="GET")
-    code, _, err = await command("list", "ws", "--timeout", "0.1")
+    code, _, err = await command("list", "ws", "--timeout", "100ms")
     assert (code, err.count("\n")) == (1, 1)
     assert "no response within 0.1 s (4 attempts)" in err
 
@@ -1258,7 +1259,7 @@ async def test_every_target_has_an_outcome_if_the_listing_takes_the_whole_deadli
 ) -> None:
     clock = iter(range(0, 1000, 100))
     monkeypatch.setattr("bctrl_async.cli._stop.time", Mock(monotonic=lambda: next(clock)))
-    code, out, _ = await command(*STOP_ALL, "--deadline", "50")
+    code, out, _ = await command(*STOP_ALL, "--deadline", "50s")
     assert code == 1
     assert re.search(r"s: .*3 (not_sent|unknown)$", out.splitlines()[-1])
     assert len(emulator.requests) <= 4
@@ -1269,7 +1270,7 @@ async def test_the_stops_get_the_rest_of_the_deadline(
 ) -> None:
     emulator.inject(*[Fault.HANG] * 3)
     async with asyncio.timeout(20):
-        code, out, err = await command(*STOP_ALL, "--deadline", "1")
+        code, out, err = await command(*STOP_ALL, "--deadline", "1s")
     assert code == 1
     assert out.splitlines()[-1].endswith("s: 3 unknown")
     # The listing took a little of it.
@@ -1400,11 +1401,68 @@ async def test_verify_polls_until_runtimes_have_stopped(
 
 
 @pytest.mark.parametrize(
-    ("age", "seconds"),
-    [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1.5d", 129_600)],
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("0s", 0),
+        ("500ms", 0.5),
+        ("90s", 90),
+        ("15m", 900),
+        ("1.5m", 90),
+        ("2h30m", 9000),
+        ("1d", 86_400),
+        ("1d2h3m4s5ms", 93_784.005),
+    ],
 )
-def test_an_age_is_read_with_its_unit(age: str, seconds: float) -> None:
-    assert _options.parse_age(age) == seconds
+def test_a_duration_is_read_with_its_units(text: str, seconds: float) -> None:
+    assert _options.duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "s",
+        "soon",
+        "-1s",
+        "+1s",
+        "30m2h",
+        "1h1h",
+        "1h30",
+        "1 h",
+        "1H",
+        "٣s",
+        "nan",
+        "inf",
+        "1e3s",
+    ],
+)
+def test_any_other_text_is_not_a_duration(text: str) -> None:
+    with pytest.raises(
+        typer.BadParameter, match="is not a duration such as 500ms, 90s, 15m, 2h30m"
+    ):
+        _options.duration(text)
+
+
+@pytest.mark.parametrize(
+    "command_line",
+    [
+        "stop --timeout 90 ws a",
+        "stop --deadline 90 ws a",
+        "stop --workspace ws --all --older-than 90",
+        "list --older-than 90 ws",
+        "list --timeout 90 ws",
+        "emulator --latency 90",
+    ],
+)
+async def test_a_number_without_a_unit_is_refused_with_the_cure(
+    emulator: HoldingEmulator, command: Command, command_line: str
+) -> None:
+    """Fault: `--deadline 90` of someone who means minutes aborts the run after 90 seconds."""
+    code, out, err = await command(*command_line.split())
+    assert "'90' has no unit: write 90s, 90m or 90h" in err
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert not emulator.requests
 
 
 # Usage errors
@@ -1422,17 +1480,16 @@ def test_an_age_is_read_with_its_unit(age: str, seconds: float) -> None:
         ("stop --from", "Option '--from' requires an argument"),
         ("stop --nosuch ws a", "No such option: --nosuch"),
         ("stop --api-key k ws a", "No such option: --api-key"),
-        ("stop --timeout soon ws a", "Invalid value for '--timeout': "),
-        ("stop --timeout 0 ws a", "Invalid value for '--timeout': 0.0 is not a positive number"),
+        ("stop --timeout soon ws a", "Invalid value for '--timeout': 'soon' is not a duration"),
+        ("stop --timeout 0 ws a", "Invalid value for '--timeout': 0 is not a positive number"),
         ("stop --concurrency 0 ws a", "Invalid value for '--concurrency': "),
         ("stop --concurrency few ws a", "Invalid value for '--concurrency': "),
         ("stop --max-connections 1 ws a", "No such option: --max-connections"),
-        ("stop --rate 0 ws a", "Invalid value for '--rate': 0.0 is not a positive number"),
+        ("stop --rate 0 ws a", "Invalid value for '--rate': 0 is not a positive number"),
         ("stop --rate nan ws a", "Invalid value for '--rate': nan is not a positive number"),
         ("stop --rate fast ws a", "Invalid value for '--rate': "),
-        ("stop --deadline 0 ws a", "Invalid value for '--deadline': 0.0 is not a positive"),
-        ("stop --deadline -1 ws a", "Invalid value for '--deadline': -1.0 is not a positive"),
-        ("stop --deadline soon ws a", "Invalid value for '--deadline': "),
+        ("stop --deadline 0s ws a", "Invalid value for '--deadline': 0 is not a positive"),
+        ("stop --deadline -1s ws a", "Invalid value for '--deadline': '-1s' is not a duration"),
         ("stop --workspace ws", "--workspace needs --all"),
         ("stop --all", "--all, --status, --kind and --older-than need --workspace"),
         ("stop --kind browser ws a", "--all, --status, --kind and --older-than need --workspace"),
@@ -1445,13 +1502,12 @@ def test_an_age_is_read_with_its_unit(age: str, seconds: float) -> None:
             "--workspace cannot be combined with ALIAS or --from",
         ),
         ("stop --workspace ws --all", "cannot ask for confirmation without a terminal: add --yes"),
-        ("stop --workspace ws --all --yes --deadline 0", "'--deadline': 0.0 is not a positive"),
-        ("stop --workspace ws --all --yes --deadline inf", "'--deadline': inf is not a positive"),
-        ("stop --workspace ws --all --yes --older-than soon", "'--older-than': 'soon' is not an"),
+        ("stop --workspace ws --all --yes --deadline 0", "'--deadline': 0 is not a positive"),
+        ("stop --workspace ws --all --yes --older-than soon", "'--older-than': 'soon' is not a "),
         ("stop --workspace .. --all --yes", "workspace id '..' could be taken for a path. Remove"),
         ("list", "Missing argument 'WORKSPACE'"),
-        ("list --older-than 0m ws", "'0m' is not an age such as 90s, 15m, 2h or 1d"),
-        ("list --timeout 0 ws", "Invalid value for '--timeout': 0.0 is not a positive number"),
+        ("list --older-than 0m ws", "Invalid value for '--older-than': 0 is not a positive number"),
+        ("list --timeout 0 ws", "Invalid value for '--timeout': 0 is not a positive number"),
         ("stop --base-url nosuch ws a", "invalid --base-url or BCTRL_BASE_URL: expected an https"),
         ("stop --base-url http://bctrl.test ws a", "invalid --base-url or BCTRL_BASE_URL: "),
         ("emulator --fault nosuch=1", "'--fault': 'nosuch=1' is not a known fault, such as "),
@@ -1463,11 +1519,11 @@ def test_an_age_is_read_with_its_unit(age: str, seconds: float) -> None:
         ),
         (
             "emulator --rate-limit 0",
-            "Invalid value for '--rate-limit': 0.0 is not a positive number",
+            "Invalid value for '--rate-limit': 0 is not a positive number",
         ),
         ("emulator --rate-limit some", "Invalid value for '--rate-limit': "),
         ("emulator --port 65536", "Invalid value for '--port': "),
-        ("emulator --latency inf", "latency is inf: give seconds, finite and not negative"),
+        ("emulator --latency inf", "Invalid value for '--latency': 'inf' is not a duration"),
         ("emulator --runtimes -1", "Invalid value for '--runtimes': "),
         ("emulator --host 192.0.2.1 --port 0", "cannot listen on 192.0.2.1 port 0: "),
         ("demo --runtimes 0", "Invalid value for '--runtimes': "),
@@ -1606,11 +1662,11 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
         "--json": "",
         "--concurrency": "N",
         "--rate": "N",
-        "--deadline": "SECONDS",
-        "--timeout": "SECONDS",
+        "--deadline": "DURATION",
+        "--timeout": "DURATION",
         "--base-url": "URL",
     }
-    for default in ("100", "60.0", "(active)", "(https://api.bctrl.ai)"):
+    for default in ("100", "(60s)", "(active)", "(https://api.bctrl.ai)"):
         assert f"[default: {default}]" in out
 
 

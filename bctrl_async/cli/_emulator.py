@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from bctrl_async.cli._format import pluralize
-from bctrl_async.cli._options import MAX_RUNTIMES, Seed, check_not_empty, check_positive
+from bctrl_async.cli._options import MAX_RUNTIMES, Seed, check_not_empty, check_positive, duration
 from bctrl_async.cli._output import Output, print_info
 from bctrl_async.emulator import Emulator, Fault
 
@@ -53,7 +53,14 @@ _RateLimit = Annotated[
     ),
 ]
 _Latency = Annotated[
-    float, typer.Option("--latency", metavar="SECONDS", min=0, help="Delay of every answer.")
+    float,
+    typer.Option(
+        "--latency",
+        metavar="DURATION",
+        parser=duration,
+        show_default="0",
+        help="Delay of every answer, such as 50ms.",
+    ),
 ]
 
 

@@ -12,14 +12,17 @@ from bctrl_async import RuntimeFilter, RuntimeKind, RuntimeStatus
 
 MAX_RUNTIMES = 100_000
 _ANY = "any"
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_is_age = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)([smhd]?)").fullmatch
+_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
+_is_number = re.compile(_NUMBER).fullmatch
+# Each unit at most once, the longest first.
+_is_duration = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS)).fullmatch
 
 
 def check_positive(value: float | None) -> float | None:
     """Reject a number that is not finite and above 0."""
     if value is not None and not 0 < value < math.inf:
-        raise typer.BadParameter(f"{value} is not a positive number")
+        raise typer.BadParameter(f"{value:g} is not a positive number")
     return value
 
 
@@ -30,13 +33,30 @@ def check_not_empty(value: str | None) -> str | None:
     return value
 
 
-def parse_age(text: str) -> float:
-    """Return an age such as 90, 90s, 15m, 2h or 1.5d in seconds."""
-    age = _is_age(text)
-    seconds = float(age[1]) * _SECONDS[age[2]] if age else 0.0
-    if not seconds:
-        raise typer.BadParameter(f"{text!r} is not an age such as 90s, 15m, 2h or 1d")
-    return seconds
+def duration(value: str | float) -> float:
+    """Return a duration such as 500ms, 90s, 15m, 2h30m or 1.5d in seconds.
+
+    A unit is required: a bare 90 could be taken for minutes. Only 0 needs none.
+
+    Args:
+        value: The text; a number is returned as it is, because typer also parses defaults.
+
+    Raises:
+        typer.BadParameter: The text is not a duration.
+    """
+    if isinstance(value, float):
+        return value
+    if _is_number(value):
+        if not float(value):
+            return 0.0
+        raise typer.BadParameter(f"{value!r} has no unit: write {value}s, {value}m or {value}h")
+    parts = _is_duration(value)
+    if not value or parts is None:
+        raise typer.BadParameter(
+            f"{value!r} is not a duration such as 500ms, 90s, 15m, 2h30m or 1d"
+        )
+    numbers = zip(parts.groups("0"), _UNITS.values(), strict=True)
+    return sum(float(number) * seconds for number, seconds in numbers)
 
 
 _filter = partial(typer.Option, rich_help_panel="Filters")
@@ -59,14 +79,20 @@ OlderThan = Annotated[
     _filter(
         "--older-than",
         metavar="AGE",
-        parser=parse_age,
-        help="Only older than AGE: 90s, 15m, 2h, 1d.",
+        parser=duration,
+        callback=check_positive,
+        help="Only older than AGE: 90s, 15m, 2h30m, 1d.",
     ),
 ]
 Timeout = Annotated[
     float,
     _connection(
-        "--timeout", metavar="SECONDS", callback=check_positive, help="Time limit of one attempt."
+        "--timeout",
+        metavar="DURATION",
+        parser=duration,
+        callback=check_positive,
+        show_default="60s",
+        help="Time limit of one attempt.",
     ),
 ]
 BaseUrl = Annotated[

@@ -24,6 +24,7 @@ from bctrl_async.cli._options import (
     build_filter,
     check_not_empty,
     check_positive,
+    duration,
     require_api_key,
     status_option,
 )
@@ -78,7 +79,13 @@ _Rate = Annotated[
 ]
 _Deadline = Annotated[
     float | None,
-    _limit("--deadline", metavar="SECONDS", callback=check_positive, help="Abort after SECONDS."),
+    _limit(
+        "--deadline",
+        metavar="DURATION",
+        parser=duration,
+        callback=check_positive,
+        help="Abort after DURATION, such as 90s or 1h.",
+    ),
 ]
 
 
