@@ -20,6 +20,7 @@ error status, a `BctrlNetworkError` is the lack of a usable answer.
 
 from __future__ import annotations
 
+import reprlib
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -41,6 +42,9 @@ __all__ = [
 
 THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 """Statuses of a request that the server did not process, because of load (contract errors.md)."""
+
+_name = reprlib.Repr()
+_name.maxstring = _name.maxother = 100
 
 _GATEWAY_FAILURES = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
 
@@ -114,11 +118,6 @@ class BctrlError(Exception):
         self.argument = argument
 
     def __str__(self) -> str:
-        subject = ""
-        if self.alias is not None:
-            subject = f"{self.operation} of {self.alias!r} in workspace {self.workspace_id!r}: "
-        elif self.workspace_id is not None:
-            subject = f"{self.operation} of workspace {self.workspace_id!r}: "
         facts = []
         if self.request_id is not None:
             facts.append(f"request id {self.request_id}")
@@ -128,7 +127,11 @@ class BctrlError(Exception):
             facts.append("the runtime may have stopped")
         known = f" ({', '.join(facts)})" if facts else ""
         summary = self.summary.rstrip(".")
-        sentences = [f"{subject}{summary}{known}", self.hint, self.advice or self.default_advice]
+        sentences = [
+            f"{subject_of(self)}{summary}{known}",
+            self.hint,
+            self.advice or self.default_advice,
+        ]
         return ". ".join(sentence.rstrip(".") for sentence in sentences if sentence)
 
     def __repr__(self) -> str:
@@ -230,6 +233,22 @@ class BctrlServerError(BctrlApiError):
     """5xx: the server or a gateway failed."""
 
     default_advice = "Retrying is safe"
+
+
+def quote(name: object) -> str:
+    """Return the repr of a name, shortened in the middle if it is long."""
+    return _name.repr(name)
+
+
+def subject_of(error: BctrlError) -> str:
+    """Return how the text of an error begins: with the call and its target, if they are known."""
+    if error.alias is not None:
+        place = f"{quote(error.alias)} in workspace {quote(error.workspace_id)}"
+    elif error.workspace_id is not None:
+        place = f"workspace {quote(error.workspace_id)}"
+    else:
+        return ""
+    return f"{error.operation} of {place}: "
 
 
 def is_unanswered(error: BctrlError) -> bool:

@@ -201,8 +201,8 @@ class BctrlSession:
         A stop is safe to repeat.
 
         Args:
-            workspace_id: The workspace's id; any text, sent unchanged.
-            alias: The runtime's alias; any text, sent unchanged.
+            workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
+            alias: The runtime's alias; 1 to 1,000 characters, sent unchanged.
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
             idempotency_key: The `Idempotency-Key` of each attempt.
@@ -255,8 +255,8 @@ class BctrlSession:
         """Get a runtime (contract errors.md: `runtimes-get`).
 
         Args:
-            workspace_id: The workspace's id; any text, sent unchanged.
-            alias: The runtime's alias; any text, sent unchanged.
+            workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
+            alias: The runtime's alias; 1 to 1,000 characters, sent unchanged.
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
 
@@ -285,7 +285,7 @@ class BctrlSession:
         that is missing from a list may go on running.
 
         Args:
-            workspace_id: The workspace's id; any text, sent unchanged.
+            workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
             on_unreadable: Called with the error of each runtime that cannot be parsed; the others
                 are then returned. Its `alias` is set if at least that can be parsed.
             timeout: Seconds for one attempt, above 0; None is the session's.
@@ -401,7 +401,7 @@ class BctrlSession:
         becomes a `rejected` outcome.
 
         Args:
-            workspace_id: The workspace's id; any text, sent unchanged.
+            workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
             where: A `RuntimeFilter`, or a plain function that is called with each runtime. None is
                 `RuntimeFilter()`, the active runtimes. A function may also select runtimes that
                 are not active; they end as `already_stopped`.

@@ -248,6 +248,14 @@ class TestText:
 
         assert len(str(error).splitlines()) == 1
 
+    def test_a_long_name_is_shown_in_part(self) -> None:
+        """Fault: an alias of 64 KB was repeated in the text of its error."""
+        error = BctrlConfigError("it failed", workspace_id="w" * 70_000, alias="a" * 65_536)
+
+        assert len(str(error)) < 300
+        assert str(error).startswith("stop of 'aaaa")
+        assert error.alias == "a" * 65_536
+
     def test_the_repr_shows_the_text_but_not_the_body(self) -> None:
         error = full(BctrlConflictError)
         assert repr(error) == f"BctrlConflictError({str(error)!r})"

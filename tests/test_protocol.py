@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async._http import response
-from bctrl_async._http.request import check_extra_headers, path_segment
+from bctrl_async._http.request import _has_dot_segment, check_extra_headers, path_segment
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,
@@ -101,6 +101,15 @@ def decodings(text: str) -> list[str]:
     while (further := unquote(decoded[-1])) != decoded[-1]:
         decoded.append(further)
     return decoded
+
+
+def has_dot_segment_in_rounds(text: str) -> bool:
+    """Return True if a percent-decoding of `text` has a dot segment; takes quadratic time."""
+    return any(
+        segment.partition(";")[0] in {".", ".."}
+        for decoded in decodings(text)
+        for segment in re.split(r"[/\\]", decoded)
+    )
 
 
 class TestPathSegment:
@@ -191,6 +200,42 @@ class TestPathSegment:
         """Fault: `stop("..")` leaves the resource, and `%2e%2e` too (vendor's SDK, aiodocker)."""
         with pytest.raises(BctrlConfigError, match=r"^alias '.*' could be taken for a path"):
             path_segment(text, "alias")
+
+    @given(tricky_text | st.text("%2eE5cCfF.;/\\a3B", max_size=40))
+    @example("%" * 30 + "2e" * 30)
+    @example("%%32%65")
+    @example("%2%35%25%32%65")
+    @example("%c3%2e%e9%2f")
+    @example("%c0%ae%c0%ae")
+    def test_dot_segments_are_found_in_one_pass_as_in_rounds(self, text: str) -> None:
+        assert _has_dot_segment(text) is has_dot_segment_in_rounds(text)
+
+    @pytest.mark.parametrize("character", ["a", "%", "é", "\n", ".", "\ud800", "\U000e0001"])
+    def test_a_name_over_the_limit_is_rejected_and_not_repeated(self, character: str) -> None:
+        """Fault: an alias of 64 KB was sent, or was repeated as a whole in its error."""
+        with pytest.raises(BctrlConfigError) as caught:
+            path_segment(character * 1_001, "alias")
+
+        assert str(caught.value) == (
+            "alias has 1,001 characters, more than 1,000. Pass the alias of the runtime"
+        )
+        assert caught.value.reason_class == "invalid_input"
+
+    @pytest.mark.parametrize("name", ["a" * 1_000, "é" * 1_000])
+    def test_a_name_of_the_longest_length_is_sent(self, name: str) -> None:
+        assert unquote(path_segment(name, "alias")) == name
+
+    @pytest.mark.parametrize("bad", ["\n", "/..", "\ud800"])
+    def test_the_error_of_a_long_name_shows_a_part_of_it(self, bad: str) -> None:
+        with pytest.raises(BctrlConfigError) as caught:
+            path_segment("\U000e0001" * 900 + bad, "alias")
+
+        assert len(str(caught.value)) < 300
+
+    def test_an_alias_of_64_kb_that_is_encoded_again_and_again_is_rejected_unread(self) -> None:
+        """Fault: each round decoded the whole name once more, which stalled the loop for 1.8 s."""
+        with pytest.raises(BctrlConfigError, match=r"^alias has 64,003 characters"):
+            path_segment("%" + "25" * 32_000 + "2e", "alias")
 
     @pytest.mark.parametrize("code", [*range(0x20), *range(0x7F, 0xA0)])
     def test_a_control_character_is_rejected_and_shown_escaped(self, code: int) -> None:

@@ -13,7 +13,7 @@ from aiohttp import ClientTimeout
 from bctrl_async._calls.retry import RetryPolicy, RetryState
 from bctrl_async._http.operations import Operation
 from bctrl_async._limiter.limiter import Limiter, Priority
-from bctrl_async.errors import BctrlError
+from bctrl_async.errors import BctrlError, quote
 from bctrl_async.observer import CallObserver
 
 _log = logging.getLogger("bctrl_async")
@@ -103,13 +103,13 @@ class Call(msgspec.Struct, Generic[_T]):
         """Log the failure of the last attempt, and the delay until the next one."""
         failed = None if self.retries is None else self.retries.last_failure
         if failed is not None and _log.isEnabledFor(logging.INFO):
-            alias = "" if self.alias is None else f"{self.alias!r} in "
+            alias = "" if self.alias is None else f"{quote(self.alias)} in "
             _log.info(
-                "attempt %d to %s %sworkspace %r failed: %s; the next follows in %.3f s",
+                "attempt %d to %s %sworkspace %s failed: %s; the next follows in %.3f s",
                 self.attempts,
                 self.operation.name,
                 alias,
-                self.workspace_id,
+                quote(self.workspace_id),
                 failed.summary,
                 delay,
             )

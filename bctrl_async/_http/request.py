@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from urllib.parse import quote, unquote
+from urllib import parse
 from uuid import UUID
 
-from bctrl_async.errors import BctrlConfigError
+from bctrl_async.errors import BctrlConfigError, quote
 
-_is_plain = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~-]+").fullmatch
+_MAX_NAME = 1_000
+_is_plain = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._~-]{{1,{_MAX_NAME}}}").fullmatch
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_is_triplet = re.compile("%([0-9A-Fa-f]{2})").fullmatch
+_NOT_ASCII = 0x80
 _is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch  # RFC 9110 section 5.6.2
 _is_field_value = re.compile(r"(?=[!-~])[ -~\t]*[!-~]").fullmatch  # RFC 9110 section 5.5
 
@@ -38,9 +41,10 @@ def path_segment(value: str | UUID | None, name: str) -> str:
         name: The name of the value in errors.
 
     Raises:
-        BctrlConfigError: The value is not text, is empty, cannot be encoded, or contains a dot
-            segment (RFC 3986 section 5.2.4). Gateways may resolve it even if it is encoded: some
-            first decode `%2F`, `%2e` or `\`, or drop `;parameters`.
+        BctrlConfigError: The value is not text, is empty, has more than 1,000 characters, cannot
+            be encoded, or contains a control character or a dot segment (RFC 3986 section 5.2.4).
+            Gateways may resolve a dot segment even if it is encoded: some first decode `%2F`, `%2e`
+            or `\`, or drop `;parameters`.
     """
     if isinstance(value, str):
         if type(value) is not str:
@@ -56,20 +60,25 @@ def path_segment(value: str | UUID | None, name: str) -> str:
         )
     if not value:
         raise _invalid_name(f"{name} is empty", f"Pass the {name} of the runtime")
+    if len(value) > _MAX_NAME:
+        raise _invalid_name(
+            f"{name} has {len(value):,} characters, more than {_MAX_NAME:,}",
+            f"Pass the {name} of the runtime",
+        )
     if CONTROL_CHARACTER.search(value):
         raise _invalid_name(
-            f"{name} {value!r} contains a control character",
+            f"{name} {quote(value)} contains a control character",
             "Remove it, such as a trailing newline",
         )
     if _has_dot_segment(value):
         raise _invalid_name(
-            f"{name} {value!r} could be taken for a path", "Remove its '.' or '..' segments"
+            f"{name} {quote(value)} could be taken for a path", "Remove its '.' or '..' segments"
         )
     try:
-        return quote(value, safe="", errors="strict")
+        return parse.quote(value, safe="", errors="strict")
     except UnicodeEncodeError:
         raise _invalid_name(
-            f"{name} {value!r} contains a lone surrogate, which UTF-8 cannot encode",
+            f"{name} {quote(value)} contains a lone surrogate, which UTF-8 cannot encode",
             "Decode it again from its original bytes",
         ) from None
 
@@ -80,14 +89,29 @@ def _invalid_name(summary: str, advice: str) -> BctrlConfigError:
 
 
 def _has_dot_segment(value: str) -> bool:
-    decoded = value
-    while True:
-        segments = decoded.replace("\\", "/").split("/")
-        if any(segment.partition(";")[0] in {".", ".."} for segment in segments):
-            return True
-        value, decoded = decoded, unquote(decoded)
-        if value == decoded:
-            return False
+    """Return True if the value has a dot segment once it is decoded until it no longer changes.
+
+    Decoding removes neither dots nor separators, so earlier decodings need no check.
+    """
+    if "%" in value:
+        value = _decode_completely(value)
+    segments = value.replace("\\", "/").split("/")
+    return any(segment.partition(";")[0] in {".", ".."} for segment in segments)
+
+
+def _decode_completely(value: str) -> str:
+    """Percent-decode text until it no longer changes, in one pass.
+
+    Bytes that are not ASCII are replaced.
+    """
+    decoded: list[str] = []
+    for character in value:
+        decoded.append(character)
+        # A decoded character may complete another triplet: `%2%35` is `%25`, and that is `%`.
+        while triplet := _is_triplet("".join(decoded[-3:])):
+            byte = int(triplet[1], 16)
+            decoded[-3:] = chr(byte) if byte < _NOT_ASCII else "\ufffd"
+    return "".join(decoded)
 
 
 def check_extra_headers(headers: Mapping[str, str]) -> None:
@@ -99,15 +123,15 @@ def check_extra_headers(headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         if not isinstance(name, str) or not _is_token(name):
             raise BctrlConfigError(
-                f"invalid header name {name!r}", advice="Use letters, digits and hyphens"
+                f"invalid header name {quote(name)}", advice="Use letters, digits and hyphens"
             )
         if name.lower() in _RESERVED_HEADERS:
             raise BctrlConfigError(
-                f"the header {name!r} is set by the session", advice="Leave it out of headers="
+                f"the header {quote(name)} is set by the session", advice="Leave it out of headers="
             )
         if not isinstance(value, str) or not (value == "" or _is_field_value(value)):
             # The value may be a secret, so the text does not show it.
             raise BctrlConfigError(
-                f"invalid value of header {name!r}: expected printable ASCII",
+                f"invalid value of header {quote(name)}: expected printable ASCII",
                 advice="Encode it, or strip the whitespace around it",
             )

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from bctrl_async import Runtime, RuntimeRef, StopOutcome, StopReport, StopResult
 from bctrl_async.cli._output import Output
+from bctrl_async.errors import subject_of
 from bctrl_async.outcomes import OutcomeRecord
 
 _MAX_ALIAS_WIDTH = 28
@@ -90,8 +91,7 @@ def _describe(outcome: StopOutcome) -> str:
     if error is not None:
         if outcome.result.settled:
             return error.summary
-        name = f"stop of {error.alias!r} in workspace {error.workspace_id!r}: "
-        return str(error).removeprefix(name)
+        return str(error).removeprefix(subject_of(error))
     facts = [f"{outcome.elapsed:.2f} s"]
     if outcome.attempts > 1:
         facts.append(f"{outcome.attempts} attempts")
