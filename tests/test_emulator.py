@@ -106,6 +106,11 @@ class Wire:
         async with asyncio.timeout(10):
             return status, await self.reader.readexactly(int(headers["content-length"]))
 
+    @property
+    def unread(self) -> bytes:
+        """What has arrived and was not read."""
+        return bytes(self.reader._buffer)  # type: ignore[attr-defined]
+
     async def rest(self) -> bytes:
         async with asyncio.timeout(10):
             return await self.reader.read()
@@ -120,6 +125,10 @@ class Wire:
 async def wire(emulator: Emulator) -> AsyncIterator[Wire]:
     async with Wire(emulator) as wire:
         yield wire
+
+
+def encode(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -840,6 +849,77 @@ async def test_a_client_that_follows_the_redirect_is_recorded(
     assert emulator.status("ws", "crm") == "active"
 
 
+async def test_a_stray_answer_is_a_403_right_behind_the_response(
+    emulator: Emulator, wire: Wire
+) -> None:
+    emulator.inject(Fault.STRAY_ANSWER)
+    await wire.send()
+    assert await wire.answer() == (200, encode(emulator.runtimes["ws", "crm"]))
+    # It came in the same segment: it is there without waiting.
+    assert b"HTTP/1.1 403 Forbidden\r\n" in wire.unread
+    status, body = await wire.answer()
+    assert (status, json.loads(body)["code"]) == (403, "auth.forbidden")
+
+
+async def test_a_late_stray_answer_is_a_200_about_another_runtime(
+    emulator: Emulator, wire: Wire
+) -> None:
+    emulator.inject(Fault.LATE_STRAY_ANSWER)
+    await wire.send()
+    assert await wire.answer() == (200, encode(emulator.runtimes["ws", "crm"]))
+    assert wire.unread == b""
+    status, body = await wire.answer()
+    stray = json.loads(body)
+    assert (status, stray["alias"], stray["status"]) == (200, "stray", "stopped")
+    assert errors_against_contract(stray) == []
+    assert set(emulator.runtimes) == {("ws", "crm")}
+
+
+@pytest.mark.parametrize("fault", [Fault.STRAY_ANSWER, Fault.LATE_STRAY_ANSWER])
+async def test_a_stray_answer_shifts_all_that_follow_on_its_connection(
+    emulator: Emulator, wire: Wire, fault: Fault
+) -> None:
+    emulator.inject(fault)
+    statuses = []
+    for _ in range(3):
+        await wire.send()
+        statuses.append((await wire.answer())[0])
+    stray = 403 if fault is Fault.STRAY_ANSWER else 200
+    assert statuses == [200, stray, 409]
+    await until(lambda: len(emulator.requests) == 3)
+    assert [request.status for request in emulator.requests] == [200, 409, 409]
+
+
+async def test_a_client_that_leaves_before_a_late_stray_answer_is_not_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Emulator(port=0, fault_latency=3600) as emulator:
+        emulator.add_runtime("ws", "crm")
+        emulator.inject(Fault.LATE_STRAY_ANSWER)
+        before = asyncio.all_tasks()
+        async with Wire(emulator) as wire:
+            await wire.send()
+            await wire.answer()
+        await until(lambda: asyncio.all_tasks() == before)
+    assert not caplog.records
+
+
+async def test_a_foreign_404_has_json_without_a_code_of_the_api(
+    emulator: Emulator, stop: Stop
+) -> None:
+    emulator.inject(Fault.FOREIGN_NOT_FOUND)
+    answer = await stop()
+    assert (answer.status, answer.headers["Content-Type"]) == (404, "application/json")
+    assert set(answer.json) == {"message"}
+
+
+async def test_a_login_page_is_a_200_of_html(emulator: Emulator, stop: Stop) -> None:
+    emulator.inject(Fault.LOGIN_PAGE)
+    answer = await stop()
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html")
+    assert answer.body.startswith(b"<html><head><title>Sign in<")
+
+
 @pytest.mark.parametrize("fault", [Fault.ACCEPTED, Fault.WRONG_SHAPE, Fault.UNKNOWN_VALUES])
 async def test_a_fault_of_the_body_answers_200_for_a_stopped_runtime_too(
     emulator: Emulator, stop: Stop, fault: Fault
@@ -850,7 +930,16 @@ async def test_a_fault_of_the_body_answers_200_for_a_stopped_runtime_too(
     assert emulator.status("ws", "crm") == "stopped"
 
 
-@pytest.mark.parametrize("fault", [Fault.LATENCY, Fault.SLOW_DRIP, Fault.CLOSE_KEPT_ALIVE])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.LATENCY,
+        Fault.SLOW_DRIP,
+        Fault.CLOSE_KEPT_ALIVE,
+        Fault.STRAY_ANSWER,
+        Fault.LATE_STRAY_ANSWER,
+    ],
+)
 async def test_a_fault_of_the_connection_carries_the_normal_response(
     emulator: Emulator, fault: Fault
 ) -> None:
@@ -898,6 +987,41 @@ async def test_a_fault_waits_for_a_valid_key_and_a_known_runtime(
         (await stop()).status,
     ]
     assert statuses == [401, 404, 404, 500]
+
+
+async def test_a_poisoned_runtime_meets_its_fault_in_every_request_until_it_is_cleared(
+    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
+) -> None:
+    emulator.add_runtime("ws", "mail")
+    emulator.poison("ws", "crm", Fault.SERVER_ERROR)
+    read = "/v1/workspaces/ws/runtimes/crm"
+    assert [(await stop()).status for _ in range(3)] == [500] * 3
+    assert (await send(client, read, "GET")).status == 500
+    assert (await stop("ws", "mail")).status == 200
+
+    emulator.poison("ws", "crm", Fault.RATE_LIMITED)
+    assert (await stop()).status == 429
+    emulator.poison("ws", "crm", None)
+    emulator.poison("ws", "crm", None)
+    assert (await send(client, read, "GET")).json["status"] == "active"
+    assert (await stop()).status == 200
+
+
+async def test_the_list_of_a_poisoned_workspace_is_read_as_usual(
+    emulator: Emulator, client: aiohttp.ClientSession
+) -> None:
+    emulator.poison("ws", "crm", Fault.SERVER_ERROR)
+    assert (await send(client, "/v1/workspaces/ws/runtimes", "GET")).status == 200
+
+
+async def test_poison_wins_over_injected_faults_which_stay_in_their_queue(
+    emulator: Emulator, stop: Stop
+) -> None:
+    emulator.inject(Fault.RATE_LIMITED, alias="crm")
+    emulator.poison("ws", "crm", Fault.SERVER_ERROR)
+    assert (await stop()).status == 500
+    emulator.poison("ws", "crm", None)
+    assert [(await stop()).status for _ in range(2)] == [429, 200]
 
 
 @pytest.mark.parametrize(("rate_limit", "expected"), [(0.001, {200: 1, 429: 9}), (1e6, {200: 10})])
@@ -1034,7 +1158,9 @@ async def test_close_may_be_called_twice_or_before_start() -> None:
         await Wire(emulator).__aenter__()
 
 
-@pytest.mark.parametrize("fault", [Fault.HANG, Fault.LATENCY, Fault.SLOW_DRIP, Fault.OVERSIZED])
+@pytest.mark.parametrize(
+    "fault", [Fault.HANG, Fault.LATENCY, Fault.SLOW_DRIP, Fault.OVERSIZED, Fault.LATE_STRAY_ANSWER]
+)
 async def test_close_aborts_pending_responses_and_leaves_no_task(
     fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:

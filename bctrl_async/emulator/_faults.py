@@ -59,6 +59,15 @@ class Fault(StrEnum):
     """200 with status "active"; the runtime is stopped."""
     REDIRECT = "redirect"
     """307 to a path of this server that answers 404; nothing is stopped."""
+    STRAY_ANSWER = "stray_answer"
+    """The normal response and, in the same segment, a 403 too many; the runtime is stopped."""
+    LATE_STRAY_ANSWER = "late_stray_answer"
+    """The normal response, and a 200 about another runtime `fault_latency` seconds later; the
+    runtime is stopped."""
+    FOREIGN_NOT_FOUND = "foreign_not_found"
+    """404 with the JSON of another service, without a `code`; nothing is stopped."""
+    LOGIN_PAGE = "login_page"
+    """200 with the HTML page of a proxy that wants a login; nothing is stopped."""
 
     @property
     def takes_effect(self) -> bool:
@@ -74,12 +83,14 @@ _WITHOUT_EFFECT = frozenset(
         Fault.UNAVAILABLE,
         Fault.DROP_BEFORE,
         Fault.REDIRECT,
+        Fault.FOREIGN_NOT_FOUND,
+        Fault.LOGIN_PAGE,
     }
 )
 
 
 class FaultPlan:
-    """The faults of future requests: queued ones first, then random ones."""
+    """The faults of future requests: poison first, then queued faults, then random ones."""
 
     def __init__(self, probabilities: Mapping[Fault, float], seed: int) -> None:
         for fault, share in probabilities.items():
@@ -96,11 +107,18 @@ class FaultPlan:
         self._seed = seed
         self._queues: defaultdict[tuple[str | None, ...], deque[Fault | None]] = defaultdict(deque)
 
+        self._poison: dict[tuple[str, str | None], Fault | None] = {}
+
+    def poison(self, workspace_id: str, alias: str, fault: Fault | None) -> None:
+        self._poison[workspace_id, alias] = fault
+
     def add(self, faults: Iterable[Fault | None], *key: str | None) -> None:
         self._queues[key].extend(faults)
 
     def next(self, route: Route, received: Counter[tuple[str, str]]) -> Fault | None:
         method, workspace_id, alias = route
+        if (poison := self._poison.get((workspace_id, alias))) is not None:
+            return poison
         if self._queues:
             targets = ((workspace_id, alias), (workspace_id, None), (None, alias), (None, None))
             for target in targets:

@@ -10,18 +10,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bctrl_async.emulator._faults import Fault
+from bctrl_async.emulator._runtimes import make_runtime
 
 _JSON = "application/json"
 _MIB = 2**20
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 _UNANSWERED = frozenset({Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HANG})
-STREAMED = frozenset({Fault.CLOSE_KEPT_ALIVE, Fault.SLOW_DRIP, Fault.TRUNCATED_JSON})
-_PROXY_PAGES: dict[Fault | None, HTTPStatus] = {
-    Fault.BAD_GATEWAY: HTTPStatus.BAD_GATEWAY,
-    Fault.GATEWAY_TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
-}
-
 
 Payload = Mapping[str, Any]
 """The JSON of a 200: a Runtime, or a list of them."""
@@ -32,7 +27,17 @@ class Reply(NamedTuple):
 
     status: int
     body: bytes
-    headers: dict[str, str]
+    headers: Mapping[str, str]
+
+    @property
+    def wire(self) -> bytes:
+        """The bytes of the response."""
+        lines = [
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
+            *(f"{name}: {value}" for name, value in self.headers.items()),
+            f"Content-Length: {len(self.body)}",
+        ]
+        return "\r\n".join([*lines, "", ""]).encode() + self.body
 
 
 class Error(NamedTuple):
@@ -72,6 +77,28 @@ _FAULT_ERRORS: dict[Fault | None, Error] = {
         503, "server.unavailable", "upstream", "Out for maintenance.", "Try again later."
     ),
 }
+_FORBIDDEN = Error(
+    403, "auth.forbidden", "capability_denied", "This key may not stop it.", "Use another key."
+)
+
+
+def _page(status: int, title: str) -> Reply:
+    html = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
+    return Reply(status, html.encode(), {"Content-Type": "text/html"})
+
+
+# The replies of others than the API: proxies, and the gateway of another service (Kong's).
+_FOREIGN_REPLIES: dict[Fault | None, Reply] = {
+    Fault.BAD_GATEWAY: _page(502, "502 Bad Gateway"),
+    Fault.GATEWAY_TIMEOUT: _page(504, "504 Gateway Timeout"),
+    Fault.LOGIN_PAGE: _page(200, "Sign in"),
+    Fault.FOREIGN_NOT_FOUND: Reply(
+        404, b'{"message":"no Route matched with those values"}', {"Content-Type": _JSON}
+    ),
+}
+_STRAY_RUNTIME = make_runtime(
+    "stray", "stray", kind="browser", status="stopped", created_at="2026-01-01T00:00:00.000Z"
+)
 _WITH_RETRY_AFTER = frozenset({Fault.RATE_LIMITED_RETRY_AFTER, Fault.UNAVAILABLE})
 
 
@@ -125,7 +152,12 @@ class ReplyMaker:
         self._request_numbers = itertools.count(1)
 
     def reply(
-        self, payload: Payload, fault: Fault | None, raw_path: str, *, conflict: bool = False
+        self,
+        payload: Payload,
+        fault: Fault | None = None,
+        raw_path: str = "",
+        *,
+        conflict: bool = False,
     ) -> Reply | None:
         """Return the reply to a valid request.
 
@@ -142,10 +174,8 @@ class ReplyMaker:
             return None
         if fault is Fault.REDIRECT:
             return Reply(307, b"", {"Location": f"/moved{raw_path}"})
-        if page := _PROXY_PAGES.get(fault):
-            title = f"{page.value} {page.phrase}"
-            html = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
-            return Reply(page, html.encode(), {"Content-Type": "text/html"})
+        if foreign := _FOREIGN_REPLIES.get(fault):
+            return foreign
         if error := _FAULT_ERRORS.get(fault):
             return self.error(
                 error, self._retry_after if fault in _WITH_RETRY_AFTER else NO_HEADERS
@@ -156,6 +186,14 @@ class ReplyMaker:
         if fault is Fault.COMPRESSED_BOMB:
             headers["Content-Encoding"] = "gzip"
         return Reply(200, _FAULT_BODIES.get(fault, _dump)(payload), headers)
+
+    def stray(self, fault: Fault | None) -> Reply | None:
+        """Return the answer that is one too many, None if the fault has none."""
+        if fault is Fault.STRAY_ANSWER:
+            return self.error(_FORBIDDEN)
+        if fault is Fault.LATE_STRAY_ANSWER:
+            return self.reply(_STRAY_RUNTIME)
+        return None
 
     def error(self, error: Error, headers: Mapping[str, str] = NO_HEADERS) -> Reply:
         """Return an error response, with further headers if given."""

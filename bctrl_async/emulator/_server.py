@@ -16,7 +16,6 @@ from bctrl_async.emulator._replies import (
     NO_KEY,
     NO_ROUTE,
     NO_RUNTIME,
-    STREAMED,
     TOO_MANY,
     UNDECODABLE,
     WRONG_METHOD,
@@ -26,6 +25,7 @@ from bctrl_async.emulator._replies import (
 )
 from bctrl_async.emulator._routes import Route, parse_route
 from bctrl_async.emulator._runtimes import WireRuntime, end_runtime, make_runtime
+from bctrl_async.emulator._sending import STREAMED, send_with_stray, stream
 
 _METHODS = ("POST", "GET")
 _BURST_SECONDS = 0.25
@@ -82,10 +82,10 @@ class Emulator:
 
     It also serves `GET` for a runtime and for the list of a workspace. Use it as ``async with
     Emulator(port=0) as emulator``. Runtimes are added with `add_runtime`; a workspace without any
-    is unknown. Faults are queued with `inject`, or drawn at random for stops with the probabilities
-    `faults`. A random fault depends only on the seed, the target and the number of its earlier
-    stops, never on the order of requests to other targets. Every request is kept in `requests`, so
-    memory grows with their number.
+    is unknown. Faults are queued with `inject`, kept for a runtime with `poison`, or drawn at
+    random for stops with the probabilities `faults`. A random fault depends only on the seed, the
+    target and the number of its earlier stops, never on the order of requests to other targets.
+    Every request is kept in `requests`, so memory grows with their number.
 
     Attributes:
         requests: Every request, in order of arrival.
@@ -102,7 +102,8 @@ class Emulator:
         latency: Seconds before every response, 0 or more.
         retry_after: The Retry-After of the faults that have one, in any form (contract errors.md);
             None omits the header.
-        fault_latency: Seconds that `Fault.LATENCY` adds, 0 or more.
+        fault_latency: Seconds that `Fault.LATENCY` adds, and by which the answer that is one too
+            many is late with `Fault.LATE_STRAY_ANSWER`; 0 or more.
         drip_interval: Seconds between two bytes of `Fault.SLOW_DRIP`, 0 or more.
         rate_limit: Requests per second, above 0, with bursts of a quarter of a second. Further
             requests get a 429. None means no limit.
@@ -278,6 +279,18 @@ class Emulator:
             raise ValueError(f"method is {method!r}: give one of {', '.join(_METHODS)}")
         self._faults.add(faults, method, workspace_id, alias)
 
+    def poison(self, workspace_id: str, alias: str, fault: Fault | None) -> None:
+        """Give a runtime a fault that every stop and every read of it meets.
+
+        It precedes queued and random faults.
+
+        Args:
+            workspace_id: As given to `add_runtime`.
+            alias: As given to `add_runtime`.
+            fault: The fault, in place of an earlier one; None clears it.
+        """
+        self._faults.poison(workspace_id, alias, fault)
+
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read() if request.body_exists else b""
         route, fault, reply = self._decide(request)
@@ -303,7 +316,10 @@ class Emulator:
             never: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
             return await never
         if fault in STREAMED:
-            return await self._stream(request, reply, fault)
+            return await stream(request, reply, fault, self._drip_interval)
+        if (stray := self._replies.stray(fault)) is not None:
+            late_by = self._fault_latency * (fault is Fault.LATE_STRAY_ANSWER)
+            return await send_with_stray(request, reply, stray, late_by)
         return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
 
     def _decide(self, request: web.BaseRequest) -> tuple[Route | None, Fault | None, Reply | None]:
@@ -344,23 +360,3 @@ class Emulator:
         elif was_active and (fault is None or fault.takes_effect):
             end_runtime(runtime, "stopped")
         return self._replies.reply(runtime, fault, raw_path, conflict=not was_active)
-
-    async def _stream(
-        self, request: web.BaseRequest, reply: Reply, fault: Fault
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(status=reply.status, headers=reply.headers)
-        response.content_length = len(reply.body)
-        # The client may disconnect at any point.
-        with suppress(ConnectionError):
-            await response.prepare(request)
-            if fault is Fault.SLOW_DRIP:
-                for byte in reply.body:
-                    await response.write(bytes((byte,)))
-                    await asyncio.sleep(self._drip_interval)
-            elif fault is Fault.TRUNCATED_JSON:
-                await response.write(reply.body[: len(reply.body) // 2])
-                request.protocol.force_close()
-            else:
-                await response.write_eof(reply.body)
-                request.protocol.force_close()
-        return response
