@@ -24,7 +24,8 @@ class _OpenEnum(StrEnum):
             return None
         # Not cached: the server chooses the values, so a cache could grow without bound.
         member = str.__new__(cls, value)
-        member._name_ = value
+        # The repr of a member shows its name as it is, and so do tools that print enums.
+        member._name_ = repr(value)[1:-1]
         member._value_ = value
         return member
 

@@ -19,7 +19,7 @@ import pytest
 import typer
 from aiohttp import web
 from runtimes import runtime
-from servers import http_answer, raw_server
+from servers import answering, http_answer, raw_server
 
 from bctrl_async import (
     BctrlSession,
@@ -346,6 +346,115 @@ async def test_control_characters_in_an_alias_are_escaped(
     assert "'\\x1b[31mred'" in out
     assert len(out.splitlines()) == 4
     assert not emulator.requests
+
+
+# A window title, a color, C1 controls, reversed text, zero-width and isolated text, a line end.
+HOSTILE = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e\u200b\u2066\nall stopped\x7f"
+
+
+def hostile_runtime(**fields: object) -> dict[str, object]:
+    return {
+        "id": "7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+        "alias": HOSTILE,
+        "workspaceId": "0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+        "kind": HOSTILE,
+        "status": HOSTILE,
+        "driver": HOSTILE,
+        "createdAt": HOSTILE,
+        "updatedAt": HOSTILE,
+        **fields,
+    }
+
+
+def assert_harmless(*texts: str) -> None:
+    for text in texts:
+        assert all(line.isprintable() for line in text.split("\n")), ascii(text)
+        assert "\nall stopped" not in text
+
+
+@pytest.mark.parametrize("json_option", [(), ("--json",)])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http_answer("200 OK", json.dumps(hostile_runtime(alias="a")).encode()),
+        http_answer(
+            "400 No",
+            json.dumps(
+                dict.fromkeys(("code", "error", "hint", "requestId", "reasonClass"), HOSTILE)
+            ).encode(),
+        ),
+        http_answer("403 No", HOSTILE.encode()),
+        b"HTTP/1.1 404 No\r\nContent-Length: 0\r\nX-Request-Id: \x1b]0;owned\xe2\x80\xae\r\n\r\n",
+        b"HTTP/1.1 302 No\r\nContent-Length: 0\r\nLocation: /\xe2\x80\xae\xc2\x9b\r\n\r\n",
+        b"HTTP/1.1 500 \x1b]0;owned\x07\r\nContent-Length: 0\r\nX: \x9b\r\n\r\n",
+        b"\x1b]0;owned\x07\r\n\r\n",
+    ],
+    ids=["runtime", "error", "text", "request id", "location", "reason", "not http"],
+)
+async def test_no_answer_to_a_stop_reaches_the_terminal_raw(
+    command: Command, answer: bytes, json_option: tuple[str, ...]
+) -> None:
+    """Fault: escape sequences in a runtime's status set the window's title."""
+    async with raw_server(answering(answer)) as url:
+        _, out, err = await command("stop", *json_option, "--base-url", url, "ws", "a")
+
+    assert_harmless(out, err)
+    assert len(out.splitlines()) == (1 if json_option else 2)
+
+
+@pytest.mark.parametrize("json_option", [(), ("--json",)])
+async def test_no_listed_text_reaches_the_terminal_raw(
+    command: Command, json_option: tuple[str, ...]
+) -> None:
+    """Fault: escape sequences in a runtime's kind or status were printed by `list`."""
+    body = {"runtimes": [hostile_runtime(), hostile_runtime(id=HOSTILE)]}
+    answer = http_answer("200 OK", json.dumps(body).encode())
+    async with raw_server(answering(answer)) as url:
+        code, out, err = await command("list", *json_option, "--base-url", url, "ws")
+
+    assert_harmless(out, err)
+    assert len(out.splitlines()) == (1 if json_option else 2)
+    assert (code, err.count("\n")) == (1, 1)
+
+
+async def test_no_listed_text_reaches_the_terminal_raw_at_the_question() -> None:
+    """Fault: escape sequences in a runtime's kind were printed before the y/N question."""
+    answer = http_answer(
+        "200 OK", json.dumps({"runtimes": [hostile_runtime(status="active")]}).encode()
+    )
+    terminal = Terminal()
+    async with raw_server(answering(answer)) as url:
+        process = await start(
+            *COMMAND,
+            *("stop", "--base-url", url, "--workspace", "ws", "--all"),
+            stdin=terminal.fd,
+            stderr=terminal.fd,
+        )
+        await terminal.until(r"Stop 1 runtime\? ")
+        os.write(terminal._master, b"n\n")
+        await finish(process)
+    assert_harmless(await terminal.rest())
+
+
+async def test_no_line_of_an_input_file_reaches_the_terminal_raw(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "targets.txt"
+    file.write_text(f"{HOSTILE}\n" + json.dumps({"workspace_id": HOSTILE, "alias": HOSTILE}))
+    for option in ((), ("--json",), ("--dry-run",)):
+        _, out, err = await command("stop", "--from", file, *option)
+        assert_harmless(out, err)
+    assert emulator.requests == []
+
+
+def test_every_line_on_stdout_and_stderr_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    _output.print_info(HOSTILE)
+    _output.print_question(HOSTILE)
+    _output.Output().print_result(HOSTILE)
+
+    for text in capsys.readouterr():
+        assert "all stopped" in text
+        assert all(line.isprintable() for line in text.split("\n"))
 
 
 async def test_forced_color_does_not_wrap_lines_in_a_file(

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bctrl_async.models import (
@@ -124,6 +124,19 @@ class TestOpenEnum:
     @given(st.text())
     def test_any_text_is_a_status(self, text: str) -> None:
         assert RuntimeStatus(text) == text
+
+    @every_enum
+    @given(value=st.text())
+    @example(value="\x1b]0;title\x07")
+    @example(value="\u202egnipeels")
+    def test_the_name_and_the_repr_of_an_unknown_value_are_printable(
+        self, enum: type[StrEnum], value: str
+    ) -> None:
+        """Fault: `ascii` of a member shows its name, and so an escape sequence of the server."""
+        member = enum(value)
+
+        assert f"{member.name}{member!r}".isprintable()
+        assert member.value == value
 
 
 class TestDecoding:

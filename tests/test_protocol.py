@@ -51,6 +51,14 @@ WIRE: dict[str, object] = {
     "updatedAt": "2026-11-25T09:00:00Z",
 }
 
+# C0, C1, zero-width, bidi, line separators, a lone surrogate, a tag, private use.
+UNPRINTABLE = [
+    *"\x07\x1b\x7f\x85\x9b\u00ad\u200b\u200e\u202e\u2066\u2028\ufeff",
+    "\ud800",
+    "\U000e0041",
+    "\ue000",
+]
+
 # Text with dots, separators and their percent-encodings, nested to any depth.
 tricky_text = st.lists(
     st.sampled_from(
@@ -638,6 +646,21 @@ class TestErrorFields:
 
         assert error.code == error.message == error.request_id == error.hint == "a b [31mc d e f g"
         assert str(error).isprintable()
+
+    @pytest.mark.parametrize("character", UNPRINTABLE)
+    def test_no_character_that_reorders_or_hides_text_is_in_an_error(self, character: str) -> None:
+        """Fault: bidi controls and zero-width characters of the server passed in error texts."""
+        words = f"not{character}ok"
+        names = ("code", "error", "reasonClass", "requestId", "hint")
+
+        for error in (
+            parse_error(400, dict.fromkeys(names, words)),
+            parse_error(400, words.encode(errors="surrogatepass"), {"X-Request-Id": words}),
+            parse_error(302, b"", {"Location": words}),
+        ):
+            shown = [str(error), error.code, error.reason_class, error.request_id, error.hint]
+            assert "".join(filter(None, shown)).isprintable()
+            assert "not" in str(error)
 
     def test_a_plain_text_body_is_one_line_without_control_characters(self) -> None:
         assert parse_error(500, b"a\n\x1b[2Jb\r\n").message == "a [2Jb"

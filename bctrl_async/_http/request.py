@@ -11,7 +11,7 @@ from bctrl_async.errors import BctrlConfigError, quote
 
 _MAX_NAME = 1_000
 _is_plain = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._~-]{{1,{_MAX_NAME}}}").fullmatch
-CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_find_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
 _is_triplet = re.compile("%([0-9A-Fa-f]{2})").fullmatch
 _NOT_ASCII = 0x80
 _is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch  # RFC 9110 section 5.6.2
@@ -65,7 +65,7 @@ def path_segment(value: str | UUID | None, name: str) -> str:
             f"{name} has {len(value):,} characters, more than {_MAX_NAME:,}",
             f"Pass the {name} of the runtime",
         )
-    if CONTROL_CHARACTER.search(value):
+    if _find_control_character(value):
         raise _invalid_name(
             f"{name} {quote(value)} contains a control character",
             "Remove it, such as a trailing newline",

@@ -17,7 +17,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from bctrl_async._http.request import CONTROL_CHARACTER
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,
@@ -267,11 +266,13 @@ def _plain_text(body: bytes, key: str) -> str | None:
 
 
 def sanitize(value: object, key: str) -> str | None:
-    """Return text of the server for use in an error: short, on one line and without the key."""
+    """Return text of the server for use in an error: one short printable line without the key."""
     if not isinstance(value, str):
         return None
     text = _redact(value, key)[:_MAX_TEXT]
-    return " ".join(CONTROL_CHARACTER.sub(" ", text).split()) or None
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(text.split()) or None
 
 
 def _excerpt(body: bytes, key: str) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bctrl_async import Runtime, RuntimeRef, StopOutcome, StopReport, StopResult
-from bctrl_async.cli._output import Output
+from bctrl_async.cli._output import Output, one_line
 from bctrl_async.errors import subject_of
 from bctrl_async.outcomes import OutcomeRecord
 
@@ -62,7 +62,7 @@ class OutcomePrinter:
     def _line(self, outcome: StopOutcome) -> Text:
         name = self._output.escape_unencodable(self._name(outcome.target))
         name += " " * (self._width - cell_len(name))
-        detail = self._output.escape_unencodable(_describe(outcome))
+        detail = self._output.escape_unencodable(one_line(_describe(outcome)))
         if self._output.on_terminal:
             indent = self._width + _RESULT_WIDTH + 4
             room = max(self._output.width - indent, _MIN_DETAIL_WIDTH)
@@ -96,7 +96,7 @@ def _describe(outcome: StopOutcome) -> str:
     if outcome.attempts > 1:
         facts.append(f"{outcome.attempts} attempts")
     if outcome.result is StopResult.ACCEPTED and outcome.runtime is not None:
-        facts.append(f"status {outcome.runtime.status!s}")
+        facts.append(f"status {escape(outcome.runtime.status)}")
     return ", ".join(facts)
 
 
@@ -107,6 +107,8 @@ def pluralize(count: int, noun: str) -> str:
 
 def escape(text: str) -> str:
     """Return printable text as it is, and any other text as an ASCII literal."""
+    # The repr of an enum's member would be its Python name.
+    text = str.__str__(text)
     return text if text and text.isprintable() else ascii(text)
 
 

@@ -9,10 +9,21 @@ from rich.table import Table
 from rich.text import Text
 
 
+def escape_unprintable(text: str) -> str:
+    """Escape what a terminal would obey or hide, such as control characters, but no line ends."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """Return text on one line, with its unprintable characters escaped."""
+    return escape_unprintable(" ".join(text.split()))
+
+
 def print_error(message: str) -> None:
-    """Print an error on stderr: one line, without control characters."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    print_info(f"bctrl-async: error: {line}")
+    """Print an error on stderr as one line."""
+    print_info(f"bctrl-async: error: {one_line(message)}")
 
 
 def print_info(line: str) -> None:
@@ -20,13 +31,13 @@ def print_info(line: str) -> None:
     # `print` would take a stderr that the shell has closed (None) for stdout.
     if sys.stderr is not None:
         with suppress(OSError):
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
+            print(escape_unprintable(line), file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
 
 
 def print_question(question: str) -> None:
     """Print a question on stderr, without a line end."""
     # Not on stdout: the results may go to a file.
-    print(question, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
+    print(escape_unprintable(question), end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
 
 
 def stdout_failed(error: OSError) -> None:
@@ -56,6 +67,8 @@ class Output(Console):
     def print_result(self, result: str | Text | Table, *, wrap: bool = False) -> None:
         """Print a table or a line, which is wrapped only if asked to and on a terminal."""
         wraps = isinstance(result, Table) or (wrap and self.on_terminal)
+        if isinstance(result, str):
+            result = escape_unprintable(result)
         try:
             self.print(result, soft_wrap=not wraps)
         except OSError as error:
