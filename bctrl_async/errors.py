@@ -200,12 +200,10 @@ class BctrlNotFoundError(BctrlApiError):
     def names_runtime(self) -> bool:
         """True if the API reports that the workspace or the alias does not exist.
 
-        Its code then begins with `runtime.` or `workspace.` (contract: `runtime.not_found`), or
-        there is none in a JSON object. Any other 404, such as a proxy's, says nothing about it.
+        Its code then begins with `runtime.` or `workspace.` (contract: `runtime.not_found`). Any
+        other 404, such as a gateway's, says nothing about them.
         """
-        if self.code is not None:
-            return self.code.startswith(("runtime.", "workspace."))
-        return (self.body or "").lstrip().startswith("{")
+        return self.code is not None and self.code.startswith(("runtime.", "workspace."))
 
 
 class BctrlConflictError(BctrlApiError):

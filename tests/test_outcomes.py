@@ -65,7 +65,7 @@ ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
     ),
     "404 as JSON without a code": (
         BctrlNotFoundError("404", status=404, body='{"error": "not found"}'),
-        StopResult.NOT_FOUND,
+        StopResult.REJECTED,
     ),
     "404 for an unknown path": (
         BctrlNotFoundError("404", status=404, code="route.not_found", body="{}"),
