@@ -63,6 +63,8 @@ class BctrlError(Exception):
         attempts: The number of requests begun for this call.
         may_have_stopped: True if any of these requests may have stopped the runtime; always False
             for a `get` or `list`.
+        accepted: True if a stop was answered with a 2xx status and a body that cannot be used: it
+            was accepted all the same (`BctrlNetworkError` only).
         status: The HTTP status of the last answer.
         code: The server's error code, such as `runtime.not_active`.
         message: The server's message.
@@ -87,6 +89,7 @@ class BctrlError(Exception):
         alias: str | None = None,
         attempts: int = 0,
         may_have_stopped: bool = False,
+        accepted: bool = False,
         status: int | None = None,
         code: str | None = None,
         message: str | None = None,
@@ -107,6 +110,7 @@ class BctrlError(Exception):
         self.alias = alias
         self.attempts = attempts
         self.may_have_stopped = may_have_stopped
+        self.accepted = accepted
         self.status = status
         self.code = code
         self.message = message
@@ -162,7 +166,7 @@ class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
 
 
 class BctrlResponseError(BctrlNetworkError):
-    """An unreadable answer: not JSON, of the wrong shape, too large, or a redirect."""
+    """An unreadable answer: not JSON, of the wrong shape, too large, a page, or a redirect."""
 
     default_advice = "Check that the base URL is that of the bctrl API"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import StrEnum
-from http import HTTPStatus
 from typing import Self
 
 import msgspec
@@ -186,7 +185,7 @@ def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a t
             return StopResult.ALREADY_STOPPED
         case BctrlNotFoundError(names_runtime=True):
             return StopResult.NOT_FOUND
-        case BctrlError(status=int(status)) if _is_success(status) and not _is_page(ended):
+        case BctrlError(accepted=True):
             return StopResult.ACCEPTED
         case BctrlError(may_have_stopped=True):
             return StopResult.UNKNOWN
@@ -214,12 +213,3 @@ def outcome_of(
         attempts=attempts,
         elapsed=elapsed,
     )
-
-
-def _is_success(status: int) -> bool:
-    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
-
-
-def _is_page(error: BctrlError) -> bool:
-    # A login page with status 200 does not come from the API.
-    return (error.body or "").lstrip().startswith("<")

@@ -52,6 +52,7 @@ def full(error_class: type[BctrlError]) -> BctrlError:
         alias="crm",
         attempts=3,
         may_have_stopped=True,
+        accepted=True,
         status=409,
         code="runtime.not_active",
         message="gone",
@@ -148,6 +149,7 @@ class TestAttributes:
             "alias": None,
             "attempts": 0,
             "may_have_stopped": False,
+            "accepted": False,
             "status": None,
             "code": None,
             "message": None,
@@ -172,6 +174,7 @@ class TestAttributes:
         assert error.alias == "crm"
         assert error.attempts == 3
         assert error.may_have_stopped is True
+        assert error.accepted is True
         assert error.status == 409
         assert error.code == "runtime.not_active"
         assert error.message == "gone"

@@ -34,15 +34,15 @@ ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
     "200 failed": (runtime("failed"), StopResult.ACCEPTED),
     "200 unknown status": (runtime("stopping"), StopResult.ACCEPTED),
     "200 unreadable": (
-        BctrlResponseError("not JSON", status=200, may_have_stopped=True),
+        BctrlResponseError("not JSON", status=200, may_have_stopped=True, accepted=True),
         StopResult.ACCEPTED,
     ),
     "202 unreadable": (
-        BctrlResponseError("not JSON", status=202, may_have_stopped=True),
+        BctrlResponseError("not JSON", status=202, may_have_stopped=True, accepted=True),
         StopResult.ACCEPTED,
     ),
     "200 whose body took too long": (
-        BctrlTimeoutError("too slow", status=200, may_have_stopped=True),
+        BctrlTimeoutError("too slow", status=200, may_have_stopped=True, accepted=True),
         StopResult.ACCEPTED,
     ),
     # 409 `runtime.not_active`
@@ -77,7 +77,7 @@ ROWS: dict[str, tuple[Runtime | BctrlError, StopResult]] = {
     ),
     "404 without a body": (BctrlNotFoundError("404", status=404), StopResult.REJECTED),
     "200 as a page": (
-        BctrlResponseError("not JSON", status=200, body=" <html>", may_have_stopped=True),
+        BctrlResponseError("a page", status=200, may_have_stopped=True),
         StopResult.UNKNOWN,
     ),
     "101": (

@@ -72,6 +72,7 @@ class Call(msgspec.Struct, Generic[_T]):
             self.retries.annotate(error)
         # A GET stops nothing, however it ended.
         error.may_have_stopped &= self.operation.stops
+        error.accepted &= self.operation.stops
 
     def aborted(self, reason: str) -> BctrlError:
         """Return the error of this call if it is cancelled now, for a reason."""

@@ -38,6 +38,9 @@ _MIN_KEY_LENGTH = 4
 _MAX_RETRY_AFTER = 365 * 86400.0
 
 _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
+_is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORECASE).match
+# After a byte order mark and blank lines, in UTF-8 or UTF-16. JSON never begins with "<".
+_begins_like_page = re.compile(rb"[\xef\xbb\xbf\xff\xfe\x00\s]*+<").match
 
 
 class _RuntimeList(msgspec.Struct, frozen=True):
@@ -126,6 +129,34 @@ def _invalid_body(
     # A traceback with variables would show the body, and the key if the server echoed it.
     error.__cause__ = cause.with_traceback(None)
     return error
+
+
+def unusable(error: BctrlError, content_type: str, body: bytes, authorization: str) -> BctrlError:
+    """Complete the error for a 2xx response whose body cannot be used.
+
+    Args:
+        error: The error; it has the status.
+        content_type: The response's `Content-Type`, or "".
+        body: The body, as far as it was read.
+        authorization: The `Authorization` header that was sent, to keep the key out of the error.
+
+    Returns:
+        The error, marked as `accepted`. If the body is a page, another error: a login page or that
+        of a proxy does not come from the API.
+    """
+    excerpt = _excerpt(body, bearer_key(authorization))
+    if not _is_page_type(content_type) and not _begins_like_page(body):
+        error.accepted, error.body = True, excerpt
+        return error
+    page = BctrlResponseError(
+        f"the server answered {error.status} with a page, such as that of a login, and not with "
+        "JSON",
+        may_have_stopped=True,
+        status=error.status,
+        body=excerpt,
+    )
+    page.__cause__ = error.__cause__
+    return page
 
 
 def _convert_runtime(value: Any) -> Runtime:  # noqa: ANN401 - any JSON.

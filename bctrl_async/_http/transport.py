@@ -15,7 +15,7 @@ from yarl import URL
 
 from bctrl_async import _config
 from bctrl_async._http.operations import MAX_BODY, MIB, Operation
-from bctrl_async._http.response import bearer_key, parse_error, sanitize
+from bctrl_async._http.response import bearer_key, parse_error, sanitize, unusable
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
@@ -113,14 +113,19 @@ async def send_once(
             status, response.headers, body, headers["Authorization"], now=datetime.now(UTC)
         )
     if problem is not None:
-        return _truncated_error(status, problem, limit, stops=operation.stops)
-    if len(body) > max_body:
-        return BctrlResponseError(
+        parsed: _T | BctrlError = _truncated_error(status, problem, limit, stops=operation.stops)
+    elif len(body) > max_body:
+        parsed = BctrlResponseError(
             f"the server answered {status} with a body of more than {max_body // MIB} MiB",
             may_have_stopped=True,
             status=status,
         )
-    return operation.parse(status, body, headers["Authorization"])
+    else:
+        parsed = operation.parse(status, body, headers["Authorization"])
+    if isinstance(parsed, BctrlError):
+        content_type = response.headers.get(hdrs.CONTENT_TYPE, "")
+        return unusable(parsed, content_type, body, headers["Authorization"])
+    return parsed
 
 
 async def _read_body(
