@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Self
+from functools import partial
+from typing import Annotated, Self
 
 import msgspec
 
@@ -50,6 +52,9 @@ class StopResult(StrEnum):
         return self in _SETTLED
 
 
+now = partial(datetime.now, UTC)
+"""Return the current time in UTC."""
+
 _SETTLED = frozenset(
     {StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED, StopResult.NOT_FOUND}
 )
@@ -66,6 +71,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         error: The error that explains the result, or None.
         attempts: The number of stop requests started; polls are not counted.
         elapsed: Seconds from reading the target to this outcome.
+        at: The time at which the outcome became known, in UTC.
         resumed: True if the outcome comes from an earlier run's journal.
     """
 
@@ -76,6 +82,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     error: BctrlError | None = None
     attempts: int = 1
     elapsed: float = 0.0
+    at: datetime = msgspec.field(default_factory=now)
     resumed: bool = False
 
 
@@ -152,6 +159,7 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     workspace_id: str
     alias: str
     result: StopResult
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
     attempts: int = 0
     resumed: bool = False
     elapsed: float = 0.0
@@ -166,6 +174,7 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
             workspace_id=outcome.target.workspace_id,
             alias=outcome.target.alias,
             result=outcome.result,
+            at=outcome.at,
             attempts=outcome.attempts,
             resumed=outcome.resumed,
             elapsed=round(outcome.elapsed, 6),

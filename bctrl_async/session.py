@@ -320,6 +320,7 @@ class BctrlSession:
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
         journal: str | os.PathLike[str] | None = None,
+        journal_max_age: float | None = None,
         verify: bool = False,
     ) -> StopBatch:
         """Stop any number of runtimes, with one outcome for each and no exception for any.
@@ -349,8 +350,11 @@ class BctrlSession:
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
             journal: A file to which each outcome is appended as a line of JSON. The same call with
-                the same file resumes the run, and sends no target again that is settled. Use
-                another file for runtimes that were started anew.
+                the same file resumes the run, and sends no target again that is settled, unless it
+                was `not_found`. Use another file for runtimes that were started anew: a file that
+                is older than a day, or whose last run is complete, is logged as a warning.
+            journal_max_age: Seconds since the journal was begun, above 0, beyond which it is
+                rejected; None rejects none.
             verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a
                 status that is not final, until it is `stopped`, `not_found` or `failed`. A failed
                 runtime no longer runs: its outcome is `accepted`. An outcome stays as it was if
@@ -364,8 +368,8 @@ class BctrlSession:
 
         Raises:
             BctrlConfigError: Here if an argument is invalid; when awaited or entered if the session
-                cannot be used; when awaited or iterated over if the journal is in use, foreign, or
-                of another version.
+                cannot be used; when awaited or iterated over if the journal is in use, damaged,
+                foreign, too old, or of another version.
         """
         return self._bulk(
             Input(targets),
@@ -375,6 +379,7 @@ class BctrlSession:
             timeout=timeout,
             retry=retry,
             journal=journal,
+            journal_max_age=journal_max_age,
             verify=verify,
         )
 
@@ -389,6 +394,7 @@ class BctrlSession:
         timeout: float | None = None,
         retry: RetryPolicy | None = None,
         journal: str | os.PathLike[str] | None = None,
+        journal_max_age: float | None = None,
         verify: bool = False,
     ) -> StopBatch:
         """Stop the active runtimes of a workspace, or those that `where` selects.
@@ -412,6 +418,7 @@ class BctrlSession:
             retry: As for `stop_runtimes`.
             journal: As for `stop_runtimes`. A resumed run lists anew: its report has only the
                 runtimes that were still active.
+            journal_max_age: As for `stop_runtimes`.
             verify: As for `stop_runtimes`.
 
         Returns:
@@ -434,6 +441,7 @@ class BctrlSession:
             timeout=timeout,
             retry=retry,
             journal=journal,
+            journal_max_age=journal_max_age,
             verify=verify,
         )
 
@@ -465,6 +473,7 @@ class BctrlSession:
         timeout: float | None,
         retry: RetryPolicy | None,
         journal: str | os.PathLike[str] | None,
+        journal_max_age: float | None,
         verify: bool,
     ) -> StopBatch:
         if deadline is not None:
@@ -476,6 +485,8 @@ class BctrlSession:
         if source.length is not None:
             workers = min(workers, source.length)
         _check_type(journal, str | os.PathLike | None, "journal", "the path of a file")
+        if journal_max_age is not None:
+            journal_max_age = _config.seconds(journal_max_age, "journal_max_age")
         if on_outcome is not None and not callable(on_outcome):
             raise _config.invalid_type("on_outcome", on_outcome, "a function")
         make_poll = partial(self._make_call, GET, limit, policy, is_poll=True)
@@ -490,7 +501,9 @@ class BctrlSession:
         )
         return StopBatch(
             run,
-            open_journal=None if journal is None else partial(Journal, journal, self.base_url),
+            open_journal=None
+            if journal is None
+            else partial(Journal, journal, self.base_url, journal_max_age),
             on_outcome=on_outcome,
             observer=self._observer,
         )

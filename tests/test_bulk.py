@@ -232,6 +232,7 @@ class TestArguments:
             ("timeout", -1),
             ("retry", 3),
             ("journal", 3),
+            ("journal_max_age", 0),
             ("on_outcome", 5),
         ],
     )

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -287,6 +288,8 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
     assert set(found) == {0, 1, 2, 3}
     for outcome in found.values():
         assert isinstance(outcome.pop("elapsed"), float)
+        at = datetime.fromisoformat(str(outcome.pop("at")))
+        assert timedelta() <= datetime.now(UTC) - at < timedelta(minutes=1)
     runtime = found[0].pop("runtime")
     assert isinstance(runtime, dict)
     assert (runtime["alias"], runtime["status"]) == ("a", "stopped")

@@ -8,12 +8,15 @@ import random
 import signal
 import sys
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
 from bctrl_async import StopResult
 from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.journal import read_journal
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
 
@@ -45,14 +48,30 @@ async def start(emulator: Emulator, journal: Path) -> asyncio.subprocess.Process
 
 
 def settled(journal: Path) -> set[tuple[str, str]]:
-    """Return the targets that the complete lines of a journal settle."""
-    lines = journal.read_bytes().splitlines(keepends=True)[1:] if journal.exists() else []
-    outcomes = [json.loads(line) for line in lines if line.endswith(b"\n")]
-    return {
-        (outcome["workspace_id"], outcome["alias"])
-        for outcome in outcomes
-        if StopResult(outcome["result"]).settled
-    }
+    """Check each whole line of a journal, and return the targets that they settle."""
+    text = journal.read_bytes() if journal.exists() else b""
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+    found = set()
+    for number, line in enumerate(lines):
+        content, _, checksum = line.rpartition(b',"crc":')
+        assert checksum == b'"%08x"}\n' % crc32(content), line
+        record = json.loads(line)
+        if number == 0:
+            assert record["journal"] == "bctrl_async"
+            time = record["started"]
+        elif "completed" in record:
+            assert number == len(lines) - 1
+            time = record["completed"]
+        else:
+            time = record["at"]
+            if StopResult(record["result"]).settled:
+                found.add((record["workspace_id"], record["alias"]))
+        assert datetime.fromisoformat(time).tzinfo is not None
+    if lines:
+        resumed = read_journal(journal)
+        assert resumed.settled.keys() == found
+        assert resumed.is_torn == (len(b"".join(lines)) < len(text))
+    return found
 
 
 async def test_twenty_runs_killed_at_any_moment_and_resumed_settle_every_target(
@@ -88,6 +107,7 @@ async def test_twenty_runs_killed_at_any_moment_and_resumed_settle_every_target(
 
         assert stdout.decode().split() == [str(len(TARGETS)), "True"]
         assert settled(journal) == set(TARGETS)
+        assert read_journal(journal).is_complete
         assert {emulator.status(*target) for target in TARGETS} == {"stopped"}
         # Only requests in flight at a kill can have been answered without a line.
         assert resent <= 20 * IN_FLIGHT

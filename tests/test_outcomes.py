@@ -232,6 +232,7 @@ def test_the_record_of_an_outcome_has_all_fields_of_its_json() -> None:
         workspace_id="ws-1",
         alias="crm",
         result=StopResult.REJECTED,
+        at=outcome.at,
         attempts=3,
         resumed=True,
         elapsed=0.123457,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,11 @@ class TestOnRealSockets:
         assert (report.resumed, report.retries) == (1, 0)
         # The second run recorded it as stopped, so the third one did not poll.
         assert [request.method for request in emulator.requests] == ["POST", "GET"]
-        assert journal.read_text().splitlines()[-1].count('"result":"stopped"') == 1
+        accepted, stopped = [
+            json.loads(line) for line in journal.read_text().splitlines() if "result" in line
+        ]
+        assert (accepted["result"], stopped["result"]) == ("accepted", "stopped")
+        assert accepted["at"] < stopped["at"]
 
     async def test_elapsed_includes_the_polls(
         self, emulator: Emulator, connect: Connect, tmp_path: Path

@@ -254,10 +254,12 @@ class StopBatch(Coroutine[object, object, StopReport]):
             ledger.end_early(error)
             raise
         ledger.use_journal(journal)
+        complete = False
         try:
             await self._run.run(deliver)
+            complete = self.report.ok
         finally:
-            if (failure := await _closed(journal)) is not None:
+            if (failure := await _closed(journal, complete=complete)) is not None:
                 ledger.end_early(failure)
 
 
@@ -288,9 +290,9 @@ async def _opened(open_journal: Callable[[], Journal]) -> Journal:
     return opening.result()
 
 
-async def _closed(journal: Journal) -> BctrlError | None:
+async def _closed(journal: Journal, *, complete: bool) -> BctrlError | None:
     # In a thread, since a disk may take long.
-    closing = asyncio.create_task(asyncio.to_thread(journal.close))
+    closing = asyncio.create_task(asyncio.to_thread(journal.close, complete=complete))
     await wait_shielded(closing)
     error = closing.exception()
     return error if isinstance(error, BctrlError) else None

@@ -16,7 +16,7 @@ from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import BctrlError, BctrlNotFoundError
 from bctrl_async.models import Runtime, RuntimeStatus
 from bctrl_async.observer import CallObserver, ReadObserver, StopObserver
-from bctrl_async.outcomes import StopOutcome, StopResult, result_of
+from bctrl_async.outcomes import StopOutcome, StopResult, now, result_of
 
 _FINAL = frozenset({RuntimeStatus.STOPPED, RuntimeStatus.FAILED})
 """The statuses of a runtime that no longer runs."""
@@ -165,7 +165,8 @@ class Verifier:
             read = notify(self._ledger.observer.begin_read, *pending.outcome.target)
         try:
             settled = await self._poll(worker, pending, pending.observer or read)
-            pending.outcome = settled or pending.outcome
+            if settled is not None:
+                pending.outcome = msgspec.structs.replace(settled, at=now())
         finally:
             if not pending.outcome.resumed:
                 elapsed = time.monotonic() - pending.began

@@ -115,7 +115,10 @@ def escape(text: str) -> str:
 def outcome_json(outcome: StopOutcome) -> str:
     """Format an outcome as a line of JSON in ASCII, with the runtime in the API's spelling."""
     record = OutcomeRecord.of(outcome)
-    fields = asdict(record) | {"runtime": msgspec.to_builtins(record.runtime)}
+    fields = asdict(record) | {
+        "runtime": msgspec.to_builtins(record.runtime),
+        "at": msgspec.to_builtins(record.at),
+    }
     if record.error is not None:
         fields["error"] = asdict(record.error) | {"message": str(outcome.error)}
     return json.dumps(fields)

@@ -1,6 +1,7 @@
 """Runtimes, outcomes and reports as return types of path operations."""
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
@@ -38,6 +39,7 @@ class _Outcome(msgspec.Struct, frozen=True, rename="camel"):
     error: _Error | None
     attempts: int
     elapsed: float
+    at: datetime
     resumed: bool
 
 
@@ -70,6 +72,7 @@ def _outcome_body(outcome: StopOutcome) -> _Outcome:
         error=_error_body(outcome.error),
         attempts=outcome.attempts,
         elapsed=outcome.elapsed,
+        at=outcome.at,
         resumed=outcome.resumed,
     )
 

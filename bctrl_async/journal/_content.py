@@ -1,0 +1,225 @@
+"""Read a journal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from bctrl_async.errors import BctrlConfigError
+from bctrl_async.journal._format import MAX_LINE, Mark, outcome_of, read_header, read_line
+from bctrl_async.models import RuntimeRef
+from bctrl_async.outcomes import StopOutcome, StopResult
+
+_log = logging.getLogger("bctrl_async.journal")
+
+_OLD = timedelta(days=1)
+_UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Non-blocking, since a pipe would wait for its other end."""
+
+
+class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of a journal.
+
+    Args:
+        path: The file.
+        base_url: The server of its runs.
+        started: The time at which the file was begun.
+        updated: The time of its last entry, or None if it has none.
+        outcomes: The outcome of each target, marked as resumed, without runtime and error.
+        is_complete: True if the last run read its whole input and settled every target.
+        is_torn: True if the last line is not whole: a run is writing it, or a crash cut it off.
+            The next run removes it.
+        size: The length of all whole lines in bytes.
+    """
+
+    path: Path
+    base_url: str
+    started: datetime
+    updated: datetime | None
+    outcomes: Mapping[RuntimeRef, StopOutcome]
+    is_complete: bool
+    is_torn: bool
+    size: int
+
+    @property
+    def settled(self) -> dict[RuntimeRef, StopOutcome]:
+        """The outcomes of the targets that a resumed run does not send again."""
+        return {target: outcome for target, outcome in self.outcomes.items() if _is_final(outcome)}
+
+    @property
+    def age(self) -> timedelta:
+        """The time since the file was begun; negative if the clock was set back since."""
+        return datetime.now(UTC) - self.started
+
+    def check_resumable(self, base_url: str, max_age: float | None = None) -> None:
+        """Check that a run may resume from this content; log a warning if it is old or complete.
+
+        Args:
+            base_url: The server of the run.
+            max_age: The age in seconds beyond which it is rejected, or None.
+
+        Raises:
+            BctrlConfigError: It belongs to another server, or is too old.
+        """
+        if self.base_url != base_url:
+            raise resume_error(self.path, f"it belongs to another server, {self.base_url}")
+        age = self.age
+        # After the clock was set, a date in the future says as little as one in the past.
+        if max_age is not None and abs(age.total_seconds()) > max_age:
+            limit = _format(timedelta(seconds=max_age))
+            reason = f"it was begun {format_age(age)}, and the limit is {limit}"
+            raise resume_error(self.path, reason)
+        if self.is_complete or abs(age) > _OLD:
+            _log.warning(
+                "the journal %r was begun %s%s: targets that it has as settled are not sent "
+                "again. Use another file for runtimes that were started anew",
+                str(self.path),
+                format_age(age),
+                ", and its last run is complete" if self.is_complete else "",
+            )
+
+
+def read_journal(path: str | os.PathLike[str]) -> JournalContent:
+    """Read a journal, also while a run writes it; the file is neither locked nor changed.
+
+    Args:
+        path: The file.
+
+    Raises:
+        BctrlConfigError: The file cannot be opened, is empty, or is not an intact journal of this
+            version.
+    """
+    path = Path(path)
+    file = open_file(path, _READ)
+    try:
+        content = read_file(path, file)
+    finally:
+        os.close(file)
+    if content is None:
+        raise resume_error(path, "it is empty")
+    return content
+
+
+def open_file(path: Path, flags: int) -> int:
+    """Open the file, and return its descriptor.
+
+    Raises:
+        BctrlConfigError: It cannot be opened, or is not a regular file.
+    """
+    try:
+        file = os.open(path, flags, 0o666)
+    except (OSError, ValueError) as error:
+        raise open_error(path, error) from error
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise resume_error(path, "it is not a regular file")
+    return file
+
+
+def read_file(path: Path, file: int) -> JournalContent | None:
+    """Read an open file; return None if it is empty or torn within its header.
+
+    Raises:
+        BctrlConfigError: It cannot be read, or is not an intact journal of this version.
+    """
+    try:
+        with os.fdopen(os.dup(file), "rb") as lines:
+            lines.seek(0)
+            return _read(path, lines)
+    except OSError as error:
+        raise open_error(path, error) from error
+
+
+def format_age(age: timedelta) -> str:
+    """Return an age in its two largest units, such as `2d3h ago` or `4m in the future`."""
+    return f"{_format(abs(age))} {'in the future' if age < timedelta() else 'ago'}"
+
+
+def open_error(path: Path, error: OSError | ValueError) -> BctrlConfigError:
+    """Return the error of a file that cannot be opened or read."""
+    reason = getattr(error, "strerror", None) or error
+    return BctrlConfigError(
+        f"the journal {str(path)!r} cannot be opened: {reason}",
+        advice="Use a file that can be read, written and locked",
+    )
+
+
+def resume_error(path: Path, reason: str) -> BctrlConfigError:
+    """Return the error of a file that is not the journal that a run can use."""
+    return BctrlConfigError(
+        f"the journal {str(path)!r} cannot be resumed: {reason}",
+        advice="Use another file; this one is unchanged",
+    )
+
+
+def _format(duration: timedelta) -> str:
+    left = int(duration.total_seconds())
+    counts: list[tuple[int, str]] = []
+    for unit, seconds in _UNITS:
+        count, left = divmod(left, seconds)
+        if count or counts:
+            counts.append((count, unit))
+    return "".join(f"{count}{unit}" for count, unit in counts[:2] if count) or "0s"
+
+
+def _read(path: Path, lines: BinaryIO) -> JournalContent | None:
+    # No further than the current end, since another run may append meanwhile.
+    left = os.fstat(lines.fileno()).st_size
+    line = lines.readline(min(left, MAX_LINE + 1))
+    try:
+        header = read_header(line)
+    except ValueError as error:
+        raise resume_error(path, str(error)) from error
+    if header is None:
+        return None
+    outcomes: dict[RuntimeRef, StopOutcome] = {}
+    updated: datetime | None = None
+    is_complete = False
+    size, number, torn = len(line), 1, None
+    left -= len(line)
+    while line := lines.readline(min(left, MAX_LINE + 1)):
+        left -= len(line)
+        number += 1
+        if torn is not None:
+            # A crash tears the last line only; after a power failure it may be all NUL.
+            if line.strip(b"\0"):
+                raise resume_error(path, f"line {torn} is damaged")
+            continue
+        record = read_line(line)
+        if record is None:
+            if len(line.rstrip(b"\0")) > MAX_LINE:
+                raise resume_error(path, f"line {number} is longer than 1 MiB")
+            torn = number
+            continue
+        size += len(line)
+        is_complete = isinstance(record, Mark)
+        if isinstance(record, Mark):
+            continue
+        updated = record.at
+        outcome = outcome_of(record)
+        known = outcomes.get(outcome.target)
+        if known is None or outcome.result.settled or not _is_final(known):
+            outcomes[outcome.target] = outcome
+    return JournalContent(
+        path=path,
+        base_url=header.base_url,
+        started=header.started,
+        updated=updated,
+        outcomes=outcomes,
+        is_complete=is_complete,
+        is_torn=torn is not None,
+        size=size,
+    )
+
+
+def _is_final(outcome: StopOutcome) -> bool:
+    # A target that was not found may be mistyped, or may have been started since.
+    return outcome.result.settled and outcome.result is not StopResult.NOT_FOUND

@@ -1,0 +1,150 @@
+"""The lines of a journal, without I/O.
+
+A journal is JSON Lines: a header, one entry for each outcome, and a completion mark after each run
+that settled its whole input. Each line ends with a checksum of itself: a flipped bit must not
+settle a target.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated
+from zlib import crc32
+
+import msgspec
+from msgspec.structs import replace
+
+from bctrl_async.models import RuntimeRef
+from bctrl_async.outcomes import OutcomeRecord, StopOutcome
+
+MAX_LINE: int = 1 << 20
+"""The length of the longest line, in bytes."""
+
+_VERSION = 2
+_MAGIC = b'{"journal":"bctrl_async"'
+_MARK = b'{"completed":'
+_CHECKSUM = b',"crc":"%08x"}\n'
+_CHECKSUM_LENGTH = len(_CHECKSUM % 0)
+_MAX_NAME = 1000
+"""The characters of a name that remain if its entry would be too long."""
+
+_Time = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class Header(msgspec.Struct, frozen=True):
+    """The first line: the server of the runs, and the time at which the file was begun."""
+
+    journal: str
+    version: int
+    base_url: str
+    started: _Time
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """The completion mark: a run read its whole input and settled every target."""
+
+    completed: _Time
+
+
+class _AnyVersion(msgspec.Struct, frozen=True):
+    version: int
+
+
+_UNREADABLE = (ValueError, msgspec.MsgspecError, RecursionError)
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(OutcomeRecord).decode
+
+
+def header_line(base_url: str, started: datetime) -> bytes:
+    """Return the first line of a new file."""
+    return _seal(_encode(Header("bctrl_async", _VERSION, base_url, started)))
+
+
+def entry_line(outcome: StopOutcome) -> bytes:
+    """Return the line of an outcome, which is never longer than `MAX_LINE`."""
+    # A resume needs neither, and the runtime would make the entry three times as long.
+    record = replace(OutcomeRecord.of(outcome), resumed=False, runtime=None)
+    line = _seal(_to_json(record))
+    if len(line) > MAX_LINE:
+        # Such a target is invalid. The mark keeps it apart from a target of the shorter name.
+        workspace_id, alias = (f"{name[:_MAX_NAME]}…" for name in outcome.target)
+        short = replace(record, workspace_id=workspace_id, alias=alias, error=None)
+        line = _seal(_to_json(short))
+    return line
+
+
+def mark_line(completed: datetime) -> bytes:
+    """Return the completion mark."""
+    return _seal(_encode(Mark(completed)))
+
+
+def read_header(line: bytes) -> Header | None:
+    """Return the header; None if the file is empty, or was cut within this line.
+
+    Raises:
+        ValueError: It is not the header of a journal of this version.
+    """
+    if not line.startswith(_MAGIC) and not _MAGIC.startswith(line):
+        raise ValueError("it is not a journal")
+    if len(line) > MAX_LINE:
+        raise ValueError("line 1 is longer than 1 MiB")
+    if not line.endswith(b"\n"):
+        return None
+    damaged = ValueError("line 1 is damaged")
+    try:
+        # Version 1 had no checksums.
+        if msgspec.json.decode(line, type=_AnyVersion).version != _VERSION:
+            damaged = ValueError("another version wrote it")
+        elif _is_sealed(line):
+            return msgspec.json.decode(line, type=Header)
+    except _UNREADABLE as error:
+        raise damaged from error
+    raise damaged
+
+
+def read_line(line: bytes) -> OutcomeRecord | Mark | None:
+    """Return the entry or completion mark of a line, None if it is damaged."""
+    if not _is_sealed(line):
+        return None
+    try:
+        if line.startswith(_MARK):
+            return msgspec.json.decode(line, type=Mark)
+        try:
+            return _decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            # A lone surrogate, see `_to_json`.
+            return msgspec.convert(json.loads(line), OutcomeRecord)
+    except _UNREADABLE:
+        return None
+
+
+def outcome_of(record: OutcomeRecord) -> StopOutcome:
+    """Return the outcome of an entry, marked as resumed, without runtime and error."""
+    return StopOutcome(
+        index=record.index,
+        target=RuntimeRef(record.workspace_id, record.alias),
+        result=record.result,
+        attempts=record.attempts,
+        elapsed=record.elapsed,
+        at=record.at,
+        resumed=True,
+    )
+
+
+def _to_json(record: OutcomeRecord) -> bytes:
+    try:
+        return _encode(record)
+    except UnicodeEncodeError:
+        # A lone surrogate in an invalid target; `json` writes it as an escape.
+        return json.dumps(msgspec.to_builtins(record)).encode()
+
+
+def _seal(line: bytes) -> bytes:
+    """Return a JSON object as a line that ends with its checksum."""
+    content = line[:-1]
+    return content + _CHECKSUM % crc32(content)
+
+
+def _is_sealed(line: bytes) -> bool:
+    return line[-_CHECKSUM_LENGTH:] == _CHECKSUM % crc32(line[:-_CHECKSUM_LENGTH])

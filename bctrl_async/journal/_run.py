@@ -1,0 +1,133 @@
+"""A journal that is open for a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bctrl_async.errors import BctrlConfigError, BctrlError
+from bctrl_async.journal._content import open_error, open_file, read_file
+from bctrl_async.journal._format import entry_line, header_line, mark_line
+from bctrl_async.models import RuntimeRef
+from bctrl_async.outcomes import StopOutcome
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
+except ImportError:  # pragma: no cover - Windows has no flock, so a second run is not detected.
+
+    def _lock(file: int) -> None: ...
+
+    def _unlock(file: int) -> None: ...
+
+else:
+
+    def _lock(file: int) -> None:
+        flock(file, LOCK_EX | LOCK_NB)
+
+    def _unlock(file: int) -> None:
+        # Closing is not enough: a forked child may have the file open as well.
+        flock(file, LOCK_UN)
+
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+
+
+class Journal:
+    """A journal that is open for one run and locked against others.
+
+    Args:
+        path: The file; created if it does not exist.
+        base_url: The server of the run.
+        max_age: The age in seconds beyond which the file is rejected, or None.
+
+    Attributes:
+        settled: The outcomes of settled targets that the file had when it was opened.
+
+    Raises:
+        BctrlConfigError: The file cannot be opened, is in use by another run, is older than
+            `max_age`, or is not an intact journal of this version and server. It is left
+            unchanged.
+        BctrlError: The header could not be written, for example on a full disk.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], base_url: str, max_age: float | None = None
+    ) -> None:
+        self._path = Path(path)
+        self._is_complete = False
+        self._file = open_file(self._path, _FLAGS)
+        try:
+            self._lock()
+            self.settled: Mapping[RuntimeRef, StopOutcome] = self._resume(base_url, max_age)
+        except OSError as error:
+            os.close(self._file)
+            raise open_error(self._path, error) from error
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def write(self, outcome: StopOutcome) -> None:
+        """Append an outcome.
+
+        Raises:
+            BctrlError: It could not be written, for example on a full disk.
+        """
+        self._is_complete = False
+        self._append(entry_line(outcome))
+
+    def close(self, *, complete: bool = False) -> None:
+        """Flush the file to disk, then unlock and close it.
+
+        Args:
+            complete: True if the run read its whole input and settled every target.
+
+        Raises:
+            BctrlError: The completion mark could not be written, or the flush failed.
+        """
+        try:
+            if complete and not self._is_complete:
+                self._append(mark_line(datetime.now(UTC)))
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._write_error(error) from error
+        finally:
+            _unlock(self._file)
+            os.close(self._file)
+
+    def _append(self, data: bytes) -> None:
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            raise self._write_error(error) from error
+
+    def _lock(self) -> None:
+        try:
+            _lock(self._file)
+        except BlockingIOError as error:
+            raise BctrlConfigError(
+                f"the journal {str(self._path)!r} is in use by another run",
+                advice="Wait until that run has ended, or use another file",
+            ) from error
+
+    def _resume(self, base_url: str, max_age: float | None) -> Mapping[RuntimeRef, StopOutcome]:
+        """Return the settled outcomes, and cut off a torn tail; begin an empty file."""
+        content = read_file(self._path, self._file)
+        if content is None:
+            # A crash while the file was created leaves a part of the header.
+            os.ftruncate(self._file, 0)
+            self._append(header_line(base_url, datetime.now(UTC)))
+            return {}
+        content.check_resumable(base_url, max_age)
+        if content.is_torn:
+            os.ftruncate(self._file, content.size)
+        self._is_complete = content.is_complete
+        return content.settled
+
+    def _write_error(self, error: OSError) -> BctrlError:
+        return BctrlError(
+            f"the journal {str(self._path)!r} cannot be written: {error.strerror}",
+            advice="Free some space, then run again with the same journal",
+        )
