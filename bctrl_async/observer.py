@@ -64,7 +64,10 @@ class CallObserver:
 
 
 class StopObserver(CallObserver):
-    """An observer of one stop: its attempts and the polls of `verify=`."""
+    """An observer of one stop: its attempts, and the GETs that ask for its effect.
+
+    These are the polls of `verify=`, and the GET of a single stop that found its runtime stopped.
+    """
 
     def end(self, outcome: StopOutcome) -> None:
         """Handle the end of the stop.

@@ -30,6 +30,7 @@ from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._targets import Input, Listing, Target, Targets
 from bctrl_async.errors import (
     BctrlConfigError,
+    BctrlConflictError,
     BctrlError,
     BctrlResponseError,
 )
@@ -195,10 +196,13 @@ class BctrlSession:
         retry: RetryPolicy | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
+        stopped_ok: bool = False,
     ) -> Runtime:
         """Stop a live runtime inside a workspace (contract: `runtimes-stop`).
 
-        A stop is safe to repeat.
+        A stop is safe to repeat. If the server says that the runtime is not running, and an earlier
+        attempt of this call may have stopped it, the call gets the runtime (`runtimes-get`) and
+        returns it.
 
         Args:
             workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
@@ -207,16 +211,19 @@ class BctrlSession:
             retry: The retry policy; None is the session's.
             idempotency_key: The `Idempotency-Key` of each attempt.
             headers: Further headers, except those that the session sets.
+            stopped_ok: Also get and return a runtime that was not running in the first place,
+                instead of raising.
 
         Returns:
             The runtime as the server describes it. Its status may still be `active`: the stop was
-            accepted and is not finished.
+            accepted and is not finished, or the runtime was started anew while the call got it.
 
         Raises:
             BctrlConfigError: An argument is invalid, or the session cannot be used: it is closed,
                 belongs to another loop, or was opened before a fork.
             BctrlApiError: The server answered with an error status; `BctrlConflictError` with
-                `already_stopped` if the runtime was not running.
+                `already_stopped` if the runtime was not running, or if it is stopped but could not
+                be got: then the error's cause says why.
             BctrlTimeoutError: The last attempt was not answered in time.
             BctrlResponseError: The answer cannot be parsed, or is a redirect.
             BctrlNetworkError: There was no answer.
@@ -240,9 +247,30 @@ class BctrlSession:
             raise
         # Made only now, unlike in other calls: a hundred thousand of these may wait for a slot.
         call = Call(STOP, str(workspace_id), alias, path, extra, limit, policy)
-        if observed is not None:
-            return await observed.run(call, self._sender.attempt_loop(call, http))
-        return await self._sender.attempt_loop(call, http)
+        stopping = self._stop(call, http, stopped_ok=stopped_ok)
+        return await (stopping if observed is None else observed.run(call, stopping))
+
+    async def _stop(
+        self, call: Call[Runtime], http: aiohttp.ClientSession, *, stopped_ok: bool
+    ) -> Runtime:
+        """Make the attempts of a stop that holds a slot; get a runtime that is stopped already."""
+        try:
+            return await self._sender.attempt_loop(call, http)
+        except BctrlConflictError as conflict:
+            if not conflict.already_stopped or not (stopped_ok or conflict.may_have_stopped):
+                raise
+            path = GET.path(self._root, call.workspace_id, call.alias)
+            headers = {
+                name: value
+                for name, value in call.headers.items()
+                if name.lower() != "idempotency-key"
+            }
+            get = Call(GET, call.workspace_id, call.alias, path, headers, call.limit, call.policy)
+            get.observer = call.observer
+            try:
+                return await self._sender.request(get)
+            except BctrlError as error:
+                raise conflict from error
 
     async def get_runtime(
         self,

@@ -257,7 +257,7 @@ async def test_a_stop_rejected_before_it_is_sent_is_observed(connect: Connect) -
 
 async def test_the_error_observed_is_the_one_raised(emulator: Emulator, connect: Connect) -> None:
     recorder = Recorder()
-    emulator.inject(Fault.DROP_AFTER)
+    emulator.add_runtime("ws-1", "crm", status="stopped")
     async with connect(observer=recorder) as session:
         with pytest.raises(BctrlConflictError) as caught:
             await session.stop_runtime("ws-1", "crm")

@@ -13,7 +13,6 @@ from servers import answering, http_answer, raw_server
 
 from bctrl_async import (
     BctrlApiError,
-    BctrlConflictError,
     BctrlError,
     BctrlNetworkError,
     BctrlRateLimitError,
@@ -63,22 +62,6 @@ async def test_a_stale_keep_alive_connection_is_replaced(
         await session.stop_runtime("ws-1", f"r{number}")
     # A request on a closed connection was retried after a short back-off.
     assert all(delay <= 0.001 for delay in pauses)
-
-
-@pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.BAD_GATEWAY, Fault.GATEWAY_TIMEOUT])
-async def test_a_conflict_after_a_lost_response_may_have_stopped(
-    emulator: Emulator, session: BctrlSession, fault: Fault
-) -> None:
-    emulator.inject(fault)
-
-    with pytest.raises(BctrlConflictError) as caught:
-        await session.stop_runtime("ws-1", "crm")
-
-    error = caught.value
-    assert error.already_stopped
-    assert error.may_have_stopped
-    assert error.attempts == 2
-    assert error.__notes__[0].startswith("attempt 1: ")
 
 
 @pytest.mark.parametrize("status", ["400", "401", "403", "404", "405", "409", "410", "422", "451"])
@@ -277,10 +260,10 @@ async def test_conflicts_refill_the_retry_quota(emulator: Emulator, session: Bct
     for number in range(30):
         emulator.add_runtime("ws-1", f"r{number}", status="stopped")
         emulator.inject(Fault.SERVER_ERROR, alias=f"r{number}")
-    for number in range(30):
-        with pytest.raises(BctrlConflictError) as caught:
-            await session.stop_runtime("ws-1", f"r{number}")
-        assert caught.value.attempts == 2
+    targets = [("ws-1", f"r{number}") for number in range(30)]
+    report = await session.stop_runtimes(targets, concurrency=1)
+    assert report.counts == {StopResult.ALREADY_STOPPED: 30}
+    assert report.retries == 30
 
 
 async def test_backing_off_holds_no_connection_slot(emulator: Emulator, connect: Connect) -> None:

@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+import msgspec
+
 from bctrl_async._calls.call import Call
 from bctrl_async._http.request import check_extra_headers
-from bctrl_async.errors import BctrlError
+from bctrl_async.errors import BctrlConflictError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import AttemptObserver, Observer, ReadObserver, StopObserver
 from bctrl_async.outcomes import outcome_of
@@ -86,14 +88,24 @@ class ObservedStop:
 
     def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None = None) -> None:
         """Notify the observer of the outcome; without a call if none was made."""
-        if not isinstance(ended, Runtime | BctrlError):
-            reason, name = ended, type(ended).__name__
-            ended = BctrlError(f"aborted: {name}") if call is None else call.aborted(name)
-            ended.__cause__ = reason
+        # A conflict settles the stop, whatever becomes of the GET that follows it.
+        settled = _conflict_of(call) or ended
+        if not isinstance(settled, Runtime | BctrlError):
+            reason, name = settled, type(settled).__name__
+            settled = BctrlError(f"aborted: {name}") if call is None else call.aborted(name)
+            settled.__cause__ = reason
         outcome = outcome_of(
             self._target,
-            ended,
+            settled,
             attempts=0 if call is None else call.attempts,
             elapsed=time.monotonic() - self._began,
         )
+        if settled is not ended and isinstance(ended, Runtime):
+            outcome = msgspec.structs.replace(outcome, runtime=ended)
         notify(self._stop.end, outcome)
+
+
+def _conflict_of(call: Call[Runtime] | None) -> BctrlConflictError | None:
+    """Return the answer to a stop that the runtime was not running."""
+    failed = None if call is None or call.retries is None else call.retries.last_failure
+    return failed if isinstance(failed, BctrlConflictError) and failed.already_stopped else None

@@ -10,7 +10,7 @@ A complete app:
         responses=PROBLEM_RESPONSES,
     )
     async def stop(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
-        return await session.stop_runtime(workspace_id, alias)
+        return await session.stop_runtime(workspace_id, alias, stopped_ok=True)
 """
 
 from bctrl_async.fastapi._app import (

@@ -192,7 +192,7 @@ async def health(session: BctrlDep, runs: RunsDep) -> Health:
 @app.post("/workspaces/{workspace_id}/runtimes/{alias}/stop", responses=PROBLEM_RESPONSES)
 async def stop_one(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
     """Stop one runtime."""
-    return await session.stop_runtime(workspace_id, alias)
+    return await session.stop_runtime(workspace_id, alias, stopped_ok=True)
 
 
 @app.post("/stop", response_class=EventSourceResponse)

@@ -1,0 +1,217 @@
+"""`stop_runtime` for a runtime that is not running: after a lost answer, and with `stopped_ok`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from helpers import Connect, wait_for_requests
+from servers import answering, http_answer, raw_server
+from test_observer import Recorder
+
+from bctrl_async import (
+    BctrlConflictError,
+    BctrlNotFoundError,
+    BctrlServerError,
+    BctrlSession,
+    RetryPolicy,
+    RuntimeStatus,
+    StopResult,
+)
+from bctrl_async.emulator import Emulator, Fault
+
+RUNTIME = (
+    b'{"alias":"crm","createdAt":"","driver":"","id":"7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",'
+    b'"kind":"browser","status":"stopped","updatedAt":"",'
+    b'"workspaceId":"7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f"}'
+)
+NOT_ACTIVE = http_answer("409 Conflict", b'{"code": "runtime.not_active", "error": "Not active."}')
+BUSY = http_answer("409 Conflict", b'{"code": "runtime.busy", "error": "Busy."}')
+
+
+def methods(emulator: Emulator) -> list[str]:
+    return [request.method for request in emulator.requests]
+
+
+@pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.BAD_GATEWAY, Fault.GATEWAY_TIMEOUT])
+async def test_a_stop_whose_answer_was_lost_returns_the_runtime_that_it_stopped(
+    emulator: Emulator, session: BctrlSession, fault: Fault
+) -> None:
+    """Fault: a call raised a conflict for what its own lost attempt had done."""
+    emulator.inject(fault)
+
+    runtime = await session.stop_runtime("ws-1", "crm")
+
+    assert (runtime.alias, runtime.status) == ("crm", RuntimeStatus.STOPPED)
+    assert methods(emulator) == ["POST", "POST", "GET"]
+
+
+async def test_a_stop_whose_answer_timed_out_returns_the_runtime_that_it_stopped(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    """Fault: a call raised a conflict for what its own unanswered attempt had done."""
+    emulator.inject(Fault.HANG)
+
+    runtime = await session.stop_runtime("ws-1", "crm", timeout=0.2)
+
+    assert runtime.status is RuntimeStatus.STOPPED
+
+
+async def test_a_runtime_that_was_not_running_is_a_conflict_without_a_further_request(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    emulator.add_runtime("ws-1", "mail", status="stopped")
+    emulator.inject(Fault.RATE_LIMITED)  # Nothing was done, so there is no doubt.
+
+    with pytest.raises(BctrlConflictError) as caught:
+        await session.stop_runtime("ws-1", "mail")
+
+    assert caught.value.already_stopped
+    assert not caught.value.may_have_stopped
+    assert methods(emulator) == ["POST", "POST"]
+
+
+async def test_with_stopped_ok_a_runtime_that_was_not_running_is_returned(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    emulator.add_runtime("ws-1", "mail", status="stopped")
+
+    runtime = await session.stop_runtime("ws-1", "mail", stopped_ok=True)
+
+    assert (runtime.alias, runtime.status) == ("mail", RuntimeStatus.STOPPED)
+    assert methods(emulator) == ["POST", "GET"]
+
+
+async def test_with_stopped_ok_any_other_error_is_raised(session: BctrlSession) -> None:
+    with pytest.raises(BctrlNotFoundError):
+        await session.stop_runtime("ws-1", "gone", stopped_ok=True)
+
+
+async def test_with_stopped_ok_any_other_conflict_is_raised_without_a_further_request() -> None:
+    received: list[bytes] = []
+
+    async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
+        received.append(head)
+        writer.write(BUSY)
+
+    async with raw_server(handle) as url, BctrlSession("k", base_url=url) as session:
+        with pytest.raises(BctrlConflictError, match=r"runtime\.busy"):
+            await session.stop_runtime("ws-1", "crm", stopped_ok=True)
+    assert len(received) == 1
+
+
+async def test_a_runtime_that_was_started_anew_is_returned_as_active() -> None:
+    active = http_answer("200 OK", RUNTIME.replace(b"stopped", b"active"))
+    answers = answering(http_answer("502 X"), NOT_ACTIVE, active)
+    async with (
+        raw_server(answers) as url,
+        BctrlSession("k", base_url=url, retry=RetryPolicy(base=0.001)) as session,
+    ):
+        runtime = await session.stop_runtime("ws-1", "crm")
+    assert runtime.status is RuntimeStatus.ACTIVE
+
+
+async def test_if_the_runtime_cannot_be_had_the_conflict_is_raised_with_the_reason(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    emulator.inject(Fault.DROP_AFTER)
+    emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
+
+    with pytest.raises(BctrlConflictError) as caught:
+        await session.stop_runtime("ws-1", "crm")
+
+    error = caught.value
+    assert (error.already_stopped, error.may_have_stopped, error.attempts) == (True, True, 2)
+    [earlier] = error.__notes__
+    assert earlier.startswith("attempt 1: ")
+    assert isinstance(error.__cause__, BctrlServerError)
+    assert (error.__cause__.operation, error.__cause__.attempts) == ("get", 4)
+
+
+async def test_the_get_waits_for_a_slot_and_is_retried_like_any_other(
+    emulator: Emulator, connect: Connect
+) -> None:
+    emulator.inject(Fault.DROP_AFTER)
+    emulator.inject(Fault.SERVER_ERROR, method="GET")
+    async with connect(max_connections=1) as session:
+        runtime = await session.stop_runtime("ws-1", "crm")
+        stats = session.stats
+    assert runtime.status is RuntimeStatus.STOPPED
+    assert (stats.attempts, stats.retries, stats.in_flight) == (4, 2, 0)
+
+
+async def test_the_get_has_the_headers_of_the_stop_but_not_its_idempotency_key(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    emulator.add_runtime("ws-1", "mail", status="stopped")
+
+    await session.stop_runtime(
+        "ws-1", "mail", headers={"X-Team": "blue"}, idempotency_key="once-7", stopped_ok=True
+    )
+
+    [stop, get] = emulator.requests
+    assert (stop.headers["X-Team"], stop.headers["Idempotency-Key"]) == ("blue", "once-7")
+    assert get.headers["X-Team"] == "blue"
+    assert "Idempotency-Key" not in get.headers
+
+
+async def test_a_call_that_is_cancelled_during_the_get_is_cancelled(
+    emulator: Emulator, connect: Connect
+) -> None:
+    emulator.inject(Fault.DROP_AFTER)
+    emulator.inject(Fault.HANG, method="GET")
+    recorder = Recorder()
+    async with connect(observer=recorder) as session:
+        stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        async with asyncio.timeout(10):
+            await wait_for_requests(emulator, 3)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+
+    [outcome] = recorder.outcomes
+    assert outcome.result is StopResult.ALREADY_STOPPED
+    assert recorder.begun == 0
+
+
+class TestObserved:
+    async def test_the_get_is_an_attempt_of_the_stop_whose_outcome_is_that_of_a_bulk_stop(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.inject(Fault.DROP_AFTER)
+        recorder = Recorder()
+        async with connect(observer=recorder) as session:
+            runtime = await session.stop_runtime("ws-1", "crm")
+
+        path = "/v1/workspaces/ws-1/runtimes/crm"
+        assert recorder.events == [
+            "stop ws-1 crm",
+            f"attempt 1 POST {path}/stop",
+            "end BctrlNetworkError",
+            f"attempt 2 POST {path}/stop",
+            "answered 409",
+            "end BctrlConflictError",
+            f"attempt 1 GET {path}",
+            "answered 200",
+            "end",
+            "end StopOutcome",
+        ]
+        [outcome] = recorder.outcomes
+        assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
+        assert outcome.runtime is runtime
+        assert isinstance(outcome.error, BctrlConflictError)
+        assert outcome.error.may_have_stopped
+
+    async def test_if_the_get_fails_the_outcome_has_the_conflict_that_is_raised(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
+        emulator.inject(Fault.DROP_AFTER)
+        emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
+        recorder = Recorder()
+        async with connect(observer=recorder) as session:
+            with pytest.raises(BctrlConflictError) as caught:
+                await session.stop_runtime("ws-1", "crm")
+
+        [outcome] = recorder.outcomes
+        assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
+        assert (outcome.runtime, outcome.error) == (None, caught.value)
