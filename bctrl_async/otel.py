@@ -162,7 +162,7 @@ class _Bulk(BulkObserver):
         if report.ended_early is not None:
             _fail(span, report.ended_early)
         elif not report.ok:
-            span.set_status(Status(StatusCode.ERROR, "not all stops are settled"))
+            span.set_status(Status(StatusCode.ERROR, "not all stops succeeded"))
         span.end()
 
 

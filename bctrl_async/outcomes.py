@@ -34,7 +34,7 @@ class StopResult(StrEnum):
     ALREADY_STOPPED = "already_stopped"
     """The runtime was not running."""
     NOT_FOUND = "not_found"
-    """The workspace or alias is unknown."""
+    """The workspace or alias is unknown. A failure, unless `missing_ok` was given."""
     REJECTED = "rejected"
     """The server rejected or throttled the stop to the end, or the target is invalid."""
     NOT_SENT = "not_sent"
@@ -58,6 +58,15 @@ now = partial(datetime.now, UTC)
 _SETTLED = frozenset(
     {StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED, StopResult.NOT_FOUND}
 )
+_SETTLED_AND_FOUND = _SETTLED - {StopResult.NOT_FOUND}
+
+
+def successes(*, missing_ok: bool) -> frozenset[StopResult]:
+    """Return the results that are not failures of a bulk stop.
+
+    `not_found` is settled, but a mistyped workspace gives nothing else, while everything runs on.
+    """
+    return _SETTLED if missing_ok else _SETTLED_AND_FOUND
 
 
 class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +101,8 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         total: The number of targets read; the counts add up to it.
         counts: The number of outcomes for each result; 0 for a result that did not occur.
-        failures: The outcomes that are not settled, in order of completion.
+        failures: The outcomes that are not settled, and those that are `not_found` unless
+            `missing_ok` was given, in order of completion.
         elapsed: The duration of the run in seconds.
         retries: The number of stop requests beyond the first for each target.
         throttled: The number of 429 and 503 answers.
@@ -111,7 +121,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """True if the whole input was read and every target is settled."""
+        """True if the whole input was read and there are no failures."""
         return not self.failures and self.ended_early is None
 
     def raise_for_failures(self) -> None:
@@ -121,7 +131,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             ExceptionGroup: The error of each failure, after `ended_early` if it is set.
         """
         errors = [outcome.error for outcome in self.failures if outcome.error is not None]
-        summary = f"{len(self.failures)} of {self.total} stops are not settled"
+        summary = f"{len(self.failures)} of {self.total} stops failed"
         if self.ended_early is not None:
             errors.insert(0, self.ended_early)
             summary += ", and the run ended early"

@@ -350,6 +350,7 @@ class BctrlSession:
         journal: str | os.PathLike[str] | None = None,
         journal_max_age: float | None = None,
         verify: bool = False,
+        missing_ok: bool = False,
     ) -> StopBatch:
         """Stop any number of runtimes, with one outcome for each and no exception for any.
 
@@ -389,6 +390,8 @@ class BctrlSession:
                 the deadline, or without one the policy's patience, ends first. Polls have the
                 lowest priority; up to a thousand runtimes are polled beside the stops. Outcomes
                 that a journal calls `accepted` are verified as well.
+            missing_ok: Do not count `not_found` as a failure. A mistyped workspace gives nothing
+                else, so by default the report is not `ok` then.
 
         Returns:
             The bulk stop: await it for its `StopReport`, or enter it and iterate. Both raise the
@@ -409,6 +412,7 @@ class BctrlSession:
             journal=journal,
             journal_max_age=journal_max_age,
             verify=verify,
+            missing_ok=missing_ok,
         )
 
     def stop_workspace(
@@ -424,6 +428,7 @@ class BctrlSession:
         journal: str | os.PathLike[str] | None = None,
         journal_max_age: float | None = None,
         verify: bool = False,
+        missing_ok: bool = False,
     ) -> StopBatch:
         """Stop the active runtimes of a workspace, or those that `where` selects.
 
@@ -448,6 +453,7 @@ class BctrlSession:
                 runtimes that were still active.
             journal_max_age: As for `stop_runtimes`.
             verify: As for `stop_runtimes`.
+            missing_ok: As for `stop_runtimes`: accept runtimes that are gone since the list.
 
         Returns:
             The bulk stop, as from `stop_runtimes`. It also raises the error of `list_runtimes` or
@@ -471,6 +477,7 @@ class BctrlSession:
             journal=journal,
             journal_max_age=journal_max_age,
             verify=verify,
+            missing_ok=missing_ok,
         )
 
     async def _find(
@@ -503,6 +510,7 @@ class BctrlSession:
         journal: str | os.PathLike[str] | None,
         journal_max_age: float | None,
         verify: bool,
+        missing_ok: bool,
     ) -> StopBatch:
         if deadline is not None:
             deadline = _config.seconds(deadline, "deadline")
@@ -526,6 +534,7 @@ class BctrlSession:
             policy=policy,
             concurrency=max(workers, 1),
             deadline=deadline,
+            missing_ok=missing_ok,
         )
         return StopBatch(
             run,

@@ -210,7 +210,11 @@ class ChaosRun:
         lines = [line for line in found if "completed" not in line]
         indices = Counter(line["index"] for line in lines)
         results = Counter(StopResult(line["result"]) for line in lines)
-        unsettled = {line["index"] for line in lines if not StopResult(line["result"]).settled}
+        failed = {
+            line["index"]
+            for line in lines
+            if not StopResult(line["result"]).settled or line["result"] == StopResult.NOT_FOUND
+        }
         delivered = self._delivered.keys()
         delivers_all = self.ending in {Ending.COMPLETED, Ending.DEADLINE, Ending.STOP_READING}
         rules = {
@@ -222,7 +226,7 @@ class ChaosRun:
             "the counts do not add up": report.counts.total() == report.total,
             "the list was not read to its end": not self._is_list
             or report.total == len(self.targets),
-            "the failures differ from the journal": unsettled
+            "the failures differ from the journal": failed
             == {outcome.index for outcome in report.failures},
             "an outcome was delivered twice": max(self._delivered.values(), default=1) == 1,
             "a delivered outcome is not in the journal": delivered <= indices.keys(),

@@ -88,7 +88,7 @@ class TestAwaited:
         ]
         assert [outcome.attempts for outcome in by_index] == [1, 1, 1, 0]
         assert not report.ok
-        with pytest.raises(ExceptionGroup, match="1 of 4 stops are not settled"):
+        with pytest.raises(ExceptionGroup, match="2 of 4 stops failed"):
             report.raise_for_failures()
 
     async def test_a_conflict_after_a_lost_response_is_settled(

@@ -246,7 +246,9 @@ async def test_every_alias_gets_an_aligned_line(emulator: Emulator, command: Com
     emulator.add_runtime("ws", "d", status="stopped")
     targets = ("a", "b", "c", "d", "日本", "nobody")
 
-    code, out, err = await command("stop", "--concurrency", "1", "ws", *targets)
+    code, out, err = await command(
+        "stop", "--ignore-not-found", "--concurrency", "1", "ws", *targets
+    )
 
     assert without_times(out) == (
         "a       stopped          0.0 s\n"
@@ -282,7 +284,8 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
 ) -> None:
     emulator.inject(Fault.DROP_BEFORE, None, alias="a")
 
-    code, out, err = await command("stop", "--json", "ws", "a", "nobody", "..", "a\udcff")
+    aliases = ("a", "nobody", "..", "a\udcff")
+    code, out, err = await command("stop", "--json", "--ignore-not-found", "ws", *aliases)
 
     found = {outcome.pop("index"): outcome for outcome in outcomes_of(out)}
     assert set(found) == {0, 1, 2, 3}
@@ -466,7 +469,7 @@ async def test_forced_color_does_not_wrap_lines_in_a_file(
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    code, out, _ = await command("stop", "ws", "a", "nobody")
+    code, out, _ = await command("stop", "--ignore-not-found", "ws", "a", "nobody")
     assert code == 0
     assert "\x1b[32m" in out
     assert len(out.splitlines()) == 3
@@ -488,9 +491,8 @@ async def test_a_long_line_wraps_within_its_column_on_a_terminal(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
-    process = await start(
-        *COMMAND, "stop", "ws", "a", "nobody", stdout=terminal.fd, stderr=terminal.fd
-    )
+    args = ("stop", "--ignore-not-found", "ws", "a", "nobody")
+    process = await start(*COMMAND, *args, stdout=terminal.fd, stderr=terminal.fd)
     lines = (await terminal.rest()).splitlines()
     assert await process.wait() == 0
     assert all(len(line) <= 80 for line in lines)
@@ -1130,14 +1132,38 @@ async def test_an_empty_or_repeated_file_name_is_a_usage_error(
     assert (code, out, err.count("\n")) == (2, "", 1)
 
 
-@pytest.mark.usefixtures("emulator")
-async def test_a_warning_is_printed_if_most_targets_were_not_found(command: Command) -> None:
-    code, _, err = await command("stop", "ws", "x", "y", "a")
+async def test_a_mistyped_workspace_exits_with_1_and_says_what_to_check(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    """Fault: a script goes on as if everything were stopped, while everything runs on."""
+    code, out, err = await command("stop", "wss", "a", "b")
+    assert out.splitlines()[-1].endswith(" 2 not_found")
     assert err == (
-        "bctrl-async: error: most were not found: check the workspace id, the aliases and the base "
-        "URL\n"
+        "bctrl-async: error: 2 of 2 targets not found: check the workspace ids, the aliases and "
+        "the base URL, or add --ignore-not-found\n"
     )
-    assert code == 0
+    assert code == 1
+    assert emulator.status("ws", "a") == "active"
+
+
+@pytest.mark.usefixtures("emulator")
+async def test_ignore_not_found_makes_a_missing_runtime_a_success(command: Command) -> None:
+    code, out, err = await command("stop", "--ignore-not-found", "ws", "a", "gone")
+    assert out.splitlines()[-1].endswith(" 1 stopped, 1 not_found")
+    assert (code, err) == (0, "")
+
+
+async def test_the_same_command_asks_again_for_a_runtime_that_was_not_found(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    args = ("stop", "--journal", tmp_path / "journal", "ws", "a", "late")
+    assert (await command(*args))[0] == 1
+    emulator.add_runtime("ws", "late")
+    _, out, _ = await command("stop", "--dry-run", *args[1:])
+    assert [target["alias"] for target in outcomes_of(out)] == ["late"]
+    assert (await command(*args))[0] == 0
+    assert emulator.status("ws", "late") == "stopped"
+    assert emulator.received == {("ws", "a"): 1, ("ws", "late"): 2}
 
 
 @pytest.mark.usefixtures("emulator")
@@ -1769,6 +1795,7 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
         "--older-than": "AGE",
         "--journal": "FILE",
         "--verify": "",
+        "--ignore-not-found": "",
         "--dry-run": "",
         "--yes": "",
         "--json": "",
@@ -1829,7 +1856,7 @@ async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
     monkeypatch.setenv("BCTRL_BASE_URL", url.strip().partition("=")[2])
     monkeypatch.setenv("BCTRL_API_KEY", "it's")
 
-    code, out, _ = await command(*first.split()[1:], *["runtime-0011"] * (expected == 0))
+    code, out, _ = await command(*first.split()[1:], *["runtime-0002"] * (expected == 0))
 
     assert code == 0
     assert out.startswith("runtime-0001  stopped ")

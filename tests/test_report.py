@@ -11,8 +11,10 @@ from helpers import add_runtimes
 from bctrl_async import (
     BctrlError,
     BctrlNetworkError,
+    BctrlNotFoundError,
     BctrlSession,
     BctrlTimeoutError,
+    Runtime,
     RuntimeRef,
     StopOutcome,
     StopReport,
@@ -77,7 +79,7 @@ class TestReport:
         with pytest.raises(ExceptionGroup) as caught:
             report_of(failure(1, NETWORK), failure(0, TIMEOUT)).raise_for_failures()
 
-        assert caught.value.message == "2 of 4 stops are not settled"
+        assert caught.value.message == "2 of 4 stops failed"
         assert list(caught.value.exceptions) == [NETWORK, TIMEOUT]
         assert "stop of '0' in workspace 'ws-1'" in str(caught.value.exceptions[1])
 
@@ -85,14 +87,14 @@ class TestReport:
         with pytest.raises(ExceptionGroup) as caught:
             report_of(failure(0, TIMEOUT), ended_early=ENDED).raise_for_failures()
 
-        assert caught.value.message == "1 of 3 stops are not settled, and the run ended early"
+        assert caught.value.message == "1 of 3 stops failed, and the run ended early"
         assert list(caught.value.exceptions) == [ENDED, TIMEOUT]
 
     def test_a_run_that_ended_early_without_failures_raises_ended_early(self) -> None:
         with pytest.raises(ExceptionGroup) as caught:
             report_of(ended_early=ENDED).raise_for_failures()
 
-        assert caught.value.message == "0 of 2 stops are not settled, and the run ended early"
+        assert caught.value.message == "0 of 2 stops failed, and the run ended early"
         assert list(caught.value.exceptions) == [ENDED]
 
     def test_a_failure_can_be_caught_by_its_class(self) -> None:
@@ -131,7 +133,58 @@ class TestReport:
             StopResult.REJECTED: 1,
         }
         assert report.counts[StopResult.UNKNOWN] == report.retries == report.throttled == 0
-        assert [outcome.index for outcome in report.failures] == [4]
+        assert sorted(outcome.index for outcome in report.failures) == [3, 4]
         assert emulator.received.total() == 4
-        with pytest.raises(ExceptionGroup, match=re.escape("1 of 5 stops are not settled")):
+        with pytest.raises(ExceptionGroup, match=re.escape("2 of 5 stops failed")):
             report.raise_for_failures()
+
+
+class TestMissing:
+    """Fault: with a mistyped workspace every runtime runs on, and the report is `ok`."""
+
+    @pytest.mark.parametrize("missing_ok", [None, False])
+    async def test_a_target_that_is_not_found_is_a_failure(
+        self, emulator: Emulator, session: BctrlSession, *, missing_ok: bool | None
+    ) -> None:
+        add_runtimes(emulator, 2)
+        mistyped = [("ws-l", "r0"), ("ws-l", "r1")]
+        if missing_ok is None:
+            report = await session.stop_runtimes(mistyped)
+        else:
+            report = await session.stop_runtimes(mistyped, missing_ok=missing_ok)
+
+        assert report.counts == {StopResult.NOT_FOUND: 2}
+        assert not report.ok
+        assert [outcome.result for outcome in report.failures] == [StopResult.NOT_FOUND] * 2
+        assert all(outcome.result.settled for outcome in report.failures)
+        with pytest.raises(ExceptionGroup, match="2 of 2 stops failed") as caught:
+            report.raise_for_failures()
+        assert caught.group_contains(BctrlNotFoundError)
+        assert {emulator.status("ws-1", alias) for alias in ("r0", "r1")} == {"active"}
+
+    async def test_missing_ok_makes_it_a_success(self, session: BctrlSession) -> None:
+        report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "no")], missing_ok=True)
+
+        assert report.counts == {StopResult.STOPPED: 1, StopResult.NOT_FOUND: 1}
+        assert report.ok
+        assert report.failures == ()
+        report.raise_for_failures()
+
+    async def test_missing_ok_accepts_nothing_else(self, session: BctrlSession) -> None:
+        report = await session.stop_runtimes([("ws-1", ".."), ("ws-1", "no")], missing_ok=True)
+
+        assert report.counts == {StopResult.REJECTED: 1, StopResult.NOT_FOUND: 1}
+        assert [outcome.target.alias for outcome in report.failures] == [".."]
+
+    @pytest.mark.parametrize("missing_ok", [True, False])
+    async def test_a_runtime_that_is_gone_since_it_was_listed_is_not_found_as_well(
+        self, emulator: Emulator, session: BctrlSession, *, missing_ok: bool
+    ) -> None:
+        def delete(runtime: Runtime) -> bool:
+            emulator._runtimes.pop(("ws-1", runtime.alias))
+            return True
+
+        report = await session.stop_workspace("ws-1", where=delete, missing_ok=missing_ok)
+
+        assert report.counts == {StopResult.NOT_FOUND: 1}
+        assert report.ok is missing_ok

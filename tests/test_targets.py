@@ -442,7 +442,7 @@ class TestInvalidTargets:
         self, session: BctrlSession
     ) -> None:
         report = await session.stop_runtimes(untyped("ab", 3, ("ws-1", "a", "b")))
-        with pytest.raises(ExceptionGroup, match="3 of 3 stops are not settled") as caught:
+        with pytest.raises(ExceptionGroup, match="3 of 3 stops failed") as caught:
             report.raise_for_failures()
 
         assert [str(error).split(": expected")[0] for error in caught.value.exceptions] == [

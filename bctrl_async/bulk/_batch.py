@@ -235,7 +235,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
             ledger.end()
             if ledger.ended_early is not None:
                 _log.warning(
-                    "a bulk stop ended early, with %d targets read and %d of them not settled: %s",
+                    "a bulk stop ended early, with %d targets read and %d failures: %s",
                     self._run.source.count,
                     len(ledger.failures),
                     ledger.ended_early.summary,

@@ -11,7 +11,7 @@ from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import BulkObserver, StopObserver
-from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
+from bctrl_async.outcomes import StopOutcome, StopReport, StopResult, successes
 
 _NOT_RUN = BctrlError("the bulk stop was not run")
 
@@ -21,10 +21,11 @@ class Ledger:
 
     Args:
         on_journal_error: Called once, when an outcome cannot be written to the journal.
+        missing_ok: Do not count `not_found` as a failure.
 
     Attributes:
         counts: The number of outcomes by result.
-        failures: The outcomes that are not settled.
+        failures: The outcomes that are failures.
         retries: The attempts beyond the first of each target.
         throttled: The answers that were 429 or 503.
         resumed: The number of outcomes taken from an earlier run.
@@ -33,8 +34,9 @@ class Ledger:
         observer: The observer of the run.
     """
 
-    def __init__(self, on_journal_error: Callable[[BctrlError], None]) -> None:
+    def __init__(self, on_journal_error: Callable[[BctrlError], None], *, missing_ok: bool) -> None:
         self._on_journal_error = on_journal_error
+        self._successes = successes(missing_ok=missing_ok)
         self._journal: Journal | None = None
         self._began: float | None = None
         self._ended: float | None = None
@@ -76,7 +78,7 @@ class Ledger:
             observer: The observer of its stop.
         """
         self.counts[outcome.result] += 1
-        if not outcome.result.settled:
+        if outcome.result not in self._successes:
             self.failures.append(outcome)
         self.resumed += outcome.resumed
         if not outcome.resumed:

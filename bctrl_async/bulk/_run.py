@@ -51,6 +51,7 @@ class Run:
         policy: The retry policy.
         concurrency: The number of workers.
         deadline: Seconds until the run is aborted, or None.
+        missing_ok: Do not count `not_found` as a failure.
 
     Attributes:
         source: The targets.
@@ -68,6 +69,7 @@ class Run:
         policy: RetryPolicy,
         concurrency: int,
         deadline: float | None,
+        missing_ok: bool,
     ) -> None:
         self.source: Input = source
         self.sender: Sender = sender
@@ -80,7 +82,9 @@ class Run:
         self._level: CancelLevel | None = None
         self._reason = self._not_begun = _ENDED
         self._failure: BaseException | None = None
-        self.ledger: Ledger = Ledger(lambda error: self.end_early(error, CancelLevel.WAITING))
+        self.ledger: Ledger = Ledger(
+            lambda error: self.end_early(error, CancelLevel.WAITING), missing_ok=missing_ok
+        )
         self._verifier: Verifier | None = None
         if make_poll is not None:
             self._verifier = Verifier(

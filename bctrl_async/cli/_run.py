@@ -45,12 +45,18 @@ async def run_stops(
     deadline: float | None = None,
     journal: str | None = None,
     verify: bool = False,
+    missing_ok: bool = False,
 ) -> FinishedRun:
     """Run a bulk stop with progress, and close the session."""
     interrupted, read_error = False, None
     async with session:
         batch = session.stop_runtimes(
-            targets, on_outcome=on_outcome, deadline=deadline, journal=journal, verify=verify
+            targets,
+            on_outcome=on_outcome,
+            deadline=deadline,
+            journal=journal,
+            verify=verify,
+            missing_ok=missing_ok,
         )
         try:
             interrupted = await run_with_progress(batch, output)

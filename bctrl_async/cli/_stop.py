@@ -69,6 +69,9 @@ _Journal = Annotated[
 ]
 _Verify = Annotated[bool, _run("--verify", metavar="", help="Poll until each runtime has stopped.")]
 _DryRun = Annotated[bool, _run("--dry-run", metavar="", help="Print the targets, stop nothing.")]
+_IgnoreNotFound = Annotated[
+    bool, _run("--ignore-not-found", metavar="", help="Do not count not_found as a failure.")
+]
 _Json = Annotated[bool, _run("--json", metavar="", help="Print one JSON object per target.")]
 _Concurrency = Annotated[
     int, _limit("--concurrency", metavar="N", min=1, help="Maximum number of stops in flight.")
@@ -103,6 +106,7 @@ def stop(
     older_than: OlderThan = None,
     journal: _Journal = None,
     verify: _Verify = False,
+    ignore_not_found: _IgnoreNotFound = False,
     dry_run: _DryRun = False,
     json: _Json = False,
     concurrency: _Concurrency = 100,
@@ -159,6 +163,7 @@ def stop(
             deadline=deadline,
             journal=journal,
             verify=verify,
+            missing_ok=ignore_not_found,
         )
         return _report(asyncio.run(running), output, json=json)
 
@@ -246,8 +251,12 @@ def _report(finished: FinishedRun, output: Output, *, json: bool) -> int:
         print_info(summary)
     else:
         output.print_result(summary, wrap=True)
-    if report.counts[StopResult.NOT_FOUND] > report.total / 2:
-        print_error("most were not found: check the workspace id, the aliases and the base URL")
+    missing = sum(outcome.result is StopResult.NOT_FOUND for outcome in report.failures)
+    if missing:
+        print_error(
+            f"{missing:,} of {report.total:,} targets not found: check the workspace ids, the "
+            "aliases and the base URL, or add --ignore-not-found"
+        )
     if finished.interrupted:
         raise KeyboardInterrupt
     if report.ok and finished.read_error is None and not output.write_failed:
