@@ -225,7 +225,7 @@ class BctrlRateLimitError(BctrlApiError):
     """429: too many requests; this one was not processed.
 
     Without a `status` it was not sent: an earlier answer's `Retry-After` exceeds this call's
-    patience.
+    patience. If that is more than a minute, one call a minute is sent all the same.
     """
 
     default_advice = "Limit the rate, or retry later"

@@ -8,7 +8,7 @@ import math
 from collections import deque
 from enum import IntEnum
 
-from bctrl_async._limiter.rate import AdaptiveRate
+from bctrl_async._limiter.rate import PROBE_INTERVAL, AdaptiveRate
 from bctrl_async.errors import (
     THROTTLED,
     BctrlError,
@@ -18,6 +18,9 @@ from bctrl_async.errors import (
 )
 
 _log = logging.getLogger("bctrl_async")
+
+_TIMER_TOLERANCE = 0.01
+"""Seconds by which a wakeup may be late before its timer is replaced."""
 
 
 class Priority(IntEnum):
@@ -92,7 +95,8 @@ class Limiter:
         """Acquire a slot, waiting if necessary.
 
         Args:
-            max_wait: The longest Retry-After to wait for, in seconds.
+            max_wait: The longest Retry-After to wait for, in seconds. During a longer one, the call
+                may still be admitted at once as a probe.
             priority: The priority of the waiter.
 
         Raises:
@@ -103,12 +107,11 @@ class Limiter:
         while True:
             if self.is_closed():
                 raise session_closed()
-            wait = self._rate.paused_until - loop.time()
+            wait = self._rate.retry_after_ends - loop.time()
             if wait > max_wait:
-                raise BctrlRateLimitError(
-                    f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
-                    retry_after=wait,
-                )
+                if self.acquire_nowait():  # As a probe.
+                    return
+                raise self._rate_limited(wait, loop.time())
             self._shortest_max_wait = min(self._shortest_max_wait, max_wait)
             waiter: asyncio.Future[bool] = loop.create_future()
             self._queues[priority].append(waiter)
@@ -124,6 +127,17 @@ class Limiter:
                 return
             if admitted:
                 self.release(None)
+
+    def _rate_limited(self, wait: float, now: float) -> BctrlRateLimitError:
+        advice = None
+        if wait > PROBE_INTERVAL:
+            next_probe = self._rate.delay(now, self.in_use)
+            advice = f"One call a minute is sent all the same: call again in {next_probe:.0f} s"
+        return BctrlRateLimitError(
+            f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
+            advice=advice,
+            retry_after=wait,
+        )
 
     def release(self, answer: object) -> None:
         """Release a slot and admit the next waiter.
@@ -152,16 +166,15 @@ class Limiter:
 
     def _on_throttled(self, status: int, retry_after: float | None, now: float) -> None:
         self._rate.on_throttled(now, retry_after, self.in_use)
-        pause = self._rate.paused_until - now
         if self._rate.is_throttled and self._throttled_since is None:
             self._throttled_since = now
             _log.warning(
                 "throttled by the server (status %d): all calls of the session slow down, and "
                 "the next attempt starts in %.3f s",
                 status,
-                pause,
+                self._rate.delay(now, 0),
             )
-        if pause > self._shortest_max_wait:
+        if self._rate.retry_after_ends - now > self._shortest_max_wait:
             self._wake_all()
 
     def _on_start(self, now: float) -> None:
@@ -202,8 +215,13 @@ class Limiter:
 
     def _schedule_wakeup(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         # While the window is full there is no such time: `release` admits the next waiter.
-        if when < math.inf and self._timer is None:
-            self._timer = loop.call_at(when, self._on_timer, loop)
+        if when == math.inf:
+            return
+        if self._timer is not None:
+            if when > self._timer.when() - _TIMER_TOLERANCE:
+                return
+            self._timer.cancel()  # A pause has ended before its time.
+        self._timer = loop.call_at(when, self._on_timer, loop)
 
     def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None

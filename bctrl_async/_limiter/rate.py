@@ -19,6 +19,9 @@ from collections import deque
 
 from bctrl_async._limiter.baseline import RefusalBaseline
 
+PROBE_INTERVAL = 60.0
+"""The longest pause in seconds that is kept exactly. In a longer one, an attempt may start this
+long after the server was last asked: a Retry-After may be wrong by years."""
 _PAUSE = 0.5
 """Seconds of the pause after the first throttled response, if its Retry-After is not longer."""
 _RECOVERY = 0.25
@@ -51,7 +54,7 @@ class AdaptiveRate:
         cap: The highest rate, in attempts per second; None for no cap.
 
     Attributes:
-        paused_until: The time before which no attempt may start.
+        retry_after_ends: The time until which the server has asked to wait.
         is_throttled: True while throttling limits the rate.
     """
 
@@ -68,31 +71,41 @@ class AdaptiveRate:
         self._stepped_at = -math.inf
         self._window = math.inf
         self._window_full_at = -math.inf
-        self.paused_until: float = -math.inf
+        self._is_paused = False
+        self._paused_until = -math.inf
+        self._asked_at = -math.inf
+        self._is_probed = False
+        self.retry_after_ends: float = -math.inf
         self.is_throttled: bool = False
 
     @property
     def is_unlimited(self) -> bool:
         """True if attempts may start at any rate."""
-        return not self.is_throttled and self._cap == math.inf
+        return not self.is_throttled and not self._is_paused and self._cap == math.inf
 
     def delay(self, now: float, in_flight: int) -> float:
         """Return the seconds until the next attempt may start; inf if one must end first."""
-        if now < self.paused_until:
-            return self.paused_until - now
+        if now < self._paused_until:
+            return max(min(self._paused_until, self._asked_at + PROBE_INTERVAL) - now, 0.0)
         if in_flight >= self._window:
             self._window_full_at = now
             return math.inf
         return max(self._next_start - _BURST - now, 0.0)
 
     def on_start(self, now: float) -> None:
-        """Record the start of an attempt."""
+        """Record the start of an attempt. In a pause, it is a probe."""
+        if now < self._paused_until:
+            self._asked_at, self._is_probed = now, True
+            return
+        self._is_paused = False
         rate = min(self._current_rate(now), self._cap)
         if rate < math.inf:
             self._next_start = max(self._next_start, now) + 1.0 / rate
 
     def on_success(self, now: float) -> None:
-        """Record a response that was not throttled."""
+        """Record a response that was not throttled; it ends a pause that was probed."""
+        if self._is_probed:
+            self._end_pause(now)
         self._deliveries.append(now)
         self._baseline.on_success()
         if self.is_throttled:
@@ -107,7 +120,12 @@ class AdaptiveRate:
             in_flight: Attempts in flight, including this one.
         """
         self._baseline.on_throttled()
+        if self._is_probed and retry_after is not None:
+            # The newer Retry-After replaces the older one.
+            self._end_pause(now)
+        self._asked_at, self._is_probed = now, False
         paused_until = now + (retry_after or 0.0)
+        self.retry_after_ends = max(self.retry_after_ends, paused_until)
         # A Retry-After outlasts the attempts in flight: throttling right after it is a new event.
         last_event = self._epoch_start if retry_after is None else self._stepped_at
         is_new = now >= last_event + _RECOVERY
@@ -119,11 +137,21 @@ class AdaptiveRate:
             paused_until = max(paused_until, now + _PAUSE)
         elif not covered and is_new:
             self._step_down(now, in_flight)
-        if paused_until > max(now, self.paused_until):
+        if paused_until > max(now, self._paused_until):
+            self._is_paused = True
             # No burst after the pause: a server that allows none would throttle all of it.
-            self.paused_until, self._next_start = paused_until, paused_until + _BURST
+            self._paused_until, self._next_start = paused_until, paused_until + _BURST
             if not covered:
                 self._epoch_start = paused_until
+
+    def _end_pause(self, now: float) -> None:
+        """End the pause before its time, after an answer to a probe."""
+        self._is_probed = False
+        if now < self._paused_until:
+            self._paused_until = self.retry_after_ends = now
+            self._epoch_start = min(self._epoch_start, now)
+            # The probe counts towards the cap.
+            self._next_start = max(now, self._asked_at + 1.0 / self._cap) + _BURST
 
     def _begin_slow_start(self, now: float) -> None:
         self.is_throttled = True
@@ -184,7 +212,7 @@ class AdaptiveRate:
         if not self._epoch_rate:
             # Computed after the pause, when the attempts then in flight have been answered.
             accepted = sum(time >= self._throttled_at - _PAUSE for time in self._deliveries)
-            closed = max(self.paused_until - self._throttled_at, _PAUSE)
+            closed = max(self._paused_until - self._throttled_at, _PAUSE)
             self._epoch_rate = max(accepted / closed, 2 * _MIN_RATE)
         rate: float = self._epoch_rate * 2.0 ** min(elapsed, 60.0)
         if rate < _GONE * self._epoch_rate or rate < _GONE * self._delivered_rate(now, _SPAN):
