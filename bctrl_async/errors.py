@@ -74,7 +74,8 @@ class BctrlError(Exception):
         hint: The server's advice.
         retry_after: The seconds that the server asked to wait.
         body: The first 2,048 characters of the answer's body.
-        argument: The name of the invalid argument, such as `timeout` (`BctrlConfigError` only).
+        argument: The name of the argument that the error is about, such as `timeout`; `api_key` for
+            an `api_key` function that was too slow.
     """
 
     default_advice: ClassVar[str] = ""
@@ -157,7 +158,7 @@ class BctrlNetworkError(BctrlError):
 
 
 class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
-    """An attempt took longer than `timeout`.
+    """An attempt took longer than `timeout`, or an `api_key` function did.
 
     `status` is set if the answer had begun to arrive.
     """
@@ -256,7 +257,8 @@ def subject_of(error: BctrlError) -> str:
 def is_unanswered(error: BctrlError) -> bool:
     """Return True if the API did not answer: no answer at all, or 502 or 504 from a gateway."""
     if isinstance(error, BctrlNetworkError):
-        return error.status is None
+        # Without a key nothing was sent that the API could have answered.
+        return error.status is None and error.argument is None
     return error.status in _GATEWAY_FAILURES
 
 

@@ -258,6 +258,26 @@ async def test_a_key_function_that_hangs_times_out(emulator: Emulator) -> None:
     assert caught.value.may_have_stopped is False
 
 
+async def test_a_slow_key_function_is_not_taken_for_a_server_that_does_not_answer(
+    emulator: Emulator,
+) -> None:
+    """Fault: a bulk stop whose key function was slow ended with "the server does not answer"."""
+
+    async def hang() -> str:
+        return await asyncio.Future[str]()
+
+    targets = add_runtimes(emulator, 3)
+    retry = RetryPolicy(attempts=2, base=0.001)
+    async with BctrlSession(hang, base_url=emulator.url, timeout=0.01, retry=retry) as session:
+        report = await session.stop_runtimes(targets)
+    assert report.ended_early is None
+    assert report.counts == {StopResult.NOT_SENT: 3}
+    for outcome in report.failures:
+        assert isinstance(outcome.error, BctrlTimeoutError)
+        assert (outcome.attempts, outcome.error.argument) == (0, "api_key")
+    assert emulator.requests == []
+
+
 async def test_a_stop_can_be_cancelled_while_it_waits_for_the_key(emulator: Emulator) -> None:
     called = asyncio.Event()
 

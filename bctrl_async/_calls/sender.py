@@ -241,7 +241,8 @@ async def _fetch_key(provider: KeyProvider, limit: aiohttp.ClientTimeout) -> _co
             raise
         if timeout.expired():
             raise BctrlTimeoutError(
-                f"the api_key function returned no key within {limit.total:g} s"
+                f"the api_key function returned no key within {limit.total:g} s",
+                argument="api_key",
             ) from error
         # The error's text stays in the cause: it may hold secrets of the function.
         raise BctrlConfigError(
