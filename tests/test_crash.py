@@ -69,6 +69,7 @@ def settled(journal: Path) -> set[tuple[str, str]]:
         assert datetime.fromisoformat(time).tzinfo is not None
     if lines:
         resumed = read_journal(journal)
+        assert resumed is not None
         assert resumed.settled.keys() == found
         assert resumed.is_torn == (len(b"".join(lines)) < len(text))
     return found
@@ -107,7 +108,9 @@ async def test_twenty_runs_killed_at_any_moment_and_resumed_settle_every_target(
 
         assert stdout.decode().split() == [str(len(TARGETS)), "True"]
         assert settled(journal) == set(TARGETS)
-        assert read_journal(journal).is_complete
+        resumed = read_journal(journal)
+        assert resumed is not None
+        assert resumed.is_complete
         assert {emulator.status(*target) for target in TARGETS} == {"stopped"}
         # Only requests in flight at a kill can have been answered without a line.
         assert resent <= 20 * IN_FLIGHT

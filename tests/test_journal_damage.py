@@ -136,5 +136,7 @@ def test_an_outcome_with_endless_texts_leaves_a_readable_line(
     journal.close()
 
     assert path.stat().st_size < 4000
-    [kept] = read_journal(path).outcomes
+    read = read_journal(path)
+    assert read is not None
+    [kept] = read.outcomes
     assert kept == RuntimeRef("w" * 1000 + "…", "é" * 1000 + "…")

@@ -10,13 +10,17 @@ from bctrl_async import BctrlConfigError, BctrlError, __version__
 from bctrl_async.cli._demo import demo
 from bctrl_async.cli._emulator import emulator
 from bctrl_async.cli._exit_codes import FAILED, USAGE, exit_code
+from bctrl_async.cli._journal import journal
 from bctrl_async.cli._list import list_runtimes
-from bctrl_async.cli._output import print_error, stdout_failed
+from bctrl_async.cli._output import WarningPrinter, print_error, stdout_failed
 from bctrl_async.cli._stop import stop
 from bctrl_async.emulator import Fault
 
 # Without a handler, Python prints warnings to stderr, into the live display.
 _NO_LOG = logging.NullHandler()
+
+# A run may skip runtimes that were started anew: the user must see that.
+_JOURNAL_WARNINGS = WarningPrinter(logging.WARNING)
 
 # The session names its arguments; here they are options and variables.
 _CONFIG_ERRORS: dict[str | None, str] = {
@@ -30,6 +34,7 @@ _CONFIG_ERRORS: dict[str | None, str] = {
 app: typer.Typer = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 app.command("stop")(stop)
 app.command("list")(list_runtimes)
+app.add_typer(journal, name="journal")
 app.command("emulator", epilog=f"Faults: {', '.join(Fault)}.")(emulator)
 app.command("demo")(demo)
 
@@ -61,6 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     logging.getLogger("bctrl_async").addHandler(_NO_LOG)
+    logging.getLogger("bctrl_async.journal").addHandler(_JOURNAL_WARNINGS)
     try:
         return int(app(args, prog_name="bctrl-async", standalone_mode=False))
     except typer.TyperException as error:

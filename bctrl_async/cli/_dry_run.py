@@ -9,21 +9,24 @@ from bctrl_async import BctrlSession, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import target_json
 from bctrl_async.cli._output import Output, print_error, print_info
-from bctrl_async.journal import Journal
+from bctrl_async.journal import read_journal
 
 
 def dry_run(
     session: BctrlSession,
     targets: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
-    journal: str | None,
     output: Output,
+    *,
+    journal: str | None,
+    journal_max_age: float | None,
 ) -> int:
     """Print the targets to stop, as `--from` reads them, without those settled in a journal."""
     settled: Mapping[RuntimeRef, object] = {}
     if journal is not None and Path(journal).exists():
-        found = Journal(journal, session.base_url)
-        settled = found.settled
-        found.close()
+        content = read_journal(journal)
+        if content is not None:
+            content.check_resumable(session.base_url, journal_max_age)
+            settled = content.settled
     counts: Counter[str] = Counter()
 
     def show(outcome: StopOutcome) -> None:

@@ -1,5 +1,6 @@
 """The command's stdout and stderr."""
 
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -24,6 +25,14 @@ def one_line(text: str) -> str:
 def print_error(message: str) -> None:
     """Print an error on stderr as one line."""
     print_info(f"bctrl-async: error: {one_line(message)}")
+
+
+class WarningPrinter(logging.Handler):
+    """Prints log records on stderr as warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record as one line."""
+        print_info(f"bctrl-async: warning: {one_line(record.getMessage())}")
 
 
 def print_info(line: str) -> None:

@@ -44,6 +44,7 @@ async def run_stops(
     *,
     deadline: float | None = None,
     journal: str | None = None,
+    journal_max_age: float | None = None,
     verify: bool = False,
     missing_ok: bool = False,
 ) -> FinishedRun:
@@ -55,6 +56,7 @@ async def run_stops(
             on_outcome=on_outcome,
             deadline=deadline,
             journal=journal,
+            journal_max_age=journal_max_age,
             verify=verify,
             missing_ok=missing_ok,
         )

@@ -67,6 +67,16 @@ _Journal = Annotated[
         help="Record outcomes in FILE and skip targets settled there.",
     ),
 ]
+_JournalMaxAge = Annotated[
+    float | None,
+    _run(
+        "--journal-max-age",
+        metavar="AGE",
+        parser=duration,
+        callback=check_positive,
+        help="Reject a journal begun longer ago than AGE.",
+    ),
+]
 _Verify = Annotated[bool, _run("--verify", metavar="", help="Poll until each runtime has stopped.")]
 _DryRun = Annotated[bool, _run("--dry-run", metavar="", help="Print the targets, stop nothing.")]
 _IgnoreNotFound = Annotated[
@@ -105,6 +115,7 @@ def stop(
     kind: Kind = None,
     older_than: OlderThan = None,
     journal: _Journal = None,
+    journal_max_age: _JournalMaxAge = None,
     verify: _Verify = False,
     ignore_not_found: _IgnoreNotFound = False,
     dry_run: _DryRun = False,
@@ -154,7 +165,9 @@ def stop(
 
     def run(targets: _Targets, deadline: float | None) -> int:
         if dry_run:
-            return _dry_run.dry_run(connect(), targets, journal, output)
+            return _dry_run.dry_run(
+                connect(), targets, output, journal=journal, journal_max_age=journal_max_age
+            )
         running = run_stops(
             connect(),
             targets,
@@ -162,6 +175,7 @@ def stop(
             output,
             deadline=deadline,
             journal=journal,
+            journal_max_age=journal_max_age,
             verify=verify,
             missing_ok=ignore_not_found,
         )
@@ -185,6 +199,8 @@ def _check_files(context: typer.Context, files: list[str] | None) -> str | None:
 def _check_usage(context: typer.Context) -> None:
     """Fail unless the targets are given in exactly one way."""
     given = {name for name, value in context.params.items() if value}
+    if "journal_max_age" in given and "journal" not in given:
+        context.fail("--journal-max-age needs --journal")
     if "whole_workspace" in given:
         if "everything" not in given:
             context.fail("--workspace needs --all")

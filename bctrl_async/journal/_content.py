@@ -15,11 +15,13 @@ import msgspec
 from bctrl_async.errors import BctrlConfigError
 from bctrl_async.journal._format import MAX_LINE, Mark, outcome_of, read_header, read_line
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import StopOutcome, StopResult
+from bctrl_async.outcomes import StopOutcome, successes
 
 _log = logging.getLogger("bctrl_async.journal")
 
 _OLD = timedelta(days=1)
+# A target that was not found may be mistyped, or may have been started since.
+_FINAL = successes(missing_ok=False)
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Non-blocking, since a pipe would wait for its other end."""
@@ -59,6 +61,16 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         """The time since the file was begun; negative if the clock was set back since."""
         return datetime.now(UTC) - self.started
 
+    @property
+    def age_text(self) -> str:
+        """The age in its two largest units, such as `2d3h ago`."""
+        return format_age(self.age)
+
+    @property
+    def pending(self) -> int:
+        """The number of targets that a resumed run sends again."""
+        return len(self.outcomes) - sum(map(_is_final, self.outcomes.values()))
+
     def check_resumable(self, base_url: str, max_age: float | None = None) -> None:
         """Check that a run may resume from this content; log a warning if it is old or complete.
 
@@ -87,25 +99,24 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-def read_journal(path: str | os.PathLike[str]) -> JournalContent:
+def read_journal(path: str | os.PathLike[str]) -> JournalContent | None:
     """Read a journal, also while a run writes it; the file is neither locked nor changed.
 
     Args:
         path: The file.
 
+    Returns:
+        The content, or None if the file is empty or was cut within its first line.
+
     Raises:
-        BctrlConfigError: The file cannot be opened, is empty, or is not an intact journal of this
-            version.
+        BctrlConfigError: The file cannot be opened, or is not an intact journal of this version.
     """
     path = Path(path)
     file = open_file(path, _READ)
     try:
-        content = read_file(path, file)
+        return read_file(path, file)
     finally:
         os.close(file)
-    if content is None:
-        raise resume_error(path, "it is empty")
-    return content
 
 
 def open_file(path: Path, flags: int) -> int:
@@ -221,5 +232,4 @@ def _read(path: Path, lines: BinaryIO) -> JournalContent | None:
 
 
 def _is_final(outcome: StopOutcome) -> bool:
-    # A target that was not found may be mistyped, or may have been started since.
-    return outcome.result.settled and outcome.result is not StopResult.NOT_FOUND
+    return outcome.result in _FINAL

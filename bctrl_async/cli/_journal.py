@@ -1,0 +1,81 @@
+"""The command `journal`."""
+
+from collections import Counter
+from collections.abc import Iterator
+from json import dumps
+from typing import Annotated
+
+import msgspec
+import typer
+
+from bctrl_async import BctrlConfigError, StopResult
+from bctrl_async.cli._exit_codes import FAILED
+from bctrl_async.cli._format import escape, format_counts
+from bctrl_async.cli._output import Output
+from bctrl_async.journal import JournalContent, read_journal
+
+journal: typer.Typer = typer.Typer()
+
+_File = Annotated[str, typer.Argument(metavar="FILE", help="The journal.")]
+_Json = Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")]
+
+
+@journal.callback(invoke_without_command=True)
+def _top(context: typer.Context) -> None:
+    """Inspect the journal of a bulk stop."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+@journal.command("show")
+def show(file: _File, *, json: _Json = False) -> int:
+    """Show the server, age and results of a journal.
+
+    A pending target is sent again by a resumed run: it is not settled, or it was
+    not_found. FILE is only read, and may be in use by a run.
+    """
+    content = read_journal(file)
+    if content is None:
+        raise BctrlConfigError(f"the journal {file!r} is empty")
+    output = Output()
+    if json:
+        output.print_result(_format_json(content))
+    else:
+        for name, text in _rows(content):
+            output.print_result(f"{name:<12}{output.escape_unencodable(text)}")
+    return FAILED if output.write_failed else 0
+
+
+def _count(content: JournalContent) -> Counter[StopResult]:
+    return Counter(outcome.result for outcome in content.outcomes.values())
+
+
+def _format_json(content: JournalContent) -> str:
+    counts = _count(content)
+    fields = {
+        "file": str(content.path),
+        "base_url": content.base_url,
+        "started": content.started,
+        "updated": content.updated,
+        "age": content.age.total_seconds(),
+        "targets": len(content.outcomes),
+        "counts": {result: counts[result] for result in StopResult},
+        "pending": content.pending,
+        "complete": content.is_complete,
+        "torn": content.is_torn,
+    }
+    return dumps(msgspec.to_builtins(fields))
+
+
+def _rows(content: JournalContent) -> Iterator[tuple[str, str]]:
+    yield "server", escape(content.base_url)
+    yield "started", f"{msgspec.to_builtins(content.started)}, {content.age_text}"
+    yield "last entry", msgspec.to_builtins(content.updated) or "none"
+    counts = format_counts(_count(content))
+    yield "targets", f"{len(content.outcomes):,}{': ' * bool(counts)}{counts}"
+    yield "pending", f"{content.pending:,}"
+    complete = "the last run read its whole input and settled every target"
+    yield "complete", f"yes, {complete}" if content.is_complete else "no"
+    if content.is_torn:
+        yield "torn", "the last line is cut short: a run is writing it, or a crash cut it off"
