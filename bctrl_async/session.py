@@ -323,8 +323,8 @@ class BctrlSession:
             The runtimes in the server's order.
 
         Raises:
-            BctrlResponseError: The list or a runtime in it cannot be parsed, or the list takes more
-                than 64 MiB.
+            BctrlResponseError: The list or a runtime in it cannot be parsed, or more than 100 of
+                its runtimes. The list takes more than 64 MiB, or a runtime more than 256 KiB.
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         runtimes: list[Runtime] = []

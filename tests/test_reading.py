@@ -24,7 +24,7 @@ from bctrl_async import (
     Runtime,
     RuntimeStatus,
 )
-from bctrl_async._http.response import parse_runtimes
+from bctrl_async._http.listing import parse_runtimes
 from bctrl_async.emulator import Emulator, Fault
 
 Connect = Callable[..., BctrlSession]

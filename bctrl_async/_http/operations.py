@@ -8,13 +8,16 @@ from uuid import UUID
 
 import msgspec
 
+from bctrl_async._http.listing import Slices, parse_long_list, parse_runtimes
 from bctrl_async._http.request import path_segment
-from bctrl_async._http.response import parse_runtime, parse_runtimes
+from bctrl_async._http.response import parse_runtime
 from bctrl_async.errors import BctrlResponseError
 
 MIB = 1024 * 1024
 MAX_BODY = MIB
 """The most bytes of a body that are read, after decompression; a Runtime takes about 500."""
+LONG_BODY = MIB // 4
+"""The bytes of a body from which `parse_long` is used."""
 _MAX_LIST = 64 * MIB
 """The limit for a list: enough for a hundred thousand runtimes."""
 
@@ -32,6 +35,7 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
             `Authorization` header that was sent.
         stops: True if a request may stop a runtime.
         max_body: The most bytes of that body that are read, after decompression.
+        parse_long: Parses a body of more than 256 KiB in slices; None if `parse` is fast enough.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
     parse: Callable[[int, bytes, str], _T | BctrlResponseError]
     stops: bool = False
     max_body: int = MAX_BODY
+    parse_long: Callable[[int, bytes, str], Slices[_T | BctrlResponseError]] | None = None
 
     def path(self, root: str, workspace_id: str | UUID, alias: str | None) -> str:
         """Return the encoded path.
@@ -62,5 +67,7 @@ STOP = Operation("stop", "POST", "/stop", parse_runtime, stops=True)
 """Contract: `runtimes-stop`."""
 GET = Operation("get", "GET", "", parse_runtime)
 """Contract errors.md: `runtimes-get`."""
-LIST = Operation("list", "GET", None, parse_runtimes, max_body=_MAX_LIST)
+LIST = Operation(
+    "list", "GET", None, parse_runtimes, max_body=_MAX_LIST, parse_long=parse_long_list
+)
 """Contract errors.md: `runtimes-list`."""

@@ -1,4 +1,4 @@
-"""Parse responses: a Runtime, a list or an error. Sans-IO.
+"""Parse responses: a Runtime or an error. Sans-IO.
 
 The contract is `docs/contract/openapi.yaml`, with its companion `docs/contract/errors.md`.
 """
@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
+from bctrl_async._http.redaction import bearer_key, excerpt_of, sanitize
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,
@@ -31,9 +30,6 @@ from bctrl_async.errors import (
 )
 from bctrl_async.models import LaunchMode, Runtime, RuntimeKind, RuntimeStatus
 
-_MAX_EXCERPT = 2048
-_MAX_TEXT = 500
-_MIN_KEY_LENGTH = 4
 # A year: longer than any call waits, and within the range of every clock.
 _MAX_RETRY_AFTER = 365 * 86400.0
 
@@ -43,19 +39,10 @@ _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORE
 _begins_like_page = re.compile(rb"[\xef\xbb\xbf\xff\xfe\x00\s]*+<").match
 
 
-class _RuntimeList(msgspec.Struct, frozen=True):
-    runtimes: list[Runtime]
-
-
-class _RawList(msgspec.Struct, frozen=True):
-    runtimes: list[Any]
-
-
 # The errors of msgspec 0.19 are not ValueErrors.
-_DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
+DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 
 _decode_runtime = msgspec.json.Decoder(Runtime).decode
-_decode_list = msgspec.json.Decoder(_RuntimeList).decode
 
 
 def parse_runtime(status: int, body: bytes, authorization: str) -> Runtime | BctrlResponseError:
@@ -77,44 +64,13 @@ def parse_runtime(status: int, body: bytes, authorization: str) -> Runtime | Bct
         except (msgspec.DecodeError, UnicodeDecodeError):
             # A JavaScript server that truncates a string may leave an escaped lone surrogate. RFC
             # 8259 section 8.2 allows it, and so does the standard library; msgspec does not.
-            return _convert_runtime(json.loads(body))
-    except _DECODE_ERRORS as error:
-        excerpt = _excerpt(body, bearer_key(authorization))
-        return _invalid_body(status, "the body", "Runtime", error, excerpt)
+            return convert_runtime(json.loads(body))
+    except DECODE_ERRORS as error:
+        excerpt = excerpt_of(body, bearer_key(authorization))
+        return invalid_body(status, "the body", "Runtime", error, excerpt)
 
 
-def parse_runtimes(
-    status: int, body: bytes, authorization: str
-) -> list[Runtime | BctrlResponseError] | BctrlResponseError:
-    """Parse the body of a 2xx response to a list (contract errors.md: `{"runtimes": […]}`).
-
-    The arguments are those of `parse_runtime`.
-
-    Returns:
-        The runtimes in order, with an error in place of an invalid one, which has its alias if
-        known; or a single error if the body is not a list.
-    """
-    with suppress(*_DECODE_ERRORS):
-        return list(_decode_list(body).runtimes)
-    # Something is invalid: convert the items one by one, to keep those that are valid.
-    excerpt = _excerpt(body, bearer_key(authorization))
-    try:
-        items = msgspec.convert(json.loads(body), _RawList).runtimes
-    except _DECODE_ERRORS as error:
-        return _invalid_body(status, "the body", "list of runtimes", error, excerpt)
-    runtimes: list[Runtime | BctrlResponseError] = []
-    for number, item in enumerate(items):
-        try:
-            runtimes.append(_convert_runtime(item))
-        except _DECODE_ERRORS as error:
-            invalid = _invalid_body(status, f"runtimes[{number}]", "Runtime", error, excerpt)
-            alias = item.get("alias") if isinstance(item, dict) else None
-            invalid.alias = alias if isinstance(alias, str) else None
-            runtimes.append(invalid)
-    return runtimes
-
-
-def _invalid_body(
+def invalid_body(
     status: int, part: str, expected: str, cause: Exception, excerpt: str
 ) -> BctrlResponseError:
     problem = "not JSON"
@@ -144,7 +100,7 @@ def unusable(error: BctrlError, content_type: str, body: bytes, authorization: s
         The error, marked as `accepted`. If the body is a page, another error: a login page or that
         of a proxy does not come from the API.
     """
-    excerpt = _excerpt(body, bearer_key(authorization))
+    excerpt = excerpt_of(body, bearer_key(authorization))
     if not _is_page_type(content_type) and not _begins_like_page(body):
         error.accepted, error.body = True, excerpt
         return error
@@ -159,7 +115,7 @@ def unusable(error: BctrlError, content_type: str, body: bytes, authorization: s
     return page
 
 
-def _convert_runtime(value: Any) -> Runtime:  # noqa: ANN401 - any JSON.
+def convert_runtime(value: Any) -> Runtime:  # noqa: ANN401 - any JSON.
     try:
         return msgspec.convert(value, Runtime)
     except UnicodeEncodeError:
@@ -233,7 +189,7 @@ def parse_error(
         or sanitize(headers.get("x-bctrl-request-id"), key),
         hint=fields.hint,
         retry_after=parse_retry_after(headers, now),
-        body=_excerpt(body, key),
+        body=excerpt_of(body, key),
     )
 
 
@@ -294,33 +250,6 @@ class _ErrorFields(msgspec.Struct, frozen=True):
 def _plain_text(body: bytes, key: str) -> str | None:
     # A proxy's HTML page tells a reader nothing beyond the status.
     return None if body.lstrip().startswith(b"<") else sanitize(body.decode(errors="replace"), key)
-
-
-def sanitize(value: object, key: str) -> str | None:
-    """Return text of the server for use in an error: one short printable line without the key."""
-    if not isinstance(value, str):
-        return None
-    text = _redact(value, key)[:_MAX_TEXT]
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(text.split()) or None
-
-
-def _excerpt(body: bytes, key: str) -> str:
-    # Redacted first: truncation could leave a part of the key.
-    return _redact(body.decode(errors="replace"), key)[:_MAX_EXCERPT]
-
-
-def bearer_key(authorization: str) -> str:
-    """Return the API key in an `Authorization` header."""
-    return authorization.removeprefix("Bearer ")
-
-
-def _redact(text: str, key: str) -> str:
-    # A shorter key is a placeholder in tests, and would match ordinary words.
-    if len(key) < _MIN_KEY_LENGTH:
-        return text
-    return text.replace(key, "***").replace(quote(key, safe=""), "***")
 
 
 def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,8 +16,10 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async import _config
-from bctrl_async._http.operations import MAX_BODY, MIB, Operation
-from bctrl_async._http.response import bearer_key, parse_error, sanitize, unusable
+from bctrl_async._http.listing import Slices
+from bctrl_async._http.operations import LONG_BODY, MAX_BODY, MIB, Operation
+from bctrl_async._http.redaction import bearer_key, sanitize
+from bctrl_async._http.response import parse_error, unusable
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,
@@ -120,6 +124,8 @@ async def send_once(
             may_have_stopped=True,
             status=status,
         )
+    elif operation.parse_long is not None and len(body) > LONG_BODY:
+        parsed = await _in_slices(operation.parse_long(status, body, headers["Authorization"]))
     else:
         parsed = operation.parse(status, body, headers["Authorization"])
     if isinstance(parsed, BctrlError):
@@ -128,26 +134,41 @@ async def send_once(
     return parsed
 
 
+async def _in_slices(slices: Slices[_T]) -> _T:
+    """Let the event loop run between the slices of a computation."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as finished:
+            value: _T = finished.value
+            return value
+        await asyncio.sleep(0)
+
+
 async def _read_body(
     response: aiohttp.ClientResponse, max_body: int
 ) -> tuple[bytes, Exception | None]:
     """Read a body up to about `max_body` bytes; return it with the error that truncated it."""
-    body = bytearray()
+    # Unlike a bytearray, it is turned into bytes without a copy.
+    body = io.BytesIO()
     try:
         if response.content.is_eof():
             # It arrived with the headers, as a Runtime does.
             return response.content.read_nowait(), None
         async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > max_body:
+            body.write(chunk)
+            if body.tell() > max_body:
                 break
+            if body.tell() > LONG_BODY:
+                # A compressed body unpacks to many chunks that need not be waited for.
+                await asyncio.sleep(0)
     except (*_AIOHTTP_ERRORS, RuntimeError) as error:
         # aiohttp raises RuntimeError if this side has just closed the connection.
-        return bytes(body), _without_traceback(error)
+        return body.getvalue(), _without_traceback(error)
     finally:
         # After a complete body the connection is back in the pool already, and stays open.
         response.close()
-    return bytes(body), None
+    return body.getvalue(), None
 
 
 def _scrub(error: Exception, key: str) -> Exception:

@@ -1,0 +1,113 @@
+"""Text of the server for use in errors: short, printable and without the API key."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from bctrl_async._config import Secret
+
+_MAX_EXCERPT = 2048
+_MAX_TEXT = 500
+_MIN_KEY_LENGTH = 4
+"""A shorter key is a placeholder in tests, and would match ordinary words."""
+_MAX_PART = 8
+"""The characters of a key from which its beginning is redacted: the rest may be cut off."""
+_MAX_ESCAPE = 6
+_MAX_UTF8 = 4
+
+# Escapes of JSON, URLs and HTML, also nested: `\\u002F`, `\/`, `%252f`, `&#x2F;`.
+_find_escapes = re.compile(
+    r"\\+u00([0-9A-Fa-f]{2})|%(?:25)*([0-9A-Fa-f]{2})|\\+(.)|(&#?[0-9A-Za-z]{2,8};)", re.DOTALL
+).finditer
+_may_be_escaped = re.compile(r"[\\%&]").search
+
+
+def sanitize(value: object, key: str) -> str | None:
+    """Return text of the server for use in an error: one short printable line without the key."""
+    if not isinstance(value, str):
+        return None
+    text = _redact_beginning(value, key, _MAX_TEXT)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(text.split()) or None
+
+
+def excerpt_of(body: bytes, key: str) -> str:
+    """Return the beginning of a body, without the key."""
+    beginning = body[: _MAX_UTF8 * _window(key, _MAX_EXCERPT)]
+    return _redact_beginning(beginning.decode(errors="replace"), key, _MAX_EXCERPT)
+
+
+def bearer_key(authorization: str) -> Secret:
+    """Return the API key in an `Authorization` header."""
+    return Secret(authorization.removeprefix("Bearer "))
+
+
+def _redact_beginning(text: str, key: str, length: int) -> str:
+    # Truncated to the length after it is redacted, else a part of the key could be left.
+    return _redact(text[: _window(key, length)], key)[:length]
+
+
+def _window(key: str, length: int) -> int:
+    return length + _MAX_ESCAPE * len(key)
+
+
+def _redact(text: str, key: str) -> str:
+    if len(key) < _MIN_KEY_LENGTH:
+        return text
+    plain, starts = _unescape(text)
+    spans = sorted(span for form in _forms(key) for span in _find(plain, form))
+    redacted, end = [], 0
+    for begin, stop in spans:
+        if begin >= end:
+            redacted += [text[starts[end] : starts[begin]], "***"]
+        end = max(end, stop)
+    return "".join([*redacted, text[starts[end] :]])
+
+
+def _unescape(text: str) -> tuple[str, Sequence[int]]:
+    """Return text without escapes, and the position in `text` of each character and of the end."""
+    if not _may_be_escaped(text):
+        return text, range(len(text) + 1)
+    plain: list[str] = []
+    starts: list[int] = []
+    at = 0
+    for found in _find_escapes(text):
+        plain.append(text[at : found.start()])
+        starts.extend(range(at, found.start()))
+        digits = found[1] or found[2]
+        characters = chr(int(digits, 16)) if digits else found[3] or html.unescape(found[4])
+        plain.append(characters)
+        starts.extend([found.start()] * len(characters))
+        at = found.end()
+    starts.extend(range(at, len(text) + 1))
+    return "".join([*plain, text[at:]]), starts
+
+
+@lru_cache(maxsize=4)
+def _forms(key: str) -> Sequence[Secret]:
+    """Return a key without escapes, and all forms of it in base64, alone or within other text."""
+    # Unescaped as well, for it may contain what looks like an escape.
+    forms = {key, _unescape(key)[0]}
+    for before in range(3):
+        encoded = base64.b64encode(bytes(before) + key.encode()).decode()
+        # Of the characters at both ends, some bits belong to the text around the key.
+        inner = encoded[-(-8 * before // 6) : 8 * (before + len(key)) // 6]
+        forms |= {inner, inner.replace("+", "-").replace("/", "_")}
+    return [Secret(form) for form in forms if len(form) >= _MIN_KEY_LENGTH]
+
+
+def _find(text: str, secret: str) -> Iterator[tuple[int, int]]:
+    """Yield where text has a secret, or the beginning of one that was cut off."""
+    part = secret[: max(_MIN_KEY_LENGTH, min(_MAX_PART, len(secret) // 2))]
+    begin = text.find(part)
+    while begin >= 0:
+        end = begin + len(part)
+        while text[end : end + 1] == secret[end - begin : end - begin + 1] != "":
+            end += 1
+        yield begin, end
+        begin = text.find(part, begin + 1)

@@ -1,0 +1,287 @@
+"""Lists of any length and content: the memory and the turns of the event loop that they take."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import tracemalloc
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from servers import answering, http_answer, raw_server
+
+from bctrl_async import BctrlResponseError, BctrlSession, RetryPolicy, Runtime
+from bctrl_async._http import listing
+from bctrl_async._http.response import convert_runtime
+
+AUTHORIZATION = "Bearer a-key-that-must-not-be-shown"
+MIB = 1024 * 1024
+RUNTIME: dict[str, object] = {
+    "alias": "crm",
+    "createdAt": "2026-01-01T00:00:00Z",
+    "driver": "d",
+    "id": "7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+    "kind": "browser",
+    "status": "active",
+    "updatedAt": "",
+    "workspaceId": "0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+}
+VALID = json.dumps(RUNTIME).encode()
+# Bodies of the given item, beside which nothing can be read.
+HOSTILE = {
+    "numbers": (b'{"runtimes":[', b"0,", b"0]}"),
+    "objects": (b'{"runtimes":[', b"{},", b"{}]}"),
+    "nesting": (b'{"runtimes":[', b"[", b""),
+    "one item": (b'{"runtimes":[{"a":[', b"{},", b"{}]}]}"),
+    "one string": (b'{"runtimes":["', b"a", b'"]}'),
+    "backslashes": (b'{"runtimes":["', b"\\\\", b'"]}'),
+    "unfinished string": (b'{"runtimes":["', b"a", b""),
+    "lists": (b"{", b'"runtimes":[0,0],', b'"runtimes":[]}'),
+    "members": (b"{", b'"a":{},', b'"runtimes":[]}'),
+    "fields": (b'{"runtimes":[{', b'"id":{},', b'"id":0}]}'),
+    "digits": (b'{"runtimes":[', b"1", b"]}"),
+    "beside the list": (b'{"runtimes":[],"a":[', b"{},", b"{}]}"),
+    "no object": (b"[", b"{},", b"{}]"),
+}
+
+
+def hostile_body(name: str, size: int) -> bytes:
+    begin, item, end = HOSTILE[name]
+    return begin + item * (size // len(item)) + end
+
+
+def parse(body: bytes) -> list[Runtime | BctrlResponseError] | BctrlResponseError:
+    return listing.parse_runtimes(200, body, AUTHORIZATION)
+
+
+def parse_in_slices(
+    body: bytes,
+) -> tuple[list[Runtime | BctrlResponseError] | BctrlResponseError, int]:
+    """Return the list, and the number of slices that it took."""
+    slices, count = listing.parse_long_list(200, body, AUTHORIZATION), 1
+    while True:
+        try:
+            next(slices)
+        except StopIteration as finished:
+            return finished.value, count
+        count += 1
+
+
+def parse_at_once(body: bytes) -> list[Runtime | None] | None:
+    """Return the runtimes, None in place of an invalid one, or None if the body is not a list."""
+    try:
+        items = json.loads(body)["runtimes"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if not isinstance(items, list):
+        return None
+    runtimes: list[Runtime | None] = []
+    for item in items:
+        try:
+            runtimes.append(convert_runtime(item))
+        except (msgspec.MsgspecError, ValueError):
+            runtimes.append(None)
+    return runtimes
+
+
+class TestBounds:
+    @pytest.mark.parametrize("name", HOSTILE)
+    def test_a_hostile_list_takes_memory_in_proportion_to_its_bytes(self, name: str) -> None:
+        """Fault: 8 KB on the wire, `{"runtimes":[0,0,…]}` as gzip, took 4.1 GB and 27 s."""
+        body = hostile_body(name, 2 * MIB)
+        tracemalloc.start()
+        try:
+            parsed, _ = parse_in_slices(body)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+        assert isinstance(parsed, BctrlResponseError)
+        assert peak < 20 * len(body)
+        assert len(str(parsed)) < 400
+
+    @pytest.mark.parametrize("name", HOSTILE)
+    def test_a_hostile_list_is_given_up_early(self, name: str) -> None:
+        _, slices = parse_in_slices(hostile_body(name, 2 * MIB))
+
+        assert slices <= 6
+
+    def test_a_long_valid_list_is_parsed_in_slices_of_64_kib(self) -> None:
+        body = b'{"runtimes":[' + b",".join([VALID] * 5_000) + b"]}"
+
+        parsed, slices = parse_in_slices(body)
+
+        assert parsed == [convert_runtime(RUNTIME)] * 5_000
+        assert slices > len(body) / (64 * 1024)
+
+    def test_beside_a_hundred_invalid_runtimes_the_valid_ones_are_kept(self) -> None:
+        items = [0, RUNTIME] * 100
+        parsed = parse(json.dumps({"runtimes": items}).encode())
+
+        assert isinstance(parsed, list)
+        assert parsed[1::2] == [convert_runtime(RUNTIME)] * 100
+        assert [str(error)[:48] for error in parsed[::2]] == [
+            f"the server answered 200, but runtimes[{number}] is not a valid"[:48]
+            for number in range(0, 200, 2)
+        ]
+
+    def test_a_list_with_more_invalid_runtimes_is_one_error(self) -> None:
+        """Fault: each of a million invalid runtimes was an error of its own."""
+        error = parse(json.dumps({"runtimes": [RUNTIME] + [0] * 101}).encode())
+
+        assert isinstance(error, BctrlResponseError)
+        assert error.summary == (
+            "the server answered 200, but the body is not a valid list of runtimes: more than 100 "
+            "runtimes in it are invalid; the last: Expected `object`, got `int`"
+        )
+
+    def test_a_runtime_of_more_than_256_kib_is_one_error(self) -> None:
+        body = json.dumps({"runtimes": [RUNTIME, {**RUNTIME, "driver": "d" * 400_000}]}).encode()
+
+        parsed, _ = parse_in_slices(body)
+
+        assert isinstance(parsed, BctrlResponseError)
+        assert "a part of it takes more than 256 KiB or is not JSON" in parsed.summary
+
+    def test_a_runtime_of_200_kib_is_kept(self) -> None:
+        runtime = {**RUNTIME, "driver": "d" * 200_000}
+        parsed, _ = parse_in_slices(json.dumps({"runtimes": [runtime] * 3}).encode())
+
+        assert parsed == [convert_runtime(runtime)] * 3
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec=None), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+runtimes = st.fixed_dictionaries(
+    {},
+    optional={
+        name: st.text(st.characters(codec=None), max_size=8)
+        for name in ("alias", "driver", "kind", "status", "createdAt")
+    },
+).map(lambda fields: RUNTIME | fields)
+bodies = st.builds(
+    lambda members, indent, escapes, encoding: json.dumps(
+        members, indent=indent, ensure_ascii=escapes
+    ).encode(encoding, "surrogatepass"),
+    st.fixed_dictionaries({}, optional={"next": json_values, "": json_values}).flatmap(
+        lambda rest: (st.lists(runtimes | json_values, max_size=4) | json_values).map(
+            lambda items: {**rest, "runtimes": items}
+        )
+    )
+    | json_values,
+    st.none() | st.integers(0, 3),
+    st.booleans(),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
+)
+
+
+class TestSlices:
+    @given(bodies, st.integers(1, 9))
+    @example(b'{"runtimes": [12.5e3, -0, true], "runtimes": [{}]} ', 1)
+    @example(b'{"runtimes": 5, "runtimes": []}', 1)
+    def test_slices_of_any_size_give_the_same_list(self, body: bytes, size: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(listing, "_SLICE", size)
+            parsed, _ = parse_in_slices(body)
+
+        if isinstance(parsed, BctrlResponseError):
+            assert parse_at_once(body) is None or b'"runtimes": 5,' in body
+        else:
+            expected = parse_at_once(body)
+            assert [item if isinstance(item, Runtime) else None for item in parsed] == expected
+
+    @pytest.mark.parametrize("length", range(2 * len(VALID) + 20))
+    def test_a_list_that_is_cut_anywhere_is_not_json(self, length: int) -> None:
+        body = b'{"runtimes":[' + VALID + b", " + VALID + b"]}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(listing, "_SLICE", 7)
+            parsed, _ = parse_in_slices(body[: min(length, len(body) - 1)])
+
+        assert isinstance(parsed, BctrlResponseError)
+        assert parsed.summary == "the server answered 200, but the body is not JSON"
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b'{"runtimes":[] "a":0}',
+            b'{"runtimes":[]} {}',
+            b'{"runtimes":[0 0]}',
+            b'{"runtimes":[0,]}',
+            b'{"runtimes":[1.]}',
+            b'{"runtimes":[tru]}',
+            b'{"runtimes":[],}',
+            b'{"runtimes" []}',
+            b'{"a":5:6}',
+            b"{5:[]}",
+            b"{,}",
+            b'{"runtimes":["\xff"]}',
+            b'{"runtimes":["\xe2\x82',
+            b'{"runtimes":["a\nb"]}',
+        ],
+    )
+    def test_a_body_that_is_not_json_is_one_error(self, body: bytes) -> None:
+        error = parse(body)
+
+        assert isinstance(error, BctrlResponseError)
+        assert error.summary == "the server answered 200, but the body is not JSON"
+
+
+async def list_on(
+    answer: bytes, on_unreadable: Callable[[BctrlResponseError], object] | None = None
+) -> tuple[list[Runtime] | BctrlResponseError, int]:
+    """List a workspace; return the result, and how often another task ran meanwhile."""
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with (
+        raw_server(answering(answer)) as url,
+        BctrlSession("key", base_url=url, retry=RetryPolicy(attempts=1)) as session,
+    ):
+        counting = asyncio.create_task(count_turns())
+        try:
+            return await session.list_runtimes("ws-1", on_unreadable=on_unreadable), turns
+        except BctrlResponseError as error:
+            return error, turns
+        finally:
+            counting.cancel()
+
+
+class TestOnTheWire:
+    async def test_other_tasks_run_while_a_long_list_is_decoded(self) -> None:
+        """Fault: a long list was decoded in one turn of the event loop."""
+        body = b'{"runtimes":[' + b",".join([VALID] * 10_000) + b"]}"
+
+        listed, turns = await list_on(http_answer("200 OK", body))
+
+        assert isinstance(listed, list)
+        assert len(listed) == 10_000
+        assert turns > len(body) / (64 * 1024)
+
+    async def test_other_tasks_run_while_a_long_list_is_unpacked(self) -> None:
+        """Fault: a compressed list was unpacked in one turn of the event loop."""
+        body = gzip.compress(hostile_body("numbers", 8 * MIB))
+        errors: list[BctrlResponseError] = []
+
+        error, turns = await list_on(
+            http_answer("200 OK", body, "Content-Encoding: gzip"), on_unreadable=errors.append
+        )
+
+        assert "more than 100 runtimes in it are invalid" in str(error)
+        assert errors == []
+        assert turns > 8 * MIB / (512 * 1024)
