@@ -49,7 +49,7 @@ maximum_signature_line_length = 60
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(aiohttp|collections|contextlib|datetime|fastapi|metrics|msgspec|os|starlette|trace|uuid|yarl)\..*",
+        r"(aiohttp|collections|contextlib|datetime|fastapi|metrics|msgspec|os|pathlib|starlette|trace|uuid|yarl)\..*",
     ),
 ]
 

@@ -28,6 +28,7 @@ from leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport, StopResult
 from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.journal import read_journal
 
 _NOT_YET = {
     Fault.STRAY_ANSWER,
@@ -208,6 +209,7 @@ class ChaosRun:
         text = self.journal.read_text()
         found = [json.loads(line) for line in text.splitlines()[1:]]
         lines = [line for line in found if "completed" not in line]
+        content = read_journal(self.journal)  # It checks each line's checksum.
         indices = Counter(line["index"] for line in lines)
         results = Counter(StopResult(line["result"]) for line in lines)
         failed = {
@@ -221,6 +223,7 @@ class ChaosRun:
             "the key is in the journal": _KEY not in text,
             "a target has two outcomes": max(indices.values(), default=1) == 1,
             "a target has no outcome": sorted(indices) == list(range(report.total)),
+            "the journal is torn": content is not None and not content.is_torn,
             "the journal is marked as complete": len(lines) == len(found) or report.ok,
             "the counts differ from the journal": results == report.counts,
             "the counts do not add up": report.counts.total() == report.total,

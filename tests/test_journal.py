@@ -750,6 +750,21 @@ class TestRun:
         assert report.resumed == 1
         assert emulator.status("ws-1", "late") == "stopped"
 
+    async def test_a_resumed_outcome_keeps_the_time_at_which_it_became_known(
+        self, session: BctrlSession, path: Path
+    ) -> None:
+        began = datetime.now(UTC)
+        times: list[dict[str, datetime]] = []
+        for targets in (TWO, [*TWO, ("ws-1", "c")]):
+            outcomes: list[StopOutcome] = []
+            await session.stop_runtimes(targets, journal=path, on_outcome=outcomes.append)
+            times.append({each.target.alias: each.at for each in outcomes})
+
+        first, second = times
+        assert all(began <= at <= datetime.now(UTC) for at in first.values())
+        assert {alias: second[alias] for alias in first} == first
+        assert second["c"] > max(first.values())
+
     async def test_a_first_run_resumes_nothing(self, session: BctrlSession, path: Path) -> None:
         outcomes: list[StopOutcome] = []
         await session.stop_runtimes(TWO, journal=path, on_outcome=outcomes.append)

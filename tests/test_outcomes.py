@@ -1,6 +1,7 @@
 """The result of a stop, decided from its runtime or error, row by row of the design's table."""
 
 import pickle
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -205,6 +206,14 @@ def test_an_outcome_survives_pickling_with_its_error() -> None:
 
     assert vars(twin.error) == vars(outcome.error)
     assert msgspec.structs.replace(twin, error=outcome.error) == outcome
+
+
+def test_an_outcome_has_the_time_at_which_it_was_made_in_utc() -> None:
+    before = datetime.now(UTC)
+    outcome = StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=StopResult.STOPPED)
+
+    assert before <= outcome.at <= datetime.now(UTC)
+    assert outcome.at.tzinfo is UTC
 
 
 def test_an_outcome_cannot_be_changed() -> None:
