@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -13,18 +12,18 @@ from functools import partial
 from typing import Any, Self
 
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
-from bctrl_async._calls.observing import notify
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
+from bctrl_async.bulk._execution import Execution
 from bctrl_async.bulk._run import Deliver, Run
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.observer import Observer
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
-_log = logging.getLogger("bctrl_async")
-
 _MAX_UNREAD = 100
 """Outcomes that may wait to be read before the workers wait as well."""
+
+_runners: set[asyncio.Task[None]] = set()
 
 OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
 
@@ -42,7 +41,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     exception.
     """
 
-    _runner: asyncio.Task[None]
+    _runner: asyncio.Task[None] | None = None
 
     def __init__(
         self,
@@ -53,13 +52,11 @@ class StopBatch(Coroutine[object, object, StopReport]):
         observer: Observer | None,
     ) -> None:
         self._run = run
-        self._open_journal = open_journal
-        self._observer = observer
+        self._execution = Execution(run, open_journal, observer)
         self._on_outcome = None if on_outcome is None else _delivery(on_outcome)
         self._whole_run: Coroutine[object, object, StopReport] | None = None
         self._outcomes: asyncio.Queue[StopOutcome | None] | None = None
         self._started = False
-        self._error: BaseException | None = None
 
     @property
     def counts(self) -> Counter[StopResult]:
@@ -102,9 +99,11 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self._run.ledger.report(self._run.source.count)
 
     def stop_reading(self) -> None:
-        """Begin no further targets; finish those that were begun.
+        """Send nothing that was not sent, read no further, and finish the rest.
 
-        The rest of an input with a length becomes `not_sent`; any other input is read no further.
+        Requests in flight are waited for, and those that may have stopped their runtime are
+        retried. All other targets that were read, and the rest of an input with a length, become
+        `not_sent`. Polls end (`verify=`).
         """
         self._run.end_early(
             BctrlError("the run was asked to begin no more stops"), CancelLevel.READING
@@ -149,19 +148,28 @@ class StopBatch(Coroutine[object, object, StopReport]):
                 stacklevel=1,
                 source=self,
             )
+        if self._runner is not None and not self._runner.done():
+            # Dropped within its block. Perhaps in another thread, or after its loop was closed.
+            with suppress(RuntimeError):
+                self._runner.get_loop().call_soon_threadsafe(self._runner.cancel)
 
     async def __aenter__(self) -> Self:
         self._begin()
         self._outcomes = asyncio.Queue(_MAX_UNREAD)
-        self._runner = asyncio.create_task(self._run_for_iteration(self._outcomes))
-        self._runner.add_done_callback(partial(self._end_iteration, self._outcomes))
+        # The task does not refer to this handle, so that it ends if the handle is dropped.
+        self._runner = asyncio.create_task(self._execution.feed(self._outcomes, self._on_outcome))
+        self._runner.add_done_callback(partial(self._execution.end_feed, self._outcomes))
+        # The event loop has weak references only.
+        _runners.add(self._runner)
+        self._runner.add_done_callback(_runners.discard)
         return self
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        self._runner.cancel()
-        await wait_shielded(self._runner)
+        if self._runner is not None:
+            self._runner.cancel()
+            await wait_shielded(self._runner)
         if exc_type is None:
-            self._raise_error()
+            self._execution.raise_error()
 
     def __aiter__(self) -> Self:
         return self
@@ -175,13 +183,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
         if outcome is not None:
             return outcome
         self._outcomes.put_nowait(None)  # The end, for further readers.
-        self._raise_error()
+        self._execution.raise_error()
         raise StopAsyncIteration
-
-    def _raise_error(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
 
     def _begin(self) -> None:
         self._started = True
@@ -195,72 +198,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def _run_to_its_end(self) -> StopReport:
         self._begin()
-        await self._observe_run(self._on_outcome)
+        await self._execution.execute(self._on_outcome)
         return self.report
-
-    async def _run_for_iteration(self, outcomes: asyncio.Queue[StopOutcome | None]) -> None:
-        on_outcome = self._on_outcome
-        deliver: Deliver = outcomes.put
-        if on_outcome is not None:
-
-            async def deliver(outcome: StopOutcome) -> None:
-                await on_outcome(outcome)
-                await outcomes.put(outcome)
-
-        try:
-            await self._observe_run(deliver)
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - raised where the outcomes are read.
-            self._error = error
-        await outcomes.put(None)
-
-    def _end_iteration(
-        self, outcomes: asyncio.Queue[StopOutcome | None], runner: asyncio.Task[None]
-    ) -> None:
-        if runner.cancelled():
-            # Perhaps before its first step, so that neither the run nor the queue has an end.
-            self._run.cancel()
-            while not outcomes.empty():
-                outcomes.get_nowait()
-            outcomes.put_nowait(None)
-
-    async def _observe_run(self, deliver: Deliver | None) -> None:
-        ledger = self._run.ledger
-        if self._observer is not None:
-            ledger.observer = notify(self._observer.begin_bulk)
-        try:
-            await self._run_with_journal(deliver)
-        finally:
-            ledger.end()
-            if ledger.ended_early is not None:
-                _log.warning(
-                    "a bulk stop ended early, with %d targets read and %d failures: %s",
-                    self._run.source.count,
-                    len(ledger.failures),
-                    ledger.ended_early.summary,
-                )
-            if ledger.observer is not None:
-                notify(ledger.observer.end, self.report)
-
-    async def _run_with_journal(self, deliver: Deliver | None) -> None:
-        if self._open_journal is None:
-            await self._run.run(deliver)
-            return
-        ledger = self._run.ledger
-        try:
-            journal = await _opened(self._open_journal)
-        except BctrlError as error:
-            ledger.end_early(error)
-            raise
-        ledger.use_journal(journal)
-        complete = False
-        try:
-            await self._run.run(deliver)
-            complete = self.report.ok
-        finally:
-            if (failure := await _closed(journal, complete=complete)) is not None:
-                ledger.end_early(failure)
 
 
 def _delivery(on_outcome: OnOutcome) -> Deliver:
@@ -275,24 +214,3 @@ def _delivery(on_outcome: OnOutcome) -> Deliver:
             raise as_failure(error, "on_outcome") from error
 
     return call
-
-
-async def _opened(open_journal: Callable[[], Journal]) -> Journal:
-    # In a thread, since it may take long. An opened journal must be closed, so this is shielded.
-    opening = asyncio.create_task(asyncio.to_thread(open_journal))
-    try:
-        await wait_shielded(opening)
-    except asyncio.CancelledError:
-        if opening.exception() is None:
-            with suppress(BctrlError):
-                opening.result().close()
-        raise
-    return opening.result()
-
-
-async def _closed(journal: Journal, *, complete: bool) -> BctrlError | None:
-    # In a thread, since a disk may take long.
-    closing = asyncio.create_task(asyncio.to_thread(journal.close, complete=complete))
-    await wait_shielded(closing)
-    error = closing.exception()
-    return error if isinstance(error, BctrlError) else None

@@ -1,0 +1,142 @@
+"""The execution of a bulk stop: its run within its journal and its observer, to the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+from bctrl_async._calls.observing import notify
+from bctrl_async.bulk._cancel import wait_shielded
+from bctrl_async.bulk._run import Deliver, Run
+from bctrl_async.errors import BctrlError
+from bctrl_async.journal import Journal
+from bctrl_async.observer import Observer
+from bctrl_async.outcomes import StopOutcome
+
+_log = logging.getLogger("bctrl_async")
+
+Outcomes = asyncio.Queue[StopOutcome | None]
+"""Outcomes to be iterated over; None is the end."""
+
+
+class Execution:
+    """A run with its journal and its observer.
+
+    Args:
+        run: The run.
+        open_journal: Opens the journal; None without a journal.
+        observer: The observer of the session.
+    """
+
+    def __init__(
+        self, run: Run, open_journal: Callable[[], Journal] | None, observer: Observer | None
+    ) -> None:
+        self._run = run
+        self._open_journal = open_journal
+        self._observer = observer
+        self._error: BaseException | None = None
+
+    def raise_error(self) -> None:
+        """Raise the error of `feed`, once."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    async def feed(self, outcomes: Outcomes, on_outcome: Deliver | None) -> None:
+        """Execute the run, and put its outcomes and then None into a queue.
+
+        Args:
+            outcomes: The queue.
+            on_outcome: Called with each outcome before.
+        """
+        deliver: Deliver = outcomes.put
+        if on_outcome is not None:
+
+            async def deliver(outcome: StopOutcome) -> None:
+                await on_outcome(outcome)
+                await outcomes.put(outcome)
+
+        try:
+            await self.execute(deliver)
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised where the outcomes are read.
+            self._error = error
+        await outcomes.put(None)
+
+    def end_feed(self, outcomes: Outcomes, feeding: asyncio.Task[None]) -> None:
+        """End the queue of a task that fed it and was cancelled."""
+        if feeding.cancelled():
+            # Perhaps before its first step, so that neither the run nor the queue has an end.
+            self._run.cancel()
+            while not outcomes.empty():
+                outcomes.get_nowait()
+            outcomes.put_nowait(None)
+
+    async def execute(self, deliver: Deliver | None) -> None:
+        """Execute the run.
+
+        Args:
+            deliver: Called with each outcome, if given.
+
+        Raises:
+            BaseException: The error of the journal, the input or `deliver`.
+        """
+        ledger = self._run.ledger
+        if self._observer is not None:
+            ledger.observer = notify(self._observer.begin_bulk)
+        try:
+            await self._run_with_journal(deliver)
+        finally:
+            ledger.end()
+            if ledger.ended_early is not None:
+                _log.warning(
+                    "a bulk stop ended early, with %d targets read and %d failures: %s",
+                    self._run.source.count,
+                    len(ledger.failures),
+                    ledger.ended_early.summary,
+                )
+            if ledger.observer is not None:
+                notify(ledger.observer.end, ledger.report(self._run.source.count))
+
+    async def _run_with_journal(self, deliver: Deliver | None) -> None:
+        if self._open_journal is None:
+            await self._run.run(deliver)
+            return
+        ledger = self._run.ledger
+        try:
+            journal = await _opened(self._open_journal)
+        except BctrlError as error:
+            ledger.end_early(error)
+            raise
+        ledger.use_journal(journal)
+        complete = False
+        try:
+            await self._run.run(deliver)
+            complete = ledger.report(self._run.source.count).ok
+        finally:
+            if (failure := await _closed(journal, complete=complete)) is not None:
+                ledger.end_early(failure)
+
+
+async def _opened(open_journal: Callable[[], Journal]) -> Journal:
+    # In a thread, since it may take long. An opened journal must be closed, so this is shielded.
+    opening = asyncio.create_task(asyncio.to_thread(open_journal))
+    try:
+        await wait_shielded(opening)
+    except asyncio.CancelledError:
+        if opening.exception() is None:
+            with suppress(BctrlError):
+                opening.result().close()
+        raise
+    return opening.result()
+
+
+async def _closed(journal: Journal, *, complete: bool) -> BctrlError | None:
+    # In a thread, since a disk may take long.
+    closing = asyncio.create_task(asyncio.to_thread(journal.close, complete=complete))
+    await wait_shielded(closing)
+    error = closing.exception()
+    return error if isinstance(error, BctrlError) else None

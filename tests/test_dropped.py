@@ -1,0 +1,83 @@
+"""A bulk stop whose handle is dropped within its block."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from helpers import add_runtimes
+from leaks import bulk_tasks
+
+from bctrl_async import BctrlSession, StopBatch
+from bctrl_async.emulator import Emulator
+from bctrl_async.journal import Journal
+
+Connect = Callable[..., BctrlSession]
+
+
+async def enter_and_drop(batch: StopBatch) -> None:
+    await batch.__aenter__()
+    await anext(batch)
+
+
+async def no_bulk_tasks() -> None:
+    async with asyncio.timeout(10):
+        while bulk_tasks():
+            await asyncio.sleep(0.01)
+
+
+async def test_it_leaves_no_task_and_no_lock(
+    emulator: Emulator, connect: Connect, tmp_path: Path
+) -> None:
+    """Fault: its task was destroyed while pending, and the journal stayed locked."""
+    reported: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    targets = add_runtimes(emulator, 300)
+    journal = tmp_path / "dropped.jsonl"
+    async with connect() as session:
+        # With a hundred outcomes unread, all workers wait.
+        await enter_and_drop(session.stop_runtimes(targets, journal=journal))
+        while sum(emulator.received.values()) < 150:
+            await asyncio.sleep(0.01)
+        gc.collect()
+        await no_bulk_tasks()
+
+        reopened = Journal(journal, session.base_url)
+        reopened.close()
+    # Stops in flight when the run was cancelled are unknown.
+    assert len(reopened.settled) >= 100
+    assert set(reopened.settled) <= set(emulator.received)
+    assert reported == []
+
+
+async def test_its_run_records_every_target(
+    emulator: Emulator, connect: Connect, tmp_path: Path
+) -> None:
+    targets = add_runtimes(emulator, 300)
+    journal = tmp_path / "dropped.jsonl"
+    async with connect() as session:
+        await enter_and_drop(session.stop_runtimes(targets, journal=journal))
+        gc.collect()
+        await no_bulk_tasks()
+
+    assert len(journal.read_text().splitlines()) == 1 + len(targets)
+
+
+def test_it_may_be_dropped_after_its_loop(tmp_path: Path) -> None:
+    kept: list[StopBatch] = []
+
+    async def scenario() -> None:
+        async with Emulator(port=0) as emulator:
+            targets = add_runtimes(emulator, 300)
+            async with BctrlSession("emulator-key", base_url=emulator.url) as session:
+                batch = session.stop_runtimes(targets, journal=tmp_path / "kept.jsonl")
+                await enter_and_drop(batch)
+                kept.append(batch)
+
+    asyncio.run(scenario())
+    assert kept.pop().report.total == 300
+    gc.collect()
