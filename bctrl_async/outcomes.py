@@ -11,10 +11,12 @@ from typing import Annotated, Self
 import msgspec
 
 from bctrl_async.errors import (
+    BctrlApiError,
     BctrlConfigError,
     BctrlConflictError,
     BctrlError,
     BctrlNotFoundError,
+    BctrlResponseError,
 )
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 
@@ -38,7 +40,7 @@ class StopResult(StrEnum):
     REJECTED = "rejected"
     """The server rejected or throttled the stop to the end, or the target is invalid."""
     NOT_SENT = "not_sent"
-    """The server received no request."""
+    """Nothing was done: the server received no request, or throttled all of them."""
     UNKNOWN = "unknown"
     """A request was sent but no answer settled it: the runtime may have stopped."""
 
@@ -208,7 +210,11 @@ def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a t
             return StopResult.ACCEPTED
         case BctrlError(may_have_stopped=True):
             return StopResult.UNKNOWN
-        case BctrlError(status=int()) | BctrlConfigError(reason_class="invalid_input"):
+        case (
+            BctrlApiError(status=int())
+            | BctrlResponseError(status=int())
+            | BctrlConfigError(reason_class="invalid_input")
+        ):
             return StopResult.REJECTED
     return StopResult.NOT_SENT
 

@@ -22,7 +22,7 @@ from bctrl_async._http import transport
 from bctrl_async._http.operations import GET, LIST, STOP, Operation
 from bctrl_async._http.pool import Pool
 from bctrl_async._http.request import check_extra_headers
-from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
@@ -36,7 +36,7 @@ from bctrl_async.errors import (
 )
 from bctrl_async.filters import RuntimeFilter
 from bctrl_async.journal import Journal
-from bctrl_async.models import Runtime
+from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import Observer, ReadObserver
 from bctrl_async.stats import SessionStats
 
@@ -294,7 +294,7 @@ class BctrlSession:
         Raises:
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
-        with observe_read(self._observer, str(workspace_id), str(alias)) as observer:
+        with observe_read(self._begin_read, str(workspace_id), str(alias)) as observer:
             return await self._read(
                 GET, workspace_id, alias, timeout=timeout, retry=retry, observer=observer
             )
@@ -328,7 +328,7 @@ class BctrlSession:
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         runtimes: list[Runtime] = []
-        with observe_read(self._observer, str(workspace_id), None) as observer:
+        with observe_read(self._begin_read, str(workspace_id), None) as observer:
             for item in await self._list(workspace_id, timeout, retry, observer):
                 if isinstance(item, Runtime):
                     runtimes.append(item)
@@ -490,7 +490,7 @@ class BctrlSession:
     ) -> list[Target | BctrlResponseError]:
         """List the runtimes to stop."""
         policy = self._policy(retry).for_bulk(deadline)
-        with observe_read(self._observer, str(workspace_id), None) as observer:
+        with observe_read(self._begin_read, str(workspace_id), None) as observer:
             listed = await self._list(workspace_id, timeout, policy, observer)
         return [
             (workspace_id, item.alias) if isinstance(item, Runtime) else item
@@ -525,12 +525,12 @@ class BctrlSession:
             journal_max_age = _config.seconds(journal_max_age, "journal_max_age")
         if on_outcome is not None and not callable(on_outcome):
             raise _config.invalid_type("on_outcome", on_outcome, "a function")
-        make_poll = partial(self._make_call, GET, limit, policy, is_poll=True)
         run = Run(
             source,
             self._sender,
             make_call=partial(self._make_call, STOP, limit, policy),
-            make_poll=make_poll if verify else None,
+            make_read=partial(self._make_read, limit),
+            verify=verify,
             policy=policy,
             concurrency=max(workers, 1),
             deadline=deadline,
@@ -552,11 +552,25 @@ class BctrlSession:
         policy: RetryPolicy,
         workspace_id: str | UUID,
         alias: str | None,
-        *,
-        is_poll: bool = False,
     ) -> Call[_T]:
         path = operation.path(self._root, workspace_id, alias)
-        return Call(operation, str(workspace_id), alias, path, _NO_HEADERS, limit, policy, is_poll)
+        return Call(operation, str(workspace_id), alias, path, _NO_HEADERS, limit, policy)
+
+    @property
+    def _begin_read(self) -> Callable[[str, str | None], ReadObserver] | None:
+        return None if self._observer is None else self._observer.begin_read
+
+    def _make_read(
+        self,
+        limit: aiohttp.ClientTimeout,
+        target: RuntimeRef,
+        *,
+        policy: RetryPolicy,
+        priority: Priority,
+    ) -> Call[Runtime]:
+        call = self._make_call(GET, limit, policy, *target)
+        call.first_priority = priority
+        return call
 
     def _time_limit(self, timeout: float | None) -> aiohttp.ClientTimeout:
         return self._timeout if timeout is None else transport.time_limit(timeout)

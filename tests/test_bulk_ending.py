@@ -453,7 +453,7 @@ class TestDeadline:
 
         assert (report.total, report.ok) == (0, False)
 
-    async def test_a_throttled_target_is_rejected(
+    async def test_a_throttled_target_is_not_sent(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.RATE_LIMITED] * 100)
@@ -463,7 +463,7 @@ class TestDeadline:
         report = await batch
 
         [failure] = report.failures
-        assert failure.result is StopResult.REJECTED
+        assert failure.result is NOT_SENT
         assert failure.error is not None
         assert failure.error.status == 429
         assert "aborted before it was sent again: the deadline of 0.3 s" in str(failure.error)
@@ -505,7 +505,7 @@ class TestEndedByError:
         assert [outcomes[index].result for index in range(3)] == [STOPPED, UNKNOWN, "rejected"]
         assert outcomes[1].attempts == emulator.received["ws-1", "r1"] == 1
 
-    async def test_a_throttled_target_is_rejected_if_the_key_can_no_longer_be_fetched(
+    async def test_a_throttled_target_is_not_sent_if_the_key_can_no_longer_be_fetched(
         self, emulator: Emulator
     ) -> None:
         calls = 0
@@ -522,7 +522,7 @@ class TestEndedByError:
             report = await session.stop_runtimes([("ws-1", "crm")])
 
         assert emulator.received.total() == 1
-        assert report.counts == {StopResult.REJECTED: 1}
+        assert report.counts == {NOT_SENT: 1}
 
     async def test_a_retry_after_beyond_the_patience_ends_the_run(self) -> None:
         async with Emulator(port=0, retry_after="301") as emulator:

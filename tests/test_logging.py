@@ -23,6 +23,7 @@ from bctrl_async import (
     BctrlRateLimitError,
     BctrlSession,
     RetryPolicy,
+    RuntimeRef,
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryQuota, RetryState
@@ -125,14 +126,21 @@ class TestRetries:
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         policy = RetryPolicy(attempts=2, base=0.001)
-        breaker = CircuitBreaker(Limiter(10, AdaptiveRate()), policy, 60.0)
+
+        async def unanswered(_: RuntimeRef) -> bool:
+            return False
+
+        session = BctrlSession(KEY, base_url="http://127.0.0.1:9")
+        breaker = CircuitBreaker(
+            session._sender, policy, 60.0, is_answered=unanswered, in_flight=lambda: 0
+        )
 
         async def retry(alias: str) -> int:
             call = Call(STOP, "ws-1", alias, "/", {}, ClientTimeout(), policy)
             call.retries = RetryState(policy, RetryQuota())
-            call.retries.record(BctrlNetworkError("no connection"))
-            retries = 0
-            while await breaker.wait_to_retry(call):
+            retries = -1
+            while retries < 0 or await breaker.wait_to_retry(call):
+                call.retries.record(BctrlNetworkError("no connection"))
                 retries += 1
             breaker.leave(call)
             return retries

@@ -273,7 +273,7 @@ async def test_the_error_observed_is_the_one_raised(emulator: Emulator, connect:
         (Fault.HANG, StopResult.UNKNOWN, "aborted before an answer: CancelledError"),
         (
             Fault.UNAVAILABLE,
-            StopResult.REJECTED,
+            StopResult.NOT_SENT,
             (
                 "aborted before it was sent again: CancelledError; before that, the server "
                 "answered 503 server.unavailable: Out for maintenance."
@@ -373,7 +373,11 @@ class TestBulk:
 
         assert report.ok
         assert sum(page.startswith("stop ") for page in recorder.events) == 1
-        assert sum(page.startswith("attempt ") for page in recorder.events) == 3
+        attempts = [page for page in recorder.events if page.startswith("attempt ")]
+        assert sum("POST" in page for page in attempts) == 3
+        # Before each retry, a canary that is a read of its own.
+        reads = [page for page in recorder.events if page.startswith("read ")]
+        assert len(reads) == sum("GET" in page for page in attempts) == 2
 
     async def test_a_poll_is_an_attempt_of_its_stop(
         self, emulator: Emulator, connect: Connect

@@ -55,6 +55,8 @@ class Simulation:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, server: Server, latency: float) -> None:
         self.requests: Counter[str] = Counter()
+        self.reads = 0
+        self.answers_reads = True
         self.seconds = 0.0
         self.answered_at: list[float] = []
         self.before_response: Callable[[float], Awaitable[None] | None] = lambda _: None
@@ -63,6 +65,10 @@ class Simulation:
             now = asyncio.get_running_loop().time()
             alias = call.alias or ""
             self.requests[alias] += 1
+            self.reads += not call.operation.stops
+            if not call.operation.stops and not self.answers_reads:
+                await asyncio.sleep(latency)
+                return bad_gateway()
             answer = server(now, alias)
             if (pause := self.before_response(now)) is not None:
                 await pause
@@ -72,6 +78,9 @@ class Simulation:
             return answer
 
         monkeypatch.setattr(Sender, "_attempt", attempt)
+
+    def stops(self) -> int:
+        return self.requests.total() - self.reads
 
     def answered_between(self, begin: float, end: float) -> int:
         return sum(begin <= now < end for now in self.answered_at)
@@ -102,7 +111,8 @@ class TestNeverAnswered:
         report = simulation.run(lambda session: session.stop_runtimes(list(targets(10_000))))
 
         # One probe of four attempts, a second to confirm, and a new target sent meanwhile.
-        assert simulation.requests.total() <= 100 + 5
+        assert simulation.stops() <= 100 + 5
+        assert simulation.requests.total() <= 100 + 5 + 5
         assert isinstance(report.ended_early, BctrlNetworkError)
         assert "does not answer" in str(report.ended_early)
         assert report.counts == (
@@ -146,7 +156,7 @@ class TestNeverAnswered:
 
         report = simulation.run(scenario)
         assert report.ended_early is not None
-        assert simulation.requests.total() <= 1 + 100 + 5
+        assert simulation.stops() <= 1 + 100 + 5
         assert simulation.seconds < 10
 
 
@@ -317,10 +327,11 @@ class TestOutage:
 
         assert simulation.run(scenario) == [False, True, True, False]
 
-    def test_stop_reading_during_the_outage_finishes_the_targets_begun(
-        self, simulate: Simulate
+    @pytest.mark.parametrize("fail", [connection_refused, disconnected])
+    def test_stop_reading_during_the_outage_waits_only_for_stops_that_may_have_taken_effect(
+        self, simulate: Simulate, fail: Callable[[], BctrlError]
     ) -> None:
-        simulation = simulate(lambda now, _: connection_refused() if 2 <= now < 32 else ANSWER, 0.1)
+        simulation = simulate(lambda now, _: fail() if 2 <= now < 32 else ANSWER, 0.1)
 
         async def scenario(session: BctrlSession) -> StopReport:
             batch = session.stop_runtimes(targets(10_000))
@@ -328,8 +339,13 @@ class TestOutage:
             return await batch
 
         report = simulation.run(scenario)
-        assert report.counts == {STOPPED: report.total}
-        assert report.total == pytest.approx(2000, abs=100)
+        assert report.total == 2100
+        if fail is connection_refused:
+            assert report.counts == {STOPPED: 2000, NOT_SENT: 100}
+            assert simulation.seconds == pytest.approx(10)
+        else:
+            assert report.counts == {STOPPED: 2100}
+            assert simulation.seconds > 32
 
     def test_a_target_that_breaks_the_server_is_given_up_after_a_minute(
         self, simulate: Simulate
@@ -366,6 +382,125 @@ class TestOutage:
         report = simulation.run(scenario)
         assert report.counts == {UNKNOWN: 3}
         assert report.ended_early is None
+
+
+class TestPoison:
+    """Targets that are never answered, by a server that answers all others.
+
+    Fault: one of a thousand held up the others for a minute, twenty for five, and the server was
+    said not to answer.
+    """
+
+    @pytest.mark.parametrize("fail", [disconnected, bad_gateway])
+    @pytest.mark.parametrize("poisoned", [0, 500, 999])
+    def test_one_target_ends_after_its_own_attempts(
+        self, simulate: Simulate, fail: Callable[[], BctrlError], poisoned: int
+    ) -> None:
+        bad = f"r{poisoned}"
+        simulation = simulate(lambda _, alias: fail() if alias == bad else ANSWER, 0.1)
+        outcomes: list[StopOutcome] = []
+        report = simulation.run(
+            lambda session: session.stop_runtimes(targets(1000), on_outcome=outcomes.append)
+        )
+
+        assert report.counts == {STOPPED: 999, UNKNOWN: 1}
+        assert report.ended_early is None
+        assert simulation.requests[bad] == RetryPolicy().attempts
+        assert simulation.seconds <= 8
+        assert max(o.elapsed for o in outcomes if o.result is STOPPED) <= 0.5
+
+    @pytest.mark.parametrize("first", [0, 800])
+    def test_two_hundred_in_a_row_do_not_end_the_run(self, simulate: Simulate, first: int) -> None:
+        bad = {f"r{number}" for number in range(first, first + 200)}
+        simulation = simulate(lambda _, alias: disconnected() if alias in bad else ANSWER, 0.1)
+        report = simulation.run(lambda session: session.stop_runtimes(list(targets(1000))))
+
+        assert report.counts == {STOPPED: 800, UNKNOWN: 200}
+        assert report.ended_early is None
+        assert simulation.seconds <= 20
+
+    def test_a_target_that_fails_once_at_the_end_is_stopped_at_once(
+        self, simulate: Simulate
+    ) -> None:
+        def server(_: float, alias: str) -> Runtime | BctrlError:
+            fails = alias == "r0" or (alias == "r99" and simulation.requests[alias] == 1)
+            return disconnected() if fails else ANSWER
+
+        simulation = simulate(server, 0.1)
+        outcomes: list[StopOutcome] = []
+        simulation.run(
+            lambda session: session.stop_runtimes(targets(100), on_outcome=outcomes.append)
+        )
+
+        [last] = [outcome for outcome in outcomes if outcome.target.alias == "r99"]
+        assert (last.result, last.attempts) == (STOPPED, 2)
+        assert last.elapsed <= 1.5
+
+    @pytest.mark.parametrize("fail", [connection_refused, disconnected])
+    @pytest.mark.parametrize("attempts", [1, 4])
+    @pytest.mark.parametrize("lasts", [6, 30])
+    def test_an_outage_is_survived_by_all_others(
+        self, simulate: Simulate, fail: Callable[[], BctrlError], attempts: int, lasts: float
+    ) -> None:
+        def server(now: float, alias: str) -> Runtime | BctrlError:
+            if 2 <= now < 2 + lasts:
+                return fail()
+            return disconnected() if alias.endswith("7") and alias[1:-1].endswith("1") else ANSWER
+
+        simulation = simulate(server, 0.1)
+        policy = RetryPolicy(attempts=attempts)
+        report = simulation.run(lambda session: session.stop_runtimes(targets(5000), retry=policy))
+
+        assert report.counts == {STOPPED: 4950, UNKNOWN: 50}
+        assert report.ended_early is None
+        assert simulation.stops() <= 1.1 * 5000
+        assert simulation.seconds <= 2 + lasts + 15
+
+    def test_dead_canaries_are_replaced(self, simulate: Simulate) -> None:
+        def server(now: float, alias: str) -> Runtime | BctrlError:
+            # The nodes of all but one runtime go down once it is stopped.
+            gone = alias != "bctrl-async-canary" and int(alias[1:]) < 95 and now > 0.15
+            return disconnected() if gone or alias == "r99" else ANSWER
+
+        simulation = simulate(server, 0.1)
+        report = simulation.run(lambda session: session.stop_runtimes(targets(100)))
+
+        assert report.counts == {STOPPED: 99, UNKNOWN: 1}
+        assert simulation.seconds <= 30
+
+
+class TestUnansweredReads:
+    """A server that answers stops, and no GET."""
+
+    def test_a_failed_stop_is_still_retried(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda *_: disconnected() if simulation.stops() == 1 else ANSWER, 0.1)
+        simulation.answers_reads = False
+        report = simulation.run(lambda session: session.stop_runtimes(targets(1)))
+
+        assert report.counts == {STOPPED: 1}
+        assert simulation.seconds <= 5
+
+    def test_a_target_that_fails_once_at_the_end_is_stopped(self, simulate: Simulate) -> None:
+        def server(_: float, alias: str) -> Runtime | BctrlError:
+            fails = alias == "r999" and simulation.requests[alias] == 1
+            return disconnected() if fails else ANSWER
+
+        simulation = simulate(server, 0.1)
+        simulation.answers_reads = False
+        report = simulation.run(lambda session: session.stop_runtimes(targets(1000)))
+
+        assert report.counts == {STOPPED: 1000}
+        assert simulation.seconds <= 15
+
+    def test_a_target_that_is_never_answered_ends_after_a_bounded_number_of_attempts(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(lambda _, alias: disconnected() if alias == "r3" else ANSWER, 0.1)
+        simulation.answers_reads = False
+        report = simulation.run(lambda session: session.stop_runtimes(targets(30_000)))
+
+        assert report.counts == {STOPPED: 29_999, UNKNOWN: 1}
+        assert simulation.requests["r3"] <= RetryPolicy().attempts + 10
 
 
 class TestLatency:

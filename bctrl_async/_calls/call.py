@@ -32,14 +32,15 @@ class Call(msgspec.Struct, Generic[_T]):
         headers: Headers of this call alone.
         limit: The time limits of one attempt.
         policy: The retry policy.
-        is_poll: True for a GET that waits for the effect of a stop; it has the lowest priority.
+        first_priority: The priority of the first attempt at the limiter.
         wait_to_retry: The strategy after a failed attempt: waits, and returns False to give up.
             None backs off as the policy says.
         observer: The observer of its attempts.
         retries: The state of the policy; None until an attempt has failed.
         attempts: The number of attempts begun.
-        answers_before: The limiter's count of answers when the last attempt began.
+        number: The last attempt's number among all attempts of the session; 0 before the first.
         in_flight: True while an attempt is in flight.
+        cut_off: True if its run ended before an attempt that was to follow.
     """
 
     operation: Operation[_T]
@@ -49,20 +50,26 @@ class Call(msgspec.Struct, Generic[_T]):
     headers: Mapping[str, str]
     limit: ClientTimeout
     policy: RetryPolicy
-    is_poll: bool = False
+    first_priority: Priority = Priority.NEW
     wait_to_retry: Callable[[Call[_T]], Awaitable[bool]] | None = None
     observer: CallObserver | None = None
     retries: RetryState | None = None
     attempts: int = 0
-    answers_before: int = 0
+    number: int = 0
     in_flight: bool = False
+    cut_off: bool = False
 
     @property
     def priority(self) -> Priority:
-        """Its priority at the limiter."""
-        if self.is_poll:
-            return Priority.POLL
-        return Priority.RETRY if self.attempts else Priority.NEW
+        """Its priority at the limiter; a poll keeps the lowest."""
+        if self.attempts and self.first_priority is not Priority.POLL:
+            return Priority.RETRY
+        return self.first_priority
+
+    @property
+    def may_have_stopped(self) -> bool:
+        """True if an attempt that has failed may have stopped the runtime."""
+        return self.retries is not None and self.retries.may_have_stopped
 
     def annotate(self, error: BctrlError) -> None:
         """Add the call and its earlier attempts to the error that ends it."""

@@ -15,7 +15,12 @@ from bctrl_async._calls.call import Call
 from bctrl_async._http.request import check_extra_headers
 from bctrl_async.errors import BctrlConflictError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import AttemptObserver, Observer, ReadObserver, StopObserver
+from bctrl_async.observer import (
+    AttemptObserver,
+    Observer,
+    ReadObserver,
+    StopObserver,
+)
 from bctrl_async.outcomes import outcome_of
 
 _log = logging.getLogger("bctrl_async")
@@ -46,13 +51,21 @@ def _checked_headers(attempt: AttemptObserver) -> Mapping[str, str]:
 
 @contextmanager
 def observe_read(
-    observer: Observer | None, workspace_id: str, alias: str | None
+    begin_read: Callable[_P, ReadObserver] | None, *args: _P.args, **kwargs: _P.kwargs
 ) -> Iterator[ReadObserver | None]:
-    """Notify an observer of a GET; yield the observer of the call, or None."""
-    if observer is None:
+    """Notify an observer of a GET; yield the observer of the call, or None.
+
+    The read ends with the exception that leaves the block, if any.
+
+    Args:
+        begin_read: The method of the observer; None without an observer.
+        *args: Its arguments.
+        **kwargs: Its arguments.
+    """
+    if begin_read is None:
         yield None
         return
-    read = notify(observer.begin_read, workspace_id, alias) or ReadObserver()
+    read = notify(begin_read, *args, **kwargs) or ReadObserver()
     try:
         yield read
     except BaseException as error:

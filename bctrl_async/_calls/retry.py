@@ -35,8 +35,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     A stop is safe to repeat. A failed connection or a server error costs one of `attempts`. A 429
     or 503 costs `patience` instead: nothing was done, the server is busy. The delay after the nth
     failure is random between 0 and the smaller of `cap` and `base * 2**(n-1)` seconds, and never
-    shorter than Retry-After. While a server answers nothing at all, a bulk stop probes it with one
-    target at a time, whatever `attempts` and `statuses` say.
+    shorter than Retry-After. While a server answers nothing at all, a bulk stop waits and probes it;
+    failures of that time cost no attempts.
 
     Args:
         attempts: Attempts that may fail, from 1; 429 and 503 do not count. For a single attempt,
@@ -181,6 +181,11 @@ class RetryState(msgspec.Struct):
     def last_failure(self) -> BctrlError | None:
         """The error of the last attempt."""
         return self.last_failures[-1] if self.last_failures else None
+
+    @property
+    def uncounted(self) -> int:
+        """The number of failed attempts that cost neither an attempt of the policy nor patience."""
+        return self.attempts - self.failures - self.throttled
 
     def annotate(self, error: BctrlError) -> None:
         """Add the earlier attempts to the error that ends the call."""

@@ -25,6 +25,7 @@ from bctrl_async.errors import (
     BctrlError,
     BctrlNetworkError,
     BctrlTimeoutError,
+    is_unanswered,
     session_closed,
 )
 from bctrl_async.observer import AttemptObserver
@@ -49,6 +50,7 @@ class Sender:
     Attributes:
         limiter: The limiter.
         closed: True once the session is closed.
+        last_answered: The number of the last attempt that the API itself has answered.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Sender:
         self.limiter: Limiter = limiter
         self._url = url
         self.closed: bool = False
+        self.last_answered: int = 0
         self._headers = headers
         self._key_provider = key_provider
         self._quota = RetryQuota()
@@ -72,6 +75,11 @@ class Sender:
     def opened(self) -> bool:
         """True once the pool was opened."""
         return self._pool.opened
+
+    @property
+    def attempts(self) -> int:
+        """The number of attempts begun."""
+        return self._tally.attempts
 
     @property
     def stats(self) -> SessionStats:
@@ -127,7 +135,6 @@ class Sender:
         try:
             while True:
                 ended = None
-                call.answers_before = self.limiter.answers
                 try:
                     key = None
                     if self._key_provider is not None:
@@ -135,6 +142,7 @@ class Sender:
                     self._tally.retries += call.attempts > 0
                     call.attempts += 1
                     self._tally.attempts += 1
+                    call.number = self._tally.attempts
                     call.in_flight = True
                     ended = await self._attempt(call, http, key)
                 except BctrlError as error:  # The key could not be fetched.
@@ -149,13 +157,12 @@ class Sender:
                     self.limiter.release(ended)
                 was_sent, call.in_flight = call.in_flight, False
                 if not isinstance(ended, BctrlError):
+                    self._record_answer(call)
                     self._quota.release()
                     self._tally.succeeded += 1
                     return ended
                 ended = self._as_session_closed(ended)
-                if was_sent:
-                    self._tally.record(ended)
-                self._record_failure(call, ended)
+                self._record_failure(call, ended, was_sent=was_sent)
                 if self.closed or not await self._wait_to_retry(call):
                     raise ended
                 http = self.open_pool()
@@ -167,7 +174,15 @@ class Sender:
             # A traceback refers to this frame; an error kept in it would be a reference cycle.
             ended = None
 
-    def _record_failure(self, call: Call[_T], error: BctrlError) -> None:
+    def _record_answer(self, call: Call[_T]) -> None:
+        # Answers may arrive in another order.
+        self.last_answered = max(self.last_answered, call.number)
+
+    def _record_failure(self, call: Call[_T], error: BctrlError, *, was_sent: bool) -> None:
+        if was_sent:
+            self._tally.record(error)
+            if not is_unanswered(error):
+                self._record_answer(call)
         if call.retries is None:
             call.retries = RetryState(call.policy, self._quota, reads=not call.operation.stops)
         call.retries.record(error)

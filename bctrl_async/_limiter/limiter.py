@@ -13,7 +13,6 @@ from bctrl_async.errors import (
     THROTTLED,
     BctrlError,
     BctrlRateLimitError,
-    is_unanswered,
     session_closed,
 )
 
@@ -44,12 +43,10 @@ class Limiter:
 
     Attributes:
         limit: The number of slots.
-        answers: The number of attempts that the API itself has answered.
     """
 
     def __init__(self, limit: int, rate: AdaptiveRate) -> None:
         self.limit: int = limit
-        self.answers: int = 0
         self._free = limit
         self._rate = rate
         self._queues: list[deque[asyncio.Future[bool]]] = [deque() for _ in Priority]
@@ -156,12 +153,9 @@ class Limiter:
         if isinstance(answer, BctrlError):
             if answer.status is None:
                 return
-            self.answers += not is_unanswered(answer)
             if answer.status in THROTTLED:
                 self._on_throttled(answer.status, answer.retry_after, now)
                 return
-        else:
-            self.answers += 1
         self._rate.on_success(now)
 
     def _on_throttled(self, status: int, retry_after: float | None, now: float) -> None:

@@ -1,51 +1,75 @@
-"""A circuit breaker: detect a server that answers nothing, and probe it with one call."""
+"""A circuit breaker: tell a server that is down from targets that are, by asking a canary."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
-from bctrl_async._limiter.limiter import Limiter
+from bctrl_async._calls.sender import Sender
 from bctrl_async.errors import is_unanswered
-from bctrl_async.models import Runtime
+from bctrl_async.models import Runtime, RuntimeRef
 
+_NO_SUCH_RUNTIME = "bctrl-async-canary"
+"""The alias of the canary if no target is known to be answered; a server that is up answers 404."""
+_CANARIES_PER_RETRY = 3
+"""Unanswered canaries after which the probe is the waiting call: a server may not answer GETs."""
 _PROBE_SHARE = 0.2
 """The share of the patience after which another call becomes the probe."""
+_MAX_UNCOUNTED = 10
+"""Failures in outages that cost a call none of its policy's attempts."""
 
 
 class CircuitBreaker:
     """A circuit breaker shared by the workers of one bulk stop.
 
-    While other calls are answered, a failure is the call's own and its policy decides. The breaker
-    opens when none is answered. Unlike the usual one it then holds all calls but the probe, which
-    is sent again and again until the server answers or is given up: an outage costs a request now
-    and then, however many calls wait. The probe's own target may break the server, so after a while
-    another call becomes the probe.
+    An unanswered attempt is the fault of the server or of its own target. So a canary is asked: a
+    GET of a target that the server has answered before, which stops nothing. If it is answered, the
+    failure is the call's own, its policy decides, and no other call waits. If not, the breaker
+    opens. It then holds the calls that fail, and one of them probes: an outage costs a request now
+    and then, however many calls wait, and none of their attempts.
+
+    Attempts are compared by their numbers: an answer proves that the server was up after a failure
+    only if its attempt began after it.
 
     Args:
-        limiter: The limiter, which counts the answers.
+        sender: The sender, which counts the attempts of the session.
         policy: The delays between probes, and the attempts until a server is given up that has
             never answered.
         patience: Seconds until a server is given up that has answered before.
+        is_answered: Sends a GET of a target; returns True if the server answers it.
+        in_flight: Returns the number of requests of the run in flight.
 
     Attributes:
+        has_answered: True once the server has answered a call of the run.
         gave_up: True once the server is given up.
     """
 
-    def __init__(self, limiter: Limiter, policy: RetryPolicy, patience: float) -> None:
-        self._limiter = limiter
+    def __init__(
+        self,
+        sender: Sender,
+        policy: RetryPolicy,
+        patience: float,
+        *,
+        is_answered: Callable[[RuntimeRef], Awaitable[bool]],
+        in_flight: Callable[[], int],
+    ) -> None:
+        self._sender = sender
         self._policy = policy
         self._patience = patience
-        self._answers_at_start = limiter.answers
+        self._is_answered = is_answered
+        self._in_flight = in_flight
+        self._answered: Call[Runtime] | None = None
+        self._outage = (0, 0)
         self._opened_at: float | None = None
-        self._answers_at_open = 0
         self._probe: Call[Runtime] | None = None
         self._probe_since = 0.0
-        self._probe_failures = 0
-        self._probe_count = 0
         self._probers = 0
+        self._failures = 0
+        self._unanswered = 0
         self._changed = asyncio.Event()
+        self.has_answered: bool = False
         self.gave_up: bool = False
 
     @property
@@ -53,16 +77,32 @@ class CircuitBreaker:
         """True while the server answers no call."""
         return self._opened_at is not None
 
-    def reset(self) -> None:
-        """Close the breaker: the server answers."""
-        if self._opened_at is not None:
+    def on_answer(self, call: Call[Runtime]) -> None:
+        """Record that the server answered the last attempt of a call."""
+        self._answered = call
+        self.has_answered = True
+        self._close_if_up()
+
+    def _close_if_up(self) -> None:
+        began, _ = self._outage
+        if self.is_open and self._is_up_since(began):
             self._opened_at = None
+            self._outage = began, self._sender.attempts
             self._release_probe()
+
+    def _is_up_since(self, attempt: int) -> bool:
+        """Return True if the server has answered an attempt that began after this one."""
+        return self._sender.last_answered > attempt
 
     def leave(self, call: Call[Runtime]) -> None:
         """Let another call become the probe if this one was it and has ended."""
         if self._probe is call:
             self._release_probe()
+
+    def _release_probe(self) -> None:
+        self._probe = None
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def wait_to_retry(self, call: Call[Runtime]) -> bool:
         """Wait before retrying a call whose last attempt failed; return False to give up.
@@ -70,50 +110,89 @@ class CircuitBreaker:
         The caller must `leave` when the call has ended.
         """
         failure = None if call.retries is None else call.retries.last_failure
-        # While open, compare with the opening: an older attempt counts answers from before it.
-        answers = self._answers_at_open if self.is_open else call.answers_before
-        if failure is None or not is_unanswered(failure) or self._limiter.answers != answers:
-            self.reset()
-            return await call.back_off(self._limiter)
-        if self._opened_at is None:
-            self._opened_at, self._answers_at_open = _now(), self._limiter.answers
-            self._probe_count = self._probers = 0
-        while self._probe is not None and self._probe is not call:
-            await self._changed.wait()
+        if failure is None or not is_unanswered(failure):
+            if failure is not None and failure.status is not None:
+                self.on_answer(call)
+            self.leave(call)
+            return await call.back_off(self._sender.limiter)
+        failed_at = self._sender.attempts
+        self._failures += self._probe is call
+        while not self._is_up_since(failed_at):
             if self.gave_up:
                 return False
-            if not self.is_open:
+            if self._probe is not None and self._probe is not call:
+                await self._changed.wait()
+                continue
+            if await self._ask_canary(call):
+                break
+            self._open(failed_at)
+            if self._gives_up():
+                return False
+            await self._sender.limiter.sleep(probe_delay(self._policy, self._unanswered))
+            if self._is_due() and not self._is_up_since(failed_at):
                 call.log_retry(0.0)
                 return True
-        return await self._wait_to_probe(call, self._opened_at)
+        self._close_if_up()
+        self.leave(call)
+        return await self._retry(call, failed_at)
 
-    async def _wait_to_probe(self, call: Call[Runtime], opened_at: float) -> bool:
-        now = _now()
+    async def _ask_canary(self, call: Call[Runtime]) -> bool:
+        """Make a call the probe, and send a canary; return True if it is answered."""
         if self._probe is None:
-            self._probe, self._probe_since, self._probe_failures = call, now, 0
+            self._probe, self._probe_since = call, _now()
             self._probers += 1
-        self._probe_failures += 1
-        self._probe_count += 1
-        self.gave_up, probe_gave_up = self._verdict(now, now - opened_at)
-        if self.gave_up or probe_gave_up:
-            return False
-        delay = probe_delay(self._policy, self._probe_failures)
-        call.log_retry(delay)
-        await self._limiter.sleep(delay)
-        return True
+            self._failures += 1
+        answered = self._answered
+        canary = RuntimeRef(call.workspace_id, _NO_SUCH_RUNTIME)
+        if answered is not None:
+            canary = RuntimeRef(answered.workspace_id, answered.alias or "")
+        if await self._is_answered(canary):
+            return True
+        self._unanswered += 1
+        if self._answered is answered:
+            # This target may have died since.
+            self._answered = None
+        return False
 
-    def _verdict(self, now: float, open_for: float) -> tuple[bool, bool]:
-        """Decide whether to give up the server, and whether to give up this probe."""
-        if self._limiter.answers == self._answers_at_start:
+    def _open(self, failed_at: int) -> None:
+        if self._opened_at is None:
+            self._opened_at = _now()
+            self._outage = failed_at, self._outage[1]
+            self._probers = self._failures = self._unanswered = 1
+
+    def _gives_up(self) -> bool:
+        """Return True to give up the probe, and perhaps the server with it."""
+        if not self.has_answered:
             # While it has requests to answer, the server may be slow and not dead.
-            enough = self._probe_count >= self._policy.attempts and not self._limiter.in_use
-            return enough and self._probers > 1, enough
-        return open_for > self._patience, now - self._probe_since > _PROBE_SHARE * self._patience
+            enough = self._failures >= self._policy.attempts and not self._in_flight()
+            self.gave_up = enough and self._probers > 1
+            return enough
+        now = _now()
+        self.gave_up = now - (self._opened_at or now) > self._patience
+        return self.gave_up or now - self._probe_since > _PROBE_SHARE * self._patience
 
-    def _release_probe(self) -> None:
-        self._probe = None
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _is_due(self) -> bool:
+        """Return True if the probe is now the call itself: a server may not answer GETs."""
+        if not self.has_answered:
+            return self._failures < self._policy.attempts
+        return self._unanswered % _CANARIES_PER_RETRY == 0
+
+    async def _retry(self, call: Call[Runtime], failed_at: int) -> bool:
+        """Wait before retrying a call, now that the server is up; return False to give up."""
+        began, ended = self._outage
+        retries = call.retries
+        if (
+            retries is None
+            or call.number > ended
+            or failed_at < began
+            or retries.uncounted > _MAX_UNCOUNTED
+        ):
+            return await call.back_off(self._sender.limiter)
+        # With jitter: all calls that the outage held are retried now.
+        delay = self._policy.backoff(1, retries.uniform)
+        call.log_retry(delay)
+        await self._sender.limiter.sleep(delay)
+        return True
 
 
 def _now() -> float:

@@ -14,7 +14,8 @@ class CancelLevel(IntEnum):
     """The extent of a cancellation. Each level includes those before it."""
 
     READING = 0
-    """No further target is begun; those that were begun are stopped as usual."""
+    """No target is sent for the first time, and polls end. Requests in flight may be answered, and
+    one that may have stopped the runtime is retried."""
     WAITING = 1
     """No further request is sent; those in flight may still be answered."""
     IN_FLIGHT = 2
@@ -69,7 +70,7 @@ class Worker:
     """A worker of a bulk stop, or a poller beside the workers.
 
     Attributes:
-        call: The call that it is making.
+        call: The call that it is making, within a scope of the level `READING`.
     """
 
     __slots__ = ("_level", "_scope", "call")
@@ -89,13 +90,25 @@ class Worker:
         self._level, self._scope = level, CancelScope()
         return self._scope
 
-    def cancel(self, level: CancelLevel) -> None:
-        """Cancel the scope that the worker is in, if the level includes it."""
-        needed = self._level
-        if needed is CancelLevel.WAITING and self.call is not None and self.call.in_flight:
-            needed = CancelLevel.IN_FLIGHT
-        if level >= needed:
-            self._scope.cancel()
+    def cancel(self, level: CancelLevel) -> bool:
+        """Cancel the scope that the worker is in, if the level includes it.
+
+        Returns:
+            True if that ends a stop.
+        """
+        if level < self._level or (self.call is not None and level < _needed_level(self.call)):
+            return False
+        self._scope.cancel()
+        return self.is_stopping
+
+
+def _needed_level(call: Call[Runtime]) -> CancelLevel:
+    """Return the level at which a call is cancelled."""
+    if not call.operation.stops:
+        return CancelLevel.READING
+    if call.in_flight:
+        return CancelLevel.IN_FLIGHT
+    return CancelLevel.WAITING if call.may_have_stopped else CancelLevel.READING
 
 
 async def wait_shielded(task: asyncio.Task[object]) -> None:

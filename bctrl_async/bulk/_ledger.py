@@ -10,7 +10,7 @@ from bctrl_async._calls.observing import notify
 from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
-from bctrl_async.observer import BulkObserver, StopObserver
+from bctrl_async.observer import BulkObserver, ReadObserver, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult, successes
 
 _NOT_RUN = BctrlError("the bulk stop was not run")
@@ -53,6 +53,11 @@ class Ledger:
     def has_begun(self) -> bool:
         """True once `begin` was called."""
         return self._began is not None
+
+    @property
+    def begin_read(self) -> Callable[[str, str], ReadObserver] | None:
+        """The method of the observer for a read that belongs to no stop; None without one."""
+        return None if self.observer is None else self.observer.begin_read
 
     def begin(self) -> None:
         """Start the clock of the run."""

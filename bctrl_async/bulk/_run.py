@@ -10,15 +10,17 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from typing import Protocol
 
 import msgspec
 
 from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
-from bctrl_async._calls.observing import notify
-from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy
+from bctrl_async._calls.observing import notify, observe_read
+from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy, is_transient
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http.operations import STOP
+from bctrl_async._limiter.limiter import Priority
 from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel, Worker
 from bctrl_async.bulk._ledger import Ledger
@@ -30,6 +32,7 @@ from bctrl_async.errors import (
     BctrlError,
     BctrlNetworkError,
     BctrlRateLimitError,
+    is_unanswered,
 )
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import StopObserver
@@ -40,6 +43,15 @@ Deliver = Callable[[StopOutcome], Awaitable[None]]
 _ENDED = BctrlError("the run has ended")
 
 
+class MakeRead(Protocol):
+    """Makes a GET of a target."""
+
+    def __call__(
+        self, target: RuntimeRef, *, policy: RetryPolicy, priority: Priority
+    ) -> Call[Runtime]:
+        """Return the call, whose first attempt has this priority."""
+
+
 class Run:
     """One bulk stop.
 
@@ -47,7 +59,8 @@ class Run:
         source: The targets.
         sender: Sends the calls.
         make_call: Makes the call of a target; raises BctrlConfigError if the target is invalid.
-        make_poll: Makes the call that polls a target; None to verify nothing.
+        make_read: Makes a GET of a target.
+        verify: True to poll the targets whose runtimes may still be running.
         policy: The retry policy.
         concurrency: The number of workers.
         deadline: Seconds until the run is aborted, or None.
@@ -65,7 +78,8 @@ class Run:
         sender: Sender,
         *,
         make_call: Callable[[str, str], Call[Runtime]],
-        make_poll: Callable[[str, str], Call[Runtime]] | None,
+        make_read: MakeRead,
+        verify: bool,
         policy: RetryPolicy,
         concurrency: int,
         deadline: float | None,
@@ -74,7 +88,16 @@ class Run:
         self.source: Input = source
         self.sender: Sender = sender
         self._make_call = make_call
-        self._breaker = CircuitBreaker(sender.limiter, policy, deadline or BULK_PATIENCE)
+        self._make_canary = partial(
+            make_read, policy=msgspec.structs.replace(policy, attempts=1), priority=Priority.RETRY
+        )
+        self._breaker = CircuitBreaker(
+            sender,
+            policy,
+            deadline or BULK_PATIENCE,
+            is_answered=self._is_answered,
+            in_flight=lambda: self.in_flight,
+        )
         self._deadline = deadline
         self._workers = [Worker() for _ in range(concurrency)]
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,12 +109,12 @@ class Run:
             lambda error: self.end_early(error, CancelLevel.WAITING), missing_ok=missing_ok
         )
         self._verifier: Verifier | None = None
-        if make_poll is not None:
+        if verify:
             self._verifier = Verifier(
                 self.ledger,
-                make_poll=make_poll,
+                make_poll=partial(make_read, policy=policy, priority=Priority.POLL),
                 send=self._send,
-                may_send=self._may_send,
+                may_send=self._goes_on,
                 deadline=deadline,
             )
 
@@ -110,8 +133,8 @@ class Run:
         if self._verifier is not None:
             yield from self._verifier.workers
 
-    def _may_send(self) -> bool:
-        return self._level in {None, CancelLevel.READING}
+    def _goes_on(self) -> bool:
+        return self._level is None
 
     def end_early(self, reason: BctrlError, level: CancelLevel) -> None:
         """Cancel as much of the run as the level says, for this reason."""
@@ -127,7 +150,8 @@ class Run:
             # One for all: there may be a million of them.
             self._not_begun = BctrlError(f"not sent: {reason.summary}")
         for worker in list(self._active()):
-            worker.cancel(level)
+            if worker.cancel(level):
+                self.ledger.end_early(reason)
 
     def cancel(self) -> None:
         """Cancel the run: record the rest, and deliver no further outcome."""
@@ -266,7 +290,7 @@ class Run:
             return outcome_of(target, ended, index=index, attempts=call.attempts, elapsed=elapsed)
 
         try:
-            if self._level is None:
+            if self._goes_on():
                 if self.ledger.observer is not None:
                     observer = notify(self.ledger.observer.begin_stop, *target)
                     call.observer = observer
@@ -291,7 +315,7 @@ class Run:
         running. Only beyond the limit of pollers does it poll its own target.
         """
         verifier = self._verifier
-        if verifier is None or not self._may_send() or not needs_verification(pending.outcome):
+        if verifier is None or not self._goes_on() or not needs_verification(pending.outcome):
             return self.ledger.record(pending.outcome, pending.observer)
         if verifier.is_full:
             return await verifier.verify(worker, pending)
@@ -310,7 +334,7 @@ class Run:
         ended: Runtime | BctrlError | None = None
         worker.call = call
         try:
-            with worker.scope(CancelLevel.WAITING):
+            with worker.scope(CancelLevel.READING):
                 if delay:
                     await self.sender.limiter.sleep(delay)
                 ended = await self.sender.request(call)
@@ -326,16 +350,37 @@ class Run:
             self._breaker.leave(call)
             if call.retries is not None:
                 self.ledger.throttled += call.retries.throttled
-        if ended is None:
+        if ended is None or call.cut_off:
             return call.aborted(self._reason.summary)
         if isinstance(ended, Runtime):
-            self._breaker.reset()
+            self._breaker.on_answer(call)
         else:
             self._end_if_all_will_fail(ended, call)
         return ended
 
     async def _wait_to_retry(self, call: Call[Runtime]) -> bool:
-        return self._may_send() and await self._breaker.wait_to_retry(call)
+        """Wait before retrying a call; return False to give up."""
+        failure = None if call.retries is None else call.retries.last_failure
+        may_retry = self._goes_on() or (
+            self._level is CancelLevel.READING and call.operation.stops and call.may_have_stopped
+        )
+        if not may_retry and failure is not None and is_transient(failure, call.policy.statuses):
+            self.ledger.end_early(self._reason)
+            call.cut_off = True
+        return may_retry and await self._breaker.wait_to_retry(call)
+
+    async def _is_answered(self, target: RuntimeRef) -> bool:
+        """Send a GET of a target once; return True if the server answers it."""
+        call = self._make_canary(target)
+        call.wait_to_retry = _give_up
+        try:
+            with observe_read(
+                self.ledger.begin_read, target.workspace_id, target.alias
+            ) as call.observer:
+                await self.sender.request(call)
+        except BctrlError as error:
+            return not is_unanswered(error)
+        return True
 
     def _end_if_all_will_fail(self, error: BctrlError, call: Call[Runtime]) -> None:
         """End the run after an error that every other call would meet as well."""
@@ -345,5 +390,20 @@ class Run:
         ):
             self.end_early(error, CancelLevel.WAITING)
         elif self._breaker.gave_up:
-            dead = BctrlNetworkError(f"the server does not answer: {error.summary}")
-            self.end_early(dead, CancelLevel.WAITING)
+            self.end_early(
+                _dead(error, has_answered=self._breaker.has_answered), CancelLevel.WAITING
+            )
+
+
+async def _give_up(_: Call[Runtime]) -> bool:
+    return False
+
+
+def _dead(error: BctrlError, *, has_answered: bool) -> BctrlError:
+    """Return the error of a run whose server answers nothing, given that of one target."""
+    if has_answered:
+        return BctrlNetworkError(
+            f"the server answers no more: {error.summary}",
+            advice="Run it again once the server is back",
+        )
+    return BctrlNetworkError(f"the server does not answer: {error.summary}")

@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.observing import notify
+from bctrl_async._calls.observing import observe_read
 from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
 from bctrl_async.bulk._cancel import Worker
 from bctrl_async.bulk._ledger import Ledger
-from bctrl_async.errors import BctrlError, BctrlNotFoundError
-from bctrl_async.models import Runtime, RuntimeStatus
-from bctrl_async.observer import CallObserver, ReadObserver, StopObserver
+from bctrl_async.errors import BctrlError, BctrlNotFoundError, is_unanswered
+from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
+from bctrl_async.observer import CallObserver, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, now, result_of
 
 _FINAL = frozenset({RuntimeStatus.STOPPED, RuntimeStatus.FAILED})
@@ -71,8 +71,9 @@ class PollSchedule:
             polled: The result of the last poll, None before the first.
             now: The time.
         """
-        if isinstance(polled, BctrlError) and not is_transient(
-            polled, self._policy.statuses, reads=True
+        if isinstance(polled, BctrlError) and (
+            # Only this target is unanswered: in an outage the breaker would hold the poll.
+            is_unanswered(polled) or not is_transient(polled, self._policy.statuses, reads=True)
         ):
             return None
         left = max(self._ends - now, 0.0)
@@ -115,7 +116,7 @@ class Verifier:
         self,
         ledger: Ledger,
         *,
-        make_poll: Callable[[str, str], Call[Runtime]],
+        make_poll: Callable[[RuntimeRef], Call[Runtime]],
         send: Callable[[Worker, Call[Runtime], float], Awaitable[Runtime | BctrlError]],
         may_send: Callable[[], bool],
         deadline: float | None,
@@ -159,12 +160,12 @@ class Verifier:
 
     async def verify(self, worker: Worker, pending: Pending) -> StopOutcome:
         """Poll a target until its outcome is settled or time is up, and record the outcome."""
-        read: ReadObserver | None = None
-        if pending.outcome.resumed and self._ledger.observer is not None:
-            # There is no stop that the polls would belong to.
-            read = notify(self._ledger.observer.begin_read, *pending.outcome.target)
+        # A resumed outcome has no stop that the polls would belong to.
+        target = pending.outcome.target
+        begin_read = self._ledger.begin_read if pending.outcome.resumed else None
         try:
-            settled = await self._poll(worker, pending, pending.observer or read)
+            with observe_read(begin_read, target.workspace_id, target.alias) as read:
+                settled = await self._poll(worker, pending, pending.observer or read)
             if settled is not None:
                 pending.outcome = msgspec.structs.replace(settled, at=now())
         finally:
@@ -172,8 +173,6 @@ class Verifier:
                 elapsed = time.monotonic() - pending.began
                 pending.outcome = msgspec.structs.replace(pending.outcome, elapsed=elapsed)
             self._record(pending)
-            if read is not None:
-                notify(read.end, None)
         return pending.outcome
 
     async def _poll(
@@ -188,7 +187,7 @@ class Verifier:
             delay = schedule.delay(polled, loop.time())
             if delay is None:
                 break
-            call = self._make_poll(*pending.outcome.target)
+            call = self._make_poll(pending.outcome.target)
             call.observer = observer
             polled = await self._send(worker, call, delay)
             settled = outcome_after_poll(pending.outcome, polled)

@@ -26,7 +26,7 @@ _MEANINGS = {
     StopResult.ALREADY_STOPPED: "nothing was running under the alias",
     StopResult.NOT_FOUND: "no such workspace or alias",
     StopResult.REJECTED: "rejected, throttled to the end, or invalid",
-    StopResult.NOT_SENT: "the request never reached the server",
+    StopResult.NOT_SENT: "not sent, or only throttled: nothing was done",
     StopResult.UNKNOWN: "no conclusive answer: it may have stopped",
 }
 

@@ -138,8 +138,8 @@ def stop(
     already_stopped and not_found; rejected, not_sent and unknown are not. It is
     safe to run the command again.
 
-    Ctrl-C stops reading targets and waits for requests in flight; a second one
-    aborts them.
+    After Ctrl-C nothing new is sent, and requests in flight are waited for; a
+    second one aborts them.
 
     Exit codes: 0 all settled, 1 some not settled, 2 usage or configuration
     error, 130 interrupted.
