@@ -529,6 +529,17 @@ class TestBodies:
             "teleport" if fault is Fault.UNKNOWN_VALUES else "ephemeral"
         )
 
+    async def test_lone_surrogates_of_the_api_are_replaced(self, emulator: Emulator) -> None:
+        """Fault: they cannot be encoded, and the response was a 500 for a stop that worked."""
+        runtime = {**emulator.runtimes["ws-1", "crm"], "driver": "a\ud800", "createdAt": "b\udfff"}
+        said = http_answer("200 OK", json.dumps(runtime).encode())
+        async with raw_server(answering(said)) as url:
+            app = app_for(lambda: BctrlSession(KEY, base_url=url, retry=once))
+            async with client_of(app) as client:
+                answer = await client.post(STOP)
+        assert answer.status_code == 200
+        assert (answer.json()["driver"], answer.json()["createdAt"]) == ("a?", "b?")
+
     async def test_outcomes_and_reports_match_the_schema_without_the_apis_text(
         self, connect: Connect
     ) -> None:

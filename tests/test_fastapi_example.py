@@ -20,12 +20,15 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
-from servers import emulator_in_a_thread
+from servers import answering, emulator_in_a_thread, http_answer, raw_server
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault
 
 KEY = "emulator-key"
+TOKEN = "let-me-in"
+LOGIN = {"Authorization": f"Bearer {TOKEN}"}
+STOP_ONE = "/workspaces/ws-1/runtimes/r1/stop"
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "fastapi"
 GRACE = 10
 
@@ -57,21 +60,23 @@ def events_of(text: str) -> list[Event]:
     return found
 
 
-class TestInProcess:
-    @pytest.fixture
-    def emulator(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-        monkeypatch.setenv("BCTRL_API_KEY", KEY)
-        with emulator_in_a_thread() as emulator:
-            monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-            yield emulator
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.setenv("APP_TOKEN", TOKEN)
+    with emulator_in_a_thread() as emulator:
+        monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+        yield emulator
 
+
+class TestInProcess:
     def test_it_stops_one_runtime_and_reports_its_health(
         self, example: ModuleType, emulator: Emulator
     ) -> None:
-        with TestClient(example.app) as client:
+        with TestClient(example.app, headers=LOGIN) as client:
             assert client.get("/health").json() == {"ok": True, "running": 0}
             for _ in range(2):
-                answer = client.post("/workspaces/ws-1/runtimes/r1/stop")
+                answer = client.post(STOP_ONE)
                 assert answer.json()["status"] == "stopped"
             assert client.get("/").headers["Content-Type"].startswith("text/html")
             assert client.get("/docs").status_code == 200
@@ -81,7 +86,7 @@ class TestInProcess:
         self, example: ModuleType, emulator: Emulator
     ) -> None:
         targets = [*emulator.runtimes, ("ws-1", "gone"), ("ws-1", "..")]
-        with TestClient(example.app) as client:
+        with TestClient(example.app, headers=LOGIN) as client:
             answer = client.post("/stop", json=targets)
             assert answer.headers["Content-Type"].startswith("text/event-stream")
             *progress, report = events_of(answer.text)
@@ -98,7 +103,7 @@ class TestInProcess:
         self, example: ModuleType, emulator: Emulator
     ) -> None:
         targets = [("ws-1", "..")] * (example.MAX_FAILURES + 1)
-        with TestClient(example.app) as client:
+        with TestClient(example.app, headers=LOGIN) as client:
             report = events_of(client.post("/stop", json=targets).text)[-1]
         assert report["counts"] == {"rejected": len(targets)}
         assert len(report["failures"]) == example.MAX_FAILURES
@@ -121,6 +126,97 @@ class TestInProcess:
         assert late.task.result().counts == {"not_sent": 1}
         assert len(runs) == 0
         assert emulator.received == {("ws-1", "r1"): 1}
+
+
+class TestWhoMayStop:
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "Bearer l\u00e9t-me-in"},
+            {"Authorization": f"Basic {TOKEN}"},
+            {"Cookie": f"token={TOKEN}"},
+        ],
+    )
+    def test_a_request_without_the_token_stops_nothing(
+        self, example: ModuleType, emulator: Emulator, headers: dict[str, str]
+    ) -> None:
+        """Fault: whoever could reach the example could stop everything."""
+        encoded = {name.encode(): value.encode() for name, value in headers.items()}
+        with TestClient(example.app) as client:
+            for answer in (
+                client.post(STOP_ONE, headers=encoded),
+                client.post("/stop", json=[("ws-1", "r1")], headers=encoded),
+            ):
+                assert answer.status_code == 401
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert emulator.requests == []
+
+    @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer "}, LOGIN])
+    def test_without_a_configured_token_nobody_is_let_in(
+        self,
+        example: ModuleType,
+        emulator: Emulator,
+        headers: dict[str, str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("APP_TOKEN", "")
+        with TestClient(example.app, headers=headers) as client:
+            answer = client.post(STOP_ONE)
+        assert (answer.status_code, "APP_TOKEN" in answer.text) == (503, True)
+        assert emulator.requests == []
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site", "Origin": "http://testserver"},
+            {"Origin": "https://evil.example"},
+            {"Origin": "http://testserver:81"},
+            {"Origin": "null"},
+        ],
+    )
+    def test_a_request_from_another_site_stops_nothing_even_with_the_token(
+        self, example: ModuleType, emulator: Emulator, headers: dict[str, str]
+    ) -> None:
+        """Fault: a page of any site could make a visitor's browser stop runtimes."""
+        with TestClient(example.app, headers=LOGIN) as client:
+            for answer in (
+                client.post(STOP_ONE, headers=headers),
+                client.post("/stop", json=[("ws-1", "r1")], headers=headers),
+            ):
+                assert answer.status_code == 403
+        assert emulator.requests == []
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Sec-Fetch-Site": "same-origin", "Origin": "http://testserver"},
+            {"Sec-Fetch-Site": "none"},
+            {"Origin": "http://testserver"},
+        ],
+    )
+    def test_a_request_of_the_page_itself_is_let_in(
+        self, example: ModuleType, emulator: Emulator, headers: dict[str, str]
+    ) -> None:
+        with TestClient(example.app, headers=LOGIN) as client:
+            assert client.post(STOP_ONE, headers=headers).status_code == 200
+        assert len(emulator.requests) == 1
+
+    def test_another_site_gets_no_permission_by_cors(
+        self, example: ModuleType, emulator: Emulator
+    ) -> None:
+        preflight = {
+            "Origin": "https://evil.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type",
+        }
+        with TestClient(example.app) as client:
+            answer = client.options("/stop", headers=preflight)
+        assert answer.status_code == 405
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert emulator.requests == []
 
 
 class Uvicorn:
@@ -178,7 +274,12 @@ class Uvicorn:
 async def uvicorn(
     emulator: Emulator, *options: str, folder: Path = EXAMPLE
 ) -> AsyncIterator[Uvicorn]:
-    environment = {**os.environ, "BCTRL_API_KEY": KEY, "BCTRL_BASE_URL": emulator.url}
+    environment = {
+        **os.environ,
+        "BCTRL_API_KEY": KEY,
+        "BCTRL_BASE_URL": emulator.url,
+        "APP_TOKEN": TOKEN,
+    }
     command = ["-m", "uvicorn", "--app-dir", str(folder), "app:app", "--port", "0"]
     grace = ["--timeout-graceful-shutdown", str(GRACE)]
     process = await asyncio.create_subprocess_exec(
@@ -227,7 +328,7 @@ async def slow() -> AsyncIterator[Emulator]:
 
 
 async def stop_many(server: Uvicorn, targets: list[tuple[str, str]]) -> list[Event]:
-    async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+    async with httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client:
         answer = await client.post("/stop", json=targets)
     return events_of(answer.text)
 
@@ -239,7 +340,7 @@ class TestUnderUvicorn:
     ) -> None:
         targets = targets_of(slow, 5000)
         async with uvicorn(slow) as server:
-            async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+            async with httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client:
                 async with client.stream("POST", "/stop", json=targets) as answer:
                     lines = answer.aiter_lines()
                     await anext(lines)
@@ -259,7 +360,7 @@ class TestUnderUvicorn:
             targets = targets_of(slow, 5000)
             async with uvicorn(slow) as server:
                 async with (
-                    httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
+                    httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client,
                     client.stream("POST", "/stop", json=targets) as answer,
                 ):
                     lines = answer.aiter_lines()
@@ -312,8 +413,36 @@ class TestUnderUvicorn:
             async with asyncio.timeout(GRACE):
                 report = (await running)[-1]
             await server.wait_for("Application startup complete", 2)
-            async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+            async with httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client:
                 assert (await client.get("/health")).json() == {"ok": True, "running": 0}
             assert server.reports == [Counter(report["counts"])]
             assert report["counts"]["stopped"] == stopped(slow) == len(slow.requests) < 8000
             assert await server.end() < GRACE / 2
+
+
+ATTACK = """<!doctype html><form method="post" enctype="text/plain" action="{url}">
+<input name='[["ws-1","r0"],["ws-1","' value='"]]'></form>
+<script>document.forms[0].submit()</script>"""
+
+
+class TestInBrowser:
+    @pytest.mark.parametrize("path", ["/stop", "/workspaces/ws-1/runtimes/r0/stop"])
+    async def test_a_form_of_another_site_stops_nothing(self, path: str, tmp_path: Path) -> None:
+        """Fault: a page of any site could make a visitor's browser stop runtimes."""
+        chromium = shutil.which("chromium")
+        if chromium is None:
+            pytest.skip("there is no Chromium")
+        async with Emulator(port=0, api_key=KEY) as emulator, uvicorn(emulator) as server:
+            emulator.add_runtime("ws-1", "r0")
+            page = http_answer("200 OK", ATTACK.format(url=server.url + path).encode())
+            async with raw_server(answering(page)) as other_site, asyncio.timeout(60):
+                browser = await asyncio.create_subprocess_exec(
+                    *(chromium, "--headless", "--no-sandbox", "--disable-gpu"),
+                    *(f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000", "--dump-dom"),
+                    other_site,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.DEVNULL,
+                )
+                shown, _ = await browser.communicate()
+        assert b"another site" in shown
+        assert emulator.requests == []

@@ -1,5 +1,6 @@
 """Runtimes, outcomes and reports as return types of path operations."""
 
+import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
@@ -65,8 +66,8 @@ def _error_body(error: BctrlError | None) -> _Error | None:
 def _outcome_body(outcome: StopOutcome) -> _Outcome:
     return _Outcome(
         index=outcome.index,
-        workspace_id=_replace_surrogates(outcome.target.workspace_id),
-        alias=_replace_surrogates(outcome.target.alias),
+        workspace_id=outcome.target.workspace_id,
+        alias=outcome.target.alias,
         result=outcome.result,
         runtime=outcome.runtime,
         error=_error_body(outcome.error),
@@ -75,10 +76,6 @@ def _outcome_body(outcome: StopOutcome) -> _Outcome:
         at=outcome.at,
         resumed=outcome.resumed,
     )
-
-
-def _replace_surrogates(text: str) -> str:
-    return text.encode(errors="replace").decode()
 
 
 def _report_body(report: StopReport) -> _Report:
@@ -115,7 +112,7 @@ class _Body(Generic[_T]):
         return core_schema.is_instance_schema(
             source,
             serialization=core_schema.plain_serializer_function_ser_schema(
-                lambda value: msgspec.to_builtins(self._convert(value), str_keys=True)
+                lambda value: _to_builtins(self._convert(value))
             ),
         )
 
@@ -130,6 +127,16 @@ class _Body(Generic[_T]):
             definition |= {"type": "string", "examples": definition.pop("enum", [])}
         inlined: dict[str, Any] = _inline_refs(schema, definitions)
         return inlined
+
+
+def _to_builtins(body: msgspec.Struct) -> Any:  # noqa: ANN401 - JSON.
+    """Return a body as JSON values, with lone surrogates replaced: UTF-8 cannot encode them."""
+    builtins = msgspec.to_builtins(body, str_keys=True)
+    try:
+        msgspec.json.encode(builtins)
+    except UnicodeEncodeError:
+        return json.loads(json.dumps(builtins, ensure_ascii=False).encode(errors="replace"))
+    return builtins
 
 
 def _inline_refs(schema: Any, definitions: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON.

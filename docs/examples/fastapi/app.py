@@ -1,6 +1,9 @@
 """A service that stops one runtime, or many with progress as server-sent events.
 
-    uvicorn --app-dir docs/examples/fastapi app:app --timeout-graceful-shutdown 10
+    APP_TOKEN=… uvicorn --app-dir docs/examples/fastapi app:app --timeout-graceful-shutdown 10
+
+Only clients that send the token can stop runtimes. Replace `require_token` by the login of your
+app.
 
 A bulk stop is a task of the process, not of its request. When the client disconnects or the server
 shuts down, it sends nothing new, waits for the requests in flight, and logs its report.
@@ -8,6 +11,8 @@ shuts down, it sends nothing new, waits for the requests in flight, and logs its
 
 import asyncio
 import logging
+import os
+import secrets
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,8 +23,9 @@ from types import FrameType
 from typing import Annotated, NamedTuple
 
 import msgspec
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, HTTPException, Request, Security, status
 from fastapi.responses import FileResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic.alias_generators import to_camel
@@ -129,6 +135,47 @@ async def own_lifespan(_: FastAPI) -> AsyncIterator[dict[str, Runs]]:
         await runs.wait()
 
 
+bearer = HTTPBearer(auto_error=False, description="The token in APP_TOKEN.")
+
+
+async def require_token(
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
+) -> None:
+    """Require the token in `APP_TOKEN`; refuse every request if it is not set.
+
+    Replace this by the login of your app: it protects all that the app's API key can stop.
+    """
+    token = os.environ.get("APP_TOKEN", "")
+    if not token:
+        raise HTTPException(
+            status.HTTP_503_SERVICE_UNAVAILABLE,
+            "APP_TOKEN is not set, so nothing can be stopped.",
+        )
+    given = "" if credentials is None else credentials.credentials
+    if not secrets.compare_digest(given.encode(), token.encode()):
+        raise HTTPException(
+            status.HTTP_401_UNAUTHORIZED, "The token is wrong.", {"WWW-Authenticate": "Bearer"}
+        )
+
+
+async def refuse_other_sites(request: Request) -> None:
+    """Refuse a request that a page of another site makes in a visitor's browser.
+
+    A browser sends forms to any site, with the visitor's cookies and from inside their network. It
+    says so in `Sec-Fetch-Site`, or over plain http in `Origin`; other clients send neither.
+    """
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site is not None:
+        is_own = site in {"same-origin", "none"}
+    else:
+        is_own = origin is None or origin.partition("://")[2] == request.headers.get("Host")
+    if not is_own:
+        raise HTTPException(status.HTTP_403_FORBIDDEN, "Refused: the request is from another site.")
+
+
+MAY_STOP = [Depends(refuse_other_sites), Depends(require_token)]
+
+
 async def get_runs(request: Request) -> Runs:
     runs: Runs = request.state.runs
     return runs
@@ -189,13 +236,17 @@ async def health(session: BctrlDep, runs: RunsDep) -> Health:
     return Health(ok=not session.closed, running=len(runs))
 
 
-@app.post("/workspaces/{workspace_id}/runtimes/{alias}/stop", responses=PROBLEM_RESPONSES)
+@app.post(
+    "/workspaces/{workspace_id}/runtimes/{alias}/stop",
+    dependencies=MAY_STOP,
+    responses=PROBLEM_RESPONSES,
+)
 async def stop_one(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
     """Stop one runtime."""
     return await session.stop_runtime(workspace_id, alias, stopped_ok=True)
 
 
-@app.post("/stop", response_class=EventSourceResponse)
+@app.post("/stop", dependencies=MAY_STOP, response_class=EventSourceResponse)
 async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[ServerSentEvent]:
     """Stop runtimes, given as pairs of workspace id and alias. Disconnecting ends the run.
 
