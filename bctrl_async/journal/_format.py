@@ -67,7 +67,7 @@ def entry_line(outcome: StopOutcome) -> bytes:
     record = replace(OutcomeRecord.of(outcome), resumed=False, runtime=None)
     line = _seal(_to_json(record))
     if len(line) > MAX_LINE:
-        # Such a target is invalid. The mark keeps it apart from a target of the shorter name.
+        # Such a target is invalid. The ellipsis makes the short name too long for a valid one.
         workspace_id, alias = (f"{name[:_MAX_NAME]}…" for name in outcome.target)
         short = replace(record, workspace_id=workspace_id, alias=alias, error=None)
         line = _seal(_to_json(short))
