@@ -35,8 +35,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     A stop is safe to repeat. A failed connection or a server error costs one of `attempts`. A 429
     or 503 costs `patience` instead: nothing was done, the server is busy. The delay after the nth
     failure is random between 0 and the smaller of `cap` and `base * 2**(n-1)` seconds, and never
-    shorter than Retry-After. While a server answers nothing at all, a bulk stop waits and probes it;
-    failures of that time cost no attempts.
+    shorter than Retry-After. In an outage of the server, a bulk stop waits and probes it, and no
+    failure counts.
 
     Args:
         attempts: Attempts that may fail, from 1; 429 and 503 do not count. For a single attempt,

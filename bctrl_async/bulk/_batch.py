@@ -41,7 +41,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     exception.
     """
 
-    _runner: asyncio.Task[None] | None = None
+    _runner: asyncio.Task[None]
 
     def __init__(
         self,
@@ -148,10 +148,11 @@ class StopBatch(Coroutine[object, object, StopReport]):
                 stacklevel=1,
                 source=self,
             )
-        if self._runner is not None and not self._runner.done():
+        runner: asyncio.Task[None] | None = getattr(self, "_runner", None)
+        if runner is not None and not runner.done():
             # Dropped within its block. Perhaps in another thread, or after its loop was closed.
             with suppress(RuntimeError):
-                self._runner.get_loop().call_soon_threadsafe(self._runner.cancel)
+                runner.get_loop().call_soon_threadsafe(runner.cancel)
 
     async def __aenter__(self) -> Self:
         self._begin()
@@ -165,9 +166,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        if self._runner is not None:
-            self._runner.cancel()
-            await wait_shielded(self._runner)
+        self._runner.cancel()
+        await wait_shielded(self._runner)
         if exc_type is None:
             self._execution.raise_error()
 
