@@ -6,6 +6,7 @@ import math
 import os
 import re
 from ipaddress import ip_address
+from typing import SupportsIndex
 
 from yarl import URL
 
@@ -23,6 +24,17 @@ class Secret(str):
 
     def __repr__(self) -> str:
         return "'***'"
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Secret:
+        # rich and structlog show the repr of the first characters of a long value.
+        return Secret(super().__getitem__(key))
+
+
+def hidden(key: object) -> Secret | type:
+    """Return what a frame may hold of a key: a `Secret`, or the type of any other value."""
+    if isinstance(key, type):
+        return key
+    return Secret(key) if isinstance(key, str) else type(key)
 
 
 def api_key_from_environment() -> Secret:
@@ -45,9 +57,10 @@ def authorization(key: object) -> Secret:
     Raises:
         BctrlConfigError: The key is not visible ASCII. The error does not contain it.
     """
-    if not isinstance(key, str):
-        kind = type(key).__name__
-        key = None  # A traceback that shows variables must not reveal it.
+    # A traceback that shows variables must not reveal it.
+    key = hidden(key)
+    if isinstance(key, type):
+        kind = key.__name__
         raise BctrlConfigError(f"invalid API key: expected a str, not {kind}", argument="api_key")
     if not _is_key(key):
         raise BctrlConfigError(

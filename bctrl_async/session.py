@@ -94,13 +94,14 @@ class BctrlSession:
     ) -> None:
         if api_key is None:
             api_key = _config.api_key_from_environment()
-        elif isinstance(api_key, str):
-            api_key = _config.Secret(api_key)
+        key_provider = api_key if callable(api_key) else None
+        key = _config.hidden(api_key)
+        api_key = None  # A traceback that shows variables must not reveal it.
         headers = CIMultiDict(
             {"Accept": "application/json", "User-Agent": f"bctrl-async/{__version__}"}
         )
-        if not callable(api_key):
-            headers["Authorization"] = _config.authorization(api_key)
+        if key_provider is None:
+            headers["Authorization"] = _config.authorization(key)
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
         self._root = self._url.raw_path
         self._timeout = transport.time_limit(timeout)
@@ -143,7 +144,7 @@ class BctrlSession:
             self._limiter,
             self._url,
             headers,
-            key_provider=api_key if callable(api_key) else None,
+            key_provider=key_provider,
         )
         _check_type(observer, Observer | None, "observer", "a bctrl_async.Observer")
         self._observer = observer

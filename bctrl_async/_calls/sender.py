@@ -247,10 +247,10 @@ class Sender:
 async def _fetch_key(provider: KeyProvider, limit: aiohttp.ClientTimeout) -> _config.Secret:
     try:
         async with asyncio.timeout(limit.total) as timeout:
-            key = provider()
+            key: object = provider()
             if inspect.isawaitable(key):
                 key = await key
-            key = _config.Secret(key) if isinstance(key, str) else key
+            key = _config.hidden(key)
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -45,6 +46,14 @@ def excerpt_of(body: bytes, key: str) -> str:
 def bearer_key(authorization: str) -> Secret:
     """Return the API key in an `Authorization` header."""
     return Secret(authorization.removeprefix("Bearer "))
+
+
+def detached(error: Exception) -> Exception:
+    """Return an error without what may contain the key: its traceback, causes and input."""
+    if isinstance(error, UnicodeError | json.JSONDecodeError):
+        error = ValueError(str(error))
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _redact_beginning(text: str, key: str, length: int) -> str:

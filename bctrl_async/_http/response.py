@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from bctrl_async._http.redaction import bearer_key, excerpt_of, sanitize
+from bctrl_async._http.redaction import bearer_key, detached, excerpt_of, sanitize
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,
@@ -82,8 +82,7 @@ def invalid_body(
         status=status,
         body=excerpt,
     )
-    # A traceback with variables would show the body, and the key if the server echoed it.
-    error.__cause__ = cause.with_traceback(None)
+    error.__cause__ = detached(cause)
     return error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -12,13 +13,13 @@ from typing import TypeVar
 
 import aiohttp
 from aiohttp import hdrs
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from bctrl_async import _config
 from bctrl_async._http.listing import Slices
 from bctrl_async._http.operations import LONG_BODY, MAX_BODY, MIB, Operation
-from bctrl_async._http.redaction import bearer_key, sanitize
+from bctrl_async._http.redaction import bearer_key, detached, sanitize
 from bctrl_async._http.response import parse_error, unusable
 from bctrl_async.errors import (
     BctrlConfigError,
@@ -41,6 +42,9 @@ _CONNECT_SHARE = 0.9
 
 # aiohttp also raises OSError, and ValueError for bad arguments.
 _AIOHTTP_ERRORS = (aiohttp.ClientError, OSError, ValueError)
+
+_is_words = re.compile("[A-Za-z ,.]+").fullmatch
+_NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
 
 # After these, nothing of the request was sent.
 _CONNECT_ERRORS = (
@@ -103,7 +107,7 @@ async def send_once(
     except RuntimeError as error:
         # The pool was closed while the key was fetched.
         if http.closed:
-            return _with_cause(session_closed(), error)
+            return _with_cause(session_closed(), detached(error))
         raise
     if answered is not None:
         answered(response.status)
@@ -164,7 +168,7 @@ async def _read_body(
                 await asyncio.sleep(0)
     except (*_AIOHTTP_ERRORS, RuntimeError) as error:
         # aiohttp raises RuntimeError if this side has just closed the connection.
-        return body.getvalue(), _without_traceback(error)
+        return body.getvalue(), detached(error)
     finally:
         # After a complete body the connection is back in the pool already, and stays open.
         response.close()
@@ -172,22 +176,25 @@ async def _read_body(
 
 
 def _scrub(error: Exception, key: str) -> Exception:
-    """Remove parts of the request and the response, which may contain the key, from an error."""
+    """Remove from an error what may contain the key, or the credentials of a proxy."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         error.message = "Server disconnected"
         error.args = (error.message,)
-    elif isinstance(error, aiohttp.ClientResponseError) and not isinstance(
-        error, aiohttp.ClientHttpProxyError
-    ):
+    elif isinstance(error, aiohttp.ClientResponseError):
         error.message = sanitize(error.message, key) or ""
         error.args = ()
-    return _without_traceback(error)
-
-
-def _without_traceback(error: Exception) -> Exception:
-    # The frames of its traceback and of its causes hold the request and the response.
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)
+        url = error.request_info.real_url.with_user(None)
+        error.request_info = aiohttp.RequestInfo(url, error.request_info.method, _NO_HEADERS, url)
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        # Of a tunnel whose TLS failed, it names the proxy with its credentials.
+        place = error._conn_key._replace(proxy=None, proxy_auth=None)  # noqa: SLF001
+        error._conn_key = place  # noqa: SLF001
+        error.args = (place, *error.args[1:])
+    elif isinstance(error, ValueError):
+        # It may quote the URL of a proxy, even in part.
+        words = str(error)
+        return ValueError(words if _is_words(words) else f"{type(error).__name__} (not shown)")
+    return detached(error)
 
 
 def _with_cause(error: BctrlError, cause: Exception) -> BctrlError:
@@ -207,7 +214,7 @@ def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
     if isinstance(error, ValueError):
         return BctrlConfigError(
             f"aiohttp rejected the request: {error}",
-            advice="Check base_url and netrc, and pass credentials only as api_key=",
+            advice="Check base_url, the proxies and netrc, and pass the key only as api_key=",
         )
     if isinstance(error, aiohttp.ClientResponseError):
         return BctrlResponseError(f"invalid HTTP response: {error.message}", may_have_stopped=True)

@@ -1,0 +1,294 @@
+"""Secrets in what tools show of an error: the API key, and the credentials of a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import pprint
+import reprlib
+import traceback
+from collections.abc import Callable
+
+import aiohttp
+import pytest
+from helpers import unused_url
+from rich.console import Console, RenderableType
+from rich.pretty import Pretty
+from rich.traceback import Traceback
+from servers import answering, http_answer, raw_server
+from yarl import URL
+
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlError,
+    BctrlResponseError,
+    BctrlSession,
+    RetryPolicy,
+    _config,
+)
+
+KEY = "sk-live-" + "0123456789abcdef" * 8
+ONCE = RetryPolicy(attempts=1, patience=0)
+
+
+def with_rich(value: object) -> str:
+    return rendered(Pretty([value, {"nested": value}], max_string=80))
+
+
+def rendered(renderable: RenderableType) -> str:
+    text = io.StringIO()
+    Console(file=text, width=200).print(renderable)
+    return text.getvalue()
+
+
+def with_structlog(value: object) -> str:
+    # As `structlog.tracebacks.to_repr` does without rich.
+    if isinstance(value, str) and len(value) > 73:
+        return f"{value[:73]!r}+{len(value) - 73}"
+    return repr(value)
+
+
+SHOWN_BY: dict[str, Callable[[object], str]] = {
+    "repr": repr,
+    "rich": with_rich,
+    "structlog": with_structlog,
+    "reprlib": reprlib.repr,
+    "reprlib, nested": lambda value: reprlib.repr({"a": [value]}),
+    "pprint": lambda value: pprint.pformat({"a": [value]}, width=20),
+    "%r": lambda value: f"{value!r} {(value,)}",
+}
+
+
+def everything_of(error: BaseException) -> str:
+    """Return all that a log could show of an error and of the errors that led to it."""
+    texts = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        found = waiting.pop()
+        if found is None:
+            continue
+        texts += [str(found), repr(found), repr(vars(found)), repr(found.args)]
+        waiting += [found.__cause__, found.__context__]
+    below = error.__traceback__.tb_next if error.__traceback__ else None
+    shown = traceback.TracebackException(type(error), error, below, capture_locals=True)
+    by_rich = rendered(Traceback.from_exception(type(error), error, below, show_locals=True))
+    return "\n".join([*texts, *shown.format(), by_rich])
+
+
+class TestSecret:
+    @pytest.mark.parametrize("shown_by", SHOWN_BY)
+    @pytest.mark.parametrize(
+        "derive",
+        [
+            lambda secret: secret,
+            lambda secret: secret[:73],
+            lambda secret: secret[8:][::2],
+            lambda secret: secret[:80] if len(secret) > 80 else secret,
+        ],
+    )
+    def test_neither_a_secret_nor_a_slice_of_it_is_shown(
+        self, shown_by: str, derive: Callable[[str], str]
+    ) -> None:
+        """Fault: rich and structlog show the first 73 characters of a long value."""
+        secret = derive(_config.Secret(KEY))
+
+        shown = SHOWN_BY[shown_by](secret)
+
+        assert "***" in shown
+        assert "0123" not in shown
+        assert "0246" not in shown
+
+    def test_a_slice_is_the_text_itself(self) -> None:
+        assert _config.Secret(KEY)[2:7] == KEY[2:7]
+        assert _config.Secret(KEY)[0] == "s"
+
+
+class TestInvalidKeys:
+    @pytest.mark.parametrize(
+        "key", [KEY.encode(), bytearray(KEY.encode()), [KEY], {"key": KEY}, f"{KEY} "]
+    )
+    def test_it_is_not_in_a_frame_of_the_error(self, key: str) -> None:
+        """Fault: a key given as bytes stood in a frame of the session's constructor."""
+        with pytest.raises(BctrlConfigError, match="invalid API key") as caught:
+            BctrlSession(key)
+
+        assert "0123" not in everything_of(caught.value)
+        assert "self = <BctrlSession with invalid arguments>" in everything_of(caught.value)
+
+    @pytest.mark.parametrize("key", [KEY.encode(), [KEY], f"{KEY} "])
+    async def test_one_of_a_key_function_is_not_in_a_frame_of_the_error(self, key: str) -> None:
+        """Fault: a key that a function returned as bytes stood in a frame of its caller."""
+        async with BctrlSession(lambda: key, base_url="http://127.0.0.1:9") as session:
+            with pytest.raises(BctrlConfigError, match="invalid API key") as caught:
+                await session.stop_runtime("ws-1", "crm")
+
+        assert "0123" not in everything_of(caught.value)
+
+
+class TestEchoedKey:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            f"caf\u00e9 {KEY}".encode("latin-1"),
+            f'{{"alias": "{KEY}"'.encode(),
+            f'{{"alias": "\\ud83d{KEY}", "id": 1}}'.encode(),
+            f'{{"runtimes": ["{KEY}", "caf\u00e9'.encode("latin-1"),
+        ],
+    )
+    @pytest.mark.parametrize("operation", ["stop_runtime", "list_runtimes"])
+    async def test_it_is_in_no_cause_of_the_error_of_a_body(
+        self, body: bytes, operation: str
+    ) -> None:
+        """Fault: the cause of a body that is not UTF-8 was shown with the whole body."""
+        async with (
+            raw_server(answering(http_answer("200 OK", body))) as url,
+            BctrlSession(KEY, base_url=url, retry=ONCE) as session,
+        ):
+            with pytest.raises(BctrlResponseError) as caught:
+                await getattr(session, operation)(*("ws-1", "crm")[: 1 + (operation[0] == "s")])
+
+        assert isinstance(caught.value.__cause__, ValueError)
+        assert "0123" not in everything_of(caught.value)
+
+
+USER, PASSWORD = "proxy-user", "s3cret-p4ss"
+BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def with_credentials(url: str) -> str:
+    return url.replace("//", f"//{USER}:{PASSWORD}@")
+
+
+async def stop_through(proxy: str, monkeypatch: pytest.MonkeyPatch, scheme: str) -> BctrlError:
+    """Stop a runtime through a proxy of the environment, and return the error."""
+    monkeypatch.setenv(f"{scheme}_proxy", proxy)
+    async with BctrlSession(
+        KEY,
+        base_url=f"{scheme}://bctrl.invalid",
+        trust_env=True,
+        allow_plaintext=True,
+        retry=ONCE,
+        timeout=5,
+    ) as session:
+        with pytest.raises(BctrlError) as caught:
+            await session.stop_runtime("ws-1", "crm")
+    return caught.value
+
+
+def assert_hidden(error: BctrlError) -> None:
+    shown = everything_of(error)
+    for secret in (PASSWORD, BASIC, KEY):
+        assert secret not in shown
+
+
+schemes = pytest.mark.parametrize("scheme", ["http", "https"])
+
+
+class TestProxies:
+    @schemes
+    async def test_no_credentials_are_in_the_error_of_a_proxy_that_refuses_connections(
+        self, monkeypatch: pytest.MonkeyPatch, scheme: str
+    ) -> None:
+        with unused_url() as url:
+            error = await stop_through(with_credentials(url), monkeypatch, scheme)
+
+        assert str(error).startswith("stop of 'crm' in workspace 'ws-1': no connection: ")
+        assert isinstance(error.__cause__, aiohttp.ClientProxyConnectionError)
+        assert_hidden(error)
+
+    @schemes
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            http_answer("407 No", b"", "Proxy-Authenticate: Basic"),
+            http_answer("502 No"),
+            b"nonsense\r\n\r\n",
+            b"",
+        ],
+        ids=["407", "502", "nonsense", "nothing"],
+    )
+    async def test_no_credentials_are_in_the_error_of_a_proxy_that_answers(
+        self, monkeypatch: pytest.MonkeyPatch, scheme: str, answer: bytes
+    ) -> None:
+        """Fault: the request to the proxy, with its credentials, stood in the repr of the cause."""
+
+        async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+            writer.write(answer)
+            writer.close()
+
+        async with raw_server(handle) as url:
+            assert_hidden(await stop_through(with_credentials(url), monkeypatch, scheme))
+
+    @pytest.mark.parametrize("answer", [b"", b"This is not TLS at all, but text.\r\n"])
+    async def test_no_credentials_are_in_the_error_of_a_tunnel_that_fails(
+        self, monkeypatch: pytest.MonkeyPatch, answer: bytes
+    ) -> None:
+        """Fault: the repr of the cause named the proxy with its user and password."""
+
+        async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            await writer.drain()
+            # Until TLS has begun.
+            for _iteration in range(50):
+                await asyncio.sleep(0)
+            writer.write(answer)
+            writer.close()
+
+        async with raw_server(handle) as url:
+            error = await stop_through(with_credentials(url), monkeypatch, "https")
+
+        assert isinstance(error.__cause__, aiohttp.ClientConnectorError)
+        assert not error.may_have_stopped
+        assert_hidden(error)
+
+    @schemes
+    @pytest.mark.parametrize(
+        "proxy",
+        [
+            f"http://{USER}:{PASSWORD}@127.0.0.1:99999",
+            f"http://{USER}:{PASSWORD}@127.0.0.1:port",
+            f"http://{USER}:{PASSWORD}@",
+            f"http://{USER}:{PASSWORD}@[::1",
+            f"http://{USER}:{PASSWORD}@\u2100.test",
+            f"http://{USER}:{PASSWORD}\u20ac@127.0.0.1:9",
+            f"http://{USER}\u20ac:{PASSWORD}@127.0.0.1:9",
+            f"socks5://{USER}:{PASSWORD}@127.0.0.1:9",
+            f"{USER}:{PASSWORD}@127.0.0.1:9",
+            f"//{USER}:{PASSWORD}@127.0.0.1:9",
+            f"http://{USER}:{PASSWORD}@proxy.invalid:9",
+        ],
+    )
+    async def test_no_credentials_are_in_the_error_of_an_invalid_proxy(
+        self, monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: str
+    ) -> None:
+        """Fault: an invalid `HTTPS_PROXY` was repeated with its password."""
+        assert_hidden(await stop_through(proxy, monkeypatch, scheme))
+
+    @schemes
+    @pytest.mark.parametrize("refuses", [True, False])
+    async def test_no_credentials_are_in_the_error_of_the_proxy_of_a_borrowed_session(
+        self, scheme: str, *, refuses: bool
+    ) -> None:
+        async with raw_server(answering(http_answer("407 No"))) as running:
+            with unused_url() as unused:
+                proxy = URL(with_credentials(unused if refuses else running))
+                async with aiohttp.ClientSession(proxy=proxy) as http:
+                    session = BctrlSession(
+                        KEY,
+                        base_url=f"{scheme}://bctrl.invalid",
+                        http=http,
+                        allow_plaintext=True,
+                        retry=ONCE,
+                    )
+                    with pytest.raises(BctrlError) as caught:
+                        await session.stop_runtime("ws-1", "crm")
+
+        assert_hidden(caught.value)
