@@ -442,6 +442,11 @@ class TestProblems:
     ) -> None:
         assert answer_with(error).headers.get("Retry-After") == expected
 
+    def test_an_absurd_retry_after_is_not_passed_on(self) -> None:
+        """Fault: the app's clients were told to wait for a year."""
+        error = BctrlRateLimitError("", retry_after=365 * 86400.0)
+        assert answer_with(error).headers["Retry-After"] == "60"
+
     async def test_an_invalid_alias_is_the_clients_fault(self, connect: Connect) -> None:
         async with client_of(app_for(connect)) as client:
             answer = await client.post("/workspaces/ws-1/runtimes/%2e%2e/stop")

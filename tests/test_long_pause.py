@@ -13,6 +13,7 @@ from simulation import throttled
 from test_already_stopped import RUNTIME
 
 from bctrl_async import (
+    BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
     BctrlRateLimitError,
@@ -242,6 +243,20 @@ class TestAnswerOfAProbe:
             return asyncio.get_running_loop().time()
 
         assert in_virtual_time(scenario) == pytest.approx(91.0)
+
+
+class TestClose:
+    def test_it_fails_a_call_that_waits_for_a_probe(self) -> None:
+        async def scenario(limiter: Limiter) -> float:
+            await answer(limiter, throttled(600.0))
+            waiting = asyncio.create_task(limiter.acquire(700.0))
+            await asyncio.sleep(1.0)
+            limiter.close()
+            with pytest.raises(BctrlConfigError, match="the session is closed"):
+                await waiting
+            return asyncio.get_running_loop().time()
+
+        assert in_virtual_time(scenario) == 1.0
 
 
 class TestOwnPause:

@@ -26,6 +26,8 @@ PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 _log = logging.getLogger("bctrl_async.fastapi")  # The documented name.
 _KEY = "bctrl_session"
+_MAX_RETRY_AFTER = 60
+"""Seconds after which the session sends a call during a longer Retry-After."""
 
 
 def lifespan(
@@ -113,7 +115,7 @@ def add_exception_handlers(app: FastAPI) -> None:
             return None
         headers = {}
         if error.retry_after is not None and code in THROTTLED:
-            headers["Retry-After"] = str(math.ceil(error.retry_after))
+            headers["Retry-After"] = str(math.ceil(min(error.retry_after, _MAX_RETRY_AFTER)))
         return Response(
             json.dumps(problem(error)),  # ASCII: UTF-8 cannot encode a lone surrogate in an alias.
             status_code=code,

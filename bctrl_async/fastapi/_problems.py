@@ -96,7 +96,7 @@ def classify(error: BctrlError) -> tuple[HTTPStatus, str]:  # noqa: C901, PLR091
 _SCHEMA = msgspec.json.schema(Problem)["$defs"]["Problem"]
 _RETRY_AFTER = {
     "description": "Seconds to wait before retrying, if the bctrl API sent a Retry-After.",
-    "schema": {"type": "integer", "minimum": 0},
+    "schema": {"type": "integer", "minimum": 0, "maximum": 60},
 }
 # FastAPI's own 422 for invalid arguments, which ours would replace in the OpenAPI.
 _INVALID = {
