@@ -1,0 +1,193 @@
+"""Bulk stops of which a few runtimes are behind a dead node: real sockets, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pytest
+import virtual_time
+from helpers import add_runtimes
+from yarl import URL
+
+from bctrl_async import BctrlSession, RetryPolicy, StopOutcome, StopReport, StopResult
+from bctrl_async.emulator import Emulator, Fault
+
+STOPPED, UNKNOWN = StopResult.STOPPED, StopResult.UNKNOWN
+ATTEMPTS = RetryPolicy().attempts
+POISON = [Fault.BAD_GATEWAY, Fault.DROP_BEFORE, Fault.HANG]
+
+every_poison = pytest.mark.parametrize("fault", POISON)
+
+
+class Run(NamedTuple):
+    """A bulk stop that has ended, its emulator, and the virtual seconds that it took."""
+
+    report: StopReport
+    outcomes: dict[str, StopOutcome]
+    emulator: Emulator
+    seconds: float
+
+    def received(self, alias: str) -> int:
+        return self.emulator.received["ws-1", alias]
+
+    def attempts(self) -> int:
+        return sum(outcome.attempts for outcome in self.outcomes.values())
+
+
+def aliases(numbers: Iterable[int]) -> set[str]:
+    return {f"r{number}" for number in numbers}
+
+
+def poisoned_emulator(count: int, poisoned: set[str], fault: Fault) -> Emulator:
+    emulator = Emulator(port=0, latency=0.01)
+    add_runtimes(emulator, count)
+    for alias in poisoned:
+        emulator.poison("ws-1", alias, fault)
+    return emulator
+
+
+async def stop_all(emulator: Emulator, *, concurrency: int = 100) -> Run:
+    loop = asyncio.get_running_loop()
+    outcomes: dict[str, StopOutcome] = {}
+
+    def keep(outcome: StopOutcome) -> None:
+        outcomes[outcome.target.alias] = outcome
+
+    began = loop.time()
+    async with BctrlSession("emulator-key", base_url=emulator.url, timeout=1.0) as session:
+        report = await session.stop_runtimes(
+            list(emulator.runtimes), concurrency=concurrency, on_outcome=keep
+        )
+    return Run(report, outcomes, emulator, loop.time() - began)
+
+
+def stop_poisoned(count: int, poisoned: set[str], fault: Fault, *, concurrency: int = 100) -> Run:
+    async def main() -> Run:
+        async with poisoned_emulator(count, poisoned, fault) as emulator:
+            return await stop_all(emulator, concurrency=concurrency)
+
+    return virtual_time.run(main())
+
+
+class TestOneOfAThousand:
+    """Fault: one dead target made the breaker hold all the others, for a minute."""
+
+    @pytest.mark.parametrize(
+        ("fault", "seconds"),
+        [(Fault.BAD_GATEWAY, 8), (Fault.DROP_BEFORE, 8), (Fault.HANG, 14)],
+    )
+    def test_it_spends_its_own_attempts_and_the_others_are_stopped_at_once(
+        self, fault: Fault, seconds: float
+    ) -> None:
+        run = stop_poisoned(1000, {"r500"}, fault)
+
+        assert run.report.counts == {STOPPED: 999, UNKNOWN: 1}
+        assert run.outcomes["r500"].result is UNKNOWN
+        assert run.received("r500") == ATTEMPTS
+        assert run.attempts() == 999 + ATTEMPTS
+        assert run.report.ended_early is None
+        assert run.seconds <= seconds
+
+    @every_poison
+    @pytest.mark.parametrize("dead", ["r0", "r29"])
+    @pytest.mark.parametrize("concurrency", [1, 2])
+    def test_it_is_the_only_one_unknown_wherever_it_stands(
+        self, fault: Fault, dead: str, concurrency: int
+    ) -> None:
+        run = stop_poisoned(30, {dead}, fault, concurrency=concurrency)
+
+        assert run.report.counts == {STOPPED: 29, UNKNOWN: 1}
+        assert run.received(dead) == ATTEMPTS
+        assert run.report.ended_early is None
+        assert run.seconds <= 20
+
+
+class TestAFifth:
+    """Fault: two hundred dead targets of a thousand ended the run after minutes."""
+
+    @every_poison
+    def test_the_others_are_stopped(self, fault: Fault) -> None:
+        poisoned = aliases(range(2, 1000, 5))
+        run = stop_poisoned(1000, poisoned, fault)
+
+        assert {alias for alias, outcome in run.outcomes.items() if outcome.result is UNKNOWN} == (
+            poisoned
+        )
+        assert run.report.counts == {STOPPED: 800, UNKNOWN: 200}
+        assert max(run.received(alias) for alias in poisoned) <= ATTEMPTS
+        assert run.report.ended_early is None
+        assert run.seconds <= 20
+
+    @every_poison
+    def test_at_the_end_of_the_input_they_do_not_make_the_server_a_dead_one(
+        self, fault: Fault
+    ) -> None:
+        """Fault: "the server does not answer", although it had answered all the others."""
+        run = stop_poisoned(100, aliases(range(80, 100)), fault)
+
+        assert run.report.counts == {STOPPED: 80, UNKNOWN: 20}
+        assert run.report.ended_early is None
+        assert run.seconds <= 20
+
+    @every_poison
+    def test_what_is_read_to_find_out_has_been_stopped_before(self, fault: Fault) -> None:
+        run = stop_poisoned(100, aliases(range(80, 100)), fault)
+
+        stopped: set[str | None] = set()
+        for request in run.emulator.requests:
+            if request.method == "GET":
+                assert request.alias in stopped
+            elif request.status == 200:
+                stopped.add(request.alias)
+
+
+@every_poison
+def test_a_good_target_that_fails_once_is_retried_while_a_dead_one_is(fault: Fault) -> None:
+    """Fault: it waited behind the dead one, up to the deadline."""
+
+    async def main() -> Run:
+        async with poisoned_emulator(30, {"r20"}, fault) as emulator:
+            emulator.inject(Fault.DROP_BEFORE, alias="r29")
+            return await stop_all(emulator)
+
+    run = virtual_time.run(main())
+
+    assert run.outcomes["r29"].result is STOPPED
+    assert run.outcomes["r29"].attempts == 2
+    assert run.report.counts == {STOPPED: 29, UNKNOWN: 1}
+    order = [request.alias for request in run.emulator.requests if request.method == "POST"]
+    assert order[-1] == "r20"
+
+
+@every_poison
+def test_an_outage_with_dead_targets_is_survived(fault: Fault) -> None:
+    # A hundred requests are in flight when the server goes down: a twentieth of the targets.
+    count = 2000
+    poisoned = aliases(range(50, count, 100))
+
+    async def main() -> tuple[Run, Emulator]:
+        before = poisoned_emulator(count, poisoned, fault)
+        await before.start()
+        stopping = asyncio.create_task(stop_all(before))
+        while len(before.requests) < count // 2:
+            await asyncio.sleep(0.01)
+        await before.close()
+        after = Emulator(port=URL(before.url).port or 0, latency=0.01)
+        for target in before.runtimes:
+            after.add_runtime(*target, status=before.status(*target) or "")
+        for alias in poisoned:
+            after.poison("ws-1", alias, fault)
+        await asyncio.sleep(6)
+        async with after:
+            return await stopping, after
+
+    run, after = virtual_time.run(main())
+
+    others = [outcome for alias, outcome in run.outcomes.items() if alias not in poisoned]
+    assert all(outcome.result.settled for outcome in others)
+    assert all(after.status(*outcome.target) == "stopped" for outcome in others)
+    assert run.report.counts[UNKNOWN] == len(poisoned)
+    assert run.attempts() <= 1.1 * count
+    assert run.report.ended_early is None
