@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import signal
 import sys
 from collections import Counter
-from datetime import datetime
 from pathlib import Path
-from zlib import crc32
 
 import pytest
+from journal_lines import read_lines
 
 from bctrl_async import StopResult
 from bctrl_async.emulator import Emulator, Fault
@@ -23,7 +21,11 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is
 KEY = "a-key-that-must-not-be-written"
 TARGETS = [("ws-1", f"r{number}") for number in range(1000)]
 IN_FLIGHT = 20
-FAULTS = {Fault.DROP_AFTER: 0.02, Fault.SERVER_ERROR: 0.02, Fault.RATE_LIMITED: 0.01}
+FAULTS = {
+    Fault.DROP_AFTER: 0.02,
+    Fault.SERVER_ERROR: 0.02,
+    Fault.RATE_LIMITED: 0.01,
+}
 
 PROGRAM = """
 import asyncio, sys
@@ -47,32 +49,28 @@ async def start(emulator: Emulator, journal: Path) -> asyncio.subprocess.Process
     )
 
 
-def settled(journal: Path) -> set[tuple[str, str]]:
-    """Check each whole line of a journal, and return the targets that they settle."""
-    text = journal.read_bytes() if journal.exists() else b""
-    lines = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
-    found = set()
-    for number, line in enumerate(lines):
-        content, _, checksum = line.rpartition(b',"crc":')
-        assert checksum == b'"%08x"}\n' % crc32(content), line
-        record = json.loads(line)
-        if number == 0:
-            assert record["journal"] == "bctrl_async"
-            time = record["started"]
-        elif "completed" in record:
-            assert number == len(lines) - 1
-            time = record["completed"]
-        else:
-            time = record["at"]
-            if StopResult(record["result"]).settled:
-                found.add((record["workspace_id"], record["alias"]))
-        assert datetime.fromisoformat(time).tzinfo is not None
-    if lines:
-        resumed = read_journal(journal)
-        assert resumed is not None
-        assert resumed.settled.keys() == found
-        assert resumed.is_torn == (len(b"".join(lines)) < len(text))
-    return found
+def read_settled(journal: Path, emulator: Emulator) -> set[tuple[str, str]]:
+    """Check each line of a journal against the emulator; return the targets that it settles."""
+    data = journal.read_bytes() if journal.exists() else b""
+    if b"\n" not in data:
+        return set()
+    lines = read_lines(data)
+    assert lines.header["base_url"] == f"{emulator.url}/v1"
+    assert not lines.marks or lines.ends_with_mark
+    settled: set[tuple[str, str]] = set()
+    for entry in lines.entries:
+        target = (entry["workspace_id"], entry["alias"])
+        assert target == TARGETS[entry["index"]], entry
+        assert target not in settled, "a line follows the one that settles its target"
+        assert emulator.received[target] >= (entry["result"] != StopResult.NOT_SENT), entry
+        if StopResult(entry["result"]).settled:
+            assert emulator.status(*target) == "stopped", entry
+            settled.add(target)
+    resumed = read_journal(journal)
+    assert resumed is not None
+    assert resumed.settled.keys() == settled
+    assert resumed.is_torn == lines.is_torn
+    return settled
 
 
 async def test_twenty_runs_killed_at_any_moment_and_resumed_settle_every_target(
@@ -85,7 +83,7 @@ async def test_twenty_runs_killed_at_any_moment_and_resumed_settle_every_target(
             emulator.add_runtime(*target)
         resent = 0
         for _ in range(20):
-            before, received = settled(journal), Counter(emulator.received)
+            before, received = read_settled(journal, emulator), Counter(emulator.received)
             answered = {target for target in TARGETS if emulator.status(*target) == "stopped"}
             process = await start(emulator, journal)
             until = len(emulator.requests) + rng.randint(1, 60)
@@ -99,7 +97,7 @@ async def test_twenty_runs_killed_at_any_moment_and_resumed_settle_every_target(
 
             new = emulator.received - received
             assert before & new.keys() == set()
-            assert before <= settled(journal)
+            assert before <= read_settled(journal, emulator)
             resent += len((answered - before) & new.keys())
 
         process = await start(emulator, journal)
@@ -107,7 +105,7 @@ async def test_twenty_runs_killed_at_any_moment_and_resumed_settle_every_target(
             stdout, _ = await process.communicate()
 
         assert stdout.decode().split() == [str(len(TARGETS)), "True"]
-        assert settled(journal) == set(TARGETS)
+        assert read_settled(journal, emulator) == set(TARGETS)
         resumed = read_journal(journal)
         assert resumed is not None
         assert resumed.is_complete
