@@ -43,7 +43,7 @@ KEY = "emulator-key"
 FULL = Path("/dev/full")
 STOP_ALL = ("stop", "--workspace", "ws", "--all", "--yes")
 COMMAND = (sys.executable, "-m", "bctrl_async")
-NOTICE = "finishing requests in flight; Ctrl-C again to abort"
+NOTICE = "Ctrl-C again to abort"
 
 Command = Callable[..., Coroutine[object, object, tuple[int, str, str]]]
 Process = asyncio.subprocess.Process
@@ -219,6 +219,11 @@ def without_times(text: str) -> str:
     return re.sub(r"\d+\.\d+ s", "0.0 s", text)
 
 
+async def in_plain(running: Coroutine[object, object, tuple[int, str, str]]) -> object:
+    code, out, err = await running
+    return code, without_times(out), err
+
+
 def outcomes_of(out: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in out.splitlines()]
 
@@ -246,22 +251,97 @@ async def test_every_alias_gets_an_aligned_line(emulator: Emulator, command: Com
     emulator.add_runtime("ws", "d", status="stopped")
     targets = ("a", "b", "c", "d", "日本", "nobody")
 
-    code, out, err = await command(
-        "stop", "--ignore-not-found", "--concurrency", "1", "ws", *targets
-    )
+    options = ("--no-verify", "--ignore-not-found", "--concurrency", "1")
+    code, out, err = await command("stop", *options, "ws", *targets)
 
     assert without_times(out) == (
         "a       stopped          0.0 s\n"
         "b       stopped          0.0 s, 2 attempts\n"
-        "c       accepted         0.0 s, status paused\n"
+        "c       accepted         0.0 s, status paused (unknown)\n"
         "d       already_stopped  the server answered 409 runtime.not_active: "
         "Nothing runs under that alias.\n"
         "日本    accepted         the server answered 200, but the body is not JSON\n"
         "nobody  not_found        the server answered 404 runtime.not_found: "
         "No such workspace or alias.\n"
-        "6 of 6 settled in 0.0 s: 2 stopped, 2 accepted, 1 already_stopped, 1 not_found\n"
+        "4 of 6 not running, 2 unknown after 0.0 s: "
+        "2 stopped, 2 accepted, 1 already_stopped, 1 not_found\n"
     )
-    assert (code, err) == (0, "")
+    assert (code, err) == (1, "")
+
+
+async def test_a_runtime_that_accepted_its_stop_and_runs_on_is_polled_by_default(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    """Fault: `accepted` is green and exits with 0, while the runtime is active."""
+    emulator.inject(Fault.ACCEPTED, alias="a")
+    code, out, _ = await command("stop", "ws", "a")
+    assert without_times(out) == (
+        "a  stopped          0.0 s\n1 of 1 not running after 0.0 s: 1 stopped\n"
+    )
+    assert code == 0
+    assert [request.method for request in emulator.requests] == ["POST", "GET"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "option", "line", "account", "code"),
+    [
+        (
+            Fault.ACCEPTED,
+            "--no-verify",
+            "accepted         0.0 s, status active (still running)",
+            "0 of 1 not running, 1 still running",
+            1,
+        ),
+        (
+            Fault.FAILED,
+            "--no-verify",
+            "accepted         0.0 s, status failed (not running)",
+            "1 of 1 not running",
+            0,
+        ),
+        (
+            Fault.FAILED,
+            "--verify",
+            "accepted         0.0 s, status failed (not running)",
+            "1 of 1 not running",
+            0,
+        ),
+    ],
+)
+async def test_an_accepted_stop_shows_its_status_and_is_not_green(
+    emulator: HoldingEmulator,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    fault: Fault,
+    option: str,
+    line: str,
+    account: str,
+    code: int,
+) -> None:
+    emulator.inject(fault, fault)
+    expected = f"a  {line}\n{account} after 0.0 s: 1 accepted\n"
+    assert await in_plain(command("stop", option, "ws", "a")) == (code, expected, "")
+
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    emulator.add_runtime("ws", "a")
+    _, out, _ = await command("stop", option, "ws", "a")
+    assert "\x1b[33maccepted" in out
+    assert "\x1b[32m" not in out
+
+
+async def test_a_runtime_of_a_file_that_runs_on_gets_a_line(
+    emulator: HoldingEmulator, command: Command, targets: Path
+) -> None:
+    emulator.inject(Fault.ACCEPTED, alias="a")
+    emulator.inject(Fault.FAILED, alias="b")
+    code, out, _ = await command("stop", "--no-verify", "--from", targets)
+    line, account = without_times(out).splitlines()
+    assert line == f"{'ws a':28}  accepted         0.0 s, status active (still running)"
+    assert account == "2 of 3 not running, 1 still running after 0.0 s: 1 stopped, 2 accepted"
+    assert code == 1
 
 
 async def test_an_unsettled_target_shows_reason_and_remedy_and_exits_with_1(
@@ -269,7 +349,7 @@ async def test_an_unsettled_target_shows_reason_and_remedy_and_exits_with_1(
 ) -> None:
     emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
 
-    code, out, err = await command("stop", "ws", "a", "b")
+    code, out, err = await command("stop", "--no-verify", "ws", "a", "b")
 
     line = next(line for line in out.splitlines() if line.startswith("b"))
     assert line.startswith("b  unknown          the server answered 500 server.error: ")
@@ -325,7 +405,7 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
     assert [found[index]["attempts"] for index in (2, 3)] == [0, 0]
     assert (code, without_times(err)) == (
         1,
-        "2 of 4 settled in 0.0 s: 1 stopped, 1 not_found, 2 rejected\n",
+        "2 of 4 not running, 2 still running after 0.0 s: 1 stopped, 1 not_found, 2 rejected\n",
     )
 
 
@@ -402,7 +482,9 @@ async def test_no_answer_to_a_stop_reaches_the_terminal_raw(
 ) -> None:
     """Fault: escape sequences in a runtime's status set the window's title."""
     async with raw_server(answering(answer)) as url:
-        _, out, err = await command("stop", *json_option, "--base-url", url, "ws", "a")
+        _, out, err = await command(
+            "stop", "--no-verify", *json_option, "--base-url", url, "ws", "a"
+        )
 
     assert_harmless(out, err)
     assert len(out.splitlines()) == (1 if json_option else 2)
@@ -508,7 +590,7 @@ async def test_settled_targets_of_a_file_get_no_line(
     emulator: HoldingEmulator, command: Command, targets: Path
 ) -> None:
     code, out, err = await command("stop", "--from", targets)
-    assert without_times(out) == "3 of 3 settled in 0.0 s: 3 stopped\n"
+    assert without_times(out) == "3 of 3 not running after 0.0 s: 3 stopped\n"
     assert (code, err) == (0, "")
     assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
 
@@ -517,10 +599,12 @@ async def test_an_unsettled_target_of_a_file_gets_a_line_with_its_workspace(
     emulator: HoldingEmulator, command: Command, targets: Path
 ) -> None:
     emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
-    code, out, _ = await command("stop", "--from", targets)
+    code, out, _ = await command("stop", "--no-verify", "--from", targets)
     line, account = out.splitlines()
     assert line.startswith(f"{'ws b':28}  unknown          the server answered 500 ")
-    assert without_times(account) == "2 of 3 settled in 0.0 s: 2 stopped, 1 unknown"
+    assert (
+        without_times(account) == "2 of 3 not running, 1 unknown after 0.0 s: 2 stopped, 1 unknown"
+    )
     assert code == 1
 
 
@@ -536,7 +620,7 @@ async def test_json_prints_every_target_of_a_file(
         ("nobody", "not_found"),
         ("'nonsense' on line 3", "rejected"),
     ]
-    assert err.startswith("2 of 3 settled in ")
+    assert err.startswith("1 of 3 not running, 1 still running, 1 unknown after ")
     assert code == 1
     assert emulator.status("ws", "a") == "stopped"
 
@@ -556,7 +640,10 @@ async def test_a_bad_line_is_shown_with_its_number_and_the_others_are_stopped(
     )
     assert unspeakable.startswith(r"ws 'caf\udce9' ")
     assert "  rejected  " in unspeakable
-    assert without_times(account) == "2 of 4 settled in 0.0 s: 2 stopped, 2 rejected"
+    assert (
+        without_times(account)
+        == "2 of 4 not running, 2 still running after 0.0 s: 2 stopped, 2 rejected"
+    )
     assert (code, err) == (1, "")
     assert {emulator.status("ws", alias) for alias in "ab"} == {"stopped"}
 
@@ -565,7 +652,7 @@ async def test_an_empty_file_is_a_success(command: Command, tmp_path: Path) -> N
     file = tmp_path / "targets"
     file.write_text("workspace,alias\n")
     code, out, err = await command("stop", "--from", file)
-    assert without_times(out) == "0 of 0 settled in 0.0 s\n"
+    assert without_times(out) == "0 of 0 not running after 0.0 s\n"
     assert (code, err) == (0, "")
 
 
@@ -580,7 +667,7 @@ async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
     assert process.stdin is not None
     process.stdin.close()
     code, out, err = await finish(process)
-    assert without_times(out) == "3 of 3 settled in 0.0 s: 3 stopped\n"
+    assert without_times(out) == "3 of 3 not running after 0.0 s: 3 stopped\n"
     assert (code, err) == (0, "")
 
 
@@ -597,7 +684,7 @@ async def test_a_named_pipe_is_read(
     writer.write("ws,b\n")
     writer.close()
     code, out, err = await running
-    assert without_times(out) == "2 of 2 settled in 0.0 s: 2 stopped\n"
+    assert without_times(out) == "2 of 2 not running after 0.0 s: 2 stopped\n"
     assert (code, err) == (0, "")
 
 
@@ -606,7 +693,7 @@ async def test_stdin_can_be_a_file(emulator: HoldingEmulator, targets: Path) -> 
     process = await start(*COMMAND, "stop", "--from", "-", stdin=file)
     os.close(file)
     code, out, err = await finish(process)
-    assert without_times(out) == "3 of 3 settled in 0.0 s: 3 stopped\n"
+    assert without_times(out) == "3 of 3 not running after 0.0 s: 3 stopped\n"
     assert (code, err) == (0, "")
     assert emulator.received.total() == 3
 
@@ -640,7 +727,9 @@ async def test_an_input_that_fails_later_exits_with_1(
     os.close(write_only)
     code, out, err = await finish(process)
     assert err == "bctrl-async: error: cannot read all targets: Bad file descriptor\n"
-    assert without_times(out) == ("0 of 0 settled in 0.0 s; the input was not read to its end\n")
+    assert without_times(out) == (
+        "0 of 0 not running after 0.0 s; the input was not read to its end\n"
+    )
     assert code == 1
     assert not emulator.requests
 
@@ -653,7 +742,7 @@ async def test_the_same_command_resumes_from_its_journal(
 ) -> None:
     journal = tmp_path / "journal"
     emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
-    args = ("stop", "--journal", journal, "--from", targets)
+    args = ("stop", "--no-verify", "--journal", journal, "--from", targets)
     assert (await command(*args))[0] == 1
     assert KEY not in journal.read_text()
     emulator.received.clear()
@@ -666,7 +755,7 @@ async def test_the_same_command_resumes_from_its_journal(
     assert set(results_of(out)) == {"stopped"}
     assert (code, without_times(err)) == (
         0,
-        "3 of 3 settled in 0.0 s: 3 stopped; 2 from an earlier run, not sent again\n",
+        "3 of 3 not running after 0.0 s: 3 stopped; 2 from an earlier run, not sent again\n",
     )
     assert KEY not in journal.read_text()
 
@@ -761,7 +850,7 @@ async def test_a_dry_run_skips_settled_targets_and_leaves_the_journal_unchanged(
 ) -> None:
     journal = tmp_path / "journal"
     emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
-    await command("stop", "--journal", journal, "--from", targets)
+    await command("stop", "--no-verify", "--journal", journal, "--from", targets)
     before, sent = journal.read_bytes(), len(emulator.requests)
 
     code, out, err = await command("stop", "--dry-run", "--journal", journal, "--from", targets)
@@ -789,7 +878,7 @@ async def test_rate_limits_the_requests_per_second(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     code, out, _ = await command("stop", "--rate", "10", "ws", "a", "b", "c")
-    took = re.search(r"settled in (\d+\.\d+) s", out)
+    took = re.search(r"not running after (\d+\.\d+) s", out)
     assert took is not None
     assert float(took[1]) >= 0.17
     assert code == 0
@@ -804,7 +893,10 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(
     code, out, err = await command("stop", *limits, "--from", targets)
     line, account = out.splitlines()
     assert line.startswith(f"{'ws b':28}  unknown          aborted before an answer: the deadline ")
-    assert without_times(account) == ("1 of 3 settled in 0.0 s: 1 stopped, 1 not_sent, 1 unknown")
+    assert without_times(account) == (
+        "1 of 3 not running, 1 still running, 1 unknown after 0.0 s: "
+        "1 stopped, 1 not_sent, 1 unknown"
+    )
     assert err == "bctrl-async: error: ended early: the deadline of 0.3 s has passed\n"
     assert code == 1
 
@@ -823,7 +915,7 @@ async def test_the_first_ctrl_c_stops_reading_and_waits_for_requests_in_flight(
     await until(lambda: len(emulator.requests) == 2)
 
     said = await begin_to_end(process, signal_)
-    assert said == f"1 of 4 done, 1 in flight, {NOTICE}, 1 stopped\n"
+    assert said == f"1 of 4 settled, 1 in flight, {NOTICE}, 1 stopped\n"
     emulator.held.clear()
     code, out, err = await finish(process)
 
@@ -836,7 +928,7 @@ async def test_the_first_ctrl_c_stops_reading_and_waits_for_requests_in_flight(
         *lines, account = out.splitlines()
         results = [line.split()[1] for line in lines]
         assert without_times(account) == (
-            "Interrupted: 2 of 4 settled in 0.0 s: 2 stopped, 2 not_sent"
+            "Interrupted: 2 of 4 not running, 2 still running after 0.0 s: 2 stopped, 2 not_sent"
         )
     assert results == ["stopped", "stopped", "not_sent", "not_sent"]
     assert (code, bool(err)) == (130, bool(option))
@@ -867,7 +959,8 @@ async def test_the_second_ctrl_c_aborts_with_an_outcome_for_every_alias(
         assert [line.split()[0] for line in lines] == ["a", "b", "c", "d"]
         results = [line.split()[1] for line in lines]
         assert without_times(account) == (
-            "Interrupted: 1 of 4 settled in 0.0 s: 1 stopped, 2 not_sent, 1 unknown"
+            "Interrupted: 1 of 4 not running, 2 still running, 1 unknown after 0.0 s: "
+            "1 stopped, 2 not_sent, 1 unknown"
         )
     assert results == ["stopped", "unknown", "not_sent", "not_sent"]
     assert (code, bool(err)) == (130, bool(option))
@@ -893,7 +986,7 @@ async def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
     *lines, account = out.splitlines()
     result = "stopped" if signals == 1 else "unknown"
     assert [line.split()[:3] for line in lines] == [["ws", "b", "unknown"]] * (signals - 1)
-    assert account.startswith(f"Interrupted: {3 - signals} of 3 settled in ")
+    assert account.startswith(f"Interrupted: {3 - signals} of 3 not running, 1 still running")
     noted = {line["alias"]: line["result"] for line in outcomes_of(journal.read_text())[1:]}
     assert noted == {"a": "stopped", "b": result, "c": "not_sent"}
     assert code == 130
@@ -908,11 +1001,11 @@ async def test_ctrl_c_ends_the_wait_for_an_open_pipe(
     process = await start(*COMMAND, "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
     write(process, "ws,a\n")
     await until(lambda: emulator.status("ws", "a") == "stopped")
-    said = await begin_to_end(process)
-    assert said.endswith((f"0 in flight, {NOTICE}, 1 stopped\n", f"1 in flight, {NOTICE}\n"))
+    process.send_signal(signal.SIGINT)
     code, out, err = await finish(process)
     assert without_times(out) == (
-        "Interrupted: 1 of 1 settled in 0.0 s: 1 stopped; the input was not read to its end\n"
+        "Interrupted: 1 of 1 not running after 0.0 s: 1 stopped; "
+        "the input was not read to its end\n"
     )
     assert (code, err) == (130, "")
 
@@ -932,7 +1025,7 @@ async def test_a_second_ctrl_c_aborts_the_requests_of_an_open_pipe(
         ("a", "stopped"),
         ("b", "unknown"),
     ]
-    assert err.startswith("Interrupted: 1 of 2 settled in ")
+    assert err.startswith("Interrupted: 1 of 2 not running, 1 unknown after ")
     assert code == 130
     assert emulator.received["ws", "c"] == 0
 
@@ -993,7 +1086,7 @@ async def test_progress_is_dropped_if_stderr_is_closed(emulator: HoldingEmulator
     emulator.held.clear()
     code, out, err = await finish(process)
     assert re.fullmatch(
-        r"a  stopped +0\.0 s\n(Interrupted: )?1 of 1 settled in 0\.0 s: 1 stopped\n",
+        r"a  stopped +0\.0 s\n(Interrupted: )?1 of 1 not running after 0\.0 s: 1 stopped\n",
         without_times(out),
     )
     assert (code, err) == (130 if "Interrupted" in out else 0, "")
@@ -1025,7 +1118,7 @@ async def test_the_progress_bar_disappears_at_the_end(
         "a  stopped          0.0 s",
         "b  stopped          0.0 s",
         "c  stopped          0.0 s",
-        "3 of 3 settled in 0.0 s: 3 stopped",
+        "3 of 3 not running after 0.0 s: 3 stopped",
     ]
     async with asyncio.timeout(30):
         assert await process.wait() == 0
@@ -1050,7 +1143,10 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
     code, out, _ = await finish(process)
     line, account = out.splitlines()
     assert line.startswith("'nonsense' on line 2 ")
-    assert without_times(account) == "1 of 2 settled in 0.0 s: 1 stopped, 1 rejected"
+    assert (
+        without_times(account)
+        == "1 of 2 not running, 1 still running after 0.0 s: 1 stopped, 1 rejected"
+    )
     assert code == 1
     assert emulator.status("ws", "a") == "stopped"
 
@@ -1069,7 +1165,10 @@ async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summa
     await terminal.rest()
     first, *_, account = terminal.screen
     assert first.startswith("a  unknown ")
-    assert without_times(account) == "Interrupted: 0 of 1 settled in 0.0 s: 1 unknown"
+    assert (
+        without_times(account)
+        == "Interrupted: 0 of 1 not running, 1 unknown after 0.0 s: 1 unknown"
+    )
     async with asyncio.timeout(30):
         assert await process.wait() == 130
 
@@ -1201,7 +1300,7 @@ async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(emulator: Emulator
     os.close(writer)
     code, _, err = await finish(process)
     assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
-    assert without_times(err) == "3 of 3 settled in 0.0 s: 3 stopped\n"
+    assert without_times(err) == "3 of 3 not running after 0.0 s: 3 stopped\n"
     assert code == 0
 
 
@@ -1314,7 +1413,7 @@ async def test_an_unknown_workspace_exits_with_1(command: Command) -> None:
 async def test_all_stops_active_runtimes_only(mixed: HoldingEmulator, command: Command) -> None:
     mixed.add_runtime("other", "a")
     code, out, err = await command("stop", "--workspace", "ws", "--all", "--yes")
-    assert without_times(out) == "4 of 4 settled in 0.0 s: 4 stopped\n"
+    assert without_times(out) == "4 of 4 not running after 0.0 s: 4 stopped\n"
     assert (code, err) == (0, "")
     assert stopped_in(mixed) == {"a", "b", "c", "日本"}
     assert mixed.status("other", "a") == "active"
@@ -1471,7 +1570,7 @@ async def test_all_asks_for_confirmation(
 
     said = await terminal.rest()
     if stops:
-        assert (code, without_times(out)) == (0, "3 of 3 settled in 0.0 s: 3 stopped\n")
+        assert (code, without_times(out)) == (0, "3 of 3 not running after 0.0 s: 3 stopped\n")
     else:
         assert (code, out) == (1, "")
         assert "Nothing was stopped" in said
@@ -1534,7 +1633,7 @@ async def test_verify_polls_until_runtimes_have_stopped(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     emulator.inject(Fault.ACCEPTED, Fault.MALFORMED_JSON)
-    code, out, _ = await command("stop", "--verify", "ws", "a", "b", "c")
+    code, out, _ = await command("stop", "ws", "a", "b", "c")
     assert out.splitlines()[-1].endswith("s: 3 stopped")
     assert code == 0
 
@@ -1783,6 +1882,7 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
     text = " ".join(out.split())
     assert text.startswith("Usage: bctrl-async stop [OPTIONS] [WORKSPACE] [ALIAS]")
     assert "WORKSPACE and ALIAS..., or --from FILE, or --workspace WORKSPACE --all" in text
+    assert "--verify --no-verify Poll" in text
     panels = re.findall(r"╭─ (.*?) ─", out)
     assert panels == [
         *("Arguments", "Options", "Targets", "Filters", "Run", "Limits", "Connection")
@@ -1883,7 +1983,8 @@ async def test_the_emulator_injects_the_given_faults(
         url = (await process.stdout.readline()).decode()
     monkeypatch.setenv("BCTRL_BASE_URL", url.strip().partition("=")[2])
 
-    _, out, _ = await command("stop", "demo", "runtime-0001", "runtime-0002")
+    targets = ("demo", "runtime-0001", "runtime-0002")
+    _, out, _ = await command("stop", "--no-verify", *targets)
 
     process.terminate()
     await finish(process)

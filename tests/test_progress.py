@@ -16,7 +16,6 @@ from rich.console import Console
 from bctrl_async import StopBatch, StopResult
 from bctrl_async.cli import _progress
 from bctrl_async.cli._progress import Display
-from bctrl_async.cli._run import _INTERRUPT_NOTICE
 
 
 @dataclass
@@ -94,18 +93,57 @@ def test_a_line_shows_done_only_if_the_total_is_unknown(make: Make) -> None:
     assert display.line() == "1,238 done, 0 in flight, 1,234 stopped, 4 unknown"
 
 
-def test_a_line_shows_rate_time_left_retries_throttling_and_notice(
-    make: Make, clock: Clock
-) -> None:
+def test_a_line_shows_rate_time_left_retries_and_throttling(make: Make, clock: Clock) -> None:
     found = Counter({StopResult.NOT_FOUND: 1})
     batch = Batch(10_000, found, in_flight=3, retries=1500, is_throttled=True)
     display, _ = make(batch)
     advance(display, batch, clock, per_second=20)
-    display.notice = "ending"
     assert display.line() == (
         "81 of 10,000 done, 20/s, 0:08:16 left, 3 in flight, 1,500 retries, "
-        "throttled by the server, ending, 80 stopped, 1 not_found"
+        "throttled by the server, 80 stopped, 1 not_found"
     )
+
+
+def test_after_an_interrupt_a_line_counts_outcomes_as_what_they_are(
+    make: Make, clock: Clock
+) -> None:
+    """Fault: after Ctrl-C nearly all of "1,000 of 1,000 done" were never sent."""
+    batch = Batch(1000, in_flight=3)
+    display, _ = make(batch)
+    advance(display, batch, clock, per_second=30)
+    assert " left, " in display.line()
+
+    batch.counts += Counter({StopResult.NOT_SENT: 876, StopResult.UNKNOWN: 1})
+    display.interrupt()
+
+    assert display.line() == (
+        "120 of 1,000 settled, 3 in flight, Ctrl-C again to abort, "
+        "120 stopped, 876 not_sent, 1 unknown"
+    )
+
+
+def test_after_an_interrupt_the_bar_shows_settled_outcomes_and_no_time_left(
+    make: Make, clock: Clock
+) -> None:
+    batch = Batch(100, in_flight=2)
+    display, _ = make(batch)
+    advance(display, batch, clock, per_second=10)
+    batch.counts[StopResult.NOT_SENT] = 58
+    display.interrupt()
+
+    bar, state, results = drawn(display, 80)
+
+    assert bar.startswith("40 of 100 settled ━━━")
+    assert bar.endswith(" 0:00:04")
+    assert " left" not in bar
+    assert state == "2 in flight, Ctrl-C again to abort"
+    assert results == "40 stopped, 58 not_sent"
+
+
+def test_after_an_interrupt_an_unknown_total_is_not_shown(make: Make) -> None:
+    display, _ = make(Batch(None, Counter({StopResult.STOPPED: 5}), in_flight=1))
+    display.interrupt()
+    assert display.line() == "5 settled, 1 in flight, Ctrl-C again to abort, 5 stopped"
 
 
 def test_a_slow_rate_has_a_decimal_and_no_time_left_if_the_total_is_unknown(
@@ -151,24 +189,27 @@ def test_the_view_has_no_bar_if_the_total_is_unknown_and_no_results_at_first(mak
 
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("length", [None, 1_000_000])
+@pytest.mark.parametrize("interrupted", [True, False])
 def test_the_fullest_view_fits_the_width(
-    make: Make, clock: Clock, length: int | None, width: int
+    make: Make, clock: Clock, length: int | None, width: int, *, interrupted: bool
 ) -> None:
     before = Counter(dict.fromkeys(StopResult, 12_345))
     batch = Batch(length, before, in_flight=100, retries=123_456, is_throttled=True)
     display, _ = make(batch, width)
     advance(display, batch, clock, per_second=1234)
-    display.notice = _INTERRUPT_NOTICE
+    if interrupted:
+        display.interrupt()
 
     lines = drawn(display, width)
 
     assert all(cell_len(line) <= width for line in lines)
     assert len(lines) <= 5
     text = " ".join(lines)
-    assert "1,234/s" in text
-    assert _INTERRUPT_NOTICE in text
+    assert ("1,234/s" in text) is not interrupted
+    assert ("Ctrl-C again to abort" in text) is interrupted
     assert all(f" {result}" in text for result in StopResult)
-    assert (" of 1,000,000 " in text) == ("━" in text) == (" left " in text) == bool(length)
+    assert (" of 1,000,000 " in text) == ("━" in text) == bool(length)
+    assert (" left " in text) == (bool(length) and not interrupted)
 
 
 # Output

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from bctrl_async import Runtime, RuntimeRef, StopOutcome, StopReport, StopResult
 from bctrl_async.cli._output import Output, one_line
+from bctrl_async.cli._states import RuntimeState, state_of
 from bctrl_async.errors import subject_of
 from bctrl_async.outcomes import OutcomeRecord
 
@@ -26,7 +27,7 @@ _MEANINGS = {
     StopResult.ALREADY_STOPPED: "nothing was running under the alias",
     StopResult.NOT_FOUND: "no such workspace or alias",
     StopResult.REJECTED: "rejected, throttled to the end, or invalid",
-    StopResult.NOT_SENT: "not sent, or only throttled: nothing was done",
+    StopResult.NOT_SENT: "not sent, or only throttled",
     StopResult.UNKNOWN: "no conclusive answer: it may have stopped",
 }
 
@@ -39,36 +40,49 @@ class OutcomePrinter:
     Args:
         output: The output to print to.
         aliases: The aliases to align the lines to, each of which gets one. None if they are not
-            known: only targets that were attempted and are not settled get a line then.
+            known: only attempted targets that are not known to be not running get a line then.
+        missing_ok: Count `not_found` as not running.
         json: Print every outcome as JSON instead.
+
+    Attributes:
+        states: The number of outcomes by the state of their runtimes.
     """
 
     def __init__(
-        self, output: Output, aliases: Sequence[str] | None, *, json: bool = False
+        self,
+        output: Output,
+        aliases: Sequence[str] | None,
+        *,
+        missing_ok: bool = False,
+        json: bool = False,
     ) -> None:
+        self.states: Counter[RuntimeState] = Counter()
         self._output = output
+        self._missing_ok = missing_ok
         self._json = json
         self._prints_all = aliases is not None
         widest = max((cell_len(escape(alias)) for alias in aliases or ()), default=_MAX_ALIAS_WIDTH)
         self._width = min(widest, _MAX_ALIAS_WIDTH)
 
     def print(self, outcome: StopOutcome) -> None:
-        """Print an outcome."""
+        """Print and count an outcome."""
+        state = state_of(outcome, missing_ok=self._missing_ok)
+        self.states[state] += 1
         if self._json:
             self._output.print_result(outcome_json(outcome))
-        elif self._prints_all or _needs_attention(outcome):
-            self._output.print_result(self._line(outcome))
+        elif self._prints_all or _needs_attention(outcome, state):
+            self._output.print_result(self._line(outcome, state))
 
-    def _line(self, outcome: StopOutcome) -> Text:
+    def _line(self, outcome: StopOutcome, state: RuntimeState) -> Text:
         name = self._output.escape_unencodable(self._name(outcome.target))
         name += " " * (self._width - cell_len(name))
-        detail = self._output.escape_unencodable(one_line(_describe(outcome)))
+        detail = self._output.escape_unencodable(one_line(_describe(outcome, state)))
         if self._output.on_terminal:
             indent = self._width + _RESULT_WIDTH + 4
             room = max(self._output.width - indent, _MIN_DETAIL_WIDTH)
             detail = f"\n{' ' * indent}".join(textwrap.wrap(detail, room, break_on_hyphens=False))
-        style = "green" if outcome.result.settled else "yellow"
-        result = (outcome.result.ljust(_RESULT_WIDTH), style)
+        is_stopped = state is RuntimeState.NOT_RUNNING and outcome.result is not StopResult.ACCEPTED
+        result = (outcome.result.ljust(_RESULT_WIDTH), "green" if is_stopped else "yellow")
         return Text.assemble(name, "  ", result, "  ", detail)
 
     def _name(self, target: RuntimeRef) -> str:
@@ -78,13 +92,13 @@ class OutcomePrinter:
         return f"{escape(target.workspace_id)} {alias}"
 
 
-def _needs_attention(outcome: StopOutcome) -> bool:
-    """Return True if a target was attempted and is not settled."""
+def _needs_attention(outcome: StopOutcome, state: RuntimeState) -> bool:
+    """Return True if a target was attempted and may still be running."""
     not_attempted = outcome.result is StopResult.NOT_SENT and not outcome.attempts
-    return not (outcome.result.settled or not_attempted)
+    return not (state is RuntimeState.NOT_RUNNING or not_attempted)
 
 
-def _describe(outcome: StopOutcome) -> str:
+def _describe(outcome: StopOutcome, state: RuntimeState) -> str:
     if outcome.resumed:
         return "from the journal of an earlier run, not sent again"
     error = outcome.error
@@ -96,7 +110,7 @@ def _describe(outcome: StopOutcome) -> str:
     if outcome.attempts > 1:
         facts.append(f"{outcome.attempts} attempts")
     if outcome.result is StopResult.ACCEPTED and outcome.runtime is not None:
-        facts.append(f"status {escape(outcome.runtime.status)}")
+        facts.append(f"status {escape(outcome.runtime.status)} ({state})")
     return ", ".join(facts)
 
 
@@ -157,13 +171,16 @@ def print_runtimes(output: Output, runtimes: Sequence[Runtime]) -> None:
         output.print_result("  ".join([*padded, alias]))
 
 
-def summarize(report: StopReport, *, input_left: bool = False) -> str:
-    """Return a report as one line."""
-    counts = report.counts
-    settled = sum(count for result, count in counts.items() if result.settled)
-    parts = [f"{settled:,} of {report.total:,} settled in {report.elapsed:.2f} s"]
-    if counts:
-        parts[0] += f": {format_counts(counts)}"
+def summarize(
+    report: StopReport, states: Counter[RuntimeState], *, input_left: bool = False
+) -> str:
+    """Return a report as one line, given the states of the runtimes."""
+    known = [f"{states[RuntimeState.NOT_RUNNING]:,} of {report.total:,} not running"]
+    others = (RuntimeState.STILL_RUNNING, RuntimeState.UNKNOWN)
+    known += [f"{states[state]:,} {state}" for state in others if states[state]]
+    parts = [f"{', '.join(known)} after {report.elapsed:.2f} s"]
+    if report.counts:
+        parts[0] += f": {format_counts(report.counts)}"
     if report.resumed:
         parts.append(f"{report.resumed:,} from an earlier run, not sent again")
     if input_left:

@@ -23,22 +23,24 @@ _SHOW_AFTER, _REFRESH_EVERY = 0.4, 0.2
 """Seconds until the live display appears, and between its updates."""
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
+_INTERRUPT_NOTICE = "Ctrl-C again to abort"
 _DECIMALS_BELOW = 10
 """Stops per second from which a decimal is noise."""
 
 
 class _RateColumn(ProgressColumn):
-    """The rate and the time left; empty while the server does not answer."""
+    """The rate and the time left; empty while the server does not answer, and once interrupted."""
 
     def __init__(self, batch: StopBatch) -> None:
         super().__init__()
         self._batch = batch
+        self.is_interrupted = False
 
     def render(self, task: Task) -> Text:
         return Text(self.text(task))
 
     def text(self, task: Task) -> str:
-        if not task.speed or self._batch.is_unanswered:
+        if not task.speed or self._batch.is_unanswered or self.is_interrupted:
             return ""
         decimals = 1 if task.speed < _DECIMALS_BELOW else 0
         rate = f"{task.speed:,.{decimals}f}/s"
@@ -55,7 +57,6 @@ class Display:
         console: The console to draw on.
 
     Attributes:
-        notice: A message for the user, empty at first.
         is_drawn: True once the live display has appeared.
     """
 
@@ -74,8 +75,11 @@ class Display:
             expand=batch.total is not None,
         )
         self._task = self._progress.add_task("", total=batch.total)
-        self.notice = ""
         self.is_drawn = False
+
+    def interrupt(self) -> None:
+        """Show a run that sends nothing more: its settled outcomes, and how to abort it."""
+        self._rate.is_interrupted = True
 
     async def run(self, *, live: bool) -> None:
         """Show progress until cancelled, redrawn in place if live, else in lines."""
@@ -102,7 +106,7 @@ class Display:
         """Return the progress as one line."""
         task = self._update()
         parts = [
-            f"{self._done_text()} done",
+            self._done_text() if self._rate.is_interrupted else f"{self._done_text()} done",
             self._rate.text(task),
             self._state_text(),
             format_counts(self._batch.counts),
@@ -110,13 +114,21 @@ class Display:
         return ", ".join(part for part in parts if part)
 
     def _update(self) -> Task:
-        done = self._batch.counts.total()
-        self._progress.update(self._task, completed=done, description=self._done_text())
+        self._progress.update(self._task, completed=self._done(), description=self._done_text())
         return self._progress.tasks[0]
 
+    def _done(self) -> int:
+        counts = self._batch.counts
+        if self._rate.is_interrupted:
+            # Most of the other outcomes are `not_sent`.
+            return sum(count for result, count in counts.items() if result.settled)
+        return counts.total()
+
     def _done_text(self) -> str:
-        done = f"{self._batch.counts.total():,}"
-        return done if self._batch.total is None else f"{done} of {self._batch.total:,}"
+        done = f"{self._done():,}"
+        if self._batch.total is not None:
+            done += f" of {self._batch.total:,}"
+        return f"{done} settled" if self._rate.is_interrupted else done
 
     def _state_text(self) -> str:
         batch = self._batch
@@ -127,6 +139,6 @@ class Display:
             parts.append("no answer from the server, still trying")
         elif batch.is_throttled:
             parts.append("throttled by the server")
-        if self.notice:
-            parts.append(self.notice)
+        if self._rate.is_interrupted:
+            parts.append(_INTERRUPT_NOTICE)
         return ", ".join(parts)

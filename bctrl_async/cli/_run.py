@@ -17,7 +17,8 @@ _SIGNALS = [
     if (number := getattr(signal, name, None)) is not None
     and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN)
 ]
-_INTERRUPT_NOTICE = "finishing requests in flight; Ctrl-C again to abort"
+_NOTICE_AFTER = 0.1
+"""Seconds from a Ctrl-C to the line that follows: meanwhile targets become `not_sent`."""
 
 
 class FinishedRun(NamedTuple):
@@ -71,13 +72,18 @@ async def run_stops(
 async def run_with_progress(batch: StopBatch, output: Output) -> bool:
     """Run a bulk stop and show its progress; return True if it was interrupted.
 
-    The first Ctrl-C (or SIGTERM) stops reading targets, the second one aborts the run.
+    After the first Ctrl-C (or SIGTERM) nothing more is sent, the second one aborts the run.
     """
     console, live = output.progress_console()
     display = Display(batch, console)
     running = asyncio.ensure_future(batch)
     showing = asyncio.create_task(display.run(live=live))
     interrupts = 0
+    loop = asyncio.get_running_loop()
+
+    def show_line() -> None:
+        if not running.done():
+            print_info(display.line())
 
     def interrupt() -> None:
         nonlocal interrupts
@@ -86,9 +92,9 @@ async def run_with_progress(batch: StopBatch, output: Output) -> bool:
             batch.abort()
             return
         batch.stop_reading()
-        display.notice = _INTERRUPT_NOTICE
+        display.interrupt()
         if not live:
-            print_info(display.line())
+            loop.call_later(_NOTICE_AFTER, show_line)
         elif not display.is_drawn:
             output.end_line()
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from bctrl_async.cli._options import (
 )
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._run import FinishedRun, run_stops
+from bctrl_async.cli._states import RuntimeState
 from bctrl_async.cli._targets import read_file, read_pipe
 
 _MIN_DEADLINE = 0.001
@@ -77,7 +79,9 @@ _JournalMaxAge = Annotated[
         help="Reject a journal begun longer ago than AGE.",
     ),
 ]
-_Verify = Annotated[bool, _run("--verify", metavar="", help="Poll until each runtime has stopped.")]
+_Verify = Annotated[
+    bool, _run("--verify/--no-verify", metavar="", help="Poll a runtime until it has stopped.")
+]
 _DryRun = Annotated[bool, _run("--dry-run", metavar="", help="Print the targets, stop nothing.")]
 _IgnoreNotFound = Annotated[
     bool, _run("--ignore-not-found", metavar="", help="Do not count not_found as a failure.")
@@ -116,7 +120,7 @@ def stop(
     older_than: OlderThan = None,
     journal: _Journal = None,
     journal_max_age: _JournalMaxAge = None,
-    verify: _Verify = False,
+    verify: _Verify = True,
     ignore_not_found: _IgnoreNotFound = False,
     dry_run: _DryRun = False,
     json: _Json = False,
@@ -134,14 +138,14 @@ def stop(
     begins with a dash. The API key is read from BCTRL_API_KEY.
 
     Every ALIAS gets a line of output; with --from or --all, only targets do that
-    were attempted and are not settled. Settled results are stopped, accepted,
-    already_stopped and not_found; rejected, not_sent and unknown are not. It is
-    safe to run the command again.
+    were attempted and may still be running. The last line counts the runtimes
+    that are not running, still running, and unknown. It is safe to run the
+    command again.
 
     After Ctrl-C nothing new is sent, and requests in flight are waited for; a
     second one aborts them.
 
-    Exit codes: 0 all settled, 1 some not settled, 2 usage or configuration
+    Exit codes: 0 none is running, 1 some are or may be, 2 usage or configuration
     error, 130 interrupted.
     """
     file = _check_files(context, files)
@@ -161,7 +165,12 @@ def stop(
         rate=rate,
     )
     output = Output()
-    printer = OutcomePrinter(output, None if file or whole_workspace else aliases, json=json)
+    printer = OutcomePrinter(
+        output,
+        None if file or whole_workspace else aliases,
+        missing_ok=ignore_not_found,
+        json=json,
+    )
 
     def run(targets: _Targets, deadline: float | None) -> int:
         if dry_run:
@@ -179,7 +188,7 @@ def stop(
             verify=verify,
             missing_ok=ignore_not_found,
         )
-        return _report(asyncio.run(running), output, json=json)
+        return _report(asyncio.run(running), printer.states, output, json=json)
 
     if whole_workspace is None:
         return run(_open_targets(context, workspace, aliases, file), deadline)
@@ -254,14 +263,16 @@ def _stop_found(
     return run(found.targets, deadline) or code
 
 
-def _report(finished: FinishedRun, output: Output, *, json: bool) -> int:
+def _report(
+    finished: FinishedRun, states: Counter[RuntimeState], output: Output, *, json: bool
+) -> int:
     """Print the summary of a bulk stop, and return the exit code."""
     report = finished.report
     if finished.read_error is not None:
         print_error(f"cannot read all targets: {finished.read_error.strerror}")
     elif report.ended_early is not None and not finished.interrupted:
         print_error(f"ended early: {report.ended_early}")
-    summary = summarize(report, input_left=finished.input_left)
+    summary = summarize(report, states, input_left=finished.input_left)
     summary = f"{'Interrupted: ' * finished.interrupted}{summary}"
     if json:
         print_info(summary)
@@ -275,6 +286,7 @@ def _report(finished: FinishedRun, output: Output, *, json: bool) -> int:
         )
     if finished.interrupted:
         raise KeyboardInterrupt
-    if report.ok and finished.read_error is None and not output.write_failed:
+    all_ended = report.ok and states[RuntimeState.NOT_RUNNING] == report.total
+    if all_ended and finished.read_error is None and not output.write_failed:
         return 0
     return exit_code(outcome.error for outcome in report.failures)

@@ -1,0 +1,40 @@
+"""The state of a runtime after its stop, as far as its outcome tells."""
+
+from enum import StrEnum
+
+from bctrl_async import RuntimeStatus, StopOutcome, StopResult
+
+
+class RuntimeState(StrEnum):
+    """The state of a runtime when its outcome was recorded."""
+
+    NOT_RUNNING = "not running"
+    """The server said so: `stopped`, `already_stopped`, or `accepted` with a final status."""
+    STILL_RUNNING = "still running"
+    """The server said that it is active, or nothing was done: `rejected`, `not_sent`."""
+    UNKNOWN = "unknown"
+    """The server said neither, or does not know the runtime (`not_found`)."""
+
+
+def state_of(outcome: StopOutcome, *, missing_ok: bool) -> RuntimeState:
+    """Return the state of the runtime of an outcome.
+
+    Args:
+        outcome: The outcome.
+        missing_ok: Take a runtime that is `not_found` for one that does not run. Otherwise its
+            name may be mistyped.
+    """
+    match outcome.result:
+        case StopResult.STOPPED | StopResult.ALREADY_STOPPED:
+            return RuntimeState.NOT_RUNNING
+        case StopResult.NOT_FOUND:
+            return RuntimeState.NOT_RUNNING if missing_ok else RuntimeState.UNKNOWN
+        case StopResult.REJECTED | StopResult.NOT_SENT:
+            return RuntimeState.STILL_RUNNING
+    # All statuses of the contract; a later version may have others.
+    match outcome.runtime and outcome.runtime.status:
+        case RuntimeStatus.STOPPED | RuntimeStatus.FAILED:
+            return RuntimeState.NOT_RUNNING
+        case RuntimeStatus.ACTIVE:
+            return RuntimeState.STILL_RUNNING
+    return RuntimeState.UNKNOWN
