@@ -257,8 +257,13 @@ def subject_of(error: BctrlError) -> str:
 def is_unanswered(error: BctrlError) -> bool:
     """Return True if the API did not answer: no answer at all, or 502 or 504 from a gateway."""
     if isinstance(error, BctrlNetworkError):
-        # Without a key nothing was sent that the API could have answered.
-        return error.status is None and error.argument is None
+        # An answer that cannot be read, or is about another runtime, is one all the same. Without a
+        # key nothing was sent that the API could have answered.
+        return (
+            error.status is None
+            and error.argument is None
+            and not isinstance(error, BctrlResponseError)
+        )
     return error.status in _GATEWAY_FAILURES
 
 

@@ -19,6 +19,7 @@ from bctrl_async._calls.observing import ObservedStop, observe_read
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http import transport
+from bctrl_async._http.connector import Connector
 from bctrl_async._http.operations import GET, LIST, STOP, Operation
 from bctrl_async._http.pool import Pool
 from bctrl_async._http.request import check_extra_headers
@@ -67,11 +68,15 @@ class BctrlSession:
         rate: The most attempts a second, above 0, evenly spaced; None sets no limit. Either way
             the session slows down while the server answers 429 or 503.
         http: An `aiohttp.ClientSession` to send through, instead of a pool of the session's own. It
-            is never closed here, and the limits of its connector also apply.
+            is never closed here, and the limits of its connector also apply. Only the session's own
+            pool closes connections on which something arrived while they were idle.
         trace_configs: `aiohttp.TraceConfig`s for the pool.
         trust_env: Use the proxies of the environment (`HTTPS_PROXY`, …).
         allow_plaintext: Allow sending the key over plain http to another machine.
         observer: The observer of all calls, such as `bctrl_async.otel.OpenTelemetry`.
+        check_answers: Accept an answer only if it is about the runtime that was asked for: its
+            alias or id, and its workspace if that is given as a UUID. False accepts any, for a mock
+            server that makes its answers up.
 
     Raises:
         BctrlConfigError: There is no key, or an argument is invalid; the text names it.
@@ -91,6 +96,7 @@ class BctrlSession:
         trust_env: bool = False,
         allow_plaintext: bool = False,
         observer: Observer | None = None,
+        check_answers: bool = True,
     ) -> None:
         if api_key is None:
             api_key = _config.api_key_from_environment()
@@ -130,8 +136,7 @@ class BctrlSession:
 
         def open_pool() -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
-                # The limiter is the bound: nothing waits in the connector's own queue.
-                connector=aiohttp.TCPConnector(limit=0),
+                connector=Connector(),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=transport.NO_CONTENT_TYPE,
                 trace_configs=trace_configs,
@@ -145,6 +150,7 @@ class BctrlSession:
             self._url,
             headers,
             key_provider=key_provider,
+            check_answers=check_answers,
         )
         _check_type(observer, Observer | None, "observer", "a bctrl_async.Observer")
         self._observer = observer

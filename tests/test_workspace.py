@@ -158,13 +158,15 @@ class TestUnreadable:
     ) -> None:
         runtimes = [dict(runtime) for runtime in workspace.runtimes.values()]
         body = json.dumps({"runtimes": [*runtimes[:2], {"alias": "odd"}, 7]}).encode()
-        stopped = {**runtimes[0], "status": "stopped"}
         heads: list[bytes] = []
 
         async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
             heads.append(head)
-            is_list = head.startswith(b"GET")
-            writer.write(http_answer("200 OK", body if is_list else json.dumps(stopped).encode()))
+            answer = body
+            if head.startswith(b"POST"):
+                alias = head.split(b"/")[5].decode()
+                answer = json.dumps({**runtimes[0], "alias": alias, "status": "stopped"}).encode()
+            writer.write(http_answer("200 OK", answer))
 
         outcomes: list[StopOutcome] = []
         async with raw_server(handle) as url, BctrlSession("key", base_url=url) as session:

@@ -46,6 +46,7 @@ class Sender:
         url: The base URL.
         headers: The headers of every request.
         key_provider: Called for the key of each attempt; None if the headers have it.
+        check_answers: Reject answers about another runtime.
 
     Attributes:
         limiter: The limiter.
@@ -60,6 +61,8 @@ class Sender:
         url: URL,
         headers: CIMultiDict[str],
         key_provider: KeyProvider | None,
+        *,
+        check_answers: bool = True,
     ) -> None:
         self._pool = pool
         self.limiter: Limiter = limiter
@@ -68,6 +71,7 @@ class Sender:
         self.last_answered: int = 0
         self._headers = headers
         self._key_provider = key_provider
+        self._check_answers = check_answers
         self._quota = RetryQuota()
         self._tally = Tally()
 
@@ -201,7 +205,12 @@ class Sender:
         if call.observer is not None or call.headers or key is not None:
             return self._attempt_with_headers(call, http, url, key)
         return transport.send_once(
-            http, call.operation, url, headers=self._headers, limit=call.limit
+            http,
+            call.operation,
+            url,
+            headers=self._headers,
+            limit=call.limit,
+            asked_for=(call.workspace_id, call.alias) if self._check_answers else None,
         )
 
     async def _attempt_with_headers(
@@ -212,7 +221,10 @@ class Sender:
         headers.update(call.headers)
         if key is not None:
             headers["Authorization"] = key
-        send = partial(transport.send_once, http, call.operation, url, headers=headers)
+        asked_for = (call.workspace_id, call.alias) if self._check_answers else None
+        send = partial(
+            transport.send_once, http, call.operation, url, headers=headers, asked_for=asked_for
+        )
         if call.observer is None:
             return await send(limit=call.limit)
         method = call.operation.method

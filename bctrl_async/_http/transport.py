@@ -17,6 +17,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from bctrl_async import _config
+from bctrl_async._http.identity import check_answer
 from bctrl_async._http.listing import Slices
 from bctrl_async._http.operations import LONG_BODY, MAX_BODY, MIB, Operation
 from bctrl_async._http.redaction import bearer_key, detached, sanitize
@@ -74,6 +75,7 @@ async def send_once(
     *,
     headers: CIMultiDict[str],
     limit: aiohttp.ClientTimeout,
+    asked_for: tuple[str, str | None] | None = None,
     answered: Callable[[int], object] | None = None,
 ) -> _T | BctrlError:
     """Send a request without a body, and parse the response.
@@ -84,6 +86,8 @@ async def send_once(
         url: The encoded URL.
         headers: All headers, including `Authorization`.
         limit: The time limits, from `time_limit`.
+        asked_for: The workspace and the alias that the answer must be about, with None for a whole
+            workspace; without them an answer about any runtime is accepted.
         answered: Called with the status of the response, before its body is read.
 
     Returns:
@@ -120,21 +124,33 @@ async def send_once(
         return parse_error(
             status, response.headers, body, headers["Authorization"], now=datetime.now(UTC)
         )
-    if problem is not None:
-        parsed: _T | BctrlError = _truncated_error(status, problem, limit, stops=operation.stops)
-    elif len(body) > max_body:
-        parsed = BctrlResponseError(
-            f"the server answered {status} with a body of more than {max_body // MIB} MiB",
-            may_have_stopped=True,
-            status=status,
+    if problem is not None or len(body) > max_body:
+        parsed: _T | BctrlError = _partial_error(
+            status, problem, limit, max_body, stops=operation.stops
         )
     elif operation.parse_long is not None and len(body) > LONG_BODY:
         parsed = await _in_slices(operation.parse_long(status, body, headers["Authorization"]))
     else:
         parsed = operation.parse(status, body, headers["Authorization"])
+    return _check(response, parsed, body, asked_for, headers["Authorization"])
+
+
+def _check(
+    response: aiohttp.ClientResponse,
+    parsed: _T | BctrlError,
+    body: bytes,
+    asked_for: tuple[str, str | None] | None,
+    authorization: str,
+) -> _T | BctrlError:
+    """Return the parsed body of a 2xx response, or an error if it settles nothing."""
     if isinstance(parsed, BctrlError):
         content_type = response.headers.get(hdrs.CONTENT_TYPE, "")
-        return unusable(parsed, content_type, body, headers["Authorization"])
+        return unusable(parsed, content_type, body, authorization)
+    if asked_for is not None:
+        foreign = check_answer(parsed, *asked_for, authorization)
+        if foreign is not None:
+            _close_connection(response)
+            return foreign
     return parsed
 
 
@@ -173,6 +189,18 @@ async def _read_body(
         # After a complete body the connection is back in the pool already, and stays open.
         response.close()
     return body.getvalue(), None
+
+
+def _close_connection(response: aiohttp.ClientResponse) -> None:
+    """Close the connection of a response that was read completely.
+
+    It is back in the pool, or has the next request on it already. Its answer would be a wrong one
+    as well.
+    """
+    # The public `connection` is None by now; a mocked response has neither.
+    protocol = getattr(response, "_protocol", None)
+    if protocol is not None and protocol.transport is not None:
+        protocol.transport.close()
 
 
 def _scrub(error: Exception, key: str) -> Exception:
@@ -224,10 +252,21 @@ def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
     )
 
 
-def _truncated_error(
-    status: int, cause: Exception, limit: aiohttp.ClientTimeout, *, stops: bool
+def _partial_error(
+    status: int,
+    cause: Exception | None,
+    limit: aiohttp.ClientTimeout,
+    max_body: int,
+    *,
+    stops: bool,
 ) -> BctrlError:
-    """Return the error for a 2xx response with a truncated body."""
+    """Return the error for a 2xx response of which not all was read; without a cause, by choice."""
+    if cause is None:
+        return BctrlResponseError(
+            f"the server answered {status} with a body of more than {max_body // MIB} MiB",
+            may_have_stopped=True,
+            status=status,
+        )
     # A stop was accepted all the same: its response is invalid, and it must not be sent again.
     kind, problem = BctrlResponseError if stops else BctrlNetworkError, "was truncated"
     if isinstance(cause, TimeoutError):

@@ -10,7 +10,7 @@ import asyncio
 import sys
 from functools import partial
 
-RUNTIME = b"""{"id":"0190a6c2-7a51-7c3e-9d0b-3f1f6f0a1b2c","alias":"crm",
+RUNTIME = b"""{"id":"0190a6c2-7a51-7c3e-9d0b-3f1f6f0a1b2c","alias":"%s",
 "workspaceId":"6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11","kind":"browser","status":"stopped",
 "driver":"chromium","createdAt":"2026-11-25T09:00:00.000Z","updatedAt":"2026-11-25T09:30:00.000Z",
 "summary":{"browserRunning":false,"currentDriver":null,"defaultContextId":"ctx-1",
@@ -32,12 +32,11 @@ def _answer(body: bytes) -> bytes:
     return head.encode() + body
 
 
-_RUNTIME_ANSWER = _answer(RUNTIME)
 _SANDBOX_ANSWER = _answer(SANDBOX)
 
 
 class ServerProtocol(asyncio.Protocol):
-    """A server protocol that sends the same response to each request.
+    """A server protocol that answers each stop as done.
 
     Args:
         delay: The latency, in seconds.
@@ -56,8 +55,9 @@ class ServerProtocol(asyncio.Protocol):
         """Answer each complete request."""
         unread = self._unread + data
         while (end := _end_of_request(unread)) is not None:
-            sandbox = unread.startswith(b"POST /v1/sandboxes/")
-            answer = _SANDBOX_ANSWER if sandbox else _RUNTIME_ANSWER
+            answer = _SANDBOX_ANSWER
+            if not unread.startswith(b"POST /v1/sandboxes/"):
+                answer = _answer(RUNTIME % unread.split(b"/", 6)[5])
             if self._delay:
                 loop = asyncio.get_running_loop()
                 loop.call_later(self._delay, self._transport.write, answer)

@@ -1,0 +1,73 @@
+"""The connector of an owned pool: it reuses only connections that were silent while idle."""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+import aiohttp
+
+if TYPE_CHECKING:
+    from asyncio import BaseTransport
+
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.client_reqrep import ConnectionKey
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+
+
+class Connector(aiohttp.TCPConnector):
+    """A connector that closes a connection on which something arrived while it was idle.
+
+    If a server or gateway sends one answer too many, each further request on that connection would
+    get the answer to the one before it. aiohttp looks for such bytes when a connection returns to
+    the pool, but not when it leaves the pool.
+    """
+
+    def __init__(self) -> None:
+        # The limiter is the bound: nothing waits in the connector's own queue.
+        super().__init__(limit=0)
+        self._used: WeakSet[ResponseHandler | None] = WeakSet()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's.
+    ) -> Connection:
+        """Return a new connection, or one that was silent while it was idle.
+
+        aiohttp writes the request at once: between this check and the request nothing is read.
+        """
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            if protocol is None or protocol not in self._used:
+                # Not checked: a server that speaks first would do so on every new connection.
+                self._used.add(protocol)
+                return connection
+            if not protocol.should_close and not _is_readable(connection.transport):
+                return connection
+            connection.close()
+
+    def _release(
+        self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
+    ) -> None:
+        # Without a parser the protocol keeps every byte that arrives, and `should_close` is true. A
+        # parser would swallow the beginning of an answer, and each request has a new one.
+        protocol._parser = None  # noqa: SLF001 - there is no public way; tests guard it.
+        super()._release(key, protocol, should_close=should_close)
+
+
+def _is_readable(transport: BaseTransport | None) -> bool:
+    """Return True if the socket has bytes, or the end of the connection, that were not read yet."""
+    # A transport without a socket, such as one in memory, has nothing unread.
+    sock = None if transport is None else transport.get_extra_info("socket")
+    if sock is None:
+        return False
+    if not hasattr(select, "poll"):  # pragma: no cover - Windows.
+        return bool(select.select([sock], [], [], 0)[0])
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return bool(poller.poll(0))

@@ -1,0 +1,64 @@
+"""Compare an answer with the request: is it about the runtime that was asked for? Sans-IO."""
+
+from __future__ import annotations
+
+import re
+from unicodedata import normalize
+
+from bctrl_async._http.redaction import bearer_key, sanitize
+from bctrl_async.errors import BctrlResponseError
+from bctrl_async.models import Runtime
+
+_UUID_LENGTH = 36
+_is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
+
+
+def check_answer(
+    parsed: object, workspace_id: str, alias: str | None, authorization: str
+) -> BctrlResponseError | None:
+    """Return an error if an answer belongs to another request.
+
+    Args:
+        parsed: The parsed body; of a list, the first runtime is compared.
+        workspace_id: The workspace that was asked for; compared if it is a UUID.
+        alias: The alias that was asked for, None for a list. The server may know it as the
+            runtime's id, and may write it in another case or Unicode normalization form.
+        authorization: The `Authorization` header that was sent, to keep the key out of the error.
+    """
+    if isinstance(parsed, list):
+        parsed = next((item for item in parsed if isinstance(item, Runtime)), None)
+    if not isinstance(parsed, Runtime):
+        return None
+    if (alias is None or _is_named(parsed, alias)) and _is_in(parsed, workspace_id):
+        return None
+    other = sanitize(parsed.alias, bearer_key(authorization)) or ""
+    return BctrlResponseError(
+        f"the server answered about runtime {other!r} in workspace {str(parsed.workspace_id)!r}, "
+        "which was not asked for",
+        advice="Retrying is safe. If a mock server answers with made-up data, pass "
+        "check_answers=False to the session",
+        # It says nothing about this request, so it has no status.
+        may_have_stopped=True,
+    )
+
+
+def _is_named(runtime: Runtime, alias: str) -> bool:
+    if runtime.alias == alias:
+        return True
+    folded = _fold(alias)
+    return folded == _fold(runtime.alias) or folded.replace("-", "") == runtime.id.hex
+
+
+def _fold(text: str) -> str:
+    # Case folding may undo the normalization.
+    return normalize("NFC", normalize("NFC", text).casefold())
+
+
+def _is_in(runtime: Runtime, workspace_id: str) -> bool:
+    if len(workspace_id) != _UUID_LENGTH:
+        # A name, which the answer does not repeat.
+        return True
+    answered = str(runtime.workspace_id)
+    return (
+        answered == workspace_id or answered == workspace_id.lower() or not _is_uuid(workspace_id)
+    )

@@ -1,0 +1,103 @@
+"""The comparison of an answer with the runtime that was asked for."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from runtimes import runtime
+
+from bctrl_async import BctrlResponseError, Runtime
+from bctrl_async._http.identity import check_answer
+
+ID = UUID("7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f")
+WORKSPACE = UUID("0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f")
+ANOTHER = UUID("4b0d6b3e-6f0a-4b57-9a55-0f7f8f5d3c21")
+
+
+def answer(alias: str) -> Runtime:
+    return msgspec.structs.replace(runtime(), alias=alias, id=ID, workspace_id=WORKSPACE)
+
+
+def belongs(parsed: object, workspace_id: str = "ws-1", alias: str | None = "crm") -> bool:
+    return check_answer(parsed, workspace_id, alias, "Bearer k") is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ("crm", "crm"),
+        ("CRM", "crm"),
+        ("crm", "Crm"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("CAFE\u0301", "caf\u00e9"),
+        ("stra\u00dfe", "STRASSE"),
+        ("\u0390", "\u1fd3"),
+        (str(ID), "crm"),
+        (str(ID).upper(), "crm"),
+        (ID.hex, "crm"),
+    ],
+)
+def test_the_alias_may_be_written_otherwise_or_be_the_id(asked: str, answered: str) -> None:
+    assert belongs(answer(answered), alias=asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ("crm", "mail"),
+        ("crm", "crm-2"),
+        ("crm", ""),
+        ("crm", "c r m"),
+        ("crm", "\ud800"),
+        ("cafe", "caf\u00e9"),
+        (str(ANOTHER), "crm"),
+        (str(WORKSPACE), "crm"),
+    ],
+)
+def test_another_alias_is_an_error(asked: str, answered: str) -> None:
+    error = check_answer(answer(answered), "ws-1", asked, "Bearer k")
+
+    assert type(error) is BctrlResponseError
+    assert str(error).isprintable()
+    assert error.may_have_stopped
+    assert error.status is None
+
+
+@given(st.text(min_size=1))
+def test_a_server_that_normalizes_the_alias_is_understood(alias: str) -> None:
+    for written in (alias, alias.casefold(), alias.upper().lower()):
+        if written.casefold() == alias.casefold():
+            assert belongs(answer(written), alias=alias)
+
+
+@pytest.mark.parametrize(
+    "workspace_id",
+    [
+        str(WORKSPACE),
+        str(WORKSPACE).upper(),
+        "ws-1",
+        WORKSPACE.hex,
+        f"urn:uuid:{ANOTHER}",
+        "a-name-of-thirty-six-characters-0001",
+    ],
+)
+def test_the_workspace_is_compared_only_if_it_is_a_uuid(workspace_id: str) -> None:
+    assert belongs(answer("crm"), workspace_id)
+
+
+@pytest.mark.parametrize("workspace_id", [str(ANOTHER), str(ANOTHER).upper()])
+def test_another_workspace_is_an_error(workspace_id: str) -> None:
+    assert not belongs(answer("crm"), workspace_id)
+
+
+def test_a_list_is_compared_by_its_workspace() -> None:
+    unreadable = BctrlResponseError("not a valid Runtime", alias="crm")
+
+    assert belongs([], str(ANOTHER), None)
+    assert belongs([unreadable], str(ANOTHER), None)
+    assert belongs([unreadable, answer("mail")], str(WORKSPACE), None)
+    assert not belongs([unreadable, answer("mail")], str(ANOTHER), None)
