@@ -995,6 +995,32 @@ async def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
     assert emulator.received == {("ws", "a"): 1, ("ws", "b"): signals, ("ws", "c"): 1}
 
 
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+async def test_after_ctrl_c_targets_that_wait_for_the_rate_limit_are_not_sent(
+    emulator: HoldingEmulator, tmp_path: Path, signal_: signal.Signals
+) -> None:
+    """Fault: the hundred targets that workers hold in front of the limiter are stopped as well."""
+    aliases = [f"r{number}" for number in range(1000)]
+    for alias in aliases:
+        emulator.add_runtime("ws", alias)
+    file = tmp_path / "targets"
+    file.write_text("".join(f"ws,{alias}\n" for alias in aliases))
+    process = await start(*COMMAND, "stop", "--rate", "20", "--from", file)
+    await until(lambda: len(emulator.requests) >= 5)
+
+    process.send_signal(signal_)
+    sent = len(emulator.requests)
+    code, out, _ = await finish(process)
+
+    assert len(emulator.requests) <= sent + 2
+    stopped = sum(emulator.status("ws", alias) == "stopped" for alias in aliases)
+    assert without_times(out) == (
+        f"Interrupted: {stopped} of 1,000 not running, {1000 - stopped} still running after 0.0 s: "
+        f"{stopped} stopped, {1000 - stopped} not_sent\n"
+    )
+    assert code == 130
+
+
 async def test_ctrl_c_ends_the_wait_for_an_open_pipe(
     emulator: HoldingEmulator,
 ) -> None:
