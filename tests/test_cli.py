@@ -33,7 +33,7 @@ from bctrl_async import (
     __version__,
     cli,
 )
-from bctrl_async.cli import _demo, _emulator, _find, _options, _output, _progress, _run
+from bctrl_async.cli import _app, _demo, _emulator, _find, _options, _output, _progress, _run
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 
@@ -1347,6 +1347,19 @@ async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(emulator: Emulator, a
     assert emulator.status("ws", "b") == stopped
 
 
+async def test_an_error_of_the_system_is_not_blamed_on_stdout(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: any OSError was reported as "cannot write to stdout"."""
+    failing = Mock(side_effect=OSError(errno.EMFILE, "Too many open files"))
+    monkeypatch.setattr(_app, "app", failing)
+    assert await command("stop", "ws", "a") == (
+        1,
+        "",
+        "bctrl-async: error: [Errno 24] Too many open files\n",
+    )
+
+
 # Listing and stopping a workspace
 
 
@@ -2218,7 +2231,7 @@ async def test_the_demo_shows_progress_and_prints_its_report_after_ctrl_c(
 HANGING_DEMO = """
 import sys
 from bctrl_async import __main__
-from bctrl_async.cli import _demo, _progress
+from bctrl_async.cli import _app, _demo, _progress
 from bctrl_async.emulator import Fault
 
 _demo._FAULTS = {Fault.HANG: 1.0}

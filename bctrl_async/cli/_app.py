@@ -12,7 +12,7 @@ from bctrl_async.cli._emulator import emulator
 from bctrl_async.cli._exit_codes import FAILED, USAGE, exit_code
 from bctrl_async.cli._journal import journal
 from bctrl_async.cli._list import list_runtimes
-from bctrl_async.cli._output import WarningPrinter, print_error, stdout_failed
+from bctrl_async.cli._output import WarningPrinter, print_error, report_os_error
 from bctrl_async.cli._stop import stop
 from bctrl_async.emulator import Fault
 
@@ -82,6 +82,5 @@ def main(args: Sequence[str] | None = None) -> int:
         print_error(str(error))
         return exit_code([error])
     except OSError as error:
-        # The help or the version could not be written to stdout.
-        stdout_failed(error)
+        report_os_error(error)
         return FAILED

@@ -49,6 +49,16 @@ def print_question(question: str) -> None:
     print(escape_unprintable(question), end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
 
 
+def report_os_error(error: OSError) -> None:
+    """Report an error of stdout, to which the help is written, or of anything else."""
+    try:
+        print(end="", flush=True)  # noqa: T201 - fails again if stdout cannot be written.
+    except OSError:
+        stdout_failed(error)
+    else:
+        print_error(str(error))
+
+
 def stdout_failed(error: OSError) -> None:
     """Report that stdout cannot be written, and write nothing more to it."""
     _discard_stdout()
