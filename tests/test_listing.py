@@ -16,7 +16,7 @@ from servers import answering, http_answer, raw_server
 
 from bctrl_async import BctrlResponseError, BctrlSession, RetryPolicy, Runtime
 from bctrl_async._http import listing
-from bctrl_async._http.response import convert_runtime
+from bctrl_async._http.response import convert_runtime, unusable
 
 AUTHORIZATION = "Bearer a-key-that-must-not-be-shown"
 MIB = 1024 * 1024
@@ -109,6 +109,13 @@ class TestBounds:
         _, slices = parse_in_slices(hostile_body(name, 2 * MIB))
 
         assert slices <= 6
+
+    def test_only_the_first_mib_of_a_blank_list_is_searched_for_a_page(self) -> None:
+        """Fault: a blank body of 64 MiB was searched in one turn of the event loop, for 0.2 s."""
+        error = BctrlResponseError("it is not JSON", status=200)
+
+        assert unusable(error, "", b" " * 2 * MIB + b"<", AUTHORIZATION) is error
+        assert unusable(error, "", b" " * (MIB - 1) + b"<", AUTHORIZATION) is not error
 
     def test_a_long_valid_list_is_parsed_in_slices_of_64_kib(self) -> None:
         body = b'{"runtimes":[' + b",".join([VALID] * 5_000) + b"]}"

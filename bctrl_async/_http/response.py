@@ -37,6 +37,7 @@ _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
 _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORECASE).match
 # After a byte order mark and blank lines, in UTF-8 or UTF-16. JSON never begins with "<".
 _begins_like_page = re.compile(rb"[\xef\xbb\xbf\xff\xfe\x00\s]*+<").match
+_MAX_BLANK = 1024 * 1024
 
 
 # The errors of msgspec 0.19 are not ValueErrors.
@@ -100,7 +101,7 @@ def unusable(error: BctrlError, content_type: str, body: bytes, authorization: s
         of a proxy does not come from the API.
     """
     excerpt = excerpt_of(body, bearer_key(authorization))
-    if not _is_page_type(content_type) and not _begins_like_page(body):
+    if not _is_page_type(content_type) and not _begins_like_page(body, 0, _MAX_BLANK):
         error.accepted, error.body = True, excerpt
         return error
     page = BctrlResponseError(
