@@ -612,47 +612,180 @@ async def test_json_prints_every_target_of_a_file(
     emulator: HoldingEmulator, command: Command, tmp_path: Path
 ) -> None:
     file = tmp_path / "targets"
-    file.write_text('["ws", "a"]\n{"workspaceId": "ws", "alias": "nobody"}\nnonsense\n')
+    unknown = [f'{{"workspaceId": "ws", "alias": "x{number}"}}\n' for number in range(100)]
+    file.write_text(f'["ws", "a"]\n{"".join(unknown)}nonsense\n')
     code, out, err = await command("stop", "--json", "--from", file)
     found = {outcome["index"]: outcome for outcome in outcomes_of(out)}
-    assert [(found[index]["alias"], found[index]["result"]) for index in range(3)] == [
+    assert [(found[index]["alias"], found[index]["result"]) for index in (0, 100, 101)] == [
         ("a", "stopped"),
-        ("nobody", "not_found"),
-        ("'nonsense' on line 3", "rejected"),
+        ("x99", "not_found"),
+        ("'nonsense' on line 102", "rejected"),
     ]
-    assert err.startswith("1 of 3 not running, 1 still running, 1 unknown after ")
+    assert err.startswith("1 of 102 not running, 1 still running, 100 unknown after ")
     assert code == 1
     assert emulator.status("ws", "a") == "stopped"
 
 
-async def test_a_bad_line_is_shown_with_its_number_and_the_others_are_stopped(
+async def test_a_late_bad_line_is_shown_with_its_number_and_the_others_are_stopped(
     emulator: HoldingEmulator, command: Command, tmp_path: Path
 ) -> None:
     file = tmp_path / "targets"
+    for number in range(100):
+        emulator.add_runtime("ws", f"r{number}")
+    many = b"".join(b"ws,r%d\r\n" % number for number in range(100))
     file.write_bytes(
-        b"\xef\xbb\xbfworkspace_id,alias\r\nws,a\r\n\r\na,b,c\r\nws,caf\xe9\r\nws,b\r\n"
+        b"\xef\xbb\xbfworkspace_id,alias\r\n" + many + b"\r\na,b,c\r\nws,caf\xe9\r\nws,b\r\n"
     )
     code, out, err = await command("stop", "--from", file)
-    bad, unspeakable, account = out.splitlines()
+    bad, undecodable, account = out.splitlines()
     assert bad == (
-        "'a,b,c' on line 4             rejected         invalid target 'a,b,c' on line 4: "
+        "'a,b,c' on line 103           rejected         invalid target 'a,b,c' on line 103: "
         "expected (workspace id, alias)"
     )
-    assert unspeakable.startswith(r"ws 'caf\udce9' ")
-    assert "  rejected  " in unspeakable
-    assert (
-        without_times(account)
-        == "2 of 4 not running, 2 still running after 0.0 s: 2 stopped, 2 rejected"
+    assert undecodable.startswith(r"'ws,caf\udce9' on line 104 ")
+    assert "  rejected  " in undecodable
+    assert without_times(account) == (
+        "101 of 103 not running, 2 still running after 0.0 s: 101 stopped, 2 rejected"
     )
     assert (code, err) == (1, "")
-    assert {emulator.status("ws", alias) for alias in "ab"} == {"stopped"}
+    assert emulator.status("ws", "b") == "stopped"
 
 
-async def test_an_empty_file_is_a_success(command: Command, tmp_path: Path) -> None:
+async def test_after_ten_bad_lines_only_their_number_is_printed(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    """Fault: a file whose second half was garbage filled the screen, a line for each."""
     file = tmp_path / "targets"
-    file.write_text("workspace,alias\n")
+    file.write_text("".join(f"ws,x{number}\n" for number in range(100)) + "nonsense\n" * 50)
+    code, out, err = await command("stop", "--ignore-not-found", "--from", file)
+    assert out.count("'nonsense' on line") == 2 * 10
+    assert (code, err) == (1, "40 more invalid targets are not shown\n")
+    assert emulator.received.total() == 100
+
+    code, out, err = await command("stop", "--dry-run", "--from", file)
+    assert err.count("nonsense") == 10
+    assert err.endswith("Dry run: 100 to stop, 50 invalid\n")
+    assert code == 1
+
+
+INPUTS_THAT_ARE_NOT_TARGETS: dict[str, tuple[bytes, str]] = {
+    "a PNG": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "It looks like a PNG image"),
+    "HTML": (b"<!DOCTYPE html>\n<p>Log in, please", "line 1 is not a target: it is neither"),
+    "prose": (
+        b"Good evening, all\nplease stop these:\nws,a\n",
+        "it is neither a header nor a pair",
+    ),
+    "UTF-16": ("ws,a\nws,b\n".encode("utf-16"), "It looks like UTF-16; save it as UTF-8"),
+    "binary": (b"ws\0,a\0\nws\0,b\0\n", "It looks like binary data"),
+    "an .xlsx": (b"PK\x03\x04\x14", "It looks like a ZIP archive or an Excel workbook"),
+    "other columns": (b"runtime,host,cpu\nws,a,1\n", "it is neither a header nor a pair"),
+    "no alias": (b"workspace,host\nws,a\n", "the header has no column with an alias"),
+    "no workspace": (b"host;name\nws;a\n", "the header has no column with a workspace_id"),
+    "another object": (b'{"items": [["ws", "a"]]}\n', "the workspace id is missing"),
+    "a broken line": (b"ws,a\nws,b\n\nws,c,d\nws,c\n", "'ws,c,d' on line 4 is not a target"),
+    "Latin-1": (b"ws,a\nws,caf\xe9\n", "the alias is not UTF-8"),
+    "an open quote": (b'ws,a\nws,"b\nws,c\n', "on line 2 is not a target: a quote is not closed"),
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    INPUTS_THAT_ARE_NOT_TARGETS.values(),
+    ids=INPUTS_THAT_ARE_NOT_TARGETS.keys(),
+)
+async def test_input_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path, content: bytes, reason: str
+) -> None:
+    """Fault: `--from` with an image printed a line for each of its lines, and sent some of them."""
+    file = tmp_path / "file"
+    file.write_bytes(content)
     code, out, err = await command("stop", "--from", file)
-    assert without_times(out) == "0 of 0 not running after 0.0 s\n"
+    assert reason in err
+    assert err.count("\n") == err.count("Nothing was stopped") == 1
+    assert err.removesuffix("\n").isprintable()
+    assert (code, out) == (2, "")
+    assert emulator.requests == []
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)], ids=["stop", "dry run"])
+async def test_a_pipe_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
+    emulator: HoldingEmulator, dry_run: tuple[str, ...]
+) -> None:
+    code, out, err = await run_with_stdin("ws,a\n<p>\nws,b\n<p>\n", *dry_run, "--from", "-")
+    assert err.startswith(
+        "bctrl-async: error: cannot read targets from stdin: '<p>' on line 2 is not a target: "
+    )
+    assert err.count("\n") == 1
+    assert (code, out) == (2, "")
+    assert emulator.requests == []
+
+
+@pytest.mark.parametrize("content", ["", "\n# none tonight\n", "workspace,alias\n", "[]"])
+async def test_an_empty_input_exits_with_2_unless_allowed(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path, content: str
+) -> None:
+    """Fault: a pipe whose writer had failed before its first line was a success."""
+    file = tmp_path / "targets"
+    file.write_text(content)
+    code, out, err = await command("stop", "--from", file)
+    assert err == (
+        f"bctrl-async: error: there are no targets in {file}. Add --allow-empty if that may be so\n"
+    )
+    assert (code, out) == (2, "")
+    assert await run_with_stdin(content, "--from", "-") == (
+        2,
+        "",
+        "bctrl-async: error: there are no targets in stdin. Add --allow-empty if that may be so\n",
+    )
+
+    for allowed in (
+        await command("stop", "--allow-empty", "--from", file),
+        await run_with_stdin(content, "--allow-empty", "--from", "-"),
+    ):
+        assert (allowed[0], without_times(allowed[1])) == (0, "0 of 0 not running after 0.0 s\n")
+    assert emulator.requests == []
+
+
+async def run_with_stdin(content: str, *args: str) -> tuple[int | None, str, str]:
+    process = await start(*COMMAND, "stop", *args, stdin=asyncio.subprocess.PIPE)
+    write(process, content)
+    assert process.stdin is not None
+    process.stdin.close()
+    return await finish(process)
+
+
+async def test_a_spreadsheet_is_read_by_its_column_names(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    """Fault: an export with its columns in another order stopped nothing, or the wrong runtime."""
+    file = tmp_path / "export.csv"
+    file.write_bytes(
+        "\ufeffName;Owner;Workspace ID;Note\r\n"
+        "# b is kept\r\n"
+        'a;Bo;ws;"bad;\r\nws;b;ws;"\r\n'
+        ";;;\r\n"
+        '"c";Bo;ws;\r\n'.encode()
+    )
+    code, out, err = await command("stop", "--from", file)
+    assert without_times(out) == "2 of 2 not running after 0.0 s: 2 stopped\n"
+    assert (code, err) == (0, "")
+    assert emulator.received == {("ws", "a"): 1, ("ws", "c"): 1}
+
+
+@pytest.mark.usefixtures("emulator")
+async def test_pretty_printed_output_of_list_can_be_piped_back(
+    command: Command, tmp_path: Path
+) -> None:
+    """Fault: every line of `list --json | jq` was a bad line."""
+    _, listed, _ = await command("list", "--json", "ws")
+    values = outcomes_of(listed)
+    file = tmp_path / "targets"
+    file.write_text("\n".join(json.dumps(value, indent=2) for value in values))
+    code, out, err = await command("stop", "--dry-run", "--from", file)
+    assert [target["alias"] for target in outcomes_of(out)] == ["a", "b", "c"]
+    file.write_text(json.dumps(values, indent=4))
+    code, out, err = await command("stop", "--from", file)
+    assert without_times(out) == "3 of 3 not running after 0.0 s: 3 stopped\n"
     assert (code, err) == (0, "")
 
 
@@ -816,24 +949,14 @@ async def test_a_dry_run_needs_no_key_and_prints_lines_for_from(
     assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
 
 
-async def test_a_dry_run_with_invalid_lines_exits_with_1(
+async def test_a_dry_run_with_invalid_targets_exits_with_1(
     emulator: HoldingEmulator,
 ) -> None:
-    process = await start(
-        *COMMAND, "stop", "--dry-run", "--from", "-", stdin=asyncio.subprocess.PIPE
-    )
-    write(process, 'ws,a\nnonsense\n["ws", "日本"]\nws,..')
-    assert process.stdin is not None
-    process.stdin.close()
-    code, out, err = await finish(process)
+    code, out, err = await run_with_stdin('ws,a\n"ws","日本"\nws,..', "--dry-run", "--from", "-")
     assert [outcome["alias"] for outcome in outcomes_of(out)] == ["a", "日本"]
-    bad, dots, account = err.splitlines()
-    assert (
-        bad
-        == "bctrl-async: error: invalid target 'nonsense' on line 2: expected (workspace id, alias)"
-    )
+    dots, account = err.splitlines()
     assert dots.startswith("bctrl-async: error: alias '..' ")
-    assert account == "Dry run: 2 to stop, 2 invalid"
+    assert account == "Dry run: 2 to stop, 1 invalid"
     assert code == 1
     assert not emulator.requests
 
@@ -1158,7 +1281,7 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
     process = await start(
         *COMMAND, "stop", "--from", "-", stdin=asyncio.subprocess.PIPE, stderr=terminal.fd
     )
-    write(process, "ws,a\nnonsense\n")
+    write(process, "ws,a\nws,..\n")
     await terminal.until("1 stopped, 1 rejected")
     assert "━" not in terminal.text
     assert terminal.screen[-2:] == ["0 in flight", "1 stopped, 1 rejected"]
@@ -1168,7 +1291,7 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
     assert terminal.screen == [""]
     code, out, _ = await finish(process)
     line, account = out.splitlines()
-    assert line.startswith("'nonsense' on line 2 ")
+    assert line.startswith("ws ..  ")
     assert (
         without_times(account)
         == "1 of 2 not running, 1 still running after 0.0 s: 1 stopped, 1 rejected"
@@ -1247,6 +1370,7 @@ async def test_resumed_outcomes_are_shown_after_a_second_ctrl_c(
     [
         (("--from", "a", "--from", "b"), "--from takes one FILE, or - for stdin"),
         (("--from", ""), "--from takes one FILE, or - for stdin"),
+        (("--allow-empty", "ws", "a"), "--allow-empty needs --from"),
         (("--journal", "", "ws", "a"), "Invalid value for '--journal': must not be empty"),
     ],
 )
@@ -1930,6 +2054,7 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
     shown.pop("--help", None)
     assert shown == {
         "--from": "FILE",
+        "--allow-empty": "",
         "--workspace": "WORKSPACE",
         "--all": "",
         "--status": "STATUS",

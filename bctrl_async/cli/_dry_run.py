@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bctrl_async import BctrlSession, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import target_json
+from bctrl_async.cli._format import MAX_INVALID_SHOWN, target_json
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.journal import read_journal
 
@@ -32,7 +32,8 @@ def dry_run(
     def show(outcome: StopOutcome) -> None:
         if outcome.result is StopResult.REJECTED:
             counts["invalid"] += 1
-            print_error(outcome.error.summary if outcome.error else "")
+            if counts["invalid"] <= MAX_INVALID_SHOWN:
+                print_error(outcome.error.summary if outcome.error else "")
         elif outcome.target in settled:
             counts["settled"] += 1
         else:

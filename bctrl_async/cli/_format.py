@@ -13,13 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from bctrl_async import Runtime, RuntimeRef, StopOutcome, StopReport, StopResult
-from bctrl_async.cli._output import Output, one_line
+from bctrl_async.cli._output import Output, one_line, print_info
 from bctrl_async.cli._states import RuntimeState, state_of
 from bctrl_async.errors import subject_of
 from bctrl_async.outcomes import OutcomeRecord
 
 _MAX_ALIAS_WIDTH = 28
 _MIN_DETAIL_WIDTH = 20
+MAX_INVALID_SHOWN = 10
+"""The number of invalid targets that are shown one by one."""
 _RESULT_WIDTH = max(len(result) for result in StopResult)
 _MEANINGS = {
     StopResult.STOPPED: "the server confirmed that it is stopped",
@@ -61,6 +63,7 @@ class OutcomePrinter:
         self._missing_ok = missing_ok
         self._json = json
         self._prints_all = aliases is not None
+        self._invalid = 0
         widest = max((cell_len(escape(alias)) for alias in aliases or ()), default=_MAX_ALIAS_WIDTH)
         self._width = min(widest, _MAX_ALIAS_WIDTH)
 
@@ -70,8 +73,20 @@ class OutcomePrinter:
         self.states[state] += 1
         if self._json:
             self._output.print_result(outcome_json(outcome))
-        elif self._prints_all or _needs_attention(outcome, state):
+        elif self._prints_all or (_needs_attention(outcome, state) and self._is_shown(outcome)):
             self._output.print_result(self._line(outcome, state))
+
+    def print_hidden(self) -> None:
+        """Print the number of invalid targets that got no line."""
+        if self._invalid > MAX_INVALID_SHOWN:
+            print_info(f"{self._invalid - MAX_INVALID_SHOWN:,} more invalid targets are not shown")
+
+    def _is_shown(self, outcome: StopOutcome) -> bool:
+        """Return True unless it is one of very many invalid targets."""
+        if outcome.error is None or outcome.error.reason_class != "invalid_input":
+            return True
+        self._invalid += 1
+        return self._invalid <= MAX_INVALID_SHOWN
 
     def _line(self, outcome: StopOutcome, state: RuntimeState) -> Text:
         name = self._output.escape_unencodable(self._name(outcome.target))

@@ -2,12 +2,10 @@
 
 import asyncio
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -32,7 +30,7 @@ from bctrl_async.cli._options import (
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._states import RuntimeState
-from bctrl_async.cli._targets import read_file, read_pipe
+from bctrl_async.cli._targets import read_targets
 
 _MIN_DEADLINE = 0.001
 """Seconds left to a run whose deadline has passed: every target becomes `not_sent`."""
@@ -50,6 +48,9 @@ _Aliases = Annotated[
 ]
 _Files = Annotated[
     list[str] | None, _target("--from", metavar="FILE", help="Read targets from FILE; - is stdin.")
+]
+_AllowEmpty = Annotated[
+    bool, _target("--allow-empty", metavar="", help="Accept a FILE without targets.")
 ]
 _WholeWorkspace = Annotated[
     str | None,
@@ -112,6 +113,7 @@ def stop(
     aliases: _Aliases = None,
     *,
     files: _Files = None,
+    allow_empty: _AllowEmpty = False,
     whole_workspace: _WholeWorkspace = None,
     everything: _All = False,  # noqa: ARG001 - _check_usage reads it.
     yes: _Yes = False,
@@ -133,9 +135,10 @@ def stop(
     """Stop runtimes and report the outcome of each.
 
     Give WORKSPACE and ALIAS..., or --from FILE, or --workspace WORKSPACE --all.
-    A line of FILE is WORKSPACE,ALIAS or JSON: ["ws", "crm"] or
-    {"workspace_id": "ws", "alias": "crm"}. Put -- before WORKSPACE if an alias
-    begins with a dash. The API key is read from BCTRL_API_KEY.
+    FILE is CSV with the columns workspace_id and alias, or WORKSPACE,ALIAS in each
+    line, or JSON: {"workspace_id": "ws", "alias": "crm"} or ["ws", "crm"], one
+    after the other or in an array. Put -- before WORKSPACE if an alias begins with
+    a dash. The API key is read from BCTRL_API_KEY.
 
     Every ALIAS gets a line of output; with --from or --all, only targets do that
     were attempted and may still be running. The last line counts the runtimes
@@ -188,10 +191,13 @@ def stop(
             verify=verify,
             missing_ok=ignore_not_found,
         )
-        return _report(asyncio.run(running), printer.states, output, json=json)
+        finished = asyncio.run(running)
+        printer.print_hidden()
+        return _report(finished, printer.states, output, json=json)
 
     if whole_workspace is None:
-        return run(_open_targets(context, workspace, aliases, file), deadline)
+        targets = _open_targets(context, workspace, aliases, file, allow_empty=allow_empty)
+        return run(targets, deadline)
     wanted = build_filter(status or RuntimeStatus.ACTIVE, kind, older_than)
     finding = find_runtimes(connect(), whole_workspace, wanted, deadline=deadline)
     return _stop_found(finding, run, deadline, asks=asks)
@@ -219,6 +225,8 @@ def _check_usage(context: typer.Context) -> None:
         context.fail("--all, --status, --kind and --older-than need --workspace")
     elif given >= {"workspace", "files"}:
         context.fail("--from cannot be combined with WORKSPACE and ALIAS")
+    elif "allow_empty" in given and "files" not in given:
+        context.fail("--allow-empty needs --from")
     elif not given & {"aliases", "files"}:
         context.fail(
             "nothing to stop: give WORKSPACE and ALIAS, --from FILE, or --workspace WORKSPACE --all"
@@ -226,19 +234,20 @@ def _check_usage(context: typer.Context) -> None:
 
 
 def _open_targets(
-    context: typer.Context, workspace: str | None, aliases: list[str] | None, file: str | None
+    context: typer.Context,
+    workspace: str | None,
+    aliases: list[str] | None,
+    file: str | None,
+    *,
+    allow_empty: bool,
 ) -> _Targets:
     if file is None:
         return [RuntimeRef(workspace or "", alias) for alias in aliases or ()]
     try:
         # A bad line is an invalid target, which the bulk stop rejects.
-        if file == "-":
-            return cast("_Targets", read_pipe(sys.stdin.fileno()))
-        return cast("_Targets", read_file(Path(file)))
-    except (OSError, AttributeError) as error:
-        # A shell that closes stdin leaves None in its place.
-        why = getattr(error, "strerror", None) or "it is closed"
-        context.fail(f"cannot read {'stdin' if file == '-' else file}: {why}")
+        return cast("_Targets", read_targets(file, allow_empty=allow_empty))
+    except OSError as error:
+        context.fail(f"cannot read {'stdin' if file == '-' else file}: {error.strerror}")
 
 
 def _stop_found(

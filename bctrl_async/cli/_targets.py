@@ -1,84 +1,145 @@
-"""Targets read from a file or a pipe."""
+"""Targets read from a file or a pipe; the beginning is looked at before the first one is used."""
 
 import asyncio
-import csv
-import json
 import os
 import stat
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
-from bctrl_async import RuntimeRef
+from bctrl_async import BctrlConfigError
+from bctrl_async.cli._items import BadLine, Item
+from bctrl_async.cli._parser import EXPECTED, TargetParser
 
 _CHUNK = 65536
-_WORKSPACE_KEYS = ("workspace_id", "workspaceId", "workspace")
-_HEADERS = [[key.lower(), "alias"] for key in _WORKSPACE_KEYS]
-_MAX_SHOWN = 60
+_LOOKED_AT = 100
+"""The number of items that must be targets before the first of them is used."""
+_LOOK_TIME = 1.0
+"""Seconds for which further items of a pipe are waited for before the first is used."""
 
 
-class BadLine:
-    """A line that is not a target; the bulk stop rejects it and shows its repr."""
+def read_targets(path: str, *, allow_empty: bool) -> Iterable[Item] | AsyncIterator[Item]:
+    """Return the targets of a file or a pipe.
 
-    def __init__(self, number: int, text: str) -> None:
-        self._number = number
-        self._text = text
-
-    def __repr__(self) -> str:
-        return f"{self._text[:_MAX_SHOWN]!r} on line {self._number}"
-
-
-Item = RuntimeRef | BadLine
-
-
-def read_file(path: Path) -> Iterable[Item] | AsyncIterator[Item]:
-    """Return the targets of a file or a named pipe.
+    Args:
+        path: The file or named pipe; `-` is stdin.
+        allow_empty: Accept an input without targets.
 
     Raises:
-        OSError: The file cannot be read.
+        BctrlConfigError: The beginning of a file is not a list of targets, or it is empty. A pipe
+            raises it when it is read.
+        OSError: It cannot be opened.
     """
-    with path.open("rb") as file:
+    if path == "-":
+        # A shell that closes stdin leaves None in its place.
+        if sys.stdin is None:
+            raise OSError(None, "it is closed")
+        return read_pipe(sys.stdin.fileno(), "stdin", allow_empty=allow_empty)
+    with Path(path).open("rb") as file:
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return _FileTargets(path)
-        return read_pipe(os.dup(file.fileno()))
+            return _FileTargets(path, allow_empty=allow_empty)
+        return read_pipe(os.dup(file.fileno()), path, allow_empty=allow_empty)
 
 
 class _FileTargets:
-    """The targets of a regular file, counted at first and parsed as they are needed."""
+    """The targets of a regular file, counted at first and parsed again as they are needed."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with path.open("rb") as file:
-            # Every non-blank line but a header counts; parsing is lazy.
-            self._length = sum(
-                bool(_decode(number, line)) if number > 1 else parse_line(number, line) is not None
-                for number, line in enumerate(file, start=1)
-            )
+    def __init__(self, path: str, *, allow_empty: bool) -> None:
+        self._path = Path(path)
+        look = _Look(path, allow_empty=allow_empty)
+        length = 0
+        for length, item in enumerate(self._items(look.parser), start=1):
+            if length <= _LOOKED_AT:
+                look.check(item)
+        look.check_length(length)
+        self._length = length
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Item]:
+        return self._items(TargetParser())
+
+    def _items(self, parser: TargetParser) -> Iterator[Item]:
         with self._path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if (item := parse_line(number, line)) is not None:
-                    yield item
+            data = b"-"
+            while data:
+                data = file.read(_CHUNK)
+                yield from parser.feed(data)
 
 
-async def read_pipe(file: int) -> AsyncIterator[Item]:
-    """Yield targets from a pipe or a terminal, given its descriptor, as their lines arrive."""
-    number, rest = 0, b""
-    while True:
+async def read_pipe(file: int, name: str, *, allow_empty: bool) -> AsyncIterator[Item]:
+    """Yield the targets of a pipe or a terminal as they arrive.
+
+    The first are held back for up to a second, until a hundred have arrived.
+
+    Args:
+        file: The descriptor.
+        name: The name of the input in errors.
+        allow_empty: Accept an input without targets.
+
+    Raises:
+        BctrlConfigError: One of these is not a target, or there is none at all.
+        OSError: It cannot be read.
+    """
+    look = _Look(name, allow_empty=allow_empty)
+    items: list[Item] = []
+    data: bytes | None = None
+    look_until: float | None = None
+    while data != b"" and len(items) < _LOOKED_AT:
+        try:
+            async with asyncio.timeout_at(look_until):
+                await _wait_readable(file)
+        except TimeoutError:
+            break
+        data = os.read(file, _CHUNK)
+        for item in look.parser.feed(data):
+            if len(items) < _LOOKED_AT:
+                look.check(item)
+            items.append(item)
+        if items and look_until is None:
+            look_until = asyncio.get_running_loop().time() + _LOOK_TIME
+    look.check_length(len(items))
+    for item in items:
+        yield item
+    while data != b"":
         await _wait_readable(file)
-        chunk = os.read(file, _CHUNK)
-        *lines, rest = (rest + chunk).split(b"\n")
-        if not chunk:
-            lines = [rest]
-        for line in lines:
-            number += 1
-            if (item := parse_line(number, line)) is not None:
-                yield item
-        if not chunk:
-            return
+        data = os.read(file, _CHUNK)
+        for item in look.parser.feed(data):
+            yield item
+
+
+class _Look:
+    """The look at the beginning of an input.
+
+    Args:
+        name: The name of the input.
+        allow_empty: Accept an input without targets.
+
+    Attributes:
+        parser: The parser of the input.
+    """
+
+    def __init__(self, name: str, *, allow_empty: bool) -> None:
+        self.parser = TargetParser()
+        self._name = name
+        self._allow_empty = allow_empty
+
+    def check(self, item: Item) -> None:
+        """Raise BctrlConfigError if this is not a target."""
+        if isinstance(item, BadLine):
+            raise BctrlConfigError(
+                f"cannot read targets from {self._name}: {self.parser.describe(item)}",
+                advice=f"{EXPECTED}. Nothing was stopped",
+            )
+
+    def check_length(self, length: int) -> None:
+        """Raise BctrlConfigError if there are no targets."""
+        if not length and not self._allow_empty:
+            raise BctrlConfigError(
+                f"there are no targets in {self._name}",
+                advice="Add --allow-empty if that may be so",
+            )
 
 
 async def _wait_readable(file: int) -> None:
@@ -98,44 +159,3 @@ async def _wait_readable(file: int) -> None:
 def _set_done(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-def parse_line(number: int, line: bytes) -> Item | None:
-    """Return the target of a line of CSV or JSON; None for a blank line or a header.
-
-    Only line 1 can be a header.
-    """
-    text = _decode(number, line)
-    if not text:
-        return None
-    is_json = text[0] in "{["
-    parts = _parse_json(text) if is_json else _parse_csv(text)
-    if number == 1 and not is_json and [str(part).lower() for part in parts] in _HEADERS:
-        return None
-    match parts:
-        case [str() as workspace_id, str() as alias]:
-            return RuntimeRef(workspace_id, alias)
-    return BadLine(number, text)
-
-
-def _decode(number: int, line: bytes) -> str:
-    # Bytes that are not UTF-8 become surrogates, which are rejected as a name but can be shown.
-    return line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip()
-
-
-def _parse_csv(text: str) -> Sequence[object]:
-    try:
-        return next(csv.reader([text], skipinitialspace=True))
-    except csv.Error:
-        return []
-
-
-def _parse_json(text: str) -> Sequence[object]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    if isinstance(value, dict):
-        workspace_id = next((value[key] for key in _WORKSPACE_KEYS if key in value), None)
-        return [workspace_id, value.get("alias")]
-    return value if isinstance(value, list) else []
