@@ -136,6 +136,20 @@ class TestBounds:
             for number in range(0, 200, 2)
         ]
 
+    @pytest.mark.parametrize(
+        "summary", [{}, {"summary": None}, {"summary": {"launchMode": "\ud83d"}}]
+    )
+    def test_enum_values_with_a_lone_surrogate_are_kept(self, summary: dict[str, object]) -> None:
+        fields = {**RUNTIME, "kind": "\ud83d", "status": "a\udc00", **summary}
+        parsed, _ = parse_in_slices(json.dumps({"runtimes": [fields]}).encode())
+
+        assert isinstance(parsed, list)
+        [runtime] = parsed
+        assert isinstance(runtime, Runtime)
+        assert (runtime.kind, runtime.status) == ("\ud83d", "a\udc00")
+        mode = runtime.summary and runtime.summary.launch_mode
+        assert mode == ("\ud83d" if summary.get("summary") else None)
+
     def test_a_list_with_more_invalid_runtimes_is_one_error(self) -> None:
         """Fault: each of a million invalid runtimes was an error of its own."""
         error = parse(json.dumps({"runtimes": [RUNTIME] + [0] * 101}).encode())
