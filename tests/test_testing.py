@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from servers import emulator_in_a_thread
 
-from bctrl_async.emulator import Emulator
+from bctrl_async import BctrlSession, RetryPolicy, StopOutcome
+from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.testing import (
     _in_a_thread,
     bctrl_emulator,  # noqa: F401 - a fixture.
@@ -74,3 +76,35 @@ def test_the_fixtures_work_without_an_event_loop(
 ) -> None:
     assert "not opened yet" in repr(bctrl_session)
     assert str(getattr(bctrl_emulator, "url", "")).startswith("http://127.0.0.1:")
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "testing.md"
+ROW = re.compile(
+    r"^\| `([A-Z_]+)` \| .* \| (yes|no|failed) \| `(\w+)`(, 2 attempts)?", re.MULTILINE
+)
+ROWS: list[tuple[str, str, str, str]] = ROW.findall(PAGE.read_text("utf-8"))
+
+
+def test_the_table_of_faults_has_every_fault() -> None:
+    assert [row[0] for row in ROWS] == [fault.name for fault in Fault]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row[0]))
+async def test_a_single_fault_ends_as_the_table_says(row: tuple[str, str, str, str]) -> None:
+    name, stopped, result, twice = row
+    outcomes: list[StopOutcome] = []
+    async with (
+        Emulator(port=0, retry_after="0", fault_latency=0.01, drip_interval=0) as emulator,
+        BctrlSession(
+            "emulator-key", base_url=emulator.url, timeout=2, retry=RetryPolicy(base=0.01)
+        ) as session,
+    ):
+        emulator.add_runtime("ws-1", "crm")
+        emulator.inject(Fault[name], alias="crm")
+        await session.stop_runtimes([("ws-1", "crm")], on_outcome=outcomes.append)
+
+    [outcome] = outcomes
+    assert outcome.result == result
+    assert emulator.received["ws-1", "crm"] == (2 if twice else 1)
+    assert Fault[name].takes_effect == (stopped != "no")
+    assert (emulator.status("ws-1", "crm") == "failed") == (stopped == "failed")
