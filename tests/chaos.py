@@ -2,15 +2,15 @@
 
 `python tests/chaos.py [--seeds 50] [--first 0] [--targets 10000] [--jobs 4]`
 
-Each seed is one run against the emulator over real sockets. The seed decides the faults, the kind
-of input, the policy, and how and when the run ends. Afterwards the guarantee of the bulk stop is
-checked: one outcome for each target, and none that contradicts the state of the server.
+Each seed is one run against the emulator over real sockets. The seed decides the faults, the
+targets that are poisoned, the kind of input, the policy, and how and when the run ends. Afterwards
+the guarantee of the bulk stop is checked: one outcome for each target, and none that contradicts
+the state of the server, or was not in one of its answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import sys
@@ -24,21 +24,22 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import anyio
+from chaos_checks import check_account, check_journal, check_targets, settled_targets
+from journal_lines import read_lines
 from leaks import bulk_tasks
 
-from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport, StopResult
+from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import read_journal
 
-_NOT_YET = {
-    Fault.STRAY_ANSWER,
-    Fault.LATE_STRAY_ANSWER,
-    Fault.FOREIGN_NOT_FOUND,
-    Fault.LOGIN_PAGE,
-}
 _KEY = "a-key-that-must-not-be-written"
-_CLAIMS_STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
-_CLAIMS_NO_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
+_TIMEOUT = 0.5
+_POISON = (Fault.BAD_GATEWAY, Fault.DROP_BEFORE, Fault.HANG)
+_POISONED_SHARE = 0.01
+_REPEATED_SHARE = 0.01
+_YEARS = "1798761600"
+"""A Retry-After that is a point in time, where seconds belong."""
 
 
 class Ending(StrEnum):
@@ -49,10 +50,36 @@ class Ending(StrEnum):
     CANCELLED = "cancelled"
     LEFT_EARLY = "left early"
     STOP_READING = "stop_reading"
+    ABORTED = "abort"
+    SCOPE_CANCELLED = "scope cancelled"
     CALLBACK_RAISES = "on_outcome raises"
     INPUT_RAISES = "input raises"
     KEY_REVOKED = "key revoked"
     SESSION_CLOSED = "session closed"
+    CONNECTIONS_RESET = "connections reset"
+    RETRY_AFTER_YEARS = "Retry-After of years"
+
+
+_DELIVERS_ALL = frozenset(
+    {
+        Ending.COMPLETED,
+        Ending.DEADLINE,
+        Ending.STOP_READING,
+        Ending.ABORTED,
+        Ending.CONNECTIONS_RESET,
+        Ending.RETRY_AFTER_YEARS,
+    }
+)
+_SENDS_NOTHING_NEW = frozenset(
+    {
+        Ending.CANCELLED,
+        Ending.STOP_READING,
+        Ending.ABORTED,
+        Ending.SCOPE_CANCELLED,
+        Ending.CALLBACK_RAISES,
+        Ending.SESSION_CLOSED,
+    }
+)
 
 
 class _PlannedError(Exception):
@@ -89,29 +116,35 @@ class ChaosRun:
         self.seed = seed
         self.ending = list(Ending)[seed % len(Ending)]
         self.journal = folder / f"{seed}.jsonl"
-        faults = {fault: rng.uniform(0.0, 0.04) for fault in Fault if fault not in _NOT_YET}
+        faults = {fault: rng.uniform(0.0, 0.04) for fault in Fault}
+        retry_after = rng.choice(["0", "0.02", None])
+        if self.ending is Ending.RETRY_AFTER_YEARS:
+            retry_after = _YEARS
+            # Only the injected one.
+            del faults[Fault.RATE_LIMITED_RETRY_AFTER], faults[Fault.UNAVAILABLE]
         self.emulator = Emulator(
             port=0,
             api_key=_KEY,
             faults=faults,
             seed=seed,
             latency=rng.choice([0.0, 0.002]),
-            retry_after=rng.choice(["0", "0.02", None]),
+            retry_after=retry_after,
             fault_latency=0.02,
             drip_interval=0.0002,
         )
-        self.targets: list[object] = []
-        for number in range(targets):
-            target = RuntimeRef(f"ws-{number % 7}", f"runtime {number}")
-            draw = rng.random()
-            if draw < 0.97:
-                self.emulator.add_runtime(*target, status="stopped" if draw < 0.02 else "active")
-            self.targets.append(target if draw < 0.99 else rng.choice([None, ("ws", ""), "ab"]))
+        self.targets = [self._target(rng, number) for number in range(targets)]
         self._before = {
             target: self.emulator.status(*target)
             for target in self.targets
             if isinstance(target, RuntimeRef)
         }
+        poisoned = {target for target in self._before if rng.random() < _POISONED_SHARE}
+        self._poisoned = frozenset(poisoned & self.emulator.runtimes.keys())
+        for target in self._poisoned:
+            self.emulator.poison(*target, rng.choice(_POISON))
+        for index in range(1, targets):
+            if rng.random() < _REPEATED_SHARE:
+                self.targets[index] = self.targets[rng.randrange(index)]
         inputs: list[Callable[[], Any]] = [
             self._as_list,
             self._as_generator,
@@ -122,7 +155,7 @@ class ChaosRun:
         self._streamed = rng.random() < 0.5 or self.ending is Ending.LEFT_EARLY
         self._concurrency = rng.choice([1, 7, 50, 100]) if targets <= 1000 else 100
         self._end_after = rng.randrange(targets // 2)
-        self._verify = seed % 4 == 3
+        self._verify = rng.random() < 0.25
         # `verify` polls a runtime that stays active for this long.
         self._patience = rng.uniform(1.5, 4.0) if self._verify else rng.uniform(0.2, 10.0)
         self._policy = RetryPolicy(
@@ -131,7 +164,17 @@ class ChaosRun:
         self._delivered: Counter[int] = Counter()
         self._batch: StopBatch | None = None
         self._runner: asyncio.Task[None] | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._received_at_end: set[tuple[str, str]] | None = None
+        self._in_flight_at_end = 0
         self._key = _KEY
+
+    def _target(self, rng: random.Random, number: int) -> object:
+        target = RuntimeRef(f"ws-{number % 7}", f"runtime {number}")
+        draw = rng.random()
+        if draw < 0.97:
+            self.emulator.add_runtime(*target, status="stopped" if draw < 0.02 else "active")
+        return target if draw < 0.99 else rng.choice([None, ("ws", ""), "ab"])
 
     def _as_list(self) -> Iterable[object]:
         return self.targets
@@ -155,7 +198,7 @@ class ChaosRun:
             BctrlSession(
                 lambda: self._key,
                 base_url=self.emulator.url,
-                timeout=0.5,
+                timeout=_TIMEOUT,
                 retry=self._policy,
             ) as session,
         ):
@@ -177,6 +220,10 @@ class ChaosRun:
         return Verdict(self.seed, self.ending, batch.report, len(self.emulator.requests), problems)
 
     async def _run_batch(self, batch: StopBatch) -> None:
+        with anyio.CancelScope() as self._scope:
+            await self._consume(batch)
+
+    async def _consume(self, batch: StopBatch) -> None:
         if not self._streamed:
             await batch
             return
@@ -193,70 +240,61 @@ class ChaosRun:
             return
         assert self._batch is not None
         assert self._runner is not None
+        self._received_at_end = set(self.emulator.received)
+        self._in_flight_at_end = self._batch.in_flight
+        self._end(self._batch, self._runner)
         match self.ending:
-            case Ending.CANCELLED:
-                self._runner.cancel()
-            case Ending.STOP_READING:
-                self._batch.stop_reading()
             case Ending.CALLBACK_RAISES:
                 raise _PlannedError
-            case Ending.KEY_REVOKED:
-                self._key = "another"
             case Ending.SESSION_CLOSED:
                 await self._session.close()
 
-    def _check(self, report: StopReport) -> Iterator[str]:
-        text = self.journal.read_text()
-        found = [json.loads(line) for line in text.splitlines()[1:]]
-        lines = [line for line in found if "completed" not in line]
-        content = read_journal(self.journal)  # It checks each line's checksum.
-        indices = Counter(line["index"] for line in lines)
-        results = Counter(StopResult(line["result"]) for line in lines)
-        failed = {
-            line["index"]
-            for line in lines
-            if not StopResult(line["result"]).settled or line["result"] == StopResult.NOT_FOUND
-        }
-        delivered = self._delivered.keys()
-        delivers_all = self.ending in {Ending.COMPLETED, Ending.DEADLINE, Ending.STOP_READING}
-        rules = {
-            "the key is in the journal": _KEY not in text,
-            "a target has two outcomes": max(indices.values(), default=1) == 1,
-            "a target has no outcome": sorted(indices) == list(range(report.total)),
-            "the journal is torn": content is not None and not content.is_torn,
-            "the journal is marked as complete": len(lines) == len(found) or report.ok,
-            "the counts differ from the journal": results == report.counts,
-            "the counts do not add up": report.counts.total() == report.total,
-            "the list was not read to its end": not self._is_list
-            or report.total == len(self.targets),
-            "the failures differ from the journal": failed
-            == {outcome.index for outcome in report.failures},
-            "an outcome was delivered twice": max(self._delivered.values(), default=1) == 1,
-            "a delivered outcome is not in the journal": delivered <= indices.keys(),
-            "an outcome was not delivered": not delivers_all or delivered == indices.keys(),
-        }
-        yield from (problem for problem, holds in rules.items() if not holds)
-        for line in lines:
-            yield from self._contradictions(line)
+    def _end(self, batch: StopBatch, runner: asyncio.Task[None]) -> None:
+        match self.ending:
+            case Ending.CANCELLED:
+                runner.cancel()
+            case Ending.SCOPE_CANCELLED if self._scope is not None:
+                self._scope.cancel()
+            case Ending.STOP_READING:
+                batch.stop_reading()
+            case Ending.ABORTED:
+                batch.abort()
+            case Ending.KEY_REVOKED:
+                self._key = "another"
+            case Ending.CONNECTIONS_RESET:
+                for connection in self.emulator._server.connections:
+                    if connection.transport is not None:
+                        connection.transport.abort()
+            case Ending.RETRY_AFTER_YEARS:
+                self.emulator.inject(Fault.RATE_LIMITED_RETRY_AFTER)
 
-    def _contradictions(self, line: dict[str, Any]) -> Iterator[str]:
-        target, result = self.targets[line["index"]], StopResult(line["result"])
-        if not isinstance(target, RuntimeRef):
-            rules = {"it is invalid": result is StopResult.REJECTED}
-        else:
-            now, received = self.emulator.status(*target), self.emulator.received[target]
-            rules = {
-                f"its status is {now}": (
-                    now in {"stopped", "failed"} or result not in _CLAIMS_STOPPED
+    def _check(self, report: StopReport) -> Iterator[str]:
+        data = self.journal.read_bytes()
+        try:
+            journal = read_lines(data)
+        except ValueError as error:
+            yield f"the journal cannot be read: {error}"
+            return
+        entries = journal.entries
+        yield from check_journal(journal, self.emulator.url, report)
+        content = read_journal(self.journal)
+        if content is None or content.settled.keys() != settled_targets(entries):
+            yield "a resumed run would read another journal"
+        yield from check_account(entries, report, self._delivered)
+        yield from check_targets(entries, self.targets, self.emulator, self._before, self._poisoned)
+        if _KEY.encode() in data:
+            yield "the key is in the journal"
+        if self._is_list and report.total != len(self.targets):
+            yield "the list was not read to its end"
+        if self.ending in _DELIVERS_ALL and len(self._delivered) != report.total:
+            yield "an outcome was not delivered"
+        if self.ending in _SENDS_NOTHING_NEW and self._received_at_end is not None:
+            begun = self.emulator.received.keys() - self._received_at_end
+            if len(begun) > self._in_flight_at_end:
+                yield (
+                    f"{len(begun)} targets were sent for the first time after {self.ending}, "
+                    f"with {self._in_flight_at_end} requests in flight"
                 )
-                and (now == self._before[target] or result not in _CLAIMS_NO_EFFECT)
-                and (now is None or result is not StopResult.NOT_FOUND),
-                f"the server received it {received} times": received <= line.get("attempts", 0)
-                and (not received or result is not StopResult.NOT_SENT),
-            }
-        for problem, holds in rules.items():
-            if not holds:
-                yield f"target {line['index']} is {result}, but {problem}"
 
 
 def run_seed(seed: int, targets: int) -> Verdict:

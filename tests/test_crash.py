@@ -25,6 +25,8 @@ FAULTS = {
     Fault.DROP_AFTER: 0.02,
     Fault.SERVER_ERROR: 0.02,
     Fault.RATE_LIMITED: 0.01,
+    Fault.STRAY_ANSWER: 0.02,
+    Fault.LATE_STRAY_ANSWER: 0.02,
 }
 
 PROGRAM = """

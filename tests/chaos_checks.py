@@ -1,0 +1,129 @@
+"""The checks after a chaos run: the journal line by line, the report, and the emulator."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from journal_lines import JournalLines, Record
+
+from bctrl_async import RuntimeRef, StopReport, StopResult
+from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
+
+_CLAIMS_STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
+_CLAIMS_NO_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
+_THROTTLED = frozenset({429, 503})
+_FINAL_NO = frozenset({307, 401, 404, *_THROTTLED})
+_CUT = frozenset({Fault.TRUNCATED_JSON, Fault.SLOW_DRIP})
+"""Faults after which a 409 may have lost its code."""
+
+Status = str | None
+
+
+def check_journal(journal: JournalLines, base_url: str, report: StopReport) -> Iterator[str]:
+    """Check the header and the completion mark of the journal of a single run."""
+    if journal.is_torn:
+        yield "the last line of the journal is cut short"
+    if journal.header["base_url"] != f"{base_url}/v1":
+        yield f"the header of the journal is {journal.header}"
+    if journal.marks and not (len(journal.marks) == 1 and journal.ends_with_mark and report.ok):
+        yield "the journal is marked as complete"
+
+
+def settled_targets(entries: Iterable[Record]) -> set[tuple[str, str]]:
+    """Return the targets that a resumed run would not send again."""
+    return {
+        (entry["workspace_id"], entry["alias"])
+        for entry in entries
+        if not _is_failure(StopResult(entry["result"]))
+    }
+
+
+def check_account(
+    entries: Sequence[Record], report: StopReport, delivered: Counter[int]
+) -> Iterator[str]:
+    """Compare the entries of the journal with the report and the delivered outcomes."""
+    indices = Counter(entry["index"] for entry in entries)
+    results = Counter(StopResult(entry["result"]) for entry in entries)
+    failed = {entry["index"] for entry in entries if _is_failure(StopResult(entry["result"]))}
+    rules = {
+        "a target has two outcomes": max(indices.values(), default=1) == 1,
+        "a target has no outcome": sorted(indices) == list(range(report.total)),
+        "the counts differ from the journal": results == report.counts,
+        "the counts do not add up": report.counts.total() == report.total,
+        "the failures differ from the journal": failed
+        == {outcome.index for outcome in report.failures},
+        "an outcome was delivered twice": max(delivered.values(), default=1) == 1,
+        "a delivered outcome is not in the journal": delivered.keys() <= indices.keys(),
+    }
+    yield from (problem for problem, holds in rules.items() if not holds)
+
+
+def _is_failure(result: StopResult) -> bool:
+    return not result.settled or result is StopResult.NOT_FOUND
+
+
+def check_targets(
+    entries: Iterable[Record],
+    targets: Sequence[object],
+    emulator: Emulator,
+    before: Mapping[RuntimeRef, Status],
+    poisoned: frozenset[RuntimeRef],
+) -> Iterator[str]:
+    """Compare each entry of the journal with the emulator.
+
+    Args:
+        entries: The entries of the journal.
+        targets: The input; an item that is not a RuntimeRef is invalid.
+        emulator: The server of the run.
+        before: The status of each target before the run.
+        poisoned: The targets of which every request met a fault.
+    """
+    requests: defaultdict[tuple[object, object], list[ReceivedRequest]] = defaultdict(list)
+    for request in emulator.requests:
+        requests[request.workspace_id, request.alias].append(request)
+    by_target: defaultdict[RuntimeRef, list[Record]] = defaultdict(list)
+    for entry in entries:
+        target = targets[entry["index"]]
+        if isinstance(target, RuntimeRef):
+            by_target[target].append(entry)
+            if (entry["workspace_id"], entry["alias"]) != target:
+                yield f"target {entry['index']} has the names of another one in the journal"
+        elif entry["result"] != StopResult.REJECTED:
+            yield f"target {entry['index']} is {entry['result']}, but it is invalid"
+    for target, group in by_target.items():
+        rules = _contradictions(group, requests[target], before[target], emulator.status(*target))
+        results = [entry["result"] for entry in group]
+        if target in poisoned and any(StopResult(result).settled for result in results):
+            yield f"target {group[0]['index']} is {results}, but every answer to it was a fault"
+        for problem in rules:
+            yield f"target {group[0]['index']} is {results}, but {problem}"
+
+
+def _contradictions(
+    group: Sequence[Record], requests: Sequence[ReceivedRequest], before: Status, now: Status
+) -> Iterator[str]:
+    """Yield all that contradicts the outcomes of one target, which may be there several times."""
+    results = {StopResult(entry["result"]) for entry in group}
+    stops = [request for request in requests if request.method == "POST"]
+    # What the API itself answered, and not something in front of it.
+    statuses = {request.status for request in requests if request.fault is not Fault.LOGIN_PAGE}
+    own_404 = any(r.status == 404 and r.fault is None for r in requests)
+    cut_conflict = any(r.status == 409 and r.fault in _CUT for r in requests)
+    rules = {
+        f"its status is {now}": (not results & _CLAIMS_STOPPED or now in {"stopped", "failed"})
+        and (StopResult.NOT_FOUND not in results or now is None),
+        f"its status was {before} and is {now}": not results <= _CLAIMS_NO_EFFECT or now == before,
+        f"the server received it {len(stops)} times": len(stops)
+        <= sum(entry.get("attempts", 0) for entry in group),
+        f"the server answered {[request.status for request in stops]}": (
+            results != {StopResult.NOT_SENT}
+            or all(request.status in _THROTTLED for request in stops)
+        )
+        and (StopResult.STOPPED not in results or 200 in statuses)
+        and (StopResult.ACCEPTED not in results or 200 in statuses)
+        and (StopResult.ALREADY_STOPPED not in results or bool({200, 409} & statuses))
+        and (StopResult.NOT_FOUND not in results or own_404)
+        and (StopResult.REJECTED not in results or bool(_FINAL_NO & statuses) or cut_conflict),
+    }
+    yield from (problem for problem, holds in rules.items() if not holds)
