@@ -396,9 +396,10 @@ class BctrlSession:
                 rejected; None rejects none.
             verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a
                 status that is not final, until it is `stopped`, `not_found` or `failed`. A failed
-                runtime no longer runs: its outcome is `accepted`. An outcome stays as it was if
-                the deadline, or without one the policy's patience, ends first. Polls have the
-                lowest priority; up to a thousand runtimes are polled beside the stops. Outcomes
+                runtime no longer runs: its outcome is `accepted`. An outcome stays as it was, with
+                the runtime as last polled, if the deadline, or without one the policy's patience,
+                ends first; an `unknown` one, if the runtime is still active after 30 s. Polls have
+                the lowest priority; up to a thousand runtimes are polled beside the stops. Outcomes
                 that a journal calls `accepted` are verified as well.
             missing_ok: Do not count `not_found` as a failure. A mistyped workspace gives nothing
                 else, so by default the report is not `ok` then.

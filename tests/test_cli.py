@@ -332,6 +332,20 @@ async def test_an_accepted_stop_shows_its_status_and_is_not_green(
     assert "\x1b[32m" not in out
 
 
+async def test_an_unknown_stop_shows_that_the_runtime_still_runs(
+    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bctrl_async.bulk._verify._UNCONFIRMED_PATIENCE", 0.01)
+    emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
+    code, out, _ = await command("stop", "ws", "a", "b")
+    line = next(line for line in out.splitlines() if line.startswith("b"))
+    assert line.startswith("b  unknown          status active (still running), the server answered")
+    assert without_times(out).splitlines()[-1] == (
+        "1 of 2 not running, 1 still running after 0.0 s: 1 stopped, 1 unknown"
+    )
+    assert code == 1
+
+
 async def test_a_runtime_of_a_file_that_runs_on_gets_a_line(
     emulator: HoldingEmulator, command: Command, targets: Path
 ) -> None:

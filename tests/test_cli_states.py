@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from runtimes import runtime
 
-from bctrl_async import RuntimeRef, StopOutcome, StopResult
+from bctrl_async import BctrlNotFoundError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._states import RuntimeState, state_of
 
 NOT_RUNNING, STILL_RUNNING = RuntimeState.NOT_RUNNING, RuntimeState.STILL_RUNNING
@@ -46,6 +47,12 @@ def test_every_outcome_has_a_state(result: str, status: str | None, state: Runti
 
 def test_a_missing_runtime_does_not_run_if_it_may_be_missing() -> None:
     assert state_of(outcome("not_found", None), missing_ok=True) is NOT_RUNNING
+
+
+def test_a_runtime_that_is_gone_after_it_accepted_its_stop_does_not_run() -> None:
+    gone = BctrlNotFoundError("404", status=404, code="runtime.not_found")
+    accepted = msgspec.structs.replace(outcome("accepted", None), error=gone)
+    assert state_of(accepted, missing_ok=False) is NOT_RUNNING
 
 
 @pytest.mark.parametrize("result", StopResult)

@@ -92,11 +92,21 @@ class TestRules:
         assert failed.runtime is not None
         assert failed.runtime.status is RuntimeStatus.FAILED
 
-    def test_a_runtime_that_no_longer_exists_is_not_found(self) -> None:
+    @pytest.mark.parametrize(
+        ("before", "result"),
+        [
+            (make_outcome(UNKNOWN), NOT_FOUND),
+            # The server knew it, and accepted the stop: its name is not mistyped.
+            (make_outcome(ACCEPTED, runtime("active")), ACCEPTED),
+        ],
+    )
+    def test_a_runtime_that_no_longer_exists_is_not_found_unless_its_stop_was_accepted(
+        self, before: StopOutcome, result: StopResult
+    ) -> None:
         error = not_found()
-        settled = outcome_after_poll(make_outcome(ACCEPTED, runtime("active")), error)
+        settled = outcome_after_poll(before, error)
         assert settled is not None
-        assert (settled.result, settled.error, settled.runtime) == (NOT_FOUND, error, None)
+        assert (settled.result, settled.error, settled.runtime) == (result, error, None)
 
     @pytest.mark.parametrize(
         "polled",
@@ -258,6 +268,29 @@ class TestPolling:
         assert outcome.error is None
         # A canary, then a poll.
         assert simulation.requests["get"] == 2
+
+    def test_an_unsettled_outcome_has_the_runtime_as_last_polled(self, simulate: Simulate) -> None:
+        """Fault: a poll shows that the runtime is active, and the outcome does not say so."""
+        simulation = simulate(
+            lambda _, name: disconnected() if name == "stop" else runtime("active")
+        )
+        simulation.stop(retry=RetryPolicy(attempts=1))
+
+        [outcome] = simulation.outcomes
+        assert outcome.result is UNKNOWN
+        assert outcome.runtime == runtime("active")
+        assert isinstance(outcome.error, BctrlNetworkError)
+
+    @pytest.mark.parametrize("polled", [runtime("active"), BctrlServerError("500", status=500)])
+    def test_a_stop_that_no_answer_confirms_is_polled_for_half_a_minute(
+        self, simulate: Simulate, polled: Runtime | BctrlError
+    ) -> None:
+        """Fault: a stop answered with 500 was polled for 5 minutes, although nothing stopped it."""
+        simulation = simulate(lambda _, name: disconnected() if name == "stop" else polled)
+        report = simulation.stop(retry=RetryPolicy(attempts=1))
+
+        assert report.counts == {UNKNOWN: 1}
+        assert 30 <= simulation.seconds <= 40
 
     @pytest.mark.parametrize("patience", [None, 60, 0])
     def test_without_a_deadline_polling_ends_with_the_patience(

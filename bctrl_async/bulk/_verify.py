@@ -13,13 +13,15 @@ from bctrl_async._calls.observing import observe_read
 from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
 from bctrl_async.bulk._cancel import Worker
 from bctrl_async.bulk._ledger import Ledger
-from bctrl_async.errors import BctrlError, BctrlNotFoundError, is_unanswered
+from bctrl_async.errors import THROTTLED, BctrlError, BctrlNotFoundError, is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 from bctrl_async.observer import CallObserver, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, now, result_of
 
 _FINAL = frozenset({RuntimeStatus.STOPPED, RuntimeStatus.FAILED})
 """The statuses of a runtime that no longer runs."""
+_UNCONFIRMED_PATIENCE = 30.0
+"""Seconds for which a runtime is polled whose stop is `unknown`: it may have had no effect."""
 _MAX_POLLERS = 1000
 """The runtimes that are polled beside the stops: a bound for memory."""
 
@@ -34,7 +36,8 @@ def needs_verification(outcome: StopOutcome) -> bool:
 def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> StopOutcome | None:
     """Return the outcome that a poll settles, or None if it does not settle it.
 
-    A status means what it would have meant in the answer to the stop.
+    A status means what it would have meant in the answer to the stop. A runtime that is gone after
+    it accepted its stop does not run: its name is not mistyped.
     """
     match polled:
         case Runtime(status=status) if status in _FINAL:
@@ -42,9 +45,9 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
                 outcome, result=result_of(polled), runtime=polled, error=None
             )
         case BctrlNotFoundError(names_runtime=True):
-            return msgspec.structs.replace(
-                outcome, result=StopResult.NOT_FOUND, runtime=None, error=polled
-            )
+            accepted = outcome.result is StopResult.ACCEPTED
+            result = StopResult.ACCEPTED if accepted else StopResult.NOT_FOUND
+            return msgspec.structs.replace(outcome, result=result, runtime=None, error=polled)
     return None
 
 
@@ -63,6 +66,10 @@ class PollSchedule:
         self._policy = policy
         self._ends = now + patience
         self._count = 0
+
+    def end_by(self, time: float) -> None:
+        """Make no poll after this time."""
+        self._ends = min(self._ends, time)
 
     def delay(self, polled: Runtime | BctrlError | None, now: float) -> float | None:
         """Return the seconds until the next poll, or None to give up.
@@ -182,13 +189,21 @@ class Verifier:
         patience = self._deadline or pending.policy.max_throttle_wait
         schedule = PollSchedule(pending.policy, patience, loop.time())
         polled: Runtime | BctrlError | None = None
-        settled: StopOutcome | None = None
-        while settled is None and self._may_send():
+        while self._may_send():
             delay = schedule.delay(polled, loop.time())
             if delay is None:
                 break
             call = self._make_poll(pending.outcome.target)
             call.observer = observer
             polled = await self._send(worker, call, delay)
-            settled = outcome_after_poll(pending.outcome, polled)
-        return settled
+            if (settled := outcome_after_poll(pending.outcome, polled)) is not None:
+                return settled
+            if isinstance(polled, Runtime):
+                pending.outcome = msgspec.structs.replace(pending.outcome, runtime=polled)
+            if pending.outcome.result is StopResult.UNKNOWN and not _is_throttled(polled):
+                schedule.end_by(loop.time() + _UNCONFIRMED_PATIENCE)
+        return None
+
+
+def _is_throttled(polled: Runtime | BctrlError) -> bool:
+    return isinstance(polled, BctrlError) and polled.status in THROTTLED

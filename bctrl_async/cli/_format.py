@@ -116,16 +116,17 @@ def _needs_attention(outcome: StopOutcome, state: RuntimeState) -> bool:
 def _describe(outcome: StopOutcome, state: RuntimeState) -> str:
     if outcome.resumed:
         return "from the journal of an earlier run, not sent again"
+    facts = []
     error = outcome.error
-    if error is not None:
-        if outcome.result.settled:
-            return error.summary
-        return str(error).removeprefix(subject_of(error))
-    facts = [f"{outcome.elapsed:.2f} s"]
-    if outcome.attempts > 1:
-        facts.append(f"{outcome.attempts} attempts")
-    if outcome.result is StopResult.ACCEPTED and outcome.runtime is not None:
+    if error is None:
+        facts.append(f"{outcome.elapsed:.2f} s")
+        if outcome.attempts > 1:
+            facts.append(f"{outcome.attempts} attempts")
+    if outcome.result is not StopResult.STOPPED and outcome.runtime is not None:
         facts.append(f"status {escape(outcome.runtime.status)} ({state})")
+    if error is not None:
+        is_settled = outcome.result.settled
+        facts.append(error.summary if is_settled else str(error).removeprefix(subject_of(error)))
     return ", ".join(facts)
 
 

@@ -2,21 +2,23 @@
 
 from enum import StrEnum
 
-from bctrl_async import RuntimeStatus, StopOutcome, StopResult
+from bctrl_async import BctrlNotFoundError, RuntimeStatus, StopOutcome, StopResult
 
 
 class RuntimeState(StrEnum):
     """The state of a runtime when its outcome was recorded."""
 
     NOT_RUNNING = "not running"
-    """The server said so: `stopped`, `already_stopped`, or `accepted` with a final status."""
+    """The server said so: `stopped`, `already_stopped`, or `accepted` and then `failed` or gone."""
     STILL_RUNNING = "still running"
     """The server said that it is active, or nothing was done: `rejected`, `not_sent`."""
     UNKNOWN = "unknown"
     """The server said neither, or does not know the runtime (`not_found`)."""
 
 
-def state_of(outcome: StopOutcome, *, missing_ok: bool) -> RuntimeState:
+def state_of(  # noqa: PLR0911 - a table of rules.
+    outcome: StopOutcome, *, missing_ok: bool
+) -> RuntimeState:
     """Return the state of the runtime of an outcome.
 
     Args:
@@ -31,6 +33,8 @@ def state_of(outcome: StopOutcome, *, missing_ok: bool) -> RuntimeState:
             return RuntimeState.NOT_RUNNING if missing_ok else RuntimeState.UNKNOWN
         case StopResult.REJECTED | StopResult.NOT_SENT:
             return RuntimeState.STILL_RUNNING
+    if isinstance(outcome.error, BctrlNotFoundError) and outcome.error.names_runtime:
+        return RuntimeState.NOT_RUNNING  # It was polled after it accepted its stop, and is gone.
     # All statuses of the contract; a later version may have others.
     match outcome.runtime and outcome.runtime.status:
         case RuntimeStatus.STOPPED | RuntimeStatus.FAILED:
