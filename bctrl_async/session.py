@@ -139,7 +139,8 @@ class BctrlSession:
 
         def open_pool() -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
-                connector=Connector(),
+                # The limiter is the bound: nothing waits in the connector's own queue.
+                connector=Connector(limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=transport.NO_CONTENT_TYPE,
                 trace_configs=trace_configs,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import aiohttp
 import aioresponses
 import pytest
+import trustme
 from servers import answering, http_answer, raw_server
 
 from bctrl_async import (
@@ -25,6 +28,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
+from bctrl_async._http.connector import Connector, _is_readable
 
 WORKSPACE = UUID("0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f")
 ANOTHER_WORKSPACE = UUID("4b0d6b3e-6f0a-4b57-9a55-0f7f8f5d3c21")
@@ -322,6 +326,36 @@ class TestIdleConnections:
                 await session.stop_runtime("ws-1", f"crm-{number}")
                 await turns()
         assert list(gateway.requests.values()) == [5]
+
+    async def test_a_silent_tls_connection_is_used_again(self) -> None:
+        """Fault: the session tickets of TLS 1.3 count as bytes that nobody asked for."""
+        authority = trustme.CA()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(context)
+        trusted = ssl.create_default_context()
+        authority.configure_trust(trusted)
+        writers: list[asyncio.StreamWriter] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            with suppress(asyncio.IncompleteReadError):
+                while head := await reader.readuntil(b"\r\n\r\n"):
+                    writer.write(runtime(alias_in(head)))
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+        url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+        async with server, aiohttp.ClientSession(connector=Connector(ssl=trusted)) as http:
+            session = BctrlSession("k", base_url=url, http=http)
+            for number in range(5):
+                await session.stop_runtime("ws-1", f"crm-{number}")
+        assert len(writers) == 1
+
+    @pytest.mark.parametrize("transport", [None, asyncio.Transport()])
+    def test_a_transport_without_a_socket_has_nothing_unread(
+        self, transport: asyncio.Transport | None
+    ) -> None:
+        assert not _is_readable(transport)
 
     async def test_a_server_that_speaks_first_is_an_error_at_once(self) -> None:
         async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

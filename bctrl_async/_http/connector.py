@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
 import aiohttp
@@ -25,10 +25,7 @@ class Connector(aiohttp.TCPConnector):
     the pool, but not when it leaves the pool.
     """
 
-    def __init__(self) -> None:
-        # The limiter is the bound: nothing waits in the connector's own queue.
-        super().__init__(limit=0)
-        self._used: WeakSet[ResponseHandler | None] = WeakSet()
+    _used: ClassVar[WeakSet[ResponseHandler]] = WeakSet()
 
     async def connect(
         self,
@@ -42,8 +39,9 @@ class Connector(aiohttp.TCPConnector):
         """
         while True:
             connection = await super().connect(req, traces, timeout)
-            protocol = connection.protocol
-            if protocol is None or protocol not in self._used:
+            # It is None only after the release.
+            protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
+            if protocol not in self._used:
                 # Not checked: a server that speaks first would do so on every new connection.
                 self._used.add(protocol)
                 return connection
