@@ -84,6 +84,8 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         elapsed: Seconds from reading the target to this outcome.
         at: The time at which the outcome became known, in UTC.
         resumed: True if the outcome comes from an earlier run's journal.
+        duplicate: True if the target was in the input before. The outcome repeats the first one,
+            without another request; `attempts` is 0, and `runtime` is None if it is stopped.
     """
 
     index: int
@@ -95,6 +97,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     elapsed: float = 0.0
     at: datetime = msgspec.field(default_factory=now)
     resumed: bool = False
+    duplicate: bool = False
 
 
 class StopReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +112,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         retries: The number of stop requests beyond the first for each target.
         throttled: The number of 429 and 503 answers.
         resumed: The number of outcomes that come from an earlier run's journal.
+        duplicates: The number of targets that were in the input before, and not sent again.
         ended_early: The reason why the run ended before its input did, or None.
     """
 
@@ -119,6 +123,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     retries: int
     throttled: int
     resumed: int = 0
+    duplicates: int = 0
     ended_early: BctrlError | None = None
 
     @property
@@ -174,6 +179,7 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     at: Annotated[datetime, msgspec.Meta(tz=True)]
     attempts: int = 0
     resumed: bool = False
+    duplicate: bool = False
     elapsed: float = 0.0
     runtime: Runtime | None = None
     error: ErrorRecord | None = None
@@ -189,6 +195,7 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
             at=outcome.at,
             attempts=outcome.attempts,
             resumed=outcome.resumed,
+            duplicate=outcome.duplicate,
             elapsed=round(outcome.elapsed, 6),
             runtime=outcome.runtime,
             error=None if outcome.error is None else ErrorRecord.of(outcome.error),

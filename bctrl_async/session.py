@@ -379,7 +379,8 @@ class BctrlSession:
 
         Args:
             targets: Any iterable or async iterable of `RuntimeRef`s or pairs (workspace id, alias).
-                Any other item becomes a `rejected` outcome.
+                Any other item becomes a `rejected` outcome. A target that occurs twice is sent once
+                if the input has a length; in a stream each is sent, so that memory is bounded.
             concurrency: The most stops at once, from 1 to the session's `max_connections`, which is
                 the default.
             deadline: Seconds after which the run is aborted, above 0; None sets no deadline.

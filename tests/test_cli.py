@@ -397,6 +397,7 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
         "result": "stopped",
         "attempts": 2,
         "resumed": False,
+        "duplicate": False,
         "error": None,
     }
     assert found[1] == {
@@ -405,6 +406,7 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
         "result": "not_found",
         "attempts": 1,
         "resumed": False,
+        "duplicate": False,
         "runtime": None,
         "error": {
             "type": "BctrlNotFoundError",
@@ -766,6 +768,29 @@ async def run_with_stdin(content: str, *args: str) -> tuple[int | None, str, str
     assert process.stdin is not None
     process.stdin.close()
     return await finish(process)
+
+
+async def test_a_duplicate_is_sent_once_and_counted(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    """Fault: an alias that was given twice was stopped, and reported as not running before."""
+    code, out, err = await command("stop", "--no-verify", "ws", "a", "a")
+    assert without_times(out) == (
+        "a  stopped          0.0 s\n"
+        "a  stopped          a duplicate, sent once\n"
+        "2 of 2 not running after 0.0 s: 2 stopped; 1 duplicate, sent once\n"
+    )
+    assert (code, err) == (0, "")
+
+    file = tmp_path / "targets"
+    file.write_text("ws,b\nws,c\nws,b\nws,b\n")
+    code, out, err = await command("stop", "--dry-run", "--from", file)
+    assert [target["alias"] for target in outcomes_of(out)] == ["b", "c"]
+    assert (code, err) == (0, "Dry run: 2 to stop, 2 duplicates, 0 invalid\n")
+    _, out, err = await run_with_stdin(file.read_text(), "--json", "--from", "-")
+    assert Counter(outcome["duplicate"] for outcome in outcomes_of(out)) == {False: 2, True: 2}
+    assert err.endswith("; 2 duplicates, sent once\n")
+    assert emulator.received == {("ws", "a"): 1, ("ws", "b"): 1, ("ws", "c"): 1}
 
 
 async def test_a_spreadsheet_is_read_by_its_column_names(

@@ -497,6 +497,7 @@ REPORTS = [
         retries=3,
         throttled=1,
         resumed=7,
+        duplicates=8,
         ended_early=upstream_error(),
     ),
     StopReport(total=0, counts=Counter(), failures=(), elapsed=0.0, retries=0, throttled=0),
@@ -577,8 +578,8 @@ class TestBodies:
             assert full["failures"] == [answer]
             assert (answer["attempts"], answer["elapsed"], answer["resumed"]) == (4, 1.5, False)
             assert answer["workspaceId"] == "ws-?"
-            names = ("total", "elapsed", "retries", "throttled", "resumed")
-            assert [full[name] for name in names] == [2, 2.5, 3, 1, 7]
+            names = ("total", "elapsed", "retries", "throttled", "resumed", "duplicates")
+            assert [full[name] for name in names] == [2, 2.5, 3, 1, 7, 8]
             assert full["counts"] == {"stopped": 1, "unknown": 1}
             assert full["endedEarly"] == answer["error"]
 

@@ -733,7 +733,7 @@ class TestRun:
             ("c", "already_stopped", 1),
             ("b", "accepted", 1),
             ("a", "stopped", 2),
-            ("a", "stopped", 2),
+            ("a", "stopped", 0),
         ]
         assert all(each.resumed for each in outcomes)
 

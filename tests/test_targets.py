@@ -146,14 +146,6 @@ class TestInput:
         assert (report.ok, report.total, report.counts) == (True, 0, Counter())
         assert runtimes.requests == []
 
-    async def test_a_duplicate_target_has_two_outcomes(
-        self, runtimes: Emulator, session: BctrlSession
-    ) -> None:
-        outcomes = await stop_all(session, [("ws-1", "a"), ("ws-1", "a")])
-
-        assert sorted(str(outcome.result) for outcome in outcomes) == ["already_stopped", "stopped"]
-        assert runtimes.received["ws-1", "a"] == 2
-
     async def test_database_rows_are_targets(
         self, runtimes: Emulator, session: BctrlSession
     ) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from bctrl_async._calls.observing import notify
+from bctrl_async.bulk._duplicates import Duplicates
 from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
@@ -29,6 +30,8 @@ class Ledger:
         retries: The attempts beyond the first of each target.
         throttled: The answers that were 429 or 503.
         resumed: The number of outcomes taken from an earlier run.
+        repeated: The number of outcomes of duplicates.
+        duplicates: The targets that were begun.
         settled: The settled outcomes of earlier runs, by target.
         ended_early: Why the run ended before its input did, or None.
         observer: The observer of the run.
@@ -45,6 +48,8 @@ class Ledger:
         self.retries: int = 0
         self.throttled: int = 0
         self.resumed: int = 0
+        self.repeated: int = 0
+        self.duplicates: Duplicates = Duplicates()
         self.settled: Mapping[RuntimeRef, StopOutcome] = {}
         self.ended_early: BctrlError | None = None
         self.observer: BulkObserver | None = None
@@ -86,6 +91,7 @@ class Ledger:
         if outcome.result not in self._successes:
             self.failures.append(outcome)
         self.resumed += outcome.resumed
+        self.repeated += outcome.duplicate
         if not outcome.resumed:
             self.retries += max(outcome.attempts - 1, 0)
             if self.observer is not None:
@@ -94,6 +100,8 @@ class Ledger:
             self._write(self._journal, outcome)
         if observer is not None:
             notify(observer.end, outcome)
+        for duplicate in self.duplicates.settle(outcome):
+            self.record(duplicate)
         return outcome
 
     def _is_written(self, outcome: StopOutcome) -> bool:
@@ -123,5 +131,6 @@ class Ledger:
             retries=self.retries,
             throttled=self.throttled,
             resumed=self.resumed,
+            duplicates=self.repeated,
             ended_early=_NOT_RUN if began is None else self.ended_early,
         )

@@ -255,19 +255,26 @@ class Run:
         if self._deliver is not None and self._level is not CancelLevel.DELIVERY:
             with worker.scope(CancelLevel.DELIVERY):
                 await self._deliver(outcome)
+        for duplicate in self.ledger.duplicates.undelivered(outcome):
+            await self._deliver_outcome(worker, duplicate)
 
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
-        """Process one item and return its outcome; None if a poller is to verify it first."""
+        """Process one item and return its outcome; None if it is recorded later."""
         began = time.monotonic()
         try:
             target = as_target(item)
         except BctrlError as error:
             return self._reject(index, best_effort_ref(item), error)
+        if target in self.ledger.duplicates:
+            repeated = self.ledger.duplicates.repeat(target, index, began)
+            return None if repeated is None else self.ledger.record(repeated)
         try:
             call = self._make_call(*target)
         except BctrlConfigError as error:
             annotate(error, STOP.name, *target)
             return self._reject(index, target, error)
+        if self.source.finds_duplicates:
+            self.ledger.duplicates.begin(target, item)
         if (settled := self.ledger.settled.get(target)) is not None:
             resumed = msgspec.structs.replace(settled, index=index)
             return await self._verify_or_record(worker, Pending(resumed, call.policy, began))

@@ -22,6 +22,7 @@ from uuid import UUID
 
 from bctrl_async import _config
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
+from bctrl_async.bulk._duplicates import Remembering
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError
 from bctrl_async.models import RuntimeRef
 
@@ -61,6 +62,7 @@ class Input:
             except TypeError:
                 raise _config.invalid_type("targets", targets, _EXPECTED) from None
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
+        self._remembered = targets.limit if isinstance(targets, Remembering) else 0
         self.count: int = 0
         self.error: BaseException | None = None
         self.closed: bool = False
@@ -75,6 +77,11 @@ class Input:
     def exhausted(self) -> bool:
         """True once every item was read."""
         return self.closed if self.length is None else self.count >= self.length
+
+    @property
+    def finds_duplicates(self) -> bool:
+        """True if the last item that was read is to be remembered, to be sent only once."""
+        return self.length is not None or self.count <= self._remembered
 
     @property
     def is_async(self) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bctrl_async import BctrlSession, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import MAX_INVALID_SHOWN, target_json
+from bctrl_async.cli._format import MAX_INVALID_SHOWN, pluralize, target_json
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.journal import read_journal
 
@@ -34,6 +34,8 @@ def dry_run(
             counts["invalid"] += 1
             if counts["invalid"] <= MAX_INVALID_SHOWN:
                 print_error(outcome.error.summary if outcome.error else "")
+        elif outcome.duplicate:
+            counts["duplicates"] += 1
         elif outcome.target in settled:
             counts["settled"] += 1
         else:
@@ -50,5 +52,7 @@ def dry_run(
 
     asyncio.run(run())
     skipped = f", {counts['settled']:,} already settled" if settled else ""
+    if counts["duplicates"]:
+        skipped += f", {pluralize(counts['duplicates'], 'duplicate')}"
     print_info(f"Dry run: {counts['to stop']:,} to stop{skipped}, {counts['invalid']:,} invalid")
     return FAILED if counts["invalid"] or output.write_failed else 0

@@ -116,6 +116,8 @@ def _needs_attention(outcome: StopOutcome, state: RuntimeState) -> bool:
 def _describe(outcome: StopOutcome, state: RuntimeState) -> str:
     if outcome.resumed:
         return "from the journal of an earlier run, not sent again"
+    if outcome.duplicate:
+        return "a duplicate, sent once"
     facts = []
     error = outcome.error
     if error is None:
@@ -199,6 +201,8 @@ def summarize(
         parts[0] += f": {format_counts(report.counts)}"
     if report.resumed:
         parts.append(f"{report.resumed:,} from an earlier run, not sent again")
+    if report.duplicates:
+        parts.append(f"{pluralize(report.duplicates, 'duplicate')}, sent once")
     if input_left:
         parts.append("the input was not read to its end")
     return "; ".join(parts)

@@ -8,17 +8,20 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 from bctrl_async import BctrlConfigError
+from bctrl_async.bulk import Remembering
 from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._parser import EXPECTED, TargetParser
 
 _CHUNK = 65536
 _LOOKED_AT = 100
 """The number of items that must be targets before the first of them is used."""
+_REMEMBERED = 1_000_000
+"""The number of targets of a pipe among which duplicates are found."""
 _LOOK_TIME = 1.0
 """Seconds for which further items of a pipe are waited for before the first is used."""
 
 
-def read_targets(path: str, *, allow_empty: bool) -> Iterable[Item] | AsyncIterator[Item]:
+def read_targets(path: str, *, allow_empty: bool) -> Iterable[Item] | Remembering[Item]:
     """Return the targets of a file or a pipe.
 
     Args:
@@ -34,11 +37,13 @@ def read_targets(path: str, *, allow_empty: bool) -> Iterable[Item] | AsyncItera
         # A shell that closes stdin leaves None in its place.
         if sys.stdin is None:
             raise OSError(None, "it is closed")
-        return read_pipe(sys.stdin.fileno(), "stdin", allow_empty=allow_empty)
-    with Path(path).open("rb") as file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file = sys.stdin.fileno()
+        return Remembering(read_pipe(file, "stdin", allow_empty=allow_empty), _REMEMBERED)
+    with Path(path).open("rb") as opened:
+        if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
             return _FileTargets(path, allow_empty=allow_empty)
-        return read_pipe(os.dup(file.fileno()), path, allow_empty=allow_empty)
+        file = os.dup(opened.fileno())
+    return Remembering(read_pipe(file, path, allow_empty=allow_empty), _REMEMBERED)
 
 
 class _FileTargets:

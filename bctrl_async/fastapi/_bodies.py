@@ -42,6 +42,7 @@ class _Outcome(msgspec.Struct, frozen=True, rename="camel"):
     elapsed: float
     at: datetime
     resumed: bool
+    duplicate: bool
 
 
 class _Report(msgspec.Struct, frozen=True, rename="camel"):
@@ -53,6 +54,7 @@ class _Report(msgspec.Struct, frozen=True, rename="camel"):
     retries: int
     throttled: int
     resumed: int
+    duplicates: int
     ended_early: _Error | None
 
 
@@ -75,6 +77,7 @@ def _outcome_body(outcome: StopOutcome) -> _Outcome:
         elapsed=outcome.elapsed,
         at=outcome.at,
         resumed=outcome.resumed,
+        duplicate=outcome.duplicate,
     )
 
 
@@ -88,6 +91,7 @@ def _report_body(report: StopReport) -> _Report:
         retries=report.retries,
         throttled=report.throttled,
         resumed=report.resumed,
+        duplicates=report.duplicates,
         ended_early=_error_body(report.ended_early),
     )
 

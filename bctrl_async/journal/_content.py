@@ -217,7 +217,10 @@ def _read(path: Path, lines: BinaryIO) -> JournalContent | None:
         updated = record.at
         outcome = outcome_of(record)
         known = outcomes.get(outcome.target)
-        if known is None or outcome.result.settled or not _is_final(known):
+        # Of a duplicate, the entry of the first, which is above, has the attempts.
+        if known is None or (
+            not record.duplicate and (outcome.result.settled or not _is_final(known))
+        ):
             outcomes[outcome.target] = outcome
     return JournalContent(
         path=path,

@@ -1,0 +1,218 @@
+"""Targets that are in the input of a bulk stop twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from helpers import Connect
+
+from bctrl_async import (
+    BctrlSession,
+    RuntimeRef,
+    StopBatch,
+    StopOutcome,
+    StopResult,
+)
+from bctrl_async.bulk import Remembering
+from bctrl_async.emulator import Emulator, Fault
+
+A, B = ("ws-1", "a"), ("ws-1", "b")
+WORKSPACE = UUID("0190b5f0-0000-7000-8000-000000000001")
+
+
+@pytest.fixture
+def runtimes(emulator: Emulator) -> Emulator:
+    for name in ("a", "b"):
+        emulator.add_runtime("ws-1", name)
+    emulator.add_runtime(str(WORKSPACE), "a")
+    return emulator
+
+
+def in_order(outcomes: list[StopOutcome]) -> list[tuple[str, bool]]:
+    """Return result and duplicate of each outcome, after checking that each index has one."""
+    outcomes.sort(key=lambda outcome: outcome.index)
+    assert [outcome.index for outcome in outcomes] == list(range(len(outcomes)))
+    return [(str(outcome.result), outcome.duplicate) for outcome in outcomes]
+
+
+async def until_requested(emulator: Emulator, count: int) -> None:
+    async with asyncio.timeout(10):
+        while len(emulator.requests) < count:
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("concurrency", [1, 10])
+async def test_a_target_that_is_in_a_list_twice_is_sent_once(
+    runtimes: Emulator, session: BctrlSession, concurrency: int
+) -> None:
+    """Fault: of a target that was in the list twice, one outcome was a conflict with the other."""
+    outcomes: list[StopOutcome] = []
+    report = await session.stop_runtimes(
+        [A, B, A, RuntimeRef(*A), A], concurrency=concurrency, on_outcome=outcomes.append
+    )
+
+    assert runtimes.received == {A: 1, B: 1}
+    assert in_order(outcomes) == [
+        ("stopped", False),
+        ("stopped", False),
+        ("stopped", True),
+        ("stopped", True),
+        ("stopped", True),
+    ]
+    assert [outcome.attempts for outcome in outcomes] == [1, 1, 0, 0, 0]
+    assert {outcome.target for outcome in outcomes[2:]} == {RuntimeRef(*A)}
+    assert (report.ok, report.total, report.duplicates) == (True, 5, 3)
+    assert report.counts == {StopResult.STOPPED: 5}
+
+
+async def test_a_uuid_and_its_text_are_one_target(
+    runtimes: Emulator, session: BctrlSession
+) -> None:
+    report = await session.stop_runtimes([(WORKSPACE, "a"), (str(WORKSPACE), "a")])
+
+    assert runtimes.received.total() == report.duplicates == 1
+
+
+async def test_names_that_differ_in_case_are_two_targets(
+    runtimes: Emulator, session: BctrlSession
+) -> None:
+    report = await session.stop_runtimes([A, ("ws-1", "A")])
+
+    assert (runtimes.received.total(), report.duplicates) == (2, 0)
+
+
+async def test_a_duplicate_repeats_the_error_and_is_a_failure_too(
+    runtimes: Emulator, session: BctrlSession
+) -> None:
+    runtimes.inject(*[Fault.SERVER_ERROR] * 4, alias="a")
+    report = await session.stop_runtimes([A, A, A])
+
+    assert report.counts == {StopResult.UNKNOWN: 3}
+    assert [outcome.duplicate for outcome in report.failures] == [False, True, True]
+    assert len({outcome.error for outcome in report.failures}) == 1
+    assert [outcome.attempts for outcome in report.failures] == [4, 0, 0]
+    assert runtimes.received == {A: 4}
+
+
+async def test_invalid_targets_are_rejected_one_by_one(session: BctrlSession) -> None:
+    report = await session.stop_runtimes([("ws-1", ".."), ("ws-1", "..")])
+
+    assert report.counts == {StopResult.REJECTED: 2}
+    assert report.duplicates == 0
+
+
+async def test_in_a_stream_every_target_is_sent(runtimes: Emulator, session: BctrlSession) -> None:
+    report = await session.stop_runtimes(iter([A, A]))
+
+    assert runtimes.received == {A: 2}
+    assert (report.total, report.duplicates) == (2, 0)
+
+
+async def test_a_remembering_stream_finds_duplicates_up_to_its_limit(
+    runtimes: Emulator, session: BctrlSession
+) -> None:
+    async def targets() -> AsyncIterator[tuple[str, str]]:
+        for target in (A, A, B, A, B):
+            yield target
+
+    report = await session.stop_runtimes(Remembering(targets(), 2))
+
+    assert runtimes.received == {A: 1, B: 2}
+    assert (report.total, report.duplicates) == (5, 2)
+
+
+async def test_duplicates_do_not_hold_up_the_workers(runtimes: Emulator, connect: Connect) -> None:
+    runtimes.inject(Fault.HANG, alias="a")
+    async with connect() as session:
+        running = asyncio.ensure_future(
+            session.stop_runtimes([*[A] * 20, B], concurrency=2, deadline=2)
+        )
+        await until_requested(runtimes, 2)
+        assert runtimes.received == {A: 1, B: 1}
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+
+@pytest.mark.parametrize(
+    ("end", "result"), [("abort", "unknown"), ("stop_reading", "stopped"), ("cancel", "unknown")]
+)
+async def test_a_duplicate_of_a_stop_in_flight_ends_as_the_stop_does(
+    runtimes: Emulator, connect: Connect, end: str, result: str
+) -> None:
+    runtimes.inject(Fault.HANG if end != "stop_reading" else Fault.LATENCY, alias="a")
+    outcomes: list[StopOutcome] = []
+    async with connect() as session:
+        batch: StopBatch = session.stop_runtimes(
+            [A, A, A, B, B], concurrency=1, on_outcome=outcomes.append
+        )
+        running = asyncio.create_task(batch)
+        await until_requested(runtimes, 1)
+        if end == "cancel":
+            running.cancel()
+        else:
+            getattr(batch, end)()
+        await asyncio.wait([running])
+
+    report = batch.report
+    assert report.counts == {StopResult(result): 3, StopResult.NOT_SENT: 2}
+    assert (report.total, report.duplicates) == (5, 3)
+    if end != "cancel":
+        assert in_order(outcomes) == [
+            (result, False),
+            (result, True),
+            (result, True),
+            ("not_sent", False),
+            ("not_sent", True),
+        ]
+
+
+async def test_a_failing_callback_leaves_each_duplicate_with_one_outcome(
+    runtimes: Emulator, session: BctrlSession
+) -> None:
+    def fail(_: StopOutcome) -> None:
+        raise RuntimeError
+
+    batch = session.stop_runtimes([A, A, B, A, B], concurrency=2, on_outcome=fail)
+    with pytest.raises(RuntimeError):
+        await batch
+
+    assert batch.report.counts.total() == batch.report.total == 5
+    assert batch.report.duplicates == 3
+    assert max(runtimes.received.values()) == 1
+
+
+async def test_a_duplicate_waits_for_the_verification_of_the_first(
+    runtimes: Emulator, session: BctrlSession
+) -> None:
+    runtimes.inject(Fault.UNKNOWN_VALUES, alias="a")
+    outcomes: list[StopOutcome] = []
+    async with session.stop_runtimes([A, A, B, A], verify=True, concurrency=1) as batch:
+        outcomes.extend([outcome async for outcome in batch])
+
+    assert {outcome.result for outcome in outcomes} == {StopResult.STOPPED}
+    assert [duplicate for _, duplicate in in_order(outcomes)] == [False, True, False, True]
+    assert runtimes.received == {A: 1, B: 1}
+
+
+async def test_a_journal_has_an_entry_for_each_duplicate_and_resumes_all(
+    runtimes: Emulator, session: BctrlSession, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    runtimes.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
+    first = await session.stop_runtimes([A, A, B, B], journal=journal)
+    entries = [line for line in journal.read_text().splitlines() if '"index"' in line]
+    outcomes: list[StopOutcome] = []
+    again = await session.stop_runtimes([A, A, B, B], journal=journal, on_outcome=outcomes.append)
+
+    assert first.counts == {StopResult.STOPPED: 2, StopResult.UNKNOWN: 2}
+    assert Counter('"duplicate":true' in entry for entry in entries) == {True: 2, False: 2}
+    assert (again.ok, again.resumed, again.duplicates) == (True, 2, 2)
+    assert {outcome.index: outcome.attempts for outcome in outcomes} == {0: 1, 1: 0, 2: 1, 3: 0}
+    assert journal.read_text().count('"index"') == 4 + 2
+    assert runtimes.received == {A: 1, B: 5}
