@@ -974,6 +974,20 @@ class TestEndOfARun:
         assert emulator.requests == []
         assert (await session.stop_runtimes(TWO, journal=path)).ok
 
+    async def test_the_report_of_a_run_cancelled_while_its_journal_is_opened_is_not_ok(
+        self, session: BctrlSession, path: Path
+    ) -> None:
+        """Fault: `report.ok` was true although nothing was read."""
+        batch = session.stop_runtimes(TWO, journal=path)
+        run = asyncio.create_task(done(batch))
+        await asyncio.sleep(0)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+        assert batch.report.total == 0
+        assert not batch.report.ok
+
     async def test_a_run_cancelled_while_its_journal_is_rejected_is_cancelled(
         self, session: BctrlSession, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

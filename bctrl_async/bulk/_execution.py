@@ -111,6 +111,10 @@ class Execution:
         except BctrlError as error:
             ledger.end_early(error)
             raise
+        except asyncio.CancelledError:
+            # Nothing was read, so that no target says it.
+            self._run.cancel()
+            raise
         ledger.use_journal(journal)
         complete = False
         try:
