@@ -456,6 +456,22 @@ class TestPoison:
         assert simulation.stops() <= 1.1 * 5000
         assert simulation.seconds <= 2 + lasts + 15
 
+    def test_an_outage_is_survived_if_only_a_canary_was_answered_before_it(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: the server counted as one that had never answered, and was given up."""
+
+        def server(now: float, alias: str) -> Runtime | BctrlError:
+            if 0.3 <= now < 20:
+                return connection_refused()
+            return disconnected() if alias == "r0" else ANSWER
+
+        simulation = simulate(server, 0.1)
+        report = simulation.run(lambda session: session.stop_runtimes(targets(10), concurrency=1))
+
+        assert report.counts == {STOPPED: 9, UNKNOWN: 1}
+        assert report.ended_early is None
+
     def test_dead_canaries_are_replaced(self, simulate: Simulate) -> None:
         def server(now: float, alias: str) -> Runtime | BctrlError:
             # The nodes of all but one runtime go down once it is stopped.

@@ -42,7 +42,7 @@ class CircuitBreaker:
         in_flight: Returns the number of requests of the run in flight.
 
     Attributes:
-        has_answered: True once the server has answered a call of the run.
+        has_answered: True once the server has answered a call of the run, or a canary.
         gave_up: True once the server is given up.
     """
 
@@ -147,6 +147,7 @@ class CircuitBreaker:
         if answered is not None:
             canary = RuntimeRef(answered.workspace_id, answered.alias or "")
         if await self._is_answered(canary):
+            self.has_answered = True
             return True
         self._unanswered += 1
         if self._answered is answered:
