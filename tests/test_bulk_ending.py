@@ -583,6 +583,20 @@ class TestEndedByError:
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 45}
         assert_conserved(batch, emulator)
 
+    async def test_a_target_that_is_throttled_as_the_session_is_closed_is_not_sent(
+        self, emulator: Emulator
+    ) -> None:
+        """Fault: on a borrowed pool, which still gets the answer, it was `rejected`."""
+        emulator.inject(Fault.RATE_LIMITED)
+        async with aiohttp.ClientSession() as http:
+            session = BctrlSession("emulator-key", base_url=emulator.url, http=http)
+            running = asyncio.ensure_future(session.stop_runtimes([("ws-1", "crm")]))
+            await wait_for_requests(emulator, 1)
+            await session.close()
+            report = await running
+
+        assert report.counts == {NOT_SENT: 1}
+
     async def test_a_closed_session_is_an_error_before_any_target_is_read(
         self, connect: Connect
     ) -> None:

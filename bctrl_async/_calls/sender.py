@@ -21,6 +21,7 @@ from bctrl_async._http import transport
 from bctrl_async._http.pool import Pool
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.errors import (
+    THROTTLED,
     BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
@@ -167,6 +168,9 @@ class Sender:
                     return ended
                 ended = self._as_session_closed(ended)
                 self._record_failure(call, ended, was_sent=was_sent)
+                if self.closed and ended.status in THROTTLED:
+                    # Nothing was done: it fails as a call that waits for a slot.
+                    raise session_closed() from ended
                 if self.closed or not await self._wait_to_retry(call):
                     raise ended
                 http = self.open_pool()
