@@ -1,0 +1,310 @@
+"""The rules of a bulk stop: one true outcome for each target, and an end in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+
+from bctrl_async import BctrlConfigError, StopReport, StopResult
+from sim.exchange import Exchange, Target
+from sim.plan import Ending, Kind, Plan
+from sim.records import BulkRun, PlannedError
+from sim.rules import (
+    CLAIMS_NO_EFFECT,
+    CLAIMS_STOPPED,
+    NOT_RUNNING,
+    REFUSED,
+    Problem,
+    Problems,
+    is_decisive,
+    may_have_stopped,
+    name,
+    posts,
+)
+from sim.world import World
+
+_UNDELIVERED = frozenset(
+    {
+        Ending.CANCELLED,
+        Ending.MOVE_ON_AFTER,
+        Ending.FAIL_AFTER,
+        Ending.SCOPE_CANCELLED,
+        Ending.LEFT_EARLY,
+        Ending.CALLBACK_RAISES,
+        Ending.INPUT_RAISES,
+        Ending.SESSION_CLOSED,
+    }
+)
+"""Endings after which outcomes are recorded, and perhaps not delivered."""
+_RAISES: dict[Ending, tuple[type[BaseException], ...]] = {
+    Ending.CANCELLED: (asyncio.CancelledError,),
+    Ending.FAIL_AFTER: (TimeoutError,),
+    Ending.CALLBACK_RAISES: (PlannedError,),
+    Ending.INPUT_RAISES: (PlannedError,),
+    Ending.SESSION_CLOSED: (BctrlConfigError,),
+}
+_AT_ONCE = frozenset(
+    {
+        Ending.DEADLINE,
+        Ending.CANCELLED,
+        Ending.MOVE_ON_AFTER,
+        Ending.FAIL_AFTER,
+        Ending.SCOPE_CANCELLED,
+        Ending.ABORT,
+        Ending.CTRL_C_TWICE,
+    }
+)
+"""Endings that wait for no answer."""
+_Results = dict[Target, list[tuple[StopResult, int]]]
+"""Result and attempts of every copy of a target."""
+
+
+def check_run(world: World, run: BulkRun) -> Problems:
+    """Yield what is wrong with a bulk stop."""
+    if run.report is None:
+        # A batch that was dropped has no report; what it leaves behind is checked elsewhere.
+        if world.plan.ending is not Ending.DROPPED:
+            yield Problem("no report", "there is no report")
+        return
+    yield from _check_raised(world.plan, run)
+    yield from _check_account(world.plan, run, run.report)
+    exchanges = world.network.exchanges[run.first_exchange : run.last_exchange]
+    outcomes = _outcomes(run, run.report)
+    results: _Results = defaultdict(list)
+    for index, outcome in outcomes.items():
+        item = run.items[index]
+        if isinstance(item, tuple) and item in world.plan.status:
+            results[item].append(outcome)
+        elif outcome[0] is not StopResult.REJECTED:
+            yield Problem("invalid target", f"item {index} is {outcome[0]}, but it is invalid")
+    sent = posts(exchanges)
+    for target, group in results.items():
+        yield from _check_target(world.plan, run, target, group, sent[target])
+    yield from _check_precision(world, run, results, sent)
+    if run.ended_at is not None:
+        yield from _check_end(world.plan, run, exchanges)
+    yield from _check_dead_targets(world.plan, run, run.report, exchanges)
+    yield from _check_outage(world, run.report)
+
+
+def _check_raised(plan: Plan, run: BulkRun) -> Problems:
+    expected = () if run.resumes else _RAISES.get(plan.ending, ())
+    if run.raised is not None and not isinstance(run.raised, expected):
+        yield Problem("raised", f"it raised {run.raised!r}")
+    if plan.kind is Kind.COMMAND and run.interrupted != (run.ended_at is not None):
+        yield Problem("interrupted", f"the command says that interrupted is {run.interrupted}")
+
+
+# The account: every outcome once
+
+
+def _check_account(plan: Plan, run: BulkRun, report: StopReport) -> Problems:
+    if report.counts.total() != report.total:
+        yield Problem("counts", f"the counts add up to {report.counts.total()} of {report.total}")
+    seen = Counter((each.outcome.index, each.outcome.result) for each in run.recorded)
+    if plan.observed and not run.resumes:
+        yield from _compare("the observer", seen, report)
+    if run.lines and not run.resumes:
+        written = Counter((line["index"], StopResult(line["result"])) for line in run.lines)
+        yield from _compare("the journal", written, report)
+    if run.damaged:
+        yield Problem("journal", f"{run.damaged} lines of the journal are damaged")
+    if len({outcome.index for outcome in report.failures}) != len(report.failures):
+        yield Problem("twice", "a failure is reported twice")
+    delivered = Counter(outcome.index for outcome in run.delivered)
+    if max(delivered.values(), default=1) > 1:
+        yield Problem("twice", "an outcome was delivered twice")
+    delivers_all = run.resumes or plan.ending not in _UNDELIVERED
+    if plan.callback and delivers_all and len(delivered) != report.total:
+        yield Problem("delivery", f"{len(delivered)} of {report.total} outcomes were delivered")
+    was_begun = not isinstance(run.raised, BctrlConfigError) and report.total > 0
+    read = f"{report.total} of {len(run.items)} items were read"
+    if plan.input == "list" and was_begun and report.total != len(run.items):
+        yield Problem("list not read", read)
+    if report.ok and report.total != len(run.items):
+        yield Problem("ok, but not all read", f"the report is ok, but {read}")
+
+
+def _compare(source: str, found: Counter[tuple[int, StopResult]], report: StopReport) -> Problems:
+    """Compare the outcomes that a source has with the report."""
+    counts: Counter[StopResult] = Counter()
+    for (_, result), number in found.items():
+        counts[result] += number
+    indices = Counter(index for index, _ in found.elements())
+    if max(indices.values(), default=1) > 1:
+        yield Problem("twice", f"{source} has two outcomes of one item")
+    if sorted(indices) != list(range(report.total)):
+        yield Problem("lost outcome", f"{source} has {len(indices)} outcomes of {report.total}")
+    elif counts != +report.counts:
+        yield Problem("counts", f"{source} has {counts}, the report {+report.counts}")
+
+
+def _outcomes(run: BulkRun, report: StopReport) -> dict[int, tuple[StopResult, int]]:
+    """Return result and attempts by index, as recorded, delivered, reported or written."""
+    everything = [each.outcome for each in run.recorded] + run.delivered + [*report.failures]
+    found = {each.index: (each.result, each.attempts) for each in everything if not each.resumed}
+    if not run.resumes:
+        for line in run.lines:
+            found[line["index"]] = StopResult(line["result"]), line.get("attempts", 0)
+    return found
+
+
+# Every outcome true
+
+
+def _check_target(
+    plan: Plan,
+    run: BulkRun,
+    target: Target,
+    group: list[tuple[StopResult, int]],
+    sent: list[Exchange],
+) -> Problems:
+    copies = run.items.count(target)
+    for result, _ in group:
+        claim = f"{name(target)} is {result}"
+        now, before = run.after[target], run.before[target]
+        if result in CLAIMS_STOPPED and now not in NOT_RUNNING:
+            yield Problem("runs on", f"{claim}, but its status is {now}")
+        if result is StopResult.NOT_FOUND and now is not None:
+            yield Problem("is there", f"{claim}, but its status is {now}")
+        # Over a stream each copy is a stop of its own.
+        if result in CLAIMS_NO_EFFECT and (copies == 1 or plan.input == "list"):
+            if now != before:
+                yield Problem("had an effect", f"{claim}, but {before} became {now}")
+            yield from _check_not_sent(claim, result, sent)
+    if len(group) == copies and sum(attempts for _, attempts in group) < len(sent):
+        yield Problem("attempts", f"{name(target)} has {group}, but {len(sent)} stops were sent")
+    if target in run.settled_before and sent:
+        yield Problem("settled", f"{name(target)} was settled in the journal, but was sent again")
+    if plan.input == "list" and len({result for result, _ in group}) > 1:
+        yield Problem("duplicate", f"{name(target)} is there {copies} times, as {group}")
+
+
+def _check_not_sent(claim: str, result: StopResult, sent: list[Exchange]) -> Problems:
+    """Check that a stop that is said to have had no effect cannot have had any."""
+    if result is StopResult.NOT_SENT and any(each.status not in REFUSED for each in sent):
+        yield Problem("was sent", f"{claim}, but the server may have received it")
+    if result is StopResult.REJECTED and any(map(may_have_stopped, sent)):
+        yield Problem("may have stopped", f"{claim}, but an attempt may have stopped it")
+
+
+def _check_precision(
+    world: World, run: BulkRun, results: _Results, sent: dict[Target, list[Exchange]]
+) -> Problems:
+    """Check that a result is as exact as the answers."""
+    plan = world.plan
+    if not plan.climate.hazards - {"cut"} and plan.ending is Ending.COMPLETED and not run.resumes:
+        exact = {"active": "stopped", "stopped": "already_stopped", None: "not_found"}
+        for target, group in results.items():
+            expected = exact[run.before[target]]
+            if run.items.count(target) == 1 and group[0][0] != expected:
+                yield Problem("calm", f"{name(target)} is {group[0][0]}, not {expected}")
+    if plan.climate.hazards & {"stray", "server"}:
+        return
+    for time, step, outcome in run.recorded:
+        target = outcome.target[0], outcome.target[1]
+        answers = sent.get(target, [])
+        if not answers or run.items.count(target) > 1 or outcome.resumed:
+            continue
+        claim = f"{name(target)} is {outcome.result}"
+        last = max(each.answered or time for each in answers)
+        if (
+            outcome.result is StopResult.UNKNOWN
+            and all(map(is_decisive, answers))
+            and len(answers) == outcome.attempts
+            and last + 0.01 < time
+        ):
+            yield Problem("needless unknown", f"{claim}, but every attempt was answered")
+        moment = run.ended_at
+        if (
+            outcome.result is StopResult.REJECTED
+            and moment is not None
+            and step > moment.step
+            and all(each.status in REFUSED for each in answers)
+            and float(plan.climate.retry_after or 0) + time - answers[0].written + 2.0
+            < plan.policy.for_bulk(None).max_throttle_wait
+        ):
+            yield Problem("cut off", f"{claim}, but it was only throttled when the run ended")
+
+
+# The end in time
+
+
+def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
+    """Check that nothing new is sent after the end, and that it does not take long."""
+    moment = run.ended_at
+    assert moment is not None
+    begun = {each.target for each in exchanges if each.step <= moment.step}
+    first = {each.target for each in exchanges if each.stops and each.target not in begun}
+    # An attempt in flight may still be connecting.
+    if plan.ending is not Ending.KEY_REVOKED and len(first) > moment.in_flight:
+        yield Problem("begun after the end", f"{len(first)} targets were first sent after the end")
+    took = run.ended - moment.time
+    slow = plan.reader_delay * (len(run.items) + 100) + plan.thread_delay * 2 + 0.2
+    slow += plan.twice_after if plan.ending is Ending.CTRL_C_TWICE else 0.0
+    if plan.ending in _AT_ONCE and took > slow:
+        yield Problem("late end", f"it ended {took:.2f} s after {plan.ending}")
+    stops_reading = plan.ending in {Ending.STOP_READING, Ending.CTRL_C}
+    if stops_reading and not plan.climate.hazards - {"cut"} and took > slow + 3.0 and not plan.rate:
+        yield Problem("late end", f"it ended {took:.2f} s after {plan.ending}, without faults")
+
+
+def _check_dead_targets(
+    plan: Plan, run: BulkRun, report: StopReport, exchanges: list[Exchange]
+) -> Problems:
+    """Check that dead targets hold up no other."""
+    climate = plan.climate
+    alive = [target for target in plan.targets if target not in climate.poison]
+    if (
+        not climate.poison
+        or climate.hazards - {"poison", "cut"}
+        or plan.ending is not Ending.COMPLETED
+        or run.resumes
+        or not alive
+    ):
+        return
+    # Without any answer, nothing tells a dead target from a dead server.
+    if report.ended_early is not None and any(each.target in alive for each in exchanges):
+        yield Problem("dead targets", f"it ended early: {report.ended_early.summary}")
+    for each in run.recorded:
+        outcome = each.outcome
+        if (
+            outcome.target in alive
+            and plan.rate is None
+            and outcome.elapsed > 4.0 * plan.timeout + plan.latency
+        ):
+            took = f"took {outcome.elapsed:.1f} s beside dead targets"
+            yield Problem("dead targets", f"{name(outcome.target)} {took}")
+    workers = min(plan.max_connections, plan.concurrency or 100)
+    rounds = -(-sum(run.items.count(target) for target in climate.poison) // workers)
+    bound = 14.0 * plan.timeout + rounds * plan.policy.attempts * (plan.timeout + plan.policy.cap)
+    bound += len(run.items) * (plan.input_delay + plan.latency + 0.2)
+    took_all = run.ended - run.began
+    if plan.rate is None and not plan.verify and took_all > bound:
+        yield Problem("dead targets", f"dead targets held the run for {took_all:.1f} s")
+
+
+def _check_outage(world: World, report: StopReport) -> Problems:
+    """Check that a run survives a server that dies and comes back."""
+    plan = world.plan
+    if (
+        "outage" not in plan.climate.hazards
+        or plan.climate.hazards - {"outage", "cut", "poison"}
+        or plan.ending is not Ending.COMPLETED
+        or plan.policy.patience is not None
+        or plan.policy.attempts == 1
+    ):
+        return
+    start = min(span.start for span in plan.climate.outages)
+    exchanges = world.network.exchanges
+    if not any(each.answered and each.answered < start and not each.page for each in exchanges):
+        return
+    lost = [
+        outcome
+        for outcome in report.failures
+        if not outcome.result.settled
+        and outcome.target in plan.status
+        and outcome.target not in plan.climate.poison
+    ]
+    if lost:
+        yield Problem("outage", f"{len(lost)} stops did not survive an outage: {lost[0].error}")

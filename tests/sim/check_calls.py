@@ -1,0 +1,97 @@
+"""The rules of single calls: a return means stopped, and an error tells the truth."""
+
+from __future__ import annotations
+
+from bctrl_async import (
+    BctrlConflictError,
+    BctrlError,
+    BctrlNotFoundError,
+    BctrlRateLimitError,
+    Runtime,
+)
+from sim.exchange import Exchange
+from sim.records import SingleCall
+from sim.rules import (
+    NOT_RUNNING,
+    REFUSED,
+    Problem,
+    Problems,
+    may_have_stopped,
+    name,
+)
+from sim.world import World
+
+_PROBE_WAIT = 130.0
+"""Seconds after which a session has sent a probe, however long a Retry-After is."""
+
+
+def check_call(world: World, call: SingleCall) -> Problems:
+    """Yield what is wrong with a call of `stop_runtime`."""
+    ended, now = call.result, world.statuses()[call.target]
+    claim = f"the call of {name(call.target)}"
+    if ended is None:
+        if call.cancel_after is None:
+            yield Problem("no result", f"{claim} has no result")
+    elif isinstance(ended, Runtime):
+        if ended.alias != call.target[1]:
+            yield Problem("another's", f"{claim} returned {ended.alias!r}")
+        if now not in NOT_RUNNING:
+            yield Problem("runs on", f"{claim} returned, but its status is {now}")
+    elif isinstance(ended, BctrlError):
+        exchanges = [each for each in world.network.exchanges if each.target == call.target]
+        found = [
+            *_check_error(call, ended, exchanges, now),
+            *_check_conflict(call, ended, exchanges, now),
+            *_check_throttling(world, call, ended),
+        ]
+        if not world.plan.climate.hazards - {"cut"} and call.before == "active":
+            found.append(Problem("calm", "although nothing failed"))
+        for rule, text in found:
+            yield Problem(rule, f"{claim} raised {ended!r}, {text}")
+    else:
+        yield Problem("raised", f"{claim} raised {ended!r}")
+
+
+def _check_error(
+    call: SingleCall, error: BctrlError, exchanges: list[Exchange], now: str | None
+) -> Problems:
+    sent = [each for each in exchanges if each.stops]
+    if not error.may_have_stopped and now != call.before:
+        yield Problem("had an effect", f"but its status changed to {now}")
+    if not error.may_have_stopped and any(map(may_have_stopped, sent)):
+        yield Problem("may have stopped", "but an attempt may have stopped it")
+    if isinstance(error, BctrlNotFoundError) and error.names_runtime and now is not None:
+        yield Problem("is there", f"but its status is {now}")
+    if error.attempts < len(sent):
+        yield Problem("attempts", f"after {error.attempts} attempts, but {len(sent)} were sent")
+
+
+def _check_conflict(
+    call: SingleCall, error: BctrlError, exchanges: list[Exchange], now: str | None
+) -> Problems:
+    if not (isinstance(error, BctrlConflictError) and error.already_stopped):
+        return
+    if now not in NOT_RUNNING:
+        yield Problem("runs on", f"but its status is {now}")
+    was_read = any(
+        each.status == 200 and each.answered is not None and not each.page
+        for each in exchanges
+        if not each.stops
+    )
+    if isinstance(error.__cause__, BctrlError) and not was_read:
+        # It has looked, but the runtime cannot be had.
+        return
+    if call.before == "active":
+        yield Problem("own work", "although it had stopped the runtime itself")
+    if call.stopped_ok:
+        yield Problem("stopped_ok", "in spite of stopped_ok")
+
+
+def _check_throttling(world: World, call: SingleCall, error: BctrlError) -> Problems:
+    """Check that a long Retry-After does not lock a session for ever."""
+    climate = world.plan.climate
+    if not isinstance(error, BctrlRateLimitError) or climate.hazards - {"long_retry_after", "cut"}:
+        return
+    refused = [each for each in world.network.exchanges if each.status in REFUSED]
+    if refused and call.began > refused[-1].written + _PROBE_WAIT:
+        yield Problem("locked", f"{call.began - refused[-1].written:.0f} s after the last 429")

@@ -1,0 +1,273 @@
+"""The faults of one run: a climate that a seed draws, and what each fault does."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import uuid
+from dataclasses import dataclass, field
+
+from bctrl_async.emulator import Fault
+from sim.exchange import Action, Exchange, Fate, Stray, Target
+
+HAZARDS = (
+    "cut",
+    "refuse",
+    "connect_silence",
+    "lookup",
+    "lost",
+    "late",
+    "half_open",
+    "stray",
+    "storm",
+    "long_retry_after",
+    "outage",
+    "partition",
+    "poison",
+    "page",
+    "foreign_404",
+    "denied",
+    "server",
+)
+"""The kinds of faults; a climate has any number of them."""
+
+_SERVER_FAULTS = sorted(
+    set(Fault)
+    - {Fault.OVERSIZED, Fault.COMPRESSED_BOMB, Fault.LATENCY}
+    - {Fault.STRAY_ANSWER, Fault.LATE_STRAY_ANSWER}
+)
+"""Faults of the emulator, without those that cost a second of CPU time or that the network has."""
+
+_FOREIGN: tuple[object, ...] = (
+    {},
+    {"message": "no Route matched with those values"},
+    {"timestamp": "2026-01-01", "status": 404, "error": "Not Found", "path": "/v1"},
+    {"detail": "Not Found"},
+    {"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404},
+    {"code": "route.not_found", "error": "No operation has this path."},
+)
+_PAGES = (
+    b"<!DOCTYPE html><html><body>Log in</body></html>",
+    b"\xef\xbb\xbf<html><body>Log in</body></html>",
+    "\ufeff<html><body>Log in</body></html>".encode("utf-16-le"),
+    b"Please log in",
+)
+_ABSURD = ("31536000", "1790000000", "86400", "3600", "99999999999999999999")
+
+
+class Span:
+    """A span of virtual time."""
+
+    def __init__(self, start: float, length: float) -> None:
+        self.start = start
+        self.end = start + length
+
+    def __contains__(self, when: float) -> bool:
+        return self.start <= when < self.end
+
+
+@dataclass
+class Climate:
+    """The faults of one run, as probabilities and spans of virtual time.
+
+    Attributes:
+        hazards: The kinds of faults that it has.
+        base_latency: The median latency of a segment, in seconds.
+        idle_strays: Send stray answers also while no request waits for an answer.
+        poison: Runtimes behind a dead node: no request about them is answered by the API.
+    """
+
+    hazards: frozenset[str]
+    timeout: float
+    base_latency: float = 0.005
+    cut: float = 0.0
+    refuse: float = 0.0
+    connect_silence: float = 0.0
+    lookup_fails: float = 0.0
+    half_open: float = 0.0
+    lost: float = 0.0
+    late: float = 0.0
+    strays: float = 0.0
+    idle_strays: bool = True
+    pages: float = 0.0
+    foreign: float = 0.0
+    denied: float = 0.0
+    storms: list[Span] = field(default_factory=list)
+    storm_share: float = 1.0
+    storm_status: int = 429
+    retry_after: str | None = None
+    outages: list[Span] = field(default_factory=list)
+    partitions: list[Span] = field(default_factory=list)
+    poison: dict[Target, Fate | int] = field(default_factory=dict)
+    server_faults: dict[Fault, float] = field(default_factory=dict)
+    targets: list[Target] = field(default_factory=list)
+
+    # Conditions of the network
+
+    def latency(self, rng: random.Random) -> float:
+        return self.base_latency * rng.uniform(0.5, 2.0)
+
+    def reachable_at(self, when: float) -> float:
+        """Return the time at which a segment arrives that a partition may hold up."""
+        return next((span.end for span in self.partitions if when in span), when)
+
+    def is_dead(self, when: float) -> bool:
+        """Return True while the server is down."""
+        return any(when in span for span in self.outages)
+
+    # The gateway
+
+    def decide(self, exchange: Exchange, rng: random.Random, now: float) -> Action:
+        """Decide what the gateway does with a request."""
+        poison = self.poison.get(exchange.target)
+        if isinstance(poison, Fate):
+            return Action(poison)
+        page = html(poison, _PAGES[0]) if poison else self._page(rng, now)
+        if page is not None:
+            return Action(Fate.ANSWER, page=page)
+        delay = rng.uniform(0.1, 2.0) * self.timeout if rng.random() < self.late else 0.0
+        if rng.random() >= self.lost:
+            return Action(delay=delay)
+        fate = rng.choice([Fate.RESET, Fate.CLOSE, Fate.SILENCE])
+        if rng.random() < 0.5:
+            return Action(fate, delay=delay)
+        return Action(answer=fate, delay=delay)
+
+    def _page(self, rng: random.Random, now: float) -> bytes | None:
+        """Draw an answer of the gateway's own, or None."""
+        if any(now in span for span in self.storms) and rng.random() < self.storm_share:
+            return refusal(self.storm_status, self.retry_after)
+        draw = rng.random() - self.pages
+        if draw < 0.0:
+            return html(200, rng.choice(_PAGES))
+        if (draw := draw - self.foreign) < 0.0:
+            return answer(404, rng.choice(_FOREIGN))
+        return error(403, "auth.forbidden") if draw < self.denied else None
+
+    def stray(self, rng: random.Random) -> Stray | None:
+        """Draw an answer too many, to be sent after a real one."""
+        if rng.random() >= self.strays:
+            return None
+        moment = rng.choice(["same segment", "idle", "idle", "next request"])
+        if not self.idle_strays:
+            moment = "next request"
+        if moment == "next request" or rng.random() < 0.3:
+            about = rng.choice(self.targets)
+            return Stray(moment, runtime(about), about)
+        page = rng.choice(
+            [
+                error(403, "auth.forbidden"),
+                error(404, "runtime.not_found"),
+                error(409, "runtime.not_active"),
+                refusal(429, None),
+            ]
+        )
+        return Stray(moment, page, None)
+
+
+def draw_hazards(rng: random.Random) -> frozenset[str]:
+    """Draw the kinds of faults; one run in eight has none."""
+    kind = rng.random()
+    if kind < 0.12:
+        count = 0
+    elif kind < 0.5:
+        count = 1
+    elif kind < 0.9:
+        count = rng.randint(2, 4)
+    else:
+        count = len(HAZARDS)
+    return frozenset(rng.sample(HAZARDS, count))
+
+
+def draw(
+    rng: random.Random, hazards: frozenset[str], targets: list[Target], timeout: float
+) -> Climate:
+    """Draw a climate with these hazards for these targets."""
+    climate = Climate(hazards, timeout, base_latency=10 ** rng.uniform(-3.5, -1.3), targets=targets)
+
+    def share(hazard: str, most: float) -> float:
+        return rng.uniform(0.0, most) ** 1.5 if hazard in hazards else 0.0
+
+    def spans(hazard: str, most: float) -> list[Span]:
+        if hazard not in hazards:
+            return []
+        starts = [rng.choice([0.0, *[10 ** rng.uniform(-3.0, 1.0)] * 3]) for _ in range(2)]
+        return [
+            Span(start, 10 ** rng.uniform(-1.0, math.log10(most)))
+            for start in starts[: rng.randint(1, 2)]
+        ]
+
+    climate.cut = share("cut", 1.0)
+    climate.refuse = share("refuse", 0.7)
+    climate.connect_silence = share("connect_silence", 0.4)
+    climate.lookup_fails = share("lookup", 0.6)
+    climate.lost = share("lost", 0.5)
+    climate.late = share("late", 0.5)
+    climate.half_open = share("half_open", 0.6)
+    climate.strays = share("stray", 1.0)
+    climate.pages = share("page", 0.4)
+    climate.foreign = share("foreign_404", 0.5)
+    climate.denied = share("denied", 0.3)
+    climate.storms = spans("storm", 8.0)
+    climate.storm_share = rng.choice([1.0, 0.5, 0.1])
+    climate.storm_status = rng.choice([429, 503])
+    climate.retry_after = rng.choice([None, "0", "1", "0.25", "7"])
+    climate.outages = spans("outage", 30.0)
+    climate.partitions = spans("partition", 10.0)
+    if "long_retry_after" in hazards:
+        start = rng.choice([0.0, 10 ** rng.uniform(-3.0, 0.5)])
+        climate.storms.append(Span(start, rng.choice([0.05, 0.05, 1.0, 25.0])))
+        climate.retry_after = rng.choice(_ABSURD)
+    if "poison" in hazards and targets:
+        fates: list[Fate | int] = [502, 504, Fate.RESET, Fate.CLOSE, Fate.SILENCE]
+        count = min(rng.choice([1, 1, 2, max(len(targets) // 5, 1)]), len(targets))
+        climate.poison = dict.fromkeys(rng.sample(targets, count), rng.choice(fates))
+    if "server" in hazards:
+        faults = rng.sample(_SERVER_FAULTS, rng.randint(1, 6))
+        climate.server_faults = {fault: rng.uniform(0.0, 0.1) for fault in faults}
+    return climate
+
+
+def answer(status: int, body: object, *headers: str) -> bytes:
+    """Return an answer in JSON."""
+    return _http(status, json.dumps(body).encode(), "Content-Type: application/json", *headers)
+
+
+def html(status: int, body: bytes) -> bytes:
+    """Return a page; a plain text is one by its Content-Type alone."""
+    return _http(status, body, "Content-Type: text/html")
+
+
+def error(status: int, code: str) -> bytes:
+    """Return an error in the form of the API."""
+    return answer(status, {"code": code, "error": "No."})
+
+
+def refusal(status: int, retry_after: str | None) -> bytes:
+    """Return a 429 or 503."""
+    headers = [] if retry_after is None else [f"Retry-After: {retry_after}"]
+    return answer(status, {"code": "rate.limited", "error": "Slow down."}, *headers)
+
+
+def runtime(target: Target) -> bytes:
+    """Return a 200 that says that a runtime is stopped."""
+    workspace, alias = target
+    namespace = uuid.uuid5(uuid.NAMESPACE_URL, workspace)
+    body = {
+        "alias": alias,
+        "createdAt": "2026-01-01T00:00:00.000Z",
+        "driver": "playwright",
+        "id": str(uuid.uuid5(namespace, alias)),
+        "kind": "browser",
+        "status": "stopped",
+        "summary": None,
+        "updatedAt": "2026-01-01T00:00:00.000Z",
+        "workspaceId": str(namespace),
+    }
+    return answer(200, body)
+
+
+def _http(status: int, body: bytes, *headers: str) -> bytes:
+    head = [f"HTTP/1.1 {status} Simulated", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*head, "", ""]).encode() + body

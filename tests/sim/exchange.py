@@ -1,0 +1,87 @@
+"""What passes over the network: requests, their answers, and what may happen to them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, Protocol
+
+Target = tuple[str, str]
+
+
+class Fate(Enum):
+    """The fate of a request or an answer at the gateway."""
+
+    PASS = "passes"
+    ANSWER = "is answered by the gateway"
+    RESET = "is lost by a reset"
+    CLOSE = "is lost by a close"
+    SILENCE = "is lost in silence"
+
+
+class Action(NamedTuple):
+    """What the gateway does with one request."""
+
+    request: Fate = Fate.PASS
+    answer: Fate = Fate.PASS
+    delay: float = 0.0
+    page: bytes = b""
+
+
+class Stray(NamedTuple):
+    """An answer too many: when it is sent after a real one, and its bytes."""
+
+    moment: str
+    page: bytes
+    about: Target | None
+    """The runtime that it names, None for an error, which names none."""
+
+
+class Conditions(Protocol):
+    """The faults of the network, as functions of a seed and the time."""
+
+    cut: float
+    refuse: float
+    connect_silence: float
+    half_open: float
+    lookup_fails: float
+
+    def latency(self, rng: random.Random) -> float: ...
+    def reachable_at(self, when: float) -> float: ...
+    def is_dead(self, when: float) -> bool: ...
+    def decide(self, exchange: Exchange, rng: random.Random, now: float) -> Action: ...
+    def stray(self, rng: random.Random) -> Stray | None: ...
+
+
+@dataclass(eq=False)
+class Exchange:
+    """A request as written by the client, and its answer as far as the client received it.
+
+    Attributes:
+        status: The status, once the head of the answer was delivered.
+        answered: The time at which the last byte was delivered.
+        page: True if the gateway answered by itself.
+    """
+
+    connection: int
+    method: str
+    target: Target
+    size: int
+    written: float
+    step: int
+    passed: bool = False
+    page: bool = False
+    answer: Fate = Fate.PASS
+    head: int = 0
+    total: int = 0
+    sent: int = 0
+    delivered: int = 0
+    coming: int = 0
+    status: int | None = None
+    answered: float | None = None
+
+    @property
+    def stops(self) -> bool:
+        """True for a POST."""
+        return self.method == "POST"

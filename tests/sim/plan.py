@@ -1,0 +1,181 @@
+"""All that a seed decides about one run."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from enum import StrEnum
+
+from bctrl_async import RetryPolicy, RuntimeRef
+from sim import climate as climates
+from sim.exchange import Target
+
+_UUID = str(uuid.UUID(int=7))
+_INVALID: tuple[object, ...] = (None, ("ws", ""), "ab", ("ws", "a/../b", 3), 7)
+
+
+class Kind(StrEnum):
+    """A way to use the client."""
+
+    BULK = "bulk stop"
+    COMMAND = "command"
+    CALLS = "single calls"
+
+
+class Ending(StrEnum):
+    """A way in which a bulk stop ends."""
+
+    COMPLETED = "completed"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+    MOVE_ON_AFTER = "anyio.move_on_after"
+    FAIL_AFTER = "anyio.fail_after"
+    SCOPE_CANCELLED = "anyio.CancelScope cancelled"
+    LEFT_EARLY = "left early"
+    STOP_READING = "stop_reading"
+    ABORT = "abort"
+    CALLBACK_RAISES = "on_outcome raises"
+    INPUT_RAISES = "input raises"
+    KEY_REVOKED = "key revoked"
+    SESSION_CLOSED = "session closed"
+    DROPPED = "batch dropped"
+    CTRL_C = "Ctrl-C"
+    CTRL_C_TWICE = "Ctrl-C twice"
+
+
+_TIMED = frozenset({Ending.DEADLINE, Ending.MOVE_ON_AFTER, Ending.FAIL_AFTER})
+_KINDS = [Kind.BULK] * 13 + [Kind.COMMAND] * 3 + [Kind.CALLS] * 4
+_COMMAND_ENDINGS = [Ending.COMPLETED, Ending.CTRL_C, Ending.CTRL_C, Ending.CTRL_C_TWICE]
+_BULK_ENDINGS = [ending for ending in Ending if ending not in _COMMAND_ENDINGS]
+_BULK_ENDINGS += [Ending.COMPLETED] * 5
+_COMPLETED = [Ending.COMPLETED]
+_CUT_OFF = [Ending.DEADLINE, Ending.STOP_READING, Ending.ABORT, Ending.CANCELLED]
+_THEMED = 0.3
+_THEMES: list[tuple[set[str], list[Kind], list[Ending] | None]] = [
+    ({"poison"}, [Kind.BULK], _COMPLETED),
+    ({"poison", "outage"}, [Kind.BULK], _COMPLETED),
+    ({"outage"}, [Kind.BULK], _COMPLETED),
+    ({"storm"}, [Kind.BULK], _CUT_OFF),
+    ({"long_retry_after"}, [Kind.CALLS], None),
+    ({"stray"}, _KINDS, None),
+    (set(), [Kind.BULK], [Ending.STOP_READING]),
+]
+"""Hazards, kinds and endings that chance alone would seldom bring together."""
+
+
+class Plan:
+    """All random choices of one run.
+
+    Args:
+        seed: The seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        rng = self.rng = random.Random(seed)
+        theme = rng.choice(_THEMES) if rng.random() < _THEMED else None
+        hazards, kinds, endings = theme or (climates.draw_hazards(rng), _KINDS, None)
+        self.kind = rng.choice(kinds)
+        count = int(10 ** rng.uniform(0.3, 1.75))
+        workspaces = rng.choice([["ws-1"], ["ws-1", _UUID], ["ws-1", "zwei ü"]])
+        names = rng.choice(["r{}", "r {}/é", "cafe\u0301-{}"])
+        self.targets = [(rng.choice(workspaces), names.format(n)) for n in range(count)]
+        self.status: dict[Target, str | None] = {
+            target: rng.choices(["active", "stopped", None], [85, 10, 5])[0]
+            for target in self.targets
+        }
+        self.timeout = rng.choice([0.5, 1.0, 2.0])
+        self.climate = climates.draw(rng, frozenset(hazards), self.targets, self.timeout)
+        self.policy = RetryPolicy(
+            attempts=rng.randint(1, 4),
+            base=rng.choice([0.05, 0.5]),
+            cap=rng.choice([0.5, 5.0]),
+            patience=rng.choice([None, None, 0, 2.0, 10.0]),
+        )
+        self.max_connections = rng.choice([1, 2, 5, 20, 100])
+        self.concurrency = rng.choice([None, None, 1, 3, 10])
+        self.rate = rng.choice([None, None, 5.0, 50.0])
+        self.spacing = rng.choice([0.0, 0.0, 0.05, 20.0])
+        if hazards == {"stray"}:
+            # Connections are idle now and then.
+            self.rate, self.spacing = rng.choice([None, 20.0, 20.0]), 0.05
+            self.max_connections = rng.choice([1, 2, 5])
+        self.host = "localhost" if "lookup" in self.climate.hazards else "127.0.0.1"
+        self.borrows = rng.random() < 0.1
+        # Only the session's own pool looks for bytes on idle connections.
+        self.climate.idle_strays = not self.borrows
+        self.key_function = rng.choice([None, None, "plain", "async"])
+        self.latency = rng.choice([0.0, 0.0, 0.01, 0.2])
+        self.thread_delay = rng.choice([0.0, 0.001, 0.3])
+        endings = endings or (_COMMAND_ENDINGS if self.kind is Kind.COMMAND else _BULK_ENDINGS)
+        self.ending = Ending.COMPLETED if self.kind is Kind.CALLS else rng.choice(endings)
+        if self.ending is Ending.KEY_REVOKED:
+            self.key_function = self.key_function or "plain"
+        self._draw_end(rng, count)
+        self._draw_input(rng)
+        self._draw_output(rng)
+
+    def _draw_end(self, rng: random.Random, count: int) -> None:
+        """Draw the moment of the end: a step of the loop, a time, or a number of outcomes."""
+        self.trigger = rng.choice(["step", "time", "outcome"])
+        if self.ending in _TIMED:
+            self.trigger = "time"
+        self.end_step = 2 + int(10 ** rng.uniform(0.0, 3.3))
+        self.end_time = 10 ** rng.uniform(-3.0, 1.2)
+        if self.climate.storms and self.ending in _CUT_OFF and rng.random() < 0.5:
+            self.trigger = "time"
+            self.end_time = self.climate.storms[0].start + rng.uniform(0.0, 1.0)
+        self.end_count = rng.randrange(count)
+        self.twice_after = rng.choice([0.0, 0.01, 1.0])
+
+    def _draw_input(self, rng: random.Random) -> None:
+        """Draw the input of a bulk stop."""
+        self.input = rng.choice(["list", "list", "generator", "async"])
+        if self.ending is Ending.INPUT_RAISES and self.input == "list":
+            self.input = "generator"
+        self.input_delay = rng.choice([0.0, 0.001, 0.1])
+        self.items: list[object] = [RuntimeRef(*target) for target in self.targets]
+        if rng.random() < 0.3 and self.input != "list":
+            self.items += [rng.choice(self.targets) for _ in range(rng.randint(1, 4))]
+        if rng.random() < 0.2 and self.kind is not Kind.COMMAND:
+            self.items += [rng.choice(_INVALID) for _ in range(rng.randint(1, 3))]
+        rng.shuffle(self.items)
+
+    def _draw_output(self, rng: random.Random) -> None:
+        """Draw the ways in which outcomes are read, verified and recorded."""
+        self.consumer = rng.choice(["await", "await", "task", "stream"])
+        if self.ending in {Ending.LEFT_EARLY, Ending.DROPPED}:
+            self.consumer = "stream"
+        self.reader_delay = rng.choice([0.0, 0.0, 0.01])
+        self.callback = rng.choice(["plain", "async", None])
+        if self.ending is Ending.CALLBACK_RAISES:
+            self.callback = self.callback or "plain"
+        self.verify = rng.random() < 0.25
+        self.observed = rng.random() < 0.8
+        self.journal = rng.random() < 0.35 or not self.observed
+        self.resume = self.journal and rng.random() < 0.6
+        self.torn = rng.random()
+        self.calm_resume = rng.random() < 0.5
+        # Limits inside of the client that only a large run would reach
+        self.max_unread = rng.choice([1, 5, 100])
+        self.max_pollers = rng.choice([1, 3, 1000])
+
+    def __str__(self) -> str:
+        shown = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in {"rng", "targets", "status", "items", "climate"}
+        }
+        policy = {name: getattr(self.policy, name) for name in _POLICY}
+        lines = [f"  {name} = {value}" for name, value in {**shown, "policy": policy}.items()]
+        fields = vars(self.climate).items()
+        lines += [
+            f"  climate.{name} = {[vars(v) for v in value] if name in _SPANS else value}"
+            for name, value in fields
+            if value and name != "targets"
+        ]
+        return "\n".join(lines)
+
+
+_POLICY = ("attempts", "base", "cap", "patience")
+_SPANS = {"storms", "outages", "partitions"}

@@ -1,0 +1,104 @@
+"""What a run did, for the checks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bctrl_async import Runtime, StopOutcome, StopReport
+from sim.exchange import Target
+
+REACTION = 5
+"""Steps of the loop until a cancellation or a signal has reached a run."""
+
+
+class PlannedError(Exception):
+    """Raised on purpose by an input or a callback."""
+
+
+class Moment(NamedTuple):
+    """The moment at which a run was ended from outside.
+
+    Attributes:
+        time: The time.
+        step: The step of the loop at which the run knows it.
+        in_flight: The attempts that were in flight then.
+    """
+
+    time: float
+    step: int
+    in_flight: int
+
+
+class Recorded(NamedTuple):
+    """An outcome, and when it was recorded."""
+
+    time: float
+    step: int
+    outcome: StopOutcome
+
+
+@dataclass(eq=False)
+class BulkRun:
+    """What a bulk stop did, for the checks."""
+
+    items: list[object]
+    before: dict[Target, str | None]
+    after: dict[Target, str | None] = field(default_factory=dict)
+    began: float = 0.0
+    ended: float = 0.0
+    first_exchange: int = 0
+    last_exchange: int = 0
+    recorded: list[Recorded] = field(default_factory=list)
+    delivered: list[StopOutcome] = field(default_factory=list)
+    ended_at: Moment | None = None
+    report: StopReport | None = None
+    raised: BaseException | None = None
+    interrupted: bool = False
+    journal: Path | None = None
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    damaged: int = 0
+    settled_before: set[Target] = field(default_factory=set)
+    resumes: bool = False
+
+
+@dataclass(eq=False)
+class SingleCall:
+    """What one `stop_runtime` did, for the checks."""
+
+    target: Target
+    stopped_ok: bool
+    before: str | None
+    cancel_after: float | None
+    began: float = 0.0
+    ended: float = 0.0
+    result: Runtime | BaseException | None = None
+
+
+def tear(path: Path, share: float) -> None:
+    """Truncate a journal at any byte, as a crash does; one in five stays whole."""
+    size = path.stat().st_size
+    if share < 0.8:
+        with path.open("r+b") as file:
+            file.truncate(int(size * share / 0.8))
+
+
+def settled_in(path: Path) -> set[Target]:
+    """Return the targets that the whole lines of a journal call settled, without `not_found`."""
+    lines, _ = read_lines(path)
+    last = {(line["workspace_id"], line["alias"]): line["result"] for line in lines}
+    settled = {"stopped", "accepted", "already_stopped"}
+    return {target for target, result in last.items() if result in settled}
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the outcomes in the whole lines of a journal, and the number of damaged lines."""
+    lines, damaged = [], 0
+    for line in path.read_bytes().split(b"\n")[1:-1]:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            damaged += 1
+    return [line for line in lines if "index" in line], damaged

@@ -1,0 +1,56 @@
+"""A few seeds of `simulate.py`, and proofs that it finds faults; CI runs ten thousand seeds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sim.faults import FAULTS
+from sim.runner import simulate
+
+SCRIPT = Path(__file__).with_name("simulate.py")
+SEEDS = range(100)
+
+
+def run(*args: str, hash_seed: str = "random") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, SCRIPT, *args],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONIOENCODING": "utf-8"},
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_outcome_is_true_and_nothing_is_left_behind(seed: int) -> None:
+    verdict = simulate(seed)
+
+    assert verdict.problems == [], "\n".join([verdict.plan, *verdict.trace])
+
+
+def test_the_same_seeds_give_the_same_traces() -> None:
+    first, second = (run("--seeds", "10", "--trace", hash_seed=seed) for seed in ("1", "2"))
+
+    assert first.stdout.count("\n") > 100
+    assert first.stdout == second.stdout
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_is_put_back_is_found(fault: str) -> None:
+    seeds = (seed for seed in range(1000) if simulate(seed, fault).problems)
+
+    assert next(seeds, None) is not None, FAULTS[fault][0]
+
+
+def test_a_fault_is_shown_with_its_events_and_the_command_that_repeats_it() -> None:
+    shown = run("--seeds", "60", "--jobs", "1", "--break", "aborted-not-sent")
+
+    assert shown.returncode == 0
+    assert "not_sent, but the server may have received it" in shown.stdout
+    assert "--seeds 1 --trace --break aborted-not-sent" in shown.stdout
+    assert "-> POST ws-1/" in shown.stdout
