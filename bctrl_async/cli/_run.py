@@ -79,11 +79,10 @@ async def run_with_progress(batch: StopBatch, output: Output) -> bool:
     running = asyncio.ensure_future(batch)
     showing = asyncio.create_task(display.run(live=live))
     interrupts = 0
-    loop = asyncio.get_running_loop()
+    notices: list[asyncio.TimerHandle] = []
 
     def show_line() -> None:
-        if not running.done():
-            print_info(display.line())
+        print_info(display.line())
 
     def interrupt() -> None:
         nonlocal interrupts
@@ -94,7 +93,7 @@ async def run_with_progress(batch: StopBatch, output: Output) -> bool:
         batch.stop_reading()
         display.interrupt()
         if not live:
-            loop.call_later(_NOTICE_AFTER, show_line)
+            notices.append(running.get_loop().call_later(_NOTICE_AFTER, show_line))
         elif not display.is_drawn:
             output.end_line()
 
@@ -107,6 +106,8 @@ async def run_with_progress(batch: StopBatch, output: Output) -> bool:
         batch.abort()
         await asyncio.wait([running])
     finally:
+        for notice in notices:
+            notice.cancel()
         showing.cancel()
         await asyncio.wait([showing])
     running.result()
