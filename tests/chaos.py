@@ -38,6 +38,8 @@ _TIMEOUT = 0.5
 _POISON = (Fault.BAD_GATEWAY, Fault.DROP_BEFORE, Fault.HANG)
 _POISONED_SHARE = 0.01
 _REPEATED_SHARE = 0.01
+_CANCEL_ITERATIONS = 5
+"""A cancellation reaches all workers within these iterations of the event loop."""
 _YEARS = "1798761600"
 """A Retry-After that is a point in time, where seconds belong."""
 
@@ -240,14 +242,22 @@ class ChaosRun:
             return
         assert self._batch is not None
         assert self._runner is not None
-        self._received_at_end = set(self.emulator.received)
-        self._in_flight_at_end = self._batch.in_flight
         self._end(self._batch, self._runner)
+        is_cancelled = self.ending in {Ending.CANCELLED, Ending.SCOPE_CANCELLED}
+        self._mark_end(self._batch, _CANCEL_ITERATIONS if is_cancelled else 0)
         match self.ending:
             case Ending.CALLBACK_RAISES:
                 raise _PlannedError
             case Ending.SESSION_CLOSED:
                 await self._session.close()
+
+    def _mark_end(self, batch: StopBatch, iterations: int) -> None:
+        """Keep the requests so far, after some iterations of the event loop."""
+        if iterations:
+            asyncio.get_running_loop().call_soon(self._mark_end, batch, iterations - 1)
+            return
+        self._received_at_end = set(self.emulator.received)
+        self._in_flight_at_end = batch.in_flight
 
     def _end(self, batch: StopBatch, runner: asyncio.Task[None]) -> None:
         match self.ending:
@@ -281,7 +291,14 @@ class ChaosRun:
         if content is None or content.settled.keys() != settled_targets(entries):
             yield "a resumed run would read another journal"
         yield from check_account(entries, report, self._delivered)
-        yield from check_targets(entries, self.targets, self.emulator, self._before, self._poisoned)
+        yield from check_targets(
+            entries,
+            self.targets,
+            self.emulator,
+            self._before,
+            self._poisoned,
+            finds_duplicates=self._is_list,
+        )
         if _KEY.encode() in data:
             yield "the key is in the journal"
         if self._is_list and report.total != len(self.targets):
@@ -289,7 +306,13 @@ class ChaosRun:
         if self.ending in _DELIVERS_ALL and len(self._delivered) != report.total:
             yield "an outcome was not delivered"
         if self.ending in _SENDS_NOTHING_NEW and self._received_at_end is not None:
-            begun = self.emulator.received.keys() - self._received_at_end
+            # More attempts may have begun before the end, and not have reached the server.
+            once = {
+                (entry["workspace_id"], entry["alias"])
+                for entry in entries
+                if entry.get("attempts") == 1
+            }
+            begun = (self.emulator.received.keys() - self._received_at_end) & once
             if len(begun) > self._in_flight_at_end:
                 yield (
                     f"{len(begun)} targets were sent for the first time after {self.ending}, "
