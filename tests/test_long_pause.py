@@ -9,8 +9,8 @@ from typing import TypeVar
 import pytest
 import virtual_time
 from servers import answering, http_answer, raw_server
-from simulation import throttled
 from test_already_stopped import RUNTIME
+from throttling import throttled
 
 from bctrl_async import (
     BctrlConfigError,

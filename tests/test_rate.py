@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import virtual_time
-from simulation import Run, Server, fixed_window, throttled, token_bucket
+from throttling import Run, Server, fixed_window, throttled, token_bucket
 
 from bctrl_async import BctrlError, BctrlRateLimitError
 from bctrl_async._limiter.limiter import Limiter, Priority
