@@ -472,6 +472,21 @@ class TestPoison:
         assert report.counts == {STOPPED: 9, UNKNOWN: 1}
         assert report.ended_early is None
 
+    def test_an_outage_is_survived_if_only_another_call_was_answered_before_it(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: `stop_workspace` gave up in an outage that began right after its list."""
+
+        def server(now: float, _: str) -> Runtime | BctrlError:
+            return connection_refused() if 0.05 <= now < 20 else ANSWER
+
+        async def scenario(session: BctrlSession) -> StopReport:
+            batch = session.stop_runtimes(targets(10))
+            await session.get_runtime("ws-1", "r0")
+            return await batch
+
+        assert simulate(server, 0.1).run(scenario).counts == {STOPPED: 10}
+
     def test_dead_canaries_are_replaced(self, simulate: Simulate) -> None:
         def server(now: float, alias: str) -> Runtime | BctrlError:
             # The nodes of all but one runtime go down once it is stopped.

@@ -42,7 +42,6 @@ class CircuitBreaker:
         in_flight: Returns the number of requests of the run in flight.
 
     Attributes:
-        has_answered: True once the server has answered a call of the run, or a canary.
         gave_up: True once the server is given up.
     """
 
@@ -60,6 +59,7 @@ class CircuitBreaker:
         self._patience = patience
         self._is_answered = is_answered
         self._in_flight = in_flight
+        self._attempts_before = sender.attempts
         self._answered: Call[Runtime] | None = None
         self._outage = (0, 0)
         self._opened_at: float | None = None
@@ -69,7 +69,6 @@ class CircuitBreaker:
         self._failures = 0
         self._unanswered = 0
         self._changed = asyncio.Event()
-        self.has_answered: bool = False
         self.gave_up: bool = False
 
     @property
@@ -77,10 +76,14 @@ class CircuitBreaker:
         """True while the server answers no call."""
         return self._opened_at is not None
 
+    @property
+    def has_answered(self) -> bool:
+        """True once the server has answered an attempt of the session since the run was made."""
+        return self._is_up_since(self._attempts_before)
+
     def on_answer(self, call: Call[Runtime]) -> None:
         """Record that the server answered the last attempt of a call."""
         self._answered = call
-        self.has_answered = True
         self._close_if_up()
 
     def _close_if_up(self) -> None:
@@ -147,7 +150,6 @@ class CircuitBreaker:
         if answered is not None:
             canary = RuntimeRef(answered.workspace_id, answered.alias or "")
         if await self._is_answered(canary):
-            self.has_answered = True
             return True
         self._unanswered += 1
         if self._answered is answered:
