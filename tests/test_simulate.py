@@ -12,7 +12,7 @@ from sim.faults import FAULTS
 from sim.runner import simulate
 
 SCRIPT = Path(__file__).with_name("simulate.py")
-SEEDS = range(100)
+SEEDS = range(60)
 
 
 def run(*args: str, hash_seed: str = "random") -> subprocess.CompletedProcess[str]:
@@ -42,9 +42,10 @@ def test_the_same_seeds_give_the_same_traces() -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_is_put_back_is_found(fault: str) -> None:
-    seeds = (seed for seed in range(1000) if simulate(seed, fault).problems)
+    _, rule, _ = FAULTS[fault]
+    broken = (rule in dict(simulate(seed, fault).problems) for seed in range(1000))
 
-    assert next(seeds, None) is not None, FAULTS[fault][0]
+    assert any(broken)
 
 
 def test_a_fault_is_shown_with_its_events_and_the_command_that_repeats_it() -> None:

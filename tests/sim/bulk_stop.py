@@ -7,6 +7,7 @@ import gc
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import aiohttp
 import anyio
 
 from bctrl_async import Observer, StopBatch, StopOutcome
+from bctrl_async.bulk import Remembering
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._run import run_with_progress
 from bctrl_async.observer import BulkObserver
@@ -35,7 +37,6 @@ class BulkStop(BulkObserver):
         self._ending = ending
         self._closing: asyncio.Task[None] | None = None
         self._scope = anyio.CancelScope()
-        self._input_count = 0
 
     async def run(self) -> None:
         plan, world = self._plan, self._world
@@ -43,8 +44,11 @@ class BulkStop(BulkObserver):
         try:
             async with world.make_session(self._observer(), http) as session:
                 self._session = session
-                self._batch = batch = session.stop_runtimes(
-                    self._input(),
+                if plan.input == "workspace":
+                    stop = partial(session.stop_workspace, plan.workspace)
+                else:
+                    stop = partial(session.stop_runtimes, self._input())
+                self._batch = batch = stop(
                     concurrency=plan.concurrency,
                     deadline=plan.end_time if self._ending is Ending.DEADLINE else None,
                     on_outcome=self._callback(),
@@ -94,7 +98,11 @@ class BulkStop(BulkObserver):
     def _input(self) -> Any:  # noqa: ANN401 - any input that has these items.
         if self._plan.input == "list":
             return self._plan.items
-        return self._as_async() if self._plan.input == "async" else self._as_generator()
+        if self._plan.input != "async":
+            return self._as_generator()
+        if self._plan.remembers:
+            return Remembering(self._as_async(), len(self._plan.items))
+        return self._as_async()
 
     def _as_generator(self) -> Iterator[object]:
         for index, item in enumerate(self._plan.items):
@@ -195,7 +203,7 @@ class BulkStop(BulkObserver):
         if act == self._interrupt and signal.SIGINT not in self._loop.signal_handlers:
             return
         self._world.network.log(0, f"{self._ending}, with {self._batch.in_flight} in flight")
-        self._run.ended_at = Moment(self._loop.time(), self._loop.step + REACTION, 0)
+        self._run.ended_at = Moment(self._loop.time(), self._loop.step, 0)
         self._loop.at_step(self._loop.step + REACTION, self._count_in_flight)
         act()
 

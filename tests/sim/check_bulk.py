@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 
-from bctrl_async import BctrlConfigError, StopReport, StopResult
+from bctrl_async import BctrlConfigError, BctrlError, StopReport, StopResult
 from sim.exchange import Exchange, Target
 from sim.plan import Ending, Kind, Plan
-from sim.records import BulkRun, PlannedError
+from sim.records import REACTION, BulkRun, PlannedError
 from sim.rules import (
     CLAIMS_NO_EFFECT,
     CLAIMS_STOPPED,
     NOT_RUNNING,
+    PATIENCE,
     REFUSED,
     Problem,
     Problems,
@@ -61,6 +62,10 @@ _Results = dict[Target, list[tuple[StopResult, int]]]
 
 def check_run(world: World, run: BulkRun) -> Problems:
     """Yield what is wrong with a bulk stop."""
+    if run.tasks_left:
+        yield Problem("task left", f"{run.tasks_left} tasks of the run are left")
+    if run.connections_left:
+        yield Problem("connection left", f"{run.connections_left} connections are left open")
     if run.report is None:
         # A batch that was dropped has no report; what it leaves behind is checked elsewhere.
         if world.plan.ending is not Ending.DROPPED:
@@ -83,15 +88,20 @@ def check_run(world: World, run: BulkRun) -> Problems:
     yield from _check_precision(world, run, results, sent)
     if run.ended_at is not None:
         yield from _check_end(world.plan, run, exchanges)
+    yield from _check_duration(world.plan, run)
     yield from _check_dead_targets(world.plan, run, run.report, exchanges)
     yield from _check_outage(world, run.report)
 
 
 def _check_raised(plan: Plan, run: BulkRun) -> Problems:
     expected = () if run.resumes else _RAISES.get(plan.ending, ())
+    if plan.input == "workspace":
+        # The list cannot be had.
+        expected += (BctrlError,)
     if run.raised is not None and not isinstance(run.raised, expected):
         yield Problem("raised", f"it raised {run.raised!r}")
-    if plan.kind is Kind.COMMAND and run.interrupted != (run.ended_at is not None):
+    interrupted = run.ended_at is not None
+    if plan.kind is Kind.COMMAND and run.raised is None and run.interrupted != interrupted:
         yield Problem("interrupted", f"the command says that interrupted is {run.interrupted}")
 
 
@@ -117,10 +127,18 @@ def _check_account(plan: Plan, run: BulkRun, report: StopReport) -> Problems:
     delivers_all = run.resumes or plan.ending not in _UNDELIVERED
     if plan.callback and delivers_all and len(delivered) != report.total:
         yield Problem("delivery", f"{len(delivered)} of {report.total} outcomes were delivered")
-    was_begun = not isinstance(run.raised, BctrlConfigError) and report.total > 0
+    yield from _check_reading(plan, run, report)
+
+
+def _check_reading(plan: Plan, run: BulkRun, report: StopReport) -> Problems:
+    was_begun = not isinstance(run.raised, BctrlError) and report.total > 0
     read = f"{report.total} of {len(run.items)} items were read"
-    if plan.input == "list" and was_begun and report.total != len(run.items):
+    if plan.is_whole and was_begun and report.total != len(run.items):
         yield Problem("list not read", read)
+    valid = [item for item in run.items[: report.total] if item in plan.status]
+    repeated = len(valid) - len(set(valid)) if plan.finds_duplicates else 0
+    if report.duplicates != repeated:
+        yield Problem("duplicate", f"{report.duplicates} duplicates are reported of {repeated}")
     if report.ok and report.total != len(run.items):
         yield Problem("ok, but not all read", f"the report is ok, but {read}")
 
@@ -168,7 +186,7 @@ def _check_target(
         if result is StopResult.NOT_FOUND and now is not None:
             yield Problem("is there", f"{claim}, but its status is {now}")
         # Over a stream each copy is a stop of its own.
-        if result in CLAIMS_NO_EFFECT and (copies == 1 or plan.input == "list"):
+        if result in CLAIMS_NO_EFFECT and (copies == 1 or plan.finds_duplicates):
             if now != before:
                 yield Problem("had an effect", f"{claim}, but {before} became {now}")
             yield from _check_not_sent(claim, result, sent)
@@ -176,7 +194,7 @@ def _check_target(
         yield Problem("attempts", f"{name(target)} has {group}, but {len(sent)} stops were sent")
     if target in run.settled_before and sent:
         yield Problem("settled", f"{name(target)} was settled in the journal, but was sent again")
-    if plan.input == "list" and len({result for result, _ in group}) > 1:
+    if plan.finds_duplicates and len({result for result, _ in group}) > 1:
         yield Problem("duplicate", f"{name(target)} is there {copies} times, as {group}")
 
 
@@ -219,7 +237,7 @@ def _check_precision(
         if (
             outcome.result is StopResult.REJECTED
             and moment is not None
-            and step > moment.step
+            and step >= moment.step
             and all(each.status in REFUSED for each in answers)
             and float(plan.climate.retry_after or 0) + time - answers[0].written + 2.0
             < plan.policy.for_bulk(None).max_throttle_wait
@@ -234,7 +252,7 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
     """Check that nothing new is sent after the end, and that it does not take long."""
     moment = run.ended_at
     assert moment is not None
-    begun = {each.target for each in exchanges if each.step <= moment.step}
+    begun = {each.target for each in exchanges if each.step <= moment.step + REACTION}
     first = {each.target for each in exchanges if each.stops and each.target not in begun}
     # An attempt in flight may still be connecting.
     if plan.ending is not Ending.KEY_REVOKED and len(first) > moment.in_flight:
@@ -247,6 +265,13 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
     stops_reading = plan.ending in {Ending.STOP_READING, Ending.CTRL_C}
     if stops_reading and not plan.climate.hazards - {"cut"} and took > slow + 3.0 and not plan.rate:
         yield Problem("late end", f"it ended {took:.2f} s after {plan.ending}, without faults")
+
+
+def _check_duration(plan: Plan, run: BulkRun) -> Problems:
+    workers = min(plan.max_connections, plan.concurrency or plan.max_connections)
+    took = run.ended - run.began
+    if took > PATIENCE + plan.longest(len(run.items), workers):
+        yield Problem("slow", f"it took {took:.0f} s")
 
 
 def _check_dead_targets(

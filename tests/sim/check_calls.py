@@ -13,6 +13,7 @@ from sim.exchange import Exchange
 from sim.records import SingleCall
 from sim.rules import (
     NOT_RUNNING,
+    PATIENCE,
     REFUSED,
     Problem,
     Problems,
@@ -27,6 +28,9 @@ _PROBE_WAIT = 130.0
 
 def check_call(world: World, call: SingleCall) -> Problems:
     """Yield what is wrong with a call of `stop_runtime`."""
+    took = call.ended - call.began
+    if took > PATIENCE + world.plan.longest(len(world.calls), world.plan.max_connections):
+        yield Problem("slow", f"the call of {name(call.target)} took {took:.0f} s")
     ended, now = call.result, world.statuses()[call.target]
     claim = f"the call of {name(call.target)}"
     if ended is None:
@@ -35,7 +39,7 @@ def check_call(world: World, call: SingleCall) -> Problems:
     elif isinstance(ended, Runtime):
         if ended.alias != call.target[1]:
             yield Problem("another's", f"{claim} returned {ended.alias!r}")
-        if now not in NOT_RUNNING:
+        if now not in NOT_RUNNING and not call.reads:
             yield Problem("runs on", f"{claim} returned, but its status is {now}")
     elif isinstance(ended, BctrlError):
         exchanges = [each for each in world.network.exchanges if each.target == call.target]
@@ -56,9 +60,11 @@ def _check_error(
     call: SingleCall, error: BctrlError, exchanges: list[Exchange], now: str | None
 ) -> Problems:
     sent = [each for each in exchanges if each.stops]
+    if call.reads and (sent or error.may_have_stopped or now != call.before):
+        yield Problem("read", "but it stopped something, or says that it may have")
     if not error.may_have_stopped and now != call.before:
         yield Problem("had an effect", f"but its status changed to {now}")
-    if not error.may_have_stopped and any(map(may_have_stopped, sent)):
+    if not (call.reads or error.may_have_stopped) and any(map(may_have_stopped, sent)):
         yield Problem("may have stopped", "but an attempt may have stopped it")
     if isinstance(error, BctrlNotFoundError) and error.names_runtime and now is not None:
         yield Problem("is there", f"but its status is {now}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from aiohttp import ClientSession, TCPConnector
@@ -64,70 +64,101 @@ async def _stop_without_a_look(
     return await session._sender.attempt_loop(call, http)
 
 
-FAULTS: dict[str, tuple[str, dict[str, Callable[..., object] | object]]] = {
-    "foreign-404": (
+class KnownFault(NamedTuple):
+    """A fault that the client had, or might have.
+
+    Attributes:
+        does: What it does.
+        rule: The rule that it breaks.
+        patches: The objects to replace, by their names.
+    """
+
+    does: str
+    rule: str
+    patches: dict[str, object]
+
+
+FAULTS = {
+    "foreign-404": KnownFault(
         "a 404 of another service settles a stop as not_found",
+        "is there",
         {"bctrl_async.errors.BctrlNotFoundError.names_runtime": True},
     ),
-    "page-accepted": (
+    "page-accepted": KnownFault(
         "a login page with status 200 is an accepted stop",
+        "runs on",
         {
             "bctrl_async._http.response._is_page_type": lambda _: None,
-            "bctrl_async._http.response._begins_like_page": lambda _: False,
+            "bctrl_async._http.response._begins_like_page": lambda *_: False,
         },
     ),
-    "stray-answer": (
+    "stray-answer": KnownFault(
         "a connection is reused on which a stray answer arrived while it was idle",
+        "had an effect",
         {
             "bctrl_async._http.connector.Connector.connect": TCPConnector.connect,
             "bctrl_async._http.connector.Connector._release": TCPConnector._release,
         },
     ),
-    "another-runtime": (
+    "another-runtime": KnownFault(
         "an answer about another runtime settles a stop",
+        "runs on",
         {"bctrl_async._http.transport.check_answer": lambda *_: None},
     ),
-    "dead-target": (
+    "dead-target": KnownFault(
         "a target that is never answered passes for a dead server",
+        "dead targets",
         {"bctrl_async.bulk._run.Run._is_answered": _never_answered},
     ),
-    "stop-reading": (
+    "duplicate": KnownFault(
+        "a target that is in a list twice is sent twice",
+        "duplicate",
+        {"bctrl_async.bulk._duplicates.Duplicates.__contains__": lambda *_: False},
+    ),
+    "stop-reading": KnownFault(
         "targets that wait for the limiter are still sent after stop_reading",
+        "begun after the end",
         {"bctrl_async.bulk._cancel.Worker.cancel": _cancel_no_call},
     ),
-    "cut-off": (
+    "cut-off": KnownFault(
         "a target that was only throttled when the run ended is rejected",
+        "cut off",
         {"bctrl_async.outcomes.result_of": _result_by_status},
     ),
-    "own-work": (
+    "own-work": KnownFault(
         "stop_runtime raises a conflict although its own earlier attempt stopped the runtime",
+        "own work",
         {"bctrl_async.BctrlSession._stop": _stop_without_a_look},
     ),
-    "locked": (
+    "locked": KnownFault(
         "an absurd Retry-After locks the session",
+        "locked",
         {
             "bctrl_async._limiter.rate.PROBE_INTERVAL": math.inf,
             "bctrl_async._limiter.limiter.PROBE_INTERVAL": math.inf,
         },
     ),
-    "lost-outcome": (
+    "lost-outcome": KnownFault(
         "the target of a worker that is cancelled in flight has no outcome",
+        "lost outcome",
         {"bctrl_async.bulk._ledger.Ledger.record": _record_unless_aborted},
     ),
-    "aborted-not-sent": (
+    "aborted-not-sent": KnownFault(
         "a request that is abandoned in flight counts as not sent",
+        "was sent",
         {"bctrl_async._calls.call.Call.aborted": _aborted_without_doubt},
     ),
-    "lost-slot": (
+    "lost-slot": KnownFault(
         "a cancelled attempt keeps its slot",
+        "stuck",
         {"bctrl_async._limiter.limiter.Limiter.release": _release_if_answered},
     ),
-    "torn-journal": (
+    "torn-journal": KnownFault(
         "the torn line of a journal is not cut off, and the next line is appended to it",
+        "journal",
         {"os.ftruncate": lambda *_: None},
     ),
 }
-"""What each fault does, and what is patched for it."""
 
 
 @contextmanager
@@ -135,6 +166,6 @@ def put_back(name: str | None) -> Iterator[None]:
     """Put a fault back into the client; None is no fault."""
     with ExitStack() as stack:
         if name is not None:
-            for target, replacement in FAULTS[name][1].items():
+            for target, replacement in FAULTS[name].patches.items():
                 stack.enter_context(patch(target, replacement))
         yield

@@ -122,7 +122,7 @@ class Plan:
             self.trigger = "time"
         self.end_step = 2 + int(10 ** rng.uniform(0.0, 3.3))
         self.end_time = 10 ** rng.uniform(-3.0, 1.2)
-        if self.climate.storms and self.ending in _CUT_OFF and rng.random() < 0.5:
+        if self.climate.storms and self.ending in _CUT_OFF and rng.random() < 0.8:
             self.trigger = "time"
             self.end_time = self.climate.storms[0].start + rng.uniform(0.0, 1.0)
         self.end_count = rng.randrange(count)
@@ -130,12 +130,19 @@ class Plan:
 
     def _draw_input(self, rng: random.Random) -> None:
         """Draw the input of a bulk stop."""
-        self.input = rng.choice(["list", "list", "generator", "async"])
-        if self.ending is Ending.INPUT_RAISES and self.input == "list":
+        self.input = rng.choice(["list", "list", "list", "generator", "async", "workspace"])
+        self.workspace = self.targets[0][0]
+        self.remembers = self.input == "async" and rng.random() < 0.5
+        if self.ending is Ending.INPUT_RAISES and self.input in {"list", "workspace"}:
             self.input = "generator"
         self.input_delay = rng.choice([0.0, 0.001, 0.1])
         self.items: list[object] = [RuntimeRef(*target) for target in self.targets]
-        if rng.random() < 0.3 and self.input != "list":
+        if self.input == "workspace":
+            # Those that it lists and selects, in the emulator's order.
+            active = [target for target in self.targets if self.status[target] == "active"]
+            self.items = [each for each in active if each[0] == self.workspace]
+            return
+        if rng.random() < 0.3:
             self.items += [rng.choice(self.targets) for _ in range(rng.randint(1, 4))]
         if rng.random() < 0.2 and self.kind is not Kind.COMMAND:
             self.items += [rng.choice(_INVALID) for _ in range(rng.randint(1, 3))]
@@ -153,12 +160,28 @@ class Plan:
         self.verify = rng.random() < 0.25
         self.observed = rng.random() < 0.8
         self.journal = rng.random() < 0.35 or not self.observed
-        self.resume = self.journal and rng.random() < 0.6
+        self.resume = self.journal and self.input != "workspace" and rng.random() < 0.6
         self.torn = rng.random()
         self.calm_resume = rng.random() < 0.5
         # Limits inside of the client that only a large run would reach
         self.max_unread = rng.choice([1, 5, 100])
         self.max_pollers = rng.choice([1, 3, 1000])
+
+    @property
+    def is_whole(self) -> bool:
+        """True if every item is read, however the run ends."""
+        return self.input in {"list", "workspace"}
+
+    @property
+    def finds_duplicates(self) -> bool:
+        """True if a target that is in the input twice is sent once."""
+        return self.is_whole or self.remembers
+
+    def longest(self, count: int, workers: int) -> float:
+        """Return the seconds in which so many workers make all attempts of so many calls."""
+        attempts = self.policy.attempts * (2.0 * self.timeout + self.policy.cap)
+        pace = 1.0 / self.rate if self.rate else 0.0
+        return -(-count // workers) * attempts + count * (pace + self.input_delay + self.latency)
 
     def __str__(self) -> str:
         shown = {

@@ -23,8 +23,8 @@ class Moment(NamedTuple):
 
     Attributes:
         time: The time.
-        step: The step of the loop at which the run knows it.
-        in_flight: The attempts that were in flight then.
+        step: The step of the loop.
+        in_flight: The attempts that were in flight when the run knew it.
     """
 
     time: float
@@ -60,15 +60,18 @@ class BulkRun:
     journal: Path | None = None
     lines: list[dict[str, Any]] = field(default_factory=list)
     damaged: int = 0
+    tasks_left: int = 0
+    connections_left: int = 0
     settled_before: set[Target] = field(default_factory=set)
     resumes: bool = False
 
 
 @dataclass(eq=False)
 class SingleCall:
-    """What one `stop_runtime` did, for the checks."""
+    """What one `stop_runtime` or `get_runtime` did, for the checks."""
 
     target: Target
+    reads: bool
     stopped_ok: bool
     before: str | None
     cancel_after: float | None

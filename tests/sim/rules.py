@@ -22,6 +22,9 @@ class Problem(NamedTuple):
     text: str
 
 
+PATIENCE = 60.0
+"""Seconds that a run may take beyond the attempts of its targets: outages, pauses, polls."""
+
 Problems = Iterator[Problem]
 
 

@@ -9,14 +9,16 @@ import random
 import tempfile
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CoroutineType
+from types import CoroutineType, NoneType
 from typing import Any
 from unittest.mock import patch
 
+from bctrl_async import Runtime
 from sim.check_bulk import check_run
 from sim.check_calls import check_call
 from sim.faults import put_back
@@ -36,6 +38,10 @@ class Verdict:
     Attributes:
         problems: The rules that it broke.
         trace: What happened, one event a line.
+        plan: What the seed decided.
+        seconds: The virtual seconds that it took.
+        requests: The number of requests that the client wrote.
+        results: The results of the targets, and `returned` and `raised` for single calls.
     """
 
     seed: int
@@ -44,6 +50,7 @@ class Verdict:
     plan: str = ""
     seconds: float = 0.0
     requests: int = 0
+    results: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         return f"seed {self.seed}: " + ("; ".join(text for _, text in self.problems[:5]) or "ok")
@@ -76,6 +83,7 @@ def simulate(seed: int, fault: str | None = None) -> Verdict:
                 found += check_call(world, call)
     verdict.requests = len(world.network.exchanges)
     verdict.seconds = loop.time()
+    verdict.results = _results(world)
     verdict.plan = f"{plan.kind}, {plan.ending}\n{plan}"
     found.sort()
     verdict.trace = [
@@ -83,6 +91,15 @@ def simulate(seed: int, fault: str | None = None) -> Verdict:
         for when, number, event in world.network.trace
     ]
     return verdict
+
+
+def _results(world: World) -> Counter[str]:
+    results: Counter[str] = Counter()
+    for run in world.runs:
+        results.update(run.report.counts if run.report else ())
+    ended = Counter(type(call.result) for call in world.calls)
+    returned, cancelled = ended.pop(Runtime, 0), ended.pop(NoneType, 0)
+    return results + Counter(returned=returned, cancelled=cancelled, raised=ended.total())
 
 
 def _memory() -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import anyio
+from leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, Observer, Runtime
 from bctrl_async.emulator import Emulator
@@ -128,6 +129,10 @@ class World:
         run.began = self.loop.time()
         await BulkStop(self, run, ending).run()
         run.ended = self.loop.time()
+        run.tasks_left = len(bulk_tasks())
+        run.connections_left = sum(
+            each.client.protocol is not None for each in self.network.connections
+        )
         if run.journal is not None and run.journal.exists():
             run.lines, run.damaged = read_lines(run.journal)
         run.last_exchange = len(self.network.exchanges)
@@ -143,8 +148,8 @@ class World:
         before = self.statuses()
         for target in plan.targets:
             cancel_after = 10 ** rng.uniform(-3.0, 1.0) if rng.random() < 0.15 else None
-            stopped_ok = rng.random() < 0.3
-            self.calls.append(SingleCall(target, stopped_ok, before[target], cancel_after))
+            reads, stopped_ok = rng.random() < 0.15, rng.random() < 0.3
+            self.calls.append(SingleCall(target, reads, stopped_ok, before[target], cancel_after))
         async with self.make_session(None, None) as session:
             tasks = [
                 asyncio.create_task(self._make_call(session, call, number * plan.spacing))
@@ -164,7 +169,10 @@ class World:
             scope.deadline = self.loop.time() + call.cancel_after
         try:
             with scope:
-                call.result = await session.stop_runtime(*call.target, **extra)
+                if call.reads:
+                    call.result = await session.get_runtime(*call.target)
+                else:
+                    call.result = await session.stop_runtime(*call.target, **extra)
         except Exception as error:  # noqa: BLE001 - the checks look at it.
             call.result = error
         call.ended = self.loop.time()
