@@ -11,7 +11,7 @@ from functools import partial
 from urllib.parse import quote
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from servers import http_answer, raw_server
 
@@ -75,6 +75,8 @@ class TestForms:
     def test_an_echoed_key_is_redacted_in_any_form(self, name: str, key: str) -> None:
         r"""Fault: a key with `/` was shown as `\/`, and every key in base64 (Basic auth)."""
         form = FORMS[name](key)
+        # A key that begins like an ordinary word is redacted from that as well.
+        assume(key[:4] not in '{"error": "bad key [] given"}')
         text = f'{{"error": "bad key [{form}] given"}}'
 
         for shown in (excerpt_of(text.encode(), key), sanitize(text, key)):
