@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
@@ -95,6 +96,7 @@ Simulate = Callable[[Server, float], Simulation]
 
 @pytest.fixture
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
+    random.seed(0)  # For the jitter of the retries.
     return lambda server, latency: Simulation(monkeypatch, server, latency)
 
 
