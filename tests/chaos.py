@@ -24,6 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
 import anyio
 from chaos_checks import check_account, check_journal, check_targets, settled_targets
 from journal_lines import read_lines
@@ -167,8 +168,8 @@ class ChaosRun:
         self._batch: StopBatch | None = None
         self._runner: asyncio.Task[None] | None = None
         self._scope: anyio.CancelScope | None = None
-        self._received_at_end: set[tuple[str, str]] | None = None
-        self._in_flight_at_end = 0
+        self._begun: set[str] = set()
+        self._begun_at_end: set[str] | None = None
         self._key = _KEY
 
     def _target(self, rng: random.Random, number: int) -> object:
@@ -195,6 +196,8 @@ class ChaosRun:
 
     async def run(self) -> Verdict:
         """Run the bulk stop and check its outcomes."""
+        trace = aiohttp.TraceConfig()
+        trace.on_request_start.append(self._on_request)
         async with (
             self.emulator,
             BctrlSession(
@@ -202,6 +205,7 @@ class ChaosRun:
                 base_url=self.emulator.url,
                 timeout=_TIMEOUT,
                 retry=self._policy,
+                trace_configs=[trace],
             ) as session,
         ):
             self._session = session
@@ -244,20 +248,25 @@ class ChaosRun:
         assert self._runner is not None
         self._end(self._batch, self._runner)
         is_cancelled = self.ending in {Ending.CANCELLED, Ending.SCOPE_CANCELLED}
-        self._mark_end(self._batch, _CANCEL_ITERATIONS if is_cancelled else 0)
+        self._mark_end(_CANCEL_ITERATIONS if is_cancelled else 0)
         match self.ending:
             case Ending.CALLBACK_RAISES:
                 raise _PlannedError
             case Ending.SESSION_CLOSED:
                 await self._session.close()
 
-    def _mark_end(self, batch: StopBatch, iterations: int) -> None:
-        """Keep the requests so far, after some iterations of the event loop."""
+    def _mark_end(self, iterations: int) -> None:
+        """Keep the targets that are sent so far, after some iterations of the event loop."""
         if iterations:
-            asyncio.get_running_loop().call_soon(self._mark_end, batch, iterations - 1)
-            return
-        self._received_at_end = set(self.emulator.received)
-        self._in_flight_at_end = batch.in_flight
+            asyncio.get_running_loop().call_soon(self._mark_end, iterations - 1)
+        else:
+            self._begun_at_end = set(self._begun)
+
+    async def _on_request(
+        self, _: aiohttp.ClientSession, __: object, params: aiohttp.TraceRequestStartParams
+    ) -> None:
+        if params.method == "POST":
+            self._begun.add(params.url.raw_path)
 
     def _end(self, batch: StopBatch, runner: asyncio.Task[None]) -> None:
         match self.ending:
@@ -305,19 +314,10 @@ class ChaosRun:
             yield "the list was not read to its end"
         if self.ending in _DELIVERS_ALL and len(self._delivered) != report.total:
             yield "an outcome was not delivered"
-        if self.ending in _SENDS_NOTHING_NEW and self._received_at_end is not None:
-            # More attempts may have begun before the end, and not have reached the server.
-            once = {
-                (entry["workspace_id"], entry["alias"])
-                for entry in entries
-                if entry.get("attempts") == 1
-            }
-            begun = (self.emulator.received.keys() - self._received_at_end) & once
-            if len(begun) > self._in_flight_at_end:
-                yield (
-                    f"{len(begun)} targets were sent for the first time after {self.ending}, "
-                    f"with {self._in_flight_at_end} requests in flight"
-                )
+        if self.ending in _SENDS_NOTHING_NEW and self._begun_at_end is not None:
+            begun = self._begun - self._begun_at_end
+            if begun:
+                yield f"{len(begun)} targets were sent for the first time after {self.ending}"
 
 
 def run_seed(seed: int, targets: int) -> Verdict:
