@@ -583,6 +583,23 @@ class TestEndedByError:
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 45}
         assert_conserved(batch, emulator)
 
+    async def test_a_run_cancelled_as_its_input_raises_is_not_a_success(
+        self, session: BctrlSession
+    ) -> None:
+        """Fault: `report.ok` was true."""
+
+        async def targets() -> AsyncIterator[tuple[str, str]]:
+            if running.cancel():
+                raise LookupError
+            yield ("ws-1", "crm")
+
+        batch = session.stop_runtimes(targets())
+        running = asyncio.create_task(await_batch(batch))
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+        assert not batch.report.ok
+
     async def test_a_target_that_is_throttled_as_the_session_is_closed_is_not_sent(
         self, emulator: Emulator
     ) -> None:

@@ -185,10 +185,10 @@ class Run:
         finally:
             if timer is not None:
                 timer.cancel()
-        failed = self.source.error
-        if failed is not None:
-            raised = BctrlError(f"the input raised {type(failed).__name__}")
-            self.ledger.end_early(failed if isinstance(failed, BctrlError) else raised)
+            # Also if cancelled: such an input says nothing of the targets that it did not yield.
+            if (failed := self.source.error) is not None:
+                raised = BctrlError(f"the input raised {type(failed).__name__}")
+                self.ledger.end_early(failed if isinstance(failed, BctrlError) else raised)
         if (error := self._failure or failed) is not None:
             raise error
 
