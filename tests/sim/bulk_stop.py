@@ -219,7 +219,15 @@ class BulkStop(BulkObserver):
         self._closing = asyncio.ensure_future(self._session.close())
 
     def _interrupt(self) -> None:
-        self._loop.call_soon(self._loop.signal_handlers[signal.SIGINT])
+        self._loop.call_soon(self._deliver_interrupt)
+
+    def _deliver_interrupt(self) -> None:
+        handler = self._loop.signal_handlers.get(signal.SIGINT)
+        if handler is None:
+            # The run has just ended by itself.
+            self._run.ended_at = None
+            return
+        handler()
         if self._ending is Ending.CTRL_C_TWICE:
             self._loop.call_later(self._plan.twice_after, self._interrupt_again)
 
