@@ -421,7 +421,7 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
     assert [found[index]["attempts"] for index in (2, 3)] == [0, 0]
     assert (code, without_times(err)) == (
         1,
-        "2 of 4 not running, 2 still running after 0.0 s: 1 stopped, 1 not_found, 2 rejected\n",
+        "2 of 4 not running, 2 invalid after 0.0 s: 1 stopped, 1 not_found, 2 rejected\n",
     )
 
 
@@ -637,7 +637,7 @@ async def test_json_prints_every_target_of_a_file(
         ("x99", "not_found"),
         ("'nonsense' on line 102", "rejected"),
     ]
-    assert err.startswith("1 of 102 not running, 1 still running, 100 unknown after ")
+    assert err.startswith("1 of 102 not running, 100 unknown, 1 invalid after ")
     assert code == 1
     assert emulator.status("ws", "a") == "stopped"
 
@@ -661,7 +661,7 @@ async def test_a_late_bad_line_is_shown_with_its_number_and_the_others_are_stopp
     assert undecodable.startswith(r"'ws,caf\udce9' on line 104 ")
     assert "  rejected  " in undecodable
     assert without_times(account) == (
-        "101 of 103 not running, 2 still running after 0.0 s: 101 stopped, 2 rejected"
+        "101 of 103 not running, 2 invalid after 0.0 s: 101 stopped, 2 rejected"
     )
     assert (code, err) == (1, "")
     assert emulator.status("ws", "b") == "stopped"
@@ -1056,8 +1056,7 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(
     line, account = out.splitlines()
     assert line.startswith(f"{'ws b':28}  unknown          aborted before an answer: the deadline ")
     assert without_times(account) == (
-        "1 of 3 not running, 1 still running, 1 unknown after 0.0 s: "
-        "1 stopped, 1 not_sent, 1 unknown"
+        "1 of 3 not running, 2 unknown after 0.0 s: 1 stopped, 1 not_sent, 1 unknown"
     )
     assert err == "bctrl-async: error: ended early: the deadline of 0.3 s has passed\n"
     assert code == 1
@@ -1090,7 +1089,7 @@ async def test_the_first_ctrl_c_stops_reading_and_waits_for_requests_in_flight(
         *lines, account = out.splitlines()
         results = [line.split()[1] for line in lines]
         assert without_times(account) == (
-            "Interrupted: 2 of 4 not running, 2 still running after 0.0 s: 2 stopped, 2 not_sent"
+            "Interrupted: 2 of 4 not running, 2 unknown after 0.0 s: 2 stopped, 2 not_sent"
         )
     assert results == ["stopped", "stopped", "not_sent", "not_sent"]
     assert (code, bool(err)) == (130, bool(option))
@@ -1121,7 +1120,7 @@ async def test_the_second_ctrl_c_aborts_with_an_outcome_for_every_alias(
         assert [line.split()[0] for line in lines] == ["a", "b", "c", "d"]
         results = [line.split()[1] for line in lines]
         assert without_times(account) == (
-            "Interrupted: 1 of 4 not running, 2 still running, 1 unknown after 0.0 s: "
+            "Interrupted: 1 of 4 not running, 3 unknown after 0.0 s: "
             "1 stopped, 2 not_sent, 1 unknown"
         )
     assert results == ["stopped", "unknown", "not_sent", "not_sent"]
@@ -1148,7 +1147,7 @@ async def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
     *lines, account = out.splitlines()
     result = "stopped" if signals == 1 else "unknown"
     assert [line.split()[:3] for line in lines] == [["ws", "b", "unknown"]] * (signals - 1)
-    assert account.startswith(f"Interrupted: {3 - signals} of 3 not running, 1 still running")
+    assert account.startswith(f"Interrupted: {3 - signals} of 3 not running, {signals} unknown")
     noted = {line["alias"]: line["result"] for line in outcomes_of(journal.read_text())[1:]}
     assert noted == {"a": "stopped", "b": result, "c": "not_sent"}
     assert code == 130
@@ -1177,7 +1176,7 @@ async def test_after_ctrl_c_targets_that_wait_for_the_rate_limit_are_not_sent(
     assert len(emulator.requests) <= sent + 2
     stopped = sum(emulator.status("ws", alias) == "stopped" for alias in aliases)
     assert without_times(out) == (
-        f"Interrupted: {stopped} of 1,000 not running, {1000 - stopped} still running after 0.0 s: "
+        f"Interrupted: {stopped} of 1,000 not running, {1000 - stopped} unknown after 0.0 s: "
         f"{stopped} stopped, {1000 - stopped} not_sent\n"
     )
     assert code == 130
@@ -1332,8 +1331,7 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
     line, account = out.splitlines()
     assert line.startswith("ws ..  ")
     assert (
-        without_times(account)
-        == "1 of 2 not running, 1 still running after 0.0 s: 1 stopped, 1 rejected"
+        without_times(account) == "1 of 2 not running, 1 invalid after 0.0 s: 1 stopped, 1 rejected"
     )
     assert code == 1
     assert emulator.status("ws", "a") == "stopped"

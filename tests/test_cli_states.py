@@ -6,11 +6,18 @@ import msgspec
 import pytest
 from runtimes import runtime
 
-from bctrl_async import BctrlNotFoundError, RuntimeRef, StopOutcome, StopResult
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlNotFoundError,
+    BctrlValidationError,
+    RuntimeRef,
+    StopOutcome,
+    StopResult,
+)
 from bctrl_async.cli._states import RuntimeState, state_of
 
 NOT_RUNNING, STILL_RUNNING = RuntimeState.NOT_RUNNING, RuntimeState.STILL_RUNNING
-UNKNOWN = RuntimeState.UNKNOWN
+UNKNOWN, INVALID = RuntimeState.UNKNOWN, RuntimeState.INVALID
 
 
 def outcome(result: str, status: str | None) -> StopOutcome:
@@ -35,8 +42,8 @@ def outcome(result: str, status: str | None) -> StopOutcome:
         ("unknown", None, UNKNOWN),
         ("unknown", "active", STILL_RUNNING),
         ("not_found", None, UNKNOWN),
-        ("rejected", None, STILL_RUNNING),
-        ("not_sent", None, STILL_RUNNING),
+        ("rejected", None, UNKNOWN),
+        ("not_sent", None, UNKNOWN),
     ],
 )
 def test_every_outcome_has_a_state(result: str, status: str | None, state: RuntimeState) -> None:
@@ -53,6 +60,33 @@ def test_a_runtime_that_is_gone_after_it_accepted_its_stop_does_not_run() -> Non
     gone = BctrlNotFoundError("404", status=404, code="runtime.not_found")
     accepted = msgspec.structs.replace(outcome("accepted", None), error=gone)
     assert state_of(accepted, missing_ok=False) is NOT_RUNNING
+
+
+def test_a_404_that_does_not_name_the_runtime_tells_nothing_of_an_accepted_stop() -> None:
+    gateway = BctrlNotFoundError("404", status=404)
+    accepted = msgspec.structs.replace(outcome("accepted", None), error=gateway)
+    assert state_of(accepted, missing_ok=False) is UNKNOWN
+
+
+def test_an_invalid_target_is_not_a_runtime() -> None:
+    """Fault: a line that is not a target was counted as still running."""
+    invalid = BctrlConfigError("invalid target", reason_class="invalid_input")
+    rejected = msgspec.structs.replace(outcome("rejected", None), error=invalid)
+    assert state_of(rejected, missing_ok=False) is INVALID
+
+
+def test_a_target_that_only_the_server_finds_invalid_is_unknown() -> None:
+    error = BctrlValidationError("400", status=400, reason_class="invalid_input")
+    rejected = msgspec.structs.replace(outcome("rejected", None), error=error)
+    assert state_of(rejected, missing_ok=False) is UNKNOWN
+
+
+@pytest.mark.parametrize("result", StopResult)
+def test_a_runtime_of_which_the_server_said_nothing_is_not_still_running(
+    result: StopResult,
+) -> None:
+    """Fault: every `rejected` and `not_sent` target was counted as still running."""
+    assert state_of(outcome(result, None), missing_ok=False) is not STILL_RUNNING
 
 
 @pytest.mark.parametrize("result", StopResult)

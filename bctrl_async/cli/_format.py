@@ -73,7 +73,7 @@ class OutcomePrinter:
         self.states[state] += 1
         if self._json:
             self._output.print_result(outcome_json(outcome))
-        elif self._prints_all or (_needs_attention(outcome, state) and self._is_shown(outcome)):
+        elif self._prints_all or (_needs_attention(outcome, state) and self._is_shown(state)):
             self._output.print_result(self._line(outcome, state))
 
     def print_hidden(self) -> None:
@@ -81,9 +81,9 @@ class OutcomePrinter:
         if self._invalid > MAX_INVALID_SHOWN:
             print_info(f"{self._invalid - MAX_INVALID_SHOWN:,} more invalid targets are not shown")
 
-    def _is_shown(self, outcome: StopOutcome) -> bool:
+    def _is_shown(self, state: RuntimeState) -> bool:
         """Return True unless it is one of very many invalid targets."""
-        if outcome.error is None or outcome.error.reason_class != "invalid_input":
+        if state is not RuntimeState.INVALID:
             return True
         self._invalid += 1
         return self._invalid <= MAX_INVALID_SHOWN
@@ -194,7 +194,7 @@ def summarize(
 ) -> str:
     """Return a report as one line, given the states of the runtimes."""
     known = [f"{states[RuntimeState.NOT_RUNNING]:,} of {report.total:,} not running"]
-    others = (RuntimeState.STILL_RUNNING, RuntimeState.UNKNOWN)
+    others = (RuntimeState.STILL_RUNNING, RuntimeState.UNKNOWN, RuntimeState.INVALID)
     known += [f"{states[state]:,} {state}" for state in others if states[state]]
     parts = [f"{', '.join(known)} after {report.elapsed:.2f} s"]
     if report.counts:

@@ -2,7 +2,13 @@
 
 from enum import StrEnum
 
-from bctrl_async import BctrlNotFoundError, RuntimeStatus, StopOutcome, StopResult
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlNotFoundError,
+    RuntimeStatus,
+    StopOutcome,
+    StopResult,
+)
 
 
 class RuntimeState(StrEnum):
@@ -11,9 +17,11 @@ class RuntimeState(StrEnum):
     NOT_RUNNING = "not running"
     """The server said so: `stopped`, `already_stopped`, or `accepted` and then `failed` or gone."""
     STILL_RUNNING = "still running"
-    """The server said that it is active, or nothing was done: `rejected`, `not_sent`."""
+    """The server said so: its last status is `active`."""
     UNKNOWN = "unknown"
     """The server said neither, or does not know the runtime (`not_found`)."""
+    INVALID = "invalid"
+    """The target cannot be the name of a runtime, such as a line that is not a target."""
 
 
 def state_of(  # noqa: PLR0911 - a table of rules.
@@ -31,10 +39,12 @@ def state_of(  # noqa: PLR0911 - a table of rules.
             return RuntimeState.NOT_RUNNING
         case StopResult.NOT_FOUND:
             return RuntimeState.NOT_RUNNING if missing_ok else RuntimeState.UNKNOWN
-        case StopResult.REJECTED | StopResult.NOT_SENT:
-            return RuntimeState.STILL_RUNNING
-    if isinstance(outcome.error, BctrlNotFoundError) and outcome.error.names_runtime:
-        return RuntimeState.NOT_RUNNING  # It was polled after it accepted its stop, and is gone.
+    match outcome.error:
+        case BctrlNotFoundError(names_runtime=True):
+            # It was polled after it accepted its stop, and is gone.
+            return RuntimeState.NOT_RUNNING
+        case BctrlConfigError(reason_class="invalid_input"):
+            return RuntimeState.INVALID
     # All statuses of the contract; a later version may have others.
     match outcome.runtime and outcome.runtime.status:
         case RuntimeStatus.STOPPED | RuntimeStatus.FAILED:
