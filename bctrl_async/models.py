@@ -49,6 +49,11 @@ class RuntimeStatus(_OpenEnum):
     STOPPED = "stopped"
     FAILED = "failed"
 
+    @property
+    def is_final(self) -> bool:
+        """True if a runtime with this status no longer runs: `stopped` or `failed`."""
+        return self in {RuntimeStatus.STOPPED, RuntimeStatus.FAILED}
+
 
 class LaunchMode(_OpenEnum):
     """The launch mode of a runtime. Unknown values are kept."""

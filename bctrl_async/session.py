@@ -23,7 +23,7 @@ from bctrl_async._http import transport
 from bctrl_async._http.connector import Connector
 from bctrl_async._http.operations import GET, LIST, STOP, Operation
 from bctrl_async._http.pool import Pool
-from bctrl_async._http.request import check_extra_headers
+from bctrl_async._http.request import check_extra_headers, plain_text
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
@@ -239,6 +239,8 @@ class BctrlSession:
             BctrlResponseError: The answer cannot be parsed, or is a redirect.
             BctrlNetworkError: There was no answer.
         """
+        if not (type(workspace_id) is str and type(alias) is str):
+            workspace_id, alias = plain_text(workspace_id), plain_text(alias)
         observed: ObservedStop | None = None
         try:
             if self._observer is not None:
@@ -270,7 +272,7 @@ class BctrlSession:
         except BctrlConflictError as conflict:
             if not conflict.already_stopped or not (stopped_ok or conflict.may_have_stopped):
                 raise
-            path = GET.path(self._root, call.workspace_id, call.alias)
+            path = call.path.removesuffix(STOP.suffix or "")
             headers = {
                 name: value
                 for name, value in call.headers.items()
@@ -305,6 +307,7 @@ class BctrlSession:
         Raises:
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
+        workspace_id, alias = plain_text(workspace_id), plain_text(alias)
         with observe_read(self._begin_read, str(workspace_id), str(alias)) as observer:
             return await self._read(
                 GET, workspace_id, alias, timeout=timeout, retry=retry, observer=observer
@@ -338,6 +341,7 @@ class BctrlSession:
                 its runtimes. The list takes more than 64 MiB, or a runtime more than 256 KiB.
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
+        workspace_id = plain_text(workspace_id)
         runtimes: list[Runtime] = []
         with observe_read(self._begin_read, str(workspace_id), None) as observer:
             for item in await self._list(workspace_id, timeout, retry, observer):
@@ -475,6 +479,7 @@ class BctrlSession:
         Raises:
             BctrlConfigError: As from `stop_runtimes`, or for an invalid workspace id.
         """
+        workspace_id = plain_text(workspace_id)
         LIST.path(self._root, workspace_id, None)
         if where is None:
             where = RuntimeFilter()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from functools import partial
 
 import pytest
 from helpers import Connect, wait_for_requests
@@ -11,6 +14,7 @@ from test_observer import Recorder
 
 from bctrl_async import (
     BctrlConflictError,
+    BctrlError,
     BctrlNotFoundError,
     BctrlServerError,
     BctrlSession,
@@ -27,6 +31,12 @@ RUNTIME = (
 )
 NOT_ACTIVE = http_answer("409 Conflict", b'{"code": "runtime.not_active", "error": "Not active."}')
 BUSY = http_answer("409 Conflict", b'{"code": "runtime.busy", "error": "Busy."}')
+
+
+class Name(str, Enum):  # noqa: UP042 - unlike a StrEnum, str() gives the name of the member.
+    WORKSPACE = "ws-1"
+    ALIAS = "crm"
+    GONE = "gone"
 
 
 def methods(emulator: Emulator) -> list[str]:
@@ -80,6 +90,55 @@ async def test_with_stopped_ok_a_runtime_that_was_not_running_is_returned(
 
     assert (runtime.alias, runtime.status) == ("mail", RuntimeStatus.STOPPED)
     assert methods(emulator) == ["POST", "GET"]
+
+
+async def test_names_that_are_members_of_an_enum_are_looked_up_by_their_values(
+    emulator: Emulator, connect: Connect
+) -> None:
+    """Fault: the GET after a 409 was sent to `/workspaces/Name.WORKSPACE/`."""
+    emulator.inject(Fault.DROP_AFTER)
+    recorder = Recorder()
+    async with connect(observer=recorder) as session:
+        runtime = await session.stop_runtime(Name.WORKSPACE, Name.ALIAS)
+
+    assert runtime.alias == "crm"
+    assert recorder.events[-4] == "attempt 1 GET /v1/workspaces/ws-1/runtimes/crm"
+    assert recorder.events[0] == "stop ws-1 crm"
+
+
+@pytest.mark.parametrize("operation", ["stop", "get", "list"])
+async def test_an_error_shows_the_value_of_a_member_of_an_enum(
+    emulator: Emulator, connect: Connect, operation: str
+) -> None:
+    """Fault: an error named the workspace `Name.WORKSPACE`."""
+    emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
+    recorder = Recorder()
+    async with connect(observer=recorder) as session:
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "stop": partial(session.stop_runtime, Name.WORKSPACE, Name.GONE),
+            "get": partial(session.get_runtime, Name.WORKSPACE, Name.GONE),
+            "list": partial(session.list_runtimes, Name.WORKSPACE),
+        }
+        with pytest.raises(BctrlError) as caught:
+            await calls[operation]()
+
+    error = caught.value
+    assert type(error.workspace_id) is str
+    assert error.workspace_id == "ws-1"
+    assert type(error.alias) is (type(None) if operation == "list" else str)
+    assert not any("Name." in text for text in (str(error), repr(error), *recorder.events))
+
+
+async def test_a_bulk_stop_of_a_workspace_shows_the_value_of_a_member_of_an_enum(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    """Fault: the error of its list named the workspace `Name.WORKSPACE`."""
+    emulator.inject(Fault.WRONG_SHAPE, method="GET")
+    with pytest.raises(BctrlError) as caught:
+        await session.stop_workspace(Name.WORKSPACE)
+
+    assert caught.value.workspace_id == "ws-1"
+    assert "Name." not in str(caught.value)
 
 
 async def test_with_stopped_ok_any_other_error_is_raised(session: BctrlSession) -> None:

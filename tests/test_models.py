@@ -121,6 +121,10 @@ class TestOpenEnum:
         with pytest.raises(ValueError, match="is not a valid"):
             enum(cast("str", value))
 
+    def test_a_runtime_that_stopped_or_failed_no_longer_runs(self) -> None:
+        assert [status for status in RuntimeStatus if status.is_final] == ["stopped", "failed"]
+        assert not RuntimeStatus("paused").is_final
+
     @given(st.text())
     def test_any_text_is_a_status(self, text: str) -> None:
         assert RuntimeStatus(text) == text

@@ -61,6 +61,9 @@ FORMS: dict[str, Callable[[str], str]] = {
 }
 
 
+ENCODINGS = ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+
+
 def leaked(form: str, text: str) -> int:
     """Return how much of the beginning of a form is in a text."""
     return next(length for length in range(len(form), -1, -1) if form[:length] in text)
@@ -109,7 +112,28 @@ class TestForms:
             assert leaked(form, shown) <= 10
             assert len(shown) <= length
 
-    @given(st.text(), st.text("\\%&#;u0aA25/", max_size=30))
+    @pytest.mark.parametrize("encoding", ENCODINGS)
+    @pytest.mark.parametrize("name", FORMS)
+    def test_a_key_in_utf_16_or_utf_32_is_redacted(self, name: str, encoding: str) -> None:
+        """Fault: of a page in UTF-16, an error showed the key with a NUL after each character."""
+        form = FORMS[name](KEY)
+        body = f"<p>ä€😀 bad key {form}</p>".encode(encoding)
+        for shown in (excerpt_of(body, KEY), sanitize(body.decode(errors="replace"), KEY)):
+            assert shown is not None
+            assert leaked(form, shown.replace("\0", "").replace(" ", "")) <= 10
+            assert "***" in shown
+            assert "\0" not in shown
+
+    @pytest.mark.parametrize("encoding", ENCODINGS)
+    def test_a_key_in_utf_16_or_utf_32_at_the_end_of_an_excerpt_leaves_no_part(
+        self, encoding: str
+    ) -> None:
+        for before in range(2048 - len(KEY), 2048):
+            shown = excerpt_of(("." * before + KEY + "." * 200).encode(encoding), KEY)
+            assert leaked(KEY, shown.replace("\0", "")) <= 8
+            assert len(shown) <= 2048
+
+    @given(st.text(st.characters(exclude_characters="\0")), st.text("\\%&#;u0aA25/", max_size=30))
     def test_other_text_is_unchanged(self, text: str, escapes: str) -> None:
         text = text.encode(errors="replace").decode() + escapes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import aiohttp
@@ -25,7 +25,9 @@ class Connector(aiohttp.TCPConnector):
     the pool, but not when it leaves the pool.
     """
 
-    _used: ClassVar[WeakSet[ResponseHandler]] = WeakSet()
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of a TCPConnector.
+        super().__init__(**options)
+        self._used: WeakSet[ResponseHandler] = WeakSet()
 
     async def connect(
         self,

@@ -18,7 +18,8 @@ _MIN_KEY_LENGTH = 4
 _MAX_PART = 8
 """The characters of a key from which its beginning is redacted: the rest may be cut off."""
 _MAX_ESCAPE = 6
-_MAX_UTF8 = 4
+_MAX_UTF = 4
+"""The bytes of a character in UTF-8, UTF-16 or UTF-32."""
 
 # Escapes of JSON, URLs and HTML, also nested: `\\u002F`, `\/`, `%252f`, `&#x2F;`.
 _find_escapes = re.compile(
@@ -39,7 +40,7 @@ def sanitize(value: object, key: str) -> str | None:
 
 def excerpt_of(body: bytes, key: str) -> str:
     """Return the beginning of a body, without the key."""
-    beginning = body[: _MAX_UTF8 * _window(key, _MAX_EXCERPT)]
+    beginning = body[: _MAX_UTF * _window(key, _MAX_EXCERPT)]
     return _redact_beginning(beginning.decode(errors="replace"), key, _MAX_EXCERPT)
 
 
@@ -57,8 +58,11 @@ def detached(error: Exception) -> Exception:
 
 
 def _redact_beginning(text: str, key: str, length: int) -> str:
+    window = _window(key, length)
+    # Without NULs, UTF-16 and UTF-32 are read as UTF-8, as far as they are ASCII.
+    text = text[: _MAX_UTF * window].replace("\0", "")
     # Truncated to the length after it is redacted, else a part of the key could be left.
-    return _redact(text[: _window(key, length)], key)[:length]
+    return _redact(text[:window], key)[:length]
 
 
 def _window(key: str, length: int) -> int:

@@ -33,6 +33,17 @@ _RESERVED_HEADERS = frozenset(
 )
 
 
+def plain_text(name: str | UUID) -> str:
+    """Return a name as plain text: the value of a member of a str enum, and the text of a UUID.
+
+    Anything else is returned as it is; `path_segment` rejects it.
+    """
+    if isinstance(name, UUID):
+        return str(name)
+    # str() of a member of an enum may be its Python name.
+    return str.__str__(name) if isinstance(name, str) else name
+
+
 def path_segment(value: str | UUID | None, name: str) -> str:
     r"""Percent-encode a workspace id or an alias as exactly one path segment.
 

@@ -18,10 +18,12 @@ from collections.abc import (
 )
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from typing import cast
 from uuid import UUID
 
 from bctrl_async import _config
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
+from bctrl_async._http.request import plain_text
 from bctrl_async.bulk._duplicates import Remembering
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError
 from bctrl_async.models import RuntimeRef
@@ -189,7 +191,7 @@ def as_target(item: object) -> RuntimeRef:
                 return RuntimeRef(workspace_id, alias)
     match _parts(item):
         case (str() | UUID() as workspace_id, str() as alias):
-            return RuntimeRef(_plain(workspace_id), _plain(alias))
+            return RuntimeRef(plain_text(workspace_id), plain_text(alias))
     if type(item) is BctrlResponseError:
         raise item
     raise BctrlConfigError(
@@ -219,12 +221,10 @@ def _parts(item: object) -> tuple[object, ...]:
 
 
 def _as_text(value: object) -> str:
-    return _plain(value) if issubclass(type(value), str | UUID) else _shown(value)
-
-
-def _plain(value: object) -> str:
-    # Plain text, which msgspec can encode; str() of an enum's member may be its Python name.
-    return str.__str__(value) if isinstance(value, str) else str(value)
+    # Not by `isinstance`: it reads the class of a proxy, which may raise.
+    if issubclass(type(value), str | UUID):
+        return plain_text(cast("str | UUID", value))
+    return _shown(value)
 
 
 def _shown(value: object) -> str:

@@ -14,12 +14,10 @@ from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
 from bctrl_async.bulk._cancel import Worker
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import THROTTLED, BctrlError, BctrlNotFoundError, is_unanswered
-from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
+from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import CallObserver, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, now, result_of
 
-_FINAL = frozenset({RuntimeStatus.STOPPED, RuntimeStatus.FAILED})
-"""The statuses of a runtime that no longer runs."""
 _UNCONFIRMED_PATIENCE = 30.0
 """Seconds for which a runtime is polled whose stop is `unknown`: it may have had no effect."""
 _MAX_POLLERS = 1000
@@ -29,7 +27,7 @@ _MAX_POLLERS = 1000
 def needs_verification(outcome: StopOutcome) -> bool:
     """Return True if the runtime may still be running."""
     if outcome.result is StopResult.ACCEPTED:
-        return outcome.runtime is None or outcome.runtime.status not in _FINAL
+        return outcome.runtime is None or not outcome.runtime.status.is_final
     return outcome.result is StopResult.UNKNOWN
 
 
@@ -40,7 +38,7 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
     it accepted its stop does not run: its name is not mistyped.
     """
     match polled:
-        case Runtime(status=status) if status in _FINAL:
+        case Runtime(status=status) if status.is_final:
             return msgspec.structs.replace(
                 outcome, result=result_of(polled), runtime=polled, error=None
             )

@@ -5,6 +5,7 @@ from enum import StrEnum
 from bctrl_async import (
     BctrlConfigError,
     BctrlNotFoundError,
+    Runtime,
     RuntimeStatus,
     StopOutcome,
     StopResult,
@@ -45,10 +46,10 @@ def state_of(  # noqa: PLR0911 - a table of rules.
             return RuntimeState.NOT_RUNNING
         case BctrlConfigError(reason_class="invalid_input"):
             return RuntimeState.INVALID
-    # All statuses of the contract; a later version may have others.
-    match outcome.runtime and outcome.runtime.status:
-        case RuntimeStatus.STOPPED | RuntimeStatus.FAILED:
+    # A later version of the contract may have other statuses.
+    match outcome.runtime:
+        case Runtime(status=status) if status.is_final:
             return RuntimeState.NOT_RUNNING
-        case RuntimeStatus.ACTIVE:
+        case Runtime(status=RuntimeStatus.ACTIVE):
             return RuntimeState.STILL_RUNNING
     return RuntimeState.UNKNOWN
