@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
+import aiohttp
 import pytest
+import pytest_asyncio
 from helpers import add_runtimes, assert_conserved, run_in_virtual_time, wait_for_requests
 
 from bctrl_async import (
@@ -199,3 +202,66 @@ def test_a_deadline_leaves_a_target_that_was_only_throttled_not_sent(
 
     report, _ = run_in_virtual_time(scenario)
     assert report.counts == {NOT_SENT: begun}
+
+
+@pytest_asyncio.fixture
+async def slow_lookup(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Hold every DNS lookup of the test's loop until the event is set."""
+    found = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    lookup = loop.getaddrinfo
+
+    async def look_up(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the loop's.
+        await found.wait()
+        return await lookup(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "getaddrinfo", look_up)
+    return found
+
+
+class TestConnecting:
+    """Fault: an attempt without a connection passed for a request in flight."""
+
+    @pytest.mark.parametrize("end", [StopBatch.stop_reading, StopBatch.abort])
+    async def test_a_target_that_has_no_connection_yet_is_not_sent(
+        self, emulator: Emulator, slow_lookup: asyncio.Event, end: Callable[[StopBatch], None]
+    ) -> None:
+        targets = add_runtimes(emulator, 50)
+        url = emulator.url.replace("127.0.0.1", "localhost")
+        async with BctrlSession("emulator-key", base_url=url) as session:
+            batch = session.stop_runtimes(targets)
+            running = asyncio.create_task(batch)
+            while batch.in_flight < 50:
+                await asyncio.sleep(0)
+            end(batch)
+            slow_lookup.set()
+            report = await running
+
+        assert report.counts == {NOT_SENT: 50}
+        assert "before it had a connection" in str(report.failures[0].error)
+        assert emulator.requests == []
+
+    async def test_a_deadline_leaves_it_not_sent(
+        self, emulator: Emulator, slow_lookup: asyncio.Event
+    ) -> None:
+        targets = add_runtimes(emulator, 5)
+        url = emulator.url.replace("127.0.0.1", "localhost")
+        async with BctrlSession("emulator-key", base_url=url) as session:
+            report = await session.stop_runtimes(targets, deadline=0.1)
+            slow_lookup.set()
+
+        assert report.counts == {NOT_SENT: 5}
+
+    async def test_on_a_borrowed_pool_it_may_have_been_sent(
+        self, emulator: Emulator, slow_lookup: asyncio.Event
+    ) -> None:
+        targets = add_runtimes(emulator, 5)
+        url = emulator.url.replace("127.0.0.1", "localhost")
+        async with (
+            aiohttp.ClientSession() as http,
+            BctrlSession("emulator-key", base_url=url, http=http) as session,
+        ):
+            report = await session.stop_runtimes(targets, deadline=0.1)
+            slow_lookup.set()
+
+        assert report.counts == {UNKNOWN: 5}

@@ -40,6 +40,7 @@ class Call(msgspec.Struct, Generic[_T]):
         attempts: The number of attempts begun.
         number: The last attempt's number among all attempts of the session; 0 before the first.
         in_flight: True while an attempt is in flight.
+        is_connected: True if that attempt has its connection, so that it may have been sent.
         cut_off: True if its run ended before an attempt that was to follow.
     """
 
@@ -57,6 +58,7 @@ class Call(msgspec.Struct, Generic[_T]):
     attempts: int = 0
     number: int = 0
     in_flight: bool = False
+    is_connected: bool = False
     cut_off: bool = False
 
     @property
@@ -67,9 +69,18 @@ class Call(msgspec.Struct, Generic[_T]):
         return self.first_priority
 
     @property
+    def may_be_sent(self) -> bool:
+        """True if its request is in flight, and not only its connection."""
+        return self.in_flight and self.is_connected
+
+    @property
     def may_have_stopped(self) -> bool:
         """True if an attempt that has failed may have stopped the runtime."""
         return self.retries is not None and self.retries.may_have_stopped
+
+    def on_connection(self) -> None:
+        """Record that the attempt in flight has its connection."""
+        self.is_connected = True
 
     def annotate(self, error: BctrlError) -> None:
         """Add the call and its earlier attempts to the error that ends it."""
@@ -84,7 +95,7 @@ class Call(msgspec.Struct, Generic[_T]):
     def aborted(self, reason: str) -> BctrlError:
         """Return the error of this call if it is cancelled now, for a reason."""
         if self.in_flight:
-            when = "before an answer"
+            when = "before an answer" if self.is_connected else "before it had a connection"
         else:
             when = "before it was sent again" if self.attempts else "while it waited for a slot"
         last = None if self.retries is None else self.retries.last_failure
@@ -92,7 +103,7 @@ class Call(msgspec.Struct, Generic[_T]):
         error = BctrlError(
             f"aborted {when}: {reason}{earlier}",
             advice="Stop it again: a stop is safe to repeat",
-            may_have_stopped=self.in_flight,
+            may_have_stopped=self.may_be_sent,
         )
         self.annotate(error)
         return error

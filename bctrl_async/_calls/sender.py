@@ -18,6 +18,7 @@ from bctrl_async._calls.cancellation import is_cancelled
 from bctrl_async._calls.observing import extra_headers, notify
 from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._http import transport
+from bctrl_async._http.connector import on_connection
 from bctrl_async._http.pool import Pool
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.errors import (
@@ -148,7 +149,8 @@ class Sender:
                     call.attempts += 1
                     self._tally.attempts += 1
                     call.number = self._tally.attempts
-                    call.in_flight = True
+                    call.in_flight, call.is_connected = True, self._pool.is_borrowed
+                    on_connection.set(call.on_connection)
                     ended = await self._attempt(call, http, key)
                 except BctrlError as error:  # The key could not be fetched.
                     ended = error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
+
+
+on_connection: ContextVar[Callable[[], object] | None] = ContextVar("on_connection", default=None)
+"""Called when a request of this context has its connection: from then on it may have been sent."""
 
 
 class Connector(aiohttp.TCPConnector):
@@ -46,10 +52,13 @@ class Connector(aiohttp.TCPConnector):
             if protocol not in self._used:
                 # Not checked: a server that speaks first would do so on every new connection.
                 self._used.add(protocol)
-                return connection
+                break
             if not protocol.should_close and not _is_readable(connection.transport):
-                return connection
+                break
             connection.close()
+        if (notify := on_connection.get()) is not None:
+            notify()
+        return connection
 
     def _release(
         self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False

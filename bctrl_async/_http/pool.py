@@ -43,6 +43,11 @@ class Pool:
         self._forks = _forks
 
     @property
+    def is_borrowed(self) -> bool:
+        """True if the pool is not the session's own."""
+        return self._borrowed is not None
+
+    @property
     def opened(self) -> bool:
         """True if the pool was ever opened."""
         return self._http is not None

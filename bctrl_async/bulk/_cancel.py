@@ -106,7 +106,7 @@ def _needed_level(call: Call[Runtime]) -> CancelLevel:
     """Return the level at which a call is cancelled."""
     if not call.operation.stops:
         return CancelLevel.READING
-    if call.in_flight:
+    if call.may_be_sent:
         return CancelLevel.IN_FLIGHT
     return CancelLevel.WAITING if call.may_have_stopped else CancelLevel.READING
 
