@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._calls.sender import Sender
+from bctrl_async.bulk._cancel import CancelScope
 from bctrl_async.errors import is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef
 
@@ -65,6 +66,8 @@ class CircuitBreaker:
         self._opened_at: float | None = None
         self._probe: Call[Runtime] | None = None
         self._probe_since = 0.0
+        self._failed_at = 0
+        self._asking = CancelScope()
         self._probers = 0
         self._failures = 0
         self._unanswered = 0
@@ -85,6 +88,9 @@ class CircuitBreaker:
         """Record that the server answered the last attempt of a call."""
         self._answered = call
         self._close_if_up()
+        if self._probe is not None and self._is_up_since(self._failed_at):
+            # This answer came before that of the canary.
+            self._asking.cancel()
 
     def _close_if_up(self) -> None:
         began, _ = self._outage
@@ -126,7 +132,7 @@ class CircuitBreaker:
             if self._probe is not None and self._probe is not call:
                 await self._changed.wait()
                 continue
-            if await self._ask_canary(call):
+            if await self._ask_canary(call, failed_at) or self._is_up_since(failed_at):
                 break
             self._open(failed_at)
             if self._gives_up():
@@ -139,8 +145,12 @@ class CircuitBreaker:
         self.leave(call)
         return await self._retry(call, failed_at)
 
-    async def _ask_canary(self, call: Call[Runtime]) -> bool:
-        """Make a call the probe, and send a canary; return True if it is answered."""
+    async def _ask_canary(self, call: Call[Runtime], failed_at: int) -> bool:
+        """Make a call the probe, and send a canary; return True if it is answered.
+
+        The canary is abandoned if another call of the run is answered first.
+        """
+        self._failed_at = failed_at
         if self._probe is None:
             self._probe, self._probe_since = call, _now()
             self._probers += 1
@@ -149,7 +159,10 @@ class CircuitBreaker:
         canary = RuntimeRef(call.workspace_id, _NO_SUCH_RUNTIME)
         if answered is not None:
             canary = RuntimeRef(answered.workspace_id, answered.alias or "")
-        if await self._is_answered(canary):
+        is_answered = False
+        with CancelScope() as self._asking:
+            is_answered = await self._is_answered(canary)
+        if is_answered or self._asking.cancelled_caught:
             return True
         self._unanswered += 1
         if self._answered is answered:
