@@ -58,6 +58,9 @@ def reason(data: bytes | str) -> str:
         ("ws,crm\n", "ws", "crm"),
         ("ws,crm\r\n", "ws", "crm"),
         ("  ws, crm \n", "ws", "crm"),
+        ("ws , crm\n", "ws", "crm"),
+        ('"ws" ,"crm" \n', "ws", "crm"),
+        ('ws , " crm " \n', "ws", " crm "),
         ('"w,s","a ""b"""\n', "w,s", 'a "b"'),
         ('ws, " a "\n', "ws", " a "),
         ("ws,日本\n", "ws", "日本"),
@@ -65,7 +68,13 @@ def reason(data: bytes | str) -> str:
         ("ws;crm\n", "ws", "crm"),
         ("ws\tcrm\n", "ws", "crm"),
         ("ws\ta,b\n", "ws", "a,b"),
-        ("ws;1,crm\n", "ws;1", "crm"),
+        ("ws,a\tb\n", "ws,a", "b"),
+        ("ws;a,b,c\n", "ws", "a,b,c"),
+        ('ws;"a,b"\n', "ws", "a,b"),
+        ('"ws" ; a,"b"\n', "ws", 'a,"b"'),
+        ('ws,"a;b"\n', "ws", "a;b"),
+        ('ws,5" wide\n', "ws", '5" wide'),
+        ('ws,"5""" wide\n', "ws", '5" wide'),
         ("\ufeffws,crm\r\n", "ws", "crm"),
         ("\n\r\n \t\n# a comment, to skip\n  # and another\nws,crm\n", "ws", "crm"),
         ('"#ws",crm\n', "#ws", "crm"),
@@ -93,11 +102,34 @@ def test_a_row_without_a_header_is_a_pair(line: str, workspace_id: str, alias: s
         ("alias,workspace,note", 'a,ws,5" wide'),
         ("alias,workspace,note", "a,ws"),
         ("alias,workspace", "a,ws,,"),
+        ("workspace_id , alias", "ws , a"),
+        ("alias  ;workspace  ", "a      ;ws"),
+        ('"alias" ; "workspace" ', '"a" ; "ws" '),
     ],
 )
 @pytest.mark.parametrize("mark", ["", "\ufeff", "\ufeff# a comment\n\n"])
 def test_the_columns_are_found_by_the_names_in_the_header(mark: str, header: str, row: str) -> None:
     assert parse(f"{mark}{header}\r\n{row}\r\n{row}\r\n") == [A, A]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize(
+    "header",
+    ["workspace_id,alias,note", "workspace_id, alias ,note", '"workspace_id","alias",note'],
+)
+def test_a_header_that_is_repeated_is_skipped(mark: str, header: str) -> None:
+    """Fault: the second header of two files that were joined was sent as a target."""
+    first = f"{mark}workspace_id,alias,note\n"
+    assert parse(f"{first}ws,a,\n{mark}{header}\r\nws,b,\n{mark}{header}") == [A, B]
+
+
+def test_a_byte_order_mark_of_a_later_file_is_not_a_part_of_a_name() -> None:
+    assert parse("\ufeffws,a\n\ufeffws,b\n") == [A, B]
+
+
+def test_a_row_that_has_the_names_of_the_columns_elsewhere_is_a_target() -> None:
+    named = RuntimeRef("alias", "workspace_id")
+    assert parse("workspace_id,alias\nalias,workspace_id") == [named]
 
 
 def test_a_header_below_the_first_line_is_a_target() -> None:
@@ -107,6 +139,9 @@ def test_a_header_below_the_first_line_is_a_target() -> None:
 @pytest.mark.parametrize("row", ["", ",,", '"","",""', " , ", "#,ws,a"])
 def test_an_empty_row_is_skipped(row: str) -> None:
     assert parse(f"x,workspace,alias\n{row}\nx,ws,a\n") == [A]
+
+
+AMBIGUOUS = "a comma and a semicolon both fit: add a header, or quote the alias"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +154,12 @@ def test_an_empty_row_is_skipped(row: str) -> None:
         ("a\tname", r"'a\tname' on line 1: the header has no column with a workspace_id"),
         ("ws,a\nws,b,c", "'ws,b,c' on line 2: it has more columns than the first line"),
         ("ws,a\n\nws", "'ws' on line 3: it has too few columns"),
-        ('ws,a\n"ws",b\rc\n', r"""'"ws",b\rc' on line 2: it has too few columns"""),
+        (
+            'ws,a\n"ws",b\rc\n',
+            r"""'"ws",b\rc' on line 2: the alias contains a control character""",
+        ),
+        ("ws;a,b\n", f"'ws;a,b' on line 1: {AMBIGUOUS}"),
+        ('ws;a",b\n', f"""'ws;a",b' on line 1: {AMBIGUOUS}"""),
         (
             "x,workspace,alias\n1,2,ws,a",
             "'1,2,ws,a' on line 2: it has more columns than the first line",

@@ -1,6 +1,5 @@
 """Targets from CSV as people have it, parsed without I/O."""
 
-import csv
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -8,22 +7,27 @@ from typing import NamedTuple
 from bctrl_async.cli._items import MAX_LENGTH, BadLine, Item, to_item
 
 _DELIMITERS = "\t,;"
-"""In the order in which they are tried; a tab cannot be a part of a name."""
 _WORKSPACE_COLUMNS = ("workspaceid", "workspace")
 _ALIAS_COLUMNS = ("alias", "name")
 _PAIR = 2
 
 _pieces = re.compile(r"[^\n]*\n|[^\n]+").findall
 _closing_quote = re.compile(r'(?:[^"]|"")*+"').match
+_quoted = re.compile(r'"(?:[^"]|"")*+"')
+_find_cells = {
+    delimiter: re.compile(rf'(?:\A|{delimiter})((?: *"(?:[^"]|"")*+")?+[^{delimiter}]*+)').findall
+    for delimiter in _DELIMITERS
+}
 
 
 class _Layout(NamedTuple):
-    """The delimiter, the indices of the two columns, and the number of all columns."""
+    """The delimiter, the indices of the two columns, the number of all, and the header if any."""
 
     delimiter: str
     workspace: int
     alias: int
     width: int
+    header: Sequence[str] | None = None
 
 
 class CsvParser:
@@ -48,21 +52,20 @@ class CsvParser:
             yield item
 
     def _item(self, record: "_Record | BadLine") -> Item | None:
-        """Return the item of a record; None for a blank line, a comment or the header."""
+        """Return the item of a record; None for a blank line, a comment or a header."""
         if isinstance(record, BadLine):
             return record
         number, text = record
-        # Not tabs: they may delimit empty cells.
-        text = text.strip(" \r\n")
+        # Not tabs: they may delimit empty cells. Joined files have a byte order mark each.
+        text = text.strip(" \r\n\ufeff")
         if not text or text.isspace() or text.startswith("#"):
             return None
-        if self._layout is not None:
-            return _parse_row(self._layout, number, text)
-        layout, is_header, reason = _find_layout(text)
-        if layout is None:
-            return BadLine(number, text, reason)
-        self._layout, self._records.delimiters = layout, layout.delimiter
-        return None if is_header else _parse_row(layout, number, text)
+        if self._layout is None:
+            layout = _find_layout(text)
+            if isinstance(layout, str):
+                return BadLine(number, text, layout)
+            self._layout, self._records.delimiters = layout, layout.delimiter
+        return _parse_row(self._layout, number, text)
 
 
 class _Record(NamedTuple):
@@ -158,33 +161,41 @@ class _Records:
             position, is_quoted = found.end(), False
 
 
-def _find_layout(text: str) -> tuple[_Layout | None, bool, str]:
-    """Return the layout that the first row shows.
-
-    Returns:
-        The layout or None, whether the row is a header, and the reason if there is no layout.
-    """
+def _find_layout(text: str) -> _Layout | str:
+    """Return the layout that the first row shows, or the reason if it shows none."""
     rows = [(delimiter, _cells(text, delimiter)) for delimiter in _DELIMITERS]
     missing = None
     for delimiter, cells in rows:
         workspace, alias = _column(cells, _WORKSPACE_COLUMNS), _column(cells, _ALIAS_COLUMNS)
         if workspace is not None and alias is not None:
-            return _Layout(delimiter, workspace, alias, len(cells)), True, ""
+            return _Layout(delimiter, workspace, alias, len(cells), cells)
         if workspace is not None or alias is not None:
             missing = "an alias" if alias is None else "a workspace_id"
     if missing is not None:
-        return None, False, f"the header has no column with {missing}"
-    for delimiter, cells in rows:
-        # Prose often has one comma, but no id has a space.
-        if len(cells) == _PAIR and not any(map(str.isspace, cells[0])):
-            return _Layout(delimiter, 0, 1, _PAIR), False, ""
-    return None, False, "it is neither a header nor a pair"
+        return f"the header has no column with {missing}"
+    fitting = [delimiter for delimiter, cells in rows if _is_pair(cells)]
+    if len(fitting) > 1:
+        # A delimiter within quotes is a part of a name.
+        fitting = [one for one in fitting if _is_well_quoted(text, one)] or fitting
+    match fitting:
+        case [delimiter]:
+            return _Layout(delimiter, 0, 1, _PAIR)
+        case [_, _]:
+            return "a comma and a semicolon both fit: add a header, or quote the alias"
+    return "it is neither a header nor a pair"
+
+
+def _is_pair(cells: Sequence[str]) -> bool:
+    """Return True if these can be a workspace id and an alias."""
+    # Prose often has one comma, but no id has a space. No name has a tab.
+    return len(cells) == _PAIR and not any(map(str.isspace, cells[0])) and "\t" not in cells[1]
 
 
 def _parse_row(layout: _Layout, number: int, text: str) -> Item | None:
-    """Return the item of a row, None if all its cells are empty."""
+    """Return the item of a row, None if it is a header or all its cells are empty."""
     cells = _cells(text, layout.delimiter)
-    if cells and not any(cells):
+    # Joined files have a header each.
+    if cells == layout.header or not any(cells):
         return None
     if any(cells[layout.width :]):
         return BadLine(number, text, "it has more columns than the first line")
@@ -194,12 +205,23 @@ def _parse_row(layout: _Layout, number: int, text: str) -> Item | None:
 
 
 def _cells(text: str, delimiter: str) -> Sequence[str]:
+    # Not with `csv`, which keeps the spaces after a cell, and does not tell which are quoted.
     if '"' not in text:
-        return [cell.lstrip(" ") for cell in text.split(delimiter)]
-    try:
-        return next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))
-    except csv.Error:
-        return []
+        return [cell.strip(" ") for cell in text.split(delimiter)]
+    return [_unquote(cell.strip(" ")) for cell in _find_cells[delimiter](text)]
+
+
+def _unquote(cell: str) -> str:
+    found = _quoted.match(cell)
+    if found is None:
+        return cell
+    return found[0][1:-1].replace('""', '"') + cell[found.end() :]
+
+
+def _is_well_quoted(text: str, delimiter: str) -> bool:
+    """Return True if each quote encloses a cell, or is doubled within one."""
+    cells = _find_cells[delimiter](text)
+    return all('"' not in cell or _quoted.fullmatch(cell.strip(" ")) for cell in cells)
 
 
 def _column(cells: Sequence[str], names: Sequence[str]) -> int | None:
