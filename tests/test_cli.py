@@ -952,12 +952,12 @@ async def test_a_file_that_is_not_a_journal_of_this_server_exits_with_2_and_is_u
     foreign.write_text("workspace,alias\n")
     Journal(elsewhere, "https://other.test/v1").close()
     for path, why in [
-        (foreign, "cannot be resumed: it is not a journal"),
-        (elsewhere, "it belongs to another server, https://other.test/v1"),
+        (foreign, "cannot be read" if option else "cannot be resumed"),
+        (elsewhere, "cannot be resumed: it belongs to another server, https://other.test/v1"),
     ]:
         before = path.read_bytes()
         code, out, err = await command("stop", *option, "--journal", path, "ws", "a")
-        assert err.startswith(f"bctrl-async: error: the journal '{path}' cannot be resumed: ")
+        assert err.startswith(f"bctrl-async: error: the journal '{path}' ")
         assert why in err
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert path.read_bytes() == before

@@ -93,7 +93,7 @@ class TestShow:
             "server": SERVER,
             "last entry": "2026-11-24T02:30:01.500000Z",
             "targets": "5: 3 stopped, 1 not_found, 1 unknown",
-            "pending": "2",
+            "pending": "2: 1 not_found, 1 unknown",
             "complete": "no",
         }
         assert (code, err) == (0, "")
@@ -133,8 +133,20 @@ class TestShow:
 
         found = rows((await command("journal", "show", path))[1])
 
-        assert found["complete"].startswith("yes, the last run read its whole input")
+        assert found["complete"] == "yes, the last run read its whole input and had no failures"
+        assert found["pending"] == "0"
         assert "torn" not in found
+
+    async def test_a_complete_run_may_have_pending_targets_that_were_not_found(
+        self, command: Command, path: Path
+    ) -> None:
+        """Fault: a target was pending beside a run that "settled every target"."""
+        await command("stop", "--ignore-not-found", "--journal", path, "ws", "a", "nobody")
+
+        found = rows((await command("journal", "show", path))[1])
+
+        assert found["complete"] == "yes, the last run read its whole input and had no failures"
+        assert found["pending"] == "1: 1 not_found"
 
     async def test_a_journal_in_use_is_shown_and_stays_as_it_is(
         self, command: Command, path: Path

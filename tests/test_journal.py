@@ -1415,8 +1415,9 @@ class TestReading:
         assert path.read_bytes() == data
 
     def test_a_missing_file_is_rejected_and_not_created(self, path: Path) -> None:
-        with pytest.raises(BctrlConfigError, match="cannot be opened: No such file"):
+        with pytest.raises(BctrlConfigError, match="cannot be read: No such file") as caught:
             read_journal(path)
+        assert str(caught.value).endswith(". Use the path of an intact journal")
         assert not path.exists()
 
     def test_a_folder_a_device_and_a_pipe_are_rejected(self, path: Path, tmp_path: Path) -> None:
@@ -1424,3 +1425,22 @@ class TestReading:
         for name in (path, tmp_path, Path("/dev/zero")):
             with pytest.raises(BctrlConfigError, match="it is not a regular file"):
                 read_journal(name)
+
+    @pytest.mark.parametrize("data", [b"root:x:0:0\n", HEADER + b"x\n" + LINE])
+    def test_the_error_of_another_file_is_for_a_reader(self, path: Path, data: bytes) -> None:
+        """Fault: it said that the file could not be resumed, and was unchanged."""
+        path.write_bytes(data)
+        with pytest.raises(BctrlConfigError, match=r"cannot be read: .* Use the path") as caught:
+            read_journal(path)
+        assert "resume" not in str(caught.value)
+
+    def test_an_invalid_file_name_cannot_be_read(self, tmp_path: Path) -> None:
+        with pytest.raises(BctrlConfigError, match=r"cannot be read: .*null"):
+            read_journal(tmp_path / "a\0b")
+
+    def test_a_run_that_writes_to_a_complete_journal_completes_it_again(self, path: Path) -> None:
+        for number, alias in enumerate("ab"):
+            journal = Journal(path, SERVER)
+            journal.write(outcome(number, alias))
+            journal.close(complete=True)
+        assert read(path).is_complete

@@ -1,14 +1,14 @@
 """The command `journal`."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from json import dumps
 from typing import Annotated
 
 import msgspec
 import typer
 
-from bctrl_async import BctrlConfigError, StopResult
+from bctrl_async import BctrlConfigError, StopOutcome, StopResult
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import escape, format_counts
 from bctrl_async.cli._output import Output
@@ -47,12 +47,12 @@ def show(file: _File, *, json: _Json = False) -> int:
     return FAILED if output.write_failed else 0
 
 
-def _count(content: JournalContent) -> Counter[StopResult]:
-    return Counter(outcome.result for outcome in content.outcomes.values())
+def _count(outcomes: Iterable[StopOutcome]) -> Counter[StopResult]:
+    return Counter(outcome.result for outcome in outcomes)
 
 
 def _format_json(content: JournalContent) -> str:
-    counts = _count(content)
+    counts = _count(content.outcomes.values())
     fields = {
         "file": str(content.path),
         "base_url": content.base_url,
@@ -72,10 +72,16 @@ def _rows(content: JournalContent) -> Iterator[tuple[str, str]]:
     yield "server", escape(content.base_url)
     yield "started", f"{msgspec.to_builtins(content.started)}, {content.age_text}"
     yield "last entry", msgspec.to_builtins(content.updated) or "none"
-    counts = format_counts(_count(content))
-    yield "targets", f"{len(content.outcomes):,}{': ' * bool(counts)}{counts}"
-    yield "pending", f"{content.pending:,}"
-    complete = "the last run read its whole input and settled every target"
+    settled = content.settled
+    pending = (o for target, o in content.outcomes.items() if target not in settled)
+    yield "targets", _total(_count(content.outcomes.values()))
+    yield "pending", _total(_count(pending))
+    complete = "the last run read its whole input and had no failures"
     yield "complete", f"yes, {complete}" if content.is_complete else "no"
     if content.is_torn:
         yield "torn", "the last line is cut short: a run is writing it, or a crash cut it off"
+
+
+def _total(counts: Counter[StopResult]) -> str:
+    """Return the total of counts, followed by those that are not 0."""
+    return ": ".join(filter(None, (f"{counts.total():,}", format_counts(counts))))

@@ -36,7 +36,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         started: The time at which the file was begun.
         updated: The time of its last entry, or None if it has none.
         outcomes: The outcome of each target, marked as resumed, without runtime and error.
-        is_complete: True if the last run read its whole input and settled every target.
+        is_complete: True if the last run read its whole input and had no failures.
         is_torn: True if the last line is not whole: a run is writing it, or a crash cut it off.
             The next run removes it.
         size: The length of all whole lines in bytes.
@@ -109,29 +109,39 @@ def read_journal(path: str | os.PathLike[str]) -> JournalContent | None:
         The content, or None if the file is empty or was cut within its first line.
 
     Raises:
-        BctrlConfigError: The file cannot be opened, or is not an intact journal of this version.
+        BctrlConfigError: The file cannot be read, or is not an intact journal of this version.
     """
     path = Path(path)
-    file = open_file(path, _READ)
     try:
-        return read_file(path, file)
-    finally:
-        os.close(file)
+        file = open_file(path, _READ)
+        try:
+            return read_file(path, file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise _read_error(path, str(error.strerror)) from error
+    except NotAJournalError as error:
+        raise _read_error(path, str(error)) from error
+
+
+class NotAJournalError(Exception):
+    """A file that is not an intact journal of this version; the text is the reason."""
 
 
 def open_file(path: Path, flags: int) -> int:
     """Open the file, and return its descriptor.
 
     Raises:
-        BctrlConfigError: It cannot be opened, or is not a regular file.
+        OSError: It cannot be opened.
+        NotAJournalError: It is not a regular file.
     """
     try:
         file = os.open(path, flags, 0o666)
-    except (OSError, ValueError) as error:
-        raise open_error(path, error) from error
+    except ValueError as error:
+        raise OSError(None, str(error)) from error
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise resume_error(path, "it is not a regular file")
+        raise NotAJournalError("it is not a regular file")
     return file
 
 
@@ -139,14 +149,12 @@ def read_file(path: Path, file: int) -> JournalContent | None:
     """Read an open file; return None if it is empty or torn within its header.
 
     Raises:
-        BctrlConfigError: It cannot be read, or is not an intact journal of this version.
+        OSError: It cannot be read.
+        NotAJournalError: It is not an intact journal of this version.
     """
-    try:
-        with os.fdopen(os.dup(file), "rb") as lines:
-            lines.seek(0)
-            return _read(path, lines)
-    except OSError as error:
-        raise open_error(path, error) from error
+    with os.fdopen(os.dup(file), "rb") as lines:
+        lines.seek(0)
+        return _read(path, lines)
 
 
 def format_age(age: timedelta) -> str:
@@ -154,20 +162,18 @@ def format_age(age: timedelta) -> str:
     return f"{_format(abs(age))} {'in the future' if age < timedelta() else 'ago'}"
 
 
-def open_error(path: Path, error: OSError | ValueError) -> BctrlConfigError:
-    """Return the error of a file that cannot be opened or read."""
-    reason = getattr(error, "strerror", None) or error
-    return BctrlConfigError(
-        f"the journal {str(path)!r} cannot be opened: {reason}",
-        advice="Use a file that can be read, written and locked",
-    )
-
-
 def resume_error(path: Path, reason: str) -> BctrlConfigError:
     """Return the error of a file that is not the journal that a run can use."""
     return BctrlConfigError(
         f"the journal {str(path)!r} cannot be resumed: {reason}",
         advice="Use another file; this one is unchanged",
+    )
+
+
+def _read_error(path: Path, reason: str) -> BctrlConfigError:
+    return BctrlConfigError(
+        f"the journal {str(path)!r} cannot be read: {reason}",
+        advice="Use the path of an intact journal",
     )
 
 
@@ -188,7 +194,7 @@ def _read(path: Path, lines: BinaryIO) -> JournalContent | None:
     try:
         header = read_header(line)
     except ValueError as error:
-        raise resume_error(path, str(error)) from error
+        raise NotAJournalError(str(error)) from error
     if header is None:
         return None
     outcomes: dict[RuntimeRef, StopOutcome] = {}
@@ -202,12 +208,12 @@ def _read(path: Path, lines: BinaryIO) -> JournalContent | None:
         if torn is not None:
             # A crash tears the last line only; after a power failure it may be all NUL.
             if line.strip(b"\0"):
-                raise resume_error(path, f"line {torn} is damaged")
+                raise NotAJournalError(f"line {torn} is damaged")
             continue
         record = read_line(line)
         if record is None:
             if len(line.rstrip(b"\0")) > MAX_LINE:
-                raise resume_error(path, f"line {number} is longer than 1 MiB")
+                raise NotAJournalError(f"line {number} is longer than 1 MiB")
             torn = number
             continue
         size += len(line)

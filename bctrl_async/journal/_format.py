@@ -1,7 +1,7 @@
 """The lines of a journal, without I/O.
 
 A journal is JSON Lines: a header, one entry for each outcome, and a completion mark after each run
-that settled its whole input. Each line ends with a checksum of itself: a flipped bit must not
+that had no failures. Each line ends with a checksum of itself: a flipped bit must not
 settle a target.
 """
 
@@ -42,7 +42,7 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The completion mark: a run read its whole input and settled every target."""
+    """The completion mark: a run read its whole input and had no failures."""
 
     completed: _Time
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bctrl_async.errors import BctrlConfigError, BctrlError
-from bctrl_async.journal._content import open_error, open_file, read_file
+from bctrl_async.journal._content import NotAJournalError, open_file, read_file, resume_error
 from bctrl_async.journal._format import entry_line, header_line, mark_line
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import StopOutcome
@@ -57,16 +57,18 @@ class Journal:
     ) -> None:
         self._path = Path(path)
         self._is_complete = False
-        self._file = open_file(self._path, _FLAGS)
         try:
-            self._lock()
-            self.settled: Mapping[RuntimeRef, StopOutcome] = self._resume(base_url, max_age)
+            self._file = open_file(self._path, _FLAGS)
+            try:
+                self._lock()
+                self.settled: Mapping[RuntimeRef, StopOutcome] = self._resume(base_url, max_age)
+            except BaseException:
+                os.close(self._file)
+                raise
         except OSError as error:
-            os.close(self._file)
-            raise open_error(self._path, error) from error
-        except BaseException:
-            os.close(self._file)
-            raise
+            raise self._open_error(error) from error
+        except NotAJournalError as error:
+            raise resume_error(self._path, str(error)) from error
 
     def write(self, outcome: StopOutcome) -> None:
         """Append an outcome.
@@ -81,7 +83,7 @@ class Journal:
         """Flush the file to disk, then unlock and close it.
 
         Args:
-            complete: True if the run read its whole input and settled every target.
+            complete: True if the run read its whole input and had no failures.
 
         Raises:
             BctrlError: The completion mark could not be written, or the flush failed.
@@ -125,6 +127,12 @@ class Journal:
             os.ftruncate(self._file, content.size)
         self._is_complete = content.is_complete
         return content.settled
+
+    def _open_error(self, error: OSError) -> BctrlConfigError:
+        return BctrlConfigError(
+            f"the journal {str(self._path)!r} cannot be opened: {error.strerror}",
+            advice="Use a file that can be read, written and locked",
+        )
 
     def _write_error(self, error: OSError) -> BctrlError:
         return BctrlError(
