@@ -687,6 +687,9 @@ async def test_after_ten_bad_lines_only_their_number_is_printed(
 INPUTS_THAT_ARE_NOT_TARGETS: dict[str, tuple[bytes, str]] = {
     "a PNG": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "It looks like a PNG image"),
     "HTML": (b"<!DOCTYPE html>\n<p>Log in, please", "line 1 is not a target: it is neither"),
+    "HTML below blanks": (b"\n  <p>\n", "It looks like HTML or XML"),
+    "HTML below a mark": (b"\xef\xbb\xbf\n<p>\n", "It looks like HTML or XML"),
+    "an unclear delimiter": (b"ws;a,b\nws;c,d\n", "a comma and a semicolon both fit: add a header"),
     "prose": (
         b"Good evening, all\nplease stop these:\nws,a\n",
         "it is neither a header nor a pair",

@@ -250,6 +250,16 @@ def test_json_is_read_again_from_the_next_line_that_begins_a_value(bad: str) -> 
         assert any(isinstance(item, BadLine) for item in between)
 
 
+@pytest.mark.parametrize("end", ["}", ""])
+def test_a_string_that_is_not_closed_ends_with_its_line(end: str) -> None:
+    """The targets below it do not wait for the end of the input."""
+    bad = f'{{"workspace": "ws",{" " * 80}\n"alias": "x{end}\n'
+    items = TargetParser().feed(f'["ws", "a"]\n{bad}["ws", "b"]\n'.encode())
+    first, between, last = items
+    assert (first, last) == (A, B)
+    assert isinstance(between, BadLine)
+
+
 @pytest.mark.parametrize("bad", ["nonsense", '{"a" 1}', '{"a": "x\n"}', "[" * 100_000])
 def test_nothing_is_read_after_a_fault_in_an_array(bad: str) -> None:
     first, last = parse(f'[["ws", "a"],\n{bad}, ["ws", "b"]]\n["ws", "c"]\n')

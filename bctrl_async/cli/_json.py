@@ -157,7 +157,7 @@ class JsonParser:
             self._position = 0
 
     def _lose(self, number: int, text: str, reason: str) -> BadLine:
-        """Return a bad line, and look for the next value."""
+        """Return a bad line, and begin to search for the next value."""
         # In a broken array, a bracket may begin any part of a target.
         self._state = _State.ENDED if self._in_array else _State.LOST
         self._begins_line = text.endswith("\n")

@@ -52,7 +52,7 @@ class TargetParser:
 
     def describe(self, bad: BadLine) -> str:
         """Say why the input is not a list of targets, and what it looks like."""
-        begin = self._head.lstrip().removeprefix(codecs.BOM_UTF8).lstrip()
+        begin = self._head.removeprefix(codecs.BOM_UTF8).lstrip()
         found = next((kind for sign, kind in _SIGNATURES.items() if begin.startswith(sign)), None)
         if found is None and b"\0" in self._head:
             found = "binary data"

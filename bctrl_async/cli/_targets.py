@@ -1,4 +1,4 @@
-"""Targets read from a file or a pipe; the beginning is looked at before the first one is used."""
+"""Targets read from a file or a pipe; the first ones are checked before any is used."""
 
 import asyncio
 import os
@@ -13,11 +13,11 @@ from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._parser import EXPECTED, TargetParser
 
 _CHUNK = 65536
-_LOOKED_AT = 100
+_PREVIEWED = 100
 """The number of items that must be targets before the first of them is used."""
 _REMEMBERED = 1_000_000
 """The number of targets of a pipe among which duplicates are found."""
-_LOOK_TIME = 1.0
+_PREVIEW_TIME = 1.0
 """Seconds for which further items of a pipe are waited for before the first is used."""
 
 
@@ -51,12 +51,12 @@ class _FileTargets:
 
     def __init__(self, path: str, *, allow_empty: bool) -> None:
         self._path = Path(path)
-        look = _Look(path, allow_empty=allow_empty)
+        preview = _Preview(path, allow_empty=allow_empty)
         length = 0
-        for length, item in enumerate(self._items(look.parser), start=1):
-            if length <= _LOOKED_AT:
-                look.check(item)
-        look.check_length(length)
+        for length, item in enumerate(self._items(preview.parser), start=1):
+            if length <= _PREVIEWED:
+                preview.check(item)
+        preview.check_length(length)
         self._length = length
 
     def __len__(self) -> int:
@@ -87,35 +87,35 @@ async def read_pipe(file: int, name: str, *, allow_empty: bool) -> AsyncIterator
         BctrlConfigError: One of these is not a target, or there is none at all.
         OSError: It cannot be read.
     """
-    look = _Look(name, allow_empty=allow_empty)
+    preview = _Preview(name, allow_empty=allow_empty)
     items: list[Item] = []
     data: bytes | None = None
-    look_until: float | None = None
-    while data != b"" and len(items) < _LOOKED_AT:
+    preview_until: float | None = None
+    while data != b"" and len(items) < _PREVIEWED:
         try:
-            async with asyncio.timeout_at(look_until):
+            async with asyncio.timeout_at(preview_until):
                 await _wait_readable(file)
         except TimeoutError:
             break
         data = os.read(file, _CHUNK)
-        for item in look.parser.feed(data):
-            if len(items) < _LOOKED_AT:
-                look.check(item)
+        for item in preview.parser.feed(data):
+            if len(items) < _PREVIEWED:
+                preview.check(item)
             items.append(item)
-        if items and look_until is None:
-            look_until = asyncio.get_running_loop().time() + _LOOK_TIME
-    look.check_length(len(items))
+        if items and preview_until is None:
+            preview_until = asyncio.get_running_loop().time() + _PREVIEW_TIME
+    preview.check_length(len(items))
     for item in items:
         yield item
     while data != b"":
         await _wait_readable(file)
         data = os.read(file, _CHUNK)
-        for item in look.parser.feed(data):
+        for item in preview.parser.feed(data):
             yield item
 
 
-class _Look:
-    """The look at the beginning of an input.
+class _Preview:
+    """The check of the first items of an input.
 
     Args:
         name: The name of the input.
