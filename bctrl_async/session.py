@@ -366,6 +366,7 @@ class BctrlSession:
         journal_max_age: float | None = None,
         verify: bool = False,
         missing_ok: bool = False,
+        deduplicate: bool | None = None,
     ) -> StopBatch:
         """Stop any number of runtimes, with one outcome for each and no exception for any.
 
@@ -383,8 +384,7 @@ class BctrlSession:
 
         Args:
             targets: Any iterable or async iterable of `RuntimeRef`s or pairs (workspace id, alias).
-                Any other item becomes a `rejected` outcome. A target that occurs twice is sent once
-                if the input has a length; in a stream each is sent, so that memory is bounded.
+                Any other item becomes a `rejected` outcome.
             concurrency: The most stops at once, from 1 to the session's `max_connections`, which is
                 the default.
             deadline: Seconds after which the run is aborted, above 0; None sets no deadline.
@@ -409,6 +409,10 @@ class BctrlSession:
                 that a journal calls `accepted` are verified as well.
             missing_ok: Do not count `not_found` as a failure. A mistyped workspace gives nothing
                 else, so by default the report is not `ok` then.
+            deduplicate: Send a target that occurs twice only once; the second outcome repeats the
+                first, and has `duplicate` set. None does so in an input with a length: a stream
+                may go on for so long that the runtime was started anew. Duplicates of the first
+                million targets are found, which takes some 110 bytes of memory for each.
 
         Returns:
             The bulk stop: await it for its `StopReport`, or enter it and iterate. Both raise the
@@ -419,8 +423,9 @@ class BctrlSession:
                 cannot be used; when awaited or iterated over if the journal is in use, damaged,
                 foreign, too old, or of another version.
         """
+        _check_type(deduplicate, bool | None, "deduplicate", "a bool or None")
         return self._bulk(
-            Input(targets),
+            Input(targets, deduplicate=deduplicate),
             concurrency=concurrency,
             deadline=deadline,
             on_outcome=on_outcome,

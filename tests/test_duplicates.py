@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
 
@@ -12,22 +11,23 @@ import pytest
 from helpers import Connect
 
 from bctrl_async import (
+    BctrlConfigError,
     BctrlSession,
     RuntimeRef,
     StopBatch,
     StopOutcome,
     StopResult,
 )
-from bctrl_async.bulk import Remembering
+from bctrl_async.bulk import _duplicates
 from bctrl_async.emulator import Emulator, Fault
 
-A, B = ("ws-1", "a"), ("ws-1", "b")
+A, B, C = ("ws-1", "a"), ("ws-1", "b"), ("ws-1", "c")
 WORKSPACE = UUID("0190b5f0-0000-7000-8000-000000000001")
 
 
 @pytest.fixture
 def runtimes(emulator: Emulator) -> Emulator:
-    for name in ("a", "b"):
+    for name in ("a", "b", "c"):
         emulator.add_runtime("ws-1", name)
     emulator.add_runtime(str(WORKSPACE), "a")
     return emulator
@@ -106,6 +106,28 @@ async def test_invalid_targets_are_rejected_one_by_one(session: BctrlSession) ->
     assert report.duplicates == 0
 
 
+@pytest.mark.parametrize("concurrency", [1, 10])
+async def test_an_invalid_item_has_no_part_in_the_outcome_of_a_target_of_the_same_name(
+    runtimes: Emulator, session: BctrlSession, concurrency: int
+) -> None:
+    """Fault: a duplicate of a stop in flight had the error of an invalid item between the two."""
+    runtimes.add_runtime("ws-1", "5")
+    outcomes: list[StopOutcome] = []
+    targets: list[object] = [("ws-1", "5"), ("ws-1", "5"), ("ws-1", 5), ("ws-1", "5")]
+    await session.stop_runtimes(
+        targets,  # type: ignore[arg-type]
+        concurrency=concurrency,
+        on_outcome=outcomes.append,
+    )
+
+    assert in_order(outcomes) == [
+        ("stopped", False),
+        ("stopped", True),
+        ("rejected", False),
+        ("stopped", True),
+    ]
+
+
 async def test_in_a_stream_every_target_is_sent(runtimes: Emulator, session: BctrlSession) -> None:
     report = await session.stop_runtimes(iter([A, A]))
 
@@ -113,17 +135,51 @@ async def test_in_a_stream_every_target_is_sent(runtimes: Emulator, session: Bct
     assert (report.total, report.duplicates) == (2, 0)
 
 
-async def test_a_remembering_stream_finds_duplicates_up_to_its_limit(
+async def test_duplicates_are_found_in_a_stream_and_not_in_a_list_if_the_caller_says_so(
     runtimes: Emulator, session: BctrlSession
 ) -> None:
-    async def targets() -> AsyncIterator[tuple[str, str]]:
-        for target in (A, A, B, A, B):
-            yield target
-
-    report = await session.stop_runtimes(Remembering(targets(), 2))
+    stream = await session.stop_runtimes(iter([A, A]), deduplicate=True)
+    whole = await session.stop_runtimes([B, B], deduplicate=False)
 
     assert runtimes.received == {A: 1, B: 2}
-    assert (report.total, report.duplicates) == (5, 2)
+    assert (stream.duplicates, whole.duplicates) == (1, 0)
+
+
+async def test_deduplicate_must_be_a_bool(session: BctrlSession) -> None:
+    with pytest.raises(BctrlConfigError, match="deduplicate"):
+        session.stop_runtimes([A], deduplicate="no")  # type: ignore[arg-type]
+
+
+async def test_duplicates_of_targets_beyond_the_limit_are_sent(
+    runtimes: Emulator, session: BctrlSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: every target of a list or a file was remembered, however many there were."""
+    monkeypatch.setattr(_duplicates, "_MAX_TARGETS", 2)
+    report = await session.stop_runtimes([A, A, B, C, A, C, B])
+
+    assert runtimes.received == {A: 1, B: 1, C: 2}
+    assert (report.total, report.duplicates) == (7, 3)
+
+
+async def test_duplicates_of_targets_whose_outcome_is_not_kept_are_sent(
+    runtimes: Emulator, session: BctrlSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: the outcome of each target that did not stop was kept, with its runtime."""
+    monkeypatch.setattr(_duplicates, "_MAX_OUTCOMES", 1)
+    report = await session.stop_runtimes(
+        [("ws-1", "x"), ("ws-1", "y"), A, ("ws-1", "x"), ("ws-1", "y"), A], concurrency=1
+    )
+
+    assert runtimes.received == {("ws-1", "x"): 1, ("ws-1", "y"): 2, A: 1}
+    assert (report.total, report.duplicates) == (6, 2)
+
+
+async def test_targets_whose_names_join_to_the_same_text_are_different(
+    runtimes: Emulator, session: BctrlSession
+) -> None:
+    report = await session.stop_runtimes([("ws-1", "1a"), ("ws-11", "a"), ("1a", "ws-1")])
+
+    assert (runtimes.received.total(), report.duplicates) == (3, 0)
 
 
 async def test_duplicates_do_not_hold_up_the_workers(runtimes: Emulator, connect: Connect) -> None:
@@ -137,6 +193,36 @@ async def test_duplicates_do_not_hold_up_the_workers(runtimes: Emulator, connect
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
+
+
+@pytest.mark.parametrize("end", [None, "stop_reading", "abort"])
+async def test_no_more_is_read_while_many_duplicates_of_one_target_wait(
+    runtimes: Emulator, connect: Connect, monkeypatch: pytest.MonkeyPatch, end: str | None
+) -> None:
+    """Fault: a million duplicates of a stop in flight were held, and recorded in one go."""
+    monkeypatch.setattr(_duplicates, "_MAX_WAITING", 2)
+    runtimes.inject(Fault.HANG if end == "abort" else Fault.LATENCY, alias="a")
+    async with connect() as session:
+        batch = session.stop_runtimes([*[A] * 10, B], concurrency=2)
+        running = asyncio.ensure_future(batch)
+        await until_requested(runtimes, 1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        read = batch.read
+        if end is not None:
+            getattr(batch, end)()
+        report = await running
+
+    assert read == 3
+    assert (
+        report.counts
+        == {
+            None: {StopResult.STOPPED: 11},
+            "stop_reading": {StopResult.STOPPED: 10, StopResult.NOT_SENT: 1},
+            "abort": {StopResult.UNKNOWN: 10, StopResult.NOT_SENT: 1},
+        }[end]
+    )
+    assert report.duplicates == 9
 
 
 @pytest.mark.parametrize(

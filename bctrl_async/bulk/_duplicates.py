@@ -1,42 +1,35 @@
-"""Duplicates: a target that is in the input of a bulk stop twice is sent once."""
+"""Duplicates: a target that is in the input of a bulk stop twice is sent once.
+
+Memory is bounded, by the limits below. A duplicate that is not found is sent: a stop is safe to
+repeat.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Iterator
+from hashlib import blake2b
 
 import msgspec
 
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult, now
 
-_T = TypeVar("_T")
 _Waiting = list[tuple[int, float]]
 """The index of each duplicate whose first has no outcome yet, and the time it was read."""
 
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 """Nearly every result: only it is remembered, not the outcome with its runtime."""
-
-
-class Remembering(Generic[_T]):
-    """A stream in which a target that occurs twice is sent once, as in an input with a length.
-
-    Args:
-        items: The stream, as an async iterator.
-        limit: The number of items that are remembered, with some 200 bytes for each. Duplicates of
-            later ones are sent.
-
-    Attributes:
-        limit: This number.
-    """
-
-    def __init__(self, items: AsyncIterator[_T], limit: int) -> None:
-        self._items = items
-        self.limit = limit
-
-    def __aiter__(self) -> AsyncIterator[_T]:
-        return self._items
+_MAX_TARGETS = 1_000_000
+"""The targets that are remembered, with some 110 bytes for each."""
+_MAX_OUTCOMES = 100_000
+"""The outcomes that are remembered as a whole, with a kilobyte for each."""
+_MAX_WAITING = 1_000
+"""The duplicates of one target in flight beyond which no more is read: they are recorded at once,
+in some 10 ms."""
+_POLL = 0.01
+"""Seconds between two looks for room. A wake-up would fail in a loop that is closed."""
 
 
 class Duplicates:
@@ -47,22 +40,37 @@ class Duplicates:
     """
 
     def __init__(self) -> None:
-        self._firsts: dict[object, StopResult | StopOutcome | _Waiting] = {}
-        self._undelivered: dict[RuntimeRef, list[StopOutcome]] = {}
+        self._firsts: dict[bytes, StopResult | StopOutcome | _Waiting] = {}
+        self._in_flight: dict[int, tuple[bytes, _Waiting]] = {}
+        self._undelivered: dict[int, list[StopOutcome]] = {}
+        self._outcomes = 0
+        self._full = 0
 
-    def __contains__(self, target: RuntimeRef) -> bool:
-        return target in self._firsts
+    @property
+    def is_full(self) -> bool:
+        """True if so many duplicates of a target wait that no more are to be read."""
+        return self._full > 0
 
-    def begin(self, target: RuntimeRef, item: object) -> None:
-        """Remember a target, the first of its kind.
+    async def wait(self) -> None:
+        """Wait until more duplicates may be read."""
+        while self.is_full:  # noqa: ASYNC110 - see _POLL.
+            await asyncio.sleep(_POLL)
+
+    def begin(self, target: RuntimeRef, index: int) -> bool:
+        """Remember a target; return False if it is a duplicate.
 
         Args:
             target: The target.
-            item: The item of the input that it was made from.
+            index: Its index in the input.
         """
-        # A list often has plain tuples, which are in memory already.
-        is_plain = type(item) is tuple and item == target
-        self._firsts[item if is_plain else target] = []
+        key = _digest(target)
+        if key in self._firsts:
+            return False
+        if len(self._firsts) < _MAX_TARGETS:
+            waiting: _Waiting = []
+            self._firsts[key] = waiting
+            self._in_flight[index] = key, waiting
+        return True
 
     def repeat(self, target: RuntimeRef, index: int, began: float) -> StopOutcome | None:
         """Return the outcome of a duplicate, or None if that of the first is not known.
@@ -72,28 +80,44 @@ class Duplicates:
             index: The index of the duplicate.
             began: The time at which it was read.
         """
-        first = self._firsts[target]
+        first = self._firsts[_digest(target)]
         if isinstance(first, list):
             first.append((index, began))
+            self._full += len(first) == _MAX_WAITING
             return None
         return _repeated(first, target, index, began)
 
     def settle(self, outcome: StopOutcome) -> Iterator[StopOutcome]:
         """Yield the outcomes of the duplicates that waited for this one."""
-        target = outcome.target
-        waiting = self._firsts.get(target)
-        if not isinstance(waiting, list):
+        # By the index: an invalid item may have the names of a target.
+        if outcome.index not in self._in_flight:
             return
+        key, waiting = self._in_flight.pop(outcome.index)
+        self._full -= len(waiting) >= _MAX_WAITING
         is_plain = outcome.result in _STOPPED and not outcome.resumed
-        self._firsts[target] = first = outcome.result if is_plain else outcome
+        first = outcome.result if is_plain else outcome
+        if is_plain or self._outcomes < _MAX_OUTCOMES:
+            self._firsts[key] = first
+            self._outcomes += not is_plain
+        else:
+            del self._firsts[key]
+        if waiting:
+            self._undelivered[outcome.index] = undelivered = []
         for index, began in waiting:
-            repeated = _repeated(first, target, index, began)
-            self._undelivered.setdefault(target, []).append(repeated)
+            repeated = _repeated(first, outcome.target, index, began)
+            undelivered.append(repeated)
             yield repeated
 
     def undelivered(self, outcome: StopOutcome) -> list[StopOutcome]:
         """Return once the outcomes that are to be delivered after that of the first."""
-        return [] if outcome.duplicate else self._undelivered.pop(outcome.target, [])
+        return self._undelivered.pop(outcome.index, [])
+
+
+def _digest(target: RuntimeRef) -> bytes:
+    """Return a key of a target that is short, however long its names are."""
+    workspace_id, alias = target
+    text = f"{len(workspace_id)} {workspace_id}{alias}"
+    return blake2b(text.encode(), digest_size=16).digest()
 
 
 def _repeated(

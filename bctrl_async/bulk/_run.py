@@ -245,6 +245,9 @@ class Run:
                 await asyncio.sleep(0)
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
+        if self.ledger.duplicates.is_full and self._goes_on():
+            with worker.scope(CancelLevel.READING):
+                await self.ledger.duplicates.wait()
         if not self.source.is_async:
             return self.source.next_nowait()
         with worker.scope(CancelLevel.READING):
@@ -265,16 +268,14 @@ class Run:
             target = as_target(item)
         except BctrlError as error:
             return self._reject(index, best_effort_ref(item), error)
-        if target in self.ledger.duplicates:
-            repeated = self.ledger.duplicates.repeat(target, index, began)
-            return None if repeated is None else self.ledger.record(repeated)
         try:
             call = self._make_call(*target)
         except BctrlConfigError as error:
             annotate(error, STOP.name, *target)
             return self._reject(index, target, error)
-        if self.source.finds_duplicates:
-            self.ledger.duplicates.begin(target, item)
+        if self.source.finds_duplicates and not self.ledger.duplicates.begin(target, index):
+            repeated = self.ledger.duplicates.repeat(target, index, began)
+            return None if repeated is None else self.ledger.record(repeated)
         if (settled := self.ledger.settled.get(target)) is not None:
             resumed = msgspec.structs.replace(settled, index=index)
             return await self._verify_or_record(worker, Pending(resumed, call.policy, began))

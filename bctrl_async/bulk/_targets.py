@@ -24,7 +24,6 @@ from uuid import UUID
 from bctrl_async import _config
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async._http.request import plain_text
-from bctrl_async.bulk._duplicates import Remembering
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError
 from bctrl_async.models import RuntimeRef
 
@@ -40,6 +39,7 @@ class Input:
 
     Args:
         targets: The targets.
+        deduplicate: True to find duplicates, None to find them if the input has a length.
 
     Attributes:
         count: The number of items read.
@@ -51,7 +51,7 @@ class Input:
         BctrlConfigError: `targets` cannot be iterated over, or is a single target.
     """
 
-    def __init__(self, targets: Targets) -> None:
+    def __init__(self, targets: Targets, *, deduplicate: bool | None = None) -> None:
         self._awaited: AsyncIterator[object] | None = None
         self._plain: Iterator[object] | None = None
         if isinstance(targets, str | bytes | Mapping | RuntimeRef):
@@ -64,7 +64,7 @@ class Input:
             except TypeError:
                 raise _config.invalid_type("targets", targets, _EXPECTED) from None
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
-        self._remembered = targets.limit if isinstance(targets, Remembering) else 0
+        self._deduplicate = deduplicate
         self.count: int = 0
         self.error: BaseException | None = None
         self.closed: bool = False
@@ -82,8 +82,8 @@ class Input:
 
     @property
     def finds_duplicates(self) -> bool:
-        """True if the last item that was read is to be remembered, to be sent only once."""
-        return self.length is not None or self.count <= self._remembered
+        """True if a target that is in the input twice is sent once."""
+        return self.length is not None if self._deduplicate is None else self._deduplicate
 
     @property
     def is_async(self) -> bool:

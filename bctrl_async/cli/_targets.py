@@ -8,20 +8,17 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 from bctrl_async import BctrlConfigError
-from bctrl_async.bulk import Remembering
 from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._parser import EXPECTED, TargetParser
 
 _CHUNK = 65536
 _PREVIEWED = 100
 """The number of items that must be targets before the first of them is used."""
-_REMEMBERED = 1_000_000
-"""The number of targets of a pipe among which duplicates are found."""
 _PREVIEW_TIME = 1.0
 """Seconds for which further items of a pipe are waited for before the first is used."""
 
 
-def read_targets(path: str, *, allow_empty: bool) -> Iterable[Item] | Remembering[Item]:
+def read_targets(path: str, *, allow_empty: bool) -> Iterable[Item] | AsyncIterator[Item]:
     """Return the targets of a file or a pipe.
 
     Args:
@@ -37,13 +34,12 @@ def read_targets(path: str, *, allow_empty: bool) -> Iterable[Item] | Rememberin
         # A shell that closes stdin leaves None in its place.
         if sys.stdin is None:
             raise OSError(None, "it is closed")
-        file = sys.stdin.fileno()
-        return Remembering(read_pipe(file, "stdin", allow_empty=allow_empty), _REMEMBERED)
+        return read_pipe(sys.stdin.fileno(), "stdin", allow_empty=allow_empty)
     with Path(path).open("rb") as opened:
         if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
             return _FileTargets(path, allow_empty=allow_empty)
         file = os.dup(opened.fileno())
-    return Remembering(read_pipe(file, path, allow_empty=allow_empty), _REMEMBERED)
+    return read_pipe(file, path, allow_empty=allow_empty)
 
 
 class _FileTargets:

@@ -15,7 +15,6 @@ import aiohttp
 import anyio
 
 from bctrl_async import Observer, StopBatch, StopOutcome
-from bctrl_async.bulk import Remembering
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._run import run_with_progress
 from bctrl_async.observer import BulkObserver
@@ -47,7 +46,11 @@ class BulkStop(BulkObserver):
                 if plan.input == "workspace":
                     stop = partial(session.stop_workspace, plan.workspace)
                 else:
-                    stop = partial(session.stop_runtimes, self._input())
+                    stop = partial(
+                        session.stop_runtimes,
+                        self._input(),
+                        deduplicate=plan.remembers or None,
+                    )
                 self._batch = batch = stop(
                     concurrency=plan.concurrency,
                     deadline=plan.end_time if self._ending is Ending.DEADLINE else None,
@@ -100,8 +103,6 @@ class BulkStop(BulkObserver):
             return self._plan.items
         if self._plan.input != "async":
             return self._as_generator()
-        if self._plan.remembers:
-            return Remembering(self._as_async(), len(self._plan.items))
         return self._as_async()
 
     def _as_generator(self) -> Iterator[object]:
