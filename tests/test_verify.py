@@ -176,6 +176,7 @@ class Simulation:
 
         async def attempt(_: Sender, call: Call[Runtime], *__: object) -> Runtime | BctrlError:
             loop = asyncio.get_running_loop()
+            call.on_connection()
             self.requests[call.operation.name] += 1
             if call.operation.stops:
                 self.sent_at.append(loop.time())
