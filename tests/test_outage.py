@@ -556,6 +556,54 @@ class TestPoison:
         assert RetryPolicy().attempts <= simulation.requests["r3"] <= RetryPolicy().attempts + 11
 
 
+class TestServerErrors:
+    """A server that answers 500 to everything for a while.
+
+    Fault: once the retry quota was exhausted, most targets were given up after one attempt.
+    """
+
+    @pytest.mark.parametrize(("lasts", "lost"), [(2, 10), (15, 60)])
+    def test_nearly_all_targets_are_stopped_before_the_deadline(
+        self, simulate: Simulate, lasts: float, lost: int
+    ) -> None:
+        failing = BctrlServerError("500", status=500, may_have_stopped=True)
+        simulation = simulate(lambda now, _: failing if 0.5 <= now < 0.5 + lasts else ANSWER, 0.1)
+        report = simulation.run(
+            lambda session: session.stop_runtimes(list(targets(3000)), deadline=120)
+        )
+
+        assert report.counts[UNKNOWN] <= lost
+        assert report.counts[STOPPED] == 3000 - report.counts[UNKNOWN]
+        assert simulation.requests.total() <= 1.2 * 3000
+        assert simulation.seconds <= 60
+
+    def test_a_server_that_never_recovers_is_left_with_few_requests(
+        self, simulate: Simulate
+    ) -> None:
+        failing = BctrlServerError("500", status=500, may_have_stopped=True)
+        simulation = simulate(lambda *_: failing, 0.1)
+        report = simulation.run(
+            lambda session: session.stop_runtimes(list(targets(3000)), deadline=120)
+        )
+
+        assert simulation.seconds == pytest.approx(120)
+        assert report.counts[STOPPED] == 0
+        assert simulation.requests.total() <= 600
+
+    def test_closing_the_session_ends_the_wait_for_the_quota(self, simulate: Simulate) -> None:
+        failing = BctrlServerError("500", status=500, may_have_stopped=True)
+        simulation = simulate(lambda *_: failing, 0.1)
+
+        async def scenario(session: BctrlSession) -> StopReport:
+            batch = asyncio.ensure_future(session.stop_runtimes(list(targets(100))))
+            await asyncio.sleep(5)
+            await session.close()
+            return await batch
+
+        assert simulation.run(scenario).counts == {UNKNOWN: 100}
+        assert simulation.seconds <= 6
+
+
 class TestUnansweredReads:
     """A server that answers stops, and no GET."""
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import msgspec
 from aiohttp import ClientTimeout
 
-from bctrl_async._calls.retry import RetryPolicy, RetryState
+from bctrl_async._calls.retry import RetryPolicy, RetryState, probe_delay
 from bctrl_async._http.operations import Operation
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async.errors import BctrlError, quote
@@ -108,12 +108,26 @@ class Call(msgspec.Struct, Generic[_T]):
         self.annotate(error)
         return error
 
-    async def back_off(self, limiter: Limiter) -> bool:
-        """Wait before the next attempt as the policy says; return False to give up."""
-        now = asyncio.get_running_loop().time()
-        delay = None if self.retries is None else self.retries.delay(now)
-        if delay is None:
+    async def back_off(self, limiter: Limiter, *, waits_for_quota: bool = False) -> bool:
+        """Wait before the next attempt as the policy says; return False to give up.
+
+        Args:
+            limiter: The limiter, in which the call sleeps.
+            waits_for_quota: Wait while the retry quota is exhausted, as long as the patience
+                lasts; False gives up.
+        """
+        if self.retries is None:
             return False
+        loop = asyncio.get_running_loop()
+        ends, asked = loop.time() + self.policy.max_throttle_wait, 0
+        delay = self.retries.delay(loop.time())
+        while delay is None:
+            is_over = limiter.is_closed() or loop.time() >= ends
+            if not (waits_for_quota and self.retries.lacks_quota) or is_over:
+                return False
+            asked += 1
+            await limiter.sleep(probe_delay(self.policy, asked))
+            delay = self.retries.ask_quota()
         self.log_retry(delay)
         await limiter.sleep(delay)
         return True

@@ -128,6 +128,7 @@ class RetryState(msgspec.Struct):
         last_failures: The errors of the last attempts.
         may_have_stopped: True if one of the attempts may have stopped the runtime.
         status: The last status that the server answered with.
+        lacks_quota: True if only the quota keeps the call from its next attempt.
     """
 
     policy: RetryPolicy
@@ -143,6 +144,7 @@ class RetryState(msgspec.Struct):
     )
     may_have_stopped: bool = False
     status: int | None = None
+    lacks_quota: bool = False
 
     def record(self, error: BctrlError) -> None:
         """Record a failed attempt."""
@@ -171,7 +173,13 @@ class RetryState(msgspec.Struct):
         if (error.retry_after or 0.0) > self.policy.max_throttle_wait:
             self._advise_to_wait(error)
             return None
-        if not self.quota.acquire():
+        return self.ask_quota()
+
+    def ask_quota(self) -> float | None:
+        """Take a token of the quota; return the delay, or None while the quota is exhausted."""
+        error = self.last_failures[-1]
+        self.lacks_quota = not self.quota.acquire()
+        if self.lacks_quota:
             error.advice = "Not retried: the retry quota is exhausted. Call again later"
             return None
         backoff = self.policy.backoff(self.failures, self.uniform)

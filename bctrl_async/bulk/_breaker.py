@@ -123,7 +123,8 @@ class CircuitBreaker:
             if failure is not None and failure.status is not None:
                 self.on_answer(call)
             self.leave(call)
-            return await call.back_off(self._sender.limiter)
+            # Perhaps all calls fail like this: then each retry must wait for its share.
+            return await call.back_off(self._sender.limiter, waits_for_quota=True)
         failed_at = self._sender.attempts
         self._failures += self._probe is call
         while not self._is_up_since(failed_at):
