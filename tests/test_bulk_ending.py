@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from itertools import chain, repeat
 
@@ -132,6 +132,24 @@ class TestEndedByCaller:
             assert str(caught.value) == "on_outcome raised CancelledError"
         assert batches[0].report.counts.total() == batches[0].read == 10
         assert not batches[0].report.ok
+
+    @pytest.mark.parametrize("end", [StopBatch.stop_reading, StopBatch.abort])
+    async def test_a_list_that_grows_with_each_outcome_has_an_end(
+        self, emulator: Emulator, session: BctrlSession, end: Callable[[StopBatch], None]
+    ) -> None:
+        """Fault: a callback that appended what was not sent made the run endless."""
+        targets = add_runtimes(emulator, 50)
+
+        def append(outcome: StopOutcome) -> None:
+            end(batch)
+            if len(targets) < 1000:
+                targets.append(outcome.target)
+
+        batch = session.stop_runtimes(targets, concurrency=1, on_outcome=append)
+        report = await batch
+
+        assert report.total == 50
+        assert_conserved(batch, emulator)
 
     async def test_an_input_that_calls_stop_reading_aborts_nothing(
         self, emulator: Emulator, session: BctrlSession

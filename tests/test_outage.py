@@ -65,6 +65,7 @@ class Simulation:
 
         async def attempt(_: Sender, call: Call[Runtime], *__: object) -> Runtime | BctrlError:
             now = asyncio.get_running_loop().time()
+            call.on_connection()
             alias = call.alias or ""
             self.requests[alias] += 1
             self.reads += not call.operation.stops

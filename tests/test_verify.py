@@ -146,7 +146,6 @@ class TestRules:
             BctrlPermissionError("403", status=403),
             BctrlResponseError("not JSON", status=200),
             BctrlError("cut off"),
-            disconnected(),
         ],
     )
     def test_an_error_that_will_not_pass_ends_the_polls(self, polled: BctrlError) -> None:
@@ -154,6 +153,15 @@ class TestRules:
         assert schedule.delay(None, 0) is not None
         assert schedule.delay(polled, 1) is None
         assert schedule.delay(BctrlServerError("500", status=500), 1) is not None
+
+    def test_polls_that_are_unanswered_for_half_a_minute_end(self) -> None:
+        """Fault: a single one ended them, although a later one might have been answered."""
+        schedule = PollSchedule(RetryPolicy(), 300, now=0)
+        assert schedule.delay(disconnected(), 1) is not None
+        assert schedule.delay(runtime("active"), 20) is not None
+        assert schedule.delay(disconnected(), 25) is not None
+        assert schedule.delay(disconnected(), 54) is not None
+        assert schedule.delay(disconnected(), 55) is None
 
 
 def pollers(batch: StopBatch) -> list[asyncio.Task[None]]:

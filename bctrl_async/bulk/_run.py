@@ -143,8 +143,7 @@ class Run:
         )
         if leaves_stops or not self.source.exhausted:
             self.ledger.end_early(reason)
-        if not self.source.can_drain:
-            self.source.closed = True
+        self.source.end()
         if self._level is None or level > self._level:
             self._level, self._reason = level, reason
             # One for all: there may be a million of them.

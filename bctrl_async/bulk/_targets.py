@@ -68,6 +68,7 @@ class Input:
         self.count: int = 0
         self.error: BaseException | None = None
         self.closed: bool = False
+        self._only_known = False
         self._lock = asyncio.Lock()
 
     @property
@@ -90,6 +91,14 @@ class Input:
         """True if the next item may have to be awaited."""
         return self._awaited is not None
 
+    def end(self) -> None:
+        """Read no further, but for the items that a list had at the beginning of the run."""
+        if self.can_drain:
+            # It may grow with each outcome.
+            self._only_known = True
+        else:
+            self.closed = True
+
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
         async with self._lock:
@@ -107,6 +116,8 @@ class Input:
 
     def next_nowait(self) -> tuple[int, object] | None:
         """Return the next item, as `next` does, of an input that is not async."""
+        if self._only_known and self.length is not None and self.count >= self.length:
+            self.closed = True
         if self.closed or self._plain is None:
             return None
         try:

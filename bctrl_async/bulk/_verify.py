@@ -19,7 +19,8 @@ from bctrl_async.observer import CallObserver, StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, now, result_of
 
 _UNCONFIRMED_PATIENCE = 30.0
-"""Seconds for which a runtime is polled whose stop is `unknown`: it may have had no effect."""
+"""Seconds for which a runtime is polled whose stop is `unknown`, or whose polls are unanswered: the
+stop may have had no effect, and the polls no end."""
 _MAX_POLLERS = 1000
 """The runtimes that are polled beside the stops: a bound for memory."""
 
@@ -58,12 +59,13 @@ class PollSchedule:
         now: The time of a monotonic clock, in seconds.
     """
 
-    __slots__ = ("_count", "_ends", "_policy")
+    __slots__ = ("_count", "_ends", "_policy", "_silent_since")
 
     def __init__(self, policy: RetryPolicy, patience: float, now: float) -> None:
         self._policy = policy
         self._ends = now + patience
         self._count = 0
+        self._silent_since: float | None = None
 
     def end_by(self, time: float) -> None:
         """Make no poll after this time."""
@@ -76,11 +78,17 @@ class PollSchedule:
             polled: The result of the last poll, None before the first.
             now: The time.
         """
-        if isinstance(polled, BctrlError) and (
-            # Only this target is unanswered: in an outage the breaker would hold the poll.
-            is_unanswered(polled) or not is_transient(polled, self._policy.statuses, reads=True)
+        if isinstance(polled, BctrlError) and not is_transient(
+            polled, self._policy.statuses, reads=True
         ):
             return None
+        if isinstance(polled, BctrlError) and is_unanswered(polled):
+            # Only this target is unanswered: in an outage the breaker would hold the poll.
+            self._silent_since = now if self._silent_since is None else self._silent_since
+            if now - self._silent_since >= _UNCONFIRMED_PATIENCE:
+                return None
+        else:
+            self._silent_since = None
         left = max(self._ends - now, 0.0)
         if polled is not None and not left:
             return None
