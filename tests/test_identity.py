@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runtimes import runtime
 
 from bctrl_async import BctrlResponseError, Runtime
-from bctrl_async._http.identity import check_answer
+from bctrl_async._http.identity import check_answer, names_in
 
 ID = UUID("7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f")
 WORKSPACE = UUID("0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f")
@@ -20,6 +20,32 @@ ANOTHER = UUID("4b0d6b3e-6f0a-4b57-9a55-0f7f8f5d3c21")
 
 def answer(alias: str) -> Runtime:
     return msgspec.structs.replace(runtime(), alias=alias, id=ID, workspace_id=WORKSPACE)
+
+
+@pytest.mark.parametrize(
+    ("body", "foreign"),
+    [
+        (b'{"alias":"mail"}', True),
+        (b'{"alias":"crm"}', False),
+        (b'{"alias":"mail","id":"crm"}', False),
+        (b'{"id":"mail"}', False),
+        (b'{"alias":7}', False),
+        (b'{"alias":"mail"', False),
+        (b'["mail"]', False),
+        (b"[" * 100_000, False),
+    ],
+)
+def test_an_answer_without_all_fields_is_compared_by_the_names_it_has(
+    body: bytes, *, foreign: bool
+) -> None:
+    """Fault: an answer about another runtime that lacked one field was `accepted`."""
+    assert belongs(names_in(body)) is not foreign
+
+
+def test_a_workspace_that_an_invalid_answer_names_is_compared() -> None:
+    body = f'{{"alias":"crm","workspaceId":"{str(WORKSPACE).upper()}"}}'.encode()
+    assert belongs(names_in(body), str(WORKSPACE))
+    assert not belongs(names_in(body), str(ANOTHER))
 
 
 def belongs(parsed: object, workspace_id: str = "ws-1", alias: str | None = "crm") -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from unicodedata import normalize
 
+import msgspec
+
 from bctrl_async._http.redaction import bearer_key, sanitize
 from bctrl_async.errors import BctrlResponseError
 from bctrl_async.models import Runtime
@@ -13,13 +15,32 @@ _UUID_LENGTH = 36
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
 
 
+class Names(msgspec.Struct, rename="camel"):
+    """The names in an answer that is not a valid Runtime."""
+
+    alias: str
+    id: str = ""
+    workspace_id: str = ""
+
+
+_decode_names = msgspec.json.Decoder(Names).decode
+
+
+def names_in(body: bytes) -> Names | None:
+    """Return the names in a body that is not a valid Runtime, or None."""
+    try:
+        return _decode_names(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
 def check_answer(
     parsed: object, workspace_id: str, alias: str | None, authorization: str
 ) -> BctrlResponseError | None:
     """Return an error if an answer belongs to another request.
 
     Args:
-        parsed: The parsed body; of a list, the first runtime is compared.
+        parsed: The parsed body, or the names in it; of a list, the first runtime is compared.
         workspace_id: The workspace that was asked for; compared if it is a UUID.
         alias: The alias that was asked for, None for a list. The server may know it as the
             runtime's id, and may write it in another case or Unicode normalization form.
@@ -27,7 +48,7 @@ def check_answer(
     """
     if isinstance(parsed, list):
         parsed = next((item for item in parsed if isinstance(item, Runtime)), None)
-    if not isinstance(parsed, Runtime):
+    if not isinstance(parsed, Runtime | Names):
         return None
     if (alias is None or _is_named(parsed, alias)) and _is_in(parsed, workspace_id):
         return None
@@ -42,11 +63,14 @@ def check_answer(
     )
 
 
-def _is_named(runtime: Runtime, alias: str) -> bool:
+def _is_named(runtime: Runtime | Names, alias: str) -> bool:
     if runtime.alias == alias:
         return True
     folded = _fold(alias)
-    return folded == _fold(runtime.alias) or folded.replace("-", "") == runtime.id.hex
+    known_id = str(runtime.id).replace("-", "").lower()
+    return folded == _fold(runtime.alias) or (
+        known_id != "" and folded.replace("-", "") == known_id
+    )
 
 
 def _fold(text: str) -> str:
@@ -54,11 +78,9 @@ def _fold(text: str) -> str:
     return normalize("NFC", normalize("NFC", text).casefold())
 
 
-def _is_in(runtime: Runtime, workspace_id: str) -> bool:
+def _is_in(runtime: Runtime | Names, workspace_id: str) -> bool:
     if len(workspace_id) != _UUID_LENGTH:
         # A name, which the answer does not repeat.
         return True
-    answered = str(runtime.workspace_id)
-    return (
-        answered == workspace_id or answered == workspace_id.lower() or not _is_uuid(workspace_id)
-    )
+    answered = str(runtime.workspace_id).lower()
+    return answered in {"", workspace_id, workspace_id.lower()} or not _is_uuid(workspace_id)

@@ -17,7 +17,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from bctrl_async import _config
-from bctrl_async._http.identity import check_answer
+from bctrl_async._http.identity import check_answer, names_in
 from bctrl_async._http.listing import Slices
 from bctrl_async._http.operations import LONG_BODY, MAX_BODY, MIB, Operation
 from bctrl_async._http.redaction import bearer_key, detached, sanitize
@@ -145,13 +145,16 @@ def _check(
     """Return the parsed body of a 2xx response, or an error if it settles nothing."""
     if isinstance(parsed, BctrlError):
         content_type = response.headers.get(hdrs.CONTENT_TYPE, "")
-        return unusable(parsed, content_type, body, authorization)
+        settled: _T | BctrlError = unusable(parsed, content_type, body, authorization)
+        names: object = names_in(body)
+    else:
+        settled = names = parsed
     if asked_for is not None:
-        foreign = check_answer(parsed, *asked_for, authorization)
+        foreign = check_answer(names, *asked_for, authorization)
         if foreign is not None:
             _close_connection(response)
             return foreign
-    return parsed
+    return settled
 
 
 async def _in_slices(slices: Slices[_T]) -> _T:
