@@ -56,12 +56,19 @@ async def session(connect: Connect) -> AsyncIterator[BctrlSession]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Skip back-off and throttling, and record the length of each skipped wait."""
     delays: list[float] = []
+    paused = 0.0
 
     async def skip(_: Limiter, delay: float) -> None:
-        delays.append(delay)
+        nonlocal paused
+        delays.append(max(delay, paused))
+        paused = 0.0
+
+    def on_throttled(_: AdaptiveRate, __: float, retry_after: float | None, ___: int) -> None:
+        nonlocal paused
+        paused = retry_after or 0.0
 
     monkeypatch.setattr(Limiter, "sleep", skip)
-    monkeypatch.setattr(AdaptiveRate, "on_throttled", lambda *_: None)
+    monkeypatch.setattr(AdaptiveRate, "on_throttled", on_throttled)
     return delays
 
 

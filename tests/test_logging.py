@@ -66,7 +66,7 @@ class TestRetries:
         [line] = lines(caplog, logging.INFO)
         assert line.startswith("attempt 1 to stop 'crm' in workspace 'ws-1' failed: ")
         assert "500" in line
-        assert line.endswith(f"; the next follows in {pauses[0]:.3f} s")
+        assert line.endswith(f"; the next follows in {pauses[0]:.3f} s at the earliest")
 
     @pytest.mark.usefixtures("pauses")
     async def test_a_retry_of_a_list_names_the_workspace(

@@ -10,6 +10,7 @@ import pytest
 import virtual_time
 from servers import answering, http_answer, raw_server
 from test_already_stopped import RUNTIME
+from test_outage import ANSWER, Server, Simulation, targets
 from throttling import throttled
 
 from bctrl_async import (
@@ -20,7 +21,9 @@ from bctrl_async import (
     BctrlServerError,
     BctrlSession,
     RetryPolicy,
+    Runtime,
     RuntimeStatus,
+    StopReport,
     StopResult,
 )
 from bctrl_async._limiter.limiter import Limiter, Priority
@@ -44,6 +47,16 @@ async def answer(limiter: Limiter, parsed: object) -> None:
     """Make an attempt that takes no time."""
     await limiter.acquire(PATIENCE)
     limiter.release(parsed)
+
+
+async def start_behind_a_probe(limiter: Limiter, *max_waits: float) -> list[asyncio.Task[None]]:
+    """Send a probe, and start calls while it is in flight."""
+    await answer(limiter, throttled(YEAR))
+    await asyncio.sleep(PROBE_INTERVAL)
+    await limiter.acquire(PATIENCE)
+    calls = [asyncio.create_task(limiter.acquire(max_wait)) for max_wait in max_waits]
+    await asyncio.sleep(0.0)
+    return calls
 
 
 async def attempts_until(limiter: Limiter, end: float) -> list[float]:
@@ -104,17 +117,6 @@ class TestProbe:
 
         assert in_virtual_time(scenario) == [60.0, 120.0, 180.0]
 
-    def test_of_many_calls_at_once_one_is_the_probe(self) -> None:
-        async def scenario(limiter: Limiter) -> list[BaseException | None]:
-            await answer(limiter, throttled(YEAR))
-            await asyncio.sleep(PROBE_INTERVAL)
-            calls = [limiter.acquire(PATIENCE) for _ in range(5)]
-            return await asyncio.gather(*calls, return_exceptions=True)
-
-        first, *others = in_virtual_time(scenario)
-        assert first is None
-        assert {type(error) for error in others} == {BctrlRateLimitError}
-
     @pytest.mark.parametrize("retry_after", [1.0, 30.0, 59.9, 60.0])
     def test_a_retry_after_of_up_to_a_minute_is_kept_exactly(self, retry_after: float) -> None:
         async def scenario(limiter: Limiter) -> float:
@@ -157,6 +159,104 @@ class TestProbe:
             return await attempts_until(limiter, 140.0)
 
         assert in_virtual_time(scenario) == [90.0]
+
+
+class TestBehindAProbe:
+    """Calls that arrive while a probe is in flight."""
+
+    @pytest.mark.parametrize(
+        "parsed", [throttled(YEAR), throttled(), BctrlNetworkError("no answer"), None]
+    )
+    def test_they_fail_once_the_probe_has_ended_without_ending_the_pause(
+        self, parsed: BctrlError | None
+    ) -> None:
+        """Fault: a bulk stop that began with a probe killed itself with its second call."""
+
+        async def scenario(limiter: Limiter) -> list[BaseException | None]:
+            calls = await start_behind_a_probe(limiter, PATIENCE, 0.0, 0.0)
+            await asyncio.sleep(5.0)
+            assert not any(call.done() for call in calls)
+            limiter.release(parsed)
+            failed = await asyncio.gather(*calls, return_exceptions=True)
+            assert asyncio.get_running_loop().time() == PROBE_INTERVAL + 5.0
+            return failed
+
+        failed = in_virtual_time(scenario)
+        assert {type(error) for error in failed} == {BctrlRateLimitError}
+
+    def test_they_are_admitted_once_the_probe_has_ended_the_pause(self) -> None:
+        async def scenario(limiter: Limiter) -> float:
+            calls = await start_behind_a_probe(limiter, PATIENCE, 0.0, 0.0)
+            limiter.release("a runtime")
+            await asyncio.gather(*calls)
+            return asyncio.get_running_loop().time()
+
+        assert in_virtual_time(scenario) < PROBE_INTERVAL + 5.0
+
+    def test_the_patient_ones_wait_on_when_the_others_fail(self) -> None:
+        async def scenario(limiter: Limiter) -> float:
+            patient, impatient = await start_behind_a_probe(limiter, 10 * YEAR, 0.0)
+            limiter.release(None)
+            with pytest.raises(BctrlRateLimitError):
+                await impatient
+            await patient
+            return asyncio.get_running_loop().time()
+
+        assert in_virtual_time(scenario) == 2 * PROBE_INTERVAL
+
+    def test_one_of_them_is_the_next_probe_if_the_first_takes_a_minute(self) -> None:
+        async def scenario(limiter: Limiter) -> float:
+            first, second = await start_behind_a_probe(limiter, 0.0, 0.0)
+            await first
+            assert not second.done()
+            limiter.release(None)
+            limiter.release("a runtime")
+            await second
+            return asyncio.get_running_loop().time()
+
+        assert 2 * PROBE_INTERVAL <= in_virtual_time(scenario) < 2 * PROBE_INTERVAL + 5.0
+
+    def test_they_fail_once_a_probe_is_cancelled_before_it_has_run(self) -> None:
+        async def scenario(_: Limiter) -> float:
+            limiter = Limiter(1, AdaptiveRate())
+            await answer(limiter, throttled(YEAR))
+            await asyncio.sleep(PROBE_INTERVAL)
+            await limiter.acquire(PATIENCE)
+            probe = asyncio.create_task(limiter.acquire(10 * YEAR))
+            await asyncio.sleep(PROBE_INTERVAL)
+            call = asyncio.create_task(limiter.acquire(0.0))
+            limiter.release(None)
+            probe.cancel()
+            with pytest.raises(BctrlRateLimitError):
+                await call
+            assert probe.cancelled()
+            return asyncio.get_running_loop().time()
+
+        assert in_virtual_time(scenario) == 2 * PROBE_INTERVAL
+
+    def test_an_attempt_older_than_the_probe_makes_no_call_wait_for_more_than_a_minute(
+        self,
+    ) -> None:
+        async def scenario(limiter: Limiter) -> float:
+            await limiter.acquire(PATIENCE)  # It is never answered.
+            (call,) = await start_behind_a_probe(limiter, 0.0)
+            limiter.release(None)
+            await call
+            return asyncio.get_running_loop().time()
+
+        assert in_virtual_time(scenario) == 2 * PROBE_INTERVAL
+
+    def test_they_fail_when_the_limiter_is_closed(self) -> None:
+        async def scenario(limiter: Limiter) -> None:
+            calls = await start_behind_a_probe(limiter, 0.0, PATIENCE)
+            limiter.close()
+            for call in calls:
+                with pytest.raises(BctrlConfigError, match="the session is closed"):
+                    await call
+            limiter.release("a runtime")
+            assert limiter.in_use == 0
+
+        in_virtual_time(scenario)
 
 
 class TestAnswerOfAProbe:
@@ -232,6 +332,21 @@ class TestAnswerOfAProbe:
 
         in_virtual_time(scenario)
 
+    @pytest.mark.parametrize("retry_after", [YEAR, None])
+    def test_a_late_answer_to_an_earlier_attempt_does_not_end_a_pause_just_confirmed(
+        self, retry_after: float | None
+    ) -> None:
+        async def scenario(limiter: Limiter) -> None:
+            await limiter.acquire(PATIENCE)
+            await answer(limiter, throttled(YEAR))
+            await asyncio.sleep(PROBE_INTERVAL)
+            await answer(limiter, throttled(retry_after))
+            limiter.release("a runtime")
+            with pytest.raises(BctrlRateLimitError):
+                await limiter.acquire(PATIENCE)
+
+        in_virtual_time(scenario)
+
     def test_an_answer_after_the_pause_has_passed_changes_nothing(self) -> None:
         async def scenario(limiter: Limiter) -> float:
             await answer(limiter, throttled(90.0))
@@ -259,6 +374,56 @@ class TestClose:
         assert in_virtual_time(scenario) == 1.0
 
 
+class TestRetry:
+    def test_it_fails_when_another_call_prolongs_the_pause_beyond_its_patience(self) -> None:
+        """Fault: a retry waited for the whole patience again, however much of it was used up."""
+
+        async def scenario(limiter: Limiter) -> float:
+            await limiter.acquire(PATIENCE)
+            await answer(limiter, throttled(50.0))
+            retry = asyncio.create_task(limiter.acquire(60.0, Priority.RETRY, patience_ends=60.0))
+            await asyncio.sleep(40.0)
+            limiter.release(throttled(30.0))
+            with pytest.raises(BctrlRateLimitError, match="for another 30 s"):
+                await retry
+            return asyncio.get_running_loop().time()
+
+        assert in_virtual_time(scenario) == 40.0
+
+    def test_it_waits_for_a_pause_that_ends_with_its_patience(self) -> None:
+        async def scenario(limiter: Limiter) -> float:
+            await answer(limiter, throttled(50.1))
+            await asyncio.sleep(0.3)
+            await limiter.acquire(60.0, Priority.RETRY, patience_ends=50.1)
+            return asyncio.get_running_loop().time()
+
+        assert in_virtual_time(scenario) == pytest.approx(50.1)
+
+    def test_after_the_pause_it_is_admitted_although_its_patience_has_ended(self) -> None:
+        async def scenario(limiter: Limiter) -> float:
+            await answer(limiter, throttled(30.0))
+            await asyncio.sleep(40.0)
+            await limiter.acquire(60.0, Priority.RETRY, patience_ends=20.0)
+            return asyncio.get_running_loop().time()
+
+        assert in_virtual_time(scenario) == 40.0
+
+    def test_an_ended_patience_fails_no_other_waiter(self) -> None:
+        async def scenario(limiter: Limiter) -> float:
+            await limiter.acquire(PATIENCE)
+            await answer(limiter, throttled(10.0))
+            retry = asyncio.create_task(limiter.acquire(60.0, Priority.RETRY, patience_ends=11.0))
+            call = asyncio.create_task(limiter.acquire(60.0))
+            await asyncio.sleep(5.0)
+            limiter.release(throttled(30.0))
+            with pytest.raises(BctrlRateLimitError):
+                await retry
+            await call
+            return asyncio.get_running_loop().time()
+
+        assert in_virtual_time(scenario) == pytest.approx(35.0)
+
+
 class TestOwnPause:
     def test_the_sessions_own_pause_is_waited_for_whatever_the_patience(self) -> None:
         """Fault: the session's own pause was reported as a Retry-After beyond the patience."""
@@ -280,6 +445,131 @@ class TestOwnPause:
         assert rate.delay(10.0, 0) == pytest.approx(20.0)
         rate.on_start(31.0)
         assert rate.is_unlimited
+
+
+def seconds_to_stop(
+    monkeypatch: pytest.MonkeyPatch,
+    server: Server,
+    *,
+    count: int = 1000,
+    deadline: float | None = None,
+) -> tuple[float, float]:
+    """Stop many; return the times of the first success and of the end of the run."""
+    simulation = Simulation(monkeypatch, server, 0.1)
+    report = simulation.run(
+        lambda session: session.stop_runtimes(list(targets(count)), deadline=deadline)
+    )
+    assert report.counts == {StopResult.STOPPED: count}
+    return simulation.answered_at[0], simulation.seconds
+
+
+def test_a_retry_gives_up_in_time_when_another_call_prolongs_the_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    simulation = Simulation(
+        monkeypatch, lambda now, _: throttled(30.0) if now else throttled(50.0), 0.1
+    )
+    simulation.before_response = lambda now: asyncio.sleep(40.0) if now else None
+
+    async def scenario(session: BctrlSession) -> BctrlRateLimitError:
+        retried = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await asyncio.sleep(0.01)
+        with pytest.raises(BctrlRateLimitError):
+            await session.stop_runtime("ws-1", "mail", retry=RetryPolicy(patience=0))
+        with pytest.raises(BctrlRateLimitError, match="for another 30 s") as caught:
+            await retried
+        return caught.value
+
+    error = simulation.run(scenario)
+    assert (error.attempts, error.status) == (1, 429)
+    assert simulation.seconds < 41
+
+
+class TestBulk:
+    @pytest.mark.parametrize(
+        ("retry_after", "deadline", "share"),
+        [(250.0, None, 1.0), (250.0, None, 0.5), (3600.0, 7200.0, 1.0)],
+    )
+    def test_a_probe_is_sent_although_the_workers_got_the_long_retry_after_themselves(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        retry_after: float,
+        deadline: float | None,
+        share: float,
+    ) -> None:
+        """Fault: each throttled worker slept for the whole Retry-After, so none sent a probe."""
+        throttles = int(100 * share)
+
+        def server(now: float, _: str) -> Runtime | BctrlError:
+            nonlocal throttles
+            if now < 1.0 and throttles:
+                throttles -= 1
+                return throttled(retry_after)
+            return ANSWER
+
+        _, seconds = seconds_to_stop(monkeypatch, server, deadline=deadline, count=1000)
+        assert PROBE_INTERVAL < seconds < 2 * PROBE_INTERVAL
+
+    @pytest.mark.parametrize("retry_after", [30.0, 60.0])
+    def test_after_a_retry_after_of_up_to_a_minute_no_worker_sends_a_probe(
+        self, monkeypatch: pytest.MonkeyPatch, retry_after: float
+    ) -> None:
+        early = 0
+
+        def server(now: float, _: str) -> Runtime | BctrlError:
+            nonlocal early
+            early += 0.1 <= now < retry_after
+            return throttled(retry_after) if now < 0.1 else ANSWER
+
+        began, _ = seconds_to_stop(monkeypatch, server)
+        assert began >= retry_after
+        assert not early
+
+    def test_begun_when_a_probe_is_due_it_stops_every_target(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: one target was stopped, and the second call ended the run."""
+        simulation = Simulation(
+            monkeypatch, lambda now, _: ANSWER if now else throttled(1.7e9), 0.1
+        )
+
+        async def scenario(session: BctrlSession) -> StopReport:
+            with pytest.raises(BctrlRateLimitError):
+                await session.stop_runtime("ws-1", "first")
+            await asyncio.sleep(PROBE_INTERVAL + 1)
+            return await session.stop_runtimes(list(targets(1000)))
+
+        assert simulation.run(scenario).counts == {StopResult.STOPPED: 1000}
+
+    def test_it_ends_if_the_probe_is_throttled_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        simulation = Simulation(monkeypatch, lambda *_: throttled(1.7e9), 0.1)
+
+        async def scenario(session: BctrlSession) -> StopReport:
+            with pytest.raises(BctrlRateLimitError):
+                await session.stop_runtime("ws-1", "first")
+            await asyncio.sleep(PROBE_INTERVAL + 1)
+            return await session.stop_runtimes(list(targets(1000)))
+
+        report = simulation.run(scenario)
+        assert report.counts == {StopResult.REJECTED: 1, StopResult.NOT_SENT: 999}
+        assert simulation.seconds < PROBE_INTERVAL + 2
+        assert simulation.stops() == 2
+
+    def test_single_stops_begun_when_a_probe_is_due_are_all_sent(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        simulation = Simulation(
+            monkeypatch, lambda now, _: ANSWER if now else throttled(1.7e9), 0.1
+        )
+
+        async def scenario(session: BctrlSession) -> None:
+            with pytest.raises(BctrlRateLimitError):
+                await session.stop_runtime("ws-1", "first")
+            await asyncio.sleep(PROBE_INTERVAL + 1)
+            await asyncio.gather(*(session.stop_runtime(*target) for target in targets(300)))
+
+        simulation.run(scenario)
+        assert simulation.stops() == 301
 
 
 def let_a_minute_pass(session: BctrlSession) -> None:
@@ -307,6 +597,34 @@ async def test_over_a_socket_a_session_recovers_from_an_absurd_retry_after(heade
         for _ in range(2):
             runtime = await session.stop_runtime("ws-1", "crm")
             assert runtime.status is RuntimeStatus.STOPPED
+
+
+async def test_a_probe_without_a_key_makes_no_other_call_wait() -> None:
+    keys = iter(["k"])
+    fetching = asyncio.Event()
+
+    async def key() -> str:
+        if (found := next(keys, None)) is not None:
+            return found
+        await fetching.wait()
+        raise LookupError("the vault is sealed")
+
+    answers = answering(http_answer("429 X", b"", "Retry-After: 31536000"))
+    async with raw_server(answers) as url, BctrlSession(key, base_url=url) as session:
+        with pytest.raises(BctrlRateLimitError):
+            await session.stop_runtime("ws-1", "crm")
+        let_a_minute_pass(session)
+        probe = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        while not session.stats.in_flight:
+            await asyncio.sleep(0)
+        behind = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
+        await asyncio.sleep(0)
+        assert not behind.done()
+        fetching.set()
+        with pytest.raises(BctrlConfigError, match="api_key function raised LookupError"):
+            await probe
+        with pytest.raises(BctrlRateLimitError, match="not sent"):
+            await behind
 
 
 async def test_a_retry_after_beyond_the_patience_still_ends_a_bulk_stop() -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from helpers import Connect, wait_for_requests
+from helpers import wait_for_requests
 from servers import answering, http_answer, raw_server
 
 from bctrl_async import (
@@ -266,17 +266,21 @@ async def test_conflicts_refill_the_retry_quota(emulator: Emulator, session: Bct
     assert report.retries == 30
 
 
-async def test_backing_off_holds_no_connection_slot(emulator: Emulator, connect: Connect) -> None:
-    emulator.inject(Fault.UNAVAILABLE, alias="crm")  # with Retry-After: 1
-    emulator.add_runtime("ws-1", "mail")
-    async with connect(max_connections=1) as session:
+async def test_backing_off_holds_no_connection_slot() -> None:
+    # The Retry-After of a 500 holds back its own call alone.
+    answers = answering(http_answer("500 X", b"", "Retry-After: 30"), GOOD)
+    async with (
+        raw_server(answers) as url,
+        BctrlSession("k", base_url=url, max_connections=1) as session,
+    ):
         waiting = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        await wait_for_requests(emulator, 1)
-        await session.stop_runtime("ws-1", "mail")
+        while not session.stats.waiting:
+            await asyncio.sleep(0)
+        await session.stop_runtime("ws-1", "crm")
         assert not waiting.done()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-    assert emulator.received["ws-1", "crm"] == 1
+        assert session.stats.attempts == 2
 
 
 @pytest.mark.parametrize("fault", Fault)

@@ -72,7 +72,7 @@ class Run:
         retries = RetryState(RetryPolicy(patience=300), RetryQuota())
         priority = Priority.NEW
         while True:
-            await limiter.acquire(300, priority)
+            await limiter.acquire(300, priority, retries.patience_ends)
             self.requests += 1
             self.starts.append(loop.time())
             self._in_flight += 1

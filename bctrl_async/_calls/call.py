@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
@@ -78,6 +79,11 @@ class Call(msgspec.Struct, Generic[_T]):
         """True if an attempt that has failed may have stopped the runtime."""
         return self.retries is not None and self.retries.may_have_stopped
 
+    @property
+    def patience_ends(self) -> float:
+        """The time at which its patience ends; inf until an attempt was throttled."""
+        return math.inf if self.retries is None else self.retries.patience_ends
+
     def on_connection(self) -> None:
         """Record that the attempt in flight has its connection."""
         self.is_connected = True
@@ -133,12 +139,13 @@ class Call(msgspec.Struct, Generic[_T]):
         return True
 
     def log_retry(self, delay: float) -> None:
-        """Log the failure of the last attempt, and the delay until the next one."""
+        """Log the failure of the last attempt, and the shortest delay until the next one."""
         failed = None if self.retries is None else self.retries.last_failure
         if failed is not None and _log.isEnabledFor(logging.INFO):
             alias = "" if self.alias is None else f"{quote(self.alias)} in "
             _log.info(
-                "attempt %d to %s %sworkspace %s failed: %s; the next follows in %.3f s",
+                "attempt %d to %s %sworkspace %s failed: %s; "
+                "the next follows in %.3f s at the earliest",
                 self.attempts,
                 self.operation.name,
                 alias,

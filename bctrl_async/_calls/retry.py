@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -35,8 +36,8 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     A stop is safe to repeat. A failed connection or a server error costs one of `attempts`. A 429
     or 503 costs `patience` instead: nothing was done, the server is busy. The delay after the nth
     failure is random between 0 and the smaller of `cap` and `base * 2**(n-1)` seconds, and never
-    shorter than Retry-After. In an outage of the server, a bulk stop waits and probes it, and no
-    failure counts.
+    shorter than Retry-After; of one of more than a minute, a probe may end it early. In an outage
+    of the server, a bulk stop waits and probes it, and no failure counts.
 
     Args:
         attempts: Attempts that may fail, from 1; 429 and 503 do not count. For a single attempt,
@@ -124,7 +125,7 @@ class RetryState(msgspec.Struct):
         attempts: The number of failed attempts.
         failures: Those of them that cost one of the policy's attempts.
         throttled: Those of them that were answered with 429 or 503.
-        patience_ends: The time at which the patience ends, once an attempt was throttled.
+        patience_ends: The time at which the patience ends; inf until an attempt was throttled.
         last_failures: The errors of the last attempts.
         may_have_stopped: True if one of the attempts may have stopped the runtime.
         status: The last status that the server answered with.
@@ -138,7 +139,7 @@ class RetryState(msgspec.Struct):
     attempts: int = 0
     failures: int = 0
     throttled: int = 0
-    patience_ends: float | None = None
+    patience_ends: float = math.inf
     last_failures: deque[BctrlError] = msgspec.field(
         default_factory=lambda: deque(maxlen=_MAX_NOTES)
     )
@@ -157,7 +158,9 @@ class RetryState(msgspec.Struct):
             self.quota.release()
 
     def delay(self, now: float) -> float | None:
-        """Return the seconds until the next attempt, or None to give up.
+        """Return the seconds to sleep before the next attempt, or None to give up.
+
+        The limiter keeps the Retry-After of a 429 or 503: it holds back all calls, and may probe.
 
         Args:
             now: The time of a monotonic clock, in seconds.
@@ -209,7 +212,7 @@ class RetryState(msgspec.Struct):
         error.advice = f"Call again in {error.retry_after:.0f} s (Retry-After), or raise patience"
 
     def _delay_throttled(self, retry_after: float | None, now: float) -> float | None:
-        if self.patience_ends is None:
+        if self.patience_ends == math.inf:
             self.patience_ends = now + self.policy.max_throttle_wait
         left = self.patience_ends - now
         if left <= 0:
@@ -218,8 +221,7 @@ class RetryState(msgspec.Struct):
             # A retry before Retry-After would only add to the server's load.
             self._advise_to_wait(self.last_failures[-1])
             return None
-        jitter = min(self.policy.backoff(self.throttled, self.uniform), left)
-        return max(retry_after or 0.0, jitter)
+        return min(self.policy.backoff(self.throttled, self.uniform), left)
 
 
 def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = False) -> bool:

@@ -176,7 +176,9 @@ class Sender:
                 if self.closed or not await self._wait_to_retry(call):
                     raise ended
                 http = self.open_pool()
-                await self.limiter.acquire(call.policy.max_throttle_wait, call.priority)
+                await self.limiter.acquire(
+                    call.policy.max_throttle_wait, call.priority, call.patience_ends
+                )
         except BctrlError as error:
             call.annotate(error)
             raise

@@ -50,7 +50,7 @@ class Limiter:
         self._free = limit
         self._rate = rate
         self._queues: list[deque[asyncio.Future[bool]]] = [deque() for _ in Priority]
-        self._shortest_max_wait = math.inf
+        self._shortest_max_wait = self._first_patience_end = math.inf
         self._throttled_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -88,28 +88,38 @@ class Limiter:
         self._free -= 1
         return True
 
-    async def acquire(self, max_wait: float, priority: Priority = Priority.NEW) -> None:
+    async def acquire(
+        self,
+        max_wait: float,
+        priority: Priority = Priority.NEW,
+        patience_ends: float = math.inf,
+    ) -> None:
         """Acquire a slot, waiting if necessary.
 
         Args:
             max_wait: The longest Retry-After to wait for, in seconds. During a longer one, the call
-                may still be admitted at once as a probe.
+                may still be admitted at once as a probe, or waits while a probe is in flight.
             priority: The priority of the waiter.
+            patience_ends: The time beyond which no Retry-After is waited for.
 
         Raises:
             BctrlConfigError: The limiter is closed, now or while waiting.
-            BctrlRateLimitError: The server asked to wait for longer than `max_wait`.
+            BctrlRateLimitError: The server asked to wait for longer than `max_wait`, or beyond
+                `patience_ends`.
         """
         loop = asyncio.get_running_loop()
         while True:
             if self.is_closed():
                 raise session_closed()
-            wait = self._rate.retry_after_ends - loop.time()
-            if wait > max_wait:
+            now = loop.time()
+            if now < self._rate.retry_after_ends and self._waits_in_vain(
+                now, max_wait, patience_ends
+            ):
                 if self.acquire_nowait():  # As a probe.
                     return
-                raise self._rate_limited(wait, loop.time())
+                raise self._rate_limited(now)
             self._shortest_max_wait = min(self._shortest_max_wait, max_wait)
+            self._first_patience_end = min(self._first_patience_end, patience_ends)
             waiter: asyncio.Future[bool] = loop.create_future()
             self._queues[priority].append(waiter)
             self._admit(loop)
@@ -125,7 +135,19 @@ class Limiter:
             if admitted:
                 self.release(None)
 
-    def _rate_limited(self, wait: float, now: float) -> BctrlRateLimitError:
+    def _waits_in_vain(self, now: float, max_wait: float, patience_ends: float) -> bool:
+        """Return True if the pause lasts too long, and no probe in flight may end it.
+
+        The end of a probe is not told from that of an attempt that is older than the pause. So
+        without an answer, it is over once nothing is in flight, or when the next probe is due.
+        """
+        wait = self._rate.retry_after_ends - now
+        return wait > min(max_wait, max(patience_ends - now, 0.0)) and not (
+            self._rate.is_probed and self.in_use
+        )
+
+    def _rate_limited(self, now: float) -> BctrlRateLimitError:
+        wait = self._rate.retry_after_ends - now
         advice = None
         if wait > PROBE_INTERVAL:
             next_probe = self._rate.delay(now, self.in_use)
@@ -168,8 +190,6 @@ class Limiter:
                 status,
                 self._rate.delay(now, 0),
             )
-        if self._rate.retry_after_ends - now > self._shortest_max_wait:
-            self._wake_all()
 
     def _on_start(self, now: float) -> None:
         self._rate.on_start(now)
@@ -182,7 +202,7 @@ class Limiter:
 
     def _wake_all(self) -> None:
         """Wake all waiters; each gives up or queues again."""
-        self._shortest_max_wait = math.inf
+        self._shortest_max_wait = self._first_patience_end = math.inf
         for queue in self._queues:
             waiters = list(queue)
             queue.clear()
@@ -199,13 +219,16 @@ class Limiter:
                 now = loop.time()
                 delay = self._rate.delay(now, self.in_use)
                 if delay > 0.0:
-                    self._schedule_wakeup(loop, now + delay)
+                    if self._waits_in_vain(now, self._shortest_max_wait, self._first_patience_end):
+                        self._wake_all()
+                    else:
+                        self._schedule_wakeup(loop, now + delay)
                     return
                 self._on_start(now)
             self._free -= 1
             queue.popleft().set_result(True)
         if not any(self._queues):
-            self._shortest_max_wait = math.inf
+            self._shortest_max_wait = self._first_patience_end = math.inf
 
     def _schedule_wakeup(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         # While the window is full there is no such time: `release` admits the next waiter.

@@ -54,6 +54,7 @@ class AdaptiveRate:
         cap: The highest rate, in attempts per second; None for no cap.
 
     Attributes:
+        is_probed: True from the start of a probe until the server answers an attempt.
         retry_after_ends: The time until which the server has asked to wait.
         is_throttled: True while throttling limits the rate.
     """
@@ -74,7 +75,7 @@ class AdaptiveRate:
         self._is_paused = False
         self._paused_until = -math.inf
         self._asked_at = -math.inf
-        self._is_probed = False
+        self.is_probed: bool = False
         self.retry_after_ends: float = -math.inf
         self.is_throttled: bool = False
 
@@ -95,7 +96,7 @@ class AdaptiveRate:
     def on_start(self, now: float) -> None:
         """Record the start of an attempt. In a pause, it is a probe."""
         if now < self._paused_until:
-            self._asked_at, self._is_probed = now, True
+            self._asked_at, self.is_probed = now, True
             return
         self._is_paused = False
         rate = min(self._current_rate(now), self._cap)
@@ -104,7 +105,7 @@ class AdaptiveRate:
 
     def on_success(self, now: float) -> None:
         """Record a response that was not throttled; it ends a pause that was probed."""
-        if self._is_probed:
+        if self.is_probed:
             self._end_pause(now)
         self._deliveries.append(now)
         self._baseline.on_success()
@@ -120,10 +121,10 @@ class AdaptiveRate:
             in_flight: Attempts in flight, including this one.
         """
         self._baseline.on_throttled()
-        if self._is_probed and retry_after is not None:
+        if self.is_probed and retry_after is not None:
             # The newer Retry-After replaces the older one.
             self._end_pause(now)
-        self._asked_at, self._is_probed = now, False
+        self._asked_at, self.is_probed = now, False
         paused_until = now + (retry_after or 0.0)
         self.retry_after_ends = max(self.retry_after_ends, paused_until)
         # A Retry-After outlasts the attempts in flight: throttling right after it is a new event.
@@ -146,7 +147,7 @@ class AdaptiveRate:
 
     def _end_pause(self, now: float) -> None:
         """End the pause before its time, after an answer to a probe."""
-        self._is_probed = False
+        self.is_probed = False
         if now < self._paused_until:
             self._paused_until = self.retry_after_ends = now
             self._epoch_start = min(self._epoch_start, now)
