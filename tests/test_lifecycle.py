@@ -128,11 +128,12 @@ async def test_close_ends_waiting_calls_and_requests_in_flight(
     emulator.inject(Fault.UNAVAILABLE, alias="crm")  # waits for its Retry-After
     emulator.add_runtime("ws-1", "mail")
     emulator.inject(Fault.HANG, alias="mail")  # stays in flight
-    session = connect(max_connections=1)
-    retrying = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-    await wait_for_requests(emulator, 1)
+    session = connect(max_connections=2)
     in_flight = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
-    await wait_for_requests(emulator, 2)
+    await wait_for_requests(emulator, 1)
+    retrying = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+    while not session.stats.waiting:
+        await asyncio.sleep(0)
     queued = asyncio.create_task(session.stop_runtime("ws-1", "chat"))
     await asyncio.sleep(0)
 

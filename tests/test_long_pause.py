@@ -408,6 +408,16 @@ class TestRetry:
 
         assert in_virtual_time(scenario) == 40.0
 
+    def test_after_the_pause_it_waits_for_its_turn_although_its_patience_has_ended(self) -> None:
+        async def scenario(limiter: Limiter) -> float:
+            await answer(limiter, throttled(30.0))
+            await asyncio.sleep(40.0)
+            await limiter.acquire(60.0)
+            await limiter.acquire(60.0, Priority.RETRY, patience_ends=20.0)
+            return asyncio.get_running_loop().time()
+
+        assert in_virtual_time(scenario, cap=0.1) == pytest.approx(50.0)
+
     def test_an_ended_patience_fails_no_other_waiter(self) -> None:
         async def scenario(limiter: Limiter) -> float:
             await limiter.acquire(PATIENCE)
