@@ -656,7 +656,7 @@ async def test_a_late_bad_line_is_shown_with_its_number_and_the_others_are_stopp
     bad, undecodable, account = out.splitlines()
     assert bad == (
         "'a,b,c' on line 103           rejected         invalid target 'a,b,c' on line 103: "
-        "expected (workspace id, alias)"
+        "it has more columns than the first line"
     )
     assert undecodable.startswith(r"'ws,caf\udce9' on line 104 ")
     assert "  rejected  " in undecodable
@@ -682,6 +682,89 @@ async def test_after_ten_bad_lines_only_their_number_is_printed(
     assert err.count("nonsense") == 10
     assert err.endswith("Dry run: 100 to stop, 50 invalid\n")
     assert code == 1
+
+
+CUT_INPUTS: dict[str, tuple[str, str, str, str]] = {
+    # The lines before, the line with the fault, those after, and the reason.
+    "an open quote": (
+        "".join(f"ws,x{number}\n" for number in range(100)),
+        'ws,"runtime-of-a-customer\n',
+        "".join(f"ws,y{number}\n" for number in range(100)),
+        "a quote is not closed",
+    ),
+    "a fault in an array": (
+        "[" + "".join(f'["ws", "x{number}"],\n' for number in range(100)),
+        '{"workspace": "ws", "alias": ]\n',
+        "".join(f'["ws", "y{number}"],\n' for number in range(99)) + '["ws", "z"]]',
+        "it is not JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize("cut", CUT_INPUTS.values(), ids=CUT_INPUTS.keys())
+async def test_a_fault_after_which_nothing_is_read_is_shown_with_its_reason_and_counted(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path, cut: tuple[str, str, str, str]
+) -> None:
+    """Fault: the summary did not tell that half of the targets were never read."""
+    file = tmp_path / "targets"
+    *lines, reason = cut
+    file.write_text("".join(lines))
+    why = f" on line 101: {reason}; nothing after it was read"
+    left = "; the input was not read to its end\n"
+    args = ("--ignore-not-found", "--from")
+    for code, out, err in (
+        await command("stop", *args, file),
+        await run_with_stdin(file.read_text(), *args, "-"),
+    ):
+        line, account = out.splitlines(keepends=True)
+        assert line.endswith(f"{why}\n")
+        assert account.startswith("100 of 101 not running, 1 invalid after ")
+        assert account.endswith(left)
+        assert (code, err) == (1, "")
+
+    code, out, err = await command("stop", "--json", *args, file)
+    (error,) = (found["error"] for found in outcomes_of(out) if found["result"] == "rejected")
+    assert isinstance(error, dict)
+    assert error["type"] == "BctrlConfigError"
+    assert error["message"].endswith(why)
+    assert err.endswith(left)
+    assert code == 1
+    assert {alias for _, alias in emulator.received} == {f"x{number}" for number in range(100)}
+
+    code, out, err = await command("stop", "--dry-run", "--from", file)
+    assert err.endswith(f"{why}\nDry run: 100 to stop, 1 invalid{left}")
+    assert code == 1
+
+
+async def test_the_fault_that_ends_the_input_is_shown_below_any_number_of_bad_lines(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "targets"
+    file.write_text("ws,x\n" * 100 + "nonsense\n" * 50 + 'ws,"b\nws,c\n')
+    args = ("--ignore-not-found", "--from")
+    why = "on line 151: a quote is not closed; nothing after it was read\n"
+    _, out, err = await command("stop", *args, file)
+    assert out.count(why) == 1
+    assert err == "40 more invalid targets are not shown\n"
+    _, _, err = await command("stop", "--dry-run", *args, file)
+    assert err.count(why) == 1
+    assert emulator.received == {("ws", "x"): 1}
+
+
+async def test_json_below_csv_is_not_sent(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    """Fault: `{"workspace":"ws"` was sent as a workspace."""
+    file = tmp_path / "targets"
+    lines = ['{"workspace":"ws","alias":"a"}', '["ws","a"]', '"[ws",a']
+    file.write_text("\n".join(["ws,b"] * 100 + lines))
+    code, out, err = await command("stop", "--ignore-not-found", "--from", file)
+    *bad, account = out.splitlines()
+    why = "it looks like JSON, but the first line is CSV"
+    assert [line.partition(" on line ")[2][-len(why) :] for line in bad] == [why] * 2
+    assert without_times(account).startswith("101 of 103 not running, 2 invalid after ")
+    assert (code, err) == (1, "")
+    assert emulator.received == {("ws", "b"): 1, ("[ws", "a"): 1}
 
 
 INPUTS_THAT_ARE_NOT_TARGETS: dict[str, tuple[bytes, str]] = {

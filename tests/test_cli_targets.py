@@ -45,7 +45,7 @@ def plain(items: Iterable[Item]) -> list[RuntimeRef | str]:
 def reason(data: bytes | str) -> str:
     """Return the line and the reason of the only bad line."""
     (bad,) = (item for item in parse(data) if isinstance(item, BadLine))
-    return f"{bad!r}: {bad.reason}"
+    return f"{bad!r}: {bad}"
 
 
 # CSV
@@ -141,6 +141,8 @@ def test_an_empty_row_is_skipped(row: str) -> None:
     assert parse(f"x,workspace,alias\n{row}\nx,ws,a\n") == [A]
 
 
+OPEN_QUOTE = "a quote is not closed; nothing after it was read"
+JSON_BELOW = "it looks like JSON, but the first line is CSV"
 AMBIGUOUS = "a comma and a semicolon both fit: add a header, or quote the alias"
 
 
@@ -168,8 +170,10 @@ AMBIGUOUS = "a comma and a semicolon both fit: add a header, or quote the alias"
         (",a", "',a' on line 1: the workspace id is empty"),
         ("ws,a\nws,a\tb", r"'ws,a\tb' on line 2: the alias contains a control character"),
         ("ws,caf\udce9", r"'ws,caf\udce9' on line 1: the alias is not UTF-8"),
-        ('ws,a\nws,"b\nws,c', r"""'ws,"b\nws,c' on line 2: a quote is not closed"""),
-        ('ws,a\nws,"b\nws,c\n', r"""'ws,"b\nws,c' on line 2: a quote is not closed"""),
+        ('ws,a\nws,"b\nws,c', rf"""'ws,"b\nws,c' on line 2: {OPEN_QUOTE}"""),
+        ('ws,a\nws,"b\nws,c\n', rf"""'ws,"b\nws,c' on line 2: {OPEN_QUOTE}"""),
+        ('ws,a\nws,"b\n', """'ws,"b' on line 2: a quote is not closed"""),
+        ('ws,a\n["ws", "b"]\n', f"""'["ws", "b"]' on line 2: {JSON_BELOW}"""),
     ],
 )
 def test_any_other_row_is_a_bad_line_with_its_number(text: str, why: str) -> None:
@@ -264,7 +268,10 @@ def test_a_string_that_is_not_closed_ends_with_its_line(end: str) -> None:
 def test_nothing_is_read_after_a_fault_in_an_array(bad: str) -> None:
     first, last = parse(f'[["ws", "a"],\n{bad}, ["ws", "b"]]\n["ws", "c"]\n')
     assert first == A
-    assert repr(last).endswith(" on line 2, after which nothing is read")
+    assert isinstance(last, BadLine)
+    assert last.ends_input
+    assert repr(last).endswith(" on line 2")
+    assert str(last).endswith("; nothing after it was read")
 
 
 # All formats
@@ -363,7 +370,9 @@ def test_nothing_is_read_after_a_long_line_that_may_not_end_where_it_seems_to(
 ) -> None:
     items = parse(text, [65536] * 100)
     assert (items[0], len(items)) == (A, count)
-    assert repr(items[-1]).endswith(", after which nothing is read")
+    last = items[-1]
+    assert isinstance(last, BadLine)
+    assert last.ends_input
 
 
 @pytest.mark.parametrize("blank", ["\n", "#\n", " "])

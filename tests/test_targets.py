@@ -6,7 +6,6 @@ import asyncio
 import csv
 import gc
 import io
-import reprlib
 import sqlite3
 from collections import Counter, UserList, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -349,7 +348,7 @@ INVALID_TARGETS: dict[str, tuple[object, RuntimeRef, str]] = {
     "a text and a UUID": (
         ("ws-1", UUID(int=5)),
         RuntimeRef("ws-1", str(UUID(int=5))),
-        f"invalid target ('ws-1', {reprlib.repr(UUID(int=5))})",
+        f"invalid target ('ws-1', {UUID(int=5)!r})",
     ),
     "bytes": ((b"ws", b"a"), RuntimeRef("b'ws'", "b'a'"), "invalid target (b'ws', b'a')"),
     "an empty workspace id": (("", "a"), RuntimeRef("", "a"), "workspace id is empty"),
@@ -408,6 +407,21 @@ class TestInvalidTargets:
         (outcome,) = await stop_all(session, untyped(Thing()))
 
         assert "<Thing instance at" in str(outcome.error)
+
+    async def test_the_text_of_a_value_error_is_the_reason(self, session: BctrlSession) -> None:
+        class UnreadableError(ValueError):
+            def __str__(self) -> str:
+                raise LookupError
+
+        error = ValueError("row 7 has one column")
+        first, second = await stop_all(session, untyped(error, UnreadableError()))
+
+        assert str(first.error) == (
+            "invalid target ValueError('row 7 has one column'): row 7 has one column"
+        )
+        assert first.error is not None
+        assert first.error.__cause__ is error
+        assert str(second.error).endswith("UnreadableError(): expected (workspace id, alias)")
 
     async def test_an_iterator_of_two_is_rejected_and_not_read(self, session: BctrlSession) -> None:
         pair = iter(("ws-1", "a"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import reprlib
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -24,13 +23,14 @@ from uuid import UUID
 from bctrl_async import _config
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async._http.request import plain_text
-from bctrl_async.errors import BctrlConfigError, BctrlResponseError
+from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
 from bctrl_async.models import RuntimeRef
 
 Target = RuntimeRef | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
 
 _PAIR = 2
+_MAX_REASON = 200
 _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 
 
@@ -192,7 +192,8 @@ def as_target(item: object) -> RuntimeRef:
     Any pair is a target, such as a row of a CSV file or of a database.
 
     Raises:
-        BctrlConfigError: The item is not a pair of strings.
+        BctrlConfigError: The item is not a pair of strings. If it is a `ValueError`, its text is
+            the reason, and it is the cause.
         BctrlResponseError: The item is a listed runtime that could not be parsed.
     """
     if type(item) is RuntimeRef or type(item) is tuple:
@@ -205,10 +206,10 @@ def as_target(item: object) -> RuntimeRef:
             return RuntimeRef(plain_text(workspace_id), plain_text(alias))
     if type(item) is BctrlResponseError:
         raise item
+    cause = cast("ValueError", item) if issubclass(type(item), ValueError) else None
     raise BctrlConfigError(
-        f"invalid target {_shown(item)}: expected (workspace id, alias)",
-        reason_class="invalid_input",
-    )
+        f"invalid target {_shown(item)}: {_reason(cause)}", reason_class="invalid_input"
+    ) from cause
 
 
 def best_effort_ref(item: object) -> RuntimeRef:
@@ -238,8 +239,16 @@ def _as_text(value: object) -> str:
     return _shown(value)
 
 
+def _reason(cause: ValueError | None) -> str:
+    if cause is not None:
+        # A class may raise anything in `__str__`.
+        with suppress(Exception, asyncio.CancelledError):
+            return str(cause)[:_MAX_REASON]
+    return "expected (workspace id, alias)"
+
+
 def _shown(value: object) -> str:
     try:
-        return reprlib.repr(value)
+        return quote(value)
     except (Exception, asyncio.CancelledError):  # noqa: BLE001 - a proxy may raise anything.
         return f"<{type(value).__name__}>"

@@ -103,7 +103,8 @@ class _Records:
         line = "".join(self._parts)
         text = "".join([*self._lines, line])
         if self._ends_quoted(line):
-            return BadLine(self._number, text, "a quote is not closed")
+            ends_input = "\n" in text.strip()
+            return BadLine(self._number, text, "a quote is not closed", ends_input=ends_input)
         return _Record(self._number, text)
 
     def _add(self, piece: str) -> _Record | BadLine | None:
@@ -193,6 +194,8 @@ def _is_pair(cells: Sequence[str]) -> bool:
 
 def _parse_row(layout: _Layout, number: int, text: str) -> Item | None:
     """Return the item of a row, None if it is a header or all its cells are empty."""
+    if text[0] in "{[":
+        return BadLine(number, text, "it looks like JSON, but the first line is CSV")
     cells = _cells(text, layout.delimiter)
     # Joined files have a header each.
     if cells == layout.header or not any(cells):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bctrl_async import BctrlSession, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import MAX_INVALID_SHOWN, pluralize, target_json
+from bctrl_async.cli._format import INPUT_LEFT, MAX_INVALID_SHOWN, pluralize, target_json
+from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.journal import read_journal
 
@@ -28,11 +29,15 @@ def dry_run(
             content.check_resumable(session.base_url, journal_max_age)
             settled = content.settled
     counts: Counter[str] = Counter()
+    input_left = False
 
     def show(outcome: StopOutcome) -> None:
+        nonlocal input_left
+        is_last = ends_input(outcome)
+        input_left = input_left or is_last
         if outcome.result is StopResult.REJECTED:
             counts["invalid"] += 1
-            if counts["invalid"] <= MAX_INVALID_SHOWN:
+            if counts["invalid"] <= MAX_INVALID_SHOWN or is_last:
                 print_error(outcome.error.summary if outcome.error else "")
         elif outcome.duplicate:
             counts["duplicates"] += 1
@@ -54,5 +59,8 @@ def dry_run(
     skipped = f", {counts['settled']:,} already settled" if settled else ""
     if counts["duplicates"]:
         skipped += f", {pluralize(counts['duplicates'], 'duplicate')}"
-    print_info(f"Dry run: {counts['to stop']:,} to stop{skipped}, {counts['invalid']:,} invalid")
+    left = f"; {INPUT_LEFT}" if input_left else ""
+    print_info(
+        f"Dry run: {counts['to stop']:,} to stop{skipped}, {counts['invalid']:,} invalid{left}"
+    )
     return FAILED if counts["invalid"] or output.write_failed else 0

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bctrl_async import Runtime, RuntimeRef, StopOutcome, StopReport, StopResult
+from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, one_line, print_info
 from bctrl_async.cli._states import RuntimeState, state_of
 from bctrl_async.errors import subject_of
@@ -22,6 +23,7 @@ _MAX_ALIAS_WIDTH = 28
 _MIN_DETAIL_WIDTH = 20
 MAX_INVALID_SHOWN = 10
 """The number of invalid targets that are shown one by one."""
+INPUT_LEFT = "the input was not read to its end"
 _RESULT_WIDTH = max(len(result) for result in StopResult)
 _MEANINGS = {
     StopResult.STOPPED: "the server confirmed that it is stopped",
@@ -73,7 +75,9 @@ class OutcomePrinter:
         self.states[state] += 1
         if self._json:
             self._output.print_result(outcome_json(outcome))
-        elif self._prints_all or (_needs_attention(outcome, state) and self._is_shown(state)):
+        elif self._prints_all or (
+            _needs_attention(outcome, state) and self._is_shown(outcome, state)
+        ):
             self._output.print_result(self._line(outcome, state))
 
     def print_hidden(self) -> None:
@@ -81,9 +85,9 @@ class OutcomePrinter:
         if self._invalid > MAX_INVALID_SHOWN:
             print_info(f"{self._invalid - MAX_INVALID_SHOWN:,} more invalid targets are not shown")
 
-    def _is_shown(self, state: RuntimeState) -> bool:
+    def _is_shown(self, outcome: StopOutcome, state: RuntimeState) -> bool:
         """Return True unless it is one of very many invalid targets."""
-        if state is not RuntimeState.INVALID:
+        if state is not RuntimeState.INVALID or ends_input(outcome):
             return True
         self._invalid += 1
         return self._invalid <= MAX_INVALID_SHOWN
@@ -204,7 +208,7 @@ def summarize(
     if report.duplicates:
         parts.append(f"{pluralize(report.duplicates, 'duplicate')}, sent once")
     if input_left:
-        parts.append("the input was not read to its end")
+        parts.append(INPUT_LEFT)
     return "; ".join(parts)
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from bctrl_async import RuntimeRef
+from bctrl_async import RuntimeRef, StopOutcome
 
 MAX_LENGTH = 2**20
 """The number of characters that an item may have; a longer one is not held in memory."""
@@ -14,8 +14,8 @@ _WORKSPACE_KEYS = ("workspace_id", "workspaceId", "workspace")
 _ALIAS_KEYS = ("alias", "name")
 
 
-class BadLine:
-    """A line that is not a target; the bulk stop rejects it and shows its repr.
+class BadLine(ValueError):  # noqa: N818 - it takes the place of a target, and is not raised.
+    """A line that is not a target; the bulk stop rejects it and shows its repr and its reason.
 
     Args:
         number: The number of the line, from 1.
@@ -24,22 +24,26 @@ class BadLine:
         ends_input: True if nothing after it is read.
 
     Attributes:
-        reason: The reason.
+        ends_input: True if nothing after it is read.
     """
 
-    __slots__ = ("_note", "_number", "_text", "reason")
-
     def __init__(self, number: int, text: str, reason: str, *, ends_input: bool = False) -> None:
+        super().__init__(f"{reason}{'; nothing after it was read' * ends_input}")
         self._number = number
         self._text = text.strip(" \r\n")[:_MAX_SHOWN]
-        self._note = ", after which nothing is read" if ends_input else ""
-        self.reason = reason
+        self.ends_input = ends_input
 
     def __repr__(self) -> str:
-        return f"{self._text!r} on line {self._number}{self._note}"
+        return f"{self._text!r} on line {self._number}"
 
 
 Item = RuntimeRef | BadLine
+
+
+def ends_input(outcome: StopOutcome) -> bool:
+    """Return True if this is the outcome of a bad line after which nothing is read."""
+    bad = None if outcome.error is None else outcome.error.__cause__
+    return isinstance(bad, BadLine) and bad.ends_input
 
 
 def to_item(number: int, text: str, workspace_id: object, alias: object) -> Item:

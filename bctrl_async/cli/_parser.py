@@ -57,7 +57,7 @@ class TargetParser:
         if found is None and b"\0" in self._head:
             found = "binary data"
         looks_like = "" if found is None else f". It looks like {found}"
-        return f"{bad!r} is not a target: {bad.reason}{looks_like}"
+        return f"{bad!r} is not a target: {bad}{looks_like}"
 
 
 def _choose(begin: str, *, is_all: bool) -> CsvParser | JsonParser | None:

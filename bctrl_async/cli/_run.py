@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopOutcome, StopReport
+from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, print_info
 from bctrl_async.cli._progress import Display
 
@@ -66,8 +67,10 @@ async def run_stops(
             interrupted = await run_with_progress(batch, output)
         except OSError as error:
             read_error = error
-    input_left = batch.total is None and batch.report.ended_early is not None
-    return FinishedRun(batch.report, interrupted, input_left, read_error)
+    report = batch.report
+    input_left = batch.total is None and report.ended_early is not None
+    input_left = input_left or any(map(ends_input, report.failures))
+    return FinishedRun(report, interrupted, input_left, read_error)
 
 
 async def run_with_progress(batch: StopBatch, output: Output) -> bool:
