@@ -117,7 +117,7 @@ class TestInProcess:
         runs = example.Runs()
         async with BctrlSession() as session, asyncio.timeout(10):
             run = runs.start(session.stop_runtimes([("ws-1", "r1")]))
-            while not run.batch.in_flight:
+            while not emulator.received:
                 await asyncio.sleep(0)
             runs.shut_down()
             late = runs.start(session.stop_runtimes([("ws-1", "r2")]))

@@ -30,6 +30,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
+from bctrl_async._http.connector import on_connection
 from bctrl_async.emulator import Emulator, Fault
 
 Connect = Callable[..., BctrlSession]
@@ -323,6 +324,9 @@ def test_calls_of_a_closed_loop_are_observed_to_end(monkeypatch: pytest.MonkeyPa
     """The coroutines of a closed loop are closed with GeneratorExit."""
 
     async def never(*_: object) -> Runtime:
+        connected = on_connection.get()
+        assert connected is not None
+        connected()
         await asyncio.get_running_loop().create_future()
         raise AssertionError
 
