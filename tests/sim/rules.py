@@ -22,7 +22,7 @@ class Problem(NamedTuple):
     text: str
 
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds that a run may take beyond the attempts of its targets: outages, pauses, polls."""
 
 Problems = Iterator[Problem]
