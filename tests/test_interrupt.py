@@ -20,6 +20,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
+from bctrl_async._http.connector import Connector
 from bctrl_async.emulator import Emulator, Fault
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
@@ -265,3 +266,8 @@ class TestConnecting:
             slow_lookup.set()
 
         assert report.counts == {UNKNOWN: 5}
+
+
+async def test_a_connector_serves_requests_that_belong_to_no_call(emulator: Emulator) -> None:
+    async with aiohttp.ClientSession(connector=Connector()) as http, http.get(emulator.url) as got:
+        assert got.status == 404

@@ -122,18 +122,16 @@ class Call(msgspec.Struct, Generic[_T]):
             waits_for_quota: Wait while the retry quota is exhausted, as long as the patience
                 lasts; False gives up.
         """
-        if self.retries is None:
-            return False
-        loop = asyncio.get_running_loop()
+        retries, loop = self.retries, asyncio.get_running_loop()
         ends, asked = loop.time() + self.policy.max_throttle_wait, 0
-        delay = self.retries.delay(loop.time())
+        delay = None if retries is None else retries.delay(loop.time())
         while delay is None:
             is_over = limiter.is_closed() or loop.time() >= ends
-            if not (waits_for_quota and self.retries.lacks_quota) or is_over:
+            if retries is None or is_over or not (waits_for_quota and retries.lacks_quota):
                 return False
             asked += 1
             await limiter.sleep(probe_delay(self.policy, asked))
-            delay = self.retries.ask_quota()
+            delay = retries.ask_quota()
         self.log_retry(delay)
         await limiter.sleep(delay)
         return True

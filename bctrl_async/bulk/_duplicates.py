@@ -29,7 +29,7 @@ _MAX_WAITING = 1_000
 """The duplicates of one target in flight beyond which no more is read: they are recorded at once,
 in some 10 ms."""
 _POLL = 0.01
-"""Seconds between two looks for room. A wake-up would fail in a loop that is closed."""
+"""Seconds between two checks for room. A wake-up would fail in a loop that is closed."""
 
 
 class Duplicates:
