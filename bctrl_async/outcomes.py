@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -54,7 +55,7 @@ class StopResult(StrEnum):
         return self in _SETTLED
 
 
-now = partial(datetime.now, UTC)
+now: Callable[[], datetime] = partial(datetime.now, UTC)
 """Return the current time in UTC."""
 
 _SETTLED = frozenset(
