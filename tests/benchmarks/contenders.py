@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from importlib import import_module
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import aiohttp
@@ -67,6 +69,7 @@ class _Runtime(msgspec.Struct, frozen=True, rename="camel"):
 
 _decode = msgspec.json.Decoder(_Runtime).decode
 _HEADERS = {"Authorization": f"Bearer {KEY}"}
+_TIMEOUT = timedelta(minutes=5)  # The default of aiohttp.
 
 
 def _read(status: int, body: bytes) -> _Runtime:
@@ -129,3 +132,83 @@ async def httpx(base: str) -> AsyncGenerator[Stop]:
             return _read(response.status_code, response.content)
 
         yield stop
+
+
+@asynccontextmanager
+async def pyreqwest(base: str) -> AsyncGenerator[Stop]:
+    """Use pyreqwest, a client in Rust, and msgspec."""
+    builder = import_module("pyreqwest.client").ClientBuilder()
+    builder = builder.default_headers(_HEADERS).timeout(_TIMEOUT)
+    async with builder.build() as client:
+
+        async def stop(alias: str) -> _Runtime:
+            url = f"{base}/v1/workspaces/{WORKSPACE}/runtimes/{alias}/stop"
+            response = await client.post(url).build().send()
+            return _read(response.status, await response.bytes())
+
+        yield stop
+
+
+class _Connection(asyncio.Protocol):
+    """A connection that sends one request at a time and returns its status and body."""
+
+    def __init__(self) -> None:
+        self._body = b""
+        self._answer: asyncio.Future[tuple[int, bytes]]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Store the transport."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._parser = import_module("httptools").HttpResponseParser(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse a part of a response."""
+        self._parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        """Store a part of the body."""
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        """End the response."""
+        self._answer.set_result((self._parser.get_status_code(), self._body))
+        self._body = b""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """End the response that is being read."""
+        if not self._answer.done():
+            self._answer.set_exception(error or ConnectionResetError())
+
+    def request(self, data: bytes) -> asyncio.Future[tuple[int, bytes]]:
+        """Send a request."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self.transport.write(data)
+        return self._answer
+
+
+@asynccontextmanager
+async def raw(base: str) -> AsyncGenerator[Stop]:
+    """Use an asyncio protocol of its own, httptools and msgspec: no client can cost much less."""
+    url = urlsplit(base)
+    host, port = str(url.hostname), int(url.port or 80)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in _HEADERS.items())
+    head = f"HTTP/1.1\r\nHost: {url.netloc}\r\n{headers}Content-Length: 0\r\n\r\n"
+    loop, idle = asyncio.get_running_loop(), list[_Connection]()
+
+    async def connect() -> _Connection:
+        _, connection = await loop.create_connection(_Connection, host, port)
+        return connection
+
+    async def stop(alias: str) -> _Runtime:
+        connection = idle.pop() if idle else await connect()
+        path = f"/v1/workspaces/{WORKSPACE}/runtimes/{alias}/stop"
+        runtime = _read(*await connection.request(f"POST {path} {head}".encode()))
+        idle.append(connection)
+        return runtime
+
+    try:
+        yield stop
+    finally:
+        for connection in idle:
+            connection.transport.close()

@@ -5,21 +5,34 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import TypeVar
 
 import msgspec
 
 _HERE = Path(__file__).parent
+_REPORTED = ("aiohttp", "msgspec", "uvloop", "aiofastnet", "pyreqwest")
+# asyncio receives into a new buffer of 256 KiB each time. By default, glibc returns that memory to
+# the system after some reads and keeps it after others, depending on the layout of the heap, which
+# the hash seed changes. A read then costs up to a fifth of a stop more or less. Above both
+# thresholds, and with one hash seed, all clients have the same conditions.
+_PINNED = {
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
+    "PYTHONHASHSEED": "0",
+}
 TICK = 0.001
 _T = TypeVar("_T")
 
@@ -50,7 +63,7 @@ class Report(msgspec.Struct, frozen=True):
         machine = {
             "python": platform.python_version(),
             "cpus": os.cpu_count(),
-            **{name: installed(name) for name in ("aiohttp", "msgspec")},
+            **{name: found for name in _REPORTED if (found := installed(name))},
         }
         if as_json:
             report = {**msgspec.structs.asdict(self), "machine": machine}
@@ -89,62 +102,111 @@ def command(
     description: str | None,
     compare: Callable[..., Report],
     measure: Callable[..., object] = str,
-    **counts: int,
+    **options: int | str,
 ) -> None:
     """Run a benchmark from its command line.
 
     Args:
         description: The text of `--help`.
-        compare: Makes the report; takes the counts as keywords.
+        compare: Makes the report; takes the options as keywords.
         measure: Runs in the fresh processes that `measured` starts with `--measure`.
-        counts: Options with integer values, and their defaults.
+        options: Options, each with its default, whose type is that of its values.
     """
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--measure", nargs="+", help=SUPPRESS)
-    for name, default in counts.items():
+    for name, default in options.items():
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=int, default=default, help=f"default {default}")
+        usual = f"default {default}" if default else None
+        parser.add_argument(option, type=type(default), default=default, help=usual)
     given = vars(parser.parse_args())
     as_json, task = given.pop("json"), given.pop("measure")
     if task:
         sys.stdout.write(msgspec.json.encode(measure(*task)).decode())
+        sys.stdout.flush()  # The process may abort: see `measured`.
     else:
         compare(**given).write(as_json=as_json)
 
 
 @contextmanager
-def server(delay: float = 0.0) -> Generator[str]:
+def server(delay: float = 0.0, certificate: Path | None = None) -> Generator[str]:
     """Run the server in another process and yield its URL.
 
     Args:
         delay: The latency of each response, in seconds.
+        certificate: The PEM file of a certificate and its key; without it the server has no TLS.
     """
-    with _python(_HERE / "server.py", str(delay)) as process:
+    scheme, options = ("https", [certificate]) if certificate else ("http", [])
+    with _python(_HERE / "server.py", str(delay), *options) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        yield f"{scheme}://127.0.0.1:{process.stdout.readline().strip()}"
         process.stdin.close()
 
 
-def measured(*command: str | Path, kind: type[_T]) -> _T:
-    """Run a fresh interpreter and decode the JSON that it prints."""
-    with _python(*command) as process:
+@contextmanager
+def certificate() -> Generator[tuple[Path, Path]]:
+    """Issue a certificate for 127.0.0.1; yield the PEM files of its CA, and of it and its key."""
+    authority = import_module("trustme").CA()
+    issued = authority.issue_cert("127.0.0.1")
+    with tempfile.TemporaryDirectory() as folder:
+        trusted, own = Path(folder, "ca.pem"), Path(folder, "server.pem")
+        authority.cert_pem.write_to_path(trusted)
+        issued.private_key_and_cert_chain_pem.write_to_path(own)
+        yield trusted, own
+
+
+def measured(
+    *command: str | Path,
+    kind: type[_T],
+    under: Sequence[str | Path] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+    may_abort: bool = False,
+) -> _T:
+    """Run a fresh interpreter and decode the JSON that it prints.
+
+    Args:
+        command: The arguments of the interpreter.
+        kind: The type to decode.
+        under: The command of a program that runs the interpreter, such as valgrind.
+        environment: Further environment variables of the process.
+        may_abort: Accept the output of a process that aborts after it.
+    """
+    with _python(*command, under=under, environment=environment) as process:
         output, _ = process.communicate()
-    if process.returncode:
+    aborted = may_abort and output and process.returncode == -signal.SIGABRT
+    if process.returncode and not aborted:
         raise SystemExit(process.returncode)
     return msgspec.json.decode(output, type=kind)
 
 
-def _python(*command: str | Path) -> subprocess.Popen[str]:
+def _python(
+    *command: str | Path,
+    under: Sequence[str | Path] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*under, sys.executable, *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **_PINNED, **environment},
     )
 
 
-def run(main: Coroutine[None, None, _T], *, uvloop: bool = False) -> _T:
-    """Run a coroutine on asyncio's own loop or on uvloop's."""
-    factory = import_module("uvloop").new_event_loop if uvloop else None
+def run(main: Coroutine[None, None, _T], loop: str = "asyncio") -> _T:
+    """Run a coroutine on an event loop.
+
+    Args:
+        main: The coroutine.
+        loop: The package of the loop: asyncio, uvloop, or aiofastnet for asyncio's own loop with
+            the transports of aiofastnet.
+    """
+    factory = None
+    if loop == "uvloop":
+        factory = import_module("uvloop").new_event_loop
+    elif loop == "aiofastnet":
+        factory = import_module("aiofastnet").loop_factory()
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
 

@@ -1,12 +1,14 @@
 """A minimal asyncio server that answers every stop.
 
-`python tests/benchmarks/server.py [SECONDS]` listens on 127.0.0.1 and prints its port. It ends with
-its standard input, so that it does not outlive its parent process. SECONDS is the latency.
+`python tests/benchmarks/server.py [SECONDS [PEM]]` listens on 127.0.0.1 and prints its port. It
+ends with its standard input, so that it does not outlive its parent process. SECONDS is the
+latency. With PEM, the file of a certificate and its key, it speaks TLS.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 from functools import partial
 
@@ -77,15 +79,20 @@ def _end_of_request(data: bytes) -> int | None:
     return end if end <= len(data) else None
 
 
-async def serve(delay: float = 0.0) -> None:
+async def serve(delay: str = "0", certificate: str | None = None) -> None:
     """Listen on a free port until standard input ends."""
     loop = asyncio.get_running_loop()
+    tls = None
+    if certificate is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate)
+    protocol = partial(ServerProtocol, float(delay))
     # A client may open all its connections at once.
-    server = await loop.create_server(partial(ServerProtocol, delay), "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(protocol, "127.0.0.1", 0, backlog=1024, ssl=tls)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.read)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(*map(float, sys.argv[1:])))
+    asyncio.run(serve(*sys.argv[1:]))

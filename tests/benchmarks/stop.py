@@ -1,40 +1,80 @@
-"""CPU time of the client process per stop, by client, as ratios to bare aiohttp + msgspec.
+"""CPU time of the client process per stop, by client and event loop, with and without TLS.
 
-`python tests/benchmarks/stop.py [--stops 5000] [--rounds 20] [--json]`
+`python tests/benchmarks/stop.py [--stops 3000] [--rounds 9] [--only TEXT] [--json]`
+
+Each ratio is to the client named, on the same loop, with or without TLS like it, and with as many
+stops in flight. With `--only`, just the cases with TEXT in their name are measured, such as
+"asyncio", "uvloop, TLS" or "pyreqwest".
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import ExitStack
 from statistics import median
 
 import contenders
 import msgspec
 from contenders import Contender, Stop
-from harness import Goal, Report, command, installed, measured, ratio, run, server
+from harness import Goal, Report, certificate, command, installed, measured, ratio, run, server
 
 _WARM_UP = 500
 _IN_FLIGHT = (1, 64)
+_BARE, _OURS, _PYREQWEST = (
+    "bare aiohttp + msgspec",
+    "bctrl_async stop_runtime",
+    "pyreqwest + msgspec",
+)
+_PEERS = (_BARE, _PYREQWEST)
+_CLIENTS: dict[str, Contender] = {
+    _BARE: contenders.bare,
+    _OURS: contenders.bctrl_async,
+    _PYREQWEST: contenders.pyreqwest,
+    "httpx + msgspec": contenders.httpx,
+    "bctrl AsyncBctrl": contenders.vendor,
+}
+_PACKAGES = {_PYREQWEST: "pyreqwest", "httpx + msgspec": "httpx", "bctrl AsyncBctrl": "bctrl"}
 
 
 class _Case(msgspec.Struct, frozen=True):
-    name: str
-    contender: Contender
-    needs: tuple[str, ...] = ()
+    client: str
+    loop: str = "asyncio"
+    tls: bool = False
     share: float = 1.0  # Of the stops: slow clients make fewer.
-    base: str = "bare aiohttp + msgspec"
+
+    @property
+    def name(self) -> str:
+        return f"{self.client}, {self.loop}{', TLS' if self.tls else ''}"
+
+    @property
+    def missing(self) -> list[str]:
+        needed = [_PACKAGES.get(self.client), self.loop, "trustme" if self.tls else None]
+        return [name for name in needed if name not in {None, "asyncio"} and not installed(name)]
 
 
 _CASES = [
-    _Case("bare aiohttp + msgspec", contenders.bare),
-    _Case("bctrl_async stop_runtime", contenders.bctrl_async),
-    _Case("bare, uvloop", contenders.bare, ("uvloop",), base="bare, uvloop"),
-    _Case("bctrl_async, uvloop", contenders.bctrl_async, ("uvloop",), base="bare, uvloop"),
-    _Case("httpx + msgspec", contenders.httpx, ("httpx",), share=0.1),
-    _Case("bctrl AsyncBctrl", contenders.vendor, ("bctrl",), share=0.1),
+    *(
+        _Case(client, loop, tls)
+        for loop in ("asyncio", "uvloop")
+        for tls in (False, True)
+        for client in (_BARE, _OURS, _PYREQWEST)
+    ),
+    _Case(_OURS, "aiofastnet"),
+    _Case(_OURS, "aiofastnet", tls=True),
+    _Case("httpx + msgspec", share=0.1),
+    _Case("bctrl AsyncBctrl", share=0.1),
 ]
-_OURS = _CASES[1]
+_GOALS = [
+    # A case, the number in flight, and the highest ratio to each peer.
+    (_Case(_OURS), 64, {_BARE: 0.50, _PYREQWEST: 0.70}),
+    (_Case(_OURS), 1, {_BARE: 0.75, _PYREQWEST: 0.90}),
+    (_Case(_OURS, "uvloop"), 64, {_BARE: 0.55, _PYREQWEST: 1.0}),
+    (_Case(_OURS, tls=True), 64, {_BARE: 0.60, _PYREQWEST: 0.85}),
+]
+
+_Run = tuple[_Case, int]
+"""A case and the number of stops in flight."""
 
 
 async def _stop_many(stop: Stop, stops: int, in_flight: int) -> None:
@@ -55,55 +95,80 @@ async def _measure(contender: Contender, url: str, stops: int, in_flight: int) -
         return (time.process_time() - start) / stops * 1e6
 
 
-def _child(name: str, url: str, stops: str, in_flight: str) -> float:
-    case = next(case for case in _CASES if case.name == name)
-    main = _measure(case.contender, url, int(stops), int(in_flight))
-    return run(main, uvloop="uvloop" in case.needs)
+def _child(client: str, loop: str, url: str, stops: str, in_flight: str) -> float:
+    return run(_measure(_CLIENTS[client], url, int(stops), int(in_flight)), loop)
 
 
-def _compare(stops: int, rounds: int) -> Report:
-    notes = ["AsyncBctrl stops a sandbox (POST /v1/sandboxes/{id}/stop): it has no workspaces."]
-    cases = []
-    for case in _CASES:
-        if all(installed(package) for package in case.needs):
-            cases.append(case)
-        else:
-            notes.append(f"{case.name}: skipped, {' '.join(case.needs)} is not installed.")
-    runs = [(case, in_flight) for in_flight in _IN_FLIGHT for case in cases]
-    times: dict[tuple[str, int], list[float]] = {(case.name, many): [] for case, many in runs}
-    with server() as url:
+def _time(runs: list[_Run], stops: int, rounds: int) -> dict[_Run, list[float]]:
+    times: dict[_Run, list[float]] = {each: [] for each in runs}
+    with ExitStack() as stack:
+        urls = {False: stack.enter_context(server())}
+        trust = {}
+        if any(case.tls for case, _ in runs):
+            trusted, own = stack.enter_context(certificate())
+            urls[True] = stack.enter_context(server(certificate=own))
+            trust["SSL_CERT_FILE"] = str(trusted)
         for _ in range(rounds):
             for case, in_flight in runs:
-                count = str(max(1, round(stops * case.share)))
-                task = ("--measure", case.name, url, count, str(in_flight))
-                times[case.name, in_flight].append(measured(__file__, *task, kind=float))
+                task = (
+                    case.client,
+                    case.loop,
+                    urls[case.tls],
+                    round(stops * case.share),
+                    in_flight,
+                )
+                took = measured(
+                    *(__file__, "--measure", *map(str, task)),
+                    kind=float,
+                    environment=trust,
+                    # It sometimes does so when the interpreter exits, after its work.
+                    may_abort=case.client == _PYREQWEST,
+                )
+                times[case, in_flight].append(took)
             # Many short rounds in alternating order, so that other load on the machine affects all
             # cases alike.
             runs.reverse()
+    return times
 
-    def to_bare(case: _Case, in_flight: int) -> float:
-        return ratio(times[case.name, in_flight], times[case.base, in_flight])
+
+def _compare(stops: int, rounds: int, only: str) -> Report:
+    notes = ["AsyncBctrl stops a sandbox (POST /v1/sandboxes/{id}/stop): it has no workspaces."]
+    cases = []
+    for case in (case for case in _CASES if only in case.name):
+        if case.missing:
+            notes.append(f"{case.name}: skipped, {' '.join(case.missing)} is not installed.")
+        else:
+            cases.append(case)
+    runs = [(case, in_flight) for in_flight in _IN_FLIGHT for case in cases]
+    times = _time(list(runs), stops, rounds)
+
+    def to(case: _Case, in_flight: int, client: str, loop: str) -> float | None:
+        peer = times.get((_Case(client, loop, case.tls), in_flight))
+        return None if peer is None else ratio(times[case, in_flight], peer)
+
+    def row(case: _Case, in_flight: int) -> list[str | float]:
+        column = times[case, in_flight]
+        ratios = [
+            *(to(case, in_flight, peer, case.loop) for peer in _PEERS),
+            to(case, in_flight, case.client, "asyncio"),
+        ]
+        shown = ["-" if value is None else value for value in ratios]
+        return [case.name, in_flight, median(column), min(column), *shown]
 
     return Report(
         "CPU time of the client process per stop",
-        ["client", "in flight", "median µs", "min µs", "ratio to bare"],
+        ["client", "in flight", "median µs", "min µs", "to bare", "to pyreqwest", "to asyncio"],
+        [row(*each) for each in runs],
         [
-            [case.name, in_flight, median(column), min(column), to_bare(case, in_flight)]
-            for in_flight in _IN_FLIGHT
-            for case in cases
-            for column in [times[case.name, in_flight]]
-        ],
-        [
-            Goal(
-                f"stop_runtime to bare aiohttp + msgspec, {in_flight} in flight",
-                to_bare(_OURS, in_flight),
-                1.10,
-            )
-            for in_flight in _IN_FLIGHT
+            Goal(f"{case.name}, {in_flight} in flight, to {peer}", found, limit)
+            for case, in_flight, limits in _GOALS
+            for peer, limit in limits.items()
+            if (case, in_flight) in times
+            if (found := to(case, in_flight, peer, case.loop)) is not None
         ],
         notes,
     )
 
 
 if __name__ == "__main__":
-    command(__doc__, _compare, _child, stops=5_000, rounds=20)
+    command(__doc__, _compare, _child, stops=3_000, rounds=9, only="")
