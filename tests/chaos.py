@@ -1,11 +1,13 @@
 """Chaos tests of the bulk stop: all faults at once, every ending, then a check of all outcomes.
 
-`python tests/chaos.py [--seeds 50] [--first 0] [--targets 10000] [--jobs 4]`
+`python tests/chaos.py [--seeds 50] [--first 0] [--targets 10000] [--jobs 4]
+[--long-way]`
 
 Each seed is one run against the emulator over real sockets. The seed decides the faults, the
 targets that are poisoned, the kind of input, the policy, and how and when the run ends. Afterwards
 the guarantee of the bulk stop is checked: one outcome for each target, and none that contradicts
-the state of the server, or was not in one of its answers.
+the state of the server, or was not in one of its answers. With `--long-way` every request goes
+through `aiohttp.ClientSession.request`, as where a tracer has wrapped it.
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import aiohttp
 import anyio
 from chaos_checks import check_account, check_journal, check_targets, settled_targets
 from journal_lines import read_lines
 from leaks import bulk_tasks
+from ways import LONG_WAY_HELP, take_long_way
+from yarl import URL
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import read_journal
+from bctrl_async.observer import AttemptObserver, BulkObserver, Observer, StopObserver
 
 _KEY = "a-key-that-must-not-be-written"
 _TIMEOUT = 0.5
@@ -87,6 +91,35 @@ _SENDS_NOTHING_NEW = frozenset(
 
 class _PlannedError(Exception):
     """Raised on purpose by the input or the callback of a run."""
+
+
+class _Begun(Observer):
+    """An observer that records the paths of the stops that were sent, or about to be."""
+
+    def __init__(self) -> None:
+        self.paths: set[str] = set()
+
+    def begin_bulk(self) -> BulkObserver:
+        return _BegunInBulk(self.paths)
+
+
+class _BegunInBulk(BulkObserver):
+    def __init__(self, paths: set[str]) -> None:
+        self._paths = paths
+
+    def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
+        del workspace_id, alias
+        return _BegunStop(self._paths)
+
+
+class _BegunStop(StopObserver):
+    def __init__(self, paths: set[str]) -> None:
+        self._paths = paths
+
+    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
+        if method == "POST":
+            self._paths.add(url.raw_path)
+        return super().begin_attempt(number, method, url)
 
 
 class Verdict(NamedTuple):
@@ -168,7 +201,7 @@ class ChaosRun:
         self._batch: StopBatch | None = None
         self._runner: asyncio.Task[None] | None = None
         self._scope: anyio.CancelScope | None = None
-        self._begun: set[str] = set()
+        self._begun = _Begun() if self.ending in _SENDS_NOTHING_NEW else None
         self._begun_at_end: set[str] | None = None
         self._key = _KEY
 
@@ -196,8 +229,6 @@ class ChaosRun:
 
     async def run(self) -> Verdict:
         """Run the bulk stop and check its outcomes."""
-        trace = aiohttp.TraceConfig()
-        trace.on_request_start.append(self._on_request)
         async with (
             self.emulator,
             BctrlSession(
@@ -205,7 +236,7 @@ class ChaosRun:
                 base_url=self.emulator.url,
                 timeout=_TIMEOUT,
                 retry=self._policy,
-                trace_configs=[trace],
+                observer=self._begun,
             ) as session,
         ):
             self._session = session
@@ -260,13 +291,7 @@ class ChaosRun:
         if iterations:
             asyncio.get_running_loop().call_soon(self._mark_end, iterations - 1)
         else:
-            self._begun_at_end = set(self._begun)
-
-    async def _on_request(
-        self, _: aiohttp.ClientSession, __: object, params: aiohttp.TraceRequestStartParams
-    ) -> None:
-        if params.method == "POST":
-            self._begun.add(params.url.raw_path)
+            self._begun_at_end = set() if self._begun is None else set(self._begun.paths)
 
     def _end(self, batch: StopBatch, runner: asyncio.Task[None]) -> None:
         match self.ending:
@@ -314,8 +339,8 @@ class ChaosRun:
             yield "the list was not read to its end"
         if self.ending in _DELIVERS_ALL and len(self._delivered) != report.total:
             yield "an outcome was not delivered"
-        if self.ending in _SENDS_NOTHING_NEW and self._begun_at_end is not None:
-            begun = self._begun - self._begun_at_end
+        if self._begun is not None and self._begun_at_end is not None:
+            begun = self._begun.paths - self._begun_at_end
             if begun:
                 yield f"{len(begun)} targets were sent for the first time after {self.ending}"
 
@@ -331,7 +356,10 @@ def _main() -> int:
     parser = ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     for name, default in {"seeds": 50, "first": 0, "targets": 10_000, "jobs": 4}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--long-way", action="store_true", help=LONG_WAY_HELP)
     args = parser.parse_args()
+    if args.long_way:
+        take_long_way()
     seeds = range(args.first, args.first + args.seeds)
     failed = 0
     with ProcessPoolExecutor(args.jobs) as pool:

@@ -11,6 +11,7 @@ import aiohttp
 import aioresponses.core
 import pytest
 from helpers import Connect
+from ways import LONG_WAY_HELP, take_long_way
 
 from bctrl_async import BctrlSession, RetryPolicy
 from bctrl_async._limiter.limiter import Limiter
@@ -23,6 +24,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs with SIGINT ignored. Child processes would inherit that, and
     # tests could not interrupt them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long-way", action="store_true", help=LONG_WAY_HELP)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("long_way"):
+        take_long_way()
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,14 @@
 """Simulate the client against the emulator in virtual time, over a network that a seed rules.
 
-`python tests/simulate.py [--seeds 1000] [--first 0] [--jobs 2] [--trace] [--break FAULT]`
+`python tests/simulate.py [--seeds 1000] [--first 0] [--jobs 2] [--trace] [--break FAULT]
+[--long-way]`
 
 Each seed is one run of the real client, aiohttp and the emulator: a bulk stop, the command's bulk
 stop, or single calls. The seed decides all that is left to chance: faults of the network and the
 server, cancellations, endings, arguments. `--first SEED --seeds 1 --trace` repeats a run exactly
 and prints what happened. `--break` puts a known fault back into the client; then the exit code is
-0 if it is found.
+0 if it is found. With `--long-way` every request goes through `aiohttp.ClientSession.request`, as
+where a tracer has wrapped it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from sim.faults import FAULTS
 from sim.runner import Verdict, simulate
+from ways import LONG_WAY_HELP, take_long_way
 
 _CHUNK = 25
 _SHOWN_EVENTS = 100
@@ -43,6 +46,7 @@ def _arguments() -> Namespace:
     parser.add_argument("--trace", action="store_true", help="print every event of every run")
     faults = "; ".join(f"{name}: {does}" for name, (does, *_) in FAULTS.items())
     parser.add_argument("--break", dest="fault", choices=list(FAULTS), help=faults)
+    parser.add_argument("--long-way", action="store_true", help=LONG_WAY_HELP)
     return parser.parse_args()
 
 
@@ -62,6 +66,8 @@ def _trace(args: Namespace) -> int:
 
 def _main() -> int:
     args = _arguments()
+    if args.long_way:
+        take_long_way()
     if args.trace:
         return _trace(args)
     began = time.monotonic()
@@ -81,7 +87,7 @@ def _main() -> int:
                 rules.update({rule for rule, _ in verdict.problems})
                 if failed <= args.show:
                     _write(f"seed {verdict.seed}: {verdict.plan}", *verdict.trace[-_SHOWN_EVENTS:])
-                _write(f"{str(verdict)[:500]}\n  {_command(verdict.seed, args.fault)}")
+                _write(f"{str(verdict)[:500]}\n  {_command(verdict.seed, args)}")
     took = time.monotonic() - began
     _write(*(f"{count:6} seeds broke the rule: {rule}" for rule, count in rules.most_common()))
     _write("Results: " + ", ".join(f"{count:,} {name}" for name, count in results.most_common()))
@@ -94,9 +100,10 @@ def _main() -> int:
     return 1 if failed else 0
 
 
-def _command(seed: int, fault: str | None) -> str:
-    broken = "" if fault is None else f" --break {fault}"
-    return f"python tests/simulate.py --first {seed} --seeds 1 --trace{broken}"
+def _command(seed: int, args: Namespace) -> str:
+    broken = "" if args.fault is None else f" --break {args.fault}"
+    way = " --long-way" if args.long_way else ""
+    return f"python tests/simulate.py --first {seed} --seeds 1 --trace{broken}{way}"
 
 
 if __name__ == "__main__":
