@@ -21,8 +21,10 @@ from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http import transport
 from bctrl_async._http.connector import Connector
+from bctrl_async._http.fast_path import NO_CONTENT_TYPE
 from bctrl_async._http.operations import GET, LIST, STOP, Operation
 from bctrl_async._http.pool import Pool
+from bctrl_async._http.rehearsal import open_fast_path
 from bctrl_async._http.request import check_extra_headers, plain_text
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
@@ -142,14 +144,14 @@ class BctrlSession:
                 # The limiter is the bound: nothing waits in the connector's own queue.
                 connector=Connector(limit=0),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=transport.NO_CONTENT_TYPE,
+                skip_auto_headers=NO_CONTENT_TYPE,
                 trace_configs=trace_configs,
                 trust_env=trust_env,
             )
 
         self._limiter = Limiter(limit, AdaptiveRate(rate))
         self._sender = Sender(
-            Pool(open_pool, http),
+            Pool(open_pool, http, partial(open_fast_path, url=self._url, headers=headers)),
             self._limiter,
             self._url,
             headers,
@@ -603,8 +605,10 @@ class BctrlSession:
         return self._timeout if timeout is None else transport.time_limit(timeout)
 
     def _policy(self, retry: RetryPolicy | None) -> RetryPolicy:
-        _check_type(retry, RetryPolicy | None, "retry", "a RetryPolicy")
-        return self._retry if retry is None else retry
+        if retry is None:
+            return self._retry
+        _check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
+        return retry
 
     async def _list(
         self,

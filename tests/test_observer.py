@@ -30,7 +30,6 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async._http.connector import on_connection
 from bctrl_async.emulator import Emulator, Fault
 
 Connect = Callable[..., BctrlSession]
@@ -323,14 +322,14 @@ async def test_a_stop_cancelled_before_it_has_a_slot_is_not_sent(
 def test_calls_of_a_closed_loop_are_observed_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The coroutines of a closed loop are closed with GeneratorExit."""
 
-    async def never(*_: object) -> Runtime:
-        connected = on_connection.get()
-        assert connected is not None
+    async def never(connected: Callable[[], object]) -> Runtime:
         connected()
         await asyncio.get_running_loop().create_future()
         raise AssertionError
 
-    monkeypatch.setattr("bctrl_async._http.transport.send_once", lambda *_, **__: never())
+    monkeypatch.setattr(
+        "bctrl_async._http.transport.send_once", lambda *_, connected, **__: never(connected)
+    )
     recorder = Recorder()
 
     async def begin() -> list[object]:

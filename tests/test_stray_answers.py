@@ -28,7 +28,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async._http.connector import Connector, _is_readable
+from bctrl_async._http.connector import Connector, _readability
 
 WORKSPACE = UUID("0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f")
 ANOTHER_WORKSPACE = UUID("4b0d6b3e-6f0a-4b57-9a55-0f7f8f5d3c21")
@@ -355,7 +355,7 @@ class TestIdleConnections:
     def test_a_transport_without_a_socket_has_nothing_unread(
         self, transport: asyncio.Transport | None
     ) -> None:
-        assert not _is_readable(transport)
+        assert not _readability(transport)()
 
     async def test_a_server_that_speaks_first_is_an_error_at_once(self) -> None:
         async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -18,7 +18,6 @@ from bctrl_async._calls.cancellation import is_cancelled
 from bctrl_async._calls.observing import extra_headers, notify
 from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._http import transport
-from bctrl_async._http.connector import on_connection
 from bctrl_async._http.pool import Pool
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.errors import (
@@ -150,7 +149,6 @@ class Sender:
                     self._tally.attempts += 1
                     call.number = self._tally.attempts
                     call.in_flight, call.is_connected = True, self._pool.is_borrowed
-                    on_connection.set(call.on_connection)
                     ended = await self._attempt(call, http, key)
                 except BctrlError as error:  # The key could not be fetched.
                     ended = error
@@ -209,33 +207,42 @@ class Sender:
     ) -> Awaitable[_T | BctrlError]:
         # A failed attempt is returned, not raised: the frames of a traceback may hold parts of the
         # key that the server echoed.
-        url = self._url.with_path(call.path, encoded=True)
         if call.observer is not None or call.headers or key is not None:
-            return self._attempt_with_headers(call, http, url, key)
+            return self._attempt_with_headers(call, http, key)
         return transport.send_once(
             http,
+            self._pool.fast_path,
             call.operation,
-            url,
+            self._url,
+            call.path,
             headers=self._headers,
             limit=call.limit,
+            connected=call.on_connection,
             asked_for=(call.workspace_id, call.alias) if self._check_answers else None,
         )
 
     async def _attempt_with_headers(
-        self, call: Call[_T], http: aiohttp.ClientSession, url: URL, key: _config.Secret | None
+        self, call: Call[_T], http: aiohttp.ClientSession, key: _config.Secret | None
     ) -> _T | BctrlError:
         """Make an attempt with headers of its own, observed if the call is."""
         headers = self._headers.copy()
         headers.update(call.headers)
         if key is not None:
             headers["Authorization"] = key
-        asked_for = (call.workspace_id, call.alias) if self._check_answers else None
         send = partial(
-            transport.send_once, http, call.operation, url, headers=headers, asked_for=asked_for
+            transport.send_once,
+            http,
+            self._pool.fast_path,
+            call.operation,
+            self._url,
+            call.path,
+            headers=headers,
+            connected=call.on_connection,
+            asked_for=(call.workspace_id, call.alias) if self._check_answers else None,
         )
         if call.observer is None:
             return await send(limit=call.limit)
-        method = call.operation.method
+        method, url = call.operation.method, self._url.with_path(call.path, encoded=True)
         attempt = (
             notify(call.observer.begin_attempt, call.attempts, method, url) or AttemptObserver()
         )

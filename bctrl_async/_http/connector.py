@@ -6,7 +6,7 @@ import select
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import aiohttp
 
@@ -33,7 +33,9 @@ class Connector(aiohttp.TCPConnector):
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of a TCPConnector.
         super().__init__(**options)
-        self._used: WeakSet[ResponseHandler] = WeakSet()
+        self._is_readable: WeakKeyDictionary[ResponseHandler, Callable[[], bool]] = (
+            WeakKeyDictionary()
+        )
 
     async def connect(
         self,
@@ -41,24 +43,34 @@ class Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's.
     ) -> Connection:
+        """Return a connection as `take` does, and notify the request's `on_connection`."""
+        connection = await self.take(req, traces, timeout)
+        if (notify := on_connection.get()) is not None:
+            notify()
+        return connection
+
+    async def take(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's.
+    ) -> Connection:
         """Return a new connection, or one that was silent while it was idle.
 
-        aiohttp writes the request at once: between this check and the request nothing is read.
+        The request must be written at once: between this check and the request nothing is read.
         """
         while True:
             connection = await super().connect(req, traces, timeout)
             # It is None only after the release.
             protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
-            if protocol not in self._used:
+            is_readable = self._is_readable.get(protocol)
+            if is_readable is None:
                 # Not checked: a server that speaks first would do so on every new connection.
-                self._used.add(protocol)
-                break
-            if not protocol.should_close and not _is_readable(connection.transport):
-                break
+                self._is_readable[protocol] = _readability(connection.transport)
+                return connection
+            if not protocol.should_close and not is_readable():
+                return connection
             connection.close()
-        if (notify := on_connection.get()) is not None:
-            notify()
-        return connection
 
     def _release(
         self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
@@ -69,14 +81,14 @@ class Connector(aiohttp.TCPConnector):
         super()._release(key, protocol, should_close=should_close)
 
 
-def _is_readable(transport: BaseTransport | None) -> bool:
-    """Return True if the socket has bytes, or the end of the connection, that were not read yet."""
+def _readability(transport: BaseTransport | None) -> Callable[[], bool]:
+    """Return a function that tells if a socket has unread bytes, or the end of the connection."""
     # A transport without a socket, such as one in memory, has nothing unread.
     sock = None if transport is None else transport.get_extra_info("socket")
     if sock is None:
-        return False
+        return lambda: False
     if not hasattr(select, "poll"):  # pragma: no cover - Windows.
-        return bool(select.select([sock], [], [], 0)[0])
+        return lambda: bool(select.select([sock], [], [], 0)[0])
     poller = select.poll()
     poller.register(sock, select.POLLIN)
-    return bool(poller.poll(0))
+    return lambda: bool(poller.poll(0))

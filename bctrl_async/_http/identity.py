@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from unicodedata import normalize
+from uuid import UUID
 
 import msgspec
 
@@ -11,7 +13,6 @@ from bctrl_async._http.redaction import bearer_key, sanitize
 from bctrl_async.errors import BctrlResponseError
 from bctrl_async.models import Runtime
 
-_UUID_LENGTH = 36
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
 
 
@@ -46,6 +47,8 @@ def check_answer(
             runtime's id, and may write it in another case or Unicode normalization form.
         authorization: The `Authorization` header that was sent, to keep the key out of the error.
     """
+    if type(parsed) is Runtime and parsed.alias == alias and _is_in(parsed, workspace_id):
+        return None
     if isinstance(parsed, list):
         parsed = next((item for item in parsed if isinstance(item, Runtime)), None)
     if not isinstance(parsed, Runtime | Names):
@@ -79,8 +82,15 @@ def _fold(text: str) -> str:
 
 
 def _is_in(runtime: Runtime | Names, workspace_id: str) -> bool:
-    if len(workspace_id) != _UUID_LENGTH:
-        # A name, which the answer does not repeat.
+    # A name is not compared: the answer does not repeat it.
+    known_id = _as_uuid(workspace_id)
+    answered = runtime.workspace_id
+    if known_id is None or answered == known_id:
         return True
-    answered = str(runtime.workspace_id).lower()
-    return answered in {"", workspace_id, workspace_id.lower()} or not _is_uuid(workspace_id)
+    return isinstance(answered, str) and answered.lower() in {"", workspace_id.lower()}
+
+
+@lru_cache(maxsize=64)
+def _as_uuid(text: str) -> UUID | None:
+    """Return the UUID that a text is, in its usual form; None if it is anything else."""
+    return UUID(text) if _is_uuid(text) else None

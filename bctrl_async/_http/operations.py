@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Generic, TypeVar
 from uuid import UUID
 
@@ -20,6 +21,8 @@ LONG_BODY = MIB // 4
 """The bytes of a body from which `parse_long` is used."""
 _MAX_LIST = 64 * MIB
 """The limit for a list: enough for a hundred thousand runtimes."""
+
+_cached_segment = lru_cache(maxsize=64)(path_segment)
 
 _T = TypeVar("_T")
 
@@ -57,7 +60,9 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
         Raises:
             BctrlConfigError: As `path_segment` raises it.
         """
-        path = f"{root}/workspaces/{path_segment(workspace_id, 'workspace id')}/runtimes"
+        # Most calls are about the same few workspaces.
+        encode = _cached_segment if type(workspace_id) is str else path_segment
+        path = f"{root}/workspaces/{encode(workspace_id, 'workspace id')}/runtimes"
         if self.suffix is None:
             return path
         return f"{path}/{path_segment(alias, 'alias')}{self.suffix}"

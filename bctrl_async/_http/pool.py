@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import aiohttp
 
+from bctrl_async._http.fast_path import FastPath
 from bctrl_async.errors import BctrlConfigError, session_closed
 
 _forks = 0
@@ -30,13 +31,22 @@ class Pool:
     Args:
         make: Makes the owned session; called once, on a running loop.
         borrowed: The session to use instead.
+        open_fast_path: Opens the fast path to the owned session, if it may be taken.
+
+    Attributes:
+        fast_path: The fast path; None if it was not opened.
     """
 
     def __init__(
-        self, make: Callable[[], aiohttp.ClientSession], borrowed: aiohttp.ClientSession | None
+        self,
+        make: Callable[[], aiohttp.ClientSession],
+        borrowed: aiohttp.ClientSession | None,
+        open_fast_path: Callable[[aiohttp.ClientSession], FastPath | None],
     ) -> None:
         self._make = make
         self._borrowed = borrowed
+        self._open_fast_path = open_fast_path
+        self.fast_path: FastPath | None = None
         self._http: aiohttp.ClientSession | None = None
         self._lifetime: AsyncGenerator[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -76,6 +86,7 @@ class Pool:
             self._loop = self._borrowed._loop  # noqa: SLF001
         else:
             self._http = self._make()
+            self.fast_path = self._open_fast_path(self._http)
             self._loop = asyncio.get_running_loop()
             self._lifetime = _close_with_loop(self._http)
             # The first step registers the generator with the loop; it does not wait.

@@ -96,7 +96,7 @@ FAULTS = {
         "a connection is reused on which a stray answer arrived while it was idle",
         "had an effect",
         {
-            "bctrl_async._http.connector.Connector.connect": TCPConnector.connect,
+            "bctrl_async._http.connector.Connector.take": TCPConnector.connect,
             "bctrl_async._http.connector.Connector._release": TCPConnector._release,
         },
     ),

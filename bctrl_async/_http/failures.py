@@ -1,0 +1,118 @@
+"""Map the exceptions of aiohttp to errors of ours, without the key."""
+
+from __future__ import annotations
+
+import re
+
+import aiohttp
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from bctrl_async._http.operations import MIB
+from bctrl_async._http.redaction import bearer_key, detached, sanitize
+from bctrl_async.errors import (
+    BctrlConfigError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlResponseError,
+    BctrlTimeoutError,
+)
+
+AIOHTTP_ERRORS = (aiohttp.ClientError, OSError, ValueError)
+"""The exceptions of a request: aiohttp also raises OSError, and ValueError for bad arguments."""
+
+# After these, nothing of the request was sent.
+_CONNECT_ERRORS = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ServerFingerprintMismatch,
+)
+
+_is_words = re.compile("[A-Za-z ,.]+").fullmatch
+_NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
+
+
+def failed_request(
+    error: Exception, limit: aiohttp.ClientTimeout, authorization: str
+) -> BctrlError:
+    """Return our error for one of `AIOHTTP_ERRORS` that came instead of a response.
+
+    Args:
+        error: The exception; it becomes the cause, without what may contain a secret.
+        limit: The time limits of the attempt.
+        authorization: The `Authorization` header that was sent.
+    """
+    cause = _scrub(error, bearer_key(authorization))
+    mapped = _map_error(cause, limit)
+    mapped.__cause__ = cause
+    return mapped
+
+
+def partial_response(
+    status: int,
+    cause: Exception | None,
+    limit: aiohttp.ClientTimeout,
+    max_body: int,
+    *,
+    stops: bool,
+) -> BctrlError:
+    """Return the error for a 2xx response of which not all was read; without a cause, by choice."""
+    if cause is None:
+        return BctrlResponseError(
+            f"the server answered {status} with a body of more than {max_body // MIB} MiB",
+            may_have_stopped=True,
+            status=status,
+        )
+    # A stop was accepted all the same: its response is invalid, and it must not be sent again.
+    kind, problem = BctrlResponseError if stops else BctrlNetworkError, "was truncated"
+    if isinstance(cause, TimeoutError):
+        kind, problem = BctrlTimeoutError, f"took more than {limit.total:g} s"
+    error = kind(
+        f"the server answered {status}, but the body {problem}",
+        may_have_stopped=True,
+        status=status,
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _scrub(error: Exception, key: str) -> Exception:
+    """Remove from an error what may contain the key, or the credentials of a proxy."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        error.message = "Server disconnected"
+        error.args = (error.message,)
+    elif isinstance(error, aiohttp.ClientResponseError):
+        error.message = sanitize(error.message, key) or ""
+        error.args = ()
+        url = error.request_info.real_url.with_user(None)
+        error.request_info = aiohttp.RequestInfo(url, error.request_info.method, _NO_HEADERS, url)
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        # Of a tunnel whose TLS failed, it names the proxy with its credentials.
+        place = error._conn_key._replace(proxy=None, proxy_auth=None)  # noqa: SLF001
+        error._conn_key = place  # noqa: SLF001
+        error.args = (place, *error.args[1:])
+    elif isinstance(error, ValueError):
+        # It may quote the URL of a proxy, even in part.
+        words = str(error)
+        return ValueError(words if _is_words(words) else f"{type(error).__name__} (not shown)")
+    return detached(error)
+
+
+def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return BctrlTimeoutError(f"no connection within {limit.connect:g} s")
+    if isinstance(error, TimeoutError):
+        return BctrlTimeoutError(f"no response within {limit.total:g} s", may_have_stopped=True)
+    # Before ValueError, since a certificate error is one as well.
+    if isinstance(error, _CONNECT_ERRORS):
+        return BctrlNetworkError(f"no connection: {error}")
+    if isinstance(error, ValueError):
+        return BctrlConfigError(
+            f"aiohttp rejected the request: {error}",
+            advice="Check base_url, the proxies and netrc, and pass the key only as api_key=",
+        )
+    if isinstance(error, aiohttp.ClientResponseError):
+        return BctrlResponseError(f"invalid HTTP response: {error.message}", may_have_stopped=True)
+    return BctrlNetworkError(
+        f"connection lost before a response: {str(error) or type(error).__name__}",
+        may_have_stopped=True,
+    )

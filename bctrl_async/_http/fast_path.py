@@ -1,0 +1,225 @@
+"""The fast path: POSTs without a body, on the connections of an owned pool.
+
+`ClientSession.request` spends half of its time on cookies, redirects, proxies and bodies, which a
+stop does not have. The fast path takes a connection from the pool's connector, writes the bytes
+that aiohttp would write, and reads the response with aiohttp's own protocol and parser.
+
+Of these only the connector's `connect` is documented. So when the pool opens, a rehearsal on a
+connection in memory tries all of them. If it fails, every request goes through
+`ClientSession.request`: a stop is slower then, but not lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+from aiohttp import hdrs
+from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from bctrl_async._http.canned import CannedConnector, run_now
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.http import RawResponseMessage
+
+# Without it aiohttp sends a Content-Type of `application/octet-stream`, although there is no body,
+# and strict servers reject it.
+NO_CONTENT_TYPE = (hdrs.CONTENT_TYPE,)
+
+_NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
+_CONTINUE, _SWITCHING_PROTOCOLS, _OK = 100, 101, 200
+
+_Connect = Callable[
+    [aiohttp.ClientRequest, list[Any], aiohttp.ClientTimeout],
+    Coroutine[object, object, Connection],
+]
+
+
+class Exchange:
+    """A request on a connection, and its response, like an `aiohttp.ClientResponse`.
+
+    Args:
+        connection: A connection without a request.
+        loop: The event loop.
+        expires: The time of the loop at which the exchange times out.
+
+    Attributes:
+        protocol: The protocol of the connection.
+        status: The status of the response.
+        headers: Its headers.
+        content: Its body; empty until the head was read.
+        body: The whole body, if it arrived with the head.
+    """
+
+    __slots__ = ("_connection", "_timer", "body", "content", "headers", "protocol", "status")
+
+    status: int
+    headers: CIMultiDictProxy[str]
+
+    def __init__(
+        self, connection: Connection, loop: asyncio.AbstractEventLoop, expires: float
+    ) -> None:
+        self._connection = connection
+        # It is None only after the release.
+        self.protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
+        self.content: aiohttp.StreamReader = aiohttp.EMPTY_PAYLOAD
+        self.body: bytes | None = None
+        self._timer = loop.call_at(expires, self._time_out)
+
+    def write(self, request: bytes) -> None:
+        """Send the request."""
+        protocol = self.protocol
+        # As aiohttp sets them for a POST. Bytes that came before the request close the connection.
+        protocol.set_response_params(read_until_eof=True)
+        transport = protocol.transport
+        if transport is None or transport.is_closing():
+            raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+        transport.write(request)
+
+    def begin_body(self, message: RawResponseMessage, content: aiohttp.StreamReader) -> None:
+        """Take the head of the response, and the body if it is complete."""
+        self.status, self.headers, self.content = message.code, message.headers, content
+        content.on_eof(self.close)
+        if content.is_eof():
+            # After the release: a protocol in use would first look for more to parse.
+            self.body = content.read_nowait()
+
+    def _time_out(self) -> None:
+        # No task is cancelled, so it cannot be confused with a cancellation by the caller.
+        error = TimeoutError()
+        self.protocol.set_exception(error)
+        self.content.set_exception(error)
+
+    def abort(self) -> None:
+        """Close the connection."""
+        self._timer.cancel()
+        self._connection.close()
+
+    def close(self) -> None:
+        """Return the connection to the pool, or close it if the body is not complete."""
+        if self.content.is_eof():
+            self._timer.cancel()
+            self._connection.release()
+        else:
+            self.abort()
+
+
+class FastPath:
+    """Makes POSTs without a body, and without `ClientSession.request`.
+
+    Args:
+        connect: The `connect` of a connector.
+        url: The URL of the API.
+        headers: The headers of most requests; they are serialized once.
+    """
+
+    def __init__(self, connect: _Connect, url: URL, headers: CIMultiDict[str]) -> None:
+        self._connect = connect
+        self._url = url.with_path("/", encoded=True)
+        self._headers = headers
+        self._head: tuple[bytes, bytes] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._serializer = CannedConnector()
+        # Connectors look only at its URL, so one is enough, and it has no key.
+        self._request = self._make_request(CIMultiDict())
+        self._functions = request_functions()
+
+    @property
+    def is_open(self) -> bool:
+        """True unless `ClientSession` was patched meanwhile, as mocks and tracers do it."""
+        request, private = self._functions
+        return (
+            aiohttp.ClientSession._request is private  # noqa: SLF001 - mocks replace it.
+            and aiohttp.ClientSession.request is request
+        )
+
+    async def post(
+        self,
+        path: str,
+        headers: CIMultiDict[str],
+        limit: aiohttp.ClientTimeout,
+        connected: Callable[[], object],
+    ) -> Exchange:
+        """Send a POST and read the head of the response.
+
+        Args:
+            path: The encoded path, from its root.
+            headers: All headers of the request.
+            limit: The time limits.
+            connected: Called once there is a connection.
+
+        Returns:
+            The exchange; the caller reads its body, and closes it.
+
+        Raises:
+            Exception: One of those that `ClientSession.request` raises.
+        """
+        expires = self._loop.time() + limit.total  # type: ignore[operator] # It always has one.
+        try:
+            connection = await self._connect(self._request, [], limit)
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError("the connector timed out") from error
+        connected()
+        exchange = Exchange(connection, self._loop, expires)
+        try:
+            exchange.write(self._serialized(path, headers))
+            while True:
+                message, content = await exchange.protocol.read()
+                # Informational responses precede the final one (RFC 9110 section 15.2).
+                if not _CONTINUE <= message.code < _OK or message.code == _SWITCHING_PROTOCOLS:
+                    break
+        except HttpProcessingError as error:
+            exchange.abort()
+            url = self._url.with_path(path, encoded=True)
+            raise aiohttp.ClientResponseError(
+                aiohttp.RequestInfo(url, hdrs.METH_POST, _NO_HEADERS, url),
+                (),
+                status=error.code,
+                message=error.message,
+            ) from error
+        except BaseException:
+            exchange.abort()
+            raise
+        exchange.begin_body(message, content)
+        return exchange
+
+    def _serialized(self, path: str, headers: CIMultiDict[str]) -> bytes:
+        if headers is not self._headers:
+            before, after = self._serialize(headers)
+        else:
+            if self._head is None:
+                self._head = self._serialize(headers)
+            before, after = self._head
+        return before + path.encode() + after
+
+    def _serialize(self, headers: CIMultiDict[str]) -> tuple[bytes, bytes]:
+        """Return the bytes that aiohttp sends for a request, before and after its path."""
+        request = self._make_request(headers)
+        connection = run_now(self._serializer.connect(request, [], aiohttp.ClientTimeout()))
+        try:
+            run_now(request.send(connection))
+        finally:
+            connection.close()
+        sent, self._serializer.received = self._serializer.received, b""
+        before, space, after = sent.partition(b" ")
+        return before + space, after.removeprefix(b"/")
+
+    def _make_request(self, headers: CIMultiDict[str]) -> aiohttp.ClientRequest:
+        return aiohttp.ClientRequest(
+            hdrs.METH_POST,
+            self._url,
+            headers=headers,
+            skip_auto_headers=NO_CONTENT_TYPE,
+            loop=self._loop,
+        )
+
+
+def request_functions() -> tuple[Callable[..., object], Callable[..., object]]:
+    """Return the functions that mocks, recorders and tracers of aiohttp replace."""
+    return aiohttp.ClientSession.request, aiohttp.ClientSession._request  # noqa: SLF001

@@ -1,0 +1,284 @@
+"""The fast path: its rehearsal, its requests and its timeouts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from helpers import Connect
+from servers import answering, http_answer, raw_server
+from test_wire import ONCE, RUNTIME
+
+from bctrl_async import BctrlNetworkError, BctrlSession, BctrlTimeoutError
+from bctrl_async._http.canned import run_now
+from bctrl_async.emulator import Emulator
+from bctrl_async.observer import AttemptObserver, Observer, StopObserver
+
+OK = http_answer("200 OK", RUNTIME)
+
+
+def is_open(session: BctrlSession) -> bool:
+    fast_path = session._sender._pool.fast_path
+    return fast_path is not None and fast_path.is_open
+
+
+@asynccontextmanager
+async def on_fast_path(url: str, **options: Any) -> AsyncIterator[BctrlSession]:  # noqa: ANN401
+    async with BctrlSession("secret-key", base_url=url, retry=ONCE, **options) as session:
+        assert is_open(session)
+        yield session
+
+
+class TestRehearsal:
+    """An aiohttp that is built otherwise costs speed, and never a stop."""
+
+    @staticmethod
+    def connect_wants_more(monkeypatch: pytest.MonkeyPatch) -> None:
+        async def connect(
+            self: object, req: object, traces: object, limit: object, hint: object
+        ) -> None:
+            pass
+
+        monkeypatch.setattr(aiohttp.TCPConnector, "connect", connect)
+
+    @staticmethod
+    def requests_want_more(monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise TypeError("missing 1 required keyword-only argument: 'response_params'")
+
+        monkeypatch.setattr(aiohttp.ClientRequest, "update_headers", fail)
+
+    @staticmethod
+    def requests_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(aiohttp.ClientRequest, "send")
+
+    @staticmethod
+    def the_request_line_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+        class Request(aiohttp.ClientRequest):
+            async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+                self.version = aiohttp.HttpVersion10
+                return await super().send(conn)
+
+        monkeypatch.setattr(aiohttp, "ClientRequest", Request)
+
+    @staticmethod
+    def answers_are_read_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+        def set_params(self: ResponseHandler, **_: object) -> None:
+            real(self, skip_payload=True)
+
+        real = ResponseHandler.set_response_params
+        monkeypatch.setattr(ResponseHandler, "set_response_params", set_params)
+
+    @staticmethod
+    def connections_are_not_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ResponseHandler, "should_close", property(lambda _: True))
+
+    @staticmethod
+    def reading_takes_a_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+        async def read(self: ResponseHandler) -> object:
+            await asyncio.sleep(0)
+            return await real(self)
+
+        real = ResponseHandler.read
+        monkeypatch.setattr(ResponseHandler, "read", read)
+
+    @staticmethod
+    def exceptions_are_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ResponseHandler, "set_exception", lambda *_: None)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            connect_wants_more,
+            requests_want_more,
+            requests_cannot_be_sent,
+            the_request_line_is_another,
+            answers_are_read_otherwise,
+            connections_are_not_kept_alive,
+            reading_takes_a_turn_of_the_loop,
+            exceptions_are_not_raised,
+        ],
+    )
+    async def test_an_aiohttp_that_is_built_otherwise_is_found_out(
+        self,
+        change: Callable[[pytest.MonkeyPatch], None],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "bctrl_async"):
+            change(patch)
+            async with BctrlSession("secret-key", base_url="http://127.0.0.1:9") as session:
+                assert not is_open(session)
+        assert "the fast path does not work with this aiohttp" in caplog.text
+        assert "secret-key" not in caplog.text
+
+    async def test_a_stop_then_goes_through_client_session(
+        self, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.reading_takes_a_turn_of_the_loop(monkeypatch)
+        async with connect() as session:
+            assert not is_open(session)
+            assert (await session.stop_runtime("ws-1", "crm")).status == "stopped"
+
+    async def test_it_leaves_nothing_behind(self, recwarn: pytest.WarningsRecorder) -> None:
+        loop = asyncio.get_running_loop()
+        timers: list[asyncio.TimerHandle] = loop._scheduled  # type: ignore[attr-defined]
+        before = [timer for timer in timers if not timer.cancelled()]
+        for _ in range(3):
+            async with on_fast_path("http://127.0.0.1:9"):
+                pass
+        assert [timer for timer in timers if not timer.cancelled()] == before
+        assert recwarn.list == []
+
+
+class TestTimeout:
+    async def test_it_covers_the_head(self) -> None:
+        async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
+            pass
+
+        async with raw_server(ignore) as url, on_fast_path(url, timeout=0.05) as session:
+            with pytest.raises(BctrlTimeoutError, match=r"no response within 0\.05 s") as caught:
+                await session.stop_runtime("ws-1", "crm")
+        assert caught.value.may_have_stopped
+
+    async def test_it_covers_the_body(self) -> None:
+        async with (
+            raw_server(answering(OK[:-9])) as url,
+            on_fast_path(url, timeout=0.05) as session,
+        ):
+            with pytest.raises(BctrlTimeoutError, match=r"the body took more than") as caught:
+                await session.stop_runtime("ws-1", "crm")
+        assert caught.value.may_have_stopped
+
+    async def test_it_covers_the_body_after_a_status_that_aiohttp_reads_as_zero(self) -> None:
+        """Fault: the status 0 stood for a head that was not read, so its body had no timeout."""
+        head = OK[:-9].replace(b"200 OK", b"000 Nothing")
+        async with raw_server(answering(head)) as url, on_fast_path(url, timeout=0.05) as session:
+            with pytest.raises(BctrlNetworkError):
+                await session.stop_runtime("ws-1", "crm")
+
+    async def test_its_connection_is_not_used_again(self) -> None:
+        heads: list[asyncio.StreamWriter] = []
+
+        async def first_is_late(_: bytes, writer: asyncio.StreamWriter) -> None:
+            heads.append(writer)
+            if len(heads) > 1:
+                writer.write(OK)
+
+        async with raw_server(first_is_late) as url, on_fast_path(url, timeout=0.05) as session:
+            with pytest.raises(BctrlTimeoutError):
+                await session.stop_runtime("ws-1", "crm")
+            await session.stop_runtime("ws-1", "crm", timeout=60)
+        assert heads[0] is not heads[1]
+
+    @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+    async def test_a_cancellation_in_the_same_turn_of_the_loop_prevails(
+        self, order: list[int]
+    ) -> None:
+        """Fault: a timeout that cancels the task can swallow a cancellation by the caller."""
+        loop = asyncio.get_running_loop()
+        waits = asyncio.Event()
+
+        async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
+            waits.set()
+
+        async with raw_server(ignore) as url, on_fast_path(url) as session:
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            await waits.wait()
+            timers: list[Any] = loop._scheduled  # type: ignore[attr-defined]
+            time_out = next(t._callback for t in timers if "_time_out" in repr(t._callback))
+            ends: list[Callable[[], object]] = [time_out, stopping.cancel]
+            for number in order:
+                ends[number]()
+            with pytest.raises(asyncio.CancelledError):
+                await stopping
+
+
+async def test_a_connection_that_closes_before_the_request_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def take(*_: object) -> Connection:
+        connection = await real(*_)  # type: ignore[arg-type]
+        assert connection.transport is not None
+        connection.transport.abort()
+        return connection
+
+    async with raw_server(answering(OK)) as url, on_fast_path(url) as session:
+        fast_path = session._sender._pool.fast_path
+        assert fast_path is not None
+        real = fast_path._connect
+        monkeypatch.setattr(fast_path, "_connect", take)
+        with pytest.raises(BctrlNetworkError, match="Cannot write to closing transport"):
+            await session.stop_runtime("ws-1", "crm")
+
+
+class AddsHeader(AttemptObserver):
+    def headers(self) -> dict[str, str]:
+        return {"traceparent": "00-1-1-01"}
+
+
+class Attempts(StopObserver):
+    def begin_attempt(self, *_: object) -> AttemptObserver:
+        return AddsHeader()
+
+
+class Tracing(Observer):
+    """An observer that adds a header to each request."""
+
+    def begin_stop(self, *_: object) -> StopObserver:
+        return Attempts()
+
+
+@pytest.mark.parametrize("observer", [None, Tracing()])
+async def test_the_key_is_in_no_frame_that_waits(observer: Observer | None) -> None:
+    """Tools that show variables show the frames of tasks too."""
+    waits = asyncio.Event()
+
+    async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
+        waits.set()
+
+    async with raw_server(ignore) as url, on_fast_path(url, observer=observer) as session:
+        stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await waits.wait()
+        frames = frames_of(stopping.get_coro())
+        stopping.cancel()
+        with suppress(asyncio.CancelledError):
+            await stopping
+    assert "post" in [frame.f_code.co_name for frame in frames]
+    shown = [repr(value) for frame in frames for value in frame.f_locals.values()]
+    assert [text for text in shown if "secret-key" in text] == []
+
+
+def frames_of(awaited: object) -> list[FrameType]:
+    """Return the frames of a coroutine and of what it waits for."""
+    frames = []
+    while isinstance(awaited, Coroutine) and awaited.cr_frame is not None:  # type: ignore[attr-defined]
+        frames.append(awaited.cr_frame)  # type: ignore[attr-defined]
+        awaited = awaited.cr_await  # type: ignore[attr-defined]
+    return frames
+
+
+async def test_a_session_that_is_closed_while_the_key_is_fetched_sends_nothing(
+    emulator: Emulator,
+) -> None:
+    async def key() -> str:
+        await session.close()
+        return "emulator-key"
+
+    session = BctrlSession(key, base_url=emulator.url, retry=ONCE)
+    with pytest.raises(Exception, match="the session"):
+        await session.stop_runtime("ws-1", "crm")
+    assert emulator.requests == []
+
+
+def test_run_now_rejects_a_coroutine_that_waits() -> None:
+    with pytest.raises(RuntimeError, match="waits"):
+        run_now(asyncio.sleep(0))
