@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial, partialmethod
 from unittest.mock import Mock
 
@@ -11,7 +11,7 @@ import aiohttp
 import aioresponses.core
 import pytest
 from helpers import Connect
-from ways import LONG_WAY_HELP, take_long_way
+from ways import LONG_WAY_HELP, Ways, take_long_way
 
 from bctrl_async import BctrlSession, RetryPolicy
 from bctrl_async._limiter.limiter import Limiter
@@ -60,6 +60,21 @@ def connect(emulator: Emulator) -> Connect:
 async def session(connect: Connect) -> AsyncIterator[BctrlSession]:
     async with connect() as opened:
         yield opened
+
+
+@pytest.fixture
+def fast_path_only(request: pytest.FixtureRequest) -> None:
+    """Skip a test of the fast path itself while the suite takes the long way."""
+    if request.config.getoption("long_way"):
+        pytest.skip("no request takes the fast path with --long-way")
+
+
+@pytest.fixture
+def ways() -> Iterator[Ways]:
+    """The count of the requests of a test that took each way."""
+    ways = Ways()
+    with ways.counted():
+        yield ways
 
 
 @pytest.fixture

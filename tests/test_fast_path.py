@@ -22,6 +22,8 @@ from bctrl_async._http.canned import run_now
 from bctrl_async.emulator import Emulator
 from bctrl_async.observer import AttemptObserver, Observer, StopObserver
 
+pytestmark = pytest.mark.usefixtures("fast_path_only")
+
 OK = http_answer("200 OK", RUNTIME)
 
 
