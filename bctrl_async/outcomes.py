@@ -61,6 +61,9 @@ now: Callable[[], datetime] = partial(datetime.now, UTC)
 _SETTLED = frozenset(
     {StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED, StopResult.NOT_FOUND}
 )
+_RESULTS = {RuntimeStatus.STOPPED: StopResult.STOPPED}
+"""The results of statuses; the result of any other is `accepted`."""
+_ACCEPTED = StopResult.ACCEPTED
 _SETTLED_AND_FOUND = _SETTLED - {StopResult.NOT_FOUND}
 
 
@@ -147,7 +150,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             raise ExceptionGroup(summary, errors)
 
 
-class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """An error as JSON."""
 
     type: str
@@ -170,7 +173,7 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """An outcome as JSON: a line of `--json`, and without its empty fields one of the journal."""
 
     index: int
@@ -205,11 +208,9 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a table of rules.
     """Return the result of a stop whose call returned a runtime or raised an error."""
+    if isinstance(ended, Runtime):
+        return _RESULTS.get(ended.status, _ACCEPTED)
     match ended:
-        case Runtime(status=RuntimeStatus.STOPPED):
-            return StopResult.STOPPED
-        case Runtime():
-            return StopResult.ACCEPTED
         case BctrlConflictError(already_stopped=True):
             return StopResult.ALREADY_STOPPED
         case BctrlNotFoundError(names_runtime=True):
@@ -237,12 +238,13 @@ def outcome_of(
     elapsed: float = 0.0,
 ) -> StopOutcome:
     """Return the outcome of a stop whose call ended with a runtime or an error."""
+    runtime, error = (ended, None) if isinstance(ended, Runtime) else (None, ended)
     return StopOutcome(
         index=index,
         target=target,
         result=result or result_of(ended),
-        runtime=ended if isinstance(ended, Runtime) else None,
-        error=None if isinstance(ended, Runtime) else ended,
+        runtime=runtime,
+        error=error,
         attempts=attempts,
         elapsed=elapsed,
     )

@@ -1,5 +1,6 @@
 """The bulk stop: many targets, exactly one outcome for each."""
 
-from bctrl_async.bulk._batch import OnOutcome, StopBatch
+from bctrl_async.bulk._batch import StopBatch
+from bctrl_async.bulk._delivery import OnOutcome
 
 __all__ = ["OnOutcome", "StopBatch"]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
-from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
+from bctrl_async.bulk._delivery import OnOutcome, OutcomeBuffer, to_callback
 from bctrl_async.bulk._execution import Execution
-from bctrl_async.bulk._run import Deliver, Run
+from bctrl_async.bulk._run import Run
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.observer import Observer
@@ -24,8 +23,6 @@ _MAX_UNREAD = 100
 """Outcomes that may wait to be read before the workers wait as well."""
 
 _runners: set[asyncio.Task[None]] = set()
-
-OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
 
 
 class StopBatch(Coroutine[object, object, StopReport]):
@@ -53,9 +50,10 @@ class StopBatch(Coroutine[object, object, StopReport]):
     ) -> None:
         self._run = run
         self._execution = Execution(run, open_journal, observer)
-        self._on_outcome = None if on_outcome is None else _delivery(on_outcome)
+        self._on_outcome = None if on_outcome is None else to_callback(on_outcome)
         self._whole_run: Coroutine[object, object, StopReport] | None = None
-        self._outcomes: asyncio.Queue[StopOutcome | None] | None = None
+        self._outcomes = OutcomeBuffer(_MAX_UNREAD)
+        self._entered = False
         self._started = False
 
     @property
@@ -156,7 +154,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def __aenter__(self) -> Self:
         self._begin()
-        self._outcomes = asyncio.Queue(_MAX_UNREAD)
+        self._entered = True
         # The task does not refer to this handle, so that it ends if the handle is dropped.
         self._runner = asyncio.create_task(self._execution.feed(self._outcomes, self._on_outcome))
         self._runner.add_done_callback(partial(self._execution.end_feed, self._outcomes))
@@ -168,6 +166,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
     async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         self._runner.cancel()
         await wait_shielded(self._runner)
+        # Also those of a run that had ended: they are only read within the block.
+        self._outcomes.discard()
         if exc_type is None:
             self._execution.raise_error()
 
@@ -175,14 +175,13 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self
 
     async def __anext__(self) -> StopOutcome:
-        if self._outcomes is None:
+        if not self._entered:
             raise BctrlConfigError(
                 "the bulk stop was not entered", advice="Iterate within `async with … as batch`"
             )
         outcome = await self._outcomes.get()
         if outcome is not None:
             return outcome
-        self._outcomes.put_nowait(None)  # The end, for further readers.
         self._execution.raise_error()
         raise StopAsyncIteration
 
@@ -200,17 +199,3 @@ class StopBatch(Coroutine[object, object, StopReport]):
         self._begin()
         await self._execution.execute(self._on_outcome)
         return self.report
-
-
-def _delivery(on_outcome: OnOutcome) -> Deliver:
-    async def call(outcome: StopOutcome) -> None:
-        try:
-            returned = on_outcome(outcome)
-            if inspect.isawaitable(returned):
-                await returned
-        except asyncio.CancelledError as error:
-            if is_cancelled():
-                raise
-            raise as_failure(error, "on_outcome") from error
-
-    return call

@@ -87,7 +87,8 @@ class CircuitBreaker:
     def on_answer(self, call: Call[Runtime]) -> None:
         """Record that the server answered the last attempt of a call."""
         self._answered = call
-        self._close_if_up()
+        if self._opened_at is not None:
+            self._close_if_up()
         if self._probe is not None and self._is_up_since(self._failed_at):
             # This answer came before that of the canary.
             self._asking.cancel()

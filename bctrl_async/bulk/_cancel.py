@@ -27,6 +27,8 @@ class CancelLevel(IntEnum):
 class CancelScope:
     """A block of a task that another task can cancel once, like anyio's `CancelScope`.
 
+    It may be entered again after it was left, but not within itself.
+
     `asyncio.timeout` does not fit: rescheduled to now, it cancels in the next turn of the loop, and
     the task may be elsewhere by then.
 
@@ -45,6 +47,7 @@ class CancelScope:
     def __enter__(self) -> Self:
         self._task = task = asyncio.current_task()
         self._cancelling = 0 if task is None else task.cancelling()
+        self._cancel_called = self.cancelled_caught = False
         return self
 
     def cancel(self) -> None:
@@ -85,9 +88,9 @@ class Worker:
         """True while its call is a stop, not a poll."""
         return self.call is not None and self.call.operation.stops
 
-    def scope(self, level: CancelLevel) -> CancelScope:
-        """Return a new scope, to be cancelled at this level and those above it."""
-        self._level, self._scope = level, CancelScope()
+    def scope(self, level: CancelLevel = CancelLevel.READING) -> CancelScope:
+        """Return the worker's scope, to be cancelled at this level and those above it."""
+        self._level = level
         return self._scope
 
     def cancel(self, level: CancelLevel) -> bool:

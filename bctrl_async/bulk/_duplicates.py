@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import msgspec
@@ -16,8 +16,8 @@ import msgspec
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult, now
 
-_Waiting = list[tuple[int, float]]
-"""The index of each duplicate whose first has no outcome yet, and the time it was read."""
+_IN_FLIGHT = None
+"""Stands for the outcome of a target that has none yet."""
 
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 """Nearly every result: only it is remembered, not the outcome with its runtime."""
@@ -40,8 +40,10 @@ class Duplicates:
     """
 
     def __init__(self) -> None:
-        self._firsts: dict[bytes, StopResult | StopOutcome | _Waiting] = {}
-        self._in_flight: dict[int, tuple[bytes, _Waiting]] = {}
+        self._firsts: dict[bytes, StopResult | StopOutcome | None] = {}
+        self._in_flight: dict[int, bytes] = {}
+        # The index of each duplicate whose first has no outcome yet, and the time it was read.
+        self._waiting: dict[bytes, list[tuple[int, float]]] = {}
         self._undelivered: dict[int, list[StopOutcome]] = {}
         self._outcomes = 0
         self._full = 0
@@ -67,9 +69,8 @@ class Duplicates:
         if key in self._firsts:
             return False
         if len(self._firsts) < _MAX_TARGETS:
-            waiting: _Waiting = []
-            self._firsts[key] = waiting
-            self._in_flight[index] = key, waiting
+            self._firsts[key] = _IN_FLIGHT
+            self._in_flight[index] = key
         return True
 
     def repeat(self, target: RuntimeRef, index: int, began: float) -> StopOutcome | None:
@@ -80,20 +81,21 @@ class Duplicates:
             index: The index of the duplicate.
             began: The time at which it was read.
         """
-        first = self._firsts[_digest(target)]
-        if isinstance(first, list):
-            first.append((index, began))
-            self._full += len(first) == _MAX_WAITING
+        key = _digest(target)
+        first = self._firsts[key]
+        if first is _IN_FLIGHT:
+            waiting = self._waiting.setdefault(key, [])
+            waiting.append((index, began))
+            self._full += len(waiting) == _MAX_WAITING
             return None
         return _repeated(first, target, index, began)
 
-    def settle(self, outcome: StopOutcome) -> Iterator[StopOutcome]:
-        """Yield the outcomes of the duplicates that waited for this one."""
+    def settle(self, outcome: StopOutcome) -> Sequence[StopOutcome]:
+        """Return the outcomes of the duplicates that waited for this one."""
         # By the index: an invalid item may have the names of a target.
-        if outcome.index not in self._in_flight:
-            return
-        key, waiting = self._in_flight.pop(outcome.index)
-        self._full -= len(waiting) >= _MAX_WAITING
+        key = self._in_flight.pop(outcome.index, None)
+        if key is None:
+            return ()
         is_plain = outcome.result in _STOPPED and not outcome.resumed
         first = outcome.result if is_plain else outcome
         if is_plain or self._outcomes < _MAX_OUTCOMES:
@@ -101,16 +103,18 @@ class Duplicates:
             self._outcomes += not is_plain
         else:
             del self._firsts[key]
-        if waiting:
-            self._undelivered[outcome.index] = undelivered = []
-        for index, began in waiting:
-            repeated = _repeated(first, outcome.target, index, began)
-            undelivered.append(repeated)
-            yield repeated
+        if key not in self._waiting:
+            return ()
+        waiting = self._waiting.pop(key)
+        self._full -= len(waiting) >= _MAX_WAITING
+        self._undelivered[outcome.index] = repeated = [
+            _repeated(first, outcome.target, index, began) for index, began in waiting
+        ]
+        return repeated
 
-    def undelivered(self, outcome: StopOutcome) -> list[StopOutcome]:
+    def undelivered(self, outcome: StopOutcome) -> Sequence[StopOutcome]:
         """Return once the outcomes that are to be delivered after that of the first."""
-        return self._undelivered.pop(outcome.index, [])
+        return self._undelivered.pop(outcome.index, ())
 
 
 def _digest(target: RuntimeRef) -> bytes:

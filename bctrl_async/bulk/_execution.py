@@ -9,16 +9,13 @@ from contextlib import suppress
 
 from bctrl_async._calls.observing import notify
 from bctrl_async.bulk._cancel import wait_shielded
-from bctrl_async.bulk._run import Deliver, Run
+from bctrl_async.bulk._delivery import Deliver, OutcomeBuffer, in_turn
+from bctrl_async.bulk._run import Run
 from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.observer import Observer
-from bctrl_async.outcomes import StopOutcome
 
 _log = logging.getLogger("bctrl_async")
-
-Outcomes = asyncio.Queue[StopOutcome | None]
-"""Outcomes to be iterated over; None is the end."""
 
 
 class Execution:
@@ -44,36 +41,28 @@ class Execution:
         if error is not None:
             raise error
 
-    async def feed(self, outcomes: Outcomes, on_outcome: Deliver | None) -> None:
-        """Execute the run, and put its outcomes and then None into a queue.
+    async def feed(self, outcomes: OutcomeBuffer, on_outcome: Deliver | None) -> None:
+        """Execute the run, put its outcomes into a buffer, and end that.
 
         Args:
-            outcomes: The queue.
+            outcomes: The buffer.
             on_outcome: Called with each outcome before.
         """
-        deliver: Deliver = outcomes.put
-        if on_outcome is not None:
-
-            async def deliver(outcome: StopOutcome) -> None:
-                await on_outcome(outcome)
-                await outcomes.put(outcome)
-
+        deliver = outcomes.put if on_outcome is None else in_turn(on_outcome, outcomes)
         try:
             await self.execute(deliver)
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - raised where the outcomes are read.
             self._error = error
-        await outcomes.put(None)
+        outcomes.end()
 
-    def end_feed(self, outcomes: Outcomes, feeding: asyncio.Task[None]) -> None:
-        """End the queue of a task that fed it and was cancelled."""
+    def end_feed(self, outcomes: OutcomeBuffer, feeding: asyncio.Task[None]) -> None:
+        """End the buffer of a task that fed it and was cancelled."""
         if feeding.cancelled():
-            # Perhaps before its first step, so that neither the run nor the queue has an end.
+            # Perhaps before its first step, so that neither the run nor the buffer has an end.
             self._run.cancel()
-            while not outcomes.empty():
-                outcomes.get_nowait()
-            outcomes.put_nowait(None)
+            outcomes.discard()
 
     async def execute(self, deliver: Deliver | None) -> None:
         """Execute the run.

@@ -87,13 +87,15 @@ class Ledger:
             outcome: The outcome of one target; each target is recorded once.
             observer: The observer of its stop.
         """
-        self.counts[outcome.result] += 1
-        if outcome.result not in self._successes:
+        result = outcome.result
+        self.counts[result] += 1
+        if result not in self._successes:
             self.failures.append(outcome)
         self.resumed += outcome.resumed
         self.repeated += outcome.duplicate
         if not outcome.resumed:
-            self.retries += max(outcome.attempts - 1, 0)
+            if outcome.attempts > 1:
+                self.retries += outcome.attempts - 1
             if self.observer is not None:
                 notify(self.observer.outcome, outcome)
         if self._journal is not None and not self._is_written(outcome):

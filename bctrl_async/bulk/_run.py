@@ -23,6 +23,7 @@ from bctrl_async._http.operations import STOP
 from bctrl_async._limiter.limiter import Priority
 from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel, Worker
+from bctrl_async.bulk._delivery import Deliver
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref
 from bctrl_async.bulk._verify import Pending, Verifier, needs_verification
@@ -37,8 +38,6 @@ from bctrl_async.errors import (
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
-
-Deliver = Callable[[StopOutcome], Awaitable[None]]
 
 _ENDED = BctrlError("the run has ended")
 
@@ -146,6 +145,8 @@ class Run:
         self.source.end()
         if self._level is None or level > self._level:
             self._level, self._reason = level, reason
+            if level is CancelLevel.DELIVERY:
+                self._deliver = None
             # One for all: there may be a million of them.
             self._not_begun = BctrlError(f"not sent: {reason.summary}")
         for worker in list(self._active()):
@@ -235,30 +236,36 @@ class Run:
             self._fail(error)
 
     async def _work(self, worker: Worker) -> None:
-        while (item := await self._next(worker)) is not None:
+        source, duplicates = self.source, self.ledger.duplicates
+        while True:
+            waits_to_read = source.is_async or duplicates.is_full
+            item = await self._next(worker) if waits_to_read else source.next_nowait()
+            if item is None:
+                return
             outcome = await self._process(worker, *item)
             if outcome is not None:
-                await self._deliver_outcome(worker, outcome)
+                for waits in self._deliveries(outcome):
+                    with worker.scope(CancelLevel.DELIVERY):
+                        await waits
             if outcome is None or outcome.resumed or not outcome.attempts:
                 # Nothing was waited for: give other tasks a turn.
                 await asyncio.sleep(0)
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
         if self.ledger.duplicates.is_full and self._goes_on():
-            with worker.scope(CancelLevel.READING):
+            with worker.scope():
                 await self.ledger.duplicates.wait()
         if not self.source.is_async:
             return self.source.next_nowait()
-        with worker.scope(CancelLevel.READING):
+        with worker.scope():
             return await self.source.next()
         return None
 
-    async def _deliver_outcome(self, worker: Worker, outcome: StopOutcome) -> None:
-        if self._deliver is not None and self._level is not CancelLevel.DELIVERY:
-            with worker.scope(CancelLevel.DELIVERY):
-                await self._deliver(outcome)
-        for duplicate in self.ledger.duplicates.undelivered(outcome):
-            await self._deliver_outcome(worker, duplicate)
+    def _deliveries(self, outcome: StopOutcome) -> Iterator[Awaitable[None]]:
+        """Deliver an outcome and its duplicates; yield what is to be awaited before the next."""
+        for each in (outcome, *self.ledger.duplicates.undelivered(outcome)):
+            if self._deliver is not None and (waits := self._deliver(each)) is not None:
+                yield waits
 
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
         """Process one item and return its outcome; None if it is recorded later."""
@@ -291,13 +298,8 @@ class Run:
     ) -> StopOutcome | None:
         observer: StopObserver | None = None
         ended: Runtime | BctrlError = self._not_begun
-
-        def outcome() -> StopOutcome:
-            elapsed = time.monotonic() - began
-            return outcome_of(target, ended, index=index, attempts=call.attempts, elapsed=elapsed)
-
         try:
-            if self._goes_on():
+            if self._level is None:
                 if self.ledger.observer is not None:
                     observer = notify(self.ledger.observer.begin_stop, *target)
                     call.observer = observer
@@ -307,12 +309,13 @@ class Run:
                 self._end_with(error)
             finally:
                 # Also in a loop that is closed, where no task can be cancelled.
-                ended = call.aborted(self._reason.summary)
-                self.ledger.record(outcome(), observer)
+                aborted = call.aborted(self._reason.summary)
+                self.ledger.record(_outcome(index, target, call, began, aborted), observer)
             raise
+        outcome = _outcome(index, target, call, began, ended)
         if self._verifier is None:
-            return self.ledger.record(outcome(), observer)
-        pending = Pending(outcome(), call.policy, began, observer)
+            return self.ledger.record(outcome, observer)
+        pending = Pending(outcome, call.policy, began, observer)
         return await self._verify_or_record(worker, pending)
 
     async def _verify_or_record(self, worker: Worker, pending: Pending) -> StopOutcome | None:
@@ -331,7 +334,9 @@ class Run:
         return None
 
     async def _poll(self, verifier: Verifier, poller: Worker, pending: Pending) -> None:
-        await self._deliver_outcome(poller, await verifier.verify(poller, pending))
+        for waits in self._deliveries(await verifier.verify(poller, pending)):
+            with poller.scope(CancelLevel.DELIVERY):
+                await waits
 
     async def _send(
         self, worker: Worker, call: Call[Runtime], delay: float = 0.0
@@ -341,7 +346,7 @@ class Run:
         ended: Runtime | BctrlError | None = None
         worker.call = call
         try:
-            with worker.scope(CancelLevel.READING):
+            with worker.scope():
                 if delay:
                     await self.sender.limiter.sleep(delay)
                 ended = await self.sender.request(call)
@@ -400,6 +405,17 @@ class Run:
             self.end_early(
                 _dead(error, has_answered=self._breaker.has_answered), CancelLevel.WAITING
             )
+
+
+def _outcome(
+    index: int,
+    target: RuntimeRef,
+    call: Call[Runtime],
+    began: float,
+    ended: Runtime | BctrlError,
+) -> StopOutcome:
+    elapsed = time.monotonic() - began
+    return outcome_of(target, ended, index=index, attempts=call.attempts, elapsed=elapsed)
 
 
 async def _give_up(_: Call[Runtime]) -> bool:

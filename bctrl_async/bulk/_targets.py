@@ -42,6 +42,8 @@ class Input:
         deduplicate: True to find duplicates, None to find them if the input has a length.
 
     Attributes:
+        is_async: True if the next item may have to be awaited.
+        finds_duplicates: True if a target that is in the input twice is sent once.
         count: The number of items read.
         error: The error that the input raised, or None.
         closed: True once nothing more is read.
@@ -64,7 +66,10 @@ class Input:
             except TypeError:
                 raise _config.invalid_type("targets", targets, _EXPECTED) from None
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
-        self._deduplicate = deduplicate
+        self.is_async: bool = self._awaited is not None
+        self.finds_duplicates: bool = (
+            self.length is not None if deduplicate is None else deduplicate
+        )
         self.count: int = 0
         self.error: BaseException | None = None
         self.closed: bool = False
@@ -80,16 +85,6 @@ class Input:
     def exhausted(self) -> bool:
         """True once every item was read."""
         return self.closed if self.length is None else self.count >= self.length
-
-    @property
-    def finds_duplicates(self) -> bool:
-        """True if a target that is in the input twice is sent once."""
-        return self.length is not None if self._deduplicate is None else self._deduplicate
-
-    @property
-    def is_async(self) -> bool:
-        """True if the next item may have to be awaited."""
-        return self._awaited is not None
 
     def end(self) -> None:
         """Read no further, but for the items that a list had at the beginning of the run."""
@@ -112,7 +107,8 @@ class Input:
             except BaseException as error:  # noqa: BLE001 - the run raises it.
                 self._fail_unless_cancelled(error)
                 return None
-            return self._counted(item)
+            self.count += 1
+            return self.count - 1, item
 
     def next_nowait(self) -> tuple[int, object] | None:
         """Return the next item, as `next` does, of an input that is not async."""
@@ -128,9 +124,6 @@ class Input:
         except BaseException as error:  # noqa: BLE001 - the run raises it.
             self._fail(error)
             return None
-        return self._counted(item)
-
-    def _counted(self, item: object) -> tuple[int, object]:
         self.count += 1
         return self.count - 1, item
 
@@ -160,29 +153,25 @@ class Listing(Input):
     def __init__(self, fetch: Callable[[], Awaitable[Sequence[object]]]) -> None:
         super().__init__(())
         self.length = None
-        self._fetch: Callable[[], Awaitable[Sequence[object]]] | None = fetch
+        self.is_async = True
+        self._fetch = fetch
 
     @property
     def can_drain(self) -> bool:
         """True once the list is fetched."""
         return not self.is_async
 
-    @property
-    def is_async(self) -> bool:
-        """True until the list is fetched."""
-        return self._fetch is not None
-
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
         async with self._lock:
-            if self._fetch is None or self.closed:
+            if not self.is_async or self.closed:
                 return self.next_nowait()
             try:
                 items = await self._fetch()
             except BaseException as error:  # noqa: BLE001 - the run raises it.
                 self._fail_unless_cancelled(error)
                 return None
-            self._fetch, self._plain, self.length = None, iter(items), len(items)
+            self.is_async, self._plain, self.length = False, iter(items), len(items)
             return self.next_nowait()
 
 
@@ -196,11 +185,11 @@ def as_target(item: object) -> RuntimeRef:
             the reason, and it is the cause.
         BctrlResponseError: The item is a listed runtime that could not be parsed.
     """
-    if type(item) is RuntimeRef or type(item) is tuple:
+    if (type(item) is RuntimeRef or type(item) is tuple) and len(item) == _PAIR:
         # Nearly every item is one of these, and found at a third of the cost.
-        match item:
-            case (workspace_id, alias) if type(workspace_id) is str and type(alias) is str:
-                return RuntimeRef(workspace_id, alias)
+        workspace_id, alias = item
+        if type(workspace_id) is str and type(alias) is str:
+            return item if type(item) is RuntimeRef else RuntimeRef(workspace_id, alias)
     match _parts(item):
         case (str() | UUID() as workspace_id, str() as alias):
             return RuntimeRef(plain_text(workspace_id), plain_text(alias))
