@@ -1,5 +1,6 @@
 """The entry point of `bctrl-async` and `python -m bctrl_async`, also without the extra `cli`."""
 
+import gc
 import sys
 
 _USAGE = 2
@@ -12,6 +13,9 @@ def main() -> int:
         # Here, because it may be missing, and Ctrl-C may come while it loads.
         from bctrl_async import cli  # noqa: PLC0415 - it may be missing.
 
+        # The process is the command's own, and what it has imported is never garbage: a full
+        # collection would search it for 10 ms, in which no answer is read.
+        gc.freeze()
         return cli.main()
     except ModuleNotFoundError as error:
         if error.name not in {"rich", "typer"}:

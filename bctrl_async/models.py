@@ -62,7 +62,7 @@ class LaunchMode(_OpenEnum):
     EPHEMERAL = "ephemeral"
 
 
-class RuntimeSummary(msgspec.Struct, frozen=True, rename="camel"):
+class RuntimeSummary(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """Details of a runtime. A field that the server omitted is None."""
 
     browser_running: bool | None = None
@@ -74,7 +74,7 @@ class RuntimeSummary(msgspec.Struct, frozen=True, rename="camel"):
     storage_workspace: str | None = None
 
 
-class Runtime(msgspec.Struct, frozen=True, rename="camel"):
+class Runtime(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """A runtime as described by the server.
 
     `created_at` and `updated_at` are not parsed: the contract specifies no format for them.

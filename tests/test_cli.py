@@ -2127,6 +2127,29 @@ def test_a_missing_extra_is_reported_with_the_command_to_install_it(
     assert out == ""
 
 
+def test_garbage_collections_of_the_command_skip_its_modules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fault: a full collection searched all modules, and held up a run for 10 ms."""
+    steps: list[str] = []
+    monkeypatch.setattr("gc.freeze", lambda: steps.append("freeze"))
+
+    def run() -> int:
+        steps.append("run")
+        return 0
+
+    monkeypatch.setattr(cli, "main", run)
+    assert __main__.main() == 0
+    assert steps == ["freeze", "run"]
+
+
+@pytest.fixture
+def _no_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the objects of the test's process in reach of its collections."""
+    monkeypatch.setattr("gc.freeze", lambda: None)
+
+
+@pytest.mark.usefixtures("_no_freeze")
 def test_another_missing_module_is_not_blamed_on_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -2138,6 +2161,7 @@ def test_another_missing_module_is_not_blamed_on_the_extra(
         __main__.main()
 
 
+@pytest.mark.usefixtures("_no_freeze")
 def test_ctrl_c_during_startup_exits_with_130_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
