@@ -151,7 +151,11 @@ class BctrlSession:
 
         self._limiter = Limiter(limit, AdaptiveRate(rate))
         self._sender = Sender(
-            Pool(open_pool, http, partial(open_fast_path, url=self._url, headers=headers)),
+            Pool(
+                open_pool,
+                http,
+                partial(open_fast_path, url=self._url, headers=headers, limit=self._timeout),
+            ),
             self._limiter,
             self._url,
             headers,

@@ -19,6 +19,7 @@ from test_wire import ONCE, RUNTIME
 
 from bctrl_async import BctrlNetworkError, BctrlSession, BctrlTimeoutError
 from bctrl_async._http.canned import run_now
+from bctrl_async._http.deadlines import Deadlines
 from bctrl_async.emulator import Emulator
 from bctrl_async.observer import AttemptObserver, Observer, StopObserver
 
@@ -141,6 +142,24 @@ class TestRehearsal:
         assert recwarn.list == []
 
 
+def is_reading(session: BctrlSession) -> bool:
+    """Return True if a body is being read."""
+    fast_path = session._sender._pool.fast_path
+    assert fast_path is not None
+    return any(hasattr(exchange, "status") for exchange in fast_path._deadlines._ends)
+
+
+class Named:
+    """An exchange that notes its end."""
+
+    def __init__(self, name: str, expired: list[str]) -> None:
+        self._name = name
+        self._expired = expired
+
+    def time_out(self) -> None:
+        self._expired.append(self._name)
+
+
 class TestTimeout:
     async def test_it_covers_the_head(self) -> None:
         async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
@@ -167,6 +186,47 @@ class TestTimeout:
             with pytest.raises(BctrlNetworkError):
                 await session.stop_runtime("ws-1", "crm")
 
+    async def test_it_counts_from_before_the_connection(self) -> None:
+        """Fault: with one timer for all, one that had to connect waited for a later one."""
+        now = asyncio.get_running_loop().time()
+        expired: list[str] = []
+        deadlines = Deadlines(1.0, asyncio.get_running_loop())
+        deadlines.add(Named("first", expired), now, 1.0)
+        deadlines.add(Named("connected", expired), now - 0.99, 1.0)
+        deadlines.add(Named("short", expired), now, 0.02)
+        while len(expired) < 2:
+            await asyncio.sleep(0.01)
+        deadlines.close()
+        assert expired == ["connected", "short"]
+
+    async def test_each_exchange_has_its_own(self) -> None:
+        now = asyncio.get_running_loop().time()
+        expired: list[str] = []
+        deadlines = Deadlines(1.0, asyncio.get_running_loop())
+        exchanges = [Named(name, expired) for name in "abcd"]
+        for number, exchange in enumerate(exchanges):
+            deadlines.add(exchange, now - 0.99 + number / 100, 1.0)
+        deadlines.discard(exchanges[0])
+        deadlines.discard(exchanges[2])
+        deadlines.discard(exchanges[2])
+        while len(expired) < 2:
+            await asyncio.sleep(0.01)
+        assert expired == ["b", "d"]
+        assert deadlines._timer is None
+
+    async def test_a_body_that_is_read_when_the_session_closes_still_times_out(self) -> None:
+        """Fault: closing the session cancelled the only timer, and the stop never ended."""
+        async with raw_server(answering(OK[:-9])) as url:
+            async with on_fast_path(url, timeout=0.1) as session:
+                stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+                while not is_reading(session):
+                    await asyncio.sleep(0.001)
+            with pytest.raises(BctrlNetworkError):
+                await stopping
+            fast_path = session._sender._pool.fast_path
+            assert fast_path is not None
+            assert fast_path._deadlines._timer is None
+
     async def test_its_connection_is_not_used_again(self) -> None:
         heads: list[asyncio.StreamWriter] = []
 
@@ -186,7 +246,6 @@ class TestTimeout:
         self, order: list[int]
     ) -> None:
         """Fault: a timeout that cancels the task can swallow a cancellation by the caller."""
-        loop = asyncio.get_running_loop()
         waits = asyncio.Event()
 
         async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
@@ -195,9 +254,10 @@ class TestTimeout:
         async with raw_server(ignore) as url, on_fast_path(url) as session:
             stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
             await waits.wait()
-            timers: list[Any] = loop._scheduled  # type: ignore[attr-defined]
-            time_out = next(t._callback for t in timers if "_time_out" in repr(t._callback))
-            ends: list[Callable[[], object]] = [time_out, stopping.cancel]
+            fast_path = session._sender._pool.fast_path
+            assert fast_path is not None
+            [exchange] = fast_path._deadlines._ends
+            ends: list[Callable[[], object]] = [exchange.time_out, stopping.cancel]
             for number in order:
                 ends[number]()
             with pytest.raises(asyncio.CancelledError):

@@ -119,6 +119,8 @@ class Pool:
     async def close(self) -> None:
         """Close the owned session if its loop still runs; leave a borrowed one open."""
         if self._lifetime is not None and not self.gone:
+            if self.fast_path is not None:
+                self.fast_path.close()
             await anext(self._lifetime, None)
 
     def __del__(self) -> None:

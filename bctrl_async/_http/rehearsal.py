@@ -26,7 +26,10 @@ _ANSWER = (
 
 
 def open_fast_path(
-    http: aiohttp.ClientSession, url: URL, headers: CIMultiDict[str]
+    http: aiohttp.ClientSession,
+    url: URL,
+    headers: CIMultiDict[str],
+    limit: aiohttp.ClientTimeout,
 ) -> FastPath | None:
     """Return the fast path to a pool, or None if its requests must not take it.
 
@@ -36,6 +39,7 @@ def open_fast_path(
         http: An owned pool, just opened.
         url: The URL of the API.
         headers: The headers of most requests.
+        limit: The time limits of most requests.
     """
     connector = http.connector
     if not isinstance(connector, Connector) or http.trust_env or http.trace_configs:
@@ -48,7 +52,7 @@ def open_fast_path(
     except Exception as error:  # noqa: BLE001 - another aiohttp may raise anything.
         _log.info("the fast path does not work with this aiohttp: %r", error)
         return None
-    return FastPath(connector.take, url, headers)
+    return FastPath(connector.take, url, headers, limit)
 
 
 def _is_aiohttps(function: object) -> bool:
@@ -73,7 +77,7 @@ def _rehearse(url: URL) -> None:
 async def _rehearse_on(connector: CannedConnector, url: URL) -> None:
     headers = CIMultiDict({"X-Rehearsal": "yes"})
     limit = aiohttp.ClientTimeout(total=60)
-    fast_path = FastPath(connector.connect, url, headers)
+    fast_path = FastPath(connector.connect, url, headers, limit)
     for path in ("/first", "/second"):
         exchange = await fast_path.post(path, headers, limit, _ignore)
         head = exchange.status, exchange.headers.get("X-Rehearsal")
@@ -90,6 +94,7 @@ async def _rehearse_on(connector: CannedConnector, url: URL) -> None:
     with suppress(TimeoutError):
         unanswered.send(None)
         raise ValueError("it did not time out")
+    fast_path.close()
 
 
 def _ignore() -> None:

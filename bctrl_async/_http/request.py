@@ -57,10 +57,11 @@ def path_segment(value: str | UUID | None, name: str) -> str:
             Gateways may resolve a dot segment even if it is encoded: some first decode `%2F`, `%2e`
             or `\`, or drop `;parameters`.
     """
+    if type(value) is str and _is_plain(value):
+        return value
     if isinstance(value, str):
-        if type(value) is not str:
-            # Formatting a member of a str enum gives its Python name.
-            value = str.__str__(value)
+        # Formatting a member of a str enum gives its Python name.
+        value = str.__str__(value)
         if _is_plain(value):
             return value
     elif isinstance(value, UUID):

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 import aiohttp
 from aiohttp import hdrs
+from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -186,8 +187,9 @@ async def _read_body(response: _Response, max_body: int) -> tuple[bytes, Excepti
             if body.tell() > LONG_BODY:
                 # A compressed body unpacks to many chunks that need not be waited for.
                 await asyncio.sleep(0)
-    except (*AIOHTTP_ERRORS, RuntimeError) as error:
-        # aiohttp raises RuntimeError if this side has just closed the connection.
+    except (*AIOHTTP_ERRORS, HttpProcessingError, RuntimeError) as error:
+        # aiohttp's parser in Python raises HttpProcessingError. RuntimeError is raised if this side
+        # has just closed the connection.
         return body.getvalue(), detached(error)
     finally:
         # After a complete body the connection is back in the pool already, and stays open.
