@@ -50,6 +50,7 @@ class Limiter:
         self._free = limit
         self._rate = rate
         self._queues: list[deque[asyncio.Future[bool]]] = [deque() for _ in Priority]
+        self._queued = 0
         self._shortest_max_wait = self._first_patience_end = math.inf
         self._throttled_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -78,7 +79,7 @@ class Limiter:
 
     def acquire_nowait(self) -> bool:
         """Acquire a slot without waiting; return False if that is not possible."""
-        if not self._free or self._closed or any(self._queues):
+        if not self._free or self._closed or self._queued:
             return False
         if not self._rate.is_unlimited:
             now = asyncio.get_running_loop().time()
@@ -122,6 +123,7 @@ class Limiter:
             self._first_patience_end = min(self._first_patience_end, patience_ends)
             waiter: asyncio.Future[bool] = loop.create_future()
             self._queues[priority].append(waiter)
+            self._queued += 1
             self._admit(loop)
             try:
                 admitted = await waiter
@@ -165,20 +167,19 @@ class Limiter:
             answer: The attempt's parsed response or `BctrlError`; None if it has neither.
         """
         loop = asyncio.get_running_loop()
-        if answer is not None:
-            self._on_answer(answer, loop.time())
+        if isinstance(answer, BctrlError):
+            self._on_error(answer, loop.time())
+        elif answer is not None:
+            self._rate.on_success(loop.time())
         self._free += 1
-        if any(self._queues):
+        if self._queued:
             self._admit(loop)
 
-    def _on_answer(self, answer: object, now: float) -> None:
-        if isinstance(answer, BctrlError):
-            if answer.status is None:
-                return
-            if answer.status in THROTTLED:
-                self._on_throttled(answer.status, answer.retry_after, now)
-                return
-        self._rate.on_success(now)
+    def _on_error(self, error: BctrlError, now: float) -> None:
+        if error.status in THROTTLED:
+            self._on_throttled(error.status, error.retry_after, now)
+        elif error.status is not None:
+            self._rate.on_success(now)
 
     def _on_throttled(self, status: int, retry_after: float | None, now: float) -> None:
         self._rate.on_throttled(now, retry_after, self.in_use)
@@ -203,6 +204,7 @@ class Limiter:
     def _wake_all(self) -> None:
         """Wake all waiters; each gives up or queues again."""
         self._shortest_max_wait = self._first_patience_end = math.inf
+        self._queued = 0
         for queue in self._queues:
             waiters = list(queue)
             queue.clear()
@@ -214,6 +216,7 @@ class Limiter:
         while self._free and (queue := next(filter(None, self._queues), None)):
             if queue[0].done():  # It was cancelled.
                 queue.popleft()
+                self._queued -= 1
                 continue
             if not self._rate.is_unlimited:
                 now = loop.time()
@@ -226,8 +229,9 @@ class Limiter:
                     return
                 self._on_start(now)
             self._free -= 1
+            self._queued -= 1
             queue.popleft().set_result(True)
-        if not any(self._queues):
+        if not self._queued:
             self._shortest_max_wait = self._first_patience_end = math.inf
 
     def _schedule_wakeup(self, loop: asyncio.AbstractEventLoop, when: float) -> None:

@@ -27,7 +27,7 @@ class CancelLevel(IntEnum):
 class CancelScope:
     """A block of a task that another task can cancel once, like anyio's `CancelScope`.
 
-    It may be entered again after it was left, but not within itself.
+    Its task may enter it again after it was left, but not within itself.
 
     `asyncio.timeout` does not fit: rescheduled to now, it cancels in the next turn of the loop, and
     the task may be elsewhere by then.
@@ -36,24 +36,28 @@ class CancelScope:
         cancelled_caught: True if the block was left because of `cancel`.
     """
 
-    __slots__ = ("_cancel_called", "_cancelling", "_task", "cancelled_caught")
+    __slots__ = ("_cancel_called", "_cancelling", "_entered", "_task", "cancelled_caught")
 
     def __init__(self) -> None:
         self._task: asyncio.Task[object] | None = None
+        self._entered = False
         self._cancelling = 0
         self._cancel_called = False
         self.cancelled_caught = False
 
     def __enter__(self) -> Self:
-        self._task = task = asyncio.current_task()
+        task = self._task
+        if task is None:
+            self._task = task = asyncio.current_task()
         self._cancelling = 0 if task is None else task.cancelling()
+        self._entered = True
         self._cancel_called = self.cancelled_caught = False
         return self
 
     def cancel(self) -> None:
         """Cancel the block once, if a task is in it."""
         task = self._task
-        if task is None or self._cancel_called:
+        if task is None or not self._entered or self._cancel_called:
             return
         # Not the current task: it would be cancelled at its next await, perhaps after the block.
         if task is not asyncio.current_task():
@@ -61,10 +65,10 @@ class CancelScope:
             task.cancel()
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> bool:
-        task, self._task = self._task, None
-        if task is not None and self._cancel_called:
+        self._entered = False
+        if self._cancel_called and self._task is not None:
             # A cancellation from outside the scope remains in the count, and propagates.
-            only_ours = task.uncancel() <= self._cancelling
+            only_ours = self._task.uncancel() <= self._cancelling
             self.cancelled_caught = only_ours and exc_type is asyncio.CancelledError
         return self.cancelled_caught
 

@@ -28,6 +28,8 @@ _MAX_OUTCOMES = 100_000
 _MAX_WAITING = 1_000
 """The duplicates of one target in flight beyond which no more is read: they are recorded at once,
 in some 10 ms."""
+_new_hash = blake2b(digest_size=16).copy
+"""Returns a new hash, for less than the constructor with its many arguments."""
 _POLL = 0.01
 """Seconds between two checks for room. A wake-up would fail in a loop that is closed."""
 
@@ -52,6 +54,11 @@ class Duplicates:
     def is_full(self) -> bool:
         """True if so many duplicates of a target wait that no more are to be read."""
         return self._full > 0
+
+    @property
+    def has_undelivered(self) -> bool:
+        """True if there are outcomes that are to be delivered after that of the first."""
+        return bool(self._undelivered)
 
     async def wait(self) -> None:
         """Wait until more duplicates may be read."""
@@ -120,8 +127,10 @@ class Duplicates:
 def _digest(target: RuntimeRef) -> bytes:
     """Return a key of a target that is short, however long its names are."""
     workspace_id, alias = target
-    text = f"{len(workspace_id)} {workspace_id}{alias}"
-    return blake2b(text.encode(), digest_size=16).digest()
+    key = _new_hash()
+    # Neither name has a control character, or the target would be invalid.
+    key.update(f"{workspace_id}\0{alias}".encode())
+    return key.digest()
 
 
 def _repeated(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 
 from bctrl_async._calls.observing import notify
@@ -43,7 +43,8 @@ class Ledger:
         self._journal: Journal | None = None
         self._began: float | None = None
         self._ended: float | None = None
-        self.counts: Counter[StopResult] = Counter()
+        # In a Counter, adding one would cost twice as much.
+        self.counts: dict[StopResult, int] = defaultdict(int)
         self.failures: list[StopOutcome] = []
         self.retries: int = 0
         self.throttled: int = 0
@@ -91,9 +92,11 @@ class Ledger:
         self.counts[result] += 1
         if result not in self._successes:
             self.failures.append(outcome)
-        self.resumed += outcome.resumed
-        self.repeated += outcome.duplicate
-        if not outcome.resumed:
+        if outcome.duplicate:
+            self.repeated += 1
+        if outcome.resumed:
+            self.resumed += 1
+        else:
             if outcome.attempts > 1:
                 self.retries += outcome.attempts - 1
             if self.observer is not None:
