@@ -9,7 +9,7 @@ from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._calls.sender import Sender
 from bctrl_async.bulk._cancel import CancelScope
-from bctrl_async.errors import is_unanswered
+from bctrl_async.errors import BctrlError, BctrlNetworkError, is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef
 
 _NO_SUCH_RUNTIME = "bctrl-async-canary"
@@ -113,6 +113,15 @@ class CircuitBreaker:
         self._probe = None
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def as_dead(self, error: BctrlError) -> BctrlNetworkError:
+        """Return the error of a run whose server is given up, from that of one target."""
+        if self.has_answered:
+            return BctrlNetworkError(
+                f"the server answers no more: {error.summary}",
+                advice="Run it again once the server is back",
+            )
+        return BctrlNetworkError(f"the server does not answer: {error.summary}")
 
     async def wait_to_retry(self, call: Call[Runtime]) -> bool:
         """Wait before retrying a call whose last attempt failed; return False to give up.

@@ -10,18 +10,18 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from typing import Protocol
 
 import msgspec
 
 from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
-from bctrl_async._calls.observing import notify, observe_read
+from bctrl_async._calls.observing import notify
 from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy, is_transient
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http.operations import STOP
 from bctrl_async._limiter.limiter import Priority
 from bctrl_async.bulk._breaker import CircuitBreaker
+from bctrl_async.bulk._canary import Canary, MakeRead
 from bctrl_async.bulk._cancel import CancelLevel, Worker
 from bctrl_async.bulk._delivery import Deliver
 from bctrl_async.bulk._ledger import Ledger
@@ -31,24 +31,13 @@ from bctrl_async.errors import (
     BctrlAuthenticationError,
     BctrlConfigError,
     BctrlError,
-    BctrlNetworkError,
     BctrlRateLimitError,
-    is_unanswered,
 )
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
 
 _ENDED = BctrlError("the run has ended")
-
-
-class MakeRead(Protocol):
-    """Makes a GET of a target."""
-
-    def __call__(
-        self, target: RuntimeRef, *, policy: RetryPolicy, priority: Priority
-    ) -> Call[Runtime]:
-        """Return the call, whose first attempt has this priority."""
 
 
 class Run:
@@ -87,16 +76,18 @@ class Run:
         self.source: Input = source
         self.sender: Sender = sender
         self._make_call = make_call
-        self._make_canary = partial(
-            make_read, policy=msgspec.structs.replace(policy, attempts=1), priority=Priority.RETRY
+        self.ledger: Ledger = Ledger(
+            lambda error: self.end_early(error, CancelLevel.WAITING), missing_ok=missing_ok
         )
         self._breaker = CircuitBreaker(
             sender,
             policy,
             deadline or BULK_PATIENCE,
-            is_answered=self._is_answered,
+            is_answered=Canary(sender, make_read, policy, self.ledger).is_answered,
             in_flight=lambda: self.in_flight,
         )
+        # Bound once, and not for each call.
+        self._retry_strategy = self._wait_to_retry
         self._deadline = deadline
         self._workers = [Worker() for _ in range(concurrency)]
         self._tasks: list[asyncio.Task[None]] = []
@@ -104,9 +95,6 @@ class Run:
         self._level: CancelLevel | None = None
         self._reason = self._not_begun = _ENDED
         self._failure: BaseException | None = None
-        self.ledger: Ledger = Ledger(
-            lambda error: self.end_early(error, CancelLevel.WAITING), missing_ok=missing_ok
-        )
         self._verifier: Verifier | None = None
         if verify:
             self._verifier = Verifier(
@@ -243,7 +231,7 @@ class Run:
             if item is None:
                 return
             outcome = await self._process(worker, *item)
-            if outcome is not None:
+            if outcome is not None and (self._deliver is not None or duplicates.has_undelivered):
                 for waits in self._deliveries(outcome):
                     with worker.scope(CancelLevel.DELIVERY):
                         await waits
@@ -342,7 +330,7 @@ class Run:
         self, worker: Worker, call: Call[Runtime], delay: float = 0.0
     ) -> Runtime | BctrlError:
         """Make a call in a cancel scope, after a delay in seconds."""
-        call.wait_to_retry = self._wait_to_retry
+        call.wait_to_retry = self._retry_strategy
         ended: Runtime | BctrlError | None = None
         worker.call = call
         try:
@@ -381,19 +369,6 @@ class Run:
             call.cut_off = True
         return may_retry and await self._breaker.wait_to_retry(call)
 
-    async def _is_answered(self, target: RuntimeRef) -> bool:
-        """Send a GET of a target once; return True if the server answers it."""
-        call = self._make_canary(target)
-        call.wait_to_retry = _give_up
-        try:
-            with observe_read(
-                self.ledger.begin_read, target.workspace_id, target.alias
-            ) as call.observer:
-                await self.sender.request(call)
-        except BctrlError as error:
-            return not is_unanswered(error)
-        return True
-
     def _end_if_all_will_fail(self, error: BctrlError, call: Call[Runtime]) -> None:
         """End the run after an error that every other call would meet as well."""
         if isinstance(error, BctrlAuthenticationError | BctrlConfigError) or (
@@ -402,9 +377,7 @@ class Run:
         ):
             self.end_early(error, CancelLevel.WAITING)
         elif self._breaker.gave_up:
-            self.end_early(
-                _dead(error, has_answered=self._breaker.has_answered), CancelLevel.WAITING
-            )
+            self.end_early(self._breaker.as_dead(error), CancelLevel.WAITING)
 
 
 def _outcome(
@@ -416,17 +389,3 @@ def _outcome(
 ) -> StopOutcome:
     elapsed = time.monotonic() - began
     return outcome_of(target, ended, index=index, attempts=call.attempts, elapsed=elapsed)
-
-
-async def _give_up(_: Call[Runtime]) -> bool:
-    return False
-
-
-def _dead(error: BctrlError, *, has_answered: bool) -> BctrlError:
-    """Return the error of a run whose server answers nothing, given that of one target."""
-    if has_answered:
-        return BctrlNetworkError(
-            f"the server answers no more: {error.summary}",
-            advice="Run it again once the server is back",
-        )
-    return BctrlNetworkError(f"the server does not answer: {error.summary}")

@@ -108,7 +108,7 @@ FAULTS = {
     "dead-target": KnownFault(
         "a target that is never answered passes for a dead server",
         "dead targets",
-        {"bctrl_async.bulk._run.Run._is_answered": _never_answered},
+        {"bctrl_async.bulk._canary.Canary.is_answered": _never_answered},
     ),
     "duplicate": KnownFault(
         "a target that is in a list twice is sent twice",
