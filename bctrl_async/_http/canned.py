@@ -7,9 +7,11 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, TypeVar
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
+
+from bctrl_async._http.protocol import AnswerHandler
 
 if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
     from aiohttp.tracing import Trace
 
 _T = TypeVar("_T")
@@ -27,7 +29,7 @@ class CannedConnector(aiohttp.BaseConnector):
         received: The bytes of all requests.
     """
 
-    protocol: ResponseHandler
+    protocol: AnswerHandler
 
     def __init__(self, *answers: bytes) -> None:
         super().__init__()
@@ -41,7 +43,7 @@ class CannedConnector(aiohttp.BaseConnector):
         traces: list[Trace],  # noqa: ARG002
         timeout: aiohttp.ClientTimeout,  # noqa: ARG002, ASYNC109 - aiohttp's.
     ) -> ResponseHandler:
-        self.protocol = ResponseHandler(asyncio.get_running_loop())
+        self.protocol = AnswerHandler(asyncio.get_running_loop())
         self.protocol.connection_made(_CannedTransport(self, self.protocol))
         self.connections += 1
         return self.protocol

@@ -5,10 +5,13 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import aiohttp
+
+from bctrl_async._http.protocol import AnswerHandler
 
 if TYPE_CHECKING:
     from asyncio import BaseTransport
@@ -33,6 +36,8 @@ class Connector(aiohttp.TCPConnector):
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of a TCPConnector.
         super().__init__(**options)
+        # There is no public way; without it the fast path uses the parser for every answer.
+        self._factory = partial(AnswerHandler, loop=self._loop)  # type: ignore[assignment]
         self._is_readable: WeakKeyDictionary[ResponseHandler, Callable[[], bool]] = (
             WeakKeyDictionary()
         )

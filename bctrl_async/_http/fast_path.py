@@ -26,6 +26,8 @@ from yarl import URL
 
 from bctrl_async._http.canned import CannedConnector, run_now
 from bctrl_async._http.deadlines import Deadlines
+from bctrl_async._http.plain_answer import PlainAnswer
+from bctrl_async._http.protocol import AnswerHandler
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -54,16 +56,13 @@ class Exchange:
 
     Attributes:
         protocol: The protocol of the connection.
-        status: The status of the response.
-        headers: Its headers.
-        content: Its body; empty until the head was read.
+        content: The body of the response; empty until the head was read.
         body: The whole body, if it arrived with the head.
     """
 
-    __slots__ = ("_connection", "_deadlines", "body", "content", "headers", "protocol", "status")
+    __slots__ = ("_connection", "_deadlines", "_message", "body", "content", "protocol")
 
-    status: int
-    headers: CIMultiDictProxy[str]
+    _message: RawResponseMessage | PlainAnswer
 
     def __init__(self, connection: Connection, deadlines: Deadlines) -> None:
         self._connection = connection
@@ -76,21 +75,36 @@ class Exchange:
     def write(self, request: bytes) -> None:
         """Send the request."""
         protocol = self.protocol
-        # As aiohttp sets them for a POST. Bytes that came before the request close the connection.
-        protocol.set_response_params(read_until_eof=True)
+        if isinstance(protocol, AnswerHandler):
+            protocol.expect_answer()
+        else:
+            protocol.set_response_params(read_until_eof=True)
         transport = protocol.transport
         if transport is None or transport.is_closing():
             raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
         transport.write(request)
 
-    def begin_body(self, message: RawResponseMessage, content: aiohttp.StreamReader) -> None:
+    def begin_body(
+        self, message: RawResponseMessage | PlainAnswer, content: aiohttp.StreamReader
+    ) -> None:
         """Take the head of the response, and the body if it is complete."""
-        self.status, self.headers, self.content = message.code, message.headers, content
+        self._message, self.content = message, content
+        # At once, if the body is complete.
         content.on_eof(self.close)
-        if content.is_eof():
-            # `read_nowait` would resume the parser, a twentieth of the cost of a stop.
-            # The rehearsal guards it. The body of a 204 has no buffer.
-            self.body = b"".join(getattr(content, "_buffer", ()))
+        if type(message) is PlainAnswer:
+            self.body = message.body
+        elif content.is_eof():
+            self.body = content.read_nowait()
+
+    @property
+    def status(self) -> int:
+        """The status of the response."""
+        return self._message.code
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """The headers of the response."""
+        return self._message.headers
 
     def time_out(self) -> None:
         """End the exchange with a `TimeoutError`."""

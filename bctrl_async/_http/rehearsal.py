@@ -19,10 +19,8 @@ from bctrl_async._http.fast_path import FastPath, request_functions
 _log = logging.getLogger("bctrl_async")
 
 _BODY = b"{}"
-_ANSWER = (
-    b"HTTP/1.1 100 Continue\r\n\r\n"
-    b"HTTP/1.1 200 OK\r\nX-Rehearsal: yes\r\nContent-Length: 2\r\n\r\n" + _BODY
-)
+_PLAIN = b"HTTP/1.1 200 OK\r\nX-Rehearsal: yes\r\nContent-Length: 2\r\n\r\n" + _BODY
+_PARSED = b"HTTP/1.1 100 Continue\r\n\r\n" + _PLAIN
 
 
 def open_fast_path(
@@ -67,7 +65,7 @@ def _rehearse(url: URL) -> None:
     Raises:
         Exception: It does not work with this aiohttp.
     """
-    connector = CannedConnector(_ANSWER, _ANSWER)
+    connector = CannedConnector(_PLAIN, _PARSED, _PLAIN)
     try:
         run_now(_rehearse_on(connector, url))
     finally:
@@ -78,7 +76,7 @@ async def _rehearse_on(connector: CannedConnector, url: URL) -> None:
     headers = CIMultiDict({"X-Rehearsal": "yes"})
     limit = aiohttp.ClientTimeout(total=60)
     fast_path = FastPath(connector.connect, url, headers, limit)
-    for path in ("/first", "/second"):
+    for path in ("/first", "/second", "/third"):
         exchange = await fast_path.post(path, headers, limit, _ignore)
         head = exchange.status, exchange.headers.get("X-Rehearsal")
         if (head, exchange.body) != ((HTTPStatus.OK, "yes"), _BODY):
@@ -88,7 +86,7 @@ async def _rehearse_on(connector: CannedConnector, url: URL) -> None:
             raise ValueError("it wrote another request")
     if connector.connections != 1:
         raise ValueError("it did not keep the connection alive")
-    unanswered = fast_path.post("/third", headers, limit, _ignore)
+    unanswered = fast_path.post("/fourth", headers, limit, _ignore)
     unanswered.send(None)
     connector.protocol.set_exception(TimeoutError())
     with suppress(TimeoutError):

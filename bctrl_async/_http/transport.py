@@ -38,8 +38,8 @@ _OK, _REDIRECTS = 200, 300
 class _Response(Protocol):
     """The part of an `aiohttp.ClientResponse` that an attempt needs."""
 
-    status: int
-
+    @property
+    def status(self) -> int: ...
     @property
     def headers(self) -> Mapping[str, str]: ...
     @property
