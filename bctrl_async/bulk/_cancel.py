@@ -7,7 +7,10 @@ from enum import IntEnum
 from typing import Self
 
 from bctrl_async._calls.call import Call
+from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime
+
+_ENDED = BctrlError("the run has ended")
 
 
 class CancelLevel(IntEnum):
@@ -22,6 +25,31 @@ class CancelLevel(IntEnum):
     """No answer is waited for; outcomes are still delivered."""
     DELIVERY = 3
     """Outcomes are recorded and no longer delivered."""
+
+
+class Ending:
+    """The end of a run: how much of it is cancelled, and why.
+
+    Attributes:
+        level: The level up to which the run is cancelled; None while it goes on.
+        reason: The reason for that level.
+        not_begun: The error of all targets that are not begun any more; there may be a million.
+    """
+
+    def __init__(self) -> None:
+        self.level: CancelLevel | None = None
+        self.reason: BctrlError = _ENDED
+        self.not_begun: BctrlError = _ENDED
+
+    def goes_on(self) -> bool:
+        """Return True if nothing is cancelled."""
+        return self.level is None
+
+    def raise_to(self, level: CancelLevel, reason: BctrlError) -> None:
+        """Raise the level; a lower one, and its reason, change nothing."""
+        if self.level is None or level > self.level:
+            self.level, self.reason = level, reason
+            self.not_begun = BctrlError(f"not sent: {reason.summary}")
 
 
 class CancelScope:

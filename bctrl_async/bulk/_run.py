@@ -14,30 +14,23 @@ from functools import partial
 import msgspec
 
 from bctrl_async._calls.call import Call, annotate
-from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async._calls.observing import notify
-from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy, is_transient
+from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http.operations import STOP
 from bctrl_async._limiter.limiter import Priority
 from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._canary import Canary, MakeRead
-from bctrl_async.bulk._cancel import CancelLevel, Worker
+from bctrl_async.bulk._cancel import CancelLevel, Ending, Worker
 from bctrl_async.bulk._delivery import Deliver
 from bctrl_async.bulk._ledger import Ledger
+from bctrl_async.bulk._sending import BulkSender
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref
 from bctrl_async.bulk._verify import Pending, Verifier, needs_verification
-from bctrl_async.errors import (
-    BctrlAuthenticationError,
-    BctrlConfigError,
-    BctrlError,
-    BctrlRateLimitError,
-)
+from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
-
-_ENDED = BctrlError("the run has ended")
 
 
 class Run:
@@ -76,6 +69,7 @@ class Run:
         self.source: Input = source
         self.sender: Sender = sender
         self._make_call = make_call
+        self._ending = Ending()
         self.ledger: Ledger = Ledger(
             lambda error: self.end_early(error, CancelLevel.WAITING), missing_ok=missing_ok
         )
@@ -86,22 +80,21 @@ class Run:
             is_answered=Canary(sender, make_read, policy, self.ledger).is_answered,
             in_flight=lambda: self.in_flight,
         )
-        # Bound once, and not for each call.
-        self._retry_strategy = self._wait_to_retry
+        self._bulk_sender = BulkSender(
+            sender, self._breaker, self.ledger, self._ending, self.end_early
+        )
         self._deadline = deadline
         self._workers = [Worker() for _ in range(concurrency)]
         self._tasks: list[asyncio.Task[None]] = []
         self._deliver: Deliver | None = None
-        self._level: CancelLevel | None = None
-        self._reason = self._not_begun = _ENDED
         self._failure: BaseException | None = None
         self._verifier: Verifier | None = None
         if verify:
             self._verifier = Verifier(
                 self.ledger,
                 make_poll=partial(make_read, policy=policy, priority=Priority.POLL),
-                send=self._send,
-                may_send=self._goes_on,
+                send=self._bulk_sender.send,
+                may_send=self._ending.goes_on,
                 deadline=deadline,
             )
 
@@ -120,9 +113,6 @@ class Run:
         if self._verifier is not None:
             yield from self._verifier.workers
 
-    def _goes_on(self) -> bool:
-        return self._level is None
-
     def end_early(self, reason: BctrlError, level: CancelLevel) -> None:
         """Cancel as much of the run as the level says, for this reason."""
         leaves_stops = level is not CancelLevel.READING and any(
@@ -131,12 +121,9 @@ class Run:
         if leaves_stops or not self.source.exhausted:
             self.ledger.end_early(reason)
         self.source.end()
-        if self._level is None or level > self._level:
-            self._level, self._reason = level, reason
-            if level is CancelLevel.DELIVERY:
-                self._deliver = None
-            # One for all: there may be a million of them.
-            self._not_begun = BctrlError(f"not sent: {reason.summary}")
+        self._ending.raise_to(level, reason)
+        if level is CancelLevel.DELIVERY:
+            self._deliver = None
         for worker in list(self._active()):
             if worker.cancel(level):
                 self.ledger.end_early(reason)
@@ -240,7 +227,7 @@ class Run:
                 await asyncio.sleep(0)
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
-        if self.ledger.duplicates.is_full and self._goes_on():
+        if self.ledger.duplicates.is_full and self._ending.goes_on():
             with worker.scope():
                 await self.ledger.duplicates.wait()
         if not self.source.is_async:
@@ -285,19 +272,19 @@ class Run:
         self, worker: Worker, index: int, target: RuntimeRef, call: Call[Runtime], began: float
     ) -> StopOutcome | None:
         observer: StopObserver | None = None
-        ended: Runtime | BctrlError = self._not_begun
+        ended: Runtime | BctrlError = self._ending.not_begun
         try:
-            if self._level is None:
+            if self._ending.level is None:
                 if self.ledger.observer is not None:
                     observer = notify(self.ledger.observer.begin_stop, *target)
                     call.observer = observer
-                ended = await self._send(worker, call)
+                ended = await self._bulk_sender.send(worker, call)
         except BaseException as error:
             try:
                 self._end_with(error)
             finally:
                 # Also in a loop that is closed, where no task can be cancelled.
-                aborted = call.aborted(self._reason.summary)
+                aborted = call.aborted(self._ending.reason.summary)
                 self.ledger.record(_outcome(index, target, call, began, aborted), observer)
             raise
         outcome = _outcome(index, target, call, began, ended)
@@ -313,7 +300,11 @@ class Run:
         running. Only beyond the limit of pollers does it poll its own target.
         """
         verifier = self._verifier
-        if verifier is None or not self._goes_on() or not needs_verification(pending.outcome):
+        if (
+            verifier is None
+            or not self._ending.goes_on()
+            or not needs_verification(pending.outcome)
+        ):
             return self.ledger.record(pending.outcome, pending.observer)
         if verifier.is_full:
             return await verifier.verify(worker, pending)
@@ -325,59 +316,6 @@ class Run:
         for waits in self._deliveries(await verifier.verify(poller, pending)):
             with poller.scope(CancelLevel.DELIVERY):
                 await waits
-
-    async def _send(
-        self, worker: Worker, call: Call[Runtime], delay: float = 0.0
-    ) -> Runtime | BctrlError:
-        """Make a call in a cancel scope, after a delay in seconds."""
-        call.wait_to_retry = self._retry_strategy
-        ended: Runtime | BctrlError | None = None
-        worker.call = call
-        try:
-            with worker.scope():
-                if delay:
-                    await self.sender.limiter.sleep(delay)
-                ended = await self.sender.request(call)
-        except BctrlError as error:
-            # The frames that a traceback holds are much for a hundred thousand failures.
-            ended = error.with_traceback(None)
-        except asyncio.CancelledError as error:
-            if is_cancelled():
-                raise
-            raise as_failure(error, "the call") from error
-        finally:
-            worker.call = None
-            self._breaker.leave(call)
-            if call.retries is not None:
-                self.ledger.throttled += call.retries.throttled
-        if ended is None or call.cut_off:
-            return call.aborted(self._reason.summary)
-        if isinstance(ended, Runtime):
-            self._breaker.on_answer(call)
-        else:
-            self._end_if_all_will_fail(ended, call)
-        return ended
-
-    async def _wait_to_retry(self, call: Call[Runtime]) -> bool:
-        """Wait before retrying a call; return False to give up."""
-        failure = None if call.retries is None else call.retries.last_failure
-        may_retry = self._goes_on() or (
-            self._level is CancelLevel.READING and call.operation.stops and call.may_have_stopped
-        )
-        if not may_retry and failure is not None and is_transient(failure, call.policy.statuses):
-            self.ledger.end_early(self._reason)
-            call.cut_off = True
-        return may_retry and await self._breaker.wait_to_retry(call)
-
-    def _end_if_all_will_fail(self, error: BctrlError, call: Call[Runtime]) -> None:
-        """End the run after an error that every other call would meet as well."""
-        if isinstance(error, BctrlAuthenticationError | BctrlConfigError) or (
-            isinstance(error, BctrlRateLimitError)
-            and (error.retry_after or 0.0) > call.policy.max_throttle_wait
-        ):
-            self.end_early(error, CancelLevel.WAITING)
-        elif self._breaker.gave_up:
-            self.end_early(self._breaker.as_dead(error), CancelLevel.WAITING)
 
 
 def _outcome(
