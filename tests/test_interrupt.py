@@ -207,16 +207,17 @@ def test_a_deadline_leaves_a_target_that_was_only_throttled_not_sent(
 
 @pytest_asyncio.fixture
 async def slow_lookup(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Hold every DNS lookup of the test's loop until the event is set."""
+    """Hold every DNS lookup of aiohttp until the event is set."""
     found = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    lookup = loop.getaddrinfo
+    # The extra speedups replaces the resolver.
+    resolver = aiohttp.DefaultResolver
+    resolve = resolver.resolve
 
-    async def look_up(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the loop's.
+    async def slow_resolve(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the resolver's.
         await found.wait()
-        return await lookup(*args, **kwargs)
+        return await resolve(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "getaddrinfo", look_up)
+    monkeypatch.setattr(resolver, "resolve", slow_resolve)
     return found
 
 

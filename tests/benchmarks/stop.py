@@ -121,8 +121,6 @@ def _time(runs: list[_Run], stops: int, rounds: int) -> dict[_Run, list[float]]:
                     *(__file__, "--measure", *map(str, task)),
                     kind=float,
                     environment=trust,
-                    # It sometimes does so when the interpreter exits, after its work.
-                    may_abort=case.client == _PYREQWEST,
                 )
                 times[case, in_flight].append(took)
             # Many short rounds in alternating order, so that other load on the machine affects all
