@@ -21,11 +21,11 @@ from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http import transport
 from bctrl_async._http.connector import Connector
-from bctrl_async._http.fast_path import NO_CONTENT_TYPE
 from bctrl_async._http.operations import GET, LIST, STOP, Operation
 from bctrl_async._http.pool import Pool
 from bctrl_async._http.rehearsal import open_fast_path
 from bctrl_async._http.request import check_extra_headers, plain_text
+from bctrl_async._http.serializer import NO_CONTENT_TYPE
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__

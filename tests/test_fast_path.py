@@ -14,6 +14,7 @@ import pytest
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from helpers import Connect
+from multidict import CIMultiDict
 from servers import answering, http_answer, raw_server
 from test_wire import ONCE, RUNTIME
 
@@ -64,6 +65,14 @@ class TestRehearsal:
         monkeypatch.delattr(aiohttp.ClientRequest, "send")
 
     @staticmethod
+    def headers_are_sent_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+        def update(self: aiohttp.ClientRequest, headers: CIMultiDict[str]) -> None:
+            real(self, CIMultiDict(sorted(headers.items(), reverse=True)))
+
+        real = aiohttp.ClientRequest.update_headers
+        monkeypatch.setattr(aiohttp.ClientRequest, "update_headers", update)
+
+    @staticmethod
     def the_request_line_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
         class Request(aiohttp.ClientRequest):
             async def send(self, conn: Connection) -> aiohttp.ClientResponse:
@@ -103,6 +112,7 @@ class TestRehearsal:
             connect_wants_more,
             requests_want_more,
             requests_cannot_be_sent,
+            headers_are_sent_in_another_order,
             the_request_line_is_another,
             answers_are_read_otherwise,
             connections_are_not_kept_alive,

@@ -24,19 +24,15 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from bctrl_async._http.canned import CannedConnector, run_now
 from bctrl_async._http.deadlines import Deadlines
 from bctrl_async._http.plain_answer import PlainAnswer
 from bctrl_async._http.protocol import AnswerHandler
+from bctrl_async._http.serializer import Serializer
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
     from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.http import RawResponseMessage
-
-# Without it aiohttp sends a Content-Type of `application/octet-stream`, although there is no body,
-# and strict servers reject it.
-NO_CONTENT_TYPE = (hdrs.CONTENT_TYPE,)
 
 _NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
 _CONTINUE, _SWITCHING_PROTOCOLS, _OK = 100, 101, 200
@@ -141,7 +137,7 @@ class FastPath:
     Args:
         connect: The `connect` of a connector.
         url: The URL of the API.
-        headers: The headers of most requests; they are serialized once.
+        headers: The headers of most requests.
         limit: The time limits of most requests.
     """
 
@@ -153,14 +149,12 @@ class FastPath:
         limit: aiohttp.ClientTimeout,
     ) -> None:
         self._connect = connect
-        self._url = url.with_path("/", encoded=True)
-        self._headers = headers
-        self._head: tuple[bytes, bytes] | None = None
+        self._url = url
+        self._serializer = Serializer(url, headers)
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(limit.total, self._loop)
-        self._serializer = CannedConnector()
         # Connectors look only at its URL, so one is enough, and it has no key.
-        self._request = _ConnectRequest(hdrs.METH_POST, self._url, loop=self._loop)
+        self._request = _ConnectRequest(hdrs.METH_POST, url, loop=self._loop)
         self._functions = request_functions()
 
     @property
@@ -207,7 +201,7 @@ class FastPath:
         exchange = Exchange(connection, self._deadlines)
         self._deadlines.add(exchange, began, limit.total or math.inf)
         try:
-            exchange.write(self._serialized(path, headers))
+            exchange.write(self._serializer.serialize(path, headers))
             while True:
                 message, content = await exchange.protocol.read()
                 # Informational responses precede the final one (RFC 9110 section 15.2).
@@ -227,36 +221,6 @@ class FastPath:
             raise
         exchange.begin_body(message, content)
         return exchange
-
-    def _serialized(self, path: str, headers: CIMultiDict[str]) -> bytes:
-        if headers is not self._headers:
-            before, after = self._serialize(headers)
-        else:
-            if self._head is None:
-                self._head = self._serialize(headers)
-            before, after = self._head
-        return before + path.encode() + after
-
-    def _serialize(self, headers: CIMultiDict[str]) -> tuple[bytes, bytes]:
-        """Return the bytes that aiohttp sends for a request, before and after its path."""
-        request = self._make_request(headers)
-        connection = run_now(self._serializer.connect(request, [], aiohttp.ClientTimeout()))
-        try:
-            run_now(request.send(connection))
-        finally:
-            connection.close()
-        sent, self._serializer.received = self._serializer.received, b""
-        before, space, after = sent.partition(b" ")
-        return before + space, after.removeprefix(b"/")
-
-    def _make_request(self, headers: CIMultiDict[str]) -> aiohttp.ClientRequest:
-        return aiohttp.ClientRequest(
-            hdrs.METH_POST,
-            self._url,
-            headers=headers,
-            skip_auto_headers=NO_CONTENT_TYPE,
-            loop=self._loop,
-        )
 
 
 def request_functions() -> tuple[Callable[..., object], Callable[..., object]]:

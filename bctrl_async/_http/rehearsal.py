@@ -47,10 +47,10 @@ def open_fast_path(
     try:
         inspect.signature(aiohttp.TCPConnector.connect).bind(connector, None, [], None)
         _rehearse(url)
+        return FastPath(connector.take, url, headers, limit)
     except Exception as error:  # noqa: BLE001 - another aiohttp may raise anything.
         _log.info("the fast path does not work with this aiohttp: %r", error)
         return None
-    return FastPath(connector.take, url, headers, limit)
 
 
 def _is_aiohttps(function: object) -> bool:

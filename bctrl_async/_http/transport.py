@@ -18,12 +18,13 @@ from yarl import URL
 from bctrl_async import _config
 from bctrl_async._http.connector import on_connection
 from bctrl_async._http.failures import AIOHTTP_ERRORS, failed_request, partial_response
-from bctrl_async._http.fast_path import NO_CONTENT_TYPE, Exchange, FastPath
+from bctrl_async._http.fast_path import Exchange, FastPath
 from bctrl_async._http.identity import check_answer, names_in
 from bctrl_async._http.listing import Slices
 from bctrl_async._http.operations import LONG_BODY, MAX_BODY, Operation
 from bctrl_async._http.redaction import detached
 from bctrl_async._http.response import parse_error, unusable
+from bctrl_async._http.serializer import NO_CONTENT_TYPE
 from bctrl_async.errors import BctrlError, session_closed
 
 _T = TypeVar("_T")
