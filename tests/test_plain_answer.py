@@ -39,12 +39,22 @@ def parsed(data: bytes) -> tuple[RawResponseMessage, bytes, bool] | None:
         loop.close()
 
 
-@pytest.mark.parametrize("data", [PLAIN, NGINX, PLAIN.replace(b"OK", b"ok")])
+EXPRESS = (
+    b"HTTP/1.1 200 OK\r\nContent-Security-Policy: default-src 'self';base-uri 'self'\r\n"
+    b"Cross-Origin-Opener-Policy: same-origin\r\nOrigin-Agent-Cluster: ?1\r\n"
+    b"X-DNS-Prefetch-Control: off\r\nX-Powered-By: Express\r\n"
+    b"Content-Type: application/json; charset=utf-8\r\nContent-Length: 15\r\n"
+    b'ETag: W/"f-abc"\r\nVary: Accept-Encoding\r\nDate: Thu, 26 Nov 2026 10:00:00 GMT\r\n'
+    b"Connection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\n" + BODY
+)
+
+
+@pytest.mark.parametrize("data", [PLAIN, NGINX, EXPRESS, PLAIN.replace(b"OK", b"ok")])
 def test_answers_of_common_servers_are_plain(data: bytes) -> None:
     answer = plain_answer(data)
     assert answer is not None
     assert (answer.code, answer.body) == (200, BODY)
-    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-type"].startswith("application/json")
 
 
 @pytest.mark.parametrize(
@@ -62,8 +72,6 @@ def test_answers_of_common_servers_are_plain(data: bytes) -> None:
         b"Sec-WebSocket-Key1: x",
         b"Content-Length: 15",
         b"Content-Length: 16",
-        b"Content-Type: text/html",
-        b"Etag: x",
         b"Host: x",
         b"X: \xe9",
         b"X: a\tb",
