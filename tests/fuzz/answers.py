@@ -64,6 +64,7 @@ class Case(NamedTuple):
     """A few stops, one after the other.
 
     Attributes:
+        connecting: The seconds that connecting takes, for each connection; None refuses it.
         greeting: Bytes that arrive with each connection.
         interruption: Bytes that arrive between its first request and the answer.
         stops: The stops; the last one is answered as it should be.
@@ -71,6 +72,7 @@ class Case(NamedTuple):
         closed: The seconds after which the session is closed, or None.
     """
 
+    connecting: list[float | None]
     greeting: bytes
     interruption: bytes
     stops: list[Stop]
@@ -92,7 +94,13 @@ def draw(seed: int, number: int) -> Case:
     ]
     greeting, interruption = (_noise(rng) if rng.random() < 0.01 else b"" for _ in range(2))
     closed = _interruption(rng) if rng.random() < 0.01 else None
-    return Case(greeting, interruption, stops, rng.random() < 0.2, closed)
+    connecting = [_connecting(rng) if rng.random() < 0.02 else 0.0 for _ in stops]
+    return Case(connecting, greeting, interruption, stops, rng.random() < 0.2, closed)
+
+
+def _connecting(rng: random.Random) -> float | None:
+    # Within the time for it, and beyond it.
+    return rng.choice([None, 0.0017, 0.5 * TIMEOUT, 0.95 * TIMEOUT, 2.0 * TIMEOUT])
 
 
 def _interruption(rng: random.Random) -> float:
@@ -106,8 +114,9 @@ def plain(alias: str) -> Packet:
 
 
 def _answer(rng: random.Random, alias: str) -> list[Packet]:
-    data = bytearray(_whole_answer(rng, alias))
-    for _ in range(rng.choice([0, 0, 0, 0, 1, 1, 2, 5])):
+    is_typical = rng.random() < 0.3
+    data = bytearray(_typical_answer(rng, alias) if is_typical else _whole_answer(rng, alias))
+    for _ in range(rng.choice([0, 1, 1, 1] if is_typical else [0, 0, 0, 0, 1, 1, 2, 5])):
         rng.choice(_MUTATIONS)(rng, data)
     if rng.random() < 0.1:
         data += rng.choice([_noise(rng), _whole_answer(rng, alias), b"\r\n", b"\0"])
@@ -251,7 +260,7 @@ _STATUSES = (
     *["301 Moved", "302 Found", "304 Not Modified", "307 Temporary", "308 Permanent"],
     *["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found", "409 Conflict"],
     *["422 Unprocessable", "429 Too Many Requests", "500 Oops", "502 Bad Gateway", "503 Later"],
-    *["504 Gateway Timeout", "429 Slow down", "409 Conflict", "404 Not Found"],
+    *["504 Gateway Timeout", "429 Slow down", "409 Conflict", "404 Not Found", "200 Fine", "200 "],
 )
 _ODD_STATUSES = (
     *["101 Switching Protocols", "100 Continue", "199 Odd", "299 Odd", "600 Beyond", "999 Beyond"],
@@ -292,6 +301,30 @@ _ODD_HEADERS = (
         "X:\x7f",
     ],
 )
+_LENGTHS = (
+    *["Content-Length: {}"] * 12,
+    *["content-length:{}", "CONTENT-LENGTH: {}", "Content-Length:\t{} ", "Content-Length: 0{}"],
+    *["Content-Length: {0}\r\nContent-Length: {0}", "Content-Length : {}", " Content-Length: {}"],
+)
+_TYPICAL_HEADERS = (
+    *[
+        "Date: Thu, 26 Nov 2026 12:00:00 GMT",
+        "Server: cloudflare",
+        "Content-Type: application/json",
+    ],
+    *["CF-Ray: 8d1f7a52-FRA", "Cache-Control: no-store", "Connection: keep-alive", "Vary: Origin"],
+    *["Set-Cookie: a=b", "X-Request-Id: req-1", "Via: 1.1 google", "Content-Type: text/html"],
+    *["X-Powered-By: Express", 'ETag: W/"1-a"', "Keep-Alive: timeout=5", "Age: 0", "NEL: {}"],
+    *["Strict-Transport-Security: max-age=1", "Access-Control-Allow-Origin: *", "Trailer: X"],
+    *["Server: nginx", "ETag: x", "Expires: 0", "Alt-Svc: h3", "Server-Timing: a, b", "X: \t a "],
+)
+
+
+def _typical_answer(rng: random.Random, alias: str) -> bytes:
+    body = runtime(alias)
+    headers = rng.sample(_TYPICAL_HEADERS, rng.randint(0, 8))
+    headers.insert(rng.randint(0, len(headers)), f"Content-Length: {len(body)}")
+    return "\r\n".join(["HTTP/1.1 200 OK", *headers, "", ""]).encode() + body
 
 
 def _whole_answer(rng: random.Random, alias: str) -> bytes:
@@ -309,7 +342,7 @@ def _whole_answer(rng: random.Random, alias: str) -> bytes:
         headers.append(f"Content-Encoding: {name}")
     match rng.random():
         case draw if draw < 0.6:
-            headers.append(f"Content-Length: {len(body)}")
+            headers.append(rng.choice(_LENGTHS).format(len(body)))
         case draw if draw < 0.65:
             headers.append(f"Content-Length: {len(body) + rng.choice([-1, 1, 7])}")
         case draw if draw < 0.95:

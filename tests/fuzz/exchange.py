@@ -125,11 +125,17 @@ class _Server:
     def __init__(self, loop: SimLoop, case: Case) -> None:
         self.loop = loop
         self.case = case
+        self._connecting = list(case.connecting)
         self.requests: list[tuple[int, bytes]] = []
         self.connections: list[_Connection] = []
 
     async def connect(self, sock: socket.socket) -> None:
         del sock
+        delay = self._connecting.pop(0) if self._connecting else 0.0
+        if delay is None:
+            raise ConnectionRefusedError(111, "Connection refused")
+        if delay:
+            await asyncio.sleep(delay)
 
     async def open(
         self, make_protocol: Callable[[], asyncio.Protocol], sock: socket.socket
@@ -234,6 +240,10 @@ def _result_of(stopping: asyncio.Task[Runtime], seen: Seen) -> str:
 def _describe(error: BaseException) -> str:
     text = f"{type(error).__qualname__}: {error}: {error!r}"
     if isinstance(error, BctrlError):
-        text = f"{type(error).__qualname__}: {error}: {vars(error)}"
+        known = dict(vars(error))
+        if known["retry_after"] is not None:
+            # The limiter's depends on the step of the event loop.
+            known["retry_after"] = round(known["retry_after"], 3)
+        text = f"{type(error).__qualname__}: {error}: {known}"
     cause = error.__cause__
     return text if cause is None else f"{text}\n    from {_describe(cause)}"
