@@ -7,7 +7,7 @@ Each seed is one run against the emulator over real sockets. The seed decides th
 targets that are poisoned, the kind of input, the policy, and how and when the run ends. Afterwards
 the guarantee of the bulk stop is checked: one outcome for each target, and none that contradicts
 the state of the server, or was not in one of its answers. With `--long-way` every request goes
-through `aiohttp.ClientSession.request`, as where a tracer has wrapped it.
+through `aiohttp.ClientSession.request`, as if a tracer had wrapped it.
 """
 
 from __future__ import annotations

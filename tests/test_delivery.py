@@ -48,6 +48,14 @@ class TestBuffer:
 
         assert [waiter is not None and waiter.done() for waiter in waiting] == [True, False]
 
+    async def test_a_reader_that_gives_up_leaves_nothing_behind(self) -> None:
+        buffer = OutcomeBuffer(1)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(buffer.get(), 0.001)
+
+        assert not buffer._readers
+
     async def test_a_worker_that_was_cancelled_is_passed_over(self) -> None:
         buffer = OutcomeBuffer(1)
         buffer.put(FIRST)

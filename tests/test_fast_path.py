@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -18,9 +20,11 @@ from multidict import CIMultiDict
 from servers import answering, http_answer, raw_server
 from test_wire import ONCE, RUNTIME
 
-from bctrl_async import BctrlNetworkError, BctrlSession, BctrlTimeoutError
+from bctrl_async import BctrlConfigError, BctrlNetworkError, BctrlSession, BctrlTimeoutError
 from bctrl_async._http.canned import run_now
 from bctrl_async._http.deadlines import Deadlines
+from bctrl_async._http.fast_path import Exchange
+from bctrl_async._http.plain_answer import PlainAnswer
 from bctrl_async.emulator import Emulator
 from bctrl_async.observer import AttemptObserver, Observer, StopObserver
 
@@ -141,22 +145,80 @@ class TestRehearsal:
             assert not is_open(session)
             assert (await session.stop_runtime("ws-1", "crm")).status == "stopped"
 
-    async def test_it_leaves_nothing_behind(self, recwarn: pytest.WarningsRecorder) -> None:
-        loop = asyncio.get_running_loop()
-        timers: list[asyncio.TimerHandle] = loop._scheduled  # type: ignore[attr-defined]
-        before = [timer for timer in timers if not timer.cancelled()]
+    @pytest.mark.parametrize("change", [None, connections_are_not_kept_alive])
+    async def test_it_leaves_nothing_behind(
+        self,
+        change: Callable[[pytest.MonkeyPatch], None] | None,
+        monkeypatch: pytest.MonkeyPatch,
+        recwarn: pytest.WarningsRecorder,
+    ) -> None:
+        """Fault: a rehearsal that failed left a timer of a minute for each session."""
+        if change is not None:
+            change(monkeypatch)
         for _ in range(3):
-            async with on_fast_path("http://127.0.0.1:9"):
+            async with BctrlSession("secret-key", base_url="http://127.0.0.1:9"):
                 pass
-        assert [timer for timer in timers if not timer.cancelled()] == before
+        assert timers() == []
         assert recwarn.list == []
+
+
+class TestTimers:
+    """None is left once the session is closed or dropped, not even for the rest of its timeout."""
+
+    async def test_a_closed_session_leaves_none(self, connect: Connect) -> None:
+        async with connect() as session:
+            await session.stop_runtime("ws-1", "crm")
+            assert len(our_timers()) == 1
+        assert our_timers() == []
+
+    async def test_a_dropped_session_leaves_none(self, connect: Connect) -> None:
+        """Fault: only `close` cancelled it, so each dropped session left one."""
+        session = connect()
+        await session.stop_runtime("ws-1", "crm")
+        del session
+        gc.collect()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert our_timers() == []
+
+    async def test_a_session_that_closes_while_calls_wait_leaves_none(self) -> None:
+        async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
+            pass
+
+        async with raw_server(ignore) as url:
+            async with on_fast_path(url) as session:
+                stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+                while not deadlines_of(session)._ends:
+                    await asyncio.sleep(0)
+            with pytest.raises(BctrlNetworkError, match="the session was closed"):
+                await stopping
+            assert our_timers() == []
+
+    async def test_a_call_with_a_timeout_of_its_own_leaves_none(self, connect: Connect) -> None:
+        async with connect() as session:
+            await session.stop_runtime("ws-1", "crm", timeout=30)
+            assert our_timers() == []
+
+
+def our_timers() -> list[asyncio.TimerHandle]:
+    return [timer for timer in timers() if "Deadlines" in repr(timer)]
 
 
 def is_reading(session: BctrlSession) -> bool:
     """Return True if a body is being read."""
+    return any(hasattr(exchange, "_message") for exchange in deadlines_of(session)._ends)
+
+
+def deadlines_of(session: BctrlSession) -> Deadlines:
     fast_path = session._sender._pool.fast_path
     assert fast_path is not None
-    return any(hasattr(exchange, "status") for exchange in fast_path._deadlines._ends)
+    return fast_path._deadlines
+
+
+def timers() -> list[asyncio.TimerHandle]:
+    """Return the timers of the loop that are set."""
+    scheduled: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    return [timer for timer in scheduled if not timer.cancelled()]
 
 
 class Named:
@@ -233,9 +295,55 @@ class TestTimeout:
                     await asyncio.sleep(0.001)
             with pytest.raises(BctrlNetworkError):
                 await stopping
+            assert timers() == []
+
+    async def test_it_covers_the_body_if_the_head_arrives_in_the_same_turn_of_the_loop(
+        self,
+    ) -> None:
+        """Fault: the body had no timeout then, and the stop never ended."""
+        waits = asyncio.Event()
+
+        async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
+            waits.set()
+
+        async with raw_server(ignore) as url, on_fast_path(url) as session:
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            await waits.wait()
+            [exchange] = deadlines_of(session)._ends
+            assert isinstance(exchange, Exchange)
+            exchange.protocol.data_received(OK[:-9])
+            deadlines_of(session)._time_out_oldest(math.inf)
+            async with asyncio.timeout(10):
+                with pytest.raises(BctrlTimeoutError, match="the body took more than 60 s"):
+                    await stopping
+
+    async def test_it_counts_while_connecting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Fault: an attempt that connected for long had its whole time again."""
+
+        async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
+            pass
+
+        now = 0.0
+
+        async def connect(*args: Any) -> Connection:  # noqa: ANN401
+            nonlocal now
+            now += 50.0
+            return await real(*args)
+
+        async with raw_server(ignore) as url, on_fast_path(url) as session:
             fast_path = session._sender._pool.fast_path
             assert fast_path is not None
-            assert fast_path._deadlines._timer is None
+            now, real = fast_path._loop.time(), fast_path._connect
+            began = now
+            monkeypatch.setattr(fast_path, "_connect", connect)
+            monkeypatch.setattr(fast_path, "_loop", SimpleNamespace(time=lambda: now))
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            while not deadlines_of(session)._ends:
+                await asyncio.sleep(0)
+            assert list(deadlines_of(session)._ends.values()) == [began + 60.0]
+            stopping.cancel()
+            with suppress(asyncio.CancelledError):
+                await stopping
 
     async def test_its_connection_is_not_used_again(self) -> None:
         heads: list[asyncio.StreamWriter] = []
@@ -264,9 +372,7 @@ class TestTimeout:
         async with raw_server(ignore) as url, on_fast_path(url) as session:
             stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
             await waits.wait()
-            fast_path = session._sender._pool.fast_path
-            assert fast_path is not None
-            [exchange] = fast_path._deadlines._ends
+            [exchange] = deadlines_of(session)._ends
             ends: list[Callable[[], object]] = [exchange.time_out, stopping.cancel]
             for number in order:
                 ends[number]()
@@ -336,6 +442,101 @@ def frames_of(awaited: object) -> list[FrameType]:
         frames.append(awaited.cr_frame)  # type: ignore[attr-defined]
         awaited = awaited.cr_await  # type: ignore[attr-defined]
     return frames
+
+
+async def test_the_answers_of_common_servers_need_no_parser(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the protocol of ours, stops would be slower, and nothing else would tell."""
+    taken: list[object] = []
+
+    def begin(exchange: Exchange, message: Any, content: Any) -> None:  # noqa: ANN401
+        taken.append(type(message))
+        real(exchange, message, content)
+
+    real = Exchange.begin_body
+    monkeypatch.setattr(Exchange, "begin_body", begin)
+    async with connect() as session:
+        taken.clear()
+        await session.stop_runtime("ws-1", "crm")
+    assert taken == [PlainAnswer]
+
+
+async def test_an_answer_before_the_request_is_not_its_answer() -> None:
+    """Fault: on a new connection, bytes that came first passed for the answer."""
+    connections: set[asyncio.StreamWriter] = set()
+
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(writer)
+        writer.write(http_answer("404 Not Found", b'{"code": "runtime.not_found"}'))
+        await reader.read()
+        writer.close()
+        connections.remove(writer)
+
+    server = await asyncio.start_server(early, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, on_fast_path(url) as session:
+        fast_path = session._sender._pool.fast_path
+        assert fast_path is not None
+        connector = fast_path._connect.__self__  # type: ignore[attr-defined]
+        real = connector._create_connection
+
+        async def slowly(*args: Any) -> Any:  # noqa: ANN401
+            protocol = await real(*args)
+            while not protocol.should_close:
+                await asyncio.sleep(0.001)
+            return protocol
+
+        connector._create_connection = slowly
+        with pytest.raises(BctrlNetworkError, match="sent something before the request"):
+            await session.stop_runtime("ws-1", "crm")
+        while connections:
+            await asyncio.sleep(0.001)
+
+
+async def test_names_that_differ_only_in_case_are_one_header() -> None:
+    heads: list[bytes] = []
+
+    async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        writer.write(OK)
+
+    async with raw_server(handle) as url, on_fast_path(url) as session:
+        await session.stop_runtime("ws-1", "crm", headers={"X": "1", "x": "2"})
+    assert heads[0].lower().count(b"\r\nx: ") == 1
+
+
+async def test_a_session_that_is_closed_while_a_tracer_waits_sends_nothing(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: the RuntimeError of aiohttp left the call."""
+
+    async def request(*args: Any, **options: Any) -> aiohttp.ClientResponse:  # noqa: ANN401
+        await session.close()
+        return await real(*args, **options)
+
+    real = aiohttp.ClientSession._request
+    session = BctrlSession("emulator-key", base_url=emulator.url, retry=ONCE)
+    monkeypatch.setattr(aiohttp.ClientSession, "_request", request)
+    with pytest.raises(BctrlConfigError, match="the session is closed"):
+        await session.stop_runtime("ws-1", "crm")
+    assert emulator.requests == []
+
+
+async def test_a_session_that_is_closed_while_a_trace_waits_sends_nothing(
+    emulator: Emulator,
+) -> None:
+    """Fault: the AssertionError of aiohttp left the call."""
+
+    async def close(*_: object) -> None:
+        await session.close()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_start.append(close)
+    session = BctrlSession("emulator-key", base_url=emulator.url, retry=ONCE, trace_configs=[trace])
+    with pytest.raises(BctrlConfigError, match="the session is closed"):
+        await session.stop_runtime("ws-1", "crm")
+    assert emulator.requests == []
 
 
 async def test_a_session_that_is_closed_while_the_key_is_fetched_sends_nothing(

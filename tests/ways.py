@@ -16,7 +16,7 @@ from yarl import URL
 from bctrl_async._http.fast_path import FastPath
 
 LONG_WAY_HELP = (
-    "send each request through aiohttp.ClientSession.request, as where a tracer wraps it"
+    "send each request through aiohttp.ClientSession.request, as if a tracer had wrapped it"
 )
 
 _STARTUP = Path(__file__).parent / "long_way"

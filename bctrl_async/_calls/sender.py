@@ -226,7 +226,8 @@ class Sender:
     ) -> _T | BctrlError:
         """Make an attempt with headers of its own, observed if the call is."""
         headers = self._headers.copy()
-        headers.update(call.headers)
+        for name, value in call.headers.items():
+            headers[name] = value
         if key is not None:
             headers["Authorization"] = key
         send = partial(

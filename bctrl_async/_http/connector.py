@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -37,7 +38,7 @@ class Connector(aiohttp.TCPConnector):
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of a TCPConnector.
         super().__init__(**options)
         # There is no public way; without it the fast path uses the parser for every answer.
-        self._factory = partial(AnswerHandler, loop=self._loop)  # type: ignore[assignment]
+        self._factory = partial(AnswerHandler, loop=asyncio.get_running_loop())  # type: ignore[assignment]
         self._is_readable: WeakKeyDictionary[ResponseHandler, Callable[[], bool]] = (
             WeakKeyDictionary()
         )
@@ -70,9 +71,12 @@ class Connector(aiohttp.TCPConnector):
             protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
             is_readable = self._is_readable.get(protocol)
             if is_readable is None:
-                # Not checked: a server that speaks first would do so on every new connection.
                 self._is_readable[protocol] = _readability(connection.transport)
-                return connection
+                if not protocol.should_close:
+                    return connection
+                # It would do so on every new connection.
+                connection.close()
+                raise aiohttp.ClientConnectionError("the server sent something before the request")
             if not protocol.should_close and not is_readable():
                 return connection
             connection.close()

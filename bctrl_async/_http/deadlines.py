@@ -52,7 +52,7 @@ class Deadlines:
             self._timer = self._loop.call_at(ends, self._time_out_oldest, ends)
 
     def discard(self, exchange: Expiring) -> None:
-        """Let an exchange not time out."""
+        """Remove an exchange."""
         if self._ends.pop(exchange, None) is None and (timer := self._timers.pop(exchange, None)):
             timer.cancel()
         if self._is_closed:
@@ -72,7 +72,7 @@ class Deadlines:
             exchange.time_out()
 
     def close(self) -> None:
-        """Keep no timer but for the exchanges that are left.
+        """Cancel the timer once no exchange is left.
 
         A body that is being read when its connection is closed ends only by its time limit.
         """

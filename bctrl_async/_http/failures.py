@@ -55,7 +55,7 @@ def partial_response(
     *,
     stops: bool,
 ) -> BctrlError:
-    """Return the error for a 2xx response of which not all was read; without a cause, by choice."""
+    """Return the error for a 2xx response of which not all was read; None: it is too large."""
     if cause is None:
         return BctrlResponseError(
             f"the server answered {status} with a body of more than {max_body // MIB} MiB",

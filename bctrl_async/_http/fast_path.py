@@ -2,7 +2,7 @@
 
 `ClientSession.request` spends half of its time on cookies, redirects, proxies and bodies, which a
 stop does not have. The fast path takes a connection from the pool's connector, writes the bytes
-that aiohttp would write, and reads the response with aiohttp's own protocol and parser.
+that aiohttp would write, and reads a response that is not plain with aiohttp's own parser.
 
 Of these only the connector's `connect` is documented. So when the pool opens, a rehearsal on a
 connection in memory tries all of them. If it fails, every request goes through
@@ -56,7 +56,15 @@ class Exchange:
         body: The whole body, if it arrived with the head.
     """
 
-    __slots__ = ("_connection", "_deadlines", "_message", "body", "content", "protocol")
+    __slots__ = (
+        "_connection",
+        "_deadlines",
+        "_message",
+        "_timeout",
+        "body",
+        "content",
+        "protocol",
+    )
 
     _message: RawResponseMessage | PlainAnswer
 
@@ -67,6 +75,7 @@ class Exchange:
         self.protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
         self.content: aiohttp.StreamReader = aiohttp.EMPTY_PAYLOAD
         self.body: bytes | None = None
+        self._timeout: TimeoutError | None = None
 
     def write(self, request: bytes) -> None:
         """Send the request."""
@@ -91,6 +100,9 @@ class Exchange:
             self.body = message.body
         elif content.is_eof():
             self.body = content.read_nowait()
+        elif self._timeout is not None:
+            # The head arrived in the turn of the loop in which the time was over.
+            content.set_exception(self._timeout)
 
     @property
     def status(self) -> int:
@@ -105,9 +117,9 @@ class Exchange:
     def time_out(self) -> None:
         """End the exchange with a `TimeoutError`."""
         # No task is cancelled, so it cannot be confused with a cancellation by the caller.
-        error = TimeoutError()
-        self.protocol.set_exception(error)
-        self.content.set_exception(error)
+        self._timeout = TimeoutError()
+        self.protocol.set_exception(self._timeout)
+        self.content.set_exception(self._timeout)
 
     def abort(self) -> None:
         """Close the connection."""
@@ -159,7 +171,7 @@ class FastPath:
 
     @property
     def is_open(self) -> bool:
-        """True unless `ClientSession` was patched meanwhile, as mocks and tracers do it."""
+        """True if `ClientSession` is not patched since; mocks and tracers patch it."""
         request, private = self._functions
         return (
             aiohttp.ClientSession._request is private  # noqa: SLF001 - mocks replace it.

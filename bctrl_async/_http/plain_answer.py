@@ -48,7 +48,7 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 def plain_answer(data: bytes) -> PlainAnswer | None:
-    """Return a response if the bytes are exactly one, and as simple as those of most servers.
+    """Return a response if the bytes are exactly one, and in the common form.
 
     It is `HTTP/1.1 200 OK`, short, in ASCII, has a `Content-Length` and no encoding, and keeps the
     connection alive. For any other this returns None, and aiohttp parses it.

@@ -88,7 +88,7 @@ class Pool:
             self._http = self._make()
             self.fast_path = self._open_fast_path(self._http)
             self._loop = asyncio.get_running_loop()
-            self._lifetime = _close_with_loop(self._http)
+            self._lifetime = _close_with_loop(self._http, self.fast_path)
             # The first step registers the generator with the loop; it does not wait.
             with suppress(StopIteration):
                 self._lifetime.asend(None).send(None)
@@ -119,8 +119,6 @@ class Pool:
     async def close(self) -> None:
         """Close the owned session if its loop still runs; leave a borrowed one open."""
         if self._lifetime is not None and not self.gone:
-            if self.fast_path is not None:
-                self.fast_path.close()
             await anext(self._lifetime, None)
 
     def __del__(self) -> None:
@@ -132,10 +130,14 @@ class Pool:
                 http.close().send(None)
 
 
-async def _close_with_loop(http: aiohttp.ClientSession) -> AsyncGenerator[None]:
+async def _close_with_loop(
+    http: aiohttp.ClientSession, fast_path: FastPath | None
+) -> AsyncGenerator[None]:
     # `asyncio.run` closes all async generators before it closes the loop, and a loop closes a
     # generator that is garbage-collected. So the pool is closed in time even without `close`.
     try:
         yield
     finally:
+        if fast_path is not None:
+            fast_path.close()
         await http.close()

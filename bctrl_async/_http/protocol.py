@@ -22,12 +22,8 @@ class AnswerHandler(ResponseHandler):
         self._is_expecting = False
 
     def expect_answer(self) -> None:
-        """Prepare for the answer to a POST. `read` returns it, with a `PlainAnswer` as message."""
-        if self.should_close:
-            # Bytes came before the request: aiohttp finds out that they are not an answer to it.
-            self.set_response_params(read_until_eof=True)
-        else:
-            self._is_expecting = True
+        """Prepare for the answer to a POST. `read` may return a `PlainAnswer` as its message."""
+        self._is_expecting = True
 
     def data_received(self, data: bytes) -> None:
         """Read a plain answer, or leave it to aiohttp."""

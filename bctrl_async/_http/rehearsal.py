@@ -76,23 +76,25 @@ async def _rehearse_on(connector: CannedConnector, url: URL) -> None:
     headers = CIMultiDict({"X-Rehearsal": "yes"})
     limit = aiohttp.ClientTimeout(total=60)
     fast_path = FastPath(connector.connect, url, headers, limit)
-    for path in ("/first", "/second", "/third"):
-        exchange = await fast_path.post(path, headers, limit, _ignore)
-        head = exchange.status, exchange.headers.get("X-Rehearsal")
-        if (head, exchange.body) != ((HTTPStatus.OK, "yes"), _BODY):
-            raise ValueError("it read another answer")
-        sent, connector.received = connector.received, b""
-        if not sent.startswith(b"POST %b HTTP/1.1\r\nHost: " % path.encode()):
-            raise ValueError("it wrote another request")
-    if connector.connections != 1:
-        raise ValueError("it did not keep the connection alive")
-    unanswered = fast_path.post("/fourth", headers, limit, _ignore)
-    unanswered.send(None)
-    connector.protocol.set_exception(TimeoutError())
-    with suppress(TimeoutError):
+    try:
+        for path in ("/first", "/second", "/third"):
+            exchange = await fast_path.post(path, headers, limit, _ignore)
+            head = exchange.status, exchange.headers.get("X-Rehearsal")
+            if (head, exchange.body) != ((HTTPStatus.OK, "yes"), _BODY):
+                raise ValueError("it read another answer")
+            sent, connector.received = connector.received, b""
+            if not sent.startswith(b"POST %b HTTP/1.1\r\nHost: " % path.encode()):
+                raise ValueError("it wrote another request")
+        if connector.connections != 1:
+            raise ValueError("it did not keep the connection alive")
+        unanswered = fast_path.post("/fourth", headers, limit, _ignore)
         unanswered.send(None)
-        raise ValueError("it did not time out")
-    fast_path.close()
+        connector.protocol.set_exception(TimeoutError())
+        with suppress(TimeoutError):
+            unanswered.send(None)
+            raise ValueError("it did not time out")
+    finally:
+        fast_path.close()
 
 
 def _ignore() -> None:

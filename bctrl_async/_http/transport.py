@@ -97,26 +97,20 @@ async def send_once(
         # While the key was fetched.
         return session_closed()
     try:
-        response: _Response
+        response: _Response | BctrlError
         body: bytes | None = None
         if fast_path is not None and operation.method == hdrs.METH_POST and fast_path.is_open:
             response = exchange = await fast_path.post(path, headers, limit, connected)
             body = exchange.body
         else:
             on_connection.set(connected)
-            skip = None if hdrs.CONTENT_TYPE in http.skip_auto_headers else NO_CONTENT_TYPE
-            response = await http.request(
-                operation.method,
-                url.with_path(path, encoded=True),
-                headers=headers,
-                skip_auto_headers=skip,
-                allow_redirects=False,
-                raise_for_status=False,
-                auto_decompress=True,
-                timeout=limit,
+            response = await _request(
+                http, operation.method, url.with_path(path, encoded=True), headers, limit
             )
     except AIOHTTP_ERRORS as error:
         return failed_request(error, limit, headers["Authorization"])
+    if isinstance(response, BctrlError):
+        return response
     if answered is not None:
         answered(response.status)
     status = response.status
@@ -138,6 +132,32 @@ async def send_once(
     else:
         parsed = operation.parse(status, body, authorization)
     return _check(response, parsed, body, asked_for, authorization)
+
+
+async def _request(
+    http: aiohttp.ClientSession,
+    method: str,
+    url: URL,
+    headers: CIMultiDict[str],
+    limit: aiohttp.ClientTimeout,
+) -> aiohttp.ClientResponse | BctrlError:
+    skip = None if hdrs.CONTENT_TYPE in http.skip_auto_headers else NO_CONTENT_TYPE
+    try:
+        return await http.request(
+            method,
+            url,
+            headers=headers,
+            skip_auto_headers=skip,
+            allow_redirects=False,
+            raise_for_status=False,
+            auto_decompress=True,
+            timeout=limit,
+        )
+    except (RuntimeError, AssertionError):
+        # A tracer may wait before the request, and the pool be closed meanwhile.
+        if http.closed:
+            return session_closed()
+        raise
 
 
 def _check(

@@ -17,7 +17,7 @@ from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult, now
 
 _IN_FLIGHT = None
-"""Stands for the outcome of a target that has none yet."""
+"""Placeholder for an outcome that is not known yet."""
 
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 """Nearly every result: only it is remembered, not the outcome with its runtime."""
