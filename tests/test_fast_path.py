@@ -488,7 +488,7 @@ async def test_an_answer_before_the_request_is_not_its_answer() -> None:
             return protocol
 
         connector._create_connection = slowly
-        with pytest.raises(BctrlNetworkError, match="sent something before the request"):
+        with pytest.raises(BctrlNetworkError, match="spoke or closed before the request"):
             await session.stop_runtime("ws-1", "crm")
         while connections:
             await asyncio.sleep(0.001)

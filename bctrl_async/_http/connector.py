@@ -71,12 +71,13 @@ class Connector(aiohttp.TCPConnector):
             protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
             is_readable = self._is_readable.get(protocol)
             if is_readable is None:
-                self._is_readable[protocol] = _readability(connection.transport)
-                if not protocol.should_close:
+                self._is_readable[protocol] = is_readable = _readability(connection.transport)
+                if not (protocol.should_close or (not req.is_ssl() and is_readable())):
                     return connection
-                # It would do so on every new connection.
+                # Not retried here: such a server does so on every new connection. Over TLS, what is
+                # unread on a new one belongs to the handshake.
                 connection.close()
-                raise aiohttp.ClientConnectionError("the server sent something before the request")
+                raise aiohttp.ClientConnectionError("the server spoke or closed before the request")
             if not protocol.should_close and not is_readable():
                 return connection
             connection.close()
