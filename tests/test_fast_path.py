@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -70,8 +71,8 @@ class TestRehearsal:
 
     @staticmethod
     def headers_are_sent_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
-        def update(self: aiohttp.ClientRequest, headers: CIMultiDict[str]) -> None:
-            real(self, CIMultiDict(sorted(headers.items(), reverse=True)))
+        def update(self: aiohttp.ClientRequest, headers: CIMultiDict[str] | None) -> None:
+            real(self, CIMultiDict(sorted((headers or {}).items(), reverse=True)))
 
         real = aiohttp.ClientRequest.update_headers
         monkeypatch.setattr(aiohttp.ClientRequest, "update_headers", update)
@@ -98,6 +99,24 @@ class TestRehearsal:
         monkeypatch.setattr(ResponseHandler, "should_close", property(lambda _: True))
 
     @staticmethod
+    def messages_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+        async def read(self: ResponseHandler) -> object:
+            await real(self)
+            return SimpleNamespace(code=200, headers={}), aiohttp.EMPTY_PAYLOAD
+
+        real = ResponseHandler.read
+        monkeypatch.setattr(ResponseHandler, "read", read)
+
+    @staticmethod
+    def reading_ignores_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+        async def read(self: ResponseHandler) -> object:
+            while not self._buffer:
+                await asyncio.sleep(0)
+            return self._buffer.popleft()[0]
+
+        monkeypatch.setattr(ResponseHandler, "read", read)
+
+    @staticmethod
     def reading_takes_a_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
         async def read(self: ResponseHandler) -> object:
             await asyncio.sleep(0)
@@ -120,6 +139,8 @@ class TestRehearsal:
             the_request_line_is_another,
             answers_are_read_otherwise,
             connections_are_not_kept_alive,
+            messages_are_others,
+            reading_ignores_exceptions,
             reading_takes_a_turn_of_the_loop,
             exceptions_are_not_raised,
         ],
@@ -460,6 +481,15 @@ async def test_the_answers_of_common_servers_need_no_parser(
         taken.clear()
         await session.stop_runtime("ws-1", "crm")
     assert taken == [PlainAnswer]
+
+
+async def test_a_connector_with_another_protocol_uses_the_parser() -> None:
+    async with raw_server(answering(OK)) as url, on_fast_path(url) as session:
+        http = session._sender._pool.get()
+        assert http.connector is not None
+        loop = asyncio.get_running_loop()
+        http.connector._factory = partial(ResponseHandler, loop=loop)
+        assert (await session.stop_runtime("ws-1", "crm")).status == "stopped"
 
 
 async def test_an_answer_before_the_request_is_not_its_answer() -> None:

@@ -73,9 +73,8 @@ class _CannedTransport(asyncio.Transport):
         return self._closing
 
     def close(self) -> None:
-        if not self._closing:
-            self._closing = True
-            self._protocol.connection_lost(None)
+        self._closing = True
+        self._protocol.connection_lost(None)
 
 
 def run_now(coroutine: Coroutine[object, object, _T]) -> _T:
