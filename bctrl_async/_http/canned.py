@@ -39,9 +39,10 @@ class CannedConnector(aiohttp.BaseConnector):
 
     async def _create_connection(
         self,
+        # aiohttp's arguments.
         req: aiohttp.ClientRequest,  # noqa: ARG002
         traces: list[Trace],  # noqa: ARG002
-        timeout: aiohttp.ClientTimeout,  # noqa: ARG002, ASYNC109 - aiohttp's.
+        timeout: aiohttp.ClientTimeout,  # noqa: ARG002, ASYNC109
     ) -> ResponseHandler:
         self.protocol = AnswerHandler(asyncio.get_running_loop())
         self.protocol.connection_made(_CannedTransport(self, self.protocol))

@@ -31,6 +31,7 @@ class AnswerHandler(ResponseHandler):
             self._is_expecting = False
             answer = plain_answer(data)
             if answer is not None:
+                # aiohttp's queue does not look at what it passes on.
                 self.feed_data((answer, EMPTY_PAYLOAD))  # type: ignore[arg-type]
                 return
             self.set_response_params(read_until_eof=True)
