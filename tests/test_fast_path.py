@@ -21,7 +21,13 @@ from multidict import CIMultiDict
 from servers import answering, http_answer, raw_server
 from test_wire import ONCE, RUNTIME
 
-from bctrl_async import BctrlConfigError, BctrlNetworkError, BctrlSession, BctrlTimeoutError
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlNetworkError,
+    BctrlSession,
+    BctrlTimeoutError,
+    Runtime,
+)
 from bctrl_async._http.canned import run_now
 from bctrl_async._http.deadlines import Deadlines
 from bctrl_async._http.fast_path import Exchange
@@ -44,6 +50,26 @@ async def on_fast_path(url: str, **options: Any) -> AsyncIterator[BctrlSession]:
     async with BctrlSession("secret-key", base_url=url, retry=ONCE, **options) as session:
         assert is_open(session)
         yield session
+
+
+async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
+    """Never answer."""
+
+
+@asynccontextmanager
+async def in_flight(
+    **options: Any,  # noqa: ANN401 - those of a session.
+) -> AsyncIterator[tuple[BctrlSession, asyncio.Task[Runtime]]]:
+    """Yield a session, and its stop that the server has received and does not answer."""
+    received = asyncio.Event()
+
+    async def receive(_: bytes, __: asyncio.StreamWriter) -> None:
+        received.set()
+
+    async with raw_server(receive) as url, on_fast_path(url, **options) as session:
+        stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await received.wait()
+        yield session, stopping
 
 
 class TestRehearsal:
@@ -203,9 +229,6 @@ class TestTimers:
         assert our_timers() == []
 
     async def test_a_session_that_closes_while_calls_wait_leaves_none(self) -> None:
-        async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
-            pass
-
         async with raw_server(ignore) as url:
             async with on_fast_path(url) as session:
                 stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
@@ -255,9 +278,6 @@ class Named:
 
 class TestTimeout:
     async def test_it_covers_the_head(self) -> None:
-        async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
-            pass
-
         async with raw_server(ignore) as url, on_fast_path(url, timeout=0.05) as session:
             with pytest.raises(BctrlTimeoutError, match=r"no response within 0\.05 s") as caught:
                 await session.stop_runtime("ws-1", "crm")
@@ -322,14 +342,7 @@ class TestTimeout:
         self,
     ) -> None:
         """Fault: the body had no timeout then, and the stop never ended."""
-        waits = asyncio.Event()
-
-        async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
-            waits.set()
-
-        async with raw_server(ignore) as url, on_fast_path(url) as session:
-            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-            await waits.wait()
+        async with in_flight() as (session, stopping):
             [exchange] = deadlines_of(session)._ends
             assert isinstance(exchange, Exchange)
             exchange.protocol.data_received(OK[:-9])
@@ -340,10 +353,6 @@ class TestTimeout:
 
     async def test_it_counts_while_connecting(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Fault: an attempt that connected for long had its whole time again."""
-
-        async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
-            pass
-
         now = 0.0
 
         async def connect(*args: Any) -> Connection:  # noqa: ANN401
@@ -385,14 +394,7 @@ class TestTimeout:
         self, order: list[int]
     ) -> None:
         """Fault: a timeout that cancels the task can swallow a cancellation by the caller."""
-        waits = asyncio.Event()
-
-        async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
-            waits.set()
-
-        async with raw_server(ignore) as url, on_fast_path(url) as session:
-            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-            await waits.wait()
+        async with in_flight() as (session, stopping):
             [exchange] = deadlines_of(session)._ends
             ends: list[Callable[[], object]] = [exchange.time_out, stopping.cancel]
             for number in order:
@@ -439,14 +441,7 @@ class Tracing(Observer):
 @pytest.mark.parametrize("observer", [None, Tracing()])
 async def test_the_key_is_in_no_frame_that_waits(observer: Observer | None) -> None:
     """Tools that show variables show the frames of tasks too."""
-    waits = asyncio.Event()
-
-    async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
-        waits.set()
-
-    async with raw_server(ignore) as url, on_fast_path(url, observer=observer) as session:
-        stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        await waits.wait()
+    async with in_flight(observer=observer) as (_, stopping):
         frames = frames_of(stopping.get_coro())
         stopping.cancel()
         with suppress(asyncio.CancelledError):

@@ -37,7 +37,8 @@ class Connector(aiohttp.TCPConnector):
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of a TCPConnector.
         super().__init__(**options)
-        # There is no public way; without it the fast path uses the parser for every answer.
+        # There is no public way, and aiohttp types it for its own protocol. Without it the fast
+        # path uses the parser for every answer.
         self._factory = partial(AnswerHandler, loop=asyncio.get_running_loop())  # type: ignore[assignment]
         self._is_readable: WeakKeyDictionary[ResponseHandler, Callable[[], bool]] = (
             WeakKeyDictionary()
