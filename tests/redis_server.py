@@ -1,0 +1,134 @@
+"""A real Redis or Valkey server, without persistence, that tests can kill, suspend and restart."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+REDIS = shutil.which("redis-server")
+VALKEY = shutil.which("valkey-server")
+
+SERVERS = [program for program in (REDIS, VALKEY) if program is not None]
+"""The servers that are installed; a test with all of them is skipped if there are none."""
+
+# Below the ports that Linux gives to clients. A client that calls a dead server of its own range
+# again and again is connected to itself in the end, and other clients could take the port.
+_PORTS = range(20_000, 32_000)
+_START_TIMEOUT = 10.0
+
+
+class RedisServer:
+    """A server on a loopback port.
+
+    Args:
+        program: The path of `redis-server` or `valkey-server`.
+        folder: Its working directory.
+
+    Attributes:
+        port: The port; a restart keeps it.
+
+    Raises:
+        RuntimeError: It did not start; the message is its log.
+    """
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self._program = program
+        self._folder = folder
+        for self.port in random.sample(_PORTS, 20):
+            if self._start():
+                return
+        raise RuntimeError(self._log)
+
+    @property
+    def url(self) -> str:
+        """The URL of its first database."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """The process id; a restart changes it."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End it with SIGKILL, also if it is suspended: connections are refused."""
+        self._process.kill()
+        self._process.wait()
+
+    def suspend(self) -> None:
+        """Suspend it with SIGSTOP: connections are accepted, but nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Continue after `suspend`."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Start it again on the same port, empty; kill it before if it runs.
+
+        Raises:
+            RuntimeError: It did not start; the message is its log.
+        """
+        self.kill()
+        if not self._start():
+            raise RuntimeError(self._log)
+
+    @property
+    def _log(self) -> str:
+        return Path(self._folder, "log").read_text()
+
+    def _start(self) -> bool:
+        """Return True once it answers, or False if it ended by itself."""
+        with Path(self._folder, "log").open("w") as log:
+            self._process = subprocess.Popen(
+                [
+                    self._program,
+                    *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)),
+                    *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        deadline = time.monotonic() + _START_TIMEOUT
+        while self._process.poll() is None:
+            # Another server may have this port; then ours ends.
+            if self._answers() and self._process.poll() is None:
+                return True
+            if time.monotonic() > deadline:
+                self.kill()
+            time.sleep(0.005)
+        return False
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
+                client.sendall(b"INFO server\r\n")
+                return f"process_id:{self.pid}\r\n".encode() in client.recv(65536)
+        except OSError:
+            return False
+
+
+@contextmanager
+def redis_server(program: str) -> Generator[RedisServer]:
+    """Run a server of its own, and kill it at the end.
+
+    Args:
+        program: The path of `redis-server` or `valkey-server`.
+
+    Raises:
+        RuntimeError: It did not start; the message is its log.
+    """
+    with TemporaryDirectory() as folder:
+        server = RedisServer(program, Path(folder))
+        try:
+            yield server
+        finally:
+            server.kill()
