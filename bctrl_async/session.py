@@ -27,6 +27,7 @@ from bctrl_async._http.rehearsal import open_fast_path
 from bctrl_async._http.request import check_extra_headers, plain_text
 from bctrl_async._http.serializer import NO_CONTENT_TYPE
 from bctrl_async._limiter.limiter import Limiter, Priority
+from bctrl_async._limiter.pace import Pace
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
@@ -72,6 +73,8 @@ class BctrlSession:
         retry: The retry policy.
         rate: The most attempts a second, above 0, evenly spaced; None sets no limit. Either way
             the session slows down while the server answers 429 or 503.
+        pace: A rate that this session shares with those of other processes, such as
+            `bctrl_async.pace.FilePace` or `bctrl_async.redis.RedisPace`.
         http: An `aiohttp.ClientSession` to send through, instead of a pool of the session's own. It
             is never closed here, and the limits of its connector also apply. Only the session's own
             pool closes connections on which something arrived while they were idle.
@@ -96,6 +99,7 @@ class BctrlSession:
         max_connections: int = 100,
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is immutable.
         rate: float | None = None,
+        pace: Pace | None = None,
         http: aiohttp.ClientSession | None = None,
         trace_configs: Iterable[aiohttp.TraceConfig] = (),
         trust_env: bool = False,
@@ -121,6 +125,7 @@ class BctrlSession:
         limit = _config.count(max_connections, "max_connections")
         if rate is not None:
             rate = _config.per_second(rate, "rate")
+        _check_type(pace, Pace | None, "pace", "a bctrl_async.pace.Pace")
         trace_configs = list(trace_configs)
         if http is not None:
             _check_type(http, aiohttp.ClientSession, "http", "an aiohttp.ClientSession")
@@ -149,7 +154,7 @@ class BctrlSession:
                 trust_env=trust_env,
             )
 
-        self._limiter = Limiter(limit, AdaptiveRate(rate))
+        self._limiter = Limiter(limit, AdaptiveRate(rate), pace)
         self._sender = Sender(
             Pool(
                 open_pool,
@@ -561,7 +566,7 @@ class BctrlSession:
         run = Run(
             source,
             self._sender,
-            make_call=partial(self._make_call, STOP, limit, policy),
+            make_call=partial(self._make_call, STOP, limit, policy, first_priority=Priority.BULK),
             make_read=partial(self._make_read, limit),
             verify=verify,
             policy=policy,
@@ -585,9 +590,20 @@ class BctrlSession:
         policy: RetryPolicy,
         workspace_id: str | UUID,
         alias: str | None,
+        *,
+        first_priority: Priority = Priority.SINGLE,
     ) -> Call[_T]:
         path = operation.path(self._root, workspace_id, alias)
-        return Call(operation, str(workspace_id), alias, path, _NO_HEADERS, limit, policy)
+        return Call(
+            operation,
+            str(workspace_id),
+            alias,
+            path,
+            _NO_HEADERS,
+            limit,
+            policy,
+            first_priority,
+        )
 
     @property
     def _begin_read(self) -> Callable[[str, str | None], ReadObserver] | None:
@@ -601,9 +617,7 @@ class BctrlSession:
         policy: RetryPolicy,
         priority: Priority,
     ) -> Call[Runtime]:
-        call = self._make_call(GET, limit, policy, *target)
-        call.first_priority = priority
-        return call
+        return self._make_call(GET, limit, policy, *target, first_priority=priority)
 
     def _time_limit(self, timeout: float | None) -> aiohttp.ClientTimeout:
         return self._timeout if timeout is None else transport.time_limit(timeout)

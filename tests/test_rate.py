@@ -234,7 +234,7 @@ class TestLimiter:
 
             async with asyncio.TaskGroup() as group:
                 group.create_task(use("poll", Priority.POLL))
-                group.create_task(use("new", Priority.NEW))
+                group.create_task(use("new", Priority.BULK))
                 group.create_task(use("retry", Priority.RETRY))
                 await asyncio.sleep(1)
                 limiter.release(None)

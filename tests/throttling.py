@@ -70,7 +70,7 @@ class Run:
     async def stop(self, limiter: Limiter) -> None:
         loop = asyncio.get_running_loop()
         retries = RetryState(RetryPolicy(patience=300), RetryQuota())
-        priority = Priority.NEW
+        priority = Priority.BULK
         while True:
             await limiter.acquire(300, priority, retries.patience_ends)
             self.requests += 1

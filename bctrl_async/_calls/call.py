@@ -52,7 +52,7 @@ class Call(msgspec.Struct, Generic[_T]):
     headers: Mapping[str, str]
     limit: ClientTimeout
     policy: RetryPolicy
-    first_priority: Priority = Priority.NEW
+    first_priority: Priority = Priority.SINGLE
     wait_to_retry: Callable[[Call[_T]], Awaitable[bool]] | None = None
     observer: CallObserver | None = None
     retries: RetryState | None = None

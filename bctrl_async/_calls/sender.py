@@ -92,18 +92,21 @@ class Sender:
         return self._tally.stats(self.limiter.in_use, self.limiter.tasks_waiting)
 
     async def close(self) -> None:
-        """Fail the calls that wait, and close the pool if the session owns it.
+        """Fail the calls that wait, and close the pool if the session owns it, and its pace.
 
         Raises:
             BctrlConfigError: The pool belongs to another loop that still runs.
         """
         if self.closed:
             return
-        if not self._pool.gone:
+        has_loop = not self._pool.gone
+        if has_loop:
             self._pool.check_loop()
             self.limiter.close()
         self.closed = True
         await self._pool.close()
+        if has_loop:
+            await self.limiter.close_pace()
 
     def open_pool(self) -> aiohttp.ClientSession:
         """Return the pool, opened on the running loop.

@@ -6,10 +6,12 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
+from functools import partial
 
 import aiohttp
 
 from bctrl_async._http.fast_path import FastPath
+from bctrl_async._lifetime import close_with_loop
 from bctrl_async.errors import BctrlConfigError, session_closed
 
 _forks = 0
@@ -88,10 +90,7 @@ class Pool:
             self._http = self._make()
             self.fast_path = self._open_fast_path(self._http)
             self._loop = asyncio.get_running_loop()
-            self._lifetime = _close_with_loop(self._http, self.fast_path)
-            # The first step registers the generator with the loop; it does not wait.
-            with suppress(StopIteration):
-                self._lifetime.asend(None).send(None)
+            self._lifetime = close_with_loop(partial(_close, self._http, self.fast_path))
         return self._http
 
     def check_loop(self) -> None:
@@ -130,14 +129,7 @@ class Pool:
                 http.close().send(None)
 
 
-async def _close_with_loop(
-    http: aiohttp.ClientSession, fast_path: FastPath | None
-) -> AsyncGenerator[None]:
-    # `asyncio.run` closes all async generators before it closes the loop, and a loop closes a
-    # generator that is garbage-collected. So the pool is closed in time even without `close`.
-    try:
-        yield
-    finally:
-        if fast_path is not None:
-            fast_path.close()
-        await http.close()
+async def _close(http: aiohttp.ClientSession, fast_path: FastPath | None) -> None:
+    if fast_path is not None:
+        fast_path.close()
+    await http.close()

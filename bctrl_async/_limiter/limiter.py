@@ -8,6 +8,8 @@ import math
 from collections import deque
 from enum import IntEnum
 
+from bctrl_async._limiter.leases import Leases
+from bctrl_async._limiter.pace import Pace
 from bctrl_async._limiter.rate import PROBE_INTERVAL, AdaptiveRate
 from bctrl_async.errors import (
     THROTTLED,
@@ -20,15 +22,20 @@ _log = logging.getLogger("bctrl_async")
 
 _TIMER_TOLERANCE = 0.01
 """Seconds by which a wakeup may be late before its timer is replaced."""
+_MAX_PASSED = 4
+"""Attempts of single calls that are admitted in a row while those of a bulk stop wait."""
 
 
 class Priority(IntEnum):
-    """Priority of a waiter. Lower values are always admitted first."""
+    """Priority of a waiter. Lower values are admitted first."""
 
     RETRY = 0
     """A call that has made an attempt before."""
-    NEW = 1
-    POLL = 2
+    SINGLE = 1
+    """A single call; it comes before those of a bulk stop, because somebody waits for it."""
+    BULK = 2
+    """A target of a bulk stop; one in five goes first if single calls alone would use all slots."""
+    POLL = 3
     """A poll; it comes last, because a runtime that is not stopped yet costs money."""
 
 
@@ -40,15 +47,18 @@ class Limiter:
     Args:
         limit: The number of slots: attempts that may be in flight at once.
         rate: Decides how fast attempts may start.
+        pace: A rate shared with other processes, above this one.
 
     Attributes:
         limit: The number of slots.
     """
 
-    def __init__(self, limit: int, rate: AdaptiveRate) -> None:
+    def __init__(self, limit: int, rate: AdaptiveRate, pace: Pace | None = None) -> None:
         self.limit: int = limit
         self._free = limit
         self._rate = rate
+        self._leases = None if pace is None else self._leases_of(pace)
+        self._passed = 0
         self._queues: list[deque[asyncio.Future[bool]]] = [deque() for _ in Priority]
         self._queued = 0
         self._shortest_max_wait = self._first_patience_end = math.inf
@@ -56,6 +66,17 @@ class Limiter:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._sleepers: set[asyncio.Future[bool]] = set()
+
+    def _leases_of(self, pace: Pace) -> Leases:
+        def on_lease() -> None:
+            self._admit(asyncio.get_running_loop())
+
+        return Leases(
+            pace,
+            waiting=lambda: self._queued,
+            on_lease=on_lease,
+            on_closed=self._rate.hold,
+        )
 
     def is_closed(self) -> bool:
         """Return True if the limiter is closed."""
@@ -81,9 +102,9 @@ class Limiter:
         """Acquire a slot without waiting; return False if that is not possible."""
         if not self._free or self._closed or self._queued:
             return False
-        if not self._rate.is_unlimited:
+        if not self._is_unlimited:
             now = asyncio.get_running_loop().time()
-            if self._rate.delay(now, self.in_use) > 0.0:
+            if self._delay(now) > 0.0:
                 return False
             self._on_start(now)
         self._free -= 1
@@ -92,7 +113,7 @@ class Limiter:
     async def acquire(
         self,
         max_wait: float,
-        priority: Priority = Priority.NEW,
+        priority: Priority = Priority.SINGLE,
         patience_ends: float = math.inf,
     ) -> None:
         """Acquire a slot, waiting if necessary.
@@ -183,6 +204,8 @@ class Limiter:
 
     def _on_throttled(self, status: int, retry_after: float | None, now: float) -> None:
         self._rate.on_throttled(now, retry_after, self.in_use)
+        if self._leases is not None and retry_after is not None:
+            self._leases.on_throttled(now, retry_after)
         if self._rate.is_throttled and self._throttled_since is None:
             self._throttled_since = now
             _log.warning(
@@ -192,8 +215,22 @@ class Limiter:
                 self._rate.delay(now, 0),
             )
 
+    @property
+    def _is_unlimited(self) -> bool:
+        return self._rate.is_unlimited and self._leases is None
+
+    def _delay(self, now: float) -> float:
+        """Return the seconds until the next attempt may start; inf if something must end first."""
+        delay = self._rate.delay(now, self.in_use)
+        if delay <= 0.0 and self._leases is not None:
+            # Only now, for a slot that is not used is lost.
+            delay = self._leases.delay(now)
+        return delay
+
     def _on_start(self, now: float) -> None:
         self._rate.on_start(now)
+        if self._leases is not None:
+            self._leases.on_start(now)
         if self._throttled_since is not None and not self._rate.is_throttled:
             _log.warning(
                 "no longer throttled by the server, after %.3f s: calls start at full speed",
@@ -213,14 +250,14 @@ class Limiter:
 
     def _admit(self, loop: asyncio.AbstractEventLoop) -> None:
         """Admit all waiters that may start now; schedule a wakeup for the next."""
-        while self._free and (queue := next(filter(None, self._queues), None)):
+        while self._free and (queue := self._next_queue()):
             if queue[0].done():  # It was cancelled.
                 queue.popleft()
                 self._queued -= 1
                 continue
-            if not self._rate.is_unlimited:
+            if not self._is_unlimited:
                 now = loop.time()
-                delay = self._rate.delay(now, self.in_use)
+                delay = self._delay(now)
                 if delay > 0.0:
                     if self._waits_in_vain(now, self._shortest_max_wait, self._first_patience_end):
                         self._wake_all()
@@ -231,8 +268,23 @@ class Limiter:
             self._free -= 1
             self._queued -= 1
             queue.popleft().set_result(True)
+            self._count_passed(queue)
         if not self._queued:
             self._shortest_max_wait = self._first_patience_end = math.inf
+
+    def _next_queue(self) -> deque[asyncio.Future[bool]] | None:
+        """Return the queue of the next waiter, or None if there is none."""
+        bulk = self._queues[Priority.BULK]
+        if self._passed >= _MAX_PASSED and bulk and not self._queues[Priority.RETRY]:
+            return bulk
+        return next(filter(None, self._queues), None)
+
+    def _count_passed(self, admitted: deque[asyncio.Future[bool]]) -> None:
+        """Count the single calls in a row that went before a bulk stop."""
+        if admitted is self._queues[Priority.SINGLE] and self._queues[Priority.BULK]:
+            self._passed += 1
+        elif admitted is not self._queues[Priority.RETRY]:
+            self._passed = 0
 
     def _schedule_wakeup(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         # While the window is full there is no such time: `release` admits the next waiter.
@@ -270,6 +322,11 @@ class Limiter:
             _wake(waiter)
         if self._timer is not None:
             self._timer.cancel()
+
+    async def close_pace(self) -> None:
+        """Close the connection to the store of the pace."""
+        if self._leases is not None:
+            await self._leases.close()
 
 
 def _wake(waiter: asyncio.Future[bool]) -> None:

@@ -38,6 +38,8 @@ _GONE = 10.0
 """A rate this many times the last known limit shows that the limit is gone."""
 _BURST = 0.02
 """Seconds' worth of attempts that may start at once, to make up for late timers."""
+_SAME_PAUSE = 0.05
+"""Seconds by which a pause that was reported by another process is longer if it is a new one."""
 _MIN_RATE = 0.5
 """The lowest rate, in attempts per second, however much the server throttles."""
 _WINDOW_LIMITED = 5.0
@@ -144,6 +146,13 @@ class AdaptiveRate:
             self._paused_until, self._next_start = paused_until, paused_until + _BURST
             if not covered:
                 self._epoch_start = paused_until
+
+    def hold(self, now: float, seconds: float) -> None:
+        """Pause because a server has asked another process to stay away for so long."""
+        if now + seconds > self._paused_until + _SAME_PAUSE:
+            self._asked_at, self.is_probed, self._is_paused = now, False, True
+            self._paused_until = self.retry_after_ends = now + seconds
+            self._next_start = now + seconds + _BURST
 
     def _end_pause(self, now: float) -> None:
         """End the pause before its time, after an answer to a probe."""

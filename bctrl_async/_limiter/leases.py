@@ -1,0 +1,207 @@
+"""The leases that one session takes of a shared pace, and its share of the rate without the store.
+
+Nothing waits for the store on the way of an attempt: a lease is asked for by a task of its own, and
+only once the last one is used up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from uuid import uuid4
+
+from bctrl_async._lifetime import close_with_loop
+from bctrl_async._limiter.pace import LEASE, Lease, Pace, PaceStore
+
+_log = logging.getLogger("bctrl_async")
+
+_PATIENCE = 0.25
+"""Seconds after which attempts do not wait for the store any more."""
+_INTERVAL = 1.0
+"""Seconds between two requests to a store that is away; one that takes longer is given up."""
+_BURST = 0.02
+"""Seconds' worth of attempts that may start at once without the store, for late timers."""
+
+
+class Leases:
+    """The slots that a session may use of a shared pace.
+
+    A slot may be used until `LEASE` seconds after its time, for timers are late. Then it is lost:
+    slots that were saved up would be a burst.
+
+    Args:
+        pace: The pace.
+        waiting: Returns the number of attempts that wait for a slot.
+        on_lease: Called when attempts may start, or have to be held back, otherwise than before.
+        on_closed: Called with the time and the seconds for which a server has asked another member
+            to stay away.
+    """
+
+    def __init__(
+        self,
+        pace: Pace,
+        *,
+        waiting: Callable[[], int],
+        on_lease: Callable[[], None],
+        on_closed: Callable[[float, float], None],
+    ) -> None:
+        self._pace = pace
+        self._interval = 1.0 / pace.rate
+        self._waiting = waiting
+        self._on_lease = on_lease
+        self._on_closed = on_closed
+        self._member = uuid4().hex
+        self._members = 1
+        self._store: PaceStore | None = None
+        self._lifetime: AsyncGenerator[None] | None = None
+        self._request: asyncio.Task[None] | None = None
+        self._requested_at = -math.inf
+        self._slots = 0
+        self._size = 0
+        self._next_slot = -math.inf
+        self._next_without_store = -math.inf
+        self._used_up_at = -math.inf
+        self._away_since: float | None = None
+        self._closed_until = self._reported_until = -math.inf
+        self._is_closed = False
+
+    @property
+    def _is_away(self) -> bool:
+        return self._away_since is not None
+
+    def delay(self, now: float) -> float:
+        """Return the seconds until the next attempt may start; inf until a lease is there.
+
+        Asks for a lease if none is left.
+        """
+        if self._slots:
+            self._drop_late_slots(now)
+        if not self._slots:
+            self._renew(now)
+            if not self._is_away:
+                return math.inf
+            return max(self._next_without_store - _BURST - now, 0.0)
+        return max(self._next_slot - now, 0.0)
+
+    def on_start(self, now: float) -> None:
+        """Record the start of an attempt: it uses a slot."""
+        if self._slots:
+            self._next_slot += self._interval
+            self._slots -= 1
+            if not self._slots:
+                self._used_up_at = now
+        elif self._is_away:
+            share = self._interval * self._members
+            self._next_without_store = max(self._next_without_store, now) + share
+
+    def on_throttled(self, now: float, retry_after: float) -> None:
+        """Report a Retry-After in seconds to the other members."""
+        self._closed_until = max(self._closed_until, now + retry_after)
+        self._report(now)
+
+    def _report(self, now: float) -> None:
+        # A burst of throttled answers moves the time by milliseconds only.
+        if self._closed_until > max(self._reported_until + LEASE, now):
+            self._renew(now)
+
+    async def close(self) -> None:
+        """Close the connection to the store; nothing is asked for afterwards."""
+        self._is_closed = True
+        if self._request is not None:
+            self._request.cancel()
+            await asyncio.wait([self._request], timeout=_INTERVAL)
+        if self._lifetime is not None:
+            await anext(self._lifetime, None)
+
+    def _drop_late_slots(self, now: float) -> None:
+        late = now - LEASE - self._next_slot
+        if late > 0.0:
+            lost = min(self._slots, math.ceil(late / self._interval))
+            self._slots -= lost
+            self._next_slot += lost * self._interval
+
+    def _renew(self, now: float) -> None:
+        """Ask for a lease, unless that is under way."""
+        is_due = not self._is_away or now >= self._requested_at + _INTERVAL
+        if self._request is None and is_due and not self._is_closed:
+            self._requested_at = now
+            self._request = asyncio.get_running_loop().create_task(self._ask())
+
+    async def _ask(self) -> None:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(_PATIENCE, self._go_away, f"no answer within {_PATIENCE:g} s")
+        try:
+            # The task begins when all that came in the same turn of the loop are waiting.
+            lease = await self._lease(loop.time())
+        except Exception as error:  # noqa: BLE001 - of the store, whichever it is.
+            self._go_away(f"{type(error).__name__}: {error}")
+        else:
+            self._receive(lease, loop.time())
+        finally:
+            timer.cancel()
+            self._request = None
+        if not self._is_closed:
+            self._report(loop.time())
+            self._on_lease()
+
+    async def _lease(self, now: float) -> Lease:
+        if self._store is None:
+            self._store = self._pace.open()
+            self._lifetime = close_with_loop(partial(_close, self._store))
+        slots = 0 if self._slots else self._wanted(now)
+        closed_until = self._closed_until
+        async with asyncio.timeout(_INTERVAL):
+            lease = await self._store.lease(self._member, slots, max(closed_until - now, 0.0))
+        if not (min(slots, 1) <= lease.slots <= slots and 0.0 <= lease.delay < math.inf):
+            raise ValueError(f"{slots} slots were asked for, and the store answered {lease}")
+        self._reported_until = closed_until
+        return lease
+
+    def _wanted(self, now: float) -> int:
+        """Return the number of slots to ask for: those that will be used, for others are lost."""
+        waiting = self._waiting()
+        if waiting and now < self._used_up_at + LEASE:
+            return max(waiting, 2 * self._size)
+        return waiting
+
+    def _receive(self, lease: Lease, now: float) -> None:
+        self._members = max(lease.members, 1)
+        if now > self._requested_at + _PATIENCE:
+            # Late: it is used the next time, when the connection is there.
+            return
+        self._come_back(now)
+        if lease.closed_for > 0.0:
+            self._on_closed(now, lease.closed_for)
+        if lease.slots:
+            self._slots = self._size = lease.slots
+            self._next_slot = now + lease.delay
+
+    def _go_away(self, reason: str) -> None:
+        if self._is_away or self._is_closed:
+            return
+        now = asyncio.get_running_loop().time()
+        self._away_since = self._next_without_store = now
+        _log.warning(
+            "the shared pace cannot be asked (%s): this session goes on with %.3g attempts a "
+            "second, its share of %d",
+            reason,
+            self._pace.rate / self._members,
+            self._members,
+        )
+        self._on_lease()
+
+    def _come_back(self, now: float) -> None:
+        if self._away_since is not None:
+            _log.warning("the shared pace is used again, after %.3f s", now - self._away_since)
+            self._away_since = None
+
+
+async def _close(store: PaceStore) -> None:
+    try:
+        async with asyncio.timeout(_INTERVAL):
+            await store.close()
+    except Exception as error:  # noqa: BLE001 - of the store, whichever it is.
+        _log.debug("the store of the shared pace was not closed: %r", error)
