@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -58,6 +59,7 @@ from bctrl_async.fastapi import (
     problem,
 )
 from bctrl_async.outcomes import OutcomeRecord
+from bctrl_async.pace import FilePace
 
 KEY = "emulator-key"
 STOP = "/workspaces/ws-1/runtimes/crm/stop"
@@ -144,6 +146,24 @@ class TestLifespan:
         monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
         async with client_of(app):
             assert app.state.bctrl_session.base_url == f"{emulator.url}/v1"
+
+    async def test_its_pace_is_that_of_the_session(
+        self, monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+        app = FastAPI(lifespan=lifespan(pace=FilePace(tmp_path / "pace", rate=100)))
+        async with client_of(app):
+            await app.state.bctrl_session.stop_runtime("ws-1", "crm")
+        assert (tmp_path / "pace").exists()
+
+    def test_a_pace_is_not_silently_lost_beside_make_session(
+        self, connect: Connect, tmp_path: Path
+    ) -> None:
+        """Fault: the session that the app makes does not share the rate."""
+        with pytest.raises(BctrlConfigError, match="Pass it to the BctrlSession") as error:
+            lifespan(connect, pace=FilePace(tmp_path / "pace", rate=100))
+        assert error.value.argument == "pace"
 
     async def test_the_inner_lifespan_runs_inside_and_its_state_is_kept(
         self, connect: Connect

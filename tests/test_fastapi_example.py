@@ -10,9 +10,10 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -419,6 +420,51 @@ class TestUnderUvicorn:
             assert report["counts"]["stopped"] == stopped(slow) == len(slow.requests) < 8000
             assert await server.end() < GRACE / 2
 
+    async def test_two_workers_share_the_rate_of_a_pace(self, tmp_path: Path) -> None:
+        """Fault: N workers send N times the rate that one may send."""
+        (tmp_path / "app.py").write_text(APP_WITH_PACE.format(path=str(tmp_path / "pace")))
+        async with AsyncExitStack() as stack:
+            emulator = await stack.enter_async_context(Emulator(port=0, api_key=KEY))
+            targets_of(emulator, 6)
+            server = await stack.enter_async_context(
+                uvicorn(emulator, "--workers", "2", folder=tmp_path)
+            )
+            await server.wait_for("Application startup complete", 2)
+            workers: dict[int, httpx2.AsyncClient] = {}
+            async with asyncio.timeout(10):
+                while len(workers) < 2:  # A connection belongs to one worker.
+                    client = httpx2.AsyncClient(base_url=server.url, limits=ONE_CONNECTION)
+                    await stack.enter_async_context(client)
+                    workers[(await client.get("/pid")).json()] = client
+            one, other = workers.values()
+            began = time.monotonic()
+            await asyncio.gather(
+                *(one.post(f"/stop/r{number}") for number in range(3)),
+                *(other.post(f"/stop/r{number}") for number in range(3, 6)),
+            )
+            took = time.monotonic() - began
+            assert stopped(emulator) == 6
+        # The first slot may be used a lease late.
+        assert took >= 5 / 20 - 0.05
+
+
+APP_WITH_PACE = """
+import os
+from fastapi import FastAPI
+from bctrl_async.fastapi import BctrlDep, RuntimeBody, lifespan
+from bctrl_async.pace import FilePace
+
+app = FastAPI(lifespan=lifespan(pace=FilePace({path!r}, rate=20)))
+
+@app.get("/pid")
+async def pid() -> int:
+    return os.getpid()
+
+@app.post("/stop/{{alias}}")
+async def stop(alias: str, session: BctrlDep) -> RuntimeBody:
+    return await session.stop_runtime("ws-1", alias)
+"""
+ONE_CONNECTION = httpx2.Limits(max_connections=1)
 
 ATTACK = """<!doctype html><form method="post" enctype="text/plain" action="{url}">
 <input name='[["ws-1","r0"],["ws-1","' value='"]]'></form>

@@ -16,7 +16,7 @@ from uuid import uuid4
 from bctrl_async._lifetime import close_with_loop
 from bctrl_async._limiter.pace import LEASE, Lease, Pace, PaceStore
 
-_log = logging.getLogger("bctrl_async")
+_log = logging.getLogger("bctrl_async.pace")
 
 _PATIENCE = 0.25
 """Seconds after which attempts do not wait for the store any more."""

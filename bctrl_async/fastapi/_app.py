@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ except ModuleNotFoundError as _error:
     ) from _error
 
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession
+from bctrl_async._limiter.pace import Pace
 from bctrl_async.errors import THROTTLED
 from bctrl_async.fastapi._problems import MEDIA_TYPE, classify, problem
 
@@ -33,6 +35,7 @@ _MAX_RETRY_AFTER = 60
 def lifespan(
     make_session: Callable[[], BctrlSession] = BctrlSession,
     *,
+    pace: Pace | None = None,
     inner: Lifespan | PlainLifespan | None = None,
 ) -> Lifespan:
     """Make a lifespan that opens a session at startup and closes it at shutdown.
@@ -40,12 +43,25 @@ def lifespan(
     Args:
         make_session: Called at each startup; by default the environment configures the session.
             With fewer `max_connections` a bulk stop delays the app's other requests less.
+        pace: A rate that all worker processes share, such as `bctrl_async.pace.FilePace`. A
+            `make_session` of your own passes it to the session instead.
         inner: The app's own lifespan. It starts after the session is open
             (`app.state.bctrl_session`) and ends before it is closed; the state it yields is kept.
 
     Returns:
         The lifespan to pass as `FastAPI(lifespan=…)`.
+
+    Raises:
+        BctrlConfigError: Both `make_session` and `pace` are given.
     """
+    if pace is not None:
+        if make_session is not BctrlSession:
+            raise BctrlConfigError(
+                "pace= would not reach the session of make_session=",
+                advice="Pass it to the BctrlSession that is made there",
+                argument="pace",
+            )
+        make_session = partial(BctrlSession, pace=pace)
 
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
