@@ -37,6 +37,7 @@ from bctrl_async.observer import (
 )
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 from bctrl_async.session import BctrlSession
+from bctrl_async.shards import shard
 from bctrl_async.stats import SessionStats
 
 __all__ = [
@@ -74,4 +75,5 @@ __all__ = [
     "StopReport",
     "StopResult",
     "__version__",
+    "shard",
 ]

@@ -2197,11 +2197,12 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
     assert panels == [
         *("Arguments", "Options", "Targets", "Filters", "Run", "Limits", "Connection")
     ]
-    shown = dict(re.findall(r"^│ (--[a-z-]+) +([A-Z]+|) .*│$", out, re.MULTILINE))
+    shown = dict(re.findall(r"^│ (--[a-z-]+) +([A-Z/]+|) .*│$", out, re.MULTILINE))
     shown.pop("--help", None)
     assert shown == {
         "--from": "FILE",
         "--allow-empty": "",
+        "--shard": "K/N",
         "--workspace": "WORKSPACE",
         "--all": "",
         "--status": "STATUS",

@@ -29,7 +29,7 @@ LAYERS = [
     {"observer", "journal"},
     {"_calls"},
     {"bulk"},
-    {"session"},
+    {"session", "shards"},
     {"__init__"},
     {
         "otel",
@@ -230,6 +230,7 @@ PUBLIC_MODULES = [
     "bctrl_async.outcomes",
     "bctrl_async.pace",
     "bctrl_async.session",
+    "bctrl_async.shards",
     "bctrl_async.stats",
     "bctrl_async.testing",
 ]

@@ -56,15 +56,11 @@ class Input:
     def __init__(self, targets: Targets, *, deduplicate: bool | None = None) -> None:
         self._awaited: AsyncIterator[object] | None = None
         self._plain: Iterator[object] | None = None
-        if isinstance(targets, str | bytes | Mapping | RuntimeRef):
-            raise _config.invalid_type("targets", targets, _EXPECTED)
+        check_targets(targets)
         if isinstance(targets, AsyncIterable):
             self._awaited = aiter(targets)
         else:
-            try:
-                self._plain = iter(targets)
-            except TypeError:
-                raise _config.invalid_type("targets", targets, _EXPECTED) from None
+            self._plain = iter(targets)
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
         self.is_async: bool = self._awaited is not None
         self.finds_duplicates: bool = (
@@ -173,6 +169,18 @@ class Listing(Input):
                 return None
             self.is_async, self._plain, self.length = False, iter(items), len(items)
             return self.next_nowait()
+
+
+def check_targets(targets: object) -> None:
+    """Check that these are targets, as far as it can be seen without reading one.
+
+    Raises:
+        BctrlConfigError: They cannot be iterated over, or are a single target or text, which can.
+    """
+    # Of a sequence, `iter` needs no more than its items.
+    can_iterate = isinstance(targets, Iterable | AsyncIterable) or hasattr(targets, "__getitem__")
+    if not can_iterate or isinstance(targets, str | bytes | Mapping | RuntimeRef):
+        raise _config.invalid_type("targets", targets, _EXPECTED)
 
 
 def as_target(item: object) -> RuntimeRef:

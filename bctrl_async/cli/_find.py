@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from bctrl_async import (
     BctrlError,
@@ -18,6 +18,7 @@ from bctrl_async import (
 )
 from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._output import print_error, print_info, print_question
+from bctrl_async.cli._shard import Shard
 
 
 class FoundRuntimes(NamedTuple):
@@ -40,6 +41,11 @@ class FoundRuntimes(NamedTuple):
     def targets(self) -> list[RuntimeRef]:
         """The runtimes as targets."""
         return [RuntimeRef(self.workspace, runtime.alias) for runtime in self.runtimes]
+
+    def in_shard(self, shard: Shard) -> Self:
+        """Return those of a shard."""
+        pairs = zip(self.runtimes, self.targets, strict=True)
+        return self._replace(runtimes=[runtime for runtime, ref in pairs if shard.keeps(ref)])
 
 
 async def find_runtimes(

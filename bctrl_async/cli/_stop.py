@@ -29,6 +29,7 @@ from bctrl_async.cli._options import (
 )
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._run import FinishedRun, run_stops
+from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
 from bctrl_async.cli._states import RuntimeState
 from bctrl_async.cli._targets import read_targets
 
@@ -51,6 +52,16 @@ _Files = Annotated[
 ]
 _AllowEmpty = Annotated[
     bool, _target("--allow-empty", metavar="", help="Accept a FILE without targets.")
+]
+_Shard = Annotated[
+    Shard,
+    _target(
+        "--shard",
+        metavar="K/N",
+        parser=parse_shard,
+        show_default=False,
+        help="Stop only shard K of N, such as 3/16.",
+    ),
 ]
 _WholeWorkspace = Annotated[
     str | None,
@@ -114,6 +125,7 @@ def stop(
     *,
     files: _Files = None,
     allow_empty: _AllowEmpty = False,
+    shard: _Shard = WHOLE,
     whole_workspace: _WholeWorkspace = None,
     everything: _All = False,  # noqa: ARG001 - _check_usage reads it.
     yes: _Yes = False,
@@ -196,11 +208,13 @@ def stop(
         return _report(finished, printer.states, output, json=json)
 
     if whole_workspace is None:
-        targets = _open_targets(context, workspace, aliases, file, allow_empty=allow_empty)
-        return run(targets, deadline)
+        if file is not None:
+            return run(_open(context, file, allow_empty=allow_empty, shard=shard), deadline)
+        named = (RuntimeRef(workspace or "", alias) for alias in aliases or ())
+        return run(list(filter(shard.keeps, named)), deadline)
     wanted = build_filter(status or RuntimeStatus.ACTIVE, kind, older_than)
     finding = find_runtimes(connect(), whole_workspace, wanted, deadline=deadline)
-    return _stop_found(finding, run, deadline, asks=asks)
+    return _stop_found(finding, shard, run, deadline, asks=asks)
 
 
 def _check_files(context: typer.Context, files: list[str] | None) -> str | None:
@@ -233,38 +247,32 @@ def _check_usage(context: typer.Context) -> None:
         )
 
 
-def _open_targets(
-    context: typer.Context,
-    workspace: str | None,
-    aliases: list[str] | None,
-    file: str | None,
-    *,
-    allow_empty: bool,
-) -> _Targets:
-    if file is None:
-        return [RuntimeRef(workspace or "", alias) for alias in aliases or ()]
+def _open(context: typer.Context, file: str, *, allow_empty: bool, shard: Shard) -> _Targets:
+    """Return the targets of --from."""
     try:
         # A bad line is an invalid target, which the bulk stop rejects.
-        return cast("_Targets", read_targets(file, allow_empty=allow_empty))
+        return cast("_Targets", read_targets(file, allow_empty=allow_empty, shard=shard))
     except OSError as error:
         context.fail(f"cannot read {'stdin' if file == '-' else file}: {error.strerror}")
 
 
 def _stop_found(
     finding: Coroutine[object, object, FoundRuntimes],
+    shard: Shard,
     run: Callable[[Sequence[RuntimeRef], float | None], int],
     deadline: float | None,
     *,
     asks: bool,
 ) -> int:
-    """Find runtimes, ask for confirmation outside the deadline, and stop them."""
+    """Find the runtimes of a shard, ask for confirmation outside the deadline, and stop them."""
     began = time.monotonic()
-    found = asyncio.run(finding)
+    found = asyncio.run(finding).in_shard(shard)
     if deadline is not None:
         deadline = max(deadline - (time.monotonic() - began), _MIN_DEADLINE)
     code = FAILED if found.incomplete else 0
     if not found.targets:
-        print_info(f"Nothing to stop: no runtime of {escape(found.workspace)} matches")
+        place = f" in shard {shard}" if shard != WHOLE else ""
+        print_info(f"Nothing to stop: no runtime of {escape(found.workspace)}{place} matches")
         return code
     if asks and not confirm(found):
         print_info("Nothing was stopped")

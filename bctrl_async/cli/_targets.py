@@ -10,6 +10,7 @@ from pathlib import Path
 from bctrl_async import BctrlConfigError
 from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._parser import EXPECTED, TargetParser
+from bctrl_async.cli._shard import WHOLE, Shard
 
 _CHUNK = 65536
 _PREVIEWED = 100
@@ -18,12 +19,15 @@ _PREVIEW_TIME = 1.0
 """Seconds for which further items of a pipe are waited for before the first is used."""
 
 
-def read_targets(path: str, *, allow_empty: bool) -> Iterable[Item] | AsyncIterator[Item]:
+def read_targets(
+    path: str, *, allow_empty: bool, shard: Shard = WHOLE
+) -> Iterable[Item] | AsyncIterator[Item]:
     """Return the targets of a file or a pipe.
 
     Args:
         path: The file or named pipe; `-` is stdin.
         allow_empty: Accept an input without targets.
+        shard: The part of the targets to return. The checks are of the whole input.
 
     Raises:
         BctrlConfigError: The beginning of a file is not a list of targets, or it is empty. A pipe
@@ -34,32 +38,34 @@ def read_targets(path: str, *, allow_empty: bool) -> Iterable[Item] | AsyncItera
         # A shell that closes stdin leaves None in its place.
         if sys.stdin is None:
             raise OSError(None, "it is closed")
-        return read_pipe(sys.stdin.fileno(), "stdin", allow_empty=allow_empty)
+        return read_pipe(sys.stdin.fileno(), "stdin", allow_empty=allow_empty, shard=shard)
     with Path(path).open("rb") as opened:
         if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-            return _FileTargets(path, allow_empty=allow_empty)
+            return _FileTargets(path, allow_empty=allow_empty, shard=shard)
         file = os.dup(opened.fileno())
-    return read_pipe(file, path, allow_empty=allow_empty)
+    return read_pipe(file, path, allow_empty=allow_empty, shard=shard)
 
 
 class _FileTargets:
     """The targets of a regular file, counted at first and parsed again as they are needed."""
 
-    def __init__(self, path: str, *, allow_empty: bool) -> None:
+    def __init__(self, path: str, *, allow_empty: bool, shard: Shard) -> None:
         self._path = Path(path)
+        self._shard = shard
         preview = _Preview(path, allow_empty=allow_empty)
-        length = 0
-        for length, item in enumerate(self._items(preview.parser), start=1):
-            if length <= _PREVIEWED:
+        read = length = 0
+        for read, item in enumerate(self._items(preview.parser), start=1):
+            if read <= _PREVIEWED:
                 preview.check(item)
-        preview.check_length(length)
+            length += shard.keeps(item)
+        preview.check_length(read)
         self._length = length
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Item]:
-        return self._items(TargetParser())
+        return filter(self._shard.keeps, self._items(TargetParser()))
 
     def _items(self, parser: TargetParser) -> Iterator[Item]:
         with self._path.open("rb") as file:
@@ -69,7 +75,9 @@ class _FileTargets:
                 yield from parser.feed(data)
 
 
-async def read_pipe(file: int, name: str, *, allow_empty: bool) -> AsyncIterator[Item]:
+async def read_pipe(
+    file: int, name: str, *, allow_empty: bool, shard: Shard = WHOLE
+) -> AsyncIterator[Item]:
     """Yield the targets of a pipe or a terminal as they arrive.
 
     The first are held back for up to a second, until a hundred have arrived.
@@ -78,6 +86,7 @@ async def read_pipe(file: int, name: str, *, allow_empty: bool) -> AsyncIterator
         file: The descriptor.
         name: The name of the input in errors.
         allow_empty: Accept an input without targets.
+        shard: The part of the targets to yield.
 
     Raises:
         BctrlConfigError: One of these is not a target, or there is none at all.
@@ -101,12 +110,12 @@ async def read_pipe(file: int, name: str, *, allow_empty: bool) -> AsyncIterator
         if items and preview_until is None:
             preview_until = asyncio.get_running_loop().time() + _PREVIEW_TIME
     preview.check_length(len(items))
-    for item in items:
+    for item in filter(shard.keeps, items):
         yield item
     while data != b"":
         await _wait_readable(file)
         data = os.read(file, _CHUNK)
-        for item in preview.parser.feed(data):
+        for item in filter(shard.keeps, preview.parser.feed(data)):
             yield item
 
 

@@ -1,0 +1,238 @@
+"""Shards: which targets of an input are in one, and in which."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+from collections import Counter, UserList
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from enum import StrEnum
+from typing import cast
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlResponseError,
+    BctrlSession,
+    RuntimeRef,
+    StopResult,
+    shard,
+)
+from bctrl_async.bulk._targets import Target, Targets
+from bctrl_async.emulator import Emulator
+from bctrl_async.shards import shard_of
+
+COUNT = 4
+WORKSPACE = "0190b5f0-00aa-7000-8000-000000000001"
+TARGETS = [RuntimeRef("ws-1", f"r{number}") for number in range(100)]
+
+# They must never change: a process with another version would stop another shard.
+KNOWN = [
+    (("ws-1", "r0"), 16, 8),
+    (("a", "bc"), 1_000_000_007, 485_641_377),
+    (("ab", "c"), 1_000_000_007, 360_410_712),
+    ((WORKSPACE, "crm"), 1_000_000_007, 736_177_921),
+    (("ws", "日本"), 1_000_000_007, 788_034_249),
+    (("ws", "Ä"), 1_000_000_007, 559_552_955),
+    (("", ""), 1_000_000_007, 759_442_749),
+    (("ws", "\udc80"), 1_000_000_007, 822_673_021),
+]
+
+
+class Alias(StrEnum):
+    """A str subclass, as libraries for tables and settings yield."""
+
+    CRM = "crm"
+
+
+class Broken:
+    """An item that is not a target and has another repr in each process."""
+
+
+def all_shards(targets: Iterable[object], count: int = COUNT) -> list[list[object]]:
+    return [list(shard(targets, number, count)) for number in range(1, count + 1)]
+
+
+async def stream(items: Iterable[Target]) -> AsyncIterator[Target]:
+    for item in items:
+        yield item
+        await asyncio.sleep(0)
+
+
+async def collect(targets: AsyncIterable[Target]) -> list[Target]:
+    return [target async for target in targets]
+
+
+class TestShardOf:
+    @pytest.mark.parametrize(("target", "count", "number"), KNOWN)
+    def test_it_is_a_known_number_for_ever(
+        self, target: tuple[str, str], count: int, number: int
+    ) -> None:
+        assert shard_of(target, count) == number
+
+    def test_it_is_the_same_in_a_process_with_another_hash_seed(self) -> None:
+        """Fault: shards by `hash`, which is another in each process."""
+        program = (
+            "from bctrl_async.shards import shard_of\n"
+            "print(*(shard_of(('ws-1', f'r{n}'), 16) for n in range(100)))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": "4711", "PYTHONPATH": ":".join(sys.path)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert [int(number) for number in done.stdout.split()] == [
+            shard_of(target, 16) for target in TARGETS
+        ]
+
+    @pytest.mark.parametrize(
+        "target",
+        [
+            (WORKSPACE, "crm"),
+            [WORKSPACE, "crm"],
+            (UUID(WORKSPACE), "crm"),
+            (WORKSPACE.upper(), "crm"),
+            (WORKSPACE, Alias.CRM),
+            RuntimeRef(WORKSPACE, "crm"),
+            BctrlResponseError("unreadable", workspace_id=WORKSPACE, alias="crm"),
+        ],
+        ids=["tuple", "list", "UUID", "upper case", "enum", "ref", "unreadable"],
+    )
+    def test_it_does_not_depend_on_the_form_of_a_target(self, target: object) -> None:
+        """Fault: the list of one machine has UUIDs in capitals, and a target is in no shard."""
+        assert shard_of(target, 1_000_000_007) == shard_of((WORKSPACE, "crm"), 1_000_000_007)
+
+    @pytest.mark.parametrize("item", ["ws,crm", None, Broken(), ("ws",), ("ws", 5), ValueError()])
+    def test_an_item_that_is_not_a_target_is_in_the_first(self, item: object) -> None:
+        assert shard_of(item, COUNT) == 1
+
+    def test_they_are_about_equally_large(self) -> None:
+        sizes = Counter(shard_of(("ws-1", f"r{number}"), 16) for number in range(16_000))
+
+        assert sizes.keys() == set(range(1, 17))
+        # Three times the standard deviation of a binomial distribution.
+        assert all(abs(size - 1000) < 100 for size in sizes.values())
+
+    @pytest.mark.parametrize("count", [0, -1, 1.0, "4", True])
+    def test_the_number_of_shards_is_a_positive_whole_number(self, count: int) -> None:
+        with pytest.raises(BctrlConfigError, match="invalid count"):
+            shard_of(("ws", "a"), count)
+
+
+class TestShard:
+    @given(
+        st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)) | st.none() | st.text()),
+        st.integers(1, 5),
+        st.randoms(use_true_random=False),
+    )
+    def test_every_item_is_in_one_shard_from_any_order(
+        self, items: list[object], count: int, order: random.Random
+    ) -> None:
+        shards = all_shards(items, count)
+        shuffled = order.sample(items, len(items))
+
+        assert Counter(item for each in shards for item in each) == Counter(items)
+        assert list(map(Counter, all_shards(shuffled, count))) == list(map(Counter, shards))
+
+    async def test_it_is_the_same_from_a_list_a_generator_and_a_stream(self) -> None:
+        expected = [target for target in TARGETS if shard_of(target, COUNT) == 3]
+
+        assert list(shard(TARGETS, 3, COUNT)) == expected
+        assert list(shard(iter(TARGETS), 3, COUNT)) == expected
+        assert await collect(shard(stream(TARGETS), 3, COUNT)) == expected
+
+    def test_it_reads_nothing_ahead(self) -> None:
+        read = []
+
+        def targets() -> Iterator[RuntimeRef]:
+            for target in TARGETS:
+                read.append(target)
+                yield target
+
+        part = shard(targets(), 3, COUNT)
+        assert read == []
+        assert next(iter(part)) == read[-1]
+
+    async def test_it_reads_no_stream_ahead(self) -> None:
+        read = []
+
+        async def targets() -> AsyncIterator[RuntimeRef]:
+            for target in TARGETS:
+                read.append(target)
+                yield target
+
+        part = shard(targets(), 3, COUNT)
+        assert read == []
+        assert await anext(aiter(part)) == read[-1]
+
+    def test_it_can_be_read_twice_and_has_a_length_if_its_targets_have(self) -> None:
+        for targets in (TARGETS, UserList(TARGETS), set(TARGETS)):
+            part = shard(targets, 3, COUNT)
+            assert isinstance(part, Iterable)
+            assert len(part) == len(list(part)) == len(list(part)) > 0  # type: ignore[arg-type]
+
+    def test_counting_does_not_use_up_an_iterator(self) -> None:
+        """Fault: an iterator with a length is counted, and nothing is left to stop."""
+
+        class Sized(Iterator[RuntimeRef]):
+            def __init__(self) -> None:
+                self._left = iter(TARGETS)
+
+            def __next__(self) -> RuntimeRef:
+                return next(self._left)
+
+            def __len__(self) -> int:
+                return len(TARGETS)
+
+        part = shard(Sized(), 3, COUNT)
+        assert not hasattr(part, "__len__")
+        assert list(part) == list(shard(TARGETS, 3, COUNT))
+
+    @pytest.mark.parametrize("number", [0, 5, -1, 1.0, "1", True])
+    def test_there_is_no_other_than_those_from_1_to_the_count(self, number: int) -> None:
+        with pytest.raises(BctrlConfigError, match="expected a whole number from 1 to 4") as raised:
+            shard(TARGETS, number, 4)
+        assert raised.value.argument == "number"
+
+    @pytest.mark.parametrize("targets", ["ws,crm", RuntimeRef("ws", "crm"), {"ws": "crm"}, 5, None])
+    def test_targets_that_the_bulk_stop_would_not_take_are_an_error(self, targets: object) -> None:
+        with pytest.raises(BctrlConfigError, match="invalid targets"):
+            shard(cast("Iterable[Target]", targets), 1, 2)
+
+
+class TestBulkStop:
+    async def test_the_shards_together_give_every_item_one_outcome(
+        self, session: BctrlSession, emulator: Emulator
+    ) -> None:
+        for target in TARGETS:
+            emulator.add_runtime(*target)
+        items = cast("Targets", [*TARGETS, "not a target", Broken(), ("", "nameless")])
+
+        results: Counter[StopResult] = Counter()
+        for number in range(1, COUNT + 1):
+            report = await session.stop_runtimes(shard(items, number, COUNT))
+            assert report.total == report.counts.total()
+            results += report.counts
+
+        assert results == {StopResult.STOPPED: 100, StopResult.REJECTED: 3}
+        assert {emulator.received[target] for target in TARGETS} == {1}
+
+    async def test_a_shard_of_a_list_knows_its_length_and_its_duplicates(
+        self, session: BctrlSession, emulator: Emulator
+    ) -> None:
+        target = TARGETS[0]
+        emulator.add_runtime(*target)
+        part = shard([target, target], shard_of(target, COUNT), COUNT)
+
+        batch = session.stop_runtimes(part)
+        assert batch.total == 2
+        report = await batch
+        assert report.duplicates == 1
