@@ -637,3 +637,20 @@ class TestFailedInput:
         assert runtimes.received.total() == 3
         assert str(batch.report.ended_early) == str(caught.value)
         assert not batch.report.ok
+
+
+async def test_a_list_that_is_read_no_further_is_let_go(session: BctrlSession) -> None:
+    """Fault: the file of a generator stays open until garbage is collected."""
+    ended = []
+
+    class Lines(UserList[RuntimeRef]):
+        def __iter__(self) -> Iterator[RuntimeRef]:
+            try:
+                yield from self.data
+            finally:
+                ended.append(True)
+
+    batch = session.stop_runtimes(Lines(REFS))
+    batch.stop_reading()
+    await batch
+    assert ended == [True]

@@ -110,6 +110,8 @@ class Input:
         """Return the next item, as `next` does, of an input that is not async."""
         if self._only_known and self.length is not None and self.count >= self.length:
             self.closed = True
+            # It may have a file open.
+            self._plain = iter(())
         if self.closed or self._plain is None:
             return None
         try:
