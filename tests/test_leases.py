@@ -1,0 +1,535 @@
+"""A rate shared by several limiters through leases, in virtual time."""
+
+import asyncio
+import gc
+import logging
+import math
+
+import pytest
+import virtual_time
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pacing import Member, MemoryPace, jain, most_in_a_window
+from throttling import throttled
+
+from bctrl_async import BctrlConfigError, BctrlRateLimitError
+from bctrl_async._limiter.pace import LEASE
+from bctrl_async.pace import Lease, Pace, PaceStore
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def run_all(members: list[Member], count: int) -> float:
+    """Run a bulk in every member; return the seconds that all took."""
+    await asyncio.gather(*(member.bulk(count) for member in members))
+    for member in members:
+        await member.close()
+    return now()
+
+
+class TestSharing:
+    @pytest.mark.parametrize("count", [1, 2, 4, 8, 16])
+    @pytest.mark.parametrize("rate", [195, 1950])
+    def test_together_they_use_the_whole_rate_in_equal_parts(self, count: int, rate: int) -> None:
+        async def scenario() -> tuple[float, list[Member]]:
+            pace = MemoryPace(rate=rate)
+            members = [Member(pace) for _ in range(count)]
+            return await run_all(members, 10 * rate // count), members
+
+        seconds, members = virtual_time.run(scenario())
+
+        assert seconds <= 10.1
+        assert jain([member.between(1, 9) for member in members]) > 0.999
+        assert most_in_a_window([t for member in members for t in member.starts], rate) <= 2
+
+    @given(
+        rate=st.sampled_from([2.0, 50.0, 190.0, 1000.0]),
+        members=st.lists(
+            st.tuples(
+                st.floats(0, 2),  # Joins.
+                st.sampled_from([1, 5, 100]),  # Attempts in flight.
+                st.floats(0.001, 0.2),  # The latency of the server.
+                st.integers(1, 150),  # Attempts.
+                st.floats(0, 0.2),  # Idles between them.
+            ),
+            min_size=1,
+            max_size=6,
+        ),
+        latency=st.floats(0, 0.01),
+    )
+    @settings(deadline=None, max_examples=60)
+    def test_no_window_holds_more_than_the_rate_and_one_lease(
+        self, rate: float, members: list[tuple[float, int, float, int, float]], latency: float
+    ) -> None:
+        async def scenario() -> list[float]:
+            pace = MemoryPace(rate=rate, latency=latency)
+            starts: list[float] = []
+
+            async def join(
+                joins: float, limit: int, latency: float, count: int, idle: float
+            ) -> None:
+                await asyncio.sleep(joins)
+                member = Member(pace, latency, limit, starts)
+                for _ in range(3):
+                    await member.bulk(count)
+                    await asyncio.sleep(idle)
+                await member.close()
+
+            await asyncio.gather(*(join(*member) for member in members))
+            return starts
+
+        starts = virtual_time.run(scenario())
+
+        # A lease is at least one slot. What an answer of the store takes, a lease is late.
+        assert most_in_a_window(starts, rate) <= rate * (LEASE + latency) + 2
+
+    def test_a_late_joiner_has_its_share_within_a_second(self) -> None:
+        async def scenario() -> tuple[Member, list[Member]]:
+            pace = MemoryPace(rate=195)
+            first = [Member(pace) for _ in range(3)]
+            late = Member(pace)
+
+            async def join() -> None:
+                await asyncio.sleep(5)
+                await late.bulk(10_000, until=10)
+
+            await asyncio.gather(*(member.bulk(10_000, until=10) for member in first), join())
+            return late, first
+
+        late, first = virtual_time.run(scenario())
+
+        share = 195 / 4
+        assert late.between(5, 6) == pytest.approx(share, rel=0.1)
+        assert [m.between(6, 10) for m in first] == [pytest.approx(4 * share, rel=0.03)] * 3
+        assert sum(m.between(4, 5) for m in first) == pytest.approx(195, abs=2)
+
+    def test_a_member_that_dies_costs_one_lease(self) -> None:
+        async def scenario() -> int:
+            pace = MemoryPace(rate=195)
+            members = [Member(pace) for _ in range(3)]
+            dying = asyncio.create_task(members[0].bulk(10_000))
+            living = [asyncio.create_task(m.bulk(10_000, until=10)) for m in members[1:]]
+            await asyncio.sleep(5.001)
+            dying.cancel()
+            await asyncio.gather(*living)
+            return sum(member.between(5.001, 10) for member in members)
+
+        assert virtual_time.run(scenario()) >= 195 * 5 - 195 * LEASE - 1
+
+    def test_an_idle_member_takes_nothing_from_the_others(self) -> None:
+        async def scenario() -> int:
+            pace = MemoryPace(rate=195)
+            busy, idle = Member(pace), Member(pace)
+            await idle.attempt()
+            await busy.bulk(10_000, until=5)
+            return busy.between(1, 5)
+
+        assert virtual_time.run(scenario()) == pytest.approx(4 * 195, abs=2)
+
+    def test_a_single_attempt_leases_a_single_slot(self) -> None:
+        async def scenario() -> list[int]:
+            pace = MemoryPace(rate=1000)
+            member = Member(pace)
+            for _ in range(3):
+                await member.attempt()
+                await asyncio.sleep(1)
+            return pace.asked_for
+
+        assert virtual_time.run(scenario()) == [1, 1, 1]
+
+    def test_attempts_in_quick_succession_lease_more_slots_each_time(self) -> None:
+        async def scenario() -> tuple[int, int]:
+            pace = MemoryPace(rate=1000)
+            member = Member(pace, limit=1, latency=0.001)
+            for _ in range(100):
+                await member.attempt()
+            return max(pace.asked_for), len(pace.calls)
+
+        most, calls = virtual_time.run(scenario())
+
+        assert (most, calls) == (64, 7)
+
+    def test_slots_that_were_not_used_in_time_are_lost(self) -> None:
+        """Fault: slots that were saved up while idle are a burst."""
+
+        async def scenario() -> float:
+            pace = MemoryPace(rate=1000)
+            member = Member(pace, latency=0.0)
+            abandoned = asyncio.gather(*(member.attempt() for _ in range(50)))
+            await asyncio.sleep(0.001)
+            abandoned.cancel()
+            await asyncio.sleep(0.04)
+            # Most are late by now, but not too late.
+            await member.bulk(200)
+            return most_in_a_window(member.starts, 1000)
+
+        assert virtual_time.run(scenario()) <= 1000 * LEASE + 1
+
+    def test_single_stops_wait_for_milliseconds_beside_bulks_in_other_processes(self) -> None:
+        async def scenario() -> list[float]:
+            pace = MemoryPace(rate=195)
+            bulks = [Member(pace) for _ in range(7)]
+            single = Member(pace)
+            running = [asyncio.create_task(bulk.bulk(10_000, until=20)) for bulk in bulks]
+            waits = []
+            await asyncio.sleep(1)
+            while now() < 19:
+                waits.append(await single.attempt())
+                await asyncio.sleep(0.05)
+            await asyncio.gather(*running)
+            return sorted(waits)
+
+        waits = virtual_time.run(scenario())
+
+        assert waits[int(0.99 * len(waits))] < 0.1
+
+
+class TestPriorities:
+    def test_single_stops_wait_for_milliseconds_beside_a_bulk_in_their_session(self) -> None:
+        """Fault: a single stop waits behind a hundred targets, half a second at 200 a second."""
+
+        async def scenario() -> tuple[list[float], int]:
+            member = Member(MemoryPace(rate=200))
+            running = asyncio.create_task(member.bulk(10_000, until=20))
+            await asyncio.sleep(1)
+            waits = []
+            while now() < 19:
+                waits.append(await member.attempt())
+                await asyncio.sleep(0.05)
+            await running
+            return sorted(waits), len(member.starts)
+
+        waits, starts = virtual_time.run(scenario())
+
+        assert waits[int(0.99 * len(waits))] < 0.05
+        assert starts == pytest.approx(200 * 20, abs=100)
+
+    def test_a_bulk_keeps_a_fifth_if_single_stops_could_use_everything(self) -> None:
+        async def scenario() -> tuple[int, int]:
+            member = Member(MemoryPace(rate=200))
+            started = 0
+
+            async def use() -> None:
+                nonlocal started
+                while now() < 10:
+                    await member.attempt()
+                    started += 1
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(150):
+                    group.create_task(use())
+                group.create_task(member.bulk(10_000, until=10))
+            return started, len(member.starts)
+
+        singles, starts = virtual_time.run(scenario())
+
+        assert singles == pytest.approx(0.8 * starts, rel=0.1)
+
+    def test_waiting_single_stops_go_on_when_the_bulk_is_cancelled_at_its_turn(self) -> None:
+        async def scenario() -> int:
+            member = Member(MemoryPace(rate=10), latency=0.0)
+            bulk = asyncio.create_task(member.bulk(100))
+            await asyncio.sleep(0)
+            singles = [asyncio.create_task(member.attempt()) for _ in range(20)]
+            while sum(single.done() for single in singles) < 4:
+                await asyncio.sleep(0.01)
+            bulk.cancel()
+            await asyncio.wait_for(asyncio.gather(*singles), 60)
+            return len(singles)
+
+        assert virtual_time.run(scenario()) == 20
+
+
+class TestRetryAfter:
+    def test_it_keeps_the_other_members_away(self) -> None:
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100)
+            told, other = Member(pace), Member(pace)
+            await told.attempt()
+            await told.limiter.acquire(60)
+            told.limiter.release(throttled(5.0))
+            await asyncio.sleep(0.1)
+            await other.attempt()
+            return other.starts[0]
+
+        assert virtual_time.run(scenario()) == pytest.approx(5.0, abs=0.1)
+
+    def test_an_impatient_call_of_another_member_fails_at_once(self) -> None:
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100)
+            told, other = Member(pace), Member(pace)
+            await told.limiter.acquire(60)
+            told.limiter.release(throttled(30.0))
+            await asyncio.sleep(0.1)
+            with pytest.raises(BctrlRateLimitError, match="rate limited for another 30 s"):
+                await other.limiter.acquire(1.0)
+            return now()
+
+        assert virtual_time.run(scenario()) < 0.2
+
+    def test_a_long_one_keeps_them_away_for_a_minute(self) -> None:
+        """Fault: one Retry-After with an epoch in it locks a client for years."""
+
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100)
+            told, other = Member(pace), Member(pace)
+            await told.limiter.acquire(60)
+            told.limiter.release(throttled(1_700_000_000.0))
+            await asyncio.sleep(0.1)
+            await other.attempt()
+            return other.starts[0]
+
+        assert virtual_time.run(scenario()) == pytest.approx(60.0, abs=0.2)
+
+    def test_a_burst_of_throttled_answers_is_reported_once_or_twice(self) -> None:
+        async def scenario() -> int:
+            pace = MemoryPace(rate=1000)
+            member = Member(pace, latency=0.0)
+            await member.bulk(50)
+            for _ in range(40):
+                await member.limiter.acquire(60)
+            before = len(pace.calls)
+            for _ in range(40):
+                member.limiter.release(throttled(1.0))
+                await asyncio.sleep(0.0003)
+            await asyncio.sleep(0.5)
+            return len(pace.calls) - before
+
+        assert 1 <= virtual_time.run(scenario()) <= 2
+
+    def test_one_that_comes_while_the_store_is_asked_is_reported_next(self) -> None:
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100, latency=0.02)
+            member = Member(pace, latency=0.0)
+            await member.limiter.acquire(60)
+            await member.attempt()
+            await asyncio.sleep(1)
+            waiting = asyncio.create_task(member.attempt())
+            await asyncio.sleep(0.005)
+            assert len(pace.calls) == 3
+            member.limiter.release(throttled(5.0))
+            await asyncio.sleep(0.1)
+            waiting.cancel()
+            return pace.schedule.closed_until
+
+        assert virtual_time.run(scenario()) == pytest.approx(6.0, abs=0.1)
+
+
+class TestWithoutStore:
+    def test_a_store_that_was_never_there_leaves_the_whole_rate(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario() -> tuple[float, Member, MemoryPace]:
+            pace = MemoryPace(rate=100)
+            pace.error = ConnectionRefusedError("refused")
+            member = Member(pace)
+            await member.bulk(1000)
+            return now(), member, pace
+
+        seconds, member, pace = virtual_time.run(scenario())
+
+        assert seconds == pytest.approx(10, abs=0.1)
+        assert most_in_a_window(member.starts, 100) <= 4
+        assert len(pace.calls) == pytest.approx(10, abs=1), "it is asked once a second"
+        assert len(caplog.records) == 1
+        assert caplog.records[0].getMessage() == (
+            "the shared pace cannot be asked (ConnectionRefusedError: refused): this session goes "
+            "on with 100 attempts a second, its share of 1"
+        )
+
+    def test_a_store_that_goes_away_leaves_each_its_share(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario() -> list[Member]:
+            pace = MemoryPace(rate=200)
+            members = [Member(pace) for _ in range(4)]
+            running = [asyncio.create_task(m.bulk(10_000, until=9)) for m in members]
+            await asyncio.sleep(3)
+            pace.error = ConnectionResetError()
+            await asyncio.sleep(3)
+            pace.error = None
+            await asyncio.gather(*running)
+            return members
+
+        with caplog.at_level(logging.WARNING):
+            members = virtual_time.run(scenario())
+
+        assert [m.between(3.2, 5.8) for m in members] == [pytest.approx(2.6 * 50, rel=0.1)] * 4
+        assert sum(m.between(7, 9) for m in members) == pytest.approx(400, abs=10)
+        starts = sorted(start for m in members for start in m.starts)
+        assert most_in_a_window(starts, 200) <= 200 * 2 * LEASE + 8
+        messages = [record.getMessage() for record in caplog.records]
+        assert sum("50 attempts a second, its share of 4" in each for each in messages) == 4
+        assert sum("the shared pace is used again, after" in each for each in messages) == 4
+        assert len(messages) == 8
+
+    def test_no_attempt_waits_longer_than_a_quarter_of_a_second_for_one_that_hangs(self) -> None:
+        async def scenario() -> tuple[list[float], list[float]]:
+            pace = MemoryPace(rate=100)
+            member = Member(pace)
+            await member.attempt()
+            pace.latency = math.inf
+            waits = []
+            while now() < 10:
+                waits.append(await member.attempt())
+            return waits, pace.calls
+
+        waits, calls = virtual_time.run(scenario())
+
+        assert waits[0] == pytest.approx(0.25)
+        assert max(waits[1:]) <= 0.01
+        assert len(calls) == pytest.approx(10, abs=1)
+
+    def test_a_connection_that_is_slow_at_first_is_used_once_it_is_there(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario() -> tuple[int, int]:
+            pace = MemoryPace(rate=100, latency=0.6)
+            member = Member(pace)
+            await member.attempt()
+            pace.latency = 0.001
+            await asyncio.sleep(1)
+            await member.bulk(200)
+            return len(pace.calls), sum("used again" in r.getMessage() for r in caplog.records)
+
+        calls, came_back = virtual_time.run(scenario())
+
+        assert calls > 10
+        assert came_back == 1
+
+    def test_a_store_that_always_answers_late_gives_one_warning(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario() -> None:
+            member = Member(MemoryPace(rate=100, latency=0.3))
+            await member.bulk(500)
+
+        virtual_time.run(scenario())
+
+        assert len(caplog.records) == 1
+        assert "(no answer within 0.25 s)" in caplog.text
+
+    @pytest.mark.parametrize(
+        "lease",
+        [
+            Lease(slots=0, delay=0.0, closed_for=0.0, members=1),
+            Lease(slots=10_000, delay=0.0, closed_for=0.0, members=1),
+            Lease(slots=1, delay=math.inf, closed_for=0.0, members=1),
+            Lease(slots=1, delay=math.nan, closed_for=0.0, members=1),
+            Lease(slots=1, delay=-1.0, closed_for=0.0, members=1),
+        ],
+    )
+    def test_an_answer_that_makes_no_sense_is_a_failure_of_the_store(
+        self, lease: Lease, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Fault: a store that leases nothing is asked again at once, for ever."""
+
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100)
+            pace.lease = lease
+            member = Member(pace)
+            await member.bulk(200)
+            assert len(pace.calls) < 5
+            return now()
+
+        assert virtual_time.run(scenario()) == pytest.approx(2, abs=0.1)
+        assert "slots were asked for, and the store answered Lease(" in caplog.text
+
+    def test_a_pace_that_cannot_be_opened_is_asked_again(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Broken(Pace):
+            opened = 0
+
+            def open(self) -> PaceStore:
+                self.opened += 1
+                raise OSError("no such device")
+
+        async def scenario() -> int:
+            pace = Broken(rate=100)
+            member = Member(pace)
+            await member.bulk(250)
+            await member.close()
+            return pace.opened
+
+        assert virtual_time.run(scenario()) == 3
+        assert "(OSError: no such device)" in caplog.text
+
+    def test_the_learned_limit_stays_beneath(self) -> None:
+        async def scenario() -> int:
+            member = Member(MemoryPace(rate=1000))
+            await member.limiter.acquire(60)
+            member.limiter.release(throttled())
+            before = now()
+            await member.bulk(10)
+            return member.between(before, before + 0.4)
+
+        assert virtual_time.run(scenario()) == 0
+
+
+class TestEnd:
+    def test_closing_ends_the_request_and_the_connection(self) -> None:
+        async def scenario() -> tuple[int, int, set[asyncio.Task[object]]]:
+            pace = MemoryPace(rate=100)
+            member = Member(pace)
+            await member.attempt()
+            pace.latency = math.inf
+            waiting = asyncio.create_task(member.attempt())
+            await asyncio.sleep(0.1)
+            await member.close()
+            with pytest.raises(BctrlConfigError, match="the session is closed"):
+                await waiting
+            return pace.opened, pace.closed, asyncio.all_tasks() - {asyncio.current_task()}
+
+        assert virtual_time.run(scenario()) == (1, 1, set())
+
+    def test_nothing_is_asked_for_after_the_end(self) -> None:
+        async def scenario() -> int:
+            pace = MemoryPace(rate=100)
+            member = Member(pace)
+            await member.limiter.acquire(60)
+            await member.close()
+            before = len(pace.calls)
+            member.limiter.release(throttled(5.0))
+            await asyncio.sleep(1)
+            return len(pace.calls) - before
+
+        assert virtual_time.run(scenario()) == 0
+
+    def test_a_connection_that_cannot_be_closed_does_not_matter(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario() -> int:
+            pace = MemoryPace(rate=100)
+            member = Member(pace)
+            await member.attempt()
+            pace.error = OSError("gone")
+            await member.close()
+            return pace.closed
+
+        assert virtual_time.run(scenario()) == 1
+        assert [r.levelname for r in caplog.records if r.name == "bctrl_async"] in ([], ["DEBUG"])
+
+    def test_the_connection_is_closed_with_the_loop(self) -> None:
+        """Fault: connections of a session that was not closed are left to the garbage collector."""
+        pace = MemoryPace(rate=100)
+
+        async def scenario() -> None:
+            await Member(pace).attempt()
+
+        virtual_time.run(scenario())
+        gc.collect()
+
+        assert (pace.opened, pace.closed) == (1, 1)
+
+    def test_a_limiter_that_was_never_used_opens_nothing(self) -> None:
+        pace = MemoryPace(rate=100)
+
+        async def scenario() -> None:
+            await Member(pace).close()
+
+        virtual_time.run(scenario())
+
+        assert pace.opened == 0
