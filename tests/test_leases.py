@@ -1,7 +1,6 @@
 """A rate shared by several limiters through leases, in virtual time."""
 
 import asyncio
-import gc
 import logging
 import math
 
@@ -299,6 +298,18 @@ class TestRetryAfter:
 
         assert 1 <= virtual_time.run(scenario()) <= 2
 
+    def test_a_report_leaves_the_slots_that_are_leased(self) -> None:
+        async def scenario() -> list[int]:
+            pace = MemoryPace(rate=1000)
+            member = Member(pace)
+            attempts = asyncio.gather(*(member.attempt() for _ in range(10)))
+            await member.limiter.acquire(60)
+            member.limiter.release(throttled(5.0))
+            await attempts
+            return pace.asked_for
+
+        assert virtual_time.run(scenario())[:2] == [11, 0]
+
     def test_one_that_comes_while_the_store_is_asked_is_reported_next(self) -> None:
         async def scenario() -> float:
             pace = MemoryPace(rate=100, latency=0.02)
@@ -516,11 +527,13 @@ class TestEnd:
         """Fault: connections of a session that was not closed are left to the garbage collector."""
         pace = MemoryPace(rate=100)
 
-        async def scenario() -> None:
-            await Member(pace).attempt()
+        async def scenario() -> Member:
+            member = Member(pace)
+            await member.attempt()
+            assert pace.closed == 0
+            return member
 
         virtual_time.run(scenario())
-        gc.collect()
 
         assert (pace.opened, pace.closed) == (1, 1)
 

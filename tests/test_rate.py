@@ -267,6 +267,18 @@ class TestLimiter:
         # Its patience would last for the whole hour, so it waits; a minute later it is the probe.
         assert time == pytest.approx(61)
 
+    def test_a_pause_that_another_process_reports_again_stays_as_it_is(self) -> None:
+        rate = AdaptiveRate()
+        rate.hold(0.0, 70.0)
+        assert rate.delay(59.0, 0) == pytest.approx(1.0)
+        rate.on_start(60.0)
+        assert rate.is_probed
+
+        rate.hold(60.0, 10.001)
+
+        assert rate.is_probed
+        assert rate.retry_after_ends == 70.0
+
     def test_a_wait_that_becomes_shorter_ends_in_time(self) -> None:
         async def scenario() -> float:
             limiter = Limiter(2, AdaptiveRate(cap=0.1))
