@@ -18,6 +18,7 @@ import os
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -68,15 +69,15 @@ class Schedule(msgspec.Struct):
         members = {
             name: until
             for name, until in self.members.items()
-            if now < until <= latest + _MEMBERSHIP
+            if now < until < latest + _MEMBERSHIP
         }
         members.setdefault(member, now)
         slots = min(slots, max(int(rate * LEASE / len(members)), 1))
         begins = max(min(self.ends_at, latest), now + closed_for)
-        if slots:
-            self.ends_at = begins + slots / rate
-        members[member] = max(self.ends_at, now) + _MEMBERSHIP
-        self.closed_until, self.members = now + closed_for, members
+        self.ends_at = begins + slots / rate
+        members[member] = self.ends_at + _MEMBERSHIP
+        # The time of a lease must not become a Retry-After when the clock is set back.
+        self.closed_until, self.members = now + closed_for if closed_for else 0.0, members
         return Lease(slots=slots, delay=begins - now, closed_for=closed_for, members=len(members))
 
 
@@ -154,8 +155,9 @@ class _FileStore(PaceStore):
     def _open(self) -> sqlite3.Connection:
         if self._file is not None:
             connection, opened = self._file
-            if os.path.samestat(self._path.stat(), opened):
-                return connection
+            with suppress(FileNotFoundError):
+                if os.path.samestat(self._path.stat(), opened):
+                    return connection
             # Deleted or replaced: the others use the new file.
             self._close()
         connection = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None)

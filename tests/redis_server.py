@@ -32,6 +32,7 @@ class RedisServer:
     Args:
         program: The path of `redis-server` or `valkey-server`.
         folder: Its working directory.
+        options: More of its options.
 
     Attributes:
         port: The port; a restart keeps it.
@@ -40,9 +41,10 @@ class RedisServer:
         RuntimeError: It did not start; the message is its log.
     """
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program: str, folder: Path, *options: str) -> None:
         self._program = program
         self._folder = folder
+        self._options = options
         for self.port in random.sample(_PORTS, 20):
             if self._start():
                 return
@@ -93,6 +95,7 @@ class RedisServer:
                     self._program,
                     *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)),
                     *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
+                    *self._options,
                 ],
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -117,17 +120,18 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(program: str) -> Generator[RedisServer]:
+def redis_server(program: str, *options: str) -> Generator[RedisServer]:
     """Run a server of its own, and kill it at the end.
 
     Args:
         program: The path of `redis-server` or `valkey-server`.
+        options: More of its options.
 
     Raises:
         RuntimeError: It did not start; the message is its log.
     """
     with TemporaryDirectory() as folder:
-        server = RedisServer(program, Path(folder))
+        server = RedisServer(program, Path(folder), *options)
         try:
             yield server
         finally:

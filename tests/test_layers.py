@@ -34,6 +34,7 @@ LAYERS = [
     {
         "otel",
         "pace",
+        "redis",
         "testing",
         "fastapi",
         "cli",
@@ -165,6 +166,11 @@ class TestImports:
             assert "opentelemetry" not in outside(module)
 
     @every_module
+    def test_only_the_redis_extra_imports_redis(self, module: str) -> None:
+        if entry(module) != "redis":
+            assert "redis" not in outside(module)
+
+    @every_module
     def test_the_extras_import_only_public_names(self, module: str) -> None:
         if entry(module) in EXTRAS:
             private = {name for name in inside(module) if entry(name) in CORE and is_private(name)}
@@ -229,6 +235,7 @@ PUBLIC_MODULES = [
     "bctrl_async.otel",
     "bctrl_async.outcomes",
     "bctrl_async.pace",
+    "bctrl_async.redis",
     "bctrl_async.session",
     "bctrl_async.shards",
     "bctrl_async.stats",

@@ -1,0 +1,131 @@
+"""The stores of shared paces, with what tests need to see and change in them."""
+
+from __future__ import annotations
+
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from redis.asyncio import Redis
+
+from bctrl_async.pace import FilePace, Pace, Schedule
+from bctrl_async.redis import RedisPace
+
+
+class SharedStore(ABC):
+    """A store in which paces of several names are kept."""
+
+    @abstractmethod
+    def pace(self, rate: float, name: str = "one") -> Pace:
+        """Return a pace, for another process as it were."""
+
+    @abstractmethod
+    async def read(self, name: str = "one") -> Schedule:
+        """Return the schedule that is stored."""
+
+    @abstractmethod
+    async def write(self, schedule: Schedule, name: str = "one") -> None:
+        """Replace the schedule that is stored."""
+
+    @abstractmethod
+    async def clear(self) -> None:
+        """Empty the store, as a restart does."""
+
+    @abstractmethod
+    async def contents(self) -> bytes:
+        """Return everything that is stored."""
+
+    async def advance(self, seconds: float, name: str = "one") -> None:
+        """Let time pass for a schedule; below 0, its clock is set back."""
+        schedule = await self.read(name)
+        schedule.ends_at -= seconds
+        schedule.closed_until -= seconds if schedule.closed_until else 0.0
+        for member in schedule.members:
+            schedule.members[member] -= seconds
+        await self.write(schedule, name)
+
+
+class FileStore(SharedStore):
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def pace(self, rate: float, name: str = "one") -> Pace:
+        return FilePace(self._folder / name, rate=rate)
+
+    async def read(self, name: str = "one") -> Schedule:
+        with self._connect(name) as connection:
+            (text,) = connection.execute("SELECT schedule FROM pace").fetchone()
+        return msgspec.json.decode(text, type=Schedule)
+
+    async def write(self, schedule: Schedule, name: str = "one") -> None:
+        with self._connect(name) as connection:
+            connection.execute("UPDATE pace SET schedule = ?", (msgspec.json.encode(schedule),))
+
+    async def clear(self) -> None:
+        for file in self._folder.iterdir():
+            file.unlink()
+
+    async def contents(self) -> bytes:
+        return b"".join(file.read_bytes() for file in self._folder.iterdir())
+
+    @contextmanager
+    def _connect(self, name: str) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self._folder / name)) as connection, connection:
+            yield connection
+
+
+class RedisStore(SharedStore):
+    """A store in Redis.
+
+    Args:
+        client: For the tests.
+        url: The URL for paces; they share the client if None.
+    """
+
+    def __init__(self, client: Redis, url: str | None = None) -> None:
+        # In redis-py the types of answers are unions.
+        self._client: Any = client
+        self._url = url
+        # Tests share a server.
+        self._prefix = uuid4().hex
+
+    def pace(self, rate: float, name: str = "one") -> Pace:
+        return RedisPace(self._url or self._client, rate=rate, name=f"{self._prefix}:{name}")
+
+    async def read(self, name: str = "one") -> Schedule:
+        schedule, members = self._keys(name)
+        fields = {
+            field.decode(): float(value)
+            for field, value in (await self._client.hgetall(schedule)).items()
+        }
+        scores = await self._client.zrange(members, 0, -1, withscores=True)
+        return Schedule(**fields, members={member.decode(): score for member, score in scores})
+
+    async def write(self, schedule: Schedule, name: str = "one") -> None:
+        await self._client.delete(*self._keys(name))
+        fields = {"ends_at": schedule.ends_at, "closed_until": schedule.closed_until}
+        await self._client.hset(self._keys(name)[0], mapping=fields)
+        await self._client.zadd(self._keys(name)[1], schedule.members)
+
+    async def clear(self) -> None:
+        await self._client.flushall()
+        await self._client.script_flush()
+
+    async def contents(self) -> bytes:
+        found = []
+        for key in await self._client.keys():
+            found += [key, await self._client.dump(key)]
+        return b"".join(found)
+
+    async def ttl(self, name: str = "one") -> list[float]:
+        """Return the seconds until each key expires; below 0 if it never does."""
+        return [await self._client.pttl(key) / 1000 for key in self._keys(name)]
+
+    def _keys(self, name: str) -> tuple[str, str]:
+        tag = f"bctrl-async:{{{self._prefix}:{name}}}"
+        return f"{tag}:schedule", f"{tag}:members"

@@ -1,0 +1,308 @@
+"""One contract for every store of a shared pace: the file, and Redis or Valkey.
+
+A clock cannot be stopped in a server. So time passes by moving the times that are stored, and
+leases are compared with each other, or with the end of a Retry-After that holds everybody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Self
+
+import pytest
+from fakeredis import FakeAsyncRedis, FakeServer
+from pace_stores import FileStore, RedisStore, SharedStore
+from redis.asyncio import Redis
+from redis_server import SERVERS, RedisServer, redis_server
+
+from bctrl_async import BctrlSession, RetryPolicy
+from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.pace import Lease, PaceStore
+
+RATE = 200.0
+CLOSED = 30.0
+NAMES = ["file", "fakeredis", "redis-server", "valkey-server"]
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, RedisServer]]:
+    """The servers that are installed, by name; each is started once."""
+    contexts = {os.path.basename(program): redis_server(program) for program in SERVERS}  # noqa: PTH119
+    try:
+        yield {name: context.__enter__() for name, context in contexts.items()}
+    finally:
+        for context in contexts.values():
+            context.__exit__(None, None, None)
+
+
+@pytest.fixture(params=NAMES)
+async def shared(
+    request: pytest.FixtureRequest, servers: dict[str, RedisServer], tmp_path: Path
+) -> AsyncIterator[SharedStore]:
+    if request.param == "file":
+        yield FileStore(tmp_path)
+    elif request.param == "fakeredis":
+        async with FakeAsyncRedis(server=FakeServer()) as client:
+            yield RedisStore(client)
+    elif request.param not in servers:
+        pytest.skip(f"{request.param} is not installed")
+    else:
+        url = servers[request.param].url
+        async with Redis.from_url(url) as client:
+            yield RedisStore(client, url)
+
+
+class Members:
+    """Members of one pace, each with a connection of its own to the store."""
+
+    def __init__(self, shared: SharedStore, rate: float = RATE, name: str = "one") -> None:
+        self._shared, self._rate, self._name = shared, rate, name
+        self._stores: dict[str, PaceStore] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for store in self._stores.values():
+            await store.close()
+
+    async def lease(self, member: str, slots: int = 100, closed_for: float = 0.0) -> Lease:
+        if member not in self._stores:
+            self._stores[member] = self._shared.pace(self._rate, self._name).open()
+        return await self._stores[member].lease(member, slots, closed_for)
+
+    async def lease_closed(self, member: str, slots: int = 100) -> tuple[float, Lease]:
+        """Lease while the server is closed: return also the time of the first slot after that."""
+        lease = await self.lease(member, slots)
+        assert lease.closed_for > 0.0
+        return lease.delay - lease.closed_for, lease
+
+
+@pytest.fixture
+async def members(shared: SharedStore) -> AsyncIterator[Members]:
+    async with Members(shared) as members:
+        yield members
+
+
+@pytest.fixture
+async def closed(members: Members) -> Members:
+    """Members of a pace whose server is closed, as "a" reported."""
+    await members.lease("a", 0, CLOSED)
+    return members
+
+
+def near(value: float | dict[str, float]) -> object:
+    return pytest.approx(value, abs=1e-5)
+
+
+class TestSchedule:
+    @pytest.mark.parametrize("rate", [0.5, 30.0, 200.0, 5000.0])
+    async def test_a_store_leases_as_the_schedule_does(
+        self, shared: SharedStore, rate: float
+    ) -> None:
+        chance = random.Random(rate)
+        async with Members(shared, rate) as members:
+            await members.lease("m0")
+            for _ in range(60):
+                await shared.advance(chance.choice([0.0, 0.01, 0.1, 1.0, 3.0, 100.0, -1.0, -1e6]))
+                member = f"m{chance.randrange(5)}"
+                slots = chance.choice([0, 1, 3, 1000])
+                closed_for = chance.choice([0.0, 0.0, 0.0, 0.5, 90.0])
+                model = await shared.read()
+
+                lease = await members.lease(member, slots, closed_for)
+                stored = await shared.read()
+
+                # The time at which it was leased.
+                now = stored.ends_at - lease.slots / rate - lease.delay
+                expected = model.lease(now, rate, member, slots, closed_for)
+                assert (lease.slots, lease.members) == (expected.slots, expected.members)
+                assert lease.delay == near(expected.delay)
+                assert lease.closed_for == near(expected.closed_for)
+                assert stored.ends_at == near(model.ends_at)
+                assert stored.closed_until == near(model.closed_until)
+                assert stored.members == near(model.members)
+
+    async def test_slots_are_never_handed_out_twice(self, closed: Members) -> None:
+        leases = await asyncio.gather(*(closed.lease_closed(f"m{n}") for n in range(40)))
+
+        taken = sorted((begin, begin + lease.slots / RATE) for begin, lease in leases)
+        assert taken[0][0] == near(0.0)
+        for (_, end), (begin, _) in pairwise(taken):
+            assert begin == near(end)
+
+    async def test_members_take_turns_of_equal_length(self, closed: Members) -> None:
+        for member in "abc":
+            await closed.lease(member)
+        turns = [await closed.lease_closed(member) for member in "abc"]
+
+        length = int(RATE * 0.05 / 3)
+        assert [lease.slots for _, lease in turns] == [length] * 3
+        assert [b - a for (a, _), (b, _) in pairwise(turns)] == [near(length / RATE)] * 2
+
+    async def test_a_member_that_joins_late_is_next_and_has_its_share(
+        self, closed: Members
+    ) -> None:
+        for member in "abcabc":
+            begin, lease = await closed.lease_closed(member)
+        joined, share = await closed.lease_closed("d")
+
+        assert joined == near(begin + lease.slots / RATE)
+        assert share.members == 4
+        assert share.slots == int(RATE * 0.05 / 4)
+
+    async def test_a_dead_member_costs_one_lease_and_counts_for_two_seconds(
+        self, members: Members, shared: SharedStore
+    ) -> None:
+        for member in ["a", "b", "dead"]:
+            await members.lease(member)
+        await shared.advance(1.5)
+        assert [(await members.lease(member)).members for member in "ab"] == [3, 3]
+        await shared.advance(1.5)
+        assert [(await members.lease(member)).members for member in "ab"] == [2, 2]
+
+    async def test_nobody_leases_more_slots_than_it_can_use(self, closed: Members) -> None:
+        first, lease = await closed.lease_closed("a", 2)
+        second, _ = await closed.lease_closed("b", 1)
+
+        assert lease.slots == 2
+        assert second - first == near(2 / RATE)
+
+    async def test_a_report_leases_no_slot(self, closed: Members) -> None:
+        first, _ = await closed.lease_closed("a", 1)
+        report = await closed.lease("b", 0, CLOSED)
+        second, _ = await closed.lease_closed("a", 1)
+
+        assert report.slots == 0
+        # The report may have come a moment later than the first, and then the end moves as well.
+        assert second <= first + 1 / RATE + 1e-5
+
+    async def test_a_slow_rate_leases_one_slot_at_a_time(self, shared: SharedStore) -> None:
+        async with Members(shared, 0.1) as slow:
+            first = await slow.lease("a")
+            second = await slow.lease("b")
+
+        assert (first.slots, second.slots) == (1, 1)
+        assert 0.0 <= first.delay < 5.0 < second.delay <= 10.0
+
+
+class TestRetryAfter:
+    async def test_it_reaches_the_other_members_with_their_next_lease(
+        self, members: Members
+    ) -> None:
+        await members.lease("b")
+        await members.lease("a", 0, CLOSED)
+        lease = await members.lease("b")
+
+        assert 0.0 < lease.closed_for <= CLOSED
+        assert lease.delay >= lease.closed_for
+
+    async def test_it_is_over_after_its_time(self, closed: Members, shared: SharedStore) -> None:
+        await shared.advance(CLOSED)
+
+        assert (await closed.lease("b")).closed_for == 0.0
+
+    async def test_a_shorter_one_does_not_replace_it(self, closed: Members) -> None:
+        assert (await closed.lease("b", 0, 0.001)).closed_for > 0.001
+
+    @pytest.mark.parametrize("closed_for", [3600.0, 1e300])
+    async def test_no_more_than_a_minute_of_it_is_shared(
+        self, members: Members, shared: SharedStore, closed_for: float
+    ) -> None:
+        assert (await members.lease("a", 0, closed_for)).closed_for == near(60.0)
+        assert (await members.lease("b")).closed_for <= 60.0
+        await shared.advance(60.0)
+        assert (await members.lease("b")).closed_for == 0.0
+
+
+class TestClock:
+    @pytest.mark.parametrize("seconds", [1.0, 30.0, 3600.0, 1e9])
+    async def test_one_that_is_set_back_holds_nobody_up(
+        self, members: Members, shared: SharedStore, seconds: float
+    ) -> None:
+        """Fault: the moment of the last lease counted as the end of a Retry-After."""
+        for member in "abc":
+            await members.lease(member)
+        await shared.advance(-seconds)
+        lease = await members.lease("a")
+
+        assert lease.closed_for == 0.0
+        # Two leases for each member and one more.
+        assert lease.delay < 0.5
+
+    async def test_one_that_jumps_ahead_begins_anew(
+        self, members: Members, shared: SharedStore
+    ) -> None:
+        for member in "abc":
+            await members.lease(member)
+        await shared.advance(1e9)
+        lease = await members.lease("a")
+
+        assert (lease.delay, lease.members) == (0.0, 1)
+
+
+class TestState:
+    async def test_a_store_that_was_emptied_begins_anew(
+        self, closed: Members, shared: SharedStore
+    ) -> None:
+        """Fault: a pace whose file was deleted could not be asked until another process made it."""
+        for member in "abc":
+            await closed.lease(member)
+        await shared.clear()
+        lease = await closed.lease("a")
+
+        assert (lease.delay, lease.closed_for, lease.members) == (0.0, 0.0, 1)
+        assert (await closed.lease("b")).members == 2
+
+    async def test_two_names_do_not_meet(self, closed: Members, shared: SharedStore) -> None:
+        async with Members(shared, name="other") as other:
+            lease = await other.lease("a")
+            assert (lease.closed_for, lease.members) == (0.0, 1)
+            assert (await other.lease("b")).members == 2
+        assert (await closed.lease("c")).members == 2
+
+    async def test_it_does_not_remain_for_ever(self, shared: SharedStore) -> None:
+        if not isinstance(shared, RedisStore):
+            pytest.skip("the file belongs to those who made it")
+        async with Members(shared) as members:
+            await members.lease("a")
+            assert all(0.0 < ttl < 3.0 for ttl in await shared.ttl())
+            await members.lease("a", 0, CLOSED)
+            assert all(CLOSED - 3.0 < ttl < CLOSED + 3.0 for ttl in await shared.ttl())
+
+    async def test_a_request_that_is_cancelled_leaves_the_store_usable(
+        self, members: Members
+    ) -> None:
+        await members.lease("a")
+        for _ in range(5):
+            request = asyncio.create_task(members.lease("a"))
+            await asyncio.sleep(0)
+            request.cancel()
+            await asyncio.wait([request])
+
+        assert (await members.lease("a")).slots > 0
+
+    async def test_nothing_secret_is_stored(self, shared: SharedStore) -> None:
+        key = "a-key-that-nobody-else-has"
+        async with Emulator(port=0, api_key=key) as emulator:
+            emulator.add_runtime("secret-workspace", "secret-alias")
+            emulator.inject(Fault.RATE_LIMITED)
+            pace = shared.pace(RATE)
+            retry = RetryPolicy(base=0.001, cap=0.001)
+            async with BctrlSession(key, base_url=emulator.url, pace=pace, retry=retry) as session:
+                await session.stop_runtime("secret-workspace", "secret-alias")
+                contents = await shared.contents()
+
+        assert (await shared.read()).members
+        hashes = {name for name in hashlib.algorithms_guaranteed if "shake" not in name}
+        digests = [hashlib.new(name, key.encode()) for name in hashes]
+        secrets = [b"secret", key.encode(), key.encode().hex().encode()]
+        secrets += [digest.digest() for digest in digests]
+        secrets += [digest.hexdigest().encode() for digest in digests]
+        assert [secret for secret in secrets if secret in contents] == []
