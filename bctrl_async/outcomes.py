@@ -67,6 +67,14 @@ _ACCEPTED = StopResult.ACCEPTED
 _SETTLED_AND_FOUND = _SETTLED - {StopResult.NOT_FOUND}
 
 
+def has_ended(outcome: StopOutcome) -> bool:
+    """Return True if the runtime of an accepted stop no longer runs: it failed, or is gone."""
+    match outcome.error:
+        case BctrlNotFoundError(names_runtime=True):
+            return True
+    return outcome.runtime is not None and outcome.runtime.status.is_final
+
+
 def successes(*, missing_ok: bool) -> frozenset[StopResult]:
     """Return the results that are not failures of a bulk stop.
 

@@ -12,7 +12,7 @@ from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import BulkObserver, ReadObserver, StopObserver
-from bctrl_async.outcomes import StopOutcome, StopReport, StopResult, successes
+from bctrl_async.outcomes import StopOutcome, StopReport, StopResult, has_ended, successes
 
 _NOT_RUN = BctrlError("the bulk stop was not run")
 
@@ -110,7 +110,10 @@ class Ledger:
         return outcome
 
     def _is_written(self, outcome: StopOutcome) -> bool:
-        return outcome.resumed and self.settled[outcome.target].result is outcome.result
+        if not outcome.resumed:
+            return False
+        settled = self.settled[outcome.target]
+        return settled.result is outcome.result and has_ended(settled) >= has_ended(outcome)
 
     def _write(self, journal: Journal, outcome: StopOutcome) -> None:
         try:

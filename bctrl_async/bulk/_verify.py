@@ -16,7 +16,7 @@ from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import THROTTLED, BctrlError, BctrlNotFoundError, is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import CallObserver, StopObserver
-from bctrl_async.outcomes import StopOutcome, StopResult, now, result_of
+from bctrl_async.outcomes import StopOutcome, StopResult, has_ended, now, result_of
 
 _UNCONFIRMED_PATIENCE = 30.0
 """Seconds for which a runtime is polled whose stop is `unknown`, or whose polls are unanswered: the
@@ -28,7 +28,7 @@ _MAX_POLLERS = 1000
 def needs_verification(outcome: StopOutcome) -> bool:
     """Return True if the runtime may still be running."""
     if outcome.result is StopResult.ACCEPTED:
-        return outcome.runtime is None or not outcome.runtime.status.is_final
+        return not has_ended(outcome)
     return outcome.result is StopResult.UNKNOWN
 
 

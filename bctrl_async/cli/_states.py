@@ -4,12 +4,12 @@ from enum import StrEnum
 
 from bctrl_async import (
     BctrlConfigError,
-    BctrlNotFoundError,
     Runtime,
     RuntimeStatus,
     StopOutcome,
     StopResult,
 )
+from bctrl_async.outcomes import has_ended
 
 
 class RuntimeState(StrEnum):
@@ -25,9 +25,7 @@ class RuntimeState(StrEnum):
     """The target cannot be the name of a runtime, such as a line that is not a target."""
 
 
-def state_of(  # noqa: PLR0911 - a table of rules.
-    outcome: StopOutcome, *, missing_ok: bool
-) -> RuntimeState:
+def state_of(outcome: StopOutcome, *, missing_ok: bool) -> RuntimeState:
     """Return the state of the runtime of an outcome.
 
     Args:
@@ -40,16 +38,13 @@ def state_of(  # noqa: PLR0911 - a table of rules.
             return RuntimeState.NOT_RUNNING
         case StopResult.NOT_FOUND:
             return RuntimeState.NOT_RUNNING if missing_ok else RuntimeState.UNKNOWN
+    if has_ended(outcome):
+        return RuntimeState.NOT_RUNNING
     match outcome.error:
-        case BctrlNotFoundError(names_runtime=True):
-            # It was polled after it accepted its stop, and is gone.
-            return RuntimeState.NOT_RUNNING
         case BctrlConfigError(reason_class="invalid_input"):
             return RuntimeState.INVALID
     # A later version of the contract may have other statuses.
     match outcome.runtime:
-        case Runtime(status=status) if status.is_final:
-            return RuntimeState.NOT_RUNNING
         case Runtime(status=RuntimeStatus.ACTIVE):
             return RuntimeState.STILL_RUNNING
     return RuntimeState.UNKNOWN

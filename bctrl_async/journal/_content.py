@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -13,11 +13,13 @@ from typing import BinaryIO
 import msgspec
 
 from bctrl_async.errors import BctrlConfigError
-from bctrl_async.journal._format import MAX_LINE, Mark, outcome_of, read_header, read_line
+from bctrl_async.journal._format import MAX_LINE, Mark, read_header, read_line, resumed_outcome
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import StopOutcome, successes
+from bctrl_async.outcomes import OutcomeRecord, StopOutcome, successes
 
 _log = logging.getLogger("bctrl_async.journal")
+
+MakeOutcome = Callable[[OutcomeRecord, RuntimeRef], StopOutcome]
 
 _OLD = timedelta(days=1)
 # A target that was not found may be mistyped, or may have been started since.
@@ -35,7 +37,8 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         base_url: The server of its runs.
         started: The time at which the file was begun.
         updated: The time of its last entry, or None if it has none.
-        outcomes: The outcome of each target, marked as resumed, without runtime and error.
+        outcomes: The outcome of each target, marked as resumed. It has neither runtime nor error,
+            unless they say that a runtime that accepted its stop no longer runs.
         is_complete: True if the last run read its whole input and had no failures.
         is_torn: True if the last line is not whole: a run is writing it, or a crash cut it off.
             The next run removes it.
@@ -111,11 +114,23 @@ def read_journal(path: str | os.PathLike[str]) -> JournalContent | None:
     Raises:
         BctrlConfigError: The file cannot be read, or is not an intact journal of this version.
     """
-    path = Path(path)
+    return read_content(Path(path), resumed_outcome)
+
+
+def read_content(path: Path, make_outcome: MakeOutcome) -> JournalContent | None:
+    """Read a journal as `read_journal` does, with outcomes that are made from its entries.
+
+    Args:
+        path: The file.
+        make_outcome: Makes an outcome of an entry and its target.
+
+    Raises:
+        BctrlConfigError: The file cannot be read, or is not an intact journal of this version.
+    """
     try:
         file = open_file(path, _READ)
         try:
-            return read_file(path, file)
+            return read_file(path, file, make_outcome)
         finally:
             os.close(file)
     except OSError as error:
@@ -145,7 +160,9 @@ def open_file(path: Path, flags: int) -> int:
     return file
 
 
-def read_file(path: Path, file: int) -> JournalContent | None:
+def read_file(
+    path: Path, file: int, make_outcome: MakeOutcome = resumed_outcome
+) -> JournalContent | None:
     """Read an open file; return None if it is empty or torn within its header.
 
     Raises:
@@ -154,7 +171,7 @@ def read_file(path: Path, file: int) -> JournalContent | None:
     """
     with os.fdopen(os.dup(file), "rb") as lines:
         lines.seek(0)
-        return _read(path, lines)
+        return _read(path, lines, make_outcome)
 
 
 def format_age(age: timedelta) -> str:
@@ -187,7 +204,7 @@ def _format(duration: timedelta) -> str:
     return "".join(f"{count}{unit}" for count, unit in counts[:2] if count) or "0s"
 
 
-def _read(path: Path, lines: BinaryIO) -> JournalContent | None:
+def _read(path: Path, lines: BinaryIO, make_outcome: MakeOutcome) -> JournalContent | None:
     # No further than the current end, since another run may append meanwhile.
     left = os.fstat(lines.fileno()).st_size
     line = lines.readline(min(left, MAX_LINE + 1))
@@ -198,6 +215,8 @@ def _read(path: Path, lines: BinaryIO) -> JournalContent | None:
     if header is None:
         return None
     outcomes: dict[RuntimeRef, StopOutcome] = {}
+    # One for all entries that have it: a sixth of the memory.
+    workspace_ids: dict[str, str] = {}
     updated: datetime | None = None
     is_complete = False
     size, number, torn = len(line), 1, None
@@ -221,7 +240,8 @@ def _read(path: Path, lines: BinaryIO) -> JournalContent | None:
         if isinstance(record, Mark):
             continue
         updated = record.at
-        outcome = outcome_of(record)
+        workspace_id = workspace_ids.setdefault(record.workspace_id, record.workspace_id)
+        outcome = make_outcome(record, RuntimeRef(workspace_id, record.alias))
         known = outcomes.get(outcome.target)
         # Of a duplicate, the entry of the first, which is above, has the attempts.
         if known is None or (

@@ -15,8 +15,10 @@ from zlib import crc32
 import msgspec
 from msgspec.structs import replace
 
+from bctrl_async import errors
+from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import OutcomeRecord, StopOutcome
+from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult, has_ended
 
 MAX_LINE: int = 1 << 20
 """The length of the longest line, in bytes."""
@@ -28,6 +30,9 @@ _CHECKSUM = b',"crc":"%08x"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % 0)
 _MAX_NAME = 1000
 """The characters of a name that remain if its entry would be too long."""
+
+_STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
+_ERRORS = frozenset(errors.__all__)
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -63,13 +68,14 @@ def header_line(base_url: str, started: datetime) -> bytes:
 
 def entry_line(outcome: StopOutcome) -> bytes:
     """Return the line of an outcome, which is never longer than `MAX_LINE`."""
-    # A resume needs neither, and the runtime would make the entry three times as long.
-    record = replace(OutcomeRecord.of(outcome), resumed=False, runtime=None)
+    # The runtime of nearly every entry would say no more, and make it three times as long.
+    runtime = None if outcome.result in _STOPPED else outcome.runtime
+    record = replace(OutcomeRecord.of(outcome), resumed=False, runtime=runtime)
     line = _seal(_to_json(record))
     if len(line) > MAX_LINE:
         # Such a target is invalid. The ellipsis makes the short name too long for a valid one.
         workspace_id, alias = (f"{name[:_MAX_NAME]}…" for name in outcome.target)
-        short = replace(record, workspace_id=workspace_id, alias=alias, error=None)
+        short = replace(record, workspace_id=workspace_id, alias=alias, runtime=None, error=None)
         line = _seal(_to_json(short))
     return line
 
@@ -119,16 +125,44 @@ def read_line(line: bytes) -> OutcomeRecord | Mark | None:
         return None
 
 
-def outcome_of(record: OutcomeRecord) -> StopOutcome:
-    """Return the outcome of an entry, marked as resumed, without runtime and error."""
-    return StopOutcome(
+def resumed_outcome(record: OutcomeRecord, target: RuntimeRef) -> StopOutcome:
+    """Return the outcome of an entry for a run that resumes from it.
+
+    It has neither runtime nor error, unless they say that an accepted runtime no longer runs.
+    """
+    outcome = StopOutcome(
         index=record.index,
-        target=RuntimeRef(record.workspace_id, record.alias),
+        target=target,
         result=record.result,
         attempts=record.attempts,
         elapsed=record.elapsed,
         at=record.at,
         resumed=True,
+    )
+    if record.result is StopResult.ACCEPTED:
+        known = replace(outcome, runtime=record.runtime, error=error_of(record))
+        return known if has_ended(known) else outcome
+    return outcome
+
+
+def error_of(record: OutcomeRecord) -> BctrlError | None:
+    """Return the error of an entry; None if it has none, or if its runtime is stopped."""
+    error = record.error
+    if error is None or record.result in _STOPPED:
+        return None
+    known: type[BctrlError] = getattr(errors, error.type) if error.type in _ERRORS else BctrlError
+    is_invalid = known is BctrlConfigError and record.result is StopResult.REJECTED
+    return known(
+        error.message,
+        workspace_id=record.workspace_id or None,
+        alias=record.alias if record.workspace_id else None,
+        attempts=record.attempts,
+        may_have_stopped=error.may_have_stopped,
+        accepted=record.result is StopResult.ACCEPTED,
+        status=error.status,
+        code=error.code,
+        reason_class="invalid_input" if is_invalid else None,
+        request_id=error.request_id,
     )
 
 

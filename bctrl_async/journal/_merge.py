@@ -1,0 +1,241 @@
+"""Merge journals: one outcome for each target of several files, such as those of shards."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from bctrl_async import _config
+from bctrl_async.errors import BctrlConfigError, BctrlError, quote
+from bctrl_async.journal._content import read_content
+from bctrl_async.journal._format import error_of
+from bctrl_async.models import RuntimeRef
+from bctrl_async.outcomes import (
+    OutcomeRecord,
+    StopOutcome,
+    StopReport,
+    StopResult,
+    successes,
+)
+
+_RANKS = {
+    StopResult.STOPPED: 3,
+    StopResult.ALREADY_STOPPED: 3,
+    StopResult.ACCEPTED: 2,
+    StopResult.NOT_FOUND: 1,
+}
+"""The result with the highest rank says most about a runtime; that of any other is 0."""
+_SENT_AGAIN = 1
+"""The highest rank of an outcome whose target is sent again by a resumed run."""
+_MAX_NAMED = 3
+
+
+class JournalOutcome(StopOutcome, frozen=True, kw_only=True):
+    """The outcome of a target in one or more journals.
+
+    Args:
+        journals: The journals that have one of the target, in the order in which they were given.
+    """
+
+    journals: tuple[Path, ...]
+
+
+class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of several journals of one server.
+
+    Args:
+        paths: The files.
+        base_url: The server of their runs; None if all files are empty.
+        started: The time at which the first of them was begun; None if all are empty.
+        updated: The time of the last entry; None if there is none.
+        outcomes: One outcome for each target. `index` is its position in the input of its own run.
+        repeated: The targets that are in more than one journal.
+        incomplete: The files whose last run is not complete: it goes on, ended early, or had
+            failures.
+    """
+
+    paths: Sequence[Path]
+    base_url: str | None
+    started: datetime | None
+    updated: datetime | None
+    outcomes: Mapping[RuntimeRef, JournalOutcome]
+    repeated: Sequence[RuntimeRef]
+    incomplete: Sequence[Path]
+
+    def report(self, *, missing_ok: bool = False) -> StopReport:
+        """Return a report as if one run had written all journals.
+
+        Args:
+            missing_ok: Do not count `not_found` as a failure. A run without it that had such
+                targets is not complete.
+        """
+        done = successes(missing_ok=missing_ok)
+        outcomes = self.outcomes.values()
+        failures = [outcome for outcome in outcomes if outcome.result not in done]
+        failures.sort(key=lambda outcome: outcome.at)
+        elapsed = 0.0
+        if self.started is not None and self.updated is not None:
+            # Negative if the clocks of two machines differ.
+            elapsed = max((self.updated - self.started).total_seconds(), 0.0)
+        return StopReport(
+            total=len(outcomes),
+            counts=Counter(outcome.result for outcome in outcomes),
+            failures=tuple(failures),
+            elapsed=elapsed,
+            retries=sum(max(outcome.attempts - 1, 0) for outcome in outcomes),
+            throttled=0,
+            ended_early=self._ended_early(),
+        )
+
+    def _ended_early(self) -> BctrlError | None:
+        if not self.incomplete:
+            return None
+        names = ", ".join(quote(str(path)) for path in self.incomplete[:_MAX_NAMED])
+        more = len(self.incomplete) - _MAX_NAMED
+        return BctrlError(
+            f"{len(self.incomplete)} of {len(self.paths)} journals are not complete: {names}"
+            f"{f' and {more} more' if more > 0 else ''}",
+            advice="Their runs go on, ended early or had failures; each can be started again",
+        )
+
+
+def merge_journals(paths: Iterable[str | os.PathLike[str]]) -> MergedJournals:
+    """Read journals of one server, also while runs write them, and keep one outcome per target.
+
+    Of several outcomes, the one that says most about the runtime is kept: `stopped` or
+    `already_stopped`, else `accepted`, else `not_found`, else any other. Of several of these the
+    first by time is kept, but the last if the target is to be sent again.
+
+    An outcome has an `error` unless its runtime is stopped, as far as the journal has it, and a
+    `runtime` if it is `accepted` or `unknown` and the server described it.
+
+    Args:
+        paths: The files. One that is given twice is read once.
+
+    Raises:
+        BctrlConfigError: A file cannot be read, is not an intact journal of this version, or is of
+            another server than the first; or there is no file.
+    """
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise _config.invalid_type("paths", paths, "an iterable of paths")
+    # A target would seem to be in two journals.
+    files = list({Path(path).resolve(): Path(path) for path in paths}.values())
+    if not files:
+        raise BctrlConfigError("there are no journals", argument="paths")
+    merging = _Merging()
+    for path in files:
+        merging.add(path)
+    return MergedJournals(
+        paths=files,
+        base_url=merging.base_url,
+        started=merging.started,
+        updated=merging.updated,
+        outcomes=merging.outcomes,
+        repeated=merging.repeated,
+        incomplete=merging.incomplete,
+    )
+
+
+def read_journals(
+    paths: Iterable[str | os.PathLike[str]], *, missing_ok: bool = False
+) -> StopReport:
+    """Return one report on several journals, such as those of shards, also while runs write them.
+
+    `total` is the number of targets that have an outcome, each of which counts once, as
+    `merge_journals` says. `elapsed` is the time from the begin of the first journal to the last
+    entry. `retries` counts those of the outcomes that are kept. `throttled`, `resumed` and
+    `duplicates` are 0. `ended_early` is set if the last run of a journal is not complete.
+
+    Args:
+        paths: The files. One that is given twice is read once.
+        missing_ok: Do not count `not_found` as a failure, as in the runs.
+
+    Raises:
+        BctrlConfigError: A file cannot be read, is not an intact journal of this version, or is of
+            another server than the first; or there is no file.
+    """
+    return merge_journals(paths).report(missing_ok=missing_ok)
+
+
+class _Merging:
+    """The journals merged so far."""
+
+    def __init__(self) -> None:
+        self.base_url: str | None = None
+        self.started: datetime | None = None
+        self.updated: datetime | None = None
+        self.outcomes: dict[RuntimeRef, JournalOutcome] = {}
+        self.repeated: list[RuntimeRef] = []
+        self.incomplete: list[Path] = []
+        self._first: Path | None = None
+
+    def add(self, path: Path) -> None:
+        """Read a journal and merge it."""
+        journals = (path,)
+
+        def outcome_in(record: OutcomeRecord, target: RuntimeRef) -> JournalOutcome:
+            return _outcome_in(journals, record, target)
+
+        content = read_content(path, outcome_in)
+        if content is None or not content.is_complete:
+            self.incomplete.append(path)
+        if content is None:
+            return
+        self._check_server(path, content.base_url)
+        self.started = min(self.started or content.started, content.started)
+        if content.updated is not None:
+            self.updated = max(self.updated or content.updated, content.updated)
+        outcomes = cast("dict[RuntimeRef, JournalOutcome]", content.outcomes)
+        if not self.outcomes:
+            self.outcomes = outcomes
+            return
+        for target, outcome in outcomes.items():
+            known = self.outcomes.setdefault(target, outcome)
+            if known is not outcome:
+                self.outcomes[target] = self._merge(known, outcome)
+
+    def _merge(self, known: JournalOutcome, other: JournalOutcome) -> JournalOutcome:
+        # An item without names is not a target; a line that ends the input is in every shard.
+        if len(known.journals) == 1 and known.target.workspace_id:
+            self.repeated.append(known.target)
+        kept = other if _is_better(other, known) else known
+        return msgspec.structs.replace(kept, journals=known.journals + other.journals)
+
+    def _check_server(self, path: Path, base_url: str) -> None:
+        if self.base_url is None:
+            self.base_url, self._first = base_url, path
+        elif base_url != self.base_url:
+            raise BctrlConfigError(
+                f"the journals are of two servers: {str(self._first)!r} of {self.base_url}, "
+                f"{str(path)!r} of {base_url}",
+                advice="Read those of each server on their own",
+            )
+
+
+def _is_better(outcome: StopOutcome, known: StopOutcome) -> bool:
+    rank, known_rank = (_RANKS.get(each.result, 0) for each in (outcome, known))
+    if rank != known_rank:
+        return rank > known_rank
+    return outcome.at > known.at if rank <= _SENT_AGAIN else outcome.at < known.at
+
+
+def _outcome_in(
+    journals: tuple[Path, ...], record: OutcomeRecord, target: RuntimeRef
+) -> JournalOutcome:
+    return JournalOutcome(
+        index=record.index,
+        target=target,
+        result=record.result,
+        runtime=record.runtime,
+        error=error_of(record),
+        attempts=record.attempts,
+        elapsed=record.elapsed,
+        at=record.at,
+        journals=journals,
+    )

@@ -1,0 +1,363 @@
+"""Journals of several runs, merged: one outcome for each target."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from helpers import Connect
+
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlError,
+    BctrlNotFoundError,
+    BctrlPermissionError,
+    BctrlSession,
+    BctrlTimeoutError,
+    Runtime,
+    RuntimeKind,
+    RuntimeRef,
+    RuntimeStatus,
+    StopOutcome,
+    StopResult,
+    shard,
+)
+from bctrl_async.bulk._verify import needs_verification
+from bctrl_async.emulator import Emulator
+from bctrl_async.journal import (
+    Journal,
+    JournalOutcome,
+    merge_journals,
+    read_journal,
+    read_journals,
+)
+from bctrl_async.journal._format import entry_line, header_line, mark_line, read_line
+
+SERVER = "https://api.test/v1"
+STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
+
+A, B, C = (RuntimeRef("ws", alias) for alias in "abc")
+
+
+def runtime(status: str) -> Runtime:
+    return Runtime(
+        id=UUID(int=1),
+        alias="a",
+        workspace_id=UUID(int=2),
+        kind=RuntimeKind.BROWSER,
+        status=RuntimeStatus(status),
+        driver="chromium",
+        created_at="2026-01-01T00:00:00.000Z",
+        updated_at="2026-01-01T00:00:00.000Z",
+    )
+
+
+def outcome(
+    target: RuntimeRef = A,
+    result: StopResult = StopResult.STOPPED,
+    *,
+    after: float = 1.0,
+    attempts: int = 1,
+    error: BctrlError | None = None,
+    runtime: Runtime | None = None,
+) -> StopOutcome:
+    at = STARTED + timedelta(seconds=after)
+    return StopOutcome(
+        index=0,
+        target=target,
+        result=result,
+        attempts=attempts,
+        at=at,
+        error=error,
+        runtime=runtime,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(
+    name: str,
+    *outcomes: StopOutcome,
+    server: str = SERVER,
+    started: float = 0,
+    complete: bool = True,
+) -> Path:
+    """Write a journal that was begun this many seconds after `STARTED`."""
+    lines = [header_line(server, STARTED + timedelta(seconds=started))]
+    lines += map(entry_line, outcomes)
+    lines += [mark_line(STARTED + timedelta(hours=1))] if complete else []
+    path = Path(name)
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+def merge(*outcomes: StopOutcome) -> JournalOutcome:
+    """Merge journals with an outcome each, in every order; return the only one that is kept."""
+    paths = [write(f"{number}.jsonl", each) for number, each in enumerate(outcomes)]
+    (kept,) = merge_journals(paths).outcomes.values()
+    (again,) = merge_journals(reversed(paths)).outcomes.values()
+    assert again.journals == kept.journals[::-1] == tuple(reversed(paths))
+    assert (again.result, again.at) == (kept.result, kept.at)
+    return kept
+
+
+@pytest.mark.usefixtures("folder")
+class TestReport:
+    def test_the_counts_of_several_journals_add_up(self) -> None:
+        first = write("1", outcome(A, after=3), outcome(B, StopResult.NOT_FOUND, after=4))
+        second = write("2", outcome(C, attempts=3, after=9), started=2)
+
+        report = read_journals([first, str(second)])
+        assert report.total == report.counts.total() == 3
+        assert report.counts == {StopResult.STOPPED: 2, StopResult.NOT_FOUND: 1}
+        assert [failure.target for failure in report.failures] == [B]
+        assert (report.elapsed, report.retries, report.throttled) == (9.0, 2, 0)
+        assert (report.resumed, report.duplicates) == (0, 0)
+        assert not report.ok
+
+    def test_a_target_that_was_not_found_is_no_failure_if_that_is_allowed(self) -> None:
+        report = read_journals([write("1", outcome(A, StopResult.NOT_FOUND))], missing_ok=True)
+        assert report.ok
+
+    def test_failures_are_in_the_order_of_completion_and_have_their_errors(self) -> None:
+        """Fault: `raise_for_failures` of a report that was read from files raises nothing."""
+        timeout = BctrlTimeoutError("no answer", may_have_stopped=True)
+        denied = BctrlPermissionError("no access", status=403, code="denied", request_id="req_1")
+        first = write("1", outcome(A, StopResult.UNKNOWN, after=5, error=timeout, attempts=4))
+        second = write("2", outcome(B, StopResult.REJECTED, after=2, error=denied))
+
+        report = read_journals([first, second])
+        assert [failure.target for failure in report.failures] == [B, A]
+        with pytest.raises(ExceptionGroup) as raised:
+            report.raise_for_failures()
+        rejected, unknown = raised.value.exceptions
+        assert isinstance(rejected, BctrlPermissionError)
+        assert (rejected.status, rejected.code, rejected.request_id) == (403, "denied", "req_1")
+        assert (rejected.workspace_id, rejected.alias) == B
+        assert isinstance(unknown, BctrlTimeoutError)
+        assert (unknown.may_have_stopped, unknown.attempts) == (True, 4)
+
+    def test_an_invalid_target_is_known_as_such(self) -> None:
+        invalid = BctrlConfigError("invalid target 'x'", reason_class="invalid_input")
+        path = write("1", outcome(RuntimeRef("", "x"), StopResult.REJECTED, error=invalid))
+
+        (failure,) = read_journals([path]).failures
+        assert isinstance(failure.error, BctrlConfigError)
+        assert failure.error.reason_class == "invalid_input"
+        assert str(failure.error) == "invalid target 'x'"
+
+    def test_an_error_of_a_later_version_is_an_error_all_the_same(self) -> None:
+        class BctrlNewError(BctrlError):
+            pass
+
+        path = write("1", outcome(A, StopResult.UNKNOWN, error=BctrlNewError("new")))
+        (failure,) = read_journals([path]).failures
+        assert type(failure.error) is BctrlError
+
+    def test_a_journal_whose_run_is_not_complete_ends_it_early(self) -> None:
+        paths = [write(str(number), complete=number == 0) for number in range(5)]
+        Path("4").write_bytes(b"")
+
+        report = read_journals(paths)
+        assert not report.ok
+        assert str(report.ended_early) == (
+            "4 of 5 journals are not complete: '1', '2', '3' and 1 more. "
+            "Their runs go on, ended early or had failures; each can be started again"
+        )
+        assert merge_journals(paths).incomplete == paths[1:]
+        assert str(read_journals(paths[:2]).ended_early).startswith("1 of 2 journals")
+
+    def test_empty_journals_make_an_empty_report(self) -> None:
+        Path("1").write_bytes(b"")
+        report = read_journals(["1"])
+        assert (report.total, report.elapsed, report.counts) == (0, 0.0, Counter())
+        assert merge_journals(["1"]).base_url is None
+
+    def test_a_clock_that_is_behind_makes_no_negative_time(self) -> None:
+        assert read_journals([write("1", outcome(after=-5))]).elapsed == 0.0
+        assert read_journals([write("1")]).elapsed == 0.0
+
+
+@pytest.mark.usefixtures("folder")
+class TestTwoJournals:
+    @pytest.mark.parametrize(
+        ("better", "worse"),
+        [
+            (StopResult.STOPPED, StopResult.ACCEPTED),
+            (StopResult.ALREADY_STOPPED, StopResult.ACCEPTED),
+            (StopResult.ALREADY_STOPPED, StopResult.UNKNOWN),
+            (StopResult.ACCEPTED, StopResult.NOT_FOUND),
+            (StopResult.STOPPED, StopResult.NOT_FOUND),
+            (StopResult.NOT_FOUND, StopResult.UNKNOWN),
+            (StopResult.NOT_FOUND, StopResult.NOT_SENT),
+        ],
+    )
+    def test_the_outcome_that_says_most_is_kept(
+        self, better: StopResult, worse: StopResult
+    ) -> None:
+        for after in (0, 2):
+            kept = merge(outcome(result=better, after=1), outcome(result=worse, after=after))
+            assert kept.result is better
+
+    def test_the_first_that_settled_it_is_kept(self) -> None:
+        first = outcome(result=StopResult.STOPPED, after=1)
+        assert merge(first, outcome(result=StopResult.ALREADY_STOPPED, after=2)).at == first.at
+
+    def test_the_last_is_kept_if_the_target_is_sent_again(self) -> None:
+        last = outcome(result=StopResult.REJECTED, after=2)
+        assert merge(outcome(result=StopResult.UNKNOWN, after=1), last).at == last.at
+
+    def test_it_is_in_the_counts_once_and_is_named(self) -> None:
+        paths = [write("1", outcome(A), outcome(B)), write("2", outcome(A)), write("3", outcome(A))]
+        merged = merge_journals(paths)
+
+        assert merged.report().counts == {StopResult.STOPPED: 2}
+        assert merged.repeated == [A]
+        assert merged.outcomes[A].journals == tuple(paths)
+        assert merged.outcomes[B].journals == (paths[0],)
+
+    def test_a_file_that_is_given_twice_is_read_once(self) -> None:
+        path = write("1", outcome(A))
+        Path("link").symlink_to(path)
+
+        merged = merge_journals([path, "./1", path.resolve(), "link"])
+        assert (merged.repeated, len(merged.paths)) == ([], 1)
+
+    def test_journals_of_two_servers_are_an_error(self) -> None:
+        Path("0").write_bytes(b"")
+        paths = [Path("0"), write("1"), write("2", server="https://other.test/v1")]
+        with pytest.raises(BctrlConfigError) as raised:
+            read_journals(paths)
+        assert str(raised.value) == (
+            "the journals are of two servers: '1' of https://api.test/v1, '2' of "
+            "https://other.test/v1. Read those of each server on their own"
+        )
+
+
+@pytest.mark.usefixtures("folder")
+class TestFiles:
+    def test_a_torn_tail_is_left_out(self) -> None:
+        path = write("1", outcome(A), outcome(B), complete=False)
+        path.write_bytes(path.read_bytes()[:-3])
+        assert merge_journals([path]).outcomes.keys() == {A}
+
+    def test_a_damaged_or_foreign_file_is_an_error(self) -> None:
+        path = write("1", outcome(A))
+        path.write_bytes(path.read_bytes().replace(b'"alias":"a"', b'"alias":"b"'))
+        for bad in (path, __file__, "missing"):
+            with pytest.raises(BctrlConfigError, match="cannot be read"):
+                read_journals([write("0"), bad])
+
+    def test_no_file_and_a_single_path_are_errors(self) -> None:
+        with pytest.raises(BctrlConfigError, match="no journals"):
+            read_journals([])
+        for single in ("1", b"1", Path("1")):
+            with pytest.raises(BctrlConfigError, match="invalid paths: expected an iterable"):
+                read_journals(single)  # type: ignore[arg-type]
+
+    def test_a_journal_that_a_run_writes_can_be_read(self) -> None:
+        journal = Journal("1", SERVER)
+        journal.write(outcome(A))
+        report = read_journals(["1"])
+        journal.close(complete=True)
+
+        assert (report.total, report.ok) == (1, False)
+        assert read_journals(["1"]).ok
+
+
+@pytest.mark.usefixtures("folder")
+class TestRuntimes:
+    """The state of a runtime that accepted its stop, which `report` shows as `stop` does."""
+
+    @pytest.mark.parametrize("result", [StopResult.ACCEPTED, StopResult.UNKNOWN])
+    def test_one_that_may_run_keeps_its_description(self, result: StopResult) -> None:
+        path = write("1", outcome(A, result, runtime=runtime("active")))
+        assert merge_journals([path]).outcomes[A].runtime == runtime("active")
+
+    def test_one_that_is_stopped_does_not(self) -> None:
+        record = read_line(entry_line(outcome(A, runtime=runtime("stopped"))))
+        assert getattr(record, "runtime", "") is None
+
+    @pytest.mark.parametrize(
+        "known",
+        [
+            {"runtime": runtime("failed")},
+            {"error": BctrlNotFoundError("gone", code="runtime.not_found")},
+        ],
+        ids=["failed", "gone"],
+    )
+    def test_a_resumed_run_does_not_poll_one_that_has_ended(
+        self, known: dict[str, Runtime | BctrlError]
+    ) -> None:
+        path = write("1", outcome(A, StopResult.ACCEPTED, **known))  # type: ignore[arg-type]
+        content = read_journal(path)
+
+        assert content is not None
+        assert not needs_verification(content.settled[A])
+
+    @pytest.mark.parametrize(
+        "known",
+        [{}, {"runtime": runtime("active")}, {"error": BctrlNotFoundError("a gateway's")}],
+        ids=["unknown", "active", "other error"],
+    )
+    def test_a_resumed_run_polls_any_other(self, known: dict[str, Runtime | BctrlError]) -> None:
+        path = write("1", outcome(A, StopResult.ACCEPTED, **known))  # type: ignore[arg-type]
+        content = read_journal(path)
+
+        assert content is not None
+        resumed = content.settled[A]
+        assert needs_verification(resumed)
+        assert (resumed.runtime, resumed.error) == (None, None)
+
+    async def test_a_resumed_run_writes_what_it_learns_of_an_accepted_stop(
+        self, session: BctrlSession, emulator: Emulator
+    ) -> None:
+        """Fault: `stop` knows that a runtime failed, `report` has it as unknown for ever."""
+        emulator.add_runtime(*A, status="failed")
+        at = datetime.now(UTC)
+        path = Path("1")
+        accepted = StopOutcome(index=0, target=A, result=StopResult.ACCEPTED, at=at)
+        journal = Journal(path, session.base_url)
+        journal.write(accepted)
+        journal.close()
+
+        for _ in range(2):
+            report = await session.stop_runtimes([A], journal=path, verify=True)
+            assert report.counts == {StopResult.ACCEPTED: 1}
+        found = merge_journals([path]).outcomes[A].runtime
+        assert found is not None
+        assert found.status is RuntimeStatus.FAILED
+        # Nothing is polled after it.
+        assert len(emulator.requests) == 1
+
+
+async def test_the_journals_of_all_shards_are_the_account_of_the_list(
+    connect: Connect, emulator: Emulator, tmp_path: Path
+) -> None:
+    targets = [RuntimeRef("ws", f"r{number}") for number in range(60)]
+    for target in targets[1:]:
+        emulator.add_runtime(*target)
+    paths = [tmp_path / f"{number}.jsonl" for number in range(1, 5)]
+
+    async def stop(number: int) -> None:
+        async with connect() as session:
+            await session.stop_runtimes(
+                shard(targets, number, 4), journal=paths[number - 1], missing_ok=True
+            )
+
+    await asyncio.gather(*map(stop, range(1, 5)))
+
+    merged = merge_journals(paths)
+    report = merged.report(missing_ok=True)
+    assert merged.outcomes.keys() == set(targets)
+    assert merged.repeated == []
+    assert report.counts == {StopResult.STOPPED: 59, StopResult.NOT_FOUND: 1}
+    assert report.ok
