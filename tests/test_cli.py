@@ -2177,7 +2177,7 @@ def test_ctrl_c_during_startup_exits_with_130_without_a_traceback(
 
 
 @pytest.mark.parametrize(
-    "name", ["", "stop", "list", "emulator", "demo", "journal", "journal show"]
+    "name", ["", "stop", "list", "report", "emulator", "demo", "journal", "journal show"]
 )
 async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) -> None:
     code, out, err = await command(*name.split(), "--help")
@@ -2228,7 +2228,7 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("bctrl-async ", ["stop", "list", "emulator", "demo", "journal"]),
+        ("bctrl-async ", ["stop", "list", "report", "emulator", "demo", "journal"]),
         ("bctrl-async stop --ver", ["--verify"]),
         ("bctrl-async stop --kind b", ["browser"]),
         ("bctrl-async list --status an", ["any"]),

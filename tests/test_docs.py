@@ -163,7 +163,7 @@ def test_every_note_of_a_block_is_known() -> None:
     assert {note for note in notes if not note.startswith(FILE)} <= {NOT_RUN, ""}
 
 
-@pytest.mark.parametrize("command", ["stop", "list", "journal show", "emulator", "demo"])
+@pytest.mark.parametrize("command", ["stop", "list", "report", "journal show", "emulator", "demo"])
 def test_the_reference_lists_every_option_of_a_command(command: str) -> None:
     text = (DOCS / "reference" / "command.md").read_text("utf-8")
     section = text.partition(f"## `bctrl-async {command}`")[2].partition("\n## ")[0]

@@ -13,6 +13,7 @@ from bctrl_async.cli._exit_codes import FAILED, USAGE, exit_code
 from bctrl_async.cli._journal import journal
 from bctrl_async.cli._list import list_runtimes
 from bctrl_async.cli._output import WarningPrinter, print_error, report_os_error
+from bctrl_async.cli._report import report
 from bctrl_async.cli._stop import stop
 from bctrl_async.emulator import Fault
 
@@ -35,6 +36,7 @@ app: typer.Typer = typer.Typer(context_settings={"help_option_names": ["-h", "--
 app.command("stop")(stop)
 app.command("list")(list_runtimes)
 app.add_typer(journal, name="journal")
+app.command("report")(report)
 app.command("emulator", epilog=f"Faults: {', '.join(Fault)}.")(emulator)
 app.command("demo")(demo)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bctrl_async import BctrlSession, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import INPUT_LEFT, MAX_INVALID_SHOWN, pluralize, target_json
+from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, pluralize, target_json
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.journal import read_journal
@@ -37,7 +37,7 @@ def dry_run(
         input_left = input_left or is_last
         if outcome.result is StopResult.REJECTED:
             counts["invalid"] += 1
-            if counts["invalid"] <= MAX_INVALID_SHOWN or is_last:
+            if counts["invalid"] <= MAX_SHOWN or is_last:
                 print_error(outcome.error.summary if outcome.error else "")
         elif outcome.duplicate:
             counts["duplicates"] += 1

@@ -3,7 +3,7 @@
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from msgspec.structs import asdict
@@ -14,15 +14,16 @@ from rich.text import Text
 
 from bctrl_async import Runtime, RuntimeRef, StopOutcome, StopReport, StopResult
 from bctrl_async.cli._items import ends_input
-from bctrl_async.cli._output import Output, one_line, print_info
+from bctrl_async.cli._output import Output, one_line, print_error, print_info
 from bctrl_async.cli._states import RuntimeState, state_of
 from bctrl_async.errors import subject_of
+from bctrl_async.journal import JournalOutcome
 from bctrl_async.outcomes import OutcomeRecord
 
 _MAX_ALIAS_WIDTH = 28
 _MIN_DETAIL_WIDTH = 20
-MAX_INVALID_SHOWN = 10
-"""The number of invalid targets that are shown one by one."""
+MAX_SHOWN = 10
+"""The number of targets that are shown one by one if they are invalid, or have no outcome."""
 INPUT_LEFT = "the input was not read to its end"
 _RESULT_WIDTH = max(len(result) for result in StopResult)
 _MEANINGS = {
@@ -46,7 +47,7 @@ class OutcomePrinter:
         aliases: The aliases to align the lines to, each of which gets one. None if they are not
             known: only attempted targets that are not known to be not running get a line then.
         missing_ok: Count `not_found` as not running.
-        json: Print every outcome as JSON instead.
+        to_json: Formats every outcome as JSON, which is printed instead; None to print lines.
 
     Attributes:
         states: The number of outcomes by the state of their runtimes.
@@ -58,12 +59,12 @@ class OutcomePrinter:
         aliases: Sequence[str] | None,
         *,
         missing_ok: bool = False,
-        json: bool = False,
+        to_json: Callable[[StopOutcome], str] | None = None,
     ) -> None:
         self.states: Counter[RuntimeState] = Counter()
         self._output = output
         self._missing_ok = missing_ok
-        self._json = json
+        self._to_json = to_json
         self._prints_all = aliases is not None
         self._invalid = 0
         widest = max((cell_len(escape(alias)) for alias in aliases or ()), default=_MAX_ALIAS_WIDTH)
@@ -73,36 +74,44 @@ class OutcomePrinter:
         """Print and count an outcome."""
         state = state_of(outcome, missing_ok=self._missing_ok)
         self.states[state] += 1
-        if self._json:
-            self._output.print_result(outcome_json(outcome))
+        if self._to_json is not None:
+            self._output.print_result(self._to_json(outcome))
         elif self._prints_all or (
             _needs_attention(outcome, state) and self._is_shown(outcome, state)
         ):
-            self._output.print_result(self._line(outcome, state))
+            is_stopped = (
+                state is RuntimeState.NOT_RUNNING and outcome.result is not StopResult.ACCEPTED
+            )
+            self._print_line(
+                outcome.target, outcome.result, _describe(outcome, state), is_good=is_stopped
+            )
+
+    def print_missing(self, target: RuntimeRef) -> None:
+        """Print the line of a target that has no outcome."""
+        self._print_line(target, "no outcome", "in no journal", is_good=False)
 
     def print_hidden(self) -> None:
         """Print the number of invalid targets that got no line."""
-        if self._invalid > MAX_INVALID_SHOWN:
-            print_info(f"{self._invalid - MAX_INVALID_SHOWN:,} more invalid targets are not shown")
+        if self._invalid > MAX_SHOWN:
+            print_info(f"{self._invalid - MAX_SHOWN:,} more invalid targets are not shown")
 
     def _is_shown(self, outcome: StopOutcome, state: RuntimeState) -> bool:
         """Return True unless it is one of very many invalid targets."""
         if state is not RuntimeState.INVALID or ends_input(outcome):
             return True
         self._invalid += 1
-        return self._invalid <= MAX_INVALID_SHOWN
+        return self._invalid <= MAX_SHOWN
 
-    def _line(self, outcome: StopOutcome, state: RuntimeState) -> Text:
-        name = self._output.escape_unencodable(self._name(outcome.target))
+    def _print_line(self, target: RuntimeRef, result: str, detail: str, *, is_good: bool) -> None:
+        name = self._output.escape_unencodable(self._name(target))
         name += " " * (self._width - cell_len(name))
-        detail = self._output.escape_unencodable(one_line(_describe(outcome, state)))
+        detail = self._output.escape_unencodable(one_line(detail))
         if self._output.on_terminal:
             indent = self._width + _RESULT_WIDTH + 4
             room = max(self._output.width - indent, _MIN_DETAIL_WIDTH)
             detail = f"\n{' ' * indent}".join(textwrap.wrap(detail, room, break_on_hyphens=False))
-        is_stopped = state is RuntimeState.NOT_RUNNING and outcome.result is not StopResult.ACCEPTED
-        result = (outcome.result.ljust(_RESULT_WIDTH), "green" if is_stopped else "yellow")
-        return Text.assemble(name, "  ", result, "  ", detail)
+        styled = (result.ljust(_RESULT_WIDTH), "green" if is_good else "yellow")
+        self._output.print_result(Text.assemble(name, "  ", styled, "  ", detail))
 
     def _name(self, target: RuntimeRef) -> str:
         alias = escape(target.alias)
@@ -150,6 +159,11 @@ def escape(text: str) -> str:
 
 def outcome_json(outcome: StopOutcome) -> str:
     """Format an outcome as a line of JSON in ASCII, with the runtime in the API's spelling."""
+    return json.dumps(outcome_fields(outcome))
+
+
+def outcome_fields(outcome: StopOutcome) -> dict[str, object]:
+    """Return the fields of an outcome for JSON."""
     record = OutcomeRecord.of(outcome)
     fields = asdict(record) | {
         "runtime": msgspec.to_builtins(record.runtime),
@@ -157,7 +171,9 @@ def outcome_json(outcome: StopOutcome) -> str:
     }
     if record.error is not None:
         fields["error"] = asdict(record.error) | {"message": str(outcome.error)}
-    return json.dumps(fields)
+    if isinstance(outcome, JournalOutcome):
+        fields["journals"] = [str(path) for path in outcome.journals]
+    return fields
 
 
 def target_json(target: RuntimeRef) -> str:
@@ -194,12 +210,24 @@ def print_runtimes(output: Output, runtimes: Sequence[Runtime]) -> None:
 
 
 def summarize(
-    report: StopReport, states: Counter[RuntimeState], *, input_left: bool = False
+    report: StopReport,
+    states: Counter[RuntimeState],
+    *,
+    input_left: bool = False,
+    missing: int = 0,
 ) -> str:
-    """Return a report as one line, given the states of the runtimes."""
+    """Return a report as one line.
+
+    Args:
+        report: The report.
+        states: The number of its outcomes by the state of their runtimes.
+        input_left: True if the input was not read to its end.
+        missing: The number of targets without an outcome.
+    """
     known = [f"{states[RuntimeState.NOT_RUNNING]:,} of {report.total:,} not running"]
     others = (RuntimeState.STILL_RUNNING, RuntimeState.UNKNOWN, RuntimeState.INVALID)
     known += [f"{states[state]:,} {state}" for state in others if states[state]]
+    known += [f"{missing:,} without an outcome"] if missing else []
     parts = [f"{', '.join(known)} after {report.elapsed:.2f} s"]
     if report.counts:
         parts[0] += f": {format_counts(report.counts)}"
@@ -210,6 +238,16 @@ def summarize(
     if input_left:
         parts.append(INPUT_LEFT)
     return "; ".join(parts)
+
+
+def print_not_found(report: StopReport) -> None:
+    """Print an error if targets were not found, and that is a failure."""
+    missing = sum(outcome.result is StopResult.NOT_FOUND for outcome in report.failures)
+    if missing:
+        print_error(
+            f"{missing:,} of {report.total:,} targets not found: check the workspace ids, the "
+            "aliases and the base URL, or add --ignore-not-found"
+        )
 
 
 def format_counts(counts: Counter[StopResult]) -> str:

@@ -27,12 +27,17 @@ def print_error(message: str) -> None:
     print_info(f"bctrl-async: error: {one_line(message)}")
 
 
+def print_warning(message: str) -> None:
+    """Print a warning on stderr as one line."""
+    print_info(f"bctrl-async: warning: {one_line(message)}")
+
+
 class WarningPrinter(logging.Handler):
     """Prints log records on stderr as warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record as one line."""
-        print_info(f"bctrl-async: warning: {one_line(record.getMessage())}")
+        print_warning(record.getMessage())
 
 
 def print_info(line: str) -> None:
@@ -89,10 +94,23 @@ class Output(Console):
         if isinstance(result, str):
             result = escape_unprintable(result)
         try:
-            self.print(result, soft_wrap=not wraps)
+            if isinstance(result, str) and not self.on_terminal:
+                self._write_line(result)
+            else:
+                self.print(result, soft_wrap=not wraps)
         except OSError as error:
             self.quiet = self.write_failed = True
             stdout_failed(error)
+
+    def _write_line(self, line: str) -> None:
+        # A million lines of JSON would cost rich two minutes.
+        if self.quiet:
+            return
+        try:
+            self.file.write(f"{line}\n")
+            self.file.flush()
+        except BrokenPipeError:
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         """Fall silent; rich would exit, and leave stops without an outcome."""

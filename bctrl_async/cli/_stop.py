@@ -10,11 +10,17 @@ from typing import Annotated, cast
 
 import typer
 
-from bctrl_async import BctrlSession, RuntimeRef, RuntimeStatus, StopResult
+from bctrl_async import BctrlSession, RuntimeRef, RuntimeStatus
 from bctrl_async.cli import _dry_run
 from bctrl_async.cli._exit_codes import FAILED, exit_code
 from bctrl_async.cli._find import FoundRuntimes, can_prompt, confirm, find_runtimes
-from bctrl_async.cli._format import OutcomePrinter, escape, summarize
+from bctrl_async.cli._format import (
+    OutcomePrinter,
+    escape,
+    outcome_json,
+    print_not_found,
+    summarize,
+)
 from bctrl_async.cli._options import (
     BaseUrl,
     Kind,
@@ -31,7 +37,7 @@ from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
 from bctrl_async.cli._states import RuntimeState
-from bctrl_async.cli._targets import read_targets
+from bctrl_async.cli._targets import open_targets, single_file
 
 _MIN_DEADLINE = 0.001
 """Seconds left to a run whose deadline has passed: every target becomes `not_sent`."""
@@ -163,7 +169,7 @@ def stop(
     Exit codes: 0 none is running, 1 some are or may be, 2 usage or configuration
     error, 130 interrupted.
     """
-    file = _check_files(context, files)
+    file = single_file(context, files)
     _check_usage(context)
     asks = whole_workspace is not None and not (yes or dry_run)
     if asks and not can_prompt():
@@ -184,7 +190,7 @@ def stop(
         output,
         None if file or whole_workspace else aliases,
         missing_ok=ignore_not_found,
-        json=json,
+        to_json=outcome_json if json else None,
     )
 
     def run(targets: _Targets, deadline: float | None) -> int:
@@ -209,20 +215,14 @@ def stop(
 
     if whole_workspace is None:
         if file is not None:
-            return run(_open(context, file, allow_empty=allow_empty, shard=shard), deadline)
+            # A bad line is an invalid target, which the bulk stop rejects.
+            items = open_targets(context, file, allow_empty=allow_empty, shard=shard)
+            return run(cast("_Targets", items), deadline)
         named = (RuntimeRef(workspace or "", alias) for alias in aliases or ())
         return run(list(filter(shard.keeps, named)), deadline)
     wanted = build_filter(status or RuntimeStatus.ACTIVE, kind, older_than)
     finding = find_runtimes(connect(), whole_workspace, wanted, deadline=deadline)
     return _stop_found(finding, shard, run, deadline, asks=asks)
-
-
-def _check_files(context: typer.Context, files: list[str] | None) -> str | None:
-    """Return the file of --from."""
-    # Of a plain option, all but the last FILE would silently be ignored.
-    if files is not None and (len(files) > 1 or not files[0]):
-        context.fail("--from takes one FILE, or - for stdin")
-    return files[0] if files else None
 
 
 def _check_usage(context: typer.Context) -> None:
@@ -245,15 +245,6 @@ def _check_usage(context: typer.Context) -> None:
         context.fail(
             "nothing to stop: give WORKSPACE and ALIAS, --from FILE, or --workspace WORKSPACE --all"
         )
-
-
-def _open(context: typer.Context, file: str, *, allow_empty: bool, shard: Shard) -> _Targets:
-    """Return the targets of --from."""
-    try:
-        # A bad line is an invalid target, which the bulk stop rejects.
-        return cast("_Targets", read_targets(file, allow_empty=allow_empty, shard=shard))
-    except OSError as error:
-        context.fail(f"cannot read {'stdin' if file == '-' else file}: {error.strerror}")
 
 
 def _stop_found(
@@ -295,12 +286,7 @@ def _report(
         print_info(summary)
     else:
         output.print_result(summary, wrap=True)
-    missing = sum(outcome.result is StopResult.NOT_FOUND for outcome in report.failures)
-    if missing:
-        print_error(
-            f"{missing:,} of {report.total:,} targets not found: check the workspace ids, the "
-            "aliases and the base URL, or add --ignore-not-found"
-        )
+    print_not_found(report)
     if finished.interrupted:
         raise KeyboardInterrupt
     all_ended = report.ok and states[RuntimeState.NOT_RUNNING] == report.total

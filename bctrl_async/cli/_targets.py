@@ -7,6 +7,8 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
+import typer
+
 from bctrl_async import BctrlConfigError
 from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._parser import EXPECTED, TargetParser
@@ -17,6 +19,24 @@ _PREVIEWED = 100
 """The number of items that must be targets before the first of them is used."""
 _PREVIEW_TIME = 1.0
 """Seconds for which further items of a pipe are waited for before the first is used."""
+
+
+def single_file(context: typer.Context, files: list[str] | None) -> str | None:
+    """Return the FILE of --from, None without one."""
+    # Of a plain option, all but the last FILE would silently be ignored.
+    if files is not None and (len(files) > 1 or not files[0]):
+        context.fail("--from takes one FILE, or - for stdin")
+    return files[0] if files else None
+
+
+def open_targets(
+    context: typer.Context, file: str, *, allow_empty: bool, shard: Shard = WHOLE
+) -> Iterable[Item] | AsyncIterator[Item]:
+    """Return the targets of --from, as `read_targets` does, or fail if it cannot be opened."""
+    try:
+        return read_targets(file, allow_empty=allow_empty, shard=shard)
+    except OSError as error:
+        context.fail(f"cannot read {'stdin' if file == '-' else file}: {error.strerror}")
 
 
 def read_targets(

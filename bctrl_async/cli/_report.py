@@ -1,0 +1,223 @@
+"""The command `report`: the outcomes of several journals, compared with a list of targets."""
+
+import asyncio
+from collections.abc import AsyncIterable, Iterable, Sequence
+from json import dumps
+from typing import Annotated
+
+import typer
+from msgspec.structs import replace
+
+from bctrl_async import RuntimeRef
+from bctrl_async.cli._exit_codes import FAILED
+from bctrl_async.cli._format import (
+    MAX_SHOWN,
+    OutcomePrinter,
+    escape,
+    outcome_fields,
+    outcome_json,
+    pluralize,
+    print_not_found,
+    summarize,
+)
+from bctrl_async.cli._items import BadLine, Item
+from bctrl_async.cli._output import Output, print_info, print_warning
+from bctrl_async.cli._states import RuntimeState
+from bctrl_async.cli._targets import open_targets, single_file
+from bctrl_async.errors import quote
+from bctrl_async.journal import JournalOutcome, MergedJournals, merge_journals
+from bctrl_async.outcomes import OutcomeRecord, StopOutcome
+
+_Journals = Annotated[
+    list[str], typer.Argument(metavar="JOURNAL...", help="The journals, such as night-*.jsonl.")
+]
+_Files = Annotated[
+    list[str] | None,
+    typer.Option("--from", metavar="FILE", help="Compare with the targets in FILE; - is stdin."),
+]
+_AllowEmpty = Annotated[
+    bool, typer.Option("--allow-empty", metavar="", help="Accept a FILE without targets.")
+]
+_IgnoreNotFound = Annotated[
+    bool,
+    typer.Option("--ignore-not-found", metavar="", help="Do not count not_found as a failure."),
+]
+_Json = Annotated[
+    bool, typer.Option("--json", metavar="", help="Print one JSON object per target.")
+]
+
+_MAX_NAMED = 3
+"""The number of targets that a warning names."""
+
+
+def report(
+    context: typer.Context,
+    journals: _Journals,
+    *,
+    files: _Files = None,
+    allow_empty: _AllowEmpty = False,
+    ignore_not_found: _IgnoreNotFound = False,
+    json: _Json = False,
+) -> int:
+    """Report on the journals of several runs, such as those of shards.
+
+    Each target counts once, with the outcome that says most about its runtime.
+    With --from, only the targets in FILE count, also those without an outcome.
+    A JOURNAL is only read, and may be in use by a run.
+
+    Exit codes: 0 none is running, 1 some are or may be, also without an outcome,
+    2 usage error, or a JOURNAL that is not intact.
+    """
+    file = single_file(context, files)
+    if allow_empty and file is None:
+        context.fail("--allow-empty needs --from")
+    items = None if file is None else open_targets(context, file, allow_empty=allow_empty)
+    merged = merge_journals(journals)
+    output = Output()
+    printer = OutcomePrinter(
+        output,
+        None,
+        missing_ok=ignore_not_found,
+        to_json=None if not json else _unlisted_json if items is None else outcome_json,
+    )
+    account = _Account(merged, printer, output, json=json)
+    if items is None:
+        account.add_all()
+    else:
+        account.add_listed(_collected(items))
+    account.print_warnings()
+    return account.print_summary(missing_ok=ignore_not_found)
+
+
+class _Account:
+    """The targets that count, and their outcomes.
+
+    Args:
+        merged: The journals.
+        printer: Prints the outcomes.
+        output: The output to print to.
+        json: Print JSON.
+    """
+
+    def __init__(
+        self, merged: MergedJournals, printer: OutcomePrinter, output: Output, *, json: bool
+    ) -> None:
+        self._merged = merged
+        self._printer = printer
+        self._output = output
+        self._json = json
+        self._outcomes: dict[RuntimeRef, JournalOutcome] = {}
+        self._missing: set[RuntimeRef] = set()
+        self._duplicates = 0
+        self._input_left = False
+        self._unlisted: Sequence[JournalOutcome] = ()
+        self._has_list = False
+
+    def add_all(self) -> None:
+        """Count and print all outcomes."""
+        for target, outcome in self._merged.outcomes.items():
+            self._outcomes[target] = outcome
+            self._printer.print(outcome)
+
+    def add_listed(self, items: Iterable[Item]) -> None:
+        """Count and print the outcomes of a list, and the targets that have none."""
+        self._has_list = True
+        for index, item in enumerate(items):
+            target = _key(item)
+            self._input_left |= isinstance(item, BadLine) and item.ends_input
+            if target in self._outcomes or target in self._missing:
+                self._duplicates += 1
+            elif (outcome := self._merged.outcomes.get(target)) is None:
+                self._add_missing(target, index)
+            else:
+                # Not the equal names of the item: those of the outcome are in memory already.
+                self._outcomes[outcome.target] = outcome
+                self._printer.print(replace(outcome, index=index))
+        self._unlisted = [
+            outcome
+            for target, outcome in self._merged.outcomes.items()
+            if target not in self._outcomes
+        ]
+        if self._json:
+            for outcome in self._unlisted:
+                self._output.print_result(_unlisted_json(outcome))
+
+    def _add_missing(self, target: RuntimeRef, index: int) -> None:
+        self._missing.add(target)
+        if self._json:
+            self._output.print_result(_missing_json(target, index))
+        elif len(self._missing) <= MAX_SHOWN:
+            self._printer.print_missing(target)
+
+    def print_warnings(self) -> None:
+        """Print on stderr what the lines and the summary do not say."""
+        self._printer.print_hidden()
+        if not self._json and len(self._missing) > MAX_SHOWN:
+            more = len(self._missing) - MAX_SHOWN
+            print_info(f"{more:,} more targets without an outcome are not shown: add --json")
+        if self._unlisted:
+            names = _named([outcome.target for outcome in self._unlisted])
+            print_warning(f"{pluralize(len(self._unlisted), 'outcome')} not in the list: {names}")
+        repeated = self._merged.repeated
+        if repeated:
+            paths = self._merged.outcomes[repeated[0]].journals
+            print_warning(
+                f"{pluralize(len(repeated), 'target')} in two journals: {_named(repeated)} "
+                f"(the first in {' and '.join(escape(str(path)) for path in paths[:2])})"
+            )
+
+    def print_summary(self, *, missing_ok: bool) -> int:
+        """Print the summary, and return the exit code."""
+        of_outcomes = replace(self._merged, outcomes=self._outcomes).report(missing_ok=missing_ok)
+        total = len(self._outcomes) + len(self._missing)
+        whole = replace(of_outcomes, total=total, duplicates=self._duplicates)
+        if whole.ended_early is not None:
+            print_warning(str(whole.ended_early))
+        states = self._printer.states
+        summary = summarize(whole, states, input_left=self._input_left, missing=len(self._missing))
+        summary += f"; {self._journals_text()}"
+        if self._json:
+            print_info(summary)
+        else:
+            self._output.print_result(summary, wrap=True)
+        print_not_found(whole)
+        all_ended = states[RuntimeState.NOT_RUNNING] == total and not self._input_left
+        # Without a list, only complete journals show that there are no further targets.
+        is_whole = self._has_list or whole.ended_early is None
+        return 0 if all_ended and is_whole and not self._output.write_failed else FAILED
+
+    def _journals_text(self) -> str:
+        count = len(self._merged.paths)
+        text = pluralize(count, "journal")
+        if count > 1:
+            repeated = len(self._merged.repeated)
+            text += f", {pluralize(repeated, 'target') if repeated else 'no target'} in two of them"
+        return text
+
+
+def _collected(items: Iterable[Item] | AsyncIterable[Item]) -> Iterable[Item]:
+    async def collect(awaited: AsyncIterable[Item]) -> list[Item]:
+        return [item async for item in awaited]
+
+    return asyncio.run(collect(items)) if isinstance(items, AsyncIterable) else items
+
+
+def _key(item: Item) -> RuntimeRef:
+    """Return the target of an item as journals have it."""
+    return RuntimeRef("", quote(item)) if isinstance(item, BadLine) else item
+
+
+def _named(targets: Sequence[RuntimeRef]) -> str:
+    names = [f"{escape(ref.workspace_id)} {escape(ref.alias)}" for ref in targets[:_MAX_NAMED]]
+    more = len(targets) - _MAX_NAMED
+    return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _unlisted_json(outcome: StopOutcome) -> str:
+    return dumps(outcome_fields(outcome) | {"index": None})
+
+
+def _missing_json(target: RuntimeRef, index: int) -> str:
+    fields: dict[str, object] = dict.fromkeys(OutcomeRecord.__struct_fields__)
+    fields |= {"index": index, "workspace_id": target.workspace_id, "alias": target.alias}
+    return dumps(fields | {"attempts": 0, "resumed": False, "duplicate": False, "journals": []})
