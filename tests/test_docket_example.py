@@ -1,0 +1,493 @@
+"""The example of bulk stops in a queue: in this process, and with processes that die."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import Mock
+from uuid import UUID, uuid4
+
+import httpx2
+import pytest
+from docket import Docket, Retry, Worker
+from docket.dependencies import ForcedRetry
+from helpers import add_runtimes, wait_for_requests
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis_server import SERVERS, redis_server
+
+from bctrl_async import BctrlSession
+from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.journal import Journal, read_journal
+
+KEY = "emulator-key"
+TOKEN = "let-me-in"
+LOGIN = {"Authorization": f"Bearer {TOKEN}"}
+EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "docket"
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator(port=0, api_key=KEY, latency=0.05) as running:
+        yield running
+
+
+@pytest.fixture
+def modules(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator: Emulator
+) -> dict[str, ModuleType]:
+    """The modules of the example, with a queue in memory."""
+    monkeypatch.setenv("DOCKET_URL", "memory://")
+    monkeypatch.setenv("STOPS_FOLDER", str(tmp_path / "stops"))
+    monkeypatch.setenv("APP_TOKEN", TOKEN)
+    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.syspath_prepend(EXAMPLE)
+    names = ("stops", "web", "worker")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return {name: importlib.import_module(name) for name in names}
+
+
+@pytest.fixture
+def stops(modules: dict[str, ModuleType]) -> ModuleType:
+    # Retries follow at once.
+    modules["stops"].RETRY.delay = timedelta(milliseconds=20)
+    return modules["stops"]
+
+
+@pytest.fixture
+async def client(modules: dict[str, ModuleType]) -> AsyncIterator[httpx2.AsyncClient]:
+    app = modules["web"].app
+    async with app.router.lifespan_context(app):
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(
+            transport=transport, base_url="http://app", headers=LOGIN
+        ) as client:
+            yield client
+
+
+@asynccontextmanager
+async def worker(stops: ModuleType) -> AsyncIterator[Worker]:
+    """A worker in this process that looks for tasks all the time."""
+    often = timedelta(milliseconds=5)
+    async with Worker(
+        stops.docket, minimum_check_interval=often, scheduling_resolution=often
+    ) as worker:
+        yield worker
+
+
+async def work(stops: ModuleType) -> None:
+    """Run a worker until the queue is empty."""
+    async with worker(stops) as running:
+        await running.run_until_finished()
+
+
+@asynccontextmanager
+async def working(stops: ModuleType) -> AsyncIterator[None]:
+    """Run a worker for the duration of the block, and shut it down as the example does."""
+    async with worker(stops) as worker_:
+        running = asyncio.create_task(worker_.run_forever())
+        try:
+            yield
+        finally:
+            running.cancel()
+            stops.shut_down()
+            await running
+    stops.shutting_down.clear()
+
+
+async def enqueue(
+    client: httpx2.AsyncClient, targets: list[tuple[str, str]], stop_id: UUID | None = None
+) -> str:
+    """Post a bulk stop; return its location."""
+    headers = {} if stop_id is None else {"Idempotency-Key": str(stop_id)}
+    answer = await client.post("/stops", json=targets, headers=headers)
+    assert answer.status_code == 202
+    location: str = answer.headers["Location"]
+    assert location == f"/stops/{answer.json()['id']}"
+    return location
+
+
+async def show(client: httpx2.AsyncClient, location: str) -> dict[str, Any]:
+    answer = await client.get(location)
+    assert answer.status_code == 200
+    shown: dict[str, Any] = answer.json()
+    return shown
+
+
+async def wait_for_state(client: httpx2.AsyncClient, location: str, state: str) -> None:
+    async with asyncio.timeout(30):
+        while (await show(client, location))["state"] != state:
+            await asyncio.sleep(0.005)
+
+
+class TestInProcess:
+    async def test_a_bulk_stop_is_accepted_and_a_worker_runs_it_to_its_report(
+        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
+    ) -> None:
+        targets = [*add_runtimes(emulator, 50), ("ws-1", "gone"), ("ws-1", "..")]
+        location = await enqueue(client, [*targets, targets[0]])
+        queued = await show(client, location)
+        assert (queued["state"], queued["total"]) == ("queued", 52)
+        assert (queued["counts"], queued["report"]) == ({}, None)
+        await work(stops)
+        done = await show(client, location)
+        assert (done["state"], done["total"]) == ("completed", 52)
+        assert done["counts"] == {"stopped": 50, "not_found": 1, "rejected": 1}
+        assert done["report"]["counts"] == done["counts"]
+        assert {failure["alias"] for failure in done["report"]["failures"]} == {"gone", ".."}
+        # Another run would not help the failures.
+        assert emulator.received == Counter(targets[:-1])
+
+    async def test_a_repeated_request_is_one_run_and_afterwards_tries_the_failures_again(
+        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
+    ) -> None:
+        targets = [*add_runtimes(emulator, 200), ("ws-1", "gone")]
+        stop_id = uuid4()
+        location = await enqueue(client, targets, stop_id)
+        assert await enqueue(client, targets, stop_id) == location
+        async with working(stops):
+            await wait_for_requests(emulator, 1)
+            assert await enqueue(client, targets, stop_id) == location
+            await wait_for_state(client, location, "completed")
+            assert emulator.received == Counter(targets)
+            await enqueue(client, targets, stop_id)
+            await wait_for_state(client, location, "completed")
+        assert emulator.received == Counter([*targets, ("ws-1", "gone")])
+        assert (await show(client, location))["report"]["resumed"] == 200
+
+    async def test_an_idempotency_key_belongs_to_its_targets(
+        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
+    ) -> None:
+        [target] = add_runtimes(emulator, 1)
+        stop_id = uuid4()
+        await enqueue(client, [target], stop_id)
+        other = await client.post(
+            "/stops", json=[["ws-1", "other"]], headers={"Idempotency-Key": str(stop_id)}
+        )
+        assert other.status_code == 422
+        await work(stops)
+        assert emulator.received == {target: 1}
+        assert sorted(path.name for path in stops.FOLDER.iterdir()) == [
+            f"{stop_id}.jsonl",
+            f"{stop_id}.targets.jsonl",
+        ]
+
+    async def test_a_stop_interrupted_by_a_shutdown_goes_on_in_the_next_worker(
+        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
+    ) -> None:
+        targets = add_runtimes(emulator, 500)
+        location = await enqueue(client, targets)
+        async with working(stops):
+            await wait_for_requests(emulator, 150)
+        sent = len(emulator.requests)
+        assert sent < 500
+        waiting = await show(client, location)
+        assert waiting["state"] == "queued"
+        assert waiting["counts"] == {"stopped": sent, "not_sent": 500 - sent}
+        await work(stops)
+        done = await show(client, location)
+        assert done["report"]["counts"] == {"stopped": 500}
+        assert done["report"]["resumed"] == sent
+        assert emulator.received == Counter(targets)
+
+    async def test_a_stop_that_begins_during_a_shutdown_sends_nothing_and_goes_back_at_once(
+        self, stops: ModuleType, emulator: Emulator
+    ) -> None:
+        stop_id = uuid4()
+        stops.save_targets(stop_id, add_runtimes(emulator, 5))
+        stops.shut_down()
+        retry = Retry(stops.ATTEMPTS, delay=timedelta(seconds=5))
+        async with BctrlSession() as session:
+            with pytest.raises(ForcedRetry):
+                await stops.stop_many(stop_id, session, retry)
+        assert retry.delay == timedelta()
+        assert emulator.requests == []
+
+    async def test_unanswered_stops_are_abandoned_at_shutdown_and_sent_again(
+        self,
+        client: httpx2.AsyncClient,
+        stops: ModuleType,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(stops, "DRAIN", 0.01)
+        emulator.inject(Fault.HANG)
+        location = await enqueue(client, add_runtimes(emulator, 1))
+        async with working(stops):
+            await wait_for_requests(emulator, 1)
+        assert (await show(client, location))["counts"] == {"unknown": 1}
+        await work(stops)
+        assert (await show(client, location))["report"]["counts"] == {"already_stopped": 1}
+
+    async def test_while_another_worker_has_the_journal_the_stop_waits(
+        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
+    ) -> None:
+        targets = add_runtimes(emulator, 5)
+        stop_id = uuid4()
+        location = await enqueue(client, targets, stop_id)
+        other = Journal(stops.journal_file(stop_id), f"{emulator.url}/v1")
+        async with working(stops):
+            await wait_for_state(client, location, "scheduled")
+            assert emulator.requests == []
+            other.close()
+            await wait_for_state(client, location, "completed")
+        assert emulator.received == Counter(targets)
+
+    async def test_a_stop_that_ended_early_is_run_again(
+        self,
+        client: httpx2.AsyncClient,
+        stops: ModuleType,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        targets = add_runtimes(emulator, 5)
+        location = await enqueue(client, targets)
+        monkeypatch.setenv("BCTRL_API_KEY", "revoked")
+        async with working(stops):
+            await wait_for_state(client, location, "scheduled")
+        assert (await show(client, location))["counts"] == {"rejected": 5}
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        await work(stops)
+        assert (await show(client, location))["report"]["counts"] == {"stopped": 5}
+
+    async def test_the_last_run_reports_the_first_failures(
+        self,
+        client: httpx2.AsyncClient,
+        stops: ModuleType,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(stops, "ATTEMPTS", 2)
+        monkeypatch.setattr(stops, "MAX_FAILURES", 3)
+        monkeypatch.setenv("BCTRL_API_KEY", "revoked")
+        location = await enqueue(client, add_runtimes(emulator, 5))
+        await work(stops)
+        done = await show(client, location)
+        assert done["state"] == "completed"
+        assert done["report"]["counts"] == {"rejected": 5}
+        assert len(done["report"]["failures"]) == 3
+
+    async def test_a_stop_that_the_queue_has_lost_can_be_posted_again(
+        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
+    ) -> None:
+        targets = add_runtimes(emulator, 5)
+        stop_id = uuid4()
+        location = await enqueue(client, targets, stop_id)
+        async with stops.docket.redis() as redis:
+            await redis.delete(stops.docket.stream_key, stops.docket.runs_key(str(stop_id)))
+        assert (await show(client, location))["state"] is None
+        await enqueue(client, targets, stop_id)
+        await work(stops)
+        assert (await show(client, location))["counts"] == {"stopped": 5}
+
+    @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
+    async def test_a_client_without_the_token_is_refused(
+        self, client: httpx2.AsyncClient, stops: ModuleType, headers: dict[str, str]
+    ) -> None:
+        del client.headers["Authorization"]
+        for request in (
+            client.post("/stops", json=[["ws-1", "r0"]], headers=headers),
+            client.get(f"/stops/{uuid4()}", headers=headers),
+        ):
+            assert (await request).status_code == 401
+        assert not stops.FOLDER.exists()
+
+    async def test_while_the_queue_is_away_clients_are_told_to_come_back(
+        self,
+        client: httpx2.AsyncClient,
+        stops: ModuleType,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        away = Mock(side_effect=RedisConnectionError("connection refused"))
+        monkeypatch.setattr(stops.docket, "get_execution", away)
+        answer = await client.get(f"/stops/{uuid4()}")
+        assert answer.status_code == 503
+        assert "Retry-After" in answer.headers
+
+    async def test_an_unknown_stop_is_not_found(self, client: httpx2.AsyncClient) -> None:
+        assert (await client.get(f"/stops/{uuid4()}")).status_code == 404
+
+    async def test_a_key_that_is_not_a_uuid_is_refused(self, client: httpx2.AsyncClient) -> None:
+        answer = await client.post(
+            "/stops", json=[["ws-1", "r0"]], headers={"Idempotency-Key": "../escape"}
+        )
+        assert answer.status_code == 422
+
+
+class Backend:
+    """The processes of the example, with a queue in Redis.
+
+    Args:
+        folder: The folder of the stops, and of the log.
+        queue: The URL of the Redis server.
+        api: The URL of the emulator.
+    """
+
+    def __init__(self, folder: Path, queue: str, api: str) -> None:
+        self.folder = folder
+        self.log = folder / "log"
+        self._socket = folder / "web"
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if name != "BCTRL_API_KEY"},
+            "DOCKET_URL": queue,
+            "STOPS_FOLDER": str(folder / "stops"),
+            "APP_TOKEN": TOKEN,
+            "BCTRL_BASE_URL": api,
+            "PYTHONPATH": str(EXAMPLE),
+        }
+
+    def web(self) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+        """Run the app. It has no API key."""
+        self._socket.unlink(missing_ok=True)
+        return self._run("-m", "uvicorn", "web:app", "--uds", str(self._socket))
+
+    def worker(self, redelivery: float) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+        """Run a worker.
+
+        Args:
+            redelivery: Seconds after which another worker takes its stops if it is dead.
+        """
+        code = f"""
+import asyncio, datetime, logging, worker
+logging.basicConfig(level=logging.INFO)
+worker.REDELIVERY = datetime.timedelta(seconds={redelivery})
+asyncio.run(worker.main())
+"""
+        return self._run("-c", code, BCTRL_API_KEY=KEY)
+
+    def client(self) -> httpx2.AsyncClient:
+        """Return a client of the app."""
+        transport = httpx2.AsyncHTTPTransport(uds=str(self._socket))
+        return httpx2.AsyncClient(transport=transport, base_url="http://app", headers=LOGIN)
+
+    async def up(self) -> None:
+        """Wait until the app serves."""
+        while not self._socket.exists():
+            await asyncio.sleep(0.02)
+
+    @asynccontextmanager
+    async def _run(self, *arguments: str, **more: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        with self.log.open("a") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, *arguments),
+                env={**self._environment, **more},
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+async def sent(emulator: Emulator, count: int) -> None:
+    """Wait until so many stops were sent, and leave the processor to the processes."""
+    while len(emulator.requests) < count:
+        await asyncio.sleep(0.002)
+
+
+async def everything_in(queue: str) -> bytes:
+    """Return all that Redis holds."""
+    async with Redis.from_url(queue) as redis:
+        await redis.config_set("rdbcompression", "no")
+        return b"".join([await redis.dump(name) or b"" async for name in redis.scan_iter()])
+
+
+def assert_one_true_outcome_each(
+    backend: Backend, location: str, targets: list[tuple[str, str]], emulator: Emulator
+) -> Counter[str]:
+    """Check that a journal has one settled entry for each target; return their results."""
+    journal = backend.folder / f"{location.removeprefix('/')}.jsonl"
+    content = read_journal(journal)
+    assert content is not None
+    assert content.is_complete
+    assert content.settled.keys() == set(targets)
+    entries = [json.loads(line) for line in journal.read_bytes().splitlines()[1:-1]]
+    settled = [entry for entry in entries if entry["result"] in {"stopped", "already_stopped"}]
+    assert Counter((entry["workspace_id"], entry["alias"]) for entry in settled) == Counter(targets)
+    assert {emulator.status(*target) for target in targets} == {"stopped"}
+    return Counter(entry["result"] for entry in settled)
+
+
+@pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
+class TestProcesses:
+    async def test_a_stop_outlives_the_app_and_a_worker_that_is_killed(
+        self, emulator: Emulator, tmp_path: Path
+    ) -> None:
+        """Fault: a bulk stop that is a task of the web process ends with it."""
+        targets = add_runtimes(emulator, 1500)
+        async with AsyncExitStack() as stack:
+            server = stack.enter_context(redis_server(SERVERS[0]))
+            backend = Backend(tmp_path, server.url, emulator.url)
+            docket = await stack.enter_async_context(Docket("stops", server.url))
+            workers = [await stack.enter_async_context(backend.worker(1.0)) for _ in range(2)]
+            await stack.enter_async_context(asyncio.timeout(60))
+            async with backend.web() as web, backend.client() as client:
+                await backend.up()
+                location = await enqueue(client, targets)
+                await sent(emulator, 300)
+                web.kill()
+            execution = await docket.get_execution(location.removeprefix("/stops/"))
+            assert execution is not None
+            assert execution.worker is not None
+            [killed] = [one for one in workers if execution.worker.endswith(f"#{one.pid}")]
+            killed.kill()
+            assert len(emulator.requests) < 1500
+            held = await everything_in(server.url)
+            async with backend.web(), backend.client() as client:
+                await backend.up()
+                await wait_for_state(client, location, "completed")
+                done = await show(client, location)
+            held += await everything_in(server.url)
+        results = assert_one_true_outcome_each(backend, location, targets, emulator)
+        assert done["report"]["ok"]
+        assert done["counts"] == done["report"]["counts"] == results
+        # Only what was in flight was sent again.
+        assert results["already_stopped"] <= len(emulator.requests) - 1500 <= 100
+        # The queue held the id of the stop, but neither its targets nor the API key.
+        texts = (location.removeprefix("/stops/"), "ws-1", KEY)
+        assert [text.encode() in held for text in texts] == [True, False, False]
+
+    async def test_a_worker_that_is_shut_down_hands_its_stop_to_another(
+        self, emulator: Emulator, tmp_path: Path
+    ) -> None:
+        """Fault: a worker that is shut down kept its stop until the queue took it for dead."""
+        targets = add_runtimes(emulator, 1500)
+        async with AsyncExitStack() as stack:
+            server = stack.enter_context(redis_server(SERVERS[-1]))
+            backend = Backend(tmp_path, server.url, emulator.url)
+            first = await stack.enter_async_context(backend.worker(300.0))
+            await stack.enter_async_context(backend.web())
+            await stack.enter_async_context(asyncio.timeout(60))
+            await backend.up()
+            client = await stack.enter_async_context(backend.client())
+            location = await enqueue(client, targets)
+            await sent(emulator, 300)
+            first.terminate()
+            assert await first.wait() == 0
+            assert len(emulator.requests) < 1500
+            assert (await show(client, location))["state"] == "queued"
+            await stack.enter_async_context(backend.worker(300.0))
+            await wait_for_state(client, location, "completed")
+        results = assert_one_true_outcome_each(backend, location, targets, emulator)
+        assert results == {"stopped": 1500}
+        assert emulator.received == Counter(targets)
