@@ -21,6 +21,7 @@ class MemoryPace(Pace):
     Attributes:
         schedule: The state of the store.
         error: Raised by every call, if set.
+        outage: The times from and until which every call fails.
         lease: The answer to every call, if set.
         calls: The times of all calls.
         asked_for: The slots that each call asked for.
@@ -33,6 +34,7 @@ class MemoryPace(Pace):
         self.latency = latency
         self.schedule = Schedule()
         self.error: Exception | None = None
+        self.outage = (0.0, 0.0)
         self.lease: Lease | None = None
         self.calls: list[float] = []
         self.asked_for: list[int] = []
@@ -52,9 +54,11 @@ class _MemoryStore(PaceStore):
         pace.calls.append(loop.time())
         pace.asked_for.append(slots)
         await asyncio.sleep(pace.latency / 2)
+        now = loop.time()
         if pace.error is not None:
             raise pace.error
-        now = loop.time()
+        if pace.outage[0] <= now < pace.outage[1]:
+            raise ConnectionRefusedError("outage")
         lease = pace.lease or pace.schedule.lease(now, pace.rate, member, slots, closed_for)
         await asyncio.sleep(pace.latency / 2)
         return lease

@@ -282,6 +282,23 @@ class TestRetryAfter:
 
         assert virtual_time.run(scenario()) == pytest.approx(60.0, abs=0.2)
 
+    def test_it_is_over_for_all_once_a_probe_was_answered(self) -> None:
+        """Fault: each lease reported it again, so everybody was kept away for another minute."""
+
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100)
+            told, other = Member(pace), Member(pace)
+            await told.limiter.acquire(60)
+            told.limiter.release(throttled(1_000_000.0))
+            await asyncio.sleep(60.1)
+            # As a probe: this call would not wait for so long.
+            await told.limiter.acquire(5.0)
+            told.limiter.release("a runtime")
+            await other.attempt()
+            return now()
+
+        assert virtual_time.run(scenario()) < 61
+
     def test_a_burst_of_throttled_answers_is_reported_once_or_twice(self) -> None:
         async def scenario() -> int:
             pace = MemoryPace(rate=1000)

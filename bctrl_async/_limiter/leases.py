@@ -153,8 +153,10 @@ class Leases:
             self._lifetime = close_with_loop(partial(_close, self._store))
         slots = 0 if self._slots else self._wanted(now)
         closed_until = self._closed_until
+        # Reported once: a probe may have ended the pause meanwhile.
+        closed_for = closed_until - now if closed_until > self._reported_until else 0.0
         async with asyncio.timeout(_INTERVAL):
-            lease = await self._store.lease(self._member, slots, max(closed_until - now, 0.0))
+            lease = await self._store.lease(self._member, slots, max(closed_for, 0.0))
         if not (min(slots, 1) <= lease.slots <= slots and 0.0 <= lease.delay < math.inf):
             raise ValueError(f"{slots} slots were asked for, and the store answered {lease}")
         self._reported_until = closed_until

@@ -137,8 +137,6 @@ class Limiter:
             if now < self._rate.retry_after_ends and self._waits_in_vain(
                 now, max_wait, patience_ends
             ):
-                if self.acquire_nowait():  # As a probe.
-                    return
                 raise self._rate_limited(now)
             self._shortest_max_wait = min(self._shortest_max_wait, max_wait)
             self._first_patience_end = min(self._first_patience_end, patience_ends)
@@ -159,14 +157,16 @@ class Limiter:
                 self.release(None)
 
     def _waits_in_vain(self, now: float, max_wait: float, patience_ends: float) -> bool:
-        """Return True if the pause lasts too long, and no probe in flight may end it.
+        """Return True if the pause lasts too long, and no probe is due or in flight.
 
         The end of a probe is not told from that of an attempt that is older than the pause. So
         without an answer, it is over once nothing is in flight, or when the next probe is due.
         """
         wait = self._rate.retry_after_ends - now
-        return wait > min(max_wait, max(patience_ends - now, 0.0)) and not (
-            self._rate.is_probed and self.in_use
+        return (
+            wait > min(max_wait, max(patience_ends - now, 0.0))
+            and self._rate.delay(now, self.in_use) > 0.0
+            and not (self._rate.is_probed and self.in_use)
         )
 
     def _rate_limited(self, now: float) -> BctrlRateLimitError:

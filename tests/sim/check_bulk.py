@@ -263,7 +263,12 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
     if plan.ending in _AT_ONCE and took > slow:
         yield Problem("late end", f"it ended {took:.2f} s after {plan.ending}")
     stops_reading = plan.ending in {Ending.STOP_READING, Ending.CTRL_C}
-    if stops_reading and not plan.climate.hazards - {"cut"} and took > slow + 3.0 and not plan.rate:
+    if (
+        stops_reading
+        and not plan.climate.hazards - {"cut"}
+        and took > slow + 3.0
+        and not plan.is_paced
+    ):
         yield Problem("late end", f"it ended {took:.2f} s after {plan.ending}, without faults")
 
 
@@ -295,7 +300,7 @@ def _check_dead_targets(
         outcome = each.outcome
         if (
             outcome.target in alive
-            and plan.rate is None
+            and not plan.is_paced
             and outcome.elapsed > 4.0 * plan.timeout + plan.latency
         ):
             took = f"took {outcome.elapsed:.1f} s beside dead targets"
@@ -305,7 +310,7 @@ def _check_dead_targets(
     bound = 14.0 * plan.timeout + rounds * plan.policy.attempts * (plan.timeout + plan.policy.cap)
     bound += len(run.items) * (plan.input_delay + plan.latency + 0.2)
     took_all = run.ended - run.began
-    if plan.rate is None and not plan.verify and took_all > bound:
+    if not plan.is_paced and not plan.verify and took_all > bound:
         yield Problem("dead targets", f"dead targets held the run for {took_all:.1f} s")
 
 

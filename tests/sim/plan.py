@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import uuid
 from enum import StrEnum
@@ -95,6 +96,8 @@ class Plan:
         self.max_connections = rng.choice([1, 2, 5, 20, 100])
         self.concurrency = rng.choice([None, None, 1, 3, 10])
         self.rate = rng.choice([None, None, 5.0, 50.0])
+        # Drawn apart, so that the rest of a seed's run stays as it is without a pace.
+        self._draw_pace(random.Random(f"pace {seed}"))
         self.spacing = rng.choice([0.0, 0.0, 0.05, 20.0])
         if hazards == {"stray"}:
             # Connections are idle now and then.
@@ -114,6 +117,14 @@ class Plan:
         self._draw_end(rng, count)
         self._draw_input(rng)
         self._draw_output(rng)
+
+    def _draw_pace(self, rng: random.Random) -> None:
+        """Draw a shared pace: its rate, the answers of its store, and when the store is away."""
+        self.pace = rng.choice([None, None, None, 20.0, 200.0])
+        self.store_latency = rng.choice([0.0005, 0.0005, 0.02, 0.3, 5.0])
+        self.store_outage = rng.choice(
+            [(0.0, 0.0), (0.0, math.inf), (rng.uniform(0, 1), rng.uniform(1, 5))]
+        )
 
     def _draw_end(self, rng: random.Random, count: int) -> None:
         """Draw the moment of the end: a step of the loop, a time, or a number of outcomes."""
@@ -173,6 +184,11 @@ class Plan:
         return self.input in {"list", "workspace"}
 
     @property
+    def is_paced(self) -> bool:
+        """True if attempts wait for a rate."""
+        return self.rate is not None or self.pace is not None
+
+    @property
     def finds_duplicates(self) -> bool:
         """True if a target that is in the input twice is sent once."""
         return self.is_whole or self.remembers
@@ -180,7 +196,9 @@ class Plan:
     def longest(self, count: int, workers: int) -> float:
         """Return the seconds in which so many workers make all attempts of so many calls."""
         attempts = self.policy.attempts * (2.0 * self.timeout + self.policy.cap)
-        pace = 1.0 / self.rate if self.rate else 0.0
+        # Without the store, no attempt waits for longer than a lease and its share of the rate.
+        pace = sum(1.0 / rate for rate in (self.rate, self.pace) if rate)
+        pace += 0.25 if self.pace else 0.0
         return -(-count // workers) * attempts + count * (pace + self.input_delay + self.latency)
 
     def __str__(self) -> str:

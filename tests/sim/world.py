@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import anyio
 from leaks import bulk_tasks
+from pacing import MemoryPace
 
 from bctrl_async import BctrlSession, Observer, Runtime
 from bctrl_async.emulator import Emulator
@@ -118,9 +119,18 @@ class World:
             max_connections=plan.max_connections,
             retry=plan.policy,
             rate=plan.rate,
+            pace=self._pace(),
             http=http,
             observer=observer,
         )
+
+    def _pace(self) -> MemoryPace | None:
+        plan = self.plan
+        if plan.pace is None:
+            return None
+        pace = MemoryPace(rate=plan.pace, latency=plan.store_latency)
+        pace.outage = plan.store_outage
+        return pace
 
     # Bulk stops
 
