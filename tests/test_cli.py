@@ -2197,7 +2197,7 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
     assert panels == [
         *("Arguments", "Options", "Targets", "Filters", "Run", "Limits", "Connection")
     ]
-    shown = dict(re.findall(r"^│ (--[a-z-]+) +([A-Z/]+|) .*│$", out, re.MULTILINE))
+    shown = dict(re.findall(r"^│ (--[a-z-]+) +([A-Z/|]+|) .*│$", out, re.MULTILINE))
     shown.pop("--help", None)
     assert shown == {
         "--from": "FILE",
@@ -2217,6 +2217,7 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
         "--json": "",
         "--concurrency": "N",
         "--rate": "N",
+        "--pace": "FILE|URL",
         "--deadline": "DURATION",
         "--timeout": "DURATION",
         "--base-url": "URL",

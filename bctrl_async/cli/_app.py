@@ -20,8 +20,10 @@ from bctrl_async.emulator import Fault
 # Without a handler, Python prints warnings to stderr, into the live display.
 _NO_LOG = logging.NullHandler()
 
-# A run may skip runtimes that were started anew: the user must see that.
-_JOURNAL_WARNINGS = WarningPrinter(logging.WARNING)
+# A run may skip runtimes that were started anew, or exceed a rate that it shares: the user must see
+# that.
+_WARNINGS = WarningPrinter(logging.WARNING)
+_SHOWN = ("bctrl_async.journal", "bctrl_async.pace")
 
 # The session names its arguments; here they are options and variables.
 _CONFIG_ERRORS: dict[str | None, str] = {
@@ -68,7 +70,8 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     logging.getLogger("bctrl_async").addHandler(_NO_LOG)
-    logging.getLogger("bctrl_async.journal").addHandler(_JOURNAL_WARNINGS)
+    for name in _SHOWN:
+        logging.getLogger(name).addHandler(_WARNINGS)
     try:
         return int(app(args, prog_name="bctrl-async", standalone_mode=False))
     except typer.TyperException as error:

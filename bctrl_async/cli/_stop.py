@@ -34,6 +34,7 @@ from bctrl_async.cli._options import (
     status_option,
 )
 from bctrl_async.cli._output import Output, print_error, print_info
+from bctrl_async.cli._pace import pace_of
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
 from bctrl_async.cli._states import RuntimeState
@@ -112,6 +113,16 @@ _Rate = Annotated[
     float | None,
     _limit("--rate", metavar="N", callback=check_positive, help="Maximum requests per second."),
 ]
+_Pace = Annotated[
+    str | None,
+    _limit(
+        "--pace",
+        metavar="FILE|URL",
+        envvar="BCTRL_PACE",
+        callback=check_not_empty,
+        help="Share --rate with the other processes that use this file or Redis server.",
+    ),
+]
 _Deadline = Annotated[
     float | None,
     _limit(
@@ -146,6 +157,7 @@ def stop(
     json: _Json = False,
     concurrency: _Concurrency = 100,
     rate: _Rate = None,
+    pace: _Pace = None,
     deadline: _Deadline = None,
     timeout: Timeout = 60.0,
     base_url: BaseUrl = None,
@@ -183,7 +195,8 @@ def stop(
         base_url=base_url,
         timeout=timeout,
         max_connections=concurrency,
-        rate=rate,
+        rate=None if pace else rate,
+        pace=pace_of(context, pace, rate) if pace and rate else None,
     )
     output = Output()
     printer = OutcomePrinter(
@@ -230,6 +243,8 @@ def _check_usage(context: typer.Context) -> None:
     given = {name for name, value in context.params.items() if value}
     if "journal_max_age" in given and "journal" not in given:
         context.fail("--journal-max-age needs --journal")
+    if "pace" in given and "rate" not in given:
+        context.fail("--pace needs --rate, the rate of all processes together")
     if "whole_workspace" in given:
         if "everything" not in given:
             context.fail("--workspace needs --all")

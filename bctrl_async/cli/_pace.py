@@ -1,0 +1,32 @@
+"""The option `--pace`: a rate that several processes share."""
+
+from __future__ import annotations
+
+import typer
+
+from bctrl_async import BctrlConfigError
+from bctrl_async._limiter.pace import Pace
+
+
+def pace_of(context: typer.Context, place: str, rate: float) -> Pace:
+    """Return the pace of --pace; fail if it cannot be used.
+
+    Args:
+        context: The context of the command.
+        place: The path of a file, or the URL of a Redis server.
+        rate: The rate of all processes together.
+    """
+    # Imported here, because most runs need neither SQLite nor the extra `redis`.
+    try:
+        if "://" in place:
+            from bctrl_async.redis import RedisPace  # noqa: PLC0415
+
+            return RedisPace(place, rate=rate)
+        from bctrl_async.pace import FilePace  # noqa: PLC0415
+
+        return FilePace(place, rate=rate)
+    except BctrlConfigError as error:
+        # The session names its arguments; here they are an option.
+        context.fail(str(error).replace(f"invalid {error.argument}", "invalid --pace", 1))
+    except ModuleNotFoundError as error:
+        context.fail(f"cannot use --pace: {error}")

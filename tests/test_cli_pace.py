@@ -1,0 +1,153 @@
+"""The option `--pace` of the command."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from conftest import KEY
+from helpers import unused_url
+from redis_server import SERVERS, redis_server
+
+from bctrl_async import cli
+from bctrl_async.emulator import Emulator
+from bctrl_async.pace import FilePace, Pace
+from bctrl_async.redis import RedisPace
+
+Command = Callable[..., Awaitable[tuple[int, str, str]]]
+
+CLOSED_FOR = 0.2
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
+    for alias in ("a", "b"):
+        emulator.add_runtime("ws", alias)
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+    monkeypatch.delenv("BCTRL_PACE", raising=False)
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    async def command(*args: str | Path) -> tuple[int, str, str]:
+        # In a thread, because the emulator runs in this loop.
+        code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
+        return code, *capfd.readouterr()
+
+    return command
+
+
+async def close_for_a_while(pace: Pace) -> float:
+    """Tell the members of a pace that the server is closed; return the time at which it opens."""
+    opens_at = time.monotonic() + CLOSED_FOR
+    store = pace.open()
+    await store.lease("another process", 0, CLOSED_FOR)
+    await store.close()
+    return opens_at
+
+
+@pytest.mark.parametrize("targets", [("ws", "a"), ("--workspace", "ws", "--all", "--yes")])
+async def test_it_keeps_to_what_another_process_wrote_in_the_file(
+    targets: tuple[str, ...], command: Command, emulator: Emulator, tmp_path: Path
+) -> None:
+    opens_at = await close_for_a_while(FilePace(tmp_path / "pace", rate=50))
+    code, _, err = await command("stop", "--rate", "50", "--pace", tmp_path / "pace", *targets)
+    assert (code, err) == (0, "")
+    assert time.monotonic() >= opens_at
+    assert emulator.status("ws", "a") == "stopped"
+
+
+async def test_it_is_read_from_the_environment(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: the password of a server can only be given where other users see it."""
+    monkeypatch.setenv("BCTRL_PACE", str(tmp_path / "pace"))
+    opens_at = await close_for_a_while(FilePace(tmp_path / "pace", rate=50))
+    code, _, err = await command("stop", "--rate", "50", "ws", "a")
+    assert (code, err) == (0, "")
+    assert time.monotonic() >= opens_at
+
+
+async def test_a_dry_run_asks_no_store(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "pace"
+    code, _, _ = await command("stop", "--dry-run", "--rate", "50", "--pace", path, "ws", "a")
+    assert (code, path.exists()) == (0, False)
+
+
+async def test_a_store_that_is_away_is_a_warning_and_the_stops_go_on(
+    command: Command, emulator: Emulator, tmp_path: Path
+) -> None:
+    """Fault: the command exceeds the shared rate, and only a log that it hides says so."""
+    path = tmp_path / "pace"
+    await close_for_a_while(FilePace(path, rate=50))
+    path.write_bytes(path.read_bytes()[:100])  # Still a database, but damaged.
+    code, _, err = await command("stop", "--rate", "50", "--pace", path, "ws", "a", "b")
+    assert code == 0
+    assert err.startswith("bctrl-async: warning: the shared pace cannot be asked (DatabaseError: ")
+    assert emulator.status("ws", "b") == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("--pace pace", "--pace needs --rate, the rate of all processes together"),
+        (
+            "--rate 9 --pace ''",
+            "Invalid value for '--pace' (env var: 'BCTRL_PACE'): must not be empty",
+        ),
+        ("--rate 0 --pace pace", "Invalid value for '--rate': 0 is not a positive number"),
+        ("--rate 9 --pace /", "invalid --pace: '/' is a folder. Use a file of "),
+        ("--rate 9 --pace no/pace", "invalid --pace: the folder of 'no/pace' does not exist"),
+        ("--rate 9 --pace http://u:secret@h", "invalid --pace: expected the URL of a Redis server"),
+        ("--rate 9 --pace redis://:secret@h:x", "invalid --pace: expected the URL of a Redis "),
+    ],
+)
+async def test_a_usage_error_is_one_line_on_stderr(
+    args: str, said: str, command: Command, emulator: Emulator
+) -> None:
+    given = [arg.strip("'") for arg in args.split()]
+    code, out, err = await command("stop", *given, "ws", "a")
+    assert err.startswith("bctrl-async: error: ")
+    assert said in err
+    assert "secret" not in err
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert not emulator.requests
+
+
+async def test_without_the_extra_a_url_is_a_usage_error_that_says_what_to_install(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    monkeypatch.delitem(sys.modules, "bctrl_async.redis", raising=False)
+    code, _, err = await command("stop", "--rate", "9", "--pace", "redis://h", "ws", "a")
+    assert "cannot use --pace: bctrl_async.redis needs redis-py: python -m pip install" in err
+    assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
+async def test_a_url_is_that_of_a_redis_server(command: Command, emulator: Emulator) -> None:
+    with redis_server(SERVERS[0]) as server:
+        opens_at = await close_for_a_while(RedisPace(server.url, rate=50))
+        code, _, err = await command("stop", "--rate", "50", "--pace", server.url, "ws", "a")
+        assert (code, err) == (0, "")
+        assert time.monotonic() >= opens_at
+    assert emulator.status("ws", "a") == "stopped"
+
+
+async def test_the_password_of_a_server_that_is_away_is_not_shown(
+    command: Command, emulator: Emulator
+) -> None:
+    with unused_url() as url:
+        place = url.replace("http://", "redis://:secret@")
+        code, out, err = await command("stop", "--rate", "50", "--pace", place, "ws", "a")
+    assert code == 0
+    assert err.startswith(
+        "bctrl-async: warning: the shared pace cannot be asked (ConnectionError: "
+    )
+    assert "secret" not in out + err
+    assert emulator.status("ws", "a") == "stopped"
