@@ -11,7 +11,7 @@ import tempfile
 import time
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +33,9 @@ _PINNED = {
     "PYTHONHASHSEED": "0",
 }
 TICK = 0.001
+_READY = "ready\n"
+_SOON = 0.1
+"""Seconds from the last process being ready to the start."""
 _T = TypeVar("_T")
 
 
@@ -176,6 +179,52 @@ def measured(
     if process.returncode:
         raise SystemExit(process.returncode)
     return msgspec.json.decode(output, type=kind)
+
+
+def measured_together(
+    commands: Sequence[Sequence[str | Path]],
+    *,
+    kind: type[_T],
+    meanwhile: Callable[[float], None] | None = None,
+) -> list[_T]:
+    """Run fresh interpreters that begin their work at once, and decode the JSON that each prints.
+
+    Each calls `wait_for_start` once it has imported what it needs.
+
+    Args:
+        commands: The arguments of each interpreter.
+        kind: The type to decode.
+        meanwhile: Called with the time of the start.
+    """
+    with ExitStack() as stack:
+        processes = [stack.enter_context(_python(*command)) for command in commands]
+        for process in processes:
+            assert process.stdout is not None
+            if process.stdout.readline() != _READY:
+                raise SystemExit(process.wait() or 1)
+        start = time.monotonic() + _SOON
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{start}\n")
+            process.stdin.flush()
+        if meanwhile is not None:
+            meanwhile(start)
+        outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit(1)
+    return [msgspec.json.decode(output, type=kind) for output in outputs]
+
+
+def wait_for_start() -> float:
+    """Wait until all processes of `measured_together` begin; return the time of the start.
+
+    It is that of `time.monotonic`, which all processes share.
+    """
+    sys.stdout.write(_READY)
+    sys.stdout.flush()
+    start = float(sys.stdin.readline())
+    time.sleep(max(start - time.monotonic(), 0.0))
+    return start
 
 
 def _python(
