@@ -51,6 +51,8 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(aiohttp|collections|contextlib|datetime|fastapi|metrics|msgspec|os|pathlib|starlette|trace|uuid|yarl)\..*",
     ),
+    # Type variables.
+    (r"py:.*", r".*\._T"),
 ]
 
 

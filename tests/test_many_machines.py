@@ -1,0 +1,146 @@
+"""The recipes of docs/how-to/many-machines.md, as far as they run without their schedulers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bctrl_async import cli
+
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "many-machines.md"
+COUNT = 4
+NIGHT = "2026-11-26"
+TARGETS = [("ws", f"r{number}") for number in range(40)]
+
+
+def block(language: str, begin: str) -> str:
+    """Return the block of the page that begins with this text."""
+    blocks: list[str] = re.findall(
+        rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return next(text for text in blocks if text.startswith(begin))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the list, and programs that stand for those of the recipes."""
+    for name, program in {
+        "bctrl-async": 'printf "%s\\n" "$@" >> calls; exit ${CODE:-0}',
+        "srun": 'exec "$@"',
+        "sleep": 'echo "sleep $1" >> calls',
+    }.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{program}\n")
+        path.chmod(0o755)
+    (tmp_path / "all.csv").write_text("".join(f"{ws},{alias}\n" for ws, alias in TARGETS))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(script: str, **variables: str) -> tuple[int, list[str]]:
+    """Run a script; return its exit code, and the lines that the programs wrote."""
+    calls = Path("calls")
+    calls.unlink(missing_ok=True)
+    path = f"{Path.cwd() / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", script], env={"PATH": path, "NIGHT": NIGHT, **variables}, check=False
+    )
+    return done.returncode, calls.read_text().splitlines()
+
+
+def assert_divided(arguments: Sequence[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    """Check that these commands stop each target once, and have a journal each."""
+    found = []
+    for args in arguments:
+        assert cli.main([*args, "--dry-run"]) == 0
+        lines = map(json.loads, capsys.readouterr().out.splitlines())
+        found += [(line["workspace_id"], line["alias"]) for line in lines]
+    assert sorted(found) == sorted(TARGETS)
+    journals = {args[args.index("--journal") + 1] for args in arguments}
+    assert journals == {f"{NIGHT}-{shard}.jsonl" for shard in range(1, COUNT + 1)}
+
+
+@pytest.mark.usefixtures("folder")
+def test_each_index_of_the_kubernetes_job_stops_its_shard(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job: dict[str, Any] = yaml.safe_load(block("yaml", "apiVersion: batch/v1\n"))
+    spec = job["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert (job["kind"], spec["completionMode"], pod["restartPolicy"]) == (
+        "Job",
+        "Indexed",
+        "Never",
+    )
+    assert spec["completions"] == spec["parallelism"] == COUNT
+    assert {each["name"] for each in container["volumeMounts"]} == {
+        volume["name"] for volume in pod["volumes"]
+    }
+    # Kubernetes takes texts only, and YAML would make a date of this one.
+    assert {"name": "NIGHT", "value": NIGHT} in container["env"]
+    assert container["command"] == ["sh", "-c"]
+
+    (script,) = container["args"]
+    runs = [run(script, JOB_COMPLETION_INDEX=str(index)) for index in range(COUNT)]
+    assert_divided([args for _, args in runs], capsys)
+
+
+class TestSlurm:
+    @pytest.fixture
+    def script(self, folder: Path) -> str:
+        (folder / "stops").mkdir()
+        (folder / "stops" / "all.csv").write_text((folder / "all.csv").read_text())
+        (folder / "stops" / "key.env").write_text("export BCTRL_API_KEY=key\n")
+        # The programs write beside it.
+        return (
+            block("sh", "#!/bin/sh\n#SBATCH")
+            .replace("$HOME/stops", ".")
+            .replace("./key.env", "stops/key.env")
+        )
+
+    def test_each_task_of_the_array_stops_its_shard(
+        self, script: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert f"#SBATCH --array=1-{COUNT}\n" in script
+        runs = [run(script, SLURM_ARRAY_TASK_ID=str(task)) for task in range(1, COUNT + 1)]
+        assert_divided([args for _, args in runs], capsys)
+
+    def test_a_task_is_repeated_after_exit_code_1_only(self, script: str) -> None:
+        for code in (0, 2, 130, 137):
+            ended, calls = run(script, SLURM_ARRAY_TASK_ID="1", CODE=str(code))
+            assert (ended, calls.count("stop")) == (code, 1)
+        ended, calls = run(script, SLURM_ARRAY_TASK_ID="1", CODE="1")
+        assert (ended, calls.count("stop")) == (1, 5)
+
+    def test_a_task_without_its_key_stops_nothing(self, script: str) -> None:
+        broken = script.replace("stops/key.env", "stops/gone.env")
+        Path("calls").touch()
+        done = subprocess.run(["/bin/sh", "-c", broken], capture_output=True, check=False)
+        # The status of a failed `.` is that of the shell.
+        assert done.returncode not in {0, None}
+        assert Path("calls").read_text() == ""
+
+
+@pytest.mark.usefixtures("folder")
+def test_each_instance_of_the_systemd_unit_stops_its_shard(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unit = block("ini", "[Unit]\n")
+    (start,) = re.findall("^ExecStart=(.*)$", unit, re.MULTILINE)
+    commands = [
+        shlex.split(start.replace("%i", str(shard)).replace("${NIGHT}", NIGHT))[1:]
+        for shard in range(1, COUNT + 1)
+    ]
+    assert_divided(commands, capsys)
+    assert "RestartPreventExitStatus=2\n" in unit
