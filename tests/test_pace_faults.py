@@ -1,0 +1,394 @@
+"""Stops that go on while the store of their shared pace fails, with real stores and sockets.
+
+`test_leases.py` has the exact bounds on time, with a store in memory and virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import Connect, add_runtimes, unused_url, wait_for_requests
+from redis_server import SERVERS, RedisServer, redis_server
+
+from bctrl_async import BctrlConfigError, BctrlSession, StopReport
+from bctrl_async.emulator import Emulator
+from bctrl_async.pace import FilePace, Pace
+from bctrl_async.redis import RedisPace
+
+AWAY = "the shared pace cannot be asked"
+BACK = "the shared pace is used again"
+RATE = 2000.0
+
+needs_server = pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
+
+
+@pytest.fixture(params=SERVERS, ids=os.path.basename)
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    with redis_server(request.param) as running:
+        yield running
+
+
+class Warnings:
+    """The warnings of the package, without their reasons."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self._caplog = caplog
+        caplog.set_level(logging.WARNING, "bctrl_async")
+
+    @property
+    def texts(self) -> list[str]:
+        return [r.getMessage() for r in self._caplog.records if r.name.startswith("bctrl_async")]
+
+    @property
+    def kinds(self) -> list[str]:
+        return [next((kind for kind in (AWAY, BACK) if kind in text), text) for text in self.texts]
+
+    def assert_alternate(self) -> None:
+        """Assert a warning at each begin and end; on a slow machine there may be further ones."""
+        assert self.kinds == ([AWAY, BACK] * len(self.kinds))[: len(self.kinds)]
+
+    async def wait_for(self, kind: str) -> None:
+        async with asyncio.timeout(10):
+            while kind not in self.kinds:
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Warnings:
+    return Warnings(caplog)
+
+
+class Stops:
+    """A bulk stop that goes on until the test ends it."""
+
+    def __init__(self, emulator: Emulator, session: BctrlSession) -> None:
+        self._emulator = emulator
+        self._is_over = asyncio.Event()
+        self._count = 0
+        self._batch = session.stop_runtimes(self._targets())
+        self._task = asyncio.create_task(self._run())
+
+    async def _targets(self) -> AsyncIterator[tuple[str, str]]:
+        while not self._is_over.is_set():
+            target = ("ws-1", f"r{self._count}")
+            self._emulator.add_runtime(*target)
+            self._count += 1
+            yield target
+
+    async def _run(self) -> StopReport:
+        return await self._batch
+
+    async def more(self, count: int) -> None:
+        """Wait until the server has received this many more requests."""
+        async with asyncio.timeout(10):
+            await wait_for_requests(self._emulator, len(self._emulator.requests) + count)
+
+    async def end(self) -> None:
+        """End it, and compare its outcomes with the emulator's state."""
+        self._is_over.set()
+        report = await self._task
+        assert report.ok
+        assert report.counts == {"stopped": self._count}
+        assert_all_stopped(self._emulator, self._count)
+
+
+def assert_all_stopped(emulator: Emulator, count: int) -> None:
+    assert len(emulator.requests) == count
+    assert {emulator.status("ws-1", f"r{number}") for number in range(count)} == {"stopped"}
+
+
+@asynccontextmanager
+async def stopping(emulator: Emulator, connect: Connect, pace: Pace) -> AsyncIterator[Stops]:
+    """Begin a bulk stop, and end it with the block."""
+    async with connect(pace=pace) as session:
+        stops = Stops(emulator, session)
+        await stops.more(20)
+        yield stops
+        await stops.end()
+
+
+class TestServer:
+    async def test_a_killed_server_that_comes_back_empty_is_used_again(
+        self, emulator: Emulator, connect: Connect, server: RedisServer, warnings: Warnings
+    ) -> None:
+        async with stopping(emulator, connect, RedisPace(server.url, rate=RATE)) as stops:
+            server.kill()
+            await warnings.wait_for(AWAY)
+            await stops.more(20)
+            await asyncio.to_thread(server.restart)
+            await warnings.wait_for(BACK)
+            await stops.more(20)
+
+        warnings.assert_alternate()
+
+    async def test_a_server_that_hangs_for_a_while_is_used_again(
+        self, emulator: Emulator, connect: Connect, server: RedisServer, warnings: Warnings
+    ) -> None:
+        async with stopping(emulator, connect, RedisPace(server.url, rate=RATE)) as stops:
+            server.suspend()
+            await warnings.wait_for(AWAY)
+            await stops.more(20)
+            server.resume()
+            await warnings.wait_for(BACK)
+            await stops.more(20)
+
+        warnings.assert_alternate()
+
+    async def test_a_server_that_was_never_there_is_a_warning(
+        self, emulator: Emulator, connect: Connect, warnings: Warnings
+    ) -> None:
+        with unused_url() as url:
+            pace = RedisPace(url.replace("http", "redis"), rate=RATE)
+            async with stopping(emulator, connect, pace):
+                pass
+
+        assert warnings.kinds == [AWAY]
+
+    @needs_server
+    async def test_a_wrong_password_is_a_warning_that_does_not_show_it(
+        self, emulator: Emulator, connect: Connect, server: RedisServer, warnings: Warnings
+    ) -> None:
+        url = f"redis://pace:s3cret@127.0.0.1:{server.port}"
+        async with stopping(emulator, connect, RedisPace(url, rate=RATE)):
+            pass
+
+        assert warnings.kinds == [AWAY]
+        assert "AuthenticationError" in warnings.texts[0]
+        assert "s3cret" not in warnings.texts[0]
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            b"\x00\xff\x16\x03" * 100,
+            b"+OK\r\n",
+            b"*4\r\n$4\r\nfour\r\n$1\r\n0\r\n$1\r\n0\r\n:1\r\n",
+            b"*4\r\n:1\r\n$3\r\nnan\r\n$1\r\n0\r\n:1\r\n",
+            b"*999999999\r\n",
+            b"-LOADING Redis is loading the dataset in memory\r\n",
+            b"-MOVED 1 127.0.0.1:1\r\n",
+            b"-READONLY You can't write against a read only replica.\r\n",
+            b"-NOSCRIPT No matching script.\r\n",
+            b"",
+        ],
+        ids=lambda answer: repr(answer[:12]),
+    )
+    async def test_a_server_that_is_not_a_usable_redis_is_a_warning(
+        self, emulator: Emulator, connect: Connect, warnings: Warnings, answer: bytes
+    ) -> None:
+        async with (
+            answering(answer) as url,
+            stopping(emulator, connect, RedisPace(url, rate=RATE)),
+        ):
+            pass
+
+        assert warnings.kinds == [AWAY]
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[str]:
+    """Serve on loopback: answer everything with these bytes, or end the connection."""
+    serving: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        with closing(writer):
+            while answer and await reader.read(65536):
+                writer.write(answer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    try:
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lock a file in another process, as SQLite does for a transaction."""
+    program = f"""
+import sqlite3, sys
+sqlite3.connect({str(path)!r}, isolation_level=None).execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        yield
+        process.kill()
+
+
+def remove_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_text(path: Path) -> None:
+    remove_folder(path)
+    path.parent.mkdir()
+    path.write_text("This is not a database, but a text of some length. " * 20)
+
+
+class TestFile:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        return folder / "pace"
+
+    async def test_a_file_that_is_locked_for_long_is_used_again(
+        self, emulator: Emulator, connect: Connect, path: Path, warnings: Warnings
+    ) -> None:
+        async with stopping(emulator, connect, FilePace(path, rate=RATE)) as stops:
+            with locked(path):
+                await warnings.wait_for(AWAY)
+                await stops.more(20)
+            await warnings.wait_for(BACK)
+            await stops.more(20)
+
+        warnings.assert_alternate()
+
+    @pytest.mark.parametrize("damage", [remove_folder, replace_by_folder, replace_by_text])
+    async def test_a_file_that_cannot_be_used_any_more_is_a_warning(
+        self,
+        emulator: Emulator,
+        connect: Connect,
+        path: Path,
+        warnings: Warnings,
+        damage: Callable[[Path], None],
+    ) -> None:
+        async with stopping(emulator, connect, FilePace(path, rate=RATE)) as stops:
+            damage(path)
+            await warnings.wait_for(AWAY)
+            await stops.more(20)
+
+        assert warnings.kinds == [AWAY]
+
+    async def test_a_folder_that_is_made_again_is_used_again(
+        self, emulator: Emulator, connect: Connect, path: Path, warnings: Warnings
+    ) -> None:
+        async with stopping(emulator, connect, FilePace(path, rate=RATE)) as stops:
+            remove_folder(path)
+            await warnings.wait_for(AWAY)
+            path.parent.mkdir()
+            await warnings.wait_for(BACK)
+            await stops.more(20)
+
+        warnings.assert_alternate()
+
+    @pytest.mark.parametrize("remove", [Path.unlink, lambda path: path.rename(f"{path}-old")])
+    async def test_a_file_that_is_removed_is_made_again(
+        self,
+        emulator: Emulator,
+        connect: Connect,
+        path: Path,
+        warnings: Warnings,
+        remove: Callable[[Path], object],
+    ) -> None:
+        async with stopping(emulator, connect, FilePace(path, rate=RATE)) as stops:
+            remove(path)
+            async with asyncio.timeout(10):
+                while not await asyncio.to_thread(path.exists):
+                    await asyncio.sleep(0.005)
+            await stops.more(20)
+
+        warnings.assert_alternate()
+
+
+def open_files() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - Path.iterdir opens one itself.
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc")
+class TestEnd:
+    """Sessions that end while a request to their store hangs; a warning fails the test."""
+
+    @pytest.fixture(params=["file", "redis"])
+    def hung(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pace]:
+        if request.param == "file":
+            with locked(tmp_path / "pace"):
+                yield FilePace(tmp_path / "pace", rate=RATE)
+        elif not SERVERS:
+            pytest.skip("neither Redis nor Valkey is installed")
+        else:
+            with redis_server(SERVERS[0]) as server:
+                server.suspend()
+                yield RedisPace(server.url, rate=RATE)
+
+    @staticmethod
+    async def stop_some(emulator: Emulator, session: BctrlSession) -> None:
+        targets = add_runtimes(emulator, 5)
+        assert (await session.stop_runtimes(targets)).counts == {"stopped": 5}
+
+    async def test_closing_leaves_no_task_and_no_file(
+        self, emulator: Emulator, connect: Connect, hung: Pace
+    ) -> None:
+        before, tasks = open_files(), asyncio.all_tasks()
+        async with connect(pace=hung) as session:
+            await self.stop_some(emulator, session)
+        # The emulator's side of its connections.
+        await asyncio.sleep(0.05)
+
+        assert asyncio.all_tasks() == tasks
+        assert open_files() == before
+
+    @pytest.mark.parametrize("closes", [True, False])
+    def test_the_loop_leaves_no_file(self, hung: Pace, *, closes: bool) -> None:
+        async def main() -> BctrlSession:
+            async with Emulator(port=0, api_key="emulator-key") as emulator:
+                session = BctrlSession("emulator-key", base_url=emulator.url, pace=hung)
+                await self.stop_some(emulator, session)
+                if closes:
+                    await session.close()
+            return session
+
+        before = open_files()
+        session = asyncio.run(main())
+
+        assert open_files() == before
+        with pytest.raises(BctrlConfigError):
+            asyncio.run(session.stop_runtime("ws-1", "r0"))
+
+    @pytest.mark.parametrize("store", ["file", *map(os.path.basename, SERVERS[:1])])
+    def test_a_pace_may_be_used_in_one_loop_after_another(self, store: str, tmp_path: Path) -> None:
+        async def main(pace: Pace) -> None:
+            async with (
+                Emulator(port=0, api_key="emulator-key") as emulator,
+                BctrlSession("emulator-key", base_url=emulator.url, pace=pace) as session,
+            ):
+                await self.stop_some(emulator, session)
+
+        with ExitStack() as stack:
+            if store == "file":
+                pace: Pace = FilePace(tmp_path / "pace", rate=RATE)
+            else:
+                server = stack.enter_context(redis_server(SERVERS[0]))
+                pace = RedisPace(server.url, rate=RATE)
+            before = open_files()
+            asyncio.run(main(pace))
+            asyncio.run(main(pace))
+
+            assert open_files() == before
