@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -21,6 +22,8 @@ import bctrl_async
 from bctrl_async import BctrlConfigError
 from bctrl_async.pace import Lease
 from bctrl_async.redis import RedisPace
+
+GUIDE = Path(__file__).parents[1] / "docs" / "how-to" / "share-a-rate.md"
 
 needs_server = pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
 each_server = pytest.mark.parametrize("program", SERVERS, ids=os.path.basename)
@@ -203,14 +206,15 @@ class TestClients:
 
 @needs_server
 class TestPermissions:
-    COMMANDS = "+evalsha +script|load +time +hmget +hset +zadd +zcard +zremrangebyscore +pexpire"
-
     @pytest.fixture(params=SERVERS, ids=os.path.basename)
     async def server(self, request: pytest.FixtureRequest) -> AsyncIterator[RedisServer]:
         with redis_server(request.param) as server:
             async with Redis.from_url(server.url) as admin:
-                rules = f"on >s3cret ~bctrl-async:* -@all {self.COMMANDS}".split()
-                setting = ("ACL SETUSER", "pace", *rules)
+                # The line of the guide.
+                (rules,) = re.findall(
+                    "^ACL SETUSER pace (.*)$", GUIDE.read_text("utf-8"), re.MULTILINE
+                )
+                setting = ("ACL SETUSER", "pace", *rules.replace("PASSWORD", "s3cret").split())
                 await admin.execute_command(*setting)  # type: ignore[no-untyped-call]
             yield server
 
