@@ -102,7 +102,7 @@ class Limiter:
         """Acquire a slot without waiting; return False if that is not possible."""
         if not self._free or self._closed or self._queued:
             return False
-        if not self._is_unlimited:
+        if self._leases is not None or not self._rate.is_unlimited:
             now = asyncio.get_running_loop().time()
             if self._delay(now) > 0.0:
                 return False
@@ -215,10 +215,6 @@ class Limiter:
                 self._rate.delay(now, 0),
             )
 
-    @property
-    def _is_unlimited(self) -> bool:
-        return self._rate.is_unlimited and self._leases is None
-
     def _delay(self, now: float) -> float:
         """Return the seconds until the next attempt may start; inf if something must end first."""
         delay = self._rate.delay(now, self.in_use)
@@ -255,7 +251,7 @@ class Limiter:
                 queue.popleft()
                 self._queued -= 1
                 continue
-            if not self._is_unlimited:
+            if self._leases is not None or not self._rate.is_unlimited:
                 now = loop.time()
                 delay = self._delay(now)
                 if delay > 0.0:
@@ -268,7 +264,8 @@ class Limiter:
             self._free -= 1
             self._queued -= 1
             queue.popleft().set_result(True)
-            self._count_passed(queue)
+            if self._passed or self._queues[Priority.BULK]:
+                self._count_passed(queue)
         if not self._queued:
             self._shortest_max_wait = self._first_patience_end = math.inf
 
@@ -280,10 +277,10 @@ class Limiter:
         return next(filter(None, self._queues), None)
 
     def _count_passed(self, admitted: deque[asyncio.Future[bool]]) -> None:
-        """Count the single calls in a row that went before a bulk stop."""
-        if admitted is self._queues[Priority.SINGLE] and self._queues[Priority.BULK]:
-            self._passed += 1
-        elif admitted is not self._queues[Priority.RETRY]:
+        """Count the single calls that went before a bulk stop that waits, since its last turn."""
+        if admitted is self._queues[Priority.SINGLE]:
+            self._passed += bool(self._queues[Priority.BULK])
+        elif admitted is self._queues[Priority.BULK]:
             self._passed = 0
 
     def _schedule_wakeup(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
