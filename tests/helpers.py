@@ -12,6 +12,7 @@ import virtual_time
 from leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
+from bctrl_async.bulk._run import Run
 from bctrl_async.emulator import Emulator
 
 _T = TypeVar("_T")
@@ -37,6 +38,12 @@ async def wait_for_requests(emulator: Emulator, count: int) -> None:
 async def await_batch(batch: StopBatch) -> None:
     """Await a bulk stop, as the coroutine of a task."""
     await batch
+
+
+def run_of(batch: StopBatch) -> Run:
+    """Return the run of a bulk stop in this process."""
+    assert isinstance(batch._run, Run)
+    return batch._run
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from helpers import add_runtimes, wait_for_requests
+from helpers import add_runtimes, run_of, wait_for_requests
 from leaks import bulk_tasks
 
 from bctrl_async import (
@@ -165,8 +165,8 @@ class TestAwaited:
     ) -> None:
         batch = session.stop_runtimes(add_runtimes(emulator, 3))
         await session.stop_runtime("ws-1", "crm")
-        worker = batch._run._workers[0]
-        coroutine = batch._run._work(worker)
+        run = run_of(batch)
+        coroutine = run._work(run._workers[0])
         coroutine.send(None)
         coroutine.close()
         batch.close()
@@ -181,7 +181,7 @@ class TestAwaited:
         batch = session.stop_runtimes(targets([("ws-1", "crm")]))
         running = asyncio.ensure_future(batch)
         await asyncio.sleep(0)
-        for task in batch._run._tasks:
+        for task in run_of(batch)._tasks:
             task.cancel()
         report = await running
 

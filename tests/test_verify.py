@@ -10,7 +10,7 @@ from unittest import mock
 
 import msgspec
 import pytest
-from helpers import run_in_virtual_time
+from helpers import run_in_virtual_time, run_of
 from runtimes import runtime
 
 from bctrl_async import (
@@ -165,7 +165,7 @@ class TestRules:
 
 
 def pollers(batch: StopBatch) -> list[asyncio.Task[None]]:
-    verifier = batch._run._verifier
+    verifier = run_of(batch)._verifier
     assert verifier is not None
     return verifier.tasks
 

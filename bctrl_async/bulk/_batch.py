@@ -12,8 +12,7 @@ from typing import Any, Self
 
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._delivery import OnOutcome, OutcomeBuffer, to_callback
-from bctrl_async.bulk._execution import Execution
-from bctrl_async.bulk._run import Run
+from bctrl_async.bulk._execution import BulkRun, Execution
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.observer import Observer
@@ -42,7 +41,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     def __init__(
         self,
-        run: Run,
+        run: BulkRun,
         *,
         open_journal: Callable[[], Journal] | None,
         on_outcome: OnOutcome | None,
@@ -84,7 +83,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     @property
     def is_throttled(self) -> bool:
         """True while the session slows down because of a 429 or 503."""
-        return self._run.sender.limiter.is_throttled
+        return self._run.is_throttled
 
     @property
     def is_unanswered(self) -> bool:
@@ -192,7 +191,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
                 "the bulk stop has begun already",
                 advice="Iterate over it or read its .report; for another run, make a new one",
             )
-        self._run.sender.open_pool()
+        self._run.open()
         self._run.ledger.begin()
 
     async def _run_to_its_end(self) -> StopReport:

@@ -6,16 +6,54 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from bctrl_async._calls.observing import notify
-from bctrl_async.bulk._cancel import wait_shielded
+from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._delivery import Deliver, OutcomeBuffer, in_turn
-from bctrl_async.bulk._run import Run
+from bctrl_async.bulk._ledger import Ledger
+from bctrl_async.bulk._targets import Input
 from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.observer import Observer
 
 _log = logging.getLogger("bctrl_async")
+
+
+class BulkRun(Protocol):
+    """A run that gives each target its outcome: in this process, or on a cluster.
+
+    Attributes:
+        source: The targets.
+        ledger: The outcomes so far.
+    """
+
+    source: Input
+    ledger: Ledger
+
+    @property
+    def in_flight(self) -> int:
+        """The number of requests in flight."""
+
+    @property
+    def is_throttled(self) -> bool:
+        """True while the run slows down because of a 429 or 503."""
+
+    @property
+    def is_unanswered(self) -> bool:
+        """True while the server answers no call."""
+
+    def open(self) -> None:
+        """Check that the run can begin, in its event loop."""
+
+    def end_early(self, reason: BctrlError, level: CancelLevel) -> None:
+        """Cancel as much of the run as the level says, for this reason."""
+
+    def cancel(self) -> None:
+        """Cancel the run: record the rest, and deliver no further outcome."""
+
+    async def run(self, deliver: Deliver | None) -> None:
+        """Give every target its outcome."""
 
 
 class Execution:
@@ -28,7 +66,7 @@ class Execution:
     """
 
     def __init__(
-        self, run: Run, open_journal: Callable[[], Journal] | None, observer: Observer | None
+        self, run: BulkRun, open_journal: Callable[[], Journal] | None, observer: Observer | None
     ) -> None:
         self._run = run
         self._open_journal = open_journal

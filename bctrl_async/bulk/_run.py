@@ -104,6 +104,11 @@ class Run:
         return sum(worker.call is not None and worker.call.in_flight for worker in self._active())
 
     @property
+    def is_throttled(self) -> bool:
+        """True while the session slows down because of a 429 or 503."""
+        return self.sender.limiter.is_throttled
+
+    @property
     def is_unanswered(self) -> bool:
         """True while the server answers no call."""
         return self._breaker.is_open
@@ -112,6 +117,10 @@ class Run:
         yield from self._workers
         if self._verifier is not None:
             yield from self._verifier.workers
+
+    def open(self) -> None:
+        """Open the connection pool, in the current event loop."""
+        self.sender.open_pool()
 
     def end_early(self, reason: BctrlError, level: CancelLevel) -> None:
         """Cancel as much of the run as the level says, for this reason."""
