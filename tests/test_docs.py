@@ -34,7 +34,7 @@ BLOCK = re.compile(
 FILE = "file: "
 NOT_RUN = "not run"
 # Optional packages that examples may import.
-EXTRAS = ("aioresponses", "fastapi", "httpx", "opentelemetry", "redis")
+EXTRAS = ("aioresponses", "dask", "fastapi", "httpx", "opentelemetry", "redis")
 BASH = shutil.which("bash")
 
 
@@ -176,7 +176,7 @@ def test_the_reference_lists_every_option_of_a_command(command: str) -> None:
 def test_the_reference_lists_every_public_name() -> None:
     text = "\n".join(page.read_text("utf-8") for page in (DOCS / "reference").glob("*.md"))
     listed = set(re.findall(r"^\.\. (?:auto|py:)\w+:: ([\w.]+)", text, re.MULTILINE))
-    extras = ("emulator", "fastapi", "otel", "pace", "redis", "testing")
+    extras = ("dask", "emulator", "fastapi", "otel", "pace", "redis", "testing")
     modules = ["bctrl_async", *(f"bctrl_async.{name}" for name in extras)]
     names = {f"{name}.{public}" for name in modules for public in import_module(name).__all__}
     assert names - listed == {"bctrl_async.__version__"}

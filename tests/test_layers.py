@@ -32,6 +32,7 @@ LAYERS = [
     {"session", "shards"},
     {"__init__"},
     {
+        "dask",
         "otel",
         "pace",
         "redis",
@@ -45,6 +46,7 @@ CORE = frozenset().union(*LAYERS[:-1])
 EXTRAS = LAYERS[-1]
 # The emulator restates the wire format, so that one bug cannot hide on both sides.
 ALONE = frozenset({"emulator"})
+_BULK_PARTS = frozenset({"bulk", "_calls", "_http"})
 
 
 def entry(module: str) -> str:
@@ -171,11 +173,21 @@ class TestImports:
             assert "redis" not in outside(module)
 
     @every_module
+    def test_only_one_file_imports_dask(self, module: str) -> None:
+        if module != "dask._distributed":
+            assert outside(module) & {"dask", "distributed"} == set()
+
+    @every_module
     def test_the_extras_import_only_public_names(self, module: str) -> None:
         if entry(module) in EXTRAS:
             private = {name for name in inside(module) if entry(name) in CORE and is_private(name)}
             # `pace` re-exports the classes that the core needs without SQLite.
-            assert private <= {"_version", "_limiter.pace"}
+            allowed = {"_version", "_limiter.pace"}
+            if entry(module) == "dask":
+                # A run on a cluster is a bulk stop with the ledger, the input and the ending of
+                # one; only its workers are elsewhere.
+                allowed |= {"_config"} | {name for name in private if entry(name) in _BULK_PARTS}
+            assert private <= allowed
 
     @every_core_module
     def test_no_function_imports_anything(self, module: str) -> None:
@@ -225,6 +237,7 @@ PUBLIC_MODULES = [
     "bctrl_async",
     "bctrl_async.bulk",
     "bctrl_async.cli",
+    "bctrl_async.dask",
     "bctrl_async.emulator",
     "bctrl_async.errors",
     "bctrl_async.fastapi",

@@ -1,0 +1,168 @@
+"""Clusters of dask.distributed in this process, for tests: over real sockets, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+from distributed import Client, LocalCluster, Scheduler, Worker
+
+from bctrl_async.dask._distributed import _ignore
+
+# Its own handler would print each worker that comes and goes.
+logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
+
+def connect(cluster: object, *, asynchronous: bool = True) -> Client:
+    """Return a client of a cluster."""
+    make: Callable[..., Client] = Client
+    return make(cluster, asynchronous=asynchronous, set_as_default=False, timeout=2)
+
+
+def tasks_of(kind: type, method: str = "") -> list[asyncio.Task[object]]:
+    """Return the tasks that run methods of a class, or one of them."""
+    return [
+        task
+        for task in asyncio.all_tasks()
+        if getattr(task.get_coro(), "__qualname__", "").startswith(f"{kind.__name__}.{method}")
+    ]
+
+
+def local_cluster(workers: int) -> LocalCluster:
+    """Return a cluster whose workers are processes."""
+    make: Callable[..., LocalCluster] = LocalCluster
+    return make(
+        n_workers=workers,
+        threads_per_worker=1,
+        dashboard_address=":0",
+        asynchronous=True,
+        silence_logs=logging.CRITICAL,
+    )
+
+
+class SmallCluster:
+    """A running scheduler with its workers, and a client."""
+
+    client: Client
+
+    def __init__(self, address: str, scheduler: Scheduler | None) -> None:
+        self.address = address
+        self._scheduler = scheduler
+        self.workers: list[Worker] = []
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler, if it is in this process."""
+        assert self._scheduler is not None
+        return self._scheduler
+
+    async def close_workers(self) -> None:
+        for worker in self.workers:
+            await worker.close()
+
+    async def add_worker(self, nthreads: int = 1) -> Worker:
+        worker: Worker = await Worker(self.address, nthreads=nthreads, dashboard_address=":0")
+        self.workers.append(worker)
+        return worker
+
+    async def close_client(self) -> None:
+        client: Any = self.client
+        await client.close()
+
+    async def lose(self, worker: Worker) -> None:
+        """Treat a worker as dead: its tasks are repeated elsewhere, or have killed it."""
+        await self.scheduler.remove_worker(worker.address, stimulus_id="test")
+
+    async def assert_clean(self) -> None:
+        """Check that runs left nothing behind; what is released is on its way."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                while self._leftovers:
+                    await asyncio.sleep(0.01)
+        assert self._leftovers == [], self._leftovers
+
+    @property
+    def _leftovers(self) -> list[object]:
+        """What a run left on the scheduler, the workers and the client."""
+        found: list[object] = [
+            name for name in self.scheduler._broker._topics if name.startswith("bctrl")
+        ]
+        found += self.scheduler.tasks.values()
+        found += [self.scheduler.task_metadata.get("bctrl-async-ended") or ()]
+        for worker in self.workers:
+            found += [name for name in worker.plugins if name.startswith("bctrl")]
+        found += [
+            name
+            for name, handler in self.client._event_handlers.items()
+            if name.startswith("bctrl") and handler is not _ignore
+        ]
+        return [item for item in found if item != ()]
+
+
+@asynccontextmanager
+async def small_cluster(
+    workers: int = 2,
+    *,
+    nthreads: int = 1,
+    allowed_failures: int = 3,
+    scheduler_address: str | None = None,
+) -> AsyncIterator[SmallCluster]:
+    """Run a cluster until the block is left.
+
+    Args:
+        workers: The number of workers.
+        nthreads: The threads of each worker.
+        allowed_failures: The workers that a task may kill.
+        scheduler_address: The address of a scheduler in another process.
+    """
+    async with AsyncExitStack() as stack:
+        scheduler: Scheduler | None = None
+        if scheduler_address is None:
+            scheduler = Scheduler(
+                host="127.0.0.1",
+                port=0,
+                dashboard_address=":0",
+                allowed_failures=allowed_failures,
+            )
+            await stack.enter_async_context(scheduler)
+            scheduler_address = scheduler.address
+        cluster = SmallCluster(scheduler_address, scheduler)
+        stack.push_async_callback(cluster.close_workers)
+        for _ in range(workers):
+            await cluster.add_worker(nthreads)
+        cluster.client = await stack.enter_async_context(connect(scheduler_address))
+        yield cluster
+
+
+_SCHEDULER = """
+import asyncio
+from distributed import Scheduler
+
+async def main():
+    async with Scheduler(host="127.0.0.1", port=0, dashboard_address=":0") as scheduler:
+        print(scheduler.address, flush=True)
+        await scheduler.finished()
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def scheduler_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a scheduler in a process of its own; yield the process and its address."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _SCHEDULER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
