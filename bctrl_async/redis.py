@@ -168,7 +168,7 @@ def _check_url(url: str) -> None:
         # The reason is not shown: it may contain a part of the password.
         raise _invalid(
             "expected the URL of a Redis server, with special characters percent-encoded",
-            advice="Pass such as redis://user:password@localhost:6379/0",
+            advice="Pass such as redis://user:password@localhost:6379/0, or rediss:// or unix://",
         )
 
 

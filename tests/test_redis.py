@@ -180,6 +180,21 @@ class TestClients:
 
     @needs_server
     @each_server
+    async def test_a_connection_that_the_server_closed_while_it_was_idle_is_made_again(
+        self, program: str
+    ) -> None:
+        with redis_server(program) as server:
+            store = RedisPace(server.url, rate=200).open()
+            await store.lease("a", 1, 0.0)
+            async with Redis.from_url(server.url) as admin:
+                await admin.client_kill_filter(skipme=True)
+                while len(await admin.client_list()) > 1:
+                    await asyncio.sleep(0)
+            assert (await store.lease("b", 1, 0.0)).members == 2
+            await store.close()
+
+    @needs_server
+    @each_server
     async def test_a_socket_and_a_database_of_a_url_are_used(
         self, program: str, tmp_path: Path
     ) -> None:
