@@ -51,7 +51,7 @@ nitpick_ignore = [("py:class", "_Client")]
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(aiohttp|collections|contextlib|datetime|fastapi|metrics|msgspec|os|pathlib|starlette|trace|uuid|yarl)\..*",
+        r"(aiohttp|collections|contextlib|datetime|distributed|fastapi|metrics|msgspec|os|pathlib|starlette|trace|uuid|yarl)\..*",
     ),
     # Type variables.
     (r"py:.*", r".*\._T"),
