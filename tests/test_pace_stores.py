@@ -298,8 +298,8 @@ class TestState:
             async with BctrlSession(key, base_url=emulator.url, pace=pace, retry=retry) as session:
                 await session.stop_runtime("secret-workspace", "secret-alias")
                 contents = await shared.contents()
+                assert (await shared.read()).members
 
-        assert (await shared.read()).members
         hashes = {name for name in hashlib.algorithms_guaranteed if "shake" not in name}
         digests = [hashlib.new(name, key.encode()) for name in hashes]
         secrets = [b"secret", key.encode(), key.encode().hex().encode()]
