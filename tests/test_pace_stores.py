@@ -267,9 +267,8 @@ class TestState:
             assert (await other.lease("b")).members == 2
         assert (await closed.lease("c")).members == 2
 
-    async def test_it_does_not_remain_for_ever(self, shared: SharedStore) -> None:
-        if not isinstance(shared, RedisStore):
-            pytest.skip("the file belongs to those who made it")
+    @pytest.mark.parametrize("shared", [name for name in NAMES if name != "file"], indirect=True)
+    async def test_it_does_not_remain_for_ever(self, shared: RedisStore) -> None:
         async with Members(shared) as members:
             await members.lease("a")
             assert all(0.0 < ttl < 3.0 for ttl in await shared.ttl())
