@@ -310,7 +310,7 @@ async def test_an_empty_list_is_an_error_unless_allowed(command: Command) -> Non
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        ((), "Missing argument 'JOURNAL...'"),
+        ((), "Missing argument 'JOURNAL'"),
         (("1.jsonl", "--allow-empty"), "--allow-empty needs --from"),
         (("1.jsonl", "--from", "a", "--from", "b"), "--from takes one FILE"),
         (("1.jsonl", "--from", "gone.csv"), "cannot read gone.csv: No such file or directory"),

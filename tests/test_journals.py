@@ -243,6 +243,24 @@ class TestTwoJournals:
 
 
 @pytest.mark.usefixtures("folder")
+class TestAges:
+    def test_journals_of_two_nights_are_a_warning(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Fault: yesterday's journal settles what runs again, and the report is good."""
+        write("new", started=30 * 3600)
+        write("old", outcome(A))
+        read_journals(["new", "old"])
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            "the journal 'old' was begun 1d6h before 'new': if it is of an earlier night, what it "
+            "has as settled may run again"
+        )
+
+    def test_journals_of_one_night_are_not(self, caplog: pytest.LogCaptureFixture) -> None:
+        read_journals([write("1"), write("2", started=23 * 3600)])
+        assert caplog.records == []
+
+
+@pytest.mark.usefixtures("folder")
 class TestFiles:
     def test_a_torn_tail_is_left_out(self) -> None:
         path = write("1", outcome(A), outcome(B), complete=False)

@@ -29,7 +29,7 @@ from bctrl_async.journal import JournalOutcome, MergedJournals, merge_journals
 from bctrl_async.outcomes import OutcomeRecord, StopOutcome
 
 _Journals = Annotated[
-    list[str], typer.Argument(metavar="JOURNAL...", help="The journals, such as night-*.jsonl.")
+    list[str], typer.Argument(metavar="JOURNAL", help="The journals, such as night-*.jsonl.")
 ]
 _Files = Annotated[
     list[str] | None,

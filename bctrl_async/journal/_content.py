@@ -21,7 +21,8 @@ _log = logging.getLogger("bctrl_async.journal")
 
 MakeOutcome = Callable[[OutcomeRecord, RuntimeRef], StopOutcome]
 
-_OLD = timedelta(days=1)
+OLD: timedelta = timedelta(days=1)
+"""The age from which on a journal may be of an earlier night."""
 # A target that was not found may be mistyped, or may have been started since.
 _FINAL = successes(missing_ok=False)
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
@@ -89,10 +90,10 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         age = self.age
         # After the clock was set, a date in the future says as little as one in the past.
         if max_age is not None and abs(age.total_seconds()) > max_age:
-            limit = _format(timedelta(seconds=max_age))
+            limit = format_duration(timedelta(seconds=max_age))
             reason = f"it was begun {format_age(age)}, and the limit is {limit}"
             raise resume_error(self.path, reason)
-        if self.is_complete or abs(age) > _OLD:
+        if self.is_complete or abs(age) > OLD:
             _log.warning(
                 "the journal %r was begun %s%s: targets that it has as settled are not sent "
                 "again. Use another file for runtimes that were started anew",
@@ -176,7 +177,7 @@ def read_file(
 
 def format_age(age: timedelta) -> str:
     """Return an age in its two largest units, such as `2d3h ago` or `4m in the future`."""
-    return f"{_format(abs(age))} {'in the future' if age < timedelta() else 'ago'}"
+    return f"{format_duration(abs(age))} {'in the future' if age < timedelta() else 'ago'}"
 
 
 def resume_error(path: Path, reason: str) -> BctrlConfigError:
@@ -194,7 +195,8 @@ def _read_error(path: Path, reason: str) -> BctrlConfigError:
     )
 
 
-def _format(duration: timedelta) -> str:
+def format_duration(duration: timedelta) -> str:
+    """Return a duration in its two largest units, such as `2d3h`."""
     left = int(duration.total_seconds())
     counts: list[tuple[int, str]] = []
     for unit, seconds in _UNITS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ import msgspec
 
 from bctrl_async import _config
 from bctrl_async.errors import BctrlConfigError, BctrlError, quote
-from bctrl_async.journal._content import read_content
+from bctrl_async.journal._content import OLD, format_duration, read_content
 from bctrl_async.journal._format import error_of
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import (
@@ -23,6 +24,8 @@ from bctrl_async.outcomes import (
     StopResult,
     successes,
 )
+
+_log = logging.getLogger("bctrl_async.journal")
 
 _RANKS = {
     StopResult.STOPPED: 3,
@@ -115,6 +118,8 @@ def merge_journals(paths: Iterable[str | os.PathLike[str]]) -> MergedJournals:
     An outcome has an `error` unless its runtime is stopped, as far as the journal has it, and a
     `runtime` if it is `accepted` or `unknown` and the server described it.
 
+    A warning is logged if the journals were begun more than a day apart.
+
     Args:
         paths: The files. One that is given twice is read once.
 
@@ -131,6 +136,7 @@ def merge_journals(paths: Iterable[str | os.PathLike[str]]) -> MergedJournals:
     merging = _Merging()
     for path in files:
         merging.add(path)
+    merging.check_ages()
     return MergedJournals(
         paths=files,
         base_url=merging.base_url,
@@ -168,12 +174,30 @@ class _Merging:
 
     def __init__(self) -> None:
         self.base_url: str | None = None
-        self.started: datetime | None = None
         self.updated: datetime | None = None
         self.outcomes: dict[RuntimeRef, JournalOutcome] = {}
         self.repeated: list[RuntimeRef] = []
         self.incomplete: list[Path] = []
-        self._first: Path | None = None
+        self._begun: list[tuple[datetime, Path]] = []
+
+    @property
+    def started(self) -> datetime | None:
+        """The time at which the first journal was begun, None if all are empty."""
+        return min(self._begun)[0] if self._begun else None
+
+    def check_ages(self) -> None:
+        """Log a warning if the journals may be of several nights."""
+        if not self._begun:
+            return
+        first, last = min(self._begun), max(self._begun)
+        if last[0] - first[0] > OLD:
+            _log.warning(
+                "the journal %r was begun %s before %r: if it is of an earlier night, what it has "
+                "as settled may run again",
+                str(first[1]),
+                format_duration(last[0] - first[0]),
+                str(last[1]),
+            )
 
     def add(self, path: Path) -> None:
         """Read a journal and merge it."""
@@ -188,7 +212,7 @@ class _Merging:
         if content is None:
             return
         self._check_server(path, content.base_url)
-        self.started = min(self.started or content.started, content.started)
+        self._begun.append((content.started, path))
         if content.updated is not None:
             self.updated = max(self.updated or content.updated, content.updated)
         outcomes = cast("dict[RuntimeRef, JournalOutcome]", content.outcomes)
@@ -209,10 +233,10 @@ class _Merging:
 
     def _check_server(self, path: Path, base_url: str) -> None:
         if self.base_url is None:
-            self.base_url, self._first = base_url, path
+            self.base_url = base_url
         elif base_url != self.base_url:
             raise BctrlConfigError(
-                f"the journals are of two servers: {str(self._first)!r} of {self.base_url}, "
+                f"the journals are of two servers: {str(self._begun[0][1])!r} of {self.base_url}, "
                 f"{str(path)!r} of {base_url}",
                 advice="Read those of each server on their own",
             )
