@@ -43,6 +43,16 @@ class TestSharing:
         assert jain([member.between(1, 9) for member in members]) > 0.999
         assert most_in_a_window([t for member in members for t in member.starts], rate) <= 2
 
+    @pytest.mark.parametrize("count", [1, 8])
+    def test_a_round_trip_to_the_store_costs_nothing(self, count: int) -> None:
+        """Fault: a member that asks when its slots are used up loses those of the round trip."""
+
+        async def scenario() -> float:
+            pace = MemoryPace(rate=195, latency=0.02)
+            return await run_all([Member(pace) for _ in range(count)], 1950 // count)
+
+        assert virtual_time.run(scenario()) <= 10.15
+
     @given(
         rate=st.sampled_from([2.0, 50.0, 190.0, 1000.0]),
         members=st.lists(

@@ -1,7 +1,7 @@
 """The leases that one session takes of a shared pace, and its share of the rate without the store.
 
-Nothing waits for the store on the way of an attempt: a lease is asked for by a task of its own, and
-only once the last one is used up.
+Nothing waits for the store on the way of an attempt. A task of its own asks for a lease when the
+last one is used up, or a round trip before.
 """
 
 from __future__ import annotations
@@ -59,9 +59,11 @@ class Leases:
         self._lifetime: AsyncGenerator[None] | None = None
         self._request: asyncio.Task[None] | None = None
         self._requested_at = -math.inf
+        self._round_trip = 0.0
         self._slots = 0
         self._size = 0
         self._next_slot = -math.inf
+        self._following: tuple[float, int] | None = None
         self._next_without_store = -math.inf
         self._used_up_at = -math.inf
         self._away_since: float | None = None
@@ -77,20 +79,19 @@ class Leases:
 
         Asks for a lease if none is left.
         """
-        if self._slots:
-            self._drop_late_slots(now)
-        if not self._slots:
+        self._drop_late_slots(now)
+        if self._needs_lease(now):
             self._renew(now)
-            if not self._is_away:
-                return math.inf
+        if self._slots:
+            return max(self._next_slot - now, 0.0)
+        if self._is_away:
             return max(self._next_without_store - _BURST - now, 0.0)
-        return max(self._next_slot - now, 0.0)
+        return math.inf
 
     def on_start(self, now: float) -> None:
         """Record the start of an attempt: it uses a slot."""
         if self._slots:
-            self._next_slot += self._interval
-            self._slots -= 1
+            self._use_slots(1)
             if not self._slots:
                 self._used_up_at = now
         elif self._is_away:
@@ -117,11 +118,26 @@ class Leases:
             await anext(self._lifetime, None)
 
     def _drop_late_slots(self, now: float) -> None:
-        late = now - LEASE - self._next_slot
-        if late > 0.0:
-            lost = min(self._slots, math.ceil(late / self._interval))
-            self._slots -= lost
-            self._next_slot += lost * self._interval
+        while self._slots and (late := now - LEASE - self._next_slot) > 0.0:
+            self._use_slots(min(self._slots, math.ceil(late / self._interval)))
+
+    def _use_slots(self, count: int) -> None:
+        self._slots -= count
+        self._next_slot += count * self._interval
+        if not self._slots and self._following is not None:
+            self._next_slot, self._slots = self._following
+            self._following = None
+
+    def _needs_lease(self, now: float) -> bool:
+        """Return True if the slots are used up, or will be before the store could answer."""
+        if not self._slots:
+            return True
+        last_slot = self._next_slot + (self._slots - 1) * self._interval
+        return (
+            self._following is None
+            and last_slot <= now + self._round_trip
+            and self._waiting() > self._slots
+        )
 
     def _renew(self, now: float) -> None:
         """Ask for a lease, unless that is under way."""
@@ -151,7 +167,7 @@ class Leases:
         if self._store is None:
             self._store = self._pace.open()
             self._lifetime = close_with_loop(partial(_close, self._store))
-        slots = 0 if self._slots else self._wanted(now)
+        slots = self._wanted(now) if self._needs_lease(now) else 0
         closed_until = self._closed_until
         # Reported once: a probe may have ended the pause meanwhile.
         closed_for = closed_until - now if closed_until > self._reported_until else 0.0
@@ -164,10 +180,10 @@ class Leases:
 
     def _wanted(self, now: float) -> int:
         """Return the number of slots to ask for: those that will be used, for others are lost."""
-        waiting = self._waiting()
-        if waiting and now < self._used_up_at + LEASE:
+        waiting = self._waiting() - self._slots
+        if waiting > 0 and now < self._used_up_at + LEASE:
             return max(waiting, 2 * self._size)
-        return waiting
+        return max(waiting, 0)
 
     def _receive(self, lease: Lease, now: float) -> None:
         self._members = max(lease.members, 1)
@@ -175,11 +191,13 @@ class Leases:
             # Late: it is used the next time, when the connection is there.
             return
         self._come_back(now)
+        self._round_trip = now - self._requested_at
         if lease.closed_for > 0.0:
             self._on_closed(now, lease.closed_for)
         if lease.slots:
-            self._slots = self._size = lease.slots
-            self._next_slot = now + lease.delay
+            self._size = lease.slots
+            self._following = now + lease.delay, lease.slots
+        self._use_slots(0)
 
     def _go_away(self, reason: str) -> None:
         if self._is_away or self._is_closed:
