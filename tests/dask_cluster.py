@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import subprocess
 import sys
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -22,6 +24,13 @@ def connect(cluster: object, *, asynchronous: bool = True) -> Client:
     """Return a client of a cluster."""
     make: Callable[..., Client] = Client
     return make(cluster, asynchronous=asynchronous, set_as_default=False, timeout=2)
+
+
+def collect_lost_connections() -> None:
+    """Collect sockets that dask does not close if their other end is killed as it connects."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def tasks_of(kind: type, method: str = "") -> list[asyncio.Task[object]]:
@@ -93,7 +102,7 @@ class SmallCluster:
             name for name in self.scheduler._broker._topics if name.startswith("bctrl")
         ]
         found += self.scheduler.tasks.values()
-        found += [self.scheduler.task_metadata.get("bctrl-async-ended") or ()]
+        found += [self.scheduler.task_metadata.get("bctrl-async") or ()]
         for worker in self.workers:
             found += [name for name in worker.plugins if name.startswith("bctrl")]
         found += [
@@ -166,3 +175,4 @@ def scheduler_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
             yield process, process.stdout.readline().strip()
         finally:
             process.kill()
+    collect_lost_connections()

@@ -29,10 +29,17 @@ from bctrl_async import (
 )
 from bctrl_async.bulk._cancel import CancelLevel
 from bctrl_async.dask import stop_runtimes
-from bctrl_async.dask._distributed import Client, Cluster, Future, Host
-from bctrl_async.dask._messages import End, decode_end, encode
+from bctrl_async.dask._distributed import Client, Cluster, Future, Host, Worker
+from bctrl_async.dask._messages import (
+    End,
+    Outcomes,
+    decode_end,
+    decode_message,
+    decode_result,
+    encode,
+)
 from bctrl_async.dask._run import ClusterRun
-from bctrl_async.dask._worker import Visit
+from bctrl_async.dask._worker import Visit, stop_chunk
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.errors import BctrlAuthenticationError, BctrlError
 from bctrl_async.journal import read_journal
@@ -615,6 +622,16 @@ def _fail_to_import() -> object:
     raise ModuleNotFoundError("No module named 'vault'")
 
 
+def end_nothing(run: str, dask_worker: object) -> None:
+    """Leave the session of a run open."""
+
+
+async def _remove_visits(dask_worker: Worker) -> None:
+    for name, plugin in list(dask_worker.plugins.items()):
+        if isinstance(plugin, Visit):
+            await dask_worker.plugin_remove(name)
+
+
 class TestMessages:
     async def test_outcomes_whose_messages_were_lost_come_with_the_result(
         self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
@@ -633,6 +650,45 @@ class TestMessages:
         report = await stop_runtimes(cluster.client, add_runtimes(emulator, 50))
 
         assert report.counts == {StopResult.STOPPED: 50}
+
+    @pytest.mark.parametrize("has_session", [True, False])
+    async def test_a_worker_sends_nothing_of_a_run_that_is_over(
+        self,
+        cluster: SmallCluster,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        has_session: bool,
+    ) -> None:
+        """Fault: a chunk that was taken back reaches a worker late, and is stopped after all."""
+        orders: list[tuple[object, ...]] = []
+        submit = Cluster.submit
+
+        def record(
+            self: Cluster,
+            number: int,
+            function: Callable[..., Coroutine[object, object, bytes]],
+            *args: object,
+        ) -> Future[bytes]:
+            orders.append((self._run, *args))
+            return submit(self, number, function, *args)
+
+        monkeypatch.setattr(Cluster, "submit", record)
+        if has_session:
+            monkeypatch.setattr(bctrl_async.dask._dispatcher, "close_visit", end_nothing)
+        await stop_runtimes(cluster.client, [("ws-1", "crm")])
+
+        late: Callable[..., Future[bytes]] = cluster.client.submit
+        # On the worker that has had it.
+        for worker in cluster.workers:
+            result = await late(stop_chunk, *orders[0], workers=worker.address, pure=False)
+            (message,) = decode_result(result).messages
+            outcomes = decode_message(message)
+            assert isinstance(outcomes, Outcomes)
+            assert [known.result for known in outcomes.known] == [StopResult.NOT_SENT]
+
+        assert len(emulator.requests) == 1
+        await cluster.client.run(_remove_visits)
 
     @pytest.mark.parametrize("name", ["decode_message", "decode_result"])
     async def test_a_message_that_cannot_be_read_fails_the_run(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from dask_cluster import (
+    collect_lost_connections,
     connect,
     local_cluster,
     scheduler_process,
@@ -143,6 +144,7 @@ class TestWorkers:
             pids = await client.run(os.getpid)
             os.kill(next(iter(pids.values())), signal.SIGKILL)
             report = await asyncio.wait_for(running, BOUND)
+        collect_lost_connections()
 
         assert report.ok
         assert report.counts.total() == 300

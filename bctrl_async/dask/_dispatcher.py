@@ -122,6 +122,8 @@ class Dispatcher:
         while True:
             try:
                 async with asyncio.timeout(_SCHEDULER_PATIENCE):
+                    if self.workers is None and self._ending.goes_on():
+                        await self._cluster.set_state()
                     self.workers = await self._cluster.count_workers()
             except LostError as error:
                 self._lose(error)
@@ -248,7 +250,7 @@ class Dispatcher:
     async def _tell(self, end: bytes) -> None:
         with suppress(LostError, TimeoutError):
             async with asyncio.timeout(_GRACE):
-                await self._cluster.mark_ended(end)
+                await self._cluster.set_state(end)
                 await self._cluster.publish(encode(Barrier()))
                 await self._barrier.wait()
                 # No worker begins these any more.

@@ -28,8 +28,9 @@ __all__ = [
     "unpickled",
 ]
 
-_ENDED = "bctrl-async-ended"
-"""The key of the runs that were ended early, in the metadata of the scheduler."""
+_RUNS = "bctrl-async"
+"""The key of the runs in the metadata of the scheduler. Each is there only while it goes on, as an
+empty text, or ends: a worker that begins a chunk too late does not find it, and sends nothing."""
 
 
 class DiedError(BctrlError):
@@ -161,13 +162,13 @@ class Cluster:
         workers: dict[str, int] = await self._call(self._client.nthreads)
         return len(workers)
 
-    async def mark_ended(self, end: bytes) -> None:
-        """Tell the scheduler that the run has ended, for workers that begin a chunk.
+    async def set_state(self, end: bytes = b"") -> None:
+        """Tell the scheduler that the run goes on, or has ended, for workers that begin a chunk.
 
         Raises:
             LostError: The scheduler cannot be reached.
         """
-        await self._call(self._client.set_metadata, [_ENDED, self._run], end)
+        await self._call(self._client.set_metadata, [_RUNS, self._run], end)
 
     async def run_on_workers(self, function: Callable[..., object], *args: object) -> None:
         """Call a function with the run and the keyword `dask_worker` on all workers.
@@ -186,18 +187,18 @@ class Cluster:
 
         # Defined here, it is pickled by value: the scheduler may be without this package.
         def forget(  # pragma: no cover - the copy is executed, by the scheduler.
-            ended: str,
+            runs: str,
             run: str,
             late: float,
             dask_scheduler: Any,  # noqa: ANN401
         ) -> None:
-            dask_scheduler.task_metadata.get(ended, {}).pop(run, None)
+            dask_scheduler.task_metadata.get(runs, {}).pop(run, None)
             # Dask has nothing public that ends a topic. A late message would begin it again.
             topics = dask_scheduler._broker._topics  # noqa: SLF001
             topics.pop(run, None)
             dask_scheduler.loop.call_later(late, topics.pop, run, None)
 
-        await self._call(self._client.run_on_scheduler, forget, _ENDED, self._run, _LATE)
+        await self._call(self._client.run_on_scheduler, forget, _RUNS, self._run, _LATE)
 
     async def _call(
         self, method: Callable[..., Awaitable[Any]], *args: object, **kwargs: object
@@ -268,16 +269,14 @@ class Host:
         """Send a message to the coordinator."""
         self._worker.log_event(self._run, message)
 
-    async def publish_and_wait(self, message: bytes) -> bytes | None:
-        """Send a message to the coordinator, and wait until the scheduler has it.
+    async def publish_and_wait(self, message: bytes) -> None:
+        """Send a message to the coordinator, and wait until the scheduler has it."""
+        await self._worker.scheduler.log_event(topic=self._run, msg=message)
 
-        Returns:
-            The end of the run, if it was ended before that.
-        """
-        scheduler = self._worker.scheduler
-        await scheduler.log_event(topic=self._run, msg=message)
-        ended = await scheduler.get_metadata(keys=[_ENDED, self._run], default=None)
-        return cast("bytes | None", ended)
+    async def state(self) -> bytes | None:
+        """Return the end of the run, an empty text while it goes on, or None if it is over."""
+        state = await self._worker.scheduler.get_metadata(keys=[_RUNS, self._run], default=None)
+        return cast("bytes | None", state)
 
     def secede(self, number: int, began: float) -> None:
         """Let the worker take another task while that of a chunk goes on.

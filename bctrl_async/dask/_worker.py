@@ -33,6 +33,7 @@ _REPORT_EVERY = 0.1
 """Seconds between two messages with outcomes."""
 _MAX_OUTCOMES = 500
 """The outcomes of one message: dask keeps the last thousand messages of a topic."""
+_OVER = BctrlError("the run is over")
 _IDLE = 60.0
 """Seconds without a chunk after which a session is closed: its coordinator may be gone."""
 
@@ -58,11 +59,23 @@ async def stop_chunk(run: str, version: str, recipe: bytes, order: bytes) -> byt
             f"the worker {host.address} has bctrl_async {__version__}, not {version}",
             advice="Install the same version on all workers",
         )
+    chunk = decode_order(order)
+    if host.plugin is None and await host.state() is None:
+        return _not_sent(chunk, _OVER)
     visit = host.plugin
     if not isinstance(visit, Visit):
         visit = Visit(host, unpickled(recipe))
         await host.add_plugin(visit)
-    return await visit.stop(decode_order(order))
+    return await visit.stop(chunk)
+
+
+def _not_sent(order: Order, reason: BctrlError) -> bytes:
+    error = BctrlError(f"not sent: {reason.summary}")
+    known = [
+        Known.of(outcome_of(target, error, index=number))
+        for number, target in enumerate(order.targets)
+    ]
+    return encode(Result([encode(Outcomes(order.number, known))]))
 
 
 def end_visit(run: str, end: bytes, dask_worker: Worker) -> None:
@@ -145,11 +158,12 @@ class Visit(HostPlugin):
         # In turn, so that a worker that dies has begun no more than it needs to be busy.
         async with self._turn:
             # The coordinator must know before anything is sent: this worker may die at once.
-            ended = await self._host.publish_and_wait(encode(Begun(number)))
-            if ended is not None:
-                self._ended = decode_end(ended)
-            if self._ended is not None:
-                return account.not_sent(order.targets, self._ended)
+            await self._host.publish_and_wait(encode(Begun(number)))
+            # Asked after that: what is begun after the end is known not to be sent.
+            state = await self._host.state()
+            if state != b"" or self._ended is not None:
+                ended = self._ended or (decode_end(state) if state else None)
+                return _not_sent(order, _OVER if ended is None else ended.reason)
             items = _Items(order.targets)
             batch = self._session.stop_runtimes(
                 items,
@@ -239,28 +253,27 @@ class _Account:
         batch: The bulk stop of the chunk.
     """
 
+    _timer: asyncio.TimerHandle
+
     def __init__(self, host: Host, number: int) -> None:
         self._host = host
         self._number = number
         self._new: list[Known] = []
         self._messages: list[bytes] = []
-        self._timer: asyncio.TimerHandle | None = None
         self._has_failures = False
         self.batch: StopBatch | None = None
 
     def add(self, outcome: StopOutcome) -> None:
         """Add an outcome."""
+        if not self._new:
+            self._timer = asyncio.get_running_loop().call_later(_REPORT_EVERY, self._send)
         self._new.append(Known.of(outcome))
         self._has_failures |= not outcome.result.settled
         if len(self._new) >= _MAX_OUTCOMES:
             self._send()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_REPORT_EVERY, self._send)
 
     def _send(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.cancel()
         # Without a failure a chunk does not end early, and a report costs as many as there are.
         ended = self.batch.report.ended_early if self._has_failures and self.batch else None
         message = encode(Outcomes(self._number, self._new, ended))
@@ -273,13 +286,3 @@ class _Account:
         if self._new:
             self._send()
         return encode(Result(self._messages, report.throttled, report.ended_early))
-
-    def not_sent(self, targets: Sequence[RuntimeRef], end: End) -> bytes:
-        """Return the encoded `Result` of a chunk that was not begun."""
-        error = BctrlError(f"not sent: {end.reason.summary}")
-        self._new = [
-            Known.of(outcome_of(target, error, index=number))
-            for number, target in enumerate(targets)
-        ]
-        self._send()
-        return encode(Result(self._messages))
