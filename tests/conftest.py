@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from functools import partial, partialmethod
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import aiohttp
@@ -18,6 +19,9 @@ from bctrl_async import BctrlSession, RetryPolicy
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.emulator import Emulator
+
+if TYPE_CHECKING:
+    from dask_cluster import SmallCluster
 
 KEY = "emulator-key"
 
@@ -64,6 +68,24 @@ def connect(emulator: Emulator) -> Connect:
 async def session(connect: Connect) -> AsyncIterator[BctrlSession]:
     async with connect() as opened:
         yield opened
+
+
+@pytest.fixture
+def emulator_environment(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a worker of a cluster."""
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+
+
+@pytest.fixture
+async def cluster(emulator_environment: None) -> AsyncIterator[SmallCluster]:
+    """A cluster of dask.distributed with two workers, which must be left as it was."""
+    from dask_cluster import small_cluster  # noqa: PLC0415 - it takes a second.
+
+    del emulator_environment
+    async with small_cluster() as running:
+        yield running
+        await running.assert_clean()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 
 from distributed import Client, LocalCluster, Scheduler, Worker
 
+from bctrl_async import BctrlSession
 from bctrl_async.dask._distributed import _ignore
 
 # Its own handler would print each worker that comes and goes.
@@ -24,6 +25,22 @@ def connect(cluster: object, *, asynchronous: bool = True) -> Client:
     """Return a client of a cluster."""
     make: Callable[..., Client] = Client
     return make(cluster, asynchronous=asynchronous, set_as_default=False, timeout=2)
+
+
+_made: list[list[BctrlSession]] = []
+
+
+def record_sessions() -> list[BctrlSession]:
+    """Return a list of the sessions that `make_session` makes from now on."""
+    _made.append([])
+    return _made[-1]
+
+
+def make_session() -> BctrlSession:
+    """Make and record the session of a worker."""
+    session = BctrlSession()
+    _made[-1].append(session)
+    return session
 
 
 def collect_lost_connections() -> None:

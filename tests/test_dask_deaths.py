@@ -28,15 +28,10 @@ from bctrl_async.dask import stop_runtimes
 from bctrl_async.dask._dispatcher import Dispatcher
 from bctrl_async.emulator import Emulator, Fault
 
-KEY = "emulator-key"
+pytestmark = pytest.mark.usefixtures("emulator_environment")
+
 BOUND = 20.0
 """Seconds within which each of these runs has an end."""
-
-
-@pytest.fixture(autouse=True)
-def _environment(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
 
 
 def slow(emulator: Emulator, targets: list[tuple[str, str]]) -> None:

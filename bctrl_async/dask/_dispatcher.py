@@ -160,6 +160,9 @@ class Dispatcher:
             self._lose(error)
             self._end(chunk)
             return
+        except BaseException:
+            self._end(chunk)
+            raise
         self._chunks[chunk.number] = chunk
         self._unread.add(chunk.number)
         follower = asyncio.create_task(self._follow(chunk, future))

@@ -295,8 +295,11 @@ class ClusterRun:
         return self._dispatcher.has_room and not self._is_behind
 
     def _on_change(self) -> None:
-        if self._is_due and self._has_room():
-            self._hand_out()
+        try:
+            if self._is_due and self._has_room():
+                self._hand_out()
+        except BaseException as error:  # noqa: BLE001 - dask or the event loop would only log it.
+            self._fail(error)
         self._wake.set()
 
     def _hand_out(self) -> None:
