@@ -35,9 +35,12 @@ def no_burst(rate: float, retry_after: float | None) -> Server:
 
 
 def at_random(
-    share: float, otherwise: Server = lambda _: None, retry_after: float | None = None
+    share: float,
+    otherwise: Server = lambda _: None,
+    retry_after: float | None = None,
+    seed: int | None = None,
 ) -> Server:
-    rng = random.Random(share)
+    rng = random.Random(share if seed is None else seed)
     return lambda now: throttled(retry_after) if rng.random() < share else otherwise(now)
 
 
@@ -161,6 +164,12 @@ class TestChangingLimit:
         assert run.gave_up == 0
         assert run.seconds <= 1.6 * 10
 
+    def test_a_rate_with_more_samples_than_are_kept_is_found_after_a_retry_after(self) -> None:
+        run = Run(token_bucket(always(5000), burst=50, retry_after=1), latency=lambda _: 0.005)
+        virtual_time.run(run.bulk(30_000))
+        assert run.gave_up == 0
+        assert run.throttled <= 0.05 * run.requests
+
 
 class TestRandomThrottling:
     @pytest.mark.parametrize("share", [0.01, 0.06, 0.3])
@@ -177,8 +186,9 @@ class TestRandomThrottling:
         assert run.gave_up == 0
         assert run.seconds <= 60
 
-    def test_a_rate_limit_is_still_found(self) -> None:
-        run = Run(at_random(0.05, otherwise=token_bucket(always(200), burst=50)))
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_a_rate_limit_is_still_found(self, seed: int) -> None:
+        run = Run(at_random(0.05, otherwise=token_bucket(always(200), burst=50), seed=seed))
         virtual_time.run(run.bulk(10_000))
         assert run.gave_up == 0
         assert run.throttled <= 2 * 0.05 * run.requests

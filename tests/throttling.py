@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import virtual_time
 
 from bctrl_async import BctrlError, BctrlRateLimitError, RetryPolicy
 from bctrl_async._calls.retry import RetryQuota, RetryState
@@ -110,3 +113,64 @@ class Run:
         start = asyncio.get_running_loop().time()
         await asyncio.gather(*(work() for _ in range(self.limit)))
         self.seconds = asyncio.get_running_loop().time() - start
+
+
+@dataclass
+class Fleet:
+    """Bulk stops of several limiters at one server, with records of their responses.
+
+    Args:
+        serve: The server.
+        starts: The time at which each bulk stop begins.
+        seed: The seed of all latencies and of the jitter.
+    """
+
+    serve: Server
+    starts: list[float]
+    seed: int = 0
+    accepted: list[list[float]] = field(init=False)
+    throttled: list[list[float]] = field(init=False)
+
+    def run(self, seconds: float) -> None:
+        """Keep all of them busy until this time."""
+        self.accepted = [[] for _ in self.starts]
+        self.throttled = [[] for _ in self.starts]
+        rng = random.Random(self.seed)
+        # For the jitter of the retries.
+        random.seed(self.seed)
+
+        async def bulk(number: int, start: float) -> None:
+            def serve(now: float) -> BctrlError | None:
+                answer = self.serve(now)
+                (self.throttled if answer else self.accepted)[number].append(now)
+                return answer
+
+            await asyncio.sleep(start)
+            await Run(serve, latency=lambda _: rng.uniform(0.005, 0.015)).bulk(10**9)
+
+        async def main() -> None:
+            bulks = [asyncio.create_task(bulk(*member)) for member in enumerate(self.starts)]
+            await asyncio.sleep(seconds)
+            for task in bulks:
+                task.cancel()
+            await asyncio.gather(*bulks, return_exceptions=True)
+
+        virtual_time.run(main())
+
+    def rates(self, start: float, end: float) -> list[float]:
+        """Return the accepted requests per second of each limiter in this span."""
+        return [_count([times], start, end) / (end - start) for times in self.accepted]
+
+    def throttled_share(self, start: float, end: float) -> float:
+        """Return the share of the requests of this span that was throttled."""
+        throttled = _count(self.throttled, start, end)
+        return throttled / (throttled + _count(self.accepted, start, end))
+
+    def fairness(self, start: float, end: float) -> float:
+        """Return Jain's index of the rates: 1 if they are equal, 1/n if one has all."""
+        rates = self.rates(start, end)
+        return sum(rates) ** 2 / (len(rates) * sum(rate * rate for rate in rates))
+
+
+def _count(records: list[list[float]], start: float, end: float) -> int:
+    return sum(start <= time < end for times in records for time in times)

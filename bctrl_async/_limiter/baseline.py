@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import NamedTuple
 
-_STEPS = 3
-"""Steps down in each of the two groups that are compared."""
-_MIN_SLOWDOWN = 0.7
-"""The rate must fall below this share of its old value to show that slowing down is futile."""
-_UNCHANGED = 0.8
-"""A throttled share above this part of its old value has not fallen."""
+_EVIDENCE = 12
+"""Throttled responses in each of the two groups that are compared."""
+_SLOWDOWN = 0.5
+"""The rate must fall to this share of its old value to show that slowing down is futile."""
+_UNCHANGED = 2.0
+"""A throttled share that differs by at most this factor is unchanged."""
+_SCATTER = 1.5
+"""The distances between throttled responses may vary this many times as much as by chance."""
 _MAX_SHARE = 0.5
 """If the server throttles a larger share than this, slowing down is never called futile."""
 _HOLD_MIN, _HOLD_MAX = 10.0, 60.0
@@ -22,47 +23,59 @@ _WINDOW = 200
 """Responses after which counting starts again."""
 
 
-class _Step(NamedTuple):
-    rate: float
-    responses: int
-    throttled: int
-
-
 class RefusalBaseline:
     """The share of attempts that the server throttles at any request rate.
 
-    If several steps down leave the throttled share unchanged, the rate is not its cause. For a
+    If the rate is halved and the throttled share does not change, the rate is not its cause. For a
     while, throttling up to that share is then no reason to slow down.
+
+    A client with a small part of the load cannot change the share either. But the load of others
+    throttles in bursts with long distances between them, and not at random.
     """
 
     def __init__(self) -> None:
-        self._responses = 0
+        self._successes = 0
         self._throttled = 0
-        self._steps: deque[_Step] = deque(maxlen=2 * _STEPS)
+        self._last_throttled = 0
+        self._before: list[int] = []
+        self._after: deque[int] = deque(maxlen=_EVIDENCE)
+        self._rates_after: deque[float] = deque(maxlen=_EVIDENCE)
+        self._rate_before = self._rate = 0.0
+        self._window_start = (0, 0)
         self._share = 0.0
         self._expires = -math.inf
         self._hold = _HOLD_MIN
 
     def on_success(self) -> None:
         """Record a response that was not throttled."""
-        self._responses += 1
+        self._successes += 1
 
     def on_throttled(self) -> None:
         """Record a throttled response."""
-        self._responses += 1
         self._throttled += 1
+        distance = self._successes - self._last_throttled + 1
+        self._last_throttled = self._successes
+        if len(self._before) < _EVIDENCE:
+            self._before.append(distance)
+        else:
+            self._after.append(distance)
+            self._rates_after.append(self._rate)
 
     def covers(self, now: float) -> bool:
         """Return True if recent throttling is within the baseline."""
         if now >= self._expires:
             return False
-        expected = self._share * self._responses
+        successes, throttled = self._window_start
+        throttled = self._throttled - throttled
+        responses = self._successes - successes + throttled
+        expected = self._share * responses
         deviation = math.sqrt(expected * (1.0 - self._share))
-        if self._throttled > expected + _DEVIATIONS * deviation + 1.0:
-            self._expires = now
+        if throttled > expected + _DEVIATIONS * deviation + 1.0:
+            # There is a rate limit as well.
+            self._window_start = self._successes, self._throttled
             return False
-        if self._responses >= _WINDOW:
-            self._responses = self._throttled = 0
+        if responses >= _WINDOW:
+            self._window_start = self._successes, self._throttled
         return True
 
     def record_step(self, now: float, rate: float) -> float | None:
@@ -71,20 +84,44 @@ class RefusalBaseline:
         Returns:
             The rate to restore if the last steps turn out to be futile, else None.
         """
-        self._steps.append(_Step(rate, self._responses, self._throttled))
-        self._responses = self._throttled = 0
-        if len(self._steps) < 2 * _STEPS:
+        self._rate = rate
+        self._rate_before = self._rate_before or rate
+        if len(self._after) < _EVIDENCE:
             return None
-        steps = list(self._steps)
-        before, after = _throttled_share(steps[:_STEPS]), _throttled_share(steps[_STEPS:])
-        if rate > _MIN_SLOWDOWN * steps[0].rate or not _UNCHANGED * before <= after <= _MAX_SHARE:
-            return None
-        self._steps.clear()
-        self._share = _throttled_share(steps)
+        before, after = sum(self._before) / _EVIDENCE, sum(self._after) / _EVIDENCE
+        if before > _UNCHANGED * after:
+            self._compare_from(self._rate_before)
+        elif after > _UNCHANGED * before:
+            self._compare_from(self._rates_after[0])
+        elif rate <= _SLOWDOWN * self._rate_before:
+            if self._is_random(before, after):
+                return self._begin(now, 2.0 / (before + after))
+            self._compare_from(self._rates_after[0])
+        return None
+
+    def _compare_from(self, rate: float) -> None:
+        """Begin a new comparison with the later group."""
+        self._rate_before = rate
+        self._before = list(self._after)
+        self._after.clear()
+        self._rates_after.clear()
+
+    def _is_random(self, before: float, after: float) -> bool:
+        """Return True if chance may throttle this share of the responses."""
+        mean = (before + after) / 2.0
+        distances = [*self._before, *self._after]
+        variance = sum((distance - mean) ** 2 for distance in distances) / (len(distances) - 1)
+        # Chance gives a geometric distribution.
+        return _MAX_SHARE * mean >= 1.0 and variance <= _SCATTER * mean * (mean - 1.0)
+
+    def _begin(self, now: float, share: float) -> float:
+        """Begin a baseline; return the rate before the steps down."""
+        rate, self._rate_before = self._rate_before, 0.0
+        self._before.clear()
+        self._after.clear()
+        self._rates_after.clear()
+        self._share = share
+        self._window_start = self._successes, self._throttled
         self._expires = now + self._hold
         self._hold = min(2 * self._hold, _HOLD_MAX)
-        return steps[0].rate
-
-
-def _throttled_share(steps: list[_Step]) -> float:
-    return sum(step.throttled for step in steps) / sum(step.responses for step in steps)
+        return rate

@@ -32,6 +32,9 @@ _BETA = 0.85
 """The share of the delivered rate that a step down keeps."""
 _K_MIN, _K_MAX = 1.5, 8.0
 """Seconds in which the curve returns to its peak (K in RFC 9438): at first, and at most."""
+_K_PAUSES, _K_PAUSED_MAX = 4.0, 60.0
+"""K is at least this many times the last Retry-After, which is the cost of the next throttled
+response, but at most so many seconds for that reason."""
 _SAME_PEAK = 0.25
 """Peaks that differ by at most this share belong to one stable limit."""
 _GONE = 10.0
@@ -69,6 +72,7 @@ class AdaptiveRate:
         self._epoch_rate = 0.0
         self._epoch_start = -math.inf
         self._peak: float | None = None
+        self._burst = 0
         self._k = _K_MIN
         self._throttled_at = -math.inf
         self._stepped_at = -math.inf
@@ -139,7 +143,7 @@ class AdaptiveRate:
             self._begin_slow_start(now)
             paused_until = max(paused_until, now + _PAUSE)
         elif not covered and is_new:
-            self._step_down(now, in_flight)
+            self._step_down(now, in_flight, retry_after or 0.0)
         if paused_until > max(now, self._paused_until):
             self._is_paused = True
             # No burst after the pause: a server that allows none would throttle all of it.
@@ -171,18 +175,23 @@ class AdaptiveRate:
         self._window = math.inf
         self._k = _K_MIN
 
-    def _step_down(self, now: float, in_flight: int) -> None:
-        rate_before = self._baseline.record_step(now, self._current_rate(now))
+    def _step_down(self, now: float, in_flight: int, pause: float) -> None:
+        current = self._current_rate(now)
+        rate_before = self._baseline.record_step(now, current)
         if rate_before is not None:
             self._undo_steps(rate_before, now)
             return
         # Deliveries of less than a recovery period are too few to measure a rate.
         delivered = self._delivered_rate(now, min(_SPAN, max(now - self._epoch_start, _RECOVERY)))
-        peak = max(delivered, self._current_rate(now) / 2, _MIN_RATE)
+        peak = delivered
+        if self._peak is None and pause:
+            peak = min(peak, self._rate_beyond_burst(now))
         if self._peak is not None and abs(delivered - self._peak) <= _SAME_PEAK * self._peak:
             self._k = min(self._k * 2, _K_MAX)
         else:
             self._k = _K_MIN
+        peak = max(peak, current / 2, _MIN_RATE)
+        self._k = max(self._k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
         self._peak, self._epoch_rate = peak, _BETA * peak
         self._epoch_start = self._stepped_at = now
         self._window = max(_BETA * min(self._window, in_flight), 1.0)
@@ -191,6 +200,22 @@ class AdaptiveRate:
         self._peak, self._epoch_rate = None, rate
         self._epoch_start = self._stepped_at = now
         self._window = math.inf
+
+    def _rate_beyond_burst(self, now: float) -> float:
+        """Return the rate that the server can sustain, at the end of a slow start.
+
+        After the pause, a token bucket is full again and hides for some time that the rate is too
+        high. So deliveries over any span exceed the sustained rate by the burst at most, and over
+        the span since the bucket was last full they do so by all of it.
+        """
+        rate = 0.0
+        for count, time in enumerate(reversed(self._deliveries), 1):
+            if time < self._epoch_start:
+                break
+            if now - time >= _RECOVERY:
+                rate = max(rate, (count - self._burst) / (now - time))
+        # Samples that do not reach so far back say nothing.
+        return rate or math.inf
 
     def _delivered_rate(self, now: float, span: float) -> float:
         """Return the successes per second in the last `span` seconds."""
@@ -221,9 +246,9 @@ class AdaptiveRate:
     def _slow_start_rate(self, now: float, elapsed: float) -> float:
         if not self._epoch_rate:
             # Computed after the pause, when the attempts then in flight have been answered.
-            accepted = sum(time >= self._throttled_at - _PAUSE for time in self._deliveries)
-            closed = max(self._paused_until - self._throttled_at, _PAUSE)
-            self._epoch_rate = max(accepted / closed, 2 * _MIN_RATE)
+            self._burst = sum(time >= self._throttled_at - _PAUSE for time in self._deliveries)
+            closed = max(self._paused_until - self._throttled_at - _PAUSE, _PAUSE)
+            self._epoch_rate = max(self._burst / closed, 2 * _MIN_RATE)
         rate: float = self._epoch_rate * 2.0 ** min(elapsed, 60.0)
         if rate < _GONE * self._epoch_rate or rate < _GONE * self._delivered_rate(now, _SPAN):
             return rate

@@ -16,7 +16,7 @@ from bctrl_async import BctrlError
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 import virtual_time
-from simulation import Run, Server, throttled, token_bucket
+from throttling import Run, Server, throttled, token_bucket
 
 _FOLDER = Path(__file__).parent
 
