@@ -55,6 +55,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
         cpu: Seconds of CPU time of its bulk stop, all threads.
         leases: The latency of each call of the store.
         singles: The latency of each single stop.
+        warnings: The warnings that the pace logged.
     """
 
     stopped_at: list[float]
@@ -63,6 +64,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     cpu: float
     leases: list[float]
     singles: list[float]
+    warnings: list[str]
 
 
 class _TimedPace(Pace):
@@ -143,11 +145,27 @@ async def _work(task: Task) -> Figures:
         cpu=cpu,
         leases=leases,
         singles=singles,
+        warnings=_warnings.messages,
     )
+
+
+class _Warnings(logging.Handler):
+    """A handler that collects messages."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+_warnings = _Warnings()
 
 
 def work(task: str) -> Figures:
     """Do the work of a process that `members` started."""
+    logging.getLogger("bctrl_async.pace").addHandler(_warnings)
     # The warnings of eight processes would hide the table.
     logging.getLogger("bctrl_async").addHandler(logging.NullHandler())
     return run(_work(msgspec.json.decode(task, type=Task)))

@@ -102,10 +102,19 @@ def _behind_a_limit(limit: _Limit, stores: Sequence[str], counts: Sequence[int])
     cases = [*(["nothing", "a fixed share each"] if limit.alone else []), *stores]
     rows: list[list[str | float]] = []
     goals = []
+    notes = [
+        f"Ideal: {limit.targets - BURST:,} at {limit.accepted} per second, {ideal:.2f} s.",
+        _JAIN,
+    ]
     with server() as api:
         for case in cases:
             for count in counts:
                 team, throttled = _race(limit, case, count, api)
+                notes += [
+                    f"{case}, {count} processes: {warning}"
+                    for figures in team
+                    for warning in figures.warnings
+                ]
                 seconds = [figures.seconds for figures in team]
                 to_ideal, fairness = max(seconds) / ideal, jain(team)
                 stopped = sum(figures.results.get(StopResult.STOPPED, 0) for figures in team)
@@ -134,7 +143,7 @@ def _behind_a_limit(limit: _Limit, stores: Sequence[str], counts: Sequence[int])
         ],
         rows,
         goals,
-        [f"Ideal: {limit.targets - BURST:,} at {limit.accepted} per second, {ideal:.2f} s.", _JAIN],
+        notes,
     )
 
 
