@@ -62,7 +62,7 @@ class Leases:
         self._round_trip = 0.0
         self._slots = 0
         self._size = 0
-        self._next_slot = -math.inf
+        self._next_slot = self._needed_from = -math.inf
         self._following: tuple[float, int] | None = None
         self._next_without_store = -math.inf
         self._used_up_at = -math.inf
@@ -77,20 +77,25 @@ class Leases:
     def delay(self, now: float) -> float:
         """Return the seconds until the next attempt may start; inf until a lease is there.
 
-        Asks for a lease if none is left.
+        It may start if they are 0 or less. Asks for a lease if none is left.
         """
-        self._drop_late_slots(now)
-        if self._needs_lease(now):
-            self._renew(now)
+        # Mostly there is nothing to do: each attempt of a bulk stop pays for what is done here.
+        if now >= self._needed_from or now > self._next_slot + LEASE:
+            self._drop_late_slots(now)
+            if self._needs_lease(now):
+                self._renew(now)
         if self._slots:
-            return max(self._next_slot - now, 0.0)
+            return self._next_slot - now
         if self._is_away:
             return max(self._next_without_store - _BURST - now, 0.0)
         return math.inf
 
     def on_start(self, now: float) -> None:
         """Record the start of an attempt: it uses a slot."""
-        if self._slots:
+        if self._slots > 1:
+            self._slots -= 1
+            self._next_slot += self._interval
+        elif self._slots:
             self._use_slots(1)
             if not self._slots:
                 self._used_up_at = now
@@ -127,16 +132,15 @@ class Leases:
         if not self._slots and self._following is not None:
             self._next_slot, self._slots = self._following
             self._following = None
+        last_slot = self._next_slot + (self._slots - 1) * self._interval
+        self._needed_from = last_slot - self._round_trip if self._slots else -math.inf
 
     def _needs_lease(self, now: float) -> bool:
         """Return True if the slots are used up, or will be before the store could answer."""
         if not self._slots:
             return True
-        last_slot = self._next_slot + (self._slots - 1) * self._interval
         return (
-            self._following is None
-            and last_slot <= now + self._round_trip
-            and self._waiting() > self._slots
+            self._following is None and now >= self._needed_from and self._waiting() > self._slots
         )
 
     def _renew(self, now: float) -> None:

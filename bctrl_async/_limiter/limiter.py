@@ -217,14 +217,15 @@ class Limiter:
 
     def _delay(self, now: float) -> float:
         """Return the seconds until the next attempt may start; inf if something must end first."""
-        delay = self._rate.delay(now, self.in_use)
+        delay = 0.0 if self._rate.is_unlimited else self._rate.delay(now, self.in_use)
         if delay <= 0.0 and self._leases is not None:
             # Only now, for a slot that is not used is lost.
             delay = self._leases.delay(now)
         return delay
 
     def _on_start(self, now: float) -> None:
-        self._rate.on_start(now)
+        if not self._rate.is_unlimited:
+            self._rate.on_start(now)
         if self._leases is not None:
             self._leases.on_start(now)
         if self._throttled_since is not None and not self._rate.is_throttled:
