@@ -10,18 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from dask_cluster import (
-    SmallCluster,
-    small_cluster,
-    tasks_of,
-)
+from dask_cluster import SmallCluster, small_cluster, tasks_of
 from helpers import add_runtimes, wait_for_requests
 
-from bctrl_async import (
-    StopBatch,
-    StopResult,
-)
+import bctrl_async.dask._dispatcher
+from bctrl_async import StopBatch, StopReport, StopResult
 from bctrl_async.dask import stop_runtimes
+from bctrl_async.dask._distributed import Cluster
 from bctrl_async.dask._run import ClusterRun
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.errors import BctrlAuthenticationError
@@ -217,3 +212,25 @@ class TestEnding:
 
         assert batch.report.counts.total() == 500
         assert batch.report.ended_early is not None
+
+    async def test_what_may_have_begun_is_unknown_if_the_scheduler_does_not_answer(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: the message that a chunk was begun is on its way, and it is called not sent."""
+        targets = add_runtimes(emulator, 40)
+        for target in targets:
+            emulator.poison(*target, Fault.HANG)
+        monkeypatch.setattr(bctrl_async.dask._dispatcher, "_GRACE", 0.1)
+
+        async def never(*_: object) -> None:
+            await asyncio.sleep(60)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Cluster, "publish", never)
+            batch = stop_runtimes(cluster.client, iter(targets), chunk_size=10, concurrency=1)
+            running = asyncio.create_task(batch)
+            await wait_for_requests(emulator, 2)
+            batch.abort()
+            report: StopReport = await asyncio.wait_for(running, 10)
+
+        assert report.counts == {StopResult.UNKNOWN: 40}

@@ -133,8 +133,8 @@ class Dispatcher:
                 self._lose(LostError(waited))
                 return
             self._changed()
-            if not self.workers and not self._ending.goes_on():
-                # No worker is left that could send an outcome.
+            if not self.workers and self._barrier.is_set():
+                # The run is ended, and no worker is left that could send an outcome.
                 self._abandon()
             await asyncio.sleep(_POLL)
 
@@ -265,19 +265,20 @@ class Dispatcher:
     def _lose(self, error: LostError) -> None:
         """End the run, since the workers cannot be reached any more."""
         self._is_lost = True
-        for chunk in self._chunks.values():
-            # Its message may be lost.
-            chunk.has_begun = True
         reason = BctrlError(
             f"the connection to the scheduler of dask was lost: {error}",
             advice="Stop the rest again on another cluster: a stop is safe to repeat",
         )
         self._end_early(reason, CancelLevel.IN_FLIGHT)
+        self._barrier.clear()
         self._abandon()
 
     def _abandon(self) -> None:
         """Wait for no further outcome."""
-        for follower in self._followers.values():
+        for number, follower in self._followers.items():
+            if not self._barrier.is_set():
+                # The message that says so may be on its way, or lost.
+                self._chunks[number].has_begun = True
             follower.cancel()
 
     def close_later(self) -> None:
