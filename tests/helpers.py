@@ -35,6 +35,13 @@ async def wait_for_requests(emulator: Emulator, count: int) -> None:
         await asyncio.sleep(0)
 
 
+def pass_time(seconds: float) -> None:
+    """Let the clock of the running event loop jump ahead: timers that are due by then fire next."""
+    loop = asyncio.get_running_loop()
+    clock = loop.time
+    loop.time = lambda: clock() + seconds  # type: ignore[method-assign]
+
+
 async def await_batch(batch: StopBatch) -> None:
     """Await a bulk stop, as the coroutine of a task."""
     await batch

@@ -85,7 +85,16 @@ async def ask_for_key() -> str:
         ({"observer": Traced()}, {}),
         ({"observer": Traced(), "api_key": ask_for_key}, {"headers": {"X-A": "1"}}),
     ],
-    ids=repr,
+    ids=[
+        "plain",
+        "idempotency key",
+        "headers",
+        "idempotency key, headers",
+        "awaited key",
+        "key function, idempotency key",
+        "observer",
+        "observer, awaited key, headers",
+    ],
 )
 @pytest.mark.parametrize("root", ["", "/a%2Fb/v1"])
 async def test_both_ways_send_the_same_bytes(

@@ -10,7 +10,14 @@ from itertools import chain, repeat
 
 import aiohttp
 import pytest
-from helpers import Connect, add_runtimes, assert_conserved, await_batch, wait_for_requests
+from helpers import (
+    Connect,
+    add_runtimes,
+    assert_conserved,
+    await_batch,
+    pass_time,
+    wait_for_requests,
+)
 from leaks import bulk_tasks
 from servers import emulator_in_a_thread
 
@@ -426,11 +433,14 @@ class TestDeadline:
     ) -> None:
         targets = add_runtimes(emulator, 50)
         emulator.inject(*[Fault.HANG] * 5)
-        batch = session.stop_runtimes(targets, concurrency=5, deadline=0.2)
-        report = await batch
+        batch = session.stop_runtimes(targets, concurrency=5, deadline=9.5)
+        running = asyncio.create_task(await_batch(batch))
+        await wait_for_requests(emulator, 5)
+        pass_time(9.5)
+        await running
 
-        assert report.counts == {UNKNOWN: 5, NOT_SENT: 45}
-        assert str(report.ended_early) == "the deadline of 0.2 s has passed"
+        assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 45}
+        assert str(batch.report.ended_early) == "the deadline of 9.5 s has passed"
         assert_conserved(batch, emulator)
 
     async def test_on_outcome_is_called_in_a_task_that_is_not_cancelled(
@@ -444,19 +454,23 @@ class TestDeadline:
             assert task is not None
             cancelling.append(task.cancelling())
 
-        report = await session.stop_runtimes(
-            add_runtimes(emulator, 2), deadline=0.1, on_outcome=record
-        )
+        batch = session.stop_runtimes(add_runtimes(emulator, 2), deadline=9.5, on_outcome=record)
+        running = asyncio.create_task(await_batch(batch))
+        await wait_for_requests(emulator, 2)
+        pass_time(9.5)
+        await running
 
-        assert report.counts == {UNKNOWN: 2}
+        assert batch.report.counts == {UNKNOWN: 2}
         assert cancelling == [0, 0]
 
     async def test_every_outcome_is_delivered(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.HANG] * 5)
-        batch = session.stop_runtimes(add_runtimes(emulator, 50), concurrency=5, deadline=0.2)
+        batch = session.stop_runtimes(add_runtimes(emulator, 50), concurrency=5, deadline=9.5)
         async with batch:
+            await wait_for_requests(emulator, 5)
+            pass_time(9.5)
             results = Counter([outcome.result async for outcome in batch])
 
         assert results == {UNKNOWN: 5, NOT_SENT: 45}

@@ -4,6 +4,7 @@ import json
 import types
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
@@ -41,6 +42,9 @@ ENUMS: dict[str, type[StrEnum]] = {
 }
 
 # Surrogates too: JSON can contain a lone one.
+# It evaluates annotations, each time.
+fields_of = cache(msgspec.structs.fields)
+
 _text = st.text(st.characters(codec=None), max_size=8)
 _scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _text
 _json = _scalars | st.lists(_scalars, max_size=2) | st.dictionaries(_text, _scalars, max_size=2)
@@ -93,7 +97,7 @@ def assert_parsed(parsed: object, wire: object, schema: Schema) -> None:
     """Compare a parsed value with its JSON."""
     if isinstance(parsed, msgspec.Struct):
         assert isinstance(wire, Mapping)
-        fields = msgspec.structs.fields(type(parsed))
+        fields = fields_of(type(parsed))
         names = {field.encode_name: field.name for field in fields}
         for name, described in schema["properties"].items():
             assert_parsed(getattr(parsed, names[name]), wire.get(name), described)
@@ -179,13 +183,13 @@ class TestModels:
 
     @pytest.mark.parametrize("name", STRUCTS)
     def test_the_wire_names_of_a_struct_are_the_properties_of_its_schema(self, name: str) -> None:
-        fields = msgspec.structs.fields(STRUCTS[name])
+        fields = fields_of(STRUCTS[name])
 
         assert {field.encode_name for field in fields} == set(SCHEMAS[name]["properties"])
 
     @pytest.mark.parametrize("name", STRUCTS)
     def test_a_struct_has_the_required_fields_of_its_schema(self, name: str) -> None:
-        fields = msgspec.structs.fields(STRUCTS[name])
+        fields = fields_of(STRUCTS[name])
 
         required = {field.encode_name for field in fields if field.required}
 
@@ -193,7 +197,7 @@ class TestModels:
 
     @pytest.mark.parametrize("name", STRUCTS)
     def test_a_missing_optional_field_is_none(self, name: str) -> None:
-        fields = msgspec.structs.fields(STRUCTS[name])
+        fields = fields_of(STRUCTS[name])
 
         assert {field.default for field in fields if not field.required} == {None}
 
@@ -205,9 +209,7 @@ class TestModels:
         self, name: str, property_name: str
     ) -> None:
         described = SCHEMAS[name]["properties"][property_name]
-        by_wire_name = {
-            field.encode_name: field.name for field in msgspec.structs.fields(STRUCTS[name])
-        }
+        by_wire_name = {field.encode_name: field.name for field in fields_of(STRUCTS[name])}
         hint = get_type_hints(STRUCTS[name])[by_wire_name[property_name]]
         field_types = (
             set(get_args(hint)) if get_origin(hint) in {Union, types.UnionType} else {hint}

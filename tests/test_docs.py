@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
+from bctrl_async import cli
 from bctrl_async.emulator import Emulator
 from bctrl_async.testing import bctrl_emulator  # noqa: F401 - a fixture.
 
@@ -164,11 +165,14 @@ def test_every_note_of_a_block_is_known() -> None:
 
 
 @pytest.mark.parametrize("command", ["stop", "list", "report", "journal show", "emulator", "demo"])
-def test_the_reference_lists_every_option_of_a_command(command: str) -> None:
+def test_the_reference_lists_every_option_of_a_command(
+    command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (DOCS / "reference" / "command.md").read_text("utf-8")
     section = text.partition(f"## `bctrl-async {command}`")[2].partition("\n## ")[0]
-    ended = shell(f"COLUMNS=200 bctrl-async {command} --help")
-    options = set(re.findall(r"^│ (--[a-z-]+)", ended.stdout, re.MULTILINE)) - {"--help"}
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main([*command.split(), "--help"]) == 0
+    options = set(re.findall(r"^│ (--[a-z-]+)", capfd.readouterr().out, re.MULTILINE)) - {"--help"}
     assert options
     assert options == set(re.findall(r"^\| `(--[a-z-]+)", section, re.MULTILINE))
 

@@ -30,6 +30,12 @@ CLOSED = 30.0
 NAMES = ["file", "fakeredis", "redis-server", "valkey-server"]
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Forty members connect at once, on a machine that may be busy.
+    monkeypatch.setattr("bctrl_async.redis._TIMEOUT", 30.0)
+
+
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, RedisServer]]:
     """The servers that are installed, by name; each is started once."""

@@ -136,7 +136,11 @@ class TestInput:
             assert [outcome.target for outcome in outcomes] == REFS
         assert runtimes.received.total() == 12
 
-    @pytest.mark.parametrize("source", [[], (), set(), iter(()), Stream(())], ids=repr)
+    @pytest.mark.parametrize(
+        "source",
+        [[], (), set(), iter(()), Stream(())],
+        ids=lambda source: type(source).__name__,
+    )
     async def test_an_empty_input_has_no_outcomes(
         self, runtimes: Emulator, session: BctrlSession, source: Targets
     ) -> None:

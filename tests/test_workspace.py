@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import Connect, add_runtimes, wait_for_requests
+from helpers import Connect, add_runtimes, pass_time, wait_for_requests
 from servers import http_answer, raw_server
 
 from bctrl_async import (
@@ -293,7 +293,10 @@ class TestListing:
     ) -> None:
         add_runtimes(emulator, 50)
         emulator.inject(*[Fault.HANG] * 3)
-        report = await session.stop_workspace("ws-1", concurrency=3, deadline=0.2)
+        running = asyncio.create_task(session.stop_workspace("ws-1", concurrency=3, deadline=9.5))
+        await wait_for_requests(emulator, 1 + 3)
+        pass_time(9.5)
+        report = await running
 
         assert report.total == 51
         assert report.counts == {UNKNOWN: 3, NOT_SENT: 48}
