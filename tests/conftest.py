@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from functools import partial, partialmethod
@@ -42,6 +43,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("long_way"):
         take_long_way()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run the whole suite in several processes, but named files in this one, as debuggers need."""
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    # Many tests wait for other processes.
+    return (os.cpu_count() or 1) + 1 if is_whole else 0
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -107,7 +107,7 @@ class SmallCluster:
     async def assert_clean(self) -> None:
         """Check that runs left nothing behind; what is released is on its way."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(15):
                 while self._leftovers:
                     await asyncio.sleep(0.01)
         assert self._leftovers == [], self._leftovers

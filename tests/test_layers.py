@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -270,9 +271,12 @@ def test_every_public_module_lists_names_that_can_be_imported(name: str) -> None
 def loaded() -> set[str]:
     """Return the modules loaded in a fresh interpreter after importing the package."""
     program = f"import {NAME}, json, sys; print(json.dumps(sorted(sys.modules)))"
+    # Coverage imports modules of its own.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         cwd=PACKAGE.parent,
+        env=environment,
         check=True,
         capture_output=True,
         text=True,
