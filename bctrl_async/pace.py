@@ -101,6 +101,9 @@ class FilePace(Pace):
         self._path = Path(path)
         if self._path.is_dir():
             raise _invalid_path(f"{str(path)!r} is a folder")
+        if self._path.exists() and not self._path.is_file():
+            # To open a pipe would wait for its other end.
+            raise _invalid_path(f"{str(path)!r} is not a regular file")
         if not self._path.absolute().parent.is_dir():
             raise _invalid_path(f"the folder of {str(path)!r} does not exist")
         try:
@@ -163,8 +166,8 @@ class _FileStore(PaceStore):
         connection = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None)
         try:
             # A schedule need not survive a power failure, so nothing waits for the disk.
-            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("CREATE TABLE IF NOT EXISTS pace (id INTEGER PRIMARY KEY, schedule)")
             self._file = connection, self._path.stat()
         except BaseException:

@@ -32,6 +32,7 @@ __all__ = ["RedisPace"]
 _TIMEOUT = 1.0
 """Seconds for a connection or an answer. A session gives up a request to its pace after as many."""
 
+_is_database = re.compile(r"/?\d*", re.ASCII).fullmatch
 _is_name = re.compile(r"[\w.:/-]{1,100}", re.ASCII).fullmatch
 
 # `bctrl_async.pace.Schedule.lease`, on the server's clock. The hash is the schedule. The sorted set
@@ -162,6 +163,8 @@ def _check_url(url: str) -> None:
         parts = urlsplit(url)
         # A password that is not encoded ends the host too early, and its rest would be shown.
         is_valid = "@" not in f"{parts.path}{parts.query}{parts.fragment}"
+        # redis-py takes database 0 for any path that is not a number.
+        is_valid &= parts.scheme == "unix" or _is_database(parts.path) is not None
     except (ValueError, TypeError, AttributeError, RedisError):
         is_valid = False
     if not is_valid:

@@ -33,7 +33,7 @@ class MemoryPace(Pace):
         super().__init__(rate=rate)
         self.latency = latency
         self.schedule = Schedule()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.outage = (0.0, 0.0)
         self.lease: Lease | None = None
         self.calls: list[float] = []

@@ -318,6 +318,7 @@ async def test_an_empty_list_is_an_error_unless_allowed(command: Command) -> Non
         (("all.csv",), "the journal 'all.csv' cannot be read: it is not a journal"),
         (("1.jsonl", "--from", "1.jsonl"), "is not a target"),
         (("1.jsonl", "other.jsonl"), "the journals are of two servers"),
+        (("1.jsonl", "--journal-max-age", "1s"), "it was begun "),
     ],
 )
 async def test_a_wrong_use_exits_with_2(

@@ -35,6 +35,12 @@ class TestArguments:
             FilePace(tmp_path, rate=200)
         assert raised.value.argument == "path"
 
+    def test_a_pipe_is_an_error(self, tmp_path: Path) -> None:
+        """Fault: a named pipe that nobody writes to hangs the constructor."""
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(BctrlConfigError, match="is not a regular file"):
+            FilePace(tmp_path / "pipe", rate=200)
+
     def test_a_folder_that_does_not_exist_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(BctrlConfigError, match="the folder of") as raised:
             FilePace(tmp_path / "folder" / "pace", rate=200)

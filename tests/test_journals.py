@@ -255,6 +255,14 @@ class TestAges:
             "has as settled may run again"
         )
 
+    def test_one_beyond_the_greatest_age_is_rejected(self) -> None:
+        path = write("old", started=-3 * 3600)
+        assert read_journals([path], max_age=1e9).total == 0
+        with pytest.raises(BctrlConfigError, match=r"'old' cannot be read: it was begun .* ago"):
+            read_journals([path], max_age=3600)
+        with pytest.raises(BctrlConfigError, match="invalid max_age 0: expected a positive"):
+            read_journals([path], max_age=0)
+
     def test_journals_of_one_night_are_not(self, caplog: pytest.LogCaptureFixture) -> None:
         read_journals([write("1"), write("2", started=23 * 3600)])
         assert caplog.records == []

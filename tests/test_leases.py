@@ -495,6 +495,40 @@ class TestWithoutStore:
         assert virtual_time.run(scenario()) == 3
         assert "(OSError: no such device)" in caplog.text
 
+    def test_a_store_whose_answer_is_cancelled_is_away(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Fault: a request that ended with CancelledError woke nobody, for ever."""
+
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100)
+            pace.error = asyncio.CancelledError()
+            await Member(pace).bulk(200)
+            return now()
+
+        assert virtual_time.run(scenario()) == pytest.approx(2, abs=0.1)
+        assert "(CancelledError: )" in caplog.text
+
+    def test_a_request_that_is_cancelled_from_outside_is_made_again(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Fault: code that cancelled all other tasks left the waiters without any timer."""
+
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100, latency=0.02)
+            member = Member(pace)
+            others = asyncio.all_tasks()
+            bulk = asyncio.create_task(member.bulk(200))
+            await asyncio.sleep(0.01)
+            workers = {task for task in asyncio.all_tasks() if "work" in repr(task.get_coro())}
+            (request,) = asyncio.all_tasks() - others - workers - {bulk}
+            request.cancel()
+            await bulk
+            return now()
+
+        assert virtual_time.run(scenario()) == pytest.approx(2.05, abs=0.1)
+        assert caplog.records == []
+
     def test_the_learned_limit_stays_beneath(self) -> None:
         async def scenario() -> int:
             member = Member(MemoryPace(rate=1000))

@@ -149,6 +149,7 @@ class Leases:
         if self._request is None and is_due and not self._is_closed:
             self._requested_at = now
             self._request = asyncio.get_running_loop().create_task(self._ask())
+            self._request.add_done_callback(self._on_answer)
 
     async def _ask(self) -> None:
         loop = asyncio.get_running_loop()
@@ -156,15 +157,21 @@ class Leases:
         try:
             # The task begins when all that came in the same turn of the loop are waiting.
             lease = await self._lease(loop.time())
-        except Exception as error:  # noqa: BLE001 - of the store, whichever it is.
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
             self._go_away(f"{type(error).__name__}: {error}")
         else:
             self._receive(lease, loop.time())
         finally:
             timer.cancel()
-            self._request = None
+
+    def _on_answer(self, request: asyncio.Task[None]) -> None:
+        """Go on after a request, also one that was cancelled: others may wait for it."""
+        self._request = None
         if not self._is_closed:
-            self._report(loop.time())
+            self._report(request.get_loop().time())
             self._on_lease()
 
     async def _lease(self, now: float) -> Lease:

@@ -21,6 +21,7 @@ from bctrl_async.cli._format import (
     summarize,
 )
 from bctrl_async.cli._items import BadLine, Item
+from bctrl_async.cli._options import check_positive, duration
 from bctrl_async.cli._output import Output, print_info, print_warning
 from bctrl_async.cli._states import RuntimeState
 from bctrl_async.cli._targets import open_targets, single_file
@@ -34,6 +35,16 @@ _Journals = Annotated[
 _Files = Annotated[
     list[str] | None,
     typer.Option("--from", metavar="FILE", help="Compare with the targets in FILE; - is stdin."),
+]
+_JournalMaxAge = Annotated[
+    float | None,
+    typer.Option(
+        "--journal-max-age",
+        metavar="AGE",
+        parser=duration,
+        callback=check_positive,
+        help="Reject a JOURNAL begun longer ago than AGE.",
+    ),
 ]
 _AllowEmpty = Annotated[
     bool, typer.Option("--allow-empty", metavar="", help="Accept a FILE without targets.")
@@ -56,6 +67,7 @@ def report(
     *,
     files: _Files = None,
     allow_empty: _AllowEmpty = False,
+    journal_max_age: _JournalMaxAge = None,
     ignore_not_found: _IgnoreNotFound = False,
     json: _Json = False,
 ) -> int:
@@ -72,7 +84,7 @@ def report(
     if allow_empty and file is None:
         context.fail("--allow-empty needs --from")
     items = None if file is None else open_targets(context, file, allow_empty=allow_empty)
-    merged = merge_journals(journals)
+    merged = merge_journals(journals, max_age=journal_max_age)
     output = Output()
     printer = OutcomePrinter(
         output,

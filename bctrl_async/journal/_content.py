@@ -75,6 +75,14 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         """The number of targets that a resumed run sends again."""
         return len(self.outcomes) - sum(map(_is_final, self.outcomes.values()))
 
+    def excess_age(self, max_age: float) -> str | None:
+        """Return the reason why it is older than this many seconds, or None if it is not."""
+        # After the clock was set, a date in the future says as little as one in the past.
+        if abs(self.age.total_seconds()) <= max_age:
+            return None
+        limit = format_duration(timedelta(seconds=max_age))
+        return f"it was begun {format_age(self.age)}, and the limit is {limit}"
+
     def check_resumable(self, base_url: str, max_age: float | None = None) -> None:
         """Check that a run may resume from this content; log a warning if it is old or complete.
 
@@ -88,10 +96,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         if self.base_url != base_url:
             raise resume_error(self.path, f"it belongs to another server, {self.base_url}")
         age = self.age
-        # After the clock was set, a date in the future says as little as one in the past.
-        if max_age is not None and abs(age.total_seconds()) > max_age:
-            limit = format_duration(timedelta(seconds=max_age))
-            reason = f"it was begun {format_age(age)}, and the limit is {limit}"
+        if max_age is not None and (reason := self.excess_age(max_age)) is not None:
             raise resume_error(self.path, reason)
         if self.is_complete or abs(age) > OLD:
             _log.warning(
@@ -135,9 +140,9 @@ def read_content(path: Path, make_outcome: MakeOutcome) -> JournalContent | None
         finally:
             os.close(file)
     except OSError as error:
-        raise _read_error(path, str(error.strerror)) from error
+        raise read_error(path, str(error.strerror)) from error
     except NotAJournalError as error:
-        raise _read_error(path, str(error)) from error
+        raise read_error(path, str(error)) from error
 
 
 class NotAJournalError(Exception):
@@ -188,7 +193,7 @@ def resume_error(path: Path, reason: str) -> BctrlConfigError:
     )
 
 
-def _read_error(path: Path, reason: str) -> BctrlConfigError:
+def read_error(path: Path, reason: str) -> BctrlConfigError:
     return BctrlConfigError(
         f"the journal {str(path)!r} cannot be read: {reason}",
         advice="Use the path of an intact journal",

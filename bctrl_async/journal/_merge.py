@@ -14,7 +14,7 @@ import msgspec
 
 from bctrl_async import _config
 from bctrl_async.errors import BctrlConfigError, BctrlError, quote
-from bctrl_async.journal._content import OLD, format_duration, read_content
+from bctrl_async.journal._content import OLD, format_duration, read_content, read_error
 from bctrl_async.journal._format import error_of
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import (
@@ -108,7 +108,9 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def merge_journals(paths: Iterable[str | os.PathLike[str]]) -> MergedJournals:
+def merge_journals(
+    paths: Iterable[str | os.PathLike[str]], *, max_age: float | None = None
+) -> MergedJournals:
     """Read journals of one server, also while runs write them, and keep one outcome per target.
 
     Of several outcomes, the one that says most about the runtime is kept: `stopped` or
@@ -122,18 +124,22 @@ def merge_journals(paths: Iterable[str | os.PathLike[str]]) -> MergedJournals:
 
     Args:
         paths: The files. One that is given twice is read once.
+        max_age: Seconds since a journal was begun, above 0, beyond which it is rejected; None
+            rejects none.
 
     Raises:
-        BctrlConfigError: A file cannot be read, is not an intact journal of this version, or is of
-            another server than the first; or there is no file.
+        BctrlConfigError: A file cannot be read, is not an intact journal of this version, is of
+            another server than the first, or is older than `max_age`; or there is no file.
     """
+    if max_age is not None:
+        max_age = _config.seconds(max_age, "max_age")
     if isinstance(paths, str | bytes | os.PathLike):
         raise _config.invalid_type("paths", paths, "an iterable of paths")
     # A target would seem to be in two journals.
     files = list({Path(path).resolve(): Path(path) for path in paths}.values())
     if not files:
         raise BctrlConfigError("there are no journals", argument="paths")
-    merging = _Merging()
+    merging = _Merging(max_age)
     for path in files:
         merging.add(path)
     merging.check_ages()
@@ -149,7 +155,10 @@ def merge_journals(paths: Iterable[str | os.PathLike[str]]) -> MergedJournals:
 
 
 def read_journals(
-    paths: Iterable[str | os.PathLike[str]], *, missing_ok: bool = False
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    missing_ok: bool = False,
+    max_age: float | None = None,
 ) -> StopReport:
     """Return one report on several journals, such as those of shards, also while runs write them.
 
@@ -161,18 +170,25 @@ def read_journals(
     Args:
         paths: The files. One that is given twice is read once.
         missing_ok: Do not count `not_found` as a failure, as in the runs.
+        max_age: Seconds since a journal was begun, above 0, beyond which it is rejected, such as
+            one of an earlier night; None rejects none.
 
     Raises:
-        BctrlConfigError: A file cannot be read, is not an intact journal of this version, or is of
-            another server than the first; or there is no file.
+        BctrlConfigError: A file cannot be read, is not an intact journal of this version, is of
+            another server than the first, or is older than `max_age`; or there is no file.
     """
-    return merge_journals(paths).report(missing_ok=missing_ok)
+    return merge_journals(paths, max_age=max_age).report(missing_ok=missing_ok)
 
 
 class _Merging:
-    """The journals merged so far."""
+    """The journals merged so far.
 
-    def __init__(self) -> None:
+    Args:
+        max_age: The age in seconds beyond which a journal is rejected, or None.
+    """
+
+    def __init__(self, max_age: float | None) -> None:
+        self._max_age = max_age
         self.base_url: str | None = None
         self.updated: datetime | None = None
         self.outcomes: dict[RuntimeRef, JournalOutcome] = {}
@@ -212,6 +228,8 @@ class _Merging:
         if content is None:
             return
         self._check_server(path, content.base_url)
+        if self._max_age is not None and (reason := content.excess_age(self._max_age)) is not None:
+            raise read_error(path, reason)
         self._begun.append((content.started, path))
         if content.updated is not None:
             self.updated = max(self.updated or content.updated, content.updated)
