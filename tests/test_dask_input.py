@@ -49,6 +49,22 @@ class TestInput:
 
         assert report.counts == {StopResult.STOPPED: 2}
 
+    async def test_targets_wait_for_others_anew_after_a_full_chunk(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        add_runtimes(emulator, 3)
+
+        async def targets() -> AsyncIterator[tuple[str, str]]:
+            yield "ws-1", "r0"
+            yield "ws-1", "r1"
+            # Longer than the first of a chunk waits for others.
+            await asyncio.sleep(0.15)
+            yield "ws-1", "r2"
+
+        report = await stop_runtimes(cluster.client, targets(), chunk_size=2)
+
+        assert report.counts == {StopResult.STOPPED: 3}
+
     async def test_an_endless_input_is_read_only_as_far_as_the_workers_need(
         self, cluster: SmallCluster, emulator: Emulator
     ) -> None:

@@ -54,14 +54,14 @@ class TestMessages:
 
         assert report.counts == {StopResult.STOPPED: 50}
 
-    async def test_outcomes_come_in_several_messages(
+    async def test_a_message_that_is_full_is_sent_at_once(
         self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(bctrl_async.dask._worker, "_MAX_OUTCOMES", 5)
 
-        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 50))
+        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 40))
 
-        assert report.counts == {StopResult.STOPPED: 50}
+        assert report.counts == {StopResult.STOPPED: 40}
 
     @pytest.mark.parametrize("has_session", [True, False])
     async def test_a_worker_sends_nothing_of_a_run_that_is_over(
