@@ -24,13 +24,18 @@ from pathlib import Path
 
 import msgspec
 
-from bctrl_async._limiter.pace import LEASE, Lease, Pace, PaceStore
+from bctrl_async._limiter.pace import (
+    LEASE,
+    MAX_CLOSED,
+    Lease,
+    Pace,
+    PaceStore,
+    longest_queue,
+)
 from bctrl_async.errors import BctrlConfigError
 
 __all__ = ["FilePace", "Lease", "Pace", "PaceStore", "Schedule"]
 
-_MAX_CLOSED = 60.0
-"""The longest Retry-After in seconds that is shared: in a longer one a call a minute is a probe."""
 _MEMBERSHIP = 2.0
 """Seconds after the end of its last lease until a member no longer counts."""
 _BUSY = 0.2
@@ -61,11 +66,9 @@ class Schedule(msgspec.Struct):
             slots: The most slots that it can use.
             closed_for: Seconds for which the server has asked this member to stay away, or 0.
         """
-        longest = max(LEASE, 1.0 / rate)
-        closed_for = min(max(self.closed_until - now, closed_for, 0.0), _MAX_CLOSED)
-        # Each member has one lease ahead, or waits for its next one. A schedule that is further
-        # ahead was made before the clock was set back.
-        latest = now + closed_for + 2.0 * longest * (len(self.members) + 1)
+        closed_for = min(max(self.closed_until - now, closed_for, 0.0), MAX_CLOSED)
+        # A schedule that is further ahead was made before the clock was set back.
+        latest = now + closed_for + longest_queue(rate, len(self.members))
         members = {
             name: until
             for name, until in self.members.items()
@@ -111,6 +114,8 @@ class FilePace(Pace):
                 begins = file.read(len(_HEADER))
         except OSError:
             return  # The file may appear, or become readable, while a session runs.
+        except ValueError:
+            raise _invalid_path(f"{str(path)!r} is not the name of a file") from None
         if begins and begins != _HEADER:
             raise _invalid_path(f"{str(path)!r} is another file")
 
@@ -163,7 +168,9 @@ class _FileStore(PaceStore):
                     return connection
             # Deleted or replaced: the others use the new file.
             self._close()
-        connection = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None)
+        # SQLite takes some relative names for a schedule in memory.
+        path = self._path.absolute()
+        connection = sqlite3.connect(path, timeout=_BUSY, isolation_level=None)
         try:
             # A schedule need not survive a power failure, so nothing waits for the disk.
             connection.execute("PRAGMA synchronous = OFF")

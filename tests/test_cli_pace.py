@@ -62,6 +62,17 @@ async def test_it_keeps_to_what_another_process_wrote_in_the_file(
     assert emulator.status("ws", "a") == "stopped"
 
 
+async def test_a_pause_that_another_process_reported_is_a_warning(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: for a minute the progress said that nothing is in flight, and not why."""
+    monkeypatch.setattr("bctrl_async._limiter.rate._NOTABLE", CLOSED_FOR / 4)
+    await close_for_a_while(FilePace(tmp_path / "pace", rate=50))
+    code, _, err = await command("stop", "--rate", "50", "--pace", tmp_path / "pace", "ws", "a")
+    assert code == 0
+    assert err.startswith("bctrl-async: warning: the server asked another member of the shared ")
+
+
 async def test_it_is_read_from_the_environment(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,13 @@ class TestArguments:
         with pytest.raises(BctrlConfigError, match="is not a regular file"):
             FilePace(tmp_path / "pipe", rate=200)
 
+    @pytest.mark.parametrize("path", ["x\0", "x\ud800"])
+    def test_a_name_that_no_file_can_have_is_an_error(self, path: str) -> None:
+        """Fault: it was a bare ValueError."""
+        with pytest.raises(BctrlConfigError, match="is not the name of a file") as raised:
+            FilePace(path, rate=200)
+        assert raised.value.argument == "path"
+
     def test_a_folder_that_does_not_exist_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(BctrlConfigError, match="the folder of") as raised:
             FilePace(tmp_path / "folder" / "pace", rate=200)
@@ -88,6 +95,16 @@ class TestFile:
         monkeypatch.chdir(tmp_path)
         assert (await lease(FilePace("pace", rate=200), "a")).members == 1
         assert (await lease(FilePace(tmp_path / "pace", rate=200), "b")).members == 2
+
+    async def test_a_name_that_sqlite_takes_for_memory_is_that_of_a_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: each process had a schedule of its own."""
+        monkeypatch.chdir(tmp_path)
+        store = FilePace(":memory:", rate=200).open()
+        await store.lease("a", 1, 0.0)
+        await store.close()
+        assert (tmp_path / ":memory:").is_file()
 
     async def test_nothing_remains_beside_it_when_all_have_closed_it(self, tmp_path: Path) -> None:
         await lease(FilePace(tmp_path / "pace", rate=200), "a")

@@ -278,6 +278,41 @@ class TestRetryAfter:
 
         assert virtual_time.run(scenario()) < 0.2
 
+    def test_a_member_that_it_keeps_away_says_so_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Fault: a process that another one's Retry-After held back was silent for a minute."""
+
+        async def scenario() -> None:
+            pace = MemoryPace(rate=100)
+            told, other = Member(pace), Member(pace)
+            await told.limiter.acquire(60)
+            told.limiter.release(throttled(12.0))
+            await asyncio.sleep(0.1)
+            await asyncio.gather(told.bulk(100), other.bulk(100))
+
+        virtual_time.run(scenario())
+
+        (record,) = [each for each in caplog.records if each.name == "bctrl_async.pace"]
+        assert record.levelname == "WARNING"
+        assert record.getMessage() == (
+            "the server asked another member of the shared pace to wait (Retry-After): this "
+            "session starts no attempt for 11.9 s"
+        )
+
+    def test_a_short_one_is_not_worth_a_warning(self, caplog: pytest.LogCaptureFixture) -> None:
+        async def scenario() -> None:
+            pace = MemoryPace(rate=100)
+            told, other = Member(pace), Member(pace)
+            await told.limiter.acquire(60)
+            told.limiter.release(throttled(0.5))
+            await asyncio.sleep(0.1)
+            await other.bulk(100)
+
+        virtual_time.run(scenario())
+
+        assert "bctrl_async.pace" not in {record.name for record in caplog.records}
+
     def test_a_long_one_keeps_them_away_for_a_minute(self) -> None:
         """Fault: one Retry-After with an epoch in it locks a client for years."""
 
@@ -457,12 +492,20 @@ class TestWithoutStore:
             Lease(slots=1, delay=math.inf, closed_for=0.0, members=1),
             Lease(slots=1, delay=math.nan, closed_for=0.0, members=1),
             Lease(slots=1, delay=-1.0, closed_for=0.0, members=1),
+            Lease(slots=1, delay=60.3, closed_for=0.0, members=1),
+            Lease(slots=1, delay=0.0, closed_for=60.1, members=1),
+            Lease(slots=1, delay=0.0, closed_for=math.nan, members=1),
+            Lease(slots=1, delay=0.0, closed_for=-1.0, members=1),
+            Lease(slots=1, delay=0.0, closed_for=0.0, members=0),
         ],
     )
     def test_an_answer_that_makes_no_sense_is_a_failure_of_the_store(
         self, lease: Lease, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Fault: a store that leases nothing is asked again at once, for ever."""
+        """Fault: a store that leases nothing is asked again at once, for ever.
+
+        One that closed the server for years left every target of a bulk stop unsent.
+        """
 
         async def scenario() -> float:
             pace = MemoryPace(rate=100)
@@ -474,6 +517,31 @@ class TestWithoutStore:
 
         assert virtual_time.run(scenario()) == pytest.approx(2, abs=0.1)
         assert "slots were asked for, and the store answered Lease(" in caplog.text
+
+    def test_the_longest_delay_that_the_schedule_can_have_is_waited_for(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100)
+            # A pause of a minute, then two leases of each of nine members.
+            pace.lease = Lease(slots=1, delay=61.0, closed_for=60.0, members=9)
+            return await Member(pace).attempt()
+
+        assert virtual_time.run(scenario()) == pytest.approx(61.0, abs=0.1)
+        assert "cannot be asked" not in caplog.text
+
+    def test_the_warning_is_one_line(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Fault: the text of an exception of a store began further lines of the log."""
+
+        async def scenario() -> None:
+            pace = MemoryPace(rate=100)
+            pace.error = ConnectionError("refused\n  by the\r\nserver")
+            await Member(pace).attempt()
+
+        virtual_time.run(scenario())
+
+        (record,) = caplog.records
+        assert "(ConnectionError: refused by the server)" in record.getMessage()
 
     def test_a_pace_that_cannot_be_opened_is_asked_again(
         self, caplog: pytest.LogCaptureFixture
@@ -507,7 +575,7 @@ class TestWithoutStore:
             return now()
 
         assert virtual_time.run(scenario()) == pytest.approx(2, abs=0.1)
-        assert "(CancelledError: )" in caplog.text
+        assert "(CancelledError)" in caplog.text
 
     def test_a_request_that_is_cancelled_from_outside_is_made_again(
         self, caplog: pytest.LogCaptureFixture

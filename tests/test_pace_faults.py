@@ -284,7 +284,9 @@ class TestFile:
             await warnings.wait_for(AWAY)
             await stops.more(20)
 
-        assert warnings.kinds == [AWAY]
+        # A busy disk may have been another reason before.
+        warnings.assert_alternate()
+        assert warnings.kinds[-1] == AWAY
 
     async def test_a_folder_that_is_made_again_is_used_again(
         self, emulator: Emulator, connect: Connect, path: Path, warnings: Warnings

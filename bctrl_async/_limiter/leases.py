@@ -14,7 +14,7 @@ from functools import partial
 from uuid import uuid4
 
 from bctrl_async._lifetime import close_with_loop
-from bctrl_async._limiter.pace import LEASE, Lease, Pace, PaceStore
+from bctrl_async._limiter.pace import LEASE, MAX_CLOSED, Lease, Pace, PaceStore, longest_queue
 
 _log = logging.getLogger("bctrl_async.pace")
 
@@ -36,8 +36,8 @@ class Leases:
         pace: The pace.
         waiting: Returns the number of attempts that wait for a slot.
         on_lease: Called when attempts may start, or have to be held back, otherwise than before.
-        on_closed: Called with the time and the seconds for which a server has asked another member
-            to stay away.
+        on_closed: Called with the time and the seconds for which a server has asked a member to
+            stay away; returns True if the session has to wait for that, and did not know it.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Leases:
         *,
         waiting: Callable[[], int],
         on_lease: Callable[[], None],
-        on_closed: Callable[[float, float], None],
+        on_closed: Callable[[float, float], bool],
     ) -> None:
         self._pace = pace
         self._interval = 1.0 / pace.rate
@@ -161,7 +161,7 @@ class Leases:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
-            self._go_away(f"{type(error).__name__}: {error}")
+            self._go_away(_in_one_line(error))
         else:
             self._receive(lease, loop.time())
         finally:
@@ -184,10 +184,22 @@ class Leases:
         closed_for = closed_until - now if closed_until > self._reported_until else 0.0
         async with asyncio.timeout(_INTERVAL):
             lease = await self._store.lease(self._member, slots, max(closed_for, 0.0))
-        if not (min(slots, 1) <= lease.slots <= slots and 0.0 <= lease.delay < math.inf):
+        if not self._is_possible(lease, slots):
             raise ValueError(f"{slots} slots were asked for, and the store answered {lease}")
         self._reported_until = closed_until
         return lease
+
+    def _is_possible(self, lease: Lease, slots: int) -> bool:
+        """Return True if a schedule may answer so; anything else would hold up the session."""
+        # Members may have left with the lease before.
+        members = max(lease.members, self._members)
+        longest_delay = MAX_CLOSED + longest_queue(self._pace.rate, members)
+        return (
+            min(slots, 1) <= lease.slots <= slots
+            and 0.0 <= lease.delay <= longest_delay
+            and 0.0 <= lease.closed_for <= MAX_CLOSED
+            and lease.members >= 1
+        )
 
     def _wanted(self, now: float) -> int:
         """Return the number of slots to ask for: those that will be used, for others are lost."""
@@ -197,14 +209,18 @@ class Leases:
         return max(waiting, 0)
 
     def _receive(self, lease: Lease, now: float) -> None:
-        self._members = max(lease.members, 1)
+        self._members = lease.members
         if now > self._requested_at + _PATIENCE:
             # Late: it is used the next time, when the connection is there.
             return
         self._come_back(now)
         self._round_trip = now - self._requested_at
-        if lease.closed_for > 0.0:
-            self._on_closed(now, lease.closed_for)
+        if lease.closed_for > 0.0 and self._on_closed(now, lease.closed_for):
+            _log.warning(
+                "the server asked another member of the shared pace to wait (Retry-After): this "
+                "session starts no attempt for %.3g s",
+                lease.closed_for,
+            )
         if lease.slots:
             self._size = lease.slots
             self._following = now + lease.delay, lease.slots
@@ -228,6 +244,11 @@ class Leases:
         if self._away_since is not None:
             _log.warning("the shared pace is used again, after %.3f s", now - self._away_since)
             self._away_since = None
+
+
+def _in_one_line(error: BaseException) -> str:
+    # The text of an exception may have any lines, or be empty.
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
 async def _close(store: PaceStore) -> None:

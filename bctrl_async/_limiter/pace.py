@@ -7,18 +7,33 @@ from abc import ABC, abstractmethod
 import msgspec
 
 from bctrl_async import _config
+from bctrl_async._limiter.rate import PROBE_INTERVAL
 
 LEASE = 0.05
 """Seconds that a lease lasts at most. It is the longest that a single member makes others wait."""
+MAX_CLOSED = PROBE_INTERVAL
+"""The longest Retry-After in seconds that is shared: in a longer one a call a minute is a probe."""
+
+
+def longest_queue(rate: float, members: int) -> float:
+    """Return the seconds that the leases of all members take at most.
+
+    Each member has one lease ahead, or waits for its next one. At a low rate a slot is longer than
+    a lease.
+    """
+    return 2.0 * max(LEASE, 1.0 / rate) * (members + 1)
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """Slots of a shared schedule: attempts that one member may start, at the rate of the pace.
 
+    A session takes an answer beyond these bounds for a failure of the store.
+
     Args:
-        slots: The number of slots; at most as many as were asked for.
-        delay: Seconds until the first slot.
-        closed_for: Seconds for which a server has asked all to stay away (Retry-After), or 0.
+        slots: The number of slots; at most as many as were asked for, and at least 1 of them.
+        delay: Seconds until the first slot; at most a pause of 60 and two leases of each member.
+        closed_for: Seconds for which a server has asked all to stay away (Retry-After), or 0; at
+            most 60.
         members: The number of members that share the rate, this one included; at least 1.
     """
 

@@ -43,6 +43,8 @@ _BURST = 0.02
 """Seconds' worth of attempts that may start at once, to make up for late timers."""
 _SAME_PAUSE = 0.05
 """Seconds by which a pause that was reported by another process is longer if it is a new one."""
+_NOTABLE = 0.5
+"""Seconds by which such a pause is longer if it is worth a warning: bursts prolong it a little."""
 _MIN_RATE = 0.5
 """The lowest rate, in attempts per second, however much the server throttles."""
 _WINDOW_LIMITED = 5.0
@@ -151,12 +153,18 @@ class AdaptiveRate:
             if not covered:
                 self._epoch_start = paused_until
 
-    def hold(self, now: float, seconds: float) -> None:
-        """Pause because a server has asked another process to stay away for so long."""
-        if now + seconds > self._paused_until + _SAME_PAUSE:
+    def hold(self, now: float, seconds: float) -> bool:
+        """Pause because a server has asked another process to stay away for so long.
+
+        Return True if that is a pause of its own, which makes attempts wait for notably longer.
+        """
+        ends = now + seconds
+        is_new = ends > max(self._paused_until, now) + _NOTABLE
+        if ends > self._paused_until + _SAME_PAUSE:
             self._asked_at, self.is_probed, self._is_paused = now, False, True
-            self._paused_until = self.retry_after_ends = now + seconds
-            self._next_start = now + seconds + _BURST
+            self._paused_until = self.retry_after_ends = ends
+            self._next_start = ends + _BURST
+        return is_new
 
     def _end_pause(self, now: float) -> None:
         """End the pause before its time, after an answer to a probe."""
