@@ -1,8 +1,10 @@
 """A rate shared by several limiters through leases, in virtual time."""
 
 import asyncio
+import gc
 import logging
 import math
+import warnings
 
 import pytest
 import virtual_time
@@ -665,6 +667,26 @@ class TestEnd:
         virtual_time.run(scenario())
 
         assert (pace.opened, pace.closed) == (1, 1)
+
+    def test_a_loop_that_ends_gets_no_further_task(self) -> None:
+        """Fault: a Retry-After that was not reported yet made another request in a dying loop."""
+        pace = MemoryPace(rate=100)
+
+        async def scenario() -> Member:
+            member = Member(pace)
+            await member.limiter.acquire(60)
+            pace.latency = 10.0
+            member.limiter.release(throttled(5.0))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            return member
+
+        with warnings.catch_warnings(record=True) as caught:
+            virtual_time.run(scenario())
+            gc.collect()
+
+        assert len(pace.calls) == 2
+        assert caught == []
 
     def test_a_limiter_that_was_never_used_opens_nothing(self) -> None:
         pace = MemoryPace(rate=100)

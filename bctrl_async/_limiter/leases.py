@@ -170,9 +170,12 @@ class Leases:
     def _on_answer(self, request: asyncio.Task[None]) -> None:
         """Go on after a request, also one that was cancelled: others may wait for it."""
         self._request = None
-        if not self._is_closed:
+        if self._is_closed:
+            return
+        if not request.cancelled():
+            # A loop that ends cancels its tasks, and must not get another one.
             self._report(request.get_loop().time())
-            self._on_lease()
+        self._on_lease()
 
     async def _lease(self, now: float) -> Lease:
         if self._store is None:
