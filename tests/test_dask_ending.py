@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -28,12 +29,20 @@ class TestEnding:
     async def test_the_first_401_ends_the_run(
         self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """Fault: the account did not say on which of the workers the key is wrong."""
         monkeypatch.setenv("BCTRL_API_KEY", "a-revoked-key")
         targets = add_runtimes(emulator, 3_000)
 
         report = await stop_runtimes(cluster.client, targets, chunk_size=50, concurrency=5)
 
         assert isinstance(report.ended_early, BctrlAuthenticationError)
+        assert report.ended_early.status == 401
+        addresses = "|".join(re.escape(worker.address) for worker in cluster.workers)
+        assert re.match(
+            rf"(stop of .*: )?the worker ({addresses}): the server answered 401 .*"
+            r"Check the API key \(BCTRL_API_KEY\)$",
+            str(report.ended_early),
+        )
         assert report.counts.total() == 3_000
         assert report.counts[StopResult.NOT_SENT] > 2_500
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
@@ -146,7 +147,11 @@ class TestSession:
         report = await stop_runtimes(cluster.client, add_runtimes(emulator, 5), session=_raise)
 
         assert report.counts == {StopResult.NOT_SENT: 5}
-        assert "LookupError: no vault" in str(report.ended_early)
+        addresses = "|".join(re.escape(worker.address) for worker in cluster.workers)
+        assert re.match(
+            rf"the worker ({addresses}) cannot make its session: LookupError: no vault\. Read",
+            str(report.ended_early),
+        )
 
     async def test_an_idle_session_is_closed(
         self, cluster: SmallCluster, monkeypatch: pytest.MonkeyPatch

@@ -84,7 +84,7 @@ class Run:
             )
             await asyncio.sleep(self.latency(self._in_flight))
             self._in_flight -= 1
-            limiter.release(answer or "a runtime", retries.throttled)
+            limiter.release(answer or "a runtime")
             if answer is None:
                 return
             self.throttled += 1

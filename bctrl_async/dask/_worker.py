@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 
 from bctrl_async._version import __version__
 from bctrl_async.bulk import StopBatch
@@ -212,6 +213,11 @@ def _session(host: Host, recipe: Recipe) -> BctrlSession:
             advice=error.advice,
             argument=error.argument,
         ) from None
+    except Exception as error:
+        raise BctrlError(
+            f"the worker {host.address} cannot make its session: {type(error).__name__}: {error}",
+            advice="Read the logs of the workers",
+        ) from error
     if not isinstance(session, BctrlSession):
         raise BctrlConfigError(
             f"the session= function returned {type(session).__name__}, not a BctrlSession",
@@ -276,7 +282,7 @@ class _Account:
         self._timer.cancel()
         # Without a failure a chunk does not end early, and a report costs as many as there are.
         ended = self.batch.report.ended_early if self._has_failures and self.batch else None
-        message = encode(Outcomes(self._number, self._new, ended))
+        message = encode(Outcomes(self._number, self._new, self._named(ended)))
         self._new = []
         self._messages.append(message)
         self._host.publish(message)
@@ -285,4 +291,12 @@ class _Account:
         """Return the encoded `Result` of a chunk that has ended."""
         if self._new:
             self._send()
-        return encode(Result(self._messages, report.throttled, report.ended_early))
+        return encode(Result(self._messages, report.throttled, self._named(report.ended_early)))
+
+    def _named(self, reason: BctrlError | None) -> BctrlError | None:
+        """Return the reason with the worker in it: its key, or its network, may be another."""
+        if reason is None:
+            return None
+        named = copy(reason)
+        named.summary = f"the worker {self._host.address}: {reason.summary}"
+        return named
