@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from bctrl_async import RuntimeRef, StopResult
 from bctrl_async.dask._chunks import Chunk
 from bctrl_async.dask._messages import Known
@@ -88,6 +90,22 @@ def test_what_a_dead_worker_may_have_sent_is_not_reported_as_not_sent() -> None:
     assert first.error is not None
     assert first.error.may_have_stopped
     assert second.result is StopResult.NOT_SENT
+
+
+@pytest.mark.parametrize("second", [StopResult.NOT_SENT, StopResult.REJECTED])
+def test_a_target_that_is_unknown_to_the_first_worker_stays_so(second: StopResult) -> None:
+    """Fault: a request that may have stopped the runtime is reported as never sent."""
+    repeated = chunk()
+    repeated.begin()
+    list(repeated.add([known(0, StopResult.UNKNOWN), known(1, StopResult.STOPPED)]))
+    repeated.begin()
+    list(repeated.add([known(0, second)]))
+
+    (outcome,) = repeated.end(REASON)
+
+    assert outcome.result is StopResult.UNKNOWN
+    assert outcome.error is not None
+    assert outcome.error.may_have_stopped
 
 
 def test_targets_that_are_handed_out_again_are_counted_once() -> None:

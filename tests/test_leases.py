@@ -14,7 +14,9 @@ from pacing import Member, MemoryPace, jain, most_in_a_window
 from throttling import throttled
 
 from bctrl_async import BctrlConfigError, BctrlRateLimitError
+from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.pace import LEASE
+from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.pace import Lease, Pace, PaceStore
 
 
@@ -178,6 +180,33 @@ class TestSharing:
 
         assert virtual_time.run(scenario()) <= 1000 * LEASE + 1
 
+    def test_a_slot_is_lost_one_lease_after_its_time(self) -> None:
+        """Fault: a member that was idle for two leases starts both at once."""
+
+        async def scenario() -> int:
+            pace = MemoryPace(rate=1000)
+            member = Member(pace, latency=0.0)
+            abandoned = asyncio.gather(*(member.attempt() for _ in range(50)))
+            await asyncio.sleep(0.001)
+            abandoned.cancel()
+            await asyncio.sleep(LEASE + 0.04)
+            began = now()
+            await member.bulk(100)
+            return member.between(began, began + 0.0005)
+
+        # The fifty slots of the first lease were due in its 0.05 s: 0.04 s of them are lost.
+        assert virtual_time.run(scenario()) == pytest.approx(10, abs=2)
+
+    def test_those_that_have_a_slot_ask_for_no_other(self) -> None:
+        async def scenario() -> list[int]:
+            pace = MemoryPace(rate=1000, latency=0.02)
+            member = Member(pace)
+            await asyncio.gather(*(member.attempt() for _ in range(60)))
+            return pace.asked_for
+
+        # Fifty are in the first lease, and of these some still wait when the second is asked for.
+        assert virtual_time.run(scenario()) == [60, 10]
+
     def test_single_stops_wait_for_milliseconds_beside_bulks_in_other_processes(self) -> None:
         async def scenario() -> list[float]:
             pace = MemoryPace(rate=195)
@@ -237,6 +266,29 @@ class TestPriorities:
         singles, starts = virtual_time.run(scenario())
 
         assert singles == pytest.approx(0.8 * starts, rel=0.1)
+
+    def test_a_retry_goes_before_the_turn_of_the_bulk(self) -> None:
+        async def scenario() -> list[str]:
+            limiter = Limiter(1, AdaptiveRate())
+            order: list[str] = []
+
+            async def use(name: str, priority: Priority) -> None:
+                await limiter.acquire(60, priority)
+                order.append(name)
+                await asyncio.sleep(1)
+                limiter.release("a runtime")
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(6):
+                    group.create_task(use("single", Priority.SINGLE))
+                group.create_task(use("bulk", Priority.BULK))
+                # The bulk waits while four go before it, so the next turn is its own.
+                while len(order) < 5:
+                    await asyncio.sleep(0.5)
+                group.create_task(use("retry", Priority.RETRY))
+            return order
+
+        assert virtual_time.run(scenario()) == ["single"] * 5 + ["retry", "bulk", "single"]
 
     def test_waiting_single_stops_go_on_when_the_bulk_is_cancelled_at_its_turn(self) -> None:
         async def scenario() -> int:
@@ -413,6 +465,19 @@ class TestWithoutStore:
             "the shared pace cannot be asked (ConnectionRefusedError: refused): this session goes "
             "on with 100 attempts a second, its share of 1"
         )
+
+    def test_attempts_that_are_late_by_a_timer_are_made_up_for(self) -> None:
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100)
+            pace.error = ConnectionRefusedError("refused")
+            member = Member(pace, latency=0.008, limit=1)
+            for _ in range(100):
+                # Longer than the rate says, and then as much shorter.
+                member.latency = 0.02 - member.latency
+                await member.attempt()
+            return now()
+
+        assert virtual_time.run(scenario()) == pytest.approx(1.0, abs=0.02)
 
     def test_a_store_that_goes_away_leaves_each_its_share(
         self, caplog: pytest.LogCaptureFixture
@@ -626,6 +691,38 @@ class TestEnd:
             return pace.opened, pace.closed, asyncio.all_tasks() - {asyncio.current_task()}
 
         assert virtual_time.run(scenario()) == (1, 1, set())
+
+    def test_a_request_that_closing_interrupts_is_no_failure_of_the_store(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Fault: a session that closes warns that it goes on without the store."""
+
+        class Interrupted(Pace):
+            def open(self) -> PaceStore:
+                return InterruptedStore()
+
+        class InterruptedStore(PaceStore):
+            async def lease(self, *_: object) -> Lease:
+                try:
+                    await asyncio.sleep(math.inf)
+                except asyncio.CancelledError:
+                    raise ConnectionError("the connection was closed") from None
+                raise AssertionError
+
+            async def close(self) -> None:
+                pass
+
+        async def scenario() -> None:
+            member = Member(Interrupted(rate=100))
+            waiting = asyncio.create_task(member.attempt())
+            await asyncio.sleep(0.1)
+            await member.close()
+            with pytest.raises(BctrlConfigError, match="the session is closed"):
+                await waiting
+
+        virtual_time.run(scenario())
+
+        assert caplog.records == []
 
     def test_nothing_is_asked_for_after_the_end(self) -> None:
         async def scenario() -> int:
