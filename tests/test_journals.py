@@ -211,6 +211,29 @@ class TestTwoJournals:
         first = outcome(result=StopResult.STOPPED, after=1)
         assert merge(first, outcome(result=StopResult.ALREADY_STOPPED, after=2)).at == first.at
 
+    @pytest.mark.parametrize("after", [0, 2])
+    @pytest.mark.parametrize(
+        "known",
+        [
+            {"runtime": runtime("failed")},
+            {"error": BctrlNotFoundError("gone", code="runtime.not_found")},
+        ],
+        ids=["failed", "gone"],
+    )
+    def test_an_accepted_stop_whose_runtime_has_ended_says_more_than_an_open_one(
+        self, known: dict[str, Runtime | BctrlError], after: float
+    ) -> None:
+        """Fault: the first by time is kept, so a runtime that is gone is unknown."""
+        accepted, open_runtime = StopResult.ACCEPTED, runtime("active")
+        ended = outcome(result=accepted, after=1, **known)  # type: ignore[arg-type]
+        assert merge(ended, outcome(result=accepted, after=after, runtime=open_runtime)).at == (
+            ended.at
+        )
+
+    def test_the_last_that_was_not_found_is_kept(self) -> None:
+        last = outcome(result=StopResult.NOT_FOUND, after=2)
+        assert merge(outcome(result=StopResult.NOT_FOUND, after=1), last).at == last.at
+
     def test_the_last_is_kept_if_the_target_is_sent_again(self) -> None:
         last = outcome(result=StopResult.REJECTED, after=2)
         assert merge(outcome(result=StopResult.UNKNOWN, after=1), last).at == last.at
@@ -288,6 +311,11 @@ class TestFiles:
         for single in ("1", b"1", Path("1")):
             with pytest.raises(BctrlConfigError, match="invalid paths: expected an iterable"):
                 read_journals(single)  # type: ignore[arg-type]
+
+    def test_a_path_that_no_file_can_have_is_an_error(self) -> None:
+        """Fault: it is a ValueError of `Path.resolve`, not one of this package."""
+        with pytest.raises(BctrlConfigError, match="cannot be read: embedded null"):
+            merge_journals([write("0"), "a\0b"])
 
     def test_a_journal_that_a_run_writes_can_be_read(self) -> None:
         journal = Journal("1", SERVER)

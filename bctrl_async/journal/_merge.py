@@ -22,18 +22,21 @@ from bctrl_async.outcomes import (
     StopOutcome,
     StopReport,
     StopResult,
+    has_ended,
     successes,
 )
 
 _log = logging.getLogger("bctrl_async.journal")
 
 _RANKS = {
-    StopResult.STOPPED: 3,
-    StopResult.ALREADY_STOPPED: 3,
+    StopResult.STOPPED: 4,
+    StopResult.ALREADY_STOPPED: 4,
     StopResult.ACCEPTED: 2,
     StopResult.NOT_FOUND: 1,
 }
 """The result with the highest rank says most about a runtime; that of any other is 0."""
+_ACCEPTED_AND_ENDED = 3
+"""The rank of `accepted` if the runtime has failed or is gone since."""
 _SENT_AGAIN = 1
 """The highest rank of an outcome whose target is sent again by a resumed run."""
 _MAX_NAMED = 3
@@ -114,8 +117,9 @@ def merge_journals(
     """Read journals of one server, also while runs write them, and keep one outcome per target.
 
     Of several outcomes, the one that says most about the runtime is kept: `stopped` or
-    `already_stopped`, else `accepted`, else `not_found`, else any other. Of several of these the
-    first by time is kept, but the last if the target is to be sent again.
+    `already_stopped`, else `accepted` of a runtime that has failed or is gone since, else any
+    `accepted`, else `not_found`, else any other. Of several of these the first by time is kept, but
+    the last if the target is to be sent again.
 
     An outcome has an `error` unless its runtime is stopped, as far as the journal has it, and a
     `runtime` if it is `accepted` or `unknown` and the server described it.
@@ -136,7 +140,7 @@ def merge_journals(
     if isinstance(paths, str | bytes | os.PathLike):
         raise _config.invalid_type("paths", paths, "an iterable of paths")
     # A target would seem to be in two journals.
-    files = list({Path(path).resolve(): Path(path) for path in paths}.values())
+    files = list({_resolved(Path(path)): Path(path) for path in paths}.values())
     if not files:
         raise BctrlConfigError("there are no journals", argument="paths")
     merging = _Merging(max_age)
@@ -260,8 +264,22 @@ class _Merging:
             )
 
 
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    # Before Python 3.13, a loop of links is a RuntimeError.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise read_error(path, str(error)) from error
+
+
+def _rank(outcome: StopOutcome) -> int:
+    if outcome.result is StopResult.ACCEPTED and has_ended(outcome):
+        return _ACCEPTED_AND_ENDED
+    return _RANKS.get(outcome.result, 0)
+
+
 def _is_better(outcome: StopOutcome, known: StopOutcome) -> bool:
-    rank, known_rank = (_RANKS.get(each.result, 0) for each in (outcome, known))
+    rank, known_rank = _rank(outcome), _rank(known)
     if rank != known_rank:
         return rank > known_rank
     return outcome.at > known.at if rank <= _SENT_AGAIN else outcome.at < known.at
