@@ -154,17 +154,18 @@ async def test_a_target_in_two_journals_counts_once_and_is_named(command: Comman
 
 
 async def test_json_has_one_object_for_each_target(command: Command) -> None:
+    """Fault: a target without an outcome that the list has twice is printed and counted twice."""
     first = journal("1.jsonl", outcome("a"), outcome("b", StopResult.UNKNOWN))
     second = journal("2.jsonl", outcome("a"), outcome("other"))
     code, out, err = await command(
-        "report", "--json", first, second, "--from", targets("missing", "b", "b", "a")
+        "report", "--json", first, second, "--from", targets("missing", "b", "b", "missing", "a")
     )
 
     found = objects(out)
     assert [(line["index"], line["alias"], line["result"], line["journals"]) for line in found] == [
         (0, "missing", None, []),
         (1, "b", "unknown", ["1.jsonl"]),
-        (3, "a", "stopped", ["1.jsonl", "2.jsonl"]),
+        (4, "a", "stopped", ["1.jsonl", "2.jsonl"]),
         (None, "other", "stopped", ["2.jsonl"]),
     ]
     assert len({tuple(line) for line in found}) == 1
@@ -179,7 +180,7 @@ async def test_json_has_one_object_for_each_target(command: Command) -> None:
     }
     assert err.splitlines()[-1] == (
         "1 of 3 not running, 1 unknown, 1 without an outcome after 1.50 s: 1 stopped, 1 unknown; "
-        "1 duplicate, sent once; 2 journals, 1 target in two of them"
+        "2 duplicates in the list; 2 journals, 1 target in two of them"
     )
     assert code == 1
 

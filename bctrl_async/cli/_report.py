@@ -182,18 +182,21 @@ class _Account:
         """Print the summary, and return the exit code."""
         of_outcomes = replace(self._merged, outcomes=self._outcomes).report(missing_ok=missing_ok)
         total = len(self._outcomes) + len(self._missing)
-        whole = replace(of_outcomes, total=total, duplicates=self._duplicates)
+        whole = replace(of_outcomes, total=total)
         if whole.ended_early is not None:
             print_warning(str(whole.ended_early))
         states = self._printer.states
         summary = summarize(whole, states, input_left=self._input_left, missing=len(self._missing))
+        if self._duplicates:
+            summary += f"; {pluralize(self._duplicates, 'duplicate')} in the list"
         summary += f"; {self._journals_text()}"
         if self._json:
             print_info(summary)
         else:
             self._output.print_result(summary, wrap=True)
         print_not_found(whole)
-        all_ended = states[RuntimeState.NOT_RUNNING] == total and not self._input_left
+        # An input that is not read to its end has a line that is invalid, or has no outcome.
+        all_ended = states[RuntimeState.NOT_RUNNING] == total
         # Without a list, only complete journals show that there are no further targets.
         is_whole = self._has_list or whole.ended_early is None
         return 0 if all_ended and is_whole and not self._output.write_failed else FAILED
