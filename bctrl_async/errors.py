@@ -5,6 +5,7 @@ error status, a `BctrlNetworkError` is the lack of a usable answer.
 
     BctrlError
     ├── BctrlConfigError (also ValueError)
+    │   └── journal.JournalInUseError
     ├── BctrlNetworkError
     │   ├── BctrlTimeoutError (also TimeoutError)
     │   └── BctrlResponseError

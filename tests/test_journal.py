@@ -36,7 +36,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault
-from bctrl_async.journal import Journal, JournalContent, read_journal
+from bctrl_async.journal import Journal, JournalContent, JournalInUseError, read_journal
 from bctrl_async.journal import _run as module
 from bctrl_async.journal._content import format_age
 from bctrl_async.journal._format import _seal, header_line
@@ -550,7 +550,7 @@ class TestLock:
         first = Journal(path, SERVER)
         first.write(outcome(0, "a"))
         before = path.read_bytes()
-        with pytest.raises(BctrlConfigError, match="in use by another run") as caught:
+        with pytest.raises(JournalInUseError, match="in use by another run") as caught:
             Journal(path, SERVER)
         assert str(path) in str(caught.value)
         assert path.read_bytes() == before

@@ -9,13 +9,14 @@ import typer
 from bctrl_async import BctrlConfigError, BctrlError, __version__
 from bctrl_async.cli._demo import demo
 from bctrl_async.cli._emulator import emulator
-from bctrl_async.cli._exit_codes import FAILED, USAGE, exit_code
+from bctrl_async.cli._exit_codes import FAILED, JOURNAL_IN_USE, USAGE, exit_code
 from bctrl_async.cli._journal import journal
 from bctrl_async.cli._list import list_runtimes
 from bctrl_async.cli._output import WarningPrinter, print_error, report_os_error
 from bctrl_async.cli._report import report
 from bctrl_async.cli._stop import stop
 from bctrl_async.emulator import Fault
+from bctrl_async.journal import JournalInUseError
 
 # Without a handler, Python prints warnings to stderr, into the live display.
 _NO_LOG = logging.NullHandler()
@@ -80,6 +81,9 @@ def main(args: Sequence[str] | None = None) -> int:
         see = f" (see {context.command_path} --help)" if context else ""
         print_error(error.format_message().strip().rstrip(".") + see)
         return USAGE
+    except JournalInUseError as error:
+        print_error(str(error))
+        return JOURNAL_IN_USE
     except BctrlConfigError as error:
         print_error(_CONFIG_ERRORS.get(error.argument, str(error)))
         return USAGE

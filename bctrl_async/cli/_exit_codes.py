@@ -8,6 +8,8 @@ FAILED = 1
 """Not everything is settled; running the command again may help."""
 USAGE = 2
 """A usage or configuration error: the same command would fail again."""
+JOURNAL_IN_USE = 75
+"""The journal is in use, and the same command may succeed later: EX_TEMPFAIL of sysexits.h."""
 
 
 def exit_code(errors: Iterable[BctrlError | None]) -> int:

@@ -179,7 +179,7 @@ def stop(
     second one aborts them.
 
     Exit codes: 0 none is running, 1 some are or may be, 2 usage or configuration
-    error, 130 interrupted.
+    error, 75 the journal is in use: try later, 130 interrupted.
     """
     file = single_file(context, files)
     _check_usage(context)

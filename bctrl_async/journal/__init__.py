@@ -10,11 +10,12 @@ from bctrl_async.journal._merge import (
     merge_journals,
     read_journals,
 )
-from bctrl_async.journal._run import Journal
+from bctrl_async.journal._run import Journal, JournalInUseError
 
 __all__ = [
     "Journal",
     "JournalContent",
+    "JournalInUseError",
     "JournalOutcome",
     "MergedJournals",
     "merge_journals",

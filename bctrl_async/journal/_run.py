@@ -34,6 +34,13 @@ else:
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 
 
+class JournalInUseError(BctrlConfigError):
+    """Another run has the journal, or a file server still holds the lock of a client that died.
+
+    The same call may succeed later. Nothing was sent.
+    """
+
+
 class Journal:
     """A journal that is open for one run and locked against others.
 
@@ -46,9 +53,9 @@ class Journal:
         settled: The outcomes of settled targets that the file had when it was opened.
 
     Raises:
-        BctrlConfigError: The file cannot be opened, is in use by another run, is older than
-            `max_age`, or is not an intact journal of this version and server. It is left
-            unchanged.
+        JournalInUseError: The file is in use by another run.
+        BctrlConfigError: The file cannot be opened, is older than `max_age`, or is not an intact
+            journal of this version and server. It is left unchanged.
         BctrlError: The header could not be written, for example on a full disk.
     """
 
@@ -109,7 +116,7 @@ class Journal:
         try:
             _lock(self._file)
         except BlockingIOError as error:
-            raise BctrlConfigError(
+            raise JournalInUseError(
                 f"the journal {str(self._path)!r} is in use by another run",
                 advice="Wait until that run has ended, or use another file",
             ) from error
