@@ -163,6 +163,16 @@ class TestStops:
         assert report.duplicates == 1
         assert len(emulator.requests) == 1
 
+    async def test_duplicates_of_a_target_that_is_not_handed_out_are_read(
+        self, emulator: Emulator
+    ) -> None:
+        """Fault: the run waited for the first of them, which waited for its chunk to be full."""
+        targets = add_runtimes(emulator, 2)
+        async with small_cluster(1) as cluster, asyncio.timeout(30):
+            report = await stop_runtimes(cluster.client, [targets[0]] * 2500 + [targets[1]])
+        assert (report.total, report.duplicates, report.ok) == (2501, 2499, True)
+        assert len(emulator.requests) == 2
+
     async def test_thousands_of_duplicates_of_one_target_are_read(
         self, cluster: SmallCluster, emulator: Emulator
     ) -> None:

@@ -171,6 +171,34 @@ class TestChangingLimit:
         assert run.throttled <= 0.05 * run.requests
 
 
+class TestTargetsOfTheirOwn:
+    def test_a_call_that_alone_is_throttled_again_and_again_slows_down_no_other(self) -> None:
+        """Fault: a target that was always answered 503 kept a whole session at a crawl."""
+        rate = AdaptiveRate()
+        rate.on_throttled(0.0, None, 1)
+        for repeats in range(1, 30):
+            now = 10.0 * repeats
+            for _ in range(10):
+                rate.on_success(now)
+            rate.on_throttled(now, None, 1, repeats)
+            rate.on_start(now)
+        assert not rate.is_throttled
+
+    def test_one_that_is_throttled_with_others_does(self) -> None:
+        rate = AdaptiveRate()
+        for repeats in range(30):
+            rate.on_success(float(repeats))
+            rate.on_throttled(float(repeats), None, 1, repeats)
+        assert rate.is_throttled
+
+    def test_its_retry_after_is_kept(self) -> None:
+        rate = AdaptiveRate()
+        for _ in range(10):
+            rate.on_success(0.0)
+        rate.on_throttled(0.0, 5.0, 1, 2)
+        assert rate.delay(0.0, 0) == 5.0
+
+
 class TestRandomThrottling:
     @pytest.mark.parametrize("share", [0.01, 0.06, 0.3])
     def test_slowing_down_that_changes_nothing_is_undone(self, share: float) -> None:

@@ -84,7 +84,7 @@ class Run:
             )
             await asyncio.sleep(self.latency(self._in_flight))
             self._in_flight -= 1
-            limiter.release(answer or "a runtime")
+            limiter.release(answer or "a runtime", retries.throttled)
             if answer is None:
                 return
             self.throttled += 1

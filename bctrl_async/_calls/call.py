@@ -80,6 +80,11 @@ class Call(msgspec.Struct, Generic[_T]):
         return self.retries is not None and self.retries.may_have_stopped
 
     @property
+    def throttled(self) -> int:
+        """The number of its attempts so far that were throttled."""
+        return 0 if self.retries is None else self.retries.throttled
+
+    @property
     def patience_ends(self) -> float:
         """The time at which its patience ends; inf until an attempt was throttled."""
         return math.inf if self.retries is None else self.retries.patience_ends

@@ -162,7 +162,7 @@ class Sender:
                         raise
                     ended = BctrlNetworkError("the DNS lookup was still in progress")
                 finally:
-                    self.limiter.release(ended)
+                    self.limiter.release(ended, call.throttled)
                 was_sent, call.in_flight = call.in_flight, False
                 if not isinstance(ended, BctrlError):
                     self._record_answer(call)

@@ -11,7 +11,7 @@ _SLOWDOWN = 0.5
 """The rate must fall to this share of its old value to show that slowing down is futile."""
 _UNCHANGED = 2.0
 """A throttled share that differs by at most this factor is unchanged."""
-_SCATTER = 1.5
+_SCATTER = 1.4
 """The distances between throttled responses may vary this many times as much as by chance."""
 _MAX_SHARE = 0.5
 """If the server throttles a larger share than this, slowing down is never called futile."""
@@ -60,6 +60,11 @@ class RefusalBaseline:
         else:
             self._after.append(distance)
             self._rates_after.append(self._rate)
+
+    @property
+    def successes_in_a_row(self) -> int:
+        """The number of responses since the last one that was throttled."""
+        return self._successes - self._last_throttled
 
     def covers(self, now: float) -> bool:
         """Return True if recent throttling is within the baseline."""

@@ -181,29 +181,32 @@ class Limiter:
             retry_after=wait,
         )
 
-    def release(self, answer: object) -> None:
+    def release(self, answer: object, repeats: int = 0) -> None:
         """Release a slot and admit the next waiter.
 
         Args:
             answer: The attempt's parsed response or `BctrlError`; None if it has neither.
+            repeats: Earlier attempts of the same call that were throttled.
         """
         loop = asyncio.get_running_loop()
         if isinstance(answer, BctrlError):
-            self._on_error(answer, loop.time())
+            self._on_error(answer, loop.time(), repeats)
         elif answer is not None:
             self._rate.on_success(loop.time())
         self._free += 1
         if self._queued:
             self._admit(loop)
 
-    def _on_error(self, error: BctrlError, now: float) -> None:
+    def _on_error(self, error: BctrlError, now: float, repeats: int) -> None:
         if error.status in THROTTLED:
-            self._on_throttled(error.status, error.retry_after, now)
+            self._on_throttled(error.status, error.retry_after, now, repeats)
         elif error.status is not None:
             self._rate.on_success(now)
 
-    def _on_throttled(self, status: int, retry_after: float | None, now: float) -> None:
-        self._rate.on_throttled(now, retry_after, self.in_use)
+    def _on_throttled(
+        self, status: int, retry_after: float | None, now: float, repeats: int
+    ) -> None:
+        self._rate.on_throttled(now, retry_after, self.in_use, repeats)
         if self._leases is not None and retry_after is not None:
             self._leases.on_throttled(now, retry_after)
         if self._rate.is_throttled and self._throttled_since is None:

@@ -33,8 +33,8 @@ _BETA = 0.85
 _K_MIN, _K_MAX = 1.5, 8.0
 """Seconds in which the curve returns to its peak (K in RFC 9438): at first, and at most."""
 _K_PAUSES, _K_PAUSED_MAX = 4.0, 60.0
-"""K is at least this many times the last Retry-After, which is the cost of the next throttled
-response, but at most so many seconds for that reason."""
+"""While the peak stays, K is at least this many times the last Retry-After, the cost of the next
+throttled response, but at most so many seconds for that reason."""
 _SAME_PEAK = 0.25
 """Peaks that differ by at most this share belong to one stable limit."""
 _GONE = 10.0
@@ -50,6 +50,9 @@ _MIN_RATE = 0.5
 _WINDOW_LIMITED = 5.0
 """Seconds for which a full window counts as the binding limit."""
 _MAX_SAMPLES = 1000
+_REPEATS, _OTHERS = 2, 10
+"""A call that was throttled so often before, while so many responses in a row were not throttled,
+says nothing about the rate."""
 
 
 class AdaptiveRate:
@@ -120,15 +123,21 @@ class AdaptiveRate:
         if self.is_throttled:
             self._window += 1.0 / self._window
 
-    def on_throttled(self, now: float, retry_after: float | None, in_flight: int) -> None:
+    def on_throttled(
+        self, now: float, retry_after: float | None, in_flight: int, repeats: int = 0
+    ) -> None:
         """Record a throttled response: 429 or 503.
 
         Args:
             now: The current time.
             retry_after: Seconds that the server asks to wait; None if it does not say.
             in_flight: Attempts in flight, including this one.
+            repeats: Earlier attempts of the same call that were throttled.
         """
-        self._baseline.on_throttled()
+        # Others succeed, so it is the call's own target that the server throttles.
+        is_its_own = repeats >= _REPEATS and self._baseline.successes_in_a_row >= _OTHERS
+        if not is_its_own:
+            self._baseline.on_throttled()
         if self.is_probed and retry_after is not None:
             # The newer Retry-After replaces the older one.
             self._end_pause(now)
@@ -138,7 +147,7 @@ class AdaptiveRate:
         # A Retry-After outlasts the attempts in flight: throttling right after it is a new event.
         last_event = self._epoch_start if retry_after is None else self._stepped_at
         is_new = now >= last_event + _RECOVERY
-        covered = self._baseline.covers(now)
+        covered = is_its_own or self._baseline.covers(now)
         if not covered and (
             not self.is_throttled or (is_new and math.isinf(self._current_rate(now)))
         ):
@@ -194,15 +203,21 @@ class AdaptiveRate:
         peak = delivered
         if self._peak is None and pause:
             peak = min(peak, self._rate_beyond_burst(now))
-        if self._peak is not None and abs(delivered - self._peak) <= _SAME_PEAK * self._peak:
-            self._k = min(self._k * 2, _K_MAX)
-        else:
-            self._k = _K_MIN
         peak = max(peak, current / 2, _MIN_RATE)
-        self._k = max(self._k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
+        self._k = self._next_k(delivered, pause)
         self._peak, self._epoch_rate = peak, _BETA * peak
         self._epoch_start = self._stepped_at = now
         self._window = max(_BETA * min(self._window, in_flight), 1.0)
+
+    def _next_k(self, delivered: float, pause: float) -> float:
+        """Return the seconds until the rate is probed beyond its peak again."""
+        has_moved = self._peak is not None and (
+            abs(delivered - self._peak) > _SAME_PEAK * self._peak
+        )
+        if has_moved:
+            return _K_MIN
+        k = _K_MIN if self._peak is None else min(self._k * 2, _K_MAX)
+        return max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
 
     def _undo_steps(self, rate: float, now: float) -> None:
         self._peak, self._epoch_rate = None, rate

@@ -237,6 +237,9 @@ class ClusterRun:
     async def _next(self) -> tuple[int, object] | None:
         duplicates = self.ledger.duplicates
         if duplicates.is_full and self._ending.goes_on():
+            # The first of their kind may be among those that are not handed out.
+            await self._wait_until(self._has_room)
+            self._hand_out()
             with self._scope:
                 await duplicates.wait()
         if not self.source.is_async:
