@@ -431,8 +431,8 @@ class BctrlSession:
 
         Raises:
             BctrlConfigError: Here if an argument is invalid; when awaited or entered if the session
-                cannot be used; when awaited or iterated over if the journal is in use, damaged,
-                foreign, too old, or of another version.
+                cannot be used; when awaited or iterated over if the journal is in use (then it is a
+                `journal.JournalInUseError`), damaged, foreign, too old, or of another version.
         """
         _check_type(deduplicate, bool | None, "deduplicate", "a bool or None")
         return self._bulk(
