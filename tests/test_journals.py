@@ -16,6 +16,7 @@ from bctrl_async import (
     BctrlError,
     BctrlNotFoundError,
     BctrlPermissionError,
+    BctrlResponseError,
     BctrlSession,
     BctrlTimeoutError,
     Runtime,
@@ -144,6 +145,17 @@ class TestReport:
         assert (rejected.workspace_id, rejected.alias) == B
         assert isinstance(unknown, BctrlTimeoutError)
         assert (unknown.may_have_stopped, unknown.attempts) == (True, 4)
+
+    def test_only_an_answer_that_cannot_be_used_was_accepted(self) -> None:
+        """Fault: the 404 of a poll says that the server accepted the stop."""
+        unusable = BctrlResponseError("not JSON", status=200, accepted=True)
+        gone = BctrlNotFoundError("gone", code="runtime.not_found")
+        accepted = StopResult.ACCEPTED
+        path = write("1", outcome(A, accepted, error=unusable), outcome(B, accepted, error=gone))
+
+        found = merge_journals([path]).outcomes
+        errors = [found[target].error for target in (A, B)]
+        assert [error and error.accepted for error in errors] == [True, False]
 
     def test_an_invalid_target_is_known_as_such(self) -> None:
         invalid = BctrlConfigError("invalid target 'x'", reason_class="invalid_input")

@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bctrl_async import errors
-from bctrl_async.errors import BctrlConfigError, BctrlError
+from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlNetworkError
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult, has_ended
 
@@ -151,6 +151,7 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
     if error is None or record.result in _STOPPED:
         return None
     known: type[BctrlError] = getattr(errors, error.type) if error.type in _ERRORS else BctrlError
+    is_accepted = record.result is StopResult.ACCEPTED and issubclass(known, BctrlNetworkError)
     is_invalid = known is BctrlConfigError and record.result is StopResult.REJECTED
     return known(
         error.message,
@@ -158,7 +159,7 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
         alias=record.alias if record.workspace_id else None,
         attempts=record.attempts,
         may_have_stopped=error.may_have_stopped,
-        accepted=record.result is StopResult.ACCEPTED,
+        accepted=is_accepted,
         status=error.status,
         code=error.code,
         reason_class="invalid_input" if is_invalid else None,
