@@ -71,7 +71,7 @@ class Leases:
         self._is_closed = False
 
     @property
-    def _is_away(self) -> bool:
+    def _is_store_away(self) -> bool:
         return self._away_since is not None
 
     def delay(self, now: float) -> float:
@@ -86,7 +86,7 @@ class Leases:
                 self._renew(now)
         if self._slots:
             return self._next_slot - now
-        if self._is_away:
+        if self._is_store_away:
             return max(self._next_without_store - _BURST - now, 0.0)
         return math.inf
 
@@ -99,7 +99,7 @@ class Leases:
             self._use_slots(1)
             if not self._slots:
                 self._used_up_at = now
-        elif self._is_away:
+        else:
             share = self._interval * self._members
             self._next_without_store = max(self._next_without_store, now) + share
 
@@ -145,7 +145,7 @@ class Leases:
 
     def _renew(self, now: float) -> None:
         """Ask for a lease, unless that is under way."""
-        is_due = not self._is_away or now >= self._requested_at + _INTERVAL
+        is_due = not self._is_store_away or now >= self._requested_at + _INTERVAL
         if self._request is None and is_due and not self._is_closed:
             self._requested_at = now
             self._request = asyncio.get_running_loop().create_task(self._ask())
@@ -153,7 +153,7 @@ class Leases:
 
     async def _ask(self) -> None:
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(_PATIENCE, self._go_away, f"no answer within {_PATIENCE:g} s")
+        timer = loop.call_later(_PATIENCE, self._on_store_away, f"no answer within {_PATIENCE:g} s")
         try:
             # The task begins when all that came in the same turn of the loop are waiting.
             lease = await self._lease(loop.time())
@@ -161,7 +161,7 @@ class Leases:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
-            self._go_away(_in_one_line(error))
+            self._on_store_away(_in_one_line(error))
         else:
             self._receive(lease, loop.time())
         finally:
@@ -216,7 +216,7 @@ class Leases:
         if now > self._requested_at + _PATIENCE:
             # Late: it is used the next time, when the connection is there.
             return
-        self._come_back(now)
+        self._on_store_back(now)
         self._round_trip = now - self._requested_at
         if lease.closed_for > 0.0 and self._on_closed(now, lease.closed_for):
             _log.warning(
@@ -229,8 +229,8 @@ class Leases:
             self._following = now + lease.delay, lease.slots
         self._use_slots(0)
 
-    def _go_away(self, reason: str) -> None:
-        if self._is_away or self._is_closed:
+    def _on_store_away(self, reason: str) -> None:
+        if self._is_store_away or self._is_closed:
             return
         now = asyncio.get_running_loop().time()
         self._away_since = self._next_without_store = now
@@ -243,7 +243,7 @@ class Leases:
         )
         self._on_lease()
 
-    def _come_back(self, now: float) -> None:
+    def _on_store_back(self, now: float) -> None:
         if self._away_since is not None:
             _log.warning("the shared pace is used again, after %.3f s", now - self._away_since)
             self._away_since = None
