@@ -93,3 +93,12 @@ async def test_a_chunk_that_no_worker_survives_ends_the_run() -> None:
     assert (outcome.index, outcome.result) == (7, StopResult.NOT_SENT)
     assert cluster.submitted == [1, 2, 3]
     assert isinstance(ending.reason, DiedError)
+
+
+async def test_any_other_error_of_a_worker_names_its_class() -> None:
+    failed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    failed.set_exception(MemoryError("no room"))
+    cluster = Cluster(cast("Any", None), "run")
+
+    with pytest.raises(BctrlError, match=r"^a worker failed: MemoryError: no room\. Read the logs"):
+        await cluster.result(cast("Any", failed))
