@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -50,14 +49,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     # Many tests wait for other processes.
     return (os.cpu_count() or 1) + 1 if is_whole else 0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _frozen() -> None:
-    """Exempt modules from garbage collection, which would visit half a million objects."""
-    if not gc.get_freeze_count():  # The simulation unfreezes them.
-        gc.collect()
-        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
