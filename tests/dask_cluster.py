@@ -116,14 +116,14 @@ class SmallCluster:
     def _leftovers(self) -> list[object]:
         """What a run left on the scheduler, the workers and the client."""
         found: list[object] = [
-            name for name in self.scheduler._broker._topics if name.startswith("bctrl")
+            f"topic {name}" for name in self.scheduler._broker._topics if name.startswith("bctrl")
         ]
         found += self.scheduler.tasks.values()
         found += [self.scheduler.task_metadata.get("bctrl-async") or ()]
         for worker in self.workers:
-            found += [name for name in worker.plugins if name.startswith("bctrl")]
+            found += [f"plugin {name}" for name in worker.plugins if name.startswith("bctrl")]
         found += [
-            name
+            f"handler {name}"
             for name, handler in self.client._event_handlers.items()
             if name.startswith("bctrl") and handler is not _ignore
         ]

@@ -44,6 +44,24 @@ async def _remove_visits(dask_worker: Worker) -> None:
             await dask_worker.plugin_remove(name)
 
 
+def _recorded_orders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """Return a list of the arguments of all chunks that are submitted from now on."""
+    orders: list[tuple[object, ...]] = []
+    submit = Cluster.submit
+
+    def record(
+        self: Cluster,
+        number: int,
+        function: Callable[..., Coroutine[object, object, bytes]],
+        *args: object,
+    ) -> Future[bytes]:
+        orders.append((self._run, *args))
+        return submit(self, number, function, *args)
+
+    monkeypatch.setattr(Cluster, "submit", record)
+    return orders
+
+
 class TestMessages:
     async def test_outcomes_whose_messages_were_lost_come_with_the_result(
         self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
@@ -73,19 +91,7 @@ class TestMessages:
         has_session: bool,
     ) -> None:
         """Fault: a chunk that was taken back reaches a worker late, and is stopped after all."""
-        orders: list[tuple[object, ...]] = []
-        submit = Cluster.submit
-
-        def record(
-            self: Cluster,
-            number: int,
-            function: Callable[..., Coroutine[object, object, bytes]],
-            *args: object,
-        ) -> Future[bytes]:
-            orders.append((self._run, *args))
-            return submit(self, number, function, *args)
-
-        monkeypatch.setattr(Cluster, "submit", record)
+        orders = _recorded_orders(monkeypatch)
         if has_session:
             monkeypatch.setattr(bctrl_async.dask._dispatcher, "close_visit", end_nothing)
         await stop_runtimes(cluster.client, [("ws-1", "crm")])
@@ -101,6 +107,29 @@ class TestMessages:
 
         assert len(emulator.requests) == 1
         await cluster.client.run(_remove_visits)
+
+    async def test_a_chunk_that_begins_while_its_run_closes_leaves_no_session(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: it finds the run still there, and its session stays open for a minute."""
+        orders = _recorded_orders(monkeypatch)
+        late: Callable[..., Future[bytes]] = cluster.client.submit
+        run_on_workers = Cluster.run_on_workers
+
+        async def begin_late(self: Cluster, function: Callable[..., object], *args: object) -> None:
+            await run_on_workers(self, function, *args)
+            for worker in cluster.workers:
+                await late(stop_chunk, *orders[0], workers=worker.address, pure=False)
+
+        monkeypatch.setattr(Cluster, "run_on_workers", begin_late)
+
+        await stop_runtimes(cluster.client, [("ws-1", "crm")])
+
+        assert [worker.plugins.keys() & {orders[0][0]} for worker in cluster.workers] == [
+            set(),
+            set(),
+        ]
+        assert len(emulator.requests) == 1
 
     @pytest.mark.parametrize("name", ["decode_message", "decode_result"])
     async def test_a_message_that_cannot_be_read_fails_the_run(

@@ -146,11 +146,12 @@ class TestNeverAnswered:
         assert report.ended_early is not None
 
     async def test_with_real_sockets_targets_are_unknown_if_the_server_hangs(self) -> None:
-        received = 0
+        received: set[str] = set()
 
-        async def hang(_: bytes, __: asyncio.StreamWriter) -> None:
-            nonlocal received
-            received += 1
+        async def hang(head: bytes, __: asyncio.StreamWriter) -> None:
+            _, runtimes, rest = head.decode().partition("/runtimes/")
+            if runtimes:
+                received.add(rest.partition("/")[0])
             await asyncio.Event().wait()
 
         async with (
@@ -159,8 +160,11 @@ class TestNeverAnswered:
         ):
             report = await session.stop_runtimes(list(targets(1000)))
 
-        assert report.counts == {UNKNOWN: 101, NOT_SENT: 899}
-        assert received <= 1.1 * 1000
+        # On a busy machine some connections take longer than the timeout, and nothing is sent.
+        assert report.counts[UNKNOWN] + report.counts[NOT_SENT] == 1000
+        unknown = {each.target.alias for each in report.failures if each.result is UNKNOWN}
+        assert received & {alias for _, alias in targets(1000)} <= unknown
+        assert 0 < len(unknown) <= 101
         assert report.ended_early is not None
 
     def test_responses_before_the_run_do_not_count(self, simulate: Simulate) -> None:

@@ -123,7 +123,7 @@ class Dispatcher:
             try:
                 async with asyncio.timeout(_SCHEDULER_PATIENCE):
                     if self.workers is None and self._ending.goes_on():
-                        await self._cluster.set_state()
+                        await self._cluster.set_state(b"")
                     self.workers = await self._cluster.count_workers()
             except LostError as error:
                 self._lose(error)
@@ -305,7 +305,12 @@ class Dispatcher:
         await wait_shielded(closing)
 
     async def _close(self) -> None:
-        for step in (partial(self._cluster.run_on_workers, close_visit), self._cluster.forget):
+        for step in (
+            # First, so that a chunk that begins now does not make a session that is never closed.
+            partial(self._cluster.set_state, None),
+            partial(self._cluster.run_on_workers, close_visit),
+            self._cluster.forget,
+        ):
             if not self._is_lost:
                 with suppress(LostError, TimeoutError):
                     async with asyncio.timeout(_GRACE):

@@ -162,13 +162,16 @@ class Cluster:
         workers: dict[str, int] = await self._call(self._client.nthreads)
         return len(workers)
 
-    async def set_state(self, end: bytes = b"") -> None:
-        """Tell the scheduler that the run goes on, or has ended, for workers that begin a chunk.
+    async def set_state(self, state: bytes | None) -> None:
+        """Tell the scheduler the state of the run, for workers that begin a chunk.
+
+        Args:
+            state: An empty text while it goes on, its encoded `End`, or None once it is over.
 
         Raises:
             LostError: The scheduler cannot be reached.
         """
-        await self._call(self._client.set_metadata, [_RUNS, self._run], end)
+        await self._call(self._client.set_metadata, [_RUNS, self._run], state)
 
     async def run_on_workers(self, function: Callable[..., object], *args: object) -> None:
         """Call a function with the run and the keyword `dask_worker` on all workers.

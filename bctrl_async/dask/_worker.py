@@ -61,12 +61,14 @@ async def stop_chunk(run: str, version: str, recipe: bytes, order: bytes) -> byt
             advice="Install the same version on all workers",
         )
     chunk = decode_order(order)
-    if host.plugin is None and await host.state() is None:
-        return _not_sent(chunk, _OVER)
     visit = host.plugin
     if not isinstance(visit, Visit):
         visit = Visit(host, unpickled(recipe))
         await host.add_plugin(visit)
+        # Asked after that: the end of a run first removes its state, then the plugins.
+        if await host.state() is None:
+            await host.remove_plugin()
+            return _not_sent(chunk, _OVER)
     return await visit.stop(chunk)
 
 
