@@ -159,6 +159,13 @@ def test_links_of_pages_outside_sphinx_exist(page: str) -> None:
     assert [link for link in inside if not (ROOT / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.stem)
+def test_the_title_of_a_guide_does_not_repeat_its_section(page: Path) -> None:
+    title = page.read_text("utf-8").partition("\n")[0]
+    assert title.startswith("# ")
+    assert not title.startswith("# How to")
+
+
 def test_every_note_of_a_block_is_known() -> None:
     notes = {block.note for page in PAGES for block in blocks(page)}
     assert {note for note in notes if not note.startswith(FILE)} <= {NOT_RUN, ""}
