@@ -41,7 +41,7 @@ pty = pytest.importorskip("pty", reason="signals and terminals are tested where 
 
 KEY = "emulator-key"
 FULL = Path("/dev/full")
-STOP_ALL = ("stop", "--workspace", "ws", "--all", "--yes")
+STOP_ALL = ("stop", "ws", "--all", "--yes")
 COMMAND = (sys.executable, "-m", "bctrl_async")
 NOTICE = "Ctrl-C again to abort"
 
@@ -530,7 +530,7 @@ async def test_no_listed_text_reaches_the_terminal_raw_at_the_question() -> None
     async with raw_server(answering(answer)) as url:
         process = await start(
             *COMMAND,
-            *("stop", "--base-url", url, "--workspace", "ws", "--all"),
+            *("stop", "--base-url", url, "ws", "--all"),
             stdin=terminal.fd,
             stderr=terminal.fd,
         )
@@ -1691,7 +1691,7 @@ async def test_control_characters_in_a_listed_alias_are_escaped(
 
 @pytest.mark.usefixtures("emulator")
 async def test_an_unknown_workspace_exits_with_1(command: Command) -> None:
-    for args in (("list", "no"), ("stop", "--workspace", "no", "--all", "--yes")):
+    for args in (("list", "no"), ("stop", "no", "--all", "--yes")):
         code, out, err = await command(*args)
         assert err.startswith("bctrl-async: error: list of workspace 'no': the server answered 404")
         assert (code, out, err.count("\n")) == (1, "", 1)
@@ -1699,7 +1699,7 @@ async def test_an_unknown_workspace_exits_with_1(command: Command) -> None:
 
 async def test_all_stops_active_runtimes_only(mixed: HoldingEmulator, command: Command) -> None:
     mixed.add_runtime("other", "a")
-    code, out, err = await command("stop", "--workspace", "ws", "--all", "--yes")
+    code, out, err = await command("stop", "ws", "--all", "--yes")
     assert without_times(out) == "4 of 4 not running after 0.0 s: 4 stopped\n"
     assert (code, err) == (0, "")
     assert stopped_in(mixed) == {"a", "b", "c", "日本"}
@@ -1710,7 +1710,7 @@ async def test_all_stops_runtimes_that_match_the_filters(
     mixed: HoldingEmulator, command: Command
 ) -> None:
     fit = ("--kind", "browser", "--status", "any", "--older-than", "2h")
-    code, out, _ = await command("stop", "--workspace", "ws", "--all", "--yes", "--json", *fit)
+    code, out, _ = await command("stop", "ws", "--all", "--yes", "--json", *fit)
     assert Counter(results_of(out)) == {"stopped": 3, "already_stopped": 1}
     assert code == 0
     assert stopped_in(mixed) == {"a", "b", "c", "done"}
@@ -1719,7 +1719,7 @@ async def test_all_stops_runtimes_that_match_the_filters(
 async def test_a_dry_run_of_a_workspace_stops_nothing(
     mixed: HoldingEmulator, command: Command
 ) -> None:
-    code, out, err = await command("stop", "--workspace", "ws", "--all", "--dry-run")
+    code, out, err = await command("stop", "ws", "--all", "--dry-run")
     assert [line["alias"] for line in outcomes_of(out)] == ["a", "b", "c", "日本"]
     assert (code, err) == (0, "Dry run: 4 to stop, 0 invalid\n")
     assert stopped_in(mixed) == set()
@@ -1729,7 +1729,7 @@ async def test_a_dry_run_of_a_workspace_needs_the_key(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("BCTRL_API_KEY")
-    code, _, err = await command("stop", "--workspace", "ws", "--all", "--dry-run")
+    code, _, err = await command("stop", "ws", "--all", "--dry-run")
     assert code == 2
     assert "no API key" in err
 
@@ -1737,9 +1737,7 @@ async def test_a_dry_run_of_a_workspace_needs_the_key(
 async def test_no_matching_runtime_is_a_success(
     emulator: HoldingEmulator, command: Command
 ) -> None:
-    code, out, err = await command(
-        "stop", "--workspace", "ws", "--all", "--yes", "--kind", "desktop"
-    )
+    code, out, err = await command("stop", "ws", "--all", "--yes", "--kind", "desktop")
     assert (code, out, err) == (0, "", "Nothing to stop: no runtime of ws matches\n")
     assert stopped_in(emulator) == set()
 
@@ -1820,7 +1818,7 @@ async def test_a_missing_terminal_is_detected_before_anything_is_sent(
     emulator: HoldingEmulator,
 ) -> None:
     for redirect in ("</dev/null", "<&-"):
-        line = f"exec {sys.executable} -m bctrl_async stop --workspace ws --all {redirect}"
+        line = f"exec {sys.executable} -m bctrl_async stop ws --all {redirect}"
         code, out, err = await finish(await start("sh", "-c", line))
         assert (code, out) == (2, "")
         assert "cannot ask for confirmation without a terminal: add --yes" in err
@@ -1833,7 +1831,7 @@ async def test_no_question_is_asked_if_stderr_is_a_file(
     terminal, errors = Terminal(), tmp_path / "errors"
     with errors.open("w") as file:
         process = await start(
-            *COMMAND, "stop", "--workspace", "ws", "--all", stdin=terminal.fd, stderr=file.fileno()
+            *COMMAND, "stop", "ws", "--all", stdin=terminal.fd, stderr=file.fileno()
         )
         assert (await finish(process))[0] == 2
     assert "cannot ask for confirmation without a terminal: add --yes" in errors.read_text()
@@ -1848,9 +1846,7 @@ async def test_all_asks_for_confirmation(
     emulator: HoldingEmulator, answer: str, *, stops: bool
 ) -> None:
     terminal = Terminal()
-    process = await start(
-        *COMMAND, "stop", "--workspace", "ws", "--all", stdin=terminal.fd, stderr=terminal.fd
-    )
+    process = await start(*COMMAND, "stop", "ws", "--all", stdin=terminal.fd, stderr=terminal.fd)
     await terminal.until(rf"In workspace ws at {emulator.url}/v1: 3 browser\s+Stop")
     await terminal.until(r"Stop 3 runtimes\? \[y/N\] ")
     assert stopped_in(emulator) == set()
@@ -1869,9 +1865,7 @@ async def test_all_asks_for_confirmation(
 async def test_ctrl_c_at_the_question_stops_nothing(emulator: HoldingEmulator) -> None:
     emulator.add_runtime("one", "a")
     terminal = Terminal()
-    process = await start(
-        *COMMAND, "stop", "--workspace", "one", "--all", stdin=terminal.fd, stderr=terminal.fd
-    )
+    process = await start(*COMMAND, "stop", "one", "--all", stdin=terminal.fd, stderr=terminal.fd)
     await terminal.until(r"Stop 1 runtime\? ")
     process.send_signal(signal.SIGINT)
     code, out, _ = await finish(process)
@@ -1911,7 +1905,7 @@ async def test_unreadable_runtimes_are_reported_and_the_others_are_stopped(
 
         async with raw_server(handle) as url:
             monkeypatch.setenv("BCTRL_BASE_URL", url)
-            for args in (("list", "ws"), ("stop", "--workspace", "ws", "--all", "--yes")):
+            for args in (("list", "ws"), ("stop", "ws", "--all", "--yes")):
                 code, out, err = await command(*args)
                 assert "error: list of 'odd' in workspace 'ws': " in err
                 assert code == 1
@@ -1976,7 +1970,7 @@ def test_any_other_text_is_not_a_duration(text: str) -> None:
     [
         "stop --timeout 90 ws a",
         "stop --deadline 90 ws a",
-        "stop --workspace ws --all --older-than 90",
+        "stop ws --all --older-than 90",
         "list --older-than 90 ws",
         "list --timeout 90 ws",
         "emulator --latency 90",
@@ -1999,9 +1993,9 @@ async def test_a_number_without_a_unit_is_refused_with_the_cure(
     ("args", "said"),
     [
         ("nosuch", "No such command 'nosuch'"),
-        ("stop", "nothing to stop: give WORKSPACE and ALIAS, --from FILE, or --workspace "),
-        ("stop", "WORKSPACE --all (see bctrl-async stop --help)"),
-        ("stop ws", "nothing to stop: give WORKSPACE and ALIAS, --from FILE, or "),
+        ("stop", "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE ("),
+        ("stop", "(see bctrl-async stop --help)"),
+        ("stop ws", "nothing to stop: add ALIAS, or --all for all runtimes of WORKSPACE"),
         ("stop --from file ws", "--from cannot be combined with WORKSPACE and ALIAS"),
         ("stop --from - ws a", "--from cannot be combined with WORKSPACE and ALIAS"),
         ("stop --from", "Option '--from' requires an argument"),
@@ -2017,21 +2011,14 @@ async def test_a_number_without_a_unit_is_refused_with_the_cure(
         ("stop --rate fast ws a", "Invalid value for '--rate': "),
         ("stop --deadline 0s ws a", "Invalid value for '--deadline': 0 is not a positive"),
         ("stop --deadline -1s ws a", "Invalid value for '--deadline': '-1s' is not a duration"),
-        ("stop --workspace ws", "--workspace needs --all"),
-        ("stop --all", "--all, --status, --kind and --older-than need --workspace"),
-        ("stop --kind browser ws a", "--all, --status, --kind and --older-than need --workspace"),
-        (
-            "stop --workspace ws --all --yes ws a",
-            "--workspace cannot be combined with ALIAS or --from",
-        ),
-        (
-            "stop --workspace ws --all --yes --from f",
-            "--workspace cannot be combined with ALIAS or --from",
-        ),
-        ("stop --workspace ws --all", "cannot ask for confirmation without a terminal: add --yes"),
-        ("stop --workspace ws --all --yes --deadline 0", "'--deadline': 0 is not a positive"),
-        ("stop --workspace ws --all --yes --older-than soon", "'--older-than': 'soon' is not a "),
-        ("stop --workspace .. --all --yes", "workspace id '..' could be taken for a path. Remove"),
+        ("stop --all", "--all needs a WORKSPACE"),
+        ("stop --kind browser ws a", "--status, --kind and --older-than need --all"),
+        ("stop --all --yes ws a", "--all cannot be combined with ALIAS or --from"),
+        ("stop --all --yes --from f", "--all cannot be combined with ALIAS or --from"),
+        ("stop ws --all", "cannot ask for confirmation without a terminal: add --yes"),
+        ("stop ws --all --yes --deadline 0", "'--deadline': 0 is not a positive"),
+        ("stop ws --all --yes --older-than soon", "'--older-than': 'soon' is not a "),
+        ("stop .. --all --yes", "workspace id '..' could be taken for a path. Remove"),
         ("list", "Missing argument 'WORKSPACE'"),
         ("list --older-than 0m ws", "Invalid value for '--older-than': 0 is not a positive number"),
         ("list --timeout 0 ws", "Invalid value for '--timeout': 0 is not a positive number"),
@@ -2194,7 +2181,7 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
     _, out, _ = await command("stop", "-h")
     text = " ".join(out.split())
     assert text.startswith("Usage: bctrl-async stop [OPTIONS] [WORKSPACE] [ALIAS]")
-    assert "WORKSPACE and ALIAS..., or --from FILE, or --workspace WORKSPACE --all" in text
+    assert "WORKSPACE and ALIAS..., or WORKSPACE --all, or --from FILE" in text
     assert "--verify --no-verify Poll" in text
     panels = re.findall(r"╭─ (.*?) ─", out)
     assert panels == [
@@ -2206,7 +2193,6 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
         "--from": "FILE",
         "--allow-empty": "",
         "--shard": "K/N",
-        "--workspace": "WORKSPACE",
         "--all": "",
         "--status": "STATUS",
         "--kind": "KIND",

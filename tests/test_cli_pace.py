@@ -51,7 +51,7 @@ async def close_for_a_while(pace: Pace) -> float:
     return opens_at
 
 
-@pytest.mark.parametrize("targets", [("ws", "a"), ("--workspace", "ws", "--all", "--yes")])
+@pytest.mark.parametrize("targets", [("ws", "a"), ("ws", "--all", "--yes")])
 async def test_it_keeps_to_what_another_process_wrote_in_the_file(
     targets: tuple[str, ...], command: Command, emulator: Emulator, tmp_path: Path
 ) -> None:

@@ -135,9 +135,7 @@ async def test_the_runtimes_of_a_workspace_are_divided_as_well(
     command: Command, emulator: Emulator
 ) -> None:
     for number in range(1, COUNT + 1):
-        code, out, _ = await command(
-            "stop", "--workspace", "ws", "--all", "--yes", "--shard", f"{number}/{COUNT}"
-        )
+        code, out, _ = await command("stop", "ws", "--all", "--yes", "--shard", f"{number}/{COUNT}")
         size = len(aliases_of(number))
         assert (code, out.partition(" after ")[0]) == (0, f"{size} of {size} not running")
     assert {emulator.received["ws", alias] for alias in ALIASES} == {1}
@@ -145,9 +143,7 @@ async def test_the_runtimes_of_a_workspace_are_divided_as_well(
 
 async def test_a_shard_without_runtimes_of_a_workspace_says_so(command: Command) -> None:
     # Of forty aliases, none is in most of a million shards.
-    code, out, err = await command(
-        "stop", "--workspace", "ws", "--all", "--yes", "--shard", "7/999983"
-    )
+    code, out, err = await command("stop", "ws", "--all", "--yes", "--shard", "7/999983")
 
     assert (code, out) == (0, "")
     assert err == "Nothing to stop: no runtime of ws in shard 7/999983 matches\n"

@@ -49,7 +49,7 @@ _run = partial(typer.Option, rich_help_panel="Run")
 _limit = partial(typer.Option, rich_help_panel="Limits")
 
 _Workspace = Annotated[
-    str | None, typer.Argument(metavar="WORKSPACE", help="Workspace id of the aliases.")
+    str | None, typer.Argument(metavar="WORKSPACE", help="Workspace id of the runtimes.")
 ]
 _Aliases = Annotated[
     list[str] | None, typer.Argument(metavar="ALIAS", help="Aliases of the runtimes to stop.")
@@ -70,11 +70,10 @@ _Shard = Annotated[
         help="Stop only shard K of N, such as 3/16.",
     ),
 ]
-_WholeWorkspace = Annotated[
-    str | None,
-    _target("--workspace", metavar="WORKSPACE", help="Stop runtimes of WORKSPACE; needs --all."),
+_All = Annotated[
+    bool,
+    _target("--all", metavar="", help="Stop all active or matching runtimes of WORKSPACE."),
 ]
-_All = Annotated[bool, _target("--all", metavar="", help="Stop all active or matching runtimes.")]
 _Yes = Annotated[bool, _target("--yes", metavar="", help="Do not ask for confirmation.")]
 _Status = Annotated[
     str | None, status_option(help="Only with this status, or any.", show_default="active")
@@ -143,8 +142,7 @@ def stop(
     files: _Files = None,
     allow_empty: _AllowEmpty = False,
     shard: _Shard = WHOLE,
-    whole_workspace: _WholeWorkspace = None,
-    everything: _All = False,  # noqa: ARG001 - _check_usage reads it.
+    everything: _All = False,
     yes: _Yes = False,
     status: _Status = None,
     kind: Kind = None,
@@ -164,7 +162,7 @@ def stop(
 ) -> int:
     """Stop runtimes and report the outcome of each.
 
-    Give WORKSPACE and ALIAS..., or --from FILE, or --workspace WORKSPACE --all.
+    Give WORKSPACE and ALIAS..., or WORKSPACE --all, or --from FILE.
     FILE is CSV with the columns workspace_id and alias, or WORKSPACE,ALIAS in each
     line, or JSON: {"workspace_id": "ws", "alias": "crm"} or ["ws", "crm"], one
     after the other or in an array. Put -- before WORKSPACE if an alias begins with
@@ -183,10 +181,10 @@ def stop(
     """
     file = single_file(context, files)
     _check_usage(context)
-    asks = whole_workspace is not None and not (yes or dry_run)
+    asks = everything and not (yes or dry_run)
     if asks and not can_prompt():
         context.fail("cannot ask for confirmation without a terminal: add --yes")
-    needs_key = whole_workspace is not None or not dry_run
+    needs_key = everything or not dry_run
     key = require_api_key(context) if needs_key else os.environ.get("BCTRL_API_KEY") or "dry-run"
     # A session belongs to one event loop; listing and stopping each run one.
     connect = partial(
@@ -201,7 +199,7 @@ def stop(
     output = Output()
     printer = OutcomePrinter(
         output,
-        None if file or whole_workspace else aliases,
+        None if file or everything else aliases,
         missing_ok=ignore_not_found,
         to_json=outcome_json if json else None,
     )
@@ -226,15 +224,16 @@ def stop(
         printer.print_hidden()
         return _report(finished, printer.states, output, json=json)
 
-    if whole_workspace is None:
-        if file is not None:
-            # A bad line is an invalid target, which the bulk stop rejects.
-            items = open_targets(context, file, allow_empty=allow_empty, shard=shard)
-            return run(cast("_Targets", items), deadline)
-        named = (RuntimeRef(workspace or "", alias) for alias in aliases or ())
+    if file is not None:
+        # A bad line is an invalid target, which the bulk stop rejects.
+        items = open_targets(context, file, allow_empty=allow_empty, shard=shard)
+        return run(cast("_Targets", items), deadline)
+    workspace = workspace or ""
+    if not everything:
+        named = (RuntimeRef(workspace, alias) for alias in aliases or ())
         return run(list(filter(shard.keeps, named)), deadline)
     wanted = build_filter(status or RuntimeStatus.ACTIVE, kind, older_than)
-    finding = find_runtimes(connect(), whole_workspace, wanted, deadline=deadline)
+    finding = find_runtimes(connect(), workspace, wanted, deadline=deadline)
     return _stop_found(finding, shard, run, deadline, asks=asks)
 
 
@@ -245,21 +244,20 @@ def _check_usage(context: typer.Context) -> None:
         context.fail("--journal-max-age needs --journal")
     if "pace" in given and "rate" not in given:
         context.fail("--pace needs --rate, the rate of all processes together")
-    if "whole_workspace" in given:
-        if "everything" not in given:
-            context.fail("--workspace needs --all")
-        if given & {"workspace", "files"}:
-            context.fail("--workspace cannot be combined with ALIAS or --from")
-    elif given & {"everything", "status", "kind", "older_than"}:
-        context.fail("--all, --status, --kind and --older-than need --workspace")
-    elif given >= {"workspace", "files"}:
-        context.fail("--from cannot be combined with WORKSPACE and ALIAS")
-    elif "allow_empty" in given and "files" not in given:
+    if "allow_empty" in given and "files" not in given:
         context.fail("--allow-empty needs --from")
-    elif not given & {"aliases", "files"}:
-        context.fail(
-            "nothing to stop: give WORKSPACE and ALIAS, --from FILE, or --workspace WORKSPACE --all"
-        )
+    if given >= {"everything", "files"} or given >= {"everything", "aliases"}:
+        context.fail("--all cannot be combined with ALIAS or --from")
+    if given >= {"workspace", "files"}:
+        context.fail("--from cannot be combined with WORKSPACE and ALIAS")
+    if given & {"status", "kind", "older_than"} and "everything" not in given:
+        context.fail("--status, --kind and --older-than need --all")
+    if "everything" in given and "workspace" not in given:
+        context.fail("--all needs a WORKSPACE")
+    if "workspace" in given and not given & {"aliases", "everything"}:
+        context.fail("nothing to stop: add ALIAS, or --all for all runtimes of WORKSPACE")
+    if not given & {"workspace", "files"}:
+        context.fail("nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE")
 
 
 def _stop_found(
