@@ -1,4 +1,4 @@
-"""Fixtures for pytest: a running emulator of the API, and a session connected to it.
+"""Fixtures for pytest: a running emulator of the API, a session connected to it, and mocks.
 
 Installing the package makes them available. They work with pytest-asyncio in either mode, with
 anyio's plugin, and in tests without an event loop.
@@ -11,18 +11,27 @@ anyio's plugin, and in tests without an event loop.
         assert (await bctrl_session.stop_runtime("ws-1", "crm")).status == "stopped"
 """
 
+from __future__ import annotations
+
 import asyncio
+import importlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator
 
-__all__ = ["bctrl_emulator", "bctrl_session"]
+if TYPE_CHECKING:
+    from aioresponses import aioresponses
+
+__all__ = ["bctrl_aioresponses", "bctrl_emulator", "bctrl_session"]
 
 _KEY = "emulator-key"
 
@@ -70,3 +79,25 @@ def _in_a_thread(emulator: Emulator) -> Iterator[None]:
 def bctrl_session(bctrl_emulator: Emulator) -> BctrlSession:
     """A session connected to the emulator; it opens in the event loop that first uses it."""
     return BctrlSession(_KEY, base_url=bctrl_emulator.url)
+
+
+@pytest.fixture
+def bctrl_aioresponses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
+    """Mocked answers in place of a server; needs the package aioresponses.
+
+    No request of aiohttp is sent while a test has this fixture: one that the test has not mocked
+    fails as if the connection was refused.
+    """
+    try:
+        core = importlib.import_module("aioresponses.core")
+    except ModuleNotFoundError:
+        pytest.fail(
+            "bctrl_aioresponses needs the package aioresponses: pip install aioresponses",
+            pytrace=False,
+        )
+    # aiohttp 3.14 requires an argument that aioresponses 0.7.9 does not pass
+    # (pnuckowski/aioresponses#289). A mocked response has no writer, so any object will do.
+    response_class = partial(core.ClientResponse, stream_writer=Mock(output_size=0))
+    monkeypatch.setattr(core, "ClientResponse", response_class)
+    with core.aioresponses() as mocked:
+        yield mocked

@@ -46,7 +46,7 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 60
 
 # The clients that `RedisPace` takes are described in its text.
-nitpick_ignore = [("py:class", "_Client")]
+nitpick_ignore = [("py:class", "_Client"), ("py:class", "aioresponses")]
 # Without intersphinx, which needs a network, names of other projects have no target.
 nitpick_ignore_regex = [
     (

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from functools import partial, partialmethod
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
-from unittest.mock import Mock
 
-import aiohttp
-import aioresponses.core
 import pytest
 from helpers import Connect
 from ways import LONG_WAY_HELP, Ways, take_long_way
@@ -20,6 +17,7 @@ from bctrl_async import BctrlSession, RetryPolicy
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.emulator import Emulator
+from bctrl_async.testing import bctrl_aioresponses  # noqa: F401 - a fixture.
 
 if TYPE_CHECKING:
     from dask_cluster import SmallCluster
@@ -129,16 +127,3 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(Limiter, "sleep", skip)
     monkeypatch.setattr(AdaptiveRate, "on_throttled", on_throttled)
     return delays
-
-
-class _MockableResponse(aiohttp.ClientResponse):
-    # aiohttp 3.14 requires an argument that aioresponses 0.7.9 does not pass
-    # (pnuckowski/aioresponses#289). A mocked response has no writer, so any object will do.
-    __init__ = partialmethod(aiohttp.ClientResponse.__init__, stream_writer=Mock(output_size=0))
-
-
-@pytest.fixture
-def mocked(monkeypatch: pytest.MonkeyPatch) -> aioresponses.aioresponses:
-    """Mocked responses in place of a server."""
-    monkeypatch.setattr(aioresponses.core, "ClientResponse", _MockableResponse)
-    return aioresponses.aioresponses()

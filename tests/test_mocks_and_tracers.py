@@ -65,15 +65,17 @@ async def test_with_aioresponses_nothing_is_sent(
     emulator: Emulator,
     connect: Connect,
     ways: Ways,
-    mocked: aioresponses.aioresponses,
+    bctrl_aioresponses: aioresponses.aioresponses,
     *,
     opened: bool,
     may_be_short: bool,
 ) -> None:
     """Fault: a test that mocks aiohttp stops a real browser."""
     stop = f"{emulator.url}/v1/workspaces/ws-1/runtimes/crm/stop"
+    # The pool opens before aiohttp is patched.
+    bctrl_aioresponses.stop()
     async with one_session(connect, opened=opened) as session:
-        with mocked:
+        with bctrl_aioresponses as mocked:
             mocked.post(stop, payload=payload(emulator))
             assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
             assert len(mocked.requests) == 1

@@ -473,12 +473,11 @@ class TestAnswersAboutAnotherRuntime:
         assert key not in f"{caught.value!r} {vars(caught.value)}"
 
     async def test_a_mocked_answer_about_another_runtime_is_an_error(
-        self, mocked: aioresponses.aioresponses
+        self, bctrl_aioresponses: aioresponses.aioresponses
     ) -> None:
-        with mocked:
-            mocked.post(
-                "https://api.bctrl.ai/v1/workspaces/ws-1/runtimes/crm/stop", payload=fields("mail")
-            )
-            async with BctrlSession("k", retry=ONCE) as session:
-                with pytest.raises(BctrlResponseError, match="about runtime 'mail'"):
-                    await session.stop_runtime("ws-1", "crm")
+        bctrl_aioresponses.post(
+            "https://api.bctrl.ai/v1/workspaces/ws-1/runtimes/crm/stop", payload=fields("mail")
+        )
+        async with BctrlSession("k", retry=ONCE) as session:
+            with pytest.raises(BctrlResponseError, match="about runtime 'mail'"):
+                await session.stop_runtime("ws-1", "crm")

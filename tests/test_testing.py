@@ -78,6 +78,33 @@ def test_the_fixtures_work_without_an_event_loop(
     assert str(getattr(bctrl_emulator, "url", "")).startswith("http://127.0.0.1:")
 
 
+PROGRAM_WITHOUT_AIORESPONSES = """
+import sys
+sys.modules["aioresponses"] = None
+import pytest
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider"]))
+"""
+
+
+def test_without_aioresponses_its_fixture_names_the_package(tmp_path: Path) -> None:
+    tmp_path.joinpath("pytest.ini").write_text("[pytest]\n")
+    tmp_path.joinpath("test_mine.py").write_text(
+        "def test_mocked(bctrl_aioresponses): ...\ndef test_served(bctrl_emulator): ...\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM_WITHOUT_AIORESPONSES],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert "needs the package aioresponses: pip install aioresponses" in done.stdout
+    assert "1 passed, 1 error" in done.stdout, done.stdout + done.stderr
+
+
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "testing.md"
 ROW = re.compile(
     r"^\| `([A-Z_]+)` \| .* \| (yes|no|failed) \| `(\w+)`(, 2 attempts)?", re.MULTILINE
