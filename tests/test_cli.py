@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -2179,16 +2180,13 @@ async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) ->
 
 async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Command) -> None:
     _, out, _ = await command("stop", "-h")
-    text = " ".join(out.split())
-    assert text.startswith("Usage: bctrl-async stop [OPTIONS] [WORKSPACE] [ALIAS]")
-    assert "WORKSPACE and ALIAS..., or WORKSPACE --all, or --from FILE" in text
-    assert "--verify --no-verify Poll" in text
-    panels = re.findall(r"╭─ (.*?) ─", out)
-    assert panels == [
-        *("Arguments", "Options", "Targets", "Filters", "Run", "Limits", "Connection")
+    assert out.startswith("Usage: bctrl-async stop [OPTIONS] [WORKSPACE] [ALIAS]...\n")
+    assert "  bctrl-async stop WORKSPACE --all --older-than 2h\n" in out
+    assert re.findall(r"^(\w[\w ]*):$", out, re.MULTILINE) == [
+        *("Arguments", "Targets", "Filters", "Run", "Pace", "Connection", "Options"),
+        *("Examples", "Environment variables"),
     ]
-    shown = dict(re.findall(r"^│ (--[a-z-]+) +([A-Z/|]+|) .*│$", out, re.MULTILINE))
-    shown.pop("--help", None)
+    shown = dict(re.findall(r"^ {6}(--[a-z-]+)(?: ([A-Z][A-Z/|]*))? ", out, re.MULTILINE))
     assert shown == {
         "--from": "FILE",
         "--allow-empty": "",
@@ -2211,8 +2209,38 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
         "--timeout": "DURATION",
         "--base-url": "URL",
     }
-    for default in ("100", "(60s)", "(active)", "(https://api.bctrl.ai)"):
-        assert f"[default: {default}]" in out
+    for note in ("default: 100", "default: 60s", "default: active", "env: BCTRL_BASE_URL"):
+        assert f"[{note}]" in out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+async def test_no_word_of_the_help_is_broken_and_no_line_is_cut_short(
+    command: Command, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """Fault: lines of docstrings were wrapped again, so that a word stood alone on a line."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = await command("stop", "--help")
+    description = out.partition("\n\n")[2].partition("Arguments:")[0]
+    for paragraph in description.split("\n\n"):
+        for line, following in pairwise(paragraph.splitlines()):
+            assert len(f"{line} {following.split()[0]}") > min(columns, 100) - 2
+    assert "--no-verify" in out
+    assert not re.search(r"[\w-]-$", out, re.MULTILINE)
+
+
+async def test_help_on_a_terminal_is_styled_unless_no_color_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for name, is_styled in (("NO_COLOR", False), ("NOTHING", True)):
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        monkeypatch.setenv(name, "1")
+        terminal = Terminal()
+        process = await start(*COMMAND, "list", "--help", stdout=terminal.fd, stderr=terminal.fd)
+        await terminal.until("BCTRL_API_KEY")
+        assert await process.wait() == 0
+        text = await terminal.rest()
+        assert ("\x1b[36m" in text) is is_styled
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,12 @@ from typing import Annotated
 import typer
 
 from bctrl_async import BctrlConfigError, BctrlError, __version__
+from bctrl_async.cli import _emulator, _list, _report, _stop
 from bctrl_async.cli._demo import demo
-from bctrl_async.cli._emulator import emulator
 from bctrl_async.cli._exit_codes import FAILED, JOURNAL_IN_USE, USAGE, exit_code
+from bctrl_async.cli._help import CONTEXT_SETTINGS, Command, Group
 from bctrl_async.cli._journal import journal
-from bctrl_async.cli._list import list_runtimes
 from bctrl_async.cli._output import WarningPrinter, print_error, report_os_error
-from bctrl_async.cli._report import report
-from bctrl_async.cli._stop import stop
-from bctrl_async.emulator import Fault
 from bctrl_async.journal import JournalInUseError
 
 # Without a handler, Python prints warnings to stderr, into the live display.
@@ -35,13 +32,25 @@ _CONFIG_ERRORS: dict[str | None, str] = {
     ),
 }
 
-app: typer.Typer = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
-app.command("stop")(stop)
-app.command("list")(list_runtimes)
+_EXAMPLES = """
+Examples:
+  bctrl-async demo
+  bctrl-async list WORKSPACE
+  bctrl-async stop WORKSPACE ALIAS
+  bctrl-async stop --from runtimes.csv --journal tonight.jsonl
+
+The API key is read from BCTRL_API_KEY. Each command has its own --help.
+"""
+
+app: typer.Typer = typer.Typer(
+    cls=Group, context_settings=CONTEXT_SETTINGS, rich_markup_mode=None, epilog=_EXAMPLES
+)
+app.command("stop", cls=Command, epilog=_stop.EXAMPLES)(_stop.stop)
+app.command("list", cls=Command, epilog=_list.EXAMPLES)(_list.list_runtimes)
 app.add_typer(journal, name="journal")
-app.command("report")(report)
-app.command("emulator", epilog=f"Faults: {', '.join(Fault)}.")(emulator)
-app.command("demo")(demo)
+app.command("report", cls=Command, epilog=_report.EXAMPLES)(_report.report)
+app.command("emulator", cls=Command, epilog=_emulator.EXAMPLES)(_emulator.emulator)
+app.command("demo", cls=Command)(demo)
 
 
 @app.callback(invoke_without_command=True)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import shlex
 import signal
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -62,6 +63,15 @@ _Latency = Annotated[
         help="Delay of every answer, such as 50ms.",
     ),
 ]
+
+EXAMPLES = f"""
+Examples:
+  bctrl-async emulator --runtimes 1000 --rate-limit 50
+  bctrl-async emulator --fault rate_limited=0.1 --fault drop_after=0.05
+
+Faults:
+{textwrap.indent(textwrap.fill(", ".join(Fault), 76), "  ")}
+"""
 
 
 def emulator(

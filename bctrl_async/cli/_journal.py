@@ -11,10 +11,11 @@ import typer
 from bctrl_async import BctrlConfigError, StopOutcome, StopResult
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import escape, format_counts
+from bctrl_async.cli._help import Command, Group
 from bctrl_async.cli._output import Output
 from bctrl_async.journal import JournalContent, read_journal
 
-journal: typer.Typer = typer.Typer()
+journal: typer.Typer = typer.Typer(cls=Group, rich_markup_mode=None)
 
 _File = Annotated[str, typer.Argument(metavar="FILE", help="The journal.")]
 _Json = Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")]
@@ -28,7 +29,7 @@ def _top(context: typer.Context) -> None:
         raise typer.Exit
 
 
-@journal.command("show")
+@journal.command("show", cls=Command)
 def show(file: _File, *, json: _Json = False) -> int:
     """Show the server, age and results of a journal.
 

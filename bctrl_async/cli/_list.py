@@ -27,6 +27,15 @@ _Json = Annotated[
     typer.Option("--json", metavar="", help="Print one JSON object per runtime, for stop --from."),
 ]
 
+EXAMPLES = """
+Examples:
+  bctrl-async list WORKSPACE --status active --older-than 2h
+  bctrl-async list WORKSPACE --json > runtimes.jsonl
+
+Environment variables:
+  BCTRL_API_KEY    the API key
+"""
+
 
 def list_runtimes(
     context: typer.Context,
@@ -41,8 +50,8 @@ def list_runtimes(
 ) -> int:
     """List the runtimes of a workspace.
 
-    --older-than skips a runtime whose creation time cannot be read. A runtime
-    that cannot be read at all is reported on stderr, and the exit code is 1.
+    --older-than skips a runtime whose creation time cannot be read. A runtime that cannot
+    be read at all is reported on stderr, and the exit code is 1.
     """
     session = BctrlSession(require_api_key(context), base_url=base_url, timeout=timeout)
     wanted = build_filter(status, kind, older_than)

@@ -60,6 +60,11 @@ _Json = Annotated[
 _MAX_NAMED = 3
 """The number of targets that a warning names."""
 
+EXAMPLES = """
+Examples:
+  bctrl-async report night-*.jsonl --from runtimes.csv
+"""
+
 
 def report(
     context: typer.Context,

@@ -46,7 +46,7 @@ _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
 
 _target = partial(typer.Option, rich_help_panel="Targets")
 _run = partial(typer.Option, rich_help_panel="Run")
-_limit = partial(typer.Option, rich_help_panel="Limits")
+_pace = partial(typer.Option, rich_help_panel="Pace")
 
 _Workspace = Annotated[
     str | None, typer.Argument(metavar="WORKSPACE", help="Workspace id of the runtimes.")
@@ -98,7 +98,10 @@ _JournalMaxAge = Annotated[
     ),
 ]
 _Verify = Annotated[
-    bool, _run("--verify/--no-verify", metavar="", help="Poll a runtime until it has stopped.")
+    bool,
+    _run(
+        "--verify/--no-verify", metavar="", help="Poll until each runtime has stopped; the default."
+    ),
 ]
 _DryRun = Annotated[bool, _run("--dry-run", metavar="", help="Print the targets, stop nothing.")]
 _IgnoreNotFound = Annotated[
@@ -106,15 +109,15 @@ _IgnoreNotFound = Annotated[
 ]
 _Json = Annotated[bool, _run("--json", metavar="", help="Print one JSON object per target.")]
 _Concurrency = Annotated[
-    int, _limit("--concurrency", metavar="N", min=1, help="Maximum number of stops in flight.")
+    int, _pace("--concurrency", metavar="N", min=1, help="Maximum number of stops in flight.")
 ]
 _Rate = Annotated[
     float | None,
-    _limit("--rate", metavar="N", callback=check_positive, help="Maximum requests per second."),
+    _pace("--rate", metavar="N", callback=check_positive, help="Maximum requests per second."),
 ]
 _Pace = Annotated[
     str | None,
-    _limit(
+    _pace(
         "--pace",
         metavar="FILE|URL",
         envvar="BCTRL_PACE",
@@ -124,7 +127,7 @@ _Pace = Annotated[
 ]
 _Deadline = Annotated[
     float | None,
-    _limit(
+    _pace(
         "--deadline",
         metavar="DURATION",
         parser=duration,
@@ -132,6 +135,17 @@ _Deadline = Annotated[
         help="Abort after DURATION, such as 90s or 1h.",
     ),
 ]
+
+EXAMPLES = """
+Examples:
+  bctrl-async stop WORKSPACE crm mail
+  bctrl-async stop WORKSPACE --all --older-than 2h
+  bctrl-async stop --from runtimes.csv --journal tonight.jsonl
+  some-program | bctrl-async stop --from - --rate 50 --json
+
+Environment variables:
+  BCTRL_API_KEY    the API key; there is no option, which other users could see
+"""
 
 
 def stop(
@@ -162,19 +176,17 @@ def stop(
 ) -> int:
     """Stop runtimes and report the outcome of each.
 
-    Give WORKSPACE and ALIAS..., or WORKSPACE --all, or --from FILE.
-    FILE is CSV with the columns workspace_id and alias, or WORKSPACE,ALIAS in each
-    line, or JSON: {"workspace_id": "ws", "alias": "crm"} or ["ws", "crm"], one
-    after the other or in an array. Put -- before WORKSPACE if an alias begins with
-    a dash. The API key is read from BCTRL_API_KEY.
+    Give WORKSPACE and ALIAS..., or WORKSPACE --all, or --from FILE. FILE is CSV with
+    the columns workspace_id and alias, or WORKSPACE,ALIAS in each line, or JSON:
+    {"workspace_id": "ws", "alias": "crm"} or ["ws", "crm"], one after the other or in
+    an array. Put -- before WORKSPACE if an alias begins with a dash.
 
-    Every ALIAS gets a line of output; with --from or --all, only targets do that
-    were attempted and may still be running. The last line counts the runtimes
-    that are not running, still running, and unknown. It is safe to run the
-    command again.
+    Every ALIAS gets a line of output; with --from or --all, only targets do that were
+    attempted and may still be running. The last line counts the runtimes that are not
+    running, still running, and unknown. It is safe to run the command again.
 
-    After Ctrl-C nothing new is sent, and requests in flight are waited for; a
-    second one aborts them.
+    After Ctrl-C nothing new is sent, and requests in flight are waited for; a second
+    one aborts them.
 
     Exit codes: 0 none is running, 1 some are or may be, 2 usage or configuration
     error, 75 the journal is in use: try later, 130 interrupted.
