@@ -268,6 +268,28 @@ def is_unanswered(error: BctrlError) -> bool:
     return error.status in _GATEWAY_FAILURES
 
 
+def error_type(error: BaseException) -> str:
+    """Return OpenTelemetry's `error.type`: an error status, or the name of the exception."""
+    if isinstance(error, BctrlError):
+        if error.status is not None and error.status >= HTTPStatus.BAD_REQUEST:
+            return str(error.status)
+        if type(error) is BctrlError and error.__cause__ is not None:
+            error = error.__cause__
+    return type(error).__qualname__
+
+
+def log_fields(error: BctrlError) -> dict[str, object]:
+    """Return what a log record says about an error, by the names of the spans' attributes."""
+    fields = {
+        "bctrl.workspace_id": error.workspace_id,
+        "bctrl.alias": error.alias,
+        "error.type": error_type(error),
+        "http.response.status_code": error.status,
+        "bctrl.request_id": error.request_id,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def session_closed() -> BctrlConfigError:
     """Return the error of a call on a closed session."""
     return BctrlConfigError(

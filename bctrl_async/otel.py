@@ -23,7 +23,7 @@ from typing import NamedTuple
 from yarl import URL
 
 from bctrl_async._version import __version__
-from bctrl_async.errors import THROTTLED, BctrlError
+from bctrl_async.errors import THROTTLED, BctrlError, error_type
 from bctrl_async.observer import (
     AttemptObserver,
     BulkObserver,
@@ -242,7 +242,7 @@ class _Attempt(AttemptObserver):
         if self._status is not None:
             response["http.response.status_code"] = self._status
         if error is not None:
-            response["error.type"] = _error_type(error)
+            response["error.type"] = error_type(error)
         self._meters.active.add(-1, self._request)
         self._meters.duration.record(elapsed, {**self._request, **response})
         if self._stops:
@@ -260,16 +260,6 @@ class _Attempt(AttemptObserver):
 
 
 def _fail(span: Span, error: BaseException, *, with_text: bool = True) -> None:
-    span.set_attribute("error.type", _error_type(error))
+    span.set_attribute("error.type", error_type(error))
     text = error.summary if with_text and isinstance(error, BctrlError) else None
     span.set_status(Status(StatusCode.ERROR, text))
-
-
-def _error_type(error: BaseException) -> str:
-    """Return `error.type` by the conventions: an error status, or the name of the exception."""
-    if isinstance(error, BctrlError):
-        if error.status is not None and error.status >= HTTPStatus.BAD_REQUEST:
-            return str(error.status)
-        if type(error) is BctrlError and error.__cause__ is not None:
-            error = error.__cause__
-    return type(error).__qualname__

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import virtual_time
@@ -46,6 +47,14 @@ def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
     ]
 
 
+def fields(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    """Return what a JSON formatter would find in each record, apart from the standard fields."""
+    return [
+        {name: value for name, value in vars(record).items() if "." in name}
+        for record in caplog.records
+    ]
+
+
 @pytest.fixture(autouse=True)
 def _capture_debug(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "bctrl_async")
@@ -67,6 +76,18 @@ class TestRetries:
         assert line.startswith("attempt 1 to stop 'crm' in workspace 'ws-1' failed: ")
         assert "500" in line
         assert line.endswith(f"; the next follows in {pauses[0]:.3f} s at the earliest")
+        assert fields(caplog) == [
+            {
+                "bctrl.event": "retry",
+                "bctrl.workspace_id": "ws-1",
+                "bctrl.alias": "crm",
+                "bctrl.attempts": 1,
+                "bctrl.delay": pauses[0],
+                "bctrl.request_id": ANY,
+                "error.type": "500",
+                "http.response.status_code": 500,
+            }
+        ]
 
     @pytest.mark.usefixtures("pauses")
     async def test_a_retry_of_a_list_names_the_workspace(
@@ -78,6 +99,21 @@ class TestRetries:
 
         [line] = lines(caplog, logging.INFO)
         assert line.startswith("attempt 1 to list workspace 'ws-1' failed: ")
+        [record] = fields(caplog)
+        assert record["bctrl.workspace_id"] == "ws-1"
+        assert "bctrl.alias" not in record
+
+    @pytest.mark.usefixtures("pauses")
+    async def test_a_retry_without_an_answer_has_a_type_and_no_status(
+        self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        emulator.inject(Fault.DROP_BEFORE)
+
+        await session.stop_runtime("ws-1", "crm")
+
+        [record] = fields(caplog)
+        assert record["error.type"] == "BctrlNetworkError"
+        assert "http.response.status_code" not in record
 
     async def test_a_success_and_a_permanent_error_log_nothing(
         self, session: BctrlSession, caplog: pytest.LogCaptureFixture
@@ -184,6 +220,10 @@ class TestThrottling:
             "next attempt starts in 2.000 s"
         )
         assert ended.startswith("no longer throttled by the server, after ")
+        assert fields(caplog) == [
+            {"bctrl.event": "throttled", "http.response.status_code": 429, "bctrl.delay": 2.0},
+            {"bctrl.event": "throttling_ended", "bctrl.elapsed": ANY},
+        ]
 
     async def test_throttling_is_logged_once_for_all_stops_of_a_session(
         self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
@@ -218,6 +258,16 @@ class TestBulk:
             "a bulk stop ended early, with 500 targets read and 500 failures: "
             + report.ended_early.summary
         ]
+        [record] = [record for record in fields(caplog) if record["bctrl.event"] == "ended_early"]
+        assert (
+            record.items()
+            >= {
+                "error.type": "401",
+                "http.response.status_code": 401,
+                "bctrl.total": 500,
+                "bctrl.failures": 500,
+            }.items()
+        )
 
     async def test_a_complete_run_logs_nothing(
         self, session: BctrlSession, caplog: pytest.LogCaptureFixture
@@ -288,6 +338,20 @@ def test_log_templates_are_constants() -> None:
         template = call.args[0]
         assert isinstance(template, ast.Constant)
         assert str(template.value).count("%") == len(call.args) - 1
+
+
+def test_every_record_above_debug_names_its_event() -> None:
+    calls = [call for path in PACKAGE.rglob("*.py") for call in log_calls(path)]
+    extras = [
+        keyword.value
+        for call in calls
+        for keyword in call.keywords
+        if keyword.arg == "extra" and isinstance(keyword.value, ast.Dict)
+    ]
+    named = [extra for extra in extras if "bctrl.event" in ast.unparse(extra)]
+
+    levels = [call.func.attr for call in calls if isinstance(call.func, ast.Attribute)]
+    assert len(named) == len(levels) - levels.count("debug") > 0
 
 
 def test_importing_the_package_configures_no_logging() -> None:

@@ -14,7 +14,7 @@ from aiohttp import ClientTimeout
 from bctrl_async._calls.retry import RetryPolicy, RetryState, probe_delay
 from bctrl_async._http.operations import Operation
 from bctrl_async._limiter.limiter import Limiter, Priority
-from bctrl_async.errors import BctrlError, quote
+from bctrl_async.errors import BctrlError, log_fields, quote
 from bctrl_async.observer import CallObserver
 
 _log = logging.getLogger("bctrl_async")
@@ -145,7 +145,11 @@ class Call(msgspec.Struct, Generic[_T]):
         """Log the failure of the last attempt, and the shortest delay until the next one."""
         failed = None if self.retries is None else self.retries.last_failure
         if failed is not None and _log.isEnabledFor(logging.INFO):
-            alias = "" if self.alias is None else f"{quote(self.alias)} in "
+            fields = log_fields(failed) | {"bctrl.workspace_id": self.workspace_id}
+            alias = ""
+            if self.alias is not None:
+                fields["bctrl.alias"] = self.alias
+                alias = f"{quote(self.alias)} in "
             _log.info(
                 "attempt %d to %s %sworkspace %s failed: %s; "
                 "the next follows in %.3f s at the earliest",
@@ -155,6 +159,12 @@ class Call(msgspec.Struct, Generic[_T]):
                 quote(self.workspace_id),
                 failed.summary,
                 delay,
+                extra={
+                    "bctrl.event": "retry",
+                    **fields,
+                    "bctrl.attempts": self.attempts,
+                    "bctrl.delay": delay,
+                },
             )
 
 

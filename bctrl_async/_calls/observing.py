@@ -34,7 +34,10 @@ def notify(method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T 
     try:
         return method(*args, **kwargs)
     except (Exception, CancelledError):  # noqa: BLE001 - logged, and the call goes on.
-        _log.exception("an observer raised an exception, which is ignored")
+        _log.exception(
+            "an observer raised an exception, which is ignored",
+            extra={"bctrl.event": "observer_failed"},
+        )
         return None
 
 

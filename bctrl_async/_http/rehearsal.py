@@ -49,7 +49,11 @@ def open_fast_path(
         _rehearse(url)
         return FastPath(connector.take, url, headers, limit)
     except Exception as error:  # noqa: BLE001 - another aiohttp may raise anything.
-        _log.info("the fast path does not work with this aiohttp: %r", error)
+        _log.info(
+            "the fast path does not work with this aiohttp: %r",
+            error,
+            extra={"bctrl.event": "no_fast_path"},
+        )
         return None
 
 

@@ -223,6 +223,7 @@ class Leases:
                 "the server asked another member of the shared pace to wait (Retry-After): this "
                 "session starts no attempt for %.3g s",
                 lease.closed_for,
+                extra={"bctrl.event": "pace_paused", "bctrl.delay": lease.closed_for},
             )
         if lease.slots:
             self._size = lease.slots
@@ -234,18 +235,25 @@ class Leases:
             return
         now = asyncio.get_running_loop().time()
         self._away_since = self._next_without_store = now
+        rate = self._pace.rate / self._members
         _log.warning(
             "the shared pace cannot be asked (%s): this session goes on with %.3g attempts a "
             "second, its share of %d",
             reason,
-            self._pace.rate / self._members,
+            rate,
             self._members,
+            extra={"bctrl.event": "pace_away", "bctrl.rate": rate},
         )
         self._on_lease()
 
     def _on_store_back(self, now: float) -> None:
         if self._away_since is not None:
-            _log.warning("the shared pace is used again, after %.3f s", now - self._away_since)
+            elapsed = now - self._away_since
+            _log.warning(
+                "the shared pace is used again, after %.3f s",
+                elapsed,
+                extra={"bctrl.event": "pace_back", "bctrl.elapsed": elapsed},
+            )
             self._away_since = None
 
 

@@ -211,11 +211,17 @@ class Limiter:
             self._leases.on_throttled(now, retry_after)
         if self._rate.is_throttled and self._throttled_since is None:
             self._throttled_since = now
+            delay = self._rate.delay(now, 0)
             _log.warning(
                 "throttled by the server (status %d): all calls of the session slow down, and "
                 "the next attempt starts in %.3f s",
                 status,
-                self._rate.delay(now, 0),
+                delay,
+                extra={
+                    "bctrl.event": "throttled",
+                    "http.response.status_code": status,
+                    "bctrl.delay": delay,
+                },
             )
 
     def _delay(self, now: float) -> float:
@@ -232,9 +238,11 @@ class Limiter:
         if self._leases is not None:
             self._leases.on_start(now)
         if self._throttled_since is not None and not self._rate.is_throttled:
+            elapsed = now - self._throttled_since
             _log.warning(
                 "no longer throttled by the server, after %.3f s: calls start at full speed",
-                now - self._throttled_since,
+                elapsed,
+                extra={"bctrl.event": "throttling_ended", "bctrl.elapsed": elapsed},
             )
             self._throttled_since = None
 

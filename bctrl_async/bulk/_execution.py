@@ -13,7 +13,7 @@ from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._delivery import Deliver, OutcomeBuffer, in_turn
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._targets import Input
-from bctrl_async.errors import BctrlError
+from bctrl_async.errors import BctrlError, log_fields
 from bctrl_async.journal import Journal
 from bctrl_async.observer import Observer
 
@@ -124,6 +124,12 @@ class Execution:
                     self._run.source.count,
                     len(ledger.failures),
                     ledger.ended_early.summary,
+                    extra={
+                        "bctrl.event": "ended_early",
+                        **log_fields(ledger.ended_early),
+                        "bctrl.total": self._run.source.count,
+                        "bctrl.failures": len(ledger.failures),
+                    },
                 )
             if ledger.observer is not None:
                 notify(ledger.observer.end, ledger.report(self._run.source.count))

@@ -20,7 +20,7 @@ except ModuleNotFoundError as _error:
 
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession
 from bctrl_async._limiter.pace import Pace
-from bctrl_async.errors import THROTTLED
+from bctrl_async.errors import THROTTLED, log_fields
 from bctrl_async.fastapi._problems import MEDIA_TYPE, classify, problem
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
@@ -121,7 +121,7 @@ def add_exception_handlers(app: FastAPI) -> None:
     async def respond(connection: HTTPConnection, error: BctrlError) -> Response | None:
         code, detail = classify(error)
         if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.warning("%s", error)
+            _log.warning("%s", error, extra={"bctrl.event": "request_failed", **log_fields(error)})
         if isinstance(connection, WebSocket):
             close_code = status.WS_1011_INTERNAL_ERROR
             if code in THROTTLED:

@@ -105,6 +105,11 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
                 str(self.path),
                 format_age(age),
                 ", and its last run is complete" if self.is_complete else "",
+                extra={
+                    "bctrl.event": "old_journal",
+                    "bctrl.journal": str(self.path),
+                    "bctrl.age": age.total_seconds(),
+                },
             )
 
 

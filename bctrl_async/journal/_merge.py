@@ -217,6 +217,11 @@ class _Merging:
                 str(first[1]),
                 format_duration(last[0] - first[0]),
                 str(last[1]),
+                extra={
+                    "bctrl.event": "old_journal",
+                    "bctrl.journal": str(first[1]),
+                    "bctrl.age": (last[0] - first[0]).total_seconds(),
+                },
             )
 
     def add(self, path: Path) -> None:
