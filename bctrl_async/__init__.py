@@ -35,7 +35,7 @@ from bctrl_async.observer import (
     ReadObserver,
     StopObserver,
 )
-from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
+from bctrl_async.outcomes import RuntimeState, StopOutcome, StopReport, StopResult
 from bctrl_async.session import BctrlSession
 from bctrl_async.shards import shard
 from bctrl_async.stats import SessionStats
@@ -66,6 +66,7 @@ __all__ = [
     "RuntimeFilter",
     "RuntimeKind",
     "RuntimeRef",
+    "RuntimeState",
     "RuntimeStatus",
     "RuntimeSummary",
     "SessionStats",

@@ -21,7 +21,7 @@ from bctrl_async.errors import (
 )
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 
-__all__ = ["StopOutcome", "StopReport", "StopResult"]
+__all__ = ["RuntimeState", "StopOutcome", "StopReport", "StopResult"]
 
 
 class StopResult(StrEnum):
@@ -53,6 +53,19 @@ class StopResult(StrEnum):
     def settled(self) -> bool:
         """True if no further call is needed."""
         return self in _SETTLED
+
+
+class RuntimeState(StrEnum):
+    """The state of a runtime when its outcome was recorded."""
+
+    NOT_RUNNING = "not running"
+    """The server said so: `stopped`, `already_stopped`, or `accepted` and then `failed` or gone."""
+    STILL_RUNNING = "still running"
+    """The server said so: its last status is `active`."""
+    UNKNOWN = "unknown"
+    """The server said neither, or does not know the runtime (`not_found`)."""
+    INVALID = "invalid"
+    """The target cannot be the name of a runtime, such as a line that is not a target."""
 
 
 now: Callable[[], datetime] = partial(datetime.now, UTC)
@@ -112,6 +125,31 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     duplicate: bool = False
 
 
+def state_of(outcome: StopOutcome, *, missing_ok: bool) -> RuntimeState:
+    """Return the state of the runtime of an outcome.
+
+    Args:
+        outcome: The outcome.
+        missing_ok: Take a runtime that is `not_found` for one that does not run. Otherwise its
+            name may be mistyped.
+    """
+    match outcome.result:
+        case StopResult.STOPPED | StopResult.ALREADY_STOPPED:
+            return RuntimeState.NOT_RUNNING
+        case StopResult.NOT_FOUND:
+            return RuntimeState.NOT_RUNNING if missing_ok else RuntimeState.UNKNOWN
+    if has_ended(outcome):
+        return RuntimeState.NOT_RUNNING
+    match outcome.error:
+        case BctrlConfigError(reason_class="invalid_input"):
+            return RuntimeState.INVALID
+    # A later version of the contract may have other statuses.
+    match outcome.runtime:
+        case Runtime(status=RuntimeStatus.ACTIVE):
+            return RuntimeState.STILL_RUNNING
+    return RuntimeState.UNKNOWN
+
+
 class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     """The report of a bulk stop.
 
@@ -120,6 +158,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         counts: The number of outcomes for each result; 0 for a result that did not occur.
         failures: The outcomes that are not settled, and those that are `not_found` unless
             `missing_ok` was given, in order of completion.
+        states: The number of runtimes by state; the numbers add up to `total`.
         elapsed: The duration of the run in seconds.
         retries: The number of stop requests beyond the first for each target.
         throttled: The number of 429 and 503 answers.
@@ -131,6 +170,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     total: int
     counts: Counter[StopResult]
     failures: tuple[StopOutcome, ...]
+    states: Counter[RuntimeState]
     elapsed: float
     retries: int
     throttled: int
@@ -142,6 +182,21 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     def ok(self) -> bool:
         """True if the whole input was read and there are no failures."""
         return not self.failures and self.ended_early is None
+
+    def __str__(self) -> str:
+        known = [f"{self.states[RuntimeState.NOT_RUNNING]:,} of {self.total:,} not running"]
+        others = (RuntimeState.STILL_RUNNING, RuntimeState.UNKNOWN, RuntimeState.INVALID)
+        known += [f"{self.states[state]:,} {state}" for state in others if self.states[state]]
+        text = f"{', '.join(known)} after {self.elapsed:.2f} s"
+        if counts := [f"{self.counts[each]:,} {each}" for each in StopResult if self.counts[each]]:
+            text += f": {', '.join(counts)}"
+        if self.resumed:
+            text += f"; {self.resumed:,} from an earlier run, not sent again"
+        if self.duplicates:
+            text += f"; {self.duplicates:,} duplicate{'s' * (self.duplicates > 1)}, sent once"
+        if self.ended_early is not None:
+            text += f"; ended early: {self.ended_early}"
+        return text
 
     def raise_for_failures(self) -> None:
         """Raise unless the report is `ok`.

@@ -22,6 +22,7 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
         succeeded: Attempts answered with a success status and a valid body.
         failed: Failed attempts by HTTP status (`"429"`), or by error class
             (`"BctrlTimeoutError"`) if there was no usable answer.
+        cancelled: Attempts whose call was cancelled, so that no answer was waited for.
         in_flight: Attempts in flight.
         waiting: Calls that wait for a slot or for their next attempt.
     """
@@ -30,6 +31,7 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
     retries: int
     succeeded: int
     failed: dict[str, int]
+    cancelled: int
     in_flight: int
     waiting: int
 
@@ -47,6 +49,7 @@ class Tally:
         self.retries: int = 0
         self.succeeded: int = 0
         self.failed: Counter[str] = Counter()
+        self.cancelled: int = 0
 
     def record(self, error: BctrlError) -> None:
         """Count a failed attempt."""
@@ -60,6 +63,7 @@ class Tally:
             retries=self.retries,
             succeeded=self.succeeded,
             failed=dict(self.failed),
+            cancelled=self.cancelled,
             in_flight=in_flight,
             waiting=waiting,
         )

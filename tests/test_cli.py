@@ -2476,7 +2476,13 @@ def test_an_interrupted_demo_has_an_outcome_for_every_runtime(
         for index, (target, result) in enumerate(zip(targets, results, strict=True)):
             show(StopOutcome(index=index, target=target, result=result))
         report = StopReport(
-            total=3, counts=Counter(results), failures=(), elapsed=0.0, retries=0, throttled=0
+            total=3,
+            counts=Counter(results),
+            failures=(),
+            states=Counter(),
+            elapsed=0.0,
+            retries=0,
+            throttled=0,
         )
         return _run.FinishedRun(report, interrupted=True, input_left=False, read_error=None)
 

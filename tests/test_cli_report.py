@@ -127,7 +127,7 @@ async def test_targets_without_an_outcome_are_counted_and_the_first_ten_shown(
     assert [line.split()[:4] for line in lines] == [
         ["ws", f"r{number}", "no", "outcome"] for number in range(10)
     ]
-    assert summary.startswith("1 of 13 not running, 12 without an outcome after 1.50 s: 1 stopped")
+    assert summary.startswith("1 of 13 not running after 1.50 s: 1 stopped; 12 without an outcome")
     assert err == "2 more targets without an outcome are not shown: add --json\n"
     assert code == 1
 
@@ -179,7 +179,7 @@ async def test_json_has_one_object_for_each_target(command: Command) -> None:
         "may_have_stopped": True,
     }
     assert err.splitlines()[-1] == (
-        "1 of 3 not running, 1 unknown, 1 without an outcome after 1.50 s: 1 stopped, 1 unknown; "
+        "1 of 3 not running, 1 unknown after 1.50 s: 1 stopped, 1 unknown; 1 without an outcome; "
         "2 duplicates in the list; 2 journals, 1 target in two of them"
     )
     assert code == 1
@@ -293,7 +293,7 @@ async def test_the_list_may_come_from_stdin(
         monkeypatch.setattr("sys.stdin", stdin)
         code, out, _ = await command("report", path, "--from", "-")
     assert code == 1
-    assert out.splitlines()[-1].startswith("1 of 2 not running, 1 without an outcome after ")
+    assert out.splitlines()[-1].startswith("1 of 2 not running after ")
 
 
 async def test_an_empty_list_is_an_error_unless_allowed(command: Command) -> None:

@@ -41,6 +41,7 @@ from bctrl_async import (
     BctrlValidationError,
     RetryPolicy,
     RuntimeRef,
+    RuntimeState,
     StopOutcome,
     StopReport,
     StopResult,
@@ -514,6 +515,7 @@ REPORTS = [
         total=2,
         counts=Counter({StopResult.STOPPED: 1, StopResult.UNKNOWN: 1}),
         failures=tuple(OUTCOMES[1:]),
+        states=Counter({RuntimeState.NOT_RUNNING: 1, RuntimeState.UNKNOWN: 1}),
         elapsed=2.5,
         retries=3,
         throttled=1,
@@ -521,7 +523,15 @@ REPORTS = [
         duplicates=8,
         ended_early=upstream_error(),
     ),
-    StopReport(total=0, counts=Counter(), failures=(), elapsed=0.0, retries=0, throttled=0),
+    StopReport(
+        total=0,
+        counts=Counter(),
+        failures=(),
+        states=Counter(),
+        elapsed=0.0,
+        retries=0,
+        throttled=0,
+    ),
 ]
 
 

@@ -21,7 +21,9 @@ from bctrl_async.emulator import Emulator, Fault
 
 Connect = Callable[..., BctrlSession]
 
-NOTHING = SessionStats(attempts=0, retries=0, succeeded=0, failed={}, in_flight=0, waiting=0)
+NOTHING = SessionStats(
+    attempts=0, retries=0, succeeded=0, failed={}, cancelled=0, in_flight=0, waiting=0
+)
 
 
 async def received(emulator: Emulator, count: int) -> None:
@@ -85,7 +87,8 @@ async def test_calls_in_flight_and_waiting_are_counted(
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        assert session.stats == msgspec.structs.replace(NOTHING, attempts=1)
+        # Those that waited had not begun an attempt.
+        assert session.stats == msgspec.structs.replace(NOTHING, attempts=1, cancelled=1)
 
 
 async def test_a_call_between_two_attempts_is_waiting(emulator: Emulator, connect: Connect) -> None:
@@ -130,6 +133,26 @@ async def test_a_snapshot_does_not_change_later(session: BctrlSession) -> None:
         "retries": 0,
         "succeeded": 1,
         "failed": {"409": 1},
+        "cancelled": 0,
         "in_flight": 0,
         "waiting": 0,
     }
+
+
+async def test_requests_that_a_bulk_stop_abandons_are_cancelled(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    emulator.inject(*[Fault.HANG] * 5)
+    targets = [("ws-1", f"r{number}") for number in range(20)]
+    for target in targets:
+        emulator.add_runtime(*target)
+
+    batch = session.stop_runtimes(targets, concurrency=5)
+    run = asyncio.ensure_future(batch)
+    await received(emulator, 5)
+    batch.abort()
+    await run
+
+    stats = session.stats
+    assert stats.cancelled == 5
+    assert stats.attempts == stats.succeeded + stats.cancelled

@@ -162,6 +162,7 @@ class Sender:
                         raise
                     ended = BctrlNetworkError("the DNS lookup was still in progress")
                 finally:
+                    self._tally.cancelled += ended is None and call.in_flight
                     self.limiter.release(ended, call.throttled)
                 was_sent, call.in_flight = call.in_flight, False
                 if not isinstance(ended, BctrlError):

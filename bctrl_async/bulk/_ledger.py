@@ -12,9 +12,18 @@ from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import BulkObserver, ReadObserver, StopObserver
-from bctrl_async.outcomes import StopOutcome, StopReport, StopResult, has_ended, successes
+from bctrl_async.outcomes import (
+    RuntimeState,
+    StopOutcome,
+    StopReport,
+    StopResult,
+    has_ended,
+    state_of,
+    successes,
+)
 
 _NOT_RUN = BctrlError("the bulk stop was not run")
+_STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 
 
 class Ledger:
@@ -39,7 +48,10 @@ class Ledger:
 
     def __init__(self, on_journal_error: Callable[[BctrlError], None], *, missing_ok: bool) -> None:
         self._on_journal_error = on_journal_error
+        self._missing_ok = missing_ok
         self._successes = successes(missing_ok=missing_ok)
+        # Of the outcomes whose result alone does not tell it.
+        self._states: Counter[RuntimeState] = Counter()
         self._journal: Journal | None = None
         self._began: float | None = None
         self._ended: float | None = None
@@ -90,6 +102,8 @@ class Ledger:
         """
         result = outcome.result
         self.counts[result] += 1
+        if result not in _STOPPED:
+            self._states[state_of(outcome, missing_ok=self._missing_ok)] += 1
         if result not in self._successes:
             self.failures.append(outcome)
         if outcome.duplicate:
@@ -131,10 +145,13 @@ class Ledger:
             read: The number of targets read.
         """
         began = self._began
+        states = self._states.copy()
+        states[RuntimeState.NOT_RUNNING] += sum(self.counts.get(each, 0) for each in _STOPPED)
         return StopReport(
             total=read,
             counts=Counter(self.counts),
             failures=tuple(self.failures),
+            states=states,
             elapsed=0.0 if began is None else (self._ended or time.monotonic()) - began,
             retries=self.retries,
             throttled=self.throttled,

@@ -6,19 +6,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 from rich import box
 from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from bctrl_async import Runtime, RuntimeRef, StopOutcome, StopReport, StopResult
+from bctrl_async import Runtime, RuntimeRef, RuntimeState, StopOutcome, StopReport, StopResult
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, one_line, print_error, print_info
-from bctrl_async.cli._states import RuntimeState, state_of
 from bctrl_async.errors import subject_of
 from bctrl_async.journal import JournalOutcome
-from bctrl_async.outcomes import OutcomeRecord
+from bctrl_async.outcomes import OutcomeRecord, state_of
 
 _MAX_ALIAS_WIDTH = 28
 _MIN_DETAIL_WIDTH = 20
@@ -48,9 +47,6 @@ class OutcomePrinter:
             known: only attempted targets that are not known to be not running get a line then.
         missing_ok: Count `not_found` as not running.
         to_json: Formats every outcome as JSON, which is printed instead; None to print lines.
-
-    Attributes:
-        states: The number of outcomes by the state of their runtimes.
     """
 
     def __init__(
@@ -61,7 +57,6 @@ class OutcomePrinter:
         missing_ok: bool = False,
         to_json: Callable[[StopOutcome], str] | None = None,
     ) -> None:
-        self.states: Counter[RuntimeState] = Counter()
         self._output = output
         self._missing_ok = missing_ok
         self._to_json = to_json
@@ -71,9 +66,8 @@ class OutcomePrinter:
         self._width = min(widest, _MAX_ALIAS_WIDTH)
 
     def print(self, outcome: StopOutcome) -> None:
-        """Print and count an outcome."""
+        """Print an outcome."""
         state = state_of(outcome, missing_ok=self._missing_ok)
-        self.states[state] += 1
         if self._to_json is not None:
             self._output.print_result(self._to_json(outcome))
         elif self._prints_all or (
@@ -209,32 +203,17 @@ def print_runtimes(output: Output, runtimes: Sequence[Runtime]) -> None:
         output.print_result("  ".join([*padded, alias]))
 
 
-def summarize(
-    report: StopReport,
-    states: Counter[RuntimeState],
-    *,
-    input_left: bool = False,
-    missing: int = 0,
-) -> str:
-    """Return a report as one line.
+def summarize(report: StopReport, *, input_left: bool = False, missing: int = 0) -> str:
+    """Return a report as one line, without the reason why it ended early.
 
     Args:
         report: The report.
-        states: The number of its outcomes by the state of their runtimes.
         input_left: True if the input was not read to its end.
         missing: The number of targets without an outcome.
     """
-    known = [f"{states[RuntimeState.NOT_RUNNING]:,} of {report.total:,} not running"]
-    others = (RuntimeState.STILL_RUNNING, RuntimeState.UNKNOWN, RuntimeState.INVALID)
-    known += [f"{states[state]:,} {state}" for state in others if states[state]]
-    known += [f"{missing:,} without an outcome"] if missing else []
-    parts = [f"{', '.join(known)} after {report.elapsed:.2f} s"]
-    if report.counts:
-        parts[0] += f": {format_counts(report.counts)}"
-    if report.resumed:
-        parts.append(f"{report.resumed:,} from an earlier run, not sent again")
-    if report.duplicates:
-        parts.append(f"{pluralize(report.duplicates, 'duplicate')}, sent once")
+    parts = [str(replace(report, ended_early=None))]
+    if missing:
+        parts.append(f"{missing:,} without an outcome")
     if input_left:
         parts.append(INPUT_LEFT)
     return "; ".join(parts)

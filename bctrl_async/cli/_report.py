@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from msgspec.structs import replace
 
-from bctrl_async import RuntimeRef
+from bctrl_async import RuntimeRef, RuntimeState
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import (
     MAX_SHOWN,
@@ -23,7 +23,6 @@ from bctrl_async.cli._format import (
 from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._options import check_positive, duration
 from bctrl_async.cli._output import Output, print_info, print_warning
-from bctrl_async.cli._states import RuntimeState
 from bctrl_async.cli._targets import open_targets, single_file
 from bctrl_async.errors import quote
 from bctrl_async.journal import JournalOutcome, MergedJournals, merge_journals
@@ -190,8 +189,7 @@ class _Account:
         whole = replace(of_outcomes, total=total)
         if whole.ended_early is not None:
             print_warning(str(whole.ended_early))
-        states = self._printer.states
-        summary = summarize(whole, states, input_left=self._input_left, missing=len(self._missing))
+        summary = summarize(whole, input_left=self._input_left, missing=len(self._missing))
         if self._duplicates:
             summary += f"; {pluralize(self._duplicates, 'duplicate')} in the list"
         summary += f"; {self._journals_text()}"
@@ -201,7 +199,7 @@ class _Account:
             self._output.print_result(summary, wrap=True)
         print_not_found(whole)
         # An input that is not read to its end has a line that is invalid, or has no outcome.
-        all_ended = states[RuntimeState.NOT_RUNNING] == total
+        all_ended = whole.states[RuntimeState.NOT_RUNNING] == total
         # Without a list, only complete journals show that there are no further targets.
         is_whole = self._has_list or whole.ended_early is None
         return 0 if all_ended and is_whole and not self._output.write_failed else FAILED

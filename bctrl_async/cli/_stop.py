@@ -3,14 +3,13 @@
 import asyncio
 import os
 import time
-from collections import Counter
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Annotated, cast
 
 import typer
 
-from bctrl_async import BctrlSession, RuntimeRef, RuntimeStatus
+from bctrl_async import BctrlSession, RuntimeRef, RuntimeState, RuntimeStatus
 from bctrl_async.cli import _dry_run
 from bctrl_async.cli._exit_codes import FAILED, exit_code
 from bctrl_async.cli._find import FoundRuntimes, can_prompt, confirm, find_runtimes
@@ -37,7 +36,6 @@ from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._pace import pace_of
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
-from bctrl_async.cli._states import RuntimeState
 from bctrl_async.cli._targets import open_targets, single_file
 
 _MIN_DEADLINE = 0.001
@@ -234,7 +232,7 @@ def stop(
         )
         finished = asyncio.run(running)
         printer.print_hidden()
-        return _report(finished, printer.states, output, json=json)
+        return _report(finished, output, json=json)
 
     if file is not None:
         # A bad line is an invalid target, which the bulk stop rejects.
@@ -296,16 +294,14 @@ def _stop_found(
     return run(found.targets, deadline) or code
 
 
-def _report(
-    finished: FinishedRun, states: Counter[RuntimeState], output: Output, *, json: bool
-) -> int:
+def _report(finished: FinishedRun, output: Output, *, json: bool) -> int:
     """Print the summary of a bulk stop, and return the exit code."""
     report = finished.report
     if finished.read_error is not None:
         print_error(f"cannot read all targets: {finished.read_error.strerror}")
     elif report.ended_early is not None and not finished.interrupted:
         print_error(f"ended early: {report.ended_early}")
-    summary = summarize(report, states, input_left=finished.input_left)
+    summary = summarize(report, input_left=finished.input_left)
     summary = f"{'Interrupted: ' * finished.interrupted}{summary}"
     if json:
         print_info(summary)
@@ -314,7 +310,7 @@ def _report(
     print_not_found(report)
     if finished.interrupted:
         raise KeyboardInterrupt
-    all_ended = report.ok and states[RuntimeState.NOT_RUNNING] == report.total
+    all_ended = report.ok and report.states[RuntimeState.NOT_RUNNING] == report.total
     if all_ended and finished.read_error is None and not output.write_failed:
         return 0
     return exit_code(outcome.error for outcome in report.failures)

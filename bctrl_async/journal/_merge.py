@@ -23,6 +23,7 @@ from bctrl_async.outcomes import (
     StopReport,
     StopResult,
     has_ended,
+    state_of,
     successes,
 )
 
@@ -93,6 +94,7 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
             total=len(outcomes),
             counts=Counter(outcome.result for outcome in outcomes),
             failures=tuple(failures),
+            states=Counter(state_of(outcome, missing_ok=missing_ok) for outcome in outcomes),
             elapsed=elapsed,
             retries=sum(max(outcome.attempts - 1, 0) for outcome in outcomes),
             throttled=0,

@@ -1,4 +1,4 @@
-"""The state of a runtime after its stop, as the command counts it."""
+"""The state of a runtime after its stop, as far as its outcome tells."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from bctrl_async import (
     BctrlNotFoundError,
     BctrlValidationError,
     RuntimeRef,
+    RuntimeState,
     StopOutcome,
     StopResult,
 )
-from bctrl_async.cli._states import RuntimeState, state_of
+from bctrl_async.outcomes import state_of
 
 NOT_RUNNING, STILL_RUNNING = RuntimeState.NOT_RUNNING, RuntimeState.STILL_RUNNING
 UNKNOWN, INVALID = RuntimeState.UNKNOWN, RuntimeState.INVALID
