@@ -22,7 +22,14 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from yarl import URL
 
-from bctrl_async.emulator import Emulator, Fault, ReceivedRequest, WireRuntime, _faults
+from bctrl_async.emulator import (
+    Emulator,
+    Fault,
+    ReceivedRequest,
+    Reply,
+    WireRuntime,
+    _faults,
+)
 from bctrl_async.emulator._routes import parse_route
 
 KEY = {"Authorization": "Bearer emulator-key"}
@@ -1043,8 +1050,8 @@ async def test_requests_above_the_rate_limit_get_a_429_and_change_nothing(
 
 async def faults_met(
     order: list[tuple[str, str]], faults: Mapping[Fault, float], *, seed: int = 7
-) -> dict[tuple[str, str], list[Fault | None]]:
-    met: dict[tuple[str, str], list[Fault | None]] = {}
+) -> dict[tuple[str, str], list[Fault | Reply | None]]:
+    met: dict[tuple[str, str], list[Fault | Reply | None]] = {}
     async with (
         Emulator(port=0, faults=faults, seed=seed) as emulator,
         aiohttp.ClientSession(emulator.url, headers=KEY) as client,

@@ -6,7 +6,8 @@ hide on both sides. Runtimes follow ``docs/contract/openapi.yaml``; error respon
 """
 
 from bctrl_async.emulator._faults import Fault
+from bctrl_async.emulator._reply import Reply
 from bctrl_async.emulator._runtimes import WireRuntime
 from bctrl_async.emulator._server import Emulator, ReceivedRequest
 
-__all__ = ["Emulator", "Fault", "ReceivedRequest", "WireRuntime"]
+__all__ = ["Emulator", "Fault", "ReceivedRequest", "Reply", "WireRuntime"]

@@ -4,9 +4,10 @@ import bisect
 import hashlib
 import itertools
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
+from bctrl_async.emulator._reply import Reply
 from bctrl_async.emulator._routes import Route
 
 
@@ -105,17 +106,20 @@ class FaultPlan:
         self._bounds = list(itertools.accumulate(probabilities[fault] for fault in faults))
         self._choices = [*faults, None]
         self._seed = seed
-        self._queues: defaultdict[tuple[str | None, ...], deque[Fault | None]] = defaultdict(deque)
+        self._queues: defaultdict[tuple[str | None, ...], deque[Fault | Reply | None]]
+        self._queues = defaultdict(deque)
+        self._poison: dict[tuple[str, str | None], Fault | Reply | None] = {}
 
-        self._poison: dict[tuple[str, str | None], Fault | None] = {}
-
-    def poison(self, workspace_id: str, alias: str, fault: Fault | None) -> None:
+    def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
+        _check(fault)
         self._poison[workspace_id, alias] = fault
 
-    def add(self, faults: Iterable[Fault | None], *key: str | None) -> None:
+    def add(self, faults: Sequence[Fault | Reply | None], *key: str | None) -> None:
+        for fault in faults:
+            _check(fault)
         self._queues[key].extend(faults)
 
-    def next(self, route: Route, received: Counter[tuple[str, str]]) -> Fault | None:
+    def next(self, route: Route, received: Counter[tuple[str, str]]) -> Fault | Reply | None:
         method, workspace_id, alias = route
         if (poison := self._poison.get((workspace_id, alias))) is not None:
             return poison
@@ -131,3 +135,8 @@ class FaultPlan:
         text = f"{self._seed}:{number}:{len(workspace_id)}:{workspace_id}{alias}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return self._choices[bisect.bisect(self._bounds, int.from_bytes(digest) / 2**64)]
+
+
+def _check(fault: Fault | Reply | None) -> None:
+    if fault is not None and not isinstance(fault, Fault | Reply):
+        raise ValueError(f"fault is {fault!r:.50}: give a member of Fault, a Reply, or None")

@@ -2,17 +2,24 @@
 
 import functools
 import itertools
-import json
 import zlib
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from http.client import responses as reason_phrases
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bctrl_async.emulator._faults import Fault
+from bctrl_async.emulator._reply import (
+    JSON_TYPE,
+    Reply,
+    check_header_value,
+    content_of,
+    dump,
+    has_error_body,
+)
 from bctrl_async.emulator._runtimes import make_runtime
 
-_JSON = "application/json"
 _MIB = 2**20
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -22,7 +29,7 @@ Payload = Mapping[str, Any]
 """The JSON of a 200: a Runtime, or a list of them."""
 
 
-class Reply(NamedTuple):
+class WireReply(NamedTuple):
     """A response that is not sent yet."""
 
     status: int
@@ -47,7 +54,7 @@ class Error(NamedTuple):
     code: str
     reason_class: str
     error: str
-    hint: str
+    hint: str | None
 
 
 UNDECODABLE = Error(
@@ -67,6 +74,17 @@ _NOT_ACTIVE = Error(
     409, "runtime.not_active", "conflict", "Nothing runs under that alias.", "It is stopped."
 )
 TOO_MANY = Error(429, "rate.limited", "rate_limited", "Too many requests.", "Slow down.")
+# contract errors.md, "code seen" and `reasonClass`.
+_DOCUMENTED = {
+    401: ("auth.required", "unauthorized"),
+    403: ("auth.forbidden", "capability_denied"),
+    404: ("runtime.not_found", "not_found"),
+    409: ("runtime.not_active", "conflict"),
+    429: ("rate.limited", "rate_limited"),
+    503: ("server.unavailable", "upstream"),
+}
+_OTHER_4XX = ("request.invalid", "invalid_input")
+_OTHER_5XX = ("server.error", "server")
 _FAULT_ERRORS: dict[Fault | None, Error] = {
     Fault.RATE_LIMITED: TOO_MANY,
     Fault.RATE_LIMITED_RETRY_AFTER: TOO_MANY,
@@ -82,28 +100,41 @@ _FORBIDDEN = Error(
 )
 
 
-def _page(status: int, title: str) -> Reply:
+def _error_of(reply: Reply) -> Error:
+    """Return the error of a reply, with what its status suggests for what it does not give."""
+    status = reply.status
+    other = _OTHER_4XX if status < 500 else _OTHER_5XX  # noqa: PLR2004 - the first 5xx.
+    code, reason_class = _DOCUMENTED.get(status, other)
+    return Error(
+        status,
+        code if reply.code is None else reply.code,
+        reason_class if reply.reason_class is None else reply.reason_class,
+        reason_phrases.get(status, f"Error {status}") if reply.message is None else reply.message,
+        reply.hint,
+    )
+
+
+def _page(status: int, title: str) -> WireReply:
     html = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
-    return Reply(status, html.encode(), {"Content-Type": "text/html"})
+    return WireReply(status, html.encode(), {"Content-Type": "text/html"})
 
 
 # The replies of others than the API: proxies, and the gateway of another service (Kong's).
-_FOREIGN_REPLIES: dict[Fault | None, Reply] = {
+_FOREIGN_REPLIES: dict[Fault | None, WireReply] = {
     Fault.BAD_GATEWAY: _page(502, "502 Bad Gateway"),
     Fault.GATEWAY_TIMEOUT: _page(504, "504 Gateway Timeout"),
     Fault.LOGIN_PAGE: _page(200, "Sign in"),
-    Fault.FOREIGN_NOT_FOUND: Reply(
-        404, b'{"message":"no Route matched with those values"}', {"Content-Type": _JSON}
+    Fault.FOREIGN_NOT_FOUND: WireReply(
+        404, b'{"message":"no Route matched with those values"}', {"Content-Type": JSON_TYPE}
     ),
 }
 _STRAY_RUNTIME = make_runtime(
     "stray", "stray", kind="browser", status="stopped", created_at="2026-01-01T00:00:00.000Z"
 )
+# In HTTP, a 204 and a 205 have no body.
+_WITH_NORMAL_BODY = frozenset(range(200, 300)) - {204, 205}
+_GZIP = {"Content-Encoding": "gzip"}
 _WITH_RETRY_AFTER = frozenset({Fault.RATE_LIMITED_RETRY_AFTER, Fault.UNAVAILABLE})
-
-
-def _dump(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _with_unknown_values(payload: Payload) -> Payload:
@@ -128,13 +159,13 @@ def _bomb() -> bytes:
 
 # These faults answer 200 with a body of their own, even for a runtime that is not active.
 _FAULT_BODIES: dict[Fault | None, Callable[[Payload], bytes]] = {
-    Fault.MALFORMED_JSON: lambda payload: _dump(payload).replace(b":", b"="),
+    Fault.MALFORMED_JSON: lambda payload: dump(payload).replace(b":", b"="),
     Fault.WRONG_SHAPE: lambda _: b'{"ok":true}',
-    Fault.OVERSIZED: lambda payload: _dump({**payload, "padding": "x" * (2 * _MIB)}),
+    Fault.OVERSIZED: lambda payload: dump({**payload, "padding": "x" * (2 * _MIB)}),
     Fault.COMPRESSED_BOMB: lambda _: _bomb(),
-    Fault.UNKNOWN_VALUES: lambda payload: _dump(_with_unknown_values(payload)),
-    Fault.FAILED: _dump,
-    Fault.ACCEPTED: lambda payload: _dump({**payload, "status": "active"}),
+    Fault.UNKNOWN_VALUES: lambda payload: dump(_with_unknown_values(payload)),
+    Fault.FAILED: dump,
+    Fault.ACCEPTED: lambda payload: dump({**payload, "status": "active"}),
 }
 
 
@@ -146,8 +177,8 @@ class ReplyMaker:
     """
 
     def __init__(self, retry_after: str | None) -> None:
-        if retry_after is not None and not retry_after.isprintable():
-            raise ValueError(f"retry_after is {retry_after!r}: leave out control characters")
+        if retry_after is not None:
+            check_header_value("retry_after", retry_after)
         self._retry_after = {} if retry_after is None else {"Retry-After": retry_after}
         self._request_numbers = itertools.count(1)
 
@@ -158,7 +189,7 @@ class ReplyMaker:
         raw_path: str = "",
         *,
         conflict: bool = False,
-    ) -> Reply | None:
+    ) -> WireReply | None:
         """Return the reply to a valid request.
 
         Args:
@@ -173,7 +204,7 @@ class ReplyMaker:
         if fault in _UNANSWERED:
             return None
         if fault is Fault.REDIRECT:
-            return Reply(307, b"", {"Location": f"/moved{raw_path}"})
+            return WireReply(307, b"", {"Location": f"/moved{raw_path}"})
         if foreign := _FOREIGN_REPLIES.get(fault):
             return foreign
         if error := _FAULT_ERRORS.get(fault):
@@ -182,12 +213,35 @@ class ReplyMaker:
             )
         if conflict and fault not in _FAULT_BODIES:
             return self.error(_NOT_ACTIVE)
-        headers = {"Content-Type": _JSON, "x-request-id": self._request_id()}
-        if fault is Fault.COMPRESSED_BOMB:
-            headers["Content-Encoding"] = "gzip"
-        return Reply(200, _FAULT_BODIES.get(fault, _dump)(payload), headers)
+        headers = _GZIP if fault is Fault.COMPRESSED_BOMB else NO_HEADERS
+        return self._success(_FAULT_BODIES.get(fault, dump)(payload), headers)
 
-    def stray(self, fault: Fault | None) -> Reply | None:
+    def written(self, reply: Reply, payload: Payload) -> WireReply:
+        """Return the response for a reply that a test has written.
+
+        Args:
+            reply: The reply.
+            payload: The JSON of a normal response.
+        """
+        if (content := content_of(reply)) is not None:
+            body, content_type = content
+            usual = WireReply(reply.status, body, {"Content-Type": content_type})
+        elif has_error_body(reply):
+            usual = self.error(_error_of(reply))
+        elif reply.status in _WITH_NORMAL_BODY:
+            usual = self._success(dump(payload))
+        else:
+            usual = WireReply(reply.status, b"", NO_HEADERS)
+        given = {name.lower() for name in reply.headers}
+        headers = {name: text for name, text in usual.headers.items() if name.lower() not in given}
+        return WireReply(reply.status, usual.body, {**headers, **reply.headers})
+
+    def _success(self, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> WireReply:
+        """Return a 200, with further headers if given."""
+        usual = {"Content-Type": JSON_TYPE, "x-request-id": self._request_id()}
+        return WireReply(200, body, {**usual, **headers})
+
+    def stray(self, fault: Fault | Reply | None) -> WireReply | None:
         """Return the answer that is one too many, None if the fault has none."""
         if fault is Fault.STRAY_ANSWER:
             return self.error(_FORBIDDEN)
@@ -195,7 +249,7 @@ class ReplyMaker:
             return self.reply(_STRAY_RUNTIME)
         return None
 
-    def error(self, error: Error, headers: Mapping[str, str] = NO_HEADERS) -> Reply:
+    def error(self, error: Error, headers: Mapping[str, str] = NO_HEADERS) -> WireReply:
         """Return an error response, with further headers if given."""
         request_id = self._request_id()
         body = {
@@ -203,10 +257,11 @@ class ReplyMaker:
             "error": error.error,
             "reasonClass": error.reason_class,
             "requestId": request_id,
-            "hint": error.hint,
         }
-        all_headers = {"Content-Type": _JSON, "x-request-id": request_id, **headers}
-        return Reply(error.status, _dump(body), all_headers)
+        if error.hint is not None:
+            body["hint"] = error.hint
+        all_headers = {"Content-Type": JSON_TYPE, "x-request-id": request_id, **headers}
+        return WireReply(error.status, dump(body), all_headers)
 
     def _request_id(self) -> str:
         return f"req_{next(self._request_numbers)}"

@@ -7,13 +7,13 @@ from typing import cast
 from aiohttp import web
 
 from bctrl_async.emulator._faults import Fault
-from bctrl_async.emulator._replies import Reply
+from bctrl_async.emulator._replies import WireReply
 
 STREAMED = frozenset({Fault.CLOSE_KEPT_ALIVE, Fault.SLOW_DRIP, Fault.TRUNCATED_JSON})
 
 
 async def stream(
-    request: web.BaseRequest, reply: Reply, fault: Fault, drip_interval: float
+    request: web.BaseRequest, reply: WireReply, fault: Fault, drip_interval: float
 ) -> web.StreamResponse:
     """Send a reply byte by byte, cut short, or with the end of the connection behind it."""
     response = web.StreamResponse(status=reply.status, headers=reply.headers)
@@ -35,7 +35,7 @@ async def stream(
 
 
 async def send_with_stray(
-    request: web.BaseRequest, reply: Reply, stray: Reply, late_by: float
+    request: web.BaseRequest, reply: WireReply, stray: WireReply, late_by: float
 ) -> web.StreamResponse:
     """Send a reply, and another that nobody asked for.
 

@@ -20,9 +20,10 @@ from bctrl_async.emulator._replies import (
     UNDECODABLE,
     WRONG_METHOD,
     Payload,
-    Reply,
     ReplyMaker,
+    WireReply,
 )
+from bctrl_async.emulator._reply import Reply
 from bctrl_async.emulator._routes import Route, parse_route
 from bctrl_async.emulator._runtimes import WireRuntime, end_runtime, make_runtime
 from bctrl_async.emulator._sending import STREAMED, send_with_stray, stream
@@ -44,7 +45,7 @@ class ReceivedRequest:
         raw_path: The request target exactly as on the wire, with its query.
         headers: The headers, with case-insensitive names.
         body: The body as on the wire, not decompressed.
-        fault: The fault that was applied, None for normal behaviour.
+        fault: The fault or reply that was applied, None for normal behaviour.
         status: The HTTP status of the response, None if there was no response.
     """
 
@@ -54,7 +55,7 @@ class ReceivedRequest:
     raw_path: str
     headers: Mapping[str, str] = field(repr=False)
     body: bytes
-    fault: Fault | None
+    fault: Fault | Reply | None
     status: int | None
 
 
@@ -82,10 +83,11 @@ class Emulator:
 
     It also serves `GET` for a runtime and for the list of a workspace. Use it as ``async with
     Emulator(port=0) as emulator``. Runtimes are added with `add_runtime`; a workspace without any
-    is unknown. Faults are queued with `inject`, kept for a runtime with `poison`, or drawn at
-    random for stops with the probabilities `faults`. A random fault depends only on the seed, the
-    target and the number of its earlier stops, never on the order of requests to other targets.
-    Every request is kept in `requests`, so memory grows with their number.
+    is unknown. Faults and replies are queued with `inject`, or kept for a runtime with `poison`.
+    Faults are also drawn at random for stops, with the probabilities `faults`. A random fault
+    depends only on the seed, the target and the number of its earlier stops, never on the order of
+    requests to other targets. Every request is kept in `requests`, so memory grows with their
+    number.
 
     Attributes:
         requests: Every request, in order of arrival.
@@ -256,38 +258,41 @@ class Emulator:
 
     def inject(
         self,
-        *faults: Fault | None,
+        *faults: Fault | Reply | None,
         workspace_id: str | None = None,
         alias: str | None = None,
         method: str = "POST",
     ) -> None:
-        """Queue faults, one for each of the next stops of known runtimes.
+        """Queue faults and replies, one for each of the next stops of known runtimes.
 
-        Queued faults precede random ones. A stop takes its fault from the first non-empty queue of:
-        its target, its workspace, its alias, all stops.
+        They precede random faults. A stop takes its own from the first non-empty queue of: its
+        target, its workspace, its alias, all stops.
 
         Args:
-            *faults: The faults in the order of the stops; None is one normal stop.
+            *faults: Faults and replies in the order of the stops; None is one normal stop.
             workspace_id: Only for stops in this workspace.
             alias: Only for stops of this alias.
             method: `POST` for stops, `GET` for reads; a list has no alias.
 
         Raises:
-            ValueError: The method is neither `POST` nor `GET`.
+            ValueError: The method is neither `POST` nor `GET`, or a fault is something else.
         """
         if method not in _METHODS:
             raise ValueError(f"method is {method!r}: give one of {', '.join(_METHODS)}")
         self._faults.add(faults, method, workspace_id, alias)
 
-    def poison(self, workspace_id: str, alias: str, fault: Fault | None) -> None:
-        """Give a runtime a fault that every stop and every read of it meets.
+    def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
+        """Give a runtime a fault or reply that every stop and every read of it meets.
 
         It precedes queued and random faults.
 
         Args:
             workspace_id: As given to `add_runtime`.
             alias: As given to `add_runtime`.
-            fault: The fault, in place of an earlier one; None clears it.
+            fault: The fault or reply, in place of an earlier one; None clears it.
+
+        Raises:
+            ValueError: The fault is something else.
         """
         self._faults.poison(workspace_id, alias, fault)
 
@@ -322,7 +327,9 @@ class Emulator:
             return await send_with_stray(request, reply, stray, late_by)
         return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
 
-    def _decide(self, request: web.BaseRequest) -> tuple[Route | None, Fault | None, Reply | None]:
+    def _decide(
+        self, request: web.BaseRequest
+    ) -> tuple[Route | None, Fault | Reply | None, WireReply | None]:
         """Choose the reply and update the runtime, without awaiting: requests cannot interleave."""
         try:
             route = parse_route(request.raw_path)
@@ -341,10 +348,12 @@ class Emulator:
         if limited or found is None:
             return route, None, self._replies.error(TOO_MANY if limited else NO_RUNTIME)
         fault = self._faults.next(route, self.received)
-        if route.method == "POST":
-            reply = self._stop(cast("WireRuntime", found), fault, request.raw_path)
-        else:
-            reply = self._replies.reply(found, fault, request.raw_path)
+        conflict = route.method == "POST" and self._stop(cast("WireRuntime", found), fault)
+        reply = (
+            self._replies.written(fault, found)
+            if isinstance(fault, Reply)
+            else self._replies.reply(found, fault, request.raw_path, conflict=conflict)
+        )
         return route, fault, reply
 
     def _find(self, route: Route) -> Payload | None:
@@ -353,10 +362,11 @@ class Emulator:
         listed = [found for (id_, _), found in self._runtimes.items() if id_ == route.workspace_id]
         return {"runtimes": listed} if listed else None
 
-    def _stop(self, runtime: WireRuntime, fault: Fault | None, raw_path: str) -> Reply | None:
+    def _stop(self, runtime: WireRuntime, fault: Fault | Reply | None) -> bool:
+        """Stop a runtime if the fault lets it, and return True if it was not active."""
         was_active = runtime["status"] == "active"
         if fault is Fault.FAILED:
             end_runtime(runtime, "failed")
         elif was_active and (fault is None or fault.takes_effect):
             end_runtime(runtime, "stopped")
-        return self._replies.reply(runtime, fault, raw_path, conflict=not was_active)
+        return not was_active
