@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 from bctrl_async import __version__
 
@@ -18,15 +19,29 @@ project = "bctrl_async"
 copyright = "the authors of bctrl_async, MIT licence"  # noqa: A001 - Sphinx names it.
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "api_table",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["_build", "examples"]
 
 html_theme = "furo"
 html_title = f"bctrl_async {__version__}"
 html_static_path = ["_static"]
+html_favicon = "_static/logo.svg"
+html_logo = "_static/logo.svg"
 html_css_files = ["custom.css"]
 html_copy_source = False
 html_show_sourcelink = False
+
+# A copy has no prompts, and none of the output after them.
+copybutton_prompt_text = r">>> |\.\.\. |\$ |PS> "
+copybutton_prompt_is_regexp = True
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -36,8 +51,7 @@ default_role = "code"
 autodoc_class_signature = "mixed"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented_params"
+autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -46,16 +60,27 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 60
 
 # The clients that `RedisPace` takes are described in its text.
-nitpick_ignore = [("py:class", "_Client"), ("py:class", "aioresponses")]
-# Without intersphinx, which needs a network, names of other projects have no target.
+nitpick_ignore = [("py:class", "bctrl_async.redis._Client"), ("py:class", "aioresponses")]
 nitpick_ignore_regex = [
-    (
-        r"py:.*",
-        r"(aiohttp|collections|contextlib|datetime|distributed|fastapi|metrics|msgspec|os|pathlib|starlette|trace|uuid|yarl)\..*",
-    ),
+    # Starlette's documentation has no reference of names.
+    (r"py:.*", r"starlette\..*"),
     # Type variables.
     (r"py:.*", r".*\._T"),
 ]
+
+# Trimmed copies, so that a build needs no network: see `_inventories/trim.py`.
+intersphinx_mapping = {
+    project: (url, f"_inventories/{project}.inv")
+    for project, url in {
+        "aiohttp": "https://docs.aiohttp.org/en/stable",
+        "distributed": "https://distributed.dask.org/en/stable",
+        "fastapi": "https://fastapi.tiangolo.com",
+        "opentelemetry": "https://opentelemetry-python.readthedocs.io/en/stable",
+        "pytest": "https://docs.pytest.org/en/stable",
+        "python": "https://docs.python.org/3",
+        "yarl": "https://yarl.aio-libs.org/en/stable",
+    }.items()
+}
 
 
 _COLON = "\N{PRESENTATION FORM FOR VERTICAL COLON}"
@@ -90,7 +115,24 @@ def _restore(
     lines[:] = [line.replace(_COLON, ":") for line in lines]
 
 
+def _shorten(
+    _app: Sphinx,
+    _what: str,
+    _name: str,
+    _object: object,
+    _options: object,
+    signature: str | None,
+    returns: str | None,
+) -> tuple[str | None, str | None]:
+    """Abbreviate the defaults of Structs, which msgspec keeps as values and not as source."""
+    if signature is not None:
+        signature = signature.replace("<factory>", "...")
+        signature = re.sub(r"(\{\d+, \d+, \d+), [\d, ]+, (\d+\})", r"\1, ..., \2", signature)
+    return signature, returns
+
+
 def setup(app: Sphinx) -> None:
-    """Connect the handlers that run before and after napoleon."""
+    """Connect the handlers that mend signatures, and those before and after napoleon."""
+    app.connect("autodoc-process-signature", _shorten)
     app.connect("autodoc-process-docstring", _prepare, priority=100)
     app.connect("autodoc-process-docstring", _restore, priority=900)
