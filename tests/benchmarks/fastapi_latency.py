@@ -23,6 +23,7 @@ import msgspec
 from harness import Goal, Report, command, measured, run, server
 
 _EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "fastapi"
+_TOKEN = "let-me-in"
 _INTERVAL = 0.005
 _IDLE = 3.0
 _MAX_P99 = 50.0
@@ -42,7 +43,12 @@ def _app(api: str) -> Generator[str]:
     arguments = ["-m", "uvicorn", "--app-dir", str(_EXAMPLE), "app:app", "--port", "0"]
     with subprocess.Popen(
         [sys.executable, *arguments, "--no-access-log"],
-        env={**os.environ, "BCTRL_API_KEY": contenders.KEY, "BCTRL_BASE_URL": api},
+        env={
+            **os.environ,
+            "APP_TOKEN": _TOKEN,
+            "BCTRL_API_KEY": contenders.KEY,
+            "BCTRL_BASE_URL": api,
+        },
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
@@ -64,7 +70,9 @@ async def _bulk_stop(url: str, targets: int) -> None:
     timeout = aiohttp.ClientTimeout(None)
     async with (
         aiohttp.ClientSession(timeout=timeout) as http,
-        http.post(f"{url}/stop", json=pairs) as response,
+        http.post(
+            f"{url}/stop", json=pairs, headers={"Authorization": f"Bearer {_TOKEN}"}
+        ) as response,
     ):
         last = b""
         async for line in response.content:
