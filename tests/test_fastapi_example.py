@@ -6,32 +6,30 @@ import asyncio
 import importlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import httpx2
 import pytest
+from browser import CHROMIUM, Tab, chromium
 from fastapi.testclient import TestClient
 from servers import answering, emulator_in_a_thread, http_answer, raw_server
+from uvicorn_server import EXAMPLE, GRACE, KEY, TOKEN, Uvicorn, uvicorn
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault
 
-KEY = "emulator-key"
-TOKEN = "let-me-in"
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
 STOP_ONE = "/workspaces/ws-1/runtimes/r1/stop"
-EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "fastapi"
-GRACE = 10
+RUN = "/runs/unknown"
 
 needs_signals = pytest.mark.skipif(
     sys.platform == "win32", reason="SIGTERM does not shut down gracefully"
@@ -41,14 +39,21 @@ needs_signals = pytest.mark.skipif(
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(EXAMPLE)
-    monkeypatch.delitem(sys.modules, "app", raising=False)
+    for name in ("app", "runs"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module("app")
 
 
+@pytest.fixture
+def runs(example: ModuleType) -> ModuleType:
+    return sys.modules[example.Runs.__module__]
+
+
 class Event(dict[str, Any]):
-    """The data of a server-sent event, with its name."""
+    """The data of a server-sent event, with its name and id."""
 
     name: str
+    id: str | None
 
 
 def events_of(text: str) -> list[Event]:
@@ -58,6 +63,7 @@ def events_of(text: str) -> list[Event]:
         if "data" in fields:
             found.append(Event(json.loads(fields["data"])))
             found[-1].name = fields["event"]
+            found[-1].id = fields.get("id")
     return found
 
 
@@ -89,6 +95,7 @@ class TestInProcess:
         targets = [*emulator.runtimes, ("ws-1", "gone"), ("ws-1", "..")]
         with TestClient(example.app, headers=LOGIN) as client:
             answer = client.post("/stop", json=targets)
+            assert answer.status_code == 201
             assert answer.headers["Content-Type"].startswith("text/event-stream")
             *progress, report = events_of(answer.text)
             assert client.post("/stop", json=[["only one"]]).status_code == 422
@@ -101,32 +108,87 @@ class TestInProcess:
         assert not report["ok"]
 
     def test_the_report_is_limited_to_the_first_failures(
-        self, example: ModuleType, emulator: Emulator
+        self, example: ModuleType, runs: ModuleType, emulator: Emulator
     ) -> None:
-        targets = [("ws-1", "..")] * (example.MAX_FAILURES + 1)
+        targets = [("ws-1", "..")] * (runs.MAX_FAILURES + 1)
         with TestClient(example.app, headers=LOGIN) as client:
             report = events_of(client.post("/stop", json=targets).text)[-1]
         assert report["counts"] == {"rejected": len(targets)}
-        assert len(report["failures"]) == example.MAX_FAILURES
+        assert len(report["failures"]) == runs.MAX_FAILURES
         assert not emulator.requests
 
     async def test_unanswered_stops_are_abandoned_at_shutdown(
-        self, example: ModuleType, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+        self, runs: ModuleType, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(example, "DRAIN", 0.05)
+        monkeypatch.setattr(runs, "DRAIN", 0.05)
         emulator.inject(Fault.HANG)
-        runs = example.Runs()
+        all_runs = runs.Runs()
         async with BctrlSession() as session, asyncio.timeout(10):
-            run = runs.start(session.stop_runtimes([("ws-1", "r1")]))
+            run = all_runs.start("anna", session.stop_runtimes([("ws-1", "r1")]))
             while not emulator.received:
                 await asyncio.sleep(0)
-            runs.shut_down()
-            late = runs.start(session.stop_runtimes([("ws-1", "r2")]))
-            await runs.wait()
-        assert run.task.result().counts == {"unknown": 1}
-        assert late.task.result().counts == {"not_sent": 1}
-        assert len(runs) == 0
+            all_runs.shut_down()
+            late = all_runs.start("anna", session.stop_runtimes([("ws-1", "r2")]))
+            await all_runs.wait()
+        assert json.loads(run.report)["counts"] == {"unknown": 1}
+        assert json.loads(late.report)["counts"] == {"not_sent": 1}
+        assert all_runs.running == []
         assert emulator.received == {("ws-1", "r1"): 1}
+
+    def test_the_report_can_be_read_again_until_the_client_has_it(
+        self, example: ModuleType, emulator: Emulator
+    ) -> None:
+        with TestClient(example.app, headers=LOGIN) as client:
+            first = client.post("/stop", json=list(emulator.runtimes))
+            again = client.get(first.headers["Location"])
+            had_it = {"Last-Event-ID": events_of(again.text)[-1].id or ""}
+            assert client.get(first.headers["Location"], headers=had_it).status_code == 204
+        assert again.status_code == 200
+        assert events_of(again.text) == events_of(first.text)[-1:]
+        assert len(emulator.requests) == len(emulator.runtimes)
+
+    def test_too_many_runs_at_once_are_refused(
+        self,
+        example: ModuleType,
+        runs: ModuleType,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(runs, "MAX_RUNNING", 0)
+        with TestClient(example.app, headers=LOGIN) as client:
+            answer = client.post("/stop", json=[("ws-1", "r1")])
+        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "10")
+        assert emulator.requests == []
+
+    def test_the_reports_of_the_last_runs_are_kept(
+        self,
+        example: ModuleType,
+        runs: ModuleType,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(runs, "MAX_FINISHED", 1)
+        with TestClient(example.app, headers=LOGIN) as client:
+            assert read_again(client) == [404, 200]
+        assert len(emulator.requests) == 2
+
+    def test_a_report_is_kept_for_a_bounded_time(
+        self,
+        example: ModuleType,
+        runs: ModuleType,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(runs, "KEEP", 0.0)
+        with TestClient(example.app, headers=LOGIN) as client:
+            assert read_again(client) == [404, 404]
+        assert len(emulator.requests) == 2
+
+
+def read_again(client: TestClient) -> list[int]:
+    """Make two runs, then return the statuses of both reports."""
+    answers = [client.post("/stop", json=[("ws-1", alias)]) for alias in ("r1", "r2")]
+    return [client.get(answer.headers["Location"]).status_code for answer in answers]
 
 
 class TestWhoMayStop:
@@ -149,6 +211,8 @@ class TestWhoMayStop:
             for answer in (
                 client.post(STOP_ONE, headers=encoded),
                 client.post("/stop", json=[("ws-1", "r1")], headers=encoded),
+                client.get(RUN, headers=encoded),
+                client.post(f"{RUN}/cancel", headers=encoded),
             ):
                 assert answer.status_code == 401
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
@@ -186,6 +250,8 @@ class TestWhoMayStop:
             for answer in (
                 client.post(STOP_ONE, headers=headers),
                 client.post("/stop", json=[("ws-1", "r1")], headers=headers),
+                client.get(RUN, headers=headers),
+                client.post(f"{RUN}/cancel", headers=headers),
             ):
                 assert answer.status_code == 403
         assert emulator.requests == []
@@ -205,6 +271,22 @@ class TestWhoMayStop:
             assert client.post(STOP_ONE, headers=headers).status_code == 200
         assert len(emulator.requests) == 1
 
+    def test_a_run_is_unknown_to_all_but_the_user_who_started_it(
+        self, example: ModuleType, emulator: Emulator
+    ) -> None:
+        """Fault: who saw the address of a run could read its report, and cancel it."""
+        with TestClient(example.app, headers=LOGIN) as client:
+            run = client.post("/stop", json=[("ws-1", "r1")]).headers["Location"]
+            example.app.dependency_overrides[example.require_token] = lambda: "another"
+            for path in (run, RUN):
+                assert client.get(path).status_code == 404
+                assert client.post(f"{path}/cancel").status_code == 404
+            assert client.get(run).json() == client.get(RUN).json()
+            example.app.dependency_overrides.clear()
+            assert client.get(run).status_code == 200
+            assert client.post(f"{run}/cancel").status_code == 204
+        assert len(emulator.requests) == 1
+
     def test_another_site_gets_no_permission_by_cors(
         self, example: ModuleType, emulator: Emulator
     ) -> None:
@@ -218,91 +300,6 @@ class TestWhoMayStop:
         assert answer.status_code == 405
         assert not [name for name in answer.headers if name.startswith("access-control")]
         assert emulator.requests == []
-
-
-class Uvicorn:
-    """The example under uvicorn.
-
-    Attributes:
-        process: The main process.
-        url: The base URL.
-        lines: The log lines so far.
-    """
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.lines: list[str] = []
-        self.url = ""
-
-    async def read(self) -> None:
-        assert self.process.stderr is not None
-        async for line in self.process.stderr:
-            self.lines.append(line.decode())
-
-    def logged(self, pattern: str) -> list[re.Match[str]]:
-        return [found for line in self.lines if (found := re.search(pattern, line))]
-
-    async def wait_for(self, pattern: str, times: int = 1) -> re.Match[str]:
-        try:
-            async with asyncio.timeout(15):
-                while len(found := self.logged(pattern)) < times:
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            pytest.fail(f"{pattern!r} is not in the log:\n{''.join(self.lines)}")
-        return found[-1]
-
-    @property
-    def reports(self) -> list[Counter[str]]:
-        """The logged counts of each bulk stop, checked to add up to its total."""
-        found = []
-        for line in self.logged(r"bulk stop: total=(\d+) ([a-z_0-9= ]+)"):
-            pairs = (pair.split("=") for pair in line[2].split())
-            counts = Counter({name: int(count) for name, count in pairs})
-            assert counts.total() == int(line[1])
-            found.append(counts)
-        return found
-
-    async def end(self) -> float:
-        """Send SIGTERM to the main process; return the seconds until it ended."""
-        began = asyncio.get_running_loop().time()
-        self.process.terminate()
-        async with asyncio.timeout(GRACE):
-            await self.process.wait()
-        return asyncio.get_running_loop().time() - began
-
-
-@asynccontextmanager
-async def uvicorn(
-    emulator: Emulator, *options: str, folder: Path = EXAMPLE
-) -> AsyncIterator[Uvicorn]:
-    environment = {
-        **os.environ,
-        "BCTRL_API_KEY": KEY,
-        "BCTRL_BASE_URL": emulator.url,
-        "APP_TOKEN": TOKEN,
-    }
-    command = ["-m", "uvicorn", "--app-dir", str(folder), "app:app", "--port", "0"]
-    grace = ["--timeout-graceful-shutdown", str(GRACE)]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *command,
-        *grace,
-        *options,
-        env=environment,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    server = Uvicorn(process)
-    reading = asyncio.create_task(server.read())
-    try:
-        server.url = (await server.wait_for(r"running on (http://\S+)"))[1]
-        await server.wait_for("Application startup complete")
-        yield server
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        await reading
 
 
 def targets_of(emulator: Emulator, count: int) -> list[tuple[str, str]]:
@@ -322,6 +319,11 @@ async def received(emulator: Emulator, count: int) -> None:
             await asyncio.sleep(0.001)
 
 
+def copy_of_the_example(tmp_path: Path) -> Path:
+    ignored = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(EXAMPLE, tmp_path / "example", ignore=ignored))
+
+
 @pytest.fixture
 async def slow() -> AsyncIterator[Emulator]:
     async with Emulator(port=0, api_key=KEY, latency=0.05) as running:
@@ -336,11 +338,16 @@ async def stop_many(server: Uvicorn, targets: list[tuple[str, str]]) -> list[Eve
 
 @needs_signals
 class TestUnderUvicorn:
-    async def test_a_client_that_disconnects_ends_its_run_at_once_and_cleanly(
-        self, slow: Emulator
+    async def test_a_run_ends_cleanly_if_its_client_disconnects_and_does_not_come_back(
+        self, slow: Emulator, tmp_path: Path
     ) -> None:
         targets = targets_of(slow, 5000)
-        async with uvicorn(slow) as server:
+        folder = copy_of_the_example(tmp_path)
+        module = folder / "runs.py"
+        patient = module.read_text("utf-8")
+        module.write_text(patient.replace("REJOIN = 30.0", "REJOIN = 0.1"), "utf-8")
+        assert module.read_text("utf-8") != patient
+        async with uvicorn(slow, folder=folder) as server:
             async with httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client:
                 async with client.stream("POST", "/stop", json=targets) as answer:
                     lines = answer.aiter_lines()
@@ -353,6 +360,42 @@ class TestUnderUvicorn:
             # Stops in flight were answered; the API never saw the others.
             assert counts == {"stopped": stopped(slow), "not_sent": 5000 - stopped(slow)}
             assert len(slow.requests) == stopped(slow) < at_disconnect + 1000
+
+    async def test_a_client_that_comes_back_finds_its_run_going_on(self, slow: Emulator) -> None:
+        targets = targets_of(slow, 1000)
+        async with (
+            uvicorn(slow) as server,
+            httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client,
+        ):
+            async with client.stream("POST", "/stop", json=targets) as answer:
+                await anext(answer.aiter_lines())
+                await received(slow, 100)
+            [one, other] = await asyncio.gather(
+                client.get(answer.headers["Location"]), client.get(answer.headers["Location"])
+            )
+            progress, report = events_of(one.text)[0], events_of(one.text)[-1]
+            assert (await client.get("/health")).json() == {"ok": True, "running": 0}
+        assert progress.name == "progress"
+        assert sum(progress["counts"].values()) >= 100 - 32
+        assert report == events_of(other.text)[-1]
+        assert report["counts"] == {"stopped": 1000}
+        assert len(slow.requests) == stopped(slow) == 1000
+
+    async def test_a_cancelled_run_sends_nothing_new_and_reports(self, slow: Emulator) -> None:
+        targets = targets_of(slow, 5000)
+        async with (
+            uvicorn(slow) as server,
+            httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client,
+            client.stream("POST", "/stop", json=targets) as answer,
+        ):
+            await received(slow, 100)
+            cancelled = await client.post(f"{answer.headers['Location']}/cancel")
+            text = "".join([part async for part in answer.aiter_text()])
+        assert cancelled.status_code == 204
+        report = events_of(text)[-1]
+        assert report["counts"] == {"stopped": stopped(slow), "not_sent": 5000 - stopped(slow)}
+        assert report["endedEarly"] is not None
+        assert len(slow.requests) == stopped(slow) < 5000
 
     async def test_a_run_whose_client_just_disconnected_is_logged_before_exit(
         self, example: ModuleType
@@ -402,8 +445,7 @@ class TestUnderUvicorn:
     async def test_a_reload_during_a_bulk_stop_drains_reports_and_serves_again(
         self, slow: Emulator, tmp_path: Path
     ) -> None:
-        folder = tmp_path / "example"
-        shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        folder = copy_of_the_example(tmp_path)
         targets = targets_of(slow, 8000)
         options = ("--reload", "--reload-dir", str(folder))
         async with uvicorn(slow, *options, folder=folder) as server:
@@ -471,24 +513,127 @@ ATTACK = """<!doctype html><form method="post" enctype="text/plain" action="{url
 <script>document.forms[0].submit()</script>"""
 
 
+@pytest.fixture
+async def tab() -> AsyncIterator[Tab]:
+    async with chromium() as tab:
+        yield tab
+
+
+async def begin(tab: Tab, server: Uvicorn, runtimes: int, token: str = TOKEN) -> None:
+    """Fill in the form with the keyboard, and submit it."""
+    await tab.open(server.url)
+    for text in (token, "ws-1", str(runtimes)):
+        await tab.press("Tab")
+        await tab.write(text)
+    await tab.press("Tab")
+    await tab.press("Enter")
+
+
+HAS_REPORT = "document.querySelector('h2').textContent === 'Report'"
+IS_RUNNING = "document.querySelector('progress').value > 0"
+ROWS = "[...document.querySelectorAll('#results tr')].map(row => row.innerText.split('\\t'))"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 class TestInBrowser:
     @pytest.mark.parametrize("path", ["/stop", "/workspaces/ws-1/runtimes/r0/stop"])
-    async def test_a_form_of_another_site_stops_nothing(self, path: str, tmp_path: Path) -> None:
+    async def test_a_form_of_another_site_stops_nothing(self, path: str, tab: Tab) -> None:
         """Fault: a page of any site could make a visitor's browser stop runtimes."""
-        chromium = shutil.which("chromium")
-        if chromium is None:
-            pytest.skip("there is no Chromium")
         async with Emulator(port=0, api_key=KEY) as emulator, uvicorn(emulator) as server:
             emulator.add_runtime("ws-1", "r0")
             page = http_answer("200 OK", ATTACK.format(url=server.url + path).encode())
-            async with raw_server(answering(page)) as other_site, asyncio.timeout(60):
-                browser = await asyncio.create_subprocess_exec(
-                    *(chromium, "--headless", "--no-sandbox", "--disable-gpu"),
-                    *(f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000", "--dump-dom"),
-                    other_site,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.DEVNULL,
-                )
-                shown, _ = await browser.communicate()
-        assert b"another site" in shown
+            async with raw_server(answering(page)) as other_site:
+                await tab.open(other_site)
+                await tab.wait_for("document.body.textContent.includes('another site')")
         assert emulator.requests == []
+
+    async def test_a_reload_comes_back_to_the_run(self, slow: Emulator, tab: Tab) -> None:
+        async with uvicorn(slow) as server:
+            named(slow, 1000)
+            await begin(tab, server, 1001)
+            await tab.wait_for(IS_RUNNING)
+            await tab.reload()
+            await tab.wait_for(IS_RUNNING)
+            assert await tab.run("document.querySelector('[type=submit]').disabled")
+            await tab.wait_for(HAS_REPORT)
+            await tab.reload()
+            await tab.wait_for(HAS_REPORT)
+            rows = await tab.run(ROWS)
+            assert not await tab.run("document.querySelector('[type=submit]').disabled")
+        assert [(row[0], row[2]) for row in rows] == [("stopped", "1,000"), ("not found", "1")]
+        assert len(slow.requests) == 1001
+        assert tab.errors == []
+
+    async def test_the_keyboard_keeps_its_place(self, slow: Emulator, tab: Tab) -> None:
+        """Fault: the focus was lost with the button that was disabled."""
+        async with uvicorn(slow) as server:
+            named(slow, 2000)
+            await begin(tab, server, 2000)
+            await tab.wait_for(IS_RUNNING)
+            assert await tab.run("document.activeElement.textContent") == "Cancel"
+            await tab.press("Enter")
+            await tab.wait_for(HAS_REPORT)
+            await tab.wait_for("document.activeElement.textContent === 'Report'")
+            announced = await tab.run("document.querySelector('[role=status]').textContent")
+        assert "of 2,000 runtimes failed" in announced
+        assert len(slow.requests) == stopped(slow) < 2000
+
+    async def test_a_wrong_token_is_said_and_can_be_mended(self, slow: Emulator, tab: Tab) -> None:
+        async with uvicorn(slow) as server:
+            named(slow, 1)
+            await begin(tab, server, 1, token="wrong")
+            await tab.wait_for("document.querySelector('[role=alert]').textContent")
+            assert await tab.run("document.activeElement.getAttribute('aria-invalid')") == "true"
+            assert await tab.run("sessionStorage.length") == 0
+            await tab.run("document.activeElement.select()")
+            await tab.write(TOKEN)
+            await tab.press("Enter")
+            await tab.wait_for(HAS_REPORT)
+            assert not await tab.run("document.querySelector('[role=alert]').textContent")
+        assert len(slow.requests) == 1
+
+    async def test_a_tab_without_the_token_asks_for_it_to_show_the_run(
+        self, slow: Emulator, tab: Tab
+    ) -> None:
+        async with uvicorn(slow) as server:
+            named(slow, 1)
+            await begin(tab, server, 1)
+            await tab.wait_for(HAS_REPORT)
+            await tab.run("sessionStorage.clear()")
+            await tab.reload()
+            assert await tab.run("document.querySelector('[type=submit]').textContent") == (
+                "Show the run"
+            )
+            await tab.press("Tab")
+            await tab.write(TOKEN)
+            await tab.press("Enter")
+            await tab.wait_for(HAS_REPORT)
+        assert len(slow.requests) == 1
+
+    async def test_a_lost_service_is_said(self, slow: Emulator, tab: Tab) -> None:
+        async with uvicorn(slow) as server:
+            named(slow, 5000)
+            await begin(tab, server, 5000)
+            await tab.wait_for(IS_RUNNING)
+            await tab.run("window.setTimeout = callback => queueMicrotask(callback), 0")
+            os.killpg(server.process.pid, signal.SIGKILL)
+            await tab.wait_for("document.querySelector('[role=alert]').textContent")
+            said = await tab.run("document.querySelector('[role=alert]').textContent")
+        assert "connection to the service is lost" in said
+
+    async def test_no_script_runs_but_that_of_the_page(self, slow: Emulator, tab: Tab) -> None:
+        async with uvicorn(slow) as server:
+            await tab.open(server.url)
+            await tab.run("""{
+                const script = document.createElement("script")
+                script.textContent = "window.stolen = true"
+                document.body.append(script)
+            }""")
+            assert await tab.run("window.stolen") is None
+        assert "Content Security Policy" in "".join(tab.errors)
+
+
+def named(emulator: Emulator, count: int) -> None:
+    """Add the runtimes whose names the page makes."""
+    for number in range(1, count + 1):
+        emulator.add_runtime("ws-1", f"runtime-{number:04}")

@@ -5,100 +5,49 @@
 Only clients that send the token can stop runtimes. Replace `require_token` by the login of your
 app.
 
-A bulk stop is a task of the process, not of its request. When the client disconnects or the server
-shuts down, it sends nothing new, waits for the requests in flight, and logs its report.
+A bulk stop is a task of the process, not of its request: a client that lost its connection can come
+back to it. If none does, if it is cancelled, or when the server shuts down, it sends nothing new,
+waits for the requests in flight, and logs its report.
 """
 
 import asyncio
-import logging
 import os
+import re
 import secrets
 import signal
 import threading
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
-import msgspec
-from fastapi import Depends, FastAPI, HTTPException, Request, Security, status
-from fastapi.responses import FileResponse
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response, Security, status
+from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
+from runs import MAX_RUNNING, Run, Runs
 
-from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopReport, StopResult
+from bctrl_async import BctrlSession, RuntimeRef, StopResult
 from bctrl_async.fastapi import (
     PROBLEM_RESPONSES,
     BctrlDep,
     RuntimeBody,
-    StopReportBody,
     add_exception_handlers,
     lifespan,
 )
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).with_name("page.html").read_text("utf-8")
 IN_FLIGHT = 32
 """The most stops in flight in this process. If the responses to a hundred arrived at once, other
 requests would wait for some 25 ms."""
 PROGRESS_EVERY = 0.25
 """Seconds between two progress events."""
-DRAIN = 5.0
-"""Seconds to wait for stops in flight; less than uvicorn's graceful shutdown."""
-MAX_FAILURES = 1000
-
-log = logging.getLogger("uvicorn.error")
-
-
-class Run(NamedTuple):
-    """A bulk stop and its task."""
-
-    batch: StopBatch
-    task: asyncio.Task[StopReport]
-
-
-class Runs:
-    """The bulk stops of this process."""
-
-    def __init__(self) -> None:
-        self._running: set[Run] = set()
-        self._shutting_down = False
-
-    def __len__(self) -> int:
-        return len(self._running)
-
-    def start(self, batch: StopBatch) -> Run:
-        run = Run(batch, asyncio.create_task(batch))
-        self._running.add(run)
-        run.task.add_done_callback(lambda _: self._log_report(run))
-        if self._shutting_down:
-            self.drain(run)
-        return run
-
-    def drain(self, run: Run) -> None:
-        """Send nothing new, and abandon requests still in flight after `DRAIN` seconds."""
-        if run in self._running:
-            run.batch.stop_reading()
-            asyncio.get_running_loop().call_later(DRAIN, run.batch.abort)
-
-    def shut_down(self) -> None:
-        self._shutting_down = True
-        for run in self._running:
-            self.drain(run)
-
-    async def wait(self) -> None:
-        while self._running:
-            await asyncio.wait([run.task for run in self._running])
-
-    def _log_report(self, run: Run) -> None:
-        self._running.discard(run)
-        report = run.batch.report
-        counts = " ".join(f"{result}={count}" for result, count in report.counts.items())
-        reason = f", ended early: {report.ended_early}" if report.ended_early else ""
-        log.info("bulk stop: total=%d %s%s", report.total, counts, reason)
 
 
 @contextmanager
@@ -140,10 +89,14 @@ bearer = HTTPBearer(auto_error=False, description="The token in APP_TOKEN.")
 
 async def require_token(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(bearer)],
-) -> None:
+) -> str:
     """Require the token in `APP_TOKEN`; refuse every request if it is not set.
 
     Replace this by the login of your app: it protects all that the app's API key can stop.
+
+    Returns:
+        The name of the user, to whom the runs belong that they start. All who have the token are
+        one user.
     """
     token = os.environ.get("APP_TOKEN", "")
     if not token:
@@ -156,6 +109,7 @@ async def require_token(
         raise HTTPException(
             status.HTTP_401_UNAUTHORIZED, "The token is wrong.", {"WWW-Authenticate": "Bearer"}
         )
+    return "token"
 
 
 async def refuse_other_sites(request: Request) -> None:
@@ -182,18 +136,53 @@ async def get_runs(request: Request) -> Runs:
 
 
 RunsDep = Annotated[Runs, Depends(get_runs)]
+UserDep = Annotated[str, Depends(require_token)]
 
 
 async def start_run(
-    targets: list[RuntimeRef], session: BctrlDep, runs: RunsDep
+    *,
+    targets: list[RuntimeRef],
+    user: UserDep,
+    session: BctrlDep,
+    runs: RunsDep,
+    request: Request,
+    response: Response,
 ) -> AsyncIterator[Run]:
-    run = runs.start(session.stop_runtimes(targets))
-    try:
+    if runs.is_full:
+        raise HTTPException(
+            status.HTTP_429_TOO_MANY_REQUESTS,
+            f"{MAX_RUNNING} bulk stops are running. Wait until one has ended.",
+            {"Retry-After": "10"},
+        )
+    run = runs.start(user, session.stop_runtimes(targets))
+    response.headers["Location"] = request.url_for("follow", run_id=run.id).path
+    # FastAPI leaves a dependency as soon as the client disconnects. The generator of a path
+    # operation would stay at its `yield` until it is garbage-collected.
+    with run.followed():
         yield run
-    finally:
-        # FastAPI leaves a dependency as soon as the client disconnects. The generator of a path
-        # operation would stay at its `yield` until it is garbage-collected.
-        runs.drain(run)
+
+
+async def find_run(run_id: str, user: UserDep, runs: RunsDep) -> Run:
+    run = runs.find(run_id, user)
+    if run is None:
+        raise HTTPException(
+            status.HTTP_404_NOT_FOUND,
+            "The run is unknown: it ended too long ago, or the service was restarted.",
+        )
+    return run
+
+
+RunDep = Annotated[Run, Depends(find_run)]
+
+
+async def join_run(
+    run: RunDep, last_event_id: Annotated[str | None, Header()] = None
+) -> AsyncIterator[Run]:
+    if last_event_id == REPORT:
+        # An EventSource connects again when a response ends, unless it gets this one.
+        raise HTTPException(status.HTTP_204_NO_CONTENT)
+    with run.followed():
+        yield run
 
 
 class Health(BaseModel):
@@ -222,18 +211,34 @@ app = FastAPI(
     lifespan=lifespan(partial(BctrlSession, max_connections=IN_FLIGHT), inner=own_lifespan),
 )
 add_exception_handlers(app)
-report_body: TypeAdapter[StopReport] = TypeAdapter(StopReportBody)
+
+
+def hash_of(element: str) -> str:
+    """Return the source expression that lets a browser run this inline element of the page."""
+    [text] = re.findall(f"<{element}.*?>(.*?)</{element}>", PAGE, re.DOTALL)
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+# The page keeps the token, so no script runs there but its own.
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        f"default-src 'none'; script-src {hash_of('script')}; style-src {hash_of('style')}; "
+        "img-src data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+}
 
 
 @app.get("/", include_in_schema=False)
-async def page() -> FileResponse:
-    return FileResponse(PAGE)
+async def page() -> HTMLResponse:
+    return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
 
 @app.get("/health")
 async def health(session: BctrlDep, runs: RunsDep) -> Health:
     """Report the health of the service."""
-    return Health(ok=not session.closed, running=len(runs))
+    return Health(ok=not session.closed, running=len(runs.running))
 
 
 @app.post(
@@ -246,26 +251,59 @@ async def stop_one(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeB
     return await session.stop_runtime(workspace_id, alias, stopped_ok=True)
 
 
-@app.post("/stop", dependencies=MAY_STOP, response_class=EventSourceResponse)
-async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[ServerSentEvent]:
-    """Stop runtimes, given as pairs of workspace id and alias. Disconnecting ends the run.
+REPORT = "report"
+"""The name and the id of the last event. The others need no id: each has everything so far."""
 
-    Sends a `progress` event four times a second, then a `report` with the first thousand failures.
-    """
-    batch, task = run
-    while not task.done():
+
+async def events(run: Run) -> AsyncIterator[ServerSentEvent]:
+    while run.report is None:
         yield ServerSentEvent(
             event="progress",
             data=Progress(
-                total=batch.total or 0,
-                in_flight=batch.in_flight,
-                is_throttled=batch.is_throttled,
-                is_unanswered=batch.is_unanswered,
-                counts=batch.counts,
+                total=run.batch.total or 0,
+                in_flight=run.batch.in_flight,
+                is_throttled=run.batch.is_throttled,
+                is_unanswered=run.batch.is_unanswered,
+                counts=run.batch.counts,
             ),
         )
-        await asyncio.wait([task], timeout=PROGRESS_EVERY)
-    report = task.result()
-    # Serializing a hundred thousand failures would block other requests.
-    report = msgspec.structs.replace(report, failures=report.failures[:MAX_FAILURES])
-    yield ServerSentEvent(event="report", raw_data=report_body.dump_json(report).decode())
+        await asyncio.wait([run.task], timeout=PROGRESS_EVERY)
+    yield ServerSentEvent(event=REPORT, id=REPORT, raw_data=run.report)
+
+
+@app.post(
+    "/stop",
+    status_code=status.HTTP_201_CREATED,
+    dependencies=MAY_STOP,
+    response_class=EventSourceResponse,
+)
+async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[ServerSentEvent]:
+    """Stop runtimes, given as pairs of workspace id and alias.
+
+    Sends a `progress` event four times a second, then a `report` with the first thousand failures.
+    A client that lost the connection has 30 seconds to come back to `Location`: after that nothing
+    new is sent.
+    """
+    async for event in events(run):
+        yield event
+
+
+@app.get(
+    "/runs/{run_id}",  # noqa: FAST003 - find_run has the parameter.
+    dependencies=MAY_STOP,
+    response_class=EventSourceResponse,
+)
+async def follow(run: Annotated[Run, Depends(join_run)]) -> AsyncIterator[ServerSentEvent]:
+    """Join a run again, or get its report, which is kept for ten minutes."""
+    async for event in events(run):
+        yield event
+
+
+@app.post(
+    "/runs/{run_id}/cancel",  # noqa: FAST003 - find_run has the parameter.
+    status_code=status.HTTP_204_NO_CONTENT,
+    dependencies=MAY_STOP,
+)
+async def cancel(run: RunDep) -> None:
+    """End a run: nothing new is sent. Its report follows when requests in flight have ended."""
+    run.drain()

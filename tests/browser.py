@@ -1,0 +1,162 @@
+"""Chromium, driven through its DevTools protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+CHROMIUM = shutil.which("chromium")
+_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+
+
+class Tab:
+    """A page in Chromium.
+
+    Attributes:
+        errors: What the page logged: exceptions, and violations of its Content-Security-Policy.
+    """
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.errors: list[str] = []
+        self._socket = socket
+        self._last = 0
+        self._answers: defaultdict[int, asyncio.Future[dict[str, Any]]] = defaultdict(
+            asyncio.get_running_loop().create_future
+        )
+
+    async def read(self) -> None:
+        async for message in self._socket:
+            data = json.loads(message.data)
+            if "id" in data:
+                self._answers[data["id"]].set_result(data)
+            elif data["method"] == "Runtime.exceptionThrown":
+                details = data["params"]["exceptionDetails"]
+                self.errors.append(details.get("exception", {}).get("description", details["text"]))
+            elif data["method"] == "Log.entryAdded":
+                entry = data["params"]["entry"]
+                if entry["level"] == "error" and entry["source"] != "network":
+                    self.errors.append(entry["text"])
+
+    async def call(self, method: str, **params: object) -> dict[str, Any]:
+        """Call a method of the DevTools protocol."""
+        self._last += 1
+        number = self._last
+        await self._socket.send_json({"id": number, "method": method, "params": params})
+        answer = await asyncio.wait_for(self._answers[number], 30)
+        del self._answers[number]
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']['message']}")
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    async def run(self, script: str) -> Any:  # noqa: ANN401 - JSON.
+        """Return the value of an expression, or what its promise resolves to."""
+        answer = await self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+        )
+        if "exceptionDetails" in answer:
+            raise RuntimeError(json.dumps(answer["exceptionDetails"]))
+        return answer["result"].get("value")
+
+    async def wait_for(self, condition: str) -> None:
+        """Wait until an expression is true; a page that is being loaded is not."""
+        try:
+            async with asyncio.timeout(20):
+                while True:
+                    with suppress(RuntimeError):
+                        if await self.run(f"Boolean({condition})"):
+                            return
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            shown = await self.run("document.body.innerText")
+            raise AssertionError(f"{condition} did not become true:\n{shown}") from None
+
+    async def open(self, url: str) -> None:
+        await self.call("Page.navigate", url=url)
+        await self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    async def reload(self) -> None:
+        await self.run("window.isOld = true")
+        await self.call("Page.reload")
+        await self.wait_for("document.readyState === 'complete' && !window.isOld")
+
+    async def press(self, key: str) -> None:
+        text = {"Enter": "\r", " ": " "}.get(key, "")
+        for kind in ("keyDown", "keyUp"):
+            await self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                windowsVirtualKeyCode=_KEYS[key],
+                **({"text": text} if text and kind == "keyDown" else {}),
+            )
+
+    async def write(self, text: str) -> None:
+        """Write into the element that has the focus."""
+        await self.call("Input.insertText", text=text)
+
+    async def show_as(self, *, width: int, scheme: str = "light") -> None:
+        """Set the width in CSS pixels, and the colour scheme that the user prefers."""
+        await self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=800,
+            deviceScaleFactor=1,
+            mobile=width < 500,
+        )
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        await self.call("Emulation.setEmulatedMedia", features=features)
+
+    async def screenshot(self) -> bytes:
+        """Return a picture of the whole page, as PNG."""
+        answer = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        return base64.b64decode(answer["data"])
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Tab]:
+    """Start Chromium with an empty profile, and yield its tab."""
+    assert CHROMIUM is not None
+    async with AsyncExitStack() as stack:
+        profile = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        process = await asyncio.create_subprocess_exec(
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"),
+            *(f"--user-data-dir={profile}", "--no-first-run", "about:blank"),
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        stack.push_async_callback(process.wait)
+        stack.callback(_kill, process)
+        ready = Path(profile) / "DevToolsActivePort"
+        async with asyncio.timeout(30):
+            while not (ready.exists() and ready.read_text().count("\n")):
+                await asyncio.sleep(0.05)
+        address = f"http://127.0.0.1:{ready.read_text().splitlines()[0]}"
+        http = await stack.enter_async_context(aiohttp.ClientSession())
+        async with http.get(f"{address}/json/list") as answer:
+            [url] = [
+                target["webSocketDebuggerUrl"]
+                for target in await answer.json()
+                if target["type"] == "page"
+            ]
+        socket = await stack.enter_async_context(http.ws_connect(url, max_msg_size=0))
+        tab = Tab(socket)
+        reading = asyncio.create_task(tab.read())
+        stack.callback(reading.cancel)
+        for domain in ("Page", "Runtime", "Log"):
+            await tab.call(f"{domain}.enable")
+        yield tab
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()

@@ -1,0 +1,107 @@
+"""The FastAPI example under a real uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from bctrl_async.emulator import Emulator
+
+KEY = "emulator-key"
+TOKEN = "let-me-in"
+EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "fastapi"
+GRACE = 10
+
+
+class Uvicorn:
+    """The example under uvicorn.
+
+    Attributes:
+        process: The main process.
+        url: The base URL.
+        lines: The log lines so far.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.url = ""
+
+    async def read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.lines.append(line.decode())
+
+    def logged(self, pattern: str) -> list[re.Match[str]]:
+        return [found for line in self.lines if (found := re.search(pattern, line))]
+
+    async def wait_for(self, pattern: str, times: int = 1) -> re.Match[str]:
+        try:
+            async with asyncio.timeout(15):
+                while len(found := self.logged(pattern)) < times:
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            pytest.fail(f"{pattern!r} is not in the log:\n{''.join(self.lines)}")
+        return found[-1]
+
+    @property
+    def reports(self) -> list[Counter[str]]:
+        """The logged counts of each bulk stop, checked to add up to its total."""
+        found = []
+        for line in self.logged(r"bulk stop: total=(\d+) ([a-z_0-9= ]+)"):
+            pairs = (pair.split("=") for pair in line[2].split())
+            counts = Counter({name: int(count) for name, count in pairs})
+            assert counts.total() == int(line[1])
+            found.append(counts)
+        return found
+
+    async def end(self) -> float:
+        """Send SIGTERM to the main process; return the seconds until it ended."""
+        began = asyncio.get_running_loop().time()
+        self.process.terminate()
+        async with asyncio.timeout(GRACE):
+            await self.process.wait()
+        return asyncio.get_running_loop().time() - began
+
+
+@asynccontextmanager
+async def uvicorn(
+    emulator: Emulator, *options: str, folder: Path = EXAMPLE
+) -> AsyncIterator[Uvicorn]:
+    environment = {
+        **os.environ,
+        "BCTRL_API_KEY": KEY,
+        "BCTRL_BASE_URL": emulator.url,
+        "APP_TOKEN": TOKEN,
+    }
+    command = ["-m", "uvicorn", "--app-dir", str(folder), "app:app", "--port", "0"]
+    grace = ["--timeout-graceful-shutdown", str(GRACE)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        *grace,
+        *options,
+        env=environment,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    server = Uvicorn(process)
+    reading = asyncio.create_task(server.read())
+    try:
+        server.url = (await server.wait_for(r"running on (http://\S+)"))[1]
+        await server.wait_for("Application startup complete")
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        await reading
