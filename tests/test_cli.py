@@ -1399,6 +1399,48 @@ async def test_the_progress_bar_disappears_at_the_end(
         assert await process.wait() == 0
 
 
+async def test_verbose_prints_above_the_progress_bar(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    emulator.held.add("a")
+    terminal = Terminal()
+    process = await start(
+        *COMMAND,
+        *("stop", "-v", "--concurrency", "1", "ws", "a", "b"),
+        stdout=terminal.fd,
+        stderr=terminal.fd,
+    )
+    await terminal.until(r"0 of 2 (.|\n)*1 in flight")
+    emulator.inject(Fault.SERVER_ERROR, alias="b")
+    emulator.held.clear()
+    await terminal.rest()
+    text = "\n".join(terminal.screen)
+    assert re.sub(r"\s+", " ", without_times(text)).strip() == (
+        "a stopped 0.0 s bctrl-async: info: attempt 1 to stop 'b' in workspace 'ws' failed: the "
+        "server answered 500 server.error: Something broke.; the next follows in 0.0 s at the "
+        "earliest b stopped 0.0 s, 2 attempts 2 of 2 not running after 0.0 s: 2 stopped"
+    )
+    assert (await finish(process))[0] == 0
+
+
+async def test_quiet_draws_no_progress(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    emulator.held.add("a")
+    terminal = Terminal()
+    process = await start(*COMMAND, "stop", "-q", "ws", "a", "b", stderr=terminal.fd)
+    assert process.stdout is not None
+    assert (await process.stdout.readline()).startswith(b"b  stopped ")
+    # The bar would appear after 0.4 s.
+    await asyncio.sleep(1)
+    emulator.held.clear()
+    assert await terminal.rest() == ""
+    code, out, _ = await finish(process)
+    assert (code, out.count("\n")) == (0, 2)
+
+
 async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
     emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -2183,10 +2225,12 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
     assert out.startswith("Usage: bctrl-async stop [OPTIONS] [WORKSPACE] [ALIAS]...\n")
     assert "  bctrl-async stop WORKSPACE --all --older-than 2h\n" in out
     assert re.findall(r"^(\w[\w ]*):$", out, re.MULTILINE) == [
-        *("Arguments", "Targets", "Filters", "Run", "Pace", "Connection", "Options"),
+        *("Arguments", "Targets", "Filters", "Run", "Pace", "Output", "Connection", "Options"),
         *("Examples", "Environment variables"),
     ]
-    shown = dict(re.findall(r"^ {6}(--[a-z-]+)(?: ([A-Z][A-Z/|]*))? ", out, re.MULTILINE))
+    shown = dict(
+        re.findall(r"^ {2}(?:    |-[vq], )(--[a-z-]+)(?: ([A-Z][A-Z/|]*))? ", out, re.MULTILINE)
+    )
     assert shown == {
         "--from": "FILE",
         "--allow-empty": "",
@@ -2206,8 +2250,12 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
         "--rate": "N",
         "--pace": "FILE|URL",
         "--deadline": "DURATION",
-        "--timeout": "DURATION",
         "--base-url": "URL",
+        "--timeout": "DURATION",
+        "--attempts": "N",
+        "--patience": "DURATION",
+        "--verbose": "",
+        "--quiet": "",
     }
     for note in ("default: 100", "default: 60s", "default: active", "env: BCTRL_BASE_URL"):
         assert f"[{note}]" in out
@@ -2247,7 +2295,7 @@ async def test_help_on_a_terminal_is_styled_unless_no_color_is_set(
     ("line", "found"),
     [
         ("bctrl-async ", ["stop", "list", "report", "emulator", "demo", "journal"]),
-        ("bctrl-async stop --ver", ["--verify"]),
+        ("bctrl-async stop --veri", ["--verify"]),
         ("bctrl-async stop --kind b", ["browser"]),
         ("bctrl-async list --status an", ["any"]),
     ],

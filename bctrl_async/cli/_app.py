@@ -12,16 +12,9 @@ from bctrl_async.cli._demo import demo
 from bctrl_async.cli._exit_codes import FAILED, JOURNAL_IN_USE, USAGE, exit_code
 from bctrl_async.cli._help import CONTEXT_SETTINGS, Command, Group
 from bctrl_async.cli._journal import journal
-from bctrl_async.cli._output import WarningPrinter, print_error, report_os_error
+from bctrl_async.cli._output import print_error, report_os_error
+from bctrl_async.cli._verbosity import LOG_PRINTER
 from bctrl_async.journal import JournalInUseError
-
-# Without a handler, Python prints warnings to stderr, into the live display.
-_NO_LOG = logging.NullHandler()
-
-# A run may skip runtimes that were started anew, or exceed a rate that it shares: the user must see
-# that.
-_WARNINGS = WarningPrinter(logging.WARNING)
-_SHOWN = ("bctrl_async.journal", "bctrl_async.pace")
 
 # The session names its arguments; here they are options and variables.
 _CONFIG_ERRORS: dict[str | None, str] = {
@@ -79,9 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    logging.getLogger("bctrl_async").addHandler(_NO_LOG)
-    for name in _SHOWN:
-        logging.getLogger(name).addHandler(_WARNINGS)
+    logging.getLogger("bctrl_async").addHandler(LOG_PRINTER)
     try:
         return int(app(args, prog_name="bctrl-async", standalone_mode=False))
     except typer.TyperException as error:

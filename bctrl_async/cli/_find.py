@@ -91,7 +91,7 @@ def confirm(found: FoundRuntimes) -> bool:
     """Show the runtimes and ask whether to stop them."""
     kinds = Counter(escape(runtime.kind) for runtime in found.runtimes)
     summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    print_info(f"In workspace {escape(found.workspace)} at {found.base_url}: {summary}")
+    print_question(f"In workspace {escape(found.workspace)} at {found.base_url}: {summary}\n")
     print_question(f"Stop {pluralize(len(found.runtimes), 'runtime')}? [y/N] ")
     try:
         return sys.stdin.readline().strip().lower() in {"y", "yes"}

@@ -5,17 +5,14 @@ from typing import Annotated
 
 import typer
 
-from bctrl_async import BctrlSession
+from bctrl_async.cli._connection import Connection, with_connection
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._find import find_runtimes
 from bctrl_async.cli._format import print_runtimes, runtime_json
 from bctrl_async.cli._options import (
-    BaseUrl,
     Kind,
     OlderThan,
-    Timeout,
     build_filter,
-    require_api_key,
     status_option,
 )
 from bctrl_async.cli._output import Output
@@ -37,25 +34,23 @@ Environment variables:
 """
 
 
+@with_connection
 def list_runtimes(
-    context: typer.Context,
     workspace: _Workspace,
     *,
     status: _Status = None,
     kind: Kind = None,
     older_than: OlderThan = None,
     json: _Json = False,
-    timeout: Timeout = 60.0,
-    base_url: BaseUrl = None,
+    connection: Connection,
 ) -> int:
     """List the runtimes of a workspace.
 
     --older-than skips a runtime whose creation time cannot be read. A runtime that cannot
     be read at all is reported on stderr, and the exit code is 1.
     """
-    session = BctrlSession(require_api_key(context), base_url=base_url, timeout=timeout)
     wanted = build_filter(status, kind, older_than)
-    found = asyncio.run(find_runtimes(session, workspace, wanted))
+    found = asyncio.run(find_runtimes(connection.session(), workspace, wanted))
     output = Output()
     if json:
         for runtime in found.runtimes:

@@ -1,7 +1,6 @@
 """Options that several commands share, and checks of option values."""
 
 import math
-import os
 import re
 from functools import partial
 from typing import Annotated
@@ -60,7 +59,6 @@ def duration(value: str | float) -> float:
 
 
 _filter = partial(typer.Option, rich_help_panel="Filters")
-_connection = partial(typer.Option, rich_help_panel="Connection")
 status_option = partial(
     _filter, "--status", metavar="STATUS", autocompletion=lambda: [*map(str, RuntimeStatus), _ANY]
 )
@@ -84,27 +82,6 @@ OlderThan = Annotated[
         help="Only older than AGE: 90s, 15m, 2h30m, 1d.",
     ),
 ]
-Timeout = Annotated[
-    float,
-    _connection(
-        "--timeout",
-        metavar="DURATION",
-        parser=duration,
-        callback=check_positive,
-        show_default="60s",
-        help="Time limit of one attempt.",
-    ),
-]
-BaseUrl = Annotated[
-    str | None,
-    _connection(
-        "--base-url",
-        metavar="URL",
-        envvar="BCTRL_BASE_URL",
-        show_default="https://api.bctrl.ai",
-        help="URL of the API.",
-    ),
-]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the faults.")]
 
 
@@ -113,8 +90,3 @@ def build_filter(status: str | None, kind: str | None, older_than: float | None)
     return RuntimeFilter(
         status=None if status == _ANY else status, kind=kind, older_than=older_than
     )
-
-
-def require_api_key(context: typer.Context) -> str:
-    """Return BCTRL_API_KEY, or fail if it is not set."""
-    return os.environ.get("BCTRL_API_KEY") or context.fail("no API key: set BCTRL_API_KEY")

@@ -1,13 +1,16 @@
 """The command's stdout and stderr."""
 
-import logging
 import os
 import sys
 from contextlib import suppress
+from contextvars import ContextVar
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
+"""True to print only results, errors and warnings."""
 
 
 def escape_unprintable(text: str) -> str:
@@ -24,24 +27,26 @@ def one_line(text: str) -> str:
 
 def print_error(message: str) -> None:
     """Print an error on stderr as one line."""
-    print_info(f"bctrl-async: error: {one_line(message)}")
+    print_log("error", message)
 
 
 def print_warning(message: str) -> None:
     """Print a warning on stderr as one line."""
-    print_info(f"bctrl-async: warning: {one_line(message)}")
-
-
-class WarningPrinter(logging.Handler):
-    """Prints log records on stderr as warnings."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a record as one line."""
-        print_warning(record.getMessage())
+    print_log("warning", message)
 
 
 def print_info(line: str) -> None:
-    """Print on stderr a line that is not a result."""
+    """Print on stderr a line that is not a result, unless --quiet is given."""
+    if not is_quiet.get():
+        _print_line(line)
+
+
+def print_log(level: str, message: str) -> None:
+    """Print a log record on stderr as one line."""
+    _print_line(f"bctrl-async: {level}: {one_line(message)}")
+
+
+def _print_line(line: str) -> None:
     # `print` would take a stderr that the shell has closed (None) for stdout.
     if sys.stderr is not None:
         with suppress(OSError):
@@ -123,9 +128,9 @@ class Output(Console):
         return self.file.isatty() and not self.is_dumb_terminal
 
     def progress_console(self) -> tuple[Console, bool]:
-        """Return the console for progress, and whether it can be redrawn."""
+        """Return the console for progress, and whether to draw on it."""
         errors = Console(stderr=True)
-        if not (errors.file.isatty() and not errors.is_dumb_terminal):
+        if is_quiet.get() or not (errors.file.isatty() and not errors.is_dumb_terminal):
             return errors, False
         # Two consoles on one terminal would draw over each other.
         return (self if self.on_terminal else errors), True

@@ -1,7 +1,6 @@
 """The command `stop`."""
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
@@ -9,8 +8,9 @@ from typing import Annotated, cast
 
 import typer
 
-from bctrl_async import BctrlSession, RuntimeRef, RuntimeState, RuntimeStatus
+from bctrl_async import RuntimeRef, RuntimeState, RuntimeStatus
 from bctrl_async.cli import _dry_run
+from bctrl_async.cli._connection import Connection, with_connection
 from bctrl_async.cli._exit_codes import FAILED, exit_code
 from bctrl_async.cli._find import FoundRuntimes, can_prompt, confirm, find_runtimes
 from bctrl_async.cli._format import (
@@ -21,15 +21,12 @@ from bctrl_async.cli._format import (
     summarize,
 )
 from bctrl_async.cli._options import (
-    BaseUrl,
     Kind,
     OlderThan,
-    Timeout,
     build_filter,
     check_not_empty,
     check_positive,
     duration,
-    require_api_key,
     status_option,
 )
 from bctrl_async.cli._output import Output, print_error, print_info
@@ -146,6 +143,7 @@ Environment variables:
 """
 
 
+@with_connection
 def stop(
     context: typer.Context,
     workspace: _Workspace = None,
@@ -169,8 +167,7 @@ def stop(
     rate: _Rate = None,
     pace: _Pace = None,
     deadline: _Deadline = None,
-    timeout: Timeout = 60.0,
-    base_url: BaseUrl = None,
+    connection: Connection,
 ) -> int:
     """Stop runtimes and report the outcome of each.
 
@@ -194,14 +191,10 @@ def stop(
     asks = everything and not (yes or dry_run)
     if asks and not can_prompt():
         context.fail("cannot ask for confirmation without a terminal: add --yes")
-    needs_key = everything or not dry_run
-    key = require_api_key(context) if needs_key else os.environ.get("BCTRL_API_KEY") or "dry-run"
     # A session belongs to one event loop; listing and stopping each run one.
     connect = partial(
-        BctrlSession,
-        key,
-        base_url=base_url,
-        timeout=timeout,
+        connection.session,
+        needs_key=everything or not dry_run,
         max_connections=concurrency,
         rate=None if pace else rate,
         pace=pace_of(context, pace, rate) if pace and rate else None,

@@ -1,0 +1,122 @@
+"""The options that the commands share: the connection, `--verbose` and `--quiet`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from conftest import KEY
+
+from bctrl_async import RetryPolicy, cli
+from bctrl_async.emulator import Emulator, Fault
+
+Command = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
+    for alias in ("a", "b"):
+        emulator.add_runtime("ws", alias)
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+    monkeypatch.setenv("TERM", "dumb")
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run the command in this process; retries do not wait."""
+    monkeypatch.setattr(RetryPolicy, "backoff", lambda *_: 0.0)
+
+    async def command(*args: str | Path) -> tuple[int, str, str]:
+        # In a thread, because the emulator runs in this loop.
+        async with asyncio.timeout(30):
+            code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
+        return code, *capfd.readouterr()
+
+    return command
+
+
+# Without --no-verify, a stop that failed would be polled for.
+commands = pytest.mark.parametrize("args", [("stop", "--no-verify", "ws", "a"), ("list", "ws")])
+
+
+def inject(emulator: Emulator, *faults: Fault) -> None:
+    for method in ("POST", "GET"):
+        emulator.inject(*faults, method=method)
+
+
+class TestRetries:
+    @pytest.mark.parametrize("attempts", [1, 3])
+    @commands
+    async def test_attempts_limits_the_requests_of_a_call(
+        self, emulator: Emulator, command: Command, args: tuple[str, ...], attempts: int
+    ) -> None:
+        inject(emulator, *[Fault.SERVER_ERROR] * 4)
+        code, _, _ = await command(*args, "--attempts", str(attempts))
+        assert code == 1
+        assert len(emulator.requests) == attempts
+
+    @commands
+    async def test_without_patience_a_429_ends_a_call(
+        self, emulator: Emulator, command: Command, args: tuple[str, ...]
+    ) -> None:
+        inject(emulator, Fault.RATE_LIMITED)
+        code, _, _ = await command(*args, "--patience", "0")
+        assert code == 1
+        assert len(emulator.requests) == 1
+
+    @commands
+    async def test_a_call_waits_as_long_as_its_patience(
+        self, emulator: Emulator, command: Command, args: tuple[str, ...]
+    ) -> None:
+        inject(emulator, Fault.RATE_LIMITED)
+        code, _, _ = await command(*args, "--patience", "30s")
+        assert code == 0
+        assert len(emulator.requests) == 2
+
+
+class TestVerbosity:
+    @commands
+    async def test_retries_are_shown_with_verbose_only(
+        self, emulator: Emulator, command: Command, args: tuple[str, ...]
+    ) -> None:
+        for option, shown in (("-v", 1), ("--verbose", 1), (None, 0)):
+            inject(emulator, Fault.SERVER_ERROR)
+            _, _, err = await command(*filter(None, [*args, option]))
+            assert err.count("bctrl-async: info: attempt 1 to ") == shown
+            assert err.count("\n") == shown
+
+    async def test_the_level_of_the_logger_is_that_of_before(self, command: Command) -> None:
+        logger = logging.getLogger("bctrl_async")
+        before = logger.level
+        await command("list", "-v", "ws")
+        assert logger.level == before
+
+    async def test_quiet_hides_the_summary_on_stderr_and_no_result(
+        self, emulator: Emulator, command: Command
+    ) -> None:
+        loud = await command("stop", "--json", "ws", "a")
+        quiet = await command("stop", "--json", "-q", "ws", "a")
+        assert loud[2].startswith("1 of 1 not running")
+        assert (quiet[0], quiet[1].count("\n"), quiet[2]) == (0, 1, "")
+        assert emulator.received["ws", "a"] == 2
+
+    async def test_quiet_hides_no_error_and_no_warning(
+        self, command: Command, tmp_path: Path
+    ) -> None:
+        journal = tmp_path / "journal.jsonl"
+        await command("stop", "--journal", journal, "ws", "a")
+        _, _, err = await command("stop", "--quiet", "--journal", journal, "ws", "a")
+        assert err.startswith("bctrl-async: warning: ")
+        code, _, err = await command("list", "--quiet", "nosuch")
+        assert code == 1
+        assert err.startswith("bctrl-async: error: ")
+
+    async def test_both_are_a_usage_error(self, emulator: Emulator, command: Command) -> None:
+        code, _, err = await command("stop", "-v", "-q", "ws", "a")
+        assert code == 2
+        assert "--verbose cannot be combined with --quiet" in err
+        assert not emulator.requests
