@@ -10,6 +10,7 @@ from functools import partial
 from typing import Annotated, Self
 
 import msgspec
+from msgspec.structs import asdict
 
 from bctrl_async.errors import (
     BctrlApiError,
@@ -124,6 +125,18 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     resumed: bool = False
     duplicate: bool = False
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the outcome as JSON values, which any encoder takes.
+
+        The fields are those of an outcome in the output of the command; `error` has the type, the
+        text and the facts of the error.
+        """
+        record = OutcomeRecord.of(self)
+        # Only a field that is not its default is among the builtins.
+        fields: dict[str, object] = asdict(record) | msgspec.to_builtins(record)
+        fields["error"] = None if self.error is None else _error_dict(self.error)
+        return fields
+
 
 def state_of(outcome: StopOutcome, *, missing_ok: bool) -> RuntimeState:
     """Return the state of the runtime of an outcome.
@@ -198,6 +211,25 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             text += f"; ended early: {self.ended_early}"
         return text
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as JSON values, which any encoder takes.
+
+        `failures` has each failure as `StopOutcome.to_dict` returns it.
+        """
+        return {
+            "ok": self.ok,
+            "total": self.total,
+            "counts": {result.value: self.counts[result] for result in StopResult},
+            "states": {state.name.lower(): self.states[state] for state in RuntimeState},
+            "elapsed": round(self.elapsed, 6),
+            "retries": self.retries,
+            "throttled": self.throttled,
+            "resumed": self.resumed,
+            "duplicates": self.duplicates,
+            "ended_early": None if self.ended_early is None else _error_dict(self.ended_early),
+            "failures": [outcome.to_dict() for outcome in self.failures],
+        }
+
     def raise_for_failures(self) -> None:
         """Raise unless the report is `ok`.
 
@@ -267,6 +299,11 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             runtime=outcome.runtime,
             error=None if outcome.error is None else ErrorRecord.of(outcome.error),
         )
+
+
+def _error_dict(error: BctrlError) -> dict[str, object]:
+    # The record has only the summary, without the target and the advice.
+    return asdict(ErrorRecord.of(error)) | {"message": str(error)}
 
 
 def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a table of rules.

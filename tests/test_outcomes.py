@@ -1,6 +1,8 @@
 """The result of a stop, decided from its runtime or error, row by row of the design's table."""
 
+import json
 import pickle
+from collections import Counter
 from datetime import UTC, datetime
 
 import msgspec
@@ -23,7 +25,15 @@ from bctrl_async.errors import (
     BctrlValidationError,
 )
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.outcomes import ErrorRecord, OutcomeRecord, StopOutcome, StopResult, result_of
+from bctrl_async.outcomes import (
+    ErrorRecord,
+    OutcomeRecord,
+    RuntimeState,
+    StopOutcome,
+    StopReport,
+    StopResult,
+    result_of,
+)
 
 NOT_ACTIVE = "runtime.not_active"
 
@@ -248,3 +258,88 @@ def test_the_record_of_an_outcome_has_all_fields_of_its_json() -> None:
         runtime=runtime(),
         error=ErrorRecord("BctrlConflictError", "409", 409, "runtime.busy", "req_7"),
     )
+
+
+def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
+    error = BctrlServerError(
+        "the server answered 500", status=500, code="server.error", may_have_stopped=True
+    )
+    error.operation, error.workspace_id, error.alias = "stop", "ws", "crm"
+    target = RuntimeRef("ws", "crm")
+    at = datetime(2026, 11, 26, 2, 30, tzinfo=UTC)
+    failed = StopOutcome(index=3, target=target, result=StopResult.UNKNOWN, error=error, at=at)
+
+    fields = failed.to_dict()
+
+    assert fields == {
+        "index": 3,
+        "workspace_id": "ws",
+        "alias": "crm",
+        "result": "unknown",
+        "at": "2026-11-26T02:30:00Z",
+        "attempts": 1,
+        "resumed": False,
+        "duplicate": False,
+        "elapsed": 0.0,
+        "runtime": None,
+        "error": {
+            "type": "BctrlServerError",
+            "message": str(error),
+            "status": 500,
+            "code": "server.error",
+            "request_id": None,
+            "may_have_stopped": True,
+        },
+    }
+    assert json.loads(json.dumps(fields)) == fields
+
+
+def test_a_runtime_in_the_dict_of_an_outcome_has_the_names_of_the_api() -> None:
+    target = RuntimeRef("ws", "crm")
+    outcome = StopOutcome(index=0, target=target, result=StopResult.STOPPED, runtime=runtime())
+
+    fields = outcome.to_dict()
+
+    assert fields["error"] is None
+    assert fields["runtime"] == msgspec.to_builtins(runtime())
+
+
+def test_a_report_as_a_dict_has_its_counts_its_failures_and_its_end() -> None:
+    error = BctrlAuthenticationError("the server answered 401", status=401)
+    target = RuntimeRef("ws", "crm")
+    failed = StopOutcome(index=0, target=target, result=StopResult.REJECTED, error=error)
+    report = StopReport(
+        total=1,
+        counts=Counter({StopResult.REJECTED: 1}),
+        failures=(failed,),
+        states=Counter({RuntimeState.UNKNOWN: 1}),
+        elapsed=1.5,
+        retries=0,
+        throttled=0,
+        ended_early=error,
+    )
+
+    fields = report.to_dict()
+
+    assert fields["ok"] is False
+    assert fields["counts"] == {result.value: int(result == "rejected") for result in StopResult}
+    assert fields["states"] == {"not_running": 0, "still_running": 0, "unknown": 1, "invalid": 0}
+    assert fields["failures"] == [failed.to_dict()]
+    assert fields["ended_early"] == failed.to_dict()["error"]
+    assert set(fields) == {"ok", *StopReport.__struct_fields__}
+    assert json.loads(json.dumps(fields)) == fields
+
+
+def test_a_complete_report_as_a_dict_is_ok() -> None:
+    report = StopReport(
+        total=0,
+        counts=Counter(),
+        failures=(),
+        states=Counter(),
+        elapsed=0.0,
+        retries=0,
+        throttled=0,
+    )
+
+    assert report.to_dict()["ok"] is True
+    assert report.to_dict()["ended_early"] is None

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 from rich import box
 from rich.cells import cell_len
 from rich.table import Table
@@ -17,7 +17,7 @@ from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, one_line, print_error, print_info
 from bctrl_async.errors import subject_of
 from bctrl_async.journal import JournalOutcome
-from bctrl_async.outcomes import OutcomeRecord, state_of
+from bctrl_async.outcomes import state_of
 
 _MAX_ALIAS_WIDTH = 28
 _MIN_DETAIL_WIDTH = 20
@@ -158,13 +158,7 @@ def outcome_json(outcome: StopOutcome) -> str:
 
 def outcome_fields(outcome: StopOutcome) -> dict[str, object]:
     """Return the fields of an outcome for JSON."""
-    record = OutcomeRecord.of(outcome)
-    fields = asdict(record) | {
-        "runtime": msgspec.to_builtins(record.runtime),
-        "at": msgspec.to_builtins(record.at),
-    }
-    if record.error is not None:
-        fields["error"] = asdict(record.error) | {"message": str(outcome.error)}
+    fields = outcome.to_dict()
     if isinstance(outcome, JournalOutcome):
         fields["journals"] = [str(path) for path in outcome.journals]
     return fields
