@@ -2354,7 +2354,7 @@ async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
 async def test_the_emulator_injects_the_given_faults(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("--runtimes", "1", "--fault", "failed=0.5", "--fault", "accepted=0.5")
+    options = ("--runtimes", "1", "--fault", "failed=0.5", "--fault", "accepted=0.5", "-v")
     process = await start(*COMMAND, "emulator", "--port", "0", *options)
     assert process.stdout is not None
     async with asyncio.timeout(30):
@@ -2365,9 +2365,13 @@ async def test_the_emulator_injects_the_given_faults(
     _, out, _ = await command("stop", "--no-verify", *targets)
 
     process.terminate()
-    await finish(process)
+    _, _, err = await finish(process)
     assert "accepted" in out
     assert "not_found" in out
+    stop = "POST /v1/workspaces/demo/runtimes/runtime"
+    logged = [line for line in err.splitlines() if "POST" in line]
+    assert [line.rpartition(" ")[0] for line in logged[:1]] == [f"200 {stop}-0001/stop"]
+    assert logged[1:] == [f"404 {stop}-0002/stop"]
 
 
 async def test_the_emulator_throttles_beyond_its_rate_limit(

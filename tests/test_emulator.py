@@ -17,6 +17,7 @@ from uuid import UUID
 import aiohttp
 import pytest
 import yaml
+from helpers import pass_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -544,6 +545,8 @@ async def test_a_request_is_recorded_as_it_arrived(emulator: Emulator, wire: Wir
         body=b'{"why": 1}',
         fault=Fault.SERVER_ERROR,
         status=500,
+        operation="stop",
+        received_at=received.received_at,
     )
     assert received.headers["authorization"] == "Bearer emulator-key"
     assert "emulator-key" not in repr(received)
@@ -573,6 +576,50 @@ async def test_requests_are_recorded_in_order_of_arrival_with_what_was_answered(
         ("gone", 404),
     ]
     assert emulator.received == {("ws", "crm"): 2, ("ws", "gone"): 1}
+
+
+async def test_requests_know_their_operation_and_stops_are_a_view_of_them(
+    client: aiohttp.ClientSession, emulator: Emulator
+) -> None:
+    runtime = "/v1/workspaces/ws/runtimes/crm"
+    sent = [
+        ("GET", path_of("ws", "crm")),
+        ("POST", path_of("ws", "gone")),
+        ("POST", path_of("ws", "crm")),
+        ("GET", runtime),
+        ("POST", runtime),
+        ("GET", "/v1/workspaces/ws/runtimes"),
+        ("GET", "/v1"),
+    ]
+    for method, path in sent:
+        await send(client, path, method)
+    operations = [request.operation for request in emulator.requests]
+    assert operations == [None, "stop", "stop", "get", None, "list", None]
+    assert emulator.stops == emulator.requests[1:3]
+
+
+async def test_the_time_between_two_requests_is_recorded() -> None:
+    async with (
+        Emulator(port=0) as emulator,
+        aiohttp.ClientSession(emulator.url, headers=KEY) as client,
+    ):
+        await send(client, path_of("ws", "crm"))
+        pass_time(40)
+        await send(client, path_of("ws", "crm"))
+    first, second = emulator.requests
+    assert 0 <= first.received_at < 40
+    assert 40 <= second.received_at - first.received_at < 80
+
+
+async def test_each_request_is_passed_to_a_function_before_it_is_answered() -> None:
+    passed: list[ReceivedRequest] = []
+    async with Emulator(port=0, on_request=passed.append) as emulator, Wire(emulator) as wire:
+        emulator.add_runtime("ws", "crm")
+        emulator.inject(Fault.HANG)
+        await wire.send()
+        await until(lambda: passed)
+        assert passed == emulator.requests
+        assert wire.unread == b""
 
 
 # Each fault.
@@ -1266,6 +1313,7 @@ async def test_close_waits_for_a_connection_that_is_already_closing() -> None:
             "add up to 1.2: give probabilities of at most 1 together",
         ),
         (lambda: Emulator(faults={cast("Fault", "x"): 0.1}), "'x': give members of Fault"),
+        (lambda: Emulator(on_request=cast("Callable[..., object]", 1)), "on_request is 1: give a"),
         (lambda: Emulator().add_runtime("", "crm"), "workspace_id is empty"),
         (lambda: Emulator().add_runtime("ws", ""), "alias is empty"),
         (lambda: Emulator().add_runtime("ws", "\ud800"), "surrogates not allowed"),

@@ -12,10 +12,10 @@ from typing import Annotated
 
 import typer
 
-from bctrl_async.cli._format import pluralize
+from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._options import MAX_RUNTIMES, Seed, check_not_empty, check_positive, duration
 from bctrl_async.cli._output import Output, print_info
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
 WORKSPACE = "demo"
 KEY = "emulator-key"
@@ -63,11 +63,14 @@ _Latency = Annotated[
         help="Delay of every answer, such as 50ms.",
     ),
 ]
+_Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print a line on stderr for each request.")
+]
 
 EXAMPLES = f"""
 Examples:
   bctrl-async emulator --runtimes 1000 --rate-limit 50
-  bctrl-async emulator --fault rate_limited=0.1 --fault drop_after=0.05
+  bctrl-async emulator --fault rate_limited=0.1 --fault drop_after=0.05 -v
 
 Faults:
 {textwrap.indent(textwrap.fill(", ".join(Fault), 76), "  ")}
@@ -85,6 +88,7 @@ def emulator(
     rate_limit: _RateLimit = None,
     seed: Seed = 0,
     latency: _Latency = 0.0,
+    verbose: _Verbose = False,
 ) -> int:
     """Run a local server of the API for tests, until Ctrl-C.
 
@@ -101,6 +105,7 @@ def emulator(
             seed=seed,
             latency=latency,
             rate_limit=rate_limit,
+            on_request=_print_request if verbose else None,
         )
     except ValueError as error:
         context.fail(str(error))
@@ -161,6 +166,18 @@ async def _serve(server: Emulator, api_key: str) -> None:
             raise
         finally:
             print_info(f"{pluralize(len(server.requests), 'request')} received")
+
+
+def _print_request(request: ReceivedRequest) -> None:
+    # A query may contain secrets, and is not part of the operation.
+    path, query, _ = request.raw_path.partition("?")
+    parts = [str(request.status or "---"), request.method.ljust(4), path + "?..." * bool(query)]
+    names = [name for name in (request.workspace_id, request.alias) if name is not None]
+    if "%" in path and names:
+        parts.append(f"({', '.join(map(escape, names))})")
+    if request.fault is not None:
+        parts.append(str(request.fault))
+    print_info(" ".join(parts))
 
 
 def _reachable_url(url: str) -> str:

@@ -120,15 +120,15 @@ class FaultPlan:
         self._queues[key].extend(faults)
 
     def next(self, route: Route, received: Counter[tuple[str, str]]) -> Fault | Reply | None:
-        method, workspace_id, alias = route
+        operation, workspace_id, alias = route
         if (poison := self._poison.get((workspace_id, alias))) is not None:
             return poison
         if self._queues:
             targets = ((workspace_id, alias), (workspace_id, None), (None, alias), (None, None))
             for target in targets:
-                if queue := self._queues.get((method, *target)):
+                if queue := self._queues.get((route.method, *target)):
                     return queue.popleft()
-        if not self._bounds or method != "POST" or alias is None:
+        if not self._bounds or operation != "stop" or alias is None:
             return None
         number = received[workspace_id, alias]
         # The length keeps ("a", "bc") and ("ab", "c") apart.

@@ -1,8 +1,10 @@
 """The operations that the emulator serves, and the names in their paths."""
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
+
+Operation = Literal["stop", "get", "list"]
 
 
 def _decode(segment: str) -> str:
@@ -12,9 +14,14 @@ def _decode(segment: str) -> str:
 
 
 class Route(NamedTuple):
-    method: str
+    operation: Operation
     workspace_id: str
     alias: str | None = None
+
+    @property
+    def method(self) -> str:
+        """The HTTP method of the operation."""
+        return "POST" if self.operation == "stop" else "GET"
 
 
 def parse_route(raw_path: str) -> Route | None:
@@ -26,17 +33,18 @@ def parse_route(raw_path: str) -> Route | None:
     Raises:
         ValueError: A segment is not percent-encoded UTF-8.
     """
+    operation: Operation
     match raw_path.partition("?")[0].split("/"):
         case ["", "v1", "workspaces", workspace_id, "runtimes", alias, "stop"]:
-            method, names = "POST", [workspace_id, alias]
+            operation, names = "stop", [workspace_id, alias]
         case ["", "v1", "workspaces", workspace_id, "runtimes", alias]:
-            method, names = "GET", [workspace_id, alias]
+            operation, names = "get", [workspace_id, alias]
         case ["", "v1", "workspaces", workspace_id, "runtimes"]:
-            method, names = "GET", [workspace_id]
+            operation, names = "list", [workspace_id]
         case _:
             return None
     # Dot segments are not names (RFC 3986 5.2.4). Accepting them would hide a bug of the client
     # that a real gateway turns into a 404.
     if {*names} & {"", ".", ".."}:
         return None
-    return Route(method, *map(_decode, names))
+    return Route(operation, *map(_decode, names))

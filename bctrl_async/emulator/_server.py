@@ -3,9 +3,8 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Self, cast
 
@@ -24,6 +23,7 @@ from bctrl_async.emulator._replies import (
     WireReply,
 )
 from bctrl_async.emulator._reply import Reply
+from bctrl_async.emulator._requests import ReceivedRequest
 from bctrl_async.emulator._routes import Route, parse_route
 from bctrl_async.emulator._runtimes import WireRuntime, end_runtime, make_runtime
 from bctrl_async.emulator._sending import STREAMED, send_with_stray, stream
@@ -32,31 +32,6 @@ _METHODS = ("POST", "GET")
 _BURST_SECONDS = 0.25
 # An accepted connection becomes visible three iterations of the event loop later.
 _ACCEPT_ITERATIONS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedRequest:
-    """A request as received, and the emulator's reaction to it.
-
-    Attributes:
-        workspace_id: The decoded workspace id, None if the path is unknown.
-        alias: The decoded alias, None if the path is unknown or that of a list.
-        method: The HTTP method.
-        raw_path: The request target exactly as on the wire, with its query.
-        headers: The headers, with case-insensitive names.
-        body: The body as on the wire, not decompressed.
-        fault: The fault or reply that was applied, None for normal behaviour.
-        status: The HTTP status of the response, None if there was no response.
-    """
-
-    workspace_id: str | None
-    alias: str | None
-    method: str
-    raw_path: str
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes
-    fault: Fault | Reply | None
-    status: int | None
 
 
 class _RateLimit:
@@ -109,6 +84,9 @@ class Emulator:
         drip_interval: Seconds between two bytes of `Fault.SLOW_DRIP`, 0 or more.
         rate_limit: Requests per second, above 0, with bursts of a quarter of a second. Further
             requests get a 429. None means no limit.
+        on_request: A function that is called with each request, once it has been added to
+            `requests` and before it is answered. It runs in the emulator's event loop, so it must
+            not block.
 
     Raises:
         ValueError: An argument is out of range.
@@ -127,6 +105,7 @@ class Emulator:
         fault_latency: float = 0.05,
         drip_interval: float = 0.01,
         rate_limit: float | None = None,
+        on_request: Callable[[ReceivedRequest], object] | None = None,
     ) -> None:
         if not 0 <= port <= 65535:  # noqa: PLR2004 - the largest TCP port
             raise ValueError(f"port is {port}: give 0 to 65535, 0 for any free port")
@@ -136,6 +115,8 @@ class Emulator:
         for name, value in times.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value}: give seconds, finite and not negative")
+        if on_request is not None and not callable(on_request):
+            raise ValueError(f"on_request is {on_request!r}: give a function of a ReceivedRequest")
         self._host = host
         self._port = port
         self._authorization = f"Bearer {api_key}"
@@ -144,6 +125,7 @@ class Emulator:
         self._fault_latency = fault_latency
         self._drip_interval = drip_interval
         self._rate_limit = _RateLimit(rate_limit)
+        self._on_request = on_request
         self._faults = FaultPlan(faults or {}, seed)
         self._runtimes: dict[tuple[str, str], WireRuntime] = {}
         self._url: str | None = None
@@ -167,6 +149,11 @@ class Emulator:
         """A live view of all runtimes by `(workspace_id, alias)`."""
         return MappingProxyType(self._runtimes)
 
+    @property
+    def stops(self) -> list[ReceivedRequest]:
+        """The requests that were stops, whatever their answers, in order of arrival."""
+        return [request for request in self.requests if request.operation == "stop"]
+
     async def start(self) -> None:
         """Start listening.
 
@@ -176,11 +163,13 @@ class Emulator:
         """
         if self._url is not None:
             raise RuntimeError("the emulator was started before: make a new Emulator")
+        loop = asyncio.get_running_loop()
+        self._started_at = loop.time()
         # Cancellation tells a handler that its client disconnected; access logs cost time.
         self._server = web.Server(
             self._serve, handler_cancellation=True, access_log=None, auto_decompress=False
         )
-        self._listener = await asyncio.get_running_loop().create_server(
+        self._listener = await loop.create_server(
             self._server, self._host, self._port, backlog=1024
         )
         host, port = self._listener.sockets[0].getsockname()[:2]
@@ -299,18 +288,21 @@ class Emulator:
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read() if request.body_exists else b""
         route, fault, reply = self._decide(request)
-        self.requests.append(
-            ReceivedRequest(
-                route.workspace_id if route else None,
-                route.alias if route else None,
-                request.method,
-                request.raw_path,
-                request.headers,
-                body,
-                fault,
-                reply.status if reply else None,
-            )
+        received = ReceivedRequest(
+            route.workspace_id if route else None,
+            route.alias if route else None,
+            request.method,
+            request.raw_path,
+            request.headers,
+            body,
+            fault,
+            reply.status if reply else None,
+            route.operation if route and route.method == request.method else None,
+            asyncio.get_running_loop().time() - self._started_at,
         )
+        self.requests.append(received)
+        if self._on_request is not None:
+            self._on_request(received)
         delay = self._latency + self._fault_latency * (fault is Fault.LATENCY)
         if delay:
             await asyncio.sleep(delay)
@@ -341,14 +333,14 @@ class Emulator:
             return route, None, self._replies.error(WRONG_METHOD, {"Allow": route.method})
         if request.headers.get("Authorization") != self._authorization:
             return route, None, self._replies.error(NO_KEY)
-        if route.method == "POST" and route.alias is not None:
+        if route.operation == "stop" and route.alias is not None:
             self.received[route.workspace_id, route.alias] += 1
         limited = self._rate_limit.exceeded()
         found = self._find(route)
         if limited or found is None:
             return route, None, self._replies.error(TOO_MANY if limited else NO_RUNTIME)
         fault = self._faults.next(route, self.received)
-        conflict = route.method == "POST" and self._stop(cast("WireRuntime", found), fault)
+        conflict = route.operation == "stop" and self._stop(cast("WireRuntime", found), fault)
         reply = (
             self._replies.written(fault, found)
             if isinstance(fault, Reply)
