@@ -20,7 +20,9 @@ from bctrl_async.fastapi._app import (
     lifespan,
 )
 from bctrl_async.fastapi._bodies import RuntimeBody, StopOutcomeBody, StopReportBody
-from bctrl_async.fastapi._problems import PROBLEM_RESPONSES, Problem, problem
+from bctrl_async.fastapi._openapi import PROBLEM_RESPONSES
+from bctrl_async.fastapi._problems import Problem, problem
+from bctrl_async.fastapi._validation import ValidationProblem
 
 __all__ = [
     "PROBLEM_RESPONSES",
@@ -29,6 +31,7 @@ __all__ = [
     "RuntimeBody",
     "StopOutcomeBody",
     "StopReportBody",
+    "ValidationProblem",
     "add_exception_handlers",
     "get_session",
     "lifespan",

@@ -10,7 +10,9 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 try:
-    from fastapi import Depends, FastAPI, Response, WebSocket, WebSocketDisconnect, status
+    from fastapi import Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect, status
+    from fastapi.exception_handlers import request_validation_exception_handler
+    from fastapi.exceptions import RequestValidationError
     from fastapi.requests import HTTPConnection
 except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(
@@ -21,7 +23,9 @@ except ModuleNotFoundError as _error:
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession
 from bctrl_async._limiter.pace import Pace
 from bctrl_async.errors import THROTTLED, log_fields
-from bctrl_async.fastapi._problems import MEDIA_TYPE, classify, problem
+from bctrl_async.fastapi._openapi import document_problems
+from bctrl_async.fastapi._problems import MEDIA_TYPE, Problem, classify, problem
+from bctrl_async.fastapi._validation import ValidationProblem, validation_problem
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -52,9 +56,17 @@ def lifespan(
         The lifespan to pass as `FastAPI(lifespan=…)`.
 
     Raises:
-        BctrlConfigError: Both `make_session` and `pace` are given.
+        BctrlConfigError: An argument is of another type, or both `make_session` and `pace` are
+            given.
     """
+    # At startup the error would come late, and far from the call.
+    if not callable(make_session):
+        raise _invalid_type("make_session", make_session, "a function that returns a BctrlSession")
+    if inner is not None and not callable(inner):
+        raise _invalid_type("inner", inner, "a lifespan, which takes the app")
     if pace is not None:
+        if not isinstance(pace, Pace):
+            raise _invalid_type("pace", pace, "a bctrl_async.pace.Pace")
         if make_session is not BctrlSession:
             raise BctrlConfigError(
                 "pace= would not reach the session of make_session=",
@@ -75,6 +87,11 @@ def lifespan(
             yield {**(inner_state or {}), _KEY: session}
 
     return run
+
+
+def _invalid_type(name: str, value: object, expected: str) -> BctrlConfigError:
+    kind = type(value).__name__
+    return BctrlConfigError(f"invalid {name}: expected {expected}, not {kind}", argument=name)
 
 
 # Async, because FastAPI would run a plain function in a thread, which is slow under load.
@@ -108,33 +125,56 @@ BctrlDep = Annotated[BctrlSession, Depends(get_session)]
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Answer every BctrlError with a problem (RFC 9457); close a WebSocket with its detail.
+    """Answer every BctrlError, and every invalid request, with a problem (RFC 9457).
 
     The response hides the API's own text, so errors that become a 5xx are logged in full under
-    `bctrl_async.fastapi`. A mounted app has handlers of its own: call this for each.
+    `bctrl_async.fastapi`. A WebSocket is closed with the problem's detail.
+
+    An invalid request is one that FastAPI answers with 422. If the app has a handler of its own for
+    `RequestValidationError`, added before or after, that one is used. The app's OpenAPI follows:
+    call this after `app.openapi` is overridden.
+
+    A mounted app has handlers of its own: call this for each.
 
     Args:
         app: The app.
     """
+    app.exception_handler(BctrlError)(_respond)
+    handlers = app.exception_handlers
+    if handlers.get(RequestValidationError) is request_validation_exception_handler:
+        app.exception_handler(RequestValidationError)(_respond_to_invalid)
+    document_problems(
+        app, validation=lambda: handlers.get(RequestValidationError) is _respond_to_invalid
+    )
 
-    @app.exception_handler(BctrlError)
-    async def respond(connection: HTTPConnection, error: BctrlError) -> Response | None:
-        code, detail = classify(error)
-        if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.warning("%s", error, extra={"bctrl.event": "request_failed", **log_fields(error)})
-        if isinstance(connection, WebSocket):
-            close_code = status.WS_1011_INTERNAL_ERROR
-            if code in THROTTLED:
-                close_code = status.WS_1013_TRY_AGAIN_LATER
-            with suppress(WebSocketDisconnect, RuntimeError):  # The client may have disconnected.
-                await connection.close(close_code, detail)
-            return None
-        headers = {}
-        if error.retry_after is not None and code in THROTTLED:
-            headers["Retry-After"] = str(math.ceil(min(error.retry_after, _MAX_RETRY_AFTER)))
-        return Response(
-            json.dumps(problem(error)),  # ASCII: UTF-8 cannot encode a lone surrogate in an alias.
-            status_code=code,
-            headers=headers,
-            media_type=MEDIA_TYPE,
-        )
+
+async def _respond(connection: HTTPConnection, error: BctrlError) -> Response | None:
+    kind = classify(error)
+    if kind.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.warning("%s", error, extra={"bctrl.event": "request_failed", **log_fields(error)})
+    if isinstance(connection, WebSocket):
+        close_code = status.WS_1011_INTERNAL_ERROR
+        if kind.status in THROTTLED:
+            close_code = status.WS_1013_TRY_AGAIN_LATER
+        with suppress(WebSocketDisconnect, RuntimeError):  # The client may have disconnected.
+            await connection.close(close_code, kind.detail)
+        return None
+    headers = {}
+    if error.retry_after is not None and kind.status in THROTTLED:
+        headers["Retry-After"] = str(math.ceil(min(error.retry_after, _MAX_RETRY_AFTER)))
+    return _problem_response(problem(error), headers)
+
+
+async def _respond_to_invalid(_: Request, error: RequestValidationError) -> Response:
+    return _problem_response(validation_problem(error.errors()))
+
+
+def _problem_response(
+    body: Problem | ValidationProblem, headers: Mapping[str, str] | None = None
+) -> Response:
+    return Response(
+        json.dumps(body),  # ASCII: UTF-8 cannot encode a lone surrogate in an alias.
+        status_code=body["status"],
+        headers=headers,
+        media_type=MEDIA_TYPE,
+    )

@@ -1,78 +1,47 @@
 """Runtimes, outcomes and reports as return types of path operations."""
 
 import json
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import Annotated, Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import msgspec
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from bctrl_async import (
-    BctrlError,
-    LaunchMode,
-    Runtime,
-    RuntimeKind,
-    RuntimeStatus,
-    StopOutcome,
-    StopReport,
-    StopResult,
-)
-from bctrl_async.fastapi._problems import classify
+from bctrl_async import BctrlError, Runtime, StopOutcome, StopReport
+from bctrl_async.fastapi import _schemas
+from bctrl_async.fastapi._problems import classify, identifiers
 
 _T = TypeVar("_T")
 
 
-# The fields of `OutcomeRecord`, declared again because msgspec renames only what a class declares
-# itself. An error has fewer: the app's callers get none of the API's own text.
-class _Error(msgspec.Struct, frozen=True, rename="camel"):
-    detail: str
-    may_have_stopped: bool
+def _runtime_body(runtime: Runtime) -> _schemas.Runtime:
+    # A Struct within a body is converted with it, in one pass.
+    return cast("_schemas.Runtime", runtime)
 
 
-class _Outcome(msgspec.Struct, frozen=True, rename="camel"):
-    index: int
-    workspace_id: str
-    alias: str
-    result: StopResult
-    runtime: Runtime | None
-    error: _Error | None
-    attempts: int
-    elapsed: float
-    at: datetime
-    resumed: bool
-    duplicate: bool
+def _error_body(error: BctrlError) -> _schemas.StopError:
+    kind = classify(error)
+    body = _schemas.StopError(
+        type=kind.uri, detail=kind.detail, mayHaveStopped=error.may_have_stopped
+    )
+    code, request_id = identifiers(error)
+    if code is not None:
+        body["code"] = code
+    if request_id is not None:
+        body["requestId"] = request_id
+    return body
 
 
-class _Report(msgspec.Struct, frozen=True, rename="camel"):
-    total: int
-    ok: bool
-    counts: dict[StopResult, int]
-    failures: list[_Outcome]
-    elapsed: float
-    retries: int
-    throttled: int
-    resumed: int
-    duplicates: int
-    ended_early: _Error | None
-
-
-def _error_body(error: BctrlError | None) -> _Error | None:
-    if error is None:
-        return None
-    _, detail = classify(error)
-    return _Error(detail, error.may_have_stopped)
-
-
-def _outcome_body(outcome: StopOutcome) -> _Outcome:
-    return _Outcome(
+def _outcome_body(outcome: StopOutcome) -> _schemas.StopOutcome:
+    return _schemas.StopOutcome(
         index=outcome.index,
-        workspace_id=outcome.target.workspace_id,
+        workspaceId=outcome.target.workspace_id,
         alias=outcome.target.alias,
         result=outcome.result,
-        runtime=outcome.runtime,
-        error=_error_body(outcome.error),
+        runtime=None if outcome.runtime is None else _runtime_body(outcome.runtime),
+        error=None if outcome.error is None else _error_body(outcome.error),
         attempts=outcome.attempts,
         elapsed=outcome.elapsed,
         at=outcome.at,
@@ -81,35 +50,32 @@ def _outcome_body(outcome: StopOutcome) -> _Outcome:
     )
 
 
-def _report_body(report: StopReport) -> _Report:
-    return _Report(
+def _report_body(report: StopReport) -> _schemas.StopReport:
+    return _schemas.StopReport(
         total=report.total,
         ok=report.ok,
         counts=dict(report.counts),
+        states=dict(report.states),
         failures=[_outcome_body(outcome) for outcome in report.failures],
         elapsed=report.elapsed,
         retries=report.retries,
         throttled=report.throttled,
         resumed=report.resumed,
         duplicates=report.duplicates,
-        ended_early=_error_body(report.ended_early),
+        endedEarly=None if report.ended_early is None else _error_body(report.ended_early),
     )
 
 
-def _unchanged(runtime: Runtime) -> Runtime:
-    return runtime
-
-
 class _Body(Generic[_T]):
-    """An annotation by which pydantic serializes a Struct and FastAPI documents it.
+    """An annotation by which pydantic serializes a Struct and documents it as a component.
 
     Args:
-        body: The Struct of the response body.
-        convert: Converts the annotated type to `body`.
+        schema: The TypedDict of the response body.
+        convert: Converts the annotated type to `schema`.
     """
 
-    def __init__(self, body: type[msgspec.Struct], convert: Callable[[_T], msgspec.Struct]) -> None:
-        self._body = body
+    def __init__(self, schema: type[object], convert: Callable[[_T], object]) -> None:
+        self._schema = schema
         self._convert = convert
 
     def __get_pydantic_core_schema__(self, source: type[_T], _: GetCoreSchemaHandler) -> CoreSchema:
@@ -121,19 +87,14 @@ class _Body(Generic[_T]):
         )
 
     def __get_pydantic_json_schema__(
-        self, _: CoreSchema, __: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        schema = msgspec.json.schema(self._body)
-        definitions = schema.pop("$defs")
-        for open_enum in (RuntimeKind, RuntimeStatus, LaunchMode):
-            definition = definitions.get(open_enum.__name__, {})
-            # Values that the API adds later are passed on, so the schema must allow any string.
-            definition |= {"type": "string", "examples": definition.pop("enum", [])}
-        inlined: dict[str, Any] = _inline_refs(schema, definitions)
-        return inlined
+        self, _: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        # Within definitions, it becomes a component, with a longer name if the app has a model of
+        # the same one.
+        return handler(core_schema.definitions_schema(TypeAdapter(self._schema).core_schema, []))
 
 
-def _to_builtins(body: msgspec.Struct) -> Any:  # noqa: ANN401 - JSON.
+def _to_builtins(body: object) -> Any:  # noqa: ANN401 - JSON.
     """Return a body as JSON values, with lone surrogates replaced: UTF-8 cannot encode them."""
     builtins = msgspec.to_builtins(body, str_keys=True)
     try:
@@ -143,23 +104,11 @@ def _to_builtins(body: msgspec.Struct) -> Any:  # noqa: ANN401 - JSON.
     return builtins
 
 
-def _inline_refs(schema: Any, definitions: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON.
-    """Replace each `$ref` by its definition: the app's OpenAPI has definitions of its own."""
-    match schema:
-        case {"$ref": str(reference)}:
-            return _inline_refs(definitions[reference.removeprefix("#/$defs/")], definitions)
-        case dict():
-            return {key: _inline_refs(value, definitions) for key, value in schema.items()}
-        case list():
-            return [_inline_refs(value, definitions) for value in schema]
-    return schema
-
-
-RuntimeBody = Annotated[Runtime, _Body(Runtime, _unchanged)]
+RuntimeBody = Annotated[Runtime, _Body(_schemas.Runtime, _runtime_body)]
 """`Runtime` as a return type of a path operation: the API's own JSON."""
 
-StopOutcomeBody = Annotated[StopOutcome, _Body(_Outcome, _outcome_body)]
+StopOutcomeBody = Annotated[StopOutcome, _Body(_schemas.StopOutcome, _outcome_body)]
 """`StopOutcome` as a return type of a path operation."""
 
-StopReportBody = Annotated[StopReport, _Body(_Report, _report_body)]
+StopReportBody = Annotated[StopReport, _Body(_schemas.StopReport, _report_body)]
 """`StopReport` as a return type of a path operation."""

@@ -210,6 +210,7 @@ app = FastAPI(
     title="Stopping runtimes",
     lifespan=lifespan(partial(BctrlSession, max_connections=IN_FLIGHT), inner=own_lifespan),
 )
+app.openapi_version = "3.2.0"  # The first with `itemSchema`, by which FastAPI describes events.
 add_exception_handlers(app)
 
 

@@ -1,0 +1,77 @@
+"""FastAPI's own errors about a request as problem details (RFC 9457)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field, WithJsonSchema
+
+# pydantic takes that of `typing` only from Python 3.12 on.
+from typing_extensions import TypedDict
+
+from bctrl_async.fastapi._component import component
+from bctrl_async.fastapi._problems import Detail, ProblemType, Status, Title, Type
+
+_KIND = ProblemType.INVALID_REQUEST
+_MAX_ERRORS = 20
+_MAX_LOCATION = 20
+_MAX_TEXT = 200
+"""The most characters of a text: a location may contain a key of the request, a message a value."""
+
+_ERROR = {
+    "type": "object",
+    "properties": {
+        "loc": {
+            "type": "array",
+            "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+            "description": "The place of the value.",
+            "examples": [["path", "workspace_id"]],
+        },
+        "msg": {"type": "string", "description": "What is wrong.", "examples": ["Field required"]},
+        "type": {"type": "string", "description": "The kind of error.", "examples": ["missing"]},
+    },
+    "required": ["loc", "msg", "type"],
+}
+
+
+@component
+class ValidationProblem(TypedDict):
+    """Problem details (RFC 9457) of a request with missing or invalid values."""
+
+    type: Annotated[Type, Field(examples=[_KIND.uri])]
+    title: Annotated[Title, Field(examples=[_KIND.title])]
+    status: Annotated[Status, Field(examples=[_KIND.status.value])]
+    detail: Annotated[Detail, Field(examples=[_KIND.detail])]
+    errors: Annotated[
+        list[Annotated[dict[str, Any], WithJsonSchema(_ERROR)]],
+        Field(description=f"The first {_MAX_ERRORS} errors."),
+    ]
+
+
+def validation_problem(errors: Sequence[Mapping[str, Any]]) -> ValidationProblem:
+    """Describe the errors of FastAPI about a request as problem details.
+
+    The input and the context of each error are left out: they repeat what was sent, at any length.
+
+    Args:
+        errors: The errors, as `RequestValidationError.errors()` returns them.
+    """
+    return ValidationProblem(
+        type=_KIND.uri,
+        title=_KIND.title,
+        status=_KIND.status.value,
+        detail=f"Missing or invalid values in the request: {len(errors)}.",
+        errors=[
+            {
+                "loc": [_shorten(part) for part in error["loc"][:_MAX_LOCATION]],
+                "msg": _shorten(error["msg"]),
+                "type": _shorten(error["type"]),
+            }
+            for error in errors[:_MAX_ERRORS]
+        ],
+    )
+
+
+def _shorten(part: str | int) -> str | int:
+    if isinstance(part, int) or len(part) <= _MAX_TEXT:
+        return part
+    return part[:_MAX_TEXT] + "…"
