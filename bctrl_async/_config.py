@@ -110,6 +110,43 @@ def _invalid_url(name: str, problem: str, advice: str) -> BctrlConfigError:
     return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument="base_url")
 
 
+def proxy(given: object, *, base_url: URL, allow_plaintext: bool) -> Secret:
+    """Return the URL of a proxy, which may contain a password.
+
+    Args:
+        given: The argument, as `hidden` returns it.
+        base_url: The URL of the API.
+        allow_plaintext: Accept an http API, whose requests the proxy can read.
+
+    Raises:
+        BctrlConfigError: It is not an http(s) URL with a host and without a path, or could read the
+            key. The error does not contain it.
+    """
+    expected = "an http or https URL with a host, such as http://proxy.example.com:3128"
+    if not isinstance(given, Secret):
+        kind = given.__name__ if isinstance(given, type) else type(given).__name__
+        raise BctrlConfigError(f"invalid proxy: expected a str, not {kind}", argument="proxy")
+    if not _is_proxy(given):
+        # It is not shown, for it may contain a password.
+        raise BctrlConfigError("invalid proxy", advice=f"Pass {expected}", argument="proxy")
+    if base_url.scheme == "http" and not allow_plaintext:
+        raise BctrlConfigError(
+            "invalid proxy: it would get the API key unencrypted, because base_url is an http URL",
+            advice="Use https, or pass allow_plaintext=True if the network is yours",
+            argument="proxy",
+        )
+    return given
+
+
+def _is_proxy(text: str) -> bool:
+    try:
+        url = URL(text)
+        is_http = url.scheme in {"http", "https"} and bool(url.host) and url.port is not None
+    except ValueError:
+        return False
+    return is_http and url.raw_path in {"", "/"} and not url.raw_query_string
+
+
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True

@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
+from ssl import SSLContext
 from types import UnionType
 from typing import Self, TypeVar
 from uuid import UUID
@@ -80,6 +81,11 @@ class BctrlSession:
             pool closes connections on which something arrived while they were idle.
         trace_configs: `aiohttp.TraceConfig`s for the pool.
         trust_env: Use the proxies of the environment (`HTTPS_PROXY`, …).
+        proxy: The URL of a proxy for all requests of the pool, such as
+            `http://user:password@proxy.example.com:3128`; it takes precedence over those of the
+            environment. The API must be https, or `allow_plaintext` True.
+        ssl: The TLS context of the pool, for a private CA or a client certificate; None is that of
+            `ssl.create_default_context()`.
         allow_plaintext: Allow sending the key over plain http to another machine.
         observer: The observer of all calls, such as `bctrl_async.otel.OpenTelemetry`.
         check_answers: Accept an answer only if it is about the runtime that was asked for: its
@@ -103,6 +109,8 @@ class BctrlSession:
         http: aiohttp.ClientSession | None = None,
         trace_configs: Iterable[aiohttp.TraceConfig] = (),
         trust_env: bool = False,
+        proxy: str | None = None,
+        ssl: SSLContext | None = None,
         allow_plaintext: bool = False,
         observer: Observer | None = None,
         check_answers: bool = True,
@@ -111,7 +119,8 @@ class BctrlSession:
             api_key = _config.api_key_from_environment()
         key_provider = api_key if callable(api_key) else None
         key = _config.hidden(api_key)
-        api_key = None  # A traceback that shows variables must not reveal it.
+        via = None if proxy is None else _config.hidden(proxy)
+        api_key = proxy = None  # A traceback that shows variables must not reveal them.
         headers = CIMultiDict(
             {"Accept": "application/json", "User-Agent": f"bctrl-async/{__version__}"}
         )
@@ -135,23 +144,27 @@ class BctrlSession:
                     "a proxy of the environment",
                     advice="Make it without trust_env, or pass allow_plaintext=True",
                 )
-            if trace_configs or trust_env:
+            if trace_configs or trust_env or via is not None or ssl is not None:
                 raise BctrlConfigError(
-                    "trace_configs and trust_env have no effect on a borrowed http=",
+                    "trace_configs, trust_env, proxy and ssl have no effect on a borrowed http=",
                     advice="Set them on the aiohttp.ClientSession",
                 )
             limit = _within_limits(limit, http)
+        if via is not None:
+            via = _config.proxy(via, base_url=self._url, allow_plaintext=allow_plaintext)
+        _check_type(ssl, SSLContext | None, "ssl", "an ssl.SSLContext")
         # A proxy is another machine: loopback traffic, which may go without TLS, must not reach it.
         trust_env = trust_env and (self._url.scheme == "https" or allow_plaintext)
 
         def open_pool() -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
                 # The limiter is the bound: nothing waits in the connector's own queue.
-                connector=Connector(limit=0),
+                connector=Connector(limit=0, ssl=True if ssl is None else ssl),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=NO_CONTENT_TYPE,
                 trace_configs=trace_configs,
                 trust_env=trust_env,
+                proxy=via,
             )
 
         self._limiter = Limiter(limit, AdaptiveRate(rate), pace)
@@ -159,7 +172,13 @@ class BctrlSession:
             Pool(
                 open_pool,
                 http,
-                partial(open_fast_path, url=self._url, headers=headers, limit=self._timeout),
+                partial(
+                    open_fast_path,
+                    url=self._url,
+                    headers=headers,
+                    limit=self._timeout,
+                    has_proxy=via is not None,
+                ),
             ),
             self._limiter,
             self._url,

@@ -28,6 +28,8 @@ def open_fast_path(
     url: URL,
     headers: CIMultiDict[str],
     limit: aiohttp.ClientTimeout,
+    *,
+    has_proxy: bool,
 ) -> FastPath | None:
     """Return the fast path to a pool, or None if its requests must not take it.
 
@@ -38,8 +40,11 @@ def open_fast_path(
         url: The URL of the API.
         headers: The headers of most requests.
         limit: The time limits of most requests.
+        has_proxy: True if the pool has a proxy, to which the fast path does not connect.
     """
     connector = http.connector
+    if has_proxy:
+        return None
     if not isinstance(connector, Connector) or http.trust_env or http.trace_configs:
         return None
     if not all(map(_is_aiohttps, (*request_functions(), aiohttp.ClientSession.__init__))):

@@ -1,0 +1,145 @@
+"""A fixed proxy and a TLS context of a session."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+
+import aiohttp
+import pytest
+from conftest import KEY
+from servers import answering, http_answer, raw_server
+from test_secrets import everything_of
+from test_wire import ONCE, RUNTIME
+from tls import forward_proxy, over_tls
+from ways import Ways
+
+from bctrl_async import BctrlConfigError, BctrlNetworkError, BctrlSession
+from bctrl_async.emulator import Emulator
+
+USER, PASSWORD = "proxy-user", "s3cret-p4ss"
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+class TestProxy:
+    async def test_stops_and_reads_go_through_it(self, emulator: Emulator, ways: Ways) -> None:
+        async with (
+            over_tls(emulator, "bctrl.test") as server,
+            forward_proxy() as proxy,
+            BctrlSession(KEY, base_url=server.url, proxy=proxy.url, ssl=server.trusted) as session,
+        ):
+            await session.stop_runtime("ws-1", "crm")
+            await session.get_runtime("ws-1", "crm")
+
+        # One tunnel, which both used; the fast path does not know proxies.
+        (head,) = proxy.heads
+        assert head.startswith(f"CONNECT {server.url.removeprefix('https://')} HTTP/1.1\r\n")
+        assert KEY not in head
+        assert ways.taken == (0, 2)
+        assert emulator.status("ws-1", "crm") == "stopped"
+
+    async def test_it_precedes_those_of_the_environment(
+        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+        async with (
+            over_tls(emulator, "bctrl.test") as server,
+            forward_proxy() as proxy,
+            BctrlSession(
+                KEY, base_url=server.url, proxy=proxy.url, ssl=server.trusted, trust_env=True
+            ) as session,
+        ):
+            await session.stop_runtime("ws-1", "crm")
+        assert len(proxy.heads) == 1
+
+    async def test_its_password_is_sent_to_it_and_shown_nowhere(self) -> None:
+        heads: list[bytes] = []
+
+        async def refuse(head: bytes, writer: object) -> None:
+            heads.append(head)
+            await answering(http_answer("407 No"))(head, writer)  # type: ignore[arg-type]
+
+        async with raw_server(refuse) as url:
+            proxy = url.replace("//", f"//{USER}:{PASSWORD}@")
+            session = BctrlSession(KEY, base_url="https://bctrl.test", proxy=proxy, retry=ONCE)
+            async with session:
+                with pytest.raises(BctrlNetworkError, match="no connection: 407") as caught:
+                    await session.stop_runtime("ws-1", "crm")
+
+        basic = base64.b64encode(f"{USER}:{PASSWORD}".encode())
+        assert b"Proxy-Authorization: Basic " + basic in heads[0]
+        for secret in (PASSWORD, basic.decode(), KEY):
+            assert secret not in everything_of(caught.value) + repr(session)
+
+    async def test_it_gets_requests_to_an_http_api_only_if_plaintext_is_allowed(self) -> None:
+        with pytest.raises(BctrlConfigError, match="the API key unencrypted") as caught:
+            BctrlSession(KEY, base_url="http://127.0.0.1:8787", proxy="http://127.0.0.1:9")
+        assert caught.value.argument == "proxy"
+        async with (
+            raw_server(answering(http_answer("200 OK", RUNTIME))) as url,
+            BctrlSession(
+                KEY, base_url="http://bctrl.invalid", proxy=url, allow_plaintext=True
+            ) as session,
+        ):
+            assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
+
+    @pytest.mark.parametrize(
+        "proxy",
+        [
+            "",
+            f"{USER}:{PASSWORD}@127.0.0.1:9",
+            f"//{USER}:{PASSWORD}@127.0.0.1:9",
+            f"socks5://{USER}:{PASSWORD}@127.0.0.1:9",
+            f"http://{USER}:{PASSWORD}@",
+            f"http://{USER}:{PASSWORD}@127.0.0.1:port",
+            f"http://{USER}:{PASSWORD}@127.0.0.1:99999",
+            f"http://{USER}:{PASSWORD}@[::1",
+            f"http://{USER}:{PASSWORD}@127.0.0.1:9/path",
+            f"http://{USER}:{PASSWORD}@127.0.0.1:9/?query",
+            f"{USER}:{PASSWORD}".encode(),
+        ],
+    )
+    def test_an_invalid_one_is_rejected_and_not_shown(self, proxy: str) -> None:
+        with pytest.raises(BctrlConfigError, match="invalid proxy") as caught:
+            BctrlSession(KEY, proxy=proxy)
+        assert caught.value.argument == "proxy"
+        assert PASSWORD not in everything_of(caught.value)
+
+    def test_its_password_is_not_in_the_frames_of_another_error(self) -> None:
+        with pytest.raises(BctrlConfigError) as caught:
+            BctrlSession(KEY, proxy=f"http://{USER}:{PASSWORD}@127.0.0.1:9", timeout=0)
+        assert PASSWORD not in everything_of(caught.value)
+
+
+class TestTlsContext:
+    async def test_it_decides_which_certificates_are_trusted(
+        self, emulator: Emulator, ways: Ways, fast_path_only: None
+    ) -> None:
+        del fast_path_only
+        async with over_tls(emulator) as server:
+            async with BctrlSession(KEY, base_url=server.url, retry=ONCE) as session:
+                with pytest.raises(BctrlNetworkError, match="certificate") as caught:
+                    await session.stop_runtime("ws-1", "crm")
+            assert caught.value.may_have_stopped is False
+            async with BctrlSession(KEY, base_url=server.url, ssl=server.trusted) as session:
+                await session.stop_runtime("ws-1", "crm")
+                await session.get_runtime("ws-1", "crm")
+        assert ways.taken == (2, 1)
+
+    def test_anything_else_is_rejected(self) -> None:
+        with pytest.raises(BctrlConfigError, match=r"invalid ssl: expected an ssl\.SSLContext"):
+            BctrlSession(KEY, ssl=False)  # type: ignore[arg-type]
+
+
+async def test_both_are_rejected_with_a_borrowed_pool() -> None:
+    async with aiohttp.ClientSession() as http:
+        with pytest.raises(BctrlConfigError, match="borrowed"):
+            BctrlSession(KEY, http=http, proxy="http://127.0.0.1:9")
+        with pytest.raises(BctrlConfigError, match="borrowed"):
+            BctrlSession(KEY, http=http, ssl=ssl.create_default_context())
