@@ -10,6 +10,7 @@ from typing import Self, cast
 
 from aiohttp import web
 
+from bctrl_async.emulator._expectations import StopLog, targets_of
 from bctrl_async.emulator._faults import Fault, FaultPlan
 from bctrl_async.emulator._replies import (
     NO_KEY,
@@ -244,6 +245,43 @@ class Emulator:
         """
         runtime = self._runtimes.get((workspace_id, alias))
         return None if runtime is None else runtime["status"]
+
+    def assert_stopped(self, workspace_id: str, *aliases: str, only: bool = False) -> None:
+        """Assert that stops of some runtimes were received, and that they are stopped.
+
+        Args:
+            workspace_id: As given to `add_runtime`.
+            *aliases: As given to `add_runtime`, at least one.
+            only: Also assert that no stop of any other runtime was received, whatever its answer.
+
+        Raises:
+            AssertionError: It is not so. The message has a line for each difference (`-` for a
+                runtime that is not stopped, `+` for a stop of another), with the answers to the
+                stops and with similar names.
+            ValueError: There is no alias, or a name is not text.
+        """
+        __tracebackhide__ = True
+        targets = targets_of(workspace_id, aliases)
+        log = StopLog(self._runtimes, self.stops)
+        if difference := log.explain_not_stopped(targets, only=only):
+            raise AssertionError(difference)
+
+    def assert_not_stopped(self, workspace_id: str, *aliases: str) -> None:
+        """Assert that some runtimes were added, and that no stop of them took effect.
+
+        Args:
+            workspace_id: As given to `add_runtime`.
+            *aliases: As given to `add_runtime`, at least one.
+
+        Raises:
+            AssertionError: A runtime was stopped, or was never added. The message has a line for
+                each, with the answers to its stops and with similar names.
+            ValueError: There is no alias, or a name is not text.
+        """
+        __tracebackhide__ = True
+        targets = targets_of(workspace_id, aliases)
+        if difference := StopLog(self._runtimes, self.stops).explain_stopped(targets):
+            raise AssertionError(difference)
 
     def inject(
         self,
