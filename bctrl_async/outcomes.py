@@ -269,7 +269,7 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """An outcome as JSON: a line of `--json`, and without its empty fields one of the journal."""
+    """An outcome as JSON: a line of `-o json`, and without its empty fields one of the journal."""
 
     index: int
     workspace_id: str

@@ -169,7 +169,7 @@ class ShardsRun:
         paths = self._journals()
         names = [path.name for path in paths]
         process = await self._start(
-            *("report", *names, "--from", "all.csv", "--ignore-not-found", "--json"),
+            *("report", *names, "--from", "all.csv", "--ignore-not-found", "-o", "json"),
             stdout=asyncio.subprocess.PIPE,
         )
         out, err = await process.communicate()

@@ -380,7 +380,7 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
     emulator.inject(Fault.DROP_BEFORE, None, alias="a")
 
     aliases = ("a", "nobody", "..", "a\udcff")
-    code, out, err = await command("stop", "--json", "--ignore-not-found", "ws", *aliases)
+    code, out, err = await command("stop", "-o", "json", "--ignore-not-found", "ws", *aliases)
 
     found = {outcome.pop("index"): outcome for outcome in outcomes_of(out)}
     assert set(found) == {0, 1, 2, 3}
@@ -475,7 +475,7 @@ def assert_harmless(*texts: str) -> None:
         assert "\nall stopped" not in text
 
 
-@pytest.mark.parametrize("json_option", [(), ("--json",)])
+@pytest.mark.parametrize("format_option", [(), ("-o", "json"), ("-o", "csv")])
 @pytest.mark.parametrize(
     "answer",
     [
@@ -495,30 +495,30 @@ def assert_harmless(*texts: str) -> None:
     ids=["runtime", "error", "text", "request id", "location", "reason", "not http"],
 )
 async def test_no_answer_to_a_stop_reaches_the_terminal_raw(
-    command: Command, answer: bytes, json_option: tuple[str, ...]
+    command: Command, answer: bytes, format_option: tuple[str, ...]
 ) -> None:
     """Fault: escape sequences in a runtime's status set the window's title."""
     async with raw_server(answering(answer)) as url:
         _, out, err = await command(
-            "stop", "--no-verify", *json_option, "--base-url", url, "ws", "a"
+            "stop", "--no-verify", *format_option, "--base-url", url, "ws", "a"
         )
 
     assert_harmless(out, err)
-    assert len(out.splitlines()) == (1 if json_option else 2)
+    assert len(out.splitlines()) == (1 if "json" in format_option else 2)
 
 
-@pytest.mark.parametrize("json_option", [(), ("--json",)])
+@pytest.mark.parametrize("format_option", [(), ("-o", "json")])
 async def test_no_listed_text_reaches_the_terminal_raw(
-    command: Command, json_option: tuple[str, ...]
+    command: Command, format_option: tuple[str, ...]
 ) -> None:
     """Fault: escape sequences in a runtime's kind or status were printed by `list`."""
     body = {"runtimes": [hostile_runtime(), hostile_runtime(id=HOSTILE)]}
     answer = http_answer("200 OK", json.dumps(body).encode())
     async with raw_server(answering(answer)) as url:
-        code, out, err = await command("list", *json_option, "--base-url", url, "ws")
+        code, out, err = await command("list", *format_option, "--base-url", url, "ws")
 
     assert_harmless(out, err)
-    assert len(out.splitlines()) == (1 if json_option else 2)
+    assert len(out.splitlines()) == (1 if "json" in format_option else 2)
     assert (code, err.count("\n")) == (1, 1)
 
 
@@ -546,7 +546,7 @@ async def test_no_line_of_an_input_file_reaches_the_terminal_raw(
 ) -> None:
     file = tmp_path / "targets.txt"
     file.write_text(f"{HOSTILE}\n" + json.dumps({"workspace_id": HOSTILE, "alias": HOSTILE}))
-    for option in ((), ("--json",), ("--dry-run",)):
+    for option in ((), ("-o", "json"), ("-o", "csv"), ("--dry-run",)):
         _, out, err = await command("stop", "--from", file, *option)
         assert_harmless(out, err)
     assert emulator.requests == []
@@ -631,7 +631,7 @@ async def test_json_prints_every_target_of_a_file(
     file = tmp_path / "targets"
     unknown = [f'{{"workspaceId": "ws", "alias": "x{number}"}}\n' for number in range(100)]
     file.write_text(f'["ws", "a"]\n{"".join(unknown)}nonsense\n')
-    code, out, err = await command("stop", "--json", "--from", file)
+    code, out, err = await command("stop", "-o", "json", "--from", file)
     found = {outcome["index"]: outcome for outcome in outcomes_of(out)}
     assert [(found[index]["alias"], found[index]["result"]) for index in (0, 100, 101)] == [
         ("a", "stopped"),
@@ -723,7 +723,7 @@ async def test_a_fault_after_which_nothing_is_read_is_shown_with_its_reason_and_
         assert account.endswith(left)
         assert (code, err) == (1, "")
 
-    code, out, err = await command("stop", "--json", *args, file)
+    code, out, err = await command("stop", "-o", "json", *args, file)
     (error,) = (found["error"] for found in outcomes_of(out) if found["result"] == "rejected")
     assert isinstance(error, dict)
     assert error["type"] == "BctrlConfigError"
@@ -874,7 +874,7 @@ async def test_a_duplicate_is_sent_once_and_counted(
     code, out, err = await command("stop", "--dry-run", "--from", file)
     assert [target["alias"] for target in outcomes_of(out)] == ["b", "c"]
     assert (code, err) == (0, "Dry run: 2 to stop, 2 duplicates, 0 invalid\n")
-    _, out, err = await run_with_stdin(file.read_text(), "--json", "--from", "-")
+    _, out, err = await run_with_stdin(file.read_text(), "-o", "json", "--from", "-")
     assert Counter(outcome["duplicate"] for outcome in outcomes_of(out)) == {False: 2, True: 2}
     assert err.endswith("; 2 duplicates, sent once\n")
     assert emulator.received == {("ws", "a"): 1, ("ws", "b"): 1, ("ws", "c"): 1}
@@ -902,8 +902,8 @@ async def test_a_spreadsheet_is_read_by_its_column_names(
 async def test_pretty_printed_output_of_list_can_be_piped_back(
     command: Command, tmp_path: Path
 ) -> None:
-    """Fault: every line of `list --json | jq` was a bad line."""
-    _, listed, _ = await command("list", "--json", "ws")
+    """Fault: every line of `list -o json | jq` was a bad line."""
+    _, listed, _ = await command("list", "-o", "json", "ws")
     values = outcomes_of(listed)
     file = tmp_path / "targets"
     file.write_text("\n".join(json.dumps(value, indent=2) for value in values))
@@ -1006,7 +1006,7 @@ async def test_the_same_command_resumes_from_its_journal(
     assert KEY not in journal.read_text()
     emulator.received.clear()
 
-    code, out, err = await command(*args, "--json")
+    code, out, err = await command(*args, "-o", "json")
 
     assert emulator.received == {("ws", "b"): 1}
     resumed = {outcome["alias"]: outcome["resumed"] for outcome in outcomes_of(out)}
@@ -1154,7 +1154,7 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("option", [(), ("--json",)])
+@pytest.mark.parametrize("option", [(), ("-o", "json")])
 async def test_the_first_ctrl_c_stops_reading_and_waits_for_requests_in_flight(
     emulator: HoldingEmulator, option: tuple[str, ...], signal_: signal.Signals
 ) -> None:
@@ -1185,7 +1185,7 @@ async def test_the_first_ctrl_c_stops_reading_and_waits_for_requests_in_flight(
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("option", [(), ("--json",)])
+@pytest.mark.parametrize("option", [(), ("-o", "json")])
 async def test_the_second_ctrl_c_aborts_with_an_outcome_for_every_alias(
     emulator: HoldingEmulator, option: tuple[str, ...], signal_: signal.Signals
 ) -> None:
@@ -1289,7 +1289,9 @@ async def test_a_second_ctrl_c_aborts_the_requests_of_an_open_pipe(
     emulator: HoldingEmulator,
 ) -> None:
     emulator.held.add("b")
-    process = await start(*COMMAND, "stop", "--json", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    process = await start(
+        *COMMAND, "stop", "-o", "json", "--from", "-", stdin=asyncio.subprocess.PIPE
+    )
     write(process, "ws,a\nws,b\n")
     await until(lambda: len(emulator.requests) == 2)
     assert NOTICE in await begin_to_end(process)
@@ -1613,7 +1615,7 @@ async def test_a_journal_on_a_full_disk_exits_with_1(
 async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(emulator: Emulator) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    process = await start(*COMMAND, "stop", "--json", "ws", "a", "b", "c", stdout=writer)
+    process = await start(*COMMAND, "stop", "-o", "json", "ws", "a", "b", "c", stdout=writer)
     os.close(writer)
     code, _, err = await finish(process)
     assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
@@ -1698,7 +1700,7 @@ async def test_list_prints_a_table_of_all_runtimes(command: Command) -> None:
 async def test_list_filters_runtimes_and_prints_json_for_from(
     command: Command, tmp_path: Path, options: str, found: list[str]
 ) -> None:
-    code, out, err = await command("list", "--json", "ws", *options.split())
+    code, out, err = await command("list", "-o", "json", "ws", *options.split())
     assert [line["alias"] for line in outcomes_of(out)] == found
     assert all(line["workspace_id"] == "ws" for line in outcomes_of(out))
     assert (code, err) == (0, "")
@@ -1712,7 +1714,7 @@ async def test_list_filters_runtimes_and_prints_json_for_from(
 async def test_list_json_keeps_the_field_names_of_the_api(
     emulator: HoldingEmulator, command: Command
 ) -> None:
-    _, out, _ = await command("list", "--json", "ws")
+    _, out, _ = await command("list", "-o", "json", "ws")
     assert outcomes_of(out)[0] == {
         "workspace_id": "ws",
         "alias": "a",
@@ -1753,7 +1755,7 @@ async def test_all_stops_runtimes_that_match_the_filters(
     mixed: HoldingEmulator, command: Command
 ) -> None:
     fit = ("--kind", "browser", "--status", "any", "--older-than", "2h")
-    code, out, _ = await command("stop", "ws", "--all", "--yes", "--json", *fit)
+    code, out, _ = await command("stop", "ws", "--all", "--yes", "-o", "json", *fit)
     assert Counter(results_of(out)) == {"stopped": 3, "already_stopped": 1}
     assert code == 0
     assert stopped_in(mixed) == {"a", "b", "c", "done"}
@@ -2245,7 +2247,6 @@ async def test_help_of_stop_groups_its_options_and_shows_defaults(command: Comma
         "--ignore-not-found": "",
         "--dry-run": "",
         "--yes": "",
-        "--json": "",
         "--concurrency": "N",
         "--rate": "N",
         "--pace": "FILE|URL",
@@ -2384,7 +2385,7 @@ async def test_the_emulator_throttles_beyond_its_rate_limit(
     monkeypatch.setenv("BCTRL_BASE_URL", url.strip().partition("=")[2])
 
     aliases = _emulator.runtime_aliases(10)
-    code, out, _ = await command("stop", "--json", "demo", *aliases)
+    code, out, _ = await command("stop", "-o", "json", "demo", *aliases)
 
     process.terminate()
     await finish(process)

@@ -98,8 +98,8 @@ class TestVerbosity:
     async def test_quiet_hides_the_summary_on_stderr_and_no_result(
         self, emulator: Emulator, command: Command
     ) -> None:
-        loud = await command("stop", "--json", "ws", "a")
-        quiet = await command("stop", "--json", "-q", "ws", "a")
+        loud = await command("stop", "-o", "json", "ws", "a")
+        quiet = await command("stop", "-o", "json", "-q", "ws", "a")
         assert loud[2].startswith("1 of 1 not running")
         assert (quiet[0], quiet[1].count("\n"), quiet[2]) == (0, 1, "")
         assert emulator.received["ws", "a"] == 2

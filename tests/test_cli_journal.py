@@ -110,7 +110,7 @@ class TestShow:
     async def test_it_prints_json(self, command: Command, path: Path) -> None:
         write(path, entry("a"), entry("b", StopResult.UNKNOWN), entry("c")[:30])
 
-        code, out, err = await command("journal", "show", "--json", path)
+        code, out, err = await command("journal", "show", "-o", "json", path)
 
         found = json.loads(out)
         age = (datetime.now(UTC) - STARTED).total_seconds()

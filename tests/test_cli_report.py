@@ -128,7 +128,7 @@ async def test_targets_without_an_outcome_are_counted_and_the_first_ten_shown(
         ["ws", f"r{number}", "no", "outcome"] for number in range(10)
     ]
     assert summary.startswith("1 of 13 not running after 1.50 s: 1 stopped; 12 without an outcome")
-    assert err == "2 more targets without an outcome are not shown: add --json\n"
+    assert err == "2 more targets without an outcome are not shown: add -o json\n"
     assert code == 1
 
 
@@ -158,7 +158,13 @@ async def test_json_has_one_object_for_each_target(command: Command) -> None:
     first = journal("1.jsonl", outcome("a"), outcome("b", StopResult.UNKNOWN))
     second = journal("2.jsonl", outcome("a"), outcome("other"))
     code, out, err = await command(
-        "report", "--json", first, second, "--from", targets("missing", "b", "b", "missing", "a")
+        "report",
+        "-o",
+        "json",
+        first,
+        second,
+        "--from",
+        targets("missing", "b", "b", "missing", "a"),
     )
 
     found = objects(out)
@@ -201,7 +207,7 @@ async def test_without_a_list_every_outcome_counts_and_journals_must_be_complete
     # A list shows that there are no other targets.
     assert (await command("report", first, second, "--from", targets("a", "b")))[0] == 0
 
-    code, out, _ = await command("report", first, second, "--json")
+    code, out, _ = await command("report", first, second, "-o", "json")
     assert [(line["index"], line["alias"]) for line in objects(out)] == [(None, "a"), (None, "b")]
     assert code == 1
 

@@ -70,7 +70,7 @@ async def test_the_shards_of_a_file_together_stop_each_target_once(
 ) -> None:
     for number in range(1, COUNT + 1):
         shard = f"{number}/{COUNT}"
-        code, out, _ = await command("stop", "--from", path, "--shard", shard, "--json")
+        code, out, _ = await command("stop", "--from", path, "--shard", shard, "-o", "json")
         outcomes = [json.loads(line) for line in out.splitlines()]
 
         assert code == 0
@@ -176,7 +176,7 @@ async def test_a_later_line_that_is_not_a_target_is_rejected_in_one_shard(
     results: Counter[str] = Counter()
     for number in range(1, COUNT + 1):
         shard = f"{number}/{COUNT}"
-        _, out, _ = await command("stop", "--from", path, "--shard", shard, "--json")
+        _, out, _ = await command("stop", "--from", path, "--shard", shard, "-o", "json")
         results.update(json.loads(line)["result"] for line in out.splitlines())
 
     assert results[StopResult.REJECTED] == 1

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from bctrl_async import BctrlSession, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, pluralize, target_json
+from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, pluralize
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, print_error, print_info
+from bctrl_async.cli._records import TARGET_COLUMNS, OutputFormat, Records, target_fields
 from bctrl_async.journal import read_journal
 
 
@@ -17,6 +18,7 @@ def dry_run(
     session: BctrlSession,
     targets: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
     output: Output,
+    output_format: OutputFormat,
     *,
     journal: str | None,
     journal_max_age: float | None,
@@ -28,6 +30,9 @@ def dry_run(
         if content is not None:
             content.check_resumable(session.base_url, journal_max_age)
             settled = content.settled
+    # Lines for --from in any case: a table would not be.
+    is_json = output_format is not OutputFormat.CSV
+    records = Records(output, TARGET_COLUMNS, is_json=is_json)
     counts: Counter[str] = Counter()
     input_left = False
 
@@ -45,7 +50,7 @@ def dry_run(
             counts["settled"] += 1
         else:
             counts["to stop"] += 1
-            output.print_result(target_json(outcome.target))
+            records.print(target_fields(outcome.target))
 
     async def run() -> None:
         plain = [t async for t in targets] if isinstance(targets, AsyncIterable) else targets
@@ -56,6 +61,7 @@ def dry_run(
             await batch
 
     asyncio.run(run())
+    records.print_header()
     skipped = f", {counts['settled']:,} already settled" if settled else ""
     if counts["duplicates"]:
         skipped += f", {pluralize(counts['duplicates'], 'duplicate')}"

@@ -1,11 +1,9 @@
-"""Outcomes, runtimes and counts as lines, JSON and tables."""
+"""Outcomes, runtimes and counts as lines and tables."""
 
-import json
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
 from msgspec.structs import replace
 from rich import box
 from rich.cells import cell_len
@@ -15,8 +13,8 @@ from rich.text import Text
 from bctrl_async import Runtime, RuntimeRef, RuntimeState, StopOutcome, StopReport, StopResult
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, one_line, print_error, print_info
+from bctrl_async.cli._records import Records, outcome_fields
 from bctrl_async.errors import subject_of
-from bctrl_async.journal import JournalOutcome
 from bctrl_async.outcomes import state_of
 
 _MAX_ALIAS_WIDTH = 28
@@ -37,7 +35,7 @@ _MEANINGS = {
 
 
 class OutcomePrinter:
-    """Prints outcomes as lines or JSON.
+    """Prints outcomes as lines or records.
 
     On a terminal a long line wraps within its last column; in a file it never wraps.
 
@@ -46,7 +44,8 @@ class OutcomePrinter:
         aliases: The aliases to align the lines to, each of which gets one. None if they are not
             known: only attempted targets that are not known to be not running get a line then.
         missing_ok: Count `not_found` as not running.
-        to_json: Formats every outcome as JSON, which is printed instead; None to print lines.
+        records: Prints every outcome as a record instead; None to print lines.
+        to_fields: Returns the fields of that record.
     """
 
     def __init__(
@@ -55,11 +54,13 @@ class OutcomePrinter:
         aliases: Sequence[str] | None,
         *,
         missing_ok: bool = False,
-        to_json: Callable[[StopOutcome], str] | None = None,
+        records: Records | None = None,
+        to_fields: Callable[[StopOutcome], Mapping[str, object]] = outcome_fields,
     ) -> None:
         self._output = output
         self._missing_ok = missing_ok
-        self._to_json = to_json
+        self._records = records
+        self._to_fields = to_fields
         self._prints_all = aliases is not None
         self._invalid = 0
         widest = max((cell_len(escape(alias)) for alias in aliases or ()), default=_MAX_ALIAS_WIDTH)
@@ -68,8 +69,8 @@ class OutcomePrinter:
     def print(self, outcome: StopOutcome) -> None:
         """Print an outcome."""
         state = state_of(outcome, missing_ok=self._missing_ok)
-        if self._to_json is not None:
-            self._output.print_result(self._to_json(outcome))
+        if self._records is not None:
+            self._records.print(self._to_fields(outcome))
         elif self._prints_all or (
             _needs_attention(outcome, state) and self._is_shown(outcome, state)
         ):
@@ -84,8 +85,10 @@ class OutcomePrinter:
         """Print the line of a target that has no outcome."""
         self._print_line(target, "no outcome", "in no journal", is_good=False)
 
-    def print_hidden(self) -> None:
-        """Print the number of invalid targets that got no line."""
+    def finish(self) -> None:
+        """Print the header of CSV without rows, or the number of invalid targets without a line."""
+        if self._records is not None:
+            self._records.print_header()
         if self._invalid > MAX_SHOWN:
             print_info(f"{self._invalid - MAX_SHOWN:,} more invalid targets are not shown")
 
@@ -149,37 +152,6 @@ def escape(text: str) -> str:
     # The repr of an enum's member would be its Python name.
     text = str.__str__(text)
     return text if text and text.isprintable() else ascii(text)
-
-
-def outcome_json(outcome: StopOutcome) -> str:
-    """Format an outcome as a line of JSON in ASCII, with the runtime in the API's spelling."""
-    return json.dumps(outcome_fields(outcome))
-
-
-def outcome_fields(outcome: StopOutcome) -> dict[str, object]:
-    """Return the fields of an outcome for JSON."""
-    fields = outcome.to_dict()
-    if isinstance(outcome, JournalOutcome):
-        fields["journals"] = [str(path) for path in outcome.journals]
-    return fields
-
-
-def target_json(target: RuntimeRef) -> str:
-    """Return a target as a line that `--from` reads."""
-    return json.dumps({"workspace_id": target.workspace_id, "alias": target.alias})
-
-
-def runtime_json(workspace: str, runtime: Runtime) -> str:
-    """Return a listed runtime as a line of ASCII JSON that `--from` reads."""
-    fields = {
-        "workspace_id": workspace,
-        "alias": runtime.alias,
-        "status": runtime.status,
-        "kind": runtime.kind,
-        "created_at": runtime.created_at,
-        "runtime": msgspec.to_builtins(runtime),
-    }
-    return json.dumps(fields)
 
 
 def print_runtimes(output: Output, runtimes: Sequence[Runtime]) -> None:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from json import dumps
 from typing import Annotated
 
 import msgspec
@@ -13,12 +12,17 @@ from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import escape, format_counts
 from bctrl_async.cli._help import Command, Group
 from bctrl_async.cli._output import Output
+from bctrl_async.cli._records import OutputFormat, OutputOption, Records
 from bctrl_async.journal import JournalContent, read_journal
 
 journal: typer.Typer = typer.Typer(cls=Group, rich_markup_mode=None)
 
 _File = Annotated[str, typer.Argument(metavar="FILE", help="The journal.")]
-_Json = Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")]
+_COLUMNS = (
+    *("file", "base_url", "started", "updated", "age", "targets"),
+    *(f"counts.{result}" for result in StopResult),
+    *("pending", "complete", "torn"),
+)
 
 
 @journal.callback(invoke_without_command=True)
@@ -30,7 +34,7 @@ def _top(context: typer.Context) -> None:
 
 
 @journal.command("show", cls=Command)
-def show(file: _File, *, json: _Json = False) -> int:
+def show(file: _File, *, output_format: OutputOption = OutputFormat.TABLE) -> int:
     """Show the server, age and results of a journal.
 
     A pending target is sent again by a resumed run: it is not settled, or it was
@@ -40,8 +44,9 @@ def show(file: _File, *, json: _Json = False) -> int:
     if content is None:
         raise BctrlConfigError(f"the journal {file!r} is empty")
     output = Output()
-    if json:
-        output.print_result(_format_json(content))
+    records = Records.of(output, output_format, _COLUMNS)
+    if records is not None:
+        records.print(_fields(content))
     else:
         for name, text in _rows(content):
             output.print_result(f"{name:<12}{output.escape_unencodable(text)}")
@@ -52,13 +57,13 @@ def _count(outcomes: Iterable[StopOutcome]) -> Counter[StopResult]:
     return Counter(outcome.result for outcome in outcomes)
 
 
-def _format_json(content: JournalContent) -> str:
+def _fields(content: JournalContent) -> dict[str, object]:
     counts = _count(content.outcomes.values())
-    fields = {
+    return {
         "file": str(content.path),
         "base_url": content.base_url,
-        "started": content.started,
-        "updated": content.updated,
+        "started": msgspec.to_builtins(content.started),
+        "updated": msgspec.to_builtins(content.updated),
         "age": content.age.total_seconds(),
         "targets": len(content.outcomes),
         "counts": {result: counts[result] for result in StopResult},
@@ -66,7 +71,6 @@ def _format_json(content: JournalContent) -> str:
         "complete": content.is_complete,
         "torn": content.is_torn,
     }
-    return dumps(msgspec.to_builtins(fields))
 
 
 def _rows(content: JournalContent) -> Iterator[tuple[str, str]]:

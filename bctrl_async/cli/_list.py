@@ -8,7 +8,7 @@ import typer
 from bctrl_async.cli._connection import Connection, with_connection
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._find import find_runtimes
-from bctrl_async.cli._format import print_runtimes, runtime_json
+from bctrl_async.cli._format import print_runtimes
 from bctrl_async.cli._options import (
     Kind,
     OlderThan,
@@ -16,18 +16,20 @@ from bctrl_async.cli._options import (
     status_option,
 )
 from bctrl_async.cli._output import Output
+from bctrl_async.cli._records import (
+    RUNTIME_COLUMNS,
+    OutputFormat,
+    OutputOption,
+    Records,
+    runtime_fields,
+)
 
 _Workspace = Annotated[str, typer.Argument(metavar="WORKSPACE", help="Workspace id.")]
 _Status = Annotated[str | None, status_option(help="Only with this status.")]
-_Json = Annotated[
-    bool,
-    typer.Option("--json", metavar="", help="Print one JSON object per runtime, for stop --from."),
-]
-
 EXAMPLES = """
 Examples:
   bctrl-async list WORKSPACE --status active --older-than 2h
-  bctrl-async list WORKSPACE --json > runtimes.jsonl
+  bctrl-async list WORKSPACE -o csv > runtimes.csv
 
 Environment variables:
   BCTRL_API_KEY    the API key
@@ -41,7 +43,7 @@ def list_runtimes(
     status: _Status = None,
     kind: Kind = None,
     older_than: OlderThan = None,
-    json: _Json = False,
+    output_format: OutputOption = OutputFormat.TABLE,
     connection: Connection,
 ) -> int:
     """List the runtimes of a workspace.
@@ -52,9 +54,9 @@ def list_runtimes(
     wanted = build_filter(status, kind, older_than)
     found = asyncio.run(find_runtimes(connection.session(), workspace, wanted))
     output = Output()
-    if json:
-        for runtime in found.runtimes:
-            output.print_result(runtime_json(workspace, runtime))
-    else:
+    records = Records.of(output, output_format, RUNTIME_COLUMNS)
+    if records is None:
         print_runtimes(output, found.runtimes)
+    else:
+        records.print_all(runtime_fields(workspace, runtime) for runtime in found.runtimes)
     return FAILED if found.incomplete or output.write_failed else 0

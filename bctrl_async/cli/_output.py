@@ -93,10 +93,18 @@ class Output(Console):
         super().__init__(highlight=False, markup=False, emoji=False)
         self.write_failed = False
 
-    def print_result(self, result: str | Text | Table, *, wrap: bool = False) -> None:
-        """Print a table or a line, which is wrapped only if asked to and on a terminal."""
+    def print_result(
+        self, result: str | Text | Table, *, wrap: bool = False, exact: bool = False
+    ) -> None:
+        """Print a table or a line.
+
+        Args:
+            result: The table or line.
+            wrap: Wrap the line on a terminal.
+            exact: Do not escape the line in a file.
+        """
         wraps = isinstance(result, Table) or (wrap and self.on_terminal)
-        if isinstance(result, str):
+        if isinstance(result, str) and not (exact and not self.on_terminal):
             result = escape_unprintable(result)
         try:
             if isinstance(result, str) and not self.on_terminal:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterable, Iterable, Sequence
-from json import dumps
 from typing import Annotated
 
 import typer
@@ -14,8 +13,6 @@ from bctrl_async.cli._format import (
     MAX_SHOWN,
     OutcomePrinter,
     escape,
-    outcome_fields,
-    outcome_json,
     pluralize,
     print_not_found,
     summarize,
@@ -23,6 +20,13 @@ from bctrl_async.cli._format import (
 from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._options import check_positive, duration
 from bctrl_async.cli._output import Output, print_info, print_warning
+from bctrl_async.cli._records import (
+    OutputFormat,
+    OutputOption,
+    Records,
+    outcome_fields,
+    target_fields,
+)
 from bctrl_async.cli._targets import open_targets, single_file
 from bctrl_async.errors import quote
 from bctrl_async.journal import JournalOutcome, MergedJournals, merge_journals
@@ -52,10 +56,6 @@ _IgnoreNotFound = Annotated[
     bool,
     typer.Option("--ignore-not-found", metavar="", help="Do not count not_found as a failure."),
 ]
-_Json = Annotated[
-    bool, typer.Option("--json", metavar="", help="Print one JSON object per target.")
-]
-
 _MAX_NAMED = 3
 """The number of targets that a warning names."""
 
@@ -73,7 +73,7 @@ def report(
     allow_empty: _AllowEmpty = False,
     journal_max_age: _JournalMaxAge = None,
     ignore_not_found: _IgnoreNotFound = False,
-    json: _Json = False,
+    output_format: OutputOption = OutputFormat.TABLE,
 ) -> int:
     """Report on the journals of several runs, such as those of shards.
 
@@ -90,13 +90,15 @@ def report(
     items = None if file is None else open_targets(context, file, allow_empty=allow_empty)
     merged = merge_journals(journals, max_age=journal_max_age)
     output = Output()
+    records = Records.of_outcomes(output, output_format, "journals")
     printer = OutcomePrinter(
         output,
         None,
         missing_ok=ignore_not_found,
-        to_json=None if not json else _unlisted_json if items is None else outcome_json,
+        records=records,
+        to_fields=_unlisted_fields if items is None else outcome_fields,
     )
-    account = _Account(merged, printer, output, json=json)
+    account = _Account(merged, printer, output, records)
     if items is None:
         account.add_all()
     else:
@@ -112,16 +114,20 @@ class _Account:
         merged: The journals.
         printer: Prints the outcomes.
         output: The output to print to.
-        json: Print JSON.
+        records: Prints all outcomes as records; None to print lines.
     """
 
     def __init__(
-        self, merged: MergedJournals, printer: OutcomePrinter, output: Output, *, json: bool
+        self,
+        merged: MergedJournals,
+        printer: OutcomePrinter,
+        output: Output,
+        records: Records | None,
     ) -> None:
         self._merged = merged
         self._printer = printer
         self._output = output
-        self._json = json
+        self._records = records
         self._outcomes: dict[RuntimeRef, JournalOutcome] = {}
         self._missing: set[RuntimeRef] = set()
         self._duplicates = 0
@@ -154,23 +160,22 @@ class _Account:
             for target, outcome in self._merged.outcomes.items()
             if target not in self._outcomes
         ]
-        if self._json:
-            for outcome in self._unlisted:
-                self._output.print_result(_unlisted_json(outcome))
+        if self._records is not None:
+            self._records.print_all(map(_unlisted_fields, self._unlisted))
 
     def _add_missing(self, target: RuntimeRef, index: int) -> None:
         self._missing.add(target)
-        if self._json:
-            self._output.print_result(_missing_json(target, index))
+        if self._records is not None:
+            self._records.print(_missing_fields(target, index))
         elif len(self._missing) <= MAX_SHOWN:
             self._printer.print_missing(target)
 
     def print_warnings(self) -> None:
         """Print on stderr what the lines and the summary do not say."""
-        self._printer.print_hidden()
-        if not self._json and len(self._missing) > MAX_SHOWN:
+        self._printer.finish()
+        if self._records is None and len(self._missing) > MAX_SHOWN:
             more = len(self._missing) - MAX_SHOWN
-            print_info(f"{more:,} more targets without an outcome are not shown: add --json")
+            print_info(f"{more:,} more targets without an outcome are not shown: add -o json")
         if self._unlisted:
             names = _named([outcome.target for outcome in self._unlisted])
             print_warning(f"{pluralize(len(self._unlisted), 'outcome')} not in the list: {names}")
@@ -193,10 +198,10 @@ class _Account:
         if self._duplicates:
             summary += f"; {pluralize(self._duplicates, 'duplicate')} in the list"
         summary += f"; {self._journals_text()}"
-        if self._json:
-            print_info(summary)
-        else:
+        if self._records is None:
             self._output.print_result(summary, wrap=True)
+        else:
+            print_info(summary)
         print_not_found(whole)
         # An input that is not read to its end has a line that is invalid, or has no outcome.
         all_ended = whole.states[RuntimeState.NOT_RUNNING] == total
@@ -231,11 +236,11 @@ def _named(targets: Sequence[RuntimeRef]) -> str:
     return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _unlisted_json(outcome: StopOutcome) -> str:
-    return dumps(outcome_fields(outcome) | {"index": None})
+def _unlisted_fields(outcome: StopOutcome) -> dict[str, object]:
+    return outcome_fields(outcome) | {"index": None}
 
 
-def _missing_json(target: RuntimeRef, index: int) -> str:
+def _missing_fields(target: RuntimeRef, index: int) -> dict[str, object]:
     fields: dict[str, object] = dict.fromkeys(OutcomeRecord.__struct_fields__)
-    fields |= {"index": index, "workspace_id": target.workspace_id, "alias": target.alias}
-    return dumps(fields | {"attempts": 0, "resumed": False, "duplicate": False, "journals": []})
+    fields |= target_fields(target) | {"index": index, "attempts": 0}
+    return fields | {"resumed": False, "duplicate": False, "journals": []}

@@ -16,7 +16,6 @@ from bctrl_async.cli._find import FoundRuntimes, can_prompt, confirm, find_runti
 from bctrl_async.cli._format import (
     OutcomePrinter,
     escape,
-    outcome_json,
     print_not_found,
     summarize,
 )
@@ -31,6 +30,7 @@ from bctrl_async.cli._options import (
 )
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._pace import pace_of
+from bctrl_async.cli._records import OutputFormat, OutputOption, Records
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
 from bctrl_async.cli._targets import open_targets, single_file
@@ -102,7 +102,6 @@ _DryRun = Annotated[bool, _run("--dry-run", metavar="", help="Print the targets,
 _IgnoreNotFound = Annotated[
     bool, _run("--ignore-not-found", metavar="", help="Do not count not_found as a failure.")
 ]
-_Json = Annotated[bool, _run("--json", metavar="", help="Print one JSON object per target.")]
 _Concurrency = Annotated[
     int, _pace("--concurrency", metavar="N", min=1, help="Maximum number of stops in flight.")
 ]
@@ -136,7 +135,7 @@ Examples:
   bctrl-async stop WORKSPACE crm mail
   bctrl-async stop WORKSPACE --all --older-than 2h
   bctrl-async stop --from runtimes.csv --journal tonight.jsonl
-  some-program | bctrl-async stop --from - --rate 50 --json
+  some-program | bctrl-async stop --from - --rate 50 -o json
 
 Environment variables:
   BCTRL_API_KEY    the API key; there is no option, which other users could see
@@ -162,11 +161,11 @@ def stop(
     verify: _Verify = True,
     ignore_not_found: _IgnoreNotFound = False,
     dry_run: _DryRun = False,
-    json: _Json = False,
     concurrency: _Concurrency = 100,
     rate: _Rate = None,
     pace: _Pace = None,
     deadline: _Deadline = None,
+    output_format: OutputOption = OutputFormat.TABLE,
     connection: Connection,
 ) -> int:
     """Stop runtimes and report the outcome of each.
@@ -200,17 +199,23 @@ def stop(
         pace=pace_of(context, pace, rate) if pace and rate else None,
     )
     output = Output()
+    records = Records.of_outcomes(output, output_format)
     printer = OutcomePrinter(
         output,
         None if file or everything else aliases,
         missing_ok=ignore_not_found,
-        to_json=outcome_json if json else None,
+        records=records,
     )
 
     def run(targets: _Targets, deadline: float | None) -> int:
         if dry_run:
             return _dry_run.dry_run(
-                connect(), targets, output, journal=journal, journal_max_age=journal_max_age
+                connect(),
+                targets,
+                output,
+                output_format,
+                journal=journal,
+                journal_max_age=journal_max_age,
             )
         running = run_stops(
             connect(),
@@ -224,8 +229,8 @@ def stop(
             missing_ok=ignore_not_found,
         )
         finished = asyncio.run(running)
-        printer.print_hidden()
-        return _report(finished, output, json=json)
+        printer.finish()
+        return _report(finished, output, for_people=records is None)
 
     if file is not None:
         # A bad line is an invalid target, which the bulk stop rejects.
@@ -287,7 +292,7 @@ def _stop_found(
     return run(found.targets, deadline) or code
 
 
-def _report(finished: FinishedRun, output: Output, *, json: bool) -> int:
+def _report(finished: FinishedRun, output: Output, *, for_people: bool) -> int:
     """Print the summary of a bulk stop, and return the exit code."""
     report = finished.report
     if finished.read_error is not None:
@@ -296,10 +301,10 @@ def _report(finished: FinishedRun, output: Output, *, json: bool) -> int:
         print_error(f"ended early: {report.ended_early}")
     summary = summarize(report, input_left=finished.input_left)
     summary = f"{'Interrupted: ' * finished.interrupted}{summary}"
-    if json:
-        print_info(summary)
-    else:
+    if for_people:
         output.print_result(summary, wrap=True)
+    else:
+        print_info(summary)
     print_not_found(report)
     if finished.interrupted:
         raise KeyboardInterrupt
