@@ -22,6 +22,7 @@ version = release = __version__
 extensions = [
     "api_table",
     "myst_parser",
+    "pagefind_search",
     "sphinx.ext.autodoc",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 CHROMIUM = shutil.which("chromium")
-_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowDown": 40, "k": 75, "/": 191}
 
 
 class Tab:
@@ -90,7 +90,7 @@ class Tab:
         await self.call("Page.reload")
         await self.wait_for("document.readyState === 'complete' && !window.isOld")
 
-    async def press(self, key: str) -> None:
+    async def press(self, key: str, *, control: bool = False) -> None:
         text = {"Enter": "\r", " ": " "}.get(key, "")
         for kind in ("keyDown", "keyUp"):
             await self.call(
@@ -98,6 +98,7 @@ class Tab:
                 type=kind,
                 key=key,
                 windowsVirtualKeyCode=_KEYS[key],
+                modifiers=2 if control else 0,
                 **({"text": text} if text and kind == "keyDown" else {}),
             )
 

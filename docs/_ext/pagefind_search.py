@@ -1,0 +1,72 @@
+"""Index the pages with pagefind, if it is installed, for the search box of `search.js`.
+
+Sphinx's own search, which ignores numbers, stays where pagefind is not installed, and in pages that
+are opened as files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING
+
+from sphinx.util import logging
+
+try:
+    from pagefind.index import PagefindIndex
+except ModuleNotFoundError:
+    PagefindIndex = None
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.config import Config
+    from sphinx.util.typing import ExtensionMetadata
+
+_log = logging.getLogger(__name__)
+
+_ASIDE = {"CONTRIBUTING", "changelog"}
+"""Pages for few readers, which mention much: they rank last."""
+
+
+def _prepare(html: str) -> str:
+    """Give headings and names the ids that their sections have: pagefind links to headings."""
+    html = re.sub(r'<section id="([^"]+)">\s*<h(\d)>', r'<section><h\2 id="\1">', html)
+    return re.sub(
+        r'<dt class="sig [^>]* id="(bctrl_async\.((?:[^".]+\.)*([^".]+)))">',
+        r'<dt><h4 id="\1">\2</h4><p data-pagefind-weight="10">\3</p>',
+        html,
+    )
+
+
+async def _index(app: Sphinx) -> None:
+    config = {
+        "root_selector": "article",
+        "exclude_selectors": [".headerlink", ".viewcode-link"],
+        "force_language": "en",
+        "keep_index_url": True,
+        "output_path": str(app.outdir / "pagefind"),
+    }
+    async with PagefindIndex(config=config) as index:
+        for page in sorted(app.env.found_docs):
+            content = _prepare((app.outdir / f"{page}.html").read_text("utf-8"))
+            if page in _ASIDE:
+                content = content.replace("<article", '<article data-pagefind-weight="0.2"', 1)
+            await index.add_html_file(content=content, source_path=f"{page}.html")
+
+
+def _add_script(_app: Sphinx, config: Config) -> None:
+    config.html_js_files.append(("search.js", {"type": "module"}))
+
+
+def _finish(app: Sphinx, failure: Exception | None) -> None:
+    if failure is None and app.builder.name == "html":
+        asyncio.run(_index(app))
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    if PagefindIndex is None:
+        _log.info("pagefind is not installed: the search will ignore numbers")
+    else:
+        app.connect("config-inited", _add_script)
+        app.connect("build-finished", _finish)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,154 @@
+"""The built documentation, in Chromium.
+
+sphinx-build docs docs/_build && BCTRL_DOCS_HTML=docs/_build pytest tests/test_docs_site.py
+"""
+
+from __future__ import annotations
+
+import html.parser
+import os
+from collections.abc import AsyncIterator
+from importlib import import_module
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import pytest
+from aiohttp import web
+from browser import CHROMIUM, Tab, chromium
+
+FOLDER = os.environ.get("BCTRL_DOCS_HTML")
+SITE = Path(FOLDER or "docs/_build").resolve()
+# Without Sphinx's index of names, search page and sources.
+PAGES = sorted(
+    str(page.relative_to(SITE))
+    for page in SITE.rglob("*.html")
+    if FOLDER and (SITE / "_sources" / page.relative_to(SITE).with_suffix(".md.txt")).exists()
+)
+
+pytestmark = pytest.mark.skipif(FOLDER is None, reason="BCTRL_DOCS_HTML names no built docs")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+needs_pagefind = pytest.mark.skipif(
+    not (SITE / "pagefind").exists(), reason="the docs were built without pagefind"
+)
+
+
+class Links(html.parser.HTMLParser):
+    """The links and the anchors of a page."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors = {""}
+        self.feed(page.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.anchors.add(value)
+            elif value and (name == "src" or (name == "href" and tag in {"a", "link"})):
+                self.links.append(value)
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    app = web.Application()
+    # In a folder, as on most servers.
+    app.router.add_static("/docs/", SITE)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/docs"
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def tab() -> AsyncIterator[Tab]:
+    async with chromium() as tab:
+        yield tab
+
+
+async def hits(tab: Tab, word: str) -> list[str]:
+    """Type a word into the open search box, and return the first three pages found."""
+    await tab.wait_for("document.activeElement.matches('pagefind-modal input')")
+    await tab.write(word)
+    # They are filled in one by one, in any order.
+    links = "document.querySelectorAll('pagefind-modal .pf-result:nth-child(-n+3) .pf-result-link')"
+    await tab.wait_for(f"{links}.length === 3")
+    found = await tab.run(f"[...{links}].map(link => link.pathname)")
+    return [str(each).removeprefix("/docs/") for each in found]
+
+
+@needs_chromium
+@needs_pagefind
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("429", "how-to/rate-limits.html"),
+        ("Ctrl-C", "reference/command.html"),
+        ("timeout", "reference/session.html"),
+        ("stop_runtimes", "reference/session.html"),
+    ],
+)
+async def test_a_search_finds_the_page_in_the_first_three_hits(
+    tab: Tab, url: str, word: str, expected: str
+) -> None:
+    await tab.open(f"{url}/how-to/find.html")
+    await tab.wait_for("document.querySelector('pagefind-modal-trigger button')")
+    await tab.press("/")
+    assert expected in await hits(tab, word)
+    assert tab.errors == []
+
+
+@needs_chromium
+@needs_pagefind
+async def test_a_search_needs_no_mouse(tab: Tab, url: str) -> None:
+    await tab.open(f"{url}/index.html")
+    await tab.wait_for("document.querySelector('pagefind-modal-trigger button')")
+    await tab.press("k", control=True)
+    first = (await hits(tab, "429"))[0]
+    await tab.press("ArrowDown")
+    await tab.press("Enter")
+    await tab.wait_for(f"location.pathname === '/docs/{first}'")
+
+
+@needs_chromium
+async def test_a_page_opened_as_a_file_keeps_the_search_of_sphinx(tab: Tab) -> None:
+    await tab.open((SITE / "index.html").as_uri())
+    assert await tab.run("document.querySelector('.sidebar-search').name") == "q"
+    assert not await tab.run("!!document.querySelector('pagefind-modal')")
+
+
+@needs_chromium
+async def test_no_page_is_wider_than_a_phone(tab: Tab, url: str) -> None:
+    await tab.show_as(width=390)
+    wide = []
+    for each in PAGES:
+        await tab.open(f"{url}/{each}")
+        if await tab.run("document.documentElement.scrollWidth > 390"):
+            wide.append(each)
+    assert (wide, tab.errors) == ([], [])
+
+
+def test_every_link_of_a_page_has_a_target() -> None:
+    pages = {SITE / page: Links(SITE / page) for page in PAGES}
+    missing = []
+    for page, parsed in pages.items():
+        for link in parsed.links:
+            path, anchor = urldefrag(link)
+            if urlsplit(path).scheme or path.startswith("//"):
+                continue
+            target = (page.parent / unquote(urlsplit(path).path)).resolve() if path else page
+            known = pages[target].anchors if target in pages else {anchor}
+            if not target.exists() or unquote(anchor) not in known:
+                missing.append(f"{page.relative_to(SITE)}: {link}")
+    assert missing == []
+
+
+def test_the_table_of_the_reference_has_every_public_name() -> None:
+    links = Links(SITE / "reference" / "index.html").links
+    listed = {urldefrag(link).fragment for link in links}
+    extras = ("dask", "emulator", "fastapi", "otel", "pace", "redis", "testing")
+    modules = ["bctrl_async", *(f"bctrl_async.{name}" for name in extras)]
+    names = {f"{name}.{public}" for name in modules for public in import_module(name).__all__}
+    assert names - listed == {"bctrl_async.__version__"}
