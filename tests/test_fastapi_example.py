@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -25,7 +26,7 @@ from servers import answering, emulator_in_a_thread, http_answer, raw_server
 from uvicorn_server import EXAMPLE, GRACE, KEY, TOKEN, Uvicorn, uvicorn
 
 from bctrl_async import BctrlSession
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
 STOP_ONE = "/workspaces/ws-1/runtimes/r1/stop"
@@ -564,6 +565,24 @@ class TestInBrowser:
         assert len(slow.requests) == 1001
         assert tab.errors == []
 
+    async def test_failures_are_grouped_by_their_reasons(self, slow: Emulator, tab: Tab) -> None:
+        async with uvicorn(slow) as server:
+            named(slow, 10)
+            for alias in ("runtime-0003", "runtime-0007"):
+                slow.poison("ws-1", alias, Reply(403, code="plan.expired"))
+            await begin(tab, server, 11)
+            await tab.wait_for(HAS_REPORT)
+            await tab.run("document.querySelectorAll('details').forEach(each => each.open = true)")
+            rows = await tab.run(ROWS.replace("results", "reasons"))
+        [rejected, rejected_names], [not_found, not_found_names] = rows[:2], rows[2:]
+        assert rejected[0] == "rejected"
+        assert "plan.expired" in rejected[1]
+        assert rejected[2] == "2"
+        assert "ws-1/runtime-0003" in rejected_names[0]
+        assert "ws-1/runtime-0007" in rejected_names[0]
+        assert not_found[0::2] == ["not found", "1"]
+        assert re.search(r"ws-1/runtime-0011\s+request \w", not_found_names[0])
+
     async def test_the_keyboard_keeps_its_place(self, slow: Emulator, tab: Tab) -> None:
         """Fault: the focus was lost with the button that was disabled."""
         async with uvicorn(slow) as server:
@@ -575,7 +594,8 @@ class TestInBrowser:
             await tab.wait_for(HAS_REPORT)
             await tab.wait_for("document.activeElement.textContent === 'Report'")
             announced = await tab.run("document.querySelector('[role=status]').textContent")
-        assert "of 2,000 stops failed" in announced
+        assert f"{stopped(slow):,} of 2,000 runtimes are not running" in announced
+        assert announced.endswith("The run ended early.")
         assert len(slow.requests) == stopped(slow) < 2000
 
     async def test_a_wrong_token_is_said_and_can_be_mended(self, slow: Emulator, tab: Tab) -> None:
