@@ -1179,6 +1179,12 @@ async def test_an_ipv6_address_stands_in_brackets() -> None:
         pytest.skip(f"no IPv6 here: {error}")
 
 
+async def test_the_repr_is_of_use_in_a_failed_test(emulator: Emulator, stop: Stop) -> None:
+    assert repr(Emulator()) == "<Emulator not started, 0 runtimes, 0 requests>"
+    await stop()
+    assert repr(emulator) == f"<Emulator {emulator.url}, 1 runtimes, 1 requests>"
+
+
 def test_there_is_no_url_before_the_start() -> None:
     with pytest.raises(RuntimeError, match=r"await start\(\)"):
         _ = Emulator(port=0).url

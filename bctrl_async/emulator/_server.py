@@ -134,6 +134,11 @@ class Emulator:
         self.requests: list[ReceivedRequest] = []
         self.received: Counter[tuple[str, str]] = Counter()
 
+    def __repr__(self) -> str:
+        where = "not started" if self._url is None else self._url
+        counts = f"{len(self._runtimes)} runtimes, {len(self.requests)} requests"
+        return f"<{type(self).__name__} {where}, {counts}>"
+
     @property
     def url(self) -> str:
         """The base URL without a trailing slash, such as ``http://127.0.0.1:8787``.
