@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -47,6 +48,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     # Many tests wait for other processes.
     return (os.cpu_count() or 1) + 1 if is_whole else 0
+
+
+@pytest.fixture(autouse=True)
+def _seeded_jitter() -> None:
+    """Make the jitter of retries the same in every run of a test."""
+    random.seed(0)
 
 
 @pytest.fixture(autouse=True)

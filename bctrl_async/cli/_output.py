@@ -1,5 +1,6 @@
 """The command's stdout and stderr."""
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
 is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 """True to print only results, errors and warnings."""
 
@@ -61,9 +63,7 @@ def print_question(question: str) -> None:
 
 def report_os_error(error: OSError) -> None:
     """Report an error of stdout, to which the help is written, or of anything else."""
-    try:
-        print(end="", flush=True)  # noqa: T201 - fails again if stdout cannot be written.
-    except OSError:
+    if error.errno in _WRITE_ERRORS and error.filename is None:
         stdout_failed(error)
     else:
         print_error(str(error))
