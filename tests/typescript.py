@@ -1,0 +1,72 @@
+"""Generate TypeScript from the OpenAPI of apps, and compile code that uses it. Needs npx.
+
+`python tests/typescript.py`
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "examples" / "fastapi"))
+
+from app import app as example
+from test_fastapi_openapi import app_with_routes
+
+PACKAGES = ["openapi-typescript@7", "typescript@5"]
+CODE = """\
+import type { components, paths } from "./bodies";
+import type { paths as ExamplePaths } from "./example";
+
+type Problem = components["schemas"]["Problem"];
+type Stop = ExamplePaths["/workspaces/{workspace_id}/runtimes/{alias}/stop"]["post"];
+type Responses = Stop["responses"];
+type Stopped = Responses[200]["content"]["application/json"];
+type Invalid = Responses[422]["content"]["application/problem+json"];
+type Report = paths["/report"]["get"]["responses"][200]["content"]["application/json"];
+
+export const describe = (runtime: Stopped): string =>
+  `${runtime.alias} ${runtime.status} ${runtime.summary?.launchMode ?? "?"}`;
+
+export const mayHaveStopped = (problem: Problem): boolean => problem.mayHaveStopped;
+
+export const requestId = (problem: Problem): string =>
+  // @ts-expect-error - it is absent if the API sent none.
+  problem.requestId;
+
+export const invalid = (problem: Invalid): string[] =>
+  "errors" in problem ? problem.errors.map((error) => error.loc.join(".")) : [problem.alias ?? ""];
+
+export const unsettled = (report: Report): string[] =>
+  report.failures
+    .filter((failure) => failure.result === "unknown")
+    .map((failure) => `${failure.workspaceId}/${failure.alias} ${failure.error?.type ?? ""}`);
+
+export const mistyped = (report: Report): boolean =>
+  // @ts-expect-error - there is no such result.
+  report.failures.some((failure) => failure.result === "stoped");
+"""
+
+
+def main() -> None:
+    npx = shutil.which("npx") or sys.exit("npx is not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, app in {"bodies": app_with_routes(), "example": example}.items():
+            Path(folder, f"{name}.json").write_text(json.dumps(app.openapi()), "utf-8")
+        Path(folder, "client.ts").write_text(CODE, "utf-8")
+        packages = [f"--package={package}" for package in PACKAGES]
+        for command in (
+            ["openapi-typescript", "bodies.json", "--output", "bodies.ts"],
+            ["openapi-typescript", "example.json", "--output", "example.ts"],
+            ["tsc", "--strict", "--noEmit", "client.ts"],
+        ):
+            done = subprocess.run([npx, "--yes", *packages, *command], cwd=folder, check=False)
+            if done.returncode:
+                sys.exit(f"{command[0]} failed")
+    print("The TypeScript compiles.")  # noqa: T201 - a command.
+
+
+if __name__ == "__main__":
+    main()
