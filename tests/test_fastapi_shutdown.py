@@ -1,0 +1,75 @@
+"""What becomes of a stop in flight when the server of a FastAPI app is shut down."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from uvicorn_server import KEY, Uvicorn, uvicorn
+
+from bctrl_async.emulator import Emulator, Fault
+
+APP = """
+from fastapi import FastAPI
+
+from bctrl_async import RetryPolicy
+from bctrl_async.fastapi import BctrlDep, RuntimeBody, add_exception_handlers, lifespan
+
+app = FastAPI(lifespan=lifespan())
+add_exception_handlers(app)
+once = RetryPolicy(attempts=1, patience=0)
+
+
+@app.post("/stop/{alias}")
+async def stop(alias: str, session: BctrlDep, timeout: float = 60.0) -> RuntimeBody:
+    return await session.stop_runtime("ws-1", alias, timeout=timeout, retry=once)
+"""
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="SIGTERM does not shut down gracefully"
+)
+
+
+@pytest.fixture
+async def hanging() -> AsyncIterator[Emulator]:
+    async with Emulator(port=0, api_key=KEY) as running:
+        running.add_runtime("ws-1", "crm")
+        running.inject(Fault.HANG)
+        yield running
+
+
+async def stop_and_end(server: Uvicorn, api: Emulator, path: str) -> httpx2.Response:
+    """Return the answer to a stop that is in flight while the server is ended."""
+    async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+        stopping = asyncio.create_task(client.post(path))
+        while not api.received:
+            await asyncio.sleep(0.001)
+        await server.end()
+        return await stopping
+
+
+async def test_a_stop_that_gives_up_in_time_is_answered_with_a_problem(
+    hanging: Emulator, tmp_path: Path
+) -> None:
+    (tmp_path / "app.py").write_text(APP, "utf-8")
+    async with uvicorn(hanging, folder=tmp_path) as server:
+        answer = await stop_and_end(server, hanging, "/stop/crm?timeout=1")
+    assert answer.status_code == 504
+    assert answer.json()["type"] == "urn:bctrl-async:problem:timeout"
+    assert answer.json()["mayHaveStopped"] is True
+    assert not server.logged("Cancel|Traceback|ERROR"), "".join(server.lines)
+
+
+async def test_a_stop_that_does_not_is_cancelled_and_the_server_ends_all_the_same(
+    hanging: Emulator, tmp_path: Path
+) -> None:
+    (tmp_path / "app.py").write_text(APP, "utf-8")
+    grace = ("--timeout-graceful-shutdown", "1")
+    async with uvicorn(hanging, *grace, folder=tmp_path) as server:
+        answer = await stop_and_end(server, hanging, "/stop/crm")
+    assert (answer.status_code, answer.text) == (500, "Internal Server Error")
+    assert server.logged("Application shutdown complete")
