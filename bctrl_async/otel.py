@@ -32,7 +32,7 @@ from bctrl_async.observer import (
     ReadObserver,
     StopObserver,
 )
-from bctrl_async.outcomes import StopOutcome, StopReport
+from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
 try:
     from opentelemetry import context, metrics, propagate, trace
@@ -78,6 +78,9 @@ class _Meters:
         self.outcomes = meter.create_counter(
             "bctrl.stop.outcomes", "{stop}", "Stops that ended, by result."
         )
+        for result in StopResult:
+            # A series that begins with its first event has no increase that an alert could see.
+            self.outcomes.add(0, {"bctrl.result": result.value})
 
 
 class _Scope(NamedTuple):

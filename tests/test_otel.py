@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from opentelemetry import baggage, context
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Metric, Sum
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -29,12 +32,14 @@ from bctrl_async import (
     BctrlResponseError,
     BctrlSession,
     RetryPolicy,
+    StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.otel import OpenTelemetry
 
 Connect = Callable[..., BctrlSession]
 
+DOCS = Path(bctrl_async.__file__).parents[1] / "docs"
 KEY = "a-key-that-must-not-be-traced"
 PATH = "/v1/workspaces/ws-1/runtimes/crm/stop"
 ATTEMPT = "POST /v1/workspaces/{id}/runtimes/{alias}/stop"
@@ -67,8 +72,10 @@ class Backend(NamedTuple):
             for point in metric.data.data_points
         ]
 
-    def counts(self, name: str, attribute: str) -> dict[Any, int]:
-        return {attributes.get(attribute): point.value for attributes, point in self.points(name)}
+    def counts(self, name: str, attribute: str) -> Counter[Any]:
+        """Return the counts of a metric by an attribute, without those that are 0."""
+        counts = {attributes.get(attribute): point.value for attributes, point in self.points(name)}
+        return +Counter(counts)
 
 
 @pytest.fixture
@@ -92,6 +99,12 @@ def attributes(span: ReadableSpan) -> dict[str, object]:
 
 def is_child(span: ReadableSpan, parent: ReadableSpan) -> bool:
     return span.parent is not None and span.parent.span_id == parent.context.span_id
+
+
+def prometheus_name(metric: Metric) -> str:
+    """Return the name that OpenTelemetry's exporter for Prometheus gives a metric."""
+    is_counter = isinstance(metric.data, Sum) and metric.data.is_monotonic
+    return metric.name.replace(".", "_") + "_seconds" * (metric.unit == "s") + "_total" * is_counter
 
 
 class TestSpans:
@@ -390,6 +403,38 @@ class TestBulk:
 
 
 class TestMetrics:
+    async def test_the_guide_to_prometheus_has_the_names_of_all_metrics(
+        self, emulator: Emulator, observed: Connect, backend: Backend
+    ) -> None:
+        emulator.inject(Fault.RATE_LIMITED)
+        async with observed() as session:
+            await session.stop_runtime("ws-1", "crm")
+        data = backend.reader.get_metrics_data()
+        assert data is not None
+        [resource] = data.resource_metrics
+        [scope] = resource.scope_metrics
+        names = {metric.name: prometheus_name(metric) for metric in scope.metrics}
+        page = (DOCS / "how-to" / "prometheus.md").read_text("utf-8")
+
+        rows = re.findall(r"^\| `([\w.]+)` \| `(\w+)`", page, re.MULTILINE)
+        [rules] = re.findall(r"^```yaml\n(groups:.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        expressions = [rule["expr"] for rule in yaml.safe_load(rules)["groups"][0]["rules"]]
+        used = set(re.findall(r"\b((?:bctrl|http_client)_\w+)(?=[{[])", "".join(expressions)))
+
+        assert dict(rows) == names
+        assert {name.removesuffix("_bucket") for name in used} < set(names.values())
+        assert len(used) == len(expressions) + 1
+
+    def test_every_result_has_a_series_before_the_first_stop(self, backend: Backend) -> None:
+        """Fault: the series of `unknown` begins with 1, which is not an increase."""
+        assert backend.points("bctrl.stop.outcomes") == []
+        backend.observer()
+
+        points = backend.points("bctrl.stop.outcomes")
+
+        assert {attributes["bctrl.result"] for attributes, _ in points} == set(StopResult)
+        assert {point.value for _, point in points} == {0}
+
     async def test_outcomes_attempts_and_throttling_are_counted(
         self, emulator: Emulator, observed: Connect, backend: Backend, pauses: list[float]
     ) -> None:
