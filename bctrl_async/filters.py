@@ -50,7 +50,7 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
             return False
         if self.older_than is None:
             return True
-        created = _parse_time(runtime.created_at)
+        created = parse_time(runtime.created_at)
         return created is not None and (now - created).total_seconds() > self._age
 
     @property
@@ -59,7 +59,8 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         return age.total_seconds() if isinstance(age, timedelta) else age or 0.0
 
 
-def _parse_time(text: str) -> datetime | None:
+def parse_time(text: str) -> datetime | None:
+    """Return the time of an ISO 8601 text with a UTC offset, None for any other text."""
     # `fromisoformat` would read a Unix time in milliseconds as a date.
     if not _begins_with_date(text):
         return None

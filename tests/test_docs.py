@@ -171,7 +171,9 @@ def test_every_note_of_a_block_is_known() -> None:
     assert {note for note in notes if not note.startswith(FILE)} <= {NOT_RUN, ""}
 
 
-@pytest.mark.parametrize("command", ["stop", "list", "report", "journal show", "emulator", "demo"])
+@pytest.mark.parametrize(
+    "command", ["stop", "list", "get", "report", "journal show", "emulator", "demo"]
+)
 def test_the_reference_lists_every_option_of_a_command(
     command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

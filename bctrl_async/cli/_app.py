@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bctrl_async import BctrlConfigError, BctrlError, __version__
-from bctrl_async.cli import _emulator, _list, _report, _stop
+from bctrl_async.cli import _emulator, _get, _list, _report, _stop
 from bctrl_async.cli._demo import demo
 from bctrl_async.cli._exit_codes import FAILED, JOURNAL_IN_USE, USAGE, exit_code
 from bctrl_async.cli._help import CONTEXT_SETTINGS, Command, Group
@@ -25,6 +25,9 @@ _CONFIG_ERRORS: dict[str | None, str] = {
     ),
 }
 
+_PREFIX = "Value error, "
+"""Text that typer puts before the reason why a value is invalid."""
+
 _EXAMPLES = """
 Examples:
   bctrl-async demo
@@ -40,6 +43,7 @@ app: typer.Typer = typer.Typer(
 )
 app.command("stop", cls=Command, epilog=_stop.EXAMPLES)(_stop.stop)
 app.command("list", cls=Command, epilog=_list.EXAMPLES)(_list.list_runtimes)
+app.command("get", cls=Command, epilog=_get.EXAMPLES)(_get.get_runtime)
 app.add_typer(journal, name="journal")
 app.command("report", cls=Command, epilog=_report.EXAMPLES)(_report.report)
 app.command("emulator", cls=Command, epilog=_emulator.EXAMPLES)(_emulator.emulator)
@@ -79,7 +83,8 @@ def main(args: Sequence[str] | None = None) -> int:
         # Typer itself would draw a box, even into a file, and would not escape user input.
         context = getattr(error, "ctx", None)
         see = f" (see {context.command_path} --help)" if context else ""
-        print_error(error.format_message().strip().rstrip(".") + see)
+        message = error.format_message().replace(_PREFIX, "", 1)
+        print_error(message.strip().rstrip(".") + see)
         return USAGE
     except JournalInUseError as error:
         print_error(str(error))

@@ -1,4 +1,4 @@
-"""Outcomes, runtimes and counts as lines and tables."""
+"""Outcomes and counts as lines and tables."""
 
 import textwrap
 from collections import Counter
@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from bctrl_async import Runtime, RuntimeRef, RuntimeState, StopOutcome, StopReport, StopResult
+from bctrl_async import RuntimeRef, RuntimeState, StopOutcome, StopReport, StopResult
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, one_line, print_error, print_info
 from bctrl_async.cli._records import Records, outcome_fields
@@ -152,21 +152,6 @@ def escape(text: str) -> str:
     # The repr of an enum's member would be its Python name.
     text = str.__str__(text)
     return text if text and text.isprintable() else ascii(text)
-
-
-def print_runtimes(output: Output, runtimes: Sequence[Runtime]) -> None:
-    """Print a table of runtimes, a line for each, never truncated."""
-    rows: list[tuple[str, ...]] = [("STATUS", "KIND", "CREATED", "ALIAS")]
-    for runtime in runtimes:
-        cells = (runtime.status, runtime.kind, runtime.created_at, runtime.alias)
-        rows.append(tuple(output.escape_unencodable(escape(cell)) for cell in cells))
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(3)]
-    for *columns, alias in rows:
-        padded = (
-            cell + " " * (width - cell_len(cell))
-            for cell, width in zip(columns, widths, strict=True)
-        )
-        output.print_result("  ".join([*padded, alias]))
 
 
 def summarize(report: StopReport, *, input_left: bool = False, missing: int = 0) -> str:

@@ -8,14 +8,14 @@ import typer
 from bctrl_async.cli._connection import Connection, with_connection
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._find import find_runtimes
-from bctrl_async.cli._format import print_runtimes
+from bctrl_async.cli._format import pluralize
 from bctrl_async.cli._options import (
     Kind,
     OlderThan,
     build_filter,
     status_option,
 )
-from bctrl_async.cli._output import Output
+from bctrl_async.cli._output import Output, print_info
 from bctrl_async.cli._records import (
     RUNTIME_COLUMNS,
     OutputFormat,
@@ -23,12 +23,30 @@ from bctrl_async.cli._records import (
     Records,
     runtime_fields,
 )
+from bctrl_async.cli._runtimes import SortKey, print_runtimes, sort_runtimes
 
 _Workspace = Annotated[str, typer.Argument(metavar="WORKSPACE", help="Workspace id.")]
 _Status = Annotated[str | None, status_option(help="Only with this status.")]
+_Sort = Annotated[
+    SortKey | None,
+    typer.Option(
+        "--sort",
+        metavar="KEY",
+        rich_help_panel="Output",
+        help="Sort by age (oldest first), alias, status or kind.",
+    ),
+]
+_Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", metavar="N", min=1, rich_help_panel="Output", help="Show only the first N."
+    ),
+]
+
 EXAMPLES = """
 Examples:
   bctrl-async list WORKSPACE --status active --older-than 2h
+  bctrl-async list WORKSPACE --sort age --limit 10
   bctrl-async list WORKSPACE -o csv > runtimes.csv
 
 Environment variables:
@@ -43,6 +61,8 @@ def list_runtimes(
     status: _Status = None,
     kind: Kind = None,
     older_than: OlderThan = None,
+    sort: _Sort = None,
+    limit: _Limit = None,
     output_format: OutputOption = OutputFormat.TABLE,
     connection: Connection,
 ) -> int:
@@ -53,10 +73,17 @@ def list_runtimes(
     """
     wanted = build_filter(status, kind, older_than)
     found = asyncio.run(find_runtimes(connection.session(), workspace, wanted))
+    shown = sort_runtimes(found.runtimes, sort)[:limit]
     output = Output()
     records = Records.of(output, output_format, RUNTIME_COLUMNS)
     if records is None:
-        print_runtimes(output, found.runtimes)
+        print_runtimes(output, shown)
     else:
-        records.print_all(runtime_fields(workspace, runtime) for runtime in found.runtimes)
+        records.print_all(runtime_fields(workspace, runtime) for runtime in shown)
+    count = pluralize(len(found.runtimes), "runtime")
+    if len(shown) < len(found.runtimes):
+        print_info(f"{count}, {len(shown):,} shown")
+    elif records is None and not output.write_failed:
+        # On stderr, so that each line but the header is a runtime to a program that reads them.
+        print_info(count)
     return FAILED if found.incomplete or output.write_failed else 0

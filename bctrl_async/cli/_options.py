@@ -58,6 +58,17 @@ def duration(value: str | float) -> float:
     return sum(float(number) * seconds for number, seconds in numbers)
 
 
+def format_duration(seconds: float) -> str:
+    """Return seconds in their two largest units, such as 2h30m, as `duration` reads them."""
+    left = int(max(seconds, 0))
+    parts: list[str] = []
+    for unit in "dhms":
+        count, left = divmod(left, int(_UNITS[unit]))
+        if count or parts:
+            parts.append(f"{count}{unit}" if count else "")
+    return "".join(parts[:2]) or "0s"
+
+
 _filter = partial(typer.Option, rich_help_panel="Filters")
 status_option = partial(
     _filter, "--status", metavar="STATUS", autocompletion=lambda: [*map(str, RuntimeStatus), _ANY]

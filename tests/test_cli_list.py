@@ -1,0 +1,124 @@
+"""The commands `list` and `get`: ages, order, limits and fields of runtimes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from conftest import KEY
+
+from bctrl_async import cli
+from bctrl_async.emulator import Emulator
+
+Command = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
+    now = datetime.now(UTC)
+    for alias, kind, status, age in (
+        ("new", "browser", "active", timedelta(seconds=-5)),
+        ("old", "desktop", "active", timedelta(days=3, hours=4, seconds=30)),
+        ("mid", "browser", "stopped", timedelta(hours=2, minutes=5, seconds=30)),
+    ):
+        created_at = (now - age).isoformat()
+        emulator.add_runtime("ws", alias, kind=kind, status=status, created_at=created_at)
+    emulator.add_runtime("ws", "odd", kind="browser", created_at="long ago")
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    async def command(*args: str | Path) -> tuple[int, str, str]:
+        # In a thread, because the emulator runs in this loop.
+        code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
+        return code, *capfd.readouterr()
+
+    return command
+
+
+async def test_the_table_shows_ages_and_ends_with_their_number_on_stderr(command: Command) -> None:
+    assert await command("list", "ws") == (
+        0,
+        (
+            "STATUS   KIND     AGE   ALIAS\n"
+            "active   browser  0s    new\n"
+            "active   desktop  3d4h  old\n"
+            "stopped  browser  2h5m  mid\n"
+            "active   browser  ?     odd\n"
+        ),
+        "4 runtimes\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "aliases"),
+    [
+        ("age", ["old", "mid", "new", "odd"]),
+        ("alias", ["mid", "new", "odd", "old"]),
+        ("status", ["new", "old", "odd", "mid"]),
+        ("kind", ["new", "mid", "odd", "old"]),
+    ],
+)
+async def test_sort_orders_the_runtimes(command: Command, key: str, aliases: list[str]) -> None:
+    _, out, _ = await command("list", "--sort", key, "ws")
+    assert [line.split()[-1] for line in out.splitlines()[1:]] == aliases
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+async def test_a_limit_says_how_many_it_leaves_out(command: Command, output: str) -> None:
+    code, out, err = await command("list", "--sort", "age", "--limit", "2", "-o", output, "ws")
+    assert "old" in out
+    assert "odd" not in out
+    assert (code, err) == (0, "4 runtimes, 2 shown\n")
+
+
+async def test_nothing_but_records_is_printed_if_all_are_shown(command: Command) -> None:
+    _, out, err = await command("list", "--limit", "4", "-o", "json", "ws")
+    assert len([json.loads(line) for line in out.splitlines()]) == 4
+    assert err == ""
+
+
+async def test_a_limit_of_0_and_an_unknown_key_are_usage_errors(command: Command) -> None:
+    code, _, err = await command("list", "--limit", "0", "ws")
+    assert (code, "'--limit'" in err) == (2, True)
+    code, _, err = await command("list", "--sort", "size", "ws")
+    assert code == 2
+    assert "'--sort': 'size' is not one of 'age', 'alias', 'status', 'kind'" in err
+
+
+async def test_get_shows_the_fields_of_a_runtime(command: Command, emulator: Emulator) -> None:
+    runtime = emulator.runtimes["ws", "mid"]
+    code, out, err = await command("get", "ws", "mid")
+    fields = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert fields["alias"] == "mid"
+    assert fields["status"] == "stopped"
+    assert fields["id"] == runtime["id"]
+    assert fields["age"] == "2h5m"
+    assert (code, err) == (0, "")
+    assert [request.method for request in emulator.requests] == ["GET"]
+
+
+async def test_get_prints_records(command: Command) -> None:
+    _, out, _ = await command("get", "-o", "json", "ws", "mid")
+    assert json.loads(out)["runtime"]["status"] == "stopped"
+    _, out, _ = await command("get", "-o", "csv", "ws", "mid")
+    header, row = out.splitlines()
+    assert header.startswith("workspace_id,alias,status,")
+    assert row.startswith("ws,mid,stopped,browser,")
+
+
+async def test_get_of_an_unknown_runtime_exits_with_1_and_says_what_to_check(
+    command: Command,
+) -> None:
+    code, out, err = await command("get", "ws", "nobody")
+    assert err.startswith("bctrl-async: error: get of 'nobody' in workspace 'ws': ")
+    assert err.endswith("Check the workspace id, the alias and the base URL\n")
+    assert (code, out, err.count("\n")) == (1, "", 1)
