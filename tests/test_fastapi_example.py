@@ -96,7 +96,7 @@ class TestInProcess:
         targets = [*emulator.runtimes, ("ws-1", "gone"), ("ws-1", "..")]
         with TestClient(example.app, headers=LOGIN) as client:
             answer = client.post("/stop", json=targets)
-            assert answer.status_code == 201
+            assert answer.status_code == 200
             assert answer.headers["Content-Type"].startswith("text/event-stream")
             *progress, report = events_of(answer.text)
             assert client.post("/stop", json=[["only one"]]).status_code == 422
@@ -141,9 +141,9 @@ class TestInProcess:
     ) -> None:
         with TestClient(example.app, headers=LOGIN) as client:
             first = client.post("/stop", json=list(emulator.runtimes))
-            again = client.get(first.headers["Location"])
+            again = client.get(first.headers["Content-Location"])
             had_it = {"Last-Event-ID": events_of(again.text)[-1].id or ""}
-            assert client.get(first.headers["Location"], headers=had_it).status_code == 204
+            assert client.get(first.headers["Content-Location"], headers=had_it).status_code == 204
         assert again.status_code == 200
         assert events_of(again.text) == events_of(first.text)[-1:]
         assert len(emulator.requests) == len(emulator.runtimes)
@@ -189,7 +189,7 @@ class TestInProcess:
 def read_again(client: TestClient) -> list[int]:
     """Make two runs, then return the statuses of both reports."""
     answers = [client.post("/stop", json=[("ws-1", alias)]) for alias in ("r1", "r2")]
-    return [client.get(answer.headers["Location"]).status_code for answer in answers]
+    return [client.get(answer.headers["Content-Location"]).status_code for answer in answers]
 
 
 class TestWhoMayStop:
@@ -277,7 +277,7 @@ class TestWhoMayStop:
     ) -> None:
         """Fault: who saw the address of a run could read its report, and cancel it."""
         with TestClient(example.app, headers=LOGIN) as client:
-            run = client.post("/stop", json=[("ws-1", "r1")]).headers["Location"]
+            run = client.post("/stop", json=[("ws-1", "r1")]).headers["Content-Location"]
             example.app.dependency_overrides[example.require_token] = lambda: "another"
             for path in (run, RUN):
                 assert client.get(path).status_code == 404
@@ -372,7 +372,8 @@ class TestUnderUvicorn:
                 await anext(answer.aiter_lines())
                 await received(slow, 100)
             [one, other] = await asyncio.gather(
-                client.get(answer.headers["Location"]), client.get(answer.headers["Location"])
+                client.get(answer.headers["Content-Location"]),
+                client.get(answer.headers["Content-Location"]),
             )
             progress, report = events_of(one.text)[0], events_of(one.text)[-1]
             assert (await client.get("/health")).json() == {"ok": True, "running": 0}
@@ -390,7 +391,7 @@ class TestUnderUvicorn:
             client.stream("POST", "/stop", json=targets) as answer,
         ):
             await received(slow, 100)
-            cancelled = await client.post(f"{answer.headers['Location']}/cancel")
+            cancelled = await client.post(f"{answer.headers['Content-Location']}/cancel")
             text = "".join([part async for part in answer.aiter_text()])
         assert cancelled.status_code == 204
         report = events_of(text)[-1]

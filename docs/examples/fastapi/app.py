@@ -155,7 +155,7 @@ async def start_run(
             {"Retry-After": "10"},
         )
     run = runs.start(user, session.stop_runtimes(targets))
-    response.headers["Location"] = request.url_for("follow", run_id=run.id).path
+    response.headers["Content-Location"] = request.url_for("follow", run_id=run.id).path
     # FastAPI leaves a dependency as soon as the client disconnects. The generator of a path
     # operation would stay at its `yield` until it is garbage-collected.
     with run.followed():
@@ -272,18 +272,13 @@ async def events(run: Run) -> AsyncIterator[ServerSentEvent]:
     yield ServerSentEvent(event=REPORT, id=REPORT, raw_data=run.report)
 
 
-@app.post(
-    "/stop",
-    status_code=status.HTTP_201_CREATED,
-    dependencies=MAY_STOP,
-    response_class=EventSourceResponse,
-)
+@app.post("/stop", dependencies=MAY_STOP, response_class=EventSourceResponse)
 async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[ServerSentEvent]:
     """Stop runtimes, given as pairs of workspace id and alias.
 
     Sends a `progress` event four times a second, then a `report` with the first thousand failures.
-    A client that lost the connection has 30 seconds to come back to `Location`: after that nothing
-    new is sent.
+    A client that lost the connection has 30 seconds to come back, with a GET of the
+    `Content-Location`: after that nothing new is sent.
     """
     async for event in events(run):
         yield event
