@@ -6,6 +6,7 @@ import math
 import os
 import re
 from ipaddress import ip_address
+from types import UnionType
 from typing import SupportsIndex
 
 from yarl import URL
@@ -195,6 +196,22 @@ def count(value: object, name: str) -> int:
             f"invalid {name} {value!r}: expected a whole number of at least 1", argument=name
         )
     return value
+
+
+def check_type(value: object, kinds: type | UnionType, name: str, expected: str) -> None:
+    """Raise the error of `invalid_type` unless an argument is of one of some types."""
+    if not isinstance(value, kinds):
+        raise invalid_type(name, value, expected)
+
+
+def check_flags(**flags: object) -> None:
+    """Raise an error unless arguments are bools: the text "false" would be true.
+
+    Raises:
+        BctrlConfigError: An argument is anything else.
+    """
+    for name, value in flags.items():
+        check_type(value, bool, name, "a bool")
 
 
 def invalid_type(name: str, value: object, expected: str) -> BctrlConfigError:

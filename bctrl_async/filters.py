@@ -27,7 +27,7 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
             and time with a UTC offset matches no age.
 
     Raises:
-        BctrlConfigError: `older_than` is not above 0.
+        BctrlConfigError: `older_than` is not above 0, or an argument is of another type.
     """
 
     status: str | None = RuntimeStatus.ACTIVE
@@ -35,6 +35,9 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
     older_than: float | timedelta | None = None
 
     def __post_init__(self) -> None:
+        # Anything else would match nothing, and leave every runtime running.
+        _config.check_type(self.status, str | None, "status", "a str or None")
+        _config.check_type(self.kind, str | None, "kind", "a str or None")
         if self.older_than is not None:
             _config.seconds(self._age, "older_than")
 

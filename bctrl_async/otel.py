@@ -23,7 +23,7 @@ from typing import NamedTuple
 from yarl import URL
 
 from bctrl_async._version import __version__
-from bctrl_async.errors import THROTTLED, BctrlError, error_type
+from bctrl_async.errors import THROTTLED, BctrlConfigError, BctrlError, error_type
 from bctrl_async.observer import (
     AttemptObserver,
     BulkObserver,
@@ -97,6 +97,14 @@ class _Scope(NamedTuple):
         return self.tracer.start_span(name, self.context, kind, attributes)
 
 
+def _check_provider(name: str, provider: object, kind: type) -> None:
+    if provider is not None and not isinstance(provider, kind):
+        wanted = f"{kind.__module__}.{kind.__qualname__}"
+        raise BctrlConfigError(
+            f"invalid {name}: expected {wanted}, not {type(provider).__name__}", argument=name
+        )
+
+
 class OpenTelemetry(Observer):
     """An observer that records spans and metrics. Several sessions may share it.
 
@@ -105,6 +113,9 @@ class OpenTelemetry(Observer):
         meter_provider: The provider of the meter; the global one if None.
         spans_in_bulk: If False, a bulk stop of any size is one span, without spans for its stops
             and attempts. The metrics do not change.
+
+    Raises:
+        BctrlConfigError: A provider is not one of OpenTelemetry's API.
     """
 
     def __init__(
@@ -114,6 +125,8 @@ class OpenTelemetry(Observer):
         meter_provider: metrics.MeterProvider | None = None,
         spans_in_bulk: bool = True,
     ) -> None:
+        _check_provider("tracer_provider", tracer_provider, trace.TracerProvider)
+        _check_provider("meter_provider", meter_provider, metrics.MeterProvider)
         self._tracer = trace.get_tracer("bctrl_async", __version__, tracer_provider)
         self._tracer_in_bulk = self._tracer if spans_in_bulk else None
         self._meters = _Meters(meter_provider)

@@ -8,7 +8,6 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from ssl import SSLContext
-from types import UnionType
 from typing import Self, TypeVar
 from uuid import UUID
 
@@ -126,18 +125,20 @@ class BctrlSession:
         )
         if key_provider is None:
             headers["Authorization"] = _config.authorization(key)
+        _config.check_flags(allow_plaintext=allow_plaintext)
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
         self._root = self._url.raw_path
         self._timeout = transport.time_limit(timeout)
-        _check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
+        _config.check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
         self._retry = retry
         limit = _config.count(max_connections, "max_connections")
         if rate is not None:
             rate = _config.per_second(rate, "rate")
-        _check_type(pace, Pace | None, "pace", "a bctrl_async.pace.Pace")
-        trace_configs = list(trace_configs)
+        _config.check_type(pace, Pace | None, "pace", "a bctrl_async.pace.Pace")
+        trace_configs = _checked_trace_configs(trace_configs)
+        _config.check_flags(trust_env=trust_env, check_answers=check_answers)
         if http is not None:
-            _check_type(http, aiohttp.ClientSession, "http", "an aiohttp.ClientSession")
+            _config.check_type(http, aiohttp.ClientSession, "http", "an aiohttp.ClientSession")
             if self._url.scheme == "http" and http.trust_env and not allow_plaintext:
                 raise BctrlConfigError(
                     "the aiohttp.ClientSession given as http= may send the API key unencrypted to "
@@ -152,7 +153,7 @@ class BctrlSession:
             limit = _within_limits(limit, http)
         if via is not None:
             via = _config.proxy(via, base_url=self._url, allow_plaintext=allow_plaintext)
-        _check_type(ssl, SSLContext | None, "ssl", "an ssl.SSLContext")
+        _config.check_type(ssl, SSLContext | None, "ssl", "an ssl.SSLContext")
         # A proxy is another machine: loopback traffic, which may go without TLS, must not reach it.
         trust_env = trust_env and (self._url.scheme == "https" or allow_plaintext)
 
@@ -186,7 +187,7 @@ class BctrlSession:
             key_provider=key_provider,
             check_answers=check_answers,
         )
-        _check_type(observer, Observer | None, "observer", "a bctrl_async.Observer")
+        _config.check_type(observer, Observer | None, "observer", "a bctrl_async.Observer")
         self._observer = observer
 
     def __repr__(self) -> str:
@@ -372,6 +373,8 @@ class BctrlSession:
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         workspace_id = plain_text(workspace_id)
+        if on_unreadable is not None and not callable(on_unreadable):
+            raise _config.invalid_type("on_unreadable", on_unreadable, "a function")
         runtimes: list[Runtime] = []
         with observe_read(self._begin_read, str(workspace_id), None) as observer:
             for item in await self._list(workspace_id, timeout, retry, observer):
@@ -453,7 +456,7 @@ class BctrlSession:
                 cannot be used; when awaited or iterated over if the journal is in use (then it is a
                 `journal.JournalInUseError`), damaged, foreign, too old, or of another version.
         """
-        _check_type(deduplicate, bool | None, "deduplicate", "a bool or None")
+        _config.check_type(deduplicate, bool | None, "deduplicate", "a bool or None")
         return self._bulk(
             Input(targets, deduplicate=deduplicate),
             concurrency=concurrency,
@@ -577,9 +580,10 @@ class BctrlSession:
             workers = min(workers, _config.count(concurrency, "concurrency"))
         if source.length is not None:
             workers = min(workers, source.length)
-        _check_type(journal, str | os.PathLike | None, "journal", "the path of a file")
+        _config.check_type(journal, str | os.PathLike | None, "journal", "the path of a file")
         if journal_max_age is not None:
             journal_max_age = _config.seconds(journal_max_age, "journal_max_age")
+        _config.check_flags(verify=verify, missing_ok=missing_ok)
         if on_outcome is not None and not callable(on_outcome):
             raise _config.invalid_type("on_outcome", on_outcome, "a function")
         run = Run(
@@ -644,7 +648,7 @@ class BctrlSession:
     def _policy(self, retry: RetryPolicy | None) -> RetryPolicy:
         if retry is None:
             return self._retry
-        _check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
+        _config.check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
         return retry
 
     async def _list(
@@ -693,9 +697,14 @@ def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
     return bool(answer)
 
 
-def _check_type(value: object, kinds: type | UnionType, name: str, expected: str) -> None:
-    if not isinstance(value, kinds):
-        raise _config.invalid_type(name, value, expected)
+def _checked_trace_configs(given: Iterable[aiohttp.TraceConfig]) -> list[aiohttp.TraceConfig]:
+    expected = "an iterable of aiohttp.TraceConfig"
+    _config.check_type(given, Iterable, "trace_configs", expected)
+    checked = list(given)
+    for item in checked:
+        if not isinstance(item, aiohttp.TraceConfig):
+            raise _config.invalid_type("trace_configs", item, expected)
+    return checked
 
 
 def _within_limits(limit: int, http: aiohttp.ClientSession) -> int:
@@ -711,7 +720,7 @@ def _extra_headers(
 ) -> Mapping[str, str]:
     if headers is None and idempotency_key is None:
         return _NO_HEADERS
-    _check_type(headers, Mapping | None, "headers", "a mapping of names to values")
+    _config.check_type(headers, Mapping | None, "headers", "a mapping of names to values")
     extra = dict(headers or {})
     if idempotency_key is not None:
         if any(name.lower() == "idempotency-key" for name in extra):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -65,11 +65,14 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         _config.seconds(self.cap, "cap")
         if self.patience is not None and self.patience != 0:
             _config.seconds(self.patience, "patience")
-        if wrong := sorted(set(self.statuses) - _MAY_RETRY):
-            raise BctrlConfigError(
-                f"invalid statuses {wrong[0]!r}: expected 408, 429 or 500 to 599",
-                argument="statuses",
-            )
+        _config.check_type(self.statuses, Collection, "statuses", "a set of statuses")
+        for status in self.statuses:
+            # A list in it could not be looked for in a set.
+            if not isinstance(status, int) or status not in _MAY_RETRY:
+                raise BctrlConfigError(
+                    f"invalid statuses {status!r}: expected 408, 429 or 500 to 599",
+                    argument="statuses",
+                )
 
     @property
     def max_throttle_wait(self) -> float:

@@ -6,7 +6,6 @@ import os
 import uuid
 from collections.abc import Callable
 from functools import partial
-from types import UnionType
 
 from bctrl_async import _config
 from bctrl_async._calls.retry import RetryPolicy
@@ -101,7 +100,7 @@ def stop_runtimes(
         raise _config.invalid_type("client", client, "a dask.distributed.Client")
     _check_session(session)
     server = str(_config.base_url(base_url, allow_plaintext=True))
-    _check_type(pace, Pace | None, "pace", "a bctrl_async.pace.Pace")
+    _config.check_type(pace, Pace | None, "pace", "a bctrl_async.pace.Pace")
     if concurrency is not None:
         _config.count(concurrency, "concurrency")
     if timeout is not None:
@@ -110,9 +109,10 @@ def stop_runtimes(
         deadline = _config.seconds(deadline, "deadline")
     if journal_max_age is not None:
         journal_max_age = _config.seconds(journal_max_age, "journal_max_age")
-    _check_type(retry, RetryPolicy | None, "retry", "a RetryPolicy")
-    _check_type(journal, str | os.PathLike | None, "journal", "the path of a file")
-    _check_type(deduplicate, bool | None, "deduplicate", "a bool or None")
+    _config.check_type(retry, RetryPolicy | None, "retry", "a RetryPolicy")
+    _config.check_type(journal, str | os.PathLike | None, "journal", "the path of a file")
+    _config.check_type(deduplicate, bool | None, "deduplicate", "a bool or None")
+    _config.check_flags(verify=verify, missing_ok=missing_ok)
     if on_outcome is not None and not callable(on_outcome):
         raise _config.invalid_type("on_outcome", on_outcome, "a function")
     recipe = Recipe(
@@ -176,8 +176,3 @@ def _key_is_sent() -> BctrlConfigError:
         advice="Set BCTRL_API_KEY in the environment of the workers, or let the function fetch it",
         argument="session",
     )
-
-
-def _check_type(value: object, kinds: type | UnionType, name: str, expected: str) -> None:
-    if not isinstance(value, kinds):
-        raise _config.invalid_type(name, value, expected)

@@ -138,7 +138,12 @@ def add_exception_handlers(app: FastAPI) -> None:
 
     Args:
         app: The app.
+
+    Raises:
+        BctrlConfigError: The app is not a FastAPI app, such as a router, which has no handlers.
     """
+    if not isinstance(app, FastAPI):
+        raise _invalid_type("app", app, "a FastAPI app")
     app.exception_handler(BctrlError)(_respond)
     handlers = app.exception_handlers
     if handlers.get(RequestValidationError) is request_validation_exception_handler:

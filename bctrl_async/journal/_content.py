@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from bctrl_async import _config
 from bctrl_async.errors import BctrlConfigError
 from bctrl_async.journal._format import MAX_LINE, Mark, read_header, read_line, resumed_outcome
 from bctrl_async.models import RuntimeRef
@@ -125,7 +126,17 @@ def read_journal(path: str | os.PathLike[str]) -> JournalContent | None:
     Raises:
         BctrlConfigError: The file cannot be read, or is not an intact journal of this version.
     """
-    return read_content(Path(path), resumed_outcome)
+    return read_content(checked_path(path, "path"), resumed_outcome)
+
+
+def checked_path(path: str | os.PathLike[str], argument: str) -> Path:
+    """Return the path of a journal.
+
+    Raises:
+        BctrlConfigError: The argument is not a path.
+    """
+    _config.check_type(path, str | os.PathLike, argument, "the path of a file")
+    return Path(path)
 
 
 def read_content(path: Path, make_outcome: MakeOutcome) -> JournalContent | None:

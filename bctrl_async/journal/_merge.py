@@ -14,7 +14,13 @@ import msgspec
 
 from bctrl_async import _config
 from bctrl_async.errors import BctrlConfigError, BctrlError, quote
-from bctrl_async.journal._content import OLD, format_duration, read_content, read_error
+from bctrl_async.journal._content import (
+    OLD,
+    checked_path,
+    format_duration,
+    read_content,
+    read_error,
+)
 from bctrl_async.journal._format import error_of
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import (
@@ -139,10 +145,13 @@ def merge_journals(
     """
     if max_age is not None:
         max_age = _config.seconds(max_age, "max_age")
+    expected = "an iterable of paths"
     if isinstance(paths, str | bytes | os.PathLike):
-        raise _config.invalid_type("paths", paths, "an iterable of paths")
+        raise _config.invalid_type("paths", paths, expected)
+    _config.check_type(paths, Iterable, "paths", expected)
     # A target would seem to be in two journals.
-    files = list({_resolved(Path(path)): Path(path) for path in paths}.values())
+    checked = (checked_path(path, "paths") for path in paths)
+    files = list({_resolved(path): path for path in checked}.values())
     if not files:
         raise BctrlConfigError("there are no journals", argument="paths")
     merging = _Merging(max_age)

@@ -1,0 +1,176 @@
+"""Arguments of a wrong type: each is an error that names the argument and says what it takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi import APIRouter
+from helpers import Connect
+
+from bctrl_async import BctrlConfigError, BctrlSession, RetryPolicy, RuntimeFilter, shard
+from bctrl_async.emulator import Emulator
+from bctrl_async.fastapi import add_exception_handlers, lifespan
+from bctrl_async.journal import read_journal, read_journals
+from bctrl_async.otel import OpenTelemetry
+from bctrl_async.pace import FilePace
+from bctrl_async.redis import RedisPace
+
+_OF_NO_TYPE = [object(), 1j, ["x"], {"x": 1}]
+"""Values that no argument takes but a collection, which takes none with "x" in it."""
+
+
+def wrong_values(accepted: object) -> Iterator[object]:
+    """Return values of a wrong type for an argument, other than those that it takes."""
+    candidates: list[object] = [*_OF_NO_TYPE, 1, -1.5, "x", b"x", True, float("nan")]
+    return (value for value in candidates if not isinstance(value, accepted))  # type: ignore[arg-type]
+
+
+def rejection(make: Callable[[], object]) -> BctrlConfigError:
+    with pytest.raises(BctrlConfigError) as caught:
+        make()
+    return caught.value
+
+
+CONSTRUCTORS: list[tuple[Callable[..., object], str, Any]] = [
+    (BctrlSession, "base_url", ()),
+    (BctrlSession, "timeout", (int, float)),
+    (BctrlSession, "max_connections", int),
+    (BctrlSession, "retry", ()),
+    (BctrlSession, "rate", (int, float)),
+    (BctrlSession, "pace", ()),
+    (BctrlSession, "http", ()),
+    (BctrlSession, "trace_configs", ()),
+    (BctrlSession, "trust_env", bool),
+    (BctrlSession, "proxy", ()),
+    (BctrlSession, "ssl", ()),
+    (BctrlSession, "allow_plaintext", bool),
+    (BctrlSession, "observer", ()),
+    (BctrlSession, "check_answers", bool),
+    (RetryPolicy, "attempts", int),
+    (RetryPolicy, "base", (int, float)),
+    (RetryPolicy, "cap", (int, float)),
+    (RetryPolicy, "patience", (int, float)),
+    (RetryPolicy, "statuses", ()),
+    (RuntimeFilter, "status", str),
+    (RuntimeFilter, "kind", str),
+    (RuntimeFilter, "older_than", (int, float)),
+    (OpenTelemetry, "tracer_provider", ()),
+    (OpenTelemetry, "meter_provider", ()),
+    (FilePace, "path", str),
+    (FilePace, "rate", (int, float)),
+    (RedisPace, "url_or_client", ()),
+    (RedisPace, "rate", (int, float)),
+    (RedisPace, "name", str),
+    (shard, "targets", list),
+    (shard, "number", int),
+    (shard, "count", int),
+    (read_journal, "path", str),
+    (read_journals, "paths", (list, dict)),
+    (read_journals, "max_age", (int, float)),
+    (lifespan, "make_session", ()),
+    (lifespan, "pace", ()),
+    (lifespan, "inner", ()),
+    (add_exception_handlers, "app", ()),
+]
+OTHERS: dict[str, object] = {
+    "path": "unused.pace",
+    "rate": 5,
+    "url_or_client": "redis://localhost",
+    "targets": [],
+    "number": 1,
+    "count": 2,
+    "paths": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "argument", "accepted"),
+    CONSTRUCTORS,
+    ids=[f"{make.__name__} {argument}" for make, argument, _ in CONSTRUCTORS],
+)
+def test_a_wrong_type_is_rejected_by_name(
+    make: Callable[..., object],
+    argument: str,
+    accepted: Any,  # noqa: ANN401 - the second argument of isinstance.
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BCTRL_API_KEY", "k")
+    parameters = inspect.signature(make).parameters
+    others = {
+        name: OTHERS[name]
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name in OTHERS
+    }
+    for value in wrong_values(accepted):
+        error = rejection(lambda value=value: make(**{**others, argument: value}))  # type: ignore[misc]
+        assert argument in str(error)
+        assert error.argument == argument
+
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "stop_runtime": {"timeout": (int, float), "retry": (), "headers": dict},
+    "get_runtime": {"timeout": (int, float), "retry": ()},
+    "list_runtimes": {"on_unreadable": (), "timeout": (int, float), "retry": ()},
+    "stop_runtimes": {
+        "targets": (list, dict),
+        "concurrency": int,
+        "deadline": (int, float),
+        "on_outcome": (),
+        "timeout": (int, float),
+        "retry": (),
+        "journal": str,
+        "journal_max_age": (int, float),
+        "verify": bool,
+        "missing_ok": bool,
+        "deduplicate": bool,
+    },
+    "stop_workspace": {"where": (), "verify": bool, "missing_ok": bool, "on_outcome": ()},
+}
+OTHERS_OF_CALLS: dict[str, dict[str, object]] = {
+    "stop_runtime": {"workspace_id": "ws-1", "alias": "crm"},
+    "get_runtime": {"workspace_id": "ws-1", "alias": "crm"},
+    "list_runtimes": {"workspace_id": "ws-1"},
+    "stop_runtimes": {"targets": []},
+    "stop_workspace": {"workspace_id": "ws-1"},
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+async def test_a_wrong_argument_of_a_call_is_rejected_unsent(
+    name: str, emulator: Emulator, connect: Connect
+) -> None:
+    async with connect() as session:
+        for argument, accepted in ARGUMENTS[name].items():
+            for value in wrong_values(accepted):
+                arguments = {**OTHERS_OF_CALLS[name], argument: value}
+                with pytest.raises(BctrlConfigError, match=argument) as caught:
+                    await getattr(session, name)(**arguments)
+                assert caught.value.argument == argument
+    assert emulator.requests == []
+
+
+def test_a_single_status_is_not_a_set_of_statuses() -> None:
+    error = rejection(lambda: RetryPolicy(statuses=503))  # type: ignore[arg-type]
+    assert str(error) == "invalid statuses: expected a set of statuses, not int"
+    RetryPolicy(statuses=frozenset({503}))
+
+
+def test_a_trace_config_must_be_in_a_list() -> None:
+    error = rejection(lambda: BctrlSession("k", trace_configs=[lambda: None]))  # type: ignore[list-item]
+    assert str(error).startswith(
+        "invalid trace_configs: expected an iterable of aiohttp.TraceConfig, not function"
+    )
+
+
+def test_text_is_not_a_flag() -> None:
+    """Fault: `allow_plaintext=os.environ.get("PLAINTEXT")`, which is "false"."""
+    error = rejection(lambda: BctrlSession("k", allow_plaintext="false"))  # type: ignore[arg-type]
+    assert str(error).startswith("invalid allow_plaintext: expected a bool, not str")
+
+
+def test_a_router_has_no_handlers_of_errors() -> None:
+    error = rejection(lambda: add_exception_handlers(APIRouter()))  # type: ignore[arg-type]
+    assert str(error).startswith("invalid app: expected a FastAPI app, not APIRouter")
