@@ -1,0 +1,113 @@
+"""The command in a process that lacks what Windows lacks.
+
+This is not Windows: its event loop, its files and its console differ as well. It shows that nothing
+depends on file locks, poll(), fork, signal handlers or readers of a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from pathlib import Path
+
+from conftest import KEY
+from helpers import add_runtimes, wait_for_requests
+
+from bctrl_async import StopResult
+from bctrl_async.emulator import Emulator
+from bctrl_async.journal import read_journal
+
+WITHOUT = """
+import asyncio, os, select, signal, sys
+
+def missing(*args):
+    raise NotImplementedError
+
+for name in ("add_reader", "remove_reader", "add_signal_handler", "remove_signal_handler"):
+    setattr(asyncio.SelectorEventLoop, name, missing)
+sys.modules["fcntl"] = None
+del select.poll, os.register_at_fork, os.fork, os.O_NONBLOCK, signal.SIGHUP
+
+from bctrl_async.__main__ import main
+sys.exit(main())
+"""
+
+
+async def start(emulator: Emulator, *args: str | Path) -> Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WITHOUT, *args),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        env={"BCTRL_API_KEY": KEY, "BCTRL_BASE_URL": emulator.url, "NO_COLOR": "1"},
+    )
+
+
+async def finish(process: Process, text: str = "") -> tuple[int | None, str]:
+    async with asyncio.timeout(30):
+        out, err = await process.communicate(text.encode())
+    return process.returncode, (out + err).decode()
+
+
+def write_list(path: Path, emulator: Emulator, count: int) -> str:
+    targets = add_runtimes(emulator, count)
+    text = "".join(f"{workspace_id},{alias}\n" for workspace_id, alias in targets)
+    path.write_text(text)
+    return text
+
+
+async def test_a_list_is_stopped_and_its_journal_resumed(
+    emulator: Emulator, tmp_path: Path
+) -> None:
+    targets, journal = tmp_path / "targets.csv", tmp_path / "journal.jsonl"
+    write_list(targets, emulator, 20)
+    args = ("stop", "--from", targets, "--journal", journal)
+
+    first = await finish(await start(emulator, *args))
+    again = await finish(await start(emulator, *args))
+
+    assert first[0] == again[0] == 0, first[1] + again[1]
+    assert "20 of 20 not running" in first[1]
+    assert "20 from an earlier run, not sent again" in again[1]
+    assert emulator.received.total() == 20
+
+
+async def test_a_pipe_is_read_to_its_end(emulator: Emulator, tmp_path: Path) -> None:
+    text = write_list(tmp_path / "targets.csv", emulator, 20)
+
+    code, output = await finish(await start(emulator, "stop", "--from", "-"), text)
+
+    assert code == 0, output
+    assert "20 of 20 not running" in output
+
+
+async def test_a_shared_rate_is_kept_in_a_file(emulator: Emulator, tmp_path: Path) -> None:
+    targets = tmp_path / "targets.csv"
+    write_list(targets, emulator, 20)
+    args = ("stop", "--from", targets, "--rate", "1000", "--pace", tmp_path / "pace")
+
+    code, output = await finish(await start(emulator, *args))
+
+    assert code == 0, output
+    assert "warning" not in output
+
+
+async def test_the_first_ctrl_c_aborts_and_every_target_has_its_outcome(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    async with Emulator(port=0, api_key=KEY, latency=60.0) as emulator:
+        write_list(tmp_path / "targets.csv", emulator, 150)
+        args = ("--from", tmp_path / "targets.csv", "--journal", journal)
+        process = await start(emulator, "stop", *args)
+        await wait_for_requests(emulator, 100)
+
+        process.send_signal(signal.SIGINT)
+        code, output = await finish(process)
+
+    assert code == 130, output
+    content = read_journal(journal)
+    assert content is not None
+    results = Counter(outcome.result for outcome in content.outcomes.values())
+    assert results == {StopResult.UNKNOWN: 100, StopResult.NOT_SENT: 50}
