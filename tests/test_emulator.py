@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Self, cast
 from urllib.parse import quote
@@ -1333,6 +1334,62 @@ def test_an_invalid_argument_is_an_error_with_advice(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+_TYPES: dict[Callable[..., object], dict[str, tuple[type, ...]]] = {
+    Emulator: {
+        "host": (str,),
+        "port": (int,),
+        "api_key": (str,),
+        "faults": (dict, type(None)),
+        "seed": (int,),
+        "latency": (int, float),
+        "retry_after": (str, type(None)),
+        "fault_latency": (int, float),
+        "drip_interval": (int, float),
+        "rate_limit": (int, float, type(None)),
+        "on_request": (type(None),),
+    },
+    partial(Emulator().add_runtime, workspace_id="ws", alias="crm"): {
+        "workspace_id": (str,),
+        "alias": (str,),
+        "kind": (),
+        "status": (),
+        "created_at": (str,),
+    },
+    partial(Emulator().status, workspace_id="ws", alias="crm"): {
+        "workspace_id": (str,),
+        "alias": (str,),
+    },
+    Emulator().inject: {
+        "workspace_id": (str, type(None)),
+        "alias": (str, type(None)),
+        "method": (),
+    },
+    partial(Emulator().poison, workspace_id="ws", alias="crm", fault=None): {
+        "workspace_id": (str,),
+        "alias": (str,),
+        "fault": (type(None),),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "make", _TYPES, ids=["Emulator", "add_runtime", "status", "inject", "poison"]
+)
+def test_an_argument_of_a_wrong_type_is_an_error_that_names_it(
+    make: Callable[..., object],
+) -> None:
+    for name, types in _TYPES[make].items():
+        for value in (None, 1, 0.5, "x", b"x", [], {}, True, object()):
+            if not isinstance(value, types) or (value is True and bool not in types):
+                with pytest.raises(ValueError, match=rf"^{name} (is|has) .*: give "):
+                    make(**{name: value})
+
+
+def test_a_probability_is_a_number() -> None:
+    with pytest.raises(ValueError, match=r"faults\[hang\] is '1': give int or float, not str"):
+        Emulator(faults={Fault.HANG: cast("float", "1")})
 
 
 def test_probabilities_may_add_up_to_one_in_floating_point() -> None:

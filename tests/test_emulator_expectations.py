@@ -163,8 +163,8 @@ def test_the_traceback_ends_in_the_test(emulator: Emulator, name: str) -> None:
     ("args", "message"),
     [
         (("ws-1",), "no alias is given: name the runtimes"),
-        (("ws-1", ["crm"]), r"alias is \['crm'\]: give text, and \*aliases for a list"),
-        ((("ws-1", "crm"), "crm"), r"workspace_id is \('ws-1', 'crm'\): give text"),
+        (("ws-1", ["crm"]), r"alias is \['crm'\]: give str, not list"),
+        ((("ws-1", "crm"), "crm"), r"workspace_id is \('ws-1', 'crm'\): give str, not tuple"),
     ],
     ids=["none", "a list", "a target"],
 )

@@ -256,9 +256,9 @@ async def test_a_204_is_not_taken_for_a_stop(emulator: Emulator, connect: Connec
     [
         (lambda: Reply(199), "status is 199: give a number from 200 to 599"),
         (lambda: Reply(600), "status is 600: give a number"),
-        (lambda: Reply(cast("int", "403")), "status is '403': give a number"),
-        (lambda: Reply(cast("int", 403.0)), "status is 403.0: give a number"),
-        (lambda: Reply(True), "status is True: give a number"),  # noqa: FBT003 - the fault.
+        (lambda: Reply(cast("int", "403")), "status is '403': give int, not str"),
+        (lambda: Reply(cast("int", 403.0)), "status is 403.0: give int, not float"),
+        (lambda: Reply(True), "status is True: give int, not bool"),  # noqa: FBT003 - the fault.
         (lambda: Reply(403, code=cast("str", 7)), "code is 7: give str, not int"),
         (lambda: Reply(403, message=cast("str", [])), r"message is \[\]: give str, not list"),
         (lambda: Reply(200, body=cast("str", {})), "body is {}: give str or bytes, not dict"),
@@ -272,6 +272,7 @@ async def test_a_204_is_not_taken_for_a_stop(emulator: Emulator, connect: Connec
             lambda: Reply(429, headers=cast("dict[str, str]", {1: "x"})),
             "headers has 1: give names of letters",
         ),
+        (lambda: Reply(429, headers=cast("dict[str, str]", None)), "headers is None: give Mapping"),
         (lambda: Reply(429, headers={"a b": "x"}), "headers has 'a b': give names of letters"),
         (
             lambda: Reply(429, headers={"x": "1\r\ny: 2"}),

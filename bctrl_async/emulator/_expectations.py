@@ -5,6 +5,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from bctrl_async.emulator._arguments import check_type
 from bctrl_async.emulator._faults import Fault
 from bctrl_async.emulator._requests import ReceivedRequest
 from bctrl_async.emulator._runtimes import WireRuntime
@@ -24,8 +25,7 @@ def targets_of(workspace_id: str, aliases: Sequence[str]) -> list[Target]:
     if not aliases:
         raise ValueError("no alias is given: name the runtimes, each as an argument")
     for name, value in [("workspace_id", workspace_id), *(("alias", alias) for alias in aliases)]:
-        if not isinstance(value, str):
-            raise ValueError(f"{name} is {value!r:.50}: give text, and *aliases for a list")  # noqa: TRY004 - all errors of the emulator's arguments are ValueErrors.
+        check_type(name, value, str)
     return [(workspace_id, alias) for alias in dict.fromkeys(aliases)]
 
 

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
+from bctrl_async.emulator._arguments import check_type
 from bctrl_async.emulator._reply import Reply
 from bctrl_async.emulator._routes import Route
 
@@ -94,9 +95,11 @@ class FaultPlan:
     """The faults of future requests: poison first, then queued faults, then random ones."""
 
     def __init__(self, probabilities: Mapping[Fault, float], seed: int) -> None:
+        check_type("faults", probabilities, Mapping)
         for fault, share in probabilities.items():
             if fault not in set(Fault):
                 raise ValueError(f"faults has {fault!r}: give members of Fault")
+            check_type(f"faults[{fault}]", share, int, float)
             if not 0 <= share <= 1:
                 raise ValueError(f"faults has {fault} at {share}: give a probability of 0 to 1")
         if (total := sum(probabilities.values())) > 1 + 1e-9:
@@ -111,6 +114,8 @@ class FaultPlan:
         self._poison: dict[tuple[str, str | None], Fault | Reply | None] = {}
 
     def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
+        check_type("workspace_id", workspace_id, str)
+        check_type("alias", alias, str)
         _check(fault)
         self._poison[workspace_id, alias] = fault
 

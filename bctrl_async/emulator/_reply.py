@@ -6,17 +6,13 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
+from bctrl_async.emulator._arguments import check_texts, check_type
+
 JSON_TYPE = "application/json"
 
 _STATUSES = range(200, 600)
 _LOWEST_ERROR = 400
 _ERROR_FIELDS = ("code", "message", "reason_class", "hint")
-_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys((*_ERROR_FIELDS, "content_type"), (str,)),
-    "headers": (Mapping,),
-    "body": (str, bytes),
-    "takes_effect": (bool,),
-}
 _is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
@@ -63,12 +59,14 @@ class Reply:
     takes_effect: bool | None = None
 
     def __post_init__(self) -> None:
-        is_number = isinstance(self.status, int) and not isinstance(self.status, bool)
-        if not is_number or self.status not in _STATUSES:
+        check_type("status", self.status, int)
+        if self.status not in _STATUSES:
             raise ValueError(f"status is {self.status!r}: give a number from 200 to 599")
-        for name, types in _TYPES.items():
-            if (value := getattr(self, name)) is not None:
-                _check_type(name, value, *types)
+        check_texts(**{name: getattr(self, name) for name in (*_ERROR_FIELDS, "content_type")})
+        if self.body is not None:
+            check_type("body", self.body, str, bytes)
+        if self.takes_effect is not None:
+            check_type("takes_effect", self.takes_effect, bool)
         _check_headers(self.headers)
         if self.content_type is not None:
             check_header_value("content_type", self.content_type)
@@ -121,22 +119,16 @@ def dump(value: object) -> bytes:
 
 def check_header_value(name: str, value: str) -> None:
     """Raise a ValueError unless a value can be sent as that of a header."""
-    _check_type(name, value, str)
+    check_type(name, value, str)
     if not value.isprintable():
         raise ValueError(f"{name} is {value!r}: leave out control characters")
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:
+    check_type("headers", headers, Mapping)
     for name, value in headers.items():
         if not (isinstance(name, str) and _is_header_name(name)):
             raise ValueError(f"headers has {name!r}: give names of letters, digits and '-'")
         if name.lower() in _FRAMING:
             raise ValueError(f"headers has {name!r}: leave it out, for the emulator sets it")
         check_header_value(f"headers[{name!r}]", value)
-
-
-def _check_type(name: str, value: object, *types: type) -> None:
-    if not isinstance(value, types):
-        wanted = " or ".join(kind.__name__ for kind in types)
-        kind = type(value).__name__
-        raise ValueError(f"{name} is {value!r:.50}: give {wanted}, not {kind}")  # noqa: TRY004 - all errors of the emulator's arguments are ValueErrors.

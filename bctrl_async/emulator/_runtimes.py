@@ -3,6 +3,8 @@
 import uuid
 from typing import TypedDict
 
+from bctrl_async.emulator._arguments import check_type
+
 _KINDS = ("browser", "desktop", "spreadsheet")
 _STATUSES = ("active", "stopped", "failed")
 
@@ -35,8 +37,10 @@ def make_runtime(
     workspace_id: str, alias: str, *, kind: str, status: str, created_at: str
 ) -> WireRuntime:
     """Make a runtime; the arguments are those of `Emulator.add_runtime`."""
-    for name, value in {"workspace_id": workspace_id, "alias": alias}.items():
-        if not value:
+    texts = {"workspace_id": workspace_id, "alias": alias, "created_at": created_at}
+    for name, value in texts.items():
+        check_type(name, value, str)
+        if not value and name != "created_at":
             raise ValueError(f"{name} is empty, which a path cannot express: give some text")
     if kind not in _KINDS:
         raise ValueError(f"kind is {kind!r}: give one of {', '.join(_KINDS)}")

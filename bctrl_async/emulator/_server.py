@@ -10,6 +10,7 @@ from typing import Self, cast
 
 from aiohttp import web
 
+from bctrl_async.emulator._arguments import check_seconds, check_texts, check_type
 from bctrl_async.emulator._expectations import StopLog, targets_of
 from bctrl_async.emulator._faults import Fault, FaultPlan
 from bctrl_async.emulator._replies import (
@@ -39,6 +40,8 @@ class _RateLimit:
     """A generic cell rate algorithm (GCRA) with bursts of a quarter of a second."""
 
     def __init__(self, rate: float | None) -> None:
+        if rate is not None:
+            check_type("rate_limit", rate, int, float)
         if rate is not None and not 0 < rate < math.inf:
             raise ValueError(f"rate_limit is {rate}: give stops a second, above 0")
         self._interval = None if rate is None else 1 / rate
@@ -90,7 +93,7 @@ class Emulator:
             not block.
 
     Raises:
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range, or of another type.
     """
 
     def __init__(
@@ -108,14 +111,15 @@ class Emulator:
         rate_limit: float | None = None,
         on_request: Callable[[ReceivedRequest], object] | None = None,
     ) -> None:
+        check_type("host", host, str)
+        check_type("port", port, int)
+        check_type("api_key", api_key, str)
+        check_type("seed", seed, int)
+        check_seconds(latency=latency, fault_latency=fault_latency, drip_interval=drip_interval)
         if not 0 <= port <= 65535:  # noqa: PLR2004 - the largest TCP port
             raise ValueError(f"port is {port}: give 0 to 65535, 0 for any free port")
         if not api_key:
             raise ValueError("api_key is empty: give the key that requests must carry")
-        times = {"latency": latency, "fault_latency": fault_latency, "drip_interval": drip_interval}
-        for name, value in times.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}: give seconds, finite and not negative")
         if on_request is not None and not callable(on_request):
             raise ValueError(f"on_request is {on_request!r}: give a function of a ReceivedRequest")
         self._host = host
@@ -127,7 +131,7 @@ class Emulator:
         self._drip_interval = drip_interval
         self._rate_limit = _RateLimit(rate_limit)
         self._on_request = on_request
-        self._faults = FaultPlan(faults or {}, seed)
+        self._faults = FaultPlan({} if faults is None else faults, seed)
         self._runtimes: dict[tuple[str, str], WireRuntime] = {}
         self._url: str | None = None
         self._listener: asyncio.Server | None = None
@@ -247,7 +251,12 @@ class Emulator:
 
         Returns:
             `active`, `stopped` or `failed`; None for an unknown runtime.
+
+        Raises:
+            ValueError: A name is not text.
         """
+        check_type("workspace_id", workspace_id, str)
+        check_type("alias", alias, str)
         runtime = self._runtimes.get((workspace_id, alias))
         return None if runtime is None else runtime["status"]
 
@@ -307,8 +316,10 @@ class Emulator:
             method: `POST` for stops, `GET` for reads; a list has no alias.
 
         Raises:
-            ValueError: The method is neither `POST` nor `GET`, or a fault is something else.
+            ValueError: The method is neither `POST` nor `GET`, a fault is something else, or a name
+                is not text.
         """
+        check_texts(workspace_id=workspace_id, alias=alias)
         if method not in _METHODS:
             raise ValueError(f"method is {method!r}: give one of {', '.join(_METHODS)}")
         self._faults.add(faults, method, workspace_id, alias)
@@ -324,7 +335,7 @@ class Emulator:
             fault: The fault or reply, in place of an earlier one; None clears it.
 
         Raises:
-            ValueError: The fault is something else.
+            ValueError: The fault is something else, or a name is not text.
         """
         self._faults.poison(workspace_id, alias, fault)
 
