@@ -247,8 +247,8 @@ class TestProblems:
 
     def test_the_reference_explains_each_type(self) -> None:
         page = (DOCS / "reference" / "problems.md").read_text("utf-8")
-        rows = re.findall(r"^\| `([a-z-]+)` \| (\d{3}) \|", page, re.MULTILINE)
-        assert rows == [(kind.slug, str(kind.status.value)) for kind in ProblemType]
+        sections = re.findall(r"^### ([a-z-]+)\n\nStatus (\d{3}): ", page, re.MULTILINE)
+        assert sections == [(kind.slug, str(kind.status.value)) for kind in ProblemType]
         members = re.findall(r'^  "(\w+)":', page.partition("## Types")[0], re.MULTILINE)
         assert members == list(Problem.__annotations__)
 
@@ -394,6 +394,20 @@ class TestInvalidRequests:
         [error] = client.post("/", json={"k" * 9999: 1}).json()["errors"]
         assert error["loc"] == ["body", "k" * 200 + "…"]
         assert len(client.get("/").content) < 1000
+
+    def test_an_error_that_the_app_raises_may_lack_members(self) -> None:
+        """Fault: the answer was a 500."""
+        app = FastAPI()
+        add_exception_handlers(app)
+
+        @app.get("/")
+        async def fail() -> None:
+            raise RequestValidationError([{"msg": "No.", "loc": ("body", None, 1.5)}, {}])
+
+        assert TestClient(app).get("/").json()["errors"] == [
+            {"loc": ["body", "None", "1.5"], "msg": "No.", "type": ""},
+            {"loc": [], "msg": "", "type": ""},
+        ]
 
     def test_text_that_is_not_json_is_a_problem_too(self) -> None:
         app = app_with_arguments()

@@ -21,11 +21,14 @@ def _runtime_body(runtime: Runtime) -> _schemas.Runtime:
     return cast("_schemas.Runtime", runtime)
 
 
+# Literals, because a call of a TypedDict takes longer, and a report may have many failures.
 def _error_body(error: BctrlError) -> _schemas.StopError:
     kind = classify(error)
-    body = _schemas.StopError(
-        type=kind.uri, detail=kind.detail, mayHaveStopped=error.may_have_stopped
-    )
+    body: _schemas.StopError = {
+        "type": kind.uri,
+        "detail": kind.detail,
+        "mayHaveStopped": error.may_have_stopped,
+    }
     code, request_id = identifiers(error)
     if code is not None:
         body["code"] = code
@@ -35,19 +38,19 @@ def _error_body(error: BctrlError) -> _schemas.StopError:
 
 
 def _outcome_body(outcome: StopOutcome) -> _schemas.StopOutcome:
-    return _schemas.StopOutcome(
-        index=outcome.index,
-        workspaceId=outcome.target.workspace_id,
-        alias=outcome.target.alias,
-        result=outcome.result,
-        runtime=None if outcome.runtime is None else _runtime_body(outcome.runtime),
-        error=None if outcome.error is None else _error_body(outcome.error),
-        attempts=outcome.attempts,
-        elapsed=outcome.elapsed,
-        at=outcome.at,
-        resumed=outcome.resumed,
-        duplicate=outcome.duplicate,
-    )
+    return {
+        "index": outcome.index,
+        "workspaceId": outcome.target.workspace_id,
+        "alias": outcome.target.alias,
+        "result": outcome.result,
+        "runtime": None if outcome.runtime is None else _runtime_body(outcome.runtime),
+        "error": None if outcome.error is None else _error_body(outcome.error),
+        "attempts": outcome.attempts,
+        "elapsed": outcome.elapsed,
+        "at": outcome.at,
+        "resumed": outcome.resumed,
+        "duplicate": outcome.duplicate,
+    }
 
 
 def _report_body(report: StopReport) -> _schemas.StopReport:

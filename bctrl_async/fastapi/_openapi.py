@@ -27,7 +27,7 @@ _TARGET: dict[str, Any] = {"workspace_id": "demo", "alias": "crm"}
 _ANSWERED: dict[str, Any] = {**_TARGET, "attempts": 1, "request_id": "req_8f14e45f"}
 _GIVEN_UP: dict[str, Any] = {**_TARGET, "attempts": 4, "may_have_stopped": True}
 _INVALID_REQUEST = validation_problem(
-    [{"loc": ("query", "limit"), "msg": "Field required", "type": "missing"}]
+    [{"loc": ("body",), "msg": "Field required", "type": "missing"}]
 )
 _PROBLEMS: list[Problem | ValidationProblem] = [
     problem(BctrlNotFoundError("", code="runtime.not_found", **_ANSWERED)),

@@ -26,7 +26,7 @@ from bctrl_async.fastapi._component import component
 
 MEDIA_TYPE = "application/problem+json"
 
-_is_identifier = re.compile(r"[\w.:/+=*-]{1,100}", re.ASCII).fullmatch
+_is_identifier = re.compile(r"[\w.:/+=-]{1,100}", re.ASCII).fullmatch
 
 
 class ProblemType(Enum):

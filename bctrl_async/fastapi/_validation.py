@@ -53,7 +53,8 @@ def validation_problem(errors: Sequence[Mapping[str, Any]]) -> ValidationProblem
     The input and the context of each error are left out: they repeat what was sent, at any length.
 
     Args:
-        errors: The errors, as `RequestValidationError.errors()` returns them.
+        errors: The errors, as `RequestValidationError.errors()` returns them. The app may raise it
+            with its own.
     """
     return ValidationProblem(
         type=_KIND.uri,
@@ -62,16 +63,17 @@ def validation_problem(errors: Sequence[Mapping[str, Any]]) -> ValidationProblem
         detail=f"Missing or invalid values in the request: {len(errors)}.",
         errors=[
             {
-                "loc": [_shorten(part) for part in error["loc"][:_MAX_LOCATION]],
-                "msg": _shorten(error["msg"]),
-                "type": _shorten(error["type"]),
+                "loc": [_shorten(part) for part in error.get("loc", ())[:_MAX_LOCATION]],
+                "msg": _shorten(error.get("msg", "")),
+                "type": _shorten(error.get("type", "")),
             }
             for error in errors[:_MAX_ERRORS]
         ],
     )
 
 
-def _shorten(part: str | int) -> str | int:
-    if isinstance(part, int) or len(part) <= _MAX_TEXT:
+def _shorten(part: object) -> str | int:
+    if isinstance(part, int):
         return part
-    return part[:_MAX_TEXT] + "…"
+    text = str(part)
+    return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"

@@ -25,7 +25,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response, Security, status
+from fastapi import (
+    Body,
+    Depends,
+    FastAPI,
+    Header,
+    HTTPException,
+    Request,
+    Response,
+    Security,
+    status,
+)
 from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -141,7 +151,7 @@ UserDep = Annotated[str, Depends(require_token)]
 
 async def start_run(
     *,
-    targets: list[RuntimeRef],
+    targets: Annotated[list[RuntimeRef], Body(examples=[[["demo", "runtime-0001"]]])],
     user: UserDep,
     session: BctrlDep,
     runs: RunsDep,
