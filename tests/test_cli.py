@@ -2415,6 +2415,16 @@ async def test_the_emulator_begins_a_new_line_after_ctrl_c(
         assert await process.wait() == 130
 
 
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+async def test_an_emulator_that_cannot_print_its_address_exits_with_1() -> None:
+    """Fault: the error was printed, and the exit code was 0."""
+    full = os.open(FULL, os.O_WRONLY)
+    code, _, err = await finish(await start(*COMMAND, "emulator", "--port", "0", stdout=full))
+    os.close(full)
+    assert "error: cannot write to stdout: " in err
+    assert code == 1
+
+
 async def test_a_port_in_use_is_reported_with_a_remedy(
     emulator: Emulator, command: Command
 ) -> None:

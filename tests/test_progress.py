@@ -25,6 +25,7 @@ class Batch:
     total: int | None
     counts: Counter[StopResult] = field(default_factory=Counter)
     in_flight: int = 0
+    polling: int = 0
     retries: int = 0
     is_throttled: bool = False
     is_unanswered: bool = False
@@ -102,6 +103,12 @@ def test_a_line_shows_rate_time_left_retries_and_throttling(make: Make, clock: C
         "81 of 10,000 done, 20/s, 0:08:16 left, 3 in flight, 1,500 retries, "
         "throttled by the server, 80 stopped, 1 not_found"
     )
+
+
+def test_a_line_counts_runtimes_that_are_polled(make: Make) -> None:
+    """Fault: "0 of 1,000 done, 3 in flight" while a thousand accepted stops were verified."""
+    display, _ = make(Batch(1000, in_flight=3, polling=1000))
+    assert display.line() == "0 of 1,000 done, 3 in flight, 1,000 polled until stopped"
 
 
 def test_after_an_interrupt_a_line_counts_outcomes_as_what_they_are(

@@ -76,6 +76,21 @@ class TestOnRealSockets:
         assert (accepted["result"], stopped["result"]) == ("accepted", "stopped")
         assert accepted["at"] < stopped["at"]
 
+    async def test_the_batch_counts_the_runtimes_that_are_polled(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.add_runtime("ws-1", "mail")
+        emulator.inject(Fault.ACCEPTED, alias="crm")
+        emulator.inject(Fault.HANG, alias="crm", method="GET")
+        async with session.stop_runtimes([("ws-1", "crm"), ("ws-1", "mail")], verify=True) as batch:
+            assert batch.polling == 0
+            await wait_for_requests(emulator, 3)
+            polling = batch.polling
+            batch.abort()
+            async for _ in batch:
+                pass
+        assert (polling, batch.polling) == (1, 0)
+
     async def test_elapsed_includes_the_polls(
         self, emulator: Emulator, connect: Connect, tmp_path: Path
     ) -> None:

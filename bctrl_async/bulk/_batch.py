@@ -76,6 +76,11 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self._run.in_flight
 
     @property
+    def polling(self) -> int:
+        """The number of runtimes that are polled until they have stopped (`verify=`)."""
+        return self._run.polling
+
+    @property
     def retries(self) -> int:
         """The attempts beyond the first of each target that has its outcome."""
         return self._run.ledger.retries

@@ -36,6 +36,10 @@ class BulkRun(Protocol):
         """The number of requests in flight."""
 
     @property
+    def polling(self) -> int:
+        """The number of runtimes that are polled."""
+
+    @property
     def is_throttled(self) -> bool:
         """True while the run slows down because of a 429 or 503."""
 

@@ -104,6 +104,11 @@ class Run:
         return sum(worker.call is not None and worker.call.in_flight for worker in self._active())
 
     @property
+    def polling(self) -> int:
+        """The number of runtimes that are polled."""
+        return 0 if self._verifier is None else self._verifier.polling
+
+    @property
     def is_throttled(self) -> bool:
         """True while the session slows down because of a 429 or 503."""
         return self.sender.limiter.is_throttled

@@ -123,6 +123,9 @@ class Verifier:
         send: Sends such a call for a worker, after a delay in seconds.
         may_send: Returns False once no further request may be sent.
         deadline: Seconds until a run ends, None without a deadline.
+
+    Attributes:
+        polling: The number of runtimes that are polled.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class Verifier:
         self._send = send
         self._may_send = may_send
         self._deadline = deadline
+        self.polling: int = 0
         self._pollers: dict[asyncio.Task[None], tuple[Worker, Pending]] = {}
 
     @property
@@ -176,12 +180,14 @@ class Verifier:
         # A resumed outcome has no stop that the polls would belong to.
         target = pending.outcome.target
         begin_read = self._ledger.begin_read if pending.outcome.resumed else None
+        self.polling += 1
         try:
             with observe_read(begin_read, target.workspace_id, target.alias) as read:
                 settled = await self._poll(worker, pending, pending.observer or read)
             if settled is not None:
                 pending.outcome = msgspec.structs.replace(settled, at=now())
         finally:
+            self.polling -= 1
             if not pending.outcome.resumed:
                 elapsed = time.monotonic() - pending.began
                 pending.outcome = msgspec.structs.replace(pending.outcome, elapsed=elapsed)

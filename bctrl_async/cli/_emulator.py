@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._options import MAX_RUNTIMES, Seed, check_not_empty, check_positive, duration
 from bctrl_async.cli._output import Output, print_info
@@ -111,12 +112,13 @@ def emulator(
         context.fail(str(error))
     _add_runtimes(server, runtimes)
     try:
-        asyncio.run(_serve(server, api_key))
+        output = Output()
+        asyncio.run(_serve(server, api_key, output))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             context.fail(f"port {port} of {host} is in use: choose another with --port")
         context.fail(f"cannot listen on {host} port {port}: {error.strerror}")
-    return 0
+    return FAILED if output.write_failed else 0
 
 
 def _parse_faults(given: Sequence[str]) -> dict[Fault, float]:
@@ -149,13 +151,14 @@ def _add_runtimes(server: Emulator, count: int) -> None:
         server.add_runtime(WORKSPACE, alias, kind=kind, created_at=created_at)
 
 
-async def _serve(server: Emulator, api_key: str) -> None:
+async def _serve(server: Emulator, api_key: str, output: Output) -> None:
     async with server:
-        output = Output()
         print_info("The emulator is running; stop it with Ctrl-C. In another terminal, run:")
         output.print_result(f"export BCTRL_BASE_URL={_reachable_url(server.url)}")
         output.print_result(f"export BCTRL_API_KEY={shlex.quote(api_key)}")
         output.print_result(f"bctrl-async stop {WORKSPACE} {next(runtime_aliases(1))}")
+        if output.write_failed:
+            return
         terminated = asyncio.Event()
         with suppress(NotImplementedError):  # On Windows SIGTERM ends the process anyway.
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)

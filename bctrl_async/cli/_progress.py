@@ -133,6 +133,8 @@ class Display:
     def _state_text(self) -> str:
         batch = self._batch
         parts = [f"{batch.in_flight} in flight"]
+        if batch.polling:
+            parts.append(f"{batch.polling:,} polled until stopped")
         if batch.retries:
             parts.append(f"{batch.retries:,} retries")
         if batch.is_unanswered:

@@ -88,6 +88,11 @@ class ClusterRun:
         return self._dispatcher.open
 
     @property
+    def polling(self) -> int:
+        """0: the workers poll by themselves."""
+        return 0
+
+    @property
     def is_throttled(self) -> bool:
         """False: the workers slow down by themselves."""
         return False
