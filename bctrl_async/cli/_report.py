@@ -11,7 +11,6 @@ from bctrl_async import RuntimeRef, RuntimeState
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import (
     MAX_SHOWN,
-    OutcomePrinter,
     escape,
     pluralize,
     print_not_found,
@@ -19,6 +18,7 @@ from bctrl_async.cli._format import (
 )
 from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._options import check_positive, duration
+from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import Output, print_info, print_warning
 from bctrl_async.cli._records import (
     OutputFormat,
@@ -97,6 +97,7 @@ def report(
         missing_ok=ignore_not_found,
         records=records,
         to_fields=_unlisted_fields if items is None else outcome_fields,
+        complete="add -o json or csv",
     )
     account = _Account(merged, printer, output, records)
     if items is None:

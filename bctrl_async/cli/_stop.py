@@ -1,6 +1,7 @@
 """The command `stop`."""
 
 import asyncio
+import shlex
 import time
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
@@ -14,7 +15,6 @@ from bctrl_async.cli._connection import Connection, with_connection
 from bctrl_async.cli._exit_codes import FAILED, exit_code
 from bctrl_async.cli._find import FoundRuntimes, can_prompt, confirm, find_runtimes
 from bctrl_async.cli._format import (
-    OutcomePrinter,
     escape,
     print_not_found,
     summarize,
@@ -28,13 +28,16 @@ from bctrl_async.cli._options import (
     duration,
     status_option,
 )
+from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._pace import pace_of
 from bctrl_async.cli._records import OutputFormat, OutputOption, Records
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
 from bctrl_async.cli._targets import open_targets, single_file
+from bctrl_async.errors import subject_of
 
+_COMPLETE = "use -o json or csv, or a --journal"
 _MIN_DEADLINE = 0.001
 """Seconds left to a run whose deadline has passed: every target becomes `not_sent`."""
 _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
@@ -175,9 +178,9 @@ def stop(
     {"workspace_id": "ws", "alias": "crm"} or ["ws", "crm"], one after the other or in
     an array. Put -- before WORKSPACE if an alias begins with a dash.
 
-    Every ALIAS gets a line of output; with --from or --all, only targets do that were
-    attempted and may still be running. The last line counts the runtimes that are not
-    running, still running, and unknown. It is safe to run the command again.
+    Every ALIAS gets a line of output. With --from or --all, targets that were attempted
+    and may still be running are grouped by reason. The last line counts the runtimes that
+    are not running, still running, and unknown. It is safe to run the command again.
 
     After Ctrl-C nothing new is sent, and requests in flight are waited for; a second
     one aborts them.
@@ -205,6 +208,7 @@ def stop(
         None if file or everything else aliases,
         missing_ok=ignore_not_found,
         records=records,
+        complete=f"bctrl-async report {shlex.quote(journal)} -o json" if journal else _COMPLETE,
     )
 
     def run(targets: _Targets, deadline: float | None) -> int:
@@ -230,7 +234,7 @@ def stop(
         )
         finished = asyncio.run(running)
         printer.finish()
-        return _report(finished, output, for_people=records is None)
+        return _report(finished, output, printer, for_people=records is None)
 
     if file is not None:
         # A bad line is an invalid target, which the bulk stop rejects.
@@ -292,13 +296,19 @@ def _stop_found(
     return run(found.targets, deadline) or code
 
 
-def _report(finished: FinishedRun, output: Output, *, for_people: bool) -> int:
+def _report(
+    finished: FinishedRun, output: Output, printer: OutcomePrinter, *, for_people: bool
+) -> int:
     """Print the summary of a bulk stop, and return the exit code."""
     report = finished.report
     if finished.read_error is not None:
         print_error(f"cannot read all targets: {finished.read_error.strerror}")
     elif report.ended_early is not None and not finished.interrupted:
-        print_error(f"ended early: {report.ended_early}")
+        error = report.ended_early
+        # The line of the target has the advice.
+        explained = printer.has_explained(error)
+        text = f"{subject_of(error)}{error.summary}" if explained else str(error)
+        print_error(f"ended early: {text}")
     summary = summarize(report, input_left=finished.input_left)
     summary = f"{'Interrupted: ' * finished.interrupted}{summary}"
     if for_people:

@@ -1,0 +1,171 @@
+"""Outcomes as lines or records."""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from bctrl_async import BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopResult
+from bctrl_async.cli._format import MAX_SHOWN, escape
+from bctrl_async.cli._items import ends_input
+from bctrl_async.cli._output import Output, one_line, print_info
+from bctrl_async.cli._reasons import Reasons
+from bctrl_async.cli._records import Records, outcome_fields
+from bctrl_async.errors import subject_of
+from bctrl_async.outcomes import state_of
+
+_MAX_ALIAS_WIDTH = 28
+_MIN_DETAIL_WIDTH = 50
+_INDENT = 4
+_RESULT_WIDTH = max(len(result) for result in StopResult)
+
+
+class OutcomePrinter:
+    """Prints outcomes as lines or records.
+
+    On a terminal a long line wraps within its last column; in a file it never wraps.
+
+    Args:
+        output: The output to print to.
+        aliases: The aliases to align the lines to, each of which gets one. None if they are not
+            known: only attempted targets that are not known to be not running are shown then, the
+            first for each reason with a line.
+        missing_ok: Count `not_found` as not running.
+        records: Prints every outcome as a record instead; None to print lines.
+        to_fields: Returns the fields of that record.
+        complete: Where all outcomes are, for those that got no line.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        aliases: Sequence[str] | None,
+        *,
+        missing_ok: bool = False,
+        records: Records | None = None,
+        to_fields: Callable[[StopOutcome], Mapping[str, object]] = outcome_fields,
+        complete: str = "",
+    ) -> None:
+        self._output = output
+        self._missing_ok = missing_ok
+        self._records = records
+        self._to_fields = to_fields
+        self._complete = complete
+        self._reasons = Reasons()
+        self._prints_all = aliases is not None
+        self._invalid = 0
+        widest = max((cell_len(escape(alias)) for alias in aliases or ()), default=_MAX_ALIAS_WIDTH)
+        self._width = min(widest, _MAX_ALIAS_WIDTH)
+
+    def print(self, outcome: StopOutcome) -> None:
+        """Print an outcome."""
+        state = state_of(outcome, missing_ok=self._missing_ok)
+        if self._records is not None:
+            self._records.print(self._to_fields(outcome))
+        elif self._prints_all or (
+            _needs_attention(outcome, state) and self._is_shown(outcome, state)
+        ):
+            is_stopped = (
+                state is RuntimeState.NOT_RUNNING and outcome.result is not StopResult.ACCEPTED
+            )
+            detail = self._detail(outcome, state)
+            if detail is not None:
+                self._print_line(outcome.target, outcome.result, detail, is_good=is_stopped)
+
+    def _detail(self, outcome: StopOutcome, state: RuntimeState) -> str | None:
+        """Return the text of a line, None if there is none for this target."""
+        if state in {RuntimeState.INVALID, RuntimeState.NOT_RUNNING}:
+            return _describe(outcome, state)
+        given = self._reasons.add(outcome)
+        if given is None or (self._prints_all and outcome.error is None):
+            return _describe(outcome, state)
+        return given if self._prints_all else None
+
+    def has_explained(self, error: BctrlError) -> bool:
+        """Return True if an outcome with this error was printed, with its advice."""
+        return self._records is None and self._reasons.has(error)
+
+    def print_missing(self, target: RuntimeRef) -> None:
+        """Print the line of a target that has no outcome."""
+        self._print_line(target, "no outcome", "in no journal", is_good=False)
+
+    def finish(self) -> None:
+        """Print the header of CSV without rows, or the targets that got no line."""
+        if self._records is not None:
+            self._records.print_header()
+        if not self._prints_all:
+            self._print_groups()
+        if self._invalid > MAX_SHOWN:
+            print_info(f"{self._invalid - MAX_SHOWN:,} more invalid targets are not shown")
+
+    def _print_groups(self) -> None:
+        """Print the targets that got no line since their reasons had been given."""
+        groups = self._reasons.repeated()
+        for group in groups:
+            names = [self._output.escape_unencodable(self._name(ref)) for ref in group.first]
+            more = group.count - len(names)
+            listed = ", ".join(names) + (f" and {more:,} more" if more else "")
+            line = f"{group.count:,} more {group.result} ({one_line(group.reason)}): {listed}"
+            self._output.print_result(line, wrap=True)
+        if groups and self._complete:
+            print_info(f"All of them: {self._complete}")
+
+    def _is_shown(self, outcome: StopOutcome, state: RuntimeState) -> bool:
+        """Return True unless it is one of very many invalid targets."""
+        if state is not RuntimeState.INVALID or ends_input(outcome):
+            return True
+        self._invalid += 1
+        return self._invalid <= MAX_SHOWN
+
+    def _print_line(self, target: RuntimeRef, result: str, detail: str, *, is_good: bool) -> None:
+        name = self._output.escape_unencodable(self._name(target))
+        name += " " * (self._width - cell_len(name))
+        detail = self._output.escape_unencodable(one_line(detail))
+        if self._output.on_terminal:
+            detail = self._wrapped(detail, self._width + _RESULT_WIDTH + 4)
+        padding = "" if detail.startswith("\n") else " " * (_RESULT_WIDTH - len(result) + 2)
+        styled = (result, "green" if is_good else "yellow")
+        self._output.print_result(Text.assemble(name, "  ", styled, padding, detail))
+
+    def _wrapped(self, detail: str, indent: int) -> str:
+        """Wrap the last column of a line, or put it below if that would be too narrow."""
+        room = self._output.width - indent
+        start = ""
+        if room < min(len(detail), _MIN_DETAIL_WIDTH):
+            indent = _INDENT
+            room = max(self._output.width, _MIN_DETAIL_WIDTH) - indent
+            start = f"\n{' ' * indent}"
+        lines = textwrap.wrap(detail, room, break_on_hyphens=False, break_long_words=False)
+        return start + f"\n{' ' * indent}".join(lines)
+
+    def _name(self, target: RuntimeRef) -> str:
+        alias = escape(target.alias)
+        if self._prints_all or not target.workspace_id:
+            return alias
+        return f"{escape(target.workspace_id)} {alias}"
+
+
+def _needs_attention(outcome: StopOutcome, state: RuntimeState) -> bool:
+    """Return True if a target was attempted and may still be running."""
+    not_attempted = outcome.result is StopResult.NOT_SENT and not outcome.attempts
+    return not (state is RuntimeState.NOT_RUNNING or not_attempted)
+
+
+def _describe(outcome: StopOutcome, state: RuntimeState) -> str:
+    if outcome.resumed:
+        return "from the journal of an earlier run, not sent again"
+    if outcome.duplicate:
+        return "a duplicate, sent once"
+    facts = []
+    error = outcome.error
+    if error is None:
+        facts.append(f"{outcome.elapsed:.2f} s")
+        if outcome.attempts > 1:
+            facts.append(f"{outcome.attempts} attempts")
+    if outcome.result is not StopResult.STOPPED and outcome.runtime is not None:
+        facts.append(f"status {escape(outcome.runtime.status)} ({state})")
+    if error is not None:
+        is_settled = outcome.result.settled
+        facts.append(error.summary if is_settled else str(error).removeprefix(subject_of(error)))
+    return ", ".join(facts)

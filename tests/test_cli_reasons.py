@@ -1,0 +1,174 @@
+"""Targets that are not settled: each reason is explained once."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import os
+import pty
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from conftest import KEY
+
+from bctrl_async import (
+    BctrlApiError,
+    BctrlError,
+    BctrlTimeoutError,
+    RuntimeRef,
+    StopOutcome,
+    StopResult,
+    cli,
+)
+from bctrl_async.cli._reasons import Reasons
+from bctrl_async.emulator import Emulator, Fault, Reply
+
+Command = Callable[..., Awaitable[tuple[int, str, str]]]
+
+FORBIDDEN = Reply(403, code="workspace.forbidden")
+ADVICE = "Use a key with access to this workspace"
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path) -> None:
+    for number in range(30):
+        emulator.add_runtime("ws", f"r{number}")
+        emulator.poison("ws", f"r{number}", FORBIDDEN if number % 3 else Fault.ACCEPTED)
+    lines = "".join(f"ws,r{number}\n" for number in range(30))
+    (tmp_path / "all.csv").write_text(lines, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    async def command(*args: str | Path) -> tuple[int, str, str]:
+        # In a thread, because the emulator runs in this loop.
+        code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
+        return code, *capfd.readouterr()
+
+    return command
+
+
+async def test_each_reason_gets_a_line_and_then_a_count(command: Command) -> None:
+    """Fault: the same answer was printed for each target, a hundred times with its advice."""
+    args = ("stop", "--no-verify", "--concurrency", "1", "--from", "all.csv")
+    code, out, err = await command(*args)
+    lines = out.splitlines()
+    assert len(lines) == 5
+    assert lines[0].split()[:3] == ["ws", "r0", "accepted"]
+    assert lines[1].split()[:3] == ["ws", "r1", "rejected"]
+    assert lines[2] == (
+        "19 more rejected (403 workspace.forbidden): ws r2, ws r4, ws r5 and 16 more"
+    )
+    assert lines[3] == "9 more accepted (status active): ws r3, ws r6, ws r9 and 6 more"
+    assert out.count(ADVICE) == 1
+    assert err == "All of them: use -o json or csv, or a --journal\n"
+    assert code == 1
+
+
+async def test_the_command_that_prints_all_of_them_names_the_journal(command: Command) -> None:
+    args = ("stop", "--no-verify", "--journal", "to night.jsonl", "--from", "all.csv")
+    _, _, err = await command(*args)
+    assert err == "All of them: bctrl-async report 'to night.jsonl' -o json\n"
+    _, out, err = await command("report", "to night.jsonl")
+    assert "19 more rejected (403 workspace.forbidden)" in out
+    assert "All of them: add -o json or csv\n" in err
+
+
+async def test_every_alias_has_a_line_but_the_advice_stands_once(command: Command) -> None:
+    args = ("stop", "--no-verify", "--concurrency", "1", "ws", "r0", "r1", "r2", "r3", "r4")
+    _, out, err = await command(*args)
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["r0", "r1", "r2", "r3", "r4"]
+    assert (
+        lines[2] == lines[4].replace("r4", "r2") == "r2  rejected         403 workspace.forbidden"
+    )
+    assert "status active (still running)" in lines[3]
+    assert out.count(ADVICE) == 1
+    assert err == ""
+
+
+async def test_a_run_that_an_invalid_key_ends_gives_its_advice_once(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: the advice stood in the line of each alias, and in the error below."""
+    monkeypatch.setenv("BCTRL_API_KEY", "wrong-key")
+    code, out, err = await command("stop", "--concurrency", "1", "ws", "r0", "r1", "r2")
+    assert (out + err).count("Check the API key") == 1
+    assert "error: ended early: " in err
+    assert code == 2
+
+
+async def test_swapped_columns_are_named_as_the_cause(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "swapped.csv"
+    file.write_text("".join(f"r{number},ws\n" for number in range(30)), "utf-8")
+    _, _, err = await command("stop", "--from", file)
+    assert "30 of 30 targets not found: the columns look swapped, expected WORKSPACE,ALIAS" in err
+    assert "--ignore-not-found" not in err
+
+
+async def test_a_long_line_is_put_below_its_target_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fault: the reason of a target of a list had 33 columns of 80."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    master, terminal = pty.openpty()
+    command = ("-m", "bctrl_async", "stop", "--no-verify", "--concurrency", "1", "-q")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, *command, "--from", "all.csv"),
+        stdout=terminal,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    os.close(terminal)
+    assert await process.wait() == 1
+    text = codecs.decode(await asyncio.to_thread(os.read, master, 65536)).replace("\r\n", "\n")
+    os.close(master)
+    assert "ws r1                         rejected\n    the server answered 403 " in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def outcome(number: int, error: BctrlError | None = None, **fields: object) -> StopOutcome:
+    return StopOutcome(
+        index=number,
+        target=RuntimeRef("ws", f"r{number}"),
+        result=StopResult.UNKNOWN,
+        error=error,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def test_reasons_that_differ_in_numbers_only_are_one() -> None:
+    reasons = Reasons()
+    assert reasons.add(outcome(0, BctrlTimeoutError("no answer within 60 s: slow"))) is None
+    again = reasons.add(outcome(1, BctrlTimeoutError("no answer within 59 s: slow")))
+    assert again == "no answer within 59 s"
+    assert [(group.count, group.reason) for group in reasons.repeated()] == [
+        (1, "no answer within 60 s")
+    ]
+
+
+def test_the_number_of_reasons_is_bounded() -> None:
+    reasons = Reasons()
+    for number in range(100):
+        code = "x" + "y" * number
+        reasons.add(outcome(number, BctrlApiError("no", status=400, code=code)))
+    (group,) = reasons.repeated()
+    assert (group.reason, group.count) == ("other reasons", 79)
+
+
+def test_outcomes_without_an_error_have_a_reason_as_well() -> None:
+    reasons = Reasons()
+    assert reasons.add(outcome(0)) is None
+    assert reasons.add(outcome(1)) == "not confirmed"
+    assert reasons.add(outcome(2, resumed=True)) is None
+    assert reasons.add(outcome(3, resumed=True)) == "from an earlier run"
+    assert reasons.add(outcome(4, duplicate=True)) is None
+    assert reasons.add(outcome(5, duplicate=True)) == "a duplicate"
