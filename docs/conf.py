@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -132,8 +132,19 @@ def _shorten(
     return signature, returns
 
 
+def _set_level(
+    _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: object
+) -> None:
+    """Give the captions of the navigation a level: a heading needs one for screen readers."""
+    tree = context.get("furo_navigation_tree", "")
+    context["furo_navigation_tree"] = tree.replace(
+        'role="heading"', 'role="heading" aria-level="2"'
+    )
+
+
 def setup(app: Sphinx) -> None:
-    """Connect the handlers that mend signatures, and those before and after napoleon."""
+    """Connect the handlers that mend signatures and captions, and those around napoleon."""
     app.connect("autodoc-process-signature", _shorten)
+    app.connect("html-page-context", _set_level, priority=900)
     app.connect("autodoc-process-docstring", _prepare, priority=100)
     app.connect("autodoc-process-docstring", _restore, priority=900)
