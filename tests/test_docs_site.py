@@ -73,9 +73,10 @@ async def hits(tab: Tab, word: str) -> list[str]:
     await tab.wait_for("document.activeElement.matches('pagefind-modal input')")
     await tab.write(word)
     # They are filled in one by one, in any order.
-    links = "document.querySelectorAll('pagefind-modal .pf-result:nth-child(-n+3) .pf-result-link')"
-    await tab.wait_for(f"{links}.length === 3")
-    found = await tab.run(f"[...{links}].map(link => link.pathname)")
+    first = "[...document.querySelectorAll('pagefind-modal .pf-result')].slice(0, 3)"
+    links = f"{first}.map(hit => hit.querySelector('.pf-result-link'))"
+    await tab.wait_for(f"{first}.length && {links}.every(link => link)")
+    found = await tab.run(f"{links}.map(link => link.pathname)")
     return [str(each).removeprefix("/docs/") for each in found]
 
 
@@ -87,6 +88,8 @@ async def hits(tab: Tab, word: str) -> list[str]:
         ("429", "how-to/rate-limits.html"),
         ("Ctrl-C", "reference/command.html"),
         ("timeout", "reference/session.html"),
+        ("Windows", "how-to/windows.html"),
+        ("Docker", "how-to/docker.html"),
         ("stop_runtimes", "reference/session.html"),
     ],
 )
