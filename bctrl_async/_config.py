@@ -132,7 +132,7 @@ def proxy(given: object, *, base_url: URL, allow_plaintext: bool) -> Secret:
         raise BctrlConfigError("invalid proxy", advice=f"Pass {expected}", argument="proxy")
     if base_url.scheme == "http" and not allow_plaintext:
         raise BctrlConfigError(
-            "invalid proxy: it would get the API key unencrypted, because base_url is an http URL",
+            "invalid proxy: it could read the API key in requests to an http API",
             advice="Use https, or pass allow_plaintext=True if the network is yours",
             argument="proxy",
         )

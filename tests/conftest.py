@@ -58,8 +58,10 @@ def _seeded_jitter() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BCTRL_API_KEY", "BCTRL_BASE_URL"):
+    for name in ("BCTRL_API_KEY", "BCTRL_BASE_URL", "BCTRL_CONFIG", "BCTRL_PROFILE"):
         monkeypatch.delenv(name, raising=False)
+    # The command's config file is there.
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class TestProxy:
             assert secret not in everything_of(caught.value) + repr(session)
 
     async def test_it_gets_requests_to_an_http_api_only_if_plaintext_is_allowed(self) -> None:
-        with pytest.raises(BctrlConfigError, match="the API key unencrypted") as caught:
+        with pytest.raises(BctrlConfigError, match="could read the API key") as caught:
             BctrlSession(KEY, base_url="http://127.0.0.1:8787", proxy="http://127.0.0.1:9")
         assert caught.value.argument == "proxy"
         async with (

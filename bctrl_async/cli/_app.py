@@ -16,15 +16,6 @@ from bctrl_async.cli._output import print_error, report_os_error
 from bctrl_async.cli._verbosity import LOG_PRINTER
 from bctrl_async.journal import JournalInUseError
 
-# The session names its arguments; here they are options and variables.
-_CONFIG_ERRORS: dict[str | None, str] = {
-    "api_key": "invalid BCTRL_API_KEY: expected visible ASCII characters, without 'Bearer '",
-    "base_url": (
-        "invalid --base-url or BCTRL_BASE_URL: expected an https URL (http on this machine only) "
-        "without credentials, query or fragment, such as https://api.bctrl.ai"
-    ),
-}
-
 _PREFIX = "Value error, "
 """Text that typer puts before the reason why a value is invalid."""
 
@@ -90,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print_error(str(error))
         return JOURNAL_IN_USE
     except BctrlConfigError as error:
-        print_error(_CONFIG_ERRORS.get(error.argument, str(error)))
+        print_error(str(error))
         return USAGE
     except BctrlError as error:
         print_error(str(error))

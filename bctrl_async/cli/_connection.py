@@ -1,39 +1,57 @@
 """The options of the connection, which several commands share, and the session made from them."""
 
 import inspect
-import os
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import cached_property, partial, wraps
 from typing import Annotated, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import typer
 
 from bctrl_async import BctrlConfigError, BctrlSession, RetryPolicy
 from bctrl_async._limiter.pace import Pace
-from bctrl_async.cli._options import check_positive, duration
+from bctrl_async.cli._api_key import KeySource, find_key
+from bctrl_async.cli._options import check_not_empty, check_positive, duration
+from bctrl_async.cli._profiles import Profile, load_profile, profile_names
 from bctrl_async.cli._verbosity import verbosity
 
+_PUBLIC_API = "https://api.bctrl.ai"
+_URL_VARIABLE = "BCTRL_BASE_URL"
 _NO_KEY = "not-needed"
 """The key of a session that sends nothing."""
+
+# The session advises to pass arguments; here they are options, variables and keys of a profile.
+_ADVICE = {
+    "api_key": "Expected visible ASCII characters, without 'Bearer '",
+    "base_url": f"Give an https URL such as {_PUBLIC_API}; http on this machine only",
+    "proxy": "Give a URL such as http://proxy.example.com:3128, for an https API only",
+}
 
 _option = partial(typer.Option, rich_help_panel="Connection")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Connection:
+class ConnectionOptions:
     """The options of the connection. Each field is an option of the commands that have them."""
 
-    base_url: Annotated[
+    profile: Annotated[
         str | None,
         _option(
-            "--base-url",
-            metavar="URL",
-            envvar="BCTRL_BASE_URL",
-            show_default="https://api.bctrl.ai",
-            help="URL of the API.",
+            "--profile",
+            metavar="NAME",
+            envvar="BCTRL_PROFILE",
+            callback=check_not_empty,
+            autocompletion=profile_names,
+            help="Profile of the config file.",
         ),
     ] = None
+    base_url: Annotated[
+        str,
+        _option("--base-url", metavar="URL", envvar=_URL_VARIABLE, help="URL of the API."),
+    ] = _PUBLIC_API
     timeout: Annotated[
         float,
         _option(
@@ -63,6 +81,93 @@ class Connection:
             help="Time to wait while the server answers 429 or 503.",
         ),
     ] = None
+    proxy: Annotated[
+        str | None,
+        _option(
+            "--proxy",
+            metavar="URL",
+            callback=check_not_empty,
+            help="Proxy of all requests; else HTTPS_PROXY and NO_PROXY decide.",
+        ),
+    ] = None
+    ca_file: Annotated[
+        str | None,
+        _option(
+            "--ca-file",
+            metavar="PEM",
+            callback=check_not_empty,
+            help="Trust the CAs in this file instead of the system's.",
+        ),
+    ] = None
+
+
+class Connection:
+    """The connection that the options, the environment and a profile describe.
+
+    Args:
+        options: The values of the options, whatever they come from.
+        profile: The profile in effect.
+        origins: Where the value of each option comes from, such as `--timeout`, by its parameter.
+
+    Attributes:
+        options: The values of the options, whatever they come from.
+        profile: The profile in effect.
+    """
+
+    def __init__(
+        self, options: ConnectionOptions, profile: Profile, origins: Mapping[str, str]
+    ) -> None:
+        self.options = options
+        self.profile = profile
+        self._origins = origins
+
+    def origin(self, name: str) -> str:
+        """Return where the value of an option comes from, for a message."""
+        return self._origins[name]
+
+    def key_source(self) -> KeySource:
+        """Return where the API key comes from.
+
+        Raises:
+            BctrlConfigError: There is no key.
+        """
+        is_from_environment = self.origin("base_url") == _URL_VARIABLE
+        return find_key(self.profile, url_of_environment=is_from_environment)
+
+    @cached_property
+    def key(self) -> str:
+        """The API key, for which a command is run only once."""
+        return self.key_source().read()
+
+    @cached_property
+    def proxy(self) -> tuple[str, str] | None:
+        """The proxy and where it comes from; None for a direct connection."""
+        if self.options.proxy is not None:
+            return self.options.proxy, self.origin("proxy")
+        # A proxy is another machine: loopback traffic, which may go without TLS, must not reach it.
+        proxy = getproxies().get("https") if self.options.base_url.startswith("https://") else None
+        if not proxy or proxy_bypass(urlsplit(self.options.base_url).netloc):
+            return None
+        return proxy if "://" in proxy else f"http://{proxy}", "HTTPS_PROXY"
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext | None:
+        """The TLS context; None for the default one.
+
+        Raises:
+            BctrlConfigError: The file of CAs cannot be used.
+        """
+        file = self.options.ca_file
+        if file is None:
+            return None
+        try:
+            return ssl.create_default_context(cafile=file)
+        except OSError as error:
+            # An error of TLS is one as well, and has no words for a file without certificates.
+            problem = "no PEM certificates" if isinstance(error, ssl.SSLError) else error.strerror
+            raise BctrlConfigError(
+                f"cannot read {file} ({self.origin('ca_file')}): {problem}"
+            ) from error
 
     def session(
         self,
@@ -81,32 +186,47 @@ class Connection:
             pace: As for `BctrlSession`.
 
         Raises:
-            BctrlConfigError: There is no key, or an option is invalid.
+            BctrlConfigError: There is no key, or an option is invalid; the text names it.
         """
-        return BctrlSession(
-            self._key() if needs_key else _NO_KEY,
-            base_url=self.base_url,
-            timeout=self.timeout,
-            max_connections=max_connections,
-            retry=RetryPolicy(attempts=self.attempts, patience=self.patience),
-            rate=rate,
-            pace=pace,
-        )
+        options = self.options
+        try:
+            # The key comes last: a command for it may ask for a password.
+            proxy, tls = self.proxy, self.tls
+            return BctrlSession(
+                self.key if needs_key else _NO_KEY,
+                base_url=options.base_url,
+                timeout=options.timeout,
+                max_connections=max_connections,
+                retry=RetryPolicy(attempts=options.attempts, patience=options.patience),
+                rate=rate,
+                pace=pace,
+                proxy=None if proxy is None else proxy[0],
+                ssl=tls,
+            )
+        except BctrlConfigError as error:
+            if error.argument not in _ADVICE:
+                raise
+            raise self._named(error, error.argument) from error
 
-    def _key(self) -> str:
-        key = os.environ.get("BCTRL_API_KEY")
-        if not key:
-            raise BctrlConfigError("no API key: set BCTRL_API_KEY")
-        return key
+    def _named(self, error: BctrlConfigError, argument: str) -> BctrlConfigError:
+        """Return an error of the session that names an option in place of an argument."""
+        if argument == "api_key":
+            summary = f"invalid API key from {self.key_source()}"
+        else:
+            origin = self.origin(argument)
+            if argument == "proxy" and self.proxy is not None:
+                origin = self.proxy[1]
+            summary = error.summary.replace(f"invalid {argument}", f"invalid {origin}", 1)
+        return BctrlConfigError(summary, advice=_ADVICE[argument])
 
 
 def with_connection(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the options of `Connection` and `verbosity`, after its own.
+    """Give a command the options of `ConnectionOptions` and `verbosity`, after its own.
 
     Args:
         command: A command with the keyword `connection`, and `context` if it needs that.
     """
-    own, shared = _parameters(command), _parameters(Connection)
+    own, shared = _parameters(command), _parameters(ConnectionOptions)
     shown = _parameters(verbosity)
     context_parameter = shown.pop("context")
     needs_context = own.pop("context", None) is not None
@@ -114,11 +234,13 @@ def with_connection(command: Callable[..., int]) -> Callable[..., int]:
 
     @wraps(command)
     def run(context: typer.Context, **values: Any) -> int:  # noqa: ANN401 - typer's.
-        connection = Connection(**{name: values.pop(name) for name in shared})
+        profile = load_profile(values["profile"])
+        origins = _apply_profile(context, profile, values)
+        options = ConnectionOptions(**{name: values.pop(name) for name in shared})
         if needs_context:
             values["context"] = context
         with verbosity(context, **{name: values.pop(name) for name in shown}):
-            return command(**values, connection=connection)
+            return command(**values, connection=Connection(options, profile, origins))
 
     parameters = [context_parameter, *own.values(), *shared.values(), *shown.values()]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -127,3 +249,30 @@ def with_connection(command: Callable[..., int]) -> Callable[..., int]:
 
 def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(function).parameters)
+
+
+def _apply_profile(
+    context: typer.Context, profile: Profile, values: dict[str, Any]
+) -> Mapping[str, str]:
+    """Replace values by those of a profile, and return where each value comes from.
+
+    An option precedes the profile. A variable precedes the default profile, but not one that the
+    user named.
+    """
+    origins: dict[str, str] = {}
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        is_variable = source is not None and source.name == "ENVIRONMENT"
+        is_given = source is not None and source.name == "COMMANDLINE"
+        if not is_given and not (is_variable and not profile.is_named):
+            if name in profile.options:
+                values[name] = context.params[name] = profile.options[name]
+                origins[name] = f"{name} in {profile}"
+                continue
+            if name == "base_url":
+                # Not BCTRL_BASE_URL, which is that of another account.
+                values[name] = _PUBLIC_API
+                is_variable = False
+        origins[name] = str(parameter.envvar) if is_variable else parameter.opts[0]
+    return origins

@@ -9,7 +9,7 @@ import typer
 from bctrl_async import BctrlConfigError
 from bctrl_async._limiter.pace import Pace
 
-_is_address = re.compile(r"(redis|rediss|unix):(?!//).*|[\w.-]+:\d+(/.*)?").fullmatch
+is_address = re.compile(r"(redis|rediss|unix):(?!//).*|[\w.-]+:\d+(/.*)?").fullmatch
 """Matches an address without its scheme: as a file, each machine would have a pace of its own."""
 
 
@@ -21,7 +21,7 @@ def pace_of(context: typer.Context, place: str, rate: float) -> Pace:
         place: The path of a file, or the URL of a Redis server.
         rate: The rate of all processes together.
     """
-    if _is_address(place):
+    if is_address(place):
         context.fail(
             f"invalid --pace {place!r}: expected the path of a file or a URL. "
             "Begin the address of a server with redis://, and such a path with ./"

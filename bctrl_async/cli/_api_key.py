@@ -1,0 +1,94 @@
+"""The API key, from the environment or from where a profile says."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from bctrl_async import BctrlConfigError
+from bctrl_async.cli._profiles import Profile
+
+VARIABLE = "BCTRL_API_KEY"
+_COMMAND_TIMEOUT = 60.0
+
+
+class KeySource(NamedTuple):
+    """The origin of the API key: a variable, or the command of a profile.
+
+    Attributes:
+        variable: The variable; empty for a command.
+        command: The command.
+        profile: The profile that names it; None for BCTRL_API_KEY.
+    """
+
+    variable: str = ""
+    command: Sequence[str] = ()
+    profile: Profile | None = None
+
+    def __str__(self) -> str:
+        name = self.variable or f"the command {self.command[0]!r}"
+        key = "api_key_env" if self.variable else "api_key_command"
+        return name if self.profile is None else f"{name} ({key} of {self.profile})"
+
+    def read(self) -> str:
+        """Return the key.
+
+        Raises:
+            BctrlConfigError: It cannot be read. The error does not contain it.
+        """
+        key = os.environ.get(self.variable) if self.variable else self._run()
+        return key or self._fail("it is not set" if self.variable else "it printed nothing")
+
+    def _run(self) -> str:
+        try:
+            # Not with our stdin, which may have targets. It shares our stderr, so that it can say
+            # what is wrong, or ask to touch a security key.
+            done = subprocess.run(  # noqa: S603 - the user's own command.
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                timeout=_COMMAND_TIMEOUT,
+                check=False,
+            )
+        except OSError as error:
+            self._fail(f"it cannot be run: {error.strerror}")
+        except subprocess.TimeoutExpired:
+            self._fail(f"it took more than {_COMMAND_TIMEOUT:g} s")
+        if done.returncode:
+            self._fail(f"it failed with exit code {done.returncode}")
+        # Password managers print further fields below the password.
+        return done.stdout.decode(errors="replace").strip().partition("\n")[0].strip()
+
+    def _fail(self, problem: str) -> NoReturn:
+        # The cause would have the output of the command.
+        raise BctrlConfigError(f"no API key from {self}: {problem}") from None
+
+
+def find_key(profile: Profile, *, url_of_environment: bool) -> KeySource:
+    """Return where the API key comes from.
+
+    Args:
+        profile: The profile in effect. One that the user named precedes BCTRL_API_KEY: the key of
+            production must not go to the URL of staging.
+        url_of_environment: True if the URL of the API is that of BCTRL_BASE_URL, which must not get
+            the key of the default profile.
+
+    Raises:
+        BctrlConfigError: There is no key for this URL.
+    """
+    has_key = bool(profile.api_key_env or profile.api_key_command)
+    if not profile.is_named:
+        if os.environ.get(VARIABLE):
+            return KeySource(VARIABLE)
+        if not has_key:
+            raise BctrlConfigError(f"no API key: set {VARIABLE}")
+        if url_of_environment:
+            raise BctrlConfigError(
+                f"no API key: set {VARIABLE} as well as BCTRL_BASE_URL",
+                advice=f"The key of {profile} is for its own URL",
+            )
+    if not has_key:
+        raise BctrlConfigError(
+            f"no API key in {profile}", advice="Add api_key_env or api_key_command"
+        )
+    return KeySource(profile.api_key_env or "", profile.api_key_command or (), profile)

@@ -1,0 +1,456 @@
+"""The config file of the command: its profiles, its checks, and where the API key comes from."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import KEY
+from test_cli_connection import Command, command
+from tls import forward_proxy, over_tls
+
+from bctrl_async import BctrlConfigError, cli
+from bctrl_async.cli import _api_key, _profiles
+from bctrl_async.emulator import Emulator, Fault
+
+__all__ = ["command"]  # A fixture.
+
+SECRET = "sk-secret-0123456789"
+PRINT_KEY = [sys.executable, "-c", f"print('{KEY}')"]
+
+posix = pytest.mark.skipif(os.name != "posix", reason="Windows has access lists")
+
+
+class Config(NamedTuple):
+    """A config file.
+
+    Attributes:
+        path: Its path, which is BCTRL_CONFIG.
+    """
+
+    path: Path
+
+    def write(self, text: str) -> None:
+        self.path.write_text(text, "utf-8")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    config = Config(tmp_path / "config.toml")
+    monkeypatch.setenv("BCTRL_CONFIG", str(config.path))
+    return config
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
+    emulator.add_runtime("ws", "a")
+    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def one_error(err: str) -> str:
+    """Return the only line on stderr, without what all begin with."""
+    assert err.startswith("bctrl-async: error: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("bctrl-async: error: ").rstrip("\n")
+
+
+class TestFile:
+    async def test_it_is_optional(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch, emulator: Emulator
+    ) -> None:
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        assert (await command("list", "--base-url", emulator.url, "ws"))[0] == 0
+
+    async def test_its_place_is_that_of_the_platform(
+        self,
+        command: Command,
+        monkeypatch: pytest.MonkeyPatch,
+        emulator: Emulator,
+        tmp_path: Path,
+    ) -> None:
+        file = tmp_path / "bctrl-async" / "config.toml"
+        file.parent.mkdir()
+        file.write_text(f"[profiles.default]\nbase_url = '{emulator.url}'\napi_key_env = 'MINE'\n")
+        monkeypatch.setattr("typer.get_app_dir", lambda name: str(tmp_path / name))
+        monkeypatch.setenv("MINE", KEY)
+        assert (await command("list", "ws"))[0] == 0
+
+    async def test_a_named_one_must_exist(self, command: Command, config: Config) -> None:
+        code, _, err = await command("list", "ws")
+        assert code == 2
+        assert one_error(err) == f"there is no {config.path}. Check BCTRL_CONFIG"
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("[profiles.x\n", "invalid {file}: Expected ']' at the end of a table declaration"),
+            ("[profiles.x]\nrate = 1\nrate = \n", "(at line 3, column 8)"),
+            ("[profile.x]\n", "invalid {file}: object contains unknown field profile. Write "),
+            ("profiles = 3\n", "invalid {file}: expected object, got int. Write the keys below "),
+            ("[profiles]\nrate = 3\n", "invalid {file}: expected object, got int. Write the keys"),
+        ],
+    )
+    async def test_bad_toml_is_one_line_with_the_file(
+        self, command: Command, config: Config, text: str, said: str
+    ) -> None:
+        config.write(text)
+        code, _, err = await command("list", "ws")
+        assert code == 2
+        assert said.format(file=config.path) in one_error(err)
+
+    async def test_text_that_is_not_utf_8_is_an_error(
+        self, command: Command, config: Config
+    ) -> None:
+        config.path.write_bytes(b"\xff")
+        code, _, err = await command("list", "ws")
+        assert code == 2
+        assert one_error(err).startswith(f"invalid {config.path}: 'utf-8' codec can't decode ")
+
+    async def test_a_folder_is_an_error(self, command: Command, config: Config) -> None:
+        config.path.mkdir()
+        code, _, err = await command("list", "ws")
+        assert code == 2
+        assert one_error(err) == f"cannot read {config.path}: Is a directory"
+
+    @posix
+    @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+    async def test_one_that_others_can_change_is_rejected(
+        self, command: Command, config: Config, mode: int
+    ) -> None:
+        config.write("")
+        config.path.chmod(mode)
+        code, _, err = await command("list", "ws")
+        assert code == 2
+        assert one_error(err) == (
+            f"{config.path} can be changed by other users. Run chmod go-w '{config.path}'"
+        )
+
+    @posix
+    async def test_one_that_others_can_read_is_accepted(
+        self, command: Command, config: Config
+    ) -> None:
+        config.write("")
+        config.path.chmod(0o644)
+        assert one_error((await command("list", "ws"))[2]) == "no API key: set BCTRL_API_KEY"
+
+    @posix
+    def test_one_of_another_user_is_rejected_but_for_that_of_root(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def owned_by(user: int) -> os.stat_result:
+            return os.stat_result((stat.S_IFREG | 0o644, 0, 0, 1, user, 0, 0, 0, 0, 0))
+
+        monkeypatch.setattr(os, "getuid", lambda: 1000)
+        for user in (0, 1000):
+            _profiles._check_owner(config.path, owned_by(user))
+        with pytest.raises(BctrlConfigError, match="belongs to another user"):
+            _profiles._check_owner(config.path, owned_by(1001))
+
+    def test_access_lists_of_windows_are_not_checked(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config.write("")
+        config.path.chmod(0o666)
+        status = config.path.stat()
+        monkeypatch.setattr(os, "name", "nt")
+        _profiles._check_owner(config.path, status)
+
+    @posix
+    async def test_a_device_can_stand_for_no_file(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("BCTRL_CONFIG", os.devnull)
+        assert one_error((await command("list", "ws"))[2]) == "no API key: set BCTRL_API_KEY"
+
+
+class TestProfile:
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            ("timeot = '3s'", "unknown key timeot: expected one of api_key_env, api_key_command, "),
+            (f"api_key = '{SECRET}'", "the API key must not be in it: use api_key_env or api_key_"),
+            ("timeout = 30", "invalid timeout: expected str, got int"),
+            ("timeout = '30'", "invalid timeout: '30' has no unit: write 30s, 30m or 30h"),
+            ("timeout = '0s'", "invalid timeout: 0 is not a positive number"),
+            ("attempts = 0", "invalid attempts: expected int >= 1"),
+            ("attempts = '3'", "invalid attempts: expected int, got str"),
+            ("attempts = true", "invalid attempts: expected int, got bool"),
+            ("patience = 'long'", "invalid patience: 'long' is not a duration such as "),
+            ("rate = 0", "invalid rate: 0 is not a positive number"),
+            ("rate = inf", "invalid rate: inf is not a positive number"),
+            ("base_url = ''", "invalid base_url: expected str of length >= 1"),
+            ("api_key_command = 'pass show x'", "invalid api_key_command: expected array, got str"),
+            ("api_key_command = []", "invalid api_key_command: expected array of length >= 1"),
+            (
+                "api_key_env = 'A'\napi_key_command = ['b']",
+                "it has api_key_env and api_key_command: remove one of them",
+            ),
+        ],
+    )
+    async def test_an_error_names_the_file_the_profile_and_the_key(
+        self, command: Command, config: Config, line: str, said: str
+    ) -> None:
+        config.write(f"[profiles.staging]\n{line}\n")
+        code, _, err = await command("list", "--profile", "staging", "ws")
+        assert code == 2
+        assert one_error(err).startswith(f"profile 'staging' of {config.path}: {said}")
+        assert SECRET not in err
+
+    @pytest.mark.parametrize("how", ["option", "variable"])
+    async def test_an_unknown_one_is_an_error_that_names_the_others(
+        self, command: Command, config: Config, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        config.write("[profiles.b]\n[profiles.a]\n")
+        if how == "variable":
+            monkeypatch.setenv("BCTRL_PROFILE", "nosuch")
+        code, _, err = await command("list", "ws", *["--profile", "nosuch"] * (how == "option"))
+        assert code == 2
+        assert one_error(err) == f"unknown profile 'nosuch'. {config.path} has a, b"
+        config.write("")
+        _, _, err = await command("list", "--profile", "nosuch", "ws")
+        assert one_error(err) == f"unknown profile 'nosuch'. {config.path} has none"
+
+    async def test_without_a_file_any_is_unknown(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("typer.get_app_dir", lambda _: str(tmp_path))
+        code, _, err = await command("list", "--profile", "nosuch", "ws")
+        assert code == 2
+        assert one_error(err) == f"unknown profile 'nosuch'. There is no {tmp_path / 'config.toml'}"
+
+    async def test_its_values_are_those_of_options(
+        self, command: Command, config: Config, emulator: Emulator
+    ) -> None:
+        emulator.inject(*[Fault.SERVER_ERROR] * 4)
+        config.write(
+            f"[profiles.x]\nbase_url = '{emulator.url}'\napi_key_command = {PRINT_KEY}\n"
+            "attempts = 3\n"
+        )
+        await command("stop", "--profile", "x", "--no-verify", "ws", "a")
+        assert len(emulator.requests) == 3
+        await command("stop", "--profile", "x", "--no-verify", "--attempts", "1", "ws", "a")
+        assert len(emulator.requests) == 4
+
+    async def test_a_shared_pace_is_beside_the_config_file_and_has_its_rate(
+        self, command: Command, config: Config, emulator: Emulator
+    ) -> None:
+        config.write(
+            f"[profiles.default]\nbase_url = '{emulator.url}'\napi_key_command = {PRINT_KEY}\n"
+            "rate = 100\npace = 'pace'\n"
+        )
+        assert (await command("stop", "ws", "a"))[0] == 0
+        assert (config.path.parent / "pace").exists()
+
+    async def test_the_address_of_a_server_is_not_a_file(
+        self, command: Command, config: Config
+    ) -> None:
+        config.write("[profiles.default]\nrate = 100\npace = 'redis.test:6379'\n")
+        code, _, err = await command("stop", "ws", "a")
+        assert code == 2
+        assert "invalid --pace 'redis.test:6379': expected the path of a file or a URL" in err
+
+    async def test_its_proxy_and_its_file_of_cas_are_used(
+        self, command: Command, config: Config, emulator: Emulator
+    ) -> None:
+        async with over_tls(emulator, "bctrl.test") as server, forward_proxy() as proxy:
+            server.write_ca(config.path.parent)
+            config.write(
+                f"[profiles.x]\nbase_url = '{server.url}'\napi_key_command = {PRINT_KEY}\n"
+                f"proxy = '{proxy.url}'\nca_file = 'ca.pem'\n"
+            )
+            code, _, err = await command("list", "--profile", "x", "ws")
+        assert (code, err) == (0, "")
+        assert len(proxy.heads) == 1
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            (
+                "base_url = 'http://bctrl.test'",
+                "invalid base_url in {profile}: 'http://bctrl.test'",
+            ),
+            ("proxy = 'socks5://u:pw@h'", "invalid proxy in {profile}. Give a URL such as http://"),
+            (
+                "ca_file = 'nosuch.pem'",
+                "cannot read {folder}/nosuch.pem (ca_file in {profile}): No",
+            ),
+        ],
+    )
+    async def test_an_invalid_value_is_named_with_its_place(
+        self, command: Command, config: Config, line: str, said: str
+    ) -> None:
+        config.write(f"[profiles.x]\napi_key_command = {PRINT_KEY}\n{line}\n")
+        code, _, err = await command("list", "--profile", "x", "ws")
+        assert code == 2
+        profile = f"profile 'x' of {config.path}"
+        assert one_error(err).startswith(said.format(profile=profile, folder=config.path.parent))
+
+    async def test_a_shell_completes_its_name(
+        self, config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("_BCTRL_ASYNC_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", "bctrl-async list --profile ")
+        monkeypatch.setenv("COMP_CWORD", "3")
+        for text, names in (
+            ("[profiles.prod]\n[profiles.staging]", ["prod", "staging"]),
+            ("=", []),
+        ):
+            config.write(text)
+            with pytest.raises(SystemExit):
+                cli.main([])
+            assert capsys.readouterr().out.split() == names
+
+
+class TestPrecedence:
+    """Which URL and which key are used together."""
+
+    async def test_a_variable_precedes_the_default_profile_and_an_option_both(
+        self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config.write("[profiles.default]\nbase_url = 'http://127.0.0.1:9'\napi_key_env = 'NONE'\n")
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        once = ("--attempts", "1")
+        assert (await command("list", *once, "ws"))[0] == 1
+        monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+        assert (await command("list", *once, "ws"))[0] == 0
+        unused = "http://127.0.0.1:9"
+        assert (await command("list", *once, "--base-url", unused, "ws"))[0] == 1
+
+    @pytest.mark.parametrize("how", ["option", "variable"])
+    async def test_a_named_profile_precedes_the_variables(
+        self,
+        command: Command,
+        config: Config,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+        how: str,
+    ) -> None:
+        """Otherwise the key of production would be sent to the URL of staging."""
+        config.write(
+            f"[profiles.staging]\nbase_url = '{emulator.url}'\napi_key_command = {PRINT_KEY}\n"
+        )
+        monkeypatch.setenv("BCTRL_API_KEY", "the-key-of-production")
+        monkeypatch.setenv("BCTRL_BASE_URL", "http://127.0.0.1:9")
+        if how == "variable":
+            monkeypatch.setenv("BCTRL_PROFILE", "staging")
+        code, _, err = await command("list", *["--profile", "staging"] * (how == "option"), "ws")
+        assert (code, err) == (0, "")
+
+    async def test_a_named_profile_without_a_url_has_that_of_the_public_api(
+        self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config.write(f"[profiles.x]\napi_key_command = {PRINT_KEY}\nproxy = 'http://127.0.0.1:9'\n")
+        monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+        code, _, err = await command("list", "--profile", "x", "--attempts", "1", "ws")
+        assert code == 1
+        assert "no connection: " in err
+        assert not emulator.requests
+
+    async def test_a_named_profile_without_a_key_does_not_get_that_of_the_environment(
+        self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config.write(f"[profiles.staging]\nbase_url = '{emulator.url}'\n")
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        code, _, err = await command("list", "--profile", "staging", "ws")
+        assert code == 2
+        assert one_error(err) == (
+            f"no API key in profile 'staging' of {config.path}. Add api_key_env or api_key_command"
+        )
+        assert not emulator.requests
+
+    async def test_the_key_of_the_default_profile_is_not_sent_to_the_url_of_the_environment(
+        self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config.write(f"[profiles.default]\napi_key_command = {PRINT_KEY}\n")
+        monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+        code, _, err = await command("list", "ws")
+        assert code == 2
+        assert one_error(err).startswith(
+            "no API key: set BCTRL_API_KEY as well as BCTRL_BASE_URL. The key of profile 'default' "
+        )
+        # A URL on the command line was given with this profile in mind.
+        assert (await command("list", "--base-url", emulator.url, "ws"))[0] == 0
+        assert len(emulator.requests) == 1
+
+
+class TestKey:
+    async def test_it_comes_from_the_variable_that_the_profile_names(
+        self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config.write(f"[profiles.x]\nbase_url = '{emulator.url}'\napi_key_env = 'STAGING_KEY'\n")
+        code, _, err = await command("list", "--profile", "x", "ws")
+        assert code == 2
+        assert one_error(err) == (
+            f"no API key from STAGING_KEY (api_key_env of profile 'x' of {config.path}): "
+            "it is not set"
+        )
+        monkeypatch.setenv("STAGING_KEY", KEY)
+        assert (await command("list", "--profile", "x", "ws"))[0] == 0
+
+    async def test_a_command_is_run_once_and_cannot_read_the_targets(
+        self, command: Command, config: Config, emulator: Emulator, tmp_path: Path
+    ) -> None:
+        script = tmp_path / "key.py"
+        script.write_text(
+            f"import sys\nopen({str(tmp_path / 'runs')!r}, 'a').write('x')\n"
+            f"print({KEY!r}, sys.stdin.read(), sep='')\nprint('user: me')\n"
+        )
+        config.write(
+            f"[profiles.x]\nbase_url = '{emulator.url}'\n"
+            f"api_key_command = ['{sys.executable}', '{script}']\n"
+        )
+        # One session lists the runtimes, another one stops them.
+        code, _, err = await command("stop", "--profile", "x", "--all", "--yes", "ws")
+        assert (code, err) == (0, "")
+        assert (tmp_path / "runs").read_text() == "x"
+
+    async def test_a_command_is_not_run_for_nothing(self, command: Command, config: Config) -> None:
+        config.write("[profiles.default]\napi_key_command = ['nosuch']\nrate = 3\n")
+        assert (await command("stop", "--dry-run", "ws", "a"))[0] == 0
+        assert (await command("stop", "--rate", "-1", "ws", "a"))[2].count("'--rate'") == 1
+
+    @pytest.mark.parametrize(
+        ("code", "said"),
+        [
+            (f"print('{SECRET}'); exit(3)", "it failed with exit code 3"),
+            ("print()", "it printed nothing"),
+            (f"print('{SECRET}', flush=True); import time; time.sleep(60)", "it took more than "),
+        ],
+    )
+    async def test_a_command_that_fails_is_one_error_without_its_output(
+        self,
+        command: Command,
+        config: Config,
+        monkeypatch: pytest.MonkeyPatch,
+        code: str,
+        said: str,
+    ) -> None:
+        # Long enough for the other two to start.
+        monkeypatch.setattr(_api_key, "_COMMAND_TIMEOUT", 2.0)
+        config.write(f'[profiles.x]\napi_key_command = ["{sys.executable}", "-c", "{code}"]\n')
+        exit_code, out, err = await command("list", "--profile", "x", "ws")
+        assert exit_code == 2
+        assert one_error(err).startswith(
+            f"no API key from the command {sys.executable!r} (api_key_command of profile 'x' of "
+            f"{config.path}): {said}"
+        )
+        assert SECRET not in out + err
+
+    async def test_a_missing_command_is_one_error(self, command: Command, config: Config) -> None:
+        config.write("[profiles.x]\napi_key_command = ['nosuch-program']\n")
+        code, _, err = await command("list", "--profile", "x", "ws")
+        assert code == 2
+        assert one_error(err).endswith("): it cannot be run: No such file or directory")
+
+    async def test_an_invalid_one_is_not_shown(self, command: Command, config: Config) -> None:
+        print_secret = [sys.executable, "-c", f"print('{SECRET} {SECRET}')"]
+        config.write(f"[profiles.x]\napi_key_command = {print_secret}\n")
+        code, _, err = await command("list", "--profile", "x", "ws")
+        assert code == 2
+        assert one_error(err).startswith(f"invalid API key from the command {sys.executable!r} (")
+        assert SECRET not in err
