@@ -18,7 +18,7 @@ def main() -> int:
         gc.freeze()
         return cli.main()
     except ModuleNotFoundError as error:
-        if error.name not in {"rich", "typer"}:
+        if (error.name or "").partition(".")[0] not in {"rich", "typer"}:
             raise
         remedy = "run python -m pip install 'bctrl-async[cli]'"
         print(f"bctrl-async: error: missing dependencies: {remedy}", file=sys.stderr)  # noqa: T201 - without rich.

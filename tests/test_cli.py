@@ -2221,7 +2221,8 @@ def test_ctrl_c_during_startup_exits_with_130_without_a_traceback(
 
 
 @pytest.mark.parametrize(
-    "name", ["", "stop", "list", "get", "report", "emulator", "demo", "journal", "journal show"]
+    "name",
+    ["", "stop", "list", "get", "report", "emulator", "doctor", "demo", "journal", "journal show"],
 )
 async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) -> None:
     code, out, err = await command(*name.split(), "--help")
@@ -2307,7 +2308,10 @@ async def test_help_on_a_terminal_is_styled_unless_no_color_is_set(
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("bctrl-async ", ["stop", "list", "get", "report", "emulator", "demo", "journal"]),
+        (
+            "bctrl-async ",
+            ["stop", "list", "get", "report", "emulator", "doctor", "demo", "journal"],
+        ),
         ("bctrl-async stop --veri", ["--verify"]),
         ("bctrl-async stop --kind b", ["browser"]),
         ("bctrl-async list --status an", ["any"]),

@@ -87,7 +87,7 @@ class TestVerbosity:
             inject(emulator, Fault.SERVER_ERROR)
             _, _, err = await command(*filter(None, [*args, option]))
             assert err.count("bctrl-async: info: attempt 1 to ") == shown
-            assert err.count("\n") == shown
+            assert err.count("bctrl-async: ") == shown
 
     async def test_the_level_of_the_logger_is_that_of_before(self, command: Command) -> None:
         logger = logging.getLogger("bctrl_async")

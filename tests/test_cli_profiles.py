@@ -264,7 +264,7 @@ class TestProfile:
                 f"proxy = '{proxy.url}'\nca_file = 'ca.pem'\n"
             )
             code, _, err = await command("list", "--profile", "x", "ws")
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, "1 runtime\n")
         assert len(proxy.heads) == 1
 
     @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ class TestPrecedence:
         if how == "variable":
             monkeypatch.setenv("BCTRL_PROFILE", "staging")
         code, _, err = await command("list", *["--profile", "staging"] * (how == "option"), "ws")
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, "1 runtime\n")
 
     async def test_a_named_profile_without_a_url_has_that_of_the_public_api(
         self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch

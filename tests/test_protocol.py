@@ -766,7 +766,7 @@ class TestRedirects:
             f"the server answered {status}, a redirect to https://elsewhere.example.com/v1: not "
             "followed, to protect the API key"
         )
-        assert str(error).endswith("Set base_url to the URL of the API itself")
+        assert str(error).endswith("Set the base URL to that of the API itself")
 
     @pytest.mark.parametrize("status", [99, 101, 300, 304])
     def test_after_any_other_status_the_runtime_may_have_stopped(self, status: int) -> None:

@@ -57,27 +57,56 @@ async def over_tls(emulator: Emulator, host: str = "localhost") -> AsyncIterator
 class Proxy:
     """A forward proxy for CONNECT, which leads to this machine whatever the host.
 
+    Args:
+        answer: Its answer to a CONNECT, if it is not 200.
+
     Attributes:
         url: Its URL.
         heads: The heads of the requests that it received.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer: bytes | None) -> None:
         self.url = ""
         self.heads: list[str] = []
+        self._answer = answer
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Open a tunnel, and copy bytes both ways until it is closed."""
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            self.heads.append(head)
-            method, place, _ = head.split(" ", 2)
-            assert method == "CONNECT"
-            port = int(place.rpartition(":")[2])
-            there, here = await asyncio.open_connection("127.0.0.1", port)
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        try:
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                await self._open_tunnel(reader, writer)
+        finally:
+            self._serving.discard(task)
+            writer.close()
+
+    async def _open_tunnel(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.heads.append(head)
+        if self._answer is not None:
+            writer.write(self._answer)
+            return
+        method, place, _ = head.split(" ", 2)
+        assert method == "CONNECT"
+        there, here = await asyncio.open_connection("127.0.0.1", int(place.rpartition(":")[2]))
+        try:
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             await asyncio.gather(_copy(reader, here), _copy(there, writer))
-        writer.close()
+        finally:
+            here.close()
+
+    async def end(self) -> None:
+        """Close all connections, which would otherwise be left to the garbage collector."""
+        serving = list(self._serving)
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        await asyncio.sleep(0)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -89,12 +118,16 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @asynccontextmanager
-async def forward_proxy() -> AsyncIterator[Proxy]:
-    """Run a forward proxy."""
-    proxy = Proxy()
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+async def forward_proxy(
+    answer: bytes | None = None, context: ssl.SSLContext | None = None
+) -> AsyncIterator[Proxy]:
+    """Run a forward proxy, over TLS with a context, whose certificate is for localhost."""
+    proxy = Proxy(answer)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=context)
+    host = "http://127.0.0.1" if context is None else "https://localhost"
+    proxy.url = f"{host}:{server.sockets[0].getsockname()[1]}"
     try:
         yield proxy
     finally:
         server.close()
+        await proxy.end()

@@ -212,7 +212,9 @@ class RetryState(msgspec.Struct):
                 error.add_note(f"attempt {number}: {failed.summary}")
 
     def _advise_to_wait(self, error: BctrlError) -> None:
-        error.advice = f"Call again in {error.retry_after:.0f} s (Retry-After), or raise patience"
+        error.advice = (
+            f"Call again in {error.retry_after:.0f} s (Retry-After), or raise the patience"
+        )
 
     def _delay_throttled(self, retry_after: float | None, now: float) -> float | None:
         if self.patience_ends == math.inf:

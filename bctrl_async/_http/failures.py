@@ -108,7 +108,7 @@ def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
     if isinstance(error, ValueError):
         return BctrlConfigError(
             f"aiohttp rejected the request: {error}",
-            advice="Check base_url, the proxies and netrc, and pass the key only as api_key=",
+            advice="Check the base URL and the proxies; netrc must not name the host of the API",
         )
     if isinstance(error, aiohttp.ClientResponseError):
         return BctrlResponseError(f"invalid HTTP response: {error.message}", may_have_stopped=True)

@@ -204,7 +204,7 @@ def _redirect_error(status: int, location: str | None) -> BctrlResponseError:
     to = f" to {location}" if location else ""
     return BctrlResponseError(
         f"the server answered {status}, a redirect{to}: not followed, to protect the API key",
-        advice="Set base_url to the URL of the API itself",
+        advice="Set the base URL to that of the API itself",
         # 307 and 308 ask to repeat the request elsewhere (RFC 9110 sections 15.4.8 and 15.4.9); the
         # others may follow a request that was carried out.
         may_have_stopped=status

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bctrl_async import BctrlConfigError, BctrlError, __version__
-from bctrl_async.cli import _emulator, _get, _list, _report, _stop
+from bctrl_async.cli import _doctor, _emulator, _get, _list, _report, _stop
 from bctrl_async.cli._demo import demo
 from bctrl_async.cli._exit_codes import FAILED, JOURNAL_IN_USE, USAGE, exit_code
 from bctrl_async.cli._help import CONTEXT_SETTINGS, Command, Group
@@ -38,6 +38,7 @@ app.command("get", cls=Command, epilog=_get.EXAMPLES)(_get.get_runtime)
 app.add_typer(journal, name="journal")
 app.command("report", cls=Command, epilog=_report.EXAMPLES)(_report.report)
 app.command("emulator", cls=Command, epilog=_emulator.EXAMPLES)(_emulator.emulator)
+app.command("doctor", cls=Command, epilog=_doctor.EXAMPLES)(_doctor.doctor)
 app.command("demo", cls=Command)(demo)
 
 

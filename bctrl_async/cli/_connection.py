@@ -274,5 +274,6 @@ def _apply_profile(
                 # Not BCTRL_BASE_URL, which is that of another account.
                 values[name] = _PUBLIC_API
                 is_variable = False
-        origins[name] = str(parameter.envvar) if is_variable else parameter.opts[0]
+        option = parameter.opts[0] if is_given else "the default"
+        origins[name] = str(parameter.envvar) if is_variable else option
     return origins

@@ -47,7 +47,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: Its name.
-        file: The config file; None if there is none.
+        file: The config file, which need not exist.
+        exists: True if the file has it.
         is_named: True if the user named it, by option or variable.
         api_key_env: The variable that has the key.
         api_key_command: The command that prints the key.
@@ -55,7 +56,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str = DEFAULT
-    file: Path | None = None
+    file: Path
+    exists: bool = True
     is_named: bool = False
     api_key_env: str | None = None
     api_key_command: list[str] | None = None
@@ -88,7 +90,7 @@ def load_profile(name: str | None) -> Profile:
     file = config_file()
     tables = _read(file)
     if name is None and DEFAULT not in tables:
-        return Profile(file=file if file.exists() else None)
+        return Profile(file=file, exists=False)
     table = tables.get(name or DEFAULT)
     if table is None:
         known = f"{file} has {', '.join(sorted(tables)) or 'none'}"
