@@ -35,6 +35,10 @@ EXAMPLES = """
 Examples:
   bctrl-async doctor
   bctrl-async doctor WORKSPACE --profile staging
+
+Environment variables:
+  BCTRL_API_KEY    the API key
+  BCTRL_CONFIG     the config file, which has profiles
 """
 
 

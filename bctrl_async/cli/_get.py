@@ -27,6 +27,7 @@ Examples:
 
 Environment variables:
   BCTRL_API_KEY    the API key
+  BCTRL_CONFIG     the config file, which has profiles
 """
 
 

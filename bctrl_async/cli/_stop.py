@@ -142,6 +142,7 @@ Examples:
 
 Environment variables:
   BCTRL_API_KEY    the API key; there is no option, which other users could see
+  BCTRL_CONFIG     the config file, which has profiles
 """
 
 
