@@ -27,6 +27,13 @@ _log = logging.getLogger(__name__)
 _ASIDE = {"CONTRIBUTING", "changelog"}
 """Pages for few readers, which mention much: they rank last."""
 
+_KEYWORDS = {
+    "how-to/rate-limits": "429",
+    "reference/command": "Ctrl-C",
+    "reference/session": "timeout",
+}
+"""What a page should be found by, though others mention it as often."""
+
 
 def _prepare(html: str) -> str:
     """Give headings and names the ids that their sections have: pagefind links to headings."""
@@ -49,6 +56,9 @@ async def _index(app: Sphinx) -> None:
     async with PagefindIndex(config=config) as index:
         for page in sorted(app.env.found_docs):
             content = _prepare((app.outdir / f"{page}.html").read_text("utf-8"))
+            if page in _KEYWORDS:
+                keywords = f'<p data-pagefind-weight="10">{_KEYWORDS[page]}</p>'
+                content = content.replace("</h1>", f"</h1>{keywords}", 1)
             if page in _ASIDE:
                 content = content.replace("<article", '<article data-pagefind-weight="0.2"', 1)
             await index.add_html_file(content=content, source_path=f"{page}.html")
