@@ -769,18 +769,18 @@ async def test_json_below_csv_is_not_sent(
 
 
 INPUTS_THAT_ARE_NOT_TARGETS: dict[str, tuple[bytes, str]] = {
-    "a PNG": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "It looks like a PNG image"),
+    "a PNG": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "it looks like a PNG image"),
     "HTML": (b"<!DOCTYPE html>\n<p>Log in, please", "line 1 is not a target: it is neither"),
-    "HTML below blanks": (b"\n  <p>\n", "It looks like HTML or XML"),
-    "HTML below a mark": (b"\xef\xbb\xbf\n<p>\n", "It looks like HTML or XML"),
+    "HTML below blanks": (b"\n  <p>\n", "it looks like HTML or XML"),
+    "HTML below a mark": (b"\xef\xbb\xbf\n<p>\n", "it looks like HTML or XML"),
     "an unclear delimiter": (b"ws;a,b\nws;c,d\n", "a comma and a semicolon both fit: add a header"),
     "prose": (
         b"Good evening, all\nplease stop these:\nws,a\n",
         "it is neither a header nor a pair",
     ),
-    "UTF-16": ("ws,a\nws,b\n".encode("utf-16"), "It looks like UTF-16; save it as UTF-8"),
-    "binary": (b"ws\0,a\0\nws\0,b\0\n", "It looks like binary data"),
-    "an .xlsx": (b"PK\x03\x04\x14", "It looks like a ZIP archive or an Excel workbook"),
+    "UTF-16": ("ws,a\nws,b\n".encode("utf-16"), "it looks like UTF-16; save it as UTF-8"),
+    "binary": (b"ws\0,a\0\nws\0,b\0\n", "it looks like binary data"),
+    "an .xlsx": (b"PK\x03\x04\x14", "it looks like a ZIP archive or an Excel workbook"),
     "other columns": (b"runtime,host,cpu\nws,a,1\n", "it is neither a header nor a pair"),
     "no alias": (b"workspace,host\nws,a\n", "the header has no column with an alias"),
     "no workspace": (b"host;name\nws;a\n", "the header has no column with a workspace_id"),
@@ -815,9 +815,7 @@ async def test_a_pipe_that_is_not_targets_is_reported_once_and_nothing_is_stoppe
     emulator: HoldingEmulator, dry_run: tuple[str, ...]
 ) -> None:
     code, out, err = await run_with_stdin("ws,a\n<p>\nws,b\n<p>\n", *dry_run, "--from", "-")
-    assert err.startswith(
-        "bctrl-async: error: cannot read targets from stdin: '<p>' on line 2 is not a target: "
-    )
+    assert err.startswith("bctrl-async: error: stdin: '<p>' on line 2 is not a target: ")
     assert err.count("\n") == 1
     assert (code, out) == (2, "")
     assert emulator.requests == []

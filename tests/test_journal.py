@@ -1201,7 +1201,7 @@ class TestAge:
         assert settled(path) == {"a"}
         assert self.warnings(caplog) == [
             (
-                f"the journal {str(path)!r} was begun 2d3h ago: targets that it has as settled are "
+                f"the journal {str(path)!r} was begun 2d3h ago: targets settled in it are "
                 "not sent again. Use another file for runtimes that were started anew"
             )
         ]

@@ -1,6 +1,7 @@
 """The typer app of `bctrl-async`, and how its errors are reported."""
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from bctrl_async import BctrlConfigError, BctrlError, __version__
 from bctrl_async.cli import _doctor, _emulator, _get, _list, _report, _stop
 from bctrl_async.cli._demo import demo
 from bctrl_async.cli._exit_codes import FAILED, JOURNAL_IN_USE, USAGE, exit_code
+from bctrl_async.cli._format import describe
 from bctrl_async.cli._help import CONTEXT_SETTINGS, Command, Group
 from bctrl_async.cli._journal import journal
 from bctrl_async.cli._output import print_error, report_os_error
@@ -18,6 +20,8 @@ from bctrl_async.journal import JournalInUseError
 
 _PREFIX = "Value error, "
 """Text that typer puts before the reason why a value is invalid."""
+
+_of_pydantic = re.compile("Input should be ([^,]*)(?:, unable .*)?").sub
 
 _EXAMPLES = """
 Examples:
@@ -75,17 +79,17 @@ def main(args: Sequence[str] | None = None) -> int:
         # Typer itself would draw a box, even into a file, and would not escape user input.
         context = getattr(error, "ctx", None)
         see = f" (see {context.command_path} --help)" if context else ""
-        message = error.format_message().replace(_PREFIX, "", 1)
+        message = _of_pydantic(r"should be \1", error.format_message().replace(_PREFIX, "", 1))
         print_error(message.strip().rstrip(".") + see)
         return USAGE
     except JournalInUseError as error:
-        print_error(str(error))
+        print_error(describe(error))
         return JOURNAL_IN_USE
     except BctrlConfigError as error:
-        print_error(str(error))
+        print_error(describe(error))
         return USAGE
     except BctrlError as error:
-        print_error(str(error))
+        print_error(describe(error))
         return exit_code([error])
     except OSError as error:
         report_os_error(error)

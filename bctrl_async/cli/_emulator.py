@@ -43,7 +43,12 @@ _Runtimes = Annotated[
 ]
 _Faults = Annotated[
     list[str] | None,
-    typer.Option("--fault", metavar="NAME=PROBABILITY", help="Inject a fault; repeatable."),
+    typer.Option(
+        "--fault",
+        metavar="NAME=PROBABILITY",
+        help="Inject a fault; repeatable.",
+        autocompletion=lambda: [f"{fault}=0.1" for fault in Fault],
+    ),
 ]
 _RateLimit = Annotated[
     float | None,

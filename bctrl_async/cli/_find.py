@@ -16,7 +16,7 @@ from bctrl_async import (
     RuntimeRef,
     RuntimeStatus,
 )
-from bctrl_async.cli._format import escape, pluralize
+from bctrl_async.cli._format import describe, escape, pluralize
 from bctrl_async.cli._output import print_error, print_info, print_question
 from bctrl_async.cli._shard import Shard
 
@@ -54,7 +54,7 @@ async def find_runtimes(
     """List the runtimes that match a filter, and report problems on stderr."""
     problems: list[str] = []
     listing = session.list_runtimes(
-        workspace, on_unreadable=lambda error: problems.append(str(error))
+        workspace, on_unreadable=lambda error: problems.append(describe(error))
     )
     async with session:
         try:
@@ -63,7 +63,8 @@ async def find_runtimes(
             raise
         except TimeoutError as error:
             raise BctrlTimeoutError(
-                f"workspace {workspace!r} was not listed within the deadline of {deadline:g} s"
+                f"workspace {workspace!r} was not listed within the deadline of {deadline:g} s",
+                advice="Allow a longer --deadline; nothing was stopped",
             ) from error
     problems += _unknown_filter_values(wanted, runtimes)
     for problem in problems:

@@ -1,15 +1,19 @@
 """Counts as lines and tables, and the words of the command."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 
 from msgspec.structs import replace
 from rich import box
 from rich.table import Table
 
-from bctrl_async import RuntimeRef, StopReport, StopResult
+from bctrl_async import BctrlError, RuntimeRef, StopReport, StopResult
 from bctrl_async.cli._output import print_error
 
+_without_address = re.compile(r" ssl:\S+ \[Connect call failed [^\]]*\]").sub
+"""Matches what aiohttp says of an address beside its name."""
 MAX_SHOWN = 10
 """The number of targets that are shown one by one if they are invalid, or have no outcome."""
 INPUT_LEFT = "the input was not read to its end"
@@ -34,6 +38,15 @@ def escape(text: str) -> str:
     # The repr of an enum's member would be its Python name.
     text = str.__str__(text)
     return text if text and text.isprintable() else ascii(text)
+
+
+def describe(error: BctrlError) -> str:
+    """Return the text of an error with a single advice, without the server's own."""
+    shown = copy(error)
+    shown.summary = _without_address("", error.summary)
+    if error.advice or error.default_advice:
+        shown.hint = None
+    return str(shown)
 
 
 def summarize(report: StopReport, *, input_left: bool = False, missing: int = 0) -> str:

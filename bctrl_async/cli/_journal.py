@@ -42,7 +42,7 @@ def show(file: _File, *, output_format: OutputOption = OutputFormat.TABLE) -> in
     """
     content = read_journal(file)
     if content is None:
-        raise BctrlConfigError(f"the journal {file!r} is empty")
+        raise BctrlConfigError(f"the journal {file!r} is empty: no run has begun it")
     output = Output()
     records = Records.of(output, output_format, _COLUMNS)
     if records is not None:

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from bctrl_async import BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopResult
-from bctrl_async.cli._format import MAX_SHOWN, escape
+from bctrl_async.cli._format import MAX_SHOWN, describe, escape
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, one_line, print_info
 from bctrl_async.cli._reasons import Reasons
@@ -108,7 +108,7 @@ class OutcomePrinter:
             listed = ", ".join(names) + (f" and {more:,} more" if more else "")
             line = f"{group.count:,} more {group.result} ({one_line(group.reason)}): {listed}"
             self._output.print_result(line, wrap=True)
-        if groups and self._complete:
+        if self._complete and any(group.count > len(group.first) for group in groups):
             print_info(f"All of them: {self._complete}")
 
     def _is_shown(self, outcome: StopOutcome, state: RuntimeState) -> bool:
@@ -167,5 +167,7 @@ def _describe(outcome: StopOutcome, state: RuntimeState) -> str:
         facts.append(f"status {escape(outcome.runtime.status)} ({state})")
     if error is not None:
         is_settled = outcome.result.settled
-        facts.append(error.summary if is_settled else str(error).removeprefix(subject_of(error)))
+        facts.append(
+            error.summary if is_settled else describe(error).removeprefix(subject_of(error))
+        )
     return ", ".join(facts)

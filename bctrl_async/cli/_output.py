@@ -2,7 +2,9 @@
 
 import errno
 import os
+import shutil
 import sys
+import textwrap
 from contextlib import suppress
 from contextvars import ContextVar
 
@@ -52,7 +54,16 @@ def _print_line(line: str) -> None:
     # `print` would take a stderr that the shell has closed (None) for stdout.
     if sys.stderr is not None:
         with suppress(OSError):
-            print(escape_unprintable(line), file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
+            text = escape_unprintable(line)
+            if sys.stderr.isatty():
+                text = "\n".join(map(_wrap, text.split("\n")))
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - rich may be drawing.
+
+
+def _wrap(line: str) -> str:
+    """Wrap a line between words: a terminal would break them."""
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def print_question(question: str) -> None:

@@ -5,13 +5,10 @@ import re
 from collections.abc import Iterator
 
 from bctrl_async.cli._csv import CsvParser
-from bctrl_async.cli._items import BadLine, Item
+from bctrl_async.cli._items import Item
 from bctrl_async.cli._json import JsonParser
 
-EXPECTED = (
-    "Expected CSV with the columns workspace_id and alias, or without a header WORKSPACE,ALIAS "
-    "in each line, or JSON objects with these two keys"
-)
+_EXPECTED = "expected WORKSPACE,ALIAS or JSON"
 _HEAD = 512
 _MAX_BLANK = 65536
 _blank = re.compile(r"(?:\s|#[^\n]*\n)*").match
@@ -50,14 +47,13 @@ class TargetParser:
             if not data:
                 yield from self._parser.finish()
 
-    def describe(self, bad: BadLine) -> str:
-        """Say why the input is not a list of targets, and what it looks like."""
+    def advise(self) -> str:
+        """Say what the input looks like, or what it should be, if it is not a list of targets."""
         begin = self._head.removeprefix(codecs.BOM_UTF8).lstrip()
         found = next((kind for sign, kind in _SIGNATURES.items() if begin.startswith(sign)), None)
         if found is None and b"\0" in self._head:
             found = "binary data"
-        looks_like = "" if found is None else f". It looks like {found}"
-        return f"{bad!r} is not a target: {bad}{looks_like}"
+        return _EXPECTED if found is None else f"it looks like {found}"
 
 
 def _choose(begin: str, *, is_all: bool) -> CsvParser | JsonParser | None:

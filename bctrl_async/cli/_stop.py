@@ -15,6 +15,7 @@ from bctrl_async.cli._connection import Connection, with_connection
 from bctrl_async.cli._exit_codes import FAILED, exit_code
 from bctrl_async.cli._find import FoundRuntimes, can_prompt, confirm, find_runtimes
 from bctrl_async.cli._format import (
+    describe,
     escape,
     print_not_found,
     summarize,
@@ -308,7 +309,7 @@ def _report(
         error = report.ended_early
         # The line of the target has the advice.
         explained = printer.has_explained(error)
-        text = f"{subject_of(error)}{error.summary}" if explained else str(error)
+        text = f"{subject_of(error)}{error.summary}" if explained else describe(error)
         print_error(f"ended early: {text}")
     summary = summarize(report, input_left=finished.input_left)
     summary = f"{'Interrupted: ' * finished.interrupted}{summary}"

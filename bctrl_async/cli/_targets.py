@@ -11,7 +11,7 @@ import typer
 
 from bctrl_async import BctrlConfigError
 from bctrl_async.cli._items import BadLine, Item
-from bctrl_async.cli._parser import EXPECTED, TargetParser
+from bctrl_async.cli._parser import TargetParser
 from bctrl_async.cli._shard import WHOLE, Shard
 
 _CHUNK = 65536
@@ -159,8 +159,8 @@ class _Preview:
         """Raise BctrlConfigError if this is not a target."""
         if isinstance(item, BadLine):
             raise BctrlConfigError(
-                f"cannot read targets from {self._name}: {self.parser.describe(item)}",
-                advice=f"{EXPECTED}. Nothing was stopped",
+                f"{self._name}: {item!r} is not a target: {item}",
+                advice=f"Nothing was stopped; {self.parser.advise()}",
             )
 
     def check_length(self, length: int) -> None:

@@ -101,7 +101,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
             raise resume_error(self.path, reason)
         if self.is_complete or abs(age) > OLD:
             _log.warning(
-                "the journal %r was begun %s%s: targets that it has as settled are not sent "
+                "the journal %r was begun %s%s: targets settled in it are not sent "
                 "again. Use another file for runtimes that were started anew",
                 str(self.path),
                 format_age(age),
