@@ -2313,6 +2313,9 @@ async def test_help_on_a_terminal_is_styled_unless_no_color_is_set(
         ("bctrl-async stop --veri", ["--verify"]),
         ("bctrl-async stop --kind b", ["browser"]),
         ("bctrl-async list --status an", ["any"]),
+        ("bctrl-async list --sort a", ["age", "alias"]),
+        ("bctrl-async stop -o ", ["table", "json", "csv"]),
+        ("bctrl-async emulator --fault drop_", ["drop_before=0.1", "drop_after=0.1"]),
     ],
 )
 async def test_a_shell_completes_commands_options_and_their_values(

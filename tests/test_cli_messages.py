@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import KEY
 
 from bctrl_async import cli
 from bctrl_async.emulator import Emulator, Reply
 
 SNAPSHOT = Path(__file__).with_name("messages.txt")
+TYPER = (0, 29)
 WIDTH = 100
 MAX_LINES = 2
 
@@ -232,4 +234,6 @@ async def test_messages_are_those_of_the_snapshot_and_fit_two_lines(
     if os.environ.get("WRITE_MESSAGES"):
         SNAPSHOT.write_text(text, "utf-8")
     assert (faults, python_names) == ([], [])
-    assert text == SNAPSHOT.read_text("utf-8")
+    # Earlier versions of typer say it in other words.
+    if tuple(map(int, typer.__version__.split(".")[:2])) >= TYPER:
+        assert text == SNAPSHOT.read_text("utf-8")

@@ -62,7 +62,7 @@ def _format_help(
     groups["Commands"] += commands
     parameters = command.get_params(context)
     for argument in (p for p in parameters if isinstance(p, TyperArgument)):
-        groups["Arguments"].append((argument.display_name_raw, argument.help or ""))
+        groups["Arguments"].append((argument.metavar or argument.name, argument.help or ""))
     for option in (p for p in parameters if isinstance(p, TyperOption)):
         groups[option.rich_help_panel or "Options"].append(_option_row(option))
     first = max(len(name) for rows in groups.values() for name, _ in rows) + _SPACING
@@ -86,7 +86,7 @@ def _usage(command: BaseCommand, context: Context) -> str:
     pieces = [context.command_path, "[OPTIONS]"]
     for parameter in command.params:
         if isinstance(parameter, TyperArgument):
-            name = parameter.display_name_raw
+            name = parameter.metavar or parameter.name
             pieces.append(
                 (name if parameter.required else f"[{name}]") + "..." * (parameter.nargs != 1)
             )
