@@ -82,6 +82,23 @@ class TestRecordStep:
         assert 27.0 < restored < 100.0
 
 
+class TestPlateau:
+    def test_there_is_none_without_a_group_of_throttled_responses(self) -> None:
+        baseline = RefusalBaseline()
+        step_down(baseline, 0.0, [0.05] * 2, [100.0, 85.0])
+        assert baseline.plateau == 0.0
+
+    def test_a_comparison_keeps_an_eighth_of_the_rate(self) -> None:
+        baseline = RefusalBaseline()
+        step_down(baseline, 0.0, [0.05] * 4, [100.0, 85.0, 72.0, 61.0])
+        assert baseline.plateau == 100.0 / 8
+
+    def test_a_limit_far_below_the_rate_leaves_none(self) -> None:
+        baseline = RefusalBaseline()
+        step_down(baseline, 0.0, [0.4] * 4, [100.0, 85.0, 72.0, 61.0])
+        assert baseline.plateau == 0.0
+
+
 class TestCovers:
     def test_nothing_is_covered_without_a_baseline(self) -> None:
         baseline = RefusalBaseline()

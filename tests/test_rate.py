@@ -214,8 +214,10 @@ class TestRandomThrottling:
         assert run.gave_up == 0
         assert run.seconds <= 60
 
-    @pytest.mark.parametrize("seed", [0, 1, 2])
+    @pytest.mark.parametrize("seed", range(6))
     def test_a_rate_limit_is_still_found(self, seed: int) -> None:
+        """Fault: a comparison that declined by bad luck began again at a tenth of the rate."""
+        random.seed(seed)
         run = Run(at_random(0.05, otherwise=token_bucket(always(200), burst=50), seed=seed))
         virtual_time.run(run.bulk(10_000))
         assert run.gave_up == 0

@@ -55,7 +55,10 @@ def fixed_window(limit: int, retry_after: float | None = None) -> Server:
 
 @dataclass
 class Run:
-    """Stops that share one limiter, with counts of their requests."""
+    """Stops that share one limiter, with counts of their requests.
+
+    They repeat exactly if `random`, which makes the jitter of their retries, is seeded before.
+    """
 
     serve: Server
     latency: Callable[[int], float] = lambda _: 0.01

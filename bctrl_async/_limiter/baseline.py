@@ -11,8 +11,12 @@ _SLOWDOWN = 0.5
 """The rate must fall to this share of its old value to show that slowing down is futile."""
 _UNCHANGED = 2.0
 """A throttled share that differs by at most this factor is unchanged."""
-_SCATTER = 1.4
+_SCATTER = 1.3
 """The distances between throttled responses may vary this many times as much as by chance."""
+_PLATEAU = 0.125
+"""While the groups are compared, the peak of the rate stays at this share of its old value."""
+_PLATEAU_SHARE = 0.125
+"""If the server throttles a larger share than this, there is no such plateau."""
 _MAX_SHARE = 0.5
 """If the server throttles a larger share than this, slowing down is never called futile."""
 _HOLD_MIN, _HOLD_MAX = 10.0, 60.0
@@ -31,6 +35,9 @@ class RefusalBaseline:
 
     A client with a small part of the load cannot change the share either. But the load of others
     throttles in bursts with long distances between them, and not at random.
+
+    A group of throttled responses takes long to collect at a low rate, and a comparison may decline
+    by bad luck. So until it is decided, the rate does not fall below a plateau.
     """
 
     def __init__(self) -> None:
@@ -83,6 +90,14 @@ class RefusalBaseline:
             self._window_start = self._successes, self._throttled
         return True
 
+    @property
+    def plateau(self) -> float:
+        """The peak that a step down has to leave for the comparison, in attempts per second."""
+        recent = [*self._before, *self._after][-_EVIDENCE:]
+        if len(recent) < _EVIDENCE or _PLATEAU_SHARE * sum(recent) < _EVIDENCE:
+            return 0.0
+        return _PLATEAU * self._rate_before
+
     def record_step(self, now: float, rate: float) -> float | None:
         """Record that throttling leads to a step down from this rate.
 
@@ -112,12 +127,15 @@ class RefusalBaseline:
         self._rates_after.clear()
 
     def _is_random(self, before: float, after: float) -> bool:
-        """Return True if chance may throttle this share of the responses."""
-        mean = (before + after) / 2.0
-        distances = [*self._before, *self._after]
-        variance = sum((distance - mean) ** 2 for distance in distances) / (len(distances) - 1)
+        """Return True if chance may throttle these shares of the responses."""
+        if _MAX_SHARE * min(before, after) < 1.0:
+            return False
+        # Relative to the mean of each group: the shares may differ, by the rate limit or by luck.
+        relative = [distance / before for distance in self._before]
+        relative += [distance / after for distance in self._after]
+        variance = sum((distance - 1.0) ** 2 for distance in relative) / (len(relative) - 2)
         # Chance gives a geometric distribution.
-        return _MAX_SHARE * mean >= 1.0 and variance <= _SCATTER * mean * (mean - 1.0)
+        return variance <= _SCATTER * (1.0 - 2.0 / (before + after))
 
     def _begin(self, now: float, share: float) -> float:
         """Begin a baseline; return the rate before the steps down."""

@@ -203,7 +203,7 @@ class AdaptiveRate:
         peak = delivered
         if self._peak is None and pause:
             peak = min(peak, self._rate_beyond_burst(now))
-        peak = max(peak, current / 2, _MIN_RATE)
+        peak = max(peak, current / 2, self._baseline.plateau, _MIN_RATE)
         self._k = self._next_k(delivered, pause)
         self._peak, self._epoch_rate = peak, _BETA * peak
         self._epoch_start = self._stepped_at = now
