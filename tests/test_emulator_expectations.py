@@ -92,6 +92,22 @@ async def test_an_answered_stop_without_effect_is_not_a_stopped_runtime(
     emulator.inject(answer)
     await stop(session, "ws-1/crm")
     assert described in difference(emulator.assert_stopped, "ws-1", "crm")
+
+
+async def test_a_stop_after_which_a_runtime_has_failed_took_effect(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    """Fault: the runtime is not stopped but failed, so it passed for one that still runs."""
+    emulator.inject(Fault.FAILED)
+    await stop(session, "ws-1/crm")
+    assert "failed; answered 200" in difference(emulator.assert_not_stopped, "ws-1", "crm")
+
+
+async def test_an_answered_stop_that_takes_no_effect_did_not_stop_anything(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    emulator.inject(Reply(200, takes_effect=False))
+    await stop(session, "ws-1/crm")
     emulator.assert_not_stopped("ws-1", "crm")
 
 
@@ -112,6 +128,8 @@ async def test_a_runtime_that_was_never_running_must_still_receive_a_stop(
     assert "stopped; no stop received" in difference(emulator.assert_stopped, "ws-1", "old")
     await stop(session, "ws-1/old")
     emulator.assert_stopped("ws-1", "old")
+    # It had stopped before.
+    emulator.assert_not_stopped("ws-1", "old")
 
 
 async def test_a_runtime_that_is_added_again_is_not_stopped(

@@ -173,6 +173,30 @@ class TestInProcess:
             assert read_again(client) == [404, 200]
         assert len(emulator.requests) == 2
 
+    async def test_a_run_that_took_long_keeps_its_report(
+        self,
+        runs: ModuleType,
+        session: BctrlSession,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Fault: the reports of the runs that began first were dropped, also as they ended."""
+        monkeypatch.setattr(runs, "MAX_FINISHED", 1)
+        ended = asyncio.Event()
+
+        async def targets() -> AsyncIterator[tuple[str, str]]:
+            await ended.wait()
+            yield "ws-1", "crm"
+
+        kept = runs.Runs()
+        long = kept.start("ada", session.stop_runtimes(targets()))
+        short = kept.start("ada", session.stop_runtimes([("ws-1", "crm")]))
+        await short.task
+        ended.set()
+        await long.task
+
+        assert kept.find(long.id, "ada") is long
+        assert kept.find(short.id, "ada") is None
+
     def test_a_report_is_kept_for_a_bounded_time(
         self,
         example: ModuleType,

@@ -401,12 +401,35 @@ class TestInvalidRequests:
 
         @app.get("/")
         async def fail() -> None:
-            raise RequestValidationError([{"msg": "No.", "loc": ("body", None, 1.5)}, {}])
+            raise RequestValidationError(
+                [
+                    {"msg": "No.", "loc": ("body", None, 1.5)},
+                    {},
+                    {"loc": None},
+                    {"loc": "body"},
+                    "No.",
+                ]
+            )
 
         assert TestClient(app).get("/").json()["errors"] == [
             {"loc": ["body", "None", "1.5"], "msg": "No.", "type": ""},
             {"loc": [], "msg": "", "type": ""},
+            {"loc": [], "msg": "", "type": ""},
+            {"loc": ["body"], "msg": "", "type": ""},
+            {"loc": [], "msg": "No.", "type": ""},
         ]
+
+    def test_another_media_type_of_a_problem_stays_documented(self) -> None:
+        app = FastAPI()
+        add_exception_handlers(app)
+        page = {"content": {"text/html": {}, PROBLEM: {"example": {}}}, "model": Problem}
+
+        @app.get("/", responses={404: page})
+        async def page_or_problem() -> None: ...
+
+        responses = app.openapi()["paths"]["/"]["get"]["responses"]
+        assert responses["404"]["content"].keys() == {"text/html", PROBLEM}
+        assert "schema" in responses["404"]["content"][PROBLEM]
 
     def test_text_that_is_not_json_is_a_problem_too(self) -> None:
         app = app_with_arguments()

@@ -3,7 +3,7 @@
 import difflib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from bctrl_async.emulator._arguments import check_type
 from bctrl_async.emulator._faults import Fault
@@ -34,13 +34,18 @@ class StopLog:
 
     Args:
         runtimes: The emulator's runtimes.
+        ended: Those of them that a stop has ended.
         stops: The requests that were stops.
     """
 
     def __init__(
-        self, runtimes: Mapping[Target, WireRuntime], stops: Iterable[ReceivedRequest]
+        self,
+        runtimes: Mapping[Target, WireRuntime],
+        ended: Container[Target],
+        stops: Iterable[ReceivedRequest],
     ) -> None:
         self._runtimes = runtimes
+        self._ended = ended
         self._stops: defaultdict[Target, list[ReceivedRequest]] = defaultdict(list)
         for stop in stops:
             self._stops[stop.workspace_id or "", stop.alias or ""].append(stop)
@@ -63,8 +68,8 @@ class StopLog:
         return self._explain(headings, {"-": missing, "+": others, " ": met})
 
     def explain_stopped(self, unexpected: Sequence[Target]) -> str:
-        """Explain which of some runtimes are stopped, or were never added; empty if none is."""
-        stopped = [target for target in unexpected if self._is_stopped(target)]
+        """Explain which of some runtimes a stop ended, or were never added; empty if none is."""
+        stopped = [target for target in unexpected if target in self._ended]
         unknown = [target for target in unexpected if target not in self._runtimes]
         headings = {"stopped": stopped, "unknown": unknown}
         return self._explain(headings, {"+": stopped, "-": unknown})

@@ -133,6 +133,7 @@ class Emulator:
         self._on_request = on_request
         self._faults = FaultPlan({} if faults is None else faults, seed)
         self._runtimes: dict[tuple[str, str], WireRuntime] = {}
+        self._ended: set[tuple[str, str]] = set()
         self._url: str | None = None
         self._listener: asyncio.Server | None = None
         self.requests: list[ReceivedRequest] = []
@@ -241,6 +242,7 @@ class Emulator:
         self._runtimes[workspace_id, alias] = make_runtime(
             workspace_id, alias, kind=kind, status=status, created_at=created_at
         )
+        self._ended.discard((workspace_id, alias))
 
     def status(self, workspace_id: str, alias: str) -> str | None:
         """Return the true status of a runtime, whatever its last response said.
@@ -276,7 +278,7 @@ class Emulator:
         """
         __tracebackhide__ = True
         targets = targets_of(workspace_id, aliases)
-        log = StopLog(self._runtimes, self.stops)
+        log = StopLog(self._runtimes, self._ended, self.stops)
         if difference := log.explain_not_stopped(targets, only=only):
             raise AssertionError(difference)
 
@@ -294,7 +296,7 @@ class Emulator:
         """
         __tracebackhide__ = True
         targets = targets_of(workspace_id, aliases)
-        if difference := StopLog(self._runtimes, self.stops).explain_stopped(targets):
+        if difference := StopLog(self._runtimes, self._ended, self.stops).explain_stopped(targets):
             raise AssertionError(difference)
 
     def inject(
@@ -394,7 +396,13 @@ class Emulator:
         if limited or found is None:
             return route, None, self._replies.error(TOO_MANY if limited else NO_RUNTIME)
         fault = self._faults.next(route, self.received)
-        conflict = route.operation == "stop" and self._stop(cast("WireRuntime", found), fault)
+        conflict = False
+        if route.operation == "stop":
+            runtime = cast("WireRuntime", found)
+            conflict = runtime["status"] != "active"
+            self._stop(runtime, fault)
+            if not conflict and runtime["status"] != "active":
+                self._ended.add((route.workspace_id, cast("str", route.alias)))
         reply = (
             self._replies.written(fault, found)
             if isinstance(fault, Reply)
@@ -408,11 +416,9 @@ class Emulator:
         listed = [found for (id_, _), found in self._runtimes.items() if id_ == route.workspace_id]
         return {"runtimes": listed} if listed else None
 
-    def _stop(self, runtime: WireRuntime, fault: Fault | Reply | None) -> bool:
-        """Stop a runtime if the fault lets it, and return True if it was not active."""
-        was_active = runtime["status"] == "active"
+    def _stop(self, runtime: WireRuntime, fault: Fault | Reply | None) -> None:
+        """Stop a runtime, if it is active and the fault lets it."""
         if fault is Fault.FAILED:
             end_runtime(runtime, "failed")
-        elif was_active and (fault is None or fault.takes_effect):
+        elif runtime["status"] == "active" and (fault is None or fault.takes_effect):
             end_runtime(runtime, "stopped")
-        return not was_active

@@ -112,7 +112,8 @@ def _correct(document: dict[str, Any], *, validation: bool) -> None:
     for response in _responses_of(document):
         content = response.get("content", {})
         if "schema" not in content.get(MEDIA_TYPE, {"schema": None}):
-            for media_type in content.keys() - {MEDIA_TYPE}:
+            # FastAPI puts the model under the media type of the route; others are the app's own.
+            for media_type in [each for each in content if content[each].keys() == {"schema"}]:
                 content[MEDIA_TYPE] = {**content.pop(media_type), **content[MEDIA_TYPE]}
         elif validation and content == _FASTAPIS_CONTENT:
             response.update(_response(HTTPStatus.UNPROCESSABLE_ENTITY, [_INVALID_REQUEST]))

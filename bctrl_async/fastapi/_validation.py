@@ -47,7 +47,7 @@ class ValidationProblem(TypedDict):
     ]
 
 
-def validation_problem(errors: Sequence[Mapping[str, Any]]) -> ValidationProblem:
+def validation_problem(errors: Sequence[object]) -> ValidationProblem:
     """Describe the errors of FastAPI about a request as problem details.
 
     The input and the context of each error are left out: they repeat what was sent, at any length.
@@ -61,15 +61,20 @@ def validation_problem(errors: Sequence[Mapping[str, Any]]) -> ValidationProblem
         title=_KIND.title,
         status=_KIND.status.value,
         detail=f"Missing or invalid values in the request: {len(errors)}.",
-        errors=[
-            {
-                "loc": [_shorten(part) for part in error.get("loc", ())[:_MAX_LOCATION]],
-                "msg": _shorten(error.get("msg", "")),
-                "type": _shorten(error.get("type", "")),
-            }
-            for error in errors[:_MAX_ERRORS]
-        ],
+        errors=[_error(error) for error in errors[:_MAX_ERRORS]],
     )
+
+
+def _error(error: object) -> dict[str, object]:
+    # An app may put anything into a RequestValidationError of its own.
+    fields = error if isinstance(error, Mapping) else {"msg": error}
+    location = fields.get("loc") or ()
+    parts = location if isinstance(location, list | tuple) else (location,)
+    return {
+        "loc": [_shorten(part) for part in parts[:_MAX_LOCATION]],
+        "msg": _shorten(fields.get("msg", "")),
+        "type": _shorten(fields.get("type", "")),
+    }
 
 
 def _shorten(part: object) -> str | int:

@@ -121,6 +121,8 @@ class Runs:
         # holds neither errors nor their tracebacks.
         report = msgspec.structs.replace(report, failures=report.failures[:MAX_FAILURES])
         run.report = report_body.dump_json(report).decode()
+        # The oldest are those that ended first, not those that began first.
+        self._runs[run.id] = self._runs.pop(run.id)
         asyncio.get_running_loop().call_later(KEEP, self._runs.pop, run.id, None)
         finished = [each.id for each in self._runs.values() if each.report is not None]
         for oldest in finished[:-MAX_FINISHED]:
