@@ -30,7 +30,8 @@ Examples:
   bctrl-async stop WORKSPACE ALIAS
   bctrl-async stop --from runtimes.csv --journal tonight.jsonl
 
-The API key is read from BCTRL_API_KEY. Each command has its own --help.
+The API key is read from BCTRL_API_KEY, or as a profile says.
+Each command has its own --help.
 """
 
 app: typer.Typer = typer.Typer(
