@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from conftest import KEY
@@ -15,11 +17,11 @@ from test_cli import COMMAND, Terminal, finish, start
 from test_cli_connection import Command, command
 from tls import forward_proxy, over_tls
 
-from bctrl_async.emulator import Emulator
+from bctrl_async.emulator import Emulator, Reply
 
 __all__ = ["command"]  # A fixture.
 
-LOGIN = "proxy-user:s3cret-p4ss"
+LOGIN = "proxy-user:s3cret-p4ss%40"
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +74,14 @@ class TestAllIsWell:
         assert [request.method for request in emulator.requests] == ["GET"]
         assert emulator.status("ws", "a") == "active"
 
+    async def test_a_runtime_that_cannot_be_read_counts(
+        self, command: Command, emulator: Emulator
+    ) -> None:
+        runtime = {**emulator.runtimes["ws", "a"]}
+        emulator.inject(Reply(200, json={"runtimes": [runtime, {}]}), method="GET")
+        code, checks = await examine(command, "--base-url", emulator.url, "ws")
+        assert (code, checks["API"]["found"]) == (0, "the key is accepted: 2 runtimes in 'ws'")
+
     async def test_without_a_workspace_the_key_is_not_sent(
         self, command: Command, emulator: Emulator
     ) -> None:
@@ -118,9 +128,11 @@ class TestAllIsWell:
             checks["tunnel"]["found"] == f"127.0.0.1 port {proxy_port} leads to bctrl.test:{port}"
         )
         assert str(checks["TLS"]["found"]).startswith("TLSv1.3, CA trustme v")
-        assert "Proxy-Authorization: Basic " in proxy.heads[0]
         # Its tunnel, and that of the session.
-        assert len(proxy.heads) == 2
+        basic = b64encode(unquote(LOGIN).encode()).decode()
+        assert [f"Proxy-Authorization: Basic {basic}\r\n" in head for head in proxy.heads] == [
+            *(True, True)
+        ]
         assert "s3cret" not in json.dumps(checks)
 
     async def test_a_proxy_can_be_reached_over_tls(

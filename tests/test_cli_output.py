@@ -164,11 +164,14 @@ def test_any_name_that_can_be_stopped_comes_back_from_csv(
     assert [*parser.feed(out.encode()), *parser.feed(b"")] == targets
 
 
-def test_a_cell_is_not_a_formula_but_a_name_is_exact(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@"])
+def test_a_cell_is_not_a_formula_but_a_name_is_exact(
+    capfd: pytest.CaptureFixture[str], sign: str
+) -> None:
     """Fault: a spreadsheet ran a text of the server that begins with an equals sign."""
     columns = (*TARGET_COLUMNS, "error.code")
-    record = {"workspace_id": "-ws", "alias": "=1+1", "error": {"code": "=HYPERLINK(A1)"}}
-    assert as_csv(capfd, columns, record).splitlines()[1] == "-ws,=1+1,'=HYPERLINK(A1)"
+    record = {"workspace_id": "-ws", "alias": "=1+1", "error": {"code": f"{sign}HYPERLINK(A1)"}}
+    assert as_csv(capfd, columns, record).splitlines()[1] == f"-ws,=1+1,'{sign}HYPERLINK(A1)"
 
 
 def test_a_row_is_one_line_without_control_characters(capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import sys
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import KEY
+from test_cli import COMMAND, finish, start, write
 from test_cli_connection import Command, command
 from tls import forward_proxy, over_tls
 
@@ -246,6 +248,27 @@ class TestProfile:
         assert (await command("stop", "ws", "a"))[0] == 0
         assert (config.path.parent / "pace").exists()
 
+    async def test_a_pace_without_a_rate_is_an_error(
+        self, command: Command, config: Config, emulator: Emulator
+    ) -> None:
+        config.write(
+            f"[profiles.x]\nbase_url = '{emulator.url}'\napi_key_command = {PRINT_KEY}\n"
+            "pace = 'pace'\n"
+        )
+        code, _, err = await command("stop", "--profile", "x", "ws", "a")
+        assert code == 2
+        assert "rate" in one_error(err)
+        assert not emulator.requests
+
+    async def test_a_path_may_begin_at_the_home_folder(
+        self, command: Command, config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        for name in ("HOME", "USERPROFILE"):
+            monkeypatch.setenv(name, str(tmp_path / "home"))
+        config.write(f"[profiles.x]\napi_key_command = {PRINT_KEY}\nca_file = '~/nosuch.pem'\n")
+        _, _, err = await command("list", "--profile", "x", "ws")
+        assert one_error(err).startswith(f"cannot read {tmp_path / 'home' / 'nosuch.pem'} (")
+
     async def test_the_address_of_a_server_is_not_a_file(
         self, command: Command, config: Config
     ) -> None:
@@ -392,13 +415,12 @@ class TestKey:
         monkeypatch.setenv("STAGING_KEY", KEY)
         assert (await command("list", "--profile", "x", "ws"))[0] == 0
 
-    async def test_a_command_is_run_once_and_cannot_read_the_targets(
+    async def test_a_command_is_run_once_and_only_its_first_line_counts(
         self, command: Command, config: Config, emulator: Emulator, tmp_path: Path
     ) -> None:
         script = tmp_path / "key.py"
         script.write_text(
-            f"import sys\nopen({str(tmp_path / 'runs')!r}, 'a').write('x')\n"
-            f"print({KEY!r}, sys.stdin.read(), sep='')\nprint('user: me')\n"
+            f"open({str(tmp_path / 'runs')!r}, 'a').write('x')\nprint({KEY!r})\nprint('user: me')\n"
         )
         config.write(
             f"[profiles.x]\nbase_url = '{emulator.url}'\n"
@@ -408,6 +430,23 @@ class TestKey:
         code, _, err = await command("stop", "--profile", "x", "--all", "--yes", "ws")
         assert (code, err) == (0, "")
         assert (tmp_path / "runs").read_text() == "x"
+
+    async def test_a_command_cannot_read_the_targets(
+        self, config: Config, emulator: Emulator
+    ) -> None:
+        code = f"import sys; print({KEY!r}, sys.stdin.read(), sep='')"
+        config.write(
+            f"[profiles.x]\nbase_url = '{emulator.url}'\n"
+            f'api_key_command = ["{sys.executable}", "-c", "{code}"]\n'
+        )
+        process = await start(
+            *(*COMMAND, "stop", "--profile", "x", "--from", "-"), stdin=asyncio.subprocess.PIPE
+        )
+        write(process, "ws,a\n")
+        assert process.stdin is not None
+        process.stdin.close()
+        assert (await finish(process))[0] == 0
+        emulator.assert_stopped("ws", "a")
 
     async def test_a_command_is_not_run_for_nothing(self, command: Command, config: Config) -> None:
         config.write("[profiles.default]\napi_key_command = ['nosuch']\nrate = 3\n")

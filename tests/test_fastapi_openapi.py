@@ -42,7 +42,7 @@ PROBLEM = "application/problem+json"
 REF = "#/components/schemas/"
 
 
-def app_with_routes(**options: Any) -> FastAPI:  # noqa: ANN401
+def app_with_routes(**options: Any) -> FastAPI:  # noqa: ANN401 - those of FastAPI.
     """Return an app that returns each body and declares the problems."""
     app = FastAPI(**options)
     add_exception_handlers(app)
