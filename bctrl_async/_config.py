@@ -145,7 +145,9 @@ def _is_proxy(text: str) -> bool:
         is_http = url.scheme in {"http", "https"} and bool(url.host) and url.port is not None
     except ValueError:
         return False
-    return is_http and url.raw_path in {"", "/"} and not url.raw_query_string
+    # A # in a password would end the host, and leave the wrong one.
+    has_more = url.raw_query_string or url.raw_fragment
+    return is_http and url.raw_path in {"", "/"} and not has_more
 
 
 def _is_loopback(host: str) -> bool:

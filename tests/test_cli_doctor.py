@@ -225,6 +225,32 @@ class TestFailures:
         assert checks["API"]["ok"] is None
         assert not {"TCP", "TLS"} & checks.keys()
 
+    @pytest.mark.parametrize("host", [f"{'a' * 70}.com", ".bctrl.invalid"])
+    async def test_a_name_that_is_none_of_a_host_fails_as_one_that_is_unknown(
+        self, command: Command, host: str
+    ) -> None:
+        """Fault: it left the command as a traceback in a box."""
+        code, checks = await examine(command, "--base-url", f"https://{host}", "ws")
+        assert (code, failed(checks)) == (1, ["DNS"])
+        assert checks["DNS"]["found"] == f"{host} port 443: not a valid name of a host"
+
+    async def test_such_a_name_behind_a_proxy_fails_too(self, command: Command) -> None:
+        async with forward_proxy(b"HTTP/1.1 200 OK\r\n\r\n") as proxy:
+            code, checks = await examine(
+                command, "--proxy", proxy.url, "--base-url", "https://.bctrl.invalid", "ws"
+            )
+        assert (code, failed(checks)) == (1, ["TLS"])
+        assert checks["TLS"]["found"] == ".bctrl.invalid port 443: not a valid name of a host"
+
+    async def test_a_url_with_a_scheme_in_capitals_has_all_steps(
+        self, command: Command, emulator: Emulator
+    ) -> None:
+        """Fault: TLS was not checked, and the proxy of the environment not used."""
+        async with over_tls(emulator) as server:
+            url = server.url.replace("https:", "HTTPS:")
+            code, checks = await examine(command, "--base-url", url, "ws")
+        assert (code, failed(checks)) == (1, ["TLS"])
+
     async def test_a_closed_port_is_named_with_its_reason(self, command: Command) -> None:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))

@@ -188,6 +188,7 @@ class TestProfile:
             ("base_url = ''", "invalid base_url: expected str of length >= 1"),
             ("api_key_command = 'pass show x'", "invalid api_key_command: expected array, got str"),
             ("api_key_command = []", "invalid api_key_command: expected array of length >= 1"),
+            (f"api_key_env = '{SECRET}'", "invalid api_key_env: expected a variable in capitals"),
             (
                 "api_key_env = 'A'\napi_key_command = ['b']",
                 "it has api_key_env and api_key_command: remove one of them",
@@ -275,7 +276,29 @@ class TestProfile:
         config.write("[profiles.default]\nrate = 100\npace = 'redis.test:6379'\n")
         code, _, err = await command("stop", "ws", "a")
         assert code == 2
-        assert "invalid --pace 'redis.test:6379': expected the path of a file or a URL" in err
+        assert one_error(err).startswith(
+            f"invalid pace in profile 'default' of {config.path}: expected the path of a file or a "
+        )
+
+    async def test_a_shared_pace_without_a_rate_is_named_with_its_place(
+        self, command: Command, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: the error named --pace, which was not given."""
+        config.write("[profiles.x]\napi_key_env = 'KEY'\npace = 'pace'\n")
+        monkeypatch.setenv("KEY", KEY)
+        args = ("stop", "--profile", "x", "--dry-run", "ws", "a")
+        code, _, err = await command(*args)
+        assert code == 2
+        assert one_error(err).startswith(
+            f"pace in profile 'x' of {config.path} needs --rate, the rate of all processes together"
+        )
+        assert (await command(*args, "--rate", "5"))[0] == 0
+        config.write("[profiles.x]\napi_key_env = 'KEY'\npace = 'ftp://h'\nrate = 5\n")
+        code, _, err = await command(*args)
+        assert code == 2
+        assert one_error(err).startswith(
+            f"invalid pace in profile 'x' of {config.path}: expected the URL "
+        )
 
     async def test_its_proxy_and_its_file_of_cas_are_used(
         self, command: Command, config: Config, emulator: Emulator
@@ -329,13 +352,59 @@ class TestProfile:
             assert capsys.readouterr().out.split() == names
 
 
+class TestUnusableValues:
+    """Fault: each left the command as a traceback in a box."""
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            (
+                "ca_file = '~nosuchuser/ca.pem'",
+                "invalid ca_file: there is no home folder for '~nosuchuser/ca.pem'",
+            ),
+            ("pace = '~nosuchuser/pace'", "invalid pace: there is no home folder for "),
+            (
+                'api_key_command = ["pass", "a\\u0000b"]',
+                "invalid api_key_command: it has a null character",
+            ),
+            ('ca_file = "a\\u0000b"', "invalid ca_file: it has a null character"),
+        ],
+    )
+    async def test_a_path_or_an_argument_that_the_system_has_not_is_an_error(
+        self, command: Command, config: Config, line: str, said: str
+    ) -> None:
+        config.write(f"[profiles.x]\n{line}\n")
+        code, _, err = await command("list", "--profile", "x", "ws")
+        assert code == 2
+        assert one_error(err).startswith(f"profile 'x' of {config.path}: {said}")
+
+    @pytest.mark.parametrize("name", ["list", "doctor"])
+    async def test_a_malformed_url_is_an_error_with_a_proxy_as_well(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        code, _, err = await command(name, "--base-url", "https://[::1", "ws")
+        assert code == 2
+        assert one_error(err).startswith("invalid --base-url: expected scheme and host")
+
+    async def test_a_proxy_is_used_whatever_the_case_of_the_scheme(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        async with forward_proxy(b"HTTP/1.1 403 No\r\n\r\n") as proxy:
+            monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+            await command("list", "--base-url", "HTTPS://bctrl.invalid", "--attempts", "1", "ws")
+        assert len(proxy.heads) == 1
+
+
 class TestPrecedence:
     """Which URL and which key are used together."""
 
     async def test_a_variable_precedes_the_default_profile_and_an_option_both(
         self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        config.write("[profiles.default]\nbase_url = 'http://127.0.0.1:9'\napi_key_env = 'NONE'\n")
+        config.write("[profiles.default]\nbase_url = 'http://127.0.0.1:9'\n")
         monkeypatch.setenv("BCTRL_API_KEY", KEY)
         once = ("--attempts", "1")
         assert (await command("list", *once, "ws"))[0] == 1
@@ -399,6 +468,41 @@ class TestPrecedence:
         # A URL on the command line was given with this profile in mind.
         assert (await command("list", "--base-url", emulator.url, "ws"))[0] == 0
         assert len(emulator.requests) == 1
+
+    async def test_the_url_of_the_default_profile_gets_the_key_of_that_profile(
+        self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: it got that of BCTRL_API_KEY, which may be of another account."""
+        config.write(
+            f"[profiles.default]\nbase_url = '{emulator.url}'\napi_key_command = {PRINT_KEY}\n"
+        )
+        monkeypatch.setenv("BCTRL_API_KEY", "the-key-of-production")
+        code, _, err = await command("list", "ws")
+        assert (code, err) == (0, "1 runtime\n")
+        # Neither URL is of the profile.
+        for url in ("option", "variable"):
+            if url == "variable":
+                monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+            args = ["--base-url", emulator.url] * (url == "option")
+            _, _, err = await command("list", *args, "ws")
+            assert "the server answered 401" in one_error(err)
+
+    async def test_the_url_of_the_default_profile_gets_the_key_of_the_environment_if_it_has_none(
+        self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config.write(f"[profiles.default]\nbase_url = '{emulator.url}'\n")
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        assert (await command("list", "ws"))[0] == 0
+
+    async def test_a_default_profile_without_a_url_leaves_the_key_to_the_environment(
+        self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config.write("[profiles.default]\napi_key_env = 'UNSET'\nproxy = 'http://127.0.0.1:9'\n")
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        code, _, err = await command("list", "--attempts", "1", "ws")
+        assert code == 1
+        assert "no connection: " in one_error(err)
+        assert not emulator.requests
 
 
 class TestKey:

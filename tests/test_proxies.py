@@ -100,6 +100,7 @@ class TestProxy:
             f"http://{USER}:{PASSWORD}@127.0.0.1:port",
             f"http://{USER}:{PASSWORD}@127.0.0.1:99999",
             f"http://{USER}:{PASSWORD}@[::1",
+            f"http://{USER}:1#{PASSWORD}@127.0.0.1:9",
             f"http://{USER}:{PASSWORD}@127.0.0.1:9/path",
             f"http://{USER}:{PASSWORD}@127.0.0.1:9/?query",
             f"{USER}:{PASSWORD}".encode(),

@@ -9,6 +9,7 @@ from bctrl_async import BctrlConfigError
 from bctrl_async.cli._profiles import Profile
 
 VARIABLE = "BCTRL_API_KEY"
+URL_VARIABLE = "BCTRL_BASE_URL"
 _COMMAND_TIMEOUT = 60.0
 
 
@@ -64,27 +65,30 @@ class KeySource(NamedTuple):
         raise BctrlConfigError(f"no API key from {self}: {problem}") from None
 
 
-def find_key(profile: Profile, *, url_of_environment: bool) -> KeySource:
+def find_key(profile: Profile, url_origin: str) -> KeySource:
     """Return where the API key comes from.
 
+    The key of one account must not go to the URL of another. So a profile that the user named
+    precedes BCTRL_API_KEY, as does the default one for its own URL if it has a key; and the key of
+    the default profile is not for BCTRL_BASE_URL.
+
     Args:
-        profile: The profile in effect. One that the user named precedes BCTRL_API_KEY: the key of
-            production must not go to the URL of staging.
-        url_of_environment: True if the URL of the API is that of BCTRL_BASE_URL, which must not get
-            the key of the default profile.
+        profile: The profile in effect.
+        url_origin: Where the URL of the API comes from.
 
     Raises:
         BctrlConfigError: There is no key for this URL.
     """
     has_key = bool(profile.api_key_env or profile.api_key_command)
-    if not profile.is_named:
+    has_both = has_key and url_origin == profile.origin("base_url")
+    if not (profile.is_named or has_both):
         if os.environ.get(VARIABLE):
             return KeySource(VARIABLE)
         if not has_key:
             raise BctrlConfigError(f"no API key: set {VARIABLE}")
-        if url_of_environment:
+        if url_origin == URL_VARIABLE:
             raise BctrlConfigError(
-                f"no API key: set {VARIABLE} as well as BCTRL_BASE_URL",
+                f"no API key: set {VARIABLE} as well as {URL_VARIABLE}",
                 advice=f"The key of {profile} is for its own URL",
             )
     if not has_key:

@@ -6,20 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial, wraps
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import typer
+from yarl import URL
 
 from bctrl_async import BctrlConfigError, BctrlSession, RetryPolicy
 from bctrl_async._limiter.pace import Pace
-from bctrl_async.cli._api_key import KeySource, find_key
+from bctrl_async.cli._api_key import URL_VARIABLE, KeySource, find_key
 from bctrl_async.cli._options import check_not_empty, check_positive, duration
 from bctrl_async.cli._profiles import Profile, load_profile, profile_names
 from bctrl_async.cli._verbosity import verbosity
 
 _PUBLIC_API = "https://api.bctrl.ai"
-_URL_VARIABLE = "BCTRL_BASE_URL"
 _NO_KEY = "not-needed"
 """The key of a session that sends nothing."""
 
@@ -50,7 +49,7 @@ class ConnectionOptions:
     ] = None
     base_url: Annotated[
         str,
-        _option("--base-url", metavar="URL", envvar=_URL_VARIABLE, help="URL of the API."),
+        _option("--base-url", metavar="URL", envvar=URL_VARIABLE, help="URL of the API."),
     ] = _PUBLIC_API
     timeout: Annotated[
         float,
@@ -131,8 +130,7 @@ class Connection:
         Raises:
             BctrlConfigError: There is no key.
         """
-        is_from_environment = self.origin("base_url") == _URL_VARIABLE
-        return find_key(self.profile, url_of_environment=is_from_environment)
+        return find_key(self.profile, self.origin("base_url"))
 
     @cached_property
     def key(self) -> str:
@@ -140,13 +138,29 @@ class Connection:
         return self.key_source().read()
 
     @cached_property
+    def url(self) -> URL:
+        """The URL of the API.
+
+        Raises:
+            BctrlConfigError: It is invalid.
+        """
+        try:
+            return URL(BctrlSession(_NO_KEY, base_url=self.options.base_url).base_url)
+        except BctrlConfigError as error:
+            raise self._named(error, "base_url") from error
+
+    @cached_property
     def proxy(self) -> tuple[str, str] | None:
-        """The proxy and where it comes from; None for a direct connection."""
+        """The proxy and where it comes from; None for a direct connection.
+
+        Raises:
+            BctrlConfigError: The URL of the API is invalid.
+        """
         if self.options.proxy is not None:
             return self.options.proxy, self.origin("proxy")
         # A proxy is another machine: loopback traffic, which may go without TLS, must not reach it.
-        proxy = getproxies().get("https") if self.options.base_url.startswith("https://") else None
-        if not proxy or proxy_bypass(urlsplit(self.options.base_url).netloc):
+        proxy = getproxies().get("https") if self.url.scheme == "https" else None
+        if not proxy or proxy_bypass(self.url.authority):
             return None
         return proxy if "://" in proxy else f"http://{proxy}", "HTTPS_PROXY"
 
@@ -268,7 +282,7 @@ def _apply_profile(
         if not is_given and not (is_variable and not profile.is_named):
             if name in profile.options:
                 values[name] = context.params[name] = profile.options[name]
-                origins[name] = f"{name} in {profile}"
+                origins[name] = profile.origin(name)
                 continue
             if name == "base_url":
                 # Not BCTRL_BASE_URL, which is that of another account.

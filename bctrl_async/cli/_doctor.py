@@ -7,11 +7,11 @@ import textwrap
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import msgspec
 import typer
 from rich.text import Text
+from yarl import URL
 
 from bctrl_async import BctrlAuthenticationError, BctrlConfigError, BctrlError, __version__
 from bctrl_async.cli._connection import Connection, with_connection
@@ -85,14 +85,16 @@ class _Examination:
         yield Check("versions", ok=True, found=_versions())
         yield Check("config", ok=True, found=self._config())
         yield Check("URL", ok=True, found=_from(options.base_url, connection.origin("base_url")))
-        proxy = connection.proxy
-        if proxy is not None:
-            yield Check("proxy", ok=True, found=_from(_without_login(proxy[0]), proxy[1]))
+        proxy = None
+        if connection.proxy is not None:
+            proxy = URL(connection.proxy[0])
+            found = _from(str(proxy.with_user(None)), connection.proxy[1])
+            yield Check("proxy", ok=True, found=found)
         key = self._key()
         yield key
         way = check_way(
-            options.base_url,
-            None if proxy is None else proxy[0],
+            connection.url,
+            proxy,
             connection.tls or ssl.create_default_context(),
             options.timeout,
         )
@@ -148,12 +150,6 @@ def _versions() -> str:
 
 def _from(value: str, origin: str) -> str:
     return f"{value} ({origin})"
-
-
-def _without_login(url: str) -> str:
-    """Return the URL of a proxy without user and password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _print_check(output: Output, check: Check) -> None:

@@ -13,17 +13,18 @@ is_address = re.compile(r"(redis|rediss|unix):(?!//).*|[\w.-]+:\d+(/.*)?").fullm
 """Matches an address without its scheme: as a file, each machine would have a pace of its own."""
 
 
-def pace_of(context: typer.Context, place: str, rate: float) -> Pace:
-    """Return the pace of --pace; fail if it cannot be used.
+def pace_of(context: typer.Context, place: str, rate: float, origin: str) -> Pace:
+    """Return a shared pace; fail if it cannot be used.
 
     Args:
         context: The context of the command.
         place: The path of a file, or the URL of a Redis server.
         rate: The rate of all processes together.
+        origin: Where the place comes from, such as `--pace`.
     """
     if is_address(place):
         context.fail(
-            f"invalid --pace {place!r}: expected the path of a file or a URL. "
+            f"invalid {origin}: expected the path of a file or a URL. "
             "Begin the address of a server with redis://, and such a path with ./"
         )
     # Imported here, because most runs need neither SQLite nor the extra `redis`.
@@ -36,7 +37,7 @@ def pace_of(context: typer.Context, place: str, rate: float) -> Pace:
 
         return FilePace(place, rate=rate)
     except BctrlConfigError as error:
-        # The session names its arguments; here they are an option.
-        context.fail(str(error).replace(f"invalid {error.argument}", "invalid --pace", 1))
+        # The session names its arguments; here they are an option, a variable or a key.
+        context.fail(str(error).replace(f"invalid {error.argument}", f"invalid {origin}", 1))
     except ModuleNotFoundError as error:
-        context.fail(f"cannot use --pace: {error}")
+        context.fail(f"cannot use {origin}: {error}")

@@ -1,6 +1,7 @@
 """The config file and its profiles: values of options, and where the API key comes from."""
 
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _ROOT = 0
 
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
+_is_variable = re.compile("[A-Z_][A-Z0-9_]*").fullmatch
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -65,6 +67,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return f"profile {self.name!r} of {self.file}"
+
+    def origin(self, key: str) -> str:
+        """Return how messages name one of its keys."""
+        return f"{key} in {self}"
 
 
 def config_file() -> Path:
@@ -152,6 +158,9 @@ class _Parser:
             self._fail(f"unknown key {unknown[0]}: expected one of {', '.join(fields)}")
         values = {name: self._convert(name, value, fields[name]) for name, value in table.items()}
         settings = Settings(**values)
+        if settings.api_key_env and not _is_variable(settings.api_key_env):
+            # It is not shown, for it may be the key itself.
+            self._fail("invalid api_key_env: expected a variable in capitals, such as STAGING_KEY")
         if settings.api_key_env and settings.api_key_command:
             self._fail("it has api_key_env and api_key_command: remove one of them")
         options = {
@@ -160,7 +169,7 @@ class _Parser:
             "attempts": settings.attempts,
             "patience": self._check("patience", settings.patience, duration),
             "proxy": settings.proxy,
-            "ca_file": settings.ca_file and self._path(settings.ca_file),
+            "ca_file": settings.ca_file and self._path("ca_file", settings.ca_file),
             "rate": self._check("rate", settings.rate, check_positive),
             "pace": settings.pace and self._place(settings.pace),
         }
@@ -175,9 +184,14 @@ class _Parser:
 
     def _convert(self, name: str, value: object, kind: object) -> Any:  # noqa: ANN401 - of any kind.
         try:
-            return msgspec.convert(value, kind)
+            converted = msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
             self._fail(f"invalid {name}: {_plain(error)}")
+        texts = converted if isinstance(converted, list) else [converted]
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            # No path, no argument of a program and no name of a host has one.
+            self._fail(f"invalid {name}: it has a null character")
+        return converted
 
     def _check(self, name: str, value: Any, check: Callable[[Any], object]) -> object:  # noqa: ANN401 - of any kind.
         try:
@@ -185,12 +199,15 @@ class _Parser:
         except typer.BadParameter as error:
             self._fail(f"invalid {name}: {error.message}")
 
-    def _path(self, path: str) -> str:
+    def _path(self, name: str, path: str) -> str:
         """Return a path that does not depend on the folder in which the command runs."""
-        return str(self._file.parent / Path(path).expanduser())
+        try:
+            return str(self._file.parent / Path(path).expanduser())
+        except RuntimeError:
+            self._fail(f"invalid {name}: there is no home folder for {path!r}")
 
     def _place(self, place: str) -> str:
-        return place if "://" in place or is_address(place) else self._path(place)
+        return place if "://" in place or is_address(place) else self._path("pace", place)
 
     def _fail(self, problem: str) -> NoReturn:
         raise BctrlConfigError(f"profile {self._name!r} of {self._file}: {problem}")

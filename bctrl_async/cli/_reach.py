@@ -11,13 +11,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 import msgspec
+from yarl import URL
 
-_PORTS = {"http": 80, "https": 443}
-_FAILURES = (OSError, EOFError, asyncio.LimitOverrunError)
-"""The exceptions of a step; those of TLS and of a time limit are OSErrors."""
+_FAILURES = (OSError, EOFError, ValueError, asyncio.LimitOverrunError)
+"""The exceptions of a step; those of TLS and of a time limit are OSErrors.
+
+A name that cannot be one of a host is a ValueError.
+"""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -45,7 +47,7 @@ class _Step(NamedTuple):
 
 
 async def check_way(
-    url: str, proxy: str | None, context: ssl.SSLContext, limit: float
+    url: URL, proxy: URL | None, context: ssl.SSLContext, limit: float
 ) -> AsyncIterator[Check]:
     """Make the checks in order; one that fails is the last.
 
@@ -64,7 +66,7 @@ async def check_way(
         steps.append(
             _Step("tunnel", way.open_tunnel, "Check its user and password, and what it allows")
         )
-    if url.startswith("https://"):
+    if url.scheme == "https":
         steps.append(
             _Step("TLS", way.start_tls, "If the server has a private CA, give it with --ca-file")
         )
@@ -88,13 +90,11 @@ class _Way:
         place: The host and port that the current step is about.
     """
 
-    def __init__(self, url: str, proxy: str | None, context: ssl.SSLContext) -> None:
-        api, self._first = urlsplit(url), urlsplit(proxy or url)
-        self._api_host, self._api_port = api.hostname or "", api.port or _PORTS[api.scheme]
-        self._host = self._first.hostname or ""
-        self._port = self._first.port or _PORTS[self._first.scheme]
+    def __init__(self, url: URL, proxy: URL | None, context: ssl.SSLContext) -> None:
+        self._api, self._first = url, proxy or url
+        self._host, self._port = self._first.raw_host or "", self._first.port
         self.place = f"{self._host} port {self._port}"
-        self._proxy_context = context if proxy and self._first.scheme == "https" else None
+        self._proxy_context = context if proxy and proxy.scheme == "https" else None
         self._context = context
         self._at_end = ExitStack()
 
@@ -116,10 +116,10 @@ class _Way:
 
     async def open_tunnel(self) -> str:
         """Ask the proxy for a tunnel (RFC 9110 section 9.3.6)."""
-        place = f"{self._api_host}:{self._api_port}"
+        place = f"{self._api.host_subcomponent}:{self._api.port}"
         lines = [f"CONNECT {place} HTTP/1.1", f"Host: {place}"]
-        if self._first.username is not None:
-            login = f"{unquote(self._first.username)}:{unquote(self._first.password or '')}"
+        if self._first.user is not None:
+            login = f"{self._first.user}:{self._first.password or ''}"
             basic = base64.b64encode(login.encode("latin-1", "replace")).decode()
             lines.append(f"Proxy-Authorization: Basic {basic}")
         self._writer.write("\r\n".join([*lines, "", ""]).encode())
@@ -131,8 +131,8 @@ class _Way:
 
     async def start_tls(self) -> str:
         """Do the handshake with the API, and describe its certificate."""
-        self.place = f"{self._api_host} port {self._api_port}"
-        await self._writer.start_tls(self._context, server_hostname=self._api_host)
+        self.place = f"{self._api.raw_host} port {self._api.port}"
+        await self._writer.start_tls(self._context, server_hostname=self._api.raw_host)
         secure: ssl.SSLObject = self._writer.get_extra_info("ssl_object")
         # Every context here asks for one.
         certificate: Mapping[str, Any] = secure.getpeercert()  # type: ignore[assignment]
@@ -154,6 +154,8 @@ def _reason(error: Exception, limit: float) -> str:
     match error:
         case ssl.SSLCertVerificationError():
             return error.verify_message
+        case ValueError():
+            return "not a valid name of a host"
         case TimeoutError() if error.errno is None:
             return f"no answer within {limit:g} s"
         case asyncio.IncompleteReadError():

@@ -191,7 +191,7 @@ def stop(
     error, 75 the journal is in use: try later, 130 interrupted.
     """
     file = single_file(context, files)
-    _check_usage(context)
+    _check_usage(context, connection)
     asks = everything and not (yes or dry_run)
     if asks and not can_prompt():
         context.fail("cannot ask for confirmation without a terminal: add --yes")
@@ -201,7 +201,7 @@ def stop(
         needs_key=everything or not dry_run,
         max_connections=concurrency,
         rate=None if pace else rate,
-        pace=pace_of(context, pace, rate) if pace and rate else None,
+        pace=pace_of(context, pace, rate, connection.origin("pace")) if pace and rate else None,
     )
     output = Output()
     records = Records.of_outcomes(output, output_format)
@@ -251,13 +251,14 @@ def stop(
     return _stop_found(finding, shard, run, deadline, asks=asks)
 
 
-def _check_usage(context: typer.Context) -> None:
+def _check_usage(context: typer.Context, connection: Connection) -> None:
     """Fail unless the targets are given in exactly one way."""
     given = {name for name, value in context.params.items() if value}
     if "journal_max_age" in given and "journal" not in given:
         context.fail("--journal-max-age needs --journal")
     if "pace" in given and "rate" not in given:
-        context.fail("--pace needs --rate, the rate of all processes together")
+        origin = connection.origin("pace")
+        context.fail(f"{origin} needs --rate, the rate of all processes together")
     if "allow_empty" in given and "files" not in given:
         context.fail("--allow-empty needs --from")
     if given >= {"everything", "files"} or given >= {"everything", "aliases"}:
