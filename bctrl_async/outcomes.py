@@ -60,11 +60,12 @@ class RuntimeState(StrEnum):
     """The state of a runtime when its outcome was recorded."""
 
     NOT_RUNNING = "not running"
-    """The server said so: `stopped`, `already_stopped`, or `accepted` and then `failed` or gone."""
+    """The server said so: `stopped`, `already_stopped`, or `accepted` and then `failed` or gone;
+    with `missing_ok`, also `not_found`."""
     STILL_RUNNING = "still running"
     """The server said so: its last status is `active`."""
     UNKNOWN = "unknown"
-    """The server said neither, or does not know the runtime (`not_found`)."""
+    """The server said neither, or does not know the runtime (`not_found` without `missing_ok`)."""
     INVALID = "invalid"
     """The target cannot be the name of a runtime, such as a line that is not a target."""
 

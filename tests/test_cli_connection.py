@@ -89,11 +89,15 @@ class TestVerbosity:
             assert err.count("bctrl-async: info: attempt 1 to ") == shown
             assert err.count("bctrl-async: ") == shown
 
-    async def test_the_level_of_the_logger_is_that_of_before(self, command: Command) -> None:
-        logger = logging.getLogger("bctrl_async")
-        before = logger.level
-        await command("list", "-v", "ws")
-        assert logger.level == before
+    async def test_verbose_is_over_with_its_command(
+        self, emulator: Emulator, command: Command, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.WARNING, "bctrl_async")
+        for option, shown in (("-v", 1), (None, 0)):
+            inject(emulator, Fault.RATE_LIMITED)
+            _, _, err = await command(*filter(None, ["list", "ws", option]))
+            assert err.count("bctrl-async: warning: throttled by the server ") == shown
+            assert logging.getLogger("bctrl_async").level == logging.WARNING
 
     async def test_quiet_hides_the_summary_on_stderr_and_no_result(
         self, emulator: Emulator, command: Command

@@ -302,6 +302,24 @@ class TestFailures:
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert "invalid --base-url" in err
 
+    async def test_a_server_without_tls_is_named_with_the_reason_of_tls(
+        self, command: Command, emulator: Emulator
+    ) -> None:
+        """Fault: its number is also that of EPERM, so the operation was "not permitted"."""
+        url = emulator.url.replace("http", "https")
+        code, checks = await examine(command, "--base-url", url)
+        assert (code, failed(checks)) == (1, ["TLS"])
+        assert "WRONG_VERSION_NUMBER" in str(checks["TLS"]["found"])
+
+    async def test_an_invalid_proxy_of_the_environment_is_named_without_its_password(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", f"socks5://{LOGIN}@127.0.0.1:9")
+        code, out, err = await command("doctor", "--base-url", "https://bctrl.test")
+        assert (code, out) == (2, "")
+        assert err.startswith("bctrl-async: error: invalid HTTPS_PROXY. Give a URL such as http://")
+        assert "s3cret" not in err
+
     async def test_a_proxy_that_is_down_is_the_place_to_look_at(self, command: Command) -> None:
         code, checks = await examine(command, "--proxy", "http://127.0.0.1:9", "ws")
         assert (code, failed(checks)) == (1, ["TCP"])

@@ -56,6 +56,12 @@ async def test_a_difference_has_a_line_for_each_runtime(
             'crm' in 'ws-1': stopped; answered 429 (rate_limited), 200""")
 
 
+def test_an_alias_that_is_named_twice_has_one_line(emulator: Emulator) -> None:
+    assert difference(emulator.assert_stopped, "ws-1", "mail", "mail") == textwrap.dedent("""\
+        not stopped: 'mail' in 'ws-1'
+          - 'mail' in 'ws-1': active; no stop received""")
+
+
 async def test_the_same_alias_in_another_workspace_is_a_near_miss(
     emulator: Emulator, session: BctrlSession
 ) -> None:

@@ -136,6 +136,29 @@ class TestInProcess:
         assert all_runs.running == []
         assert emulator.received == {("ws-1", "r1"): 1}
 
+    async def test_a_client_that_comes_back_in_time_is_not_left_out_later(
+        self, runs: ModuleType, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(runs, "REJOIN", 0.0)
+        is_back = asyncio.Event()
+
+        async def targets() -> AsyncIterator[tuple[str, str]]:
+            yield "ws-1", "r1"
+            await is_back.wait()
+            yield "ws-1", "r2"
+
+        async with BctrlSession() as session, asyncio.timeout(10):
+            run = runs.Runs().start("anna", session.stop_runtimes(targets()))
+            with run.followed():
+                pass
+            with run.followed():
+                for _ in range(10):  # Meanwhile the time to come back ends.
+                    await asyncio.sleep(0)
+                is_back.set()
+                await run.task
+        assert json.loads(run.report)["counts"] == {"stopped": 2}
+        assert len(emulator.requests) == 2
+
     def test_the_report_can_be_read_again_until_the_client_has_it(
         self, example: ModuleType, emulator: Emulator
     ) -> None:

@@ -313,7 +313,7 @@ def test_a_report_as_a_dict_has_its_counts_its_failures_and_its_end() -> None:
         counts=Counter({StopResult.REJECTED: 1}),
         failures=(failed,),
         states=Counter({RuntimeState.UNKNOWN: 1}),
-        elapsed=1.5,
+        elapsed=1.23456789,
         retries=0,
         throttled=0,
         ended_early=error,
@@ -324,6 +324,7 @@ def test_a_report_as_a_dict_has_its_counts_its_failures_and_its_end() -> None:
     assert fields["ok"] is False
     assert fields["counts"] == {result.value: int(result == "rejected") for result in StopResult}
     assert fields["states"] == {"not_running": 0, "still_running": 0, "unknown": 1, "invalid": 0}
+    assert fields["elapsed"] == 1.234568
     assert fields["failures"] == [failed.to_dict()]
     assert fields["ended_early"] == failed.to_dict()["error"]
     assert set(fields) == {"ok", *StopReport.__struct_fields__}
