@@ -124,3 +124,20 @@ class TestVerbosity:
         assert code == 2
         assert "--verbose cannot be combined with --quiet" in err
         assert not emulator.requests
+
+
+async def test_an_unexpected_error_is_one_line_without_its_text(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: it left the command as a box with the lines of the code."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("http://user:s3cret@proxy")
+
+    monkeypatch.setattr("bctrl_async.cli._list.sort_runtimes", broken)
+    code, out, err = await command("list", "ws")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("bctrl-async: error: unexpected RuntimeError at line ")
+    assert err.endswith(
+        " of bctrl_async.cli._list. This is a fault of bctrl-async: please report it\n"
+    )

@@ -191,7 +191,7 @@ class TestFailures:
         code, checks = await examine(command, "--base-url", emulator.url, "ws")
         assert (code, failed(checks)) == (2, ["API"])
         assert "answered 401" in str(checks["API"]["found"])
-        assert checks["API"]["advice"] == "Check the key from BCTRL_API_KEY"
+        assert checks["API"]["advice"] == "Check the API key from BCTRL_API_KEY"
 
     async def test_an_unknown_workspace_exits_with_1(
         self, command: Command, emulator: Emulator

@@ -506,6 +506,26 @@ class TestPrecedence:
 
 
 class TestKey:
+    @pytest.mark.parametrize(
+        "args", ["list ws", "get ws a", "stop ws a", "stop -o json ws a", "stop ws --all --yes"]
+    )
+    async def test_a_rejected_one_is_named_with_its_place(
+        self,
+        command: Command,
+        config: Config,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+        args: str,
+    ) -> None:
+        """Fault: the advice was to check BCTRL_API_KEY, which was not used."""
+        config.write(f"[profiles.x]\nbase_url = '{emulator.url}'\napi_key_env = 'STAGING_KEY'\n")
+        monkeypatch.setenv("STAGING_KEY", "wrong")
+        code, out, err = await command(*args.split(), "--profile", "x")
+        place = f"STAGING_KEY (api_key_env of profile 'x' of {config.path})"
+        assert code == 2
+        assert f"Check the API key from {place}" in out + err
+        assert "BCTRL_API_KEY" not in out + err
+
     async def test_it_comes_from_the_variable_that_the_profile_names(
         self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:

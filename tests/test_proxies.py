@@ -69,13 +69,36 @@ class TestProxy:
             proxy = url.replace("//", f"//{USER}:{PASSWORD}@")
             session = BctrlSession(KEY, base_url="https://bctrl.test", proxy=proxy, retry=ONCE)
             async with session:
-                with pytest.raises(BctrlNetworkError, match="no connection: 407") as caught:
+                with pytest.raises(BctrlNetworkError, match="the proxy answered 407 No") as caught:
                     await session.stop_runtime("ws-1", "crm")
 
         basic = base64.b64encode(f"{USER}:{PASSWORD}".encode())
         assert b"Proxy-Authorization: Basic " + basic in heads[0]
         for secret in (PASSWORD, basic.decode(), KEY):
             assert secret not in everything_of(caught.value) + repr(session)
+
+    @pytest.mark.parametrize(
+        ("answer", "advice"),
+        [
+            ("407 Denied", "Check the user and the password of the proxy"),
+            ("403 Denied", "Check that the proxy allows and can reach the host of the API"),
+            ("502 Denied", "Check that the proxy allows and can reach the host of the API"),
+        ],
+    )
+    async def test_its_answer_is_told_from_that_of_the_server(
+        self, answer: str, advice: str
+    ) -> None:
+        """Fault: the text was the repr of aiohttp's, and the advice to check the base URL."""
+        async with forward_proxy(http_answer(answer)) as proxy:
+            session = BctrlSession(KEY, base_url="https://bctrl.test", proxy=proxy.url, retry=ONCE)
+            async with session:
+                with pytest.raises(BctrlNetworkError) as caught:
+                    await session.stop_runtime("ws-1", "crm")
+        error = caught.value
+        assert error.summary == f"no connection: the proxy answered {answer}"
+        assert str(error).endswith(f". {advice}")
+        assert error.may_have_stopped is False
+        assert error.status is None
 
     async def test_it_gets_requests_to_an_http_api_only_if_plaintext_is_allowed(self) -> None:
         with pytest.raises(BctrlConfigError, match="could read the API key") as caught:

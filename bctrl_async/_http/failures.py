@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -26,6 +27,10 @@ _CONNECT_ERRORS = (
     aiohttp.ClientHttpProxyError,
     aiohttp.ServerFingerprintMismatch,
 )
+
+_LOGIN_REQUIRED = HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+_PROXY_LOGIN = "Check the user and the password of the proxy"
+_PROXY_RULES = "Check that the proxy allows and can reach the host of the API"
 
 _is_words = re.compile("[A-Za-z ,.]+").fullmatch
 _NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
@@ -104,7 +109,7 @@ def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
         return BctrlTimeoutError(f"no response within {limit.total:g} s", may_have_stopped=True)
     # Before ValueError, since a certificate error is one as well.
     if isinstance(error, _CONNECT_ERRORS):
-        return BctrlNetworkError(f"no connection: {error}")
+        return _no_connection(error)
     if isinstance(error, ValueError):
         return BctrlConfigError(
             f"aiohttp rejected the request: {error}",
@@ -115,4 +120,14 @@ def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
     return BctrlNetworkError(
         f"connection lost before a response: {str(error) or type(error).__name__}",
         may_have_stopped=True,
+    )
+
+
+def _no_connection(error: Exception) -> BctrlNetworkError:
+    if not isinstance(error, aiohttp.ClientHttpProxyError):
+        return BctrlNetworkError(f"no connection: {error}")
+    # Without aiohttp's repr, which quotes the URL of the proxy.
+    return BctrlNetworkError(
+        f"no connection: the proxy answered {error.status} {error.message}".rstrip(),
+        advice=_PROXY_LOGIN if error.status == _LOGIN_REQUIRED else _PROXY_RULES,
     )

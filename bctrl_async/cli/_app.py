@@ -2,6 +2,7 @@
 
 import logging
 import re
+import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -86,12 +87,22 @@ def main(args: Sequence[str] | None = None) -> int:
     except JournalInUseError as error:
         print_error(describe(error))
         return JOURNAL_IN_USE
-    except BctrlConfigError as error:
-        print_error(describe(error))
-        return USAGE
     except BctrlError as error:
         print_error(describe(error))
-        return exit_code([error])
+        return USAGE if isinstance(error, BctrlConfigError) else exit_code([error])
     except OSError as error:
         report_os_error(error)
         return FAILED
+    except Exception as error:  # noqa: BLE001 - a traceback could show what must stay secret.
+        print_error(f"{_fault(error)}. This is a fault of bctrl-async: please report it")
+        return FAILED
+
+
+def _fault(error: Exception) -> str:
+    """Return the type of an unexpected error and its place in the package, without its text."""
+    places = [
+        f"line {line} of {name}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if (name := frame.f_globals.get("__name__", "")).startswith("bctrl_async.")
+    ]
+    return f"unexpected {type(error).__name__} at {places[-1]}"

@@ -11,7 +11,13 @@ from urllib.request import getproxies, proxy_bypass
 import typer
 from yarl import URL
 
-from bctrl_async import BctrlConfigError, BctrlSession, RetryPolicy
+from bctrl_async import (
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlError,
+    BctrlSession,
+    RetryPolicy,
+)
 from bctrl_async._limiter.pace import Pace
 from bctrl_async.cli._api_key import URL_VARIABLE, KeySource, find_key
 from bctrl_async.cli._options import check_not_empty, check_positive, duration
@@ -131,6 +137,11 @@ class Connection:
             BctrlConfigError: There is no key.
         """
         return find_key(self.profile, self.origin("base_url"))
+
+    def explain(self, error: BctrlError | None) -> None:
+        """Name in the error of a rejected API key where that key comes from."""
+        if isinstance(error, BctrlAuthenticationError):
+            error.advice = f"Check the API key from {self.key_source()}"
 
     @cached_property
     def key(self) -> str:
@@ -253,8 +264,13 @@ def with_connection(command: Callable[..., int]) -> Callable[..., int]:
         options = ConnectionOptions(**{name: values.pop(name) for name in shared})
         if needs_context:
             values["context"] = context
+        connection = Connection(options, profile, origins)
         with verbosity(context, **{name: values.pop(name) for name in shown}):
-            return command(**values, connection=Connection(options, profile, origins))
+            try:
+                return command(**values, connection=connection)
+            except BctrlError as error:
+                connection.explain(error)
+                raise
 
     parameters = [context_parameter, *own.values(), *shared.values(), *shown.values()]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

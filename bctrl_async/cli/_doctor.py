@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 from yarl import URL
 
-from bctrl_async import BctrlAuthenticationError, BctrlConfigError, BctrlError, __version__
+from bctrl_async import BctrlConfigError, BctrlError, __version__
 from bctrl_async.cli._connection import Connection, with_connection
 from bctrl_async.cli._exit_codes import FAILED, USAGE, exit_code
 from bctrl_async.cli._format import pluralize
@@ -132,9 +132,8 @@ class _Examination:
                 runtimes = await session.list_runtimes(workspace, on_unreadable=unreadable.append)
         except BctrlError as error:
             self._code = USAGE if isinstance(error, BctrlConfigError) else exit_code([error])
+            self._connection.explain(error)
             advice = error.advice or error.default_advice or None
-            if isinstance(error, BctrlAuthenticationError):
-                advice = f"Check the key from {self._connection.key_source()}"
             return Check("API", ok=False, found=error.summary, advice=advice)
         count = pluralize(len(runtimes) + len(unreadable), "runtime")
         return Check("API", ok=True, found=f"the key is accepted: {count} in {workspace!r}")

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from bctrl_async import RuntimeRef, RuntimeState, RuntimeStatus
+from bctrl_async import RuntimeRef, RuntimeState, RuntimeStatus, StopOutcome
 from bctrl_async.cli import _dry_run
 from bctrl_async.cli._connection import Connection, with_connection
 from bctrl_async.cli._exit_codes import FAILED, exit_code
@@ -213,6 +213,10 @@ def stop(
         complete=f"bctrl-async report {shlex.quote(journal)} -o json" if journal else _COMPLETE,
     )
 
+    def show(outcome: StopOutcome) -> None:
+        connection.explain(outcome.error)
+        printer.print(outcome)
+
     def run(targets: _Targets, deadline: float | None) -> int:
         if dry_run:
             return _dry_run.dry_run(
@@ -226,7 +230,7 @@ def stop(
         running = run_stops(
             connect(),
             targets,
-            printer.print,
+            show,
             output,
             deadline=deadline,
             journal=journal,
@@ -235,6 +239,7 @@ def stop(
             missing_ok=ignore_not_found,
         )
         finished = asyncio.run(running)
+        connection.explain(finished.report.ended_early)
         printer.finish()
         return _report(finished, output, printer, for_people=records is None)
 
