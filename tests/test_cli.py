@@ -1623,7 +1623,11 @@ async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(emulator: Emulator
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize(
-    "args", ["stop ws a b", "stop --dry-run ws a", "list ws", "--version", "stop --help"]
+    "args",
+    [
+        *("stop ws a b", "stop --dry-run ws a", "list ws", "get ws a", "doctor ws"),
+        *("--version", "stop --help"),
+    ],
 )
 async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(emulator: Emulator, args: str) -> None:
     full = os.open(FULL, os.O_WRONLY)

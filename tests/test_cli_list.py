@@ -102,6 +102,7 @@ async def test_get_shows_the_fields_of_a_runtime(command: Command, emulator: Emu
     assert fields["status"] == "stopped"
     assert fields["id"] == runtime["id"]
     assert fields["age"] == "2h5m"
+    assert fields["browserRunning"] == "no"
     assert (code, err) == (0, "")
     assert [request.method for request in emulator.requests] == ["GET"]
 

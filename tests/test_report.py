@@ -185,6 +185,7 @@ class TestMissing:
         report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "no")], missing_ok=True)
 
         assert report.counts == {StopResult.STOPPED: 1, StopResult.NOT_FOUND: 1}
+        assert report.states == {RuntimeState.NOT_RUNNING: 2}
         assert report.ok
         assert report.failures == ()
         report.raise_for_failures()
