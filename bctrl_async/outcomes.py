@@ -59,15 +59,20 @@ class StopResult(StrEnum):
 class RuntimeState(StrEnum):
     """The state of a runtime when its outcome was recorded."""
 
-    NOT_RUNNING = "not running"
+    NOT_RUNNING = "not_running"
     """The server said so: `stopped`, `already_stopped`, or `accepted` and then `failed` or gone;
     with `missing_ok`, also `not_found`."""
-    STILL_RUNNING = "still running"
+    STILL_RUNNING = "still_running"
     """The server said so: its last status is `active`."""
-    UNKNOWN = "unknown"
+    UNCONFIRMED = "unconfirmed"
     """The server said neither, or does not know the runtime (`not_found` without `missing_ok`)."""
     INVALID = "invalid"
     """The target cannot be the name of a runtime, such as a line that is not a target."""
+
+    @property
+    def text(self) -> str:
+        """The state in words, such as `still running`."""
+        return self.value.replace("_", " ")
 
 
 now: Callable[[], datetime] = partial(datetime.now, UTC)
@@ -151,7 +156,7 @@ def state_of(outcome: StopOutcome, *, missing_ok: bool) -> RuntimeState:
         case StopResult.STOPPED | StopResult.ALREADY_STOPPED:
             return RuntimeState.NOT_RUNNING
         case StopResult.NOT_FOUND:
-            return RuntimeState.NOT_RUNNING if missing_ok else RuntimeState.UNKNOWN
+            return RuntimeState.NOT_RUNNING if missing_ok else RuntimeState.UNCONFIRMED
     if has_ended(outcome):
         return RuntimeState.NOT_RUNNING
     match outcome.error:
@@ -161,7 +166,7 @@ def state_of(outcome: StopOutcome, *, missing_ok: bool) -> RuntimeState:
     match outcome.runtime:
         case Runtime(status=RuntimeStatus.ACTIVE):
             return RuntimeState.STILL_RUNNING
-    return RuntimeState.UNKNOWN
+    return RuntimeState.UNCONFIRMED
 
 
 class StopReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,9 +203,9 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         return not self.failures and self.ended_early is None
 
     def __str__(self) -> str:
-        known = [f"{self.states[RuntimeState.NOT_RUNNING]:,} of {self.total:,} not running"]
-        others = (RuntimeState.STILL_RUNNING, RuntimeState.UNKNOWN, RuntimeState.INVALID)
-        known += [f"{self.states[state]:,} {state}" for state in others if self.states[state]]
+        known = [f"{self.states[RuntimeState.NOT_RUNNING]:,} of {self.total:,} no longer running"]
+        others = (RuntimeState.STILL_RUNNING, RuntimeState.UNCONFIRMED, RuntimeState.INVALID)
+        known += [f"{self.states[state]:,} {state.text}" for state in others if self.states[state]]
         text = f"{', '.join(known)} after {self.elapsed:.2f} s"
         if counts := [f"{self.counts[each]:,} {each}" for each in StopResult if self.counts[each]]:
             text += f": {', '.join(counts)}"
@@ -221,7 +226,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             "ok": self.ok,
             "total": self.total,
             "counts": {result.value: self.counts[result] for result in StopResult},
-            "states": {state.name.lower(): self.states[state] for state in RuntimeState},
+            "states": {state.value: self.states[state] for state in RuntimeState},
             "elapsed": round(self.elapsed, 6),
             "retries": self.retries,
             "throttled": self.throttled,

@@ -10,6 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from helpers import Connect
 from ways import LONG_WAY_HELP, Ways, take_long_way
@@ -27,6 +28,10 @@ KEY = "emulator-key"
 
 # The lowest versions are tested without docket, which needs a newer OpenTelemetry.
 collect_ignore = [] if find_spec("docket") else ["test_docket_example.py"]
+
+# A machine may be busy. Hypothesis itself does so where it finds a CI.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts background jobs with SIGINT ignored. Child processes would inherit that, and

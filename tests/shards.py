@@ -187,7 +187,10 @@ class ShardsRun:
                 yield f"{target} is in {line['journals']}"
             for problem in self._check_outcome(target, line["result"]):
                 yield problem
-        if f"{len(self._targets):,} of {len(self._targets):,} not running" not in err.decode():
+        if (
+            f"{len(self._targets):,} of {len(self._targets):,} no longer running"
+            not in err.decode()
+        ):
             yield f"the summary is {err.decode()}"
         if any(_KEY.encode() in path.read_bytes() for path in paths):
             yield "the key is in a journal"

@@ -258,13 +258,13 @@ async def test_every_alias_gets_an_aligned_line(emulator: Emulator, command: Com
     assert without_times(out) == (
         "a       stopped          0.0 s\n"
         "b       stopped          0.0 s, 2 attempts\n"
-        "c       accepted         0.0 s, status paused (unknown)\n"
+        "c       accepted         0.0 s, status paused (unconfirmed)\n"
         "d       already_stopped  the server answered 409 runtime.not_active: "
         "Nothing runs under that alias.\n"
         "日本    accepted         the server answered 200, but the body is not JSON\n"
         "nobody  not_found        the server answered 404 runtime.not_found: "
         "No such workspace or alias.\n"
-        "4 of 6 not running, 2 unknown after 0.0 s: "
+        "4 of 6 no longer running, 2 unconfirmed after 0.0 s: "
         "2 stopped, 2 accepted, 1 already_stopped, 1 not_found\n"
     )
     assert (code, err) == (1, "")
@@ -277,7 +277,7 @@ async def test_a_runtime_that_accepted_its_stop_and_runs_on_is_polled_by_default
     emulator.inject(Fault.ACCEPTED, alias="a")
     code, out, _ = await command("stop", "ws", "a")
     assert without_times(out) == (
-        "a  stopped          0.0 s\n1 of 1 not running after 0.0 s: 1 stopped\n"
+        "a  stopped          0.0 s\n1 of 1 no longer running after 0.0 s: 1 stopped\n"
     )
     assert code == 0
     assert [request.method for request in emulator.requests] == ["POST", "GET"]
@@ -290,21 +290,21 @@ async def test_a_runtime_that_accepted_its_stop_and_runs_on_is_polled_by_default
             Fault.ACCEPTED,
             "--no-verify",
             "accepted         0.0 s, status active (still running)",
-            "0 of 1 not running, 1 still running",
+            "0 of 1 no longer running, 1 still running",
             1,
         ),
         (
             Fault.FAILED,
             "--no-verify",
             "accepted         0.0 s, status failed (not running)",
-            "1 of 1 not running",
+            "1 of 1 no longer running",
             0,
         ),
         (
             Fault.FAILED,
             "--verify",
             "accepted         0.0 s, status failed (not running)",
-            "1 of 1 not running",
+            "1 of 1 no longer running",
             0,
         ),
     ],
@@ -342,7 +342,7 @@ async def test_an_unknown_stop_shows_that_the_runtime_still_runs(
     line = next(line for line in out.splitlines() if line.startswith("b"))
     assert line.startswith("b  unknown          status active (still running), the server answered")
     assert without_times(out).splitlines()[-1] == (
-        "1 of 2 not running, 1 still running after 0.0 s: 1 stopped, 1 unknown"
+        "1 of 2 no longer running, 1 still running after 0.0 s: 1 stopped, 1 unknown"
     )
     assert code == 1
 
@@ -355,7 +355,7 @@ async def test_a_runtime_of_a_file_that_runs_on_gets_a_line(
     code, out, _ = await command("stop", "--no-verify", "--from", targets)
     line, account = without_times(out).splitlines()
     assert line == f"{'ws a':28}  accepted         0.0 s, status active (still running)"
-    assert account == "2 of 3 not running, 1 still running after 0.0 s: 1 stopped, 2 accepted"
+    assert account == "2 of 3 no longer running, 1 still running after 0.0 s: 1 stopped, 2 accepted"
     assert code == 1
 
 
@@ -422,7 +422,7 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
     assert [found[index]["attempts"] for index in (2, 3)] == [0, 0]
     assert (code, without_times(err)) == (
         1,
-        "2 of 4 not running, 2 invalid after 0.0 s: 1 stopped, 1 not_found, 2 rejected\n",
+        "2 of 4 no longer running, 2 invalid after 0.0 s: 1 stopped, 1 not_found, 2 rejected\n",
     )
 
 
@@ -607,7 +607,7 @@ async def test_settled_targets_of_a_file_get_no_line(
     emulator: HoldingEmulator, command: Command, targets: Path
 ) -> None:
     code, out, err = await command("stop", "--from", targets)
-    assert without_times(out) == "3 of 3 not running after 0.0 s: 3 stopped\n"
+    assert without_times(out) == "3 of 3 no longer running after 0.0 s: 3 stopped\n"
     assert (code, err) == (0, "")
     assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
 
@@ -620,7 +620,8 @@ async def test_an_unsettled_target_of_a_file_gets_a_line_with_its_workspace(
     line, account = out.splitlines()
     assert line.startswith(f"{'ws b':28}  unknown          the server answered 500 ")
     assert (
-        without_times(account) == "2 of 3 not running, 1 unknown after 0.0 s: 2 stopped, 1 unknown"
+        without_times(account)
+        == "2 of 3 no longer running, 1 unconfirmed after 0.0 s: 2 stopped, 1 unknown"
     )
     assert code == 1
 
@@ -638,7 +639,7 @@ async def test_json_prints_every_target_of_a_file(
         ("x99", "not_found"),
         ("'nonsense' on line 102", "rejected"),
     ]
-    assert err.startswith("1 of 102 not running, 100 unknown, 1 invalid after ")
+    assert err.startswith("1 of 102 no longer running, 100 unconfirmed, 1 invalid after ")
     assert code == 1
     assert emulator.status("ws", "a") == "stopped"
 
@@ -662,7 +663,7 @@ async def test_a_late_bad_line_is_shown_with_its_number_and_the_others_are_stopp
     assert undecodable.startswith(r"'ws,caf\udce9' on line 104 ")
     assert "  rejected  " in undecodable
     assert without_times(account) == (
-        "101 of 103 not running, 2 invalid after 0.0 s: 101 stopped, 2 rejected"
+        "101 of 103 no longer running, 2 invalid after 0.0 s: 101 stopped, 2 rejected"
     )
     assert (code, err) == (1, "")
     assert emulator.status("ws", "b") == "stopped"
@@ -719,7 +720,7 @@ async def test_a_fault_after_which_nothing_is_read_is_shown_with_its_reason_and_
     ):
         line, account = out.splitlines(keepends=True)
         assert line.endswith(f"{why}\n")
-        assert account.startswith("100 of 101 not running, 1 invalid after ")
+        assert account.startswith("100 of 101 no longer running, 1 invalid after ")
         assert account.endswith(left)
         assert (code, err) == (1, "")
 
@@ -763,7 +764,7 @@ async def test_json_below_csv_is_not_sent(
     *bad, account = out.splitlines()
     why = "it looks like JSON, but the first line is CSV"
     assert [line.partition(" on line ")[2][-len(why) :] for line in bad] == [why] * 2
-    assert without_times(account).startswith("101 of 103 not running, 2 invalid after ")
+    assert without_times(account).startswith("101 of 103 no longer running, 2 invalid after ")
     assert (code, err) == (1, "")
     assert emulator.received == {("ws", "b"): 1, ("[ws", "a"): 1}
 
@@ -843,7 +844,10 @@ async def test_an_empty_input_exits_with_2_unless_allowed(
         await command("stop", "--allow-empty", "--from", file),
         await run_with_stdin(content, "--allow-empty", "--from", "-"),
     ):
-        assert (allowed[0], without_times(allowed[1])) == (0, "0 of 0 not running after 0.0 s\n")
+        assert (allowed[0], without_times(allowed[1])) == (
+            0,
+            "0 of 0 no longer running after 0.0 s\n",
+        )
     assert emulator.requests == []
 
 
@@ -863,7 +867,7 @@ async def test_a_duplicate_is_sent_once_and_counted(
     assert without_times(out) == (
         "a  stopped          0.0 s\n"
         "a  stopped          a duplicate, sent once\n"
-        "2 of 2 not running after 0.0 s: 2 stopped; 1 duplicate, sent once\n"
+        "2 of 2 no longer running after 0.0 s: 2 stopped; 1 duplicate, sent once\n"
     )
     assert (code, err) == (0, "")
 
@@ -891,7 +895,7 @@ async def test_a_spreadsheet_is_read_by_its_column_names(
         '"c";Bo;ws;\r\n'.encode()
     )
     code, out, err = await command("stop", "--from", file)
-    assert without_times(out) == "2 of 2 not running after 0.0 s: 2 stopped\n"
+    assert without_times(out) == "2 of 2 no longer running after 0.0 s: 2 stopped\n"
     assert (code, err) == (0, "")
     assert emulator.received == {("ws", "a"): 1, ("ws", "c"): 1}
 
@@ -909,7 +913,7 @@ async def test_pretty_printed_output_of_list_can_be_piped_back(
     assert [target["alias"] for target in outcomes_of(out)] == ["a", "b", "c"]
     file.write_text(json.dumps(values, indent=4))
     code, out, err = await command("stop", "--from", file)
-    assert without_times(out) == "3 of 3 not running after 0.0 s: 3 stopped\n"
+    assert without_times(out) == "3 of 3 no longer running after 0.0 s: 3 stopped\n"
     assert (code, err) == (0, "")
 
 
@@ -924,7 +928,7 @@ async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
     assert process.stdin is not None
     process.stdin.close()
     code, out, err = await finish(process)
-    assert without_times(out) == "3 of 3 not running after 0.0 s: 3 stopped\n"
+    assert without_times(out) == "3 of 3 no longer running after 0.0 s: 3 stopped\n"
     assert (code, err) == (0, "")
 
 
@@ -941,7 +945,7 @@ async def test_a_named_pipe_is_read(
     writer.write("ws,b\n")
     writer.close()
     code, out, err = await running
-    assert without_times(out) == "2 of 2 not running after 0.0 s: 2 stopped\n"
+    assert without_times(out) == "2 of 2 no longer running after 0.0 s: 2 stopped\n"
     assert (code, err) == (0, "")
 
 
@@ -950,7 +954,7 @@ async def test_stdin_can_be_a_file(emulator: HoldingEmulator, targets: Path) -> 
     process = await start(*COMMAND, "stop", "--from", "-", stdin=file)
     os.close(file)
     code, out, err = await finish(process)
-    assert without_times(out) == "3 of 3 not running after 0.0 s: 3 stopped\n"
+    assert without_times(out) == "3 of 3 no longer running after 0.0 s: 3 stopped\n"
     assert (code, err) == (0, "")
     assert emulator.received.total() == 3
 
@@ -985,7 +989,7 @@ async def test_an_input_that_fails_later_exits_with_1(
     code, out, err = await finish(process)
     assert err == "bctrl-async: error: cannot read all targets: Bad file descriptor\n"
     assert without_times(out) == (
-        "0 of 0 not running after 0.0 s; the input was not read to its end\n"
+        "0 of 0 no longer running after 0.0 s; the input was not read to its end\n"
     )
     assert code == 1
     assert not emulator.requests
@@ -1012,7 +1016,7 @@ async def test_the_same_command_resumes_from_its_journal(
     assert set(results_of(out)) == {"stopped"}
     assert (code, without_times(err)) == (
         0,
-        "3 of 3 not running after 0.0 s: 3 stopped; 2 from an earlier run, not sent again\n",
+        "3 of 3 no longer running after 0.0 s: 3 stopped; 2 from an earlier run, not sent again\n",
     )
     assert KEY not in journal.read_text()
 
@@ -1126,7 +1130,7 @@ async def test_rate_limits_the_requests_per_second(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     code, out, _ = await command("stop", "--rate", "10", "ws", "a", "b", "c")
-    took = re.search(r"not running after (\d+\.\d+) s", out)
+    took = re.search(r"no longer running after (\d+\.\d+) s", out)
     assert took is not None
     assert float(took[1]) >= 0.17
     assert code == 0
@@ -1142,7 +1146,7 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(
     line, account = out.splitlines()
     assert line.startswith(f"{'ws b':28}  unknown          aborted before an answer: the deadline ")
     assert without_times(account) == (
-        "1 of 3 not running, 2 unknown after 0.0 s: 1 stopped, 1 not_sent, 1 unknown"
+        "1 of 3 no longer running, 2 unconfirmed after 0.0 s: 1 stopped, 1 not_sent, 1 unknown"
     )
     assert err == "bctrl-async: error: ended early: the deadline of 0.3 s has passed\n"
     assert code == 1
@@ -1175,7 +1179,8 @@ async def test_the_first_ctrl_c_stops_reading_and_waits_for_requests_in_flight(
         *lines, account = out.splitlines()
         results = [line.split()[1] for line in lines]
         assert without_times(account) == (
-            "Interrupted: 2 of 4 not running, 2 unknown after 0.0 s: 2 stopped, 2 not_sent"
+            "Interrupted: 2 of 4 no longer running, 2 unconfirmed after 0.0 s: "
+            "2 stopped, 2 not_sent"
         )
     assert results == ["stopped", "stopped", "not_sent", "not_sent"]
     assert (code, bool(err)) == (130, bool(option))
@@ -1206,7 +1211,7 @@ async def test_the_second_ctrl_c_aborts_with_an_outcome_for_every_alias(
         assert [line.split()[0] for line in lines] == ["a", "b", "c", "d"]
         results = [line.split()[1] for line in lines]
         assert without_times(account) == (
-            "Interrupted: 1 of 4 not running, 3 unknown after 0.0 s: "
+            "Interrupted: 1 of 4 no longer running, 3 unconfirmed after 0.0 s: "
             "1 stopped, 2 not_sent, 1 unknown"
         )
     assert results == ["stopped", "unknown", "not_sent", "not_sent"]
@@ -1233,7 +1238,9 @@ async def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
     *lines, account = out.splitlines()
     result = "stopped" if signals == 1 else "unknown"
     assert [line.split()[:3] for line in lines] == [["ws", "b", "unknown"]] * (signals - 1)
-    assert account.startswith(f"Interrupted: {3 - signals} of 3 not running, {signals} unknown")
+    assert account.startswith(
+        f"Interrupted: {3 - signals} of 3 no longer running, {signals} unconfirmed"
+    )
     noted = {line["alias"]: line["result"] for line in outcomes_of(journal.read_text())[1:]}
     assert noted == {"a": "stopped", "b": result, "c": "not_sent"}
     assert code == 130
@@ -1262,8 +1269,8 @@ async def test_after_ctrl_c_targets_that_wait_for_the_rate_limit_are_not_sent(
     assert len(emulator.requests) <= sent + 2
     stopped = sum(emulator.status("ws", alias) == "stopped" for alias in aliases)
     assert without_times(out) == (
-        f"Interrupted: {stopped} of 1,000 not running, {1000 - stopped} unknown after 0.0 s: "
-        f"{stopped} stopped, {1000 - stopped} not_sent\n"
+        f"Interrupted: {stopped} of 1,000 no longer running, {1000 - stopped} unconfirmed "
+        f"after 0.0 s: {stopped} stopped, {1000 - stopped} not_sent\n"
     )
     assert code == 130
 
@@ -1277,7 +1284,7 @@ async def test_ctrl_c_ends_the_wait_for_an_open_pipe(
     process.send_signal(signal.SIGINT)
     code, out, err = await finish(process)
     assert without_times(out) == (
-        "Interrupted: 1 of 1 not running after 0.0 s: 1 stopped; "
+        "Interrupted: 1 of 1 no longer running after 0.0 s: 1 stopped; "
         "the input was not read to its end\n"
     )
     assert (code, err) == (130, "")
@@ -1300,7 +1307,7 @@ async def test_a_second_ctrl_c_aborts_the_requests_of_an_open_pipe(
         ("a", "stopped"),
         ("b", "unknown"),
     ]
-    assert err.startswith("Interrupted: 1 of 2 not running, 1 unknown after ")
+    assert err.startswith("Interrupted: 1 of 2 no longer running, 1 unconfirmed after ")
     assert code == 130
     assert emulator.received["ws", "c"] == 0
 
@@ -1361,7 +1368,7 @@ async def test_progress_is_dropped_if_stderr_is_closed(emulator: HoldingEmulator
     emulator.held.clear()
     code, out, err = await finish(process)
     assert re.fullmatch(
-        r"a  stopped +0\.0 s\n(Interrupted: )?1 of 1 not running after 0\.0 s: 1 stopped\n",
+        r"a  stopped +0\.0 s\n(Interrupted: )?1 of 1 no longer running after 0\.0 s: 1 stopped\n",
         without_times(out),
     )
     assert (code, err) == (130 if "Interrupted" in out else 0, "")
@@ -1393,7 +1400,7 @@ async def test_the_progress_bar_disappears_at_the_end(
         "a  stopped          0.0 s",
         "b  stopped          0.0 s",
         "c  stopped          0.0 s",
-        "3 of 3 not running after 0.0 s: 3 stopped",
+        "3 of 3 no longer running after 0.0 s: 3 stopped",
     ]
     async with asyncio.timeout(30):
         assert await process.wait() == 0
@@ -1419,7 +1426,7 @@ async def test_verbose_prints_above_the_progress_bar(
     assert re.sub(r"\s+", " ", without_times(text)).strip() == (
         "a stopped 0.0 s bctrl-async: info: attempt 1 to stop 'b' in workspace 'ws' failed: the "
         "server answered 500 server.error: Something broke.; the next follows in 0.0 s at the "
-        "earliest b stopped 0.0 s, 2 attempts 2 of 2 not running after 0.0 s: 2 stopped"
+        "earliest b stopped 0.0 s, 2 attempts 2 of 2 no longer running after 0.0 s: 2 stopped"
     )
     assert (await finish(process))[0] == 0
 
@@ -1461,7 +1468,8 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
     line, account = out.splitlines()
     assert line.startswith("ws ..  ")
     assert (
-        without_times(account) == "1 of 2 not running, 1 invalid after 0.0 s: 1 stopped, 1 rejected"
+        without_times(account)
+        == "1 of 2 no longer running, 1 invalid after 0.0 s: 1 stopped, 1 rejected"
     )
     assert code == 1
     assert emulator.status("ws", "a") == "stopped"
@@ -1483,7 +1491,7 @@ async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summa
     assert first.startswith("a  unknown ")
     assert (
         without_times(account)
-        == "Interrupted: 0 of 1 not running, 1 unknown after 0.0 s: 1 unknown"
+        == "Interrupted: 0 of 1 no longer running, 1 unconfirmed after 0.0 s: 1 unknown"
     )
     async with asyncio.timeout(30):
         assert await process.wait() == 130
@@ -1617,7 +1625,7 @@ async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(emulator: Emulator
     os.close(writer)
     code, _, err = await finish(process)
     assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
-    assert without_times(err) == "3 of 3 not running after 0.0 s: 3 stopped\n"
+    assert without_times(err) == "3 of 3 no longer running after 0.0 s: 3 stopped\n"
     assert code == 0
 
 
@@ -1747,7 +1755,7 @@ async def test_an_unknown_workspace_exits_with_1(command: Command) -> None:
 async def test_all_stops_active_runtimes_only(mixed: HoldingEmulator, command: Command) -> None:
     mixed.add_runtime("other", "a")
     code, out, err = await command("stop", "ws", "--all", "--yes")
-    assert without_times(out) == "4 of 4 not running after 0.0 s: 4 stopped\n"
+    assert without_times(out) == "4 of 4 no longer running after 0.0 s: 4 stopped\n"
     assert (code, err) == (0, "")
     assert stopped_in(mixed) == {"a", "b", "c", "日本"}
     assert mixed.status("other", "a") == "active"
@@ -1902,7 +1910,10 @@ async def test_all_asks_for_confirmation(
 
     said = await terminal.rest()
     if stops:
-        assert (code, without_times(out)) == (0, "3 of 3 not running after 0.0 s: 3 stopped\n")
+        assert (code, without_times(out)) == (
+            0,
+            "3 of 3 no longer running after 0.0 s: 3 stopped\n",
+        )
     else:
         assert (code, out) == (1, "")
         assert "Nothing was stopped" in said

@@ -104,7 +104,7 @@ class TestVerbosity:
     ) -> None:
         loud = await command("stop", "-o", "json", "ws", "a")
         quiet = await command("stop", "-o", "json", "-q", "ws", "a")
-        assert loud[2].startswith("1 of 1 not running")
+        assert loud[2].startswith("1 of 1 no longer running")
         assert (quiet[0], quiet[1].count("\n"), quiet[2]) == (0, 1, "")
         assert emulator.received["ws", "a"] == 2
 

@@ -70,7 +70,7 @@ async def test_csv_of_stop_has_a_row_for_each_target(command: Command) -> None:
     assert found["nobody"]["error_status"] == "404"
     assert found["nobody"]["error_code"] == "runtime.not_found"
     assert "No such workspace or alias" in found["nobody"]["error_message"]
-    assert err.startswith("2 of 2 not running after ")
+    assert err.startswith("2 of 2 no longer running after ")
     assert code == 0
 
 
@@ -81,7 +81,7 @@ async def test_csv_of_a_run_can_be_the_input_of_the_next(
     _, out, _ = await command("stop", "--no-verify", "-o", "csv", "ws", "a", "b")
     save("run.csv", out)
     code, out, _ = await command("stop", "--from", "run.csv")
-    assert "2 of 2 not running" in out
+    assert "2 of 2 no longer running" in out
     assert code == 0
 
 

@@ -93,7 +93,7 @@ async def test_a_list_that_is_stopped_exits_with_0(command: Command) -> None:
     assert await command("report", first, second, "--from", targets("a", "b", "c")) == (
         0,
         (
-            "3 of 3 not running after 2.00 s: 2 stopped, 1 already_stopped; "
+            "3 of 3 no longer running after 2.00 s: 2 stopped, 1 already_stopped; "
             "2 journals, no target in two of them\n"
         ),
         "",
@@ -108,7 +108,7 @@ async def test_targets_that_may_be_running_have_a_line_and_fail(command: Command
     lines = [line.split() for line in out.splitlines()]
     assert [line[:3] for line in lines[:-1]] == [["ws", "r1", "unknown"], ["ws", "r2", "rejected"]]
     assert out.splitlines()[-1] == (
-        "1 of 4 not running, 3 unknown after 1.50 s: "
+        "1 of 4 no longer running, 3 unconfirmed after 1.50 s: "
         "1 stopped, 1 rejected, 1 not_sent, 1 unknown; 1 journal"
     )
     assert code == 1
@@ -127,7 +127,9 @@ async def test_targets_without_an_outcome_are_counted_and_the_first_ten_shown(
     assert [line.split()[:4] for line in lines] == [
         ["ws", f"r{number}", "no", "outcome"] for number in range(10)
     ]
-    assert summary.startswith("1 of 13 not running after 1.50 s: 1 stopped; 12 without an outcome")
+    assert summary.startswith(
+        "1 of 13 no longer running after 1.50 s: 1 stopped; 12 without an outcome"
+    )
     assert err == "2 more targets without an outcome are not shown: add -o json\n"
     assert code == 1
 
@@ -137,7 +139,7 @@ async def test_outcomes_of_other_targets_do_not_count_but_are_named(command: Com
 
     assert await command("report", path, "--from", targets("a")) == (
         0,
-        "1 of 1 not running after 1.50 s: 1 stopped; 1 journal\n",
+        "1 of 1 no longer running after 1.50 s: 1 stopped; 1 journal\n",
         "bctrl-async: warning: 4 outcomes not in the list: ws b, ws c, ws d and 1 more\n",
     )
 
@@ -148,7 +150,7 @@ async def test_a_target_in_two_journals_counts_once_and_is_named(command: Comman
 
     assert await command("report", first, second, "--from", targets("a", "b")) == (
         0,
-        "2 of 2 not running after 1.50 s: 2 stopped; 2 journals, 1 target in two of them\n",
+        "2 of 2 no longer running after 1.50 s: 2 stopped; 2 journals, 1 target in two of them\n",
         "bctrl-async: warning: 1 target in two journals: ws a (the first in 1.jsonl and 2.jsonl)\n",
     )
 
@@ -185,8 +187,8 @@ async def test_json_has_one_object_for_each_target(command: Command) -> None:
         "may_have_stopped": True,
     }
     assert err.splitlines()[-1] == (
-        "1 of 3 not running, 1 unknown after 1.50 s: 1 stopped, 1 unknown; 1 without an outcome; "
-        "2 duplicates in the list; 2 journals, 1 target in two of them"
+        "1 of 3 no longer running, 1 unconfirmed after 1.50 s: 1 stopped, 1 unknown; "
+        "1 without an outcome; 2 duplicates in the list; 2 journals, 1 target in two of them"
     )
     assert code == 1
 
@@ -195,7 +197,9 @@ async def test_without_a_list_every_outcome_counts_and_journals_must_be_complete
     command: Command,
 ) -> None:
     first, second = journal("1.jsonl", outcome("a")), journal("2.jsonl", outcome("b"))
-    summary = "2 of 2 not running after 1.50 s: 2 stopped; 2 journals, no target in two of them\n"
+    summary = (
+        "2 of 2 no longer running after 1.50 s: 2 stopped; 2 journals, no target in two of them\n"
+    )
     assert await command("report", first, second) == (0, summary, "")
 
     journal("2.jsonl", outcome("b"), complete=False)
@@ -221,14 +225,17 @@ async def test_a_target_that_was_not_found_fails_unless_it_is_ignored(command: C
     assert "1 of 1 targets not found: check the workspace ids" in err
     assert await command(*args, "--ignore-not-found") == (
         0,
-        "1 of 1 not running after 1.50 s: 1 not_found; 1 journal\n",
+        "1 of 1 no longer running after 1.50 s: 1 not_found; 1 journal\n",
         "",
     )
 
 
 @pytest.mark.parametrize(
     ("status", "code", "state"),
-    [("failed", 0, "1 of 1 not running"), ("active", 1, "0 of 1 not running, 1 still running")],
+    [
+        ("failed", 0, "1 of 1 no longer running"),
+        ("active", 1, "0 of 1 no longer running, 1 still running"),
+    ],
 )
 async def test_an_accepted_stop_counts_as_in_the_run(
     command: Command, status: str, code: int, state: str
@@ -274,7 +281,7 @@ async def test_a_bad_line_of_the_list_is_matched_with_its_outcome(
 
     code, out, _ = await command("report", "1.jsonl", "2.jsonl", "--from", listed)
     assert "invalid target 'ws,<p>,x' on line 101: it has more columns" in out
-    assert "100 of 103 not running, 1 unknown, 2 invalid after " in out
+    assert "100 of 103 no longer running, 1 unconfirmed, 2 invalid after " in out
     assert "; the input was not read to its end; 2 journals, no target in two of them" in out
     assert code == 1
 
@@ -299,7 +306,7 @@ async def test_the_list_may_come_from_stdin(
         monkeypatch.setattr("sys.stdin", stdin)
         code, out, _ = await command("report", path, "--from", "-")
     assert code == 1
-    assert out.splitlines()[-1].startswith("1 of 2 not running after ")
+    assert out.splitlines()[-1].startswith("1 of 2 no longer running after ")
 
 
 async def test_an_empty_list_is_an_error_unless_allowed(command: Command) -> None:
@@ -309,7 +316,7 @@ async def test_an_empty_list_is_an_error_unless_allowed(command: Command) -> Non
     assert (code, "there are no targets in all.csv. Add --allow-empty" in err) == (2, True)
     assert await command(*args, "--allow-empty") == (
         0,
-        "0 of 0 not running after 0.00 s; 1 journal\n",
+        "0 of 0 no longer running after 0.00 s; 1 journal\n",
         "",
     )
 

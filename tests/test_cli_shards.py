@@ -94,7 +94,7 @@ async def test_the_summary_and_the_total_count_only_the_shard(
 
     size = len(aliases_of(2))
     assert totals == [size]
-    assert out.startswith(f"{size} of {size} not running after ")
+    assert out.startswith(f"{size} of {size} no longer running after ")
 
 
 async def test_a_dry_run_prints_the_targets_of_the_shard(
@@ -137,7 +137,7 @@ async def test_the_runtimes_of_a_workspace_are_divided_as_well(
     for number in range(1, COUNT + 1):
         code, out, _ = await command("stop", "ws", "--all", "--yes", "--shard", f"{number}/{COUNT}")
         size = len(aliases_of(number))
-        assert (code, out.partition(" after ")[0]) == (0, f"{size} of {size} not running")
+        assert (code, out.partition(" after ")[0]) == (0, f"{size} of {size} no longer running")
     assert {emulator.received["ws", alias] for alias in ALIASES} == {1}
 
 
@@ -154,7 +154,7 @@ async def test_a_shard_without_targets_is_not_an_error(command: Command, path: P
     code, out, _ = await command("stop", "--from", path, "--shard", "7/999983")
 
     assert code == 0
-    assert out.startswith("0 of 0 not running after ")
+    assert out.startswith("0 of 0 no longer running after ")
 
 
 async def test_an_input_that_is_not_targets_stops_nothing_in_any_shard(

@@ -496,7 +496,7 @@ REPORTS = [
         total=2,
         counts=Counter({StopResult.STOPPED: 1, StopResult.UNKNOWN: 1}),
         failures=tuple(OUTCOMES[1:]),
-        states=Counter({RuntimeState.NOT_RUNNING: 1, RuntimeState.UNKNOWN: 1}),
+        states=Counter({RuntimeState.NOT_RUNNING: 1, RuntimeState.UNCONFIRMED: 1}),
         elapsed=2.5,
         retries=3,
         throttled=1,
@@ -596,7 +596,12 @@ class TestBodies:
             names = ("total", "elapsed", "retries", "throttled", "resumed", "duplicates")
             assert [full[name] for name in names] == [2, 2.5, 3, 1, 7, 8]
             assert full["counts"] == {"stopped": 1, "unknown": 1}
-            assert full["states"] == {"not running": 1, "unknown": 1}
+            assert full["states"] == {
+                "not_running": 1,
+                "still_running": 0,
+                "unconfirmed": 1,
+                "invalid": 0,
+            }
             assert full["endedEarly"] == answer["error"]
 
     async def test_outcomes_and_report_of_a_real_run_match_the_schema(

@@ -642,7 +642,7 @@ class TestInBrowser:
             await tab.wait_for(HAS_REPORT)
             await tab.wait_for("document.activeElement.textContent === 'Report'")
             announced = await tab.run("document.querySelector('[role=status]').textContent")
-        assert f"{stopped(slow):,} of 2,000 runtimes are not running" in announced
+        assert f"{stopped(slow):,} of 2,000 runtimes are no longer running" in announced
         assert announced.endswith("The run ended early.")
         assert len(slow.requests) == stopped(slow) < 2000
 

@@ -70,7 +70,7 @@ async def test_a_list_is_stopped_and_its_journal_resumed(
     again = await finish(await start(emulator, *args))
 
     assert first[0] == again[0] == 0, first[1] + again[1]
-    assert "20 of 20 not running" in first[1]
+    assert "20 of 20 no longer running" in first[1]
     assert "20 from an earlier run, not sent again" in again[1]
     assert emulator.received.total() == 20
 
@@ -81,7 +81,7 @@ async def test_a_pipe_is_read_to_its_end(emulator: Emulator, tmp_path: Path) -> 
     code, output = await finish(await start(emulator, "stop", "--from", "-"), text)
 
     assert code == 0, output
-    assert "20 of 20 not running" in output
+    assert "20 of 20 no longer running" in output
 
 
 async def test_a_shared_rate_is_kept_in_a_file(emulator: Emulator, tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ def test_a_report_as_a_dict_has_its_counts_its_failures_and_its_end() -> None:
         total=1,
         counts=Counter({StopResult.REJECTED: 1}),
         failures=(failed,),
-        states=Counter({RuntimeState.UNKNOWN: 1}),
+        states=Counter({RuntimeState.UNCONFIRMED: 1}),
         elapsed=1.23456789,
         retries=0,
         throttled=0,
@@ -323,7 +323,12 @@ def test_a_report_as_a_dict_has_its_counts_its_failures_and_its_end() -> None:
 
     assert fields["ok"] is False
     assert fields["counts"] == {result.value: int(result == "rejected") for result in StopResult}
-    assert fields["states"] == {"not_running": 0, "still_running": 0, "unknown": 1, "invalid": 0}
+    assert fields["states"] == {
+        "not_running": 0,
+        "still_running": 0,
+        "unconfirmed": 1,
+        "invalid": 0,
+    }
     assert fields["elapsed"] == 1.234568
     assert fields["failures"] == [failed.to_dict()]
     assert fields["ended_early"] == failed.to_dict()["error"]

@@ -23,7 +23,8 @@ from bctrl_async.emulator import Emulator, Fault
 PAGE = "<!DOCTYPE html><html><head><title>Sign in</title></head><body>Sign in</body></html>"
 HTML = "Content-Type: text/html; charset=utf-8"
 JSON = "Content-Type: application/json"
-TIMEOUT = 0.2
+TIMEOUT = 1.0
+"""Seconds for an attempt. Some answers never end; a busy machine must read the others in time."""
 
 ENCODINGS: dict[str, bytes] = {
     "UTF-8": PAGE.encode(),

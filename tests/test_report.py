@@ -41,7 +41,7 @@ def report_of(*failures: StopOutcome, ended_early: BctrlError | None = None) -> 
         total=counts.total(),
         counts=counts,
         failures=failures,
-        states=Counter({RuntimeState.NOT_RUNNING: 2, RuntimeState.UNKNOWN: len(failures)}),
+        states=Counter({RuntimeState.NOT_RUNNING: 2, RuntimeState.UNCONFIRMED: len(failures)}),
         elapsed=1.0,
         retries=0,
         throttled=0,
@@ -56,9 +56,9 @@ ENDED = BctrlError("the deadline of 3 s has passed")
 
 class TestReport:
     def test_it_is_printed_as_the_summary_of_the_command(self) -> None:
-        assert str(report_of()) == "2 of 2 not running after 1.00 s: 2 stopped"
+        assert str(report_of()) == "2 of 2 no longer running after 1.00 s: 2 stopped"
         assert str(report_of(failure(2, TIMEOUT), failure(3, NETWORK))) == (
-            "2 of 4 not running, 2 unknown after 1.00 s: 2 stopped, 2 unknown"
+            "2 of 4 no longer running, 2 unconfirmed after 1.00 s: 2 stopped, 2 unknown"
         )
 
     def test_what_is_printed_says_what_was_not_sent_and_why_it_ended(self) -> None:
@@ -67,7 +67,7 @@ class TestReport:
         )
 
         assert str(report) == (
-            "2 of 2 not running after 1.00 s; 1,000 from an earlier run, not sent again; "
+            "2 of 2 no longer running after 1.00 s; 1,000 from an earlier run, not sent again; "
             "2 duplicates, sent once; ended early: the deadline of 3 s has passed"
         )
 

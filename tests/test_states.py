@@ -18,7 +18,7 @@ from bctrl_async import (
 from bctrl_async.outcomes import state_of
 
 NOT_RUNNING, STILL_RUNNING = RuntimeState.NOT_RUNNING, RuntimeState.STILL_RUNNING
-UNKNOWN, INVALID = RuntimeState.UNKNOWN, RuntimeState.INVALID
+UNKNOWN, INVALID = RuntimeState.UNCONFIRMED, RuntimeState.INVALID
 
 
 def outcome(result: str, status: str | None) -> StopOutcome:

@@ -89,7 +89,7 @@ def emulator(
     host: _Host = "127.0.0.1",
     port: _Port = 8787,
     api_key: _ApiKey = KEY,
-    runtimes: _Runtimes = 10,
+    runtimes: _Runtimes = 1000,
     fault: _Faults = None,
     rate_limit: _RateLimit = None,
     seed: Seed = 0,

@@ -164,7 +164,7 @@ def _describe(outcome: StopOutcome, state: RuntimeState) -> str:
         if outcome.attempts > 1:
             facts.append(f"{outcome.attempts} attempts")
     if outcome.result is not StopResult.STOPPED and outcome.runtime is not None:
-        facts.append(f"status {escape(outcome.runtime.status)} ({state})")
+        facts.append(f"status {escape(outcome.runtime.status)} ({state.text})")
     if error is not None:
         is_settled = outcome.result.settled
         facts.append(

@@ -182,7 +182,7 @@ def stop(
 
     Every ALIAS gets a line of output. With --from or --all, targets that were attempted
     and may still be running are grouped by reason. The last line counts the runtimes that
-    are not running, still running, and unknown. It is safe to run the command again.
+    are no longer running, still running, and unconfirmed. It is safe to run the command again.
 
     After Ctrl-C nothing new is sent, and requests in flight are waited for; a second
     one aborts them.

@@ -9,7 +9,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from bctrl_async import BctrlError, Runtime, StopOutcome, StopReport
+from bctrl_async import BctrlError, Runtime, RuntimeState, StopOutcome, StopReport
 from bctrl_async.fastapi import _schemas
 from bctrl_async.fastapi._problems import classify, identifiers
 
@@ -58,7 +58,7 @@ def _report_body(report: StopReport) -> _schemas.StopReport:
         total=report.total,
         ok=report.ok,
         counts=dict(report.counts),
-        states=dict(report.states),
+        states={state: report.states[state] for state in RuntimeState},
         failures=[_outcome_body(outcome) for outcome in report.failures],
         elapsed=report.elapsed,
         retries=report.retries,

@@ -119,7 +119,7 @@ class StopReport(TypedDict):
         dict[RuntimeState, Annotated[int, Field(ge=0)]],
         Field(
             description="The number of runtimes by state; the numbers add up to `total`.",
-            examples=[{RuntimeState.NOT_RUNNING: 2998, RuntimeState.UNKNOWN: 2}],
+            examples=[{RuntimeState.NOT_RUNNING: 2998, RuntimeState.UNCONFIRMED: 2}],
         ),
     ]
     failures: Annotated[
