@@ -214,7 +214,8 @@ class TestRandomThrottling:
         assert run.gave_up == 0
         assert run.seconds <= 60
 
-    @pytest.mark.parametrize("seed", range(6))
+    # The last three took more than twice as long as the limit allows, before it kept a plateau.
+    @pytest.mark.parametrize("seed", [0, 1, 2, 12, 17, 23])
     def test_a_rate_limit_is_still_found(self, seed: int) -> None:
         """Fault: a comparison that declined by bad luck began again at a tenth of the rate."""
         random.seed(seed)
