@@ -175,6 +175,7 @@ def plain(text: str) -> str:
     text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
     text = re.sub(r"'127\.0\.0\.1', \d+", "'127.0.0.1', PORT", text)
     text = re.sub(r"req_\d+", "req_1", text)
+    text = re.sub(r"\d+s ago", "1s ago", text)
     return re.sub(r"\d+\.\d+ s\b", "0.00 s", text)
 
 
