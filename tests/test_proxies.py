@@ -14,7 +14,7 @@ from test_wire import ONCE, RUNTIME
 from tls import forward_proxy, over_tls
 from ways import Ways
 
-from bctrl_async import BctrlConfigError, BctrlNetworkError, BctrlSession
+from bctrl_async import BctrlConfigError, BctrlNetworkError, BctrlSession, StopResult
 from bctrl_async.emulator import Emulator
 
 USER, PASSWORD = "proxy-user", "s3cret-p4ss"
@@ -99,6 +99,23 @@ class TestProxy:
         assert str(error).endswith(f". {advice}")
         assert error.may_have_stopped is False
         assert error.status is None
+
+    @pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n"], ids=["none", "nonsense"])
+    async def test_one_that_breaks_before_the_tunnel_has_stopped_nothing(
+        self, answer: bytes
+    ) -> None:
+        """Fault: such a stop was `unknown`, although its request was never sent."""
+        async with forward_proxy(answer) as proxy:
+            with_login = proxy.url.replace("//", f"//{USER}:{PASSWORD}@")
+            session = BctrlSession(KEY, base_url="https://bctrl.test", proxy=with_login, retry=ONCE)
+            async with session:
+                report = await session.stop_runtimes([("ws-1", "crm")])
+        error = report.failures[0].error
+        assert error is not None
+        assert report.counts[StopResult.NOT_SENT] == 1
+        assert error.summary.startswith("no connection: ")
+        assert "the proxy opened no tunnel" in error.summary
+        assert PASSWORD not in everything_of(error)
 
     async def test_it_gets_requests_to_an_http_api_only_if_plaintext_is_allowed(self) -> None:
         with pytest.raises(BctrlConfigError, match="could read the API key") as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import select
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -82,6 +83,21 @@ class Connector(aiohttp.TCPConnector):
             if not protocol.should_close and not is_readable():
                 return connection
             connection.close()
+
+    async def _create_proxy_connection(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's.
+    ) -> tuple[BaseTransport, ResponseHandler]:
+        try:
+            return await super()._create_proxy_connection(req, traces, timeout)
+        except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError):
+            raise
+        except aiohttp.ClientError as error:
+            # As it is, it could not be told from one after the request was sent.
+            reason = OSError(errno.ECONNABORTED, "the proxy opened no tunnel")
+            raise aiohttp.ClientProxyConnectionError(req.connection_key, reason) from error
 
     def _release(
         self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
