@@ -37,6 +37,7 @@ html_static_path = ["_static"]
 html_favicon = "_static/logo.svg"
 html_logo = "_static/logo.svg"
 html_css_files = ["custom.css"]
+html_js_files = [("scroll.js", {"defer": ""})]
 html_copy_source = False
 html_show_sourcelink = False
 

@@ -88,6 +88,15 @@ async def hits(tab: Tab, word: str) -> list[str]:
         ("429", "how-to/rate-limits.html"),
         ("Ctrl-C", "reference/command.html"),
         ("timeout", "reference/session.html"),
+        ("timeout", "explanation/endings.html"),
+        ("pagination", "how-to/find.html"),
+        ("is everything stopped", "explanation/endings.html"),
+        ("SSE", "how-to/fastapi.html"),
+        ("dry run", "how-to/find.html"),
+        ("progress", "how-to/fastapi.html"),
+        ("max_connections", "reference/session.html"),
+        ("connection refused", "reference/errors.html"),
+        ("exit code", "reference/command.html"),
         ("Windows", "how-to/windows.html"),
         ("Docker", "how-to/docker.html"),
         ("stop_runtimes", "reference/session.html"),
@@ -110,7 +119,6 @@ async def test_a_search_needs_no_mouse(tab: Tab, url: str) -> None:
     await tab.wait_for("document.querySelector('pagefind-modal-trigger button')")
     await tab.press("k", control=True)
     first = (await hits(tab, "429"))[0]
-    await tab.press("ArrowDown")
     await tab.press("Enter")
     await tab.wait_for(f"location.pathname === '/docs/{first}'")
 

@@ -28,11 +28,15 @@ _ASIDE = {"CONTRIBUTING", "changelog"}
 """Pages for few readers, which mention much: they rank last."""
 
 _KEYWORDS = {
+    "explanation/endings": "timeout. is everything stopped",
+    "how-to/fastapi": "SSE, server-sent events. progress",
+    "how-to/find": "pagination. dry run",
     "how-to/rate-limits": "429",
-    "reference/command": "Ctrl-C",
-    "reference/session": "timeout",
+    "reference/command": "Ctrl-C. exit code",
+    "reference/errors": "connection refused",
+    "reference/session": "timeout. max_connections",
 }
-"""What a page should be found by, though others mention it as often."""
+"""What a page should be found by, though others mention it as often, or it has another word."""
 
 
 def _prepare(html: str) -> str:

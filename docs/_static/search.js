@@ -15,6 +15,13 @@ const modal = document.createElement("pagefind-modal");
 const trigger = document.createElement("pagefind-modal-trigger");
 document.querySelector(".sidebar-search-container").replaceWith(trigger, modal);
 
+// Enter in the box opens the first hit; after an arrow key, the focus is on another.
+modal.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && event.target.matches("input")) {
+    modal.querySelector(".pf-result-link")?.click();
+  }
+});
+
 // The other shortcut is its own: Ctrl-K.
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, [contenteditable]");
