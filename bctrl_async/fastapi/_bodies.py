@@ -11,7 +11,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from bctrl_async import BctrlError, Runtime, RuntimeState, StopOutcome, StopReport
 from bctrl_async.fastapi import _schemas
-from bctrl_async.fastapi._problems import classify, identifiers
+from bctrl_async.fastapi._problems import classify, explain, identifiers
 
 _T = TypeVar("_T")
 
@@ -26,7 +26,7 @@ def _error_body(error: BctrlError) -> _schemas.StopError:
     kind = classify(error)
     body: _schemas.StopError = {
         "type": kind.uri,
-        "detail": kind.detail,
+        "detail": explain(error, kind),
         "mayHaveStopped": error.may_have_stopped,
     }
     code, request_id = identifiers(error)

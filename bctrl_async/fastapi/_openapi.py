@@ -33,7 +33,15 @@ _PROBLEMS: list[Problem | ValidationProblem] = [
     problem(BctrlNotFoundError("", code="runtime.not_found", **_ANSWERED)),
     problem(BctrlConflictError("", code="runtime.not_active", **_ANSWERED)),
     problem(BctrlConflictError("", **_ANSWERED)),
-    problem(BctrlConfigError("", reason_class="invalid_input", workspace_id="demo", alias="..")),
+    problem(
+        BctrlConfigError(
+            "alias '..' could be taken for a path",
+            advice="Remove its '.' or '..' segments",
+            reason_class="invalid_input",
+            workspace_id="demo",
+            alias="..",
+        )
+    ),
     _INVALID_REQUEST,
     problem(BctrlRateLimitError("", **_ANSWERED)),
     problem(BctrlConfigError("", **_TARGET)),

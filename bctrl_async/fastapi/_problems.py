@@ -36,7 +36,7 @@ class ProblemType(Enum):
         slug: The end of the type's URI.
         status: The status of the response.
         title: The summary of the type.
-        detail: The explanation of each occurrence: it must not have the API's own text.
+        detail: The explanation of an occurrence: it must not have the API's own text.
     """
 
     NOT_FOUND = (
@@ -197,7 +197,7 @@ def problem(error: BctrlError) -> Problem:
         type=kind.uri,
         title=kind.title,
         status=kind.status.value,
-        detail=kind.detail,
+        detail=explain(error, kind),
         attempts=error.attempts,
         mayHaveStopped=error.may_have_stopped,
     )
@@ -211,6 +211,18 @@ def problem(error: BctrlError) -> Problem:
     if request_id is not None:
         body["requestId"] = request_id
     return body
+
+
+def explain(error: BctrlError, kind: ProblemType) -> str:
+    """Return the explanation of an occurrence.
+
+    It is that of the type, but for invalid input: the client sent that, and the text of its error
+    is this package's own, which says what rule is broken.
+    """
+    if isinstance(error, BctrlConfigError) and kind is ProblemType.INVALID_TARGET and error.summary:
+        text = ". ".join(part for part in (error.summary, error.advice) if part)
+        return f"{text[0].upper()}{text[1:].rstrip('.')}."
+    return kind.detail
 
 
 def identifiers(error: BctrlError) -> tuple[str | None, str | None]:

@@ -56,11 +56,12 @@ def validation_problem(errors: Sequence[object]) -> ValidationProblem:
         errors: The errors, as `RequestValidationError.errors()` returns them. The app may raise it
             with its own.
     """
+    values = "value" if len(errors) == 1 else "values"
     return ValidationProblem(
         type=_KIND.uri,
         title=_KIND.title,
         status=_KIND.status.value,
-        detail=f"Missing or invalid values in the request: {len(errors)}.",
+        detail=f"{len(errors)} missing or invalid {values} in the request.",
         errors=[_error(error) for error in errors[:_MAX_ERRORS]],
     )
 
@@ -70,9 +71,13 @@ def _error(error: object) -> dict[str, object]:
     fields = error if isinstance(error, Mapping) else {"msg": error}
     location = fields.get("loc") or ()
     parts = location if isinstance(location, list | tuple) else (location,)
+    message = fields.get("msg", "")
+    if fields.get("type") == "json_invalid" and len(parts) > 1:
+        # FastAPI puts the position there, which looks like the index of an item.
+        message, parts = f"{message} at character {parts[1]}", parts[:1]
     return {
         "loc": [_shorten(part) for part in parts[:_MAX_LOCATION]],
-        "msg": _shorten(fields.get("msg", "")),
+        "msg": _shorten(message),
         "type": _shorten(fields.get("type", "")),
     }
 
