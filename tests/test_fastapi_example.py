@@ -22,6 +22,7 @@ import httpx2
 import pytest
 from browser import CHROMIUM, Tab, chromium
 from fastapi.testclient import TestClient
+from jsonschema import Draft202012Validator
 from servers import answering, emulator_in_a_thread, http_answer, raw_server
 from uvicorn_server import EXAMPLE, GRACE, KEY, TOKEN, Uvicorn, uvicorn
 
@@ -31,6 +32,7 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
 STOP_ONE = "/workspaces/ws-1/runtimes/r1/stop"
 RUN = "/runs/unknown"
+PROBLEM = "application/problem+json"
 
 needs_signals = pytest.mark.skipif(
     sys.platform == "win32", reason="SIGTERM does not shut down gracefully"
@@ -40,7 +42,7 @@ needs_signals = pytest.mark.skipif(
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(EXAMPLE)
-    for name in ("app", "runs"):
+    for name in ("app", "events", "problems", "runs"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module("app")
 
@@ -68,6 +70,26 @@ def events_of(text: str) -> list[Event]:
     return found
 
 
+def check(value: object, component: str, document: dict[str, Any]) -> None:
+    """Check that a value is what its component in the OpenAPI says."""
+    schema = {"$ref": f"#/components/schemas/{component}", "components": document["components"]}
+    Draft202012Validator(schema).validate(value)
+
+
+def check_problem(
+    answer: httpx2.Response, document: dict[str, Any], path: str, method: str
+) -> None:
+    """Check that an error of the app itself is a problem, with the detail that is documented."""
+    body = answer.json()
+    check(body, "PlainProblem", document)
+    assert answer.headers["Content-Type"] == PROBLEM
+    assert body["status"] == answer.status_code
+    responses = document["paths"][path][method]["responses"]
+    content = responses[str(answer.status_code)]["content"][PROBLEM]
+    assert "PlainProblem" in json.dumps(content["schema"])
+    assert content["examples"]["own"]["value"] == body
+
+
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
@@ -87,6 +109,7 @@ class TestInProcess:
                 answer = client.post(STOP_ONE)
                 assert answer.json()["status"] == "stopped"
             assert client.get("/").headers["Content-Type"].startswith("text/html")
+            assert client.head("/").status_code == 200
             assert client.get("/docs").status_code == 200
         assert emulator.status("ws-1", "r1") == "stopped"
 
@@ -99,6 +122,8 @@ class TestInProcess:
             assert answer.status_code == 200
             assert answer.headers["Content-Type"].startswith("text/event-stream")
             *progress, report = events_of(answer.text)
+            for name, event in (("Progress", progress[0]), ("StopReport", report)):
+                check(event, name, example.app.openapi())
             assert client.post("/stop", json=[["only one"]]).status_code == 422
         assert {event.name for event in progress} == {"progress"}
         assert progress[0]["total"] == report["total"] == len(targets)
@@ -107,6 +132,21 @@ class TestInProcess:
         assert report["counts"] == {"stopped": 10, "not_found": 1, "rejected": 1}
         assert {failure["alias"] for failure in report["failures"]} == {"..", "gone"}
         assert not report["ok"]
+
+    def test_an_alias_may_have_a_slash_but_no_path(
+        self, example: ModuleType, emulator: Emulator
+    ) -> None:
+        """Fault: an alias with a slash was answered with a plain 404 of the router."""
+        emulator.add_runtime("ws-1", "team/r1")
+        with TestClient(example.app, headers=LOGIN) as client:
+            answer = client.post("/workspaces/ws-1/runtimes/team%2Fr1/stop")
+            path = client.post("/workspaces/ws-1/runtimes/..%2F..%2Fx/stop")
+        assert answer.json()["alias"] == "team/r1"
+        assert path.status_code == 422
+        assert path.json()["detail"] == (
+            "Alias '../../x' could be taken for a path. Remove its '.' or '..' segments."
+        )
+        assert emulator.received == {("ws-1", "team/r1"): 1}
 
     def test_the_report_is_limited_to_the_first_failures(
         self, example: ModuleType, runs: ModuleType, emulator: Emulator
@@ -182,6 +222,7 @@ class TestInProcess:
         with TestClient(example.app, headers=LOGIN) as client:
             answer = client.post("/stop", json=[("ws-1", "r1")])
         assert (answer.status_code, answer.headers["Retry-After"]) == (429, "10")
+        check_problem(answer, example.app.openapi(), "/stop", "post")
         assert emulator.requests == []
 
     def test_the_reports_of_the_last_runs_are_kept(
@@ -264,6 +305,7 @@ class TestWhoMayStop:
             ):
                 assert answer.status_code == 401
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
+                check_problem(answer, example.app.openapi(), "/stop", "post")
         assert emulator.requests == []
 
     @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer "}, LOGIN])
@@ -278,6 +320,8 @@ class TestWhoMayStop:
         with TestClient(example.app, headers=headers) as client:
             answer = client.post(STOP_ONE)
         assert (answer.status_code, "APP_TOKEN" in answer.text) == (503, True)
+        path = "/workspaces/{workspace_id}/runtimes/{alias}/stop"
+        check_problem(answer, example.app.openapi(), path, "post")
         assert emulator.requests == []
 
     @pytest.mark.parametrize(
@@ -302,6 +346,7 @@ class TestWhoMayStop:
                 client.post(f"{RUN}/cancel", headers=headers),
             ):
                 assert answer.status_code == 403
+                check_problem(answer, example.app.openapi(), "/stop", "post")
         assert emulator.requests == []
 
     @pytest.mark.parametrize(
@@ -330,6 +375,7 @@ class TestWhoMayStop:
                 assert client.get(path).status_code == 404
                 assert client.post(f"{path}/cancel").status_code == 404
             assert client.get(run).json() == client.get(RUN).json()
+            check_problem(client.get(RUN), example.app.openapi(), "/runs/{run_id}", "get")
             example.app.dependency_overrides.clear()
             assert client.get(run).status_code == 200
             assert client.post(f"{run}/cancel").status_code == 204
@@ -346,6 +392,8 @@ class TestWhoMayStop:
         with TestClient(example.app) as client:
             answer = client.options("/stop", headers=preflight)
         assert answer.status_code == 405
+        assert answer.headers["Content-Type"] == PROBLEM
+        assert "POST" in answer.headers["Allow"]
         assert not [name for name in answer.headers if name.startswith("access-control")]
         assert emulator.requests == []
 
@@ -580,6 +628,8 @@ async def begin(tab: Tab, server: Uvicorn, runtimes: int, token: str = TOKEN) ->
 
 HAS_REPORT = "document.querySelector('h2').textContent === 'Report'"
 IS_RUNNING = "document.querySelector('progress').value > 0"
+BUTTON = "document.querySelector('[type=submit]').textContent"
+FIELDS = "[...document.querySelectorAll('label + input')].map(each => [each.value, each.disabled])"
 ROWS = "[...document.querySelectorAll('#results tr')].map(row => row.innerText.split('\\t'))"
 
 
@@ -604,11 +654,13 @@ class TestInBrowser:
             await tab.reload()
             await tab.wait_for(IS_RUNNING)
             assert await tab.run("document.querySelector('[type=submit]').disabled")
+            assert await tab.run(FIELDS) == [[TOKEN, True], ["ws-1", True], ["1001", True]]
             await tab.wait_for(HAS_REPORT)
             await tab.reload()
             await tab.wait_for(HAS_REPORT)
             rows = await tab.run(ROWS)
-            assert not await tab.run("document.querySelector('[type=submit]').disabled")
+            assert await tab.run(BUTTON) == "Stop 1,001 runtimes"
+            assert await tab.run(FIELDS) == [[TOKEN, False], ["ws-1", False], ["1001", False]]
         assert [(row[0], row[2]) for row in rows] == [("stopped", "1,000"), ("not found", "1")]
         assert len(slow.requests) == 1001
         assert tab.errors == []
@@ -643,6 +695,7 @@ class TestInBrowser:
             await tab.wait_for("document.activeElement.textContent === 'Report'")
             announced = await tab.run("document.querySelector('[role=status]').textContent")
         assert f"{stopped(slow):,} of 2,000 runtimes are no longer running" in announced
+        assert f", {2000 - stopped(slow):,} unconfirmed." in announced
         assert announced.endswith("The run ended early.")
         assert len(slow.requests) == stopped(slow) < 2000
 
@@ -652,12 +705,15 @@ class TestInBrowser:
             await begin(tab, server, 1, token="wrong")
             await tab.wait_for("document.querySelector('[role=alert]').textContent")
             assert await tab.run("document.activeElement.getAttribute('aria-invalid')") == "true"
-            assert await tab.run("sessionStorage.length") == 0
+            assert await tab.run("sessionStorage.getItem('token')") is None
+            assert not await tab.run("document.querySelector('[role=status]').textContent")
             await tab.run("document.activeElement.select()")
             await tab.write(TOKEN)
             await tab.press("Enter")
             await tab.wait_for(HAS_REPORT)
             assert not await tab.run("document.querySelector('[role=alert]').textContent")
+            said = await tab.run("document.getElementById('state').textContent")
+        assert said.endswith("1 of 1 runtime is no longer running.")
         assert len(slow.requests) == 1
 
     async def test_a_tab_without_the_token_asks_for_it_to_show_the_run(
@@ -669,9 +725,7 @@ class TestInBrowser:
             await tab.wait_for(HAS_REPORT)
             await tab.run("sessionStorage.clear()")
             await tab.reload()
-            assert await tab.run("document.querySelector('[type=submit]').textContent") == (
-                "Show the run"
-            )
+            assert await tab.run(BUTTON) == "Show the run"
             await tab.write(TOKEN)
             await tab.press("Enter")
             await tab.wait_for(HAS_REPORT)
@@ -687,8 +741,48 @@ class TestInBrowser:
             await tab.run("Date.now = () => Infinity")  # No need to wait until it gives up.
             await tab.wait_for("document.querySelector('[role=alert]').textContent")
             said = await tab.run("document.querySelector('[role=alert]').textContent")
-            button = await tab.run("document.querySelector('[type=submit]').textContent")
+            button = await tab.run(BUTTON)
         assert ("connection to the service is lost" in said, button) == (True, "Show the run")
+
+    async def test_a_run_that_the_service_has_lost_keeps_its_last_counts(
+        self, slow: Emulator, tab: Tab
+    ) -> None:
+        """Fault: what had been stopped was wiped, with no word of what to do."""
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(uvicorn(slow))
+            named(slow, 5000)
+            await begin(tab, server, 5000)
+            await tab.wait_for("document.querySelector('#results tr')")
+            os.killpg(server.process.pid, signal.SIGKILL)
+            await server.process.wait()
+            port = server.url.rpartition(":")[2]
+            await stack.enter_async_context(uvicorn(slow, "--port", port))
+            await tab.wait_for("document.querySelector('[role=alert]').textContent")
+            said = await tab.run("document.querySelector('[role=alert]').textContent")
+            [[result, _, count]] = await tab.run(ROWS)
+            state = await tab.run("document.getElementById('state').textContent")
+            announced = await tab.run("document.querySelector('[role=status]').textContent")
+            assert await tab.run(BUTTON) == "Stop 5,000 runtimes"
+        assert "no such run" in said
+        assert said.endswith("Press Stop again: stopping twice is safe.")
+        assert result == "stopped"
+        assert state == f"{count} of 5,000 runtimes had an outcome."
+        assert not announced
+
+    async def test_an_invalid_workspace_is_said_with_the_rule_that_it_breaks(
+        self, slow: Emulator, tab: Tab
+    ) -> None:
+        """Fault: it was "rejected by the API", which had received nothing."""
+        async with uvicorn(slow) as server:
+            await begin(tab, server, 2)
+            await tab.wait_for(HAS_REPORT)
+            await tab.run("document.getElementById('workspace').value = '../../etc'")
+            await tab.run("document.querySelector('[type=submit]').click()")
+            await tab.wait_for("document.querySelector('#results').innerText.includes('invalid')")
+            rows = await tab.run(ROWS.replace("results", "reasons"))
+        assert len(slow.requests) == 2
+        assert [row[0] for row in rows] == ["rejected", "2 names"]
+        assert rows[0][1].startswith("Workspace id '../../etc' could be taken for a path.")
 
     async def test_no_script_runs_but_that_of_the_page(self, slow: Emulator, tab: Tab) -> None:
         async with uvicorn(slow) as server:

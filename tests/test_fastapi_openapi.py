@@ -207,7 +207,31 @@ class TestComponents:
         monkeypatch.syspath_prepend(DOCS / "examples" / "fastapi")
         monkeypatch.delitem(sys.modules, "app", raising=False)
         document = valid_openapi(importlib.import_module("app").app)
-        assert {"Runtime", "Problem"} < document["components"]["schemas"].keys()
+        # The data of both events, and the app's own errors.
+        types = {"Progress", "StopReport", "Problem", "PlainProblem", "Runtime"}
+        assert types < document["components"]["schemas"].keys()
+        operations = {
+            operation["operationId"]: operation
+            for path in document["paths"].values()
+            for operation in path.values()
+        }
+        assert operations.keys() == {"health", "stop_one", "stop_many", "follow", "cancel"}
+        assert all(operation["tags"] for operation in operations.values())
+        for name in ("stop_one", "follow", "cancel"):
+            assert all("description" in each for each in operations[name]["parameters"])
+        for name in ("stop_many", "follow"):
+            events = operations[name]["responses"]["200"]["content"]["text/event-stream"]
+            data = {
+                event["properties"]["event"]["const"]: event["properties"]["data"]["contentSchema"]
+                for event in events["itemSchema"]["oneOf"]
+            }
+            expected = {
+                "progress": {"$ref": REF + "Progress"},
+                "report": {"$ref": REF + "StopReport"},
+            }
+            assert data == expected
+            example = events["examples"]["progress"]["value"].partition("data: ")[2]
+            validate(json.loads(example), {"$ref": REF + "Progress"}, document)
 
 
 class TestProblems:

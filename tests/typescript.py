@@ -18,13 +18,17 @@ from test_fastapi_openapi import app_with_routes
 PACKAGES = ["openapi-typescript@7", "typescript@5"]
 CODE = """\
 import type { components, paths } from "./bodies";
-import type { paths as ExamplePaths } from "./example";
+import type { components as ExampleComponents, operations, paths as ExamplePaths } from "./example";
 
 type Problem = components["schemas"]["Problem"];
 type Stop = ExamplePaths["/workspaces/{workspace_id}/runtimes/{alias}/stop"]["post"];
 type Responses = Stop["responses"];
 type Stopped = Responses[200]["content"]["application/json"];
 type Invalid = Responses[422]["content"]["application/problem+json"];
+type Progress = ExampleComponents["schemas"]["Progress"];
+type Events = { progress: Progress; report: ExampleComponents["schemas"]["StopReport"] };
+type Refused = operations["stop_many"]["responses"][429]["content"]["application/problem+json"];
+type Unavailable = Responses[503]["content"]["application/problem+json"];
 type Report = paths["/report"]["get"]["responses"][200]["content"]["application/json"];
 
 export const describe = (runtime: Stopped): string =>
@@ -43,6 +47,21 @@ export const unsettled = (report: Report): string[] =>
   report.failures
     .filter((failure) => failure.result === "unknown")
     .map((failure) => `${failure.workspaceId}/${failure.alias} ${failure.error?.type ?? ""}`);
+
+export const share = (progress: Progress): number =>
+  (progress.counts.stopped ?? 0) / progress.total;
+
+export const mistypedProgress = (progress: Progress): number =>
+  // @ts-expect-error - the JSON has `inFlight`.
+  progress.in_flight;
+
+export const show = <Name extends keyof Events>(name: Name, data: Events[Name]): string =>
+  "inFlight" in data ? `${name} ${data.inFlight}` : `${name} ${data.failures.length}`;
+
+export const refused = (problem: Refused): "about:blank" => problem.type;
+
+export const unavailable = (problem: Unavailable): number =>
+  "attempts" in problem ? problem.attempts : 0;
 
 export const mistyped = (report: Report): boolean =>
   // @ts-expect-error - there is no such result.

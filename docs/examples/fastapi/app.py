@@ -12,6 +12,7 @@ waits for the requests in flight, and logs its report.
 
 import asyncio
 import os
+import pathlib
 import re
 import secrets
 import signal
@@ -21,16 +22,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
+from events import EVENTS, REPORT, Event, events
 from fastapi import (
     Body,
     Depends,
     FastAPI,
     Header,
     HTTPException,
+    Path,
     Request,
     Response,
     Security,
@@ -38,26 +40,29 @@ from fastapi import (
 )
 from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict
-from pydantic.alias_generators import to_camel
+from fastapi.sse import EventSourceResponse
+from problems import add_problem_handler, and_problems_of_calls, own_problems
+from pydantic import BaseModel, Field
 from runs import MAX_RUNNING, Run, Runs
 
-from bctrl_async import BctrlSession, RuntimeRef, StopResult
+from bctrl_async import BctrlSession, RuntimeRef
 from bctrl_async.fastapi import (
-    PROBLEM_RESPONSES,
     BctrlDep,
     RuntimeBody,
     add_exception_handlers,
     lifespan,
 )
 
-PAGE = Path(__file__).with_name("page.html").read_text("utf-8")
+PAGE = pathlib.Path(__file__).with_name("page.html").read_text("utf-8")
 IN_FLIGHT = 32
 """The most stops in flight in this process. If the responses to a hundred arrived at once, other
 requests would wait for some 25 ms."""
-PROGRESS_EVERY = 0.25
-"""Seconds between two progress events."""
+UNAUTHORIZED = "The token is wrong."
+FORBIDDEN = "Refused: the request is from another site."
+NOT_CONFIGURED = "APP_TOKEN is not set, so nothing can be stopped."
+NO_RUN = "There is no such run: it ended too long ago, or the service was restarted."
+TOO_MANY = f"{MAX_RUNNING} bulk stops are running. Wait until one has ended."
+REFUSALS = {401: UNAUTHORIZED, 403: FORBIDDEN, 503: NOT_CONFIGURED}
 
 
 @contextmanager
@@ -110,14 +115,11 @@ async def require_token(
     """
     token = os.environ.get("APP_TOKEN", "")
     if not token:
-        raise HTTPException(
-            status.HTTP_503_SERVICE_UNAVAILABLE,
-            "APP_TOKEN is not set, so nothing can be stopped.",
-        )
+        raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, NOT_CONFIGURED)
     given = "" if credentials is None else credentials.credentials
     if not secrets.compare_digest(given.encode(), token.encode()):
         raise HTTPException(
-            status.HTTP_401_UNAUTHORIZED, "The token is wrong.", {"WWW-Authenticate": "Bearer"}
+            status.HTTP_401_UNAUTHORIZED, UNAUTHORIZED, {"WWW-Authenticate": "Bearer"}
         )
     return "token"
 
@@ -134,7 +136,7 @@ async def refuse_other_sites(request: Request) -> None:
     else:
         is_own = origin is None or origin.partition("://")[2] == request.headers.get("Host")
     if not is_own:
-        raise HTTPException(status.HTTP_403_FORBIDDEN, "Refused: the request is from another site.")
+        raise HTTPException(status.HTTP_403_FORBIDDEN, FORBIDDEN)
 
 
 MAY_STOP = [Depends(refuse_other_sites), Depends(require_token)]
@@ -159,11 +161,7 @@ async def start_run(
     response: Response,
 ) -> AsyncIterator[Run]:
     if runs.is_full:
-        raise HTTPException(
-            status.HTTP_429_TOO_MANY_REQUESTS,
-            f"{MAX_RUNNING} bulk stops are running. Wait until one has ended.",
-            {"Retry-After": "10"},
-        )
+        raise HTTPException(status.HTTP_429_TOO_MANY_REQUESTS, TOO_MANY, {"Retry-After": "10"})
     run = runs.start(user, session.stop_runtimes(targets))
     response.headers["Content-Location"] = request.url_for("follow", run_id=run.id).path
     # FastAPI leaves a dependency as soon as the client disconnects. The generator of a path
@@ -172,13 +170,14 @@ async def start_run(
         yield run
 
 
-async def find_run(run_id: str, user: UserDep, runs: RunsDep) -> Run:
+async def find_run(
+    run_id: Annotated[str, Path(description="The end of the run's `Content-Location`.")],
+    user: UserDep,
+    runs: RunsDep,
+) -> Run:
     run = runs.find(run_id, user)
     if run is None:
-        raise HTTPException(
-            status.HTTP_404_NOT_FOUND,
-            "The run is unknown: it ended too long ago, or the service was restarted.",
-        )
+        raise HTTPException(status.HTTP_404_NOT_FOUND, NO_RUN)
     return run
 
 
@@ -186,7 +185,10 @@ RunDep = Annotated[Run, Depends(find_run)]
 
 
 async def join_run(
-    run: RunDep, last_event_id: Annotated[str | None, Header()] = None
+    run: RunDep,
+    last_event_id: Annotated[
+        str | None, Header(description="With `report`, the answer is 204: there is no more.")
+    ] = None,
 ) -> AsyncIterator[Run]:
     if last_event_id == REPORT:
         # An EventSource connects again when a response ends, unless it gets this one.
@@ -198,30 +200,27 @@ async def join_run(
 class Health(BaseModel):
     """The health of this process, and the number of its bulk stops."""
 
-    ok: bool
-    running: int
-
-
-class Progress(BaseModel):
-    """The progress of a bulk stop."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, validate_by_name=True, serialize_by_alias=True
-    )
-
-    total: int
-    in_flight: int
-    is_throttled: bool
-    is_unanswered: bool
-    counts: dict[StopResult, int]
+    ok: Annotated[bool, Field(description="False if the session is closed.")]
+    running: Annotated[int, Field(description="The number of bulk stops that run.", ge=0)]
 
 
 app = FastAPI(
     title="Stopping runtimes",
+    version="1.0.0",
+    description="Stops runtimes of bctrl: one, or many with progress as server-sent events. "
+    "All errors are problem details (RFC 9457).",
+    openapi_tags=[
+        {"name": "runtimes", "description": "Stop one runtime, or many."},
+        {"name": "runs", "description": "Bulk stops: come back to one, or cancel it."},
+        {"name": "service", "description": "The service itself."},
+    ],
+    # The default has the path in it, which makes long names in generated clients.
+    generate_unique_id_function=lambda route: route.name,
     lifespan=lifespan(partial(BctrlSession, max_connections=IN_FLIGHT), inner=own_lifespan),
 )
 app.openapi_version = "3.2.0"  # The first with `itemSchema`, by which FastAPI describes events.
 add_exception_handlers(app)
+add_problem_handler(app)
 
 
 def hash_of(element: str) -> str:
@@ -241,49 +240,55 @@ PAGE_HEADERS = {
 }
 
 
-@app.get("/", include_in_schema=False)
+@app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
 async def page() -> HTMLResponse:
     return HTMLResponse(PAGE, headers=PAGE_HEADERS)
 
 
-@app.get("/health")
+@app.get("/health", tags=["service"], summary="Report the health of the service")
 async def health(session: BctrlDep, runs: RunsDep) -> Health:
-    """Report the health of the service."""
     return Health(ok=not session.closed, running=len(runs.running))
 
 
 @app.post(
-    "/workspaces/{workspace_id}/runtimes/{alias}/stop",
+    # An alias may have a slash, which servers decode before they pass on the path.
+    "/workspaces/{workspace_id}/runtimes/{alias:path}/stop",
     dependencies=MAY_STOP,
-    responses=PROBLEM_RESPONSES,
+    tags=["runtimes"],
+    summary="Stop one runtime",
+    response_description="The runtime, which is stopped.",
+    responses=and_problems_of_calls(own_problems(REFUSALS)),
 )
-async def stop_one(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
-    """Stop one runtime."""
+async def stop_one(
+    workspace_id: Annotated[str, Path(description="The id of the workspace.", examples=["demo"])],
+    alias: Annotated[str, Path(description="The alias of the runtime.", examples=["runtime-0001"])],
+    session: BctrlDep,
+) -> RuntimeBody:
+    """Stop a runtime, or return it if it was not running: it is safe to repeat."""
     return await session.stop_runtime(workspace_id, alias, stopped_ok=True)
 
 
-REPORT = "report"
-"""The name and the id of the last event. The others need no id: each has everything so far."""
-
-
-async def events(run: Run) -> AsyncIterator[ServerSentEvent]:
-    while run.report is None:
-        yield ServerSentEvent(
-            event="progress",
-            data=Progress(
-                total=run.batch.total or 0,
-                in_flight=run.batch.in_flight,
-                is_throttled=run.batch.is_throttled,
-                is_unanswered=run.batch.is_unanswered,
-                counts=run.batch.counts,
-            ),
-        )
-        await asyncio.wait([run.task], timeout=PROGRESS_EVERY)
-    yield ServerSentEvent(event=REPORT, id=REPORT, raw_data=run.report)
-
-
-@app.post("/stop", dependencies=MAY_STOP, response_class=EventSourceResponse)
-async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[ServerSentEvent]:
+@app.post(
+    "/stop",
+    dependencies=MAY_STOP,
+    tags=["runtimes"],
+    summary="Stop many runtimes",
+    response_class=EventSourceResponse,
+    response_description="The events of the run.",
+    responses={
+        200: {
+            "content": EVENTS,
+            "headers": {
+                "Content-Location": {
+                    "description": "The path of the run, to come back to it.",
+                    "schema": {"type": "string", "examples": ["/runs/dXuC2u4ZbKzO8n0YyQ0mXw"]},
+                }
+            },
+        },
+        **own_problems({**REFUSALS, 429: TOO_MANY}),
+    },
+)
+async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[Event]:
     """Stop runtimes, given as pairs of workspace id and alias.
 
     Sends a `progress` event four times a second, then a `report` with the first thousand failures.
@@ -297,9 +302,17 @@ async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[Se
 @app.get(
     "/runs/{run_id}",  # noqa: FAST003 - find_run has the parameter.
     dependencies=MAY_STOP,
+    tags=["runs"],
+    summary="Come back to a run",
     response_class=EventSourceResponse,
+    response_description="The events of the run from now on.",
+    responses={
+        200: {"content": EVENTS},
+        204: {"description": "The client has the report already."},
+        **own_problems({**REFUSALS, 404: NO_RUN}),
+    },
 )
-async def follow(run: Annotated[Run, Depends(join_run)]) -> AsyncIterator[ServerSentEvent]:
+async def follow(run: Annotated[Run, Depends(join_run)]) -> AsyncIterator[Event]:
     """Join a run again, or get its report, which is kept for ten minutes."""
     async for event in events(run):
         yield event
@@ -309,6 +322,10 @@ async def follow(run: Annotated[Run, Depends(join_run)]) -> AsyncIterator[Server
     "/runs/{run_id}/cancel",  # noqa: FAST003 - find_run has the parameter.
     status_code=status.HTTP_204_NO_CONTENT,
     dependencies=MAY_STOP,
+    tags=["runs"],
+    summary="Cancel a run",
+    response_description="The run ends.",
+    responses=own_problems({**REFUSALS, 404: NO_RUN}),
 )
 async def cancel(run: RunDep) -> None:
     """End a run: nothing new is sent. Its report follows when requests in flight have ended."""
