@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import ssl
 
 import aiohttp
@@ -113,8 +114,9 @@ class TestProxy:
         error = report.failures[0].error
         assert error is not None
         assert report.counts[StopResult.NOT_SENT] == 1
-        assert error.summary.startswith("no connection: ")
-        assert "the proxy opened no tunnel" in error.summary
+        place = proxy.url.removeprefix("http://")
+        assert error.summary == f"no connection: proxy {place}: it opened no tunnel"
+        assert str(error).endswith(". Check the URL of the proxy and the network; retrying is safe")
         assert PASSWORD not in everything_of(error)
 
     async def test_it_gets_requests_to_an_http_api_only_if_plaintext_is_allowed(self) -> None:
@@ -158,6 +160,39 @@ class TestProxy:
         assert PASSWORD not in everything_of(caught.value)
 
 
+class TestReasons:
+    """Fault: the text was that of aiohttp, with the repr of a context or an exception."""
+
+    @pytest.mark.parametrize("part", ["", "proxy "])
+    async def test_a_closed_port_is_named_with_its_reason(self, part: str) -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            place = f"127.0.0.1:{unused.getsockname()[1]}"
+            proxy = f"http://{USER}:{PASSWORD}@{place}" if part else None
+            url = "https://bctrl.test" if part else f"https://{place}"
+            async with BctrlSession(KEY, base_url=url, proxy=proxy, retry=ONCE) as session:
+                with pytest.raises(BctrlNetworkError) as caught:
+                    await session.stop_runtime("ws-1", "crm")
+        assert caught.value.summary == f"no connection: {part}{place}: Connection refused"
+        assert PASSWORD not in everything_of(caught.value)
+
+    async def test_a_port_without_tls_is_named(self, emulator: Emulator) -> None:
+        url = emulator.url.replace("http:", "https:")
+        async with BctrlSession(KEY, base_url=url, retry=ONCE) as session:
+            with pytest.raises(
+                BctrlNetworkError, match=r"no connection: .*: it does not speak TLS"
+            ):
+                await session.stop_runtime("ws-1", "crm")
+
+    async def test_an_unknown_name_is_named_with_its_reason(self) -> None:
+        async with BctrlSession(KEY, base_url="https://bctrl.invalid", retry=ONCE) as session:
+            with pytest.raises(
+                BctrlNetworkError, match=r"^stop .*bctrl\.invalid:443: \w"
+            ) as caught:
+                await session.stop_runtime("ws-1", "crm")
+        assert "ssl" not in str(caught.value)
+
+
 class TestTlsContext:
     async def test_it_decides_which_certificates_are_trusted(
         self, emulator: Emulator, ways: Ways, fast_path_only: None
@@ -168,6 +203,12 @@ class TestTlsContext:
                 with pytest.raises(BctrlNetworkError, match="certificate") as caught:
                     await session.stop_runtime("ws-1", "crm")
             assert caught.value.may_have_stopped is False
+            place = server.url.removeprefix("https://")
+            assert str(caught.value) == (
+                f"stop of 'crm' in workspace 'ws-1': no connection: {place}: the certificate is "
+                "not trusted: unable to get local issuer certificate. "
+                "Check the host; if its CA is a private one, trust that"
+            )
             async with BctrlSession(KEY, base_url=server.url, ssl=server.trusted) as session:
                 await session.stop_runtime("ws-1", "crm")
                 await session.get_runtime("ws-1", "crm")

@@ -241,7 +241,7 @@ async def test_after_a_proxy_rejects_the_tunnel_nothing_may_have_stopped(
         async with BctrlSession(
             KEY, base_url="https://bctrl.invalid", trust_env=True, retry=ONCE
         ) as session:
-            with pytest.raises(BctrlNetworkError, match="no connection: 407") as caught:
+            with pytest.raises(BctrlNetworkError, match="the proxy answered 407") as caught:
                 await session.stop_runtime("ws-1", "crm")
     assert caught.value.may_have_stopped is False
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import select
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -96,8 +95,11 @@ class Connector(aiohttp.TCPConnector):
             raise
         except aiohttp.ClientError as error:
             # As it is, it could not be told from one after the request was sent.
-            reason = OSError(errno.ECONNABORTED, "the proxy opened no tunnel")
-            raise aiohttp.ClientProxyConnectionError(req.connection_key, reason) from error
+            reason = OSError(0, "it opened no tunnel")
+            # aiohttp comes here only with a proxy.
+            proxy = req.proxy or req.url
+            place = req.connection_key._replace(host=proxy.raw_host or "", port=proxy.port)
+            raise aiohttp.ClientProxyConnectionError(place, reason) from error
 
     def _release(
         self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False

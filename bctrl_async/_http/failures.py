@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import ssl
 from http import HTTPStatus
 
 import aiohttp
@@ -29,6 +32,8 @@ _CONNECT_ERRORS = (
 )
 
 _LOGIN_REQUIRED = HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+_PROXY = "Check the URL of the proxy and the network; retrying is safe"
+_TLS = "Check the host; if its CA is a private one, trust that"
 _PROXY_LOGIN = "Check the user and the password of the proxy"
 _PROXY_RULES = "Check that the proxy allows and can reach the host of the API"
 
@@ -124,10 +129,28 @@ def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
 
 
 def _no_connection(error: Exception) -> BctrlNetworkError:
-    if not isinstance(error, aiohttp.ClientHttpProxyError):
-        return BctrlNetworkError(f"no connection: {error}")
-    # Without aiohttp's repr, which quotes the URL of the proxy.
-    return BctrlNetworkError(
-        f"no connection: the proxy answered {error.status} {error.message}".rstrip(),
-        advice=_PROXY_LOGIN if error.status == _LOGIN_REQUIRED else _PROXY_RULES,
-    )
+    """Return the error of a connection, without the repr of aiohttp's, which has internals."""
+    text, advice = str(error), None
+    match error:
+        case aiohttp.ClientHttpProxyError():
+            text = f"the proxy answered {error.status} {error.message}".rstrip()
+            advice = _PROXY_LOGIN if error.status == _LOGIN_REQUIRED else _PROXY_RULES
+        case aiohttp.ClientProxyConnectionError():
+            text, advice = f"proxy {error.host}:{error.port}: {_reason(error.os_error)}", _PROXY
+        case aiohttp.ClientConnectorCertificateError():
+            text, advice = f"{error.host}:{error.port}: {_reason(error.certificate_error)}", _TLS
+        case aiohttp.ClientConnectorError():
+            text = f"{error.host}:{error.port}: {_reason(error.os_error)}"
+    return BctrlNetworkError(f"no connection: {text}", advice=advice)
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"the certificate is not trusted: {error.verify_message}"
+        case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
+            return "it does not speak TLS"
+        case OSError() if not isinstance(error, ssl.SSLError) and error.errno in errno.errorcode:
+            # Without the address, which the text of asyncio has.
+            return os.strerror(error.errno or 0)
+    return getattr(error, "strerror", None) or str(error)

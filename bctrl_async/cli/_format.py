@@ -1,6 +1,5 @@
 """Counts as lines and tables, and the words of the command."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
@@ -12,8 +11,6 @@ from rich.table import Table
 from bctrl_async import BctrlError, RuntimeRef, StopReport, StopResult
 from bctrl_async.cli._output import print_error
 
-_without_address = re.compile(r" ssl:\S+ \[Connect call failed [^\]]*\]").sub
-"""Matches what aiohttp says of an address beside its name."""
 MAX_SHOWN = 10
 """The number of targets that are shown one by one if they are invalid, or have no outcome."""
 INPUT_LEFT = "the input was not read to its end"
@@ -43,7 +40,6 @@ def escape(text: str) -> str:
 def describe(error: BctrlError) -> str:
     """Return the text of an error with a single advice, without the server's own."""
     shown = copy(error)
-    shown.summary = _without_address("", error.summary)
     if error.advice or error.default_advice:
         shown.hint = None
     return str(shown)
