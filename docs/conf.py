@@ -34,6 +34,7 @@ exclude_patterns = ["_build", "examples"]
 html_theme = "furo"
 html_title = f"bctrl_async {__version__}"
 html_static_path = ["_static"]
+templates_path = ["_templates"]
 html_favicon = "_static/logo.svg"
 html_logo = "_static/logo.svg"
 html_css_files = ["custom.css"]

@@ -131,14 +131,36 @@ async def test_a_page_opened_as_a_file_keeps_the_search_of_sphinx(tab: Tab) -> N
 
 
 @needs_chromium
-async def test_no_page_is_wider_than_a_phone(tab: Tab, url: str) -> None:
-    await tab.show_as(width=390)
+@pytest.mark.parametrize(
+    "width",
+    [
+        pytest.param(390, id="a phone"),
+        pytest.param(1320, id="a window in which both sidebars have just enough room"),
+    ],
+)
+async def test_no_page_is_wider_than_its_window(tab: Tab, url: str, width: int) -> None:
+    await tab.show_as(width=width)
     wide = []
     for each in PAGES:
         await tab.open(f"{url}/{each}")
-        if await tab.run("document.documentElement.scrollWidth > 390"):
+        if await tab.run(f"document.documentElement.scrollWidth > {width}"):
             wide.append(each)
     assert (wide, tab.errors) == ([], [])
+
+
+@needs_chromium
+async def test_the_tab_key_stops_only_at_code_that_scrolls(tab: Tab, url: str) -> None:
+    code = "[...document.querySelectorAll('article .highlight pre')]"
+    await tab.open(f"{url}/how-to/idempotency.html")
+    for width, scrolls in [(390, True), (1280, False)]:
+        await tab.show_as(width=width)
+        await tab.wait_for(f"{code}.some(each => each.tabIndex === 0) === {str(scrolls).lower()}")
+
+
+@needs_chromium
+async def test_the_search_of_sphinx_says_that_it_ignores_numbers(tab: Tab) -> None:
+    await tab.open((SITE / "search.html").as_uri() + "?q=429")
+    assert "not numbers" in await tab.run("document.querySelector('article').innerText")
 
 
 def test_every_link_of_a_page_has_a_target() -> None:

@@ -14,6 +14,8 @@ document.head.prepend(style);
 const modal = document.createElement("pagefind-modal");
 const trigger = document.createElement("pagefind-modal-trigger");
 document.querySelector(".sidebar-search-container").replaceWith(trigger, modal);
+// The name of the button is what it shows, with the keys.
+trigger.querySelector("button")?.removeAttribute("aria-label");
 
 // Enter in the box opens the first hit; after an arrow key, the focus is on another.
 modal.addEventListener("keydown", (event) => {
