@@ -268,6 +268,16 @@ async def stop_one(
     return await session.stop_runtime(workspace_id, alias, stopped_ok=True)
 
 
+PATH_OF_RUN = {
+    "Content-Location": {
+        "description": "The path of the run, to come back to it.",
+        "schema": {"type": "string", "examples": ["/runs/dXuC2u4ZbKzO8n0YyQ0mXw"]},
+    }
+}
+TOO_MANY_RUNS = own_problems(REFUSALS | {429: TOO_MANY})
+UNKNOWN_RUN = own_problems(REFUSALS | {404: NO_RUN})
+
+
 @app.post(
     "/stop",
     dependencies=MAY_STOP,
@@ -275,18 +285,7 @@ async def stop_one(
     summary="Stop many runtimes",
     response_class=EventSourceResponse,
     response_description="The events of the run.",
-    responses={
-        200: {
-            "content": EVENTS,
-            "headers": {
-                "Content-Location": {
-                    "description": "The path of the run, to come back to it.",
-                    "schema": {"type": "string", "examples": ["/runs/dXuC2u4ZbKzO8n0YyQ0mXw"]},
-                }
-            },
-        },
-        **own_problems({**REFUSALS, 429: TOO_MANY}),
-    },
+    responses=TOO_MANY_RUNS | {200: {"content": EVENTS, "headers": PATH_OF_RUN}},
 )
 async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[Event]:
     """Stop runtimes, given as pairs of workspace id and alias.
@@ -306,10 +305,10 @@ async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[Ev
     summary="Come back to a run",
     response_class=EventSourceResponse,
     response_description="The events of the run from now on.",
-    responses={
+    responses=UNKNOWN_RUN
+    | {
         200: {"content": EVENTS},
         204: {"description": "The client has the report already."},
-        **own_problems({**REFUSALS, 404: NO_RUN}),
     },
 )
 async def follow(run: Annotated[Run, Depends(join_run)]) -> AsyncIterator[Event]:
@@ -325,7 +324,7 @@ async def follow(run: Annotated[Run, Depends(join_run)]) -> AsyncIterator[Event]
     tags=["runs"],
     summary="Cancel a run",
     response_description="The run ends.",
-    responses=own_problems({**REFUSALS, 404: NO_RUN}),
+    responses=UNKNOWN_RUN,
 )
 async def cancel(run: RunDep) -> None:
     """End a run: nothing new is sent. Its report follows when requests in flight have ended."""
