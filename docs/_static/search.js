@@ -14,7 +14,7 @@ document.head.prepend(style);
 const modal = document.createElement("pagefind-modal");
 const trigger = document.createElement("pagefind-modal-trigger");
 document.querySelector(".sidebar-search-container").replaceWith(trigger, modal);
-// The name of the button is what it shows, with the keys.
+// Its name is its text then, and the keys are in aria-keyshortcuts.
 trigger.querySelector("button")?.removeAttribute("aria-label");
 
 // Enter in the box opens the first hit; after an arrow key, the focus is on another.
