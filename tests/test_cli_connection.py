@@ -78,6 +78,16 @@ class TestRetries:
         assert len(emulator.requests) == 2
 
 
+@pytest.mark.parametrize("args", ["list ws", "stop --no-verify ws a"])
+async def test_the_advice_on_a_timeout_names_the_option(
+    emulator: Emulator, command: Command, args: str
+) -> None:
+    inject(emulator, Fault.HANG)
+    code, out, err = await command(*args.split(), "--timeout", "200ms", "--attempts", "1")
+    assert code == 1
+    assert "Allow a longer --timeout; retrying is safe" in out + err
+
+
 class TestVerbosity:
     @commands
     async def test_retries_are_shown_with_verbose_only(

@@ -268,6 +268,25 @@ class TestFailures:
         assert "unable to get local issuer certificate" in str(checks["TLS"]["found"])
         assert "give it with --ca-file" in str(checks["TLS"]["advice"])
 
+    async def test_a_certificate_for_another_host_is_told_from_an_unknown_ca(
+        self, command: Command, emulator: Emulator, tmp_path: Path
+    ) -> None:
+        """Fault: the advice was to give the CA, which had been given."""
+        async with over_tls(emulator) as server:
+            url = server.url.replace("localhost", "127.0.0.1")
+            args = ("--ca-file", server.write_ca(tmp_path), "--base-url", url, "ws")
+            code, checks = await examine(command, *args)
+        assert (code, failed(checks)) == (1, ["TLS"])
+        assert checks["TLS"]["advice"] == "Check the host: the certificate is for another"
+
+    async def test_a_port_without_tls_is_told_from_an_unknown_ca(
+        self, command: Command, emulator: Emulator
+    ) -> None:
+        url = emulator.url.replace("http:", "https:")
+        code, checks = await examine(command, "--base-url", url, "ws")
+        assert (code, failed(checks)) == (1, ["TLS"])
+        assert checks["TLS"]["advice"] == "Check the port, and the scheme of the URL"
+
     @pytest.mark.parametrize(
         ("answer", "reason"),
         [

@@ -192,6 +192,21 @@ class TestReasons:
                 await session.stop_runtime("ws-1", "crm")
         assert "ssl" not in str(caught.value)
 
+    async def test_a_certificate_with_another_fingerprint_is_named(
+        self, emulator: Emulator
+    ) -> None:
+        connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(bytes(32)))
+        async with (
+            over_tls(emulator) as server,
+            aiohttp.ClientSession(connector=connector) as http,
+            BctrlSession(KEY, base_url=server.url, http=http, retry=ONCE) as session,
+        ):
+            with pytest.raises(
+                BctrlNetworkError, match="the certificate has another fingerprint"
+            ) as caught:
+                await session.stop_runtime("ws-1", "crm")
+        assert caught.value.may_have_stopped is False
+
 
 class TestTlsContext:
     async def test_it_decides_which_certificates_are_trusted(

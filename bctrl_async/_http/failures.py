@@ -128,9 +128,13 @@ def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
     )
 
 
-def _no_connection(error: Exception) -> BctrlNetworkError:
+def _no_connection(
+    error: aiohttp.ClientConnectorError
+    | aiohttp.ClientHttpProxyError
+    | aiohttp.ServerFingerprintMismatch,
+) -> BctrlNetworkError:
     """Return the error of a connection, without the repr of aiohttp's, which has internals."""
-    text, advice = str(error), None
+    advice = None
     match error:
         case aiohttp.ClientHttpProxyError():
             text = f"the proxy answered {error.status} {error.message}".rstrip()
@@ -139,7 +143,9 @@ def _no_connection(error: Exception) -> BctrlNetworkError:
             text, advice = f"proxy {error.host}:{error.port}: {_reason(error.os_error)}", _PROXY
         case aiohttp.ClientConnectorCertificateError():
             text, advice = f"{error.host}:{error.port}: {_reason(error.certificate_error)}", _TLS
-        case aiohttp.ClientConnectorError():
+        case aiohttp.ServerFingerprintMismatch():
+            text = f"{error.host}:{error.port}: the certificate has another fingerprint"
+        case _:
             text = f"{error.host}:{error.port}: {_reason(error.os_error)}"
     return BctrlNetworkError(f"no connection: {text}", advice=advice)
 

@@ -16,6 +16,7 @@ from bctrl_async import (
     BctrlConfigError,
     BctrlError,
     BctrlSession,
+    BctrlTimeoutError,
     RetryPolicy,
 )
 from bctrl_async._limiter.pace import Pace
@@ -139,9 +140,11 @@ class Connection:
         return find_key(self.profile, self.origin("base_url"))
 
     def explain(self, error: BctrlError | None) -> None:
-        """Name in the error of a rejected API key where that key comes from."""
+        """Name in the advice of an error where the API key comes from, or an option."""
         if isinstance(error, BctrlAuthenticationError):
             error.advice = f"Check the API key from {self.key_source()}"
+        elif isinstance(error, BctrlTimeoutError) and error.advice is None:
+            error.advice = "Allow a longer --timeout; retrying is safe"
 
     @cached_property
     def key(self) -> str:

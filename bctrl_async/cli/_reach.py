@@ -21,6 +21,9 @@ _FAILURES = (OSError, EOFError, ValueError, asyncio.LimitOverrunError)
 A name that cannot be one of a host is a ValueError.
 """
 
+_OTHER_HOST = {62, 64}
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
+
 
 class Check(msgspec.Struct, frozen=True):
     """One check.
@@ -76,7 +79,8 @@ async def check_way(
                 found = await asyncio.wait_for(step.make(), limit)
             except _FAILURES as error:
                 reason = f"{way.place}: {_reason(error, limit)}"
-                yield Check(step.check, ok=False, found=reason, advice=step.advice)
+                advice = _tls_advice(error) or step.advice
+                yield Check(step.check, ok=False, found=reason, advice=advice)
                 return
             yield Check(step.check, ok=True, found=found)
     finally:
@@ -148,6 +152,16 @@ class _Way:
 
     def _abort(self) -> None:
         self._writer.transport.abort()
+
+
+def _tls_advice(error: Exception) -> str | None:
+    """Return what to do about an error of TLS that a file of CAs does not mend."""
+    match error:
+        case ssl.SSLCertVerificationError() if error.verify_code in _OTHER_HOST:
+            return "Check the host: the certificate is for another"
+        case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
+            return "Check the port, and the scheme of the URL"
+    return None
 
 
 def _reason(error: Exception, limit: float) -> str:
