@@ -631,5 +631,5 @@ class TestBodies:
         assert details == [
             "Alias '..' could be taken for a path. Remove its '.' or '..' segments.",
             "Invalid target ('no target',): expected (workspace id, alias).",
-            "Unknown workspace or alias.",
+            "There is no such workspace or alias.",
         ]

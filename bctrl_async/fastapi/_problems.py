@@ -43,7 +43,7 @@ class ProblemType(Enum):
         "not-found",
         HTTPStatus.NOT_FOUND,
         "Runtime not found",
-        "Unknown workspace or alias.",
+        "There is no such workspace or alias.",
     )
     NOT_RUNNING = (
         "not-running",
