@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 Record = dict[str, Any]
+MARKS = {"completed", "resumed", "ended"}
 
 
 class JournalLines(NamedTuple):
@@ -34,9 +35,10 @@ def read_lines(data: bytes) -> JournalLines:
         raise ValueError(f"line 1 is not a header: {header}")
     started, now = _time(header["started"]), datetime.now(UTC)
     for number, record in enumerate(records, start=2):
-        if not started <= _time(record.get("completed") or record["at"]) <= now:
+        time = next(record[name] for name in (*MARKS, "at") if name in record)
+        if not started <= _time(time) <= now:
             raise ValueError(f"line {number} was not written between the header and now: {record}")
-    entries = [record for record in records if "completed" not in record]
+    entries = [record for record in records if not MARKS & record.keys()]
     marks = [record for record in records if "completed" in record]
     return JournalLines(header, entries, marks, records[-1:] == marks[-1:] != [], bool(tail))
 

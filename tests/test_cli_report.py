@@ -27,7 +27,7 @@ from bctrl_async import (
     cli,
 )
 from bctrl_async.emulator import Emulator
-from bctrl_async.journal._format import entry_line, header_line, mark_line
+from bctrl_async.journal._format import Mark, entry_line, header_line, mark_line
 
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
@@ -72,7 +72,7 @@ def outcome(alias: str, result: StopResult = StopResult.STOPPED, after: float = 
 
 def journal(name: str, *outcomes: StopOutcome, complete: bool = True) -> str:
     lines = [header_line("https://api.test/v1", STARTED), *map(entry_line, outcomes)]
-    lines += [mark_line(STARTED)] if complete else []
+    lines += [mark_line(Mark(STARTED))] if complete else []
     Path(name).write_bytes(b"".join(lines))
     return name
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from helpers import wait_for_requests
 from servers import http_answer, raw_server
 
 from bctrl_async import (
@@ -36,10 +37,16 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault
-from bctrl_async.journal import Journal, JournalContent, JournalInUseError, read_journal
+from bctrl_async.journal import (
+    Journal,
+    JournalContent,
+    JournalInUseError,
+    read_journal,
+    read_journals,
+)
 from bctrl_async.journal import _run as module
 from bctrl_async.journal._content import format_age
-from bctrl_async.journal._format import _seal, header_line
+from bctrl_async.journal._format import ResumedMark, _seal, header_line, mark_line
 
 Connect = Callable[..., BctrlSession]
 
@@ -119,10 +126,20 @@ def settled(path: Path, server: str = SERVER) -> set[str]:
     return {target.alias for target in journal.settled}
 
 
+def not_sent(alias: str) -> StopOutcome:
+    return outcome(0, alias, StopResult.NOT_SENT, BctrlError("not sent"), attempts=0)
+
+
+def read_outcomes(path: Path) -> list[StopOutcome]:
+    content = read_journal(path)
+    assert content is not None
+    return list(content.outcomes.values())
+
+
 def lines(path: Path) -> list[dict[str, object]]:
-    """Return the entries, without the completion marks."""
+    """Return the entries, without the marks."""
     found = [json.loads(line) for line in path.read_bytes().splitlines()[1:]]
-    return [line for line in found if "completed" not in line]
+    return [line for line in found if "alias" in line]
 
 
 def results(path: Path) -> dict[object, object]:
@@ -221,7 +238,7 @@ class TestFile:
         assert written.decode("ascii").count("\n") == 5
         assert [line["alias"] for line in lines(path)] == [half, "b", half + "x", "last"]
         assert settled(path) == {half, "last"}
-        assert path.read_bytes() == written
+        assert path.read_bytes().startswith(written)
 
     def test_partial_writes_are_completed(
         self, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -872,6 +889,46 @@ class TestRun:
 
         assert emulator.received["ws-1", "c"] == 0
         assert (await session.stop_runtimes(TWO, journal=path)).ok
+
+    async def test_what_a_run_sends_again_is_unknown_until_it_has_an_outcome_or_the_run_ended(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        """Fault: after a SIGKILL, what an earlier run had not sent was said not to be sent."""
+        journal = Journal(path, f"{emulator.url}/v1")
+        journal.write(not_sent("a"))
+        journal.write(not_sent("b"))
+        journal.close()
+
+        emulator.inject(Fault.HANG, Fault.HANG)
+        batch = session.stop_runtimes([("ws-1", "a"), ("ws-1", "b")], journal=path)
+        run = asyncio.ensure_future(batch)
+        await wait_for_requests(emulator, 2)
+        # As it is left if the run is killed now.
+        killed = read_journals([path])
+        batch.abort()
+        await run
+
+        assert killed.counts == {StopResult.UNKNOWN: 2}
+        assert all(each.error and each.error.may_have_stopped for each in killed.failures)
+
+    def test_a_run_that_ended_leaves_the_outcome_of_what_it_did_not_send(self, path: Path) -> None:
+        write(path, not_sent("a"), not_sent("b"))
+        Journal(path, SERVER).close()
+        assert {each.result for each in read_outcomes(path)} == {StopResult.NOT_SENT}
+
+    def test_the_doubts_of_a_run_that_died_outlive_the_runs_after_it(self, path: Path) -> None:
+        data = write(path, not_sent("a"), not_sent("b"))
+        fill(path, data + mark_line(ResumedMark(datetime.now(UTC))))
+        assert {each.result for each in read_outcomes(path)} == {StopResult.UNKNOWN}
+
+        journal = Journal(path, SERVER)
+        journal.write(not_sent("a"))
+        journal.close()
+
+        assert {each.target.alias: each.result for each in read_outcomes(path)} == {
+            "a": StopResult.NOT_SENT,
+            "b": StopResult.UNKNOWN,
+        }
 
     async def test_a_lone_surrogate_spoils_neither_run_nor_journal(
         self, emulator: Emulator, session: BctrlSession, path: Path

@@ -36,7 +36,7 @@ from bctrl_async.journal import (
     read_journal,
     read_journals,
 )
-from bctrl_async.journal._format import entry_line, header_line, mark_line, read_line
+from bctrl_async.journal._format import Mark, entry_line, header_line, mark_line, read_line
 
 SERVER = "https://api.test/v1"
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
@@ -94,7 +94,7 @@ def write(
     """Write a journal that was begun this many seconds after `STARTED`."""
     lines = [header_line(server, STARTED + timedelta(seconds=started))]
     lines += map(entry_line, outcomes)
-    lines += [mark_line(STARTED + timedelta(hours=1))] if complete else []
+    lines += [mark_line(Mark(STARTED + timedelta(hours=1)))] if complete else []
     path = Path(name)
     path.write_bytes(b"".join(lines))
     return path

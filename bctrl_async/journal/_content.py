@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
+from msgspec.structs import replace
 
 from bctrl_async import _config
-from bctrl_async.errors import BctrlConfigError
-from bctrl_async.journal._format import MAX_LINE, Mark, read_header, read_line, resumed_outcome
+from bctrl_async.errors import BctrlConfigError, BctrlError
+from bctrl_async.journal._format import (
+    MAX_LINE,
+    AnyMark,
+    EndedMark,
+    Mark,
+    ResumedMark,
+    read_header,
+    read_line,
+    resumed_outcome,
+)
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import OutcomeRecord, StopOutcome, successes
+from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult, successes
 
 _log = logging.getLogger("bctrl_async.journal")
 
@@ -40,7 +50,8 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         started: The time at which the file was begun.
         updated: The time of its last entry, or None if it has none.
         outcomes: The outcome of each target, marked as resumed. It has neither runtime nor error,
-            unless they say that a runtime that accepted its stop no longer runs.
+            unless they say that a runtime that accepted its stop no longer runs. It is `unknown` if
+            a later run may have sent it again and died, or goes on.
         is_complete: True if the last run read its whole input and had no failures.
         is_torn: True if the last line is not whole: a run is writing it, or a crash cut it off.
             The next run removes it.
@@ -237,11 +248,7 @@ def _read(path: Path, lines: BinaryIO, make_outcome: MakeOutcome) -> JournalCont
         raise NotAJournalError(str(error)) from error
     if header is None:
         return None
-    outcomes: dict[RuntimeRef, StopOutcome] = {}
-    # One for all entries that have it: a sixth of the memory.
-    workspace_ids: dict[str, str] = {}
-    updated: datetime | None = None
-    is_complete = False
+    entries = _Entries(make_outcome)
     size, number, torn = len(line), 1, None
     left -= len(line)
     while line := lines.readline(min(left, MAX_LINE + 1)):
@@ -259,28 +266,82 @@ def _read(path: Path, lines: BinaryIO, make_outcome: MakeOutcome) -> JournalCont
             torn = number
             continue
         size += len(line)
-        is_complete = isinstance(record, Mark)
-        if isinstance(record, Mark):
-            continue
-        updated = record.at
-        workspace_id = workspace_ids.setdefault(record.workspace_id, record.workspace_id)
-        outcome = make_outcome(record, RuntimeRef(workspace_id, record.alias))
-        known = outcomes.get(outcome.target)
-        # Of a duplicate, the entry of the first, which is above, has the attempts.
-        if known is None or (
-            not record.duplicate and (outcome.result.settled or not _is_final(known))
-        ):
-            outcomes[outcome.target] = outcome
+        entries.add(record)
     return JournalContent(
         path=path,
         base_url=header.base_url,
         started=header.started,
-        updated=updated,
-        outcomes=outcomes,
-        is_complete=is_complete,
+        updated=entries.updated,
+        outcomes=entries.outcomes(),
+        is_complete=entries.is_complete,
         is_torn=torn is not None,
         size=size,
     )
+
+
+class _Entries:
+    """The entries of a journal, and what its marks say of them.
+
+    Args:
+        make_outcome: Makes an outcome of an entry and its target.
+
+    Attributes:
+        updated: The time of the last entry, or None.
+        is_complete: True if the last line is a completion mark.
+    """
+
+    def __init__(self, make_outcome: MakeOutcome) -> None:
+        self._make_outcome = make_outcome
+        self._outcomes: dict[RuntimeRef, StopOutcome] = {}
+        # One for all entries that have it: a sixth of the memory.
+        self._workspace_ids: dict[str, str] = {}
+        # Those of the last run that sends some again, and all that such a run may have sent.
+        self._sent_again: set[RuntimeRef] = set()
+        self._in_doubt: set[RuntimeRef] = set()
+        self.updated: datetime | None = None
+        self.is_complete: bool = False
+
+    def add(self, record: OutcomeRecord | AnyMark) -> None:
+        """Add an entry or a mark."""
+        self.is_complete = isinstance(record, Mark)
+        if isinstance(record, ResumedMark):
+            known = self._outcomes.items()
+            again = {target for target, outcome in known if not outcome.result.settled}
+            # A run that died leaves its doubts to those that follow.
+            self._sent_again = again - self._in_doubt
+            self._in_doubt |= again
+        elif isinstance(record, Mark | EndedMark):
+            self._in_doubt -= self._sent_again
+        else:
+            self._add_entry(record)
+
+    def _add_entry(self, record: OutcomeRecord) -> None:
+        self.updated = record.at
+        workspace_id = self._workspace_ids.setdefault(record.workspace_id, record.workspace_id)
+        outcome = self._make_outcome(record, RuntimeRef(workspace_id, record.alias))
+        known = self._outcomes.get(outcome.target)
+        # Of a duplicate, the entry of the first, which is above, has the attempts.
+        if known is None or (
+            not record.duplicate and (outcome.result.settled or not _is_final(known))
+        ):
+            self._outcomes[outcome.target] = outcome
+            self._in_doubt.discard(outcome.target)
+
+    def outcomes(self) -> dict[RuntimeRef, StopOutcome]:
+        """Return the outcome of each target."""
+        doubtful = {target: _in_doubt(self._outcomes[target]) for target in self._in_doubt}
+        return self._outcomes | doubtful if doubtful else self._outcomes
+
+
+def _in_doubt(outcome: StopOutcome) -> StopOutcome:
+    error = BctrlError(
+        "a later run may have sent it again, and died before it had an answer",
+        advice="Run again with the same journal",
+        workspace_id=outcome.target.workspace_id,
+        alias=outcome.target.alias,
+        may_have_stopped=True,
+    )
+    return replace(outcome, result=StopResult.UNKNOWN, error=error)
 
 
 def _is_final(outcome: StopOutcome) -> bool:

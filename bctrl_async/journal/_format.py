@@ -1,8 +1,9 @@
 """The lines of a journal, without I/O.
 
-A journal is JSON Lines: a header, one entry for each outcome, and a completion mark after each run
-that had no failures. Each line ends with a checksum of itself: a flipped bit must not
-settle a target.
+A journal is JSON Lines: a header, one entry for each outcome, and marks. A completion mark ends a
+run that had no failures. A run that sends targets again which the file has begins with one, and
+ends with another: if it dies between them, their entries are out of date. Each line ends with a
+checksum of itself: a flipped bit must not settle a target.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ MAX_LINE: int = 1 << 20
 
 _VERSION = 2
 _MAGIC = b'{"journal":"bctrl_async"'
-_MARK = b'{"completed":'
 _CHECKSUM = b',"crc":"%08x"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % 0)
 _MAX_NAME = 1000
@@ -50,6 +50,26 @@ class Mark(msgspec.Struct, frozen=True):
     """The completion mark: a run read its whole input and had no failures."""
 
     completed: _Time
+
+
+class ResumedMark(msgspec.Struct, frozen=True):
+    """A run begins that sends all targets again which are not settled above."""
+
+    resumed: _Time
+
+
+class EndedMark(msgspec.Struct, frozen=True):
+    """That run has ended: what it sent again has an entry of its own."""
+
+    ended: _Time
+
+
+AnyMark = Mark | ResumedMark | EndedMark
+_MARKS: dict[bytes, type[AnyMark]] = {
+    b'{"completed":': Mark,
+    b'{"resumed":': ResumedMark,
+    b'{"ended":': EndedMark,
+}
 
 
 class _AnyVersion(msgspec.Struct, frozen=True):
@@ -80,9 +100,9 @@ def entry_line(outcome: StopOutcome) -> bytes:
     return line
 
 
-def mark_line(completed: datetime) -> bytes:
-    """Return the completion mark."""
-    return _seal(_encode(Mark(completed)))
+def mark_line(mark: AnyMark) -> bytes:
+    """Return the line of a mark."""
+    return _seal(_encode(mark))
 
 
 def read_header(line: bytes) -> Header | None:
@@ -109,13 +129,14 @@ def read_header(line: bytes) -> Header | None:
     raise damaged
 
 
-def read_line(line: bytes) -> OutcomeRecord | Mark | None:
-    """Return the entry or completion mark of a line, None if it is damaged."""
+def read_line(line: bytes) -> OutcomeRecord | AnyMark | None:
+    """Return the entry or mark of a line, None if it is damaged."""
     if not _is_sealed(line):
         return None
     try:
-        if line.startswith(_MARK):
-            return msgspec.json.decode(line, type=Mark)
+        for prefix, kind in _MARKS.items():
+            if line.startswith(prefix):
+                return msgspec.json.decode(line, type=kind)
         try:
             return _decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError):

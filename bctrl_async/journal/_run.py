@@ -9,7 +9,14 @@ from pathlib import Path
 
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal._content import NotAJournalError, open_file, read_file, resume_error
-from bctrl_async.journal._format import entry_line, header_line, mark_line
+from bctrl_async.journal._format import (
+    EndedMark,
+    Mark,
+    ResumedMark,
+    entry_line,
+    header_line,
+    mark_line,
+)
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import StopOutcome
 
@@ -64,6 +71,7 @@ class Journal:
     ) -> None:
         self._path = Path(path)
         self._is_complete = False
+        self._sends_again = False
         try:
             self._file = open_file(self._path, _FLAGS)
             try:
@@ -93,11 +101,13 @@ class Journal:
             complete: True if the run read its whole input and had no failures.
 
         Raises:
-            BctrlError: The completion mark could not be written, or the flush failed.
+            BctrlError: The mark could not be written, or the flush failed.
         """
         try:
             if complete and not self._is_complete:
-                self._append(mark_line(datetime.now(UTC)))
+                self._append(mark_line(Mark(datetime.now(UTC))))
+            elif self._sends_again:
+                self._append(mark_line(EndedMark(datetime.now(UTC))))
             os.fsync(self._file)
         except OSError as error:
             raise self._write_error(error) from error
@@ -133,6 +143,9 @@ class Journal:
         if content.is_torn:
             os.ftruncate(self._file, content.size)
         self._is_complete = content.is_complete
+        if content.pending:
+            self._sends_again = True
+            self._append(mark_line(ResumedMark(datetime.now(UTC))))
         return content.settled
 
     def _open_error(self, error: OSError) -> BctrlConfigError:
