@@ -1933,7 +1933,7 @@ async def test_ctrl_c_at_the_question_stops_nothing(emulator: HoldingEmulator) -
     assert stopped_in(emulator) == set()
 
 
-def test_ctrl_c_at_the_question_begins_a_new_line(
+def test_ctrl_c_at_the_question_stops_nothing_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt() -> str:
@@ -1947,6 +1947,7 @@ def test_ctrl_c_at_the_question_begins_a_new_line(
         _find.confirm(found)
     assert capsys.readouterr().err == (
         "In workspace ws at http://127.0.0.1:9/v1: 1 browser\nStop 1 runtime? [y/N] \n"
+        "Nothing was stopped\n"
     )
 
 

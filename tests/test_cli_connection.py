@@ -11,6 +11,7 @@ import pytest
 from conftest import KEY
 
 from bctrl_async import RetryPolicy, cli
+from bctrl_async.cli._connection import ConnectionOptions
 from bctrl_async.emulator import Emulator, Fault
 
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
@@ -151,3 +152,12 @@ async def test_an_unexpected_error_is_one_line_without_its_text(
     assert err.endswith(
         " of bctrl_async.cli._list. This is a fault of bctrl-async: please report it\n"
     )
+
+
+def test_the_password_of_a_proxy_is_not_in_the_repr_of_the_options() -> None:
+    assert "s3cret" not in repr(ConnectionOptions(proxy="http://user:s3cret@proxy"))
+
+
+async def test_a_space_at_the_end_of_an_alias_is_visible(command: Command) -> None:
+    _, out, _ = await command("stop", "--no-verify", "ws", "a ")
+    assert out.startswith("'a '  ")

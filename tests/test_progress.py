@@ -182,6 +182,12 @@ def test_the_view_shows_a_bar_the_state_and_the_results(make: Make, clock: Clock
     assert results == "80 stopped"
 
 
+def test_one_retry_is_not_in_the_plural(make: Make) -> None:
+    display, _ = make(Batch(100, in_flight=3, retries=1))
+    assert "3 in flight, 1 retry" in display.line()
+    assert "retries" not in display.line()
+
+
 def test_the_view_shows_that_the_server_does_not_answer(make: Make) -> None:
     display, _ = make(Batch(100, is_throttled=True, is_unanswered=True))
     assert drawn(display, 80)[1] == "0 in flight, no answer from the server, still trying"

@@ -3,7 +3,7 @@
 import inspect
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial, wraps
 from typing import Annotated, Any
 from urllib.request import getproxies, proxy_bypass
@@ -95,7 +95,8 @@ class ConnectionOptions:
             callback=check_not_empty,
             help="Proxy of all requests; else HTTPS_PROXY and NO_PROXY decide.",
         ),
-    ] = None
+    ] = field(default=None, repr=False)
+    """It may contain a password."""
     ca_file: Annotated[
         str | None,
         _option(

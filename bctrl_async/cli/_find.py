@@ -97,5 +97,5 @@ def confirm(found: FoundRuntimes) -> bool:
     try:
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:
-        print_info("")  # Begin a new line after the ^C.
+        print_info("\nNothing was stopped")  # Below the ^C.
         raise

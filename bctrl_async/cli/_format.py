@@ -31,10 +31,11 @@ def pluralize(count: int, noun: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return printable text as it is, and any other text as an ASCII literal."""
+    """Return visible text as it is, and any other, such as a space at its end, as a literal."""
     # The repr of an enum's member would be its Python name.
     text = str.__str__(text)
-    return text if text and text.isprintable() else ascii(text)
+    is_visible = text and text.isprintable() and text == text.strip()
+    return text if is_visible else ascii(text)
 
 
 def describe(error: BctrlError) -> str:

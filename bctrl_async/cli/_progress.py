@@ -136,7 +136,7 @@ class Display:
         if batch.polling:
             parts.append(f"{batch.polling:,} polled until stopped")
         if batch.retries:
-            parts.append(f"{batch.retries:,} retries")
+            parts.append(f"{batch.retries:,} {'retry' if batch.retries == 1 else 'retries'}")
         if batch.is_unanswered:
             parts.append("no answer from the server, still trying")
         elif batch.is_throttled:
