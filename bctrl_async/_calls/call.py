@@ -157,7 +157,7 @@ class Call(msgspec.Struct, Generic[_T]):
                 self.operation.name,
                 alias,
                 quote(self.workspace_id),
-                failed.summary,
+                failed.summary.rstrip("."),
                 delay,
                 extra={
                     "bctrl.event": "retry",
