@@ -1425,7 +1425,7 @@ async def test_verbose_prints_above_the_progress_bar(
     text = "\n".join(terminal.screen)
     assert re.sub(r"\s+", " ", without_times(text)).strip() == (
         "a stopped 0.0 s bctrl-async: info: attempt 1 to stop 'b' in workspace 'ws' failed: the "
-        "server answered 500 server.error: Something broke.; the next follows in 0.0 s at the "
+        "server answered 500 server.error: Something broke; the next follows in 0.0 s at the "
         "earliest b stopped 0.0 s, 2 attempts 2 of 2 no longer running after 0.0 s: 2 stopped"
     )
     assert (await finish(process))[0] == 0
