@@ -124,7 +124,8 @@ def _read(file: Path) -> Mapping[str, dict[str, Any]]:
         raise BctrlConfigError(
             f"invalid {file}: {_plain(error)}", advice="Write the keys below [profiles.NAME]"
         ) from error
-    except ValueError as error:
+    # In msgspec 0.19, its errors are not ValueErrors.
+    except (ValueError, msgspec.DecodeError) as error:
         raise BctrlConfigError(f"invalid {file}: {error}") from error
 
 
