@@ -277,6 +277,7 @@ def with_connection(command: Callable[..., int]) -> Callable[..., int]:
                 raise
 
     parameters = [context_parameter, *own.values(), *shared.values(), *shown.values()]
+    # typer reads the options from it; functions have the attribute, and their type does not.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
 
