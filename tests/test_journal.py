@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
@@ -915,6 +916,22 @@ class TestRun:
         write(path, not_sent("a"), not_sent("b"))
         Journal(path, SERVER).close()
         assert {each.result for each in read_outcomes(path)} == {StopResult.NOT_SENT}
+
+    def test_no_mark_follows_a_line_that_could_not_be_written(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(path, not_sent("a"))
+        journal = Journal(path, SERVER)
+        before = path.read_bytes()
+        full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(BctrlError, match="cannot be written"):
+                journal.write(not_sent("a"))
+        journal.close()
+
+        assert path.read_bytes() == before
+        assert [each.result for each in read_outcomes(path)] == [StopResult.UNKNOWN]
 
     def test_the_doubts_of_a_run_that_died_outlive_the_runs_after_it(self, path: Path) -> None:
         data = write(path, not_sent("a"), not_sent("b"))

@@ -120,6 +120,8 @@ class Journal:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
+            # A mark behind a line that was cut short would be lost with it.
+            self._sends_again = False
             raise self._write_error(error) from error
 
     def _lock(self) -> None:
