@@ -326,3 +326,70 @@ async def test_a_target_that_was_not_found_is_asked_for_by_the_next_run(
 
     assert "1 stopped" in out
     assert code == 0
+
+
+class TestRedirects:
+    """Fault: with `--journal X > X`, records overwrote the journal, and the exit code was 0."""
+
+    async def run(self, command: str, path: Path) -> tuple[int | None, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", f"{sys.executable} -m bctrl_async {command}"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=path.parent,
+        )
+        async with asyncio.timeout(30):
+            out, err = await process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+    @pytest.mark.parametrize(
+        ("command", "problem"),
+        [
+            (
+                "stop --journal X -o json ws a >> X",
+                "stdout and --journal are the same file: X",
+            ),
+            ("stop --journal ./X ws a >> X", "stdout and --journal are the same file: ./X"),
+            ("stop --from X >> X", "stdout and --from are the same file: X"),
+            ("stop --dry-run --from X >> X", "stdout and --from are the same file: X"),
+            ("stop --from - < X >> X", "stdout and --from are the same file"),
+            ("stop --journal X ws a 2>> X", "stderr and --journal are the same file: X"),
+            ("stop --from X --journal Y 2>> X", "stderr and --from are the same file: X"),
+            ("report X >> X", "stdout and JOURNAL are the same file: X"),
+            ("report Y X >> X", "stdout and JOURNAL are the same file: X"),
+            ("report Y --from X >> X", "stdout and --from are the same file: X"),
+            ("journal show X >> X", "stdout and FILE are the same file: X"),
+        ],
+    )
+    async def test_output_that_would_damage_a_file_of_the_command_is_rejected(
+        self, path: Path, emulator: Emulator, command: str, problem: str
+    ) -> None:
+        path = path.with_name("X")
+        before = write(path, entry("a"))
+        code, out, err = await self.run(command, path)
+        stream = problem.split(maxsplit=1)[0]
+        message = f"bctrl-async: error: {problem}. Redirect {stream} to another file\n"
+        assert (code, out + err) == (2, message)
+        assert content(path) == before
+        assert emulator.requests == []
+
+    async def test_a_journal_that_the_shell_has_emptied_is_named_and_nothing_is_sent(
+        self, path: Path, emulator: Emulator
+    ) -> None:
+        write(path, entry("a"))
+        code, _, err = await self.run(f"stop --journal {path} -o json ws a > {path}", path)
+        assert (code, content(path)) == (2, b"")
+        assert f"stdout and --journal are the same file: {path}" in err
+        assert emulator.requests == []
+
+    @pytest.mark.parametrize(
+        "redirects", ["> out 2> err", ">> out 2>> out", "> /dev/null 2> /dev/null", ">&- 2>&-"]
+    )
+    async def test_output_to_other_files_is_not_rejected(
+        self, path: Path, emulator: Emulator, redirects: str
+    ) -> None:
+        path.with_name("targets").write_text("ws,a\n")
+        command = f"stop --journal {path} --from targets {redirects}"
+        code, _, _ = await self.run(command, path)
+        assert code == 0
+        assert len(emulator.requests) == 1

@@ -13,6 +13,7 @@ from bctrl_async.cli._format import escape, format_counts
 from bctrl_async.cli._help import Command, Group
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._records import OutputFormat, OutputOption, Records
+from bctrl_async.cli._redirects import check_redirects
 from bctrl_async.journal import JournalContent, read_journal
 
 journal: typer.Typer = typer.Typer(cls=Group, rich_markup_mode=None)
@@ -40,6 +41,7 @@ def show(file: _File, *, output_format: OutputOption = OutputFormat.TABLE) -> in
     A pending target is sent again by a resumed run: it is not settled, or it was
     not_found. FILE is only read, and may be in use by a run.
     """
+    check_redirects([("FILE", file)])
     content = read_journal(file)
     if content is None:
         raise BctrlConfigError(f"the journal {file!r} is empty: no run has begun it")

@@ -27,6 +27,7 @@ from bctrl_async.cli._records import (
     outcome_fields,
     target_fields,
 )
+from bctrl_async.cli._redirects import check_redirects
 from bctrl_async.cli._targets import open_targets, single_file
 from bctrl_async.errors import quote
 from bctrl_async.journal import JournalOutcome, MergedJournals, merge_journals
@@ -87,6 +88,7 @@ def report(
     file = single_file(context, files)
     if allow_empty and file is None:
         context.fail("--allow-empty needs --from")
+    check_redirects([("--from", file), *(("JOURNAL", journal) for journal in journals)])
     items = None if file is None else open_targets(context, file, allow_empty=allow_empty)
     merged = merge_journals(journals, max_age=journal_max_age)
     output = Output()

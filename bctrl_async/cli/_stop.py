@@ -33,6 +33,7 @@ from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._pace import pace_of
 from bctrl_async.cli._records import OutputFormat, OutputOption, Records
+from bctrl_async.cli._redirects import check_redirects
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
 from bctrl_async.cli._targets import open_targets, single_file
@@ -192,6 +193,7 @@ def stop(
     """
     file = single_file(context, files)
     _check_usage(context, connection)
+    check_redirects([("--from", file), ("--journal", journal)])
     asks = everything and not (yes or dry_run)
     if asks and not can_prompt():
         context.fail("cannot ask for confirmation without a terminal: add --yes")
