@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from helpers import BOUND
 
 CHROMIUM = shutil.which("chromium")
 _KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowDown": 40, "k": 75, "/": 191}
@@ -52,7 +53,7 @@ class Tab:
         self._last += 1
         number = self._last
         await self._socket.send_json({"id": number, "method": method, "params": params})
-        answer = await asyncio.wait_for(self._answers[number], 30)
+        answer = await asyncio.wait_for(self._answers[number], BOUND)
         del self._answers[number]
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
@@ -71,7 +72,7 @@ class Tab:
     async def wait_for(self, condition: str) -> None:
         """Wait until an expression is true; a page that is being loaded is not."""
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(BOUND):
                 while True:
                     with suppress(RuntimeError):
                         if await self.run(f"Boolean({condition})"):
@@ -138,7 +139,7 @@ async def chromium() -> AsyncIterator[Tab]:
         stack.push_async_callback(process.wait)
         stack.callback(_kill, process)
         ready = Path(profile) / "DevToolsActivePort"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(BOUND):
             while not (ready.exists() and ready.read_text().count("\n")):
                 await asyncio.sleep(0.05)
         address = f"http://127.0.0.1:{ready.read_text().splitlines()[0]}"

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from typing import Any
 
 from distributed import Client, LocalCluster, Scheduler, Worker
+from helpers import BOUND
 
 from bctrl_async import BctrlSession
 from bctrl_async.dask._distributed import _ignore
@@ -24,7 +25,7 @@ logging.getLogger("distributed").setLevel(logging.CRITICAL)
 def connect(cluster: object, *, asynchronous: bool = True) -> Client:
     """Return a client of a cluster."""
     make: Callable[..., Client] = Client
-    return make(cluster, asynchronous=asynchronous, set_as_default=False, timeout=2)
+    return make(cluster, asynchronous=asynchronous, set_as_default=False, timeout=BOUND)
 
 
 _made: list[list[BctrlSession]] = []
@@ -107,7 +108,7 @@ class SmallCluster:
     async def assert_clean(self) -> None:
         """Check that runs left nothing behind; what is released is on its way."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(BOUND):
                 while self._leftovers:
                     await asyncio.sleep(0.01)
         assert self._leftovers == [], self._leftovers

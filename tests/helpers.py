@@ -20,6 +20,10 @@ _T = TypeVar("_T")
 Connect = Callable[..., BctrlSession]
 """The type of the fixture `connect`."""
 
+BOUND = 50.0
+"""Seconds after which a test is taken to hang: a busy machine needs many, and a request that is
+never answered 60."""
+
 
 def add_runtimes(emulator: Emulator, count: int) -> list[tuple[str, str]]:
     """Add active runtimes `r0`, `r1`, … to workspace `ws-1`; return them as targets."""

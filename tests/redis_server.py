@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from helpers import BOUND
+
 REDIS = shutil.which("redis-server")
 VALKEY = shutil.which("valkey-server")
 
@@ -23,7 +25,6 @@ SERVERS = [program for program in (REDIS, VALKEY) if program is not None]
 # Below the ports that Linux gives to clients. A client that calls a dead server of its own range
 # again and again is connected to itself in the end, and other clients could take the port.
 _PORTS = range(20_000, 32_000)
-_START_TIMEOUT = 10.0
 
 
 class RedisServer:
@@ -100,7 +101,7 @@ class RedisServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        deadline = time.monotonic() + _START_TIMEOUT
+        deadline = time.monotonic() + BOUND
         while self._process.poll() is None:
             # Another server may have this port; then ours ends.
             if self._answers() and self._process.poll() is None:

@@ -8,7 +8,7 @@ from enum import Enum
 from functools import partial
 
 import pytest
-from helpers import Connect, wait_for_requests
+from helpers import BOUND, Connect, wait_for_requests
 from servers import answering, http_answer, raw_server
 from test_observer import Recorder
 
@@ -222,7 +222,7 @@ async def test_a_call_that_is_cancelled_during_the_get_is_cancelled(
     recorder = Recorder()
     async with connect(observer=recorder) as session:
         stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             await wait_for_requests(emulator, 3)
         stopping.cancel()
         with pytest.raises(asyncio.CancelledError):

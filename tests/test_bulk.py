@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from helpers import add_runtimes, run_of, wait_for_requests
+from helpers import BOUND, add_runtimes, run_of, wait_for_requests
 from leaks import bulk_tasks
 
 from bctrl_async import (
@@ -155,7 +155,7 @@ class TestAwaited:
         batch.send(None)
         await wait_for_requests(emulator, 3)
         batch.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND):
             while bulk_tasks():
                 await asyncio.sleep(0)
         assert batch.report.counts == {UNKNOWN: 3, NOT_SENT: 7}

@@ -11,6 +11,7 @@ from itertools import chain, repeat
 import aiohttp
 import pytest
 from helpers import (
+    BOUND,
     Connect,
     add_runtimes,
     assert_conserved,
@@ -286,7 +287,7 @@ class TestEndedByCaller:
         running = asyncio.create_task(await_batch(session.stop_runtimes(never(), concurrency=2)))
         await asyncio.sleep(0.01)
         next(iter(bulk_tasks())).cancel()
-        await asyncio.wait_for(running, 5)
+        await asyncio.wait_for(running, BOUND)
 
     async def test_an_exception_of_on_outcome_ends_the_run(
         self, emulator: Emulator, session: BctrlSession

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from helpers import Connect, add_runtimes, assert_conserved, await_batch, wait_for_requests
+from helpers import BOUND, Connect, add_runtimes, assert_conserved, await_batch, wait_for_requests
 
 from bctrl_async import (
     BctrlConfigError,
@@ -102,7 +102,7 @@ class TestBackpressure:
         async with session.stop_runtimes(add_runtimes(emulator, 100)) as batch:
             await wait_for_requests(emulator, 100)
             await asyncio.sleep(0.05)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND):
             assert [outcome async for outcome in batch] == []
         assert batch.report.ok
 

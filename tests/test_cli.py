@@ -20,6 +20,7 @@ from unittest.mock import Mock
 import pytest
 import typer
 from aiohttp import web
+from helpers import BOUND
 from runtimes import runtime
 from servers import answering, http_answer, raw_server
 
@@ -102,7 +103,7 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
     async def command(*args: str | Path) -> tuple[int, str, str]:
         # In a thread, because the emulator runs in this loop.
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(BOUND):
             code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
         return code, *capfd.readouterr()
 
@@ -133,7 +134,7 @@ async def start(*args: str | Path, **files: int) -> Process:
 
 
 async def finish(process: Process) -> tuple[int | None, str, str]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         # Before its pipes are closed, so that it ends by itself.
         await process.wait()
         out, err = await process.communicate()
@@ -141,7 +142,7 @@ async def finish(process: Process) -> tuple[int | None, str, str]:
 
 
 async def until(is_so: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         while not is_so():
             await asyncio.sleep(0.005)
 
@@ -150,7 +151,7 @@ async def begin_to_end(process: Process, signal_: signal.Signals = signal.SIGINT
     """Send a first signal and return the progress line that follows."""
     process.send_signal(signal_)
     assert process.stderr is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         return (await process.stderr.readline()).decode()
 
 
@@ -193,13 +194,13 @@ class Terminal:
         return "\n".join(line.rstrip() for line in rows).rstrip().split("\n")
 
     async def until(self, pattern: str) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(BOUND):
             while not re.search(pattern, self.text):
                 await self._read()
 
     async def rest(self) -> str:
         os.close(self.fd)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(BOUND):
             while await self._read():
                 pass
         os.close(self._master)
@@ -938,7 +939,7 @@ async def test_a_named_pipe_is_read(
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     running = asyncio.create_task(command("stop", "--from", fifo))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         writer = await asyncio.to_thread(fifo.open, "w", 1)
     writer.write("ws,a\n")
     await until(lambda: emulator.status("ws", "a") == "stopped")
@@ -1349,7 +1350,7 @@ async def test_progress_is_a_line_every_few_seconds_without_a_terminal(
     emulator.held.add("b")
     running = asyncio.create_task(command("stop", "--concurrency", "1", "ws", "a", "b", "c"))
     err = ""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         while "1 of 3 done, 1 in flight, 1 stopped\n" not in err:
             await asyncio.sleep(0.01)
             err += capfd.readouterr().err
@@ -1402,7 +1403,7 @@ async def test_the_progress_bar_disappears_at_the_end(
         "c  stopped          0.0 s",
         "3 of 3 no longer running after 0.0 s: 3 stopped",
     ]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         assert await process.wait() == 0
 
 
@@ -1493,7 +1494,7 @@ async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summa
         without_times(account)
         == "Interrupted: 0 of 1 no longer running, 1 unconfirmed after 0.0 s: 1 unknown"
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         assert await process.wait() == 130
 
 
@@ -1817,7 +1818,7 @@ async def test_the_deadline_includes_the_listing(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     emulator.inject(Fault.HANG, method="GET")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         code, _, err = await command(*STOP_ALL, "--deadline", "200ms")
     assert code == 1
     assert "workspace 'ws' was not listed within the deadline of 0.2 s" in err
@@ -1849,7 +1850,7 @@ async def test_the_stops_get_the_rest_of_the_deadline(
     emulator: HoldingEmulator, command: Command
 ) -> None:
     emulator.inject(*[Fault.HANG] * 3)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(BOUND):
         code, out, err = await command(*STOP_ALL, "--deadline", "1s")
     assert code == 1
     assert out.splitlines()[-1].endswith("s: 3 unknown")
@@ -2364,7 +2365,7 @@ async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
 ) -> None:
     process = await start(*COMMAND, "emulator", "--port", "0", "--api-key", "it's", "--seed", "1")
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         url, key, first = [(await process.stdout.readline()).decode() for _ in range(3)]
     assert key == "export BCTRL_API_KEY='it'\"'\"'s'\n"
     assert first == "bctrl-async stop demo runtime-0001\n"
@@ -2391,7 +2392,7 @@ async def test_the_emulator_injects_the_given_faults(
     options = ("--runtimes", "1", "--fault", "failed=0.5", "--fault", "accepted=0.5", "-v")
     process = await start(*COMMAND, "emulator", "--port", "0", *options)
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         url = (await process.stdout.readline()).decode()
     monkeypatch.setenv("BCTRL_BASE_URL", url.strip().partition("=")[2])
 
@@ -2413,7 +2414,7 @@ async def test_the_emulator_throttles_beyond_its_rate_limit(
 ) -> None:
     process = await start(*COMMAND, "emulator", "--port", "0", "--rate-limit", "20")
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         url = (await process.stdout.readline()).decode()
     monkeypatch.setenv("BCTRL_BASE_URL", url.strip().partition("=")[2])
 
@@ -2439,7 +2440,7 @@ async def test_the_emulator_begins_a_new_line_after_ctrl_c(
     process.send_signal(signal.SIGINT)
     text = await terminal.rest()
     assert text.endswith("bctrl-async stop demo runtime-0001\n\n0 requests received\n")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         assert await process.wait() == 130
 
 
@@ -2605,7 +2606,7 @@ async def test_the_demo_shows_progress_and_prints_its_report_after_ctrl_c(
     await terminal.until(r"[1-9]\d* of 300 .*━")
     process.send_signal(signal.SIGINT)
     await terminal.rest()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         assert await process.wait() == 130
     screen = "\n".join(terminal.screen)
     assert screen.startswith(
@@ -2637,7 +2638,7 @@ sys.exit(__main__.main())
 async def test_a_second_ctrl_c_aborts_the_demo_and_prints_its_report() -> None:
     process = await start(sys.executable, "-c", HANGING_DEMO)
     assert process.stderr is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         while b"0 of 300 done, " not in await process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)

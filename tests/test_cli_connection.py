@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import KEY
+from helpers import BOUND
 
 from bctrl_async import RetryPolicy, cli
 from bctrl_async.cli._connection import ConnectionOptions
@@ -33,7 +34,7 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
     async def command(*args: str | Path) -> tuple[int, str, str]:
         # In a thread, because the emulator runs in this loop.
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(BOUND):
             code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
         return code, *capfd.readouterr()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import KEY
+from helpers import BOUND
 
 from bctrl_async import BctrlTimeoutError, RuntimeRef, StopOutcome, StopResult, cli
 from bctrl_async.emulator import Emulator, Fault
@@ -200,7 +201,7 @@ class TestShow:
                 [sys.executable, "-m", "bctrl_async", "journal", "show", path],
                 stdout=full,
                 stderr=subprocess.PIPE,
-                timeout=30,
+                timeout=BOUND,
                 check=False,
             )
         assert ended.stderr.startswith(b"bctrl-async: error: cannot write to stdout: ")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import KEY
+from helpers import BOUND
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -190,7 +191,7 @@ async def test_rows_are_written_as_outcomes_arrive(emulator: Emulator) -> None:
     )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(BOUND):
             await process.stdout.readline()
             assert b"ws,a,stopped" in await process.stdout.readline()
     finally:

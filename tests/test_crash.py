@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers import BOUND
 from journal_lines import read_lines
 
 from bctrl_async import StopResult
@@ -90,7 +91,7 @@ async def test_twenty_runs_killed_at_any_moment_and_resumed_settle_every_target(
             process = await start(emulator, journal)
             begun = len(emulator.requests)
             until = begun + rng.randint(1, 60)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(BOUND):
                 # Its start takes long, so leave it the processor.
                 while len(emulator.requests) == begun:
                     await asyncio.sleep(0.001)

@@ -14,7 +14,7 @@ from dask_cluster import (
     record_sessions,
     small_cluster,
 )
-from helpers import add_runtimes
+from helpers import BOUND, add_runtimes
 
 from bctrl_async import (
     BctrlConfigError,
@@ -169,7 +169,7 @@ class TestStops:
     ) -> None:
         """Fault: the run waited for the first of them, which waited for its chunk to be full."""
         targets = add_runtimes(emulator, 2)
-        async with small_cluster(1) as cluster, asyncio.timeout(30):
+        async with small_cluster(1) as cluster, asyncio.timeout(BOUND):
             report = await stop_runtimes(cluster.client, [targets[0]] * 2500 + [targets[1]])
         assert (report.total, report.duplicates, report.ok) == (2501, 2499, True)
         assert len(emulator.requests) == 2

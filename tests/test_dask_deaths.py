@@ -20,7 +20,7 @@ from dask_cluster import (
     tasks_of,
 )
 from distributed import Client
-from helpers import add_runtimes, wait_for_requests
+from helpers import BOUND, add_runtimes, wait_for_requests
 
 import bctrl_async.dask._dispatcher
 from bctrl_async import BctrlSession, StopOutcome, StopReport, StopResult
@@ -29,9 +29,6 @@ from bctrl_async.dask._dispatcher import Dispatcher
 from bctrl_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.usefixtures("emulator_environment")
-
-BOUND = 20.0
-"""Seconds within which each of these runs has an end."""
 
 
 def slow(emulator: Emulator, targets: list[tuple[str, str]]) -> None:

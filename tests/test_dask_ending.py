@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from dask_cluster import SmallCluster, small_cluster, tasks_of
-from helpers import add_runtimes, wait_for_requests
+from helpers import BOUND, add_runtimes, wait_for_requests
 
 import bctrl_async.dask._dispatcher
 from bctrl_async import StopBatch, StopReport, StopResult
@@ -103,8 +103,14 @@ class TestEnding:
         assert "begin no more stops" in str(report.ended_early)
 
     async def test_a_cancelled_run_says_so_in_its_journal(
-        self, cluster: SmallCluster, emulator: Emulator, tmp_path: Path
+        self,
+        cluster: SmallCluster,
+        emulator: Emulator,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        # The workers deliver their outcomes, so it does not wait for this long.
+        monkeypatch.setattr(bctrl_async.dask._dispatcher, "_GRACE", 3600.0)
         targets = add_runtimes(emulator, 300)
         for target in targets:
             emulator.poison(*target, Fault.HANG)
@@ -116,7 +122,7 @@ class TestEnding:
 
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(running, 4)
+            await asyncio.wait_for(running, BOUND)
 
         lines = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
         assert len(lines) == 300
@@ -175,7 +181,7 @@ class TestEnding:
         for task in tasks_of(ClusterRun):
             task.cancel()
         with suppress(asyncio.CancelledError):
-            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(running, BOUND)
 
         assert batch.report.counts.total() == batch.read
         assert batch.read == 50 or not plain
@@ -192,7 +198,7 @@ class TestEnding:
         await wait_for_requests(emulator, 1)
 
         batch.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             while batch.report.counts.total() < 50:
                 await asyncio.sleep(0.01)
 
@@ -240,6 +246,6 @@ class TestEnding:
             running = asyncio.create_task(batch)
             await wait_for_requests(emulator, 2)
             batch.abort()
-            report: StopReport = await asyncio.wait_for(running, 10)
+            report: StopReport = await asyncio.wait_for(running, BOUND)
 
         assert report.counts == {StopResult.UNKNOWN: 40}

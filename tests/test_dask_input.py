@@ -9,7 +9,7 @@ import pytest
 from dask_cluster import (
     SmallCluster,
 )
-from helpers import add_runtimes
+from helpers import BOUND, add_runtimes
 
 import bctrl_async.dask._dispatcher
 import bctrl_async.dask._worker
@@ -42,7 +42,7 @@ class TestInput:
 
         async def targets() -> AsyncIterator[tuple[str, str]]:
             yield "ws-1", "r0"
-            await asyncio.wait_for(stopped.wait(), 10)
+            await asyncio.wait_for(stopped.wait(), BOUND)
             yield "ws-1", "r1"
 
         report = await stop_runtimes(cluster.client, targets(), on_outcome=lambda _: stopped.set())
@@ -174,6 +174,6 @@ class TestInput:
             await asyncio.sleep(0)
             patch.setattr(bctrl_async.dask._dispatcher, "Order", fail)
             with pytest.raises(LookupError):
-                await asyncio.wait_for(running, 10)
+                await asyncio.wait_for(running, BOUND)
 
         assert batch.report.counts == {StopResult.NOT_SENT: 1}

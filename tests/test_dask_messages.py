@@ -9,7 +9,7 @@ import pytest
 from dask_cluster import (
     SmallCluster,
 )
-from helpers import add_runtimes
+from helpers import BOUND, add_runtimes
 
 import bctrl_async.dask._dispatcher
 import bctrl_async.dask._worker
@@ -149,7 +149,7 @@ class TestMessages:
         batch = stop_runtimes(cluster.client, add_runtimes(emulator, 50), chunk_size=10)
 
         with pytest.raises(LookupError, match=name):
-            await asyncio.wait_for(asyncio.ensure_future(batch), 10)
+            await asyncio.wait_for(asyncio.ensure_future(batch), BOUND)
 
         assert batch.report.counts.total() == 50
 

@@ -7,7 +7,7 @@ import gc
 import weakref
 
 import pytest
-from helpers import add_runtimes, assert_conserved
+from helpers import BOUND, add_runtimes, assert_conserved
 
 from bctrl_async import BctrlError, BctrlSession, Runtime, StopOutcome, StopResult
 from bctrl_async.bulk._delivery import OutcomeBuffer
@@ -74,7 +74,7 @@ class TestBuffer:
         buffer.put(FIRST)
         first.cancel()
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND):
             assert await second is FIRST
         assert first.cancelled()
 
@@ -86,7 +86,7 @@ class TestBuffer:
         await asyncio.wait([first])
         buffer.put(FIRST)
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND):
             assert await second is FIRST
 
     async def test_an_outcome_that_another_reader_took_leaves_the_first_waiting(self) -> None:

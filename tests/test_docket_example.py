@@ -26,7 +26,7 @@ import httpx2
 import pytest
 from docket import Docket, Retry, Worker
 from docket.dependencies import ForcedRetry
-from helpers import add_runtimes, wait_for_requests
+from helpers import BOUND, add_runtimes, wait_for_requests
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis_server import SERVERS, redis_server
@@ -132,7 +132,7 @@ async def show(client: httpx2.AsyncClient, location: str) -> dict[str, Any]:
 
 
 async def wait_for_state(client: httpx2.AsyncClient, location: str, state: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         while (await show(client, location))["state"] != state:
             await asyncio.sleep(0.005)
 

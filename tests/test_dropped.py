@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from helpers import add_runtimes
+from helpers import BOUND, add_runtimes
 from leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, StopBatch
@@ -24,7 +24,7 @@ async def enter_and_drop(batch: StopBatch) -> None:
 
 
 async def no_bulk_tasks() -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         while bulk_tasks():
             await asyncio.sleep(0.01)
 

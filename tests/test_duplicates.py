@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from helpers import Connect
+from helpers import BOUND, Connect
 
 from bctrl_async import (
     BctrlConfigError,
@@ -41,7 +41,7 @@ def in_order(outcomes: list[StopOutcome]) -> list[tuple[str, bool]]:
 
 
 async def until_requested(emulator: Emulator, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         while len(emulator.requests) < count:
             await asyncio.sleep(0.001)
 

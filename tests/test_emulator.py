@@ -18,7 +18,7 @@ from uuid import UUID
 import aiohttp
 import pytest
 import yaml
-from helpers import pass_time
+from helpers import BOUND, pass_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -105,14 +105,14 @@ class Wire:
         await self._writer.drain()
 
     async def head(self) -> tuple[int, dict[str, str]]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().splitlines()
         headers = dict(line.lower().split(": ", 1) for line in lines[1:-1])
         return int(lines[0].split()[1]), headers
 
     async def answer(self) -> tuple[int, bytes]:
         status, headers = await self.head()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             return status, await self.reader.readexactly(int(headers["content-length"]))
 
     @property
@@ -121,7 +121,7 @@ class Wire:
         return bytes(self.reader._buffer)  # type: ignore[attr-defined]
 
     async def rest(self) -> bytes:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             return await self.reader.read()
 
     async def leave(self) -> None:
@@ -141,7 +141,7 @@ def encode(value: object) -> bytes:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         while not condition():
             await asyncio.sleep(0)
 
@@ -1230,7 +1230,7 @@ async def test_close_aborts_pending_responses_and_leaves_no_task(
     emulator.add_runtime("ws", "crm")
     emulator.inject(fault)
     await emulator.start()
-    async with asyncio.timeout(5), Wire(emulator) as idle, Wire(emulator) as busy:
+    async with asyncio.timeout(BOUND), Wire(emulator) as idle, Wire(emulator) as busy:
         await busy.send()
         await until(lambda: emulator.requests)
         await emulator.close()
@@ -1247,7 +1247,7 @@ async def test_close_aborts_a_connection_that_is_being_accepted(iterations: int)
     await emulator.start()
     url = URL(emulator.url)
     # The kernel completes the connection; the event loop sees it some iterations later.
-    with socket.create_connection((str(url.host), url.port), timeout=10) as connection:
+    with socket.create_connection((str(url.host), url.port), timeout=BOUND) as connection:
         for _ in range(iterations):
             await asyncio.sleep(0)
         await emulator.close()
@@ -1267,7 +1267,7 @@ async def test_a_connection_made_during_close_is_aborted(iterations: int) -> Non
         await asyncio.sleep(0)
     with (
         suppress(ConnectionError),
-        socket.create_connection((str(url.host), url.port), timeout=10) as connection,
+        socket.create_connection((str(url.host), url.port), timeout=BOUND) as connection,
     ):
         await closing
         assert connection.recv(1) == b""

@@ -9,7 +9,7 @@ from typing import cast
 
 import aiohttp
 import pytest
-from helpers import Connect
+from helpers import BOUND, Connect
 
 from bctrl_async import (
     BctrlPermissionError,
@@ -245,7 +245,7 @@ async def test_a_204_is_not_taken_for_a_stop(emulator: Emulator, connect: Connec
     emulator.inject(Reply(204))
     async with connect(retry=RetryPolicy(attempts=1)) as session:
         with pytest.raises(BctrlResponseError):
-            await asyncio.wait_for(session.stop_runtime("ws-1", "crm"), 10)
+            await asyncio.wait_for(session.stop_runtime("ws-1", "crm"), BOUND)
 
 
 # Errors of the arguments.

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from helpers import Connect
+from helpers import BOUND, Connect
 from multidict import CIMultiDict
 from servers import answering, http_answer, raw_server
 from test_wire import ONCE, RUNTIME
@@ -347,7 +347,7 @@ class TestTimeout:
             assert isinstance(exchange, Exchange)
             exchange.protocol.data_received(OK[:-9])
             deadlines_of(session)._time_out_oldest(math.inf)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(BOUND):
                 with pytest.raises(BctrlTimeoutError, match="the body took more than 60 s"):
                     await stopping
 

@@ -17,6 +17,7 @@ import httpx2
 import pytest
 from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
+from helpers import BOUND
 from jsonschema import Draft202012Validator
 from pydantic.alias_generators import to_camel
 from servers import answering, emulator_in_a_thread, http_answer, raw_server
@@ -268,7 +269,7 @@ class TestDependency:
         app.include_router(router)
         async with client_of(app) as client:
             assert (await client.post("/later/crm")).status_code == 202
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(BOUND):
                 while emulator.status("ws-1", "crm") != "stopped":
                     await asyncio.sleep(0)
 

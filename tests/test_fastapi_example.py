@@ -22,6 +22,7 @@ import httpx2
 import pytest
 from browser import CHROMIUM, Tab, chromium
 from fastapi.testclient import TestClient
+from helpers import BOUND
 from jsonschema import Draft202012Validator
 from servers import answering, emulator_in_a_thread, http_answer, raw_server
 from uvicorn_server import EXAMPLE, GRACE, KEY, TOKEN, Uvicorn, uvicorn
@@ -164,7 +165,7 @@ class TestInProcess:
         monkeypatch.setattr(runs, "DRAIN", 0.05)
         emulator.inject(Fault.HANG)
         all_runs = runs.Runs()
-        async with BctrlSession() as session, asyncio.timeout(10):
+        async with BctrlSession() as session, asyncio.timeout(BOUND):
             run = all_runs.start("anna", session.stop_runtimes([("ws-1", "r1")]))
             while not emulator.received:
                 await asyncio.sleep(0)
@@ -187,7 +188,7 @@ class TestInProcess:
             await is_back.wait()
             yield "ws-1", "r2"
 
-        async with BctrlSession() as session, asyncio.timeout(10):
+        async with BctrlSession() as session, asyncio.timeout(BOUND):
             run = runs.Runs().start("anna", session.stop_runtimes(targets()))
             with run.followed():
                 pass
@@ -410,7 +411,7 @@ def stopped(emulator: Emulator) -> int:
 
 
 async def received(emulator: Emulator, count: int) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(BOUND):
         while len(emulator.requests) < count:
             await asyncio.sleep(0.001)
 
@@ -427,7 +428,7 @@ async def slow() -> AsyncIterator[Emulator]:
 
 
 async def stop_many(server: Uvicorn, targets: list[tuple[str, str]]) -> list[Event]:
-    async with httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client:
+    async with httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=BOUND) as client:
         answer = await client.post("/stop", json=targets)
     return events_of(answer.text)
 
@@ -444,7 +445,9 @@ class TestUnderUvicorn:
         module.write_text(patient.replace("REJOIN = 30.0", "REJOIN = 0.1"), "utf-8")
         assert module.read_text("utf-8") != patient
         async with uvicorn(slow, folder=folder) as server:
-            async with httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client:
+            async with httpx2.AsyncClient(
+                base_url=server.url, headers=LOGIN, timeout=BOUND
+            ) as client:
                 async with client.stream("POST", "/stop", json=targets) as answer:
                     lines = answer.aiter_lines()
                     await anext(lines)
@@ -461,7 +464,7 @@ class TestUnderUvicorn:
         targets = targets_of(slow, 1000)
         async with (
             uvicorn(slow) as server,
-            httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client,
+            httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=BOUND) as client,
         ):
             async with client.stream("POST", "/stop", json=targets) as answer:
                 await anext(answer.aiter_lines())
@@ -482,7 +485,7 @@ class TestUnderUvicorn:
         targets = targets_of(slow, 5000)
         async with (
             uvicorn(slow) as server,
-            httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client,
+            httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=BOUND) as client,
             client.stream("POST", "/stop", json=targets) as answer,
         ):
             await received(slow, 100)
@@ -501,7 +504,7 @@ class TestUnderUvicorn:
             targets = targets_of(slow, 5000)
             async with uvicorn(slow) as server:
                 async with (
-                    httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client,
+                    httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=BOUND) as client,
                     client.stream("POST", "/stop", json=targets) as answer,
                 ):
                     lines = answer.aiter_lines()
@@ -525,7 +528,7 @@ class TestUnderUvicorn:
             ]
             await received(slow, 1000)
             took = await server.end()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(BOUND):
                 reports = [events[-1] for events in await asyncio.gather(*running)]
             await server.wait_for("Finished server process", workers)
 
@@ -553,7 +556,9 @@ class TestUnderUvicorn:
             async with asyncio.timeout(GRACE):
                 report = (await running)[-1]
             await server.wait_for("Application startup complete", 2)
-            async with httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=30) as client:
+            async with httpx2.AsyncClient(
+                base_url=server.url, headers=LOGIN, timeout=BOUND
+            ) as client:
                 assert (await client.get("/health")).json() == {"ok": True, "running": 0}
             assert server.reports == [Counter(report["counts"])]
             assert report["counts"]["stopped"] == stopped(slow) == len(slow.requests) < 8000
@@ -570,7 +575,7 @@ class TestUnderUvicorn:
             )
             await server.wait_for("Application startup complete", 2)
             workers: dict[int, httpx2.AsyncClient] = {}
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(BOUND):
                 while len(workers) < 2:  # A connection belongs to one worker.
                     client = httpx2.AsyncClient(base_url=server.url, limits=ONE_CONNECTION)
                     await stack.enter_async_context(client)

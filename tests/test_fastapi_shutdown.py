@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from helpers import BOUND
 from uvicorn_server import KEY, Uvicorn, uvicorn
 
 from bctrl_async.emulator import Emulator, Fault
@@ -44,7 +45,7 @@ async def hanging() -> AsyncIterator[Emulator]:
 
 async def stop_and_end(server: Uvicorn, api: Emulator, path: str) -> httpx2.Response:
     """Return the answer to a stop that is in flight while the server is ended."""
-    async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+    async with httpx2.AsyncClient(base_url=server.url, timeout=BOUND) as client:
         stopping = asyncio.create_task(client.post(path))
         while not api.received:
             await asyncio.sleep(0.001)

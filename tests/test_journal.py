@@ -21,7 +21,7 @@ from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
-from helpers import wait_for_requests
+from helpers import BOUND, wait_for_requests
 from servers import http_answer, raw_server
 
 from bctrl_async import (
@@ -159,7 +159,7 @@ def disk_of(size: int) -> Iterator[None]:
 
 
 async def until(happened: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         while not happened():
             await asyncio.sleep(0.001)
 
@@ -610,7 +610,7 @@ class TestLock:
             [sys.executable, "-c", program, str(path), SERVER],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=BOUND,
             check=True,
         )
         first.close()
@@ -629,7 +629,7 @@ class TestLock:
             [sys.executable, "-c", program, str(path), SERVER],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=BOUND,
             check=False,
         )
 

@@ -14,7 +14,7 @@ import warnings
 
 import aiohttp
 import pytest
-from helpers import Connect, wait_for_requests
+from helpers import BOUND, Connect, wait_for_requests
 from servers import answering, emulator_in_a_thread, raw_server
 
 from bctrl_async import (
@@ -30,7 +30,7 @@ KEY = "emulator-key"
 
 async def wait_until_disconnected(emulator: Emulator) -> None:
     """Wait until the server has noticed that every connection is closed."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         while emulator._server.connections:
             await asyncio.sleep(0.001)
 
@@ -138,7 +138,7 @@ async def test_close_ends_waiting_calls_and_requests_in_flight(
     await asyncio.sleep(0)
 
     await session.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         errors = await asyncio.gather(retrying, in_flight, queued, return_exceptions=True)
 
     first, second, third = errors
@@ -148,7 +148,7 @@ async def test_close_ends_waiting_calls_and_requests_in_flight(
     assert (second.attempts, second.may_have_stopped) == (1, True)
     assert isinstance(third, BctrlConfigError)
     assert (third.attempts, third.may_have_stopped) == (0, False)
-    async with asyncio.timeout(10):  # The server's own tasks need a moment to end.
+    async with asyncio.timeout(BOUND):  # The server's own tasks need a moment to end.
         while len(asyncio.all_tasks()) > 1:
             await asyncio.sleep(0)
 
@@ -178,7 +178,7 @@ async def test_closing_during_a_host_lookup_is_an_error(
 ) -> None:
     session = BctrlSession(KEY, base_url="https://slow.test")
     call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND):
         await lookup_began.wait()
     await session.close()
     with pytest.raises(BctrlNetworkError, match="session was closed") as caught:
@@ -192,7 +192,7 @@ async def test_closing_a_borrowed_pool_during_a_host_lookup_is_an_error(
     async with aiohttp.ClientSession() as http:
         session = BctrlSession(KEY, base_url="https://slow.test", http=http)
         call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             await lookup_began.wait()
     with pytest.raises(BctrlConfigError, match="http= is closed"):
         await call
@@ -395,7 +395,7 @@ def test_no_way_to_end_a_program_prints_a_warning(ending: str) -> None:
             [sys.executable, "-c", program, KEY, emulator.url],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=BOUND,
             check=False,
         )
     assert (done.stderr, done.returncode) == ("", 3 if "sys.exit" in ending else 0)
@@ -415,7 +415,7 @@ def test_sigint_ends_a_hanging_stop_at_once() -> None:
         while not emulator.requests and process.poll() is None:
             threading.Event().wait(0.01)
         process.send_signal(signal.SIGINT)
-        _, stderr_text = process.communicate(timeout=30)
+        _, stderr_text = process.communicate(timeout=BOUND)
     assert stderr_text.rstrip().endswith("KeyboardInterrupt")
     assert "Unclosed" not in stderr_text
     assert process.returncode == -signal.SIGINT

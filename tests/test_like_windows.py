@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from conftest import KEY
-from helpers import add_runtimes, wait_for_requests
+from helpers import BOUND, add_runtimes, wait_for_requests
 
 from bctrl_async import StopResult
 from bctrl_async.emulator import Emulator
@@ -47,7 +47,7 @@ async def start(emulator: Emulator, *args: str | Path) -> Process:
 
 
 async def finish(process: Process, text: str = "") -> tuple[int | None, str]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         out, err = await process.communicate(text.encode())
     return process.returncode, (out + err).decode()
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
+from helpers import BOUND
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +65,7 @@ class Users:
             for number in list(self.holding):
                 self.finish(number)
             await run_loop()
-        await asyncio.wait_for(asyncio.gather(*self.tasks, return_exceptions=True), timeout=10)
+        await asyncio.wait_for(asyncio.gather(*self.tasks, return_exceptions=True), BOUND)
 
     def free_slots(self) -> int:
         free = 0
@@ -302,7 +303,7 @@ class TestSleep:
         limiter = Limiter(1, AdaptiveRate())
         limiter.close()
 
-        await asyncio.wait_for(limiter.sleep(3600), timeout=10)
+        await asyncio.wait_for(limiter.sleep(3600), BOUND)
 
     async def test_it_takes_no_slot(self) -> None:
         limiter = Limiter(1, AdaptiveRate())

@@ -17,7 +17,7 @@ from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import Connect, add_runtimes, unused_url, wait_for_requests
+from helpers import BOUND, Connect, add_runtimes, unused_url, wait_for_requests
 from redis_server import SERVERS, RedisServer, redis_server
 
 from bctrl_async import BctrlConfigError, BctrlSession, StopReport
@@ -58,7 +58,7 @@ class Warnings:
         assert self.kinds == ([AWAY, BACK] * len(self.kinds))[: len(self.kinds)]
 
     async def wait_for(self, kind: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             while kind not in self.kinds:
                 await asyncio.sleep(0.005)
 
@@ -90,7 +90,7 @@ class Stops:
 
     async def more(self, count: int) -> None:
         """Wait until the server has received this many more requests."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND):
             await wait_for_requests(self._emulator, len(self._emulator.requests) + count)
 
     async def end(self) -> None:
@@ -311,7 +311,7 @@ class TestFile:
     ) -> None:
         async with stopping(emulator, connect, FilePace(path, rate=RATE)) as stops:
             remove(path)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(BOUND):
                 while not await asyncio.to_thread(path.exists):
                     await asyncio.sleep(0.005)
             await stops.more(20)

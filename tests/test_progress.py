@@ -10,6 +10,7 @@ from io import StringIO
 from typing import cast
 
 import pytest
+from helpers import BOUND
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -237,7 +238,7 @@ async def test_the_live_display_is_redrawn_and_erased_at_the_end(
     display, console = make(batch)
     file = cast("StringIO", console.file)
     showing = asyncio.create_task(display.run(live=True))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         while "2 in flight" not in file.getvalue():
             await asyncio.sleep(0.001)
         batch.in_flight = 1
@@ -272,7 +273,7 @@ async def test_without_a_terminal_lines_are_printed_to_stderr(
     display, console = make(Batch(3, in_flight=2))
     showing = asyncio.create_task(display.run(live=False))
     text = ""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(BOUND):
         while text.count("\n") < 3:
             await asyncio.sleep(0.001)
             text += capsys.readouterr().err

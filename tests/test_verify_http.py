@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import Connect, wait_for_requests
+from helpers import BOUND, Connect, wait_for_requests
 
 from bctrl_async import (
     BctrlError,
@@ -145,6 +145,6 @@ class TestOnRealSockets:
             await wait_for_requests(emulator, 1)
             await asyncio.sleep(0.05)
             await session.close()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(BOUND):
                 report = await running
         assert report.counts == {ACCEPTED: 1}

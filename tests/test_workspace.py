@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import Connect, add_runtimes, pass_time, wait_for_requests
+from helpers import BOUND, Connect, add_runtimes, pass_time, wait_for_requests
 from servers import http_answer, raw_server
 
 from bctrl_async import (
@@ -72,7 +72,7 @@ class TestSelection:
         self, workspace: Emulator, connect: Connect
     ) -> None:
         workspace.inject(Fault.HANG, method="GET")
-        async with connect(timeout=1000) as session, asyncio.timeout(30):
+        async with connect(timeout=1000) as session, asyncio.timeout(BOUND):
             report = await session.stop_workspace("ws-1", timeout=0.1)
         assert report.counts == {STOPPED: 3}
 
@@ -269,7 +269,7 @@ class TestListing:
         running = asyncio.create_task(batch)
         await wait_for_requests(emulator, 1)
         getattr(batch, method)()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND):
             report = await running
 
         assert (report.ok, report.total) == (False, 0)

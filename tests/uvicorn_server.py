@@ -13,13 +13,14 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from helpers import BOUND
 
 from bctrl_async.emulator import Emulator
 
 KEY = "emulator-key"
 TOKEN = "let-me-in"
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "fastapi"
-GRACE = 10
+GRACE = 60
 
 
 class Uvicorn:
@@ -46,7 +47,7 @@ class Uvicorn:
 
     async def wait_for(self, pattern: str, times: int = 1) -> re.Match[str]:
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(BOUND):
                 while len(found := self.logged(pattern)) < times:
                     await asyncio.sleep(0.01)
         except TimeoutError:
