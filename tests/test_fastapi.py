@@ -631,6 +631,6 @@ class TestBodies:
         details = sorted(failure["error"]["detail"] for failure in answer["failures"])
         assert details == [
             "Alias '..' could be taken for a path. Remove its '.' or '..' segments.",
-            "Invalid target ('no target',): expected (workspace id, alias).",
+            "Invalid target ('no target',): expected (workspace id, alias), not (str).",
             "There is no such workspace or alias.",
         ]

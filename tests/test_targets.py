@@ -244,12 +244,9 @@ class TestInvalidInput:
             (b"ws-1", "bytes"),
             ({}, "dict"),
             ({"ws-1": "a"}, "dict"),
-            (RuntimeRef("ws-1", "a"), "RuntimeRef"),
         ],
     )
-    def test_text_mappings_and_single_targets_are_rejected_at_once(
-        self, given: object, kind: str
-    ) -> None:
+    def test_text_and_mappings_are_rejected_at_once(self, given: object, kind: str) -> None:
         session = BctrlSession("key")
         with pytest.raises(BctrlConfigError) as caught:
             session.stop_runtimes(given)  # type: ignore[arg-type]
@@ -274,10 +271,23 @@ class TestInvalidInput:
             f"not {kind}"
         )
 
-    async def test_a_plain_pair_as_input_stops_nothing(
+    @pytest.mark.parametrize("given", [("ws-1", "a"), (UUID(int=1), "a"), RuntimeRef("ws-1", "a")])
+    def test_a_single_pair_as_input_is_rejected_at_once(self, given: object) -> None:
+        """Fault: each of the two names was an invalid target."""
+        session = BctrlSession("key")
+        with pytest.raises(BctrlConfigError) as caught:
+            session.stop_runtimes(cast("Targets", given))
+
+        assert caught.value.argument == "targets"
+        assert str(caught.value) == (
+            "invalid targets: expected an iterable or async iterable of (workspace id, alias), "
+            "not a single pair. Pass a list of pairs, such as [('ws-1', 'crm')]"
+        )
+
+    async def test_a_list_of_two_names_has_an_outcome_for_each(
         self, runtimes: Emulator, session: BctrlSession
     ) -> None:
-        outcomes = await stop_all(session, cast("Targets", ("ws-1", "a")))
+        outcomes = await stop_all(session, cast("Targets", ["ws-1", "a"]))
 
         assert [str(outcome.result) for outcome in outcomes] == ["rejected", "rejected"]
         assert runtimes.requests == []
@@ -403,6 +413,28 @@ class TestInvalidTargets:
         assert outcome.target == RuntimeRef("", "<Thing 7>")
         assert str(outcome.error).startswith("invalid target <Thing 7>: expected")
 
+    @pytest.mark.parametrize(
+        ("item", "kind"),
+        [
+            ("crm", "a string"),
+            (("ws-1", "crm", "mail"), "(str, str, str)"),
+            (["ws-1", None], "(str, NoneType)"),
+            ((), "()"),
+            (["x"] * 6, "list"),
+            ({"ws-1": "crm"}, "dict"),
+            (None, "NoneType"),
+        ],
+    )
+    async def test_the_error_says_what_was_expected_and_what_it_is(
+        self, session: BctrlSession, item: object, kind: str
+    ) -> None:
+        """Fault: `stop_runtimes(["crm", "mail"])` only said "expected (workspace id, alias)"."""
+        (outcome,) = await stop_all(session, untyped(item))
+        assert outcome.error is not None
+        assert outcome.error.summary == (
+            f"invalid target {item!r}: expected (workspace id, alias), not {kind}"
+        )
+
     async def test_an_object_whose_repr_raises_is_rejected(self, session: BctrlSession) -> None:
         class Thing:
             def __repr__(self) -> str:
@@ -425,7 +457,7 @@ class TestInvalidTargets:
         )
         assert first.error is not None
         assert first.error.__cause__ is error
-        assert str(second.error).endswith("UnreadableError(): expected (workspace id, alias)")
+        assert str(second.error).endswith("expected (workspace id, alias), not UnreadableError")
 
     async def test_an_iterator_of_two_is_rejected_and_not_read(self, session: BctrlSession) -> None:
         pair = iter(("ws-1", "a"))

@@ -32,6 +32,8 @@ Targets = Iterable[Target] | AsyncIterable[Target]
 _PAIR = 2
 _MAX_REASON = 200
 _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
+_MAX_TYPES = 5
+"""The number of values whose types the error of an invalid target names."""
 
 
 class Input:
@@ -179,10 +181,21 @@ def check_targets(targets: object) -> None:
     Raises:
         BctrlConfigError: They cannot be iterated over, or are a single target or text, which can.
     """
+    # A list of two names may as well be a list of which no item is a target.
+    if isinstance(targets, RuntimeRef) or (isinstance(targets, tuple) and _is_pair(targets)):
+        raise BctrlConfigError(
+            f"invalid targets: expected {_EXPECTED}, not a single pair",
+            advice="Pass a list of pairs, such as [('ws-1', 'crm')]",
+            argument="targets",
+        )
     # Of a sequence, `iter` needs no more than its items.
     can_iterate = isinstance(targets, Iterable | AsyncIterable) or hasattr(targets, "__getitem__")
-    if not can_iterate or isinstance(targets, str | bytes | Mapping | RuntimeRef):
+    if not can_iterate or isinstance(targets, str | bytes | Mapping):
         raise _config.invalid_type("targets", targets, _EXPECTED)
+
+
+def _is_pair(values: tuple[object, ...]) -> bool:
+    return len(values) == _PAIR and all(isinstance(value, str | UUID) for value in values)
 
 
 def as_target(item: object) -> RuntimeRef:
@@ -207,7 +220,7 @@ def as_target(item: object) -> RuntimeRef:
         raise item
     cause = cast("ValueError", item) if issubclass(type(item), ValueError) else None
     raise BctrlConfigError(
-        f"invalid target {_shown(item)}: {_reason(cause)}", reason_class="invalid_input"
+        f"invalid target {_shown(item)}: {_reason(item, cause)}", reason_class="invalid_input"
     ) from cause
 
 
@@ -238,12 +251,21 @@ def _as_text(value: object) -> str:
     return _shown(value)
 
 
-def _reason(cause: ValueError | None) -> str:
+def _reason(item: object, cause: ValueError | None) -> str:
     if cause is not None:
         # A class may raise anything in `__str__`.
         with suppress(Exception, asyncio.CancelledError):
             return str(cause)[:_MAX_REASON]
-    return "expected (workspace id, alias)"
+    return f"expected (workspace id, alias), not {_kind(item)}"
+
+
+def _kind(item: object) -> str:
+    """Return the type of an item, and of the values in a short tuple or list."""
+    if type(item) in {tuple, list}:
+        values = cast("Sequence[object]", item)
+        if len(values) <= _MAX_TYPES:
+            return f"({', '.join(type(value).__name__ for value in values)})"
+    return "a string" if issubclass(type(item), str) else type(item).__name__
 
 
 def _shown(value: object) -> str:
