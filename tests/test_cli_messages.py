@@ -45,6 +45,7 @@ stop --pace shared.pace ws a
 stop --journal-max-age 1h ws a
 stop --journal-max-age 1 --journal run.jsonl ws a
 stop --nosuch ws a
+stop ws -dash
 stop --api-key k ws a
 stop --shard 3 --from all.csv
 stop --shard 4/3 --from all.csv
@@ -74,7 +75,9 @@ list --sort size ws
 list --limit 0 ws
 list -o yaml ws
 get ws
+get ws -dash
 get ws ..
+list -dash
 report
 report missing.jsonl
 report all.csv

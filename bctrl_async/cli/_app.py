@@ -82,7 +82,7 @@ def main(args: Sequence[str] | None = None) -> int:
         context = getattr(error, "ctx", None)
         see = f" (see {context.command_path} --help)" if context else ""
         message = _of_pydantic(r"should be \1", error.format_message().replace(_PREFIX, "", 1))
-        print_error(message.strip().rstrip(".") + see)
+        print_error(message.strip().rstrip(".") + _dash_hint(error, context) + see)
         return USAGE
     except JournalInUseError as error:
         print_error(describe(error))
@@ -96,6 +96,16 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - a traceback could show what must stay secret.
         print_error(f"{_fault(error)}. This is a fault of bctrl-async: please report it")
         return FAILED
+
+
+def _dash_hint(error: typer.TyperException, context: typer.Context | None) -> str:
+    """Return what to do if the unknown option is an alias; the error has only its first letter."""
+    takes_alias = context and any(each.metavar == "ALIAS" for each in context.command.params)
+    option = str(getattr(error, "option_name", "--"))
+    is_unknown = type(error).__name__ == "NoSuchOption"
+    if not (takes_alias and is_unknown) or option.startswith("--"):
+        return ""
+    return ". Put -- before an alias that begins with a dash"
 
 
 def _fault(error: Exception) -> str:
