@@ -960,6 +960,26 @@ async def test_stdin_can_be_a_file(emulator: HoldingEmulator, targets: Path) -> 
     assert emulator.received.total() == 3
 
 
+async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: `--from -` waited for a terminal without a word."""
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.fd)
+    process = await start(*COMMAND, "stop", "--from", "-", **streams)
+    await terminal.until("Reading targets from the terminal, a line each; end with Ctrl-D\n")
+    os.write(terminal._master, b"ws,a\n")
+    await until(lambda: emulator.status("ws", "a") == "stopped")
+    os.write(terminal._master, b"ws,b\n\x04")
+    assert (await finish(process))[0] == 0
+    assert without_times(await terminal.rest()) == (
+        "Reading targets from the terminal, a line each; end with Ctrl-D\n"
+        "ws,a\nws,b\n"
+        "2 of 2 no longer running after 0.0 s: 2 stopped\n"
+    )
+
+
 async def test_closed_stdin_is_a_usage_error() -> None:
     closing = ("/bin/sh", "-c", 'exec "$@" <&-', "sh")
     code, out, err = await finish(await start(*closing, *COMMAND, "stop", "--from", "-"))

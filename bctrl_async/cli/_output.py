@@ -97,11 +97,13 @@ class Output(Console):
     If it cannot be written any more (`| head`, a full disk), it falls silent and the stops go on.
 
     Attributes:
+        shows_progress: False if progress would be drawn over what the user types.
         write_failed: True if results were lost, other than to a reader that left (`| head`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, shows_progress: bool = True) -> None:
         super().__init__(highlight=False, markup=False, emoji=False)
+        self.shows_progress = shows_progress
         self.write_failed = False
 
     def print_result(

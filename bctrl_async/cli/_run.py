@@ -81,7 +81,8 @@ async def run_with_progress(batch: StopBatch, output: Output) -> bool:
     console, live = output.progress_console()
     display = Display(batch, console)
     running = asyncio.ensure_future(batch)
-    showing = asyncio.create_task(display.run(live=live))
+    shows = display.run(live=live) if output.shows_progress else asyncio.sleep(0)
+    showing = asyncio.create_task(shows)
     interrupts = 0
     notices: list[asyncio.TimerHandle] = []
 

@@ -36,7 +36,7 @@ from bctrl_async.cli._records import OutputFormat, OutputOption, Records
 from bctrl_async.cli._redirects import check_redirects
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
-from bctrl_async.cli._targets import open_targets, single_file
+from bctrl_async.cli._targets import is_typed, open_targets, single_file
 from bctrl_async.errors import subject_of
 
 _COMPLETE = "use -o json or csv, or a --journal"
@@ -205,7 +205,7 @@ def stop(
         rate=None if pace else rate,
         pace=pace_of(context, pace, rate, connection.origin("pace")) if pace and rate else None,
     )
-    output = Output()
+    output = Output(shows_progress=not is_typed(file))
     records = Records.of_outcomes(output, output_format)
     printer = OutcomePrinter(
         output,

@@ -11,10 +11,13 @@ import typer
 
 from bctrl_async import BctrlConfigError
 from bctrl_async.cli._items import BadLine, Item
+from bctrl_async.cli._output import print_info
 from bctrl_async.cli._parser import TargetParser
 from bctrl_async.cli._shard import WHOLE, Shard
 
 _CHUNK = 65536
+_END_KEYS = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
+"""The keys that end the input on a terminal."""
 _PREVIEWED = 100
 """The number of items that must be targets before the first of them is used."""
 _PREVIEW_TIME = 1.0
@@ -27,6 +30,11 @@ def single_file(context: typer.Context, files: list[str] | None) -> str | None:
     if files is not None and (len(files) > 1 or not files[0]):
         context.fail("--from takes one FILE, or - for stdin")
     return files[0] if files else None
+
+
+def is_typed(file: str | None) -> bool:
+    """Return True if this FILE of --from is a terminal."""
+    return file == "-" and sys.stdin is not None and sys.stdin.isatty()
 
 
 def open_targets(
@@ -58,6 +66,8 @@ def read_targets(
         # A shell that closes stdin leaves None in its place.
         if sys.stdin is None:
             raise OSError(None, "it is closed")
+        if is_typed(path):
+            print_info(f"Reading targets from the terminal, a line each; end with {_END_KEYS}")
         return read_pipe(sys.stdin.fileno(), "stdin", allow_empty=allow_empty, shard=shard)
     with Path(path).open("rb") as opened:
         if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
