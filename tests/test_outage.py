@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
@@ -49,6 +51,13 @@ def disconnected() -> BctrlError:
 
 def bad_gateway() -> BctrlError:
     return BctrlServerError("502", status=502, may_have_stopped=True)
+
+
+def untrusted() -> BctrlError:
+    place = Mock(host="bctrl.test", port=443)
+    error = BctrlNetworkError("no connection: the certificate has expired")
+    error.__cause__ = aiohttp.ClientConnectorCertificateError(place, ssl.CertificateError())
+    return error
 
 
 class Simulation:
@@ -693,3 +702,29 @@ def test_the_simulation_opens_no_connection(simulate: Simulate) -> None:
         return len(http.connector._acquired)
 
     assert simulation.run(scenario) == 0
+
+
+class TestUntrustedCertificate:
+    """The certificate of a server that has answered before."""
+
+    def test_one_that_has_expired_ends_the_run_at_once(self, simulate: Simulate) -> None:
+        simulation = simulate(lambda now, _: ANSWER if now < 0.95 else untrusted(), 0.1)
+        report = simulation.run(lambda session: session.stop_runtimes(list(targets(10_000))))
+
+        assert report.counts == {STOPPED: 1000, NOT_SENT: 9000}
+        assert simulation.stops() == 1000 + 100
+        assert simulation.seconds < 2
+        assert str(report.ended_early) == (
+            "the server answers no more: no connection: the certificate has expired. "
+            "Run it again once the server is back"
+        )
+
+    def test_that_of_one_of_its_machines_costs_the_targets_that_met_it(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(lambda _, alias: untrusted() if alias == "r7" else ANSWER, 0.1)
+        report = simulation.run(lambda session: session.stop_runtimes(list(targets(1000))))
+
+        assert report.counts == {STOPPED: 999, NOT_SENT: 1}
+        assert report.failures[0].attempts == simulation.requests["r7"] == 1
+        assert report.ended_early is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import socket
 import ssl
@@ -15,7 +16,13 @@ from test_wire import ONCE, RUNTIME
 from tls import forward_proxy, over_tls
 from ways import Ways
 
-from bctrl_async import BctrlConfigError, BctrlNetworkError, BctrlSession, StopResult
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlNetworkError,
+    BctrlSession,
+    RetryPolicy,
+    StopResult,
+)
 from bctrl_async.emulator import Emulator
 
 USER, PASSWORD = "proxy-user", "s3cret-p4ss"
@@ -228,6 +235,57 @@ class TestTlsContext:
                 await session.stop_runtime("ws-1", "crm")
                 await session.get_runtime("ws-1", "crm")
         assert ways.taken == (2, 1)
+
+    @pytest.mark.parametrize(
+        ("host", "reason"),
+        [
+            ("localhost", "unable to get local issuer certificate"),
+            ("127.0.0.1", "IP address mismatch, certificate is not valid for '127.0.0.1'."),
+        ],
+    )
+    async def test_a_certificate_that_is_not_trusted_is_not_tried_again(
+        self, emulator: Emulator, host: str, reason: str
+    ) -> None:
+        """Fault: it cost four attempts, as if it could be trusted some seconds later."""
+        async with over_tls(emulator) as server:
+            context = server.trusted if host == "127.0.0.1" else None
+            url = server.url.replace("localhost", host)
+            async with BctrlSession(KEY, base_url=url, ssl=context) as session:
+                for call in (session.stop_runtime, session.get_runtime):
+                    with pytest.raises(BctrlNetworkError, match=reason) as caught:
+                        await call("ws-1", "crm")
+                    assert caught.value.attempts == 1
+                assert session.stats.attempts == 2
+
+    async def test_with_it_a_bulk_stop_ends_at_once_and_nothing_is_sent(
+        self, emulator: Emulator
+    ) -> None:
+        targets = [("ws-1", f"r{number}") for number in range(1000)]
+        async with (
+            over_tls(emulator) as server,
+            BctrlSession(KEY, base_url=server.url) as session,
+        ):
+            report = await session.stop_runtimes(targets, concurrency=10)
+        assert report.counts == {StopResult.NOT_SENT: 1000}
+        # One for each worker, and the canary.
+        assert session.stats.attempts <= 10 + 1
+        assert "Check the host; if its CA is a private one, trust that" in str(report.ended_early)
+
+    async def test_a_handshake_that_is_reset_is_retried(self) -> None:
+        async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1)
+            writer.transport.abort()
+
+        server = await asyncio.start_server(reset, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        policy = RetryPolicy(base=0.001)
+        async with (
+            server,
+            BctrlSession(KEY, base_url=f"https://{host}:{port}", retry=policy) as session,
+        ):
+            with pytest.raises(BctrlNetworkError) as caught:
+                await session.stop_runtime("ws-1", "crm")
+        assert caught.value.attempts == 4
 
     def test_anything_else_is_rejected(self) -> None:
         with pytest.raises(BctrlConfigError, match=r"invalid ssl: expected an ssl\.SSLContext"):

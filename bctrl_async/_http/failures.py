@@ -31,6 +31,8 @@ _CONNECT_ERRORS = (
     aiohttp.ServerFingerprintMismatch,
 )
 
+_CERTIFICATE_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
+
 _LOGIN_REQUIRED = HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
 _PROXY = "Check the URL of the proxy and the network; retrying is safe"
 _TLS = "Check the host; if its CA is a private one, trust that"
@@ -55,6 +57,11 @@ def failed_request(
     mapped = _map_error(cause, limit)
     mapped.__cause__ = cause
     return mapped
+
+
+def is_untrusted(error: BctrlError) -> bool:
+    """Return True if there was no connection because the server's certificate is not trusted."""
+    return isinstance(error.__cause__, _CERTIFICATE_ERRORS)
 
 
 def partial_response(

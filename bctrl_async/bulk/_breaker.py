@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._calls.sender import Sender
+from bctrl_async._http.failures import is_untrusted
 from bctrl_async.bulk._cancel import CancelScope
 from bctrl_async.errors import BctrlError, BctrlNetworkError, is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef
@@ -121,7 +122,9 @@ class CircuitBreaker:
                 f"the server answers no more: {error.summary}",
                 advice="Run it again once the server is back",
             )
-        return BctrlNetworkError(f"the server does not answer: {error.summary}")
+        return BctrlNetworkError(
+            f"the server does not answer: {error.summary}", advice=error.advice
+        )
 
     async def wait_to_retry(self, call: Call[Runtime]) -> bool:
         """Wait before retrying a call whose last attempt failed; return False to give up.
@@ -146,7 +149,9 @@ class CircuitBreaker:
             if await self._ask_canary(call, failed_at) or self._is_up_since(failed_at):
                 break
             self._open(failed_at)
-            if self._gives_up():
+            # A certificate does not change within seconds.
+            self.gave_up = is_untrusted(failure)
+            if self.gave_up or self._gives_up():
                 return False
             await self._sender.limiter.sleep(probe_delay(self._policy, self._unanswered))
             if self._is_due() and not self._is_up_since(failed_at):
