@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,22 +83,27 @@ class Import(NamedTuple):
         )
 
 
-def imports(tree: ast.AST) -> Iterator[Import]:
-    for node in ast.walk(tree):
+@cache
+def imports(module: str) -> frozenset[Import]:
+    found: set[Import] = set()
+    for node in ast.walk(SOURCES[module]):
         if isinstance(node, ast.Import):
-            yield from (Import(alias.name, None) for alias in node.names)
+            found.update(Import(alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute, so that this test can read them"
-            yield from (Import(node.module or "", alias.name) for alias in node.names)
+            found.update(Import(node.module or "", alias.name) for alias in node.names)
+    return frozenset(found)
 
 
-def inside(module: str) -> set[str]:
-    return {found.inside for found in imports(SOURCES[module]) if found.inside is not None}
+@cache
+def inside(module: str) -> frozenset[str]:
+    return frozenset(found.inside for found in imports(module) if found.inside is not None)
 
 
-def outside(module: str) -> set[str]:
-    found = (found.module.partition(".")[0] for found in imports(SOURCES[module]))
-    return set(found) - {NAME} - sys.stdlib_module_names
+@cache
+def outside(module: str) -> frozenset[str]:
+    found = (found.module.partition(".")[0] for found in imports(module))
+    return frozenset(found) - {NAME} - sys.stdlib_module_names
 
 
 def layer(module: str) -> int:
@@ -147,7 +152,7 @@ class TestImports:
     @every_module
     def test_the_emulator_imports_only_the_server_of_aiohttp(self, module: str) -> None:
         if entry(module) in ALONE:
-            found = {found for found in imports(SOURCES[module]) if "aiohttp" in found.module}
+            found = {found for found in imports(module) if "aiohttp" in found.module}
 
             assert found <= {Import("aiohttp", "web")}
             assert outside(module) <= {"aiohttp"}
@@ -204,7 +209,7 @@ class TestImports:
 
     @every_module
     def test_there_is_no_star_import(self, module: str) -> None:
-        assert "*" not in {found.name for found in imports(SOURCES[module])}
+        assert "*" not in {found.name for found in imports(module)}
 
 
 def is_import(node: ast.AST) -> bool:
@@ -216,7 +221,7 @@ class TestPublicNames:
         assert bctrl_async.__all__ == sorted(set(bctrl_async.__all__))
 
     def test_every_name_that_the_package_imports_is_listed(self) -> None:
-        imported = {found.name for found in imports(SOURCES["__init__"])}
+        imported = {found.name for found in imports("__init__")}
 
         assert set(bctrl_async.__all__) == imported
 
