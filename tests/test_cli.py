@@ -2340,6 +2340,37 @@ async def test_help_on_a_terminal_is_styled_unless_no_color_is_set(
         assert ("\x1b[36m" in text) is is_styled
 
 
+def styled(text: str, style: str) -> list[str]:
+    return re.findall(rf"\x1b\[{style}m(.*?)\x1b\[0m", text)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+@pytest.mark.parametrize(
+    ("name", "titles"),
+    [
+        ("stop", {"Exit codes:", "Targets:", "Filters:", "Run:", "Pace:", "Connection:"}),
+        ("emulator", {"Faults:"}),
+        ("journal show", {"Output:"}),
+    ],
+)
+async def test_only_titles_and_options_are_styled_in_the_help(
+    monkeypatch: pytest.MonkeyPatch, columns: int, name: str, titles: set[str]
+) -> None:
+    """Fault: any line that begins with words and a colon was bold, such as "or JSON:"."""
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    process = await start(*COMMAND, *name.split(), "--help", stdout=terminal.fd)
+    assert (await finish(process))[0] == 0
+    out = await terminal.rest()
+
+    common = {"Usage:", "Arguments:", "Output:", "Options:", "Examples:", "Environment variables:"}
+    assert titles <= set(styled(out, "1")) <= titles | common
+    assert all(option.lstrip().startswith("-") for option in styled(out, "36"))
+    assert len(styled(out, "36")) == len(re.findall(r"(?m)^\S* {2,6}-", out))
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
@@ -2365,6 +2396,19 @@ async def test_a_shell_completes_commands_options_and_their_values(
     process = await start(sys.executable, "-c", "from bctrl_async.cli import main; main()")
     _, out, err = await finish(process)
     assert (out.split(), err) == (found, "")
+
+
+@pytest.mark.parametrize("name", ["", "stop -", "list -", "report -", "doctor -", "emulator -"])
+async def test_completion_in_zsh_loses_no_apostrophe(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: "Trust the CAs in this file instead of the systems"; typer doubles an apostrophe."""
+    monkeypatch.setenv("_BCTRL_ASYNC_COMPLETE", "complete_zsh")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", f"bctrl-async {name}")
+    process = await start(sys.executable, "-c", "from bctrl_async.cli import main; main()")
+    _, out, err = await finish(process)
+    assert out.startswith("_arguments '*: :((")
+    assert ("''" in out, err) == (False, "")
 
 
 async def test_no_arguments_show_the_help(command: Command) -> None:

@@ -103,7 +103,7 @@ class ConnectionOptions:
             "--ca-file",
             metavar="PEM",
             callback=check_not_empty,
-            help="Trust the CAs in this file instead of the system's.",
+            help="Trust the CAs in this file, not those of the system.",
         ),
     ] = None
 

@@ -32,6 +32,10 @@ _PANELS = (
     *("Output", "Connection", "Options"),
 )
 """The groups of options in their order; any others follow them."""
+# Only at the beginning of a paragraph, since text may have a colon anywhere.
+_TITLES = r"(?m)(?:\A|(?<=\n\n))(?:Usage|Exit codes|\w+(?: \w+)?(?=:$)):"
+# Not in the text of an option, which is indented further.
+_OPTIONS = r"(?m)^ {2,6}--?\w[\w-]*(?:(?:, | / )--[\w-]+)*"
 
 
 class Command(TyperCommand):
@@ -74,8 +78,8 @@ def _format_help(
     # Examples, which are not wrapped, so that they can be pasted.
     parts += [inspect.cleandoc(command.epilog)] if command.epilog else []
     text = Text("\n\n".join(parts))
-    text.highlight_regex(r"(?m)^(\w[\w ]*):(?= |$)", "bold")
-    text.highlight_regex(r"(?m)^ +(--?\w[\w-]*(, --[\w-]+)?)", "cyan")
+    text.highlight_regex(_TITLES, "bold")
+    text.highlight_regex(_OPTIONS, "cyan")
     console = Output()
     with console.capture() as capture:
         console.print(text, soft_wrap=True)
