@@ -6,7 +6,15 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from helpers import BOUND, Connect, add_runtimes, assert_conserved, await_batch, wait_for_requests
+from helpers import (
+    BOUND,
+    Connect,
+    add_runtimes,
+    assert_conserved,
+    await_batch,
+    pass_time,
+    wait_for_requests,
+)
 
 from bctrl_async import (
     BctrlConfigError,
@@ -15,7 +23,7 @@ from bctrl_async import (
     StopBatch,
     StopResult,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 
@@ -58,6 +66,35 @@ class TestStreamed:
             parts = await asyncio.gather(*(consume(batch) for _ in range(3)))
 
         assert sorted(index for part in parts for index in part) == list(range(200))
+
+    async def test_the_targets_that_wait_to_be_retried_are_counted_by_reason(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        """Fault: a run of which all stops failed looked as if it did nothing."""
+        targets = add_runtimes(emulator, 3)
+        emulator.inject(Fault.SERVER_ERROR, alias="r0")
+        emulator.inject(Fault.DROP_BEFORE, alias="r1")
+        async with session.stop_runtimes(targets, retry=RetryPolicy(base=60, cap=60)) as batch:
+            assert (batch.retrying, batch.retry_after) == ({}, 0.0)
+            await anext(batch)
+            while batch.retrying.total() < 2:
+                await asyncio.sleep(0)
+            assert batch.retrying == {"500": 1, "BctrlNetworkError": 1}
+            batch.abort()
+        assert batch.retrying == {}
+
+    async def test_it_is_known_for_how_long_the_server_has_asked_to_wait(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        emulator.inject(Reply(429, headers={"Retry-After": "50"}))
+        async with session.stop_runtimes([("ws-1", "crm")]) as batch:
+            while not batch.retry_after:
+                await asyncio.sleep(0)
+            assert batch.retry_after == pytest.approx(50, abs=5)
+            assert batch.retrying == {"429": 1}
+            pass_time(60)
+            assert batch.retry_after == 0.0
+            assert (await anext(batch)).result is STOPPED
 
     async def test_progress_can_be_read_during_the_run(
         self, emulator: Emulator, session: BctrlSession

@@ -72,7 +72,7 @@ class TestStops:
             assert batch.total == 250
             assert not batch.is_throttled
             assert not batch.is_unanswered
-            assert batch.polling == 0
+            assert (batch.polling, batch.retry_after, batch.retrying) == (0, 0.0, {})
             seen = [outcome.index async for outcome in batch]
 
         assert sorted(seen) == list(range(250))

@@ -29,7 +29,9 @@ class Batch:
     polling: int = 0
     retries: int = 0
     is_throttled: bool = False
+    retry_after: float = 0.0
     is_unanswered: bool = False
+    retrying: Counter[str] = field(default_factory=Counter)
 
 
 class Clock:
@@ -109,7 +111,57 @@ def test_a_line_shows_rate_time_left_retries_and_throttling(make: Make, clock: C
 def test_a_line_counts_runtimes_that_are_polled(make: Make) -> None:
     """Fault: "0 of 1,000 done, 3 in flight" while a thousand accepted stops were verified."""
     display, _ = make(Batch(1000, in_flight=3, polling=1000))
-    assert display.line() == "0 of 1,000 done, 3 in flight, 1,000 polled until stopped"
+    assert display.line() == "0 of 1,000 done, 3 in flight, waiting until 1,000 have stopped"
+
+
+def test_while_runtimes_are_polled_there_is_no_time_left(make: Make, clock: Clock) -> None:
+    """Fault: the time left was that of the stops, but runtimes stop when they stop."""
+    batch = Batch(1000, in_flight=3, polling=500)
+    display, _ = make(batch)
+    advance(display, batch, clock, per_second=20)
+    assert display.line() == (
+        "80 of 1,000 done, 20/s, 3 in flight, waiting until 500 have stopped, 80 stopped"
+    )
+
+
+def test_a_rate_is_shown_only_while_something_is_done(make: Make, clock: Clock) -> None:
+    """Fault: the last rate and the time left stayed on the screen while nothing was done."""
+    batch = Batch(1000, in_flight=3)
+    display, _ = make(batch)
+    advance(display, batch, clock, per_second=20)
+    assert "20/s, 0:00:46 left" in display.line()
+    clock.now += 5.1
+    assert display.line() == "80 of 1,000 done, 3 in flight, 80 stopped"
+    batch.counts[StopResult.STOPPED] += 1
+    assert "/s, " in display.line()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waiting"),
+    [(0.0, ""), (0.2, ", waiting 1s"), (60.0, ", waiting 1m"), (3599.5, ", waiting 1h")],
+)
+def test_it_says_how_long_the_server_has_asked_to_wait(
+    make: Make, seconds: float, waiting: str
+) -> None:
+    throttled = seconds == 0.0  # By a share of 429 that slowing down does not change.
+    batch = Batch(100, is_throttled=throttled, retry_after=seconds, retrying=Counter({"429": 9}))
+    display, _ = make(batch)
+    assert drawn(display, 80)[1] == f"0 in flight, throttled by the server{waiting}"
+
+
+@pytest.mark.parametrize(
+    ("retrying", "text"),
+    [
+        ({"500": 1234, "BctrlTimeoutError": 1}, "1,235 waiting to retry after 500"),
+        ({"BctrlTimeoutError": 7}, "7 waiting to retry after no answer"),
+    ],
+)
+def test_it_says_how_many_wait_to_be_retried_and_why(
+    make: Make, retrying: dict[str, int], text: str
+) -> None:
+    """Fault: "0 in flight" and nothing else for minutes, while all stops failed."""
+    display, _ = make(Batch(100, retrying=Counter(retrying)))
+    assert drawn(display, 80)[1] == f"0 in flight, {text}"
 
 
 def test_after_an_interrupt_a_line_counts_outcomes_as_what_they_are(

@@ -98,6 +98,12 @@ class Limiter:
         """True while throttling by the server limits the rate."""
         return self._rate.is_throttled
 
+    @property
+    def retry_after(self) -> float:
+        """The seconds for which the server has asked to wait; 0 if it has not."""
+        ends = self._rate.retry_after_ends
+        return max(ends - asyncio.get_running_loop().time(), 0.0)
+
     def acquire_nowait(self) -> bool:
         """Acquire a slot without waiting; return False if that is not possible."""
         if not self._free or self._closed or self._queued:

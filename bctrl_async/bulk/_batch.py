@@ -91,9 +91,25 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self._run.is_throttled
 
     @property
+    def retry_after(self) -> float:
+        """The seconds for which the server has asked to wait (Retry-After); 0 if it has not.
+
+        If that is more than a minute, an attempt a minute is made all the same, as a probe.
+        """
+        return self._run.retry_after
+
+    @property
     def is_unanswered(self) -> bool:
         """True while the server answers nothing and is only probed."""
         return self._run.is_unanswered
+
+    @property
+    def retrying(self) -> Counter[str]:
+        """The number of targets that wait for a further attempt, by what came of the last one.
+
+        That is a status such as `"500"`, or the class of an error such as `"BctrlTimeoutError"`.
+        """
+        return self._run.retrying
 
     @property
     def report(self) -> StopReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -44,8 +45,16 @@ class BulkRun(Protocol):
         """True while the run slows down because of a 429 or 503."""
 
     @property
+    def retry_after(self) -> float:
+        """The seconds for which the server has asked to wait; 0 if it has not."""
+
+    @property
     def is_unanswered(self) -> bool:
         """True while the server answers no call."""
+
+    @property
+    def retrying(self) -> Counter[str]:
+        """The targets that wait for a further attempt, by what came of the last one."""
 
     def open(self) -> None:
         """Check that the run can begin, in its event loop."""

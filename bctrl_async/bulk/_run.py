@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
@@ -27,7 +28,7 @@ from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._sending import BulkSender
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref
 from bctrl_async.bulk._verify import Pending, Verifier, needs_verification
-from bctrl_async.errors import BctrlConfigError, BctrlError
+from bctrl_async.errors import BctrlConfigError, BctrlError, error_type
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
@@ -114,9 +115,25 @@ class Run:
         return self.sender.limiter.is_throttled
 
     @property
+    def retry_after(self) -> float:
+        """The seconds for which the server has asked to wait; 0 if it has not."""
+        return self.sender.limiter.retry_after
+
+    @property
     def is_unanswered(self) -> bool:
         """True while the server answers no call."""
         return self._breaker.is_open
+
+    @property
+    def retrying(self) -> Counter[str]:
+        """The targets that wait for a further attempt, by what came of the last one."""
+        calls = (worker.call for worker in self._workers if worker.is_stopping)
+        failures = (
+            call.retries.last_failure
+            for call in calls
+            if call and call.retries and not call.in_flight
+        )
+        return Counter(error_type(failure) for failure in failures if failure is not None)
 
     def _active(self) -> Iterator[Worker]:
         yield from self._workers

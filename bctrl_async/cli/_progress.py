@@ -1,6 +1,7 @@
 """The progress of a bulk stop: live on a terminal, a line every few seconds elsewhere."""
 
 import asyncio
+import math
 from datetime import timedelta
 
 from rich.console import Console, Group
@@ -17,34 +18,46 @@ from rich.text import Text
 
 from bctrl_async import StopBatch
 from bctrl_async.cli._format import format_counts
+from bctrl_async.cli._options import format_duration
 from bctrl_async.cli._output import print_info
 
 _SHOW_AFTER, _REFRESH_EVERY = 0.4, 0.2
 """Seconds until the live display appears, and between its updates."""
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
+_STALLED_AFTER = 5.0
+"""Seconds without an outcome after which the rate is not shown."""
 _INTERRUPT_NOTICE = "Ctrl-C again to abort"
 _DECIMALS_BELOW = 10
 """Stops per second from which a decimal is noise."""
 
 
 class _RateColumn(ProgressColumn):
-    """The rate and the time left; empty while the server does not answer, and once interrupted."""
+    """The rate and the time left; empty while nothing is done, and once interrupted.
+
+    While runtimes are polled, there is no time left: they stop when they stop.
+
+    Attributes:
+        is_stalled: True if nothing was done of late: the last rate says nothing any more.
+        is_interrupted: True once the run was interrupted.
+    """
 
     def __init__(self, batch: StopBatch) -> None:
         super().__init__()
         self._batch = batch
+        self.is_stalled = False
         self.is_interrupted = False
 
     def render(self, task: Task) -> Text:
         return Text(self.text(task))
 
     def text(self, task: Task) -> str:
-        if not task.speed or self._batch.is_unanswered or self.is_interrupted:
+        has_rate = not (self.is_stalled or self._batch.is_unanswered or self.is_interrupted)
+        if not task.speed or not has_rate:
             return ""
         decimals = 1 if task.speed < _DECIMALS_BELOW else 0
         rate = f"{task.speed:,.{decimals}f}/s"
-        if task.time_remaining is None:
+        if task.time_remaining is None or self._batch.polling:
             return rate
         return f"{rate}, {timedelta(seconds=int(task.time_remaining))} left"
 
@@ -75,6 +88,7 @@ class Display:
             expand=batch.total is not None,
         )
         self._task = self._progress.add_task("", total=batch.total)
+        self._changed_at = console.get_time()
         self.is_drawn = False
 
     def interrupt(self) -> None:
@@ -114,8 +128,12 @@ class Display:
         return ", ".join(part for part in parts if part)
 
     def _update(self) -> Task:
-        self._progress.update(self._task, completed=self._done(), description=self._done_text())
-        return self._progress.tasks[0]
+        task, done, now = self._progress.tasks[0], self._done(), self._console.get_time()
+        if done != task.completed:
+            self._changed_at = now
+        self._rate.is_stalled = now - self._changed_at > _STALLED_AFTER
+        self._progress.update(self._task, completed=done, description=self._done_text())
+        return task
 
     def _done(self) -> int:
         counts = self._batch.counts
@@ -134,13 +152,18 @@ class Display:
         batch = self._batch
         parts = [f"{batch.in_flight} in flight"]
         if batch.polling:
-            parts.append(f"{batch.polling:,} polled until stopped")
+            parts.append(f"waiting until {batch.polling:,} have stopped")
         if batch.retries:
             parts.append(f"{batch.retries:,} {'retry' if batch.retries == 1 else 'retries'}")
         if batch.is_unanswered:
             parts.append("no answer from the server, still trying")
-        elif batch.is_throttled:
-            parts.append("throttled by the server")
+        elif (wait := batch.retry_after) or batch.is_throttled:
+            waiting = f", waiting {format_duration(math.ceil(wait))}" if wait else ""
+            parts.append(f"throttled by the server{waiting}")
+        elif retrying := batch.retrying:
+            [(reason, _)] = retrying.most_common(1)
+            after = f"after {reason}" if reason.isdecimal() else "after no answer"
+            parts.append(f"{retrying.total():,} waiting to retry {after}")
         if self._rate.is_interrupted:
             parts.append(_INTERRUPT_NOTICE)
         return ", ".join(parts)

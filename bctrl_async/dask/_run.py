@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from math import ceil
 
@@ -98,9 +99,19 @@ class ClusterRun:
         return False
 
     @property
+    def retry_after(self) -> float:
+        """0: the workers wait by themselves."""
+        return 0.0
+
+    @property
     def is_unanswered(self) -> bool:
         """False: the workers find out by themselves."""
         return False
+
+    @property
+    def retrying(self) -> Counter[str]:
+        """Empty: the workers retry by themselves."""
+        return Counter()
 
     def open(self) -> None:
         """Check that the client runs in the current event loop."""

@@ -89,9 +89,9 @@ def stop_runtimes(
 
     Returns:
         The bulk stop: await it for its `StopReport`, or enter it and iterate. Its `in_flight` is
-        the number of targets that are handed out; `polling` is 0, and `is_throttled` and
-        `is_unanswered` are False. The `elapsed` of an outcome counts from the time at which its
-        worker read the target.
+        the number of targets that are handed out; `polling` and `retry_after` are 0, `retrying` is
+        empty, and `is_throttled` and `is_unanswered` are False. The `elapsed` of an outcome counts
+        from the time at which its worker read the target.
 
     Raises:
         BctrlConfigError: Here if an argument is invalid; when awaited or entered if the client does
