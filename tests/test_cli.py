@@ -1847,10 +1847,10 @@ async def test_the_deadline_includes_the_listing(
 async def test_a_timeout_of_the_listing_is_not_reported_as_the_deadline(
     emulator: HoldingEmulator, command: Command
 ) -> None:
-    emulator.inject(*[Fault.HANG] * 4, method="GET")
+    emulator.inject(*[Fault.HANG] * 2, method="GET")
     code, _, err = await command("list", "ws", "--timeout", "100ms")
     assert (code, err.count("\n")) == (1, 1)
-    assert "no response within 0.1 s (4 attempts)" in err
+    assert "no response within 0.1 s (2 attempts)" in err
 
 
 async def test_every_target_has_an_outcome_if_the_listing_takes_the_whole_deadline(
@@ -2409,6 +2409,46 @@ async def test_completion_in_zsh_loses_no_apostrophe(
     _, out, err = await finish(process)
     assert out.startswith("_arguments '*: :((")
     assert ("''" in out, err) == (False, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("list ws", r"list of workspace 'ws': no response within 2.2 s \(2 attempts\)"),
+        ("get ws a", r"get of 'a' in workspace 'ws': no response within 2.2 s \(2 attempts\)"),
+        ("doctor ws", r"no response within 2.2 s"),
+        ("stop --all ws --attempts 2", r"no response within 2.2 s \(2 attempts\)"),
+    ],
+)
+async def test_a_read_says_that_it_waits_and_gives_up_after_two_attempts(
+    monkeypatch: pytest.MonkeyPatch, name: str, ending: str
+) -> None:
+    """Fault: they waited for four minutes without a word."""
+
+    async def hang(_: bytes, __: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    async with raw_server(hang) as url:
+        monkeypatch.setenv("BCTRL_BASE_URL", url)
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.fd)
+        process = await start(*COMMAND, *name.split(), "--timeout", "2200ms", **streams)
+        await terminal.until("Waiting for an answer, 2 s")
+        await terminal.until("Waiting for an answer, attempt 2 after no answer")
+        await terminal.until(ending.replace(" ", r"\s+"))
+        assert (await finish(process))[0] == 1
+    await terminal.rest()
+    assert "Waiting" not in "\n".join(terminal.screen)
+
+
+@pytest.mark.parametrize("name", ["list", "get", "doctor"])
+async def test_the_help_of_a_read_states_its_defaults(command: Command, name: str) -> None:
+    _, out, _ = await command(name, "--help")
+    text = " ".join(out.split())
+    assert "Time limit of one attempt. [default: 10s]" in text
+    assert "429 and 503 do not count. [default: 2]" in text
+    assert "Time to wait while throttled (429, 503). [default: 60s]" in text
 
 
 async def test_no_arguments_show_the_help(command: Command) -> None:

@@ -39,6 +39,24 @@ _ADVICE = {
 _option = partial(typer.Option, rich_help_panel="Connection")
 
 
+_timeout = partial(
+    _option,
+    "--timeout",
+    metavar="DURATION",
+    parser=duration,
+    callback=check_positive,
+    help="Time limit of one attempt.",
+)
+_attempts = partial(
+    _option,
+    "--attempts",
+    metavar="N",
+    min=1,
+    help="Attempts that may fail; 429 and 503 do not count.",
+)
+_patience = partial(_option, "--patience", metavar="DURATION", parser=duration)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConnectionOptions:
     """The options of the connection. Each field is an option of the commands that have them."""
@@ -58,33 +76,13 @@ class ConnectionOptions:
         str,
         _option("--base-url", metavar="URL", envvar=URL_VARIABLE, help="URL of the API."),
     ] = _PUBLIC_API
-    timeout: Annotated[
-        float,
-        _option(
-            "--timeout",
-            metavar="DURATION",
-            parser=duration,
-            callback=check_positive,
-            show_default="60s",
-            help="Time limit of one attempt.",
-        ),
-    ] = 60.0
-    attempts: Annotated[
-        int,
-        _option(
-            "--attempts",
-            metavar="N",
-            min=1,
-            help="Attempts that may fail; 429 and 503 do not count.",
-        ),
-    ] = 4
+    timeout: Annotated[float, _timeout(show_default="60s")] = 60.0
+    attempts: Annotated[int, _attempts()] = 4
     patience: Annotated[
         float | None,
-        _option(
-            "--patience",
-            metavar="DURATION",
-            parser=duration,
-            help="Time to wait while the server answers 429 or 503.",
+        _patience(
+            show_default="5m, or --deadline",
+            help="Time that each target may wait while throttled (429, 503).",
         ),
     ] = None
     proxy: Annotated[
@@ -105,6 +103,18 @@ class ConnectionOptions:
             callback=check_not_empty,
             help="Trust the CAs in this file, not those of the system.",
         ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions(ConnectionOptions):
+    """The options of a command that only reads, whose user should not wait for minutes."""
+
+    timeout: Annotated[float, _timeout(show_default="10s")] = 10.0
+    attempts: Annotated[int, _attempts()] = 2
+    patience: Annotated[
+        float | None,
+        _patience(show_default="60s", help="Time to wait while throttled (429, 503)."),
     ] = None
 
 
@@ -249,13 +259,16 @@ class Connection:
         return BctrlConfigError(summary, advice=_ADVICE[argument])
 
 
-def with_connection(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the options of `ConnectionOptions` and `verbosity`, after its own.
+def with_connection(
+    command: Callable[..., int], kind: type[ConnectionOptions] = ConnectionOptions
+) -> Callable[..., int]:
+    """Give a command the options of a connection and `verbosity`, after its own.
 
     Args:
         command: A command with the keyword `connection`, and `context` if it needs that.
+        kind: The options of the connection.
     """
-    own, shared = _parameters(command), _parameters(ConnectionOptions)
+    own, shared = _parameters(command), _parameters(kind)
     shown = _parameters(verbosity)
     context_parameter = shown.pop("context")
     needs_context = own.pop("context", None) is not None
@@ -265,7 +278,7 @@ def with_connection(command: Callable[..., int]) -> Callable[..., int]:
     def run(context: typer.Context, **values: Any) -> int:  # noqa: ANN401 - typer's.
         profile = load_profile(values["profile"])
         origins = _apply_profile(context, profile, values)
-        options = ConnectionOptions(**{name: values.pop(name) for name in shared})
+        options = kind(**{name: values.pop(name) for name in shared})
         if needs_context:
             values["context"] = context
         connection = Connection(options, profile, origins)
@@ -280,6 +293,10 @@ def with_connection(command: Callable[..., int]) -> Callable[..., int]:
     # typer reads the options from it; functions have the attribute, and their type does not.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
+
+
+with_quick_connection = partial(with_connection, kind=ReadOptions)
+"""`with_connection` for a command that only reads, with `ReadOptions`."""
 
 
 def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:

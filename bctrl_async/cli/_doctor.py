@@ -13,13 +13,14 @@ import typer
 from rich.text import Text
 from yarl import URL
 
-from bctrl_async import BctrlConfigError, BctrlError, __version__
-from bctrl_async.cli._connection import Connection, with_connection
+from bctrl_async import BctrlConfigError, BctrlError, BctrlSession, __version__
+from bctrl_async.cli._connection import Connection, with_quick_connection
 from bctrl_async.cli._exit_codes import FAILED, USAGE, exit_code
 from bctrl_async.cli._format import pluralize
 from bctrl_async.cli._output import Output, one_line
 from bctrl_async.cli._reach import Check, check_way
 from bctrl_async.cli._records import OutputFormat, OutputOption, Records
+from bctrl_async.cli._waiting import describe_read, show_waiting
 
 _NAME_WIDTH = len("versions")
 _MARKS = {True: "✓", False: "✗", None: "-"}
@@ -42,7 +43,7 @@ Environment variables:
 """
 
 
-@with_connection
+@with_quick_connection
 def doctor(
     workspace: _Workspace = None,
     *,
@@ -66,17 +67,25 @@ class _Examination:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._code = 0
+        self._listing: BctrlSession | None = None
 
     async def run(self, workspace: str | None, output: Output, records: Records | None) -> int:
         """Print each check once it is made, and return the exit code."""
-        async for check in self._checks(workspace):
-            if check.ok is False:
-                self._code = self._code or FAILED
-            if records is None:
-                _print_check(output, check)
-            else:
-                records.print(msgspec.structs.asdict(check))
+        async with show_waiting(output, self._describe):
+            async for check in self._checks(workspace):
+                if check.ok is False:
+                    self._code = self._code or FAILED
+                if records is None:
+                    _print_check(output, check)
+                else:
+                    records.print(msgspec.structs.asdict(check))
         return self._code
+
+    def _describe(self) -> str:
+        """Describe what the examination waits for."""
+        if self._listing is not None:
+            return describe_read(self._listing)
+        return "Checking the way to the API"
 
     async def _checks(self, workspace: str | None) -> AsyncIterator[Check]:
         connection, options = self._connection, self._connection.options
@@ -129,6 +138,7 @@ class _Examination:
         unreadable: list[BctrlError] = []
         try:
             async with self._connection.session() as session:
+                self._listing = session
                 runtimes = await session.list_runtimes(workspace, on_unreadable=unreadable.append)
         except BctrlError as error:
             self._code = USAGE if isinstance(error, BctrlConfigError) else exit_code([error])

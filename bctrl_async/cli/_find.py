@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, Self
 
 from bctrl_async import (
@@ -17,8 +18,9 @@ from bctrl_async import (
     RuntimeStatus,
 )
 from bctrl_async.cli._format import describe, escape, pluralize
-from bctrl_async.cli._output import print_error, print_info, print_question
+from bctrl_async.cli._output import Output, print_error, print_info, print_question
 from bctrl_async.cli._shard import Shard
+from bctrl_async.cli._waiting import describe_read, show_waiting
 
 
 class FoundRuntimes(NamedTuple):
@@ -49,14 +51,19 @@ class FoundRuntimes(NamedTuple):
 
 
 async def find_runtimes(
-    session: BctrlSession, workspace: str, wanted: RuntimeFilter, *, deadline: float | None = None
+    session: BctrlSession,
+    workspace: str,
+    wanted: RuntimeFilter,
+    output: Output,
+    *,
+    deadline: float | None = None,
 ) -> FoundRuntimes:
     """List the runtimes that match a filter, and report problems on stderr."""
     problems: list[str] = []
     listing = session.list_runtimes(
         workspace, on_unreadable=lambda error: problems.append(describe(error))
     )
-    async with session:
+    async with session, show_waiting(output, partial(describe_read, session)):
         try:
             runtimes = await asyncio.wait_for(listing, deadline)
         except BctrlError:

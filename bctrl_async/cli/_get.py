@@ -1,12 +1,13 @@
 """The command `get`."""
 
 import asyncio
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from bctrl_async import BctrlSession, Runtime
-from bctrl_async.cli._connection import Connection, with_connection
+from bctrl_async.cli._connection import Connection, with_quick_connection
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._records import (
@@ -17,6 +18,7 @@ from bctrl_async.cli._records import (
     runtime_fields,
 )
 from bctrl_async.cli._runtimes import print_runtime
+from bctrl_async.cli._waiting import describe_read, show_waiting
 
 _Workspace = Annotated[str, typer.Argument(metavar="WORKSPACE", help="Workspace id.")]
 _Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="Alias of the runtime.")]
@@ -31,7 +33,7 @@ Environment variables:
 """
 
 
-@with_connection
+@with_quick_connection
 def get_runtime(
     workspace: _Workspace,
     alias: _Alias,
@@ -44,8 +46,8 @@ def get_runtime(
     Exit codes: 0 it was found, 1 it was not, or the server did not answer, 2 usage or
     configuration error.
     """
-    runtime = asyncio.run(_get(connection.session(), workspace, alias))
     output = Output()
+    runtime = asyncio.run(_get(connection.session(), workspace, alias, output))
     records = Records.of(output, output_format, RUNTIME_COLUMNS)
     if records is None:
         print_runtime(output, runtime)
@@ -54,6 +56,6 @@ def get_runtime(
     return FAILED if output.write_failed else 0
 
 
-async def _get(session: BctrlSession, workspace: str, alias: str) -> Runtime:
-    async with session:
+async def _get(session: BctrlSession, workspace: str, alias: str, output: Output) -> Runtime:
+    async with session, show_waiting(output, partial(describe_read, session)):
         return await session.get_runtime(workspace, alias)

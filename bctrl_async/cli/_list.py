@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bctrl_async.cli._connection import Connection, with_connection
+from bctrl_async.cli._connection import Connection, with_quick_connection
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._find import find_runtimes
 from bctrl_async.cli._format import pluralize
@@ -55,7 +55,7 @@ Environment variables:
 """
 
 
-@with_connection
+@with_quick_connection
 def list_runtimes(
     workspace: _Workspace,
     *,
@@ -73,9 +73,9 @@ def list_runtimes(
     be read at all is reported on stderr, and the exit code is 1.
     """
     wanted = build_filter(status, kind, older_than)
-    found = asyncio.run(find_runtimes(connection.session(), workspace, wanted))
-    shown = sort_runtimes(found.runtimes, sort)[:limit]
     output = Output()
+    found = asyncio.run(find_runtimes(connection.session(), workspace, wanted, output))
+    shown = sort_runtimes(found.runtimes, sort)[:limit]
     records = Records.of(output, output_format, RUNTIME_COLUMNS)
     if records is None:
         print_runtimes(output, shown)

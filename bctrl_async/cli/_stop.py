@@ -131,7 +131,7 @@ _Deadline = Annotated[
         metavar="DURATION",
         parser=duration,
         callback=check_positive,
-        help="Abort after DURATION, such as 90s or 1h.",
+        help="Abort the whole run after DURATION, such as 90s or 1h.",
     ),
 ]
 
@@ -254,7 +254,7 @@ def stop(
         named = (RuntimeRef(workspace, alias) for alias in aliases or ())
         return run(list(filter(shard.keeps, named)), deadline)
     wanted = build_filter(status or RuntimeStatus.ACTIVE, kind, older_than)
-    finding = find_runtimes(connect(), workspace, wanted, deadline=deadline)
+    finding = find_runtimes(connect(), workspace, wanted, output, deadline=deadline)
     return _stop_found(finding, shard, run, deadline, asks=asks)
 
 
