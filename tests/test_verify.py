@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from datetime import UTC, datetime
 from typing import TypeVar
 from unittest import mock
 
@@ -33,6 +34,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
+from bctrl_async.bulk import _verify
 from bctrl_async.bulk._verify import PollSchedule, needs_verification, outcome_after_poll
 
 _T = TypeVar("_T")
@@ -277,6 +279,22 @@ class TestPolling:
         assert outcome.error is None
         # A canary, then a poll.
         assert simulation.requests["get"] == 2
+
+    @pytest.mark.parametrize(("stops_at", "result"), [(20, STOPPED), (10_000, ACCEPTED)])
+    def test_the_time_of_an_outcome_is_that_of_the_last_poll(
+        self,
+        simulate: Simulate,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        stops_at: float,
+        result: StopResult,
+    ) -> None:
+        """Fault: that of one that no poll had settled was the time of its stop."""
+        polled = datetime(2126, 1, 1, tzinfo=UTC)
+        monkeypatch.setattr(_verify, "now", lambda: polled)
+        simulation = simulate(active_until(stops_at))
+        simulation.stop()
+        assert [(each.result, each.at) for each in simulation.outcomes] == [(result, polled)]
 
     def test_an_unsettled_outcome_has_the_runtime_as_last_polled(self, simulate: Simulate) -> None:
         """Fault: a poll shows that the runtime is active, and the outcome does not say so."""

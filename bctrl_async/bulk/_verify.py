@@ -190,7 +190,9 @@ class Verifier:
             self.polling -= 1
             if not pending.outcome.resumed:
                 elapsed = time.monotonic() - pending.began
-                pending.outcome = msgspec.structs.replace(pending.outcome, elapsed=elapsed)
+                pending.outcome = msgspec.structs.replace(
+                    pending.outcome, elapsed=elapsed, at=now()
+                )
             self._record(pending)
         return pending.outcome
 
