@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from browser import Tab, chromium
+from browser import Tab, chromium, new_tab
 from uvicorn_server import KEY, TOKEN, uvicorn
 
 from bctrl_async.emulator import Emulator, Fault, Reply
@@ -95,10 +95,11 @@ async def _connection_lost(tab: Tab, emulator: Emulator) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _world() -> AsyncIterator[tuple[Tab, Emulator]]:
-    async with Emulator(port=0, api_key=KEY, latency=0.05) as emulator, chromium() as tab:
-        for number in range(1, _RUNTIMES + 1):
-            emulator.add_runtime(_WORKSPACE, f"runtime-{number:04}")
-        yield tab, emulator
+    with chromium() as browser:
+        async with Emulator(port=0, api_key=KEY, latency=0.05) as emulator, new_tab(browser) as tab:
+            for number in range(1, _RUNTIMES + 1):
+                emulator.add_runtime(_WORKSPACE, f"runtime-{number:04}")
+            yield tab, emulator
 
 
 def _say(*lines: str) -> None:

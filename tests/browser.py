@@ -6,10 +6,12 @@ import asyncio
 import base64
 import json
 import shutil
+import subprocess
 import tempfile
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,40 +127,54 @@ class Tab:
         return base64.b64decode(answer["data"])
 
 
-@asynccontextmanager
-async def chromium() -> AsyncIterator[Tab]:
-    """Start Chromium with an empty profile, and yield its tab."""
+@contextmanager
+def chromium() -> Iterator[str]:
+    """Run Chromium, and yield the address of its DevTools."""
     assert CHROMIUM is not None
-    async with AsyncExitStack() as stack:
-        profile = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        process = await asyncio.create_subprocess_exec(
-            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"),
-            *(f"--user-data-dir={profile}", "--no-first-run", "about:blank"),
-            stderr=asyncio.subprocess.DEVNULL,
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = subprocess.Popen(
+            [
+                *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"),
+                *("--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run"),
+            ],
+            stderr=subprocess.DEVNULL,
         )
-        stack.push_async_callback(process.wait)
-        stack.callback(_kill, process)
-        ready = Path(profile) / "DevToolsActivePort"
-        async with asyncio.timeout(BOUND):
+        try:
+            ready = Path(profile) / "DevToolsActivePort"
+            deadline = time.monotonic() + BOUND
             while not (ready.exists() and ready.read_text().count("\n")):
-                await asyncio.sleep(0.05)
-        address = f"http://127.0.0.1:{ready.read_text().splitlines()[0]}"
-        http = await stack.enter_async_context(aiohttp.ClientSession())
-        async with http.get(f"{address}/json/list") as answer:
-            [url] = [
-                target["webSocketDebuggerUrl"]
-                for target in await answer.json()
-                if target["type"] == "page"
-            ]
-        socket = await stack.enter_async_context(http.ws_connect(url, max_msg_size=0))
+                assert time.monotonic() < deadline, "Chromium did not start"
+                time.sleep(0.02)
+            yield f"127.0.0.1:{ready.read_text().splitlines()[0]}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+@asynccontextmanager
+async def new_tab(browser: str) -> AsyncIterator[Tab]:
+    """Open a tab that shares nothing with others, such as cookies.
+
+    Args:
+        browser: The address of the DevTools of Chromium.
+    """
+    async with aiohttp.ClientSession(f"http://{browser}") as http:
+        async with http.get("/json/version") as answer:
+            url = (await answer.json())["webSocketDebuggerUrl"]
+        async with _connected(http, url) as window:
+            context = await window.call("Target.createBrowserContext")
+            page = await window.call("Target.createTarget", url="about:blank", **context)
+            async with _connected(http, f"/devtools/page/{page['targetId']}") as tab:
+                for domain in ("Page", "Runtime", "Log"):
+                    await tab.call(f"{domain}.enable")
+                yield tab
+            await window.call("Target.disposeBrowserContext", **context)
+
+
+@asynccontextmanager
+async def _connected(http: aiohttp.ClientSession, url: str) -> AsyncIterator[Tab]:
+    async with http.ws_connect(url, max_msg_size=0) as socket:
         tab = Tab(socket)
         reading = asyncio.create_task(tab.read())
-        stack.callback(reading.cancel)
-        for domain in ("Page", "Runtime", "Log"):
-            await tab.call(f"{domain}.enable")
         yield tab
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    with suppress(ProcessLookupError):
-        process.kill()
+        reading.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+from browser import Tab, chromium, new_tab
 from helpers import Connect
 from ways import LONG_WAY_HELP, Ways, take_long_way
 
@@ -28,6 +30,10 @@ KEY = "emulator-key"
 
 # The lowest versions are tested without docket, which needs a newer OpenTelemetry.
 collect_ignore = [] if find_spec("docket") else ["test_docket_example.py"]
+
+# The tests start hundreds of processes, each of which would compile the package again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A machine may be busy. Hypothesis itself does so where it finds a CI.
 hypothesis.settings.register_profile("busy", deadline=None)
@@ -106,6 +112,20 @@ async def cluster(emulator_environment: None) -> AsyncIterator[SmallCluster]:
     async with small_cluster() as running:
         yield running
         await running.assert_clean()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[str]:
+    """The address of a running Chromium."""
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+async def tab(browser: str) -> AsyncIterator[Tab]:
+    """A new tab of Chromium."""
+    async with new_tab(browser) as tab:
+        yield tab
 
 
 @pytest.fixture

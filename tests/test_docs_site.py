@@ -14,7 +14,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 from aiohttp import web
-from browser import CHROMIUM, Tab, chromium
+from browser import CHROMIUM, Tab
 
 FOLDER = os.environ.get("BCTRL_DOCS_HTML")
 SITE = Path(FOLDER or "docs/_build").resolve()
@@ -60,12 +60,6 @@ async def url() -> AsyncIterator[str]:
     await site.start()
     yield f"http://127.0.0.1:{runner.addresses[0][1]}/docs"
     await runner.cleanup()
-
-
-@pytest.fixture
-async def tab() -> AsyncIterator[Tab]:
-    async with chromium() as tab:
-        yield tab
 
 
 async def hits(tab: Tab, word: str) -> list[str]:

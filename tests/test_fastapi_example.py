@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from browser import CHROMIUM, Tab, chromium
+from browser import CHROMIUM, Tab
 from fastapi.testclient import TestClient
 from helpers import BOUND
 from jsonschema import Draft202012Validator
@@ -613,12 +613,6 @@ ONE_CONNECTION = httpx2.Limits(max_connections=1)
 ATTACK = """<!doctype html><form method="post" enctype="text/plain" action="{url}">
 <input name='[["ws-1","r0"],["ws-1","' value='"]]'></form>
 <script>document.forms[0].submit()</script>"""
-
-
-@pytest.fixture
-async def tab() -> AsyncIterator[Tab]:
-    async with chromium() as tab:
-        yield tab
 
 
 async def begin(tab: Tab, server: Uvicorn, runtimes: int, token: str = TOKEN) -> None:
