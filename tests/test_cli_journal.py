@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from conftest import KEY
 from helpers import BOUND
 
 from bctrl_async import BctrlTimeoutError, RuntimeRef, StopOutcome, StopResult, cli
+from bctrl_async.cli._redirects import check_redirects
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 from bctrl_async.journal._format import entry_line, header_line
@@ -382,6 +384,14 @@ class TestRedirects:
         assert (code, content(path)) == (2, b"")
         assert f"stdout and --journal are the same file: {path}" in err
         assert emulator.requests == []
+
+    def test_a_stream_without_a_descriptor_is_no_file(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write(path)
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, io.StringIO())
+        check_redirects([("--from", str(path))])
 
     @pytest.mark.parametrize(
         "redirects", ["> out 2> err", ">> out 2>> out", "> /dev/null 2> /dev/null", ">&- 2>&-"]

@@ -114,6 +114,11 @@ def test_a_line_counts_runtimes_that_are_polled(make: Make) -> None:
     assert display.line() == "0 of 1,000 done, 3 in flight, waiting until 1,000 have stopped"
 
 
+def test_one_that_is_polled_is_not_in_the_plural(make: Make) -> None:
+    display, _ = make(Batch(1, polling=1))
+    assert display.line() == "0 of 1 done, 0 in flight, waiting until 1 has stopped"
+
+
 def test_while_runtimes_are_polled_there_is_no_time_left(make: Make, clock: Clock) -> None:
     """Fault: the time left was that of the stops, but runtimes stop when they stop."""
     batch = Batch(1000, in_flight=3, polling=500)
@@ -243,7 +248,7 @@ def test_one_retry_is_not_in_the_plural(make: Make) -> None:
 
 def test_the_view_shows_that_the_server_does_not_answer(make: Make) -> None:
     display, _ = make(Batch(100, is_throttled=True, is_unanswered=True))
-    assert drawn(display, 80)[1] == "0 in flight, no answer from the server, still trying"
+    assert drawn(display, 80)[1] == "0 in flight, no answer from the server, probing"
 
 
 def test_the_view_has_no_bar_if_the_total_is_unknown_and_no_results_at_first(make: Make) -> None:

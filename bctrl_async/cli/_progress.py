@@ -152,11 +152,12 @@ class Display:
         batch = self._batch
         parts = [f"{batch.in_flight} in flight"]
         if batch.polling:
-            parts.append(f"waiting until {batch.polling:,} have stopped")
+            have = "has" if batch.polling == 1 else "have"
+            parts.append(f"waiting until {batch.polling:,} {have} stopped")
         if batch.retries:
             parts.append(f"{batch.retries:,} {'retry' if batch.retries == 1 else 'retries'}")
         if batch.is_unanswered:
-            parts.append("no answer from the server, still trying")
+            parts.append("no answer from the server, probing")
         elif (wait := batch.retry_after) or batch.is_throttled:
             waiting = f", waiting {format_duration(math.ceil(wait))}" if wait else ""
             parts.append(f"throttled by the server{waiting}")
