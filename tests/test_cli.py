@@ -2398,6 +2398,23 @@ async def test_a_shell_completes_commands_options_and_their_values(
     assert (out.split(), err) == (found, "")
 
 
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [
+        ("bash", "complete -o default -F _bctrl_async_completion bctrl-async"),
+        ("zsh", "#compdef bctrl-async"),
+        ("fish", "complete --command bctrl-async "),
+    ],
+)
+async def test_the_completion_of_another_shell_can_be_shown(
+    shell: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_BCTRL_ASYNC_COMPLETE", f"source_{shell}")
+    process = await start(sys.executable, "-c", "from bctrl_async.cli import main; main()")
+    _, out, err = await finish(process)
+    assert (line in out, err) == (True, "")
+
+
 @pytest.mark.parametrize("name", ["", "stop -", "list -", "report -", "doctor -", "emulator -"])
 async def test_completion_in_zsh_loses_no_apostrophe(
     name: str, monkeypatch: pytest.MonkeyPatch
