@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 from browser import Tab, chromium, new_tab
-from helpers import Connect
+from helpers import BOUND, Command, Connect
 from ways import LONG_WAY_HELP, Ways, take_long_way
 
 from bctrl_async import BctrlSession, RetryPolicy
@@ -112,6 +115,26 @@ async def cluster(emulator_environment: None) -> AsyncIterator[SmallCluster]:
     async with small_cluster() as running:
         yield running
         await running.assert_clean()
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Return a function that runs the command in this process; retries do not wait.
+
+    It returns the exit code, stdout and stderr.
+    """
+    monkeypatch.setattr(RetryPolicy, "backoff", lambda *_: 0.0)
+    # On a busy machine it would draw its progress.
+    monkeypatch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 3600)
+
+    async def command(*args: str | Path) -> tuple[int, str, str]:
+        main = import_module("bctrl_async.cli").main
+        # In a thread, because the emulator runs in this loop.
+        async with asyncio.timeout(BOUND):
+            code = await asyncio.to_thread(main, [str(arg) for arg in args])
+        return code, *capfd.readouterr()
+
+    return command
 
 
 @pytest.fixture(scope="module")

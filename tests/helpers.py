@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -19,6 +19,9 @@ _T = TypeVar("_T")
 
 Connect = Callable[..., BctrlSession]
 """The type of the fixture `connect`."""
+
+Command = Callable[..., Coroutine[object, object, tuple[int, str, str]]]
+"""The type of the fixture `command`."""
 
 BOUND = 50.0
 """Seconds after which a test is taken to hang: a busy machine needs many, and a request that is

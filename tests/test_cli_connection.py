@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from conftest import KEY
-from helpers import BOUND
+from helpers import Command
 
-from bctrl_async import RetryPolicy, cli
 from bctrl_async.cli._connection import ConnectionOptions
 from bctrl_async.emulator import Emulator, Fault
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
 @pytest.fixture(autouse=True)
@@ -25,20 +20,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
     monkeypatch.setenv("TERM", "dumb")
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run the command in this process; retries do not wait."""
-    monkeypatch.setattr(RetryPolicy, "backoff", lambda *_: 0.0)
-
-    async def command(*args: str | Path) -> tuple[int, str, str]:
-        # In a thread, because the emulator runs in this loop.
-        async with asyncio.timeout(BOUND):
-            code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
-        return code, *capfd.readouterr()
-
-    return command
 
 
 # Without --no-verify, a stop that failed would be polled for.

@@ -12,14 +12,12 @@ from urllib.parse import unquote
 
 import pytest
 from conftest import KEY
+from helpers import Command
 from servers import answering, raw_server
 from test_cli import COMMAND, Terminal, finish, start
-from test_cli_connection import Command, command
 from tls import forward_proxy, over_tls
 
 from bctrl_async.emulator import Emulator, Reply
-
-__all__ = ["command"]  # A fixture.
 
 LOGIN = "proxy-user:s3cret-p4ss%40"
 

@@ -7,21 +7,18 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from conftest import KEY
-from helpers import BOUND
+from helpers import BOUND, Command
 
-from bctrl_async import BctrlTimeoutError, RuntimeRef, StopOutcome, StopResult, cli
+from bctrl_async import BctrlTimeoutError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._redirects import check_redirects
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 from bctrl_async.journal._format import entry_line, header_line
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 SERVER = "https://api.test/v1"
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
@@ -36,16 +33,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    async def command(*args: str | Path) -> tuple[int, str, str]:
-        # In a thread, because the emulator runs in this loop.
-        code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
-        return code, *capfd.readouterr()
-
-    return command
 
 
 @pytest.fixture

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from conftest import KEY
+from helpers import Command
 
-from bctrl_async import cli
 from bctrl_async.emulator import Emulator
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
 @pytest.fixture(autouse=True)
@@ -32,16 +27,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    async def command(*args: str | Path) -> tuple[int, str, str]:
-        # In a thread, because the emulator runs in this loop.
-        code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
-        return code, *capfd.readouterr()
-
-    return command
 
 
 async def test_the_table_shows_ages_and_ends_with_their_number_on_stderr(command: Command) -> None:

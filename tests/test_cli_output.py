@@ -7,23 +7,21 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from conftest import KEY
-from helpers import BOUND
+from helpers import BOUND, Command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bctrl_async import RuntimeRef, cli
+from bctrl_async import RuntimeRef
 from bctrl_async.cli._items import to_item
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._parser import TargetParser
 from bctrl_async.cli._records import TARGET_COLUMNS, Records, target_fields
 from bctrl_async.emulator import Emulator, Fault
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
 @pytest.fixture(autouse=True)
@@ -35,16 +33,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    async def command(*args: str | Path) -> tuple[int, str, str]:
-        # In a thread, because the emulator runs in this loop.
-        code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
-        return code, *capfd.readouterr()
-
-    return command
 
 
 def save(name: str, text: str) -> None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from conftest import KEY
-from helpers import unused_url
+from helpers import Command, unused_url
 from redis_server import SERVERS, redis_server
 
-from bctrl_async import cli
 from bctrl_async.emulator import Emulator
 from bctrl_async.pace import FilePace, Pace
 from bctrl_async.redis import RedisPace
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 CLOSED_FOR = 0.2
 
@@ -30,16 +25,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
     monkeypatch.delenv("BCTRL_PACE", raising=False)
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    async def command(*args: str | Path) -> tuple[int, str, str]:
-        # In a thread, because the emulator runs in this loop.
-        code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
-        return code, *capfd.readouterr()
-
-    return command
 
 
 async def close_for_a_while(pace: Pace) -> float:

@@ -11,15 +11,13 @@ from typing import NamedTuple
 
 import pytest
 from conftest import KEY
+from helpers import Command
 from test_cli import COMMAND, finish, start, write
-from test_cli_connection import Command, command
 from tls import forward_proxy, over_tls
 
 from bctrl_async import BctrlConfigError, cli
 from bctrl_async.cli import _api_key, _profiles
 from bctrl_async.emulator import Emulator, Fault
-
-__all__ = ["command"]  # A fixture.
 
 SECRET = "sk-secret-0123456789"
 PRINT_KEY = [sys.executable, "-c", f"print('{KEY}')"]

@@ -7,11 +7,11 @@ import codecs
 import os
 import pty
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from conftest import KEY
+from helpers import Command
 
 from bctrl_async import (
     BctrlApiError,
@@ -20,12 +20,9 @@ from bctrl_async import (
     RuntimeRef,
     StopOutcome,
     StopResult,
-    cli,
 )
 from bctrl_async.cli._reasons import Reasons
 from bctrl_async.emulator import Emulator, Fault, Reply
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 FORBIDDEN = Reply(403, code="workspace.forbidden")
 ADVICE = "Use a key with access to this workspace"
@@ -43,16 +40,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    async def command(*args: str | Path) -> tuple[int, str, str]:
-        # In a thread, because the emulator runs in this loop.
-        code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
-        return code, *capfd.readouterr()
-
-    return command
 
 
 async def test_each_reason_gets_a_line_and_then_a_count(command: Command) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from io import FileIO, TextIOWrapper
 from pathlib import Path
@@ -12,6 +10,7 @@ from uuid import UUID
 
 import pytest
 from conftest import KEY
+from helpers import Command
 
 from bctrl_async import (
     BctrlConfigError,
@@ -24,12 +23,9 @@ from bctrl_async import (
     RuntimeStatus,
     StopOutcome,
     StopResult,
-    cli,
 )
 from bctrl_async.emulator import Emulator
 from bctrl_async.journal._format import Mark, entry_line, header_line, mark_line
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
 INCOMPLETE = "Their runs go on, ended early or had failures; each can be started again"
@@ -41,16 +37,6 @@ def _folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    async def command(*args: str | Path) -> tuple[int, str, str]:
-        # In a thread, because the emulator runs in this loop.
-        code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
-        return code, *capfd.readouterr()
-
-    return command
 
 
 def outcome(alias: str, result: StopResult = StopResult.STOPPED, after: float = 1.5) -> StopOutcome:

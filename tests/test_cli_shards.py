@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from io import FileIO
 from pathlib import Path
 
 import pytest
 from conftest import KEY
+from helpers import Command
 
-from bctrl_async import RuntimeRef, StopBatch, StopResult, cli
+from bctrl_async import RuntimeRef, StopBatch, StopResult
 from bctrl_async.cli import _run
 from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._shard import Shard
 from bctrl_async.emulator import Emulator
 from bctrl_async.shards import shard_of
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 COUNT = 4
 ALIASES = [f"r{number}" for number in range(40)]
@@ -46,16 +43,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-
-
-@pytest.fixture
-def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    async def command(*args: str | Path) -> tuple[int, str, str]:
-        # In a thread, because the emulator runs in this loop.
-        code = await asyncio.to_thread(cli.main, [str(arg) for arg in args])
-        return code, *capfd.readouterr()
-
-    return command
 
 
 @pytest.fixture
