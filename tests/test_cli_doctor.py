@@ -6,7 +6,8 @@ import json
 import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -47,6 +48,21 @@ async def examine(
 
 def failed(checks: Mapping[str, Mapping[str, object]]) -> list[str]:
     return [name for name, check in checks.items() if check["ok"] is False]
+
+
+async def test_until_it_lists_it_waits_for_the_way_to_the_api(
+    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    @asynccontextmanager
+    async def show_waiting(_: object, describe: Callable[[], str]) -> AsyncIterator[None]:
+        said.append(describe())
+        yield
+
+    monkeypatch.setattr("bctrl_async.cli._doctor.show_waiting", show_waiting)
+    assert (await examine(command, "--base-url", emulator.url))[0] == 0
+    assert said == ["Checking the way to the API"]
 
 
 class TestAllIsWell:
