@@ -6,134 +6,227 @@ import random
 
 import pytest
 
-from bctrl_async._limiter.baseline import RefusalBaseline
+from bctrl_async._limiter.baseline import RefusalBaseline, Restored
 
-FALLING = [100.0, 85.0, 72.0, 61.0, 52.0, 44.0]
+FALLING = [100.0, 85.0, 72.0, 61.0, 52.0, 44.0, 40.0]
+TRIAL = Restored(100.0, is_trial=True)
+RESTORED = Restored(100.0, is_trial=False)
 
 
-def record(baseline: RefusalBaseline, successes: int, throttled: int) -> None:
+def record(baseline: RefusalBaseline, now: float, successes: int, throttled: int) -> None:
     for _ in range(successes):
         baseline.on_success()
     for _ in range(throttled):
-        baseline.on_throttled()
+        baseline.on_throttled(now)
 
 
-def record_at_random(baseline: RefusalBaseline, share: float, throttled: int, seed: int) -> None:
+def record_at_random(
+    baseline: RefusalBaseline, now: float, share: float, throttled: int, seed: int
+) -> None:
     rng = random.Random(seed)
     while throttled:
         if rng.random() < share:
-            baseline.on_throttled()
+            baseline.on_throttled(now)
             throttled -= 1
         else:
             baseline.on_success()
 
 
 def step_down(
-    baseline: RefusalBaseline, now: float, shares: list[float], rates: list[float], seed: int = 3
-) -> list[float]:
-    """Step down from each rate, after 4 throttled responses; return the rates to restore."""
+    baseline: RefusalBaseline,
+    shares: list[float],
+    rates: list[float] = FALLING,
+    *,
+    now: float = -10.0,
+    seed: int = 1,
+) -> list[Restored]:
+    """Step down to each rate, 1.5 s and 4 throttled responses apart; return what is restored.
+
+    The throttled responses before the first step are as many, but their share is not recorded.
+    """
     restored = []
     for number, (share, rate) in enumerate(zip(shares, rates, strict=True)):
-        record_at_random(baseline, share, 4, seed + number)
-        restored.append(baseline.record_step(now, rate))
-    return [rate for rate in restored if rate is not None]
+        time = now + 1.5 * number
+        record_at_random(baseline, time, share, 4, seed + number)
+        restored.append(baseline.record_step(time, rate))
+    return [each for each in restored if each is not None]
+
+
+def end_trial(baseline: RefusalBaseline, now: float, share: float, seed: int = 0) -> None:
+    """Record responses until the trial is decided."""
+    while baseline.covers(now):
+        record_at_random(baseline, now, share, 1, seed)
+        seed += 1
 
 
 @pytest.fixture
-def tenth() -> RefusalBaseline:
-    """A baseline that has found, at 0 s, that a tenth is throttled at any rate."""
+def tried() -> RefusalBaseline:
+    """A baseline that tries, since -1 s, whether a tenth is throttled at 100 per second as well."""
     baseline = RefusalBaseline()
-    assert step_down(baseline, 0.0, [0.1] * 6, FALLING) == [100.0]
-    baseline._share = 0.1
+    assert step_down(baseline, [0.1] * 7) == [TRIAL]
     return baseline
 
 
+@pytest.fixture
+def tenth(tried: RefusalBaseline) -> RefusalBaseline:
+    """A baseline that has found, at 0 s, that a tenth is throttled at any rate."""
+    end_trial(tried, -0.5, 0.1)
+    assert tried.record_step(0.0, 100.0) == RESTORED
+    tried._share = 0.1
+    return tried
+
+
 class TestRecordStep:
-    def test_an_unchanged_share_restores_the_rate(self) -> None:
-        assert step_down(RefusalBaseline(), 0.0, [0.1] * 6, FALLING) == [100.0]
+    def test_an_unchanged_share_begins_a_trial_at_the_old_rate(self) -> None:
+        assert step_down(RefusalBaseline(), [0.1] * 7) == [TRIAL]
+
+    def test_a_burst_before_the_first_step_counts_for_nothing(self) -> None:
+        """Fault: a server's first burst was compared with what followed."""
+        baseline = RefusalBaseline()
+        record(baseline, -11.0, 0, 50)
+        assert step_down(baseline, [0.1] * 7) == [TRIAL]
 
     def test_a_falling_share_restores_nothing(self) -> None:
-        shares = [0.4, 0.4, 0.4, 0.05, 0.05, 0.05]
-        assert step_down(RefusalBaseline(), 0.0, shares, FALLING) == []
+        assert step_down(RefusalBaseline(), [0.4] * 4 + [0.05] * 3) == []
 
     def test_a_rate_that_hardly_fell_restores_nothing(self) -> None:
-        rates = [100.0, 95.0, 90.0, 85.0, 80.0, 75.0]
-        assert step_down(RefusalBaseline(), 0.0, [0.1] * 6, rates) == []
+        rates = [100.0, 95.0, 90.0, 85.0, 80.0, 75.0, 70.0]
+        assert step_down(RefusalBaseline(), [0.1] * 7, rates) == []
 
     def test_a_share_of_more_than_half_restores_nothing(self) -> None:
-        assert step_down(RefusalBaseline(), 0.0, [0.8] * 6, FALLING) == []
+        assert step_down(RefusalBaseline(), [0.8] * 7) == []
 
     def test_throttling_in_bursts_restores_nothing(self) -> None:
         """Fault: the load of other clients was taken for throttling at any rate."""
         baseline = RefusalBaseline()
-        for rate in [*FALLING, *FALLING]:
-            record(baseline, 40, 4)
-            assert baseline.record_step(0.0, rate) is None
+        for number, rate in enumerate([*FALLING, *FALLING]):
+            record(baseline, 1.5 * number, 40, 4)
+            assert baseline.record_step(1.5 * number, rate) is None
 
-    def test_a_share_that_rises_and_stays_restores_the_first_rate(self) -> None:
-        shares = [0.05] * 3 + [0.3] * 6
-        rates = [*FALLING, 37.0, 32.0, 27.0]
-        assert step_down(RefusalBaseline(), 0.0, shares, rates) == [100.0]
+    def test_a_share_that_is_the_same_for_two_seconds_only_restores_nothing(self) -> None:
+        """Fault: while others adapted to a limit, their load was taken for random throttling."""
+        baseline = RefusalBaseline()
+        for number, rate in enumerate(FALLING):
+            record_at_random(baseline, number / 2, 0.1, 4, 1 + number)
+            assert baseline.record_step(number / 2, rate) is None
 
-    def test_a_share_that_fell_and_stays_restores_the_rate_since(self) -> None:
-        shares = [0.4] * 3 + [0.05] * 6
+    def test_a_share_that_rises_and_stays_tries_the_first_rate(self) -> None:
         rates = [*FALLING, 37.0, 32.0, 27.0]
-        (restored,) = step_down(RefusalBaseline(), 0.0, shares, rates)
-        assert 27.0 < restored < 100.0
+        assert step_down(RefusalBaseline(), [0.05] * 4 + [0.3] * 6, rates) == [TRIAL]
+
+    def test_a_share_that_fell_and_stays_tries_the_rate_since(self) -> None:
+        rates = [*FALLING, 37.0, 32.0, 27.0]
+        (tried,) = step_down(RefusalBaseline(), [0.4] * 4 + [0.05] * 6, rates)
+        assert 27.0 < tried.rate < 100.0
+
+
+class TestTrial:
+    def test_all_is_covered_until_it_is_decided(self, tried: RefusalBaseline) -> None:
+        record(tried, 0.0, 20, 4)
+        assert tried.covers(0.0)
+
+    def test_a_share_that_does_not_grow_restores_the_rate(self, tried: RefusalBaseline) -> None:
+        end_trial(tried, 0.0, 0.1)
+        assert tried.record_step(0.0, 100.0) == RESTORED
+        assert tried.covers(0.1)
+
+    def test_a_share_that_grows_with_the_rate_does_not(self, tried: RefusalBaseline) -> None:
+        """Fault: each of many clients on one limit ignored what the others throttled."""
+        end_trial(tried, 0.0, 0.3)
+        assert tried.record_step(0.0, 100.0) is None
+        assert not tried.covers(0.1)
+
+    def test_the_next_one_is_ten_seconds_later_and_then_twenty(
+        self, tried: RefusalBaseline
+    ) -> None:
+        end_trial(tried, 0.0, 0.3)
+        assert tried.record_step(0.0, 100.0) is None
+
+        assert step_down(tried, [0.1] * 7, now=0.5) == []
+        # The same evidence serves when it is time.
+        assert tried.record_step(9.9, 40.0) is None
+        assert tried.record_step(10.0, 40.0) == TRIAL
+        end_trial(tried, 11.0, 0.3)
+        assert tried.record_step(11.0, 100.0) is None
+
+        assert step_down(tried, [0.1] * 7, now=15.0) == []
+        assert tried.record_step(30.9, 40.0) is None
+        assert tried.record_step(31.0, 40.0) == TRIAL
+
+
+    def test_its_responses_count_towards_the_share(self, tried: RefusalBaseline) -> None:
+        share = tried._share
+        record(tried, 0.0, 240, 1)
+        assert tried.record_step(0.0, 100.0) == RESTORED
+        assert tried._share == pytest.approx(25 / (24 / share + 241))
+
+    def test_a_success_lets_the_next_failure_cost_ten_seconds_again(
+        self, tried: RefusalBaseline
+    ) -> None:
+        for now, share in ((0.0, 0.3), (100.0, 0.1), (200.0, 0.3)):
+            if now:
+                assert step_down(tried, [0.1] * 7, now=now - 10.0) == [TRIAL]
+            end_trial(tried, now, share)
+            tried.record_step(now, 100.0)
+
+        assert step_down(tried, [0.1] * 7, now=200.0) == []
+        assert tried.record_step(210.0, 40.0) == TRIAL
 
 
 class TestPlateau:
     def test_there_is_none_without_a_group_of_throttled_responses(self) -> None:
         baseline = RefusalBaseline()
-        step_down(baseline, 0.0, [0.05] * 2, [100.0, 85.0])
+        step_down(baseline, [0.05] * 3, FALLING[:3])
         assert baseline.plateau == 0.0
 
-    def test_a_comparison_keeps_an_eighth_of_the_rate(self) -> None:
+    def test_a_comparison_keeps_less_than_half_of_the_rate(self) -> None:
         baseline = RefusalBaseline()
-        step_down(baseline, 0.0, [0.05] * 4, [100.0, 85.0, 72.0, 61.0])
-        assert baseline.plateau == 100.0 / 8
+        step_down(baseline, [0.05] * 5, FALLING[:5])
+        assert baseline.plateau == 45.0
 
     def test_a_limit_far_below_the_rate_leaves_none(self) -> None:
         baseline = RefusalBaseline()
-        step_down(baseline, 0.0, [0.4] * 4, [100.0, 85.0, 72.0, 61.0])
+        step_down(baseline, [0.4] * 5, FALLING[:5])
         assert baseline.plateau == 0.0
 
 
 class TestCovers:
     def test_nothing_is_covered_without_a_baseline(self) -> None:
         baseline = RefusalBaseline()
-        record(baseline, 99, 1)
+        record(baseline, 0.0, 99, 1)
         assert not baseline.covers(0.0)
 
-    def test_a_baseline_holds_for_ten_seconds(self, tenth: RefusalBaseline) -> None:
-        record(tenth, 90, 10)
-        assert tenth.covers(9.9)
-        assert not tenth.covers(10.0)
+    def test_a_baseline_holds_for_twenty_seconds(self, tenth: RefusalBaseline) -> None:
+        record(tenth, 1.0, 90, 10)
+        assert tenth.covers(19.9)
+        assert not tenth.covers(20.0)
 
     def test_the_hold_doubles_up_to_a_minute(self, tenth: RefusalBaseline) -> None:
         now = 0.0
-        for expected in (20.0, 40.0, 60.0, 60.0):
+        for expected in (40.0, 60.0, 60.0):
             now += 100.0
-            assert step_down(tenth, now, [0.1] * 6, FALLING)[-1] == 100.0
+            assert step_down(tenth, [0.1] * 7, now=now - 12.0) == [TRIAL]
+            end_trial(tenth, now - 1.0, 0.1)
+            assert tenth.record_step(now, 100.0) == RESTORED
             assert tenth.covers(now + expected - 0.1)
             assert not tenth.covers(now + expected)
 
-    @pytest.mark.parametrize(("throttled", "covered"), [(15, True), (22, True), (24, False)])
+    @pytest.mark.parametrize(("throttled", "covered"), [(15, True), (20, True), (21, False)])
     def test_it_allows_for_chance(
         self, tenth: RefusalBaseline, throttled: int, *, covered: bool
     ) -> None:
-        # Of 100, 10 are expected with a deviation of 3; 10 + 4 * 3 + 1 = 23 are covered.
-        record(tenth, 100 - throttled, throttled)
+        # Of 100, 10 are expected with a deviation of 3; 10 + 3 * 3 + 1 = 20 are covered.
+        record(tenth, 1.0, 100 - throttled, throttled)
         assert tenth.covers(1.0) is covered
 
     def test_throttling_above_the_baseline_does_not_end_it(self, tenth: RefusalBaseline) -> None:
-        record(tenth, 50, 50)
+        record(tenth, 1.0, 50, 50)
         assert not tenth.covers(1.0)
-        record(tenth, 90, 10)
+        record(tenth, 2.0, 90, 10)
         assert tenth.covers(2.0)
 
     def test_old_successes_do_not_cover_a_burst_of_throttling(self, tenth: RefusalBaseline) -> None:
-        record(tenth, 190, 10)
+        record(tenth, 1.0, 990, 10)
         assert tenth.covers(1.0)
-        record(tenth, 0, 15)
+        record(tenth, 1.1, 0, 15)
         assert not tenth.covers(1.1)

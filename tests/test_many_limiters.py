@@ -35,7 +35,8 @@ class TestTokenBucket:
         assert fleet.throttled_share(20, 40) <= share
         assert sum(fleet.rates(20, 40)) >= 0.95 * 200
 
-    @pytest.mark.parametrize("seed", [1, 2])
+    # With the last two, a comparison without a trial let a fifth of the requests be throttled.
+    @pytest.mark.parametrize("seed", [1, 2, 14, 21])
     def test_eight_limiters_have_similar_shares(self, seed: int) -> None:
         fleet = run(bucket(), 8, seed, 60.0)
         assert fleet.throttled_share(20, 60) <= 0.02

@@ -4,50 +4,82 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
+from typing import NamedTuple
 
 _EVIDENCE = 12
-"""Throttled responses in each of the two groups that are compared."""
+"""Throttled responses in each of the two groups that are compared, at least."""
+_SPAN = 3.0
+"""Seconds that the later group spans, at least. While other clients adapt to a limit, the
+throttled share changes faster than that."""
 _SLOWDOWN = 0.5
 """The rate must fall to this share of its old value to show that slowing down is futile."""
 _UNCHANGED = 2.0
 """A throttled share that differs by at most this factor is unchanged."""
-_SCATTER = 1.3
-"""The distances between throttled responses may vary this many times as much as by chance."""
-_PLATEAU = 0.125
+_BURSTINESS = 0.75
+"""The highest burstiness of random throttling: its mean is 0.58, its deviation in two groups 0.16."""
+_PLATEAU = 0.45
 """While the groups are compared, the peak of the rate stays at this share of its old value."""
 _PLATEAU_SHARE = 0.125
 """If the server throttles a larger share than this, there is no such plateau."""
 _MAX_SHARE = 0.5
 """If the server throttles a larger share than this, slowing down is never called futile."""
-_HOLD_MIN, _HOLD_MAX = 10.0, 60.0
+_ODDS = math.log(50.0)
+"""A trial ends when one result is this much more likely than the other."""
+_TRIALS_APART_MIN, _TRIALS_APART_MAX = 10.0, 60.0
+"""Seconds from a trial that failed to the next: at first, and at most after doubling."""
+_HOLD_MIN, _HOLD_MAX = 20.0, 60.0
 """Seconds for which a baseline holds: at first, and at most after doubling."""
-_DEVIATIONS = 4.0
+_DEVIATIONS = 3.0
 """Standard deviations by which throttling may exceed the baseline."""
-_WINDOW = 200
+_WINDOW = 1000
 """Responses after which counting starts again."""
+
+
+class Restored(NamedTuple):
+    """A rate to return to, because the steps down from it were futile.
+
+    Attributes:
+        rate: The rate, in attempts per second.
+        is_trial: True if the rate has to stay there until the next step.
+    """
+
+    rate: float
+    is_trial: bool
+
+
+class _Throttled(NamedTuple):
+    """A throttled response: when it came, how many after the last one, and at which rate."""
+
+    time: float
+    distance: int
+    rate: float
 
 
 class RefusalBaseline:
     """The share of attempts that the server throttles at any request rate.
 
-    If the rate is halved and the throttled share does not change, the rate is not its cause. For a
-    while, throttling up to that share is then no reason to slow down.
+    Two comparisons find it. If the rate is halved and the throttled share does not change, the rate
+    may not be its cause. Then the old rate is restored for a trial. If the share does not grow, it
+    is the baseline: for a while, throttling up to it is no reason to slow down.
 
-    A client with a small part of the load cannot change the share either. But the load of others
-    throttles in bursts with long distances between them, and not at random.
+    A client with a small part of the load cannot change the share by slowing down either. But the
+    load of others throttles in bursts, and a client that doubles its rate adds to it.
 
-    A group of throttled responses takes long to collect at a low rate, and a comparison may decline
-    by bad luck. So until it is decided, the rate does not fall below a plateau.
+    At a low rate a group of throttled responses takes long to collect. So until the groups are
+    compared, the rate does not fall below a plateau.
     """
 
     def __init__(self) -> None:
         self._successes = 0
         self._throttled = 0
         self._last_throttled = 0
-        self._before: list[int] = []
-        self._after: deque[int] = deque(maxlen=_EVIDENCE)
-        self._rates_after: deque[float] = deque(maxlen=_EVIDENCE)
+        self._before: list[_Throttled] = []
+        self._after: deque[_Throttled] = deque()
         self._rate_before = self._rate = 0.0
+        self._is_trial = False
+        self._next_trial = -math.inf
+        self._apart = _TRIALS_APART_MIN
         self._window_start = (0, 0)
         self._share = 0.0
         self._expires = -math.inf
@@ -57,16 +89,21 @@ class RefusalBaseline:
         """Record a response that was not throttled."""
         self._successes += 1
 
-    def on_throttled(self) -> None:
+    def on_throttled(self, now: float) -> None:
         """Record a throttled response."""
         self._throttled += 1
         distance = self._successes - self._last_throttled + 1
         self._last_throttled = self._successes
+        if self._is_trial or not self._rate_before:
+            # Those before the first step down are of a burst, or of a slow start.
+            return
+        throttled = _Throttled(now, distance, self._rate)
         if len(self._before) < _EVIDENCE:
-            self._before.append(distance)
-        else:
-            self._after.append(distance)
-            self._rates_after.append(self._rate)
+            self._before.append(throttled)
+            return
+        self._after.append(throttled)
+        while len(self._after) > _EVIDENCE and self._after[1].time <= now - _SPAN:
+            self._after.popleft()
 
     @property
     def successes_in_a_row(self) -> int:
@@ -74,49 +111,51 @@ class RefusalBaseline:
         return self._successes - self._last_throttled
 
     def covers(self, now: float) -> bool:
-        """Return True if recent throttling is within the baseline."""
+        """Return True if recent throttling is within the baseline, or a trial is undecided."""
+        if self._is_trial:
+            return abs(self._odds_of_growth()) < _ODDS
         if now >= self._expires:
             return False
-        successes, throttled = self._window_start
-        throttled = self._throttled - throttled
-        responses = self._successes - successes + throttled
+        responses, throttled = self._recent()
         expected = self._share * responses
         deviation = math.sqrt(expected * (1.0 - self._share))
-        if throttled > expected + _DEVIATIONS * deviation + 1.0:
-            # There is a rate limit as well.
-            self._window_start = self._successes, self._throttled
-            return False
-        if responses >= _WINDOW:
-            self._window_start = self._successes, self._throttled
-        return True
+        # If not, there is a rate limit as well.
+        is_covered = throttled <= expected + _DEVIATIONS * deviation + 1.0
+        if not is_covered or responses >= _WINDOW:
+            self._begin_window()
+        return is_covered
 
     @property
     def plateau(self) -> float:
         """The peak that a step down has to leave for the comparison, in attempts per second."""
         recent = [*self._before, *self._after][-_EVIDENCE:]
-        if len(recent) < _EVIDENCE or _PLATEAU_SHARE * sum(recent) < _EVIDENCE:
+        if len(recent) < _EVIDENCE or _PLATEAU_SHARE * _mean_distance(recent) < 1.0:
             return 0.0
         return _PLATEAU * self._rate_before
 
-    def record_step(self, now: float, rate: float) -> float | None:
-        """Record that throttling leads to a step down from this rate.
+    def record_step(self, now: float, rate: float) -> Restored | None:
+        """Record a step down to this rate, or the end of a trial.
 
         Returns:
-            The rate to restore if the last steps turn out to be futile, else None.
+            The rate to restore instead of the step, or None.
         """
+        if self._is_trial:
+            return self._end_trial(now)
         self._rate = rate
         self._rate_before = self._rate_before or rate
-        if len(self._after) < _EVIDENCE:
+        after = self._after
+        if len(after) < _EVIDENCE or after[-1].time - after[0].time < _SPAN:
             return None
-        before, after = sum(self._before) / _EVIDENCE, sum(self._after) / _EVIDENCE
-        if before > _UNCHANGED * after:
+        distance_before, distance_after = _mean_distance(self._before), _mean_distance(after)
+        if distance_before > _UNCHANGED * distance_after:
             self._compare_from(self._rate_before)
-        elif after > _UNCHANGED * before:
-            self._compare_from(self._rates_after[0])
+        elif distance_after > _UNCHANGED * distance_before:
+            self._compare_from(after[0].rate)
         elif rate <= _SLOWDOWN * self._rate_before:
-            if self._is_random(before, after):
-                return self._begin(now, 2.0 / (before + after))
-            self._compare_from(self._rates_after[0])
+            if not _is_random(self._before, after):
+                self._compare_from(after[0].rate)
+            elif now >= self._next_trial:
+                return self._begin_trial(2.0 / (distance_before + distance_after))
         return None
 
     def _compare_from(self, rate: float) -> None:
@@ -124,27 +163,65 @@ class RefusalBaseline:
         self._rate_before = rate
         self._before = list(self._after)
         self._after.clear()
-        self._rates_after.clear()
 
-    def _is_random(self, before: float, after: float) -> bool:
-        """Return True if chance may throttle these shares of the responses."""
-        if _MAX_SHARE * min(before, after) < 1.0:
-            return False
-        # Relative to the mean of each group: the shares may differ, by the rate limit or by luck.
-        relative = [distance / before for distance in self._before]
-        relative += [distance / after for distance in self._after]
-        variance = sum((distance - 1.0) ** 2 for distance in relative) / (len(relative) - 2)
-        # Chance gives a geometric distribution.
-        return variance <= _SCATTER * (1.0 - 2.0 / (before + after))
+    def _begin_trial(self, share: float) -> Restored:
+        self._is_trial = True
+        self._share = share
+        self._begin_window()
+        return Restored(self._rate_before, is_trial=True)
 
-    def _begin(self, now: float, share: float) -> float:
-        """Begin a baseline; return the rate before the steps down."""
+    def _odds_of_growth(self) -> float:
+        """Return the logarithm of the odds that the trial has multiplied the share.
+
+        This is Wald's sequential probability ratio test: its result is as certain as that of a test
+        of fixed length, with half as many responses.
+        """
+        responses, throttled = self._recent()
+        growth = (_UNCHANGED - 1.0) * self._share * responses
+        return throttled * math.log(_UNCHANGED) - growth
+
+    def _end_trial(self, now: float) -> Restored | None:
+        has_grown = self._odds_of_growth() > 0.0
+        responses, throttled = self._recent()
+        groups = len(self._before) + len(self._after)
+        self._share = (groups + throttled) / (groups / self._share + responses)
         rate, self._rate_before = self._rate_before, 0.0
         self._before.clear()
         self._after.clear()
-        self._rates_after.clear()
-        self._share = share
-        self._window_start = self._successes, self._throttled
+        self._is_trial = False
+        if has_grown:
+            self._next_trial = now + self._apart
+            self._apart = min(2 * self._apart, _TRIALS_APART_MAX)
+            return None
+        self._begin_window()
         self._expires = now + self._hold
-        self._hold = min(2 * self._hold, _HOLD_MAX)
-        return rate
+        self._apart, self._hold = _TRIALS_APART_MIN, min(2 * self._hold, _HOLD_MAX)
+        return Restored(rate, is_trial=False)
+
+    def _begin_window(self) -> None:
+        self._window_start = self._successes, self._throttled
+
+    def _recent(self) -> tuple[int, int]:
+        """Return the responses in the window, and how many of them were throttled."""
+        successes, throttled = self._window_start
+        throttled = self._throttled - throttled
+        return self._successes - successes + throttled, throttled
+
+
+def _mean_distance(group: Collection[_Throttled]) -> float:
+    return sum(each.distance for each in group) / len(group)
+
+
+def _is_random(*groups: Collection[_Throttled]) -> bool:
+    """Return True if chance may throttle these responses.
+
+    The burstiness is the logarithm of the mean distance less the mean of the logarithms (Moran's
+    statistic). It is taken within each group: the shares may differ, by the rate limit or by luck.
+    """
+    if min(map(_mean_distance, groups)) < 1.0 / _MAX_SHARE:
+        return False
+    burstiness = 0.0
+    for group in groups:
+        mean = _mean_distance(group)
+        burstiness -= sum(math.log(each.distance / mean) for each in group)
+    return burstiness <= _BURSTINESS * sum(map(len, groups))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from bctrl_async._limiter.baseline import RefusalBaseline
+from bctrl_async._limiter.baseline import RefusalBaseline, Restored
 
 PROBE_INTERVAL = 60.0
 """The longest pause in seconds that is kept exactly. In a longer one, an attempt may start this
@@ -137,7 +137,7 @@ class AdaptiveRate:
         # Others succeed, so it is the call's own target that the server throttles.
         is_its_own = repeats >= _REPEATS and self._baseline.successes_in_a_row >= _OTHERS
         if not is_its_own:
-            self._baseline.on_throttled()
+            self._baseline.on_throttled(now)
         if self.is_probed and retry_after is not None:
             # The newer Retry-After replaces the older one.
             self._end_pause(now)
@@ -194,16 +194,16 @@ class AdaptiveRate:
 
     def _step_down(self, now: float, in_flight: int, pause: float) -> None:
         current = self._current_rate(now)
-        rate_before = self._baseline.record_step(now, current)
-        if rate_before is not None:
-            self._undo_steps(rate_before, now)
-            return
         # Deliveries of less than a recovery period are too few to measure a rate.
         delivered = self._delivered_rate(now, min(_SPAN, max(now - self._epoch_start, _RECOVERY)))
         peak = delivered
         if self._peak is None and pause:
             peak = min(peak, self._rate_beyond_burst(now))
         peak = max(peak, current / 2, self._baseline.plateau, _MIN_RATE)
+        restored = self._baseline.record_step(now, _BETA * peak)
+        if restored is not None:
+            self._restore(restored, now)
+            return
         self._k = self._next_k(delivered, pause)
         self._peak, self._epoch_rate = peak, _BETA * peak
         self._epoch_start = self._stepped_at = now
@@ -219,8 +219,10 @@ class AdaptiveRate:
         k = _K_MIN if self._peak is None else min(self._k * 2, _K_MAX)
         return max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
 
-    def _undo_steps(self, rate: float, now: float) -> None:
-        self._peak, self._epoch_rate = None, rate
+    def _restore(self, restored: Restored, now: float) -> None:
+        # A trial needs a constant rate. After it, a slow start finds out what the server can do.
+        self._peak = restored.rate if restored.is_trial else None
+        self._epoch_rate = restored.rate
         self._epoch_start = self._stepped_at = now
         self._window = math.inf
 
