@@ -49,6 +49,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # tests could not interrupt them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# They run the same lines millions of times, so that coverage would cost more than they do. Tests of
+# single decisions reach these lines as well.
+_NOT_MEASURED = {
+    "test_chaos",
+    "test_contract",
+    "test_differential",
+    "test_leases",
+    "test_many_limiters",
+    "test_nginx",
+    "test_plain_answer",
+    "test_poison",
+    "test_rate",
+    "test_simulate",
+}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long-way", action="store_true", help=LONG_WAY_HELP)
@@ -57,6 +72,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("long_way"):
         take_long_way()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in _NOT_MEASURED:
+            item.add_marker("no_cover")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
