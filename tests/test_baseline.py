@@ -153,7 +153,6 @@ class TestTrial:
         assert tried.record_step(30.9, 40.0) is None
         assert tried.record_step(31.0, 40.0) == TRIAL
 
-
     def test_its_responses_count_towards_the_share(self, tried: RefusalBaseline) -> None:
         share = tried._share
         record(tried, 0.0, 240, 1)

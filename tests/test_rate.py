@@ -214,7 +214,7 @@ class TestRandomThrottling:
         assert run.gave_up == 0
         assert run.seconds <= 60
 
-    # The last two took twice as long, before a comparison kept a plateau and was followed by a trial.
+    # The last two took twice as long before there was a plateau, and a trial.
     @pytest.mark.parametrize("seed", [0, 1, 12, 23])
     def test_a_rate_limit_is_still_found(self, seed: int) -> None:
         """Fault: a comparison that declined by bad luck began again at a tenth of the rate."""

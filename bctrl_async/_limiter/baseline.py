@@ -17,7 +17,7 @@ _SLOWDOWN = 0.5
 _UNCHANGED = 2.0
 """A throttled share that differs by at most this factor is unchanged."""
 _BURSTINESS = 0.75
-"""The highest burstiness of random throttling: its mean is 0.58, its deviation in two groups 0.16."""
+"""The highest burstiness of random throttling. Its mean is 0.58, its deviation 0.16 here."""
 _PLATEAU = 0.45
 """While the groups are compared, the peak of the rate stays at this share of its old value."""
 _PLATEAU_SHARE = 0.125
