@@ -25,6 +25,7 @@ from runtimes import runtime
 from servers import answering, http_answer, raw_server
 
 from bctrl_async import (
+    BctrlResponseError,
     BctrlSession,
     RuntimeRef,
     StopOutcome,
@@ -1947,7 +1948,7 @@ def test_ctrl_c_at_the_question_stops_nothing_and_says_so(
 
     monkeypatch.setattr("sys.stdin", Mock(readline=interrupt))
     found = _find.FoundRuntimes(
-        "ws", "http://127.0.0.1:9/v1", [runtime("active")], incomplete=False
+        "ws", "http://127.0.0.1:9/v1", [runtime("active")], [], is_doubtful=False
     )
     with pytest.raises(KeyboardInterrupt):
         _find.confirm(found)
@@ -1957,12 +1958,16 @@ def test_ctrl_c_at_the_question_stops_nothing_and_says_so(
     )
 
 
-async def test_unreadable_runtimes_are_reported_and_the_others_are_stopped(
-    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
+async def test_unreadable_runtimes_are_rejected_and_the_others_are_stopped(
+    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """Fault: the summary and the journal of `stop --all` counted only those that were read."""
     runtime = dict(emulator.runtimes["ws", "a"])
-    for items in ([{"alias": "odd"}], [{"alias": "odd"}, runtime]):
+    for readable in ([], [runtime]):
+        journal = tmp_path / f"{len(readable)}.jsonl"
+        items = [{"alias": "odd"}, {**runtime, "alias": "null", "status": None}, *readable]
         body = json.dumps({"runtimes": items}).encode()
+        count = len(readable)
 
         async def handle(head: bytes, writer: asyncio.StreamWriter, body: bytes = body) -> None:
             stopped = json.dumps({**runtime, "status": "stopped"}).encode()
@@ -1970,11 +1975,40 @@ async def test_unreadable_runtimes_are_reported_and_the_others_are_stopped(
 
         async with raw_server(handle) as url:
             monkeypatch.setenv("BCTRL_BASE_URL", url)
-            for args in (("list", "ws"), ("stop", "ws", "--all", "--yes")):
-                code, out, err = await command(*args)
-                assert "error: list of 'odd' in workspace 'ws': " in err
-                assert code == 1
-            assert ("1 stopped" in out) is (len(items) == 2)
+            code, _, err = await command("list", "ws")
+            assert "error: list of 'odd' in workspace 'ws': " in err
+            assert code == 1
+
+            code, out, err = await command(*STOP_ALL, "--dry-run")
+            assert len(outcomes_of(out)) == count
+            assert "error: list of 'odd' in workspace 'ws': " in err
+            assert f"Dry run: {count} to stop, 2 invalid" in err
+            assert code == 1
+
+            code, out, _ = await command(*STOP_ALL)
+            assert f"{count} of {count + 2} no longer running, 2 unconfirmed" in out
+            assert "ws odd " in out
+            assert code == 1
+
+            code, out, _ = await command(*STOP_ALL, "--journal", journal, "-o", "json")
+            expected = {"rejected": 2, "stopped": 1} if readable else {"rejected": 2}
+            assert Counter(results_of(out)) == expected
+            assert code == 1
+    code, out, _ = await command("report", journal)
+    assert "1 of 3 no longer running, 2 unconfirmed" in out
+    assert code == 1
+
+
+async def test_the_question_counts_unreadable_runtimes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Mock(readline=lambda: "n"))
+    unreadable = [BctrlResponseError("invalid runtime")]
+    found = _find.FoundRuntimes(
+        "ws", "http://127.0.0.1:9/v1", [runtime("active")], unreadable, is_doubtful=False
+    )
+    assert not _find.confirm(found)
+    assert "1 browser; 1 cannot be read\nStop 1 runtime?" in capsys.readouterr().err
 
 
 async def test_verify_polls_until_runtimes_have_stopped(

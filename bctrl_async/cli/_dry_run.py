@@ -5,9 +5,16 @@ from collections import Counter
 from collections.abc import AsyncIterable, Iterable, Mapping
 from pathlib import Path
 
-from bctrl_async import BctrlSession, RuntimeRef, StopOutcome, StopResult
+from bctrl_async import (
+    BctrlError,
+    BctrlResponseError,
+    BctrlSession,
+    RuntimeRef,
+    StopOutcome,
+    StopResult,
+)
 from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, pluralize
+from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, describe, pluralize
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import TARGET_COLUMNS, OutputFormat, Records, target_fields
@@ -43,7 +50,7 @@ def dry_run(
         if outcome.result is StopResult.REJECTED:
             counts["invalid"] += 1
             if counts["invalid"] <= MAX_SHOWN or is_last:
-                print_error(outcome.error.summary if outcome.error else "")
+                print_error(_describe(outcome.error))
         elif outcome.duplicate:
             counts["duplicates"] += 1
         elif outcome.target in settled:
@@ -70,3 +77,10 @@ def dry_run(
         f"Dry run: {counts['to stop']:,} to stop{skipped}, {counts['invalid']:,} invalid{left}"
     )
     return FAILED if counts["invalid"] or output.write_failed else 0
+
+
+def _describe(error: BctrlError | None) -> str:
+    # A runtime that could not be parsed has no other name than that of the error.
+    if isinstance(error, BctrlResponseError):
+        return describe(error)
+    return error.summary if error else ""

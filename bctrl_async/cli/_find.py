@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 
 from bctrl_async import (
     BctrlError,
+    BctrlResponseError,
     BctrlSession,
     BctrlTimeoutError,
     Runtime,
@@ -17,7 +18,7 @@ from bctrl_async import (
     RuntimeRef,
     RuntimeStatus,
 )
-from bctrl_async.cli._format import describe, escape, pluralize
+from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._output import Output, print_error, print_info, print_question
 from bctrl_async.cli._shard import Shard
 from bctrl_async.cli._waiting import describe_read, show_waiting
@@ -30,24 +31,30 @@ class FoundRuntimes(NamedTuple):
         workspace: The workspace's id.
         base_url: The URL of the API.
         runtimes: The runtimes.
-        incomplete: True if some may be missing: a runtime could not be read, or the filter may be
-            mistyped. Each was reported on stderr.
+        unreadable: The errors of the runtimes that could not be parsed; they may match as well.
+        is_doubtful: True if the filter may be mistyped, which was reported on stderr.
     """
 
     workspace: str
     base_url: str
     runtimes: list[Runtime]
-    incomplete: bool
+    unreadable: list[BctrlResponseError]
+    is_doubtful: bool
 
     @property
-    def targets(self) -> list[RuntimeRef]:
-        """The runtimes as targets."""
-        return [RuntimeRef(self.workspace, runtime.alias) for runtime in self.runtimes]
+    def targets(self) -> list[RuntimeRef | BctrlResponseError]:
+        """The runtimes as targets; the bulk stop rejects those that could not be parsed."""
+        return [*map(self._ref, self.runtimes), *self.unreadable]
 
     def in_shard(self, shard: Shard) -> Self:
         """Return those of a shard."""
-        pairs = zip(self.runtimes, self.targets, strict=True)
-        return self._replace(runtimes=[runtime for runtime, ref in pairs if shard.keeps(ref)])
+        return self._replace(
+            runtimes=[runtime for runtime in self.runtimes if shard.keeps(self._ref(runtime))],
+            unreadable=[*filter(shard.keeps, self.unreadable)],
+        )
+
+    def _ref(self, runtime: Runtime) -> RuntimeRef:
+        return RuntimeRef(self.workspace, runtime.alias)
 
 
 async def find_runtimes(
@@ -58,11 +65,9 @@ async def find_runtimes(
     *,
     deadline: float | None = None,
 ) -> FoundRuntimes:
-    """List the runtimes that match a filter, and report problems on stderr."""
-    problems: list[str] = []
-    listing = session.list_runtimes(
-        workspace, on_unreadable=lambda error: problems.append(describe(error))
-    )
+    """List the runtimes that match a filter, and report its unknown values on stderr."""
+    unreadable: list[BctrlResponseError] = []
+    listing = session.list_runtimes(workspace, on_unreadable=unreadable.append)
     async with session, show_waiting(output, partial(describe_read, session)):
         try:
             runtimes = await asyncio.wait_for(listing, deadline)
@@ -73,11 +78,11 @@ async def find_runtimes(
                 f"workspace {workspace!r} was not listed within the deadline of {deadline:g} s",
                 advice="Allow a longer --deadline; nothing was stopped",
             ) from error
-    problems += _unknown_filter_values(wanted, runtimes)
+    problems = [*_unknown_filter_values(wanted, runtimes)]
     for problem in problems:
         print_error(problem)
     matching = [runtime for runtime in runtimes if wanted(runtime)]
-    return FoundRuntimes(workspace, session.base_url, matching, bool(problems))
+    return FoundRuntimes(workspace, session.base_url, matching, unreadable, bool(problems))
 
 
 def _unknown_filter_values(wanted: RuntimeFilter, runtimes: Sequence[Runtime]) -> Iterator[str]:
@@ -99,6 +104,8 @@ def confirm(found: FoundRuntimes) -> bool:
     """Show the runtimes and ask whether to stop them."""
     kinds = Counter(escape(runtime.kind) for runtime in found.runtimes)
     summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+    if found.unreadable:
+        summary += f"; {len(found.unreadable):,} cannot be read"
     print_question(f"In workspace {escape(found.workspace)} at {found.base_url}: {summary}\n")
     print_question(f"Stop {pluralize(len(found.runtimes), 'runtime')}? [y/N] ")
     try:

@@ -8,14 +8,14 @@ import typer
 from bctrl_async.cli._connection import Connection, with_quick_connection
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._find import find_runtimes
-from bctrl_async.cli._format import pluralize
+from bctrl_async.cli._format import describe, pluralize
 from bctrl_async.cli._options import (
     Kind,
     OlderThan,
     build_filter,
     status_option,
 )
-from bctrl_async.cli._output import Output, print_info
+from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import (
     RUNTIME_COLUMNS,
     OutputFormat,
@@ -75,6 +75,8 @@ def list_runtimes(
     wanted = build_filter(status, kind, older_than)
     output = Output()
     found = asyncio.run(find_runtimes(connection.session(), workspace, wanted, output))
+    for error in found.unreadable:
+        print_error(describe(error))
     shown = sort_runtimes(found.runtimes, sort)[:limit]
     records = Records.of(output, output_format, RUNTIME_COLUMNS)
     if records is None:
@@ -87,4 +89,5 @@ def list_runtimes(
     elif records is None and not output.write_failed:
         # On stderr, so that each line but the header is a runtime to a program that reads them.
         print_info(count)
-    return FAILED if found.incomplete or output.write_failed else 0
+    is_complete = not (found.unreadable or found.is_doubtful or output.write_failed)
+    return 0 if is_complete else FAILED

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import typer
 
-from bctrl_async.cli._items import BadLine, Item
+from bctrl_async.cli._items import BadLine
 from bctrl_async.shards import shard_of
 
 _parts = re.compile(r"([0-9]{1,9})/([1-9][0-9]{0,8})").fullmatch
@@ -21,7 +21,7 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
-    def keeps(self, item: Item) -> bool:
+    def keeps(self, item: object) -> bool:
         """Return True if an item is in this shard.
 
         A line after which nothing is read is in every shard: each lacks the targets after it.

@@ -3,7 +3,7 @@
 import asyncio
 import shlex
 import time
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Annotated, cast
 
@@ -285,7 +285,7 @@ def _check_usage(context: typer.Context, connection: Connection) -> None:
 def _stop_found(
     finding: Coroutine[object, object, FoundRuntimes],
     shard: Shard,
-    run: Callable[[Sequence[RuntimeRef], float | None], int],
+    run: Callable[[_Targets, float | None], int],
     deadline: float | None,
     *,
     asks: bool,
@@ -295,15 +295,16 @@ def _stop_found(
     found = asyncio.run(finding).in_shard(shard)
     if deadline is not None:
         deadline = max(deadline - (time.monotonic() - began), _MIN_DEADLINE)
-    code = FAILED if found.incomplete else 0
+    code = FAILED if found.is_doubtful else 0
     if not found.targets:
         place = f" in shard {shard}" if shard != WHOLE else ""
         print_info(f"Nothing to stop: no runtime of {escape(found.workspace)}{place} matches")
         return code
-    if asks and not confirm(found):
+    if asks and found.runtimes and not confirm(found):
         print_info("Nothing was stopped")
         return FAILED
-    return run(found.targets, deadline) or code
+    # The bulk stop rejects a runtime that could not be parsed.
+    return run(cast("_Targets", found.targets), deadline) or code
 
 
 def _report(
