@@ -8,10 +8,12 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from bctrl_async import _config
+from bctrl_async.errors import BctrlResponseError, quote
 from bctrl_async.models import Runtime, RuntimeStatus
 
 __all__ = ["RuntimeFilter"]
 
+_KNOWN = frozenset(RuntimeStatus)
 _begins_with_date = re.compile(r"\d{4}-\d\d-\d\d").match
 
 
@@ -60,6 +62,35 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
     def _age(self) -> float:
         age = self.older_than
         return age.total_seconds() if isinstance(age, timedelta) else age or 0.0
+
+
+def unknown_status(where: object, workspace_id: str, runtime: Runtime) -> BctrlResponseError | None:
+    """Return an error for a runtime that may be active, by a status unknown to this version.
+
+    It does not match a filter for active runtimes; without it, a report would say that all have
+    stopped. It is not stopped either: its status may as well mean that it must be kept.
+
+    Args:
+        where: The condition that the runtime does not match.
+        workspace_id: The workspace's id.
+        runtime: The runtime.
+
+    Returns:
+        The error; None if the status is known, or if `where` is no filter for active runtimes or
+        excludes the runtime by another condition.
+    """
+    status = runtime.status
+    if not isinstance(where, RuntimeFilter) or where.status != RuntimeStatus.ACTIVE:
+        return None
+    if status in _KNOWN or not msgspec.structs.replace(where, status=None)(runtime):
+        return None
+    return BctrlResponseError(
+        f"the status {quote(str(status))} is unknown to this version",
+        advice="Select it by this status, or by any, to stop it",
+        operation="list",
+        workspace_id=workspace_id,
+        alias=runtime.alias,
+    )
 
 
 def parse_time(text: str) -> datetime | None:

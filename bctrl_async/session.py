@@ -39,7 +39,7 @@ from bctrl_async.errors import (
     BctrlError,
     BctrlResponseError,
 )
-from bctrl_async.filters import RuntimeFilter
+from bctrl_async.filters import RuntimeFilter, unknown_status
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import Observer, ReadObserver
@@ -492,7 +492,8 @@ class BctrlSession:
 
         Lists the workspace when it is run, and stops the selected runtimes as `stop_runtimes` does.
         Runtimes that start later are not in the list. A listed runtime that cannot be parsed
-        becomes a `rejected` outcome.
+        becomes a `rejected` outcome. So does one whose status is unknown to this version, unless
+        `where` is a function or has another status than `active`.
 
         Args:
             workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
@@ -556,6 +557,8 @@ class BctrlSession:
                 found.append(item)
             elif _is_selected(item, where):
                 found.append((workspace_id, item.alias))
+            elif (error := unknown_status(where, str(workspace_id), item)) is not None:
+                found.append(error)
         return found
 
     def _bulk(

@@ -1948,7 +1948,7 @@ def test_ctrl_c_at_the_question_stops_nothing_and_says_so(
 
     monkeypatch.setattr("sys.stdin", Mock(readline=interrupt))
     found = _find.FoundRuntimes(
-        "ws", "http://127.0.0.1:9/v1", [runtime("active")], [], is_doubtful=False
+        "ws", "http://127.0.0.1:9/v1", [runtime("active")], [], [], is_doubtful=False
     )
     with pytest.raises(KeyboardInterrupt):
         _find.confirm(found)
@@ -1999,16 +1999,41 @@ async def test_unreadable_runtimes_are_rejected_and_the_others_are_stopped(
     assert code == 1
 
 
-async def test_the_question_counts_unreadable_runtimes(
+@pytest.mark.parametrize("others", [True, False])
+async def test_all_rejects_runtimes_of_an_unknown_status(
+    emulator: HoldingEmulator, command: Command, *, others: bool
+) -> None:
+    """Fault: `stop --all` passed over them and exited with 0, though they may have been running."""
+    for alias, status in (("x", "starting"), ("y", "ACTIVE")):
+        emulator.add_runtime("ws" if others else "new", alias)
+        emulator.runtimes["ws" if others else "new", alias]["status"] = status
+    workspace, count = ("ws", 3) if others else ("new", 0)
+    code, out, _ = await command("stop", workspace, "--all", "--yes")
+    assert f"{count} of {count + 2} no longer running, 2 unconfirmed" in out
+    assert "the status 'starting' is unknown to this version. Add --status with this" in out
+    assert (code, len(stopped_in(emulator))) == (1, count)
+
+    code, out, err = await command("list", workspace, "--status", "active")
+    assert (code, err) == (0, "0 runtimes\n")
+
+    code, out, _ = await command("stop", workspace, "--all", "--yes", "--status", "any")
+    assert code == 0
+    assert stopped_in(emulator) >= {"x", "y"}
+
+
+async def test_the_question_counts_runtimes_that_are_rejected(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", Mock(readline=lambda: "n"))
-    unreadable = [BctrlResponseError("invalid runtime")]
+    odd = BctrlResponseError("odd")
     found = _find.FoundRuntimes(
-        "ws", "http://127.0.0.1:9/v1", [runtime("active")], unreadable, is_doubtful=False
+        "ws", "http://127.0.0.1:9/v1", [runtime("active")], [odd], [odd, odd], is_doubtful=False
     )
     assert not _find.confirm(found)
-    assert "1 browser; 1 cannot be read\nStop 1 runtime?" in capsys.readouterr().err
+    assert (
+        "1 browser; 1 cannot be read; 2 of unknown status\nStop 1 runtime?"
+        in capsys.readouterr().err
+    )
 
 
 async def test_verify_polls_until_runtimes_have_stopped(

@@ -206,6 +206,46 @@ class TestUnreadable:
         assert len(heads) == 3
 
 
+class TestUnknownStatus:
+    @pytest.fixture(autouse=True)
+    def starting(self, workspace: Emulator) -> None:
+        workspace.runtimes["ws-1", "table"]["status"] = "starting"
+
+    @pytest.mark.parametrize("where", [None, RuntimeFilter(kind="spreadsheet")])
+    async def test_a_runtime_that_may_be_active_is_rejected(
+        self, workspace: Emulator, session: BctrlSession, where: RuntimeFilter | None
+    ) -> None:
+        """Fault: it was passed over, and the report was `ok`."""
+        report = await session.stop_workspace("ws-1", where=where)
+
+        assert not report.ok
+        [failure] = report.failures
+        assert (failure.target, failure.result) == (("ws-1", "table"), StopResult.REJECTED)
+        assert "status 'starting' is unknown to this version" in str(failure.error)
+        assert "table" not in aliases_stopped(workspace)
+
+    @pytest.mark.parametrize(
+        "where",
+        [
+            RuntimeFilter(kind="browser"),
+            RuntimeFilter(status="failed"),
+            lambda runtime: runtime.status == "active",
+        ],
+    )
+    async def test_a_runtime_that_cannot_match_is_left_out(
+        self, session: BctrlSession, where: Callable[[Runtime], bool]
+    ) -> None:
+        report = await session.stop_workspace("ws-1", where=where)
+        assert StopResult.REJECTED not in report.counts
+
+    async def test_a_runtime_is_stopped_if_its_status_is_named(
+        self, workspace: Emulator, session: BctrlSession
+    ) -> None:
+        report = await session.stop_workspace("ws-1", where=RuntimeFilter(status="starting"))
+        assert report.total == 1
+        assert aliases_stopped(workspace) == {"table"}
+
+
 class TestListing:
     async def test_an_error_of_the_list_is_raised_and_reported(
         self, workspace: Emulator, session: BctrlSession

@@ -22,6 +22,7 @@ from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._output import Output, print_error, print_info, print_question
 from bctrl_async.cli._shard import Shard
 from bctrl_async.cli._waiting import describe_read, show_waiting
+from bctrl_async.filters import unknown_status
 
 
 class FoundRuntimes(NamedTuple):
@@ -32,6 +33,7 @@ class FoundRuntimes(NamedTuple):
         base_url: The URL of the API.
         runtimes: The runtimes.
         unreadable: The errors of the runtimes that could not be parsed; they may match as well.
+        unknown: The errors of the runtimes that may be active, by a status unknown to this version.
         is_doubtful: True if the filter may be mistyped, which was reported on stderr.
     """
 
@@ -39,18 +41,20 @@ class FoundRuntimes(NamedTuple):
     base_url: str
     runtimes: list[Runtime]
     unreadable: list[BctrlResponseError]
+    unknown: list[BctrlResponseError]
     is_doubtful: bool
 
     @property
     def targets(self) -> list[RuntimeRef | BctrlResponseError]:
-        """The runtimes as targets; the bulk stop rejects those that could not be parsed."""
-        return [*map(self._ref, self.runtimes), *self.unreadable]
+        """The runtimes as targets; the bulk stop rejects the doubtful ones."""
+        return [*map(self._ref, self.runtimes), *self.unreadable, *self.unknown]
 
     def in_shard(self, shard: Shard) -> Self:
         """Return those of a shard."""
         return self._replace(
             runtimes=[runtime for runtime in self.runtimes if shard.keeps(self._ref(runtime))],
             unreadable=[*filter(shard.keeps, self.unreadable)],
+            unknown=[*filter(shard.keeps, self.unknown)],
         )
 
     def _ref(self, runtime: Runtime) -> RuntimeRef:
@@ -81,8 +85,15 @@ async def find_runtimes(
     problems = [*_unknown_filter_values(wanted, runtimes)]
     for problem in problems:
         print_error(problem)
-    matching = [runtime for runtime in runtimes if wanted(runtime)]
-    return FoundRuntimes(workspace, session.base_url, matching, unreadable, bool(problems))
+    matching: list[Runtime] = []
+    unknown: list[BctrlResponseError] = []
+    for runtime in runtimes:
+        if wanted(runtime):
+            matching.append(runtime)
+        elif (doubt := unknown_status(wanted, workspace, runtime)) is not None:
+            doubt.advice = "Add --status with this status, or --status any, to stop it"
+            unknown.append(doubt)
+    return FoundRuntimes(workspace, session.base_url, matching, unreadable, unknown, bool(problems))
 
 
 def _unknown_filter_values(wanted: RuntimeFilter, runtimes: Sequence[Runtime]) -> Iterator[str]:
@@ -106,6 +117,8 @@ def confirm(found: FoundRuntimes) -> bool:
     summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
     if found.unreadable:
         summary += f"; {len(found.unreadable):,} cannot be read"
+    if found.unknown:
+        summary += f"; {len(found.unknown):,} of unknown status"
     print_question(f"In workspace {escape(found.workspace)} at {found.base_url}: {summary}\n")
     print_question(f"Stop {pluralize(len(found.runtimes), 'runtime')}? [y/N] ")
     try:

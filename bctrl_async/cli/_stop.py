@@ -303,7 +303,7 @@ def _stop_found(
     if asks and found.runtimes and not confirm(found):
         print_info("Nothing was stopped")
         return FAILED
-    # The bulk stop rejects a runtime that could not be parsed.
+    # The bulk stop rejects the runtimes that could not be parsed or have an unknown status.
     return run(cast("_Targets", found.targets), deadline) or code
 
 
