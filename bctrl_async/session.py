@@ -525,7 +525,10 @@ class BctrlSession:
         elif not callable(where):
             raise _config.invalid_type("where", where, _WHERE)
         return self._bulk(
-            Listing(partial(self._find, workspace_id, where, timeout, retry, deadline)),
+            Listing(
+                str(workspace_id),
+                partial(self._find, workspace_id, where, timeout, retry, deadline),
+            ),
             concurrency=concurrency,
             deadline=deadline,
             on_outcome=on_outcome,

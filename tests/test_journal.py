@@ -20,6 +20,7 @@ from pathlib import Path
 from unittest.mock import Mock
 from uuid import UUID
 
+import msgspec
 import pytest
 from helpers import BOUND, wait_for_requests
 from servers import http_answer, raw_server
@@ -1284,7 +1285,9 @@ class TestAge:
         self, path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         self.began(path, timedelta(minutes=5, seconds=2), LINE)
-        Journal(path, SERVER).close(complete=True)
+        journal = Journal(path, SERVER)
+        journal.mark_read(RuntimeRef("ws-1", "a"))
+        journal.close(complete=True)
         assert self.warnings(caplog) == []
 
         assert settled(path) == {"a"}
@@ -1519,4 +1522,63 @@ class TestReading:
             journal = Journal(path, SERVER)
             journal.write(outcome(number, alias))
             journal.close(complete=True)
+        assert read(path).is_complete
+
+
+class TestUnfinished:
+    """Fault: a run of one target made a journal complete whose list was never read to its end."""
+
+    def start(self, session: BctrlSession, path: Path) -> None:
+        journal = Journal(path, session.base_url)
+        journal.write(outcome(0, "a"))
+        journal.close()
+
+    @pytest.mark.usefixtures("runtimes")
+    async def test_a_run_of_a_part_does_not_complete_it(
+        self, session: BctrlSession, path: Path
+    ) -> None:
+        self.start(session, path)
+        assert (await session.stop_runtimes(TWO[1:], journal=path)).ok
+        assert not read(path).is_complete
+
+        assert (await session.stop_runtimes(TWO, journal=path)).resumed == 2
+        assert read(path).is_complete
+        assert (await session.stop_runtimes(TWO[1:], journal=path)).ok
+        assert read(path).is_complete
+
+    def test_the_targets_of_complete_runs_need_not_be_read_again(self, path: Path) -> None:
+        for alias, complete in (("a", True), ("b", False)):
+            journal = Journal(path, SERVER)
+            journal.write(outcome(0, alias))
+            journal.close(complete=complete)
+        assert read(path).unfinished == {RuntimeRef("ws-1", "b")}
+
+        journal = Journal(path, SERVER)
+        journal.mark_read(RuntimeRef("ws-1", "b"))
+        journal.close(complete=True)
+        assert read(path).is_complete
+
+    def test_a_line_that_is_not_a_target_may_be_corrected(self, path: Path) -> None:
+        journal = Journal(path, SERVER)
+        invalid = outcome(0, "x", StopResult.REJECTED)
+        journal.write(msgspec.structs.replace(invalid, target=RuntimeRef("", "x")))
+        journal.close()
+
+        Journal(path, SERVER).close(complete=True)
+        assert read(path).is_complete
+
+    async def test_a_run_that_lists_the_workspace_anew_completes_it(
+        self, session: BctrlSession, emulator: Emulator, path: Path
+    ) -> None:
+        emulator.add_runtime("ws-1", "b")
+        self.start(session, path)
+        assert (await session.stop_workspace("ws-1", journal=path)).ok
+        assert read(path).is_complete
+
+    def test_a_run_that_leaves_what_was_not_found_keeps_it_complete(self, path: Path) -> None:
+        journal = Journal(path, SERVER)
+        journal.write(outcome(0, "a", StopResult.NOT_FOUND))
+        journal.close(complete=True)
+
+        Journal(path, SERVER).close(complete=True)
         assert read(path).is_complete

@@ -115,7 +115,7 @@ class Ledger:
                 self.retries += outcome.attempts - 1
             if self.observer is not None:
                 notify(self.observer.outcome, outcome)
-        if self._journal is not None and not self._is_written(outcome):
+        if self._journal is not None:
             self._write(self._journal, outcome)
         if observer is not None:
             notify(observer.end, outcome)
@@ -130,6 +130,9 @@ class Ledger:
         return settled.result is outcome.result and has_ended(settled) >= has_ended(outcome)
 
     def _write(self, journal: Journal, outcome: StopOutcome) -> None:
+        journal.mark_read(outcome.target)
+        if self._is_written(outcome):
+            return
         try:
             journal.write(outcome)
         except BctrlError as error:

@@ -147,11 +147,16 @@ class Listing(Input):
     """An input that is fetched as a list when its first item is read.
 
     Args:
+        workspace_id: The workspace that is listed.
         fetch: Called once for the list.
+
+    Attributes:
+        workspace_id: The workspace that is listed.
     """
 
-    def __init__(self, fetch: Callable[[], Awaitable[Sequence[object]]]) -> None:
+    def __init__(self, workspace_id: str, fetch: Callable[[], Awaitable[Sequence[object]]]) -> None:
         super().__init__(())
+        self.workspace_id: str = workspace_id
         self.length = None
         self.is_async = True
         self._fetch = fetch

@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -52,7 +53,9 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         outcomes: The outcome of each target, marked as resumed. It has neither runtime nor error,
             unless they say that a runtime that accepted its stop no longer runs. It is `unknown` if
             a later run may have sent it again and died, or goes on.
-        is_complete: True if the last run read its whole input and had no failures.
+        is_complete: True if the last run read its whole input, had no failures, and read all that
+            was `unfinished`.
+        unfinished: The targets with an entry since the last complete run.
         is_torn: True if the last line is not whole: a run is writing it, or a crash cut it off.
             The next run removes it.
         size: The length of all whole lines in bytes.
@@ -64,6 +67,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
     updated: datetime | None
     outcomes: Mapping[RuntimeRef, StopOutcome]
     is_complete: bool
+    unfinished: AbstractSet[RuntimeRef]
     is_torn: bool
     size: int
 
@@ -274,6 +278,7 @@ def _read(path: Path, lines: BinaryIO, make_outcome: MakeOutcome) -> JournalCont
         updated=entries.updated,
         outcomes=entries.outcomes(),
         is_complete=entries.is_complete,
+        unfinished=entries.unfinished,
         is_torn=torn is not None,
         size=size,
     )
@@ -288,6 +293,7 @@ class _Entries:
     Attributes:
         updated: The time of the last entry, or None.
         is_complete: True if the last line is a completion mark.
+        unfinished: The targets with an entry since the last completion mark.
     """
 
     def __init__(self, make_outcome: MakeOutcome) -> None:
@@ -300,6 +306,7 @@ class _Entries:
         self._in_doubt: set[RuntimeRef] = set()
         self.updated: datetime | None = None
         self.is_complete: bool = False
+        self.unfinished: set[RuntimeRef] = set()
 
     def add(self, record: OutcomeRecord | AnyMark) -> None:
         """Add an entry or a mark."""
@@ -312,6 +319,8 @@ class _Entries:
             self._in_doubt |= again
         elif isinstance(record, Mark | EndedMark):
             self._in_doubt -= self._sent_again
+            if self.is_complete:
+                self.unfinished.clear()
         else:
             self._add_entry(record)
 
@@ -319,6 +328,9 @@ class _Entries:
         self.updated = record.at
         workspace_id = self._workspace_ids.setdefault(record.workspace_id, record.workspace_id)
         outcome = self._make_outcome(record, RuntimeRef(workspace_id, record.alias))
+        # A line that is not a target may be corrected before the next run.
+        if workspace_id:
+            self.unfinished.add(outcome.target)
         known = self._outcomes.get(outcome.target)
         # Of a duplicate, the entry of the first, which is above, has the attempts.
         if known is None or (

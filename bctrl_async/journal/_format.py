@@ -1,9 +1,10 @@
 """The lines of a journal, without I/O.
 
 A journal is JSON Lines: a header, one entry for each outcome, and marks. A completion mark ends a
-run that had no failures. A run that sends targets again which the file has begins with one, and
-ends with another: if it dies between them, their entries are out of date. Each line ends with a
-checksum of itself: a flipped bit must not settle a target.
+run that had no failures and read all that runs before it left unfinished. A run that sends targets
+again which the file has begins with one, and ends with another: if it dies between them, their
+entries are out of date. Each line ends with a checksum of itself: a flipped bit must not settle a
+target.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The completion mark: a run read its whole input and had no failures."""
+    """The completion mark: a run read its whole input, and what was unfinished; none failed."""
 
     completed: _Time
 

@@ -115,7 +115,7 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
         return BctrlError(
             f"{len(self.incomplete)} of {len(self.paths)} journals are not complete: {names}"
             f"{f' and {more} more' if more > 0 else ''}",
-            advice="Their runs go on, ended early or had failures; each can be started again",
+            advice="Their runs go on, ended early or had failures; repeat each with its whole list",
         )
 
 

@@ -72,6 +72,7 @@ class Journal:
         self._path = Path(path)
         self._is_complete = False
         self._sends_again = False
+        self._unread: set[RuntimeRef] = set()
         try:
             self._file = open_file(self._path, _FLAGS)
             try:
@@ -84,6 +85,14 @@ class Journal:
             raise self._open_error(error) from error
         except NotAJournalError as error:
             raise resume_error(self._path, str(error)) from error
+
+    def mark_read(self, target: RuntimeRef) -> None:
+        """Take note that the run read a target, also if it writes no outcome of it."""
+        self._unread.discard(target)
+
+    def mark_listed(self, workspace_id: str) -> None:
+        """Take note that the run listed a workspace: what has stopped since is not in the list."""
+        self._unread = {each for each in self._unread if each.workspace_id != workspace_id}
 
     def write(self, outcome: StopOutcome) -> None:
         """Append an outcome.
@@ -98,13 +107,15 @@ class Journal:
         """Flush the file to disk, then unlock and close it.
 
         Args:
-            complete: True if the run read its whole input and had no failures.
+            complete: True if the run read its whole input and had no failures. If an earlier run
+                had not, the journal is complete only if this one read every target of that one: a
+                few stops do not make up for a list that was not read to its end.
 
         Raises:
             BctrlError: The mark could not be written, or the flush failed.
         """
         try:
-            if complete and not self._is_complete:
+            if complete and not self._is_complete and not self._unread:
                 self._append(mark_line(Mark(datetime.now(UTC))))
             elif self._sends_again:
                 self._append(mark_line(EndedMark(datetime.now(UTC))))
@@ -145,8 +156,10 @@ class Journal:
         if content.is_torn:
             os.ftruncate(self._file, content.size)
         self._is_complete = content.is_complete
+        self._unread = set(content.unfinished)
         if content.pending:
             self._sends_again = True
+            self._is_complete = False
             self._append(mark_line(ResumedMark(datetime.now(UTC))))
         return content.settled
 
