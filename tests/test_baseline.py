@@ -15,7 +15,7 @@ RESTORED = Restored(100.0, is_trial=False)
 
 def record(baseline: RefusalBaseline, now: float, successes: int, throttled: int) -> None:
     for _ in range(successes):
-        baseline.on_success()
+        baseline.on_success(now)
     for _ in range(throttled):
         baseline.on_throttled(now)
 
@@ -29,7 +29,7 @@ def record_at_random(
             baseline.on_throttled(now)
             throttled -= 1
         else:
-            baseline.on_success()
+            baseline.on_success(now)
 
 
 def step_down(
@@ -52,11 +52,21 @@ def step_down(
     return [each for each in restored if each is not None]
 
 
-def end_trial(baseline: RefusalBaseline, now: float, share: float, seed: int = 0) -> None:
-    """Record responses until the trial is decided."""
-    while baseline.covers(now):
-        record_at_random(baseline, now, share, 1, seed)
-        seed += 1
+def end_trial(
+    baseline: RefusalBaseline, now: float, share: float, seed: int = 0
+) -> Restored | None:
+    """Record responses until the trial is decided; return what is restored."""
+    rng = random.Random(seed)
+    for _ in range(10_000):
+        if rng.random() >= share:
+            restored = baseline.on_success(now)
+            if restored is not None:
+                return restored
+        else:
+            baseline.on_throttled(now)
+            if not baseline.covers(now):
+                return baseline.record_step(now, 100.0)
+    pytest.fail("it is not decided")
 
 
 @pytest.fixture
@@ -70,9 +80,10 @@ def tried() -> RefusalBaseline:
 @pytest.fixture
 def tenth(tried: RefusalBaseline) -> RefusalBaseline:
     """A baseline that has found, at 0 s, that a tenth is throttled at any rate."""
-    end_trial(tried, -0.5, 0.1)
-    assert tried.record_step(0.0, 100.0) == RESTORED
-    tried._share = 0.1
+    assert end_trial(tried, 0.0, 0.1) == RESTORED
+    assert tried._hold is not None
+    tried._hold._share = 0.1
+    tried._hold.responses = tried._hold.throttled = 0
     return tried
 
 
@@ -126,38 +137,61 @@ class TestTrial:
         assert tried.covers(0.0)
 
     def test_a_share_that_does_not_grow_restores_the_rate(self, tried: RefusalBaseline) -> None:
-        end_trial(tried, 0.0, 0.1)
-        assert tried.record_step(0.0, 100.0) == RESTORED
+        assert end_trial(tried, 0.0, 0.1) == RESTORED
+        record(tried, 0.1, 9, 1)
         assert tried.covers(0.1)
 
     def test_a_share_that_grows_with_the_rate_does_not(self, tried: RefusalBaseline) -> None:
         """Fault: each of many clients on one limit ignored what the others throttled."""
-        end_trial(tried, 0.0, 0.3)
-        assert tried.record_step(0.0, 100.0) is None
+        assert end_trial(tried, 0.0, 0.3) is None
         assert not tried.covers(0.1)
 
-    def test_the_next_one_is_ten_seconds_later_and_then_twenty(
+    def test_throttling_that_ends_restores_the_rate(self, tried: RefusalBaseline) -> None:
+        """Fault: a trial that nothing was throttled in held the rate for ever."""
+        assert end_trial(tried, 0.0, 0.0) == RESTORED
+
+    def test_after_a_minute_the_likelier_result_is_taken(self, tried: RefusalBaseline) -> None:
+        record(tried, 58.0, 10, 0)
+        assert tried.on_success(58.9) is None
+        assert tried.on_success(59.0) == RESTORED
+
+    def test_after_a_minute_a_share_that_seems_to_grow_is_not_covered(
         self, tried: RefusalBaseline
     ) -> None:
-        end_trial(tried, 0.0, 0.3)
-        assert tried.record_step(0.0, 100.0) is None
+        record(tried, 58.0, 10, 4)
+        assert tried.covers(58.9)
+        assert not tried.covers(59.0)
+        assert tried.on_success(59.0) is None
+        assert tried.record_step(59.0, 100.0) is None
 
-        assert step_down(tried, [0.1] * 7, now=0.5) == []
-        # The same evidence serves when it is time.
-        assert tried.record_step(9.9, 40.0) is None
-        assert tried.record_step(10.0, 40.0) == TRIAL
-        end_trial(tried, 11.0, 0.3)
-        assert tried.record_step(11.0, 100.0) is None
+    def test_one_that_fails_ends_the_baseline_before(self, tenth: RefusalBaseline) -> None:
+        """Fault: the share that a trial had found to depend on the rate was covered."""
+        assert step_down(tenth, [0.1] * 7, now=1.0) == [TRIAL]
+        assert end_trial(tenth, 11.0, 0.3) is None
+        record(tenth, 12.0, 9, 1)
+        assert not tenth.covers(12.0)
 
-        assert step_down(tried, [0.1] * 7, now=15.0) == []
-        assert tried.record_step(30.9, 40.0) is None
-        assert tried.record_step(31.0, 40.0) == TRIAL
+    def test_the_next_one_is_ten_seconds_later_and_then_twenty_up_to_a_minute(
+        self, tried: RefusalBaseline
+    ) -> None:
+        now = 0.0
+        for apart in (10.0, 20.0, 40.0, 60.0, 60.0):
+            assert end_trial(tried, now, 0.3) is None
+            assert step_down(tried, [0.1] * 7, now=now) == []
+            # The same evidence serves when it is time.
+            now += apart
+            assert tried.record_step(now - 0.1, 40.0) is None
+            assert tried.record_step(now, 40.0) == TRIAL
 
     def test_its_responses_count_towards_the_share(self, tried: RefusalBaseline) -> None:
-        share = tried._share
-        record(tried, 0.0, 240, 1)
-        assert tried.record_step(0.0, 100.0) == RESTORED
-        assert tried._share == pytest.approx(25 / (24 / share + 241))
+        assert tried._trial is not None
+        share = tried._trial.share
+        record(tried, 0.0, 20, 1)
+        successes = 21
+        while tried.on_success(0.0) is None:
+            successes += 1
+        assert tried._hold is not None
+        assert tried._hold._share == pytest.approx(25 / (24 / share + successes + 1))
 
     def test_a_success_lets_the_next_failure_cost_ten_seconds_again(
         self, tried: RefusalBaseline
@@ -166,7 +200,6 @@ class TestTrial:
             if now:
                 assert step_down(tried, [0.1] * 7, now=now - 10.0) == [TRIAL]
             end_trial(tried, now, share)
-            tried.record_step(now, 100.0)
 
         assert step_down(tried, [0.1] * 7, now=200.0) == []
         assert tried.record_step(210.0, 40.0) == TRIAL
@@ -205,8 +238,8 @@ class TestCovers:
         for expected in (40.0, 60.0, 60.0):
             now += 100.0
             assert step_down(tenth, [0.1] * 7, now=now - 12.0) == [TRIAL]
-            end_trial(tenth, now - 1.0, 0.1)
-            assert tenth.record_step(now, 100.0) == RESTORED
+            assert end_trial(tenth, now, 0.1) == RESTORED
+            record(tenth, now, 9, 1)
             assert tenth.covers(now + expected - 0.1)
             assert not tenth.covers(now + expected)
 

@@ -235,6 +235,16 @@ class TestRandomThrottling:
         assert run.throttled <= 2 * 0.02 * run.requests
         assert run.seconds <= 2 * (10_000 - 50) / 200
 
+    @pytest.mark.parametrize("seed", [1, 2])
+    def test_throttling_that_ends_in_a_trial_lifts_the_limit(self, seed: int) -> None:
+        """Fault: a trial that nothing was throttled in held the rate for ever."""
+        random.seed(seed)
+        usual = at_random(0.05, seed=seed)
+        run = Run(lambda now: usual(now) if now < 10 else None, latency=lambda _: 0.1)
+        virtual_time.run(run.bulk(20_000))
+        # A thousand per second at most, and ten seconds of throttling.
+        assert run.seconds <= 20 + 10 + 10
+
     def test_an_outage_of_429s_is_not_mistaken_for_it(self) -> None:
         usual = at_random(0.05)
         run = Run(lambda now: throttled() if 20 <= now < 50 else usual(now), latency=lambda _: 0.1)

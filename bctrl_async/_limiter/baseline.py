@@ -26,6 +26,8 @@ _MAX_SHARE = 0.5
 """If the server throttles a larger share than this, slowing down is never called futile."""
 _ODDS = math.log(50.0)
 """A trial ends when one result is this much more likely than the other."""
+_TRIAL_MAX = 60.0
+"""Seconds after which the likelier result is taken."""
 _TRIALS_APART_MIN, _TRIALS_APART_MAX = 10.0, 60.0
 """Seconds from a trial that failed to the next: at first, and at most after doubling."""
 _HOLD_MIN, _HOLD_MAX = 20.0, 60.0
@@ -56,12 +58,64 @@ class _Throttled(NamedTuple):
     rate: float
 
 
+class _Trial:
+    """A test whether the throttled share doubles at the old rate.
+
+    This is Wald's sequential probability ratio test: its result is as certain as that of a test of
+    fixed length, with half as many responses.
+    """
+
+    def __init__(self, rate: float, share: float, now: float) -> None:
+        self.rate = rate
+        self.share = share
+        self.responses = 0
+        self.throttled = 0
+        self._ends = now + _TRIAL_MAX
+
+    @property
+    def _odds(self) -> float:
+        """The logarithm of the odds that the share has grown."""
+        growth = (_UNCHANGED - 1.0) * self.share * self.responses
+        return self.throttled * math.log(_UNCHANGED) - growth
+
+    @property
+    def has_grown(self) -> bool:
+        """True if the share is more likely to have grown than not."""
+        return self._odds > 0.0
+
+    def is_decided(self, now: float) -> bool:
+        """Return True if one result is much more likely, or the time is over."""
+        return abs(self._odds) >= _ODDS or now >= self._ends
+
+
+class _Hold:
+    """The time in which throttling up to a share is no reason to slow down."""
+
+    def __init__(self, share: float, expires: float) -> None:
+        self._share = share
+        self._expires = expires
+        self.responses = 0
+        self.throttled = 0
+
+    def covers(self, now: float) -> bool:
+        """Return True if recent throttling is within the share."""
+        if now >= self._expires:
+            return False
+        expected = self._share * self.responses
+        deviation = math.sqrt(expected * (1.0 - self._share))
+        # If not, there is a rate limit as well.
+        is_covered = self.throttled <= expected + _DEVIATIONS * deviation + 1.0
+        if not is_covered or self.responses >= _WINDOW:
+            self.responses = self.throttled = 0
+        return is_covered
+
+
 class RefusalBaseline:
     """The share of attempts that the server throttles at any request rate.
 
     Two comparisons find it. If the rate is halved and the throttled share does not change, the rate
     may not be its cause. Then the old rate is restored for a trial. If the share does not grow, it
-    is the baseline: for a while, throttling up to it is no reason to slow down.
+    is held for the baseline: for a while, throttling up to it is no reason to slow down.
 
     A client with a small part of the load cannot change the share by slowing down either. But the
     load of others throttles in bursts, and a client that doubles its rate adds to it.
@@ -72,29 +126,40 @@ class RefusalBaseline:
 
     def __init__(self) -> None:
         self._successes = 0
-        self._throttled = 0
         self._last_throttled = 0
         self._before: list[_Throttled] = []
         self._after: deque[_Throttled] = deque()
         self._rate_before = self._rate = 0.0
-        self._is_trial = False
+        self._trial: _Trial | None = None
         self._next_trial = -math.inf
         self._apart = _TRIALS_APART_MIN
-        self._window_start = (0, 0)
-        self._share = 0.0
-        self._expires = -math.inf
-        self._hold = _HOLD_MIN
+        self._hold: _Hold | None = None
+        self._hold_seconds = _HOLD_MIN
 
-    def on_success(self) -> None:
-        """Record a response that was not throttled."""
+    def on_success(self, now: float) -> Restored | None:
+        """Record a response that was not throttled; return the rate to restore if it ends a trial.
+
+        Without that, a trial would never end once nothing is throttled any more.
+        """
         self._successes += 1
+        if self._hold is not None:
+            self._hold.responses += 1
+        trial = self._trial
+        if trial is None:
+            return None
+        trial.responses += 1
+        is_passed = not trial.has_grown and trial.is_decided(now)
+        return self._pass_trial(trial, now) if is_passed else None
 
     def on_throttled(self, now: float) -> None:
         """Record a throttled response."""
-        self._throttled += 1
+        for each in (self._trial, self._hold):
+            if each is not None:
+                each.responses += 1
+                each.throttled += 1
         distance = self._successes - self._last_throttled + 1
         self._last_throttled = self._successes
-        if self._is_trial or not self._rate_before:
+        if self._trial is not None or not self._rate_before:
             # Those before the first step down are of a burst, or of a slow start.
             return
         throttled = _Throttled(now, distance, self._rate)
@@ -112,18 +177,9 @@ class RefusalBaseline:
 
     def covers(self, now: float) -> bool:
         """Return True if recent throttling is within the baseline, or a trial is undecided."""
-        if self._is_trial:
-            return abs(self._odds_of_growth()) < _ODDS
-        if now >= self._expires:
-            return False
-        responses, throttled = self._recent()
-        expected = self._share * responses
-        deviation = math.sqrt(expected * (1.0 - self._share))
-        # If not, there is a rate limit as well.
-        is_covered = throttled <= expected + _DEVIATIONS * deviation + 1.0
-        if not is_covered or responses >= _WINDOW:
-            self._begin_window()
-        return is_covered
+        if self._trial is not None:
+            return not self._trial.is_decided(now)
+        return self._hold is not None and self._hold.covers(now)
 
     @property
     def plateau(self) -> float:
@@ -139,8 +195,8 @@ class RefusalBaseline:
         Returns:
             The rate to restore instead of the step, or None.
         """
-        if self._is_trial:
-            return self._end_trial(now)
+        if self._trial is not None:
+            return self._end_trial(self._trial, now)
         self._rate = rate
         self._rate_before = self._rate_before or rate
         after = self._after
@@ -155,7 +211,10 @@ class RefusalBaseline:
             if not _is_random(self._before, after):
                 self._compare_from(after[0].rate)
             elif now >= self._next_trial:
-                return self._begin_trial(2.0 / (distance_before + distance_after))
+                self._hold = None
+                share = 2.0 / (distance_before + distance_after)
+                self._trial = _Trial(self._rate_before, share, now)
+                return Restored(self._rate_before, is_trial=True)
         return None
 
     def _compare_from(self, rate: float) -> None:
@@ -164,48 +223,28 @@ class RefusalBaseline:
         self._before = list(self._after)
         self._after.clear()
 
-    def _begin_trial(self, share: float) -> Restored:
-        self._is_trial = True
-        self._share = share
-        self._begin_window()
-        return Restored(self._rate_before, is_trial=True)
+    def _end_trial(self, trial: _Trial, now: float) -> Restored | None:
+        if not trial.has_grown:
+            return self._pass_trial(trial, now)
+        self._begin_anew()
+        self._next_trial = now + self._apart
+        self._apart = min(2 * self._apart, _TRIALS_APART_MAX)
+        return None
 
-    def _odds_of_growth(self) -> float:
-        """Return the logarithm of the odds that the trial has multiplied the share.
-
-        This is Wald's sequential probability ratio test: its result is as certain as that of a test
-        of fixed length, with half as many responses.
-        """
-        responses, throttled = self._recent()
-        growth = (_UNCHANGED - 1.0) * self._share * responses
-        return throttled * math.log(_UNCHANGED) - growth
-
-    def _end_trial(self, now: float) -> Restored | None:
-        has_grown = self._odds_of_growth() > 0.0
-        responses, throttled = self._recent()
+    def _pass_trial(self, trial: _Trial, now: float) -> Restored:
         groups = len(self._before) + len(self._after)
-        self._share = (groups + throttled) / (groups / self._share + responses)
-        rate, self._rate_before = self._rate_before, 0.0
+        share = (groups + trial.throttled) / (groups / trial.share + trial.responses)
+        self._hold = _Hold(share, now + self._hold_seconds)
+        self._hold_seconds = min(2 * self._hold_seconds, _HOLD_MAX)
+        self._apart = _TRIALS_APART_MIN
+        self._begin_anew()
+        return Restored(trial.rate, is_trial=False)
+
+    def _begin_anew(self) -> None:
+        self._trial = None
+        self._rate_before = 0.0
         self._before.clear()
         self._after.clear()
-        self._is_trial = False
-        if has_grown:
-            self._next_trial = now + self._apart
-            self._apart = min(2 * self._apart, _TRIALS_APART_MAX)
-            return None
-        self._begin_window()
-        self._expires = now + self._hold
-        self._apart, self._hold = _TRIALS_APART_MIN, min(2 * self._hold, _HOLD_MAX)
-        return Restored(rate, is_trial=False)
-
-    def _begin_window(self) -> None:
-        self._window_start = self._successes, self._throttled
-
-    def _recent(self) -> tuple[int, int]:
-        """Return the responses in the window, and how many of them were throttled."""
-        successes, throttled = self._window_start
-        throttled = self._throttled - throttled
-        return self._successes - successes + throttled, throttled
 
 
 def _mean_distance(group: Collection[_Throttled]) -> float:

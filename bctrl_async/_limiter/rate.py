@@ -119,7 +119,9 @@ class AdaptiveRate:
         if self.is_probed:
             self._end_pause(now)
         self._deliveries.append(now)
-        self._baseline.on_success()
+        restored = self._baseline.on_success(now)
+        if restored is not None:
+            self._restore(restored, now)
         if self.is_throttled:
             self._window += 1.0 / self._window
 
