@@ -581,6 +581,8 @@ class TestKey:
             (f"print('{SECRET}'); exit(3)", "it failed with exit code 3"),
             ("print()", "it printed nothing"),
             (f"print('{SECRET}', flush=True); import time; time.sleep(60)", "it took more than "),
+            # Fault: all of it was kept in memory.
+            (f"while True: print('{SECRET}' * 1000)", "it printed more than 64 KiB"),
         ],
     )
     async def test_a_command_that_fails_is_one_error_without_its_output(
@@ -591,7 +593,7 @@ class TestKey:
         code: str,
         said: str,
     ) -> None:
-        # Long enough for the other two to start.
+        # Long enough for the others to start.
         monkeypatch.setattr(_api_key, "_COMMAND_TIMEOUT", 2.0)
         config.write(f'[profiles.x]\napi_key_command = ["{sys.executable}", "-c", "{code}"]\n')
         exit_code, out, err = await command("list", "--profile", "x", "ws")

@@ -2,8 +2,10 @@
 
 import os
 import subprocess
+import time
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from threading import Thread
+from typing import IO, NamedTuple, NoReturn
 
 from bctrl_async import BctrlConfigError
 from bctrl_async.cli._profiles import Profile
@@ -11,6 +13,8 @@ from bctrl_async.cli._profiles import Profile
 VARIABLE = "BCTRL_API_KEY"
 URL_VARIABLE = "BCTRL_BASE_URL"
 _COMMAND_TIMEOUT = 60.0
+_MAX_OUTPUT = 65536
+"""Bytes; a key and what password managers print below it take much less."""
 
 
 class KeySource(NamedTuple):
@@ -44,25 +48,55 @@ class KeySource(NamedTuple):
         try:
             # Not with our stdin, which may have targets. It shares our stderr, so that it can say
             # what is wrong, or ask to touch a security key.
-            done = subprocess.run(  # noqa: S603 - the user's own command.
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                timeout=_COMMAND_TIMEOUT,
-                check=False,
+            process = subprocess.Popen(  # noqa: S603 - the user's own command.
+                self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
             )
         except OSError as error:
             self._fail(f"it cannot be run: {error.strerror}")
+        try:
+            printed = _read(process)
         except subprocess.TimeoutExpired:
             self._fail(f"it took more than {_COMMAND_TIMEOUT:g} s")
-        if done.returncode:
-            self._fail(f"it failed with exit code {done.returncode}")
+        finally:
+            process.kill()
+            process.wait()
+        if len(printed) > _MAX_OUTPUT:
+            self._fail(f"it printed more than {_MAX_OUTPUT // 1024} KiB")
+        if process.returncode:
+            self._fail(f"it failed with exit code {process.returncode}")
         # Password managers print further fields below the password.
-        return done.stdout.decode(errors="replace").strip().partition("\n")[0].strip()
+        return printed.decode(errors="replace").strip().partition("\n")[0].strip()
 
     def _fail(self, problem: str) -> NoReturn:
         # The cause would have the output of the command.
         raise BctrlConfigError(f"no API key from {self}: {problem}") from None
+
+
+def _read(process: subprocess.Popen[bytes]) -> bytes:
+    """Return what a command prints, and wait for its end unless it prints too much.
+
+    Raises:
+        subprocess.TimeoutExpired: It takes too long.
+    """
+    ends = time.monotonic() + _COMMAND_TIMEOUT
+    printed: list[bytes] = []
+
+    def read(stdout: IO[bytes]) -> None:
+        with stdout:
+            printed.append(stdout.read(_MAX_OUTPUT + 1))
+            if len(printed[0]) > _MAX_OUTPUT:
+                # Before the pipe is closed, of which the command would complain.
+                process.kill()
+
+    # A thread: a read of a pipe has no timeout, and a child of the command may keep it open.
+    reader = Thread(target=read, args=(process.stdout,), daemon=True)
+    reader.start()
+    reader.join(_COMMAND_TIMEOUT)
+    if not printed:
+        raise subprocess.TimeoutExpired(process.args, _COMMAND_TIMEOUT)
+    if len(printed[0]) <= _MAX_OUTPUT:
+        process.wait(max(ends - time.monotonic(), 0.0))
+    return printed[0]
 
 
 def find_key(profile: Profile, url_origin: str) -> KeySource:
