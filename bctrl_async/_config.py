@@ -84,7 +84,7 @@ def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
             a fragment, or would send the key unencrypted.
     """
     name = "BCTRL_BASE_URL" if given is None else "base_url"
-    text = given if given is not None else os.environ.get("BCTRL_BASE_URL") or DEFAULT_BASE_URL
+    text = given if given is not None else os.environ.get("BCTRL_BASE_URL", DEFAULT_BASE_URL)
     try:
         url = URL(text)
         well_formed = url.scheme in {"http", "https"} and bool(url.host) and url.port is not None

@@ -2191,6 +2191,8 @@ async def test_a_usage_error_is_one_line_on_stderr(command: Command, args: str, 
         ("BCTRL_API_KEY", "", "no API key: set BCTRL_API_KEY"),
         ("BCTRL_API_KEY", "two words", "invalid API key from BCTRL_API_KEY. Expected "),
         ("BCTRL_BASE_URL", "nosuch", "invalid BCTRL_BASE_URL: expected scheme and "),
+        # Fault: it was taken for unset, and the requests went to the public API.
+        ("BCTRL_BASE_URL", "", "invalid BCTRL_BASE_URL: expected scheme and "),
     ],
 )
 async def test_an_error_about_the_environment_names_the_variable(

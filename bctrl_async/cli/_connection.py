@@ -1,6 +1,7 @@
 """The options of the connection, which several commands share, and the session made from them."""
 
 import inspect
+import os
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -317,6 +318,9 @@ def _apply_profile(
         source = context.get_parameter_source(name)
         is_variable = source is not None and source.name == "ENVIRONMENT"
         is_given = source is not None and source.name == "COMMANDLINE"
+        if name == "base_url" and not is_given and os.environ.get(URL_VARIABLE) == "":
+            # click takes it for unset, which would stop runtimes of the public API.
+            values[name], is_variable = "", True
         if not is_given and not (is_variable and not profile.is_named):
             if name in profile.options:
                 values[name] = context.params[name] = profile.options[name]
