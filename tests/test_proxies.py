@@ -257,7 +257,7 @@ class TestTlsContext:
                     assert caught.value.attempts == 1
                 assert session.stats.attempts == 2
 
-    async def test_with_it_a_bulk_stop_ends_at_once_and_nothing_is_sent(
+    async def test_with_it_a_bulk_stop_ends_early_and_nothing_is_sent(
         self, emulator: Emulator
     ) -> None:
         targets = [("ws-1", f"r{number}") for number in range(1000)]
@@ -267,8 +267,8 @@ class TestTlsContext:
         ):
             report = await session.stop_runtimes(targets, concurrency=10)
         assert report.counts == {StopResult.NOT_SENT: 1000}
-        # One for each worker, and the canary.
-        assert session.stats.attempts <= 10 + 1
+        # One for each worker, two canaries, and a new target or probe meanwhile.
+        assert session.stats.attempts <= 10 + 5
         assert "Check the host; if its CA is a private one, trust that" in str(report.ended_early)
 
     async def test_a_handshake_that_is_reset_is_retried(self) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from bctrl_async import _config
-from bctrl_async._http.failures import is_untrusted
 from bctrl_async.errors import (
     THROTTLED,
     BctrlApiError,
@@ -38,8 +37,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     or 503 costs `patience` instead: nothing was done, the server is busy. The delay after the nth
     failure is random between 0 and the smaller of `cap` and `base * 2**(n-1)` seconds, and never
     shorter than Retry-After; of one of more than a minute, a probe may end it early. In an outage
-    of the server, a bulk stop waits and probes it, and no failure counts. A connection whose
-    certificate is not trusted is not tried again.
+    of the server, a bulk stop waits and probes it, and no failure counts. A single call
+    is not retried if the certificate of the server is not trusted; nor is a bulk stop that the
+    server has never answered.
 
     Args:
         attempts: Attempts that may fail, from 1; 429 and 503 do not count. For a single attempt,
@@ -241,7 +241,7 @@ def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = F
     """
     if isinstance(error, BctrlApiError):
         return error.status in statuses
-    if not isinstance(error, BctrlNetworkError) or is_untrusted(error):
+    if not isinstance(error, BctrlNetworkError):
         return False
     # A status means that a stop was answered; retrying it would report a conflict. A GET may be
     # repeated for the rest of its answer.

@@ -18,6 +18,7 @@ from bctrl_async._calls.cancellation import is_cancelled
 from bctrl_async._calls.observing import extra_headers, notify
 from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._http import transport
+from bctrl_async._http.failures import is_untrusted
 from bctrl_async._http.pool import Pool
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.errors import (
@@ -175,7 +176,7 @@ class Sender:
                 if self.closed and ended.status in THROTTLED:
                     # Nothing was done: it fails as a call that waits for a slot.
                     raise session_closed() from ended
-                if self.closed or not await self._wait_to_retry(call):
+                if self.closed or not await self._wait_to_retry(call, ended):
                     raise ended
                 http = self.open_pool()
                 await self.limiter.acquire(
@@ -201,10 +202,11 @@ class Sender:
             call.retries = RetryState(call.policy, self._quota, reads=not call.operation.stops)
         call.retries.record(error)
 
-    def _wait_to_retry(self, call: Call[_T]) -> Awaitable[bool]:
+    async def _wait_to_retry(self, call: Call[_T], failure: BctrlError) -> bool:
         if call.wait_to_retry is not None:
-            return call.wait_to_retry(call)
-        return call.back_off(self.limiter)
+            return await call.wait_to_retry(call)
+        # Without other calls, nothing suggests that another attempt meets another certificate.
+        return not is_untrusted(failure) and await call.back_off(self.limiter)
 
     def _attempt(
         self, call: Call[_T], http: aiohttp.ClientSession, key: _config.Secret | None

@@ -118,10 +118,9 @@ class CircuitBreaker:
     def as_dead(self, error: BctrlError) -> BctrlNetworkError:
         """Return the error of a run whose server is given up, from that of one target."""
         if self.has_answered:
-            return BctrlNetworkError(
-                f"the server answers no more: {error.summary}",
-                advice="Run it again once the server is back",
-            )
+            # An outage may pass; somebody must renew or trust a certificate.
+            advice = error.advice if is_untrusted(error) else "Run it again once the server is back"
+            return BctrlNetworkError(f"the server answers no more: {error.summary}", advice=advice)
         return BctrlNetworkError(
             f"the server does not answer: {error.summary}", advice=error.advice
         )
@@ -149,9 +148,7 @@ class CircuitBreaker:
             if await self._ask_canary(call, failed_at) or self._is_up_since(failed_at):
                 break
             self._open(failed_at)
-            # A certificate does not change within seconds.
-            self.gave_up = is_untrusted(failure)
-            if self.gave_up or self._gives_up():
+            if self._gives_up(failure):
                 return False
             await self._sender.limiter.sleep(probe_delay(self._policy, self._unanswered))
             if self._is_due() and not self._is_up_since(failed_at):
@@ -192,11 +189,14 @@ class CircuitBreaker:
             self._outage = failed_at, self._outage[1]
             self._probers = self._failures = self._unanswered = 1
 
-    def _gives_up(self) -> bool:
-        """Return True to give up the probe, and perhaps the server with it."""
+    def _gives_up(self, failure: BctrlError) -> bool:
+        """Return True to give up the probe after its last failure, and perhaps the server."""
         if not self.has_answered:
+            # A certificate is not expected to change. Only if others are answered, one of several
+            # machines may have it, or a proxy that reloads.
+            failed = self._failures >= self._policy.attempts or is_untrusted(failure)
             # While it has requests to answer, the server may be slow and not dead.
-            enough = self._failures >= self._policy.attempts and not self._in_flight()
+            enough = failed and not self._in_flight()
             self.gave_up = enough and self._probers > 1
             return enough
         now = _now()
