@@ -525,13 +525,34 @@ class TestInvalidTargets:
             def __iter__(self) -> Iterator[str]:
                 raise error("detached")
 
+        class Incomparable(type):
+            """A metaclass whose classes can be neither compared nor named."""
+
+            def __eq__(cls, _: object) -> bool:
+                raise error("detached")
+
+            def __hash__(cls) -> int:
+                raise error("detached")
+
+            @property
+            def __name__(cls) -> str:
+                raise error("detached")
+
+        class Odd(metaclass=Incomparable):
+            pass
+
+        class Unnamed(Lazy, metaclass=Incomparable):
+            pass
+
+        items = [Detached(), Lazy(), Odd(), Unnamed(), (Odd(), "x"), ("ws-1", Unnamed())]
         report = await session.stop_runtimes(
-            [("ws-1", "a"), Detached(), Lazy(), ("ws-1", "b")],  # type: ignore[list-item]
+            [("ws-1", "a"), *items, ("ws-1", "b")],  # type: ignore[list-item]
             concurrency=1,
         )
         gc.collect()  # A crashed worker warns when it is collected, so collect it in this test.
 
-        assert report.total == report.counts.total() == 4
+        assert report.total == report.counts.total() == 2 + len(items)
+        assert report.counts[StopResult.REJECTED] == len(items)
         assert runtimes.received == {("ws-1", "a"): 1, ("ws-1", "b"): 1}
 
 

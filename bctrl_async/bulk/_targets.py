@@ -218,9 +218,11 @@ def as_target(item: object) -> RuntimeRef:
         workspace_id, alias = item
         if type(workspace_id) is str and type(alias) is str:
             return item if type(item) is RuntimeRef else RuntimeRef(workspace_id, alias)
-    match _parts(item):
-        case (str() | UUID() as workspace_id, str() as alias):
-            return RuntimeRef(plain_text(workspace_id), plain_text(alias))
+    # A value may be a proxy, which raises when its class is read.
+    with suppress(Exception, asyncio.CancelledError):
+        match _parts(item):
+            case (str() | UUID() as workspace_id, str() as alias):
+                return RuntimeRef(plain_text(workspace_id), plain_text(alias))
     if type(item) is BctrlResponseError:
         raise item
     cause = cast("ValueError", item) if issubclass(type(item), ValueError) else None
@@ -266,15 +268,22 @@ def _reason(item: object, cause: ValueError | None) -> str:
 
 def _kind(item: object) -> str:
     """Return the type of an item, and of the values in a short tuple or list."""
-    if type(item) in {tuple, list}:
+    # By identity: a metaclass may raise in `__eq__` or `__hash__`.
+    if type(item) is tuple or type(item) is list:
         values = cast("Sequence[object]", item)
         if len(values) <= _MAX_TYPES:
-            return f"({', '.join(type(value).__name__ for value in values)})"
-    return "a string" if issubclass(type(item), str) else type(item).__name__
+            return f"({', '.join(map(_type_name, values))})"
+    return "a string" if issubclass(type(item), str) else _type_name(item)
+
+
+def _type_name(value: object) -> str:
+    # Not by the attribute: a metaclass may raise there.
+    name: str = type.__dict__["__name__"].__get__(type(value))
+    return name
 
 
 def _shown(value: object) -> str:
     try:
         return quote(value)
     except (Exception, asyncio.CancelledError):  # noqa: BLE001 - a proxy may raise anything.
-        return f"<{type(value).__name__}>"
+        return f"<{_type_name(value)}>"
