@@ -114,7 +114,8 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         error: The error that explains the result, or None.
         attempts: The number of stop requests started; polls are not counted.
         elapsed: Seconds from reading the target to this outcome.
-        at: The time at which the outcome became known, in UTC; after polls that of the last one.
+        at: The time at which the outcome became known, in UTC; after polls, that of the last
+            successful one.
         resumed: True if the outcome comes from an earlier run's journal.
         duplicate: True if the target was in the input before. The outcome repeats the first one,
             without another request; `attempts` is 0, and `runtime` is None if it is stopped.

@@ -83,6 +83,16 @@ class TestStreamed:
             batch.abort()
         assert batch.retrying == {}
 
+    async def test_an_attempt_in_flight_does_not_wait_to_be_retried(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = add_runtimes(emulator, 1)
+        emulator.inject(Fault.SERVER_ERROR, Fault.HANG)
+        async with session.stop_runtimes(targets, retry=RetryPolicy(base=0.001)) as batch:
+            await wait_for_requests(emulator, 2)
+            assert (batch.in_flight, batch.retrying) == (1, {})
+            batch.abort()
+
     async def test_it_is_known_for_how_long_the_server_has_asked_to_wait(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:

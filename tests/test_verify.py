@@ -296,6 +296,50 @@ class TestPolling:
         simulation.stop()
         assert [(each.result, each.at) for each in simulation.outcomes] == [(result, polled)]
 
+    def test_an_abort_does_not_count_as_a_poll(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: the time of the outcome was that of the abort."""
+        polled: list[datetime] = []
+
+        def advance() -> datetime:
+            polled.append(datetime(2126, 1, 1 + len(polled), tzinfo=UTC))
+            return polled[-1]
+
+        monkeypatch.setattr(_verify, "now", advance)
+        simulation = simulate(active_until(10_000))
+
+        async def main(session: BctrlSession) -> None:
+            async with session.stop_runtimes([("ws-1", "r0")], verify=True) as batch:
+                while len(polled) < 2:
+                    await asyncio.sleep(0.01)
+                batch.abort()
+                simulation.outcomes.extend([outcome async for outcome in batch])
+
+        simulation.run(main)
+        [outcome] = simulation.outcomes
+        assert (outcome.result, outcome.at) == (ACCEPTED, datetime(2126, 1, 2, tzinfo=UTC))
+        assert len(polled) == 2
+
+    def test_a_poll_does_not_wait_to_be_retried(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_verify, "_MAX_POLLERS", 0)
+        simulation = simulate(
+            lambda _, name: (
+                runtime("active") if name == "stop" else BctrlServerError("500", status=500)
+            )
+        )
+
+        async def main(session: BctrlSession) -> None:
+            async with session.stop_runtimes([("ws-1", "r0")], verify=True) as batch:
+                while simulation.requests["get"] < 3:
+                    await asyncio.sleep(0.01)
+                    assert batch.retrying == {}
+                batch.abort()
+
+        simulation.run(main)
+
     def test_an_unsettled_outcome_has_the_runtime_as_last_polled(self, simulate: Simulate) -> None:
         """Fault: a poll shows that the runtime is active, and the outcome does not say so."""
         simulation = simulate(

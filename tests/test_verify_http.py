@@ -13,10 +13,11 @@ from bctrl_async import (
     BctrlError,
     BctrlSession,
     RetryPolicy,
+    StopBatch,
     StopOutcome,
     StopResult,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.journal import Journal
 
 STOPPED, ACCEPTED, UNKNOWN = StopResult.STOPPED, StopResult.ACCEPTED, StopResult.UNKNOWN
@@ -111,6 +112,34 @@ class TestOnRealSockets:
         assert resumed.resumed
         assert resumed.elapsed == pytest.approx(stopped.elapsed, abs=1e-5)
         assert verified.elapsed >= 0.05
+
+    async def test_the_time_of_a_resumed_outcome_is_its_own_until_a_poll_settles_it(
+        self, emulator: Emulator, connect: Connect, tmp_path: Path
+    ) -> None:
+        emulator.inject(Fault.ACCEPTED)
+        active = {**emulator.runtimes["ws-1", "crm"], "status": "active"}
+        emulator.inject(Reply(200, json=active), Fault.HANG, method="GET")
+        outcomes: list[StopOutcome] = []
+        async with connect(retry=RetryPolicy(base=0.001)) as session:
+
+            def resume(*, verify: bool) -> StopBatch:
+                return session.stop_runtimes(
+                    [("ws-1", "crm")],
+                    journal=tmp_path / "journal.jsonl",
+                    on_outcome=outcomes.append,
+                    verify=verify,
+                )
+
+            await resume(verify=False)
+            async with resume(verify=True) as batch:
+                await wait_for_requests(emulator, 3)
+                batch.abort()
+            await resume(verify=True)
+        stopped, unsettled, settled = outcomes
+        assert (unsettled.result, unsettled.resumed) == (ACCEPTED, True)
+        assert unsettled.runtime is not None
+        assert (unsettled.at, settled.result) == (stopped.at, STOPPED)
+        assert stopped.at < settled.at
 
     async def test_a_journal_error_during_the_last_polls_is_reported(
         self, emulator: Emulator, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

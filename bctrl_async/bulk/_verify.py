@@ -190,9 +190,7 @@ class Verifier:
             self.polling -= 1
             if not pending.outcome.resumed:
                 elapsed = time.monotonic() - pending.began
-                pending.outcome = msgspec.structs.replace(
-                    pending.outcome, elapsed=elapsed, at=now()
-                )
+                pending.outcome = msgspec.structs.replace(pending.outcome, elapsed=elapsed)
             self._record(pending)
         return pending.outcome
 
@@ -213,7 +211,9 @@ class Verifier:
             if (settled := outcome_after_poll(pending.outcome, polled)) is not None:
                 return settled
             if isinstance(polled, Runtime):
-                pending.outcome = msgspec.structs.replace(pending.outcome, runtime=polled)
+                # The journal keeps the time of an outcome that the poll has not changed.
+                at = pending.outcome.at if pending.outcome.resumed else now()
+                pending.outcome = msgspec.structs.replace(pending.outcome, runtime=polled, at=at)
             if pending.outcome.result is StopResult.UNKNOWN and not _is_throttled(polled):
                 schedule.end_by(loop.time() + _UNCONFIRMED_PATIENCE)
         return None
