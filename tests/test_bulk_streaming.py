@@ -106,6 +106,17 @@ class TestStreamed:
             assert batch.retry_after == 0.0
             assert (await anext(batch)).result is STOPPED
 
+    def test_it_can_be_read_outside_a_loop(self) -> None:
+        """Fault: it raised a RuntimeError."""
+
+        async def run() -> StopBatch:
+            async with BctrlSession("key") as session:
+                batch = session.stop_runtimes([])
+                await batch
+            return batch
+
+        assert asyncio.run(run()).retry_after == 0.0
+
     async def test_progress_can_be_read_during_the_run(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:

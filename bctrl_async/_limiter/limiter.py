@@ -100,9 +100,12 @@ class Limiter:
 
     @property
     def retry_after(self) -> float:
-        """The seconds for which the server has asked to wait; 0 if it has not."""
-        ends = self._rate.retry_after_ends
-        return max(ends - asyncio.get_running_loop().time(), 0.0)
+        """The seconds for which the server asked to wait; 0 if it did not, or outside a loop."""
+        try:
+            now = asyncio.get_running_loop().time()
+        except RuntimeError:
+            return 0.0
+        return max(self._rate.retry_after_ends - now, 0.0)
 
     def acquire_nowait(self) -> bool:
         """Acquire a slot without waiting; return False if that is not possible."""
