@@ -19,11 +19,11 @@ from bctrl_async.stats import SessionStats
 class Session:
     """The attribute of a session that a description reads."""
 
-    def __init__(self, attempts: int, in_flight: int, **failed: int) -> None:
+    def __init__(self, attempts: int, in_flight: int, succeeded: int = 0, **failed: int) -> None:
         self.stats = SessionStats(
             attempts=attempts,
             retries=0,
-            succeeded=0,
+            succeeded=succeeded,
             failed={name.lstrip("_"): count for name, count in failed.items()},
             cancelled=0,
             in_flight=in_flight,
@@ -40,12 +40,14 @@ class Session:
             Session(2, 1, BctrlTimeoutError=1),
             "Waiting for an answer, attempt 2 after no answer",
         ),
-        (Session(5, 1, _500=1, _429=3), "Waiting for an answer, attempt 5 after 429"),
+        (Session(5, 1, _429=4), "Waiting for an answer, attempt 5 after 429"),
+        (Session(5, 1, _500=1, _429=3), "Waiting for an answer, 4 failed attempts so far"),
+        (Session(40, 1, 38, _500=1), "Waiting for an answer, 1 failed attempt so far"),
         (Session(4, 0, _429=4), "Waiting to retry after 429"),
         (Session(1, 0, BctrlNetworkError=1), "Waiting to retry after no answer"),
     ],
 )
-def test_it_says_what_came_of_the_last_attempt(session: Session, text: str) -> None:
+def test_it_says_what_came_of_the_last_attempt_if_known(session: Session, text: str) -> None:
     assert describe_read(cast("BctrlSession", session)) == text
 
 

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from bctrl_async import BctrlSession
+from bctrl_async.cli._format import pluralize
 from bctrl_async.cli._output import Output
 
 _SHOW_AFTER, _REFRESH_EVERY = 2.0, 0.2
@@ -50,10 +51,14 @@ async def show_waiting(output: Output, describe: Callable[[], str]) -> AsyncIter
 
 
 def describe_read(session: BctrlSession) -> str:
-    """Describe what the only call of a session waits for."""
+    """Describe what the call of a session waits for; a listing makes one for each page."""
     stats = session.stats
-    reason = next(reversed(stats.failed), "")
-    after = f" after {reason if reason.isdecimal() else 'no answer'}" if reason else ""
-    if not stats.in_flight and reason:
-        return f"Waiting to retry{after}"
-    return f"Waiting for an answer{after and f', attempt {stats.attempts}{after}'}"
+    if not stats.failed:
+        return "Waiting for an answer"
+    doing = "Waiting for an answer" if stats.in_flight else "Waiting to retry"
+    if stats.succeeded or len(stats.failed) > 1:
+        # Neither the attempts of this page nor the last failure is known.
+        return f"{doing}, {pluralize(sum(stats.failed.values()), 'failed attempt')} so far"
+    [reason] = stats.failed
+    attempt = f", attempt {stats.attempts}" if stats.in_flight else ""
+    return f"{doing}{attempt} after {reason if reason.isdecimal() else 'no answer'}"
