@@ -345,6 +345,7 @@ class TestRedirects:
             ("stop --from - < X >> X", "stdout and --from are the same file"),
             ("stop --journal X ws a 2>> X", "stderr and --journal are the same file: X"),
             ("stop --from X --journal Y 2>> X", "stderr and --from are the same file: X"),
+            ("stop --from X --all 2>> X", "stderr and --from are the same file: X"),
             ("report X >> X", "stdout and JOURNAL are the same file: X"),
             ("report Y X >> X", "stdout and JOURNAL are the same file: X"),
             ("report Y --from X >> X", "stdout and --from are the same file: X"),
@@ -361,6 +362,26 @@ class TestRedirects:
         message = f"bctrl-async: error: {problem}. Redirect {stream} to another file\n"
         assert (code, out + err) == (2, message)
         assert content(path) == before
+        assert emulator.requests == []
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "stop --from X >> X 2>&1",
+            "stop --journal X ws a >> X 2>> X",
+            "stop --from X --journal Y >> X 2>> Y",
+            "report X >> X 2>&1",
+            "journal show X >> X 2>&1",
+        ],
+    )
+    async def test_without_a_stream_for_the_error_only_the_exit_code_tells_of_it(
+        self, path: Path, emulator: Emulator, command: str
+    ) -> None:
+        """Fault: the error itself was appended to the file."""
+        path = path.with_name("X")
+        before, other = write(path, entry("a")), write(path.with_name("Y"), entry("a"))
+        assert await self.run(command, path) == (2, "", "")
+        assert (content(path), content(path.with_name("Y"))) == (before, other)
         assert emulator.requests == []
 
     async def test_a_journal_that_the_shell_has_emptied_is_named_and_nothing_is_sent(

@@ -535,7 +535,7 @@ class TestInvalidTargets:
                 raise error("detached")
 
             @property
-            def __name__(cls) -> str:
+            def __name__(cls) -> str:  # type: ignore[override]
                 raise error("detached")
 
         class Odd(metaclass=Incomparable):

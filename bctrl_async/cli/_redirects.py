@@ -22,18 +22,24 @@ def check_redirects(files: Iterable[tuple[str, str | None]]) -> None:
         BctrlConfigError: One of them does.
     """
     given = [(option, path, found) for option, path in files if (found := _status(path))]
-    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
-        status = _status_of(stream)
-        for option, path, found in given:
-            # A pipe or a device has no content to damage.
-            if status and stat.S_ISREG(status.st_mode) and os.path.samestat(status, found):
-                if name == "stderr":
-                    # The error itself would damage the file.
-                    sys.stderr = sys.stdout
-                raise BctrlConfigError(
-                    f"{name} and {option} are the same file{'' if path == '-' else f': {path}'}",
-                    advice=f"Redirect {name} to another file",
-                )
+    problems = {
+        name: f"{name} and {option} are the same file{'' if path == '-' else f': {path}'}"
+        for name, stream in (("stderr", sys.stderr), ("stdout", sys.stdout))
+        for option, path, found in given
+        if _is_file(_status_of(stream), found)
+    }
+    if not problems:
+        return
+    # The error itself would damage the file.
+    if "stderr" in problems:
+        sys.stderr = None if "stdout" in problems else sys.stdout
+    name, problem = problems.popitem()
+    raise BctrlConfigError(problem, advice=f"Redirect {name} to another file")
+
+
+def _is_file(status: os.stat_result | None, found: os.stat_result) -> bool:
+    # A pipe or a device has no content to damage.
+    return status is not None and stat.S_ISREG(status.st_mode) and os.path.samestat(status, found)
 
 
 def _status(path: str | None) -> os.stat_result | None:

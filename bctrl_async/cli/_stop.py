@@ -192,8 +192,9 @@ def stop(
     error, 75 the journal is in use: try later, 130 interrupted.
     """
     file = single_file(context, files)
-    _check_usage(context, connection)
+    # First, since a usage error would be written into the file.
     check_redirects([("--from", file), ("--journal", journal)])
+    _check_usage(context, connection)
     asks = everything and not (yes or dry_run)
     if asks and not can_prompt():
         context.fail("cannot ask for confirmation without a terminal: add --yes")
