@@ -18,7 +18,7 @@ from bctrl_async import BctrlTimeoutError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._redirects import check_redirects
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
-from bctrl_async.journal._format import entry_line, header_line
+from bctrl_async.journal._format import Mark, entry_line, header_line, mark_line
 
 SERVER = "https://api.test/v1"
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
@@ -137,6 +137,19 @@ class TestShow:
 
         assert found["complete"] == "yes, the last run read its whole input and had no failures"
         assert found["pending"] == "1: 1 not_found"
+
+    async def test_a_complete_run_may_have_left_runtimes_running(
+        self, command: Command, path: Path
+    ) -> None:
+        """Fault: it "had no failures", also if Ctrl-C ended it while it polled them."""
+        mark = mark_line(Mark(STARTED + timedelta(seconds=2)))
+        write(path, entry("a", StopResult.ACCEPTED), entry("b"), mark)
+
+        found = rows((await command("journal", "show", path))[1])
+
+        assert found["complete"] == (
+            "yes, the last run read its whole input and left 1 that may still be running"
+        )
 
     async def test_a_journal_in_use_is_shown_and_stays_as_it_is(
         self, command: Command, path: Path

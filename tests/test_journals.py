@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ from bctrl_async import (
     Runtime,
     RuntimeKind,
     RuntimeRef,
+    RuntimeState,
     RuntimeStatus,
     StopOutcome,
     StopResult,
@@ -223,7 +225,6 @@ class TestTwoJournals:
         first = outcome(result=StopResult.STOPPED, after=1)
         assert merge(first, outcome(result=StopResult.ALREADY_STOPPED, after=2)).at == first.at
 
-    @pytest.mark.parametrize("after", [0, 2])
     @pytest.mark.parametrize(
         "known",
         [
@@ -233,14 +234,55 @@ class TestTwoJournals:
         ids=["failed", "gone"],
     )
     def test_an_accepted_stop_whose_runtime_has_ended_says_more_than_an_open_one(
-        self, known: dict[str, Runtime | BctrlError], after: float
+        self, known: dict[str, Runtime | BctrlError]
     ) -> None:
         """Fault: the first by time is kept, so a runtime that is gone is unknown."""
-        accepted, open_runtime = StopResult.ACCEPTED, runtime("active")
+        accepted, active = StopResult.ACCEPTED, runtime("active")
         ended = outcome(result=accepted, after=1, **known)  # type: ignore[arg-type]
-        assert merge(ended, outcome(result=accepted, after=after, runtime=open_runtime)).at == (
-            ended.at
+        assert merge(ended, outcome(result=accepted, after=0, runtime=active)).at == ended.at
+        assert merge(ended, outcome(result=accepted, after=2)).at == ended.at
+
+    @pytest.mark.parametrize("result", [StopResult.ACCEPTED, StopResult.UNKNOWN])
+    @pytest.mark.parametrize(
+        "known",
+        [{"result": StopResult.STOPPED}, {"result": StopResult.ACCEPTED, "runtime": "failed"}],
+        ids=["stopped", "failed"],
+    )
+    def test_one_that_runs_later_is_a_failure(
+        self, known: dict[str, str], result: StopResult
+    ) -> None:
+        """Fault: `stopped` was kept, and the report said that the runtime no longer runs."""
+        status = known.get("runtime")
+        ended = outcome(
+            result=StopResult(known["result"]),
+            after=1,
+            runtime=None if status is None else runtime(status),
         )
+        later = outcome(result=result, after=2, runtime=runtime("active"))
+        kept = merge(ended, later)
+        assert kept.at == later.at
+
+        report = read_journals(["0.jsonl", "1.jsonl"])
+        assert not report.ok
+        assert report.states == {RuntimeState.STILL_RUNNING: 1}
+        with pytest.raises(ExceptionGroup) as raised:
+            report.raise_for_failures()
+        assert str(raised.value.exceptions[0]) == (
+            "stop of 'a' in workspace 'ws': it still ran after another journal has it as no longer "
+            "running. Stop it again, with a new journal"
+        )
+
+    @pytest.mark.parametrize("afters", list(itertools.permutations([1, 2, 3])))
+    def test_one_that_is_stopped_after_that_is_not(self, afters: tuple[int, ...]) -> None:
+        for number, after in enumerate(afters):
+            if after == 2:
+                each = outcome(result=StopResult.ACCEPTED, after=2, runtime=runtime("active"))
+            else:
+                each = outcome(after=after)
+            write(str(number), each)
+        merged = merge_journals(["0", "1", "2"])
+        assert merged.outcomes[A].at == outcome(after=3).at
+        assert merged.report().ok
 
     def test_the_last_that_was_not_found_is_kept(self) -> None:
         last = outcome(result=StopResult.NOT_FOUND, after=2)

@@ -15,6 +15,7 @@ from bctrl_async.cli._output import Output
 from bctrl_async.cli._records import OutputFormat, OutputOption, Records
 from bctrl_async.cli._redirects import check_redirects
 from bctrl_async.journal import JournalContent, read_journal
+from bctrl_async.outcomes import has_ended
 
 journal: typer.Typer = typer.Typer(cls=Group, rich_markup_mode=None)
 
@@ -83,10 +84,17 @@ def _rows(content: JournalContent) -> Iterator[tuple[str, str]]:
     pending = (o for target, o in content.outcomes.items() if target not in settled)
     yield "targets", _total(_count(content.outcomes.values()))
     yield "pending", _total(_count(pending))
-    complete = "the last run read its whole input and had no failures"
-    yield "complete", f"yes, {complete}" if content.is_complete else "no"
+    yield "complete", _complete(content) if content.is_complete else "no"
     if content.is_torn:
         yield "torn", "the last line is cut short: a run is writing it, or a crash cut it off"
+
+
+def _complete(content: JournalContent) -> str:
+    text = "yes, the last run read its whole input and"
+    outcomes = content.outcomes.values()
+    # Of a run that was interrupted while it polled them, or that did not poll.
+    left = sum(each.result is StopResult.ACCEPTED and not has_ended(each) for each in outcomes)
+    return f"{text} left {left:,} that may still be running" if left else f"{text} had no failures"
 
 
 def _total(counts: Counter[StopResult]) -> str:

@@ -80,6 +80,8 @@ def report(
 
     Each target counts once, with the outcome that says most about its runtime.
     With --from, only the targets in FILE count, also those without an outcome.
+    Without it, the report knows only what the journals name: a shard whose
+    journal is not given goes unnoticed.
     A JOURNAL is only read, and may be in use by a run.
 
     Exit codes: 0 none is running, 1 some are or may be, also without an outcome,

@@ -6,7 +6,9 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
+from functools import reduce
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +27,7 @@ from bctrl_async.journal._format import error_of
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import (
     OutcomeRecord,
+    RuntimeState,
     StopOutcome,
     StopReport,
     StopResult,
@@ -69,6 +72,8 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
         updated: The time of the last entry; None if there is none.
         outcomes: One outcome for each target. `index` is its position in the input of its own run.
         repeated: The targets that are in more than one journal.
+        running_again: The targets that still ran after the time at which another journal has them
+            as not running.
         incomplete: The files whose last run is not complete: it goes on, ended early, or had
             failures.
     """
@@ -79,10 +84,13 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
     updated: datetime | None
     outcomes: Mapping[RuntimeRef, JournalOutcome]
     repeated: Sequence[RuntimeRef]
+    running_again: AbstractSet[RuntimeRef]
     incomplete: Sequence[Path]
 
     def report(self, *, missing_ok: bool = False) -> StopReport:
         """Return a report as if one run had written all journals.
+
+        Targets that are `running_again` are failures.
 
         Args:
             missing_ok: Do not count `not_found` as a failure. A run without it that had such
@@ -90,7 +98,11 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
         """
         done = successes(missing_ok=missing_ok)
         outcomes = self.outcomes.values()
-        failures = [outcome for outcome in outcomes if outcome.result not in done]
+        failures = [
+            outcome
+            for outcome in outcomes
+            if outcome.result not in done or outcome.target in self.running_again
+        ]
         failures.sort(key=lambda outcome: outcome.at)
         elapsed = 0.0
         if self.started is not None and self.updated is not None:
@@ -127,7 +139,8 @@ def merge_journals(
     Of several outcomes, the one that says most about the runtime is kept: `stopped` or
     `already_stopped`, else `accepted` of a runtime that has failed or is gone since, else any
     `accepted`, else `not_found`, else any other. Of several of these the first by time is kept, but
-    the last if the target is to be sent again.
+    the last if the target is to be sent again. But what is older than the last one that says that
+    the runtime still runs does not count: it may have been started again.
 
     An outcome has an `error` unless its runtime is stopped, as far as the journal has it, and a
     `runtime` if it is `accepted` or `unknown` and the server described it.
@@ -158,13 +171,16 @@ def merge_journals(
     for path in files:
         merging.add(path)
     merging.check_ages()
+    merging.choose()
     return MergedJournals(
         paths=files,
         base_url=merging.base_url,
         started=merging.started,
         updated=merging.updated,
         outcomes=merging.outcomes,
-        repeated=merging.repeated,
+        # An item without names is not a target; a line that ends the input is in every shard.
+        repeated=[target for target in merging.several if target.workspace_id],
+        running_again=merging.running_again,
         incomplete=merging.incomplete,
     )
 
@@ -207,7 +223,8 @@ class _Merging:
         self.base_url: str | None = None
         self.updated: datetime | None = None
         self.outcomes: dict[RuntimeRef, JournalOutcome] = {}
-        self.repeated: list[RuntimeRef] = []
+        self.several: dict[RuntimeRef, list[JournalOutcome]] = {}
+        self.running_again: set[RuntimeRef] = set()
         self.incomplete: list[Path] = []
         self._begun: list[tuple[datetime, Path]] = []
 
@@ -260,14 +277,25 @@ class _Merging:
         for target, outcome in outcomes.items():
             known = self.outcomes.setdefault(target, outcome)
             if known is not outcome:
-                self.outcomes[target] = self._merge(known, outcome)
+                self.several.setdefault(target, [known]).append(outcome)
 
-    def _merge(self, known: JournalOutcome, other: JournalOutcome) -> JournalOutcome:
-        # An item without names is not a target; a line that ends the input is in every shard.
-        if len(known.journals) == 1 and known.target.workspace_id:
-            self.repeated.append(known.target)
-        kept = other if _is_better(other, known) else known
-        return msgspec.structs.replace(kept, journals=known.journals + other.journals)
+    def choose(self) -> None:
+        """Keep one outcome of each target that is in several journals."""
+        for target, outcomes in self.several.items():
+            runs_at = max((each.at for each in outcomes if _still_runs(each)), default=None)
+            current = [each for each in outcomes if runs_at is None or each.at >= runs_at]
+            kept = reduce(_better, current)
+            if _still_runs(kept) and any(_rank(each) >= _ACCEPTED_AND_ENDED for each in outcomes):
+                self.running_again.add(target)
+                error = BctrlError(
+                    "it still ran after another journal has it as no longer running",
+                    advice="Stop it again, with a new journal",
+                    workspace_id=target.workspace_id,
+                    alias=target.alias,
+                )
+                kept = msgspec.structs.replace(kept, error=error)
+            journals = tuple(path for each in outcomes for path in each.journals)
+            self.outcomes[target] = msgspec.structs.replace(kept, journals=journals)
 
     def _check_server(self, path: Path, base_url: str) -> None:
         if self.base_url is None:
@@ -294,11 +322,16 @@ def _rank(outcome: StopOutcome) -> int:
     return _RANKS.get(outcome.result, 0)
 
 
-def _is_better(outcome: StopOutcome, known: StopOutcome) -> bool:
+def _still_runs(outcome: StopOutcome) -> bool:
+    return state_of(outcome, missing_ok=False) is RuntimeState.STILL_RUNNING
+
+
+def _better(known: JournalOutcome, outcome: JournalOutcome) -> JournalOutcome:
     rank, known_rank = _rank(outcome), _rank(known)
     if rank != known_rank:
-        return rank > known_rank
-    return outcome.at > known.at if rank <= _SENT_AGAIN else outcome.at < known.at
+        return outcome if rank > known_rank else known
+    is_better = outcome.at > known.at if rank <= _SENT_AGAIN else outcome.at < known.at
+    return outcome if is_better else known
 
 
 def _outcome_in(
