@@ -625,6 +625,11 @@ async def begin(tab: Tab, server: Uvicorn, runtimes: int, token: str = TOKEN) ->
     await tab.press("Enter")
 
 
+FILL_IN = """
+document.getElementById("token").value = "{token}"
+document.getElementById("workspace").value = "{workspace}"
+document.getElementById("runtimes").value = {runtimes}
+"""
 HAS_REPORT = "document.querySelector('h2').textContent === 'Report'"
 IS_RUNNING = "document.querySelector('progress').value > 0"
 BUTTON = "document.querySelector('[type=submit]').textContent"
@@ -697,6 +702,58 @@ class TestInBrowser:
         assert f", {2000 - stopped(slow):,} unconfirmed." in announced
         assert announced.endswith("The run ended early.")
         assert len(slow.requests) == stopped(slow) < 2000
+
+    async def test_a_click_on_cancel_before_the_run_has_an_id_cancels_it(
+        self, slow: Emulator, tab: Tab
+    ) -> None:
+        """Fault: the page cancelled `/runs/null`, and the run went on."""
+        async with uvicorn(slow) as server:
+            named(slow, 5000)
+            await tab.open(server.url)
+            await tab.run(FILL_IN.format(token=TOKEN, workspace=" ws-1 ", runtimes=5000))
+            await tab.run("""{
+                const fetched = window.fetch
+                window.asked = []
+                window.fetch = async request => {
+                    window.asked.push(new URL(request.url).pathname)
+                    if (window.asked.length === 1) document.getElementById("cancel").click()
+                    return fetched(request)
+                }
+                document.querySelector("[type=submit]").click()
+            }""")
+            await tab.wait_for(HAS_REPORT)
+            stop, cancel = await tab.run("window.asked")
+        assert stop == "/stop"
+        assert re.fullmatch(r"/runs/[\w-]+/cancel", cancel)
+        assert cancel != "/runs/null/cancel"
+        # The workspace was found without the spaces around its name.
+        assert len(slow.requests) == stopped(slow) < 5000
+
+    async def test_a_cancel_that_failed_is_said(self, slow: Emulator, tab: Tab) -> None:
+        async with uvicorn(slow) as server:
+            named(slow, 5000)
+            await begin(tab, server, 5000)
+            await tab.wait_for(IS_RUNNING)
+            await tab.run("window.fetch = async () => { throw new TypeError() }")
+            await tab.press("Enter")
+            await tab.wait_for("document.querySelector('[role=alert]').textContent")
+            said = await tab.run("document.querySelector('[role=alert]').textContent")
+            assert await tab.run("document.getElementById('cancel').textContent") == "Cancel"
+        assert said.startswith("The run was not cancelled. The service cannot be reached.")
+
+    async def test_runtimes_that_still_run_are_said_in_the_title_and_the_text(
+        self, slow: Emulator, tab: Tab
+    ) -> None:
+        """Fault: the title was "Done" while each runtime was running."""
+        async with uvicorn(slow) as server:
+            named(slow, 20)
+            slow.inject(*[Fault.ACCEPTED] * 20)
+            await begin(tab, server, 20)
+            await tab.wait_for(HAS_REPORT)
+            title = await tab.run("document.title")
+            state = await tab.run("document.getElementById('state').textContent")
+        assert title == "Still running · Stop runtimes"
+        assert "0 of 20 runtimes are no longer running, 20 still running. The API acc" in state
 
     async def test_a_wrong_token_is_said_and_can_be_mended(self, slow: Emulator, tab: Tab) -> None:
         async with uvicorn(slow) as server:

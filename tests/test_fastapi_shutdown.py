@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from helpers import BOUND
-from uvicorn_server import KEY, Uvicorn, uvicorn
+from uvicorn_server import EXAMPLE, KEY, TOKEN, Uvicorn, uvicorn
 
 from bctrl_async.emulator import Emulator, Fault
 
@@ -45,7 +46,8 @@ async def hanging() -> AsyncIterator[Emulator]:
 
 async def stop_and_end(server: Uvicorn, api: Emulator, path: str) -> httpx2.Response:
     """Return the answer to a stop that is in flight while the server is ended."""
-    async with httpx2.AsyncClient(base_url=server.url, timeout=BOUND) as client:
+    login = {"Authorization": f"Bearer {TOKEN}"}
+    async with httpx2.AsyncClient(base_url=server.url, headers=login, timeout=BOUND) as client:
         stopping = asyncio.create_task(client.post(path))
         while not api.received:
             await asyncio.sleep(0.001)
@@ -63,6 +65,22 @@ async def test_a_stop_that_gives_up_in_time_is_answered_with_a_problem(
     assert answer.json()["type"] == "urn:bctrl-async:problem:timeout"
     assert answer.json()["mayHaveStopped"] is True
     assert not server.logged("Cancel|Traceback|ERROR"), "".join(server.lines)
+
+
+async def test_a_stop_of_the_example_is_answered_with_a_problem(
+    hanging: Emulator, tmp_path: Path
+) -> None:
+    """Fault: the server gave up first, and the client got a bare 500."""
+    hanging.inject(Fault.HANG)
+    folder = Path(shutil.copytree(EXAMPLE, tmp_path / "example"))
+    app = (folder / "app.py").read_text("utf-8")
+    assert "ATTEMPT = 8.0\n" in app
+    assert "--timeout-graceful-shutdown 20\n" in app
+    (folder / "app.py").write_text(app.replace("ATTEMPT = 8.0", "ATTEMPT = 0.5"), "utf-8")
+    async with uvicorn(hanging, folder=folder) as server:
+        answer = await stop_and_end(server, hanging, "/workspaces/ws-1/runtimes/crm/stop")
+    assert answer.status_code == 504
+    assert (answer.json()["attempts"], answer.json()["mayHaveStopped"]) == (2, True)
 
 
 async def test_a_stop_that_does_not_is_cancelled_and_the_server_ends_all_the_same(

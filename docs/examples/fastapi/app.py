@@ -1,6 +1,6 @@
 """A service that stops one runtime, or many with progress as server-sent events.
 
-    APP_TOKEN=… uvicorn --app-dir docs/examples/fastapi app:app --timeout-graceful-shutdown 10
+    APP_TOKEN=… uvicorn --app-dir docs/examples/fastapi app:app --timeout-graceful-shutdown 20
 
 Only clients that send the token can stop runtimes. Replace `require_token` by the login of your
 app.
@@ -45,7 +45,7 @@ from problems import add_problem_handler, and_problems_of_calls, own_problems
 from pydantic import BaseModel, Field
 from runs import MAX_RUNNING, Run, Runs
 
-from bctrl_async import BctrlSession, RuntimeRef
+from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef
 from bctrl_async.fastapi import (
     BctrlDep,
     RuntimeBody,
@@ -57,6 +57,10 @@ PAGE = pathlib.Path(__file__).with_name("page.html").read_text("utf-8")
 IN_FLIGHT = 32
 """The most stops in flight in this process. If the responses to a hundred arrived at once, other
 requests would wait for some 25 ms."""
+ATTEMPT = 8.0
+"""Seconds for each of the two attempts of a single stop: both, and the delay between them, are over
+before uvicorn's graceful shutdown is, so the client gets a problem and not a bare 500."""
+WHILE_A_CLIENT_WAITS = RetryPolicy(attempts=2, patience=ATTEMPT)
 UNAUTHORIZED = "The token is wrong."
 FORBIDDEN = "Refused: the request is from another site."
 NOT_CONFIGURED = "APP_TOKEN is not set, so nothing can be stopped."
@@ -256,7 +260,9 @@ async def health(session: BctrlDep, runs: RunsDep) -> Health:
     dependencies=MAY_STOP,
     tags=["runtimes"],
     summary="Stop one runtime",
-    response_description="The runtime, which is stopped.",
+    response_description=(
+        "The runtime as the server described it; `status` says whether it is stopped."
+    ),
     responses=and_problems_of_calls(own_problems(REFUSALS)),
 )
 async def stop_one(
@@ -264,8 +270,13 @@ async def stop_one(
     alias: Annotated[str, Path(description="The alias of the runtime.", examples=["runtime-0001"])],
     session: BctrlDep,
 ) -> RuntimeBody:
-    """Stop a runtime, or return it if it was not running: it is safe to repeat."""
-    return await session.stop_runtime(workspace_id, alias, stopped_ok=True)
+    """Stop a runtime, or return it if it was not running: it is safe to repeat.
+
+    `status` is `active` if the stop was accepted and is not finished.
+    """
+    return await session.stop_runtime(
+        workspace_id, alias, stopped_ok=True, timeout=ATTEMPT, retry=WHILE_A_CLIENT_WAITS
+    )
 
 
 PATH_OF_RUN = {
