@@ -324,7 +324,7 @@ class BctrlSession:
         timeout: float | None = None,  # noqa: ASYNC109 - of each attempt, as in aiohttp.
         retry: RetryPolicy | None = None,
     ) -> Runtime:
-        """Get a runtime (contract errors.md: `runtimes-get`).
+        """Get a runtime of a workspace.
 
         Args:
             workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
@@ -352,7 +352,7 @@ class BctrlSession:
         timeout: float | None = None,  # noqa: ASYNC109 - of each attempt, as in aiohttp.
         retry: RetryPolicy | None = None,
     ) -> list[Runtime]:
-        """List all runtimes of a workspace (contract errors.md: `runtimes-list`).
+        """List all runtimes of a workspace.
 
         A runtime that cannot be parsed is an error, unless `on_unreadable` handles it: a runtime
         that is missing from a list may go on running.
