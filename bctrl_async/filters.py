@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 
 import msgspec
 
 from bctrl_async import _config
 from bctrl_async.errors import BctrlResponseError, quote
-from bctrl_async.models import Runtime, RuntimeStatus
+from bctrl_async.models import Runtime, RuntimeKind, RuntimeStatus
 
 __all__ = ["RuntimeFilter"]
 
@@ -91,6 +93,26 @@ def unknown_status(where: object, workspace_id: str, runtime: Runtime) -> BctrlR
         workspace_id=workspace_id,
         alias=runtime.alias,
     )
+
+
+def unknown_values(
+    where: object, runtimes: Iterable[Runtime]
+) -> Iterator[tuple[str, str, type[StrEnum]]]:
+    """Yield what may be mistyped in a filter: values unknown to this version that no runtime has.
+
+    Args:
+        where: The condition; there is nothing to yield if it is not a filter.
+        runtimes: All runtimes of the workspace.
+
+    Yields:
+        The name of the condition, its value, and the known values.
+    """
+    for name, known in (("status", RuntimeStatus), ("kind", RuntimeKind)):
+        value = getattr(where, name) if isinstance(where, RuntimeFilter) else None
+        if value is None or value in frozenset(known):
+            continue
+        if all(getattr(runtime, name) != value for runtime in runtimes):
+            yield name, value, known
 
 
 def parse_time(text: str) -> datetime | None:

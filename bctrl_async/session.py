@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
@@ -38,8 +39,9 @@ from bctrl_async.errors import (
     BctrlConflictError,
     BctrlError,
     BctrlResponseError,
+    quote,
 )
-from bctrl_async.filters import RuntimeFilter, unknown_status
+from bctrl_async.filters import RuntimeFilter, unknown_status, unknown_values
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import Observer, ReadObserver
@@ -53,6 +55,7 @@ _SLICE = 1_000
 _WHERE = "a RuntimeFilter or a plain function of a Runtime"
 
 _T = TypeVar("_T")
+_log = logging.getLogger("bctrl_async")
 
 
 class BctrlSession:
@@ -562,6 +565,8 @@ class BctrlSession:
                 found.append((workspace_id, item.alias))
             elif (error := unknown_status(where, str(workspace_id), item)) is not None:
                 found.append(error)
+        if not found:
+            _warn_of_typos(where, workspace_id, listed)
         return found
 
     def _bulk(
@@ -701,6 +706,26 @@ def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
             answer.close()
         raise _config.invalid_type("where", answer, f"{_WHERE}, which returns a bool")
     return bool(answer)
+
+
+def _warn_of_typos(
+    where: object, workspace_id: str | UUID, listed: Iterable[Runtime | BctrlResponseError]
+) -> None:
+    """Log the values of a filter that are unknown; a newer server may have them all the same."""
+    runtimes = [item for item in listed if isinstance(item, Runtime)]
+    for name, value, known in unknown_values(where, runtimes):
+        _log.warning(
+            "no runtime of workspace %s has the %s %s, which may be mistyped: known are %s",
+            quote(workspace_id),
+            name,
+            quote(value),
+            ", ".join(known),
+            extra={
+                "bctrl.event": "filter_doubtful",
+                "bctrl.workspace_id": str(workspace_id),
+                "bctrl.filter": name,
+            },
+        )
 
 
 def _checked_trace_configs(given: Iterable[aiohttp.TraceConfig]) -> list[aiohttp.TraceConfig]:

@@ -246,6 +246,37 @@ class TestUnknownStatus:
         assert aliases_stopped(workspace) == {"table"}
 
 
+@pytest.mark.usefixtures("workspace")
+class TestMistypedFilter:
+    @pytest.mark.parametrize(
+        ("where", "value"),
+        [
+            (RuntimeFilter(status="actve"), "status 'actve'"),
+            (RuntimeFilter(kind="desktp"), "kind 'desktp'"),
+        ],
+    )
+    async def test_a_value_that_no_runtime_has_is_logged(
+        self,
+        session: BctrlSession,
+        caplog: pytest.LogCaptureFixture,
+        where: RuntimeFilter,
+        value: str,
+    ) -> None:
+        report = await session.stop_workspace("ws-1", where=where)
+
+        assert (report.ok, report.total) == (True, 0)
+        assert f"no runtime of workspace 'ws-1' has the {value}, which may" in caplog.text
+
+    async def test_a_value_that_is_known_or_present_is_not_logged(
+        self, workspace: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        workspace.runtimes["ws-1", "table"]["kind"] = "hologram"
+        for kind in ("hologram", "desktop"):
+            where = RuntimeFilter(status="failed", kind=kind)
+            assert (await session.stop_workspace("ws-1", where=where)).total == 0
+        assert "mistyped" not in caplog.text
+
+
 class TestListing:
     async def test_an_error_of_the_list_is_raised_and_reported(
         self, workspace: Emulator, session: BctrlSession

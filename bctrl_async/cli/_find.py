@@ -3,7 +3,6 @@
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, Self
 
@@ -14,15 +13,13 @@ from bctrl_async import (
     BctrlTimeoutError,
     Runtime,
     RuntimeFilter,
-    RuntimeKind,
     RuntimeRef,
-    RuntimeStatus,
 )
 from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._output import Output, print_error, print_info, print_question
 from bctrl_async.cli._shard import Shard
 from bctrl_async.cli._waiting import describe_read, show_waiting
-from bctrl_async.filters import unknown_status
+from bctrl_async.filters import unknown_status, unknown_values
 
 
 class FoundRuntimes(NamedTuple):
@@ -82,9 +79,10 @@ async def find_runtimes(
                 f"workspace {workspace!r} was not listed within the deadline of {deadline:g} s",
                 advice="Allow a longer --deadline; nothing was stopped",
             ) from error
-    problems = [*_unknown_filter_values(wanted, runtimes)]
-    for problem in problems:
-        print_error(problem)
+    mistyped = [*unknown_values(wanted, runtimes)]
+    for name, value, known in mistyped:
+        expected = ", ".join(known)
+        print_error(f"unknown --{name} {value!r}, and no runtime has it: try {expected}")
     matching: list[Runtime] = []
     unknown: list[BctrlResponseError] = []
     for runtime in runtimes:
@@ -93,17 +91,7 @@ async def find_runtimes(
         elif (doubt := unknown_status(wanted, workspace, runtime)) is not None:
             doubt.advice = "Add --status with this status, or --status any, to stop it"
             unknown.append(doubt)
-    return FoundRuntimes(workspace, session.base_url, matching, unreadable, unknown, bool(problems))
-
-
-def _unknown_filter_values(wanted: RuntimeFilter, runtimes: Sequence[Runtime]) -> Iterator[str]:
-    """Describe values of a filter that are not in the API and that no runtime has: often a typo."""
-    for option, value, known, present in (
-        ("--status", wanted.status, RuntimeStatus, {runtime.status for runtime in runtimes}),
-        ("--kind", wanted.kind, RuntimeKind, {runtime.kind for runtime in runtimes}),
-    ):
-        if value is not None and value not in {*known, *present}:
-            yield f"unknown {option} {value!r}, and no runtime has it: try {', '.join(known)}"
+    return FoundRuntimes(workspace, session.base_url, matching, unreadable, unknown, bool(mistyped))
 
 
 def can_prompt() -> bool:
