@@ -9,6 +9,8 @@ import typer
 from bctrl_async import BctrlConfigError
 from bctrl_async._limiter.pace import Pace
 
+_SCHEMES = ("redis://", "rediss://", "unix://")
+
 is_address = re.compile(r"(redis|rediss|unix):(?!//).*|[\w.-]+:\d+(/.*)?").fullmatch
 """Matches an address without its scheme: as a file, each machine would have a pace of its own."""
 
@@ -27,6 +29,10 @@ def pace_of(context: typer.Context, place: str, rate: float, origin: str) -> Pac
             f"invalid {origin}: expected the path of a file or a URL. "
             "Begin the address of a server with redis://, and such a path with ./"
         )
+    if "://" in place and not place.startswith(_SCHEMES):
+        # Also where the extra is missing: to install it would not help.
+        expected = "the URL of a Redis server, with redis://, rediss:// or unix://"
+        context.fail(f"invalid {origin}: expected {expected}, or the path of a file")
     # Imported here, because most runs need neither SQLite nor the extra `redis`.
     try:
         if "://" in place:

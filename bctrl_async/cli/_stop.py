@@ -295,7 +295,8 @@ def _stop_found(
     began = time.monotonic()
     found = asyncio.run(finding).in_shard(shard)
     if deadline is not None:
-        deadline = max(deadline - (time.monotonic() - began), _MIN_DEADLINE)
+        # Rounded, because errors show it.
+        deadline = max(round(deadline - (time.monotonic() - began), 2), _MIN_DEADLINE)
     code = FAILED if found.is_doubtful else 0
     if not found.targets:
         place = f" in shard {shard}" if shard != WHOLE else ""
