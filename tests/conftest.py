@@ -56,11 +56,9 @@ _NOT_MEASURED = {
     "test_contract",
     "test_differential",
     "test_leases",
-    "test_many_limiters",
     "test_nginx",
     "test_plain_answer",
     "test_poison",
-    "test_rate",
     "test_simulate",
 }
 

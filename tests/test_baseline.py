@@ -155,6 +155,14 @@ class TestTrial:
         assert tried.on_success(58.9) is None
         assert tried.on_success(59.0) == RESTORED
 
+    def test_after_a_minute_a_throttled_response_ends_it_as_well(
+        self, tried: RefusalBaseline
+    ) -> None:
+        record(tried, 58.0, 20, 1)
+        tried.on_throttled(59.0)
+        assert not tried.covers(59.0)
+        assert tried.record_step(59.0, 100.0) == RESTORED
+
     def test_after_a_minute_a_share_that_seems_to_grow_is_not_covered(
         self, tried: RefusalBaseline
     ) -> None:
