@@ -214,25 +214,17 @@ class TestRandomThrottling:
         assert run.gave_up == 0
         assert run.seconds <= 60
 
-    # The last two took twice as long before there was a plateau, and a trial.
-    @pytest.mark.parametrize("seed", [0, 1, 12, 23])
-    def test_a_rate_limit_is_still_found(self, seed: int) -> None:
+    # All but the first two took twice as long before there was a plateau, and a trial.
+    @pytest.mark.parametrize(
+        ("share", "seed"), [(0.05, 0), (0.05, 1), (0.05, 12), (0.05, 23), (0.02, 3), (0.02, 13)]
+    )
+    def test_a_rate_limit_is_still_found(self, share: float, seed: int) -> None:
         """Fault: a comparison that declined by bad luck began again at a tenth of the rate."""
         random.seed(seed)
-        run = Run(at_random(0.05, otherwise=token_bucket(always(200), burst=50), seed=seed))
+        run = Run(at_random(share, otherwise=token_bucket(always(200), burst=50), seed=seed))
         virtual_time.run(run.bulk(10_000))
         assert run.gave_up == 0
-        assert run.throttled <= 2 * 0.05 * run.requests
-        assert run.seconds <= 2 * (10_000 - 50) / 200
-
-    @pytest.mark.parametrize("seed", [3, 13])
-    def test_a_rate_limit_is_found_beside_rare_throttling(self, seed: int) -> None:
-        """Fault: at a crawl, a comparison took minutes."""
-        random.seed(seed)
-        run = Run(at_random(0.02, otherwise=token_bucket(always(200), burst=50), seed=seed))
-        virtual_time.run(run.bulk(10_000))
-        assert run.gave_up == 0
-        assert run.throttled <= 2 * 0.02 * run.requests
+        assert run.throttled <= 2 * share * run.requests
         assert run.seconds <= 2 * (10_000 - 50) / 200
 
     @pytest.mark.parametrize("seed", [1, 2])

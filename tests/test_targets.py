@@ -535,7 +535,7 @@ class TestInvalidTargets:
                 raise error("detached")
 
             @property
-            def __name__(cls) -> str:  # type: ignore[override]
+            def __name__(cls) -> str:  # type: ignore[override]  # It raises.
                 raise error("detached")
 
         class Odd(metaclass=Incomparable):
@@ -546,7 +546,7 @@ class TestInvalidTargets:
 
         items = [Detached(), Lazy(), Odd(), Unnamed(), (Odd(), "x"), ("ws-1", Unnamed())]
         report = await session.stop_runtimes(
-            [("ws-1", "a"), *items, ("ws-1", "b")],  # type: ignore[list-item]
+            [("ws-1", "a"), *items, ("ws-1", "b")],  # type: ignore[list-item]  # Odd on purpose.
             concurrency=1,
         )
         gc.collect()  # A crashed worker warns when it is collected, so collect it in this test.
