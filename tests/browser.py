@@ -82,7 +82,9 @@ class Tab:
                     await asyncio.sleep(0.02)
         except TimeoutError:
             shown = await self.run("document.body.innerText")
-            raise AssertionError(f"{condition} did not become true:\n{shown}") from None
+            raise AssertionError(
+                f"{condition} did not become true; errors: {self.errors}\n{shown}"
+            ) from None
 
     async def open(self, url: str) -> None:
         await self.call("Page.navigate", url=url)
@@ -136,6 +138,9 @@ def chromium() -> Iterator[str]:
             [
                 *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"),
                 *("--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run"),
+                # With it each memory of WebAssembly takes gigabytes of the address space, which may
+                # be limited (`ulimit -v`).
+                "--disable-features=WebAssemblyTrapHandler",
             ],
             stderr=subprocess.DEVNULL,
         )
