@@ -11,10 +11,10 @@ from hashlib import blake2b
 from typing import Generic, TypeVar, overload
 
 from bctrl_async import _config
-from bctrl_async.bulk._targets import as_target, best_effort_ref, check_targets
+from bctrl_async.bulk._targets import Sharded, as_target, best_effort_ref, check_targets
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError
 
-__all__ = ["shard", "shard_of"]
+__all__ = ["Sharded", "shard", "shard_of"]
 
 _T = TypeVar("_T")
 
@@ -33,7 +33,8 @@ def shard(
     """Return the targets of one shard, in their order.
 
     Nothing is read before the shard is iterated over. If `targets` has a length, so has the shard,
-    which is counted when it is first needed.
+    which is counted when it is first needed. The journal of a bulk stop of it notes the shard, so
+    that a report on the journals of all shards tells which are missing.
 
     Args:
         targets: Any iterable or async iterable, as `stop_runtimes` takes it. An item that is not a
@@ -96,16 +97,15 @@ def _shard_of(item: object, count: int) -> int:
     return int.from_bytes(digest.digest()) % count + 1
 
 
-class _Shard(Generic[_T]):
+class _Shard(Sharded, Generic[_T]):
     """A shard of an iterable."""
 
     def __init__(self, targets: Iterable[_T], number: int, count: int) -> None:
         self._targets = targets
-        self._number = number
-        self._count = count
+        self.shard = number, count
 
     def __iter__(self) -> Iterator[_T]:
-        number, count = self._number, self._count
+        number, count = self.shard
         return (item for item in self._targets if _shard_of(item, count) == number)
 
 
@@ -120,15 +120,15 @@ class _SizedShard(_Shard[_T]):
         return self._length
 
 
-class _AsyncShard(Generic[_T]):
+class _AsyncShard(Sharded, Generic[_T]):
     """A shard of an async iterable."""
 
     def __init__(self, targets: AsyncIterable[_T], number: int, count: int) -> None:
         self._targets = targets
-        self._number = number
-        self._count = count
+        self.shard = number, count
 
     async def __aiter__(self) -> AsyncIterator[_T]:
+        number, count = self.shard
         async for item in self._targets:
-            if _shard_of(item, self._count) == self._number:
+            if _shard_of(item, count) == number:
                 yield item

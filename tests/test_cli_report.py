@@ -56,9 +56,14 @@ def outcome(alias: str, result: StopResult = StopResult.STOPPED, after: float = 
     )
 
 
-def journal(name: str, *outcomes: StopOutcome, complete: bool = True) -> str:
+def journal(
+    name: str,
+    *outcomes: StopOutcome,
+    complete: bool = True,
+    shard: tuple[int, int] | None = None,
+) -> str:
     lines = [header_line("https://api.test/v1", STARTED), *map(entry_line, outcomes)]
-    lines += [mark_line(Mark(STARTED))] if complete else []
+    lines += [mark_line(Mark(STARTED, shard))] if complete else []
     Path(name).write_bytes(b"".join(lines))
     return name
 
@@ -200,6 +205,20 @@ async def test_without_a_list_every_outcome_counts_and_journals_must_be_complete
     code, out, _ = await command("report", first, second, "-o", "json")
     assert [(line["index"], line["alias"]) for line in objects(out)] == [(None, "a"), (None, "b")]
     assert code == 1
+
+
+async def test_without_a_list_no_shard_may_be_missing(command: Command) -> None:
+    """Fault: a job that never ran goes unnoticed."""
+    first = journal("1.jsonl", outcome("a"), shard=(1, 2))
+    code, out, err = await command("report", first)
+    assert (code, out.split(" after ")[0]) == (1, "1 of 1 no longer running")
+    assert err == (
+        "bctrl-async: warning: no journal is of shard 2/2. Add the missing journals, or stop these "
+        "shards\n"
+    )
+    second = journal("2.jsonl", shard=(2, 2))
+    code, _, err = await command("report", first, second)
+    assert (code, err) == (0, "")
 
 
 async def test_a_target_that_was_not_found_fails_unless_it_is_ignored(command: Command) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -39,6 +40,7 @@ from bctrl_async.journal import (
     read_journals,
 )
 from bctrl_async.journal._format import Mark, entry_line, header_line, mark_line, read_line
+from bctrl_async.shards import shard_of
 
 SERVER = "https://api.test/v1"
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
@@ -92,11 +94,12 @@ def write(
     server: str = SERVER,
     started: float = 0,
     complete: bool = True,
+    shard: tuple[int, int] | None = None,
 ) -> Path:
     """Write a journal that was begun this many seconds after `STARTED`."""
     lines = [header_line(server, STARTED + timedelta(seconds=started))]
     lines += map(entry_line, outcomes)
-    lines += [mark_line(Mark(STARTED + timedelta(hours=1)))] if complete else []
+    lines += [mark_line(Mark(STARTED + timedelta(hours=1), shard))] if complete else []
     path = Path(name)
     path.write_bytes(b"".join(lines))
     return path
@@ -469,3 +472,59 @@ async def test_the_journals_of_all_shards_are_the_account_of_the_list(
     assert merged.repeated == []
     assert report.counts == {StopResult.STOPPED: 59, StopResult.NOT_FOUND: 1}
     assert report.ok
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("shards", "named"),
+    [
+        ([(1, 2), (2, 2)], None),
+        ([(1, 2)], "2/2"),
+        ([(2, 4), (4, 4)], "1/4, 3/4"),
+        ([(1, 2), (2, 2), (2, 3)], "1/3, 3/3"),
+        ([(1, 999_999_999)], "2/999999999, 3/999999999, 4/999999999 and 999,999,995 more"),
+        ([], None),
+    ],
+)
+def test_a_report_tells_which_shards_have_no_journal(
+    shards: list[tuple[int, int]], named: str | None
+) -> None:
+    """Fault: a job that never ran goes unnoticed, and its runtimes go on."""
+    paths = [write(f"{number}.jsonl", shard=each) for number, each in enumerate(shards)]
+    error = read_journals([*paths, write("whole.jsonl", outcome())]).ended_early
+
+    if named is None:
+        assert error is None
+    else:
+        assert error is not None
+        assert error.summary == f"no journal is of shard {named}"
+
+
+@pytest.mark.parametrize("kind", ["list", "stream"])
+async def test_a_journal_has_each_shard_that_a_run_completed(
+    connect: Connect, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "night.jsonl"
+    targets = [A, B]
+
+    async def stream() -> AsyncIterator[RuntimeRef]:
+        for target in targets:
+            yield target
+
+    async with connect() as session:
+        # Of two targets, most shards have none.
+        for number in range(1, 9):
+            part = shard(stream() if kind == "stream" else targets, number, 8)
+            await session.stop_runtimes(part, journal=path, missing_ok=True)
+    content = read_journal(path)
+    assert content is not None
+    assert content.shards == {(number, 8) for number in range(1, 9)}
+
+
+async def test_a_shard_with_failures_is_not_complete(connect: Connect, tmp_path: Path) -> None:
+    path = tmp_path / "night.jsonl"
+    async with connect() as session:
+        await session.stop_runtimes(shard([A], shard_of(A, 8), 8), journal=path)
+    content = read_journal(path)
+    assert content is not None
+    assert content.shards == set()

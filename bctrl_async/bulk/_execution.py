@@ -169,7 +169,8 @@ class Execution:
             if isinstance(self._run.source, Listing):
                 journal.mark_listed(self._run.source.workspace_id)
         finally:
-            if (failure := await _closed(journal, complete=complete)) is not None:
+            shard = self._run.source.shard
+            if (failure := await _closed(journal, complete=complete, shard=shard)) is not None:
                 ledger.end_early(failure)
 
 
@@ -186,9 +187,11 @@ async def _opened(open_journal: Callable[[], Journal]) -> Journal:
     return opening.result()
 
 
-async def _closed(journal: Journal, *, complete: bool) -> BctrlError | None:
+async def _closed(
+    journal: Journal, *, complete: bool, shard: tuple[int, int] | None
+) -> BctrlError | None:
     # In a thread, since a disk may take long.
-    closing = asyncio.create_task(asyncio.to_thread(journal.close, complete=complete))
+    closing = asyncio.create_task(asyncio.to_thread(journal.close, complete=complete, shard=shard))
     await wait_shielded(closing)
     error = closing.exception()
     return error if isinstance(error, BctrlError) else None

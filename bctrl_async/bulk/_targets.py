@@ -36,6 +36,18 @@ _MAX_TYPES = 5
 """The number of values whose types the error of an invalid target names."""
 
 
+class Sharded:
+    """Targets that are one shard of a longer input, as `shard` returns them.
+
+    The journal of a bulk stop notes the shard. Inherit from it to divide an input in another way.
+
+    Attributes:
+        shard: The number of the shard, from 1, and the number of shards.
+    """
+
+    shard: tuple[int, int]
+
+
 class Input:
     """An input that any number of workers read.
 
@@ -50,6 +62,7 @@ class Input:
         error: The error that the input raised, or None.
         closed: True once nothing more is read.
         length: The number of items, None if unknown.
+        shard: The shard that it is, and the number of shards; None if it is not divided.
 
     Raises:
         BctrlConfigError: `targets` cannot be iterated over, or is a single target.
@@ -64,6 +77,9 @@ class Input:
         else:
             self._plain = iter(targets)
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
+        self.shard: tuple[int, int] | None = None
+        if isinstance(targets, Sharded) and targets.shard != (1, 1):
+            self.shard = targets.shard
         self.is_async: bool = self._awaited is not None
         self.finds_duplicates: bool = (
             self.length is not None if deduplicate is None else deduplicate

@@ -80,8 +80,7 @@ def report(
 
     Each target counts once, with the outcome that says most about its runtime.
     With --from, only the targets in FILE count, also those without an outcome.
-    Without it, the report knows only what the journals name: a shard whose
-    journal is not given goes unnoticed.
+    Without it, each JOURNAL must be complete, and there must be one of each shard.
     A JOURNAL is only read, and may be in use by a run.
 
     Exit codes: 0 none is running, 1 some are or may be, also without an outcome,

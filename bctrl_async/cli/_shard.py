@@ -1,13 +1,16 @@
 """The option `--shard` and the items that it keeps."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import typer
 
 from bctrl_async.cli._items import BadLine
-from bctrl_async.shards import shard_of
+from bctrl_async.shards import Sharded, shard_of
 
+_T = TypeVar("_T")
 _parts = re.compile(r"([0-9]{1,9})/([1-9][0-9]{0,8})").fullmatch
 
 
@@ -29,6 +32,18 @@ class Shard:
         if self.count == 1 or (isinstance(item, BadLine) and item.ends_input):
             return True
         return shard_of(item, self.count) == self.number
+
+    def select(self, items: Iterable[_T]) -> "ShardItems[_T]":
+        """Return the items that are in this shard."""
+        return ShardItems(self, filter(self.keeps, items))
+
+
+class ShardItems(list[_T], Sharded):
+    """The items of a shard."""
+
+    def __init__(self, shard: Shard, items: Iterable[_T]) -> None:
+        super().__init__(items)
+        self.shard = shard.number, shard.count
 
 
 WHOLE = Shard(1, 1)

@@ -253,10 +253,11 @@ def stop(
     workspace = workspace or ""
     if not everything:
         named = (RuntimeRef(workspace, alias) for alias in aliases or ())
-        return run(list(filter(shard.keeps, named)), deadline)
+        return run(shard.select(named), deadline)
     wanted = build_filter(status or RuntimeStatus.ACTIVE, kind, older_than)
     finding = find_runtimes(connect(), workspace, wanted, output, deadline=deadline)
-    return _stop_found(finding, shard, run, deadline, asks=asks)
+    has_journal = journal is not None
+    return _stop_found(finding, shard, run, deadline, asks=asks, has_journal=has_journal)
 
 
 def _check_usage(context: typer.Context, connection: Connection) -> None:
@@ -290,23 +291,26 @@ def _stop_found(
     deadline: float | None,
     *,
     asks: bool,
+    has_journal: bool,
 ) -> int:
     """Find the runtimes of a shard, ask for confirmation outside the deadline, and stop them."""
     began = time.monotonic()
     found = asyncio.run(finding).in_shard(shard)
+    targets = shard.select(found.targets)
     if deadline is not None:
         # Rounded, because errors show it.
         deadline = max(round(deadline - (time.monotonic() - began), 2), _MIN_DEADLINE)
     code = FAILED if found.is_doubtful else 0
-    if not found.targets:
+    if not targets:
         place = f" in shard {shard}" if shard != WHOLE else ""
         print_info(f"Nothing to stop: no runtime of {escape(found.workspace)}{place} matches")
-        return code
+        # Without its journal, an empty shard would seem to be missing.
+        return (run(cast("_Targets", targets), deadline) if has_journal else 0) or code
     if asks and found.runtimes and not confirm(found):
         print_info("Nothing was stopped")
         return FAILED
     # The bulk stop rejects the runtimes that could not be parsed or have an unknown status.
-    return run(cast("_Targets", found.targets), deadline) or code
+    return run(cast("_Targets", targets), deadline) or code
 
 
 def _report(

@@ -4,7 +4,7 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import typer
@@ -14,6 +14,7 @@ from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._output import print_info
 from bctrl_async.cli._parser import TargetParser
 from bctrl_async.cli._shard import WHOLE, Shard
+from bctrl_async.shards import Sharded
 
 _CHUNK = 65536
 _END_KEYS = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
@@ -39,7 +40,7 @@ def is_typed(file: str | None) -> bool:
 
 def open_targets(
     context: typer.Context, file: str, *, allow_empty: bool, shard: Shard = WHOLE
-) -> Iterable[Item] | AsyncIterator[Item]:
+) -> Iterable[Item] | AsyncIterable[Item]:
     """Return the targets of --from, as `read_targets` does, or fail if it cannot be opened."""
     try:
         return read_targets(file, allow_empty=allow_empty, shard=shard)
@@ -49,7 +50,7 @@ def open_targets(
 
 def read_targets(
     path: str, *, allow_empty: bool, shard: Shard = WHOLE
-) -> Iterable[Item] | AsyncIterator[Item]:
+) -> Iterable[Item] | AsyncIterable[Item]:
     """Return the targets of a file or a pipe.
 
     Args:
@@ -68,20 +69,21 @@ def read_targets(
             raise OSError(None, "it is closed")
         if is_typed(path):
             print_info(f"Reading targets from the terminal, a line each; end with {_END_KEYS}")
-        return read_pipe(sys.stdin.fileno(), "stdin", allow_empty=allow_empty, shard=shard)
+        return _PipeTargets(sys.stdin.fileno(), "stdin", allow_empty=allow_empty, shard=shard)
     with Path(path).open("rb") as opened:
         if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
             return _FileTargets(path, allow_empty=allow_empty, shard=shard)
         file = os.dup(opened.fileno())
-    return read_pipe(file, path, allow_empty=allow_empty, shard=shard)
+    return _PipeTargets(file, path, allow_empty=allow_empty, shard=shard)
 
 
-class _FileTargets:
+class _FileTargets(Sharded):
     """The targets of a regular file, counted at first and parsed again as they are needed."""
 
     def __init__(self, path: str, *, allow_empty: bool, shard: Shard) -> None:
         self._path = Path(path)
-        self._shard = shard
+        self._part = shard
+        self.shard = shard.number, shard.count
         preview = _Preview(path, allow_empty=allow_empty)
         read = length = 0
         for read, item in enumerate(self._items(preview.parser), start=1):
@@ -95,7 +97,7 @@ class _FileTargets:
         return self._length
 
     def __iter__(self) -> Iterator[Item]:
-        return filter(self._shard.keeps, self._items(TargetParser()))
+        return filter(self._part.keeps, self._items(TargetParser()))
 
     def _items(self, parser: TargetParser) -> Iterator[Item]:
         with self._path.open("rb") as file:
@@ -105,9 +107,28 @@ class _FileTargets:
                 yield from parser.feed(data)
 
 
-async def read_pipe(
-    file: int, name: str, *, allow_empty: bool, shard: Shard = WHOLE
-) -> AsyncIterator[Item]:
+class _PipeTargets(Sharded):
+    """The targets of a pipe or a terminal, as they arrive.
+
+    Args:
+        file: The descriptor.
+        name: The name of the input in errors.
+        allow_empty: Accept an input without targets.
+        shard: The part of the targets to yield.
+    """
+
+    def __init__(self, file: int, name: str, *, allow_empty: bool, shard: Shard) -> None:
+        self._items = read_pipe(file, name, allow_empty=allow_empty)
+        self._part = shard
+        self.shard = shard.number, shard.count
+
+    async def __aiter__(self) -> AsyncIterator[Item]:
+        async for item in self._items:
+            if self._part.keeps(item):
+                yield item
+
+
+async def read_pipe(file: int, name: str, *, allow_empty: bool) -> AsyncIterator[Item]:
     """Yield the targets of a pipe or a terminal as they arrive.
 
     The first are held back for up to a second, until a hundred have arrived.
@@ -116,7 +137,6 @@ async def read_pipe(
         file: The descriptor.
         name: The name of the input in errors.
         allow_empty: Accept an input without targets.
-        shard: The part of the targets to yield.
 
     Raises:
         BctrlConfigError: One of these is not a target, or there is none at all.
@@ -140,12 +160,12 @@ async def read_pipe(
         if items and preview_until is None:
             preview_until = asyncio.get_running_loop().time() + _PREVIEW_TIME
     preview.check_length(len(items))
-    for item in filter(shard.keeps, items):
+    for item in items:
         yield item
     while data != b"":
         await _wait_readable(file)
         data = os.read(file, _CHUNK)
-        for item in filter(shard.keeps, preview.parser.feed(data)):
+        for item in preview.parser.feed(data):
             yield item
 
 

@@ -56,6 +56,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         is_complete: True if the last run read its whole input, had no failures, and read all that
             was `unfinished`.
         unfinished: The targets with an entry since the last complete run.
+        shards: The shards that complete runs have stopped, each with the number of shards.
         is_torn: True if the last line is not whole: a run is writing it, or a crash cut it off.
             The next run removes it.
         size: The length of all whole lines in bytes.
@@ -68,6 +69,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: Mapping[RuntimeRef, StopOutcome]
     is_complete: bool
     unfinished: AbstractSet[RuntimeRef]
+    shards: AbstractSet[tuple[int, int]]
     is_torn: bool
     size: int
 
@@ -279,6 +281,7 @@ def _read(path: Path, lines: BinaryIO, make_outcome: MakeOutcome) -> JournalCont
         outcomes=entries.outcomes(),
         is_complete=entries.is_complete,
         unfinished=entries.unfinished,
+        shards=entries.shards,
         is_torn=torn is not None,
         size=size,
     )
@@ -294,6 +297,7 @@ class _Entries:
         updated: The time of the last entry, or None.
         is_complete: True if the last line is a completion mark.
         unfinished: The targets with an entry since the last completion mark.
+        shards: The shards of all completion marks.
     """
 
     def __init__(self, make_outcome: MakeOutcome) -> None:
@@ -307,6 +311,7 @@ class _Entries:
         self.updated: datetime | None = None
         self.is_complete: bool = False
         self.unfinished: set[RuntimeRef] = set()
+        self.shards: set[tuple[int, int]] = set()
 
     def add(self, record: OutcomeRecord | AnyMark) -> None:
         """Add an entry or a mark."""
@@ -319,8 +324,10 @@ class _Entries:
             self._in_doubt |= again
         elif isinstance(record, Mark | EndedMark):
             self._in_doubt -= self._sent_again
-            if self.is_complete:
+            if isinstance(record, Mark):
                 self.unfinished.clear()
+                if record.shard is not None:
+                    self.shards.add(record.shard)
         else:
             self._add_entry(record)
 

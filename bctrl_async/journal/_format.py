@@ -47,10 +47,16 @@ class Header(msgspec.Struct, frozen=True):
     started: _Time
 
 
-class Mark(msgspec.Struct, frozen=True):
-    """The completion mark: a run read its whole input, and what was unfinished; none failed."""
+class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The completion mark: a run read its whole input, and what was unfinished; none failed.
+
+    Args:
+        completed: The time.
+        shard: The shard that the input was, and the number of shards; None if it was not divided.
+    """
 
     completed: _Time
+    shard: tuple[int, int] | None = None
 
 
 class ResumedMark(msgspec.Struct, frozen=True):

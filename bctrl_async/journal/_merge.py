@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from functools import reduce
+from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -37,6 +38,7 @@ from bctrl_async.outcomes import (
 )
 
 _log = logging.getLogger("bctrl_async.journal")
+_T = TypeVar("_T")
 
 _RANKS = {
     StopResult.STOPPED: 4,
@@ -76,6 +78,7 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
             as not running.
         incomplete: The files whose last run is not complete: it goes on, ended early, or had
             failures.
+        shards: The shards that complete runs have stopped, each with the number of shards.
     """
 
     paths: Sequence[Path]
@@ -86,6 +89,7 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
     repeated: Sequence[RuntimeRef]
     running_again: AbstractSet[RuntimeRef]
     incomplete: Sequence[Path]
+    shards: AbstractSet[tuple[int, int]]
 
     def report(self, *, missing_ok: bool = False) -> StopReport:
         """Return a report as if one run had written all journals.
@@ -120,15 +124,24 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _ended_early(self) -> BctrlError | None:
-        if not self.incomplete:
-            return None
-        names = ", ".join(quote(str(path)) for path in self.incomplete[:_MAX_NAMED])
-        more = len(self.incomplete) - _MAX_NAMED
-        return BctrlError(
-            f"{len(self.incomplete)} of {len(self.paths)} journals are not complete: {names}"
-            f"{f' and {more} more' if more > 0 else ''}",
-            advice="Their runs go on, ended early or had failures; repeat each with its whole list",
-        )
+        if self.incomplete:
+            names = _listed(self.incomplete, len(self.incomplete), lambda path: quote(str(path)))
+            return BctrlError(
+                f"{len(self.incomplete)} of {len(self.paths)} journals are not complete: {names}",
+                advice="Their runs go on, ended early or had failures; repeat each with its whole "
+                "list",
+            )
+        counts = sorted({count for _, count in self.shards})
+        if missing := sum(counts) - len(self.shards):
+            # There may be millions.
+            shards = ((number, count) for count in counts for number in range(1, count + 1))
+            left = (shard for shard in shards if shard not in self.shards)
+            names = _listed(left, missing, lambda shard: f"{shard[0]}/{shard[1]}")
+            return BctrlError(
+                f"no journal is of shard {names}",
+                advice="Add the missing journals, or stop these shards",
+            )
+        return None
 
 
 def merge_journals(
@@ -182,6 +195,7 @@ def merge_journals(
         repeated=[target for target in merging.several if target.workspace_id],
         running_again=merging.running_again,
         incomplete=merging.incomplete,
+        shards=merging.shards,
     )
 
 
@@ -196,7 +210,8 @@ def read_journals(
     `total` is the number of targets that have an outcome, each of which counts once, as
     `merge_journals` says. `elapsed` is the time from the begin of the first journal to the last
     entry. `retries` counts those of the outcomes that are kept. `throttled`, `resumed` and
-    `duplicates` are 0. `ended_early` is set if the last run of a journal is not complete.
+    `duplicates` are 0. `ended_early` is set if the last run of a journal is not complete, or no
+    journal is of one of the shards.
 
     Args:
         paths: The files. One that is given twice is read once.
@@ -226,6 +241,7 @@ class _Merging:
         self.several: dict[RuntimeRef, list[JournalOutcome]] = {}
         self.running_again: set[RuntimeRef] = set()
         self.incomplete: list[Path] = []
+        self.shards: set[tuple[int, int]] = set()
         self._begun: list[tuple[datetime, Path]] = []
 
     @property
@@ -268,6 +284,7 @@ class _Merging:
         if self._max_age is not None and (reason := content.excess_age(self._max_age)) is not None:
             raise read_error(path, reason)
         self._begun.append((content.started, path))
+        self.shards |= content.shards
         if content.updated is not None:
             self.updated = max(self.updated or content.updated, content.updated)
         outcomes = cast("dict[RuntimeRef, JournalOutcome]", content.outcomes)
@@ -306,6 +323,11 @@ class _Merging:
                 f"{str(path)!r} of {base_url}",
                 advice="Read those of each server on their own",
             )
+
+
+def _listed(items: Iterable[_T], count: int, name: Callable[[_T], str]) -> str:
+    names = ", ".join(map(name, islice(items, _MAX_NAMED)))
+    return names + (f" and {count - _MAX_NAMED:,} more" if count > _MAX_NAMED else "")
 
 
 def _resolved(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -73,6 +74,7 @@ class Journal:
         self._is_complete = False
         self._sends_again = False
         self._unread: set[RuntimeRef] = set()
+        self._shards: AbstractSet[tuple[int, int]] = frozenset()
         try:
             self._file = open_file(self._path, _FLAGS)
             try:
@@ -103,20 +105,22 @@ class Journal:
         self._is_complete = False
         self._append(entry_line(outcome))
 
-    def close(self, *, complete: bool = False) -> None:
+    def close(self, *, complete: bool = False, shard: tuple[int, int] | None = None) -> None:
         """Flush the file to disk, then unlock and close it.
 
         Args:
             complete: True if the run read its whole input and had no failures. If an earlier run
                 had not, the journal is complete only if this one read every target of that one: a
                 few stops do not make up for a list that was not read to its end.
+            shard: The shard that the input was, and the number of shards.
 
         Raises:
             BctrlError: The mark could not be written, or the flush failed.
         """
         try:
-            if complete and not self._is_complete and not self._unread:
-                self._append(mark_line(Mark(datetime.now(UTC))))
+            is_news = not self._is_complete or (shard is not None and shard not in self._shards)
+            if complete and is_news and not self._unread:
+                self._append(mark_line(Mark(datetime.now(UTC), shard)))
             elif self._sends_again:
                 self._append(mark_line(EndedMark(datetime.now(UTC))))
             os.fsync(self._file)
@@ -157,6 +161,7 @@ class Journal:
             os.ftruncate(self._file, content.size)
         self._is_complete = content.is_complete
         self._unread = set(content.unfinished)
+        self._shards = content.shards
         if content.pending:
             self._sends_again = True
             self._is_complete = False
