@@ -16,6 +16,8 @@ from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 
+_PATIENT = RetryPolicy(patience=300)
+
 Server = Callable[[float], BctrlError | None]
 """Takes the time of a request; returns the error of its response, or None for a success."""
 
@@ -75,7 +77,7 @@ class Run:
 
     async def stop(self, limiter: Limiter) -> None:
         loop = asyncio.get_running_loop()
-        retries = RetryState(RetryPolicy(patience=300), RetryQuota())
+        retries = RetryState(_PATIENT, RetryQuota())
         priority = Priority.BULK
         while True:
             await limiter.acquire(300, priority, retries.patience_ends)
