@@ -16,11 +16,11 @@ import bctrl_async
 
 NAME = "bctrl_async"
 PACKAGE = Path(bctrl_async.__file__).parent
-SOURCES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text("utf-8"))
-    for path in PACKAGE.rglob("*.py")
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
 }
-"""Every module by its name within the package, such as `session` or `_limiter.rate`."""
+"""The file of every module, by its name within the package, such as `session`."""
 
 # A module may import from lower layers, and without cycles from its own. A folder is one entry.
 LAYERS = [
@@ -59,12 +59,6 @@ def is_private(module: str) -> bool:
     return any(part.startswith("_") and part != "__init__" for part in module.split("."))
 
 
-every_module = pytest.mark.parametrize("module", sorted(SOURCES))
-every_core_module = pytest.mark.parametrize(
-    "module", sorted(module for module in SOURCES if entry(module) in CORE)
-)
-
-
 class Import(NamedTuple):
     """One imported module, such as `aiohttp.web`, and the name taken from it, if any."""
 
@@ -79,14 +73,18 @@ class Import(NamedTuple):
             return None
         path = ".".join(filter(None, [rest, self.name]))
         return next(
-            name for name in (path, rest, f"{rest}.__init__", "__init__") if name in SOURCES
+            name for name in (path, rest, f"{rest}.__init__", "__init__") if name in MODULES
         )
+
+
+def nodes(module: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(MODULES[module].read_text("utf-8"))))
 
 
 @cache
 def imports(module: str) -> frozenset[Import]:
     found: set[Import] = set()
-    for node in ast.walk(SOURCES[module]):
+    for node in nodes(module):
         if isinstance(node, ast.Import):
             found.update(Import(alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -110,25 +108,41 @@ def layer(module: str) -> int:
     return next((n for n, names in enumerate(LAYERS) if entry(module) in names), len(LAYERS))
 
 
+def modules_in(*entries: str) -> set[str]:
+    """Return the modules in these files or folders of the package."""
+    return {module for module in MODULES if entry(module) in entries}
+
+
+def importers(*packages: str) -> set[str]:
+    """Return the modules that import any of these packages."""
+    return {module for module in MODULES if outside(module) & set(packages)}
+
+
 class TestImports:
-    @every_module
-    def test_every_module_is_in_a_layer(self, module: str) -> None:
-        assert entry(module) in ALONE.union(*LAYERS), f"add {entry(module)} to LAYERS"
+    def test_every_module_is_in_a_layer(self) -> None:
+        entries = {entry(module) for module in MODULES}
 
-    @every_module
-    def test_no_module_imports_from_a_higher_layer(self, module: str) -> None:
-        if entry(module) in ALONE:
-            assert {entry(name) for name in inside(module)} <= {entry(module)}
-            return
-        # The extras may start the emulator.
-        alone = ALONE if entry(module) in EXTRAS else set()
-        below = {name for name in inside(module) if entry(name) not in alone}
-        above = {name for name in below if layer(name) > layer(module)}
+        assert entries <= ALONE.union(*LAYERS), "add the others to LAYERS"
 
-        assert above == set()
+    def test_no_module_imports_from_a_higher_layer(self) -> None:
+        above = [
+            (module, name)
+            for module in MODULES
+            if entry(module) not in ALONE
+            for name in inside(module)
+            if layer(name) > layer(module)
+            # The extras may start the emulator.
+            and not (entry(module) in EXTRAS and entry(name) in ALONE)
+        ]
+
+        assert above == []
+
+    def test_the_emulator_imports_nothing_of_the_rest(self) -> None:
+        for module in modules_in(*ALONE):
+            assert {entry(name) for name in inside(module)} <= {entry(module)}, module
 
     def test_there_is_no_import_cycle(self) -> None:
-        remaining = {module: inside(module) for module in SOURCES}
+        remaining = {module: inside(module) for module in MODULES}
         while free := {name for name, needs in remaining.items() if not needs & remaining.keys()}:
             for module in free:
                 del remaining[module]
@@ -138,54 +152,42 @@ class TestImports:
     def test_errors_import_nothing_of_the_package(self) -> None:
         assert inside("errors") == set()
 
-    @every_module
-    def test_only_http_code_imports_aiohttp(self, module: str) -> None:
-        if "aiohttp" in outside(module):
-            # A call carries an aiohttp.ClientTimeout.
-            assert entry(module) in {"_calls", "_http", "session", *ALONE}
+    def test_only_http_code_imports_aiohttp(self) -> None:
+        # A call carries an aiohttp.ClientTimeout.
+        assert importers("aiohttp") <= modules_in("_calls", "_http", "session", *ALONE)
 
-    @every_core_module
-    def test_the_core_imports_only_its_dependencies(self, module: str) -> None:
+    def test_the_core_imports_only_its_dependencies(self) -> None:
+        found = {package for module in modules_in(*CORE) for package in outside(module)}
+
         # multidict and yarl are dependencies of aiohttp, and part of its API.
-        assert outside(module) <= {"aiohttp", "msgspec", "multidict", "yarl"}
+        assert found <= {"aiohttp", "msgspec", "multidict", "yarl"}
 
-    @every_module
-    def test_the_emulator_imports_only_the_server_of_aiohttp(self, module: str) -> None:
-        if entry(module) in ALONE:
+    def test_the_emulator_imports_only_the_server_of_aiohttp(self) -> None:
+        for module in modules_in(*ALONE):
             found = {found for found in imports(module) if "aiohttp" in found.module}
 
-            assert found <= {Import("aiohttp", "web")}
-            assert outside(module) <= {"aiohttp"}
+            assert found <= {Import("aiohttp", "web")}, module
+            assert outside(module) <= {"aiohttp"}, module
 
-    @every_module
-    def test_only_the_command_imports_typer_and_rich(self, module: str) -> None:
-        if entry(module) != "cli":
-            assert outside(module) & {"typer", "click", "rich"} == set()
+    def test_only_the_command_imports_typer_and_rich(self) -> None:
+        assert importers("typer", "click", "rich") <= modules_in("cli")
 
-    @every_module
-    def test_only_the_fastapi_extra_imports_fastapi(self, module: str) -> None:
-        if entry(module) != "fastapi":
-            found = {"fastapi", "starlette", "pydantic", "pydantic_core"}
-            assert outside(module) & found == set()
+    def test_only_the_fastapi_extra_imports_fastapi(self) -> None:
+        found = importers("fastapi", "starlette", "pydantic", "pydantic_core")
 
-    @every_module
-    def test_only_the_otel_extra_imports_opentelemetry(self, module: str) -> None:
-        if entry(module) != "otel":
-            assert "opentelemetry" not in outside(module)
+        assert found <= modules_in("fastapi")
 
-    @every_module
-    def test_only_the_redis_extra_imports_redis(self, module: str) -> None:
-        if entry(module) != "redis":
-            assert "redis" not in outside(module)
+    def test_only_the_otel_extra_imports_opentelemetry(self) -> None:
+        assert importers("opentelemetry") <= modules_in("otel")
 
-    @every_module
-    def test_only_one_file_imports_dask(self, module: str) -> None:
-        if module != "dask._distributed":
-            assert outside(module) & {"dask", "distributed"} == set()
+    def test_only_the_redis_extra_imports_redis(self) -> None:
+        assert importers("redis") <= modules_in("redis")
 
-    @every_module
-    def test_the_extras_import_only_public_names(self, module: str) -> None:
-        if entry(module) in EXTRAS:
+    def test_only_one_file_imports_dask(self) -> None:
+        assert importers("dask", "distributed") <= {"dask._distributed"}
+
+    def test_the_extras_import_only_public_names(self) -> None:
+        for module in modules_in(*EXTRAS):
             private = {name for name in inside(module) if entry(name) in CORE and is_private(name)}
             # `pace` re-exports the classes that the core needs without SQLite.
             allowed = {"_version", "_limiter.pace"}
@@ -193,27 +195,25 @@ class TestImports:
                 # A run on a cluster is a bulk stop with the ledger, the input and the ending of
                 # one; only its workers are elsewhere.
                 allowed |= {"_config"} | {name for name in private if entry(name) in _BULK_PARTS}
-            assert private <= allowed
+            assert private <= allowed, module
 
-    @every_core_module
-    def test_no_function_imports_anything(self, module: str) -> None:
+    def test_no_function_of_the_core_imports_anything(self) -> None:
         """Fault: function-level imports that hide a cycle."""
-        functions = [
-            node
-            for node in ast.walk(SOURCES[module])
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        found = [
+            (module, node.lineno)
+            for module in modules_in(*CORE)
+            for function in nodes(module)
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Import | ast.ImportFrom)
         ]
-        found = [node for function in functions for node in ast.walk(function) if is_import(node)]
 
         assert found == []
 
-    @every_module
-    def test_there_is_no_star_import(self, module: str) -> None:
-        assert "*" not in {found.name for found in imports(module)}
+    def test_there_is_no_star_import(self) -> None:
+        found = {module for module in MODULES for each in imports(module) if each.name == "*"}
 
-
-def is_import(node: ast.AST) -> bool:
-    return isinstance(node, ast.Import | ast.ImportFrom)
+        assert found == set()
 
 
 class TestPublicNames:
@@ -225,12 +225,11 @@ class TestPublicNames:
 
         assert set(bctrl_async.__all__) == imported
 
-    @pytest.mark.parametrize("name", bctrl_async.__all__)
-    def test_each_can_be_imported(self, name: str) -> None:
-        assert getattr(bctrl_async, name) is not None
+    def test_each_can_be_imported(self) -> None:
+        assert [n for n in bctrl_async.__all__ if getattr(bctrl_async, n, None) is None] == []
 
     def test_every_error_is_public(self) -> None:
-        defined = {node.name for node in SOURCES["errors"].body if isinstance(node, ast.ClassDef)}
+        defined = {node.name for node in nodes("errors") if isinstance(node, ast.ClassDef)}
 
         assert defined <= set(bctrl_async.__all__)
 
@@ -293,27 +292,13 @@ class TestFreshInterpreter:
     def test_it_imports_the_package_without_a_warning(self, loaded: set[str]) -> None:
         assert NAME in loaded
 
-    @pytest.mark.parametrize(
-        "heavy",
-        [
-            "click",
-            "dask",
-            "distributed",
-            "fastapi",
-            "opentelemetry",
-            "pydantic",
-            "pytest",
-            "redis",
-            "rich",
-            "sqlite3",
-            "typer",
-        ],
-    )
-    def test_it_does_not_load_the_dependencies_of_extras(
-        self, loaded: set[str], heavy: str
-    ) -> None:
-        assert heavy not in loaded
+    def test_it_does_not_load_the_dependencies_of_extras(self, loaded: set[str]) -> None:
+        heavy = {
+            *("click", "dask", "distributed", "fastapi", "opentelemetry", "pydantic", "pytest"),
+            *("redis", "rich", "sqlite3", "typer"),
+        }
 
-    @pytest.mark.parametrize("module", ["emulator", *sorted(EXTRAS)])
-    def test_it_does_not_load_the_extras(self, loaded: set[str], module: str) -> None:
-        assert f"{NAME}.{module}" not in loaded
+        assert loaded & heavy == set()
+
+    def test_it_does_not_load_the_extras(self, loaded: set[str]) -> None:
+        assert loaded & {f"{NAME}.{module}" for module in ("emulator", *EXTRAS)} == set()

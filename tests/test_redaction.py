@@ -103,26 +103,26 @@ class TestForms:
                 assert leaked(key, shown) < 8
 
     @pytest.mark.parametrize("name", FORMS)
-    @pytest.mark.parametrize("length", [500, 2048])
-    def test_a_form_at_the_end_of_an_excerpt_leaves_no_part(self, name: str, length: int) -> None:
+    def test_a_form_at_the_end_of_an_excerpt_leaves_no_part(self, name: str) -> None:
         form = FORMS[name](KEY)
-        for before in range(length - len(form), length):
-            text = "." * before + form + "." * 200
-            shown = (sanitize(text, KEY) if length == 500 else excerpt_of(text.encode(), KEY)) or ""
-            assert leaked(form, shown) <= 10
-            assert len(shown) <= length
+        for length in (500, 2048):
+            for before in range(length - len(form), length):
+                text = "." * before + form + "." * 200
+                shown = sanitize(text, KEY) if length == 500 else excerpt_of(text.encode(), KEY)
+                assert leaked(form, shown or "") <= 10
+                assert len(shown or "") <= length
 
     @pytest.mark.parametrize("encoding", ENCODINGS)
-    @pytest.mark.parametrize("name", FORMS)
-    def test_a_key_in_utf_16_or_utf_32_is_redacted(self, name: str, encoding: str) -> None:
+    def test_a_key_in_utf_16_or_utf_32_is_redacted(self, encoding: str) -> None:
         """Fault: of a page in UTF-16, an error showed the key with a NUL after each character."""
-        form = FORMS[name](KEY)
-        body = f"<p>ä€😀 bad key {form}</p>".encode(encoding)
-        for shown in (excerpt_of(body, KEY), sanitize(body.decode(errors="replace"), KEY)):
-            assert shown is not None
-            assert leaked(form, shown.replace("\0", "").replace(" ", "")) <= 10
-            assert "***" in shown
-            assert "\0" not in shown
+        for name, encode in FORMS.items():
+            form = encode(KEY)
+            body = f"<p>ä€😀 bad key {form}</p>".encode(encoding)
+            for shown in (excerpt_of(body, KEY), sanitize(body.decode(errors="replace"), KEY)):
+                assert shown is not None, name
+                assert leaked(form, shown.replace("\0", "").replace(" ", "")) <= 10, name
+                assert "***" in shown, name
+                assert "\0" not in shown, name
 
     @pytest.mark.parametrize("encoding", ENCODINGS)
     def test_a_key_in_utf_16_or_utf_32_at_the_end_of_an_excerpt_leaves_no_part(
