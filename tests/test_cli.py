@@ -2670,7 +2670,7 @@ class UnlimitedEmulator(QuickEmulator):
 
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_demo, "Emulator", QuickEmulator)
+    monkeypatch.setattr("bctrl_async.emulator.Emulator", QuickEmulator)
 
 
 @pytest.mark.usefixtures("_quick")
@@ -2697,7 +2697,7 @@ async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(command: C
 async def test_the_seed_determines_the_faults_of_the_demo(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_demo, "Emulator", UnlimitedEmulator)
+    monkeypatch.setattr("bctrl_async.emulator.Emulator", UnlimitedEmulator)
     first, same, other = [
         without_times((await command("demo", "--runtimes", "50", "--seed", seed))[1])
         for seed in ("1", "1", "2")
@@ -2720,7 +2720,7 @@ async def test_the_demo_ignores_the_key_and_the_url_of_the_environment(
 async def test_a_demo_that_the_emulator_contradicts_exits_with_1(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_demo, "Emulator", LyingEmulator)
+    monkeypatch.setattr("bctrl_async.emulator.Emulator", LyingEmulator)
     code, out, _ = await command("demo", "--runtimes", "3")
     assert "The emulator disagrees about 3 of 3:\n" in out
     assert re.search(r"^runtime-000\d was reported \w+, but it is active\.$", out, re.MULTILINE)

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from bctrl_async.cli._emulator import _print_request
+from bctrl_async.cli._emulator import EXAMPLES, _print_request
 from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
 RUNTIMES = "/v1/workspaces/demo/runtimes"
@@ -34,6 +34,11 @@ async def printed(
     out, err = capsys.readouterr()
     assert out == ""
     return err
+
+
+def test_the_help_names_every_fault() -> None:
+    _, _, names = EXAMPLES.partition("Faults:\n")
+    assert names.replace(",", "").split() == list(Fault)
 
 
 @pytest.mark.parametrize(

@@ -272,9 +272,16 @@ def test_every_public_module_lists_names_that_can_be_imported(name: str) -> None
 
 
 @pytest.fixture(scope="module")
-def loaded() -> set[str]:
-    """Return the modules loaded in a fresh interpreter after importing the package."""
-    program = f"import {NAME}, json, sys; print(json.dumps(sorted(sys.modules)))"
+def loaded_in_turn() -> tuple[set[str], set[str]]:
+    """The modules that a fresh interpreter has loaded after importing the package, and the command.
+
+    Returns:
+        Those after `import bctrl_async`, and those after `import bctrl_async.cli`.
+    """
+    program = (
+        f"import {NAME}, json, sys; print(json.dumps(sorted(sys.modules)));"
+        f"import {NAME}.cli; print(json.dumps(sorted(sys.modules)))"
+    )
     # Coverage imports modules of its own.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
     done = subprocess.run(
@@ -285,7 +292,14 @@ def loaded() -> set[str]:
         capture_output=True,
         text=True,
     )
-    return set(json.loads(done.stdout))
+    package, command = map(json.loads, done.stdout.splitlines())
+    return set(package), set(command)
+
+
+@pytest.fixture
+def loaded(loaded_in_turn: tuple[set[str], set[str]]) -> set[str]:
+    """The modules that a fresh interpreter has loaded after importing the package."""
+    return loaded_in_turn[0]
 
 
 class TestFreshInterpreter:
@@ -302,3 +316,10 @@ class TestFreshInterpreter:
 
     def test_it_does_not_load_the_extras(self, loaded: set[str]) -> None:
         assert loaded & {f"{NAME}.{module}" for module in ("emulator", *EXTRAS)} == set()
+
+    def test_the_command_loads_no_server(self, loaded_in_turn: tuple[set[str], set[str]]) -> None:
+        """Fault: the start of every command took a tenth longer."""
+        _, loaded = loaded_in_turn
+
+        assert f"{NAME}.cli" in loaded
+        assert loaded & {"aiohttp.web", f"{NAME}.emulator"} == set()

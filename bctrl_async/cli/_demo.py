@@ -1,9 +1,11 @@
 """The command `demo`: a bulk stop on a misbehaving server, checked against its state."""
 
+from __future__ import annotations
+
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,18 +16,20 @@ from bctrl_async.cli._format import counts_table, pluralize
 from bctrl_async.cli._options import MAX_RUNTIMES, Seed
 from bctrl_async.cli._output import Output, print_info
 from bctrl_async.cli._run import FinishedRun, run_stops
-from bctrl_async.emulator import Emulator, Fault
+
+if TYPE_CHECKING:
+    from bctrl_async.emulator import Emulator
 
 _MAX_IN_FLIGHT = 40
 _RETRY = RetryPolicy(attempts=4, base=0.05, cap=0.4)
 _RATE_LIMIT = 100.0
 _FAULTS = {
-    Fault.LATENCY: 0.10,
-    Fault.SERVER_ERROR: 0.03,
-    Fault.BAD_GATEWAY: 0.03,
-    Fault.DROP_BEFORE: 0.03,
-    Fault.DROP_AFTER: 0.03,
-    Fault.UNKNOWN_VALUES: 0.05,
+    "latency": 0.10,
+    "server_error": 0.03,
+    "bad_gateway": 0.03,
+    "drop_before": 0.03,
+    "drop_after": 0.03,
+    "unknown_values": 0.05,
 }
 
 _Runtimes = Annotated[
@@ -45,10 +49,12 @@ def demo(*, runtimes: _Runtimes = 300, seed: Seed = 4) -> int:
 
 def run_demo(runtimes: int, seed: int) -> bool:
     """Stop runtimes of an emulator and print a report; return True if it proved correct."""
+    from bctrl_async.emulator import Emulator, Fault  # noqa: PLC0415 - as in `_emulator`.
+
     emulator = Emulator(
         port=0,
         api_key=KEY,
-        faults=_FAULTS,
+        faults={Fault(name): probability for name, probability in _FAULTS.items()},
         seed=seed,
         latency=0.1,
         fault_latency=0.5,

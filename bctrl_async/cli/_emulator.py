@@ -1,14 +1,19 @@
-"""The command `emulator`."""
+"""The command `emulator`.
+
+It imports the emulator only where it runs it: the server of aiohttp, which the emulator needs,
+would make every other command start later by a tenth.
+"""
+
+from __future__ import annotations
 
 import asyncio
 import errno
 import shlex
 import signal
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +21,9 @@ from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._options import MAX_RUNTIMES, Seed, check_not_empty, check_positive, duration
 from bctrl_async.cli._output import Output, print_info
-from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
+
+if TYPE_CHECKING:
+    from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
 WORKSPACE = "demo"
 KEY = "emulator-key"
@@ -26,6 +33,12 @@ _DESKTOP_EVERY = 10
 def runtime_aliases(count: int) -> Iterator[str]:
     """Return the aliases of the emulator's runtimes."""
     return (f"runtime-{number:04}" for number in range(1, count + 1))
+
+
+def _suggest_faults() -> list[str]:
+    from bctrl_async.emulator import Fault  # noqa: PLC0415 - see above.
+
+    return [f"{fault}=0.1" for fault in Fault]
 
 
 _Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
@@ -47,7 +60,7 @@ _Faults = Annotated[
         "--fault",
         metavar="NAME=PROBABILITY",
         help="Inject a fault; repeatable.",
-        autocompletion=lambda: [f"{fault}=0.1" for fault in Fault],
+        autocompletion=_suggest_faults,
     ),
 ]
 _RateLimit = Annotated[
@@ -73,13 +86,17 @@ _Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print a line on stderr for each request.")
 ]
 
-EXAMPLES = f"""
+EXAMPLES = """
 Examples:
   bctrl-async emulator --runtimes 1000 --rate-limit 50
   bctrl-async emulator --fault rate_limited=0.1 --fault drop_after=0.05 -v
 
 Faults:
-{textwrap.indent(textwrap.fill(", ".join(Fault), 76), "  ")}
+  latency, rate_limited, rate_limited_retry_after, server_error, bad_gateway,
+  unavailable, gateway_timeout, drop_before, drop_after, close_kept_alive,
+  hang, slow_drip, truncated_json, malformed_json, wrong_shape, oversized,
+  compressed_bomb, unknown_values, failed, accepted, redirect, stray_answer,
+  late_stray_answer, foreign_not_found, login_page
 """
 
 
@@ -102,6 +119,8 @@ def emulator(
     is a minute older than the one before, and one in ten is a desktop. For
     example, --fault rate_limited=0.1 answers one request in ten with 429.
     """
+    from bctrl_async.emulator import Emulator  # noqa: PLC0415 - see above.
+
     try:
         server = Emulator(
             host=host,
@@ -127,6 +146,8 @@ def emulator(
 
 
 def _parse_faults(given: Sequence[str]) -> dict[Fault, float]:
+    from bctrl_async.emulator import Fault  # noqa: PLC0415 - see above.
+
     faults = {}
     for text in given:
         name, _, probability = text.partition("=")
