@@ -34,17 +34,19 @@ async def run_all(members: list[Member], count: int) -> float:
 
 class TestSharing:
     @pytest.mark.parametrize("count", [1, 2, 4, 8, 16])
-    @pytest.mark.parametrize("rate", [195, 1950])
-    def test_together_they_use_the_whole_rate_in_equal_parts(self, count: int, rate: int) -> None:
+    @pytest.mark.parametrize(("rate", "ideal"), [(195, 10), (1950, 4)])
+    def test_together_they_use_the_whole_rate_in_equal_parts(
+        self, count: int, rate: int, ideal: int
+    ) -> None:
         async def scenario() -> tuple[float, list[Member]]:
             pace = MemoryPace(rate=rate)
             members = [Member(pace) for _ in range(count)]
-            return await run_all(members, 10 * rate // count), members
+            return await run_all(members, ideal * rate // count), members
 
         seconds, members = virtual_time.run(scenario())
 
-        assert seconds <= 10.1
-        assert jain([member.between(1, 9) for member in members]) > 0.999
+        assert seconds <= 1.01 * ideal
+        assert jain([member.between(1, ideal - 1) for member in members]) > 0.999
         assert most_in_a_window([t for member in members for t in member.starts], rate) <= 2
 
     @pytest.mark.parametrize("count", [1, 8])
@@ -62,9 +64,9 @@ class TestSharing:
         members=st.lists(
             st.tuples(
                 st.floats(0, 2),  # Joins.
-                st.sampled_from([1, 5, 100]),  # Attempts in flight.
+                st.sampled_from([1, 5, 50]),  # Attempts in flight.
                 st.floats(0.001, 0.2),  # The latency of the server.
-                st.integers(1, 150),  # Attempts.
+                st.integers(1, 75),  # Attempts.
                 st.floats(0, 0.2),  # Idles between them.
             ),
             min_size=1,
