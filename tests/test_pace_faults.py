@@ -27,7 +27,8 @@ from bctrl_async.redis import RedisPace
 
 AWAY = "the shared pace cannot be asked"
 BACK = "the shared pace is used again"
-RATE = 2000.0
+RATE = 200.0
+"""Stops a second, which go on for as long as a test waits for a warning."""
 
 needs_server = pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
 

@@ -42,6 +42,12 @@ def rendered(renderable: RenderableType) -> str:
     return text.getvalue()
 
 
+class PlainTraceback(Traceback):
+    """A traceback of rich that does not highlight its code, which would take a quarter second."""
+
+    LEXERS = {".py": "text"}  # noqa: RUF012 - as in the base class.
+
+
 def with_structlog(value: object) -> str:
     # As `structlog.tracebacks.to_repr` does without rich.
     if isinstance(value, str) and len(value) > 73:
@@ -72,7 +78,7 @@ def everything_of(error: BaseException) -> str:
         waiting += [found.__cause__, found.__context__]
     below = error.__traceback__.tb_next if error.__traceback__ else None
     shown = traceback.TracebackException(type(error), error, below, capture_locals=True)
-    by_rich = rendered(Traceback.from_exception(type(error), error, below, show_locals=True))
+    by_rich = rendered(PlainTraceback.from_exception(type(error), error, below, show_locals=True))
     return "\n".join([*texts, *shown.format(), by_rich])
 
 
