@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+import warm_server
 from browser import Tab, chromium, new_tab
 from helpers import BOUND, Command, Connect
 from ways import LONG_WAY_HELP, Ways, take_long_way
@@ -83,6 +84,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     # Many tests wait for other processes.
     return (os.cpu_count() or 1) + 1 if is_whole else 0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_server() -> Iterator[None]:
+    """End the server of `warm_server.program`, if a test has started it."""
+    yield
+    warm_server.running.close()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from aiohttp import web
 from helpers import BOUND, Command
 from runtimes import runtime
 from servers import answering, http_answer, raw_server
+from warm_server import program
 
 from bctrl_async import (
     BctrlResponseError,
@@ -44,7 +46,6 @@ pty = pytest.importorskip("pty", reason="signals and terminals are tested where 
 KEY = "emulator-key"
 FULL = Path("/dev/full")
 STOP_ALL = ("stop", "ws", "--all", "--yes")
-COMMAND = (sys.executable, "-m", "bctrl_async")
 NOTICE = "Ctrl-C again to abort"
 
 Process = asyncio.subprocess.Process
@@ -516,7 +517,7 @@ async def test_no_listed_text_reaches_the_terminal_raw_at_the_question() -> None
     terminal = Terminal()
     async with raw_server(answering(answer)) as url:
         process = await start(
-            *COMMAND,
+            *program(),
             *("stop", "--base-url", url, "ws", "--all"),
             stdin=terminal.fd,
             stderr=terminal.fd,
@@ -566,7 +567,7 @@ async def test_an_unencodable_alias_does_not_end_the_run(
 ) -> None:
     emulator.add_runtime("ws", "é")
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    code, out, err = await finish(await start(*COMMAND, "stop", "ws", "é"))
+    code, out, err = await finish(await start(*program(), "stop", "ws", "é"))
     assert out.startswith(r"\xe9  stopped")
     assert (code, err) == (0, "")
 
@@ -577,7 +578,7 @@ async def test_a_long_line_wraps_within_its_column_on_a_terminal(
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
     args = ("stop", "--ignore-not-found", "ws", "a", "nobody")
-    process = await start(*COMMAND, *args, stdout=terminal.fd, stderr=terminal.fd)
+    process = await start(*program(), *args, stdout=terminal.fd, stderr=terminal.fd)
     lines = (await terminal.rest()).splitlines()
     assert await process.wait() == 0
     assert all(len(line) <= 80 for line in lines)
@@ -839,7 +840,7 @@ async def test_an_empty_input_exits_with_2_unless_allowed(
 
 
 async def run_with_stdin(content: str, *args: str) -> tuple[int | None, str, str]:
-    process = await start(*COMMAND, "stop", *args, stdin=asyncio.subprocess.PIPE)
+    process = await start(*program(), "stop", *args, stdin=asyncio.subprocess.PIPE)
     write(process, content)
     assert process.stdin is not None
     process.stdin.close()
@@ -907,7 +908,7 @@ async def test_pretty_printed_output_of_list_can_be_piped_back(
 async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
     emulator: HoldingEmulator,
 ) -> None:
-    process = await start(*COMMAND, "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    process = await start(*program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
     for alias in "abc":
         write(process, f"ws,{alias}\n")
         await until(lambda alias=alias: emulator.status("ws", alias) == "stopped")  # type: ignore[misc]
@@ -938,7 +939,7 @@ async def test_a_named_pipe_is_read(
 
 async def test_stdin_can_be_a_file(emulator: HoldingEmulator, targets: Path) -> None:
     file = os.open(targets, os.O_RDONLY)
-    process = await start(*COMMAND, "stop", "--from", "-", stdin=file)
+    process = await start(*program(), "stop", "--from", "-", stdin=file)
     os.close(file)
     code, out, err = await finish(process)
     assert without_times(out) == "3 of 3 no longer running after 0.0 s: 3 stopped\n"
@@ -953,7 +954,7 @@ async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.fd)
-    process = await start(*COMMAND, "stop", "--from", "-", **streams)
+    process = await start(*program(), "stop", "--from", "-", **streams)
     await terminal.until("Reading targets from the terminal, a line each; end with Ctrl-D\n")
     os.write(terminal._master, b"ws,a\n")
     await until(lambda: emulator.status("ws", "a") == "stopped")
@@ -968,7 +969,7 @@ async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
 
 async def test_closed_stdin_is_a_usage_error() -> None:
     closing = ("/bin/sh", "-c", 'exec "$@" <&-', "sh")
-    code, out, err = await finish(await start(*closing, *COMMAND, "stop", "--from", "-"))
+    code, out, err = await finish(await start(*closing, *program(), "stop", "--from", "-"))
     assert err == (
         "bctrl-async: error: cannot read stdin: it is closed (see bctrl-async stop --help)\n"
     )
@@ -991,7 +992,7 @@ async def test_an_input_that_fails_later_exits_with_1(
     emulator: HoldingEmulator, targets: Path
 ) -> None:
     write_only = os.open(targets, os.O_WRONLY)
-    process = await start(*COMMAND, "stop", "--from", "-", stdin=write_only)
+    process = await start(*program(), "stop", "--from", "-", stdin=write_only)
     os.close(write_only)
     code, out, err = await finish(process)
     assert err == "bctrl-async: error: cannot read all targets: Bad file descriptor\n"
@@ -1169,7 +1170,7 @@ async def test_the_first_ctrl_c_stops_reading_and_waits_for_requests_in_flight(
 ) -> None:
     emulator.held.add("b")
     args = ("stop", *option, "--concurrency", "1", "ws", "a", "b", "c", "d")
-    process = await start(*COMMAND, *args)
+    process = await start(*program(), *args)
     await until(lambda: len(emulator.requests) == 2)
 
     said = await begin_to_end(process, signal_)
@@ -1201,7 +1202,7 @@ async def test_the_second_ctrl_c_aborts_with_an_outcome_for_every_alias(
 ) -> None:
     emulator.held.add("b")
     args = ("stop", *option, "--concurrency", "1", "ws", "a", "b", "c", "d")
-    process = await start(*COMMAND, *args)
+    process = await start(*program(), *args)
     await until(lambda: len(emulator.requests) == 2)
 
     assert NOTICE in await begin_to_end(process, signal_)
@@ -1232,7 +1233,7 @@ async def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
     journal = tmp_path / "journal"
     emulator.held.add("b")
     args = ("stop", "--journal", journal, "--concurrency", "1", "--from", targets)
-    process = await start(*COMMAND, *args)
+    process = await start(*program(), *args)
     await until(lambda: len(emulator.requests) == 2)
     await begin_to_end(process)
     if signals == 2:
@@ -1266,7 +1267,7 @@ async def test_after_ctrl_c_targets_that_wait_for_the_rate_limit_are_not_sent(
         emulator.add_runtime("ws", alias)
     file = tmp_path / "targets"
     file.write_text("".join(f"ws,{alias}\n" for alias in aliases))
-    process = await start(*COMMAND, "stop", "--rate", "20", "--from", file)
+    process = await start(*program(), "stop", "--rate", "20", "--from", file)
     await until(lambda: len(emulator.requests) >= 5)
 
     process.send_signal(signal_)
@@ -1285,7 +1286,7 @@ async def test_after_ctrl_c_targets_that_wait_for_the_rate_limit_are_not_sent(
 async def test_ctrl_c_ends_the_wait_for_an_open_pipe(
     emulator: HoldingEmulator,
 ) -> None:
-    process = await start(*COMMAND, "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    process = await start(*program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
     write(process, "ws,a\n")
     await until(lambda: emulator.status("ws", "a") == "stopped")
     process.send_signal(signal.SIGINT)
@@ -1302,7 +1303,7 @@ async def test_a_second_ctrl_c_aborts_the_requests_of_an_open_pipe(
 ) -> None:
     emulator.held.add("b")
     process = await start(
-        *COMMAND, "stop", "-o", "json", "--from", "-", stdin=asyncio.subprocess.PIPE
+        *program(), "stop", "-o", "json", "--from", "-", stdin=asyncio.subprocess.PIPE
     )
     write(process, "ws,a\nws,b\n")
     await until(lambda: len(emulator.requests) == 2)
@@ -1369,7 +1370,7 @@ async def test_progress_is_a_line_every_few_seconds_without_a_terminal(
 async def test_progress_is_dropped_if_stderr_is_closed(emulator: HoldingEmulator) -> None:
     emulator.held.add("a")
     closing = ("/bin/sh", "-c", 'exec "$@" 2>&-', "sh")
-    process = await start(*closing, *COMMAND, "stop", "ws", "a")
+    process = await start(*closing, *program(), "stop", "ws", "a")
     await until(lambda: emulator.requests)
     process.send_signal(signal.SIGINT)
     emulator.held.clear()
@@ -1388,7 +1389,7 @@ async def test_the_progress_bar_disappears_at_the_end(
     emulator.held.add("b")
     terminal = Terminal()
     process = await start(
-        *COMMAND,
+        *program(),
         *("stop", "--concurrency", "1", "ws", "a", "b", "c"),
         stdout=terminal.fd,
         stderr=terminal.fd,
@@ -1420,7 +1421,7 @@ async def test_verbose_prints_above_the_progress_bar(
     emulator.held.add("a")
     terminal = Terminal()
     process = await start(
-        *COMMAND,
+        *program(),
         *("stop", "-v", "--concurrency", "1", "ws", "a", "b"),
         stdout=terminal.fd,
         stderr=terminal.fd,
@@ -1444,7 +1445,7 @@ async def test_quiet_draws_no_progress(
     monkeypatch.setenv("TERM", "xterm")
     emulator.held.add("a")
     terminal = Terminal()
-    process = await start(*COMMAND, "stop", "-q", "ws", "a", "b", stderr=terminal.fd)
+    process = await start(*program(), "stop", "-q", "ws", "a", "b", stderr=terminal.fd)
     assert process.stdout is not None
     assert (await process.stdout.readline()).startswith(b"b  stopped ")
     # The bar would appear after 0.4 s.
@@ -1461,7 +1462,7 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
     process = await start(
-        *COMMAND, "stop", "--from", "-", stdin=asyncio.subprocess.PIPE, stderr=terminal.fd
+        *program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE, stderr=terminal.fd
     )
     write(process, "ws,a\nws,..\n")
     await terminal.until("1 stopped, 1 rejected")
@@ -1488,7 +1489,7 @@ async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summa
     monkeypatch.setenv("TERM", "xterm")
     emulator.held.add("a")
     terminal = Terminal()
-    process = await start(*COMMAND, "stop", "ws", "a", stdout=terminal.fd, stderr=terminal.fd)
+    process = await start(*program(), "stop", "ws", "a", stdout=terminal.fd, stderr=terminal.fd)
     await terminal.until("1 in flight")
     process.send_signal(signal.SIGINT)
     await terminal.until(f"1 in flight, {NOTICE}")
@@ -1534,7 +1535,7 @@ async def test_resumed_outcomes_are_shown_after_a_second_ctrl_c(
     assert (await command("stop", "--journal", journal, "ws", "b", "c"))[0] == 0
     emulator.held.add("a")
     args = ("stop", "--journal", journal, "--concurrency", "1", "ws", "a", "b", "c", "d")
-    process = await start(*COMMAND, *args)
+    process = await start(*program(), *args)
     assert process.stderr is not None
     assert b"its last run is complete" in await process.stderr.readline()
     await until(lambda: emulator.received["ws", "a"])
@@ -1628,7 +1629,7 @@ async def test_a_journal_on_a_full_disk_exits_with_1(
 async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(emulator: Emulator) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    process = await start(*COMMAND, "stop", "-o", "json", "ws", "a", "b", "c", stdout=writer)
+    process = await start(*program(), "stop", "-o", "json", "ws", "a", "b", "c", stdout=writer)
     os.close(writer)
     code, _, err = await finish(process)
     assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
@@ -1646,7 +1647,7 @@ async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(emulator: Emulator
 )
 async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(emulator: Emulator, args: str) -> None:
     full = os.open(FULL, os.O_WRONLY)
-    process = await start(*COMMAND, *args.split(), stdout=full)
+    process = await start(*program(), *args.split(), stdout=full)
     os.close(full)
     code, _, err = await finish(process)
     said = "bctrl-async: error: cannot write to stdout: No space left on device\n"
@@ -1881,7 +1882,7 @@ async def test_a_missing_terminal_is_detected_before_anything_is_sent(
     emulator: HoldingEmulator,
 ) -> None:
     for redirect in ("</dev/null", "<&-"):
-        line = f"exec {sys.executable} -m bctrl_async stop ws --all {redirect}"
+        line = f"exec {shlex.join(program())} stop ws --all {redirect}"
         code, out, err = await finish(await start("sh", "-c", line))
         assert (code, out) == (2, "")
         assert "cannot ask for confirmation without a terminal: add --yes" in err
@@ -1894,7 +1895,7 @@ async def test_no_question_is_asked_if_stderr_is_a_file(
     terminal, errors = Terminal(), tmp_path / "errors"
     with errors.open("w") as file:
         process = await start(
-            *COMMAND, "stop", "ws", "--all", stdin=terminal.fd, stderr=file.fileno()
+            *program(), "stop", "ws", "--all", stdin=terminal.fd, stderr=file.fileno()
         )
         assert (await finish(process))[0] == 2
     assert "cannot ask for confirmation without a terminal: add --yes" in errors.read_text()
@@ -1909,7 +1910,7 @@ async def test_all_asks_for_confirmation(
     emulator: HoldingEmulator, answer: str, *, stops: bool
 ) -> None:
     terminal = Terminal()
-    process = await start(*COMMAND, "stop", "ws", "--all", stdin=terminal.fd, stderr=terminal.fd)
+    process = await start(*program(), "stop", "ws", "--all", stdin=terminal.fd, stderr=terminal.fd)
     await terminal.until(rf"In workspace ws at {emulator.url}/v1: 3 browser\s+Stop")
     await terminal.until(r"Stop 3 runtimes\? \[y/N\] ")
     assert stopped_in(emulator) == set()
@@ -1931,7 +1932,7 @@ async def test_all_asks_for_confirmation(
 async def test_ctrl_c_at_the_question_stops_nothing(emulator: HoldingEmulator) -> None:
     emulator.add_runtime("one", "a")
     terminal = Terminal()
-    process = await start(*COMMAND, "stop", "one", "--all", stdin=terminal.fd, stderr=terminal.fd)
+    process = await start(*program(), "stop", "one", "--all", stdin=terminal.fd, stderr=terminal.fd)
     await terminal.until(r"Stop 1 runtime\? ")
     process.send_signal(signal.SIGINT)
     code, out, _ = await finish(process)
@@ -2230,7 +2231,7 @@ async def test_control_characters_in_an_error_are_escaped(command: Command, args
 
 
 async def test_an_error_does_not_go_to_stdout_if_stderr_is_closed() -> None:
-    process = await start("/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *COMMAND, "nosuch")
+    process = await start("/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *program(), "nosuch")
     assert await finish(process) == (2, "", "")
 
 
@@ -2380,7 +2381,7 @@ async def test_help_on_a_terminal_is_styled_unless_no_color_is_set(
         monkeypatch.delenv("NO_COLOR", raising=False)
         monkeypatch.setenv(name, "1")
         terminal = Terminal()
-        process = await start(*COMMAND, "list", "--help", stdout=terminal.fd, stderr=terminal.fd)
+        process = await start(*program(), "list", "--help", stdout=terminal.fd, stderr=terminal.fd)
         await terminal.until("BCTRL_API_KEY")
         assert await process.wait() == 0
         text = await terminal.rest()
@@ -2408,7 +2409,7 @@ async def test_only_titles_and_options_are_styled_in_the_help(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     terminal = Terminal()
-    process = await start(*COMMAND, *name.split(), "--help", stdout=terminal.fd)
+    process = await start(*program(), *name.split(), "--help", stdout=terminal.fd)
     assert (await finish(process))[0] == 0
     out = await terminal.rest()
 
@@ -2439,8 +2440,7 @@ async def test_a_shell_completes_commands_options_and_their_values(
     monkeypatch.setenv("_BCTRL_ASYNC_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", line)
     monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
-    # The variable is named after the program, not after the module.
-    process = await start(sys.executable, "-c", "from bctrl_async.cli import main; main()")
+    process = await start(*program())
     _, out, err = await finish(process)
     assert (out.split(), err) == (found, "")
 
@@ -2457,7 +2457,7 @@ async def test_the_completion_of_another_shell_can_be_shown(
     shell: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("_BCTRL_ASYNC_COMPLETE", f"source_{shell}")
-    process = await start(sys.executable, "-c", "from bctrl_async.cli import main; main()")
+    process = await start(*program())
     _, out, err = await finish(process)
     assert (line in out, err) == (True, "")
 
@@ -2469,7 +2469,7 @@ async def test_completion_in_zsh_loses_no_apostrophe(
     """Fault: "Trust the CAs in this file instead of the systems"; typer doubles an apostrophe."""
     monkeypatch.setenv("_BCTRL_ASYNC_COMPLETE", "complete_zsh")
     monkeypatch.setenv("_TYPER_COMPLETE_ARGS", f"bctrl-async {name}")
-    process = await start(sys.executable, "-c", "from bctrl_async.cli import main; main()")
+    process = await start(*program())
     _, out, err = await finish(process)
     assert out.startswith("_arguments '*: :((")
     assert ("''" in out, err) == (False, "")
@@ -2497,7 +2497,7 @@ async def test_a_read_says_that_it_waits_and_gives_up_after_two_attempts(
     async with raw_server(hang) as url:
         monkeypatch.setenv("BCTRL_BASE_URL", url)
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.fd)
-        process = await start(*COMMAND, *name.split(), "--timeout", "2200ms", **streams)
+        process = await start(*program(), *name.split(), "--timeout", "2200ms", **streams)
         await terminal.until("Waiting for an answer, attempt 2 after no answer")
         await terminal.until(ending.replace(" ", r"\s+"))
         assert (await finish(process))[0] == 1
@@ -2520,7 +2520,7 @@ async def test_no_arguments_show_the_help(command: Command) -> None:
 
 async def test_the_module_prints_its_version() -> None:
     expected = (0, f"bctrl-async {__version__}\n", "")
-    assert await finish(await start(*COMMAND, "--version")) == expected
+    assert await finish(await start(sys.executable, "-m", "bctrl_async", "--version")) == expected
 
 
 # Emulator
@@ -2530,7 +2530,7 @@ async def test_the_module_prints_its_version() -> None:
 async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
     signal_: signal.Signals, expected: int, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = await start(*COMMAND, "emulator", "--port", "0", "--api-key", "it's", "--seed", "1")
+    process = await start(*program(), "emulator", "--port", "0", "--api-key", "it's", "--seed", "1")
     assert process.stdout is not None
     async with asyncio.timeout(BOUND):
         url, key, first = [(await process.stdout.readline()).decode() for _ in range(3)]
@@ -2557,7 +2557,7 @@ async def test_the_emulator_injects_the_given_faults(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("--runtimes", "1", "--fault", "failed=0.5", "--fault", "accepted=0.5", "-v")
-    process = await start(*COMMAND, "emulator", "--port", "0", *options)
+    process = await start(*program(), "emulator", "--port", "0", *options)
     assert process.stdout is not None
     async with asyncio.timeout(BOUND):
         url = (await process.stdout.readline()).decode()
@@ -2579,7 +2579,7 @@ async def test_the_emulator_injects_the_given_faults(
 async def test_the_emulator_throttles_beyond_its_rate_limit(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = await start(*COMMAND, "emulator", "--port", "0", "--rate-limit", "20")
+    process = await start(*program(), "emulator", "--port", "0", "--rate-limit", "20")
     assert process.stdout is not None
     async with asyncio.timeout(BOUND):
         url = (await process.stdout.readline()).decode()
@@ -2601,7 +2601,7 @@ async def test_the_emulator_begins_a_new_line_after_ctrl_c(
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
     process = await start(
-        *COMMAND, "emulator", "--port", "0", stdout=terminal.fd, stderr=terminal.fd
+        *program(), "emulator", "--port", "0", stdout=terminal.fd, stderr=terminal.fd
     )
     await terminal.until("runtime-0001\n")
     process.send_signal(signal.SIGINT)
@@ -2615,7 +2615,7 @@ async def test_the_emulator_begins_a_new_line_after_ctrl_c(
 async def test_an_emulator_that_cannot_print_its_address_exits_with_1() -> None:
     """Fault: the error was printed, and the exit code was 0."""
     full = os.open(FULL, os.O_WRONLY)
-    code, _, err = await finish(await start(*COMMAND, "emulator", "--port", "0", stdout=full))
+    code, _, err = await finish(await start(*program(), "emulator", "--port", "0", stdout=full))
     os.close(full)
     assert "error: cannot write to stdout: " in err
     assert code == 1
@@ -2769,7 +2769,7 @@ async def test_the_demo_shows_progress_and_prints_its_report_after_ctrl_c(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
-    process = await start(*COMMAND, "demo", stdout=terminal.fd, stderr=terminal.fd)
+    process = await start(*program(), "demo", stdout=terminal.fd, stderr=terminal.fd)
     await terminal.until(r"[1-9]\d* of 300 .*━")
     process.send_signal(signal.SIGINT)
     await terminal.rest()

@@ -15,8 +15,9 @@ import pytest
 from conftest import KEY
 from helpers import Command
 from servers import answering, raw_server
-from test_cli import COMMAND, Terminal, finish, start
+from test_cli import Terminal, finish, start
 from tls import forward_proxy, over_tls
+from warm_server import program
 
 from bctrl_async.emulator import Emulator, Reply
 
@@ -377,7 +378,7 @@ class TestLayout:
     ) -> None:
         monkeypatch.setenv("PYTHONIOENCODING", "ascii")
 
-        process = await start(*COMMAND, "doctor", "--base-url", emulator.url)
+        process = await start(*program(), "doctor", "--base-url", emulator.url)
         code, out, err = await finish(process)
         assert (code, err) == (0, "")
         assert [line.split()[0] for line in out.splitlines()[:-2]] == ["ok"] * 6
@@ -390,7 +391,7 @@ class TestLayout:
         monkeypatch.setenv("TERM", "xterm")
         terminal = Terminal()
         process = await start(
-            *COMMAND, "doctor", "--base-url", emulator.url, stdout=terminal.fd, stderr=terminal.fd
+            *program(), "doctor", "--base-url", emulator.url, stdout=terminal.fd, stderr=terminal.fd
         )
         text = await terminal.rest()
         assert await process.wait() == 0

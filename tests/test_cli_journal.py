@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import KEY
 from helpers import BOUND, Command
+from warm_server import program
 
 from bctrl_async import BctrlTimeoutError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._redirects import check_redirects
@@ -200,7 +202,7 @@ class TestShow:
         write(path)
         with Path("/dev/full").open("wb") as full:
             ended = subprocess.run(
-                [sys.executable, "-m", "bctrl_async", "journal", "show", path],
+                [*program(), "journal", "show", path],
                 stdout=full,
                 stderr=subprocess.PIPE,
                 timeout=BOUND,
@@ -336,7 +338,7 @@ class TestRedirects:
 
     async def run(self, command: str, path: Path) -> tuple[int | None, str, str]:
         process = await asyncio.create_subprocess_exec(
-            *("sh", "-c", f"{sys.executable} -m bctrl_async {command}"),
+            *("sh", "-c", f"{shlex.join(program())} {command}"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=path.parent,

@@ -6,7 +6,6 @@ import asyncio
 import csv
 import io
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from conftest import KEY
 from helpers import BOUND, Command
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from warm_server import program
 
 from bctrl_async import RuntimeRef
 from bctrl_async.cli._items import to_item
@@ -173,7 +173,7 @@ async def test_rows_are_written_as_outcomes_arrive(emulator: Emulator) -> None:
     """A row can be read while the run goes on: the server holds back the other answer."""
     emulator.inject(Fault.HANG, alias="b")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bctrl_async", "stop", "-o", "csv", "ws", "a", "b"),
+        *(*program(), "stop", "-o", "csv", "ws", "a", "b"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )

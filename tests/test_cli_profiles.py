@@ -12,8 +12,9 @@ from typing import NamedTuple
 import pytest
 from conftest import KEY
 from helpers import Command
-from test_cli import COMMAND, finish, start, write
+from test_cli import finish, start, write
 from tls import forward_proxy, over_tls
+from warm_server import program
 
 from bctrl_async import BctrlConfigError, cli
 from bctrl_async.cli import _api_key, _profiles
@@ -562,7 +563,7 @@ class TestKey:
             f'api_key_command = ["{sys.executable}", "-c", "{code}"]\n'
         )
         process = await start(
-            *(*COMMAND, "stop", "--profile", "x", "--from", "-"), stdin=asyncio.subprocess.PIPE
+            *(*program(), "stop", "--profile", "x", "--from", "-"), stdin=asyncio.subprocess.PIPE
         )
         write(process, "ws,a\n")
         assert process.stdin is not None

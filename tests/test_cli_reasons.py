@@ -6,12 +6,12 @@ import asyncio
 import codecs
 import os
 import pty
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import KEY
 from helpers import Command
+from warm_server import program
 
 from bctrl_async import (
     BctrlApiError,
@@ -108,9 +108,9 @@ async def test_a_long_line_is_put_below_its_target_on_a_narrow_terminal(
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
     master, terminal = pty.openpty()
-    command = ("-m", "bctrl_async", "stop", "--no-verify", "--concurrency", "1", "-q")
+    options = ("--no-verify", "--concurrency", "1", "-q", "--from", "all.csv")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *command, "--from", "all.csv"),
+        *(*program(), "stop", *options),
         stdout=terminal,
         stderr=asyncio.subprocess.DEVNULL,
     )

@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from warm_server import program
 
 from bctrl_async import cli
 from bctrl_async.emulator import Emulator
@@ -75,7 +77,7 @@ def skip_without_its_extras(page: Path) -> None:
 
 
 def shell(code: str) -> subprocess.CompletedProcess[str]:
-    command = f'bctrl-async() {{ "{sys.executable}" -m bctrl_async "$@"; }}\n{code}'
+    command = f'bctrl-async() {{ {shlex.join(program())} "$@"; }}\n{code}'
     return subprocess.run(
         [BASH or pytest.skip("there is no bash"), "-e", "-c", command],
         capture_output=True,
