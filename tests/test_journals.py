@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from helpers import Connect
+from helpers import Connect, wait_for_requests
 
 from bctrl_async import (
     BctrlConfigError,
@@ -31,7 +31,7 @@ from bctrl_async import (
     shard,
 )
 from bctrl_async.bulk._verify import needs_verification
-from bctrl_async.emulator import Emulator
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.journal import (
     Journal,
     JournalOutcome,
@@ -448,6 +448,37 @@ class TestRuntimes:
         assert found.status is RuntimeStatus.FAILED
         # Nothing is polled after it.
         assert len(emulator.requests) == 1
+
+    async def test_a_resumed_run_writes_that_a_runtime_still_runs(
+        self, session: BctrlSession, emulator: Emulator
+    ) -> None:
+        """Fault: another journal had it as stopped since the first run, and the report was good."""
+        emulator.add_runtime(*A)
+        active = Reply(200, json={**emulator.runtimes[A], "status": "active"})
+        emulator.inject(active)
+        await session.stop_runtimes([A], journal="first")
+        await session.stop_runtimes([A], journal="second")
+        emulator.inject(active, Fault.HANG, method="GET")
+
+        async with session.stop_runtimes([A, A], journal="first", verify=True) as batch:
+            await wait_for_requests(emulator, 4)
+            batch.abort()
+        merged = merge_journals(["first", "second"])
+        assert merged.running_again == {A}
+        assert merged.report().states == {RuntimeState.STILL_RUNNING: 1}
+        assert not merged.report().ok
+
+    async def test_a_resumed_run_writes_nothing_of_what_it_does_not_poll(
+        self, session: BctrlSession, emulator: Emulator
+    ) -> None:
+        emulator.add_runtime(*A)
+        emulator.inject(Fault.ACCEPTED)
+        await session.stop_runtimes([A], journal="1")
+        before = read_journal("1")
+
+        report = await session.stop_runtimes([A, A], journal="1")
+        assert (report.resumed, report.duplicates) == (2, 1)
+        assert read_journal("1") == before
 
 
 async def test_the_journals_of_all_shards_are_the_account_of_the_list(

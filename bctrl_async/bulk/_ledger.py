@@ -17,7 +17,6 @@ from bctrl_async.outcomes import (
     StopOutcome,
     StopReport,
     StopResult,
-    has_ended,
     state_of,
     successes,
 )
@@ -126,8 +125,8 @@ class Ledger:
     def _is_written(self, outcome: StopOutcome) -> bool:
         if not outcome.resumed:
             return False
-        settled = self.settled[outcome.target]
-        return settled.result is outcome.result and has_ended(settled) >= has_ended(outcome)
+        # A poll sets another time; a duplicate repeats an outcome that has an entry.
+        return outcome.duplicate or outcome.at == self.settled[outcome.target].at
 
     def _write(self, journal: Journal, outcome: StopOutcome) -> None:
         journal.mark_read(outcome.target)

@@ -211,9 +211,8 @@ class Verifier:
             if (settled := outcome_after_poll(pending.outcome, polled)) is not None:
                 return settled
             if isinstance(polled, Runtime):
-                # The journal keeps the time of an outcome that the poll has not changed.
-                at = pending.outcome.at if pending.outcome.resumed else now()
-                pending.outcome = msgspec.structs.replace(pending.outcome, runtime=polled, at=at)
+                # News also if it still runs: another journal may have it as stopped since.
+                pending.outcome = msgspec.structs.replace(pending.outcome, runtime=polled, at=now())
             if pending.outcome.result is StopResult.UNKNOWN and not _is_throttled(polled):
                 schedule.end_by(loop.time() + _UNCONFIRMED_PATIENCE)
         return None
