@@ -13,7 +13,7 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 from helpers import unused_url
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.pretty import Pretty
 from rich.traceback import Traceback
 from servers import answering, http_answer, raw_server
@@ -33,19 +33,9 @@ ONCE = RetryPolicy(attempts=1, patience=0)
 
 
 def with_rich(value: object) -> str:
-    return rendered(Pretty([value, {"nested": value}], max_string=80))
-
-
-def rendered(renderable: RenderableType) -> str:
     text = io.StringIO()
-    Console(file=text, width=200).print(renderable)
+    Console(file=text, width=200).print(Pretty([value, {"nested": value}], max_string=80))
     return text.getvalue()
-
-
-class PlainTraceback(Traceback):
-    """A traceback of rich that does not highlight its code, which would take a quarter second."""
-
-    LEXERS = {".py": "text"}  # noqa: RUF012 - as in the base class.
 
 
 def with_structlog(value: object) -> str:
@@ -78,8 +68,14 @@ def everything_of(error: BaseException) -> str:
         waiting += [found.__cause__, found.__context__]
     below = error.__traceback__.tb_next if error.__traceback__ else None
     shown = traceback.TracebackException(type(error), error, below, capture_locals=True)
-    by_rich = rendered(PlainTraceback.from_exception(type(error), error, below, show_locals=True))
-    return "\n".join([*texts, *shown.format(), by_rich])
+    # Not rendered, as panels in panels take a quarter of a second.
+    by_rich = [
+        f"{stack.exc_type}: {stack.exc_value}\n"
+        + "\n".join(f"{name} = {node}" for name, node in (frame.locals or {}).items())
+        for stack in Traceback.extract(type(error), error, below, show_locals=True).stacks
+        for frame in stack.frames
+    ]
+    return "\n".join([*texts, *shown.format(), *by_rich])
 
 
 class TestSecret:
