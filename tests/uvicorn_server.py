@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers import BOUND
+from warm_server import program
 
 from bctrl_async.emulator import Emulator
 
@@ -84,12 +85,12 @@ async def uvicorn(
         "BCTRL_BASE_URL": emulator.url,
         "APP_TOKEN": TOKEN,
     }
-    command = ["-m", "uvicorn", "--app-dir", str(folder), "app:app", "--port", "0"]
-    grace = ["--timeout-graceful-shutdown", str(GRACE)]
+    # With workers or a reloader it starts processes itself, which must end with it.
+    command = (sys.executable, "-m", "uvicorn") if options else program("uvicorn")
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
         *command,
-        *grace,
+        *("--app-dir", str(folder), "app:app", "--port", "0"),
+        *("--timeout-graceful-shutdown", str(GRACE)),
         *options,
         env=environment,
         stderr=asyncio.subprocess.PIPE,

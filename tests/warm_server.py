@@ -1,7 +1,7 @@
-"""Runs of the command in processes that have imported it already.
+"""Runs of the command, and of uvicorn, in processes that have imported them already.
 
 Imports take most of the time of a short run, and the tests make more than a hundred. `program`
-starts a server that imports the command once, and forks for each run. Streams, folder, environment,
+starts a server that imports a program once, and forks for each run. Streams, folder, environment,
 arguments, signals and exit code are those of the process that a test starts, `warm_client.py`.
 """
 
@@ -15,8 +15,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr, suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, cast
 
@@ -25,19 +27,25 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 """The signals that the client forwards."""
 _STDERR = 2
 
+Main = Callable[[], int | None]
+
 running = ExitStack()
 """The server, which `tests/conftest.py` ends."""
 
 
 @cache
-def program() -> tuple[str, ...]:
-    """Return the beginning of a command line that does what `python -m bctrl_async` does."""
+def program(module: str = "bctrl_async") -> tuple[str, ...]:
+    """Return the beginning of a command line that does what `python -m MODULE` does.
+
+    Args:
+        module: `bctrl_async` or `uvicorn`.
+    """
     folder = running.enter_context(tempfile.TemporaryDirectory())
     path = str(Path(folder, "socket"))
     # It ends with its stdin, thus at the latest with this process.
     server = running.enter_context(
         subprocess.Popen(
-            [sys.executable, __file__, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, __file__, path, module], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
     )
     assert server.stdout is not None
@@ -150,13 +158,28 @@ def _open(stream: int, mode: Literal["rb", "wb"], errors: str) -> io.TextIOWrapp
     )
 
 
-if __name__ == "__main__":
-    from bctrl_async import __main__, cli
-
+def _load_command() -> Main:
     with redirect_stderr(io.StringIO()):
         # What is imported when a command has arguments.
-        cli.main(["get", "", ""])
-    arguments = _Server(sys.argv[1]).serve()
+        import_module("bctrl_async.cli").main(["get", "", ""])
+    return cast("Main", import_module("bctrl_async.__main__").main)
+
+
+def _load_uvicorn() -> Main:
+    # What it and the example import when they start.
+    for name in (
+        *("fastapi.responses", "fastapi.security", "fastapi.sse", "bctrl_async.fastapi"),
+        *("uvicorn.lifespan.on", "uvicorn.loops.auto", "uvicorn.protocols.http.auto"),
+        "uvicorn.protocols.websockets.auto",
+    ):
+        import_module(name)
+    return cast("Main", import_module("uvicorn").main)
+
+
+if __name__ == "__main__":
+    _, path, module = sys.argv
+    main = {"bctrl_async": _load_command, "uvicorn": _load_uvicorn}[module]()
+    arguments = _Server(path).serve()
     if arguments is not None:
-        sys.argv = ["bctrl-async", *arguments]
-        sys.exit(__main__.main())
+        sys.argv = [module, *arguments]
+        sys.exit(main())
