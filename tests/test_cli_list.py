@@ -71,6 +71,44 @@ async def test_nothing_but_records_is_printed_if_all_are_shown(command: Command)
     assert err == ""
 
 
+@pytest.mark.parametrize("output", ["table", "json", "csv"])
+async def test_a_runtime_that_may_be_active_by_an_unknown_status_is_an_error(
+    command: Command, emulator: Emulator, output: str
+) -> None:
+    """Fault: a list of what is active passed over it, and exited with 0."""
+    for alias in ("new", "old", "odd"):
+        emulator.runtimes["ws", alias]["status"] = "starting"
+    only_new = ("--status", "active", "--older-than", "1h", "-o", output)
+    code, out, err = await command("list", "ws", *only_new)
+
+    count = "0 runtimes\n" if output == "table" else ""
+    assert err == (
+        "bctrl-async: error: list of 'old' in workspace 'ws': the status 'starting' is unknown to "
+        f"this version. Add --status with this status, or --status any, to include it\n{count}"
+    )
+    assert (code, "old" in out) == (1, False)
+
+    for status in ("starting", "stopped", "any"):
+        code, _, err = await command("list", "ws", "--status", status, "-o", output)
+        assert (code, "error" in err) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("number", "rest"), [(10, None), (11, "1 more runtime"), (12, "2 more runtimes")]
+)
+async def test_ten_errors_of_unknown_statuses_are_printed_and_the_others_counted(
+    command: Command, emulator: Emulator, number: int, rest: str | None
+) -> None:
+    for index in range(number):
+        emulator.add_runtime("other", f"r{index}")
+        emulator.runtimes["other", f"r{index}"]["status"] = "starting"
+    code, _, err = await command("list", "other", "--status", "active")
+    lines = err.splitlines()
+    assert sum("'starting' is unknown" in line for line in lines) == 10
+    assert lines[10:-1] == ([f"bctrl-async: error: {rest} of unknown status"] if rest else [])
+    assert code == 1
+
+
 async def test_a_limit_of_0_and_an_unknown_key_are_usage_errors(command: Command) -> None:
     code, _, err = await command("list", "--limit", "0", "ws")
     assert (code, "'--limit'" in err) == (2, True)

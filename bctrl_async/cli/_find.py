@@ -89,7 +89,7 @@ async def find_runtimes(
         if wanted(runtime):
             matching.append(runtime)
         elif (doubt := unknown_status(wanted, workspace, runtime)) is not None:
-            doubt.advice = "Add --status with this status, or --status any, to stop it"
+            doubt.advice = "Add --status with this status, or --status any, to include it"
             unknown.append(doubt)
     return FoundRuntimes(workspace, session.base_url, matching, unreadable, unknown, bool(mistyped))
 

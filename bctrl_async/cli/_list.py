@@ -8,7 +8,7 @@ import typer
 from bctrl_async.cli._connection import Connection, with_quick_connection
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._find import find_runtimes
-from bctrl_async.cli._format import describe, pluralize
+from bctrl_async.cli._format import MAX_SHOWN, describe, pluralize
 from bctrl_async.cli._options import (
     Kind,
     OlderThan,
@@ -70,13 +70,17 @@ def list_runtimes(
     """List the runtimes of a workspace.
 
     --older-than skips a runtime whose creation time cannot be read. A runtime that cannot
-    be read at all is reported on stderr, and the exit code is 1.
+    be read at all is reported on stderr, and the exit code is 1; with --status active, so
+    is one whose status is unknown to this version.
     """
     wanted = build_filter(status, kind, older_than)
     output = Output()
     found = asyncio.run(find_runtimes(connection.session(), workspace, wanted, output))
-    for error in found.unreadable:
+    for error in [*found.unreadable, *found.unknown[:MAX_SHOWN]]:
         print_error(describe(error))
+    if len(found.unknown) > MAX_SHOWN:
+        more = len(found.unknown) - MAX_SHOWN
+        print_error(f"{pluralize(more, 'more runtime')} of unknown status")
     shown = sort_runtimes(found.runtimes, sort)[:limit]
     records = Records.of(output, output_format, RUNTIME_COLUMNS)
     if records is None:
@@ -89,5 +93,5 @@ def list_runtimes(
     elif records is None and not output.write_failed:
         # On stderr, so that each line but the header is a runtime to a program that reads them.
         print_info(count)
-    is_complete = not (found.unreadable or found.is_doubtful or output.write_failed)
-    return 0 if is_complete else FAILED
+    has_errors = found.unreadable or found.unknown or found.is_doubtful or output.write_failed
+    return FAILED if has_errors else 0
