@@ -196,8 +196,9 @@ class TestBackpressure:
         targets = add_runtimes(emulator, 1000)
         async with session.stop_runtimes(iter(targets), concurrency=10) as batch:
             await anext(batch)
-            await asyncio.sleep(0.3)
             # One outcome was read, 100 are queued, and each worker holds one more.
+            await wait_for_requests(emulator, 1 + 100 + 10)
+            await asyncio.sleep(0.1)
             assert len(emulator.requests) == batch.read == 1 + 100 + 10
             assert [outcome.result async for outcome in batch] == [STOPPED] * 999
 

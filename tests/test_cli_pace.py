@@ -27,11 +27,11 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     monkeypatch.delenv("BCTRL_PACE", raising=False)
 
 
-async def close_for_a_while(pace: Pace) -> float:
+async def close_for_a_while(pace: Pace, seconds: float = CLOSED_FOR) -> float:
     """Tell the members of a pace that the server is closed; return the time at which it opens."""
-    opens_at = time.monotonic() + CLOSED_FOR
+    opens_at = time.monotonic() + seconds
     store = pace.open()
-    await store.lease("another process", 0, CLOSED_FOR)
+    await store.lease("another process", 0, seconds)
     await store.close()
     return opens_at
 
@@ -51,8 +51,9 @@ async def test_a_pause_that_another_process_reported_is_a_warning(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: for a minute the progress said that nothing is in flight, and not why."""
-    monkeypatch.setattr("bctrl_async._limiter.rate._NOTABLE", CLOSED_FOR / 4)
-    await close_for_a_while(FilePace(tmp_path / "pace", rate=50))
+    monkeypatch.setattr("bctrl_async._limiter.rate._NOTABLE", 0.01)
+    # Long enough for the command to start within it on a busy machine.
+    await close_for_a_while(FilePace(tmp_path / "pace", rate=50), 2)
     code, _, err = await command("stop", "--rate", "50", "--pace", tmp_path / "pace", "ws", "a")
     assert code == 0
     assert err.startswith("bctrl-async: warning: the server asked another member of the shared ")

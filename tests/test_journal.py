@@ -884,6 +884,7 @@ class TestRun:
     async def test_two_runs_cannot_share_one(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
+        emulator.inject(None, Fault.HANG)
         async with session.stop_runtimes(TWO, journal=path) as first:
             await anext(first)
             with pytest.raises(BctrlConfigError, match="in use by another run"):

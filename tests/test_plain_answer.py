@@ -141,6 +141,8 @@ VALUES = st.sampled_from(
     st.sampled_from([15, 15, 15, 14, 0]),
 )
 @example([("Connection", "keep-alive")], b"", 15)
+@example([("Server", "nginx ")], b"", 15)
+@example([("Server", " nginx")], b"", 15)
 @settings(max_examples=1_500, deadline=None)
 def test_aiohttp_reads_a_plain_answer_in_the_same_way(
     headers: list[tuple[str, str]], rest: bytes, length: int
