@@ -176,8 +176,10 @@ class TestTrial:
         """Fault: the share that a trial had found to depend on the rate was covered."""
         assert step_down(tenth, [0.1] * 7, now=1.0) == [TRIAL]
         assert end_trial(tenth, 11.0, 0.3) is None
-        record(tenth, 12.0, 9, 1)
-        assert not tenth.covers(12.0)
+        # The first count of a baseline would include the trial.
+        for now in (12.0, 12.1):
+            record(tenth, now, 9, 1)
+            assert not tenth.covers(now)
 
     def test_the_next_one_is_ten_seconds_later_and_then_twenty_up_to_a_minute(
         self, tried: RefusalBaseline

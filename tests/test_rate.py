@@ -12,6 +12,7 @@ import virtual_time
 from throttling import Run, Server, fixed_window, throttled, token_bucket
 
 from bctrl_async import BctrlError, BctrlRateLimitError
+from bctrl_async._limiter.baseline import Restored, _Trial
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 
@@ -238,6 +239,22 @@ class TestRandomThrottling:
         virtual_time.run(run.bulk(20_000))
         # A thousand per second at most, and ten seconds of throttling.
         assert run.seconds <= 20 + 10 + 10
+
+    def test_a_trial_that_passes_in_a_pause_begins_a_slow_start_after_it(self) -> None:
+        """Fault: the pause counted as time of the slow start, which then lifted the limit."""
+        rate = AdaptiveRate()
+        rate.on_throttled(0.0, None, 1)
+        rate._restore(Restored(100.0, is_trial=True), 1.0)
+        rate._baseline._trial = trial = _Trial(100.0, 0.1, 1.0)
+        rate.on_throttled(1.0, 30.0, 1)
+        while rate._baseline._trial is trial:
+            rate.on_success(1.1)
+
+        assert rate.delay(1.1, 0) == 29.9
+        rate.on_start(31.0)
+        assert rate.is_throttled
+        assert rate._current_rate(31.0) == 100.0
+        assert rate._current_rate(32.0) == 200.0
 
     def test_an_outage_of_429s_is_not_mistaken_for_it(self) -> None:
         usual = at_random(0.05)

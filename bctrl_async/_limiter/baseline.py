@@ -61,8 +61,9 @@ class _Throttled(NamedTuple):
 class _Trial:
     """A test whether the throttled share doubles at the old rate.
 
-    This is Wald's sequential probability ratio test: its result is as certain as that of a test of
-    fixed length, with half as many responses.
+    This is Wald's sequential probability ratio test, which needs half as many responses as a test
+    of fixed length for a result as certain. After a minute the likelier result is taken, which is
+    less certain.
     """
 
     def __init__(self, rate: float, share: float, now: float) -> None:
@@ -115,7 +116,7 @@ class RefusalBaseline:
 
     Two comparisons find it. If the rate is halved and the throttled share does not change, the rate
     may not be its cause. Then the old rate is restored for a trial. If the share does not grow, it
-    is held for the baseline: for a while, throttling up to it is no reason to slow down.
+    becomes the baseline: for a while, throttling up to it is no reason to slow down.
 
     A client with a small part of the load cannot change the share by slowing down either. But the
     load of others throttles in bursts, and a client that doubles its rate adds to it.

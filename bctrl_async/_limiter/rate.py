@@ -225,7 +225,7 @@ class AdaptiveRate:
         # A trial needs a constant rate. After it, a slow start finds out what the server can do.
         self._peak = restored.rate if restored.is_trial else None
         self._epoch_rate = restored.rate
-        self._epoch_start = self._stepped_at = now
+        self._epoch_start, self._stepped_at = max(now, self._paused_until), now
         self._window = math.inf
 
     def _rate_beyond_burst(self, now: float) -> float:
