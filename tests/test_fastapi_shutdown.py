@@ -13,7 +13,7 @@ import pytest
 from helpers import BOUND
 from uvicorn_server import EXAMPLE, KEY, TOKEN, Uvicorn, uvicorn
 
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 APP = """
 from fastapi import FastAPI
@@ -81,6 +81,36 @@ async def test_a_stop_of_the_example_is_answered_with_a_problem(
         answer = await stop_and_end(server, hanging, "/workspaces/ws-1/runtimes/crm/stop")
     assert answer.status_code == 504
     assert (answer.json()["attempts"], answer.json()["mayHaveStopped"]) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("faults", "lost"),
+    [
+        ([Fault.HANG], 2),
+        ([Reply(429, code="rate_limited", headers={"Retry-After": "1"}), *[Fault.HANG] * 2], 0),
+    ],
+    ids=["a look-up after a conflict", "attempts after throttling"],
+)
+async def test_a_stop_of_the_example_is_over_before_the_shutdown(
+    tmp_path: Path, faults: list[Fault | Reply], lost: int
+) -> None:
+    """Fault: waits and look-ups are no attempts, and the client got a bare 500 all the same."""
+    folder = Path(shutil.copytree(EXAMPLE, tmp_path / "example"))
+    app = (folder / "app.py").read_text("utf-8")
+    for name, seconds, short in (("ATTEMPT", 8.0, 1.2), ("LIMIT", 18.0, 1.8)):
+        assert f"{name} = {seconds}\n" in app
+        app = app.replace(f"{name} = {seconds}\n", f"{name} = {short}\n")
+    (folder / "app.py").write_text(app, "utf-8")
+    grace = ("--timeout-graceful-shutdown", "3")
+    async with Emulator(port=0, api_key=KEY) as api, uvicorn(api, *grace, folder=folder) as server:
+        api.add_runtime("ws-1", "crm")
+        api.inject(*faults)
+        api.inject(*[Fault.HANG] * lost, method="GET")
+        answer = await stop_and_end(server, api, "/workspaces/ws-1/runtimes/crm/stop")
+    assert answer.status_code == 504
+    assert answer.json()["type"] == "urn:bctrl-async:problem:timeout"
+    assert answer.json()["mayHaveStopped"] is True
+    assert answer.json()["alias"] == "crm"
 
 
 async def test_a_stop_that_does_not_is_cancelled_and_the_server_ends_all_the_same(

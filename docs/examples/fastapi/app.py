@@ -45,7 +45,7 @@ from problems import add_problem_handler, and_problems_of_calls, own_problems
 from pydantic import BaseModel, Field
 from runs import MAX_RUNNING, Run, Runs
 
-from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef
+from bctrl_async import BctrlSession, BctrlTimeoutError, RetryPolicy, RuntimeRef
 from bctrl_async.fastapi import (
     BctrlDep,
     RuntimeBody,
@@ -58,8 +58,11 @@ IN_FLIGHT = 32
 """The most stops in flight in this process. If the responses to a hundred arrived at once, other
 requests would wait for some 25 ms."""
 ATTEMPT = 8.0
-"""Seconds for each of the two attempts of a single stop: both, and the delay between them, are over
-before uvicorn's graceful shutdown is, so the client gets a problem and not a bare 500."""
+"""Seconds for each of the two attempts of a single stop."""
+LIMIT = 18.0
+"""Seconds for a single stop with all that comes on top: waits while it is throttled, and a look-up
+of the runtime after a conflict. It is over before uvicorn's graceful shutdown is, so the client
+gets a problem and not a bare 500."""
 WHILE_A_CLIENT_WAITS = RetryPolicy(attempts=2, patience=ATTEMPT)
 UNAUTHORIZED = "The token is wrong."
 FORBIDDEN = "Refused: the request is from another site."
@@ -274,9 +277,23 @@ async def stop_one(
 
     `status` is `active` if the stop was accepted and is not finished.
     """
-    return await session.stop_runtime(
-        workspace_id, alias, stopped_ok=True, timeout=ATTEMPT, retry=WHILE_A_CLIENT_WAITS
-    )
+    try:
+        async with asyncio.timeout(LIMIT):
+            return await session.stop_runtime(
+                workspace_id, alias, stopped_ok=True, timeout=ATTEMPT, retry=WHILE_A_CLIENT_WAITS
+            )
+    except BctrlTimeoutError:
+        raise
+    except TimeoutError as error:
+        # The attempts of a cancelled call are not known, so at least one is assumed.
+        raise BctrlTimeoutError(
+            f"not settled within {LIMIT:g} s",
+            operation="stop",
+            workspace_id=workspace_id,
+            alias=alias,
+            attempts=1,
+            may_have_stopped=True,
+        ) from error
 
 
 PATH_OF_RUN = {
