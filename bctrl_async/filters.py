@@ -10,7 +10,7 @@ from enum import StrEnum
 import msgspec
 
 from bctrl_async import _config
-from bctrl_async.errors import BctrlResponseError, quote
+from bctrl_async.errors import UNKNOWN_STATUS, BctrlResponseError, quote
 from bctrl_async.models import Runtime, RuntimeKind, RuntimeStatus
 
 __all__ = ["RuntimeFilter"]
@@ -92,6 +92,7 @@ def unknown_status(where: object, workspace_id: str, runtime: Runtime) -> BctrlR
         operation="list",
         workspace_id=workspace_id,
         alias=runtime.alias,
+        reason_class=UNKNOWN_STATUS,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Self
 import msgspec
 from msgspec.structs import asdict
 
+from bctrl_async import errors
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlConfigError,
@@ -93,6 +94,21 @@ def has_ended(outcome: StopOutcome) -> bool:
         case BctrlNotFoundError(names_runtime=True):
             return True
     return outcome.runtime is not None and outcome.runtime.status.is_final
+
+
+def may_run(outcome: StopOutcome) -> bool:
+    """Return True if the server said of the runtime that it runs, or may run.
+
+    An accepted stop has found a runtime that ran: that of another is answered with a conflict. A
+    stop that is `unknown`, `rejected` or `not_sent` says nothing of the runtime by itself.
+    """
+    match outcome.error:
+        # Without an HTTP status, it is not the server's.
+        case BctrlError(status=None, reason_class=errors.UNKNOWN_STATUS):
+            return True
+    if outcome.result is StopResult.ACCEPTED:
+        return not has_ended(outcome)
+    return outcome.runtime is not None and not outcome.runtime.status.is_final
 
 
 def successes(*, missing_ok: bool) -> frozenset[StopResult]:

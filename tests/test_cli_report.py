@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from conftest import KEY
 from helpers import Command
+from msgspec.structs import replace
 
 from bctrl_async import (
     BctrlConfigError,
@@ -53,6 +54,19 @@ def outcome(alias: str, result: StopResult = StopResult.STOPPED, after: float = 
         at=STARTED + timedelta(seconds=after),
         attempts=int(result is not StopResult.NOT_SENT),
         elapsed=0.25,
+    )
+
+
+def described(status: str) -> Runtime:
+    return Runtime(
+        id=UUID(int=1),
+        alias="a",
+        workspace_id=UUID(int=2),
+        kind=RuntimeKind.BROWSER,
+        status=RuntimeStatus(status),
+        driver="chromium",
+        created_at="",
+        updated_at="",
     )
 
 
@@ -246,28 +260,65 @@ async def test_an_accepted_stop_counts_as_in_the_run(
     command: Command, status: str, code: int, state: str
 ) -> None:
     """Fault: every shard ends with 0, and the report with 1."""
-    described = Runtime(
-        id=UUID(int=1),
-        alias="a",
-        workspace_id=UUID(int=2),
-        kind=RuntimeKind.BROWSER,
-        status=RuntimeStatus(status),
-        driver="chromium",
-        created_at="",
-        updated_at="",
-    )
-    accepted = StopOutcome(
-        index=0,
-        target=RuntimeRef("ws", "a"),
-        result=StopResult.ACCEPTED,
-        runtime=described,
-        at=STARTED,
-    )
+    accepted = replace(outcome("a", StopResult.ACCEPTED), runtime=described(status))
     path = journal("1.jsonl", accepted)
 
     found = await command("report", path, "--from", targets("a"))
     assert found[0] == code
     assert found[1].splitlines()[-1].startswith(state)
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "reason"),
+    [
+        ("active", "1 still running", "it still ran"),
+        ("stopping", "1 unconfirmed", "it may have run"),
+    ],
+)
+async def test_one_that_ran_after_it_was_stopped_says_what_to_do(
+    command: Command, status: str, state: str, reason: str
+) -> None:
+    """Fault: the advice was shown nowhere."""
+    first = journal("1.jsonl", outcome("a"))
+    accepted = replace(outcome("a", StopResult.ACCEPTED, 2), runtime=described(status))
+    second = journal("2.jsonl", accepted)
+
+    code, out, _ = await command("report", first, second)
+    line, summary = out.splitlines()
+    detail = (
+        f"status {status} ({state[2:]}), {reason} after another journal has it as no longer "
+        "running. Stop it again, with a new journal"
+    )
+    assert line.split(maxsplit=3) == [
+        "ws",
+        "a",
+        "accepted",
+        detail,
+    ]
+    assert summary.startswith(f"0 of 1 no longer running, {state} after 2.00 s: 1 accepted; ")
+    assert code == 1
+
+
+async def test_one_that_a_later_run_lists_with_an_unknown_status_is_unconfirmed(
+    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: that run ended with 1, and the report of its journal with 0."""
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+    emulator.add_runtime("ws", "a")
+    codes = []
+    for name, status in (("1.jsonl", "active"), ("1.jsonl", "starting"), ("2.jsonl", "starting")):
+        emulator.runtimes["ws", "a"]["status"] = status
+        codes.append((await command("stop", "ws", "--all", "--yes", "--journal", name))[0])
+    assert codes == [0, 1, 1]
+
+    for journals in (["1.jsonl"], ["1.jsonl", "2.jsonl"]):
+        code, out, _ = await command("report", *journals, "--from", targets("a"))
+        line, summary = out.splitlines()
+        assert line.split()[:3] == ["ws", "a", "rejected"]
+        assert "the status 'starting' is unknown to this version" in line
+        assert summary.startswith("0 of 1 no longer running, 1 unconfirmed after ")
+        assert code == 1
 
 
 async def test_a_bad_line_of_the_list_is_matched_with_its_outcome(

@@ -32,6 +32,7 @@ from bctrl_async import (
 )
 from bctrl_async.bulk._verify import needs_verification
 from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.filters import RuntimeFilter, unknown_status
 from bctrl_async.journal import (
     Journal,
     JournalOutcome,
@@ -39,7 +40,15 @@ from bctrl_async.journal import (
     read_journal,
     read_journals,
 )
-from bctrl_async.journal._format import Mark, entry_line, header_line, mark_line, read_line
+from bctrl_async.journal._format import (
+    EndedMark,
+    Mark,
+    ResumedMark,
+    entry_line,
+    header_line,
+    mark_line,
+    read_line,
+)
 from bctrl_async.shards import shard_of
 
 SERVER = "https://api.test/v1"
@@ -80,6 +89,16 @@ def outcome(
         error=error,
         runtime=runtime,
     )
+
+
+def error_of_unknown_status() -> BctrlError:
+    """Return the error of a listed runtime whose status is unknown to this version."""
+    error = unknown_status(RuntimeFilter(), "ws", runtime("starting"))
+    assert error is not None
+    return error
+
+
+UNKNOWN_STATUS = error_of_unknown_status()
 
 
 @pytest.fixture
@@ -221,8 +240,10 @@ class TestTwoJournals:
         self, better: StopResult, worse: StopResult
     ) -> None:
         for after in (0, 2):
-            kept = merge(outcome(result=better, after=1), outcome(result=worse, after=after))
-            assert kept.result is better
+            # A later stop that was accepted says that the runtime ran again.
+            if worse is not StopResult.ACCEPTED or after == 0:
+                kept = merge(outcome(result=better, after=1), outcome(result=worse, after=after))
+                assert kept.result is better
 
     def test_the_first_that_settled_it_is_kept(self) -> None:
         first = outcome(result=StopResult.STOPPED, after=1)
@@ -243,7 +264,117 @@ class TestTwoJournals:
         accepted, active = StopResult.ACCEPTED, runtime("active")
         ended = outcome(result=accepted, after=1, **known)  # type: ignore[arg-type]
         assert merge(ended, outcome(result=accepted, after=0, runtime=active)).at == ended.at
-        assert merge(ended, outcome(result=accepted, after=2)).at == ended.at
+        assert merge(ended, outcome(result=accepted, after=0)).at == ended.at
+
+    @pytest.mark.parametrize(
+        "later",
+        [
+            outcome(result=StopResult.ACCEPTED, after=2),
+            outcome(result=StopResult.ACCEPTED, after=2, runtime=runtime("stopping")),
+            outcome(result=StopResult.UNKNOWN, after=2, runtime=runtime("stopping")),
+        ],
+        ids=["accepted", "accepted and stopping", "unknown and stopping"],
+    )
+    def test_one_that_may_run_later_is_an_unconfirmed_failure(self, later: StopOutcome) -> None:
+        """Fault: the report was good, though a stop that is accepted finds a runtime that runs."""
+        assert merge(outcome(after=1), later).at == later.at
+
+        merged = merge_journals(["0.jsonl", "1.jsonl"])
+        assert merged.running_again == {A}
+        assert merged.report().states == {RuntimeState.UNCONFIRMED: 1}
+        with pytest.raises(ExceptionGroup) as raised:
+            merged.report().raise_for_failures()
+        assert str(raised.value.exceptions[0]) == (
+            "stop of 'a' in workspace 'ws': it may have run after another journal has it as no "
+            "longer running. Stop it again, with a new journal"
+        )
+
+    def test_one_that_is_listed_later_with_an_unknown_status_is_a_failure(self) -> None:
+        """Fault: it was stopped by an earlier run, and the report was good."""
+        later = outcome(result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS)
+        assert merge(outcome(after=1), later).at == later.at
+
+        report = read_journals(["0.jsonl", "1.jsonl"])
+        assert report.states == {RuntimeState.UNCONFIRMED: 1}
+        (failure,) = report.failures
+        assert failure.error is not None
+        assert failure.error.summary == UNKNOWN_STATUS.summary
+
+    @pytest.mark.parametrize(
+        "later",
+        [
+            outcome(result=StopResult.UNKNOWN, after=2, error=BctrlTimeoutError("no answer")),
+            outcome(result=StopResult.NOT_SENT, after=2, error=BctrlError("the run has ended")),
+            outcome(
+                result=StopResult.REJECTED,
+                after=2,
+                error=BctrlPermissionError("no access", status=403, code="denied"),
+            ),
+            outcome(
+                result=StopResult.REJECTED,
+                after=2,
+                error=BctrlResponseError("200, but item 3 is not a Runtime", status=200),
+            ),
+        ],
+        ids=["unknown", "not sent", "no access", "unreadable"],
+    )
+    def test_an_attempt_that_says_nothing_of_the_runtime_leaves_it_stopped(
+        self, later: StopOutcome
+    ) -> None:
+        assert merge(outcome(after=1), later).result is StopResult.STOPPED
+        assert read_journals(["0.jsonl", "1.jsonl"]).ok
+        path = write("both.jsonl", outcome(after=1), later)
+        assert merge_journals([path]).outcomes[A].result is StopResult.STOPPED
+
+    def test_one_that_another_run_may_have_sent_again_and_died_is_a_failure(self) -> None:
+        """Fault: with the doubt of that run, the unknown status was forgotten."""
+        write("1", outcome(after=1))
+        listed = outcome(result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS)
+        died = write("2", listed, complete=False)
+        with died.open("ab") as file:
+            file.write(mark_line(ResumedMark(listed.at)))
+
+        report = read_journals(["1", "2"])
+        assert report.counts == {StopResult.UNKNOWN: 1}
+        assert report.states == {RuntimeState.UNCONFIRMED: 1}
+
+    @pytest.mark.parametrize("result", [StopResult.STOPPED, StopResult.ACCEPTED])
+    def test_in_one_journal_an_unknown_status_replaces_a_settled_outcome(
+        self, result: StopResult
+    ) -> None:
+        """Fault: the report of the journal was good, and a resumed run did not send it again."""
+        listed = outcome(result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS)
+        path = write("1", outcome(result=result, after=1), listed)
+
+        content = read_journal(path)
+        assert content is not None
+        assert (content.pending, content.settled) == (1, {})
+        assert [each.result for each in read_journals([path]).failures] == [StopResult.REJECTED]
+
+    def test_one_that_still_runs_without_having_been_stopped_keeps_its_error(self) -> None:
+        """Fault: it was said to run again."""
+        timeout = BctrlTimeoutError("no answer", may_have_stopped=True)
+        active = runtime("active")
+        later = outcome(result=StopResult.UNKNOWN, after=2, runtime=active, error=timeout)
+        kept = merge(outcome(result=StopResult.ACCEPTED, after=1, runtime=active), later)
+        assert kept.error is not None
+        assert kept.error.summary == "no answer"
+        assert merge_journals(["0.jsonl", "1.jsonl"]).running_again == set()
+
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+    def test_a_stop_between_two_times_of_running_is_out_of_date(
+        self, order: tuple[int, ...]
+    ) -> None:
+        active = runtime("active")
+        outcomes = [
+            outcome(result=StopResult.ACCEPTED, after=1, runtime=active),
+            outcome(after=2),
+            outcome(result=StopResult.ACCEPTED, after=3, runtime=active),
+        ]
+        paths = [write(str(number), outcomes[number]) for number in order]
+        merged = merge_journals(paths)
+        assert merged.outcomes[A].at == outcomes[2].at
+        assert merged.running_again == {A}
 
     @pytest.mark.parametrize("result", [StopResult.ACCEPTED, StopResult.UNKNOWN])
     @pytest.mark.parametrize(
@@ -294,6 +425,12 @@ class TestTwoJournals:
     def test_the_last_is_kept_if_the_target_is_sent_again(self) -> None:
         last = outcome(result=StopResult.REJECTED, after=2)
         assert merge(outcome(result=StopResult.UNKNOWN, after=1), last).at == last.at
+
+    def test_of_two_at_the_same_time_that_of_the_first_journal_is_kept(self) -> None:
+        write("1", outcome(result=StopResult.NOT_SENT))
+        write("2", outcome(result=StopResult.REJECTED))
+        for paths, result in (("12", StopResult.NOT_SENT), ("21", StopResult.REJECTED)):
+            assert merge_journals(list(paths)).outcomes[A].result is result
 
     def test_it_is_in_the_counts_once_and_is_named(self) -> None:
         paths = [write("1", outcome(A), outcome(B)), write("2", outcome(A)), write("3", outcome(A))]
@@ -448,6 +585,16 @@ class TestRuntimes:
         assert found.status is RuntimeStatus.FAILED
         # Nothing is polled after it.
         assert len(emulator.requests) == 1
+
+    def test_what_a_run_that_did_not_complete_has_recorded_stays_unfinished(self) -> None:
+        """Fault: after a few of them, a run made the journal complete."""
+        path = write("1", outcome(A, StopResult.UNKNOWN), outcome(B), complete=False)
+        with path.open("ab") as file:
+            file.write(mark_line(ResumedMark(STARTED)) + mark_line(EndedMark(STARTED)))
+
+        content = read_journal(path)
+        assert content is not None
+        assert content.unfinished == {A, B}
 
     async def test_a_resumed_run_writes_that_a_runtime_still_runs(
         self, session: BctrlSession, emulator: Emulator

@@ -166,8 +166,11 @@ def _describe(outcome: StopOutcome, state: RuntimeState) -> str:
     if outcome.result is not StopResult.STOPPED and outcome.runtime is not None:
         facts.append(f"status {escape(outcome.runtime.status)} ({state.text})")
     if error is not None:
-        is_settled = outcome.result.settled
+        # The advice of a class of errors is that of a stop that failed.
+        has_advice = not outcome.result.settled or (
+            error.advice is not None and state is not RuntimeState.NOT_RUNNING
+        )
         facts.append(
-            error.summary if is_settled else describe(error).removeprefix(subject_of(error))
+            describe(error).removeprefix(subject_of(error)) if has_advice else error.summary
         )
     return ", ".join(facts)

@@ -22,12 +22,13 @@ from bctrl_async.journal._format import (
     EndedMark,
     Mark,
     ResumedMark,
+    outcome_of_entry,
     read_header,
     read_line,
     resumed_outcome,
 )
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult, successes
+from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult, may_run, successes
 
 _log = logging.getLogger("bctrl_async.journal")
 
@@ -340,9 +341,7 @@ class _Entries:
             self.unfinished.add(outcome.target)
         known = self._outcomes.get(outcome.target)
         # Of a duplicate, the entry of the first, which is above, has the attempts.
-        if known is None or (
-            not record.duplicate and (outcome.result.settled or not _is_final(known))
-        ):
+        if known is None or (not record.duplicate and _supersedes(record, outcome, known)):
             self._outcomes[outcome.target] = outcome
             self._in_doubt.discard(outcome.target)
 
@@ -352,6 +351,13 @@ class _Entries:
         return self._outcomes | doubtful if doubtful else self._outcomes
 
 
+def _supersedes(record: OutcomeRecord, outcome: StopOutcome, known: StopOutcome) -> bool:
+    """Return True if the outcome of an entry takes the place of the one above it."""
+    if outcome.result.settled or not _is_final(known):
+        return True
+    return may_run(outcome_of_entry(record, outcome.target))
+
+
 def _in_doubt(outcome: StopOutcome) -> StopOutcome:
     error = BctrlError(
         "a later run may have sent it again, and died before it had an answer",
@@ -359,6 +365,8 @@ def _in_doubt(outcome: StopOutcome) -> StopOutcome:
         workspace_id=outcome.target.workspace_id,
         alias=outcome.target.alias,
         may_have_stopped=True,
+        # What a list said of its runtime still holds.
+        reason_class=None if outcome.error is None else outcome.error.reason_class,
     )
     return replace(outcome, result=StopResult.UNKNOWN, error=error)
 

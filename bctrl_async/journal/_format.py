@@ -18,9 +18,15 @@ import msgspec
 from msgspec.structs import replace
 
 from bctrl_async import errors
-from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlNetworkError
+from bctrl_async.errors import (
+    UNKNOWN_STATUS,
+    BctrlConfigError,
+    BctrlError,
+    BctrlNetworkError,
+    BctrlResponseError,
+)
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult, has_ended
+from bctrl_async.outcomes import ErrorRecord, OutcomeRecord, StopOutcome, StopResult, has_ended
 
 MAX_LINE: int = 1 << 20
 """The length of the longest line, in bytes."""
@@ -34,6 +40,7 @@ _MAX_NAME = 1000
 
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 _ERRORS = frozenset(errors.__all__)
+_REASON_CLASSES = {BctrlConfigError: "invalid_input", BctrlResponseError: UNKNOWN_STATUS}
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -158,7 +165,21 @@ def resumed_outcome(record: OutcomeRecord, target: RuntimeRef) -> StopOutcome:
 
     It has neither runtime nor error, unless they say that an accepted runtime no longer runs.
     """
-    outcome = StopOutcome(
+    bare = _bare_outcome(record, target)
+    if record.result is StopResult.ACCEPTED:
+        known = outcome_of_entry(record, target)
+        return known if has_ended(known) else bare
+    return bare
+
+
+def outcome_of_entry(record: OutcomeRecord, target: RuntimeRef) -> StopOutcome:
+    """Return the outcome of an entry, with its runtime and its error."""
+    bare = _bare_outcome(record, target)
+    return replace(bare, runtime=record.runtime, error=error_of(record))
+
+
+def _bare_outcome(record: OutcomeRecord, target: RuntimeRef) -> StopOutcome:
+    return StopOutcome(
         index=record.index,
         target=target,
         result=record.result,
@@ -167,10 +188,6 @@ def resumed_outcome(record: OutcomeRecord, target: RuntimeRef) -> StopOutcome:
         at=record.at,
         resumed=True,
     )
-    if record.result is StopResult.ACCEPTED:
-        known = replace(outcome, runtime=record.runtime, error=error_of(record))
-        return known if has_ended(known) else outcome
-    return outcome
 
 
 def error_of(record: OutcomeRecord) -> BctrlError | None:
@@ -180,7 +197,6 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
         return None
     known: type[BctrlError] = getattr(errors, error.type) if error.type in _ERRORS else BctrlError
     is_accepted = record.result is StopResult.ACCEPTED and issubclass(known, BctrlNetworkError)
-    is_invalid = known is BctrlConfigError and record.result is StopResult.REJECTED
     return known(
         error.message,
         workspace_id=record.workspace_id or None,
@@ -190,9 +206,16 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
         accepted=is_accepted,
         status=error.status,
         code=error.code,
-        reason_class="invalid_input" if is_invalid else None,
+        reason_class=_reason_class(known, error, record.result),
         request_id=error.request_id,
     )
+
+
+def _reason_class(known: type[BctrlError], error: ErrorRecord, result: StopResult) -> str | None:
+    # An entry has none, but only these two are rejected without an answer.
+    if result is not StopResult.REJECTED or error.status is not None:
+        return None
+    return _REASON_CLASSES.get(known)
 
 
 def _to_json(record: OutcomeRecord) -> bytes:

@@ -33,6 +33,7 @@ from bctrl_async.outcomes import (
     StopReport,
     StopResult,
     has_ended,
+    may_run,
     state_of,
     successes,
 )
@@ -74,8 +75,8 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
         updated: The time of the last entry; None if there is none.
         outcomes: One outcome for each target. `index` is its position in the input of its own run.
         repeated: The targets that are in more than one journal.
-        running_again: The targets that still ran after the time at which another journal has them
-            as not running.
+        running_again: The targets that ran, or may have run, after the time at which another
+            journal has them as not running.
         incomplete: The files whose last run is not complete: it goes on, ended early, or had
             failures.
         shards: The shards that complete runs have stopped, each with the number of shards.
@@ -153,7 +154,9 @@ def merge_journals(
     `already_stopped`, else `accepted` of a runtime that has failed or is gone since, else any
     `accepted`, else `not_found`, else any other. Of several of these the first by time is kept, but
     the last if the target is to be sent again. But what is older than the last one that says that
-    the runtime still runs does not count: it may have been started again.
+    the runtime runs or may run does not count: it may have been started again. That says a status
+    that is not final, or is unknown to this version, and `accepted`, since a stop of a runtime that
+    does not run is not accepted. Any other failure says nothing of the runtime.
 
     An outcome has an `error` unless its runtime is stopped, as far as the journal has it, and a
     `runtime` if it is `accepted` or `unknown` and the server described it.
@@ -299,18 +302,12 @@ class _Merging:
     def choose(self) -> None:
         """Keep one outcome of each target that is in several journals."""
         for target, outcomes in self.several.items():
-            runs_at = max((each.at for each in outcomes if _still_runs(each)), default=None)
+            runs_at = max((each.at for each in outcomes if may_run(each)), default=None)
             current = [each for each in outcomes if runs_at is None or each.at >= runs_at]
             kept = reduce(_better, current)
-            if _still_runs(kept) and any(_rank(each) >= _ACCEPTED_AND_ENDED for each in outcomes):
+            if may_run(kept) and any(_rank(each) >= _ACCEPTED_AND_ENDED for each in outcomes):
                 self.running_again.add(target)
-                error = BctrlError(
-                    "it still ran after another journal has it as no longer running",
-                    advice="Stop it again, with a new journal",
-                    workspace_id=target.workspace_id,
-                    alias=target.alias,
-                )
-                kept = msgspec.structs.replace(kept, error=error)
+                kept = _with_running_error(kept)
             journals = tuple(path for each in outcomes for path in each.journals)
             self.outcomes[target] = msgspec.structs.replace(kept, journals=journals)
 
@@ -346,6 +343,20 @@ def _rank(outcome: StopOutcome) -> int:
 
 def _still_runs(outcome: StopOutcome) -> bool:
     return state_of(outcome, missing_ok=False) is RuntimeState.STILL_RUNNING
+
+
+def _with_running_error(outcome: JournalOutcome) -> JournalOutcome:
+    if outcome.result is StopResult.REJECTED:
+        # Its own error says how to stop it.
+        return outcome
+    error = BctrlError(
+        f"it {'still ran' if _still_runs(outcome) else 'may have run'} after another journal has "
+        "it as no longer running",
+        advice="Stop it again, with a new journal",
+        workspace_id=outcome.target.workspace_id,
+        alias=outcome.target.alias,
+    )
+    return msgspec.structs.replace(outcome, error=error)
 
 
 def _better(known: JournalOutcome, outcome: JournalOutcome) -> JournalOutcome:
