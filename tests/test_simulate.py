@@ -13,6 +13,14 @@ from sim.runner import simulate
 
 SCRIPT = Path(__file__).with_name("simulate.py")
 SEEDS = range(60)
+FOUND_BY = {
+    "another-runtime": 25,
+    "cut-off": 49,
+    "dead-target": 90,
+    "locked": 73,
+    "stop-reading": 110,
+}
+"""The first seeds that find rare faults. Others are tried if they no longer do."""
 
 
 def run(*args: str, hash_seed: str = "random") -> subprocess.CompletedProcess[str]:
@@ -43,9 +51,9 @@ def test_the_same_seeds_give_the_same_traces() -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_is_put_back_is_found(fault: str) -> None:
     _, rule, _ = FAULTS[fault]
-    broken = (rule in dict(simulate(seed, fault).problems) for seed in range(1000))
+    seeds = [FOUND_BY.get(fault, 0), *range(1000)]
 
-    assert any(broken)
+    assert any(rule in dict(simulate(seed, fault).problems) for seed in seeds)
 
 
 def test_a_fault_is_shown_with_its_events_and_the_command_that_repeats_it() -> None:
