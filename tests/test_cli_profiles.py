@@ -442,6 +442,32 @@ class TestPrecedence:
         assert "no connection: " in err
         assert not emulator.requests
 
+    @pytest.mark.parametrize("named", [True, False])
+    async def test_an_empty_variable_is_an_error_unless_a_url_precedes_it(
+        self,
+        command: Command,
+        config: Config,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        named: bool,
+    ) -> None:
+        """Fault: beside a named profile without a URL, it stood for the public API."""
+        key = f"api_key_command = {PRINT_KEY}\n"
+        monkeypatch.setenv("BCTRL_BASE_URL", "")
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        profile = ("--profile", "x") if named else ()
+        config.write(f"[profiles.x]\nproxy = 'http://127.0.0.1:9'\n{key}")
+        code, _, err = await command("list", *profile, "--attempts", "1", "ws")
+        assert "invalid BCTRL_BASE_URL: expected scheme and host" in one_error(err)
+        assert code == 2
+
+        config.write(f"[profiles.x]\n{key}")
+        assert (await command("list", *profile, "--base-url", emulator.url, "ws"))[0] == 0
+        if named:
+            config.write(f"[profiles.x]\nbase_url = '{emulator.url}'\n{key}")
+            assert (await command("list", *profile, "ws"))[0] == 0
+
     async def test_a_named_profile_without_a_key_does_not_get_that_of_the_environment(
         self, command: Command, config: Config, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -326,8 +326,8 @@ def _apply_profile(
                 values[name] = context.params[name] = profile.options[name]
                 origins[name] = profile.origin(name)
                 continue
-            if name == "base_url":
-                # Not BCTRL_BASE_URL, which is that of another account.
+            if name == "base_url" and values[name]:
+                # Not BCTRL_BASE_URL, which is that of another account; an empty one is an error.
                 values[name] = _PUBLIC_API
                 is_variable = False
         option = parameter.opts[0] if is_given else "the default"
