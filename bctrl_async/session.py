@@ -565,8 +565,7 @@ class BctrlSession:
                 found.append((workspace_id, item.alias))
             elif (error := unknown_status(where, str(workspace_id), item)) is not None:
                 found.append(error)
-        if not found:
-            _warn_of_typos(where, workspace_id, listed)
+        _warn_of_typos(where, workspace_id, listed)
         return found
 
     def _bulk(

@@ -221,7 +221,10 @@ class TestUnknownStatus:
         assert not report.ok
         [failure] = report.failures
         assert (failure.target, failure.result) == (("ws-1", "table"), StopResult.REJECTED)
-        assert "status 'starting' is unknown to this version" in str(failure.error)
+        assert str(failure.error) == (
+            "list of 'table' in workspace 'ws-1': the status 'starting' is unknown to this "
+            "version. Select it by this status, or by any, to stop it"
+        )
         assert "table" not in aliases_stopped(workspace)
 
     @pytest.mark.parametrize(
@@ -266,6 +269,15 @@ class TestMistypedFilter:
 
         assert (report.ok, report.total) == (True, 0)
         assert f"no runtime of workspace 'ws-1' has the {value}, which may" in caplog.text
+
+    async def test_it_is_logged_beside_a_runtime_that_cannot_be_read(
+        self, workspace: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Fault: its `rejected` outcome counted as a match."""
+        workspace.runtimes["ws-1", "table"]["status"] = None  # type: ignore[typeddict-item]
+        report = await session.stop_workspace("ws-1", where=RuntimeFilter(status="actve"))
+        assert report.counts == {StopResult.REJECTED: 1}
+        assert "no runtime of workspace 'ws-1' has the status 'actve', which may" in caplog.text
 
     async def test_a_value_that_is_known_or_present_is_not_logged(
         self, workspace: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
