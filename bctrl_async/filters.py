@@ -78,8 +78,8 @@ def unknown_status(where: object, workspace_id: str, runtime: Runtime) -> BctrlR
         runtime: The runtime.
 
     Returns:
-        The error; None if the status is known, or if `where` is no filter for active runtimes or
-        excludes the runtime by another condition.
+        The error; None if the status is known, or if `where` is not a filter for active runtimes
+        or excludes the runtime by another condition.
     """
     status = runtime.status
     if not isinstance(where, RuntimeFilter) or where.status != RuntimeStatus.ACTIVE:
@@ -99,7 +99,7 @@ def unknown_status(where: object, workspace_id: str, runtime: Runtime) -> BctrlR
 def unknown_values(
     where: object, runtimes: Iterable[Runtime]
 ) -> Iterator[tuple[str, str, type[StrEnum]]]:
-    """Yield what may be mistyped in a filter: values unknown to this version that no runtime has.
+    """Yield the values of a filter that may be mistyped: those that are unknown and no runtime has.
 
     Args:
         where: The condition; there is nothing to yield if it is not a filter.

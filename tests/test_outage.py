@@ -722,6 +722,22 @@ class TestUntrustedCertificate:
             "Renew the certificate"
         )
 
+    def test_while_the_first_answers_are_slow_it_costs_no_target(self, simulate: Simulate) -> None:
+        """Fault: the run ended although other requests were in flight, and then answered."""
+        is_bad = False
+
+        def server(now: float, alias: str) -> Runtime | BctrlError:
+            nonlocal is_bad
+            is_bad = now < 5 and alias in {"r0", "r1", "bctrl-async-canary"}
+            return untrusted() if is_bad else ANSWER
+
+        simulation = simulate(server, 0.1)
+        simulation.before_response = lambda _: None if is_bad else asyncio.sleep(10)
+        report = simulation.run(lambda session: session.stop_runtimes(list(targets(100))))
+
+        assert report.counts == {STOPPED: 100}
+        assert report.ended_early is None
+
     @pytest.mark.parametrize("every", [2, 3, 10])
     @pytest.mark.parametrize("seed", range(3))
     def test_from_some_machines_for_half_a_second_it_costs_no_target(

@@ -118,7 +118,7 @@ class CircuitBreaker:
     def as_dead(self, error: BctrlError) -> BctrlNetworkError:
         """Return the error of a run whose server is given up, from that of one target."""
         if self.has_answered:
-            # An outage may pass; somebody must renew or trust a certificate.
+            # An outage may pass; a certificate has to be renewed or trusted.
             advice = error.advice if is_untrusted(error) else "Run it again once the server is back"
             return BctrlNetworkError(f"the server answers no more: {error.summary}", advice=advice)
         return BctrlNetworkError(

@@ -92,7 +92,7 @@ def _rows(content: JournalContent) -> Iterator[tuple[str, str]]:
 def _complete(content: JournalContent) -> str:
     text = "yes, the last run read its whole input and"
     outcomes = content.outcomes.values()
-    # Of a run that was interrupted while it polled them, or that did not poll.
+    # A run leaves them if it does not poll, or is interrupted while it polls.
     left = sum(each.result is StopResult.ACCEPTED and not has_ended(each) for each in outcomes)
     return f"{text} left {left:,} that may still be running" if left else f"{text} had no failures"
 
