@@ -304,6 +304,7 @@ class TestTwoJournals:
         "later",
         [
             outcome(result=StopResult.UNKNOWN, after=2, error=BctrlTimeoutError("no answer")),
+            outcome(result=StopResult.UNKNOWN, after=2, error=BctrlResponseError("of another")),
             outcome(result=StopResult.NOT_SENT, after=2, error=BctrlError("the run has ended")),
             outcome(
                 result=StopResult.REJECTED,
@@ -316,13 +317,16 @@ class TestTwoJournals:
                 error=BctrlResponseError("200, but item 3 is not a Runtime", status=200),
             ),
         ],
-        ids=["unknown", "not sent", "no access", "unreadable"],
+        ids=["no answer", "answer of another", "not sent", "no access", "unreadable"],
     )
     def test_an_attempt_that_says_nothing_of_the_runtime_leaves_it_stopped(
         self, later: StopOutcome
     ) -> None:
         assert merge(outcome(after=1), later).result is StopResult.STOPPED
         assert read_journals(["0.jsonl", "1.jsonl"]).ok
+        (failure,) = read_journals(["1.jsonl"]).failures
+        assert failure.error is not None
+        assert failure.error.reason_class is None
         path = write("both.jsonl", outcome(after=1), later)
         assert merge_journals([path]).outcomes[A].result is StopResult.STOPPED
 
