@@ -11,10 +11,10 @@ from hashlib import blake2b
 from typing import Generic, TypeVar, overload
 
 from bctrl_async import _config
-from bctrl_async.bulk._targets import Sharded, as_target, best_effort_ref, check_targets
+from bctrl_async.bulk._targets import as_target, best_effort_ref, check_targets
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError
 
-__all__ = ["Sharded", "shard", "shard_of"]
+__all__ = ["shard", "shard_of"]
 
 _T = TypeVar("_T")
 
@@ -33,8 +33,8 @@ def shard(
     """Return the targets of one shard, in their order.
 
     Nothing is read before the shard is iterated over. If `targets` has a length, so has the shard,
-    which is counted when it is first needed. The journal of a bulk stop of it notes the shard, so
-    that a report on the journals of all shards tells which are missing.
+    which is counted when it is first needed. The journal of a bulk stop of it records the shard, so
+    that a report on the journals of all shards names those that are missing.
 
     Args:
         targets: Any iterable or async iterable, as `stop_runtimes` takes it. An item that is not a
@@ -80,6 +80,21 @@ def shard_of(target: object, count: int) -> int:
         BctrlConfigError: `count` is not a whole number of at least 1.
     """
     return _shard_of(target, _config.count(count, "count"))
+
+
+class Sharded:
+    """Targets that are one shard of a longer input; the journal of their bulk stop records it.
+
+    Attributes:
+        shard: The number of the shard, from 1, and the number of shards.
+    """
+
+    shard: tuple[int, int]
+
+
+def shard_in(targets: object) -> tuple[int, int] | None:
+    """Return the shard that targets are, and the number of shards; None if not divided."""
+    return targets.shard if isinstance(targets, Sharded) and targets.shard != (1, 1) else None
 
 
 def _shard_of(item: object, count: int) -> int:

@@ -666,9 +666,13 @@ async def test_the_journals_of_all_shards_are_the_account_of_the_list(
         ([(1, 2), (2, 2), (2, 3)], "1/3, 3/3"),
         ([(1, 999_999_999)], "2/999999999, 3/999999999, 4/999999999 and 999,999,995 more"),
         ([], None),
+        # A mark of another program: a number that is not valid is not one of the shards.
+        ([(0, 2), (2, 2)], "1/2"),
+        ([(3, 2), (1, 2)], "2/2"),
+        ([(1, 0), (1, -2)], None),
     ],
 )
-def test_a_report_tells_which_shards_have_no_journal(
+def test_a_report_names_the_shards_that_have_no_journal(
     shards: list[tuple[int, int]], named: str | None
 ) -> None:
     """Fault: a job that never ran goes unnoticed, and its runtimes go on."""

@@ -36,24 +36,13 @@ _MAX_TYPES = 5
 """The number of values whose types the error of an invalid target names."""
 
 
-class Sharded:
-    """Targets that are one shard of a longer input, as `shard` returns them.
-
-    The journal of a bulk stop notes the shard. Inherit from it to divide an input in another way.
-
-    Attributes:
-        shard: The number of the shard, from 1, and the number of shards.
-    """
-
-    shard: tuple[int, int]
-
-
 class Input:
     """An input that any number of workers read.
 
     Args:
         targets: The targets.
         deduplicate: True to find duplicates, None to find them if the input has a length.
+        shard: The shard that the targets are, and the number of shards; None if not divided.
 
     Attributes:
         is_async: True if the next item may have to be awaited.
@@ -68,7 +57,13 @@ class Input:
         BctrlConfigError: `targets` cannot be iterated over, or is a single target.
     """
 
-    def __init__(self, targets: Targets, *, deduplicate: bool | None = None) -> None:
+    def __init__(
+        self,
+        targets: Targets,
+        *,
+        deduplicate: bool | None = None,
+        shard: tuple[int, int] | None = None,
+    ) -> None:
         self._awaited: AsyncIterator[object] | None = None
         self._plain: Iterator[object] | None = None
         check_targets(targets)
@@ -77,9 +72,7 @@ class Input:
         else:
             self._plain = iter(targets)
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
-        self.shard: tuple[int, int] | None = None
-        if isinstance(targets, Sharded) and targets.shard != (1, 1):
-            self.shard = targets.shard
+        self.shard: tuple[int, int] | None = shard
         self.is_async: bool = self._awaited is not None
         self.finds_duplicates: bool = (
             self.length is not None if deduplicate is None else deduplicate

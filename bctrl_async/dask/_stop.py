@@ -19,6 +19,7 @@ from bctrl_async.errors import BctrlConfigError
 from bctrl_async.journal import Journal
 from bctrl_async.pace import Pace
 from bctrl_async.session import BctrlSession
+from bctrl_async.shards import shard_in
 
 _CHUNK_SIZE = 1_000
 _SHORTEST_KEY = 8
@@ -126,7 +127,7 @@ def stop_runtimes(
         verify=verify,
     )
     run = ClusterRun(
-        Input(targets, deduplicate=deduplicate),
+        Input(targets, deduplicate=deduplicate, shard=shard_in(targets)),
         Cluster(client, f"bctrl-async-{uuid.uuid4().hex}"),
         _pickled(recipe),
         chunk_size=_config.count(chunk_size, "chunk_size"),

@@ -132,11 +132,12 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
                 advice="Their runs go on, ended early or had failures; repeat each with its whole "
                 "list",
             )
-        counts = sorted({count for _, count in self.shards})
-        if missing := sum(counts) - len(self.shards):
+        counts = sorted({count for _, count in self.shards if count > 0})
+        present = {shard for shard in self.shards if 1 <= shard[0] <= shard[1]}
+        if missing := sum(counts) - len(present):
             # There may be millions.
             shards = ((number, count) for count in counts for number in range(1, count + 1))
-            left = (shard for shard in shards if shard not in self.shards)
+            left = (shard for shard in shards if shard not in present)
             names = _listed(left, missing, lambda shard: f"{shard[0]}/{shard[1]}")
             return BctrlError(
                 f"no journal is of shard {names}",
