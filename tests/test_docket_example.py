@@ -66,8 +66,9 @@ def modules(
 
 @pytest.fixture
 def stops(modules: dict[str, ModuleType]) -> ModuleType:
-    # Retries follow at once.
+    # Retries follow at once, and soon if a busy machine has used up the first ones.
     modules["stops"].RETRY.delay = timedelta(milliseconds=20)
+    modules["stops"].RETRY.maximum_delay = timedelta(seconds=2)
     return modules["stops"]
 
 
