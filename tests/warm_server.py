@@ -37,9 +37,13 @@ running = ExitStack()
 def program(module: str = "bctrl_async") -> tuple[str, ...]:
     """Return the beginning of a command line that does what `python -m MODULE` does.
 
+    Where processes cannot fork, it is `python -m MODULE`.
+
     Args:
         module: `bctrl_async` or `uvicorn`.
     """
+    if not hasattr(os, "fork"):
+        return (sys.executable, "-m", module)
     folder = running.enter_context(tempfile.TemporaryDirectory())
     path = str(Path(folder, "socket"))
     # It ends with its stdin, thus at the latest with this process.
