@@ -12,7 +12,7 @@ import virtual_time
 from throttling import Run, Server, fixed_window, throttled, token_bucket
 
 from bctrl_async import BctrlError, BctrlRateLimitError
-from bctrl_async._limiter.baseline import Restored, _Trial
+from bctrl_async._limiter.baseline import Restored, _Hold, _Trial
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 
@@ -200,6 +200,64 @@ class TestTargetsOfTheirOwn:
             rate.on_success(0.0)
         rate.on_throttled(0.0, 5.0, 1, 2)
         assert rate.delay(0.0, 0) == 5.0
+
+
+class TestGrowthAndPauses:
+    """The seconds of a pause are no evidence that the server accepts more."""
+
+    @pytest.fixture
+    def growing(self) -> AdaptiveRate:
+        """A rate in a slow start from 100 per second at 1 s."""
+        rate = AdaptiveRate()
+        rate.on_throttled(0.0, None, 1)
+        rate._restore(Restored(100.0, is_trial=False), 1.0)
+        for _ in range(50):
+            rate.on_success(1.5)
+        return rate
+
+    @pytest.mark.parametrize("reason", ["covered", "of its own", "of another process"])
+    def test_a_slow_start_goes_on_after_a_pause_that_is_no_reason_to_slow_down(
+        self, growing: AdaptiveRate, reason: str
+    ) -> None:
+        """Fault: it went on in the pause, and then lifted the limit."""
+        if reason == "of another process":
+            growing.hold(2.0, 30.0)
+        else:
+            if reason == "covered":
+                growing._baseline._hold = _Hold(0.1, 20.0)
+            growing.on_throttled(2.0, 30.0, 1, 2 * (reason == "of its own"))
+        growing.on_start(32.0)
+
+        assert growing.is_throttled
+        assert growing._current_rate(32.0) == 200.0
+        assert growing._current_rate(33.0) == 400.0
+
+    def test_a_probe_that_ends_the_pause_early_lets_it_go_on_then(
+        self, growing: AdaptiveRate
+    ) -> None:
+        growing.hold(2.0, 300.0)
+        growing.on_start(62.0)
+        growing.on_success(63.0)
+        assert growing._current_rate(63.0) == 200.0
+        assert growing._current_rate(64.0) == 400.0
+
+    def test_a_step_down_within_a_longer_pause_grows_after_it(self) -> None:
+        """Fault: after a Retry-After of 30 s and a shorter one, the rate grew in the pause."""
+        rate = AdaptiveRate()
+        rate.on_throttled(0.0, 30.0, 10)
+        rate.on_throttled(1.0, 10.0, 10)
+        rate.on_start(30.0)
+        assert rate.is_throttled
+        assert rate._current_rate(30.0) == pytest.approx(rate._epoch_rate)
+
+    def test_a_slow_start_in_the_pause_of_another_process_begins_after_it(self) -> None:
+        """Fault: the first throttled response there lifted the limit that it showed."""
+        rate = AdaptiveRate()
+        rate.hold(0.0, 30.0)
+        rate.on_throttled(1.0, None, 10)
+        rate.on_start(30.0)
+        assert rate.is_throttled
+        assert rate._current_rate(30.0) == 1.0
 
 
 class TestRandomThrottling:

@@ -158,9 +158,7 @@ class AdaptiveRate:
         elif not covered and is_new:
             self._step_down(now, in_flight, retry_after or 0.0)
         if paused_until > max(now, self._paused_until):
-            self._is_paused = True
-            # No burst after the pause: a server that allows none would throttle all of it.
-            self._paused_until, self._next_start = paused_until, paused_until + _BURST
+            self._pause(now, paused_until)
             if not covered:
                 self._epoch_start = paused_until
 
@@ -172,27 +170,39 @@ class AdaptiveRate:
         ends = now + seconds
         is_new = ends > max(self._paused_until, now) + _NOTABLE
         if ends > self._paused_until + _SAME_PAUSE:
-            self._asked_at, self.is_probed, self._is_paused = now, False, True
-            self._paused_until = self.retry_after_ends = ends
-            self._next_start = ends + _BURST
+            self._asked_at, self.is_probed = now, False
+            self._pause(now, ends)
+            self.retry_after_ends = ends
         return is_new
+
+    def _pause(self, now: float, ends: float) -> None:
+        """Pause until a time; the rate does not grow meanwhile."""
+        self._is_paused = True
+        self._epoch_start += ends - max(now, self._paused_until)
+        # No burst after the pause: a server that allows none would throttle all of it.
+        self._paused_until, self._next_start = ends, ends + _BURST
 
     def _end_pause(self, now: float) -> None:
         """End the pause before its time, after an answer to a probe."""
         self.is_probed = False
         if now < self._paused_until:
+            self._epoch_start -= self._paused_until - now
             self._paused_until = self.retry_after_ends = now
-            self._epoch_start = min(self._epoch_start, now)
             # The probe counts towards the cap.
             self._next_start = max(now, self._asked_at + 1.0 / self._cap) + _BURST
 
     def _begin_slow_start(self, now: float) -> None:
         self.is_throttled = True
         self._peak = None
-        self._epoch_rate = 0.0
-        self._throttled_at = self._stepped_at = now
+        self._begin_epoch(now, 0.0)
+        self._throttled_at = now
         self._window = math.inf
         self._k = _K_MIN
+
+    def _begin_epoch(self, now: float, rate: float) -> None:
+        """Begin to grow from a rate, after the pause if there is one."""
+        self._epoch_rate = rate
+        self._epoch_start, self._stepped_at = max(now, self._paused_until), now
 
     def _step_down(self, now: float, in_flight: int, pause: float) -> None:
         current = self._current_rate(now)
@@ -207,8 +217,8 @@ class AdaptiveRate:
             self._restore(restored, now)
             return
         self._k = self._next_k(delivered, pause)
-        self._peak, self._epoch_rate = peak, _BETA * peak
-        self._epoch_start = self._stepped_at = now
+        self._peak = peak
+        self._begin_epoch(now, _BETA * peak)
         self._window = max(_BETA * min(self._window, in_flight), 1.0)
 
     def _next_k(self, delivered: float, pause: float) -> float:
@@ -224,8 +234,7 @@ class AdaptiveRate:
     def _restore(self, restored: Restored, now: float) -> None:
         # A trial needs a constant rate. After it, a slow start finds out what the server can do.
         self._peak = restored.rate if restored.is_trial else None
-        self._epoch_rate = restored.rate
-        self._epoch_start, self._stepped_at = max(now, self._paused_until), now
+        self._begin_epoch(now, restored.rate)
         self._window = math.inf
 
     def _rate_beyond_burst(self, now: float) -> float:
