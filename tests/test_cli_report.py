@@ -316,7 +316,10 @@ async def test_one_that_a_later_run_lists_with_an_unknown_status_is_unconfirmed(
         code, out, _ = await command("report", *journals, "--from", targets("a"))
         line, summary = out.splitlines()
         assert line.split()[:3] == ["ws", "a", "rejected"]
-        assert "the status 'starting' is unknown to this version" in line
+        assert line.endswith(
+            "the status 'starting' is unknown to this version. Stop it by its alias, or select it "
+            "by this status"
+        )
         assert summary.startswith("0 of 1 no longer running, 1 unconfirmed after ")
         assert code == 1
 

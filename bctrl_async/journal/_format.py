@@ -197,8 +197,12 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
         return None
     known: type[BctrlError] = getattr(errors, error.type) if error.type in _ERRORS else BctrlError
     is_accepted = record.result is StopResult.ACCEPTED and issubclass(known, BctrlNetworkError)
+    reason_class = _reason_class(known, error, record.result)
+    is_listed = reason_class == UNKNOWN_STATUS
     return known(
         error.message,
+        # That of the class is about the base URL.
+        advice="Stop it by its alias, or select it by this status" if is_listed else None,
         workspace_id=record.workspace_id or None,
         alias=record.alias if record.workspace_id else None,
         attempts=record.attempts,
@@ -206,7 +210,7 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
         accepted=is_accepted,
         status=error.status,
         code=error.code,
-        reason_class=_reason_class(known, error, record.result),
+        reason_class=reason_class,
         request_id=error.request_id,
     )
 
