@@ -97,7 +97,14 @@ class _Server:
 
     def _fork(self, client: socket.socket) -> list[str] | None:
         header, received, _, _ = socket.recv_fds(client, 8, 3)
-        message = client.recv(int.from_bytes(header, "big"), socket.MSG_WAITALL)
+        length, message = int.from_bytes(header, "big"), b""
+        while len(message) < length and (part := client.recv(length - len(message))):
+            message += part
+        if not message or len(message) < length:
+            # The client was killed.
+            for descriptor in (client.detach(), *received):
+                os.close(descriptor)
+            return None
         streams, folder, count, *fields = message.split(b"\0")
         signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
         pid = os.fork()
