@@ -11,7 +11,7 @@ import msgspec
 
 from bctrl_async import _config
 from bctrl_async.errors import UNKNOWN_STATUS, BctrlResponseError, quote
-from bctrl_async.models import Runtime, RuntimeKind, RuntimeStatus
+from bctrl_async.models import Runtime, RuntimeKind, RuntimeRef, RuntimeStatus
 
 __all__ = ["RuntimeFilter"]
 
@@ -64,6 +64,49 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
     def _age(self) -> float:
         age = self.older_than
         return age.total_seconds() if isinstance(age, timedelta) else age or 0.0
+
+
+class ListedRuntimes:
+    """The runtimes in a list of a workspace that may run.
+
+    Args:
+        workspace_id: The workspace's id.
+    """
+
+    def __init__(self, workspace_id: str) -> None:
+        self.workspace_id: str = workspace_id
+        self._running: set[str] = set()
+        self._has_unnamed = False
+
+    def add(self, item: Runtime | BctrlResponseError) -> None:
+        """Add an item of the list: a runtime, or the error of one that cannot be parsed."""
+        if isinstance(item, BctrlResponseError) and item.alias is None:
+            self._has_unnamed = True
+        elif isinstance(item, BctrlResponseError) or not item.status.is_final:
+            self._running.add(item.alias or "")
+
+    def may_run(self, target: RuntimeRef) -> bool:
+        """Return True unless the list says that a target does not run."""
+        is_listed = target.workspace_id == self.workspace_id
+        return not is_listed or self._has_unnamed or target.alias in self._running
+
+
+class Listed:
+    """Targets that a list of a workspace has: they run, whatever a journal has of them.
+
+    Attributes:
+        listed: The list.
+    """
+
+    listed: ListedRuntimes
+
+
+class FoundTargets(list[RuntimeRef | BctrlResponseError], Listed):
+    """Targets found in a list, and the errors of runtimes that may be targets."""
+
+    def __init__(self, listed: ListedRuntimes) -> None:
+        super().__init__()
+        self.listed = listed
 
 
 def unknown_status(where: object, workspace_id: str, runtime: Runtime) -> BctrlResponseError | None:

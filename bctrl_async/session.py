@@ -33,7 +33,7 @@ from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.bulk._run import Run
-from bctrl_async.bulk._targets import Input, Listing, Target, Targets
+from bctrl_async.bulk._targets import Input, Listing, Targets
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlConflictError,
@@ -41,7 +41,13 @@ from bctrl_async.errors import (
     BctrlResponseError,
     quote,
 )
-from bctrl_async.filters import RuntimeFilter, unknown_status, unknown_values
+from bctrl_async.filters import (
+    FoundTargets,
+    ListedRuntimes,
+    RuntimeFilter,
+    unknown_status,
+    unknown_values,
+)
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import Observer, ReadObserver
@@ -510,7 +516,8 @@ class BctrlSession:
             timeout: As for `stop_runtimes`, also for the list.
             retry: As for `stop_runtimes`.
             journal: As for `stop_runtimes`. A resumed run lists anew: its report has only the
-                runtimes that were still active.
+                runtimes that were still active, and they are stopped, whatever the file has of
+                them.
             journal_max_age: As for `stop_runtimes`.
             verify: As for `stop_runtimes`.
             missing_ok: As for `stop_runtimes`: accept runtimes that are gone since the list.
@@ -551,19 +558,20 @@ class BctrlSession:
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
         deadline: float | None,
-    ) -> list[Target | BctrlResponseError]:
+    ) -> FoundTargets:
         """List the runtimes to stop."""
         policy = self._policy(retry).for_bulk(deadline)
         with observe_read(self._begin_read, str(workspace_id), None) as observer:
             listed = await self._list(workspace_id, timeout, policy, observer)
-        found: list[Target | BctrlResponseError] = []
+        found = FoundTargets(ListedRuntimes(str(workspace_id)))
         for number, item in enumerate(listed):
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
+            found.listed.add(item)
             if not isinstance(item, Runtime):
                 found.append(item)
             elif _is_selected(item, where):
-                found.append((workspace_id, item.alias))
+                found.append(RuntimeRef(str(workspace_id), item.alias))
             elif (error := unknown_status(where, str(workspace_id), item)) is not None:
                 found.append(error)
         _warn_of_typos(where, workspace_id, listed)
@@ -612,7 +620,14 @@ class BctrlSession:
             run,
             open_journal=None
             if journal is None
-            else partial(Journal, journal, self.base_url, journal_max_age),
+            else partial(
+                Journal,
+                journal,
+                self.base_url,
+                journal_max_age,
+                targets=source.length,
+                workspace_id=source.workspace_id,
+            ),
             on_outcome=on_outcome,
             observer=self._observer,
         )

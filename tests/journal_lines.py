@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 Record = dict[str, Any]
-MARKS = {"completed", "resumed", "ended"}
+MARKS = {"completed", "begun", "ended"}
 
 
 class JournalLines(NamedTuple):

@@ -39,7 +39,8 @@ from bctrl_async import (
 )
 from bctrl_async.cli import _app, _demo, _emulator, _find, _options, _output, _progress, _run
 from bctrl_async.emulator import Emulator, Fault
-from bctrl_async.journal import Journal
+from bctrl_async.filters import ListedRuntimes
+from bctrl_async.journal import Journal, read_journal
 
 pty = pytest.importorskip("pty", reason="signals and terminals are tested where there are any")
 
@@ -1805,6 +1806,48 @@ async def test_no_matching_runtime_is_a_success(
     assert stopped_in(emulator) == set()
 
 
+async def test_a_runtime_that_was_started_anew_is_stopped_again_with_the_same_journal(
+    mixed: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    """Fault: a runtime that the list has as active was said to be stopped by an earlier run."""
+    journal = ("--journal", tmp_path / "night.jsonl")
+    assert (await command(*STOP_ALL, *journal))[0] == 0
+    mixed.add_runtime("ws", "a")
+    code, out, err = await command("stop", "ws", "--all", "--dry-run", *journal)
+    assert ([line["alias"] for line in outcomes_of(out)], err) == (
+        ["a"],
+        "Dry run: 1 to stop, 0 already settled, 0 invalid\n",
+    )
+    code, out, err = await command(*STOP_ALL, *journal)
+    assert without_times(out) == "1 of 1 no longer running after 0.0 s: 1 stopped\n"
+    assert (code, err, mixed.status("ws", "a")) == (0, "", "stopped")
+
+
+async def test_the_journal_of_a_workspace_is_complete_once_nothing_of_it_runs(
+    mixed: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    """Fault: after one failure it never was, so that `report` failed for ever."""
+    journal = tmp_path / "night.jsonl"
+    mixed.poison("ws", "a", Fault.REDIRECT)
+    assert (await command(*STOP_ALL, "--journal", journal))[0] == 1
+    mixed.add_runtime("ws", "a", status="stopped")
+    code, out, _ = await command(*STOP_ALL, "--journal", journal)
+    assert (code, without_times(out)) == (0, "0 of 0 no longer running after 0.0 s\n")
+    content = read_journal(journal)
+    assert content is not None
+    assert content.is_complete
+
+
+async def test_a_mistyped_filter_leaves_the_journal_alone(
+    mixed: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    """Fault: `report` read from it that nothing runs."""
+    journal = tmp_path / "night.jsonl"
+    code, _, _ = await command(*STOP_ALL, "--status", "actve", "--journal", journal)
+    assert (code, journal.exists()) == (1, False)
+    assert stopped_in(mixed) == set()
+
+
 @pytest.mark.parametrize("command_line", [("list", "ws"), STOP_ALL])
 @pytest.mark.parametrize("option", ["--kind", "--status"])
 async def test_an_unknown_filter_value_exits_with_1(
@@ -1950,7 +1993,13 @@ def test_ctrl_c_at_the_question_stops_nothing_and_says_so(
 
     monkeypatch.setattr("sys.stdin", Mock(readline=interrupt))
     found = _find.FoundRuntimes(
-        "ws", "http://127.0.0.1:9/v1", [runtime("active")], [], [], is_doubtful=False
+        "ws",
+        "http://127.0.0.1:9/v1",
+        [runtime("active")],
+        [],
+        [],
+        is_doubtful=False,
+        listed=ListedRuntimes("ws"),
     )
     with pytest.raises(KeyboardInterrupt):
         _find.confirm(found)
@@ -2026,7 +2075,13 @@ async def test_the_question_counts_runtimes_that_are_rejected(
     monkeypatch.setattr("sys.stdin", Mock(readline=lambda: "n"))
     odd = BctrlResponseError("odd")
     found = _find.FoundRuntimes(
-        "ws", "http://127.0.0.1:9/v1", [runtime("active")], [odd], [odd, odd], is_doubtful=False
+        "ws",
+        "http://127.0.0.1:9/v1",
+        [runtime("active")],
+        [odd],
+        [odd, odd],
+        is_doubtful=False,
+        listed=ListedRuntimes("ws"),
     )
     assert not _find.confirm(found)
     assert (

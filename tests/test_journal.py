@@ -32,6 +32,7 @@ from bctrl_async import (
     BctrlSession,
     BctrlTimeoutError,
     RetryPolicy,
+    RuntimeFilter,
     RuntimeRef,
     StopBatch,
     StopOutcome,
@@ -48,7 +49,7 @@ from bctrl_async.journal import (
 )
 from bctrl_async.journal import _run as module
 from bctrl_async.journal._content import format_age
-from bctrl_async.journal._format import ResumedMark, _seal, header_line, mark_line
+from bctrl_async.journal._format import BegunMark, _seal, header_line, mark_line
 
 Connect = Callable[..., BctrlSession]
 
@@ -731,7 +732,7 @@ class TestRun:
         targets = [("ws-1", name) for name in ("a", "b", "c")]
         first = await session.stop_runtimes(targets, journal=path)
         received = emulator.received.copy()
-        written = content(path)
+        written = lines(path)
         outcomes: list[StopOutcome] = []
 
         second = await session.stop_runtimes(
@@ -740,7 +741,7 @@ class TestRun:
 
         assert emulator.received == received
         assert received["ws-1", "a"] == 2
-        assert content(path) == written
+        assert lines(path) == written
         assert first.ok
         assert second.ok
         assert second.total == 4
@@ -848,7 +849,7 @@ class TestRun:
     ) -> None:
         await session.stop_runtimes(TWO, journal=path, concurrency=1)
         whole = content(path).splitlines(keepends=True)
-        fill(path, b"".join(whole[:2]) + whole[2][:-3])
+        fill(path, b"".join(whole[:3]) + whole[3][:-3])
 
         report = await session.stop_runtimes(TWO, journal=path)
 
@@ -937,7 +938,7 @@ class TestRun:
 
     def test_the_doubts_of_a_run_that_died_outlive_the_runs_after_it(self, path: Path) -> None:
         data = write(path, not_sent("a"), not_sent("b"))
-        fill(path, data + mark_line(ResumedMark(datetime.now(UTC))))
+        fill(path, data + mark_line(BegunMark(datetime.now(UTC))))
         assert {each.result for each in read_outcomes(path)} == {StopResult.UNKNOWN}
 
         journal = Journal(path, SERVER)
@@ -1127,7 +1128,7 @@ class TestFullDisk:
         assert f"the journal {str(path)!r} cannot be written" in str(report.ended_early)
 
     @pytest.mark.parametrize("workers", [1, 8])
-    @pytest.mark.parametrize("room", [190, 800, 830, 860])
+    @pytest.mark.parametrize("room", [240, 800, 830, 860])
     async def test_it_ends_the_run_early_with_a_true_report_and_a_journal_that_resumes(
         self, emulator: Emulator, session: BctrlSession, path: Path, room: int, workers: int
     ) -> None:
@@ -1191,9 +1192,9 @@ class TestFullDisk:
         def full_once(file: int, data: bytes) -> int:
             nonlocal written
             written += 1
-            if written == 5:
-                return whole(file, data[:10])
             if written == 6:
+                return whole(file, data[:10])
+            if written == 7:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return whole(file, data)
 
@@ -1534,6 +1535,19 @@ class TestUnfinished:
         journal.write(outcome(0, "a"))
         journal.close()
 
+    def kill(
+        self,
+        path: Path,
+        server: str,
+        *,
+        targets: int | None = None,
+        workspace_id: str | None = None,
+    ) -> None:
+        """Leave a journal as a run does that gets SIGKILL before its first outcome."""
+        now = datetime.now(UTC)
+        before = content(path) if path.exists() else header_line(server, now)
+        fill(path, before + mark_line(BegunMark(now, targets, workspace_id)))
+
     @pytest.mark.usefixtures("runtimes")
     async def test_a_run_of_a_part_does_not_complete_it(
         self, session: BctrlSession, path: Path
@@ -1575,6 +1589,66 @@ class TestUnfinished:
         self.start(session, path)
         assert (await session.stop_workspace("ws-1", journal=path)).ok
         assert read(path).is_complete
+
+    @pytest.mark.usefixtures("runtimes")
+    async def test_a_run_that_was_killed_before_its_first_outcome_leaves_it_incomplete(
+        self, session: BctrlSession, path: Path
+    ) -> None:
+        """Fault: after it, `report` took the mark of an earlier run, or a run of one target."""
+        assert (await session.stop_runtimes(TWO[:1], journal=path)).ok
+        self.kill(path, session.base_url, targets=2)
+        assert not read(path).is_complete
+        assert (await session.stop_runtimes(TWO[:1], journal=path)).ok
+        assert not read(path).is_complete
+        assert (await session.stop_runtimes(TWO, journal=path)).ok
+        assert read(path).is_complete
+
+    def test_a_list_that_was_cut_off_is_still_left_after_runs_that_ended(self, path: Path) -> None:
+        self.kill(path, SERVER, targets=2)
+        self.kill(path, SERVER, targets=1)
+        Journal(path, SERVER, targets=3).close()
+        assert read(path).cut_off == 2
+
+    async def test_a_workspace_whose_run_was_killed_must_be_listed_again(
+        self, session: BctrlSession, emulator: Emulator, path: Path
+    ) -> None:
+        emulator.add_runtime("ws-1", "a")
+        emulator.add_runtime("ws-1", "b")
+        self.kill(path, session.base_url, workspace_id="ws-1")
+        assert read(path).unlisted == {"ws-1"}
+        assert (await session.stop_runtimes(TWO, journal=path)).ok
+        assert not read(path).is_complete
+        assert (await session.stop_workspace("ws-1", journal=path)).ok
+        assert read(path).is_complete
+
+    async def test_a_list_does_not_make_up_for_what_still_runs(
+        self, session: BctrlSession, emulator: Emulator, path: Path
+    ) -> None:
+        """Fault: a run with a narrower filter completed the journal of the whole workspace."""
+        emulator.add_runtime("ws-1", "a")
+        emulator.add_runtime("ws-1", "b")
+        self.start(session, path)
+        nothing = RuntimeFilter(kind="desktop")
+        assert (await session.stop_workspace("ws-1", journal=path, where=nothing)).ok
+        assert not read(path).is_complete
+        assert (await session.stop_workspace("ws-1", journal=path)).ok
+        assert read(path).is_complete
+
+    async def test_a_runtime_that_is_listed_as_active_is_stopped_whatever_the_journal_has(
+        self,
+        session: BctrlSession,
+        emulator: Emulator,
+        path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """Fault: one that was started anew was reported as stopped by an earlier run."""
+        emulator.add_runtime("ws-1", "a")
+        assert (await session.stop_workspace("ws-1", journal=path)).ok
+        emulator.add_runtime("ws-1", "a")
+        report = await session.stop_workspace("ws-1", journal=path)
+        assert (report.counts, report.resumed) == ({StopResult.STOPPED: 1}, 0)
+        assert emulator.status("ws-1", "a") == "stopped"
+        assert caplog.records == []
 
     def test_a_run_that_leaves_what_was_not_found_keeps_it_complete(self, path: Path) -> None:
         journal = Journal(path, SERVER)

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 from helpers import Connect, wait_for_requests
+from journal_lines import read_lines
 
 from bctrl_async import (
     BctrlConfigError,
@@ -122,6 +123,10 @@ def write(
     path = Path(name)
     path.write_bytes(b"".join(lines))
     return path
+
+
+def entries_of(name: str) -> list[dict[str, object]]:
+    return read_lines(Path(name).read_bytes()).entries
 
 
 def merge(*outcomes: StopOutcome) -> JournalOutcome:
@@ -625,11 +630,11 @@ class TestRuntimes:
         emulator.add_runtime(*A)
         emulator.inject(Fault.ACCEPTED)
         await session.stop_runtimes([A], journal="1")
-        before = read_journal("1")
+        before = entries_of("1")
 
         report = await session.stop_runtimes([A, A], journal="1")
         assert (report.resumed, report.duplicates) == (2, 1)
-        assert read_journal("1") == before
+        assert entries_of("1") == before
 
 
 async def test_the_journals_of_all_shards_are_the_account_of_the_list(

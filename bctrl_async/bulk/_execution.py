@@ -13,7 +13,7 @@ from bctrl_async._calls.observing import notify
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._delivery import Deliver, OutcomeBuffer, in_turn
 from bctrl_async.bulk._ledger import Ledger
-from bctrl_async.bulk._targets import Input, Listing
+from bctrl_async.bulk._targets import Input
 from bctrl_async.errors import BctrlError, log_fields
 from bctrl_async.journal import Journal
 from bctrl_async.observer import Observer
@@ -166,8 +166,8 @@ class Execution:
         try:
             await self._run.run(deliver)
             complete = ledger.report(self._run.source.count).ok
-            if isinstance(self._run.source, Listing):
-                journal.mark_listed(self._run.source.workspace_id)
+            if self._run.source.listed is not None:
+                journal.mark_listed(self._run.source.listed)
         finally:
             shard = self._run.source.shard
             if (failure := await _closed(journal, complete=complete, shard=shard)) is not None:

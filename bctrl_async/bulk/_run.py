@@ -288,7 +288,8 @@ class Run:
         if self.source.finds_duplicates and not self.ledger.duplicates.begin(target, index):
             repeated = self.ledger.duplicates.repeat(target, index, began)
             return None if repeated is None else self.ledger.record(repeated)
-        if (settled := self.ledger.settled.get(target)) is not None:
+        settled = self.ledger.settled.get(target)
+        if settled is not None and not self.source.is_running(target):
             resumed = msgspec.structs.replace(settled, index=index)
             return await self._verify_or_record(worker, Pending(resumed, call.policy, began))
         return await self._stop_target(worker, index, target, call, began)

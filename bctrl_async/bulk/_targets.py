@@ -24,6 +24,7 @@ from bctrl_async import _config
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async._http.request import plain_text
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
+from bctrl_async.filters import FoundTargets, Listed, ListedRuntimes
 from bctrl_async.models import RuntimeRef
 
 Target = RuntimeRef | tuple[str | UUID, str]
@@ -52,6 +53,8 @@ class Input:
         closed: True once nothing more is read.
         length: The number of items, None if unknown.
         shard: The shard that it is, and the number of shards; None if it is not divided.
+        workspace_id: The workspace of which all runtimes are listed; None for any other input.
+        listed: The list, once it is there.
 
     Raises:
         BctrlConfigError: `targets` cannot be iterated over, or is a single target.
@@ -73,6 +76,10 @@ class Input:
             self._plain = iter(targets)
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
         self.shard: tuple[int, int] | None = shard
+        self.listed: ListedRuntimes | None = None
+        self.workspace_id: str | None = None
+        if isinstance(targets, Listed):
+            self.listed, self.workspace_id = targets.listed, targets.listed.workspace_id
         self.is_async: bool = self._awaited is not None
         self.finds_duplicates: bool = (
             self.length is not None if deduplicate is None else deduplicate
@@ -100,6 +107,10 @@ class Input:
             self._only_known = True
         else:
             self.closed = True
+
+    def is_running(self, target: RuntimeRef) -> bool:
+        """Return True if the input is a list that says that a target may run."""
+        return self.listed is not None and self.listed.may_run(target)
 
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
@@ -158,14 +169,11 @@ class Listing(Input):
     Args:
         workspace_id: The workspace that is listed.
         fetch: Called once for the list.
-
-    Attributes:
-        workspace_id: The workspace that is listed.
     """
 
-    def __init__(self, workspace_id: str, fetch: Callable[[], Awaitable[Sequence[object]]]) -> None:
+    def __init__(self, workspace_id: str, fetch: Callable[[], Awaitable[FoundTargets]]) -> None:
         super().__init__(())
-        self.workspace_id: str = workspace_id
+        self.workspace_id = workspace_id
         self.length = None
         self.is_async = True
         self._fetch = fetch
@@ -186,6 +194,7 @@ class Listing(Input):
                 self._fail_unless_cancelled(error)
                 return None
             self.is_async, self._plain, self.length = False, iter(items), len(items)
+            self.listed = items.listed
             return self.next_nowait()
 
 

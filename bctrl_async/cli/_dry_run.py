@@ -18,6 +18,7 @@ from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, describe, pluralize
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import TARGET_COLUMNS, OutputFormat, Records, target_fields
+from bctrl_async.filters import Listed
 from bctrl_async.journal import read_journal
 
 
@@ -32,10 +33,11 @@ def dry_run(
 ) -> int:
     """Print the targets to stop, as `--from` reads them, without those settled in a journal."""
     settled: Mapping[RuntimeRef, object] = {}
+    listed = targets.listed if isinstance(targets, Listed) else None
     if journal is not None and Path(journal).exists():
         content = read_journal(journal)
         if content is not None:
-            content.check_resumable(session.base_url, journal_max_age)
+            content.check_resumable(session.base_url, journal_max_age, warns=listed is None)
             settled = content.settled
     # Lines for --from in any case: a table would not be.
     is_json = output_format is not OutputFormat.CSV
@@ -53,7 +55,7 @@ def dry_run(
                 print_error(_describe(outcome.error))
         elif outcome.duplicate:
             counts["duplicates"] += 1
-        elif outcome.target in settled:
+        elif outcome.target in settled and not (listed and listed.may_run(outcome.target)):
             counts["settled"] += 1
         else:
             counts["to stop"] += 1

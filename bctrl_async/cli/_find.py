@@ -3,7 +3,9 @@
 import asyncio
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from typing import NamedTuple, Self
 
 from bctrl_async import (
@@ -17,9 +19,9 @@ from bctrl_async import (
 )
 from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._output import Output, print_error, print_info, print_question
-from bctrl_async.cli._shard import Shard
+from bctrl_async.cli._shard import WHOLE, Shard, ShardItems
 from bctrl_async.cli._waiting import describe_read, show_waiting
-from bctrl_async.filters import unknown_status, unknown_values
+from bctrl_async.filters import Listed, ListedRuntimes, unknown_status, unknown_values
 
 
 class FoundRuntimes(NamedTuple):
@@ -32,6 +34,8 @@ class FoundRuntimes(NamedTuple):
         unreadable: The errors of the runtimes that could not be parsed; they may match as well.
         unknown: The errors of the runtimes that may be active, by a status unknown to this version.
         is_doubtful: True if the filter may be mistyped, which was reported on stderr.
+        listed: What the list says of all runtimes.
+        shard: The shard that these are.
     """
 
     workspace: str
@@ -40,11 +44,14 @@ class FoundRuntimes(NamedTuple):
     unreadable: list[BctrlResponseError]
     unknown: list[BctrlResponseError]
     is_doubtful: bool
+    listed: ListedRuntimes
+    shard: Shard = WHOLE
 
     @property
-    def targets(self) -> list[RuntimeRef | BctrlResponseError]:
+    def targets(self) -> "FoundItems":
         """The runtimes as targets; the bulk stop rejects the doubtful ones."""
-        return [*map(self._ref, self.runtimes), *self.unreadable, *self.unknown]
+        doubtful = chain(self.unreadable, self.unknown)
+        return FoundItems(self.shard, chain(map(self._ref, self.runtimes), doubtful), self.listed)
 
     def in_shard(self, shard: Shard) -> Self:
         """Return those of a shard."""
@@ -52,10 +59,30 @@ class FoundRuntimes(NamedTuple):
             runtimes=[runtime for runtime in self.runtimes if shard.keeps(self._ref(runtime))],
             unreadable=[*filter(shard.keeps, self.unreadable)],
             unknown=[*filter(shard.keeps, self.unknown)],
+            shard=shard,
         )
 
     def _ref(self, runtime: Runtime) -> RuntimeRef:
         return RuntimeRef(self.workspace, runtime.alias)
+
+
+class FoundItems(ShardItems[RuntimeRef | BctrlResponseError], Listed):
+    """The targets of a shard that were found in a list.
+
+    Args:
+        shard: The shard.
+        items: The targets, and the errors of runtimes that may be targets.
+        listed: The list.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        items: Iterable[RuntimeRef | BctrlResponseError],
+        listed: ListedRuntimes,
+    ) -> None:
+        super().__init__(shard, items)
+        self.listed = listed
 
 
 async def find_runtimes(
@@ -83,15 +110,21 @@ async def find_runtimes(
     for name, value, known in mistyped:
         expected = ", ".join(known)
         print_error(f"unknown --{name} {value!r}, and no runtime has it: try {expected}")
+    listed = ListedRuntimes(workspace)
+    for unnamed in unreadable:
+        listed.add(unnamed)
     matching: list[Runtime] = []
     unknown: list[BctrlResponseError] = []
     for runtime in runtimes:
+        listed.add(runtime)
         if wanted(runtime):
             matching.append(runtime)
         elif (doubt := unknown_status(wanted, workspace, runtime)) is not None:
             doubt.advice = "Add --status with this status, or --status any, to include it"
             unknown.append(doubt)
-    return FoundRuntimes(workspace, session.base_url, matching, unreadable, unknown, bool(mistyped))
+    return FoundRuntimes(
+        workspace, session.base_url, matching, unreadable, unknown, bool(mistyped), listed
+    )
 
 
 def can_prompt() -> bool:

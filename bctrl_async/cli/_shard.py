@@ -39,7 +39,12 @@ class Shard:
 
 
 class ShardItems(list[_T], Sharded):
-    """The items of a shard."""
+    """The items of a shard.
+
+    Args:
+        shard: The shard.
+        items: Its items.
+    """
 
     def __init__(self, shard: Shard, items: Iterable[_T]) -> None:
         super().__init__(items)

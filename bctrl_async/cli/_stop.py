@@ -296,21 +296,22 @@ def _stop_found(
     """Find the runtimes of a shard, ask for confirmation outside the deadline, and stop them."""
     began = time.monotonic()
     found = asyncio.run(finding).in_shard(shard)
-    targets = shard.select(found.targets)
+    targets = found.targets
     if deadline is not None:
         # Rounded, because errors show it.
         deadline = max(round(deadline - (time.monotonic() - began), 2), _MIN_DEADLINE)
-    code = FAILED if found.is_doubtful else 0
     if not targets:
         place = f" in shard {shard}" if shard != WHOLE else ""
         print_info(f"Nothing to stop: no runtime of {escape(found.workspace)}{place} matches")
+        if found.is_doubtful:
+            return FAILED
         # Without its journal, an empty shard would seem to be missing.
-        return (run(cast("_Targets", targets), deadline) if has_journal else 0) or code
+        return run(cast("_Targets", targets), deadline) if has_journal else 0
     if asks and found.runtimes and not confirm(found):
         print_info("Nothing was stopped")
         return FAILED
     # The bulk stop rejects the runtimes that could not be parsed or have an unknown status.
-    return run(cast("_Targets", targets), deadline) or code
+    return run(cast("_Targets", targets), deadline)
 
 
 def _report(

@@ -126,8 +126,9 @@ def stop_runtimes(
         retry=retry,
         verify=verify,
     )
+    source = Input(targets, deduplicate=deduplicate, shard=shard_in(targets))
     run = ClusterRun(
-        Input(targets, deduplicate=deduplicate, shard=shard_in(targets)),
+        source,
         Cluster(client, f"bctrl-async-{uuid.uuid4().hex}"),
         _pickled(recipe),
         chunk_size=_config.count(chunk_size, "chunk_size"),
@@ -138,7 +139,7 @@ def stop_runtimes(
         run,
         open_journal=None
         if journal is None
-        else partial(Journal, journal, server, journal_max_age),
+        else partial(Journal, journal, server, journal_max_age, targets=source.length),
         on_outcome=on_outcome,
         observer=None,
     )

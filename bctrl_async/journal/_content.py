@@ -19,9 +19,9 @@ from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal._format import (
     MAX_LINE,
     AnyMark,
+    BegunMark,
     EndedMark,
     Mark,
-    ResumedMark,
     outcome_of_entry,
     read_header,
     read_line,
@@ -54,9 +54,12 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         outcomes: The outcome of each target, marked as resumed. It has neither runtime nor error,
             unless they say that a runtime that accepted its stop no longer runs. It is `unknown` if
             a later run may have sent it again and died, or goes on.
-        is_complete: True if the last run read its whole input, had no failures, and read all that
-            was `unfinished`.
+        is_complete: True if the last run has ended, read its whole input, had no failures, and
+            read all that was `unfinished` or cut off.
         unfinished: The targets with an entry since the last complete run.
+        cut_off: The number of targets of the longest run since then that was cut off, such as by a
+            SIGKILL, or goes on; 0 if there is none, or its number is not known.
+        unlisted: The workspaces that such runs stopped as a whole.
         shards: The shards that complete runs have stopped, each with the number of shards.
         is_torn: True if the last line is not whole: a run is writing it, or a crash cut it off.
             The next run removes it.
@@ -70,6 +73,8 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: Mapping[RuntimeRef, StopOutcome]
     is_complete: bool
     unfinished: AbstractSet[RuntimeRef]
+    cut_off: int
+    unlisted: AbstractSet[str]
     shards: AbstractSet[tuple[int, int]]
     is_torn: bool
     size: int
@@ -102,12 +107,15 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         limit = format_duration(timedelta(seconds=max_age))
         return f"it was begun {format_age(self.age)}, and the limit is {limit}"
 
-    def check_resumable(self, base_url: str, max_age: float | None = None) -> None:
-        """Check that a run may resume from this content; log a warning if it is old or complete.
+    def check_resumable(
+        self, base_url: str, max_age: float | None = None, *, warns: bool = True
+    ) -> None:
+        """Check that a run may resume from this content.
 
         Args:
             base_url: The server of the run.
             max_age: The age in seconds beyond which it is rejected, or None.
+            warns: Log a warning if it is old or complete.
 
         Raises:
             BctrlConfigError: It belongs to another server, or is too old.
@@ -117,7 +125,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         age = self.age
         if max_age is not None and (reason := self.excess_age(max_age)) is not None:
             raise resume_error(self.path, reason)
-        if self.is_complete or abs(age) > OLD:
+        if warns and (self.is_complete or abs(age) > OLD):
             _log.warning(
                 "the journal %r was begun %s%s: targets settled in it are not sent "
                 "again. Use another file for runtimes that were started anew",
@@ -282,6 +290,8 @@ def _read(path: Path, lines: BinaryIO, make_outcome: MakeOutcome) -> JournalCont
         outcomes=entries.outcomes(),
         is_complete=entries.is_complete,
         unfinished=entries.unfinished,
+        cut_off=entries.cut_off,
+        unlisted=entries.unlisted,
         shards=entries.shards,
         is_torn=torn is not None,
         size=size,
@@ -298,6 +308,8 @@ class _Entries:
         updated: The time of the last entry, or None.
         is_complete: True if the last line is a completion mark.
         unfinished: The targets with an entry since the last completion mark.
+        cut_off: The most targets of a run without an end since then.
+        unlisted: The workspaces that such runs stopped as a whole.
         shards: The shards of all completion marks.
     """
 
@@ -312,12 +324,19 @@ class _Entries:
         self.updated: datetime | None = None
         self.is_complete: bool = False
         self.unfinished: set[RuntimeRef] = set()
+        self.cut_off: int = 0
+        self.unlisted: frozenset[str] = frozenset()
+        self._before: tuple[int, frozenset[str]] = (0, frozenset())
         self.shards: set[tuple[int, int]] = set()
 
     def add(self, record: OutcomeRecord | AnyMark) -> None:
         """Add an entry or a mark."""
         self.is_complete = isinstance(record, Mark)
-        if isinstance(record, ResumedMark):
+        if isinstance(record, BegunMark):
+            self._before = self.cut_off, self.unlisted
+            self.cut_off = max(self.cut_off, record.targets or 0)
+            if record.workspace_id is not None:
+                self.unlisted |= {record.workspace_id}
             known = self._outcomes.items()
             again = {target for target, outcome in known if not outcome.result.settled}
             # A run that died leaves its doubts to those that follow.
@@ -325,8 +344,10 @@ class _Entries:
             self._in_doubt |= again
         elif isinstance(record, Mark | EndedMark):
             self._in_doubt -= self._sent_again
+            self.cut_off, self.unlisted = self._before
             if isinstance(record, Mark):
                 self.unfinished.clear()
+                self.cut_off, self.unlisted = 0, frozenset()
                 if record.shard is not None:
                     self.shards.add(record.shard)
         else:

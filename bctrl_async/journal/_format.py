@@ -1,10 +1,10 @@
 """The lines of a journal, without I/O.
 
-A journal is JSON Lines: a header, one entry for each outcome, and marks. A completion mark ends a
-run that had no failures and read all that runs before it left unfinished. A run that sends targets
-again which the file has begins with one, and ends with another: if it dies between them, their
-entries are out of date. Each line ends with a checksum of itself: a flipped bit must not settle a
-target.
+A journal is JSON Lines: a header, one entry for each outcome, and marks. Each
+run begins with a mark and ends with another: if it dies between them, the entries of the targets
+that it sends again are out of date. A completion mark ends a run that had no failures and read all
+that runs before it left unfinished. Each line ends with a checksum of itself: a flipped bit must
+not settle a target.
 """
 
 from __future__ import annotations
@@ -66,22 +66,30 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
     shard: tuple[int, int] | None = None
 
 
-class ResumedMark(msgspec.Struct, frozen=True):
-    """A run begins that sends all targets again which are not settled above."""
+class BegunMark(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A run begins that sends all targets again which are not settled above.
 
-    resumed: _Time
+    Args:
+        begun: The time.
+        targets: The number of its targets; None if unknown, or if they are listed.
+        workspace_id: The workspace of which all runtimes are listed; None for any other input.
+    """
+
+    begun: _Time
+    targets: int | None = None
+    workspace_id: str | None = None
 
 
 class EndedMark(msgspec.Struct, frozen=True):
-    """That run has ended: what it sent again has an entry of its own."""
+    """A run has ended that is not complete: what it sent again has an entry of its own."""
 
     ended: _Time
 
 
-AnyMark = Mark | ResumedMark | EndedMark
+AnyMark = Mark | BegunMark | EndedMark
 _MARKS: dict[bytes, type[AnyMark]] = {
     b'{"completed":': Mark,
-    b'{"resumed":': ResumedMark,
+    b'{"begun":': BegunMark,
     b'{"ended":': EndedMark,
 }
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bctrl_async.errors import BctrlConfigError, BctrlError
-from bctrl_async.journal._content import NotAJournalError, open_file, read_file, resume_error
+from bctrl_async.filters import ListedRuntimes
+from bctrl_async.journal._content import (
+    NotAJournalError,
+    open_file,
+    read_file,
+    resume_error,
+)
 from bctrl_async.journal._format import (
+    BegunMark,
     EndedMark,
     Mark,
-    ResumedMark,
     entry_line,
     header_line,
     mark_line,
@@ -56,6 +61,9 @@ class Journal:
         path: The file; created if it does not exist.
         base_url: The server of the run.
         max_age: The age in seconds beyond which the file is rejected, or None.
+        targets: The number of targets of the run, None if unknown.
+        workspace_id: The workspace of which the run lists the runtimes; None for any other input.
+            Those that run are sent again, whatever the file has of them.
 
     Attributes:
         settled: The outcomes of settled targets that the file had when it was opened.
@@ -68,18 +76,31 @@ class Journal:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], base_url: str, max_age: float | None = None
+        self,
+        path: str | os.PathLike[str],
+        base_url: str,
+        max_age: float | None = None,
+        *,
+        targets: int | None = None,
+        workspace_id: str | None = None,
     ) -> None:
         self._path = Path(path)
-        self._is_complete = False
-        self._sends_again = False
+        self._has_begun = False
+        self._left = 0
+        self._unlisted: set[str] = set()
         self._unread: set[RuntimeRef] = set()
-        self._shards: AbstractSet[tuple[int, int]] = frozenset()
         try:
             self._file = open_file(self._path, _FLAGS)
             try:
                 self._lock()
-                self.settled: Mapping[RuntimeRef, StopOutcome] = self._resume(base_url, max_age)
+                is_listing = workspace_id is not None
+                self.settled: Mapping[RuntimeRef, StopOutcome] = self._resume(
+                    base_url, max_age, warns=not is_listing
+                )
+                if self._has_begun or targets is not None or is_listing:
+                    count = None if is_listing else targets
+                    self._append(mark_line(BegunMark(datetime.now(UTC), count, workspace_id)))
+                    self._has_begun = True
             except BaseException:
                 os.close(self._file)
                 raise
@@ -91,10 +112,12 @@ class Journal:
     def mark_read(self, target: RuntimeRef) -> None:
         """Take note that the run read a target, also if it writes no outcome of it."""
         self._unread.discard(target)
+        self._left -= 1
 
-    def mark_listed(self, workspace_id: str) -> None:
-        """Take note that the run listed a workspace: what has stopped since is not in the list."""
-        self._unread = {each for each in self._unread if each.workspace_id != workspace_id}
+    def mark_listed(self, listed: ListedRuntimes) -> None:
+        """Take note that the run listed a workspace: what no longer runs needs not be stopped."""
+        self._unread = set(filter(listed.may_run, self._unread))
+        self._unlisted.discard(listed.workspace_id)
 
     def write(self, outcome: StopOutcome) -> None:
         """Append an outcome.
@@ -102,7 +125,6 @@ class Journal:
         Raises:
             BctrlError: It could not be written, for example on a full disk.
         """
-        self._is_complete = False
         self._append(entry_line(outcome))
 
     def close(self, *, complete: bool = False, shard: tuple[int, int] | None = None) -> None:
@@ -111,17 +133,19 @@ class Journal:
         Args:
             complete: True if the run read its whole input and had no failures. If an earlier run
                 had not, the journal is complete only if this one read every target of that one: a
-                few stops do not make up for a list that was not read to its end.
+                few stops do not make up for a list that was not read to its end. If that one was
+                cut off, this one must have read as many targets as that one would have, or have
+                listed the same workspace.
             shard: The shard that the input was, and the number of shards.
 
         Raises:
             BctrlError: The mark could not be written, or the flush failed.
         """
         try:
-            is_news = not self._is_complete or (shard is not None and shard not in self._shards)
-            if complete and is_news and not self._unread:
+            is_left = self._unread or self._unlisted or self._left > 0
+            if complete and not is_left:
                 self._append(mark_line(Mark(datetime.now(UTC), shard)))
-            elif self._sends_again:
+            elif self._has_begun:
                 self._append(mark_line(EndedMark(datetime.now(UTC))))
             os.fsync(self._file)
         except OSError as error:
@@ -136,7 +160,7 @@ class Journal:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
             # A mark behind a line that was cut short would be lost with it.
-            self._sends_again = False
+            self._has_begun = False
             raise self._write_error(error) from error
 
     def _lock(self) -> None:
@@ -148,7 +172,9 @@ class Journal:
                 advice="Wait until that run has ended, or use another file",
             ) from error
 
-    def _resume(self, base_url: str, max_age: float | None) -> Mapping[RuntimeRef, StopOutcome]:
+    def _resume(
+        self, base_url: str, max_age: float | None, *, warns: bool
+    ) -> Mapping[RuntimeRef, StopOutcome]:
         """Return the settled outcomes, and cut off a torn tail; begin an empty file."""
         content = read_file(self._path, self._file)
         if content is None:
@@ -156,16 +182,14 @@ class Journal:
             os.ftruncate(self._file, 0)
             self._append(header_line(base_url, datetime.now(UTC)))
             return {}
-        content.check_resumable(base_url, max_age)
+        content.check_resumable(base_url, max_age, warns=warns)
         if content.is_torn:
             os.ftruncate(self._file, content.size)
-        self._is_complete = content.is_complete
         self._unread = set(content.unfinished)
-        self._shards = content.shards
-        if content.pending:
-            self._sends_again = True
-            self._is_complete = False
-            self._append(mark_line(ResumedMark(datetime.now(UTC))))
+        self._left = content.cut_off
+        self._unlisted = set(content.unlisted)
+        # What it says is out of date from now on.
+        self._has_begun = content.is_complete or content.pending > 0
         return content.settled
 
     def _open_error(self, error: OSError) -> BctrlConfigError:
