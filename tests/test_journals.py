@@ -42,9 +42,9 @@ from bctrl_async.journal import (
     read_journals,
 )
 from bctrl_async.journal._format import (
+    BegunMark,
     EndedMark,
     Mark,
-    ResumedMark,
     entry_line,
     header_line,
     mark_line,
@@ -341,7 +341,7 @@ class TestTwoJournals:
         listed = outcome(result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS)
         died = write("2", listed, complete=False)
         with died.open("ab") as file:
-            file.write(mark_line(ResumedMark(listed.at)))
+            file.write(mark_line(BegunMark(listed.at)))
 
         report = read_journals(["1", "2"])
         assert report.counts == {StopResult.UNKNOWN: 1}
@@ -599,7 +599,7 @@ class TestRuntimes:
         """Fault: after a few of them, a run made the journal complete."""
         path = write("1", outcome(A, StopResult.UNKNOWN), outcome(B), complete=False)
         with path.open("ab") as file:
-            file.write(mark_line(ResumedMark(STARTED)) + mark_line(EndedMark(STARTED)))
+            file.write(mark_line(BegunMark(STARTED)) + mark_line(EndedMark(STARTED)))
 
         content = read_journal(path)
         assert content is not None
