@@ -22,6 +22,7 @@ import pytest
 import typer
 from aiohttp import web
 from helpers import BOUND, Command
+from journal_lines import read_lines
 from runtimes import runtime
 from servers import answering, http_answer, raw_server
 from warm_server import program
@@ -1250,7 +1251,8 @@ async def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
     assert account.startswith(
         f"Interrupted: {3 - signals} of 3 no longer running, {signals} unconfirmed"
     )
-    noted = {line["alias"]: line["result"] for line in outcomes_of(journal.read_text())[1:]}
+    found = read_lines(journal.read_bytes()).entries
+    noted = {line["alias"]: line["result"] for line in found}
     assert noted == {"a": "stopped", "b": result, "c": "not_sent"}
     assert code == 130
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ from dask_cluster import (
 )
 from distributed import Client
 from helpers import BOUND, add_runtimes, wait_for_requests
+from journal_lines import read_lines
 
 import bctrl_async.dask._dispatcher
 from bctrl_async import BctrlSession, StopOutcome, StopReport, StopResult
@@ -140,9 +140,8 @@ class TestWorkers:
 
         assert report.ok
         assert report.counts.total() == 300
-        lines = journal.read_text().splitlines()[1:-1]
-        assert len(lines) == 300
-        assert len({json.loads(line)["index"] for line in lines}) == 300
+        entries = read_lines(journal.read_bytes()).entries
+        assert len(entries) == len({entry["index"] for entry in entries}) == 300
         assert len(emulator.requests) >= 300
 
     async def test_a_chunk_that_is_repeated_after_the_end_sends_nothing(

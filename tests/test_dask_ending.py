@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from dask_cluster import SmallCluster, small_cluster, tasks_of
 from helpers import BOUND, add_runtimes, wait_for_requests
+from journal_lines import read_lines
 
 import bctrl_async.dask._dispatcher
 from bctrl_async import StopBatch, StopReport, StopResult
@@ -124,9 +124,9 @@ class TestEnding:
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(running, BOUND)
 
-        lines = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
-        assert len(lines) == 300
-        results = Counter(line["result"] for line in lines)
+        entries = read_lines(journal.read_bytes()).entries
+        assert len(entries) == 300
+        results = Counter(entry["result"] for entry in entries)
         assert results["unknown"] == len(emulator.requests)
         assert results["not_sent"] == 300 - len(emulator.requests)
 

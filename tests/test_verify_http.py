@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import BOUND, Connect, wait_for_requests
+from journal_lines import read_lines
 
 from bctrl_async import (
     BctrlError,
@@ -56,8 +57,8 @@ class TestOnRealSockets:
         assert [outcome.target.alias for outcome in report.failures] == ["lost"]
         assert all(outcome.attempts == 1 for outcome in outcomes.values())
         assert emulator.received.total() == 5
-        lines = (tmp_path / "journal.jsonl").read_text().splitlines()[1:]
-        assert sorted(line.count('"result":"stopped"') for line in lines) == [0, 0, 1, 1, 1]
+        entries = read_lines((tmp_path / "journal.jsonl").read_bytes()).entries
+        assert sorted(each["result"] == "stopped" for each in entries) == [False] * 2 + [True] * 3
 
     async def test_a_stop_that_the_journal_records_as_accepted_is_polled_by_the_next_run(
         self, emulator: Emulator, session: BctrlSession, tmp_path: Path
