@@ -1270,7 +1270,9 @@ async def test_after_ctrl_c_targets_that_wait_for_the_rate_limit_are_not_sent(
         emulator.add_runtime("ws", alias)
     file = tmp_path / "targets"
     file.write_text("".join(f"ws,{alias}\n" for alias in aliases))
-    process = await start(*program(), "stop", "--rate", "20", "--from", file)
+    # Started anew, as a signal that is forwarded arrives later.
+    command = (sys.executable, "-m", "bctrl_async", "stop", "--rate", "20", "--from", file)
+    process = await start(*command)
     await until(lambda: len(emulator.requests) >= 5)
 
     process.send_signal(signal_)
