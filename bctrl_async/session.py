@@ -261,7 +261,7 @@ class BctrlSession:
             alias: The runtime's alias; 1 to 1,000 characters, sent unchanged.
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
-            idempotency_key: The `Idempotency-Key` of each attempt.
+            idempotency_key: The `Idempotency-Key` of each attempt; printable ASCII, not empty.
             headers: Further headers, except those that the session sets.
             stopped_ok: Also get and return a runtime that was not running in the first place,
                 instead of raising.
@@ -769,6 +769,10 @@ def _extra_headers(
     _config.check_type(headers, Mapping | None, "headers", "a mapping of names to values")
     extra = dict(headers or {})
     if idempotency_key is not None:
+        if idempotency_key == "":
+            raise BctrlConfigError(
+                "idempotency_key is empty", advice="Pass a key, or None to send no header"
+            )
         if any(name.lower() == "idempotency-key" for name in extra):
             raise BctrlConfigError(
                 "Idempotency-Key is given twice", advice="Leave it out of headers="

@@ -123,6 +123,14 @@ async def test_an_idempotency_key_given_twice_is_rejected(session: BctrlSession)
         )
 
 
+async def test_an_empty_idempotency_key_is_rejected(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    with pytest.raises(BctrlConfigError, match="idempotency_key is empty"):
+        await session.stop_runtime("ws-1", "crm", idempotency_key="")
+    assert emulator.requests == []
+
+
 async def test_a_second_stop_is_an_already_stopped_conflict(session: BctrlSession) -> None:
     await session.stop_runtime("ws-1", "crm")
 
