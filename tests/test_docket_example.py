@@ -117,8 +117,11 @@ async def enqueue(
     client: httpx2.AsyncClient, targets: list[tuple[str, str]], stop_id: UUID | None = None
 ) -> str:
     """Post a bulk stop; return its location."""
-    headers = {} if stop_id is None else {"Idempotency-Key": str(stop_id)}
-    answer = await client.post("/stops", json=targets, headers=headers)
+    headers = {"Content-Type": "application/json"}
+    if stop_id is not None:
+        headers["Idempotency-Key"] = str(stop_id)
+    # ASCII: the client's own JSON cannot have a lone surrogate.
+    answer = await client.post("/stops", content=json.dumps(targets), headers=headers)
     assert answer.status_code == 202
     location: str = answer.headers["Location"]
     assert location == f"/stops/{answer.json()['id']}"
@@ -155,6 +158,15 @@ class TestInProcess:
         assert {failure["alias"] for failure in done["report"]["failures"]} == {"gone", ".."}
         # Another run would not help the failures.
         assert emulator.received == Counter(targets[:-1])
+
+    async def test_an_alias_that_no_url_can_have_is_rejected_in_the_report(
+        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
+    ) -> None:
+        location = await enqueue(client, [("ws-1", "\ud800"), *add_runtimes(emulator, 1)])
+        await work(stops)
+        done = await show(client, location)
+        assert done["counts"] == {"rejected": 1, "stopped": 1}
+        assert done["report"]["counts"] == done["counts"]
 
     async def test_a_repeated_request_is_one_run_and_afterwards_tries_the_failures_again(
         self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator

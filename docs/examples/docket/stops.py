@@ -5,6 +5,7 @@ journal beside it. The app and all workers need the same folder, on a disk with 
 """
 
 import asyncio
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -52,7 +53,8 @@ def journal_file(stop_id: UUID) -> Path:
 
 def save_targets(stop_id: UUID, targets: Iterable[RuntimeRef]) -> bool:
     """Save the targets of a stop; return False if it has others already."""
-    lines = msgspec.json.Encoder().encode_lines(targets)
+    # ASCII: UTF-8 cannot encode a lone surrogate in an alias, which the report is to reject.
+    lines = "".join(f"{json.dumps(target)}\n" for target in targets).encode()
     FOLDER.mkdir(exist_ok=True)
     draft = FOLDER / f"{uuid4()}.draft"
     draft.write_bytes(lines)
@@ -67,8 +69,8 @@ def save_targets(stop_id: UUID, targets: Iterable[RuntimeRef]) -> bool:
 
 
 def load_targets(stop_id: UUID) -> list[RuntimeRef]:
-    lines = targets_file(stop_id).read_bytes()
-    return msgspec.json.Decoder(RuntimeRef).decode_lines(lines)
+    with targets_file(stop_id).open(encoding="utf-8") as lines:
+        return [RuntimeRef(*json.loads(line)) for line in lines]
 
 
 def count_outcomes(stop_id: UUID) -> tuple[int, Counter[StopResult]]:
