@@ -219,7 +219,9 @@ class CircuitBreaker:
             or failed_at < began
             or retries.uncounted > _MAX_UNCOUNTED
         ):
-            return await call.back_off(self._sender.limiter)
+            # A target is retried once, however many fail; a dead one holds up the run no longer.
+            is_first = call.attempts == 1
+            return await call.back_off(self._sender.limiter, waits_for_quota=is_first)
         # With jitter: all calls that the outage held are retried now.
         delay = self._policy.backoff(1, retries.uniform)
         call.log_retry(delay)
