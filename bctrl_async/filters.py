@@ -10,7 +10,7 @@ from enum import StrEnum
 import msgspec
 
 from bctrl_async import _config
-from bctrl_async.errors import UNKNOWN_STATUS, BctrlResponseError, quote
+from bctrl_async.errors import MAY_MATCH, BctrlResponseError, quote
 from bctrl_async.models import Runtime, RuntimeKind, RuntimeRef, RuntimeStatus
 
 __all__ = ["RuntimeFilter"]
@@ -28,7 +28,7 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         kind: The kind to match; None matches any.
         older_than: Seconds or a `timedelta`, above 0, since the runtime was created; None matches
             any age. The contract gives `created_at` no format: a text that is not an ISO 8601 date
-            and time with a UTC offset matches no age.
+            and time with a UTC offset matches no age. `stop_workspace` rejects such a runtime.
 
     Raises:
         BctrlConfigError: `older_than` is not above 0, or an argument is of another type.
@@ -109,11 +109,14 @@ class FoundTargets(list[RuntimeRef | BctrlResponseError], Listed):
         self.listed = listed
 
 
-def unknown_status(where: object, workspace_id: str, runtime: Runtime) -> BctrlResponseError | None:
-    """Return an error for a runtime that may be active, by a status unknown to this version.
+def why_it_may_match(
+    where: object, workspace_id: str, runtime: Runtime
+) -> BctrlResponseError | None:
+    """Return an error for a runtime that may match a filter, and may run.
 
-    It does not match a filter for active runtimes; without it, a report would say that all have
-    stopped. It is not stopped either: its status may as well mean that it must be kept.
+    Its status is unknown to this version, and may mean active; or its age cannot be read. Without
+    the error, a report would say that all have stopped. Such a runtime is not stopped either: it
+    may as well be one to keep.
 
     Args:
         where: The condition that the runtime does not match.
@@ -121,21 +124,36 @@ def unknown_status(where: object, workspace_id: str, runtime: Runtime) -> BctrlR
         runtime: The runtime.
 
     Returns:
-        The error; None if the status is known, or if `where` is not a filter for active runtimes
-        or excludes the runtime by another condition.
+        The error, whose `argument` is `status` or `older_than`; None if `where` is not a filter or
+        excludes the runtime by another condition, or if the runtime no longer runs.
     """
-    status = runtime.status
-    if not isinstance(where, RuntimeFilter) or where.status != RuntimeStatus.ACTIVE:
+    if not isinstance(where, RuntimeFilter) or runtime.status.is_final:
         return None
-    if status in _KNOWN or not msgspec.structs.replace(where, status=None)(runtime):
+    known = where
+    argument = summary = advice = ""
+    if where.older_than is not None and parse_time(runtime.created_at) is None:
+        known = msgspec.structs.replace(known, older_than=None)
+        argument = "older_than"
+        summary = (
+            f"its age cannot be read: {quote(runtime.created_at)} is not an ISO 8601 date and time "
+            "with a UTC offset"
+        )
+        advice = "Stop it by its alias, or select it without older_than"
+    if where.status == RuntimeStatus.ACTIVE and runtime.status not in _KNOWN:
+        known = msgspec.structs.replace(known, status=None)
+        argument = "status"
+        summary = f"the status {quote(str(runtime.status))} is unknown to this version"
+        advice = "Select it by this status, or by any, to stop it"
+    if known is where or not known(runtime):
         return None
     return BctrlResponseError(
-        f"the status {quote(str(status))} is unknown to this version",
-        advice="Select it by this status, or by any, to stop it",
+        summary,
+        advice=advice,
         operation="list",
         workspace_id=workspace_id,
         alias=runtime.alias,
-        reason_class=UNKNOWN_STATUS,
+        reason_class=MAY_MATCH,
+        argument=argument,
     )
 
 

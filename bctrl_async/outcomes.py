@@ -104,7 +104,7 @@ def may_run(outcome: StopOutcome) -> bool:
     """
     match outcome.error:
         # Without an HTTP status, it is not the server's.
-        case BctrlError(status=None, reason_class=errors.UNKNOWN_STATUS):
+        case BctrlError(status=None, reason_class=errors.MAY_MATCH):
             return True
     if outcome.result is StopResult.ACCEPTED:
         return not has_ended(outcome)

@@ -45,8 +45,8 @@ from bctrl_async.filters import (
     FoundTargets,
     ListedRuntimes,
     RuntimeFilter,
-    unknown_status,
     unknown_values,
+    why_it_may_match,
 )
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
@@ -502,8 +502,9 @@ class BctrlSession:
 
         Lists the workspace when it is run, and stops the selected runtimes as `stop_runtimes` does.
         Runtimes that start later are not in the list. A listed runtime that cannot be parsed
-        becomes a `rejected` outcome. So does one whose status is unknown to this version, unless
-        `where` is a function or has another status than `active`.
+        becomes a `rejected` outcome. So does one that may match: its status is unknown to this
+        version and `where` is for `active`, or its age cannot be read and `where` has an
+        `older_than`. A function decides by itself.
 
         Args:
             workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
@@ -572,7 +573,7 @@ class BctrlSession:
                 found.append(item)
             elif _is_selected(item, where):
                 found.append(RuntimeRef(str(workspace_id), item.alias))
-            elif (error := unknown_status(where, str(workspace_id), item)) is not None:
+            elif (error := why_it_may_match(where, str(workspace_id), item)) is not None:
                 found.append(error)
         _warn_of_typos(where, workspace_id, listed)
         return found

@@ -2074,6 +2074,32 @@ async def test_all_rejects_runtimes_of_an_unknown_status(
     assert stopped_in(emulator) >= {"x", "y"}
 
 
+@pytest.mark.parametrize("created_at", ["", "2020-01-01", "2020-01-01T00:00:00", "1577836800"])
+@pytest.mark.parametrize("status", ["active", "any"])
+async def test_all_rejects_active_runtimes_whose_age_cannot_be_read(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path, created_at: str, status: str
+) -> None:
+    """Fault: with --older-than the command said that there was nothing to stop."""
+    for alias, status_now in (("x", "active"), ("gone", "stopped")):
+        emulator.add_runtime("new", alias, status=status_now, created_at=created_at)
+    journal = str(tmp_path / "journal")
+    args = ("stop", "new", "--all", "--yes", "--status", status)
+    code, out, _ = await command(*args, "--older-than", "2h", "--journal", journal)
+    assert (
+        f"its age cannot be read: {created_at!r} is not an ISO 8601 date and time with a UTC "
+        "offset. Stop it by its alias, or leave out --older-than to include it"
+    ) in out
+    assert out.splitlines()[-1].startswith("0 of 1 no longer running, 1 unconfirmed")
+    assert (code, stopped_in(emulator)) == (1, set())
+
+    code, out, _ = await command("report", journal)
+    assert "Stop it by its alias, or by a filter that it matches" in out
+    assert code == 1
+
+    assert (await command(*args))[0] == 0
+    assert "x" in stopped_in(emulator)
+
+
 async def test_the_question_counts_runtimes_that_are_rejected(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -2090,7 +2116,7 @@ async def test_the_question_counts_runtimes_that_are_rejected(
     )
     assert not _find.confirm(found)
     assert (
-        "1 browser; 1 cannot be read; 2 of unknown status\nStop 1 runtime?"
+        "1 browser; 1 cannot be read; 2 of unknown status or age\nStop 1 runtime?"
         in capsys.readouterr().err
     )
 

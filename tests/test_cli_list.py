@@ -82,15 +82,39 @@ async def test_a_runtime_that_may_be_active_by_an_unknown_status_is_an_error(
     code, out, err = await command("list", "ws", *only_new)
 
     count = "0 runtimes\n" if output == "table" else ""
-    assert err == (
-        "bctrl-async: error: list of 'old' in workspace 'ws': the status 'starting' is unknown to "
-        f"this version. Add --status with this status, or --status any, to include it\n{count}"
+    text = (
+        "the status 'starting' is unknown to this version. Add --status with this status, or "
+        "--status any, to include it"
     )
+    # Of the odd one, the age cannot be read either.
+    errors = "".join(
+        f"bctrl-async: error: list of {alias!r} in workspace 'ws': {text}\n"
+        for alias in ("old", "odd")
+    )
+    assert err == errors + count
     assert (code, "old" in out) == (1, False)
 
     for status in ("starting", "stopped", "any"):
         code, _, err = await command("list", "ws", "--status", status, "-o", output)
         assert (code, "error" in err) == (0, False)
+
+
+async def test_a_runtime_whose_age_cannot_be_read_is_an_error_if_it_may_run(
+    command: Command, emulator: Emulator
+) -> None:
+    """Fault: --older-than passed over it, and the command exited with 0."""
+    emulator.add_runtime("ws", "gone", status="stopped", created_at="long ago")
+    code, out, err = await command("list", "ws", "--older-than", "2h", "-o", "json")
+    assert [json.loads(line)["alias"] for line in out.splitlines()] == ["old", "mid"]
+    assert err == (
+        "bctrl-async: error: list of 'odd' in workspace 'ws': its age cannot be read: 'long ago' "
+        "is not an ISO 8601 date and time with a UTC offset. Stop it by its alias, or leave out "
+        "--older-than to include it\n"
+    )
+    assert code == 1
+
+    code, _, err = await command("list", "ws", "--older-than", "2h", "--kind", "desktop")
+    assert (code, err) == (0, "1 runtime\n")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +129,9 @@ async def test_ten_errors_of_unknown_statuses_are_printed_and_the_others_counted
     code, _, err = await command("list", "other", "--status", "active")
     lines = err.splitlines()
     assert sum("'starting' is unknown" in line for line in lines) == 10
-    assert lines[10:-1] == ([f"bctrl-async: error: {rest} of unknown status"] if rest else [])
+    assert lines[10:-1] == (
+        [f"bctrl-async: error: {rest} of unknown status or age"] if rest else []
+    )
     assert code == 1
 
 

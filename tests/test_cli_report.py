@@ -317,8 +317,8 @@ async def test_one_that_a_later_run_lists_with_an_unknown_status_is_unconfirmed(
         line, summary = out.splitlines()
         assert line.split()[:3] == ["ws", "a", "rejected"]
         assert line.endswith(
-            "the status 'starting' is unknown to this version. Stop it by its alias, or select it "
-            "by this status"
+            "the status 'starting' is unknown to this version. Stop it by its alias, or by a "
+            "filter that it matches"
         )
         assert summary.startswith("0 of 1 no longer running, 1 unconfirmed after ")
         assert code == 1

@@ -33,7 +33,7 @@ from bctrl_async import (
 )
 from bctrl_async.bulk._verify import needs_verification
 from bctrl_async.emulator import Emulator, Fault, Reply
-from bctrl_async.filters import RuntimeFilter, unknown_status
+from bctrl_async.filters import RuntimeFilter, why_it_may_match
 from bctrl_async.journal import (
     Journal,
     JournalOutcome,
@@ -94,7 +94,7 @@ def outcome(
 
 def error_of_unknown_status() -> BctrlError:
     """Return the error of a listed runtime whose status is unknown to this version."""
-    error = unknown_status(RuntimeFilter(), "ws", runtime("starting"))
+    error = why_it_may_match(RuntimeFilter(), "ws", runtime("starting"))
     assert error is not None
     return error
 

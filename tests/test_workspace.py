@@ -249,6 +249,28 @@ class TestUnknownStatus:
         assert aliases_stopped(workspace) == {"table"}
 
 
+class TestUnknownAge:
+    async def test_a_runtime_that_may_be_old_enough_is_rejected(
+        self, workspace: Emulator, session: BctrlSession
+    ) -> None:
+        """Fault: it was passed over, and the report was `ok`."""
+        workspace.runtimes["ws-1", "table"]["createdAt"] = "2020-01-01T00:00:00"
+        where = RuntimeFilter(kind="spreadsheet", older_than=3600)
+        report = await session.stop_workspace("ws-1", where=where)
+
+        assert not report.ok
+        [failure] = report.failures
+        assert (failure.target, failure.result) == (("ws-1", "table"), StopResult.REJECTED)
+        assert failure.error is not None
+        assert failure.error.reason_class == "may_match"
+        assert str(failure.error) == (
+            "list of 'table' in workspace 'ws-1': its age cannot be read: '2020-01-01T00:00:00' is "
+            "not an ISO 8601 date and time with a UTC offset. Stop it by its alias, or select it "
+            "without older_than"
+        )
+        assert "table" not in aliases_stopped(workspace)
+
+
 @pytest.mark.usefixtures("workspace")
 class TestMistypedFilter:
     @pytest.mark.parametrize(

@@ -21,7 +21,13 @@ from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._output import Output, print_error, print_info, print_question
 from bctrl_async.cli._shard import WHOLE, Shard, ShardItems
 from bctrl_async.cli._waiting import describe_read, show_waiting
-from bctrl_async.filters import Listed, ListedRuntimes, unknown_status, unknown_values
+from bctrl_async.filters import Listed, ListedRuntimes, unknown_values, why_it_may_match
+
+_ADVICE = {
+    "status": "Add --status with this status, or --status any, to include it",
+    "older_than": "Stop it by its alias, or leave out --older-than to include it",
+}
+"""The advice for a runtime that may match, by the condition of which that is not known."""
 
 
 class FoundRuntimes(NamedTuple):
@@ -32,7 +38,7 @@ class FoundRuntimes(NamedTuple):
         base_url: The URL of the API.
         runtimes: The runtimes.
         unreadable: The errors of the runtimes that could not be parsed; they may match as well.
-        unknown: The errors of the runtimes that may be active, by a status unknown to this version.
+        unknown: The errors of the runtimes that may match: their status or their age is unknown.
         is_doubtful: True if the filter may be mistyped, which was reported on stderr.
         listed: What the list says of all runtimes.
         shard: The shard that these are.
@@ -119,8 +125,8 @@ async def find_runtimes(
         listed.add(runtime)
         if wanted(runtime):
             matching.append(runtime)
-        elif (doubt := unknown_status(wanted, workspace, runtime)) is not None:
-            doubt.advice = "Add --status with this status, or --status any, to include it"
+        elif (doubt := why_it_may_match(wanted, workspace, runtime)) is not None:
+            doubt.advice = _ADVICE[doubt.argument or ""]
             unknown.append(doubt)
     return FoundRuntimes(
         workspace, session.base_url, matching, unreadable, unknown, bool(mistyped), listed
@@ -139,7 +145,7 @@ def confirm(found: FoundRuntimes) -> bool:
     if found.unreadable:
         summary += f"; {len(found.unreadable):,} cannot be read"
     if found.unknown:
-        summary += f"; {len(found.unknown):,} of unknown status"
+        summary += f"; {len(found.unknown):,} of unknown status or age"
     print_question(f"In workspace {escape(found.workspace)} at {found.base_url}: {summary}\n")
     print_question(f"Stop {pluralize(len(found.runtimes), 'runtime')}? [y/N] ")
     try:

@@ -69,9 +69,9 @@ def list_runtimes(
 ) -> int:
     """List the runtimes of a workspace.
 
-    --older-than skips a runtime whose creation time cannot be read. A runtime that cannot
-    be read at all is reported on stderr, and the exit code is 1; with --status active, so
-    is one whose status is unknown to this version.
+    A runtime that cannot be read is reported on stderr, and the exit code is 1. So is one
+    that may run and may match: with --status active, one whose status is unknown to this
+    version; with --older-than, one whose creation time cannot be read.
     """
     wanted = build_filter(status, kind, older_than)
     output = Output()
@@ -80,7 +80,7 @@ def list_runtimes(
         print_error(describe(error))
     if len(found.unknown) > MAX_SHOWN:
         more = len(found.unknown) - MAX_SHOWN
-        print_error(f"{pluralize(more, 'more runtime')} of unknown status")
+        print_error(f"{pluralize(more, 'more runtime')} of unknown status or age")
     shown = sort_runtimes(found.runtimes, sort)[:limit]
     records = Records.of(output, output_format, RUNTIME_COLUMNS)
     if records is None:

@@ -310,7 +310,7 @@ def _stop_found(
     if asks and found.runtimes and not confirm(found):
         print_info("Nothing was stopped")
         return FAILED
-    # The bulk stop rejects the runtimes that could not be parsed or have an unknown status.
+    # The bulk stop rejects the runtimes that could not be parsed or may match.
     return run(cast("_Targets", targets), deadline)
 
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from bctrl_async import errors
 from bctrl_async.errors import (
-    UNKNOWN_STATUS,
+    MAY_MATCH,
     BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
@@ -40,7 +40,7 @@ _MAX_NAME = 1000
 
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 _ERRORS = frozenset(errors.__all__)
-_REASON_CLASSES = {BctrlConfigError: "invalid_input", BctrlResponseError: UNKNOWN_STATUS}
+_REASON_CLASSES = {BctrlConfigError: "invalid_input", BctrlResponseError: MAY_MATCH}
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -206,11 +206,11 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
     known: type[BctrlError] = getattr(errors, error.type) if error.type in _ERRORS else BctrlError
     is_accepted = record.result is StopResult.ACCEPTED and issubclass(known, BctrlNetworkError)
     reason_class = _reason_class(known, error, record.result)
-    is_listed = reason_class == UNKNOWN_STATUS
+    is_listed = reason_class == MAY_MATCH
     return known(
         error.message,
         # That of the class is about the base URL.
-        advice="Stop it by its alias, or select it by this status" if is_listed else None,
+        advice="Stop it by its alias, or by a filter that it matches" if is_listed else None,
         workspace_id=record.workspace_id or None,
         alias=record.alias if record.workspace_id else None,
         attempts=record.attempts,
