@@ -88,14 +88,20 @@ def shell(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_tests() -> subprocess.CompletedProcess[str]:
-    """Run the tests of a page, where BCTRL_BASE_URL is set, as the tutorial has its readers do."""
-    settings = "asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
-    Path("pytest.ini").write_text(f"[pytest]\n{settings}", "utf-8")
+    """Run the tests of a page, where BCTRL_BASE_URL is set, as the tutorial has its readers do.
+
+    The configuration is that of the guide to tests, and must not be deprecated.
+    """
+    guide = (DOCS / "how-to" / "testing.md").read_text("utf-8")
+    [settings] = re.findall(
+        r"^```toml\n(\[tool\.pytest\..*?)^```$", guide, re.DOTALL | re.MULTILINE
+    )
+    Path("pyproject.toml").write_text(settings, "utf-8")
     plugin = "bctrl_async.testing"
     is_installed = any(point.value == plugin for point in entry_points(group="pytest11"))
     options = [] if is_installed else ["-p", plugin]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *options],
+        [sys.executable, "-m", "pytest", "-q", "-W", "error::DeprecationWarning", *options],
         capture_output=True,
         text=True,
         timeout=60,
