@@ -141,7 +141,12 @@ Detail = Annotated[
     Field(description="An explanation for people.", examples=[ProblemType.NOT_FOUND.detail]),
 ]
 Attempts = Annotated[
-    int, Field(description="The number of requests sent to the API.", ge=0, examples=[1])
+    int,
+    Field(
+        description="The number of requests begun; the API may not have received all of them.",
+        ge=0,
+        examples=[1],
+    ),
 ]
 MayHaveStopped = Annotated[
     bool,
