@@ -29,7 +29,8 @@ __all__ = ["RuntimeState", "StopOutcome", "StopReport", "StopResult"]
 class StopResult(StrEnum):
     """The result of a stop.
 
-    `stopped`, `accepted`, `already_stopped` and `not_found` are settled: no further call is needed.
+    `stopped`, `accepted`, `already_stopped` and `not_found` are settled: none needs to be sent
+    again. After `accepted`, the runtime may still run.
     """
 
     STOPPED = "stopped"
@@ -43,7 +44,7 @@ class StopResult(StrEnum):
     REJECTED = "rejected"
     """The server rejected or throttled the stop to the end, or the target is invalid."""
     NOT_SENT = "not_sent"
-    """Nothing was done: the server received no request, or throttled all of them."""
+    """This run did nothing: the server received no request of it, or throttled all of them."""
     UNKNOWN = "unknown"
     """A request was sent but no answer settled it: the runtime may have stopped."""
 
@@ -53,7 +54,7 @@ class StopResult(StrEnum):
 
     @property
     def settled(self) -> bool:
-        """True if no further call is needed."""
+        """True if no stop needs to be sent again; after `accepted`, the runtime may still run."""
         return self in _SETTLED
 
 
@@ -216,7 +217,11 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """True if the whole input was read and there are no failures."""
+        """True if the whole input was read and there are no failures.
+
+        The runtime of an `accepted` stop may still run. Everything is stopped if the report is `ok`
+        and `states[RuntimeState.NOT_RUNNING] == total`; pass `verify=True` to find out.
+        """
         return not self.failures and self.ended_early is None
 
     def __str__(self) -> str:
@@ -254,7 +259,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     def raise_for_failures(self) -> None:
-        """Raise unless the report is `ok`.
+        """Raise unless the report is `ok`, which does not mean that everything is stopped.
 
         Raises:
             ExceptionGroup: The error of each failure, after `ended_early` if it is set.

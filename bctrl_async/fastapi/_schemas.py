@@ -106,7 +106,11 @@ class StopReport(TypedDict):
 
     total: Annotated[int, Field(description="The number of targets read.", ge=0, examples=[3000])]
     ok: Annotated[
-        bool, Field(description="True if the whole input was read and there are no failures.")
+        bool,
+        Field(
+            description="True if the whole input was read and there are no failures. Everything is "
+            "stopped if also `states.not_running` is `total`."
+        ),
     ]
     counts: Annotated[
         dict[StopResult, Annotated[int, Field(ge=0)]],

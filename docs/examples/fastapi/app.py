@@ -275,7 +275,8 @@ async def stop_one(
 ) -> RuntimeBody:
     """Stop a runtime, or return it if it was not running: it is safe to repeat.
 
-    `status` is `active` if the stop was accepted and is not finished.
+    `status` is `active` if the stop was accepted and is not finished, or if the runtime was started
+    anew before the call read it.
     """
     try:
         async with asyncio.timeout(LIMIT):
