@@ -2210,6 +2210,10 @@ async def test_a_number_without_a_unit_is_refused_with_the_cure(
         ("stop", "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE ("),
         ("stop", "(see bctrl-async stop --help)"),
         ("stop ws", "nothing to stop: add ALIAS, or --all for all runtimes of WORKSPACE"),
+        ("stop ws --all --kind browser --kind desktop", "--kind takes one KIND: run the command"),
+        ("stop ws --all --status active --status failed", "--status takes one STATUS"),
+        ("list ws --kind browser --kind desktop", "--kind takes one KIND"),
+        ("list ws --status active --status active", "--status takes one STATUS"),
         ("stop --from file ws", "--from cannot be combined with WORKSPACE and ALIAS"),
         ("stop --from - ws a", "--from cannot be combined with WORKSPACE and ALIAS"),
         ("stop --from", "Option '--from' requires an argument"),
@@ -2268,6 +2272,14 @@ async def test_a_usage_error_is_one_line_on_stderr(command: Command, args: str, 
     assert not re.search("api_key|base_url|max_connections|older_than|rate_limit |faults has", err)
     assert err.count("\n") == 1
     assert (code, out) == (2, "")
+
+
+@pytest.mark.parametrize("others", [("a",), ("--all", "--yes"), ("--from", "f"), ()])
+async def test_an_empty_workspace_is_a_usage_error(command: Command, others: Sequence[str]) -> None:
+    """Fault: the message was that WORKSPACE was missing."""
+    code, out, err = await command("stop", "", *others)
+    said = "Invalid value for 'WORKSPACE': must not be empty (see bctrl-async stop --help)"
+    assert (code, out, err) == (2, "", f"bctrl-async: error: {said}\n")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ stop --from all.csv --from all.csv
 stop --from missing.csv
 stop --allow-empty ws a
 stop --status active ws a
+stop ws --all --kind browser --kind desktop
 stop --pace shared.pace ws a
 stop --journal-max-age 1h ws a
 stop --journal-max-age 1 --journal run.jsonl ws a

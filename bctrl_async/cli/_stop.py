@@ -21,7 +21,7 @@ from bctrl_async.cli._format import (
     summarize,
 )
 from bctrl_async.cli._options import (
-    Kind,
+    Kinds,
     OlderThan,
     build_filter,
     check_not_empty,
@@ -49,7 +49,10 @@ _run = partial(typer.Option, rich_help_panel="Run")
 _pace = partial(typer.Option, rich_help_panel="Pace")
 
 _Workspace = Annotated[
-    str | None, typer.Argument(metavar="WORKSPACE", help="Workspace id of the runtimes.")
+    str | None,
+    typer.Argument(
+        metavar="WORKSPACE", callback=check_not_empty, help="Workspace id of the runtimes."
+    ),
 ]
 _Aliases = Annotated[
     list[str] | None, typer.Argument(metavar="ALIAS", help="Aliases of the runtimes to stop.")
@@ -75,8 +78,8 @@ _All = Annotated[
     _target("--all", metavar="", help="Stop all active or matching runtimes of WORKSPACE."),
 ]
 _Yes = Annotated[bool, _target("--yes", metavar="", help="Do not ask for confirmation.")]
-_Status = Annotated[
-    str | None, status_option(help="Only with this status, or any.", show_default="active")
+_Statuses = Annotated[
+    list[str] | None, status_option(help="Only with this status, or any.", show_default="active")
 ]
 _Journal = Annotated[
     str | None,
@@ -159,8 +162,8 @@ def stop(
     shard: _Shard = WHOLE,
     everything: _All = False,
     yes: _Yes = False,
-    status: _Status = None,
-    kind: Kind = None,
+    statuses: _Statuses = None,
+    kinds: Kinds = None,
     older_than: OlderThan = None,
     journal: _Journal = None,
     journal_max_age: _JournalMaxAge = None,
@@ -254,7 +257,7 @@ def stop(
     if not everything:
         named = (RuntimeRef(workspace, alias) for alias in aliases or ())
         return run(shard.select(named), deadline)
-    wanted = build_filter(status or RuntimeStatus.ACTIVE, kind, older_than)
+    wanted = build_filter(statuses, kinds, older_than, default_status=RuntimeStatus.ACTIVE)
     finding = find_runtimes(connect(), workspace, wanted, output, deadline=deadline)
     has_journal = journal is not None
     return _stop_found(finding, shard, run, deadline, asks=asks, has_journal=has_journal)
@@ -274,7 +277,7 @@ def _check_usage(context: typer.Context, connection: Connection) -> None:
         context.fail("--all cannot be combined with ALIAS or --from")
     if given >= {"workspace", "files"}:
         context.fail("--from cannot be combined with WORKSPACE and ALIAS")
-    if given & {"status", "kind", "older_than"} and "everything" not in given:
+    if given & {"statuses", "kinds", "older_than"} and "everything" not in given:
         context.fail("--status, --kind and --older-than need --all")
     if "everything" in given and "workspace" not in given:
         context.fail("--all needs a WORKSPACE")
