@@ -1446,30 +1446,35 @@ async def test_verbose_prints_above_the_progress_bar(
 
 
 async def test_quiet_draws_no_progress(
-    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     emulator.held.add("a")
     terminal = Terminal()
-    process = await start(*program(), "stop", "-q", "ws", "a", "b", stderr=terminal.fd)
-    assert process.stdout is not None
-    assert (await process.stdout.readline()).startswith(b"b  stopped ")
+    results = tmp_path / "results"
+    with results.open("wb") as file:
+        files = {"stdout": file.fileno(), "stderr": terminal.fd}
+        process = await start(*program(), "stop", "-q", "ws", "a", "b", **files)
+    await until(lambda: results.read_text().startswith("b  stopped "))
     # The bar would appear after 0.4 s.
     await asyncio.sleep(1)
     emulator.held.clear()
     assert await terminal.rest() == ""
-    code, out, _ = await finish(process)
-    assert (code, out.count("\n")) == (0, 2)
+    assert (await finish(process))[0] == 0
+    assert results.read_text().count("\n") == 3
 
 
-async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
-    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe_of_targets(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
-    process = await start(
-        *program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE, stderr=terminal.fd
-    )
+    results = tmp_path / "results"
+    with results.open("wb") as file:
+        files = {"stdout": file.fileno(), "stderr": terminal.fd}
+        process = await start(
+            *program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE, **files
+        )
     write(process, "ws,a\nws,..\n")
     await terminal.until("1 stopped, 1 rejected")
     assert "━" not in terminal.text
@@ -1478,8 +1483,8 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
     process.stdin.close()
     await terminal.rest()
     assert terminal.screen == [""]
-    code, out, _ = await finish(process)
-    line, account = out.splitlines()
+    code, _, _ = await finish(process)
+    line, account = results.read_text().splitlines()
     assert line.startswith("ws ..  ")
     assert (
         without_times(account)
@@ -1487,6 +1492,42 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe(
     )
     assert code == 1
     assert emulator.status("ws", "a") == "stopped"
+
+
+async def test_nothing_is_drawn_beside_a_pipe_for_the_results(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: what `| jq` printed on the same terminal was erased when progress was drawn anew."""
+    monkeypatch.setenv("TERM", "xterm")
+    emulator.held.add("a")
+    terminal = Terminal()
+    process = await start(*program(), "stop", "-o", "json", "ws", "a", stderr=terminal.fd)
+    await until(lambda: emulator.received["ws", "a"])
+    process.send_signal(signal.SIGINT)
+    await terminal.until(NOTICE)
+    emulator.held.clear()
+    code, out, _ = await finish(process)
+    assert (json.loads(out)["result"], code) == ("stopped", 130)
+    assert "\x1b" not in await terminal.rest()
+    line, _ = terminal.text.splitlines()
+    assert line.startswith("0 of 1 settled, 1 in flight")
+
+
+@pytest.mark.parametrize(("kind", "draws"), [("pipe", False), ("file", True), ("closed", True)])
+def test_progress_is_drawn_on_a_terminal_unless_stdout_is_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, *, draws: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    if kind == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open(tmp_path / "results", os.O_CREAT | os.O_WRONLY)
+    with os.fdopen(writer, "w") as stdout, os.fdopen(Terminal().fd, "w") as stderr:
+        monkeypatch.setattr("sys.stdout", None if kind == "closed" else stdout)
+        monkeypatch.setattr("sys.stderr", stderr)
+        console, is_live = _output.Output().progress_console()
+        assert (console.file, is_live) == (stderr, draws)
 
 
 async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summary_intact(

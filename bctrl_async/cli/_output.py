@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import sys
 import textwrap
 from contextlib import suppress
@@ -148,10 +149,20 @@ class Output(Console):
         """True if stdout is a terminal, whatever FORCE_COLOR says."""
         return self.file.isatty() and not self.is_dumb_terminal
 
+    @property
+    def _is_pipe(self) -> bool:
+        try:
+            return stat.S_ISFIFO(os.fstat(self.file.fileno()).st_mode)
+        except OSError:  # It is closed.
+            return False
+
     def progress_console(self) -> tuple[Console, bool]:
         """Return the console for progress, and whether to draw on it."""
         errors = Console(stderr=True)
         if is_quiet.get() or not (errors.file.isatty() and not errors.is_dumb_terminal):
+            return errors, False
+        # What a reader prints on the terminal would be erased when progress is drawn anew.
+        if self._is_pipe:
             return errors, False
         # Two consoles on one terminal would draw over each other.
         return (self if self.on_terminal else errors), True
