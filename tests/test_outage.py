@@ -299,9 +299,20 @@ class TestOutage:
         assert report.ended_early is not None
         assert 302 <= simulation.seconds <= 320
         assert report.counts[STOPPED] == 2000
-        # The requests in flight, and four probes that were given up.
-        assert report.counts[UNKNOWN] == 104
+        # The requests in flight.
+        assert report.counts[UNKNOWN] == 100
         assert simulation.requests.total() <= 2000 + 300
+
+    @pytest.mark.parametrize("fail", [connection_refused, disconnected])
+    def test_an_outage_that_ends_before_the_patience_costs_no_target(
+        self, simulate: Simulate, fail: Callable[[], BctrlError]
+    ) -> None:
+        """Fault: each target that had probed for a fifth of the patience was given up."""
+        simulation = simulate(lambda now, _: fail() if 2 <= now < 37 else ANSWER, 0.1)
+        report = simulation.run(
+            lambda session: session.stop_runtimes(list(targets(3000)), deadline=45)
+        )
+        assert report.counts == {STOPPED: 3000}
 
     def test_a_deadline_ends_the_run_during_an_outage(self, simulate: Simulate) -> None:
         simulation = simulate(lambda now, _: ANSWER if now < 2 else connection_refused(), 0.1)

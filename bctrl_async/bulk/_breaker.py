@@ -67,6 +67,7 @@ class CircuitBreaker:
         self._opened_at: float | None = None
         self._probe: Call[Runtime] | None = None
         self._probe_since = 0.0
+        self._past_probes: list[Call[Runtime]] = []
         self._failed_at = 0
         self._asking = CancelScope()
         self._probers = 0
@@ -98,6 +99,7 @@ class CircuitBreaker:
         began, _ = self._outage
         if self.is_open and self._is_up_since(began):
             self._opened_at = None
+            self._past_probes.clear()
             self._outage = began, self._sender.attempts
             self._release_probe()
 
@@ -148,10 +150,10 @@ class CircuitBreaker:
             if await self._ask_canary(call, failed_at) or self._is_up_since(failed_at):
                 break
             self._open(failed_at)
-            if self._gives_up(failure):
+            if self._gives_up(call, failure):
                 return False
             await self._sender.limiter.sleep(probe_delay(self._policy, self._unanswered))
-            if self._is_due() and not self._is_up_since(failed_at):
+            if self._probe is call and self._is_due() and not self._is_up_since(failed_at):
                 call.log_retry(0.0)
                 return True
         self._close_if_up()
@@ -189,8 +191,8 @@ class CircuitBreaker:
             self._outage = failed_at, self._outage[1]
             self._probers = self._failures = self._unanswered = 1
 
-    def _gives_up(self, failure: BctrlError) -> bool:
-        """Return True to give up the probe after its last failure, and perhaps the server."""
+    def _gives_up(self, call: Call[Runtime], failure: BctrlError) -> bool:
+        """Return True to give up the probe after its last failure, or the server as a whole."""
         if not self.has_answered:
             # A certificate is not expected to change. Only if others are answered, one of several
             # machines may have it, or a proxy that reloads.
@@ -201,7 +203,13 @@ class CircuitBreaker:
             return enough
         now = _now()
         self.gave_up = now - (self._opened_at or now) > self._patience
-        return self.gave_up or now - self._probe_since > _PROBE_SHARE * self._patience
+        if self.gave_up or now - self._probe_since <= _PROBE_SHARE * self._patience:
+            return self.gave_up
+        # The server may answer all but this target: another call becomes the probe.
+        self._release_probe()
+        has_probed = any(each is call for each in self._past_probes)
+        self._past_probes.append(call)
+        return has_probed
 
     def _is_due(self) -> bool:
         """Return True if the probe is now the call itself: a server may not answer GETs."""
