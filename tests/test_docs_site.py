@@ -103,6 +103,16 @@ async def hits(tab: Tab, word: str) -> list[str]:
         ("Windows", "how-to/windows.html"),
         ("Docker", "how-to/docker.html"),
         ("stop_runtimes", "reference/session.html"),
+        ("self-signed certificate", "how-to/proxies-and-cas.html"),
+        ("mTLS", "how-to/proxies-and-cas.html"),
+        ("custom headers", "how-to/idempotency.html"),
+        ("RFC 9457", "reference/problems.html"),
+        ("readiness probe", "how-to/fastapi.html"),
+        ("health check", "how-to/fastapi.html"),
+        ("user agent", "how-to/idempotency.html"),
+        ("secret rotation", "how-to/key-rotation.html"),
+        ("crash recovery", "how-to/journal.html"),
+        ("memory usage", "explanation/comparison.html"),
     ],
 )
 async def test_a_search_finds_the_page_in_the_first_three_hits(
@@ -171,7 +181,9 @@ async def test_the_tab_key_stops_only_at_code_that_scrolls(tab: Tab, url: str) -
 @needs_chromium
 async def test_the_search_of_sphinx_says_that_it_ignores_numbers(tab: Tab) -> None:
     await tab.open((SITE / "search.html").as_uri() + "?q=429")
-    assert "not numbers" in await tab.run("document.querySelector('article').innerText")
+    text = await tab.run("document.querySelector('article').innerText")
+    assert "not numbers" in text
+    assert ("The search box" in text) == (SITE / "pagefind").exists()
 
 
 def test_every_link_of_a_page_has_a_target() -> None:

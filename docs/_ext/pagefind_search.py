@@ -28,12 +28,18 @@ _ASIDE = {"CONTRIBUTING", "changelog"}
 """Pages for few readers, which mention much: they rank last."""
 
 _KEYWORDS = {
+    "explanation/comparison": "memory usage",
     "explanation/endings": "timeout. is everything stopped",
-    "how-to/fastapi": "SSE, server-sent events. progress",
+    "how-to/fastapi": "SSE, server-sent events. progress. health check, readiness probe",
     "how-to/find": "pagination. dry run",
+    "how-to/idempotency": "custom headers. user agent",
+    "how-to/journal": "crash recovery",
+    "how-to/key-rotation": "secret rotation, rotate the key",
+    "how-to/proxies-and-cas": "self-signed certificate. mTLS, client certificate",
     "how-to/rate-limits": "429",
     "reference/command": "Ctrl-C. exit code",
     "reference/errors": "connection refused",
+    "reference/problems": "RFC 9457",
     "reference/session": "timeout. max_connections",
 }
 """What a page should be found by, though others mention it as often, or it has another word."""
@@ -70,6 +76,7 @@ async def _index(app: Sphinx) -> None:
 
 def _add_script(_app: Sphinx, config: Config) -> None:
     config.html_js_files.append(("search.js", {"type": "module"}))
+    config.html_context["has_pagefind"] = True
 
 
 def _finish(app: Sphinx, failure: Exception | None) -> None:
