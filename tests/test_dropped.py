@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers import BOUND, add_runtimes
+from journal_lines import read_lines
 from leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, StopBatch
@@ -64,7 +65,7 @@ async def test_its_run_records_every_target(
         gc.collect()
         await no_bulk_tasks()
 
-    assert len(journal.read_text().splitlines()) == 1 + len(targets)
+    assert len(read_lines(journal.read_bytes()).entries) == len(targets)
 
 
 def test_it_may_be_dropped_after_its_loop(tmp_path: Path) -> None:
