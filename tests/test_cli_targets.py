@@ -74,7 +74,6 @@ def reason(data: bytes | str) -> str:
         ('"ws" ; a,"b"\n', "ws", 'a,"b"'),
         ('ws,"a;b"\n', "ws", "a;b"),
         ('ws,5" wide\n', "ws", '5" wide'),
-        ('ws,"5""" wide\n', "ws", '5" wide'),
         ("\ufeffws,crm\r\n", "ws", "crm"),
         ("\n\r\n \t\n# a comment, to skip\n  # and another\nws,crm\n", "ws", "crm"),
         ('"#ws",crm\n', "#ws", "crm"),
@@ -100,7 +99,10 @@ def test_a_row_without_a_header_is_a_pair(line: str, workspace_id: str, alias: s
         ("name,alias,workspace,workspace_id", "the name,a,its name,ws"),
         ('note;"alias";kind;workspace', '"a ""note"";\n# of two lines";a;browser;ws'),
         ("alias,workspace,note", 'a,ws,5" wide'),
-        ("alias,workspace,note", "a,ws"),
+        ("alias,workspace,note", "a,ws,"),
+        ("alias,workspace,note", 'a,ws,"5" wide'),
+        ("alias,workspace,note,", "a,ws,"),
+        ("alias,workspace,,", "a,ws"),
         ("alias,workspace", "a,ws,,"),
         ("workspace_id , alias", "ws , a"),
         ("alias  ;workspace  ", "a      ;ws"),
@@ -155,7 +157,22 @@ AMBIGUOUS = "a comma and a semicolon both fit: add a header, or quote the alias"
         ("workspace,crm", "'workspace,crm' on line 1: the header has no column with an alias"),
         ("a\tname", r"'a\tname' on line 1: the header has no column with a workspace_id"),
         ("ws,a\nws,b,c", "'ws,b,c' on line 2: it has more columns than the first line"),
-        ("ws,a\n\nws", "'ws' on line 3: it has too few columns"),
+        ("ws,a\n\nws", "'ws' on line 3: it has fewer columns than the first line"),
+        # A file that was cut off, perhaps within the alias.
+        (
+            "workspace_id,alias,status\nws,a,active\nws,b",
+            "'ws,b' on line 3: it has fewer columns than the first line",
+        ),
+        (
+            "note,workspace,alias\n,ws",
+            "',ws' on line 2: it has fewer columns than the first line",
+        ),
+        ('ws,"a"b', """'ws,"a"b' on line 1: text follows a closing quote"""),
+        ('ws,"5""" wide\n', """'ws,"5\"\"" wide' on line 1: text follows a closing quote"""),
+        (
+            'note,workspace,alias\nx,"w"s,a',
+            """'x,"w"s,a' on line 2: text follows a closing quote""",
+        ),
         (
             'ws,a\n"ws",b\rc\n',
             r"""'"ws",b\rc' on line 2: the alias contains a control character""",

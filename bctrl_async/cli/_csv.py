@@ -14,6 +14,7 @@ _PAIR = 2
 _pieces = re.compile(r"[^\n]*\n|[^\n]+").findall
 _closing_quote = re.compile(r'(?:[^"]|"")*+"').match
 _quoted = re.compile(r'"(?:[^"]|"")*+"')
+_has_text_after_quote = re.compile(r'"(?:[^"]|"")*+".', re.DOTALL).match
 _find_cells = {
     delimiter: re.compile(rf'(?:\A|{delimiter})((?: *"(?:[^"]|"")*+")?+[^{delimiter}]*+)').findall
     for delimiter in _DELIMITERS
@@ -21,11 +22,21 @@ _find_cells = {
 
 
 class _Layout(NamedTuple):
-    """The delimiter, the indices of the two columns, the number of all, and the header if any."""
+    """The layout of the rows, by the first of them.
+
+    Attributes:
+        delimiter: The delimiter.
+        workspace: The index of the column of workspace ids.
+        alias: The index of the column of aliases.
+        named: The number of columns up to the last that has a name; each row has as many.
+        width: The number of columns.
+        header: The header, if any.
+    """
 
     delimiter: str
     workspace: int
     alias: int
+    named: int
     width: int
     header: Sequence[str] | None = None
 
@@ -169,7 +180,8 @@ def _find_layout(text: str) -> _Layout | str:
     for delimiter, cells in rows:
         workspace, alias = _column(cells, _WORKSPACE_COLUMNS), _column(cells, _ALIAS_COLUMNS)
         if workspace is not None and alias is not None:
-            return _Layout(delimiter, workspace, alias, len(cells), cells)
+            named = max(number for number, name in enumerate(cells, start=1) if name)
+            return _Layout(delimiter, workspace, alias, named, len(cells), cells)
         if workspace is not None or alias is not None:
             missing = "an alias" if alias is None else "a workspace_id"
     if missing is not None:
@@ -180,7 +192,7 @@ def _find_layout(text: str) -> _Layout | str:
         fitting = [one for one in fitting if _is_well_quoted(text, one)] or fitting
     match fitting:
         case [delimiter]:
-            return _Layout(delimiter, 0, 1, _PAIR)
+            return _Layout(delimiter, 0, 1, _PAIR, _PAIR)
         case [_, _]:
             return "a comma and a semicolon both fit: add a header, or quote the alias"
     return "it is neither a header nor a pair"
@@ -196,25 +208,35 @@ def _parse_row(layout: _Layout, number: int, text: str) -> Item | None:
     """Return the item of a row, None if it is a header or all its cells are empty."""
     if text[0] in "{[":
         return BadLine(number, text, "it looks like JSON, but the first line is CSV")
-    cells = _cells(text, layout.delimiter)
+    raw = _raw_cells(text, layout.delimiter)
+    cells = [_unquoted(cell) for cell in raw] if '"' in text else raw
     # Joined files have a header each.
     if cells == layout.header or not any(cells):
         return None
     if any(cells[layout.width :]):
         return BadLine(number, text, "it has more columns than the first line")
-    if max(layout.workspace, layout.alias) >= len(cells):
-        return BadLine(number, text, "it has too few columns")
+    # The alias may be cut off as well, at the end of a file for which the disk was too small.
+    if len(cells) < layout.named:
+        return BadLine(number, text, "it has fewer columns than the first line")
+    if any(_has_text_after_quote(raw[index]) for index in (layout.workspace, layout.alias)):
+        return BadLine(number, text, "text follows a closing quote")
     return to_item(number, text, cells[layout.workspace], cells[layout.alias])
 
 
 def _cells(text: str, delimiter: str) -> Sequence[str]:
+    """Return the cells of a row, without their quotes."""
+    return [_unquoted(cell) for cell in _raw_cells(text, delimiter)]
+
+
+def _raw_cells(text: str, delimiter: str) -> Sequence[str]:
+    """Return the cells of a row, with their quotes."""
     # Not with `csv`, which keeps the spaces after a cell, and does not tell which are quoted.
     if '"' not in text:
         return [cell.strip(" ") for cell in text.split(delimiter)]
-    return [_unquote(cell.strip(" ")) for cell in _find_cells[delimiter](text)]
+    return [cell.strip(" ") for cell in _find_cells[delimiter](text)]
 
 
-def _unquote(cell: str) -> str:
+def _unquoted(cell: str) -> str:
     found = _quoted.match(cell)
     if found is None:
         return cell
@@ -223,8 +245,8 @@ def _unquote(cell: str) -> str:
 
 def _is_well_quoted(text: str, delimiter: str) -> bool:
     """Return True if each quote encloses a cell, or is doubled within one."""
-    cells = _find_cells[delimiter](text)
-    return all('"' not in cell or _quoted.fullmatch(cell.strip(" ")) for cell in cells)
+    cells = _raw_cells(text, delimiter)
+    return all('"' not in cell or _quoted.fullmatch(cell) for cell in cells)
 
 
 def _column(cells: Sequence[str], names: Sequence[str]) -> int | None:
