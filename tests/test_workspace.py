@@ -296,7 +296,7 @@ class TestMistypedFilter:
         self, workspace: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Fault: its `rejected` outcome counted as a match."""
-        workspace.runtimes["ws-1", "table"]["status"] = None  # type: ignore[typeddict-item]
+        workspace.runtimes["ws-1", "table"]["status"] = None  # type: ignore[typeddict-item]  # Invalid.
         report = await session.stop_workspace("ws-1", where=RuntimeFilter(status="actve"))
         assert report.counts == {StopResult.REJECTED: 1}
         assert "no runtime of workspace 'ws-1' has the status 'actve', which may" in caplog.text
