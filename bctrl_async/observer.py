@@ -104,8 +104,7 @@ class BulkObserver:
     def begin_read(self, workspace_id: str, alias: str) -> ReadObserver:
         """Handle the start of a read that belongs to no stop of this run.
 
-        It polls (`verify=`) a runtime that an earlier run stopped, or asks whether the server is
-        up, after a request that was not answered.
+        It asks whether the server is up, after a request that was not answered.
 
         Args:
             workspace_id: The workspace's id.

@@ -36,7 +36,8 @@ class StopResult(StrEnum):
     STOPPED = "stopped"
     """The server confirmed that the runtime is stopped."""
     ACCEPTED = "accepted"
-    """The server accepted the stop but did not confirm it."""
+    """The server accepted the stop but did not confirm it. A run that resumes from a journal sends
+    it again, unless the runtime is known to have ended."""
     ALREADY_STOPPED = "already_stopped"
     """The runtime was not running."""
     NOT_FOUND = "not_found"
@@ -97,6 +98,11 @@ def has_ended(outcome: StopOutcome) -> bool:
     return outcome.runtime is not None and outcome.runtime.status.is_final
 
 
+def is_only_accepted(outcome: StopOutcome) -> bool:
+    """Return True if a stop was accepted whose runtime may not have ended."""
+    return outcome.result is StopResult.ACCEPTED and not has_ended(outcome)
+
+
 def may_run(outcome: StopOutcome) -> bool:
     """Return True if the server said of the runtime that it runs, or may run.
 
@@ -107,8 +113,8 @@ def may_run(outcome: StopOutcome) -> bool:
         # Without an HTTP status, it is not the server's.
         case BctrlError(status=None, reason_class=errors.MAY_MATCH):
             return True
-    if outcome.result is StopResult.ACCEPTED:
-        return not has_ended(outcome)
+    if is_only_accepted(outcome):
+        return True
     return outcome.runtime is not None and not outcome.runtime.status.is_final
 
 

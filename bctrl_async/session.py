@@ -439,8 +439,9 @@ class BctrlSession:
             retry: The retry policy; None is the session's.
             journal: A file to which each outcome is appended as a line of JSON. The same call with
                 the same file resumes the run, and sends no target again that is settled, unless it
-                was `not_found`. Use another file for runtimes that were started anew: a file that
-                is older than a day, or whose last run is complete, is logged as a warning.
+                was `not_found`, or `accepted` while its runtime may not have ended. Use another
+                file for runtimes that were started anew: a file that is older than a day, or whose
+                last run is complete, is logged as a warning.
             journal_max_age: Seconds since the journal was begun, above 0, beyond which it is
                 rejected; None rejects none.
             verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a
@@ -448,8 +449,7 @@ class BctrlSession:
                 runtime no longer runs: its outcome is `accepted`. An outcome stays as it was, with
                 the runtime as last polled, if the deadline, or without one the policy's patience,
                 ends first; an `unknown` one, if the runtime is still active after 30 s. Polls have
-                the lowest priority; up to a thousand runtimes are polled beside the stops. Outcomes
-                that a journal calls `accepted` are verified as well.
+                the lowest priority; up to a thousand runtimes are polled beside the stops.
             missing_ok: Do not count `not_found` as a failure. A mistyped workspace gives nothing
                 else, so by default the report is not `ok` then.
             deduplicate: Send a target that occurs twice only once; the second outcome repeats the

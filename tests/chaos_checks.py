@@ -32,11 +32,20 @@ def check_journal(journal: JournalLines, base_url: str, report: StopReport) -> I
 
 def settled_targets(entries: Iterable[Record]) -> set[tuple[str, str]]:
     """Return the targets that a resumed run would not send again."""
-    return {
-        (entry["workspace_id"], entry["alias"])
+    # Over a stream a target may be there several times, each of which is a stop of its own.
+    last = {
+        (entry["workspace_id"], entry["alias"]): entry
         for entry in entries
         if not _is_failure(StopResult(entry["result"]))
     }
+    return {target for target, entry in last.items() if not _is_only_accepted(entry)}
+
+
+def _is_only_accepted(entry: Record) -> bool:
+    if entry["result"] != StopResult.ACCEPTED:
+        return False
+    is_final = entry.get("runtime", {}).get("status") in {"stopped", "failed"}
+    return not is_final and entry.get("error", {}).get("status") != 404
 
 
 def check_account(

@@ -20,11 +20,12 @@ from bctrl_async import (
     BctrlConfigError,
     BctrlSession,
     RetryPolicy,
+    RuntimeState,
     StopOutcome,
     StopResult,
 )
 from bctrl_async.dask import stop_runtimes
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.errors import BctrlError
 from bctrl_async.journal import read_journal
 
@@ -258,6 +259,31 @@ class TestJournal:
         assert content is not None
         assert content.is_complete
         assert len(content.outcomes) == 220
+
+    async def test_an_accepted_stop_is_sent_again(
+        self, cluster: SmallCluster, emulator: Emulator, tmp_path: Path
+    ) -> None:
+        """Fault: with a journal, a runtime whose stop had no effect ran for ever."""
+        targets = add_runtimes(emulator, 2)
+        journal = tmp_path / "night.jsonl"
+        emulator.inject(Reply(200, body="OK", takes_effect=False), alias="r0")
+        emulator.inject(Reply(200, body="OK", takes_effect=False), alias="r1")
+        await stop_runtimes(cluster.client, targets, journal=journal)
+        emulator.inject(Reply(404, code="runtime.not_found"), alias="r1")
+        outcomes: dict[str, StopResult] = {}
+
+        report = await stop_runtimes(
+            cluster.client,
+            targets,
+            journal=journal,
+            on_outcome=lambda outcome: outcomes.update({outcome.target.alias: outcome.result}),
+        )
+
+        assert emulator.status("ws-1", "r0") == "stopped"
+        # Its runtime is gone since, and its name is not mistyped.
+        assert outcomes == {"r0": StopResult.STOPPED, "r1": StopResult.ACCEPTED}
+        assert report.states == {RuntimeState.NOT_RUNNING: 2}
+        assert report.ok
 
     async def test_a_journal_is_resumed_in_one_process(
         self, cluster: SmallCluster, emulator: Emulator, tmp_path: Path

@@ -275,19 +275,19 @@ class TestFile:
 
 
 class TestSettled:
-    def test_only_settled_results_are_read_back_without_not_found(self, path: Path) -> None:
+    def test_only_runtimes_that_have_stopped_are_read_back(self, path: Path) -> None:
         error = BctrlError("why")
         write(
             path, *(outcome(0, result, result, error) for result in StopResult), outcome(9, "last")
         )
 
         assert settled(path) == {
-            *("stopped", "accepted", "already_stopped"),
+            *("stopped", "already_stopped"),
             "last",
         }
 
     def test_an_earlier_outcome_is_read_back_and_marked_as_resumed(self, path: Path) -> None:
-        first = outcome(7, "a", StopResult.ACCEPTED, attempts=3, elapsed=1.25)
+        first = outcome(7, "a", StopResult.ALREADY_STOPPED, attempts=3, elapsed=1.25)
         write(path, first)
         journal = Journal(path, SERVER)
         journal.close()
@@ -296,7 +296,7 @@ class TestSettled:
             RuntimeRef("ws-1", "a"): StopOutcome(
                 index=7,
                 target=RuntimeRef("ws-1", "a"),
-                result=StopResult.ACCEPTED,
+                result=StopResult.ALREADY_STOPPED,
                 attempts=3,
                 elapsed=1.25,
                 at=first.at,
@@ -727,7 +727,7 @@ class TestRun:
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         emulator.inject(Fault.SERVER_ERROR, alias="a")  # It takes two attempts.
-        emulator.inject(Fault.ACCEPTED, alias="b")
+        emulator.inject(Fault.FAILED, alias="b")
         emulator.add_runtime("ws-1", "c", status="stopped")
         targets = [("ws-1", name) for name in ("a", "b", "c")]
         first = await session.stop_runtimes(targets, journal=path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from helpers import Connect, wait_for_requests
+from helpers import Connect
 from journal_lines import read_lines
 
 from bctrl_async import (
@@ -31,8 +31,7 @@ from bctrl_async import (
     StopResult,
     shard,
 )
-from bctrl_async.bulk._verify import needs_verification
-from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.filters import RuntimeFilter, why_it_may_match
 from bctrl_async.journal import (
     Journal,
@@ -551,34 +550,36 @@ class TestRuntimes:
         ],
         ids=["failed", "gone"],
     )
-    def test_a_resumed_run_does_not_poll_one_that_has_ended(
+    def test_a_resumed_run_does_not_send_one_again_that_has_ended(
         self, known: dict[str, Runtime | BctrlError]
     ) -> None:
         path = write("1", outcome(A, StopResult.ACCEPTED, **known))  # type: ignore[arg-type]
         content = read_journal(path)
 
         assert content is not None
-        assert not needs_verification(content.settled[A])
+        assert (set(content.settled), content.pending) == ({A}, 0)
 
     @pytest.mark.parametrize(
         "known",
         [{}, {"runtime": runtime("active")}, {"error": BctrlNotFoundError("a gateway's")}],
         ids=["unknown", "active", "other error"],
     )
-    def test_a_resumed_run_polls_any_other(self, known: dict[str, Runtime | BctrlError]) -> None:
+    def test_a_resumed_run_sends_any_other_again(
+        self, known: dict[str, Runtime | BctrlError]
+    ) -> None:
         path = write("1", outcome(A, StopResult.ACCEPTED, **known))  # type: ignore[arg-type]
         content = read_journal(path)
 
         assert content is not None
-        resumed = content.settled[A]
-        assert needs_verification(resumed)
-        assert (resumed.runtime, resumed.error) == (None, None)
+        assert (content.settled, content.pending) == ({}, 1)
+        assert (content.outcomes[A].runtime, content.outcomes[A].error) == (None, None)
 
     async def test_a_resumed_run_writes_what_it_learns_of_an_accepted_stop(
         self, session: BctrlSession, emulator: Emulator
     ) -> None:
         """Fault: `stop` knows that a runtime failed, `report` has it as unknown for ever."""
-        emulator.add_runtime(*A, status="failed")
+        emulator.add_runtime(*A)
+        emulator.inject(Fault.FAILED)
         at = datetime.now(UTC)
         path = Path("1")
         accepted = StopOutcome(index=0, target=A, result=StopResult.ACCEPTED, at=at)
@@ -592,7 +593,7 @@ class TestRuntimes:
         found = merge_journals([path]).outcomes[A].runtime
         assert found is not None
         assert found.status is RuntimeStatus.FAILED
-        # Nothing is polled after it.
+        # Nothing is sent after it.
         assert len(emulator.requests) == 1
 
     def test_what_a_run_that_did_not_complete_has_recorded_stays_unfinished(self) -> None:
@@ -605,30 +606,11 @@ class TestRuntimes:
         assert content is not None
         assert content.unfinished == {A, B}
 
-    async def test_a_resumed_run_writes_that_a_runtime_still_runs(
-        self, session: BctrlSession, emulator: Emulator
-    ) -> None:
-        """Fault: another journal had it as stopped since the first run, and the report was good."""
-        emulator.add_runtime(*A)
-        active = Reply(200, json={**emulator.runtimes[A], "status": "active"})
-        emulator.inject(active)
-        await session.stop_runtimes([A], journal="first")
-        await session.stop_runtimes([A], journal="second")
-        emulator.inject(active, Fault.HANG, method="GET")
-
-        async with session.stop_runtimes([A, A], journal="first", verify=True) as batch:
-            await wait_for_requests(emulator, 4)
-            batch.abort()
-        merged = merge_journals(["first", "second"])
-        assert merged.running_again == {A}
-        assert merged.report().states == {RuntimeState.STILL_RUNNING: 1}
-        assert not merged.report().ok
-
-    async def test_a_resumed_run_writes_nothing_of_what_it_does_not_poll(
+    async def test_a_resumed_run_writes_nothing_of_what_it_does_not_send_again(
         self, session: BctrlSession, emulator: Emulator
     ) -> None:
         emulator.add_runtime(*A)
-        emulator.inject(Fault.ACCEPTED)
+        emulator.inject(Fault.FAILED)
         await session.stop_runtimes([A], journal="1")
         before = entries_of("1")
 

@@ -348,21 +348,6 @@ class TestBulk:
         # The earlier run has counted it.
         assert backend.counts("bctrl.stop.outcomes", "bctrl.result") == {"stopped": 1}
 
-    async def test_a_poll_of_a_resumed_target_is_below_the_bulk_stop(
-        self, emulator: Emulator, observed: Connect, backend: Backend, tmp_path: Path
-    ) -> None:
-        emulator.inject(Fault.ACCEPTED)
-        async with observed() as session:
-            for verify in (False, True):
-                await session.stop_runtimes(
-                    [("ws-1", "crm")], journal=tmp_path / "journal", verify=verify
-                )
-
-        [_, bulk] = backend.spans("stop_runtimes")
-        [read], [poll] = backend.spans("get_runtime"), backend.spans(READ)
-        assert is_child(read, bulk)
-        assert is_child(poll, read)
-
     async def test_a_successful_one_has_no_error(self, observed: Connect, backend: Backend) -> None:
         async with observed() as session:
             await session.stop_runtimes([("ws-1", "crm")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from bctrl_async import (
     BctrlError,
     BctrlSession,
     RetryPolicy,
-    StopBatch,
     StopOutcome,
     StopResult,
 )
@@ -60,18 +60,19 @@ class TestOnRealSockets:
         entries = read_lines((tmp_path / "journal.jsonl").read_bytes()).entries
         assert sorted(each["result"] == "stopped" for each in entries) == [False] * 2 + [True] * 3
 
-    async def test_a_stop_that_the_journal_records_as_accepted_is_polled_by_the_next_run(
+    async def test_a_stop_that_the_journal_has_as_accepted_is_sent_again_and_polled(
         self, emulator: Emulator, session: BctrlSession, tmp_path: Path
     ) -> None:
-        emulator.inject(Fault.ACCEPTED)
         journal = tmp_path / "journal.jsonl"
+        active = {**emulator.runtimes["ws-1", "crm"], "status": "active"}
+        emulator.inject(Reply(200, json=active, takes_effect=False), Fault.ACCEPTED)
         for verify, result in [(False, ACCEPTED), (True, STOPPED), (True, STOPPED)]:
             report = await session.stop_runtimes([("ws-1", "crm")], journal=journal, verify=verify)
             assert (report.counts, report.ok) == ({result: 1}, True)
 
         assert (report.resumed, report.retries) == (1, 0)
-        # The second run recorded it as stopped, so the third one did not poll.
-        assert [request.method for request in emulator.requests] == ["POST", "GET"]
+        # The second run recorded it as stopped, so the third one did nothing.
+        assert [request.method for request in emulator.requests] == ["POST", "POST", "GET"]
         accepted, stopped = [
             json.loads(line) for line in journal.read_text().splitlines() if "result" in line
         ]
@@ -93,54 +94,31 @@ class TestOnRealSockets:
                 pass
         assert (polling, batch.polling) == (1, 0)
 
-    async def test_elapsed_includes_the_polls(
-        self, emulator: Emulator, connect: Connect, tmp_path: Path
-    ) -> None:
+    async def test_elapsed_includes_the_polls(self, emulator: Emulator, connect: Connect) -> None:
         emulator.inject(Fault.ACCEPTED)
         outcomes: list[StopOutcome] = []
         async with connect(retry=RetryPolicy(base=0.1, cap=0.1)) as session:
-            for verify in (False, True):
-                await session.stop_runtimes(
-                    [("ws-1", "crm")],
-                    journal=tmp_path / "journal.jsonl",
-                    on_outcome=outcomes.append,
-                    verify=verify,
-                )
-            emulator.add_runtime("ws-1", "crm")
-            emulator.inject(Fault.ACCEPTED)
             await session.stop_runtimes([("ws-1", "crm")], on_outcome=outcomes.append, verify=True)
-        stopped, resumed, verified = outcomes
-        assert resumed.resumed
-        assert resumed.elapsed == pytest.approx(stopped.elapsed, abs=1e-5)
-        assert verified.elapsed >= 0.05
+        assert [outcome.elapsed >= 0.05 for outcome in outcomes] == [True]
 
-    async def test_the_time_of_a_resumed_outcome_is_that_of_the_last_poll(
-        self, emulator: Emulator, connect: Connect, tmp_path: Path
+    async def test_the_time_of_an_outcome_is_that_of_the_last_poll(
+        self, emulator: Emulator, connect: Connect
     ) -> None:
         emulator.inject(Fault.ACCEPTED)
         active = {**emulator.runtimes["ws-1", "crm"], "status": "active"}
         emulator.inject(Reply(200, json=active), Fault.HANG, method="GET")
-        outcomes: list[StopOutcome] = []
-        async with connect(retry=RetryPolicy(base=0.001)) as session:
-
-            def resume(*, verify: bool) -> StopBatch:
-                return session.stop_runtimes(
-                    [("ws-1", "crm")],
-                    journal=tmp_path / "journal.jsonl",
-                    on_outcome=outcomes.append,
-                    verify=verify,
-                )
-
-            await resume(verify=False)
-            async with resume(verify=True) as batch:
-                await wait_for_requests(emulator, 3)
-                batch.abort()
-            await resume(verify=True)
-        stopped, unsettled, settled = outcomes
-        assert (unsettled.result, unsettled.resumed) == (ACCEPTED, True)
-        assert unsettled.runtime is not None
-        assert settled.result is STOPPED
-        assert stopped.at < unsettled.at < settled.at
+        async with (
+            connect(retry=RetryPolicy(base=0.001)) as session,
+            session.stop_runtimes([("ws-1", "crm")], verify=True) as batch,
+        ):
+            await wait_for_requests(emulator, 2)
+            stopped_at = datetime.now(UTC)
+            await wait_for_requests(emulator, 3)
+            polled_at = datetime.now(UTC)
+            batch.abort()
+            outcomes = [outcome async for outcome in batch]
+        assert [outcome.result for outcome in outcomes] == [ACCEPTED]
+        assert stopped_at <= outcomes[0].at <= polled_at
 
     async def test_a_journal_error_during_the_last_polls_is_reported(
         self, emulator: Emulator, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+
+import msgspec
 
 from bctrl_async._calls.observing import notify
 from bctrl_async.bulk._duplicates import Duplicates
@@ -52,6 +55,7 @@ class Ledger:
         # Of the outcomes whose result alone does not tell it.
         self._states: Counter[RuntimeState] = Counter()
         self._journal: Journal | None = None
+        self._accepted: AbstractSet[RuntimeRef] = frozenset()
         self._began: float | None = None
         self._ended: float | None = None
         # In a Counter, adding one would cost twice as much.
@@ -87,18 +91,20 @@ class Ledger:
     def use_journal(self, journal: Journal) -> None:
         """Write further outcomes to a journal, and resume from those in it."""
         self._journal, self.settled = journal, journal.settled
+        self._accepted = journal.accepted
 
     def end_early(self, reason: BctrlError) -> None:
         """Set why the run ended early; the first reason stays."""
         self.ended_early = self.ended_early or reason
 
     def record(self, outcome: StopOutcome, observer: StopObserver | None = None) -> StopOutcome:
-        """Record an outcome, and return it.
+        """Record an outcome, and return it as it is recorded.
 
         Args:
             outcome: The outcome of one target; each target is recorded once.
             observer: The observer of its stop.
         """
+        outcome = self._with_earlier_run(outcome)
         result = outcome.result
         self.counts[result] += 1
         if result not in _STOPPED:
@@ -122,15 +128,17 @@ class Ledger:
             self.record(duplicate)
         return outcome
 
-    def _is_written(self, outcome: StopOutcome) -> bool:
-        if not outcome.resumed:
-            return False
-        # A poll sets another time; a duplicate repeats an outcome that has an entry.
-        return outcome.duplicate or outcome.at == self.settled[outcome.target].at
+    def _with_earlier_run(self, outcome: StopOutcome) -> StopOutcome:
+        """Return the outcome, with what an earlier run knew of its target."""
+        if outcome.result is StopResult.NOT_FOUND and outcome.target in self._accepted:
+            # It is gone since it accepted that stop: its name is not mistyped.
+            return msgspec.structs.replace(outcome, result=StopResult.ACCEPTED)
+        return outcome
 
     def _write(self, journal: Journal, outcome: StopOutcome) -> None:
         journal.mark_read(outcome.target)
-        if self._is_written(outcome):
+        if outcome.resumed:
+            # It has an entry.
             return
         try:
             journal.write(outcome)

@@ -290,8 +290,7 @@ class Run:
             return None if repeated is None else self.ledger.record(repeated)
         settled = self.ledger.settled.get(target)
         if settled is not None and not self.source.is_running(target):
-            resumed = msgspec.structs.replace(settled, index=index)
-            return await self._verify_or_record(worker, Pending(resumed, call.policy, began))
+            return self.ledger.record(msgspec.structs.replace(settled, index=index))
         return await self._stop_target(worker, index, target, call, began)
 
     def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:

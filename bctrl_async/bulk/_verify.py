@@ -9,14 +9,13 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.observing import observe_read
 from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
 from bctrl_async.bulk._cancel import Worker
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import THROTTLED, BctrlError, BctrlNotFoundError, is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import CallObserver, StopObserver
-from bctrl_async.outcomes import StopOutcome, StopResult, has_ended, now, result_of
+from bctrl_async.observer import StopObserver
+from bctrl_async.outcomes import StopOutcome, StopResult, is_only_accepted, now, result_of
 
 _UNCONFIRMED_PATIENCE = 30.0
 """Seconds for which a runtime is polled whose stop is `unknown`, or whose polls are unanswered: the
@@ -27,9 +26,7 @@ _MAX_POLLERS = 1000
 
 def needs_verification(outcome: StopOutcome) -> bool:
     """Return True if the runtime may still be running."""
-    if outcome.result is StopResult.ACCEPTED:
-        return not has_ended(outcome)
-    return outcome.result is StopResult.UNKNOWN
+    return outcome.result is StopResult.UNKNOWN or is_only_accepted(outcome)
 
 
 def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> StopOutcome | None:
@@ -173,30 +170,23 @@ class Verifier:
     def _record(self, pending: Pending) -> None:
         if not pending.recorded:
             pending.recorded = True
-            self._ledger.record(pending.outcome, pending.observer)
+            pending.outcome = self._ledger.record(pending.outcome, pending.observer)
 
     async def verify(self, worker: Worker, pending: Pending) -> StopOutcome:
         """Poll a target until its outcome is settled or time is up, and record the outcome."""
-        # A resumed outcome has no stop that the polls would belong to.
-        target = pending.outcome.target
-        begin_read = self._ledger.begin_read if pending.outcome.resumed else None
         self.polling += 1
         try:
-            with observe_read(begin_read, target.workspace_id, target.alias) as read:
-                settled = await self._poll(worker, pending, pending.observer or read)
+            settled = await self._poll(worker, pending)
             if settled is not None:
                 pending.outcome = msgspec.structs.replace(settled, at=now())
         finally:
             self.polling -= 1
-            if not pending.outcome.resumed:
-                elapsed = time.monotonic() - pending.began
-                pending.outcome = msgspec.structs.replace(pending.outcome, elapsed=elapsed)
+            elapsed = time.monotonic() - pending.began
+            pending.outcome = msgspec.structs.replace(pending.outcome, elapsed=elapsed)
             self._record(pending)
         return pending.outcome
 
-    async def _poll(
-        self, worker: Worker, pending: Pending, observer: CallObserver | None
-    ) -> StopOutcome | None:
+    async def _poll(self, worker: Worker, pending: Pending) -> StopOutcome | None:
         loop = asyncio.get_running_loop()
         patience = self._deadline or pending.policy.max_throttle_wait
         schedule = PollSchedule(pending.policy, patience, loop.time())
@@ -206,7 +196,7 @@ class Verifier:
             if delay is None:
                 break
             call = self._make_poll(pending.outcome.target)
-            call.observer = observer
+            call.observer = pending.observer
             polled = await self._send(worker, call, delay)
             if (settled := outcome_after_poll(pending.outcome, polled)) is not None:
                 return settled

@@ -15,7 +15,7 @@ from bctrl_async.cli._output import Output
 from bctrl_async.cli._records import OutputFormat, OutputOption, Records
 from bctrl_async.cli._redirects import check_redirects
 from bctrl_async.journal import JournalContent, read_journal
-from bctrl_async.outcomes import has_ended
+from bctrl_async.outcomes import is_only_accepted
 
 journal: typer.Typer = typer.Typer(cls=Group, rich_markup_mode=None)
 
@@ -39,8 +39,8 @@ def _top(context: typer.Context) -> None:
 def show(file: _File, *, output_format: OutputOption = OutputFormat.TABLE) -> int:
     """Show the server, age and results of a journal.
 
-    A pending target is sent again by a resumed run: it is not settled, or it was
-    not_found. FILE is only read, and may be in use by a run.
+    A pending target is sent again by a resumed run: it is not settled, was not_found,
+    or was accepted and may still be running. FILE is only read, and may be in use by a run.
     """
     check_redirects([("FILE", file)])
     content = read_journal(file)
@@ -93,7 +93,7 @@ def _complete(content: JournalContent) -> str:
     text = "yes, the last run read its whole input and"
     outcomes = content.outcomes.values()
     # A run leaves them if it does not poll, or is interrupted while it polls.
-    left = sum(each.result is StopResult.ACCEPTED and not has_ended(each) for each in outcomes)
+    left = sum(map(is_only_accepted, outcomes))
     return f"{text} left {left:,} that may still be running" if left else f"{text} had no failures"
 
 

@@ -335,7 +335,7 @@ class ClusterRun:
 
     def _record(self, outcome: StopOutcome) -> None:
         ledger = self.ledger
-        ledger.record(outcome)
+        outcome = ledger.record(outcome)
         if self._deliveries is not None or ledger.duplicates.has_undelivered:
             for each in (outcome, *ledger.duplicates.undelivered(outcome)):
                 if self._deliveries is not None:

@@ -84,7 +84,7 @@ def stop_runtimes(
         journal: As for `BctrlSession.stop_runtimes`; a file here. Settled targets are not handed
             out. The same file can also be resumed in one process.
         journal_max_age: As for `BctrlSession.stop_runtimes`.
-        verify: As for `BctrlSession.stop_runtimes`, but outcomes of a journal are not verified.
+        verify: As for `BctrlSession.stop_runtimes`.
         missing_ok: As for `BctrlSession.stop_runtimes`.
         deduplicate: As for `BctrlSession.stop_runtimes`.
 

@@ -28,7 +28,14 @@ from bctrl_async.journal._format import (
     resumed_outcome,
 )
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult, may_run, successes
+from bctrl_async.outcomes import (
+    OutcomeRecord,
+    StopOutcome,
+    StopResult,
+    is_only_accepted,
+    may_run,
+    successes,
+)
 
 _log = logging.getLogger("bctrl_async.journal")
 
@@ -37,7 +44,7 @@ MakeOutcome = Callable[[OutcomeRecord, RuntimeRef], StopOutcome]
 OLD: timedelta = timedelta(days=1)
 """The age from which on a journal may be of an earlier night."""
 # A target that was not found may be mistyped, or may have been started since.
-_FINAL = successes(missing_ok=False)
+_SUCCESSES = successes(missing_ok=False)
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Non-blocking, since a pipe would wait for its other end."""
@@ -52,8 +59,8 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         started: The time at which the file was begun.
         updated: The time of its last entry, or None if it has none.
         outcomes: The outcome of each target, marked as resumed. It has neither runtime nor error,
-            unless they say that a runtime that accepted its stop no longer runs. It is `unknown` if
-            a later run may have sent it again and died, or goes on.
+            unless they say that a runtime that accepted its stop no longer runs. One that is not
+            settled is `unknown` if a later run may have sent it again and died, or goes on.
         is_complete: True if the last run has ended, read its whole input, had no failures, and
             read all that was `unfinished` or cut off.
         unfinished: The targets with an entry since the last complete run.
@@ -338,6 +345,7 @@ class _Entries:
             if record.workspace_id is not None:
                 self.unlisted |= {record.workspace_id}
             known = self._outcomes.items()
+            # `accepted` and `not_found` hold, whatever came of a further stop.
             again = {target for target, outcome in known if not outcome.result.settled}
             # A run that died leaves its doubts to those that follow.
             self._sent_again = again - self._in_doubt
@@ -374,7 +382,8 @@ class _Entries:
 
 def _supersedes(record: OutcomeRecord, outcome: StopOutcome, known: StopOutcome) -> bool:
     """Return True if the outcome of an entry takes the place of the one above it."""
-    if outcome.result.settled or not _is_final(known):
+    # A failure says less than `accepted`, although such a target is sent again.
+    if outcome.result.settled or known.result not in _SUCCESSES:
         return True
     return may_run(outcome_of_entry(record, outcome.target))
 
@@ -393,4 +402,4 @@ def _in_doubt(outcome: StopOutcome) -> StopOutcome:
 
 
 def _is_final(outcome: StopOutcome) -> bool:
-    return outcome.result in _FINAL
+    return outcome.result in _SUCCESSES and not is_only_accepted(outcome)

@@ -50,7 +50,7 @@ _RANKS = {
 """The result with the highest rank says most about a runtime; that of any other is 0."""
 _ACCEPTED_AND_ENDED = 3
 """The rank of `accepted` if the runtime has failed or is gone since."""
-_SENT_AGAIN = 1
+_SENT_AGAIN = 2
 """The highest rank of an outcome whose target is sent again by a resumed run."""
 _MAX_NAMED = 3
 

@@ -89,11 +89,17 @@ def tear(path: Path, share: float) -> None:
 
 
 def settled_in(path: Path) -> set[Target]:
-    """Return the targets that the whole lines of a journal call settled, without `not_found`."""
+    """Return the targets whose runtimes have ended by the whole lines of a journal."""
     lines, _ = read_lines(path)
-    last = {(line["workspace_id"], line["alias"]): line["result"] for line in lines}
-    settled = {"stopped", "accepted", "already_stopped"}
-    return {target for target, result in last.items() if result in settled}
+    last = {(line["workspace_id"], line["alias"]): line for line in lines}
+    return {target for target, line in last.items() if _has_ended(line)}
+
+
+def _has_ended(line: dict[str, Any]) -> bool:
+    if line["result"] != "accepted":
+        return line["result"] in {"stopped", "already_stopped"}
+    is_final = line.get("runtime", {}).get("status") in {"stopped", "failed"}
+    return is_final or line.get("error", {}).get("status") == 404
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -1,0 +1,241 @@
+"""Stops that were accepted and had no effect: a run with the same journal sends them again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import KEY
+from helpers import Command, add_runtimes, wait_for_requests
+from journal_lines import read_lines
+
+from bctrl_async import BctrlSession, RetryPolicy, RuntimeState, StopOutcome, StopResult
+from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.journal import JournalContent, merge_journals, read_journal, read_journals
+
+CRM = ("ws-1", "crm")
+STOPPED, ACCEPTED = StopResult.STOPPED, StopResult.ACCEPTED
+ONCE = RetryPolicy(attempts=1, base=0.001, cap=0.001, patience=0.01)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ok.jsonl"
+
+
+@pytest.fixture
+def without_effect(emulator: Emulator) -> Callable[[], Reply]:
+    """Return a function that makes the answer of a gateway: it says 200, and stops nothing."""
+
+    def make() -> Reply:
+        active = dict(emulator.runtimes[CRM])
+        return Reply(200, json=active, takes_effect=False)
+
+    return make
+
+
+def read(path: Path) -> JournalContent:
+    content = read_journal(path)
+    assert content is not None
+    return content
+
+
+def results(path: Path) -> list[str]:
+    return [entry["result"] for entry in read_lines(path.read_bytes()).entries]
+
+
+class TestSentAgain:
+    @pytest.mark.parametrize("body", ["status active", "no runtime"])
+    async def test_one_that_had_no_effect_is_stopped_by_the_next_run(
+        self, emulator: Emulator, session: BctrlSession, path: Path, body: str
+    ) -> None:
+        """Fault: with a journal it was never sent again, so the runtime ran for ever."""
+        active = dict(emulator.runtimes[CRM])
+        answer = Reply(200, json=active) if body == "status active" else Reply(200, body="OK")
+        emulator.inject(Reply(200, json=answer.json, body=answer.body, takes_effect=False))
+        first = await session.stop_runtimes([CRM], journal=path)
+        assert first.counts == {ACCEPTED: 1}
+        assert (read(path).is_complete, read(path).pending) == (True, 1)
+
+        second = await session.stop_runtimes([CRM], journal=path)
+
+        assert emulator.status(*CRM) == "stopped"
+        assert (second.counts, second.resumed) == ({STOPPED: 1}, 0)
+        assert results(path) == ["accepted", "stopped"]
+        assert (read(path).is_complete, read(path).pending) == (True, 0)
+        assert read_journals([path]).states == {RuntimeState.NOT_RUNNING: 1}
+
+    async def test_one_that_stopped_since_is_known_to_be_stopped(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        emulator.inject(Fault.ACCEPTED)
+        for expected in (ACCEPTED, StopResult.ALREADY_STOPPED, StopResult.ALREADY_STOPPED):
+            report = await session.stop_runtimes([CRM], journal=path)
+            assert report.counts == {expected: 1}
+
+        assert report.resumed == 1
+        assert emulator.received[CRM] == 2
+        assert read_journals([path]).counts == {StopResult.ALREADY_STOPPED: 1}
+
+    async def test_one_that_is_gone_since_is_not_taken_for_a_mistyped_name(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        """Fault: it was `not_found`, a failure, in each further run."""
+        emulator.inject(Fault.ACCEPTED)
+        await session.stop_runtimes([CRM], journal=path)
+        emulator.inject(Reply(404, code="runtime.not_found"))
+        outcomes: list[StopOutcome] = []
+
+        for resumed in (0, 2):
+            report = await session.stop_runtimes(
+                [CRM, CRM], journal=path, on_outcome=outcomes.append
+            )
+            assert report.counts == {ACCEPTED: 2}
+            assert report.states == {RuntimeState.NOT_RUNNING: 2}
+            assert (report.ok, report.resumed) == (True, resumed)
+        assert [outcome.result for outcome in outcomes] == [ACCEPTED] * 4
+        assert emulator.received[CRM] == 2
+        assert read(path).pending == 0
+
+    async def test_one_that_has_failed_is_not_sent_again(
+        self, emulator: Emulator, session: BctrlSession, path: Path
+    ) -> None:
+        emulator.inject(Fault.FAILED)
+        for _ in range(2):
+            await session.stop_runtimes([CRM], journal=path)
+        assert emulator.received[CRM] == 1
+        assert read(path).pending == 0
+
+
+class TestFailedAgain:
+    @pytest.mark.parametrize("fault", [Reply(403), Fault.SERVER_ERROR], ids=["403", "500"])
+    async def test_a_failure_says_no_less_than_before(
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        without_effect: Callable[[], Reply],
+        path: Path,
+        fault: Fault | Reply,
+    ) -> None:
+        emulator.inject(without_effect())
+        await session.stop_runtimes([CRM], journal=path)
+        emulator.inject(fault)
+        report = await session.stop_runtimes([CRM], journal=path, retry=ONCE)
+
+        assert not report.ok
+        assert +report.states == {RuntimeState.UNCONFIRMED: 1}
+        content = read(path)
+        assert content.outcomes[CRM].result is ACCEPTED  # type: ignore[index]
+        assert (content.is_complete, content.pending) == (False, 1)
+        assert read_journals([path]).states == {RuntimeState.STILL_RUNNING: 1}
+
+        assert (await session.stop_runtimes([CRM], journal=path)).counts == {STOPPED: 1}
+        assert emulator.status(*CRM) == "stopped"
+
+    async def test_one_that_a_run_does_not_get_to_stays_accepted(
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        without_effect: Callable[[], Reply],
+        path: Path,
+    ) -> None:
+        emulator.inject(without_effect())
+        await session.stop_runtimes([CRM], journal=path)
+        batch = session.stop_runtimes([CRM], journal=path)
+        batch.stop_reading()
+
+        assert (await batch).counts == {StopResult.NOT_SENT: 1}
+        assert read_journals([path]).counts == {ACCEPTED: 1}
+        assert read(path).pending == 1
+
+    async def test_one_that_still_runs_is_news_to_another_journal(
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        without_effect: Callable[[], Reply],
+        tmp_path: Path,
+    ) -> None:
+        """Fault: another journal had it as stopped since the first run, and the report was good."""
+        paths = [tmp_path / "first", tmp_path / "second"]
+        answer = without_effect()
+        emulator.inject(answer)
+        for path in paths:
+            await session.stop_runtimes([CRM], journal=path)
+        emulator.add_runtime(*CRM)
+        emulator.inject(answer)
+        await session.stop_runtimes([CRM], journal=paths[0])
+
+        merged = merge_journals(paths)
+        assert merged.running_again == {CRM}
+        assert merged.report().states == {RuntimeState.STILL_RUNNING: 1}
+
+    async def test_one_that_a_killed_run_may_have_sent_again_is_accepted_as_before(
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        without_effect: Callable[[], Reply],
+        path: Path,
+    ) -> None:
+        emulator.inject(without_effect())
+        await session.stop_runtimes([CRM], journal=path)
+        emulator.inject(Fault.HANG)
+        batch = session.stop_runtimes([CRM], journal=path)
+        run = asyncio.ensure_future(batch)
+        await wait_for_requests(emulator, 2)
+        # As it is left if the run is killed now.
+        killed, reported = read(path), read_journals([path])
+        batch.abort()
+        await run
+
+        assert (killed.is_complete, killed.pending) == (False, 1)
+        assert reported.counts == {ACCEPTED: 1}
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def _environment(self, monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+
+    async def test_the_same_command_stops_what_the_first_one_left(
+        self, emulator: Emulator, command: Command, path: Path, tmp_path: Path
+    ) -> None:
+        """Fault: each further run ended with 1, as nothing was sent."""
+        targets = add_runtimes(emulator, 5)
+        for target in targets:
+            active = dict(emulator.runtimes[target])
+            emulator.inject(Reply(200, json=active, takes_effect=False), alias=target[1])
+        file = tmp_path / "ok.csv"
+        file.write_text("".join(f"{workspace},{alias}\n" for workspace, alias in targets))
+        stop = ("stop", "--from", file, "--journal", path)
+
+        first = await command(*stop, "--no-verify")
+        shown = await command("journal", "show", path)
+        planned = await command(*stop, "--dry-run")
+        reported = await command("report", path, "--from", file)
+        second = await command(*stop, "--no-verify")
+        third = await command("report", path, "--from", file)
+
+        assert first[0] == 1
+        assert first[1].splitlines()[-1].startswith("0 of 5 no longer running, 5 still running")
+        assert "\npending     5: 5 accepted\n" in shown[1]
+        assert "read its whole input and left 5 that may still be running" in shown[1]
+        assert "Dry run: 5 to stop, 0 invalid\n" in planned[2]
+        assert reported[0] == 1
+        assert reported[1].splitlines()[-1].startswith("0 of 5 no longer running, 5 still running")
+        assert second[0] == 0
+        assert second[1].splitlines()[-1].startswith("5 of 5 no longer running")
+        assert all(emulator.status(*target) == "stopped" for target in targets)
+        assert third[0] == 0
+        assert third[1].splitlines()[-1].startswith("5 of 5 no longer running")
+
+    async def test_runs_without_verify_end_with_0_once_the_runtimes_have_stopped(
+        self, emulator: Emulator, command: Command, path: Path
+    ) -> None:
+        emulator.inject(Fault.ACCEPTED)
+        stop = ("stop", "--no-verify", "--journal", path, *CRM)
+        assert [(await command(*stop))[0] for _ in range(3)] == [1, 0, 0]
+        assert emulator.received[CRM] == 2
+        assert (await command("report", path))[0] == 0
