@@ -88,7 +88,11 @@ async def worker(stops: ModuleType) -> AsyncIterator[Worker]:
     """A worker in this process that looks for tasks all the time."""
     often = timedelta(milliseconds=5)
     async with Worker(
-        stops.docket, minimum_check_interval=often, scheduling_resolution=often
+        stops.docket,
+        minimum_check_interval=often,
+        scheduling_resolution=often,
+        # A worker that is shut down just as it begins a task leaves it to the next one.
+        redelivery_timeout=timedelta(seconds=2),
     ) as worker:
         yield worker
 
