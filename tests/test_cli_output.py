@@ -141,7 +141,9 @@ def as_csv(
     return capfd.readouterr().out
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(pairs=st.lists(st.tuples(st.text(), st.text()), max_size=5))
 def test_any_name_that_can_be_stopped_comes_back_from_csv(
     capfd: pytest.CaptureFixture[str], pairs: list[tuple[str, str]]
