@@ -81,6 +81,8 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
+        # Hypothesis makes its generator now: it would warn of one whose owner is frozen.
+        hypothesis.find(hypothesis.strategies.none(), lambda _: True)
         gc.freeze()
         gc.enable()
 
