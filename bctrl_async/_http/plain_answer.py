@@ -60,9 +60,8 @@ def plain_answer(data: bytes) -> PlainAnswer | None:
     length = _find_length(head)
     if length is None or int(length[1]) != len(data) - end:
         return None
-    if head.count(_LENGTH) > 1 or not _is_plain(head):
-        return None
     # Versions of aiohttp differ in whether they keep the spaces around a value.
-    if b" \r\n" in head or b":  " in head:
+    has_spaces = b" \r\n" in head or b":  " in head
+    if has_spaces or head.count(_LENGTH) > 1 or not _is_plain(head):
         return None
     return PlainAnswer(data[:end], data[end:])
