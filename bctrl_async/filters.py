@@ -80,10 +80,12 @@ class ListedRuntimes:
 
     def add(self, item: Runtime | BctrlResponseError) -> None:
         """Add an item of the list: a runtime, or the error of one that cannot be parsed."""
-        if isinstance(item, BctrlResponseError) and item.alias is None:
+        if isinstance(item, Runtime) and item.status.is_final:
+            return
+        if item.alias is None:
             self._has_unnamed = True
-        elif isinstance(item, BctrlResponseError) or not item.status.is_final:
-            self._running.add(item.alias or "")
+        else:
+            self._running.add(item.alias)
 
     def may_run(self, target: RuntimeRef) -> bool:
         """Return True unless the list says that a target does not run."""

@@ -11,7 +11,7 @@ from conftest import KEY
 from helpers import Command, add_runtimes, wait_for_requests
 from journal_lines import read_lines
 
-from bctrl_async import BctrlSession, RetryPolicy, RuntimeState, StopOutcome, StopResult
+from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, RuntimeState, StopOutcome, StopResult
 from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.journal import JournalContent, merge_journals, read_journal, read_journals
 
@@ -127,7 +127,7 @@ class TestFailedAgain:
         assert not report.ok
         assert +report.states == {RuntimeState.UNCONFIRMED: 1}
         content = read(path)
-        assert content.outcomes[CRM].result is ACCEPTED  # type: ignore[index]
+        assert content.outcomes[RuntimeRef(*CRM)].result is ACCEPTED
         assert (content.is_complete, content.pending) == (False, 1)
         assert read_journals([path]).states == {RuntimeState.STILL_RUNNING: 1}
 

@@ -6,22 +6,19 @@ import json
 from datetime import UTC, datetime, timedelta
 from io import FileIO, TextIOWrapper
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 from conftest import KEY
 from helpers import Command
 from msgspec.structs import replace
+from runtimes import runtime
 
 from bctrl_async import (
     BctrlConfigError,
     BctrlError,
     BctrlNotFoundError,
     BctrlTimeoutError,
-    Runtime,
-    RuntimeKind,
     RuntimeRef,
-    RuntimeStatus,
     StopOutcome,
     StopResult,
 )
@@ -54,19 +51,6 @@ def outcome(alias: str, result: StopResult = StopResult.STOPPED, after: float = 
         at=STARTED + timedelta(seconds=after),
         attempts=int(result is not StopResult.NOT_SENT),
         elapsed=0.25,
-    )
-
-
-def described(status: str) -> Runtime:
-    return Runtime(
-        id=UUID(int=1),
-        alias="a",
-        workspace_id=UUID(int=2),
-        kind=RuntimeKind.BROWSER,
-        status=RuntimeStatus(status),
-        driver="chromium",
-        created_at="",
-        updated_at="",
     )
 
 
@@ -260,7 +244,7 @@ async def test_an_accepted_stop_counts_as_in_the_run(
     command: Command, status: str, code: int, state: str
 ) -> None:
     """Fault: every shard ends with 0, and the report with 1."""
-    accepted = replace(outcome("a", StopResult.ACCEPTED), runtime=described(status))
+    accepted = replace(outcome("a", StopResult.ACCEPTED), runtime=runtime(status))
     path = journal("1.jsonl", accepted)
 
     found = await command("report", path, "--from", targets("a"))
@@ -280,7 +264,7 @@ async def test_one_that_ran_after_it_was_stopped_says_what_to_do(
 ) -> None:
     """Fault: the advice was shown nowhere."""
     first = journal("1.jsonl", outcome("a"))
-    accepted = replace(outcome("a", StopResult.ACCEPTED, 2), runtime=described(status))
+    accepted = replace(outcome("a", StopResult.ACCEPTED, 2), runtime=runtime(status))
     second = journal("2.jsonl", accepted)
 
     code, out, _ = await command("report", first, second)

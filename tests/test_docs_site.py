@@ -66,6 +66,7 @@ async def open_search(tab: Tab, page: str, key: str, *, control: bool = False) -
     await tab.open(page)
     memory = "try { new WebAssembly.Memory({initial: 1}); return true } catch { return false }"
     if not await tab.run(f"(() => {{ {memory} }})()"):
+        # The search needs it; what the docs do without it has a test of its own.
         pytest.skip("this Chromium runs no WebAssembly")
     await tab.wait_for("document.querySelector('pagefind-modal-trigger button')")
     await tab.press(key, control=control)

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 from helpers import Connect
 from journal_lines import read_lines
+from runtimes import runtime
 
 from bctrl_async import (
     BctrlConfigError,
@@ -23,7 +23,6 @@ from bctrl_async import (
     BctrlSession,
     BctrlTimeoutError,
     Runtime,
-    RuntimeKind,
     RuntimeRef,
     RuntimeState,
     RuntimeStatus,
@@ -55,19 +54,6 @@ SERVER = "https://api.test/v1"
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
 
 A, B, C = (RuntimeRef("ws", alias) for alias in "abc")
-
-
-def runtime(status: str) -> Runtime:
-    return Runtime(
-        id=UUID(int=1),
-        alias="a",
-        workspace_id=UUID(int=2),
-        kind=RuntimeKind.BROWSER,
-        status=RuntimeStatus(status),
-        driver="chromium",
-        created_at="2026-01-01T00:00:00.000Z",
-        updated_at="2026-01-01T00:00:00.000Z",
-    )
 
 
 def outcome(

@@ -49,7 +49,7 @@ def demo(*, runtimes: _Runtimes = 300, seed: Seed = 4) -> int:
 
 def run_demo(runtimes: int, seed: int) -> bool:
     """Stop runtimes of an emulator and print a report; return True if it proved correct."""
-    from bctrl_async.emulator import Emulator, Fault  # noqa: PLC0415 - as in `_emulator`.
+    from bctrl_async.emulator import Emulator, Fault  # noqa: PLC0415 - imports a server.
 
     emulator = Emulator(
         port=0,

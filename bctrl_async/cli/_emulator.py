@@ -36,7 +36,7 @@ def runtime_aliases(count: int) -> Iterator[str]:
 
 
 def _suggest_faults() -> list[str]:
-    from bctrl_async.emulator import Fault  # noqa: PLC0415 - see above.
+    from bctrl_async.emulator import Fault  # noqa: PLC0415 - imports a server.
 
     return [f"{fault}=0.1" for fault in Fault]
 
@@ -119,7 +119,7 @@ def emulator(
     is a minute older than the one before, and one in ten is a desktop. For
     example, --fault rate_limited=0.1 answers one request in ten with 429.
     """
-    from bctrl_async.emulator import Emulator  # noqa: PLC0415 - see above.
+    from bctrl_async.emulator import Emulator  # noqa: PLC0415 - imports a server.
 
     try:
         server = Emulator(
@@ -146,7 +146,7 @@ def emulator(
 
 
 def _parse_faults(given: Sequence[str]) -> dict[Fault, float]:
-    from bctrl_async.emulator import Fault  # noqa: PLC0415 - see above.
+    from bctrl_async.emulator import Fault  # noqa: PLC0415 - imports a server.
 
     faults = {}
     for text in given:

@@ -36,10 +36,10 @@ def pace_of(context: typer.Context, place: str, rate: float, origin: str) -> Pac
     # Imported here, because most runs need neither SQLite nor the extra `redis`.
     try:
         if "://" in place:
-            from bctrl_async.redis import RedisPace  # noqa: PLC0415
+            from bctrl_async.redis import RedisPace  # noqa: PLC0415 - an extra.
 
             return RedisPace(place, rate=rate)
-        from bctrl_async.pace import FilePace  # noqa: PLC0415
+        from bctrl_async.pace import FilePace  # noqa: PLC0415 - imports SQLite.
 
         return FilePace(place, rate=rate)
     except BctrlConfigError as error:

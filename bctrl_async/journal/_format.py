@@ -1,10 +1,9 @@
 """The lines of a journal, without I/O.
 
-A journal is JSON Lines: a header, one entry for each outcome, and marks. Each
-run begins with a mark and ends with another: if it dies between them, the entries of the targets
-that it sends again are out of date. A completion mark ends a run that had no failures and read all
-that runs before it left unfinished. Each line ends with a checksum of itself: a flipped bit must
-not settle a target.
+A journal is JSON Lines: a header, one entry for each outcome, and marks. A run begins with a mark
+and ends with another: if it dies between them, the entries of the targets that it sends again are
+out of date. A completion mark ends a run that had no failures and read all that runs before it left
+unfinished. Each line ends with a checksum of itself: a flipped bit must not settle a target.
 """
 
 from __future__ import annotations

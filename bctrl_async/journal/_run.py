@@ -10,12 +10,7 @@ from pathlib import Path
 
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.filters import ListedRuntimes
-from bctrl_async.journal._content import (
-    NotAJournalError,
-    open_file,
-    read_file,
-    resume_error,
-)
+from bctrl_async.journal._content import NotAJournalError, open_file, read_file, resume_error
 from bctrl_async.journal._format import (
     BegunMark,
     EndedMark,
