@@ -279,7 +279,10 @@ class TestInProcess:
         monkeypatch.setenv("BCTRL_API_KEY", "revoked")
         async with working(stops):
             await wait_for_state(client, location, "scheduled")
-        assert (await show(client, location))["counts"] == {"rejected": 5}
+        counts = (await show(client, location))["counts"]
+        # The shutdown can interrupt a second run.
+        assert counts.keys() <= {"rejected", "not_sent"}
+        assert sum(counts.values()) == 5
         monkeypatch.setenv("BCTRL_API_KEY", KEY)
         await work(stops)
         assert (await show(client, location))["report"]["counts"] == {"stopped": 5}
