@@ -225,10 +225,18 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     def ok(self) -> bool:
         """True if the whole input was read and there are no failures.
 
-        The runtime of an `accepted` stop may still run. Everything is stopped if the report is `ok`
-        and `states[RuntimeState.NOT_RUNNING] == total`; pass `verify=True` to find out.
+        The runtime of an `accepted` stop may still run: `all_stopped` is the stricter answer.
         """
         return not self.failures and self.ended_early is None
+
+    @property
+    def all_stopped(self) -> bool:
+        """True if the report is `ok` and no runtime runs any longer, by what the server said.
+
+        Pass `verify=True` to a bulk stop: otherwise nothing polls what was `accepted`, and this is
+        False though the runtime may have ended.
+        """
+        return self.ok and self.states[RuntimeState.NOT_RUNNING] == self.total
 
     def __str__(self) -> str:
         known = [f"{self.states[RuntimeState.NOT_RUNNING]:,} of {self.total:,} no longer running"]
@@ -252,6 +260,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         """
         return {
             "ok": self.ok,
+            "all_stopped": self.all_stopped,
             "total": self.total,
             "counts": {result.value: self.counts[result] for result in StopResult},
             "states": {state.value: self.states[state] for state in RuntimeState},
@@ -265,7 +274,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     def raise_for_failures(self) -> None:
-        """Raise unless the report is `ok`, which does not mean that everything is stopped.
+        """Raise unless the report is `ok`, which does not mean that it is `all_stopped`.
 
         Raises:
             ExceptionGroup: The error of each failure, after `ended_early` if it is set.

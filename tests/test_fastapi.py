@@ -591,9 +591,10 @@ class TestBodies:
                 "requestId": "req_1",
             }
             empty = await valid_answer(client, "get", "/reports/1", "/reports/{number}")
-            assert (empty["ok"], empty["endedEarly"]) == (True, None)
+            assert (empty["ok"], empty["allStopped"], empty["endedEarly"]) == (True, True, None)
             full = await valid_answer(client, "get", "/reports/0", "/reports/{number}")
             assert SECRET not in json.dumps(full)
+            assert (full["ok"], full["allStopped"]) == (False, False)
             assert full["failures"] == [answer]
             assert (answer["attempts"], answer["elapsed"], answer["resumed"]) == (4, 1.5, False)
             assert answer["workspaceId"] == "ws-?"

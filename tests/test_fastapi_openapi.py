@@ -201,7 +201,7 @@ class TestComponents:
         outcome = set(map(to_camel, OutcomeRecord.__struct_fields__))
         assert _schemas.StopOutcome.__required_keys__ == outcome
         report = set(map(to_camel, bctrl_async.StopReport.__struct_fields__))
-        assert _schemas.StopReport.__required_keys__ == report | {"ok"}
+        assert _schemas.StopReport.__required_keys__ == report | {"ok", "allStopped"}
 
     def test_the_example_is_valid(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(DOCS / "examples" / "fastapi")

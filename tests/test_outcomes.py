@@ -332,7 +332,7 @@ def test_a_report_as_a_dict_has_its_counts_its_failures_and_its_end() -> None:
     assert fields["elapsed"] == 1.234568
     assert fields["failures"] == [failed.to_dict()]
     assert fields["ended_early"] == failed.to_dict()["error"]
-    assert set(fields) == {"ok", *StopReport.__struct_fields__}
+    assert set(fields) == {"ok", "all_stopped", *StopReport.__struct_fields__}
     assert json.loads(json.dumps(fields)) == fields
 
 
@@ -348,4 +348,5 @@ def test_a_complete_report_as_a_dict_is_ok() -> None:
     )
 
     assert report.to_dict()["ok"] is True
+    assert report.to_dict()["all_stopped"] is True
     assert report.to_dict()["ended_early"] is None

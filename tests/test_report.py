@@ -75,6 +75,7 @@ class TestReport:
         report = report_of()
 
         assert report.ok
+        assert report.all_stopped
         report.raise_for_failures()
 
     def test_a_report_with_a_failure_is_not_ok(self) -> None:
@@ -82,6 +83,13 @@ class TestReport:
 
     def test_the_report_of_a_run_that_ended_early_is_not_ok(self) -> None:
         assert not report_of(ended_early=ENDED).ok
+
+    def test_not_all_are_stopped_if_the_run_ended_early_or_a_runtime_may_run(self) -> None:
+        assert not report_of(ended_early=ENDED).all_stopped
+        for state in set(RuntimeState) - {RuntimeState.NOT_RUNNING}:
+            states = Counter({RuntimeState.NOT_RUNNING: 1, state: 1})
+            report = msgspec.structs.replace(report_of(), states=states)
+            assert (report.ok, report.all_stopped) == (True, False)
 
     def test_a_result_that_did_not_occur_has_a_count_of_0(self) -> None:
         report = report_of(failure(0, TIMEOUT))

@@ -69,6 +69,7 @@ class TestOnRealSockets:
         for verify, result in [(False, ACCEPTED), (True, STOPPED), (True, STOPPED)]:
             report = await session.stop_runtimes([("ws-1", "crm")], journal=journal, verify=verify)
             assert (report.counts, report.ok) == ({result: 1}, True)
+            assert report.all_stopped == (result is STOPPED)
 
         assert (report.resumed, report.retries) == (1, 0)
         # The second run recorded it as stopped, so the third one did nothing.

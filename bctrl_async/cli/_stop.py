@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from bctrl_async import RuntimeRef, RuntimeState, RuntimeStatus, StopOutcome
+from bctrl_async import RuntimeRef, RuntimeStatus, StopOutcome
 from bctrl_async.cli import _dry_run
 from bctrl_async.cli._connection import Connection, with_connection
 from bctrl_async.cli._exit_codes import FAILED, exit_code
@@ -339,7 +339,6 @@ def _report(
     print_not_found(report)
     if finished.interrupted:
         raise KeyboardInterrupt
-    all_ended = report.ok and report.states[RuntimeState.NOT_RUNNING] == report.total
-    if all_ended and finished.read_error is None and not output.write_failed:
+    if report.all_stopped and finished.read_error is None and not output.write_failed:
         return 0
     return exit_code(outcome.error for outcome in report.failures)

@@ -57,6 +57,7 @@ def _report_body(report: StopReport) -> _schemas.StopReport:
     return _schemas.StopReport(
         total=report.total,
         ok=report.ok,
+        allStopped=report.all_stopped,
         counts=dict(report.counts),
         states={state: report.states[state] for state in RuntimeState},
         failures=[_outcome_body(outcome) for outcome in report.failures],

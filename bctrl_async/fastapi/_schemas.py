@@ -108,8 +108,15 @@ class StopReport(TypedDict):
     ok: Annotated[
         bool,
         Field(
-            description="True if the whole input was read and there are no failures. Everything is "
-            "stopped if also `states.not_running` is `total`."
+            description="True if the whole input was read and there are no failures. The runtime "
+            "of an accepted stop may still run."
+        ),
+    ]
+    allStopped: Annotated[
+        bool,
+        Field(
+            description="True if the report is ok and no runtime runs any longer, by what the "
+            "server said."
         ),
     ]
     counts: Annotated[
