@@ -334,6 +334,17 @@ class TestBulk:
         assert attributes(poll)["url.template"] == "/v1/workspaces/{id}/runtimes/{alias}"
         assert attributes(stop)["bctrl.result"] == "stopped"
 
+    async def test_a_canary_is_a_read_of_the_bulk_stop(
+        self, emulator: Emulator, observed: Connect, backend: Backend
+    ) -> None:
+        emulator.inject(Fault.DROP_BEFORE)
+        async with observed() as session:
+            await session.stop_runtimes([("ws-1", "crm")])
+
+        [bulk], [read] = backend.spans("stop_runtimes"), backend.spans("get_runtime")
+        assert is_child(read, bulk)
+        assert is_child(backend.spans(READ)[0], read)
+
     async def test_it_counts_throttled_attempts_and_resumed_outcomes(
         self, emulator: Emulator, observed: Connect, backend: Backend, tmp_path: Path
     ) -> None:
