@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from dask_cluster import SmallCluster, small_cluster, tasks_of
-from helpers import BOUND, add_runtimes, wait_for_requests
+from helpers import BOUND, add_runtimes, pass_time, wait_for_requests
 from journal_lines import read_lines
 
 import bctrl_async.dask._dispatcher
@@ -53,9 +53,13 @@ class TestEnding:
         for target in targets[::2]:
             emulator.poison(*target, Fault.HANG)
 
-        report = await stop_runtimes(
-            cluster.client, targets, chunk_size=20, concurrency=5, deadline=0.5
+        running = asyncio.create_task(
+            stop_runtimes(cluster.client, targets, chunk_size=20, concurrency=5, deadline=10.0)
         )
+        while not emulator.received[targets[0]]:
+            await asyncio.sleep(0)
+        pass_time(10.0)
+        report = await running
 
         assert "deadline" in str(report.ended_early)
         assert report.counts.total() == 400
@@ -235,7 +239,6 @@ class TestEnding:
         targets = add_runtimes(emulator, 40)
         for target in targets:
             emulator.poison(*target, Fault.HANG)
-        monkeypatch.setattr(bctrl_async.dask._dispatcher, "_GRACE", 0.1)
 
         async def never(*_: object) -> None:
             await asyncio.sleep(60)
@@ -246,6 +249,8 @@ class TestEnding:
             running = asyncio.create_task(batch)
             await wait_for_requests(emulator, 2)
             batch.abort()
+            await asyncio.sleep(0)
+            pass_time(bctrl_async.dask._dispatcher._GRACE)
             report: StopReport = await asyncio.wait_for(running, BOUND)
 
         assert report.counts == {StopResult.UNKNOWN: 40}

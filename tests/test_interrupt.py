@@ -9,7 +9,13 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from helpers import add_runtimes, assert_conserved, run_in_virtual_time, wait_for_requests
+from helpers import (
+    add_runtimes,
+    assert_conserved,
+    pass_time,
+    run_in_virtual_time,
+    wait_for_requests,
+)
 
 from bctrl_async import (
     BctrlError,
@@ -53,7 +59,7 @@ class TestStopReading:
         self, emulator: Emulator, connect: Connect
     ) -> None:
         targets = add_runtimes(emulator, 100)
-        session = connect(rate=20)
+        session = connect(rate=0.01)
         batch = session.stop_runtimes(iter(targets), concurrency=10)
         running = asyncio.create_task(batch)
         await wait_for_requests(emulator, 1)
@@ -64,17 +70,17 @@ class TestStopReading:
         assert report.counts[NOT_SENT] >= report.total - 2
         assert_conserved(batch, emulator)
 
-    async def test_a_request_on_the_wire_is_answered(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
-        targets = add_runtimes(emulator, 20)
-        emulator.inject(*[Fault.LATENCY] * 5)
-        session = connect()
-        batch = session.stop_runtimes(targets, concurrency=5)
-        running = asyncio.create_task(batch)
-        await wait_for_requests(emulator, 5)
-        batch.stop_reading()
-        report = await running
+    async def test_a_request_on_the_wire_is_answered(self) -> None:
+        async with (
+            Emulator(port=0, latency=20.0) as emulator,
+            BctrlSession("emulator-key", base_url=emulator.url) as session,
+        ):
+            batch = session.stop_runtimes(add_runtimes(emulator, 20), concurrency=5)
+            running = asyncio.create_task(batch)
+            await wait_for_requests(emulator, 5)
+            batch.stop_reading()
+            pass_time(20.0)
+            report = await running
 
         assert report.counts == {STOPPED: 5, NOT_SENT: 15}
 
@@ -221,6 +227,15 @@ async def slow_lookup(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     return found
 
 
+async def let_deadline_pass(batch: StopBatch) -> StopReport:
+    """Let the deadline of 10 s pass once five attempts have begun."""
+    running = asyncio.create_task(batch)
+    while batch.in_flight < 5:
+        await asyncio.sleep(0)
+    pass_time(10.0)
+    return await running
+
+
 class TestConnecting:
     """Fault: an attempt without a connection passed for a request in flight."""
 
@@ -249,7 +264,8 @@ class TestConnecting:
         targets = add_runtimes(emulator, 5)
         url = emulator.url.replace("127.0.0.1", "localhost")
         async with BctrlSession("emulator-key", base_url=url) as session:
-            report = await session.stop_runtimes(targets, deadline=0.1)
+            batch = session.stop_runtimes(targets, deadline=10.0)
+            report = await let_deadline_pass(batch)
             slow_lookup.set()
 
         assert report.counts == {NOT_SENT: 5}
@@ -263,7 +279,8 @@ class TestConnecting:
             aiohttp.ClientSession() as http,
             BctrlSession("emulator-key", base_url=url, http=http) as session,
         ):
-            report = await session.stop_runtimes(targets, deadline=0.1)
+            batch = session.stop_runtimes(targets, deadline=10.0)
+            report = await let_deadline_pass(batch)
             slow_lookup.set()
 
         assert report.counts == {UNKNOWN: 5}
