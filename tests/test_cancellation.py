@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from helpers import Connect, wait_for_requests
+from helpers import Connect, pass_time, wait_for_requests
 from servers import emulator_in_a_thread
 
-from bctrl_async import BctrlSession
+from bctrl_async import BctrlSession, RetryPolicy
 from bctrl_async.emulator import Emulator, Fault
+
+SECONDS = 30.0
 
 
 async def other_tasks() -> set[asyncio.Task[object]]:
@@ -20,18 +22,18 @@ async def other_tasks() -> set[asyncio.Task[object]]:
 
 async def cancel_by_timeout(session: BctrlSession) -> None:
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
+        async with asyncio.timeout(SECONDS):
             await session.stop_runtime("ws-1", "r0")
 
 
 async def cancel_by_wait_for(session: BctrlSession) -> None:
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(session.stop_runtime("ws-1", "r0"), 0.05)
+        await asyncio.wait_for(session.stop_runtime("ws-1", "r0"), SECONDS)
 
 
 async def cancel_by_task_group(session: BctrlSession) -> None:
     async def fail() -> None:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(SECONDS)
         raise LookupError
 
     with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the block is the group.
@@ -48,9 +50,24 @@ async def test_cancelling_a_request_or_a_back_off_is_prompt_and_frees_the_slot(
     cancel: Callable[[BctrlSession], Awaitable[None]],
 ) -> None:
     with emulator_in_a_thread(fault) as emulator:
-        session = BctrlSession("emulator-key", base_url=emulator.url, max_connections=1)
+        session = BctrlSession(
+            "emulator-key",
+            base_url=emulator.url,
+            max_connections=1,
+            retry=RetryPolicy(base=1000.0, cap=1000.0),
+        )
+
+        async def pass_time_once_it_waits() -> None:
+            while not emulator.received["ws-1", "r0"]:
+                await asyncio.sleep(0)
+            while fault is Fault.UNAVAILABLE and not session.stats.waiting:
+                await asyncio.sleep(0)
+            pass_time(SECONDS)
+
         before = await other_tasks()
+        passing = asyncio.create_task(pass_time_once_it_waits())
         await cancel(session)
+        await passing
         assert await other_tasks() == before
         # The next call needs the slot, and must not reuse the aborted connection.
         assert (await session.stop_runtime("ws-1", "r1")).alias == "r1"

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from helpers import BOUND, Connect
+from helpers import BOUND, Connect, pass_time
 from multidict import CIMultiDict
 from servers import answering, http_answer, raw_server
 from test_wire import ONCE, RUNTIME
@@ -38,6 +38,8 @@ from bctrl_async.observer import AttemptObserver, Observer, StopObserver
 pytestmark = pytest.mark.usefixtures("fast_path_only")
 
 OK = http_answer("200 OK", RUNTIME)
+TIMEOUT = 60.0
+"""Seconds until an attempt times out, unless a session or a call has another limit."""
 
 
 def is_open(session: BctrlSession) -> bool:
@@ -248,9 +250,13 @@ def our_timers() -> list[asyncio.TimerHandle]:
     return [timer for timer in timers() if "Deadlines" in repr(timer)]
 
 
-def is_reading(session: BctrlSession) -> bool:
-    """Return True if a body is being read."""
-    return any(hasattr(exchange, "_message") for exchange in deadlines_of(session)._ends)
+async def read_body(session: BctrlSession) -> asyncio.Task[Runtime]:
+    """Begin a stop, and return it once the body of its answer is being read."""
+    stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+    async with asyncio.timeout(BOUND):
+        while not any(hasattr(exchange, "_message") for exchange in deadlines_of(session)._ends):
+            await asyncio.sleep(0)
+    return stopping
 
 
 def deadlines_of(session: BctrlSession) -> Deadlines:
@@ -278,34 +284,36 @@ class Named:
 
 class TestTimeout:
     async def test_it_covers_the_head(self) -> None:
-        async with raw_server(ignore) as url, on_fast_path(url, timeout=0.05) as session:
-            with pytest.raises(BctrlTimeoutError, match=r"no response within 0\.05 s") as caught:
-                await session.stop_runtime("ws-1", "crm")
+        async with in_flight() as (_, stopping):
+            pass_time(TIMEOUT)
+            with pytest.raises(BctrlTimeoutError, match="no response within 60 s") as caught:
+                await stopping
         assert caught.value.may_have_stopped
 
     async def test_it_covers_the_body(self) -> None:
-        async with (
-            raw_server(answering(OK[:-9])) as url,
-            on_fast_path(url, timeout=0.05) as session,
-        ):
-            with pytest.raises(BctrlTimeoutError, match=r"the body took more than") as caught:
-                await session.stop_runtime("ws-1", "crm")
+        async with raw_server(answering(OK[:-9])) as url, on_fast_path(url) as session:
+            stopping = await read_body(session)
+            pass_time(TIMEOUT)
+            with pytest.raises(BctrlTimeoutError, match="the body took more than 60 s") as caught:
+                await stopping
         assert caught.value.may_have_stopped
 
     async def test_it_covers_the_body_after_a_status_that_aiohttp_reads_as_zero(self) -> None:
         """Fault: the status 0 stood for a head that was not read, so its body had no timeout."""
         head = OK[:-9].replace(b"200 OK", b"000 Nothing")
-        async with raw_server(answering(head)) as url, on_fast_path(url, timeout=0.05) as session:
+        async with raw_server(answering(head)) as url, on_fast_path(url) as session:
+            stopping = await read_body(session)
+            pass_time(TIMEOUT)
             with pytest.raises(BctrlNetworkError):
-                await session.stop_runtime("ws-1", "crm")
+                await stopping
 
     async def test_it_counts_from_before_the_connection(self) -> None:
         """Fault: with one timer for all, one that had to connect waited for a later one."""
         now = asyncio.get_running_loop().time()
         expired: list[str] = []
-        deadlines = Deadlines(1.0, asyncio.get_running_loop())
-        deadlines.add(Named("first", expired), now, 1.0)
-        deadlines.add(Named("connected", expired), now - 0.99, 1.0)
+        deadlines = Deadlines(1000.0, asyncio.get_running_loop())
+        deadlines.add(Named("first", expired), now, 1000.0)
+        deadlines.add(Named("connected", expired), now - 999.99, 1000.0)
         deadlines.add(Named("short", expired), now, 0.02)
         while len(expired) < 2:
             await asyncio.sleep(0.01)
@@ -330,10 +338,9 @@ class TestTimeout:
     async def test_a_body_that_is_read_when_the_session_closes_still_times_out(self) -> None:
         """Fault: closing the session cancelled the only timer, and the stop never ended."""
         async with raw_server(answering(OK[:-9])) as url:
-            async with on_fast_path(url, timeout=0.1) as session:
-                stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-                while not is_reading(session):
-                    await asyncio.sleep(0.001)
+            async with on_fast_path(url) as session:
+                stopping = await read_body(session)
+            pass_time(TIMEOUT)
             with pytest.raises(BctrlNetworkError):
                 await stopping
             assert timers() == []
@@ -383,10 +390,14 @@ class TestTimeout:
             if len(heads) > 1:
                 writer.write(OK)
 
-        async with raw_server(first_is_late) as url, on_fast_path(url, timeout=0.05) as session:
+        async with raw_server(first_is_late) as url, on_fast_path(url) as session:
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            while not heads:
+                await asyncio.sleep(0)
+            pass_time(TIMEOUT)
             with pytest.raises(BctrlTimeoutError):
-                await session.stop_runtime("ws-1", "crm")
-            await session.stop_runtime("ws-1", "crm", timeout=60)
+                await stopping
+            await session.stop_runtime("ws-1", "crm")
         assert heads[0] is not heads[1]
 
     @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
