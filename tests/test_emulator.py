@@ -445,7 +445,7 @@ async def test_a_list_may_contain_unknown_values(
 
 async def test_the_rate_limit_covers_reads() -> None:
     async with (
-        Emulator(port=0, rate_limit=4) as emulator,
+        Emulator(port=0, rate_limit=0.001) as emulator,
         aiohttp.ClientSession(emulator.url, headers=KEY) as client,
     ):
         emulator.add_runtime("ws", "crm")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from helpers import BOUND
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -22,9 +24,15 @@ def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
         yield running
 
 
+@contextmanager
+def connected(server: RedisServer, timeout: float) -> Iterator[Redis]:
+    with Redis.from_url(server.url, socket_timeout=timeout, retry=Retry(NoBackoff(), 0)) as client:
+        yield client
+
+
 @pytest.fixture
 def client(server: RedisServer) -> Iterator[Redis]:
-    with Redis.from_url(server.url, socket_timeout=0.1, retry=Retry(NoBackoff(), 0)) as client:
+    with connected(server, BOUND) as client:
         yield client
 
 
@@ -46,8 +54,8 @@ def test_a_suspended_server_answers_nothing_until_it_is_resumed(
 ) -> None:
     client.set("key", "value")
     server.suspend()
-    with pytest.raises(RedisTimeoutError):
-        client.get("key")
+    with connected(server, 0.1) as impatient, pytest.raises(RedisTimeoutError):
+        impatient.get("key")
     server.resume()
     assert client.get("key") == b"value"
 
