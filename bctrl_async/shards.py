@@ -46,7 +46,8 @@ def shard(
         An async iterable if `targets` is one, else an iterable.
 
     Raises:
-        BctrlConfigError: There is no such shard, or `targets` cannot be iterated over.
+        BctrlConfigError: There is no such shard, or `targets` cannot be iterated over, or are a
+            shard: one hash decides about both, and the journals would not name the whole.
     """
     _config.count(count, "count")
     if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= count:
@@ -56,6 +57,12 @@ def shard(
             argument="number",
         )
     check_targets(targets)
+    if isinstance(targets, Sharded):
+        raise BctrlConfigError(
+            "invalid targets: they are a shard already",
+            advice="Divide the whole input into as many shards as there are runs",
+            argument="targets",
+        )
     if isinstance(targets, AsyncIterable):
         return _AsyncShard(targets, number, count)
     # To count an iterator would use it up.

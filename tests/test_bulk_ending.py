@@ -159,6 +159,21 @@ class TestEndedByCaller:
         assert report.total == 50
         assert_conserved(batch, emulator)
 
+    async def test_a_list_that_shrinks_is_not_the_whole_input(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        """Fault: a callback that removed what was stopped left half of the list running."""
+        targets = add_runtimes(emulator, 10)
+        report = await session.stop_runtimes(
+            targets,
+            concurrency=1,
+            on_outcome=lambda outcome: targets.remove((outcome.target[0], outcome.target[1])),
+        )
+
+        assert report.counts == {STOPPED: 5}
+        assert not report.ok
+        assert str(report.ended_early) == "the input ended after 5 of 10 targets"
+
     async def test_an_input_that_calls_stop_reading_aborts_nothing(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 from unittest.mock import Mock
 from uuid import UUID
 
-import msgspec
 import pytest
 from helpers import BOUND, wait_for_requests
 from servers import http_answer, raw_server
@@ -1296,6 +1295,17 @@ class TestAge:
         [warning] = self.warnings(caplog)
         assert "was begun 5m2s ago, and its last run is complete: targets" in warning
 
+    def test_a_complete_journal_whose_targets_are_sent_again_does_not_warn(
+        self, path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Fault: it said of targets that were sent again that they were not."""
+        journal = Journal(path, SERVER)
+        journal.write(outcome(0, "a", StopResult.ACCEPTED))
+        journal.close(complete=True)
+
+        assert settled(path) == set()
+        assert self.warnings(caplog) == []
+
     def test_a_journal_of_today_that_is_not_complete_does_not_warn(
         self, path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -1573,14 +1583,21 @@ class TestUnfinished:
         journal.close(complete=True)
         assert read(path).is_complete
 
-    def test_a_line_that_is_not_a_target_may_be_corrected(self, path: Path) -> None:
-        journal = Journal(path, SERVER)
-        invalid = outcome(0, "x", StopResult.REJECTED)
-        journal.write(msgspec.structs.replace(invalid, target=RuntimeRef("", "x")))
-        journal.close()
-
-        Journal(path, SERVER).close(complete=True)
+    @pytest.mark.parametrize("item", [("ws-1", "a\x07"), "ws-1,a"])
+    @pytest.mark.usefixtures("runtimes")
+    async def test_an_item_that_is_not_a_target_may_be_corrected(
+        self, session: BctrlSession, path: Path, item: tuple[str, str] | str
+    ) -> None:
+        items: list[tuple[str, str]] = [item]  # type: ignore[list-item]  # Not all are targets.
+        assert not (await session.stop_runtimes(items, journal=path)).ok
+        assert (await session.stop_runtimes(TWO[:1], journal=path)).ok
         assert read(path).is_complete
+
+    def test_a_torn_line_may_be_the_begin_of_a_further_run(self, path: Path) -> None:
+        """Fault: a power failure in a later run left the journal complete."""
+        Journal(path, SERVER).close(complete=True)
+        fill(path, content(path) + mark_line(BegunMark(datetime.now(UTC), 2))[:20])
+        assert not read(path).is_complete
 
     async def test_a_run_that_lists_the_workspace_anew_completes_it(
         self, session: BctrlSession, emulator: Emulator, path: Path

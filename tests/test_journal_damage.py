@@ -5,9 +5,11 @@ from __future__ import annotations
 import tracemalloc
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runtimes import runtime
 
 from bctrl_async import BctrlConfigError, BctrlError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.journal import Journal, read_journal
@@ -142,3 +144,19 @@ def test_an_outcome_with_endless_texts_leaves_a_readable_line(
     assert read is not None
     [kept] = read.outcomes
     assert kept == RuntimeRef("w" * 1000 + "…", "é" * 1000 + "…")
+
+
+def test_an_endless_description_leaves_the_names_of_its_runtime(path: Path) -> None:
+    """Fault: the entry was of a target with a shortened name, and the target had none."""
+    path.unlink(missing_ok=True)
+    described = msgspec.structs.replace(runtime(status="active"), driver="d" * MIB)
+    target = RuntimeRef("ws-1", "crm")
+    journal = Journal(path, SERVER)
+    journal.write(
+        StopOutcome(index=0, target=target, result=StopResult.ACCEPTED, runtime=described)
+    )
+    journal.close()
+
+    read = read_journal(path)
+    assert read is not None
+    assert read.outcomes.keys() == {target}

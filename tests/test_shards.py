@@ -202,6 +202,11 @@ class TestShard:
             shard(TARGETS, number, 4)
         assert raised.value.argument == "number"
 
+    def test_a_shard_is_not_divided_again(self) -> None:
+        """Fault: the journals of all parts of one shard passed for those of the whole list."""
+        with pytest.raises(BctrlConfigError, match="they are a shard already"):
+            shard(shard([("ws-1", "crm")], 1, 3), 2, 4)
+
     @pytest.mark.parametrize("targets", ["ws,crm", RuntimeRef("ws", "crm"), {"ws": "crm"}, 5, None])
     def test_targets_that_the_bulk_stop_would_not_take_are_an_error(self, targets: object) -> None:
         with pytest.raises(BctrlConfigError, match="invalid targets"):

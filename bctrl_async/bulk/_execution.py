@@ -147,9 +147,18 @@ class Execution:
             if ledger.observer is not None:
                 notify(ledger.observer.end, ledger.report(self._run.source.count))
 
+    async def _run_to_end(self, deliver: Deliver | None) -> None:
+        """Run, and say so if the input has ended before its length."""
+        await self._run.run(deliver)
+        source = self._run.source
+        if source.length is not None and not source.exhausted:
+            self._run.ledger.end_early(
+                BctrlError(f"the input ended after {source.count:,} of {source.length:,} targets")
+            )
+
     async def _run_with_journal(self, deliver: Deliver | None) -> None:
         if self._open_journal is None:
-            await self._run.run(deliver)
+            await self._run_to_end(deliver)
             return
         ledger = self._run.ledger
         try:
@@ -164,7 +173,7 @@ class Execution:
         ledger.use_journal(journal)
         complete = False
         try:
-            await self._run.run(deliver)
+            await self._run_to_end(deliver)
             complete = ledger.report(self._run.source.count).ok
             if self._run.source.listed is not None:
                 journal.mark_listed(self._run.source.listed)

@@ -87,6 +87,7 @@ class Input:
         self.count: int = 0
         self.error: BaseException | None = None
         self.closed: bool = False
+        self._at_end = False
         self._only_known = False
         self._lock = asyncio.Lock()
 
@@ -98,7 +99,7 @@ class Input:
     @property
     def exhausted(self) -> bool:
         """True once every item was read."""
-        return self.closed if self.length is None else self.count >= self.length
+        return self._at_end if self.length is None else self.count >= self.length
 
     def end(self) -> None:
         """Read no further, but for the items that a list had at the beginning of the run."""
@@ -120,7 +121,7 @@ class Input:
             try:
                 item = await anext(self._awaited)
             except StopAsyncIteration:
-                self.closed = True
+                self.closed = self._at_end = True
                 return None
             except BaseException as error:  # noqa: BLE001 - the run raises it.
                 self._fail_unless_cancelled(error)
@@ -139,7 +140,7 @@ class Input:
         try:
             item = next(self._plain)
         except StopIteration:
-            self.closed = True
+            self.closed = self._at_end = True
             return None
         except BaseException as error:  # noqa: BLE001 - the run raises it.
             self._fail(error)

@@ -22,6 +22,7 @@ from bctrl_async.journal._format import (
     BegunMark,
     EndedMark,
     Mark,
+    is_invalid,
     outcome_of_entry,
     read_header,
     read_line,
@@ -122,7 +123,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         Args:
             base_url: The server of the run.
             max_age: The age in seconds beyond which it is rejected, or None.
-            warns: Log a warning if it is old or complete.
+            warns: Log a warning if it is old, or leaves nothing to be sent.
 
         Raises:
             BctrlConfigError: It belongs to another server, or is too old.
@@ -132,13 +133,14 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         age = self.age
         if max_age is not None and (reason := self.excess_age(max_age)) is not None:
             raise resume_error(self.path, reason)
-        if warns and (self.is_complete or abs(age) > OLD):
+        is_done = self.is_complete and not self.pending
+        if warns and (is_done or abs(age) > OLD):
             _log.warning(
                 "the journal %r was begun %s%s: targets settled in it are not sent "
                 "again. Use another file for runtimes that were started anew",
                 str(self.path),
                 format_age(age),
-                ", and its last run is complete" if self.is_complete else "",
+                ", and its last run is complete" if is_done else "",
                 extra={
                     "bctrl.event": "old_journal",
                     "bctrl.journal": str(self.path),
@@ -295,7 +297,8 @@ def _read(path: Path, lines: BinaryIO, make_outcome: MakeOutcome) -> JournalCont
         started=header.started,
         updated=entries.updated,
         outcomes=entries.outcomes(),
-        is_complete=entries.is_complete,
+        # What was torn off may have been the begin of a further run.
+        is_complete=entries.is_complete and torn is None,
         unfinished=entries.unfinished,
         cut_off=entries.cut_off,
         unlisted=entries.unlisted,
@@ -365,8 +368,8 @@ class _Entries:
         self.updated = record.at
         workspace_id = self._workspace_ids.setdefault(record.workspace_id, record.workspace_id)
         outcome = self._make_outcome(record, RuntimeRef(workspace_id, record.alias))
-        # A line that is not a target may be corrected before the next run.
-        if workspace_id:
+        # An item that is not a target may be corrected before the next run.
+        if workspace_id and not is_invalid(record):
             self.unfinished.add(outcome.target)
         known = self._outcomes.get(outcome.target)
         # Of a duplicate, the entry of the first, which is above, has the attempts.
@@ -390,7 +393,7 @@ def _supersedes(record: OutcomeRecord, outcome: StopOutcome, known: StopOutcome)
 
 def _in_doubt(outcome: StopOutcome) -> StopOutcome:
     error = BctrlError(
-        "a later run may have sent it again, and died before it had an answer",
+        "a run that has not ended may have sent it again",
         advice="Run again with the same journal",
         workspace_id=outcome.target.workspace_id,
         alias=outcome.target.alias,

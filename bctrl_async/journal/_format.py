@@ -17,15 +17,9 @@ import msgspec
 from msgspec.structs import replace
 
 from bctrl_async import errors
-from bctrl_async.errors import (
-    MAY_MATCH,
-    BctrlConfigError,
-    BctrlError,
-    BctrlNetworkError,
-    BctrlResponseError,
-)
+from bctrl_async.errors import MAY_MATCH, BctrlError, BctrlNetworkError
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import ErrorRecord, OutcomeRecord, StopOutcome, StopResult, has_ended
+from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult, has_ended
 
 MAX_LINE: int = 1 << 20
 """The length of the longest line, in bytes."""
@@ -39,7 +33,7 @@ _MAX_NAME = 1000
 
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 _ERRORS = frozenset(errors.__all__)
-_REASON_CLASSES = {BctrlConfigError: "invalid_input", BctrlResponseError: MAY_MATCH}
+_REASON_CLASSES = {"BctrlConfigError": "invalid_input", "BctrlResponseError": MAY_MATCH}
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -114,10 +108,12 @@ def entry_line(outcome: StopOutcome) -> bytes:
     record = replace(OutcomeRecord.of(outcome), resumed=False, runtime=runtime)
     line = _seal(_to_json(record))
     if len(line) > MAX_LINE:
+        record = replace(record, runtime=None, error=None)
+        line = _seal(_to_json(record))
+    if len(line) > MAX_LINE:
         # Such a target is invalid. The ellipsis makes the short name too long for a valid one.
         workspace_id, alias = (f"{name[:_MAX_NAME]}…" for name in outcome.target)
-        short = replace(record, workspace_id=workspace_id, alias=alias, runtime=None, error=None)
-        line = _seal(_to_json(short))
+        line = _seal(_to_json(replace(record, workspace_id=workspace_id, alias=alias)))
     return line
 
 
@@ -204,7 +200,7 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
         return None
     known: type[BctrlError] = getattr(errors, error.type) if error.type in _ERRORS else BctrlError
     is_accepted = record.result is StopResult.ACCEPTED and issubclass(known, BctrlNetworkError)
-    reason_class = _reason_class(known, error, record.result)
+    reason_class = _reason_class(record)
     is_listed = reason_class == MAY_MATCH
     return known(
         error.message,
@@ -222,11 +218,17 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
     )
 
 
-def _reason_class(known: type[BctrlError], error: ErrorRecord, result: StopResult) -> str | None:
+def is_invalid(record: OutcomeRecord) -> bool:
+    """Return True if the item of an entry was not a target."""
+    return _reason_class(record) == "invalid_input"
+
+
+def _reason_class(record: OutcomeRecord) -> str | None:
     # An entry has none, but only these two are rejected without an answer.
-    if result is not StopResult.REJECTED or error.status is not None:
+    error = record.error
+    if error is None or record.result is not StopResult.REJECTED or error.status is not None:
         return None
-    return _REASON_CLASSES.get(known)
+    return _REASON_CLASSES.get(error.type)
 
 
 def _to_json(record: OutcomeRecord) -> bytes:
