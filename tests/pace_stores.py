@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -123,8 +124,10 @@ class RedisStore(SharedStore):
         return b"".join(keys + values)
 
     async def ttl(self, name: str = "one") -> list[float]:
-        """Return the seconds until each key expires; below 0 if it never does."""
-        return [await self._client.pttl(key) / 1000 for key in self._keys(name)]
+        """Return the seconds until each key expires: 0 if it has, inf if it never does."""
+        special = {-1: math.inf, -2: 0.0}
+        times = [await self._client.pttl(key) for key in self._keys(name)]
+        return [special.get(time, time / 1000) for time in times]
 
     def _keys(self, name: str) -> tuple[str, str]:
         tag = f"bctrl-async:{{{self._prefix}:{name}}}"

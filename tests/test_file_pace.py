@@ -18,7 +18,8 @@ from bctrl_async.pace import FilePace, Lease
 async def lease(pace: FilePace, member: str) -> Lease:
     store = pace.open()
     try:
-        return await store.lease(member, 100, 0.0)
+        # After a Retry-After it counts as a member for as long.
+        return await store.lease(member, 100, 30.0)
     finally:
         await store.close()
 
