@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from helpers import BOUND, add_runtimes, run_of, wait_for_requests
+from helpers import BOUND, add_runtimes, await_batch, pass_time, run_of, wait_for_requests
 from leaks import bulk_tasks
 
 from bctrl_async import (
@@ -246,11 +246,19 @@ class TestArguments:
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.HANG] * 10)
-        report = await session.stop_runtimes(
-            [RuntimeRef("ws-1", "crm")], timeout=0.05, retry=RetryPolicy(attempts=2, base=0.001)
+        batch = session.stop_runtimes(
+            [RuntimeRef("ws-1", "crm")], timeout=40, retry=RetryPolicy(attempts=2, base=0.001)
         )
+        running = asyncio.create_task(await_batch(batch))
+        for attempt in (1, 2):
+            # Between them a canary is sent, which is answered.
+            async with asyncio.timeout(BOUND):
+                while len(emulator.stops) < attempt:
+                    await asyncio.sleep(0)
+            pass_time(40)
+        await running
 
-        [failure] = report.failures
+        [failure] = batch.report.failures
         assert (failure.result, failure.attempts) == (UNKNOWN, 2)
 
     async def test_the_patience_of_the_policy_applies(

@@ -1285,7 +1285,7 @@ class TestAge:
     def test_a_complete_journal_warns_with_its_age(
         self, path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        self.began(path, timedelta(minutes=5, seconds=2), LINE)
+        self.began(path, timedelta(hours=5, minutes=2), LINE)
         journal = Journal(path, SERVER)
         journal.mark_read(RuntimeRef("ws-1", "a"))
         journal.close(complete=True)
@@ -1293,7 +1293,7 @@ class TestAge:
 
         assert settled(path) == {"a"}
         [warning] = self.warnings(caplog)
-        assert "was begun 5m2s ago, and its last run is complete: targets" in warning
+        assert "was begun 5h2m ago, and its last run is complete: targets" in warning
 
     def test_a_complete_journal_whose_targets_are_sent_again_does_not_warn(
         self, path: Path, caplog: pytest.LogCaptureFixture

@@ -72,8 +72,12 @@ class TestSelection:
         self, workspace: Emulator, connect: Connect
     ) -> None:
         workspace.inject(Fault.HANG, method="GET")
-        async with connect(timeout=1000) as session, asyncio.timeout(BOUND):
-            report = await session.stop_workspace("ws-1", timeout=0.1)
+        async with connect(timeout=1000) as session:
+            running = asyncio.create_task(session.stop_workspace("ws-1", timeout=40))
+            await wait_for_requests(workspace, 1)
+            pass_time(40)
+            async with asyncio.timeout(BOUND):
+                report = await running
         assert report.counts == {STOPPED: 3}
 
     async def test_a_filter_selects_runtimes(
@@ -398,9 +402,9 @@ class TestListing:
     ) -> None:
         add_runtimes(emulator, 50)
         emulator.inject(*[Fault.HANG] * 3)
-        running = asyncio.create_task(session.stop_workspace("ws-1", concurrency=3, deadline=9.5))
+        running = asyncio.create_task(session.stop_workspace("ws-1", concurrency=3, deadline=55))
         await wait_for_requests(emulator, 1 + 3)
-        pass_time(9.5)
+        pass_time(55)
         report = await running
 
         assert report.total == 51
