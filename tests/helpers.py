@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import virtual_time
+from aiohttp import web
 from leaks import bulk_tasks
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
@@ -26,6 +27,28 @@ Command = Callable[..., Coroutine[object, object, tuple[int, str, str]]]
 BOUND = 50.0
 """Seconds after which a test is taken to hang: a busy machine needs many, and a request that is
 never answered 60."""
+
+
+class HoldingEmulator(Emulator):
+    """An emulator on a free port that holds back answers.
+
+    Args:
+        latency: As of an emulator.
+        retry_after: As of an emulator.
+
+    Attributes:
+        held: Aliases whose stops take effect but are not answered.
+    """
+
+    def __init__(self, *, latency: float = 0.0, retry_after: str | None = "1") -> None:
+        super().__init__(port=0, latency=latency, retry_after=retry_after)
+        self.held: set[str] = set()
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        answer = await super()._serve(request)
+        while request.path.split("/")[-2] in self.held:
+            await asyncio.sleep(0.005)
+        return answer
 
 
 def add_runtimes(emulator: Emulator, count: int) -> list[tuple[str, str]]:

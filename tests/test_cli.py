@@ -20,8 +20,7 @@ from unittest.mock import Mock
 
 import pytest
 import typer
-from aiohttp import web
-from helpers import BOUND, Command
+from helpers import BOUND, Command, HoldingEmulator
 from journal_lines import read_lines
 from runtimes import runtime
 from servers import answering, http_answer, raw_server
@@ -71,27 +70,9 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
 
 
-class HoldingEmulator(Emulator):
-    """An emulator that holds back answers.
-
-    Attributes:
-        held: Aliases whose stops take effect but are not answered.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(port=0, api_key=KEY, retry_after="0")
-        self.held: set[str] = set()
-
-    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        answer = await super()._serve(request)
-        while request.path.split("/")[-2] in self.held:
-            await asyncio.sleep(0.005)
-        return answer
-
-
 @pytest.fixture
 async def emulator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HoldingEmulator]:
-    async with HoldingEmulator() as emulator:
+    async with HoldingEmulator(retry_after="0") as emulator:
         for alias in ("a", "b", "c"):
             emulator.add_runtime("ws", alias)
         monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
