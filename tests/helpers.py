@@ -61,8 +61,19 @@ def add_runtimes(emulator: Emulator, count: int) -> list[tuple[str, str]]:
 
 async def wait_for_requests(emulator: Emulator, count: int) -> None:
     """Wait until an emulator has received this many requests."""
-    while len(emulator.requests) < count:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(BOUND):
+        while len(emulator.requests) < count:
+            await asyncio.sleep(0)
+
+
+async def wait_for_line(stream: asyncio.StreamReader | None, text: str) -> str:
+    """Read what a process prints up to a line that has this text; return the line."""
+    assert stream is not None
+    async with asyncio.timeout(BOUND):
+        while text not in (line := (await stream.readline()).decode()):
+            # At the end of the stream it returns at once, for ever.
+            assert line, f"no line has {text!r}"
+    return line
 
 
 def pass_time(seconds: float) -> None:

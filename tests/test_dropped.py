@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from helpers import BOUND, add_runtimes
+from helpers import BOUND, add_runtimes, wait_for_requests
 from journal_lines import read_lines
 from leaks import bulk_tasks
 
@@ -19,9 +19,11 @@ from bctrl_async.journal import Journal
 Connect = Callable[..., BctrlSession]
 
 
-async def enter_and_drop(batch: StopBatch) -> None:
+async def enter(batch: StopBatch) -> StopBatch:
+    """Enter a block that is never left."""
     await batch.__aenter__()
     await anext(batch)
+    return batch
 
 
 async def no_bulk_tasks() -> None:
@@ -40,10 +42,10 @@ async def test_it_leaves_no_task_and_no_lock(
     targets = add_runtimes(emulator, 300)
     journal = tmp_path / "dropped.jsonl"
     async with connect() as session:
+        batch = await enter(session.stop_runtimes(targets, journal=journal))
         # With a hundred outcomes unread, all workers wait.
-        await enter_and_drop(session.stop_runtimes(targets, journal=journal))
-        while sum(emulator.received.values()) < 150:
-            await asyncio.sleep(0.01)
+        await wait_for_requests(emulator, 150)
+        del batch
         gc.collect()
         await no_bulk_tasks()
 
@@ -61,7 +63,7 @@ async def test_its_run_records_every_target(
     targets = add_runtimes(emulator, 300)
     journal = tmp_path / "dropped.jsonl"
     async with connect() as session:
-        await enter_and_drop(session.stop_runtimes(targets, journal=journal))
+        await enter(session.stop_runtimes(targets, journal=journal))
         gc.collect()
         await no_bulk_tasks()
 
@@ -76,8 +78,7 @@ def test_it_may_be_dropped_after_its_loop(tmp_path: Path) -> None:
             targets = add_runtimes(emulator, 300)
             async with BctrlSession("emulator-key", base_url=emulator.url) as session:
                 batch = session.stop_runtimes(targets, journal=tmp_path / "kept.jsonl")
-                await enter_and_drop(batch)
-                kept.append(batch)
+                kept.append(await enter(batch))
 
     asyncio.run(scenario())
     assert kept.pop().report.total == 300

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import BOUND
+from helpers import BOUND, wait_for_line, wait_for_requests
 
 from bctrl_async.emulator import Emulator, Fault
 
@@ -88,9 +88,7 @@ async def test_a_run_beside_another_leaves_its_record_alone_and_sigterm_ends_the
         # Also when it is sent again, since a busy machine may take its time.
         api.poison("ws", "r0", Fault.HANG)
         first = await night.begin()
-        async with asyncio.timeout(BOUND):
-            while len(api.received) < 2:
-                await asyncio.sleep(0.01)
+        await wait_for_requests(api, 2)
         before = files_of(tmp_path)
 
         code, said = await night.run()
@@ -100,10 +98,8 @@ async def test_a_run_beside_another_leaves_its_record_alone_and_sigterm_ends_the
         assert after.keys() == before.keys()
         assert [name for name in before if not after[name].startswith(before[name])] == []
         first.send_signal(signal.SIGTERM)
-        assert first.stdout is not None
-        async with asyncio.timeout(BOUND):
-            while b"in flight" not in await first.stdout.readline():
-                pass
+        # Two signals at once would be one.
+        await wait_for_line(first.stdout, "Ctrl-C again to abort")
         # The second signal does not wait for the stop that hangs.
         first.send_signal(signal.SIGTERM)
         code, said = await ended(first)

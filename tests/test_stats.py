@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from helpers import wait_for_requests
 from servers import answering, http_answer, raw_server
 
 from bctrl_async import (
@@ -24,11 +25,6 @@ Connect = Callable[..., BctrlSession]
 NOTHING = SessionStats(
     attempts=0, retries=0, succeeded=0, failed={}, cancelled=0, in_flight=0, waiting=0
 )
-
-
-async def received(emulator: Emulator, count: int) -> None:
-    while len(emulator.requests) < count:
-        await asyncio.sleep(0)
 
 
 def test_an_unused_session_has_counted_nothing() -> None:
@@ -78,7 +74,7 @@ async def test_calls_in_flight_and_waiting_are_counted(
     emulator.inject(Fault.HANG)
     async with connect(max_connections=1) as session:
         calls = [asyncio.create_task(session.stop_runtime("ws-1", "crm")) for _ in range(4)]
-        await received(emulator, 1)
+        await wait_for_requests(emulator, 1)
         assert (session.stats.in_flight, session.stats.waiting) == (1, 3)
 
         calls[3].cancel()
@@ -166,7 +162,7 @@ async def test_requests_that_a_bulk_stop_abandons_are_cancelled(
 
     batch = session.stop_runtimes(targets, concurrency=5)
     run = asyncio.ensure_future(batch)
-    await received(emulator, 5)
+    await wait_for_requests(emulator, 5)
     batch.abort()
     await run
 
