@@ -26,7 +26,9 @@ def difference(check: Callable[..., None], *args: str, only: bool = False) -> st
 
 
 async def stop(session: BctrlSession, *targets: str) -> None:
-    await session.stop_runtimes([cast("tuple[str, str]", text.split("/")) for text in targets])
+    pairs = [cast("tuple[str, str]", text.split("/")) for text in targets]
+    # One after the other, so that they are received in order.
+    await session.stop_runtimes(pairs, concurrency=1)
 
 
 async def test_stopped_runtimes_are_as_expected(emulator: Emulator, session: BctrlSession) -> None:
