@@ -8,7 +8,7 @@ from enum import Enum
 from functools import partial
 
 import pytest
-from helpers import BOUND, Connect, wait_for_requests
+from helpers import BOUND, Connect, pass_time, wait_for_requests
 from servers import answering, http_answer, raw_server
 from test_observer import Recorder
 
@@ -62,7 +62,10 @@ async def test_a_stop_whose_answer_timed_out_returns_the_runtime_that_it_stopped
     """Fault: a call raised a conflict for what its own unanswered attempt had done."""
     emulator.inject(Fault.HANG)
 
-    runtime = await session.stop_runtime("ws-1", "crm", timeout=0.2)
+    stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+    await wait_for_requests(emulator, 1)
+    pass_time(60)
+    runtime = await stopping
 
     assert runtime.status is RuntimeStatus.STOPPED
 

@@ -8,7 +8,9 @@ import uuid
 from collections.abc import Callable
 
 import pytest
+from helpers import BOUND, Connect, pass_time, wait_for_requests
 from servers import answering, http_answer, raw_server
+from test_observer import Recorder
 
 from bctrl_async import (
     BctrlAuthenticationError,
@@ -27,7 +29,6 @@ from bctrl_async import (
 from bctrl_async._http.listing import parse_runtimes
 from bctrl_async.emulator import Emulator, Fault
 
-Connect = Callable[..., BctrlSession]
 Read = Callable[[BctrlSession], object]
 RUNTIME: dict[str, object] = {
     "alias": "crm",
@@ -119,16 +120,34 @@ class TestResults:
         with pytest.raises(BctrlResponseError, match="more than 1 MiB"):
             await session.get_runtime("ws-1", "crm")
 
-    @pytest.mark.parametrize("fault", [Fault.TRUNCATED_JSON, Fault.SLOW_DRIP])
+    @both
     async def test_a_truncated_response_is_retried(
-        self, emulator: Emulator, connect: Connect, fault: Fault
+        self, emulator: Emulator, session: BctrlSession, operation: str
     ) -> None:
         """A stop is not retried in this case, because it was carried out."""
-        emulator.inject(fault, fault, method="GET")
-        async with connect(timeout=0.5) as session:
-            assert (await session.get_runtime("ws-1", "crm")).alias == "crm"
-            assert len(await session.list_runtimes("ws-1")) == 1
-        assert len(emulator.requests) == 4
+        emulator.inject(Fault.TRUNCATED_JSON, method="GET")
+        await read(session, operation)
+        assert len(emulator.requests) == 2
+
+    @both
+    async def test_a_response_that_does_not_end_in_time_is_retried(
+        self, connect: Connect, operation: str
+    ) -> None:
+        """A stop is not retried in this case, because it was carried out."""
+        recorder = Recorder()
+        async with (
+            Emulator(port=0, drip_interval=BOUND) as slow,
+            connect(base_url=slow.url, timeout=40, observer=recorder) as session,
+        ):
+            slow.add_runtime("ws-1", "crm")
+            slow.inject(Fault.SLOW_DRIP, method="GET")
+            reading = asyncio.create_task(read(session, operation))
+            async with asyncio.timeout(BOUND):
+                while "answered 200" not in recorder.events:
+                    await asyncio.sleep(0)
+            pass_time(40)
+            await reading
+        assert len(slow.requests) == 2
 
     async def test_a_response_that_is_always_truncated_is_an_error(
         self, emulator: Emulator, session: BctrlSession
@@ -281,8 +300,7 @@ class TestErrors:
     ) -> None:
         emulator.inject(Fault.HANG, method="GET")
         reading = asyncio.create_task(read(session, operation))
-        while not emulator.requests:
-            await asyncio.sleep(0)
+        await wait_for_requests(emulator, 1)
         await session.close()
         with pytest.raises(BctrlNetworkError, match="closed during the call") as caught:
             await reading
@@ -338,12 +356,14 @@ class TestShared:
     ) -> None:
         emulator.inject(Fault.HANG)
         async with connect(max_connections=1, retry=RetryPolicy(attempts=1)) as session:
-            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm", timeout=0.2))
-            while not emulator.requests:
-                await asyncio.sleep(0)
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            await wait_for_requests(emulator, 1)
             reading = asyncio.create_task(session.get_runtime("ws-1", "crm"))
-            await asyncio.sleep(0.05)
+            async with asyncio.timeout(BOUND):
+                while not session.stats.waiting:
+                    await asyncio.sleep(0)
             assert len(emulator.requests) == 1
+            pass_time(60)
             await asyncio.wait([stopping, reading])
         assert isinstance(stopping.exception(), BctrlNetworkError)
         assert reading.result().status == "stopped"

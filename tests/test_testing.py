@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from helpers import await_batch, pass_time, wait_for_requests
 from servers import emulator_in_a_thread
 
 from bctrl_async import BctrlSession, RetryPolicy, StopOutcome
@@ -123,12 +125,17 @@ async def test_a_single_fault_ends_as_the_table_says(row: tuple[str, str, str, s
     async with (
         Emulator(port=0, retry_after="0", fault_latency=0.01, drip_interval=0) as emulator,
         BctrlSession(
-            "emulator-key", base_url=emulator.url, timeout=2, retry=RetryPolicy(base=0.01)
+            "emulator-key", base_url=emulator.url, timeout=60, retry=RetryPolicy(base=0.01)
         ) as session,
     ):
         emulator.add_runtime("ws-1", "crm")
         emulator.inject(Fault[name], alias="crm")
-        await session.stop_runtimes([("ws-1", "crm")], on_outcome=outcomes.append)
+        batch = session.stop_runtimes([("ws-1", "crm")], on_outcome=outcomes.append)
+        running = asyncio.create_task(await_batch(batch))
+        await wait_for_requests(emulator, 1)
+        if Fault[name] is Fault.HANG:
+            pass_time(60)
+        await running
 
     [outcome] = outcomes
     assert outcome.result == result
