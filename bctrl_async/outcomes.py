@@ -106,8 +106,8 @@ def is_only_accepted(outcome: StopOutcome) -> bool:
 def may_run(outcome: StopOutcome) -> bool:
     """Return True if the server said of the runtime that it runs, or may run.
 
-    An accepted stop has found a runtime that ran: that of another is answered with a conflict. A
-    stop that is `unknown`, `rejected` or `not_sent` says nothing of the runtime by itself.
+    So it did if it accepted the stop: that of a runtime that does not run is a conflict. A stop
+    that is `unknown`, `rejected` or `not_sent` says nothing of the runtime by itself.
     """
     match outcome.error:
         # Without an HTTP status, it is not the server's.

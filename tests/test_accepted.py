@@ -11,7 +11,7 @@ from conftest import KEY
 from helpers import Command, add_runtimes, wait_for_requests
 from journal_lines import read_lines
 
-from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, RuntimeState, StopOutcome, StopResult
+from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, RuntimeState, StopResult
 from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.journal import JournalContent, merge_journals, read_journal, read_journals
 
@@ -79,25 +79,22 @@ class TestSentAgain:
         assert emulator.received[CRM] == 2
         assert read_journals([path]).counts == {StopResult.ALREADY_STOPPED: 1}
 
-    async def test_one_that_is_gone_since_is_not_taken_for_a_mistyped_name(
+    async def test_one_that_a_later_run_does_not_find_is_unconfirmed(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
-        """Fault: it was `not_found`, a failure, in each further run."""
+        """Fault: with the key of another account, it was reported as no longer running."""
         emulator.inject(Fault.ACCEPTED)
         await session.stop_runtimes([CRM], journal=path)
-        emulator.inject(Reply(404, code="runtime.not_found"))
-        outcomes: list[StopOutcome] = []
-
-        for resumed in (0, 2):
-            report = await session.stop_runtimes(
-                [CRM, CRM], journal=path, on_outcome=outcomes.append
-            )
-            assert report.counts == {ACCEPTED: 2}
-            assert report.states == {RuntimeState.NOT_RUNNING: 2}
-            assert (report.ok, report.resumed) == (True, resumed)
-        assert [outcome.result for outcome in outcomes] == [ACCEPTED] * 4
-        assert emulator.received[CRM] == 2
-        assert read(path).pending == 0
+        for missing_ok, state in (
+            (False, RuntimeState.UNCONFIRMED),
+            (True, RuntimeState.NOT_RUNNING),
+        ):
+            emulator.inject(Reply(404, code="runtime.not_found"))
+            report = await session.stop_runtimes([CRM], journal=path, missing_ok=missing_ok)
+            assert report.counts == {StopResult.NOT_FOUND: 1}
+            assert +report.states == {state: 1}
+            assert (report.ok, report.resumed) == (missing_ok, 0)
+        assert read(path).pending == 1
 
     async def test_one_that_has_failed_is_not_sent_again(
         self, emulator: Emulator, session: BctrlSession, path: Path

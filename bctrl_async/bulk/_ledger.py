@@ -5,9 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from collections.abc import Set as AbstractSet
-
-import msgspec
 
 from bctrl_async._calls.observing import notify
 from bctrl_async.bulk._duplicates import Duplicates
@@ -55,7 +52,6 @@ class Ledger:
         # Of the outcomes whose result alone does not tell it.
         self._states: Counter[RuntimeState] = Counter()
         self._journal: Journal | None = None
-        self._accepted: AbstractSet[RuntimeRef] = frozenset()
         self._began: float | None = None
         self._ended: float | None = None
         # In a Counter, adding one would cost twice as much.
@@ -91,7 +87,6 @@ class Ledger:
     def use_journal(self, journal: Journal) -> None:
         """Write further outcomes to a journal, and resume from those in it."""
         self._journal, self.settled = journal, journal.settled
-        self._accepted = journal.accepted
 
     def end_early(self, reason: BctrlError) -> None:
         """Set why the run ended early; the first reason stays."""
@@ -104,7 +99,6 @@ class Ledger:
             outcome: The outcome of one target; each target is recorded once.
             observer: The observer of its stop.
         """
-        outcome = self._with_earlier_run(outcome)
         result = outcome.result
         self.counts[result] += 1
         if result not in _STOPPED:
@@ -126,13 +120,6 @@ class Ledger:
             notify(observer.end, outcome)
         for duplicate in self.duplicates.settle(outcome):
             self.record(duplicate)
-        return outcome
-
-    def _with_earlier_run(self, outcome: StopOutcome) -> StopOutcome:
-        """Return the outcome, with what an earlier run knew of its target."""
-        if outcome.result is StopResult.NOT_FOUND and outcome.target in self._accepted:
-            # It is gone since it accepted that stop: its name is not mistyped.
-            return msgspec.structs.replace(outcome, result=StopResult.ACCEPTED)
         return outcome
 
     def _write(self, journal: Journal, outcome: StopOutcome) -> None:

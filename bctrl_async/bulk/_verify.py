@@ -33,7 +33,7 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
     """Return the outcome that a poll settles, or None if it does not settle it.
 
     A status means what it would have meant in the answer to the stop. A runtime that is gone after
-    it accepted its stop does not run: its name is not mistyped.
+    the answer to its stop described it does not run: its name is not mistyped.
     """
     match polled:
         case Runtime(status=status) if status.is_final:
@@ -41,8 +41,8 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
                 outcome, result=result_of(polled), runtime=polled, error=None
             )
         case BctrlNotFoundError(names_runtime=True):
-            accepted = outcome.result is StopResult.ACCEPTED
-            result = StopResult.ACCEPTED if accepted else StopResult.NOT_FOUND
+            is_gone = outcome.result is StopResult.ACCEPTED and outcome.runtime is not None
+            result = StopResult.ACCEPTED if is_gone else StopResult.NOT_FOUND
             return msgspec.structs.replace(outcome, result=result, runtime=None, error=polled)
     return None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from bctrl_async.journal._format import (
     mark_line,
 )
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import StopOutcome, is_only_accepted
+from bctrl_async.outcomes import StopOutcome
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
@@ -63,7 +62,6 @@ class Journal:
 
     Attributes:
         settled: The outcomes of settled targets that the file had when it was opened.
-        accepted: The other targets of which it had that a stop was accepted.
 
     Raises:
         JournalInUseError: The file is in use by another run.
@@ -86,7 +84,6 @@ class Journal:
         self._left = 0
         self._unlisted: set[str] = set()
         self._unread: set[RuntimeRef] = set()
-        self.accepted: AbstractSet[RuntimeRef] = frozenset()
         try:
             self._file = open_file(self._path, _FLAGS)
             try:
@@ -186,9 +183,6 @@ class Journal:
         self._unread = set(content.unfinished)
         self._left = content.cut_off
         self._unlisted = set(content.unlisted)
-        self.accepted = {
-            target for target, outcome in content.outcomes.items() if is_only_accepted(outcome)
-        }
         # What it says is out of date from now on.
         self._has_begun = content.is_complete or content.pending > 0
         return content.settled
