@@ -33,19 +33,15 @@ def check_journal(journal: JournalLines, base_url: str, report: StopReport) -> I
 def settled_targets(entries: Iterable[Record]) -> set[tuple[str, str]]:
     """Return the targets that a resumed run would not send again."""
     # Over a stream a target may be there several times, each of which is a stop of its own.
-    last = {
-        (entry["workspace_id"], entry["alias"]): entry
-        for entry in entries
-        if not _is_failure(StopResult(entry["result"]))
-    }
-    return {target for target, entry in last.items() if not _is_only_accepted(entry)}
+    last = {(entry["workspace_id"], entry["alias"]): entry for entry in entries}
+    return {target for target, entry in last.items() if _has_ended(entry)}
 
 
-def _is_only_accepted(entry: Record) -> bool:
+def _has_ended(entry: Record) -> bool:
     if entry["result"] != StopResult.ACCEPTED:
-        return False
+        return not _is_failure(StopResult(entry["result"]))
     is_final = entry.get("runtime", {}).get("status") in {"stopped", "failed"}
-    return not is_final and entry.get("error", {}).get("status") != 404
+    return is_final or entry.get("error", {}).get("status") == 404
 
 
 def check_account(

@@ -38,7 +38,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.journal import (
     Journal,
     JournalContent,
@@ -1430,26 +1430,30 @@ class TestCompletion:
 
 
 class TestReading:
-    def test_the_outcomes_are_the_latest_that_settle(self, path: Path) -> None:
+    def test_the_outcomes_are_those_that_say_most(self, path: Path) -> None:
         first, last = outcome(0, "a"), outcome(3, "b", StopResult.NOT_FOUND)
         unknown = BctrlTimeoutError("why")
         write(
             path,
             outcome(0, "a", StopResult.UNKNOWN, unknown),
             first,
-            outcome(1, "a", StopResult.REJECTED, unknown),
             outcome(2, "b", StopResult.NOT_FOUND),
             outcome(2, "b", StopResult.UNKNOWN, unknown),
             last,
+            outcome(4, "c", StopResult.ACCEPTED),
+            outcome(4, "c", StopResult.REJECTED, unknown),
         )
         found = read(str(path))
 
         assert (found.path, found.base_url, found.size) == (path, SERVER, len(content(path)))
-        assert (found.updated, found.is_complete, found.is_torn) == (last.at, False, False)
+        assert (found.is_complete, found.is_torn) == (False, False)
+        assert found.updated is not None
+        assert found.updated > last.at
         assert timedelta() <= found.age < timedelta(minutes=1)
         assert {target.alias: each.result for target, each in found.outcomes.items()} == {
             "a": StopResult.STOPPED,
             "b": StopResult.NOT_FOUND,
+            "c": StopResult.ACCEPTED,
         }
         assert [target.alias for target in found.settled] == ["a"]
         assert found.settled[RuntimeRef("ws-1", "a")].at == first.at
@@ -1666,6 +1670,19 @@ class TestUnfinished:
         assert (report.counts, report.resumed) == ({StopResult.STOPPED: 1}, 0)
         assert emulator.status("ws-1", "a") == "stopped"
         assert caplog.records == []
+
+    async def test_one_that_is_listed_as_active_and_cannot_be_stopped_is_left(
+        self, session: BctrlSession, emulator: Emulator, path: Path
+    ) -> None:
+        """Fault: the journal kept the earlier stop, and the next run did not send it again."""
+        emulator.add_runtime("ws-1", "a")
+        assert (await session.stop_workspace("ws-1", journal=path)).ok
+        emulator.add_runtime("ws-1", "a")
+        emulator.inject(Reply(403))
+        assert not (await session.stop_workspace("ws-1", journal=path)).ok
+        assert not read_journals([path]).ok
+        assert (await session.stop_runtimes(TWO[:1], journal=path)).resumed == 0
+        assert emulator.status("ws-1", "a") == "stopped"
 
     def test_a_run_that_leaves_what_was_not_found_keeps_it_complete(self, path: Path) -> None:
         journal = Journal(path, SERVER)

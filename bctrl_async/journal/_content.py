@@ -385,8 +385,9 @@ class _Entries:
 
 def _supersedes(record: OutcomeRecord, outcome: StopOutcome, known: StopOutcome) -> bool:
     """Return True if the outcome of an entry takes the place of the one above it."""
-    # A failure says less than `accepted`, although such a target is sent again.
-    if outcome.result.settled or known.result not in _SUCCESSES:
+    # A failure says less than `accepted`, although such a target is sent again. One that has ended
+    # is sent again only if it may run again: a list says so, or a stream has it twice.
+    if outcome.result.settled or not is_only_accepted(known):
         return True
     return may_run(outcome_of_entry(record, outcome.target))
 
