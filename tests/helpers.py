@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import virtual_time
@@ -92,6 +93,23 @@ def run_of(batch: StopBatch) -> Run:
     """Return the run of a bulk stop in this process."""
     assert isinstance(batch._run, Run)
     return batch._run
+
+
+# Below the ports that Linux gives to clients. A client that calls a dead server of its own range
+# again and again is connected to itself in the end, and other clients could take the port.
+_PORTS = range(20_000, 32_000)
+
+
+def free_port() -> int:
+    """Return a free port on loopback, for a server that starts there again."""
+    # The tests of all processes begin with the same seed.
+    for port in random.SystemRandom().sample(_PORTS, 20):
+        with socket.socket() as free, suppress(OSError):
+            # Connections of a server that ended do not matter to the next one.
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("none of 20 ports is free")
 
 
 @contextmanager

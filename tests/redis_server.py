@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import socket
@@ -14,17 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from helpers import BOUND
+from helpers import BOUND, free_port
 
 REDIS = shutil.which("redis-server")
 VALKEY = shutil.which("valkey-server")
 
 SERVERS = [program for program in (REDIS, VALKEY) if program is not None]
 """The servers that are installed; a test with all of them is skipped if there are none."""
-
-# Below the ports that Linux gives to clients. A client that calls a dead server of its own range
-# again and again is connected to itself in the end, and other clients could take the port.
-_PORTS = range(20_000, 32_000)
 
 
 class RedisServer:
@@ -46,10 +41,9 @@ class RedisServer:
         self._program = program
         self._folder = folder
         self._options = options
-        for self.port in random.sample(_PORTS, 20):
-            if self._start():
-                return
-        raise RuntimeError(self._log)
+        self.port = free_port()
+        if not self._start():
+            raise RuntimeError(self._log)
 
     @property
     def url(self) -> str:
@@ -103,8 +97,7 @@ class RedisServer:
             )
         deadline = time.monotonic() + BOUND
         while self._process.poll() is None:
-            # Another server may have this port; then ours ends.
-            if self._answers() and self._process.poll() is None:
+            if self._answers():
                 return True
             if time.monotonic() > deadline:
                 self.kill()

@@ -18,7 +18,7 @@ from uuid import UUID
 import aiohttp
 import pytest
 import yaml
-from helpers import BOUND, pass_time
+from helpers import BOUND, free_port, pass_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -1192,9 +1192,8 @@ def test_there_is_no_url_before_the_start() -> None:
 
 
 async def test_a_port_in_use_is_an_error_and_the_emulator_can_try_again() -> None:
-    async with Emulator(port=0) as emulator:
-        port = URL(emulator.url).port
-        assert port is not None
+    port = free_port()
+    async with Emulator(port=port) as emulator:
         second = Emulator(port=port)
         with pytest.raises(OSError, match="address already in use"):
             await second.start()

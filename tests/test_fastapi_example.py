@@ -22,7 +22,7 @@ import httpx2
 import pytest
 from browser import CHROMIUM, Tab
 from fastapi.testclient import TestClient
-from helpers import BOUND
+from helpers import BOUND, free_port
 from jsonschema import Draft202012Validator
 from servers import answering, emulator_in_a_thread, http_answer, raw_server
 from uvicorn_server import EXAMPLE, GRACE, KEY, TOKEN, Uvicorn, uvicorn
@@ -805,13 +805,13 @@ class TestInBrowser:
     ) -> None:
         """Fault: what had been stopped was wiped, with no word of what to do."""
         async with AsyncExitStack() as stack:
-            server = await stack.enter_async_context(uvicorn(slow))
+            port = str(free_port())
+            server = await stack.enter_async_context(uvicorn(slow, "--port", port))
             named(slow, 5000)
             await begin(tab, server, 5000)
             await tab.wait_for("document.querySelector('#results tr')")
             os.killpg(server.process.pid, signal.SIGKILL)
             await server.process.wait()
-            port = server.url.rpartition(":")[2]
             await stack.enter_async_context(uvicorn(slow, "--port", port))
             await tab.wait_for("document.querySelector('[role=alert]').textContent")
             said = await tab.run("document.querySelector('[role=alert]').textContent")

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import aiohttp
 import pytest
-from helpers import add_runtimes, run_in_virtual_time, unused_url
+from helpers import add_runtimes, free_port, run_in_virtual_time, unused_url
 from runtimes import runtime
 from servers import raw_server
 
@@ -269,10 +269,9 @@ class TestOutage:
         assert simulation.seconds <= 32 + 5 + (count / concurrency) * 0.1
 
     async def test_with_real_sockets_a_restarted_server_is_found(self) -> None:
-        emulator = Emulator(port=0)
+        port = free_port()
+        emulator, restarted = Emulator(port=port), Emulator(port=port)
         await emulator.start()
-        port = int(emulator.url.rpartition(":")[2])
-        restarted = Emulator(port=port)
         add_runtimes(emulator, 2000)
         add_runtimes(restarted, 2000)
         session = BctrlSession(

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import virtual_time
-from helpers import add_runtimes
-from yarl import URL
+from helpers import add_runtimes, free_port
 
 from bctrl_async import BctrlSession, RetryPolicy, StopOutcome, StopReport, StopResult
 from bctrl_async.emulator import Emulator, Fault
@@ -40,8 +39,8 @@ def aliases(numbers: Iterable[int]) -> set[str]:
     return {f"r{number}" for number in numbers}
 
 
-def poisoned_emulator(count: int, poisoned: set[str], fault: Fault) -> Emulator:
-    emulator = Emulator(port=0, latency=0.01)
+def poisoned_emulator(count: int, poisoned: set[str], fault: Fault, port: int = 0) -> Emulator:
+    emulator = Emulator(port=port, latency=0.01)
     add_runtimes(emulator, count)
     for alias in poisoned:
         emulator.poison("ws-1", alias, fault)
@@ -164,17 +163,17 @@ def test_a_good_target_that_fails_once_is_retried_while_a_dead_one_is(fault: Fau
 @every_poison
 def test_an_outage_with_dead_targets_is_survived(fault: Fault) -> None:
     # A hundred requests are in flight when the server goes down: a twentieth of the targets.
-    count = 2000
+    count, port = 2000, free_port()
     poisoned = aliases(range(50, count, 100))
 
     async def main() -> tuple[Run, Emulator]:
-        before = poisoned_emulator(count, poisoned, fault)
+        before = poisoned_emulator(count, poisoned, fault, port)
         await before.start()
         stopping = asyncio.create_task(stop_all(before))
         while len(before.requests) < count // 2:
             await asyncio.sleep(0.01)
         await before.close()
-        after = Emulator(port=URL(before.url).port or 0, latency=0.01)
+        after = Emulator(port=port, latency=0.01)
         for target in before.runtimes:
             after.add_runtime(*target, status=before.status(*target) or "")
         for alias in poisoned:
