@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import logging
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -129,7 +131,18 @@ def _emulator_environment(
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.usefixtures("_emulator_environment")
+@pytest.fixture
+def _same_logging() -> Iterator[None]:
+    """Leave the loggers as they were: examples configure them."""
+    root, package = logging.getLogger(), logging.getLogger("bctrl_async")
+    before = [(logger, logger.level, list(logger.handlers)) for logger in (root, package)]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+@pytest.mark.usefixtures("_emulator_environment", "_same_logging")
 @pytest.mark.parametrize(
     "page",
     [page for page in [ROOT / "README.md", *PAGES] if blocks(page)],
