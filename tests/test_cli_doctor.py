@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import ssl
@@ -13,12 +14,13 @@ from urllib.parse import unquote
 
 import pytest
 from conftest import KEY
-from helpers import Command
+from helpers import Command, pass_time
 from servers import answering, raw_server
 from test_cli import Terminal, finish, start
 from tls import forward_proxy, over_tls
 from warm_server import program
 
+from bctrl_async.cli._reach import _Way
 from bctrl_async.emulator import Emulator, Reply
 
 LOGIN = "proxy-user:s3cret-p4ss%40"
@@ -322,14 +324,22 @@ class TestFailures:
         assert checks["tunnel"]["found"] == f"127.0.0.1 port {port}: {reason}"
         assert checks["tunnel"]["advice"] == "Check its user and password, and what it allows"
 
-    async def test_a_server_that_is_silent_fails_after_the_timeout(self, command: Command) -> None:
+    async def test_a_server_that_is_silent_fails_after_the_timeout(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def start_tls(way: _Way) -> str:
+            asyncio.get_running_loop().call_soon(pass_time, 10)
+            return await real(way)
+
+        real = _Way.start_tls
+        monkeypatch.setattr(_Way, "start_tls", start_tls)
         # It waits for the end of a request that TLS does not begin.
         async with raw_server(answering(b"")) as plain:
             url = plain.replace("http:", "https:")
             port = url.rpartition(":")[2]
-            code, checks = await examine(command, "--base-url", url, "--timeout", "200ms", "ws")
+            code, checks = await examine(command, "--base-url", url, "--timeout", "10s", "ws")
         assert (code, failed(checks)) == (1, ["TLS"])
-        assert checks["TLS"]["found"] == f"127.0.0.1 port {port}: no answer within 0.2 s"
+        assert checks["TLS"]["found"] == f"127.0.0.1 port {port}: no answer within 10 s"
 
     async def test_an_invalid_option_is_an_error_at_once(self, command: Command) -> None:
         code, out, err = await command("doctor", "--base-url", "nosuch")
