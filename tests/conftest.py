@@ -168,8 +168,9 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     It returns the exit code, stdout and stderr.
     """
     monkeypatch.setattr(RetryPolicy, "backoff", lambda *_: 0.0)
-    # On a busy machine it would draw its progress.
+    # On a busy machine it would show its progress.
     monkeypatch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 3600)
+    monkeypatch.setattr("bctrl_async.cli._progress._LINE_EVERY", 3600)
 
     async def command(*args: str | Path) -> tuple[int, str, str]:
         main = import_module("bctrl_async.cli").main

@@ -171,6 +171,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     monkeypatch.setattr("bctrl_async.RetryPolicy.backoff", lambda *_: 0.0)
+    monkeypatch.setattr("bctrl_async.cli._progress._LINE_EVERY", 3600)
 
 
 def plain(text: str) -> str:

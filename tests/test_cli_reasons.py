@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
-import os
-import pty
 from pathlib import Path
 
 import pytest
 from conftest import KEY
-from helpers import Command
+from helpers import BOUND, Command
+from test_cli import Terminal, start
 from warm_server import program
 
 from bctrl_async import (
@@ -107,17 +105,14 @@ async def test_a_long_line_is_put_below_its_target_on_a_narrow_terminal(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
-    master, terminal = pty.openpty()
+    terminal = Terminal()
     options = ("--no-verify", "--concurrency", "1", "-q", "--from", "all.csv")
-    process = await asyncio.create_subprocess_exec(
-        *(*program(), "stop", *options),
-        stdout=terminal,
-        stderr=asyncio.subprocess.DEVNULL,
+    process = await start(
+        *program(), "stop", *options, stdout=terminal.fd, stderr=asyncio.subprocess.DEVNULL
     )
-    os.close(terminal)
-    assert await process.wait() == 1
-    text = codecs.decode(await asyncio.to_thread(os.read, master, 65536)).replace("\r\n", "\n")
-    os.close(master)
+    text = await terminal.rest()
+    async with asyncio.timeout(BOUND):
+        assert await process.wait() == 1
     assert "ws r1                         rejected\n    the server answered 403 " in text
     assert all(len(line) <= 80 for line in text.splitlines())
 

@@ -49,8 +49,9 @@ async def stop_and_end(server: Uvicorn, api: Emulator, path: str) -> httpx2.Resp
     login = {"Authorization": f"Bearer {TOKEN}"}
     async with httpx2.AsyncClient(base_url=server.url, headers=login, timeout=BOUND) as client:
         stopping = asyncio.create_task(client.post(path))
-        while not api.received:
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(BOUND):
+            while not (api.received or stopping.done()):
+                await asyncio.sleep(0.001)
         await server.end()
         return await stopping
 
