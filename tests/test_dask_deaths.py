@@ -19,7 +19,7 @@ from dask_cluster import (
     tasks_of,
 )
 from distributed import Client
-from helpers import BOUND, add_runtimes, wait_for_requests
+from helpers import BOUND, add_runtimes, pass_time, wait_for_requests
 from journal_lines import read_lines
 
 import bctrl_async.dask._dispatcher
@@ -186,10 +186,9 @@ class TestWorkers:
         assert report.counts == {StopResult.UNKNOWN: 10, StopResult.NOT_SENT: 10}
 
     async def test_workers_that_do_not_answer_are_waited_for_only_so_long(
-        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+        self, emulator: Emulator
     ) -> None:
         """Fault: Ctrl-C hangs for as long as a worker does."""
-        monkeypatch.setattr(bctrl_async.dask._dispatcher, "_GRACE", 0.2)
         targets = add_runtimes(emulator, 20)
         for target in targets:
             emulator.poison(*target, Fault.HANG)
@@ -202,6 +201,8 @@ class TestWorkers:
                 patch.setattr(BctrlSession, "stop_runtimes", None)
                 patch.setattr("bctrl_async.bulk._run.Run.end_early", lambda *_: None)
                 batch.abort()
+                await asyncio.sleep(0)
+                pass_time(bctrl_async.dask._dispatcher._GRACE)
                 report: StopReport = await asyncio.wait_for(running, BOUND)
 
         assert report.counts == {StopResult.UNKNOWN: 20}

@@ -168,7 +168,6 @@ class TestInput:
             await asyncio.sleep(60)
 
         with monkeypatch.context() as patch:
-            patch.setattr(bctrl_async.dask._dispatcher, "_GRACE", 0.1)
             batch = stop_runtimes(cluster.client, targets())
             running = asyncio.ensure_future(batch)
             await asyncio.sleep(0)

@@ -145,7 +145,6 @@ class TestMessages:
             raise LookupError(name)
 
         monkeypatch.setattr(bctrl_async.dask._dispatcher, name, fail)
-        monkeypatch.setattr(bctrl_async.dask._dispatcher, "_GRACE", 0.1)
         batch = stop_runtimes(cluster.client, add_runtimes(emulator, 50), chunk_size=10)
 
         with pytest.raises(LookupError, match=name):
