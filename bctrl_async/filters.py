@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -15,7 +16,14 @@ from bctrl_async.models import Runtime, RuntimeKind, RuntimeRef, RuntimeStatus
 
 __all__ = ["RuntimeFilter"]
 
+WHERE = "a RuntimeFilter or a plain function of a Runtime"
+"""The type of a condition, in words."""
+
 _KNOWN = frozenset(RuntimeStatus)
+_ADVICE = {
+    "status": "Select it by this status, or by any, to stop it",
+    "older_than": "Stop it by its alias, or select it without older_than",
+}
 _begins_with_date = re.compile(r"\d{4}-\d\d-\d\d").match
 
 
@@ -75,43 +83,92 @@ class ListedRuntimes:
 
     def __init__(self, workspace_id: str) -> None:
         self.workspace_id: str = workspace_id
-        self._running: set[str] = set()
+        # None for one that cannot be parsed.
+        self._running: dict[str, Runtime | None] = {}
         self._has_unnamed = False
 
     def add(self, item: Runtime | BctrlResponseError) -> None:
         """Add an item of the list: a runtime, or the error of one that cannot be parsed."""
-        if isinstance(item, Runtime) and item.status.is_final:
+        runtime = item if isinstance(item, Runtime) else None
+        if runtime is not None and runtime.status.is_final:
             return
         if item.alias is None:
             self._has_unnamed = True
         else:
-            self._running.add(item.alias)
+            self._running[item.alias] = runtime
 
     def may_run(self, target: RuntimeRef) -> bool:
         """Return True unless the list says that a target does not run."""
         is_listed = target.workspace_id == self.workspace_id
         return not is_listed or self._has_unnamed or target.alias in self._running
 
+    def running(self, target: RuntimeRef) -> Runtime | None:
+        """Return the runtime of a target as listed; None unless the list says that it may run."""
+        is_listed = target.workspace_id == self.workspace_id
+        return self._running.get(target.alias) if is_listed else None
 
-class Listed:
-    """Targets that a list of a workspace has: they run, whatever a journal has of them.
+
+class FoundTargets:
+    """Targets that were found in a list of a workspace, and the errors of those that may be.
+
+    They run, whatever a journal has of them.
+
+    Args:
+        workspace_id: The workspace's id.
 
     Attributes:
         listed: The list.
+        items: The runtimes that were selected, and the errors of those that cannot be parsed or may
+            match, in the order of the list.
     """
 
-    listed: ListedRuntimes
+    def __init__(self, workspace_id: str) -> None:
+        self.listed: ListedRuntimes = ListedRuntimes(workspace_id)
+        self.items: list[Runtime | BctrlResponseError] = []
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[RuntimeRef | BctrlResponseError]:
+        for item in self.items:
+            if isinstance(item, Runtime):
+                yield RuntimeRef(self.listed.workspace_id, item.alias)
+            else:
+                yield item
+
+    def select(
+        self,
+        where: Callable[[Runtime], object],
+        listed: Iterable[Runtime | BctrlResponseError],
+    ) -> None:
+        """Add the items of a list that a condition selects, or may select.
+
+        Args:
+            where: The condition.
+            listed: The runtimes, and the errors of those that cannot be parsed.
+
+        Raises:
+            BctrlConfigError: `where` returns an awaitable.
+        """
+        for item in listed:
+            self.listed.add(item)
+            if not isinstance(item, Runtime) or _is_selected(item, where):
+                self.items.append(item)
+            elif (doubt := _why_it_may_match(where, self.listed.workspace_id, item)) is not None:
+                self.items.append(doubt)
 
 
-class FoundTargets(list[RuntimeRef | BctrlResponseError], Listed):
-    """Targets found in a list, and the errors of runtimes that may be targets."""
+def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
+    answer = where(runtime)
+    if inspect.isawaitable(answer):
+        # A coroutine is truthy, so every runtime would be stopped.
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise _config.invalid_type("where", answer, f"{WHERE}, which returns a bool")
+    return bool(answer)
 
-    def __init__(self, listed: ListedRuntimes) -> None:
-        super().__init__()
-        self.listed = listed
 
-
-def why_it_may_match(
+def _why_it_may_match(
     where: object, workspace_id: str, runtime: Runtime
 ) -> BctrlResponseError | None:
     """Return an error for a runtime that may match a filter, and may run.
@@ -126,37 +183,43 @@ def why_it_may_match(
         runtime: The runtime.
 
     Returns:
-        The error, whose `argument` is `status` or `older_than`; None if `where` is not a filter or
-        excludes the runtime by another condition, or if the runtime no longer runs.
+        The error, whose `argument` is `status` or `older_than`, and None if it is about both. None
+        if `where` is not a filter or excludes the runtime by another condition, or if the runtime
+        no longer runs.
     """
     if not isinstance(where, RuntimeFilter) or runtime.status.is_final:
         return None
-    known = where
-    argument = summary = advice = ""
+    doubts: dict[str, str] = {}
+    if where.status == RuntimeStatus.ACTIVE and runtime.status not in _KNOWN:
+        doubts["status"] = f"the status {quote(str(runtime.status))} is unknown to this version"
     if where.older_than is not None and parse_time(runtime.created_at) is None:
-        known = msgspec.structs.replace(known, older_than=None)
-        argument = "older_than"
-        summary = (
+        doubts["older_than"] = (
             f"its age cannot be read: {quote(runtime.created_at)} is not an ISO 8601 date and time "
             "with a UTC offset"
         )
-        advice = "Stop it by its alias, or select it without older_than"
-    if where.status == RuntimeStatus.ACTIVE and runtime.status not in _KNOWN:
-        known = msgspec.structs.replace(known, status=None)
-        argument = "status"
-        summary = f"the status {quote(str(runtime.status))} is unknown to this version"
-        advice = "Select it by this status, or by any, to stop it"
-    if known is where or not known(runtime):
+    known = msgspec.structs.replace(where, **dict.fromkeys(doubts))
+    if not doubts or not known(runtime):
         return None
+    # Without one of two conditions, the other would still be in doubt.
+    argument = next(iter(doubts)) if len(doubts) == 1 else None
     return BctrlResponseError(
-        summary,
-        advice=advice,
+        ", and ".join(doubts.values()),
+        advice=advise(argument),
         operation="list",
         workspace_id=workspace_id,
         alias=runtime.alias,
         reason_class=MAY_MATCH,
         argument=argument,
     )
+
+
+def advise(argument: str | None) -> str:
+    """Return the advice for a runtime that may match.
+
+    Args:
+        argument: The condition that is in doubt; None if there are two, or it is not known.
+    """
+    return _ADVICE.get(argument or "", "Stop it by its alias")
 
 
 def unknown_values(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -41,13 +40,7 @@ from bctrl_async.errors import (
     BctrlResponseError,
     quote,
 )
-from bctrl_async.filters import (
-    FoundTargets,
-    ListedRuntimes,
-    RuntimeFilter,
-    unknown_values,
-    why_it_may_match,
-)
+from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter, unknown_values
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import Observer, ReadObserver
@@ -59,7 +52,6 @@ __all__ = ["BctrlSession"]
 _NO_HEADERS: Mapping[str, str] = {}
 _SLICE = 1_000
 """Listed runtimes that are filtered before the event loop runs."""
-_WHERE = "a RuntimeFilter or a plain function of a Runtime"
 
 _T = TypeVar("_T")
 _log = logging.getLogger("bctrl_async")
@@ -535,7 +527,7 @@ class BctrlSession:
         if where is None:
             where = RuntimeFilter()
         elif not callable(where):
-            raise _config.invalid_type("where", where, _WHERE)
+            raise _config.invalid_type("where", where, WHERE)
         return self._bulk(
             Listing(
                 str(workspace_id),
@@ -564,17 +556,10 @@ class BctrlSession:
         policy = self._policy(retry).for_bulk(deadline)
         with observe_read(self._begin_read, str(workspace_id), None) as observer:
             listed = await self._list(workspace_id, timeout, policy, observer)
-        found = FoundTargets(ListedRuntimes(str(workspace_id)))
-        for number, item in enumerate(listed):
-            if number % _SLICE == 0:
-                await asyncio.sleep(0)
-            found.listed.add(item)
-            if not isinstance(item, Runtime):
-                found.append(item)
-            elif _is_selected(item, where):
-                found.append(RuntimeRef(str(workspace_id), item.alias))
-            elif (error := why_it_may_match(where, str(workspace_id), item)) is not None:
-                found.append(error)
+        found = FoundTargets(str(workspace_id))
+        for start in range(0, len(listed), _SLICE):
+            await asyncio.sleep(0)
+            found.select(where, listed[start : start + _SLICE])
         _warn_of_typos(where, workspace_id, listed)
         return found
 
@@ -712,16 +697,6 @@ class BctrlSession:
             raise
         call.observer = observer
         return await self._sender.request(call)
-
-
-def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
-    answer = where(runtime)
-    if inspect.isawaitable(answer):
-        # A coroutine is truthy, so every runtime would be stopped.
-        if inspect.iscoroutine(answer):
-            answer.close()
-        raise _config.invalid_type("where", answer, f"{_WHERE}, which returns a bool")
-    return bool(answer)
 
 
 def _warn_of_typos(

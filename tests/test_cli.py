@@ -29,6 +29,7 @@ from warm_server import program
 from bctrl_async import (
     BctrlResponseError,
     BctrlSession,
+    RuntimeFilter,
     RuntimeRef,
     StopOutcome,
     StopReport,
@@ -39,7 +40,6 @@ from bctrl_async import (
 )
 from bctrl_async.cli import _app, _demo, _emulator, _find, _options, _output, _progress, _run
 from bctrl_async.emulator import Emulator, Fault
-from bctrl_async.filters import ListedRuntimes
 from bctrl_async.journal import Journal, read_journal
 
 pty = pytest.importorskip("pty", reason="signals and terminals are tested where there are any")
@@ -2017,15 +2017,8 @@ def test_ctrl_c_at_the_question_stops_nothing_and_says_so(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sys.stdin", Mock(readline=interrupt))
-    found = _find.FoundRuntimes(
-        "ws",
-        "http://127.0.0.1:9/v1",
-        [runtime("active")],
-        [],
-        [],
-        is_doubtful=False,
-        listed=ListedRuntimes("ws"),
-    )
+    found = _find.FoundRuntimes("ws", "http://127.0.0.1:9/v1", is_doubtful=False)
+    found.items.append(runtime("active"))
     with pytest.raises(KeyboardInterrupt):
         _find.confirm(found)
     assert capsys.readouterr().err == (
@@ -2113,11 +2106,27 @@ async def test_all_rejects_active_runtimes_whose_age_cannot_be_read(
     assert (code, stopped_in(emulator)) == (1, set())
 
     code, out, _ = await command("report", journal)
-    assert "Stop it by its alias, or by a filter that it matches" in out
+    assert "a UTC offset. Stop it by its alias\n" in out
     assert code == 1
 
     assert (await command(*args))[0] == 0
     assert "x" in stopped_in(emulator)
+
+
+async def test_a_runtime_of_an_unknown_status_and_age_is_to_be_stopped_by_its_alias(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    """Fault: the advice was to add --status, and then to leave out --older-than."""
+    emulator.add_runtime("new", "x", created_at="2020-01-01")
+    emulator.runtimes["new", "x"]["status"] = "starting"
+    code, out, _ = await command("stop", "new", "--all", "--yes", "--older-than", "2h")
+    assert (
+        "the status 'starting' is unknown to this version, and its age cannot be read: '2020-01-01'"
+        " is not an ISO 8601 date and time with a UTC offset. Stop it by its alias\n"
+    ) in out
+    assert (code, stopped_in(emulator)) == (1, set())
+
+    assert (await command("stop", "new", "x"))[0] == 0
 
 
 async def test_the_question_counts_runtimes_that_are_rejected(
@@ -2125,15 +2134,8 @@ async def test_the_question_counts_runtimes_that_are_rejected(
 ) -> None:
     monkeypatch.setattr("sys.stdin", Mock(readline=lambda: "n"))
     odd = BctrlResponseError("odd")
-    found = _find.FoundRuntimes(
-        "ws",
-        "http://127.0.0.1:9/v1",
-        [runtime("active")],
-        [odd],
-        [odd, odd],
-        is_doubtful=False,
-        listed=ListedRuntimes("ws"),
-    )
+    found = _find.FoundRuntimes("ws", "http://127.0.0.1:9/v1", is_doubtful=False)
+    found.select(RuntimeFilter(), [runtime("active"), odd, runtime("odd"), runtime("odder")])
     assert not _find.confirm(found)
     assert (
         "1 browser; 1 cannot be read; 2 of unknown status or age\nStop 1 runtime?"

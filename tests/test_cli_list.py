@@ -82,14 +82,15 @@ async def test_a_runtime_that_may_be_active_by_an_unknown_status_is_an_error(
     code, out, err = await command("list", "ws", *only_new)
 
     count = "0 runtimes\n" if output == "table" else ""
-    text = (
-        "the status 'starting' is unknown to this version. Add --status with this status, or "
-        "--status any, to include it"
-    )
-    # Of the odd one, the age cannot be read either.
+    texts = {
+        "old": "the status 'starting' is unknown to this version. Add --status with this status, "
+        "or --status any, to include it",
+        "odd": "the status 'starting' is unknown to this version, and its age cannot be read: "
+        "'long ago' is not an ISO 8601 date and time with a UTC offset. Stop it by its alias",
+    }
     errors = "".join(
         f"bctrl-async: error: list of {alias!r} in workspace 'ws': {text}\n"
-        for alias in ("old", "odd")
+        for alias, text in texts.items()
     )
     assert err == errors + count
     assert (code, "old" in out) == (1, False)

@@ -31,7 +31,7 @@ from bctrl_async import (
     shard,
 )
 from bctrl_async.emulator import Emulator, Fault
-from bctrl_async.filters import RuntimeFilter, why_it_may_match
+from bctrl_async.filters import FoundTargets, RuntimeFilter
 from bctrl_async.journal import (
     Journal,
     JournalOutcome,
@@ -79,8 +79,10 @@ def outcome(
 
 def error_of_unknown_status() -> BctrlError:
     """Return the error of a listed runtime whose status is unknown to this version."""
-    error = why_it_may_match(RuntimeFilter(), "ws", runtime("starting"))
-    assert error is not None
+    found = FoundTargets("ws")
+    found.select(RuntimeFilter(), [runtime("starting")])
+    (error,) = found.items
+    assert isinstance(error, BctrlError)
     return error
 
 

@@ -274,6 +274,29 @@ class TestUnknownAge:
         )
         assert "table" not in aliases_stopped(workspace)
 
+    @pytest.mark.parametrize(
+        ("where", "is_doubtful"),
+        [
+            (RuntimeFilter(older_than=3600), True),
+            (RuntimeFilter(older_than=3600, status="starting"), True),
+            (RuntimeFilter(older_than=3600, kind="browser"), False),
+        ],
+    )
+    async def test_both_the_age_and_the_status_may_be_unknown(
+        self, workspace: Emulator, session: BctrlSession, where: RuntimeFilter, *, is_doubtful: bool
+    ) -> None:
+        """Fault: the advice was to select it by its status, which is rejected for its age."""
+        table = workspace.runtimes["ws-1", "table"]
+        table["createdAt"], table["status"] = "2020-01-01", "starting"
+        report = await session.stop_workspace("ws-1", where=where)
+
+        advice = [f.error.advice for f in report.failures if f.error is not None]
+        by_alias = "Stop it by its alias"
+        if where.status == "starting":
+            by_alias += ", or select it without older_than"
+        assert advice == [by_alias] * is_doubtful
+        assert "table" not in aliases_stopped(workspace)
+
 
 @pytest.mark.usefixtures("workspace")
 class TestMistypedFilter:

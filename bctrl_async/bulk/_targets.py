@@ -24,7 +24,7 @@ from bctrl_async import _config
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async._http.request import plain_text
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
-from bctrl_async.filters import FoundTargets, Listed, ListedRuntimes
+from bctrl_async.filters import FoundTargets, ListedRuntimes
 from bctrl_async.models import RuntimeRef
 
 Target = RuntimeRef | tuple[str | UUID, str]
@@ -78,7 +78,7 @@ class Input:
         self.shard: tuple[int, int] | None = shard
         self.listed: ListedRuntimes | None = None
         self.workspace_id: str | None = None
-        if isinstance(targets, Listed):
+        if isinstance(targets, FoundTargets):
             self.listed, self.workspace_id = targets.listed, targets.listed.workspace_id
         self.is_async: bool = self._awaited is not None
         self.finds_duplicates: bool = (

@@ -18,7 +18,7 @@ from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, describe, pluralize
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import TARGET_COLUMNS, OutputFormat, Records, target_fields
-from bctrl_async.filters import Listed
+from bctrl_async.filters import FoundTargets
 from bctrl_async.journal import read_journal
 
 
@@ -33,7 +33,7 @@ def dry_run(
 ) -> int:
     """Print the targets to stop, as `--from` reads them, without those settled in a journal."""
     settled: Mapping[RuntimeRef, object] = {}
-    listed = targets.listed if isinstance(targets, Listed) else None
+    listed = targets.listed if isinstance(targets, FoundTargets) else None
     if journal is not None and Path(journal).exists():
         content = read_journal(journal)
         if content is not None:

@@ -3,10 +3,8 @@
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from functools import partial
 from itertools import chain
-from typing import NamedTuple, Self
 
 from bctrl_async import (
     BctrlError,
@@ -15,80 +13,67 @@ from bctrl_async import (
     BctrlTimeoutError,
     Runtime,
     RuntimeFilter,
-    RuntimeRef,
 )
 from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._output import Output, print_error, print_info, print_question
-from bctrl_async.cli._shard import WHOLE, Shard, ShardItems
+from bctrl_async.cli._shard import WHOLE, Shard
 from bctrl_async.cli._waiting import describe_read, show_waiting
-from bctrl_async.filters import Listed, ListedRuntimes, unknown_values, why_it_may_match
+from bctrl_async.errors import MAY_MATCH
+from bctrl_async.filters import FoundTargets, unknown_values
+from bctrl_async.shards import Sharded
 
 _ADVICE = {
     "status": "Add --status with this status, or --status any, to include it",
     "older_than": "Stop it by its alias, or leave out --older-than to include it",
 }
-"""The advice for a runtime that may match, by the condition of which that is not known."""
+"""The advice for a runtime that may match, by the condition that is in doubt: as options."""
 
 
-class FoundRuntimes(NamedTuple):
-    """Runtimes of a workspace that match a filter.
+class FoundRuntimes(FoundTargets, Sharded):
+    """Runtimes of a workspace that match a filter; the bulk stop rejects the doubtful ones.
 
-    Attributes:
+    Args:
         workspace: The workspace's id.
         base_url: The URL of the API.
-        runtimes: The runtimes.
-        unreadable: The errors of the runtimes that could not be parsed; they may match as well.
-        unknown: The errors of the runtimes that may match: their status or their age is unknown.
         is_doubtful: True if the filter may be mistyped, which was reported on stderr.
-        listed: What the list says of all runtimes.
+
+    Attributes:
+        base_url: The URL of the API.
+        is_doubtful: True if the filter may be mistyped, which was reported on stderr.
         shard: The shard that these are.
     """
 
-    workspace: str
-    base_url: str
-    runtimes: list[Runtime]
-    unreadable: list[BctrlResponseError]
-    unknown: list[BctrlResponseError]
-    is_doubtful: bool
-    listed: ListedRuntimes
-    shard: Shard = WHOLE
+    def __init__(self, workspace: str, base_url: str, *, is_doubtful: bool) -> None:
+        super().__init__(workspace)
+        self.base_url: str = base_url
+        self.is_doubtful: bool = is_doubtful
+        self.shard = WHOLE.number, WHOLE.count
 
     @property
-    def targets(self) -> "FoundItems":
-        """The runtimes as targets; the bulk stop rejects the doubtful ones."""
-        doubtful = chain(self.unreadable, self.unknown)
-        return FoundItems(self.shard, chain(map(self._ref, self.runtimes), doubtful), self.listed)
+    def runtimes(self) -> list[Runtime]:
+        """The runtimes that match."""
+        return [item for item in self.items if isinstance(item, Runtime)]
 
-    def in_shard(self, shard: Shard) -> Self:
-        """Return those of a shard."""
-        return self._replace(
-            runtimes=[runtime for runtime in self.runtimes if shard.keeps(self._ref(runtime))],
-            unreadable=[*filter(shard.keeps, self.unreadable)],
-            unknown=[*filter(shard.keeps, self.unknown)],
-            shard=shard,
-        )
+    @property
+    def unreadable(self) -> list[BctrlResponseError]:
+        """The errors of the runtimes that could not be parsed; they may match as well."""
+        return [item for item in self._errors if item.reason_class != MAY_MATCH]
 
-    def _ref(self, runtime: Runtime) -> RuntimeRef:
-        return RuntimeRef(self.workspace, runtime.alias)
+    @property
+    def unknown(self) -> list[BctrlResponseError]:
+        """The errors of the runtimes that may match: their status or their age is unknown."""
+        return [item for item in self._errors if item.reason_class == MAY_MATCH]
 
+    @property
+    def _errors(self) -> list[BctrlResponseError]:
+        return [item for item in self.items if not isinstance(item, Runtime)]
 
-class FoundItems(ShardItems[RuntimeRef | BctrlResponseError], Listed):
-    """The targets of a shard that were found in a list.
-
-    Args:
-        shard: The shard.
-        items: The targets, and the errors of runtimes that may be targets.
-        listed: The list.
-    """
-
-    def __init__(
-        self,
-        shard: Shard,
-        items: Iterable[RuntimeRef | BctrlResponseError],
-        listed: ListedRuntimes,
-    ) -> None:
-        super().__init__(shard, items)
-        self.listed = listed
+    def keep(self, shard: Shard) -> None:
+        """Keep only those of a shard."""
+        self.items = [
+            item for item, target in zip(self.items, self, strict=True) if shard.keeps(target)
+        ]
+        self.shard = shard.number, shard.count
 
 
 async def find_runtimes(
@@ -116,21 +101,11 @@ async def find_runtimes(
     for name, value, known in mistyped:
         expected = ", ".join(known)
         print_error(f"unknown --{name} {value!r}, and no runtime has it: try {expected}")
-    listed = ListedRuntimes(workspace)
-    for unnamed in unreadable:
-        listed.add(unnamed)
-    matching: list[Runtime] = []
-    unknown: list[BctrlResponseError] = []
-    for runtime in runtimes:
-        listed.add(runtime)
-        if wanted(runtime):
-            matching.append(runtime)
-        elif (doubt := why_it_may_match(wanted, workspace, runtime)) is not None:
-            doubt.advice = _ADVICE[doubt.argument or ""]
-            unknown.append(doubt)
-    return FoundRuntimes(
-        workspace, session.base_url, matching, unreadable, unknown, bool(mistyped), listed
-    )
+    found = FoundRuntimes(workspace, session.base_url, is_doubtful=bool(mistyped))
+    found.select(wanted, chain(runtimes, unreadable))
+    for doubt in found.unknown:
+        doubt.advice = _ADVICE.get(doubt.argument or "", doubt.advice)
+    return found
 
 
 def can_prompt() -> bool:
@@ -140,14 +115,17 @@ def can_prompt() -> bool:
 
 def confirm(found: FoundRuntimes) -> bool:
     """Show the runtimes and ask whether to stop them."""
-    kinds = Counter(escape(runtime.kind) for runtime in found.runtimes)
+    runtimes, unreadable, unknown = found.runtimes, found.unreadable, found.unknown
+    kinds = Counter(escape(runtime.kind) for runtime in runtimes)
     summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-    if found.unreadable:
-        summary += f"; {len(found.unreadable):,} cannot be read"
-    if found.unknown:
-        summary += f"; {len(found.unknown):,} of unknown status or age"
-    print_question(f"In workspace {escape(found.workspace)} at {found.base_url}: {summary}\n")
-    print_question(f"Stop {pluralize(len(found.runtimes), 'runtime')}? [y/N] ")
+    if unreadable:
+        summary += f"; {len(unreadable):,} cannot be read"
+    if unknown:
+        summary += f"; {len(unknown):,} of unknown status or age"
+    print_question(
+        f"In workspace {escape(found.listed.workspace_id)} at {found.base_url}: {summary}\n"
+    )
+    print_question(f"Stop {pluralize(len(runtimes), 'runtime')}? [y/N] ")
     try:
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:

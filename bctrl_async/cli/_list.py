@@ -76,22 +76,23 @@ def list_runtimes(
     wanted = build_filter(statuses, kinds, older_than)
     output = Output()
     found = asyncio.run(find_runtimes(connection.session(), workspace, wanted, output))
-    for error in [*found.unreadable, *found.unknown[:MAX_SHOWN]]:
+    runtimes, unreadable, unknown = found.runtimes, found.unreadable, found.unknown
+    for error in [*unreadable, *unknown[:MAX_SHOWN]]:
         print_error(describe(error))
-    if len(found.unknown) > MAX_SHOWN:
-        more = len(found.unknown) - MAX_SHOWN
+    if len(unknown) > MAX_SHOWN:
+        more = len(unknown) - MAX_SHOWN
         print_error(f"{pluralize(more, 'more runtime')} of unknown status or age")
-    shown = sort_runtimes(found.runtimes, sort)[:limit]
+    shown = sort_runtimes(runtimes, sort)[:limit]
     records = Records.of(output, output_format, RUNTIME_COLUMNS)
     if records is None:
         print_runtimes(output, shown)
     else:
         records.print_all(runtime_fields(workspace, runtime) for runtime in shown)
-    count = pluralize(len(found.runtimes), "runtime")
-    if len(shown) < len(found.runtimes):
+    count = pluralize(len(runtimes), "runtime")
+    if len(shown) < len(runtimes):
         print_info(f"{count}, {len(shown):,} shown")
     elif records is None and not output.write_failed:
         # On stderr, so that each line but the header is a runtime to a program that reads them.
         print_info(count)
-    has_errors = found.unreadable or found.unknown or found.is_doubtful or output.write_failed
+    has_errors = unreadable or unknown or found.is_doubtful or output.write_failed
     return FAILED if has_errors else 0

@@ -298,23 +298,26 @@ def _stop_found(
 ) -> int:
     """Find the runtimes of a shard, ask for confirmation outside the deadline, and stop them."""
     began = time.monotonic()
-    found = asyncio.run(finding).in_shard(shard)
-    targets = found.targets
+    found = asyncio.run(finding)
+    found.keep(shard)
+    targets = cast("_Targets", found)
     if deadline is not None:
         # Rounded, because errors show it.
         deadline = max(round(deadline - (time.monotonic() - began), 2), _MIN_DEADLINE)
-    if not targets:
+    if not found:
         place = f" in shard {shard}" if shard != WHOLE else ""
-        print_info(f"Nothing to stop: no runtime of {escape(found.workspace)}{place} matches")
+        print_info(
+            f"Nothing to stop: no runtime of {escape(found.listed.workspace_id)}{place} matches"
+        )
         if found.is_doubtful:
             return FAILED
         # Without its journal, an empty shard would seem to be missing.
-        return run(cast("_Targets", targets), deadline) if has_journal else 0
+        return run(targets, deadline) if has_journal else 0
     if asks and found.runtimes and not confirm(found):
         print_info("Nothing was stopped")
         return FAILED
     # The bulk stop rejects the runtimes that could not be parsed or may match.
-    return run(cast("_Targets", targets), deadline)
+    return run(targets, deadline)
 
 
 def _report(

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from bctrl_async import errors
 from bctrl_async.errors import MAY_MATCH, BctrlError, BctrlNetworkError
+from bctrl_async.filters import advise
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult, has_ended
 
@@ -205,7 +206,7 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
     return known(
         error.message,
         # That of the class is about the base URL.
-        advice="Stop it by its alias, or by a filter that it matches" if is_listed else None,
+        advice=advise(None) if is_listed else None,
         workspace_id=record.workspace_id or None,
         alias=record.alias if record.workspace_id else None,
         attempts=record.attempts,
