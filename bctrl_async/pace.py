@@ -174,7 +174,7 @@ class _FileStore(PaceStore):
         try:
             # A schedule need not survive a power failure, so nothing waits for the disk.
             connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(connection)
             connection.execute("CREATE TABLE IF NOT EXISTS pace (id INTEGER PRIMARY KEY, schedule)")
             self._file = connection, self._path.stat()
         except BaseException:
@@ -186,6 +186,21 @@ class _FileStore(PaceStore):
         if self._file is not None:
             self._file[0].close()
             self._file = None
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Set the journal mode, which the file keeps."""
+    # SQLite itself does not wait for another process that does the same.
+    until = time.monotonic() + _BUSY
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(0.001)
+        else:
+            return
 
 
 _encode = msgspec.json.Encoder().encode

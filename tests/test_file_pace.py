@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from helpers import BOUND
 
 from bctrl_async import BctrlConfigError
 from bctrl_async.pace import FilePace, Lease
@@ -110,6 +111,22 @@ class TestFile:
     async def test_nothing_remains_beside_it_when_all_have_closed_it(self, tmp_path: Path) -> None:
         await lease(FilePace(tmp_path / "pace", rate=200), "a")
         assert os.listdir(tmp_path) == ["pace"]  # noqa: PTH208 - only names.
+
+    async def test_processes_that_make_it_at_once_wait_for_each_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: all but one began with a warning that the database is locked."""
+        path = tmp_path / "pace"
+        # The last step of another process, as SQLite takes it.
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            monkeypatch.setattr("bctrl_async.pace._BUSY", 0.0)
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                await lease(FilePace(path, rate=200), "a")
+
+            monkeypatch.setattr("bctrl_async.pace._BUSY", BOUND)
+            monkeypatch.setattr("bctrl_async.pace.time.sleep", lambda _: other.execute("COMMIT"))
+            assert (await lease(FilePace(path, rate=200), "a")).members == 1
 
     async def test_a_schedule_that_cannot_be_read_is_an_error_and_keeps_no_lock(
         self, tmp_path: Path
