@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 from fakeredis import FakeAsyncRedis
+from helpers import BOUND
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoPermissionError
 from redis_server import SERVERS, RedisServer, redis_server
@@ -29,11 +30,20 @@ needs_server = pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey 
 each_server = pytest.mark.parametrize("program", SERVERS, ids=os.path.basename)
 
 
+CLOSED = 60.0
+"""Seconds after which the slots of a first lease begin: members and keys stay for longer."""
+
+
+@pytest.fixture(autouse=True)
+def _no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bctrl_async.redis._TIMEOUT", BOUND)
+
+
 async def lease(pace: RedisPace) -> Lease:
     """Return the second lease of a store, which the script's cache has already."""
     store = pace.open()
     try:
-        await store.lease("a", 1, 0.0)
+        await store.lease("a", 1, CLOSED)
         return await store.lease("b", 100, 0.0)
     finally:
         await store.close()
@@ -149,8 +159,9 @@ class TestClients:
     async def test_a_client_that_decodes_its_answers_is_accepted(self) -> None:
         async with FakeAsyncRedis(decode_responses=True) as client:
             leased = await lease(RedisPace(client, rate=200))
-        assert (leased.slots, leased.closed_for, leased.members) == (5, 0.0, 2)
-        assert type(leased.delay) is float
+        assert (leased.slots, leased.members) == (5, 2)
+        assert type(leased.delay) is type(leased.closed_for) is float
+        assert 0.0 < leased.closed_for <= leased.delay
 
     async def test_a_store_that_never_connected_can_be_closed(self) -> None:
         await RedisPace("redis://localhost", rate=200).open().close()
@@ -186,7 +197,7 @@ class TestClients:
     ) -> None:
         with redis_server(program) as server:
             store = RedisPace(server.url, rate=200).open()
-            await store.lease("a", 1, 0.0)
+            await store.lease("a", 1, CLOSED)
             async with Redis.from_url(server.url) as admin:
                 await admin.client_kill_filter(skipme=True)
                 while len(await admin.client_list()) > 1:
