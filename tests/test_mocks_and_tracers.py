@@ -13,7 +13,7 @@ import aioresponses
 import pytest
 import vcr  # type: ignore[import-untyped]
 import wrapt
-from helpers import Connect
+from helpers import Connect, port_kept
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -99,12 +99,13 @@ async def test_vcr_records_and_replays_a_stop(
     assert ways.taken == (0, 1)
     await emulator.close()
 
-    async with one_session(connect, opened=opened) as session:
-        with cassette(path, record_mode="none"):
-            assert await session.stop_runtime("ws-1", "crm") == recorded
-        assert ways.taken == (0, 1)
-        with pytest.raises(BctrlNetworkError, match="no connection"):
-            await session.stop_runtime("ws-1", "crm")
+    with port_kept(emulator.url):
+        async with one_session(connect, opened=opened) as session:
+            with cassette(path, record_mode="none"):
+                assert await session.stop_runtime("ws-1", "crm") == recorded
+            assert ways.taken == (0, 1)
+            with pytest.raises(BctrlNetworkError, match="no connection"):
+                await session.stop_runtime("ws-1", "crm")
 
 
 def replace(monkeypatch: pytest.MonkeyPatch, name: str, seen: list[str]) -> None:

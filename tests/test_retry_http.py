@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from helpers import wait_for_requests
+from helpers import Connect, pass_time, port_kept, unused_url, wait_for_requests
 from servers import answering, http_answer, raw_server
+from yarl import URL
 
 from bctrl_async import (
     BctrlApiError,
@@ -26,6 +27,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.observer import AttemptObserver, Observer, StopObserver
 from bctrl_async.outcomes import result_of
 
 GOOD = http_answer(
@@ -180,14 +182,13 @@ async def test_only_the_chosen_statuses_are_retried(
         await session.stop_runtime("ws-1", "crm", retry=RetryPolicy(statuses=frozenset({503})))
 
 
-async def test_nothing_is_sent_on_a_refused_connection(emulator: Emulator) -> None:
+async def test_nothing_is_sent_on_a_refused_connection() -> None:
     """Fault: connection errors leak as the HTTP library's own exceptions (the vendor's SDK)."""
-    await emulator.close()
-    async with BctrlSession(
-        "k", base_url=emulator.url, retry=RetryPolicy(attempts=3, base=0.001)
-    ) as session:
-        with pytest.raises(BctrlNetworkError, match="no connection") as caught:
-            await session.stop_runtime("ws-1", "crm")
+    retry = RetryPolicy(attempts=3, base=0.001)
+    with unused_url() as url:
+        async with BctrlSession("k", base_url=url, retry=retry) as session:
+            with pytest.raises(BctrlNetworkError, match="no connection") as caught:
+                await session.stop_runtime("ws-1", "crm")
     assert (caught.value.attempts, caught.value.may_have_stopped) == (3, False)
 
 
@@ -205,10 +206,13 @@ async def test_a_timeout_error_says_that_the_runtime_may_have_stopped(
 ) -> None:
     """Fault: timeouts leak as the HTTP library's own exception (the vendor's SDK)."""
     emulator.inject(Fault.HANG, Fault.HANG)
+    retry = RetryPolicy(attempts=2, base=0.001)
+    stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm", retry=retry))
+    for attempt in (1, 2):
+        await wait_for_requests(emulator, attempt)
+        pass_time(60)
     with pytest.raises(TimeoutError) as caught:
-        await session.stop_runtime(
-            "ws-1", "crm", timeout=0.05, retry=RetryPolicy(attempts=2, base=0.001)
-        )
+        await stopping
     assert isinstance(caught.value, BctrlTimeoutError)
     assert (caught.value.attempts, caught.value.may_have_stopped) == (2, True)
 
@@ -235,12 +239,36 @@ async def test_nothing_is_sent_if_connecting_times_out() -> None:
     assert caught.value.may_have_stopped is False
 
 
+class Watch(Observer, StopObserver, AttemptObserver):  # type: ignore[misc]
+    """An observer of one stop that waits for the start of the response."""
+
+    def __init__(self) -> None:
+        self.has_status = asyncio.Event()
+
+    def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
+        del workspace_id, alias
+        return self
+
+    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
+        del number, method, url
+        return self
+
+    def answered(self, status: int) -> None:
+        del status
+        self.has_status.set()
+
+
 async def test_a_body_that_drips_too_slowly_is_a_timeout_with_status_200(
-    emulator: Emulator, session: BctrlSession
+    emulator: Emulator, connect: Connect
 ) -> None:
     emulator.inject(Fault.SLOW_DRIP)
-    with pytest.raises(BctrlTimeoutError) as caught:
-        await session.stop_runtime("ws-1", "crm", timeout=0.2)
+    watch = Watch()
+    async with connect(observer=watch) as session:
+        stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await watch.has_status.wait()
+        pass_time(60)
+        with pytest.raises(BctrlTimeoutError) as caught:
+            await stopping
     assert (caught.value.status, caught.value.attempts) == (200, 1)
     assert caught.value.may_have_stopped
 
@@ -297,7 +325,7 @@ async def test_every_fault_ends_in_a_runtime_or_a_bctrl_error(
 
 
 async def test_a_throttled_stop_is_not_sent_if_its_next_connection_fails() -> None:
-    emulator = Emulator(port=0)
+    emulator = Emulator(port=0, retry_after="30")
     emulator.add_runtime("ws-1", "crm")
     emulator.inject(Fault.RATE_LIMITED)
     async with emulator:
@@ -306,8 +334,12 @@ async def test_a_throttled_stop_is_not_sent_if_its_next_connection_fails() -> No
             session.stop_runtime("ws-1", "crm", retry=RetryPolicy(attempts=1))
         )
         await wait_for_requests(emulator, 1)
-    with pytest.raises(BctrlError) as caught:
-        await stopping
+        while not session.stats.waiting:
+            await asyncio.sleep(0)
+    with port_kept(emulator.url):
+        pass_time(30)
+        with pytest.raises(BctrlError) as caught:
+            await stopping
     await session.close()
 
     assert caught.value.status == 429
