@@ -16,7 +16,7 @@ from bctrl_async.emulator import Emulator
 def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     now = datetime.now(UTC)
     for alias, kind, status, age in (
-        ("new", "browser", "active", timedelta(seconds=-5)),
+        ("new", "browser", "active", timedelta(hours=-1)),
         ("old", "desktop", "active", timedelta(days=3, hours=4, seconds=30)),
         ("mid", "browser", "stopped", timedelta(hours=2, minutes=5, seconds=30)),
     ):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import KEY
-from helpers import Command
+from helpers import BOUND, Command
 from test_cli import finish, start, write
 from tls import forward_proxy, over_tls
 from warm_server import program
@@ -620,8 +620,8 @@ class TestKey:
         code: str,
         said: str,
     ) -> None:
-        # Long enough for the others to start.
-        monkeypatch.setattr(_api_key, "_COMMAND_TIMEOUT", 2.0)
+        # The one that sleeps has a second to print before.
+        monkeypatch.setattr(_api_key, "_COMMAND_TIMEOUT", 1.0 if "sleep" in code else BOUND)
         config.write(f'[profiles.x]\napi_key_command = ["{sys.executable}", "-c", "{code}"]\n')
         exit_code, out, err = await command("list", "--profile", "x", "ws")
         assert exit_code == 2

@@ -23,7 +23,7 @@ from bctrl_async import (
     BctrlResponseError,
     BctrlSession,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 KEY = "emulator-key"
 
@@ -125,7 +125,8 @@ async def test_use_after_a_fork_is_an_error_and_does_not_disturb_the_parent(
 async def test_close_ends_waiting_calls_and_requests_in_flight(
     emulator: Emulator, connect: Connect
 ) -> None:
-    emulator.inject(Fault.UNAVAILABLE, alias="crm")  # waits for its Retry-After
+    # Waits for its Retry-After.
+    emulator.inject(Reply(503, headers={"Retry-After": "30"}), alias="crm")
     emulator.add_runtime("ws-1", "mail")
     emulator.inject(Fault.HANG, alias="mail")  # stays in flight
     session = connect(max_connections=2)

@@ -234,7 +234,9 @@ class TestThrottling:
         report = await session.stop_runtimes(targets)
 
         assert (report.ok, report.throttled) == (True, 8)
-        assert len(lines(caplog, logging.WARNING)) == 1
+        # On a busy machine, the throttling may have ended as well.
+        events = [record["bctrl.event"] for record in fields(caplog)]
+        assert events.count("throttled") == 1
         assert len(lines(caplog, logging.INFO)) == 8
 
     async def test_the_rate_of_the_session_is_not_logged_as_throttling(
