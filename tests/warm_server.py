@@ -114,7 +114,9 @@ class _Server:
                 os.close(descriptor)
             self._clients[pid] = client
             self._selector.register(client, selectors.EVENT_READ, pid)
-            client.sendall(pid.to_bytes(8, "big"))
+            # The client may have been killed: its end is seen by the selector.
+            with suppress(OSError):
+                client.sendall(pid.to_bytes(8, "big"))
             return None
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
