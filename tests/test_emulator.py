@@ -65,7 +65,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 async def client(emulator: Emulator) -> AsyncIterator[aiohttp.ClientSession]:
-    timeout = aiohttp.ClientTimeout(total=10)
+    timeout = aiohttp.ClientTimeout(total=BOUND)
     async with aiohttp.ClientSession(emulator.url, headers=KEY, timeout=timeout) as client:
         yield client
 
