@@ -61,7 +61,7 @@ async def test_a_stop_that_gives_up_in_time_is_answered_with_a_problem(
 ) -> None:
     (tmp_path / "app.py").write_text(APP, "utf-8")
     async with uvicorn(hanging, folder=tmp_path) as server:
-        answer = await stop_and_end(server, hanging, "/stop/crm?timeout=1")
+        answer = await stop_and_end(server, hanging, "/stop/crm?timeout=3")
     assert answer.status_code == 504
     assert answer.json()["type"] == "urn:bctrl-async:problem:timeout"
     assert answer.json()["mayHaveStopped"] is True
@@ -77,7 +77,7 @@ async def test_a_stop_of_the_example_is_answered_with_a_problem(
     app = (folder / "app.py").read_text("utf-8")
     assert "ATTEMPT = 8.0\n" in app
     assert "--timeout-graceful-shutdown 20\n" in app
-    (folder / "app.py").write_text(app.replace("ATTEMPT = 8.0", "ATTEMPT = 0.5"), "utf-8")
+    (folder / "app.py").write_text(app.replace("ATTEMPT = 8.0", "ATTEMPT = 1.5"), "utf-8")
     async with uvicorn(hanging, folder=folder) as server:
         answer = await stop_and_end(server, hanging, "/workspaces/ws-1/runtimes/crm/stop")
     assert answer.status_code == 504
@@ -88,7 +88,7 @@ async def test_a_stop_of_the_example_is_answered_with_a_problem(
     ("faults", "lost"),
     [
         ([Fault.HANG], 2),
-        ([Reply(429, code="rate_limited", headers={"Retry-After": "1"}), *[Fault.HANG] * 2], 0),
+        ([Reply(429, code="rate_limited", headers={"Retry-After": "2"}), *[Fault.HANG] * 2], 0),
     ],
     ids=["a look-up after a conflict", "attempts after throttling"],
 )
@@ -98,11 +98,11 @@ async def test_a_stop_of_the_example_is_over_before_the_shutdown(
     """Fault: waits and look-ups are no attempts, and the client got a bare 500 all the same."""
     folder = Path(shutil.copytree(EXAMPLE, tmp_path / "example"))
     app = (folder / "app.py").read_text("utf-8")
-    for name, seconds, short in (("ATTEMPT", 8.0, 1.2), ("LIMIT", 18.0, 1.8)):
+    for name, seconds, short in (("ATTEMPT", 8.0, 2.4), ("LIMIT", 18.0, 3.6)):
         assert f"{name} = {seconds}\n" in app
         app = app.replace(f"{name} = {seconds}\n", f"{name} = {short}\n")
     (folder / "app.py").write_text(app, "utf-8")
-    grace = ("--timeout-graceful-shutdown", "3")
+    grace = ("--timeout-graceful-shutdown", "6")
     async with Emulator(port=0, api_key=KEY) as api, uvicorn(api, *grace, folder=folder) as server:
         api.add_runtime("ws-1", "crm")
         api.inject(*faults)
