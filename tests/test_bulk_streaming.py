@@ -28,6 +28,13 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 
 
+async def wait_for_outcomes(batch: StopBatch, count: int) -> None:
+    """Wait until a bulk stop has this many outcomes, which need not be read."""
+    async with asyncio.timeout(BOUND):
+        while batch.counts.total() < count:
+            await asyncio.sleep(0)
+
+
 class TestStreamed:
     async def test_outcomes_are_yielded_as_soon_as_they_are_known(
         self, emulator: Emulator, session: BctrlSession
@@ -158,8 +165,7 @@ class TestBackpressure:
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         async with session.stop_runtimes(add_runtimes(emulator, 100)) as batch:
-            await wait_for_requests(emulator, 100)
-            await asyncio.sleep(0.05)
+            await wait_for_outcomes(batch, 100)
         async with asyncio.timeout(BOUND):
             assert [outcome async for outcome in batch] == []
         assert batch.report.ok
@@ -184,7 +190,7 @@ class TestBackpressure:
         async with session.stop_runtimes(
             iter(add_runtimes(emulator, 300)), concurrency=10
         ) as batch:
-            await wait_for_requests(emulator, 110)
+            await wait_for_outcomes(batch, 110)
             await asyncio.sleep(0.05)
         assert batch.report.counts[STOPPED] == batch.read == 110
         assert_conserved(batch, emulator)
