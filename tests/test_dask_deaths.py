@@ -26,6 +26,7 @@ import bctrl_async.dask._dispatcher
 from bctrl_async import BctrlSession, StopOutcome, StopReport, StopResult
 from bctrl_async.dask import stop_runtimes
 from bctrl_async.dask._dispatcher import Dispatcher
+from bctrl_async.dask._distributed import Cluster
 from bctrl_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.usefixtures("emulator_environment")
@@ -81,11 +82,15 @@ class TestWorkers:
     ) -> None:
         targets = add_runtimes(emulator, 20)
         emulator.inject(Fault.HANG, workspace_id="ws-1", alias="r0")
+        outcomes: list[StopOutcome] = []
 
         async with small_cluster(1) as cluster:
-            running = asyncio.create_task(stop_runtimes(cluster.client, iter(targets)))
-            await wait_for_requests(emulator, 20)
-            await asyncio.sleep(0.1)
+            running = asyncio.create_task(
+                stop_runtimes(cluster.client, iter(targets), on_outcome=outcomes.append)
+            )
+            async with asyncio.timeout(BOUND):
+                while len(outcomes) < 19:
+                    await asyncio.sleep(0.01)
             await cluster.add_worker()
             await cluster.workers[0].close()
             report = await asyncio.wait_for(running, BOUND)
@@ -297,8 +302,15 @@ class TestSchedulers:
         self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Fault: a scheduler that hangs holds the run for ever."""
-        monkeypatch.setattr(bctrl_async.dask._dispatcher, "_SCHEDULER_PATIENCE", 0.3)
         monkeypatch.setattr(bctrl_async.dask._dispatcher, "_POLL", 0.01)
+        asked = asyncio.Event()
+        count_workers = Cluster.count_workers
+
+        async def count(self: Cluster) -> int:
+            asked.set()
+            return await count_workers(self)
+
+        monkeypatch.setattr(Cluster, "count_workers", count)
         targets = add_runtimes(emulator, 100)
         for target in targets:
             emulator.poison(*target, Fault.HANG)
@@ -309,6 +321,10 @@ class TestSchedulers:
                     stop_runtimes(cluster.client, iter(targets), chunk_size=10, concurrency=2)
                 )
                 await wait_for_requests(emulator, 2)
+                # Only now, as a busy scheduler may need longer to begin.
+                monkeypatch.setattr(bctrl_async.dask._dispatcher, "_SCHEDULER_PATIENCE", 0.3)
+                asked.clear()
+                await asked.wait()
                 process.send_signal(signal.SIGSTOP)
                 try:
                     report = await asyncio.wait_for(running, BOUND)
