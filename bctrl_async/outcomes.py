@@ -12,7 +12,6 @@ from typing import Annotated, Self
 import msgspec
 from msgspec.structs import asdict
 
-from bctrl_async import errors
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlConfigError,
@@ -66,7 +65,8 @@ class RuntimeState(StrEnum):
     """The server said so: `stopped`, `already_stopped`, or `accepted` and then `failed` or gone;
     with `missing_ok`, also `not_found`."""
     STILL_RUNNING = "still_running"
-    """The server said so: its last status is `active`."""
+    """The server said so: its last status is `active`, in the answer, in a poll, or in the list of
+    `stop_workspace`."""
     UNCONFIRMED = "unconfirmed"
     """The server said neither, or does not know the runtime (`not_found` without `missing_ok`)."""
     INVALID = "invalid"
@@ -107,12 +107,9 @@ def may_run(outcome: StopOutcome) -> bool:
     """Return True if the server said of the runtime that it runs, or may run.
 
     So it did if it accepted the stop: that of a runtime that does not run is a conflict. A stop
-    that is `unknown`, `rejected` or `not_sent` says nothing of the runtime by itself.
+    that is `unknown`, `rejected` or `not_sent` says nothing of the runtime by itself, but a list or
+    a poll may have described it.
     """
-    match outcome.error:
-        # Without an HTTP status, it is not the server's.
-        case BctrlError(status=None, reason_class=errors.MAY_MATCH):
-            return True
     if is_only_accepted(outcome):
         return True
     return outcome.runtime is not None and not outcome.runtime.status.is_final
@@ -133,7 +130,8 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         index: The target's position in the input, from 0.
         target: The runtime to stop.
         result: The result.
-        runtime: The runtime as last described by the server, or None.
+        runtime: The runtime as last described by the server, in the answer, in a poll, or in the
+            list of `stop_workspace`; None if it was not.
         error: The error that explains the result, or None.
         attempts: The number of stop requests started; polls are not counted.
         elapsed: Seconds from reading the target to this outcome.

@@ -2103,7 +2103,7 @@ async def test_all_rejects_active_runtimes_whose_age_cannot_be_read(
         f"its age cannot be read: {created_at!r} is not an ISO 8601 date and time with a UTC "
         "offset. Stop it by its alias, or leave out --older-than to include it"
     ) in out
-    assert out.splitlines()[-1].startswith("0 of 1 no longer running, 1 unconfirmed")
+    assert out.splitlines()[-1].startswith("0 of 1 no longer running, 1 still running")
     assert (code, stopped_in(emulator)) == (1, set())
 
     code, out, _ = await command("report", journal)

@@ -22,7 +22,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async.emulator import Emulator
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.journal._format import Mark, entry_line, header_line, mark_line
 
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
@@ -283,6 +283,26 @@ async def test_one_that_ran_after_it_was_stopped_says_what_to_do(
     assert code == 1
 
 
+@pytest.mark.parametrize("reply", [Reply(403), Fault.BAD_GATEWAY])
+async def test_one_that_a_later_run_lists_as_active_and_cannot_stop_still_runs(
+    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, reply: Fault | Reply
+) -> None:
+    """Fault: that run ended with 1, and the report of both nights with 0."""
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+    emulator.add_runtime("ws", "a")
+    stop = ("stop", "ws", "--all", "--yes", "--no-verify", "--attempts", "1", "--journal")
+    assert (await command(*stop, "1.jsonl"))[0] == 0
+
+    emulator.runtimes["ws", "a"]["status"] = "active"
+    emulator.inject(reply)
+    assert (await command(*stop, "2.jsonl"))[0] == 1
+    for journals in (["1.jsonl", "2.jsonl"], ["2.jsonl", "1.jsonl"]):
+        code, out, _ = await command("report", *journals, "--from", targets("a"))
+        assert out.splitlines()[-1].startswith("0 of 1 no longer running, 1 still running")
+        assert code == 1
+
+
 async def test_one_that_a_later_run_lists_with_an_unknown_status_is_unconfirmed(
     command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,8 +321,7 @@ async def test_one_that_a_later_run_lists_with_an_unknown_status_is_unconfirmed(
         line, summary = out.splitlines()
         assert line.split()[:3] == ["ws", "a", "rejected"]
         assert line.endswith(
-            "the status 'starting' is unknown to this version. Stop it by its alias, or by a "
-            "filter that it matches"
+            "the status 'starting' is unknown to this version. Stop it by its alias"
         )
         assert summary.startswith("0 of 1 no longer running, 1 unconfirmed after ")
         assert code == 1

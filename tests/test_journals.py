@@ -283,7 +283,9 @@ class TestTwoJournals:
 
     def test_one_that_is_listed_later_with_an_unknown_status_is_a_failure(self) -> None:
         """Fault: it was stopped by an earlier run, and the report was good."""
-        later = outcome(result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS)
+        later = outcome(
+            result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS, runtime=runtime("starting")
+        )
         assert merge(outcome(after=1), later).at == later.at
 
         report = read_journals(["0.jsonl", "1.jsonl"])
@@ -326,7 +328,9 @@ class TestTwoJournals:
     def test_one_that_another_run_may_have_sent_again_and_died_is_a_failure(self) -> None:
         """Fault: with the doubt of that run, the unknown status was forgotten."""
         write("1", outcome(after=1))
-        listed = outcome(result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS)
+        listed = outcome(
+            result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS, runtime=runtime("starting")
+        )
         died = write("2", listed, complete=False)
         with died.open("ab") as file:
             file.write(mark_line(BegunMark(listed.at)))
@@ -340,7 +344,9 @@ class TestTwoJournals:
         self, result: StopResult
     ) -> None:
         """Fault: the report of the journal was good, and a resumed run did not send it again."""
-        listed = outcome(result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS)
+        listed = outcome(
+            result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS, runtime=runtime("starting")
+        )
         path = write("1", outcome(result=result, after=1), listed)
 
         content = read_journal(path)

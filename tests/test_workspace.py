@@ -23,10 +23,11 @@ from bctrl_async import (
     RetryPolicy,
     Runtime,
     RuntimeFilter,
+    RuntimeState,
     StopOutcome,
     StopResult,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 
@@ -296,6 +297,75 @@ class TestUnknownAge:
             by_alias += ", or select it without older_than"
         assert advice == [by_alias] * is_doubtful
         assert "table" not in aliases_stopped(workspace)
+
+
+class TestListedRuntime:
+    @pytest.mark.parametrize(
+        ("reply", "verify", "result"),
+        [
+            (Reply(403), False, StopResult.REJECTED),
+            (Fault.SERVER_ERROR, False, UNKNOWN),
+            (Fault.SERVER_ERROR, True, UNKNOWN),
+        ],
+    )
+    async def test_a_failed_stop_leaves_the_runtime_as_listed(
+        self,
+        workspace: Emulator,
+        connect: Connect,
+        reply: Fault | Reply,
+        *,
+        verify: bool,
+        result: StopResult,
+    ) -> None:
+        """Fault: the list said that it is active, and the report that nothing is known of it."""
+        workspace.inject(reply, alias="crm")
+        if verify:
+            workspace.inject(Reply(403), alias="crm", method="GET")
+        async with connect(retry=RetryPolicy(attempts=1)) as session:
+            listed = {runtime.alias: runtime for runtime in await session.list_runtimes("ws-1")}
+            report = await session.stop_workspace("ws-1", verify=verify)
+
+        [failure] = report.failures
+        assert (failure.result, failure.runtime) == (result, listed["crm"])
+        assert report.states == {RuntimeState.NOT_RUNNING: 2, RuntimeState.STILL_RUNNING: 1}
+
+    @pytest.mark.usefixtures("workspace")
+    async def test_a_stop_that_was_not_sent_leaves_the_runtime_as_listed(
+        self, session: BctrlSession
+    ) -> None:
+        def stop_reading(_: StopOutcome) -> None:
+            batch.stop_reading()
+
+        batch = session.stop_workspace("ws-1", concurrency=1, on_outcome=stop_reading)
+        report = await batch
+
+        assert report.states == {RuntimeState.NOT_RUNNING: 1, RuntimeState.STILL_RUNNING: 2}
+        assert [failure.result for failure in report.failures] == [NOT_SENT] * 2
+
+    async def test_an_answer_says_more_than_the_list(
+        self, workspace: Emulator, connect: Connect
+    ) -> None:
+        workspace.inject(Reply(200, json={}), alias="crm")
+        workspace.inject(Reply(404, code="runtime.not_found"), alias="table")
+        async with connect(retry=RetryPolicy(attempts=1)) as session:
+            report = await session.stop_workspace("ws-1", where=lambda _: True)
+
+        assert report.counts == {
+            STOPPED: 1,
+            StopResult.ACCEPTED: 1,
+            StopResult.NOT_FOUND: 1,
+            StopResult.ALREADY_STOPPED: 2,
+        }
+        assert report.states == {RuntimeState.NOT_RUNNING: 3, RuntimeState.UNCONFIRMED: 2}
+
+    async def test_a_list_says_nothing_of_a_runtime_that_had_stopped(
+        self, workspace: Emulator, connect: Connect
+    ) -> None:
+        workspace.inject(Reply(403), alias="done")
+        async with connect() as session:
+            report = await session.stop_workspace("ws-1", where=lambda each: each.alias == "done")
+        [failure] = report.failures
+        assert failure.runtime is None
 
 
 @pytest.mark.usefixtures("workspace")

@@ -295,9 +295,8 @@ class Run:
 
     def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
         error = error.with_traceback(None)
-        return self.ledger.record(
-            outcome_of(target, error, index=index, result=StopResult.REJECTED)
-        )
+        rejected = outcome_of(target, error, index=index, result=StopResult.REJECTED)
+        return self.ledger.record(self.source.with_listed(rejected))
 
     async def _stop_target(
         self, worker: Worker, index: int, target: RuntimeRef, call: Call[Runtime], began: float
@@ -316,13 +315,26 @@ class Run:
             finally:
                 # Also in a loop that is closed, where no task can be cancelled.
                 aborted = call.aborted(self._ending.reason.summary)
-                self.ledger.record(_outcome(index, target, call, began, aborted), observer)
+                self.ledger.record(self._outcome(index, target, call, began, aborted), observer)
             raise
-        outcome = _outcome(index, target, call, began, ended)
+        outcome = self._outcome(index, target, call, began, ended)
         if self._verifier is None:
             return self.ledger.record(outcome, observer)
         pending = Pending(outcome, call.policy, began, observer)
         return await self._verify_or_record(worker, pending)
+
+    def _outcome(
+        self,
+        index: int,
+        target: RuntimeRef,
+        call: Call[Runtime],
+        began: float,
+        ended: Runtime | BctrlError,
+    ) -> StopOutcome:
+        elapsed = time.monotonic() - began
+        return self.source.with_listed(
+            outcome_of(target, ended, index=index, attempts=call.attempts, elapsed=elapsed)
+        )
 
     async def _verify_or_record(self, worker: Worker, pending: Pending) -> StopOutcome | None:
         """Record an outcome, or leave it to a poller if it must be verified first.
@@ -347,14 +359,3 @@ class Run:
         for waits in self._deliveries(await verifier.verify(poller, pending)):
             with poller.scope(CancelLevel.DELIVERY):
                 await waits
-
-
-def _outcome(
-    index: int,
-    target: RuntimeRef,
-    call: Call[Runtime],
-    began: float,
-    ended: Runtime | BctrlError,
-) -> StopOutcome:
-    elapsed = time.monotonic() - began
-    return outcome_of(target, ended, index=index, attempts=call.attempts, elapsed=elapsed)

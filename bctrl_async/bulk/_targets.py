@@ -20,12 +20,15 @@ from contextlib import suppress
 from typing import cast
 from uuid import UUID
 
+from msgspec.structs import replace
+
 from bctrl_async import _config
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async._http.request import plain_text
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
 from bctrl_async.filters import FoundTargets, ListedRuntimes
 from bctrl_async.models import RuntimeRef
+from bctrl_async.outcomes import StopOutcome
 
 Target = RuntimeRef | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
@@ -112,6 +115,12 @@ class Input:
     def is_running(self, target: RuntimeRef) -> bool:
         """Return True if the input is a list that says that a target may run."""
         return self.listed is not None and self.listed.may_run(target)
+
+    def with_listed(self, outcome: StopOutcome) -> StopOutcome:
+        """Return an outcome with the runtime as listed, if nothing later is known of it."""
+        if self.listed is None or outcome.result.settled:
+            return outcome
+        return replace(outcome, runtime=self.listed.running(outcome.target))
 
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""

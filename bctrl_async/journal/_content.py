@@ -399,8 +399,6 @@ def _in_doubt(outcome: StopOutcome) -> StopOutcome:
         workspace_id=outcome.target.workspace_id,
         alias=outcome.target.alias,
         may_have_stopped=True,
-        # What a list said of its runtime still holds.
-        reason_class=None if outcome.error is None else outcome.error.reason_class,
     )
     return replace(outcome, result=StopResult.UNKNOWN, error=error)
 

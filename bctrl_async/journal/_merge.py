@@ -156,11 +156,11 @@ def merge_journals(
     `accepted`, else `not_found`, else any other. Of several of these the first by time is kept, but
     the last if the target is to be sent again. But what is older than the last one that says that
     the runtime runs or may run does not count: it may have been started again. That says a status
-    that is not final, or is unknown to this version, and `accepted`, since a stop of a runtime that
-    does not run is not accepted. Any other failure says nothing of the runtime.
+    that is not final, in an answer, a poll or a list, and `accepted`, since a stop of a runtime
+    that does not run is not accepted. Any other failure says nothing of the runtime.
 
-    An outcome has an `error` unless its runtime is stopped, as far as the journal has it, and a
-    `runtime` if it is `accepted` or `unknown` and the server described it.
+    An outcome whose runtime is not stopped has an `error`, as far as the journal has it, and a
+    `runtime`, if the server described it.
 
     A warning is logged if the journals were begun more than a day apart.
 
@@ -348,7 +348,7 @@ def _still_runs(outcome: StopOutcome) -> bool:
 
 def _with_running_error(outcome: JournalOutcome) -> JournalOutcome:
     if outcome.result is StopResult.REJECTED:
-        # Its own error says how to stop it.
+        # Its own error says why it was not stopped.
         return outcome
     error = BctrlError(
         f"it {'still ran' if _still_runs(outcome) else 'may have run'} after another journal has "
