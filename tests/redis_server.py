@@ -41,9 +41,12 @@ class RedisServer:
         self._program = program
         self._folder = folder
         self._options = options
-        self.port = free_port()
-        if not self._start():
-            raise RuntimeError(self._log)
+        # A cluster also needs the port 10,000 above, which a client may have.
+        for _ in range(20):
+            self.port = free_port()
+            if self._start():
+                return
+        raise RuntimeError(self._log)
 
     @property
     def url(self) -> str:
