@@ -38,7 +38,17 @@ from bctrl_async import (
     __version__,
     cli,
 )
-from bctrl_async.cli import _app, _demo, _emulator, _find, _options, _output, _progress, _run
+from bctrl_async.cli import (
+    _app,
+    _demo,
+    _emulator,
+    _find,
+    _options,
+    _output,
+    _progress,
+    _run,
+    _targets,
+)
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal, read_journal
 
@@ -120,6 +130,10 @@ async def begin_to_end(process: Process, signal_: signal.Signals = signal.SIGINT
     """Send a first signal and return the progress line that follows."""
     process.send_signal(signal_)
     return await wait_for_line(process.stderr, NOTICE)
+
+
+def fill(file: Path, text: str) -> None:
+    file.write_text(text)
 
 
 def write(process: Process, text: str) -> None:
@@ -982,6 +996,34 @@ async def test_an_input_that_fails_later_exits_with_1(
     )
     assert code == 1
     assert not emulator.requests
+
+
+async def test_a_list_that_changes_while_it_is_stopped_exits_with_1(
+    emulator: HoldingEmulator, targets: Path, tmp_path: Path
+) -> None:
+    """Fault: a list that was written anew was complete, and a part of a row was stopped."""
+    journal = tmp_path / "run.jsonl"
+    # The row of `bc` continues in the next chunk.
+    begin = "ws,a\n#".ljust(_targets._CHUNK - len("\nws,b"), "x") + "\nws,b"
+    fill(targets, f"{begin}c\n")
+    emulator.held.add("a")
+    options = ("--journal", journal, "--concurrency", "1")
+    process = await start(*program(), "stop", *options, "--from", targets)
+    await until(lambda: emulator.status("ws", "a") == "stopped")
+    fill(targets, begin)
+    emulator.held.clear()
+    code, out, err = await finish(process)
+    assert err == (
+        "bctrl-async: error: cannot read all targets: the file has changed since the run began\n"
+    )
+    assert without_times(out) == (
+        "1 of 1 no longer running after 0.0 s: 1 stopped; the input was not read to its end\n"
+    )
+    assert code == 1
+    content = read_journal(journal)
+    assert content is not None
+    assert not content.is_complete
+    assert [request.alias for request in emulator.stops] == ["a"]
 
 
 # Journal

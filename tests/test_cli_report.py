@@ -371,6 +371,35 @@ async def test_the_list_may_come_from_stdin(
     assert out.splitlines()[-1].startswith("1 of 2 no longer running after ")
 
 
+@pytest.mark.parametrize("command_line", ["report 1.jsonl", "stop --dry-run"])
+async def test_a_list_that_cannot_be_read_to_its_end_exits_with_1(
+    command: Command, monkeypatch: pytest.MonkeyPatch, command_line: str
+) -> None:
+    """Fault: a read error of stdin was reported as one of stdout."""
+    journal("1.jsonl", outcome("a"))
+    with FileIO(targets("a"), "w") as write_only:
+        monkeypatch.setattr("sys.stdin", write_only)
+        code, out, err = await command(*command_line.split(), "--from", "-")
+    assert (code, out) == (1, "")
+    assert err == "bctrl-async: error: cannot read all targets: Bad file descriptor\n"
+
+
+@pytest.mark.parametrize("command_line", ["report 1.jsonl", "stop --dry-run"])
+async def test_a_list_that_changes_while_it_is_read_exits_with_1(
+    command: Command, monkeypatch: pytest.MonkeyPatch, command_line: str
+) -> None:
+    journal("1.jsonl", outcome("a"))
+    path = Path(targets("a", "b"))
+    # After it was counted.
+    check_length = "bctrl_async.cli._targets._Preview.check_length"
+    monkeypatch.setattr(check_length, lambda *_: path.write_text(""))
+    code, out, err = await command(*command_line.split(), "--from", path)
+    assert (code, out) == (1, "")
+    assert err == (
+        "bctrl-async: error: cannot read all targets: the file has changed since the run began\n"
+    )
+
+
 async def test_an_empty_list_is_an_error_unless_allowed(command: Command) -> None:
     path = journal("1.jsonl")
     args = ("report", path, "--from", targets())

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -430,6 +430,89 @@ def test_a_bad_line_among_the_first_hundred_targets_is_an_error(tmp_path: Path) 
         read(file)
     file.write_text("ws,a\n" * 100 + "nonsense\n")
     assert plain(read(file))[100:] == ["'nonsense' on line 101"]
+
+
+CHANGED = "the file has changed since the run began"
+
+
+def padded(first: str, last: str) -> str:
+    """Return a list whose last row ends in the second chunk."""
+    return f"{first}\n#".ljust(_targets._CHUNK - len(last), "x") + f"\n{last}\n"
+
+
+def _empty(file: Path) -> None:
+    file.write_text("")
+
+
+def _append(file: Path) -> None:
+    with file.open("a") as opened:
+        opened.write("ws,c\n")
+
+
+def _replace(file: Path) -> None:
+    new = file.with_name("new")
+    new.write_bytes(file.read_bytes())
+    status = file.stat()
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+    new.replace(file)
+
+
+def _touch(file: Path) -> None:
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
+
+
+@pytest.mark.parametrize("change", [_empty, _append, _replace, _touch])
+def test_a_file_that_changes_between_counting_and_reading_raises_an_os_error(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    file = tmp_path / "targets"
+    file.write_text("ws,a\nws,b\n")
+    found = iter(read(file))
+    change(file)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its errno is None.
+        next(found)
+    assert caught.value.strerror == CHANGED
+
+
+def test_a_row_of_which_only_a_part_was_read_before_a_change_is_not_a_target(
+    tmp_path: Path,
+) -> None:
+    """Fault: a file that was cut off within a row was read to its end, with a part of the row."""
+    file = tmp_path / "targets"
+    file.write_text(padded("ws,a", "ws,bcd"))
+    found = iter(read(file))
+    assert next(found) == A
+    _empty(file)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its errno is None.
+        next(found)
+    assert caught.value.strerror == CHANGED
+
+
+def test_a_file_that_changes_while_it_is_counted_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "targets"
+    file.write_text(padded("ws,a", "ws,b"))
+
+    class Changing(TargetParser):
+        def feed(self, data: bytes) -> Iterator[Item]:
+            _touch(file)
+            return super().feed(data)
+
+    monkeypatch.setattr(_targets, "TargetParser", Changing)
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - its errno is None.
+        read(file)
+    assert caught.value.strerror == CHANGED
+
+
+def test_a_file_that_is_replaced_while_it_is_open_is_read_to_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "targets"
+    file.write_text(padded("ws,a", "ws,b"))
+    found = iter(read(file))
+    first = next(found)
+    _replace(file)
+    assert [first, *found] == [A, B]
 
 
 # Pipes

@@ -18,6 +18,7 @@ from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, describe, pluralize
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import TARGET_COLUMNS, OutputFormat, Records, target_fields
+from bctrl_async.cli._targets import print_read_error
 from bctrl_async.filters import FoundTargets
 from bctrl_async.journal import read_journal
 
@@ -32,13 +33,12 @@ def dry_run(
     journal_max_age: float | None,
 ) -> int:
     """Print the targets to stop, as `--from` reads them, without those settled in a journal."""
-    settled: Mapping[RuntimeRef, object] = {}
     listed = targets.listed if isinstance(targets, FoundTargets) else None
-    if journal is not None and Path(journal).exists():
-        content = read_journal(journal)
-        if content is not None:
-            content.check_resumable(session.base_url, journal_max_age, warns=listed is None)
-            settled = content.settled
+    settled: Mapping[RuntimeRef, object] = {}
+    content = read_journal(journal) if journal is not None and Path(journal).exists() else None
+    if content is not None:
+        content.check_resumable(session.base_url, journal_max_age, warns=listed is None)
+        settled = content.settled
     # Lines for --from in any case: a table would not be.
     is_json = output_format is not OutputFormat.CSV
     records = Records(output, TARGET_COLUMNS, is_json=is_json)
@@ -69,7 +69,11 @@ def dry_run(
             batch.stop_reading()
             await batch
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except OSError as error:
+        print_read_error(error)
+        return FAILED
     records.print_header()
     skipped = f", {counts['settled']:,} already settled" if settled else ""
     if counts["duplicates"]:

@@ -28,7 +28,7 @@ from bctrl_async.cli._records import (
     target_fields,
 )
 from bctrl_async.cli._redirects import check_redirects
-from bctrl_async.cli._targets import open_targets, single_file
+from bctrl_async.cli._targets import open_targets, print_read_error, single_file
 from bctrl_async.errors import quote
 from bctrl_async.journal import JournalOutcome, MergedJournals, merge_journals
 from bctrl_async.outcomes import OutcomeRecord, StopOutcome
@@ -106,7 +106,11 @@ def report(
     if items is None:
         account.add_all()
     else:
-        account.add_listed(_collected(items))
+        try:
+            account.add_listed(_collected(items))
+        except OSError as error:
+            print_read_error(error)
+            return FAILED
     account.print_warnings()
     return account.print_summary(missing_ok=ignore_not_found)
 

@@ -69,7 +69,7 @@ async def run_stops(
             read_error = error
     report = batch.report
     input_left = batch.total is None and report.ended_early is not None
-    input_left = input_left or any(map(ends_input, report.failures))
+    input_left |= read_error is not None or any(map(ends_input, report.failures))
     return FinishedRun(report, interrupted, input_left, read_error)
 
 

@@ -36,7 +36,7 @@ from bctrl_async.cli._records import OutputFormat, OutputOption, Records
 from bctrl_async.cli._redirects import check_redirects
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
-from bctrl_async.cli._targets import is_typed, open_targets, single_file
+from bctrl_async.cli._targets import is_typed, open_targets, print_read_error, single_file
 from bctrl_async.errors import subject_of
 
 _COMPLETE = "use -o json or csv, or a --journal"
@@ -326,7 +326,7 @@ def _report(
     """Print the summary of a bulk stop, and return the exit code."""
     report = finished.report
     if finished.read_error is not None:
-        print_error(f"cannot read all targets: {finished.read_error.strerror}")
+        print_read_error(finished.read_error)
     elif report.ended_early is not None and not finished.interrupted:
         error = report.ended_early
         # The line of the target has the advice.

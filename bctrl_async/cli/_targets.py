@@ -6,12 +6,13 @@ import stat
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import typer
 
 from bctrl_async import BctrlConfigError
 from bctrl_async.cli._items import BadLine, Item
-from bctrl_async.cli._output import print_info
+from bctrl_async.cli._output import print_error, print_info
 from bctrl_async.cli._parser import TargetParser
 from bctrl_async.cli._shard import WHOLE, Shard
 from bctrl_async.shards import Sharded
@@ -48,6 +49,11 @@ def open_targets(
         context.fail(f"cannot read {'stdin' if file == '-' else file}: {error.strerror}")
 
 
+def print_read_error(error: OSError) -> None:
+    """Report that an input could be opened, but not read to its end."""
+    print_error(f"cannot read all targets: {error.strerror}")
+
+
 def read_targets(
     path: str, *, allow_empty: bool, shard: Shard = WHOLE
 ) -> Iterable[Item] | AsyncIterable[Item]:
@@ -61,7 +67,7 @@ def read_targets(
     Raises:
         BctrlConfigError: The beginning of a file is not a list of targets, or it is empty. A pipe
             raises it when it is read.
-        OSError: It cannot be opened.
+        OSError: It cannot be opened. A file that changes later raises it when it is read.
     """
     if path == "-":
         # A shell that closes stdin leaves None in its place.
@@ -72,16 +78,27 @@ def read_targets(
         return _PipeTargets(sys.stdin.fileno(), "stdin", allow_empty=allow_empty, shard=shard)
     with Path(path).open("rb") as opened:
         if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-            return _FileTargets(path, allow_empty=allow_empty, shard=shard)
+            version = _version(opened)
+            return _FileTargets(path, version, allow_empty=allow_empty, shard=shard)
         file = os.dup(opened.fileno())
     return _PipeTargets(file, path, allow_empty=allow_empty, shard=shard)
 
 
 class _FileTargets(Sharded):
-    """The targets of a regular file, counted at first and parsed again as they are needed."""
+    """The targets of a regular file, counted at first and parsed again as they are needed.
 
-    def __init__(self, path: str, *, allow_empty: bool, shard: Shard) -> None:
+    Args:
+        path: The file.
+        version: Its version; any other raises OSError.
+        allow_empty: Accept an input without targets.
+        shard: The part of the targets to yield.
+    """
+
+    def __init__(
+        self, path: str, version: tuple[int, ...], *, allow_empty: bool, shard: Shard
+    ) -> None:
         self._path = Path(path)
+        self._version = version
         self._part = shard
         self.shard = shard.number, shard.count
         preview = _Preview(path, allow_empty=allow_empty)
@@ -104,7 +121,16 @@ class _FileTargets(Sharded):
             data = b"-"
             while data:
                 data = file.read(_CHUNK)
+                # Before it is parsed: a file that is written anew may end within a row.
+                if _version(file) != self._version:
+                    raise OSError(None, "the file has changed since the run began")
                 yield from parser.feed(data)
+
+
+def _version(file: BinaryIO) -> tuple[int, ...]:
+    """Return what changes if a file is replaced or written."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class _PipeTargets(Sharded):
