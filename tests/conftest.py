@@ -212,6 +212,13 @@ def ways() -> Iterator[Ways]:
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no store be away because it is slow, and ask one that is away only once."""
+    for name in ("_limiter.leases._PATIENCE", "_limiter.leases._INTERVAL", "redis._TIMEOUT"):
+        monkeypatch.setattr(f"bctrl_async.{name}", BOUND)
+
+
+@pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Skip back-off and throttling, and record the length of each skipped wait."""
     delays: list[float] = []

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import KEY
-from helpers import Command, unused_url
+from helpers import BOUND, Command, pass_time, unused_url
 from redis_server import SERVERS, redis_server
 
 from bctrl_async.emulator import Emulator
-from bctrl_async.pace import FilePace, Pace
+from bctrl_async.pace import FilePace, Lease, Pace, _FileStore
 from bctrl_async.redis import RedisPace
 
 CLOSED_FOR = 0.2
+
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +30,11 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     monkeypatch.delenv("BCTRL_PACE", raising=False)
 
 
-async def close_for_a_while(pace: Pace, seconds: float = CLOSED_FOR) -> float:
+async def close_for_a_while(pace: Pace) -> float:
     """Tell the members of a pace that the server is closed; return the time at which it opens."""
-    opens_at = time.monotonic() + seconds
+    opens_at = time.monotonic() + CLOSED_FOR
     store = pace.open()
-    await store.lease("another process", 0, seconds)
+    await store.lease("another process", 0, CLOSED_FOR)
     await store.close()
     return opens_at
 
@@ -51,9 +54,17 @@ async def test_a_pause_that_another_process_reported_is_a_warning(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: for a minute the progress said that nothing is in flight, and not why."""
-    monkeypatch.setattr("bctrl_async._limiter.rate._NOTABLE", 0.01)
-    # Long enough for the command to start within it on a busy machine.
-    await close_for_a_while(FilePace(tmp_path / "pace", rate=50), 2)
+    lease = _FileStore.lease
+
+    async def lease_after_another(
+        self: _FileStore, member: str, slots: int, closed_for: float
+    ) -> Lease:
+        await lease(self, "another process", 0, BOUND)
+        leased = await lease(self, member, slots, closed_for)
+        asyncio.get_running_loop().call_soon(pass_time, leased.delay)
+        return leased
+
+    monkeypatch.setattr(_FileStore, "lease", lease_after_another)
     code, _, err = await command("stop", "--rate", "50", "--pace", tmp_path / "pace", "ws", "a")
     assert code == 0
     assert err.startswith("bctrl-async: warning: the server asked another member of the shared ")

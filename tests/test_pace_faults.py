@@ -65,13 +65,6 @@ class Warnings:
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no store be away because it is slow, and ask one that is away only once."""
-    for name in ("_limiter.leases._PATIENCE", "_limiter.leases._INTERVAL", "redis._TIMEOUT"):
-        monkeypatch.setattr(f"bctrl_async.{name}", BOUND)
-
-
-@pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Warnings:
     return Warnings(caplog)
 
