@@ -20,7 +20,7 @@ from unittest.mock import Mock
 
 import pytest
 import typer
-from helpers import BOUND, Command, HoldingEmulator, wait_for_line
+from helpers import BOUND, Command, HoldingEmulator, pass_time, wait_for_line
 from journal_lines import read_lines
 from runtimes import runtime
 from servers import answering, http_answer, raw_server
@@ -31,6 +31,7 @@ from bctrl_async import (
     BctrlSession,
     RuntimeFilter,
     RuntimeRef,
+    StopBatch,
     StopOutcome,
     StopReport,
     StopResult,
@@ -120,6 +121,20 @@ async def finish(process: Process) -> tuple[int | None, str, str]:
     return process.returncode, (out or b"").decode(), (err or b"").decode()
 
 
+@pytest.fixture
+def pass_time_in_run(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], object]:
+    """Return a function that lets time pass in the bulk stop of a command in this process."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    run_with_progress = _run.run_with_progress
+
+    async def record_loop(batch: StopBatch, output: _output.Output) -> bool:
+        loops.append(asyncio.get_running_loop())
+        return await run_with_progress(batch, output)
+
+    monkeypatch.setattr(_run, "run_with_progress", record_loop)
+    return lambda seconds: loops[-1].call_soon_threadsafe(pass_time, seconds)
+
+
 async def until(is_so: Callable[[], object]) -> None:
     async with asyncio.timeout(BOUND):
         while not is_so():
@@ -134,6 +149,11 @@ async def begin_to_end(process: Process, signal_: signal.Signals = signal.SIGINT
 
 def fill(file: Path, text: str) -> None:
     file.write_text(text)
+
+
+def without_notices(err: str) -> str:
+    """Return stderr without the progress of a run that was interrupted."""
+    return re.sub(rf".*{NOTICE}.*\n", "", err)
 
 
 def write(process: Process, text: str) -> None:
@@ -177,6 +197,12 @@ class Terminal:
     async def until(self, pattern: str) -> None:
         async with asyncio.timeout(BOUND):
             while not re.search(pattern, self.text):
+                await self._read()
+
+    async def until_drawn(self, pattern: str) -> None:
+        """Wait until this is the whole screen: what was read may end within a frame."""
+        async with asyncio.timeout(BOUND):
+            while not re.fullmatch(pattern, "\n".join(self.screen)):
                 await self._read()
 
     async def rest(self) -> str:
@@ -562,7 +588,7 @@ async def test_an_unencodable_alias_does_not_end_the_run(
 ) -> None:
     emulator.add_runtime("ws", "é")
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    code, out, err = await finish(await start(*program(), "stop", "ws", "é"))
+    code, out, err = await finish(await start(*program(), "stop", "-q", "ws", "é"))
     assert out.startswith(r"\xe9  stopped")
     assert (code, err) == (0, "")
 
@@ -903,7 +929,7 @@ async def test_pretty_printed_output_of_list_can_be_piped_back(
 async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
     emulator: HoldingEmulator,
 ) -> None:
-    process = await start(*program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    process = await start(*program(), "stop", "-q", "--from", "-", stdin=asyncio.subprocess.PIPE)
     for alias in "abc":
         write(process, f"ws,{alias}\n")
         await until(lambda alias=alias: emulator.status("ws", alias) == "stopped")  # type: ignore[misc]
@@ -934,7 +960,7 @@ async def test_a_named_pipe_is_read(
 
 async def test_stdin_can_be_a_file(emulator: HoldingEmulator, targets: Path) -> None:
     file = os.open(targets, os.O_RDONLY)
-    process = await start(*program(), "stop", "--from", "-", stdin=file)
+    process = await start(*program(), "stop", "-q", "--from", "-", stdin=file)
     os.close(file)
     code, out, err = await finish(process)
     assert without_times(out) == "3 of 3 no longer running after 0.0 s: 3 stopped\n"
@@ -1169,17 +1195,23 @@ async def test_rate_limits_the_requests_per_second(
 
 
 async def test_the_deadline_aborts_the_run_and_exits_with_1(
-    emulator: HoldingEmulator, command: Command, targets: Path
+    emulator: HoldingEmulator,
+    command: Command,
+    targets: Path,
+    pass_time_in_run: Callable[[float], object],
 ) -> None:
     emulator.held.add("b")
-    limits = ("--deadline", "300ms", "--concurrency", "1")
-    code, out, err = await command("stop", *limits, "--from", targets)
+    limits = ("--deadline", "50s", "--concurrency", "1")
+    running = asyncio.create_task(command("stop", *limits, "--from", targets))
+    await until(lambda: emulator.received["ws", "b"])
+    pass_time_in_run(50)
+    code, out, err = await running
     line, account = out.splitlines()
     assert line.startswith(f"{'ws b':28}  unknown          aborted before an answer: the deadline ")
     assert without_times(account) == (
         "1 of 3 no longer running, 2 unconfirmed after 0.0 s: 1 stopped, 1 not_sent, 1 unknown"
     )
-    assert err == "bctrl-async: error: ended early: the deadline of 0.3 s has passed\n"
+    assert err == "bctrl-async: error: ended early: the deadline of 50 s has passed\n"
     assert code == 1
 
 
@@ -1214,7 +1246,7 @@ async def test_the_first_ctrl_c_stops_reading_and_waits_for_requests_in_flight(
             "2 stopped, 2 not_sent"
         )
     assert results == ["stopped", "stopped", "not_sent", "not_sent"]
-    assert (code, bool(err)) == (130, bool(option))
+    assert (code, bool(without_notices(err))) == (130, bool(option))
     assert len(emulator.requests) == 2
 
 
@@ -1246,7 +1278,7 @@ async def test_the_second_ctrl_c_aborts_with_an_outcome_for_every_alias(
             "1 stopped, 2 not_sent, 1 unknown"
         )
     assert results == ["stopped", "unknown", "not_sent", "not_sent"]
-    assert (code, bool(err)) == (130, bool(option))
+    assert (code, bool(without_notices(err))) == (130, bool(option))
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -1292,15 +1324,16 @@ async def test_after_ctrl_c_targets_that_wait_for_the_rate_limit_are_not_sent(
     file = tmp_path / "targets"
     file.write_text("".join(f"ws,{alias}\n" for alias in aliases))
     # Started anew, as a signal that is forwarded arrives later.
-    command = (sys.executable, "-m", "bctrl_async", "stop", "--rate", "20", "--from", file)
+    command = (sys.executable, "-m", "bctrl_async", "stop", "--rate", "1", "--from", file)
     process = await start(*command)
-    await until(lambda: len(emulator.requests) >= 5)
+    await until(lambda: len(emulator.requests) >= 2)
 
     process.send_signal(signal_)
     sent = len(emulator.requests)
     code, out, _ = await finish(process)
 
-    assert len(emulator.requests) <= sent + 2
+    # The signal may take a few seconds.
+    assert len(emulator.requests) <= sent + 5
     stopped = sum(emulator.status("ws", alias) == "stopped" for alias in aliases)
     assert without_times(out) == (
         f"Interrupted: {stopped} of 1,000 no longer running, {1000 - stopped} unconfirmed "
@@ -1321,7 +1354,7 @@ async def test_ctrl_c_ends_the_wait_for_an_open_pipe(
         "Interrupted: 1 of 1 no longer running after 0.0 s: 1 stopped; "
         "the input was not read to its end\n"
     )
-    assert (code, err) == (130, "")
+    assert (code, without_notices(err)) == (130, "")
 
 
 async def test_a_second_ctrl_c_aborts_the_requests_of_an_open_pipe(
@@ -1341,7 +1374,9 @@ async def test_a_second_ctrl_c_aborts_the_requests_of_an_open_pipe(
         ("a", "stopped"),
         ("b", "unknown"),
     ]
-    assert err.startswith("Interrupted: 1 of 2 no longer running, 1 unconfirmed after ")
+    assert without_notices(err).startswith(
+        "Interrupted: 1 of 2 no longer running, 1 unconfirmed after "
+    )
     assert code == 130
     assert emulator.received["ws", "c"] == 0
 
@@ -1421,12 +1456,7 @@ async def test_the_progress_bar_disappears_at_the_end(
         stdout=terminal.fd,
         stderr=terminal.fd,
     )
-    await terminal.until(r"1 of 3 ━(.|\n)*1 in flight(.|\n)*1 stopped")
-    first, bar, state, results = terminal.screen
-    assert first.startswith("a  stopped ")
-    assert bar.startswith("1 of 3 ━")
-    assert len(bar) == 80
-    assert (state, results) == ("1 in flight", "1 stopped")
+    await terminal.until_drawn("a  stopped .*\n1 of 3 ━.{72}\n1 in flight\n1 stopped")
 
     emulator.held.clear()
     await terminal.rest()
@@ -1497,9 +1527,8 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe_of_targets(
             *program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE, **files
         )
     write(process, "ws,a\nws,..\n")
-    await terminal.until("1 stopped, 1 rejected")
+    await terminal.until_drawn(r"(.*\n)*0 in flight\n1 stopped, 1 rejected")
     assert "━" not in terminal.text
-    assert terminal.screen[-2:] == ["0 in flight", "1 stopped, 1 rejected"]
     assert process.stdin is not None
     process.stdin.close()
     await terminal.rest()
@@ -1947,7 +1976,8 @@ async def test_a_timeout_of_the_listing_is_not_reported_as_the_deadline(
     emulator.inject(*[Fault.HANG] * 2, method="GET")
     code, _, err = await command("list", "ws", "--timeout", "100ms")
     assert (code, err.count("\n")) == (1, 1)
-    assert "no response within 0.1 s (2 attempts)" in err
+    # A busy machine may not even connect in time.
+    assert re.search(r"no (connection|response) within 0\.1 s \(2 attempts\)", err)
 
 
 async def test_every_target_has_an_outcome_if_the_listing_takes_the_whole_deadline(
@@ -1965,17 +1995,21 @@ async def test_every_target_has_an_outcome_if_the_listing_takes_the_whole_deadli
 
 
 async def test_the_stops_get_the_rest_of_the_deadline(
-    emulator: HoldingEmulator, command: Command
+    emulator: HoldingEmulator,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    pass_time_in_run: Callable[[float], object],
 ) -> None:
-    emulator.inject(*[Fault.HANG] * 3)
-    async with asyncio.timeout(BOUND):
-        code, out, err = await command(*STOP_ALL, "--deadline", "1s")
+    clock = iter((0.0, 10.0001))
+    monkeypatch.setattr("bctrl_async.cli._stop.time", Mock(monotonic=lambda: next(clock)))
+    emulator.held.update("abc")
+    running = asyncio.create_task(command(*STOP_ALL, "--deadline", "60s"))
+    await until(lambda: emulator.received.total() == 3)
+    pass_time_in_run(50)
+    code, out, err = await running
     assert code == 1
     assert out.splitlines()[-1].endswith("s: 3 unknown")
-    # The listing took a little of it.
-    [deadline] = re.findall(r"the deadline of (\S+) s has passed", err)
-    assert 0.5 < float(deadline) <= 1
-    assert len(deadline) <= len("0.99")
+    assert "the deadline of 50 s has passed" in err
 
 
 @pytest.mark.usefixtures("emulator")
@@ -2739,13 +2773,13 @@ async def test_the_emulator_injects_the_given_faults(
 async def test_the_emulator_throttles_beyond_its_rate_limit(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = await start(*program(), "emulator", "--port", "0", "--rate-limit", "20")
+    process = await start(*program(), "emulator", "--port", "0", "--rate-limit", "1")
     assert process.stdout is not None
     async with asyncio.timeout(BOUND):
         url = (await process.stdout.readline()).decode()
     monkeypatch.setenv("BCTRL_BASE_URL", url.strip().partition("=")[2])
 
-    aliases = _emulator.runtime_aliases(10)
+    aliases = _emulator.runtime_aliases(3)
     code, out, _ = await command("stop", "-o", "json", "demo", *aliases)
 
     process.terminate()
