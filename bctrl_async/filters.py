@@ -111,7 +111,7 @@ class ListedRuntimes:
 class FoundTargets:
     """Targets that were found in a list of a workspace, and the errors of those that may be.
 
-    They run, whatever a journal has of them.
+    The targets may run, whatever a journal has of them.
 
     Args:
         workspace_id: The workspace's id.

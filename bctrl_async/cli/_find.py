@@ -47,7 +47,7 @@ class FoundRuntimes(FoundTargets, Sharded):
         super().__init__(workspace)
         self.base_url: str = base_url
         self.is_doubtful: bool = is_doubtful
-        self.shard = WHOLE.number, WHOLE.count
+        self.shard = WHOLE
 
     @property
     def runtimes(self) -> list[Runtime]:
@@ -73,7 +73,7 @@ class FoundRuntimes(FoundTargets, Sharded):
         self.items = [
             item for item, target in zip(self.items, self, strict=True) if shard.keeps(target)
         ]
-        self.shard = shard.number, shard.count
+        self.shard = shard
 
 
 async def find_runtimes(

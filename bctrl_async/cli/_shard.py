@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import typer
 
@@ -14,24 +13,23 @@ _T = TypeVar("_T")
 _parts = re.compile(r"([0-9]{1,9})/([1-9][0-9]{0,8})").fullmatch
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(NamedTuple):
     """A shard of the targets, such as 3/16."""
 
     number: int
-    count: int
+    total: int
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
+        return f"{self.number}/{self.total}"
 
     def keeps(self, item: object) -> bool:
         """Return True if an item is in this shard.
 
         A line after which nothing is read is in every shard: each lacks the targets after it.
         """
-        if self.count == 1 or (isinstance(item, BadLine) and item.ends_input):
+        if self == WHOLE or (isinstance(item, BadLine) and item.ends_input):
             return True
-        return shard_of(item, self.count) == self.number
+        return shard_of(item, self.total) == self.number
 
     def select(self, items: Iterable[_T]) -> "ShardItems[_T]":
         """Return the items that are in this shard."""
@@ -48,7 +46,7 @@ class ShardItems(list[_T], Sharded):
 
     def __init__(self, shard: Shard, items: Iterable[_T]) -> None:
         super().__init__(items)
-        self.shard = shard.number, shard.count
+        self.shard = shard
 
 
 WHOLE = Shard(1, 1)

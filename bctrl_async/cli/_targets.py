@@ -99,8 +99,7 @@ class _FileTargets(Sharded):
     ) -> None:
         self._path = Path(path)
         self._version = version
-        self._part = shard
-        self.shard = shard.number, shard.count
+        self.shard: Shard = shard
         preview = _Preview(path, allow_empty=allow_empty)
         read = length = 0
         for read, item in enumerate(self._items(preview.parser), start=1):
@@ -114,7 +113,7 @@ class _FileTargets(Sharded):
         return self._length
 
     def __iter__(self) -> Iterator[Item]:
-        return filter(self._part.keeps, self._items(TargetParser()))
+        return filter(self.shard.keeps, self._items(TargetParser()))
 
     def _items(self, parser: TargetParser) -> Iterator[Item]:
         with self._path.open("rb") as file:
@@ -145,12 +144,11 @@ class _PipeTargets(Sharded):
 
     def __init__(self, file: int, name: str, *, allow_empty: bool, shard: Shard) -> None:
         self._items = read_pipe(file, name, allow_empty=allow_empty)
-        self._part = shard
-        self.shard = shard.number, shard.count
+        self.shard: Shard = shard
 
     async def __aiter__(self) -> AsyncIterator[Item]:
         async for item in self._items:
-            if self._part.keeps(item):
+            if self.shard.keeps(item):
                 yield item
 
 
