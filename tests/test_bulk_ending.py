@@ -13,6 +13,7 @@ import pytest
 from helpers import (
     BOUND,
     Connect,
+    HoldingEmulator,
     add_runtimes,
     assert_conserved,
     await_batch,
@@ -31,6 +32,7 @@ from bctrl_async import (
     RetryPolicy,
     StopBatch,
     StopOutcome,
+    StopReport,
     StopResult,
 )
 from bctrl_async._calls.sender import Sender
@@ -295,12 +297,15 @@ class TestEndedByCaller:
     async def test_a_worker_cancelled_while_it_waits_for_the_input_ends_the_run(
         self, session: BctrlSession
     ) -> None:
+        awaited = asyncio.Event()
+
         async def never() -> AsyncIterator[tuple[str, str]]:
+            awaited.set()
             await asyncio.Event().wait()
             yield "ws-1", "crm"
 
         running = asyncio.create_task(await_batch(session.stop_runtimes(never(), concurrency=2)))
-        await asyncio.sleep(0.01)
+        await awaited.wait()
         next(iter(bulk_tasks())).cancel()
         await asyncio.wait_for(running, BOUND)
 
@@ -354,13 +359,15 @@ class TestEndedByCaller:
     async def test_a_hanging_on_outcome_is_cancelled_with_the_run(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
+        both_hang = asyncio.Barrier(3)
+
         async def hang(_: StopOutcome) -> None:
+            await both_hang.wait()
             await asyncio.Event().wait()
 
         batch = session.stop_runtimes(add_runtimes(emulator, 10), on_outcome=hang, concurrency=2)
         running = asyncio.create_task(await_batch(batch))
-        await wait_for_requests(emulator, 2)
-        await asyncio.sleep(0.02)
+        await both_hang.wait()
         running.cancel()
         await asyncio.wait([running])
         assert batch.report.counts == {STOPPED: 2, NOT_SENT: 8}
@@ -507,24 +514,35 @@ class TestDeadline:
     ) -> None:
         emulator.inject(*[Fault.RATE_LIMITED] * 100)
         batch = session.stop_runtimes(
-            [("ws-1", "crm")], deadline=0.3, retry=RetryPolicy(patience=60)
+            [("ws-1", "crm")], deadline=9.5, retry=RetryPolicy(patience=60)
         )
-        report = await batch
+        report = await end_while_throttled(batch)
 
         [failure] = report.failures
         assert failure.result is NOT_SENT
         assert failure.error is not None
         assert failure.error.status == 429
-        assert "aborted before it was sent again: the deadline of 0.3 s" in str(failure.error)
+        assert "aborted before it was sent again: the deadline of 9.5 s" in str(failure.error)
         assert "before that, the server answered 429" in str(failure.error)
 
     async def test_a_throttled_target_that_may_have_stopped_before_is_unknown(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(Fault.BAD_GATEWAY, *[Fault.RATE_LIMITED] * 100)
-        report = await session.stop_runtimes([("ws-1", "crm")], deadline=0.3)
+        report = await end_while_throttled(session.stop_runtimes([("ws-1", "crm")], deadline=9.5))
 
         assert report.counts == {UNKNOWN: 1}
+
+
+async def end_while_throttled(batch: StopBatch) -> StopReport:
+    """Let the deadline of 9.5 s pass once a target is throttled; return the report."""
+    running = asyncio.create_task(await_batch(batch))
+    async with asyncio.timeout(BOUND):
+        while not batch.is_throttled:
+            await asyncio.sleep(0)
+    pass_time(9.5)
+    await running
+    return batch.report
 
 
 class TestEndedByError:
@@ -539,20 +557,29 @@ class TestEndedByError:
         assert report.total == 500
 
     async def test_requests_in_flight_may_still_be_answered_but_are_not_retried(
-        self, emulator: Emulator
+        self,
     ) -> None:
-        targets = add_runtimes(emulator, 3)
-        emulator.inject(Fault.LATENCY, alias="r0")
-        emulator.inject(Fault.HANG, alias="r1")
         keys = chain(["emulator-key", "emulator-key", "wrong"], repeat("emulator-key"))
-        async with BctrlSession(lambda: next(keys), base_url=emulator.url, timeout=0.5) as session:
-            outcomes: dict[int, StopOutcome] = {}
-            await session.stop_runtimes(
-                targets, on_outcome=lambda outcome: outcomes.update({outcome.index: outcome})
-            )
+        async with (
+            HoldingEmulator() as emulator,
+            BctrlSession(lambda: next(keys), base_url=emulator.url) as session,
+        ):
+            targets = add_runtimes(emulator, 3)
+            emulator.held.update(("r0", "r2"))
+            emulator.inject(Fault.HANG, alias="r1")
+            async with session.stop_runtimes(targets) as batch:
+                await wait_for_requests(emulator, 3)
+                emulator.held.remove("r2")
+                rejected = await anext(batch)
+                emulator.held.clear()
+                answered = await anext(batch)
+                pass_time(60.0)
+                unanswered = await anext(batch)
 
-        assert [outcomes[index].result for index in range(3)] == [STOPPED, UNKNOWN, "rejected"]
-        assert outcomes[1].attempts == emulator.received["ws-1", "r1"] == 1
+        outcomes = [answered, unanswered, rejected]
+        assert [outcome.index for outcome in outcomes] == [0, 1, 2]
+        assert [outcome.result for outcome in outcomes] == [STOPPED, UNKNOWN, "rejected"]
+        assert unanswered.attempts == emulator.received["ws-1", "r1"] == 1
 
     async def test_a_throttled_target_is_not_sent_if_the_key_can_no_longer_be_fetched(
         self, emulator: Emulator
