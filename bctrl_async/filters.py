@@ -51,7 +51,7 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         _config.check_type(self.status, str | None, "status", "a str or None")
         _config.check_type(self.kind, str | None, "kind", "a str or None")
         if self.older_than is not None:
-            _config.seconds(self._age, "older_than")
+            _config.seconds(_in_seconds(self.older_than), "older_than")
 
     def __call__(self, runtime: Runtime) -> bool:
         """Return True if the runtime matches now, by the clock of this machine."""
@@ -66,12 +66,8 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         if self.older_than is None:
             return True
         created = parse_time(runtime.created_at)
-        return created is not None and (now - created).total_seconds() > self._age
-
-    @property
-    def _age(self) -> float:
-        age = self.older_than
-        return age.total_seconds() if isinstance(age, timedelta) else age or 0.0
+        age = _in_seconds(self.older_than)
+        return created is not None and (now - created).total_seconds() > age
 
 
 class ListedRuntimes:
@@ -115,14 +111,18 @@ class FoundTargets:
 
     Args:
         workspace_id: The workspace's id.
+        where: The condition that selects them.
 
     Attributes:
+        origin: What is listed, the same in each run.
         listed: The list.
         items: The runtimes that were selected, and the errors of those that cannot be parsed or may
             match, in the order of the list.
     """
 
-    def __init__(self, workspace_id: str) -> None:
+    def __init__(self, workspace_id: str, where: Callable[[Runtime], object]) -> None:
+        self._where = where
+        self.origin: str = list_origin(workspace_id, where)
         self.listed: ListedRuntimes = ListedRuntimes(workspace_id)
         self.items: list[Runtime | BctrlResponseError] = []
 
@@ -136,26 +136,34 @@ class FoundTargets:
             else:
                 yield item
 
-    def select(
-        self,
-        where: Callable[[Runtime], object],
-        listed: Iterable[Runtime | BctrlResponseError],
-    ) -> None:
-        """Add the items of a list that a condition selects, or may select.
+    def add(self, listed: Iterable[Runtime | BctrlResponseError]) -> None:
+        """Add the items of a list that the condition selects, or may select.
 
         Args:
-            where: The condition.
             listed: The runtimes, and the errors of those that cannot be parsed.
 
         Raises:
             BctrlConfigError: `where` returns an awaitable.
         """
+        where = self._where
         for item in listed:
             self.listed.add(item)
             if not isinstance(item, Runtime) or _is_selected(item, where):
                 self.items.append(item)
             elif (doubt := _why_it_may_match(where, self.listed.workspace_id, item)) is not None:
                 self.items.append(doubt)
+
+
+def list_origin(workspace_id: str, where: object) -> str:
+    """Return what is listed, in words that are the same in each run."""
+    if isinstance(where, RuntimeFilter):
+        values = {"status": where.status, "kind": where.kind}
+        if where.older_than is not None:
+            values["older_than"] = f"{_in_seconds(where.older_than):g}"
+        wanted = ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+    else:
+        wanted = getattr(where, "__qualname__", type(where).__qualname__)
+    return f"list of {workspace_id}: {wanted or 'all'}"
 
 
 def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
@@ -240,6 +248,10 @@ def unknown_values(
             continue
         if all(getattr(runtime, name) != value for runtime in runtimes):
             yield name, value, known
+
+
+def _in_seconds(age: float | timedelta) -> float:
+    return age.total_seconds() if isinstance(age, timedelta) else age
 
 
 def parse_time(text: str) -> datetime | None:

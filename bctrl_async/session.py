@@ -40,7 +40,7 @@ from bctrl_async.errors import (
     BctrlResponseError,
     quote,
 )
-from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter, unknown_values
+from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter, list_origin, unknown_values
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import Observer, ReadObserver
@@ -530,7 +530,7 @@ class BctrlSession:
             raise _config.invalid_type("where", where, WHERE)
         return self._bulk(
             Listing(
-                str(workspace_id),
+                list_origin(str(workspace_id), where),
                 partial(self._find, workspace_id, where, timeout, retry, deadline),
             ),
             concurrency=concurrency,
@@ -556,10 +556,10 @@ class BctrlSession:
         policy = self._policy(retry).for_bulk(deadline)
         with observe_read(self._begin_read, str(workspace_id), None) as observer:
             listed = await self._list(workspace_id, timeout, policy, observer)
-        found = FoundTargets(str(workspace_id))
+        found = FoundTargets(str(workspace_id), where)
         for start in range(0, len(listed), _SLICE):
             await asyncio.sleep(0)
-            found.select(where, listed[start : start + _SLICE])
+            found.add(listed[start : start + _SLICE])
         _warn_of_typos(where, workspace_id, listed)
         return found
 
@@ -611,8 +611,9 @@ class BctrlSession:
                 journal,
                 self.base_url,
                 journal_max_age,
-                targets=source.length,
-                workspace_id=source.workspace_id,
+                targets=source.length if source.origin is None else None,
+                origin=source.origin,
+                warns=not source.is_listing,
             ),
             on_outcome=on_outcome,
             observer=self._observer,

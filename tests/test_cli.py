@@ -2094,7 +2094,7 @@ def test_ctrl_c_at_the_question_stops_nothing_and_says_so(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sys.stdin", Mock(readline=interrupt))
-    found = _find.FoundRuntimes("ws", "http://127.0.0.1:9/v1", is_doubtful=False)
+    found = _find.FoundRuntimes("ws", RuntimeFilter(), "http://127.0.0.1:9/v1", is_doubtful=False)
     found.items.append(runtime("active"))
     with pytest.raises(KeyboardInterrupt):
         _find.confirm(found)
@@ -2211,8 +2211,8 @@ async def test_the_question_counts_runtimes_that_are_rejected(
 ) -> None:
     monkeypatch.setattr("sys.stdin", Mock(readline=lambda: "n"))
     odd = BctrlResponseError("odd")
-    found = _find.FoundRuntimes("ws", "http://127.0.0.1:9/v1", is_doubtful=False)
-    found.select(RuntimeFilter(), [runtime("active"), odd, runtime("odd"), runtime("odder")])
+    found = _find.FoundRuntimes("ws", RuntimeFilter(), "http://127.0.0.1:9/v1", is_doubtful=False)
+    found.add([runtime("active"), odd, runtime("odd"), runtime("odder")])
     assert not _find.confirm(found)
     assert (
         "1 browser; 1 cannot be read; 2 of unknown status or age\nStop 1 runtime?"

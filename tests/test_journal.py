@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,6 +39,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.filters import list_origin
 from bctrl_async.journal import (
     Journal,
     JournalContent,
@@ -1555,12 +1556,12 @@ class TestUnfinished:
         server: str,
         *,
         targets: int | None = None,
-        workspace_id: str | None = None,
+        origin: str | None = None,
     ) -> None:
         """Leave a journal as a run does that gets SIGKILL before its first outcome."""
         now = datetime.now(UTC)
         before = content(path) if path.exists() else header_line(server, now)
-        fill(path, before + mark_line(BegunMark(now, targets, workspace_id)))
+        fill(path, before + mark_line(BegunMark(now, targets, origin)))
 
     @pytest.mark.usefixtures("runtimes")
     async def test_a_run_of_a_part_does_not_complete_it(
@@ -1633,11 +1634,68 @@ class TestUnfinished:
     async def test_a_workspace_whose_run_was_killed_must_be_listed_again(
         self, session: BctrlSession, emulator: Emulator, path: Path
     ) -> None:
+        """Fault: a list with a narrower filter completed the journal."""
         emulator.add_runtime("ws-1", "a")
         emulator.add_runtime("ws-1", "b")
-        self.kill(path, session.base_url, workspace_id="ws-1")
-        assert read(path).unlisted == {"ws-1"}
+        origin = list_origin("ws-1", RuntimeFilter())
+        self.kill(path, session.base_url, origin=origin)
+        assert read(path).unread == {origin}
         assert (await session.stop_runtimes(TWO, journal=path)).ok
+        assert not read(path).is_complete
+        nothing = RuntimeFilter(kind="desktop")
+        assert (await session.stop_workspace("ws-1", journal=path, where=nothing)).ok
+        assert not read(path).is_complete
+        assert (await session.stop_workspace("ws-1", journal=path)).ok
+        assert read(path).is_complete
+
+    @pytest.mark.usefixtures("runtimes")
+    async def test_a_stream_that_was_cut_off_must_be_read_to_its_end(
+        self, session: BctrlSession, path: Path
+    ) -> None:
+        """Fault: a few stops completed the journal of a stream of unknown length."""
+        assert not (await self.cut_off(session, iter(TWO), path)).ok
+        assert (await session.stop_runtimes(TWO[:1], journal=path)).ok
+        assert read(path).unread == {"stream"}
+        assert not read(path).is_complete
+        assert (await session.stop_runtimes(iter(TWO), journal=path)).ok
+        assert read(path).is_complete
+
+    async def cut_off(
+        self, session: BctrlSession, targets: Iterable[tuple[str, str]], path: Path
+    ) -> StopReport:
+        """Stop the first of these targets, and read no further."""
+        batch = session.stop_runtimes(
+            targets, journal=path, concurrency=1, on_outcome=lambda _: batch.stop_reading()
+        )
+        return await batch
+
+    @pytest.mark.usefixtures("runtimes")
+    async def test_an_input_that_failed_must_be_read_to_its_end(
+        self, session: BctrlSession, path: Path
+    ) -> None:
+        """Fault: a run of what it had yielded made the journal complete."""
+
+        class Failing(list[tuple[str, str]]):
+            def __iter__(self) -> Iterator[tuple[str, str]]:
+                yield self[0]
+                raise OSError("the disk is gone")
+
+        with pytest.raises(OSError, match="the disk is gone"):
+            await session.stop_runtimes(Failing(TWO), journal=path)
+        assert (await session.stop_runtimes(TWO[:1], journal=path)).ok
+        assert not read(path).is_complete
+        assert (await session.stop_runtimes(TWO, journal=path)).ok
+        assert read(path).is_complete
+
+    async def test_a_workspace_that_could_not_be_listed_must_be_listed(
+        self, session: BctrlSession, emulator: Emulator, path: Path
+    ) -> None:
+        """Fault: a run of one other target made the journal complete."""
+        emulator.add_runtime("ws-1", "a")
+        emulator.inject(Reply(403), method="GET")
+        with pytest.raises(BctrlError, match="403"):
+            await session.stop_workspace("ws-1", journal=path)
+        assert (await session.stop_runtimes([("ws-1", "crm")], journal=path)).ok
         assert not read(path).is_complete
         assert (await session.stop_workspace("ws-1", journal=path)).ok
         assert read(path).is_complete

@@ -79,8 +79,8 @@ def outcome(
 
 def error_of_unknown_status() -> BctrlError:
     """Return the error of a listed runtime whose status is unknown to this version."""
-    found = FoundTargets("ws")
-    found.select(RuntimeFilter(), [runtime("starting")])
+    found = FoundTargets("ws", RuntimeFilter())
+    found.add([runtime("starting")])
     (error,) = found.items
     assert isinstance(error, BctrlError)
     return error

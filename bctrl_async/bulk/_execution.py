@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from bctrl_async._calls.observing import notify
@@ -178,8 +179,11 @@ class Execution:
             if self._run.source.listed is not None:
                 journal.mark_listed(self._run.source.listed)
         finally:
-            shard = self._run.source.shard
-            if (failure := await _closed(journal, complete=complete, shard=shard)) is not None:
+            source = self._run.source
+            close = partial(
+                journal.close, complete=complete, unread=not source.exhausted, shard=source.shard
+            )
+            if (failure := await _closed(close)) is not None:
                 ledger.end_early(failure)
 
 
@@ -196,11 +200,9 @@ async def _opened(open_journal: Callable[[], Journal]) -> Journal:
     return opening.result()
 
 
-async def _closed(
-    journal: Journal, *, complete: bool, shard: tuple[int, int] | None
-) -> BctrlError | None:
+async def _closed(close: Callable[[], None]) -> BctrlError | None:
     # In a thread, since a disk may take long.
-    closing = asyncio.create_task(asyncio.to_thread(journal.close, complete=complete, shard=shard))
+    closing = asyncio.create_task(asyncio.to_thread(close))
     await wait_shielded(closing)
     error = closing.exception()
     return error if isinstance(error, BctrlError) else None

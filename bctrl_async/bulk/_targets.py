@@ -56,8 +56,9 @@ class Input:
         closed: True once nothing more is read.
         length: The number of items, None if unknown.
         shard: The shard that it is, and the number of shards; None if it is not divided.
-        workspace_id: The workspace of which all runtimes are listed; None for any other input.
+        is_listing: True if it is from a list of a workspace.
         listed: The list, once it is there.
+        origin: What it is, the same in each run; None if its length tells it from a part of it.
 
     Raises:
         BctrlConfigError: `targets` cannot be iterated over, or is a single target.
@@ -80,9 +81,12 @@ class Input:
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
         self.shard: tuple[int, int] | None = shard
         self.listed: ListedRuntimes | None = None
-        self.workspace_id: str | None = None
+        self.is_listing: bool = isinstance(targets, FoundTargets)
+        self.origin: str | None = "stream" if self.length is None else None
         if isinstance(targets, FoundTargets):
-            self.listed, self.workspace_id = targets.listed, targets.listed.workspace_id
+            self.listed, self.origin = targets.listed, targets.origin
+        if self.origin is not None and shard is not None:
+            self.origin += f", shard {shard[0]}/{shard[1]}"
         self.is_async: bool = self._awaited is not None
         self.finds_duplicates: bool = (
             self.length is not None if deduplicate is None else deduplicate
@@ -177,13 +181,13 @@ class Listing(Input):
     """An input that is fetched as a list when its first item is read.
 
     Args:
-        workspace_id: The workspace that is listed.
+        origin: What is listed, the same in each run.
         fetch: Called once for the list.
     """
 
-    def __init__(self, workspace_id: str, fetch: Callable[[], Awaitable[FoundTargets]]) -> None:
+    def __init__(self, origin: str, fetch: Callable[[], Awaitable[FoundTargets]]) -> None:
         super().__init__(())
-        self.workspace_id = workspace_id
+        self.is_listing, self.origin = True, origin
         self.length = None
         self.is_async = True
         self._fetch = fetch

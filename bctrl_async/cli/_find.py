@@ -34,6 +34,7 @@ class FoundRuntimes(FoundTargets, Sharded):
 
     Args:
         workspace: The workspace's id.
+        wanted: The filter.
         base_url: The URL of the API.
         is_doubtful: True if the filter may be mistyped, which was reported on stderr.
 
@@ -43,8 +44,10 @@ class FoundRuntimes(FoundTargets, Sharded):
         shard: The shard that these are.
     """
 
-    def __init__(self, workspace: str, base_url: str, *, is_doubtful: bool) -> None:
-        super().__init__(workspace)
+    def __init__(
+        self, workspace: str, wanted: RuntimeFilter, base_url: str, *, is_doubtful: bool
+    ) -> None:
+        super().__init__(workspace, wanted)
         self.base_url: str = base_url
         self.is_doubtful: bool = is_doubtful
         self.shard = WHOLE
@@ -101,8 +104,8 @@ async def find_runtimes(
     for name, value, known in mistyped:
         expected = ", ".join(known)
         print_error(f"unknown --{name} {value!r}, and no runtime has it: try {expected}")
-    found = FoundRuntimes(workspace, session.base_url, is_doubtful=bool(mistyped))
-    found.select(wanted, chain(runtimes, unreadable))
+    found = FoundRuntimes(workspace, wanted, session.base_url, is_doubtful=bool(mistyped))
+    found.add(chain(runtimes, unreadable))
     for doubt in found.unknown:
         doubt.advice = _ADVICE.get(doubt.argument or "", doubt.advice)
     return found

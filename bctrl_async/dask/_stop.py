@@ -139,7 +139,9 @@ def stop_runtimes(
         run,
         open_journal=None
         if journal is None
-        else partial(Journal, journal, server, journal_max_age, targets=source.length),
+        else partial(
+            Journal, journal, server, journal_max_age, targets=source.length, origin=source.origin
+        ),
         on_outcome=on_outcome,
         observer=None,
     )

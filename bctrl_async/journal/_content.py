@@ -65,9 +65,10 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         is_complete: True if the last run has ended, read its whole input, had no failures, and
             read all that was `unfinished` or cut off.
         unfinished: The targets with an entry since the last complete run.
-        cut_off: The number of targets of the longest run since then that was cut off, such as by a
-            SIGKILL, or goes on; 0 if there is none, or its number is not known.
-        unlisted: The workspaces that such runs stopped as a whole.
+        cut_off: The number of targets of the longest run since then that did not read them all: it
+            was cut off, such as by a SIGKILL, or goes on; 0 if there is none.
+        unread: Such inputs of which the number of targets is not known: a stream, or a list of a
+            workspace with its filter.
         shards: The shards that complete runs have stopped, each with the number of shards.
         is_torn: True if the last line is not whole: a run is writing it, or a crash cut it off.
             The next run removes it.
@@ -82,7 +83,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
     is_complete: bool
     unfinished: AbstractSet[RuntimeRef]
     cut_off: int
-    unlisted: AbstractSet[str]
+    unread: AbstractSet[str]
     shards: AbstractSet[tuple[int, int]]
     is_torn: bool
     size: int
@@ -301,7 +302,7 @@ def _read(path: Path, lines: BinaryIO, make_outcome: MakeOutcome) -> JournalCont
         is_complete=entries.is_complete and torn is None,
         unfinished=entries.unfinished,
         cut_off=entries.cut_off,
-        unlisted=entries.unlisted,
+        unread=entries.unread,
         shards=entries.shards,
         is_torn=torn is not None,
         size=size,
@@ -318,8 +319,8 @@ class _Entries:
         updated: The time of the last entry, or None.
         is_complete: True if the last line is a completion mark.
         unfinished: The targets with an entry since the last completion mark.
-        cut_off: The most targets of a run without an end since then.
-        unlisted: The workspaces that such runs stopped as a whole.
+        cut_off: The most targets of a run since then that did not read them all.
+        unread: The other inputs that were not read to their end since then.
         shards: The shards of all completion marks.
     """
 
@@ -335,7 +336,7 @@ class _Entries:
         self.is_complete: bool = False
         self.unfinished: set[RuntimeRef] = set()
         self.cut_off: int = 0
-        self.unlisted: frozenset[str] = frozenset()
+        self.unread: frozenset[str] = frozenset()
         self._before: tuple[int, frozenset[str]] = (0, frozenset())
         self.shards: set[tuple[int, int]] = set()
 
@@ -343,10 +344,10 @@ class _Entries:
         """Add an entry or a mark."""
         self.is_complete = isinstance(record, Mark)
         if isinstance(record, BegunMark):
-            self._before = self.cut_off, self.unlisted
+            self._before = self.cut_off, self.unread
             self.cut_off = max(self.cut_off, record.targets or 0)
-            if record.workspace_id is not None:
-                self.unlisted |= {record.workspace_id}
+            if record.origin is not None:
+                self.unread |= {record.origin}
             known = self._outcomes.items()
             # `accepted` and `not_found` hold, whatever came of a further stop.
             again = {target for target, outcome in known if not outcome.result.settled}
@@ -355,12 +356,13 @@ class _Entries:
             self._in_doubt |= again
         elif isinstance(record, Mark | EndedMark):
             self._in_doubt -= self._sent_again
-            self.cut_off, self.unlisted = self._before
             if isinstance(record, Mark):
                 self.unfinished.clear()
-                self.cut_off, self.unlisted = 0, frozenset()
+                self.cut_off, self.unread = 0, frozenset()
                 if record.shard is not None:
                     self.shards.add(record.shard)
+            elif not record.unread:
+                self.cut_off, self.unread = self._before
         else:
             self._add_entry(record)
 

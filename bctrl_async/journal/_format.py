@@ -65,19 +65,25 @@ class BegunMark(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Args:
         begun: The time.
-        targets: The number of its targets; None if unknown, or if they are listed.
-        workspace_id: The workspace of which all runtimes are listed; None for any other input.
+        targets: The number of its targets; None if their number does not tell the input.
+        origin: What the input is then: a stream, or a list of a workspace. None for any other.
     """
 
     begun: _Time
     targets: int | None = None
-    workspace_id: str | None = None
+    origin: str | None = None
 
 
-class EndedMark(msgspec.Struct, frozen=True):
-    """A run has ended that is not complete: what it sent again has an entry of its own."""
+class EndedMark(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A run has ended that is not complete: what it sent again has an entry of its own.
+
+    Args:
+        ended: The time.
+        unread: True if it did not read its whole input.
+    """
 
     ended: _Time
+    unread: bool = False
 
 
 AnyMark = Mark | BegunMark | EndedMark

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -56,9 +57,9 @@ class Journal:
         path: The file; created if it does not exist.
         base_url: The server of the run.
         max_age: The age in seconds beyond which the file is rejected, or None.
-        targets: The number of targets of the run, None if unknown.
-        workspace_id: The workspace of which the run lists the runtimes; None for any other input.
-            Those that run are sent again, whatever the file has of them.
+        targets: The number of targets of the run, None if it is not known.
+        origin: What the input is, if the number of targets does not tell it from another.
+        warns: Log a warning if the file is old, or leaves nothing to be sent.
 
     Attributes:
         settled: The outcomes of settled targets that the file had when it was opened.
@@ -77,24 +78,24 @@ class Journal:
         max_age: float | None = None,
         *,
         targets: int | None = None,
-        workspace_id: str | None = None,
+        origin: str | None = None,
+        warns: bool = True,
     ) -> None:
         self._path = Path(path)
         self._has_begun = False
         self._left = 0
-        self._unlisted: set[str] = set()
-        self._unread: set[RuntimeRef] = set()
+        self._left_inputs: AbstractSet[str] = frozenset()
+        self._left_targets: set[RuntimeRef] = set()
         try:
             self._file = open_file(self._path, _FLAGS)
             try:
                 self._lock()
-                is_listing = workspace_id is not None
                 self.settled: Mapping[RuntimeRef, StopOutcome] = self._resume(
-                    base_url, max_age, warns=not is_listing
+                    base_url, max_age, warns=warns
                 )
-                if self._has_begun or targets is not None or is_listing:
-                    count = None if is_listing else targets
-                    self._append(mark_line(BegunMark(datetime.now(UTC), count, workspace_id)))
+                self._left_inputs -= {origin}
+                if self._has_begun or targets is not None or origin is not None:
+                    self._append(mark_line(BegunMark(datetime.now(UTC), targets, origin)))
                     self._has_begun = True
             except BaseException:
                 os.close(self._file)
@@ -106,13 +107,12 @@ class Journal:
 
     def mark_read(self, target: RuntimeRef) -> None:
         """Take note that the run read a target, also if it writes no outcome of it."""
-        self._unread.discard(target)
+        self._left_targets.discard(target)
         self._left -= 1
 
     def mark_listed(self, listed: ListedRuntimes) -> None:
         """Take note that the run listed a workspace: what no longer runs needs not be stopped."""
-        self._unread = set(filter(listed.may_run, self._unread))
-        self._unlisted.discard(listed.workspace_id)
+        self._left_targets = set(filter(listed.may_run, self._left_targets))
 
     def write(self, outcome: StopOutcome) -> None:
         """Append an outcome.
@@ -122,26 +122,33 @@ class Journal:
         """
         self._append(entry_line(outcome))
 
-    def close(self, *, complete: bool = False, shard: tuple[int, int] | None = None) -> None:
+    def close(
+        self,
+        *,
+        complete: bool = False,
+        unread: bool = False,
+        shard: tuple[int, int] | None = None,
+    ) -> None:
         """Flush the file to disk, then unlock and close it.
 
         Args:
             complete: True if the run read its whole input and had no failures. If an earlier run
                 had not, the journal is complete only if this one read every target of that one: a
-                few stops do not make up for a list that was not read to its end. If that one was
-                cut off, this one must have read as many targets as that one would have, or have
-                listed the same workspace.
+                few stops do not make up for a list that was not read to its end. Of an input that
+                was not read to its end, this one must have read as many targets as that had, or be
+                of the same origin.
+            unread: True if the run did not read its whole input.
             shard: The shard that the input was, and the number of shards.
 
         Raises:
             BctrlError: The mark could not be written, or the flush failed.
         """
         try:
-            is_left = self._unread or self._unlisted or self._left > 0
+            is_left = self._left_targets or self._left_inputs or self._left > 0
             if complete and not is_left:
                 self._append(mark_line(Mark(datetime.now(UTC), shard)))
             elif self._has_begun:
-                self._append(mark_line(EndedMark(datetime.now(UTC))))
+                self._append(mark_line(EndedMark(datetime.now(UTC), unread)))
             os.fsync(self._file)
         except OSError as error:
             raise self._write_error(error) from error
@@ -180,9 +187,9 @@ class Journal:
         content.check_resumable(base_url, max_age, warns=warns)
         if content.is_torn:
             os.ftruncate(self._file, content.size)
-        self._unread = set(content.unfinished)
         self._left = content.cut_off
-        self._unlisted = set(content.unlisted)
+        self._left_inputs = content.unread
+        self._left_targets = set(content.unfinished)
         # What it says is out of date from now on.
         self._has_begun = content.is_complete or content.pending > 0
         return content.settled
