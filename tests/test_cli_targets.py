@@ -197,6 +197,44 @@ def test_any_other_row_is_a_bad_line_with_its_number(text: str, why: str) -> Non
     assert reason(text) == why
 
 
+@pytest.mark.parametrize("comment", ['# "b was here', '#"', '  # see, "b', '\ufeff#,"'])
+@pytest.mark.parametrize("header", ["", "workspace_id,alias\n"])
+def test_a_quote_in_a_comment_opens_no_cell(header: str, comment: str) -> None:
+    """Fault: the targets below it, up to the next quote, were a part of the comment."""
+    assert parse(f'{comment}\n{header}ws,a\n{comment}\nws,b\nws,"c"\n{comment}') == [A, B, C]
+
+
+ROWS = "each of its lines could be a row: a quote may be missing"
+AFTER = "text follows a closing quote"
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "why"),
+    [
+        ('workspace,alias,note\nws,a,"x\nws,b,y\nws,c,"z"\n', 2, AFTER),
+        ('workspace,alias,note\nws,a,"x\nws,b,y"\n', 2, ROWS),
+        ('workspace,alias,note\nws,a,"x\n\n# a comment\nws,b,y"\n', 2, ROWS),
+        ('note,workspace,alias\n"x,ws,a\n#",ws,b\n', 2, ROWS),
+        ('workspace,alias,"note\nws,a,x\nws,b,y"\n', 1, ROWS),
+        ('workspace,alias,"note\nws,a,"x"\n', 1, AFTER),
+        ('workspace,alias,,\nws,a,"\nws,b,"\n', 2, ROWS),
+        ('workspace;alias;note\nws;a;"x\nws;b;"\n', 2, ROWS),
+        ('ws,"a\nws,b"\n', 1, ROWS),
+    ],
+)
+def test_a_quote_that_may_hide_rows_is_a_bad_line(text: str, number: int, why: str) -> None:
+    """Fault: a quote that was missing in a note hid the targets below it, up to the next quote."""
+    assert reason(text).endswith(f" on line {number}: {why}")
+
+
+@pytest.mark.parametrize(
+    "note", ["x\ny", "x\n\n", "\n", "x, y\nand, z", "x\n# y", 'x\n""y""', "x\n# y\nz"]
+)
+def test_a_note_may_have_several_lines(note: str) -> None:
+    assert parse(f'workspace,alias,note\nws,a,"{note}"\nws,b,\n') == [A, B]
+    assert parse(f'note,workspace,alias\n"{note}",ws,a\n,ws,b\n') == [A, B]
+
+
 def test_a_name_may_have_characters_that_are_not_printed() -> None:
     assert parse("ws,\u200d") == [RuntimeRef("ws", "\u200d")]
 
@@ -335,10 +373,34 @@ def test_however_csv_is_broken_the_targets_are_the_same(
     rows = csv.DictWriter(file, header, delimiter=delimiter, quoting=csv.QUOTE_ALL)
     rows.writeheader()
     for workspace, alias in targets:
-        note = data.draw(st.sampled_from(['5" or\n6"', "", "\r\n\r\n", '"', f"ws{delimiter}a"]))
+        notes = ["", '"', f"ws{delimiter}a"]
+        if delimiter not in f"{workspace}{alias}":
+            # Otherwise each of its lines could be a row.
+            notes += ['5" or\n6"', "\r\n\r\n"]
+        note = data.draw(st.sampled_from(notes))
         rows.writerow({"workspace_id": workspace, "Alias": alias, "note": note})
     text = file.getvalue()
     assert parse(text, data.draw(broken(text))) == targets
+
+
+notes = st.lists(st.text("a\" ,#'", max_size=4), min_size=1, max_size=8)
+
+
+@given(notes, st.sampled_from(["{name},{note}", "{note},{name}"]), st.sets(st.integers(0, 7)))
+def test_no_row_of_csv_is_lost_silently(notes: list[str], form: str, comments: set[int]) -> None:
+    """Each is a target, or within a bad line; a quote may be missing in any note or comment."""
+    lines = [
+        f"#{note}" if number in comments else form.format(note=note, name=f"ws,r{number}")
+        for number, note in enumerate(notes)
+    ]
+    header = form.format(note="note", name="workspace_id,alias")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bctrl_async.cli._items._MAX_SHOWN", 1000)
+        items = parse("\n".join([header, *lines]))
+    bad = "".join(repr(item) for item in items if isinstance(item, BadLine))
+    for number, line in enumerate(lines):
+        is_comment = line.lstrip().startswith("#")
+        assert is_comment or ("ws", f"r{number}") in items or f"ws,r{number}" in bad
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(1, 9), max_size=50))

@@ -7,9 +7,13 @@ from typing import NamedTuple
 from bctrl_async.cli._items import MAX_LENGTH, BadLine, Item, to_item
 
 _DELIMITERS = "\t,;"
+_TEXT_AFTER_QUOTE = "text follows a closing quote"
 _WORKSPACE_COLUMNS = ("workspaceid", "workspace")
 _ALIAS_COLUMNS = ("alias", "name")
 _PAIR = 2
+# Not tabs: they may delimit empty cells. Joined files have a byte order mark each.
+_AROUND = " \r\n\ufeff"
+"""Characters around a row that are not a part of it."""
 
 _pieces = re.compile(r"[^\n]*\n|[^\n]+").findall
 _closing_quote = re.compile(r'(?:[^"]|"")*+"').match
@@ -28,7 +32,7 @@ class _Layout(NamedTuple):
         delimiter: The delimiter.
         workspace: The index of the column of workspace ids.
         alias: The index of the column of aliases.
-        named: The number of columns up to the last that has a name; each row has as many.
+        named: The number of columns up to the last that has a name; each row has at least as many.
         width: The number of columns.
         header: The header, if any.
     """
@@ -67,9 +71,8 @@ class CsvParser:
         if isinstance(record, BadLine):
             return record
         number, text = record
-        # Not tabs: they may delimit empty cells. Joined files have a byte order mark each.
-        text = text.strip(" \r\n\ufeff")
-        if not text or text.isspace() or text.startswith("#"):
+        text = text.strip(_AROUND)
+        if _is_blank(text):
             return None
         if self._layout is None:
             layout = _find_layout(text)
@@ -158,7 +161,7 @@ class _Records:
         """Return True if the next line end is in a quoted cell."""
         position = 0
         is_quoted = bool(self._lines)
-        if not is_quoted and '"' not in line:
+        if not is_quoted and ('"' not in line or line.lstrip(_AROUND).startswith("#")):
             return False
         opening_quote = re.compile(rf'(?:\A|[{self.delimiters}]) *"')
         while True:
@@ -171,6 +174,11 @@ class _Records:
             if found is None:
                 return True
             position, is_quoted = found.end(), False
+
+
+def _is_blank(text: str) -> bool:
+    """Return True for a line without a row: a blank one or a comment."""
+    return not text or text.isspace() or text.startswith("#")
 
 
 def _find_layout(text: str) -> _Layout | str:
@@ -210,17 +218,42 @@ def _parse_row(layout: _Layout, number: int, text: str) -> Item | None:
         return BadLine(number, text, "it looks like JSON, but the first line is CSV")
     raw = _raw_cells(text, layout.delimiter)
     cells = [_unquoted(cell) for cell in raw] if '"' in text else raw
-    # Joined files have a header each.
-    if cells == layout.header or not any(cells):
-        return None
-    if any(cells[layout.width :]):
-        return BadLine(number, text, "it has more columns than the first line")
-    # The alias may be cut off as well, at the end of a file for which the disk was too small.
-    if len(cells) < layout.named:
-        return BadLine(number, text, "it has fewer columns than the first line")
-    if any(_has_text_after_quote(raw[index]) for index in (layout.workspace, layout.alias)):
-        return BadLine(number, text, "text follows a closing quote")
+    fault = _hidden_rows(layout, raw, text) if "\n" in text else None
+    if fault is None:
+        # Joined files have a header each.
+        if cells == layout.header or not any(cells):
+            return None
+        fault = _fault(layout, raw, cells)
+    if fault is not None:
+        return BadLine(number, text, fault)
     return to_item(number, text, cells[layout.workspace], cells[layout.alias])
+
+
+def _fault(layout: _Layout, raw: Sequence[str], cells: Sequence[str]) -> str | None:
+    """Return the reason why a row does not have the cells of the layout, None if it does."""
+    if any(cells[layout.width :]):
+        return "it has more columns than the first line"
+    # A file that was cut off may end within the alias.
+    if len(cells) < layout.named:
+        return "it has fewer columns than the first line"
+    if any(_has_text_after_quote(raw[index]) for index in (layout.workspace, layout.alias)):
+        return _TEXT_AFTER_QUOTE
+    return None
+
+
+def _hidden_rows(layout: _Layout, raw: Sequence[str], text: str) -> str | None:
+    """Return the reason if the lines of a record may be rows, which a stray quote has joined."""
+    if any(map(_has_text_after_quote, raw)):
+        return _TEXT_AFTER_QUOTE
+    rows, others = 0, []
+    for line in text.split("\n"):
+        if line.count(layout.delimiter) + 1 >= layout.named:
+            rows += 1
+        else:
+            others.append(line.strip(_AROUND))
+    if rows > 1 and all(map(_is_blank, others)):
+        return "each of its lines could be a row: a quote may be missing"
+    return None
 
 
 def _cells(text: str, delimiter: str) -> Sequence[str]:
