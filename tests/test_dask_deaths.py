@@ -162,7 +162,10 @@ class TestWorkers:
             running = asyncio.create_task(batch)
             await wait_for_requests(emulator, 2)
             batch.stop_reading()
-            await asyncio.sleep(0.1)
+            assert tasks_of(Dispatcher, "_tell")
+            async with asyncio.timeout(BOUND):
+                while tasks_of(Dispatcher, "_tell"):
+                    await asyncio.sleep(0.01)
             await cluster.add_worker()
             await cluster.lose(cluster.workers[0])
             report: StopReport = await asyncio.wait_for(running, BOUND)
