@@ -28,8 +28,8 @@ __all__ = ["RuntimeState", "StopOutcome", "StopReport", "StopResult"]
 class StopResult(StrEnum):
     """The result of a stop.
 
-    `stopped`, `accepted`, `already_stopped` and `not_found` are settled: none needs to be sent
-    again. After `accepted`, the runtime may still run.
+    `stopped`, `accepted`, `already_stopped` and `not_found` are settled: the server has taken or
+    answered the stop. After `accepted`, the runtime may still run.
     """
 
     STOPPED = "stopped"
@@ -54,7 +54,7 @@ class StopResult(StrEnum):
 
     @property
     def settled(self) -> bool:
-        """True if no stop needs to be sent again; after `accepted`, the runtime may still run."""
+        """True if the server has taken or answered the stop, but not rejected or throttled it."""
         return self in _SETTLED
 
 

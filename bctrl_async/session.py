@@ -430,10 +430,9 @@ class BctrlSession:
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
             journal: A file to which each outcome is appended as a line of JSON. The same call with
-                the same file resumes the run, and sends no target again that is settled, unless it
-                was `not_found`, or `accepted` while its runtime may not have ended. Use another
-                file for runtimes that were started anew: a file that is older than a day, or whose
-                last run is complete, is logged as a warning.
+                the same file resumes the run, and sends no target again whose runtime no longer
+                runs. Use another file for runtimes that were started anew: a file that is older
+                than a day, or leaves nothing to be sent, is logged as a warning.
             journal_max_age: Seconds since the journal was begun, above 0, beyond which it is
                 rejected; None rejects none.
             verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a

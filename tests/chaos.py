@@ -322,7 +322,7 @@ class ChaosRun:
         entries = journal.entries
         yield from check_journal(journal, self.emulator.url, report)
         content = read_journal(self.journal)
-        if content is None or content.settled.keys() != settled_targets(entries):
+        if content is None or content.not_running.keys() != settled_targets(entries):
             yield "a resumed run would read another journal"
         yield from check_account(entries, report, self._delivered)
         yield from check_targets(

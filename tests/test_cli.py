@@ -1165,7 +1165,7 @@ async def test_a_dry_run_skips_settled_targets_and_leaves_the_journal_unchanged(
     code, out, err = await command("stop", "--dry-run", "--journal", journal, "--from", targets)
 
     assert [outcome["alias"] for outcome in outcomes_of(out)] == ["b"]
-    assert err == "Dry run: 1 to stop, 2 already settled, 0 invalid\n"
+    assert err == "Dry run: 1 to stop, 2 no longer running, 0 invalid\n"
     assert code == 0
     assert (journal.read_bytes(), len(emulator.requests)) == (before, sent)
 
@@ -1912,7 +1912,7 @@ async def test_a_runtime_that_was_started_anew_is_stopped_again_with_the_same_jo
     code, out, err = await command("stop", "ws", "--all", "--dry-run", *journal)
     assert ([line["alias"] for line in outcomes_of(out)], err) == (
         ["a"],
-        "Dry run: 1 to stop, 0 already settled, 0 invalid\n",
+        "Dry run: 1 to stop, 0 no longer running, 0 invalid\n",
     )
     code, out, err = await command(*STOP_ALL, *journal)
     assert without_times(out) == "1 of 1 no longer running after 0.0 s: 1 stopped\n"

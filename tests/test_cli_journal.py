@@ -238,7 +238,7 @@ class TestAge:
         _, _, second = await command("stop", "--journal", path, "ws", "a")
 
         assert first == ""
-        assert "s ago, and its last run is complete: targets settled in it" in second
+        assert "s ago, and its last run is complete: targets that it has as stopped" in second
 
     async def test_a_journal_beyond_the_maximal_age_exits_with_2_and_stops_nothing(
         self, emulator: Emulator, command: Command, path: Path
@@ -285,7 +285,7 @@ class TestDryRun:
         code, out, err = await command("stop", "--dry-run", "--journal", path, "ws", "a", "b")
 
         assert [json.loads(line)["alias"] for line in out.splitlines()] == ["b"]
-        assert err == "Dry run: 1 to stop, 1 already settled, 0 invalid\n"
+        assert err == "Dry run: 1 to stop, 1 no longer running, 0 invalid\n"
         assert code == 0
         assert content(path) == before
 

@@ -71,7 +71,7 @@ def read_settled(journal: Path, emulator: Emulator) -> set[tuple[str, str]]:
             settled.add(target)
     resumed = read_journal(journal)
     assert resumed is not None
-    assert resumed.settled.keys() == settled
+    assert resumed.not_running.keys() == settled
     assert resumed.is_torn == lines.is_torn
     return settled
 

@@ -463,7 +463,7 @@ def assert_one_true_outcome_each(
     content = read_journal(journal)
     assert content is not None
     assert content.is_complete
-    assert content.settled.keys() == set(targets)
+    assert content.not_running.keys() == set(targets)
     entries = [json.loads(line) for line in journal.read_bytes().splitlines()[1:-1]]
     # Marks have no result.
     settled = [entry for entry in entries if entry.get("result") in {"stopped", "already_stopped"}]

@@ -52,8 +52,8 @@ async def test_it_leaves_no_task_and_no_lock(
         reopened = Journal(journal, session.base_url)
         reopened.close()
     # Stops in flight when the run was cancelled are unknown.
-    assert len(reopened.settled) >= 100
-    assert set(reopened.settled) <= set(emulator.received)
+    assert len(reopened.not_running) >= 100
+    assert set(reopened.not_running) <= set(emulator.received)
     assert reported == []
 
 

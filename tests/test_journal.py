@@ -126,7 +126,7 @@ def settled(path: Path, server: str = SERVER) -> set[str]:
     """Open and close a journal; return the aliases that it has settled."""
     journal = Journal(path, server)
     journal.close()
-    return {target.alias for target in journal.settled}
+    return {target.alias for target in journal.not_running}
 
 
 def not_sent(alias: str) -> StopOutcome:
@@ -292,7 +292,7 @@ class TestSettled:
         journal = Journal(path, SERVER)
         journal.close()
 
-        assert journal.settled == {
+        assert journal.not_running == {
             RuntimeRef("ws-1", "a"): StopOutcome(
                 index=7,
                 target=RuntimeRef("ws-1", "a"),
@@ -312,14 +312,14 @@ class TestSettled:
         journal = Journal(path, SERVER)
         journal.close()
 
-        assert journal.settled["ws-1", "a"].result is StopResult.ALREADY_STOPPED  # type: ignore[index]
+        assert journal.not_running["ws-1", "a"].result is StopResult.ALREADY_STOPPED  # type: ignore[index]
 
     def test_the_same_alias_of_another_workspace_is_another_runtime(self, path: Path) -> None:
         write(path, outcome(0, "a"))
         journal = Journal(path, SERVER)
         journal.close()
 
-        assert RuntimeRef("ws-2", "a") not in journal.settled
+        assert RuntimeRef("ws-2", "a") not in journal.not_running
 
 
 class TestTornTail:
@@ -1162,7 +1162,7 @@ class TestFullDisk:
     def settled(self, path: Path, emulator: Emulator) -> set[RuntimeRef]:
         journal = Journal(path, f"{emulator.url}/v1")
         journal.close()
-        return set(journal.settled)
+        return set(journal.not_running)
 
     async def test_an_input_without_a_length_is_read_no_further(
         self, emulator: Emulator, session: BctrlSession, path: Path
@@ -1278,7 +1278,7 @@ class TestAge:
         assert settled(path) == {"a"}
         assert self.warnings(caplog) == [
             (
-                f"the journal {str(path)!r} was begun 2d3h ago: targets settled in it are "
+                f"the journal {str(path)!r} was begun 2d3h ago: targets that it has as stopped are "
                 "not sent again. Use another file for runtimes that were started anew"
             )
         ]
@@ -1456,8 +1456,8 @@ class TestReading:
             "b": StopResult.NOT_FOUND,
             "c": StopResult.ACCEPTED,
         }
-        assert [target.alias for target in found.settled] == ["a"]
-        assert found.settled[RuntimeRef("ws-1", "a")].at == first.at
+        assert [target.alias for target in found.not_running] == ["a"]
+        assert found.not_running[RuntimeRef("ws-1", "a")].at == first.at
 
     def test_a_journal_in_use_is_read_without_its_last_half_line(self, path: Path) -> None:
         """Fault: reading cut off a line that a run was writing."""

@@ -56,7 +56,7 @@ def settled(path: Path, data: bytes) -> set[tuple[str, str]]:
         assert path.read_bytes() == data
         return set()
     journal.close()
-    return {(target.alias, outcome.result) for target, outcome in journal.settled.items()}
+    return {(target.alias, outcome.result) for target, outcome in journal.not_running.items()}
 
 
 TRUE = {(alias, RESULTS[alias]) for alias in SETTLED}
@@ -124,7 +124,7 @@ def test_a_tail_of_nul_after_a_power_failure_is_cut_off(path: Path, intact: byte
     kept = intact[: intact[:-1].rindex(b"\n") + 1]
     assert path.read_bytes().startswith(kept)
     assert b"\0" not in path.read_bytes()
-    assert {target.alias for target in journal.settled} == SETTLED
+    assert {target.alias for target in journal.not_running} == SETTLED
 
 
 @pytest.mark.parametrize("result", [StopResult.REJECTED, StopResult.ACCEPTED])

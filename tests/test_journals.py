@@ -351,7 +351,7 @@ class TestTwoJournals:
 
         content = read_journal(path)
         assert content is not None
-        assert (content.pending, content.settled) == (1, {})
+        assert (content.pending, content.not_running) == (1, {})
         assert [each.result for each in read_journals([path]).failures] == [StopResult.REJECTED]
 
     def test_one_that_still_runs_without_having_been_stopped_keeps_its_error(self) -> None:
@@ -472,7 +472,7 @@ class TestAges:
         (record,) = caplog.records
         assert record.getMessage() == (
             "the journal 'old' was begun 1d6h before 'new': if it is of an earlier night, what it "
-            "has as settled may run again"
+            "has as stopped may run again"
         )
 
     def test_one_beyond_the_greatest_age_is_rejected(self) -> None:
@@ -552,7 +552,7 @@ class TestRuntimes:
         content = read_journal(path)
 
         assert content is not None
-        assert (set(content.settled), content.pending) == ({A}, 0)
+        assert (set(content.not_running), content.pending) == ({A}, 0)
 
     @pytest.mark.parametrize(
         "known",
@@ -566,7 +566,7 @@ class TestRuntimes:
         content = read_journal(path)
 
         assert content is not None
-        assert (content.settled, content.pending) == ({}, 1)
+        assert (content.not_running, content.pending) == ({}, 1)
         assert (content.outcomes[A].runtime, content.outcomes[A].error) == (None, None)
 
     async def test_a_resumed_run_writes_what_it_learns_of_an_accepted_stop(

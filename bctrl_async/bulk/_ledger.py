@@ -40,7 +40,7 @@ class Ledger:
         resumed: The number of outcomes taken from an earlier run.
         repeated: The number of outcomes of duplicates.
         duplicates: The targets that were begun.
-        settled: The settled outcomes of earlier runs, by target.
+        not_running: The outcomes of runtimes that no longer run since an earlier run, by target.
         ended_early: Why the run ended before its input did, or None.
         observer: The observer of the run.
     """
@@ -62,7 +62,7 @@ class Ledger:
         self.resumed: int = 0
         self.repeated: int = 0
         self.duplicates: Duplicates = Duplicates()
-        self.settled: Mapping[RuntimeRef, StopOutcome] = {}
+        self.not_running: Mapping[RuntimeRef, StopOutcome] = {}
         self.ended_early: BctrlError | None = None
         self.observer: BulkObserver | None = None
 
@@ -86,7 +86,7 @@ class Ledger:
 
     def use_journal(self, journal: Journal) -> None:
         """Write further outcomes to a journal, and resume from those in it."""
-        self._journal, self.settled = journal, journal.settled
+        self._journal, self.not_running = journal, journal.not_running
 
     def end_early(self, reason: BctrlError) -> None:
         """Set why the run ended early; the first reason stays."""

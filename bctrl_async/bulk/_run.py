@@ -288,9 +288,9 @@ class Run:
         if self.source.finds_duplicates and not self.ledger.duplicates.begin(target, index):
             repeated = self.ledger.duplicates.repeat(target, index, began)
             return None if repeated is None else self.ledger.record(repeated)
-        settled = self.ledger.settled.get(target)
-        if settled is not None and not self.source.is_running(target):
-            return self.ledger.record(msgspec.structs.replace(settled, index=index))
+        known = self.ledger.not_running.get(target)
+        if known is not None and not self.source.is_running(target):
+            return self.ledger.record(msgspec.structs.replace(known, index=index))
         return await self._stop_target(worker, index, target, call, began)
 
     def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:

@@ -32,13 +32,13 @@ def dry_run(
     journal: str | None,
     journal_max_age: float | None,
 ) -> int:
-    """Print the targets to stop, as `--from` reads them, without those settled in a journal."""
+    """Print the targets to stop, as `--from` reads them, without what a journal has as stopped."""
     listed = targets.listed if isinstance(targets, FoundTargets) else None
-    settled: Mapping[RuntimeRef, object] = {}
+    known: Mapping[RuntimeRef, object] = {}
     content = read_journal(journal) if journal is not None and Path(journal).exists() else None
     if content is not None:
         content.check_resumable(session.base_url, journal_max_age, warns=listed is None)
-        settled = content.settled
+        known = content.not_running
     # Lines for --from in any case: a table would not be.
     is_json = output_format is not OutputFormat.CSV
     records = Records(output, TARGET_COLUMNS, is_json=is_json)
@@ -55,8 +55,8 @@ def dry_run(
                 print_error(_describe(outcome.error))
         elif outcome.duplicate:
             counts["duplicates"] += 1
-        elif outcome.target in settled and not (listed and listed.may_run(outcome.target)):
-            counts["settled"] += 1
+        elif outcome.target in known and not (listed and listed.may_run(outcome.target)):
+            counts["stopped"] += 1
         else:
             counts["to stop"] += 1
             records.print(target_fields(outcome.target))
@@ -75,7 +75,7 @@ def dry_run(
         print_read_error(error)
         return FAILED
     records.print_header()
-    skipped = f", {counts['settled']:,} already settled" if settled else ""
+    skipped = f", {counts['stopped']:,} no longer running" if known else ""
     if counts["duplicates"]:
         skipped += f", {pluralize(counts['duplicates'], 'duplicate')}"
     left = f"; {INPUT_LEFT}" if input_left else ""

@@ -39,8 +39,8 @@ def _top(context: typer.Context) -> None:
 def show(file: _File, *, output_format: OutputOption = OutputFormat.TABLE) -> int:
     """Show the server, age and results of a journal.
 
-    A pending target is sent again by a resumed run: it is not settled, was not_found,
-    or was accepted and may still be running. FILE is only read, and may be in use by a run.
+    A pending target is sent again by a resumed run: it was not stopped, or only
+    accepted and may still be running. FILE is only read, and may be in use by a run.
     """
     check_redirects([("FILE", file)])
     content = read_journal(file)
@@ -80,8 +80,8 @@ def _rows(content: JournalContent) -> Iterator[tuple[str, str]]:
     yield "server", escape(content.base_url)
     yield "started", f"{msgspec.to_builtins(content.started)}, {content.age_text}"
     yield "last entry", msgspec.to_builtins(content.updated) or "none"
-    settled = content.settled
-    pending = (o for target, o in content.outcomes.items() if target not in settled)
+    known = content.not_running
+    pending = (o for target, o in content.outcomes.items() if target not in known)
     yield "targets", _total(_count(content.outcomes.values()))
     yield "pending", _total(_count(pending))
     yield "complete", _complete(content) if content.is_complete else "no"

@@ -87,7 +87,7 @@ _Journal = Annotated[
         "--journal",
         metavar="FILE",
         callback=check_not_empty,
-        help="Record outcomes in FILE and skip targets settled there.",
+        help="Record outcomes in FILE and skip what it has as stopped.",
     ),
 ]
 _JournalMaxAge = Annotated[

@@ -284,8 +284,8 @@ class ClusterRun:
             if repeated is not None:
                 self._record(repeated)
             return False
-        if (settled := ledger.settled.get(target)) is not None:
-            self._record(msgspec.structs.replace(settled, index=index))
+        if (known := ledger.not_running.get(target)) is not None:
+            self._record(msgspec.structs.replace(known, index=index))
             return False
         if not self._ending.goes_on():
             self._record(outcome_of(target, self._ending.not_begun, index=index))

@@ -89,9 +89,9 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
     size: int
 
     @property
-    def settled(self) -> dict[RuntimeRef, StopOutcome]:
-        """The outcomes of the targets that a resumed run does not send again."""
-        return {target: outcome for target, outcome in self.outcomes.items() if _is_final(outcome)}
+    def not_running(self) -> dict[RuntimeRef, StopOutcome]:
+        """The outcomes of runtimes that no longer run: a resumed run does not send them again."""
+        return {target: known for target, known in self.outcomes.items() if _is_not_running(known)}
 
     @property
     def age(self) -> timedelta:
@@ -106,7 +106,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def pending(self) -> int:
         """The number of targets that a resumed run sends again."""
-        return len(self.outcomes) - sum(map(_is_final, self.outcomes.values()))
+        return len(self.outcomes) - sum(map(_is_not_running, self.outcomes.values()))
 
     def excess_age(self, max_age: float) -> str | None:
         """Return the reason why it is older than this many seconds, or None if it is not."""
@@ -137,7 +137,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         is_done = self.is_complete and not self.pending
         if warns and (is_done or abs(age) > OLD):
             _log.warning(
-                "the journal %r was begun %s%s: targets settled in it are not sent "
+                "the journal %r was begun %s%s: targets that it has as stopped are not sent "
                 "again. Use another file for runtimes that were started anew",
                 str(self.path),
                 format_age(age),
@@ -405,5 +405,5 @@ def _in_doubt(outcome: StopOutcome) -> StopOutcome:
     return replace(outcome, result=StopResult.UNKNOWN, error=error)
 
 
-def _is_final(outcome: StopOutcome) -> bool:
+def _is_not_running(outcome: StopOutcome) -> bool:
     return outcome.result in _SUCCESSES and not is_only_accepted(outcome)

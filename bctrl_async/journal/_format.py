@@ -61,7 +61,7 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BegunMark(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A run begins that sends all targets again which are not settled above.
+    """A run begins: what is not settled above may be out of date from here on.
 
     Args:
         begun: The time.

@@ -261,7 +261,7 @@ class _Merging:
         if last[0] - first[0] > OLD:
             _log.warning(
                 "the journal %r was begun %s before %r: if it is of an earlier night, what it has "
-                "as settled may run again",
+                "as stopped may run again",
                 str(first[1]),
                 format_duration(last[0] - first[0]),
                 str(last[1]),

@@ -62,7 +62,7 @@ class Journal:
         warns: Log a warning if the file is old, or leaves nothing to be sent.
 
     Attributes:
-        settled: The outcomes of settled targets that the file had when it was opened.
+        not_running: The outcomes of runtimes that no longer ran when it was opened.
 
     Raises:
         JournalInUseError: The file is in use by another run.
@@ -90,7 +90,7 @@ class Journal:
             self._file = open_file(self._path, _FLAGS)
             try:
                 self._lock()
-                self.settled: Mapping[RuntimeRef, StopOutcome] = self._resume(
+                self.not_running: Mapping[RuntimeRef, StopOutcome] = self._resume(
                     base_url, max_age, warns=warns
                 )
                 self._left_inputs -= {origin}
@@ -177,7 +177,7 @@ class Journal:
     def _resume(
         self, base_url: str, max_age: float | None, *, warns: bool
     ) -> Mapping[RuntimeRef, StopOutcome]:
-        """Return the settled outcomes, and cut off a torn tail; begin an empty file."""
+        """Return the outcomes to resume from, and cut off a torn tail; begin an empty file."""
         content = read_file(self._path, self._file)
         if content is None:
             # A crash while the file was created leaves a part of the header.
@@ -192,7 +192,7 @@ class Journal:
         self._left_targets = set(content.unfinished)
         # What it says is out of date from now on.
         self._has_begun = content.is_complete or content.pending > 0
-        return content.settled
+        return content.not_running
 
     def _open_error(self, error: OSError) -> BctrlConfigError:
         return BctrlConfigError(
