@@ -238,7 +238,7 @@ class TestAge:
         _, _, second = await command("stop", "--journal", path, "ws", "a")
 
         assert first == ""
-        assert "s ago, and its last run is complete: targets that it has as stopped" in second
+        assert "s ago, and its last run is complete: what it has as stopped" in second
 
     async def test_a_journal_beyond_the_maximal_age_exits_with_2_and_stops_nothing(
         self, emulator: Emulator, command: Command, path: Path

@@ -1278,7 +1278,7 @@ class TestAge:
         assert settled(path) == {"a"}
         assert self.warnings(caplog) == [
             (
-                f"the journal {str(path)!r} was begun 2d3h ago: targets that it has as stopped are "
+                f"the journal {str(path)!r} was begun 2d3h ago: what it has as stopped is "
                 "not sent again. Use another file for runtimes that were started anew"
             )
         ]
@@ -1294,7 +1294,7 @@ class TestAge:
 
         assert settled(path) == {"a"}
         [warning] = self.warnings(caplog)
-        assert "was begun 5h2m ago, and its last run is complete: targets" in warning
+        assert "was begun 5h2m ago, and its last run is complete: what" in warning
 
     def test_a_complete_journal_whose_targets_are_sent_again_does_not_warn(
         self, path: Path, caplog: pytest.LogCaptureFixture

@@ -137,7 +137,7 @@ class JournalContent(msgspec.Struct, frozen=True, kw_only=True):
         is_done = self.is_complete and not self.pending
         if warns and (is_done or abs(age) > OLD):
             _log.warning(
-                "the journal %r was begun %s%s: targets that it has as stopped are not sent "
+                "the journal %r was begun %s%s: what it has as stopped is not sent "
                 "again. Use another file for runtimes that were started anew",
                 str(self.path),
                 format_age(age),
