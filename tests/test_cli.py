@@ -1648,8 +1648,8 @@ async def test_resumed_outcomes_are_shown_after_a_second_ctrl_c(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("--from", "a", "--from", "b"), "--from takes one FILE, or - for stdin"),
-        (("--from", ""), "--from takes one FILE, or - for stdin"),
+        (("--from", "a", "--from", "b"), "--from takes one FILE: run the command once for each"),
+        (("--from", ""), "Invalid value for '--from': must not be empty"),
         (("--allow-empty", "ws", "a"), "--allow-empty needs --from"),
         (("--journal", "", "ws", "a"), "Invalid value for '--journal': must not be empty"),
     ],
@@ -2310,6 +2310,16 @@ async def test_a_number_without_a_unit_is_refused_with_the_cure(
         ("stop", "(see bctrl-async stop --help)"),
         ("stop ws", "nothing to stop: add ALIAS, or --all for all runtimes of WORKSPACE"),
         ("stop ws --all --kind browser --kind desktop", "--kind takes one KIND: run the command"),
+        ("stop ws --all --kind=", "Invalid value for '--kind': must not be empty"),
+        ("list ws --status=", "Invalid value for '--status': must not be empty"),
+        ("stop ws a --shard 1/2 --shard 2/2", "--shard takes one K/N"),
+        ("stop ws a --journal a --journal b", "--journal takes one FILE"),
+        (
+            "stop ws a --journal a --journal-max-age 1h --journal-max-age 2h",
+            "--journal-max-age takes one AGE",
+        ),
+        ("stop ws --all --older-than 1h --older-than 400d", "--older-than takes one AGE"),
+        ("list ws --older-than 1h --older-than=2h", "--older-than takes one AGE"),
         ("stop ws --all --status active --status failed", "--status takes one STATUS"),
         ("list ws --kind browser --kind desktop", "--kind takes one KIND"),
         ("list ws --status active --status active", "--status takes one STATUS"),
@@ -2371,6 +2381,27 @@ async def test_a_usage_error_is_one_line_on_stderr(command: Command, args: str, 
     assert not re.search("api_key|base_url|max_connections|older_than|rate_limit |faults has", err)
     assert err.count("\n") == 1
     assert (code, out) == (2, "")
+
+
+@pytest.mark.usefixtures("emulator")
+async def test_of_options_that_decide_nothing_about_the_targets_the_last_value_wins(
+    command: Command,
+) -> None:
+    """A script puts its own options before those of its user."""
+    options = ("--rate", "1", "--rate", "999", "--timeout", "1ms", "--timeout", "60s")
+    flags = ("--all", "--all", "--yes", "--yes", "--no-verify", "--verify")
+    code, out, _ = await command("stop", "ws", *flags, *options, "-o", "csv", "-o", "json")
+    assert (code, results_of(out)) == (0, ["stopped"] * 3)
+
+
+def test_an_option_that_is_given_twice_does_not_end_completion() -> None:
+    stop = typer.main.get_command(_app.app).commands["stop"]  # type: ignore[attr-defined]
+    stop.make_context("stop", ["--kind", "a", "--kind", "b"], resilient_parsing=True)
+
+
+async def test_the_help_is_shown_beside_an_option_that_is_given_twice(command: Command) -> None:
+    code, out, _ = await command("stop", "--shard", "1/2", "--shard", "2/2", "--help")
+    assert (code, out[:6]) == (0, "Usage:")
 
 
 @pytest.mark.parametrize("others", [("a",), ("--all", "--yes"), ("--from", "f"), ()])
@@ -2622,6 +2653,7 @@ async def test_only_titles_and_options_are_styled_in_the_help(
         ),
         ("bctrl-async stop --veri", ["--verify"]),
         ("bctrl-async stop --kind b", ["browser"]),
+        ("bctrl-async stop --kind desktop --kind b", ["browser"]),
         ("bctrl-async list --status an", ["any"]),
         ("bctrl-async list --sort a", ["age", "alias"]),
         ("bctrl-async stop -o ", ["table", "json", "csv"]),

@@ -418,6 +418,10 @@ async def test_an_empty_list_is_an_error_unless_allowed(command: Command) -> Non
         ((), "Missing argument 'JOURNAL'"),
         (("1.jsonl", "--allow-empty"), "--allow-empty needs --from"),
         (("1.jsonl", "--from", "a", "--from", "b"), "--from takes one FILE"),
+        (
+            ("1.jsonl", "--journal-max-age", "1h", "--journal-max-age", "2h"),
+            "--journal-max-age takes one AGE",
+        ),
         (("1.jsonl", "--from", "gone.csv"), "cannot read gone.csv: No such file or directory"),
         (("gone.jsonl",), "the journal 'gone.jsonl' cannot be read: No such file or directory"),
         (("all.csv",), "the journal 'all.csv' cannot be read: it is not a journal"),

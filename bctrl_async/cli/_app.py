@@ -10,10 +10,10 @@ import typer
 
 from bctrl_async import BctrlConfigError, BctrlError, __version__
 from bctrl_async.cli import _doctor, _emulator, _get, _list, _report, _stop
+from bctrl_async.cli._command import CONTEXT_SETTINGS, Command, Group
 from bctrl_async.cli._demo import demo
 from bctrl_async.cli._exit_codes import FAILED, JOURNAL_IN_USE, USAGE, exit_code
 from bctrl_async.cli._format import describe
-from bctrl_async.cli._help import CONTEXT_SETTINGS, Command, Group
 from bctrl_async.cli._journal import journal
 from bctrl_async.cli._output import print_error, report_os_error
 from bctrl_async.cli._verbosity import LOG_PRINTER

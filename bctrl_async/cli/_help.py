@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from rich.text import Text
-from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from bctrl_async.cli._output import Output
 
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from typer._click import Command as BaseCommand
-    from typer._click import Context, HelpFormatter
+    from typer._click import Context
 
 _Row = tuple[str, str]
 
-_MAX_WIDTH = 100
+MAX_WIDTH = 100
 """Columns from which longer lines would be hard to read."""
-CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": _MAX_WIDTH}
 _INDENT = "  "
 _SPACING = 2
 _NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
@@ -38,24 +37,7 @@ _TITLES = r"(?m)(?:\A|(?<=\n\n))(?:Usage|Exit codes|\w+(?: \w+)?(?=:$)):"
 _OPTIONS = r"(?m)^ {2,6}--?\w[\w-]*(?:(?:, | / )--[\w-]+)*"
 
 
-class Command(TyperCommand):
-    """A command whose help has its options in groups."""
-
-    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """Write the help."""
-        formatter.write(_format_help(self, ctx, formatter.width))
-
-
-class Group(TyperGroup):
-    """A command that has subcommands, which its help lists."""
-
-    def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:
-        """Write the help."""
-        commands = [(name, _first_paragraph(command)) for name, command in self.commands.items()]
-        formatter.write(_format_help(self, ctx, formatter.width, commands))
-
-
-def _format_help(
+def format_help(
     command: BaseCommand, context: Context, width: int, commands: Iterable[_Row] = ()
 ) -> str:
     """Return the help of a command, styled if stdout is a terminal that shows it."""
@@ -103,7 +85,7 @@ def _paragraphs(command: BaseCommand, width: int) -> Iterator[str]:
         yield _wrap(paragraph, width)
 
 
-def _first_paragraph(command: BaseCommand) -> str:
+def first_paragraph(command: BaseCommand) -> str:
     return inspect.cleandoc(command.help or "").partition("\n\n")[0]
 
 

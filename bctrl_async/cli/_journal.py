@@ -8,9 +8,9 @@ import msgspec
 import typer
 
 from bctrl_async import BctrlConfigError, StopOutcome, StopResult
+from bctrl_async.cli._command import Command, Group
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import escape, format_counts
-from bctrl_async.cli._help import Command, Group
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._records import OutputFormat, OutputOption, Records
 from bctrl_async.cli._redirects import check_redirects

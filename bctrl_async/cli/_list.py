@@ -10,7 +10,7 @@ from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._find import find_runtimes
 from bctrl_async.cli._format import MAX_SHOWN, describe, pluralize
 from bctrl_async.cli._options import (
-    Kinds,
+    Kind,
     OlderThan,
     build_filter,
     status_option,
@@ -26,7 +26,7 @@ from bctrl_async.cli._records import (
 from bctrl_async.cli._runtimes import SortKey, print_runtimes, sort_runtimes
 
 _Workspace = Annotated[str, typer.Argument(metavar="WORKSPACE", help="Workspace id.")]
-_Statuses = Annotated[list[str] | None, status_option(help="Only with this status.")]
+_Status = Annotated[str | None, status_option(help="Only with this status.")]
 _Sort = Annotated[
     SortKey | None,
     typer.Option(
@@ -59,8 +59,8 @@ Environment variables:
 def list_runtimes(
     workspace: _Workspace,
     *,
-    statuses: _Statuses = None,
-    kinds: Kinds = None,
+    status: _Status = None,
+    kind: Kind = None,
     older_than: OlderThan = None,
     sort: _Sort = None,
     limit: _Limit = None,
@@ -73,7 +73,7 @@ def list_runtimes(
     that may run and may match: with --status active, one whose status is unknown to this
     version; with --older-than, one whose creation time cannot be read.
     """
-    wanted = build_filter(statuses, kinds, older_than)
+    wanted = build_filter(status, kind, older_than)
     output = Output()
     found = asyncio.run(find_runtimes(connection.session(), workspace, wanted, output))
     runtimes, unreadable, unknown = found.runtimes, found.unreadable, found.unknown

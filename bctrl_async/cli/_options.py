@@ -25,17 +25,6 @@ def check_positive(value: float | None) -> float | None:
     return value
 
 
-def check_single(
-    context: typer.Context, option: typer.CallbackParam, values: list[str] | None
-) -> list[str] | None:
-    """Reject a second value of an option."""
-    # Of a plain option, all values but the last would silently be ignored.
-    if values is not None and len(values) > 1:
-        name = option.opts[0]
-        context.fail(f"{name} takes one {option.metavar}: run the command once for each")
-    return values
-
-
 def check_not_empty(value: str | None) -> str | None:
     """Reject an empty text, which often comes from an unset shell variable."""
     if value == "":
@@ -80,21 +69,24 @@ def format_duration(seconds: float) -> str:
     return "".join(parts[:2]) or "0s"
 
 
+# Each option of these groups may be given once.
+target_option = partial(typer.Option, rich_help_panel="Targets")
+run_option = partial(typer.Option, rich_help_panel="Run")
 _filter = partial(typer.Option, rich_help_panel="Filters")
 status_option = partial(
     _filter,
     "--status",
     metavar="STATUS",
-    callback=check_single,
+    callback=check_not_empty,
     autocompletion=lambda: [*map(str, RuntimeStatus), _ANY],
 )
 
-Kinds = Annotated[
-    list[str] | None,
+Kind = Annotated[
+    str | None,
     _filter(
         "--kind",
         metavar="KIND",
-        callback=check_single,
+        callback=check_not_empty,
         help="Only of this kind, such as browser.",
         autocompletion=lambda: [*map(str, RuntimeKind)],
     ),
@@ -113,8 +105,8 @@ Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of t
 
 
 def build_filter(
-    statuses: list[str] | None,
-    kinds: list[str] | None,
+    status: str | None,
+    kind: str | None,
     older_than: float | None,
     *,
     default_status: str | None = None,
@@ -122,14 +114,14 @@ def build_filter(
     """Return the filter of the options; None and the status `any` match everything.
 
     Args:
-        statuses: The value of --status, if any.
-        kinds: The value of --kind, if any.
+        status: The value of --status, if any.
+        kind: The value of --kind, if any.
         older_than: The value of --older-than, in seconds.
         default_status: The status without --status.
     """
-    status = statuses[0] if statuses else default_status
+    status = status or default_status
     return RuntimeFilter(
         status=None if status == _ANY else status,
-        kind=kinds[0] if kinds else None,
+        kind=kind,
         older_than=older_than,
     )

@@ -17,7 +17,13 @@ from bctrl_async.cli._format import (
     summarize,
 )
 from bctrl_async.cli._items import BadLine, Item
-from bctrl_async.cli._options import check_positive, duration
+from bctrl_async.cli._options import (
+    check_not_empty,
+    check_positive,
+    duration,
+    run_option,
+    target_option,
+)
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import Output, print_info, print_warning
 from bctrl_async.cli._records import (
@@ -28,7 +34,7 @@ from bctrl_async.cli._records import (
     target_fields,
 )
 from bctrl_async.cli._redirects import check_redirects
-from bctrl_async.cli._targets import open_targets, print_read_error, single_file
+from bctrl_async.cli._targets import open_targets, print_read_error
 from bctrl_async.errors import quote
 from bctrl_async.journal import JournalOutcome, MergedJournals, merge_journals
 from bctrl_async.outcomes import OutcomeRecord, StopOutcome
@@ -36,13 +42,18 @@ from bctrl_async.outcomes import OutcomeRecord, StopOutcome
 _Journals = Annotated[
     list[str], typer.Argument(metavar="JOURNAL", help="The journals, such as night-*.jsonl.")
 ]
-_Files = Annotated[
-    list[str] | None,
-    typer.Option("--from", metavar="FILE", help="Compare with the targets in FILE; - is stdin."),
+_File = Annotated[
+    str | None,
+    target_option(
+        "--from",
+        metavar="FILE",
+        callback=check_not_empty,
+        help="Compare with the targets in FILE; - is stdin.",
+    ),
 ]
 _JournalMaxAge = Annotated[
     float | None,
-    typer.Option(
+    run_option(
         "--journal-max-age",
         metavar="AGE",
         parser=duration,
@@ -51,11 +62,11 @@ _JournalMaxAge = Annotated[
     ),
 ]
 _AllowEmpty = Annotated[
-    bool, typer.Option("--allow-empty", metavar="", help="Accept a FILE without targets.")
+    bool, target_option("--allow-empty", metavar="", help="Accept a FILE without targets.")
 ]
 _IgnoreNotFound = Annotated[
     bool,
-    typer.Option("--ignore-not-found", metavar="", help="Do not count not_found as a failure."),
+    run_option("--ignore-not-found", metavar="", help="Do not count not_found as a failure."),
 ]
 _MAX_NAMED = 3
 """The number of targets that a warning names."""
@@ -70,7 +81,7 @@ def report(
     context: typer.Context,
     journals: _Journals,
     *,
-    files: _Files = None,
+    file: _File = None,
     allow_empty: _AllowEmpty = False,
     journal_max_age: _JournalMaxAge = None,
     ignore_not_found: _IgnoreNotFound = False,
@@ -86,7 +97,6 @@ def report(
     Exit codes: 0 none is running, 1 some are or may be, also without an outcome,
     2 usage error, or a JOURNAL that is not intact.
     """
-    file = single_file(context, files)
     if allow_empty and file is None:
         context.fail("--allow-empty needs --from")
     check_redirects([("--from", file), *(("JOURNAL", journal) for journal in journals)])

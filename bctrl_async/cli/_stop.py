@@ -21,13 +21,15 @@ from bctrl_async.cli._format import (
     summarize,
 )
 from bctrl_async.cli._options import (
-    Kinds,
+    Kind,
     OlderThan,
     build_filter,
     check_not_empty,
     check_positive,
     duration,
+    run_option,
     status_option,
+    target_option,
 )
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import Output, print_error, print_info
@@ -36,7 +38,7 @@ from bctrl_async.cli._records import OutputFormat, OutputOption, Records
 from bctrl_async.cli._redirects import check_redirects
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
-from bctrl_async.cli._targets import is_typed, open_targets, print_read_error, single_file
+from bctrl_async.cli._targets import is_typed, open_targets, print_read_error
 from bctrl_async.errors import subject_of
 
 _COMPLETE = "use -o json or csv, or a --journal"
@@ -44,8 +46,6 @@ _MIN_DEADLINE = 0.001
 """Seconds left to a run whose deadline has passed: every target becomes `not_sent`."""
 _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
 
-_target = partial(typer.Option, rich_help_panel="Targets")
-_run = partial(typer.Option, rich_help_panel="Run")
 _pace = partial(typer.Option, rich_help_panel="Pace")
 
 _Workspace = Annotated[
@@ -57,15 +57,21 @@ _Workspace = Annotated[
 _Aliases = Annotated[
     list[str] | None, typer.Argument(metavar="ALIAS", help="Aliases of the runtimes to stop.")
 ]
-_Files = Annotated[
-    list[str] | None, _target("--from", metavar="FILE", help="Read targets from FILE; - is stdin.")
+_File = Annotated[
+    str | None,
+    target_option(
+        "--from",
+        metavar="FILE",
+        callback=check_not_empty,
+        help="Read targets from FILE; - is stdin.",
+    ),
 ]
 _AllowEmpty = Annotated[
-    bool, _target("--allow-empty", metavar="", help="Accept a FILE without targets.")
+    bool, target_option("--allow-empty", metavar="", help="Accept a FILE without targets.")
 ]
 _Shard = Annotated[
     Shard,
-    _target(
+    target_option(
         "--shard",
         metavar="K/N",
         parser=parse_shard,
@@ -75,15 +81,15 @@ _Shard = Annotated[
 ]
 _All = Annotated[
     bool,
-    _target("--all", metavar="", help="Stop all active or matching runtimes of WORKSPACE."),
+    target_option("--all", metavar="", help="Stop all active or matching runtimes of WORKSPACE."),
 ]
-_Yes = Annotated[bool, _target("--yes", metavar="", help="Do not ask for confirmation.")]
-_Statuses = Annotated[
-    list[str] | None, status_option(help="Only with this status, or any.", show_default="active")
+_Yes = Annotated[bool, target_option("--yes", metavar="", help="Do not ask for confirmation.")]
+_Status = Annotated[
+    str | None, status_option(help="Only with this status, or any.", show_default="active")
 ]
 _Journal = Annotated[
     str | None,
-    _run(
+    run_option(
         "--journal",
         metavar="FILE",
         callback=check_not_empty,
@@ -92,7 +98,7 @@ _Journal = Annotated[
 ]
 _JournalMaxAge = Annotated[
     float | None,
-    _run(
+    run_option(
         "--journal-max-age",
         metavar="AGE",
         parser=duration,
@@ -102,13 +108,15 @@ _JournalMaxAge = Annotated[
 ]
 _Verify = Annotated[
     bool,
-    _run(
+    run_option(
         "--verify/--no-verify", metavar="", help="Poll until each runtime has stopped; the default."
     ),
 ]
-_DryRun = Annotated[bool, _run("--dry-run", metavar="", help="Print the targets, stop nothing.")]
+_DryRun = Annotated[
+    bool, run_option("--dry-run", metavar="", help="Print the targets, stop nothing.")
+]
 _IgnoreNotFound = Annotated[
-    bool, _run("--ignore-not-found", metavar="", help="Do not count not_found as a failure.")
+    bool, run_option("--ignore-not-found", metavar="", help="Do not count not_found as a failure.")
 ]
 _Concurrency = Annotated[
     int, _pace("--concurrency", metavar="N", min=1, help="Maximum number of stops in flight.")
@@ -157,13 +165,13 @@ def stop(
     workspace: _Workspace = None,
     aliases: _Aliases = None,
     *,
-    files: _Files = None,
+    file: _File = None,
     allow_empty: _AllowEmpty = False,
     shard: _Shard = WHOLE,
     everything: _All = False,
     yes: _Yes = False,
-    statuses: _Statuses = None,
-    kinds: Kinds = None,
+    status: _Status = None,
+    kind: Kind = None,
     older_than: OlderThan = None,
     journal: _Journal = None,
     journal_max_age: _JournalMaxAge = None,
@@ -194,7 +202,6 @@ def stop(
     Exit codes: 0 none is running, 1 some are or may be, 2 usage or configuration
     error, 75 the journal is in use: try later, 130 interrupted.
     """
-    file = single_file(context, files)
     # First, since a usage error would be written into the file.
     check_redirects([("--from", file), ("--journal", journal)])
     _check_usage(context, connection)
@@ -257,7 +264,7 @@ def stop(
     if not everything:
         named = (RuntimeRef(workspace, alias) for alias in aliases or ())
         return run(shard.select(named), deadline)
-    wanted = build_filter(statuses, kinds, older_than, default_status=RuntimeStatus.ACTIVE)
+    wanted = build_filter(status, kind, older_than, default_status=RuntimeStatus.ACTIVE)
     finding = find_runtimes(connect(), workspace, wanted, output, deadline=deadline)
     has_journal = journal is not None
     return _stop_found(finding, shard, run, deadline, asks=asks, has_journal=has_journal)
@@ -271,19 +278,19 @@ def _check_usage(context: typer.Context, connection: Connection) -> None:
     if "pace" in given and "rate" not in given:
         origin = connection.origin("pace")
         context.fail(f"{origin} needs --rate, the rate of all processes together")
-    if "allow_empty" in given and "files" not in given:
+    if "allow_empty" in given and "file" not in given:
         context.fail("--allow-empty needs --from")
-    if given >= {"everything", "files"} or given >= {"everything", "aliases"}:
+    if given >= {"everything", "file"} or given >= {"everything", "aliases"}:
         context.fail("--all cannot be combined with ALIAS or --from")
-    if given >= {"workspace", "files"}:
+    if given >= {"workspace", "file"}:
         context.fail("--from cannot be combined with WORKSPACE and ALIAS")
-    if given & {"statuses", "kinds", "older_than"} and "everything" not in given:
+    if given & {"status", "kind", "older_than"} and "everything" not in given:
         context.fail("--status, --kind and --older-than need --all")
     if "everything" in given and "workspace" not in given:
         context.fail("--all needs a WORKSPACE")
     if "workspace" in given and not given & {"aliases", "everything"}:
         context.fail("nothing to stop: add ALIAS, or --all for all runtimes of WORKSPACE")
-    if not given & {"workspace", "files"}:
+    if not given & {"workspace", "file"}:
         context.fail("nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE")
 
 

@@ -26,14 +26,6 @@ _PREVIEW_TIME = 1.0
 """Seconds for which further items of a pipe are waited for before the first is used."""
 
 
-def single_file(context: typer.Context, files: list[str] | None) -> str | None:
-    """Return the FILE of --from, None without one."""
-    # Of a plain option, all but the last FILE would silently be ignored.
-    if files is not None and (len(files) > 1 or not files[0]):
-        context.fail("--from takes one FILE, or - for stdin")
-    return files[0] if files else None
-
-
 def is_typed(file: str | None) -> bool:
     """Return True if this FILE of --from is a terminal."""
     return file == "-" and sys.stdin is not None and sys.stdin.isatty()
