@@ -22,7 +22,7 @@ import httpx2
 import pytest
 from browser import CHROMIUM, Tab
 from fastapi.testclient import TestClient
-from helpers import BOUND, free_port
+from helpers import BOUND, HoldingEmulator, free_port
 from jsonschema import Draft202012Validator
 from servers import answering, emulator_in_a_thread, http_answer, raw_server
 from uvicorn_server import EXAMPLE, GRACE, KEY, TOKEN, Uvicorn, uvicorn
@@ -416,14 +416,22 @@ async def received(emulator: Emulator, count: int) -> None:
             await asyncio.sleep(0.001)
 
 
-def copy_of_the_example(tmp_path: Path) -> Path:
+def copy_of_the_example(tmp_path: Path, **constants: float) -> Path:
+    """Copy the example, and set constants of `runs.py`."""
     ignored = shutil.ignore_patterns("__pycache__")
-    return Path(shutil.copytree(EXAMPLE, tmp_path / "example", ignore=ignored))
+    folder = Path(shutil.copytree(EXAMPLE, tmp_path / "example", ignore=ignored))
+    module = folder / "runs.py"
+    text = module.read_text("utf-8")
+    for name, value in constants.items():
+        text, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
+        assert count == 1
+    module.write_text(text, "utf-8")
+    return folder
 
 
 @pytest.fixture
-async def slow() -> AsyncIterator[Emulator]:
-    async with Emulator(port=0, api_key=KEY, latency=0.05) as running:
+async def slow() -> AsyncIterator[HoldingEmulator]:
+    async with HoldingEmulator(latency=0.05) as running:
         yield running
 
 
@@ -439,12 +447,7 @@ class TestUnderUvicorn:
         self, slow: Emulator, tmp_path: Path
     ) -> None:
         targets = targets_of(slow, 5000)
-        folder = copy_of_the_example(tmp_path)
-        module = folder / "runs.py"
-        patient = module.read_text("utf-8")
-        module.write_text(patient.replace("REJOIN = 30.0", "REJOIN = 0.1"), "utf-8")
-        assert module.read_text("utf-8") != patient
-        async with uvicorn(slow, folder=folder) as server:
+        async with uvicorn(slow, folder=copy_of_the_example(tmp_path, REJOIN=0.1)) as server:
             async with httpx2.AsyncClient(
                 base_url=server.url, headers=LOGIN, timeout=BOUND
             ) as client:
@@ -460,8 +463,11 @@ class TestUnderUvicorn:
             assert counts == {"stopped": stopped(slow), "not_sent": 5000 - stopped(slow)}
             assert len(slow.requests) == stopped(slow) < at_disconnect + 1000
 
-    async def test_a_client_that_comes_back_finds_its_run_going_on(self, slow: Emulator) -> None:
+    async def test_a_client_that_comes_back_finds_its_run_going_on(
+        self, slow: HoldingEmulator
+    ) -> None:
         targets = targets_of(slow, 1000)
+        slow.held.update(alias for _, alias in targets[200:])
         async with (
             uvicorn(slow) as server,
             httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=BOUND) as client,
@@ -469,10 +475,10 @@ class TestUnderUvicorn:
             async with client.stream("POST", "/stop", json=targets) as answer:
                 await anext(answer.aiter_lines())
                 await received(slow, 100)
-            [one, other] = await asyncio.gather(
-                client.get(answer.headers["Content-Location"]),
-                client.get(answer.headers["Content-Location"]),
-            )
+            run = answer.headers["Content-Location"]
+            async with client.stream("GET", run) as one, client.stream("GET", run) as other:
+                slow.held.clear()
+                await asyncio.gather(one.aread(), other.aread())
             progress, report = events_of(one.text)[0], events_of(one.text)[-1]
             assert (await client.get("/health")).json() == {"ok": True, "running": 0}
         assert progress.name == "progress"
@@ -498,20 +504,23 @@ class TestUnderUvicorn:
         assert len(slow.requests) == stopped(slow) < 5000
 
     async def test_a_run_whose_client_just_disconnected_is_logged_before_exit(
-        self, example: ModuleType
+        self, example: ModuleType, slow: HoldingEmulator, tmp_path: Path
     ) -> None:
-        async with Emulator(port=0, api_key=KEY, latency=1.0) as slow:
-            targets = targets_of(slow, 5000)
-            async with uvicorn(slow) as server:
-                async with (
-                    httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=BOUND) as client,
-                    client.stream("POST", "/stop", json=targets) as answer,
-                ):
-                    lines = answer.aiter_lines()
-                    await anext(lines)
-                    await received(slow, example.IN_FLIGHT)
-                assert await server.end() < GRACE / 2
-                await server.wait_for("bulk stop")
+        targets = targets_of(slow, 5000)
+        slow.held.update(alias for _, alias in targets)
+        async with uvicorn(slow, folder=copy_of_the_example(tmp_path, DRAIN=BOUND)) as server:
+            async with (
+                httpx2.AsyncClient(base_url=server.url, headers=LOGIN, timeout=BOUND) as client,
+                client.stream("POST", "/stop", json=targets) as answer,
+            ):
+                lines = answer.aiter_lines()
+                await anext(lines)
+                await received(slow, example.IN_FLIGHT)
+            ending = asyncio.create_task(server.end())
+            await server.wait_for("Shutting down")
+            slow.held.clear()
+            assert await ending < GRACE / 2
+            await server.wait_for("bulk stop")
         assert server.reports == [
             Counter({"stopped": example.IN_FLIGHT, "not_sent": 5000 - example.IN_FLIGHT})
         ]
@@ -650,15 +659,17 @@ class TestInBrowser:
                 await tab.wait_for("document.body.textContent.includes('another site')")
         assert emulator.requests == []
 
-    async def test_a_reload_comes_back_to_the_run(self, slow: Emulator, tab: Tab) -> None:
+    async def test_a_reload_comes_back_to_the_run(self, slow: HoldingEmulator, tab: Tab) -> None:
         async with uvicorn(slow) as server:
             named(slow, 1000)
+            slow.held.update(alias for _, alias in list(slow.runtimes)[200:])
             await begin(tab, server, 1001)
             await tab.wait_for(IS_RUNNING)
             await tab.reload()
             await tab.wait_for(IS_RUNNING)
             assert await tab.run("document.querySelector('[type=submit]').disabled")
             assert await tab.run(FIELDS) == [[TOKEN, True], ["ws-1", True], ["1001", True]]
+            slow.held.clear()
             await tab.wait_for(HAS_REPORT)
             await tab.reload()
             await tab.wait_for(HAS_REPORT)
@@ -690,18 +701,18 @@ class TestInBrowser:
     async def test_the_keyboard_keeps_its_place(self, slow: Emulator, tab: Tab) -> None:
         """Fault: the focus was lost with the button that was disabled."""
         async with uvicorn(slow) as server:
-            named(slow, 2000)
-            await begin(tab, server, 2000)
+            named(slow, 5000)
+            await begin(tab, server, 5000)
             await tab.wait_for(IS_RUNNING)
             assert await tab.run("document.activeElement.textContent") == "Cancel"
             await tab.press("Enter")
             await tab.wait_for(HAS_REPORT)
             await tab.wait_for("document.activeElement.textContent === 'Report'")
             announced = await tab.run("document.querySelector('[role=status]').textContent")
-        assert f"{stopped(slow):,} of 2,000 runtimes are no longer running" in announced
-        assert f", {2000 - stopped(slow):,} unconfirmed." in announced
+        assert f"{stopped(slow):,} of 5,000 runtimes are no longer running" in announced
+        assert f", {5000 - stopped(slow):,} unconfirmed." in announced
         assert announced.endswith("The run ended early.")
-        assert len(slow.requests) == stopped(slow) < 2000
+        assert len(slow.requests) == stopped(slow) < 5000
 
     async def test_a_click_on_cancel_before_the_run_has_an_id_cancels_it(
         self, slow: Emulator, tab: Tab
@@ -794,6 +805,8 @@ class TestInBrowser:
             await tab.wait_for(IS_RUNNING)
             os.killpg(server.process.pid, signal.SIGKILL)
             await server.process.wait()
+            # Until then a progress that is still on its way would be taken for the last news.
+            await tab.wait_for("document.getElementById('state').textContent.includes('is lost')")
             await tab.run("Date.now = () => Infinity")  # No need to wait until it gives up.
             await tab.wait_for("document.querySelector('[role=alert]').textContent")
             said = await tab.run("document.querySelector('[role=alert]').textContent")
