@@ -8,8 +8,12 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
+_LENGTH = 8
+_SERVER_ENDED = 97
+"""The exit code if the server has ended; the command has no such code."""
 
 
 def _is_open(stream: int) -> bool:
@@ -18,6 +22,21 @@ def _is_open(stream: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _receive(server: socket.socket) -> int:
+    """Return a number that the server sends, or end this process if the server has ended."""
+    data = b""
+    while len(data) < _LENGTH:
+        try:
+            part = server.recv(_LENGTH - len(data))
+        except ConnectionError:
+            part = b""
+        if not part:
+            os.write(2, b"the warm server has ended\n")
+            os._exit(_SERVER_ENDED)
+        data += part
+    return int.from_bytes(data, "big")
 
 
 def _main(path: str, *arguments: str) -> int:
@@ -34,13 +53,19 @@ def _main(path: str, *arguments: str) -> int:
             *(b"%b=%b" % item for item in os.environb.items()),
         ]
         message = b"\0".join(fields)
-        socket.send_fds(server, [len(message).to_bytes(8, "big")], streams)
+        socket.send_fds(server, [len(message).to_bytes(_LENGTH, "big")], streams)
         server.sendall(message)
-        pid = int.from_bytes(server.recv(8), "big")
+        pid = _receive(server)
+
+        def forward(number: int, _: object) -> None:
+            # The fork may have ended; its exit code arrives next.
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
         for number in _FORWARDED:
-            signal.signal(number, lambda number, _: os.kill(pid, number))
+            signal.signal(number, forward)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
-        code = os.waitstatus_to_exitcode(int.from_bytes(server.recv(8), "big"))
+        code = os.waitstatus_to_exitcode(_receive(server))
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
