@@ -2,7 +2,8 @@
 
 Imports take most of the time of a short run, and the tests make more than a hundred. `program`
 starts a server that imports a program once, and forks for each run. Streams, folder, environment,
-arguments, exit code, SIGINT and SIGTERM are those of the process that a test starts, `warm_client.py`.
+arguments, exit code, SIGINT and SIGTERM are those of the process that a test starts,
+`warm_client.py`.
 """
 
 from __future__ import annotations
