@@ -26,7 +26,7 @@ from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.journal._format import Mark, entry_line, header_line, mark_line
 
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
-INCOMPLETE = "Their runs go on, ended early or had failures; repeat each with its whole list"
+INCOMPLETE = "Their runs go on, ended early or had failures; repeat each with its whole input"
 
 
 @pytest.fixture(autouse=True)

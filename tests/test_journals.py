@@ -198,7 +198,7 @@ class TestReport:
         assert not report.ok
         assert str(report.ended_early) == (
             "4 of 5 journals are not complete: '1', '2', '3' and 1 more. "
-            "Their runs go on, ended early or had failures; repeat each with its whole list"
+            "Their runs go on, ended early or had failures; repeat each with its whole input"
         )
         assert merge_journals(paths).incomplete == paths[1:]
         assert str(read_journals(paths[:2]).ended_early).startswith("1 of 2 journals")

@@ -130,7 +130,7 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
             return BctrlError(
                 f"{len(self.incomplete)} of {len(self.paths)} journals are not complete: {names}",
                 advice="Their runs go on, ended early or had failures; repeat each with its whole "
-                "list",
+                "input",
             )
         counts = sorted({count for _, count in self.shards if count > 0})
         present = {shard for shard in self.shards if 1 <= shard[0] <= shard[1]}
