@@ -18,7 +18,7 @@ from contextlib import (
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 from uuid import UUID, uuid4
 
@@ -91,9 +91,9 @@ async def redeliver(docket: Docket) -> None:
     idle = int(REDELIVERY.total_seconds() * 1000) + 1
     async with docket.redis() as redis:
         for left in await redis.xpending_range(*queue, min="-", max="+", count=100):
-            await redis.xclaim(
-                *(*queue, left["consumer"]), 0, [left["message_id"]], idle=idle, justid=True
-            )
+            # By position: the queue in memory has bytes as keys.
+            message, consumer, *_ = cast("tuple[bytes, ...]", tuple(left.values()))
+            await redis.xclaim(*queue, consumer, 0, [message], idle=idle, justid=True)
         # By this lease, workers look for such messages in turn.
         await redis.delete(docket.redelivery_sweep_key)
 
