@@ -75,10 +75,14 @@ class ListedRuntimes:
 
     Args:
         workspace_id: The workspace's id.
+
+    Attributes:
+        at: The time at which the list was there.
     """
 
     def __init__(self, workspace_id: str) -> None:
         self.workspace_id: str = workspace_id
+        self.at: datetime = datetime.now(UTC)
         # None for one that cannot be parsed.
         self._running: dict[str, Runtime | None] = {}
         self._has_unnamed = False
@@ -155,15 +159,24 @@ class FoundTargets:
 
 
 def list_origin(workspace_id: str, where: object) -> str:
-    """Return what is listed, in words that are the same in each run."""
+    """Return what is listed, in words that are the same in each run of the same call."""
     if isinstance(where, RuntimeFilter):
         values = {"status": where.status, "kind": where.kind}
         if where.older_than is not None:
-            values["older_than"] = f"{_in_seconds(where.older_than):g}"
+            values["older_than"] = f"{_in_seconds(where.older_than)!r}"
         wanted = ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
     else:
-        wanted = getattr(where, "__qualname__", type(where).__qualname__)
+        wanted = _describe(where)
     return f"list of {workspace_id}: {wanted or 'all'}"
+
+
+def _describe(where: object) -> str:
+    """Return a text that tells a condition from any other; in each run if its values have one."""
+    if not inspect.isfunction(where):
+        return repr(where)
+    values = inspect.getclosurevars(where).nonlocals, where.__defaults__, where.__kwdefaults__
+    line = where.__code__.co_firstlineno
+    return f"{where.__module__}.{where.__qualname__}, line {line}, {values!r}"
 
 
 def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:

@@ -135,8 +135,8 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         error: The error that explains the result, or None.
         attempts: The number of stop requests started; polls are not counted.
         elapsed: Seconds from reading the target to this outcome.
-        at: The time at which the outcome became known, in UTC; after polls, that of the last
-            successful one.
+        at: The time at which the outcome became known, in UTC. If `runtime` is as polled or listed
+            apart from an answer to the stop, that of the poll or the list.
         resumed: True if the outcome comes from an earlier run's journal.
         duplicate: True if the target was in the input before. The outcome repeats the first one,
             without another request; `attempts` is 0, and `runtime` is None if it is stopped.
@@ -181,13 +181,13 @@ def state_of(outcome: StopOutcome, *, missing_ok: bool) -> RuntimeState:
             return RuntimeState.NOT_RUNNING if missing_ok else RuntimeState.UNCONFIRMED
     if has_ended(outcome):
         return RuntimeState.NOT_RUNNING
-    match outcome.error:
-        case BctrlConfigError(reason_class="invalid_input"):
-            return RuntimeState.INVALID
     # A later version of the contract may have other statuses.
     match outcome.runtime:
         case Runtime(status=RuntimeStatus.ACTIVE):
             return RuntimeState.STILL_RUNNING
+    match outcome.error:
+        case BctrlConfigError(reason_class="invalid_input"):
+            return RuntimeState.INVALID
     return RuntimeState.UNCONFIRMED
 
 

@@ -610,7 +610,7 @@ class BctrlSession:
                 journal,
                 self.base_url,
                 journal_max_age,
-                targets=source.length if source.origin is None else None,
+                targets=source.length,
                 origin=source.origin,
                 warns=not source.is_listing,
             ),

@@ -57,7 +57,7 @@ def shard(
             argument="number",
         )
     check_targets(targets)
-    if isinstance(targets, Sharded):
+    if shard_in(targets) is not None:
         raise BctrlConfigError(
             "invalid targets: they are a shard already",
             advice="Divide the whole input into as many shards as there are runs",

@@ -136,6 +136,10 @@ class TestStreamed:
             assert (batch.read, batch.total, batch.in_flight) == (5, 5, 1)
             assert (batch.retries, batch.is_throttled) == (0, False)
             assert batch.report.elapsed > 0
+            # Fault: what was stopped so far was all, and all of it was stopped.
+            assert (batch.report.ok, batch.report.all_stopped) == (False, False)
+            assert str(batch.report.ended_early) == "the bulk stop has not ended"
+            assert batch.ended_early is None
         assert_conserved(batch, emulator)
 
 

@@ -129,6 +129,17 @@ class TestShow:
         assert found["pending"] == "0"
         assert "torn" not in found
 
+    async def test_what_was_not_read_to_its_end_is_named(
+        self, command: Command, path: Path
+    ) -> None:
+        for targets, origin in ((3, None), (None, "stream")):
+            journal = Journal(path, SERVER, targets=targets, origin=origin)
+            journal.close(unread=True)
+
+        found = rows((await command("journal", "show", path))[1])
+
+        assert found["complete"] == "no, not read to the end: stream; a list of 3 targets"
+
     async def test_a_complete_run_may_have_pending_targets_that_were_not_found(
         self, command: Command, path: Path
     ) -> None:

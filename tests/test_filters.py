@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bctrl_async import BctrlConfigError, Runtime, RuntimeFilter, RuntimeKind, RuntimeStatus
+from bctrl_async.filters import list_origin
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -108,3 +111,33 @@ def test_an_invalid_age_is_rejected(older_than: object) -> None:
         RuntimeFilter(older_than=older_than)  # type: ignore[arg-type]  # on purpose
 
     assert caught.value.argument == "older_than"
+
+
+def of_kind(kind: str) -> Callable[[Runtime], bool]:
+    return lambda runtime: runtime.kind == kind
+
+
+def test_the_origin_of_a_list_is_the_same_for_the_same_condition() -> None:
+    hour = RuntimeFilter(older_than=timedelta(hours=1))
+    assert list_origin("ws", hour) == list_origin("ws", RuntimeFilter(older_than=3600.0))
+    assert list_origin("ws", of_kind("browser")) == list_origin("ws", of_kind("browser"))
+    assert list_origin("ws", RuntimeFilter(status=None)) == "list of ws: all"
+
+
+def test_the_origin_of_a_list_tells_its_condition_from_any_other() -> None:
+    """Fault: a run with another function of the same name completed a journal."""
+    conditions = [
+        None,
+        RuntimeFilter(),
+        RuntimeFilter(kind="browser"),
+        RuntimeFilter(older_than=1234567),
+        RuntimeFilter(older_than=1234568),
+        of_kind("browser"),
+        of_kind("desktop"),
+        lambda runtime: runtime.alias == "a",
+        lambda runtime, alias="a": runtime.alias == alias,
+        lambda runtime, alias="b": runtime.alias == alias,
+        partial(RuntimeFilter.matches, now=NOW),
+    ]
+    origins = {list_origin(workspace, where) for where in conditions for workspace in "ab"}
+    assert len(origins) == 2 * len(conditions)

@@ -1051,6 +1051,9 @@ class TestEndOfARun:
         monkeypatch.undo()
 
         assert emulator.requests == []
+        # Fault: it passed for a run that had read its whole input.
+        await session.stop_runtimes([("ws-1", "crm")], journal=path)
+        assert not read(path).is_complete
         assert (await session.stop_runtimes(TWO, journal=path)).ok
 
     async def test_the_report_of_a_run_cancelled_while_its_journal_is_opened_is_not_ok(

@@ -206,6 +206,7 @@ class TestShard:
         """Fault: the journals of all parts of one shard passed for those of the whole list."""
         with pytest.raises(BctrlConfigError, match="they are a shard already"):
             shard(shard([("ws-1", "crm")], 1, 3), 2, 4)
+        assert list(shard(shard(TARGETS, 1, 1), 1, 1)) == TARGETS
 
     @pytest.mark.parametrize("targets", ["ws,crm", RuntimeRef("ws", "crm"), {"ws": "crm"}, 5, None])
     def test_targets_that_the_bulk_stop_would_not_take_are_an_error(self, targets: object) -> None:

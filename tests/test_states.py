@@ -69,6 +69,13 @@ def test_a_404_that_does_not_name_the_runtime_tells_nothing_of_an_accepted_stop(
     assert state_of(accepted, missing_ok=False) is UNKNOWN
 
 
+def test_a_listed_runtime_that_cannot_be_addressed_runs() -> None:
+    """Fault: it was counted as invalid."""
+    invalid = BctrlConfigError("invalid alias", reason_class="invalid_input")
+    rejected = msgspec.structs.replace(outcome("rejected", "active"), error=invalid)
+    assert state_of(rejected, missing_ok=False) is STILL_RUNNING
+
+
 def test_an_invalid_target_is_not_a_runtime() -> None:
     """Fault: a line that is not a target was counted as still running."""
     invalid = BctrlConfigError("invalid target", reason_class="invalid_input")

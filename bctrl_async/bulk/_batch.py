@@ -112,8 +112,13 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self._run.retrying
 
     @property
+    def ended_early(self) -> BctrlError | None:
+        """The reason why the run ends before its input does; None as long as it does not."""
+        return self._run.ledger.ended_early
+
+    @property
     def report(self) -> StopReport:
-        """The report on the targets read so far."""
+        """The report on the targets read so far; it is not `ok` before the end of the run."""
         return self._run.ledger.report(self._run.source.count)
 
     def stop_reading(self) -> None:

@@ -175,7 +175,7 @@ class Execution:
         complete = False
         try:
             await self._run_to_end(deliver)
-            complete = ledger.report(self._run.source.count).ok
+            complete = not ledger.failures and ledger.ended_early is None
             if self._run.source.listed is not None:
                 journal.mark_listed(self._run.source.listed)
         finally:
@@ -195,7 +195,7 @@ async def _opened(open_journal: Callable[[], Journal]) -> Journal:
     except asyncio.CancelledError:
         if opening.exception() is None:
             with suppress(BctrlError):
-                opening.result().close()
+                opening.result().close(unread=True)
         raise
     return opening.result()
 

@@ -22,6 +22,7 @@ from bctrl_async.outcomes import (
 )
 
 _NOT_RUN = BctrlError("the bulk stop was not run")
+_NOT_ENDED = BctrlError("the bulk stop has not ended")
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 
 
@@ -141,7 +142,11 @@ class Ledger:
         Args:
             read: The number of targets read.
         """
-        began = self._began
+        began, ended_early = self._began, self.ended_early
+        if began is None:
+            ended_early = _NOT_RUN
+        elif self._ended is None:
+            ended_early = ended_early or _NOT_ENDED
         states = self._states.copy()
         states[RuntimeState.NOT_RUNNING] += sum(self.counts.get(each, 0) for each in _STOPPED)
         return StopReport(
@@ -154,5 +159,5 @@ class Ledger:
             throttled=self.throttled,
             resumed=self.resumed,
             duplicates=self.repeated,
-            ended_early=_NOT_RUN if began is None else self.ended_early,
+            ended_early=ended_early,
         )

@@ -124,7 +124,9 @@ class Input:
         """Return an outcome with the runtime as listed, if nothing later is known of it."""
         if self.listed is None or outcome.result.settled:
             return outcome
-        return replace(outcome, runtime=self.listed.running(outcome.target))
+        runtime = self.listed.running(outcome.target)
+        # Another run may have stopped it since.
+        return outcome if runtime is None else replace(outcome, runtime=runtime, at=self.listed.at)
 
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""

@@ -10,7 +10,7 @@ import typer
 from bctrl_async import BctrlConfigError, StopOutcome, StopResult
 from bctrl_async.cli._command import Command, Group
 from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import escape, format_counts
+from bctrl_async.cli._format import escape, format_counts, pluralize
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._records import OutputFormat, OutputOption, Records
 from bctrl_async.cli._redirects import check_redirects
@@ -84,9 +84,16 @@ def _rows(content: JournalContent) -> Iterator[tuple[str, str]]:
     pending = (o for target, o in content.outcomes.items() if target not in known)
     yield "targets", _total(_count(content.outcomes.values()))
     yield "pending", _total(_count(pending))
-    yield "complete", _complete(content) if content.is_complete else "no"
+    yield "complete", _complete(content) if content.is_complete else _incomplete(content)
     if content.is_torn:
         yield "torn", "the last line is cut short: a run is writing it, or a crash cut it off"
+
+
+def _incomplete(content: JournalContent) -> str:
+    unread = [escape(origin) for origin in sorted(content.unread)]
+    if content.cut_off:
+        unread.append(f"a list of {pluralize(content.cut_off, 'target')}")
+    return f"no, not read to the end: {'; '.join(unread)}" if unread else "no"
 
 
 def _complete(content: JournalContent) -> str:

@@ -268,7 +268,6 @@ class _Account:
         self._number = number
         self._new: list[Known] = []
         self._messages: list[bytes] = []
-        self._has_failures = False
         self.batch: StopBatch | None = None
 
     def add(self, outcome: StopOutcome) -> None:
@@ -276,14 +275,12 @@ class _Account:
         if not self._new:
             self._timer = asyncio.get_running_loop().call_later(_REPORT_EVERY, self._send)
         self._new.append(Known.of(outcome))
-        self._has_failures |= not outcome.result.settled
         if len(self._new) >= _MAX_OUTCOMES:
             self._send()
 
     def _send(self) -> None:
         self._timer.cancel()
-        # Without a failure a chunk does not end early, and a report costs as many as there are.
-        ended = self.batch.report.ended_early if self._has_failures and self.batch else None
+        ended = None if self.batch is None else self.batch.ended_early
         message = encode(Outcomes(self._number, self._new, self._named(ended)))
         self._new = []
         self._messages.append(message)

@@ -95,7 +95,8 @@ class Journal:
                 )
                 self._left_inputs -= {origin}
                 if self._has_begun or targets is not None or origin is not None:
-                    self._append(mark_line(BegunMark(datetime.now(UTC), targets, origin)))
+                    count = targets if origin is None else None
+                    self._append(mark_line(BegunMark(datetime.now(UTC), count, origin)))
                     self._has_begun = True
             except BaseException:
                 os.close(self._file)
