@@ -33,6 +33,7 @@ from bctrl_async import (
     RetryPolicy,
     RuntimeFilter,
     RuntimeRef,
+    RuntimeState,
     StopBatch,
     StopOutcome,
     StopReport,
@@ -1744,6 +1745,19 @@ class TestUnfinished:
         assert not read_journals([path]).ok
         assert (await session.stop_runtimes(TWO[:1], journal=path)).resumed == 0
         assert emulator.status("ws-1", "a") == "stopped"
+
+    async def test_one_that_is_listed_as_active_runs_until_its_stop_is_answered(
+        self, session: BctrlSession, emulator: Emulator, path: Path
+    ) -> None:
+        """Fault: if the run was killed before, the journal had it as stopped."""
+        emulator.add_runtime("ws-1", "a")
+        assert (await session.stop_workspace("ws-1", journal=path)).ok
+        emulator.add_runtime("ws-1", "a")
+        emulator.inject(Fault.HANG, alias="a", method="POST")
+        async with session.stop_workspace("ws-1", journal=path):
+            await wait_for_requests(emulator, len(emulator.requests) + 2)
+            assert read_journals([path]).states[RuntimeState.STILL_RUNNING] == 1
+            assert read(path).pending == 1
 
     def test_a_run_that_leaves_what_was_not_found_keeps_it_complete(self, path: Path) -> None:
         journal = Journal(path, SERVER)

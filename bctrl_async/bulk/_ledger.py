@@ -115,21 +115,22 @@ class Ledger:
                 self.retries += outcome.attempts - 1
             if self.observer is not None:
                 notify(self.observer.outcome, outcome)
+            # A resumed one has an entry.
+            self.write(outcome)
         if self._journal is not None:
-            self._write(self._journal, outcome)
+            self._journal.mark_read(outcome.target)
         if observer is not None:
             notify(observer.end, outcome)
         for duplicate in self.duplicates.settle(outcome):
             self.record(duplicate)
         return outcome
 
-    def _write(self, journal: Journal, outcome: StopOutcome) -> None:
-        journal.mark_read(outcome.target)
-        if outcome.resumed:
-            # It has an entry.
+    def write(self, outcome: StopOutcome) -> None:
+        """Write an outcome to the journal, if there is one, without recording it."""
+        if self._journal is None:
             return
         try:
-            journal.write(outcome)
+            self._journal.write(outcome)
         except BctrlError as error:
             # A line after one that was cut short would make the journal unreadable.
             self._journal = None

@@ -33,6 +33,8 @@ from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
 
+_RUNS_AGAIN = BctrlError("the workspace was listed, and it runs again")
+
 
 class Run:
     """One bulk stop.
@@ -288,9 +290,12 @@ class Run:
         if self.source.finds_duplicates and not self.ledger.duplicates.begin(target, index):
             repeated = self.ledger.duplicates.repeat(target, index, began)
             return None if repeated is None else self.ledger.record(repeated)
-        known = self.ledger.not_running.get(target)
-        if known is not None and not self.source.is_running(target):
-            return self.ledger.record(msgspec.structs.replace(known, index=index))
+        if (known := self.ledger.not_running.get(target)) is not None:
+            if not self.source.is_running(target):
+                return self.ledger.record(msgspec.structs.replace(known, index=index))
+            # A crash before its outcome must not leave the journal with that of the earlier run.
+            again = outcome_of(target, _RUNS_AGAIN, index=index)
+            self.ledger.write(self.source.with_listed(again))
         return await self._stop_target(worker, index, target, call, began)
 
     def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
