@@ -121,7 +121,7 @@ class FoundTargets:
         origin: What is listed, the same in each run.
         listed: The list.
         items: The runtimes that were selected, and the errors of those that cannot be parsed or may
-            match, in the order of the list.
+            match.
     """
 
     def __init__(self, workspace_id: str, where: Callable[[Runtime], object]) -> None:

@@ -1648,7 +1648,7 @@ async def test_resumed_outcomes_are_shown_after_a_second_ctrl_c(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("--from", "a", "--from", "b"), "--from takes one FILE: run the command once for each"),
+        (("--from", "a", "--from", "b"), "--from takes one FILE, and was given 2"),
         (("--from", ""), "Invalid value for '--from': must not be empty"),
         (("--allow-empty", "ws", "a"), "--allow-empty needs --from"),
         (("--journal", "", "ws", "a"), "Invalid value for '--journal': must not be empty"),
@@ -2314,7 +2314,6 @@ async def test_a_number_without_a_unit_is_refused_with_the_cure(
         ("stop", "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE ("),
         ("stop", "(see bctrl-async stop --help)"),
         ("stop ws", "nothing to stop: add ALIAS, or --all for all runtimes of WORKSPACE"),
-        ("stop ws --all --kind browser --kind desktop", "--kind takes one KIND: run the command"),
         ("stop ws --all --kind=", "Invalid value for '--kind': must not be empty"),
         ("list ws --status=", "Invalid value for '--status': must not be empty"),
         ("stop ws a --shard 1/2 --shard 2/2", "--shard takes one K/N"),
@@ -2326,7 +2325,7 @@ async def test_a_number_without_a_unit_is_refused_with_the_cure(
         ("stop ws --all --older-than 1h --older-than 400d", "--older-than takes one AGE"),
         ("list ws --older-than 1h --older-than=2h", "--older-than takes one AGE"),
         ("stop ws --all --status active --status failed", "--status takes one STATUS"),
-        ("list ws --kind browser --kind desktop", "--kind takes one KIND"),
+        ("list ws --kind browser --kind desktop", "--kind takes one KIND, and was given 2"),
         ("list ws --status active --status active", "--status takes one STATUS"),
         ("stop --from file ws", "--from cannot be combined with WORKSPACE and ALIAS"),
         ("stop --from - ws a", "--from cannot be combined with WORKSPACE and ALIAS"),

@@ -205,6 +205,7 @@ def test_a_quote_in_a_comment_opens_no_cell(header: str, comment: str) -> None:
 
 
 ROWS = "each of its lines could be a row: a quote may be missing"
+SAME = "two of its lines name its workspace: a quote may be missing"
 AFTER = "text follows a closing quote"
 
 
@@ -214,6 +215,8 @@ AFTER = "text follows a closing quote"
         ('workspace,alias,note\nws,a,"x\nws,b,y\nws,c,"z"\n', 2, AFTER),
         ('workspace,alias,note\nws,a,"x\nws,b,y"\n', 2, ROWS),
         ('workspace,alias,note\nws,a,"x\n\n# a comment\nws,b,y"\n', 2, ROWS),
+        ('workspace,alias,note\nws,a,"8\nws,b\nws,c,9"\n', 2, SAME),
+        ('workspace,alias,note\nws,a,"8\n1,2,3\n4,5,9"\n', 2, ROWS),
         ('note,workspace,alias\n"x,ws,a\n#",ws,b\n', 2, ROWS),
         ('workspace,alias,"note\nws,a,x\nws,b,y"\n', 1, ROWS),
         ('workspace,alias,"note\nws,a,"x"\n', 1, AFTER),
@@ -386,13 +389,21 @@ def test_however_csv_is_broken_the_targets_are_the_same(
 notes = st.lists(st.text("a\" ,#'", max_size=4), min_size=1, max_size=8)
 
 
-@given(notes, st.sampled_from(["{name},{note}", "{note},{name}"]), st.sets(st.integers(0, 7)))
-def test_no_row_of_csv_is_lost_silently(notes: list[str], form: str, comments: set[int]) -> None:
+numbers = st.sets(st.integers(0, 7))
+
+
+@given(notes, st.sampled_from(["{name},{note}", "{note},{name}"]), numbers, numbers)
+def test_no_row_of_csv_is_lost_silently(
+    notes: list[str], form: str, comments: set[int], short: set[int]
+) -> None:
     """Each is a target, or within a bad line; a quote may be missing in any note or comment."""
     lines = [
         f"#{note}" if number in comments else form.format(note=note, name=f"ws,r{number}")
         for number, note in enumerate(notes)
     ]
+    if form.startswith("{name}"):
+        for number in (short - comments).intersection(range(len(lines))):
+            lines[number] = f"ws,r{number}"
     header = form.format(note="note", name="workspace_id,alias")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bctrl_async.cli._items._MAX_SHOWN", 1000)

@@ -33,7 +33,7 @@ class Command(TyperCommand):
             for option, count in Counter(order).items():
                 if count > 1 and isinstance(option, TyperOption) and _is_single(option):
                     name = option.opts[0]
-                    ctx.fail(f"{name} takes one {option.metavar}: run the command once for each")
+                    ctx.fail(f"{name} takes one {option.metavar}, and was given {count}")
         return rest
 
     def format_help(self, ctx: Context, formatter: HelpFormatter) -> None:

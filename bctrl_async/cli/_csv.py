@@ -218,7 +218,7 @@ def _parse_row(layout: _Layout, number: int, text: str) -> Item | None:
         return BadLine(number, text, "it looks like JSON, but the first line is CSV")
     raw = _raw_cells(text, layout.delimiter)
     cells = [_unquoted(cell) for cell in raw] if '"' in text else raw
-    fault = _hidden_rows(layout, raw, text) if "\n" in text else None
+    fault = _hidden_rows(layout, raw, cells, text) if "\n" in text else None
     if fault is None:
         # Joined files have a header each.
         if cells == layout.header or not any(cells):
@@ -241,18 +241,24 @@ def _fault(layout: _Layout, raw: Sequence[str], cells: Sequence[str]) -> str | N
     return None
 
 
-def _hidden_rows(layout: _Layout, raw: Sequence[str], text: str) -> str | None:
+def _hidden_rows(
+    layout: _Layout, raw: Sequence[str], cells: Sequence[str], text: str
+) -> str | None:
     """Return the reason if the lines of a record may be rows, which a stray quote has joined."""
     if any(map(_has_text_after_quote, raw)):
         return _TEXT_AFTER_QUOTE
-    rows, others = 0, []
-    for line in text.split("\n"):
+    lines, rows, others = text.split("\n"), 0, []
+    for line in lines:
         if line.count(layout.delimiter) + 1 >= layout.named:
             rows += 1
         else:
             others.append(line.strip(_AROUND))
     if rows > 1 and all(map(_is_blank, others)):
         return "each of its lines could be a row: a quote may be missing"
+    # Also those with too few columns: no prose has the workspace id in just this place.
+    named = (line.split(layout.delimiter)[layout.workspace :][:1] for line in lines)
+    if sum(cell == cells[layout.workspace :][:1] for cell in named) > 1:
+        return "two of its lines name its workspace: a quote may be missing"
     return None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from bctrl_async import BctrlAuthenticationError, BctrlError
 
 FAILED = 1
-"""Not everything is settled; running the command again may help."""
+"""Some runtimes run, or may run; running the command again may help."""
 USAGE = 2
 """A usage or configuration error: the same command would fail again."""
 JOURNAL_IN_USE = 75

@@ -81,8 +81,8 @@ def stop_runtimes(
         on_outcome: As for `BctrlSession.stop_runtimes`, called here.
         timeout: As for `BctrlSession.stop_runtimes`.
         retry: As for `BctrlSession.stop_runtimes`.
-        journal: As for `BctrlSession.stop_runtimes`; a file here. Settled targets are not handed
-            out. The same file can also be resumed in one process.
+        journal: As for `BctrlSession.stop_runtimes`; a file here. Targets that have stopped are
+            not handed out. The same file can also be resumed in one process.
         journal_max_age: As for `BctrlSession.stop_runtimes`.
         verify: As for `BctrlSession.stop_runtimes`.
         missing_ok: As for `BctrlSession.stop_runtimes`.

@@ -155,9 +155,9 @@ def merge_journals(
     `already_stopped`, else `accepted` of a runtime that has failed or is gone since, else any
     `accepted`, else `not_found`, else any other. Of several of these the first by time is kept, but
     the last if the target is to be sent again. But what is older than the last one that says that
-    the runtime runs or may run does not count: it may have been started again. That says a status
-    that is not final, in an answer, a poll or a list, and `accepted`, since a stop of a runtime
-    that does not run is not accepted. Any other failure says nothing of the runtime.
+    the runtime runs or may run does not count: it may have been started again. The evidence is a
+    status that is not final, in an answer, a poll or a list, or an accepted stop. Any other failure
+    says nothing of the runtime.
 
     An outcome whose runtime is not stopped has an `error`, as far as the journal has it, and a
     `runtime`, if the server described it.
