@@ -2399,7 +2399,7 @@ async def test_of_options_that_decide_nothing_about_the_targets_the_last_value_w
 
 
 def test_an_option_that_is_given_twice_does_not_end_completion() -> None:
-    stop = typer.main.get_command(_app.app).commands["stop"]  # type: ignore[attr-defined]
+    stop = typer.main.get_command(_app.app).commands["stop"]  # type: ignore[attr-defined]  # A group.
     stop.make_context("stop", ["--kind", "a", "--kind", "b"], resilient_parsing=True)
 
 

@@ -313,7 +313,8 @@ class TestSettled:
         journal = Journal(path, SERVER)
         journal.close()
 
-        assert journal.not_running["ws-1", "a"].result is StopResult.ALREADY_STOPPED  # type: ignore[index]
+        known = journal.not_running["ws-1", "a"]  # type: ignore[index]  # Equal to a target.
+        assert known.result is StopResult.ALREADY_STOPPED
 
     def test_the_same_alias_of_another_workspace_is_another_runtime(self, path: Path) -> None:
         write(path, outcome(0, "a"))
