@@ -85,12 +85,14 @@ class ListedRuntimes:
         self.at: datetime = datetime.now(UTC)
         # None for one that cannot be parsed.
         self._running: dict[str, Runtime | None] = {}
+        self._ended: set[str] = set()
         self._has_unnamed = False
 
     def add(self, item: Runtime | BctrlResponseError) -> None:
         """Add an item of the list: a runtime, or the error of one that cannot be parsed."""
         runtime = item if isinstance(item, Runtime) else None
         if runtime is not None and runtime.status.is_final:
+            self._ended.add(runtime.alias)
             return
         if item.alias is None:
             self._has_unnamed = True
@@ -101,6 +103,10 @@ class ListedRuntimes:
         """Return True unless the list says that a target does not run."""
         is_listed = target.workspace_id == self.workspace_id
         return not is_listed or self._has_unnamed or target.alias in self._running
+
+    def has_ended(self, target: RuntimeRef) -> bool:
+        """Return True if the list says that a target no longer runs."""
+        return target.workspace_id == self.workspace_id and target.alias in self._ended
 
     def running(self, target: RuntimeRef) -> Runtime | None:
         """Return the runtime of a target as listed; None unless the list says that it may run."""

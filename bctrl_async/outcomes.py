@@ -231,6 +231,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     def all_stopped(self) -> bool:
         """True if the report is `ok` and no runtime runs any longer, by what the server said.
 
+        So it is of an input without targets: check `total` where a list may have come out empty.
         Pass `verify=True` to a bulk stop: otherwise nothing polls what was `accepted`, and this is
         False though the runtime may have ended.
         """

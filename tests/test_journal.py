@@ -1747,18 +1747,49 @@ class TestUnfinished:
         assert (await session.stop_runtimes(TWO[:1], journal=path)).resumed == 0
         assert emulator.status("ws-1", "a") == "stopped"
 
-    async def test_one_that_is_listed_as_active_runs_until_its_stop_is_answered(
+    async def test_all_that_are_listed_as_active_run_until_their_stops_are_answered(
         self, session: BctrlSession, emulator: Emulator, path: Path
     ) -> None:
-        """Fault: if the run was killed before, the journal had it as stopped."""
-        emulator.add_runtime("ws-1", "a")
+        """Fault: if the run was killed before, the journal had them as stopped."""
+
+        def start() -> None:
+            for workspace_id, alias in TWO:
+                emulator.add_runtime(workspace_id, alias)
+
+        start()
         assert (await session.stop_workspace("ws-1", journal=path)).ok
-        emulator.add_runtime("ws-1", "a")
+        start()
         emulator.inject(Fault.HANG, alias="a", method="POST")
-        async with session.stop_workspace("ws-1", journal=path):
+        async with session.stop_workspace("ws-1", journal=path, concurrency=1):
             await wait_for_requests(emulator, len(emulator.requests) + 2)
-            assert read_journals([path]).states[RuntimeState.STILL_RUNNING] == 1
-            assert read(path).pending == 1
+            assert read_journals([path]).states[RuntimeState.STILL_RUNNING] == 2
+            assert read(path).pending == 2
+
+    async def test_one_that_has_ended_by_itself_is_known_from_the_list(
+        self, session: BctrlSession, emulator: Emulator, path: Path
+    ) -> None:
+        """Fault: it was pending for ever, since no run with the same journal sent it again."""
+        emulator.add_runtime("ws-1", "a")
+        emulator.inject(Reply(403), alias="a")
+        assert not (await session.stop_workspace("ws-1", journal=path)).ok
+        emulator.add_runtime("ws-1", "a", status="stopped")
+        assert (await session.stop_workspace("ws-1", journal=path)).total == 0
+        assert (read(path).is_complete, read(path).pending) == (True, 0)
+        assert read_journals([path]).all_stopped
+
+    async def test_a_list_that_cannot_be_written_ends_the_run_early(
+        self,
+        session: BctrlSession,
+        emulator: Emulator,
+        path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        emulator.inject(Reply(403), alias="crm")
+        assert not (await session.stop_workspace("ws-1", journal=path)).ok
+        emulator.add_runtime("ws-1", "crm", status="stopped")
+        full = BctrlError("the disk is full")
+        monkeypatch.setattr(Journal, "write", Mock(side_effect=full))
+        assert (await session.stop_workspace("ws-1", journal=path)).ended_early is full
 
     def test_a_run_that_leaves_what_was_not_found_keeps_it_complete(self, path: Path) -> None:
         journal = Journal(path, SERVER)

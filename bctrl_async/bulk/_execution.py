@@ -175,9 +175,12 @@ class Execution:
         complete = False
         try:
             await self._run_to_end(deliver)
+            if self._run.source.found is not None:
+                try:
+                    journal.mark_listed(self._run.source.found.listed)
+                except BctrlError as error:
+                    ledger.end_early(error)
             complete = not ledger.failures and ledger.ended_early is None
-            if self._run.source.listed is not None:
-                journal.mark_listed(self._run.source.listed)
         finally:
             source = self._run.source
             close = partial(

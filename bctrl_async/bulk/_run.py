@@ -29,6 +29,7 @@ from bctrl_async.bulk._sending import BulkSender
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref
 from bctrl_async.bulk._verify import Pending, Verifier, needs_verification
 from bctrl_async.errors import BctrlConfigError, BctrlError, error_type
+from bctrl_async.filters import FoundTargets
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import StopObserver
 from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
@@ -91,6 +92,7 @@ class Run:
         self._tasks: list[asyncio.Task[None]] = []
         self._deliver: Deliver | None = None
         self._failure: BaseException | None = None
+        self._has_read_list = False
         self._verifier: Verifier | None = None
         if verify:
             self._verifier = Verifier(
@@ -290,13 +292,27 @@ class Run:
         if self.source.finds_duplicates and not self.ledger.duplicates.begin(target, index):
             repeated = self.ledger.duplicates.repeat(target, index, began)
             return None if repeated is None else self.ledger.record(repeated)
+        if self.source.found is not None and not self._has_read_list:
+            self._has_read_list = True
+            self._write_running_again(self.source.found)
         if (known := self.ledger.not_running.get(target)) is not None:
-            if not self.source.is_running(target):
-                return self.ledger.record(msgspec.structs.replace(known, index=index))
-            # A crash before its outcome must not leave the journal with that of the earlier run.
-            again = outcome_of(target, _RUNS_AGAIN, index=index)
-            self.ledger.write(self.source.with_listed(again))
+            return self.ledger.record(msgspec.structs.replace(known, index=index))
         return await self._stop_target(worker, index, target, call, began)
+
+    def _write_running_again(self, found: FoundTargets) -> None:
+        """Forget the earlier outcomes of targets that the list has as running, in the journal too.
+
+        It is done before any of them is sent: after a crash, the journal must not have them as
+        stopped.
+        """
+        known, may_run = self.ledger.not_running, found.listed.may_run
+        for index, target in enumerate(found if known else ()):
+            if isinstance(target, RuntimeRef) and target in known and may_run(target):
+                again = outcome_of(target, _RUNS_AGAIN, index=index)
+                self.ledger.write(self.source.with_listed(again))
+        self.ledger.not_running = {
+            target: outcome for target, outcome in known.items() if not may_run(target)
+        }
 
     def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
         error = error.with_traceback(None)

@@ -26,7 +26,7 @@ from bctrl_async import _config
 from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async._http.request import plain_text
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
-from bctrl_async.filters import FoundTargets, ListedRuntimes
+from bctrl_async.filters import FoundTargets
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import StopOutcome
 
@@ -57,7 +57,7 @@ class Input:
         length: The number of items, None if unknown.
         shard: The shard that it is, and the number of shards; None if it is not divided.
         is_listing: True if it is from a list of a workspace.
-        listed: The list, once it is there.
+        found: What is found in the list, once that is there.
         origin: What it is, the same in each run; None if its length tells it from a part of it.
 
     Raises:
@@ -80,11 +80,11 @@ class Input:
             self._plain = iter(targets)
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
         self.shard: tuple[int, int] | None = shard
-        self.listed: ListedRuntimes | None = None
+        self.found: FoundTargets | None = None
         self.is_listing: bool = isinstance(targets, FoundTargets)
         self.origin: str | None = "stream" if self.length is None else None
         if isinstance(targets, FoundTargets):
-            self.listed, self.origin = targets.listed, targets.origin
+            self.found, self.origin = targets, targets.origin
         if self.origin is not None and shard is not None:
             self.origin += f", shard {shard[0]}/{shard[1]}"
         self.is_async: bool = self._awaited is not None
@@ -116,17 +116,14 @@ class Input:
         else:
             self.closed = True
 
-    def is_running(self, target: RuntimeRef) -> bool:
-        """Return True if the input is a list that says that a target may run."""
-        return self.listed is not None and self.listed.may_run(target)
-
     def with_listed(self, outcome: StopOutcome) -> StopOutcome:
         """Return an outcome with the runtime as listed, if nothing later is known of it."""
-        if self.listed is None or outcome.result.settled:
+        if self.found is None or outcome.result.settled:
             return outcome
-        runtime = self.listed.running(outcome.target)
+        listed = self.found.listed
+        runtime = listed.running(outcome.target)
         # Another run may have stopped it since.
-        return outcome if runtime is None else replace(outcome, runtime=runtime, at=self.listed.at)
+        return outcome if runtime is None else replace(outcome, runtime=runtime, at=listed.at)
 
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
@@ -210,7 +207,7 @@ class Listing(Input):
                 self._fail_unless_cancelled(error)
                 return None
             self.is_async, self._plain, self.length = False, iter(items), len(items)
-            self.listed = items.listed
+            self.found = items
             return self.next_nowait()
 
 

@@ -8,6 +8,8 @@ from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.filters import ListedRuntimes
 from bctrl_async.journal._content import NotAJournalError, open_file, read_file, resume_error
@@ -20,7 +22,7 @@ from bctrl_async.journal._format import (
     mark_line,
 )
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import StopOutcome
+from bctrl_async.outcomes import StopOutcome, StopResult
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
@@ -86,6 +88,7 @@ class Journal:
         self._left = 0
         self._left_inputs: AbstractSet[str] = frozenset()
         self._left_targets: set[RuntimeRef] = set()
+        self._pending: dict[RuntimeRef, StopOutcome] = {}
         try:
             self._file = open_file(self._path, _FLAGS)
             try:
@@ -109,11 +112,20 @@ class Journal:
     def mark_read(self, target: RuntimeRef) -> None:
         """Take note that the run read a target, also if it writes no outcome of it."""
         self._left_targets.discard(target)
+        self._pending.pop(target, None)
         self._left -= 1
 
     def mark_listed(self, listed: ListedRuntimes) -> None:
-        """Take note that the run listed a workspace: what no longer runs needs not be stopped."""
+        """Take note that the run listed a workspace: what no longer runs needs not be stopped.
+
+        Raises:
+            BctrlError: It could not be written, for example on a full disk.
+        """
         self._left_targets = set(filter(listed.may_run, self._left_targets))
+        for target, known in self._pending.items():
+            if listed.has_ended(target):
+                result = StopResult.ALREADY_STOPPED
+                self.write(replace(known, result=result, attempts=0, at=listed.at))
 
     def write(self, outcome: StopOutcome) -> None:
         """Append an outcome.
@@ -191,9 +203,15 @@ class Journal:
         self._left = content.cut_off
         self._left_inputs = content.unread
         self._left_targets = set(content.unfinished)
+        not_running = content.not_running
+        self._pending = {
+            target: outcome
+            for target, outcome in content.outcomes.items()
+            if target not in not_running
+        }
         # What it says is out of date from now on.
         self._has_begun = content.is_complete or content.pending > 0
-        return content.not_running
+        return not_running
 
     def _open_error(self, error: OSError) -> BctrlConfigError:
         return BctrlConfigError(
