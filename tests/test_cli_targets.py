@@ -205,7 +205,7 @@ def test_a_quote_in_a_comment_opens_no_cell(header: str, comment: str) -> None:
 
 
 ROWS = "each of its lines could be a row: a quote may be missing"
-SAME = "two of its lines name its workspace: a quote may be missing"
+SAME = "a quoted line names its workspace: a quote may be missing"
 AFTER = "text follows a closing quote"
 
 
@@ -216,7 +216,12 @@ AFTER = "text follows a closing quote"
         ('workspace,alias,note\nws,a,"x\nws,b,y"\n', 2, ROWS),
         ('workspace,alias,note\nws,a,"x\n\n# a comment\nws,b,y"\n', 2, ROWS),
         ('workspace,alias,note\nws,a,"8\nws,b\nws,c,9"\n', 2, SAME),
+        ('workspace,alias,note\n"ws",a,"8\nws,b\n9"\n', 2, SAME),
+        ('workspace,alias,note\nws,a,"8\r\n ws ,b\r\n9"\r\n', 2, SAME),
         ('workspace,alias,note\nws,a,"8\n1,2,3\n4,5,9"\n', 2, ROWS),
+        ('note,workspace,alias\n"8, 9,ws,a\nws,b\nx",ws,c\n', 2, SAME),
+        ('note,workspace,alias\n"8,ws,a\nb"\n', 2, "it has fewer columns than the first line"),
+        ('workspace,alias,note\n,a,"\nx"\n', 2, "the workspace id is empty"),
         ('note,workspace,alias\n"x,ws,a\n#",ws,b\n', 2, ROWS),
         ('workspace,alias,"note\nws,a,x\nws,b,y"\n', 1, ROWS),
         ('workspace,alias,"note\nws,a,"x"\n', 1, AFTER),
@@ -379,7 +384,8 @@ def test_however_csv_is_broken_the_targets_are_the_same(
         notes = ["", '"', f"ws{delimiter}a"]
         if delimiter not in f"{workspace}{alias}":
             # Otherwise each of its lines could be a row.
-            notes += ['5" or\n6"', "\r\n\r\n"]
+            # Nor is any of them a workspace id, which has up to 6 characters.
+            notes += ['5" or so\n6" wide', "\r\n\r\n"]
         note = data.draw(st.sampled_from(notes))
         rows.writerow({"workspace_id": workspace, "Alias": alias, "note": note})
     text = file.getvalue()
@@ -401,9 +407,8 @@ def test_no_row_of_csv_is_lost_silently(
         f"#{note}" if number in comments else form.format(note=note, name=f"ws,r{number}")
         for number, note in enumerate(notes)
     ]
-    if form.startswith("{name}"):
-        for number in (short - comments).intersection(range(len(lines))):
-            lines[number] = f"ws,r{number}"
+    for number in (short - comments).intersection(range(len(lines))):
+        lines[number] = f"ws,r{number}"
     header = form.format(note="note", name="workspace_id,alias")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bctrl_async.cli._items._MAX_SHOWN", 1000)

@@ -218,7 +218,7 @@ def _parse_row(layout: _Layout, number: int, text: str) -> Item | None:
         return BadLine(number, text, "it looks like JSON, but the first line is CSV")
     raw = _raw_cells(text, layout.delimiter)
     cells = [_unquoted(cell) for cell in raw] if '"' in text else raw
-    fault = _hidden_rows(layout, raw, cells, text) if "\n" in text else None
+    fault = _hidden_rows(layout, raw, text) if "\n" in text else None
     if fault is None:
         # Joined files have a header each.
         if cells == layout.header or not any(cells):
@@ -241,25 +241,31 @@ def _fault(layout: _Layout, raw: Sequence[str], cells: Sequence[str]) -> str | N
     return None
 
 
-def _hidden_rows(
-    layout: _Layout, raw: Sequence[str], cells: Sequence[str], text: str
-) -> str | None:
+def _hidden_rows(layout: _Layout, raw: Sequence[str], text: str) -> str | None:
     """Return the reason if the lines of a record may be rows, which a stray quote has joined."""
     if any(map(_has_text_after_quote, raw)):
         return _TEXT_AFTER_QUOTE
-    lines, rows, others = text.split("\n"), 0, []
-    for line in lines:
+    rows, others = 0, []
+    for line in text.split("\n"):
         if line.count(layout.delimiter) + 1 >= layout.named:
             rows += 1
         else:
             others.append(line.strip(_AROUND))
     if rows > 1 and all(map(_is_blank, others)):
         return "each of its lines could be a row: a quote may be missing"
-    # Also those with too few columns: no prose has the workspace id in just this place.
-    named = (line.split(layout.delimiter)[layout.workspace :][:1] for line in lines)
-    if sum(cell == cells[layout.workspace :][:1] for cell in named) > 1:
-        return "two of its lines name its workspace: a quote may be missing"
+    # Also those with too few columns.
+    if _repeats_workspace(layout, raw):
+        return "a quoted line names its workspace: a quote may be missing"
     return None
+
+
+def _repeats_workspace(layout: _Layout, raw: Sequence[str]) -> bool:
+    """Return True if a cell of several lines has the workspace id of its row between delimiters."""
+    # In any column: a note with a delimiter shifts them. Prose hardly ever has it.
+    workspace = _unquoted(raw[layout.workspace]) if len(raw) > layout.workspace else ""
+    lines = "\n".join(cell for cell in raw if "\n" in cell)
+    parts = lines.replace(layout.delimiter, "\n").split("\n")
+    return workspace != "" and workspace in (part.strip(_AROUND + '"') for part in parts)
 
 
 def _cells(text: str, delimiter: str) -> Sequence[str]:
