@@ -899,7 +899,7 @@ async def test_a_spreadsheet_is_read_by_its_column_names(
     file.write_bytes(
         "\ufeffName;Owner;Workspace ID;Note\r\n"
         "# b is kept\r\n"
-        'a;Bo;ws;"bad;\r\nws;b"\r\n'
+        'a;Bo;ws;"bad;\r\nno;b"\r\n'
         ";;;\r\n"
         '"c";Bo;ws;\r\n'.encode()
     )
