@@ -353,7 +353,9 @@ class TestEndedByCaller:
         with pytest.raises(LookupError, match="mine"):  # noqa: PT012 - the block is tested.
             async with batch:
                 await failed.wait()
-                await asyncio.sleep(0.01)
+                # The run ends within a few turns of the loop.
+                for _ in range(100):
+                    await asyncio.sleep(0)
         assert_conserved(batch, emulator)
 
     async def test_a_hanging_on_outcome_is_cancelled_with_the_run(
