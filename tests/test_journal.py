@@ -1777,6 +1777,17 @@ class TestUnfinished:
         assert (read(path).is_complete, read(path).pending) == (True, 0)
         assert read_journals([path]).all_stopped
 
+    async def test_one_that_the_list_no_longer_has_stays_pending(
+        self, session: BctrlSession, emulator: Emulator, path: Path
+    ) -> None:
+        emulator.add_runtime("ws-1", "a")
+        emulator.inject(Reply(403), alias="a")
+        assert not (await session.stop_workspace("ws-1", journal=path)).ok
+        emulator.inject(Reply(200, json={"runtimes": []}), method="GET")
+        assert (await session.stop_workspace("ws-1", journal=path)).total == 0
+        assert read(path).pending == 1
+        assert not read_journals([path]).all_stopped
+
     async def test_a_list_that_cannot_be_written_ends_the_run_early(
         self,
         session: BctrlSession,
