@@ -240,7 +240,7 @@ async def test_nothing_is_sent_if_connecting_times_out() -> None:
     assert caught.value.may_have_stopped is False
 
 
-class Watch(Observer, StopObserver, AttemptObserver):  # type: ignore[misc]
+class Watch(Observer, StopObserver, AttemptObserver):  # type: ignore[misc]  # `end` differs.
     """An observer of one stop that waits for the start of the response."""
 
     def __init__(self) -> None:

@@ -72,6 +72,7 @@ def format_duration(seconds: float) -> str:
 # Each option of these groups may be given once.
 target_option = partial(typer.Option, rich_help_panel="Targets")
 run_option = partial(typer.Option, rich_help_panel="Run")
+from_option = partial(target_option, "--from", metavar="FILE", callback=check_not_empty)
 _filter = partial(typer.Option, rich_help_panel="Filters")
 status_option = partial(
     _filter,

@@ -18,9 +18,9 @@ from bctrl_async.cli._format import (
 )
 from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._options import (
-    check_not_empty,
     check_positive,
     duration,
+    from_option,
     run_option,
     target_option,
 )
@@ -42,15 +42,7 @@ from bctrl_async.outcomes import OutcomeRecord, StopOutcome
 _Journals = Annotated[
     list[str], typer.Argument(metavar="JOURNAL", help="The journals, such as night-*.jsonl.")
 ]
-_File = Annotated[
-    str | None,
-    target_option(
-        "--from",
-        metavar="FILE",
-        callback=check_not_empty,
-        help="Compare with the targets in FILE; - is stdin.",
-    ),
-]
+_File = Annotated[str | None, from_option(help="Compare with the targets in FILE; - is stdin.")]
 _JournalMaxAge = Annotated[
     float | None,
     run_option(

@@ -27,6 +27,7 @@ from bctrl_async.cli._options import (
     check_not_empty,
     check_positive,
     duration,
+    from_option,
     run_option,
     status_option,
     target_option,
@@ -57,15 +58,7 @@ _Workspace = Annotated[
 _Aliases = Annotated[
     list[str] | None, typer.Argument(metavar="ALIAS", help="Aliases of the runtimes to stop.")
 ]
-_File = Annotated[
-    str | None,
-    target_option(
-        "--from",
-        metavar="FILE",
-        callback=check_not_empty,
-        help="Read targets from FILE; - is stdin.",
-    ),
-]
+_File = Annotated[str | None, from_option(help="Read targets from FILE; - is stdin.")]
 _AllowEmpty = Annotated[
     bool, target_option("--allow-empty", metavar="", help="Accept a FILE without targets.")
 ]
