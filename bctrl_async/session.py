@@ -44,7 +44,6 @@ from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter, list_origin,
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import Observer, ReadObserver
-from bctrl_async.shards import shard_in
 from bctrl_async.stats import SessionStats
 
 __all__ = ["BctrlSession"]
@@ -459,7 +458,7 @@ class BctrlSession:
         """
         _config.check_type(deduplicate, bool | None, "deduplicate", "a bool or None")
         return self._bulk(
-            Input(targets, deduplicate=deduplicate, shard=shard_in(targets)),
+            Input(targets, deduplicate=deduplicate),
             concurrency=concurrency,
             deadline=deadline,
             on_outcome=on_outcome,

@@ -17,7 +17,6 @@ from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._shard import Shard
 from bctrl_async.emulator import Emulator
-from bctrl_async.journal import read_journal
 from bctrl_async.shards import shard_of
 
 COUNT = 4
@@ -135,35 +134,6 @@ async def test_a_shard_without_runtimes_of_a_workspace_says_so(command: Command)
 
     assert (code, out) == (0, "")
     assert err == "Nothing to stop: no runtime of ws in shard 7/999983 matches\n"
-
-
-@pytest.mark.parametrize("given", ["a file", "a pipe", "aliases", "a workspace"])
-async def test_the_journal_has_the_shard_also_if_that_has_no_targets(
-    command: Command,
-    path: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    given: str,
-) -> None:
-    """Fault: without the journal of an empty shard, `report` would miss it."""
-    arguments: dict[str, list[str]] = {
-        "a file": ["--from", str(path)],
-        "a pipe": ["--from", "-"],
-        "aliases": ["ws", *ALIASES],
-        "a workspace": ["ws", "--all", "--yes"],
-    }
-    journal = tmp_path / "night.jsonl"
-    for shard in ("2/4", "7/999983"):
-        with FileIO(path) as stdin:
-            monkeypatch.setattr("sys.stdin", stdin)
-            code, _, _ = await command(
-                "stop", *arguments[given], "--shard", shard, "--journal", journal
-            )
-        assert code == 0
-    content = read_journal(journal)
-    assert content is not None
-    assert content.shards == {(2, 4), (7, 999_983)}
-    assert len(content.outcomes) == len(aliases_of(2))
 
 
 async def test_a_shard_without_targets_is_not_an_error(command: Command, path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -48,7 +47,6 @@ from bctrl_async.journal._format import (
     mark_line,
     read_line,
 )
-from bctrl_async.shards import shard_of
 
 SERVER = "https://api.test/v1"
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
@@ -666,33 +664,3 @@ def test_a_report_names_the_shards_that_have_no_journal(
     else:
         assert error is not None
         assert error.summary == f"no journal is of shard {named}"
-
-
-@pytest.mark.parametrize("kind", ["list", "stream"])
-async def test_a_journal_has_each_shard_that_a_run_completed(
-    connect: Connect, tmp_path: Path, kind: str
-) -> None:
-    path = tmp_path / "night.jsonl"
-    targets = [A, B]
-
-    async def stream() -> AsyncIterator[RuntimeRef]:
-        for target in targets:
-            yield target
-
-    async with connect() as session:
-        # Of two targets, most shards have none.
-        for number in range(1, 9):
-            part = shard(stream() if kind == "stream" else targets, number, 8)
-            await session.stop_runtimes(part, journal=path, missing_ok=True)
-    content = read_journal(path)
-    assert content is not None
-    assert content.shards == {(number, 8) for number in range(1, 9)}
-
-
-async def test_a_shard_with_failures_is_not_complete(connect: Connect, tmp_path: Path) -> None:
-    path = tmp_path / "night.jsonl"
-    async with connect() as session:
-        await session.stop_runtimes(shard([A], shard_of(A, 8), 8), journal=path)
-    content = read_journal(path)
-    assert content is not None
-    assert content.shards == set()

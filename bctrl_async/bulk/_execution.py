@@ -183,9 +183,7 @@ class Execution:
             complete = not ledger.failures and ledger.ended_early is None
         finally:
             source = self._run.source
-            close = partial(
-                journal.close, complete=complete, unread=not source.exhausted, shard=source.shard
-            )
+            close = partial(journal.close, complete=complete, unread=not source.exhausted)
             if (failure := await _closed(close)) is not None:
                 ledger.end_early(failure)
 

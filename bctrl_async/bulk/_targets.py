@@ -46,7 +46,6 @@ class Input:
     Args:
         targets: The targets.
         deduplicate: True to find duplicates, None to find them if the input has a length.
-        shard: The shard that the targets are, and the number of shards; None if not divided.
 
     Attributes:
         is_async: True if the next item may have to be awaited.
@@ -55,7 +54,6 @@ class Input:
         error: The error that the input raised, or None.
         closed: True once nothing more is read.
         length: The number of items, None if unknown.
-        shard: The shard that it is, and the number of shards; None if it is not divided.
         is_listing: True if it is from a list of a workspace.
         found: What is found in the list, once that is there.
         origin: What it is, the same in each run; None if its length tells it from a part of it.
@@ -69,7 +67,6 @@ class Input:
         targets: Targets,
         *,
         deduplicate: bool | None = None,
-        shard: tuple[int, int] | None = None,
     ) -> None:
         self._awaited: AsyncIterator[object] | None = None
         self._plain: Iterator[object] | None = None
@@ -79,14 +76,11 @@ class Input:
         else:
             self._plain = iter(targets)
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
-        self.shard: tuple[int, int] | None = shard
         self.found: FoundTargets | None = None
         self.is_listing: bool = isinstance(targets, FoundTargets)
         self.origin: str | None = "stream" if self.length is None else None
         if isinstance(targets, FoundTargets):
             self.found, self.origin = targets, targets.origin
-        if self.origin is not None and shard is not None:
-            self.origin += f", shard {shard[0]}/{shard[1]}"
         self.is_async: bool = self._awaited is not None
         self.finds_duplicates: bool = (
             self.length is not None if deduplicate is None else deduplicate

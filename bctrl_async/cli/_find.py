@@ -16,11 +16,10 @@ from bctrl_async import (
 )
 from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._output import Output, print_error, print_info, print_question
-from bctrl_async.cli._shard import WHOLE, Shard
+from bctrl_async.cli._shard import Shard
 from bctrl_async.cli._waiting import describe_read, show_waiting
 from bctrl_async.errors import MAY_MATCH
 from bctrl_async.filters import FoundTargets, unknown_values
-from bctrl_async.shards import Sharded
 
 _ADVICE = {
     "status": "Add --status with this status, or --status any, to include it",
@@ -29,7 +28,7 @@ _ADVICE = {
 """The advice for a runtime that may match, by the condition that is in doubt: as options."""
 
 
-class FoundRuntimes(FoundTargets, Sharded):
+class FoundRuntimes(FoundTargets):
     """Runtimes of a workspace that match a filter; the bulk stop rejects the doubtful ones.
 
     Args:
@@ -41,7 +40,6 @@ class FoundRuntimes(FoundTargets, Sharded):
     Attributes:
         base_url: The URL of the API.
         is_doubtful: True if the filter may be mistyped, which was reported on stderr.
-        shard: The shard that these are.
     """
 
     def __init__(
@@ -50,7 +48,6 @@ class FoundRuntimes(FoundTargets, Sharded):
         super().__init__(workspace, wanted)
         self.base_url: str = base_url
         self.is_doubtful: bool = is_doubtful
-        self.shard = WHOLE
 
     @property
     def runtimes(self) -> list[Runtime]:
@@ -76,7 +73,6 @@ class FoundRuntimes(FoundTargets, Sharded):
         self.items = [
             item for item, target in zip(self.items, self, strict=True) if shard.keeps(target)
         ]
-        self.shard = shard
 
 
 async def find_runtimes(

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 import typer
 
 from bctrl_async.cli._items import BadLine
-from bctrl_async.shards import Sharded, shard_of
+from bctrl_async.shards import shard_of
 
 _T = TypeVar("_T")
 _parts = re.compile(r"([0-9]{1,9})/([1-9][0-9]{0,8})").fullmatch
@@ -31,22 +31,9 @@ class Shard(NamedTuple):
             return True
         return shard_of(item, self.total) == self.number
 
-    def select(self, items: Iterable[_T]) -> "ShardItems[_T]":
+    def select(self, items: Iterable[_T]) -> list[_T]:
         """Return the items that are in this shard."""
-        return ShardItems(self, filter(self.keeps, items))
-
-
-class ShardItems(list[_T], Sharded):
-    """The items of a shard.
-
-    Args:
-        shard: The shard.
-        items: Its items.
-    """
-
-    def __init__(self, shard: Shard, items: Iterable[_T]) -> None:
-        super().__init__(items)
-        self.shard = shard
+        return [*filter(self.keeps, items)]
 
 
 WHOLE = Shard(1, 1)

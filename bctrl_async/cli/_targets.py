@@ -15,7 +15,6 @@ from bctrl_async.cli._items import BadLine, Item
 from bctrl_async.cli._output import print_error, print_info
 from bctrl_async.cli._parser import TargetParser
 from bctrl_async.cli._shard import WHOLE, Shard
-from bctrl_async.shards import Sharded
 
 _CHUNK = 65536
 _END_KEYS = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
@@ -76,7 +75,7 @@ def read_targets(
     return _PipeTargets(file, path, allow_empty=allow_empty, shard=shard)
 
 
-class _FileTargets(Sharded):
+class _FileTargets:
     """The targets of a regular file, counted at first and parsed again as they are needed.
 
     Args:
@@ -124,7 +123,7 @@ def _version(file: BinaryIO) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-class _PipeTargets(Sharded):
+class _PipeTargets:
     """The targets of a pipe or a terminal, as they arrive.
 
     Args:

@@ -19,7 +19,6 @@ from bctrl_async.errors import BctrlConfigError
 from bctrl_async.journal import Journal
 from bctrl_async.pace import Pace
 from bctrl_async.session import BctrlSession
-from bctrl_async.shards import shard_in
 
 _CHUNK_SIZE = 1_000
 _SHORTEST_KEY = 8
@@ -126,7 +125,7 @@ def stop_runtimes(
         retry=retry,
         verify=verify,
     )
-    source = Input(targets, deduplicate=deduplicate, shard=shard_in(targets))
+    source = Input(targets, deduplicate=deduplicate)
     run = ClusterRun(
         source,
         Cluster(client, f"bctrl-async-{uuid.uuid4().hex}"),
