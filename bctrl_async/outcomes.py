@@ -138,8 +138,6 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         at: The time at which the outcome became known, in UTC. If `runtime` is as polled or listed
             apart from an answer to the stop, that of the poll or the list.
         resumed: True if the outcome comes from an earlier run's journal.
-        duplicate: True if the target was in the input before. The outcome repeats the first one,
-            without another request; `attempts` is 0, and `runtime` is None if it is stopped.
     """
 
     index: int
@@ -151,7 +149,6 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     elapsed: float = 0.0
     at: datetime = msgspec.field(default_factory=now)
     resumed: bool = False
-    duplicate: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """Return the outcome as JSON values, which any encoder takes.
@@ -204,7 +201,6 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         retries: The number of stop requests beyond the first for each target.
         throttled: The number of 429 and 503 answers.
         resumed: The number of outcomes that come from an earlier run's journal.
-        duplicates: The number of targets that were in the input before, and not sent again.
         ended_early: The reason why the run ended before its input did, or None.
     """
 
@@ -216,7 +212,6 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     retries: int
     throttled: int
     resumed: int = 0
-    duplicates: int = 0
     ended_early: BctrlError | None = None
 
     @property
@@ -246,8 +241,6 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             text += f": {', '.join(counts)}"
         if self.resumed:
             text += f"; {self.resumed:,} from an earlier run, not sent again"
-        if self.duplicates:
-            text += f"; {self.duplicates:,} duplicate{'s' * (self.duplicates > 1)}, sent once"
         if self.ended_early is not None:
             text += f"; ended early: {self.ended_early}"
         return text
@@ -267,7 +260,6 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             "retries": self.retries,
             "throttled": self.throttled,
             "resumed": self.resumed,
-            "duplicates": self.duplicates,
             "ended_early": None if self.ended_early is None else _error_dict(self.ended_early),
             "failures": [outcome.to_dict() for outcome in self.failures],
         }
@@ -320,7 +312,6 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     at: Annotated[datetime, msgspec.Meta(tz=True)]
     attempts: int = 0
     resumed: bool = False
-    duplicate: bool = False
     elapsed: float = 0.0
     runtime: Runtime | None = None
     error: ErrorRecord | None = None
@@ -336,7 +327,6 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             at=outcome.at,
             attempts=outcome.attempts,
             resumed=outcome.resumed,
-            duplicate=outcome.duplicate,
             elapsed=round(outcome.elapsed, 6),
             runtime=outcome.runtime,
             error=None if outcome.error is None else ErrorRecord.of(outcome.error),

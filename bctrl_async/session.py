@@ -400,7 +400,6 @@ class BctrlSession:
         journal_max_age: float | None = None,
         verify: bool = False,
         missing_ok: bool = False,
-        deduplicate: bool | None = None,
     ) -> StopBatch:
         """Stop any number of runtimes, with one outcome for each and no exception for any.
 
@@ -442,10 +441,6 @@ class BctrlSession:
                 the lowest priority; up to a thousand runtimes are polled beside the stops.
             missing_ok: Do not count `not_found` as a failure. A mistyped workspace gives nothing
                 else, so by default the report is not `ok` then.
-            deduplicate: Send a target that occurs twice only once; the second outcome repeats the
-                first, and has `duplicate` set. None does so in an input with a length: a stream
-                may go on for so long that the runtime was started anew. Duplicates of the first
-                million targets are found, which takes some 110 bytes of memory for each.
 
         Returns:
             The bulk stop: await it for its `StopReport`, or enter it and iterate. Both raise the
@@ -456,9 +451,8 @@ class BctrlSession:
                 cannot be used; when awaited or iterated over if the journal is in use (then it is a
                 `journal.JournalInUseError`), damaged, foreign, too old, or of another version.
         """
-        _config.check_type(deduplicate, bool | None, "deduplicate", "a bool or None")
         return self._bulk(
-            Input(targets, deduplicate=deduplicate),
+            Input(targets),
             concurrency=concurrency,
             deadline=deadline,
             on_outcome=on_outcome,

@@ -331,7 +331,6 @@ class ChaosRun:
             self.emulator,
             self._before,
             self._poisoned,
-            finds_duplicates=self._is_list,
         )
         if _KEY.encode() in data:
             yield "the key is in the journal"

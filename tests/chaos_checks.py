@@ -55,8 +55,6 @@ def check_account(
         "a target has two outcomes": max(indices.values(), default=1) == 1,
         "a target has no outcome": sorted(indices) == list(range(report.total)),
         "the counts differ from the journal": results == report.counts,
-        "the duplicates differ from the journal": report.duplicates
-        == sum("duplicate" in entry for entry in entries),
         "the counts do not add up": report.counts.total() == report.total,
         "the failures differ from the journal": failed
         == {outcome.index for outcome in report.failures},
@@ -76,8 +74,6 @@ def check_targets(
     emulator: Emulator,
     before: Mapping[RuntimeRef, Status],
     poisoned: frozenset[RuntimeRef],
-    *,
-    finds_duplicates: bool,
 ) -> Iterator[str]:
     """Compare each entry of the journal with the emulator.
 
@@ -87,7 +83,6 @@ def check_targets(
         emulator: The server of the run.
         before: The status of each target before the run.
         poisoned: The targets of which every request met a fault.
-        finds_duplicates: True if a target is sent once, however often it is there.
     """
     requests: defaultdict[tuple[object, object], list[ReceivedRequest]] = defaultdict(list)
     for request in emulator.requests:
@@ -104,8 +99,6 @@ def check_targets(
     for target, group in by_target.items():
         rules = _contradictions(group, requests[target], before[target], emulator.status(*target))
         results = [entry["result"] for entry in group]
-        if finds_duplicates and sum("duplicate" in entry for entry in group) != len(group) - 1:
-            yield f"target {group[0]['index']} was not found to be there {len(group)} times"
         if target in poisoned and any(StopResult(result).settled for result in results):
             yield f"target {group[0]['index']} is {results}, but every answer to it was a fault"
         for problem in rules:
@@ -126,8 +119,6 @@ def _contradictions(
         f"its status is {now}": (not results & _CLAIMS_STOPPED or now in {"stopped", "failed"})
         and (StopResult.NOT_FOUND not in results or now is None),
         f"its status was {before} and is {now}": not results <= _CLAIMS_NO_EFFECT or now == before,
-        "its duplicates differ": len(results) == 1
-        or not any("duplicate" in entry for entry in group),
         f"the server received it {len(stops)} times": len(stops)
         <= sum(entry.get("attempts", 0) for entry in group),
         f"the server answered {[request.status for request in stops]}": (

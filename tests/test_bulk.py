@@ -43,6 +43,16 @@ class TestAwaited:
         statuses = Counter(runtime["status"] for runtime in emulator.runtimes.values())
         assert statuses == {"stopped": 300, "active": 1}
 
+    async def test_a_target_that_is_there_twice_has_two_outcomes(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        targets = add_runtimes(emulator, 1) * 2
+
+        report = await session.stop_runtimes(targets, concurrency=1)
+
+        assert report.ok
+        assert report.counts == {STOPPED: 1, StopResult.ALREADY_STOPPED: 1}
+
     async def test_an_empty_input_is_a_success(self, session: BctrlSession) -> None:
         report = await session.stop_runtimes([])
 

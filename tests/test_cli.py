@@ -406,7 +406,6 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
         "result": "stopped",
         "attempts": 2,
         "resumed": False,
-        "duplicate": False,
         "error": None,
     }
     assert found[1] == {
@@ -415,7 +414,6 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
         "result": "not_found",
         "attempts": 1,
         "resumed": False,
-        "duplicate": False,
         "runtime": None,
         "error": {
             "type": "BctrlNotFoundError",
@@ -751,7 +749,7 @@ async def test_the_fault_that_ends_the_input_is_shown_below_any_number_of_bad_li
     emulator: HoldingEmulator, command: Command, tmp_path: Path
 ) -> None:
     file = tmp_path / "targets"
-    file.write_text("ws,x\n" * 100 + "nonsense\n" * 50 + 'ws,"b\nws,c\n')
+    file.write_text("".join(f"ws,x{n}\n" for n in range(100)) + "nonsense\n" * 50 + 'ws,"b\nws,c\n')
     args = ("--ignore-not-found", "--from")
     why = "on line 151: a quote is not closed; nothing after it was read\n"
     _, out, err = await command("stop", *args, file)
@@ -759,7 +757,7 @@ async def test_the_fault_that_ends_the_input_is_shown_below_any_number_of_bad_li
     assert err == "40 more invalid targets are not shown\n"
     _, _, err = await command("stop", "--dry-run", *args, file)
     assert err.count(why) == 1
-    assert emulator.received == {("ws", "x"): 1}
+    assert emulator.received == {("ws", f"x{n}"): 1 for n in range(100)}
 
 
 async def test_json_below_csv_is_not_sent(
@@ -768,14 +766,14 @@ async def test_json_below_csv_is_not_sent(
     """Fault: `{"workspace":"ws"` was sent as a workspace."""
     file = tmp_path / "targets"
     lines = ['{"workspace":"ws","alias":"a"}', '["ws","a"]', '"[ws",a']
-    file.write_text("\n".join(["ws,b"] * 100 + lines))
+    file.write_text("\n".join([f"ws,b{n}" for n in range(100)] + lines))
     code, out, err = await command("stop", "--ignore-not-found", "--from", file)
     *bad, account = out.splitlines()
     why = "it looks like JSON, but the first line is CSV"
     assert [line.partition(" on line ")[2][-len(why) :] for line in bad] == [why] * 2
     assert without_times(account).startswith("101 of 103 no longer running, 2 invalid after ")
     assert (code, err) == (1, "")
-    assert emulator.received == {("ws", "b"): 1, ("[ws", "a"): 1}
+    assert emulator.received == {("ws", f"b{n}"): 1 for n in range(100)} | {("[ws", "a"): 1}
 
 
 INPUTS_THAT_ARE_NOT_TARGETS: dict[str, tuple[bytes, str]] = {
@@ -866,29 +864,6 @@ async def run_with_stdin(content: str, *args: str) -> tuple[int | None, str, str
     assert process.stdin is not None
     process.stdin.close()
     return await finish(process)
-
-
-async def test_a_duplicate_is_sent_once_and_counted(
-    emulator: HoldingEmulator, command: Command, tmp_path: Path
-) -> None:
-    """Fault: an alias that was given twice was stopped, and reported as not running before."""
-    code, out, err = await command("stop", "--no-verify", "ws", "a", "a")
-    assert without_times(out) == (
-        "a  stopped          0.0 s\n"
-        "a  stopped          a duplicate, sent once\n"
-        "2 of 2 no longer running after 0.0 s: 2 stopped; 1 duplicate, sent once\n"
-    )
-    assert (code, err) == (0, "")
-
-    file = tmp_path / "targets"
-    file.write_text("ws,b\nws,c\nws,b\nws,b\n")
-    code, out, err = await command("stop", "--dry-run", "--from", file)
-    assert [target["alias"] for target in outcomes_of(out)] == ["b", "c"]
-    assert (code, err) == (0, "Dry run: 2 to stop, 2 duplicates, 0 invalid\n")
-    _, out, err = await run_with_stdin(file.read_text(), "-o", "json", "--from", "-")
-    assert Counter(outcome["duplicate"] for outcome in outcomes_of(out)) == {False: 2, True: 2}
-    assert err.endswith("; 2 duplicates, sent once\n")
-    assert emulator.received == {("ws", "a"): 1, ("ws", "b"): 1, ("ws", "c"): 1}
 
 
 async def test_a_spreadsheet_is_read_by_its_column_names(

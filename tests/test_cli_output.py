@@ -46,7 +46,7 @@ def rows(out: str) -> list[dict[str, str]]:
 async def test_csv_of_stop_has_a_row_for_each_target(command: Command) -> None:
     code, out, err = await command("stop", "-o", "csv", "--ignore-not-found", "ws", "a", "nobody")
     assert out.splitlines()[0] == (
-        "index,workspace_id,alias,result,attempts,resumed,duplicate,elapsed,at,runtime_status,"
+        "index,workspace_id,alias,result,attempts,resumed,elapsed,at,runtime_status,"
         "error_type,error_status,error_code,error_request_id,error_may_have_stopped,error_message"
     )
     found = {row["alias"]: row for row in rows(out)}

@@ -152,5 +152,3 @@ def test_outcomes_without_an_error_have_a_reason_as_well() -> None:
     assert reasons.add(outcome(1)) == "not confirmed"
     assert reasons.add(outcome(2, resumed=True)) is None
     assert reasons.add(outcome(3, resumed=True)) == "from an earlier run"
-    assert reasons.add(outcome(4, duplicate=True)) is None
-    assert reasons.add(outcome(5, duplicate=True)) == "a duplicate"

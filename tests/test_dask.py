@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from dask_cluster import (
     record_sessions,
     small_cluster,
 )
-from helpers import BOUND, add_runtimes
+from helpers import add_runtimes
 
 from bctrl_async import (
     BctrlConfigError,
@@ -126,62 +124,6 @@ class TestStops:
 
         assert report.counts == {StopResult.STOPPED: 1, StopResult.REJECTED: 3}
         assert [outcome.index for outcome in report.failures] == [1, 2, 3]
-        assert len(emulator.requests) == 1
-
-    async def test_a_duplicate_is_sent_once(
-        self, cluster: SmallCluster, emulator: Emulator
-    ) -> None:
-        add_runtimes(emulator, 2)
-        outcomes: list[StopOutcome] = []
-
-        report = await stop_runtimes(
-            cluster.client, [("ws-1", "r0"), ("ws-1", "r1")] * 2, on_outcome=outcomes.append
-        )
-
-        assert report.counts == {StopResult.STOPPED: 4}
-        assert report.duplicates == 2
-        assert sorted(outcome.index for outcome in outcomes) == [0, 1, 2, 3]
-        assert len(emulator.requests) == 2
-
-    async def test_a_duplicate_of_a_known_outcome_repeats_it(
-        self, cluster: SmallCluster, emulator: Emulator
-    ) -> None:
-        add_runtimes(emulator, 1)
-        first_known = asyncio.Event()
-
-        async def targets() -> AsyncIterator[tuple[str, str]]:
-            yield "ws-1", "r0"
-            await first_known.wait()
-            yield "ws-1", "r0"
-
-        report = await stop_runtimes(
-            cluster.client,
-            targets(),
-            deduplicate=True,
-            on_outcome=lambda _: first_known.set(),
-        )
-
-        assert report.duplicates == 1
-        assert len(emulator.requests) == 1
-
-    async def test_duplicates_of_a_target_that_is_not_handed_out_are_read(
-        self, emulator: Emulator
-    ) -> None:
-        """Fault: the run waited for the first of them, which waited for its chunk to be full."""
-        targets = add_runtimes(emulator, 2)
-        async with small_cluster(1) as cluster, asyncio.timeout(BOUND):
-            report = await stop_runtimes(cluster.client, [targets[0]] * 2500 + [targets[1]])
-        assert (report.total, report.duplicates, report.ok) == (2501, 2499, True)
-        assert len(emulator.requests) == 2
-
-    async def test_thousands_of_duplicates_of_one_target_are_read(
-        self, cluster: SmallCluster, emulator: Emulator
-    ) -> None:
-        add_runtimes(emulator, 1)
-
-        report = await stop_runtimes(cluster.client, [("ws-1", "r0")] * 2_500, chunk_size=1)
-
-        assert report.counts == {StopResult.STOPPED: 2_500}
         assert len(emulator.requests) == 1
 
     async def test_throttled_answers_are_counted(

@@ -239,7 +239,6 @@ class TestArguments:
             ({"retry": 3}, "invalid retry"),
             ({"journal": 3}, "invalid journal"),
             ({"journal_max_age": 0}, "invalid journal_max_age"),
-            ({"deduplicate": 3}, "invalid deduplicate"),
             ({"on_outcome": 3}, "invalid on_outcome"),
             ({"base_url": "nonsense"}, "invalid base_url"),
             ({"targets": 3}, "invalid targets"),

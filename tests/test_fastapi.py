@@ -508,7 +508,6 @@ REPORTS = [
         retries=3,
         throttled=1,
         resumed=7,
-        duplicates=8,
         ended_early=upstream_error(),
     ),
     StopReport(
@@ -601,8 +600,8 @@ class TestBodies:
             assert full["failures"] == [answer]
             assert (answer["attempts"], answer["elapsed"], answer["resumed"]) == (4, 1.5, False)
             assert answer["workspaceId"] == "ws-?"
-            names = ("total", "elapsed", "retries", "throttled", "resumed", "duplicates")
-            assert [full[name] for name in names] == [2, 2.5, 3, 1, 7, 8]
+            names = ("total", "elapsed", "retries", "throttled", "resumed")
+            assert [full[name] for name in names] == [2, 2.5, 3, 1, 7]
             assert full["counts"] == {"stopped": 1, "unknown": 1}
             assert full["states"] == {
                 "not_running": 1,

@@ -757,7 +757,7 @@ class TestRun:
             ("c", "already_stopped", 1),
             ("b", "accepted", 1),
             ("a", "stopped", 2),
-            ("a", "stopped", 0),
+            ("a", "stopped", 2),
         ]
         assert all(each.resumed for each in outcomes)
 

@@ -279,7 +279,6 @@ def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
         "at": "2026-11-26T02:30:00Z",
         "attempts": 1,
         "resumed": False,
-        "duplicate": False,
         "elapsed": 0.0,
         "runtime": None,
         "error": {

@@ -63,12 +63,12 @@ class TestReport:
 
     def test_what_is_printed_says_what_was_not_sent_and_why_it_ended(self) -> None:
         report = msgspec.structs.replace(
-            report_of(ended_early=ENDED), resumed=1_000, duplicates=2, counts=Counter()
+            report_of(ended_early=ENDED), resumed=1_000, counts=Counter()
         )
 
         assert str(report) == (
             "2 of 2 no longer running after 1.00 s; 1,000 from an earlier run, not sent again; "
-            "2 duplicates, sent once; ended early: the deadline of 3 s has passed"
+            "ended early: the deadline of 3 s has passed"
         )
 
     def test_a_report_without_failures_is_ok_and_raises_nothing(self) -> None:

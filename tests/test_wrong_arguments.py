@@ -125,7 +125,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "journal_max_age": (int, float),
         "verify": bool,
         "missing_ok": bool,
-        "deduplicate": bool,
     },
     "stop_workspace": {"where": (), "verify": bool, "missing_ok": bool, "on_outcome": ()},
 }

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 
 from bctrl_async._calls.observing import notify
-from bctrl_async.bulk._duplicates import Duplicates
 from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
@@ -39,8 +38,6 @@ class Ledger:
         retries: The attempts beyond the first of each target.
         throttled: The answers that were 429 or 503.
         resumed: The number of outcomes taken from an earlier run.
-        repeated: The number of outcomes of duplicates.
-        duplicates: The targets that were begun.
         not_running: The outcomes of runtimes that no longer run since an earlier run, by target.
         ended_early: Why the run ended before its input did, or None.
         observer: The observer of the run.
@@ -61,8 +58,6 @@ class Ledger:
         self.retries: int = 0
         self.throttled: int = 0
         self.resumed: int = 0
-        self.repeated: int = 0
-        self.duplicates: Duplicates = Duplicates()
         self.not_running: Mapping[RuntimeRef, StopOutcome] = {}
         self.ended_early: BctrlError | None = None
         self.observer: BulkObserver | None = None
@@ -106,8 +101,6 @@ class Ledger:
             self._states[state_of(outcome, missing_ok=self._missing_ok)] += 1
         if result not in self._successes:
             self.failures.append(outcome)
-        if outcome.duplicate:
-            self.repeated += 1
         if outcome.resumed:
             self.resumed += 1
         else:
@@ -121,8 +114,6 @@ class Ledger:
             self._journal.mark_read(outcome.target)
         if observer is not None:
             notify(observer.end, outcome)
-        for duplicate in self.duplicates.settle(outcome):
-            self.record(duplicate)
         return outcome
 
     def write(self, outcome: StopOutcome) -> None:
@@ -159,6 +150,5 @@ class Ledger:
             retries=self.retries,
             throttled=self.throttled,
             resumed=self.resumed,
-            duplicates=self.repeated,
             ended_early=ended_early,
         )

@@ -246,36 +246,27 @@ class Run:
             self._fail(error)
 
     async def _work(self, worker: Worker) -> None:
-        source, duplicates = self.source, self.ledger.duplicates
+        source = self.source
         while True:
-            waits_to_read = source.is_async or duplicates.is_full
-            item = await self._next(worker) if waits_to_read else source.next_nowait()
+            item = await self._next(worker) if source.is_async else source.next_nowait()
             if item is None:
                 return
             outcome = await self._process(worker, *item)
-            if outcome is not None and (self._deliver is not None or duplicates.has_undelivered):
-                for waits in self._deliveries(outcome):
-                    with worker.scope(CancelLevel.DELIVERY):
-                        await waits
+            if outcome is not None and (waits := self._delivered(outcome)) is not None:
+                with worker.scope(CancelLevel.DELIVERY):
+                    await waits
             if outcome is None or outcome.resumed or not outcome.attempts:
                 # Nothing was waited for: give other tasks a turn.
                 await asyncio.sleep(0)
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
-        if self.ledger.duplicates.is_full and self._ending.goes_on():
-            with worker.scope():
-                await self.ledger.duplicates.wait()
-        if not self.source.is_async:
-            return self.source.next_nowait()
         with worker.scope():
             return await self.source.next()
         return None
 
-    def _deliveries(self, outcome: StopOutcome) -> Iterator[Awaitable[None]]:
-        """Deliver an outcome and its duplicates; yield what is to be awaited before the next."""
-        for each in (outcome, *self.ledger.duplicates.undelivered(outcome)):
-            if self._deliver is not None and (waits := self._deliver(each)) is not None:
-                yield waits
+    def _delivered(self, outcome: StopOutcome) -> Awaitable[None] | None:
+        """Deliver an outcome; return what to await before the next."""
+        return None if self._deliver is None else self._deliver(outcome)
 
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
         """Process one item and return its outcome; None if it is recorded later."""
@@ -289,9 +280,6 @@ class Run:
         except BctrlConfigError as error:
             annotate(error, STOP.name, *target)
             return self._reject(index, target, error)
-        if self.source.finds_duplicates and not self.ledger.duplicates.begin(target, index):
-            repeated = self.ledger.duplicates.repeat(target, index, began)
-            return None if repeated is None else self.ledger.record(repeated)
         if self.source.found is not None and not self._has_read_list:
             self._has_read_list = True
             self._write_running_again(self.source.found)
@@ -377,6 +365,6 @@ class Run:
         return None
 
     async def _poll(self, verifier: Verifier, poller: Worker, pending: Pending) -> None:
-        for waits in self._deliveries(await verifier.verify(poller, pending)):
+        if (waits := self._delivered(await verifier.verify(poller, pending))) is not None:
             with poller.scope(CancelLevel.DELIVERY):
                 await waits

@@ -45,11 +45,9 @@ class Input:
 
     Args:
         targets: The targets.
-        deduplicate: True to find duplicates, None to find them if the input has a length.
 
     Attributes:
         is_async: True if the next item may have to be awaited.
-        finds_duplicates: True if a target that is in the input twice is sent once.
         count: The number of items read.
         error: The error that the input raised, or None.
         closed: True once nothing more is read.
@@ -62,12 +60,7 @@ class Input:
         BctrlConfigError: `targets` cannot be iterated over, or is a single target.
     """
 
-    def __init__(
-        self,
-        targets: Targets,
-        *,
-        deduplicate: bool | None = None,
-    ) -> None:
+    def __init__(self, targets: Targets) -> None:
         self._awaited: AsyncIterator[object] | None = None
         self._plain: Iterator[object] | None = None
         check_targets(targets)
@@ -82,9 +75,6 @@ class Input:
         if isinstance(targets, FoundTargets):
             self.found, self.origin = targets, targets.origin
         self.is_async: bool = self._awaited is not None
-        self.finds_duplicates: bool = (
-            self.length is not None if deduplicate is None else deduplicate
-        )
         self.count: int = 0
         self.error: BaseException | None = None
         self.closed: bool = False

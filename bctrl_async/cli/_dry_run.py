@@ -14,7 +14,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, describe, pluralize
+from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, describe
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import TARGET_COLUMNS, OutputFormat, Records, target_fields
@@ -53,8 +53,6 @@ def dry_run(
             counts["invalid"] += 1
             if counts["invalid"] <= MAX_SHOWN or is_last:
                 print_error(_describe(outcome.error))
-        elif outcome.duplicate:
-            counts["duplicates"] += 1
         elif outcome.target in known and not (listed and listed.may_run(outcome.target)):
             counts["stopped"] += 1
         else:
@@ -76,8 +74,6 @@ def dry_run(
         return FAILED
     records.print_header()
     skipped = f", {counts['stopped']:,} no longer running" if known else ""
-    if counts["duplicates"]:
-        skipped += f", {pluralize(counts['duplicates'], 'duplicate')}"
     left = f"; {INPUT_LEFT}" if input_left else ""
     print_info(
         f"Dry run: {counts['to stop']:,} to stop{skipped}, {counts['invalid']:,} invalid{left}"

@@ -155,8 +155,6 @@ def _needs_attention(outcome: StopOutcome, state: RuntimeState) -> bool:
 def _describe(outcome: StopOutcome, state: RuntimeState) -> str:
     if outcome.resumed:
         return "from the journal of an earlier run, not sent again"
-    if outcome.duplicate:
-        return "a duplicate, sent once"
     facts = []
     error = outcome.error
     if error is None:

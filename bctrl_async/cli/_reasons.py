@@ -22,8 +22,6 @@ def reason_of(error: BctrlError) -> str:
 def _reason(outcome: StopOutcome) -> str:
     if outcome.resumed:
         return "from an earlier run"
-    if outcome.duplicate:
-        return "a duplicate"
     if outcome.error is not None:
         return reason_of(outcome.error)
     status = None if outcome.runtime is None else outcome.runtime.status

@@ -18,7 +18,7 @@ from bctrl_async.journal import JournalOutcome
 
 TARGET_COLUMNS = ("workspace_id", "alias")
 _OUTCOME = (
-    *("index", *TARGET_COLUMNS, "result", "attempts", "resumed", "duplicate", "elapsed", "at"),
+    *("index", *TARGET_COLUMNS, "result", "attempts", "resumed", "elapsed", "at"),
     *("runtime.status", "error.type", "error.status", "error.code", "error.request_id"),
     *("error.may_have_stopped", "error.message"),
 )

@@ -253,4 +253,4 @@ def _unlisted_fields(outcome: StopOutcome) -> dict[str, object]:
 def _missing_fields(target: RuntimeRef, index: int) -> dict[str, object]:
     fields: dict[str, object] = dict.fromkeys(OutcomeRecord.__struct_fields__)
     fields |= target_fields(target) | {"index": index, "attempts": 0}
-    return fields | {"resumed": False, "duplicate": False, "journals": []}
+    return fields | {"resumed": False, "journals": []}

@@ -55,7 +55,6 @@ async def run_stops(
     async with session:
         batch = session.stop_runtimes(
             targets,
-            deduplicate=True,
             on_outcome=on_outcome,
             deadline=deadline,
             journal=journal,

@@ -251,13 +251,6 @@ class ClusterRun:
             await self._wake.wait()
 
     async def _next(self) -> tuple[int, object] | None:
-        duplicates = self.ledger.duplicates
-        if duplicates.is_full and self._ending.goes_on():
-            # The first of their kind may be among those that are not handed out.
-            await self._wait_until(self._has_room)
-            self._hand_out()
-            with self._scope:
-                await duplicates.wait()
         if not self.source.is_async:
             return self.source.next_nowait()
         with self._scope:
@@ -266,7 +259,6 @@ class ClusterRun:
 
     def _take(self, index: int, item: object) -> bool:
         """Take an item of the input; return True if it is for a worker, False if it is recorded."""
-        began = time.monotonic()
         try:
             target = as_target(item)
         except BctrlError as error:
@@ -279,11 +271,6 @@ class ClusterRun:
             self._reject(index, target, error)
             return False
         ledger = self.ledger
-        if self.source.finds_duplicates and not ledger.duplicates.begin(target, index):
-            repeated = ledger.duplicates.repeat(target, index, began)
-            if repeated is not None:
-                self._record(repeated)
-            return False
         if (known := ledger.not_running.get(target)) is not None:
             self._record(msgspec.structs.replace(known, index=index))
             return False
@@ -334,12 +321,9 @@ class ClusterRun:
             self._record(outcome_of(target, self._ending.not_begun, index=index))
 
     def _record(self, outcome: StopOutcome) -> None:
-        ledger = self.ledger
-        outcome = ledger.record(outcome)
-        if self._deliveries is not None or ledger.duplicates.has_undelivered:
-            for each in (outcome, *ledger.duplicates.undelivered(outcome)):
-                if self._deliveries is not None:
-                    self._deliveries.put(each)
+        outcome = self.ledger.record(outcome)
+        if self._deliveries is not None:
+            self._deliveries.put(outcome)
 
     def _count_throttled(self, count: int) -> None:
         self.ledger.throttled += count

@@ -45,7 +45,6 @@ def stop_runtimes(
     journal_max_age: float | None = None,
     verify: bool = False,
     missing_ok: bool = False,
-    deduplicate: bool | None = None,
 ) -> StopBatch:
     """Stop any number of runtimes on a cluster, with one outcome for each.
 
@@ -85,7 +84,6 @@ def stop_runtimes(
         journal_max_age: As for `BctrlSession.stop_runtimes`.
         verify: As for `BctrlSession.stop_runtimes`.
         missing_ok: As for `BctrlSession.stop_runtimes`.
-        deduplicate: As for `BctrlSession.stop_runtimes`.
 
     Returns:
         The bulk stop: await it for its `StopReport`, or enter it and iterate. Its `in_flight` is
@@ -112,7 +110,6 @@ def stop_runtimes(
         journal_max_age = _config.seconds(journal_max_age, "journal_max_age")
     _config.check_type(retry, RetryPolicy | None, "retry", "a RetryPolicy")
     _config.check_type(journal, str | os.PathLike | None, "journal", "the path of a file")
-    _config.check_type(deduplicate, bool | None, "deduplicate", "a bool or None")
     _config.check_flags(verify=verify, missing_ok=missing_ok)
     if on_outcome is not None and not callable(on_outcome):
         raise _config.invalid_type("on_outcome", on_outcome, "a function")
@@ -125,7 +122,7 @@ def stop_runtimes(
         retry=retry,
         verify=verify,
     )
-    source = Input(targets, deduplicate=deduplicate)
+    source = Input(targets)
     run = ClusterRun(
         source,
         Cluster(client, f"bctrl-async-{uuid.uuid4().hex}"),

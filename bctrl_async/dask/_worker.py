@@ -176,7 +176,6 @@ class Visit(HostPlugin):
                 timeout=self._recipe.timeout,
                 retry=self._recipe.retry,
                 verify=self._recipe.verify,
-                deduplicate=False,
             )
             account.batch = batch
             self._batches.add(batch)

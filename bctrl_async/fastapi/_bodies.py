@@ -49,7 +49,6 @@ def _outcome_body(outcome: StopOutcome) -> _schemas.StopOutcome:
         "elapsed": outcome.elapsed,
         "at": outcome.at,
         "resumed": outcome.resumed,
-        "duplicate": outcome.duplicate,
     }
 
 
@@ -65,7 +64,6 @@ def _report_body(report: StopReport) -> _schemas.StopReport:
         retries=report.retries,
         throttled=report.throttled,
         resumed=report.resumed,
-        duplicates=report.duplicates,
         endedEarly=None if report.ended_early is None else _error_body(report.ended_early),
     )
 

@@ -97,7 +97,6 @@ class StopOutcome(TypedDict):
     ]
     at: datetime
     resumed: Annotated[bool, Field(description="True if it comes from an earlier run's journal.")]
-    duplicate: Annotated[bool, Field(description="True if the target was in the input before.")]
 
 
 @component
@@ -141,7 +140,6 @@ class StopReport(TypedDict):
     retries: Annotated[int, Field(description="Requests beyond the first for each target.", ge=0)]
     throttled: Annotated[int, Field(description="The number of 429 and 503 answers.", ge=0)]
     resumed: Annotated[int, Field(description="Outcomes from an earlier run's journal.", ge=0)]
-    duplicates: Annotated[int, Field(description="Targets that were not sent again.", ge=0)]
     endedEarly: Annotated[
         StopError | None,
         Field(description="The reason why the run ended before its input did, or null."),

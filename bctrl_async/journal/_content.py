@@ -374,8 +374,7 @@ class _Entries:
         if workspace_id and not is_invalid(record):
             self.unfinished.add(outcome.target)
         known = self._outcomes.get(outcome.target)
-        # Of a duplicate, the entry of the first, which is above, has the attempts.
-        if known is None or (not record.duplicate and _supersedes(record, outcome, known)):
+        if known is None or _supersedes(record, outcome, known):
             self._outcomes[outcome.target] = outcome
             self._in_doubt.discard(outcome.target)
 

@@ -213,8 +213,8 @@ def read_journals(
 
     `total` is the number of targets that have an outcome, each of which counts once, as
     `merge_journals` says. `elapsed` is the time from the begin of the first journal to the last
-    entry. `retries` counts those of the outcomes that are kept. `throttled`, `resumed` and
-    `duplicates` are 0. `ended_early` is set if the last run of a journal is not complete, or no
+    entry. `retries` counts those of the outcomes that are kept. `throttled` and
+    `resumed` are 0. `ended_early` is set if the last run of a journal is not complete, or no
     journal is of one of the shards.
 
     Args:

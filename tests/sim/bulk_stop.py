@@ -49,7 +49,6 @@ class BulkStop(BulkObserver):
                     stop = partial(
                         session.stop_runtimes,
                         self._input(),
-                        deduplicate=plan.remembers or None,
                     )
                 self._batch = batch = stop(
                     concurrency=plan.concurrency,

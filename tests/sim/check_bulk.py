@@ -84,7 +84,7 @@ def check_run(world: World, run: BulkRun) -> Problems:
             yield Problem("invalid target", f"item {index} is {outcome[0]}, but it is invalid")
     sent = posts(exchanges)
     for target, group in results.items():
-        yield from _check_target(world.plan, run, target, group, sent[target])
+        yield from _check_target(run, target, group, sent[target])
     yield from _check_precision(world, run, results, sent)
     if run.ended_at is not None:
         yield from _check_end(world.plan, run, exchanges)
@@ -135,10 +135,6 @@ def _check_reading(plan: Plan, run: BulkRun, report: StopReport) -> Problems:
     read = f"{report.total} of {len(run.items)} items were read"
     if plan.is_whole and was_begun and report.total != len(run.items):
         yield Problem("list not read", read)
-    valid = [item for item in run.items[: report.total] if item in plan.status]
-    repeated = len(valid) - len(set(valid)) if plan.finds_duplicates else 0
-    if report.duplicates != repeated:
-        yield Problem("duplicate", f"{report.duplicates} duplicates are reported of {repeated}")
     if report.ok and report.total != len(run.items):
         yield Problem("ok, but not all read", f"the report is ok, but {read}")
 
@@ -171,7 +167,6 @@ def _outcomes(run: BulkRun, report: StopReport) -> dict[int, tuple[StopResult, i
 
 
 def _check_target(
-    plan: Plan,
     run: BulkRun,
     target: Target,
     group: list[tuple[StopResult, int]],
@@ -185,8 +180,8 @@ def _check_target(
             yield Problem("runs on", f"{claim}, but its status is {now}")
         if result is StopResult.NOT_FOUND and now is not None:
             yield Problem("is there", f"{claim}, but its status is {now}")
-        # Over a stream each copy is a stop of its own.
-        if result in CLAIMS_NO_EFFECT and (copies == 1 or plan.finds_duplicates):
+        # Each copy is a stop of its own.
+        if result in CLAIMS_NO_EFFECT and copies == 1:
             if now != before:
                 yield Problem("had an effect", f"{claim}, but {before} became {now}")
             yield from _check_not_sent(claim, result, sent)
@@ -194,8 +189,6 @@ def _check_target(
         yield Problem("attempts", f"{name(target)} has {group}, but {len(sent)} stops were sent")
     if target in run.settled_before and sent:
         yield Problem("settled", f"{name(target)} was settled in the journal, but was sent again")
-    if plan.finds_duplicates and len({result for result, _ in group}) > 1:
-        yield Problem("duplicate", f"{name(target)} is there {copies} times, as {group}")
 
 
 def _check_not_sent(claim: str, result: StopResult, sent: list[Exchange]) -> Problems:

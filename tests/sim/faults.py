@@ -110,11 +110,6 @@ FAULTS = {
         "dead targets",
         {"bctrl_async.bulk._canary.Canary.is_answered": _never_answered},
     ),
-    "duplicate": KnownFault(
-        "a target that is in a list twice is sent twice",
-        "duplicate",
-        {"bctrl_async.bulk._duplicates.Duplicates.begin": lambda *_: True},
-    ),
     "stop-reading": KnownFault(
         "targets that wait for the limiter are still sent after stop_reading",
         "begun after the end",

@@ -143,7 +143,6 @@ class Plan:
         """Draw the input of a bulk stop."""
         self.input = rng.choice(["list", "list", "list", "generator", "async", "workspace"])
         self.workspace = self.targets[0][0]
-        self.remembers = self.input == "async" and rng.random() < 0.5
         if self.ending is Ending.INPUT_RAISES and self.input in {"list", "workspace"}:
             self.input = "generator"
         self.input_delay = rng.choice([0.0, 0.001, 0.1])
@@ -187,11 +186,6 @@ class Plan:
     def is_paced(self) -> bool:
         """True if attempts wait for a rate."""
         return self.rate is not None or self.pace is not None
-
-    @property
-    def finds_duplicates(self) -> bool:
-        """True if a target that is in the input twice is sent once."""
-        return self.is_whole or self.remembers
 
     def longest(self, count: int, workers: int) -> float:
         """Return the seconds in which so many workers make all attempts of so many calls."""
