@@ -593,9 +593,6 @@ class BctrlSession:
             concurrency=max(workers, 1),
             deadline=deadline,
             missing_ok=missing_ok,
-        )
-        return StopBatch(
-            run,
             open_journal=None
             if journal is None
             else partial(
@@ -607,9 +604,9 @@ class BctrlSession:
                 origin=source.origin,
                 warns=not source.is_listing,
             ),
-            on_outcome=on_outcome,
             observer=self._observer,
         )
+        return StopBatch(run, on_outcome)
 
     def _make_call(
         self,

@@ -19,6 +19,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
+from bctrl_async.bulk._cancel import Worker
 from bctrl_async.bulk._targets import Targets
 from bctrl_async.emulator import Emulator, Fault
 
@@ -176,7 +177,7 @@ class TestAwaited:
         batch = session.stop_runtimes(add_runtimes(emulator, 3))
         await session.stop_runtime("ws-1", "crm")
         run = run_of(batch)
-        coroutine = run._work(run._workers[0])
+        coroutine = run._work(Worker())
         coroutine.send(None)
         coroutine.close()
         batch.close()

@@ -207,7 +207,7 @@ class TestWorkers:
             await wait_for_requests(emulator, 2)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(BctrlSession, "stop_runtimes", None)
-                patch.setattr("bctrl_async.bulk._run.Run.end_early", lambda *_: None)
+                patch.setattr("bctrl_async.dask._worker.Visit.end", lambda *_: None)
                 batch.abort()
                 await asyncio.sleep(0)
                 pass_time(bctrl_async.dask._dispatcher._GRACE)

@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from bctrl_async import BctrlError, RuntimeRef, StopOutcome, StopResult
-from bctrl_async.bulk._cancel import CancelLevel, Ending
+from bctrl_async.bulk._cancel import RunState
+from bctrl_async.bulk._targets import Input
 from bctrl_async.dask._dispatcher import Dispatcher
 from bctrl_async.dask._distributed import Cluster, DiedError
 from bctrl_async.dask._messages import Begun, Known, Outcomes, Result, encode
@@ -41,13 +42,10 @@ class DyingCluster:
         pass
 
 
-async def dispatch(cluster: DyingCluster) -> tuple[list[StopOutcome], Ending]:
+async def dispatch(cluster: DyingCluster) -> tuple[list[StopOutcome], RunState]:
     """Hand out one target; return its outcomes, and how the run has ended."""
     outcomes: list[StopOutcome] = []
-    ending = Ending()
-
-    def end_early(reason: BctrlError, level: CancelLevel) -> None:
-        ending.raise_to(level, reason)
+    ending = RunState(Input([]))
 
     def fail(error: BaseException) -> None:
         raise error
@@ -61,7 +59,7 @@ async def dispatch(cluster: DyingCluster) -> tuple[list[StopOutcome], Ending]:
         ending,
         record=outcomes.append,
         throttled=ignore,
-        end_early=end_early,
+        end_early=ending.end_early,
         fail=fail,
         changed=ignore,
     )

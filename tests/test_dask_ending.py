@@ -16,9 +16,9 @@ from journal_lines import read_lines
 
 import bctrl_async.dask._dispatcher
 from bctrl_async import StopBatch, StopReport, StopResult
+from bctrl_async.bulk._engine import Engine
 from bctrl_async.dask import stop_runtimes
 from bctrl_async.dask._distributed import Cluster
-from bctrl_async.dask._run import ClusterRun
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.errors import BctrlAuthenticationError
 
@@ -182,7 +182,7 @@ class TestEnding:
         batch = stop_runtimes(cluster.client, targets if plain else source(), chunk_size=5)
         running = asyncio.create_task(batch)
         await wait_for_requests(emulator, 1)
-        for task in tasks_of(ClusterRun):
+        for task in tasks_of(Engine):
             task.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.wait_for(running, BOUND)
@@ -206,7 +206,7 @@ class TestEnding:
             while batch.report.counts.total() < 50:
                 await asyncio.sleep(0.01)
 
-        assert tasks_of(ClusterRun) == []
+        assert tasks_of(Engine) == []
 
     def test_a_run_whose_loop_has_ended_can_be_closed(self, emulator: Emulator) -> None:
         async def begin() -> StopBatch:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Coroutine, Generator
 from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
 from bctrl_async.bulk._delivery import OnOutcome, OutcomeBuffer, to_callback
-from bctrl_async.bulk._execution import BulkRun, Execution
+from bctrl_async.bulk._engine import Engine
 from bctrl_async.errors import BctrlConfigError, BctrlError
-from bctrl_async.journal import Journal
-from bctrl_async.observer import Observer
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
 
 _MAX_UNREAD = 100
@@ -39,16 +37,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     _runner: asyncio.Task[None]
 
-    def __init__(
-        self,
-        run: BulkRun,
-        *,
-        open_journal: Callable[[], Journal] | None,
-        on_outcome: OnOutcome | None,
-        observer: Observer | None,
-    ) -> None:
+    def __init__(self, run: Engine, on_outcome: OnOutcome | None) -> None:
         self._run = run
-        self._execution = Execution(run, open_journal, observer)
         self._on_outcome = None if on_outcome is None else to_callback(on_outcome)
         self._whole_run: Coroutine[object, object, StopReport] | None = None
         self._outcomes = OutcomeBuffer(_MAX_UNREAD)
@@ -73,7 +63,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     @property
     def in_flight(self) -> int:
         """The number of requests in flight."""
-        return self._run.in_flight
+        return self._run.state.in_flight
 
     @property
     def polling(self) -> int:
@@ -114,7 +104,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     @property
     def ended_early(self) -> BctrlError | None:
         """The reason why the run ends before its input does; None as long as it does not."""
-        return self._run.ledger.ended_early
+        return self._run.state.ended_early
 
     @property
     def report(self) -> StopReport:
@@ -128,7 +118,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         retried. All other targets that were read, and the rest of an input with a length, become
         `not_sent`. Polls end (`verify=`).
         """
-        self._run.end_early(
+        self._run.state.end_early(
             BctrlError("the run was asked to begin no more stops"), CancelLevel.READING
         )
 
@@ -137,7 +127,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
         Unlike cancellation, the run still delivers every outcome and returns its report.
         """
-        self._run.end_early(BctrlError("the run was aborted"), CancelLevel.IN_FLIGHT)
+        self._run.state.end_early(BctrlError("the run was aborted"), CancelLevel.IN_FLIGHT)
 
     def __await__(self) -> Generator[object, object, StopReport]:
         return self._run_to_its_end().__await__()
@@ -181,8 +171,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
         self._begin()
         self._entered = True
         # The task does not refer to this handle, so that it ends if the handle is dropped.
-        self._runner = asyncio.create_task(self._execution.feed(self._outcomes, self._on_outcome))
-        self._runner.add_done_callback(partial(self._execution.end_feed, self._outcomes))
+        self._runner = asyncio.create_task(self._run.feed(self._outcomes, self._on_outcome))
+        self._runner.add_done_callback(partial(self._run.end_feed, self._outcomes))
         # The event loop has weak references only.
         _runners.add(self._runner)
         self._runner.add_done_callback(_runners.discard)
@@ -194,7 +184,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         # Also those of a run that had ended: they are only read within the block.
         self._outcomes.discard()
         if exc_type is None:
-            self._execution.raise_error()
+            self._run.raise_error()
 
     def __aiter__(self) -> Self:
         return self
@@ -207,7 +197,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         outcome = await self._outcomes.get()
         if outcome is not None:
             return outcome
-        self._execution.raise_error()
+        self._run.raise_error()
         raise StopAsyncIteration
 
     def _begin(self) -> None:
@@ -222,5 +212,5 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def _run_to_its_end(self) -> StopReport:
         self._begin()
-        await self._execution.execute(self._on_outcome)
+        await self._run.execute(self._on_outcome)
         return self.report

@@ -1,15 +1,23 @@
-"""A circuit breaker: tell a server that is down from targets that are, by asking a canary."""
+"""A circuit breaker: tell a server that is down from targets that are, by asking a canary.
+
+The canary is a GET, which shows whether the server answers and stops nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
 
 from bctrl_async._calls.call import Call
+from bctrl_async._calls.observing import observe_read
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http.failures import is_untrusted
-from bctrl_async.bulk._cancel import CancelScope
+from bctrl_async._limiter.limiter import Priority
+from bctrl_async.bulk._cancel import CancelScope, RunState
+from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import BctrlError, BctrlNetworkError, is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef
 
@@ -21,6 +29,44 @@ _PROBE_SHARE = 0.2
 """The share of the patience after which another call becomes the probe."""
 _MAX_UNCOUNTED = 10
 """Failures in outages that cost a call none of its policy's attempts."""
+
+
+class MakeRead(Protocol):
+    """Makes a GET of a target."""
+
+    def __call__(
+        self, target: RuntimeRef, *, policy: RetryPolicy, priority: Priority
+    ) -> Call[Runtime]:
+        """Return the call, whose first attempt has this priority."""
+
+
+class Canary:
+    """Sends canaries, each a single attempt that precedes all new calls."""
+
+    def __init__(
+        self, sender: Sender, make_read: MakeRead, policy: RetryPolicy, ledger: Ledger
+    ) -> None:
+        self._sender = sender
+        self._make_read = make_read
+        self._policy = msgspec.structs.replace(policy, attempts=1)
+        self._ledger = ledger
+
+    async def is_answered(self, target: RuntimeRef) -> bool:
+        """Send a GET of a target once; return True if the server answers it."""
+        call = self._make_read(target, policy=self._policy, priority=Priority.RETRY)
+        call.wait_to_retry = _give_up
+        try:
+            with observe_read(
+                self._ledger.begin_read, target.workspace_id, target.alias
+            ) as call.observer:
+                await self._sender.request(call)
+        except BctrlError as error:
+            return not is_unanswered(error)
+        return True
+
+
+async def _give_up(_: Call[Runtime]) -> bool:
+    return False
 
 
 class CircuitBreaker:
@@ -35,16 +81,7 @@ class CircuitBreaker:
     Attempts are compared by their numbers: an answer proves that the server was up after a failure
     only if its attempt began after it.
 
-    Args:
-        sender: The sender, which counts the attempts of the session.
-        policy: The delays between probes, and the attempts until a server is given up that has
-            never answered.
-        patience: Seconds until a server is given up that has answered before.
-        is_answered: Sends a GET of a target; returns True if the server answers it.
-        in_flight: Returns the number of requests of the run in flight.
-
-    Attributes:
-        gave_up: True once the server is given up.
+    `patience` is the seconds until a server is given up that has answered before.
     """
 
     def __init__(
@@ -52,15 +89,14 @@ class CircuitBreaker:
         sender: Sender,
         policy: RetryPolicy,
         patience: float,
-        *,
-        is_answered: Callable[[RuntimeRef], Awaitable[bool]],
-        in_flight: Callable[[], int],
+        canary: Canary,
+        state: RunState,
     ) -> None:
         self._sender = sender
         self._policy = policy
         self._patience = patience
-        self._is_answered = is_answered
-        self._in_flight = in_flight
+        self._canary = canary
+        self._state = state
         self._attempts_before = sender.attempts
         self._answered: Call[Runtime] | None = None
         self._outage = (0, 0)
@@ -171,12 +207,12 @@ class CircuitBreaker:
             self._probers += 1
             self._failures += 1
         answered = self._answered
-        canary = RuntimeRef(call.workspace_id, _NO_SUCH_RUNTIME)
+        target = RuntimeRef(call.workspace_id, _NO_SUCH_RUNTIME)
         if answered is not None:
-            canary = RuntimeRef(answered.workspace_id, answered.alias or "")
+            target = RuntimeRef(answered.workspace_id, answered.alias or "")
         is_answered = False
         with CancelScope() as self._asking:
-            is_answered = await self._is_answered(canary)
+            is_answered = await self._canary.is_answered(target)
         if is_answered or self._asking.cancelled_caught:
             return True
         self._unanswered += 1
@@ -198,7 +234,7 @@ class CircuitBreaker:
             # machines may have it, or a proxy that reloads.
             failed = self._failures >= self._policy.attempts or is_untrusted(failure)
             # While it has requests to answer, the server may be slow and not dead.
-            enough = failed and not self._in_flight()
+            enough = failed and not self._state.in_flight
             self.gave_up = enough and self._probers > 1
             return enough
         now = _now()

@@ -1,4 +1,4 @@
-"""Cancel a bulk stop level by level: cancel scopes, and the workers that enter them."""
+"""Cancel a bulk stop level by level: its state, its workers, and the scopes that these enter."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Self
 
 from bctrl_async._calls.call import Call
+from bctrl_async.bulk._targets import Input
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime
 
@@ -25,31 +26,6 @@ class CancelLevel(IntEnum):
     """No answer is waited for; outcomes are still delivered."""
     DELIVERY = 3
     """Outcomes are recorded and no longer delivered."""
-
-
-class Ending:
-    """The end of a run: how much of it is cancelled, and why.
-
-    Attributes:
-        level: The level up to which the run is cancelled; None while it goes on.
-        reason: The reason for that level.
-        not_begun: The error of all targets that are not begun any more; there may be a million.
-    """
-
-    def __init__(self) -> None:
-        self.level: CancelLevel | None = None
-        self.reason: BctrlError = _ENDED
-        self.not_begun: BctrlError = _ENDED
-
-    def goes_on(self) -> bool:
-        """Return True if nothing is cancelled."""
-        return self.level is None
-
-    def raise_to(self, level: CancelLevel, reason: BctrlError) -> None:
-        """Raise the level; a lower one, and its reason, change nothing."""
-        if self.level is None or level > self.level:
-            self.level, self.reason = level, reason
-            self.not_begun = BctrlError(f"not sent: {reason.summary}")
 
 
 class CancelScope:
@@ -102,11 +78,7 @@ class CancelScope:
 
 
 class Worker:
-    """A worker of a bulk stop, or a poller beside the workers.
-
-    Attributes:
-        call: The call that it is making, within a scope of the level `READING`.
-    """
+    """A worker of a bulk stop, or a poller beside the workers, and the call that it is making."""
 
     __slots__ = ("_level", "_scope", "call")
 
@@ -114,6 +86,11 @@ class Worker:
         self.call: Call[Runtime] | None = None
         self._level = CancelLevel.READING
         self._scope = CancelScope()
+
+    @property
+    def in_flight(self) -> int:
+        """The number of its requests in flight."""
+        return self.call is not None and self.call.in_flight
 
     @property
     def is_stopping(self) -> bool:
@@ -126,11 +103,7 @@ class Worker:
         return self._scope
 
     def cancel(self, level: CancelLevel) -> bool:
-        """Cancel the scope that the worker is in, if the level includes it.
-
-        Returns:
-            True if that ends a stop.
-        """
+        """Cancel the scope that the worker is in; return True if that ends a stop."""
         if level < self._level or (self.call is not None and level < _needed_level(self.call)):
             return False
         self._scope.cancel()
@@ -144,6 +117,51 @@ def _needed_level(call: Call[Runtime]) -> CancelLevel:
     if call.may_be_sent:
         return CancelLevel.IN_FLIGHT
     return CancelLevel.WAITING if call.may_have_stopped else CancelLevel.READING
+
+
+class RunState:
+    """The state of a run that its parts share: its workers, and how much of it is cancelled.
+
+    `level` and `reason` say how far it is cancelled, `not_begun` is the error of all targets that
+    are not sent any more, and `ended_early` is why the run ends before its input does.
+    """
+
+    def __init__(self, source: Input) -> None:
+        self._source = source
+        # In the order in which they came: a set would be cancelled in another order each time.
+        self.workers: dict[Worker, None] = {}
+        self.level: CancelLevel | None = None
+        self.reason: BctrlError = _ENDED
+        self.not_begun: BctrlError = _ENDED
+        self.ended_early: BctrlError | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """The number of requests in flight."""
+        return sum(worker.in_flight for worker in self.workers)
+
+    def goes_on(self) -> bool:
+        """Return True if nothing is cancelled."""
+        return self.level is None
+
+    def set_ended_early(self, reason: BctrlError) -> None:
+        """Set why the run ended early; the first reason stays."""
+        self.ended_early = self.ended_early or reason
+
+    def end_early(self, reason: BctrlError, level: CancelLevel) -> None:
+        """Cancel as much of the run as the level says, for this reason."""
+        leaves_stops = level is not CancelLevel.READING and any(
+            worker.is_stopping for worker in self.workers
+        )
+        if leaves_stops or not self._source.exhausted:
+            self.set_ended_early(reason)
+        self._source.end()
+        if self.level is None or level > self.level:
+            self.level, self.reason = level, reason
+            self.not_begun = BctrlError(f"not sent: {reason.summary}")
+        for worker in list(self.workers):
+            if worker.cancel(level):
+                self.set_ended_early(reason)
 
 
 async def wait_shielded(task: asyncio.Task[object]) -> None:

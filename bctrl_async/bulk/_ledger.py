@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 
 from bctrl_async._calls.observing import notify
+from bctrl_async.bulk._cancel import CancelLevel, RunState
 from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
@@ -28,10 +29,6 @@ _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 class Ledger:
     """The outcomes of one bulk stop so far.
 
-    Args:
-        on_journal_error: Called once, when an outcome cannot be written to the journal.
-        missing_ok: Do not count `not_found` as a failure.
-
     Attributes:
         counts: The number of outcomes by result.
         failures: The outcomes that are failures.
@@ -39,12 +36,11 @@ class Ledger:
         throttled: The answers that were 429 or 503.
         resumed: The number of outcomes taken from an earlier run.
         not_running: The outcomes of runtimes that no longer run since an earlier run, by target.
-        ended_early: Why the run ended before its input did, or None.
         observer: The observer of the run.
     """
 
-    def __init__(self, on_journal_error: Callable[[BctrlError], None], *, missing_ok: bool) -> None:
-        self._on_journal_error = on_journal_error
+    def __init__(self, state: RunState, *, missing_ok: bool) -> None:
+        self._state = state
         self._missing_ok = missing_ok
         self._successes = successes(missing_ok=missing_ok)
         # Of the outcomes whose result alone does not tell it.
@@ -59,7 +55,6 @@ class Ledger:
         self.throttled: int = 0
         self.resumed: int = 0
         self.not_running: Mapping[RuntimeRef, StopOutcome] = {}
-        self.ended_early: BctrlError | None = None
         self.observer: BulkObserver | None = None
 
     @property
@@ -83,10 +78,6 @@ class Ledger:
     def use_journal(self, journal: Journal) -> None:
         """Write further outcomes to a journal, and resume from those in it."""
         self._journal, self.not_running = journal, journal.not_running
-
-    def end_early(self, reason: BctrlError) -> None:
-        """Set why the run ended early; the first reason stays."""
-        self.ended_early = self.ended_early or reason
 
     def record(self, outcome: StopOutcome, observer: StopObserver | None = None) -> StopOutcome:
         """Record an outcome, and return it as it is recorded.
@@ -125,8 +116,8 @@ class Ledger:
         except BctrlError as error:
             # A line after one that was cut short would make the journal unreadable.
             self._journal = None
-            self.end_early(error)
-            self._on_journal_error(error)
+            self._state.set_ended_early(error)
+            self._state.end_early(error, CancelLevel.WAITING)
 
     def report(self, read: int) -> StopReport:
         """Return the report on the targets read so far.
@@ -134,7 +125,7 @@ class Ledger:
         Args:
             read: The number of targets read.
         """
-        began, ended_early = self._began, self.ended_early
+        began, ended_early = self._began, self._state.ended_early
         if began is None:
             ended_early = _NOT_RUN
         elif self._ended is None:

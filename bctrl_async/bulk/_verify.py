@@ -10,7 +10,7 @@ import msgspec
 
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
-from bctrl_async.bulk._cancel import Worker
+from bctrl_async.bulk._cancel import RunState, Worker
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import THROTTLED, BctrlError, BctrlNotFoundError, is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef
@@ -118,7 +118,7 @@ class Verifier:
         ledger: Records each outcome once it is verified.
         make_poll: Makes the call that polls a target.
         send: Sends such a call for a worker, after a delay in seconds.
-        may_send: Returns False once no further request may be sent.
+        state: Tells whether more requests may be sent.
         deadline: Seconds until a run ends, None without a deadline.
 
     Attributes:
@@ -131,13 +131,13 @@ class Verifier:
         *,
         make_poll: Callable[[RuntimeRef], Call[Runtime]],
         send: Callable[[Worker, Call[Runtime], float], Awaitable[Runtime | BctrlError]],
-        may_send: Callable[[], bool],
+        state: RunState,
         deadline: float | None,
     ) -> None:
         self._ledger = ledger
         self._make_poll = make_poll
         self._send = send
-        self._may_send = may_send
+        self._state = state
         self._deadline = deadline
         self.polling: int = 0
         self._pollers: dict[asyncio.Task[None], tuple[Worker, Pending]] = {}
@@ -148,11 +148,6 @@ class Verifier:
         return list(self._pollers)
 
     @property
-    def workers(self) -> list[Worker]:
-        """The workers of these tasks."""
-        return [worker for worker, _ in self._pollers.values()]
-
-    @property
     def is_full(self) -> bool:
         """True if no further runtime can be polled beside the stops."""
         return len(self._pollers) >= _MAX_POLLERS
@@ -160,10 +155,12 @@ class Verifier:
     def add(self, task: asyncio.Task[None], worker: Worker, pending: Pending) -> None:
         """Register a task that verifies an outcome."""
         self._pollers[task] = worker, pending
+        self._state.workers[worker] = None
         task.add_done_callback(self._on_done)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
-        _, pending = self._pollers.pop(task)
+        worker, pending = self._pollers.pop(task)
+        del self._state.workers[worker]
         # A task that was cancelled before its first step has recorded nothing.
         self._record(pending)
 
@@ -191,7 +188,7 @@ class Verifier:
         patience = self._deadline or pending.policy.max_throttle_wait
         schedule = PollSchedule(pending.policy, patience, loop.time())
         polled: Runtime | BctrlError | None = None
-        while self._may_send():
+        while self._state.goes_on():
             delay = schedule.delay(polled, loop.time())
             if delay is None:
                 break

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 
 from bctrl_async._version import __version__
-from bctrl_async.bulk._cancel import CancelLevel, Ending, wait_shielded
+from bctrl_async.bulk._cancel import CancelLevel, RunState, wait_shielded
 from bctrl_async.dask._chunks import Chunk
 from bctrl_async.dask._distributed import Cluster, DiedError, Future, LostError
 from bctrl_async.dask._messages import (
@@ -63,7 +63,7 @@ class Dispatcher:
         self,
         cluster: Cluster,
         recipe: bytes,
-        ending: Ending,
+        ending: RunState,
         *,
         record: Callable[[StopOutcome], None],
         throttled: Callable[[int], None],

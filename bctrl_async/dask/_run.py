@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from math import ceil
 
-import msgspec
-
-from bctrl_async._calls.call import annotate
 from bctrl_async._http.operations import STOP
-from bctrl_async.bulk._cancel import CancelLevel, CancelScope, Ending
+from bctrl_async.bulk._cancel import CancelLevel, CancelScope, Worker
 from bctrl_async.bulk._delivery import Deliver
-from bctrl_async.bulk._ledger import Ledger
-from bctrl_async.bulk._targets import Input, as_target, best_effort_ref
+from bctrl_async.bulk._engine import Engine
+from bctrl_async.bulk._targets import Input
 from bctrl_async.dask._deliveries import Deliveries
 from bctrl_async.dask._dispatcher import Dispatcher
 from bctrl_async.dask._distributed import Cluster
 from bctrl_async.errors import BctrlConfigError, BctrlError
+from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
+from bctrl_async.outcomes import StopOutcome, outcome_of
 
 _LINGER = 0.1
 """Seconds that targets of a slow input wait for more of them."""
@@ -31,21 +28,31 @@ _AT_ONCE = 100
 """Items that need no worker and are recorded before the event loop runs."""
 
 
-class ClusterRun:
-    """One bulk stop on a cluster.
+class _Cluster(Worker):
+    """The workers of the cluster, as the state of the run sees them."""
 
-    Args:
-        source: The targets.
-        cluster: The cluster.
-        recipe: The pickled recipe of the run.
-        chunk_size: The most targets of a chunk.
-        deadline: Seconds until the run is aborted, or None.
-        missing_ok: Do not count `not_found` as a failure.
+    def __init__(self, dispatcher: Dispatcher, on_cancel: Callable[[CancelLevel], bool]) -> None:
+        super().__init__()
+        self._dispatcher = dispatcher
+        self._on_cancel = on_cancel
 
-    Attributes:
-        source: The targets.
-        ledger: The outcomes so far.
-    """
+    @property
+    def in_flight(self) -> int:
+        """The number of targets that are handed out and have no settled outcome."""
+        return self._dispatcher.open
+
+    @property
+    def is_stopping(self) -> bool:
+        """True while targets are handed out."""
+        return bool(self._dispatcher.open)
+
+    def cancel(self, level: CancelLevel) -> bool:
+        """Tell the workers; return True if that ends a stop."""
+        return self._on_cancel(level)
+
+
+class ClusterRun(Engine):
+    """One bulk stop on a cluster, with the pickled recipe of the run."""
 
     def __init__(
         self,
@@ -56,92 +63,56 @@ class ClusterRun:
         chunk_size: int,
         deadline: float | None,
         missing_ok: bool,
+        open_journal: Callable[[], Journal] | None,
     ) -> None:
-        self.source: Input = source
-        self.ledger: Ledger = Ledger(
-            lambda error: self.end_early(error, CancelLevel.WAITING), missing_ok=missing_ok
+        super().__init__(
+            source,
+            0,
+            deadline=deadline,
+            missing_ok=missing_ok,
+            open_journal=open_journal,
+            observer=None,
         )
         self._cluster = cluster
         self._chunk_size = chunk_size
-        self._deadline = deadline
-        self._ending = Ending()
         self._dispatcher = Dispatcher(
             cluster,
             recipe,
-            self._ending,
+            self.state,
             record=self._record,
             throttled=self._count_throttled,
-            end_early=self.end_early,
+            end_early=self.state.end_early,
             fail=self._fail,
             changed=self._on_change,
         )
+        self.state.workers[_Cluster(self._dispatcher, self._on_end)] = None
         self._deliveries: Deliveries | None = None
-        self._failure: BaseException | None = None
         self._scope = CancelScope()
         self._wake = asyncio.Event()
         self._indices: list[int] = []
         self._targets: list[RuntimeRef] = []
         self._is_due = False
-
-    @property
-    def in_flight(self) -> int:
-        """The number of targets that are handed out and have no settled outcome."""
-        return self._dispatcher.open
-
-    @property
-    def polling(self) -> int:
-        """0: the workers poll by themselves."""
-        return 0
-
-    @property
-    def is_throttled(self) -> bool:
-        """False: the workers slow down by themselves."""
-        return False
-
-    @property
-    def retry_after(self) -> float:
-        """0: the workers wait by themselves."""
-        return 0.0
-
-    @property
-    def is_unanswered(self) -> bool:
-        """False: the workers find out by themselves."""
-        return False
-
-    @property
-    def retrying(self) -> Counter[str]:
-        """Empty: the workers retry by themselves."""
-        return Counter()
+        self._told: CancelLevel | None = None
 
     def open(self) -> None:
         """Check that the client runs in the current event loop."""
         self._cluster.check_usable()
 
-    def end_early(self, reason: BctrlError, level: CancelLevel) -> None:
-        """Cancel as much of the run as the level says, for this reason."""
-        leaves_stops = not self._dispatcher.all_read or (
-            level is not CancelLevel.READING and self._dispatcher.open
-        )
-        if leaves_stops or self._targets or not self.source.exhausted:
-            self.ledger.end_early(reason)
-        self.source.end()
-        raised = self._ending.level is None or level > self._ending.level
-        self._ending.raise_to(level, reason)
+    async def _work(self, worker: Worker) -> None:
+        raise NotImplementedError
+
+    def _on_end(self, level: CancelLevel) -> bool:
+        """Tell the workers that the run ends; return True if that ends a stop."""
+        leaves_stops = not self._dispatcher.all_read or bool(self._targets)
         if level is CancelLevel.DELIVERY and self._deliveries is not None:
             self._deliveries.discard()
             self._deliveries = None
-        if raised:
-            self._dispatcher.end(reason, level)
+        if self._told is None or level > self._told:
+            self._told = level
+            self._dispatcher.end(self.state.reason, level)
         self._scope.cancel()
         self._wake.set()
-
-    def cancel(self) -> None:
-        """Cancel the run: record the rest, and deliver no further outcome."""
-        self.end_early(BctrlError("the run was cancelled"), CancelLevel.DELIVERY)
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure = self._failure or error
-        self.end_early(BctrlError(f"the run failed: {error!r}"), CancelLevel.DELIVERY)
+        return leaves_stops
 
     async def run(self, deliver: Deliver | None) -> None:
         """Give every target its outcome.
@@ -161,7 +132,7 @@ class ClusterRun:
             self._dispatcher.ends_at = time.monotonic() + self._deadline
             passed = BctrlError(f"the deadline of {self._deadline:g} s has passed")
             timer = asyncio.get_running_loop().call_later(
-                self._deadline, self.end_early, passed, CancelLevel.IN_FLIGHT
+                self._deadline, self.state.end_early, passed, CancelLevel.IN_FLIGHT
             )
         watching = asyncio.create_task(self._dispatcher.watch())
         try:
@@ -172,7 +143,7 @@ class ClusterRun:
                 timer.cancel()
             if (failed := self.source.error) is not None:
                 raised = BctrlError(f"the input raised {type(failed).__name__}")
-                self.ledger.end_early(failed if isinstance(failed, BctrlError) else raised)
+                self.state.set_ended_early(failed if isinstance(failed, BctrlError) else raised)
         await self._dispatcher.close()
         if cancelled is not None:
             raise cancelled
@@ -208,25 +179,12 @@ class ClusterRun:
                 self._dispatcher.close_later()
                 raise
 
-    def _start(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        return asyncio.create_task(self._guard(work))
-
-    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do the work of a task; an exception ends the run, which raises it."""
-        try:
-            await work()
-        except (asyncio.CancelledError, GeneratorExit):
-            self.cancel()
-            raise
-        except BaseException as error:  # noqa: BLE001 - the run raises it.
-            self._fail(error)
-
     async def _read(self) -> None:
         """Read the input to its end, and hand out its targets as the workers need them."""
         await self._wait_until(lambda: self._dispatcher.workers is not None)
         self._set_chunk_size()
         recorded = 0
-        while (item := await self._next()) is not None:
+        while (item := await self._next_item()) is not None:
             if not self._take(*item):
                 recorded += 1
                 if recorded % _AT_ONCE == 0:
@@ -246,11 +204,11 @@ class ClusterRun:
 
     async def _wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition is true, or the run is ended."""
-        while self._ending.goes_on() and not condition():
+        while self.state.goes_on() and not condition():
             self._wake.clear()
             await self._wake.wait()
 
-    async def _next(self) -> tuple[int, object] | None:
+    async def _next_item(self) -> tuple[int, object] | None:
         if not self.source.is_async:
             return self.source.next_nowait()
         with self._scope:
@@ -259,33 +217,23 @@ class ClusterRun:
 
     def _take(self, index: int, item: object) -> bool:
         """Take an item of the input; return True if it is for a worker, False if it is recorded."""
-        try:
-            target = as_target(item)
-        except BctrlError as error:
-            self._reject(index, best_effort_ref(item), error)
+        target = self._checked(index, item)
+        if isinstance(target, StopOutcome):
+            self._put(target)
             return False
         try:
             STOP.path("", *target)
         except BctrlConfigError as error:
-            annotate(error, STOP.name, *target)
-            self._reject(index, target, error)
+            self._put(self._reject_name(index, target, error))
             return False
-        ledger = self.ledger
-        if (known := ledger.not_running.get(target)) is not None:
-            self._record(msgspec.structs.replace(known, index=index))
-            return False
-        if not self._ending.goes_on():
-            self._record(outcome_of(target, self._ending.not_begun, index=index))
+        if not self.state.goes_on():
+            self._record(outcome_of(target, self.state.not_begun, index=index))
             return False
         if not self._targets and self.source.is_async:
             asyncio.get_running_loop().call_later(_LINGER, self._on_linger, self._indices)
         self._indices.append(index)
         self._targets.append(target)
         return True
-
-    def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> None:
-        error = error.with_traceback(None)
-        self._record(outcome_of(target, error, index=index, result=StopResult.REJECTED))
 
     def _on_linger(self, indices: list[int]) -> None:
         if indices is self._indices:
@@ -314,14 +262,16 @@ class ClusterRun:
         self._indices, self._targets, self._is_due = [], [], False
         if not targets:
             return
-        if self._ending.goes_on():
+        if self.state.goes_on():
             self._dispatcher.hand_out(indices, targets)
             return
         for index, target in zip(indices, targets, strict=True):
-            self._record(outcome_of(target, self._ending.not_begun, index=index))
+            self._record(outcome_of(target, self.state.not_begun, index=index))
 
     def _record(self, outcome: StopOutcome) -> None:
-        outcome = self.ledger.record(outcome)
+        self._put(self.ledger.record(outcome))
+
+    def _put(self, outcome: StopOutcome) -> None:
         if self._deliveries is not None:
             self._deliveries.put(outcome)
 

@@ -130,17 +130,13 @@ def stop_runtimes(
         chunk_size=_config.count(chunk_size, "chunk_size"),
         deadline=deadline,
         missing_ok=missing_ok,
-    )
-    return StopBatch(
-        run,
         open_journal=None
         if journal is None
         else partial(
             Journal, journal, server, journal_max_age, targets=source.length, origin=source.origin
         ),
-        on_outcome=on_outcome,
-        observer=None,
     )
+    return StopBatch(run, on_outcome)
 
 
 def _check_session(session: object) -> None:

@@ -129,7 +129,7 @@ class Visit(HostPlugin):
         self._ended = end
         for batch in self._batches:
             # The handle has no method with the reason of a coordinator.
-            batch._run.end_early(end.reason, end.level)  # noqa: SLF001
+            batch._run.state.end_early(end.reason, end.level)  # noqa: SLF001
 
     async def stop(self, order: Order) -> bytes:
         """Stop the targets of a chunk, and return the encoded `Result`."""
