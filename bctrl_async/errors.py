@@ -44,9 +44,6 @@ __all__ = [
 THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 """Statuses of a request that the server did not process, because of load (contract errors.md)."""
 
-MAY_MATCH = "may_match"
-"""The `reason_class` of a listed runtime that may match a filter: its status or age is unknown."""
-
 _name = reprlib.Repr()
 _name.maxstring = _name.maxother = 100
 
@@ -73,9 +70,7 @@ class BctrlError(Exception):
         code: The server's error code, such as `runtime.not_active`.
         message: The server's message.
         reason_class: The server's `reasonClass`, such as `conflict`; new values will appear. Also
-            `invalid_input` for a workspace id or an alias that cannot be sent, and `may_match` for
-            a listed runtime that may match the filter: its status is unknown to this version, or
-            its age cannot be read.
+            `invalid_input` for a workspace id or an alias that cannot be sent.
         request_id: The server's id of the request, for its support.
         hint: The server's advice.
         retry_after: The seconds that the server asked to wait.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 
 import msgspec
 
 from bctrl_async import _config
-from bctrl_async.errors import MAY_MATCH, BctrlResponseError, quote
+from bctrl_async.errors import BctrlResponseError, quote
 from bctrl_async.models import Runtime, RuntimeKind, RuntimeRef, RuntimeStatus
 
 __all__ = ["RuntimeFilter"]
@@ -19,11 +19,8 @@ __all__ = ["RuntimeFilter"]
 WHERE = "a RuntimeFilter or a plain function of a Runtime"
 """The type of a condition, in words."""
 
-_KNOWN = frozenset(RuntimeStatus)
-_ADVICE = {
-    "status": "Select it by this status, or by any, to stop it",
-    "older_than": "Stop it by its alias, or select it without older_than",
-}
+_log = logging.getLogger("bctrl_async.filters")
+
 _begins_with_date = re.compile(r"\d{4}-\d\d-\d\d").match
 
 
@@ -31,18 +28,21 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A predicate for runtimes; any function of a `Runtime` can take its place.
 
     Args:
-        status: The status to match; None matches any. It is `active` by default: stopping another
-            runtime is answered with a conflict.
+        status: The status to match. None, the default, matches what has not ended: each status but
+            `stopped` and `failed`, also one that this version does not know. `any` matches each.
         kind: The kind to match; None matches any.
         older_than: Seconds or a `timedelta`, above 0, since the runtime was created; None matches
             any age. The contract gives `created_at` no format: a text that is not an ISO 8601 date
-            and time with a UTC offset matches no age. `stop_workspace` rejects such a runtime.
+            and time with a UTC offset matches no age. If nothing else speaks against it,
+            `stop_workspace` does not stop such a runtime, and its outcome is `rejected`.
+
+    A status or kind that this version does not know is logged as a warning: it may be mistyped.
 
     Raises:
         BctrlConfigError: `older_than` is not above 0, or an argument is of another type.
     """
 
-    status: str | None = RuntimeStatus.ACTIVE
+    status: str | None = None
     kind: str | None = None
     older_than: float | timedelta | None = None
 
@@ -52,6 +52,8 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         _config.check_type(self.kind, str | None, "kind", "a str or None")
         if self.older_than is not None:
             _config.seconds(_in_seconds(self.older_than), "older_than")
+        _warn_if_unknown("status", self.status, (*RuntimeStatus, "any"))
+        _warn_if_unknown("kind", self.kind, tuple(RuntimeKind))
 
     def __call__(self, runtime: Runtime) -> bool:
         """Return True if the runtime matches now, by the clock of this machine."""
@@ -59,9 +61,7 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     def matches(self, runtime: Runtime, now: datetime) -> bool:
         """Return True if the runtime matches at a time, which must be timezone-aware."""
-        if self.status is not None and runtime.status != self.status:
-            return False
-        if self.kind is not None and runtime.kind != self.kind:
+        if not self._matches_at_some_age(runtime):
             return False
         if self.older_than is None:
             return True
@@ -69,16 +69,40 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         age = _in_seconds(self.older_than)
         return created is not None and (now - created).total_seconds() > age
 
+    def needs_age(self, runtime: Runtime) -> bool:
+        """Return True if a runtime may run, and its age would decide, but cannot be read."""
+        return (
+            self.older_than is not None
+            and not runtime.status.is_final
+            and self._matches_at_some_age(runtime)
+            and parse_time(runtime.created_at) is None
+        )
+
+    def _matches_at_some_age(self, runtime: Runtime) -> bool:
+        if self.kind is not None and runtime.kind != self.kind:
+            return False
+        match self.status:
+            case None:
+                return not runtime.status.is_final
+            case "any":
+                return True
+            case status:
+                return runtime.status == status
+
+
+def _warn_if_unknown(name: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        _log.warning(
+            "unknown %s %s in a filter: this version knows %s",
+            name,
+            quote(value),
+            ", ".join(known),
+            extra={"bctrl.event": "filter_unknown", "bctrl.filter": name},
+        )
+
 
 class ListedRuntimes:
-    """The runtimes in a list of a workspace that may run.
-
-    Args:
-        workspace_id: The workspace's id.
-
-    Attributes:
-        at: The time at which the list was there.
-    """
+    """The runtimes in a list of a workspace, and the time at which it was there."""
 
     def __init__(self, workspace_id: str) -> None:
         self.workspace_id: str = workspace_id
@@ -115,20 +139,7 @@ class ListedRuntimes:
 
 
 class FoundTargets:
-    """Targets that were found in a list of a workspace, and the errors of those that may be.
-
-    The targets may run, whatever a journal has of them.
-
-    Args:
-        workspace_id: The workspace's id.
-        where: The condition that selects them.
-
-    Attributes:
-        origin: What is listed, the same in each run.
-        listed: The list.
-        items: The runtimes that were selected, and the errors of those that cannot be parsed or may
-            match.
-    """
+    """The targets that a condition selects in a list, and the errors of the unreadable ones."""
 
     def __init__(self, workspace_id: str, where: Callable[[Runtime], object]) -> None:
         self._where = where
@@ -147,42 +158,21 @@ class FoundTargets:
                 yield item
 
     def add(self, listed: Iterable[Runtime | BctrlResponseError]) -> None:
-        """Add the items of a list that the condition selects, or may select.
-
-        Args:
-            listed: The runtimes, and the errors of those that cannot be parsed.
-
-        Raises:
-            BctrlConfigError: `where` returns an awaitable.
-        """
+        """Add the items of a list that the condition selects, or whose age it cannot read."""
         where = self._where
         for item in listed:
             self.listed.add(item)
             if not isinstance(item, Runtime) or _is_selected(item, where):
                 self.items.append(item)
-            elif (doubt := _why_it_may_match(where, self.listed.workspace_id, item)) is not None:
-                self.items.append(doubt)
+            elif isinstance(where, RuntimeFilter) and where.needs_age(item):
+                # It is not stopped, since it may be one to keep; nor passed over, since it may run
+                # for ever.
+                self.items.append(_unreadable_age(self.listed.workspace_id, item))
 
 
 def list_origin(workspace_id: str, where: object) -> str:
-    """Return what is listed, in words that are the same in each run of the same call."""
-    if isinstance(where, RuntimeFilter):
-        values = {"status": where.status, "kind": where.kind}
-        if where.older_than is not None:
-            values["older_than"] = f"{_in_seconds(where.older_than)!r}"
-        wanted = ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
-    else:
-        wanted = _describe(where)
-    return f"list of {workspace_id}: {wanted or 'all'}"
-
-
-def _describe(where: object) -> str:
-    """Return a text that tells a condition from any other; in each run if its values have one."""
-    if not inspect.isfunction(where):
-        return repr(where)
-    values = inspect.getclosurevars(where).nonlocals, where.__defaults__, where.__kwdefaults__
-    line = where.__code__.co_firstlineno
-    return f"{where.__module__}.{where.__qualname__}, line {line}, {values!r}"
+    """Return what is listed, in words that are the same in each run of the same filter."""
+    return f"list of {workspace_id}: {where!r}"
 
 
 def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
@@ -195,78 +185,15 @@ def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
     return bool(answer)
 
 
-def _why_it_may_match(
-    where: object, workspace_id: str, runtime: Runtime
-) -> BctrlResponseError | None:
-    """Return an error for a runtime that may match a filter, and may run.
-
-    Its status is unknown to this version, and may mean active; or its age cannot be read. Without
-    the error, a report would say that all have stopped. Such a runtime is not stopped either: it
-    may as well be one to keep.
-
-    Args:
-        where: The condition that the runtime does not match.
-        workspace_id: The workspace's id.
-        runtime: The runtime.
-
-    Returns:
-        The error, whose `argument` is `status` or `older_than`, and None if it is about both. None
-        if `where` is not a filter or excludes the runtime by another condition, or if the runtime
-        no longer runs.
-    """
-    if not isinstance(where, RuntimeFilter) or runtime.status.is_final:
-        return None
-    doubts: dict[str, str] = {}
-    if where.status == RuntimeStatus.ACTIVE and runtime.status not in _KNOWN:
-        doubts["status"] = f"the status {quote(str(runtime.status))} is unknown to this version"
-    if where.older_than is not None and parse_time(runtime.created_at) is None:
-        doubts["older_than"] = (
-            f"its age cannot be read: {quote(runtime.created_at)} is not an ISO 8601 date and time "
-            "with a UTC offset"
-        )
-    known = msgspec.structs.replace(where, **dict.fromkeys(doubts))
-    if not doubts or not known(runtime):
-        return None
-    # Without one of two conditions, the other would still be in doubt.
-    argument = next(iter(doubts)) if len(doubts) == 1 else None
+def _unreadable_age(workspace_id: str, runtime: Runtime) -> BctrlResponseError:
     return BctrlResponseError(
-        ", and ".join(doubts.values()),
-        advice=advise(argument),
+        f"its age cannot be read: {quote(runtime.created_at)} is not an ISO 8601 date and time "
+        "with a UTC offset",
+        advice="Stop it by its alias, or select it without its age",
         operation="list",
         workspace_id=workspace_id,
         alias=runtime.alias,
-        reason_class=MAY_MATCH,
-        argument=argument,
     )
-
-
-def advise(argument: str | None) -> str:
-    """Return the advice for a runtime that may match.
-
-    Args:
-        argument: The condition that is in doubt; None if there are two, or it is not known.
-    """
-    return _ADVICE.get(argument or "", "Stop it by its alias")
-
-
-def unknown_values(
-    where: object, runtimes: Iterable[Runtime]
-) -> Iterator[tuple[str, str, type[StrEnum]]]:
-    """Yield the values of a filter that may be mistyped: those that are unknown and no runtime has.
-
-    Args:
-        where: The condition; there is nothing to yield if it is not a filter.
-        runtimes: All runtimes of the workspace.
-
-    Yields:
-        The name of the condition, its value, and the known values.
-    """
-    for name, known in (("status", RuntimeStatus), ("kind", RuntimeKind)):
-        value = getattr(where, name) if isinstance(where, RuntimeFilter) else None
-        if value is None or value in frozenset(known):
-            continue
-        if all(getattr(runtime, name) != value for runtime in runtimes):
-            yield name, value, known
 
 
 def _in_seconds(age: float | timedelta) -> float:

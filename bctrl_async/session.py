@@ -38,9 +38,8 @@ from bctrl_async.errors import (
     BctrlConflictError,
     BctrlError,
     BctrlResponseError,
-    quote,
 )
-from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter, list_origin, unknown_values
+from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter, list_origin
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import Observer, ReadObserver
@@ -479,29 +478,29 @@ class BctrlSession:
         verify: bool = False,
         missing_ok: bool = False,
     ) -> StopBatch:
-        """Stop the active runtimes of a workspace, or those that `where` selects.
+        """Stop the runtimes of a workspace that have not ended, or those that `where` selects.
 
             report = await session.stop_workspace("ws-1")
             report = await session.stop_workspace("ws-1", where=RuntimeFilter(older_than=7200))
 
         Lists the workspace when it is run, and stops the selected runtimes as `stop_runtimes` does.
-        Runtimes that start later are not in the list. A listed runtime that cannot be parsed
-        becomes a `rejected` outcome. So does one that may match: its status is unknown to this
-        version and `where` is for `active`, or its age cannot be read and `where` has an
-        `older_than`. A function decides by itself.
+        Runtimes that start later are not in the list. A runtime has ended if it is `stopped` or
+        `failed`; with any other status, also one that is unknown to this version, it is stopped. A
+        listed runtime that cannot be parsed becomes a `rejected` outcome, and so does one whose age
+        cannot be read if `where` has an `older_than` and it otherwise matches.
 
         Args:
             workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
             where: A `RuntimeFilter`, or a plain function that is called with each runtime. None is
-                `RuntimeFilter()`, the active runtimes. A function may also select runtimes that
-                are not active; they end as `already_stopped`.
+                `RuntimeFilter()`, what has not ended. A function may also select runtimes that
+                have; they end as `already_stopped`.
             concurrency: As for `stop_runtimes`.
             deadline: As for `stop_runtimes`; it includes the list.
             on_outcome: As for `stop_runtimes`.
             timeout: As for `stop_runtimes`, also for the list.
             retry: As for `stop_runtimes`.
             journal: As for `stop_runtimes`. A resumed run lists anew: its report has only the
-                runtimes that were still active, and they are stopped, whatever the file has of
+                runtimes that have not ended, and they are stopped, whatever the file has of
                 them.
             journal_max_age: As for `stop_runtimes`.
             verify: As for `stop_runtimes`.
@@ -552,7 +551,6 @@ class BctrlSession:
         for start in range(0, len(listed), _SLICE):
             await asyncio.sleep(0)
             found.add(listed[start : start + _SLICE])
-        _warn_of_typos(where, workspace_id, listed)
         return found
 
     def _bulk(
@@ -687,26 +685,6 @@ class BctrlSession:
             raise
         call.observer = observer
         return await self._sender.request(call)
-
-
-def _warn_of_typos(
-    where: object, workspace_id: str | UUID, listed: Iterable[Runtime | BctrlResponseError]
-) -> None:
-    """Log the values of a filter that are unknown; a newer server may have them all the same."""
-    runtimes = [item for item in listed if isinstance(item, Runtime)]
-    for name, value, known in unknown_values(where, runtimes):
-        _log.warning(
-            "no runtime of workspace %s has the %s %s, which may be mistyped: known are %s",
-            quote(workspace_id),
-            name,
-            quote(value),
-            ", ".join(known),
-            extra={
-                "bctrl.event": "filter_doubtful",
-                "bctrl.workspace_id": str(workspace_id),
-                "bctrl.filter": name,
-            },
-        )
 
 
 def _checked_trace_configs(given: Iterable[aiohttp.TraceConfig]) -> list[aiohttp.TraceConfig]:

@@ -71,35 +71,6 @@ async def test_nothing_but_records_is_printed_if_all_are_shown(command: Command)
     assert err == ""
 
 
-@pytest.mark.parametrize("output", ["table", "json", "csv"])
-async def test_a_runtime_that_may_be_active_by_an_unknown_status_is_an_error(
-    command: Command, emulator: Emulator, output: str
-) -> None:
-    """Fault: a list of what is active passed over it, and exited with 0."""
-    for alias in ("new", "old", "odd"):
-        emulator.runtimes["ws", alias]["status"] = "starting"
-    only_new = ("--status", "active", "--older-than", "1h", "-o", output)
-    code, out, err = await command("list", "ws", *only_new)
-
-    count = "0 runtimes\n" if output == "table" else ""
-    texts = {
-        "old": "the status 'starting' is unknown to this version. Add --status with this status, "
-        "or --status any, to include it",
-        "odd": "the status 'starting' is unknown to this version, and its age cannot be read: "
-        "'long ago' is not an ISO 8601 date and time with a UTC offset. Stop it by its alias",
-    }
-    errors = "".join(
-        f"bctrl-async: error: list of {alias!r} in workspace 'ws': {text}\n"
-        for alias, text in texts.items()
-    )
-    assert err == errors + count
-    assert (code, "old" in out) == (1, False)
-
-    for status in ("starting", "stopped", "any"):
-        code, _, err = await command("list", "ws", "--status", status, "-o", output)
-        assert (code, "error" in err) == (0, False)
-
-
 async def test_a_runtime_whose_age_cannot_be_read_is_an_error_if_it_may_run(
     command: Command, emulator: Emulator
 ) -> None:
@@ -109,8 +80,8 @@ async def test_a_runtime_whose_age_cannot_be_read_is_an_error_if_it_may_run(
     assert [json.loads(line)["alias"] for line in out.splitlines()] == ["old", "mid"]
     assert err == (
         "bctrl-async: error: list of 'odd' in workspace 'ws': its age cannot be read: 'long ago' "
-        "is not an ISO 8601 date and time with a UTC offset. Stop it by its alias, or leave out "
-        "--older-than to include it\n"
+        "is not an ISO 8601 date and time with a UTC offset. Stop it by its alias, or select it "
+        "without its age\n"
     )
     assert code == 1
 
@@ -121,18 +92,15 @@ async def test_a_runtime_whose_age_cannot_be_read_is_an_error_if_it_may_run(
 @pytest.mark.parametrize(
     ("number", "rest"), [(10, None), (11, "1 more runtime"), (12, "2 more runtimes")]
 )
-async def test_ten_errors_of_unknown_statuses_are_printed_and_the_others_counted(
+async def test_ten_errors_are_printed_and_the_others_counted(
     command: Command, emulator: Emulator, number: int, rest: str | None
 ) -> None:
     for index in range(number):
-        emulator.add_runtime("other", f"r{index}")
-        emulator.runtimes["other", f"r{index}"]["status"] = "starting"
-    code, _, err = await command("list", "other", "--status", "active")
+        emulator.add_runtime("other", f"r{index}", created_at="long ago")
+    code, _, err = await command("list", "other", "--older-than", "2h")
     lines = err.splitlines()
-    assert sum("'starting' is unknown" in line for line in lines) == 10
-    assert lines[10:-1] == (
-        [f"bctrl-async: error: {rest} of unknown status or age"] if rest else []
-    )
+    assert sum("its age cannot be read" in line for line in lines) == 10
+    assert lines[10:-1] == ([f"bctrl-async: error: {rest} cannot be read"] if rest else [])
     assert code == 1
 
 

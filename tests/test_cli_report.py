@@ -303,30 +303,6 @@ async def test_one_that_a_later_run_lists_as_active_and_cannot_stop_still_runs(
         assert code == 1
 
 
-async def test_one_that_a_later_run_lists_with_an_unknown_status_is_unconfirmed(
-    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault: that run ended with 1, and the report of its journal with 0."""
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-    emulator.add_runtime("ws", "a")
-    codes = []
-    for name, status in (("1.jsonl", "active"), ("1.jsonl", "starting"), ("2.jsonl", "starting")):
-        emulator.runtimes["ws", "a"]["status"] = status
-        codes.append((await command("stop", "ws", "--all", "--yes", "--journal", name))[0])
-    assert codes == [0, 1, 1]
-
-    for journals in (["1.jsonl"], ["1.jsonl", "2.jsonl"]):
-        code, out, _ = await command("report", *journals, "--from", targets("a"))
-        line, summary = out.splitlines()
-        assert line.split()[:3] == ["ws", "a", "rejected"]
-        assert line.endswith(
-            "the status 'starting' is unknown to this version. Stop it by its alias"
-        )
-        assert summary.startswith("0 of 1 no longer running, 1 unconfirmed after ")
-        assert code == 1
-
-
 async def test_a_bad_line_of_the_list_is_matched_with_its_outcome(
     command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -366,9 +366,6 @@ ROWS = [
     (BctrlServerError("", status=500), 502, "no-usable-response"),
     (BctrlNetworkError(""), 502, "no-usable-response"),
     (BctrlResponseError("", status=200), 502, "no-usable-response"),
-    (BctrlResponseError("", reason_class="may_match"), 409, "may-match"),
-    # From the server, whose words have no meaning of ours.
-    (BctrlResponseError("", status=200, reason_class="may_match"), 502, "no-usable-response"),
     (BctrlAuthenticationError("", status=401), 502, "rejected"),
     (BctrlPermissionError("", status=403), 502, "rejected"),
     (BctrlApiError("", status=418), 502, "rejected"),

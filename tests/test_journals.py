@@ -30,7 +30,6 @@ from bctrl_async import (
     shard,
 )
 from bctrl_async.emulator import Emulator, Fault
-from bctrl_async.filters import FoundTargets, RuntimeFilter
 from bctrl_async.journal import (
     Journal,
     JournalOutcome,
@@ -75,16 +74,7 @@ def outcome(
     )
 
 
-def error_of_unknown_status() -> BctrlError:
-    """Return the error of a listed runtime whose status is unknown to this version."""
-    found = FoundTargets("ws", RuntimeFilter())
-    found.add([runtime("starting")])
-    (error,) = found.items
-    assert isinstance(error, BctrlError)
-    return error
-
-
-UNKNOWN_STATUS = error_of_unknown_status()
+ODD_AGE = BctrlResponseError("its age cannot be read")
 
 
 @pytest.fixture
@@ -279,19 +269,6 @@ class TestTwoJournals:
             "longer running. Stop it again, with a new journal"
         )
 
-    def test_one_that_is_listed_later_with_an_unknown_status_is_a_failure(self) -> None:
-        """Fault: it was stopped by an earlier run, and the report was good."""
-        later = outcome(
-            result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS, runtime=runtime("starting")
-        )
-        assert merge(outcome(after=1), later).at == later.at
-
-        report = read_journals(["0.jsonl", "1.jsonl"])
-        assert report.states == {RuntimeState.UNCONFIRMED: 1}
-        (failure,) = report.failures
-        assert failure.error is not None
-        assert failure.error.summary == UNKNOWN_STATUS.summary
-
     @pytest.mark.parametrize(
         "later",
         [
@@ -327,7 +304,7 @@ class TestTwoJournals:
         """Fault: with the doubt of that run, the unknown status was forgotten."""
         write("1", outcome(after=1))
         listed = outcome(
-            result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS, runtime=runtime("starting")
+            result=StopResult.REJECTED, after=2, error=ODD_AGE, runtime=runtime("starting")
         )
         died = write("2", listed, complete=False)
         with died.open("ab") as file:
@@ -343,7 +320,7 @@ class TestTwoJournals:
     ) -> None:
         """Fault: the report of the journal was good, and a resumed run did not send it again."""
         listed = outcome(
-            result=StopResult.REJECTED, after=2, error=UNKNOWN_STATUS, runtime=runtime("starting")
+            result=StopResult.REJECTED, after=2, error=ODD_AGE, runtime=runtime("starting")
         )
         path = write("1", outcome(result=result, after=1), listed)
 

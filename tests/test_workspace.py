@@ -49,7 +49,7 @@ def aliases_stopped(emulator: Emulator) -> set[str | None]:
 
 
 class TestSelection:
-    async def test_active_runtimes_are_stopped_by_default(
+    async def test_what_has_not_ended_is_stopped_by_default(
         self, workspace: Emulator, session: BctrlSession
     ) -> None:
         report = await session.stop_workspace("ws-1")
@@ -172,10 +172,9 @@ class TestSelection:
         self, workspace: Emulator, session: BctrlSession, tmp_path: Path
     ) -> None:
         journal = tmp_path / "journal.jsonl"
-        await session.stop_workspace("ws-1", where=RuntimeFilter(status=None), journal=journal)
-        again = await session.stop_workspace(
-            "ws-1", where=RuntimeFilter(status=None), journal=journal
-        )
+        everything = RuntimeFilter(status="any")
+        await session.stop_workspace("ws-1", where=everything, journal=journal)
+        again = await session.stop_workspace("ws-1", where=everything, journal=journal)
 
         assert again.resumed == again.total == 5
         assert workspace.received["ws-1", "crm"] == 1
@@ -217,42 +216,29 @@ class TestUnknownStatus:
     def starting(self, workspace: Emulator) -> None:
         workspace.runtimes["ws-1", "table"]["status"] = "starting"
 
-    @pytest.mark.parametrize("where", [None, RuntimeFilter(kind="spreadsheet")])
-    async def test_a_runtime_that_may_be_active_is_rejected(
+    @pytest.mark.parametrize(
+        "where", [None, RuntimeFilter(kind="spreadsheet"), RuntimeFilter(status="starting")]
+    )
+    async def test_a_runtime_whose_status_is_unknown_to_this_version_is_stopped(
         self, workspace: Emulator, session: BctrlSession, where: RuntimeFilter | None
     ) -> None:
         """Fault: it was passed over, and the report was `ok`."""
-        report = await session.stop_workspace("ws-1", where=where)
-
-        assert not report.ok
-        [failure] = report.failures
-        assert (failure.target, failure.result) == (("ws-1", "table"), StopResult.REJECTED)
-        assert str(failure.error) == (
-            "list of 'table' in workspace 'ws-1': the status 'starting' is unknown to this "
-            "version. Select it by this status, or by any, to stop it"
-        )
-        assert "table" not in aliases_stopped(workspace)
+        assert (await session.stop_workspace("ws-1", where=where)).ok
+        assert "table" in aliases_stopped(workspace)
 
     @pytest.mark.parametrize(
         "where",
         [
             RuntimeFilter(kind="browser"),
-            RuntimeFilter(status="failed"),
+            RuntimeFilter(status="active"),
             lambda runtime: runtime.status == "active",
         ],
     )
-    async def test_a_runtime_that_cannot_match_is_left_out(
-        self, session: BctrlSession, where: Callable[[Runtime], bool]
+    async def test_it_is_left_out_by_another_kind_status_or_function(
+        self, workspace: Emulator, session: BctrlSession, where: Callable[[Runtime], bool]
     ) -> None:
-        report = await session.stop_workspace("ws-1", where=where)
-        assert StopResult.REJECTED not in report.counts
-
-    async def test_a_runtime_is_stopped_if_its_status_is_named(
-        self, workspace: Emulator, session: BctrlSession
-    ) -> None:
-        report = await session.stop_workspace("ws-1", where=RuntimeFilter(status="starting"))
-        assert report.total == 1
-        assert aliases_stopped(workspace) == {"table"}
+        assert (await session.stop_workspace("ws-1", where=where)).ok
+        assert "table" not in aliases_stopped(workspace)
 
 
 class TestUnknownAge:
@@ -267,36 +253,26 @@ class TestUnknownAge:
         assert not report.ok
         [failure] = report.failures
         assert (failure.target, failure.result) == (("ws-1", "table"), StopResult.REJECTED)
-        assert failure.error is not None
-        assert failure.error.reason_class == "may_match"
         assert str(failure.error) == (
             "list of 'table' in workspace 'ws-1': its age cannot be read: '2020-01-01T00:00:00' is "
             "not an ISO 8601 date and time with a UTC offset. Stop it by its alias, or select it "
-            "without older_than"
+            "without its age"
         )
         assert "table" not in aliases_stopped(workspace)
 
     @pytest.mark.parametrize(
-        ("where", "is_doubtful"),
+        "where",
         [
-            (RuntimeFilter(older_than=3600), True),
-            (RuntimeFilter(older_than=3600, status="starting"), True),
-            (RuntimeFilter(older_than=3600, kind="browser"), False),
+            RuntimeFilter(older_than=3600, kind="browser"),
+            RuntimeFilter(older_than=3600, status="failed"),
+            RuntimeFilter(kind="desktop"),
         ],
     )
-    async def test_both_the_age_and_the_status_may_be_unknown(
-        self, workspace: Emulator, session: BctrlSession, where: RuntimeFilter, *, is_doubtful: bool
+    async def test_it_is_left_out_if_something_else_speaks_against_it(
+        self, workspace: Emulator, session: BctrlSession, where: RuntimeFilter
     ) -> None:
-        """Fault: the advice was to select it by its status, which is rejected for its age."""
-        table = workspace.runtimes["ws-1", "table"]
-        table["createdAt"], table["status"] = "2020-01-01", "starting"
-        report = await session.stop_workspace("ws-1", where=where)
-
-        advice = [f.error.advice for f in report.failures if f.error is not None]
-        by_alias = "Stop it by its alias"
-        if where.status == "starting":
-            by_alias += ", or select it without older_than"
-        assert advice == [by_alias] * is_doubtful
+        workspace.runtimes["ws-1", "table"]["createdAt"] = "2020-01-01"
+        assert StopResult.REJECTED not in (await session.stop_workspace("ws-1", where=where)).counts
         assert "table" not in aliases_stopped(workspace)
 
 
@@ -386,46 +362,6 @@ class TestListedRuntime:
             report = await session.stop_workspace("ws-1", where=lambda each: each.alias == "done")
         [failure] = report.failures
         assert failure.runtime is None
-
-
-@pytest.mark.usefixtures("workspace")
-class TestMistypedFilter:
-    @pytest.mark.parametrize(
-        ("where", "value"),
-        [
-            (RuntimeFilter(status="actve"), "status 'actve'"),
-            (RuntimeFilter(kind="desktp"), "kind 'desktp'"),
-        ],
-    )
-    async def test_a_value_that_no_runtime_has_is_logged(
-        self,
-        session: BctrlSession,
-        caplog: pytest.LogCaptureFixture,
-        where: RuntimeFilter,
-        value: str,
-    ) -> None:
-        report = await session.stop_workspace("ws-1", where=where)
-
-        assert (report.ok, report.total) == (True, 0)
-        assert f"no runtime of workspace 'ws-1' has the {value}, which may" in caplog.text
-
-    async def test_it_is_logged_beside_a_runtime_that_cannot_be_read(
-        self, workspace: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """Fault: its `rejected` outcome counted as a match."""
-        workspace.runtimes["ws-1", "table"]["status"] = None  # type: ignore[typeddict-item]  # Invalid.
-        report = await session.stop_workspace("ws-1", where=RuntimeFilter(status="actve"))
-        assert report.counts == {StopResult.REJECTED: 1}
-        assert "no runtime of workspace 'ws-1' has the status 'actve', which may" in caplog.text
-
-    async def test_a_value_that_is_known_or_present_is_not_logged(
-        self, workspace: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        workspace.runtimes["ws-1", "table"]["kind"] = "hologram"
-        for kind in ("hologram", "desktop"):
-            where = RuntimeFilter(status="failed", kind=kind)
-            assert (await session.stop_workspace("ws-1", where=where)).total == 0
-        assert "mistyped" not in caplog.text
 
 
 class TestListing:

@@ -15,39 +15,18 @@ from bctrl_async import (
     RuntimeFilter,
 )
 from bctrl_async.cli._format import escape, pluralize
-from bctrl_async.cli._output import Output, print_error, print_info, print_question
+from bctrl_async.cli._output import Output, print_info, print_question
 from bctrl_async.cli._shard import Shard
 from bctrl_async.cli._waiting import describe_read, show_waiting
-from bctrl_async.errors import MAY_MATCH
-from bctrl_async.filters import FoundTargets, unknown_values
-
-_ADVICE = {
-    "status": "Add --status with this status, or --status any, to include it",
-    "older_than": "Stop it by its alias, or leave out --older-than to include it",
-}
-"""The advice for a runtime that may match, by the condition that is in doubt: as options."""
+from bctrl_async.filters import FoundTargets
 
 
 class FoundRuntimes(FoundTargets):
-    """Runtimes of a workspace that match a filter; the bulk stop rejects the doubtful ones.
+    """Runtimes of a workspace that match a filter; the bulk stop rejects the unreadable ones."""
 
-    Args:
-        workspace: The workspace's id.
-        wanted: The filter.
-        base_url: The URL of the API.
-        is_doubtful: True if the filter may be mistyped, which was reported on stderr.
-
-    Attributes:
-        base_url: The URL of the API.
-        is_doubtful: True if the filter may be mistyped, which was reported on stderr.
-    """
-
-    def __init__(
-        self, workspace: str, wanted: RuntimeFilter, base_url: str, *, is_doubtful: bool
-    ) -> None:
+    def __init__(self, workspace: str, wanted: RuntimeFilter, base_url: str) -> None:
         super().__init__(workspace, wanted)
         self.base_url: str = base_url
-        self.is_doubtful: bool = is_doubtful
 
     @property
     def runtimes(self) -> list[Runtime]:
@@ -56,16 +35,7 @@ class FoundRuntimes(FoundTargets):
 
     @property
     def unreadable(self) -> list[BctrlResponseError]:
-        """The errors of the runtimes that could not be parsed; they may match as well."""
-        return [item for item in self._errors if item.reason_class != MAY_MATCH]
-
-    @property
-    def unknown(self) -> list[BctrlResponseError]:
-        """The errors of the runtimes that may match: their status or their age is unknown."""
-        return [item for item in self._errors if item.reason_class == MAY_MATCH]
-
-    @property
-    def _errors(self) -> list[BctrlResponseError]:
+        """The errors of the runtimes that may match, and cannot be read."""
         return [item for item in self.items if not isinstance(item, Runtime)]
 
     def keep(self, shard: Shard) -> None:
@@ -83,7 +53,7 @@ async def find_runtimes(
     *,
     deadline: float | None = None,
 ) -> FoundRuntimes:
-    """List the runtimes that match a filter, and report its unknown values on stderr."""
+    """List the runtimes that match a filter."""
     unreadable: list[BctrlResponseError] = []
     listing = session.list_runtimes(workspace, on_unreadable=unreadable.append)
     async with session, show_waiting(output, partial(describe_read, session)):
@@ -96,14 +66,8 @@ async def find_runtimes(
                 f"workspace {workspace!r} was not listed within the deadline of {deadline:g} s",
                 advice="Allow a longer --deadline; nothing was stopped",
             ) from error
-    mistyped = [*unknown_values(wanted, runtimes)]
-    for name, value, known in mistyped:
-        expected = ", ".join(known)
-        print_error(f"unknown --{name} {value!r}, and no runtime has it: try {expected}")
-    found = FoundRuntimes(workspace, wanted, session.base_url, is_doubtful=bool(mistyped))
+    found = FoundRuntimes(workspace, wanted, session.base_url)
     found.add(chain(runtimes, unreadable))
-    for doubt in found.unknown:
-        doubt.advice = _ADVICE.get(doubt.argument or "", doubt.advice)
     return found
 
 
@@ -114,13 +78,11 @@ def can_prompt() -> bool:
 
 def confirm(found: FoundRuntimes) -> bool:
     """Show the runtimes and ask whether to stop them."""
-    runtimes, unreadable, unknown = found.runtimes, found.unreadable, found.unknown
+    runtimes, unreadable = found.runtimes, found.unreadable
     kinds = Counter(escape(runtime.kind) for runtime in runtimes)
     summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
     if unreadable:
         summary += f"; {len(unreadable):,} cannot be read"
-    if unknown:
-        summary += f"; {len(unknown):,} of unknown status or age"
     print_question(
         f"In workspace {escape(found.listed.workspace_id)} at {found.base_url}: {summary}\n"
     )

@@ -5,16 +5,12 @@ from typing import Annotated
 
 import typer
 
+from bctrl_async import RuntimeFilter
 from bctrl_async.cli._connection import Connection, with_quick_connection
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._find import find_runtimes
 from bctrl_async.cli._format import MAX_SHOWN, describe, pluralize
-from bctrl_async.cli._options import (
-    Kind,
-    OlderThan,
-    build_filter,
-    status_option,
-)
+from bctrl_async.cli._options import Kind, OlderThan, status_option
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import (
     RUNTIME_COLUMNS,
@@ -69,19 +65,18 @@ def list_runtimes(
 ) -> int:
     """List the runtimes of a workspace.
 
-    A runtime that cannot be read is reported on stderr, and the exit code is 1. So is one
-    that may run and may match: with --status active, one whose status is unknown to this
-    version; with --older-than, one whose creation time cannot be read.
+    A runtime that cannot be read is reported on stderr, and the exit code is 1. So is one that
+    may run and whose creation time cannot be read, with --older-than.
     """
-    wanted = build_filter(status, kind, older_than)
+    wanted = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
     output = Output()
     found = asyncio.run(find_runtimes(connection.session(), workspace, wanted, output))
-    runtimes, unreadable, unknown = found.runtimes, found.unreadable, found.unknown
-    for error in [*unreadable, *unknown[:MAX_SHOWN]]:
+    runtimes, unreadable = found.runtimes, found.unreadable
+    for error in unreadable[:MAX_SHOWN]:
         print_error(describe(error))
-    if len(unknown) > MAX_SHOWN:
-        more = len(unknown) - MAX_SHOWN
-        print_error(f"{pluralize(more, 'more runtime')} of unknown status or age")
+    if len(unreadable) > MAX_SHOWN:
+        more = len(unreadable) - MAX_SHOWN
+        print_error(f"{pluralize(more, 'more runtime')} cannot be read")
     shown = sort_runtimes(runtimes, sort)[:limit]
     records = Records.of(output, output_format, RUNTIME_COLUMNS)
     if records is None:
@@ -94,5 +89,4 @@ def list_runtimes(
     elif records is None and not output.write_failed:
         # On stderr, so that each line but the header is a runtime to a program that reads them.
         print_info(count)
-    has_errors = unreadable or unknown or found.is_doubtful or output.write_failed
-    return FAILED if has_errors else 0
+    return FAILED if unreadable or output.write_failed else 0

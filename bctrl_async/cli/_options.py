@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bctrl_async import RuntimeFilter, RuntimeKind, RuntimeStatus
+from bctrl_async import RuntimeKind, RuntimeStatus
 
 MAX_RUNTIMES = 100_000
 _ANY = "any"
@@ -103,26 +103,3 @@ OlderThan = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the faults.")]
-
-
-def build_filter(
-    status: str | None,
-    kind: str | None,
-    older_than: float | None,
-    *,
-    default_status: str | None = None,
-) -> RuntimeFilter:
-    """Return the filter of the options; None and the status `any` match everything.
-
-    Args:
-        status: The value of --status, if any.
-        kind: The value of --kind, if any.
-        older_than: The value of --older-than, in seconds.
-        default_status: The status without --status.
-    """
-    status = status or default_status
-    return RuntimeFilter(
-        status=None if status == _ANY else status,
-        kind=kind,
-        older_than=older_than,
-    )

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
-from bctrl_async import RuntimeRef, RuntimeStatus, StopOutcome
+from bctrl_async import RuntimeFilter, RuntimeRef, StopOutcome
 from bctrl_async.cli import _dry_run
 from bctrl_async.cli._connection import Connection, with_connection
 from bctrl_async.cli._exit_codes import FAILED, exit_code
@@ -23,7 +23,6 @@ from bctrl_async.cli._format import (
 from bctrl_async.cli._options import (
     Kind,
     OlderThan,
-    build_filter,
     check_not_empty,
     check_positive,
     duration,
@@ -74,11 +73,11 @@ _Shard = Annotated[
 ]
 _All = Annotated[
     bool,
-    target_option("--all", metavar="", help="Stop all active or matching runtimes of WORKSPACE."),
+    target_option("--all", metavar="", help="Stop all runtimes of WORKSPACE that match."),
 ]
 _Yes = Annotated[bool, target_option("--yes", metavar="", help="Do not ask for confirmation.")]
 _Status = Annotated[
-    str | None, status_option(help="Only with this status, or any.", show_default="active")
+    str | None, status_option(help="Only with this status, or any.", show_default="not ended")
 ]
 _Journal = Annotated[
     str | None,
@@ -257,7 +256,7 @@ def stop(
     if not everything:
         named = (RuntimeRef(workspace, alias) for alias in aliases or ())
         return run(shard.select(named), deadline)
-    wanted = build_filter(status, kind, older_than, default_status=RuntimeStatus.ACTIVE)
+    wanted = RuntimeFilter(status=status, kind=kind, older_than=older_than)
     finding = find_runtimes(connect(), workspace, wanted, output, deadline=deadline)
     has_journal = journal is not None
     return _stop_found(finding, shard, run, deadline, asks=asks, has_journal=has_journal)
@@ -309,14 +308,12 @@ def _stop_found(
         print_info(
             f"Nothing to stop: no runtime of {escape(found.listed.workspace_id)}{place} matches"
         )
-        if found.is_doubtful:
-            return FAILED
         # Without its journal, an empty shard would seem to be missing.
         return run(targets, deadline) if has_journal else 0
     if asks and found.runtimes and not confirm(found):
         print_info("Nothing was stopped")
         return FAILED
-    # The bulk stop rejects the runtimes that could not be parsed or may match.
+    # The bulk stop rejects the runtimes that cannot be read.
     return run(targets, deadline)
 
 

@@ -10,9 +10,9 @@ import typer
 
 from bctrl_async.cli._output import is_quiet, print_log
 
-# A run may skip runtimes that were started anew, or exceed a rate that it shares: the user must see
-# these warnings.
-_ALWAYS_SHOWN = ("bctrl_async.journal", "bctrl_async.pace")
+# A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a rate that it
+# shares: the user must see these warnings.
+_ALWAYS_SHOWN = ("bctrl_async.filters", "bctrl_async.journal", "bctrl_async.pace")
 
 _option = partial(typer.Option, rich_help_panel="Output")
 

@@ -16,11 +16,10 @@ from bctrl_async import (
     BctrlNotFoundError,
     BctrlPermissionError,
     BctrlRateLimitError,
-    BctrlResponseError,
     BctrlServerError,
     BctrlTimeoutError,
 )
-from bctrl_async.errors import MAY_MATCH, THROTTLED
+from bctrl_async.errors import THROTTLED
 from bctrl_async.fastapi._problems import MEDIA_TYPE, Problem, problem
 from bctrl_async.fastapi._validation import ValidationProblem, validation_problem
 
@@ -34,7 +33,6 @@ _PROBLEMS: list[Problem | ValidationProblem] = [
     problem(BctrlNotFoundError("", code="runtime.not_found", **_ANSWERED)),
     problem(BctrlConflictError("", code="runtime.not_active", **_ANSWERED)),
     problem(BctrlConflictError("", **_ANSWERED)),
-    problem(BctrlResponseError("", reason_class=MAY_MATCH, **_TARGET)),
     problem(
         BctrlConfigError(
             "alias '..' could be taken for a path",

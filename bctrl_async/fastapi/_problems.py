@@ -18,11 +18,9 @@ from bctrl_async import (
     BctrlNetworkError,
     BctrlNotFoundError,
     BctrlRateLimitError,
-    BctrlResponseError,
     BctrlServerError,
     BctrlTimeoutError,
     BctrlValidationError,
-    errors,
 )
 from bctrl_async.fastapi._component import component
 
@@ -58,12 +56,6 @@ class ProblemType(Enum):
         HTTPStatus.CONFLICT,
         "Runtime cannot be stopped",
         "The runtime cannot be stopped in its current state.",
-    )
-    MAY_MATCH = (
-        "may-match",
-        HTTPStatus.CONFLICT,
-        "Runtime may match",
-        "The status or age of the runtime is unknown to this service, so it was not stopped.",
     )
     INVALID_TARGET = (
         "invalid-target",
@@ -271,9 +263,6 @@ def classify(error: BctrlError) -> ProblemType:  # noqa: C901, PLR0911 - a table
             | BctrlApiError(status=HTTPStatus.REQUEST_TIMEOUT)
         ):
             return ProblemType.TIMEOUT
-        # With a status, it is the server's.
-        case BctrlResponseError(status=None, reason_class=errors.MAY_MATCH):
-            return ProblemType.MAY_MATCH
         case BctrlNetworkError() | BctrlServerError():
             return ProblemType.NO_USABLE_RESPONSE
         case BctrlApiError():

@@ -17,8 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from bctrl_async import errors
-from bctrl_async.errors import MAY_MATCH, BctrlError, BctrlNetworkError
-from bctrl_async.filters import advise
+from bctrl_async.errors import BctrlError, BctrlNetworkError
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult, has_ended
 
@@ -34,7 +33,6 @@ _MAX_NAME = 1000
 
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 _ERRORS = frozenset(errors.__all__)
-_REASON_CLASSES = {"BctrlConfigError": "invalid_input", "BctrlResponseError": MAY_MATCH}
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -207,12 +205,8 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
         return None
     known: type[BctrlError] = getattr(errors, error.type) if error.type in _ERRORS else BctrlError
     is_accepted = record.result is StopResult.ACCEPTED and issubclass(known, BctrlNetworkError)
-    reason_class = _reason_class(record)
-    is_listed = reason_class == MAY_MATCH
     return known(
         error.message,
-        # That of the class is about the base URL.
-        advice=advise(None) if is_listed else None,
         workspace_id=record.workspace_id or None,
         alias=record.alias if record.workspace_id else None,
         attempts=record.attempts,
@@ -220,22 +214,20 @@ def error_of(record: OutcomeRecord) -> BctrlError | None:
         accepted=is_accepted,
         status=error.status,
         code=error.code,
-        reason_class=reason_class,
+        reason_class="invalid_input" if is_invalid(record) else None,
         request_id=error.request_id,
     )
 
 
 def is_invalid(record: OutcomeRecord) -> bool:
     """Return True if the item of an entry was not a target."""
-    return _reason_class(record) == "invalid_input"
-
-
-def _reason_class(record: OutcomeRecord) -> str | None:
-    # An entry has none, but only these two are rejected without an answer.
-    error = record.error
-    if error is None or record.result is not StopResult.REJECTED or error.status is not None:
-        return None
-    return _REASON_CLASSES.get(error.type)
+    # Only these are rejected without an answer, and are not of the server.
+    return (
+        record.result is StopResult.REJECTED
+        and record.error is not None
+        and record.error.status is None
+        and record.error.type == "BctrlConfigError"
+    )
 
 
 def _to_json(record: OutcomeRecord) -> bytes:
