@@ -87,6 +87,8 @@ class BctrlSession:
             `ssl.create_default_context()`.
         allow_plaintext: Allow sending the key over plain http to another machine.
         observer: The observer of all calls, such as `bctrl_async.otel.OpenTelemetry`.
+        headers: Further headers of every request, except those that the session sets. A call's own
+            take precedence.
         check_answers: Accept an answer only if it is about the runtime that was asked for: its
             alias or id, and its workspace if that is given as a UUID. False accepts any, for a mock
             server that makes its answers up.
@@ -112,6 +114,7 @@ class BctrlSession:
         ssl: SSLContext | None = None,
         allow_plaintext: bool = False,
         observer: Observer | None = None,
+        headers: Mapping[str, str] | None = None,
         check_answers: bool = True,
     ) -> None:
         if api_key is None:
@@ -120,11 +123,13 @@ class BctrlSession:
         key = _config.hidden(api_key)
         via = None if proxy is None else _config.hidden(proxy)
         api_key = proxy = None  # A traceback that shows variables must not reveal them.
-        headers = CIMultiDict(
+        all_headers = CIMultiDict(
             {"Accept": "application/json", "User-Agent": f"bctrl-async/{__version__}"}
         )
+        for name, value in _session_headers(headers).items():
+            all_headers[name] = value
         if key_provider is None:
-            headers["Authorization"] = _config.authorization(key)
+            all_headers["Authorization"] = _config.authorization(key)
         _config.check_flags(allow_plaintext=allow_plaintext)
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
         self._root = self._url.raw_path
@@ -176,14 +181,14 @@ class BctrlSession:
                 partial(
                     open_fast_path,
                     url=self._url,
-                    headers=headers,
+                    headers=all_headers,
                     limit=self._timeout,
                     has_proxy=via is not None,
                 ),
             ),
             self._limiter,
             self._url,
-            headers,
+            all_headers,
             key_provider=key_provider,
             check_answers=check_answers,
         )
@@ -703,6 +708,17 @@ def _within_limits(limit: int, http: aiohttp.ClientSession) -> int:
     if connector is None:
         return limit
     return min(limit, connector.limit or limit, connector.limit_per_host or limit)
+
+
+def _session_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
+    extra = _extra_headers(headers, None)
+    if any(name.lower() == "idempotency-key" for name in extra):
+        raise BctrlConfigError(
+            "an Idempotency-Key for all calls would make one call of them",
+            advice="Pass idempotency_key= to each call",
+            argument="headers",
+        )
+    return extra
 
 
 def _extra_headers(

@@ -333,7 +333,8 @@ def test_calls_of_a_closed_loop_are_observed_to_end(monkeypatch: pytest.MonkeyPa
         raise AssertionError
 
     monkeypatch.setattr(
-        "bctrl_async._http.transport.send_once", lambda *_, connected, **__: never(connected)
+        "bctrl_async._http.transport.send_once",
+        lambda _, __, call, *___, **____: never(call.on_connection),
     )
     recorder = Recorder()
 

@@ -154,7 +154,7 @@ class TestResults:
     ) -> None:
         emulator.inject(*[Fault.TRUNCATED_JSON] * 4, method="GET")
         with pytest.raises(
-            BctrlNetworkError, match=r"the body was truncated \(4 attempts"
+            BctrlNetworkError, match=r"the body was truncated \(request id req_4, 4 attempts"
         ) as caught:
             await session.list_runtimes("ws-1")
         assert caught.value.status == 200

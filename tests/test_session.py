@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from contract import assert_request_fits_contract
 from helpers import Connect, add_runtimes, pass_time, wait_for_requests
+from ways import Ways
 
 import bctrl_async
 from bctrl_async import (
@@ -95,6 +96,35 @@ async def test_headers_of_a_call_are_added_and_may_replace_the_user_agent(
     [request] = emulator.requests
     assert (request.headers["X-Team"], request.headers["User-Agent"]) == ("blue", "me/1")
     assert request.headers["Authorization"] == "Bearer emulator-key"
+
+
+async def test_headers_of_a_session_are_in_every_request_unless_a_call_replaces_them(
+    emulator: Emulator, connect: Connect, ways: Ways, request: pytest.FixtureRequest
+) -> None:
+    emulator.add_runtime("ws-1", "mail")
+    async with connect(headers={"X-Team": "blue", "user-agent": "me/1"}) as session:
+        await session.list_runtimes("ws-1")
+        await session.get_runtime("ws-1", "crm")
+        await session.stop_runtime("ws-1", "crm", headers={"x-team": "red"})
+        await session.stop_runtimes([("ws-1", "mail")])
+
+    assert [received.headers["X-Team"] for received in emulator.requests] == [
+        *("blue", "blue", "red", "blue"),
+    ]
+    assert {received.headers["User-Agent"] for received in emulator.requests} == {"me/1"}
+    assert ways.taken == ((0, 4) if request.config.getoption("long_way") else (2, 2))
+
+
+def test_invalid_headers_of_a_session_are_rejected() -> None:
+    for headers in ({"authorization": "Bearer other"}, {"X-Split": "a\r\nX-Other: b"}):
+        with pytest.raises(BctrlConfigError, match="header"):
+            BctrlSession("key", headers=headers)
+
+
+def test_an_idempotency_key_of_a_session_is_rejected() -> None:
+    """All its stops would be one request for the server, which stops the first runtime only."""
+    with pytest.raises(BctrlConfigError, match="an Idempotency-Key for all calls"):
+        BctrlSession("key", headers={"idempotency-KEY": "once-7"})
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ CONSTRUCTORS: list[tuple[Callable[..., object], str, Any]] = [
     (BctrlSession, "ssl", ()),
     (BctrlSession, "allow_plaintext", bool),
     (BctrlSession, "observer", ()),
+    (BctrlSession, "headers", dict),
     (BctrlSession, "check_answers", bool),
     (RetryPolicy, "attempts", int),
     (RetryPolicy, "base", (int, float)),

@@ -42,6 +42,8 @@ class Call(msgspec.Struct, Generic[_T]):
         number: The last attempt's number among all attempts of the session; 0 before the first.
         in_flight: True while an attempt is in flight.
         is_connected: True if that attempt has its connection, so that it may have been sent.
+        in_doubt: True if an attempt that failed may have taken effect.
+        request_id: The server's id of the last request that it answered with an id.
         cut_off: True if its run ended before an attempt that was to follow.
     """
 
@@ -60,6 +62,8 @@ class Call(msgspec.Struct, Generic[_T]):
     number: int = 0
     in_flight: bool = False
     is_connected: bool = False
+    in_doubt: bool = False
+    request_id: str | None = None
     cut_off: bool = False
 
     @property
@@ -73,6 +77,11 @@ class Call(msgspec.Struct, Generic[_T]):
     def may_be_sent(self) -> bool:
         """True if its request is in flight, and not only its connection."""
         return self.in_flight and self.is_connected
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """False once an attempt may have taken effect, unless another does no harm."""
+        return self.operation.repeat_in_doubt or not self.in_doubt
 
     @property
     def may_have_stopped(self) -> bool:
@@ -93,15 +102,23 @@ class Call(msgspec.Struct, Generic[_T]):
         """Record that the attempt in flight has its connection."""
         self.is_connected = True
 
+    def on_failure(self, error: BctrlError) -> None:
+        """Record what a failed attempt may have done; only a stop may have stopped a runtime."""
+        self.in_doubt |= error.may_have_stopped
+        self.request_id = error.request_id or self.request_id
+        error.may_have_stopped &= self.operation.stops
+        error.accepted &= self.operation.stops
+
     def annotate(self, error: BctrlError) -> None:
         """Add the call and its earlier attempts to the error that ends it."""
         annotate(error, self.operation.name, self.workspace_id, self.alias)
         error.attempts = self.attempts
         if self.retries is not None:
             self.retries.annotate(error)
-        # A GET stops nothing, however it ended.
-        error.may_have_stopped &= self.operation.stops
-        error.accepted &= self.operation.stops
+        if not self.may_be_repeated:
+            error.advice = (
+                f"The {self.operation.name} may have taken effect: look before repeating it"
+            )
 
     def aborted(self, reason: str) -> BctrlError:
         """Return the error of this call if it is cancelled now, for a reason."""
@@ -111,11 +128,13 @@ class Call(msgspec.Struct, Generic[_T]):
             when = "before it was sent again" if self.attempts else "while it waited for a slot"
         last = None if self.retries is None else self.retries.last_failure
         earlier = "" if last is None else f"; before that, {last.summary}"
+        name = self.operation.name
         error = BctrlError(
             f"aborted {when}: {reason}{earlier}",
-            advice="Stop it again: a stop is safe to repeat",
+            advice=f"{name.capitalize()} it again: a {name} is safe to repeat",
             may_have_stopped=self.may_be_sent,
         )
+        self.on_failure(error)
         self.annotate(error)
         return error
 

@@ -194,15 +194,18 @@ class Sender:
         self.last_answered = max(self.last_answered, call.number)
 
     def _record_failure(self, call: Call[_T], error: BctrlError, *, was_sent: bool) -> None:
+        call.on_failure(error)
         if was_sent:
             self._tally.record(error)
             if not is_unanswered(error):
                 self._record_answer(call)
         if call.retries is None:
-            call.retries = RetryState(call.policy, self._quota, reads=not call.operation.stops)
+            call.retries = RetryState(call.policy, self._quota, reads=call.operation.reads)
         call.retries.record(error)
 
     async def _wait_to_retry(self, call: Call[_T], failure: BctrlError) -> bool:
+        if not call.may_be_repeated:
+            return False
         if call.wait_to_retry is not None:
             return await call.wait_to_retry(call)
         # Without other calls, nothing suggests that another attempt meets another certificate.
@@ -218,13 +221,10 @@ class Sender:
         return transport.send_once(
             http,
             self._pool.fast_path,
-            call.operation,
+            call,
             self._url,
-            call.path,
-            headers=self._headers,
-            limit=call.limit,
-            connected=call.on_connection,
-            asked_for=(call.workspace_id, call.alias) if self._check_answers else None,
+            self._headers,
+            check_answers=self._check_answers,
         )
 
     async def _attempt_with_headers(
@@ -240,15 +240,13 @@ class Sender:
             transport.send_once,
             http,
             self._pool.fast_path,
-            call.operation,
+            call,
             self._url,
-            call.path,
-            headers=headers,
-            connected=call.on_connection,
-            asked_for=(call.workspace_id, call.alias) if self._check_answers else None,
+            headers,
+            check_answers=self._check_answers,
         )
         if call.observer is None:
-            return await send(limit=call.limit)
+            return await send()
         method, url = call.operation.method, self._url.with_path(call.path, encoded=True)
         attempt = (
             notify(call.observer.begin_attempt, call.attempts, method, url) or AttemptObserver()
@@ -256,12 +254,12 @@ class Sender:
         for name, value in extra_headers(attempt).items():
             headers.setdefault(name, value)
         try:
-            ended = await send(
-                limit=call.limit, answered=lambda status: notify(attempt.answered, status)
-            )
+            ended = await send(answered=lambda status: notify(attempt.answered, status))
         except BaseException as error:
             notify(attempt.end, error)
             raise
+        if isinstance(ended, BctrlError):
+            call.on_failure(ended)
         notify(attempt.end, ended if isinstance(ended, BctrlError) else None)
         return ended
 

@@ -70,7 +70,7 @@ def partial_response(
     limit: aiohttp.ClientTimeout,
     max_body: int,
     *,
-    stops: bool,
+    reads: bool,
 ) -> BctrlError:
     """Return the error for a 2xx response of which not all was read; None: it is too large."""
     if cause is None:
@@ -80,7 +80,7 @@ def partial_response(
             status=status,
         )
     # A stop was accepted all the same: its response is invalid, and it must not be sent again.
-    kind, problem = BctrlResponseError if stops else BctrlNetworkError, "was truncated"
+    kind, problem = BctrlNetworkError if reads else BctrlResponseError, "was truncated"
     if isinstance(cause, TimeoutError):
         kind, problem = BctrlTimeoutError, f"took more than {limit.total:g} s"
     error = kind(

@@ -114,6 +114,13 @@ class Exchange:
         """The headers of the response."""
         return self._message.headers
 
+    def header(self, name: str) -> str | None:
+        """Return the first header of a name, which is in lower case."""
+        message = self._message
+        if type(message) is PlainAnswer:
+            return message.header(name)
+        return message.headers.get(name)
+
     def time_out(self) -> None:
         """End the exchange with a `TimeoutError`."""
         # No task is cancelled, so it cannot be confused with a cancellation by the caller.

@@ -36,7 +36,11 @@ def names_in(body: bytes) -> Names | None:
 
 
 def check_answer(
-    parsed: object, workspace_id: str, alias: str | None, authorization: str
+    parsed: object,
+    workspace_id: str,
+    alias: str | None,
+    authorization: str,
+    request_id: str | None = None,
 ) -> BctrlResponseError | None:
     """Return an error if an answer belongs to another request.
 
@@ -46,6 +50,7 @@ def check_answer(
         alias: The alias that was asked for, None for a list. The server may know it as the
             runtime's id, and may write it in another case or Unicode normalization form.
         authorization: The `Authorization` header that was sent, to keep the key out of the error.
+        request_id: The server's id of the request that it answers.
     """
     if type(parsed) is Runtime and parsed.alias == alias and _is_in(parsed, workspace_id):
         return None
@@ -63,6 +68,7 @@ def check_answer(
         "check_answers=False to the session",
         # It says nothing about this request, so it has no status.
         may_have_stopped=True,
+        request_id=request_id,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from functools import lru_cache
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -27,16 +28,26 @@ _cached_segment = lru_cache(maxsize=64)(path_segment)
 _T = TypeVar("_T")
 
 
-class Operation(msgspec.Struct, Generic[_T], frozen=True):
-    """One operation of the API.
+class Effect(Enum):
+    """The effect of a request, from which errors, retries and observers follow."""
+
+    READS = "reads"
+    CHANGES = "changes"
+    """It changes the runtime, and does not stop it."""
+    STOPS = "stops"
+
+
+class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
+    """One operation of the API, and what a request of it does.
 
     Args:
         name: The name in errors.
         method: The HTTP method.
         suffix: The end of the path, after the alias; None for an operation on a whole workspace.
+        effect: What a request does.
+        repeat_in_doubt: True if a request may be sent again after one that may have taken effect.
         parse: Parses the body of a 2xx response, given the status, the body and the
             `Authorization` header that was sent.
-        stops: True if a request may stop a runtime.
         max_body: The most bytes of that body that are read, after decompression.
         parse_long: Parses a body of more than 256 KiB in slices; None if `parse` is fast enough.
     """
@@ -44,10 +55,21 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
     name: str
     method: str
     suffix: str | None
+    effect: Effect
+    repeat_in_doubt: bool
     parse: Callable[[int, bytes, str], _T | BctrlResponseError]
-    stops: bool = False
     max_body: int = MAX_BODY
     parse_long: Callable[[int, bytes, str], Slices[_T | BctrlResponseError]] | None = None
+
+    @property
+    def reads(self) -> bool:
+        """True if a request has no effect."""
+        return self.effect is Effect.READS
+
+    @property
+    def stops(self) -> bool:
+        """True if a request may stop a runtime."""
+        return self.effect is Effect.STOPS
 
     def path(self, root: str, workspace_id: str | UUID, alias: str | None) -> str:
         """Return the encoded path.
@@ -68,11 +90,32 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True):
         return f"{path}/{path_segment(alias, 'alias')}{self.suffix}"
 
 
-STOP = Operation("stop", "POST", "/stop", parse_runtime, stops=True)
+STOP = Operation(
+    name="stop",
+    method="POST",
+    suffix="/stop",
+    effect=Effect.STOPS,
+    repeat_in_doubt=True,
+    parse=parse_runtime,
+)
 """Contract: `runtimes-stop`."""
-GET = Operation("get", "GET", "", parse_runtime)
+GET = Operation(
+    name="get",
+    method="GET",
+    suffix="",
+    effect=Effect.READS,
+    repeat_in_doubt=True,
+    parse=parse_runtime,
+)
 """Contract errors.md: `runtimes-get`."""
 LIST = Operation(
-    "list", "GET", None, parse_runtimes, max_body=_MAX_LIST, parse_long=parse_long_list
+    name="list",
+    method="GET",
+    suffix=None,
+    effect=Effect.READS,
+    repeat_in_doubt=True,
+    parse=parse_runtimes,
+    max_body=_MAX_LIST,
+    parse_long=parse_long_list,
 )
 """Contract errors.md: `runtimes-list`."""

@@ -32,10 +32,12 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
 
     Args:
         head: Its head, with the blank line.
+        lower: The head in lower case.
         body: Its body.
     """
 
     head: bytes
+    lower: bytes
     body: bytes
     code: ClassVar[int] = 200
 
@@ -45,6 +47,14 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
         lines = self.head.decode().splitlines()[1:-1]
         pairs = (line.split(": ", 1) for line in lines)
         return CIMultiDictProxy(CIMultiDict((name, value) for name, value in pairs))
+
+    def header(self, name: str) -> str | None:
+        """Return the first header of a name, which is in lower case; the others are not read."""
+        start = self.lower.find(b"\r\n%b: " % name.encode())
+        if start < 0:
+            return None
+        start += len(name) + 4
+        return self.head[start : self.head.index(b"\r\n", start)].decode()
 
 
 def plain_answer(data: bytes) -> PlainAnswer | None:
@@ -64,4 +74,4 @@ def plain_answer(data: bytes) -> PlainAnswer | None:
     has_spaces = b" \r\n" in head or b":  " in head
     if has_spaces or head.count(_LENGTH) > 1 or not _is_plain(head):
         return None
-    return PlainAnswer(data[:end], data[end:])
+    return PlainAnswer(data[:end], head, data[end:])

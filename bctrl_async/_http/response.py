@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -109,6 +109,7 @@ def unusable(error: BctrlError, content_type: str, body: bytes, authorization: s
         "JSON",
         may_have_stopped=True,
         status=error.status,
+        request_id=error.request_id,
         body=excerpt,
     )
     page.__cause__ = error.__cause__
@@ -184,13 +185,20 @@ def parse_error(
         code=fields.code,
         message=fields.message,
         reason_class=fields.reason_class,
-        request_id=fields.request_id
-        or sanitize(headers.get("x-request-id"), key)
-        or sanitize(headers.get("x-bctrl-request-id"), key),
+        request_id=fields.request_id or request_id_in(headers.get, authorization),
         hint=fields.hint,
         retry_after=parse_retry_after(headers, now),
         body=excerpt_of(body, key),
     )
+
+
+def request_id_in(header: Callable[[str], str | None], authorization: str) -> str | None:
+    """Return the server's id of a request, given a function that returns a header by its name."""
+    for name in ("x-request-id", "x-bctrl-request-id"):
+        found = header(name)
+        if found and (text := sanitize(found, bearer_key(authorization))) is not None:
+            return text
+    return None
 
 
 def _reason_phrase(status: int) -> str:

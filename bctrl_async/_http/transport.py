@@ -23,7 +23,7 @@ from bctrl_async._http.identity import check_answer, names_in
 from bctrl_async._http.listing import Slices
 from bctrl_async._http.operations import LONG_BODY, MAX_BODY, Operation
 from bctrl_async._http.redaction import detached
-from bctrl_async._http.response import parse_error, unusable
+from bctrl_async._http.response import parse_error, request_id_in, unusable
 from bctrl_async._http.serializer import NO_CONTENT_TYPE
 from bctrl_async.errors import BctrlError, session_closed
 
@@ -34,6 +34,26 @@ _T = TypeVar("_T")
 _CONNECT_SHARE = 0.9
 
 _OK, _REDIRECTS = 200, 300
+
+
+class Sending(Protocol[_T]):
+    """The part of a call that an attempt needs, and where it records what it knows."""
+
+    @property
+    def operation(self) -> Operation[_T]: ...
+    @property
+    def workspace_id(self) -> str: ...
+    @property
+    def alias(self) -> str | None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def limit(self) -> aiohttp.ClientTimeout: ...
+
+    request_id: str | None
+
+    def on_connection(self) -> None:
+        """Record that the request has its connection: from then on it may have been sent."""
 
 
 class _Response(Protocol):
@@ -65,34 +85,25 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
 async def send_once(
     http: aiohttp.ClientSession,
     fast_path: FastPath | None,
-    operation: Operation[_T],
+    call: Sending[_T],
     url: URL,
-    path: str,
-    *,
     headers: CIMultiDict[str],
-    limit: aiohttp.ClientTimeout,
-    connected: Callable[[], object],
-    asked_for: tuple[str, str | None] | None = None,
+    *,
+    check_answers: bool,
     answered: Callable[[int], object] | None = None,
 ) -> _T | BctrlError:
-    """Send a request without a body, and parse the response.
+    """Send a request without a body, and return the parsed response, or an error in its place.
 
     Args:
         http: The pool.
         fast_path: The fast path to its connections, if that is open.
-        operation: The operation to make.
+        call: The call that it is an attempt of.
         url: The base URL.
-        path: The encoded path, from its root.
         headers: All headers, including `Authorization`.
-        limit: The time limits, from `time_limit`.
-        connected: Called once the request has a connection: from then on it may have been sent.
-        asked_for: The workspace and the alias that the answer must be about, with None for a whole
-            workspace; without them an answer about any runtime is accepted.
+        check_answers: Reject an answer about another runtime than the call's.
         answered: Called with the status of the response, before its body is read.
-
-    Returns:
-        The parsed response, or the error in its place.
     """
+    operation, path, limit = call.operation, call.path, call.limit
     if http.closed:
         # While the key was fetched.
         return session_closed()
@@ -100,10 +111,10 @@ async def send_once(
         response: _Response | BctrlError
         body: bytes | None = None
         if fast_path is not None and operation.method == hdrs.METH_POST and fast_path.is_open:
-            response = exchange = await fast_path.post(path, headers, limit, connected)
+            response = exchange = await fast_path.post(path, headers, limit, call.on_connection)
             body = exchange.body
         else:
-            on_connection.set(connected)
+            on_connection.set(call.on_connection)
             response = await _request(
                 http, operation.method, url.with_path(path, encoded=True), headers, limit
             )
@@ -125,13 +136,13 @@ async def send_once(
         return parse_error(status, response.headers, body, authorization, now=datetime.now(UTC))
     if problem is not None or len(body) > max_body:
         parsed: _T | BctrlError = partial_response(
-            status, problem, limit, max_body, stops=operation.stops
+            status, problem, limit, max_body, reads=operation.reads
         )
     elif operation.parse_long is not None and len(body) > LONG_BODY:
         parsed = await _in_slices(operation.parse_long(status, body, authorization))
     else:
         parsed = operation.parse(status, body, authorization)
-    return _check(response, parsed, body, asked_for, authorization)
+    return _check(call, response, parsed, body, authorization, check_answers=check_answers)
 
 
 async def _request(
@@ -161,21 +172,26 @@ async def _request(
 
 
 def _check(
+    call: Sending[_T],
     response: _Response,
     parsed: _T | BctrlError,
     body: bytes,
-    asked_for: tuple[str, str | None] | None,
     authorization: str,
+    *,
+    check_answers: bool,
 ) -> _T | BctrlError:
     """Return the parsed body of a 2xx response, or an error if it settles nothing."""
+    header = response.header if isinstance(response, Exchange) else response.headers.get
+    call.request_id = request_id_in(header, authorization)
+    settled: _T | BctrlError = parsed
+    names: object = parsed
     if isinstance(parsed, BctrlError):
+        parsed.request_id = call.request_id
         content_type = response.headers.get(hdrs.CONTENT_TYPE, "")
-        settled: _T | BctrlError = unusable(parsed, content_type, body, authorization)
-        names: object = names_in(body)
-    else:
-        settled = names = parsed
-    if asked_for is not None:
-        foreign = check_answer(names, *asked_for, authorization)
+        settled = unusable(parsed, content_type, body, authorization)
+        names = names_in(body)
+    if check_answers:
+        foreign = check_answer(names, call.workspace_id, call.alias, authorization, call.request_id)
         if foreign is not None:
             _close_connection(response)
             return foreign

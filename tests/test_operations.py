@@ -1,0 +1,230 @@
+"""The operations of the API: what each does, and what follows from it for errors and retries."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NamedTuple
+
+import aiohttp
+import pytest
+from helpers import Connect
+from servers import http_answer, raw_server
+from test_wire import ONCE, RUNTIME
+
+from bctrl_async import BctrlError, BctrlSession, RetryPolicy
+from bctrl_async._calls.call import Call
+from bctrl_async._http import operations
+from bctrl_async._http.operations import Effect, Operation
+from bctrl_async._http.response import parse_runtime
+from bctrl_async.emulator import Emulator
+
+KEY = "emulator-key"
+ALL: dict[str, Operation[Any]] = {
+    found.name: found for found in vars(operations).values() if isinstance(found, Operation)
+}
+
+
+class Facts(NamedTuple):
+    """What the API's contract says of an operation."""
+
+    method: str
+    path: str
+    effect: Effect
+    repeat_in_doubt: bool
+
+
+_LIST = "/v1/workspaces/ws-1/runtimes"
+FACTS = {
+    "stop": Facts("POST", f"{_LIST}/crm/stop", Effect.STOPS, repeat_in_doubt=True),
+    "get": Facts("GET", f"{_LIST}/crm", Effect.READS, repeat_in_doubt=True),
+    "list": Facts("GET", _LIST, Effect.READS, repeat_in_doubt=True),
+}
+"""A new operation needs a row here, and the contract must say so in `docs/contract/`."""
+
+
+def made_up(effect: Effect, *, repeat_in_doubt: bool) -> Operation[Any]:
+    """Return an operation that the API does not have."""
+    return Operation(
+        name="hold",
+        method="POST",
+        suffix="/hold",
+        effect=effect,
+        repeat_in_doubt=repeat_in_doubt,
+        parse=parse_runtime,
+    )
+
+
+CASES = {
+    **ALL,
+    **{
+        f"{effect.value}, {'' if repeat else 'not '}to be repeated": made_up(
+            effect, repeat_in_doubt=repeat
+        )
+        for effect in Effect
+        for repeat in (True, False)
+    },
+}
+each = pytest.mark.parametrize("operation", CASES.values(), ids=CASES)
+
+DROPPED = "dropped"
+IN_DOUBT = [DROPPED, "500 Error", "502 Bad Gateway"]
+"""Failures of a request that may have taken effect."""
+NOTHING_DONE = ["429 Too Many Requests", "503 Service Unavailable"]
+UNREADABLE = "200 OK"
+
+
+async def outcome(
+    operation: Operation[Any], failure: str, *, policy: RetryPolicy
+) -> tuple[BctrlError, int]:
+    """Make a call whose first request fails; return its error and the number of requests."""
+    requests = 0
+
+    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        if requests > 1:
+            writer.write(http_answer("409 Conflict", b'{"code": "runtime.busy"}'))
+        elif failure == DROPPED:
+            writer.close()
+        else:
+            writer.write(http_answer(failure))
+
+    async with raw_server(handle) as url, BctrlSession(KEY, base_url=url) as session:
+        with pytest.raises(BctrlError) as caught:
+            await session._sender.request(call_of(session, operation, policy))
+    return caught.value, requests
+
+
+def call_of(session: BctrlSession, operation: Operation[Any], policy: RetryPolicy) -> Call[Any]:
+    alias = None if operation.suffix is None else "crm"
+    return session._make_call(operation, session._timeout, policy, "ws-1", alias)
+
+
+AGAIN = RetryPolicy(attempts=2, base=0.001, cap=0.001)
+
+
+def test_every_operation_is_as_the_contract_says() -> None:
+    assert {
+        name: Facts(
+            found.method,
+            found.path("/v1", "ws-1", None if found.suffix is None else "crm"),
+            found.effect,
+            found.repeat_in_doubt,
+        )
+        for name, found in ALL.items()
+    } == FACTS
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_operation_must_say_what_it_does(name: str) -> None:
+    """Fault: a new POST was counted as a read, and was sent twice in doubt."""
+    found = ALL[name]
+    required = ("name", "method", "suffix", "effect", "repeat_in_doubt", "parse")
+    arguments = {field: getattr(found, field) for field in required}
+    for field in required:
+        with pytest.raises(TypeError, match=f"Missing required argument '{field}'"):
+            Operation(**{key: value for key, value in arguments.items() if key != field})
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_aiohttp_repeats_no_request_that_may_not_be_repeated(name: str) -> None:
+    """It repeats those of some methods by itself, on a connection that was lost."""
+    found = ALL[name]
+    assert found.repeat_in_doubt or found.method not in aiohttp.client.IDEMPOTENT_METHODS
+
+
+@each
+@pytest.mark.parametrize("failure", IN_DOUBT)
+async def test_a_request_in_doubt_is_sent_again_only_if_that_does_no_harm(
+    operation: Operation[Any], failure: str
+) -> None:
+    error, requests = await outcome(operation, failure, policy=AGAIN)
+    # aiohttp itself sends a GET again.
+    assert requests == 1 + operation.repeat_in_doubt
+    assert error.attempts == requests or operation.method == "GET"
+
+
+@each
+@pytest.mark.parametrize("failure", NOTHING_DONE)
+async def test_a_request_that_did_nothing_is_sent_again(
+    operation: Operation[Any], failure: str
+) -> None:
+    error, requests = await outcome(operation, failure, policy=AGAIN)
+    assert (requests, error.status, error.may_have_stopped) == (2, 409, False)
+
+
+@each
+async def test_an_unreadable_answer_is_not_asked_for_again(operation: Operation[Any]) -> None:
+    error, requests = await outcome(operation, UNREADABLE, policy=AGAIN)
+    assert (requests, error.status) == (1, 200)
+    assert error.accepted is operation.stops
+
+
+@each
+@pytest.mark.parametrize("failure", [*IN_DOUBT, UNREADABLE])
+async def test_only_a_stop_may_have_stopped_a_runtime(
+    operation: Operation[Any], failure: str
+) -> None:
+    error, _ = await outcome(operation, failure, policy=ONCE)
+    assert error.may_have_stopped is operation.stops
+    assert ("the runtime may have stopped" in str(error)) is operation.stops
+
+
+@each
+@pytest.mark.parametrize("failure", [*IN_DOUBT, UNREADABLE])
+async def test_an_error_advises_to_repeat_only_what_may_be_repeated(
+    operation: Operation[Any], failure: str
+) -> None:
+    error, _ = await outcome(operation, failure, policy=ONCE)
+    words = f"The {operation.name} may have taken effect: look before repeating it"
+    assert str(error).endswith(words) is not operation.repeat_in_doubt
+    assert not ("safe" in str(error) and not operation.repeat_in_doubt)
+
+
+@each
+@pytest.mark.parametrize("connected", [True, False])
+async def test_the_error_of_an_aborted_call_advises_the_same(
+    operation: Operation[Any], *, connected: bool, connect: Connect
+) -> None:
+    async with connect() as session:
+        call = call_of(session, operation, ONCE)
+    call.attempts, call.in_flight, call.is_connected = 1, True, connected
+    error = call.aborted("the run has ended")
+    is_safe = operation.repeat_in_doubt or not connected
+    assert (f"a {operation.name} is safe to repeat" in str(error)) is is_safe
+    assert ("may have taken effect" in str(error)) is not is_safe
+    assert error.may_have_stopped is (operation.stops and connected)
+
+
+@pytest.mark.parametrize("name", ALL)
+async def test_the_emulator_has_a_route_for_every_operation(
+    name: str, emulator: Emulator, session: BctrlSession
+) -> None:
+    """The emulator imports nothing of the client, so nothing else keeps the two together."""
+    answer = await session._sender.request(call_of(session, ALL[name], ONCE))
+    [request] = emulator.requests
+    assert request.operation == name
+    [runtime] = answer if isinstance(answer, list) else [answer]
+    assert runtime.alias == "crm"
+    assert (emulator.status("ws-1", "crm") == "stopped") is ALL[name].stops
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("header", ["x-request-id", "X-Bctrl-Request-Id"])
+@pytest.mark.parametrize("status", ["200 OK", "201 Created", "200 Unreadable", "403 No", "503 No"])
+async def test_a_call_has_the_request_id_of_its_last_answer(
+    name: str, header: str, status: str
+) -> None:
+    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        body = b"?"
+        if status in {"200 OK", "201 Created"}:
+            body = b'{"runtimes": []}' if name == "list" else RUNTIME
+        writer.write(http_answer(status, body, "Content-Type: text/plain", f"{header}: req-7"))
+
+    async with raw_server(handle) as url, BctrlSession(KEY, base_url=url) as session:
+        call = call_of(session, ALL[name], ONCE)
+        sending = asyncio.create_task(session._sender.request(call))
+        await asyncio.wait([sending])
+    error = sending.exception()
+    assert call.request_id == "req-7"
+    assert not isinstance(error, BctrlError) or error.request_id == "req-7"
