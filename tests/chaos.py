@@ -166,7 +166,6 @@ class ChaosRun:
             latency=rng.choice([0.0, 0.002]),
             retry_after=retry_after,
             fault_latency=0.02,
-            drip_interval=0.0002,
         )
         self.targets = [self._target(rng, number) for number in range(targets)]
         self._before = {

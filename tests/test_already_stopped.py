@@ -22,7 +22,7 @@ from bctrl_async import (
     RuntimeStatus,
     StopResult,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 RUNTIME = (
     b'{"alias":"crm","createdAt":"","driver":"","id":"7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",'
@@ -43,9 +43,11 @@ def methods(emulator: Emulator) -> list[str]:
     return [request.method for request in emulator.requests]
 
 
-@pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.BAD_GATEWAY, Fault.GATEWAY_TIMEOUT])
+@pytest.mark.parametrize(
+    "fault", [Fault.DROP_AFTER, Fault.BAD_GATEWAY, Reply(504, takes_effect=True)]
+)
 async def test_a_stop_whose_answer_was_lost_returns_the_runtime_that_it_stopped(
-    emulator: Emulator, session: BctrlSession, fault: Fault
+    emulator: Emulator, session: BctrlSession, fault: Fault | Reply
 ) -> None:
     """Fault: a call raised a conflict for what its own lost attempt had done."""
     emulator.inject(fault)

@@ -49,7 +49,7 @@ def test_the_help_names_every_fault() -> None:
         ("?api_key=secret", f"200 GET  {RUNTIMES}?...\n"),
         ("/a%2Fb%20c", f"404 GET  {RUNTIMES}/a%2Fb%20c (demo, a/b c)\n"),
         ("/%1B%5B2J", f"404 GET  {RUNTIMES}/%1B%5B2J (demo, '\\x1b[2J')\n"),
-        ("/%FF", f"400 GET  {RUNTIMES}/%FF\n"),
+        ("/%FF", f"404 GET  {RUNTIMES}/%FF\n"),
     ],
 )
 async def test_a_request_is_a_line_with_its_status_and_path(

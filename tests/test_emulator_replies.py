@@ -103,13 +103,17 @@ async def test_headers_replace_the_usual_ones_of_any_case(
 @pytest.mark.parametrize(
     ("reply", "body", "content_type"),
     [
-        (Reply(502, body="<h1>Bad</h1>", content_type="text/html"), b"<h1>Bad</h1>", "text/html"),
+        (
+            Reply(502, body="<h1>Bad</h1>", headers={"content-type": "text/html"}),
+            b"<h1>Bad</h1>",
+            "text/html",
+        ),
         (Reply(502, body="é"), "é".encode(), "text/plain; charset=utf-8"),
         (Reply(200, body=b"\xff\x00"), b"\xff\x00", "text/plain; charset=utf-8"),
         (Reply(200, body=""), b"", "text/plain; charset=utf-8"),
         (Reply(418, json={"why": "é"}), '{"why":"é"}'.encode(), "application/json"),
         (
-            Reply(400, json=[], content_type="application/problem+json"),
+            Reply(400, json=[], headers={"Content-Type": "application/problem+json"}),
             b"[]",
             "application/problem+json",
         ),
@@ -236,7 +240,7 @@ async def test_a_bulk_stop_reports_what_a_lost_effect_leaves(
 
 async def test_a_problem_of_a_gateway_is_read(emulator: Emulator, session: BctrlSession) -> None:
     problem = {"title": "Blocked", "detail": "By the firewall."}
-    emulator.inject(Reply(422, json=problem, content_type="application/problem+json"))
+    emulator.inject(Reply(422, json=problem, headers={"Content-Type": "application/problem+json"}))
     with pytest.raises(BctrlValidationError, match="By the firewall"):
         await session.stop_runtime("ws-1", "crm")
 
@@ -270,33 +274,33 @@ async def test_a_204_is_not_taken_for_a_stop(emulator: Emulator, connect: Connec
         ),
         (
             lambda: Reply(429, headers=cast("dict[str, str]", {1: "x"})),
-            "headers has 1: give names of letters",
+            "a header's name is 1: give str, not int",
         ),
         (lambda: Reply(429, headers=cast("dict[str, str]", None)), "headers is None: give Mapping"),
-        (lambda: Reply(429, headers={"a b": "x"}), "headers has 'a b': give names of letters"),
+        (lambda: Reply(429, headers={"a b": "x"}), "headers has 'a b': 'x', which HTTP"),
         (
             lambda: Reply(429, headers={"x": "1\r\ny: 2"}),
-            r"headers\['x'\] is '1\\r\\ny: 2': leave out control characters",
+            r"headers has 'x': '1\\r\\ny: 2', which HTTP cannot express",
         ),
-        (
-            lambda: Reply(200, body="", headers={"content-length": "9"}),
-            "headers has 'content-length': leave it out",
-        ),
-        (lambda: Reply(200, body="", content_type="a\n"), "content_type is .* control characters"),
         (lambda: Reply(200, json=1, body=""), "json and body are both given"),
-        (lambda: Reply(403, code="x", json={}), "code is for the API's error body: put it into"),
-        (lambda: Reply(403, hint="x", body=""), "hint is for the API's error body: put it into"),
-        (lambda: Reply(200, code="x"), "code is for .*, which 200 does not have: give a status"),
-        (lambda: Reply(403, content_type="text/html"), "content_type is for json or body"),
+        (lambda: Reply(403, code="x", json={}), "code and json are both given"),
+        (lambda: Reply(403, hint="x", body=""), "hint and body are both given"),
+        (lambda: Reply(200, code="x"), "code is for .*: give a status of 400 to 599, not 200"),
         (lambda: Reply(200, json=object()), "json cannot be sent: Object of type object"),
         (lambda: Reply(200, json="\ud800"), "json cannot be sent: .*surrogates not allowed"),
         (lambda: Reply(200, body="\ud800"), "body cannot be sent: .*surrogates not allowed"),
         (
             lambda: Emulator().inject(cast("Fault", "hang")),
-            "fault is 'hang': give a member of Fault, a Reply, or None",
+            "fault is 'hang': give Fault or Reply, not str",
         ),
-        (lambda: Emulator().inject(cast("Fault", [Fault.HANG])), "fault is .*: give a member of"),
-        (lambda: Emulator().poison("ws", "a", cast("Fault", 403)), "fault is 403: give a member"),
+        (
+            lambda: Emulator().inject(cast("Fault", [Fault.HANG])),
+            "fault is .*: give Fault or Reply",
+        ),
+        (
+            lambda: Emulator().poison("ws", "a", cast("Fault", 403)),
+            "fault is 403: give Fault or Reply",
+        ),
         (
             lambda: Emulator(faults={cast("Fault", Reply(403)): 1}),
             r"faults has Reply\(status=403.*: give members of Fault",

@@ -136,7 +136,7 @@ class TestResults:
         """A stop is not retried in this case, because it was carried out."""
         recorder = Recorder()
         async with (
-            Emulator(port=0, drip_interval=BOUND) as slow,
+            Emulator(port=0, fault_latency=3600) as slow,
             connect(base_url=slow.url, timeout=40, observer=recorder) as session,
         ):
             slow.add_runtime("ws-1", "crm")

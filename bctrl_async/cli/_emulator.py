@@ -93,7 +93,7 @@ Examples:
 
 Faults:
   latency, rate_limited, rate_limited_retry_after, server_error, bad_gateway,
-  unavailable, gateway_timeout, drop_before, drop_after, close_kept_alive,
+  unavailable, drop_before, drop_after, close_kept_alive,
   hang, slow_drip, truncated_json, malformed_json, wrong_shape, oversized,
   compressed_bomb, unknown_values, failed, accepted, redirect, stray_answer,
   late_stray_answer, foreign_not_found, login_page

@@ -5,10 +5,10 @@ hide on both sides. Runtimes follow ``docs/contract/openapi.yaml``; error respon
 ``errors.md`` beside it, "contract errors.md" below.
 """
 
+from bctrl_async.emulator._assertions import ReceivedRequest
+from bctrl_async.emulator._contract import WireRuntime
 from bctrl_async.emulator._faults import Fault
-from bctrl_async.emulator._reply import Reply
-from bctrl_async.emulator._requests import ReceivedRequest
-from bctrl_async.emulator._runtimes import WireRuntime
+from bctrl_async.emulator._replies import Reply
 from bctrl_async.emulator._server import Emulator
 
 __all__ = ["Emulator", "Fault", "ReceivedRequest", "Reply", "WireRuntime"]

@@ -1,15 +1,25 @@
-"""The faults of the emulator, and the plan that chooses one for each request."""
+"""The faults of the emulator: what each answers, how it is sent, and which stop meets it."""
 
+import asyncio
 import bisect
+import functools
+import gzip
 import hashlib
 import itertools
-from collections import Counter, defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
+from types import NoneType
+from typing import Self, cast
 
-from bctrl_async.emulator._arguments import check_type
-from bctrl_async.emulator._reply import Reply
-from bctrl_async.emulator._routes import Route
+from aiohttp import web
+
+from bctrl_async.emulator import _replies as replies
+from bctrl_async.emulator._contract import Route, check, make_runtime
+from bctrl_async.emulator._replies import Payload, Reply, dump
+
+_MIB = 2**20
 
 
 class Fault(StrEnum):
@@ -19,21 +29,28 @@ class Fault(StrEnum):
     of a `GET` changes the response in the same way, but never a runtime.
     """
 
+    takes_effect: bool
+    """True if a stop with this fault ends the runtime."""
+
+    def __new__(cls, value: str, effect: str = "stops") -> Self:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.takes_effect = effect == "stops"
+        return member
+
     LATENCY = "latency"
     """The normal response, `fault_latency` seconds late; the runtime is stopped."""
-    RATE_LIMITED = "rate_limited"
+    RATE_LIMITED = "rate_limited", "nothing"
     """429 without Retry-After; nothing is stopped."""
-    RATE_LIMITED_RETRY_AFTER = "rate_limited_retry_after"
+    RATE_LIMITED_RETRY_AFTER = "rate_limited_retry_after", "nothing"
     """429 with Retry-After; nothing is stopped."""
-    SERVER_ERROR = "server_error"
+    SERVER_ERROR = "server_error", "nothing"
     """500 with the documented JSON error body; nothing is stopped, but a client cannot know."""
     BAD_GATEWAY = "bad_gateway"
     """502 with the HTML page of a proxy; the runtime is stopped behind the proxy."""
-    UNAVAILABLE = "unavailable"
+    UNAVAILABLE = "unavailable", "nothing"
     """503 with Retry-After; nothing is stopped."""
-    GATEWAY_TIMEOUT = "gateway_timeout"
-    """504 with the HTML page of a proxy; the runtime is stopped behind the proxy."""
-    DROP_BEFORE = "drop_before"
+    DROP_BEFORE = "drop_before", "nothing"
     """The connection closes without a response; nothing is stopped."""
     DROP_AFTER = "drop_after"
     """The connection closes without a response; the runtime is stopped."""
@@ -42,7 +59,7 @@ class Fault(StrEnum):
     HANG = "hang"
     """No response until the client or the emulator closes; the runtime is stopped."""
     SLOW_DRIP = "slow_drip"
-    """The normal response, one byte every `drip_interval` seconds; the runtime is stopped."""
+    """The normal response, byte by byte in `fault_latency` seconds; the runtime is stopped."""
     TRUNCATED_JSON = "truncated_json"
     """The normal response, closed in the middle of its body; the runtime is stopped."""
     MALFORMED_JSON = "malformed_json"
@@ -59,52 +76,183 @@ class Fault(StrEnum):
     """200 with status "failed"; the runtime's status becomes "failed"."""
     ACCEPTED = "accepted"
     """200 with status "active"; the runtime is stopped."""
-    REDIRECT = "redirect"
+    REDIRECT = "redirect", "nothing"
     """307 to a path of this server that answers 404; nothing is stopped."""
     STRAY_ANSWER = "stray_answer"
     """The normal response and, in the same segment, a 403 too many; the runtime is stopped."""
     LATE_STRAY_ANSWER = "late_stray_answer"
     """The normal response, and a 200 about another runtime `fault_latency` seconds later; the
     runtime is stopped."""
-    FOREIGN_NOT_FOUND = "foreign_not_found"
+    FOREIGN_NOT_FOUND = "foreign_not_found", "nothing"
     """404 with the JSON of another service, without a `code`; nothing is stopped."""
-    LOGIN_PAGE = "login_page"
+    LOGIN_PAGE = "login_page", "nothing"
     """200 with the HTML page of a proxy that wants a login; nothing is stopped."""
 
-    @property
-    def takes_effect(self) -> bool:
-        """True if a stop with this fault ends the runtime."""
-        return self not in _WITHOUT_EFFECT
 
-
-_WITHOUT_EFFECT = frozenset(
-    {
-        Fault.RATE_LIMITED,
-        Fault.RATE_LIMITED_RETRY_AFTER,
-        Fault.SERVER_ERROR,
-        Fault.UNAVAILABLE,
-        Fault.DROP_BEFORE,
-        Fault.REDIRECT,
-        Fault.FOREIGN_NOT_FOUND,
-        Fault.LOGIN_PAGE,
-    }
+UNANSWERED = frozenset({Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HANG})
+_CLOSING = frozenset(
+    {Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.CLOSE_KEPT_ALIVE, Fault.TRUNCATED_JSON}
 )
+
+
+def _page(status: int, title: str) -> Reply:
+    html = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
+    return Reply(status, body=html, headers={"Content-Type": "text/html"})
+
+
+_REPLIES: dict[Fault | None, Reply] = {
+    Fault.RATE_LIMITED: replies.TOO_MANY,
+    Fault.RATE_LIMITED_RETRY_AFTER: replies.TOO_MANY,
+    Fault.SERVER_ERROR: Reply(500, message="Something broke.", hint="Report the request id."),
+    Fault.UNAVAILABLE: Reply(503, message="Out for maintenance.", hint="Try again later."),
+    # Proxies and the gateway of another service (Kong's) answer these, not the API.
+    Fault.BAD_GATEWAY: _page(502, "502 Bad Gateway"),
+    Fault.LOGIN_PAGE: _page(200, "Sign in"),
+    Fault.FOREIGN_NOT_FOUND: Reply(404, json={"message": "no Route matched with those values"}),
+}
+
+
+def _with_unknown_values(payload: Payload) -> Payload:
+    if "runtimes" in payload:
+        return {"runtimes": [*map(_with_unknown_values, payload["runtimes"])], "next": 2}
+    summary = {**payload["summary"], "launchMode": "teleport", "gpu": {"count": 2}}
+    unknown = {"kind": "hologram", "status": "paused", "summary": summary, "region": "moon"}
+    return {**payload, **unknown}
+
+
+@functools.cache
+def _bomb() -> bytes:
+    return gzip.compress(b'{"padding":"%b"}' % (b"x" * 64 * _MIB))
+
+
+@functools.cache
+def _padding() -> bytes:
+    """The end of an oversized body; encoding it as JSON each time would take long."""
+    return b',"padding":"%b"}' % (b"x" * 2 * _MIB)
+
+
+# These faults answer 200 with a body of their own, even for a runtime that is not active.
+_BODIES: dict[Fault | None, Callable[[Payload], bytes]] = {
+    Fault.MALFORMED_JSON: lambda payload: dump(payload).replace(b":", b"="),
+    Fault.WRONG_SHAPE: lambda _: b'{"ok":true}',
+    Fault.OVERSIZED: lambda payload: dump(payload)[:-1] + _padding(),
+    Fault.COMPRESSED_BOMB: lambda _: _bomb(),
+    Fault.UNKNOWN_VALUES: lambda payload: dump(_with_unknown_values(payload)),
+    Fault.FAILED: dump,
+    Fault.ACCEPTED: lambda payload: dump({**payload, "status": "active"}),
+}
+
+
+def _wire(response: web.Response) -> tuple[bytes, bytes]:
+    """Return the head and the body of a response as they are sent."""
+    body = cast("bytes", response.body)
+    lines = [
+        f"HTTP/1.1 {response.status} {response.reason}",
+        *(f"{name}: {value}" for name, value in response.headers.items()),
+        f"Content-Length: {len(body)}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode(), body
+
+
+_STRAY = b"".join(_wire(replies.response_to(replies.FORBIDDEN, {}, "req_stray")))
+_STRAY_RUNTIME = make_runtime("stray", "stray", status="stopped")
+_LATE_STRAY = b"".join(_wire(replies.response_to(replies.OK, _STRAY_RUNTIME, "req_stray")))
+# These faults send the head and the body of the response in pieces, or not at all.
+_PIECES: dict[Fault, Callable[[bytes, bytes], list[bytes]]] = {
+    Fault.DROP_BEFORE: lambda *_: [],
+    Fault.DROP_AFTER: lambda *_: [],
+    Fault.CLOSE_KEPT_ALIVE: lambda head, body: [head + body],
+    Fault.TRUNCATED_JSON: lambda head, body: [head + body[: len(body) // 2]],
+    Fault.SLOW_DRIP: lambda head, body: [head, *(bytes((byte,)) for byte in body)],
+    Fault.STRAY_ANSWER: lambda head, body: [head + body + _STRAY],
+    Fault.LATE_STRAY_ANSWER: lambda head, body: [head + body, _LATE_STRAY],
+}
+
+
+class Answers:
+    """Makes and sends the responses of an emulator; each of the API has its own request id."""
+
+    def __init__(self, retry_after: str | None, fault_latency: float) -> None:
+        check(str, NoneType, retry_after=retry_after)
+        headers = {} if retry_after is None else {"Retry-After": retry_after}
+        self._replies = {**_REPLIES}
+        for fault in (Fault.RATE_LIMITED_RETRY_AFTER, Fault.UNAVAILABLE):
+            self._replies[fault] = replace(_REPLIES[fault], headers=headers)
+        self._fault_latency = fault_latency
+        self._numbers = itertools.count(1)
+
+    def to(self, reply: Reply, payload: Payload = replies.NO_PAYLOAD) -> web.Response:
+        """Return the response of a reply; the payload is the JSON of a normal response."""
+        return replies.response_to(reply, payload, f"req_{next(self._numbers)}")
+
+    def respond(
+        self, fault: Fault | Reply | None, payload: Payload, raw_path: str, *, conflict: bool
+    ) -> web.Response:
+        """Return the response to a valid request: 409 on a conflict, if the fault has none."""
+        if isinstance(fault, Reply):
+            return self.to(fault, payload)
+        if fault is Fault.REDIRECT:
+            return web.Response(status=307, headers={"Location": f"/moved{raw_path}"})
+        if reply := self._replies.get(fault):
+            return self.to(reply)
+        if conflict and fault not in _BODIES:
+            return self.to(replies.NOT_ACTIVE)
+        response = self.to(replies.OK, payload)
+        if make := _BODIES.get(fault):
+            response.body = make(payload)
+        if fault is Fault.COMPRESSED_BOMB:
+            response.headers["Content-Encoding"] = "gzip"
+        return response
+
+    async def send(
+        self, request: web.BaseRequest, response: web.Response, fault: Fault | Reply | None
+    ) -> web.StreamResponse:
+        """Send a response as its fault wants it: whole, in pieces, cut, followed, or not at all."""
+        if fault is Fault.HANG:
+            # This handler is cancelled when the connection closes.
+            await asyncio.Future[None]()
+        if not isinstance(fault, Fault) or fault not in _PIECES:
+            return response
+        pieces = _PIECES[fault](*_wire(response))
+        transport = cast("asyncio.Transport", request.transport)
+        for number, piece in enumerate(pieces):
+            if number:
+                await asyncio.sleep(self._fault_latency / (len(pieces) - 1))
+            transport.write(piece)
+        if fault in _CLOSING:
+            request.protocol.force_close()
+        return _Written()
+
+
+class _Written(web.StreamResponse):
+    """A response that is written already, on a connection that is kept alive."""
+
+    @property
+    def keep_alive(self) -> bool:
+        """True, for aiohttp keeps the connection only then."""
+        return True
+
+    async def prepare(self, _: web.BaseRequest) -> None:
+        """Write no head."""
+
+    async def write_eof(self, _: bytes = b"") -> None:
+        """Write no body."""
 
 
 class FaultPlan:
     """The faults of future requests: poison first, then queued faults, then random ones."""
 
     def __init__(self, probabilities: Mapping[Fault, float], seed: int) -> None:
-        check_type("faults", probabilities, Mapping)
+        check(Mapping, faults=probabilities)
         for fault, share in probabilities.items():
             if fault not in set(Fault):
                 raise ValueError(f"faults has {fault!r}: give members of Fault")
-            check_type(f"faults[{fault}]", share, int, float)
+            check(int, float, **{f"faults[{fault}]": share})
             if not 0 <= share <= 1:
                 raise ValueError(f"faults has {fault} at {share}: give a probability of 0 to 1")
         if (total := sum(probabilities.values())) > 1 + 1e-9:
             raise ValueError(f"faults add up to {total}: give probabilities of at most 1 together")
-        # In the order of `Fault`, so that a seed does not depend on the order of the mapping.
+        # The order of `Fault` lets a seed not depend on the order of the mapping.
         faults = [fault for fault in Fault if probabilities.get(fault)]
         self._bounds = list(itertools.accumulate(probabilities[fault] for fault in faults))
         self._choices = [*faults, None]
@@ -113,35 +261,28 @@ class FaultPlan:
         self._queues = defaultdict(deque)
         self._poison: dict[tuple[str, str | None], Fault | Reply | None] = {}
 
-    def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
-        check_type("workspace_id", workspace_id, str)
-        check_type("alias", alias, str)
-        _check(fault)
-        self._poison[workspace_id, alias] = fault
+    def poison(self, target: tuple[str, str], fault: Fault | Reply | None) -> None:
+        check(Fault, Reply, NoneType, fault=fault)
+        self._poison[target] = fault
 
     def add(self, faults: Sequence[Fault | Reply | None], *key: str | None) -> None:
         for fault in faults:
-            _check(fault)
+            check(Fault, Reply, NoneType, fault=fault)
         self._queues[key].extend(faults)
 
-    def next(self, route: Route, received: Counter[tuple[str, str]]) -> Fault | Reply | None:
+    def next(self, route: Route, stops: int) -> Fault | Reply | None:
+        """Return what a request meets; `stops` is the number of its target's stops so far."""
         operation, workspace_id, alias = route
         if (poison := self._poison.get((workspace_id, alias))) is not None:
             return poison
         if self._queues:
             targets = ((workspace_id, alias), (workspace_id, None), (None, alias), (None, None))
             for target in targets:
-                if queue := self._queues.get((route.method, *target)):
+                if queue := self._queues.get((operation.method, *target)):
                     return queue.popleft()
-        if not self._bounds or operation != "stop" or alias is None:
+        if not self._bounds or not operation.stops:
             return None
-        number = received[workspace_id, alias]
         # The length keeps ("a", "bc") and ("ab", "c") apart.
-        text = f"{self._seed}:{number}:{len(workspace_id)}:{workspace_id}{alias}"
+        text = f"{self._seed}:{stops}:{len(workspace_id)}:{workspace_id}{alias}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return self._choices[bisect.bisect(self._bounds, int.from_bytes(digest) / 2**64)]
-
-
-def _check(fault: Fault | Reply | None) -> None:
-    if fault is not None and not isinstance(fault, Fault | Reply):
-        raise ValueError(f"fault is {fault!r:.50}: give a member of Fault, a Reply, or None")

@@ -3,58 +3,23 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from types import MappingProxyType
-from typing import Self, cast
+from types import MappingProxyType, NoneType
+from typing import Self
 
 from aiohttp import web
 
-from bctrl_async.emulator._arguments import check_seconds, check_texts, check_type
-from bctrl_async.emulator._expectations import StopLog, targets_of
-from bctrl_async.emulator._faults import Fault, FaultPlan
-from bctrl_async.emulator._replies import (
-    NO_KEY,
-    NO_ROUTE,
-    NO_RUNTIME,
-    TOO_MANY,
-    UNDECODABLE,
-    WRONG_METHOD,
-    Payload,
-    ReplyMaker,
-    WireReply,
-)
-from bctrl_async.emulator._reply import Reply
-from bctrl_async.emulator._requests import ReceivedRequest
-from bctrl_async.emulator._routes import Route, parse_route
-from bctrl_async.emulator._runtimes import WireRuntime, end_runtime, make_runtime
-from bctrl_async.emulator._sending import STREAMED, send_with_stray, stream
+from bctrl_async.emulator import _contract as contract
+from bctrl_async.emulator import _replies as replies
+from bctrl_async.emulator._assertions import ReceivedRequest, Target, explain
+from bctrl_async.emulator._faults import UNANSWERED, Answers, Fault, FaultPlan
+from bctrl_async.emulator._replies import Reply
 
 _METHODS = ("POST", "GET")
 _BURST_SECONDS = 0.25
 # An accepted connection becomes visible three iterations of the event loop later.
 _ACCEPT_ITERATIONS = 4
-
-
-class _RateLimit:
-    """A generic cell rate algorithm (GCRA) with bursts of a quarter of a second."""
-
-    def __init__(self, rate: float | None) -> None:
-        if rate is not None:
-            check_type("rate_limit", rate, int, float)
-        if rate is not None and not 0 < rate < math.inf:
-            raise ValueError(f"rate_limit is {rate}: give stops a second, above 0")
-        self._interval = None if rate is None else 1 / rate
-        self._empty_at = -math.inf
-
-    def exceeded(self) -> bool:
-        if self._interval is None:
-            return False
-        now = asyncio.get_running_loop().time()
-        if self._empty_at - now > _BURST_SECONDS:
-            return True
-        self._empty_at = max(self._empty_at, now) + self._interval
-        return False
 
 
 class Emulator:
@@ -68,7 +33,12 @@ class Emulator:
     requests to other targets. Every request is kept in `requests`, so memory grows with their
     number.
 
+    A workspace has the name that `add_runtime` was given, and the UUID that its responses have.
+    Requests and the methods of the emulator may use either; what is recorded has the name. A
+    method raises a ValueError for an argument that is not of its type.
+
     Attributes:
+        api_key: The key that requests must carry. Assign another one to rotate it.
         requests: Every request, in order of arrival.
         received: The number of stops with a valid path, method and key for each
             `(workspace_id, alias)`, even of an unknown runtime. Reads are in `requests` only.
@@ -83,9 +53,8 @@ class Emulator:
         latency: Seconds before every response, 0 or more.
         retry_after: The Retry-After of the faults that have one, in any form (contract errors.md);
             None omits the header.
-        fault_latency: Seconds that `Fault.LATENCY` adds, and by which the answer that is one too
-            many is late with `Fault.LATE_STRAY_ANSWER`; 0 or more.
-        drip_interval: Seconds between two bytes of `Fault.SLOW_DRIP`, 0 or more.
+        fault_latency: Seconds that `Fault.LATENCY` adds, that the body of `Fault.SLOW_DRIP` takes,
+            and by which the second answer of `Fault.LATE_STRAY_ANSWER` is late; 0 or more.
         rate_limit: Requests per second, above 0, with bursts of a quarter of a second. Further
             requests get a 429. None means no limit.
         on_request: A function that is called with each request, once it has been added to
@@ -107,37 +76,38 @@ class Emulator:
         latency: float = 0.0,
         retry_after: str | None = "1",
         fault_latency: float = 0.05,
-        drip_interval: float = 0.01,
         rate_limit: float | None = None,
         on_request: Callable[[ReceivedRequest], object] | None = None,
     ) -> None:
-        check_type("host", host, str)
-        check_type("port", port, int)
-        check_type("api_key", api_key, str)
-        check_type("seed", seed, int)
-        check_seconds(latency=latency, fault_latency=fault_latency, drip_interval=drip_interval)
+        contract.check(str, host=host, api_key=api_key)
+        contract.check(int, port=port, seed=seed)
+        contract.check(int, float, NoneType, rate_limit=rate_limit)
+        contract.check_seconds(latency=latency, fault_latency=fault_latency)
         if not 0 <= port <= 65535:  # noqa: PLR2004 - the largest TCP port
             raise ValueError(f"port is {port}: give 0 to 65535, 0 for any free port")
         if not api_key:
             raise ValueError("api_key is empty: give the key that requests must carry")
+        if rate_limit is not None and not 0 < rate_limit < math.inf:
+            raise ValueError(f"rate_limit is {rate_limit}: give stops a second, above 0")
         if on_request is not None and not callable(on_request):
             raise ValueError(f"on_request is {on_request!r}: give a function of a ReceivedRequest")
+        self.api_key = api_key
+        self.requests: list[ReceivedRequest] = []
+        self.received: Counter[Target] = Counter()
         self._host = host
         self._port = port
-        self._authorization = f"Bearer {api_key}"
         self._latency = latency
-        self._replies = ReplyMaker(retry_after)
         self._fault_latency = fault_latency
-        self._drip_interval = drip_interval
-        self._rate_limit = _RateLimit(rate_limit)
+        self._answers = Answers(retry_after, fault_latency)
+        self._interval = 0.0 if rate_limit is None else 1 / rate_limit
+        self._empty_at = -math.inf
         self._on_request = on_request
         self._faults = FaultPlan({} if faults is None else faults, seed)
-        self._runtimes: dict[tuple[str, str], WireRuntime] = {}
-        self._ended: set[tuple[str, str]] = set()
+        self._names: dict[str, str] = {}
+        self._runtimes: dict[Target, contract.WireRuntime] = {}
+        self._ended: set[Target] = set()
         self._url: str | None = None
         self._listener: asyncio.Server | None = None
-        self.requests: list[ReceivedRequest] = []
-        self.received: Counter[tuple[str, str]] = Counter()
 
     def __repr__(self) -> str:
         where = "not started" if self._url is None else self._url
@@ -156,7 +126,7 @@ class Emulator:
         return self._url
 
     @property
-    def runtimes(self) -> Mapping[tuple[str, str], WireRuntime]:
+    def runtimes(self) -> Mapping[Target, contract.WireRuntime]:
         """A live view of all runtimes by `(workspace_id, alias)`."""
         return MappingProxyType(self._runtimes)
 
@@ -239,65 +209,60 @@ class Emulator:
         Raises:
             ValueError: An argument is invalid.
         """
-        self._runtimes[workspace_id, alias] = make_runtime(
+        runtime = contract.make_runtime(
             workspace_id, alias, kind=kind, status=status, created_at=created_at
         )
+        self._names[workspace_id] = workspace_id
+        self._names.setdefault(runtime["workspaceId"], workspace_id)
+        self._runtimes[workspace_id, alias] = runtime
         self._ended.discard((workspace_id, alias))
 
     def status(self, workspace_id: str, alias: str) -> str | None:
         """Return the true status of a runtime, whatever its last response said.
 
-        Args:
-            workspace_id: As given to `add_runtime`.
-            alias: As given to `add_runtime`.
-
         Returns:
             `active`, `stopped` or `failed`; None for an unknown runtime.
-
-        Raises:
-            ValueError: A name is not text.
         """
-        check_type("workspace_id", workspace_id, str)
-        check_type("alias", alias, str)
-        runtime = self._runtimes.get((workspace_id, alias))
+        runtime = self._runtimes.get(self._target(workspace_id, alias))
         return None if runtime is None else runtime["status"]
 
     def assert_stopped(self, workspace_id: str, *aliases: str, only: bool = False) -> None:
-        """Assert that stops of some runtimes were received, and that they are stopped.
+        """Assert that stops of some runtimes, at least one, were received, and they are stopped.
 
         Args:
-            workspace_id: As given to `add_runtime`.
-            *aliases: As given to `add_runtime`, at least one.
+            workspace_id: The workspace.
+            *aliases: The runtimes.
             only: Also assert that no stop of any other runtime was received, whatever its answer.
 
         Raises:
-            AssertionError: It is not so. The message has a line for each difference (`-` for a
-                runtime that is not stopped, `+` for a stop of another), with the answers to the
-                stops and with similar names.
-            ValueError: There is no alias, or a name is not text.
+            AssertionError: It is not so. The message has a line with the status and the answers for
+                each runtime: `-` if it is not stopped, `+` for a stop of another.
         """
         __tracebackhide__ = True
-        targets = targets_of(workspace_id, aliases)
-        log = StopLog(self._runtimes, self._ended, self.stops)
-        if difference := log.explain_not_stopped(targets, only=only):
-            raise AssertionError(difference)
+        targets = self._targets(workspace_id, aliases)
+        stops = self.stops
+        received = dict.fromkeys(stop.target for stop in stops)
+        missing = [it for it in targets if it not in received or self.status(*it) != "stopped"]
+        others = [target for target in received if target not in targets]
+        if missing or (only and others):
+            heading = "not stopped as expected:" if missing else "others were stopped as well:"
+            raise AssertionError(
+                explain(heading, {"-": missing, "+": others}, self._runtimes, stops)
+            )
 
     def assert_not_stopped(self, workspace_id: str, *aliases: str) -> None:
-        """Assert that some runtimes were added, and that no stop of them took effect.
-
-        Args:
-            workspace_id: As given to `add_runtime`.
-            *aliases: As given to `add_runtime`, at least one.
+        """Assert that some runtimes, at least one, were added, and that no stop of them had effect.
 
         Raises:
-            AssertionError: A runtime was stopped, or was never added. The message has a line for
-                each, with the answers to its stops and with similar names.
-            ValueError: There is no alias, or a name is not text.
+            AssertionError: A runtime was stopped, or was never added. The message has a line with
+                the status and the answers for each.
         """
         __tracebackhide__ = True
-        targets = targets_of(workspace_id, aliases)
-        if difference := StopLog(self._runtimes, self._ended, self.stops).explain_stopped(targets):
-            raise AssertionError(difference)
+        targets = self._targets(workspace_id, aliases)
+        found = [it for it in targets if it in self._ended or it not in self._runtimes]
+        if found:
+            heading = "stopped, or never added:"
+            raise AssertionError(explain(heading, {"+": found}, self._runtimes, self.stops))
 
     def inject(
         self,
@@ -318,107 +283,107 @@ class Emulator:
             method: `POST` for stops, `GET` for reads; a list has no alias.
 
         Raises:
-            ValueError: The method is neither `POST` nor `GET`, a fault is something else, or a name
-                is not text.
+            ValueError: The method is neither `POST` nor `GET`, or a fault is something else.
         """
-        check_texts(workspace_id=workspace_id, alias=alias)
+        contract.check(str, NoneType, workspace_id=workspace_id, alias=alias)
         if method not in _METHODS:
             raise ValueError(f"method is {method!r}: give one of {', '.join(_METHODS)}")
-        self._faults.add(faults, method, workspace_id, alias)
+        name = self._names.get(workspace_id or "", workspace_id)
+        self._faults.add(faults, method, name, alias)
 
     def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
         """Give a runtime a fault or reply that every stop and every read of it meets.
 
-        It precedes queued and random faults.
-
-        Args:
-            workspace_id: As given to `add_runtime`.
-            alias: As given to `add_runtime`.
-            fault: The fault or reply, in place of an earlier one; None clears it.
-
-        Raises:
-            ValueError: The fault is something else, or a name is not text.
+        It precedes queued and random faults, and replaces an earlier one; None clears it.
         """
-        self._faults.poison(workspace_id, alias, fault)
+        self._faults.poison(self._target(workspace_id, alias), fault)
+
+    def _target(self, workspace_id: str, alias: str) -> Target:
+        contract.check(str, workspace_id=workspace_id, alias=alias)
+        return self._names.get(workspace_id, workspace_id), alias
+
+    def _targets(self, workspace_id: str, aliases: Sequence[str]) -> list[Target]:
+        if not aliases:
+            raise ValueError("no alias is given: name the runtimes, each as an argument")
+        return list(dict.fromkeys(self._target(workspace_id, alias) for alias in aliases))
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read() if request.body_exists else b""
-        route, fault, reply = self._decide(request)
+        route = contract.parse_route(request.raw_path)
+        if route is not None:
+            name = self._names.get(route.workspace_id, route.workspace_id)
+            route = route._replace(workspace_id=name)
+        fault, response = self._decide(request, route)
+        operation, workspace_id, alias = route or (None, None, None)
         received = ReceivedRequest(
-            route.workspace_id if route else None,
-            route.alias if route else None,
+            workspace_id,
+            alias,
             request.method,
             request.raw_path,
             request.headers,
             body,
             fault,
-            reply.status if reply else None,
-            route.operation if route and route.method == request.method else None,
+            None if fault in UNANSWERED else response.status,
+            operation.name if operation and operation.method == request.method else None,
             asyncio.get_running_loop().time() - self._started_at,
         )
         self.requests.append(received)
         if self._on_request is not None:
             self._on_request(received)
-        delay = self._latency + self._fault_latency * (fault is Fault.LATENCY)
-        if delay:
+        if delay := self._latency + self._fault_latency * (fault is Fault.LATENCY):
             await asyncio.sleep(delay)
-        if reply is None:
-            if fault is not Fault.HANG:
-                request.protocol.force_close()
-            # This handler is cancelled when the connection closes.
-            never: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
-            return await never
-        if fault in STREAMED:
-            return await stream(request, reply, fault, self._drip_interval)
-        if (stray := self._replies.stray(fault)) is not None:
-            late_by = self._fault_latency * (fault is Fault.LATE_STRAY_ANSWER)
-            return await send_with_stray(request, reply, stray, late_by)
-        return web.Response(status=reply.status, body=reply.body, headers=reply.headers)
+        return await self._answers.send(request, response, fault)
 
     def _decide(
-        self, request: web.BaseRequest
-    ) -> tuple[Route | None, Fault | Reply | None, WireReply | None]:
-        """Choose the reply and update the runtime, without awaiting: requests cannot interleave."""
-        try:
-            route = parse_route(request.raw_path)
-        except ValueError:
-            return None, None, self._replies.error(UNDECODABLE)
+        self, request: web.BaseRequest, route: contract.Route | None
+    ) -> tuple[Fault | Reply | None, web.Response]:
+        """Choose the response and update the runtime without awaiting, so no two interleave."""
         if route is None:
-            return None, None, self._replies.error(NO_ROUTE)
-        if request.method != route.method:
-            return route, None, self._replies.error(WRONG_METHOD, {"Allow": route.method})
-        if request.headers.get("Authorization") != self._authorization:
-            return route, None, self._replies.error(NO_KEY)
-        if route.operation == "stop" and route.alias is not None:
-            self.received[route.workspace_id, route.alias] += 1
-        limited = self._rate_limit.exceeded()
-        found = self._find(route)
-        if limited or found is None:
-            return route, None, self._replies.error(TOO_MANY if limited else NO_RUNTIME)
-        fault = self._faults.next(route, self.received)
-        conflict = False
-        if route.operation == "stop":
-            runtime = cast("WireRuntime", found)
-            conflict = runtime["status"] != "active"
-            self._stop(runtime, fault)
-            if not conflict and runtime["status"] != "active":
-                self._ended.add((route.workspace_id, cast("str", route.alias)))
-        reply = (
-            self._replies.written(fault, found)
-            if isinstance(fault, Reply)
-            else self._replies.reply(found, fault, request.raw_path, conflict=conflict)
-        )
-        return route, fault, reply
+            refusal = replies.NO_ROUTE
+        elif request.method != route.operation.method:
+            refusal = replies.wrong_method(route.operation.method)
+        elif request.headers.get("Authorization") != f"Bearer {self.api_key}":
+            refusal = replies.NO_KEY
+        else:
+            return self._perform(route, request.raw_path)
+        return None, self._answers.to(refusal)
 
-    def _find(self, route: Route) -> Payload | None:
-        if route.alias is not None:
-            return self._runtimes.get((route.workspace_id, route.alias))
-        listed = [found for (id_, _), found in self._runtimes.items() if id_ == route.workspace_id]
-        return {"runtimes": listed} if listed else None
+    def _perform(
+        self, route: contract.Route, raw_path: str
+    ) -> tuple[Fault | Reply | None, web.Response]:
+        operation, workspace_id, alias = route
+        target = workspace_id, alias or ""
+        if operation.stops:
+            self.received[target] += 1
+        if self._is_throttled():
+            return None, self._answers.to(replies.TOO_MANY)
+        payload: replies.Payload | None = self._runtimes.get(target)
+        if alias is None:
+            listed = [found for (id_, _), found in self._runtimes.items() if id_ == workspace_id]
+            payload = {"runtimes": listed} if listed else None
+        if payload is None:
+            return None, self._answers.to(replies.NO_RUNTIME)
+        fault = self._faults.next(route, self.received[target])
+        conflict = operation.stops and not self._stop(target, fault)
+        return fault, self._answers.respond(fault, payload, raw_path, conflict=conflict)
 
-    def _stop(self, runtime: WireRuntime, fault: Fault | Reply | None) -> None:
-        """Stop a runtime, if it is active and the fault lets it."""
+    def _is_throttled(self) -> bool:
+        """Count a request by the generic cell rate algorithm (GCRA); return True if it exceeds."""
+        now = asyncio.get_running_loop().time()
+        self._empty_at = max(self._empty_at, now)
+        if self._empty_at - now > _BURST_SECONDS:
+            return True
+        self._empty_at += self._interval
+        return False
+
+    def _stop(self, target: Target, fault: Fault | Reply | None) -> bool:
+        """Stop a runtime, if it is active and the fault lets it; return False if it was not."""
+        runtime = self._runtimes[target]
+        was_active = runtime["status"] == "active"
         if fault is Fault.FAILED:
-            end_runtime(runtime, "failed")
-        elif runtime["status"] == "active" and (fault is None or fault.takes_effect):
-            end_runtime(runtime, "stopped")
+            contract.end_runtime(runtime, "failed")
+        elif was_active and (fault is None or fault.takes_effect):
+            contract.end_runtime(runtime, "stopped")
+        if was_active and runtime["status"] != "active":
+            self._ended.add(target)
+        return was_active

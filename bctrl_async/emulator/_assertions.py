@@ -1,0 +1,83 @@
+"""The requests that an emulator received, and how they differ from what a test expects."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bctrl_async.emulator._contract import WireRuntime
+from bctrl_async.emulator._faults import Fault
+from bctrl_async.emulator._replies import Reply
+
+Target = tuple[str, str]
+
+_MAX_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedRequest:
+    """A request as received, and the emulator's reaction to it.
+
+    Attributes:
+        workspace_id: The workspace by the name given to `add_runtime`, else as in the path; None if
+            the path is unknown.
+        alias: The decoded alias, None if the path is unknown or that of a list.
+        method: The HTTP method.
+        raw_path: The request target exactly as on the wire, with its query.
+        headers: The headers, with case-insensitive names.
+        body: The body as on the wire, not decompressed.
+        fault: The fault or reply that was applied, None for normal behaviour.
+        status: The HTTP status of the response, None if there was no response.
+        operation: `stop`, `get` or `list`; None if the path is unknown, or the method is not that
+            of its operation.
+        received_at: Seconds from the emulator's start until the request had arrived, on a clock
+            that never goes back.
+    """
+
+    workspace_id: str | None
+    alias: str | None
+    method: str
+    raw_path: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes
+    fault: Fault | Reply | None
+    status: int | None
+    operation: str | None
+    received_at: float
+
+    @property
+    def target(self) -> Target:
+        """The workspace and the alias, each empty if there is none."""
+        return self.workspace_id or "", self.alias or ""
+
+
+def explain(
+    heading: str,
+    marked: Mapping[str, Sequence[Target]],
+    runtimes: Mapping[Target, WireRuntime],
+    stops: Sequence[ReceivedRequest],
+) -> str:
+    """Return a heading with a line for each marked target: its status, and its stops' answers."""
+    lines = [heading]
+    for mark, targets in marked.items():
+        for target in targets[:_MAX_LINES]:
+            workspace_id, alias = target
+            status = runtimes[target]["status"] if target in runtimes else "never added"
+            answers = _count([_answer(stop) for stop in stops if stop.target == target])
+            lines.append(f"  {mark} {alias!r} in {workspace_id!r}: {status}; {answers}")
+        if len(targets) > _MAX_LINES:
+            lines.append(f"  {mark} and {len(targets) - _MAX_LINES} more")
+    return "\n".join(lines)
+
+
+def _count(answers: Sequence[str]) -> str:
+    """Return answers such as `answered 429 (rate_limited) 2 times, 200`."""
+    groups = [(answer, len(list(group))) for answer, group in itertools.groupby(answers)]
+    texts = [answer if count == 1 else f"{answer} {count} times" for answer, count in groups]
+    return f"answered {', '.join(texts)}" if texts else "no stop received"
+
+
+def _answer(stop: ReceivedRequest) -> str:
+    status = "not at all" if stop.status is None else str(stop.status)
+    if stop.fault is None:
+        return status
+    return f"{status} ({stop.fault if isinstance(stop.fault, Fault) else 'a Reply'})"

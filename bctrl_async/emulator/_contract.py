@@ -1,0 +1,144 @@
+"""The contract restated: the operations, the JSON of a runtime, and checks of arguments."""
+
+import math
+import re
+import uuid
+from types import NoneType
+from typing import NamedTuple, TypedDict
+from urllib.parse import unquote_to_bytes
+
+_CHOICES = {
+    "kind": ("browser", "desktop", "spreadsheet"),
+    "status": ("active", "stopped", "failed"),
+}
+# Dot segments are not names (RFC 3986 5.2.4). Accepting them would hide a bug of the client that a
+# real gateway turns into a 404.
+_NAME = r"(?!\.\.?(?:/|$))((?:[!-$&-.0-~]|%[0-9A-Fa-f]{2})+)"
+
+
+class Operation(NamedTuple):
+    """An operation of the API; `{}` in its path stands for a name."""
+
+    name: str
+    method: str
+    path: str
+    stops: bool = False
+
+
+OPERATIONS = (
+    Operation("stop", "POST", "/v1/workspaces/{}/runtimes/{}/stop", stops=True),
+    Operation("get", "GET", "/v1/workspaces/{}/runtimes/{}"),
+    Operation("list", "GET", "/v1/workspaces/{}/runtimes"),
+)
+_PATTERNS = [re.compile(operation.path.replace("{}", _NAME)) for operation in OPERATIONS]
+
+
+class Route(NamedTuple):
+    """An operation on a workspace or a runtime."""
+
+    operation: Operation
+    workspace_id: str
+    alias: str | None = None
+
+
+def parse_route(raw_path: str) -> Route | None:
+    """Return the route of a path, None for an unknown path or a name that is not encoded UTF-8."""
+    path = raw_path.partition("?")[0]
+    for operation, pattern in zip(OPERATIONS, _PATTERNS, strict=True):
+        if match := pattern.fullmatch(path):
+            try:
+                return Route(
+                    operation, *(unquote_to_bytes(name).decode() for name in match.groups())
+                )
+            except UnicodeDecodeError:
+                return None
+    return None
+
+
+class _WireSummary(TypedDict):
+    browserRunning: bool
+    currentDriver: str | None
+    defaultContextId: str | None
+    defaultPageId: str | None
+    launchMode: str
+    profileId: str | None
+    storageWorkspace: str | None
+
+
+class WireRuntime(TypedDict):
+    """A Runtime on the wire (openapi.yaml, `components.schemas.Runtime`)."""
+
+    alias: str
+    createdAt: str
+    driver: str
+    id: str
+    kind: str
+    status: str
+    summary: _WireSummary
+    updatedAt: str
+    workspaceId: str
+
+
+def make_runtime(
+    workspace_id: str,
+    alias: str,
+    *,
+    kind: str = "browser",
+    status: str = "active",
+    created_at: str = "2026-01-01T00:00:00.000Z",
+) -> WireRuntime:
+    """Make a runtime; the arguments are those of `Emulator.add_runtime`."""
+    check(str, workspace_id=workspace_id, alias=alias, created_at=created_at)
+    for name, value in {"workspace_id": workspace_id, "alias": alias}.items():
+        if not value:
+            raise ValueError(f"{name} is empty, which a path cannot express: give some text")
+    for name, value in {"kind": kind, "status": status}.items():
+        if value not in _CHOICES[name]:
+            raise ValueError(f"{name} is {value!r}: give one of {', '.join(_CHOICES[name])}")
+    try:
+        workspace_uuid = uuid.UUID(workspace_id)
+    except ValueError:
+        workspace_uuid = uuid.uuid5(uuid.NAMESPACE_URL, workspace_id)
+    return {
+        "alias": alias,
+        "createdAt": created_at,
+        "driver": "playwright",
+        "id": str(uuid.uuid5(workspace_uuid, alias)),
+        "kind": kind,
+        "status": status,
+        "summary": {
+            "browserRunning": status == "active",
+            "currentDriver": None,
+            "defaultContextId": None,
+            "defaultPageId": None,
+            "launchMode": "ephemeral",
+            "profileId": None,
+            "storageWorkspace": None,
+        },
+        "updatedAt": created_at,
+        "workspaceId": str(workspace_uuid),
+    }
+
+
+def end_runtime(runtime: WireRuntime, status: str) -> None:
+    """Give a runtime its final status."""
+    runtime["status"] = status
+    runtime["summary"]["browserRunning"] = False
+    runtime["updatedAt"] = "2026-01-01T00:00:01.000Z"
+
+
+def check(*types: type, **values: object) -> None:
+    """Raise a ValueError unless all values are of one of some types; a bool is not a number."""
+    for name, value in values.items():
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            wanted = " or ".join(kind.__name__ for kind in types if kind is not NoneType)
+            kind = type(value).__name__
+            raise ValueError(f"{name} is {value!r:.50}: give {wanted}, not {kind}")
+
+
+def check_seconds(**times: float) -> None:
+    """Raise a ValueError unless all times are finite numbers of at least 0."""
+    check(int, float, **times)
+    for name, value in times.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value}: give seconds, finite and not negative")
