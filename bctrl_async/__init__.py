@@ -28,11 +28,11 @@ from bctrl_async.models import (
     RuntimeSummary,
 )
 from bctrl_async.observer import (
+    Attempt,
     AttemptObserver,
     BulkObserver,
     CallObserver,
     Observer,
-    ReadObserver,
     StopObserver,
 )
 from bctrl_async.outcomes import RuntimeState, StopOutcome, StopReport, StopResult
@@ -41,6 +41,7 @@ from bctrl_async.shards import shard
 from bctrl_async.stats import SessionStats
 
 __all__ = [
+    "Attempt",
     "AttemptObserver",
     "BctrlApiError",
     "BctrlAuthenticationError",
@@ -60,7 +61,6 @@ __all__ = [
     "CallObserver",
     "LaunchMode",
     "Observer",
-    "ReadObserver",
     "RetryPolicy",
     "Runtime",
     "RuntimeFilter",

@@ -10,20 +10,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 from yarl import URL
 
 from bctrl_async.outcomes import StopOutcome, StopReport
 
 __all__ = [
+    "Attempt",
     "AttemptObserver",
     "BulkObserver",
     "CallObserver",
     "Observer",
-    "ReadObserver",
     "StopObserver",
 ]
 
 _NO_HEADERS: Mapping[str, str] = {}
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt of a call: one HTTP request.
+
+    Args:
+        number: The number of the attempt within the call, from 1.
+        operation: The operation of the API: `stop`, `get` or `list`.
+        stops: True if it may stop a runtime.
+        method: The HTTP method.
+        url: The URL of the request.
+        template: The path of the operation, with `{id}` and `{alias}` in place of the names.
+    """
+
+    number: int
+    operation: str
+    stops: bool
+    method: str
+    url: URL
+    template: str
 
 
 class AttemptObserver:
@@ -48,22 +69,18 @@ class AttemptObserver:
         """
 
 
-class CallObserver:
-    """An observer of one call and its attempts."""
-
-    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
+class _WithAttempts:
+    def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
         """Handle the start of an attempt.
 
         Args:
-            number: The number of the attempt within the call, from 1.
-            method: `POST` for a stop, `GET` for a read.
-            url: The URL of the request.
+            attempt: The attempt.
         """
-        del number, method, url
+        del attempt
         return AttemptObserver()
 
 
-class StopObserver(CallObserver):
+class StopObserver(_WithAttempts):
     """An observer of one stop: its attempts, and the GETs that ask for its effect.
 
     These are the polls of `verify=`, and the GET of a single stop that found its runtime stopped.
@@ -77,11 +94,11 @@ class StopObserver(CallObserver):
         """
 
 
-class ReadObserver(CallObserver):
-    """An observer of one `get_runtime` or `list_runtimes` and its attempts."""
+class CallObserver(_WithAttempts):
+    """An observer of one call that stops nothing, such as `get_runtime`, and of its attempts."""
 
     def end(self, error: BaseException | None) -> None:
-        """Handle the end of the read.
+        """Handle the end of the call.
 
         Args:
             error: The error or cancellation that ended it, None on success.
@@ -101,17 +118,18 @@ class BulkObserver:
         del workspace_id, alias
         return StopObserver()
 
-    def begin_read(self, workspace_id: str, alias: str) -> ReadObserver:
-        """Handle the start of a read that belongs to no stop of this run.
+    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
+        """Handle the start of a call that belongs to no stop of this run.
 
         It asks whether the server is up, after a request that was not answered.
 
         Args:
+            operation: The operation of the API: `get`.
             workspace_id: The workspace's id.
             alias: The runtime's alias.
         """
-        del workspace_id, alias
-        return ReadObserver()
+        del operation, workspace_id, alias
+        return CallObserver()
 
     def outcome(self, outcome: StopOutcome) -> None:
         """Handle an outcome of this run, even if its stop was never started.
@@ -143,15 +161,16 @@ class Observer:
         del workspace_id, alias
         return StopObserver()
 
-    def begin_read(self, workspace_id: str, alias: str | None) -> ReadObserver:
-        """Handle the start of `get_runtime` or `list_runtimes`.
+    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
+        """Handle the start of a call that stops nothing, such as `get_runtime`.
 
         Args:
+            operation: The operation of the API: `get` or `list`.
             workspace_id: The workspace's id.
-            alias: The runtime's alias; None for `list_runtimes`.
+            alias: The runtime's alias; None for a call about a whole workspace.
         """
-        del workspace_id, alias
-        return ReadObserver()
+        del operation, workspace_id, alias
+        return CallObserver()
 
     def begin_bulk(self) -> BulkObserver:
         """Handle the start of a bulk stop."""

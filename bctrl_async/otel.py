@@ -20,16 +20,14 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
-from yarl import URL
-
 from bctrl_async._version import __version__
 from bctrl_async.errors import THROTTLED, BctrlConfigError, BctrlError, error_type
 from bctrl_async.observer import (
+    Attempt,
     AttemptObserver,
     BulkObserver,
     CallObserver,
     Observer,
-    ReadObserver,
     StopObserver,
 )
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
@@ -45,10 +43,6 @@ except ModuleNotFoundError as _error:
 
 __all__ = ["OpenTelemetry"]
 
-_LIST = "/v1/workspaces/{id}/runtimes"
-_GET = f"{_LIST}/{{alias}}"
-_STOP = f"{_GET}/stop"
-_STOP_METHOD = "POST"
 # The boundaries that the conventions recommend for `http.client.request.duration`.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
@@ -135,10 +129,9 @@ class OpenTelemetry(Observer):
         """Start the span of a single stop as a child of the current span."""
         return _Stop(self._scope(), workspace_id, alias, counts=True)
 
-    def begin_read(self, workspace_id: str, alias: str | None) -> ReadObserver:
-        """Start the span of `get_runtime` or `list_runtimes` as a child of the current span."""
-        name = "list_runtimes" if alias is None else "get_runtime"
-        return _Read(self._scope(), name, workspace_id, alias)
+    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
+        """Start the span of a call such as `get_runtime` as a child of the current span."""
+        return _Call(self._scope(), operation, workspace_id, alias)
 
     def begin_bulk(self) -> BulkObserver:
         """Start the span of a bulk stop as a child of the current span."""
@@ -158,8 +151,8 @@ class _Bulk(BulkObserver):
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
         return _Stop(self._children, workspace_id, alias, counts=False)
 
-    def begin_read(self, workspace_id: str, alias: str) -> ReadObserver:
-        return _Read(self._children, "get_runtime", workspace_id, alias)
+    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
+        return _Call(self._children, operation, workspace_id, alias)
 
     def outcome(self, outcome: StopOutcome) -> None:
         self._children.meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
@@ -182,11 +175,12 @@ class _Bulk(BulkObserver):
         span.end()
 
 
-class _Call(CallObserver):
+class _WithSpan:
     """A call with a span, whose children are its attempts."""
 
-    def __init__(self, scope: _Scope, name: str, workspace_id: str, alias: str | None) -> None:
-        self._read_template = _LIST if alias is None else _GET
+    def __init__(self, scope: _Scope, operation: str, workspace_id: str, alias: str | None) -> None:
+        # It is named as the method of the session.
+        name = f"{operation}_runtimes" if alias is None else f"{operation}_runtime"
         attributes = {"bctrl.workspace_id": workspace_id}
         if alias is not None:
             attributes["bctrl.alias"] = alias
@@ -195,14 +189,13 @@ class _Call(CallObserver):
             context=trace.set_span_in_context(self._span, scope.context)
         )
 
-    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
-        template = _STOP if method == _STOP_METHOD else self._read_template
-        return _Attempt(self._children, number, method, url, template)
+    def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
+        return _Attempt(self._children, attempt)
 
 
-class _Stop(_Call, StopObserver):
+class _Stop(_WithSpan, StopObserver):
     def __init__(self, scope: _Scope, workspace_id: str, alias: str, *, counts: bool) -> None:
-        super().__init__(scope, "stop_runtime", workspace_id, alias)
+        super().__init__(scope, "stop", workspace_id, alias)
         self._outcomes = scope.meters.outcomes if counts else None
 
     def end(self, outcome: StopOutcome) -> None:
@@ -219,7 +212,7 @@ class _Stop(_Call, StopObserver):
         span.end()
 
 
-class _Read(_Call, ReadObserver):
+class _Call(_WithSpan, CallObserver):
     def end(self, error: BaseException | None) -> None:
         if error is not None:
             _fail(self._span, error)
@@ -227,20 +220,25 @@ class _Read(_Call, ReadObserver):
 
 
 class _Attempt(AttemptObserver):
-    def __init__(self, scope: _Scope, number: int, method: str, url: URL, template: str) -> None:
+    def __init__(self, scope: _Scope, attempt: Attempt) -> None:
         self._meters = scope.meters
         self._parent = scope.context
-        self._stops = method == _STOP_METHOD
+        self._stops = attempt.stops
         self._status: int | None = None
         self._request: dict[str, _Value] = {
-            "http.request.method": method,
-            "server.address": url.host or "",
-            "server.port": url.port or 0,
+            "http.request.method": attempt.method,
+            "server.address": attempt.url.host or "",
+            "server.port": attempt.url.port or 0,
         }
-        attributes = {**self._request, "url.full": str(url), "url.template": template}
-        if number > 1:
-            attributes["http.request.resend_count"] = number - 1
-        self._span = scope.begin(f"{method} {template}", SpanKind.CLIENT, attributes)
+        attributes = {
+            **self._request,
+            "url.full": str(attempt.url),
+            "url.template": attempt.template,
+        }
+        if attempt.number > 1:
+            attributes["http.request.resend_count"] = attempt.number - 1
+        name = f"{attempt.method} {attempt.template}"
+        self._span = scope.begin(name, SpanKind.CLIENT, attributes)
         self._meters.active.add(1, self._request)
         self._started = time.perf_counter()
 

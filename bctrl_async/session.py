@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 
 from bctrl_async import _config
 from bctrl_async._calls.call import Call, annotate
-from bctrl_async._calls.observing import ObservedStop, observe_read
+from bctrl_async._calls.observing import ObservedStop, observe_call
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http import transport
@@ -42,7 +42,7 @@ from bctrl_async.errors import (
 from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter, list_origin
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import Observer, ReadObserver
+from bctrl_async.observer import CallObserver, Observer
 from bctrl_async.stats import SessionStats
 
 __all__ = ["BctrlSession"]
@@ -344,10 +344,7 @@ class BctrlSession:
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         workspace_id, alias = plain_text(workspace_id), plain_text(alias)
-        with observe_read(self._begin_read, str(workspace_id), str(alias)) as observer:
-            return await self._read(
-                GET, workspace_id, alias, timeout=timeout, retry=retry, observer=observer
-            )
+        return await self._call(GET, workspace_id, alias, timeout=timeout, retry=retry)
 
     async def list_runtimes(
         self,
@@ -381,7 +378,7 @@ class BctrlSession:
         if on_unreadable is not None and not callable(on_unreadable):
             raise _config.invalid_type("on_unreadable", on_unreadable, "a function")
         runtimes: list[Runtime] = []
-        with observe_read(self._begin_read, str(workspace_id), None) as observer:
+        with observe_call(self._observer, LIST, workspace_id, None) as observer:
             for item in await self._list(workspace_id, timeout, retry, observer):
                 if isinstance(item, Runtime):
                     runtimes.append(item)
@@ -550,7 +547,7 @@ class BctrlSession:
     ) -> FoundTargets:
         """List the runtimes to stop."""
         policy = self._policy(retry).for_bulk(deadline)
-        with observe_read(self._begin_read, str(workspace_id), None) as observer:
+        with observe_call(self._observer, LIST, workspace_id, None) as observer:
             listed = await self._list(workspace_id, timeout, policy, observer)
         found = FoundTargets(str(workspace_id), where)
         for start in range(0, len(listed), _SLICE):
@@ -633,10 +630,6 @@ class BctrlSession:
             first_priority,
         )
 
-    @property
-    def _begin_read(self) -> Callable[[str, str | None], ReadObserver] | None:
-        return None if self._observer is None else self._observer.begin_read
-
     def _make_read(
         self,
         limit: aiohttp.ClientTimeout,
@@ -661,9 +654,9 @@ class BctrlSession:
         workspace_id: str | UUID,
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
-        observer: ReadObserver | None,
+        observer: CallObserver | None,
     ) -> list[Runtime | BctrlResponseError]:
-        listed = await self._read(
+        listed = await self._send(
             LIST, workspace_id, None, timeout=timeout, retry=retry, observer=observer
         )
         for item in listed:
@@ -672,7 +665,7 @@ class BctrlSession:
                 item.may_have_stopped = False
         return listed
 
-    async def _read(
+    async def _call(
         self,
         operation: Operation[_T],
         workspace_id: str | UUID,
@@ -680,7 +673,22 @@ class BctrlSession:
         *,
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
-        observer: ReadObserver | None,
+    ) -> _T:
+        """Make a call that stops nothing."""
+        with observe_call(self._observer, operation, workspace_id, alias) as observer:
+            return await self._send(
+                operation, workspace_id, alias, timeout=timeout, retry=retry, observer=observer
+            )
+
+    async def _send(
+        self,
+        operation: Operation[_T],
+        workspace_id: str | UUID,
+        alias: str | None,
+        *,
+        timeout: float | None,  # noqa: ASYNC109 - of each attempt.
+        retry: RetryPolicy | None,
+        observer: CallObserver | None,
     ) -> _T:
         try:
             limit, policy = self._time_limit(timeout), self._policy(retry)

@@ -31,12 +31,11 @@ from chaos_checks import check_account, check_journal, check_targets, settled_ta
 from journal_lines import read_lines
 from leaks import bulk_tasks
 from ways import LONG_WAY_HELP, take_long_way
-from yarl import URL
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import read_journal
-from bctrl_async.observer import AttemptObserver, BulkObserver, Observer, StopObserver
+from bctrl_async.observer import Attempt, AttemptObserver, BulkObserver, Observer, StopObserver
 
 _KEY = "a-key-that-must-not-be-written"
 _TIMEOUT = 0.5
@@ -116,10 +115,10 @@ class _BegunStop(StopObserver):
     def __init__(self, paths: set[str]) -> None:
         self._paths = paths
 
-    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
-        if method == "POST":
-            self._paths.add(url.raw_path)
-        return super().begin_attempt(number, method, url)
+    def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
+        if attempt.stops:
+            self._paths.add(attempt.url.raw_path)
+        return super().begin_attempt(attempt)
 
 
 class Verdict(NamedTuple):

@@ -12,11 +12,10 @@ import pytest
 from helpers import Connect, add_runtimes
 from servers import http_answer, raw_server
 from ways import Ways, long_way
-from yarl import URL
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator
-from bctrl_async.observer import AttemptObserver, Observer, StopObserver
+from bctrl_async.observer import Attempt, AttemptObserver, Observer, StopObserver
 
 
 async def test_every_stop_of_an_owned_pool_takes_the_fast_path(
@@ -59,8 +58,8 @@ class Traced(Observer):
 
 
 class TracedStop(StopObserver):
-    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
-        del number, method, url
+    def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
+        del attempt
         return TracedAttempt()
 
 

@@ -10,7 +10,9 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from runtimes import runtime
 
+from bctrl_async import StopResult
 from bctrl_async.models import (
     LaunchMode,
     Runtime,
@@ -19,6 +21,7 @@ from bctrl_async.models import (
     RuntimeStatus,
     RuntimeSummary,
 )
+from bctrl_async.outcomes import result_of
 
 WIRE: dict[str, object] = {
     "id": "0b7c7a0e-54a1-4c7a-9f6e-7d9f0a3c1f01",
@@ -59,6 +62,13 @@ RUNTIME = Runtime(
         storage_workspace="shared",
     ),
 )
+
+PLACES = {
+    RuntimeStatus.ACTIVE: (False, StopResult.ACCEPTED),
+    RuntimeStatus.STOPPED: (True, StopResult.STOPPED),
+    RuntimeStatus.FAILED: (True, StopResult.ACCEPTED),
+}
+"""For each status, whether it is final, and the result of a stop that is answered with it."""
 
 every_enum = pytest.mark.parametrize("enum", [RuntimeKind, RuntimeStatus, LaunchMode])
 
@@ -122,8 +132,16 @@ class TestOpenEnum:
             enum(cast("str", value))
 
     def test_a_runtime_that_stopped_or_failed_no_longer_runs(self) -> None:
-        assert [status for status in RuntimeStatus if status.is_final] == ["stopped", "failed"]
+        assert {status: status.is_final for status in RuntimeStatus} == {
+            status: is_final for status, (is_final, _) in PLACES.items()
+        }
         assert not RuntimeStatus("paused").is_final
+
+    def test_each_status_has_its_result_of_a_stop(self) -> None:
+        assert PLACES.keys() == set(RuntimeStatus)
+        for status, (_, result) in PLACES.items():
+            assert result_of(runtime(status)) is result
+        assert result_of(runtime("paused")) is StopResult.ACCEPTED
 
     @given(st.text())
     def test_any_text_is_a_status(self, text: str) -> None:

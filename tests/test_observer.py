@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import pytest
 from helpers import BOUND, pass_time
-from yarl import URL
 
 from bctrl_async import (
+    Attempt,
     AttemptObserver,
     BctrlConfigError,
     BctrlConflictError,
@@ -21,8 +21,8 @@ from bctrl_async import (
     BctrlResponseError,
     BctrlSession,
     BulkObserver,
+    CallObserver,
     Observer,
-    ReadObserver,
     RetryPolicy,
     Runtime,
     StopObserver,
@@ -35,7 +35,7 @@ from bctrl_async.emulator import Emulator, Fault
 Connect = Callable[..., BctrlSession]
 
 
-class Recorder(Observer, BulkObserver, StopObserver, ReadObserver, AttemptObserver):
+class Recorder(Observer, BulkObserver, StopObserver, CallObserver, AttemptObserver):
     """Records every event, and observes all calls, stops, reads and attempts itself."""
 
     def __init__(self, sends: Mapping[str, str] | None = None) -> None:
@@ -54,14 +54,14 @@ class Recorder(Observer, BulkObserver, StopObserver, ReadObserver, AttemptObserv
         self.events.append(f"stop {workspace_id} {alias}")
         return self
 
-    def begin_read(self, workspace_id: str, alias: str | None) -> ReadObserver:
+    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         self.begun += 1
-        self.events.append(f"read {workspace_id} {alias}")
+        self.events.append(f"{operation} {workspace_id} {alias}")
         return self
 
-    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
+    def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
         self.begun += 1
-        self.events.append(f"attempt {number} {method} {url.path}")
+        self.events.append(f"attempt {attempt.number} {attempt.method} {attempt.url.path}")
         return self
 
     def headers(self) -> Mapping[str, str]:
@@ -153,7 +153,7 @@ async def test_get_and_list_are_observed(emulator: Emulator, connect: Connect) -
             await session.get_runtime("ws-1", "..")
 
     assert recorder.events == [
-        "read ws-1 crm",
+        "get ws-1 crm",
         f"attempt 1 GET {GET}",
         "answered 500",
         "end BctrlServerError",
@@ -161,12 +161,12 @@ async def test_get_and_list_are_observed(emulator: Emulator, connect: Connect) -
         "answered 200",
         "end",
         "end",
-        "read nowhere None",
+        "list nowhere None",
         "attempt 1 GET /v1/workspaces/nowhere/runtimes",
         "answered 404",
         "end BctrlNotFoundError",
         "end BctrlNotFoundError",
-        "read ws-1 ..",
+        "get ws-1 ..",
         "end BctrlConfigError",
     ]
     assert all(request.headers["traceparent"] == "00-1-2-01" for request in emulator.requests)
@@ -195,7 +195,7 @@ async def test_fetching_the_key_is_not_part_of_an_attempt(emulator: Emulator) ->
         assert (stats.attempts, stats.succeeded, stats.retries, stats.failed) == (1, 1, 0, {})
 
     assert recorder.events[1:4] == ["key", "key", f"attempt 1 POST {STOP}"]
-    assert recorder.events[-3:] == ["read ws-1 crm", "key", "end BctrlConfigError"]
+    assert recorder.events[-3:] == ["get ws-1 crm", "key", "end BctrlConfigError"]
     assert caught.value.attempts == 0
     assert recorder.outcomes[0].attempts == 1
 
@@ -385,7 +385,7 @@ class TestBulk:
         attempts = [page for page in recorder.events if page.startswith("attempt ")]
         assert sum("POST" in page for page in attempts) == 3
         # Before each retry, a canary that is a read of its own.
-        reads = [page for page in recorder.events if page.startswith("read ")]
+        reads = [page for page in recorder.events if page.startswith("get ")]
         assert len(reads) == sum("GET" in page for page in attempts) == 2
 
     async def test_a_poll_is_an_attempt_of_its_stop(
@@ -484,7 +484,7 @@ class TestHeaders:
 class TestFaulty:
     @pytest.mark.parametrize(
         "method",
-        ["begin_stop", "begin_attempt", "headers", "answered", "end", "begin_bulk", "begin_read"],
+        ["begin_stop", "begin_attempt", "headers", "answered", "end", "begin_bulk", "begin_call"],
     )
     async def test_an_exception_of_an_observer_is_logged_and_changes_nothing(
         self,

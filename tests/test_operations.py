@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
 from helpers import Connect
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from servers import http_answer, raw_server
+from test_observer import Recorder
 from test_wire import ONCE, RUNTIME
+from yarl import URL
 
-from bctrl_async import BctrlError, BctrlSession, RetryPolicy
+from bctrl_async import Attempt, AttemptObserver, BctrlError, BctrlSession, RetryPolicy
 from bctrl_async._calls.call import Call
 from bctrl_async._http import operations
 from bctrl_async._http.operations import Effect, Operation
 from bctrl_async._http.response import parse_runtime
-from bctrl_async.emulator import Emulator
+from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.otel import OpenTelemetry
 
 KEY = "emulator-key"
 ALL: dict[str, Operation[Any]] = {
@@ -194,6 +201,70 @@ async def test_the_error_of_an_aborted_call_advises_the_same(
     assert (f"a {operation.name} is safe to repeat" in str(error)) is is_safe
     assert ("may have taken effect" in str(error)) is not is_safe
     assert error.may_have_stopped is (operation.stops and connected)
+
+
+CALLS: dict[str, Callable[[BctrlSession], Awaitable[object]]] = {
+    "stop": lambda session: session.stop_runtime("ws-1", "crm"),
+    "get": lambda session: session.get_runtime("ws-1", "crm"),
+    "list": lambda session: session.list_runtimes("ws-1"),
+}
+
+
+class Watcher(Recorder):
+    """A recorder that keeps the attempts and their errors as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attempts: list[Attempt] = []
+        self.errors: list[BctrlError] = []
+
+    def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
+        self.attempts.append(attempt)
+        return super().begin_attempt(attempt)
+
+    def end(self, ended: object) -> None:
+        super().end(ended)  # type: ignore[arg-type]
+        if isinstance(ended, BctrlError):
+            self.errors.append(ended)
+
+
+@pytest.mark.parametrize("name", ALL)
+async def test_an_observer_is_told_of_a_stop_or_of_another_call(
+    name: str, emulator: Emulator, connect: Connect
+) -> None:
+    watcher, found = Watcher(), ALL[name]
+    emulator.inject(Fault.SERVER_ERROR, method=found.method)
+    async with connect(observer=watcher) as session:
+        await CALLS[name](session)
+
+    alias = None if found.suffix is None else "crm"
+    assert watcher.events[0] == f"{name} ws-1 {alias}"
+    assert watcher.events[-1] == ("end StopOutcome" if found.stops else "end")
+    assert watcher.attempts[0] == Attempt(
+        number=1,
+        operation=name,
+        stops=found.stops,
+        method=found.method,
+        url=URL(f"{emulator.url}{FACTS[name].path}"),
+        template=FACTS[name].path.replace("ws-1", "{id}").replace("crm", "{alias}"),
+    )
+    assert [error.may_have_stopped for error in watcher.errors] == [found.stops]
+
+
+@pytest.mark.parametrize("name", ALL)
+async def test_opentelemetry_has_a_span_named_as_the_method(name: str, connect: Connect) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    async with connect(observer=OpenTelemetry(tracer_provider=provider)) as session:
+        await CALLS[name](session)
+        method = "list_runtimes" if name == "list" else f"{name}_runtime"
+        assert callable(getattr(session, method))
+    found = ALL[name]
+    assert [span.name for span in exporter.get_finished_spans()] == [
+        f"{found.method} {found.template}",
+        method,
+    ]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -10,7 +10,6 @@ from unittest.mock import Mock
 import pytest
 from helpers import Connect, pass_time, port_kept, unused_url, wait_for_requests
 from servers import answering, http_answer, raw_server
-from yarl import URL
 
 from bctrl_async import (
     BctrlApiError,
@@ -27,7 +26,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault
-from bctrl_async.observer import AttemptObserver, Observer, StopObserver
+from bctrl_async.observer import Attempt, AttemptObserver, Observer, StopObserver
 from bctrl_async.outcomes import result_of
 
 GOOD = http_answer(
@@ -250,8 +249,8 @@ class Watch(Observer, StopObserver, AttemptObserver):  # type: ignore[misc]  # `
         del workspace_id, alias
         return self
 
-    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
-        del number, method, url
+    def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
+        del attempt
         return self
 
     def answered(self, status: int) -> None:

@@ -15,7 +15,7 @@ from bctrl_async._calls.retry import RetryPolicy, RetryState, probe_delay
 from bctrl_async._http.operations import Operation
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async.errors import BctrlError, log_fields, quote
-from bctrl_async.observer import CallObserver
+from bctrl_async.observer import CallObserver, StopObserver
 
 _log = logging.getLogger("bctrl_async")
 
@@ -56,7 +56,7 @@ class Call(msgspec.Struct, Generic[_T]):
     policy: RetryPolicy
     first_priority: Priority = Priority.SINGLE
     wait_to_retry: Callable[[Call[_T]], Awaitable[bool]] | None = None
-    observer: CallObserver | None = None
+    observer: CallObserver | StopObserver | None = None
     retries: RetryState | None = None
     attempts: int = 0
     number: int = 0

@@ -12,13 +12,15 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from bctrl_async._calls.call import Call
+from bctrl_async._http.operations import Operation
 from bctrl_async._http.request import check_extra_headers
 from bctrl_async.errors import BctrlConflictError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import (
     AttemptObserver,
+    BulkObserver,
+    CallObserver,
     Observer,
-    ReadObserver,
     StopObserver,
 )
 from bctrl_async.outcomes import outcome_of
@@ -53,28 +55,27 @@ def _checked_headers(attempt: AttemptObserver) -> Mapping[str, str]:
 
 
 @contextmanager
-def observe_read(
-    begin_read: Callable[_P, ReadObserver] | None, *args: _P.args, **kwargs: _P.kwargs
-) -> Iterator[ReadObserver | None]:
-    """Notify an observer of a GET; yield the observer of the call, or None.
+def observe_call(
+    observer: Observer | BulkObserver | None,
+    operation: Operation[_T],
+    workspace_id: object,
+    alias: object,
+) -> Iterator[CallObserver | None]:
+    """Notify an observer of a call that stops nothing; yield the observer of the call, if any.
 
-    The read ends with the exception that leaves the block, if any.
-
-    Args:
-        begin_read: The method of the observer; None without an observer.
-        *args: Its arguments.
-        **kwargs: Its arguments.
+    The call ends with the exception that leaves the block, if any.
     """
-    if begin_read is None:
+    if observer is None:
         yield None
         return
-    read = notify(begin_read, *args, **kwargs) or ReadObserver()
+    names = str(workspace_id), None if alias is None else str(alias)
+    call = notify(observer.begin_call, operation.name, *names) or CallObserver()
     try:
-        yield read
+        yield call
     except BaseException as error:
-        notify(read.end, error)
+        notify(call.end, error)
         raise
-    notify(read.end, None)
+    notify(call.end, None)
 
 
 class ObservedStop:

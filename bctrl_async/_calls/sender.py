@@ -30,7 +30,7 @@ from bctrl_async.errors import (
     is_unanswered,
     session_closed,
 )
-from bctrl_async.observer import AttemptObserver
+from bctrl_async.observer import Attempt, AttemptObserver
 from bctrl_async.stats import SessionStats, Tally
 
 _T = TypeVar("_T")
@@ -247,10 +247,15 @@ class Sender:
         )
         if call.observer is None:
             return await send()
-        method, url = call.operation.method, self._url.with_path(call.path, encoded=True)
-        attempt = (
-            notify(call.observer.begin_attempt, call.attempts, method, url) or AttemptObserver()
+        begun = Attempt(
+            number=call.attempts,
+            operation=call.operation.name,
+            stops=call.operation.stops,
+            method=call.operation.method,
+            url=self._url.with_path(call.path, encoded=True),
+            template=call.operation.template,
         )
+        attempt = notify(call.observer.begin_attempt, begun) or AttemptObserver()
         for name, value in extra_headers(attempt).items():
             headers.setdefault(name, value)
         try:

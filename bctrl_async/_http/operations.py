@@ -62,6 +62,12 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     parse_long: Callable[[int, bytes, str], Slices[_T | BctrlResponseError]] | None = None
 
     @property
+    def template(self) -> str:
+        """The path, with placeholders in place of the names."""
+        path = "/v1/workspaces/{id}/runtimes"
+        return path if self.suffix is None else f"{path}/{{alias}}{self.suffix}"
+
+    @property
     def reads(self) -> bool:
         """True if a request has no effect."""
         return self.effect is Effect.READS

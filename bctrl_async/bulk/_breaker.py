@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.observing import observe_read
+from bctrl_async._calls.observing import observe_call
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http.failures import is_untrusted
@@ -56,9 +56,7 @@ class Canary:
         call = self._make_read(target, policy=self._policy, priority=Priority.RETRY)
         call.wait_to_retry = _give_up
         try:
-            with observe_read(
-                self._ledger.begin_read, target.workspace_id, target.alias
-            ) as call.observer:
+            with observe_call(self._ledger.observer, call.operation, *target) as call.observer:
                 await self._sender.request(call)
         except BctrlError as error:
             return not is_unanswered(error)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from bctrl_async._calls.observing import notify
 from bctrl_async.bulk._cancel import CancelLevel, RunState
 from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
-from bctrl_async.observer import BulkObserver, ReadObserver, StopObserver
+from bctrl_async.observer import BulkObserver, StopObserver
 from bctrl_async.outcomes import (
     RuntimeState,
     StopOutcome,
@@ -61,11 +61,6 @@ class Ledger:
     def has_begun(self) -> bool:
         """True once `begin` was called."""
         return self._began is not None
-
-    @property
-    def begin_read(self) -> Callable[[str, str], ReadObserver] | None:
-        """The method of the observer for a read that belongs to no stop; None without one."""
-        return None if self.observer is None else self.observer.begin_read
 
     def begin(self) -> None:
         """Start the clock of the run."""

@@ -14,10 +14,9 @@ from aiohttp.client_proto import ResponseHandler
 from sim.loop import SimLoop, StuckError
 from sim.network import Network
 from sim.transport import Endpoint
-from yarl import URL
 
 from bctrl_async import BctrlError, BctrlSession, RetryPolicy, Runtime
-from bctrl_async.observer import AttemptObserver, Observer, StopObserver
+from bctrl_async.observer import Attempt, AttemptObserver, Observer, StopObserver
 from fuzz.answers import KEY, TIMEOUT, Case, Ending, Packet
 
 _LIMIT = 1000.0
@@ -59,8 +58,8 @@ class _Recorder(Observer, StopObserver):
         self._events.append(f"{workspace_id}/{alias}")
         return self
 
-    def begin_attempt(self, number: int, method: str, url: URL) -> AttemptObserver:
-        self._events.append(f"attempt {number}: {method} {url}")
+    def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
+        self._events.append(f"attempt {attempt.number}: {attempt.method} {attempt.url}")
         return _AttemptRecorder(self._events)
 
 
