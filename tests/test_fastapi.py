@@ -16,14 +16,16 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, WebSocket
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.testclient import TestClient
 from helpers import BOUND
 from jsonschema import Draft202012Validator
-from pydantic.alias_generators import to_camel
+from pydantic import BaseModel
 from servers import answering, emulator_in_a_thread, http_answer, raw_server
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+import bctrl_async
 from bctrl_async import (
     BctrlApiError,
     BctrlAuthenticationError,
@@ -42,8 +44,6 @@ from bctrl_async import (
     RetryPolicy,
     RuntimeRef,
     RuntimeState,
-    StopOutcome,
-    StopReport,
     StopResult,
     errors,
 )
@@ -51,15 +51,14 @@ from bctrl_async._http.response import parse_error
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.fastapi import (
     BctrlDep,
-    RuntimeBody,
-    StopOutcomeBody,
-    StopReportBody,
+    Runtime,
+    StopOutcome,
+    StopReport,
     add_exception_handlers,
     get_session,
     lifespan,
     problem,
 )
-from bctrl_async.outcomes import OutcomeRecord
 from bctrl_async.pace import FilePace
 
 KEY = "emulator-key"
@@ -76,7 +75,7 @@ def app_for(make_session: Callable[[], BctrlSession], **options: Any) -> FastAPI
     add_exception_handlers(app)
 
     @app.post("/workspaces/{workspace_id}/runtimes/{alias}/stop")
-    async def stop(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
+    async def stop(workspace_id: str, alias: str, session: BctrlDep) -> Runtime:
         return await session.stop_runtime(workspace_id, alias)
 
     return app
@@ -385,7 +384,7 @@ class TestProblems:
         assert answer.status_code == status
         assert answer.headers["Content-Type"] == "application/problem+json"
         body = answer.json()
-        assert body == problem(error)
+        assert body == problem(error).model_dump(exclude_none=True)
         assert body["status"] == status
         assert body["type"] == f"urn:bctrl-async:problem:{slug}"
         assert (body["workspaceId"], body["alias"], body["attempts"]) == ("ws-1", "crm", 3)
@@ -401,10 +400,10 @@ class TestProblems:
     def test_the_apis_identifiers_are_passed_on_but_no_text_in_their_place(self) -> None:
         error = BctrlNotFoundError("", code="runtime.not_found", request_id="req_1/2+3=:")
         body = problem(error)
-        assert (body["code"], body["requestId"]) == ("runtime.not_found", "req_1/2+3=:")
+        assert (body.code, body.request_id) == ("runtime.not_found", "req_1/2+3=:")
         for text in ("not an id", "<b>", "x" * 101, "\u0661", ""):
             error.code = error.request_id = text
-            assert not problem(error).keys() & {"code", "requestId"}
+            assert (problem(error).code, problem(error).request_id) == (None, None)
 
     async def test_the_apis_identifiers_come_from_its_answer(self, connect: Connect) -> None:
         async with client_of(app_for(connect)) as client:
@@ -460,9 +459,10 @@ class TestProblems:
         assert answer.status_code == 422
         assert answer.json()["alias"] == ".."
 
-    def test_an_alias_with_a_lone_surrogate_is_sent_as_an_escape(self) -> None:
+    def test_a_lone_surrogate_in_an_alias_is_replaced(self) -> None:
+        """Fault: UTF-8 cannot encode it, and the response was a bare 500."""
         error = BctrlConfigError("", workspace_id="ws-1", alias="\ud800")
-        assert answer_with(error).json()["alias"] == "\ud800"
+        assert answer_with(error).json()["alias"] == "?"
 
     @pytest.mark.parametrize("status", ["401 No", "403 No", "404 No", "422 No", "500 No", "503 No"])
     async def test_a_key_echoed_by_the_api_is_not_sent_to_the_client(
@@ -485,8 +485,8 @@ def upstream_error() -> BctrlError:
 
 
 OUTCOMES = [
-    StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=StopResult.STOPPED),
-    StopOutcome(
+    bctrl_async.StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=StopResult.STOPPED),
+    bctrl_async.StopOutcome(
         index=1,
         target=RuntimeRef("ws-\ud800", "\ud800"),
         result=StopResult.UNKNOWN,
@@ -495,28 +495,30 @@ OUTCOMES = [
         elapsed=1.5,
     ),
 ]
-REPORTS = [
-    StopReport(
-        total=2,
-        counts=Counter({StopResult.STOPPED: 1, StopResult.UNKNOWN: 1}),
-        failures=tuple(OUTCOMES[1:]),
-        states=Counter({RuntimeState.NOT_RUNNING: 1, RuntimeState.UNCONFIRMED: 1}),
-        elapsed=2.5,
-        retries=3,
-        throttled=1,
-        resumed=7,
-        ended_early=upstream_error(),
-    ),
-    StopReport(
-        total=0,
-        counts=Counter(),
-        failures=(),
-        states=Counter(),
-        elapsed=0.0,
-        retries=0,
-        throttled=0,
-    ),
-]
+REPORT = bctrl_async.StopReport(
+    total=2,
+    counts=Counter({StopResult.STOPPED: 1, StopResult.UNKNOWN: 1}),
+    failures=tuple(OUTCOMES[1:]),
+    states=Counter({RuntimeState.NOT_RUNNING: 1, RuntimeState.UNCONFIRMED: 1}),
+    elapsed=2.5,
+    retries=3,
+    throttled=1,
+    resumed=7,
+    ended_early=upstream_error(),
+)
+ERROR = {
+    "type": "BctrlServerError",
+    "message": "The bctrl API sent no usable response.",
+    "status": 500,
+    "code": "server.error",
+    "request_id": "req_1",
+    "may_have_stopped": True,
+}
+
+
+class Answer(BaseModel):
+    report: StopReport
+    last: StopOutcome | None = None
 
 
 async def valid_answer(client: httpx2.AsyncClient, method: str, path: str, route: str) -> Any:  # noqa: ANN401
@@ -567,46 +569,74 @@ class TestBodies:
         app = app_for(connect)
 
         @app.get("/outcomes/{number}")
-        async def outcome(number: int) -> StopOutcomeBody:
+        async def outcome(number: int) -> StopOutcome:
             return OUTCOMES[number]
 
-        @app.get("/reports/{number}")
-        async def report(number: int) -> StopReportBody:
-            return REPORTS[number]
+        @app.get("/report", response_model=StopReport)
+        async def report() -> object:
+            return REPORT
 
         async with client_of(app) as client:
-            for number, _ in enumerate(OUTCOMES):
-                path = f"/outcomes/{number}"
-                answer = await valid_answer(client, "get", path, "/outcomes/{number}")
-                assert SECRET not in json.dumps(answer)
-                assert answer["result"] == OUTCOMES[number].result
-            assert set(answer) == set(map(to_camel, OutcomeRecord.__struct_fields__))
-            assert answer["alias"] == "?"
-            assert answer["error"] == {
-                "type": "urn:bctrl-async:problem:no-usable-response",
-                "detail": "The bctrl API sent no usable response.",
-                "mayHaveStopped": True,
-                "code": "server.error",
-                "requestId": "req_1",
-            }
-            empty = await valid_answer(client, "get", "/reports/1", "/reports/{number}")
-            assert (empty["ok"], empty["allStopped"], empty["endedEarly"]) == (True, True, None)
-            full = await valid_answer(client, "get", "/reports/0", "/reports/{number}")
-            assert SECRET not in json.dumps(full)
-            assert (full["ok"], full["allStopped"]) == (False, False)
-            assert full["failures"] == [answer]
-            assert (answer["attempts"], answer["elapsed"], answer["resumed"]) == (4, 1.5, False)
-            assert answer["workspaceId"] == "ws-?"
-            names = ("total", "elapsed", "retries", "throttled", "resumed")
-            assert [full[name] for name in names] == [2, 2.5, 3, 1, 7]
-            assert full["counts"] == {"stopped": 1, "unknown": 1}
-            assert full["states"] == {
-                "not_running": 1,
-                "still_running": 0,
-                "unconfirmed": 1,
-                "invalid": 0,
-            }
-            assert full["endedEarly"] == answer["error"]
+            stopped, unknown = [
+                await valid_answer(client, "get", f"/outcomes/{number}", "/outcomes/{number}")
+                for number in range(2)
+            ]
+            body = await valid_answer(client, "get", "/report", "/report")
+
+        assert stopped == OUTCOMES[0].to_dict()
+        assert unknown == OUTCOMES[1].to_dict() | {
+            "workspace_id": "ws-?",
+            "alias": "?",
+            "error": ERROR,
+        }
+        whole = REPORT.to_dict()
+        whole.pop("all_stopped", None)
+        assert body == whole | {
+            "counts": {"stopped": 1, "unknown": 1},
+            "failures": [unknown],
+            "ended_early": ERROR,
+        }
+        assert SECRET not in json.dumps([unknown, body])
+
+    async def test_they_are_fields_of_the_apps_own_models(self, connect: Connect) -> None:
+        app = app_for(connect)
+
+        @app.get("/answer")
+        async def answer() -> Answer:
+            return Answer(report=REPORT, last=OUTCOMES[0])
+
+        async with client_of(app) as client:
+            body = await valid_answer(client, "get", "/answer", "/answer")
+        assert body["report"]["failures"][0]["error"] == ERROR
+        assert body["last"] == OUTCOMES[0].to_dict()
+
+    async def test_they_are_the_data_of_server_sent_events(self, connect: Connect) -> None:
+        """Fault: FastAPI could not encode a Struct that is the data of a ServerSentEvent."""
+        app = app_for(connect)
+
+        @app.get("/events", response_class=EventSourceResponse)
+        async def events(session: BctrlDep) -> AsyncIterator[object]:
+            yield ServerSentEvent(data=OUTCOMES[1])
+            yield ServerSentEvent(data=REPORT)
+            yield ServerSentEvent(data=await session.get_runtime("ws-1", "crm"))
+
+        @app.get("/bare", response_class=EventSourceResponse)
+        async def bare(session: BctrlDep) -> AsyncIterator[StopOutcome | StopReport | Runtime]:
+            yield OUTCOMES[1]
+            yield REPORT
+            yield await session.get_runtime("ws-1", "crm")
+
+        async with client_of(app) as client:
+            texts = [(await client.get(path)).text for path in ("/events", "/bare")]
+        data, same = [
+            [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line]
+            for text in texts
+        ]
+        outcome, report, runtime = data
+        assert data == same
+        assert (outcome["error"], report["failures"]) == (ERROR, [outcome])
+        assert runtime["status"] == "active"
+        assert SECRET not in texts[0]
 
     async def test_outcomes_and_report_of_a_real_run_match_the_schema(
         self, connect: Connect
@@ -615,11 +645,11 @@ class TestBodies:
         targets = [("ws-1", "crm"), ("ws-1", ".."), ("ws-1", "gone"), ("no target",)]
 
         @app.post("/report")
-        async def report(session: BctrlDep) -> StopReportBody:
+        async def report(session: BctrlDep) -> StopReport:
             return await session.stop_runtimes(targets)  # type: ignore[arg-type]  # On purpose.
 
         @app.post("/outcome")
-        async def outcome(session: BctrlDep) -> list[StopOutcomeBody]:
+        async def outcome(session: BctrlDep) -> list[StopOutcome]:
             async with session.stop_runtimes(targets[:1]) as batch:  # type: ignore[arg-type]
                 return [outcome async for outcome in batch]
 
@@ -628,8 +658,8 @@ class TestBodies:
             assert outcome_body["runtime"]["status"] == "stopped"
             answer = await valid_answer(client, "post", "/report", "/report")
         assert answer["counts"] == {"already_stopped": 1, "rejected": 2, "not_found": 1}
-        details = sorted(failure["error"]["detail"] for failure in answer["failures"])
-        assert details == [
+        messages = sorted(failure["error"]["message"] for failure in answer["failures"])
+        assert messages == [
             "Alias '..' could be taken for a path. Remove its '.' or '..' segments.",
             "Invalid target ('no target',): expected (workspace id, alias), not (str).",
             "There is no such workspace or alias.",

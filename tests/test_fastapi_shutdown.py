@@ -19,7 +19,7 @@ APP = """
 from fastapi import FastAPI
 
 from bctrl_async import RetryPolicy
-from bctrl_async.fastapi import BctrlDep, RuntimeBody, add_exception_handlers, lifespan
+from bctrl_async.fastapi import BctrlDep, Runtime, add_exception_handlers, lifespan
 
 app = FastAPI(lifespan=lifespan())
 add_exception_handlers(app)
@@ -27,7 +27,7 @@ once = RetryPolicy(attempts=1, patience=0)
 
 
 @app.post("/stop/{alias}")
-async def stop(alias: str, session: BctrlDep, timeout: float = 60.0) -> RuntimeBody:
+async def stop(alias: str, session: BctrlDep, timeout: float = 60.0) -> Runtime:
     return await session.stop_runtime("ws-1", alias, timeout=timeout, retry=once)
 """
 

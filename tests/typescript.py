@@ -27,7 +27,8 @@ type Stopped = Responses[200]["content"]["application/json"];
 type Invalid = Responses[422]["content"]["application/problem+json"];
 type Progress = ExampleComponents["schemas"]["Progress"];
 type Events = { progress: Progress; report: ExampleComponents["schemas"]["StopReport"] };
-type Refused = operations["stop_many"]["responses"][429]["content"]["application/problem+json"];
+type Refused = operations["stop_many"]["responses"][429]["content"]["application/json"];
+type InvalidRequest = Responses[422]["content"]["application/json"];
 type Unavailable = Responses[503]["content"]["application/problem+json"];
 type Report = paths["/report"]["get"]["responses"][200]["content"]["application/json"];
 
@@ -40,13 +41,15 @@ export const requestId = (problem: Problem): string =>
   // @ts-expect-error - it is absent if the API sent none.
   problem.requestId;
 
-export const invalid = (problem: Invalid): string[] =>
-  "errors" in problem ? problem.errors.map((error) => error.loc.join(".")) : [problem.alias ?? ""];
+export const invalid = (problem: Invalid): string => problem.alias ?? "";
+
+export const invalidRequest = (answer: InvalidRequest): string[] =>
+  (answer.detail ?? []).map((error) => error.loc.join("."));
 
 export const unsettled = (report: Report): string[] =>
   report.failures
     .filter((failure) => failure.result === "unknown")
-    .map((failure) => `${failure.workspaceId}/${failure.alias} ${failure.error?.type ?? ""}`);
+    .map((failure) => `${failure.workspace_id}/${failure.alias} ${failure.error?.message ?? ""}`);
 
 export const share = (progress: Progress): number =>
   (progress.counts.stopped ?? 0) / progress.total;
@@ -58,10 +61,9 @@ export const mistypedProgress = (progress: Progress): number =>
 export const show = <Name extends keyof Events>(name: Name, data: Events[Name]): string =>
   "inFlight" in data ? `${name} ${data.inFlight}` : `${name} ${data.failures.length}`;
 
-export const refused = (problem: Refused): "about:blank" => problem.type;
+export const refused = (answer: Refused): string => answer.detail;
 
-export const unavailable = (problem: Unavailable): number =>
-  "attempts" in problem ? problem.attempts : 0;
+export const unavailable = (problem: Unavailable): number => problem.attempts;
 
 export const mistyped = (report: Report): boolean =>
   // @ts-expect-error - there is no such result.

@@ -9,29 +9,30 @@ A complete app:
         "/workspaces/{workspace_id}/runtimes/{alias}/stop",
         responses=PROBLEM_RESPONSES,
     )
-    async def stop(workspace_id: str, alias: str, session: BctrlDep) -> RuntimeBody:
+    async def stop(workspace_id: str, alias: str, session: BctrlDep) -> Runtime:
         return await session.stop_runtime(workspace_id, alias, stopped_ok=True)
+
+`Runtime`, `StopOutcome` and `StopReport` are pydantic models that take what a session returned.
 """
 
-from bctrl_async.fastapi._app import (
-    BctrlDep,
-    add_exception_handlers,
-    get_session,
-    lifespan,
-)
-from bctrl_async.fastapi._bodies import RuntimeBody, StopOutcomeBody, StopReportBody
-from bctrl_async.fastapi._openapi import PROBLEM_RESPONSES
-from bctrl_async.fastapi._problems import Problem, problem
-from bctrl_async.fastapi._validation import ValidationProblem
+from typing import TYPE_CHECKING
+
+from bctrl_async.fastapi._app import BctrlDep, add_exception_handlers, get_session, lifespan
+from bctrl_async.fastapi._problems import PROBLEM_RESPONSES, Problem, problem
+
+if TYPE_CHECKING:
+    # To a type checker a model is what a route returns, which FastAPI validates and serializes.
+    from bctrl_async import Runtime, StopOutcome, StopReport
+else:
+    from bctrl_async.fastapi._bodies import Runtime, StopOutcome, StopReport
 
 __all__ = [
     "PROBLEM_RESPONSES",
     "BctrlDep",
     "Problem",
-    "RuntimeBody",
-    "StopOutcomeBody",
-    "StopReportBody",
-    "ValidationProblem",
+    "Runtime",
+    "StopOutcome",
+    "StopReport",
     "add_exception_handlers",
     "get_session",
     "lifespan",

@@ -1,6 +1,5 @@
-"""The lifespan, the dependency that returns its session, and the exception handlers."""
+"""The lifespan, the dependency that returns its session, and the exception handler."""
 
-import json
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -10,9 +9,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 try:
-    from fastapi import Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect, status
-    from fastapi.exception_handlers import request_validation_exception_handler
-    from fastapi.exceptions import RequestValidationError
+    from fastapi import Depends, FastAPI, Response, WebSocket, WebSocketDisconnect, status
     from fastapi.requests import HTTPConnection
 except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(
@@ -21,11 +18,10 @@ except ModuleNotFoundError as _error:
     ) from _error
 
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession
+from bctrl_async._config import check_type, invalid_type
 from bctrl_async._limiter.pace import Pace
 from bctrl_async.errors import THROTTLED, log_fields
-from bctrl_async.fastapi._openapi import document_problems
-from bctrl_async.fastapi._problems import MEDIA_TYPE, Problem, classify, problem
-from bctrl_async.fastapi._validation import ValidationProblem, validation_problem
+from bctrl_async.fastapi._problems import MEDIA_TYPE, classify, problem
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -61,12 +57,11 @@ def lifespan(
     """
     # At startup the error would come late, and far from the call.
     if not callable(make_session):
-        raise _invalid_type("make_session", make_session, "a function that returns a BctrlSession")
+        raise invalid_type("make_session", make_session, "a function that returns a BctrlSession")
     if inner is not None and not callable(inner):
-        raise _invalid_type("inner", inner, "a lifespan, which takes the app")
+        raise invalid_type("inner", inner, "a lifespan, which takes the app")
     if pace is not None:
-        if not isinstance(pace, Pace):
-            raise _invalid_type("pace", pace, "a bctrl_async.pace.Pace")
+        check_type(pace, Pace, "pace", "a bctrl_async.pace.Pace")
         if make_session is not BctrlSession:
             raise BctrlConfigError(
                 "pace= would not reach the session of make_session=",
@@ -83,18 +78,13 @@ def lifespan(
             inner_state: Mapping[str, Any] | None = None
             if inner is not None:
                 inner_state = await stack.enter_async_context(inner(app))
-            # The server passes the state to every request, those of mounted apps included.
+            # The server passes the state to every request, mounted apps included.
             yield {**(inner_state or {}), _KEY: session}
 
     return run
 
 
-def _invalid_type(name: str, value: object, expected: str) -> BctrlConfigError:
-    kind = type(value).__name__
-    return BctrlConfigError(f"invalid {name}: expected {expected}, not {kind}", argument=name)
-
-
-# Async, because FastAPI would run a plain function in a thread, which is slow under load.
+# FastAPI would run a plain function in a thread, which is slow under load.
 async def get_session(connection: HTTPConnection) -> BctrlSession:
     """Return the app's session, which outlives the request: background tasks may use it.
 
@@ -125,14 +115,10 @@ BctrlDep = Annotated[BctrlSession, Depends(get_session)]
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Answer every BctrlError, and every invalid request, with a problem (RFC 9457).
+    """Answer every BctrlError with a problem (RFC 9457). The app's own errors stay as they are.
 
     The response hides the API's own text, so errors that become a 5xx are logged in full under
     `bctrl_async.fastapi`. A WebSocket is closed with the problem's detail.
-
-    An invalid request is one that FastAPI answers with 422. If the app has a handler of its own for
-    `RequestValidationError`, added before or after, that one is used. The app's OpenAPI follows:
-    call this after `app.openapi` is overridden.
 
     A mounted app has handlers of its own: call this for each.
 
@@ -142,15 +128,8 @@ def add_exception_handlers(app: FastAPI) -> None:
     Raises:
         BctrlConfigError: The app is not a FastAPI app, such as a router, which has no handlers.
     """
-    if not isinstance(app, FastAPI):
-        raise _invalid_type("app", app, "a FastAPI app")
+    check_type(app, FastAPI, "app", "a FastAPI app")
     app.exception_handler(BctrlError)(_respond)
-    handlers = app.exception_handlers
-    if handlers.get(RequestValidationError) is request_validation_exception_handler:
-        app.exception_handler(RequestValidationError)(_respond_to_invalid)
-    document_problems(
-        app, validation=lambda: handlers.get(RequestValidationError) is _respond_to_invalid
-    )
 
 
 async def _respond(connection: HTTPConnection, error: BctrlError) -> Response | None:
@@ -167,19 +146,5 @@ async def _respond(connection: HTTPConnection, error: BctrlError) -> Response | 
     headers = {}
     if error.retry_after is not None and kind.status in THROTTLED:
         headers["Retry-After"] = str(math.ceil(min(error.retry_after, _MAX_RETRY_AFTER)))
-    return _problem_response(problem(error), headers)
-
-
-async def _respond_to_invalid(_: Request, error: RequestValidationError) -> Response:
-    return _problem_response(validation_problem(error.errors()))
-
-
-def _problem_response(
-    body: Problem | ValidationProblem, headers: Mapping[str, str] | None = None
-) -> Response:
-    return Response(
-        json.dumps(body),  # ASCII: UTF-8 cannot encode a lone surrogate in an alias.
-        status_code=body["status"],
-        headers=headers,
-        media_type=MEDIA_TYPE,
-    )
+    body = problem(error).model_dump_json(exclude_none=True)
+    return Response(body, kind.status, headers, MEDIA_TYPE)

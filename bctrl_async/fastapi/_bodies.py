@@ -1,116 +1,148 @@
-"""Runtimes, outcomes and reports as return types of path operations."""
+"""Runtimes, outcomes and reports as pydantic models, which take the Structs of a session."""
 
-import json
-from collections.abc import Callable
-from typing import Annotated, Any, Generic, TypeVar, cast
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from typing import Annotated
+from uuid import UUID
 
 import msgspec
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from fastapi.encoders import ENCODERS_BY_TYPE
+from pydantic import BeforeValidator, Field, model_validator
 
-from bctrl_async import BctrlError, Runtime, RuntimeState, StopOutcome, StopReport
-from bctrl_async.fastapi import _schemas
-from bctrl_async.fastapi._problems import classify, explain, identifiers
-
-_T = TypeVar("_T")
+import bctrl_async
+from bctrl_async import BctrlError, RuntimeState, StopResult
+from bctrl_async.fastapi._problems import Body, CamelBody, Text, classify, explain, identifier
+from bctrl_async.outcomes import ErrorRecord, OutcomeRecord
 
 
-def _runtime_body(runtime: Runtime) -> _schemas.Runtime:
-    # A Struct within a body is converted with it, in one pass.
-    return cast("_schemas.Runtime", runtime)
-
-
-# Literals, because a call of a TypedDict takes longer, and a report may have many failures.
-def _error_body(error: BctrlError) -> _schemas.StopError:
-    kind = classify(error)
-    body: _schemas.StopError = {
-        "type": kind.uri,
-        "detail": explain(error, kind),
-        "mayHaveStopped": error.may_have_stopped,
-    }
-    code, request_id = identifiers(error)
-    if code is not None:
-        body["code"] = code
-    if request_id is not None:
-        body["requestId"] = request_id
-    return body
-
-
-def _outcome_body(outcome: StopOutcome) -> _schemas.StopOutcome:
-    return {
-        "index": outcome.index,
-        "workspaceId": outcome.target.workspace_id,
-        "alias": outcome.target.alias,
-        "result": outcome.result,
-        "runtime": None if outcome.runtime is None else _runtime_body(outcome.runtime),
-        "error": None if outcome.error is None else _error_body(outcome.error),
-        "attempts": outcome.attempts,
-        "elapsed": outcome.elapsed,
-        "at": outcome.at,
-        "resumed": outcome.resumed,
-    }
-
-
-def _report_body(report: StopReport) -> _schemas.StopReport:
-    return _schemas.StopReport(
-        total=report.total,
-        ok=report.ok,
-        allStopped=report.all_stopped,
-        counts=dict(report.counts),
-        states={state: report.states[state] for state in RuntimeState},
-        failures=[_outcome_body(outcome) for outcome in report.failures],
-        elapsed=report.elapsed,
-        retries=report.retries,
-        throttled=report.throttled,
-        resumed=report.resumed,
-        endedEarly=None if report.ended_early is None else _error_body(report.ended_early),
+def _safe_record(error: BctrlError) -> ErrorRecord:
+    """Return the record of an error without the API's own text."""
+    return ErrorRecord(
+        type=type(error).__name__,
+        message=explain(error, classify(error)),
+        status=error.status,
+        code=identifier(error.code),
+        request_id=identifier(error.request_id),
+        may_have_stopped=error.may_have_stopped,
     )
 
 
-class _Body(Generic[_T]):
-    """An annotation by which pydantic serializes a Struct and documents it as a component.
-
-    Args:
-        schema: The TypedDict of the response body.
-        convert: Converts the annotated type to `schema`.
-    """
-
-    def __init__(self, schema: type[object], convert: Callable[[_T], object]) -> None:
-        self._schema = schema
-        self._convert = convert
-
-    def __get_pydantic_core_schema__(self, source: type[_T], _: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.is_instance_schema(
-            source,
-            serialization=core_schema.plain_serializer_function_ser_schema(
-                lambda value: _to_builtins(self._convert(value))
-            ),
-        )
-
-    def __get_pydantic_json_schema__(
-        self, _: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        # Within definitions, it becomes a component, with a longer name if the app has a model of
-        # the same one.
-        return handler(core_schema.definitions_schema(TypeAdapter(self._schema).core_schema, []))
+def _complete(states: Mapping[RuntimeState, int]) -> Mapping[RuntimeState, int]:
+    """Return the numbers of all states, so that a client need not ask whether one is there."""
+    return dict.fromkeys(RuntimeState, 0) | dict(states)
 
 
-def _to_builtins(body: object) -> Any:  # noqa: ANN401 - JSON.
-    """Return a body as JSON values, with lone surrogates replaced: UTF-8 cannot encode them."""
-    builtins = msgspec.to_builtins(body, str_keys=True)
-    try:
-        msgspec.json.encode(builtins)
-    except UnicodeEncodeError:
-        return json.loads(json.dumps(builtins, ensure_ascii=False).encode(errors="replace"))
-    return builtins
+class RuntimeSummary(CamelBody):
+    """Details of a runtime. A field that the API omitted is null."""
+
+    browser_running: bool | None
+    current_driver: Text | None
+    default_context_id: Text | None
+    default_page_id: Text | None
+    launch_mode: Text | None = Field(
+        description="`profile`, `ephemeral`, or a value that the API has added."
+    )
+    profile_id: UUID | None
+    storage_workspace: Text | None
 
 
-RuntimeBody = Annotated[Runtime, _Body(_schemas.Runtime, _runtime_body)]
-"""`Runtime` as a return type of a path operation: the API's own JSON."""
+class Runtime(CamelBody):
+    """A runtime as described by the API."""
 
-StopOutcomeBody = Annotated[StopOutcome, _Body(_schemas.StopOutcome, _outcome_body)]
-"""`StopOutcome` as a return type of a path operation."""
+    id: UUID
+    alias: Text
+    workspace_id: UUID
+    kind: Text = Field(
+        description="`browser`, `desktop`, `spreadsheet`, or a value that the API has added."
+    )
+    status: Text = Field(
+        description="`active`, `stopped`, `failed`, or a value that the API has added."
+    )
+    driver: Text
+    created_at: Text = Field(description="Usually ISO 8601; not validated.")
+    updated_at: Text = Field(description="Usually ISO 8601; not validated.")
+    summary: RuntimeSummary | None
 
-StopReportBody = Annotated[StopReport, _Body(_schemas.StopReport, _report_body)]
-"""`StopReport` as a return type of a path operation."""
+
+class StopError(Body):
+    """The reason of a stop that is not ok, or of a run that ended early."""
+
+    type: str = Field(
+        description="The name of the class of the error, such as `BctrlTimeoutError`."
+    )
+    message: Text = Field(description="An explanation for people, without the API's own text.")
+    status: int | None = Field(description="The status of the API's answer, or null.")
+    code: str | None = Field(description="The API's error code, if it sent one.")
+    request_id: str | None = Field(
+        description="The API's id of the request, for its support, if it sent one."
+    )
+    may_have_stopped: bool = Field(description="True if a request may have stopped the runtime.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of(cls, value: object) -> object:
+        return _safe_record(value) if isinstance(value, BctrlError) else value
+
+
+class StopOutcome(Body):
+    """The outcome of stopping one target of a bulk stop."""
+
+    index: int = Field(description="The position in the input, from 0.")
+    workspace_id: Text = Field(description="The workspace as requested.")
+    alias: Text = Field(description="The alias of the runtime as requested.")
+    result: StopResult
+    at: datetime = Field(description="The time at which the outcome became known.")
+    attempts: int = Field(
+        description="The number of requests started; the API may not have received all of them."
+    )
+    elapsed: float = Field(description="Seconds from reading the target.")
+    resumed: bool = Field(description="True if it comes from an earlier run's journal.")
+    runtime: Runtime | None = Field(
+        description="The runtime as last described by the API, or null."
+    )
+    error: StopError | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of(cls, value: object) -> object:
+        if not isinstance(value, bctrl_async.StopOutcome):
+            return value
+        # The record of its error has the API's own text.
+        error = None if value.error is None else _safe_record(value.error)
+        return msgspec.structs.replace(OutcomeRecord.of(value), error=error)
+
+
+class StopReport(Body):
+    """The report of a bulk stop."""
+
+    total: int = Field(description="The number of targets read.")
+    ok: bool = Field(
+        description="True if the whole input was read, and every runtime no longer runs."
+    )
+    counts: dict[StopResult, int] = Field(
+        description="The number of outcomes for each result that occurred."
+    )
+    states: Annotated[dict[RuntimeState, int], BeforeValidator(_complete)] = Field(
+        description="The number of runtimes by state; the numbers add up to `total`."
+    )
+    failures: list[StopOutcome] = Field(
+        description="The outcomes that are not ok, in order of completion."
+    )
+    elapsed: float = Field(description="Seconds.")
+    retries: int = Field(description="Requests beyond the first for each target.")
+    throttled: int = Field(description="The number of 429 and 503 answers.")
+    resumed: int = Field(description="Outcomes from an earlier run's journal.")
+    ended_early: StopError | None = Field(
+        description="The reason why the run ended before its input did, or null."
+    )
+
+
+def _encode(model: type[Body], struct: object) -> dict[str, object]:
+    return model.model_validate(struct).model_dump(mode="json")
+
+
+# FastAPI encodes the data of a ServerSentEvent by its type.
+ENCODERS_BY_TYPE[bctrl_async.Runtime] = partial(_encode, Runtime)
+ENCODERS_BY_TYPE[bctrl_async.StopOutcome] = partial(_encode, StopOutcome)
+ENCODERS_BY_TYPE[bctrl_async.StopReport] = partial(_encode, StopReport)

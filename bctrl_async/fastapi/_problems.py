@@ -3,12 +3,16 @@
 import re
 from enum import Enum
 from http import HTTPStatus
-from typing import Annotated, NotRequired
+from typing import Annotated, Any
 
-from pydantic import Field
-
-# pydantic takes that of `typing` only from Python 3.12 on.
-from typing_extensions import TypedDict
+from fastapi.openapi.utils import validation_error_definition, validation_error_response_definition
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+)
+from pydantic.alias_generators import to_camel
 
 from bctrl_async import (
     BctrlApiError,
@@ -22,166 +26,97 @@ from bctrl_async import (
     BctrlTimeoutError,
     BctrlValidationError,
 )
-from bctrl_async.fastapi._component import component
+from bctrl_async.errors import THROTTLED
 
 MEDIA_TYPE = "application/problem+json"
+
+_EXAMPLE = BctrlError("", workspace_id="demo", alias="crm", attempts=1, request_id="req_8f14e45f")
 
 _is_identifier = re.compile(r"[\w.:/+=-]{1,100}", re.ASCII).fullmatch
 
 
 class ProblemType(Enum):
-    """The types of problems. `docs/reference/problems.md` explains each.
+    """The types of problems: the status, and what is said to clients."""
 
-    Args:
-        slug: The end of the type's URI.
-        status: The status of the response.
-        title: The summary of the type.
-        detail: The explanation of an occurrence: it must not have the API's own text.
-    """
+    NOT_FOUND = 404, "Runtime not found", "There is no such workspace or alias."
+    NOT_RUNNING = 409, "Runtime not running", "Nothing is running under this alias."
+    NOT_STOPPABLE = 409, "Runtime cannot be stopped", "Its current state does not allow a stop."
+    INVALID_TARGET = 422, "Invalid target", "Invalid workspace id or alias."
+    RATE_LIMITED = 429, "Rate limit exceeded", "The rate limit of the bctrl API is exceeded."
+    MISCONFIGURED = 500, "Service misconfigured", "This service cannot call the bctrl API."
+    NO_USABLE_RESPONSE = 502, "No usable response", "The bctrl API sent no usable response."
+    REJECTED = 502, "Service rejected", "The bctrl API rejected the request of this service."
+    UNAVAILABLE = 503, "bctrl API unavailable", "The bctrl API is temporarily unavailable."
+    NOT_SETTLED = 503, "Stop not settled", "The run ended before this stop was settled."
+    TIMEOUT = 504, "bctrl API timed out", "The bctrl API did not respond in time."
 
-    NOT_FOUND = (
-        "not-found",
-        HTTPStatus.NOT_FOUND,
-        "Runtime not found",
-        "There is no such workspace or alias.",
-    )
-    NOT_RUNNING = (
-        "not-running",
-        HTTPStatus.CONFLICT,
-        "Runtime not running",
-        "Nothing is running under this alias.",
-    )
-    NOT_STOPPABLE = (
-        "not-stoppable",
-        HTTPStatus.CONFLICT,
-        "Runtime cannot be stopped",
-        "The runtime cannot be stopped in its current state.",
-    )
-    INVALID_TARGET = (
-        "invalid-target",
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-        "Invalid target",
-        "Invalid workspace id or alias.",
-    )
-    INVALID_REQUEST = (
-        "invalid-request",
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-        "Invalid request",
-        "The request has invalid values.",
-    )
-    RATE_LIMITED = (
-        "rate-limited",
-        HTTPStatus.TOO_MANY_REQUESTS,
-        "Rate limit exceeded",
-        "The rate limit of the bctrl API is exceeded.",
-    )
-    MISCONFIGURED = (
-        "misconfigured",
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        "Service misconfigured",
-        "This service cannot call the bctrl API.",
-    )
-    NO_USABLE_RESPONSE = (
-        "no-usable-response",
-        HTTPStatus.BAD_GATEWAY,
-        "No usable response",
-        "The bctrl API sent no usable response.",
-    )
-    REJECTED = (
-        "rejected",
-        HTTPStatus.BAD_GATEWAY,
-        "Service rejected",
-        "The bctrl API rejected the request of this service.",
-    )
-    UNAVAILABLE = (
-        "unavailable",
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "bctrl API unavailable",
-        "The bctrl API is temporarily unavailable.",
-    )
-    NOT_SETTLED = (
-        "not-settled",
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "Stop not settled",
-        "The run ended before this stop was settled.",
-    )
-    TIMEOUT = (
-        "timeout",
-        HTTPStatus.GATEWAY_TIMEOUT,
-        "bctrl API timed out",
-        "The bctrl API did not respond in time.",
-    )
-
-    def __init__(self, slug: str, status: HTTPStatus, title: str, detail: str) -> None:
-        self.slug = slug
-        self.uri = f"urn:bctrl-async:problem:{slug}"
+    def __init__(self, status: int, title: str, detail: str) -> None:
         self.status = status
         self.title = title
         self.detail = detail
 
+    @property
+    def slug(self) -> str:
+        return self.name.lower().replace("_", "-")
 
-Type = Annotated[
-    str,
-    Field(
-        description="The type of the problem: a URN that does not change.",
-        json_schema_extra={"format": "uri"},
-        examples=[ProblemType.NOT_FOUND.uri],
-    ),
-]
-Title = Annotated[
-    str,
-    Field(description="The summary of the type.", examples=[ProblemType.NOT_FOUND.title]),
-]
-Status = Annotated[
-    int,
-    Field(description="The status of the response.", ge=400, le=599, examples=[404]),
-]
-Detail = Annotated[
-    str,
-    Field(description="An explanation for people.", examples=[ProblemType.NOT_FOUND.detail]),
-]
-Attempts = Annotated[
-    int,
-    Field(
-        description="The number of requests begun; the API may not have received all of them.",
-        ge=0,
-        examples=[1],
-    ),
-]
-MayHaveStopped = Annotated[
-    bool,
-    Field(description="True if a request may have stopped the runtime.", examples=[False]),
-]
-Code = Annotated[
-    str, Field(description="The API's error code, if it sent one.", examples=["runtime.not_found"])
-]
-RequestId = Annotated[
-    str,
-    Field(
-        description="The API's id of the request, for its support, if it sent one.",
-        examples=["req_8f14e45f"],
-    ),
-]
-WorkspaceId = Annotated[str, Field(description="The workspace as requested.", examples=["demo"])]
-Alias = Annotated[
-    str, Field(description="The alias of the runtime as requested.", examples=["crm"])
-]
+    @property
+    def uri(self) -> str:
+        return f"urn:bctrl-async:problem:{self.slug}"
 
 
-@component
-class Problem(TypedDict):
+def _encodable(text: object) -> object:
+    """Replace lone surrogates, which the API and clients may send, and UTF-8 cannot encode."""
+    return text.encode(errors="replace").decode() if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_encodable)]
+
+
+def _remove_titles(schema: dict[str, Any]) -> None:
+    """Remove the titles of fields: pydantic makes `Workspaceid` of `workspaceId`."""
+    for field in schema["properties"].values():
+        field.pop("title", None)
+
+
+class Body(BaseModel):
+    """A model of the app's OpenAPI that takes its fields from the attributes of an object."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra=_remove_titles)
+
+    def __init_subclass__(cls) -> None:
+        # If the app has a model of the same name, pydantic puts the module before both.
+        cls.__module__ = "bctrl_async.fastapi"
+
+
+class CamelBody(Body):
+    """A model with the API's own spelling of names."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, validate_by_name=True, serialize_by_alias=True
+    )
+
+
+class Problem(CamelBody):
     """Problem details (RFC 9457) of a failed call of the bctrl API."""
 
-    type: Type
-    title: Title
-    status: Status
-    detail: Detail
-    attempts: Attempts
-    mayHaveStopped: MayHaveStopped
-    workspaceId: NotRequired[WorkspaceId]
-    alias: NotRequired[Alias]
-    code: NotRequired[Code]
-    requestId: NotRequired[RequestId]
+    type: str = Field(description="The type of the problem: a URN that does not change.")
+    title: str = Field(description="The summary of the type.")
+    status: int = Field(description="The status of the response.")
+    detail: Text = Field(description="An explanation for people.")
+    attempts: int = Field(
+        description="The number of requests started; the API may not have received all of them."
+    )
+    may_have_stopped: bool = Field(description="True if a request may have stopped the runtime.")
+    workspace_id: Text | None = Field(
+        None, description="The workspace as requested; absent if the call had none."
+    )
+    alias: Text | None = Field(
+        None, description="The alias of the runtime as requested; absent if the call had none."
+    )
+    code: str | None = Field(None, description="The API's error code; absent if it sent none.")
+    request_id: str | None = Field(
+        None, description="The API's id of the request, for its support; absent if it sent none."
+    )
 
 
 def problem(error: BctrlError) -> Problem:
@@ -194,52 +129,37 @@ def problem(error: BctrlError) -> Problem:
         error: The error.
 
     Returns:
-        `type`, `title`, `status`, `detail`, `attempts`, `mayHaveStopped`, and `workspaceId`,
-        `alias`, `code` and `requestId` if the error has them.
+        The problem. What the error does not have is None, and absent from the response.
     """
-    kind = classify(error)
-    body = Problem(
+    return _problem(classify(error), error)
+
+
+def _problem(kind: ProblemType, error: BctrlError) -> Problem:
+    return Problem(
         type=kind.uri,
         title=kind.title,
-        status=kind.status.value,
+        status=kind.status,
         detail=explain(error, kind),
         attempts=error.attempts,
-        mayHaveStopped=error.may_have_stopped,
+        may_have_stopped=error.may_have_stopped,
+        workspace_id=error.workspace_id,
+        alias=error.alias,
+        code=identifier(error.code),
+        request_id=identifier(error.request_id),
     )
-    if error.workspace_id is not None:
-        body["workspaceId"] = error.workspace_id
-    if error.alias is not None:
-        body["alias"] = error.alias
-    code, request_id = identifiers(error)
-    if code is not None:
-        body["code"] = code
-    if request_id is not None:
-        body["requestId"] = request_id
-    return body
 
 
 def explain(error: BctrlError, kind: ProblemType) -> str:
-    """Return the explanation of an occurrence.
-
-    It is that of the type, but for invalid input: the client sent that, and the text of its error
-    is this package's own, which says what rule is broken.
-    """
+    """Return the detail of the type, or for invalid input our own text, which names the rule."""
     if isinstance(error, BctrlConfigError) and kind is ProblemType.INVALID_TARGET and error.summary:
         text = ". ".join(part for part in (error.summary, error.advice) if part)
         return f"{text[0].upper()}{text[1:].rstrip('.')}."
     return kind.detail
 
 
-def identifiers(error: BctrlError) -> tuple[str | None, str | None]:
-    """Return the API's error code and the id of the request, or None for each that is missing.
-
-    Anything else in their place, such as a sentence of a gateway, is left out.
-    """
-    code, request_id = error.code, error.request_id
-    return (
-        code if code is not None and _is_identifier(code) else None,
-        request_id if request_id is not None and _is_identifier(request_id) else None,
-    )
+def identifier(text: str | None) -> str | None:
+    """Return an error code or an id of the API; None for other text, such as a gateway's."""
+    return text if text is not None and _is_identifier(text) else None
 
 
 def classify(error: BctrlError) -> ProblemType:  # noqa: C901, PLR0911 - a table.
@@ -270,3 +190,49 @@ def classify(error: BctrlError) -> ProblemType:  # noqa: C901, PLR0911 - a table
         case BctrlConfigError():
             return ProblemType.MISCONFIGURED
     return ProblemType.NOT_SETTLED
+
+
+class _Content(dict[str, Any]):
+    """The content of a response, where FastAPI adds the schema of the model as a problem's.
+
+    It would add it under the media type of the route.
+    """
+
+    def setdefault(self, _: str, default: Any = None) -> Any:  # noqa: ANN401 - as in dict.
+        return super().setdefault(MEDIA_TYPE, default)
+
+
+def _response(status: int) -> dict[str, Any]:
+    kinds = [kind for kind in ProblemType if kind.status == status]
+    examples = {
+        kind.slug: {
+            "summary": kind.title,
+            "value": _problem(kind, _EXAMPLE).model_dump(exclude_none=True),
+        }
+        for kind in kinds
+    }
+    response: dict[str, Any] = {
+        "model": Problem,
+        "description": ". ".join(kind.title for kind in kinds),
+        "content": _Content({MEDIA_TYPE: {"examples": examples}}),
+    }
+    if status in THROTTLED:
+        response["headers"] = {
+            "Retry-After": {
+                "description": "Seconds to wait before retrying, if the API sent a Retry-After.",
+                "schema": {"type": "integer", "minimum": 0, "maximum": 60},
+            }
+        }
+    if status == HTTPStatus.UNPROCESSABLE_ENTITY:
+        # FastAPI documents its own 422 only where a route has no other.
+        errors = {"type": "array", "items": validation_error_definition}
+        schema = {**validation_error_response_definition, "properties": {"detail": errors}}
+        response["description"] += ". Invalid request"
+        response["content"]["application/json"] = {"schema": schema}
+    return response
+
+
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: _response(status) for status in sorted({kind.status for kind in ProblemType})
+}
+"""The problems for the app's OpenAPI: pass `responses=PROBLEM_RESPONSES` to routes or routers."""

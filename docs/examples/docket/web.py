@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from stops import count_outcomes, docket, save_targets, stop_many
 
 from bctrl_async import RuntimeRef, StopResult
-from bctrl_async.fastapi import StopReportBody
+from bctrl_async.fastapi import StopReport
 
 TOKEN = os.environ["APP_TOKEN"]
 
@@ -45,7 +45,7 @@ class Stop(BaseModel):
     state: ExecutionState | None
     total: int
     counts: dict[StopResult, int]
-    report: StopReportBody | None = None
+    report: StopReport | None = None
 
 
 async def require_token(
@@ -107,7 +107,7 @@ async def show_stop(stop_id: UUID) -> Stop:
         total, counts = await asyncio.to_thread(count_outcomes, stop_id)
     except FileNotFoundError:
         raise HTTPException(status.HTTP_404_NOT_FOUND, "There is no such stop.") from None
-    stop = Stop(id=stop_id, state=state, total=total, counts=counts)
+    report = None
     if execution is not None and state is ExecutionState.COMPLETED:
-        stop.report = await execution.get_result()
-    return stop
+        report = await execution.get_result()
+    return Stop(id=stop_id, state=state, total=total, counts=counts, report=report)

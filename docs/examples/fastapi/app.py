@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from hashlib import sha256
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 from events import EVENTS, REPORT, Event, events
 from fastapi import (
@@ -41,14 +41,14 @@ from fastapi import (
 from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.sse import EventSourceResponse
-from problems import add_problem_handler, and_problems_of_calls, own_problems
 from pydantic import BaseModel, Field
 from runs import MAX_RUNNING, Run, Runs
 
 from bctrl_async import BctrlSession, BctrlTimeoutError, RetryPolicy, RuntimeRef
 from bctrl_async.fastapi import (
+    PROBLEM_RESPONSES,
     BctrlDep,
-    RuntimeBody,
+    Runtime,
     add_exception_handlers,
     lifespan,
 )
@@ -69,7 +69,6 @@ FORBIDDEN = "Refused: the request is from another site."
 NOT_CONFIGURED = "APP_TOKEN is not set, so nothing can be stopped."
 NO_RUN = "There is no such run: it ended too long ago, or the service was restarted."
 TOO_MANY = f"{MAX_RUNNING} bulk stops are running. Wait until one has ended."
-REFUSALS = {401: UNAUTHORIZED, 403: FORBIDDEN, 503: NOT_CONFIGURED}
 
 
 @contextmanager
@@ -122,7 +121,7 @@ async def require_token(
     """
     token = os.environ.get("APP_TOKEN", "")
     if not token:
-        raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, NOT_CONFIGURED)
+        raise HTTPException(status.HTTP_403_FORBIDDEN, NOT_CONFIGURED)
     given = "" if credentials is None else credentials.credentials
     if not secrets.compare_digest(given.encode(), token.encode()):
         raise HTTPException(
@@ -204,6 +203,18 @@ async def join_run(
         yield run
 
 
+def refusals(details: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Describe what FastAPI makes of an HTTPException of the app, as its OpenAPI does not."""
+    detail = {
+        "type": "object",
+        "properties": {"detail": {"type": "string"}},
+        "required": ["detail"],
+    }
+    content = {"application/json": {"schema": detail}}
+    details = {401: UNAUTHORIZED, 403: f"{FORBIDDEN} Or: {NOT_CONFIGURED}"} | details
+    return {code: {"description": text, "content": content} for code, text in details.items()}
+
+
 class Health(BaseModel):
     """The health of this process, and the number of its bulk stops."""
 
@@ -215,7 +226,7 @@ app = FastAPI(
     title="Stopping runtimes",
     version="1.0.0",
     description="Stops runtimes of bctrl: one, or many with progress as server-sent events. "
-    "All errors are problem details (RFC 9457).",
+    "Errors of calls of the bctrl API are problem details (RFC 9457).",
     openapi_tags=[
         {"name": "runtimes", "description": "Stop one runtime, or many."},
         {"name": "runs", "description": "Bulk stops: come back to one, or cancel it."},
@@ -227,7 +238,6 @@ app = FastAPI(
 )
 app.openapi_version = "3.2.0"  # The first with `itemSchema`, by which FastAPI describes events.
 add_exception_handlers(app)
-add_problem_handler(app)
 
 
 def hash_of(element: str) -> str:
@@ -266,13 +276,13 @@ async def health(session: BctrlDep, runs: RunsDep) -> Health:
     response_description=(
         "The runtime as the server described it; `status` says whether it is stopped."
     ),
-    responses=and_problems_of_calls(own_problems(REFUSALS)),
+    responses=PROBLEM_RESPONSES | refusals({}),
 )
 async def stop_one(
     workspace_id: Annotated[str, Path(description="The id of the workspace.", examples=["demo"])],
     alias: Annotated[str, Path(description="The alias of the runtime.", examples=["runtime-0001"])],
     session: BctrlDep,
-) -> RuntimeBody:
+) -> Runtime:
     """Stop a runtime, or return it if it was not running: it is safe to repeat.
 
     `status` is `active` if the stop was accepted and is not finished, or if the runtime was started
@@ -303,8 +313,8 @@ PATH_OF_RUN = {
         "schema": {"type": "string", "examples": ["/runs/dXuC2u4ZbKzO8n0YyQ0mXw"]},
     }
 }
-TOO_MANY_RUNS = own_problems(REFUSALS | {429: TOO_MANY})
-UNKNOWN_RUN = own_problems(REFUSALS | {404: NO_RUN})
+TOO_MANY_RUNS = refusals({429: TOO_MANY})
+UNKNOWN_RUN = refusals({404: NO_RUN})
 
 
 @app.post(

@@ -10,7 +10,7 @@ from pydantic.alias_generators import to_camel
 from runs import Run
 
 from bctrl_async import StopResult
-from bctrl_async.fastapi import StopReportBody
+from bctrl_async.fastapi import StopReport
 
 PROGRESS_EVERY = 0.25
 """Seconds between two progress events."""
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     Event = ServerSentEvent
 else:
     # FastAPI documents the type of what is yielded: of an event, that should be its data.
-    Event = Progress | StopReportBody
+    Event = Progress | StopReport
 
 
 def _schema_of(name: str, component: str) -> dict[str, Any]:
@@ -80,4 +80,4 @@ async def events(run: Run) -> AsyncIterator[ServerSentEvent]:
             ),
         )
         await asyncio.wait([run.task], timeout=PROGRESS_EVERY)
-    yield ServerSentEvent(event=REPORT, id=REPORT, raw_data=run.report)
+    yield ServerSentEvent(event=REPORT, id=REPORT, data=run.report)

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgspec
-from pydantic import TypeAdapter
+from fastapi.encoders import jsonable_encoder
 
-from bctrl_async import StopBatch, StopReport
-from bctrl_async.fastapi import StopReportBody
+from bctrl_async import StopBatch
 
 DRAIN = 5.0
 """Seconds to wait for stops in flight; less than uvicorn's graceful shutdown."""
@@ -23,7 +22,6 @@ MAX_FINISHED = 32
 MAX_FAILURES = 1000
 
 log = logging.getLogger("uvicorn.error")
-report_body: TypeAdapter[StopReport] = TypeAdapter(StopReportBody)
 
 
 class Run:
@@ -34,7 +32,8 @@ class Run:
         owner: The user who started the run.
         batch: The bulk stop. It has all targets, so it is deleted when the run has ended.
         task: The task of the bulk stop.
-        report: The report as JSON, with the first thousand failures; None while the run goes on.
+        report: The report as JSON values, with the first thousand failures; None while the run goes
+            on.
     """
 
     batch: StopBatch
@@ -43,7 +42,7 @@ class Run:
     def __init__(self, owner: str) -> None:
         self.id = secrets.token_urlsafe(16)
         self.owner = owner
-        self.report: str | None = None
+        self.report: dict[str, object] | None = None
         self._clients = 0
         self._leaving: asyncio.TimerHandle | None = None
 
@@ -120,7 +119,7 @@ class Runs:
         # Serializing a hundred thousand failures would block other requests. As JSON, a report
         # holds neither errors nor their tracebacks.
         report = msgspec.structs.replace(report, failures=report.failures[:MAX_FAILURES])
-        run.report = report_body.dump_json(report).decode()
+        run.report = jsonable_encoder(report)
         # The oldest are those that ended first, not those that began first.
         self._runs[run.id] = self._runs.pop(run.id)
         asyncio.get_running_loop().call_later(KEEP, self._runs.pop, run.id, None)
