@@ -9,6 +9,11 @@ anyio's plugin, and in tests without an event loop.
         bctrl_emulator.add_runtime("ws-1", "crm")
         bctrl_emulator.inject(Fault.RATE_LIMITED, alias="crm")
         assert (await bctrl_session.stop_runtime("ws-1", "crm")).status == "stopped"
+
+The marker `bctrl_emulator` gives the emulator of a test, a class or a module other arguments:
+
+    @pytest.mark.bctrl_emulator(rate_limit=50)
+    async def test_a_slow_server(bctrl_emulator, bctrl_session): ...
 """
 
 from __future__ import annotations
@@ -17,7 +22,6 @@ import asyncio
 import importlib
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,24 +29,39 @@ from unittest.mock import Mock
 
 import pytest
 
-from bctrl_async import BctrlSession
+from bctrl_async import BctrlSession, RetryPolicy
 from bctrl_async.emulator import Emulator
 
 if TYPE_CHECKING:
     from aioresponses import aioresponses
 
-__all__ = ["bctrl_aioresponses", "bctrl_emulator", "bctrl_session"]
+__all__ = ["bctrl_aioresponses", "bctrl_emulator", "bctrl_env", "bctrl_session"]
 
-_KEY = "emulator-key"
+_MARKER = "bctrl_emulator(**arguments): arguments of the fixture's Emulator, such as rate_limit=50"
+_QUICK = RetryPolicy(base=0.001, cap=0.01)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker."""
+    config.addinivalue_line("markers", _MARKER)
 
 
 @pytest.fixture
-def bctrl_emulator() -> Iterator[Emulator]:
+def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
     """A running emulator: add runtimes, inject faults, then inspect the requests it received.
 
-    It runs in a thread with its own event loop, so it also serves blocking tests.
+    It runs in a thread with its own event loop, so it also serves blocking tests. The marker of the
+    same name gives arguments of `Emulator`; of two markers, the one nearer to the test wins.
     """
-    emulator = Emulator(port=0, api_key=_KEY)
+    arguments: dict[str, object] = {"port": 0}
+    positional: tuple[object, ...] = ()
+    for marker in reversed([*request.node.iter_markers("bctrl_emulator")]):
+        positional += marker.args
+        arguments |= marker.kwargs
+    try:
+        emulator = Emulator(*positional, **arguments)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        pytest.fail(f"invalid @pytest.mark.bctrl_emulator: {error}", pytrace=False)
     with _in_a_thread(emulator):
         yield emulator
 
@@ -50,35 +69,37 @@ def bctrl_emulator() -> Iterator[Emulator]:
 @contextmanager
 def _in_a_thread(emulator: Emulator) -> Iterator[None]:
     """Run an emulator in a separate thread."""
-    started: Future[None] = Future()
     loop = asyncio.new_event_loop()
-    ended = asyncio.Event()
-
-    async def serve() -> None:
-        try:
-            await emulator.start()
-        except BaseException as error:  # noqa: BLE001 - raised by `started.result()`.
-            started.set_exception(error)
-            return
-        started.set_result(None)
-        await ended.wait()
-        await emulator.close()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
-        started.result()
+        asyncio.run_coroutine_threadsafe(emulator.start(), loop).result()
         yield
     finally:
-        loop.call_soon_threadsafe(ended.set)
+        asyncio.run_coroutine_threadsafe(emulator.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
 
 @pytest.fixture
+def bctrl_env(bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of the emulator, for code under test that makes its own session.
+
+    `BCTRL_API_KEY` and `BCTRL_BASE_URL` point to it, and `BCTRL_PROFILE` is not set.
+    """
+    monkeypatch.setenv("BCTRL_API_KEY", bctrl_emulator.api_key)
+    monkeypatch.setenv("BCTRL_BASE_URL", bctrl_emulator.url)
+    monkeypatch.delenv("BCTRL_PROFILE", raising=False)
+
+
+@pytest.fixture
 def bctrl_session(bctrl_emulator: Emulator) -> BctrlSession:
-    """A session connected to the emulator; it opens in the event loop that first uses it."""
-    return BctrlSession(_KEY, base_url=bctrl_emulator.url)
+    """A session connected to the emulator; it opens in the event loop that first uses it.
+
+    Its delays between attempts and between polls are at most 10 milliseconds.
+    """
+    return BctrlSession(bctrl_emulator.api_key, base_url=bctrl_emulator.url, retry=_QUICK)
 
 
 @pytest.fixture

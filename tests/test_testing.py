@@ -39,6 +39,23 @@ PLUGINS = {
 }
 
 
+def run_pytest(folder: Path, tests: str, *options: str, before: str = "") -> str:
+    """Run tests in a project of their own, as a user with the package installed; return output."""
+    folder.joinpath("pytest.ini").write_text("[pytest]\n")
+    folder.joinpath("test_mine.py").write_text(tests)
+    arguments = ["-q", "-p", "no:cacheprovider", "--strict-markers", *options]
+    program = f"import sys\n{before}\nimport pytest\nsys.exit(pytest.main({arguments!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.stdout + done.stderr
+
+
 def test_pytest_finds_the_plugin() -> None:
     [plugin] = entry_points(group="pytest11", name="bctrl_async")
     assert plugin.value == "bctrl_async.testing"
@@ -50,19 +67,86 @@ def test_the_fixtures_work_with_every_asyncio_plugin(plugin: str, tmp_path: Path
     if plugin == "anyio":
         pytest.importorskip("anyio")
         mark += "\n@pytest.mark.parametrize('anyio_backend', ['asyncio'])"
-    tmp_path.joinpath("pytest.ini").write_text("[pytest]\n")
-    tmp_path.joinpath("test_mine.py").write_text(TEST.format(mark=mark))
+    assert "1 passed" in run_pytest(tmp_path, TEST.format(mark=mark), *options)
 
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *options],
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
+
+USES = """
+import os
+import time
+
+import pytest
+from bctrl_async import BctrlSession
+from bctrl_async.emulator import Fault
+
+pytestmark = pytest.mark.bctrl_emulator(api_key="module", faults={Fault.LATENCY: 1})
+
+
+@pytest.fixture(autouse=True)
+def _runtime(bctrl_emulator):
+    bctrl_emulator.add_runtime("ws-1", "crm")
+
+
+async def stop():
+    async with BctrlSession() as session:  # As an app would make it.
+        await session.stop_runtime("ws-1", "crm")
+
+
+@pytest.mark.bctrl_emulator(api_key="test", faults={})
+async def test_the_environment_is_that_of_the_emulator(bctrl_env, bctrl_emulator):
+    assert "BCTRL_PROFILE" not in os.environ
+    await stop()
+    bctrl_emulator.assert_stopped("ws-1", "crm")
+    assert bctrl_emulator.api_key == os.environ["BCTRL_API_KEY"] == "test"
+
+
+async def test_a_module_can_be_marked(bctrl_emulator, bctrl_session):
+    assert bctrl_emulator.api_key == "module"
+    await bctrl_session.stop_runtime("ws-1", "crm")
+    assert bctrl_emulator.stops[0].fault is Fault.LATENCY
+
+
+async def test_retries_and_polls_are_quick(bctrl_emulator, bctrl_session):
+    bctrl_emulator.inject(*[Fault.DROP_BEFORE] * 3, Fault.MALFORMED_JSON)
+    bctrl_emulator.inject(*[Fault.SERVER_ERROR] * 3, Fault.ACCEPTED, Fault.ACCEPTED, method="GET")
+    started = time.monotonic()
+    report = await bctrl_session.stop_runtimes([("ws-1", "crm")], verify=True)
+    assert report.ok and bctrl_emulator.received["ws-1", "crm"] == 4
+    assert time.monotonic() - started < 1  # Otherwise some ten seconds.
+
+
+@pytest.mark.bctrl_emulator(rate_limit=0.001, faults={})
+async def test_a_limit(bctrl_emulator, bctrl_session):
+    for number in range(3):
+        bctrl_emulator.add_runtime("ws-1", str(number))
+    report = await bctrl_session.stop_runtimes(
+        [("ws-1", str(number)) for number in range(3)], deadline=0.1
     )
+    assert report.throttled
+"""
 
-    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+def test_the_fixtures_are_configured_by_a_marker_and_set_the_environment(tmp_path: Path) -> None:
+    before = "import os; os.environ.update(BCTRL_PROFILE='mine', BCTRL_BASE_URL='http://[::1]:1')"
+    output = run_pytest(tmp_path, USES, "-o", "asyncio_mode=auto", before=before)
+    assert "4 passed" in output, output
+
+
+def test_an_invalid_argument_of_the_marker_is_an_error_that_names_it(tmp_path: Path) -> None:
+    messages = {
+        "rate_limt=50": "unexpected keyword argument 'rate_limt'",
+        "50": "takes 1 positional argument",
+        "rate_limit=0": "rate_limit is 0: give stops a second, above 0",
+        "latency='1s'": "latency is '1s': give int or float, not str",
+    }
+    tests = [
+        f"@pytest.mark.bctrl_emulator({marked})\ndef test_{number}(bctrl_session): ...\n"
+        for number, marked in enumerate(messages)
+    ]
+    output = run_pytest(tmp_path, "\n".join(["import pytest", *tests]))
+    assert "4 errors" in output
+    for message in messages.values():
+        pattern = rf"^invalid @pytest.mark.bctrl_emulator: .*{re.escape(message)}"
+        assert re.search(pattern, output, re.MULTILINE), output
 
 
 def test_an_emulator_that_cannot_start_is_an_error_not_a_hang() -> None:
@@ -80,31 +164,11 @@ def test_the_fixtures_work_without_an_event_loop(
     assert str(getattr(bctrl_emulator, "url", "")).startswith("http://127.0.0.1:")
 
 
-PROGRAM_WITHOUT_AIORESPONSES = """
-import sys
-sys.modules["aioresponses"] = None
-import pytest
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider"]))
-"""
-
-
 def test_without_aioresponses_its_fixture_names_the_package(tmp_path: Path) -> None:
-    tmp_path.joinpath("pytest.ini").write_text("[pytest]\n")
-    tmp_path.joinpath("test_mine.py").write_text(
-        "def test_mocked(bctrl_aioresponses): ...\ndef test_served(bctrl_emulator): ...\n"
-    )
-
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM_WITHOUT_AIORESPONSES],
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-    assert "needs the package aioresponses: pip install aioresponses" in done.stdout
-    assert "1 passed, 1 error" in done.stdout, done.stdout + done.stderr
+    tests = "def test_mocked(bctrl_aioresponses): ...\ndef test_served(bctrl_emulator): ...\n"
+    output = run_pytest(tmp_path, tests, before="sys.modules['aioresponses'] = None")
+    assert "needs the package aioresponses: pip install aioresponses" in output
+    assert "1 passed, 1 error" in output
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "testing.md"
