@@ -7,10 +7,10 @@ from uuid import UUID
 from bctrl_async import Runtime, RuntimeKind, RuntimeStatus
 
 
-def runtime(status: str = "stopped") -> Runtime:
+def runtime(status: str = "stopped", alias: str = "crm") -> Runtime:
     return Runtime(
         id=UUID(int=1),
-        alias="crm",
+        alias=alias,
         workspace_id=UUID(int=2),
         kind=RuntimeKind.BROWSER,
         status=RuntimeStatus(status),

@@ -128,10 +128,6 @@ async def test_get_shows_the_fields_of_a_runtime(command: Command, emulator: Emu
 async def test_get_prints_records(command: Command) -> None:
     _, out, _ = await command("get", "-o", "json", "ws", "mid")
     assert json.loads(out)["runtime"]["status"] == "stopped"
-    _, out, _ = await command("get", "-o", "csv", "ws", "mid")
-    header, row = out.splitlines()
-    assert header.startswith("workspace_id,alias,status,")
-    assert row.startswith("ws,mid,stopped,browser,")
 
 
 async def test_get_of_an_unknown_runtime_exits_with_1_and_says_what_to_check(

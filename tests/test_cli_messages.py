@@ -83,11 +83,7 @@ report
 report missing.jsonl
 report all.csv
 report --allow-empty run.jsonl
-journal nosuch
-journal show
-journal show missing.jsonl
-journal show all.csv
-journal show empty
+journal show run.jsonl
 emulator --fault nosuch=1
 emulator --fault hang
 emulator --fault hang=2
@@ -113,7 +109,6 @@ report run.jsonl --from other.csv
 SERVER = """
 stop ws nobody
 stop --from other.csv
-stop --from swapped.csv
 stop ws --all --yes --kind robot
 stop nowhere --all --yes
 list nowhere
@@ -152,7 +147,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
     for name, content in {
         "all.csv": "ws,a\n",
         "other.csv": "ws,nobody\nws,nobody2\n",
-        "swapped.csv": "a,ws\nb,ws\n",
         "empty": "",
         "prose.txt": "Please stop these tonight:\n",
         "workbook.xlsx": "PK\x03\x04",

@@ -53,7 +53,7 @@ async def test_each_reason_gets_a_line_and_then_a_count(command: Command) -> Non
     )
     assert lines[3] == "9 more accepted (status active): ws r3, ws r6, ws r9 and 6 more"
     assert out.count(ADVICE) == 1
-    assert err == "All of them: use -o json or csv, or a --journal\n"
+    assert err == "All of them: use -o json, or a --journal\n"
     assert code == 1
 
 
@@ -63,7 +63,7 @@ async def test_the_command_that_prints_all_of_them_names_the_journal(command: Co
     assert err == "All of them: bctrl-async report 'to night.jsonl' -o json\n"
     _, out, err = await command("report", "to night.jsonl")
     assert "19 more rejected (403 workspace.forbidden)" in out
-    assert "All of them: add -o json or csv\n" in err
+    assert "All of them: add -o json\n" in err
 
 
 async def test_every_alias_has_a_line_but_the_advice_stands_once(command: Command) -> None:
@@ -88,14 +88,6 @@ async def test_a_run_that_an_invalid_key_ends_gives_its_advice_once(
     assert (out + err).count("Check the API key") == 1
     assert "error: ended early: " in err
     assert code == 2
-
-
-async def test_swapped_columns_are_named_as_the_cause(command: Command, tmp_path: Path) -> None:
-    file = tmp_path / "swapped.csv"
-    file.write_text("".join(f"r{number},ws\n" for number in range(30)), "utf-8")
-    _, _, err = await command("stop", "--from", file)
-    assert "30 of 30 targets not found: the columns look swapped, expected WORKSPACE,ALIAS" in err
-    assert "--ignore-not-found" not in err
 
 
 async def test_a_long_line_is_put_below_its_target_on_a_narrow_terminal(

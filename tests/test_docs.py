@@ -192,9 +192,7 @@ def test_every_note_of_a_block_is_known() -> None:
     assert {note for note in notes if not note.startswith(FILE)} <= {NOT_RUN, ""}
 
 
-@pytest.mark.parametrize(
-    "command", ["stop", "list", "get", "report", "journal show", "emulator", "doctor", "demo"]
-)
+@pytest.mark.parametrize("command", ["stop", "list", "get", "report", "emulator", "doctor", "demo"])
 def test_the_reference_lists_every_option_of_a_command(
     command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

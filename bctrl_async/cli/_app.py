@@ -14,7 +14,6 @@ from bctrl_async.cli._command import CONTEXT_SETTINGS, Command, Group
 from bctrl_async.cli._demo import demo
 from bctrl_async.cli._exit_codes import FAILED, JOURNAL_IN_USE, USAGE, exit_code
 from bctrl_async.cli._format import describe
-from bctrl_async.cli._journal import journal
 from bctrl_async.cli._output import print_error, report_os_error
 from bctrl_async.cli._verbosity import LOG_PRINTER
 from bctrl_async.journal import JournalInUseError
@@ -41,7 +40,6 @@ app: typer.Typer = typer.Typer(
 app.command("stop", cls=Command, epilog=_stop.EXAMPLES)(_stop.stop)
 app.command("list", cls=Command, epilog=_list.EXAMPLES)(_list.list_runtimes)
 app.command("get", cls=Command, epilog=_get.EXAMPLES)(_get.get_runtime)
-app.add_typer(journal, name="journal")
 app.command("report", cls=Command, epilog=_report.EXAMPLES)(_report.report)
 app.command("emulator", cls=Command, epilog=_emulator.EXAMPLES)(_emulator.emulator)
 app.command("doctor", cls=Command, epilog=_doctor.EXAMPLES)(_doctor.doctor)
@@ -82,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
         context = getattr(error, "ctx", None)
         see = f" (see {context.command_path} --help)" if context else ""
         message = _of_pydantic(r"should be \1", error.format_message().replace(_PREFIX, "", 1))
-        print_error(message.strip().rstrip(".") + _dash_hint(error, context) + see)
+        print_error(message.strip().rstrip(".") + see)
         return USAGE
     except JournalInUseError as error:
         print_error(describe(error))
@@ -96,16 +94,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - a traceback could show what must stay secret.
         print_error(f"{_fault(error)}. This is a fault of bctrl-async: please report it")
         return FAILED
-
-
-def _dash_hint(error: typer.TyperException, context: typer.Context | None) -> str:
-    """Return what to do if the unknown option is an alias; the error has only its first letter."""
-    takes_alias = context and any(each.metavar == "ALIAS" for each in context.command.params)
-    option = str(getattr(error, "option_name", "--"))
-    is_unknown = type(error).__name__ == "NoSuchOption"
-    if not (takes_alias and is_unknown) or option.startswith("--"):
-        return ""
-    return ". Put -- before an alias that begins with a dash"
 
 
 def _fault(error: Exception) -> str:

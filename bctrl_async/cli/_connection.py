@@ -48,7 +48,7 @@ _timeout = partial(
     callback=check_positive,
     help="Time limit of one attempt.",
 )
-_attempts = partial(
+attempts_option = partial(
     _option,
     "--attempts",
     metavar="N",
@@ -78,7 +78,7 @@ class ConnectionOptions:
         _option("--base-url", metavar="URL", envvar=URL_VARIABLE, help="URL of the API."),
     ] = _PUBLIC_API
     timeout: Annotated[float, _timeout(show_default="60s")] = 60.0
-    attempts: Annotated[int, _attempts()] = 4
+    attempts: Annotated[int, attempts_option()] = 4
     patience: Annotated[
         float | None,
         _patience(
@@ -112,7 +112,7 @@ class ReadOptions(ConnectionOptions):
     """The options of a command that only reads, whose user should not wait for minutes."""
 
     timeout: Annotated[float, _timeout(show_default="10s")] = 10.0
-    attempts: Annotated[int, _attempts()] = 2
+    attempts: Annotated[int, attempts_option()] = 2
     patience: Annotated[
         float | None,
         _patience(show_default="60s", help="Time to wait while throttled (429, 503)."),
@@ -160,7 +160,7 @@ class Connection:
 
     @cached_property
     def key(self) -> str:
-        """The API key, for which a command is run only once."""
+        """The API key."""
         return self.key_source().read()
 
     @cached_property
@@ -230,7 +230,6 @@ class Connection:
         """
         options = self.options
         try:
-            # The key comes last: a command for it may ask for a password.
             proxy, tls = self.proxy, self.tls
             return BctrlSession(
                 self.key if needs_key else _NO_KEY,

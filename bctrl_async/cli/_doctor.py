@@ -1,31 +1,22 @@
-"""The command `doctor`: check the configuration and the way to the API, and stop nothing."""
+"""The command `doctor`: print what is in effect, and try it with one list."""
 
 import asyncio
 import platform
-import ssl
-import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated
 
-import msgspec
 import typer
-from rich.text import Text
 from yarl import URL
 
-from bctrl_async import BctrlConfigError, BctrlError, BctrlSession, __version__
-from bctrl_async.cli._connection import Connection, with_quick_connection
-from bctrl_async.cli._exit_codes import FAILED, USAGE, exit_code
+from bctrl_async import BctrlError, BctrlSession, __version__
+from bctrl_async.cli._connection import Connection, ReadOptions, attempts_option, with_connection
+from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import pluralize
-from bctrl_async.cli._output import Output, one_line
-from bctrl_async.cli._reach import Check, check_way
-from bctrl_async.cli._records import OutputFormat, OutputOption, Records
+from bctrl_async.cli._output import Output
 from bctrl_async.cli._waiting import describe_read, show_waiting
-
-_NAME_WIDTH = len("versions")
-_MARKS = {True: "✓", False: "✗", None: "-"}
-_ASCII_MARKS = {True: "ok", False: "FAILED", None: "-"}
-_STYLES = {True: "green", False: "red", None: ""}
 
 _Workspace = Annotated[
     str | None,
@@ -43,138 +34,53 @@ Environment variables:
 """
 
 
-@with_quick_connection
-def doctor(
-    workspace: _Workspace = None,
-    *,
-    output_format: OutputOption = OutputFormat.TABLE,
-    connection: Connection,
-) -> int:
-    """Check the configuration, the way to the API and the API key; stop nothing.
+@dataclass(frozen=True, kw_only=True)
+class _Options(ReadOptions):
+    """The options of one attempt, whose error says what is wrong."""
 
-    Exit codes: 0 all is well, 1 a check failed, 2 usage or configuration error,
-    also a key that is missing or that the API rejects.
+    attempts: Annotated[int, attempts_option()] = 1
+
+
+@partial(with_connection, kind=_Options)
+def doctor(workspace: _Workspace = None, *, connection: Connection) -> int:
+    """Print the versions, the URL, the proxy and where the key comes from; list WORKSPACE.
+
+    It stops nothing. Exit codes: 0 all is well, 1 the server cannot be used, 2 usage or
+    configuration error, also a key that is missing or that the API rejects.
     """
     output = Output()
-    records = Records.of(output, output_format, Check.__struct_fields__)
-    code = asyncio.run(_Examination(connection).run(workspace, output, records))
-    return code or (FAILED if output.write_failed else 0)
+    # An invalid option is an error at once.
+    connection.session(needs_key=False)
+    for name, found in _settings(connection):
+        _print(output, name, found)
+    session = connection.session()
+    if workspace is None:
+        _print(output, "API", "not tried: name a workspace that the key may list")
+    else:
+        count = asyncio.run(_list(session, workspace, output))
+        _print(output, "API", f"the key is accepted: {pluralize(count, 'runtime')} in {workspace}")
+    return FAILED if output.write_failed else 0
 
 
-class _Examination:
-    """The checks of a connection, from the configuration to an answer of the API."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._code = 0
-        self._listing: BctrlSession | None = None
-
-    async def run(self, workspace: str | None, output: Output, records: Records | None) -> int:
-        """Print each check once it is made, and return the exit code."""
-        async with show_waiting(output, self._describe):
-            async for check in self._checks(workspace):
-                if check.ok is False:
-                    self._code = self._code or FAILED
-                if records is None:
-                    _print_check(output, check)
-                else:
-                    records.print(msgspec.structs.asdict(check))
-        return self._code
-
-    def _describe(self) -> str:
-        """Describe what the examination waits for."""
-        if self._listing is not None:
-            return describe_read(self._listing)
-        return "Checking the way to the API"
-
-    async def _checks(self, workspace: str | None) -> AsyncIterator[Check]:
-        connection, options = self._connection, self._connection.options
-        # An invalid option is an error at once.
-        connection.session(needs_key=False)
-        yield Check("versions", ok=True, found=_versions())
-        yield Check("config", ok=True, found=self._config())
-        yield Check("URL", ok=True, found=_from(options.base_url, connection.origin("base_url")))
-        proxy = None
-        if connection.proxy is not None:
-            proxy = URL(connection.proxy[0])
-            found = _from(str(proxy.with_user(None)), connection.proxy[1])
-            yield Check("proxy", ok=True, found=found)
-        key = self._key()
-        yield key
-        way = check_way(
-            connection.url,
-            proxy,
-            connection.tls or ssl.create_default_context(),
-            options.timeout,
-        )
-        is_reachable = True
-        async for check in way:
-            is_reachable = is_reachable and check.ok is True
-            yield check
-        if workspace is None:
-            advice = "Name a workspace that it may list"
-            yield Check("API", ok=None, found="the key was not tried", advice=advice)
-        elif key.ok and is_reachable:
-            yield await self._list(workspace)
-        else:
-            yield Check("API", ok=None, found="the key was not tried")
-
-    def _config(self) -> str:
-        profile = self._connection.profile
-        if profile.exists:
-            return str(profile)
-        return f"no {profile}" if profile.file.exists() else f"no file {profile.file}"
-
-    def _key(self) -> Check:
-        try:
-            # It checks the key without sending it.
-            self._connection.session()
-        except BctrlConfigError as error:
-            self._code = USAGE
-            return Check("key", ok=False, found=error.summary, advice=error.advice)
-        return Check("key", ok=True, found=f"from {self._connection.key_source()}")
-
-    async def _list(self, workspace: str) -> Check:
-        unreadable: list[BctrlError] = []
-        try:
-            async with self._connection.session() as session:
-                self._listing = session
-                runtimes = await session.list_runtimes(workspace, on_unreadable=unreadable.append)
-        except BctrlError as error:
-            self._code = USAGE if isinstance(error, BctrlConfigError) else exit_code([error])
-            self._connection.explain(error)
-            advice = error.advice or error.default_advice or None
-            return Check("API", ok=False, found=error.summary, advice=advice)
-        count = pluralize(len(runtimes) + len(unreadable), "runtime")
-        return Check("API", ok=True, found=f"the key is accepted: {count} in {workspace!r}")
+def _settings(connection: Connection) -> Iterator[tuple[str, str]]:
+    versions = ", ".join(f"{name} {version(name)}" for name in ("aiohttp", "msgspec"))
+    platform_ = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield "versions", f"bctrl_async {__version__}, {versions}, {platform_}"
+    profile = connection.profile
+    yield "config", f"{'' if profile.exists else 'no '}{profile}"
+    yield "URL", f"{connection.options.base_url} ({connection.origin('base_url')})"
+    if connection.proxy is not None:
+        url, origin = connection.proxy
+        yield "proxy", f"{URL(url).with_user(None)} ({origin})"
+    yield "key", str(connection.key_source())
 
 
-def _versions() -> str:
-    aiohttp, msgspec_ = version("aiohttp"), version("msgspec")
-    return (
-        f"bctrl_async {__version__}, Python {platform.python_version()}, aiohttp {aiohttp}, "
-        f"msgspec {msgspec_}, {platform.system()} {platform.machine()}"
-    )
+def _print(output: Output, name: str, found: str) -> None:
+    output.print_result(f"{name:<8}  {output.escape_unencodable(found)}", wrap=True)
 
 
-def _from(value: str, origin: str) -> str:
-    return f"{value} ({origin})"
-
-
-def _print_check(output: Output, check: Check) -> None:
-    """Print a check, and its advice on a line of its own."""
-    marks = _MARKS if output.escape_unencodable("✓✗") == "✓✗" else _ASCII_MARKS
-    width = max(map(len, marks.values()))
-    indent = width + _NAME_WIDTH + 3
-    found = output.escape_unencodable(one_line(check.found))
-    lines = [found, *([output.escape_unencodable(one_line(check.advice))] if check.advice else [])]
-    if output.on_terminal:
-        room = max(output.width - indent, 20)
-        lines = [
-            part
-            for line in lines
-            for part in textwrap.wrap(line, room, break_on_hyphens=False, break_long_words=False)
-        ]
-    text = f"\n{' ' * indent}".join(lines)
-    mark = (marks[check.ok].ljust(width), _STYLES[check.ok])
-    output.print_result(Text.assemble(mark, f" {check.check.ljust(_NAME_WIDTH)}  {text}"))
+async def _list(session: BctrlSession, workspace: str, output: Output) -> int:
+    unreadable: list[BctrlError] = []
+    async with session, show_waiting(output, partial(describe_read, session)):
+        runtimes = await session.list_runtimes(workspace, on_unreadable=unreadable.append)
+    return len(runtimes) + len(unreadable)

@@ -17,7 +17,7 @@ from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, describe
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, print_error, print_info
-from bctrl_async.cli._records import TARGET_COLUMNS, OutputFormat, Records, target_fields
+from bctrl_async.cli._records import print_json, target_fields
 from bctrl_async.cli._targets import print_read_error
 from bctrl_async.filters import FoundTargets
 from bctrl_async.journal import read_journal
@@ -27,21 +27,17 @@ def dry_run(
     session: BctrlSession,
     targets: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
     output: Output,
-    output_format: OutputFormat,
     *,
     journal: str | None,
     journal_max_age: float | None,
 ) -> int:
-    """Print the targets to stop, as `--from` reads them, without what a journal has as stopped."""
+    """Print the targets to stop as JSON Lines, without what a journal has as stopped."""
     listed = targets.listed if isinstance(targets, FoundTargets) else None
     known: Mapping[RuntimeRef, object] = {}
     content = read_journal(journal) if journal is not None and Path(journal).exists() else None
     if content is not None:
         content.check_resumable(session.base_url, journal_max_age, warns=listed is None)
         known = content.not_running
-    # Lines for --from in any case: a table would not be.
-    is_json = output_format is not OutputFormat.CSV
-    records = Records(output, TARGET_COLUMNS, is_json=is_json)
     counts: Counter[str] = Counter()
     input_left = False
 
@@ -57,7 +53,7 @@ def dry_run(
             counts["stopped"] += 1
         else:
             counts["to stop"] += 1
-            records.print(target_fields(outcome.target))
+            print_json(output, target_fields(outcome.target))
 
     async def run() -> None:
         plain = [t async for t in targets] if isinstance(targets, AsyncIterable) else targets
@@ -72,7 +68,6 @@ def dry_run(
     except OSError as error:
         print_read_error(error)
         return FAILED
-    records.print_header()
     skipped = f", {counts['stopped']:,} no longer running" if known else ""
     left = f"; {INPUT_LEFT}" if input_left else ""
     print_info(

@@ -1,14 +1,13 @@
 """Counts as lines and tables, and the words of the command."""
 
 from collections import Counter
-from collections.abc import Sequence
 from copy import copy
 
 from msgspec.structs import replace
 from rich import box
 from rich.table import Table
 
-from bctrl_async import BctrlError, RuntimeRef, StopReport, StopResult
+from bctrl_async import BctrlError, StopReport, StopResult
 from bctrl_async.cli._output import print_error
 
 MAX_SHOWN = 10
@@ -64,20 +63,10 @@ def summarize(report: StopReport, *, input_left: bool = False, missing: int = 0)
 
 def print_not_found(report: StopReport) -> None:
     """Print an error if targets were not found, and that is a failure."""
-    missing = [
-        outcome.target for outcome in report.failures if outcome.result is StopResult.NOT_FOUND
-    ]
+    missing = sum(outcome.result is StopResult.NOT_FOUND for outcome in report.failures)
     if missing:
         remedy = "check the workspace ids, the aliases and the base URL, or add --ignore-not-found"
-        if len(missing) == report.total and _look_swapped(missing):
-            remedy = "the columns look swapped, expected WORKSPACE,ALIAS in each line"
-        print_error(f"{len(missing):,} of {report.total:,} targets not found: {remedy}")
-
-
-def _look_swapped(targets: Sequence[RuntimeRef]) -> bool:
-    """Return True if the workspaces may be aliases: a workspace has many, not the reverse."""
-    workspaces, aliases = zip(*targets, strict=True)
-    return len(set(workspaces)) > len(set(aliases))
+        print_error(f"{missing:,} of {report.total:,} targets not found: {remedy}")
 
 
 def format_counts(counts: Counter[StopResult]) -> str:

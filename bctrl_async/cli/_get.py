@@ -10,13 +10,7 @@ from bctrl_async import BctrlSession, Runtime
 from bctrl_async.cli._connection import Connection, with_quick_connection
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._output import Output
-from bctrl_async.cli._records import (
-    RUNTIME_COLUMNS,
-    OutputFormat,
-    OutputOption,
-    Records,
-    runtime_fields,
-)
+from bctrl_async.cli._records import OutputFormat, OutputOption, print_json, runtime_fields
 from bctrl_async.cli._runtimes import print_runtime
 from bctrl_async.cli._waiting import describe_read, show_waiting
 
@@ -48,11 +42,10 @@ def get_runtime(
     """
     output = Output()
     runtime = asyncio.run(_get(connection.session(), workspace, alias, output))
-    records = Records.of(output, output_format, RUNTIME_COLUMNS)
-    if records is None:
-        print_runtime(output, runtime)
+    if output_format is OutputFormat.JSON:
+        print_json(output, runtime_fields(workspace, runtime))
     else:
-        records.print(runtime_fields(workspace, runtime))
+        print_runtime(output, runtime)
     return FAILED if output.write_failed else 0
 
 

@@ -12,13 +12,7 @@ from bctrl_async.cli._find import find_runtimes
 from bctrl_async.cli._format import MAX_SHOWN, describe, pluralize
 from bctrl_async.cli._options import Kind, OlderThan, status_option
 from bctrl_async.cli._output import Output, print_error, print_info
-from bctrl_async.cli._records import (
-    RUNTIME_COLUMNS,
-    OutputFormat,
-    OutputOption,
-    Records,
-    runtime_fields,
-)
+from bctrl_async.cli._records import ListFormat, ListOption, print_csv, print_json, runtime_fields
 from bctrl_async.cli._runtimes import SortKey, print_runtimes, sort_runtimes
 
 _Workspace = Annotated[str, typer.Argument(metavar="WORKSPACE", help="Workspace id.")]
@@ -60,7 +54,7 @@ def list_runtimes(
     older_than: OlderThan = None,
     sort: _Sort = None,
     limit: _Limit = None,
-    output_format: OutputOption = OutputFormat.TABLE,
+    output_format: ListOption = ListFormat.TABLE,
     connection: Connection,
 ) -> int:
     """List the runtimes of a workspace.
@@ -78,15 +72,18 @@ def list_runtimes(
         more = len(unreadable) - MAX_SHOWN
         print_error(f"{pluralize(more, 'more runtime')} cannot be read")
     shown = sort_runtimes(runtimes, sort)[:limit]
-    records = Records.of(output, output_format, RUNTIME_COLUMNS)
-    if records is None:
-        print_runtimes(output, shown)
-    else:
-        records.print_all(runtime_fields(workspace, runtime) for runtime in shown)
+    match output_format:
+        case ListFormat.TABLE:
+            print_runtimes(output, shown)
+        case ListFormat.JSON:
+            for runtime in shown:
+                print_json(output, runtime_fields(workspace, runtime))
+        case _:
+            print_csv(output, workspace, shown)
     count = pluralize(len(runtimes), "runtime")
     if len(shown) < len(runtimes):
         print_info(f"{count}, {len(shown):,} shown")
-    elif records is None and not output.write_failed:
+    elif output_format is ListFormat.TABLE and not output.write_failed:
         # On stderr, so that each line but the header is a runtime to a program that reads them.
         print_info(count)
     return FAILED if unreadable or output.write_failed else 0

@@ -35,13 +35,8 @@ def check_not_empty(value: str | None) -> str | None:
 def duration(value: str | float) -> float:
     """Return a duration such as 500ms, 90s, 15m, 2h30m or 1.5d in seconds.
 
-    A unit is required: a bare 90 could be taken for minutes. Only 0 needs none.
-
-    Args:
-        value: The text; a number is returned as it is, because typer also parses defaults.
-
-    Raises:
-        typer.BadParameter: The text is not a duration.
+    A unit is required: a bare 90 could be taken for minutes. Only 0 needs none. A number is
+    returned as it is, because typer also parses defaults.
     """
     if isinstance(value, float):
         return value
@@ -72,7 +67,6 @@ def format_duration(seconds: float) -> str:
 # Each option of these groups may be given once.
 target_option = partial(typer.Option, rich_help_panel="Targets")
 run_option = partial(typer.Option, rich_help_panel="Run")
-from_option = partial(target_option, "--from", metavar="FILE", callback=check_not_empty)
 _filter = partial(typer.Option, rich_help_panel="Filters")
 status_option = partial(
     _filter,
@@ -103,3 +97,20 @@ OlderThan = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the faults.")]
+
+AllowEmpty = Annotated[
+    bool, target_option("--allow-empty", metavar="", help="Accept a FILE without targets.")
+]
+JournalMaxAge = Annotated[
+    float | None,
+    run_option(
+        "--journal-max-age",
+        metavar="AGE",
+        parser=duration,
+        callback=check_positive,
+        help="Reject a journal begun longer ago than AGE.",
+    ),
+]
+IgnoreNotFound = Annotated[
+    bool, run_option("--ignore-not-found", metavar="", help="Do not count not_found as a failure.")
+]

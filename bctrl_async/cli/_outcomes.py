@@ -1,7 +1,7 @@
 """Outcomes as lines or records."""
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -11,7 +11,7 @@ from bctrl_async.cli._format import MAX_SHOWN, describe, escape
 from bctrl_async.cli._items import ends_input
 from bctrl_async.cli._output import Output, one_line, print_info
 from bctrl_async.cli._reasons import Reasons
-from bctrl_async.cli._records import Records, outcome_fields
+from bctrl_async.cli._records import print_json
 from bctrl_async.errors import subject_of
 from bctrl_async.outcomes import state_of
 
@@ -32,8 +32,7 @@ class OutcomePrinter:
             known: only attempted targets that are not known to be not running are shown then, the
             first for each reason with a line.
         missing_ok: Count `not_found` as not running.
-        records: Prints every outcome as a record instead; None to print lines.
-        to_fields: Returns the fields of that record.
+        prints_json: Print every outcome as a line of JSON instead.
         complete: Where all outcomes are, for those that got no line.
     """
 
@@ -43,14 +42,12 @@ class OutcomePrinter:
         aliases: Sequence[str] | None,
         *,
         missing_ok: bool = False,
-        records: Records | None = None,
-        to_fields: Callable[[StopOutcome], Mapping[str, object]] = outcome_fields,
+        prints_json: bool = False,
         complete: str = "",
     ) -> None:
         self._output = output
         self._missing_ok = missing_ok
-        self._records = records
-        self._to_fields = to_fields
+        self._prints_json = prints_json
         self._complete = complete
         self._reasons = Reasons()
         self._prints_all = aliases is not None
@@ -61,8 +58,8 @@ class OutcomePrinter:
     def print(self, outcome: StopOutcome) -> None:
         """Print an outcome."""
         state = state_of(outcome, missing_ok=self._missing_ok)
-        if self._records is not None:
-            self._records.print(self._to_fields(outcome))
+        if self._prints_json:
+            print_json(self._output, outcome.to_dict())
         elif self._prints_all or (
             _needs_attention(outcome, state) and self._is_shown(outcome, state)
         ):
@@ -84,16 +81,10 @@ class OutcomePrinter:
 
     def has_explained(self, error: BctrlError) -> bool:
         """Return True if an outcome with this error was printed, with its advice."""
-        return self._records is None and self._reasons.has(error)
-
-    def print_missing(self, target: RuntimeRef) -> None:
-        """Print the line of a target that has no outcome."""
-        self._print_line(target, "no outcome", "in no journal", is_good=False)
+        return not self._prints_json and self._reasons.has(error)
 
     def finish(self) -> None:
-        """Print the header of CSV without rows, or the targets that got no line."""
-        if self._records is not None:
-            self._records.print_header()
+        """Print the targets that got no line."""
         if not self._prints_all:
             self._print_groups()
         if self._invalid > MAX_SHOWN:

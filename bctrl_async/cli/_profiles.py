@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -16,8 +15,6 @@ from bctrl_async.cli._pace import is_address
 
 DEFAULT = "default"
 """The profile that is used unless another is named."""
-_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-_ROOT = 0
 
 _Text = Annotated[str, msgspec.Meta(min_length=1)]
 _is_variable = re.compile("[A-Z_][A-Z0-9_]*").fullmatch
@@ -33,7 +30,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The keys of a profile."""
 
     api_key_env: _Text | None = None
-    api_key_command: Annotated[list[_Text], msgspec.Meta(min_length=1)] | None = None
     base_url: _Text | None = None
     timeout: _Text | None = None
     attempts: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -45,24 +41,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """A profile of the config file, or the lack of one.
-
-    Attributes:
-        name: Its name.
-        file: The config file, which need not exist.
-        exists: True if the file has it.
-        is_named: True if the user named it, by option or variable.
-        api_key_env: The variable that has the key.
-        api_key_command: The command that prints the key.
-        options: The values of options by the names of their parameters.
-    """
+    """A profile of the config file, or the lack of one; `is_named` by an option or a variable."""
 
     name: str = DEFAULT
     file: Path
     exists: bool = True
     is_named: bool = False
     api_key_env: str | None = None
-    api_key_command: list[str] | None = None
     options: Mapping[str, object] = {}
 
     def __str__(self) -> str:
@@ -88,11 +73,7 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str | None) -> Profile:
-    """Return the profile with this name; None is the default one, which need not exist.
-
-    Raises:
-        BctrlConfigError: The config file or the profile is invalid, or there is no such profile.
-    """
+    """Return the profile with this name; None is the default one, which need not exist."""
     file = config_file()
     tables = _read(file)
     if name is None and DEFAULT not in tables:
@@ -109,9 +90,7 @@ def load_profile(name: str | None) -> Profile:
 def _read(file: Path) -> Mapping[str, dict[str, Any]]:
     """Return the tables of the profiles."""
     try:
-        with file.open("rb") as opened:
-            _check_owner(file, os.fstat(opened.fileno()))
-            content = opened.read()
+        content = file.read_bytes()
     except FileNotFoundError as error:
         if os.environ.get("BCTRL_CONFIG"):
             raise BctrlConfigError(f"there is no {file}", advice="Check BCTRL_CONFIG") from error
@@ -129,19 +108,6 @@ def _read(file: Path) -> Mapping[str, dict[str, Any]]:
         raise BctrlConfigError(f"invalid {file}: {error}") from error
 
 
-def _check_owner(file: Path, status: os.stat_result) -> None:
-    """Reject a file that others can change: it may name a command, and a URL for the key."""
-    # Windows has access lists instead, and a device such as /dev/null has no content to change.
-    if os.name != "posix" or not stat.S_ISREG(status.st_mode):
-        return
-    if status.st_uid not in {_ROOT, os.getuid()}:
-        raise BctrlConfigError(f"{file} belongs to another user", advice="Use a file of your own")
-    if status.st_mode & _WRITABLE_BY_OTHERS:
-        raise BctrlConfigError(
-            f"{file} can be changed by other users", advice=f"Run chmod go-w '{file}'"
-        )
-
-
 class _Parser:
     """A parser of one profile, whose errors name the file, the profile and the key."""
 
@@ -153,7 +119,7 @@ class _Parser:
     def parse(self, table: Mapping[str, object]) -> Profile:
         """Return the profile in a table of the file."""
         if "api_key" in table:
-            self._fail("the API key must not be in it: use api_key_env or api_key_command")
+            self._fail("the API key must not be in it: use api_key_env")
         fields = {field.name: field.type for field in msgspec.structs.fields(Settings)}
         if unknown := sorted(table.keys() - fields):
             self._fail(f"unknown key {unknown[0]}: expected one of {', '.join(fields)}")
@@ -162,8 +128,6 @@ class _Parser:
         if settings.api_key_env and not _is_variable(settings.api_key_env):
             # It is not shown, for it may be the key itself.
             self._fail("invalid api_key_env: expected a variable in capitals, such as STAGING_KEY")
-        if settings.api_key_env and settings.api_key_command:
-            self._fail("it has api_key_env and api_key_command: remove one of them")
         options = {
             "base_url": settings.base_url,
             "timeout": self._check("timeout", settings.timeout, _positive_duration),
@@ -179,7 +143,6 @@ class _Parser:
             file=self._file,
             is_named=self._is_named,
             api_key_env=settings.api_key_env,
-            api_key_command=settings.api_key_command,
             options={name: value for name, value in options.items() if value is not None},
         )
 
@@ -188,9 +151,8 @@ class _Parser:
             converted = msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
             self._fail(f"invalid {name}: {_plain(error)}")
-        texts = converted if isinstance(converted, list) else [converted]
-        if any(isinstance(text, str) and "\0" in text for text in texts):
-            # No path, no argument of a program and no name of a host has one.
+        if isinstance(converted, str) and "\0" in converted:
+            # No path and no name of a host has one.
             self._fail(f"invalid {name}: it has a null character")
         return converted
 

@@ -21,12 +21,14 @@ from bctrl_async.cli._format import (
     summarize,
 )
 from bctrl_async.cli._options import (
+    AllowEmpty,
+    IgnoreNotFound,
+    JournalMaxAge,
     Kind,
     OlderThan,
     check_not_empty,
     check_positive,
     duration,
-    from_option,
     run_option,
     status_option,
     target_option,
@@ -34,14 +36,13 @@ from bctrl_async.cli._options import (
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._pace import pace_of
-from bctrl_async.cli._records import OutputFormat, OutputOption, Records
-from bctrl_async.cli._redirects import check_redirects
+from bctrl_async.cli._records import OutputFormat, OutputOption
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
 from bctrl_async.cli._targets import is_typed, open_targets, print_read_error
 from bctrl_async.errors import subject_of
 
-_COMPLETE = "use -o json or csv, or a --journal"
+_COMPLETE = "use -o json, or a --journal"
 _MIN_DEADLINE = 0.001
 """Seconds left to a run whose deadline has passed: every target becomes `not_sent`."""
 _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
@@ -57,9 +58,14 @@ _Workspace = Annotated[
 _Aliases = Annotated[
     list[str] | None, typer.Argument(metavar="ALIAS", help="Aliases of the runtimes to stop.")
 ]
-_File = Annotated[str | None, from_option(help="Read targets from FILE; - is stdin.")]
-_AllowEmpty = Annotated[
-    bool, target_option("--allow-empty", metavar="", help="Accept a FILE without targets.")
+_File = Annotated[
+    str | None,
+    target_option(
+        "--from",
+        metavar="FILE",
+        callback=check_not_empty,
+        help="Read targets from FILE; - is stdin.",
+    ),
 ]
 _Shard = Annotated[
     Shard,
@@ -88,16 +94,6 @@ _Journal = Annotated[
         help="Record outcomes in FILE and skip what it has as stopped.",
     ),
 ]
-_JournalMaxAge = Annotated[
-    float | None,
-    run_option(
-        "--journal-max-age",
-        metavar="AGE",
-        parser=duration,
-        callback=check_positive,
-        help="Reject a journal begun longer ago than AGE.",
-    ),
-]
 _Verify = Annotated[
     bool,
     run_option(
@@ -106,9 +102,6 @@ _Verify = Annotated[
 ]
 _DryRun = Annotated[
     bool, run_option("--dry-run", metavar="", help="Print the targets, stop nothing.")
-]
-_IgnoreNotFound = Annotated[
-    bool, run_option("--ignore-not-found", metavar="", help="Do not count not_found as a failure.")
 ]
 _Concurrency = Annotated[
     int, _pace("--concurrency", metavar="N", min=1, help="Maximum number of stops in flight.")
@@ -158,7 +151,7 @@ def stop(
     aliases: _Aliases = None,
     *,
     file: _File = None,
-    allow_empty: _AllowEmpty = False,
+    allow_empty: AllowEmpty = False,
     shard: _Shard = WHOLE,
     everything: _All = False,
     yes: _Yes = False,
@@ -166,9 +159,9 @@ def stop(
     kind: Kind = None,
     older_than: OlderThan = None,
     journal: _Journal = None,
-    journal_max_age: _JournalMaxAge = None,
+    journal_max_age: JournalMaxAge = None,
     verify: _Verify = True,
-    ignore_not_found: _IgnoreNotFound = False,
+    ignore_not_found: IgnoreNotFound = False,
     dry_run: _DryRun = False,
     concurrency: _Concurrency = 100,
     rate: _Rate = None,
@@ -194,8 +187,6 @@ def stop(
     Exit codes: 0 none is running, 1 some are or may be, 2 usage or configuration
     error, 75 the journal is in use: try later, 130 interrupted.
     """
-    # First, since a usage error would be written into the file.
-    check_redirects([("--from", file), ("--journal", journal)])
     _check_usage(context, connection)
     asks = everything and not (yes or dry_run)
     if asks and not can_prompt():
@@ -209,12 +200,12 @@ def stop(
         pace=pace_of(context, pace, rate, connection.origin("pace")) if pace and rate else None,
     )
     output = Output(shows_progress=not is_typed(file))
-    records = Records.of_outcomes(output, output_format)
+    prints_json = output_format is OutputFormat.JSON
     printer = OutcomePrinter(
         output,
         None if file or everything else aliases,
         missing_ok=ignore_not_found,
-        records=records,
+        prints_json=prints_json,
         complete=f"bctrl-async report {shlex.quote(journal)} -o json" if journal else _COMPLETE,
     )
 
@@ -228,7 +219,6 @@ def stop(
                 connect(),
                 targets,
                 output,
-                output_format,
                 journal=journal,
                 journal_max_age=journal_max_age,
             )
@@ -246,7 +236,7 @@ def stop(
         finished = asyncio.run(running)
         connection.explain(finished.report.ended_early)
         printer.finish()
-        return _report(finished, output, printer, for_people=records is None)
+        return _report(finished, output, printer, for_people=not prints_json)
 
     if file is not None:
         # A bad line is an invalid target, which the bulk stop rejects.
