@@ -20,12 +20,10 @@ from bctrl_async._calls.observing import ObservedStop, observe_call
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http import transport
-from bctrl_async._http.connector import Connector
+from bctrl_async._http.fast import open_pool
 from bctrl_async._http.operations import GET, LIST, STOP, Operation
 from bctrl_async._http.pool import Pool
-from bctrl_async._http.rehearsal import open_fast_path
 from bctrl_async._http.request import check_extra_headers, plain_text
-from bctrl_async._http.serializer import NO_CONTENT_TYPE
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.pace import Pace
 from bctrl_async._limiter.rate import AdaptiveRate
@@ -162,29 +160,20 @@ class BctrlSession:
         # A proxy is another machine: loopback traffic, which may go without TLS, must not reach it.
         trust_env = trust_env and (self._url.scheme == "https" or allow_plaintext)
 
-        def open_pool() -> aiohttp.ClientSession:
-            return aiohttp.ClientSession(
-                # The limiter is the bound: nothing waits in the connector's own queue.
-                connector=Connector(limit=0, ssl=True if ssl is None else ssl),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=NO_CONTENT_TYPE,
-                trace_configs=trace_configs,
-                trust_env=trust_env,
-                proxy=via,
-            )
-
         self._limiter = Limiter(limit, AdaptiveRate(rate), pace)
         self._sender = Sender(
             Pool(
-                open_pool,
-                http,
                 partial(
-                    open_fast_path,
-                    url=self._url,
-                    headers=all_headers,
-                    limit=self._timeout,
-                    has_proxy=via is not None,
+                    open_pool,
+                    self._url,
+                    all_headers,
+                    self._timeout,
+                    trace_configs=trace_configs,
+                    trust_env=trust_env,
+                    proxy=via,
+                    ssl=ssl,
                 ),
+                http,
             ),
             self._limiter,
             self._url,

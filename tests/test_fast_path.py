@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import gc
 import logging
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
@@ -21,6 +24,7 @@ from multidict import CIMultiDict
 from servers import answering, http_answer, raw_server
 from test_wire import ONCE, RUNTIME
 
+import bctrl_async
 from bctrl_async import (
     BctrlConfigError,
     BctrlNetworkError,
@@ -28,10 +32,9 @@ from bctrl_async import (
     BctrlTimeoutError,
     Runtime,
 )
-from bctrl_async._http.canned import run_now
-from bctrl_async._http.deadlines import Deadlines
-from bctrl_async._http.fast_path import Exchange
-from bctrl_async._http.plain_answer import PlainAnswer
+from bctrl_async._http.fast.answer import PlainAnswer
+from bctrl_async._http.fast.exchange import Deadlines, Exchange
+from bctrl_async._http.fast.rehearsal import run_now
 from bctrl_async.emulator import Emulator
 from bctrl_async.observer import AttemptObserver, Observer, StopObserver
 
@@ -44,7 +47,7 @@ TIMEOUT = 60.0
 
 def is_open(session: BctrlSession) -> bool:
     fast_path = session._sender._pool.fast_path
-    return fast_path is not None and fast_path.is_open
+    return fast_path is not None and fast_path.takes("POST", session._sender._headers)
 
 
 @asynccontextmanager
@@ -72,6 +75,22 @@ async def in_flight(
         stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
         await received.wait()
         yield session, stopping
+
+
+def test_only_its_folder_names_private_parts_of_aiohttp() -> None:
+    package = Path(bctrl_async.__file__).parent
+    fast = package / "_http" / "fast"
+    found = [
+        f"{path.relative_to(package)}:{node.lineno}: {node.attr}"
+        for path in package.rglob("*.py")
+        if fast not in path.parents and "import aiohttp" in (text := path.read_text("utf-8"))
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute)
+        and re.match("_[a-z]", node.attr)
+        and node.attr != "_replace"
+        and not (isinstance(node.value, ast.Name) and node.value.id in {"self", "_config"})
+    ]
+    assert found == []
 
 
 class TestRehearsal:

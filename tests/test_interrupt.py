@@ -26,7 +26,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async._http.connector import Connector
+from bctrl_async._http.fast.answer import Connector
 from bctrl_async.emulator import Emulator, Fault
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN

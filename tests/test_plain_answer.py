@@ -11,7 +11,7 @@ from aiohttp.http import RawResponseMessage
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bctrl_async._http.plain_answer import plain_answer
+from bctrl_async._http.fast.answer import plain_answer
 
 BODY = b'{"alias":"crm"}'
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n" + BODY

@@ -28,7 +28,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async._http.connector import Connector, _readability
+from bctrl_async._http.fast.answer import Connector, _readability
 
 WORKSPACE = UUID("0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f")
 ANOTHER_WORKSPACE = UUID("4b0d6b3e-6f0a-4b57-9a55-0f7f8f5d3c21")

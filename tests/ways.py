@@ -13,7 +13,7 @@ from unittest.mock import patch
 import aiohttp
 from yarl import URL
 
-from bctrl_async._http.fast_path import FastPath
+from bctrl_async._http.fast import FastPath
 
 LONG_WAY_HELP = (
     "send each request through aiohttp.ClientSession.request, as if a tracer had wrapped it"

@@ -103,10 +103,10 @@ def _scrub(error: Exception, key: str) -> Exception:
         url = error.request_info.real_url.with_user(None)
         error.request_info = aiohttp.RequestInfo(url, error.request_info.method, _NO_HEADERS, url)
     elif isinstance(error, aiohttp.ClientConnectorError):
-        # Of a tunnel whose TLS failed, it names the proxy with its credentials.
-        place = error._conn_key._replace(proxy=None, proxy_auth=None)  # noqa: SLF001
-        error._conn_key = place  # noqa: SLF001
-        error.args = (place, *error.args[1:])
+        place, *reasons = error.args
+        if place.proxy is not None:
+            # Of a tunnel whose TLS failed, it names the proxy with its credentials.
+            return type(error)(place._replace(proxy=None, proxy_auth=None), *reasons)
     elif isinstance(error, ValueError):
         # It may quote the URL of a proxy, even in part.
         words = str(error)

@@ -10,7 +10,7 @@ from functools import partial
 
 import aiohttp
 
-from bctrl_async._http.fast_path import FastPath
+from bctrl_async._http.fast import FastPath, loop_of
 from bctrl_async._lifetime import close_with_loop
 from bctrl_async.errors import BctrlConfigError, session_closed
 
@@ -28,36 +28,24 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork.
 
 
 class Pool:
-    """An owned `aiohttp.ClientSession`, or a borrowed one, which is never closed.
+    """An owned `aiohttp.ClientSession` with its fast path, or a borrowed one, never closed.
 
-    Args:
-        make: Makes the owned session; called once, on a running loop.
-        borrowed: The session to use instead.
-        open_fast_path: Opens the fast path to the owned session, if it may be taken.
-
-    Attributes:
-        fast_path: The fast path; None if it was not opened.
+    `open_pool` makes the owned one; it is called once, on a running loop.
     """
 
     def __init__(
         self,
-        make: Callable[[], aiohttp.ClientSession],
+        open_pool: Callable[[], tuple[aiohttp.ClientSession, FastPath | None]],
         borrowed: aiohttp.ClientSession | None,
-        open_fast_path: Callable[[aiohttp.ClientSession], FastPath | None],
     ) -> None:
-        self._make = make
+        self._open_pool = open_pool
+        self.is_borrowed: bool = borrowed is not None
         self._borrowed = borrowed
-        self._open_fast_path = open_fast_path
         self.fast_path: FastPath | None = None
         self._http: aiohttp.ClientSession | None = None
         self._lifetime: AsyncGenerator[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forks = _forks
-
-    @property
-    def is_borrowed(self) -> bool:
-        """True if the pool is not the session's own."""
-        return self._borrowed is not None
 
     @property
     def opened(self) -> bool:
@@ -67,8 +55,7 @@ class Pool:
     def get(self) -> aiohttp.ClientSession:
         """Return the `aiohttp.ClientSession`, opened on the running loop.
 
-        Raises:
-            BctrlConfigError: The pool is closed, or belongs to another loop or process.
+        A BctrlConfigError is raised if it is closed, or belongs to another loop or process.
         """
         http = self._http or self._open()
         self.check_loop()
@@ -84,21 +71,15 @@ class Pool:
         self._forks = _forks
         if self._borrowed is not None:
             self._http = self._borrowed
-            # The public `loop` is deprecated, without a replacement.
-            self._loop = self._borrowed._loop  # noqa: SLF001
+            self._loop = loop_of(self._borrowed)
         else:
-            self._http = self._make()
-            self.fast_path = self._open_fast_path(self._http)
+            self._http, self.fast_path = self._open_pool()
             self._loop = asyncio.get_running_loop()
             self._lifetime = close_with_loop(partial(_close, self._http, self.fast_path))
         return self._http
 
     def check_loop(self) -> None:
-        """Raise if used from another event loop or after a fork.
-
-        Raises:
-            BctrlConfigError: The pool belongs to another loop or process.
-        """
+        """Raise a BctrlConfigError if used from another event loop or after a fork."""
         if self._forks != _forks:
             raise BctrlConfigError(
                 "the session was opened before a fork", advice="Make one session per process"

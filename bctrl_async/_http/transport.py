@@ -16,15 +16,19 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async import _config
-from bctrl_async._http.connector import on_connection
 from bctrl_async._http.failures import AIOHTTP_ERRORS, failed_request, partial_response
-from bctrl_async._http.fast_path import Exchange, FastPath
+from bctrl_async._http.fast import (
+    NO_CONTENT_TYPE,
+    Exchange,
+    FastPath,
+    close_connection,
+    on_connection,
+)
 from bctrl_async._http.identity import check_answer, names_in
 from bctrl_async._http.listing import Slices
 from bctrl_async._http.operations import LONG_BODY, MAX_BODY, Operation
 from bctrl_async._http.redaction import detached
 from bctrl_async._http.response import parse_error, request_id_in, unusable
-from bctrl_async._http.serializer import NO_CONTENT_TYPE
 from bctrl_async.errors import BctrlError, session_closed
 
 _T = TypeVar("_T")
@@ -110,7 +114,7 @@ async def send_once(
     try:
         response: _Response | BctrlError
         body: bytes | None = None
-        if fast_path is not None and operation.method == hdrs.METH_POST and fast_path.is_open:
+        if fast_path is not None and fast_path.takes(operation.method, headers):
             response = exchange = await fast_path.post(path, headers, limit, call.on_connection)
             body = exchange.body
         else:
@@ -193,7 +197,7 @@ def _check(
     if check_answers:
         foreign = check_answer(names, call.workspace_id, call.alias, authorization, call.request_id)
         if foreign is not None:
-            _close_connection(response)
+            close_connection(response)
             return foreign
     return settled
 
@@ -232,16 +236,3 @@ async def _read_body(response: _Response, max_body: int) -> tuple[bytes, Excepti
         # After a complete body the connection is back in the pool already, and stays open.
         response.close()
     return body.getvalue(), None
-
-
-def _close_connection(response: _Response) -> None:
-    """Close the connection of a response that was read completely.
-
-    It is back in the pool, or has the next request on it already. Its answer would be a wrong one
-    as well.
-    """
-    # aiohttp's public `connection` is None by now; a mocked response has neither.
-    name = "protocol" if isinstance(response, Exchange) else "_protocol"
-    protocol = getattr(response, name, None)
-    if protocol is not None and protocol.transport is not None:
-        protocol.transport.close()

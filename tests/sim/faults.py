@@ -96,8 +96,8 @@ FAULTS = {
         "a connection is reused on which a stray answer arrived while it was idle",
         "had an effect",
         {
-            "bctrl_async._http.connector.Connector.take": TCPConnector.connect,
-            "bctrl_async._http.connector.Connector._release": TCPConnector._release,
+            "bctrl_async._http.fast.answer.Connector.take": TCPConnector.connect,
+            "bctrl_async._http.fast.answer.Connector._release": TCPConnector._release,
         },
     ),
     "another-runtime": KnownFault(

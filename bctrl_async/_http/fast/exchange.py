@@ -15,7 +15,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
 from aiohttp import hdrs
@@ -24,10 +24,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from bctrl_async._http.deadlines import Deadlines
-from bctrl_async._http.plain_answer import PlainAnswer
-from bctrl_async._http.protocol import AnswerHandler
-from bctrl_async._http.serializer import Serializer
+from bctrl_async._http.fast.answer import AnswerHandler, PlainAnswer
 
 if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
@@ -43,17 +40,72 @@ _Connect = Callable[
 ]
 
 
+class _Expiring(Protocol):
+    def time_out(self) -> None: ...
+
+
+class Deadlines:
+    """The time limits of exchanges; a timer for each would be a twentieth of the cost of a stop.
+
+    Exchanges with the usual limit, in seconds, expire in the order in which they start, so that a
+    timer for the oldest is enough.
+    """
+
+    def __init__(self, seconds: float | None, loop: asyncio.AbstractEventLoop) -> None:
+        self._seconds = seconds
+        self._loop = loop
+        self._ends: dict[_Expiring, float] = {}
+        self._last = -math.inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._timers: dict[_Expiring, asyncio.TimerHandle] = {}
+        self._is_closed = False
+
+    def add(self, exchange: _Expiring, began: float, seconds: float) -> None:
+        """Let an exchange time out, unless it is discarded before."""
+        ends = began + seconds
+        # An exchange that waited for its connection is added out of order.
+        if seconds != self._seconds or ends < self._last:
+            self._timers[exchange] = self._loop.call_at(ends, self._time_out, exchange)
+            return
+        self._ends[exchange] = self._last = ends
+        if self._timer is None:
+            self._timer = self._loop.call_at(ends, self._time_out_oldest, ends)
+
+    def discard(self, exchange: _Expiring) -> None:
+        """Remove an exchange."""
+        if self._ends.pop(exchange, None) is None and (timer := self._timers.pop(exchange, None)):
+            timer.cancel()
+        if self._is_closed:
+            self.close()
+
+    def _time_out(self, exchange: _Expiring) -> None:
+        del self._timers[exchange]
+        exchange.time_out()
+
+    def _time_out_oldest(self, now: float) -> None:
+        self._timer = None
+        for exchange, ends in list(self._ends.items()):
+            if ends > now:
+                self._timer = self._loop.call_at(ends, self._time_out_oldest, ends)
+                break
+            del self._ends[exchange]
+            exchange.time_out()
+
+    def close(self) -> None:
+        """Cancel the timer once no exchange is left.
+
+        A body that is being read when its connection is closed ends only by its time limit.
+        """
+        self._is_closed = True
+        if self._timer is not None and not self._ends:
+            self._timer.cancel()
+
+
 class Exchange:
     """A request on a connection, and its response, like an `aiohttp.ClientResponse`.
 
-    Args:
-        connection: A connection without a request.
-        deadlines: The time limits, from which it is removed at its end.
-
-    Attributes:
-        protocol: The protocol of the connection.
-        content: The body of the response; empty until the head was read.
-        body: The whole body, if it arrived with the head.
+    `content` is the body, empty until the head was read; `body` is the whole body, if it arrived
+    with the head.
     """
 
     __slots__ = (
@@ -153,11 +205,8 @@ class _ConnectRequest(aiohttp.ClientRequest):
 class FastPath:
     """Makes POSTs without a body, and without `ClientSession.request`.
 
-    Args:
-        connect: The `connect` of a connector.
-        url: The URL of the API.
-        headers: The headers of most requests.
-        limit: The time limits of most requests.
+    It writes requests by the example of one with the usual headers that aiohttp serialized. A
+    ValueError is raised if that is not as expected.
     """
 
     def __init__(
@@ -166,23 +215,36 @@ class FastPath:
         url: URL,
         headers: CIMultiDict[str],
         limit: aiohttp.ClientTimeout,
+        example: bytes,
     ) -> None:
         self._connect = connect
         self._url = url
-        self._serializer = Serializer(url, headers)
+        self._headers = headers
+        self._lines = _lines(headers)
+        # Around the headers of the session, aiohttp writes its own.
+        begin, found, self._end = example.partition(self._lines)
+        method, slash, self._begin = begin.partition(b"/")
+        if method != b"POST " or not (slash and found):
+            raise ValueError("aiohttp serializes requests in another way")
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(limit.total, self._loop)
         # Connectors look only at its URL, so one is enough, and it has no key.
         self._request = _ConnectRequest(hdrs.METH_POST, url, loop=self._loop)
         self._functions = request_functions()
 
-    @property
-    def is_open(self) -> bool:
-        """True if `ClientSession` is not patched since; mocks and tracers patch it."""
+    def takes(self, method: str, headers: CIMultiDict[str]) -> bool:
+        """Return True for a POST, unless `ClientSession` is patched: mocks and tracers patch it."""
         request, private = self._functions
         return (
-            aiohttp.ClientSession._request is private  # noqa: SLF001 - mocks replace it.
+            method == hdrs.METH_POST
+            and aiohttp.ClientSession._request is private  # noqa: SLF001 - mocks replace it.
             and aiohttp.ClientSession.request is request
+            # A call's own replaces a header of aiohttp, which is not among the lines.
+            and (
+                headers is self._headers
+                or hdrs.ACCEPT_ENCODING not in headers
+                or hdrs.ACCEPT_ENCODING in self._headers
+            )
         )
 
     def close(self) -> None:
@@ -196,19 +258,10 @@ class FastPath:
         limit: aiohttp.ClientTimeout,
         connected: Callable[[], object],
     ) -> Exchange:
-        """Send a POST and read the head of the response.
+        """Send a POST and read the head of the response; the caller reads its body and closes it.
 
-        Args:
-            path: The encoded path, from its root.
-            headers: All headers of the request.
-            limit: The time limits.
-            connected: Called once there is a connection.
-
-        Returns:
-            The exchange; the caller reads its body, and closes it.
-
-        Raises:
-            Exception: One of those that `ClientSession.request` raises.
+        `connected` is called once there is a connection. The exceptions are those of
+        `ClientSession.request`.
         """
         began = self._loop.time()
         try:
@@ -220,7 +273,7 @@ class FastPath:
         exchange = Exchange(connection, self._deadlines)
         self._deadlines.add(exchange, began, limit.total or math.inf)
         try:
-            exchange.write(self._serializer.serialize(path, headers))
+            exchange.write(self._serialize(path, headers))
             while True:
                 message, content = await exchange.protocol.read()
                 # Informational responses precede the final one (RFC 9110 section 15.2).
@@ -240,6 +293,27 @@ class FastPath:
             raise
         exchange.begin_body(message, content)
         return exchange
+
+    def _serialize(self, path: str, headers: CIMultiDict[str]) -> bytes:
+        lines = self._lines if headers is self._headers else _lines(headers)
+        return b"".join((b"POST ", path.encode(), self._begin, lines, self._end))
+
+
+def _lines(headers: CIMultiDict[str]) -> bytes:
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode()
+
+
+def close_connection(response: object) -> None:
+    """Close the connection of a response that was read completely.
+
+    It is back in the pool, or has the next request on it already. Its answer would be a wrong one
+    as well.
+    """
+    # aiohttp's public `connection` is None by now; a mocked response has neither.
+    name = "protocol" if isinstance(response, Exchange) else "_protocol"
+    protocol = getattr(response, name, None)
+    if protocol is not None and protocol.transport is not None:
+        protocol.transport.close()
 
 
 def request_functions() -> tuple[Callable[..., object], Callable[..., object]]:

@@ -1,30 +1,118 @@
-"""The connector of an owned pool: it reuses only connections that were silent while idle."""
+"""Connections whose answers belong to their requests; most are read without an HTTP parser."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import select
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import aiohttp
-
-from bctrl_async._http.protocol import AnswerHandler
+import msgspec
+from aiohttp.client_proto import ResponseHandler
+from multidict import CIMultiDict, CIMultiDictProxy
 
 if TYPE_CHECKING:
-    from asyncio import BaseTransport
-
-    from aiohttp.client_proto import ResponseHandler
     from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
-
 on_connection: ContextVar[Callable[[], object] | None] = ContextVar("on_connection", default=None)
 """Called when a request of this context has its connection: from then on it may have been sent."""
+
+_MAX_HEAD = 4096
+_STATUS_LINE = b"HTTP/1.1 200 "
+_BLANK_LINE = b"\r\n\r\n"
+
+# In lower case. Left out are all headers that mean something to an HTTP parser, such as
+# `Transfer-Encoding`, `Upgrade` and `Proxy-Connection`.
+_is_plain = re.compile(
+    rb"http/1\.1 200 ok"
+    rb"(?:\r\n(?:[abdfgijklnoqrvwxyz][a-z0-9-]*"
+    rb"|c(?:ontent-(?:length|type|language|security-policy)|onnection(?=: keep-alive\r)"
+    rb"|ache-control|f-[a-z0-9-]+|ross-origin-[a-z-]+)"
+    rb"|etag|expires|permissions-policy|pragma"
+    rb"|s(?:erver|erver-timing|et-cookie|trict-transport-security)|trace(?:parent|state)"
+    rb"): [ -~]*){1,60}\r\n\r\n"
+).fullmatch
+_find_length = re.compile(rb"\r\ncontent-length: ([1-9][0-9]{0,6})\r\n").search
+_LENGTH = b"\r\ncontent-length:"
+
+
+class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
+    """A complete response, in place of aiohttp's message; `lower` is its head in lower case."""
+
+    head: bytes
+    lower: bytes
+    body: bytes
+    code: ClassVar[int] = 200
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """The headers."""
+        lines = self.head.decode().splitlines()[1:-1]
+        pairs = (line.split(": ", 1) for line in lines)
+        return CIMultiDictProxy(CIMultiDict((name, value) for name, value in pairs))
+
+    def header(self, name: str) -> str | None:
+        """Return the first header of a name, which is in lower case; the others are not read."""
+        start = self.lower.find(b"\r\n%b: " % name.encode())
+        if start < 0:
+            return None
+        start += len(name) + 4
+        return self.head[start : self.head.index(b"\r\n", start)].decode()
+
+
+def plain_answer(data: bytes) -> PlainAnswer | None:
+    """Return a response if the bytes are exactly one, and in the common form.
+
+    It is `HTTP/1.1 200 OK`, short, in ASCII, has a `Content-Length` and no encoding, and keeps the
+    connection alive. For any other this returns None, and aiohttp parses it.
+    """
+    end = data.find(_BLANK_LINE, 0, _MAX_HEAD) + len(_BLANK_LINE)
+    if not data.startswith(_STATUS_LINE):
+        return None
+    head = data[:end].lower()
+    length = _find_length(head)
+    if length is None or int(length[1]) != len(data) - end:
+        return None
+    # Versions of aiohttp differ in whether they keep the spaces around a value.
+    has_spaces = b" \r\n" in head or b":  " in head
+    if has_spaces or head.count(_LENGTH) > 1 or not _is_plain(head):
+        return None
+    return PlainAnswer(data[:end], head, data[end:])
+
+
+class AnswerHandler(ResponseHandler):
+    """A protocol that can expect an answer, most likely a plain one.
+
+    aiohttp's parser and stream reader are a quarter of the cost of a stop. They are made only for
+    an answer that is not plain, and then read it from its first byte.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._is_expecting = False
+
+    def expect_answer(self) -> None:
+        """Prepare for the answer to a POST. `read` may return a `PlainAnswer` as its message."""
+        self._is_expecting = True
+
+    def data_received(self, data: bytes) -> None:
+        """Read a plain answer, or leave it to aiohttp."""
+        if self._is_expecting:
+            self._is_expecting = False
+            answer = plain_answer(data)
+            if answer is not None:
+                # aiohttp's queue does not look at what it passes on.
+                self.feed_data((answer, aiohttp.EMPTY_PAYLOAD))  # type: ignore[arg-type]
+                return
+            self.set_response_params(read_until_eof=True)
+        super().data_received(data)
 
 
 class Connector(aiohttp.TCPConnector):
@@ -88,7 +176,7 @@ class Connector(aiohttp.TCPConnector):
         req: aiohttp.ClientRequest,
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's.
-    ) -> tuple[BaseTransport, ResponseHandler]:
+    ) -> tuple[asyncio.BaseTransport, ResponseHandler]:
         try:
             return await super()._create_proxy_connection(req, traces, timeout)
         except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError):
@@ -110,7 +198,7 @@ class Connector(aiohttp.TCPConnector):
         super()._release(key, protocol, should_close=should_close)
 
 
-def _readability(transport: BaseTransport | None) -> Callable[[], bool]:
+def _readability(transport: asyncio.BaseTransport | None) -> Callable[[], bool]:
     """Return a function that tells if a socket has unread bytes, or the end of the connection."""
     # A transport without a socket, such as one in memory, has nothing unread.
     sock = None if transport is None else transport.get_extra_info("socket")
@@ -121,3 +209,9 @@ def _readability(transport: BaseTransport | None) -> Callable[[], bool]:
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     return lambda: bool(poller.poll(0))
+
+
+def loop_of(http: aiohttp.ClientSession) -> asyncio.AbstractEventLoop:
+    """Return the event loop of a session."""
+    # The public `loop` is deprecated, without a replacement.
+    return http._loop  # noqa: SLF001

@@ -1,0 +1,205 @@
+"""Open an owned pool, and the fast path to it if a rehearsal shows that this aiohttp allows it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Coroutine
+from contextlib import suppress
+from http import HTTPStatus
+from ssl import SSLContext
+from types import FunctionType
+from typing import TYPE_CHECKING, TypeVar
+
+import aiohttp
+from aiohttp import hdrs
+from multidict import CIMultiDict
+from yarl import URL
+
+from bctrl_async._http.fast.answer import AnswerHandler, Connector
+from bctrl_async._http.fast.exchange import FastPath, request_functions
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.tracing import Trace
+
+_log = logging.getLogger("bctrl_async")
+
+_T = TypeVar("_T")
+
+# Without it aiohttp sends a Content-Type of `application/octet-stream`, although there is no body,
+# and strict servers reject it.
+NO_CONTENT_TYPE = (hdrs.CONTENT_TYPE,)
+
+_BODY = b"{}"
+_PLAIN = b"HTTP/1.1 200 OK\r\nX-Rehearsal: yes\r\nContent-Length: 2\r\n\r\n" + _BODY
+_PARSED = b"HTTP/1.1 100 Continue\r\n\r\n" + _PLAIN
+
+
+def open_pool(
+    url: URL,
+    headers: CIMultiDict[str],
+    limit: aiohttp.ClientTimeout,
+    *,
+    trace_configs: list[aiohttp.TraceConfig],
+    trust_env: bool,
+    proxy: str | None,
+    ssl: SSLContext | None,
+) -> tuple[aiohttp.ClientSession, FastPath | None]:
+    """Return a new pool, and the fast path to it, if its requests may take that.
+
+    `headers` and `limit` are those of most requests.
+    """
+    # The limiter is the bound: nothing waits in the connector's own queue.
+    connector = Connector(limit=0, ssl=True if ssl is None else ssl)
+    http = aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=NO_CONTENT_TYPE,
+        trace_configs=trace_configs,
+        trust_env=trust_env,
+        proxy=proxy,
+    )
+    if proxy is not None or trust_env or trace_configs:
+        return http, None
+    if not all(map(_is_aiohttps, (*request_functions(), aiohttp.ClientSession.__init__))):
+        return http, None
+    # The rehearsal tries all that the fast path needs of aiohttp, instead of a list of versions.
+    try:
+        inspect.signature(aiohttp.TCPConnector.connect).bind(connector, None, [], None)
+        _rehearse(url)
+        fast_path = FastPath(connector.take, url, headers, limit, _example(url, headers))
+    except Exception as error:  # noqa: BLE001 - another aiohttp may raise anything.
+        _log.info(
+            "the fast path does not work with this aiohttp: %r",
+            error,
+            extra={"bctrl.event": "no_fast_path"},
+        )
+        return http, None
+    return http, fast_path
+
+
+def _is_aiohttps(function: object) -> bool:
+    """Return True if a function was defined by aiohttp itself."""
+    # By its exact type, since wrappers pass for what they wrap.
+    return type(function) is FunctionType and function.__globals__ is vars(aiohttp.client)
+
+
+def _rehearse(url: URL) -> None:
+    """Try the fast path on connections in memory; raise any exception if it does not work."""
+    connector = CannedConnector(_PLAIN, _PARSED, _PLAIN)
+    try:
+        run_now(_rehearse_on(connector, url))
+    finally:
+        connector.discard()
+
+
+async def _rehearse_on(connector: CannedConnector, url: URL) -> None:
+    headers = CIMultiDict({"X-Rehearsal": "yes"})
+    limit = aiohttp.ClientTimeout(total=60)
+    fast_path = FastPath(connector.connect, url, headers, limit, _example(url, headers))
+    try:
+        for path in ("/first", "/second", "/third"):
+            exchange = await fast_path.post(path, headers, limit, _ignore)
+            head = exchange.status, exchange.headers.get("X-Rehearsal")
+            if (head, exchange.body) != ((HTTPStatus.OK, "yes"), _BODY):
+                raise ValueError("it read another answer")
+            sent, connector.received = connector.received, b""
+            if not sent.startswith(b"POST %b HTTP/1.1\r\nHost: " % path.encode()):
+                raise ValueError("it wrote another request")
+        if connector.connections != 1:
+            raise ValueError("it did not keep the connection alive")
+        unanswered = fast_path.post("/fourth", headers, limit, _ignore)
+        unanswered.send(None)
+        connector.protocol.set_exception(TimeoutError())
+        with suppress(TimeoutError):
+            unanswered.send(None)
+            raise ValueError("it did not time out")
+    finally:
+        fast_path.close()
+
+
+def _ignore() -> None:
+    pass
+
+
+def _example(url: URL, headers: CIMultiDict[str]) -> bytes:
+    """Return the bytes of a request as aiohttp serializes it."""
+    request = aiohttp.ClientRequest(
+        hdrs.METH_POST,
+        url.with_path("/", encoded=True),
+        headers=headers,
+        skip_auto_headers=NO_CONTENT_TYPE,
+        loop=asyncio.get_running_loop(),
+    )
+    connector = CannedConnector()
+    connection = run_now(connector.connect(request, [], aiohttp.ClientTimeout()))
+    try:
+        run_now(request.send(connection))
+    finally:
+        connection.close()
+    return connector.received
+
+
+class CannedConnector(aiohttp.BaseConnector):
+    """A connector in memory, whose connections answer each request at once with the next answer."""
+
+    protocol: AnswerHandler
+
+    def __init__(self, *answers: bytes) -> None:
+        super().__init__()
+        self._answers = iter(answers)
+        self.connections: int = 0
+        self.received: bytes = b""
+
+    async def _create_connection(
+        self,
+        # aiohttp's arguments.
+        req: aiohttp.ClientRequest,  # noqa: ARG002
+        traces: list[Trace],  # noqa: ARG002
+        timeout: aiohttp.ClientTimeout,  # noqa: ARG002, ASYNC109
+    ) -> ResponseHandler:
+        self.protocol = AnswerHandler(asyncio.get_running_loop())
+        self.protocol.connection_made(_CannedTransport(self, self.protocol))
+        self.connections += 1
+        return self.protocol
+
+    def discard(self) -> None:
+        """Close all connections. Unlike `close`, it need not be awaited."""
+        self._close()
+
+    def receive(self, request: bytes, protocol: ResponseHandler) -> None:
+        """Answer a request."""
+        self.received += request
+        if answer := next(self._answers, None):
+            protocol.data_received(answer)
+
+
+class _CannedTransport(asyncio.Transport):
+    def __init__(self, connector: CannedConnector, protocol: ResponseHandler) -> None:
+        super().__init__()
+        self._connector = connector
+        self._protocol = protocol
+        self._closing = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._connector.receive(bytes(data), self._protocol)
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        self._closing = True
+        self._protocol.connection_lost(None)
+
+
+def run_now(coroutine: Coroutine[object, object, _T]) -> _T:
+    """Return the result of a coroutine that does not wait; raise RuntimeError if it waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        returned: _T = ended.value
+        return returned
+    coroutine.close()
+    raise RuntimeError("the coroutine waits")
