@@ -222,16 +222,24 @@ class TestInProcess:
         check_refusal(answer, example.app.openapi(), "/stop", "post")
         assert emulator.requests == []
 
-    def test_the_reports_of_the_last_runs_are_kept(
+    @pytest.mark.parametrize(
+        ("limit", "statuses"), [("MAX_FINISHED", [404, 200]), ("KEEP", [404, 404])]
+    )
+    def test_few_reports_are_kept_and_not_for_long(
         self,
+        *,
+        limit: str,
+        statuses: list[int],
         example: ModuleType,
         runs: ModuleType,
         emulator: Emulator,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(runs, "MAX_FINISHED", 1)
+        monkeypatch.setattr(runs, limit, 1 if limit == "MAX_FINISHED" else 0.0)
         with TestClient(example.app, headers=LOGIN) as client:
-            assert read_again(client) == [404, 200]
+            answers = [client.post("/stop", json=[("ws-1", alias)]) for alias in ("r1", "r2")]
+            again = [client.get(answer.headers["Content-Location"]) for answer in answers]
+        assert [answer.status_code for answer in again] == statuses
         assert len(emulator.requests) == 2
 
     async def test_a_run_that_took_long_keeps_its_report(
@@ -257,24 +265,6 @@ class TestInProcess:
 
         assert kept.find(long.id, "ada") is long
         assert kept.find(short.id, "ada") is None
-
-    def test_a_report_is_kept_for_a_bounded_time(
-        self,
-        example: ModuleType,
-        runs: ModuleType,
-        emulator: Emulator,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(runs, "KEEP", 0.0)
-        with TestClient(example.app, headers=LOGIN) as client:
-            assert read_again(client) == [404, 404]
-        assert len(emulator.requests) == 2
-
-
-def read_again(client: TestClient) -> list[int]:
-    """Make two runs, then return the statuses of both reports."""
-    answers = [client.post("/stop", json=[("ws-1", alias)]) for alias in ("r1", "r2")]
-    return [client.get(answer.headers["Content-Location"]).status_code for answer in answers]
 
 
 class TestWhoMayStop:

@@ -199,17 +199,8 @@ class TestComponents:
             assert all("description" in each for each in operations[name]["parameters"])
         for name in ("stop_many", "follow"):
             events = operations[name]["responses"]["200"]["content"]["text/event-stream"]
-            data = {
-                event["properties"]["event"]["const"]: event["properties"]["data"]["contentSchema"]
-                for event in events["itemSchema"]["oneOf"]
-            }
-            expected = {
-                "progress": {"$ref": REF + "Progress"},
-                "report": {"$ref": REF + "StopReport"},
-            }
-            assert data == expected
-            example = events["examples"]["progress"]["value"].partition("data: ")[2]
-            validate(json.loads(example), {"$ref": REF + "Progress"}, document)
+            data = events["itemSchema"]["properties"]["data"]["contentSchema"]
+            assert data["anyOf"] == [{"$ref": REF + "Progress"}, {"$ref": REF + "StopReport"}]
 
 
 class TestProblems:

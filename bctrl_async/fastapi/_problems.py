@@ -3,7 +3,7 @@
 import re
 from enum import Enum
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi.openapi.utils import validation_error_definition, validation_error_response_definition
 from pydantic import (
@@ -47,7 +47,7 @@ class ProblemType(Enum):
     NO_USABLE_RESPONSE = 502, "No usable response", "The bctrl API sent no usable response."
     REJECTED = 502, "Service rejected", "The bctrl API rejected the request of this service."
     UNAVAILABLE = 503, "bctrl API unavailable", "The bctrl API is temporarily unavailable."
-    NOT_SETTLED = 503, "Stop not settled", "The run ended before this stop was settled."
+    NOT_SETTLED = 503, "Stop not settled", "The bctrl API did not confirm that the runtime stopped."
     TIMEOUT = 504, "bctrl API timed out", "The bctrl API did not respond in time."
 
     def __init__(self, status: int, title: str, detail: str) -> None:
@@ -81,7 +81,9 @@ def _remove_titles(schema: dict[str, Any]) -> None:
 class Body(BaseModel):
     """A model of the app's OpenAPI that takes its fields from the attributes of an object."""
 
-    model_config = ConfigDict(from_attributes=True, json_schema_extra=_remove_titles)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        from_attributes=True, json_schema_extra=_remove_titles
+    )
 
     def __init_subclass__(cls) -> None:
         # If the app has a model of the same name, pydantic puts the module before both.
@@ -91,7 +93,7 @@ class Body(BaseModel):
 class CamelBody(Body):
     """A model with the API's own spelling of names."""
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         alias_generator=to_camel, validate_by_name=True, serialize_by_alias=True
     )
 

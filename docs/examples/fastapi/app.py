@@ -25,7 +25,7 @@ from hashlib import sha256
 from types import FrameType
 from typing import Annotated, Any
 
-from events import EVENTS, REPORT, Event, events
+from events import REPORT, Event, events
 from fastapi import (
     Body,
     Depends,
@@ -313,7 +313,6 @@ PATH_OF_RUN = {
         "schema": {"type": "string", "examples": ["/runs/dXuC2u4ZbKzO8n0YyQ0mXw"]},
     }
 }
-TOO_MANY_RUNS = refusals({429: TOO_MANY})
 UNKNOWN_RUN = refusals({404: NO_RUN})
 
 
@@ -324,7 +323,7 @@ UNKNOWN_RUN = refusals({404: NO_RUN})
     summary="Stop many runtimes",
     response_class=EventSourceResponse,
     response_description="The events of the run.",
-    responses=TOO_MANY_RUNS | {200: {"content": EVENTS, "headers": PATH_OF_RUN}},
+    responses=refusals({429: TOO_MANY}) | {200: {"headers": PATH_OF_RUN}},
 )
 async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[Event]:
     """Stop runtimes, given as pairs of workspace id and alias.
@@ -344,11 +343,7 @@ async def stop_many(run: Annotated[Run, Depends(start_run)]) -> AsyncIterator[Ev
     summary="Come back to a run",
     response_class=EventSourceResponse,
     response_description="The events of the run from now on.",
-    responses=UNKNOWN_RUN
-    | {
-        200: {"content": EVENTS},
-        204: {"description": "The client has the report already."},
-    },
+    responses=UNKNOWN_RUN | {204: {"description": "The client has the report already."}},
 )
 async def follow(run: Annotated[Run, Depends(join_run)]) -> AsyncIterator[Event]:
     """Join a run again, or get its report, which is kept for ten minutes."""

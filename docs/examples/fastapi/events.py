@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi.sse import ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,32 +39,6 @@ if TYPE_CHECKING:
 else:
     # FastAPI documents the type of what is yielded: of an event, that should be its data.
     Event = Progress | StopReport
-
-
-def _schema_of(name: str, component: str) -> dict[str, Any]:
-    data = {"contentSchema": {"$ref": f"#/components/schemas/{component}"}}
-    return {"title": name, "properties": {"event": {"const": name}, "data": data}}
-
-
-EVENTS: dict[str, Any] = {
-    "text/event-stream": {
-        "itemSchema": {
-            "required": ["event"],
-            "oneOf": [
-                _schema_of("progress", "Progress"),
-                _schema_of(REPORT, "StopReport"),
-            ],
-        },
-        "examples": {
-            "progress": {
-                "summary": "An event, which ends with an empty line",
-                "value": 'event: progress\ndata: {"total":300,"inFlight":32,"isThrottled":false,'
-                '"isUnanswered":false,"counts":{"stopped":128}}\n\n',
-            }
-        },
-    }
-}
-"""The content of their response in OpenAPI: FastAPI does not know which data belongs to which."""
 
 
 async def events(run: Run) -> AsyncIterator[ServerSentEvent]:
