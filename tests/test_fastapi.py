@@ -404,6 +404,12 @@ class TestProblems:
         assert answer.json()["code"] == "runtime.not_found"
         assert answer.json()["requestId"].startswith("req")
 
+    def test_a_stop_that_was_sent_is_not_called_left_over(self) -> None:
+        assert problem(BctrlError("")).detail == "The run ended before this stop was settled."
+        assert problem(BctrlError("", may_have_stopped=True)).detail == (
+            "The bctrl API did not confirm that the runtime stopped."
+        )
+
     async def test_a_problem_of_a_whole_workspace_names_the_workspace(
         self, connect: Connect
     ) -> None:

@@ -47,7 +47,7 @@ class ProblemType(Enum):
     NO_USABLE_RESPONSE = 502, "No usable response", "The bctrl API sent no usable response."
     REJECTED = 502, "Service rejected", "The bctrl API rejected the request of this service."
     UNAVAILABLE = 503, "bctrl API unavailable", "The bctrl API is temporarily unavailable."
-    NOT_SETTLED = 503, "Stop not settled", "The bctrl API did not confirm that the runtime stopped."
+    NOT_SETTLED = 503, "Stop not settled", "The run ended before this stop was settled."
     TIMEOUT = 504, "bctrl API timed out", "The bctrl API did not respond in time."
 
     def __init__(self, status: int, title: str, detail: str) -> None:
@@ -152,10 +152,12 @@ def _problem(kind: ProblemType, error: BctrlError) -> Problem:
 
 
 def explain(error: BctrlError, kind: ProblemType) -> str:
-    """Return the detail of the type, or for invalid input our own text, which names the rule."""
+    """Return the detail of an occurrence. For invalid input it is our own text, with the rule."""
     if isinstance(error, BctrlConfigError) and kind is ProblemType.INVALID_TARGET and error.summary:
         text = ". ".join(part for part in (error.summary, error.advice) if part)
         return f"{text[0].upper()}{text[1:].rstrip('.')}."
+    if kind is ProblemType.NOT_SETTLED and error.may_have_stopped:
+        return "The bctrl API did not confirm that the runtime stopped."
     return kind.detail
 
 
