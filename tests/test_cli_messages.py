@@ -103,6 +103,9 @@ stop --from both.csv
 stop --dry-run --from late.csv
 stop --from late.csv
 stop --from open.csv
+stop --from note.csv
+stop --from pretty.json
+stop --dry-run --from twice.csv
 report run.jsonl --from other.csv
 """
 
@@ -154,6 +157,9 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
         "both.csv": "ws;a,b\n",
         "late.csv": "ws,a\n" * 100 + "nonsense\n" * 12,
         "open.csv": "ws,a\n" * 100 + 'ws,"b\nws,c\n',
+        "note.csv": 'workspace,alias,note\nws,a,"of two\nlines"\n',
+        "pretty.json": '{\n"workspace": "ws",\n"alias": "a"\n}\n{\n}\n',
+        "twice.csv": "ws,a\nws,a\n",
     }.items():
         (tmp_path / name).write_text(content, "utf-8")
     monkeypatch.setenv("BCTRL_API_KEY", KEY)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from io import FileIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import KEY
@@ -13,9 +14,9 @@ from helpers import Command
 
 from bctrl_async import RuntimeRef, StopBatch, StopResult
 from bctrl_async.cli import _run
-from bctrl_async.cli._items import BadLine, Item
+from bctrl_async.cli._lines import BadLine, Item
 from bctrl_async.cli._output import Output
-from bctrl_async.cli._shard import Shard
+from bctrl_async.cli._targets import Shard
 from bctrl_async.emulator import Emulator
 from bctrl_async.shards import shard_of
 
@@ -171,14 +172,21 @@ async def test_a_later_line_that_is_not_a_target_is_rejected_in_one_shard(
 
 
 async def test_a_line_after_which_nothing_is_read_fails_every_shard(
-    command: Command, path: Path
+    command: Command, emulator: Emulator, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: a shard whose targets were below an open quote exits with 0."""
     append(path, f'{MORE}ws,"open\nws,lost\n')
     for number in range(1, COUNT + 1):
+        code, _, err = await command("stop", "--from", path, "--shard", f"{number}/{COUNT}")
+        assert code == 2
+        assert "on line 141 is not a target: a quote is missing" in err
+    assert emulator.requests == []
+
+    monkeypatch.setattr("bctrl_async.cli._targets.stat", Mock(S_ISREG=lambda _: False))
+    for number in range(1, COUNT + 1):
         code, out, err = await command("stop", "--from", path, "--shard", f"{number}/{COUNT}")
         assert code == 1
-        assert "a quote is not closed; nothing after it was read" in out + err
+        assert "; nothing after it was read" in out + err
         assert "the input was not read to its end" in out
 
 
@@ -215,5 +223,5 @@ async def test_a_shard_that_does_not_exist_is_an_error(
 
 
 def test_the_only_shard_keeps_every_item() -> None:
-    items: list[Item] = [RuntimeRef("ws", "a"), BadLine(1, "<p>", "it is neither")]
+    items: list[Item] = [RuntimeRef("ws", "a"), BadLine("on line 1", "<p>", "it is neither")]
     assert [item for item in items if Shard(1, 1).keeps(item)] == items

@@ -14,11 +14,10 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, describe
-from bctrl_async.cli._items import ends_input
+from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, describe, print_read_error
+from bctrl_async.cli._lines import ends_input
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import print_json, target_fields
-from bctrl_async.cli._targets import print_read_error
 from bctrl_async.filters import FoundTargets
 from bctrl_async.journal import read_journal
 

@@ -16,7 +16,7 @@ from bctrl_async import (
 )
 from bctrl_async.cli._format import escape, pluralize
 from bctrl_async.cli._output import Output, print_info, print_question
-from bctrl_async.cli._shard import Shard
+from bctrl_async.cli._targets import Shard
 from bctrl_async.cli._waiting import describe_read, show_waiting
 from bctrl_async.filters import FoundTargets
 

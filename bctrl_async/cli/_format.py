@@ -61,6 +61,11 @@ def summarize(report: StopReport, *, input_left: bool = False, missing: int = 0)
     return "; ".join(parts)
 
 
+def print_read_error(error: OSError) -> None:
+    """Report that an input could be opened, but not read to its end."""
+    print_error(f"cannot read all targets: {error.strerror}")
+
+
 def print_not_found(report: StopReport) -> None:
     """Print an error if targets were not found, and that is a failure."""
     missing = sum(outcome.result is StopResult.NOT_FOUND for outcome in report.failures)

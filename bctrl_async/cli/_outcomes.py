@@ -8,7 +8,7 @@ from rich.text import Text
 
 from bctrl_async import BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopResult
 from bctrl_async.cli._format import MAX_SHOWN, describe, escape
-from bctrl_async.cli._items import ends_input
+from bctrl_async.cli._lines import ends_input
 from bctrl_async.cli._output import Output, one_line, print_info
 from bctrl_async.cli._reasons import Reasons
 from bctrl_async.cli._records import print_json

@@ -10,8 +10,15 @@ from msgspec.structs import replace
 
 from bctrl_async import RuntimeRef, RuntimeState, StopOutcome, StopResult
 from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import INPUT_LEFT, MAX_SHOWN, escape, format_counts, pluralize
-from bctrl_async.cli._items import BadLine, Item
+from bctrl_async.cli._format import (
+    INPUT_LEFT,
+    MAX_SHOWN,
+    escape,
+    format_counts,
+    pluralize,
+    print_read_error,
+)
+from bctrl_async.cli._lines import BadLine, Item
 from bctrl_async.cli._options import (
     AllowEmpty,
     IgnoreNotFound,
@@ -22,7 +29,7 @@ from bctrl_async.cli._options import (
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import OutputFormat, OutputOption, print_json, target_fields
-from bctrl_async.cli._targets import open_targets, print_read_error
+from bctrl_async.cli._targets import open_targets
 from bctrl_async.journal import merge_journals
 from bctrl_async.outcomes import state_of
 

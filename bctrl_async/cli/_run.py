@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopOutcome, StopReport
-from bctrl_async.cli._items import ends_input
+from bctrl_async.cli._lines import ends_input
 from bctrl_async.cli._output import Output, print_info
 from bctrl_async.cli._progress import Display
 

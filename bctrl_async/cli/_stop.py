@@ -18,6 +18,7 @@ from bctrl_async.cli._format import (
     describe,
     escape,
     print_not_found,
+    print_read_error,
     summarize,
 )
 from bctrl_async.cli._options import (
@@ -38,8 +39,7 @@ from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._pace import pace_of
 from bctrl_async.cli._records import OutputFormat, OutputOption
 from bctrl_async.cli._run import FinishedRun, run_stops
-from bctrl_async.cli._shard import WHOLE, Shard, parse_shard
-from bctrl_async.cli._targets import is_typed, open_targets, print_read_error
+from bctrl_async.cli._targets import WHOLE, Shard, is_typed, open_targets, parse_shard
 from bctrl_async.errors import subject_of
 
 _COMPLETE = "use -o json, or a --journal"
@@ -244,8 +244,8 @@ def stop(
         return run(cast("_Targets", items), deadline)
     workspace = workspace or ""
     if not everything:
-        named = (RuntimeRef(workspace, alias) for alias in aliases or ())
-        return run(shard.select(named), deadline)
+        named = dict.fromkeys(RuntimeRef(workspace, alias) for alias in aliases or ())
+        return run([*filter(shard.keeps, named)], deadline)
     wanted = RuntimeFilter(status=status, kind=kind, older_than=older_than)
     finding = find_runtimes(connect(), workspace, wanted, output, deadline=deadline)
     has_journal = journal is not None

@@ -1,28 +1,62 @@
-"""Targets read from a file or a pipe; the first ones are checked before any is used."""
+"""Targets read from a file, which is parsed to its end before any is used, or from a pipe."""
 
 import asyncio
 import os
+import re
 import stat
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import typer
 
 from bctrl_async import BctrlConfigError
-from bctrl_async.cli._items import BadLine, Item
-from bctrl_async.cli._output import print_error, print_info
-from bctrl_async.cli._parser import TargetParser
-from bctrl_async.cli._shard import WHOLE, Shard
+from bctrl_async.cli._format import pluralize
+from bctrl_async.cli._lines import BadLine, Item, LineParser
+from bctrl_async.cli._output import print_info
+from bctrl_async.shards import shard_of
 
 _CHUNK = 65536
+_BINARY = getattr(os, "O_BINARY", 0)
+"""Windows would translate line ends."""
+_CHECKED = 100
+"""The number of items of a file that must be targets before the first of them is used."""
 _END_KEYS = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D"
 """The keys that end the input on a terminal."""
-_PREVIEWED = 100
-"""The number of items that must be targets before the first of them is used."""
-_PREVIEW_TIME = 1.0
-"""Seconds for which further items of a pipe are waited for before the first is used."""
+_parts = re.compile(r"([0-9]{1,9})/([1-9][0-9]{0,8})").fullmatch
+
+
+class Shard(NamedTuple):
+    """A shard of the targets, such as 3/16."""
+
+    number: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"
+
+    def keeps(self, item: object) -> bool:
+        """Return True if an item is in this shard, or ends the input of every shard."""
+        is_end = isinstance(item, BadLine) and item.ends_input
+        return is_end or self == WHOLE or shard_of(item, self.total) == self.number
+
+
+WHOLE = Shard(1, 1)
+"""The only shard of an input that is not divided."""
+
+
+def parse_shard(value: str | Shard) -> Shard:
+    """Return a shard such as 3/16; typer also parses the default, which is a shard already."""
+    if isinstance(value, Shard):
+        return value
+    parts = _parts(value)
+    if parts is None:
+        raise typer.BadParameter(f"{value!r} is not a shard such as 3/16")
+    number, count = map(int, parts.groups())
+    if not 1 <= number <= count:
+        raise typer.BadParameter(f"{value!r} is not one of the shards 1/{count} to {count}/{count}")
+    return Shard(number, count)
 
 
 def is_typed(file: str | None) -> bool:
@@ -32,205 +66,84 @@ def is_typed(file: str | None) -> bool:
 
 def open_targets(
     context: typer.Context, file: str, *, allow_empty: bool, shard: Shard = WHOLE
-) -> Iterable[Item] | AsyncIterable[Item]:
-    """Return the targets of --from, as `read_targets` does, or fail if it cannot be opened."""
+) -> list[Item] | AsyncIterator[Item]:
+    """Return the targets of a regular file, each once, or those of a pipe as they arrive.
+
+    It fails if the file cannot be read, and raises BctrlConfigError if it is not a list of targets.
+    A pipe does so when it is read.
+    """
     try:
-        return read_targets(file, allow_empty=allow_empty, shard=shard)
+        if file == "-":
+            # A shell that closes stdin leaves None in its place.
+            if sys.stdin is None:
+                context.fail("cannot read stdin: it is closed")
+            if is_typed(file):
+                print_info(f"Reading targets from the terminal, a line each; end with {_END_KEYS}")
+            number, name = sys.stdin.fileno(), "stdin"
+        else:
+            number, name = os.open(file, os.O_RDONLY | _BINARY), file
+        if not (stat.S_ISREG(os.fstat(number).st_mode) or Path(file).is_dir()):
+            return _read_pipe(number, name, allow_empty=allow_empty, shard=shard)
+        with os.fdopen(number, "rb", closefd=file != "-") as opened:
+            return _read_file(opened, name, allow_empty=allow_empty, shard=shard)
     except OSError as error:
         context.fail(f"cannot read {'stdin' if file == '-' else file}: {error.strerror}")
 
 
-def print_read_error(error: OSError) -> None:
-    """Report that an input could be opened, but not read to its end."""
-    print_error(f"cannot read all targets: {error.strerror}")
-
-
-def read_targets(
-    path: str, *, allow_empty: bool, shard: Shard = WHOLE
-) -> Iterable[Item] | AsyncIterable[Item]:
-    """Return the targets of a file or a pipe.
-
-    Args:
-        path: The file or named pipe; `-` is stdin.
-        allow_empty: Accept an input without targets.
-        shard: The part of the targets to return. The checks are of the whole input.
-
-    Raises:
-        BctrlConfigError: The beginning of a file is not a list of targets, or it is empty. A pipe
-            raises it when it is read.
-        OSError: It cannot be opened. A file that changes later raises it when it is read.
-    """
-    if path == "-":
-        # A shell that closes stdin leaves None in its place.
-        if sys.stdin is None:
-            raise OSError(None, "it is closed")
-        if is_typed(path):
-            print_info(f"Reading targets from the terminal, a line each; end with {_END_KEYS}")
-        return _PipeTargets(sys.stdin.fileno(), "stdin", allow_empty=allow_empty, shard=shard)
-    with Path(path).open("rb") as opened:
-        if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-            version = _version(opened)
-            return _FileTargets(path, version, allow_empty=allow_empty, shard=shard)
-        file = os.dup(opened.fileno())
-    return _PipeTargets(file, path, allow_empty=allow_empty, shard=shard)
-
-
-class _FileTargets:
-    """The targets of a regular file, counted at first and parsed again as they are needed.
-
-    Args:
-        path: The file.
-        version: Its version; any other raises OSError.
-        allow_empty: Accept an input without targets.
-        shard: The part of the targets to yield.
-    """
-
-    def __init__(
-        self, path: str, version: tuple[int, ...], *, allow_empty: bool, shard: Shard
-    ) -> None:
-        self._path = Path(path)
-        self._version = version
-        self.shard: Shard = shard
-        preview = _Preview(path, allow_empty=allow_empty)
-        read = length = 0
-        for read, item in enumerate(self._items(preview.parser), start=1):
-            if read <= _PREVIEWED:
-                preview.check(item)
-            length += shard.keeps(item)
-        preview.check_length(read)
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[Item]:
-        return filter(self.shard.keeps, self._items(TargetParser()))
-
-    def _items(self, parser: TargetParser) -> Iterator[Item]:
-        with self._path.open("rb") as file:
-            data = b"-"
-            while data:
-                data = file.read(_CHUNK)
-                # Before it is parsed: a file that is written anew may end within a row.
-                if _version(file) != self._version:
-                    raise OSError(None, "the file has changed since the run began")
-                yield from parser.feed(data)
-
-
-def _version(file: BinaryIO) -> tuple[int, ...]:
-    """Return what changes if a file is replaced or written."""
-    status = os.fstat(file.fileno())
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-class _PipeTargets:
-    """The targets of a pipe or a terminal, as they arrive.
-
-    Args:
-        file: The descriptor.
-        name: The name of the input in errors.
-        allow_empty: Accept an input without targets.
-        shard: The part of the targets to yield.
-    """
-
-    def __init__(self, file: int, name: str, *, allow_empty: bool, shard: Shard) -> None:
-        self._items = read_pipe(file, name, allow_empty=allow_empty)
-        self.shard: Shard = shard
-
-    async def __aiter__(self) -> AsyncIterator[Item]:
-        async for item in self._items:
-            if self.shard.keeps(item):
-                yield item
-
-
-async def read_pipe(file: int, name: str, *, allow_empty: bool) -> AsyncIterator[Item]:
-    """Yield the targets of a pipe or a terminal as they arrive.
-
-    The first are held back for up to a second, until a hundred have arrived.
-
-    Args:
-        file: The descriptor.
-        name: The name of the input in errors.
-        allow_empty: Accept an input without targets.
-
-    Raises:
-        BctrlConfigError: One of these is not a target, or there is none at all.
-        OSError: It cannot be read.
-    """
-    preview = _Preview(name, allow_empty=allow_empty)
-    items: list[Item] = []
-    data: bytes | None = None
-    preview_until: float | None = None
-    while data != b"" and len(items) < _PREVIEWED:
-        try:
-            async with asyncio.timeout_at(preview_until):
-                await _wait_readable(file)
-        except TimeoutError:
+def _read_file(file: BinaryIO, name: str, *, allow_empty: bool, shard: Shard) -> list[Item]:
+    parser, items = LineParser(), list[Item]()
+    while not parser.ended:
+        data = file.read(_CHUNK)
+        items += parser.feed(data)
+        if not data:
             break
-        data = os.read(file, _CHUNK)
-        for item in preview.parser.feed(data):
-            if len(items) < _PREVIEWED:
-                preview.check(item)
-            items.append(item)
-        if items and preview_until is None:
-            preview_until = asyncio.get_running_loop().time() + _PREVIEW_TIME
-    preview.check_length(len(items))
-    for item in items:
-        yield item
-    while data != b"":
+    for number, item in enumerate(items):
+        if isinstance(item, BadLine) and (number < _CHECKED or item.ends_input):
+            raise _not_a_target(name, item)
+    if not (items or allow_empty):
+        raise _empty(name)
+    once = dict.fromkeys(items)
+    if len(once) < len(items):
+        print_info(f"{pluralize(len(items) - len(once), 'duplicate')} in {name}, counted once")
+    return [item for item in once if shard.keeps(item)]
+
+
+async def _read_pipe(
+    file: int, name: str, *, allow_empty: bool, shard: Shard
+) -> AsyncIterator[Item]:
+    parser, data, is_empty = LineParser(), b"-", True
+    while data and not parser.ended:
         await _wait_readable(file)
         data = os.read(file, _CHUNK)
-        for item in preview.parser.feed(data):
-            yield item
+        for item in parser.feed(data):
+            if is_empty and isinstance(item, BadLine) and item.ends_input:
+                raise _not_a_target(name, item)
+            is_empty = False
+            if shard.keeps(item):
+                yield item
+    if is_empty and not allow_empty:
+        raise _empty(name)
 
 
-class _Preview:
-    """The check of the first items of an input.
+def _not_a_target(name: str, item: BadLine) -> BctrlConfigError:
+    problem = f"{name}: {item!r} is not a target: {item.reason}"
+    return BctrlConfigError(problem, advice="Nothing was stopped")
 
-    Args:
-        name: The name of the input.
-        allow_empty: Accept an input without targets.
 
-    Attributes:
-        parser: The parser of the input.
-    """
-
-    def __init__(self, name: str, *, allow_empty: bool) -> None:
-        self.parser = TargetParser()
-        self._name = name
-        self._allow_empty = allow_empty
-
-    def check(self, item: Item) -> None:
-        """Raise BctrlConfigError if this is not a target."""
-        if isinstance(item, BadLine):
-            raise BctrlConfigError(
-                f"{self._name}: {item!r} is not a target: {item}",
-                advice=f"Nothing was stopped; {self.parser.advise()}",
-            )
-
-    def check_length(self, length: int) -> None:
-        """Raise BctrlConfigError if there are no targets."""
-        if not length and not self._allow_empty:
-            raise BctrlConfigError(
-                f"there are no targets in {self._name}",
-                advice="Add --allow-empty if that may be so",
-            )
+def _empty(name: str) -> BctrlConfigError:
+    advice = "Add --allow-empty if that may be so"
+    return BctrlConfigError(f"there are no targets in {name}", advice=advice)
 
 
 async def _wait_readable(file: int) -> None:
     """Wait until a pipe is readable; return at once for anything else."""
     loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
+    readable = asyncio.Event()
     try:
-        loop.add_reader(file, _set_done, readable)
-    except (NotImplementedError, PermissionError):  # Windows, or a regular file.
+        loop.add_reader(file, readable.set)
+    except (NotImplementedError, PermissionError):  # Windows, or a device such as /dev/null.
         return
     try:
-        await readable
+        await readable.wait()
     finally:
         loop.remove_reader(file)
-
-
-def _set_done(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
