@@ -25,7 +25,6 @@ from bctrl_async._http.operations import GET, LIST, STOP, Operation
 from bctrl_async._http.pool import Pool
 from bctrl_async._http.request import check_extra_headers, plain_text
 from bctrl_async._limiter.limiter import Limiter, Priority
-from bctrl_async._limiter.pace import Pace
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
@@ -41,6 +40,7 @@ from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter, list_origin
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import CallObserver, Observer
+from bctrl_async.pace import Pace
 from bctrl_async.stats import SessionStats
 
 __all__ = ["BctrlSession"]

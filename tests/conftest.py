@@ -214,8 +214,8 @@ def ways() -> Iterator[Ways]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no store be away because it is slow, and ask one that is away only once."""
-    for name in ("_limiter.leases._PATIENCE", "_limiter.leases._INTERVAL", "redis._TIMEOUT"):
-        monkeypatch.setattr(f"bctrl_async.{name}", BOUND)
+    for name in ("_leases._PATIENCE", "_leases._INTERVAL", "_redis._TIMEOUT"):
+        monkeypatch.setattr(f"bctrl_async.pace.{name}", BOUND)
 
 
 @pytest.fixture

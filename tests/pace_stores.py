@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -59,13 +56,12 @@ class FileStore(SharedStore):
         return FilePace(self._folder / name, rate=rate)
 
     async def read(self, name: str = "one") -> Schedule:
-        with self._connect(name) as connection:
-            (text,) = connection.execute("SELECT schedule FROM pace").fetchone()
+        _, text, *_ = (self._folder / name).read_text().split("\n")
         return msgspec.json.decode(text, type=Schedule)
 
     async def write(self, schedule: Schedule, name: str = "one") -> None:
-        with self._connect(name) as connection:
-            connection.execute("UPDATE pace SET schedule = ?", (msgspec.json.encode(schedule),))
+        text = msgspec.json.encode(schedule).decode()
+        (self._folder / name).write_text(f"bctrl-async pace\n{text}\n")
 
     async def clear(self) -> None:
         for file in self._folder.iterdir():
@@ -73,11 +69,6 @@ class FileStore(SharedStore):
 
     async def contents(self) -> bytes:
         return b"".join(file.read_bytes() for file in self._folder.iterdir())
-
-    @contextmanager
-    def _connect(self, name: str) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self._folder / name)) as connection, connection:
-            yield connection
 
 
 class RedisStore(SharedStore):

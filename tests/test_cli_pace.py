@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from helpers import BOUND, Command, pass_time, unused_url
 from redis_server import SERVERS, redis_server
 
 from bctrl_async.emulator import Emulator
-from bctrl_async.pace import FilePace, Lease, Pace, _FileStore
+from bctrl_async.pace import FilePace, Lease, Pace
+from bctrl_async.pace._file import _FileStore
 from bctrl_async.redis import RedisPace
 
 CLOSED_FOR = 0.2
@@ -92,11 +94,13 @@ async def test_a_store_that_is_away_is_a_warning_and_the_stops_go_on(
 ) -> None:
     """Fault: the command exceeds the shared rate, and only a log that it hides says so."""
     path = tmp_path / "pace"
-    await close_for_a_while(FilePace(path, rate=50))
-    path.write_bytes(path.read_bytes()[:100])  # Still a database, but damaged.
-    code, _, err = await command("stop", "--rate", "50", "--pace", path, "ws", "a", "b")
+    with path.open("wb") as file:
+        flock(file, LOCK_EX)
+        code, _, err = await command("stop", "--rate", "50", "--pace", path, "ws", "a", "b")
     assert code == 0
-    assert err.startswith("bctrl-async: warning: the shared pace cannot be asked (DatabaseError: ")
+    assert err.startswith(
+        "bctrl-async: warning: the shared pace cannot be asked (TimeoutError: another process has "
+    )
     assert emulator.status("ws", "b") == "stopped"
 
 
@@ -109,7 +113,7 @@ async def test_a_store_that_is_away_is_a_warning_and_the_stops_go_on(
             "Invalid value for '--pace' (env var: 'BCTRL_PACE'): must not be empty",
         ),
         ("--rate 0 --pace pace", "Invalid value for '--rate': 0 is not a positive number"),
-        ("--rate 9 --pace /", "invalid --pace: '/' is a folder. Use a file of "),
+        ("--rate 9 --pace /", "invalid --pace: '/' is not a regular file. Use "),
         ("--rate 9 --pace no/pace", "invalid --pace: the folder of 'no/pace' does not exist"),
         ("--rate 9 --pace localhost:6379", "invalid --pace: expected the path of a file or a URL"),
         ("--rate 9 --pace redis::secret@h", "Begin the address of a server with redis://, and"),
@@ -135,7 +139,8 @@ async def test_without_the_extra_a_url_is_a_usage_error_that_says_what_to_instal
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
-    monkeypatch.delitem(sys.modules, "bctrl_async.redis", raising=False)
+    for module in ("redis", "pace._redis"):
+        monkeypatch.delitem(sys.modules, f"bctrl_async.{module}", raising=False)
     code, _, err = await command("stop", "--rate", "9", "--pace", "redis://h", "ws", "a")
     assert "cannot use --pace: bctrl_async.redis needs redis-py: python -m pip install" in err
     assert (code, err.count("\n")) == (2, 1)

@@ -84,7 +84,7 @@ class TestSession:
     ) -> None:
         # On a busy machine, nothing is sent before the store has answered.
         for name in ("_PATIENCE", "_INTERVAL"):
-            monkeypatch.setattr(f"bctrl_async._limiter.leases.{name}", BOUND)
+            monkeypatch.setattr(f"bctrl_async.pace._leases.{name}", BOUND)
         pace = FilePace(tmp_path / "pace", rate=10_000)
 
         report = await stop_runtimes(cluster.client, add_runtimes(emulator, 20), pace=pace)

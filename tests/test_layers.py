@@ -26,6 +26,7 @@ MODULES = {
 LAYERS = [
     {"_version", "_lifetime", "errors"},
     {"models", "_config", "stats"},
+    {"pace"},
     {"_limiter", "_http", "outcomes", "filters"},
     {"observer", "journal"},
     {"_calls"},
@@ -35,7 +36,6 @@ LAYERS = [
     {
         "dask",
         "otel",
-        "pace",
         "redis",
         "testing",
         "fastapi",
@@ -157,7 +157,9 @@ class TestImports:
         assert importers("aiohttp") <= modules_in("_calls", "_http", "session", *ALONE)
 
     def test_the_core_imports_only_its_dependencies(self) -> None:
-        found = {package for module in modules_in(*CORE) for package in outside(module)}
+        # Only the extra `redis` imports `pace._redis`.
+        modules = modules_in(*CORE) - {"pace._redis"}
+        found = {package for module in modules for package in outside(module)}
 
         # multidict and yarl are dependencies of aiohttp, and part of its API.
         assert found <= {"aiohttp", "msgspec", "multidict", "yarl"}
@@ -181,7 +183,7 @@ class TestImports:
         assert importers("opentelemetry") <= modules_in("otel")
 
     def test_only_the_redis_extra_imports_redis(self) -> None:
-        assert importers("redis") <= modules_in("redis")
+        assert importers("redis") <= {"pace._redis"}
 
     def test_only_one_file_imports_dask(self) -> None:
         assert importers("dask", "distributed") <= {"dask._distributed"}
@@ -189,9 +191,9 @@ class TestImports:
     def test_the_extras_import_only_public_names(self) -> None:
         for module in modules_in(*EXTRAS):
             private = {name for name in inside(module) if entry(name) in CORE and is_private(name)}
-            # `pace` re-exports the classes that the core needs without SQLite, and `_config` has
-            # the errors of wrong arguments.
-            allowed = {"_version", "_config", "_limiter.pace"}
+            # `redis` is a name of `pace._redis`, which needs the extra; `_config` has the errors of
+            # wrong arguments.
+            allowed = {"_version", "_config", "pace._redis"}
             if entry(module) == "dask":
                 # A run on a cluster is a bulk stop with the ledger, the input and the ending of
                 # one; only its workers are elsewhere.

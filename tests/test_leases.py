@@ -15,9 +15,9 @@ from throttling import throttled
 
 from bctrl_async import BctrlConfigError, BctrlRateLimitError
 from bctrl_async._limiter.limiter import Limiter, Priority
-from bctrl_async._limiter.pace import LEASE
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.pace import Lease, Pace, PaceStore
+from bctrl_async.pace._pace import LEASE
 
 
 def now() -> float:

@@ -22,20 +22,25 @@ from bctrl_async.journal import read_journal
 
 WITHOUT = """
 import asyncio, os, select, signal, sys
+from types import SimpleNamespace
 
 def missing(*args):
     raise NotImplementedError
 
 for name in ("add_reader", "remove_reader", "add_signal_handler", "remove_signal_handler"):
     setattr(asyncio.SelectorEventLoop, name, missing)
+from fcntl import LOCK_EX, LOCK_NB, flock
+sys.modules["msvcrt"] = SimpleNamespace(
+    LK_NBLCK=LOCK_EX | LOCK_NB, locking=lambda file, mode, _: flock(file, mode)
+)
 sys.modules["fcntl"] = None
 del select.poll, os.register_at_fork, os.fork, os.O_NONBLOCK, signal.SIGHUP
 
 from bctrl_async.__main__ import main
-from bctrl_async._limiter import leases
+from bctrl_async.pace import _leases
 
 # A busy disk is no reason for a warning.
-leases._PATIENCE = leases._INTERVAL = 50.0
+_leases._PATIENCE = _leases._INTERVAL = 50.0
 sys.exit(main())
 """
 

@@ -168,6 +168,20 @@ class TestServer:
         assert "AuthenticationError" in warnings.texts[0]
         assert "s3cret" not in warnings.texts[0]
 
+    async def test_a_server_that_does_not_know_auth_is_a_warning_without_the_password(
+        self, emulator: Emulator, connect: Connect, warnings: Warnings
+    ) -> None:
+        """Fault: Redis quotes the arguments of an unknown command, and the warning quotes Redis."""
+        answer = b"-ERR unknown command 'AUTH', with args beginning with: 's3cret' \r\n"
+        async with answering(answer) as url:
+            pace = RedisPace(url.replace("//", "//:s3cret@"), rate=RATE)
+            async with stopping(emulator, connect, pace):
+                pass
+
+        assert warnings.kinds == [AWAY]
+        assert "(ResponseError: unknown command 'AUTH')" in warnings.texts[0]
+        assert "s3cret" not in warnings.texts[0]
+
     @pytest.mark.parametrize(
         "answer",
         [
@@ -223,10 +237,11 @@ async def answering(answer: bytes) -> AsyncIterator[str]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock a file in another process, as SQLite does for a transaction."""
+    """Lock a file in another process, as one that is suspended during a lease."""
     program = f"""
-import sqlite3, sys
-sqlite3.connect({str(path)!r}, isolation_level=None).execute("BEGIN EXCLUSIVE")
+import fcntl, sys
+file = open({str(path)!r}, "ab")
+fcntl.flock(file, fcntl.LOCK_EX)
 print("locked", flush=True)
 sys.stdin.read()
 """
@@ -257,8 +272,7 @@ def replace_by_folder(path: Path) -> None:
 
 
 def replace_by_text(path: Path) -> None:
-    text = "This is not a database, but a text of some length. " * 20
-    replace(path, lambda file: file.write_text(text))
+    replace(path, lambda file: file.write_text("This is a text."))
 
 
 async def wait_for_file(path: Path) -> None:
@@ -345,7 +359,7 @@ class TestEnd:
     @pytest.fixture(autouse=True)
     def _close_to_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Give up no store that is slow to close."""
-        monkeypatch.setattr("bctrl_async._limiter.leases._INTERVAL", BOUND)
+        monkeypatch.setattr("bctrl_async.pace._leases._INTERVAL", BOUND)
 
     @pytest.fixture(params=["file", "redis"])
     def hung(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pace]:

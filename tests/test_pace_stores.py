@@ -25,7 +25,7 @@ from redis_server import SERVERS, RedisServer, redis_server
 from bctrl_async import BctrlSession, RetryPolicy
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.pace import Lease, PaceStore
-from bctrl_async.redis import _LEASE
+from bctrl_async.pace._redis import _LEASE
 
 RATE = 200.0
 CLOSED = 30.0
@@ -35,10 +35,12 @@ NAMES = ["file", "fakeredis", "redis-server", "valkey-server"]
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     # Forty members connect at once, on a machine that may be busy.
-    monkeypatch.setattr("bctrl_async.redis._TIMEOUT", BOUND)
-    monkeypatch.setattr("bctrl_async.pace._BUSY", BOUND)
+    monkeypatch.setattr("bctrl_async.pace._redis._TIMEOUT", BOUND)
+    monkeypatch.setattr("bctrl_async.pace._file._BUSY", BOUND)
     # Keys must not expire before a test has read them.
-    monkeypatch.setattr("bctrl_async.redis._LEASE", _LEASE.replace("ends_at + 2 - now", "3600"))
+    monkeypatch.setattr(
+        "bctrl_async.pace._redis._LEASE", _LEASE.replace("ends_at + 2 - now", "3600")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +254,22 @@ class TestClock:
         # Two leases for each member and one more.
         assert lease.delay < 0.5
 
+    @pytest.mark.parametrize("seconds", [1.0, 3600.0])
+    async def test_one_that_is_set_back_gives_each_slot_once(
+        self, members: Members, shared: SharedStore, seconds: float
+    ) -> None:
+        """Fault: every member got the slots at the end of the longest queue, all at once."""
+        for member in "abc":
+            await members.lease(member)
+        await shared.advance(-seconds)
+        await members.lease("a", 0, CLOSED)
+        turns = [await members.lease_closed(member) for member in "abc" * 3]
+
+        taken = [(begin, begin + lease.slots / RATE) for begin, lease in turns]
+        assert taken[0][0] == near(0.0)
+        for (_, end), (begin, _) in pairwise(taken):
+            assert begin == near(end)
+
     async def test_one_that_jumps_ahead_begins_anew(
         self, members: Members, shared: SharedStore
     ) -> None:
@@ -289,7 +307,7 @@ class TestState:
     async def test_it_does_not_remain_for_ever(
         self, shared: RedisStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bctrl_async.redis._LEASE", _LEASE)
+        monkeypatch.setattr("bctrl_async.pace._redis._LEASE", _LEASE)
         async with Members(shared) as members:
             await members.lease("a")
             # They may have expired by now.

@@ -36,7 +36,7 @@ CLOSED = 60.0
 
 @pytest.fixture(autouse=True)
 def _no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bctrl_async.redis._TIMEOUT", BOUND)
+    monkeypatch.setattr("bctrl_async.pace._redis._TIMEOUT", BOUND)
 
 
 async def lease(pace: RedisPace) -> Lease:

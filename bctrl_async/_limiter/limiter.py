@@ -8,8 +8,6 @@ import math
 from collections import deque
 from enum import IntEnum
 
-from bctrl_async._limiter.leases import Leases
-from bctrl_async._limiter.pace import Pace
 from bctrl_async._limiter.rate import PROBE_INTERVAL, AdaptiveRate
 from bctrl_async.errors import (
     THROTTLED,
@@ -17,6 +15,8 @@ from bctrl_async.errors import (
     BctrlRateLimitError,
     session_closed,
 )
+from bctrl_async.pace import Pace
+from bctrl_async.pace._leases import Leases
 
 _log = logging.getLogger("bctrl_async")
 

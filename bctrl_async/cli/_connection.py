@@ -20,11 +20,11 @@ from bctrl_async import (
     BctrlTimeoutError,
     RetryPolicy,
 )
-from bctrl_async._limiter.pace import Pace
 from bctrl_async.cli._api_key import URL_VARIABLE, KeySource, find_key
 from bctrl_async.cli._options import check_not_empty, check_positive, duration
 from bctrl_async.cli._profiles import Profile, load_profile, profile_names
 from bctrl_async.cli._verbosity import verbosity
+from bctrl_async.pace import Pace
 
 _PUBLIC_API = "https://api.bctrl.ai"
 _NO_KEY = "not-needed"

@@ -7,7 +7,7 @@ import re
 import typer
 
 from bctrl_async import BctrlConfigError
-from bctrl_async._limiter.pace import Pace
+from bctrl_async.pace import FilePace, Pace
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
@@ -33,14 +33,11 @@ def pace_of(context: typer.Context, place: str, rate: float, origin: str) -> Pac
         # Also where the extra is missing: to install it would not help.
         expected = "the URL of a Redis server, with redis://, rediss:// or unix://"
         context.fail(f"invalid {origin}: expected {expected}, or the path of a file")
-    # Imported here, because most runs need neither SQLite nor the extra `redis`.
     try:
         if "://" in place:
             from bctrl_async.redis import RedisPace  # noqa: PLC0415 - an extra.
 
             return RedisPace(place, rate=rate)
-        from bctrl_async.pace import FilePace  # noqa: PLC0415 - imports SQLite.
-
         return FilePace(place, rate=rate)
     except BctrlConfigError as error:
         # The session names its arguments; here they are an option, a variable or a key.

@@ -19,9 +19,9 @@ except ModuleNotFoundError as _error:
 
 from bctrl_async import BctrlConfigError, BctrlError, BctrlSession
 from bctrl_async._config import check_type, invalid_type
-from bctrl_async._limiter.pace import Pace
 from bctrl_async.errors import THROTTLED, log_fields
 from bctrl_async.fastapi._problems import MEDIA_TYPE, classify, problem
+from bctrl_async.pace import Pace
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]

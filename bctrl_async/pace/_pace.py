@@ -1,4 +1,4 @@
-"""A rate that several processes share: the abstract classes of `bctrl_async.pace`."""
+"""A rate that several processes share: its schedule, and what a store of it does."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ from abc import ABC, abstractmethod
 import msgspec
 
 from bctrl_async import _config
-from bctrl_async._limiter.rate import PROBE_INTERVAL
 
 LEASE = 0.05
 """Seconds that a lease lasts at most. It is the longest that a single member makes others wait."""
-MAX_CLOSED = PROBE_INTERVAL
+MAX_CLOSED = 60.0
 """The longest Retry-After in seconds that is shared: in a longer one a call a minute is a probe."""
+_MEMBERSHIP = 2.0
+"""Seconds after the end of its last lease until a member no longer counts."""
 
 
 def longest_queue(rate: float, members: int) -> float:
-    """Return the seconds that the leases of all members take at most.
-
-    Each member has one lease ahead, or waits for its next one. At a low rate a slot is longer than
-    a lease.
-    """
+    """Return the seconds that all leases take at most: two of each member, and of a newcomer."""
+    # At a low rate a slot is longer than a lease.
     return 2.0 * max(LEASE, 1.0 / rate) * (members + 1)
 
 
@@ -41,6 +39,46 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     delay: float
     closed_for: float
     members: int
+
+
+class Schedule(msgspec.Struct):
+    """The schedule of a pace, as its store keeps it: a pure function of the store's clock.
+
+    Args:
+        ends_at: The time at which the slots leased so far end.
+        closed_until: The time until which a server has asked all to stay away.
+        members: The times until which members count, by name.
+    """
+
+    ends_at: float = 0.0
+    closed_until: float = 0.0
+    members: dict[str, float] = {}
+
+    def lease(self, now: float, rate: float, member: str, slots: int, closed_for: float) -> Lease:
+        """Lease the next slots to a member.
+
+        Args:
+            now: The time of the store's clock in seconds. It may be set back.
+            rate: The rate of the pace.
+            member: The name of the member.
+            slots: The most slots that it can use.
+            closed_for: Seconds for which the server has asked this member to stay away, or 0.
+        """
+        closed = max(self.closed_until - now, 0.0)
+        latest = now + closed + longest_queue(rate, len(self.members))
+        if closed > MAX_CLOSED + 1.0 or self.ends_at > latest:
+            # The clock was set back since: its times would hold up all, or give all the same slots.
+            self.ends_at, closed, self.members = now, 0.0, {}
+        closed_for = min(max(closed, closed_for), MAX_CLOSED)
+        members = {name: until for name, until in self.members.items() if now < until}
+        members.setdefault(member, now)
+        slots = min(slots, max(int(rate * LEASE / len(members)), 1))
+        begins = max(self.ends_at, now + closed_for)
+        self.ends_at = begins + slots / rate
+        members[member] = self.ends_at + _MEMBERSHIP
+        # The time of a lease must not become a Retry-After when the clock is set back.
+        self.closed_until, self.members = now + closed_for if closed_for else 0.0, members
+        return Lease(slots=slots, delay=begins - now, closed_for=closed_for, members=len(members))
 
 
 class PaceStore(ABC):

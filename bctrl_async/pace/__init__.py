@@ -1,0 +1,17 @@
+"""A rate that several processes share, so that together they keep within a server's limit.
+
+    session = BctrlSession(pace=FilePace("/run/stop-runtimes/pace", rate=190))
+
+Every process leases slots of one schedule, for 0.05 s at most. So the processes take turns, and
+together never start more attempts than the rate allows in any second, plus one lease. A process
+that dies costs one lease. No attempt waits for the store for longer than 0.25 s: a session that
+cannot ask it goes on with its share of the rate, and logs a warning.
+
+`FilePace` is for the processes of one machine, `bctrl_async.redis.RedisPace` for those of many. For
+another store, subclass `Pace` and `PaceStore`; `Schedule` has the arithmetic.
+"""
+
+from bctrl_async.pace._file import FilePace
+from bctrl_async.pace._pace import Lease, Pace, PaceStore, Schedule
+
+__all__ = ["FilePace", "Lease", "Pace", "PaceStore", "Schedule"]

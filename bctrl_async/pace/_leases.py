@@ -1,0 +1,227 @@
+"""The leases that one session takes of a shared pace, and its share of the rate without the store.
+
+No attempt waits for the store while there are slots: a task of its own asks for the next lease when
+the last one is used up, or a round trip before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from uuid import uuid4
+
+from bctrl_async._lifetime import close_with_loop
+from bctrl_async.pace._pace import LEASE, MAX_CLOSED, Lease, Pace, PaceStore, longest_queue
+
+_log = logging.getLogger("bctrl_async.pace")
+
+_PATIENCE = 0.25
+"""Seconds after which attempts do not wait for the store any more."""
+_INTERVAL = 1.0
+"""Seconds between two requests to a store that is away; one that takes longer is given up."""
+_BURST = 0.02
+"""Seconds' worth of attempts that may start at once without the store, for late timers."""
+
+
+class Leases:
+    """The slots that a session may use of a shared pace.
+
+    A slot may be used until `LEASE` seconds after its time, for timers are late. Then it is lost:
+    slots that were saved up would be a burst. `on_closed` gets the time and the seconds for which a
+    server has asked a member to stay away, and returns True if that is news for the session.
+    """
+
+    def __init__(
+        self,
+        pace: Pace,
+        *,
+        waiting: Callable[[], int],
+        on_lease: Callable[[], None],
+        on_closed: Callable[[float, float], bool],
+    ) -> None:
+        self._pace = pace
+        self._waiting = waiting
+        self._on_lease = on_lease
+        self._on_closed = on_closed
+        self._member = uuid4().hex
+        self._members = 1
+        self._store: PaceStore | None = None
+        self._lifetime: AsyncGenerator[None] | None = None
+        self._request: asyncio.Task[None] | None = None
+        self._requested_at = self._used_up_at = -math.inf
+        self._round_trip = 0.0
+        self._slots: deque[float] = deque()  # Their times.
+        self._size = 0
+        self._away_since: float | None = None
+        self._next_without_store = self._closed_until = self._reported_until = -math.inf
+        self._is_closed = False
+
+    def delay(self, now: float) -> float:
+        """Return the seconds until the next attempt may start; inf until a lease is there."""
+        slots = self._slots
+        while slots and slots[0] < now - LEASE:
+            slots.popleft()
+        if self._needs_lease(now):
+            self._renew(now)
+        if slots:
+            return slots[0] - now
+        if self._away_since is not None:
+            return max(self._next_without_store - _BURST - now, 0.0)
+        return math.inf
+
+    def on_start(self, now: float) -> None:
+        """Record the start of an attempt: it uses a slot."""
+        if self._slots:
+            self._slots.popleft()
+            if not self._slots:
+                self._used_up_at = now
+        else:
+            share = self._members / self._pace.rate
+            self._next_without_store = max(self._next_without_store, now) + share
+
+    def on_throttled(self, now: float, retry_after: float) -> None:
+        """Report a Retry-After in seconds to the other members."""
+        self._closed_until = max(self._closed_until, now + retry_after)
+        self._report(now)
+
+    async def close(self) -> None:
+        """Close the connection to the store; nothing is asked for afterwards."""
+        self._is_closed = True
+        if self._request is not None:
+            self._request.cancel()
+            await asyncio.wait([self._request], timeout=_INTERVAL)
+        if self._lifetime is not None:
+            await anext(self._lifetime, None)
+
+    def _needs_lease(self, now: float) -> bool:
+        """Return True if the slots are used up, or will be before the store could answer."""
+        if not self._slots:
+            return True
+        # A member has no more than two leases at a time.
+        is_low = self._slots[-1] - now <= min(self._round_trip, LEASE)
+        return is_low and self._waiting() > len(self._slots)
+
+    def _report(self, now: float) -> None:
+        # A burst of throttled answers moves the time by milliseconds only.
+        if self._closed_until > max(self._reported_until + LEASE, now):
+            self._renew(now)
+
+    def _renew(self, now: float) -> None:
+        """Ask for a lease, unless that is under way."""
+        is_due = self._away_since is None or now >= self._requested_at + _INTERVAL
+        if self._request is None and is_due and not self._is_closed:
+            self._requested_at = now
+            self._request = asyncio.get_running_loop().create_task(self._ask())
+            self._request.add_done_callback(self._on_answer)
+
+    async def _ask(self) -> None:
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(_PATIENCE, self._on_store_away, f"no answer within {_PATIENCE:g} s")
+        try:
+            if self._store is None:
+                self._store = self._pace.open()
+                self._lifetime = close_with_loop(partial(_close, self._store))
+            # The task starts when all that came in the same turn of the loop are waiting.
+            now = loop.time()
+            slots, closed_until = self._wanted(now), self._closed_until
+            # Reported once: a probe may have ended the pause meanwhile.
+            is_news = closed_until > self._reported_until
+            closed_for = max(closed_until - now, 0.0) if is_news else 0.0
+            async with asyncio.timeout(_INTERVAL):
+                lease = await self._store.lease(self._member, slots, closed_for)
+            self._check(lease, slots)
+            self._reported_until = closed_until
+            self._receive(lease, loop.time())
+        finally:
+            timer.cancel()
+
+    def _wanted(self, now: float) -> int:
+        """Return the number of slots to ask for: those that will be used, for others are lost."""
+        waiting = self._waiting() - len(self._slots)
+        if waiting <= 0 or not self._needs_lease(now):
+            return 0
+        return max(waiting, 2 * self._size) if now < self._used_up_at + LEASE else waiting
+
+    def _check(self, lease: Lease, slots: int) -> None:
+        """Raise ValueError if the answer would hold up the session, or let it ask for ever."""
+        # Members may have left with the lease before.
+        queue = longest_queue(self._pace.rate, max(lease.members, self._members))
+        if not (
+            min(slots, 1) <= lease.slots <= slots
+            and 0.0 <= lease.delay <= MAX_CLOSED + queue
+            and 0.0 <= lease.closed_for <= MAX_CLOSED
+            and lease.members >= 1
+        ):
+            raise ValueError(f"{slots} slots were asked for, and the store answered {lease}")
+
+    def _on_answer(self, request: asyncio.Task[None]) -> None:
+        """Go on after a request, also one that was cancelled: others may wait for it."""
+        self._request = None
+        error = asyncio.CancelledError() if request.cancelled() else request.exception()
+        if self._is_closed:
+            return
+        if error is not None and not request.cancelling():
+            self._on_store_away(_in_one_line(error))
+        if not request.cancelled():
+            # A loop that ends cancels its tasks, and must not get another one.
+            self._report(request.get_loop().time())
+        self._on_lease()
+
+    def _receive(self, lease: Lease, now: float) -> None:
+        self._members = lease.members
+        round_trip = now - self._requested_at
+        if round_trip > _PATIENCE:
+            # Late: it is used the next time, when the connection is there.
+            return
+        self._round_trip = round_trip
+        if self._away_since is not None:
+            elapsed, self._away_since = now - self._away_since, None
+            _log.warning(
+                "the shared pace is used again, after %.3f s",
+                elapsed,
+                extra={"bctrl.event": "pace_back", "bctrl.elapsed": elapsed},
+            )
+        if lease.closed_for > 0.0 and self._on_closed(now, lease.closed_for):
+            _log.warning(
+                "the server asked another member of the shared pace to wait (Retry-After): this "
+                "session starts no attempt for %.3g s",
+                lease.closed_for,
+                extra={"bctrl.event": "pace_paused", "bctrl.delay": lease.closed_for},
+            )
+        self._size = lease.slots or self._size
+        begins, interval = now + lease.delay, 1.0 / self._pace.rate
+        self._slots.extend(begins + number * interval for number in range(lease.slots))
+
+    def _on_store_away(self, reason: str) -> None:
+        if self._away_since is not None or self._is_closed:
+            return
+        self._away_since = self._next_without_store = asyncio.get_running_loop().time()
+        rate = self._pace.rate / self._members
+        _log.warning(
+            "the shared pace cannot be asked (%s): this session goes on with %.3g attempts a "
+            "second, its share of %d",
+            reason,
+            rate,
+            self._members,
+            extra={"bctrl.event": "pace_away", "bctrl.rate": rate},
+        )
+        self._on_lease()
+
+
+def _in_one_line(error: BaseException) -> str:
+    # The text may have any lines, or be empty. A server that does not know AUTH quotes the
+    # password: "unknown command 'AUTH', with args beginning with: …".
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text.partition(", with args")[0].removesuffix(":")
+
+
+async def _close(store: PaceStore) -> None:
+    try:
+        async with asyncio.timeout(_INTERVAL):
+            await store.close()
+    except Exception as error:  # noqa: BLE001 - of the store, whichever it is.
+        _log.debug("the store of the shared pace was not closed: %s", _in_one_line(error))

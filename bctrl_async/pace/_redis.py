@@ -1,0 +1,176 @@
+"""A pace in Redis or Valkey, on the clock of the server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from bctrl_async.errors import BctrlConfigError
+from bctrl_async.pace._pace import Lease, Pace, PaceStore
+
+try:
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+    from redis.exceptions import RedisError
+except ModuleNotFoundError as _error:
+    raise ModuleNotFoundError(
+        "bctrl_async.redis needs redis-py: python -m pip install 'bctrl-async[redis]'",
+        name=_error.name,
+    ) from _error
+
+_TIMEOUT = 1.0
+"""Seconds for a connection or an answer. A session gives up a request to its pace after as many."""
+
+_is_database = re.compile(r"/?\d*", re.ASCII).fullmatch
+_is_name = re.compile(r"[\w.:/-]{1,100}", re.ASCII).fullmatch
+
+# `Schedule.lease`, on the server's clock. The hash is the schedule. The sorted set has its members,
+# by the times until which they count.
+_LEASE = """
+local member, rate, slots, closed_for = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
+local kept = redis.call('HMGET', KEYS[1], 'ends_at', 'closed_until')
+local ends_at, closed = tonumber(kept[1] or 0), math.max((kept[2] or 0) - now, 0)
+local queue = 2 * math.max(0.05, 1 / rate) * (redis.call('ZCARD', KEYS[2]) + 1)
+local gone = now
+if closed > 61 or ends_at > now + closed + queue then ends_at, closed, gone = now, 0, '+inf' end
+closed_for = math.min(math.max(closed, closed_for), 60)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', gone)
+redis.call('ZADD', KEYS[2], now, member)
+local members = redis.call('ZCARD', KEYS[2])
+slots = math.min(slots, math.max(math.floor(rate * 0.05 / members), 1))
+local begins_at = math.max(ends_at, now + closed_for)
+ends_at = begins_at + slots / rate
+local closed_until = closed_for > 0 and now + closed_for or 0
+redis.call('HSET', KEYS[1], 'ends_at', ends_at, 'closed_until', closed_until)
+redis.call('ZADD', KEYS[2], ends_at + 2, member)
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, math.ceil((ends_at + 2 - now) * 1e3)) end
+return {slots, tostring(begins_at - now), tostring(closed_for), members}
+"""
+
+
+class _Client(Protocol):
+    """An asyncio client of redis-py or valkey-py, also for a cluster."""
+
+    def register_script(self, script: str, /) -> Callable[..., Awaitable[Any]]: ...
+
+
+class RedisPace(Pace):
+    """A pace shared by the processes of many machines, through Redis 6.2 or newer, or Valkey.
+
+        session = BctrlSession(pace=RedisPace("redis://redis.internal/0", rate=190, name="prod"))
+
+    Args:
+        url_or_client: The URL of the server (`redis://`, `rediss://` or `unix://`, with the options
+            of redis-py), or an asyncio client: `redis.asyncio.Redis`, also of a `Sentinel`,
+            `redis.asyncio.RedisCluster`, or those of valkey-py. A client is used on its own event
+            loop, and not closed. Its timeouts and retries apply within those of the session.
+        rate: The most attempts a second of all processes together, above 0; the same in each.
+        name: The name of the shared limit, to keep several apart in one server: 1 to 100 letters,
+            digits, or `_`, `.`, `:`, `/`, `-`.
+
+    A pace made from a URL can be pickled; the pickle contains the URL's password.
+
+    Raises:
+        BctrlConfigError: An argument is invalid. The error does not contain the URL.
+    """
+
+    def __init__(self, url_or_client: str | _Client, *, rate: float, name: str = "default") -> None:
+        super().__init__(rate=rate)
+        if not (isinstance(name, str) and _is_name(name)):
+            raise BctrlConfigError(
+                f"invalid name {name!r:.50}: "
+                "expected 1 to 100 letters, digits, or '_', '.', ':', '/', '-'",
+                argument="name",
+            )
+        if isinstance(url_or_client, str):
+            _check_url(url_or_client)
+        elif not hasattr(url_or_client, "register_script"):
+            kind = type(url_or_client).__name__
+            raise _invalid(f"expected a URL or an asyncio client, not {kind}")
+        elif not hasattr(url_or_client, "aclose"):
+            raise _invalid("the client is synchronous", advice="Pass one of redis.asyncio")
+        self._url_or_client = url_or_client
+        self._name = name
+
+    def __repr__(self) -> str:
+        if isinstance(self._url_or_client, str):
+            parts = urlsplit(self._url_or_client)
+            host = parts.netloc.rpartition("@")[2]
+            where = repr(f"{parts.scheme}://{host}{parts.path}")
+        else:
+            where = f"<{type(self._url_or_client).__name__}>"
+        return f"RedisPace({where}, rate={self.rate:g}, name={self._name!r})"
+
+    def __getstate__(self) -> dict[str, object]:
+        if not isinstance(self._url_or_client, str):
+            raise _invalid("a pace with a client cannot be pickled", advice="Pass the URL")
+        return self.__dict__
+
+    def open(self) -> PaceStore:
+        """Return a connection to the server; it connects with the first lease."""
+        if isinstance(self._url_or_client, str):
+            client = _client(self._url_or_client)
+            return _RedisStore(client, client, self.rate, self._name)
+        return _RedisStore(self._url_or_client, None, self.rate, self._name)
+
+
+class _RedisStore(PaceStore):
+    def __init__(self, client: _Client, own: Redis | None, rate: float, name: str) -> None:
+        self._script = client.register_script(_LEASE)
+        self._own = own
+        self._rate = rate
+        # Braces keep the keys in one slot of a cluster.
+        self._keys = [f"bctrl-async:{{{name}}}:{kind}" for kind in ("schedule", "members")]
+
+    async def lease(self, member: str, slots: int, closed_for: float) -> Lease:
+        answer = await self._script(self._keys, [member, self._rate, slots, closed_for])
+        # Numbers with a fraction are text, which the client may have decoded.
+        leased, delay, closed, members = answer
+        return Lease(slots=leased, delay=float(delay), closed_for=float(closed), members=members)
+
+    async def close(self) -> None:
+        if self._own is not None:
+            await self._own.aclose()
+
+
+def _client(url: str) -> Redis:
+    return Redis.from_url(
+        url,
+        # RESP2 needs no handshake.
+        protocol=2,
+        socket_timeout=_TIMEOUT,
+        socket_connect_timeout=_TIMEOUT,
+        # A lease that is asked for again is another lease; the session asks in its own time.
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def _check_url(url: str) -> None:
+    try:
+        # The options of the URL are checked by the connection, which does no I/O yet.
+        pool = _client(url).connection_pool
+        pool.connection_class(**pool.connection_kwargs)
+        parts = urlsplit(url)
+        # A password that is not encoded ends the host too early, and its rest would be shown.
+        is_valid = "@" not in f"{parts.path}{parts.query}{parts.fragment}"
+        # redis-py takes database 0 for any path that is not a number.
+        is_valid &= parts.scheme == "unix" or _is_database(parts.path) is not None
+    except (ValueError, TypeError, AttributeError, RedisError):
+        is_valid = False
+    if not is_valid:
+        # The reason is not shown: it may contain a part of the password.
+        raise _invalid(
+            "expected the URL of a Redis server, with special characters percent-encoded",
+            advice="Pass such as redis://user:password@localhost:6379/0, or rediss:// or unix://",
+        )
+
+
+def _invalid(problem: str, advice: str | None = None) -> BctrlConfigError:
+    return BctrlConfigError(
+        f"invalid url_or_client: {problem}", advice=advice, argument="url_or_client"
+    )
