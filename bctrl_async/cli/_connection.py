@@ -120,17 +120,7 @@ class ReadOptions(ConnectionOptions):
 
 
 class Connection:
-    """The connection that the options, the environment and a profile describe.
-
-    Args:
-        options: The values of the options, whatever they come from.
-        profile: The profile in effect.
-        origins: Where the value of each option comes from, such as `--timeout`, by its parameter.
-
-    Attributes:
-        options: The values of the options, whatever they come from.
-        profile: The profile in effect.
-    """
+    """The connection that the options, the environment and a profile describe."""
 
     def __init__(
         self, options: ConnectionOptions, profile: Profile, origins: Mapping[str, str]
@@ -144,11 +134,7 @@ class Connection:
         return self._origins[name]
 
     def key_source(self) -> KeySource:
-        """Return where the API key comes from.
-
-        Raises:
-            BctrlConfigError: There is no key.
-        """
+        """Return where the API key comes from."""
         return find_key(self.profile, self.origin("base_url"))
 
     def explain(self, error: BctrlError | None) -> None:
@@ -165,11 +151,7 @@ class Connection:
 
     @cached_property
     def url(self) -> URL:
-        """The URL of the API.
-
-        Raises:
-            BctrlConfigError: It is invalid.
-        """
+        """The URL of the API."""
         try:
             return URL(BctrlSession(_NO_KEY, base_url=self.options.base_url).base_url)
         except BctrlConfigError as error:
@@ -177,11 +159,7 @@ class Connection:
 
     @cached_property
     def proxy(self) -> tuple[str, str] | None:
-        """The proxy and where it comes from; None for a direct connection.
-
-        Raises:
-            BctrlConfigError: The URL of the API is invalid.
-        """
+        """The proxy and where it comes from; None for a direct connection."""
         if self.options.proxy is not None:
             return self.options.proxy, self.origin("proxy")
         # A proxy is another machine: loopback traffic, which may go without TLS, must not reach it.
@@ -192,11 +170,7 @@ class Connection:
 
     @cached_property
     def tls(self) -> ssl.SSLContext | None:
-        """The TLS context; None for the default one.
-
-        Raises:
-            BctrlConfigError: The file of CAs cannot be used.
-        """
+        """The TLS context; None for the default one."""
         file = self.options.ca_file
         if file is None:
             return None
@@ -217,17 +191,7 @@ class Connection:
         rate: float | None = None,
         pace: Pace | None = None,
     ) -> BctrlSession:
-        """Make a session with these options.
-
-        Args:
-            needs_key: False for a session that sends nothing.
-            max_connections: As for `BctrlSession`.
-            rate: As for `BctrlSession`.
-            pace: As for `BctrlSession`.
-
-        Raises:
-            BctrlConfigError: There is no key, or an option is invalid; the text names it.
-        """
+        """Make a session with these options."""
         options = self.options
         try:
             proxy, tls = self.proxy, self.tls
@@ -262,12 +226,7 @@ class Connection:
 def with_connection(
     command: Callable[..., int], kind: type[ConnectionOptions] = ConnectionOptions
 ) -> Callable[..., int]:
-    """Give a command the options of a connection and `verbosity`, after its own.
-
-    Args:
-        command: A command with the keyword `connection`, and `context` if it needs that.
-        kind: The options of the connection.
-    """
+    """Give a command the options of a connection and `verbosity`, after its own."""
     own, shared = _parameters(command), _parameters(kind)
     shown = _parameters(verbosity)
     context_parameter = shown.pop("context")

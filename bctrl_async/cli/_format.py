@@ -45,20 +45,9 @@ def describe(error: BctrlError) -> str:
     return str(shown)
 
 
-def summarize(report: StopReport, *, input_left: bool = False, missing: int = 0) -> str:
-    """Return a report as one line, without the reason why it ended early.
-
-    Args:
-        report: The report.
-        input_left: True if the input was not read to its end.
-        missing: The number of targets without an outcome.
-    """
-    parts = [str(replace(report, ended_early=None))]
-    if missing:
-        parts.append(f"{missing:,} without an outcome")
-    if input_left:
-        parts.append(INPUT_LEFT)
-    return "; ".join(parts)
+def summarize(report: StopReport, *, input_left: bool) -> str:
+    """Return a report as one line, without the reason why it ended early."""
+    return str(replace(report, ended_early=None)) + f"; {INPUT_LEFT}" * input_left
 
 
 def print_read_error(error: OSError) -> None:

@@ -35,11 +35,6 @@ def print_error(message: str) -> None:
     print_log("error", message)
 
 
-def print_warning(message: str) -> None:
-    """Print a warning on stderr as one line."""
-    print_log("warning", message)
-
-
 def print_info(line: str) -> None:
     """Print on stderr a line that is not a result, unless --quiet is given."""
     if not is_quiet.get():
@@ -96,27 +91,18 @@ class Output(Console):
     """Stdout, for results.
 
     If it cannot be written any more (`| head`, a full disk), it falls silent and the stops go on.
-
-    Attributes:
-        shows_progress: False if progress would be drawn over what the user types.
-        write_failed: True if results were lost, other than to a reader that left (`| head`).
     """
 
     def __init__(self, *, shows_progress: bool = True) -> None:
         super().__init__(highlight=False, markup=False, emoji=False)
         self.shows_progress = shows_progress
         self.write_failed = False
+        """True if results were lost, other than to a reader that left (`| head`)."""
 
     def print_result(
         self, result: str | Text | Table, *, wrap: bool = False, exact: bool = False
     ) -> None:
-        """Print a table or a line.
-
-        Args:
-            result: The table or line.
-            wrap: Wrap the line on a terminal.
-            exact: Do not escape the line in a file.
-        """
+        """Print a table or a line."""
         wraps = isinstance(result, Table) or (wrap and self.on_terminal)
         if isinstance(result, str) and not (exact and not self.on_terminal):
             result = escape_unprintable(result)

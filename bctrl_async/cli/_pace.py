@@ -16,14 +16,7 @@ is_address = re.compile(r"(redis|rediss|unix):(?!//).*|[\w.-]+:\d+(/.*)?").fullm
 
 
 def pace_of(context: typer.Context, place: str, rate: float, origin: str) -> Pace:
-    """Return a shared pace; fail if it cannot be used.
-
-    Args:
-        context: The context of the command.
-        place: The path of a file, or the URL of a Redis server.
-        rate: The rate of all processes together.
-        origin: Where the place comes from, such as `--pace`.
-    """
+    """Return a shared pace; fail if it cannot be used."""
     if is_address(place):
         context.fail(
             f"invalid {origin}: expected the path of a file or a URL. "

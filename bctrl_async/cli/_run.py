@@ -23,18 +23,12 @@ _NOTICE_AFTER = 0.1
 
 
 class FinishedRun(NamedTuple):
-    """A bulk stop that has ended.
-
-    Attributes:
-        report: Its report.
-        interrupted: True if a signal ended it early.
-        input_left: True if there may be targets that were not read.
-        read_error: The error that ended the input, or None.
-    """
+    """A bulk stop that has ended."""
 
     report: StopReport
     interrupted: bool
     input_left: bool
+    """True if there may be targets that were not read."""
     read_error: OSError | None
 
 

@@ -18,11 +18,7 @@ _option = partial(typer.Option, rich_help_panel="Output")
 
 
 class LogPrinter(logging.Handler):
-    """A handler that prints log records on stderr: some warnings always, all if verbose.
-
-    Attributes:
-        verbose: True to print all.
-    """
+    """A handler that prints log records on stderr: some warnings always, all if verbose."""
 
     verbose = False
 

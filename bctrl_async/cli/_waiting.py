@@ -18,12 +18,7 @@ _SHOW_AFTER, _REFRESH_EVERY = 2.0, 0.2
 
 @asynccontextmanager
 async def show_waiting(output: Output, describe: Callable[[], str]) -> AsyncIterator[None]:
-    """Show within the block, on a terminal, what it waits for and since when.
-
-    Args:
-        output: The command's stdout.
-        describe: Returns what it waits for.
-    """
+    """Show within the block, on a terminal, what it waits for and since when."""
     console, live = output.progress_console()
     if not live:
         yield

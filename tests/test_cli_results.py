@@ -1,0 +1,83 @@
+"""The seven results as exit codes: 0 only if no runtime runs or may run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import KEY
+from helpers import Command, unused_url
+
+from bctrl_async.emulator import Emulator, Fault, Reply
+
+FAULTS: dict[str, list[Fault | Reply]] = {
+    "stopped": [],
+    "accepted": [Fault.ACCEPTED],
+    "rejected": [Reply(403, code="workspace.forbidden")],
+    "throttled": [Fault.RATE_LIMITED],
+    "unknown": [Fault.BAD_GATEWAY],
+    "failed": [Fault.FAILED],
+}
+"""What the server does with every stop, by the name of a row."""
+
+ROWS = [
+    # Row, result and code with --verify, result and code with --no-verify.
+    ("stopped", ("stopped", 0), ("stopped", 0)),
+    ("accepted", ("accepted", 1), ("accepted", 1)),
+    ("failed", ("accepted", 0), ("accepted", 0)),
+    ("already stopped", ("already_stopped", 0), ("already_stopped", 0)),
+    ("not found", ("not_found", 1), ("not_found", 1)),
+    ("rejected", ("rejected", 1), ("rejected", 1)),
+    ("throttled", ("rejected", 1), ("rejected", 1)),
+    ("not sent", ("not_sent", 1), ("not_sent", 1)),
+    ("unknown", ("unknown", 1), ("unknown", 1)),
+    ("lost", ("stopped", 0), ("unknown", 1)),
+]
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+async def test_the_exit_code_is_0_only_if_no_runtime_runs(
+    command: Command,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    row: tuple[str, tuple[str, int], tuple[str, int]],
+    verify: bool,
+    output: str,
+) -> None:
+    name, *expected = row
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    if name != "not found":
+        emulator.add_runtime("ws", "a", status="stopped" if name == "already stopped" else "active")
+    for fault in FAULTS.get(name, []):
+        emulator.poison("ws", "a", fault)
+    if name == "lost":
+        emulator.inject(Fault.DROP_AFTER, method="POST")
+    if name == "accepted":
+        emulator.inject(*[Reply(200, json={**emulator.runtimes["ws", "a"]})] * 99, method="GET")
+    options = ["--verify" if verify else "--no-verify", "--attempts", "1", "--patience", "0"]
+    options += ["--deadline", "500ms"] if verify and name in {"accepted", "unknown"} else []
+    with unused_url() as unused:
+        url = unused if name == "not sent" else emulator.url
+        args = (*options, "-o", output, "--base-url", url, "ws", "a")
+        code, out, _ = await command("stop", *args)
+
+    result, exit_code = expected[0 if verify else 1]
+    assert code == exit_code
+    if output == "json":
+        assert json.loads(out)["result"] == result
+    else:
+        assert out.split()[:2] == ["a", result]
+    if code == 0:
+        assert emulator.status("ws", "a") in {"stopped", "failed"}
+
+
+async def test_a_missing_runtime_is_a_success_only_if_that_is_asked_for(
+    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    args = ("--base-url", emulator.url, "ws", "nobody")
+    assert (await command("stop", *args))[0] == 1
+    assert (await command("stop", "--ignore-not-found", *args))[0] == 0
