@@ -75,11 +75,9 @@ def lifespan(
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(make_session())
             app.state.bctrl_session = session
-            inner_state: Mapping[str, Any] | None = None
-            if inner is not None:
-                inner_state = await stack.enter_async_context(inner(app))
+            state = await stack.enter_async_context(inner(app)) if inner is not None else None
             # The server passes the state to every request, mounted apps included.
-            yield {**(inner_state or {}), _KEY: session}
+            yield {**(state or {}), _KEY: session}
 
     return run
 
@@ -97,10 +95,9 @@ async def get_session(connection: HTTPConnection) -> BctrlSession:
     Raises:
         BctrlConfigError: The app runs without its lifespan.
     """
-    session: BctrlSession | None = getattr(connection.state, _KEY, None)
-    if session is None:
-        # Some servers and test clients do not pass the lifespan state to requests.
-        session = getattr(connection.app.state, _KEY, None)
+    # Some servers and test clients do not pass the lifespan state to requests.
+    fallback = getattr(connection.app.state, _KEY, None)
+    session: BctrlSession | None = getattr(connection.state, _KEY, fallback)
     if session is None:
         raise BctrlConfigError(
             "the app has no bctrl session",
