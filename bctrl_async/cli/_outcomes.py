@@ -92,14 +92,15 @@ class OutcomePrinter:
 
     def _print_groups(self) -> None:
         """Print the targets that got no line since their reasons had been given."""
-        groups = self._reasons.repeated()
-        for group in groups:
-            names = [self._output.escape_unencodable(self._name(ref)) for ref in group.first]
-            more = group.count - len(names)
+        leaves_out = False
+        for result, reason, count, first in self._reasons.repeated():
+            names = [self._output.escape_unencodable(self._name(target)) for target in first]
+            more = count - len(names)
             listed = ", ".join(names) + (f" and {more:,} more" if more else "")
-            line = f"{group.count:,} more {group.result} ({one_line(group.reason)}): {listed}"
+            line = f"{count:,} more {result} ({one_line(reason)}): {listed}"
             self._output.print_result(line, wrap=True)
-        if self._complete and any(group.count > len(group.first) for group in groups):
+            leaves_out = leaves_out or more > 0
+        if self._complete and leaves_out:
             print_info(f"All of them: {self._complete}")
 
     def _is_shown(self, outcome: StopOutcome, state: RuntimeState) -> bool:

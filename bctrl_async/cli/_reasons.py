@@ -1,7 +1,8 @@
 """The reasons of outcomes that need attention, so that each is explained once."""
 
 import re
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 from bctrl_async import BctrlError, RuntimeRef, StopOutcome
 
@@ -28,53 +29,35 @@ def _reason(outcome: StopOutcome) -> str:
     return "not confirmed" if status is None else f"status {status}"
 
 
-@dataclass
-class Group:
-    """The targets that have a result for one reason, but for the first of them.
-
-    Attributes:
-        result: The result.
-        reason: The reason in a few words.
-        count: The number of targets.
-        first: The first few of them.
-    """
-
-    result: str
-    reason: str
-    count: int = 0
-    first: list[RuntimeRef] = field(default_factory=list)
-
-
 class Reasons:
-    """The reasons so far."""
+    """The results and reasons so far, of which the first target is explained and others counted."""
 
     def __init__(self) -> None:
-        self._groups: dict[tuple[str, str], Group] = {}
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._reasons: dict[tuple[str, str], str] = {}
+        self._named: defaultdict[tuple[str, str], list[RuntimeRef]] = defaultdict(list)
 
     def add(self, outcome: StopOutcome) -> str | None:
         """Add an outcome; return its reason if it was given before, else None."""
-        reason = _reason(outcome)
+        reason, result = _reason(outcome), outcome.result.value
         # The same reason may name another time or port.
-        key = outcome.result.value, _without_numbers("0", reason)
-        group = self._groups.get(key)
-        if group is None and len(self._groups) >= _MAX_REASONS:
-            key = outcome.result.value, _OTHER
-            group = self._groups.get(key)
-            reason = _OTHER
-        if group is None:
-            self._groups[key] = Group(outcome.result.value, reason)
+        key = result, _without_numbers("0", reason)
+        if key not in self._counts and len(self._counts) >= _MAX_REASONS:
+            key, reason = (result, _OTHER), _OTHER
+        self._counts[key] += 1
+        if self._counts[key] == 1:
+            self._reasons[key] = reason
             return None
-        group.count += 1
-        if len(group.first) < _MAX_NAMED:
-            group.first.append(outcome.target)
+        if len(self._named[key]) < _MAX_NAMED:
+            self._named[key].append(outcome.target)
         return reason
 
     def has(self, error: BctrlError) -> bool:
         """Return True if an outcome had this error."""
-        reason = reason_of(error)
-        return any(group.reason == reason for group in self._groups.values())
+        return reason_of(error) in self._reasons.values()
 
-    def repeated(self) -> list[Group]:
-        """Return the reasons of more than one target, the most frequent first."""
-        groups = (group for group in self._groups.values() if group.count)
-        return sorted(groups, key=lambda group: group.count, reverse=True)
+    def repeated(self) -> Iterator[tuple[str, str, int, list[RuntimeRef]]]:
+        """Yield result, reason, number and some of the targets that were not explained."""
+        for key, count in self._counts.most_common():
+            if count > 1:
+                yield key[0], self._reasons[key], count - 1, self._named[key]
