@@ -21,9 +21,8 @@ from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http import transport
 from bctrl_async._http.fast import open_pool
-from bctrl_async._http.operations import GET, LIST, STOP, Operation
 from bctrl_async._http.pool import Pool
-from bctrl_async._http.request import check_extra_headers, plain_text
+from bctrl_async._http.request import GET, LIST, STOP, Operation, check_extra_headers, plain_text
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
@@ -360,7 +359,7 @@ class BctrlSession:
 
         Raises:
             BctrlResponseError: The list or a runtime in it cannot be parsed, or more than 100 of
-                its runtimes. The list takes more than 64 MiB, or a runtime more than 256 KiB.
+                its runtimes. The list takes more than 64 MiB.
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         workspace_id = plain_text(workspace_id)

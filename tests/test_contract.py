@@ -47,7 +47,8 @@ ENUMS: dict[str, type[StrEnum]] = {
 fields_of = cache(msgspec.structs.fields)
 
 _text = st.text(st.characters(codec=None), max_size=8)
-_scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _text
+_numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+_scalars = st.none() | st.booleans() | _numbers | _text
 _json = _scalars | st.lists(_scalars, max_size=2) | st.dictionaries(_text, _scalars, max_size=2)
 
 
@@ -131,6 +132,12 @@ def parse(body: bytes) -> Runtime:
     return runtime
 
 
+def readable(body: bytes) -> Any:  # noqa: ANN401 - any JSON.
+    """Decode JSON, with `?` in place of lone surrogates."""
+    text = json.dumps(json.loads(body), ensure_ascii=False)
+    return json.loads(text.encode(errors="replace"))
+
+
 class TestResponses:
     SCHEMA = response_schema()
     VALIDATOR = Draft202012Validator(SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER)
@@ -156,7 +163,7 @@ class TestResponses:
 
             runtime = parse(body)
 
-            assert_parsed(runtime, json.loads(body), self.SCHEMA)
+            assert_parsed(runtime, readable(body), self.SCHEMA)
 
     @settings(deadline=None)
     @given(instances(without_enums(SCHEMA)))
@@ -166,13 +173,13 @@ class TestResponses:
 
         runtime = parse(body)
 
-        assert_parsed(runtime, json.loads(body), self.SCHEMA)
+        assert_parsed(runtime, readable(body), self.SCHEMA)
         assert isinstance(runtime.kind, RuntimeKind)
         assert isinstance(runtime.status, RuntimeStatus)
 
     @pytest.mark.parametrize("summary", [None, {}, {"launchMode": "\ud800"}, {"launchMode": None}])
     @pytest.mark.parametrize("kind", ["browser", "\udfff"])
-    def test_a_lone_surrogate_in_an_enum_is_kept(
+    def test_a_lone_surrogate_in_an_enum_is_replaced(
         self, kind: str, summary: dict[str, str | None] | None
     ) -> None:
         wire = {
@@ -186,16 +193,17 @@ class TestResponses:
             "workspaceId": "f728b4fa-4248-5e3a-0a5d-2f346baa9455",
             **({} if summary is None else {"summary": summary}),
         }
-        runtime = parse(json.dumps(wire).encode())
-        assert (runtime.kind, runtime.status) == (kind, "\ud800")
-        assert_parsed(runtime, wire, self.SCHEMA)
+        body = json.dumps(wire).encode()
+        runtime = parse(body)
+        assert (runtime.kind, runtime.status) == (kind.replace("\udfff", "?"), "?")
+        assert_parsed(runtime, readable(body), self.SCHEMA)
 
     @settings(deadline=None)
     @given(instances(SCHEMA), st.sampled_from([None, "utf-8", "utf-8-sig", "utf-16"]))
     def test_unescaped_text_is_parsed(self, wire: Schema, encoding: str | None) -> None:
         body = json.dumps(wire, ensure_ascii=False).encode(encoding or "utf-8", "surrogatepass")
 
-        assert_parsed(parse(body), json.loads(body), self.SCHEMA)
+        assert_parsed(parse(body), readable(body), self.SCHEMA)
 
 
 class TestModels:

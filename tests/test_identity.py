@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runtimes import runtime
 
 from bctrl_async import BctrlResponseError, Runtime
-from bctrl_async._http.identity import check_answer, names_in
+from bctrl_async._http.response import check_answer, names_in
 
 ID = UUID("7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f")
 WORKSPACE = UUID("0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f")

@@ -28,7 +28,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryQuota, RetryState
-from bctrl_async._http.operations import STOP
+from bctrl_async._http.request import STOP
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.bulk._breaker import Canary, CircuitBreaker

@@ -19,8 +19,8 @@ from yarl import URL
 
 from bctrl_async import Attempt, AttemptObserver, BctrlError, BctrlSession, RetryPolicy
 from bctrl_async._calls.call import Call
-from bctrl_async._http import operations
-from bctrl_async._http.operations import Effect, Operation
+from bctrl_async._http import request as operations
+from bctrl_async._http.request import Effect, Operation
 from bctrl_async._http.response import parse_runtime
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.otel import OpenTelemetry

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from helpers import BOUND, Connect, pass_time, wait_for_requests
 from servers import answering, http_answer, raw_server
+from test_lists import parse_in_slices
 from test_observer import Recorder
 
 from bctrl_async import (
@@ -26,7 +27,6 @@ from bctrl_async import (
     Runtime,
     RuntimeStatus,
 )
-from bctrl_async._http.listing import parse_runtimes
 from bctrl_async.emulator import Emulator, Fault
 
 Read = Callable[[BctrlSession], object]
@@ -54,7 +54,7 @@ both = pytest.mark.parametrize("operation", ["get", "list"])
 
 def parse_list(*items: object) -> list[Runtime | BctrlResponseError]:
     body = json.dumps({"runtimes": items, "next": None}).encode()
-    parsed = parse_runtimes(200, body, f"Bearer {KEY}")
+    parsed, _ = parse_in_slices(body, f"Bearer {KEY}")
     assert isinstance(parsed, list)
     return parsed
 
@@ -194,10 +194,12 @@ class TestInvalidRuntimes:
         assert "but runtimes[2] " in third.summary
         assert first.status == 200
 
-    def test_a_lone_surrogate_is_kept(self) -> None:
-        [runtime] = parse_list({**RUNTIME, "createdAt": "\ud83d"})
+    def test_a_lone_surrogate_is_replaced(self) -> None:
+        cut, whole = {**RUNTIME, "createdAt": "\ud83d"}, {**RUNTIME, "driver": "😀"}
+        [runtime, other] = parse_list(cut, whole)
         assert isinstance(runtime, Runtime)
-        assert runtime.created_at == "\ud83d"
+        assert isinstance(other, Runtime)
+        assert (runtime.created_at, other.driver) == ("?", "😀")
 
     def test_the_key_is_redacted(self) -> None:
         [error] = parse_list({"alias": "crm", "driver": KEY})
@@ -208,14 +210,14 @@ class TestInvalidRuntimes:
         [
             (b"", "is not JSON"),
             (b"<html>", "is not JSON"),
-            (b"[" * 100_000, "is not JSON"),
+            (b"[" * 100_000, "is not a valid list of runtimes: Expected `object`, got `array`"),
             (b"[]", "is not a valid list of runtimes: Expected `object`, got `array`"),
             (b"{}", "is not a valid list of runtimes: Object missing required field `runtimes`"),
             (b'{"runtimes":{}}', "is not a valid list of runtimes: Expected `array`"),
         ],
     )
     def test_a_body_that_is_not_a_list_is_one_error(self, body: bytes, problem: str) -> None:
-        error = parse_runtimes(200, body, f"Bearer {KEY}")
+        error, _ = parse_in_slices(body, f"Bearer {KEY}")
         assert isinstance(error, BctrlResponseError)
         assert f"the server answered 200, but the body {problem}" in error.summary
 

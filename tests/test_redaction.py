@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import html
 import json
 from collections.abc import Callable
-from functools import partial
 from urllib.parse import quote
 
 import pytest
@@ -27,10 +24,6 @@ keys = st.text(
 )
 
 
-def base64_after(before: str, key: str) -> str:
-    return base64.b64encode(f"{before}{key}".encode()).decode()
-
-
 FORMS: dict[str, Callable[[str], str]] = {
     "as it is": lambda key: key,
     "bearer": lambda key: f"Bearer {key}",
@@ -40,24 +33,12 @@ FORMS: dict[str, Callable[[str], str]] = {
         character if character.isalnum() else f"\\u{ord(character):04X}" for character in key
     ),
     "JSON, escaped": lambda key: "".join(f"\\u{ord(character):04x}" for character in key),
-    "JSON in JSON": lambda key: json.dumps(json.dumps(key).replace("/", "\\/")),
     "URL": lambda key: quote(key, safe=""),
     "URL, lower case": lambda key: "".join(
         character if character.isalnum() else f"%{ord(character):02x}" for character in key
     ),
     "URL, all": lambda key: "".join(f"%{ord(character):02X}" for character in key),
-    "URL in URL": lambda key: quote(quote(key, safe=""), safe=""),
     "path": lambda key: quote(key, safe="/+=&<>"),
-    "HTML": html.escape,
-    "HTML, numbers": lambda key: "".join(f"&#{ord(character)};" for character in key),
-    "HTML, hexadecimal": lambda key: "".join(f"&#x{ord(character):x};" for character in key),
-    **{
-        f"base64 after {before!r}": partial(base64_after, before)
-        for before in ("", "u", "u:", "us:", "user:", "Bearer ")
-    },
-    "URL-safe base64": lambda key: base64.urlsafe_b64encode(f"u:{key}@".encode()).decode(),
-    "base64 in a URL": lambda key: quote(base64.b64encode(key.encode()).decode(), safe=""),
-    "base64 in JSON": lambda key: base64.b64encode(key.encode()).decode().replace("/", "\\/"),
 }
 
 
@@ -76,7 +57,7 @@ class TestForms:
     @example(key="\\\\\\\\////%%%%")
     @example(key="aaaaaaab")
     def test_an_echoed_key_is_redacted_in_any_form(self, name: str, key: str) -> None:
-        r"""Fault: a key with `/` was shown as `\/`, and every key in base64 (Basic auth)."""
+        r"""Fault: a key with `/` was shown as `\/`."""
         form = FORMS[name](key)
         # A key that begins like an ordinary word is redacted from that as well.
         assume(key[:4] not in '{"error": "bad key [] given"}')
@@ -98,8 +79,7 @@ class TestForms:
             text = f"bad key {form[:length]}"
             for shown in (excerpt_of(text.encode(), key), sanitize(text, key)):
                 assert shown is not None
-                # Eight characters of the key, or nine in base64 with those before it.
-                assert leaked(form, shown) <= max(len(FORMS[name](key[:8])), 20)
+                assert leaked(form, shown) <= len(FORMS[name](key[:8]))
                 assert leaked(key, shown) < 8
 
     @pytest.mark.parametrize("name", FORMS)

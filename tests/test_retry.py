@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryPolicy, RetryQuota, RetryState, is_transient
-from bctrl_async._http.operations import STOP
+from bctrl_async._http.request import STOP
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,

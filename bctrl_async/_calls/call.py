@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import ClientTimeout
 
 from bctrl_async._calls.retry import RetryPolicy, RetryState, probe_delay
-from bctrl_async._http.operations import Operation
+from bctrl_async._http.request import Operation
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async.errors import BctrlError, log_fields, quote
 from bctrl_async.observer import CallObserver, StopObserver

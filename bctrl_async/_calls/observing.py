@@ -12,8 +12,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from bctrl_async._calls.call import Call
-from bctrl_async._http.operations import Operation
-from bctrl_async._http.request import check_extra_headers
+from bctrl_async._http.request import Operation, check_extra_headers
 from bctrl_async.errors import BctrlConflictError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import (

@@ -11,8 +11,8 @@ from http import HTTPStatus
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from bctrl_async._http.operations import MIB
 from bctrl_async._http.redaction import bearer_key, detached, sanitize
+from bctrl_async._http.response import MIB
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlError,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 import re
-from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from bctrl_async._config import Secret
@@ -21,11 +18,7 @@ _MAX_ESCAPE = 6
 _MAX_UTF = 4
 """The bytes of a character in UTF-8, UTF-16 or UTF-32."""
 
-# Escapes of JSON, URLs and HTML, also nested: `\\u002F`, `\/`, `%252f`, `&#x2F;`.
-_find_escapes = re.compile(
-    r"\\+u00([0-9A-Fa-f]{2})|%(?:25)*([0-9A-Fa-f]{2})|\\+(.)|(&#?[0-9A-Za-z]{2,8};)", re.DOTALL
-).finditer
-_may_be_escaped = re.compile(r"[\\%&]").search
+_may_be_escaped = re.compile(r"[\\%]").search
 
 
 def sanitize(value: object, key: str) -> str | None:
@@ -72,66 +65,20 @@ def _window(key: str, length: int) -> int:
 def _redact(text: str, key: str) -> str:
     if len(key) < _MIN_KEY_LENGTH:
         return text
-    plain, starts = _unescape(text)
-    spans: list[tuple[int, int]] = []
-    for part, form in _forms(key):
-        if part in plain:
-            spans += _find(plain, part, form)
-    if not spans:
+    if key[:_MIN_KEY_LENGTH] not in text and not _may_be_escaped(text):
         return text
-    redacted, end = [], 0
-    for begin, stop in sorted(spans):
-        if begin >= end:
-            redacted += [text[starts[end] : starts[begin]], "***"]
-        end = max(end, stop)
-    return "".join([*redacted, text[starts[end] :]])
-
-
-def _unescape(text: str) -> tuple[str, Sequence[int]]:
-    """Return text without escapes, and the position in `text` of each character and of the end."""
-    if not _may_be_escaped(text):
-        return text, range(len(text) + 1)
-    plain: list[str] = []
-    starts: list[int] = []
-    at = 0
-    for found in _find_escapes(text):
-        plain.append(text[at : found.start()])
-        starts.extend(range(at, found.start()))
-        digits = found[1] or found[2]
-        characters = chr(int(digits, 16)) if digits else found[3] or html.unescape(found[4])
-        plain.append(characters)
-        starts.extend([found.start()] * len(characters))
-        at = found.end()
-    starts.extend(range(at, len(text) + 1))
-    return "".join([*plain, text[at:]]), starts
+    return _pattern(key).sub("***", text)
 
 
 @lru_cache(maxsize=4)
-def _forms(key: str) -> Sequence[tuple[Secret, Secret]]:
-    """Return the forms of a key in text without escapes, each after the part it is found by.
+def _pattern(key: str) -> re.Pattern[str]:
+    """Return a pattern for a key, or its beginning, as it is and with the escapes of JSON and URLs.
 
-    In base64, a key within other text has one of three forms.
+    The characters after the beginning are optional: text may be cut off within a key.
     """
-    # Unescaped as well, for it may contain what looks like an escape.
-    forms = {key, _unescape(key)[0]}
-    for before in range(3):
-        encoded = base64.b64encode(bytes(before) + key.encode()).decode()
-        # Of the characters at both ends, some bits belong to the text around the key.
-        inner = encoded[-(-8 * before // 6) : 8 * (before + len(key)) // 6]
-        forms |= {inner, inner.replace("+", "-").replace("/", "_")}
-    return [
-        (Secret(form[: max(_MIN_KEY_LENGTH, min(_MAX_PART, len(form) // 2))]), Secret(form))
-        for form in forms
-        if len(form) >= _MIN_KEY_LENGTH
+    characters = [
+        rf"(?:\\?{re.escape(character)}|(?i:\\u00{ord(character):02x}|%{ord(character):02x}))"
+        for character in key
     ]
-
-
-def _find(text: str, part: str, form: str) -> Iterator[tuple[int, int]]:
-    """Yield where text has a form of the key, or the beginning of one that was cut off."""
-    begin = text.find(part)
-    while begin >= 0:
-        end = begin + len(part)
-        while text[end : end + 1] == form[end - begin : end - begin + 1] != "":
-            end += 1
-        yield begin, end
-        begin = text.find(part, begin + 1)
+    part = max(_MIN_KEY_LENGTH, min(_MAX_PART, len(key) // 2))
+    return re.compile("".join(characters[:part]) + "".join(f"{c}?" for c in characters[part:]))

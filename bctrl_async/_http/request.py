@@ -1,13 +1,28 @@
-"""Check and encode the parts of a request that callers choose: path segments and headers."""
+"""The operations of the API, and the parts of a request that callers choose. Sans-IO."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from enum import Enum
+from functools import lru_cache
+from typing import Generic, TypeVar
 from urllib import parse
 from uuid import UUID
 
-from bctrl_async.errors import BctrlConfigError, quote
+import msgspec
+
+from bctrl_async._http.lists import Slices, parse_runtimes
+from bctrl_async._http.response import MIB, parse_runtime
+from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
+from bctrl_async.models import Runtime
+
+_T = TypeVar("_T")
+
+MAX_BODY = MIB
+"""The most bytes of a body that are read, after decompression; a Runtime takes about 500."""
+_MAX_LIST = 64 * MIB
+"""The limit for a list: enough for a hundred thousand runtimes."""
 
 _MAX_NAME = 1_000
 _is_plain = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._~-]{{1,{_MAX_NAME}}}").fullmatch
@@ -34,10 +49,7 @@ _RESERVED_HEADERS = frozenset(
 
 
 def plain_text(name: str | UUID) -> str:
-    """Return a name as plain text: the value of a member of a str enum, and the text of a UUID.
-
-    Anything else is returned as it is; `path_segment` rejects it.
-    """
+    """Return the text of a UUID or of a member of a str enum; `path_segment` rejects the rest."""
     if isinstance(name, UUID):
         return str(name)
     # str() of a member of an enum may be its Python name.
@@ -47,15 +59,9 @@ def plain_text(name: str | UUID) -> str:
 def path_segment(value: str | UUID | None, name: str) -> str:
     r"""Percent-encode a workspace id or an alias as exactly one path segment.
 
-    Args:
-        value: Any text, or a UUID.
-        name: The name of the value in errors.
-
-    Raises:
-        BctrlConfigError: The value is not text, is empty, has more than 1,000 characters, cannot
-            be encoded, or contains a control character or a dot segment (RFC 3986 section 5.2.4).
-            Gateways may resolve a dot segment even if it is encoded: some first decode `%2F`, `%2e`
-            or `\`, or drop `;parameters`.
+    A BctrlConfigError is raised if it is not text, is empty, too long, cannot be encoded, or has a
+    control character or a dot segment (RFC 3986 section 5.2.4). Gateways may resolve a dot segment
+    even if it is encoded: some first decode `%2F`, `%2e` or `\`, or drop `;parameters`.
     """
     if type(value) is str and _is_plain(value):
         return value
@@ -101,10 +107,8 @@ def _invalid_name(summary: str, advice: str) -> BctrlConfigError:
 
 
 def _has_dot_segment(value: str) -> bool:
-    """Return True if the value has a dot segment once it is decoded until it no longer changes.
-
-    Decoding removes neither dots nor separators, so earlier decodings need no check.
-    """
+    """Return True if the value has a dot segment once it is decoded until it no longer changes."""
+    # Decoding removes neither dots nor separators, so earlier decodings need no check.
     if "%" in value:
         value = _decode_completely(value)
     segments = value.replace("\\", "/").split("/")
@@ -112,10 +116,7 @@ def _has_dot_segment(value: str) -> bool:
 
 
 def _decode_completely(value: str) -> str:
-    """Percent-decode text until it no longer changes, in one pass.
-
-    Bytes that are not ASCII are replaced.
-    """
+    """Percent-decode text until it no longer changes, in one pass; replace what is not ASCII."""
     decoded: list[str] = []
     for character in value:
         decoded.append(character)
@@ -127,11 +128,7 @@ def _decode_completely(value: str) -> str:
 
 
 def check_extra_headers(headers: Mapping[str, str]) -> None:
-    """Reject headers that could reroute the request, split it, or replace the key.
-
-    Raises:
-        BctrlConfigError: A name or value is not valid in HTTP, or a name is reserved.
-    """
+    """Reject headers that could reroute the request, split it, or replace the key."""
     for name, value in headers.items():
         if not isinstance(name, str) or not _is_token(name):
             raise BctrlConfigError(
@@ -147,3 +144,87 @@ def check_extra_headers(headers: Mapping[str, str]) -> None:
                 f"invalid value of header {quote(name)}: expected printable ASCII",
                 advice="Encode it, or strip the whitespace around it",
             )
+
+
+_cached_segment = lru_cache(maxsize=64)(path_segment)
+
+
+class Effect(Enum):
+    """The effect of a request, from which errors, retries and observers follow."""
+
+    READS = "reads"
+    CHANGES = "changes"
+    """It changes the runtime, and does not stop it."""
+    STOPS = "stops"
+
+
+class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
+    """One operation of the API, and what a request of it does."""
+
+    name: str
+    """The name in errors, and for observers."""
+    method: str
+    suffix: str | None
+    """The end of the path, after the alias; None for an operation on a whole workspace."""
+    effect: Effect
+    repeat_in_doubt: bool
+    """True if a request may be sent again after one that may have taken effect."""
+    parse: Callable[[int, bytes, str], _T | BctrlResponseError | Slices[_T | BctrlResponseError]]
+    """Parses the body of a 2xx response, given its status and the `Authorization` sent."""
+    max_body: int = MAX_BODY
+    """The most bytes of that body that are read, after decompression."""
+
+    @property
+    def template(self) -> str:
+        """The path, with placeholders in place of the names."""
+        path = "/v1/workspaces/{id}/runtimes"
+        return path if self.suffix is None else f"{path}/{{alias}}{self.suffix}"
+
+    @property
+    def reads(self) -> bool:
+        """True if a request has no effect."""
+        return self.effect is Effect.READS
+
+    @property
+    def stops(self) -> bool:
+        """True if a request may stop a runtime."""
+        return self.effect is Effect.STOPS
+
+    def path(self, root: str, workspace_id: str | UUID, alias: str | None) -> str:
+        """Return the encoded path, below that of the base URL."""
+        # Most calls are about the same few workspaces.
+        encode = _cached_segment if type(workspace_id) is str else path_segment
+        path = f"{root}/workspaces/{encode(workspace_id, 'workspace id')}/runtimes"
+        if self.suffix is None:
+            return path
+        return f"{path}/{path_segment(alias, 'alias')}{self.suffix}"
+
+
+STOP = Operation(
+    name="stop",
+    method="POST",
+    suffix="/stop",
+    effect=Effect.STOPS,
+    repeat_in_doubt=True,
+    parse=parse_runtime,
+)
+"""Contract: `runtimes-stop`."""
+GET = Operation(
+    name="get",
+    method="GET",
+    suffix="",
+    effect=Effect.READS,
+    repeat_in_doubt=True,
+    parse=parse_runtime,
+)
+"""Contract errors.md: `runtimes-get`."""
+LIST: Operation[list[Runtime | BctrlResponseError]] = Operation(
+    name="list",
+    method="GET",
+    suffix=None,
+    effect=Effect.READS,
+    repeat_in_doubt=True,
+    parse=parse_runtimes,
+    max_body=_MAX_LIST,
+)
+"""Contract errors.md: `runtimes-list`."""

@@ -1,4 +1,4 @@
-"""Parse responses: a Runtime or an error. Sans-IO.
+"""Parse responses: a Runtime or an error, and whose it is. Sans-IO.
 
 The contract is `docs/contract/openapi.yaml`, with its companion `docs/contract/errors.md`.
 """
@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
+from unicodedata import normalize
+from uuid import UUID
 
 import msgspec
 
@@ -28,17 +30,23 @@ from bctrl_async.errors import (
     BctrlServerError,
     BctrlValidationError,
 )
-from bctrl_async.models import LaunchMode, Runtime, RuntimeKind, RuntimeStatus
+from bctrl_async.models import Runtime
 
 # A year: longer than any call waits, and within the range of every clock.
 _MAX_RETRY_AFTER = 365 * 86400.0
 
+MIB = 1024 * 1024
+
 _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
+_is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
 _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORECASE).match
 # After a byte order mark and blank lines, in UTF-8 or UTF-16. JSON never begins with "<".
 _begins_like_page = re.compile(rb"[\xef\xbb\xbf\xff\xfe\x00\s]*+<").match
-_MAX_BLANK = 1024 * 1024
 
+# The group is a lone surrogate.
+_replace_escapes = re.compile(
+    rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL
+).sub
 
 # The errors of msgspec 0.19 are not ValueErrors.
 DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -49,31 +57,38 @@ _decode_runtime = msgspec.json.Decoder(Runtime).decode
 def parse_runtime(status: int, body: bytes, authorization: str) -> Runtime | BctrlResponseError:
     """Parse the body of a 2xx response to a stop or a get.
 
-    Args:
-        status: The HTTP status, for the error.
-        body: The whole body.
-        authorization: The `Authorization` header that was sent, to keep the key out of the error.
-
-    Returns:
-        The Runtime, or an error that says how the body violates the contract.
+    The key in `authorization`, the header that was sent, is kept out of the error.
     """
     try:
-        try:
-            return _decode_runtime(body)
-        except msgspec.ValidationError:
-            raise
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            # A JavaScript server that truncates a string may leave an escaped lone surrogate. RFC
-            # 8259 section 8.2 allows it, and so does the standard library; msgspec does not.
-            return convert_runtime(json.loads(body))
+        return decode_runtime(body)
     except DECODE_ERRORS as error:
-        excerpt = excerpt_of(body, bearer_key(authorization))
-        return invalid_body(status, "the body", "Runtime", error, excerpt)
+        return invalid_body(status, body, authorization, "the body", "Runtime", error)
 
 
-def invalid_body(
-    status: int, part: str, expected: str, cause: Exception, excerpt: str
+def decode_runtime(body: bytes) -> Runtime:
+    """Decode a Runtime, or raise one of `DECODE_ERRORS`."""
+    try:
+        return _decode_runtime(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        return _decode_runtime(mended(body))
+
+
+def mended(body: bytes) -> bytes:
+    """Return JSON that msgspec may accept: in UTF-8, with `?` in place of lone surrogates.
+
+    A JavaScript server that truncates a string may leave half of a character as an escaped lone
+    surrogate. RFC 8259 section 8.2 allows it, but text that has it cannot be printed or stored.
+    """
+    body = body.decode(json.detect_encoding(body), "surrogatepass").encode(errors="replace")
+    return _replace_escapes(lambda found: b"?" if found[1] else found[0], body)
+
+
+def invalid_body(  # noqa: PLR0917 - the first three are the answer.
+    status: int, body: bytes, authorization: str, part: str, expected: str, cause: Exception
 ) -> BctrlResponseError:
+    """Return the error of a part of a body that is not what was expected."""
     problem = "not JSON"
     if isinstance(cause, msgspec.ValidationError):
         problem = f"not a valid {expected}: {cause}"
@@ -81,27 +96,20 @@ def invalid_body(
         f"the server answered {status}, but {part} is {problem}",
         may_have_stopped=True,
         status=status,
-        body=excerpt,
+        body=excerpt_of(body, bearer_key(authorization)),
     )
     error.__cause__ = detached(cause)
     return error
 
 
 def unusable(error: BctrlError, content_type: str, body: bytes, authorization: str) -> BctrlError:
-    """Complete the error for a 2xx response whose body cannot be used.
+    """Mark the error of a 2xx response whose body cannot be used as `accepted`.
 
-    Args:
-        error: The error; it has the status.
-        content_type: The response's `Content-Type`, or "".
-        body: The body, as far as it was read.
-        authorization: The `Authorization` header that was sent, to keep the key out of the error.
-
-    Returns:
-        The error, marked as `accepted`. If the body is a page, another error: a login page or that
-        of a proxy does not come from the API.
+    If the body is a page, return another error: a login page or that of a proxy does not come from
+    the API.
     """
     excerpt = excerpt_of(body, bearer_key(authorization))
-    if not _is_page_type(content_type) and not _begins_like_page(body, 0, _MAX_BLANK):
+    if not _is_page_type(content_type) and not _begins_like_page(body, 0, MIB):
         error.accepted, error.body = True, excerpt
         return error
     page = BctrlResponseError(
@@ -116,23 +124,86 @@ def unusable(error: BctrlError, content_type: str, body: bytes, authorization: s
     return page
 
 
-def convert_runtime(value: Any) -> Runtime:  # noqa: ANN401 - any JSON.
+class Names(msgspec.Struct, rename="camel"):
+    """The names in an answer that is not a valid Runtime."""
+
+    alias: str
+    id: str = ""
+    workspace_id: str = ""
+
+
+_decode_names = msgspec.json.Decoder(Names).decode
+
+
+def names_in(body: bytes) -> Names | None:
+    """Return the names in a body that is not a valid Runtime, or None."""
     try:
-        return msgspec.convert(value, Runtime)
-    except UnicodeEncodeError:
-        # msgspec encodes enum values as UTF-8 to look them up, so a lone surrogate needs a detour.
-        enums = {name: value[name] for name in ("kind", "status") if name in value}
-        value = {**value, **dict.fromkeys(enums, "")}
-        summary = value.get("summary")
-        mode = summary.get("launchMode") if isinstance(summary, dict) else None
-        if mode is not None:
-            value["summary"] = {**summary, "launchMode": ""}
-        runtime = msgspec.convert(value, Runtime)
-        parsed = runtime.summary
-        if parsed is not None and mode is not None:
-            parsed = msgspec.structs.replace(parsed, launch_mode=LaunchMode(mode))
-        kind, status = RuntimeKind(enums["kind"]), RuntimeStatus(enums["status"])
-        return msgspec.structs.replace(runtime, kind=kind, status=status, summary=parsed)
+        return _decode_names(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+
+
+def check_answer(
+    parsed: object,
+    workspace_id: str,
+    alias: str | None,
+    authorization: str,
+    request_id: str | None = None,
+) -> BctrlResponseError | None:
+    """Return an error if an answer, or the names in it, belong to another request.
+
+    Of a list the first runtime is compared, and its alias is None. A workspace is compared if it is
+    a UUID. The server may know the alias as the runtime's id, and may write it in another case or
+    Unicode normalization form.
+    """
+    if type(parsed) is Runtime and parsed.alias == alias and _is_in(parsed, workspace_id):
+        return None
+    if isinstance(parsed, list):
+        parsed = next((item for item in parsed if isinstance(item, Runtime)), None)
+    if not isinstance(parsed, Runtime | Names):
+        return None
+    if (alias is None or _is_named(parsed, alias)) and _is_in(parsed, workspace_id):
+        return None
+    other = sanitize(parsed.alias, bearer_key(authorization)) or ""
+    return BctrlResponseError(
+        f"the server answered about runtime {other!r} in workspace {str(parsed.workspace_id)!r}, "
+        "which was not asked for",
+        advice="Retrying is safe. If a mock server answers with made-up data, pass "
+        "check_answers=False to the session",
+        # It says nothing about this request, so it has no status.
+        may_have_stopped=True,
+        request_id=request_id,
+    )
+
+
+def _is_named(runtime: Runtime | Names, alias: str) -> bool:
+    if runtime.alias == alias:
+        return True
+    folded = _fold(alias)
+    known_id = str(runtime.id).replace("-", "").lower()
+    return folded == _fold(runtime.alias) or (
+        known_id != "" and folded.replace("-", "") == known_id
+    )
+
+
+def _fold(text: str) -> str:
+    # Case folding may undo the normalization.
+    return normalize("NFC", normalize("NFC", text).casefold())
+
+
+def _is_in(runtime: Runtime | Names, workspace_id: str) -> bool:
+    # A name is not compared: the answer does not repeat it.
+    known_id = _as_uuid(workspace_id)
+    answered = runtime.workspace_id
+    if known_id is None or answered == known_id:
+        return True
+    return isinstance(answered, str) and answered.lower() in {"", workspace_id.lower()}
+
+
+@lru_cache(maxsize=64)
+def _as_uuid(text: str) -> UUID | None:
+    """Return the UUID that a text is, in its usual form; None if it is anything else."""
+    return UUID(text) if _is_uuid(text) else None
 
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -151,15 +222,7 @@ _ERRORS_BY_STATUS: dict[int, type[BctrlApiError]] = {
 def parse_error(
     status: int, headers: Mapping[str, str], body: bytes, authorization: str, *, now: datetime
 ) -> BctrlError:
-    """Build the error for a response other than 2xx; any body is accepted (contract errors.md).
-
-    Args:
-        status: The HTTP status.
-        headers: The response's headers, case-insensitive.
-        body: The body, as far as it was read.
-        authorization: The `Authorization` header that was sent, to keep the key out of the error.
-        now: The current time, for a Retry-After that is a date.
-    """
+    """Build the error for a response other than 2xx; any body is accepted (contract errors.md)."""
     key = bearer_key(authorization)
     if status in _REDIRECTS:
         return _redirect_error(status, sanitize(headers.get("Location"), key))
@@ -261,12 +324,8 @@ def _plain_text(body: bytes, key: str) -> str | None:
 
 
 def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Return the seconds that the server asks to wait; None if absent, negative or invalid.
-
-    `retry-after-ms` is more precise and takes precedence. `Retry-After` is seconds or a date (RFC
-    9110 section 10.2.3). A date is compared with the response's own `Date`, as the clocks may
-    differ; a date in the past gives 0.
-    """
+    """Return the seconds that the server asks to wait; None if absent, negative or invalid."""
+    # It is more precise than Retry-After, which is seconds or a date (RFC 9110 section 10.2.3).
     milliseconds = (headers.get("retry-after-ms") or "").strip()
     if _is_decimal(milliseconds):
         return min(float(milliseconds) / 1000, _MAX_RETRY_AFTER)
@@ -276,6 +335,7 @@ def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None
     date = _http_date(value)
     if date is None:
         return None
+    # The clocks may differ, so it is compared with the response's own date.
     wait = (date - (_http_date(headers.get("Date")) or now)).total_seconds()
     return min(max(wait, 0.0), _MAX_RETRY_AFTER)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
@@ -24,11 +24,17 @@ from bctrl_async._http.fast import (
     close_connection,
     on_connection,
 )
-from bctrl_async._http.identity import check_answer, names_in
-from bctrl_async._http.listing import Slices
-from bctrl_async._http.operations import LONG_BODY, MAX_BODY, Operation
+from bctrl_async._http.lists import Slices
 from bctrl_async._http.redaction import detached
-from bctrl_async._http.response import parse_error, request_id_in, unusable
+from bctrl_async._http.request import MAX_BODY, Operation
+from bctrl_async._http.response import (
+    MIB,
+    check_answer,
+    names_in,
+    parse_error,
+    request_id_in,
+    unusable,
+)
 from bctrl_async.errors import BctrlError, session_closed
 
 _T = TypeVar("_T")
@@ -38,6 +44,9 @@ _T = TypeVar("_T")
 _CONNECT_SHARE = 0.9
 
 _OK, _REDIRECTS = 200, 300
+
+_LONG_BODY = MIB // 4
+"""The bytes of a body from which the event loop runs between its chunks."""
 
 
 class Sending(Protocol[_T]):
@@ -142,10 +151,9 @@ async def send_once(
         parsed: _T | BctrlError = partial_response(
             status, problem, limit, max_body, reads=operation.reads
         )
-    elif operation.parse_long is not None and len(body) > LONG_BODY:
-        parsed = await _in_slices(operation.parse_long(status, body, authorization))
     else:
-        parsed = operation.parse(status, body, authorization)
+        found = operation.parse(status, body, authorization)
+        parsed = await _in_slices(found) if isinstance(found, Generator) else found
     return _check(call, response, parsed, body, authorization, check_answers=check_answers)
 
 
@@ -225,7 +233,7 @@ async def _read_body(response: _Response, max_body: int) -> tuple[bytes, Excepti
             body.write(chunk)
             if body.tell() > max_body:
                 break
-            if body.tell() > LONG_BODY:
+            if body.tell() > _LONG_BODY:
                 # A compressed body unpacks to many chunks that need not be waited for.
                 await asyncio.sleep(0)
     except (*AIOHTTP_ERRORS, HttpProcessingError, RuntimeError) as error:

@@ -18,7 +18,7 @@ import msgspec
 
 from bctrl_async._calls.call import annotate
 from bctrl_async._calls.observing import notify
-from bctrl_async._http.operations import STOP
+from bctrl_async._http.request import STOP
 from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker, wait_shielded
 from bctrl_async.bulk._delivery import Deliver, OutcomeBuffer, in_turn
 from bctrl_async.bulk._ledger import Ledger

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from bctrl_async._calls.call import annotate
-from bctrl_async._http.operations import STOP
+from bctrl_async._http.request import STOP
 from bctrl_async.dask._messages import Known
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import RuntimeRef

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from math import ceil
 
-from bctrl_async._http.operations import STOP
+from bctrl_async._http.request import STOP
 from bctrl_async.bulk._cancel import CancelLevel, CancelScope, Worker
 from bctrl_async.bulk._delivery import Deliver
 from bctrl_async.bulk._engine import Engine

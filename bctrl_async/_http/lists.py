@@ -1,0 +1,102 @@
+"""Parse a list of runtimes of any length, in slices that do not stall the event loop. Sans-IO."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+
+from bctrl_async._http.response import DECODE_ERRORS, MIB, decode_runtime, invalid_body, mended
+from bctrl_async.errors import BctrlResponseError
+from bctrl_async.models import Runtime
+
+_SLICE = 64 * 1024
+"""The bytes that are decoded at once."""
+_MAX_RUNTIME = MIB // 4
+"""The most bytes of a runtime."""
+_MAX_INVALID = 100
+"""The most invalid runtimes in a list whose valid ones are kept."""
+_MAX_COMMAS = 4_000_000
+"""The most commas in a list, twice as many as 64 MiB of runtimes have: each may be an item."""
+
+_T = TypeVar("_T")
+
+Slices = Generator[None, None, _T]
+"""A computation that yields between slices."""
+
+_Listed = list[Runtime | BctrlResponseError]
+
+
+class _RawList(msgspec.Struct, frozen=True):
+    runtimes: list[msgspec.Raw]
+
+
+_split = msgspec.json.Decoder(_RawList).decode
+
+
+def parse_runtimes(
+    status: int, body: bytes, authorization: str
+) -> Slices[_Listed | BctrlResponseError]:
+    """Parse the body of a 2xx response to a list (contract errors.md: `{"runtimes": […]}`).
+
+    An invalid runtime is an error in its place, which has its alias if known. A single error is
+    returned if the body is not a list, or has more than 100 invalid runtimes.
+    """
+    invalid = partial(invalid_body, status, body, authorization)
+    runtimes: _Listed = []
+    problems = decoded = 0
+    try:
+        for item in (yield from _items(body)):
+            decoded += len(item)
+            if decoded > _SLICE:
+                decoded = 0
+                yield
+            try:
+                runtimes.append(_decode(item))
+            except DECODE_ERRORS as error:
+                problems += 1
+                if problems > _MAX_INVALID:
+                    raise msgspec.ValidationError(
+                        f"more than {_MAX_INVALID} runtimes in it are invalid; the last: {error}"
+                    ) from None
+                problem = invalid(f"runtimes[{len(runtimes)}]", "Runtime", error)
+                problem.alias = _alias_in(item)
+                runtimes.append(problem)
+    except DECODE_ERRORS as error:
+        return invalid("the body", "list of runtimes", error)
+    return runtimes
+
+
+def _items(body: bytes) -> Slices[Iterable[bytes]]:
+    """Split a list into its items, which need not be valid."""
+    commas = 0
+    for start in range(0, len(body), MIB):
+        if start:
+            yield
+        commas += body.count(b",", start, start + MIB)
+    if commas > _MAX_COMMAS:
+        raise msgspec.ValidationError(f"it has more than {_MAX_COMMAS:,} commas")
+    try:
+        return map(bytes, _split(body).runtimes)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        return map(bytes, _split(mended(body)).runtimes)
+
+
+def _decode(item: bytes) -> Runtime:
+    if len(item) > _MAX_RUNTIME:
+        raise msgspec.ValidationError(f"it has more than {_MAX_RUNTIME // 1024} KiB")
+    return decode_runtime(item)
+
+
+def _alias_in(item: bytes) -> str | None:
+    alias: object = None
+    with suppress(*DECODE_ERRORS):
+        fields = json.loads(item[:_MAX_RUNTIME])
+        alias = fields.get("alias") if isinstance(fields, dict) else None
+    return alias if isinstance(alias, str) else None
