@@ -166,7 +166,6 @@ class BctrlSession:
                     open_pool,
                     self._url,
                     all_headers,
-                    self._timeout,
                     trace_configs=trace_configs,
                     trust_env=trust_env,
                     proxy=via,

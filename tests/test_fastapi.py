@@ -477,7 +477,7 @@ class TestProblems:
 
 def upstream_error() -> BctrlError:
     body = json.dumps({"code": "server.error", "error": SECRET, "requestId": "req_1"}).encode()
-    return parse_error(500, {}, body, "Bearer key", now=datetime.now(UTC))
+    return parse_error(500, lambda _: None, body, "Bearer key", now=datetime.now(UTC))
 
 
 OUTCOMES = [

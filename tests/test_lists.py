@@ -16,7 +16,7 @@ from servers import answering, http_answer, raw_server
 
 from bctrl_async import BctrlResponseError, BctrlSession, RetryPolicy, Runtime
 from bctrl_async._http import lists
-from bctrl_async._http.response import decode_runtime, unusable
+from bctrl_async._http.response import DECODE_ERRORS, decode_runtime, unreadable, unusable
 
 AUTHORIZATION = "Bearer a-key-that-must-not-be-shown"
 MIB = 1024 * 1024
@@ -55,16 +55,19 @@ def hostile_body(name: str, size: int) -> bytes:
 
 
 def parse_in_slices(
-    body: bytes, authorization: str = AUTHORIZATION
+    body: bytes,
 ) -> tuple[list[Runtime | BctrlResponseError] | BctrlResponseError, int]:
     """Return the list, and the number of slices that it took."""
-    slices, count = lists.parse_runtimes(200, body, authorization), 1
-    while True:
-        try:
+    slices, count = lists.parse_runtimes(body), 1
+    try:
+        while True:
             next(slices)
-        except StopIteration as finished:
-            return finished.value, count
-        count += 1
+            count += 1
+    except StopIteration as finished:
+        parsed: list[Runtime | BctrlResponseError] = finished.value
+        return parsed, count
+    except DECODE_ERRORS as error:
+        return unreadable(200, "the body", "list of runtimes", error), count
 
 
 def parse(body: bytes) -> list[Runtime | BctrlResponseError] | BctrlResponseError:

@@ -21,7 +21,7 @@ from bctrl_async import Attempt, AttemptObserver, BctrlError, BctrlSession, Retr
 from bctrl_async._calls.call import Call
 from bctrl_async._http import request as operations
 from bctrl_async._http.request import Effect, Operation
-from bctrl_async._http.response import parse_runtime
+from bctrl_async._http.response import decode_runtime
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.otel import OpenTelemetry
 
@@ -57,7 +57,7 @@ def made_up(effect: Effect, *, repeat_in_doubt: bool) -> Operation[Any]:
         suffix="/hold",
         effect=effect,
         repeat_in_doubt=repeat_in_doubt,
-        parse=parse_runtime,
+        parse=decode_runtime,
     )
 
 

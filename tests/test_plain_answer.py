@@ -55,7 +55,7 @@ def test_answers_of_common_servers_are_plain(data: bytes) -> None:
     answer = plain_answer(data)
     assert answer is not None
     assert (answer.code, answer.body) == (200, BODY)
-    assert answer.headers["content-type"].startswith("application/json")
+    assert (answer.header("content-type") or "").startswith("application/json")
 
 
 @pytest.mark.parametrize(
@@ -159,4 +159,6 @@ def test_aiohttp_reads_a_plain_answer_in_the_same_way(
     assert stays_open
     assert body == answer.body
     assert message.code == answer.code
-    assert message.headers == answer.headers
+    for name in message.headers:
+        assert answer.header(name) == message.headers[name]
+    assert answer.header("x-absent") is None

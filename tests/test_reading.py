@@ -54,7 +54,7 @@ both = pytest.mark.parametrize("operation", ["get", "list"])
 
 def parse_list(*items: object) -> list[Runtime | BctrlResponseError]:
     body = json.dumps({"runtimes": items, "next": None}).encode()
-    parsed, _ = parse_in_slices(body, f"Bearer {KEY}")
+    parsed, _ = parse_in_slices(body)
     assert isinstance(parsed, list)
     return parsed
 
@@ -217,7 +217,7 @@ class TestInvalidRuntimes:
         ],
     )
     def test_a_body_that_is_not_a_list_is_one_error(self, body: bytes, problem: str) -> None:
-        error, _ = parse_in_slices(body, f"Bearer {KEY}")
+        error, _ = parse_in_slices(body)
         assert isinstance(error, BctrlResponseError)
         assert f"the server answered 200, but the body {problem}" in error.summary
 

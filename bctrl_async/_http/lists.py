@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterable
 from contextlib import suppress
-from functools import partial
+from http import HTTPStatus
 from typing import TypeVar
 
 import msgspec
 
-from bctrl_async._http.response import DECODE_ERRORS, MIB, decode_runtime, invalid_body, mended
+from bctrl_async._http.response import DECODE_ERRORS, MIB, decode_runtime, mended, unreadable
 from bctrl_async.errors import BctrlResponseError
 from bctrl_async.models import Runtime
 
@@ -28,8 +28,6 @@ _T = TypeVar("_T")
 Slices = Generator[None, None, _T]
 """A computation that yields between slices."""
 
-_Listed = list[Runtime | BctrlResponseError]
-
 
 class _RawList(msgspec.Struct, frozen=True):
     runtimes: list[msgspec.Raw]
@@ -38,36 +36,29 @@ class _RawList(msgspec.Struct, frozen=True):
 _split = msgspec.json.Decoder(_RawList).decode
 
 
-def parse_runtimes(
-    status: int, body: bytes, authorization: str
-) -> Slices[_Listed | BctrlResponseError]:
-    """Parse the body of a 2xx response to a list (contract errors.md: `{"runtimes": […]}`).
+def parse_runtimes(body: bytes) -> Slices[list[Runtime | BctrlResponseError]]:
+    """Parse a list (contract errors.md: `{"runtimes": […]}`), or raise one of `DECODE_ERRORS`.
 
-    An invalid runtime is an error in its place, which has its alias if known. A single error is
-    returned if the body is not a list, or has more than 100 invalid runtimes.
+    An invalid runtime is an error in its place, which has its alias if known.
     """
-    invalid = partial(invalid_body, status, body, authorization)
-    runtimes: _Listed = []
+    runtimes: list[Runtime | BctrlResponseError] = []
     problems = decoded = 0
-    try:
-        for item in (yield from _items(body)):
-            decoded += len(item)
-            if decoded > _SLICE:
-                decoded = 0
-                yield
-            try:
-                runtimes.append(_decode(item))
-            except DECODE_ERRORS as error:
-                problems += 1
-                if problems > _MAX_INVALID:
-                    raise msgspec.ValidationError(
-                        f"more than {_MAX_INVALID} runtimes in it are invalid; the last: {error}"
-                    ) from None
-                problem = invalid(f"runtimes[{len(runtimes)}]", "Runtime", error)
-                problem.alias = _alias_in(item)
-                runtimes.append(problem)
-    except DECODE_ERRORS as error:
-        return invalid("the body", "list of runtimes", error)
+    for item in (yield from _items(body)):
+        decoded += len(item)
+        if decoded > _SLICE:
+            decoded = 0
+            yield
+        try:
+            runtimes.append(_decode(item))
+        except DECODE_ERRORS as error:
+            problems += 1
+            if problems > _MAX_INVALID:
+                raise msgspec.ValidationError(
+                    f"more than {_MAX_INVALID} runtimes in it are invalid; the last: {error}"
+                ) from None
+            problem = unreadable(HTTPStatus.OK, f"runtimes[{len(runtimes)}]", "Runtime", error)
+            problem.alias = _alias_in(item)
+            runtimes.append(problem)
     return runtimes
 
 

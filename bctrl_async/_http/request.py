@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from bctrl_async._http.lists import Slices, parse_runtimes
-from bctrl_async._http.response import MIB, parse_runtime
+from bctrl_async._http.response import MIB, decode_runtime
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
 from bctrl_async.models import Runtime
 
@@ -169,8 +169,8 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     effect: Effect
     repeat_in_doubt: bool
     """True if a request may be sent again after one that may have taken effect."""
-    parse: Callable[[int, bytes, str], _T | BctrlResponseError | Slices[_T | BctrlResponseError]]
-    """Parses the body of a 2xx response, given its status and the `Authorization` sent."""
+    parse: Callable[[bytes], _T | Slices[_T]]
+    """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`."""
     max_body: int = MAX_BODY
     """The most bytes of that body that are read, after decompression."""
 
@@ -206,7 +206,7 @@ STOP = Operation(
     suffix="/stop",
     effect=Effect.STOPS,
     repeat_in_doubt=True,
-    parse=parse_runtime,
+    parse=decode_runtime,
 )
 """Contract: `runtimes-stop`."""
 GET = Operation(
@@ -215,7 +215,7 @@ GET = Operation(
     suffix="",
     effect=Effect.READS,
     repeat_in_doubt=True,
-    parse=parse_runtime,
+    parse=decode_runtime,
 )
 """Contract errors.md: `runtimes-get`."""
 LIST: Operation[list[Runtime | BctrlResponseError]] = Operation(

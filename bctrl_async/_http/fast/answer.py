@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary
 import aiohttp
 import msgspec
 from aiohttp.client_proto import ResponseHandler
-from multidict import CIMultiDict, CIMultiDictProxy
 
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
@@ -51,16 +50,9 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     code: ClassVar[int] = 200
 
-    @property
-    def headers(self) -> CIMultiDictProxy[str]:
-        """The headers."""
-        lines = self.head.decode().splitlines()[1:-1]
-        pairs = (line.split(": ", 1) for line in lines)
-        return CIMultiDictProxy(CIMultiDict((name, value) for name, value in pairs))
-
     def header(self, name: str) -> str | None:
-        """Return the first header of a name, which is in lower case; the others are not read."""
-        start = self.lower.find(b"\r\n%b: " % name.encode())
+        """Return the first header of a name; the others are not read."""
+        start = self.lower.find(b"\r\n%b: " % name.lower().encode())
         if start < 0:
             return None
         start += len(name) + 4

@@ -1,11 +1,9 @@
 """The fast path: POSTs without a body, on the connections of an owned pool.
 
 `ClientSession.request` spends half of its time on cookies, redirects, proxies and bodies, which a
-stop does not have. The fast path takes a connection from the pool's connector, writes the bytes
-that aiohttp would write, and reads a response that is not plain with aiohttp's own parser.
-
-Of these only the connector's `connect` is documented. So when the pool opens, a rehearsal on a
-connection in memory tries all of them. If it fails, every request goes through
+stop does not have. The fast path takes a connection from the connector, writes the bytes that
+aiohttp would write, and reads a response that is not plain with aiohttp's own parser. A rehearsal
+tries all of that when the pool opens. If it fails, every request goes through
 `ClientSession.request`: a stop is slower then, but not lost.
 """
 
@@ -45,58 +43,43 @@ class _Expiring(Protocol):
 
 
 class Deadlines:
-    """The time limits of exchanges; a timer for each would be a twentieth of the cost of a stop.
+    """The time limits of exchanges, with one timer; many would be a twentieth of a stop's cost."""
 
-    Exchanges with the usual limit, in seconds, expire in the order in which they start, so that a
-    timer for the oldest is enough.
-    """
-
-    def __init__(self, seconds: float | None, loop: asyncio.AbstractEventLoop) -> None:
-        self._seconds = seconds
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._ends: dict[_Expiring, float] = {}
-        self._last = -math.inf
         self._timer: asyncio.TimerHandle | None = None
-        self._timers: dict[_Expiring, asyncio.TimerHandle] = {}
-        self._is_closed = False
+        self.is_closed = False
 
-    def add(self, exchange: _Expiring, began: float, seconds: float) -> None:
-        """Let an exchange time out, unless it is discarded before."""
-        ends = began + seconds
-        # An exchange that waited for its connection is added out of order.
-        if seconds != self._seconds or ends < self._last:
-            self._timers[exchange] = self._loop.call_at(ends, self._time_out, exchange)
-            return
-        self._ends[exchange] = self._last = ends
-        if self._timer is None:
-            self._timer = self._loop.call_at(ends, self._time_out_oldest, ends)
+    def add(self, exchange: _Expiring, ends: float) -> None:
+        """Let an exchange time out at a time of the loop, unless it is discarded before."""
+        self._ends[exchange] = ends
+        if self._timer is None or ends < self._timer.when():
+            self._set_timer(ends)
 
     def discard(self, exchange: _Expiring) -> None:
         """Remove an exchange."""
-        if self._ends.pop(exchange, None) is None and (timer := self._timers.pop(exchange, None)):
-            timer.cancel()
-        if self._is_closed:
+        self._ends.pop(exchange, None)
+        if self.is_closed:
             self.close()
 
-    def _time_out(self, exchange: _Expiring) -> None:
-        del self._timers[exchange]
-        exchange.time_out()
+    def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._on_timer)
 
-    def _time_out_oldest(self, now: float) -> None:
-        self._timer = None
-        for exchange, ends in list(self._ends.items()):
-            if ends > now:
-                self._timer = self._loop.call_at(ends, self._time_out_oldest, ends)
-                break
+    def _on_timer(self) -> None:
+        self._timer, now = None, self._loop.time()
+        for exchange in [exchange for exchange, ends in self._ends.items() if ends <= now]:
             del self._ends[exchange]
             exchange.time_out()
+        if self._ends:
+            self._set_timer(min(self._ends.values()))
 
     def close(self) -> None:
-        """Cancel the timer once no exchange is left.
-
-        A body that is being read when its connection is closed ends only by its time limit.
-        """
-        self._is_closed = True
+        """Cancel the timer once no exchange is left."""
+        # A body that is being read when its connection is closed ends only by its time limit.
+        self.is_closed = True
         if self._timer is not None and not self._ends:
             self._timer.cancel()
 
@@ -104,21 +87,11 @@ class Deadlines:
 class Exchange:
     """A request on a connection, and its response, like an `aiohttp.ClientResponse`.
 
-    `content` is the body, empty until the head was read; `body` is the whole body, if it arrived
-    with the head.
+    `body` is the whole body if it arrived with the head, whose headers `header` returns by name.
     """
 
-    __slots__ = (
-        "_connection",
-        "_deadlines",
-        "_message",
-        "_timeout",
-        "body",
-        "content",
-        "protocol",
-    )
-
-    _message: RawResponseMessage | PlainAnswer
+    status: int
+    header: Callable[[str], str | None]
 
     def __init__(self, connection: Connection, deadlines: Deadlines) -> None:
         self._connection = connection
@@ -145,33 +118,18 @@ class Exchange:
         self, message: RawResponseMessage | PlainAnswer, content: aiohttp.StreamReader
     ) -> None:
         """Take the head of the response, and the body if it is complete."""
-        self._message, self.content = message, content
+        self.status, self.content = message.code, content
         # At once, if the body is complete.
         content.on_eof(self.close)
-        if type(message) is PlainAnswer:
-            self.body = message.body
-        elif content.is_eof():
+        if isinstance(message, PlainAnswer):
+            self.body, self.header = message.body, message.header
+            return
+        self.header = message.headers.get
+        if content.is_eof():
             self.body = content.read_nowait()
         elif self._timeout is not None:
             # The head arrived in the turn of the loop in which the time was over.
             content.set_exception(self._timeout)
-
-    @property
-    def status(self) -> int:
-        """The status of the response."""
-        return self._message.code
-
-    @property
-    def headers(self) -> CIMultiDictProxy[str]:
-        """The headers of the response."""
-        return self._message.headers
-
-    def header(self, name: str) -> str | None:
-        """Return the first header of a name, which is in lower case."""
-        message = self._message
-        if type(message) is PlainAnswer:
-            return message.header(name)
-        return message.headers.get(name)
 
     def time_out(self) -> None:
         """End the exchange with a `TimeoutError`."""
@@ -205,8 +163,7 @@ class _ConnectRequest(aiohttp.ClientRequest):
 class FastPath:
     """Makes POSTs without a body, and without `ClientSession.request`.
 
-    It writes requests by the example of one with the usual headers that aiohttp serialized. A
-    ValueError is raised if that is not as expected.
+    It writes them by the example of one that aiohttp serialized, or raises a ValueError.
     """
 
     def __init__(
@@ -214,7 +171,6 @@ class FastPath:
         connect: _Connect,
         url: URL,
         headers: CIMultiDict[str],
-        limit: aiohttp.ClientTimeout,
         example: bytes,
     ) -> None:
         self._connect = connect
@@ -227,7 +183,7 @@ class FastPath:
         if method != b"POST " or not (slash and found):
             raise ValueError("aiohttp serializes requests in another way")
         self._loop = asyncio.get_running_loop()
-        self._deadlines = Deadlines(limit.total, self._loop)
+        self._deadlines = Deadlines(self._loop)
         # Connectors look only at its URL, so one is enough, and it has no key.
         self._request = _ConnectRequest(hdrs.METH_POST, url, loop=self._loop)
         self._functions = request_functions()
@@ -237,6 +193,7 @@ class FastPath:
         request, private = self._functions
         return (
             method == hdrs.METH_POST
+            and not self._deadlines.is_closed
             and aiohttp.ClientSession._request is private  # noqa: SLF001 - mocks replace it.
             and aiohttp.ClientSession.request is request
             # A call's own replaces a header of aiohttp, which is not among the lines.
@@ -258,10 +215,9 @@ class FastPath:
         limit: aiohttp.ClientTimeout,
         connected: Callable[[], object],
     ) -> Exchange:
-        """Send a POST and read the head of the response; the caller reads its body and closes it.
+        """Send a POST and read the head of the response; raise what `ClientSession.request` does.
 
-        `connected` is called once there is a connection. The exceptions are those of
-        `ClientSession.request`.
+        `connected` is called once there is a connection. The caller reads the body, and closes it.
         """
         began = self._loop.time()
         try:
@@ -271,7 +227,7 @@ class FastPath:
             raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {url}") from error
         connected()
         exchange = Exchange(connection, self._deadlines)
-        self._deadlines.add(exchange, began, limit.total or math.inf)
+        self._deadlines.add(exchange, began + (limit.total or math.inf))
         try:
             exchange.write(self._serialize(path, headers))
             while True:

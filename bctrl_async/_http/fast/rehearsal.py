@@ -40,7 +40,6 @@ _PARSED = b"HTTP/1.1 100 Continue\r\n\r\n" + _PLAIN
 def open_pool(
     url: URL,
     headers: CIMultiDict[str],
-    limit: aiohttp.ClientTimeout,
     *,
     trace_configs: list[aiohttp.TraceConfig],
     trust_env: bool,
@@ -49,7 +48,7 @@ def open_pool(
 ) -> tuple[aiohttp.ClientSession, FastPath | None]:
     """Return a new pool, and the fast path to it, if its requests may take that.
 
-    `headers` and `limit` are those of most requests.
+    The headers are those of most requests.
     """
     # The limiter is the bound: nothing waits in the connector's own queue.
     connector = Connector(limit=0, ssl=True if ssl is None else ssl)
@@ -69,7 +68,7 @@ def open_pool(
     try:
         inspect.signature(aiohttp.TCPConnector.connect).bind(connector, None, [], None)
         _rehearse(url)
-        fast_path = FastPath(connector.take, url, headers, limit, _example(url, headers))
+        fast_path = FastPath(connector.take, url, headers, _example(url, headers))
     except Exception as error:  # noqa: BLE001 - another aiohttp may raise anything.
         _log.info(
             "the fast path does not work with this aiohttp: %r",
@@ -98,11 +97,11 @@ def _rehearse(url: URL) -> None:
 async def _rehearse_on(connector: CannedConnector, url: URL) -> None:
     headers = CIMultiDict({"X-Rehearsal": "yes"})
     limit = aiohttp.ClientTimeout(total=60)
-    fast_path = FastPath(connector.connect, url, headers, limit, _example(url, headers))
+    fast_path = FastPath(connector.connect, url, headers, _example(url, headers))
     try:
         for path in ("/first", "/second", "/third"):
             exchange = await fast_path.post(path, headers, limit, _ignore)
-            head = exchange.status, exchange.headers.get("X-Rehearsal")
+            head = exchange.status, exchange.header("X-Rehearsal")
             if (head, exchange.body) != ((HTTPStatus.OK, "yes"), _BODY):
                 raise ValueError("it read another answer")
             sent, connector.received = connector.received, b""
