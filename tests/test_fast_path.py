@@ -33,7 +33,7 @@ from bctrl_async import (
     Runtime,
 )
 from bctrl_async._http.fast.answer import PlainAnswer
-from bctrl_async._http.fast.exchange import Deadlines, Exchange
+from bctrl_async._http.fast.exchange import Exchange, _Deadlines
 from bctrl_async._http.fast.rehearsal import run_now
 from bctrl_async.emulator import Emulator
 from bctrl_async.observer import AttemptObserver, Observer, StopObserver
@@ -47,7 +47,7 @@ TIMEOUT = 60.0
 
 def is_open(session: BctrlSession) -> bool:
     fast_path = session._sender._pool.fast_path
-    return fast_path is not None and fast_path.takes("POST", session._sender._headers)
+    return fast_path is not None and fast_path.takes("POST")
 
 
 @asynccontextmanager
@@ -280,7 +280,7 @@ async def read_body(session: BctrlSession) -> asyncio.Task[Runtime]:
     return stopping
 
 
-def deadlines_of(session: BctrlSession) -> Deadlines:
+def deadlines_of(session: BctrlSession) -> _Deadlines:
     fast_path = session._sender._pool.fast_path
     assert fast_path is not None
     return fast_path._deadlines
@@ -292,8 +292,8 @@ def timers() -> list[asyncio.TimerHandle]:
     return [timer for timer in scheduled if not timer.cancelled()]
 
 
-class Named:
-    """An exchange that notes its end."""
+class Named(Exchange):
+    """An exchange that notes its end, and has no connection."""
 
     def __init__(self, name: str, expired: list[str]) -> None:
         self._name = name
@@ -333,7 +333,7 @@ class TestTimeout:
         """Fault: with one timer for all, one that had to connect waited for a later one."""
         now = asyncio.get_running_loop().time()
         expired: list[str] = []
-        deadlines = Deadlines(asyncio.get_running_loop())
+        deadlines = _Deadlines(asyncio.get_running_loop())
         deadlines.add(Named("first", expired), now + 1000.0)
         deadlines.add(Named("connected", expired), now + 0.01)
         deadlines.add(Named("short", expired), now + 0.02)
@@ -345,7 +345,7 @@ class TestTimeout:
     async def test_each_exchange_has_its_own(self) -> None:
         now = asyncio.get_running_loop().time()
         expired: list[str] = []
-        deadlines = Deadlines(asyncio.get_running_loop())
+        deadlines = _Deadlines(asyncio.get_running_loop())
         exchanges = [Named(name, expired) for name in "abcd"]
         for number, exchange in enumerate(exchanges):
             deadlines.add(exchange, now + (number + 1) / 100)

@@ -191,7 +191,7 @@ class TestBounds:
         assert first == last == runtime_of(RUNTIME)
         assert isinstance(error, BctrlResponseError)
         assert "runtimes[1] is not a valid Runtime: it has more than 256 KiB" in error.summary
-        assert error.alias is None
+        assert error.alias == "crm"
 
     def test_a_runtime_of_200_kib_is_kept(self) -> None:
         runtime = {**RUNTIME, "driver": "d" * 200_000}

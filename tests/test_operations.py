@@ -17,7 +17,14 @@ from test_observer import Recorder
 from test_wire import ONCE, RUNTIME
 from yarl import URL
 
-from bctrl_async import Attempt, AttemptObserver, BctrlError, BctrlSession, RetryPolicy
+from bctrl_async import (
+    Attempt,
+    AttemptObserver,
+    BctrlConflictError,
+    BctrlError,
+    BctrlSession,
+    RetryPolicy,
+)
 from bctrl_async._calls.call import Call
 from bctrl_async._http import request as operations
 from bctrl_async._http.request import Effect, Operation
@@ -186,6 +193,17 @@ async def test_an_error_advises_to_repeat_only_what_may_be_repeated(
     words = f"The {operation.name} may have taken effect: look before repeating it"
     assert str(error).endswith(words) is not operation.repeat_in_doubt
     assert not ("safe" in str(error) and not operation.repeat_in_doubt)
+
+
+@each
+async def test_only_a_stop_has_nothing_to_do_for_what_does_not_run(
+    operation: Operation[Any], connect: Connect
+) -> None:
+    async with connect() as session:
+        call = call_of(session, operation, ONCE)
+    error = BctrlConflictError("409", status=409, code="runtime.not_active")
+    call.on_failure(error)
+    assert ("Nothing to do: it is not running" in str(error)) is operation.stops
 
 
 @each

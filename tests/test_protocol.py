@@ -666,12 +666,11 @@ class TestErrorFields:
     def test_a_plain_text_body_is_one_line_without_control_characters(self) -> None:
         assert parse_error(500, b"a\n\x1b[2Jb\r\n").message == "a [2Jb"
 
-    def test_the_error_of_a_stopped_runtime_says_that_nothing_is_to_do(self) -> None:
+    def test_the_error_of_a_stopped_runtime_is_recognized(self) -> None:
         error = parse_error(409, {"code": "runtime.not_active", "error": "not active"})
 
         assert isinstance(error, BctrlConflictError)
         assert error.already_stopped
-        assert error.advice == "Nothing to do: it is not running"
 
     @pytest.mark.parametrize(
         ("body", "headers", "request_id"),

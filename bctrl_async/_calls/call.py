@@ -14,7 +14,7 @@ from aiohttp import ClientTimeout
 from bctrl_async._calls.retry import RetryPolicy, RetryState, probe_delay
 from bctrl_async._http.request import Operation
 from bctrl_async._limiter.limiter import Limiter, Priority
-from bctrl_async.errors import BctrlError, log_fields, quote
+from bctrl_async.errors import BctrlConflictError, BctrlError, log_fields, quote
 from bctrl_async.observer import CallObserver, StopObserver
 
 _log = logging.getLogger("bctrl_async")
@@ -108,6 +108,8 @@ class Call(msgspec.Struct, Generic[_T]):
         self.request_id = error.request_id or self.request_id
         error.may_have_stopped &= self.operation.stops
         error.accepted &= self.operation.stops
+        if self.operation.stops and isinstance(error, BctrlConflictError) and error.already_stopped:
+            error.advice = "Nothing to do: it is not running"
 
     def annotate(self, error: BctrlError) -> None:
         """Add the call and its earlier attempts to the error that ends it."""

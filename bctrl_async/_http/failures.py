@@ -7,11 +7,14 @@ import os
 import re
 import ssl
 from http import HTTPStatus
+from typing import TypeVar
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from bctrl_async._http.redaction import bearer_key, detached, sanitize
+from bctrl_async._http.request import Operation
 from bctrl_async._http.response import MIB
 from bctrl_async.errors import (
     BctrlConfigError,
@@ -21,16 +24,15 @@ from bctrl_async.errors import (
     BctrlTimeoutError,
 )
 
-AIOHTTP_ERRORS = (aiohttp.ClientError, OSError, ValueError)
+_T = TypeVar("_T")
+
+AIOHTTP_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 """The exceptions of a request: aiohttp also raises OSError, and ValueError for bad arguments."""
 
 # After these, nothing of the request was sent.
-_CONNECT_ERRORS = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ClientHttpProxyError,
-    aiohttp.ServerFingerprintMismatch,
+_ConnectError = (
+    aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError | aiohttp.ServerFingerprintMismatch
 )
-
 _CERTIFICATE_ERRORS = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 _LOGIN_REQUIRED = HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
@@ -46,13 +48,7 @@ _NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
 def failed_request(
     error: Exception, limit: aiohttp.ClientTimeout, authorization: str
 ) -> BctrlError:
-    """Return our error for one of `AIOHTTP_ERRORS` that came instead of a response.
-
-    Args:
-        error: The exception; it becomes the cause, without what may contain a secret.
-        limit: The time limits of the attempt.
-        authorization: The `Authorization` header that was sent.
-    """
+    """Return our error for one of `AIOHTTP_ERRORS` that came instead of a response."""
     cause = _scrub(error, bearer_key(authorization))
     mapped = _map_error(cause, limit)
     mapped.__cause__ = cause
@@ -65,29 +61,17 @@ def is_untrusted(error: BctrlError) -> bool:
 
 
 def partial_response(
-    status: int,
-    cause: Exception | None,
-    limit: aiohttp.ClientTimeout,
-    max_body: int,
-    *,
-    reads: bool,
+    status: int, cause: Exception | None, limit: aiohttp.ClientTimeout, operation: Operation[_T]
 ) -> BctrlError:
-    """Return the error for a 2xx response of which not all was read; None: it is too large."""
-    if cause is None:
-        return BctrlResponseError(
-            f"the server answered {status} with a body of more than {max_body // MIB} MiB",
-            may_have_stopped=True,
-            status=status,
-        )
+    """Return the error for an incomplete 2xx body; `cause` is None if it exceeds `max_body`."""
     # A stop was accepted all the same: its response is invalid, and it must not be sent again.
-    kind, problem = BctrlNetworkError if reads else BctrlResponseError, "was truncated"
-    if isinstance(cause, TimeoutError):
+    kind, problem = BctrlNetworkError if operation.reads else BctrlResponseError, "was truncated"
+    if cause is None:
+        kind, problem = BctrlResponseError, f"has more than {operation.max_body // MIB} MiB"
+    elif isinstance(cause, TimeoutError):
         kind, problem = BctrlTimeoutError, f"took more than {limit.total:g} s"
-    error = kind(
-        f"the server answered {status}, but the body {problem}",
-        may_have_stopped=True,
-        status=status,
-    )
+    summary = f"the server answered {status}, but the body {problem}"
+    error = kind(summary, may_have_stopped=True, status=status)
     error.__cause__ = cause
     return error
 
@@ -97,11 +81,14 @@ def _scrub(error: Exception, key: str) -> Exception:
     if isinstance(error, aiohttp.ServerDisconnectedError):
         error.message = "Server disconnected"
         error.args = (error.message,)
-    elif isinstance(error, aiohttp.ClientResponseError):
-        error.message = sanitize(error.message, key) or ""
-        error.args = ()
+    elif isinstance(error, aiohttp.ClientHttpProxyError):
         url = error.request_info.real_url.with_user(None)
-        error.request_info = aiohttp.RequestInfo(url, error.request_info.method, _NO_HEADERS, url)
+        info = aiohttp.RequestInfo(url, error.request_info.method, _NO_HEADERS, url)
+        message = sanitize(error.message, key) or ""
+        return type(error)(info, (), status=error.status, message=message)
+    elif isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
+        # aiohttp makes the first of the second.
+        return HttpProcessingError(message=sanitize(error.message, key) or "")
     elif isinstance(error, aiohttp.ClientConnectorError):
         place, *reasons = error.args
         if place.proxy is not None:
@@ -120,14 +107,14 @@ def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
     if isinstance(error, TimeoutError):
         return BctrlTimeoutError(f"no response within {limit.total:g} s", may_have_stopped=True)
     # Before ValueError, since a certificate error is one as well.
-    if isinstance(error, _CONNECT_ERRORS):
+    if isinstance(error, _ConnectError):
         return _no_connection(error)
     if isinstance(error, ValueError):
         return BctrlConfigError(
             f"aiohttp rejected the request: {error}",
             advice="Check the base URL and the proxies; netrc must not name the host of the API",
         )
-    if isinstance(error, aiohttp.ClientResponseError):
+    if isinstance(error, HttpProcessingError):
         return BctrlResponseError(f"invalid HTTP response: {error.message}", may_have_stopped=True)
     return BctrlNetworkError(
         f"connection lost before a response: {str(error) or type(error).__name__}",
@@ -135,11 +122,7 @@ def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
     )
 
 
-def _no_connection(
-    error: aiohttp.ClientConnectorError
-    | aiohttp.ClientHttpProxyError
-    | aiohttp.ServerFingerprintMismatch,
-) -> BctrlNetworkError:
+def _no_connection(error: _ConnectError) -> BctrlNetworkError:
     """Return the error of a connection, without the repr of aiohttp's, which has internals."""
     advice = None
     match error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Iterable
 from contextlib import suppress
 from http import HTTPStatus
@@ -33,6 +32,11 @@ class _RawList(msgspec.Struct, frozen=True):
     runtimes: list[msgspec.Raw]
 
 
+class _Names(msgspec.Struct):
+    alias: str
+
+
+_decode_names = msgspec.json.Decoder(_Names).decode
 _split = msgspec.json.Decoder(_RawList).decode
 
 
@@ -49,7 +53,9 @@ def parse_runtimes(body: bytes) -> Slices[list[Runtime | BctrlResponseError]]:
             decoded = 0
             yield
         try:
-            runtimes.append(_decode(item))
+            if len(item) > _MAX_RUNTIME:
+                raise msgspec.ValidationError(f"it has more than {_MAX_RUNTIME // 1024} KiB")
+            runtimes.append(decode_runtime(item))
         except DECODE_ERRORS as error:
             problems += 1
             if problems > _MAX_INVALID:
@@ -79,15 +85,7 @@ def _items(body: bytes) -> Slices[Iterable[bytes]]:
         return map(bytes, _split(mended(body)).runtimes)
 
 
-def _decode(item: bytes) -> Runtime:
-    if len(item) > _MAX_RUNTIME:
-        raise msgspec.ValidationError(f"it has more than {_MAX_RUNTIME // 1024} KiB")
-    return decode_runtime(item)
-
-
 def _alias_in(item: bytes) -> str | None:
-    alias: object = None
     with suppress(*DECODE_ERRORS):
-        fields = json.loads(item[:_MAX_RUNTIME])
-        alias = fields.get("alias") if isinstance(fields, dict) else None
-    return alias if isinstance(alias, str) else None
+        return _decode_names(item).alias
+    return None

@@ -28,10 +28,7 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork.
 
 
 class Pool:
-    """An owned `aiohttp.ClientSession` with its fast path, or a borrowed one, never closed.
-
-    `open_pool` makes the owned one; it is called once, on a running loop.
-    """
+    """An owned `aiohttp.ClientSession` with its fast path, or a borrowed one, never closed."""
 
     def __init__(
         self,
@@ -53,18 +50,16 @@ class Pool:
         return self._http is not None
 
     def get(self) -> aiohttp.ClientSession:
-        """Return the `aiohttp.ClientSession`, opened on the running loop.
-
-        A BctrlConfigError is raised if it is closed, or belongs to another loop or process.
-        """
+        """Return the `aiohttp.ClientSession`, opened on the running loop."""
         http = self._http or self._open()
         self.check_loop()
+        if http.closed and self._borrowed is None:
+            raise session_closed()
         if http.closed:
-            borrowed_closed = BctrlConfigError(
+            raise BctrlConfigError(
                 "the aiohttp.ClientSession given as http= is closed",
                 advice="Keep it open while the BctrlSession is in use",
             )
-            raise session_closed() if self._borrowed is None else borrowed_closed
         return http
 
     def _open(self) -> aiohttp.ClientSession:

@@ -53,21 +53,15 @@ def detached(error: Exception) -> Exception:
 def _redact_beginning(text: str, key: str, length: int) -> str:
     window = _window(key, length)
     # Without NULs, UTF-16 and UTF-32 are read as UTF-8, as far as they are ASCII.
-    text = text[: _MAX_UTF * window].replace("\0", "")
+    text = text[: _MAX_UTF * window].replace("\0", "")[:window]
+    if len(key) >= _MIN_KEY_LENGTH and (key[:_MIN_KEY_LENGTH] in text or _may_be_escaped(text)):
+        text = _pattern(key).sub("***", text)
     # Truncated to the length after it is redacted, else a part of the key could be left.
-    return _redact(text[:window], key)[:length]
+    return text[:length]
 
 
 def _window(key: str, length: int) -> int:
     return length + _MAX_ESCAPE * len(key)
-
-
-def _redact(text: str, key: str) -> str:
-    if len(key) < _MIN_KEY_LENGTH:
-        return text
-    if key[:_MIN_KEY_LENGTH] not in text and not _may_be_escaped(text):
-        return text
-    return _pattern(key).sub("***", text)
 
 
 @lru_cache(maxsize=4)

@@ -32,20 +32,12 @@ _NOT_ASCII = 0x80
 _is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch  # RFC 9110 section 5.6.2
 _is_field_value = re.compile(r"(?=[!-~])[ -~\t]*[!-~]").fullmatch  # RFC 9110 section 5.5
 
-# The API key, and the headers that frame or route a request, belong to the session.
-_RESERVED_HEADERS = frozenset(
-    {
-        "authorization",
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
+# The API key, and the headers that frame, encode or route a request, belong to the session.
+_is_reserved = re.compile(
+    "accept-encoding|authorization|connection|content-length|expect|host|te|trailer"
+    "|transfer-encoding|upgrade",
+    re.IGNORECASE,
+).fullmatch
 
 
 def plain_text(name: str | UUID) -> str:
@@ -76,13 +68,9 @@ def path_segment(value: str | UUID | None, name: str) -> str:
         raise _invalid_name(
             f"{name} must be a str, not {type(value).__name__}", f"Pass the {name} as text"
         )
-    if not value:
-        raise _invalid_name(f"{name} is empty", f"Pass the {name} of the runtime")
-    if len(value) > _MAX_NAME:
-        raise _invalid_name(
-            f"{name} has {len(value):,} characters, more than {_MAX_NAME:,}",
-            f"Pass the {name} of the runtime",
-        )
+    if not value or len(value) > _MAX_NAME:
+        length = f"has {len(value):,} characters, more than {_MAX_NAME:,}" if value else "is empty"
+        raise _invalid_name(f"{name} {length}", f"Pass the {name} of the runtime")
     if _find_control_character(value):
         raise _invalid_name(
             f"{name} {quote(value)} contains a control character",
@@ -134,7 +122,7 @@ def check_extra_headers(headers: Mapping[str, str]) -> None:
             raise BctrlConfigError(
                 f"invalid header name {quote(name)}", advice="Use letters, digits and hyphens"
             )
-        if name.lower() in _RESERVED_HEADERS:
+        if _is_reserved(name):
             raise BctrlConfigError(
                 f"the header {quote(name)} is set by the session", advice="Leave it out of headers="
             )

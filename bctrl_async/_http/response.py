@@ -13,24 +13,15 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http import HTTPStatus
+from http.client import responses
 from unicodedata import normalize
 from uuid import UUID
 
 import msgspec
 
+from bctrl_async import errors
 from bctrl_async._http.redaction import bearer_key, detached, excerpt_of, sanitize
-from bctrl_async.errors import (
-    BctrlApiError,
-    BctrlAuthenticationError,
-    BctrlConflictError,
-    BctrlError,
-    BctrlNotFoundError,
-    BctrlPermissionError,
-    BctrlRateLimitError,
-    BctrlResponseError,
-    BctrlServerError,
-    BctrlValidationError,
-)
+from bctrl_async.errors import BctrlApiError, BctrlError, BctrlResponseError
 from bctrl_async.models import Runtime
 
 # A year: longer than any call waits, and within the range of every clock.
@@ -82,11 +73,8 @@ def unreadable(status: int, part: str, expected: str, cause: Exception) -> Bctrl
     """Return the error of a part of a 2xx response that one of `DECODE_ERRORS` is about."""
     is_json = isinstance(cause, msgspec.ValidationError)
     problem = f"not a valid {expected}: {cause}" if is_json else "not JSON"
-    error = BctrlResponseError(
-        f"the server answered {status}, but {part} is {problem}",
-        may_have_stopped=True,
-        status=status,
-    )
+    summary = f"the server answered {status}, but {part} is {problem}"
+    error = BctrlResponseError(summary, may_have_stopped=True, status=status)
     error.__cause__ = detached(cause)
     return error
 
@@ -106,7 +94,6 @@ def unusable(error: BctrlError, content_type: str, body: bytes, authorization: s
             "with JSON",
             may_have_stopped=True,
             status=error.status,
-            request_id=error.request_id,
         )
         error.__cause__ = cause
     error.body = excerpt_of(body, bearer_key(authorization))
@@ -114,8 +101,6 @@ def unusable(error: BctrlError, content_type: str, body: bytes, authorization: s
 
 
 class _Names(msgspec.Struct, rename="camel"):
-    """The names in an answer that is not a valid Runtime."""
-
     alias: str
     id: str = ""
     workspace_id: str = ""
@@ -156,13 +141,9 @@ def check_answer(
 
 
 def _is_named(runtime: Runtime | _Names, alias: str) -> bool:
-    if runtime.alias == alias:
-        return True
-    folded = _fold(alias)
-    known_id = str(runtime.id).replace("-", "").lower()
-    return folded == _fold(runtime.alias) or (
-        known_id != "" and folded.replace("-", "") == known_id
-    )
+    folded, known_id = _fold(alias), str(runtime.id).replace("-", "").lower()
+    is_id = known_id != "" and folded.replace("-", "") == known_id
+    return is_id or folded == _fold(runtime.alias)
 
 
 def _fold(text: str) -> str:
@@ -186,15 +167,16 @@ def _as_uuid(text: str) -> UUID | None:
 
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_ELSEWHERE = frozenset({307, 308})
 
 _ERRORS_BY_STATUS: dict[int, type[BctrlApiError]] = {
-    400: BctrlValidationError,
-    401: BctrlAuthenticationError,
-    403: BctrlPermissionError,
-    404: BctrlNotFoundError,
-    409: BctrlConflictError,
-    422: BctrlValidationError,
-    429: BctrlRateLimitError,
+    400: errors.BctrlValidationError,
+    401: errors.BctrlAuthenticationError,
+    403: errors.BctrlPermissionError,
+    404: errors.BctrlNotFoundError,
+    409: errors.BctrlConflictError,
+    422: errors.BctrlValidationError,
+    429: errors.BctrlRateLimitError,
 }
 
 
@@ -202,9 +184,9 @@ def parse_error(
     status: int, header: Header, body: bytes, authorization: str, *, now: datetime
 ) -> BctrlError:
     """Build the error for a response other than 2xx; any body is accepted (contract errors.md)."""
-    key = bearer_key(authorization)
+    key, phrase = bearer_key(authorization), responses.get(status, "(no reason given)")
     if status < HTTPStatus.BAD_REQUEST:
-        return _unexpected(status, sanitize(header("Location"), key))
+        return _unexpected(status, phrase, sanitize(header("Location"), key))
     fields = _fields_of(body)
 
     def first(*names: str) -> str | None:
@@ -214,12 +196,11 @@ def parse_error(
     code, message = first("code"), first("error", "message", "detail", "title")
     is_server_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR
     error_class = _ERRORS_BY_STATUS.get(
-        status, BctrlServerError if is_server_error else BctrlApiError
+        status, errors.BctrlServerError if is_server_error else BctrlApiError
     )
     reason = ": ".join(part for part in (code, message) if part)
     return error_class(
-        f"the server answered {status} {reason or _reason_phrase(status)}",
-        advice="Nothing to do: it is not running" if code == "runtime.not_active" else None,
+        f"the server answered {status} {reason or phrase}",
         # A 503 was not carried out, another 5xx may have been (contract errors.md).
         may_have_stopped=is_server_error and status != HTTPStatus.SERVICE_UNAVAILABLE,
         status=status,
@@ -233,21 +214,18 @@ def parse_error(
     )
 
 
-def _unexpected(status: int, location: str | None) -> BctrlResponseError:
-    if status not in _REDIRECTS:
-        return BctrlResponseError(
-            f"the server answered {status} {_reason_phrase(status)}, an unexpected status",
-            may_have_stopped=True,
-            status=status,
-        )
-    to = f" to {location}" if location else ""
+def _unexpected(status: int, phrase: str, location: str | None) -> BctrlResponseError:
+    problem, advice = f"{status} {phrase}, an unexpected status", None
+    if status in _REDIRECTS:
+        to = f" to {location}" if location else ""
+        problem = f"{status}, a redirect{to}: not followed, to protect the API key"
+        advice = "Set the base URL to that of the API itself"
     return BctrlResponseError(
-        f"the server answered {status}, a redirect{to}: not followed, to protect the API key",
-        advice="Set the base URL to that of the API itself",
+        f"the server answered {problem}",
+        advice=advice,
         # 307 and 308 ask to repeat the request elsewhere (RFC 9110 sections 15.4.8 and 15.4.9); the
         # others may follow a request that was carried out.
-        may_have_stopped=status
-        not in {HTTPStatus.TEMPORARY_REDIRECT, HTTPStatus.PERMANENT_REDIRECT},
+        may_have_stopped=status not in _ELSEWHERE,
         status=status,
     )
 
@@ -273,13 +251,6 @@ def request_id_in(header: Header, authorization: str) -> str | None:
         if found and (text := sanitize(found, bearer_key(authorization))) is not None:
             return text
     return None
-
-
-def _reason_phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "(no reason given)"
 
 
 def parse_retry_after(header: Header, now: datetime) -> float | None:

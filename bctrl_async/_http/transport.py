@@ -11,7 +11,6 @@ from typing import Protocol, TypeVar
 
 import aiohttp
 from aiohttp import hdrs
-from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -24,7 +23,6 @@ from bctrl_async._http.request import MAX_BODY, Operation
 from bctrl_async._http.response import (
     DECODE_ERRORS,
     MIB,
-    Header,
     check_answer,
     parse_error,
     request_id_in,
@@ -69,7 +67,7 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
     )
 
 
-async def send_once(
+async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after the other.
     http: aiohttp.ClientSession,
     fast_path: fast.FastPath | None,
     call: Sending[_T],
@@ -86,7 +84,7 @@ async def send_once(
     operation, authorization = call.operation, headers[hdrs.AUTHORIZATION]
     try:
         response: _Response
-        if fast_path is not None and fast_path.takes(operation.method, headers):
+        if fast_path is not None and fast_path.takes(operation.method):
             response = await fast_path.post(call.path, headers, call.limit, call.on_connection)
         else:
             response = await _request(http, call, url, headers)
@@ -110,13 +108,27 @@ async def send_once(
         # For an error status, a truncated body does not matter.
         now = datetime.now(UTC)
         return parse_error(response.status, header, body, authorization, now=now)
-    found = _parse(call, response.status, body, problem)
-    parsed: _T | BctrlError = (
-        await _in_slices(found, response.status) if isinstance(found, Generator) else found
-    )
-    ended = _settle(call, parsed, header, body, authorization, check_answers=check_answers)
-    if isinstance(ended, BctrlError) and ended.status is None:
+    call.request_id = request_id_in(header, authorization)
+    ended: _T | BctrlError
+    try:
+        if problem is not None or len(body) > max_body:
+            ended = partial_response(response.status, problem, call.limit, operation)
+        else:
+            found = operation.parse(body)
+            ended = await _in_slices(found) if isinstance(found, Generator) else found
+    except DECODE_ERRORS as error:
+        expected = "list of runtimes" if call.alias is None else "Runtime"
+        ended = unreadable(response.status, "the body", expected, error)
+    foreign = None
+    if check_answers:
+        foreign = check_answer(ended, body, call.workspace_id, call.alias, authorization)
+    if foreign is not None:
         fast.close_connection(response)
+        ended = foreign
+    elif isinstance(ended, BctrlError):
+        ended = unusable(ended, header(hdrs.CONTENT_TYPE) or "", body, authorization)
+    if isinstance(ended, BctrlError):
+        ended.request_id = call.request_id
     return ended
 
 
@@ -152,9 +164,8 @@ async def _read_body(response: _Response, max_body: int) -> tuple[bytes, Excepti
             if body.tell() > _LONG_BODY:
                 # A compressed body unpacks to many chunks that need not be waited for.
                 await asyncio.sleep(0)
-    except (*AIOHTTP_ERRORS, HttpProcessingError, RuntimeError) as error:
-        # aiohttp's parser in Python raises HttpProcessingError. RuntimeError is raised if this side
-        # has just closed the connection.
+    except (*AIOHTTP_ERRORS, RuntimeError) as error:
+        # RuntimeError is raised if this side has just closed the connection.
         return body.getvalue(), detached(error)
     finally:
         # After a complete body the connection is back in the pool already, and stays open.
@@ -162,55 +173,12 @@ async def _read_body(response: _Response, max_body: int) -> tuple[bytes, Excepti
     return body.getvalue(), None
 
 
-def _parse(
-    call: Sending[_T], status: int, body: bytes, problem: Exception | None
-) -> _T | Slices[_T] | BctrlError:
-    """Parse the body of a 2xx response, given the error that truncated it, if any."""
-    operation = call.operation
-    if problem is not None or len(body) > operation.max_body:
-        return partial_response(
-            status, problem, call.limit, operation.max_body, reads=operation.reads
-        )
-    try:
-        return operation.parse(body)
-    except DECODE_ERRORS as error:
-        return unreadable(status, "the body", "Runtime", error)
-
-
-async def _in_slices(slices: Slices[_T], status: int) -> _T | BctrlError:
-    """Let the event loop run between the slices of a list that is parsed."""
-    try:
-        while True:
+async def _in_slices(slices: Slices[_T]) -> _T:
+    """Let the event loop run between the slices of a computation."""
+    while True:
+        try:
             next(slices)
-            await asyncio.sleep(0)
-    except StopIteration as finished:
-        value: _T = finished.value
-        return value
-    except DECODE_ERRORS as error:
-        return unreadable(status, "the body", "list of runtimes", error)
-
-
-def _settle(
-    call: Sending[_T],
-    parsed: _T | BctrlError,
-    header: Header,
-    body: bytes,
-    authorization: str,
-    *,
-    check_answers: bool,
-) -> _T | BctrlError:
-    """Return the parsed body of a 2xx response, or an error if it settles nothing.
-
-    The error of an answer to another request has no status.
-    """
-    call.request_id = request_id_in(header, authorization)
-    ended, foreign = parsed, None
-    if check_answers:
-        foreign = check_answer(parsed, body, call.workspace_id, call.alias, authorization)
-    if foreign is not None:
-        ended = foreign
-    elif isinstance(parsed, BctrlError):
-        ended = unusable(parsed, header(hdrs.CONTENT_TYPE) or "", body, authorization)
-    if isinstance(ended, BctrlError):
-        ended.request_id = call.request_id
-    return ended
+        except StopIteration as finished:
+            value: _T = finished.value
+            return value
+        await asyncio.sleep(0)

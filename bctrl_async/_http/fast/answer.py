@@ -27,8 +27,7 @@ _MAX_HEAD = 4096
 _STATUS_LINE = b"HTTP/1.1 200 "
 _BLANK_LINE = b"\r\n\r\n"
 
-# In lower case. Left out are all headers that mean something to an HTTP parser, such as
-# `Transfer-Encoding`, `Upgrade` and `Proxy-Connection`.
+# Headers that mean something to an HTTP parser, such as `Transfer-Encoding`, are not among them.
 _is_plain = re.compile(
     rb"http/1\.1 200 ok"
     rb"(?:\r\n(?:[abdfgijklnoqrvwxyz][a-z0-9-]*"
@@ -60,11 +59,7 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 def plain_answer(data: bytes) -> PlainAnswer | None:
-    """Return a response if the bytes are exactly one, and in the common form.
-
-    It is `HTTP/1.1 200 OK`, short, in ASCII, has a `Content-Length` and no encoding, and keeps the
-    connection alive. For any other this returns None, and aiohttp parses it.
-    """
+    """Return a response if the bytes are exactly one, and so plain that it needs no parser."""
     end = data.find(_BLANK_LINE, 0, _MAX_HEAD) + len(_BLANK_LINE)
     if not data.startswith(_STATUS_LINE):
         return None
@@ -82,8 +77,7 @@ def plain_answer(data: bytes) -> PlainAnswer | None:
 class AnswerHandler(ResponseHandler):
     """A protocol that can expect an answer, most likely a plain one.
 
-    aiohttp's parser and stream reader are a quarter of the cost of a stop. They are made only for
-    an answer that is not plain, and then read it from its first byte.
+    aiohttp's parser and stream reader are a quarter of the cost of a stop.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -110,9 +104,8 @@ class AnswerHandler(ResponseHandler):
 class Connector(aiohttp.TCPConnector):
     """A connector that closes a connection on which something arrived while it was idle.
 
-    If a server or gateway sends one answer too many, each further request on that connection would
-    get the answer to the one before it. aiohttp looks for such bytes when a connection returns to
-    the pool, but not when it leaves the pool.
+    After an answer too many, each request would get the answer to the one before it. aiohttp looks
+    for such bytes when a connection returns to the pool, but not when it leaves the pool.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of a TCPConnector.
@@ -142,10 +135,7 @@ class Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's.
     ) -> Connection:
-        """Return a new connection, or one that was silent while it was idle.
-
-        The request must be written at once: between this check and the request nothing is read.
-        """
+        """Return a new or a silent connection; the request must be written before another await."""
         while True:
             connection = await super().connect(req, traces, timeout)
             # It is None only after the release.

@@ -2,9 +2,7 @@
 
 `ClientSession.request` spends half of its time on cookies, redirects, proxies and bodies, which a
 stop does not have. The fast path takes a connection from the connector, writes the bytes that
-aiohttp would write, and reads a response that is not plain with aiohttp's own parser. A rehearsal
-tries all of that when the pool opens. If it fails, every request goes through
-`ClientSession.request`: a stop is slower then, but not lost.
+aiohttp would write, and reads a response that is not plain with aiohttp's own parser.
 """
 
 from __future__ import annotations
@@ -13,13 +11,12 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp import hdrs
 from aiohttp.connector import Connection
-from aiohttp.http_exceptions import HttpProcessingError
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async._http.fast.answer import AnswerHandler, PlainAnswer
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.http import RawResponseMessage
 
-_NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
 _CONTINUE, _SWITCHING_PROTOCOLS, _OK = 100, 101, 200
 
 _Connect = Callable[
@@ -38,27 +34,21 @@ _Connect = Callable[
 ]
 
 
-class _Expiring(Protocol):
-    def time_out(self) -> None: ...
-
-
-class Deadlines:
+class _Deadlines:
     """The time limits of exchanges, with one timer; many would be a twentieth of a stop's cost."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._ends: dict[_Expiring, float] = {}
+        self._ends: dict[Exchange, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.is_closed = False
 
-    def add(self, exchange: _Expiring, ends: float) -> None:
-        """Let an exchange time out at a time of the loop, unless it is discarded before."""
+    def add(self, exchange: Exchange, ends: float) -> None:
         self._ends[exchange] = ends
         if self._timer is None or ends < self._timer.when():
             self._set_timer(ends)
 
-    def discard(self, exchange: _Expiring) -> None:
-        """Remove an exchange."""
+    def discard(self, exchange: Exchange) -> None:
         self._ends.pop(exchange, None)
         if self.is_closed:
             self.close()
@@ -77,7 +67,6 @@ class Deadlines:
             self._set_timer(min(self._ends.values()))
 
     def close(self) -> None:
-        """Cancel the timer once no exchange is left."""
         # A body that is being read when its connection is closed ends only by its time limit.
         self.is_closed = True
         if self._timer is not None and not self._ends:
@@ -93,7 +82,7 @@ class Exchange:
     status: int
     header: Callable[[str], str | None]
 
-    def __init__(self, connection: Connection, deadlines: Deadlines) -> None:
+    def __init__(self, connection: Connection, deadlines: _Deadlines) -> None:
         self._connection = connection
         self._deadlines = deadlines
         # It is None only after the release.
@@ -153,25 +142,16 @@ class Exchange:
 
 
 class _ConnectRequest(aiohttp.ClientRequest):
-    """A request that a connector gets connections for."""
-
     @cached_property
     def connection_key(self) -> ConnectionKey:
         return super().connection_key
 
 
 class FastPath:
-    """Makes POSTs without a body, and without `ClientSession.request`.
-
-    It writes them by the example of one that aiohttp serialized, or raises a ValueError.
-    """
+    """Makes POSTs without a body by the example of one that aiohttp serialized."""
 
     def __init__(
-        self,
-        connect: _Connect,
-        url: URL,
-        headers: CIMultiDict[str],
-        example: bytes,
+        self, connect: _Connect, url: URL, headers: CIMultiDict[str], example: bytes
     ) -> None:
         self._connect = connect
         self._url = url
@@ -183,12 +163,12 @@ class FastPath:
         if method != b"POST " or not (slash and found):
             raise ValueError("aiohttp serializes requests in another way")
         self._loop = asyncio.get_running_loop()
-        self._deadlines = Deadlines(self._loop)
+        self._deadlines = _Deadlines(self._loop)
         # Connectors look only at its URL, so one is enough, and it has no key.
         self._request = _ConnectRequest(hdrs.METH_POST, url, loop=self._loop)
         self._functions = request_functions()
 
-    def takes(self, method: str, headers: CIMultiDict[str]) -> bool:
+    def takes(self, method: str) -> bool:
         """Return True for a POST, unless `ClientSession` is patched: mocks and tracers patch it."""
         request, private = self._functions
         return (
@@ -196,12 +176,6 @@ class FastPath:
             and not self._deadlines.is_closed
             and aiohttp.ClientSession._request is private  # noqa: SLF001 - mocks replace it.
             and aiohttp.ClientSession.request is request
-            # A call's own replaces a header of aiohttp, which is not among the lines.
-            and (
-                headers is self._headers
-                or hdrs.ACCEPT_ENCODING not in headers
-                or hdrs.ACCEPT_ENCODING in self._headers
-            )
         )
 
     def close(self) -> None:
@@ -235,15 +209,6 @@ class FastPath:
                 # Informational responses precede the final one (RFC 9110 section 15.2).
                 if not _CONTINUE <= message.code < _OK or message.code == _SWITCHING_PROTOCOLS:
                     break
-        except HttpProcessingError as error:
-            exchange.abort()
-            url = self._url.with_path(path, encoded=True)
-            raise aiohttp.ClientResponseError(
-                aiohttp.RequestInfo(url, hdrs.METH_POST, _NO_HEADERS, url),
-                (),
-                status=error.code,
-                message=error.message,
-            ) from error
         except BaseException:
             exchange.abort()
             raise
@@ -260,11 +225,7 @@ def _lines(headers: CIMultiDict[str]) -> bytes:
 
 
 def close_connection(response: object) -> None:
-    """Close the connection of a response that was read completely.
-
-    It is back in the pool, or has the next request on it already. Its answer would be a wrong one
-    as well.
-    """
+    """Close the connection of a response that was read: its next answer would be wrong as well."""
     # aiohttp's public `connection` is None by now; a mocked response has neither.
     name = "protocol" if isinstance(response, Exchange) else "_protocol"
     protocol = getattr(response, name, None)

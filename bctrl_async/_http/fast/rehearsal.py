@@ -46,10 +46,7 @@ def open_pool(
     proxy: str | None,
     ssl: SSLContext | None,
 ) -> tuple[aiohttp.ClientSession, FastPath | None]:
-    """Return a new pool, and the fast path to it, if its requests may take that.
-
-    The headers are those of most requests.
-    """
+    """Return a new pool, and the fast path to it, if its requests may take that."""
     # The limiter is the bound: nothing waits in the connector's own queue.
     connector = Connector(limit=0, ssl=True if ssl is None else ssl)
     http = aiohttp.ClientSession(
@@ -67,7 +64,7 @@ def open_pool(
     # The rehearsal tries all that the fast path needs of aiohttp, instead of a list of versions.
     try:
         inspect.signature(aiohttp.TCPConnector.connect).bind(connector, None, [], None)
-        _rehearse(url)
+        run_now(_rehearse(url))
         fast_path = FastPath(connector.take, url, headers, _example(url, headers))
     except Exception as error:  # noqa: BLE001 - another aiohttp may raise anything.
         _log.info(
@@ -85,18 +82,10 @@ def _is_aiohttps(function: object) -> bool:
     return type(function) is FunctionType and function.__globals__ is vars(aiohttp.client)
 
 
-def _rehearse(url: URL) -> None:
+async def _rehearse(url: URL) -> None:
     """Try the fast path on connections in memory; raise any exception if it does not work."""
-    connector = CannedConnector(_PLAIN, _PARSED, _PLAIN)
-    try:
-        run_now(_rehearse_on(connector, url))
-    finally:
-        connector.discard()
-
-
-async def _rehearse_on(connector: CannedConnector, url: URL) -> None:
-    headers = CIMultiDict({"X-Rehearsal": "yes"})
-    limit = aiohttp.ClientTimeout(total=60)
+    headers, limit = CIMultiDict({"X-Rehearsal": "yes"}), aiohttp.ClientTimeout(total=60)
+    connector = _CannedConnector(_PLAIN, _PARSED, _PLAIN)
     fast_path = FastPath(connector.connect, url, headers, _example(url, headers))
     try:
         for path in ("/first", "/second", "/third"):
@@ -117,6 +106,7 @@ async def _rehearse_on(connector: CannedConnector, url: URL) -> None:
             raise ValueError("it did not time out")
     finally:
         fast_path.close()
+        connector.discard()
 
 
 def _ignore() -> None:
@@ -132,7 +122,7 @@ def _example(url: URL, headers: CIMultiDict[str]) -> bytes:
         skip_auto_headers=NO_CONTENT_TYPE,
         loop=asyncio.get_running_loop(),
     )
-    connector = CannedConnector()
+    connector = _CannedConnector()
     connection = run_now(connector.connect(request, [], aiohttp.ClientTimeout()))
     try:
         run_now(request.send(connection))
@@ -141,7 +131,7 @@ def _example(url: URL, headers: CIMultiDict[str]) -> bytes:
     return connector.received
 
 
-class CannedConnector(aiohttp.BaseConnector):
+class _CannedConnector(aiohttp.BaseConnector):
     """A connector in memory, whose connections answer each request at once with the next answer."""
 
     protocol: AnswerHandler
@@ -165,18 +155,16 @@ class CannedConnector(aiohttp.BaseConnector):
         return self.protocol
 
     def discard(self) -> None:
-        """Close all connections. Unlike `close`, it need not be awaited."""
         self._close()
 
     def receive(self, request: bytes, protocol: ResponseHandler) -> None:
-        """Answer a request."""
         self.received += request
         if answer := next(self._answers, None):
             protocol.data_received(answer)
 
 
 class _CannedTransport(asyncio.Transport):
-    def __init__(self, connector: CannedConnector, protocol: ResponseHandler) -> None:
+    def __init__(self, connector: _CannedConnector, protocol: ResponseHandler) -> None:
         super().__init__()
         self._connector = connector
         self._protocol = protocol
