@@ -55,7 +55,7 @@ def decode_runtime(body: bytes) -> Runtime:
         return _decode_runtime(body)
     except msgspec.ValidationError:
         raise
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return _decode_runtime(mended(body))
 
 
