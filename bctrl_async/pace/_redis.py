@@ -89,11 +89,9 @@ class RedisPace(Pace):
             )
         if isinstance(url_or_client, str):
             _check_url(url_or_client)
-        elif not hasattr(url_or_client, "register_script"):
-            kind = type(url_or_client).__name__
-            raise _invalid(f"expected a URL or an asyncio client, not {kind}")
-        elif not hasattr(url_or_client, "aclose"):
-            raise _invalid("the client is synchronous", advice="Pass one of redis.asyncio")
+        elif not (hasattr(url_or_client, "register_script") and hasattr(url_or_client, "aclose")):
+            kind = type(url_or_client).__qualname__
+            raise _invalid(f"expected a URL or a client of redis.asyncio, not {kind}")
         self._url_or_client = url_or_client
         self._name = name
 
@@ -171,6 +169,5 @@ def _check_url(url: str) -> None:
 
 
 def _invalid(problem: str, advice: str | None = None) -> BctrlConfigError:
-    return BctrlConfigError(
-        f"invalid url_or_client: {problem}", advice=advice, argument="url_or_client"
-    )
+    name = "url_or_client"
+    return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=name)
