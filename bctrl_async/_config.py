@@ -39,11 +39,7 @@ def hidden(key: object) -> Secret | type:
 
 
 def api_key_from_environment() -> Secret:
-    """Return `BCTRL_API_KEY`.
-
-    Raises:
-        BctrlConfigError: The variable is not set.
-    """
+    """Return `BCTRL_API_KEY`, or raise an error if it is not set."""
     key = os.environ.get("BCTRL_API_KEY")
     if not key:
         raise BctrlConfigError(
@@ -53,16 +49,11 @@ def api_key_from_environment() -> Secret:
 
 
 def authorization(key: object) -> Secret:
-    """Return the `Authorization` header for a key (contract: `Bearer <api-key>`).
-
-    Raises:
-        BctrlConfigError: The key is not visible ASCII. The error does not contain it.
-    """
+    """Return the `Authorization` header for a key; the error of a bad key does not contain it."""
     # A traceback that shows variables must not reveal it.
     key = hidden(key)
     if isinstance(key, type):
-        kind = key.__name__
-        raise BctrlConfigError(f"invalid API key: expected a str, not {kind}", argument="api_key")
+        raise _invalid("API key", "a str", key, "api_key")
     if not _is_key(key):
         raise BctrlConfigError(
             "invalid API key: empty, or with a space, a control character or non-ASCII text",
@@ -73,24 +64,11 @@ def authorization(key: object) -> Secret:
 
 
 def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
-    """Return the URL to which `/workspaces/…` is appended.
-
-    Args:
-        given: The argument; `BCTRL_BASE_URL` or the public API if None.
-        allow_plaintext: Accept http for other hosts than this machine.
-
-    Raises:
-        BctrlConfigError: The URL is not absolute, is not http(s), contains credentials, a query or
-            a fragment, or would send the key unencrypted.
-    """
+    """Return the URL to which `/workspaces/…` is appended; None gives the environment's."""
     name = "BCTRL_BASE_URL" if given is None else "base_url"
     text = given if given is not None else os.environ.get("BCTRL_BASE_URL", DEFAULT_BASE_URL)
-    try:
-        url = URL(text)
-        well_formed = url.scheme in {"http", "https"} and bool(url.host) and url.port is not None
-    except (ValueError, TypeError):
-        well_formed = False
-    if not well_formed:
+    url = _http_url(text)
+    if url is None:
         raise _invalid_url(name, "expected scheme and host", f"Pass such as {DEFAULT_BASE_URL}")
     if url.user is not None or url.password is not None:
         # The URL is not shown, for it contains a secret.
@@ -111,24 +89,12 @@ def _invalid_url(name: str, problem: str, advice: str) -> BctrlConfigError:
     return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument="base_url")
 
 
-def proxy(given: object, *, base_url: URL, allow_plaintext: bool) -> Secret:
-    """Return the URL of a proxy, which may contain a password.
-
-    Args:
-        given: The argument, as `hidden` returns it.
-        base_url: The URL of the API.
-        allow_plaintext: Accept an http API, whose requests the proxy can read.
-
-    Raises:
-        BctrlConfigError: It is not an http(s) URL with a host and without a path, or could read the
-            key. The error does not contain it.
-    """
-    expected = "an http or https URL with a host, such as http://proxy.example.com:3128"
-    if not isinstance(given, Secret):
-        kind = given.__name__ if isinstance(given, type) else type(given).__name__
-        raise BctrlConfigError(f"invalid proxy: expected a str, not {kind}", argument="proxy")
+def proxy(given: Secret | type, *, base_url: URL, allow_plaintext: bool) -> Secret:
+    """Return the URL of a proxy, given as `hidden` returns it; no error contains it."""
+    if isinstance(given, type):
+        raise _invalid("proxy", "a str", given, "proxy")
     if not _is_proxy(given):
-        # It is not shown, for it may contain a password.
+        expected = "an http or https URL with a host, such as http://proxy.example.com:3128"
         raise BctrlConfigError("invalid proxy", advice=f"Pass {expected}", argument="proxy")
     if base_url.scheme == "http" and not allow_plaintext:
         raise BctrlConfigError(
@@ -140,14 +106,21 @@ def proxy(given: object, *, base_url: URL, allow_plaintext: bool) -> Secret:
 
 
 def _is_proxy(text: str) -> bool:
+    # The URL is in no frame of the error's traceback. A # in a password would end the host, and
+    # leave the wrong one.
+    url = _http_url(text)
+    if url is None or url.raw_query_string or url.raw_fragment:
+        return False
+    return url.raw_path in {"", "/"}
+
+
+def _http_url(text: str) -> URL | None:
     try:
         url = URL(text)
         is_http = url.scheme in {"http", "https"} and bool(url.host) and url.port is not None
-    except ValueError:
-        return False
-    # A # in a password would end the host, and leave the wrong one.
-    has_more = url.raw_query_string or url.raw_fragment
-    return is_http and url.raw_path in {"", "/"} and not has_more
+    except (ValueError, TypeError):
+        return None
+    return url if is_http else None
 
 
 def _is_loopback(host: str) -> bool:
@@ -160,20 +133,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def seconds(value: object, name: str) -> float:
-    """Return a finite number of seconds above 0.
-
-    Raises:
-        BctrlConfigError: The value is anything else.
-    """
+    """Return a finite number of seconds above 0."""
     return _positive(value, name, "a positive number of seconds")
 
 
 def per_second(value: object, name: str) -> float:
-    """Return a finite rate above 0.
-
-    Raises:
-        BctrlConfigError: The value is anything else.
-    """
+    """Return a finite rate above 0."""
     return _positive(value, name, "a positive number per second")
 
 
@@ -188,11 +153,7 @@ def _positive(value: object, name: str, wanted: str) -> float:
 
 
 def count(value: object, name: str) -> int:
-    """Return a whole number of at least 1.
-
-    Raises:
-        BctrlConfigError: The value is anything else.
-    """
+    """Return a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BctrlConfigError(
             f"invalid {name} {value!r}: expected a whole number of at least 1", argument=name
@@ -207,16 +168,16 @@ def check_type(value: object, kinds: type | UnionType, name: str, expected: str)
 
 
 def check_flags(**flags: object) -> None:
-    """Raise an error unless arguments are bools: the text "false" would be true.
-
-    Raises:
-        BctrlConfigError: An argument is anything else.
-    """
+    """Raise an error unless arguments are bools: the text "false" would be true."""
     for name, value in flags.items():
         check_type(value, bool, name, "a bool")
 
 
 def invalid_type(name: str, value: object, expected: str) -> BctrlConfigError:
     """Return the error of an argument that is not of the expected type."""
-    kind = type(value).__name__
-    return BctrlConfigError(f"invalid {name}: expected {expected}, not {kind}", argument=name)
+    return _invalid(name, expected, type(value), name)
+
+
+def _invalid(what: str, expected: str, kind: type, argument: str) -> BctrlConfigError:
+    text = f"invalid {what}: expected {expected}, not {kind.__name__}"
+    return BctrlConfigError(text, argument=argument)
