@@ -308,80 +308,54 @@ class TestPriorities:
 
 
 class TestRetryAfter:
-    def test_it_keeps_the_other_members_away(self) -> None:
+    @staticmethod
+    async def told_to_wait(seconds: float) -> tuple[Member, Member]:
+        """Return two members, a moment after the first was asked to stay away."""
+        pace = MemoryPace(rate=100)
+        told, other = Member(pace), Member(pace)
+        await told.limiter.acquire(60)
+        told.limiter.release(throttled(seconds))
+        await asyncio.sleep(0.1)
+        return told, other
+
+    # Fault: one Retry-After with an epoch in it locks a client for years.
+    @pytest.mark.parametrize(("asked", "kept"), [(5.0, 5.0), (1_700_000_000.0, 60.0)])
+    def test_it_keeps_the_other_members_away_for_a_minute_at_most(
+        self, asked: float, kept: float
+    ) -> None:
         async def scenario() -> float:
-            pace = MemoryPace(rate=100)
-            told, other = Member(pace), Member(pace)
-            await told.attempt()
-            await told.limiter.acquire(60)
-            told.limiter.release(throttled(5.0))
-            await asyncio.sleep(0.1)
+            _, other = await self.told_to_wait(asked)
             await other.attempt()
             return other.starts[0]
 
-        assert virtual_time.run(scenario()) == pytest.approx(5.0, abs=0.1)
+        assert virtual_time.run(scenario()) == pytest.approx(kept, abs=0.2)
 
     def test_an_impatient_call_of_another_member_fails_at_once(self) -> None:
         async def scenario() -> float:
-            pace = MemoryPace(rate=100)
-            told, other = Member(pace), Member(pace)
-            await told.limiter.acquire(60)
-            told.limiter.release(throttled(30.0))
-            await asyncio.sleep(0.1)
+            _, other = await self.told_to_wait(30.0)
             with pytest.raises(BctrlRateLimitError, match="rate limited for another 30 s"):
                 await other.limiter.acquire(1.0)
             return now()
 
         assert virtual_time.run(scenario()) < 0.2
 
-    def test_a_member_that_it_keeps_away_says_so_once(
-        self, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize(("seconds", "said"), [(0.5, []), (12.0, ["11.9 s"])])
+    def test_a_member_that_it_keeps_away_says_so_once_unless_it_is_short(
+        self, caplog: pytest.LogCaptureFixture, seconds: float, said: list[str]
     ) -> None:
         """Fault: a process that another one's Retry-After held back was silent for a minute."""
 
         async def scenario() -> None:
-            pace = MemoryPace(rate=100)
-            told, other = Member(pace), Member(pace)
-            await told.limiter.acquire(60)
-            told.limiter.release(throttled(12.0))
-            await asyncio.sleep(0.1)
+            told, other = await self.told_to_wait(seconds)
             await asyncio.gather(told.bulk(100), other.bulk(100))
 
         virtual_time.run(scenario())
 
-        (record,) = [each for each in caplog.records if each.name == "bctrl_async.pace"]
-        assert record.levelname == "WARNING"
-        assert record.getMessage() == (
+        assert [r.getMessage() for r in caplog.records if r.name == "bctrl_async.pace"] == [
             "the server asked another member of the shared pace to wait (Retry-After): this "
-            "session starts no attempt for 11.9 s"
-        )
-
-    def test_a_short_one_is_not_worth_a_warning(self, caplog: pytest.LogCaptureFixture) -> None:
-        async def scenario() -> None:
-            pace = MemoryPace(rate=100)
-            told, other = Member(pace), Member(pace)
-            await told.limiter.acquire(60)
-            told.limiter.release(throttled(0.5))
-            await asyncio.sleep(0.1)
-            await other.bulk(100)
-
-        virtual_time.run(scenario())
-
-        assert "bctrl_async.pace" not in {record.name for record in caplog.records}
-
-    def test_a_long_one_keeps_them_away_for_a_minute(self) -> None:
-        """Fault: one Retry-After with an epoch in it locks a client for years."""
-
-        async def scenario() -> float:
-            pace = MemoryPace(rate=100)
-            told, other = Member(pace), Member(pace)
-            await told.limiter.acquire(60)
-            told.limiter.release(throttled(1_700_000_000.0))
-            await asyncio.sleep(0.1)
-            await other.attempt()
-            return other.starts[0]
-
-        assert virtual_time.run(scenario()) == pytest.approx(60.0, abs=0.2)
+            f"session starts no attempt for {each}"
+            for each in said
+        ]
 
     def test_it_is_over_for_all_once_a_probe_was_answered(self) -> None:
         """Fault: each lease reported it again, so everybody was kept away for another minute."""

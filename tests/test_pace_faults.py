@@ -119,27 +119,26 @@ async def stopping(emulator: Emulator, connect: Connect, pace: Pace) -> AsyncIte
 
 
 class TestServer:
-    async def test_a_killed_server_that_comes_back_empty_is_used_again(
-        self, emulator: Emulator, connect: Connect, server: RedisServer, warnings: Warnings
+    @pytest.mark.parametrize(
+        "failure",
+        [(RedisServer.kill, RedisServer.restart), (RedisServer.suspend, RedisServer.resume)],
+        ids=["killed, and empty when it comes back", "hung"],
+    )
+    async def test_a_server_that_fails_for_a_while_is_used_again(
+        self,
+        emulator: Emulator,
+        connect: Connect,
+        server: RedisServer,
+        warnings: Warnings,
+        *,
+        failure: tuple[Callable[[RedisServer], None], Callable[[RedisServer], None]],
     ) -> None:
+        fail, mend = failure
         async with stopping(emulator, connect, RedisPace(server.url, rate=RATE)) as stops:
-            server.kill()
+            fail(server)
             await warnings.wait_for(AWAY)
             await stops.more(20)
-            await asyncio.to_thread(server.restart)
-            await warnings.wait_for(BACK)
-            await stops.more(20)
-
-        warnings.assert_alternate()
-
-    async def test_a_server_that_hangs_for_a_while_is_used_again(
-        self, emulator: Emulator, connect: Connect, server: RedisServer, warnings: Warnings
-    ) -> None:
-        async with stopping(emulator, connect, RedisPace(server.url, rate=RATE)) as stops:
-            server.suspend()
-            await warnings.wait_for(AWAY)
-            await stops.more(20)
-            server.resume()
+            await asyncio.to_thread(mend, server)
             await warnings.wait_for(BACK)
             await stops.more(20)
 
