@@ -49,7 +49,7 @@ async def test_a_difference_has_a_line_for_each_runtime(
     assert pauses
     message = difference(emulator.assert_stopped, "ws-1", "crm", "mail", "web", "web", "nope")
     assert message == textwrap.dedent("""\
-        not stopped as expected:
+        the stops are not as expected:
           - 'mail' in 'ws-1': active; answered 500 (server_error) 4 times
           - 'web' in 'ws-1': active; no stop received
           - 'nope' in 'ws-1': never added; no stop received
@@ -64,7 +64,7 @@ async def test_with_only_a_stop_of_another_runtime_is_a_difference_whatever_its_
     await stop(session, "ws-1/crm", "ws-1/mail")
     emulator.assert_stopped("ws-1", "crm")
     assert difference(emulator.assert_stopped, "ws-1", "crm", only=True) == textwrap.dedent("""\
-        others were stopped as well:
+        the stops are not as expected:
           + 'mail' in 'ws-1': active; answered 403 (a Reply)""")
 
 
@@ -138,7 +138,7 @@ async def test_a_runtime_that_must_not_be_stopped_must_be_there(
     await stop(session, "ws-1/crm")
     message = difference(emulator.assert_not_stopped, "ws-1", "crm", "mial", "web")
     assert message == textwrap.dedent("""\
-        stopped, or never added:
+        the stops are not as expected:
           + 'crm' in 'ws-1': stopped; answered 200
           + 'mial' in 'ws-1': never added; no stop received""")
 

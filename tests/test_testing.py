@@ -135,7 +135,7 @@ def test_an_invalid_argument_of_the_marker_is_an_error_that_names_it(tmp_path: P
     messages = {
         "rate_limt=50": "unexpected keyword argument 'rate_limt'",
         "50": "takes 1 positional argument",
-        "rate_limit=0": "rate_limit is 0: give stops a second, above 0",
+        "rate_limit=0": "rate_limit is 0: give 0.0001 to 1000000",
         "latency='1s'": "latency is '1s': give int or float, not str",
     }
     tests = [

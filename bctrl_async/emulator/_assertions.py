@@ -51,29 +51,24 @@ class ReceivedRequest:
 
 
 def explain(
-    heading: str,
     marked: Mapping[str, Sequence[Target]],
     runtimes: Mapping[Target, WireRuntime],
     stops: Sequence[ReceivedRequest],
 ) -> str:
-    """Return a heading with a line for each marked target: its status, and its stops' answers."""
-    lines = [heading]
+    """Return a line for each marked target: its status, and the answers to its stops."""
+    lines = ["the stops are not as expected:"]
     for mark, targets in marked.items():
         for target in targets[:_MAX_LINES]:
             workspace_id, alias = target
             status = runtimes[target]["status"] if target in runtimes else "never added"
-            answers = _count([_answer(stop) for stop in stops if stop.target == target])
-            lines.append(f"  {mark} {alias!r} in {workspace_id!r}: {status}; {answers}")
+            answers = [_answer(stop) for stop in stops if stop.target == target]
+            groups = [(answer, len(list(same))) for answer, same in itertools.groupby(answers)]
+            texts = [text if count == 1 else f"{text} {count} times" for text, count in groups]
+            received = f"answered {', '.join(texts)}" if texts else "no stop received"
+            lines.append(f"  {mark} {alias!r} in {workspace_id!r}: {status}; {received}")
         if len(targets) > _MAX_LINES:
             lines.append(f"  {mark} and {len(targets) - _MAX_LINES} more")
     return "\n".join(lines)
-
-
-def _count(answers: Sequence[str]) -> str:
-    """Return answers such as `answered 429 (rate_limited) 2 times, 200`."""
-    groups = [(answer, len(list(group))) for answer, group in itertools.groupby(answers)]
-    texts = [answer if count == 1 else f"{answer} {count} times" for answer, count in groups]
-    return f"answered {', '.join(texts)}" if texts else "no stop received"
 
 
 def _answer(stop: ReceivedRequest) -> str:

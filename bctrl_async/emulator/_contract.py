@@ -1,6 +1,5 @@
 """The contract restated: the operations, the JSON of a runtime, and checks of arguments."""
 
-import math
 import re
 import uuid
 from types import NoneType
@@ -136,9 +135,9 @@ def check(*types: type, **values: object) -> None:
             raise ValueError(f"{name} is {value!r:.50}: give {wanted}, not {kind}")
 
 
-def check_seconds(**times: float) -> None:
-    """Raise a ValueError unless all times are finite numbers of at least 0."""
-    check(int, float, **times)
-    for name, value in times.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value}: give seconds, finite and not negative")
+def check_range(low: float, high: float, **values: float) -> None:
+    """Raise a ValueError unless all values are numbers from `low` to `high`."""
+    check(int, float, **values)
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}: give {low} to {high}")

@@ -16,7 +16,7 @@ from typing import Self, cast
 from aiohttp import web
 
 from bctrl_async.emulator import _replies as replies
-from bctrl_async.emulator._contract import Route, check, make_runtime
+from bctrl_async.emulator._contract import Route, check, check_range, make_runtime
 from bctrl_async.emulator._replies import Payload, Reply, dump
 
 _MIB = 2**20
@@ -247,9 +247,7 @@ class FaultPlan:
         for fault, share in probabilities.items():
             if fault not in set(Fault):
                 raise ValueError(f"faults has {fault!r}: give members of Fault")
-            check(int, float, **{f"faults[{fault}]": share})
-            if not 0 <= share <= 1:
-                raise ValueError(f"faults has {fault} at {share}: give a probability of 0 to 1")
+            check_range(0, 1, **{f"faults[{fault}]": share})
         if (total := sum(probabilities.values())) > 1 + 1e-9:
             raise ValueError(f"faults add up to {total}: give probabilities of at most 1 together")
         # The order of `Fault` lets a seed not depend on the order of the mapping.

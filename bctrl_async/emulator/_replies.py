@@ -160,11 +160,16 @@ def _error_body(reply: Reply, request_id: str) -> dict[str, str]:
     status = reply.status
     other = _OTHER_4XX if status < 500 else _OTHER_5XX  # noqa: PLR2004 - the first 5xx.
     code, reason_class = _DOCUMENTED.get(status, other)
-    phrase = reason_phrases.get(status, f"Error {status}")
-    return {
-        "code": code if reply.code is None else reply.code,
-        "error": phrase if reply.message is None else reply.message,
-        "reasonClass": reason_class if reply.reason_class is None else reply.reason_class,
+    usual = {
+        "code": code,
+        "error": reason_phrases.get(status, f"Error {status}"),
+        "reasonClass": reason_class,
         "requestId": request_id,
-        **({} if reply.hint is None else {"hint": reply.hint}),
     }
+    given = {
+        "code": reply.code,
+        "error": reply.message,
+        "reasonClass": reply.reason_class,
+        "hint": reply.hint,
+    }
+    return usual | {name: text for name, text in given.items() if text is not None}

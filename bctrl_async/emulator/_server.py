@@ -1,7 +1,6 @@
 """The server of the emulator: it receives requests, changes runtimes, and sends replies."""
 
 import asyncio
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,8 @@ from bctrl_async.emulator._faults import UNANSWERED, Answers, Fault, FaultPlan
 from bctrl_async.emulator._replies import Reply
 
 _METHODS = ("POST", "GET")
+_DAY = 86_400
+_RATES = (0.0001, 1_000_000)
 _BURST_SECONDS = 0.25
 # An accepted connection becomes visible three iterations of the event loop later.
 _ACCEPT_ITERATIONS = 4
@@ -50,13 +51,13 @@ class Emulator:
         api_key: The key that requests must carry, not empty.
         faults: The probability of each fault of a stop, each 0 to 1, together at most 1.
         seed: The seed of the random faults.
-        latency: Seconds before every response, 0 or more.
+        latency: Seconds before every response, up to a day.
         retry_after: The Retry-After of the faults that have one, in any form (contract errors.md);
             None omits the header.
         fault_latency: Seconds that `Fault.LATENCY` adds, that the body of `Fault.SLOW_DRIP` takes,
-            and by which the second answer of `Fault.LATE_STRAY_ANSWER` is late; 0 or more.
-        rate_limit: Requests per second, above 0, with bursts of a quarter of a second. Further
-            requests get a 429. None means no limit.
+            and by which the second answer of `Fault.LATE_STRAY_ANSWER` is late; up to a day.
+        rate_limit: Requests per second, 0.0001 to 1,000,000, with bursts of a quarter of a second.
+            Others get a 429. None means no limit.
         on_request: A function that is called with each request, once it has been added to
             `requests` and before it is answered. It runs in the emulator's event loop, so it must
             not block.
@@ -81,14 +82,12 @@ class Emulator:
     ) -> None:
         contract.check(str, host=host, api_key=api_key)
         contract.check(int, port=port, seed=seed)
-        contract.check(int, float, NoneType, rate_limit=rate_limit)
-        contract.check_seconds(latency=latency, fault_latency=fault_latency)
-        if not 0 <= port <= 65535:  # noqa: PLR2004 - the largest TCP port
-            raise ValueError(f"port is {port}: give 0 to 65535, 0 for any free port")
+        contract.check_range(0, 65535, port=port)
+        contract.check_range(0, _DAY, latency=latency, fault_latency=fault_latency)
+        if rate_limit is not None:
+            contract.check_range(*_RATES, rate_limit=rate_limit)
         if not api_key:
             raise ValueError("api_key is empty: give the key that requests must carry")
-        if rate_limit is not None and not 0 < rate_limit < math.inf:
-            raise ValueError(f"rate_limit is {rate_limit}: give stops a second, above 0")
         if on_request is not None and not callable(on_request):
             raise ValueError(f"on_request is {on_request!r}: give a function of a ReceivedRequest")
         self.api_key = api_key
@@ -100,7 +99,7 @@ class Emulator:
         self._fault_latency = fault_latency
         self._answers = Answers(retry_after, fault_latency)
         self._interval = 0.0 if rate_limit is None else 1 / rate_limit
-        self._empty_at = -math.inf
+        self._empty_at = 0.0
         self._on_request = on_request
         self._faults = FaultPlan({} if faults is None else faults, seed)
         self._names: dict[str, str] = {}
@@ -245,10 +244,8 @@ class Emulator:
         missing = [it for it in targets if it not in received or self.status(*it) != "stopped"]
         others = [target for target in received if target not in targets]
         if missing or (only and others):
-            heading = "not stopped as expected:" if missing else "others were stopped as well:"
-            raise AssertionError(
-                explain(heading, {"-": missing, "+": others}, self._runtimes, stops)
-            )
+            marked = {"-": missing, "+": others}
+            raise AssertionError(explain(marked, self._runtimes, stops))
 
     def assert_not_stopped(self, workspace_id: str, *aliases: str) -> None:
         """Assert that some runtimes, at least one, were added, and that no stop of them had effect.
@@ -261,8 +258,7 @@ class Emulator:
         targets = self._targets(workspace_id, aliases)
         found = [it for it in targets if it in self._ended or it not in self._runtimes]
         if found:
-            heading = "stopped, or never added:"
-            raise AssertionError(explain(heading, {"+": found}, self._runtimes, self.stops))
+            raise AssertionError(explain({"+": found}, self._runtimes, self.stops))
 
     def inject(
         self,
