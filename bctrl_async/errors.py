@@ -57,15 +57,15 @@ class BctrlError(Exception):
 
     Args:
         summary: The failure in one line, without a full stop.
-        advice: The remedy; by default that of the class.
+        advice: The remedy; None for the default of the class.
         operation: The kind of call: `stop`, `get` or `list`.
         workspace_id: The workspace of the call.
         alias: The alias of the call.
-        attempts: The number of requests begun for this call.
+        attempts: The number of requests started for this call.
         may_have_stopped: True if any of these requests may have stopped the runtime; always False
             for a `get` or `list`.
-        accepted: True if a stop was answered with a 2xx status and a body that cannot be used: it
-            was accepted all the same (`BctrlNetworkError` only).
+        accepted: True if a stop was answered with a 2xx status and an unusable body, so that it
+            was accepted (`BctrlNetworkError` only).
         status: The HTTP status of the last answer.
         code: The server's error code, such as `runtime.not_active`.
         message: The server's message.
@@ -161,7 +161,7 @@ class BctrlNetworkError(BctrlError):
 class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
     """An attempt took longer than `timeout`, or an `api_key` function did.
 
-    `status` is set if the answer had begun to arrive.
+    `status` is set if the answer had started to arrive.
     """
 
     default_advice = "Allow a longer timeout; retrying is safe"
@@ -206,7 +206,7 @@ class BctrlNotFoundError(BctrlApiError):
     def names_runtime(self) -> bool:
         """True if the API reports that the workspace or the alias does not exist.
 
-        Its code then begins with `runtime.` or `workspace.` (contract: `runtime.not_found`). Any
+        Its code then starts with `runtime.` or `workspace.` (contract: `runtime.not_found`). Any
         other 404, such as a gateway's, says nothing about them.
         """
         return self.code is not None and self.code.startswith(("runtime.", "workspace."))
@@ -227,7 +227,7 @@ class BctrlRateLimitError(BctrlApiError):
     """429: too many requests; this one was not processed.
 
     Without a `status` it was not sent: an earlier answer's `Retry-After` exceeds this call's
-    patience. If that is more than a minute, one call a minute is sent all the same.
+    patience. If that is more than a minute, a probe is sent once a minute.
     """
 
     default_advice = "Limit the rate, or retry later"
@@ -245,7 +245,7 @@ def quote(name: object) -> str:
 
 
 def subject_of(error: BctrlError) -> str:
-    """Return how the text of an error begins: with the call and its target, if they are known."""
+    """Return the start of an error's text: the call and its target, if they are known."""
     if error.alias is not None:
         place = f"{quote(error.alias)} in workspace {quote(error.workspace_id)}"
     elif error.workspace_id is not None:
@@ -258,8 +258,8 @@ def subject_of(error: BctrlError) -> str:
 def is_unanswered(error: BctrlError) -> bool:
     """Return True if the API did not answer: no answer at all, or 502 or 504 from a gateway."""
     if isinstance(error, BctrlNetworkError):
-        # An answer that cannot be read, or is about another runtime, is one all the same. Without a
-        # key nothing was sent that the API could have answered.
+        # An unreadable or foreign answer is still an answer. Without a key nothing was sent that
+        # the API could have answered.
         return (
             error.status is None
             and error.argument is None

@@ -55,11 +55,7 @@ class AttemptObserver:
         return _NO_HEADERS
 
     def answered(self, status: int) -> None:
-        """Handle the start of the response.
-
-        Args:
-            status: The HTTP status.
-        """
+        """Handle the start of the response, which has this HTTP status."""
 
     def end(self, error: BaseException | None) -> None:
         """Handle the end of the attempt.
@@ -71,11 +67,7 @@ class AttemptObserver:
 
 class _WithAttempts:
     def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
-        """Handle the start of an attempt.
-
-        Args:
-            attempt: The attempt.
-        """
+        """Handle the start of an attempt."""
         del attempt
         return AttemptObserver()
 
@@ -87,11 +79,7 @@ class StopObserver(_WithAttempts):
     """
 
     def end(self, outcome: StopOutcome) -> None:
-        """Handle the end of the stop.
-
-        Args:
-            outcome: The outcome; the `index` of a single stop is 0.
-        """
+        """Handle the end of the stop; the outcome of a single stop has the `index` 0."""
 
 
 class CallObserver(_WithAttempts):
@@ -109,24 +97,14 @@ class BulkObserver:
     """An observer of one bulk stop."""
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of the stop of one target.
-
-        Args:
-            workspace_id: The workspace's id.
-            alias: The runtime's alias.
-        """
+        """Handle the start of the stop of one target."""
         del workspace_id, alias
         return StopObserver()
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that belongs to no stop of this run.
 
-        It asks whether the server is up, after a request that was not answered.
-
-        Args:
-            operation: The operation of the API: `get`.
-            workspace_id: The workspace's id.
-            alias: The runtime's alias.
+        The call is a `get` that asks whether the server is up, after a request without an answer.
         """
         del operation, workspace_id, alias
         return CallObserver()
@@ -135,29 +113,17 @@ class BulkObserver:
         """Handle an outcome of this run, even if its stop was never started.
 
         Outcomes that an earlier run recorded in the journal are not reported again.
-
-        Args:
-            outcome: The outcome.
         """
 
     def end(self, report: StopReport) -> None:
-        """Handle the end of the bulk stop.
-
-        Args:
-            report: The report.
-        """
+        """Handle the end of the bulk stop."""
 
 
 class Observer:
     """An observer of all calls of a session. Several sessions may share it."""
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a single stop, before it waits for a slot.
-
-        Args:
-            workspace_id: The workspace's id.
-            alias: The runtime's alias.
-        """
+        """Handle the start of a single stop, before it waits for a slot."""
         del workspace_id, alias
         return StopObserver()
 

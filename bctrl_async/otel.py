@@ -263,13 +263,11 @@ class _Attempt(AttemptObserver):
             self._meters.attempts.add(1, response)
             if self._status in THROTTLED:
                 self._meters.throttled.add(1, response)
-        if self._span.is_recording():
-            if self._status is not None:
-                self._span.set_attribute("http.response.status_code", self._status)
-            if error is not None:
-                # By the conventions, an error status needs no description.
-                has_error_status = (self._status or 0) >= HTTPStatus.BAD_REQUEST
-                _fail(self._span, error, with_text=not has_error_status)
+        self._span.set_attributes(response)
+        if error is not None:
+            # By the conventions, an error status needs no description.
+            has_error_status = (self._status or 0) >= HTTPStatus.BAD_REQUEST
+            _fail(self._span, error, with_text=not has_error_status)
         self._span.end()
 
 
