@@ -69,45 +69,30 @@ async def test_with_only_a_stop_of_another_runtime_is_a_difference_whatever_its_
 
 
 @pytest.mark.parametrize(
-    ("answer", "described"),
+    ("answer", "described", "took_effect"),
     [
-        (Fault.FAILED, "failed; answered 200 (failed)"),
-        (Reply(200, takes_effect=False), "active; answered 200 (a Reply)"),
+        # A runtime that has failed passed for one that still runs.
+        (Fault.FAILED, "failed; answered 200 (failed)", True),
+        (Reply(200, takes_effect=False), "active; answered 200 (a Reply)", False),
+        (Fault.DROP_BEFORE, "active; answered not at all (drop_before) 4 times", False),
     ],
-    ids=["failed", "without effect"],
+    ids=["failed", "without effect", "dropped"],
 )
-async def test_an_answered_stop_without_effect_is_not_a_stopped_runtime(
-    emulator: Emulator, session: BctrlSession, answer: Fault | Reply, described: str
+async def test_only_a_runtime_that_says_so_is_stopped(
+    emulator: Emulator,
+    session: BctrlSession,
+    answer: Fault | Reply,
+    *,
+    described: str,
+    took_effect: bool,
 ) -> None:
-    emulator.inject(answer)
+    emulator.poison("ws-1", "crm", answer)
     await stop(session, "ws-1/crm")
     assert described in difference(emulator.assert_stopped, "ws-1", "crm")
-
-
-async def test_a_stop_after_which_a_runtime_has_failed_took_effect(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    """Fault: the runtime is not stopped but failed, so it passed for one that still runs."""
-    emulator.inject(Fault.FAILED)
-    await stop(session, "ws-1/crm")
-    assert "failed; answered 200" in difference(emulator.assert_not_stopped, "ws-1", "crm")
-
-
-async def test_an_answered_stop_that_takes_no_effect_did_not_stop_anything(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    emulator.inject(Reply(200, takes_effect=False))
-    await stop(session, "ws-1/crm")
-    emulator.assert_not_stopped("ws-1", "crm")
-
-
-async def test_a_request_without_an_answer_is_named(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    emulator.poison("ws-1", "crm", Fault.DROP_BEFORE)
-    await stop(session, "ws-1/crm")
-    message = difference(emulator.assert_stopped, "ws-1", "crm")
-    assert "active; answered not at all (drop_before) 4 times" in message
+    if took_effect:
+        assert described in difference(emulator.assert_not_stopped, "ws-1", "crm")
+    else:
+        emulator.assert_not_stopped("ws-1", "crm")
 
 
 async def test_a_runtime_that_was_never_running_must_still_receive_a_stop(
