@@ -43,6 +43,8 @@ except ModuleNotFoundError as _error:
 
 __all__ = ["OpenTelemetry"]
 
+_ANSWERED = frozenset({StopResult.ACCEPTED, StopResult.NOT_FOUND})
+"""Results that are no failure of a call, although the runtime may run."""
 # The boundaries that the conventions recommend for `http.client.request.duration`.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
@@ -207,7 +209,7 @@ class _Stop(_WithSpan, StopObserver):
             span.set_attribute("bctrl.result", outcome.result.value)
             if error is not None:
                 span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
-            if error is not None and not outcome.result.settled:
+            if error is not None and outcome.result not in _ANSWERED:
                 _fail(span, error)
         span.end()
 

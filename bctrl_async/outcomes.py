@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -13,12 +13,10 @@ import msgspec
 from msgspec.structs import asdict
 
 from bctrl_async.errors import (
-    BctrlApiError,
     BctrlConfigError,
     BctrlConflictError,
     BctrlError,
     BctrlNotFoundError,
-    BctrlResponseError,
 )
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 
@@ -26,25 +24,23 @@ __all__ = ["RuntimeState", "StopOutcome", "StopReport", "StopResult"]
 
 
 class StopResult(StrEnum):
-    """The result of a stop.
+    """The result of a stop: what the server said to it.
 
-    `stopped`, `accepted`, `already_stopped` and `not_found` are settled: the server has taken or
-    answered the stop. After `accepted`, the runtime may still run.
+    Whether the runtime runs is another question, which `StopOutcome.state` answers.
     """
 
     STOPPED = "stopped"
     """The server confirmed that the runtime is stopped."""
     ACCEPTED = "accepted"
-    """The server accepted the stop but did not confirm it. A run that resumes from a journal sends
-    it again, unless the runtime is known to have ended."""
+    """The server accepted the stop but did not confirm it."""
     ALREADY_STOPPED = "already_stopped"
     """The runtime was not running."""
     NOT_FOUND = "not_found"
-    """The workspace or alias is unknown. A failure, unless `missing_ok` was given."""
+    """The workspace or alias is unknown."""
     REJECTED = "rejected"
-    """The server rejected or throttled the stop to the end, or the target is invalid."""
+    """The server's last word was no, throttling included; or the target is invalid."""
     NOT_SENT = "not_sent"
-    """This run did nothing: the server received no request of it, or throttled all of them."""
+    """No request was sent."""
     UNKNOWN = "unknown"
     """A request was sent but no answer settled it: the runtime may have stopped."""
 
@@ -52,21 +48,16 @@ class StopResult(StrEnum):
         # Keeps printed counts short.
         return repr(self.value)
 
-    @property
-    def settled(self) -> bool:
-        """True if the server has taken or answered the stop, but not rejected or throttled it."""
-        return self in _SETTLED
-
 
 class RuntimeState(StrEnum):
-    """The state of a runtime when its outcome was recorded."""
+    """The state of a runtime when its outcome was recorded, by the server's own word."""
 
     NOT_RUNNING = "not_running"
-    """The server said so: `stopped`, `already_stopped`, or `accepted` and then `failed` or gone;
-    with `missing_ok`, also `not_found`."""
+    """It is `stopped`, `already_stopped`, `failed`, or gone since its stop was accepted. With
+    `missing_ok`, also `not_found`."""
     STILL_RUNNING = "still_running"
-    """The server said so: its last status is `active`, in the answer, in a poll, or in the list of
-    `stop_workspace`."""
+    """Its last status is `active`, in the answer, in a poll, or in the list of `stop_workspace`
+    if no request can have stopped it since."""
     UNCONFIRMED = "unconfirmed"
     """The server said neither, or does not know the runtime (`not_found` without `missing_ok`)."""
     INVALID = "invalid"
@@ -75,52 +66,17 @@ class RuntimeState(StrEnum):
     @property
     def text(self) -> str:
         """The state in words, such as `still running`."""
-        return self.value.replace("_", " ")
+        return self.replace("_", " ")
 
 
 now: Callable[[], datetime] = partial(datetime.now, UTC)
 """Return the current time in UTC."""
 
-_SETTLED = frozenset(
-    {StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED, StopResult.NOT_FOUND}
-)
+_NOT_RUNNING = RuntimeState.NOT_RUNNING
+_STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 _RESULTS = {RuntimeStatus.STOPPED: StopResult.STOPPED}
 """The results of statuses; the result of any other is `accepted`."""
 _ACCEPTED = StopResult.ACCEPTED
-_SETTLED_AND_FOUND = _SETTLED - {StopResult.NOT_FOUND}
-
-
-def has_ended(outcome: StopOutcome) -> bool:
-    """Return True if the runtime of an accepted stop no longer runs: it failed, or is gone."""
-    match outcome.error:
-        case BctrlNotFoundError(names_runtime=True):
-            return True
-    return outcome.runtime is not None and outcome.runtime.status.is_final
-
-
-def is_only_accepted(outcome: StopOutcome) -> bool:
-    """Return True if a stop was accepted whose runtime may not have ended."""
-    return outcome.result is StopResult.ACCEPTED and not has_ended(outcome)
-
-
-def may_run(outcome: StopOutcome) -> bool:
-    """Return True if the server said of the runtime that it runs, or may run.
-
-    So it did if it accepted the stop: that of a runtime that does not run is a conflict. A stop
-    that is `unknown`, `rejected` or `not_sent` says nothing of the runtime by itself, but a list or
-    a poll may have described it.
-    """
-    if is_only_accepted(outcome):
-        return True
-    return outcome.runtime is not None and not outcome.runtime.status.is_final
-
-
-def successes(*, missing_ok: bool) -> frozenset[StopResult]:
-    """Return the results that are not failures of a bulk stop.
-
-    `not_found` is settled, but a mistyped workspace gives nothing else, while everything runs on.
-    """
-    return _SETTLED if missing_ok else _SETTLED_AND_FOUND
 
 
 class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,26 +85,35 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         index: The target's position in the input, from 0.
         target: The runtime to stop.
-        result: The result.
+        result: What the server said to the stop.
+        state: Whether the runtime runs, by the server's own word.
         runtime: The runtime as last described by the server, in the answer, in a poll, or in the
             list of `stop_workspace`; None if it was not.
-        error: The error that explains the result, or None.
+        error: The error that explains why the outcome is not `ok`; None where it is.
         attempts: The number of stop requests started; polls are not counted.
         elapsed: Seconds from reading the target to this outcome.
         at: The time at which the outcome became known, in UTC. If `runtime` is as polled or listed
-            apart from an answer to the stop, that of the poll or the list.
+            apart from an answer to the stop, the time of the poll or the list.
+        request_id: The server's id of the last stop request that it answered, or None.
         resumed: True if the outcome comes from an earlier run's journal.
     """
 
     index: int
     target: RuntimeRef
     result: StopResult
+    state: RuntimeState
     runtime: Runtime | None = None
     error: BctrlError | None = None
     attempts: int = 1
     elapsed: float = 0.0
     at: datetime = msgspec.field(default_factory=now)
+    request_id: str | None = None
     resumed: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """True if the runtime no longer runs, by the server's own word."""
+        return self.state is _NOT_RUNNING
 
     def to_dict(self) -> dict[str, object]:
         """Return the outcome as JSON values, which any encoder takes.
@@ -157,35 +122,10 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         text and the facts of the error.
         """
         record = OutcomeRecord.of(self)
-        # Only a field that is not its default is among the builtins.
+        # A field at its default is missing among the builtins.
         fields: dict[str, object] = asdict(record) | msgspec.to_builtins(record)
         fields["error"] = None if self.error is None else _error_dict(self.error)
         return fields
-
-
-def state_of(outcome: StopOutcome, *, missing_ok: bool) -> RuntimeState:
-    """Return the state of the runtime of an outcome.
-
-    Args:
-        outcome: The outcome.
-        missing_ok: Take a runtime that is `not_found` for one that does not run. Otherwise its
-            name may be mistyped.
-    """
-    match outcome.result:
-        case StopResult.STOPPED | StopResult.ALREADY_STOPPED:
-            return RuntimeState.NOT_RUNNING
-        case StopResult.NOT_FOUND:
-            return RuntimeState.NOT_RUNNING if missing_ok else RuntimeState.UNCONFIRMED
-    if has_ended(outcome):
-        return RuntimeState.NOT_RUNNING
-    # A later version of the contract may have other statuses.
-    match outcome.runtime:
-        case Runtime(status=RuntimeStatus.ACTIVE):
-            return RuntimeState.STILL_RUNNING
-    match outcome.error:
-        case BctrlConfigError(reason_class="invalid_input"):
-            return RuntimeState.INVALID
-    return RuntimeState.UNCONFIRMED
 
 
 class StopReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,9 +134,8 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         total: The number of targets read; the counts add up to it.
         counts: The number of outcomes for each result; 0 for a result that did not occur.
-        failures: The outcomes that are not settled, and those that are `not_found` unless
-            `missing_ok` was given, in order of completion.
         states: The number of runtimes by state; the numbers add up to `total`.
+        failures: The outcomes that are not `ok`, in order of completion.
         elapsed: The duration of the run in seconds.
         retries: The number of stop requests beyond the first for each target.
         throttled: The number of 429 and 503 answers.
@@ -206,34 +145,53 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
 
     total: int
     counts: Counter[StopResult]
-    failures: tuple[StopOutcome, ...]
     states: Counter[RuntimeState]
+    failures: tuple[StopOutcome, ...]
     elapsed: float
-    retries: int
-    throttled: int
+    retries: int = 0
+    throttled: int = 0
     resumed: int = 0
     ended_early: BctrlError | None = None
 
+    @classmethod
+    def from_outcomes(
+        cls,
+        outcomes: Iterable[StopOutcome],
+        *,
+        elapsed: float = 0.0,
+        ended_early: BctrlError | None = None,
+    ) -> Self:
+        """Count outcomes, such as those of `read_journals`.
+
+        Args:
+            outcomes: One outcome for each target.
+            elapsed: The duration in seconds.
+            ended_early: Why there are targets without an outcome, or None if there are none.
+        """
+        tally = OutcomeTally()
+        for outcome in outcomes:
+            tally.add(outcome)
+        return cls(
+            total=sum(tally.counts.values()),
+            counts=Counter(tally.counts),
+            states=Counter(tally.states),
+            failures=tuple(tally.failures),
+            elapsed=elapsed,
+            retries=tally.retries,
+            resumed=tally.resumed,
+            ended_early=ended_early,
+        )
+
     @property
     def ok(self) -> bool:
-        """True if the whole input was read and there are no failures.
+        """True if the whole input was read and no runtime in it runs any longer.
 
-        The runtime of an `accepted` stop may still run: `all_stopped` is the stricter answer.
+        An input without targets is `ok`: check `total` where a list may have come out empty.
         """
         return not self.failures and self.ended_early is None
 
-    @property
-    def all_stopped(self) -> bool:
-        """True if the report is `ok` and no runtime runs any longer, by what the server said.
-
-        So it is of an input without targets: check `total` where a list may have come out empty.
-        Pass `verify=True` to a bulk stop: otherwise nothing polls what was `accepted`, and this is
-        False though the runtime may have ended.
-        """
-        return self.ok and self.states[RuntimeState.NOT_RUNNING] == self.total
-
     def __str__(self) -> str:
-        known = [f"{self.states[RuntimeState.NOT_RUNNING]:,} of {self.total:,} no longer running"]
+        known = [f"{self.states[_NOT_RUNNING]:,} of {self.total:,} no longer running"]
         others = (RuntimeState.STILL_RUNNING, RuntimeState.UNCONFIRMED, RuntimeState.INVALID)
         known += [f"{self.states[state]:,} {state.text}" for state in others if self.states[state]]
         text = f"{', '.join(known)} after {self.elapsed:.2f} s"
@@ -252,7 +210,6 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         """
         return {
             "ok": self.ok,
-            "all_stopped": self.all_stopped,
             "total": self.total,
             "counts": {result.value: self.counts[result] for result in StopResult},
             "states": {state.value: self.states[state] for state in RuntimeState},
@@ -265,18 +222,41 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     def raise_for_failures(self) -> None:
-        """Raise unless the report is `ok`, which does not mean that it is `all_stopped`.
+        """Raise unless the report is `ok`.
 
         Raises:
             ExceptionGroup: The error of each failure, after `ended_early` if it is set.
         """
         errors = [outcome.error for outcome in self.failures if outcome.error is not None]
-        summary = f"{len(self.failures)} of {self.total} stops failed"
+        summary = f"{len(self.failures)} of {self.total} runtimes may still be running"
         if self.ended_early is not None:
             errors.insert(0, self.ended_early)
             summary += ", and the run ended early"
         if errors:
             raise ExceptionGroup(summary, errors)
+
+
+class OutcomeTally:
+    """Counts of outcomes, and the outcomes that are not ok."""
+
+    def __init__(self) -> None:
+        # Adding 1 in a Counter would cost twice as much.
+        self.counts: dict[StopResult, int] = defaultdict(int)
+        self.states: dict[RuntimeState, int] = defaultdict(int)
+        self.failures: list[StopOutcome] = []
+        self.retries: int = 0
+        self.resumed: int = 0
+
+    def add(self, outcome: StopOutcome) -> None:
+        """Count an outcome."""
+        self.counts[outcome.result] += 1
+        self.states[outcome.state] += 1
+        if outcome.state is not _NOT_RUNNING:
+            self.failures.append(outcome)
+        if outcome.resumed:
+            self.resumed += 1
+        elif outcome.attempts > 1:
+            self.retries += outcome.attempts - 1
 
 
 class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -309,10 +289,13 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     workspace_id: str
     alias: str
     result: StopResult
+    state: RuntimeState
     at: Annotated[datetime, msgspec.Meta(tz=True)]
+    ok: bool = False
     attempts: int = 0
-    resumed: bool = False
     elapsed: float = 0.0
+    request_id: str | None = None
+    resumed: bool = False
     runtime: Runtime | None = None
     error: ErrorRecord | None = None
 
@@ -324,10 +307,13 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             workspace_id=outcome.target.workspace_id,
             alias=outcome.target.alias,
             result=outcome.result,
+            state=outcome.state,
             at=outcome.at,
+            ok=outcome.ok,
             attempts=outcome.attempts,
-            resumed=outcome.resumed,
             elapsed=round(outcome.elapsed, 6),
+            request_id=outcome.request_id,
+            resumed=outcome.resumed,
             runtime=outcome.runtime,
             error=None if outcome.error is None else ErrorRecord.of(outcome.error),
         )
@@ -351,13 +337,25 @@ def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a t
             return StopResult.ACCEPTED
         case BctrlError(may_have_stopped=True):
             return StopResult.UNKNOWN
-        case (
-            BctrlApiError(status=int())
-            | BctrlResponseError(status=int())
-            | BctrlConfigError(reason_class="invalid_input")
-        ):
+        # An error has the status of the last answer, also if a later attempt had none.
+        case BctrlError(status=int()) | BctrlConfigError(reason_class="invalid_input"):
             return StopResult.REJECTED
     return StopResult.NOT_SENT
+
+
+def state_of(result: StopResult, runtime: Runtime | None, error: BctrlError | None) -> RuntimeState:
+    """Return the state of a runtime, given what is known of it."""
+    if result in _STOPPED:
+        return RuntimeState.NOT_RUNNING
+    match runtime, error:
+        case Runtime(status=status), _ if status.is_final:
+            return RuntimeState.NOT_RUNNING
+        # A later version of the contract may have other statuses.
+        case Runtime(status=RuntimeStatus.ACTIVE), _:
+            return RuntimeState.STILL_RUNNING
+        case None, BctrlConfigError(reason_class="invalid_input"):
+            return RuntimeState.INVALID
+    return RuntimeState.UNCONFIRMED
 
 
 def outcome_of(
@@ -368,15 +366,38 @@ def outcome_of(
     result: StopResult | None = None,
     attempts: int = 0,
     elapsed: float = 0.0,
+    request_id: str | None = None,
 ) -> StopOutcome:
     """Return the outcome of a stop whose call ended with a runtime or an error."""
     runtime, error = (ended, None) if isinstance(ended, Runtime) else (None, ended)
+    result = result or result_of(ended)
+    state = state_of(result, runtime, error)
+    if error is not None:
+        request_id = error.request_id or request_id
+    if state is _NOT_RUNNING:
+        error = None
+    elif runtime is not None:
+        error = only_accepted(target, runtime, attempts)
     return StopOutcome(
         index=index,
         target=target,
-        result=result or result_of(ended),
+        result=result,
+        state=state,
         runtime=runtime,
         error=error,
         attempts=attempts,
         elapsed=elapsed,
+        request_id=request_id,
+    )
+
+
+def only_accepted(target: RuntimeRef, runtime: Runtime, attempts: int) -> BctrlError:
+    """Return the error of a stop that was accepted, whose runtime may still run."""
+    return BctrlError(
+        f"the stop was accepted, and the runtime was still {runtime.status.value!r:.50} after it",
+        advice="Look at it again, or stop it again: a stop is safe to repeat",
+        workspace_id=target.workspace_id,
+        alias=target.alias,
+        attempts=attempts,
+        may_have_stopped=True,
     )

@@ -29,6 +29,7 @@ from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._targets import Input, Listing, Targets
+from bctrl_async.bulk._verify import verify_for
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlConflictError,
@@ -386,7 +387,7 @@ class BctrlSession:
         retry: RetryPolicy | None = None,
         journal: str | os.PathLike[str] | None = None,
         journal_max_age: float | None = None,
-        verify: bool = False,
+        verify: bool | float = True,
         missing_ok: bool = False,
     ) -> StopBatch:
         """Stop any number of runtimes, with one outcome for each and no exception for any.
@@ -404,8 +405,8 @@ class BctrlSession:
         any other input is read no further.
 
         Args:
-            targets: Any iterable or async iterable of `RuntimeRef`s or pairs (workspace id, alias).
-                Any other item becomes a `rejected` outcome.
+            targets: Any iterable or async iterable of pairs (workspace id, alias), `RuntimeRef`s or
+                `Runtime`s. Any other item becomes a `rejected` outcome.
             concurrency: The most stops at once, from 1 to the session's `max_connections`, which is
                 the default.
             deadline: Seconds after which the run is aborted, above 0; None sets no deadline.
@@ -422,13 +423,13 @@ class BctrlSession:
             journal_max_age: Seconds since the journal was begun, above 0, beyond which it is
                 rejected; None rejects none.
             verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a
-                status that is not final, until it is `stopped`, `not_found` or `failed`. A failed
-                runtime no longer runs: its outcome is `accepted`. An outcome stays as it was, with
-                the runtime as last polled, if the deadline, or without one the policy's patience,
-                ends first; an `unknown` one, if the runtime is still active after 30 s. Polls have
-                the lowest priority; up to a thousand runtimes are polled beside the stops.
-            missing_ok: Do not count `not_found` as a failure. A mistyped workspace gives nothing
-                else, so by default the report is not `ok` then.
+                status that is not final, until it no longer runs or is `not_found`: at least once,
+                and for 30 s after its stop was answered or given up. A number sets another time in
+                seconds, above 0; False polls none. What is not known by then is `unconfirmed` or
+                `still_running` in `StopOutcome.state`. Polls have the lowest priority; up to a
+                thousand runtimes are polled beside the stops.
+            missing_ok: Count a runtime that is `not_found` as no longer running. A mistyped
+                workspace gives nothing else, so by default the report is not `ok` then.
 
         Returns:
             The bulk stop: await it for its `StopReport`, or enter it and iterate. Both raise the
@@ -436,7 +437,8 @@ class BctrlSession:
 
         Raises:
             BctrlConfigError: Here if an argument is invalid; when awaited or entered if the session
-                cannot be used; when awaited or iterated over if the journal is in use (then it is a
+                cannot be used; when awaited or iterated over if the first item is of another type,
+                such as a string, or the journal is in use (then it is a
                 `journal.JournalInUseError`), damaged, foreign, too old, or of another version.
         """
         return self._bulk(
@@ -464,7 +466,7 @@ class BctrlSession:
         retry: RetryPolicy | None = None,
         journal: str | os.PathLike[str] | None = None,
         journal_max_age: float | None = None,
-        verify: bool = False,
+        verify: bool | float = True,
         missing_ok: bool = False,
     ) -> StopBatch:
         """Stop the runtimes of a workspace that have not ended, or those that `where` selects.
@@ -553,7 +555,7 @@ class BctrlSession:
         retry: RetryPolicy | None,
         journal: str | os.PathLike[str] | None,
         journal_max_age: float | None,
-        verify: bool,
+        verify: bool | float,
         missing_ok: bool,
     ) -> StopBatch:
         if deadline is not None:
@@ -561,13 +563,20 @@ class BctrlSession:
         limit, policy = self._time_limit(timeout), self._policy(retry).for_bulk(deadline)
         workers = self._limiter.limit
         if concurrency is not None:
-            workers = min(workers, _config.count(concurrency, "concurrency"))
+            workers = _config.count(concurrency, "concurrency")
+            if workers > self._limiter.limit:
+                raise BctrlConfigError(
+                    f"invalid concurrency {concurrency}: expected at most the session's "
+                    f"max_connections, {self._limiter.limit}",
+                    advice="Raise max_connections",
+                    argument="concurrency",
+                )
         if source.length is not None:
             workers = min(workers, source.length)
         _config.check_type(journal, str | os.PathLike | None, "journal", "the path of a file")
         if journal_max_age is not None:
             journal_max_age = _config.seconds(journal_max_age, "journal_max_age")
-        _config.check_flags(verify=verify, missing_ok=missing_ok)
+        _config.check_flags(missing_ok=missing_ok)
         if on_outcome is not None and not callable(on_outcome):
             raise _config.invalid_type("on_outcome", on_outcome, "a function")
         run = Run(
@@ -575,7 +584,7 @@ class BctrlSession:
             self._sender,
             make_call=partial(self._make_call, STOP, limit, policy, first_priority=Priority.BULK),
             make_read=partial(self._make_read, limit),
-            verify=verify,
+            verify=verify_for(verify),
             policy=policy,
             concurrency=max(workers, 1),
             deadline=deadline,

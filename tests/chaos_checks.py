@@ -12,6 +12,7 @@ from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
 _CLAIMS_STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
 _CLAIMS_NO_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
+_ANSWERED = _CLAIMS_STOPPED | {StopResult.NOT_FOUND}
 _THROTTLED = frozenset({429, 503})
 _FINAL_NO = frozenset({307, 401, 404, *_THROTTLED})
 _CUT = frozenset({Fault.TRUNCATED_JSON, Fault.SLOW_DRIP})
@@ -34,14 +35,7 @@ def settled_targets(entries: Iterable[Record]) -> set[tuple[str, str]]:
     """Return the targets that a resumed run would not send again."""
     # Over a stream a target may be there several times, each of which is a stop of its own.
     last = {(entry["workspace_id"], entry["alias"]): entry for entry in entries}
-    return {target for target, entry in last.items() if _has_ended(entry)}
-
-
-def _has_ended(entry: Record) -> bool:
-    if entry["result"] != StopResult.ACCEPTED:
-        return not _is_failure(StopResult(entry["result"]))
-    is_final = entry.get("runtime", {}).get("status") in {"stopped", "failed"}
-    return is_final or entry.get("error", {}).get("status") == 404
+    return {target for target, entry in last.items() if entry.get("ok")}
 
 
 def check_account(
@@ -50,7 +44,7 @@ def check_account(
     """Compare the entries of the journal with the report and the delivered outcomes."""
     indices = Counter(entry["index"] for entry in entries)
     results = Counter(StopResult(entry["result"]) for entry in entries)
-    failed = {entry["index"] for entry in entries if _is_failure(StopResult(entry["result"]))}
+    failed = {entry["index"] for entry in entries if not entry.get("ok")}
     rules = {
         "a target has two outcomes": max(indices.values(), default=1) == 1,
         "a target has no outcome": sorted(indices) == list(range(report.total)),
@@ -62,10 +56,6 @@ def check_account(
         "a delivered outcome is not in the journal": delivered.keys() <= indices.keys(),
     }
     yield from (problem for problem, holds in rules.items() if not holds)
-
-
-def _is_failure(result: StopResult) -> bool:
-    return not result.settled or result is StopResult.NOT_FOUND
 
 
 def check_targets(
@@ -99,7 +89,7 @@ def check_targets(
     for target, group in by_target.items():
         rules = _contradictions(group, requests[target], before[target], emulator.status(*target))
         results = [entry["result"] for entry in group]
-        if target in poisoned and any(StopResult(result).settled for result in results):
+        if target in poisoned and not _ANSWERED.isdisjoint(results):
             yield f"target {group[0]['index']} is {results}, but every answer to it was a fault"
         for problem in rules:
             yield f"target {group[0]['index']} is {results}, but {problem}"

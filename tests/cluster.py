@@ -268,9 +268,7 @@ class Run:
     def _problems(self, record: dict[str, tuple[int, str]]) -> Iterator[str]:
         """Compare the journal with the record of the server."""
         entries = read_lines(self._journal.read_bytes()).entries
-        settled = Counter(
-            entry["alias"] for entry in entries if StopResult(entry["result"]).settled
-        )
+        settled = Counter(entry["alias"] for entry in entries if entry.get("ok"))
         if (several := [alias for alias, count in settled.items() if count > 1]) != []:
             yield f"{len(several)} targets have two settled outcomes, such as {several[0]}"
         last = {entry["alias"]: StopResult(entry["result"]) for entry in entries}

@@ -263,10 +263,9 @@ class TestObserved:
         [outcome] = recorder.outcomes
         assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
         assert outcome.runtime is runtime
-        assert isinstance(outcome.error, BctrlConflictError)
-        assert outcome.error.may_have_stopped
+        assert (outcome.ok, outcome.error) == (True, None)
 
-    async def test_if_the_get_fails_the_outcome_has_the_conflict_that_is_raised(
+    async def test_if_the_get_fails_the_outcome_is_the_one_of_the_conflict(
         self, emulator: Emulator, connect: Connect
     ) -> None:
         emulator.inject(Fault.DROP_AFTER)
@@ -278,4 +277,5 @@ class TestObserved:
 
         [outcome] = recorder.outcomes
         assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
-        assert (outcome.runtime, outcome.error) == (None, caught.value)
+        assert caught.value.may_have_stopped
+        assert (outcome.runtime, outcome.ok, outcome.error) == (None, True, None)

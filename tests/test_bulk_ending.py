@@ -511,7 +511,7 @@ class TestDeadline:
 
         assert (report.total, report.ok) == (0, False)
 
-    async def test_a_throttled_target_is_not_sent(
+    async def test_a_throttled_target_is_rejected(
         self, emulator: Emulator, session: BctrlSession
     ) -> None:
         emulator.inject(*[Fault.RATE_LIMITED] * 100)
@@ -521,7 +521,7 @@ class TestDeadline:
         report = await end_while_throttled(batch)
 
         [failure] = report.failures
-        assert failure.result is NOT_SENT
+        assert failure.result is StopResult.REJECTED
         assert failure.error is not None
         assert failure.error.status == 429
         assert "aborted before it was sent again: the deadline of 9.5 s" in str(failure.error)
@@ -583,7 +583,7 @@ class TestEndedByError:
         assert [outcome.result for outcome in outcomes] == [STOPPED, UNKNOWN, "rejected"]
         assert unanswered.attempts == emulator.received["ws-1", "r1"] == 1
 
-    async def test_a_throttled_target_is_not_sent_if_the_key_can_no_longer_be_fetched(
+    async def test_a_throttled_target_is_rejected_if_the_key_can_no_longer_be_fetched(
         self, emulator: Emulator
     ) -> None:
         calls = 0
@@ -600,7 +600,7 @@ class TestEndedByError:
             report = await session.stop_runtimes([("ws-1", "crm")])
 
         assert emulator.received.total() == 1
-        assert report.counts == {NOT_SENT: 1}
+        assert report.counts == {StopResult.REJECTED: 1}
 
     async def test_a_retry_after_beyond_the_patience_ends_the_run(self) -> None:
         async with Emulator(port=0, retry_after="301") as emulator:
@@ -678,10 +678,9 @@ class TestEndedByError:
 
         assert not batch.report.ok
 
-    async def test_a_target_that_is_throttled_as_the_session_is_closed_is_not_sent(
+    async def test_a_target_that_is_throttled_as_the_session_is_closed_is_rejected(
         self, emulator: Emulator
     ) -> None:
-        """Fault: on a borrowed pool, which still gets the answer, it was `rejected`."""
         emulator.inject(Fault.RATE_LIMITED)
         async with aiohttp.ClientSession() as http:
             session = BctrlSession("emulator-key", base_url=emulator.url, http=http)
@@ -690,7 +689,7 @@ class TestEndedByError:
             await session.close()
             report = await running
 
-        assert report.counts == {NOT_SENT: 1}
+        assert report.counts == {StopResult.REJECTED: 1}
 
     async def test_a_closed_session_is_an_error_before_any_target_is_read(
         self, connect: Connect

@@ -32,6 +32,7 @@ from bctrl_async import (
     BctrlSession,
     RuntimeFilter,
     RuntimeRef,
+    RuntimeState,
     StopBatch,
     StopOutcome,
     StopReport,
@@ -267,11 +268,9 @@ async def test_every_alias_gets_an_aligned_line(emulator: Emulator, command: Com
         "a       stopped          0.0 s\n"
         "b       stopped          0.0 s, 2 attempts\n"
         "c       accepted         0.0 s, status paused (unconfirmed)\n"
-        "d       already_stopped  the server answered 409 runtime.not_active: "
-        "Nothing runs under that alias.\n"
+        "d       already_stopped  0.0 s\n"
         "日本    accepted         the server answered 200, but the body is not JSON\n"
-        "nobody  not_found        the server answered 404 runtime.not_found: "
-        "No such workspace or alias.\n"
+        "nobody  not_found        0.0 s\n"
         "4 of 6 no longer running, 2 unconfirmed after 0.0 s: "
         "2 stopped, 2 accepted, 1 already_stopped, 1 not_found\n"
     )
@@ -344,7 +343,7 @@ async def test_an_accepted_stop_shows_its_status_and_is_not_green(
 async def test_an_unknown_stop_shows_that_the_runtime_still_runs(
     emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bctrl_async.bulk._verify._UNCONFIRMED_PATIENCE", 0.01)
+    monkeypatch.setattr("bctrl_async.bulk._verify.VERIFY_FOR", 0.01)
     emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
     code, out, _ = await command("stop", "ws", "a", "b")
     line = next(line for line in out.splitlines() if line.startswith("b"))
@@ -404,7 +403,10 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
         "workspace_id": "ws",
         "alias": "a",
         "result": "stopped",
+        "ok": True,
+        "state": "not_running",
         "attempts": 2,
+        "request_id": found[0]["request_id"],
         "resumed": False,
         "error": None,
     }
@@ -412,18 +414,15 @@ async def test_json_prints_one_object_per_alias_and_nothing_else(
         "workspace_id": "ws",
         "alias": "nobody",
         "result": "not_found",
+        "ok": True,
+        "state": "not_running",
         "attempts": 1,
+        "request_id": found[1]["request_id"],
         "resumed": False,
         "runtime": None,
-        "error": {
-            "type": "BctrlNotFoundError",
-            "message": found[1]["error"]["message"],  # type: ignore[index]
-            "status": 404,
-            "code": "runtime.not_found",
-            "request_id": found[1]["error"]["request_id"],  # type: ignore[index]
-            "may_have_stopped": False,
-        },
+        "error": None,
     }
+    assert str(found[1]["request_id"]).startswith("req_")
     assert [found[index]["result"] for index in (2, 3)] == ["rejected", "rejected"]
     assert [found[index]["attempts"] for index in (2, 3)] == [0, 0]
     assert (code, without_times(err)) == (
@@ -596,13 +595,13 @@ async def test_a_long_line_wraps_within_its_column_on_a_terminal(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
-    args = ("stop", "--ignore-not-found", "ws", "a", "nobody")
+    args = ("stop", "ws", "a", "nobody")
     process = await start(*program(), *args, stdout=terminal.fd, stderr=terminal.fd)
     lines = (await terminal.rest()).splitlines()
-    assert await process.wait() == 0
-    assert all(len(line) <= 80 for line in lines)
+    assert await process.wait() == 1
     at = next(index for index, line in enumerate(lines) if "not_found" in line)
-    assert lines[at + 1] == " " * 25 + "workspace or alias."
+    assert all(len(line) <= 80 for line in lines[: at + 2])
+    assert lines[at + 1].startswith(" " * 25)
     assert emulator.status("ws", "a") == "stopped"
 
 
@@ -1182,7 +1181,7 @@ async def test_the_first_ctrl_c_stops_reading_and_waits_for_requests_in_flight(
     await until(lambda: len(emulator.requests) == 2)
 
     said = await begin_to_end(process, signal_)
-    assert said == f"1 of 4 settled, 1 in flight, {NOTICE}, 1 stopped\n"
+    assert said == f"1 of 4 sent, 1 in flight, {NOTICE}, 1 stopped\n"
     emulator.held.clear()
     code, out, err = await finish(process)
 
@@ -1513,7 +1512,7 @@ async def test_nothing_is_drawn_beside_a_pipe_for_the_results(
     assert (json.loads(out)["result"], code) == ("stopped", 130)
     assert "\x1b" not in await terminal.rest()
     line, _ = terminal.text.splitlines()
-    assert line.startswith("0 of 1 settled, 1 in flight")
+    assert line.startswith("0 of 1 sent, 1 in flight")
 
 
 @pytest.mark.parametrize(("kind", "draws"), [("pipe", False), ("file", True), ("closed", True)])
@@ -2815,7 +2814,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(command: Command) -> None:
     code, out, err = await command("demo", "--runtimes", "60", "--seed", "4")
     lines = [line.rstrip() for line in without_times(out).splitlines()]
-    assert lines[0] == "Result            Count   Settled   Meaning"
+    assert lines[0] == "Result            Count   Meaning"
     counts = {line.split()[0]: int(line.split()[1]) for line in lines[2:9]}
     assert list(counts) == list(StopResult)
     assert sum(counts.values()) == 60
@@ -2876,7 +2875,8 @@ def test_an_interrupted_demo_has_an_outcome_for_every_runtime(
     ) -> _run.FinishedRun:
         results = [StopResult.UNKNOWN, *[StopResult.NOT_SENT] * (len(targets) - 1)]
         for index, (target, result) in enumerate(zip(targets, results, strict=True)):
-            show(StopOutcome(index=index, target=target, result=result))
+            state = RuntimeState.UNCONFIRMED
+            show(StopOutcome(index=index, target=target, result=result, state=state))
         report = StopReport(
             total=3,
             counts=Counter(results),
@@ -2898,7 +2898,7 @@ def test_an_interrupted_demo_has_an_outcome_for_every_runtime(
 
 
 def counts_in(account: str) -> dict[str, int]:
-    found = re.findall(r"^(\w+) +(\d+) +(?:yes|no) ", account, re.MULTILINE)
+    found = re.findall(r"^([a-z_]+) +(\d+) +\w", account, re.MULTILINE)
     return {result: int(count) for result, count in found}
 
 
@@ -2949,7 +2949,7 @@ async def test_a_second_ctrl_c_aborts_the_demo_and_prints_its_report() -> None:
     code, out, _ = await finish(process)
     counts = counts_in(out)
     assert counts["unknown"] > 0
-    assert counts["unknown"] + counts["not_sent"] + counts["not_found"] == 300
+    assert sum(counts.values()) == 300
     assert "\nInterrupted after " in out
     assert "\nThe emulator confirms: " in out
     assert code == 130

@@ -14,6 +14,7 @@ from bctrl_async import BctrlTimeoutError, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import Journal
 from bctrl_async.journal._format import entry_line, header_line
+from bctrl_async.outcomes import state_of
 
 SERVER = "https://api.test/v1"
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
@@ -36,10 +37,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def entry(alias: str, result: StopResult = StopResult.STOPPED) -> bytes:
-    error = None if result.settled else BctrlTimeoutError("no answer")
+    error = None if result is StopResult.STOPPED else BctrlTimeoutError("no answer")
     at = STARTED + timedelta(seconds=1.5)
     target = RuntimeRef("ws", alias)
-    return entry_line(StopOutcome(index=0, target=target, result=result, error=error, at=at))
+    state = state_of(result, None, error)
+    return entry_line(
+        StopOutcome(index=0, target=target, result=result, state=state, error=error, at=at)
+    )
 
 
 def write(path: Path, *entries: bytes, server: str = SERVER, started: datetime = STARTED) -> bytes:

@@ -16,6 +16,7 @@ from bctrl_async import (
     BctrlError,
     BctrlTimeoutError,
     RuntimeRef,
+    RuntimeState,
     StopOutcome,
     StopResult,
 )
@@ -114,6 +115,7 @@ def outcome(number: int, error: BctrlError | None = None, **fields: object) -> S
         index=number,
         target=RuntimeRef("ws", f"r{number}"),
         result=StopResult.UNKNOWN,
+        state=RuntimeState.UNCONFIRMED,
         error=error,
         **fields,  # type: ignore[arg-type]
     )

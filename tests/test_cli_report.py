@@ -9,9 +9,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from conftest import KEY
 from helpers import Command
-from msgspec.structs import replace
 from runtimes import runtime
 
 from bctrl_async import (
@@ -22,8 +20,8 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.journal._format import entry_line, header_line
+from bctrl_async.outcomes import outcome_of, state_of
 
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
 LACKS = "A journal does not know which targets it lacks: add --from FILE\n"
@@ -41,12 +39,13 @@ def outcome(alias: str, result: StopResult = StopResult.STOPPED, after: float = 
     error: BctrlError | None = None
     if result is StopResult.NOT_FOUND:
         error = BctrlNotFoundError("no such alias", code="runtime.not_found")
-    elif not result.settled:
+    elif result not in {StopResult.STOPPED, StopResult.ALREADY_STOPPED, StopResult.ACCEPTED}:
         error = BctrlTimeoutError("no answer", may_have_stopped=result is StopResult.UNKNOWN)
     return StopOutcome(
         index=0,
         target=RuntimeRef("ws", alias),
         result=result,
+        state=state_of(result, None, error),
         error=error,
         at=STARTED + timedelta(seconds=after),
         attempts=int(result is not StopResult.NOT_SENT),
@@ -174,63 +173,12 @@ async def test_an_accepted_stop_counts_as_in_the_run(
     command: Command, status: str, code: int, state: str
 ) -> None:
     """Fault: every shard ends with 0, and the report with 1."""
-    accepted = replace(outcome("a", StopResult.ACCEPTED), runtime=runtime(status))
+    accepted = outcome_of(RuntimeRef("ws", "a"), runtime(status), attempts=1)
     path = journal("1.jsonl", accepted)
 
     found = await command("report", path, "--from", targets("a"))
     assert found[0] == code
     assert found[1].splitlines()[-1].startswith(state)
-
-
-@pytest.mark.parametrize(
-    ("status", "state", "reason"),
-    [
-        ("active", "still running", "it still ran"),
-        ("stopping", "unconfirmed", "it may have run"),
-    ],
-)
-async def test_one_that_ran_after_it_was_stopped_says_what_to_do(
-    command: Command, status: str, state: str, reason: str
-) -> None:
-    """Fault: the advice was shown nowhere."""
-    first = journal("1.jsonl", outcome("a"))
-    accepted = replace(outcome("a", StopResult.ACCEPTED, 2), runtime=runtime(status))
-    second = journal("2.jsonl", accepted)
-
-    code, out, _ = await command("report", first, second)
-    line, summary = out.splitlines()
-    detail = (
-        f"status {status} ({state}), {reason} after another journal has it as no longer "
-        "running. Stop it again, with a new journal"
-    )
-    assert line.split(maxsplit=3) == [
-        "ws",
-        "a",
-        "accepted",
-        detail,
-    ]
-    assert summary == "0 of 1 done, 1 pending: 1 accepted"
-    assert code == 1
-
-
-@pytest.mark.parametrize("reply", [Reply(403), Fault.BAD_GATEWAY])
-async def test_one_that_a_later_run_lists_as_active_and_cannot_stop_still_runs(
-    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, reply: Fault | Reply
-) -> None:
-    """Fault: that run ended with 1, and the report of both nights with 0."""
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-    emulator.add_runtime("ws", "a")
-    stop = ("stop", "ws", "--all", "--yes", "--no-verify", "--attempts", "1", "--journal")
-    assert (await command(*stop, "1.jsonl"))[0] == 0
-
-    emulator.runtimes["ws", "a"]["status"] = "active"
-    emulator.inject(reply)
-    assert (await command(*stop, "2.jsonl"))[0] == 1
-    for journals in (["1.jsonl", "2.jsonl"], ["2.jsonl", "1.jsonl"]):
-        code, out, _ = await command("report", *journals, "--from", targets("a"))
-        assert out.splitlines()[-1].startswith("0 of 1 done, 1 pending: ")
-        assert code == 1
 
 
 async def test_a_bad_line_of_the_list_is_not_done(

@@ -481,11 +481,17 @@ def upstream_error() -> BctrlError:
 
 
 OUTCOMES = [
-    bctrl_async.StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=StopResult.STOPPED),
+    bctrl_async.StopOutcome(
+        index=0,
+        target=RuntimeRef("ws-1", "crm"),
+        result=StopResult.STOPPED,
+        state=RuntimeState.NOT_RUNNING,
+    ),
     bctrl_async.StopOutcome(
         index=1,
         target=RuntimeRef("ws-\ud800", "\ud800"),
         result=StopResult.UNKNOWN,
+        state=RuntimeState.UNCONFIRMED,
         error=upstream_error(),
         attempts=4,
         elapsed=1.5,
@@ -657,6 +663,6 @@ class TestBodies:
         messages = sorted(failure["error"]["message"] for failure in answer["failures"])
         assert messages == [
             "Alias '..' could be taken for a path. Remove its '.' or '..' segments.",
-            "Invalid target ('no target',): expected (workspace id, alias), not (str).",
+            "Invalid target ('no target',): expected (workspace id, alias).",
             "There is no such workspace or alias.",
         ]

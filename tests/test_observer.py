@@ -258,14 +258,17 @@ async def test_a_stop_rejected_before_it_is_sent_is_observed(connect: Connect) -
 
 async def test_the_error_observed_is_the_one_raised(emulator: Emulator, connect: Connect) -> None:
     recorder = Recorder()
-    emulator.add_runtime("ws-1", "crm", status="stopped")
+    emulator.add_runtime("ws-1", "done", status="stopped")
     async with connect(observer=recorder) as session:
-        with pytest.raises(BctrlConflictError) as caught:
-            await session.stop_runtime("ws-1", "crm")
+        with pytest.raises(BctrlNotFoundError) as caught:
+            await session.stop_runtime("ws-1", "missing")
+        # It no longer runs, which is no error of its outcome.
+        with pytest.raises(BctrlConflictError):
+            await session.stop_runtime("ws-1", "done")
 
-    [outcome] = recorder.outcomes
-    assert outcome.error is caught.value
-    assert outcome.result is StopResult.ALREADY_STOPPED
+    missing, done = recorder.outcomes
+    assert (missing.error, missing.result) == (caught.value, StopResult.NOT_FOUND)
+    assert (done.ok, done.error, done.result) == (True, None, StopResult.ALREADY_STOPPED)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +277,7 @@ async def test_the_error_observed_is_the_one_raised(emulator: Emulator, connect:
         (Fault.HANG, StopResult.UNKNOWN, "aborted before an answer: CancelledError"),
         (
             Fault.UNAVAILABLE,
-            StopResult.NOT_SENT,
+            StopResult.REJECTED,
             (
                 "aborted before it was sent again: CancelledError; before that, the server "
                 "answered 503 server.unavailable: Out for maintenance."

@@ -175,22 +175,6 @@ def test_a_stop_that_may_have_taken_effect_is_never_not_sent_or_rejected(
         assert result_of(ended) not in {StopResult.NOT_SENT, StopResult.REJECTED}
 
 
-@pytest.mark.parametrize(
-    ("result", "settled"),
-    [
-        ("stopped", True),
-        ("accepted", True),
-        ("already_stopped", True),
-        ("not_found", True),
-        ("rejected", False),
-        ("not_sent", False),
-        ("unknown", False),
-    ],
-)
-def test_only_results_that_need_no_further_call_are_settled(result: str, *, settled: bool) -> None:
-    assert StopResult(result).settled is settled
-
-
 def test_counts_can_be_printed() -> None:
     assert str({StopResult.STOPPED: 3}) == "{'stopped': 3}"
 
@@ -207,6 +191,7 @@ def test_an_outcome_survives_pickling_with_its_error() -> None:
         index=7,
         target=RuntimeRef("ws-1", "crm"),
         result=StopResult.UNKNOWN,
+        state=RuntimeState.UNCONFIRMED,
         error=BctrlTimeoutError("no answer", alias="crm", may_have_stopped=True),
         attempts=3,
         elapsed=1.5,
@@ -220,14 +205,24 @@ def test_an_outcome_survives_pickling_with_its_error() -> None:
 
 def test_an_outcome_has_the_time_at_which_it_was_made_in_utc() -> None:
     before = datetime.now(UTC)
-    outcome = StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=StopResult.STOPPED)
+    outcome = StopOutcome(
+        index=0,
+        target=RuntimeRef("ws-1", "crm"),
+        result=StopResult.STOPPED,
+        state=RuntimeState.NOT_RUNNING,
+    )
 
     assert before <= outcome.at <= datetime.now(UTC)
     assert outcome.at.tzinfo is UTC
 
 
 def test_an_outcome_cannot_be_changed() -> None:
-    outcome = StopOutcome(index=0, target=RuntimeRef("ws-1", "crm"), result=StopResult.STOPPED)
+    outcome = StopOutcome(
+        index=0,
+        target=RuntimeRef("ws-1", "crm"),
+        result=StopResult.STOPPED,
+        state=RuntimeState.NOT_RUNNING,
+    )
 
     with pytest.raises(AttributeError, match="immutable"):
         outcome.result = StopResult.UNKNOWN  # type: ignore[misc]
@@ -239,6 +234,7 @@ def test_the_record_of_an_outcome_has_all_fields_of_its_json() -> None:
         index=7,
         target=RuntimeRef("ws-1", "crm"),
         result=StopResult.REJECTED,
+        state=RuntimeState.UNCONFIRMED,
         runtime=runtime(),
         error=error,
         attempts=3,
@@ -251,6 +247,7 @@ def test_the_record_of_an_outcome_has_all_fields_of_its_json() -> None:
         workspace_id="ws-1",
         alias="crm",
         result=StopResult.REJECTED,
+        state=RuntimeState.UNCONFIRMED,
         at=outcome.at,
         attempts=3,
         resumed=True,
@@ -267,7 +264,14 @@ def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
     error.operation, error.workspace_id, error.alias = "stop", "ws", "crm"
     target = RuntimeRef("ws", "crm")
     at = datetime(2026, 11, 26, 2, 30, tzinfo=UTC)
-    failed = StopOutcome(index=3, target=target, result=StopResult.UNKNOWN, error=error, at=at)
+    failed = StopOutcome(
+        index=3,
+        target=target,
+        result=StopResult.UNKNOWN,
+        state=RuntimeState.UNCONFIRMED,
+        error=error,
+        at=at,
+    )
 
     fields = failed.to_dict()
 
@@ -276,6 +280,9 @@ def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
         "workspace_id": "ws",
         "alias": "crm",
         "result": "unknown",
+        "ok": False,
+        "state": "unconfirmed",
+        "request_id": None,
         "at": "2026-11-26T02:30:00Z",
         "attempts": 1,
         "resumed": False,
@@ -295,7 +302,13 @@ def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
 
 def test_a_runtime_in_the_dict_of_an_outcome_has_the_names_of_the_api() -> None:
     target = RuntimeRef("ws", "crm")
-    outcome = StopOutcome(index=0, target=target, result=StopResult.STOPPED, runtime=runtime())
+    outcome = StopOutcome(
+        index=0,
+        target=target,
+        result=StopResult.STOPPED,
+        state=RuntimeState.NOT_RUNNING,
+        runtime=runtime(),
+    )
 
     fields = outcome.to_dict()
 
@@ -306,7 +319,13 @@ def test_a_runtime_in_the_dict_of_an_outcome_has_the_names_of_the_api() -> None:
 def test_a_report_as_a_dict_has_its_counts_its_failures_and_its_end() -> None:
     error = BctrlAuthenticationError("the server answered 401", status=401)
     target = RuntimeRef("ws", "crm")
-    failed = StopOutcome(index=0, target=target, result=StopResult.REJECTED, error=error)
+    failed = StopOutcome(
+        index=0,
+        target=target,
+        result=StopResult.REJECTED,
+        state=RuntimeState.UNCONFIRMED,
+        error=error,
+    )
     report = StopReport(
         total=1,
         counts=Counter({StopResult.REJECTED: 1}),
@@ -331,7 +350,7 @@ def test_a_report_as_a_dict_has_its_counts_its_failures_and_its_end() -> None:
     assert fields["elapsed"] == 1.234568
     assert fields["failures"] == [failed.to_dict()]
     assert fields["ended_early"] == failed.to_dict()["error"]
-    assert set(fields) == {"ok", "all_stopped", *StopReport.__struct_fields__}
+    assert set(fields) == {"ok", *StopReport.__struct_fields__}
     assert json.loads(json.dumps(fields)) == fields
 
 
@@ -347,5 +366,4 @@ def test_a_complete_report_as_a_dict_is_ok() -> None:
     )
 
     assert report.to_dict()["ok"] is True
-    assert report.to_dict()["all_stopped"] is True
     assert report.to_dict()["ended_early"] is None

@@ -324,7 +324,7 @@ async def test_every_fault_ends_in_a_runtime_or_a_bctrl_error(
     assert isinstance(returned, Runtime | BctrlError)
 
 
-async def test_a_throttled_stop_is_not_sent_if_its_next_connection_fails() -> None:
+async def test_a_throttled_stop_is_rejected_if_its_next_connection_fails() -> None:
     emulator = Emulator(port=0, retry_after="30")
     emulator.add_runtime("ws-1", "crm")
     emulator.inject(Fault.RATE_LIMITED)
@@ -343,4 +343,4 @@ async def test_a_throttled_stop_is_not_sent_if_its_next_connection_fails() -> No
     await session.close()
 
     assert caught.value.status == 429
-    assert result_of(caught.value) is StopResult.NOT_SENT
+    assert result_of(caught.value) is StopResult.REJECTED

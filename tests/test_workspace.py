@@ -28,7 +28,6 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
-from bctrl_async.journal import merge_journals
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 
@@ -303,8 +302,12 @@ class TestListedRuntime:
             report = await session.stop_workspace("ws-1", verify=verify)
 
         [failure] = report.failures
-        assert (failure.result, failure.runtime) == (result, listed["crm"])
-        assert report.states == {RuntimeState.NOT_RUNNING: 2, RuntimeState.STILL_RUNNING: 1}
+        # A request whose outcome is unknown may have stopped it since the list.
+        is_known = result is not StopResult.UNKNOWN
+        state = RuntimeState.STILL_RUNNING if is_known else RuntimeState.UNCONFIRMED
+        assert (failure.result, failure.state) == (result, state)
+        assert failure.runtime == (listed["crm"] if is_known else None)
+        assert report.states == {RuntimeState.NOT_RUNNING: 2, state: 1}
 
     @pytest.mark.usefixtures("workspace")
     async def test_a_stop_that_was_not_sent_leaves_the_runtime_as_listed(
@@ -319,32 +322,13 @@ class TestListedRuntime:
         assert report.states == {RuntimeState.NOT_RUNNING: 1, RuntimeState.STILL_RUNNING: 2}
         assert [failure.result for failure in report.failures] == [NOT_SENT] * 2
 
-    @pytest.mark.usefixtures("workspace")
-    async def test_what_another_run_has_stopped_since_the_list_does_not_run(
-        self, session: BctrlSession, tmp_path: Path
-    ) -> None:
-        """Fault: what was listed before it was stopped was said to have run again."""
-        lists, stops = tmp_path / "lists", tmp_path / "stops"
-
-        async def stop_all(_: StopOutcome) -> None:
-            batch.stop_reading()
-            if not stops.exists():
-                await session.stop_workspace("ws-1", journal=stops)
-
-        batch = session.stop_workspace("ws-1", concurrency=1, journal=lists, on_outcome=stop_all)
-        assert (await batch).counts == {STOPPED: 1, NOT_SENT: 2}
-
-        report = merge_journals([lists, stops]).report()
-        assert report.states == {RuntimeState.NOT_RUNNING: 3}
-        assert report.failures == ()
-
     async def test_an_answer_says_more_than_the_list(
         self, workspace: Emulator, connect: Connect
     ) -> None:
         workspace.inject(Reply(200, json={}), alias="crm")
         workspace.inject(Reply(404, code="runtime.not_found"), alias="table")
         async with connect(retry=RetryPolicy(attempts=1)) as session:
-            report = await session.stop_workspace("ws-1", where=lambda _: True)
+            report = await session.stop_workspace("ws-1", where=lambda _: True, verify=False)
 
         assert report.counts == {
             STOPPED: 1,

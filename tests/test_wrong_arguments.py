@@ -124,10 +124,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "retry": (),
         "journal": str,
         "journal_max_age": (int, float),
-        "verify": bool,
+        "verify": (bool, int, float),
         "missing_ok": bool,
     },
-    "stop_workspace": {"where": (), "verify": bool, "missing_ok": bool, "on_outcome": ()},
+    "stop_workspace": {
+        "where": (),
+        "verify": (bool, int, float),
+        "missing_ok": bool,
+        "on_outcome": (),
+    },
 }
 OTHERS_OF_CALLS: dict[str, dict[str, object]] = {
     "stop_runtime": {"workspace_id": "ws-1", "alias": "crm"},

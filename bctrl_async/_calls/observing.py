@@ -115,6 +115,7 @@ class ObservedStop:
             settled,
             attempts=0 if call is None else call.attempts,
             elapsed=time.monotonic() - self._began,
+            request_id=None if call is None else call.request_id,
         )
         if settled is not ended and isinstance(ended, Runtime):
             outcome = msgspec.structs.replace(outcome, runtime=ended)

@@ -48,7 +48,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     @property
     def counts(self) -> Counter[StopResult]:
         """The number of outcomes so far, by result."""
-        return Counter(self._run.ledger.counts)
+        return Counter(self._run.ledger.tally.counts)
 
     @property
     def read(self) -> int:
@@ -73,7 +73,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     @property
     def retries(self) -> int:
         """The attempts beyond the first of each target that has its outcome."""
-        return self._run.ledger.retries
+        return self._run.ledger.tally.retries
 
     @property
     def is_throttled(self) -> bool:

@@ -22,7 +22,7 @@ from bctrl_async._http.request import STOP
 from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker, wait_shielded
 from bctrl_async.bulk._delivery import Deliver, OutcomeBuffer, in_turn
 from bctrl_async.bulk._ledger import Ledger
-from bctrl_async.bulk._targets import Input, as_target, best_effort_ref
+from bctrl_async.bulk._targets import Input, as_target, best_effort_ref, check_first
 from bctrl_async.errors import BctrlError, log_fields
 from bctrl_async.filters import FoundTargets
 from bctrl_async.journal import Journal
@@ -144,13 +144,13 @@ class Engine(ABC):
                 _log.warning(
                     "a bulk stop ended early, with %d targets read and %d failures: %s",
                     self.source.count,
-                    len(ledger.failures),
+                    len(ledger.tally.failures),
                     reason.summary,
                     extra={
                         "bctrl.event": "ended_early",
                         **log_fields(reason),
                         "bctrl.total": self.source.count,
-                        "bctrl.failures": len(ledger.failures),
+                        "bctrl.failures": len(ledger.tally.failures),
                     },
                 )
             if ledger.observer is not None:
@@ -178,7 +178,7 @@ class Engine(ABC):
                     journal.mark_listed(self.source.found.listed)
                 except BctrlError as error:
                     self.state.set_ended_early(error)
-            complete = not self.ledger.failures and self.state.ended_early is None
+            complete = not self.ledger.tally.failures and self.state.ended_early is None
         finally:
             close = partial(journal.close, complete=complete, unread=not self.source.exhausted)
             if (failure := await _closed(close)) is not None:
@@ -276,8 +276,12 @@ class Engine(ABC):
     def _checked(self, index: int, item: object) -> RuntimeRef | StopOutcome:
         """Return the target that an item is, or its outcome if it is not to be sent."""
         try:
+            if not index:
+                check_first(item)
             target = as_target(item)
         except BctrlError as error:
+            if error.argument == "targets":
+                self._fail(error)
             return self._reject(index, best_effort_ref(item), error)
         if self.source.found is not None and not self._has_read_list:
             self._has_read_list = True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
+
+import msgspec
 
 from bctrl_async._calls.observing import notify
 from bctrl_async.bulk._cancel import CancelLevel, RunState
@@ -12,29 +14,18 @@ from bctrl_async.errors import BctrlError
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import BulkObserver, StopObserver
-from bctrl_async.outcomes import (
-    RuntimeState,
-    StopOutcome,
-    StopReport,
-    StopResult,
-    state_of,
-    successes,
-)
+from bctrl_async.outcomes import OutcomeTally, RuntimeState, StopOutcome, StopReport, StopResult
 
 _NOT_RUN = BctrlError("the bulk stop was not run")
 _NOT_ENDED = BctrlError("the bulk stop has not ended")
-_STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 
 
 class Ledger:
     """The outcomes of one bulk stop so far.
 
     Attributes:
-        counts: The number of outcomes by result.
-        failures: The outcomes that are failures.
-        retries: The attempts beyond the first of each target.
+        tally: The counts, and the outcomes that are not ok.
         throttled: The answers that were 429 or 503.
-        resumed: The number of outcomes taken from an earlier run.
         not_running: The outcomes of runtimes that no longer run since an earlier run, by target.
         observer: The observer of the run.
     """
@@ -42,18 +33,11 @@ class Ledger:
     def __init__(self, state: RunState, *, missing_ok: bool) -> None:
         self._state = state
         self._missing_ok = missing_ok
-        self._successes = successes(missing_ok=missing_ok)
-        # Of the outcomes whose result alone does not tell it.
-        self._states: Counter[RuntimeState] = Counter()
         self._journal: Journal | None = None
         self._began: float | None = None
         self._ended: float | None = None
-        # In a Counter, adding one would cost twice as much.
-        self.counts: dict[StopResult, int] = defaultdict(int)
-        self.failures: list[StopOutcome] = []
-        self.retries: int = 0
+        self.tally: OutcomeTally = OutcomeTally()
         self.throttled: int = 0
-        self.resumed: int = 0
         self.not_running: Mapping[RuntimeRef, StopOutcome] = {}
         self.observer: BulkObserver | None = None
 
@@ -81,17 +65,10 @@ class Ledger:
             outcome: The outcome of one target; each target is recorded once.
             observer: The observer of its stop.
         """
-        result = outcome.result
-        self.counts[result] += 1
-        if result not in _STOPPED:
-            self._states[state_of(outcome, missing_ok=self._missing_ok)] += 1
-        if result not in self._successes:
-            self.failures.append(outcome)
-        if outcome.resumed:
-            self.resumed += 1
-        else:
-            if outcome.attempts > 1:
-                self.retries += outcome.attempts - 1
+        if self._missing_ok and outcome.result is StopResult.NOT_FOUND:
+            outcome = msgspec.structs.replace(outcome, state=RuntimeState.NOT_RUNNING, error=None)
+        self.tally.add(outcome)
+        if not outcome.resumed:
             if self.observer is not None:
                 notify(self.observer.outcome, outcome)
             # A resumed one has an entry.
@@ -125,16 +102,14 @@ class Ledger:
             ended_early = _NOT_RUN
         elif self._ended is None:
             ended_early = ended_early or _NOT_ENDED
-        states = self._states.copy()
-        states[RuntimeState.NOT_RUNNING] += sum(self.counts.get(each, 0) for each in _STOPPED)
         return StopReport(
             total=read,
-            counts=Counter(self.counts),
-            failures=tuple(self.failures),
-            states=states,
+            counts=Counter(self.tally.counts),
+            states=Counter(self.tally.states),
+            failures=tuple(self.tally.failures),
             elapsed=0.0 if began is None else (self._ended or time.monotonic()) - began,
-            retries=self.retries,
+            retries=self.tally.retries,
             throttled=self.throttled,
-            resumed=self.resumed,
+            resumed=self.tally.resumed,
             ended_early=ended_early,
         )

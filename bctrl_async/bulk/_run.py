@@ -46,7 +46,7 @@ class Run(Engine):
         *,
         make_call: Callable[[str, str], Call[Runtime]],
         make_read: MakeRead,
-        verify: bool,
+        verify: float | None,
         policy: RetryPolicy,
         concurrency: int,
         deadline: float | None,
@@ -74,13 +74,13 @@ class Run(Engine):
         # Bound once, and not for each call.
         self._retry_strategy = self._wait_to_retry
         self._verifier: Verifier | None = None
-        if verify:
+        if verify is not None:
             self._verifier = Verifier(
                 self.ledger,
                 make_poll=partial(make_read, policy=policy, priority=Priority.POLL),
                 send=self._send,
                 state=self.state,
-                deadline=deadline,
+                seconds=verify,
             )
 
     @property
@@ -182,7 +182,14 @@ class Run(Engine):
     ) -> StopOutcome:
         elapsed = time.monotonic() - began
         return self.source.with_listed(
-            outcome_of(target, ended, index=index, attempts=call.attempts, elapsed=elapsed)
+            outcome_of(
+                target,
+                ended,
+                index=index,
+                attempts=call.attempts,
+                elapsed=elapsed,
+                request_id=call.request_id,
+            )
         )
 
     async def _verify_or_record(self, worker: Worker, pending: Pending) -> StopOutcome | None:

@@ -12,12 +12,10 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
-    Sequence,
     Sized,
 )
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from typing import cast
 from uuid import UUID
 
 from msgspec.structs import replace
@@ -27,17 +25,16 @@ from bctrl_async._calls.cancellation import as_failure, is_cancelled
 from bctrl_async._http.request import plain_text
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
 from bctrl_async.filters import FoundTargets
-from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import StopOutcome
+from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.outcomes import StopOutcome, StopResult, state_of
 
-Target = RuntimeRef | tuple[str | UUID, str]
+Target = RuntimeRef | Runtime | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
 
 _PAIR = 2
+_WITHOUT_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
 _MAX_REASON = 200
 _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
-_MAX_TYPES = 5
-"""The number of values whose types the error of an invalid target names."""
 
 
 class Input:
@@ -101,13 +98,16 @@ class Input:
             self.closed = True
 
     def with_listed(self, outcome: StopOutcome) -> StopOutcome:
-        """Return an outcome with the runtime as listed, if nothing later is known of it."""
-        if self.found is None or outcome.result.settled:
+        """Return an outcome with the runtime as listed, if no request can have changed it."""
+        if self.found is None or outcome.result not in _WITHOUT_EFFECT:
             return outcome
         listed = self.found.listed
         runtime = listed.running(outcome.target)
+        if runtime is None:
+            return outcome
+        state = state_of(outcome.result, runtime, outcome.error)
         # Another run may have stopped it since.
-        return outcome if runtime is None else replace(outcome, runtime=runtime, at=listed.at)
+        return replace(outcome, runtime=runtime, state=state, at=listed.at)
 
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
@@ -201,17 +201,34 @@ def check_targets(targets: object) -> None:
     Raises:
         BctrlConfigError: They cannot be iterated over, or are a single target or text, which can.
     """
-    # A list of two names may as well be a list of which no item is a target.
-    if isinstance(targets, RuntimeRef) or (isinstance(targets, tuple) and _is_pair(targets)):
+    # A list of two names may as well be a list whose items are no targets.
+    if isinstance(targets, RuntimeRef | Runtime) or (
+        isinstance(targets, tuple) and _is_pair(targets)
+    ):
         raise BctrlConfigError(
-            f"invalid targets: expected {_EXPECTED}, not a single pair",
-            advice="Pass a list of pairs, such as [('ws-1', 'crm')]",
+            f"invalid targets: expected {_EXPECTED}, not a single target",
+            advice="Pass a list, such as [('ws-1', 'crm')]",
             argument="targets",
         )
     # Of a sequence, `iter` needs no more than its items.
     can_iterate = isinstance(targets, Iterable | AsyncIterable) or hasattr(targets, "__getitem__")
     if not can_iterate or isinstance(targets, str | bytes | Mapping):
         raise _config.invalid_type("targets", targets, _EXPECTED)
+
+
+def check_first(item: object) -> None:
+    """Check that the first item of an input is a target, or stands for an invalid one.
+
+    Raises:
+        BctrlConfigError: It is of another type, as all others may be.
+    """
+    if not isinstance(item, Runtime | Exception) and len(_parts(item)) != _PAIR:
+        raise BctrlConfigError(
+            f"invalid targets: expected {_EXPECTED}; the first item is {_shown(item)}",
+            advice="Pass pairs, such as [('ws-1', 'crm')]; nothing was stopped",
+            reason_class="invalid_input",
+            argument="targets",
+        )
 
 
 def _is_pair(values: tuple[object, ...]) -> bool:
@@ -228,27 +245,33 @@ def as_target(item: object) -> RuntimeRef:
             the reason, and it is the cause.
         BctrlResponseError: The item is a listed runtime that could not be parsed.
     """
+    # Nearly every item is a RuntimeRef or a tuple; this check costs a third of the general one.
     if (type(item) is RuntimeRef or type(item) is tuple) and len(item) == _PAIR:
-        # Nearly every item is one of these, and found at a third of the cost.
         workspace_id, alias = item
         if type(workspace_id) is str and type(alias) is str:
             return item if type(item) is RuntimeRef else RuntimeRef(workspace_id, alias)
-    # A value may be a proxy, which raises when its class is read.
-    with suppress(Exception, asyncio.CancelledError):
-        match _parts(item):
-            case (str() | UUID() as workspace_id, str() as alias):
-                return RuntimeRef(plain_text(workspace_id), plain_text(alias))
-    if type(item) is BctrlResponseError:
-        raise item
-    cause = cast("ValueError", item) if issubclass(type(item), ValueError) else None
+    match item:
+        case Runtime():
+            return RuntimeRef(str(item.workspace_id), item.alias)
+        case BctrlResponseError():
+            raise item
+        case ValueError():
+            raise BctrlConfigError(
+                f"invalid target {_shown(item)}: {str(item)[:_MAX_REASON]}",
+                reason_class="invalid_input",
+            ) from item
+    match _parts(item):
+        case (str() | UUID() as workspace_id, str() as alias):
+            return RuntimeRef(plain_text(workspace_id), plain_text(alias))
     raise BctrlConfigError(
-        f"invalid target {_shown(item)}: {_reason(item, cause)}", reason_class="invalid_input"
-    ) from cause
+        f"invalid target {_shown(item)}: expected (workspace id, alias)",
+        reason_class="invalid_input",
+    )
 
 
 def best_effort_ref(item: object) -> RuntimeRef:
     """Return the closest reference to an item that is not a valid target."""
-    if type(item) is BctrlResponseError:
+    if isinstance(item, BctrlResponseError):
         return RuntimeRef(item.workspace_id or "", item.alias or "")
     match _parts(item):
         case (workspace_id, alias):
@@ -267,38 +290,11 @@ def _parts(item: object) -> tuple[object, ...]:
 
 
 def _as_text(value: object) -> str:
-    # Not by `isinstance`: it reads the class of a proxy, which may raise.
-    if issubclass(type(value), str | UUID):
-        return plain_text(cast("str | UUID", value))
-    return _shown(value)
-
-
-def _reason(item: object, cause: ValueError | None) -> str:
-    if cause is not None:
-        # A class may raise anything in `__str__`.
-        with suppress(Exception, asyncio.CancelledError):
-            return str(cause)[:_MAX_REASON]
-    return f"expected (workspace id, alias), not {_kind(item)}"
-
-
-def _kind(item: object) -> str:
-    """Return the type of an item, and of the values in a short tuple or list."""
-    # By identity: a metaclass may raise in `__eq__` or `__hash__`.
-    if type(item) is tuple or type(item) is list:
-        values = cast("Sequence[object]", item)
-        if len(values) <= _MAX_TYPES:
-            return f"({', '.join(map(_type_name, values))})"
-    return "a string" if issubclass(type(item), str) else _type_name(item)
-
-
-def _type_name(value: object) -> str:
-    # Not by the attribute: a metaclass may raise there.
-    name: str = type.__dict__["__name__"].__get__(type(value))
-    return name
+    return plain_text(value) if isinstance(value, str | UUID) else _shown(value)
 
 
 def _shown(value: object) -> str:
     try:
         return quote(value)
-    except (Exception, asyncio.CancelledError):  # noqa: BLE001 - a proxy may raise anything.
-        return f"<{_type_name(value)}>"
+    except (Exception, asyncio.CancelledError):  # noqa: BLE001 - a repr may raise anything.
+        return f"<{type(value).__name__}>"

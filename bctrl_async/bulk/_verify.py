@@ -7,85 +7,95 @@ import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
+from msgspec.structs import replace
 
+from bctrl_async import _config
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
 from bctrl_async.bulk._cancel import RunState, Worker
 from bctrl_async.bulk._ledger import Ledger
-from bctrl_async.errors import THROTTLED, BctrlError, BctrlNotFoundError, is_unanswered
+from bctrl_async.errors import BctrlError, BctrlNotFoundError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import StopObserver
-from bctrl_async.outcomes import StopOutcome, StopResult, is_only_accepted, now, result_of
+from bctrl_async.outcomes import (
+    RuntimeState,
+    StopOutcome,
+    StopResult,
+    now,
+    only_accepted,
+    result_of,
+    state_of,
+)
 
-_UNCONFIRMED_PATIENCE = 30.0
-"""Seconds for which a runtime is polled whose stop is `unknown`, or whose polls are unanswered: the
-stop may have had no effect, and the polls no end."""
+_NOT_RUNNING = RuntimeState.NOT_RUNNING
+_TAKEN = frozenset({StopResult.ACCEPTED, StopResult.UNKNOWN})
+VERIFY_FOR = 30.0
+"""Seconds for which a runtime is polled by default: a stop may have had no effect."""
 _MAX_POLLERS = 1000
 """The runtimes that are polled beside the stops: a bound for memory."""
 
 
+def verify_for(verify: bool | float) -> float | None:  # noqa: FBT001 - the value of `verify=`.
+    """Return the seconds for which runtimes are polled, given `verify=`; None for none."""
+    if verify is True:
+        return VERIFY_FOR
+    return None if verify is False else _config.seconds(verify, "verify")
+
+
 def needs_verification(outcome: StopOutcome) -> bool:
-    """Return True if the runtime may still be running."""
-    return outcome.result is StopResult.UNKNOWN or is_only_accepted(outcome)
+    """Return True if the server took the stop, or may have, and its runtime may still run."""
+    return not outcome.ok and outcome.result in _TAKEN
 
 
-def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> StopOutcome | None:
-    """Return the outcome that a poll settles, or None if it does not settle it.
+def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> StopOutcome:
+    """Return an outcome with what a poll says.
 
     A status means what it would have meant in the answer to the stop. A runtime that is gone after
     the answer to its stop described it does not run: its name is not mistyped.
     """
+    result = outcome.result
     match polled:
         case Runtime(status=status) if status.is_final:
-            return msgspec.structs.replace(
-                outcome, result=result_of(polled), runtime=polled, error=None
-            )
+            return _replace(outcome, result_of(polled), _NOT_RUNNING, polled, None)
+        case Runtime():
+            error = outcome.error
+            if result is StopResult.ACCEPTED:
+                error = only_accepted(outcome.target, polled, outcome.attempts)
+            return _replace(outcome, result, state_of(result, polled, error), polled, error)
         case BctrlNotFoundError(names_runtime=True):
-            is_gone = outcome.result is StopResult.ACCEPTED and outcome.runtime is not None
-            result = StopResult.ACCEPTED if is_gone else StopResult.NOT_FOUND
-            return msgspec.structs.replace(outcome, result=result, runtime=None, error=polled)
-    return None
+            if result is StopResult.ACCEPTED and outcome.runtime is not None:
+                return _replace(outcome, result, _NOT_RUNNING, None, None)
+            polled.may_have_stopped = True
+            return _replace(outcome, StopResult.NOT_FOUND, RuntimeState.UNCONFIRMED, None, polled)
+    return outcome
+
+
+def _replace(
+    outcome: StopOutcome,
+    result: StopResult,
+    state: RuntimeState,
+    runtime: Runtime | None,
+    error: BctrlError | None,
+) -> StopOutcome:
+    return replace(outcome, result=result, state=state, runtime=runtime, error=error, at=now())
 
 
 class PollSchedule:
-    """The times at which one runtime is polled.
+    """The times at which one runtime is polled: at least once, and for so many seconds."""
 
-    Args:
-        policy: Sets the delays, and the errors after which to poll again.
-        patience: Seconds after which there is no further poll; the first is made in any case.
-        now: The time of a monotonic clock, in seconds.
-    """
+    __slots__ = ("_count", "_ends", "_policy")
 
-    __slots__ = ("_count", "_ends", "_policy", "_silent_since")
-
-    def __init__(self, policy: RetryPolicy, patience: float, now: float) -> None:
+    def __init__(self, policy: RetryPolicy, seconds: float, now: float) -> None:
         self._policy = policy
-        self._ends = now + patience
+        self._ends = now + seconds
         self._count = 0
-        self._silent_since: float | None = None
-
-    def end_by(self, time: float) -> None:
-        """Make no poll after this time."""
-        self._ends = min(self._ends, time)
 
     def delay(self, polled: Runtime | BctrlError | None, now: float) -> float | None:
-        """Return the seconds until the next poll, or None to give up.
-
-        Args:
-            polled: The result of the last poll, None before the first.
-            now: The time.
-        """
+        """Return the seconds until the next poll, given what came of the last; None to give up."""
         if isinstance(polled, BctrlError) and not is_transient(
             polled, self._policy.statuses, reads=True
         ):
             return None
-        if isinstance(polled, BctrlError) and is_unanswered(polled):
-            # Only this target is unanswered: in an outage the breaker would hold the poll.
-            self._silent_since = now if self._silent_since is None else self._silent_since
-            if now - self._silent_since >= _UNCONFIRMED_PATIENCE:
-                return None
-        else:
-            self._silent_since = None
         left = max(self._ends - now, 0.0)
         if polled is not None and not left:
             return None
@@ -94,15 +104,7 @@ class PollSchedule:
 
 
 class Pending(msgspec.Struct):
-    """An outcome to verify before it is recorded.
-
-    Args:
-        outcome: The outcome as it stands.
-        policy: The policy of the polls.
-        began: The time at which its stop began.
-        observer: The observer of its stop.
-        recorded: True once it is recorded.
-    """
+    """An outcome to verify before it is recorded; `began` is when its stop began."""
 
     outcome: StopOutcome
     policy: RetryPolicy
@@ -112,18 +114,7 @@ class Pending(msgspec.Struct):
 
 
 class Verifier:
-    """Polls runtimes beside the workers of a bulk stop.
-
-    Args:
-        ledger: Records each outcome once it is verified.
-        make_poll: Makes the call that polls a target.
-        send: Sends such a call for a worker, after a delay in seconds.
-        state: Tells whether more requests may be sent.
-        deadline: Seconds until a run ends, None without a deadline.
-
-    Attributes:
-        polling: The number of runtimes that are polled.
-    """
+    """Polls runtimes beside the workers of a bulk stop, each for so many `seconds`."""
 
     def __init__(
         self,
@@ -132,13 +123,13 @@ class Verifier:
         make_poll: Callable[[RuntimeRef], Call[Runtime]],
         send: Callable[[Worker, Call[Runtime], float], Awaitable[Runtime | BctrlError]],
         state: RunState,
-        deadline: float | None,
+        seconds: float,
     ) -> None:
         self._ledger = ledger
         self._make_poll = make_poll
         self._send = send
         self._state = state
-        self._deadline = deadline
+        self._seconds = seconds
         self.polling: int = 0
         self._pollers: dict[asyncio.Task[None], tuple[Worker, Pending]] = {}
 
@@ -173,37 +164,23 @@ class Verifier:
         """Poll a target until its outcome is settled or time is up, and record the outcome."""
         self.polling += 1
         try:
-            settled = await self._poll(worker, pending)
-            if settled is not None:
-                pending.outcome = msgspec.structs.replace(settled, at=now())
+            await self._poll(worker, pending)
         finally:
             self.polling -= 1
             elapsed = time.monotonic() - pending.began
-            pending.outcome = msgspec.structs.replace(pending.outcome, elapsed=elapsed)
+            pending.outcome = replace(pending.outcome, elapsed=elapsed)
             self._record(pending)
         return pending.outcome
 
-    async def _poll(self, worker: Worker, pending: Pending) -> StopOutcome | None:
+    async def _poll(self, worker: Worker, pending: Pending) -> None:
         loop = asyncio.get_running_loop()
-        patience = self._deadline or pending.policy.max_throttle_wait
-        schedule = PollSchedule(pending.policy, patience, loop.time())
+        schedule = PollSchedule(pending.policy, self._seconds, loop.time())
         polled: Runtime | BctrlError | None = None
-        while self._state.goes_on():
+        while needs_verification(pending.outcome) and self._state.goes_on():
             delay = schedule.delay(polled, loop.time())
             if delay is None:
                 break
             call = self._make_poll(pending.outcome.target)
             call.observer = pending.observer
             polled = await self._send(worker, call, delay)
-            if (settled := outcome_after_poll(pending.outcome, polled)) is not None:
-                return settled
-            if isinstance(polled, Runtime):
-                # News also if it still runs: another journal may have it as stopped since.
-                pending.outcome = msgspec.structs.replace(pending.outcome, runtime=polled, at=now())
-            if pending.outcome.result is StopResult.UNKNOWN and not _is_throttled(polled):
-                schedule.end_by(loop.time() + _UNCONFIRMED_PATIENCE)
-        return None
-
-
-def _is_throttled(polled: Runtime | BctrlError) -> bool:
-    return isinstance(polled, BctrlError) and polled.status in THROTTLED
+            pending.outcome = outcome_after_poll(pending.outcome, polled)

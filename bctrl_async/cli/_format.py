@@ -73,10 +73,8 @@ def counts_table(counts: Counter[StopResult]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("Result")
     table.add_column("Count", justify="right")
-    table.add_column("Settled")
     table.add_column("Meaning")
     for result in StopResult:
-        settled = "yes" if result.settled else "no"
         style = "" if counts[result] else "dim"
-        table.add_row(result, str(counts[result]), settled, _MEANINGS[result], style=style)
+        table.add_row(result, str(counts[result]), _MEANINGS[result], style=style)
     return table

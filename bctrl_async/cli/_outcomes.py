@@ -10,14 +10,14 @@ from bctrl_async import BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopR
 from bctrl_async.cli._format import MAX_SHOWN, describe, escape
 from bctrl_async.cli._lines import ends_input
 from bctrl_async.cli._output import Output, one_line, print_info
-from bctrl_async.cli._reasons import Reasons
+from bctrl_async.cli._reasons import Reasons, reported_error
 from bctrl_async.cli._records import print_json
 from bctrl_async.errors import subject_of
-from bctrl_async.outcomes import state_of
 
 _MAX_ALIAS_WIDTH = 28
 _MIN_DETAIL_WIDTH = 50
 _INDENT = 4
+_ANSWERED = frozenset({StopResult.ACCEPTED, StopResult.NOT_FOUND})
 _RESULT_WIDTH = max(len(result) for result in StopResult)
 
 
@@ -31,7 +31,6 @@ class OutcomePrinter:
         aliases: The aliases to align the lines to, each of which gets one. None if they are not
             known: only attempted targets that are not known to be not running are shown then, the
             first for each reason with a line.
-        missing_ok: Count `not_found` as not running.
         prints_json: Print every outcome as a line of JSON instead.
         complete: Where all outcomes are, for those that got no line.
     """
@@ -41,12 +40,10 @@ class OutcomePrinter:
         output: Output,
         aliases: Sequence[str] | None,
         *,
-        missing_ok: bool = False,
         prints_json: bool = False,
         complete: str = "",
     ) -> None:
         self._output = output
-        self._missing_ok = missing_ok
         self._prints_json = prints_json
         self._complete = complete
         self._reasons = Reasons()
@@ -57,7 +54,7 @@ class OutcomePrinter:
 
     def print(self, outcome: StopOutcome) -> None:
         """Print an outcome."""
-        state = state_of(outcome, missing_ok=self._missing_ok)
+        state = outcome.state
         if self._prints_json:
             print_json(self._output, outcome.to_dict())
         elif self._prints_all or (
@@ -75,7 +72,7 @@ class OutcomePrinter:
         if state in {RuntimeState.INVALID, RuntimeState.NOT_RUNNING}:
             return _describe(outcome, state)
         given = self._reasons.add(outcome)
-        if given is None or (self._prints_all and outcome.error is None):
+        if given is None or (self._prints_all and reported_error(outcome) is None):
             return _describe(outcome, state)
         return given if self._prints_all else None
 
@@ -148,7 +145,7 @@ def _describe(outcome: StopOutcome, state: RuntimeState) -> str:
     if outcome.resumed:
         return "from the journal of an earlier run, not sent again"
     facts = []
-    error = outcome.error
+    error = reported_error(outcome)
     if error is None:
         facts.append(f"{outcome.elapsed:.2f} s")
         if outcome.attempts > 1:
@@ -157,9 +154,7 @@ def _describe(outcome: StopOutcome, state: RuntimeState) -> str:
         facts.append(f"status {escape(outcome.runtime.status)} ({state.text})")
     if error is not None:
         # The advice of a class of errors is that of a stop that failed.
-        has_advice = not outcome.result.settled or (
-            error.advice is not None and state is not RuntimeState.NOT_RUNNING
-        )
+        has_advice = outcome.result not in _ANSWERED or error.advice is not None
         facts.append(
             describe(error).removeprefix(subject_of(error)) if has_advice else error.summary
         )

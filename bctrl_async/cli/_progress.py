@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from bctrl_async import StopBatch
+from bctrl_async import StopBatch, StopResult
 from bctrl_async.cli._format import format_counts
 from bctrl_async.cli._options import format_duration
 from bctrl_async.cli._output import print_info
@@ -92,7 +92,7 @@ class Display:
         self.is_drawn = False
 
     def interrupt(self) -> None:
-        """Show a run that sends nothing more: its settled outcomes, and how to abort it."""
+        """Show a run that sends nothing more: what was sent, and how to abort it."""
         self._rate.is_interrupted = True
 
     async def run(self, *, live: bool) -> None:
@@ -139,14 +139,14 @@ class Display:
         counts = self._batch.counts
         if self._rate.is_interrupted:
             # Most of the other outcomes are `not_sent`.
-            return sum(count for result, count in counts.items() if result.settled)
+            return counts.total() - counts[StopResult.NOT_SENT]
         return counts.total()
 
     def _done_text(self) -> str:
         done = f"{self._done():,}"
         if self._batch.total is not None:
             done += f" of {self._batch.total:,}"
-        return f"{done} settled" if self._rate.is_interrupted else done
+        return f"{done} sent" if self._rate.is_interrupted else done
 
     def _state_text(self) -> str:
         batch = self._batch

@@ -4,7 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from bctrl_async import BctrlError, RuntimeRef, StopOutcome
+from bctrl_async import BctrlError, RuntimeRef, StopOutcome, StopResult
 
 _MAX_REASONS = 20
 """The number of reasons that are told apart: a server may put an id into each message."""
@@ -20,11 +20,17 @@ def reason_of(error: BctrlError) -> str:
     return error.summary.partition(": ")[0]
 
 
+def reported_error(outcome: StopOutcome) -> BctrlError | None:
+    """Return the error of an outcome, unless the status of its runtime says as much."""
+    is_described = outcome.result is StopResult.ACCEPTED and outcome.runtime is not None
+    return None if is_described else outcome.error
+
+
 def _reason(outcome: StopOutcome) -> str:
     if outcome.resumed:
         return "from an earlier run"
-    if outcome.error is not None:
-        return reason_of(outcome.error)
+    if (error := reported_error(outcome)) is not None:
+        return reason_of(error)
     status = None if outcome.runtime is None else outcome.runtime.status
     return "not confirmed" if status is None else f"status {status}"
 

@@ -31,7 +31,6 @@ from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import OutputFormat, OutputOption, print_json, target_fields
 from bctrl_async.cli._targets import open_targets
 from bctrl_async.journal import merge_journals
-from bctrl_async.outcomes import state_of
 
 _Journals = Annotated[
     list[str], typer.Argument(metavar="JOURNAL", help="The journals, such as night-*.jsonl.")
@@ -105,7 +104,7 @@ class _Account:
         self._missing_ok = missing_ok
         self._prints_json = prints_json
         self._printer = OutcomePrinter(
-            output, None, missing_ok=missing_ok, prints_json=prints_json, complete="add -o json"
+            output, None, prints_json=prints_json, complete="add -o json"
         )
         self._counts: Counter[StopResult] = Counter()
         self._done = self._invalid = self._missing = 0
@@ -114,8 +113,9 @@ class _Account:
     def add(self, outcome: StopOutcome) -> None:
         """Add a target that has an outcome."""
         self._counts[outcome.result] += 1
-        state = state_of(outcome, missing_ok=self._missing_ok)
-        self._done += state is RuntimeState.NOT_RUNNING
+        if self._missing_ok and outcome.result is StopResult.NOT_FOUND:
+            outcome = replace(outcome, state=RuntimeState.NOT_RUNNING, error=None)
+        self._done += outcome.ok
         self._printer.print(outcome)
 
     def add_missing(self, index: int, target: RuntimeRef) -> None:

@@ -204,7 +204,6 @@ def stop(
     printer = OutcomePrinter(
         output,
         None if file or everything else aliases,
-        missing_ok=ignore_not_found,
         prints_json=prints_json,
         complete=f"bctrl-async report {shlex.quote(journal)} -o json" if journal else _COMPLETE,
     )
@@ -329,6 +328,6 @@ def _report(
     print_not_found(report)
     if finished.interrupted:
         raise KeyboardInterrupt
-    if report.all_stopped and finished.read_error is None and not output.write_failed:
+    if report.ok and finished.read_error is None and not output.write_failed:
         return 0
     return exit_code(outcome.error for outcome in report.failures)

@@ -11,8 +11,11 @@ from bctrl_async._http.request import STOP
 from bctrl_async.dask._messages import Known
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import StopOutcome, StopResult
+from bctrl_async.outcomes import RuntimeState, StopOutcome, StopResult
 
+_SETTLED = frozenset(
+    {StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED, StopResult.NOT_FOUND}
+)
 _REPEATABLE = "Stop it again: a stop is safe to repeat"
 
 
@@ -77,7 +80,7 @@ class Chunk:
             if each.number not in self._open:
                 continue
             outcome = each.outcome(self._indices[each.number], self.targets[each.number])
-            if each.result.settled:
+            if each.result in _SETTLED:
                 del self._open[each.number]
                 yield outcome
             else:
@@ -95,6 +98,7 @@ class Chunk:
             if outcome is None:
                 error = self._lost(number, reason) if self.has_begun else not_sent
                 yield StopOutcome(
+                    state=RuntimeState.UNCONFIRMED,
                     index=self._indices[number],
                     target=self.targets[number],
                     result=StopResult.UNKNOWN if self.has_begun else StopResult.NOT_SENT,

@@ -16,7 +16,7 @@ from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async.bulk._cancel import CancelLevel
 from bctrl_async.errors import BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.outcomes import StopOutcome, StopResult
+from bctrl_async.outcomes import RuntimeState, StopOutcome, StopResult
 from bctrl_async.pace import Pace
 
 
@@ -30,7 +30,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         concurrency: The most stops at once of a chunk, or None.
         timeout: Seconds for one attempt, or None.
         retry: The retry policy, or None.
-        verify: True to poll the runtimes that may still be running.
+        verify: As for `BctrlSession.stop_runtimes`.
     """
 
     make_session: Callable[..., object]
@@ -39,7 +39,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int | None
     timeout: float | None
     retry: RetryPolicy | None
-    verify: bool
+    verify: bool | float
 
 
 class Order(msgspec.Struct, array_like=True, frozen=True):
@@ -70,6 +70,8 @@ class Known(msgspec.Struct, array_like=True, frozen=True, gc=False):
     attempts: int
     elapsed: float
     at: datetime
+    state: RuntimeState
+    request_id: str | None
 
     @classmethod
     def of(cls, outcome: StopOutcome) -> Known:
@@ -82,6 +84,8 @@ class Known(msgspec.Struct, array_like=True, frozen=True, gc=False):
             outcome.attempts,
             outcome.elapsed,
             outcome.at,
+            outcome.state,
+            outcome.request_id,
         )
 
     def outcome(self, index: int, target: RuntimeRef) -> StopOutcome:
@@ -95,6 +99,8 @@ class Known(msgspec.Struct, array_like=True, frozen=True, gc=False):
             attempts=self.attempts,
             elapsed=self.elapsed,
             at=self.at,
+            state=self.state,
+            request_id=self.request_id,
         )
 
 

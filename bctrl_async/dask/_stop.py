@@ -12,6 +12,7 @@ from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._http import transport
 from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.bulk._targets import Input, Targets
+from bctrl_async.bulk._verify import verify_for
 from bctrl_async.dask._distributed import Client, Cluster, pickled
 from bctrl_async.dask._messages import Recipe
 from bctrl_async.dask._run import ClusterRun
@@ -43,7 +44,7 @@ def stop_runtimes(
     retry: RetryPolicy | None = None,
     journal: str | os.PathLike[str] | None = None,
     journal_max_age: float | None = None,
-    verify: bool = False,
+    verify: bool | float = True,
     missing_ok: bool = False,
 ) -> StopBatch:
     """Stop any number of runtimes on a cluster, with one outcome for each.
@@ -110,7 +111,8 @@ def stop_runtimes(
         journal_max_age = _config.seconds(journal_max_age, "journal_max_age")
     _config.check_type(retry, RetryPolicy | None, "retry", "a RetryPolicy")
     _config.check_type(journal, str | os.PathLike | None, "journal", "the path of a file")
-    _config.check_flags(verify=verify, missing_ok=missing_ok)
+    verify_for(verify)
+    _config.check_flags(missing_ok=missing_ok)
     if on_outcome is not None and not callable(on_outcome):
         raise _config.invalid_type("on_outcome", on_outcome, "a function")
     recipe = Recipe(

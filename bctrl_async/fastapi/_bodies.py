@@ -92,11 +92,16 @@ class StopOutcome(Body):
     workspace_id: Text = Field(description="The workspace as requested.")
     alias: Text = Field(description="The alias of the runtime as requested.")
     result: StopResult
+    ok: bool = Field(description="True if the runtime no longer runs, by the API's own word.")
+    state: RuntimeState
     at: datetime = Field(description="The time at which the outcome became known.")
     attempts: int = Field(
         description="The number of requests started; the API may not have received all of them."
     )
     elapsed: float = Field(description="Seconds from reading the target.")
+    request_id: str | None = Field(
+        description="The API's id of the last request that it answered, or null."
+    )
     resumed: bool = Field(description="True if it comes from an earlier run's journal.")
     runtime: Runtime | None = Field(
         description="The runtime as last described by the API, or null."
@@ -110,7 +115,9 @@ class StopOutcome(Body):
             return value
         # The record of its error has the API's own text.
         error = None if value.error is None else _safe_record(value.error)
-        return msgspec.structs.replace(OutcomeRecord.of(value), error=error)
+        return msgspec.structs.replace(
+            OutcomeRecord.of(value), error=error, request_id=identifier(value.request_id)
+        )
 
 
 class StopReport(Body):

@@ -18,11 +18,14 @@ from bctrl_async import _config
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.journal._format import (
     MAX_LINE,
+    SETTLED,
     AnyMark,
     BegunMark,
     EndedMark,
     Mark,
     is_invalid,
+    is_only_accepted,
+    may_run,
     outcome_of_entry,
     read_header,
     read_line,
@@ -33,9 +36,6 @@ from bctrl_async.outcomes import (
     OutcomeRecord,
     StopOutcome,
     StopResult,
-    is_only_accepted,
-    may_run,
-    successes,
 )
 
 _log = logging.getLogger("bctrl_async.journal")
@@ -44,8 +44,6 @@ MakeOutcome = Callable[[OutcomeRecord, RuntimeRef], StopOutcome]
 
 OLD: timedelta = timedelta(days=1)
 """The age from which on a journal may be of an earlier night."""
-# A target that was not found may be mistyped, or may have been started since.
-_SUCCESSES = successes(missing_ok=False)
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Non-blocking, since a pipe would wait for its other end."""
@@ -350,7 +348,7 @@ class _Entries:
                 self.unread |= {record.origin}
             known = self._outcomes.items()
             # `accepted` and `not_found` hold, whatever came of a further stop.
-            again = {target for target, outcome in known if not outcome.result.settled}
+            again = {target for target, outcome in known if outcome.result not in SETTLED}
             # A run that died leaves its doubts to those that follow.
             self._sent_again = again - self._in_doubt
             self._in_doubt |= again
@@ -388,7 +386,7 @@ def _supersedes(record: OutcomeRecord, outcome: StopOutcome, known: StopOutcome)
     """Return True if the outcome of an entry takes the place of the one above it."""
     # A failure says less than `accepted`, although such a target is sent again. One that has ended
     # is sent again only if it may run again: a list says so, or a stream has it twice.
-    if outcome.result.settled or not is_only_accepted(known):
+    if outcome.result in SETTLED or not is_only_accepted(known):
         return True
     return may_run(outcome_of_entry(record, outcome.target))
 
@@ -405,4 +403,4 @@ def _in_doubt(outcome: StopOutcome) -> StopOutcome:
 
 
 def _is_not_running(outcome: StopOutcome) -> bool:
-    return outcome.result in _SUCCESSES and not is_only_accepted(outcome)
+    return outcome.ok and outcome.result is not StopResult.NOT_FOUND

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from bctrl_async import errors
 from bctrl_async.errors import BctrlError, BctrlNetworkError
 from bctrl_async.models import RuntimeRef
-from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult, has_ended
+from bctrl_async.outcomes import OutcomeRecord, StopOutcome, StopResult
 
 MAX_LINE: int = 1 << 20
 """The length of the longest line, in bytes."""
@@ -31,6 +31,9 @@ _CHECKSUM_LENGTH = len(_CHECKSUM % 0)
 _MAX_NAME = 1000
 """The characters of a name that remain if its entry would be too long."""
 
+SETTLED = frozenset(
+    {StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED, StopResult.NOT_FOUND}
+)
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 _ERRORS = frozenset(errors.__all__)
 
@@ -176,7 +179,7 @@ def resumed_outcome(record: OutcomeRecord, target: RuntimeRef) -> StopOutcome:
     bare = _bare_outcome(record, target)
     if record.result is StopResult.ACCEPTED:
         known = outcome_of_entry(record, target)
-        return known if has_ended(known) else bare
+        return known if known.ok else bare
     return bare
 
 
@@ -191,6 +194,8 @@ def _bare_outcome(record: OutcomeRecord, target: RuntimeRef) -> StopOutcome:
         index=record.index,
         target=target,
         result=record.result,
+        state=record.state,
+        request_id=record.request_id,
         attempts=record.attempts,
         elapsed=record.elapsed,
         at=record.at,
@@ -228,6 +233,18 @@ def is_invalid(record: OutcomeRecord) -> bool:
         and record.error.status is None
         and record.error.type == "BctrlConfigError"
     )
+
+
+def is_only_accepted(outcome: StopOutcome) -> bool:
+    """Return True if a stop was accepted whose runtime may not have ended."""
+    return outcome.result is StopResult.ACCEPTED and not outcome.ok
+
+
+def may_run(outcome: StopOutcome) -> bool:
+    """Return True if the server said of the runtime that it runs, or may run."""
+    if is_only_accepted(outcome):
+        return True
+    return outcome.runtime is not None and not outcome.runtime.status.is_final
 
 
 def _to_json(record: OutcomeRecord) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from bctrl_async import _config
 from bctrl_async.errors import BctrlConfigError, BctrlError, quote
@@ -24,7 +24,7 @@ from bctrl_async.journal._content import (
     read_content,
     read_error,
 )
-from bctrl_async.journal._format import error_of
+from bctrl_async.journal._format import error_of, may_run
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import (
     OutcomeRecord,
@@ -32,10 +32,6 @@ from bctrl_async.outcomes import (
     StopOutcome,
     StopReport,
     StopResult,
-    has_ended,
-    may_run,
-    state_of,
-    successes,
 )
 
 _log = logging.getLogger("bctrl_async.journal")
@@ -101,28 +97,18 @@ class MergedJournals(msgspec.Struct, frozen=True, kw_only=True):
             missing_ok: Do not count `not_found` as a failure. A run without it that had such
                 targets is not complete.
         """
-        done = successes(missing_ok=missing_ok)
-        outcomes = self.outcomes.values()
-        failures = [
-            outcome
-            for outcome in outcomes
-            if outcome.result not in done or outcome.target in self.running_again
+        outcomes = [
+            replace(outcome, state=RuntimeState.NOT_RUNNING, error=None)
+            if missing_ok and outcome.result is StopResult.NOT_FOUND
+            else outcome
+            for outcome in self.outcomes.values()
         ]
-        failures.sort(key=lambda outcome: outcome.at)
+        outcomes.sort(key=lambda outcome: outcome.at)
         elapsed = 0.0
         if self.started is not None and self.updated is not None:
             # Negative if the clocks of two machines differ.
             elapsed = max((self.updated - self.started).total_seconds(), 0.0)
-        return StopReport(
-            total=len(outcomes),
-            counts=Counter(outcome.result for outcome in outcomes),
-            failures=tuple(failures),
-            states=Counter(state_of(outcome, missing_ok=missing_ok) for outcome in outcomes),
-            elapsed=elapsed,
-            retries=sum(max(outcome.attempts - 1, 0) for outcome in outcomes),
-            throttled=0,
-            ended_early=self._ended_early(),
-        )
+        return StopReport.from_outcomes(outcomes, elapsed=elapsed, ended_early=self._ended_early())
 
     def _ended_early(self) -> BctrlError | None:
         if self.incomplete:
@@ -337,13 +323,13 @@ def _resolved(path: Path) -> Path:
 
 
 def _rank(outcome: StopOutcome) -> int:
-    if outcome.result is StopResult.ACCEPTED and has_ended(outcome):
+    if outcome.result is StopResult.ACCEPTED and outcome.ok:
         return _ACCEPTED_AND_ENDED
     return _RANKS.get(outcome.result, 0)
 
 
 def _still_runs(outcome: StopOutcome) -> bool:
-    return state_of(outcome, missing_ok=False) is RuntimeState.STILL_RUNNING
+    return outcome.state is RuntimeState.STILL_RUNNING
 
 
 def _with_running_error(outcome: JournalOutcome) -> JournalOutcome:
@@ -375,6 +361,8 @@ def _outcome_in(
         index=record.index,
         target=target,
         result=record.result,
+        state=record.state,
+        request_id=record.request_id,
         runtime=record.runtime,
         error=error_of(record),
         attempts=record.attempts,

@@ -68,7 +68,7 @@ async def _iterated(url: str, targets: int) -> int:
         session.stop_runtimes(_pairs(targets)) as batch,
     ):
         async for outcome in batch:
-            stopped += outcome.result.settled
+            stopped += outcome.ok
     return stopped
 
 

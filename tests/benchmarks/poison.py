@@ -128,7 +128,7 @@ async def _stop_all(url: str, targets: int, poisoned: int) -> _Figures:
         report = await session.stop_runtimes(
             [(_WORKSPACE, alias) for alias, _ in aliases], on_outcome=count
         )
-    lost = sum(number for result, number in others.items() if not result.settled)
+    lost = sum(number for result, number in others.items() if result is not StopResult.STOPPED)
     ended_early = report.ended_early
     return _Figures(
         report.elapsed,

@@ -14,7 +14,6 @@ from sim.rules import (
     CLAIMS_STOPPED,
     NOT_RUNNING,
     PATIENCE,
-    REFUSED,
     Problem,
     Problems,
     is_decisive,
@@ -85,6 +84,7 @@ def check_run(world: World, run: BulkRun) -> Problems:
     sent = posts(exchanges)
     for target, group in results.items():
         yield from _check_target(run, target, group, sent[target])
+    yield from _check_ok(run)
     yield from _check_precision(world, run, results, sent)
     if run.ended_at is not None:
         yield from _check_end(world.plan, run, exchanges)
@@ -191,9 +191,18 @@ def _check_target(
         yield Problem("settled", f"{name(target)} was settled in the journal, but was sent again")
 
 
+def _check_ok(run: BulkRun) -> Problems:
+    for each in run.recorded:
+        now = run.after.get((each.outcome.target[0], each.outcome.target[1]))
+        if each.outcome.ok and now is not None and now not in NOT_RUNNING:
+            yield Problem("not ok", f"{name(each.outcome.target)} is ok, but its status is {now}")
+        if each.outcome.ok != (each.outcome.error is None):
+            yield Problem("not ok", f"{name(each.outcome.target)}: {each.outcome}")
+
+
 def _check_not_sent(claim: str, result: StopResult, sent: list[Exchange]) -> Problems:
     """Check that a stop that is said to have had no effect cannot have had any."""
-    if result is StopResult.NOT_SENT and any(each.status not in REFUSED for each in sent):
+    if result is StopResult.NOT_SENT and sent:
         yield Problem("was sent", f"{claim}, but the server may have received it")
     if result is StopResult.REJECTED and any(map(may_have_stopped, sent)):
         yield Problem("may have stopped", f"{claim}, but an attempt may have stopped it")
@@ -212,7 +221,7 @@ def _check_precision(
                 yield Problem("calm", f"{name(target)} is {group[0][0]}, not {expected}")
     if plan.climate.hazards & {"stray", "server"}:
         return
-    for time, step, outcome in run.recorded:
+    for time, _, outcome in run.recorded:
         target = outcome.target[0], outcome.target[1]
         answers = sent.get(target, [])
         if not answers or run.items.count(target) > 1 or outcome.resumed:
@@ -226,16 +235,6 @@ def _check_precision(
             and last + 0.01 < time
         ):
             yield Problem("needless unknown", f"{claim}, but every attempt was answered")
-        moment = run.ended_at
-        if (
-            outcome.result is StopResult.REJECTED
-            and moment is not None
-            and step >= moment.step
-            and all(each.status in REFUSED for each in answers)
-            and float(plan.climate.retry_after or 0) + time - answers[0].written + 2.0
-            < plan.policy.for_bulk(None).max_throttle_wait
-        ):
-            yield Problem("cut off", f"{claim}, but it was only throttled when the run ended")
 
 
 # The end in time
@@ -325,7 +324,8 @@ def _check_outage(world: World, report: StopReport) -> Problems:
     lost = [
         outcome
         for outcome in report.failures
-        if not outcome.result.settled
+        if not outcome.ok
+        and outcome.result not in {StopResult.ACCEPTED, StopResult.NOT_FOUND}
         and outcome.target in plan.status
         and outcome.target not in plan.climate.poison
     ]

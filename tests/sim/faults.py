@@ -38,8 +38,8 @@ def _aborted_without_doubt(call: Call[Any], reason: str) -> BctrlError:
 
 def _result_by_status(ended: Runtime | BctrlError) -> StopResult:
     result = _result_of(ended)
-    if result is StopResult.NOT_SENT and isinstance(ended, BctrlError) and ended.status:
-        return StopResult.REJECTED
+    if result is StopResult.REJECTED and type(ended) is BctrlError:
+        return StopResult.NOT_SENT
     return result
 
 
@@ -116,8 +116,8 @@ FAULTS = {
         {"bctrl_async.bulk._cancel.Worker.cancel": _cancel_no_call},
     ),
     "cut-off": KnownFault(
-        "a target that was only throttled when the run ended is rejected",
-        "cut off",
+        "a target that was throttled when the run ended is not sent",
+        "was sent",
         {"bctrl_async.outcomes.result_of": _result_by_status},
     ),
     "own-work": KnownFault(

@@ -103,6 +103,8 @@ class Plan:
             # Connections are idle now and then.
             self.rate, self.spacing = rng.choice([None, 20.0, 20.0]), 0.05
             self.max_connections = rng.choice([1, 2, 5])
+        if self.concurrency is not None:
+            self.concurrency = min(self.concurrency, self.max_connections)
         self.host = "localhost" if "lookup" in self.climate.hazards else "127.0.0.1"
         self.borrows = rng.random() < 0.1
         # Only the session's own pool looks for bytes on idle connections.
@@ -157,6 +159,10 @@ class Plan:
         if rng.random() < 0.2 and self.kind is not Kind.COMMAND:
             self.items += [rng.choice(_INVALID) for _ in range(rng.randint(1, 3))]
         rng.shuffle(self.items)
+        # A first item of another type is an error of the call.
+        first = next((item for item in self.items if isinstance(item, RuntimeRef)), ("ws", ""))
+        if self.items and not isinstance(self.items[0], RuntimeRef):
+            self.items.insert(0, first)
 
     def _draw_output(self, rng: random.Random) -> None:
         """Draw the ways in which outcomes are read, verified and recorded."""
