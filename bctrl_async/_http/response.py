@@ -30,6 +30,9 @@ _MAX_RETRY_AFTER = 365 * 86400.0
 MIB = 1024 * 1024
 
 _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
+_is_identifier = re.compile(r"[A-Za-z0-9._:-]{1,200}").fullmatch
+_KEY_STARTS = slice(len("Bearer "), len("Bearer ") + 4)
+"""The first characters of the key in an `Authorization` header; most ids do not have them."""
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
 _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORECASE).match
 # After a byte order mark and blank lines, in UTF-8 or UTF-16. JSON never begins with "<".
@@ -248,7 +251,11 @@ def request_id_in(header: Header, authorization: str) -> str | None:
     """Return the server's id of a request."""
     for name in ("x-request-id", "x-bctrl-request-id"):
         found = header(name)
-        if found and (text := sanitize(found, bearer_key(authorization))) is not None:
+        if not found:
+            continue
+        if _is_identifier(found) and str.__getitem__(authorization, _KEY_STARTS) not in found:
+            return found
+        if (text := sanitize(found, bearer_key(authorization))) is not None:
             return text
     return None
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from datetime import UTC, datetime
+from types import GeneratorType
 from typing import Protocol, TypeVar
 
 import aiohttp
@@ -100,22 +101,25 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
     is_success = _OK <= response.status < _REDIRECTS
     max_body = operation.max_body if is_success else MAX_BODY
     problem: Exception | None = None
-    body = response.body if isinstance(response, fast.Exchange) else None
+    if isinstance(response, fast.Exchange):
+        body, header, may_have_id = response.body, response.header, response.may_have_id
+    else:
+        body, header, may_have_id = None, response.headers.get, True
     if body is None:
         body, problem = await _read_body(response, max_body)
-    header = response.header if isinstance(response, fast.Exchange) else response.headers.get
     if not is_success:
         # For an error status, a truncated body does not matter.
         now = datetime.now(UTC)
         return parse_error(response.status, header, body, authorization, now=now)
-    call.request_id = request_id_in(header, authorization)
+    call.request_id = request_id_in(header, authorization) if may_have_id else None
     ended: _T | BctrlError
     try:
         if problem is not None or len(body) > max_body:
             ended = partial_response(response.status, problem, call.limit, operation)
         else:
             found = operation.parse(body)
-            ended = await _in_slices(found) if isinstance(found, Generator) else found
+            # A Runtime is not a generator.
+            ended = await _in_slices(found) if isinstance(found, GeneratorType) else found  # type: ignore[assignment]
     except DECODE_ERRORS as error:
         expected = "list of runtimes" if call.alias is None else "Runtime"
         ended = unreadable(response.status, "the body", expected, error)

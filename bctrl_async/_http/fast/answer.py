@@ -7,7 +7,7 @@ import re
 import select
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -41,6 +41,11 @@ _find_length = re.compile(rb"\r\ncontent-length: ([1-9][0-9]{0,6})\r\n").search
 _LENGTH = b"\r\ncontent-length:"
 
 
+@lru_cache(maxsize=16)
+def _line_of(name: str) -> bytes:
+    return b"\r\n%b: " % name.lower().encode()
+
+
 class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
     """A complete response, in place of aiohttp's message; `lower` is its head in lower case."""
 
@@ -51,10 +56,10 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
 
     def header(self, name: str) -> str | None:
         """Return the first header of a name; the others are not read."""
-        start = self.lower.find(b"\r\n%b: " % name.lower().encode())
+        start = self.lower.find(_line_of(name))
         if start < 0:
             return None
-        start += len(name) + 4
+        start += len(_line_of(name))
         return self.head[start : self.head.index(b"\r\n", start)].decode()
 
 

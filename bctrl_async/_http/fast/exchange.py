@@ -41,11 +41,12 @@ class _Deadlines:
         self._loop = loop
         self._ends: dict[Exchange, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._when = math.inf
         self.is_closed = False
 
     def add(self, exchange: Exchange, ends: float) -> None:
         self._ends[exchange] = ends
-        if self._timer is None or ends < self._timer.when():
+        if ends < self._when:
             self._set_timer(ends)
 
     def discard(self, exchange: Exchange) -> None:
@@ -56,10 +57,10 @@ class _Deadlines:
     def _set_timer(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._on_timer)
+        self._timer, self._when = self._loop.call_at(when, self._on_timer), when
 
     def _on_timer(self) -> None:
-        self._timer, now = None, self._loop.time()
+        now, self._timer, self._when = self._loop.time(), None, math.inf
         for exchange in [exchange for exchange, ends in self._ends.items() if ends <= now]:
             del self._ends[exchange]
             exchange.time_out()
@@ -76,11 +77,13 @@ class _Deadlines:
 class Exchange:
     """A request on a connection, and its response, like an `aiohttp.ClientResponse`.
 
-    `body` is the whole body if it arrived with the head, whose headers `header` returns by name.
+    `body` is the whole body if it arrived with the head, whose headers `header` returns by name;
+    `may_have_id` tells cheaply that none of them is the id of the request.
     """
 
     status: int
     header: Callable[[str], str | None]
+    may_have_id = True
 
     def __init__(self, connection: Connection, deadlines: _Deadlines) -> None:
         self._connection = connection
@@ -112,6 +115,7 @@ class Exchange:
         content.on_eof(self.close)
         if isinstance(message, PlainAnswer):
             self.body, self.header = message.body, message.header
+            self.may_have_id = b"request-id: " in message.lower
             return
         self.header = message.headers.get
         if content.is_eof():
