@@ -23,48 +23,33 @@ _T = TypeVar("_T")
 
 
 class Call(msgspec.Struct, Generic[_T]):
-    """One call and its progress.
-
-    Args:
-        operation: The operation of the API.
-        workspace_id: The workspace's id, for errors.
-        alias: The runtime's alias, for errors; None for a call about a whole workspace.
-        path: The encoded path of the request.
-        headers: Headers of this call alone.
-        limit: The time limits of one attempt.
-        policy: The retry policy.
-        first_priority: The priority of the first attempt at the limiter.
-        wait_to_retry: The strategy after a failed attempt: waits, and returns False to give up.
-            None backs off as the policy says.
-        observer: The observer of its attempts.
-        retries: The state of the policy; None until an attempt has failed.
-        attempts: The number of attempts begun.
-        number: The last attempt's number among all attempts of the session; 0 before the first.
-        in_flight: True while an attempt is in flight.
-        is_connected: True if that attempt has its connection, so that it may have been sent.
-        in_doubt: True if an attempt that failed may have taken effect.
-        request_id: The server's id of the last request that it answered with an id.
-        cut_off: True if its run ended before an attempt that was to follow.
-    """
+    """One call and its progress."""
 
     operation: Operation[_T]
     workspace_id: str
     alias: str | None
     path: str
     headers: Mapping[str, str]
+    """Headers of this call alone."""
     limit: ClientTimeout
     policy: RetryPolicy
     first_priority: Priority = Priority.SINGLE
     wait_to_retry: Callable[[Call[_T]], Awaitable[bool]] | None = None
+    """Waits after a failed attempt, and returns False to give up; None follows the policy."""
     observer: CallObserver | StopObserver | None = None
     retries: RetryState | None = None
     attempts: int = 0
     number: int = 0
+    """The last attempt's number among all attempts of the session."""
     in_flight: bool = False
     is_connected: bool = False
+    """True if that attempt has its connection, so that it may have been sent."""
     in_doubt: bool = False
+    """True if an attempt that failed may have taken effect."""
     request_id: str | None = None
+    """The server's id of the last request that it answered with one."""
     cut_off: bool = False
+    """True if its run ended before an attempt that was to follow."""
 
     @property
     def priority(self) -> Priority:
@@ -143,10 +128,7 @@ class Call(msgspec.Struct, Generic[_T]):
     async def back_off(self, limiter: Limiter, *, waits_for_quota: bool = False) -> bool:
         """Wait before the next attempt as the policy says; return False to give up.
 
-        Args:
-            limiter: The limiter, in which the call sleeps.
-            waits_for_quota: Wait while the retry quota is exhausted, as long as the patience
-                lasts; False gives up.
+        While the retry quota is exhausted, it waits for that too, or gives up.
         """
         retries, loop = self.retries, asyncio.get_running_loop()
         ends, asked = loop.time() + self.policy.max_throttle_wait, 0
@@ -194,3 +176,16 @@ def annotate(error: BctrlError, operation: str, workspace_id: object, alias: obj
     error.operation = operation
     error.workspace_id = str(workspace_id)
     error.alias = alias if alias is None else str(alias)
+
+
+def is_cancelled() -> bool:
+    """Return True if the current task was asked to cancel."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def as_failure(raised: asyncio.CancelledError, source: str) -> BctrlError:
+    """Return the error of code that awaited something that was cancelled, and so raised that."""
+    error = BctrlError(f"{source} raised CancelledError")
+    error.__cause__ = raised
+    return error

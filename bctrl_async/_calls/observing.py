@@ -60,10 +60,7 @@ def observe_call(
     workspace_id: object,
     alias: object,
 ) -> Iterator[CallObserver | None]:
-    """Notify an observer of a call that stops nothing; yield the observer of the call, if any.
-
-    The call ends with the exception that leaves the block, if any.
-    """
+    """Notify an observer of a call that stops nothing; yield the observer of the call, if any."""
     if observer is None:
         yield None
         return
@@ -78,13 +75,7 @@ def observe_call(
 
 
 class ObservedStop:
-    """A single stop with an observer, from before it waits for a slot.
-
-    Args:
-        observer: The session's observer.
-        workspace_id: The workspace's id.
-        alias: The runtime's alias.
-    """
+    """A single stop with an observer, from before it waits for a slot."""
 
     def __init__(self, observer: Observer, workspace_id: str, alias: str) -> None:
         self._target = RuntimeRef(workspace_id, alias)

@@ -120,22 +120,7 @@ class RetryQuota:
 
 
 class RetryState(msgspec.Struct):
-    """The retries of one call: its failures so far, and the delay before the next attempt.
-
-    Args:
-        policy: The policy of the call.
-        quota: The quota shared by all calls of a session.
-        uniform: The source of jitter.
-        reads: True for a GET.
-        attempts: The number of failed attempts.
-        failures: Those of them that cost one of the policy's attempts.
-        throttled: Those of them that were answered with 429 or 503.
-        patience_ends: The time at which the patience ends; inf until an attempt was throttled.
-        last_failures: The errors of the last attempts.
-        may_have_stopped: True if one of the attempts may have stopped the runtime.
-        status: The last status that the server answered with.
-        lacks_quota: True if only the quota keeps the call from its next attempt.
-    """
+    """The retries of one call: its failures so far, and the delay before the next attempt."""
 
     policy: RetryPolicy
     quota: RetryQuota
@@ -143,6 +128,7 @@ class RetryState(msgspec.Struct):
     reads: bool = False
     attempts: int = 0
     failures: int = 0
+    """Failed attempts that cost one of the policy's."""
     throttled: int = 0
     patience_ends: float = math.inf
     last_failures: deque[BctrlError] = msgspec.field(
@@ -151,6 +137,7 @@ class RetryState(msgspec.Struct):
     may_have_stopped: bool = False
     status: int | None = None
     lacks_quota: bool = False
+    """True if only the quota keeps the call from its next attempt."""
 
     def record(self, error: BctrlError) -> None:
         """Record a failed attempt."""
@@ -163,13 +150,8 @@ class RetryState(msgspec.Struct):
             self.quota.release()
 
     def delay(self, now: float) -> float | None:
-        """Return the seconds to sleep before the next attempt, or None to give up.
-
-        The limiter keeps the Retry-After of a 429 or 503: it holds back all calls, and may probe.
-
-        Args:
-            now: The time of a monotonic clock, in seconds.
-        """
+        """Return the seconds to sleep before the next attempt, or None to give up."""
+        # The limiter keeps the Retry-After of a 429 or 503: it holds back all calls, and may probe.
         error = self.last_failures[-1]
         if not is_transient(error, self.policy.statuses, reads=self.reads):
             return None
@@ -232,13 +214,7 @@ class RetryState(msgspec.Struct):
 
 
 def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = False) -> bool:
-    """Return True if the same request may succeed later.
-
-    Args:
-        error: The error of an attempt.
-        statuses: The statuses to retry.
-        reads: True for a GET.
-    """
+    """Return True if the same request may succeed later, given the statuses to retry."""
     if isinstance(error, BctrlApiError):
         return error.status in statuses
     if not isinstance(error, BctrlNetworkError):
@@ -249,14 +225,8 @@ def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = F
 
 
 def probe_delay(policy: RetryPolicy, probes: int) -> float:
-    """Return the seconds until the next probe or poll.
-
-    Equal jitter, so never 0: a single prober needs no spreading.
-
-    Args:
-        policy: The policy whose backoff sets the delays.
-        probes: The number of probes so far, from 1.
-    """
+    """Return the seconds until the next probe or poll, given the number so far, from 1."""
+    # Equal jitter, so never 0: a single prober needs no spreading.
     return min(policy.backoff(probes, _equal_jitter), _MAX_PROBE_DELAY)
 
 

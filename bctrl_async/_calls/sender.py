@@ -13,8 +13,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async import _config
-from bctrl_async._calls.call import Call
-from bctrl_async._calls.cancellation import is_cancelled
+from bctrl_async._calls.call import Call, is_cancelled
 from bctrl_async._calls.observing import extra_headers, notify
 from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._http import transport
@@ -42,18 +41,8 @@ KeyProvider = Callable[[], str | Awaitable[str]]
 class Sender:
     """Sends the calls of a session.
 
-    Args:
-        pool: The connection pool.
-        limiter: The limiter of all attempts.
-        url: The base URL.
-        headers: The headers of every request.
-        key_provider: Called for the key of each attempt; None if the headers have it.
-        check_answers: Reject answers about another runtime.
-
-    Attributes:
-        limiter: The limiter.
-        closed: True once the session is closed.
-        last_answered: The number of the last attempt that the API itself has answered.
+    The headers are those of every request; the provider is called for the key of each attempt, and
+    is None if they have it.
     """
 
     def __init__(
@@ -70,10 +59,11 @@ class Sender:
         self.limiter: Limiter = limiter
         self._url = url
         self.closed: bool = False
+        # The number of the last attempt that the API itself has answered.
         self.last_answered: int = 0
         self._headers = headers
         self._key_provider = key_provider
-        self._check_answers = check_answers
+        self._send = partial(transport.send_once, check_answers=check_answers)
         self._quota = RetryQuota()
         self._tally = Tally()
 
@@ -93,11 +83,7 @@ class Sender:
         return self._tally.stats(self.limiter.in_use, self.limiter.tasks_waiting)
 
     async def close(self) -> None:
-        """Fail the calls that wait, and close the pool if the session owns it, and its pace.
-
-        Raises:
-            BctrlConfigError: The pool belongs to another loop that still runs.
-        """
+        """Fail the calls that wait, and close the pool if the session owns it, and its pace."""
         if self.closed:
             return
         has_loop = not self._pool.gone
@@ -110,21 +96,13 @@ class Sender:
             await self.limiter.close_pace()
 
     def open_pool(self) -> aiohttp.ClientSession:
-        """Return the pool, opened on the running loop.
-
-        Raises:
-            BctrlConfigError: The session is closed, or belongs to another loop or process.
-        """
+        """Return the pool, opened on the running loop."""
         if self.closed:
             raise session_closed()
         return self._pool.get()
 
     async def request(self, call: Call[_T]) -> _T:
-        """Acquire a slot, then make the attempts of a call.
-
-        Raises:
-            BctrlError: The call failed.
-        """
+        """Acquire a slot, then make the attempts of a call."""
         try:
             http = self.open_pool()
             if not self.limiter.acquire_nowait():
@@ -135,11 +113,7 @@ class Sender:
         return await self.attempt_loop(call, http)
 
     async def attempt_loop(self, call: Call[_T], http: aiohttp.ClientSession) -> _T:
-        """Make the attempts of a call that holds a slot.
-
-        Raises:
-            BctrlError: The call failed.
-        """
+        """Make the attempts of a call that holds a slot."""
         ended: _T | BctrlError | None = None
         try:
             while True:
@@ -218,14 +192,7 @@ class Sender:
         # key that the server echoed.
         if call.observer is not None or call.headers or key is not None:
             return self._attempt_with_headers(call, http, key)
-        return transport.send_once(
-            http,
-            self._pool.fast_path,
-            call,
-            self._url,
-            self._headers,
-            check_answers=self._check_answers,
-        )
+        return self._send(http, self._pool.fast_path, call, self._url, self._headers)
 
     async def _attempt_with_headers(
         self, call: Call[_T], http: aiohttp.ClientSession, key: _config.Secret | None
@@ -236,15 +203,7 @@ class Sender:
             headers[name] = value
         if key is not None:
             headers["Authorization"] = key
-        send = partial(
-            transport.send_once,
-            http,
-            self._pool.fast_path,
-            call,
-            self._url,
-            headers,
-            check_answers=self._check_answers,
-        )
+        send = partial(self._send, http, self._pool.fast_path, call, self._url, headers)
         if call.observer is None:
             return await send()
         begun = Attempt(

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from bctrl_async._calls.cancellation import as_failure, is_cancelled
+from bctrl_async._calls.call import as_failure, is_cancelled
 from bctrl_async.outcomes import StopOutcome
 
 OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]

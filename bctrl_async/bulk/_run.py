@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from bctrl_async._calls.call import Call
-from bctrl_async._calls.cancellation import as_failure, is_cancelled
+from bctrl_async._calls.call import Call, as_failure, is_cancelled
 from bctrl_async._calls.observing import notify
 from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy, is_transient
 from bctrl_async._calls.sender import Sender

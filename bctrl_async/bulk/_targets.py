@@ -21,7 +21,7 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from bctrl_async import _config
-from bctrl_async._calls.cancellation import as_failure, is_cancelled
+from bctrl_async._calls.call import as_failure, is_cancelled
 from bctrl_async._http.request import plain_text
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
 from bctrl_async.filters import FoundTargets
