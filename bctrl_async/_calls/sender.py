@@ -19,6 +19,7 @@ from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._http import transport
 from bctrl_async._http.failures import is_untrusted
 from bctrl_async._http.pool import Pool
+from bctrl_async._http.request import Effect
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.errors import (
     THROTTLED,
@@ -174,7 +175,9 @@ class Sender:
             if not is_unanswered(error):
                 self._record_answer(call)
         if call.retries is None:
-            call.retries = RetryState(call.policy, self._quota, reads=call.operation.reads)
+            call.retries = RetryState(
+                call.policy, self._quota, reads=call.operation.effect is Effect.READS
+            )
         call.retries.record(error)
 
     async def _wait_to_retry(self, call: Call[_T], failure: BctrlError) -> bool:

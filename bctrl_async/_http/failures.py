@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from bctrl_async._http.redaction import bearer_key, detached, sanitize
-from bctrl_async._http.request import Operation
+from bctrl_async._http.request import Effect, Operation
 from bctrl_async._http.response import MIB
 from bctrl_async.errors import (
     BctrlConfigError,
@@ -64,12 +64,15 @@ def partial_response(
     status: int, cause: Exception | None, limit: aiohttp.ClientTimeout, operation: Operation[_T]
 ) -> BctrlError:
     """Return the error for an incomplete 2xx body; `cause` is None if it exceeds `max_body`."""
-    # A stop was accepted all the same: its response is invalid, and it must not be sent again.
-    kind, problem = BctrlNetworkError if operation.reads else BctrlResponseError, "was truncated"
+    kind: type[BctrlNetworkError] = BctrlResponseError
+    problem = "was truncated"
     if cause is None:
-        kind, problem = BctrlResponseError, f"has more than {operation.max_body // MIB} MiB"
+        problem = f"has more than {operation.max_body // MIB} MiB"
     elif isinstance(cause, TimeoutError):
         kind, problem = BctrlTimeoutError, f"took more than {limit.total:g} s"
+    elif operation.effect is Effect.READS:
+        # It may be sent again. A stop was accepted, and must not be.
+        kind = BctrlNetworkError
     summary = f"the server answered {status}, but the body {problem}"
     error = kind(summary, may_have_stopped=True, status=status)
     error.__cause__ = cause

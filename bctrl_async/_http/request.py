@@ -21,8 +21,6 @@ _T = TypeVar("_T")
 
 MAX_BODY = MIB
 """The most bytes of a body that are read, after decompression; a Runtime takes about 500."""
-_MAX_LIST = 64 * MIB
-"""The limit for a list: enough for a hundred thousand runtimes."""
 
 _MAX_NAME = 1_000
 _is_plain = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._~-]{{1,{_MAX_NAME}}}").fullmatch
@@ -57,14 +55,9 @@ def path_segment(value: str | UUID | None, name: str) -> str:
     """
     if type(value) is str and _is_plain(value):
         return value
-    if isinstance(value, str):
-        # Formatting a member of a str enum gives its Python name.
-        value = str.__str__(value)
-        if _is_plain(value):
-            return value
-    elif isinstance(value, UUID):
-        return str(value)
-    else:
+    if value is not None:
+        value = plain_text(value)
+    if not isinstance(value, str):
         raise _invalid_name(
             f"{name} must be a str, not {type(value).__name__}", f"Pass the {name} as text"
         )
@@ -169,11 +162,6 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
         return path if self.suffix is None else f"{path}/{{alias}}{self.suffix}"
 
     @property
-    def reads(self) -> bool:
-        """True if a request has no effect."""
-        return self.effect is Effect.READS
-
-    @property
     def stops(self) -> bool:
         """True if a request may stop a runtime."""
         return self.effect is Effect.STOPS
@@ -213,6 +201,6 @@ LIST: Operation[list[Runtime | BctrlResponseError]] = Operation(
     effect=Effect.READS,
     repeat_in_doubt=True,
     parse=parse_runtimes,
-    max_body=_MAX_LIST,
+    max_body=64 * MIB,  # This is enough for a hundred thousand runtimes.
 )
 """Contract errors.md: `runtimes-list`."""

@@ -262,13 +262,11 @@ def request_id_in(header: Header, authorization: str) -> str | None:
 
 def parse_retry_after(header: Header, now: datetime) -> float | None:
     """Return the seconds that the server asks to wait; None if absent, negative or invalid."""
-    # It is more precise than Retry-After, which is seconds or a date (RFC 9110 section 10.2.3).
-    milliseconds = (header("retry-after-ms") or "").strip()
-    if _is_decimal(milliseconds):
-        return min(float(milliseconds) / 1000, _MAX_RETRY_AFTER)
-    value = (header("Retry-After") or "").strip()
-    if _is_decimal(value):
-        return min(float(value), _MAX_RETRY_AFTER)
+    # The first is more precise; the other is seconds or a date (RFC 9110 section 10.2.3).
+    for name, unit in (("retry-after-ms", 1000), ("Retry-After", 1)):
+        value = (header(name) or "").strip()
+        if _is_decimal(value):
+            return min(float(value) / unit, _MAX_RETRY_AFTER)
     date = _http_date(value)
     if date is None:
         return None

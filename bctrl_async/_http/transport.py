@@ -140,12 +140,11 @@ async def _request(
     http: aiohttp.ClientSession, call: Sending[_T], url: URL, headers: CIMultiDict[str]
 ) -> aiohttp.ClientResponse:
     fast.on_connection.set(call.on_connection)
-    skip = None if hdrs.CONTENT_TYPE in http.skip_auto_headers else fast.NO_CONTENT_TYPE
     return await http.request(
         call.operation.method,
         url.with_path(call.path, encoded=True),
         headers=headers,
-        skip_auto_headers=skip,
+        skip_auto_headers=fast.NO_CONTENT_TYPE,
         allow_redirects=False,
         raise_for_status=False,
         auto_decompress=True,

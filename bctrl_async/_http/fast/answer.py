@@ -24,7 +24,6 @@ on_connection: ContextVar[Callable[[], object] | None] = ContextVar("on_connecti
 """Called when a request of this context has its connection: from then on it may have been sent."""
 
 _MAX_HEAD = 4096
-_STATUS_LINE = b"HTTP/1.1 200 "
 _BLANK_LINE = b"\r\n\r\n"
 
 # Headers that mean something to an HTTP parser, such as `Transfer-Encoding`, are not among them.
@@ -38,7 +37,6 @@ _is_plain = re.compile(
     rb"): [ -~]*){1,60}\r\n\r\n"
 ).fullmatch
 _find_length = re.compile(rb"\r\ncontent-length: ([1-9][0-9]{0,6})\r\n").search
-_LENGTH = b"\r\ncontent-length:"
 
 
 @lru_cache(maxsize=16)
@@ -66,37 +64,28 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
 def plain_answer(data: bytes) -> PlainAnswer | None:
     """Return a response if the bytes are exactly one, and so plain that it needs no parser."""
     end = data.find(_BLANK_LINE, 0, _MAX_HEAD) + len(_BLANK_LINE)
-    if not data.startswith(_STATUS_LINE):
-        return None
     head = data[:end].lower()
     length = _find_length(head)
-    if length is None or int(length[1]) != len(data) - end:
+    if length is None or int(length[1]) != len(data) - end or not data.startswith(b"HTTP/"):
         return None
     # Versions of aiohttp differ in whether they keep the spaces around a value.
     has_spaces = b" \r\n" in head or b":  " in head
-    if has_spaces or head.count(_LENGTH) > 1 or not _is_plain(head):
+    if has_spaces or head.count(b"\r\ncontent-length:") > 1 or not _is_plain(head):
         return None
     return PlainAnswer(data[:end], head, data[end:])
 
 
 class AnswerHandler(ResponseHandler):
-    """A protocol that can expect an answer, most likely a plain one.
-
-    aiohttp's parser and stream reader are a quarter of the cost of a stop.
-    """
+    """A protocol that may expect a plain answer: a parser is a quarter of the cost of a stop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self._is_expecting = False
-
-    def expect_answer(self) -> None:
-        """Prepare for the answer to a POST. `read` may return a `PlainAnswer` as its message."""
-        self._is_expecting = True
+        self.is_expecting: bool = False
 
     def data_received(self, data: bytes) -> None:
         """Read a plain answer, or leave it to aiohttp."""
-        if self._is_expecting:
-            self._is_expecting = False
+        if self.is_expecting:
+            self.is_expecting = False
             answer = plain_answer(data)
             if answer is not None:
                 # aiohttp's queue does not look at what it passes on.

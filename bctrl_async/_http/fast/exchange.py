@@ -77,8 +77,8 @@ class _Deadlines:
 class Exchange:
     """A request on a connection, and its response, like an `aiohttp.ClientResponse`.
 
-    `body` is the whole body if it arrived with the head, whose headers `header` returns by name;
-    `may_have_id` tells cheaply that none of them is the id of the request.
+    `body` is the whole body if it arrived with the head; `header` returns one by its name. It has
+    no id of the request unless `may_have_id`.
     """
 
     status: int
@@ -98,7 +98,7 @@ class Exchange:
         """Send the request."""
         protocol = self.protocol
         if isinstance(protocol, AnswerHandler):
-            protocol.expect_answer()
+            protocol.is_expecting = True
         else:
             protocol.set_response_params(read_until_eof=True)
         transport = protocol.transport

@@ -52,7 +52,6 @@ def open_pool(
     http = aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=NO_CONTENT_TYPE,
         trace_configs=trace_configs,
         trust_env=trust_env,
         proxy=proxy,
@@ -164,11 +163,12 @@ class _CannedConnector(aiohttp.BaseConnector):
 
 
 class _CannedTransport(asyncio.Transport):
+    _closing = False
+
     def __init__(self, connector: _CannedConnector, protocol: ResponseHandler) -> None:
         super().__init__()
         self._connector = connector
         self._protocol = protocol
-        self._closing = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self._connector.receive(bytes(data), self._protocol)
