@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import pytest
@@ -48,7 +48,7 @@ from bctrl_async import (
     errors,
 )
 from bctrl_async._http.response import parse_error
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.fastapi import (
     BctrlDep,
     Runtime,
@@ -591,9 +591,7 @@ class TestBodies:
             "alias": "?",
             "error": ERROR,
         }
-        whole = REPORT.to_dict()
-        whole.pop("all_stopped", None)
-        assert body == whole | {
+        assert body == REPORT.to_dict() | {
             "counts": {"stopped": 1, "unknown": 1},
             "failures": [unknown],
             "ended_early": ERROR,
@@ -666,3 +664,65 @@ class TestBodies:
             "Invalid target ('no target',): expected (workspace id, alias).",
             "There is no such workspace or alias.",
         ]
+
+
+class Ending(NamedTuple):
+    """How a stop ends without a poll, and whether a report is ok without and with one."""
+
+    result: StopResult
+    faults: list[Fault | Reply] = []  # noqa: RUF012 - it is not changed.
+    alias: str = "crm"
+    ok: tuple[bool, bool] = (False, False)
+
+
+ENDINGS = {
+    "stopped": Ending(StopResult.STOPPED, ok=(True, True)),
+    "already stopped": Ending(StopResult.ALREADY_STOPPED, alias="ended", ok=(True, True)),
+    "accepted, and it ends": Ending(StopResult.ACCEPTED, [Fault.ACCEPTED], ok=(False, True)),
+    "accepted, and it runs on": Ending(StopResult.ACCEPTED, alias="busy"),
+    "not found": Ending(StopResult.NOT_FOUND, alias="gone"),
+    "rejected": Ending(StopResult.REJECTED, [Reply(403, code="auth.forbidden")]),
+    "throttled": Ending(StopResult.REJECTED, [Fault.RATE_LIMITED]),
+    "invalid": Ending(StopResult.REJECTED, alias=".."),
+    "not sent": Ending(StopResult.NOT_SENT, alias="late"),
+    "unknown, and it ended": Ending(StopResult.UNKNOWN, [Fault.DROP_AFTER], ok=(False, True)),
+    "unknown, and it runs on": Ending(StopResult.UNKNOWN, [Fault.SERVER_ERROR]),
+}
+
+
+class TestIsItStopped:
+    @pytest.mark.parametrize("verify", [False, True])
+    @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+    async def test_ok_is_false_wherever_a_runtime_runs_or_may_run(
+        self, ending: Ending, emulator: Emulator, *, verify: bool
+    ) -> None:
+        emulator.add_runtime("ws-1", "ended", status="stopped")
+        emulator.add_runtime("ws-1", "busy")
+        busy = emulator.runtimes["ws-1", "busy"]
+        emulator.inject(Reply(200, json=busy, takes_effect=False), alias="busy")
+        emulator.inject(*ending.faults, alias="crm")
+        target = RuntimeRef("ws-1", ending.alias)
+        app = app_for(lambda: BctrlSession(KEY, base_url=emulator.url, retry=once))
+
+        @app.post("/report")
+        async def report(session: BctrlDep) -> StopReport:
+            batch = session.stop_runtimes([target], verify=verify and 0.05)
+            if ending.result is StopResult.NOT_SENT:
+                batch.stop_reading()
+            return await batch
+
+        async with client_of(app) as client:
+            body = (await client.post("/report")).json()
+
+        assert verify or body["counts"] == {ending.result: 1}
+        assert body["ok"] is ending.ok[verify]
+        assert [(each["ok"], each["alias"]) for each in body["failures"]] == (
+            [] if body["ok"] else [(False, ending.alias)]
+        )
+        assert all(each["error"]["message"] for each in body["failures"])
+        if body["ok"]:
+            assert emulator.status(*target) == "stopped"
+            assert body["states"]["not_running"] == 1
+
+    def test_each_result_has_an_ending(self) -> None:
+        assert {ending.result for ending in ENDINGS.values()} == set(StopResult)

@@ -95,17 +95,13 @@ class StopOutcome(Body):
     ok: bool = Field(description="True if the runtime no longer runs, by the API's own word.")
     state: RuntimeState
     at: datetime = Field(description="The time at which the outcome became known.")
-    attempts: int = Field(
-        description="The number of requests started; the API may not have received all of them."
-    )
+    attempts: int = Field(description="The number of requests started; some may not have arrived.")
     elapsed: float = Field(description="Seconds from reading the target.")
     request_id: str | None = Field(
         description="The API's id of the last request that it answered, or null."
     )
     resumed: bool = Field(description="True if it comes from an earlier run's journal.")
-    runtime: Runtime | None = Field(
-        description="The runtime as last described by the API, or null."
-    )
+    runtime: Runtime | None = Field(description="The runtime as last described by the API.")
     error: StopError | None
 
     @model_validator(mode="before")
@@ -124,12 +120,8 @@ class StopReport(Body):
     """The report of a bulk stop."""
 
     total: int = Field(description="The number of targets read.")
-    ok: bool = Field(
-        description="True if the whole input was read, and every runtime no longer runs."
-    )
-    counts: dict[StopResult, int] = Field(
-        description="The number of outcomes for each result that occurred."
-    )
+    ok: bool = Field(description="True if all targets were read, and every outcome is ok.")
+    counts: dict[StopResult, int] = Field(description="The number of outcomes for each result.")
     states: Annotated[dict[RuntimeState, int], BeforeValidator(_complete)] = Field(
         description="The number of runtimes by state; the numbers add up to `total`."
     )
@@ -140,9 +132,7 @@ class StopReport(Body):
     retries: int = Field(description="Requests beyond the first for each target.")
     throttled: int = Field(description="The number of 429 and 503 answers.")
     resumed: int = Field(description="Outcomes from an earlier run's journal.")
-    ended_early: StopError | None = Field(
-        description="The reason why the run ended before its input did, or null."
-    )
+    ended_early: StopError | None = Field(description="Why the run ended before its input did.")
 
 
 def _encode(model: type[Body], struct: object) -> dict[str, object]:

@@ -105,9 +105,7 @@ class Problem(CamelBody):
     title: str = Field(description="The summary of the type.")
     status: int = Field(description="The status of the response.")
     detail: Text = Field(description="An explanation for people.")
-    attempts: int = Field(
-        description="The number of requests started; the API may not have received all of them."
-    )
+    attempts: int = Field(description="The number of requests started; some may not have arrived.")
     may_have_stopped: bool = Field(description="True if a request may have stopped the runtime.")
     workspace_id: Text | None = Field(
         None, description="The workspace as requested; absent if the call had none."
