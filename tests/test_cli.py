@@ -366,7 +366,7 @@ async def test_a_runtime_of_a_file_that_runs_on_gets_a_line(
     assert code == 1
 
 
-async def test_an_unsettled_target_shows_reason_and_remedy_and_exits_with_1(
+async def test_a_target_that_may_run_shows_reason_and_remedy_and_exits_with_1(
     emulator: Emulator, command: Command
 ) -> None:
     emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
@@ -608,7 +608,7 @@ async def test_a_long_line_wraps_within_its_column_on_a_terminal(
 # Input
 
 
-async def test_settled_targets_of_a_file_get_no_line(
+async def test_targets_of_a_file_that_no_longer_run_get_no_line(
     emulator: HoldingEmulator, command: Command, targets: Path
 ) -> None:
     code, out, err = await command("stop", "--from", targets)
@@ -617,7 +617,7 @@ async def test_settled_targets_of_a_file_get_no_line(
     assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
 
 
-async def test_an_unsettled_target_of_a_file_gets_a_line_with_its_workspace(
+async def test_a_target_of_a_file_that_may_run_gets_a_line_with_its_workspace(
     emulator: HoldingEmulator, command: Command, targets: Path
 ) -> None:
     emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
@@ -1106,7 +1106,7 @@ async def test_a_dry_run_prints_the_aliases(emulator: HoldingEmulator, command: 
     assert not emulator.requests
 
 
-async def test_a_dry_run_skips_settled_targets_and_leaves_the_journal_unchanged(
+async def test_a_dry_run_skips_targets_that_are_done_and_leaves_the_journal_unchanged(
     emulator: HoldingEmulator, command: Command, targets: Path, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
@@ -2894,7 +2894,7 @@ def test_an_interrupted_demo_has_an_outcome_for_every_runtime(
     out, _ = capfd.readouterr()
     assert re.search(r"^not_sent +2 ", out, re.MULTILINE)
     assert "\nInterrupted after 0.0 s and 0 requests, 0 of them throttled.\n" in out
-    assert out.endswith("Still running: 3, all reported as not settled.\n")
+    assert out.endswith("Still running: 3, none reported as stopped.\n")
 
 
 def counts_in(account: str) -> dict[str, int]:

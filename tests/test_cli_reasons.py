@@ -1,4 +1,4 @@
-"""Targets that are not settled: each reason is explained once."""
+"""Targets that may still run: each reason is explained once."""
 
 from __future__ import annotations
 

@@ -123,6 +123,7 @@ async def test_json_has_an_object_for_each_target_of_the_list(command: Command) 
         "alias": "missing",
         "result": None,
         "ok": False,
+        "state": "unconfirmed",
     }
     assert [(line["index"], line["alias"], line["result"]) for line in (unknown, stopped)] == [
         *((1, "b", "unknown"), (2, "a", "stopped"))

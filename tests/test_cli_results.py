@@ -67,7 +67,9 @@ async def test_the_exit_code_is_0_only_if_no_runtime_runs(
     result, exit_code = expected[0 if verify else 1]
     assert code == exit_code
     if output == "json":
-        assert json.loads(out)["result"] == result
+        record = json.loads(out)
+        assert (record["result"], record["ok"]) == (result, code == 0)
+        assert (record["state"] == "not_running", record["error"] is None) == (code == 0, code == 0)
     else:
         assert out.split()[:2] == ["a", result]
     if code == 0:

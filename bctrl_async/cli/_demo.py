@@ -129,5 +129,5 @@ def _verdict(
         return f"The emulator confirms: all {known} runtimes are stopped."
     return (
         f"The emulator confirms: {counts['stopped']} of {known} runtimes are stopped.\n"
-        f"Still running: {counts['active']}, all reported as not settled."
+        f"Still running: {counts['active']}, none reported as stopped."
     )

@@ -15,11 +15,11 @@ MAX_SHOWN = 10
 INPUT_LEFT = "the input was not read to its end"
 _MEANINGS = {
     StopResult.STOPPED: "the server confirmed that it is stopped",
-    StopResult.ACCEPTED: "accepted, not yet confirmed as stopped",
+    StopResult.ACCEPTED: "accepted, not confirmed as stopped",
     StopResult.ALREADY_STOPPED: "nothing was running under the alias",
     StopResult.NOT_FOUND: "no such workspace or alias",
-    StopResult.REJECTED: "rejected, throttled to the end, or invalid",
-    StopResult.NOT_SENT: "not sent, or only throttled",
+    StopResult.REJECTED: "the server said no to the end, or the target is none",
+    StopResult.NOT_SENT: "no request was sent",
     StopResult.UNKNOWN: "no conclusive answer: it may have stopped",
 }
 

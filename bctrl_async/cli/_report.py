@@ -122,8 +122,8 @@ class _Account:
         """Add a target that is in no journal."""
         self._missing += 1
         if self._prints_json:
-            no_outcome = {"index": index, **target_fields(target), "result": None, "ok": False}
-            print_json(self._output, no_outcome)
+            unknown = {"result": None, "ok": False, "state": RuntimeState.UNCONFIRMED}
+            print_json(self._output, {"index": index, **target_fields(target), **unknown})
         elif self._missing <= MAX_SHOWN:
             name = f"{escape(target.workspace_id)} {escape(target.alias)}"
             self._output.print_result(f"{self._output.escape_unencodable(name)}  in no journal")
