@@ -58,12 +58,12 @@ class BctrlError(Exception):
     Args:
         summary: The failure in one line, without a full stop.
         advice: The remedy; None for the default of the class.
-        operation: The kind of call: `stop`, `get` or `list`.
+        operation: The operation of the API, such as `stop`, `get` or `list`.
         workspace_id: The workspace of the call.
         alias: The alias of the call.
         attempts: The number of requests started for this call.
         may_have_stopped: True if any of these requests may have stopped the runtime; always False
-            for a `get` or `list`.
+            for another operation than a stop.
         accepted: True if a stop was answered with a 2xx status and an unusable body, so that it
             was accepted (`BctrlNetworkError` only).
         status: The HTTP status of the last answer.

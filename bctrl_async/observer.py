@@ -32,7 +32,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         number: The number of the attempt within the call, from 1.
-        operation: The operation of the API: `stop`, `get` or `list`.
+        operation: The operation of the API, such as `stop`, `get` or `list`.
         stops: True if it may stop a runtime.
         method: The HTTP method.
         url: The URL of the request.
@@ -131,7 +131,7 @@ class Observer:
         """Handle the start of a call that stops nothing, such as `get_runtime`.
 
         Args:
-            operation: The operation of the API: `get` or `list`.
+            operation: The operation of the API, such as `get` or `list`.
             workspace_id: The workspace's id.
             alias: The runtime's alias; None for a call about a whole workspace.
         """

@@ -21,6 +21,7 @@ from unittest.mock import Mock
 
 import pytest
 import typer
+from commands import COMMANDS
 from helpers import BOUND, Command, HoldingEmulator, pass_time, wait_for_line
 from journal_lines import read_lines
 from runtimes import runtime
@@ -2438,10 +2439,7 @@ def test_ctrl_c_during_startup_exits_with_130_without_a_traceback(
 # Help
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["", "stop", "list", "get", "report", "emulator", "doctor", "demo"],
-)
+@pytest.mark.parametrize("name", ["", *COMMANDS])
 async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) -> None:
     code, out, err = await command(*name.split(), "--help")
     assert out.strip().startswith(f"Usage: bctrl-async {name}".rstrip() + " ")
@@ -2556,10 +2554,7 @@ async def test_only_titles_and_options_are_styled_in_the_help(
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        (
-            "bctrl-async ",
-            ["stop", "list", "get", "report", "emulator", "doctor", "demo"],
-        ),
+        ("bctrl-async ", COMMANDS),
         ("bctrl-async stop --veri", ["--verify"]),
         ("bctrl-async stop --kind b", ["browser"]),
         ("bctrl-async stop --kind desktop --kind b", ["browser"]),

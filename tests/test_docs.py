@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from commands import COMMANDS
 from warm_server import program
 
 from bctrl_async import cli
@@ -192,7 +193,7 @@ def test_every_note_of_a_block_is_known() -> None:
     assert {note for note in notes if not note.startswith(FILE)} <= {NOT_RUN, ""}
 
 
-@pytest.mark.parametrize("command", ["stop", "list", "get", "report", "emulator", "doctor", "demo"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_reference_lists_every_option_of_a_command(
     command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
