@@ -168,8 +168,8 @@ class TestInProcess:
             all_runs.shut_down()
             late = all_runs.start("anna", session.stop_runtimes([("ws-1", "r2")]))
             await all_runs.wait()
-        assert run.report["counts"] == {"unknown": 1}
-        assert late.report["counts"] == {"not_sent": 1}
+        assert json.loads(run.report)["counts"] == {"unknown": 1}
+        assert json.loads(late.report)["counts"] == {"not_sent": 1}
         assert all_runs.running == []
         assert emulator.received == {("ws-1", "r1"): 1}
 
@@ -193,7 +193,7 @@ class TestInProcess:
                     await asyncio.sleep(0)
                 is_back.set()
                 await run.task
-        assert run.report["counts"] == {"stopped": 2}
+        assert json.loads(run.report)["counts"] == {"stopped": 2}
         assert len(emulator.requests) == 2
 
     def test_the_report_can_be_read_again_until_the_client_has_it(

@@ -54,4 +54,4 @@ async def events(run: Run) -> AsyncIterator[ServerSentEvent]:
             ),
         )
         await asyncio.wait([run.task], timeout=PROGRESS_EVERY)
-    yield ServerSentEvent(event=REPORT, id=REPORT, data=run.report)
+    yield ServerSentEvent(event=REPORT, id=REPORT, raw_data=run.report)

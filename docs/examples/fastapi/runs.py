@@ -1,6 +1,7 @@
 """The bulk stops of this process, which a client can leave and join again."""
 
 import asyncio
+import json
 import logging
 import secrets
 from collections.abc import Iterator
@@ -32,8 +33,7 @@ class Run:
         owner: The user who started the run.
         batch: The bulk stop. It has all targets, so it is deleted when the run has ended.
         task: The task of the bulk stop.
-        report: The report as JSON values, with the first thousand failures; None while the run goes
-            on.
+        report: The report as JSON, with the first thousand failures; None while the run goes on.
     """
 
     batch: StopBatch
@@ -42,7 +42,7 @@ class Run:
     def __init__(self, owner: str) -> None:
         self.id = secrets.token_urlsafe(16)
         self.owner = owner
-        self.report: dict[str, object] | None = None
+        self.report: str | None = None
         self._clients = 0
         self._leaving: asyncio.TimerHandle | None = None
 
@@ -119,7 +119,7 @@ class Runs:
         # Serializing a hundred thousand failures would block other requests. As JSON, a report
         # holds neither errors nor their tracebacks.
         report = msgspec.structs.replace(report, failures=report.failures[:MAX_FAILURES])
-        run.report = jsonable_encoder(report)
+        run.report = json.dumps(jsonable_encoder(report))
         # The oldest are those that ended first, not those that began first.
         self._runs[run.id] = self._runs.pop(run.id)
         asyncio.get_running_loop().call_later(KEEP, self._runs.pop, run.id, None)
