@@ -109,28 +109,16 @@ class ListedRuntimes:
         self.at: datetime = datetime.now(UTC)
         # None for one that cannot be parsed.
         self._running: dict[str, Runtime | None] = {}
-        self._ended: set[str] = set()
-        self._has_unnamed = False
 
     def add(self, item: Runtime | BctrlResponseError) -> None:
         """Add an item of the list: a runtime, or the error of one that cannot be parsed."""
         runtime = item if isinstance(item, Runtime) else None
-        if runtime is not None and runtime.status.is_final:
-            self._ended.add(runtime.alias)
-            return
-        if item.alias is None:
-            self._has_unnamed = True
-        else:
+        if item.alias is not None and (runtime is None or not runtime.status.is_final):
             self._running[item.alias] = runtime
 
     def may_run(self, target: RuntimeRef) -> bool:
-        """Return True unless the list says that a target does not run."""
-        is_listed = target.workspace_id == self.workspace_id
-        return not is_listed or self._has_unnamed or target.alias in self._running
-
-    def has_ended(self, target: RuntimeRef) -> bool:
-        """Return True if the list says that a target no longer runs."""
-        return target.workspace_id == self.workspace_id and target.alias in self._ended
+        """Return True if the list has the target, and not as one that has ended."""
+        return target.workspace_id == self.workspace_id and target.alias in self._running
 
     def running(self, target: RuntimeRef) -> Runtime | None:
         """Return the runtime of a target as listed; None unless the list says that it may run."""
@@ -143,7 +131,6 @@ class FoundTargets:
 
     def __init__(self, workspace_id: str, where: Callable[[Runtime], object]) -> None:
         self._where = where
-        self.origin: str = list_origin(workspace_id, where)
         self.listed: ListedRuntimes = ListedRuntimes(workspace_id)
         self.items: list[Runtime | BctrlResponseError] = []
 
@@ -168,11 +155,6 @@ class FoundTargets:
                 # It is not stopped, since it may be one to keep; nor passed over, since it may run
                 # for ever.
                 self.items.append(_unreadable_age(self.listed.workspace_id, item))
-
-
-def list_origin(workspace_id: str, where: object) -> str:
-    """Return what is listed, in words that are the same in each run of the same filter."""
-    return f"list of {workspace_id}: {where!r}"
 
 
 def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:

@@ -12,6 +12,7 @@ from typing import Annotated, Self
 import msgspec
 from msgspec.structs import asdict
 
+from bctrl_async import errors
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlConflictError,
@@ -281,6 +282,24 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             may_have_stopped=error.may_have_stopped,
         )
 
+    def error(self, target: RuntimeRef, attempts: int) -> BctrlError:
+        """Return the error of a stop as it was recorded."""
+        # A later version may have other classes.
+        name = self.type if self.type in errors.__all__ else BctrlError.__name__
+        kind: type[BctrlError] = getattr(errors, name)
+        # An invalid item has no workspace.
+        workspace_id, alias = target if target.workspace_id else (None, None)
+        return kind(
+            self.message,
+            workspace_id=workspace_id,
+            alias=alias,
+            attempts=attempts,
+            may_have_stopped=self.may_have_stopped,
+            status=self.status,
+            code=self.code,
+            request_id=self.request_id,
+        )
+
 
 class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """An outcome as JSON: a line of `-o json`, and without its empty fields one of the journal."""
@@ -316,6 +335,23 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             resumed=outcome.resumed,
             runtime=outcome.runtime,
             error=None if outcome.error is None else ErrorRecord.of(outcome.error),
+        )
+
+    def outcome(self) -> StopOutcome:
+        """Return the outcome as it was recorded."""
+        target = RuntimeRef(self.workspace_id, self.alias)
+        return StopOutcome(
+            index=self.index,
+            target=target,
+            result=self.result,
+            state=self.state,
+            runtime=self.runtime,
+            error=None if self.error is None else self.error.error(target, self.attempts),
+            attempts=self.attempts,
+            elapsed=self.elapsed,
+            at=self.at,
+            request_id=self.request_id,
+            resumed=self.resumed,
         )
 
 

@@ -36,7 +36,7 @@ from bctrl_async.errors import (
     BctrlError,
     BctrlResponseError,
 )
-from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter, list_origin
+from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter
 from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import CallObserver, Observer
@@ -417,10 +417,10 @@ class BctrlSession:
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
             journal: A file to which each outcome is appended as a line of JSON. The same call with
-                the same file resumes the run, and sends no target again whose runtime no longer
-                runs. Use another file for runtimes that were started anew: a file that is older
-                than a day, or leaves nothing to be sent, is logged as a warning.
-            journal_max_age: Seconds since the journal was begun, above 0, beyond which it is
+                the same file resumes the run, and sends no target again whose last entry says that
+                its runtime no longer runs. Use another file for runtimes that were started anew:
+                what is skipped because of a file that is older than a day is logged as a warning.
+            journal_max_age: Seconds since the journal was started, above 0, beyond which it is
                 rejected; None rejects none.
             verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a
                 status that is not final, until it no longer runs or is `not_found`: at least once,
@@ -490,9 +490,8 @@ class BctrlSession:
             on_outcome: As for `stop_runtimes`.
             timeout: As for `stop_runtimes`, also for the list.
             retry: As for `stop_runtimes`.
-            journal: As for `stop_runtimes`. A resumed run lists anew: its report has only the
-                runtimes that have not ended, and they are stopped, whatever the file has of
-                them.
+            journal: As for `stop_runtimes`, but the list decides what is sent, never the file. A
+                resumed run lists anew: its report has only the runtimes that have not ended.
             journal_max_age: As for `stop_runtimes`.
             verify: As for `stop_runtimes`.
             missing_ok: As for `stop_runtimes`: accept runtimes that are gone since the list.
@@ -511,10 +510,7 @@ class BctrlSession:
         elif not callable(where):
             raise _config.invalid_type("where", where, WHERE)
         return self._bulk(
-            Listing(
-                list_origin(str(workspace_id), where),
-                partial(self._find, workspace_id, where, timeout, retry, deadline),
-            ),
+            Listing(partial(self._find, workspace_id, where, timeout, retry, deadline)),
             concurrency=concurrency,
             deadline=deadline,
             on_outcome=on_outcome,
@@ -591,15 +587,7 @@ class BctrlSession:
             missing_ok=missing_ok,
             open_journal=None
             if journal is None
-            else partial(
-                Journal,
-                journal,
-                self.base_url,
-                journal_max_age,
-                targets=source.length,
-                origin=source.origin,
-                warns=not source.is_listing,
-            ),
+            else partial(Journal, journal, self.base_url, journal_max_age),
             observer=self._observer,
         )
         return StopBatch(run, on_outcome)

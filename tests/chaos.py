@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
-from chaos_checks import check_account, check_journal, check_targets, settled_targets
+from chaos_checks import check_account, check_journal, check_targets, done_targets
 from journal_lines import read_lines
 from leaks import bulk_tasks
 from ways import LONG_WAY_HELP, take_long_way
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport
 from bctrl_async.emulator import Emulator, Fault
-from bctrl_async.journal import read_journal
+from bctrl_async.journal import read_journals
 from bctrl_async.observer import Attempt, AttemptObserver, BulkObserver, Observer, StopObserver
 
 _KEY = "a-key-that-must-not-be-written"
@@ -318,9 +318,9 @@ class ChaosRun:
             yield f"the journal cannot be read: {error}"
             return
         entries = journal.entries
-        yield from check_journal(journal, self.emulator.url, report)
-        content = read_journal(self.journal)
-        if content is None or content.not_running.keys() != settled_targets(entries):
+        yield from check_journal(journal, self.emulator.url)
+        done = {each.target for each in read_journals([self.journal]) if each.ok}
+        if done != done_targets(entries):
             yield "a resumed run would read another journal"
         yield from check_account(entries, report, self._delivered)
         yield from check_targets(

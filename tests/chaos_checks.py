@@ -21,18 +21,16 @@ _CUT = frozenset({Fault.TRUNCATED_JSON, Fault.SLOW_DRIP})
 Status = str | None
 
 
-def check_journal(journal: JournalLines, base_url: str, report: StopReport) -> Iterator[str]:
-    """Check the header and the completion mark of the journal of a single run."""
+def check_journal(journal: JournalLines, base_url: str) -> Iterator[str]:
+    """Check the journal of a single run."""
     if journal.is_torn:
         yield "the last line of the journal is cut short"
     if journal.header["base_url"] != f"{base_url}/v1":
         yield f"the header of the journal is {journal.header}"
-    if journal.marks and not (len(journal.marks) == 1 and journal.ends_with_mark and report.ok):
-        yield "the journal is marked as complete"
 
 
-def settled_targets(entries: Iterable[Record]) -> set[tuple[str, str]]:
-    """Return the targets that a resumed run would not send again."""
+def done_targets(entries: Iterable[Record]) -> set[tuple[str, str]]:
+    """Return the targets that are done."""
     # Over a stream a target may be there several times, each of which is a stop of its own.
     last = {(entry["workspace_id"], entry["alias"]): entry for entry in entries}
     return {target for target, entry in last.items() if entry.get("ok")}

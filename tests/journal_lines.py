@@ -8,39 +8,67 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 Record = dict[str, Any]
-MARKS = {"completed", "begun", "ended"}
 
 
 class JournalLines(NamedTuple):
-    """The lines of a journal: a header, entries and completion marks."""
+    """The lines of a journal: a header and entries."""
 
     header: Record
     entries: list[Record]
-    marks: list[Record]
-    ends_with_mark: bool
     is_torn: bool
 
 
 def read_lines(data: bytes) -> JournalLines:
-    """Read a journal that has at least its header.
-
-    Only the last line may be cut short.
+    """Read a journal that has at least its header; only the last line may be cut short.
 
     Raises:
         ValueError: A line is not what it should be.
     """
     *lines, tail = data.split(b"\n")
-    header, *records = [_read_line(number, line) for number, line in enumerate(lines, start=1)]
+    header, *entries = [_read_line(number, line) for number, line in enumerate(lines, start=1)]
     if header["journal"] != "bctrl_async":
         raise ValueError(f"line 1 is not a header: {header}")
     started, now = _time(header["started"]), datetime.now(UTC)
-    for number, record in enumerate(records, start=2):
-        time = next(record[name] for name in (*MARKS, "at") if name in record)
-        if not started <= _time(time) <= now:
-            raise ValueError(f"line {number} was not written between the header and now: {record}")
-    entries = [record for record in records if not MARKS & record.keys()]
-    marks = [record for record in records if "completed" in record]
-    return JournalLines(header, entries, marks, records[-1:] == marks[-1:] != [], bool(tail))
+    for number, entry in enumerate(entries, start=2):
+        if not started <= _time(entry["at"]) <= now:
+            raise ValueError(f"line {number} was not written between the header and now: {entry}")
+    return JournalLines(header, entries, bool(tail))
+
+
+def sealed(record: Record) -> bytes:
+    """Return an object as a line with its checksum."""
+    return seal(json.dumps(record, separators=(",", ":")).encode()[:-1])
+
+
+def header_line(base_url: str, started: datetime, version: int = 3) -> bytes:
+    """Return the header of a journal."""
+    known = {"journal": "bctrl_async", "version": version, "base_url": base_url}
+    return sealed(known | {"started": started.isoformat()})
+
+
+def entry_line(
+    target: tuple[str, str], at: datetime, state: str = "not_running", **fields: object
+) -> bytes:
+    """Return the line of an outcome."""
+    workspace_id, alias = target
+    ok = state == "not_running"
+    entry: Record = {
+        "index": 0,
+        "workspace_id": workspace_id,
+        "alias": alias,
+        "result": "stopped" if ok else "rejected",
+        "state": state,
+        "at": at.isoformat(),
+        "ok": ok,
+    }
+    if not ok:
+        entry["error"] = {"type": "BctrlError", "message": "it may run"}
+    return sealed(entry | fields)
+
+
+def seal(content: bytes) -> bytes:
+    """Return a JSON object without its last brace as a line with its checksum."""
+    return content + b',"crc":"%08x"}\n' % crc32(content)
 
 
 def _read_line(number: int, line: bytes) -> Record:

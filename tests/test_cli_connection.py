@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from conftest import KEY
 from helpers import Command
+from journal_lines import entry_line, header_line
 
 from bctrl_async.cli._connection import ConnectionOptions
 from bctrl_async.emulator import Emulator, Fault
@@ -102,10 +104,12 @@ class TestVerbosity:
         assert emulator.received["ws", "a"] == 2
 
     async def test_quiet_hides_no_error_and_no_warning(
-        self, command: Command, tmp_path: Path
+        self, emulator: Emulator, command: Command, tmp_path: Path
     ) -> None:
         journal = tmp_path / "journal.jsonl"
-        await command("stop", "--journal", journal, "ws", "a")
+        old = datetime.now(UTC) - timedelta(days=2)
+        lines = header_line(f"{emulator.url}/v1", old) + entry_line(("ws", "a"), old)
+        journal.write_bytes(lines)
         _, _, err = await command("stop", "--quiet", "--journal", journal, "ws", "a")
         assert err.startswith("bctrl-async: warning: ")
         code, _, err = await command("list", "--quiet", "nosuch")

@@ -9,19 +9,11 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from conftest import KEY
 from helpers import Command
-from runtimes import runtime
+from journal_lines import entry_line, header_line
 
-from bctrl_async import (
-    BctrlError,
-    BctrlNotFoundError,
-    BctrlTimeoutError,
-    RuntimeRef,
-    StopOutcome,
-    StopResult,
-)
-from bctrl_async.journal._format import entry_line, header_line
-from bctrl_async.outcomes import outcome_of, state_of
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
 LACKS = "A journal does not know which targets it lacks: add --from FILE\n"
@@ -35,27 +27,19 @@ def _folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
-def outcome(alias: str, result: StopResult = StopResult.STOPPED, after: float = 1.5) -> StopOutcome:
-    error: BctrlError | None = None
-    if result is StopResult.NOT_FOUND:
-        error = BctrlNotFoundError("no such alias", code="runtime.not_found")
-    elif result not in {StopResult.STOPPED, StopResult.ALREADY_STOPPED, StopResult.ACCEPTED}:
-        error = BctrlTimeoutError("no answer", may_have_stopped=result is StopResult.UNKNOWN)
-    return StopOutcome(
-        index=0,
-        target=RuntimeRef("ws", alias),
-        result=result,
-        state=state_of(result, None, error),
-        error=error,
-        at=STARTED + timedelta(seconds=after),
-        attempts=int(result is not StopResult.NOT_SENT),
-        elapsed=0.25,
-    )
+def outcome(
+    alias: str, result: str = "stopped", after: float = 1.5, state: str = "unconfirmed"
+) -> bytes:
+    fields: dict[str, object] = {"result": result}
+    if result in {"stopped", "already_stopped"}:
+        state = "not_running"
+    else:
+        fields["error"] = {"type": "BctrlTimeoutError", "message": "no answer"}
+    return entry_line(("ws", alias), STARTED + timedelta(seconds=after), state, **fields)
 
 
-def journal(name: str, *outcomes: StopOutcome) -> str:
-    lines = [header_line("https://api.test/v1", STARTED), *map(entry_line, outcomes)]
-    Path(name).write_bytes(b"".join(lines))
+def journal(name: str, *lines: bytes) -> str:
+    Path(name).write_bytes(b"".join((header_line("https://api.test/v1", STARTED), *lines)))
     return name
 
 
@@ -70,7 +54,7 @@ def objects(out: str) -> list[dict[str, object]]:
 
 async def test_a_list_that_is_done_exits_with_0(command: Command) -> None:
     first = journal("1.jsonl", outcome("a"))
-    second = journal("2.jsonl", outcome("b"), outcome("c", StopResult.ALREADY_STOPPED, 2))
+    second = journal("2.jsonl", outcome("b"), outcome("c", "already_stopped", 2))
 
     assert await command("report", first, second, "--from", targets("a", "b", "c")) == (
         0,
@@ -80,7 +64,7 @@ async def test_a_list_that_is_done_exits_with_0(command: Command) -> None:
 
 
 async def test_targets_that_may_be_running_have_a_line_and_fail(command: Command) -> None:
-    results = [StopResult.STOPPED, StopResult.UNKNOWN, StopResult.REJECTED, StopResult.NOT_SENT]
+    results = ["stopped", "unknown", "rejected", "not_sent"]
     path = journal("1.jsonl", *(outcome(f"r{n}", result) for n, result in enumerate(results)))
 
     code, out, _ = await command("report", path, "--from", targets("r0", "r1", "r2", "r3"))
@@ -111,7 +95,7 @@ async def test_targets_in_no_journal_are_counted_and_the_first_ten_shown(
 
 async def test_json_has_an_object_for_each_target_of_the_list(command: Command) -> None:
     """Fault: a target without an outcome that the list has twice was counted twice."""
-    first = journal("1.jsonl", outcome("a"), outcome("b", StopResult.UNKNOWN))
+    first = journal("1.jsonl", outcome("a"), outcome("b", "unknown"))
     second = journal("2.jsonl", outcome("a"), outcome("other"))
     listed = targets("missing", "b", "b", "missing", "a")
     code, out, err = await command("report", "-o", "json", first, second, "--from", listed)
@@ -154,7 +138,7 @@ async def test_without_a_list_outcomes_are_counted_and_the_exit_code_is_1(
 async def test_a_target_that_was_not_found_is_pending_unless_it_is_ignored(
     command: Command,
 ) -> None:
-    path = journal("1.jsonl", outcome("a", StopResult.NOT_FOUND))
+    path = journal("1.jsonl", outcome("a", "not_found"))
     args = ("report", path, "--from", targets("a"))
     code, out, _ = await command(*args)
     assert (code, out.splitlines()[-1]) == (1, "0 of 1 done, 1 pending: 1 not_found")
@@ -163,23 +147,36 @@ async def test_a_target_that_was_not_found_is_pending_unless_it_is_ignored(
     )
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "state"),
-    [
-        ("failed", 0, "1 of 1 done, 0 pending"),
-        ("active", 1, "0 of 1 done, 1 pending"),
-    ],
-)
-async def test_an_accepted_stop_counts_as_in_the_run(
-    command: Command, status: str, code: int, state: str
-) -> None:
-    """Fault: every shard ends with 0, and the report with 1."""
-    accepted = outcome_of(RuntimeRef("ws", "a"), runtime(status), attempts=1)
-    path = journal("1.jsonl", accepted)
+async def test_the_latest_entry_of_a_target_counts(command: Command) -> None:
+    first = journal("1.jsonl", outcome("a"))
+    second = journal("2.jsonl", outcome("a", "accepted", 2, state="still_running"))
 
-    found = await command("report", path, "--from", targets("a"))
-    assert found[0] == code
-    assert found[1].splitlines()[-1].startswith(state)
+    for paths in ((first, second), (second, first)):
+        code, out, _ = await command("report", *paths, "--from", targets("a"))
+        line, summary = out.splitlines()
+        assert line.split()[:3] == ["ws", "a", "accepted"]
+        assert summary == "0 of 1 done, 1 pending: 1 accepted"
+        assert code == 1
+
+
+@pytest.mark.parametrize("reply", [Reply(403), Fault.BAD_GATEWAY])
+async def test_one_that_a_later_run_lists_as_active_and_cannot_stop_still_runs(
+    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, reply: Fault | Reply
+) -> None:
+    """Fault: that run ended with 1, and the report of both nights with 0."""
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+    emulator.add_runtime("ws", "a")
+    stop = ("stop", "ws", "--all", "--yes", "--no-verify", "--attempts", "1", "--journal")
+    assert (await command(*stop, "1.jsonl"))[0] == 0
+
+    emulator.runtimes["ws", "a"]["status"] = "active"
+    emulator.inject(reply)
+    assert (await command(*stop, "2.jsonl"))[0] == 1
+    for journals in (["1.jsonl", "2.jsonl"], ["2.jsonl", "1.jsonl"]):
+        code, out, _ = await command("report", *journals, "--from", targets("a"))
+        assert out.splitlines()[-1].startswith("0 of 1 done, 1 pending: ")
+        assert code == 1
 
 
 async def test_a_bad_line_of_the_list_is_not_done(
@@ -249,11 +246,11 @@ async def test_an_empty_list_is_an_error_unless_allowed(command: Command) -> Non
             "--journal-max-age takes one AGE",
         ),
         (("1.jsonl", "--from", "gone.csv"), "cannot read gone.csv: No such file or directory"),
-        (("gone.jsonl",), "the journal 'gone.jsonl' cannot be read: No such file or directory"),
-        (("all.csv",), "the journal 'all.csv' cannot be read: it is not a journal"),
+        (("gone.jsonl",), "the journal 'gone.jsonl' cannot be used: No such file or directory"),
+        (("all.csv",), "the journal 'all.csv' cannot be used: it is not a journal"),
         (("1.jsonl", "--from", "1.jsonl"), "is not a target"),
-        (("1.jsonl", "other.jsonl"), "the journals are of two servers"),
-        (("1.jsonl", "--journal-max-age", "1s"), "it was begun "),
+        (("1.jsonl", "other.jsonl"), "it is of another server, https://other.test/v1"),
+        (("1.jsonl", "--journal-max-age", "1s"), "old; the limit is 0:00:01"),
     ],
 )
 async def test_a_wrong_use_exits_with_2(

@@ -18,7 +18,7 @@ from helpers import BOUND, add_runtimes, wait_for_requests
 
 from bctrl_async import StopResult
 from bctrl_async.emulator import Emulator
-from bctrl_async.journal import read_journal
+from bctrl_async.journal import read_journals
 
 WITHOUT = """
 import asyncio, os, select, signal, sys
@@ -116,7 +116,5 @@ async def test_the_first_ctrl_c_aborts_and_every_target_has_its_outcome(tmp_path
         code, output = await finish(process)
 
     assert code == 130, output
-    content = read_journal(journal)
-    assert content is not None
-    results = Counter(outcome.result for outcome in content.outcomes.values())
+    results = Counter(outcome.result for outcome in read_journals([journal]))
     assert results == {StopResult.UNKNOWN: 100, StopResult.NOT_SENT: 50}

@@ -25,9 +25,11 @@ from bctrl_async import (
     RuntimeFilter,
     RuntimeState,
     StopOutcome,
+    StopReport,
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.journal import read_journals
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 
@@ -167,7 +169,7 @@ class TestSelection:
         assert report.counts == {STOPPED: 301}
         assert [request.method for request in emulator.requests].count("GET") == 1
 
-    async def test_a_journal_resumes_the_run(
+    async def test_what_is_selected_is_sent_whatever_the_journal_has(
         self, workspace: Emulator, session: BctrlSession, tmp_path: Path
     ) -> None:
         journal = tmp_path / "journal.jsonl"
@@ -175,8 +177,8 @@ class TestSelection:
         await session.stop_workspace("ws-1", where=everything, journal=journal)
         again = await session.stop_workspace("ws-1", where=everything, journal=journal)
 
-        assert again.resumed == again.total == 5
-        assert workspace.received["ws-1", "crm"] == 1
+        assert (again.ok, again.resumed, again.total) == (True, 0, 5)
+        assert workspace.received["ws-1", "crm"] == 2
 
 
 class TestUnreadable:
@@ -321,6 +323,25 @@ class TestListedRuntime:
 
         assert report.states == {RuntimeState.NOT_RUNNING: 1, RuntimeState.STILL_RUNNING: 2}
         assert [failure.result for failure in report.failures] == [NOT_SENT] * 2
+
+    @pytest.mark.usefixtures("workspace")
+    async def test_what_another_run_has_stopped_since_the_list_does_not_run(
+        self, session: BctrlSession, tmp_path: Path
+    ) -> None:
+        """Fault: what was listed before it was stopped was said to have run again."""
+        lists, stops = tmp_path / "lists", tmp_path / "stops"
+
+        async def stop_all(_: StopOutcome) -> None:
+            batch.stop_reading()
+            if not stops.exists():
+                await session.stop_workspace("ws-1", journal=stops)
+
+        batch = session.stop_workspace("ws-1", concurrency=1, journal=lists, on_outcome=stop_all)
+        assert (await batch).counts == {STOPPED: 1, NOT_SENT: 2}
+
+        report = StopReport.from_outcomes(read_journals([lists, stops]))
+        assert report.states == {RuntimeState.NOT_RUNNING: 3}
+        assert report.failures == ()
 
     async def test_an_answer_says_more_than_the_list(
         self, workspace: Emulator, connect: Connect

@@ -13,7 +13,7 @@ from helpers import Connect
 from bctrl_async import BctrlConfigError, BctrlSession, RetryPolicy, RuntimeFilter, shard
 from bctrl_async.emulator import Emulator
 from bctrl_async.fastapi import add_exception_handlers, lifespan
-from bctrl_async.journal import read_journal, read_journals
+from bctrl_async.journal import read_journals
 from bctrl_async.otel import OpenTelemetry
 from bctrl_async.pace import FilePace
 from bctrl_async.redis import RedisPace
@@ -32,6 +32,15 @@ def rejection(make: Callable[[], object]) -> BctrlConfigError:
     with pytest.raises(BctrlConfigError) as caught:
         make()
     return caught.value
+
+
+def read_all_journals(
+    paths: Any,  # noqa: ANN401 - of a wrong type.
+    targets: Any = None,  # noqa: ANN401
+    max_age: Any = None,  # noqa: ANN401
+) -> object:
+    # It checks its arguments when the iteration starts.
+    return list(read_journals(paths, targets, max_age=max_age))
 
 
 CONSTRUCTORS: list[tuple[Callable[..., object], str, Any]] = [
@@ -68,9 +77,9 @@ CONSTRUCTORS: list[tuple[Callable[..., object], str, Any]] = [
     (shard, "targets", list),
     (shard, "number", int),
     (shard, "count", int),
-    (read_journal, "path", str),
-    (read_journals, "paths", (list, dict)),
-    (read_journals, "max_age", (int, float)),
+    (read_all_journals, "paths", (list, dict)),
+    (read_all_journals, "targets", (list, dict, str, bytes, type(None))),
+    (read_all_journals, "max_age", (int, float)),
     (lifespan, "make_session", ()),
     (lifespan, "pace", ()),
     (lifespan, "inner", ()),

@@ -170,18 +170,10 @@ class Engine(ABC):
             self.cancel()
             raise
         self.ledger.use_journal(journal)
-        complete = False
         try:
             await self._run_to_end(deliver)
-            if self.source.found is not None:
-                try:
-                    journal.mark_listed(self.source.found.listed)
-                except BctrlError as error:
-                    self.state.set_ended_early(error)
-            complete = not self.ledger.tally.failures and self.state.ended_early is None
         finally:
-            close = partial(journal.close, complete=complete, unread=not self.source.exhausted)
-            if (failure := await _closed(close)) is not None:
+            if (failure := await _closed(journal)) is not None:
                 self.state.set_ended_early(failure)
 
     async def _run_to_end(self, deliver: Deliver | None) -> None:
@@ -283,11 +275,13 @@ class Engine(ABC):
             if error.argument == "targets":
                 self._fail(error)
             return self._reject(index, best_effort_ref(item), error)
-        if self.source.found is not None and not self._has_read_list:
+        found = self.source.found
+        if found is None:
+            if (known := self.ledger.earlier(target)) is not None:
+                return self.ledger.record(msgspec.structs.replace(known, index=index))
+        elif not self._has_read_list:
             self._has_read_list = True
-            self._write_running_again(self.source.found)
-        if (known := self.ledger.not_running.get(target)) is not None:
-            return self.ledger.record(msgspec.structs.replace(known, index=index))
+            self._write_running_again(found)
         return target
 
     def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
@@ -302,19 +296,16 @@ class Engine(ABC):
         return self._reject(index, target, error)
 
     def _write_running_again(self, found: FoundTargets) -> None:
-        """Forget the earlier outcomes of targets that the list has as running, in the journal too.
+        """Write to the journal that targets run again which it has as stopped.
 
         It is done before any of them is sent: after a crash, the journal must not have them as
         stopped.
         """
-        known, may_run = self.ledger.not_running, found.listed.may_run
-        for index, target in enumerate(found if known else ()):
-            if isinstance(target, RuntimeRef) and target in known and may_run(target):
+        for index, item in enumerate(found):
+            target = item if isinstance(item, RuntimeRef) else best_effort_ref(item)
+            if self.ledger.had_stopped(target) and found.listed.may_run(target):
                 again = outcome_of(target, _RUNS_AGAIN, index=index)
                 self.ledger.write(self.source.with_listed(again))
-        self.ledger.not_running = {
-            target: outcome for target, outcome in known.items() if not may_run(target)
-        }
 
     def _delivered(self, outcome: StopOutcome) -> Awaitable[None] | None:
         """Deliver an outcome; return what to await before the next."""
@@ -331,14 +322,14 @@ async def _opened(open_journal: Callable[[], Journal]) -> Journal:
     except asyncio.CancelledError:
         if opening.exception() is None:
             with suppress(BctrlError):
-                opening.result().close(unread=True)
+                opening.result().close()
         raise
     return opening.result()
 
 
-async def _closed(close: Callable[[], None]) -> BctrlError | None:
+async def _closed(journal: Journal) -> BctrlError | None:
     # In a thread, since a disk may take long.
-    closing = asyncio.create_task(asyncio.to_thread(close))
+    closing = asyncio.create_task(asyncio.to_thread(journal.close))
     await wait_shielded(closing)
     error = closing.exception()
     return error if isinstance(error, BctrlError) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
 
 import msgspec
 
@@ -26,7 +25,6 @@ class Ledger:
     Attributes:
         tally: The counts, and the outcomes that are not ok.
         throttled: The answers that were 429 or 503.
-        not_running: The outcomes of runtimes that no longer run since an earlier run, by target.
         observer: The observer of the run.
     """
 
@@ -38,7 +36,6 @@ class Ledger:
         self._ended: float | None = None
         self.tally: OutcomeTally = OutcomeTally()
         self.throttled: int = 0
-        self.not_running: Mapping[RuntimeRef, StopOutcome] = {}
         self.observer: BulkObserver | None = None
 
     @property
@@ -55,8 +52,21 @@ class Ledger:
         self._ended = time.monotonic()
 
     def use_journal(self, journal: Journal) -> None:
-        """Write further outcomes to a journal, and resume from those in it."""
-        self._journal, self.not_running = journal, journal.not_running
+        """Write all outcomes to a journal, and resume from what it has as done."""
+        self._journal = journal
+
+    def had_stopped(self, target: RuntimeRef) -> bool:
+        """Return True if an earlier run recorded that the runtime no longer runs."""
+        return self._journal is not None and self._journal.done(target) is not None
+
+    def earlier(self, target: RuntimeRef) -> StopOutcome | None:
+        """Return the outcome of an earlier run after which the runtime no longer ran, or None."""
+        if self._journal is None:
+            return None
+        known = self._journal.done(target)
+        if known is not None and not self.tally.resumed:
+            self._journal.warn_if_old()
+        return known
 
     def record(self, outcome: StopOutcome, observer: StopObserver | None = None) -> StopOutcome:
         """Record an outcome, and return it as it is recorded.
@@ -73,8 +83,6 @@ class Ledger:
                 notify(self.observer.outcome, outcome)
             # A resumed one has an entry.
             self.write(outcome)
-        if self._journal is not None:
-            self._journal.mark_read(outcome.target)
         if observer is not None:
             notify(observer.end, outcome)
         return outcome
@@ -86,8 +94,6 @@ class Ledger:
         try:
             self._journal.write(outcome)
         except BctrlError as error:
-            # A line after one that was cut short would make the journal unreadable.
-            self._journal = None
             self._state.set_ended_early(error)
             self._state.end_early(error, CancelLevel.WAITING)
 

@@ -49,9 +49,7 @@ class Input:
         error: The error that the input raised, or None.
         closed: True once nothing more is read.
         length: The number of items, None if unknown.
-        is_listing: True if it is from a list of a workspace.
         found: What is found in the list, once that is there.
-        origin: What it is, the same in each run; None if its length tells it from a part of it.
 
     Raises:
         BctrlConfigError: `targets` cannot be iterated over, or is a single target.
@@ -66,11 +64,7 @@ class Input:
         else:
             self._plain = iter(targets)
         self.length: int | None = len(targets) if isinstance(targets, Sized) else None
-        self.found: FoundTargets | None = None
-        self.is_listing: bool = isinstance(targets, FoundTargets)
-        self.origin: str | None = "stream" if self.length is None else None
-        if isinstance(targets, FoundTargets):
-            self.found, self.origin = targets, targets.origin
+        self.found: FoundTargets | None = targets if isinstance(targets, FoundTargets) else None
         self.is_async: bool = self._awaited is not None
         self.count: int = 0
         self.error: BaseException | None = None
@@ -161,16 +155,10 @@ class Input:
 
 
 class Listing(Input):
-    """An input that is fetched as a list when its first item is read.
+    """An input that is fetched as a list when its first item is read."""
 
-    Args:
-        origin: What is listed, the same in each run.
-        fetch: Called once for the list.
-    """
-
-    def __init__(self, origin: str, fetch: Callable[[], Awaitable[FoundTargets]]) -> None:
+    def __init__(self, fetch: Callable[[], Awaitable[FoundTargets]]) -> None:
         super().__init__(())
-        self.is_listing, self.origin = True, origin
         self.length = None
         self.is_async = True
         self._fetch = fetch

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 from bctrl_async import (
@@ -19,7 +20,7 @@ from bctrl_async.cli._lines import ends_input
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import print_json, target_fields
 from bctrl_async.filters import FoundTargets
-from bctrl_async.journal import read_journal
+from bctrl_async.journal import Journal
 
 
 def dry_run(
@@ -31,12 +32,10 @@ def dry_run(
     journal_max_age: float | None,
 ) -> int:
     """Print the targets to stop as JSON Lines, without what a journal has as stopped."""
-    listed = targets.listed if isinstance(targets, FoundTargets) else None
-    known: Mapping[RuntimeRef, object] = {}
-    content = read_journal(journal) if journal is not None and Path(journal).exists() else None
-    if content is not None:
-        content.check_resumable(session.base_url, journal_max_age, warns=listed is None)
-        known = content.not_running
+    known: Journal | None = None
+    # What a list has is sent, whatever the journal has.
+    if journal is not None and Path(journal).exists() and not isinstance(targets, FoundTargets):
+        known = Journal(journal, session.base_url, journal_max_age, only_read=True)
     counts: Counter[str] = Counter()
     input_left = False
 
@@ -48,7 +47,7 @@ def dry_run(
             counts["invalid"] += 1
             if counts["invalid"] <= MAX_SHOWN or is_last:
                 print_error(_describe(outcome.error))
-        elif outcome.target in known and not (listed and listed.may_run(outcome.target)):
+        elif known is not None and known.done(outcome.target) is not None:
             counts["stopped"] += 1
         else:
             counts["to stop"] += 1
@@ -63,11 +62,14 @@ def dry_run(
             await batch
 
     try:
-        asyncio.run(run())
+        with nullcontext() if known is None else known.file:
+            asyncio.run(run())
     except OSError as error:
         print_read_error(error)
         return FAILED
-    skipped = f", {counts['stopped']:,} no longer running" if known else ""
+    if known is not None and counts["stopped"]:
+        known.warn_if_old()
+    skipped = f", {counts['stopped']:,} no longer running" if counts["stopped"] else ""
     left = f"; {INPUT_LEFT}" if input_left else ""
     print_info(
         f"Dry run: {counts['to stop']:,} to stop{skipped}, {counts['invalid']:,} invalid{left}"

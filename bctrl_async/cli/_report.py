@@ -30,7 +30,7 @@ from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import Output, print_error, print_info
 from bctrl_async.cli._records import OutputFormat, OutputOption, print_json, target_fields
 from bctrl_async.cli._targets import open_targets
-from bctrl_async.journal import merge_journals
+from bctrl_async.journal import read_journals
 
 _Journals = Annotated[
     list[str], typer.Argument(metavar="JOURNAL", help="The journals, such as night-*.jsonl.")
@@ -73,7 +73,7 @@ def report(
     if allow_empty and file is None:
         context.fail("--allow-empty needs --from")
     items = None if file is None else open_targets(context, file, allow_empty=allow_empty)
-    outcomes = merge_journals(journals, max_age=journal_max_age).outcomes
+    outcomes = {each.target: each for each in read_journals(journals, max_age=journal_max_age)}
     output = Output()
     prints_json = output_format is OutputFormat.JSON
     account = _Account(output, missing_ok=ignore_not_found, prints_json=prints_json)

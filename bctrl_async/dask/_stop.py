@@ -134,9 +134,7 @@ def stop_runtimes(
         missing_ok=missing_ok,
         open_journal=None
         if journal is None
-        else partial(
-            Journal, journal, server, journal_max_age, targets=source.length, origin=source.origin
-        ),
+        else partial(Journal, journal, server, journal_max_age),
     )
     return StopBatch(run, on_outcome)
 

@@ -92,14 +92,9 @@ def settled_in(path: Path) -> set[Target]:
     """Return the targets whose runtimes have ended by the whole lines of a journal."""
     lines, _ = read_lines(path)
     last = {(line["workspace_id"], line["alias"]): line for line in lines}
-    return {target for target, line in last.items() if _has_ended(line)}
-
-
-def _has_ended(line: dict[str, Any]) -> bool:
-    if line["result"] != "accepted":
-        return line["result"] in {"stopped", "already_stopped"}
-    is_final = line.get("runtime", {}).get("status") in {"stopped", "failed"}
-    return is_final or line.get("error", {}).get("status") == 404
+    return {
+        target for target, line in last.items() if line.get("ok") and line["result"] != "not_found"
+    }
 
 
 def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -110,4 +105,4 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
             lines.append(json.loads(line))
         except ValueError:
             damaged += 1
-    return [line for line in lines if "index" in line], damaged
+    return lines, damaged

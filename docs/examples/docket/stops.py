@@ -17,7 +17,7 @@ import msgspec
 from docket import Docket, ExponentialRetry, Retry, Shared
 
 from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopReport, StopResult
-from bctrl_async.journal import read_journal
+from bctrl_async.journal import read_journals
 
 FOLDER = Path(os.environ.get("STOPS_FOLDER", "stops"))
 DRAIN = 10.0
@@ -80,8 +80,7 @@ def count_outcomes(stop_id: UUID) -> tuple[int, Counter[StopResult]]:
         FileNotFoundError: There is no such stop.
     """
     total = targets_file(stop_id).read_bytes().count(b"\n")
-    journal = read_journal(journal_file(stop_id)) if journal_file(stop_id).exists() else None
-    outcomes = journal.outcomes.values() if journal is not None else ()
+    outcomes = read_journals([journal_file(stop_id)]) if journal_file(stop_id).exists() else ()
     return total, Counter(outcome.result for outcome in outcomes)
 
 

@@ -1,0 +1,330 @@
+"""The journal of a bulk stop: a file of outcomes from which an interrupted run is resumed.
+
+It is JSON Lines: a header, then an entry for each outcome. The last entry of a target wins: the
+target is done if that entry says that its runtime no longer runs, and is sent again otherwise. Each
+line ends with a checksum of itself, and only the last line may be cut short. No file knows the list
+of its run: `read_journals` says of a list and its journals whether all of it is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal, TypeVar
+from uuid import UUID
+from zlib import crc32
+
+import msgspec
+from msgspec.structs import replace
+
+from bctrl_async import _config
+from bctrl_async.errors import BctrlConfigError, BctrlError
+from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.outcomes import ErrorRecord, OutcomeRecord, StopOutcome, StopResult, outcome_of
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no flock, so a second run is not detected.
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["JournalInUseError", "read_journals"]
+
+_T = TypeVar("_T")
+_log = logging.getLogger("bctrl_async.journal")
+
+_VERSION = 3
+_MAGIC = b'{"journal":"bctrl_async"'
+_CHECKSUM = b',"crc":"%08x"}\n'
+_CHECKSUM_LENGTH = len(_CHECKSUM % 0)
+_MAX_LINE = 1 << 16  # bytes
+_MAX_TEXT = 1000  # characters, if its line would be longer
+_encode = msgspec.json.Encoder().encode
+
+
+class _Header(msgspec.Struct, frozen=True):
+    journal: str
+    version: int
+    base_url: str
+    started: Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class _Entry(msgspec.Struct, frozen=True, gc=False):
+    """The target of an entry; to decode all of an entry takes longer."""
+
+    workspace_id: str
+    alias: str
+
+
+class JournalInUseError(BctrlConfigError):
+    """Another run has the journal, or a file server still holds the lock of a client that died.
+
+    The same call may succeed later. Nothing was sent.
+    """
+
+
+def read_journals(
+    paths: Iterable[str | os.PathLike[str]],
+    targets: Iterable[RuntimeRef | Runtime | tuple[str | UUID, str]] | None = None,
+    *,
+    max_age: float | None = None,
+) -> Iterator[StopOutcome]:
+    """Yield the latest outcome of each target in one or more journals of one server.
+
+        pending = [each.target for each in read_journals(paths, targets) if not each.ok]
+
+    The last entry of a target in a file counts, and of several files the entry with the latest
+    `at`. The files are read when the iteration starts, also while runs write them; they stay as
+    they are.
+
+    Args:
+        paths: The files.
+        targets: The list: `RuntimeRef`s, pairs (workspace id, alias) or `Runtime`s. Each has one
+            outcome, in the order of the list; a target that no file has is `not_sent`, with an
+            error that says so. None yields the targets that the files have, which does not tell
+            whether there are others.
+        max_age: Seconds since a file was started, above 0, beyond which it is rejected, such as a
+            file of an earlier night; None rejects none.
+
+    Yields:
+        Outcomes whose `index` is their position here, and whose `runtime` is None if they are `ok`.
+
+    Raises:
+        BctrlConfigError: A file cannot be read, is not an intact journal of this version, is of
+            another server than the first, or is older than `max_age`. There is no file, or an item
+            of the list is not a target.
+    """
+    expected = "an iterable of paths"
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise _config.invalid_type("paths", paths, expected)
+    _config.check_type(paths, Iterable, "paths", expected)
+    _config.check_type(targets, Iterable | None, "targets", "an iterable of targets")
+    if max_age is not None:
+        max_age = _config.seconds(max_age, "max_age")
+    with ExitStack() as stack:
+        journals: list[Journal] = []
+        base_url: str | None = None
+        for path in paths:
+            _config.check_type(path, str | os.PathLike, "paths", expected)
+            journals.append(Journal(path, base_url, max_age, only_read=True))
+            stack.enter_context(journals[-1].file)
+            base_url = journals[-1].base_url
+        if not journals:
+            raise BctrlConfigError("there are no journals", argument="paths")
+        if targets is None:
+            found = (item for journal in journals for item in journal.offsets.items())
+            targets = dict.fromkeys(
+                RuntimeRef(ws, alias) for ws, aliases in found for alias in aliases
+            )
+        for index, target in enumerate(map(_as_target, targets)):
+            known = [outcome for journal in journals if (outcome := journal.outcome(target))]
+            # Of two at the same time, the one that is sent again.
+            latest = max(known, key=lambda each: (each.at, not each.ok), default=None)
+            if latest is None:
+                latest = outcome_of(target, BctrlError("no journal has it", **target._asdict()))
+            yield replace(latest, index=index)
+
+
+class Journal:
+    """An open journal, which a run locks and appends to, unless it is only read."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        base_url: str | None,
+        max_age: float | None = None,
+        *,
+        only_read: bool = False,
+    ) -> None:
+        self.base_url = base_url
+        self._path = Path(path)
+        self._age = timedelta()
+        self._is_cut_short = False
+        self._size = 0
+        # By workspace and alias: a dict of pairs would take twice the memory.
+        self.offsets: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        try:
+            with ExitStack() as stack:
+                self._open(stack, max_age, only_read=only_read)
+                stack.pop_all()
+        except BlockingIOError as error:
+            raise JournalInUseError(
+                f"the journal {str(self._path)!r} is in use by another run",
+                advice="Wait until that run has ended, or use another file",
+            ) from error
+        except (OSError, ValueError) as error:
+            raise self._unusable(error) from error
+
+    def _open(self, stack: ExitStack, max_age: float | None, *, only_read: bool) -> None:
+        if self._path.exists() and not self._path.is_file():
+            raise ValueError("it is not a regular file")
+        mode: Literal["rb", "a+b"] = "rb" if only_read else "a+b"
+        self.file = stack.enter_context(self._path.open(mode, buffering=0))
+        if not only_read and fcntl is not None:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(self.file.fileno(), "rb", closefd=False) as lines:
+            lines.seek(0)
+            self._read(lines, max_age)
+        if only_read:
+            return
+        if self._size < self.file.seek(0, os.SEEK_END):
+            os.ftruncate(self.file.fileno(), self._size)
+        if not self._size:
+            header = _Header("bctrl_async", _VERSION, self.base_url or "", datetime.now(UTC))
+            self._append(_seal(_encode(header)))
+
+    def _read(self, lines: BinaryIO, max_age: float | None) -> None:
+        line = lines.readline(_MAX_LINE)
+        if not line.startswith(_MAGIC) and not _MAGIC.startswith(line):
+            raise ValueError("it is not a journal")
+        if not line.endswith(b"\n") and len(line) < _MAX_LINE:
+            # The file is new, or a crash cut its header short.
+            return
+        self._check(_decode(line, _Header, 0), max_age)
+        self._size = len(line)
+        for line in lines:
+            if not line.endswith(b"\n"):
+                # A run is writing it, or a crash cut it short.
+                return
+            entry = _decode(line, _Entry, self._size)
+            self.offsets[entry.workspace_id][entry.alias] = self._size
+            self._size += len(line)
+
+    def _check(self, header: _Header, max_age: float | None) -> None:
+        if header.version != _VERSION:
+            raise ValueError("another version wrote it")
+        if self.base_url not in {None, header.base_url}:
+            raise ValueError(f"it is of another server, {header.base_url}")
+        self.base_url = header.base_url
+        # A time in the future says as little as one in the past.
+        age = abs((datetime.now(UTC) - header.started).total_seconds())
+        self._age = timedelta(seconds=int(age))
+        if max_age is not None and age > max_age:
+            raise ValueError(f"it is {self._age} old; the limit is {timedelta(seconds=max_age)}")
+
+    def outcome(self, target: RuntimeRef) -> StopOutcome | None:
+        """Return the outcome of a target, None if it has none."""
+        offset = self.offsets.get(target.workspace_id, {}).get(target.alias)
+        if offset is None:
+            return None
+        data = b""
+        try:
+            self.file.seek(offset)
+            while b"\n" not in data and (read := self.file.read(1024)):
+                data += read
+            return _decode(data[: data.find(b"\n") + 1], OutcomeRecord, offset).outcome()
+        except (OSError, ValueError) as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError | ValueError) -> BctrlConfigError:
+        return BctrlConfigError(
+            f"the journal {str(self._path)!r} cannot be used: {getattr(error, 'strerror', error)}",
+            advice="Check its path, or use another file",
+        )
+
+    def done(self, target: RuntimeRef) -> StopOutcome | None:
+        """Return the outcome of a target that was done when the file was opened, else None."""
+        try:
+            outcome = self.outcome(target)
+        except BctrlConfigError:
+            # Sending it again is safe.
+            return None
+        # A target that was not found may have been started since.
+        if outcome is None or not outcome.ok or outcome.result is StopResult.NOT_FOUND:
+            return None
+        return replace(outcome, resumed=True)
+
+    def warn_if_old(self) -> None:
+        """Log that what is done is not sent again, if the file is probably of an earlier night."""
+        if self._age > timedelta(days=1):
+            fields = {"bctrl.journal": str(self._path), "bctrl.age": self._age.total_seconds()}
+            _log.warning(
+                "the journal %r is %s old, and what it has as stopped is not sent again: use "
+                "another file for runtimes that were started anew",
+                str(self._path),
+                self._age,
+                extra={"bctrl.event": "old_journal", **fields},
+            )
+
+    def write(self, outcome: StopOutcome) -> None:
+        """Append an outcome; raise a BctrlError, once, if the disk is full."""
+        if not self._is_cut_short:
+            self._append(_entry_line(outcome))
+
+    def close(self) -> None:
+        """Flush the file to disk, unlock and close it; raise a BctrlError if the flush failed."""
+        try:
+            self._append(b"", flush=True)
+        finally:
+            if fcntl is not None:  # pragma: no branch
+                # Closing is not enough: a forked child may have the file open as well.
+                fcntl.flock(self.file, fcntl.LOCK_UN)
+            self.file.close()
+
+    def _append(self, data: bytes, *, flush: bool = False) -> None:
+        try:
+            while data:
+                data = data[os.write(self.file.fileno(), data) :]
+            if flush:
+                os.fsync(self.file.fileno())
+        except OSError as error:
+            # A line after one that was cut short would make the file unreadable.
+            self._is_cut_short = True
+            raise BctrlError(
+                f"the journal {str(self._path)!r} cannot be written: {error.strerror}",
+                advice="Free some space, then run again with the same journal",
+            ) from error
+
+
+def _as_target(item: object) -> RuntimeRef:
+    match item:
+        case Runtime():
+            return RuntimeRef(str(item.workspace_id), item.alias)
+        case (str() | UUID() as workspace_id, str() as alias):
+            return RuntimeRef(str(workspace_id), alias)
+    raise _config.invalid_type("targets", item, "pairs (workspace id, alias)")
+
+
+def _entry_line(outcome: StopOutcome) -> bytes:
+    """Return the line of an outcome, which is never longer than `_MAX_LINE`."""
+    record = OutcomeRecord.of(outcome)
+    if record.ok:
+        # The runtime says no more, and would make the line three times as long.
+        record = replace(record, runtime=None)
+    try:
+        line = _seal(_encode(record))
+    except UnicodeEncodeError:
+        # A lone surrogate, of an invalid target or in a header of the answer.
+        line = b""
+    if 0 < len(line) <= _MAX_LINE:
+        return line
+    names = {"workspace_id": _short(record.workspace_id), "alias": _short(record.alias)}
+    error = record.error and ErrorRecord(record.error.type, _short(record.error.message))
+    record = replace(record, **names, runtime=None, request_id=None, error=error)
+    return _seal(_encode(record))
+
+
+def _short(text: str) -> str:
+    # With the ellipsis, the name of an invalid target is still too long.
+    text = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _decode(line: bytes, kind: type[_T], offset: int) -> _T:
+    """Return what is on a line; raise ValueError if it is not as it was written."""
+    try:
+        if line[-_CHECKSUM_LENGTH:] == _CHECKSUM % crc32(line[:-_CHECKSUM_LENGTH]):
+            return msgspec.json.decode(line, type=kind)
+    except (msgspec.MsgspecError, RecursionError):
+        pass
+    raise ValueError(f"it is damaged at byte {offset}")
+
+
+def _seal(line: bytes) -> bytes:
+    """Return a JSON object as a line that ends with its checksum."""
+    content = line[:-1]
+    return content + _CHECKSUM % crc32(content)
