@@ -148,11 +148,8 @@ class Call(msgspec.Struct, Generic[_T]):
         """Log the failure of the last attempt, and the shortest delay until the next one."""
         failed = None if self.retries is None else self.retries.last_failure
         if failed is not None and _log.isEnabledFor(logging.INFO):
-            fields = log_fields(failed) | {"bctrl.workspace_id": self.workspace_id}
-            alias = ""
-            if self.alias is not None:
-                fields["bctrl.alias"] = self.alias
-                alias = f"{quote(self.alias)} in "
+            annotate(failed, self.operation.name, self.workspace_id, self.alias)
+            alias = "" if self.alias is None else f"{quote(self.alias)} in "
             _log.info(
                 "attempt %d to %s %sworkspace %s failed: %s; "
                 "the next follows in %.3f s at the earliest",
@@ -164,7 +161,7 @@ class Call(msgspec.Struct, Generic[_T]):
                 delay,
                 extra={
                     "bctrl.event": "retry",
-                    **fields,
+                    **log_fields(failed),
                     "bctrl.attempts": self.attempts,
                     "bctrl.delay": delay,
                 },
