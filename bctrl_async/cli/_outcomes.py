@@ -31,6 +31,7 @@ class OutcomePrinter:
         aliases: The aliases to align the lines to, each of which gets one. None if they are not
             known: only attempted targets that are not known to be not running are shown then, the
             first for each reason with a line.
+        shows_unsent: Show targets that were not attempted, too.
         prints_json: Print every outcome as a line of JSON instead.
         complete: Where all outcomes are, for those that got no line.
     """
@@ -40,10 +41,12 @@ class OutcomePrinter:
         output: Output,
         aliases: Sequence[str] | None,
         *,
+        shows_unsent: bool = False,
         prints_json: bool = False,
         complete: str = "",
     ) -> None:
         self._output = output
+        self._shows_unsent = shows_unsent
         self._prints_json = prints_json
         self._complete = complete
         self._reasons = Reasons()
@@ -58,7 +61,7 @@ class OutcomePrinter:
         if self._prints_json:
             print_json(self._output, outcome.to_dict())
         elif self._prints_all or (
-            _needs_attention(outcome, state) and self._is_shown(outcome, state)
+            self._needs_attention(outcome) and self._is_shown(outcome, state)
         ):
             is_stopped = (
                 state is RuntimeState.NOT_RUNNING and outcome.result is not StopResult.ACCEPTED
@@ -100,6 +103,11 @@ class OutcomePrinter:
         if self._complete and leaves_out:
             print_info(f"All of them: {self._complete}")
 
+    def _needs_attention(self, outcome: StopOutcome) -> bool:
+        """Return True if a target was attempted and its runtime may still run."""
+        not_attempted = outcome.result is StopResult.NOT_SENT and not outcome.attempts
+        return not outcome.ok and (self._shows_unsent or not not_attempted)
+
     def _is_shown(self, outcome: StopOutcome, state: RuntimeState) -> bool:
         """Return True unless it is one of very many invalid targets."""
         if state is not RuntimeState.INVALID or ends_input(outcome):
@@ -133,12 +141,6 @@ class OutcomePrinter:
         if self._prints_all or not target.workspace_id:
             return alias
         return f"{escape(target.workspace_id)} {alias}"
-
-
-def _needs_attention(outcome: StopOutcome, state: RuntimeState) -> bool:
-    """Return True if a target was attempted and may still be running."""
-    not_attempted = outcome.result is StopResult.NOT_SENT and not outcome.attempts
-    return not (state is RuntimeState.NOT_RUNNING or not_attempted)
 
 
 def _describe(outcome: StopOutcome, state: RuntimeState) -> str:

@@ -2,20 +2,18 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Annotated
 
 import typer
 from msgspec.structs import replace
 
-from bctrl_async import RuntimeRef, RuntimeState, StopOutcome, StopResult
+from bctrl_async import RuntimeState, StopResult
 from bctrl_async.cli._exit_codes import FAILED
 from bctrl_async.cli._format import (
     INPUT_LEFT,
     MAX_SHOWN,
-    escape,
     format_counts,
-    pluralize,
     print_read_error,
 )
 from bctrl_async.cli._lines import BadLine, Item
@@ -28,7 +26,7 @@ from bctrl_async.cli._options import (
 )
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import Output, print_error, print_info
-from bctrl_async.cli._records import OutputFormat, OutputOption, print_json, target_fields
+from bctrl_async.cli._records import OutputFormat, OutputOption
 from bctrl_async.cli._targets import open_targets
 from bctrl_async.journal import read_journals
 
@@ -72,98 +70,59 @@ def report(
     """
     if allow_empty and file is None:
         context.fail("--allow-empty needs --from")
-    items = None if file is None else open_targets(context, file, allow_empty=allow_empty)
-    outcomes = {each.target: each for each in read_journals(journals, max_age=journal_max_age)}
     output = Output()
-    prints_json = output_format is OutputFormat.JSON
-    account = _Account(output, missing_ok=ignore_not_found, prints_json=prints_json)
-    try:
-        listed = None if items is None else _collected(items)
-    except OSError as error:
-        print_read_error(error)
-        return FAILED
-    if listed is None:
-        for outcome in outcomes.values():
-            account.add(outcome)
+    printer = OutcomePrinter(
+        output,
+        None,
+        shows_unsent=True,
+        prints_json=output_format is OutputFormat.JSON,
+        complete="add -o json",
+    )
+    targets, bad = None, list[BadLine]()
+    if file is not None:
+        items = open_targets(context, file, allow_empty=allow_empty)
+        try:
+            listed = _collected(items)
+        except OSError as error:
+            print_read_error(error)
+            return FAILED
+        targets = [item for item in listed if not isinstance(item, BadLine)]
+        bad = [item for item in listed if isinstance(item, BadLine)]
+    counts: Counter[StopResult] = Counter()
+    done = 0
+    for outcome in read_journals(journals, targets, max_age=journal_max_age):
+        counts[outcome.result] += 1
+        if ignore_not_found and outcome.result is StopResult.NOT_FOUND:
+            outcome = replace(outcome, state=RuntimeState.NOT_RUNNING, error=None)  # noqa: PLW2901
+        done += outcome.ok
+        printer.print(outcome)
+    printer.finish()
+    _print_bad(bad)
+    total = counts.total() + len(bad)
+    parts = [f"{done:,} of {total:,} done", f"{counts.total() - done:,} pending"]
+    parts += [f"{len(bad):,} invalid"] * bool(bad)
+    summary = f"{', '.join(parts)}: {format_counts(counts) or 'no target'}"
+    summary += f"; {INPUT_LEFT}" * any(line.ends_input for line in bad)
+    if output_format is OutputFormat.JSON:
+        print_info(summary)
     else:
-        for index, item in enumerate(listed):
-            if isinstance(item, BadLine):
-                account.add_invalid(item)
-            elif (found := outcomes.get(item)) is None:
-                account.add_missing(index, item)
-            else:
-                account.add(replace(found, index=index))
-    return account.finish(has_list=listed is not None)
+        output.print_result(summary, wrap=True)
+    if targets is None:
+        print_info("A journal does not know which targets it lacks: add --from FILE")
+        return FAILED
+    return 0 if done == total and not output.write_failed else FAILED
 
 
-class _Account:
-    """The targets so far."""
-
-    def __init__(self, output: Output, *, missing_ok: bool, prints_json: bool) -> None:
-        self._output = output
-        self._missing_ok = missing_ok
-        self._prints_json = prints_json
-        self._printer = OutcomePrinter(
-            output, None, prints_json=prints_json, complete="add -o json"
-        )
-        self._counts: Counter[StopResult] = Counter()
-        self._done = self._invalid = self._missing = 0
-        self._input_left = False
-
-    def add(self, outcome: StopOutcome) -> None:
-        """Add a target that has an outcome."""
-        self._counts[outcome.result] += 1
-        if self._missing_ok and outcome.result is StopResult.NOT_FOUND:
-            outcome = replace(outcome, state=RuntimeState.NOT_RUNNING, error=None)
-        self._done += outcome.ok
-        self._printer.print(outcome)
-
-    def add_missing(self, index: int, target: RuntimeRef) -> None:
-        """Add a target that is in no journal."""
-        self._missing += 1
-        if self._prints_json:
-            unknown = {"result": None, "ok": False, "state": RuntimeState.UNCONFIRMED}
-            print_json(self._output, {"index": index, **target_fields(target), **unknown})
-        elif self._missing <= MAX_SHOWN:
-            name = f"{escape(target.workspace_id)} {escape(target.alias)}"
-            self._output.print_result(f"{self._output.escape_unencodable(name)}  in no journal")
-
-    def add_invalid(self, line: BadLine) -> None:
-        """Add a line of the list that is not a target."""
-        self._invalid += 1
-        self._input_left |= line.ends_input
-        if self._invalid <= MAX_SHOWN or line.ends_input:
-            print_error(f"invalid target {line!r}: {line}")
-
-    def finish(self, *, has_list: bool) -> int:
-        """Print the summary, and return the exit code."""
-        self._printer.finish()
-        if self._missing > MAX_SHOWN and not self._prints_json:
-            more = pluralize(self._missing - MAX_SHOWN, "more target")
-            print_info(f"{more} in no journal: add -o json")
-        total = self._counts.total() + self._missing + self._invalid
-        pending = total - self._done - self._invalid
-        counts = [format_counts(self._counts)]
-        counts += [f"{self._missing:,} in no journal"] * bool(self._missing)
-        parts = [f"{self._done:,} of {total:,} done", f"{pending:,} pending"]
-        parts += [f"{self._invalid:,} invalid"] * bool(self._invalid)
-        summary = f"{', '.join(parts)}: {', '.join(filter(None, counts)) or 'no target'}"
-        summary += f"; {INPUT_LEFT}" * self._input_left
-        if self._prints_json:
-            print_info(summary)
-        else:
-            self._output.print_result(summary, wrap=True)
-        if not has_list:
-            print_info("A journal does not know which targets it lacks: add --from FILE")
-        is_done = has_list and self._done == total
-        return 0 if is_done and not self._output.write_failed else FAILED
+def _print_bad(lines: Sequence[BadLine]) -> None:
+    for line in (*lines[:MAX_SHOWN], *(line for line in lines[MAX_SHOWN:] if line.ends_input)):
+        print_error(f"invalid target {line!r}: {line}")
 
 
-def _collected(items: Iterable[Item] | AsyncIterable[Item]) -> Iterable[Item]:
+def _collected(items: list[Item] | AsyncIterator[Item]) -> Iterable[Item]:
     """Return the items of a list, each target once."""
 
-    async def collect(awaited: AsyncIterable[Item]) -> list[Item]:
+    async def collect(awaited: AsyncIterator[Item]) -> list[Item]:
         return [item async for item in awaited]
 
-    read = asyncio.run(collect(items)) if isinstance(items, AsyncIterable) else items
+    read = items if isinstance(items, list) else asyncio.run(collect(items))
     return dict.fromkeys(read)
