@@ -555,7 +555,7 @@ class TestEndedByError:
 
         assert isinstance(report.ended_early, BctrlAuthenticationError)
         assert report.counts.keys() == {StopResult.REJECTED, NOT_SENT}
-        assert report.counts[StopResult.REJECTED] == len(emulator.requests) == 10
+        assert report.counts[StopResult.REJECTED] == len(emulator.requests) <= 10
         assert report.total == 500
 
     async def test_requests_in_flight_may_still_be_answered_but_are_not_retried(

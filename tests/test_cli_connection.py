@@ -89,7 +89,7 @@ class TestVerbosity:
     ) -> None:
         caplog.set_level(logging.WARNING, "bctrl_async")
         for option, shown in (("-v", 1), (None, 0)):
-            inject(emulator, Fault.RATE_LIMITED)
+            inject(emulator, *[Fault.RATE_LIMITED] * 3)
             _, _, err = await command(*filter(None, ["list", "ws", option]))
             assert err.count("bctrl-async: warning: throttled by the server ") == shown
             assert logging.getLogger("bctrl_async").level == logging.WARNING

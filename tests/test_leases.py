@@ -644,7 +644,7 @@ class TestWithoutStore:
         async def scenario() -> int:
             member = Member(MemoryPace(rate=1000))
             await member.limiter.acquire(60)
-            member.limiter.release(throttled())
+            member.limiter.release(throttled(0.1))
             before = now()
             await member.bulk(10)
             return member.between(before, before + 0.4)

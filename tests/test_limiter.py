@@ -7,9 +7,9 @@ import pytest
 from helpers import BOUND
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from throttling import past_start
 
 from bctrl_async._limiter.limiter import Limiter
-from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async.errors import BctrlConfigError
 
 CLOSED = r"^the session is closed\. Make the call inside `async with`"
@@ -26,7 +26,7 @@ class Users:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.limiter = Limiter(limit, AdaptiveRate())
+        self.limiter = Limiter(limit, past_start())
         self.tasks: list[asyncio.Task[None]] = []
         self.acquired: list[int] = []
         self.waited: list[int] = []
@@ -76,12 +76,12 @@ class Users:
 
 class TestOrder:
     async def test_slots_up_to_the_limit_are_acquired_without_waiting(self) -> None:
-        limiter = Limiter(3, AdaptiveRate())
+        limiter = Limiter(3, past_start())
 
         assert [limiter.acquire_nowait() for _ in range(5)] == [True, True, True, False, False]
 
     async def test_a_released_slot_is_free_again(self) -> None:
-        limiter = Limiter(1, AdaptiveRate())
+        limiter = Limiter(1, past_start())
         assert limiter.acquire_nowait()
 
         limiter.release(None)
@@ -136,7 +136,7 @@ class TestCancellation:
         assert users.free_slots() == 1
 
     async def test_a_waiter_cancelled_after_admission_passes_its_slot_on(self) -> None:
-        limiter = Limiter(1, AdaptiveRate())
+        limiter = Limiter(1, past_start())
         assert limiter.acquire_nowait()
         first = asyncio.create_task(limiter.acquire(60.0))
         second = asyncio.create_task(limiter.acquire(60.0))
@@ -152,7 +152,7 @@ class TestCancellation:
         assert not limiter.acquire_nowait()
 
     async def test_the_slot_of_the_last_waiter_is_free_after_its_cancellation(self) -> None:
-        limiter = Limiter(1, AdaptiveRate())
+        limiter = Limiter(1, past_start())
         assert limiter.acquire_nowait()
         only = asyncio.create_task(limiter.acquire(60.0))
         await run_loop()
@@ -229,7 +229,7 @@ class TestClose:
         await users.finish_all()
 
     async def test_it_fails_all_later_calls(self) -> None:
-        limiter = Limiter(5, AdaptiveRate())
+        limiter = Limiter(5, past_start())
 
         limiter.close()
 
@@ -238,7 +238,7 @@ class TestClose:
             await limiter.acquire(60.0)
 
     async def test_it_fails_a_waiter_that_was_admitted_but_has_not_run(self) -> None:
-        limiter = Limiter(1, AdaptiveRate())
+        limiter = Limiter(1, past_start())
         assert limiter.acquire_nowait()
         waiting = asyncio.create_task(limiter.acquire(60.0))
         await run_loop()
@@ -250,7 +250,7 @@ class TestClose:
             await waiting
 
     async def test_a_waiter_cancelled_at_the_same_time_is_cancelled(self) -> None:
-        limiter = Limiter(1, AdaptiveRate())
+        limiter = Limiter(1, past_start())
         assert limiter.acquire_nowait()
         early = asyncio.create_task(limiter.acquire(60.0))
         late = asyncio.create_task(limiter.acquire(60.0))
@@ -266,7 +266,7 @@ class TestClose:
         assert not limiter.acquire_nowait()
 
     async def test_a_slot_can_still_be_released(self) -> None:
-        limiter = Limiter(1, AdaptiveRate())
+        limiter = Limiter(1, past_start())
         assert limiter.acquire_nowait()
         limiter.close()
 
@@ -275,7 +275,7 @@ class TestClose:
         assert not limiter.acquire_nowait()
 
     async def test_it_is_idempotent(self) -> None:
-        limiter = Limiter(1, AdaptiveRate())
+        limiter = Limiter(1, past_start())
         limiter.close()
 
         limiter.close()
@@ -285,10 +285,10 @@ class TestClose:
 
 class TestSleep:
     async def test_it_ends_after_the_delay(self) -> None:
-        await Limiter(1, AdaptiveRate()).sleep(0)
+        await Limiter(1, past_start()).sleep(0)
 
     async def test_it_ends_when_the_limiter_is_closed(self) -> None:
-        limiter = Limiter(1, AdaptiveRate())
+        limiter = Limiter(1, past_start())
         sleep = asyncio.create_task(limiter.sleep(3600))
         await run_loop()
         assert not sleep.done()
@@ -300,13 +300,13 @@ class TestSleep:
         await sleep
 
     async def test_on_a_closed_limiter_it_returns_at_once(self) -> None:
-        limiter = Limiter(1, AdaptiveRate())
+        limiter = Limiter(1, past_start())
         limiter.close()
 
         await asyncio.wait_for(limiter.sleep(3600), BOUND)
 
     async def test_it_takes_no_slot(self) -> None:
-        limiter = Limiter(1, AdaptiveRate())
+        limiter = Limiter(1, past_start())
         sleep = asyncio.create_task(limiter.sleep(3600))
         await run_loop()
 
@@ -317,7 +317,7 @@ class TestSleep:
             await sleep
 
     async def test_it_can_be_cancelled(self) -> None:
-        sleep = asyncio.create_task(Limiter(1, AdaptiveRate()).sleep(3600))
+        sleep = asyncio.create_task(Limiter(1, past_start()).sleep(3600))
         await run_loop()
 
         sleep.cancel()

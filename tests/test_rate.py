@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import pytest
 import virtual_time
-from throttling import Run, Server, fixed_window, throttled, token_bucket
+from pacing import MemoryPace
+from throttling import Fleet, Run, Server, fixed_window, past_start, throttled, token_bucket
 
 from bctrl_async import BctrlError, BctrlRateLimitError
 from bctrl_async._limiter.baseline import Restored, _Hold, _Trial
 from bctrl_async._limiter.limiter import Limiter, Priority
-from bctrl_async._limiter.rate import AdaptiveRate
+from bctrl_async._limiter.rate import _DOUBLING, AdaptiveRate
 
 
 def always(rate: float) -> Callable[[float], float]:
@@ -45,11 +46,140 @@ def at_random(
     return lambda now: throttled(retry_after) if rng.random() < share else otherwise(now)
 
 
+def refuse(rate: AdaptiveRate, now: float, times: int = 3) -> None:
+    for _ in range(times):
+        rate.on_throttled(now, None, 1)
+
+
+def limited(cap: float | None = None) -> AdaptiveRate:
+    """Make a rate whose server has shown at 0 s that it has a limit."""
+    rate = AdaptiveRate(cap)
+    refuse(rate, 0.0)
+    assert rate.is_throttled
+    return rate
+
+
+class TestStart:
+    def test_the_first_attempt_does_not_wait(self) -> None:
+        async def scenario() -> bool:
+            return Limiter(100, AdaptiveRate()).acquire_nowait()
+
+        assert virtual_time.run(scenario())
+
+    def test_calls_in_a_row_hardly_wait(self) -> None:
+        run = Run(lambda _: None, latency=lambda _: 0.02, limit=1)
+        virtual_time.run(run.bulk(100))
+        assert run.seconds == pytest.approx(100 * 0.02, abs=0.02)
+
+    def test_until_an_attempt_succeeds_150_a_second_start(self) -> None:
+        run = Run(lambda _: None, latency=lambda _: 0.4)
+        virtual_time.run(run.gather(200))
+        # With the burst that makes up for late timers.
+        assert sum(start < 0.4 for start in run.starts) == pytest.approx(60, abs=4)
+
+    def test_each_success_raises_the_rate_by_40_a_second(self) -> None:
+        rate = AdaptiveRate()
+        for successes in range(3):
+            assert rate._current_rate(1.0) == 150.0 + 40.0 * successes
+            rate.on_success(1.0)
+
+    @pytest.mark.parametrize(
+        ("latency", "seconds"), [(0.01, 0.12), (0.05, 0.18), (0.2, 0.33), (1.0, 0.65)]
+    )
+    def test_it_costs_a_hundred_calls_some_tenths_of_a_second(
+        self, latency: float, seconds: float
+    ) -> None:
+        run = Run(lambda _: None, latency=lambda _: latency)
+        virtual_time.run(run.gather(100))
+        assert 0.0 < run.seconds - latency <= seconds
+
+    def test_a_hundred_thousand_calls_pass_it_once(self) -> None:
+        run = Run(lambda _: None, latency=lambda _: 0.01)
+        virtual_time.run(run.gather(100_000))
+        assert 10.0 < run.seconds <= 10.0 + 0.15
+
+    def test_it_is_over_after_200_successes(self) -> None:
+        rate = AdaptiveRate()
+        for _ in range(200):
+            rate.on_start(0.0)
+            assert not rate.is_unlimited
+            rate.on_success(0.0)
+        rate.on_start(0.0)
+        assert rate.is_unlimited
+
+    def test_it_does_not_end_by_waiting(self) -> None:
+        """A session that lists its runtimes first, for seconds, knows no more by that."""
+        rate = AdaptiveRate()
+        rate.on_start(0.0)
+        rate.on_success(5.0)
+        rate.on_start(60.0)
+        assert not rate.is_unlimited
+        assert rate._current_rate(60.0) == 190.0
+
+    def test_a_rate_that_was_asked_for_is_kept_in_it(self) -> None:
+        run = Run(lambda _: None, cap=50)
+        virtual_time.run(run.gather(100))
+        assert run.seconds == pytest.approx(2.0, abs=0.05)
+
+    def test_with_a_shared_pace_there_is_none(self) -> None:
+        rate = AdaptiveRate()
+        Limiter(100, rate, MemoryPace(rate=1000))
+        assert rate.is_unlimited
+
+    def test_eight_processes_learn_of_a_limit_by_few_throttled_requests(self) -> None:
+        """Fault: each sent a hundred at once, and a quarter of all requests was throttled."""
+        fleet = Fleet(token_bucket(always(200), burst=50), [n / 100 for n in range(8)])
+        fleet.run(60.0, 250)
+        assert fleet.throttled_share(0.0, 60.0) <= 0.06
+        assert fleet.fairness(0.0, min(fleet.ended)) >= 0.85
+
+
+class TestEvidence:
+    """What shows a limit where none is known: several throttled among few others."""
+
+    @pytest.fixture(params=[AdaptiveRate, past_start])
+    def rate(self, request: pytest.FixtureRequest) -> AdaptiveRate:
+        make: Callable[[], AdaptiveRate] = request.param
+        return make()
+
+    def test_one_or_two_throttled_responses_slow_down_no_other_call(
+        self, rate: AdaptiveRate
+    ) -> None:
+        refuse(rate, 0.0, 2)
+        assert not rate.is_throttled
+        assert rate.delay(0.0, 1) == 0.0
+
+    def test_three_do(self, rate: AdaptiveRate) -> None:
+        refuse(rate, 0.0)
+        assert rate.is_throttled
+        assert not rate.is_starting
+        assert rate.delay(0.0, 1) == pytest.approx(0.5)
+
+    def test_successes_in_between_make_up_for_them(self, rate: AdaptiveRate) -> None:
+        for _ in range(10):
+            refuse(rate, 0.0, 2)
+            for _ in range(12):
+                rate.on_success(0.0)
+        assert not rate.is_throttled
+
+    def test_a_retry_after_needs_no_other(self, rate: AdaptiveRate) -> None:
+        rate.on_throttled(0.0, 5.0, 1)
+        assert rate.is_throttled
+        assert rate.delay(0.0, 0) == 5.0
+
+    def test_two_percent_at_random_cost_hardly_anything(self) -> None:
+        """Fault: each was taken for a limit: five times as long, and fifty in bad luck."""
+        run = Run(at_random(0.02), latency=lambda _: 0.03)
+        virtual_time.run(run.bulk(10_000))
+        assert run.seconds <= 2 * 10_000 * 0.03 / 100
+
+
 class TestUnlimited:
-    def test_without_throttling_no_attempt_is_delayed(self) -> None:
+    def test_after_the_start_no_attempt_is_delayed(self) -> None:
         run = Run(lambda _: None, latency=lambda _: 0.2)
-        virtual_time.run(run.bulk(5000))
-        assert run.seconds == pytest.approx(10.0)
+        virtual_time.run(run.bulk(10_000))
+        later = [start for start in run.starts if start >= 2.0]
+        assert len(later) / (max(later) - min(later)) == pytest.approx(100 / 0.2, rel=0.02)
 
     def test_latency_that_grows_with_load_does_not_slow_down(self) -> None:
         run = Run(lambda _: None, latency=lambda in_flight: 0.005 * in_flight)
@@ -133,8 +263,7 @@ class TestChangingLimit:
     @pytest.mark.parametrize("cap", [None, 50.0])
     def test_throttling_when_the_limit_would_be_lifted_begins_anew(self, cap: float | None) -> None:
         """Fault: the limit was lifted by the response that asked for one."""
-        rate = AdaptiveRate(cap)
-        rate.on_throttled(0.0, None, 1)
+        rate = limited(cap)
         rate.on_start(1.0)
         rate.on_throttled(2.0, None, 1)
         rate.on_throttled(1000.0, None, 1)
@@ -143,8 +272,7 @@ class TestChangingLimit:
         assert rate.delay(1001.0, 100) < math.inf
 
     def test_a_limit_that_is_gone_is_forgotten(self) -> None:
-        rate = AdaptiveRate()
-        rate.on_throttled(0.0, None, 1)
+        rate = limited()
         rate.on_start(1.0)
         rate.on_throttled(2.0, None, 1)
         assert not rate.is_unlimited
@@ -152,8 +280,7 @@ class TestChangingLimit:
         assert rate.is_unlimited
 
     def test_a_slow_start_that_meets_no_limit_is_forgotten(self) -> None:
-        rate = AdaptiveRate()
-        rate.on_throttled(0.0, None, 1)
+        rate = limited()
         rate.on_start(1.0)
         assert not rate.is_unlimited
         rate.on_start(1000.0)
@@ -177,8 +304,7 @@ class TestChangingLimit:
 class TestTargetsOfTheirOwn:
     def test_a_call_that_alone_is_throttled_again_and_again_slows_down_no_other(self) -> None:
         """Fault: a target that was always answered 503 kept a whole session at a crawl."""
-        rate = AdaptiveRate()
-        rate.on_throttled(0.0, None, 1)
+        rate = limited()
         for repeats in range(1, 30):
             now = 10.0 * repeats
             for _ in range(10):
@@ -208,8 +334,7 @@ class TestGrowthAndPauses:
     @pytest.fixture
     def growing(self) -> AdaptiveRate:
         """A rate in a slow start from 100 per second at 1 s."""
-        rate = AdaptiveRate()
-        rate.on_throttled(0.0, None, 1)
+        rate = limited()
         rate._restore(Restored(100.0, is_trial=False), 1.0)
         for _ in range(50):
             rate.on_success(1.5)
@@ -229,8 +354,8 @@ class TestGrowthAndPauses:
         growing.on_start(32.0)
 
         assert growing.is_throttled
-        assert growing._current_rate(32.0) == 200.0
-        assert growing._current_rate(33.0) == 400.0
+        assert growing._current_rate(32.0) == pytest.approx(100.0 * 2 ** (1 / _DOUBLING))
+        assert growing._current_rate(33.0) == pytest.approx(100.0 * 2 ** (2 / _DOUBLING))
 
     def test_a_probe_that_ends_the_pause_early_lets_it_go_on_then(
         self, growing: AdaptiveRate
@@ -238,8 +363,8 @@ class TestGrowthAndPauses:
         growing.hold(2.0, 300.0)
         growing.on_start(62.0)
         growing.on_success(63.0)
-        assert growing._current_rate(63.0) == 200.0
-        assert growing._current_rate(64.0) == 400.0
+        assert growing._current_rate(63.0) == pytest.approx(100.0 * 2 ** (1 / _DOUBLING))
+        assert growing._current_rate(64.0) == pytest.approx(100.0 * 2 ** (2 / _DOUBLING))
 
     def test_a_step_down_within_a_longer_pause_grows_after_it(self) -> None:
         """Fault: after a Retry-After of 30 s and a shorter one, the rate grew in the pause."""
@@ -254,20 +379,22 @@ class TestGrowthAndPauses:
         """Fault: the first throttled response there lifted the limit that it showed."""
         rate = AdaptiveRate()
         rate.hold(0.0, 30.0)
-        rate.on_throttled(1.0, None, 10)
+        refuse(rate, 1.0)
         rate.on_start(30.0)
         assert rate.is_throttled
-        assert rate._current_rate(30.0) == 1.0
+        assert rate._current_rate(30.0) == 20.0
 
 
 class TestRandomThrottling:
-    @pytest.mark.parametrize("share", [0.01, 0.06, 0.3])
-    def test_slowing_down_that_changes_nothing_is_undone(self, share: float) -> None:
+    @pytest.mark.parametrize(("share", "seconds"), [(0.01, 5), (0.06, 30), (0.3, 120)])
+    def test_slowing_down_that_changes_nothing_is_undone(
+        self, share: float, seconds: float
+    ) -> None:
         run = Run(at_random(share), latency=lambda _: 0.03)
         virtual_time.run(run.bulk(3000))
         assert run.gave_up == 0
         # As a sign of congestion, it would bring the rate down to a few per second: many minutes.
-        assert run.seconds <= 60
+        assert run.seconds <= seconds
 
     def test_a_retry_after_does_not_keep_the_rate_low(self) -> None:
         run = Run(at_random(0.1, retry_after=0.01), latency=lambda _: 0.03)
@@ -300,8 +427,7 @@ class TestRandomThrottling:
 
     def test_a_trial_that_passes_in_a_pause_begins_a_slow_start_after_it(self) -> None:
         """Fault: the pause counted as time of the slow start, which then lifted the limit."""
-        rate = AdaptiveRate()
-        rate.on_throttled(0.0, None, 1)
+        rate = limited()
         rate._restore(Restored(100.0, is_trial=True), 1.0)
         rate._baseline._trial = trial = _Trial(100.0, 0.1, 1.0)
         rate.on_throttled(1.0, 30.0, 1)
@@ -312,7 +438,7 @@ class TestRandomThrottling:
         rate.on_start(31.0)
         assert rate.is_throttled
         assert rate._current_rate(31.0) == 100.0
-        assert rate._current_rate(32.0) == 200.0
+        assert rate._current_rate(32.0) == pytest.approx(100.0 * 2 ** (1 / _DOUBLING))
 
     def test_an_outage_of_429s_is_not_mistaken_for_it(self) -> None:
         usual = at_random(0.05)

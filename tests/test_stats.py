@@ -130,7 +130,8 @@ async def test_a_bulk_stop_is_counted_and_agrees_with_its_report(
     # The canaries that are asked after an unanswered stop are attempts as well.
     canaries = sum(request.method == "GET" for request in emulator.requests)
     assert stats.attempts == len(emulator.requests) == 58 + canaries
-    assert (stats.succeeded, stats.retries) == (50 + canaries, report.retries)
+    # The last one may be cancelled with its answer on the way: nothing waits for it any more.
+    assert (stats.succeeded + stats.cancelled, stats.retries) == (50 + canaries, report.retries)
     assert stats.failed == {"500": 4, "BctrlNetworkError": 4}
 
 

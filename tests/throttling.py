@@ -22,6 +22,15 @@ Server = Callable[[float], BctrlError | None]
 """Takes the time of a request; returns the error of its response, or None for a success."""
 
 
+def past_start(cap: float | None = None) -> AdaptiveRate:
+    """Make a rate whose start is over, long ago: all attempts have succeeded."""
+    rate = AdaptiveRate(cap)
+    while rate.is_starting:
+        rate.on_success(-1000.0)
+        rate.on_start(-1000.0)
+    return rate
+
+
 def throttled(retry_after: float | None = None) -> BctrlError:
     return BctrlRateLimitError("429", status=429, retry_after=retry_after)
 
@@ -68,6 +77,8 @@ class Run:
     server_limit: float = math.inf
     """Requests in flight that the server accepts."""
     cap: float | None = None
+    halfway: bool = False
+    """The server decides half a latency after a request was sent, not at once."""
     requests: int = 0
     throttled: int = 0
     gave_up: int = 0
@@ -84,10 +95,14 @@ class Run:
             self.requests += 1
             self.starts.append(loop.time())
             self._in_flight += 1
+            latency = self.latency(self._in_flight)
+            there = latency / 2 if self.halfway else 0.0
+            if there:
+                await asyncio.sleep(there)
             answer = (
                 self.serve(loop.time()) if self._in_flight <= self.server_limit else throttled()
             )
-            await asyncio.sleep(self.latency(self._in_flight))
+            await asyncio.sleep(latency - there)
             self._in_flight -= 1
             limiter.release(answer or "a runtime", retries.throttled)
             if answer is None:
@@ -126,20 +141,31 @@ class Fleet:
 
     Args:
         serve: The server.
-        starts: The time at which each bulk stop begins.
+        starts: The time at which each bulk stop starts.
         seed: The seed of all latencies and of the jitter.
+        latencies: The bounds of the seconds that a response takes.
+        halfway: The server decides half a latency after a request was sent, not at once.
+
+    Attributes:
+        accepted: The times of the requests of each that were accepted.
+        throttled: The times of those that were not.
+        ended: The time at which each bulk stop ended.
     """
 
     serve: Server
     starts: list[float]
     seed: int = 0
+    latencies: tuple[float, float] = (0.005, 0.015)
+    halfway: bool = False
     accepted: list[list[float]] = field(init=False)
     throttled: list[list[float]] = field(init=False)
+    ended: list[float] = field(init=False)
 
-    def run(self, seconds: float) -> None:
-        """Keep all of them busy until this time."""
+    def run(self, seconds: float, stops: int = 10**9) -> None:
+        """Keep all of them busy until this time, or until each has made its stops."""
         self.accepted = [[] for _ in self.starts]
         self.throttled = [[] for _ in self.starts]
+        self.ended = [math.inf for _ in self.starts]
         rng = random.Random(self.seed)
         # For the jitter of the retries.
         random.seed(self.seed)
@@ -151,11 +177,13 @@ class Fleet:
                 return answer
 
             await asyncio.sleep(start)
-            await Run(serve, latency=lambda _: rng.uniform(0.005, 0.015)).bulk(10**9)
+            run = Run(serve, lambda _: rng.uniform(*self.latencies), halfway=self.halfway)
+            await run.bulk(stops)
+            self.ended[number] = asyncio.get_running_loop().time()
 
         async def main() -> None:
             bulks = [asyncio.create_task(bulk(*member)) for member in enumerate(self.starts)]
-            await asyncio.sleep(seconds)
+            await asyncio.wait(bulks, timeout=seconds)
             for task in bulks:
                 task.cancel()
             await asyncio.gather(*bulks, return_exceptions=True)

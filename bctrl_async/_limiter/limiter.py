@@ -40,17 +40,9 @@ class Priority(IntEnum):
 
 
 class Limiter:
-    """A bound on concurrency and rate, first come, first served within a priority.
+    """A bound on attempts in flight and their rate, first come, first served by priority.
 
-    Retries are admitted before new calls. `asyncio.Semaphore` knows neither a rate nor `close`.
-
-    Args:
-        limit: The number of slots: attempts that may be in flight at once.
-        rate: Decides how fast attempts may start.
-        pace: A rate shared with other processes, above this one.
-
-    Attributes:
-        limit: The number of slots.
+    `asyncio.Semaphore` knows neither a rate nor `close`.
     """
 
     def __init__(self, limit: int, rate: AdaptiveRate, pace: Pace | None = None) -> None:
@@ -58,6 +50,9 @@ class Limiter:
         self._free = limit
         self._rate = rate
         self._leases = None if pace is None else self._leases_of(pace)
+        if pace is not None:
+            # The pace is for all, from the start. Slots that a member leaves unused are lost.
+            rate.is_starting = False
         self._passed = 0
         self._queues: list[deque[asyncio.Future[bool]]] = [deque() for _ in Priority]
         self._queued = 0
@@ -127,16 +122,10 @@ class Limiter:
     ) -> None:
         """Acquire a slot, waiting if necessary.
 
-        Args:
-            max_wait: The longest Retry-After to wait for, in seconds. During a longer one, the call
-                may still be admitted at once as a probe, or waits while a probe is in flight.
-            priority: The priority of the waiter.
-            patience_ends: The time beyond which no Retry-After is waited for.
-
         Raises:
             BctrlConfigError: The limiter is closed, now or while waiting.
-            BctrlRateLimitError: The server asked to wait for longer than `max_wait`, or beyond
-                `patience_ends`.
+            BctrlRateLimitError: A Retry-After is longer than `max_wait` seconds or the patience,
+                and this call is not its probe.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -191,12 +180,7 @@ class Limiter:
         )
 
     def release(self, answer: object, repeats: int = 0) -> None:
-        """Release a slot and admit the next waiter.
-
-        Args:
-            answer: The attempt's parsed response or `BctrlError`; None if it has neither.
-            repeats: Earlier attempts of the same call that were throttled.
-        """
+        """Release a slot after an attempt's response or `BctrlError`; None if it has neither."""
         loop = asyncio.get_running_loop()
         if isinstance(answer, BctrlError):
             self._on_error(answer, loop.time(), repeats)

@@ -1,8 +1,9 @@
 """Adapt the request rate to throttling: sans-IO, driven by responses and clock readings.
 
-Until the first 429 or 503 there is no limit and nothing is computed. Then the rate is controlled
-like that of a TCP sender. After a pause, it begins a slow start from the rate that the server
-accepted before (RFC 5681 section 3.1). Further throttling makes it step down to a share of the
+The rate is controlled like that of a TCP sender. The first attempts are paced, and each success
+raises their rate, until enough have succeeded: then there is no limit and nothing is computed. Once
+several attempts are throttled among few others, the rate pauses and starts slowly, near what the
+server accepted before (RFC 5681 section 3.1). More throttling makes it step down to a share of the
 delivered rate (multiplicative decrease, RFC 9438 section 4.6). From there it follows a cubic curve,
 slow around the last peak and fast beyond it (section 4.2; botocore's adaptive mode does the same).
 For servers that limit concurrency, a window of attempts in flight adapts by additive increase and
@@ -22,6 +23,12 @@ from bctrl_async._limiter.baseline import RefusalBaseline, Restored
 PROBE_INTERVAL = 60.0
 """The longest pause in seconds that is kept exactly. In a longer one, an attempt may start this
 long after the server was last asked: a Retry-After may be wrong by years."""
+_START_RATE, _START_GROWTH, _START_SUCCESSES = 150.0, 40.0, 200
+"""The start: attempts per second at first, how many more after each success, and the number of
+successes that ends it. It is bounded by answers: a process short of CPU time learns slowly."""
+_ENOUGH, _DECAY = 3.0, 0.18
+"""Throttled responses that show a limit, and how many of them a success makes up for. It is a CUSUM
+test for a third that is throttled against a twentieth, at which a server may throttle at random."""
 _PAUSE = 0.5
 """Seconds of the pause after the first throttled response, if its Retry-After is not longer."""
 _RECOVERY = 0.25
@@ -30,13 +37,15 @@ _SPAN = 1.0
 """Seconds over which the delivered rate is measured."""
 _BETA = 0.85
 """The share of the delivered rate that a step down keeps."""
-_K_MIN, _K_MAX = 1.5, 8.0
-"""Seconds in which the curve returns to its peak (K in RFC 9438): at first, and at most."""
+_CUBIC = 0.0875
+"""The constant C of RFC 9438, in attempts per second to the fourth power. A rate of 200 is back at
+its peak after 7 s. Lower rates are so sooner: many clients on one limit get equal shares."""
+_K_MIN, _K_FIRST, _K_MAX = 1.5, 3.0, 8.0
+"""Seconds in which the curve returns to its peak (K in RFC 9438): at least, and at most on the
+first curve and on later ones."""
 _K_PAUSES, _K_PAUSED_MAX = 4.0, 60.0
 """While the peak stays, K is at least this many times the last Retry-After, the cost of the next
 throttled response, but at most so many seconds for that reason."""
-_SAME_PEAK = 0.25
-"""Peaks that differ by at most this share belong to one stable limit."""
 _GONE = 10.0
 """A rate this many times the last known limit shows that the limit is gone."""
 _BURST = 0.02
@@ -45,6 +54,10 @@ _SAME_PAUSE = 0.05
 """Seconds by which a pause that was reported by another process is longer if it is a new one."""
 _NOTABLE = 0.5
 """Seconds by which such a pause is longer if it is worth a warning: bursts prolong it a little."""
+_SLOW_START_MIN, _SLOW_START_SHARE = 20.0, 1.3
+"""A slow start's first rate: at least, and in proportion to the successes of the last _PAUSE."""
+_DOUBLING = 0.7
+"""Seconds in which a slow start doubles the rate."""
 _MIN_RATE = 0.5
 """The lowest rate, in attempts per second, however much the server throttles."""
 _WINDOW_LIMITED = 5.0
@@ -56,18 +69,7 @@ says nothing about the rate."""
 
 
 class AdaptiveRate:
-    """A rate and a concurrency window that adapt to throttling.
-
-    All times are seconds of one monotonic clock.
-
-    Args:
-        cap: The highest rate, in attempts per second; None for no cap.
-
-    Attributes:
-        is_probed: True from the start of a probe until the server answers an attempt.
-        retry_after_ends: The time until which the server has asked to wait.
-        is_throttled: True while throttling limits the rate.
-    """
+    """A rate (at most `cap` a second) and a window that adapt; times are of a monotonic clock."""
 
     def __init__(self, cap: float | None = None) -> None:
         self._cap = math.inf if cap is None else cap
@@ -78,6 +80,8 @@ class AdaptiveRate:
         self._epoch_start = -math.inf
         self._peak: float | None = None
         self._burst = 0
+        self._burst_seconds = 0.0
+        self._evidence = 0.0
         self._k = _K_MIN
         self._throttled_at = -math.inf
         self._stepped_at = -math.inf
@@ -86,14 +90,21 @@ class AdaptiveRate:
         self._is_paused = False
         self._paused_until = -math.inf
         self._asked_at = -math.inf
+        self.is_starting: bool = True
+        """True until enough attempts have succeeded, or the server has shown a limit."""
         self.is_probed: bool = False
+        """True from the start of a probe until the server answers an attempt."""
         self.retry_after_ends: float = -math.inf
+        """The time until which the server has asked to wait."""
         self.is_throttled: bool = False
+        """True while throttling limits the rate."""
 
     @property
     def is_unlimited(self) -> bool:
         """True if attempts may start at any rate."""
-        return not self.is_throttled and not self._is_paused and self._cap == math.inf
+        return not (
+            self.is_throttled or self.is_starting or self._is_paused or self._cap < math.inf
+        )
 
     def delay(self, now: float, in_flight: int) -> float:
         """Return the seconds until the next attempt may start; inf if one must end first."""
@@ -119,6 +130,7 @@ class AdaptiveRate:
         if self.is_probed:
             self._end_pause(now)
         self._deliveries.append(now)
+        self._evidence = max(self._evidence - _DECAY, 0.0)
         restored = self._baseline.on_success(now)
         if restored is not None:
             self._restore(restored, now)
@@ -128,14 +140,7 @@ class AdaptiveRate:
     def on_throttled(
         self, now: float, retry_after: float | None, in_flight: int, repeats: int = 0
     ) -> None:
-        """Record a throttled response: 429 or 503.
-
-        Args:
-            now: The current time.
-            retry_after: Seconds that the server asks to wait; None if it does not say.
-            in_flight: Attempts in flight, including this one.
-            repeats: Earlier attempts of the same call that were throttled.
-        """
+        """Record a throttled response of a call that was throttled `repeats` times before."""
         # Others succeed, so it is the call's own target that the server throttles.
         is_its_own = repeats >= _REPEATS and self._baseline.successes_in_a_row >= _OTHERS
         if not is_its_own:
@@ -150,6 +155,9 @@ class AdaptiveRate:
         last_event = self._epoch_start if retry_after is None else self._stepped_at
         is_new = now >= last_event + _RECOVERY
         covered = is_its_own or self._baseline.covers(now)
+        if not covered and not self.is_throttled and retry_after is None:
+            self._evidence += 1.0
+            covered = self._evidence < _ENOUGH
         if not covered and (
             not self.is_throttled or (is_new and math.isinf(self._current_rate(now)))
         ):
@@ -163,10 +171,7 @@ class AdaptiveRate:
                 self._epoch_start = paused_until
 
     def hold(self, now: float, seconds: float) -> bool:
-        """Pause because a server has asked another process to stay away for so long.
-
-        Return True if that is a pause of its own, which makes attempts wait for notably longer.
-        """
+        """Pause for another process; return True if attempts have to wait for notably longer."""
         ends = now + seconds
         is_new = ends > max(self._paused_until, now) + _NOTABLE
         if ends > self._paused_until + _SAME_PAUSE:
@@ -192,12 +197,12 @@ class AdaptiveRate:
             self._next_start = max(now, self._asked_at + 1.0 / self._cap) + _BURST
 
     def _begin_slow_start(self, now: float) -> None:
-        self.is_throttled = True
+        self.is_throttled, self.is_starting = True, False
+        self._evidence = 0.0
         self._peak = None
         self._begin_epoch(now, 0.0)
         self._throttled_at = now
         self._window = math.inf
-        self._k = _K_MIN
 
     def _begin_epoch(self, now: float, rate: float) -> None:
         """Begin to grow from a rate, after the pause if there is one."""
@@ -209,26 +214,22 @@ class AdaptiveRate:
         # Deliveries of less than a recovery period are too few to measure a rate.
         delivered = self._delivered_rate(now, min(_SPAN, max(now - self._epoch_start, _RECOVERY)))
         peak = delivered
-        if self._peak is None and pause:
+        if self._peak is None:
             peak = min(peak, self._rate_beyond_burst(now))
         peak = max(peak, current / 2, self._baseline.plateau, _MIN_RATE)
         restored = self._baseline.record_step(now, _BETA * peak)
         if restored is not None:
             self._restore(restored, now)
             return
-        self._k = self._next_k(delivered, pause)
+        self._k = self._next_k(peak, pause)
         self._peak = peak
         self._begin_epoch(now, _BETA * peak)
         self._window = max(_BETA * min(self._window, in_flight), 1.0)
 
-    def _next_k(self, delivered: float, pause: float) -> float:
+    def _next_k(self, peak: float, pause: float) -> float:
         """Return the seconds until the rate is probed beyond its peak again."""
-        has_moved = self._peak is not None and (
-            abs(delivered - self._peak) > _SAME_PEAK * self._peak
-        )
-        if has_moved:
-            return _K_MIN
-        k = _K_MIN if self._peak is None else min(self._k * 2, _K_MAX)
+        k = max(math.cbrt((1.0 - _BETA) * peak / _CUBIC), _K_MIN)
+        k = min(k, _K_FIRST if self._peak is None else _K_MAX)
         return max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
 
     def _restore(self, restored: Restored, now: float) -> None:
@@ -238,18 +239,16 @@ class AdaptiveRate:
         self._window = math.inf
 
     def _rate_beyond_burst(self, now: float) -> float:
-        """Return the rate that the server can sustain, at the end of a slow start.
-
-        After the pause, a token bucket is full again and hides for some time that the rate is too
-        high. So deliveries over any span exceed the sustained rate by the burst at most, and over
-        the span since the bucket was last full they do so by all of it.
-        """
+        """Return the rate that the server can sustain, at the end of a slow start."""
+        # Before the first throttled response and since the pause, a token bucket has accepted its
+        # burst and what it refills. The difference of both is free of the burst.
         rate = 0.0
         for count, time in enumerate(reversed(self._deliveries), 1):
             if time < self._epoch_start:
                 break
-            if now - time >= _RECOVERY:
-                rate = max(rate, (count - self._burst) / (now - time))
+            seconds = now - time - self._burst_seconds
+            if seconds >= _RECOVERY:
+                rate = max(rate, (count - self._burst) / seconds)
         # Samples that do not reach so far back say nothing.
         return rate or math.inf
 
@@ -261,12 +260,16 @@ class AdaptiveRate:
                 break
             count += 1
         if count == _MAX_SAMPLES:
-            # The samples do not reach back to the beginning of the span.
+            # The samples do not reach back to the start of the span.
             span = now - self._deliveries[0]
         return count / span if span > 0.0 else 0.0
 
     def _current_rate(self, now: float) -> float:
         """Return the rate at this time; lift the limit if it is gone."""
+        if self.is_starting:
+            if len(self._deliveries) < _START_SUCCESSES:
+                return _START_RATE + _START_GROWTH * len(self._deliveries)
+            self.is_starting = False
         if not self.is_throttled:
             return math.inf
         elapsed = max(now - self._epoch_start, 0.0)
@@ -282,10 +285,12 @@ class AdaptiveRate:
     def _slow_start_rate(self, now: float, elapsed: float) -> float:
         if not self._epoch_rate:
             # Computed after the pause, when the attempts then in flight have been answered.
-            self._burst = sum(time >= self._throttled_at - _PAUSE for time in self._deliveries)
-            closed = max(self._paused_until - self._throttled_at - _PAUSE, _PAUSE)
-            self._epoch_rate = max(self._burst / closed, 2 * _MIN_RATE)
-        rate: float = self._epoch_rate * 2.0 ** min(elapsed, 60.0)
+            since = self._throttled_at - _PAUSE
+            burst = [time for time in self._deliveries if time >= since]
+            self._burst = len(burst)
+            self._burst_seconds = max(self._throttled_at - min(burst, default=math.inf), 0.0)
+            self._epoch_rate = max(_SLOW_START_SHARE * self._burst, _SLOW_START_MIN)
+        rate: float = self._epoch_rate * 2.0 ** min(elapsed / _DOUBLING, 60.0)
         if rate < _GONE * self._epoch_rate or rate < _GONE * self._delivered_rate(now, _SPAN):
             return rate
         return self._lift_limit()
