@@ -27,9 +27,9 @@ from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
+from bctrl_async.bulk._engine import Options
 from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._targets import Input, Listing, Targets
-from bctrl_async.bulk._verify import verify_for
 from bctrl_async.errors import (
     BctrlConfigError,
     BctrlConflictError,
@@ -37,7 +37,6 @@ from bctrl_async.errors import (
     BctrlResponseError,
 )
 from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter
-from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import CallObserver, Observer
 from bctrl_async.pace import Pace
@@ -443,15 +442,17 @@ class BctrlSession:
         """
         return self._bulk(
             Input(targets),
-            concurrency=concurrency,
-            deadline=deadline,
-            on_outcome=on_outcome,
-            timeout=timeout,
-            retry=retry,
-            journal=journal,
-            journal_max_age=journal_max_age,
-            verify=verify,
-            missing_ok=missing_ok,
+            Options(
+                concurrency=concurrency,
+                deadline=deadline,
+                on_outcome=on_outcome,
+                timeout=timeout,
+                retry=retry,
+                journal=journal,
+                journal_max_age=journal_max_age,
+                verify=verify,
+                missing_ok=missing_ok,
+            ),
         )
 
     def stop_workspace(
@@ -511,15 +512,17 @@ class BctrlSession:
             raise _config.invalid_type("where", where, WHERE)
         return self._bulk(
             Listing(partial(self._find, workspace_id, where, timeout, retry, deadline)),
-            concurrency=concurrency,
-            deadline=deadline,
-            on_outcome=on_outcome,
-            timeout=timeout,
-            retry=retry,
-            journal=journal,
-            journal_max_age=journal_max_age,
-            verify=verify,
-            missing_ok=missing_ok,
+            Options(
+                concurrency=concurrency,
+                deadline=deadline,
+                on_outcome=on_outcome,
+                timeout=timeout,
+                retry=retry,
+                journal=journal,
+                journal_max_age=journal_max_age,
+                verify=verify,
+                missing_ok=missing_ok,
+            ),
         )
 
     async def _find(
@@ -540,57 +543,29 @@ class BctrlSession:
             found.add(listed[start : start + _SLICE])
         return found
 
-    def _bulk(
-        self,
-        source: Input,
-        *,
-        concurrency: int | None,
-        deadline: float | None,
-        on_outcome: OnOutcome | None,
-        timeout: float | None,
-        retry: RetryPolicy | None,
-        journal: str | os.PathLike[str] | None,
-        journal_max_age: float | None,
-        verify: bool | float,
-        missing_ok: bool,
-    ) -> StopBatch:
-        if deadline is not None:
-            deadline = _config.seconds(deadline, "deadline")
-        limit, policy = self._time_limit(timeout), self._policy(retry).for_bulk(deadline)
-        workers = self._limiter.limit
-        if concurrency is not None:
-            workers = _config.count(concurrency, "concurrency")
-            if workers > self._limiter.limit:
-                raise BctrlConfigError(
-                    f"invalid concurrency {concurrency}: expected at most the session's "
-                    f"max_connections, {self._limiter.limit}",
-                    advice="Raise max_connections",
-                    argument="concurrency",
-                )
-        if source.length is not None:
-            workers = min(workers, source.length)
-        _config.check_type(journal, str | os.PathLike | None, "journal", "the path of a file")
-        if journal_max_age is not None:
-            journal_max_age = _config.seconds(journal_max_age, "journal_max_age")
-        _config.check_flags(missing_ok=missing_ok)
-        if on_outcome is not None and not callable(on_outcome):
-            raise _config.invalid_type("on_outcome", on_outcome, "a function")
+    def _bulk(self, source: Input, options: Options) -> StopBatch:
+        limit = self._time_limit(options.timeout)
+        policy = self._policy(options.retry).for_bulk(options.deadline)
+        workers = options.concurrency or self._limiter.limit
+        if workers > self._limiter.limit:
+            raise BctrlConfigError(
+                f"invalid concurrency {workers}: expected at most the session's "
+                f"max_connections, {self._limiter.limit}",
+                advice="Raise max_connections",
+                argument="concurrency",
+            )
         run = Run(
             source,
+            options,
             self._sender,
             make_call=partial(self._make_call, STOP, limit, policy, first_priority=Priority.BULK),
             make_read=partial(self._make_read, limit),
-            verify=verify_for(verify),
             policy=policy,
-            concurrency=max(workers, 1),
-            deadline=deadline,
-            missing_ok=missing_ok,
-            open_journal=None
-            if journal is None
-            else partial(Journal, journal, self.base_url, journal_max_age),
+            concurrency=max(workers if source.length is None else min(workers, source.length), 1),
+            base_url=self.base_url,
             observer=self._observer,
         )
-        return StopBatch(run, on_outcome)
+        return StopBatch(run)
 
     def _make_call(
         self,

@@ -16,7 +16,6 @@ from distributed import Client, LocalCluster, Scheduler, Worker
 from helpers import BOUND
 
 from bctrl_async import BctrlSession
-from bctrl_async.dask._distributed import _ignore
 
 # Its own handler would print each worker that comes and goes.
 logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -49,15 +48,6 @@ def collect_lost_connections() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
-
-
-def tasks_of(kind: type, method: str = "") -> list[asyncio.Task[object]]:
-    """Return the tasks that run methods of a class, or one of them."""
-    return [
-        task
-        for task in asyncio.all_tasks()
-        if getattr(task.get_coro(), "__qualname__", "").startswith(f"{kind.__name__}.{method}")
-    ]
 
 
 def local_cluster(workers: int) -> LocalCluster:
@@ -105,6 +95,13 @@ class SmallCluster:
         """Treat a worker as dead: its tasks are repeated elsewhere, or have killed it."""
         await self.scheduler.remove_worker(worker.address, stimulus_id="test")
 
+    async def forget(self) -> None:
+        """Remove what a run left that could not reach the scheduler."""
+        for name in self.scheduler.worker_plugins.keys() - {"shuffle"}:
+            await self.scheduler.unregister_worker_plugin(None, name)
+        for kept in ("queues", "variables"):
+            getattr(self.scheduler.extensions[kept], kept).clear()
+
     async def assert_clean(self) -> None:
         """Check that runs left nothing behind; what is released is on its way."""
         with suppress(TimeoutError):
@@ -116,19 +113,16 @@ class SmallCluster:
     @property
     def _leftovers(self) -> list[object]:
         """What a run left on the scheduler, the workers and the client."""
-        found: list[object] = [
-            f"topic {name}" for name in self.scheduler._broker._topics if name.startswith("bctrl")
-        ]
-        found += self.scheduler.tasks.values()
-        found += [self.scheduler.task_metadata.get("bctrl-async") or ()]
-        for worker in self.workers:
-            found += [f"plugin {name}" for name in worker.plugins if name.startswith("bctrl")]
-        found += [
-            f"handler {name}"
-            for name, handler in self.client._event_handlers.items()
-            if name.startswith("bctrl") and handler is not _ignore
-        ]
-        return [item for item in found if item != ()]
+        extensions = self.scheduler.extensions
+        kept = {
+            "plugin": self.scheduler.worker_plugins,
+            "queue": extensions["queues"].queues,
+            "variable": extensions["variables"].variables,
+            **{f"plugin of {worker.address}": worker.plugins for worker in self.workers},
+        }
+        found = [(kind, name) for kind, names in kept.items() for name in names]
+        ours = [item for item in found if item[1].startswith("bctrl")]
+        return [*self.scheduler.tasks.values(), *ours]
 
 
 @asynccontextmanager

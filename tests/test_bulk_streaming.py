@@ -132,6 +132,7 @@ class TestStreamed:
         async with session.stop_runtimes(targets) as batch:
             for _ in range(4):
                 await anext(batch)
+            await wait_for_requests(emulator, 5)
             assert batch.counts == {STOPPED: 4}
             assert (batch.read, batch.total, batch.in_flight) == (5, 5, 1)
             assert (batch.retries, batch.is_throttled) == (0, False)

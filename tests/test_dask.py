@@ -1,30 +1,43 @@
-"""A bulk stop on a cluster of dask.distributed, and its journal."""
+"""A bulk stop on a cluster of dask.distributed: its input, its journal and its sessions."""
 
 from __future__ import annotations
 
+import asyncio
+import pickle
+import re
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from dask_cluster import (
     SmallCluster,
+    connect,
     make_session,
     record_sessions,
     small_cluster,
 )
-from helpers import add_runtimes
+from distributed import Client, WorkerPlugin
+from helpers import BOUND, add_runtimes
 
 from bctrl_async import (
     BctrlConfigError,
+    BctrlError,
     BctrlSession,
     RetryPolicy,
     StopOutcome,
     StopResult,
 )
+from bctrl_async.bulk._targets import Targets
 from bctrl_async.dask import stop_runtimes
-from bctrl_async.emulator import Emulator, Fault, Reply
-from bctrl_async.errors import BctrlError
+from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import read_journals
+from bctrl_async.pace import FilePace
 
 pytestmark = pytest.mark.usefixtures("emulator_environment")
 
@@ -93,6 +106,7 @@ class TestStops:
             cluster.client,
             [("ws-1", "r0"), ("ws-1", "r1"), ("ws-1", "missing"), ("ws-1", "r2")],
             retry=RetryPolicy(attempts=2, base=0.001, cap=0.001),
+            verify=False,
         )
 
         assert report.counts == {
@@ -115,7 +129,7 @@ class TestStops:
 
         assert report.ok
 
-    async def test_an_invalid_item_is_rejected_here(
+    async def test_an_invalid_item_is_rejected(
         self, cluster: SmallCluster, emulator: Emulator
     ) -> None:
         targets: list[object] = [("ws-1", "crm"), "nonsense", ("ws-1", ""), 7]
@@ -123,7 +137,7 @@ class TestStops:
         report = await stop_runtimes(cluster.client, targets)  # type: ignore[arg-type]
 
         assert report.counts == {StopResult.STOPPED: 1, StopResult.REJECTED: 3}
-        assert [outcome.index for outcome in report.failures] == [1, 2, 3]
+        assert sorted(outcome.index for outcome in report.failures) == [1, 2, 3]
         assert len(emulator.requests) == 1
 
     async def test_throttled_answers_are_counted(
@@ -198,20 +212,6 @@ class TestJournal:
         assert len(emulator.requests) == 220
         assert [each.ok for each in read_journals([journal], targets)] == [True] * 220
 
-    async def test_an_accepted_stop_is_sent_again(
-        self, cluster: SmallCluster, emulator: Emulator, tmp_path: Path
-    ) -> None:
-        """Fault: with a journal, a runtime whose stop had no effect ran for ever."""
-        targets = add_runtimes(emulator, 1)
-        journal = tmp_path / "night.jsonl"
-        emulator.inject(Reply(200, body="OK", takes_effect=False))
-        await stop_runtimes(cluster.client, targets, journal=journal)
-
-        report = await stop_runtimes(cluster.client, targets, journal=journal)
-
-        assert emulator.status("ws-1", "r0") == "stopped"
-        assert report.counts == {StopResult.STOPPED: 1}
-
     async def test_a_journal_is_resumed_in_one_process(
         self, cluster: SmallCluster, emulator: Emulator, tmp_path: Path
     ) -> None:
@@ -251,3 +251,306 @@ class TestJournal:
         assert report.ended_early is not None
         assert "journal" in str(report.ended_early)
         assert report.counts.total() == 300
+
+
+class TestInput:
+    @pytest.mark.parametrize("kind", ["list", "generator", "async"])
+    async def test_each_target_of_any_input_is_stopped_once(
+        self, cluster: SmallCluster, emulator: Emulator, kind: str
+    ) -> None:
+        targets = add_runtimes(emulator, 50)
+
+        async def source() -> AsyncIterator[tuple[str, str]]:
+            for target in targets:
+                yield target
+
+        inputs: dict[str, Targets] = {
+            "list": targets,
+            "generator": (target for target in targets),
+            "async": source(),
+        }
+        report = await stop_runtimes(cluster.client, inputs[kind], chunk_size=8)
+
+        assert report.counts == {StopResult.STOPPED: 50}
+        assert len(emulator.requests) == 50
+
+    async def test_the_targets_of_a_slow_input_do_not_wait_for_a_full_chunk(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        """Fault: a target waits for a thousand others that may come tomorrow."""
+        add_runtimes(emulator, 2)
+        stopped = asyncio.Event()
+
+        async def targets() -> AsyncIterator[tuple[str, str]]:
+            yield "ws-1", "r0"
+            await asyncio.wait_for(stopped.wait(), BOUND)
+            yield "ws-1", "r1"
+
+        report = await stop_runtimes(cluster.client, targets(), on_outcome=lambda _: stopped.set())
+
+        assert report.counts == {StopResult.STOPPED: 2}
+
+    async def test_an_endless_input_is_read_only_as_far_as_the_workers_need(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        """Fault: the whole input is handed to the scheduler, and kept in its memory."""
+        add_runtimes(emulator, 500)
+        read = 0
+
+        def targets() -> Iterator[tuple[str, str]]:
+            nonlocal read
+            while True:
+                read += 1
+                yield "ws-1", f"r{read % 500}"
+
+        ahead: list[int] = []
+
+        def on_outcome(_: StopOutcome) -> None:
+            ahead.append(read - len(ahead))
+            if len(ahead) == 300:
+                batch.stop_reading()
+
+        batch = stop_runtimes(cluster.client, targets(), chunk_size=10, on_outcome=on_outcome)
+        report = await batch
+
+        # Two workers have ten chunks each, and one more is read; others await their delivery.
+        assert max(ahead) <= 4 * 10 * 10 + 10
+        assert report.total == read
+        assert report.counts.total() == read
+        assert report.ended_early is not None
+
+    async def test_a_slow_callback_holds_up_the_reading(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        targets = add_runtimes(emulator, 1_000)
+        read = delivered = 0
+
+        def source() -> Iterator[tuple[str, str]]:
+            nonlocal read
+            for target in targets:
+                read += 1
+                yield target
+
+        ahead: list[int] = []
+
+        async def on_outcome(_: StopOutcome) -> None:
+            nonlocal delivered
+            delivered += 1
+            ahead.append(read - delivered)
+            await asyncio.sleep(0.001)
+
+        report = await stop_runtimes(cluster.client, source(), chunk_size=5, on_outcome=on_outcome)
+
+        assert report.ok
+        assert delivered == 1_000
+        assert max(ahead) < 400
+
+    async def test_the_error_of_the_input_is_raised_after_all_outcomes(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        targets = add_runtimes(emulator, 5)
+        outcomes: list[StopOutcome] = []
+
+        def source() -> Iterator[tuple[str, str]]:
+            yield from targets
+            raise LookupError("the database is gone")
+
+        batch = stop_runtimes(cluster.client, source(), on_outcome=outcomes.append)
+        with pytest.raises(LookupError):
+            await batch
+
+        assert len(outcomes) == 5
+        assert "LookupError" in str(batch.report.ended_early)
+
+    async def test_the_error_of_a_callback_cancels_the_run(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        targets = add_runtimes(emulator, 200)
+
+        def on_outcome(outcome: StopOutcome) -> None:
+            raise LookupError(outcome.index)
+
+        batch = stop_runtimes(cluster.client, targets, on_outcome=on_outcome, chunk_size=10)
+        with pytest.raises(LookupError):
+            await batch
+
+        assert batch.report.counts.total() == 200
+        assert batch.report.ended_early is not None
+
+
+def fail_to_make_a_session() -> BctrlSession:
+    raise LookupError("no vault")
+
+
+class TestSession:
+    async def test_each_worker_makes_one_session_and_closes_it(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        made = record_sessions()
+        targets = add_runtimes(emulator, 100)
+
+        report = await stop_runtimes(cluster.client, targets, chunk_size=5, session=make_session)
+
+        assert report.ok
+        assert len(made) == 2
+        assert all(session.closed for session in made)
+
+    async def test_the_sessions_share_a_pace(
+        self,
+        cluster: SmallCluster,
+        emulator: Emulator,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # On a busy machine, nothing is sent before the store has answered.
+        for name in ("_PATIENCE", "_INTERVAL"):
+            monkeypatch.setattr(f"bctrl_async.pace._leases.{name}", BOUND)
+        pace = FilePace(tmp_path / "pace", rate=10_000)
+
+        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 20), pace=pace)
+
+        assert report.ok
+        assert (tmp_path / "pace").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            ({"concurrency": 101}, "expected at most the session's max_connections, 100"),
+            ({"base_url": "https://api.bctrl.ai"}, "it would send to http://127.0.0.1"),
+            ({"session": dict}, "session= returned no BctrlSession"),
+            ({"session": fail_to_make_a_session}, "a worker failed: LookupError: no vault"),
+        ],
+    )
+    async def test_a_worker_without_its_session_ends_the_run_and_says_so(
+        self, cluster: SmallCluster, emulator: Emulator, arguments: dict[str, Any], text: str
+    ) -> None:
+        """Fault: workers and coordinator mean different servers, and production is stopped."""
+        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 5), **arguments)
+
+        assert report.counts == {StopResult.NOT_SENT: 5}
+        assert text in str(report.ended_early)
+        assert emulator.requests == []
+
+    async def test_a_worker_without_a_key_is_named(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("BCTRL_API_KEY")
+
+        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 50))
+
+        assert report.counts == {StopResult.NOT_SENT: 50}
+        addresses = "|".join(re.escape(worker.address) for worker in cluster.workers)
+        assert isinstance(report.ended_early, BctrlConfigError)
+        assert re.match(rf"the worker ({addresses}): no API key", str(report.ended_early))
+
+    async def test_a_worker_of_another_version_ends_the_run(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        batch = stop_runtimes(cluster.client, add_runtimes(emulator, 5))
+        monkeypatch.setattr("bctrl_async.dask.__version__", "0.0.1")
+
+        report = await batch
+
+        assert report.counts == {StopResult.NOT_SENT: 5}
+        assert "it has bctrl_async 0.0.1, not" in str(report.ended_early)
+
+    async def test_a_worker_that_cannot_take_part_ends_the_run(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def setup(*_: object, **__: object) -> None:
+            raise ImportError("no module named 'vault'")
+
+        monkeypatch.setattr("bctrl_async.dask.Visit.setup", setup)
+        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 5))
+
+        assert report.counts == {StopResult.NOT_SENT: 5}
+        assert "no module named 'vault'" in str(report.ended_early)
+        assert "need the same packages" in str(report.ended_early)
+
+    async def test_the_key_is_not_in_what_is_sent(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sent: list[bytes] = []
+        submit: Callable[..., object] = Client.submit
+        register_plugin: Callable[..., object] = Client.register_plugin
+
+        def record(self: Client, *args: object, **kwargs: object) -> object:
+            sent.append(pickle.dumps(args))
+            return submit(self, *args, **kwargs)
+
+        def register(self: Client, plugin: WorkerPlugin, **kwargs: object) -> object:
+            sent.append(pickle.dumps(plugin))
+            return register_plugin(self, plugin, **kwargs)
+
+        monkeypatch.setattr(Client, "submit", record)
+        monkeypatch.setattr(Client, "register_plugin", register)
+        await stop_runtimes(cluster.client, add_runtimes(emulator, 5))
+
+        assert sent
+        assert not any(b"emulator-key" in data for data in sent)
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            ({"session": "a-key"}, "invalid session"),
+            ({"session": partial(BctrlSession, "another-key")}, "at the top level of a module"),
+            ({"session": lambda: BctrlSession("another-key")}, "at the top level of a module"),
+            ({"pace": 5}, "invalid pace"),
+            ({"chunk_size": 0}, "invalid chunk_size"),
+            ({"concurrency": 0}, "invalid concurrency"),
+            ({"deadline": 0}, "invalid deadline"),
+            ({"timeout": 0}, "invalid timeout"),
+            ({"retry": 3}, "invalid retry"),
+            ({"journal": 3}, "invalid journal"),
+            ({"journal_max_age": 0}, "invalid journal_max_age"),
+            ({"on_outcome": 3}, "invalid on_outcome"),
+            ({"verify": "yes"}, "invalid verify"),
+            ({"base_url": "nonsense"}, "invalid base_url"),
+            ({"targets": 3}, "invalid targets"),
+            ({"client": 3}, "invalid client"),
+        ],
+    )
+    def test_an_invalid_argument_is_an_error_at_once(
+        self, arguments: dict[str, Any], text: str
+    ) -> None:
+        given: dict[str, Any] = {"client": Mock(spec=Client), "targets": [], **arguments}
+
+        with pytest.raises(BctrlConfigError, match=text) as raised:
+            stop_runtimes(**given)
+
+        assert "another-key" not in str(raised.value)
+
+    async def test_a_client_that_is_closed_is_an_error(self, cluster: SmallCluster) -> None:
+        async with connect(cluster.address) as client:
+            pass
+
+        with pytest.raises(BctrlConfigError, match="it is closed"):
+            await stop_runtimes(client, [])
+
+    async def test_a_client_of_another_loop_is_an_error(self, cluster: SmallCluster) -> None:
+        client: Any = await asyncio.to_thread(connect, cluster.address, asynchronous=False)
+        try:
+            with pytest.raises(BctrlConfigError, match="another event loop"):
+                await stop_runtimes(client, [])
+        finally:
+            await asyncio.to_thread(client.close)
+
+
+class TestImport:
+    @pytest.mark.parametrize(
+        ("missing", "says"),
+        [
+            ("distributed", "python -m pip install 'bctrl-async[dask]'"),
+            ("tornado", "tornado"),
+        ],
+    )
+    def test_a_module_that_is_missing_is_named(self, missing: str, says: str) -> None:
+        program = f"import sys; sys.modules['{missing}'] = None; import bctrl_async.dask"
+        done = subprocess.run(
+            [sys.executable, "-c", program], check=False, capture_output=True, text=True
+        )
+
+        assert says in done.stderr.splitlines()[-1]
+        assert ("bctrl_async.dask needs" in done.stderr) == (missing == "distributed")

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Self
 
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
-from bctrl_async.bulk._delivery import OnOutcome, OutcomeBuffer, to_callback
+from bctrl_async.bulk._delivery import OutcomeBuffer, to_callback
 from bctrl_async.bulk._engine import Engine
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
@@ -37,8 +37,9 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     _runner: asyncio.Task[None]
 
-    def __init__(self, run: Engine, on_outcome: OnOutcome | None) -> None:
+    def __init__(self, run: Engine) -> None:
         self._run = run
+        on_outcome = run.options.on_outcome
         self._on_outcome = None if on_outcome is None else to_callback(on_outcome)
         self._whole_run: Coroutine[object, object, StopReport] | None = None
         self._outcomes = OutcomeBuffer(_MAX_UNREAD)

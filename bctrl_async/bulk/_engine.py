@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -16,13 +17,17 @@ from functools import partial
 
 import msgspec
 
+from bctrl_async import _config
 from bctrl_async._calls.call import annotate
 from bctrl_async._calls.observing import notify
+from bctrl_async._calls.retry import RetryPolicy
+from bctrl_async._http import transport
 from bctrl_async._http.request import STOP
 from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker, wait_shielded
-from bctrl_async.bulk._delivery import Deliver, OutcomeBuffer, in_turn
+from bctrl_async.bulk._delivery import Deliver, OnOutcome, OutcomeBuffer, in_turn
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref, check_first
+from bctrl_async.bulk._verify import verify_for
 from bctrl_async.errors import BctrlError, log_fields
 from bctrl_async.filters import FoundTargets
 from bctrl_async.journal import Journal
@@ -35,29 +40,51 @@ _log = logging.getLogger("bctrl_async")
 _RUNS_AGAIN = BctrlError("the workspace was listed, and it runs again")
 
 
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of a bulk stop; BctrlConfigError if one is invalid."""
+
+    concurrency: int | None
+    deadline: float | None
+    on_outcome: OnOutcome | None
+    timeout: float | None
+    retry: RetryPolicy | None
+    journal: str | os.PathLike[str] | None
+    journal_max_age: float | None
+    verify: bool | float
+    missing_ok: bool
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.concurrency is not None:
+            _config.count(self.concurrency, "concurrency")
+        for name in ("deadline", "journal_max_age"):
+            if (value := getattr(self, name)) is not None:
+                _config.seconds(value, name)
+        if self.timeout is not None:
+            transport.time_limit(self.timeout)
+        verify_for(self.verify)
+        _config.check_type(self.retry, RetryPolicy | None, "retry", "a RetryPolicy")
+        _config.check_type(self.journal, str | os.PathLike | None, "journal", "the path of a file")
+        _config.check_flags(missing_ok=self.missing_ok)
+        if self.on_outcome is not None and not callable(self.on_outcome):
+            raise _config.invalid_type("on_outcome", self.on_outcome, "a function")
+
+
 class Engine(ABC):
     """A bulk stop, in this process or on a cluster: a subclass says what a worker does.
 
-    A `deadline` is in seconds. `open_journal` is called when the run starts, in a thread.
+    The journal is for the server at a base URL.
     """
 
     def __init__(
-        self,
-        source: Input,
-        workers: int,
-        *,
-        deadline: float | None,
-        missing_ok: bool,
-        open_journal: Callable[[], Journal] | None,
-        observer: Observer | None,
+        self, source: Input, options: Options, base_url: str, observer: Observer | None
     ) -> None:
         self.source: Input = source
+        self.options: Options = options
         self.state: RunState = RunState(source)
-        self.ledger: Ledger = Ledger(self.state, missing_ok=missing_ok)
-        self._deadline = deadline
-        self._open_journal = open_journal
+        self.ledger: Ledger = Ledger(self.state, missing_ok=options.missing_ok)
+        self._base_url = base_url
         self._observer = observer
-        self._concurrency = workers
         self._tasks: list[asyncio.Task[None]] = []
         self._deliver: Deliver | None = None
         self._failure: BaseException | None = None
@@ -92,6 +119,10 @@ class Engine(ABC):
     @abstractmethod
     def open(self) -> None:
         """Check that the run can start, in its event loop."""
+
+    @abstractmethod
+    def _start_work(self) -> None:
+        """Start the workers."""
 
     @abstractmethod
     async def _work(self, worker: Worker) -> None:
@@ -157,11 +188,14 @@ class Engine(ABC):
                 notify(ledger.observer.end, ledger.report(self.source.count))
 
     async def _run_with_journal(self, deliver: Deliver | None) -> None:
-        if self._open_journal is None:
+        path = self.options.journal
+        if path is None:
             await self._run_to_end(deliver)
             return
         try:
-            journal = await _opened(self._open_journal)
+            journal = await _opened(
+                partial(Journal, path, self._base_url, self.options.journal_max_age)
+            )
         except BctrlError as error:
             self.state.set_ended_early(error)
             raise
@@ -190,13 +224,12 @@ class Engine(ABC):
     async def run(self, deliver: Deliver | None) -> None:
         """Give every target its outcome; then raise the error of the input or of `deliver`."""
         self._deliver = deliver
-        for _ in range(self._concurrency):
-            self._add_worker(Worker())
+        self._start_work()
         timer: asyncio.TimerHandle | None = None
-        if self._deadline is not None:
-            passed = BctrlError(f"the deadline of {self._deadline:g} s has passed")
+        if (deadline := self.options.deadline) is not None:
+            passed = BctrlError(f"the deadline of {deadline:g} s has passed")
             timer = asyncio.get_running_loop().call_later(
-                self._deadline, self.state.end_early, passed, CancelLevel.IN_FLIGHT
+                deadline, self.state.end_early, passed, CancelLevel.IN_FLIGHT
             )
         try:
             await self._wait_for_tasks()

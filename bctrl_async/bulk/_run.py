@@ -15,9 +15,9 @@ from bctrl_async._calls.sender import Sender
 from bctrl_async._limiter.limiter import Priority
 from bctrl_async.bulk._breaker import Canary, CircuitBreaker, MakeRead
 from bctrl_async.bulk._cancel import CancelLevel, Worker
-from bctrl_async.bulk._engine import Engine
+from bctrl_async.bulk._engine import Engine, Options
 from bctrl_async.bulk._targets import Input
-from bctrl_async.bulk._verify import Pending, Verifier, needs_verification
+from bctrl_async.bulk._verify import Pending, Verifier, needs_verification, verify_for
 from bctrl_async.errors import (
     BctrlAuthenticationError,
     BctrlConfigError,
@@ -25,7 +25,6 @@ from bctrl_async.errors import (
     BctrlRateLimitError,
     error_type,
 )
-from bctrl_async.journal import Journal
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import Observer, StopObserver
 from bctrl_async.outcomes import StopOutcome, outcome_of
@@ -41,45 +40,37 @@ class Run(Engine):
     def __init__(
         self,
         source: Input,
+        options: Options,
         sender: Sender,
         *,
         make_call: Callable[[str, str], Call[Runtime]],
         make_read: MakeRead,
-        verify: float | None,
         policy: RetryPolicy,
         concurrency: int,
-        deadline: float | None,
-        missing_ok: bool,
-        open_journal: Callable[[], Journal] | None,
+        base_url: str,
         observer: Observer | None,
     ) -> None:
-        super().__init__(
-            source,
-            concurrency,
-            deadline=deadline,
-            missing_ok=missing_ok,
-            open_journal=open_journal,
-            observer=observer,
-        )
+        super().__init__(source, options, base_url, observer)
         self.sender: Sender = sender
         self._make_call = make_call
+        self._concurrency = concurrency
         self._breaker = CircuitBreaker(
             sender,
             policy,
-            deadline or BULK_PATIENCE,
+            options.deadline or BULK_PATIENCE,
             Canary(sender, make_read, policy, self.ledger),
             self.state,
         )
         # Bound once, and not for each call.
         self._retry_strategy = self._wait_to_retry
         self._verifier: Verifier | None = None
-        if verify is not None:
+        if (seconds := verify_for(options.verify)) is not None:
             self._verifier = Verifier(
                 self.ledger,
                 make_poll=partial(make_read, policy=policy, priority=Priority.POLL),
                 send=self._send,
                 state=self.state,
-                seconds=verify,
+                seconds=seconds,
             )
 
     @property
@@ -116,6 +107,10 @@ class Run(Engine):
     def open(self) -> None:
         """Open the connection pool, in the current event loop."""
         self.sender.open_pool()
+
+    def _start_work(self) -> None:
+        for _ in range(self._concurrency):
+            self._add_worker(Worker())
 
     def _pending_tasks(self) -> list[asyncio.Task[None]]:
         return super()._pending_tasks() + ([] if self._verifier is None else self._verifier.tasks)

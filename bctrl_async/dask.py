@@ -1,0 +1,745 @@
+"""A bulk stop on a cluster of dask.distributed (extra `dask`).
+
+    from dask.distributed import Client
+    from bctrl_async.dask import stop_runtimes
+
+    async with Client("tcp://scheduler:8786", asynchronous=True) as client:
+        report = await stop_runtimes(client, targets, journal="night.jsonl")
+
+The targets are cut into chunks, which the workers of the cluster stop. Each worker has a session of
+its own, with the key from its own environment. The outcomes come back as they are known, into one
+report and one journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from copy import copy
+from functools import partial
+from importlib import import_module
+from math import ceil, inf
+from typing import Any, TypeVar, cast
+
+from msgspec.structs import replace
+
+from bctrl_async import _config
+from bctrl_async._calls.call import annotate
+from bctrl_async._calls.retry import RetryPolicy
+from bctrl_async._http.request import STOP
+from bctrl_async._version import __version__
+from bctrl_async.bulk import OnOutcome, StopBatch
+from bctrl_async.bulk._cancel import CancelLevel, Worker
+from bctrl_async.bulk._engine import Engine, Options
+from bctrl_async.bulk._targets import Input, Targets
+from bctrl_async.errors import BctrlConfigError, BctrlError
+from bctrl_async.models import RuntimeRef
+from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
+from bctrl_async.pace import Pace
+from bctrl_async.session import BctrlSession
+
+try:
+    import distributed
+except ModuleNotFoundError as _error:
+    if (_error.name or "").partition(".")[0] not in {"dask", "distributed"}:
+        raise
+    raise ModuleNotFoundError(
+        "bctrl_async.dask needs dask.distributed: python -m pip install 'bctrl-async[dask]'",
+        name=_error.name,
+    ) from _error
+
+__all__ = ["stop_runtimes"]
+
+# Few functions of dask have types.
+_dask: Any = distributed
+
+_T = TypeVar("_T")
+_Item = tuple[int, RuntimeRef]
+"""The index of a target in the input, and the target."""
+_Fact = StopOutcome | BctrlError | int | None
+"""A message of a worker about a chunk: None before it sends anything of it; an outcome, whose index
+is the place in the chunk; at its end the number of throttled answers, and why it ended early."""
+
+_SLOTS = 10
+"""Chunks for each worker: some targets may take long, and hold up no others."""
+_SHARES = 4
+"""Chunks for each worker into which a short input is cut at least."""
+_LINGER = 0.1
+"""Seconds that targets of a slow input wait for more of them."""
+_TRIES = 3
+"""Times that a chunk is handed out that no worker has begun; some may have died of another one."""
+_PULSE = 0.25
+"""Seconds between two messages of a worker, and between two looks of the coordinator."""
+_GRACE = 5.0
+"""Seconds for the workers to send the outcomes of what was aborted, and to close."""
+_PATIENCE = 60.0
+"""Seconds after which a scheduler is given up that does not answer."""
+
+
+class _LostError(Exception):
+    """The client has lost its scheduler, or was closed."""
+
+
+# On the workers.
+
+
+def _stop_chunk(run: str, number: int, targets: list[RuntimeRef]) -> None:
+    """Stop the targets of a chunk: the task that a worker runs, in a thread."""
+    # Once the run is over, the worker has no plugin, and nobody waits for the chunk.
+    cast("Visit", _dask.get_worker().plugins[run]).stop(number, _Items(targets))
+
+
+class Visit(distributed.WorkerPlugin):
+    """A run on one worker of the cluster: its session, and the chunks that are stopped with it.
+
+    The coordinator makes it, and each worker has a copy until the run or the worker ends.
+    """
+
+    def __init__(self, session: str, base_url: str, pace: Pace | None, options: Options) -> None:
+        self.run: str = f"bctrl-async-{uuid.uuid4().hex}"
+        self._version, self._session_name, self._base_url = __version__, session, base_url
+        self._pace, self._options = pace, options
+
+    def setup(self, worker: distributed.Worker) -> None:
+        """Make the state of the run on a worker, in its event loop."""
+        self._worker: Any = worker
+        self._loop = asyncio.get_running_loop()
+        self._opening, self._sending = asyncio.Lock(), asyncio.Lock()
+        self._session: BctrlSession | None = None
+        self._batches: dict[int, StopBatch] = {}
+        self._chunks: set[asyncio.Task[object]] = set()
+        self._facts: list[tuple[int, _Fact]] = []
+        self._is_closing = False
+
+    async def teardown(self, worker: distributed.Worker) -> None:
+        """Abort the chunks, and close the session."""
+        del worker
+        self._is_closing = True
+        for batch in self._batches.values():
+            batch.abort()
+        if self._chunks:
+            await asyncio.wait(self._chunks, timeout=_GRACE)
+        if self._session is not None:
+            self._pulsing.cancel()
+            _close(self._queue)
+            await self._client.close()
+            await self._session.close()
+
+    def stop(self, number: int, items: _Items) -> None:
+        """Stop the targets of a chunk; the worker takes another one once all are started."""
+        stopping = asyncio.run_coroutine_threadsafe(self._stop(number, items), self._loop)
+        stopping.add_done_callback(lambda _: items.all_taken.set())
+        items.all_taken.wait()
+        if not stopping.done():
+            _dask.secede()
+        with suppress(CancelledError):
+            stopping.result()
+        if self._is_closing or stopping.cancelled():
+            # Only this worker ends, and not the run.
+            raise distributed.Reschedule
+
+    async def _stop(self, number: int, items: _Items) -> None:
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._chunks.add(task)
+        try:
+            session = await self._open()
+            options = replace(self._options, on_outcome=partial(self._add, number))
+            batch = session._bulk(Input(items), options)  # noqa: SLF001
+        except BctrlError as error:
+            self._chunks.discard(task)
+            raise self._named(error) from None
+        try:
+            # The coordinator must know before anything is sent: this worker may die at once.
+            await self._send((number, None))
+            # Read after that: the coordinator sets the end before it reads what has begun.
+            self._batches[number] = batch
+            await self._obey()
+            if not self._is_closing:
+                report = await batch
+                early = None if self._is_closing else report.ended_early
+                ended = () if early is None else ((number, self._named(early)),)
+                await self._send((number, report.throttled), *ended)
+        finally:
+            batch.close()
+            self._batches.pop(number, None)
+            self._chunks.discard(task)
+
+    def _add(self, number: int, outcome: StopOutcome) -> None:
+        if outcome.error is not None:
+            _bare(outcome.error)
+        self._facts.append((number, outcome))
+
+    async def _send(self, *facts: tuple[int, _Fact]) -> None:
+        self._facts += facts
+        # In turn: when a chunk has sent its last fact, all others of it have arrived.
+        async with self._sending:
+            if sent := self._facts[:]:
+                await self._queue.put(pickle.dumps(sent))
+                del self._facts[: len(sent)]
+
+    async def _obey(self) -> None:
+        """End the chunks as far as the coordinator says."""
+        if said := await self._end.get(timeout=_PATIENCE):
+            reason, level = pickle.loads(said)  # noqa: S301 - dask itself unpickles.
+            for batch in self._batches.values():
+                # The handle has no method with the reason of a coordinator.
+                batch._run.state.end_early(reason, level)  # noqa: SLF001
+
+    async def _pulse(self) -> None:
+        while True:
+            await asyncio.sleep(_PULSE)
+            # A scheduler that is lost ends the worker as well.
+            with suppress(Exception):
+                if self._batches:
+                    await self._send()
+                    await self._obey()
+
+    def _named(self, error: BctrlError) -> BctrlError:
+        """Return an error with the worker in it: its key, or its network, may be another."""
+        named = _bare(copy(error))
+        named.summary = f"the worker {self._worker.address}: {error.summary}"
+        return named
+
+    async def _open(self) -> BctrlSession:
+        """Return the session; the first chunk makes it, and connects with the scheduler."""
+        async with self._opening:
+            if self._session is None:
+                session, worker = self._make_session(), self._worker
+                # A client of its own: dask does not always close the client of a worker.
+                self._client: Any = await _dask.Client(
+                    worker.scheduler.address,
+                    security=worker.security,
+                    asynchronous=True,
+                    set_as_default=False,
+                )
+                self._end: Any = _dask.Variable(self.run, client=self._client)
+                self._queue: Any = await _dask.Queue(self.run, client=self._client)
+                self._session, self._pulsing = session, asyncio.create_task(self._pulse())
+            return self._session
+
+    def _make_session(self) -> BctrlSession:
+        if self._version != __version__:
+            raise BctrlConfigError(
+                f"it has bctrl_async {__version__}, not {self._version}",
+                advice="Install the same version on all workers",
+            )
+        make = _imported(self._session_name)
+        session = make() if self._pace is None else make(pace=self._pace)
+        if not isinstance(session, BctrlSession):
+            raise BctrlConfigError("session= returned no BctrlSession", argument="session")
+        if session.base_url != self._base_url:
+            raise BctrlConfigError(
+                f"it would send to {session.base_url}, and the run is for {self._base_url}",
+                advice="Set BCTRL_BASE_URL alike here and on all workers, or pass base_url=",
+                argument="base_url",
+            )
+        return session
+
+
+class _Items(list[RuntimeRef]):
+    """The targets of a chunk, with an event that is set once all of them are taken."""
+
+    def __init__(self, targets: list[RuntimeRef]) -> None:
+        super().__init__(targets)
+        self.all_taken = threading.Event()
+
+    def __iter__(self) -> Iterator[RuntimeRef]:
+        yield from super().__iter__()
+        self.all_taken.set()
+
+
+# In the coordinator.
+
+
+class Chunk(Worker):
+    """Targets that are handed out: one worker stops them, or several in turn if some die.
+
+    The state of the run sees it as a worker, which ends by itself.
+    """
+
+    def __init__(self, number: int, items: list[_Item]) -> None:
+        super().__init__()
+        self.number = number
+        self.items = items
+        self.open: dict[int, StopOutcome | None] = dict.fromkeys(range(len(items)))
+        self.begins = 0
+
+    @property
+    def in_flight(self) -> int:
+        """The number of targets without a final outcome."""
+        return len(self.open)
+
+    @property
+    def is_stopping(self) -> bool:
+        """True: the chunk is handed out."""
+        return True
+
+    def cancel(self, level: CancelLevel) -> bool:  # noqa: ARG002
+        """Cancel nothing: the worker that has the chunk is told the end of the run."""
+        return False
+
+    def add(self, outcome: StopOutcome) -> Iterator[StopOutcome]:
+        """Add an outcome; yield it if it is final, even if the chunk is repeated."""
+        place = outcome.index
+        if place in self.open:
+            self.open[place] = outcome = replace(outcome, index=self.items[place][0])
+            if outcome.ok or outcome.result is StopResult.NOT_FOUND:
+                del self.open[place]
+                yield outcome
+
+    def end(self, reason: BctrlError) -> Iterator[StopOutcome]:
+        """Yield the outcomes of all other targets; some have none for this reason."""
+        rest, self.open = self.open, {}
+        not_sent = BctrlError(f"not sent: {reason.summary}")
+        for place, outcome in rest.items():
+            index, target = self.items[place]
+            is_no = outcome and outcome.result in {StopResult.NOT_SENT, StopResult.REJECTED}
+            if outcome is None and not self.begins:
+                yield outcome_of(target, not_sent, index=index)
+            elif outcome is None or (self.begins > 1 and is_no):
+                # A worker that died may have sent it.
+                error = BctrlError(
+                    f"no outcome came back: {reason.summary}",
+                    advice="Stop it again: a stop is safe to repeat",
+                    may_have_stopped=True,
+                )
+                annotate(error, STOP.name, *target)
+                yield outcome_of(target, error, index=index)
+            else:
+                yield outcome
+
+
+class ClusterRun(Engine):
+    """A bulk stop on a cluster: a reader, and slots that hand out what it has read."""
+
+    def __init__(
+        self,
+        source: Input,
+        options: Options,
+        *,
+        base_url: str,
+        client: distributed.Client,
+        visit: Visit,
+        chunk_size: int,
+    ) -> None:
+        super().__init__(source, options, base_url, None)
+        self._client: Any = client
+        self._visit, self._run, self._chunk_size = visit, visit.run, chunk_size
+        self._queue: Any = None
+        self._end: Any = _dask.Variable(self._run, client=client)
+        self._slots = self._submitted = 0
+        self._chunks: dict[int, Chunk] = {}
+        self._unsent: list[_Item] = []
+        self._undelivered: deque[StopOutcome] = deque()
+        self._delivering: asyncio.Task[None] | None = None
+        self._fetching = asyncio.Lock()
+        self._is_ready, self._is_filled, self._has_room = (asyncio.Event() for _ in range(3))
+        self._told: CancelLevel | None = None
+        self._gives_up_at = inf
+        # True once a message may be missing that says that a chunk begins.
+        self._is_lost = False
+
+    def open(self) -> None:
+        """Check that the client runs in the current event loop."""
+        problem = f"is {self._client.status}"
+        if self._client.status == "running":
+            if self._client.loop.asyncio_loop is asyncio.get_running_loop():
+                return
+            problem = "belongs to another event loop"
+        raise BctrlConfigError(
+            f"the dask client cannot be used: it {problem}",
+            advice="Stop runtimes within `async with Client(…, asynchronous=True) as client`",
+            argument="client",
+        )
+
+    # The cluster as a whole.
+
+    def _start_work(self) -> None:
+        self._add_worker(Worker())
+        self._tasks.append(self._start(self._serve))
+
+    def _others(self) -> list[asyncio.Task[None]]:
+        """Return the tasks that have not ended, except for the current one."""
+        current = asyncio.current_task()
+        return [task for task in self._tasks if task is not current and not task.done()]
+
+    async def _serve(self) -> None:
+        """Follow the workers, and tell them the end of the run, until the slots have ended."""
+        try:
+            await self._open_on_cluster()
+            while tasks := self._others():
+                await self._look()
+                if self._undelivered and (self._delivering is None or self._delivering.done()):
+                    # A slow reader must not hold up what the workers are told.
+                    self._delivering = self._start(partial(self._deliver_all, Worker()))
+                    self._tasks.append(self._delivering)
+                await asyncio.wait(tasks, timeout=_PULSE)
+        except _LostError as error:
+            self._lose(error)
+        except BctrlError as error:
+            self.state.end_early(error, CancelLevel.WAITING)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the run raises it.
+            self._end_with(error)
+        while tasks := self._others():
+            await asyncio.wait(tasks)
+        if self._queue is not None and not self._is_lost:
+            with suppress(Exception):
+                async with asyncio.timeout(_GRACE):
+                    await self._client.unregister_worker_plugin(self._run)
+            _close(self._queue)
+            self._end.delete()
+
+    async def _open_on_cluster(self) -> None:
+        await self._ask(self._end.set, b"")
+        # Awaited, the scheduler has it.
+        self._queue = await self._ask(partial(_dask.Queue, self._run, client=self._client))
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._client.register_plugin(self._visit, name=self._run)
+        except OSError as error:
+            raise _LostError(f"{type(error).__name__}: {error}") from error
+        except Exception as error:
+            raise _failure_of(error) from error
+
+    async def _look(self) -> None:
+        """Tell the workers the end of the run, count them, and record what they have sent."""
+        level = self.state.level
+        if level is not None and (self._told is None or level > self._told):
+            await self._tell(level)
+        workers = len(await self._ask(self._client.nthreads))
+        if not self._is_ready.is_set() and self.source.length is not None:
+            # A short input is for all workers as well.
+            share = ceil(self.source.length / (_SHARES * max(workers, 1)))
+            self._chunk_size = max(min(self._chunk_size, share), 1)
+        self._is_ready.set()
+        while self._slots < _SLOTS * max(workers, 1):
+            self._slots += 1
+            slot = Worker()
+            self.state.workers[slot] = None
+            self._tasks.append(self._start(partial(self._hand_out, slot)))
+        if time.monotonic() > self._gives_up_at or (self._told is not None and not workers):
+            self._give_up(self._chunks.values())
+        await self._fetch()
+
+    async def _tell(self, level: CancelLevel) -> None:
+        # The workers must deliver their outcomes.
+        told = min(level, CancelLevel.IN_FLIGHT)
+        await self._ask(self._end.set, pickle.dumps((_bare(self.state.reason), told)))
+        await self._fetch()
+        self._told = level
+        if told is CancelLevel.IN_FLIGHT:
+            self._gives_up_at = time.monotonic() + _GRACE
+        # These find the end when they begin, and send nothing.
+        self._give_up(chunk for chunk in self._chunks.values() if not chunk.begins)
+
+    def _give_up(self, chunks: Iterable[Chunk]) -> None:
+        """Await these chunks no longer."""
+        for chunk in chunks:
+            chunk.scope().cancel()
+
+    def _lose(self, error: _LostError) -> None:
+        """End the run, since the workers cannot be reached any more."""
+        self._is_lost = True
+        reason = BctrlError(
+            f"the connection to the scheduler of dask was lost: {error}",
+            advice="Stop the rest again on another cluster: a stop is safe to repeat",
+        )
+        self.state.end_early(reason, CancelLevel.IN_FLIGHT)
+        self._give_up(self._chunks.values())
+
+    async def _ask(self, method: Callable[..., Awaitable[_T]], *args: object) -> _T:
+        patience = _PATIENCE if self.state.goes_on() else _GRACE
+        try:
+            async with asyncio.timeout(patience):
+                return await method(*args)
+        except TimeoutError:
+            raise _LostError(f"it did not answer for {patience:g} s") from None
+        except Exception as error:
+            # There is no common class for a scheduler that is gone and a client that is closed.
+            raise _LostError(f"{type(error).__name__}: {error}") from error
+
+    # The reader, and the slots.
+
+    async def _wait(self, worker: Worker, event: asyncio.Event) -> None:
+        """Wait for an event, or the end of the run."""
+        if self.state.goes_on():
+            with worker.scope():
+                await event.wait()
+
+    async def _work(self, worker: Worker) -> None:
+        """Read the input, only as far ahead as the slots take it."""
+        await self._wait(worker, self._is_ready)
+        source = self.source
+        while item := await self._next(worker) if source.is_async else source.next_nowait():
+            target = self._checked(*item)
+            if isinstance(target, StopOutcome):
+                self._undelivered.append(target)
+                await self._deliver_all(worker)
+                await asyncio.sleep(0)
+                continue
+            self._unsent.append((item[0], target))
+            if not self.state.goes_on():
+                self._record_unsent()
+            elif len(self._unsent) >= self._chunk_size:
+                self._is_filled.set()
+                self._has_room.clear()
+                await self._wait(worker, self._has_room)
+            elif source.is_async and len(self._unsent) == 1:
+                asyncio.get_running_loop().call_later(_LINGER, self._is_filled.set)
+        source.closed = True
+        self._is_filled.set()
+
+    async def _hand_out(self, slot: Worker) -> None:
+        try:
+            while self._unsent or not self.source.closed:
+                await self._wait(slot, self._is_filled)
+                if not self.state.goes_on():
+                    break
+                items, self._unsent = self._unsent, []
+                self._has_room.set()
+                if not self.source.closed:
+                    self._is_filled.clear()
+                if items:
+                    await self._stop(items)
+                    await self._deliver_all(slot)
+        finally:
+            if not self.state.goes_on():
+                self._record_unsent()
+        await self._deliver_all(slot)
+
+    async def _stop(self, items: list[_Item]) -> None:
+        """Hand out targets as a chunk, and account for each of them."""
+        self._submitted += 1
+        chunk = self._chunks[self._submitted] = Chunk(self._submitted, items)
+        self.state.workers[chunk] = None
+        failure: BctrlError | None = None
+        try:
+            for tries in range(_TRIES):
+                ended = await self._result_of(chunk, tries)
+                failure = None if ended is None else _failure_of(ended)
+                await self._fetch()
+                is_killed = isinstance(ended, distributed.KilledWorker)
+                if chunk.begins or not is_killed or not self.state.goes_on():
+                    break
+            if failure is not None and not chunk.begins:
+                # No chunk would fare better.
+                self.state.end_early(failure, CancelLevel.WAITING)
+        except BaseException:
+            # It was cancelled from outside, and a message may be on its way.
+            chunk.begins += 1
+            raise
+        finally:
+            del self._chunks[chunk.number], self.state.workers[chunk]
+            if not self.state.goes_on() and None in chunk.open.values():
+                self.state.set_ended_early(self.state.reason)
+            self._record(chunk.end(failure or self.state.reason))
+
+    async def _result_of(self, chunk: Chunk, tries: int) -> Exception | None:
+        """Submit a chunk and await it; return its error, or None if it ended or is given up."""
+        targets = [target for _, target in chunk.items]
+        key = f"{self._run}-{chunk.number}-{tries}"
+        try:
+            future = self._client.submit(_stop_chunk, self._run, chunk.number, targets, key=key)
+        except Exception as error:  # noqa: BLE001 - of a client that is closed.
+            self._lose(_LostError(f"{type(error).__name__}: {error}"))
+            return None
+        try:
+            with chunk.scope():
+                await future
+        except CancelledError as error:
+            # Its worker may have it yet.
+            chunk.begins += 1
+            if self._client.status == "running":
+                return error
+            self._lose(_LostError(f"the client is {self._client.status}"))
+        except Exception as error:  # noqa: BLE001 - a worker may raise anything.
+            return error
+        finally:
+            chunk.begins += self._is_lost
+            future.release()
+        return None
+
+    # The outcomes.
+
+    async def _fetch(self) -> None:
+        """Record all that the workers have sent by now."""
+        async with self._fetching:
+            if self._queue is None or self._is_lost:
+                return
+            try:
+                messages: list[bytes] = await self._ask(partial(self._queue.get, batch=True))
+            except _LostError as error:
+                self._lose(error)
+                return
+            except BaseException:
+                self._is_lost = True
+                raise
+            for message in messages:
+                for number, fact in pickle.loads(message):  # noqa: S301 - dask itself unpickles.
+                    if (chunk := self._chunks.get(number)) is not None:
+                        self._take(chunk, fact)
+
+    def _take(self, chunk: Chunk, fact: _Fact) -> None:
+        match fact:
+            case None:
+                # The first worker that begins it after that finds the end, and sends nothing.
+                chunk.begins += self._told is None or chunk.begins > 0
+            case StopOutcome():
+                self._record(chunk.add(fact))
+            case int():
+                self.ledger.throttled += fact
+            case BctrlError() if self.state.goes_on():
+                self.state.end_early(fact, CancelLevel.WAITING)
+            case BctrlError():
+                self.state.set_ended_early(self.state.reason)
+
+    def _record_unsent(self) -> None:
+        items, self._unsent = self._unsent, []
+        self._record(outcome_of(each, self.state.not_begun, index=index) for index, each in items)
+
+    def _record(self, outcomes: Iterable[StopOutcome]) -> None:
+        self._undelivered.extend(map(self.ledger.record, outcomes))
+
+    async def _deliver_all(self, worker: Worker) -> None:
+        while self._undelivered:
+            if (waits := self._delivered(self._undelivered.popleft())) is not None:
+                with worker.scope(CancelLevel.DELIVERY):
+                    await waits
+
+
+def _close(queue: Any) -> None:  # noqa: ANN401
+    """Close a queue that was made and awaited, by which dask creates it twice."""
+    queue.close()
+    queue.close()
+
+
+def _bare(error: BctrlError) -> BctrlError:
+    """Return an error without cause and traceback, which may have what cannot be pickled."""
+    error.__cause__ = error.__context__ = error.__traceback__ = None
+    return error
+
+
+def _failure_of(error: Exception) -> BctrlError:
+    """Return the error of a run, or a chunk, whose worker failed."""
+    if isinstance(error, BctrlError):
+        return error.with_traceback(None)
+    text = f"a worker failed: {type(error).__name__}: {error}"
+    if isinstance(error, distributed.KilledWorker):
+        text = f"{error.allowed_failures + 1} workers died that had its chunk"
+    return BctrlError(text, advice="Read the logs of the workers, which need the same packages")
+
+
+def _imported(name: str) -> Callable[..., object]:
+    """Return the function of a name such as `module:function`."""
+    module, _, function = name.partition(":")
+    return cast("Callable[..., object]", getattr(import_module(module), function))
+
+
+def _name_of(session: Callable[..., BctrlSession]) -> str:
+    """Return the name of a function, by which the workers import it."""
+    name = f"{getattr(session, '__module__', '')}:{getattr(session, '__qualname__', '')}"
+    with suppress(ImportError, AttributeError, ValueError):
+        if not name.startswith("__main__:") and _imported(name) is session:
+            return name
+    expected = "a function at the top level of a module, which the workers import"
+    raise _config.invalid_type("session", session, expected)
+
+
+def stop_runtimes(
+    client: distributed.Client,
+    targets: Targets,
+    *,
+    session: Callable[..., BctrlSession] = BctrlSession,
+    base_url: str | None = None,
+    pace: Pace | None = None,
+    chunk_size: int = 1_000,
+    concurrency: int | None = None,
+    deadline: float | None = None,
+    on_outcome: OnOutcome | None = None,
+    timeout: float | None = None,
+    retry: RetryPolicy | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    journal_max_age: float | None = None,
+    verify: bool | float = True,
+    missing_ok: bool = False,
+) -> StopBatch:
+    """Stop any number of runtimes on a cluster, with one outcome for each.
+
+        async with Client("tcp://scheduler:8786", asynchronous=True) as client:
+            report = await stop_runtimes(client, targets, journal="night.jsonl")
+
+    It is `BctrlSession.stop_runtimes` with other sessions: what is not said here is as it is there.
+    Targets are read here, and handed to the workers in chunks, ten for each worker. Each outcome is
+    recorded here once. The chunk of a worker that dies is repeated on another one; a target that it
+    had stopped already ends as `already_stopped`. If all workers die that take a chunk, its targets
+    without an outcome become `unknown`, and so does what a second worker did not stop.
+
+    The run ends early as in one process: the first 401 of any worker ends it for all. It also ends
+    early if a worker cannot make its session, and if the scheduler is lost: all that was handed out
+    and has no outcome is `unknown` then. While there are no workers it waits for some.
+
+    Args:
+        client: A running client of dask.distributed, made with `asynchronous=True`.
+        targets: As for `BctrlSession.stop_runtimes`.
+        session: A function that makes the session of each worker, called there without arguments,
+            or with `pace` if it is given. By default `BctrlSession`, which reads `BCTRL_API_KEY` in
+            the environment of the worker. Its name is sent, so that the workers can import it: it
+            must be defined at the top level of a module.
+        base_url: The URL of the API, which all workers must have as well. None reads
+            `BCTRL_BASE_URL` here, and else is `https://api.bctrl.ai`.
+        pace: A rate that all workers share, for their sessions.
+        chunk_size: The most targets of a chunk, from 1. A worker that dies costs that many repeated
+            requests; each chunk costs the scheduler about a millisecond.
+        concurrency: The most stops at once of a chunk, from 1 to the `max_connections` of the
+            session, which is the default. A worker begins a chunk once it has begun all targets of
+            the one before.
+        deadline: As for `BctrlSession.stop_runtimes`. Waiting for workers counts.
+        on_outcome: As for `BctrlSession.stop_runtimes`, called here.
+        timeout: As for `BctrlSession.stop_runtimes`.
+        retry: As for `BctrlSession.stop_runtimes`.
+        journal: As for `BctrlSession.stop_runtimes`; a file here. Targets that have stopped are
+            not handed out. The same file can also be resumed in one process.
+        journal_max_age: As for `BctrlSession.stop_runtimes`.
+        verify: As for `BctrlSession.stop_runtimes`.
+        missing_ok: As for `BctrlSession.stop_runtimes`.
+
+    Returns:
+        The bulk stop: await it for its `StopReport`, or enter it and iterate. Its `in_flight` is
+        the number of targets that are handed out; `polling` and `retry_after` are 0, `retrying` is
+        empty, and `is_throttled` and `is_unanswered` are False. The `elapsed` of an outcome counts
+        from the time at which its worker read the target.
+
+    Raises:
+        BctrlConfigError: Here if an argument is invalid; when awaited or entered if the client does
+            not run in this event loop; when awaited or iterated over if the journal cannot be used.
+    """
+    if not isinstance(client, distributed.Client):
+        raise _config.invalid_type("client", client, "a dask.distributed.Client")
+    server = str(_config.base_url(base_url, allow_plaintext=True))
+    _config.check_type(pace, Pace | None, "pace", "a bctrl_async.pace.Pace")
+    _config.count(chunk_size, "chunk_size")
+    options = Options(
+        concurrency=concurrency,
+        deadline=deadline,
+        on_outcome=on_outcome,
+        timeout=timeout,
+        retry=retry,
+        journal=journal,
+        journal_max_age=journal_max_age,
+        verify=verify,
+        missing_ok=missing_ok,
+    )
+    theirs = replace(options, on_outcome=None, journal=None)
+    visit = Visit(_name_of(session), server, pace, theirs)
+    run = ClusterRun(
+        Input(targets), options, base_url=server, client=client, visit=visit, chunk_size=chunk_size
+    )
+    return StopBatch(run)

@@ -1,0 +1,635 @@
+"""The ways in which a bulk stop on a cluster ends, and what dies meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dask_cluster import (
+    SmallCluster,
+    collect_lost_connections,
+    connect,
+    local_cluster,
+    scheduler_process,
+    small_cluster,
+)
+from distributed import Client, Future, Queue, Variable
+from helpers import BOUND, add_runtimes, pass_time, wait_for_requests
+from journal_lines import read_lines
+
+import bctrl_async.dask
+from bctrl_async import StopBatch, StopOutcome, StopReport, StopResult
+from bctrl_async.dask import stop_runtimes
+from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.errors import BctrlAuthenticationError
+
+pytestmark = pytest.mark.usefixtures("emulator_environment")
+
+STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
+Targets = list[tuple[str, str]]
+
+
+def hanging(emulator: Emulator, count: int, every: int = 1) -> Targets:
+    """Add runtimes whose stops, or each so many-th of them, take effect and are never answered."""
+    targets = add_runtimes(emulator, count)
+    for target in targets[::every]:
+        emulator.poison(*target, Fault.HANG)
+    return targets
+
+
+def slow(emulator: Emulator, count: int) -> Targets:
+    """Add runtimes whose stops are answered so late that a test can do something meanwhile."""
+    targets = add_runtimes(emulator, count)
+    for target in targets:
+        emulator.inject(*[Fault.LATENCY] * 10, workspace_id=target[0], alias=target[1])
+    return targets
+
+
+async def ended(batch: asyncio.Future[StopReport]) -> StopReport:
+    return await asyncio.wait_for(batch, BOUND)
+
+
+def start(batch: StopBatch) -> asyncio.Task[StopReport]:
+    return asyncio.create_task(batch)
+
+
+def assert_true(report: StopReport, emulator: Emulator) -> None:
+    """Check that what is not sent was never received."""
+    for outcome in report.failures:
+        if outcome.result is NOT_SENT:
+            assert emulator.received[outcome.target] == 0
+
+
+async def assert_all_stopped(running: asyncio.Task[StopReport], emulator: Emulator) -> None:
+    """Check that a run that has lost a worker has lost none of its outcomes."""
+    report = await ended(running)
+    assert report.ok, report
+    assert set(report.counts) <= {STOPPED, StopResult.ALREADY_STOPPED}
+    assert report.counts.total() == len(emulator.runtimes) - 1  # "crm"
+
+
+class TestEnding:
+    async def test_the_first_401_ends_the_run_and_names_the_worker(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: the account did not say on which of the workers the key is wrong."""
+        monkeypatch.setenv("BCTRL_API_KEY", "a-revoked-key")
+        targets = add_runtimes(emulator, 3_000)
+
+        report = await stop_runtimes(cluster.client, targets, chunk_size=50, concurrency=5)
+
+        assert isinstance(report.ended_early, BctrlAuthenticationError)
+        assert report.ended_early.status == 401
+        assert any(
+            f"the worker {worker.address}: the server answered 401" in str(report.ended_early)
+            for worker in cluster.workers
+        )
+        assert report.counts.total() == 3_000
+        assert report.counts[NOT_SENT] > 1_000
+        assert_true(report, emulator)
+
+    async def test_the_deadline_ends_it_with_true_outcomes(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        targets = hanging(emulator, 400, every=2)
+
+        running = start(
+            stop_runtimes(cluster.client, targets, chunk_size=20, concurrency=5, deadline=10.0)
+        )
+        await wait_for_requests(emulator, 1)
+        pass_time(10.0)
+        report = await ended(running)
+
+        assert "deadline" in str(report.ended_early)
+        assert report.counts.total() == 400
+        assert report.counts[UNKNOWN] > 0
+        assert_true(report, emulator)
+
+    async def test_a_deadline_works_without_workers(self, emulator: Emulator) -> None:
+        async with small_cluster(0) as cluster:
+            targets = add_runtimes(emulator, 30)
+            report = await stop_runtimes(cluster.client, targets, deadline=0.2, chunk_size=5)
+            await cluster.assert_clean()
+
+        assert report.counts == {NOT_SENT: 30}
+        assert "deadline" in str(report.ended_early)
+
+    async def test_it_waits_for_workers_and_uses_those_that_come(self, emulator: Emulator) -> None:
+        targets = add_runtimes(emulator, 100)
+
+        async with small_cluster(0) as cluster:
+            running = start(stop_runtimes(cluster.client, targets, chunk_size=5))
+            await asyncio.sleep(0.1)
+            assert not running.done()
+            await cluster.add_worker()
+            await cluster.add_worker()
+            await assert_all_stopped(running, emulator)
+
+    async def test_stop_reading_finishes_what_is_in_flight(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        targets = add_runtimes(emulator, 1_000)
+
+        async with stop_runtimes(cluster.client, iter(targets), chunk_size=10) as batch:
+            async for _ in batch:
+                batch.stop_reading()
+
+        report = batch.report
+        assert report.counts.total() == batch.read < 1_000
+        assert set(report.counts) <= {STOPPED, NOT_SENT}
+        assert report.counts[STOPPED] == len(emulator.requests)
+        assert "begin no more stops" in str(report.ended_early)
+
+    async def test_a_cancelled_run_says_so_in_its_journal(
+        self, cluster: SmallCluster, emulator: Emulator, tmp_path: Path
+    ) -> None:
+        targets = hanging(emulator, 300)
+        journal = tmp_path / "night.jsonl"
+        running = start(
+            stop_runtimes(cluster.client, targets, journal=journal, chunk_size=10, concurrency=2)
+        )
+        await wait_for_requests(emulator, 4)
+
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ended(running)
+
+        entries = read_lines(journal.read_bytes()).entries
+        results = Counter(entry["result"] for entry in entries)
+        assert results == {
+            "unknown": len(emulator.requests),
+            "not_sent": 300 - len(emulator.requests),
+        }
+
+    async def test_a_run_can_be_cancelled_before_it_knows_its_workers(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        batch = stop_runtimes(cluster.client, add_runtimes(emulator, 10))
+        running = start(batch)
+        await asyncio.sleep(0)
+        running.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+        assert batch.report.counts == {NOT_SENT: 10}
+
+    async def test_what_is_aborted_before_its_start_sends_nothing(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        batch = stop_runtimes(cluster.client, add_runtimes(emulator, 5))
+        batch.abort()
+
+        assert (await batch).counts == {NOT_SENT: 5}
+        assert emulator.requests == []
+
+    @pytest.mark.parametrize("plain", [True, False])
+    async def test_a_run_whose_tasks_are_cancelled_from_outside_accounts_for_all(
+        self, cluster: SmallCluster, emulator: Emulator, *, plain: bool
+    ) -> None:
+        targets = hanging(emulator, 50)
+
+        async def source() -> AsyncIterator[tuple[str, str]]:
+            for target in targets:
+                yield target
+
+        batch = stop_runtimes(cluster.client, targets if plain else source(), chunk_size=5)
+        running = start(batch)
+        await wait_for_requests(emulator, 1)
+        for task in batch._run._tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await ended(running)
+
+        assert batch.report.counts.total() == batch.read
+        assert batch.read == 50 or not plain
+        assert "cancelled" in str(batch.report.ended_early)
+        assert_true(batch.report, emulator)
+
+    async def test_a_run_whose_coroutine_is_closed_leaves_nothing_behind(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        targets = hanging(emulator, 50)
+        batch = stop_runtimes(cluster.client, targets, chunk_size=5)
+        batch.send(None)
+        await wait_for_requests(emulator, 1)
+
+        batch.close()
+        await asyncio.wait(batch._run._tasks)
+
+        assert batch.report.counts.total() == 50
+
+    def test_a_run_whose_loop_has_ended_can_be_closed(self, emulator: Emulator) -> None:
+        async def begin() -> StopBatch:
+            async with small_cluster(1) as cluster:
+                batch = stop_runtimes(cluster.client, [("ws-1", "crm")] * 5)
+                batch.send(None)
+            return batch
+
+        batch = asyncio.run(begin())
+        batch.close()
+
+        assert emulator.requests == []
+        assert not batch.report.ok
+
+    async def test_leaving_the_block_early_cancels_the_run(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        targets = add_runtimes(emulator, 500)
+
+        async with stop_runtimes(cluster.client, targets, chunk_size=10) as batch:
+            await anext(batch)
+
+        assert batch.report.counts.total() == 500
+        assert batch.report.ended_early is not None
+
+    async def test_a_slow_reader_does_not_hold_up_the_end(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        """Fault: workers that are not told of the end go on while outcomes are delivered."""
+        targets = add_runtimes(emulator, 3)
+        emulator.poison(*targets[2], Fault.HANG)
+        told = asyncio.Event()
+
+        async def read_slowly(outcome: StopOutcome) -> None:
+            if outcome.result is STOPPED:
+                await wait_for_requests(emulator, 3)
+                batch.abort()
+                await asyncio.wait_for(told.wait(), BOUND)
+            else:
+                told.set()
+
+        batch = stop_runtimes(cluster.client, targets, chunk_size=1, on_outcome=read_slowly)
+        report = await ended(start(batch))
+
+        assert report.counts == {STOPPED: 2, UNKNOWN: 1}
+
+
+class TestWorkers:
+    async def test_the_chunk_of_a_worker_that_dies_is_repeated(self, emulator: Emulator) -> None:
+        targets = slow(emulator, 60)
+        async with small_cluster() as cluster:
+            running = start(stop_runtimes(cluster.client, targets, chunk_size=15, concurrency=3))
+            await wait_for_requests(emulator, 6)
+            await cluster.lose(cluster.workers[0])
+            await assert_all_stopped(running, emulator)
+
+    async def test_a_worker_that_closes_is_replaced_by_another(self, emulator: Emulator) -> None:
+        targets = slow(emulator, 60)
+        async with small_cluster() as cluster:
+            running = start(stop_runtimes(cluster.client, targets, chunk_size=15, concurrency=3))
+            await wait_for_requests(emulator, 6)
+            await cluster.workers[0].close()
+            await assert_all_stopped(running, emulator)
+
+    async def test_a_worker_that_is_scaled_away_ends_only_itself(self, emulator: Emulator) -> None:
+        """Fault: the run took the end of one worker's chunks for the end of all."""
+        targets = slow(emulator, 60)
+        async with small_cluster() as cluster:
+            running = start(stop_runtimes(cluster.client, targets, chunk_size=15, concurrency=3))
+            await wait_for_requests(emulator, 6)
+            retire: Callable[..., Awaitable[object]] = cluster.client.retire_workers
+            await retire([cluster.workers[0].address])
+            await assert_all_stopped(running, emulator)
+
+    async def test_a_worker_that_closes_leaves_the_rest_of_its_chunk_to_another(
+        self, emulator: Emulator
+    ) -> None:
+        targets = add_runtimes(emulator, 20)
+        emulator.inject(Fault.HANG, workspace_id="ws-1", alias="r0")
+        outcomes: list[StopOutcome] = []
+
+        async with small_cluster(1) as cluster:
+            running = start(
+                stop_runtimes(cluster.client, iter(targets), on_outcome=outcomes.append)
+            )
+            async with asyncio.timeout(BOUND):
+                while len(outcomes) < 19:
+                    await asyncio.sleep(0.01)
+            await cluster.add_worker()
+            await cluster.workers[0].close()
+            report = await ended(running)
+
+        # r0 was stopped by the request that was not answered.
+        assert report.counts == {STOPPED: 19, StopResult.ALREADY_STOPPED: 1}
+
+    async def test_a_chunk_that_kills_its_workers_is_unknown_and_the_rest_goes_on(
+        self, emulator: Emulator
+    ) -> None:
+        """Fault: targets that were perhaps stopped are reported as not sent."""
+        targets = add_runtimes(emulator, 30)
+        for target in targets[:10]:
+            emulator.inject(Fault.HANG, workspace_id=target[0], alias=target[1])
+
+        async with small_cluster(1, allowed_failures=0) as cluster:
+            running = start(
+                # An iterator: a short list would be cut into shorter chunks.
+                stop_runtimes(cluster.client, iter(targets), chunk_size=10, concurrency=10)
+            )
+            await wait_for_requests(emulator, 10)
+            await cluster.lose(cluster.workers[0])
+            await cluster.add_worker()
+            report = await ended(running)
+
+        assert report.counts == {UNKNOWN: 10, STOPPED: 20}
+        error = report.failures[0].error
+        assert error is not None
+        assert error.may_have_stopped
+        assert str(error) == (
+            "stop of 'r0' in workspace 'ws-1': no outcome came back: 1 workers died that had its "
+            "chunk (the runtime may have stopped). Stop it again: a stop is safe to repeat"
+        )
+        assert report.ended_early is None
+
+    async def test_a_chunk_that_no_worker_survives_to_begin_ends_the_run(
+        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: the run ended when workers died of another chunk than the one that waited."""
+        async with small_cluster(0, allowed_failures=0) as cluster:
+            lost: list[str] = []
+
+            async def die(visit: bctrl_async.dask.Visit) -> None:
+                lost.append(visit._worker.address)
+                await cluster.scheduler.remove_worker(lost[-1], stimulus_id="test")
+                raise OSError
+
+            monkeypatch.setattr(bctrl_async.dask.Visit, "_open", die)
+            targets = iter(add_runtimes(emulator, 5))
+            running = start(stop_runtimes(cluster.client, targets))
+            for _ in range(3):
+                await cluster.add_worker()
+            report = await ended(running)
+
+        assert len(lost) == 3
+        assert report.counts == {NOT_SENT: 5}
+        assert "workers died that had its chunk" in str(report.ended_early)
+
+    @pytest.mark.parametrize("repeats", [StopResult.REJECTED, NOT_SENT])
+    async def test_what_a_second_worker_does_not_stop_is_unknown(
+        self, emulator: Emulator, repeats: StopResult
+    ) -> None:
+        """Fault: a worker that died may have sent what the next one has not, or may not."""
+        targets = hanging(emulator, 1)
+        async with small_cluster(1) as cluster:
+            batch = stop_runtimes(cluster.client, targets, concurrency=1, verify=False)
+            running = start(batch)
+            await wait_for_requests(emulator, 1)
+            if repeats is NOT_SENT:
+                await _set_end(cluster, batch)
+            emulator.poison("ws-1", "r0", Reply(403))
+            await cluster.add_worker()
+            await cluster.lose(cluster.workers[0])
+            report = await ended(running)
+
+        assert report.counts == {UNKNOWN: 1}
+
+    async def test_a_worker_killed_with_sigkill_costs_no_outcome(
+        self, emulator: Emulator, tmp_path: Path
+    ) -> None:
+        targets = slow(emulator, 300)
+        journal = tmp_path / "night.jsonl"
+
+        async with local_cluster(2) as cluster, connect(cluster) as client:
+            running = start(
+                stop_runtimes(client, targets, chunk_size=50, concurrency=20, journal=journal)
+            )
+            await wait_for_requests(emulator, 50)
+            pids = await client.run(os.getpid)
+            os.kill(next(iter(pids.values())), signal.SIGKILL)
+            await assert_all_stopped(running, emulator)
+        collect_lost_connections()
+
+        entries = read_lines(journal.read_bytes()).entries
+        assert len(entries) == len({entry["index"] for entry in entries}) == 300
+
+    async def test_a_chunk_that_is_repeated_after_the_end_sends_nothing(
+        self, emulator: Emulator
+    ) -> None:
+        """Fault: a worker that begins a chunk after Ctrl-C does not know of it."""
+        targets = hanging(emulator, 20)
+        async with small_cluster(1) as cluster:
+            batch = stop_runtimes(cluster.client, iter(targets), chunk_size=20, concurrency=2)
+            running = start(batch)
+            await wait_for_requests(emulator, 2)
+            batch.stop_reading()
+            await _until_told(cluster, batch)
+            await cluster.add_worker()
+            await cluster.lose(cluster.workers[0])
+            report = await ended(running)
+
+        assert len(emulator.requests) == 2
+        assert report.counts.total() == 20
+        assert_true(report, emulator)
+
+    async def test_a_run_that_is_ended_does_not_wait_for_new_workers(
+        self, emulator: Emulator
+    ) -> None:
+        targets = hanging(emulator, 20)
+        async with small_cluster(1) as cluster:
+            batch = stop_runtimes(cluster.client, iter(targets), chunk_size=10, concurrency=2)
+            running = start(batch)
+            await wait_for_requests(emulator, 2)
+            batch.stop_reading()
+            await cluster.lose(cluster.workers[0])
+            report = await ended(running)
+
+        assert report.counts.total() == 20
+        assert report.counts[UNKNOWN] >= 2
+        assert_true(report, emulator)
+
+    async def test_workers_that_do_not_answer_are_waited_for_only_so_long(
+        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: Ctrl-C hangs for as long as a worker does."""
+        monkeypatch.setattr(bctrl_async.dask, "_GRACE", 0.3)
+
+        async def ignore(_: object) -> None: ...
+
+        targets = hanging(emulator, 20)
+        async with small_cluster(1) as cluster:
+            batch = stop_runtimes(cluster.client, iter(targets), chunk_size=20, concurrency=2)
+            running = start(batch)
+            await wait_for_requests(emulator, 2)
+            monkeypatch.setattr(bctrl_async.dask.Visit, "_obey", ignore)
+            batch.abort()
+            report = await ended(running)
+
+        assert report.counts == {UNKNOWN: 20}
+
+    async def test_a_task_that_is_cancelled_on_the_cluster_is_unknown(
+        self, cluster: SmallCluster, emulator: Emulator
+    ) -> None:
+        targets = hanging(emulator, 5)
+        running = start(stop_runtimes(cluster.client, iter(targets), verify=False))
+        await wait_for_requests(emulator, 5)
+        client: Any = cluster.client
+        await client.cancel([Future(key, client) for key in client.futures])
+        report = await ended(running)
+
+        assert report.counts == {UNKNOWN: 5}
+        assert report.ended_early is None
+
+
+async def _until_told(cluster: SmallCluster, batch: StopBatch) -> None:
+    """Wait until the workers can read the end of a run."""
+    variables = cluster.scheduler.extensions["variables"].variables
+    async with asyncio.timeout(BOUND):
+        while batch._run.state.goes_on() or not next(iter(variables.values()))["value"]:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+
+
+async def _set_end(cluster: SmallCluster, batch: StopBatch) -> None:
+    batch.stop_reading()
+    await _until_told(cluster, batch)
+
+
+class TestSchedulers:
+    async def test_a_scheduler_that_is_killed_ends_the_run_with_a_true_report(
+        self, emulator: Emulator
+    ) -> None:
+        targets = slow(emulator, 600)
+        with scheduler_process() as (process, address):
+            async with small_cluster(2, scheduler_address=address) as cluster:
+                running = start(
+                    stop_runtimes(cluster.client, iter(targets), chunk_size=20, concurrency=5)
+                )
+                await wait_for_requests(emulator, 30)
+                process.kill()
+                report = await ended(running)
+
+        assert report.counts.total() == report.total <= 600
+        assert report.counts[UNKNOWN] > 0
+        assert "scheduler of dask was lost" in str(report.ended_early)
+        assert_true(report, emulator)
+
+    @pytest.mark.parametrize("waits", [True, False])
+    async def test_a_client_that_is_closed_ends_the_run(
+        self, emulator: Emulator, *, waits: bool
+    ) -> None:
+        targets = hanging(emulator, 300)
+
+        async def source() -> AsyncIterator[tuple[str, str]]:
+            for target in targets[:2] if waits else targets:
+                yield target
+            await asyncio.sleep(60)
+
+        async with small_cluster(1) as cluster:
+            running = start(stop_runtimes(cluster.client, source(), chunk_size=10, concurrency=2))
+            await wait_for_requests(emulator, 2)
+            await cluster.close_client()
+            report = await ended(running)
+
+        assert report.counts[UNKNOWN] == min(report.total, 100)
+        assert report.counts.total() == report.total
+        assert "was lost" in str(report.ended_early)
+        assert_true(report, emulator)
+
+    async def test_a_client_that_is_closed_while_chunks_are_handed_out_ends_the_run(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> object:
+            raise RuntimeError("the client is closed")
+
+        monkeypatch.setattr(Client, "submit", fail)
+        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 100), chunk_size=10)
+        monkeypatch.undo()
+        await cluster.forget()
+
+        assert report.counts == {NOT_SENT: 100}
+        assert "the client is closed" in str(report.ended_early)
+
+    async def test_a_scheduler_that_does_not_answer_is_given_up(
+        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: a scheduler that hangs holds the run for ever."""
+        targets = hanging(emulator, 100)
+        with scheduler_process() as (process, address):
+            async with small_cluster(1, scheduler_address=address) as cluster:
+                running = start(
+                    stop_runtimes(cluster.client, iter(targets), chunk_size=10, concurrency=2)
+                )
+                await wait_for_requests(emulator, 2)
+                # Only now, as a busy scheduler may need longer to begin.
+                monkeypatch.setattr(bctrl_async.dask, "_PATIENCE", 0.3)
+                process.send_signal(signal.SIGSTOP)
+                try:
+                    report = await ended(running)
+                finally:
+                    process.send_signal(signal.SIGCONT)
+
+        assert report.counts == {UNKNOWN: 100}
+        assert "did not answer" in str(report.ended_early)
+
+    @pytest.mark.parametrize("method", ["register_plugin", "nthreads"])
+    async def test_a_scheduler_that_is_lost_at_the_start_ends_the_run(
+        self,
+        cluster: SmallCluster,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+        method: str,
+    ) -> None:
+        async def fail(*_: object, **__: object) -> None:
+            raise OSError("the connection was reset")
+
+        monkeypatch.setattr(Client, method, fail)
+        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 5))
+        monkeypatch.undo()
+        await cluster.forget()
+
+        assert report.counts == {NOT_SENT: 5}
+        assert "the connection was reset" in str(report.ended_early)
+
+    async def test_what_may_have_begun_is_unknown_if_messages_are_lost(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: the message that a chunk was begun is on its way, and it is called not sent."""
+        targets = hanging(emulator, 40)
+        batch = stop_runtimes(cluster.client, iter(targets), chunk_size=10, concurrency=1)
+        monkeypatch.setattr(Queue, "get", lambda *_, **__: asyncio.sleep(60, []))
+        monkeypatch.setattr(bctrl_async.dask, "_GRACE", 0.2)
+        running = start(batch)
+        await wait_for_requests(emulator, 2)
+        batch.abort()
+        pass_time(61)
+        report = await ended(running)
+        monkeypatch.undo()
+        await cluster.forget()
+
+        assert report.counts == {UNKNOWN: 40}
+
+    async def test_a_message_that_cannot_be_read_fails_the_run(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: the exception is only logged, and the run waits for ever."""
+
+        async def get(*_: object, **__: object) -> list[bytes]:
+            return [b"nonsense"]
+
+        monkeypatch.setattr(Queue, "get", get)
+        batch = stop_runtimes(cluster.client, add_runtimes(emulator, 50), chunk_size=10)
+        with pytest.raises(Exception, match="invalid load key"):
+            await ended(start(batch))
+        monkeypatch.undo()
+
+        assert batch.report.counts.total() == 50
+
+    async def test_the_end_that_a_worker_cannot_read_does_not_end_its_chunks(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        targets = slow(emulator, 10)
+        running = start(stop_runtimes(cluster.client, iter(targets), concurrency=1))
+        await wait_for_requests(emulator, 2)
+
+        async def fail(*_: object, **__: object) -> None:
+            raise OSError("the connection was reset")
+
+        monkeypatch.setattr(Variable, "get", fail)
+        await assert_all_stopped(running, emulator)
