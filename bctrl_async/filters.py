@@ -101,37 +101,15 @@ def _warn_if_unknown(name: str, value: str | None, known: tuple[str, ...]) -> No
         )
 
 
-class ListedRuntimes:
-    """The runtimes in a list of a workspace, and the time at which it was there."""
-
-    def __init__(self, workspace_id: str) -> None:
-        self.workspace_id: str = workspace_id
-        self.at: datetime = datetime.now(UTC)
-        # None for one that cannot be parsed.
-        self._running: dict[str, Runtime | None] = {}
-
-    def add(self, item: Runtime | BctrlResponseError) -> None:
-        """Add an item of the list: a runtime, or the error of one that cannot be parsed."""
-        runtime = item if isinstance(item, Runtime) else None
-        if item.alias is not None and (runtime is None or not runtime.status.is_final):
-            self._running[item.alias] = runtime
-
-    def may_run(self, target: RuntimeRef) -> bool:
-        """Return True if the list has the target, and not as one that has ended."""
-        return target.workspace_id == self.workspace_id and target.alias in self._running
-
-    def running(self, target: RuntimeRef) -> Runtime | None:
-        """Return the runtime of a target as listed; None unless the list says that it may run."""
-        is_listed = target.workspace_id == self.workspace_id
-        return self._running.get(target.alias) if is_listed else None
-
-
 class FoundTargets:
     """The targets that a condition selects in a list, and the errors of the unreadable ones."""
 
     def __init__(self, workspace_id: str, where: Callable[[Runtime], object]) -> None:
+        self.workspace_id: str = workspace_id
         self._where = where
-        self.listed: ListedRuntimes = ListedRuntimes(workspace_id)
+        self.at: datetime = datetime.now(UTC)
+        self.running: dict[str, Runtime | None] = {}
+        """All of the list that may run, by alias; None for one that cannot be parsed."""
         self.items: list[Runtime | BctrlResponseError] = []
 
     def __len__(self) -> int:
@@ -140,7 +118,7 @@ class FoundTargets:
     def __iter__(self) -> Iterator[RuntimeRef | BctrlResponseError]:
         for item in self.items:
             if isinstance(item, Runtime):
-                yield RuntimeRef(self.listed.workspace_id, item.alias)
+                yield RuntimeRef(self.workspace_id, item.alias)
             else:
                 yield item
 
@@ -148,13 +126,15 @@ class FoundTargets:
         """Add the items of a list that the condition selects, or whose age it cannot read."""
         where = self._where
         for item in listed:
-            self.listed.add(item)
-            if not isinstance(item, Runtime) or _is_selected(item, where):
+            runtime = item if isinstance(item, Runtime) else None
+            if item.alias is not None and (runtime is None or not runtime.status.is_final):
+                self.running[item.alias] = runtime
+            if runtime is None or _is_selected(runtime, where):
                 self.items.append(item)
-            elif isinstance(where, RuntimeFilter) and where.needs_age(item):
+            elif isinstance(where, RuntimeFilter) and where.needs_age(runtime):
                 # It is not stopped, since it may be one to keep; nor passed over, since it may run
                 # for ever.
-                self.items.append(_unreadable_age(self.listed.workspace_id, item))
+                self.items.append(_unreadable_age(self.workspace_id, runtime))
 
 
 def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:

@@ -336,7 +336,7 @@ class Engine(ABC):
         """
         for index, item in enumerate(found):
             target = item if isinstance(item, RuntimeRef) else best_effort_ref(item)
-            if self.ledger.had_stopped(target) and found.listed.may_run(target):
+            if self.ledger.had_stopped(target) and target.alias in found.running:
                 again = outcome_of(target, _RUNS_AGAIN, index=index)
                 self.ledger.write(self.source.with_listed(again))
 

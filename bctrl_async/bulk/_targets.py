@@ -95,13 +95,12 @@ class Input:
         """Return an outcome with the runtime as listed, if no request can have changed it."""
         if self.found is None or outcome.result not in _WITHOUT_EFFECT:
             return outcome
-        listed = self.found.listed
-        runtime = listed.running(outcome.target)
+        runtime = self.found.running.get(outcome.target.alias)
         if runtime is None:
             return outcome
         state = state_of(outcome.result, runtime, outcome.error)
         # Another run may have stopped it since.
-        return replace(outcome, runtime=runtime, state=state, at=listed.at)
+        return replace(outcome, runtime=runtime, state=state, at=self.found.at)
 
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""

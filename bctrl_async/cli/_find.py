@@ -83,9 +83,7 @@ def confirm(found: FoundRuntimes) -> bool:
     summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
     if unreadable:
         summary += f"; {len(unreadable):,} cannot be read"
-    print_question(
-        f"In workspace {escape(found.listed.workspace_id)} at {found.base_url}: {summary}\n"
-    )
+    print_question(f"In workspace {escape(found.workspace_id)} at {found.base_url}: {summary}\n")
     print_question(f"Stop {pluralize(len(runtimes), 'runtime')}? [y/N] ")
     try:
         return sys.stdin.readline().strip().lower() in {"y", "yes"}

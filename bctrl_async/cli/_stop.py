@@ -294,9 +294,7 @@ def _stop_found(
         deadline = max(round(deadline - (time.monotonic() - began), 2), _MIN_DEADLINE)
     if not found:
         place = f" in shard {shard}" if shard != WHOLE else ""
-        print_info(
-            f"Nothing to stop: no runtime of {escape(found.listed.workspace_id)}{place} matches"
-        )
+        print_info(f"Nothing to stop: no runtime of {escape(found.workspace_id)}{place} matches")
         # Without its journal, an empty shard would seem to be missing.
         return run(targets, deadline) if has_journal else 0
     if asks and found.runtimes and not confirm(found):
