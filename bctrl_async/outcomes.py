@@ -228,7 +228,10 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ExceptionGroup: The error of each failure, after `ended_early` if it is set.
         """
-        errors = [outcome.error for outcome in self.failures if outcome.error is not None]
+        errors = [
+            outcome.error or BctrlError(f"the runtime is {outcome.state.text}")
+            for outcome in self.failures
+        ]
         summary = f"{len(self.failures)} of {self.total} runtimes may still be running"
         if self.ended_early is not None:
             errors.insert(0, self.ended_early)

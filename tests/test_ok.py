@@ -7,7 +7,15 @@ from conftest import KEY
 from helpers import unused_url
 from pydantic import TypeAdapter
 
-from bctrl_async import BctrlSession, RetryPolicy, StopOutcome
+from bctrl_async import (
+    BctrlSession,
+    RetryPolicy,
+    RuntimeRef,
+    RuntimeState,
+    StopOutcome,
+    StopReport,
+    StopResult,
+)
 from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.fastapi import StopReport as ReportBody
 
@@ -69,3 +77,57 @@ async def test_a_report_is_ok_only_if_no_runtime_runs(
     assert report.failures == (outcome,)
     with pytest.raises(ExceptionGroup, match="1 of 1 runtimes may still be running"):
         report.raise_for_failures()
+
+
+@pytest.mark.parametrize("missing_ok", [False, True])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row[0]))
+async def test_an_outcome_has_an_error_exactly_where_it_is_not_ok(
+    emulator: Emulator, *, row: tuple[str, list[Fault | Reply], str, bool, bool], missing_ok: bool
+) -> None:
+    name, faults, _, ok, _ = row
+    emulator.add_runtime(*TARGET, status="stopped" if name == "already stopped" else "active")
+    emulator.inject(*faults, method="POST")
+    target = ("ws-1", "nobody") if name == "not found" else TARGET
+    outcomes: list[StopOutcome] = []
+    with unused_url() as unused:
+        url = unused if name == "not sent" else emulator.url
+        async with BctrlSession(KEY, base_url=url, retry=ONCE) as session:
+            await session.stop_runtimes(
+                [target], verify=False, missing_ok=missing_ok, on_outcome=outcomes.append
+            )
+
+    [outcome] = outcomes
+    assert outcome.ok is (ok or (missing_ok and name == "not found"))
+    assert (outcome.error is None) is outcome.ok
+
+
+async def test_a_list_that_grew_is_not_ok_unless_it_was_read_to_its_new_end(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    """Fault: a run that was asked to end was ok, while an item added to its list still ran."""
+    for alias in "abc":
+        emulator.add_runtime("ws-1", alias)
+    targets = [("ws-1", "a")]
+
+    def grow(_: StopOutcome) -> None:
+        if len(targets) < 3:
+            targets.append(("ws-1", "abc"[len(targets)]))
+        if len(targets) == 3:
+            batch.stop_reading()
+
+    batch = session.stop_runtimes(targets, concurrency=1, on_outcome=grow)
+    report = await batch
+
+    assert emulator.status("ws-1", "c") == "active"
+    assert not report.ok
+
+
+def test_a_failure_without_an_error_is_raised_as_well() -> None:
+    failure = StopOutcome(
+        index=0,
+        target=RuntimeRef("ws-1", "crm"),
+        result=StopResult.UNKNOWN,
+        state=RuntimeState.UNCONFIRMED,
+    )
+    with pytest.raises(ExceptionGroup):
+        StopReport.from_outcomes([failure]).raise_for_failures()

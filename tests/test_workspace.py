@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -315,7 +316,11 @@ class TestListedRuntime:
     async def test_a_stop_that_was_not_sent_leaves_the_runtime_as_listed(
         self, session: BctrlSession
     ) -> None:
-        def stop_reading(_: StopOutcome) -> None:
+        stopped: list[datetime] = []
+
+        def stop_reading(outcome: StopOutcome) -> None:
+            if outcome.ok:
+                stopped.append(outcome.at)
             batch.stop_reading()
 
         batch = session.stop_workspace("ws-1", concurrency=1, on_outcome=stop_reading)
@@ -323,6 +328,19 @@ class TestListedRuntime:
 
         assert report.states == {RuntimeState.NOT_RUNNING: 1, RuntimeState.STILL_RUNNING: 2}
         assert [failure.result for failure in report.failures] == [NOT_SENT] * 2
+        # They were listed before anything was stopped.
+        assert all(failure.at < min(stopped) for failure in report.failures)
+
+    async def test_a_listed_runtime_that_cannot_be_addressed_still_runs(
+        self, workspace: Emulator, session: BctrlSession
+    ) -> None:
+        """Fault: it was counted as invalid."""
+        listed = {"runtimes": [dict(workspace.runtimes["ws-1", "crm"], alias="..")]}
+        workspace.inject(Reply(200, json=listed), method="GET")
+        report = await session.stop_workspace("ws-1")
+
+        [failure] = report.failures
+        assert (failure.result, failure.state) == (StopResult.REJECTED, RuntimeState.STILL_RUNNING)
 
     @pytest.mark.usefixtures("workspace")
     async def test_what_another_run_has_stopped_since_the_list_does_not_run(

@@ -108,7 +108,8 @@ class ObservedStop:
             elapsed=time.monotonic() - self._began,
             request_id=None if call is None else call.request_id,
         )
-        if settled is not ended and isinstance(ended, Runtime):
+        # A runtime that was started anew since is not the one that this stop was about.
+        if settled is not ended and isinstance(ended, Runtime) and ended.status.is_final:
             outcome = msgspec.structs.replace(outcome, runtime=ended)
         notify(self._stop.end, outcome)
 

@@ -63,7 +63,8 @@ class Input:
             self._awaited = aiter(targets)
         else:
             self._plain = iter(targets)
-        self.length: int | None = len(targets) if isinstance(targets, Sized) else None
+        self._sized: Sized | None = targets if isinstance(targets, Sized) else None
+        self.length: int | None = None if self._sized is None else len(self._sized)
         self.found: FoundTargets | None = targets if isinstance(targets, FoundTargets) else None
         self.is_async: bool = self._awaited is not None
         self.count: int = 0
@@ -81,10 +82,13 @@ class Input:
     @property
     def exhausted(self) -> bool:
         """True once every item was read."""
-        return self._at_end if self.length is None else self.count >= self.length
+        if self.length is None or self._sized is None:
+            return self._at_end
+        # A list may have grown since its length was taken.
+        return self.count >= max(self.length, len(self._sized))
 
     def end(self) -> None:
-        """Read no further, but for the items that a list had at the beginning of the run."""
+        """Stop reading, except for the items that a list had when the run started."""
         if self.can_drain:
             # It may grow with each outcome.
             self._only_known = True
@@ -178,6 +182,7 @@ class Listing(Input):
                 self._fail_unless_cancelled(error)
                 return None
             self.is_async, self._plain, self.length = False, iter(items), len(items)
+            self._sized = items
             self.found = items
             return self.next_nowait()
 
