@@ -1,11 +1,5 @@
 """A bulk stop on a cluster of dask.distributed (extra `dask`).
 
-    from dask.distributed import Client
-    from bctrl_async.dask import stop_runtimes
-
-    async with Client("tcp://scheduler:8786", asynchronous=True) as client:
-        report = await stop_runtimes(client, targets, journal="night.jsonl")
-
 The targets are cut into chunks, which the workers of the cluster stop. Each worker has a session of
 its own, with the key from its own environment. The outcomes come back as they are known, into one
 report and one journal.
@@ -37,7 +31,7 @@ from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._http.request import STOP
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
-from bctrl_async.bulk._cancel import CancelLevel, Worker
+from bctrl_async.bulk._cancel import CancelLevel, CancelScope, Worker
 from bctrl_async.bulk._engine import Engine, Options
 from bctrl_async.bulk._targets import Input, Targets
 from bctrl_async.errors import BctrlConfigError, BctrlError
@@ -72,8 +66,6 @@ _SLOTS = 10
 """Chunks for each worker: some targets may take long, and hold up no others."""
 _SHARES = 4
 """Chunks for each worker into which a short input is cut at least."""
-_LINGER = 0.1
-"""Seconds that targets of a slow input wait for more of them."""
 _TRIES = 3
 """Times that a chunk is handed out that no worker has begun; some may have died of another one."""
 _PULSE = 0.25
@@ -82,10 +74,6 @@ _GRACE = 5.0
 """Seconds for the workers to send the outcomes of what was aborted, and to close."""
 _PATIENCE = 60.0
 """Seconds after which a scheduler is given up that does not answer."""
-
-
-class _LostError(Exception):
-    """The client has lost its scheduler, or was closed."""
 
 
 # On the workers.
@@ -105,7 +93,8 @@ class Visit(distributed.WorkerPlugin):
 
     def __init__(self, session: str, base_url: str, pace: Pace | None, options: Options) -> None:
         self.run: str = f"bctrl-async-{uuid.uuid4().hex}"
-        self._version, self._session_name, self._base_url = __version__, session, base_url
+        self.base_url: str = base_url
+        self._version, self._session_name = __version__, session
         self._pace, self._options = pace, options
 
     def setup(self, worker: distributed.Worker) -> None:
@@ -235,9 +224,9 @@ class Visit(distributed.WorkerPlugin):
         session = make() if self._pace is None else make(pace=self._pace)
         if not isinstance(session, BctrlSession):
             raise BctrlConfigError("session= returned no BctrlSession", argument="session")
-        if session.base_url != self._base_url:
+        if session.base_url != self.base_url:
             raise BctrlConfigError(
-                f"it would send to {session.base_url}, and the run is for {self._base_url}",
+                f"it would send to {session.base_url}, and the run is for {self.base_url}",
                 advice="Set BCTRL_BASE_URL alike here and on all workers, or pass base_url=",
                 argument="base_url",
             )
@@ -259,32 +248,15 @@ class _Items(list[RuntimeRef]):
 # In the coordinator.
 
 
-class Chunk(Worker):
-    """Targets that are handed out: one worker stops them, or several in turn if some die.
-
-    The state of the run sees it as a worker, which ends by itself.
-    """
+class Chunk:
+    """Targets that are handed out: one worker stops them, or several in turn if some die."""
 
     def __init__(self, number: int, items: list[_Item]) -> None:
-        super().__init__()
         self.number = number
         self.items = items
         self.open: dict[int, StopOutcome | None] = dict.fromkeys(range(len(items)))
         self.begins = 0
-
-    @property
-    def in_flight(self) -> int:
-        """The number of targets without a final outcome."""
-        return len(self.open)
-
-    @property
-    def is_stopping(self) -> bool:
-        """True: the chunk is handed out."""
-        return True
-
-    def cancel(self, level: CancelLevel) -> bool:  # noqa: ARG002
-        """Cancel nothing: the worker that has the chunk is told the end of the run."""
-        return False
+        self.scope = CancelScope()
 
     def add(self, outcome: StopOutcome) -> Iterator[StopOutcome]:
         """Add an outcome; yield it if it is final, even if the chunk is repeated."""
@@ -321,71 +293,59 @@ class ClusterRun(Engine):
     """A bulk stop on a cluster: a reader, and slots that hand out what it has read."""
 
     def __init__(
-        self,
-        source: Input,
-        options: Options,
-        *,
-        base_url: str,
-        client: distributed.Client,
-        visit: Visit,
-        chunk_size: int,
+        self, source: Input, options: Options, client: distributed.Client, visit: Visit, size: int
     ) -> None:
-        super().__init__(source, options, base_url, None)
+        super().__init__(source, options, visit.base_url, None)
         self._client: Any = client
-        self._visit, self._run, self._chunk_size = visit, visit.run, chunk_size
+        self._visit, self._run, self._chunk_size = visit, visit.run, size
         self._queue: Any = None
-        self._end: Any = _dask.Variable(self._run, client=client)
-        self._slots = self._submitted = 0
+        self._end: Any = _dask.Variable(visit.run, client=client)
+        self._submitted = 0
         self._chunks: dict[int, Chunk] = {}
         self._unsent: list[_Item] = []
         self._undelivered: deque[StopOutcome] = deque()
+        self._deliverer = Worker()
+        self.state.workers[self._deliverer] = None
         self._delivering: asyncio.Task[None] | None = None
         self._fetching = asyncio.Lock()
-        self._is_ready, self._is_filled, self._has_room = (asyncio.Event() for _ in range(3))
+        self._is_filled, self._has_room = asyncio.Event(), asyncio.Event()
         self._told: CancelLevel | None = None
         self._gives_up_at = inf
         # True once a message may be missing that says that a chunk begins.
         self._is_lost = False
 
+    @property
+    def in_flight(self) -> int:
+        """The number of targets that are handed out and have no final outcome."""
+        return sum(len(chunk.open) for chunk in self._chunks.values())
+
     def open(self) -> None:
         """Check that the client runs in the current event loop."""
-        problem = f"is {self._client.status}"
-        if self._client.status == "running":
-            if self._client.loop.asyncio_loop is asyncio.get_running_loop():
-                return
-            problem = "belongs to another event loop"
-        raise BctrlConfigError(
-            f"the dask client cannot be used: it {problem}",
-            advice="Stop runtimes within `async with Client(…, asynchronous=True) as client`",
-            argument="client",
-        )
+        client = self._client
+        if client.status != "running" or client.loop.asyncio_loop != asyncio.get_running_loop():
+            raise BctrlConfigError(
+                f"the dask client ({client.status}) does not run in this event loop",
+                advice="Stop runtimes within `async with Client(…, asynchronous=True) as client`",
+                argument="client",
+            )
 
     # The cluster as a whole.
 
     def _start_work(self) -> None:
-        self._add_worker(Worker())
         self._tasks.append(self._start(self._serve))
-
-    def _others(self) -> list[asyncio.Task[None]]:
-        """Return the tasks that have not ended, except for the current one."""
-        current = asyncio.current_task()
-        return [task for task in self._tasks if task is not current and not task.done()]
 
     async def _serve(self) -> None:
         """Follow the workers, and tell them the end of the run, until the slots have ended."""
         try:
             await self._open_on_cluster()
-            while tasks := self._others():
+            self._add_worker(Worker())
+            while (tasks := self._others()) and not self._is_lost:
                 await self._look()
                 if self._undelivered and (self._delivering is None or self._delivering.done()):
                     # A slow reader must not hold up what the workers are told.
-                    self._delivering = self._start(partial(self._deliver_all, Worker()))
+                    self._delivering = self._start(partial(self._deliver_all, self._deliverer))
                     self._tasks.append(self._delivering)
                 await asyncio.wait(tasks, timeout=_PULSE)
-        except _LostError as error:
-            self._lose(error)
-        except BctrlError as error:
-            self.state.end_early(error, CancelLevel.WAITING)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the run raises it.
             self._end_with(error)
         while tasks := self._others():
@@ -397,31 +357,34 @@ class ClusterRun(Engine):
             _close(self._queue)
             self._end.delete()
 
+    def _others(self) -> list[asyncio.Task[None]]:
+        """Return the tasks that have not ended, except for the current one."""
+        current = asyncio.current_task()
+        return [task for task in self._tasks if task is not current and not task.done()]
+
     async def _open_on_cluster(self) -> None:
         await self._ask(self._end.set, b"")
         # Awaited, the scheduler has it.
         self._queue = await self._ask(partial(_dask.Queue, self._run, client=self._client))
         try:
             async with asyncio.timeout(_PATIENCE):
-                await self._client.register_plugin(self._visit, name=self._run)
-        except OSError as error:
-            raise _LostError(f"{type(error).__name__}: {error}") from error
-        except Exception as error:
-            raise _failure_of(error) from error
+                await self._client.register_plugin(self._visit, self._run)
+        except Exception as error:  # noqa: BLE001 - a worker may raise anything.
+            self.state.end_early(_failure_of(error), CancelLevel.WAITING)
+        workers = await self._ask(self._client.nthreads)
+        if self.source.length is not None:
+            # A short input is for all workers as well.
+            share = ceil(self.source.length / (_SHARES * max(len(workers or ()), 1)))
+            self._chunk_size = max(min(self._chunk_size, share), 1)
 
     async def _look(self) -> None:
         """Tell the workers the end of the run, count them, and record what they have sent."""
         level = self.state.level
         if level is not None and (self._told is None or level > self._told):
             await self._tell(level)
-        workers = len(await self._ask(self._client.nthreads))
-        if not self._is_ready.is_set() and self.source.length is not None:
-            # A short input is for all workers as well.
-            share = ceil(self.source.length / (_SHARES * max(workers, 1)))
-            self._chunk_size = max(min(self._chunk_size, share), 1)
-        self._is_ready.set()
-        while self._slots < _SLOTS * max(workers, 1):
-            self._slots += 1
+        workers = len(await self._ask(self._client.nthreads) or ())
+        # Two more are the reader and the deliverer.
+        while len(self.state.workers) < _SLOTS * max(workers, 1) + 2:
             slot = Worker()
             self.state.workers[slot] = None
             self._tasks.append(self._start(partial(self._hand_out, slot)))
@@ -443,28 +406,29 @@ class ClusterRun(Engine):
     def _give_up(self, chunks: Iterable[Chunk]) -> None:
         """Await these chunks no longer."""
         for chunk in chunks:
-            chunk.scope().cancel()
+            chunk.scope.cancel()
 
-    def _lose(self, error: _LostError) -> None:
+    def _lose(self, why: str) -> None:
         """End the run, since the workers cannot be reached any more."""
         self._is_lost = True
         reason = BctrlError(
-            f"the connection to the scheduler of dask was lost: {error}",
-            advice="Stop the rest again on another cluster: a stop is safe to repeat",
+            f"the cluster was lost: {why}",
+            advice="Stop the rest again, here or elsewhere: a stop is safe to repeat",
         )
         self.state.end_early(reason, CancelLevel.IN_FLIGHT)
         self._give_up(self._chunks.values())
 
-    async def _ask(self, method: Callable[..., Awaitable[_T]], *args: object) -> _T:
+    async def _ask(self, method: Callable[..., Awaitable[_T]], *args: object) -> _T | None:
+        """Return an answer of the scheduler; None if the cluster is lost."""
         patience = _PATIENCE if self.state.goes_on() else _GRACE
         try:
             async with asyncio.timeout(patience):
-                return await method(*args)
+                return None if self._is_lost else await method(*args)
         except TimeoutError:
-            raise _LostError(f"it did not answer for {patience:g} s") from None
-        except Exception as error:
-            # There is no common class for a scheduler that is gone and a client that is closed.
-            raise _LostError(f"{type(error).__name__}: {error}") from error
+            self._lose(f"its scheduler did not answer for {patience:g} s")
+        except Exception as error:  # noqa: BLE001 - there is no common class.
+            self._lose(f"{type(error).__name__}: {error}")
+        return None
 
     # The reader, and the slots.
 
@@ -476,7 +440,6 @@ class ClusterRun(Engine):
 
     async def _work(self, worker: Worker) -> None:
         """Read the input, only as far ahead as the slots take it."""
-        await self._wait(worker, self._is_ready)
         source = self.source
         while item := await self._next(worker) if source.is_async else source.next_nowait():
             target = self._checked(*item)
@@ -486,16 +449,15 @@ class ClusterRun(Engine):
                 await asyncio.sleep(0)
                 continue
             self._unsent.append((item[0], target))
+            self._is_filled.set()
             if not self.state.goes_on():
                 self._record_unsent()
             elif len(self._unsent) >= self._chunk_size:
-                self._is_filled.set()
                 self._has_room.clear()
                 await self._wait(worker, self._has_room)
-            elif source.is_async and len(self._unsent) == 1:
-                asyncio.get_running_loop().call_later(_LINGER, self._is_filled.set)
         source.closed = True
         self._is_filled.set()
+        await self._deliver_all(worker)
 
     async def _hand_out(self, slot: Worker) -> None:
         try:
@@ -519,7 +481,6 @@ class ClusterRun(Engine):
         """Hand out targets as a chunk, and account for each of them."""
         self._submitted += 1
         chunk = self._chunks[self._submitted] = Chunk(self._submitted, items)
-        self.state.workers[chunk] = None
         failure: BctrlError | None = None
         try:
             for tries in range(_TRIES):
@@ -537,7 +498,7 @@ class ClusterRun(Engine):
             chunk.begins += 1
             raise
         finally:
-            del self._chunks[chunk.number], self.state.workers[chunk]
+            del self._chunks[chunk.number]
             if not self.state.goes_on() and None in chunk.open.values():
                 self.state.set_ended_early(self.state.reason)
             self._record(chunk.end(failure or self.state.reason))
@@ -546,25 +507,23 @@ class ClusterRun(Engine):
         """Submit a chunk and await it; return its error, or None if it ended or is given up."""
         targets = [target for _, target in chunk.items]
         key = f"{self._run}-{chunk.number}-{tries}"
+        future: Any = None
         try:
             future = self._client.submit(_stop_chunk, self._run, chunk.number, targets, key=key)
-        except Exception as error:  # noqa: BLE001 - of a client that is closed.
-            self._lose(_LostError(f"{type(error).__name__}: {error}"))
-            return None
-        try:
-            with chunk.scope():
+            with chunk.scope:
                 await future
         except CancelledError as error:
             # Its worker may have it yet.
             chunk.begins += 1
             if self._client.status == "running":
                 return error
-            self._lose(_LostError(f"the client is {self._client.status}"))
+            self._lose(f"the client is {self._client.status}")
         except Exception as error:  # noqa: BLE001 - a worker may raise anything.
             return error
         finally:
-            chunk.begins += self._is_lost
-            future.release()
+            if future is not None:
+                chunk.begins += self._is_lost
+                future.release()
         return None
 
     # The outcomes.
@@ -572,17 +531,12 @@ class ClusterRun(Engine):
     async def _fetch(self) -> None:
         """Record all that the workers have sent by now."""
         async with self._fetching:
-            if self._queue is None or self._is_lost:
-                return
             try:
-                messages: list[bytes] = await self._ask(partial(self._queue.get, batch=True))
-            except _LostError as error:
-                self._lose(error)
-                return
+                messages = await self._ask(partial(self._queue.get, batch=True))
             except BaseException:
                 self._is_lost = True
                 raise
-            for message in messages:
+            for message in messages or ():
                 for number, fact in pickle.loads(message):  # noqa: S301 - dask itself unpickles.
                     if (chunk := self._chunks.get(number)) is not None:
                         self._take(chunk, fact)
@@ -628,13 +582,13 @@ def _bare(error: BctrlError) -> BctrlError:
 
 
 def _failure_of(error: Exception) -> BctrlError:
-    """Return the error of a run, or a chunk, whose worker failed."""
+    """Return the error of a chunk whose worker failed."""
     if isinstance(error, BctrlError):
         return error.with_traceback(None)
-    text = f"a worker failed: {type(error).__name__}: {error}"
-    if isinstance(error, distributed.KilledWorker):
-        text = f"{error.allowed_failures + 1} workers died that had its chunk"
-    return BctrlError(text, advice="Read the logs of the workers, which need the same packages")
+    return BctrlError(
+        f"a worker failed: {type(error).__name__}: {error}",
+        advice="Read the logs of the workers, which need the same packages",
+    )
 
 
 def _imported(name: str) -> Callable[..., object]:
@@ -739,7 +693,4 @@ def stop_runtimes(
     )
     theirs = replace(options, on_outcome=None, journal=None)
     visit = Visit(_name_of(session), server, pace, theirs)
-    run = ClusterRun(
-        Input(targets), options, base_url=server, client=client, visit=visit, chunk_size=chunk_size
-    )
-    return StopBatch(run)
+    return StopBatch(ClusterRun(Input(targets), options, client, visit, chunk_size))

@@ -64,7 +64,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     @property
     def in_flight(self) -> int:
         """The number of requests in flight."""
-        return self._run.state.in_flight
+        return self._run.in_flight
 
     @property
     def polling(self) -> int:

@@ -92,6 +92,11 @@ class Engine(ABC):
         self._has_read_list = False
 
     @property
+    def in_flight(self) -> int:
+        """The number of requests in flight."""
+        return self.state.in_flight
+
+    @property
     def polling(self) -> int:
         """The number of runtimes that are polled."""
         return 0
