@@ -3,9 +3,11 @@
 `python tests/cluster.py [--targets 100000] [--workers 3] [--seed 0] [--only CASE ...]`
 
 The emulator, the cluster (scheduler and nannies), its workers and the coordinator are processes. In
-each case one of them is killed with SIGKILL at a moment that the seed decides; then the coordinator
-is started again with the same journal, until its report is ok. In the end each target must have
-exactly one outcome, and none that contradicts what the server has received and stopped.
+each case one of them is killed with SIGKILL at a moment that the seed decides, or one worker is
+closed and another scaled away; then the coordinator is started again with the same journal, until
+its report is ok. In the end each target must have exactly one outcome, and none that contradicts
+what the server has received and stopped. In the last case the server does not answer 1 % of the
+stops: the other outcomes must not wait for them.
 """
 
 from __future__ import annotations
@@ -29,15 +31,18 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from dask_cluster import connect, local_cluster
+from distributed import Worker
 from journal_lines import read_lines
 
-from bctrl_async import BctrlSession, StopReport
+from bctrl_async import BctrlSession, StopBatch, StopReport
 from bctrl_async.dask import stop_runtimes
-from bctrl_async.emulator import Emulator
+from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.outcomes import StopResult
 
 _KEY = "emulator-key"
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
+_KNOWN = 29 / 30
+"""The share of the outcomes that must be known soon, whatever the others do."""
 _AGREES = "each target has one outcome, and the server's record agrees"
 _MAX_RUNS = 5
 _LINE = 150
@@ -53,19 +58,23 @@ class Case(StrEnum):
     WORKER = "a worker is killed"
     SCHEDULER = "the scheduler is killed"
     COORDINATOR = "the coordinator is killed"
+    CLOSED = "a worker is closed, and one scaled away"
+    HANGING = "1 % of the stops hang"
 
 
 def targets_of(count: int) -> Iterator[tuple[str, str]]:
     return (("ws-1", f"r{number}") for number in range(count))
 
 
-def serve(control: Connection, count: int) -> None:
-    """Run the emulator until its record is asked for, and send that."""
+def serve(control: Connection, count: int, hanging: int) -> None:
+    """Run the emulator until its record is asked for, and send that; the first stops hang."""
 
     async def main() -> None:
         async with Emulator(port=0, api_key=_KEY) as emulator:
             for target in targets_of(count):
                 emulator.add_runtime(*target)
+            for target in targets_of(hanging):
+                emulator.poison(*target, Fault.HANG)
             control.send(emulator.url)
             await _until_told(control)
             record = {
@@ -84,33 +93,65 @@ def host(control: Connection, workers: int) -> None:
         async with local_cluster(workers) as cluster, connect(cluster) as client:
             pids = await client.run(os.getpid)
             control.send((cluster.scheduler_address, list(pids.values())))
-            await _until_told(control)
+            if await _until_told(control):
+                first, second = list(pids)[:2]
+                await client.run(_close, workers=[first], wait=False)
+                await client.retire_workers([second])
+                await _until_told(control)
 
     asyncio.run(main())
 
 
-async def _until_told(control: Connection) -> None:
+async def _close(dask_worker: Worker) -> None:
+    await dask_worker.close()
+
+
+async def _until_told(control: Connection) -> object:
     while not control.poll():
         await asyncio.sleep(0.05)
-    control.recv()
+    return control.recv()
 
 
-def coordinate(control: Connection, address: str | None, journal: Path | None, count: int) -> None:
-    """Stop all targets, on a cluster or in this process, and send the end."""
+def coordinate(
+    control: Connection, address: str | None, journal: Path | None, count: int, hanging: int
+) -> None:
+    """Stop all targets, on a cluster or in this process, and send the end.
+
+    If some hang, the run is aborted once all others are known.
+    """
+    known_after = 0.0
+
+    async def stop(batch: StopBatch) -> StopReport:
+        nonlocal known_after
+        began, known = time.monotonic(), 0
+        async with batch:
+            async for _ in batch:
+                known += 1
+                if known == count * _KNOWN:
+                    known_after = time.monotonic() - began
+                if known == count - hanging and hanging:
+                    batch.abort()
+        return batch.report
 
     async def main() -> StopReport:
         targets = list(targets_of(count))
         if address is None:
             async with BctrlSession() as session:
-                return await session.stop_runtimes(targets, journal=journal)
+                return await stop(session.stop_runtimes(targets, journal=journal))
         async with connect(address) as client:
-            return await stop_runtimes(client, targets, journal=journal)
+            return await stop(stop_runtimes(client, targets, journal=journal))
 
     logging.disable()
     imported = time.process_time()
     report = asyncio.run(main())
     cpu = time.process_time() - imported
-    control.send(End(report.ok, dict(report.counts), str(report.ended_early), report.elapsed, cpu))
+    early = str(report.ended_early)
+    end = End(report.ok, dict(report.counts), early, report.elapsed, cpu, known_after)
+    control.send(end)
+
+
+_WHOLE = frozenset({Case.ONE_PROCESS, Case.NOTHING, Case.HANGING})
+"""The cases in which nothing ends early."""
 
 
 class End(NamedTuple):
@@ -122,6 +163,7 @@ class End(NamedTuple):
         ended_early: Why it ended early.
         elapsed: Seconds that the run took.
         cpu: Seconds of CPU time.
+        known_after: Seconds until 29 of 30 outcomes were known.
     """
 
     ok: bool
@@ -129,6 +171,7 @@ class End(NamedTuple):
     ended_early: str
     elapsed: float
     cpu: float
+    known_after: float
 
 
 class Child:
@@ -192,21 +235,23 @@ class Run:
         self._case = case
         self._count: int = arguments.targets
         self._workers: int = arguments.workers
+        self._hanging = self._count // 100 if case is Case.HANGING else 0
         self._random = random.Random(f"{arguments.seed}{case}")
         self._journal = folder / f"{case.name}.jsonl"
 
     def run(self) -> str:
-        server = Child(serve, self._count)
+        server = Child(serve, self._count, self._hanging)
         os.environ["BCTRL_API_KEY"], os.environ["BCTRL_BASE_URL"] = _KEY, server.control.recv()
         cluster = None if self._case is Case.ONE_PROCESS else Cluster(self._workers)
         ends: list[End] = []
-        kills = self._case not in {Case.ONE_PROCESS, Case.NOTHING}
+        kills = self._case not in _WHOLE
         began = time.monotonic()
-        while not (ends and ends[-1].ok) and len(ends) < _MAX_RUNS:
+        runs = 1 if self._case in {Case.HANGING, Case.CLOSED} else _MAX_RUNS
+        while not (ends and ends[-1].ok) and len(ends) < runs:
             if cluster is not None and not cluster.host.process.is_alive():
                 cluster = Cluster(self._workers)
             address = None if cluster is None else cluster.address
-            coordinator = Child(coordinate, address, self._journal, self._count)
+            coordinator = Child(coordinate, address, self._journal, self._count, self._hanging)
             if kills and cluster is not None:
                 kills = False
                 self._kill(coordinator, cluster)
@@ -221,7 +266,8 @@ class Run:
         if cluster is not None:
             cluster.host.end()
         record = cast("dict[str, tuple[int, str]]", server.end())
-        problems = list(self._problems(record)) if ends[-1].ok else [f"no end: {ends[-1]}"]
+        ended = ends[-1].ok or self._hanging
+        problems = list(self._problems(record)) if ended else [f"no end: {ends[-1]}"]
         repeated = sum(received - 1 for received, _ in record.values() if received)
         results = ", ".join(f"{count:,} {result}" for result, count in ends[-1].counts.items())
         early = [end.ended_early for end in ends if not end.ok]
@@ -243,6 +289,8 @@ class Run:
                 os.kill(self._random.choice(cluster.pids), signal.SIGKILL)
             case Case.SCHEDULER:
                 cluster.host.kill()
+            case Case.CLOSED:
+                cluster.host.control.send("close")
             case _:
                 coordinator.kill()
 
@@ -254,9 +302,11 @@ class Run:
 
     def _figures(self, ends: list[End], elapsed: float, cluster: Cluster | None) -> str:
         micro = 1e6 / self._count
-        if len(ends) > 1 or self._case not in {Case.ONE_PROCESS, Case.NOTHING}:
+        if len(ends) > 1 or self._case not in _WHOLE:
             return f"{elapsed:.1f} s with all starts"
         end = ends[0]
+        if self._hanging:
+            return f"{self._count * _KNOWN:,.0f} known after {end.known_after:.1f} s"
         figures = f"{end.elapsed:.1f} s, {self._count / end.elapsed:,.0f}/s; CPU for a target:"
         figures += f" coordinator {end.cpu * micro:.1f} µs"
         if cluster is not None:
