@@ -216,7 +216,7 @@ def check_first(item: object) -> None:
     """
     if not isinstance(item, Runtime | Exception) and len(_parts(item)) != _PAIR:
         raise BctrlConfigError(
-            f"invalid targets: expected {_EXPECTED}; the first item is {_shown(item)}",
+            f"invalid targets: expected {_EXPECTED}; the first item is {quote(item)}",
             advice="Pass pairs, such as [('ws-1', 'crm')]; nothing was stopped",
             reason_class="invalid_input",
             argument="targets",
@@ -249,14 +249,14 @@ def as_target(item: object) -> RuntimeRef:
             raise item
         case ValueError():
             raise BctrlConfigError(
-                f"invalid target {_shown(item)}: {str(item)[:_MAX_REASON]}",
+                f"invalid target {quote(item)}: {str(item)[:_MAX_REASON]}",
                 reason_class="invalid_input",
             ) from item
     match _parts(item):
         case (str() | UUID() as workspace_id, str() as alias):
             return RuntimeRef(plain_text(workspace_id), plain_text(alias))
     raise BctrlConfigError(
-        f"invalid target {_shown(item)}: expected (workspace id, alias)",
+        f"invalid target {quote(item)}: expected (workspace id, alias)",
         reason_class="invalid_input",
     )
 
@@ -282,11 +282,4 @@ def _parts(item: object) -> tuple[object, ...]:
 
 
 def _as_text(value: object) -> str:
-    return plain_text(value) if isinstance(value, str | UUID) else _shown(value)
-
-
-def _shown(value: object) -> str:
-    try:
-        return quote(value)
-    except (Exception, asyncio.CancelledError):  # noqa: BLE001 - a repr may raise anything.
-        return f"<{type(value).__name__}>"
+    return plain_text(value) if isinstance(value, str | UUID) else quote(value)
