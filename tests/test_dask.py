@@ -366,6 +366,8 @@ class TestInput:
         self, cluster: SmallCluster, emulator: Emulator
     ) -> None:
         targets = add_runtimes(emulator, 200)
+        # It is in flight when the first outcome comes.
+        emulator.inject(Fault.HANG, alias="r199")
 
         def on_outcome(outcome: StopOutcome) -> None:
             raise LookupError(outcome.index)
