@@ -129,9 +129,13 @@ async def test_a_bulk_stop_is_counted_and_agrees_with_its_report(
     assert report.ok
     # The canaries that are asked after an unanswered stop are attempts as well.
     canaries = sum(request.method == "GET" for request in emulator.requests)
-    assert stats.attempts == len(emulator.requests) == 58 + canaries
+    assert len(emulator.requests) == 58 + canaries
+    # A canary may be cancelled before the server has it.
+    unsent = stats.attempts - len(emulator.requests)
+    assert unsent in {0, stats.cancelled}
     # The last one may be cancelled with its answer on the way: nothing waits for it any more.
-    assert (stats.succeeded + stats.cancelled, stats.retries) == (50 + canaries, report.retries)
+    succeeded = stats.succeeded + stats.cancelled - unsent
+    assert (succeeded, stats.retries) == (50 + canaries, report.retries)
     assert stats.failed == {"500": 4, "BctrlNetworkError": 4}
 
 
