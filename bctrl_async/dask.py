@@ -132,7 +132,7 @@ class Visit(distributed.WorkerPlugin):
         with suppress(CancelledError):
             stopping.result()
         if self._is_closing or stopping.cancelled():
-            # Only this worker ends, and not the run.
+            # The run goes on without this worker.
             raise distributed.Reschedule
 
     async def _stop(self, number: int, items: _Items) -> None:

@@ -122,7 +122,7 @@ def read_journals(
             )
         for index, target in enumerate(map(_as_target, targets)):
             known = [outcome for journal in journals if (outcome := journal.outcome(target))]
-            # Of two at the same time, the one that is sent again.
+            # If two are of the same time, the one that is sent again counts.
             latest = max(known, key=lambda each: (each.at, not each.ok), default=None)
             if latest is None:
                 latest = outcome_of(target, BctrlError("no journal has it", **target._asdict()))

@@ -217,9 +217,9 @@ class TestAwaited:
         assert batch.report.elapsed == 0
         await batch
 
-        with pytest.raises(BctrlConfigError, match="has begun already"):
+        with pytest.raises(BctrlConfigError, match="has started already"):
             await batch
-        with pytest.raises(BctrlConfigError, match="has begun already"):
+        with pytest.raises(BctrlConfigError, match="has started already"):
             await batch.__aenter__()
         assert emulator.received.total() == 1
 

@@ -390,7 +390,7 @@ class TestEndedByCaller:
         assert outcomes[1].result is STOPPED
         assert outcomes[1].attempts == 2
         assert outcomes[29].result is NOT_SENT
-        assert str(outcomes[29].error) == "not sent: the run was asked to begin no more stops"
+        assert str(outcomes[29].error) == "not sent: the run was asked to start no more stops"
         assert not batch.report.ok
         assert_conserved(batch, emulator)
 

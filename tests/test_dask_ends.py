@@ -145,7 +145,7 @@ class TestEnding:
         assert report.counts.total() == batch.read < 1_000
         assert set(report.counts) <= {STOPPED, NOT_SENT}
         assert report.counts[STOPPED] == len(emulator.requests)
-        assert "begin no more stops" in str(report.ended_early)
+        assert "start no more stops" in str(report.ended_early)
 
     async def test_a_cancelled_run_says_so_in_its_journal(
         self, cluster: SmallCluster, emulator: Emulator, tmp_path: Path

@@ -52,7 +52,7 @@ class TestStopReading:
         assert len(emulator.requests) <= sent[0]
         assert report.counts[STOPPED] == len(emulator.requests)
         assert report.counts[NOT_SENT] == 100 - len(emulator.requests)
-        assert "asked to begin no more stops" in str(report.ended_early)
+        assert "asked to start no more stops" in str(report.ended_early)
         assert_conserved(batch, emulator)
 
     async def test_an_unread_generator_is_read_no_further_and_what_was_read_is_not_sent(

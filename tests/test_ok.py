@@ -38,13 +38,15 @@ ROWS: list[tuple[str, list[Fault | Reply], str, bool, bool]] = [
 ]
 
 
-@pytest.mark.parametrize("verify", [False, 0.05])
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row[0]))
-async def test_a_report_is_ok_only_if_no_runtime_runs(
-    emulator: Emulator, *, row: tuple[str, list[Fault | Reply], str, bool, bool], verify: float
-) -> None:
-    name, faults, result, ok, ok_if_verified = row
-    expected = ok_if_verified if verify else ok
+async def stop_one(
+    emulator: Emulator,
+    name: str,
+    faults: list[Fault | Reply],
+    *,
+    verify: float = False,
+    missing_ok: bool = False,
+) -> tuple[StopOutcome, StopReport]:
+    """Stop the target of a row; return its outcome and the report."""
     emulator.add_runtime(*TARGET, status="stopped" if name == "already stopped" else "active")
     emulator.inject(*faults, method="POST")
     target = ("ws-1", "nobody") if name == "not found" else TARGET
@@ -53,10 +55,20 @@ async def test_a_report_is_ok_only_if_no_runtime_runs(
         url = unused if name == "not sent" else emulator.url
         async with BctrlSession(KEY, base_url=url, retry=ONCE) as session:
             report = await session.stop_runtimes(
-                [target], verify=verify, on_outcome=outcomes.append
+                [target], verify=verify, missing_ok=missing_ok, on_outcome=outcomes.append
             )
-
     [outcome] = outcomes
+    return outcome, report
+
+
+@pytest.mark.parametrize("verify", [False, 0.05])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row[0]))
+async def test_a_report_is_ok_only_if_no_runtime_runs(
+    emulator: Emulator, *, row: tuple[str, list[Fault | Reply], str, bool, bool], verify: float
+) -> None:
+    name, faults, result, ok, ok_if_verified = row
+    expected = ok_if_verified if verify else ok
+    outcome, report = await stop_one(emulator, name, faults, verify=verify)
     if not verify:
         assert outcome.result == result
     if expected:
@@ -85,18 +97,7 @@ async def test_an_outcome_has_an_error_exactly_where_it_is_not_ok(
     emulator: Emulator, *, row: tuple[str, list[Fault | Reply], str, bool, bool], missing_ok: bool
 ) -> None:
     name, faults, _, ok, _ = row
-    emulator.add_runtime(*TARGET, status="stopped" if name == "already stopped" else "active")
-    emulator.inject(*faults, method="POST")
-    target = ("ws-1", "nobody") if name == "not found" else TARGET
-    outcomes: list[StopOutcome] = []
-    with unused_url() as unused:
-        url = unused if name == "not sent" else emulator.url
-        async with BctrlSession(KEY, base_url=url, retry=ONCE) as session:
-            await session.stop_runtimes(
-                [target], verify=False, missing_ok=missing_ok, on_outcome=outcomes.append
-            )
-
-    [outcome] = outcomes
+    outcome, _ = await stop_one(emulator, name, faults, missing_ok=missing_ok)
     assert outcome.ok is (ok or (missing_ok and name == "not found"))
     assert (outcome.error is None) is outcome.ok
 

@@ -95,7 +95,7 @@ def _scrub(error: Exception, key: str) -> Exception:
     elif isinstance(error, aiohttp.ClientConnectorError):
         place, *reasons = error.args
         if place.proxy is not None:
-            # Of a tunnel whose TLS failed, it names the proxy with its credentials.
+            # If TLS fails in a tunnel, the error names the proxy with its credentials.
             return type(error)(place._replace(proxy=None, proxy_auth=None), *reasons)
     elif isinstance(error, ValueError):
         # It may quote the URL of a proxy, even in part.

@@ -85,7 +85,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     def retry_after(self) -> float:
         """The seconds for which the server has asked to wait (Retry-After); 0 if it has not.
 
-        If that is more than a minute, an attempt a minute is made all the same, as a probe.
+        In a pause of more than a minute, one attempt a minute is made as a probe.
         """
         return self._run.retry_after
 
@@ -120,7 +120,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         `not_sent`. Polls end (`verify=`).
         """
         self._run.state.end_early(
-            BctrlError("the run was asked to begin no more stops"), CancelLevel.READING
+            BctrlError("the run was asked to start no more stops"), CancelLevel.READING
         )
 
     def abort(self) -> None:
@@ -164,7 +164,8 @@ class StopBatch(Coroutine[object, object, StopReport]):
             )
         runner: asyncio.Task[None] | None = getattr(self, "_runner", None)
         if runner is not None and not runner.done():
-            # Dropped within its block. Perhaps in another thread, or after its loop was closed.
+            # The handle was garbage-collected inside its block, perhaps by another thread or after
+            # the loop closed.
             with suppress(RuntimeError):
                 runner.get_loop().call_soon_threadsafe(runner.cancel)
 
@@ -205,7 +206,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         self._started = True
         if self._run.ledger.has_begun:
             raise BctrlConfigError(
-                "the bulk stop has begun already",
+                "the bulk stop has started already",
                 advice="Iterate over it or read its .report; for another run, make a new one",
             )
         self._run.open()

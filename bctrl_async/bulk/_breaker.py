@@ -22,7 +22,7 @@ from bctrl_async.errors import BctrlError, BctrlNetworkError, is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef
 
 _NO_SUCH_RUNTIME = "bctrl-async-canary"
-"""The alias of the canary if no target is known to be answered; a server that is up answers 404."""
+"""Alias of the canary before any target was answered. A live server answers 404."""
 _CANARIES_PER_RETRY = 3
 """Unanswered canaries after which the probe is the waiting call: a server may not answer GETs."""
 _PROBE_SHARE = 0.2
@@ -171,7 +171,7 @@ class CircuitBreaker:
             if failure is not None and failure.status is not None:
                 self.on_answer(call)
             self.leave(call)
-            # Perhaps all calls fail like this: then each retry must wait for its share.
+            # All calls may fail this way, so each retry waits for the shared quota.
             return await call.back_off(self._sender.limiter, waits_for_quota=True)
         failed_at = self._sender.attempts
         self._failures += self._probe is call
@@ -246,7 +246,7 @@ class CircuitBreaker:
         return has_probed
 
     def _is_due(self) -> bool:
-        """Return True if the probe is now the call itself: a server may not answer GETs."""
+        """Return True if the waiting call should probe: some servers do not answer GETs."""
         if not self.has_answered:
             return self._failures < self._policy.attempts
         return self._unanswered % _CANARIES_PER_RETRY == 0

@@ -237,7 +237,7 @@ def as_target(item: object) -> RuntimeRef:
             the reason, and it is the cause.
         BctrlResponseError: The item is a listed runtime that could not be parsed.
     """
-    # Nearly every item is a RuntimeRef or a tuple; this check costs a third of the general one.
+    # Most items are RuntimeRefs or tuples; this check costs a third of the general one.
     if (type(item) is RuntimeRef or type(item) is tuple) and len(item) == _PAIR:
         workspace_id, alias = item
         if type(workspace_id) is str and type(alias) is str:

@@ -28,7 +28,7 @@ _log = logging.getLogger("bctrl_async")
 
 _T = TypeVar("_T")
 
-# Without it aiohttp sends a Content-Type of `application/octet-stream`, although there is no body,
+# By default aiohttp sends a Content-Type of `application/octet-stream`, although there is no body,
 # and strict servers reject it.
 NO_CONTENT_TYPE = (hdrs.CONTENT_TYPE,)
 
