@@ -244,7 +244,7 @@ class ChaosRun:
                 deadline=self._patience / 3 if self.ending is Ending.DEADLINE else None,
                 on_outcome=lambda outcome: self._on_outcome(outcome.index),
                 journal=self.journal,
-                verify=self._verify,
+                verify=self._verify and self._patience,
             )
             self._runner = asyncio.create_task(self._run_batch(batch))
             with suppress(_PlannedError, asyncio.CancelledError):

@@ -102,11 +102,13 @@ class Crashes:
     async def _wait(self, process: asyncio.subprocess.Process) -> None:
         """Wait until some requests and a moment after the start of a run, or only a moment."""
         requests = len(self._emulator.requests)
+        until = requests + self._rng.randint(1, _PER_RUN)
         if self._rng.random() < 0.1:
             # It may be killed before it has opened its journal, or while it reads that.
-            await asyncio.sleep(self._rng.uniform(0.0, 1.0))
+            end = time.monotonic() + self._rng.uniform(0.0, 1.0)
+            while time.monotonic() < end and len(self._emulator.requests) < until:
+                await asyncio.sleep(0.001)
             return
-        until = requests + self._rng.randint(1, _PER_RUN)
         async with asyncio.timeout(_BOUND):
             # Its start takes long, so leave it the processor.
             while len(self._emulator.requests) == requests:

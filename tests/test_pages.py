@@ -95,7 +95,7 @@ async def stop_one(server: str) -> StopOutcome:
     outcomes: list[StopOutcome] = []
     once = RetryPolicy(attempts=1, patience=0, base=0.001, cap=0.001)
     async with BctrlSession("k", base_url=server, retry=once, timeout=TIMEOUT) as session:
-        await session.stop_runtimes([("ws-1", "crm")], on_outcome=outcomes.append)
+        await session.stop_runtimes([("ws-1", "crm")], on_outcome=outcomes.append, verify=False)
     (outcome,) = outcomes
     return outcome
 

@@ -189,7 +189,8 @@ async def in_bulk(session: BctrlSession, aliases: list[str]) -> dict[str, StopRe
     def keep(outcome: StopOutcome) -> None:
         results[outcome.target.alias] = outcome.result
 
-    await session.stop_runtimes([("ws-1", alias) for alias in aliases], on_outcome=keep)
+    targets = [("ws-1", alias) for alias in aliases]
+    await session.stop_runtimes(targets, on_outcome=keep, verify=False)
     return results
 
 
