@@ -238,7 +238,7 @@ class _Items(list[RuntimeRef]):
 
     def __init__(self, targets: list[RuntimeRef]) -> None:
         super().__init__(targets)
-        self.all_taken = threading.Event()
+        self.all_taken: threading.Event = threading.Event()
 
     def __iter__(self) -> Iterator[RuntimeRef]:
         yield from super().__iter__()
@@ -256,7 +256,7 @@ class Chunk:
         self.items = items
         self.open: dict[int, StopOutcome | None] = dict.fromkeys(range(len(items)))
         self.begins = 0
-        self.scope = CancelScope()
+        self.scope: CancelScope = CancelScope()
 
     def add(self, outcome: StopOutcome) -> Iterator[StopOutcome]:
         """Add an outcome; yield it if it is final, even if the chunk is repeated."""

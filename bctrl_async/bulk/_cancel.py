@@ -47,7 +47,7 @@ class CancelScope:
         self._entered = False
         self._cancelling = 0
         self._cancel_called = False
-        self.cancelled_caught = False
+        self.cancelled_caught: bool = False
 
     def __enter__(self) -> Self:
         task = self._task
