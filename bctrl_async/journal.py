@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from io import FileIO
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, TypeVar
 from uuid import UUID
@@ -164,7 +163,7 @@ class Journal:
         if self._path.exists() and not self._path.is_file():
             raise ValueError("it is not a regular file")
         mode: Literal["rb", "a+b"] = "rb" if only_read else "a+b"
-        self.file: FileIO = stack.enter_context(self._path.open(mode, buffering=0))
+        self.file: BinaryIO = stack.enter_context(self._path.open(mode, buffering=0))
         if not only_read and fcntl is not None:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with open(self.file.fileno(), "rb", closefd=False) as lines:
