@@ -22,7 +22,7 @@ from bctrl_async._calls.sender import Sender
 from bctrl_async._http import transport
 from bctrl_async._http.fast import open_pool
 from bctrl_async._http.pool import Pool
-from bctrl_async._http.request import GET, LIST, STOP, Operation, check_extra_headers, plain_text
+from bctrl_async._http.request import GET, LIST, STOP, Operation, checked_headers, plain_text
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
@@ -37,14 +37,14 @@ from bctrl_async.errors import (
     BctrlResponseError,
 )
 from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter
-from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.models import Runtime
 from bctrl_async.observer import CallObserver, Observer
 from bctrl_async.pace import Pace
 from bctrl_async.stats import SessionStats
 
 __all__ = ["BctrlSession"]
 
-_NO_HEADERS: Mapping[str, str] = {}
+_IDEMPOTENCY_KEY = "Idempotency-Key"
 _SLICE = 1_000
 """Listed runtimes that are filtered before the event loop runs."""
 
@@ -65,7 +65,7 @@ class BctrlSession:
             is `https://api.bctrl.ai`.
         timeout: Seconds for one attempt, above 0, from when it has its connection slot. Connecting
             may take nine tenths of it. An `api_key` function may take as long again.
-        max_connections: The most attempts in flight, from 1. Further calls wait for a slot, first
+        max_connections: The most attempts in flight, from 1. Other calls wait for a slot, first
             come, first served, without a time limit.
         retry: The retry policy.
         rate: The most attempts a second, above 0, evenly spaced; None sets no limit. Either way
@@ -84,7 +84,7 @@ class BctrlSession:
             `ssl.create_default_context()`.
         allow_plaintext: Allow sending the key over plain http to another machine.
         observer: The observer of all calls, such as `bctrl_async.otel.OpenTelemetry`.
-        headers: Further headers of every request, except those that the session sets. A call's own
+        headers: More headers for every request, except those that the session sets. A call's own
             take precedence.
         check_answers: Accept an answer only if it is about the runtime that was asked for: its
             alias or id, and its workspace if that is given as a UUID. False accepts any, for a mock
@@ -120,16 +120,11 @@ class BctrlSession:
         key = _config.hidden(api_key)
         via = None if proxy is None else _config.hidden(proxy)
         api_key = proxy = None  # A traceback that shows variables must not reveal them.
-        all_headers = CIMultiDict(
-            {"Accept": "application/json", "User-Agent": f"bctrl-async/{__version__}"}
-        )
-        for name, value in _session_headers(headers).items():
-            all_headers[name] = value
+        all_headers = _session_headers(headers)
         if key_provider is None:
             all_headers["Authorization"] = _config.authorization(key)
         _config.check_flags(allow_plaintext=allow_plaintext)
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
-        self._root = self._url.raw_path
         self._timeout = transport.time_limit(timeout)
         _config.check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
         self._retry = retry
@@ -152,7 +147,10 @@ class BctrlSession:
                     "trace_configs, trust_env, proxy and ssl have no effect on a borrowed http=",
                     advice="Set them on the aiohttp.ClientSession",
                 )
-            limit = _within_limits(limit, http)
+            if (connector := http.connector) is not None:
+                # Beyond them a request would wait in the connector's queue, within the timeout.
+                limits = limit, connector.limit, connector.limit_per_host
+                limit = min(filter(None, limits))
         if via is not None:
             via = _config.proxy(via, base_url=self._url, allow_plaintext=allow_plaintext)
         _config.check_type(ssl, SSLContext | None, "ssl", "an ssl.SSLContext")
@@ -244,7 +242,7 @@ class BctrlSession:
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
             idempotency_key: The `Idempotency-Key` of each attempt; printable ASCII, not empty.
-            headers: Further headers, except those that the session sets.
+            headers: More headers, except those that the session sets.
             stopped_ok: Also get and return a runtime that was not running in the first place,
                 instead of raising.
 
@@ -268,8 +266,8 @@ class BctrlSession:
         try:
             if self._observer is not None:
                 observed = ObservedStop(self._observer, str(workspace_id), str(alias))
-            path = STOP.path(self._root, workspace_id, alias)
-            extra = _extra_headers(headers, idempotency_key)
+            path = STOP.path(self._url.raw_path, workspace_id, alias)
+            extra = _call_headers(headers, idempotency_key)
             limit = self._time_limit(timeout)
             policy = self._policy(retry)
             http = self._sender.open_pool()
@@ -282,7 +280,7 @@ class BctrlSession:
                 observed.end(error)
             raise
         # Made only now, unlike in other calls: a hundred thousand of these may wait for a slot.
-        call = Call(STOP, str(workspace_id), alias, path, extra, limit, policy)
+        call = Call(STOP, str(workspace_id), alias, path, limit, policy, extra)
         stopping = self._stop(call, http, stopped_ok=stopped_ok)
         return await (stopping if observed is None else observed.run(call, stopping))
 
@@ -295,14 +293,11 @@ class BctrlSession:
         except BctrlConflictError as conflict:
             if not conflict.already_stopped or not (stopped_ok or conflict.may_have_stopped):
                 raise
-            path = call.path.removesuffix(STOP.suffix or "")
-            headers = {
-                name: value
-                for name, value in call.headers.items()
-                if name.lower() != "idempotency-key"
-            }
-            get = Call(GET, call.workspace_id, call.alias, path, headers, call.limit, call.policy)
-            get.observer = call.observer
+            get = self._make_call(
+                GET, call.limit, call.workspace_id, call.alias, policy=call.policy
+            )
+            get.headers, get.observer = CIMultiDict(call.headers), call.observer
+            get.headers.popall(_IDEMPOTENCY_KEY, None)
             try:
                 return await self._sender.request(get)
             except BctrlError as error:
@@ -319,10 +314,10 @@ class BctrlSession:
         """Get a runtime of a workspace.
 
         Args:
-            workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
-            alias: The runtime's alias; 1 to 1,000 characters, sent unchanged.
-            timeout: Seconds for one attempt, above 0; None is the session's.
-            retry: The retry policy; None is the session's.
+            workspace_id: As for `stop_runtime`.
+            alias: As for `stop_runtime`.
+            timeout: As for `stop_runtime`.
+            retry: As for `stop_runtime`.
 
         Returns:
             The runtime as the server describes it.
@@ -331,7 +326,10 @@ class BctrlSession:
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         workspace_id, alias = plain_text(workspace_id), plain_text(alias)
-        return await self._call(GET, workspace_id, alias, timeout=timeout, retry=retry)
+        with observe_call(self._observer, GET, workspace_id, alias) as observer:
+            return await self._read(
+                GET, workspace_id, alias, observer, timeout=timeout, retry=retry
+            )
 
     async def list_runtimes(
         self,
@@ -347,11 +345,11 @@ class BctrlSession:
         that is missing from a list may go on running.
 
         Args:
-            workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
+            workspace_id: As for `stop_runtime`.
             on_unreadable: Called with the error of each runtime that cannot be parsed; the others
                 are then returned. Its `alias` is set if at least that can be parsed.
-            timeout: Seconds for one attempt, above 0; None is the session's.
-            retry: The retry policy; None is the session's.
+            timeout: As for `stop_runtime`.
+            retry: As for `stop_runtime`.
 
         Returns:
             The runtimes in the server's order.
@@ -364,16 +362,8 @@ class BctrlSession:
         workspace_id = plain_text(workspace_id)
         if on_unreadable is not None and not callable(on_unreadable):
             raise _config.invalid_type("on_unreadable", on_unreadable, "a function")
-        runtimes: list[Runtime] = []
-        with observe_call(self._observer, LIST, workspace_id, None) as observer:
-            for item in await self._list(workspace_id, timeout, retry, observer):
-                if isinstance(item, Runtime):
-                    runtimes.append(item)
-                elif on_unreadable is None:
-                    raise item
-                else:
-                    on_unreadable(item)
-        return runtimes
+        listed = await self._list(workspace_id, timeout, retry, on_unreadable or _raise)
+        return [each for each in listed if isinstance(each, Runtime)]
 
     def stop_runtimes(
         self,
@@ -482,7 +472,7 @@ class BctrlSession:
         cannot be read if `where` has an `older_than` and it otherwise matches.
 
         Args:
-            workspace_id: The workspace's id; 1 to 1,000 characters, sent unchanged.
+            workspace_id: As for `stop_runtime`.
             where: A `RuntimeFilter`, or a plain function that is called with each runtime. None is
                 `RuntimeFilter()`, what has not ended. A function may also select runtimes that
                 have; they end as `already_stopped`.
@@ -490,7 +480,7 @@ class BctrlSession:
             deadline: As for `stop_runtimes`; it includes the list.
             on_outcome: As for `stop_runtimes`.
             timeout: As for `stop_runtimes`, also for the list.
-            retry: As for `stop_runtimes`.
+            retry: As for `stop_runtimes`, also for the list.
             journal: As for `stop_runtimes`, but the list decides what is sent, never the file. A
                 resumed run lists anew: its report has only the runtimes that have not ended.
             journal_max_age: As for `stop_runtimes`.
@@ -505,39 +495,31 @@ class BctrlSession:
             BctrlConfigError: As from `stop_runtimes`, or for an invalid workspace id.
         """
         workspace_id = plain_text(workspace_id)
-        LIST.path(self._root, workspace_id, None)
+        LIST.path(self._url.raw_path, workspace_id, None)
         if where is None:
             where = RuntimeFilter()
         elif not callable(where):
             raise _config.invalid_type("where", where, WHERE)
-        return self._bulk(
-            Listing(partial(self._find, workspace_id, where, timeout, retry, deadline)),
-            Options(
-                concurrency=concurrency,
-                deadline=deadline,
-                on_outcome=on_outcome,
-                timeout=timeout,
-                retry=retry,
-                journal=journal,
-                journal_max_age=journal_max_age,
-                verify=verify,
-                missing_ok=missing_ok,
-            ),
+        options = Options(
+            concurrency=concurrency,
+            deadline=deadline,
+            on_outcome=on_outcome,
+            timeout=timeout,
+            retry=retry,
+            journal=journal,
+            journal_max_age=journal_max_age,
+            verify=verify,
+            missing_ok=missing_ok,
         )
+        return self._bulk(Listing(partial(self._find, workspace_id, where, options)), options)
 
     async def _find(
-        self,
-        workspace_id: str | UUID,
-        where: Callable[[Runtime], object],
-        timeout: float | None,  # noqa: ASYNC109 - of each attempt.
-        retry: RetryPolicy | None,
-        deadline: float | None,
+        self, workspace_id: str, where: Callable[[Runtime], object], options: Options
     ) -> FoundTargets:
         """List the runtimes to stop."""
-        policy = self._policy(retry).for_bulk(deadline)
-        with observe_call(self._observer, LIST, workspace_id, None) as observer:
-            listed = await self._list(workspace_id, timeout, policy, observer)
-        found = FoundTargets(str(workspace_id), where)
+        policy = self._policy(options.retry).for_bulk(options.deadline)
+        found = FoundTargets(workspace_id, where)
+        listed = await self._list(workspace_id, options.timeout, policy, lambda _: None)
         for start in range(0, len(listed), _SLICE):
             await asyncio.sleep(0)
             found.add(listed[start : start + _SLICE])
@@ -558,8 +540,8 @@ class BctrlSession:
             source,
             options,
             self._sender,
-            make_call=partial(self._make_call, STOP, limit, policy, first_priority=Priority.BULK),
-            make_read=partial(self._make_read, limit),
+            make_call=partial(self._make_call, STOP, limit, policy=policy, priority=Priority.BULK),
+            make_read=partial(self._make_call, GET, limit),
             policy=policy,
             concurrency=max(workers if source.length is None else min(workers, source.length), 1),
             base_url=self.base_url,
@@ -571,33 +553,16 @@ class BctrlSession:
         self,
         operation: Operation[_T],
         limit: aiohttp.ClientTimeout,
-        policy: RetryPolicy,
         workspace_id: str | UUID,
         alias: str | None,
         *,
-        first_priority: Priority = Priority.SINGLE,
-    ) -> Call[_T]:
-        path = operation.path(self._root, workspace_id, alias)
-        return Call(
-            operation,
-            str(workspace_id),
-            alias,
-            path,
-            _NO_HEADERS,
-            limit,
-            policy,
-            first_priority,
-        )
-
-    def _make_read(
-        self,
-        limit: aiohttp.ClientTimeout,
-        target: RuntimeRef,
-        *,
         policy: RetryPolicy,
-        priority: Priority,
-    ) -> Call[Runtime]:
-        return self._make_call(GET, limit, policy, *target, first_priority=priority)
+        priority: Priority = Priority.SINGLE,
+    ) -> Call[_T]:
+        path = operation.path(self._url.raw_path, workspace_id, alias)
+        call = Call(operation, str(workspace_id), alias, path, limit, policy)
+        call.first_priority = priority
+        return call
 
     def _time_limit(self, timeout: float | None) -> aiohttp.ClientTimeout:
         return self._timeout if timeout is None else transport.time_limit(timeout)
@@ -610,48 +575,36 @@ class BctrlSession:
 
     async def _list(
         self,
-        workspace_id: str | UUID,
+        workspace_id: str,
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
-        observer: CallObserver | None,
+        on_unreadable: Callable[[BctrlResponseError], object],
     ) -> list[Runtime | BctrlResponseError]:
-        listed = await self._send(
-            LIST, workspace_id, None, timeout=timeout, retry=retry, observer=observer
-        )
-        for item in listed:
-            if isinstance(item, BctrlResponseError):
-                annotate(item, LIST.name, workspace_id, item.alias)
-                item.may_have_stopped = False
+        with observe_call(self._observer, LIST, workspace_id, None) as observer:
+            listed = await self._read(
+                LIST, workspace_id, None, observer, timeout=timeout, retry=retry
+            )
+            for item in listed:
+                if isinstance(item, BctrlResponseError):
+                    annotate(item, LIST.name, workspace_id, item.alias)
+                    item.may_have_stopped = False
+                    on_unreadable(item)
         return listed
 
-    async def _call(
+    async def _read(
         self,
         operation: Operation[_T],
-        workspace_id: str | UUID,
+        workspace_id: str,
         alias: str | None,
+        observer: CallObserver | None,
         *,
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
     ) -> _T:
         """Make a call that stops nothing."""
-        with observe_call(self._observer, operation, workspace_id, alias) as observer:
-            return await self._send(
-                operation, workspace_id, alias, timeout=timeout, retry=retry, observer=observer
-            )
-
-    async def _send(
-        self,
-        operation: Operation[_T],
-        workspace_id: str | UUID,
-        alias: str | None,
-        *,
-        timeout: float | None,  # noqa: ASYNC109 - of each attempt.
-        retry: RetryPolicy | None,
-        observer: CallObserver | None,
-    ) -> _T:
         try:
             limit, policy = self._time_limit(timeout), self._policy(retry)
-            call = self._make_call(operation, limit, policy, workspace_id, alias)
+            call = self._make_call(operation, limit, workspace_id, alias, policy=policy)
         except BctrlError as error:
             annotate(error, operation.name, workspace_id, alias)
             raise
@@ -664,46 +617,41 @@ def _checked_trace_configs(given: Iterable[aiohttp.TraceConfig]) -> list[aiohttp
     _config.check_type(given, Iterable, "trace_configs", expected)
     checked = list(given)
     for item in checked:
-        if not isinstance(item, aiohttp.TraceConfig):
-            raise _config.invalid_type("trace_configs", item, expected)
+        _config.check_type(item, aiohttp.TraceConfig, "trace_configs", expected)
     return checked
 
 
-def _within_limits(limit: int, http: aiohttp.ClientSession) -> int:
-    # Beyond the connector's own limits a request would wait in its queue, within the timeout.
-    connector = http.connector
-    if connector is None:
-        return limit
-    return min(limit, connector.limit or limit, connector.limit_per_host or limit)
-
-
-def _session_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
-    extra = _extra_headers(headers, None)
-    if any(name.lower() == "idempotency-key" for name in extra):
+def _session_headers(headers: Mapping[str, str] | None) -> CIMultiDict[str]:
+    agent = f"bctrl-async/{__version__}"
+    all_headers = CIMultiDict({"Accept": "application/json", "User-Agent": agent})
+    all_headers.update(_call_headers(headers, None))
+    if _IDEMPOTENCY_KEY in all_headers:
         raise BctrlConfigError(
-            "an Idempotency-Key for all calls would make one call of them",
+            f"an {_IDEMPOTENCY_KEY} for all calls would make one call of them",
             advice="Pass idempotency_key= to each call",
             argument="headers",
         )
-    return extra
+    return all_headers
 
 
-def _extra_headers(
+def _call_headers(
     headers: Mapping[str, str] | None, idempotency_key: str | None
 ) -> Mapping[str, str]:
     if headers is None and idempotency_key is None:
-        return _NO_HEADERS
-    _config.check_type(headers, Mapping | None, "headers", "a mapping of names to values")
-    extra = dict(headers or {})
+        return {}
+    extra = checked_headers({} if headers is None else headers)
     if idempotency_key is not None:
         if idempotency_key == "":
             raise BctrlConfigError(
                 "idempotency_key is empty", advice="Pass a key, or None to send no header"
             )
-        if any(name.lower() == "idempotency-key" for name in extra):
+        if _IDEMPOTENCY_KEY in extra:
             raise BctrlConfigError(
-                "Idempotency-Key is given twice", advice="Leave it out of headers="
+                f"{_IDEMPOTENCY_KEY} is given twice", advice="Leave it out of headers="
             )
-        extra["Idempotency-Key"] = idempotency_key
-    check_extra_headers(extra)
+        extra.update(checked_headers({_IDEMPOTENCY_KEY: idempotency_key}))
     return extra
+
+
+def _raise(error: BctrlError) -> None:
+    raise error

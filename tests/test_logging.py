@@ -181,7 +181,7 @@ class TestRetries:
         breaker = CircuitBreaker(session._sender, policy, 60.0, SilentCanary(), RunState(Input([])))
 
         async def retry(alias: str) -> int:
-            call = Call(STOP, "ws-1", alias, "/", {}, ClientTimeout(), policy)
+            call = Call(STOP, "ws-1", alias, "/", ClientTimeout(), policy)
             call.retries = RetryState(policy, RetryQuota())
             retries = -1
             while retries < 0 or await breaker.wait_to_retry(call):

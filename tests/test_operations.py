@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-import aiohttp
 import pytest
 from helpers import Connect
 from opentelemetry.sdk.trace import TracerProvider
@@ -27,8 +26,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._http import request as operations
-from bctrl_async._http.request import Effect, Operation
-from bctrl_async._http.response import decode_runtime
+from bctrl_async._http.request import Operation
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.otel import OpenTelemetry
 
@@ -43,42 +41,19 @@ class Facts(NamedTuple):
 
     method: str
     path: str
-    effect: Effect
-    repeat_in_doubt: bool
+    stops: bool
 
 
 _LIST = "/v1/workspaces/ws-1/runtimes"
 FACTS = {
-    "stop": Facts("POST", f"{_LIST}/crm/stop", Effect.STOPS, repeat_in_doubt=True),
-    "get": Facts("GET", f"{_LIST}/crm", Effect.READS, repeat_in_doubt=True),
-    "list": Facts("GET", _LIST, Effect.READS, repeat_in_doubt=True),
+    "stop": Facts("POST", f"{_LIST}/crm/stop", stops=True),
+    "get": Facts("GET", f"{_LIST}/crm", stops=False),
+    "list": Facts("GET", _LIST, stops=False),
 }
 """A new operation needs a row here, and the contract must say so in `docs/contract/`."""
 
 
-def made_up(effect: Effect, *, repeat_in_doubt: bool) -> Operation[Any]:
-    """Return an operation that the API does not have."""
-    return Operation(
-        name="hold",
-        method="POST",
-        suffix="/hold",
-        effect=effect,
-        repeat_in_doubt=repeat_in_doubt,
-        parse=decode_runtime,
-    )
-
-
-CASES = {
-    **ALL,
-    **{
-        f"{effect.value}, {'' if repeat else 'not '}to be repeated": made_up(
-            effect, repeat_in_doubt=repeat
-        )
-        for effect in Effect
-        for repeat in (True, False)
-    },
-}
-each = pytest.mark.parametrize("operation", CASES.values(), ids=CASES)
+each = pytest.mark.parametrize("operation", ALL.values(), ids=ALL)
 
 DROPPED = "dropped"
 IN_DOUBT = [DROPPED, "500 Error", "502 Bad Gateway"]
@@ -111,7 +86,7 @@ async def outcome(
 
 def call_of(session: BctrlSession, operation: Operation[Any], policy: RetryPolicy) -> Call[Any]:
     alias = None if operation.suffix is None else "crm"
-    return session._make_call(operation, session._timeout, policy, "ws-1", alias)
+    return session._make_call(operation, session._timeout, "ws-1", alias, policy=policy)
 
 
 AGAIN = RetryPolicy(attempts=2, base=0.001, cap=0.001)
@@ -122,8 +97,7 @@ def test_every_operation_is_as_the_contract_says() -> None:
         name: Facts(
             found.method,
             found.path("/v1", "ws-1", None if found.suffix is None else "crm"),
-            found.effect,
-            found.repeat_in_doubt,
+            found.stops,
         )
         for name, found in ALL.items()
     } == FACTS
@@ -132,35 +106,26 @@ def test_every_operation_is_as_the_contract_says() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_only_a_get_reads(name: str) -> None:
     """Fault: a new POST was counted as a read, as the guide for it suggested."""
-    assert (ALL[name].method == "GET") is (ALL[name].effect is Effect.READS)
+    assert (ALL[name].method == "GET") is not ALL[name].stops
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_operation_must_say_what_it_does(name: str) -> None:
-    """Fault: a new POST was sent twice in doubt."""
+    """Fault: a new POST was taken for a read."""
     found = ALL[name]
-    required = ("name", "method", "suffix", "effect", "repeat_in_doubt", "parse")
+    required = ("name", "method", "suffix", "stops", "parse")
     arguments = {field: getattr(found, field) for field in required}
     for field in required:
         with pytest.raises(TypeError, match=f"Missing required argument '{field}'"):
             Operation(**{key: value for key, value in arguments.items() if key != field})
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_aiohttp_repeats_no_request_that_may_not_be_repeated(name: str) -> None:
-    """It repeats those of some methods by itself, on a connection that was lost."""
-    found = ALL[name]
-    assert found.repeat_in_doubt or found.method not in aiohttp.client.IDEMPOTENT_METHODS
-
-
 @each
 @pytest.mark.parametrize("failure", IN_DOUBT)
-async def test_a_request_in_doubt_is_sent_again_only_if_that_does_no_harm(
-    operation: Operation[Any], failure: str
-) -> None:
+async def test_a_request_in_doubt_is_sent_again(operation: Operation[Any], failure: str) -> None:
     error, requests = await outcome(operation, failure, policy=AGAIN)
     # aiohttp itself sends a GET again.
-    assert requests == 1 + operation.repeat_in_doubt
+    assert requests == 2
     assert error.attempts == requests or operation.method == "GET"
 
 
@@ -191,17 +156,6 @@ async def test_only_a_stop_may_have_stopped_a_runtime(
 
 
 @each
-@pytest.mark.parametrize("failure", [*IN_DOUBT, UNREADABLE])
-async def test_an_error_advises_to_repeat_only_what_may_be_repeated(
-    operation: Operation[Any], failure: str
-) -> None:
-    error, _ = await outcome(operation, failure, policy=ONCE)
-    words = f"The {operation.name} may have taken effect: look before repeating it"
-    assert str(error).endswith(words) is not operation.repeat_in_doubt
-    assert not ("safe" in str(error) and not operation.repeat_in_doubt)
-
-
-@each
 async def test_only_a_stop_has_nothing_to_do_for_what_does_not_run(
     operation: Operation[Any], connect: Connect
 ) -> None:
@@ -214,16 +168,14 @@ async def test_only_a_stop_has_nothing_to_do_for_what_does_not_run(
 
 @each
 @pytest.mark.parametrize("connected", [True, False])
-async def test_the_error_of_an_aborted_call_advises_the_same(
+async def test_the_error_of_an_aborted_call_advises_to_repeat_it(
     operation: Operation[Any], *, connected: bool, connect: Connect
 ) -> None:
     async with connect() as session:
         call = call_of(session, operation, ONCE)
     call.attempts, call.in_flight, call.is_connected = 1, True, connected
     error = call.aborted("the run has ended")
-    is_safe = operation.repeat_in_doubt or not connected
-    assert (f"a {operation.name} is safe to repeat" in str(error)) is is_safe
-    assert ("may have taken effect" in str(error)) is not is_safe
+    assert f"a {operation.name} is safe to repeat" in str(error)
     assert error.may_have_stopped is (operation.stops and connected)
 
 
@@ -261,7 +213,7 @@ async def test_an_observer_is_told_of_a_stop_or_of_another_call(
     async with connect(observer=watcher) as session:
         ended = await asyncio.gather(CALLS[name](session), return_exceptions=True)
 
-    assert isinstance(ended[0], BctrlError) is not found.repeat_in_doubt
+    assert not isinstance(ended[0], BctrlError)
     alias = None if found.suffix is None else "crm"
     assert watcher.events[0] == f"{name} ws-1 {alias}"
     assert watcher.events[-1].startswith("end StopOutcome" if found.stops else "end")

@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async._http import response
-from bctrl_async._http.request import _has_dot_segment, check_extra_headers, path_segment
+from bctrl_async._http.request import _has_dot_segment, checked_headers, path_segment
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,
@@ -293,7 +293,7 @@ class TestExtraHeaders:
         ],
     )
     def test_valid_headers_are_accepted(self, headers: dict[str, str]) -> None:
-        check_extra_headers(headers)
+        checked_headers(headers)
 
     @pytest.mark.parametrize(
         "name",
@@ -301,7 +301,7 @@ class TestExtraHeaders:
     )
     def test_an_invalid_header_name_is_rejected(self, name: str) -> None:
         with pytest.raises(BctrlConfigError, match=r"^invalid header name") as caught:
-            check_extra_headers({name: "value"})
+            checked_headers({name: "value"})
 
         assert len(str(caught.value).splitlines()) == 1
 
@@ -311,7 +311,7 @@ class TestExtraHeaders:
     )
     def test_an_invalid_value_is_rejected_and_not_shown(self, value: str) -> None:
         with pytest.raises(BctrlConfigError) as caught:
-            check_extra_headers({"X-Trace": value.replace("a", "secret")})
+            checked_headers({"X-Trace": value.replace("a", "secret")})
 
         assert "invalid value of header 'X-Trace': expected printable ASCII" in str(caught.value)
         assert "secret" not in str(caught.value)
@@ -319,7 +319,7 @@ class TestExtraHeaders:
     @pytest.mark.parametrize("value", [None, 1, True, b"x", ["x"]])
     def test_a_value_that_is_not_text_is_rejected(self, value: str) -> None:
         with pytest.raises(BctrlConfigError, match=r"^invalid value of header 'X-Trace'"):
-            check_extra_headers({"X-Trace": value})
+            checked_headers({"X-Trace": value})
 
     @pytest.mark.parametrize(
         "name",
@@ -339,7 +339,7 @@ class TestExtraHeaders:
     )
     def test_the_key_and_framing_headers_cannot_be_replaced(self, name: str) -> None:
         with pytest.raises(BctrlConfigError, match=f"the header '{name}' is set by the session"):
-            check_extra_headers({"X-Trace": "fine", name: "x"})
+            checked_headers({"X-Trace": "fine", name: "x"})
 
 
 class TestParseRuntime:

@@ -29,10 +29,10 @@ class Call(msgspec.Struct, Generic[_T]):
     workspace_id: str
     alias: str | None
     path: str
-    headers: Mapping[str, str]
-    """Headers of this call alone."""
     limit: ClientTimeout
     policy: RetryPolicy
+    headers: Mapping[str, str] = {}
+    """Headers of this call alone."""
     first_priority: Priority = Priority.SINGLE
     wait_to_retry: Callable[[Call[_T]], Awaitable[bool]] | None = None
     """Waits after a failed attempt, and returns False to give up; None follows the policy."""
@@ -44,8 +44,6 @@ class Call(msgspec.Struct, Generic[_T]):
     in_flight: bool = False
     is_connected: bool = False
     """True if that attempt has its connection, so that it may have been sent."""
-    in_doubt: bool = False
-    """True if an attempt that failed may have taken effect."""
     request_id: str | None = None
     """The server's id of the last request that it answered with one."""
     cut_off: bool = False
@@ -62,11 +60,6 @@ class Call(msgspec.Struct, Generic[_T]):
     def may_be_sent(self) -> bool:
         """True if its request is in flight, and not only its connection."""
         return self.in_flight and self.is_connected
-
-    @property
-    def may_be_repeated(self) -> bool:
-        """False once an attempt may have taken effect, unless another does no harm."""
-        return self.operation.repeat_in_doubt or not self.in_doubt
 
     @property
     def may_have_stopped(self) -> bool:
@@ -89,7 +82,6 @@ class Call(msgspec.Struct, Generic[_T]):
 
     def on_failure(self, error: BctrlError) -> None:
         """Record what a failed attempt may have done; only a stop may have stopped a runtime."""
-        self.in_doubt |= error.may_have_stopped
         self.request_id = error.request_id or self.request_id
         error.may_have_stopped &= self.operation.stops
         error.accepted &= self.operation.stops
@@ -102,10 +94,6 @@ class Call(msgspec.Struct, Generic[_T]):
         error.attempts = self.attempts
         if self.retries is not None:
             self.retries.annotate(error)
-        if not self.may_be_repeated:
-            error.advice = (
-                f"The {self.operation.name} may have taken effect: look before repeating it"
-            )
 
     def aborted(self, reason: str) -> BctrlError:
         """Return the error of this call if it is cancelled now, for a reason."""

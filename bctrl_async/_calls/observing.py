@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from bctrl_async._calls.call import Call
-from bctrl_async._http.request import Operation, check_extra_headers
+from bctrl_async._http.request import Operation, checked_headers
 from bctrl_async.errors import BctrlConflictError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import (
@@ -44,13 +44,7 @@ def notify(method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T 
 
 def extra_headers(attempt: AttemptObserver) -> Mapping[str, str]:
     """Return the headers that an observer adds to a request, or none if they are invalid."""
-    return notify(_checked_headers, attempt) or {}
-
-
-def _checked_headers(attempt: AttemptObserver) -> Mapping[str, str]:
-    headers = attempt.headers()
-    check_extra_headers(headers)
-    return headers
+    return notify(lambda: checked_headers(attempt.headers())) or {}
 
 
 @contextmanager

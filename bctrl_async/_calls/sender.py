@@ -19,7 +19,6 @@ from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._http import transport
 from bctrl_async._http.failures import is_untrusted
 from bctrl_async._http.pool import Pool
-from bctrl_async._http.request import Effect
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.errors import (
     THROTTLED,
@@ -175,14 +174,11 @@ class Sender:
             if not is_unanswered(error):
                 self._record_answer(call)
         if call.retries is None:
-            call.retries = RetryState(
-                call.policy, self._quota, reads=call.operation.effect is Effect.READS
-            )
+            reads = not call.operation.stops
+            call.retries = RetryState(call.policy, self._quota, reads=reads)
         call.retries.record(error)
 
     async def _wait_to_retry(self, call: Call[_T], failure: BctrlError) -> bool:
-        if not call.may_be_repeated:
-            return False
         if call.wait_to_retry is not None:
             return await call.wait_to_retry(call)
         # Without other calls, nothing suggests that another attempt meets another certificate.
@@ -202,8 +198,7 @@ class Sender:
     ) -> _T | BctrlError:
         """Make an attempt with headers of its own, observed if the call is."""
         headers = self._headers.copy()
-        for name, value in call.headers.items():
-            headers[name] = value
+        headers.update(call.headers)
         if key is not None:
             headers["Authorization"] = key
         send = partial(self._send, http, self._pool.fast_path, call, self._url, headers)

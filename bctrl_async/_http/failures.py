@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from bctrl_async._http.redaction import bearer_key, detached, sanitize
-from bctrl_async._http.request import Effect, Operation
+from bctrl_async._http.request import Operation
 from bctrl_async._http.response import MIB
 from bctrl_async.errors import (
     BctrlConfigError,
@@ -70,7 +70,7 @@ def partial_response(
         problem = f"has more than {operation.max_body // MIB} MiB"
     elif isinstance(cause, TimeoutError):
         kind, problem = BctrlTimeoutError, f"took more than {limit.total:g} s"
-    elif operation.effect is Effect.READS:
+    elif not operation.stops:
         # It may be sent again. A stop was accepted, and must not be.
         kind = BctrlNetworkError
     summary = f"the server answered {status}, but the body {problem}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from enum import Enum
 from functools import lru_cache
 from typing import Generic, TypeVar
 from urllib import parse
 from uuid import UUID
 
 import msgspec
+from multidict import CIMultiDict
 
+from bctrl_async._config import check_type
 from bctrl_async._http.lists import Slices, parse_runtimes
 from bctrl_async._http.response import MIB, decode_runtime
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
@@ -108,8 +109,10 @@ def _decode_completely(value: str) -> str:
     return "".join(decoded)
 
 
-def check_extra_headers(headers: Mapping[str, str]) -> None:
-    """Reject headers that could reroute the request, split it, or replace the key."""
+def checked_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """Return headers; reject any that could reroute the request, split it, or replace the key."""
+    check_type(headers, Mapping, "headers", "a mapping of names to values")
+    checked: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
         if not isinstance(name, str) or not _is_token(name):
             raise BctrlConfigError(
@@ -125,31 +128,23 @@ def check_extra_headers(headers: Mapping[str, str]) -> None:
                 f"invalid value of header {quote(name)}: expected printable ASCII",
                 advice="Encode it, or strip the whitespace around it",
             )
+        checked[name] = value
+    return checked
 
 
 _cached_segment = lru_cache(maxsize=64)(path_segment)
 
 
-class Effect(Enum):
-    """The effect of a request, from which errors, retries and observers follow."""
-
-    READS = "reads"
-    CHANGES = "changes"
-    """It changes the runtime, and does not stop it."""
-    STOPS = "stops"
-
-
 class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
-    """One operation of the API, and what a request of it does."""
+    """One operation of the API; a request of it may be repeated in doubt."""
 
     name: str
     """The name in errors, and for observers."""
     method: str
     suffix: str | None
     """The end of the path, after the alias; None for an operation on a whole workspace."""
-    effect: Effect
-    repeat_in_doubt: bool
-    """True if a request may be sent again after one that may have taken effect."""
+    stops: bool
+    """True if a request may stop a runtime, False if it only reads."""
     parse: Callable[[bytes], _T | Slices[_T]]
     """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`."""
     max_body: int = MAX_BODY
@@ -161,11 +156,6 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
         path = "/v1/workspaces/{id}/runtimes"
         return path if self.suffix is None else f"{path}/{{alias}}{self.suffix}"
 
-    @property
-    def stops(self) -> bool:
-        """True if a request may stop a runtime."""
-        return self.effect is Effect.STOPS
-
     def path(self, root: str, workspace_id: str | UUID, alias: str | None) -> str:
         """Return the encoded path, below that of the base URL."""
         # Most calls are about the same few workspaces.
@@ -176,30 +166,15 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
         return f"{path}/{path_segment(alias, 'alias')}{self.suffix}"
 
 
-STOP = Operation(
-    name="stop",
-    method="POST",
-    suffix="/stop",
-    effect=Effect.STOPS,
-    repeat_in_doubt=True,
-    parse=decode_runtime,
-)
+STOP = Operation(name="stop", method="POST", suffix="/stop", stops=True, parse=decode_runtime)
 """Contract: `runtimes-stop`."""
-GET = Operation(
-    name="get",
-    method="GET",
-    suffix="",
-    effect=Effect.READS,
-    repeat_in_doubt=True,
-    parse=decode_runtime,
-)
+GET = Operation(name="get", method="GET", suffix="", stops=False, parse=decode_runtime)
 """Contract errors.md: `runtimes-get`."""
 LIST: Operation[list[Runtime | BctrlResponseError]] = Operation(
     name="list",
     method="GET",
     suffix=None,
-    effect=Effect.READS,
-    repeat_in_doubt=True,
+    stops=False,
     parse=parse_runtimes,
     max_body=64 * MIB,  # This is enough for a hundred thousand runtimes.
 )

@@ -35,7 +35,7 @@ class MakeRead(Protocol):
     """Makes a GET of a target."""
 
     def __call__(
-        self, target: RuntimeRef, *, policy: RetryPolicy, priority: Priority
+        self, workspace_id: str, alias: str, *, policy: RetryPolicy, priority: Priority
     ) -> Call[Runtime]:
         """Return the call, whose first attempt has this priority."""
 
@@ -53,7 +53,7 @@ class Canary:
 
     async def is_answered(self, target: RuntimeRef) -> bool:
         """Send a GET of a target once; return True if the server answers it."""
-        call = self._make_read(target, policy=self._policy, priority=Priority.RETRY)
+        call = self._make_read(*target, policy=self._policy, priority=Priority.RETRY)
         call.wait_to_retry = _give_up
         try:
             with observe_call(self._ledger.observer, call.operation, *target) as call.observer:

@@ -15,7 +15,7 @@ from bctrl_async._calls.retry import RetryPolicy, is_transient, probe_delay
 from bctrl_async.bulk._cancel import RunState, Worker
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import BctrlError, BctrlNotFoundError
-from bctrl_async.models import Runtime, RuntimeRef
+from bctrl_async.models import Runtime
 from bctrl_async.observer import StopObserver
 from bctrl_async.outcomes import (
     RuntimeState,
@@ -120,7 +120,7 @@ class Verifier:
         self,
         ledger: Ledger,
         *,
-        make_poll: Callable[[RuntimeRef], Call[Runtime]],
+        make_poll: Callable[[str, str], Call[Runtime]],
         send: Callable[[Worker, Call[Runtime], float], Awaitable[Runtime | BctrlError]],
         state: RunState,
         seconds: float,
@@ -180,7 +180,7 @@ class Verifier:
             delay = schedule.delay(polled, loop.time())
             if delay is None:
                 break
-            call = self._make_poll(pending.outcome.target)
+            call = self._make_poll(*pending.outcome.target)
             call.observer = pending.observer
             polled = await self._send(worker, call, delay)
             pending.outcome = outcome_after_poll(pending.outcome, polled)
