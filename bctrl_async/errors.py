@@ -133,12 +133,7 @@ class BctrlError(Exception):
             facts.append("the runtime may have stopped")
         known = f" ({', '.join(facts)})" if facts else ""
         summary = self.summary.rstrip(".")
-        sentences = [
-            f"{subject_of(self)}{summary}{known}",
-            self.hint,
-            self.advice or self.default_advice,
-        ]
-        return ". ".join(sentence.rstrip(".") for sentence in sentences if sentence)
+        return _joined(f"{subject_of(self)}{summary}{known}", advice_of(self))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -237,6 +232,15 @@ class BctrlServerError(BctrlApiError):
     """5xx: the server or a gateway failed."""
 
     default_advice = "Retrying is safe"
+
+
+def advice_of(error: BctrlError) -> str:
+    """Return the remedy in an error's text: the server's hint, and the advice of the client."""
+    return _joined(error.hint, error.advice or error.default_advice)
+
+
+def _joined(*sentences: str | None) -> str:
+    return ". ".join(sentence.rstrip(".") for sentence in sentences if sentence)
 
 
 def quote(name: object) -> str:

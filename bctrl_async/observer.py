@@ -24,8 +24,6 @@ __all__ = [
     "StopObserver",
 ]
 
-_NO_HEADERS: Mapping[str, str] = {}
-
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt of a call: one HTTP request.
@@ -52,7 +50,7 @@ class AttemptObserver:
 
     def headers(self) -> Mapping[str, str]:
         """Return headers to add, such as `traceparent`; those of the session take precedence."""
-        return _NO_HEADERS
+        return {}
 
     def answered(self, status: int) -> None:
         """Handle the start of the response, which has this HTTP status."""
@@ -68,7 +66,6 @@ class AttemptObserver:
 class _WithAttempts:
     def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
         """Handle the start of an attempt."""
-        del attempt
         return AttemptObserver()
 
 
@@ -98,7 +95,6 @@ class BulkObserver:
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
         """Handle the start of the stop of one target."""
-        del workspace_id, alias
         return StopObserver()
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
@@ -106,7 +102,6 @@ class BulkObserver:
 
         The call is a `get` that asks whether the server is up, after a request without an answer.
         """
-        del operation, workspace_id, alias
         return CallObserver()
 
     def outcome(self, outcome: StopOutcome) -> None:
@@ -124,7 +119,6 @@ class Observer:
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
         """Handle the start of a single stop, before it waits for a slot."""
-        del workspace_id, alias
         return StopObserver()
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
@@ -135,7 +129,6 @@ class Observer:
             workspace_id: The workspace's id.
             alias: The runtime's alias; None for a call about a whole workspace.
         """
-        del operation, workspace_id, alias
         return CallObserver()
 
     def begin_bulk(self) -> BulkObserver:

@@ -119,14 +119,13 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
     def to_dict(self) -> dict[str, object]:
         """Return the outcome as JSON values, which any encoder takes.
 
-        The fields are those of an outcome in the output of the command; `error` has the type, the
-        text and the facts of the error.
+        The fields are those of an outcome in the output of the command. `error` has the type, the
+        facts, and as its `message` the `summary` of the error.
         """
         record = OutcomeRecord.of(self)
         # A field at its default is missing among the builtins.
         fields: dict[str, object] = asdict(record) | msgspec.to_builtins(record)
-        fields["error"] = None if self.error is None else _error_dict(self.error)
-        return fields
+        return fields | {"error": record.error and asdict(record.error)}
 
 
 class StopReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,7 +217,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
             "retries": self.retries,
             "throttled": self.throttled,
             "resumed": self.resumed,
-            "ended_early": None if self.ended_early is None else _error_dict(self.ended_early),
+            "ended_early": self.ended_early and asdict(ErrorRecord.of(self.ended_early)),
             "failures": [outcome.to_dict() for outcome in self.failures],
         }
 
@@ -268,6 +267,7 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     type: str
     message: str
+    advice: str | None = None
     status: int | None = None
     code: str | None = None
     request_id: str | None = None
@@ -279,6 +279,7 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         return cls(
             type=type(error).__name__,
             message=error.summary,
+            advice=errors.advice_of(error) or None,
             status=error.status,
             code=error.code,
             request_id=error.request_id,
@@ -294,6 +295,7 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         workspace_id, alias = target if target.workspace_id else (None, None)
         return kind(
             self.message,
+            advice=self.advice,
             workspace_id=workspace_id,
             alias=alias,
             attempts=attempts,
@@ -356,11 +358,6 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
             request_id=self.request_id,
             resumed=self.resumed,
         )
-
-
-def _error_dict(error: BctrlError) -> dict[str, object]:
-    # The record has only the summary, without the target and the advice.
-    return asdict(ErrorRecord.of(error)) | {"message": str(error)}
 
 
 def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a table of rules.

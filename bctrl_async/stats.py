@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import msgspec
+from msgspec.structs import asdict
 
 from bctrl_async.errors import THROTTLED, BctrlApiError, BctrlError
 
@@ -41,15 +42,14 @@ class SessionStats(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.failed.get(str(int(status)), 0) for status in THROTTLED)
 
 
-class Tally:
+class Tally(msgspec.Struct):
     """The counters behind `SessionStats`, updated by the sender."""
 
-    def __init__(self) -> None:
-        self.attempts: int = 0
-        self.retries: int = 0
-        self.succeeded: int = 0
-        self.failed: Counter[str] = Counter()
-        self.cancelled: int = 0
+    attempts: int = 0
+    retries: int = 0
+    succeeded: int = 0
+    failed: Counter[str] = msgspec.field(default_factory=Counter)
+    cancelled: int = 0
 
     def record(self, error: BctrlError) -> None:
         """Count a failed attempt."""
@@ -58,12 +58,5 @@ class Tally:
 
     def stats(self, in_flight: int, waiting: int) -> SessionStats:
         """Return a snapshot."""
-        return SessionStats(
-            attempts=self.attempts,
-            retries=self.retries,
-            succeeded=self.succeeded,
-            failed=dict(self.failed),
-            cancelled=self.cancelled,
-            in_flight=in_flight,
-            waiting=waiting,
-        )
+        counters = asdict(self) | {"failed": dict(self.failed)}
+        return SessionStats(**counters, in_flight=in_flight, waiting=waiting)

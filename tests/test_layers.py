@@ -330,7 +330,7 @@ class TestFreshInterpreter:
 
 BUDGETS = {
     ("__init__", "__main__", "_config", "_lifetime", "_version"): 323,
-    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1223,
+    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1210,
     ("session",): 657,
     ("otel", "testing"): 403,
     ("shards",): 47,

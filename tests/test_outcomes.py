@@ -253,7 +253,14 @@ def test_the_record_of_an_outcome_has_all_fields_of_its_json() -> None:
         resumed=True,
         elapsed=0.123457,
         runtime=runtime(),
-        error=ErrorRecord("BctrlConflictError", "409", 409, "runtime.busy", "req_7"),
+        error=ErrorRecord(
+            type="BctrlConflictError",
+            message="409",
+            advice="Check the runtime's status; retrying is safe",
+            status=409,
+            code="runtime.busy",
+            request_id="req_7",
+        ),
     )
 
 
@@ -290,7 +297,8 @@ def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
         "runtime": None,
         "error": {
             "type": "BctrlServerError",
-            "message": str(error),
+            "message": "the server answered 500",
+            "advice": "Retrying is safe",
             "status": 500,
             "code": "server.error",
             "request_id": None,
@@ -298,6 +306,34 @@ def test_an_outcome_as_a_dict_has_every_field_as_a_json_value() -> None:
         },
     }
     assert json.loads(json.dumps(fields)) == fields
+
+
+def test_an_error_has_the_same_json_and_text_after_it_was_recorded() -> None:
+    """Fault: a journal had the summary of an error as its message, and the command all its text."""
+    error = BctrlServerError(
+        "the server answered 500",
+        workspace_id="ws",
+        alias="crm",
+        attempts=2,
+        status=500,
+        request_id="req_7",
+        hint="Look at the status page",
+        may_have_stopped=True,
+    )
+    failed = StopOutcome(
+        index=3,
+        target=RuntimeRef("ws", "crm"),
+        result=StopResult.UNKNOWN,
+        state=RuntimeState.UNCONFIRMED,
+        error=error,
+        attempts=2,
+    )
+
+    again = OutcomeRecord.of(failed).outcome()
+
+    assert again.to_dict() == failed.to_dict()
+    assert str(again.error) == str(error)
+    assert "Look at the status page. Retrying is safe" in str(error)
 
 
 def test_a_runtime_in_the_dict_of_an_outcome_has_the_names_of_the_api() -> None:
