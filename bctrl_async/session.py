@@ -74,7 +74,9 @@ class BctrlSession:
             `bctrl_async.pace.FilePace` or `bctrl_async.redis.RedisPace`.
         http: An `aiohttp.ClientSession` to send through, instead of a pool of the session's own. It
             is never closed here, and the limits of its connector also apply. Only the session's own
-            pool closes connections on which something arrived while they were idle.
+            pool closes connections on which something arrived while they were idle. A middleware of
+            it must send a request at most once: after one that it sent again by itself and in vain,
+            a stop may be `not_sent` although the server has it.
         trace_configs: `aiohttp.TraceConfig`s for the pool.
         trust_env: Use the proxies of the environment (`HTTPS_PROXY`, …).
         proxy: The URL of a proxy for all requests of the pool, such as

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterable, Sized
 from hashlib import blake2b
 
 from bctrl_async import _config
-from bctrl_async.bulk._targets import Targets, as_target, check_targets
+from bctrl_async.bulk._targets import Targets, as_target, check_first, check_targets
 from bctrl_async.errors import BctrlConfigError, BctrlError
 
 __all__ = ["shard", "shard_of"]
@@ -19,15 +19,26 @@ def shard(targets: Targets, number: int, count: int) -> Targets:
         count: The number of shards; the same in each process.
 
     Raises:
-        BctrlConfigError: `targets` cannot be iterated over, or there is no such shard.
+        BctrlConfigError: `targets` cannot be iterated over, or there is no such shard. Here, or
+            when it is read, if the first item is not a target.
     """
     if number not in range(1, _config.count(count, "count") + 1):
         problem = f"invalid number {number!r:.50}: expected 1 to {count}, the count"
         raise BctrlConfigError(problem, argument="number")
     check_targets(targets)
+    is_first = True
+
+    def is_in_shard(item: object) -> bool:
+        nonlocal is_first
+        if is_first:
+            # An invalid item is in the first shard only, and the others would be empty.
+            check_first(item)
+            is_first = False
+        return shard_of(item, count) == number
+
     if isinstance(targets, AsyncIterable):
-        return (item async for item in targets if shard_of(item, count) == number)
-    found = (item for item in targets if shard_of(item, count) == number)
+        return (item async for item in targets if is_in_shard(item))
+    found = filter(is_in_shard, targets)
     return list(found) if isinstance(targets, Sized) else found
 
 

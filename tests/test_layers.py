@@ -331,9 +331,8 @@ class TestFreshInterpreter:
 BUDGETS = {
     ("__init__", "__main__", "_config", "_lifetime", "_version"): 323,
     ("errors", "filters", "models", "observer", "outcomes", "stats"): 1210,
-    ("session",): 657,
+    ("session", "shards"): 717,
     ("otel", "testing"): 403,
-    ("shards",): 47,
     ("pace", "redis"): 694,
     ("_calls",): 785,
     ("_http",): 1724,

@@ -149,8 +149,9 @@ class TestShard:
     def test_every_item_is_in_one_shard_from_any_order(
         self, items: list[object], count: int, order: random.Random
     ) -> None:
+        items.insert(0, ("ws", "first"))
         shards = all_shards(items, count)
-        shuffled = order.sample(items, len(items))
+        shuffled = items[:1] + order.sample(items[1:], len(items) - 1)
 
         assert Counter(item for each in shards for item in each) == Counter(items)
         assert list(map(Counter, all_shards(shuffled, count))) == list(map(Counter, shards))
@@ -204,6 +205,20 @@ class TestShard:
     def test_targets_that_the_bulk_stop_would_not_take_are_an_error(self, targets: object) -> None:
         with pytest.raises(BctrlConfigError, match="invalid targets"):
             shard(cast("Iterable[Target]", targets), 1, 2)
+
+    @pytest.mark.parametrize("number", [1, 2])
+    async def test_the_first_item_must_be_a_target_in_every_shard(self, number: int) -> None:
+        """Fault: of a list of strings, all shards but the first were empty, and so were ok."""
+        names = cast("list[Target]", ["r0", "r1"])
+        invalid = pytest.raises(BctrlConfigError, match="the first item is 'r0'")
+        with invalid:
+            shard(names, number, 2)
+        lazy = shard(iter(names), number, 2)
+        assert isinstance(lazy, Iterator)
+        with invalid:
+            next(lazy)
+        with invalid:
+            await collect(shard(stream(names), number, 2))
 
 
 class TestBulkStop:
