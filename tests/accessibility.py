@@ -21,9 +21,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from browser import Tab, chromium, new_tab
+from chaos_checks import FOREIGN_NOT_FOUND, LOGIN_PAGE
 from uvicorn_server import KEY, TOKEN, uvicorn
 
-from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.emulator import Emulator, Reply
 
 _WORKSPACE = "demo"
 _RUNTIMES = 5000
@@ -67,8 +68,7 @@ async def _states(tab: Tab, emulator: Emulator, url: str) -> AsyncIterator[str]:
     await tab.wait_for(_SHOWS_REPORT)
     yield "cancelled"
 
-    faults: list[Fault | Reply] = [Reply(403), Fault.FOREIGN_NOT_FOUND, Fault.LOGIN_PAGE]
-    for number, fault in enumerate(faults, 4901):
+    for number, fault in enumerate([Reply(403), FOREIGN_NOT_FOUND, LOGIN_PAGE], 4901):
         emulator.poison(_WORKSPACE, f"runtime-{number}", fault)
     await _submit(tab, _RUNTIMES + 10)
     await tab.wait_for("document.querySelector('h2').textContent === 'Progress'")

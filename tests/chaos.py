@@ -27,13 +27,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
-from chaos_checks import check_account, check_journal, check_targets, done_targets
+from chaos_checks import (
+    FOREIGN_NOT_FOUND,
+    LOGIN_PAGE,
+    check_account,
+    check_journal,
+    check_targets,
+    done_targets,
+)
 from journal_lines import read_lines
 from leaks import bulk_tasks
 from ways import LONG_WAY_HELP, take_long_way
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.journal import read_journals
 from bctrl_async.observer import Attempt, AttemptObserver, BulkObserver, Observer, StopObserver
 
@@ -41,6 +48,8 @@ _KEY = "a-key-that-must-not-be-written"
 _TIMEOUT = 0.5
 _POISON = (Fault.BAD_GATEWAY, Fault.DROP_BEFORE, Fault.HANG)
 _POISONED_SHARE = 0.01
+_ANSWERED_SHARE = 0.1
+"""The share of targets whose first stop has an answer that is no fault."""
 _REPEATED_SHARE = 0.01
 _CANCEL_ITERATIONS = 5
 """A cancellation reaches all workers within these iterations of the event loop."""
@@ -152,18 +161,18 @@ class ChaosRun:
         self.ending = list(Ending)[seed % len(Ending)]
         self.journal = folder / f"{seed}.jsonl"
         faults = {fault: rng.uniform(0.0, 0.04) for fault in Fault}
-        retry_after = rng.choice(["0", "0.02", None])
-        if self.ending is Ending.RETRY_AFTER_YEARS:
-            retry_after = _YEARS
-            # Only the injected one.
-            del faults[Fault.RATE_LIMITED_RETRY_AFTER], faults[Fault.UNAVAILABLE]
+        headers = rng.choice([{"Retry-After": "0"}, {"Retry-After": "0.02"}, {}])
+        throttled = [Reply(429, headers=headers), Reply(503, headers=headers)]
+        others = [LOGIN_PAGE, FOREIGN_NOT_FOUND, Reply(307), Reply(200, body={"ok": True})]
+        # A newer Retry-After would replace the long one.
+        years = self.ending is Ending.RETRY_AFTER_YEARS
+        self._answers = others if years else [*throttled, *others]
         self.emulator = Emulator(
             port=0,
             api_key=_KEY,
             faults=faults,
             seed=seed,
             latency=rng.choice([0.0, 0.002]),
-            retry_after=retry_after,
             fault_latency=0.02,
         )
         self.targets = [self._target(rng, number) for number in range(targets)]
@@ -208,6 +217,10 @@ class ChaosRun:
         draw = rng.random()
         if draw < 0.97:
             self.emulator.add_runtime(*target, status="stopped" if draw < 0.02 else "active")
+            if rng.random() < _ANSWERED_SHARE:
+                workspace_id, alias = target
+                answer = rng.choice(self._answers)
+                self.emulator.inject(answer, workspace_id=workspace_id, alias=alias)
         return target if draw < 0.99 else rng.choice([None, ("ws", ""), "ab"])
 
     def _as_list(self) -> Iterable[object]:
@@ -308,7 +321,7 @@ class ChaosRun:
                     if connection.transport is not None:
                         connection.transport.abort()
             case Ending.RETRY_AFTER_YEARS:
-                self.emulator.inject(Fault.RATE_LIMITED_RETRY_AFTER)
+                self.emulator.inject(Reply(429, headers={"Retry-After": _YEARS}))
 
     def _check(self, report: StopReport) -> Iterator[str]:
         data = self.journal.read_bytes()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from journal_lines import JournalLines, Record
 
 from bctrl_async import RuntimeRef, StopReport, StopResult
-from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
+from bctrl_async.emulator import Emulator, Fault, ReceivedRequest, Reply
 
 _CLAIMS_STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
 _CLAIMS_NO_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
@@ -17,6 +17,12 @@ _THROTTLED = frozenset({429, 503})
 _FINAL_NO = frozenset({307, 401, 404, *_THROTTLED})
 _CUT = frozenset({Fault.TRUNCATED_JSON, Fault.SLOW_DRIP})
 """Faults after which a 409 may have lost its code."""
+
+LOGIN_PAGE = Reply(
+    200, body="<title>Sign in</title>", headers={"Content-Type": "text/html"}, takes_effect=False
+)
+FOREIGN_NOT_FOUND = Reply(404, body={"message": "no Route matched with those values"})
+"""Answers of a proxy and of another service, not of the API."""
 
 Status = str | None
 
@@ -100,7 +106,7 @@ def _contradictions(
     results = {StopResult(entry["result"]) for entry in group}
     stops = [request for request in requests if request.method == "POST"]
     # What the API itself answered, and not something in front of it.
-    statuses = {request.status for request in requests if request.fault is not Fault.LOGIN_PAGE}
+    statuses = {request.status for request in requests if request.fault != LOGIN_PAGE}
     own_404 = any(r.status == 404 and r.fault is None for r in requests)
     cut_conflict = any(r.status == 409 and r.fault in _CUT for r in requests)
     rules = {

@@ -35,14 +35,13 @@ class HoldingEmulator(Emulator):
 
     Args:
         latency: As of an emulator.
-        retry_after: As of an emulator.
 
     Attributes:
         held: Aliases whose stops take effect but are not answered.
     """
 
-    def __init__(self, *, latency: float = 0.0, retry_after: str | None = "1") -> None:
-        super().__init__(port=0, latency=latency, retry_after=retry_after)
+    def __init__(self, *, latency: float = 0.0) -> None:
+        super().__init__(port=0, latency=latency)
         self.held: set[str] = set()
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:

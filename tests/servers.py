@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.testing import _in_a_thread
 
 Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
@@ -62,7 +62,7 @@ def http_answer(status: str, body: bytes = b"", *headers: str) -> bytes:
 
 
 @contextmanager
-def emulator_in_a_thread(*faults: Fault) -> Iterator[Emulator]:
+def emulator_in_a_thread(*faults: Fault | Reply) -> Iterator[Emulator]:
     """Run an emulator in a thread, for tests that need several event loops or processes."""
     emulator = Emulator(port=0)
     for number in range(10):

@@ -30,7 +30,7 @@ def without_effect(emulator: Emulator) -> Callable[[], Reply]:
 
     def make() -> Reply:
         active = dict(emulator.runtimes[CRM])
-        return Reply(200, json=active, takes_effect=False)
+        return Reply(200, body=active, takes_effect=False)
 
     return make
 
@@ -51,8 +51,8 @@ class TestSentAgain:
     ) -> None:
         """Fault: with a journal it was never sent again, so the runtime ran for ever."""
         active = dict(emulator.runtimes[CRM])
-        answer = Reply(200, json=active) if body == "status active" else Reply(200, body="OK")
-        emulator.inject(Reply(200, json=answer.json, body=answer.body, takes_effect=False))
+        answer = active if body == "status active" else "OK"
+        emulator.inject(Reply(200, body=answer, takes_effect=False))
         first = await session.stop_runtimes([CRM], journal=path, verify=False)
         assert (first.ok, first.counts) == (False, {ACCEPTED: 1})
         assert not is_done(path)
@@ -127,7 +127,7 @@ class TestCommand:
         targets = add_runtimes(emulator, 5)
         for target in targets:
             active = dict(emulator.runtimes[target])
-            emulator.inject(Reply(200, json=active, takes_effect=False), alias=target[1])
+            emulator.inject(Reply(200, body=active, takes_effect=False), alias=target[1])
         file = tmp_path / "ok.csv"
         file.write_text("".join(f"{workspace},{alias}\n" for workspace, alias in targets))
         stop = ("stop", "--from", file, "--journal", path)

@@ -21,7 +21,7 @@ from bctrl_async import (
 )
 from bctrl_async.bulk._cancel import Worker
 from bctrl_async.bulk._targets import Targets
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 
@@ -115,7 +115,7 @@ class TestAwaited:
     async def test_retries_and_throttled_attempts_are_counted(
         self, emulator: Emulator, session: BctrlSession, pauses: list[float]
     ) -> None:
-        emulator.inject(Fault.RATE_LIMITED, Fault.UNAVAILABLE, Fault.SERVER_ERROR)
+        emulator.inject(Fault.RATE_LIMITED, Reply(503), Fault.SERVER_ERROR)
         report = await session.stop_runtimes([("ws-1", "crm")])
 
         assert report.counts == {STOPPED: 1}
@@ -226,7 +226,7 @@ class TestAwaited:
     async def test_failures_keep_no_traceback(
         self, session: BctrlSession, emulator: Emulator
     ) -> None:
-        emulator.inject(Fault.REDIRECT)
+        emulator.inject(Reply(307))
         report = await session.stop_runtimes([("ws-1", "crm"), ("", "")])
 
         errors = [outcome.error for outcome in report.failures]

@@ -36,7 +36,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async._calls.sender import Sender
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 
@@ -603,9 +603,9 @@ class TestEndedByError:
         assert report.counts == {StopResult.REJECTED: 1}
 
     async def test_a_retry_after_beyond_the_patience_ends_the_run(self) -> None:
-        async with Emulator(port=0, retry_after="301") as emulator:
+        async with Emulator(port=0) as emulator:
             emulator.add_runtime("ws-1", "crm")
-            emulator.inject(Fault.RATE_LIMITED_RETRY_AFTER)
+            emulator.inject(Reply(429, headers={"Retry-After": "301"}))
             endless = iter(lambda: ("ws-1", "crm"), None)
             async with BctrlSession("emulator-key", base_url=emulator.url) as session:
                 report = await session.stop_runtimes(endless, concurrency=10)

@@ -10,7 +10,7 @@ from helpers import Connect, pass_time, wait_for_requests
 from servers import emulator_in_a_thread
 
 from bctrl_async import BctrlSession, RetryPolicy
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 SECONDS = 30.0
 
@@ -44,9 +44,9 @@ async def cancel_by_task_group(session: BctrlSession) -> None:
 
 
 @pytest.mark.parametrize("cancel", [cancel_by_timeout, cancel_by_wait_for, cancel_by_task_group])
-@pytest.mark.parametrize("fault", [Fault.HANG, Fault.SLOW_DRIP, Fault.UNAVAILABLE])
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.SLOW_DRIP, Reply(503)])
 async def test_cancelling_a_request_or_a_back_off_is_prompt_and_frees_the_slot(
-    fault: Fault,
+    fault: Fault | Reply,
     cancel: Callable[[BctrlSession], Awaitable[None]],
 ) -> None:
     with emulator_in_a_thread(fault) as emulator:
@@ -60,7 +60,7 @@ async def test_cancelling_a_request_or_a_back_off_is_prompt_and_frees_the_slot(
         async def pass_time_once_it_waits() -> None:
             while not emulator.received["ws-1", "r0"]:
                 await asyncio.sleep(0)
-            while fault is Fault.UNAVAILABLE and not session.stats.waiting:
+            while isinstance(fault, Reply) and not session.stats.waiting:
                 await asyncio.sleep(0)
             pass_time(SECONDS)
 

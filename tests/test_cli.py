@@ -85,7 +85,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def emulator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HoldingEmulator]:
-    async with HoldingEmulator(retry_after="0") as emulator:
+    async with HoldingEmulator() as emulator:
         for alias in ("a", "b", "c"):
             emulator.add_runtime("ws", alias)
         monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)

@@ -50,7 +50,7 @@ async def test_each_line_says_what_is_in_effect_and_where_it_comes_from(
 
 async def test_a_runtime_that_cannot_be_read_counts(command: Command, emulator: Emulator) -> None:
     runtime = {**emulator.runtimes["ws", "a"]}
-    emulator.inject(Reply(200, json={"runtimes": [runtime, {}]}), method="GET")
+    emulator.inject(Reply(200, body={"runtimes": [runtime, {}]}), method="GET")
     code, out, _ = await command("doctor", "--base-url", emulator.url, "ws")
     assert (code, found_in(out)["API"]) == (0, "the key is accepted: 2 runtimes in ws")
 

@@ -56,7 +56,7 @@ async def test_the_exit_code_is_0_only_if_no_runtime_runs(
     if name == "lost":
         emulator.inject(Fault.DROP_AFTER, method="POST")
     if name == "accepted":
-        emulator.inject(*[Reply(200, json={**emulator.runtimes["ws", "a"]})] * 99, method="GET")
+        emulator.inject(*[Reply(200, body={**emulator.runtimes["ws", "a"]})] * 99, method="GET")
     options = ["--verify" if verify else "--no-verify", "--attempts", "1", "--patience", "0"]
     options += ["--deadline", "500ms"] if verify and name in {"accepted", "unknown"} else []
     with unused_url() as unused:

@@ -699,7 +699,7 @@ class TestIsItStopped:
         emulator.add_runtime("ws-1", "ended", status="stopped")
         emulator.add_runtime("ws-1", "busy")
         busy = emulator.runtimes["ws-1", "busy"]
-        emulator.inject(Reply(200, json=busy, takes_effect=False), alias="busy")
+        emulator.inject(Reply(200, body=busy, takes_effect=False), alias="busy")
         emulator.inject(*ending.faults, alias="crm")
         target = RuntimeRef("ws-1", ending.alias)
         app = app_for(lambda: BctrlSession(KEY, base_url=emulator.url, retry=once))

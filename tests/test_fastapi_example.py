@@ -744,7 +744,7 @@ class TestInBrowser:
         async with uvicorn(slow) as server:
             named(slow, 20)
             for (_, alias), runtime in slow.runtimes.items():
-                slow.inject(Reply(200, json=runtime, takes_effect=False), alias=alias)
+                slow.inject(Reply(200, body=runtime, takes_effect=False), alias=alias)
             await begin(tab, server, 20)
             await received(slow, 40)  # Each runtime is polled until the run is cancelled.
             await tab.press("Enter")

@@ -27,7 +27,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async._http.fast.answer import Connector
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 Connect = Callable[..., BctrlSession]
@@ -102,12 +102,12 @@ class TestStopReading:
         assert emulator.received["ws-1", "r0"] == 2
 
     @pytest.mark.parametrize("cut_off", [StopBatch.stop_reading, StopBatch.abort])
-    @pytest.mark.parametrize("fault", [Fault.RATE_LIMITED, Fault.UNAVAILABLE])
+    @pytest.mark.parametrize("fault", [Fault.RATE_LIMITED, Reply(503)])
     async def test_a_target_that_was_throttled_is_rejected(
         self,
         emulator: Emulator,
         connect: Connect,
-        fault: Fault,
+        fault: Fault | Reply,
         cut_off: Callable[[StopBatch], None],
     ) -> None:
         targets = add_runtimes(emulator, 1)
@@ -146,7 +146,7 @@ class TestStopReading:
         self, emulator: Emulator, connect: Connect
     ) -> None:
         targets = add_runtimes(emulator, 1)
-        emulator.inject(Fault.REDIRECT)
+        emulator.inject(Reply(307))
         session = connect()
         batch = session.stop_runtimes(targets)
         running = asyncio.create_task(batch)

@@ -153,7 +153,7 @@ class TestFile:
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         active = {**emulator.runtimes[A], "driver": "d" * 100_000}
-        emulator.inject(Reply(200, json=active, takes_effect=False), alias="a")
+        emulator.inject(Reply(200, body=active, takes_effect=False), alias="a")
 
         await session.stop_runtimes([A], journal=path, verify=False)
 
@@ -216,7 +216,7 @@ class TestResume:
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
         active = dict(emulator.runtimes[A])
-        emulator.inject(Reply(200, json=active, takes_effect=False), alias="a")
+        emulator.inject(Reply(200, body=active, takes_effect=False), alias="a")
         emulator.inject(Fault.SERVER_ERROR, alias="b")
         emulator.inject(Reply(403), alias="c")
         first = await session.stop_runtimes([A, B, C], journal=path, retry=ONCE, verify=False)
@@ -360,7 +360,7 @@ class TestList:
     ) -> None:
         assert (await session.stop_runtimes([A], journal=path)).ok
         listed = {"runtimes": [{"alias": "a"}, dict(emulator.runtimes[B])]}
-        emulator.inject(Reply(200, json=listed), method="GET")
+        emulator.inject(Reply(200, body=listed), method="GET")
         emulator.inject(Fault.HANG, method="POST")
         async with session.stop_workspace("ws-1", journal=path, concurrency=1):
             await wait_for_requests(emulator, len(emulator.requests) + 2)
@@ -388,7 +388,7 @@ class TestList:
     ) -> None:
         emulator.inject(Reply(403), alias="a")
         assert not (await session.stop_workspace("ws-1", journal=path)).ok
-        emulator.inject(Reply(200, json={"runtimes": []}), method="GET")
+        emulator.inject(Reply(200, body={"runtimes": []}), method="GET")
 
         assert (await session.stop_workspace("ws-1", journal=path)).total == 0
         assert states(path)["a"] is not RuntimeState.NOT_RUNNING

@@ -341,7 +341,7 @@ BUDGETS = {
     ("dask",): 696,
     ("journal",): 330,
     ("cli",): 3684,
-    ("emulator",): 1081,
+    ("emulator",): 1010,
     ("fastapi",): 572,
 }
 """The most lines of each part of the package. A number is only ever lowered."""

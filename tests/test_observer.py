@@ -30,7 +30,7 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 Connect = Callable[..., BctrlSession]
 
@@ -276,24 +276,24 @@ async def test_the_error_observed_is_the_one_raised(emulator: Emulator, connect:
     [
         (Fault.HANG, StopResult.UNKNOWN, "aborted before an answer: CancelledError"),
         (
-            Fault.UNAVAILABLE,
+            Reply(503),
             StopResult.REJECTED,
             (
                 "aborted before it was sent again: CancelledError; before that, the server "
-                "answered 503 server.unavailable: Out for maintenance."
+                "answered 503 server.unavailable: Service Unavailable"
             ),
         ),
     ],
 )
 async def test_the_end_of_a_cancelled_stop_is_observed(
-    emulator: Emulator, connect: Connect, fault: Fault, result: StopResult, words: str
+    emulator: Emulator, connect: Connect, fault: Fault | Reply, result: StopResult, words: str
 ) -> None:
     recorder = Recorder()
     emulator.inject(fault)
     async with connect(observer=recorder, retry=RetryPolicy(base=1000.0, cap=1000.0)) as session:
         stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
         await received(emulator, 1)
-        while fault is Fault.UNAVAILABLE and not session.stats.waiting:
+        while isinstance(fault, Reply) and not session.stats.waiting:
             await asyncio.sleep(0)
         stopping.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -35,7 +35,7 @@ from bctrl_async import (
     RetryPolicy,
     StopResult,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.otel import OpenTelemetry
 
 DOCS = Path(bctrl_async.__file__).parents[1] / "docs"
@@ -435,7 +435,7 @@ class TestMetrics:
     async def test_outcomes_attempts_and_throttling_are_counted(
         self, emulator: Emulator, observed: Connect, backend: Backend, pauses: list[float]
     ) -> None:
-        emulator.inject(Fault.RATE_LIMITED, Fault.UNAVAILABLE, Fault.DROP_BEFORE)
+        emulator.inject(Fault.RATE_LIMITED, Reply(503), Fault.DROP_BEFORE)
         async with observed() as session:
             await session.stop_runtime("ws-1", "crm")
             await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "gone")])

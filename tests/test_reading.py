@@ -27,7 +27,7 @@ from bctrl_async import (
     Runtime,
     RuntimeStatus,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 Read = Callable[[BctrlSession], object]
 RUNTIME: dict[str, object] = {
@@ -276,14 +276,14 @@ class TestErrors:
             Fault.BAD_GATEWAY,
             Fault.DROP_AFTER,
             Fault.TRUNCATED_JSON,
-            Fault.WRONG_SHAPE,
+            Reply(200, body={}),
             Fault.MALFORMED_JSON,
             Fault.HANG,
-            Fault.REDIRECT,
+            Reply(307),
         ],
     )
     async def test_no_failure_may_have_stopped_anything(
-        self, emulator: Emulator, connect: Connect, operation: str, fault: Fault
+        self, emulator: Emulator, connect: Connect, operation: str, fault: Fault | Reply
     ) -> None:
         emulator.inject(*[fault] * 4, method="GET")
         policy = RetryPolicy(attempts=2, base=0.001, cap=0.001)
@@ -327,7 +327,8 @@ class TestShared:
     ) -> None:
         # After a lost connection aiohttp itself retries a GET once.
         drops = [Fault.DROP_BEFORE] * 2
-        emulator.inject(*drops, Fault.RATE_LIMITED_RETRY_AFTER, Fault.SERVER_ERROR, method="GET")
+        throttled = Reply(429, headers={"Retry-After": "1"})
+        emulator.inject(*drops, throttled, Fault.SERVER_ERROR, method="GET")
         await read(session, operation)
 
         assert len(emulator.requests) == 5

@@ -25,7 +25,7 @@ from bctrl_async import (
     RuntimeStatus,
     StopResult,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.observer import Attempt, AttemptObserver, Observer, StopObserver
 from bctrl_async.outcomes import result_of
 
@@ -38,10 +38,10 @@ GOOD = http_answer(
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault.RATE_LIMITED, Fault.SERVER_ERROR, Fault.UNAVAILABLE, Fault.DROP_BEFORE]
+    "fault", [Fault.RATE_LIMITED, Fault.SERVER_ERROR, Reply(503), Fault.DROP_BEFORE]
 )
 async def test_a_fault_without_effect_is_retried(
-    emulator: Emulator, session: BctrlSession, pauses: list[float], fault: Fault
+    emulator: Emulator, session: BctrlSession, pauses: list[float], fault: Fault | Reply
 ) -> None:
     """Fault: a POST on a connection the server just closed is not resent (aiohttp#6138)."""
     emulator.inject(fault)
@@ -325,7 +325,7 @@ async def test_every_fault_ends_in_a_runtime_or_a_bctrl_error(
 
 
 async def test_a_throttled_stop_is_rejected_if_its_next_connection_fails() -> None:
-    emulator = Emulator(port=0, retry_after="30")
+    emulator = Emulator(port=0)
     emulator.add_runtime("ws-1", "crm")
     emulator.inject(Fault.RATE_LIMITED)
     async with emulator:

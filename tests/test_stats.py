@@ -18,7 +18,7 @@ from bctrl_async import (
     RetryPolicy,
     SessionStats,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 Connect = Callable[..., BctrlSession]
 
@@ -40,7 +40,7 @@ async def test_a_stop_is_one_attempt_that_succeeded(session: BctrlSession) -> No
 async def test_failures_are_counted_by_status_even_if_they_were_retried(
     emulator: Emulator, session: BctrlSession, pauses: list[float]
 ) -> None:
-    emulator.inject(Fault.RATE_LIMITED, Fault.UNAVAILABLE, Fault.SERVER_ERROR)
+    emulator.inject(Fault.RATE_LIMITED, Reply(503), Fault.SERVER_ERROR)
 
     await session.stop_runtime("ws-1", "crm")
     with pytest.raises(BctrlConflictError):

@@ -187,7 +187,7 @@ async def test_a_single_fault_ends_as_the_table_says(row: tuple[str, str, str, s
     name, stopped, result, twice = row
     outcomes: list[StopOutcome] = []
     async with (
-        Emulator(port=0, retry_after="0", fault_latency=0.01) as emulator,
+        Emulator(port=0, fault_latency=0.01) as emulator,
         BctrlSession(
             "emulator-key", base_url=emulator.url, timeout=60, retry=RetryPolicy(base=0.01)
         ) as session,

@@ -65,7 +65,7 @@ class TestOnRealSockets:
     ) -> None:
         journal = tmp_path / "journal.jsonl"
         active = {**emulator.runtimes["ws-1", "crm"], "status": "active"}
-        emulator.inject(Reply(200, json=active, takes_effect=False), Fault.ACCEPTED)
+        emulator.inject(Reply(200, body=active, takes_effect=False), Fault.ACCEPTED)
         for verify, result in [(False, ACCEPTED), (True, STOPPED), (True, STOPPED)]:
             report = await session.stop_runtimes([("ws-1", "crm")], journal=journal, verify=verify)
             assert (report.counts, report.ok) == ({result: 1}, result is STOPPED)
@@ -106,7 +106,7 @@ class TestOnRealSockets:
     ) -> None:
         emulator.inject(Fault.ACCEPTED)
         active = {**emulator.runtimes["ws-1", "crm"], "status": "active"}
-        emulator.inject(Reply(200, json=active), Fault.HANG, method="GET")
+        emulator.inject(Reply(200, body=active), Fault.HANG, method="GET")
         async with (
             connect(retry=RetryPolicy(base=0.001)) as session,
             session.stop_runtimes([("ws-1", "crm")], verify=True) as batch,

@@ -31,7 +31,7 @@ from bctrl_async import (
     RetryPolicy,
     Runtime,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 KEY = "sk-live-0123456789-do-not-print"
 ONCE = RetryPolicy(attempts=1, patience=0)
@@ -417,9 +417,9 @@ async def test_another_2xx_needs_a_runtime() -> None:
 async def test_each_fault_of_a_body_is_named_in_the_error(
     emulator: Emulator, session: BctrlSession
 ) -> None:
-    expected = {
+    expected: dict[Fault | Reply, str] = {
         Fault.MALFORMED_JSON: "is not JSON",
-        Fault.WRONG_SHAPE: "missing required field",
+        Reply(200, body={"ok": True}): "missing required field",
         Fault.OVERSIZED: "more than 1 MiB",
         Fault.COMPRESSED_BOMB: "more than 1 MiB",
         Fault.TRUNCATED_JSON: "the body was truncated",

@@ -336,7 +336,7 @@ class TestListedRuntime:
     ) -> None:
         """Fault: it was counted as invalid."""
         listed = {"runtimes": [dict(workspace.runtimes["ws-1", "crm"], alias="..")]}
-        workspace.inject(Reply(200, json=listed), method="GET")
+        workspace.inject(Reply(200, body=listed), method="GET")
         report = await session.stop_workspace("ws-1")
 
         [failure] = report.failures
@@ -364,7 +364,7 @@ class TestListedRuntime:
     async def test_an_answer_says_more_than_the_list(
         self, workspace: Emulator, connect: Connect
     ) -> None:
-        workspace.inject(Reply(200, json={}), alias="crm")
+        workspace.inject(Reply(200, body={}), alias="crm")
         workspace.inject(Reply(404, code="runtime.not_found"), alias="table")
         async with connect(retry=RetryPolicy(attempts=1)) as session:
             report = await session.stop_workspace("ws-1", where=lambda _: True, verify=False)

@@ -92,11 +92,10 @@ Examples:
   bctrl-async emulator --fault rate_limited=0.1 --fault drop_after=0.05 -v
 
 Faults:
-  latency, rate_limited, rate_limited_retry_after, server_error, bad_gateway,
-  unavailable, drop_before, drop_after, close_kept_alive,
-  hang, slow_drip, truncated_json, malformed_json, wrong_shape, oversized,
-  compressed_bomb, unknown_values, failed, accepted, redirect, stray_answer,
-  late_stray_answer, foreign_not_found, login_page
+  latency, rate_limited, server_error, bad_gateway, drop_before, drop_after,
+  close_kept_alive, hang, slow_drip, truncated_json, malformed_json, oversized,
+  compressed_bomb, unknown_values, failed, accepted, stray_answer,
+  late_stray_answer
 """
 
 

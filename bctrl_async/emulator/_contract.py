@@ -15,27 +15,19 @@ _CHOICES = {
 _NAME = r"(?!\.\.?(?:/|$))((?:[!-$&-.0-~]|%[0-9A-Fa-f]{2})+)"
 
 
-class Operation(NamedTuple):
-    """An operation of the API; `{}` in its path stands for a name."""
-
-    name: str
-    method: str
-    path: str
-    stops: bool = False
-
-
-OPERATIONS = (
-    Operation("stop", "POST", "/v1/workspaces/{}/runtimes/{}/stop", stops=True),
-    Operation("get", "GET", "/v1/workspaces/{}/runtimes/{}"),
-    Operation("list", "GET", "/v1/workspaces/{}/runtimes"),
+_RUNTIMES = f"/v1/workspaces/{_NAME}/runtimes"
+_OPERATIONS = (
+    ("stop", "POST", re.compile(f"{_RUNTIMES}/{_NAME}/stop")),
+    ("get", "GET", re.compile(f"{_RUNTIMES}/{_NAME}")),
+    ("list", "GET", re.compile(_RUNTIMES)),
 )
-_PATTERNS = [re.compile(operation.path.replace("{}", _NAME)) for operation in OPERATIONS]
 
 
 class Route(NamedTuple):
-    """An operation on a workspace or a runtime."""
+    """An operation on a workspace or a runtime, and the method that it needs."""
 
-    operation: Operation
+    operation: str
+    method: str
     workspace_id: str
     alias: str | None = None
 
@@ -43,14 +35,13 @@ class Route(NamedTuple):
 def parse_route(raw_path: str) -> Route | None:
     """Return the route of a path, None for an unknown path or a name that is not encoded UTF-8."""
     path = raw_path.partition("?")[0]
-    for operation, pattern in zip(OPERATIONS, _PATTERNS, strict=True):
+    for operation, method, pattern in _OPERATIONS:
         if match := pattern.fullmatch(path):
             try:
-                return Route(
-                    operation, *(unquote_to_bytes(name).decode() for name in match.groups())
-                )
+                names = [unquote_to_bytes(name).decode() for name in match.groups()]
             except UnicodeDecodeError:
                 return None
+            return Route(operation, method, *names)
     return None
 
 

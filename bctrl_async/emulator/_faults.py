@@ -8,7 +8,6 @@ import hashlib
 import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from enum import StrEnum
 from types import NoneType
 from typing import Self, cast
@@ -42,14 +41,10 @@ class Fault(StrEnum):
     """The normal response, `fault_latency` seconds late; the runtime is stopped."""
     RATE_LIMITED = "rate_limited", "nothing"
     """429 without Retry-After; nothing is stopped."""
-    RATE_LIMITED_RETRY_AFTER = "rate_limited_retry_after", "nothing"
-    """429 with Retry-After; nothing is stopped."""
     SERVER_ERROR = "server_error", "nothing"
     """500 with the documented JSON error body; nothing is stopped, but a client cannot know."""
     BAD_GATEWAY = "bad_gateway"
     """502 with the HTML page of a proxy; the runtime is stopped behind the proxy."""
-    UNAVAILABLE = "unavailable", "nothing"
-    """503 with Retry-After; nothing is stopped."""
     DROP_BEFORE = "drop_before", "nothing"
     """The connection closes without a response; nothing is stopped."""
     DROP_AFTER = "drop_after"
@@ -64,8 +59,6 @@ class Fault(StrEnum):
     """The normal response, closed in the middle of its body; the runtime is stopped."""
     MALFORMED_JSON = "malformed_json"
     """A complete 200 whose body is not JSON; the runtime is stopped."""
-    WRONG_SHAPE = "wrong_shape"
-    """200 with JSON that lacks every required field; the runtime is stopped."""
     OVERSIZED = "oversized"
     """200 with a valid Runtime of more than 2 MiB; the runtime is stopped."""
     COMPRESSED_BOMB = "compressed_bomb"
@@ -76,17 +69,11 @@ class Fault(StrEnum):
     """200 with status "failed"; the runtime's status becomes "failed"."""
     ACCEPTED = "accepted"
     """200 with status "active"; the runtime is stopped."""
-    REDIRECT = "redirect", "nothing"
-    """307 to a path of this server that answers 404; nothing is stopped."""
     STRAY_ANSWER = "stray_answer"
     """The normal response and, in the same segment, a 403 too many; the runtime is stopped."""
     LATE_STRAY_ANSWER = "late_stray_answer"
     """The normal response, and a 200 about another runtime `fault_latency` seconds later; the
     runtime is stopped."""
-    FOREIGN_NOT_FOUND = "foreign_not_found", "nothing"
-    """404 with the JSON of another service, without a `code`; nothing is stopped."""
-    LOGIN_PAGE = "login_page", "nothing"
-    """200 with the HTML page of a proxy that wants a login; nothing is stopped."""
 
 
 UNANSWERED = frozenset({Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HANG})
@@ -95,20 +82,11 @@ _CLOSING = frozenset(
 )
 
 
-def _page(status: int, title: str) -> Reply:
-    html = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
-    return Reply(status, body=html, headers={"Content-Type": "text/html"})
-
-
-_REPLIES: dict[Fault | None, Reply] = {
+_PAGE = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
+_REPLIES: dict[Fault | Reply | None, Reply] = {
     Fault.RATE_LIMITED: replies.TOO_MANY,
-    Fault.RATE_LIMITED_RETRY_AFTER: replies.TOO_MANY,
     Fault.SERVER_ERROR: Reply(500, message="Something broke.", hint="Report the request id."),
-    Fault.UNAVAILABLE: Reply(503, message="Out for maintenance.", hint="Try again later."),
-    # Proxies and the gateway of another service (Kong's) answer these, not the API.
-    Fault.BAD_GATEWAY: _page(502, "502 Bad Gateway"),
-    Fault.LOGIN_PAGE: _page(200, "Sign in"),
-    Fault.FOREIGN_NOT_FOUND: Reply(404, json={"message": "no Route matched with those values"}),
+    Fault.BAD_GATEWAY: Reply(502, body=_PAGE, headers={"Content-Type": "text/html"}),
 }
 
 
@@ -125,17 +103,10 @@ def _bomb() -> bytes:
     return gzip.compress(b'{"padding":"%b"}' % (b"x" * 64 * _MIB))
 
 
-@functools.cache
-def _padding() -> bytes:
-    """The end of an oversized body; encoding it as JSON each time would take long."""
-    return b',"padding":"%b"}' % (b"x" * 2 * _MIB)
-
-
 # These faults answer 200 with a body of their own, even for a runtime that is not active.
-_BODIES: dict[Fault | None, Callable[[Payload], bytes]] = {
+_BODIES: dict[Fault | Reply | None, Callable[[Payload], bytes]] = {
     Fault.MALFORMED_JSON: lambda payload: dump(payload).replace(b":", b"="),
-    Fault.WRONG_SHAPE: lambda _: b'{"ok":true}',
-    Fault.OVERSIZED: lambda payload: dump(payload)[:-1] + _padding(),
+    Fault.OVERSIZED: lambda payload: dump({**payload, "padding": "x" * 2 * _MIB}),
     Fault.COMPRESSED_BOMB: lambda _: _bomb(),
     Fault.UNKNOWN_VALUES: lambda payload: dump(_with_unknown_values(payload)),
     Fault.FAILED: dump,
@@ -158,7 +129,7 @@ _STRAY = b"".join(_wire(replies.response_to(replies.FORBIDDEN, {}, "req_stray"))
 _STRAY_RUNTIME = make_runtime("stray", "stray", status="stopped")
 _LATE_STRAY = b"".join(_wire(replies.response_to(replies.OK, _STRAY_RUNTIME, "req_stray")))
 # These faults send the head and the body of the response in pieces, or not at all.
-_PIECES: dict[Fault, Callable[[bytes, bytes], list[bytes]]] = {
+_PIECES: dict[Fault | Reply | None, Callable[[bytes, bytes], list[bytes]]] = {
     Fault.DROP_BEFORE: lambda *_: [],
     Fault.DROP_AFTER: lambda *_: [],
     Fault.CLOSE_KEPT_ALIVE: lambda head, body: [head + body],
@@ -169,59 +140,40 @@ _PIECES: dict[Fault, Callable[[bytes, bytes], list[bytes]]] = {
 }
 
 
-class Answers:
-    """Makes and sends the responses of an emulator; each of the API has its own request id."""
+def reply_of(fault: Fault | Reply | None, *, conflict: bool) -> Reply:
+    """Return the reply to a valid request: 409 on a conflict, if its fault has none."""
+    if isinstance(fault, Reply):
+        return fault
+    usual = replies.NOT_ACTIVE if conflict and fault not in _BODIES else replies.OK
+    return _REPLIES.get(fault, usual)
 
-    def __init__(self, retry_after: str | None, fault_latency: float) -> None:
-        check(str, NoneType, retry_after=retry_after)
-        headers = {} if retry_after is None else {"Retry-After": retry_after}
-        self._replies = {**_REPLIES}
-        for fault in (Fault.RATE_LIMITED_RETRY_AFTER, Fault.UNAVAILABLE):
-            self._replies[fault] = replace(_REPLIES[fault], headers=headers)
-        self._fault_latency = fault_latency
-        self._numbers = itertools.count(1)
 
-    def to(self, reply: Reply, payload: Payload = replies.NO_PAYLOAD) -> web.Response:
-        """Return the response of a reply; the payload is the JSON of a normal response."""
-        return replies.response_to(reply, payload, f"req_{next(self._numbers)}")
+def spoil(response: web.Response, fault: Fault | Reply | None, payload: Payload) -> None:
+    """Give a response the body of its fault; the payload is the JSON of a normal response."""
+    if make := _BODIES.get(fault):
+        response.body = make(payload)
+    if fault is Fault.COMPRESSED_BOMB:
+        response.headers["Content-Encoding"] = "gzip"
 
-    def respond(
-        self, fault: Fault | Reply | None, payload: Payload, raw_path: str, *, conflict: bool
-    ) -> web.Response:
-        """Return the response to a valid request: 409 on a conflict, if the fault has none."""
-        if isinstance(fault, Reply):
-            return self.to(fault, payload)
-        if fault is Fault.REDIRECT:
-            return web.Response(status=307, headers={"Location": f"/moved{raw_path}"})
-        if reply := self._replies.get(fault):
-            return self.to(reply)
-        if conflict and fault not in _BODIES:
-            return self.to(replies.NOT_ACTIVE)
-        response = self.to(replies.OK, payload)
-        if make := _BODIES.get(fault):
-            response.body = make(payload)
-        if fault is Fault.COMPRESSED_BOMB:
-            response.headers["Content-Encoding"] = "gzip"
+
+async def send(
+    request: web.BaseRequest, response: web.Response, fault: Fault | Reply | None, seconds: float
+) -> web.StreamResponse:
+    """Send a response as its fault wants it: whole, in pieces, cut, followed, or not at all."""
+    if fault is Fault.HANG:
+        # This handler is cancelled when the connection closes.
+        await asyncio.Future[None]()
+    if fault not in _PIECES:
         return response
-
-    async def send(
-        self, request: web.BaseRequest, response: web.Response, fault: Fault | Reply | None
-    ) -> web.StreamResponse:
-        """Send a response as its fault wants it: whole, in pieces, cut, followed, or not at all."""
-        if fault is Fault.HANG:
-            # This handler is cancelled when the connection closes.
-            await asyncio.Future[None]()
-        if not isinstance(fault, Fault) or fault not in _PIECES:
-            return response
-        pieces = _PIECES[fault](*_wire(response))
-        transport = cast("asyncio.Transport", request.transport)
-        for number, piece in enumerate(pieces):
-            if number:
-                await asyncio.sleep(self._fault_latency / (len(pieces) - 1))
-            transport.write(piece)
-        if fault in _CLOSING:
-            request.protocol.force_close()
-        return _Written()
+    pieces = _PIECES[fault](*_wire(response))
+    transport = cast("asyncio.Transport", request.transport)
+    for number, piece in enumerate(pieces):
+        if number:
+            await asyncio.sleep(seconds / (len(pieces) - 1))
+        transport.write(piece)
+    if fault in _CLOSING:
+        request.protocol.force_close()
+    return _Written()
 
 
 class _Written(web.StreamResponse):
@@ -270,15 +222,15 @@ class FaultPlan:
 
     def next(self, route: Route, stops: int) -> Fault | Reply | None:
         """Return what a request meets; `stops` is the number of its target's stops so far."""
-        operation, workspace_id, alias = route
+        operation, method, workspace_id, alias = route
         if (poison := self._poison.get((workspace_id, alias))) is not None:
             return poison
         if self._queues:
             targets = ((workspace_id, alias), (workspace_id, None), (None, alias), (None, None))
             for target in targets:
-                if queue := self._queues.get((operation.method, *target)):
+                if queue := self._queues.get((method, *target)):
                     return queue.popleft()
-        if not self._bounds or not operation.stops:
+        if not self._bounds or operation != "stop":
             return None
         # The length keeps ("a", "bc") and ("ab", "c") apart.
         text = f"{self._seed}:{stops}:{len(workspace_id)}:{workspace_id}{alias}"

@@ -44,7 +44,7 @@ class Reply:
         emulator.inject(Reply(429, headers={"Retry-After": "7"}))
         emulator.inject(Reply(502, body="Bad gateway", headers={"Content-Type": "text/html"}))
 
-    Without `json` and `body`, a 4xx or 5xx has the error body of contract errors.md, a 2xx the body
+    Without a `body`, a 4xx or 5xx has the error body of contract errors.md, a 2xx the body
     of a normal response, and a 204, a 205 or a 3xx none.
 
     Attributes:
@@ -54,9 +54,9 @@ class Reply:
         reason_class: The `reasonClass` of the error body; None for that of the status.
         hint: The `hint` of the error body; None omits it.
         headers: Further headers, such as `Retry-After`. They replace those of the same name.
-        json: A value, in place of the usual body; None for none.
-        body: A body that is not JSON, or not valid; a str is sent as UTF-8. Its type is
-            `text/plain; charset=utf-8`, unless `headers` has a `Content-Type`.
+        body: What is sent in place of the usual body; None for the usual one. Bytes and text, as
+            UTF-8, are `text/plain; charset=utf-8`, unless `headers` has a `Content-Type`. Any
+            other value is sent as JSON.
         takes_effect: True if a stop with this answer ends the runtime nevertheless. None becomes
             True for a 2xx, and False for any other status.
 
@@ -71,8 +71,7 @@ class Reply:
     reason_class: str | None = None
     hint: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, hash=False)
-    json: Any = field(default=None, hash=False)
-    body: str | bytes | None = None
+    body: object = field(default=None, hash=False)
     takes_effect: bool | None = None
 
     def __post_init__(self) -> None:
@@ -81,7 +80,6 @@ class Reply:
             raise ValueError(f"status is {self.status!r}: give a number from 200 to 599")
         errors = {name: getattr(self, name) for name in _ERROR_FIELDS}
         check(str, NoneType, **errors)
-        check(str, bytes, NoneType, body=self.body)
         check(bool, NoneType, takes_effect=self.takes_effect)
         check(Mapping, headers=self.headers)
         for name, value in self.headers.items():
@@ -91,13 +89,11 @@ class Reply:
         try:
             content_of(self)
         except (TypeError, ValueError) as error:
-            name = "body" if self.json is None else "json"
-            raise ValueError(f"{name} cannot be sent: {error}") from None
-        bodies = {**errors, "json": self.json, "body": self.body}
-        given = [name for name, value in bodies.items() if value is not None]
-        if len(given) > 1 and given[-1] not in _ERROR_FIELDS:
-            raise ValueError(f"{given[0]} and {given[-1]} are both given: give one of them")
-        if given and given[0] in _ERROR_FIELDS and self.status < _LOWEST_ERROR:
+            raise ValueError(f"body cannot be sent: {error}") from None
+        given = [name for name, value in errors.items() if value is not None]
+        if given and self.body is not None:
+            raise ValueError(f"{given[0]} and body are both given: give one of them")
+        if given and self.status < _LOWEST_ERROR:
             raise ValueError(
                 f"{given[0]} is for the API's error body: give a status of 400 to 599, not "
                 f"{self.status}"
@@ -108,9 +104,9 @@ class Reply:
 
 def content_of(reply: Reply) -> bytes | None:
     """Return a reply's own body, None if it has the usual one."""
-    if reply.json is not None:
-        return dump(reply.json)
-    return reply.body.encode() if isinstance(reply.body, str) else reply.body
+    if isinstance(reply.body, bytes | None):
+        return reply.body
+    return reply.body.encode() if isinstance(reply.body, str) else dump(reply.body)
 
 
 def dump(value: object) -> bytes:
@@ -128,22 +124,17 @@ NO_ROUTE = Reply(
 NO_RUNTIME = Reply(404, message="No such workspace or alias.", hint="List what is there.")
 NOT_ACTIVE = Reply(409, message="Nothing runs under that alias.", hint="It is stopped.")
 TOO_MANY = Reply(429, message="Too many requests.", hint="Slow down.")
-
-
-def wrong_method(allowed: str) -> Reply:
-    """Return the reply to a request with another method than that of its operation."""
-    headers = {"Allow": allowed}
-    message = "Method not allowed."
-    return Reply(
-        405, code="method.not_allowed", message=message, hint="See Allow.", headers=headers
-    )
+WRONG_METHOD = Reply(
+    405, code="method.not_allowed", message="Method not allowed.", hint="See Allow."
+)
 
 
 def response_to(reply: Reply, payload: Payload, request_id: str) -> web.Response:
     """Return the response of a reply; the payload is the JSON of a normal response."""
     usual = {"Content-Type": _JSON_TYPE, "x-request-id": request_id}
     if (body := content_of(reply)) is not None:
-        usual = {"Content-Type": _TEXT_TYPE if reply.json is None else _JSON_TYPE}
+        is_text = isinstance(reply.body, str | bytes)
+        usual = {"Content-Type": _TEXT_TYPE if is_text else _JSON_TYPE}
     elif reply.status >= _LOWEST_ERROR:
         body = dump(_error_body(reply, request_id))
     elif reply.status in _WITH_NORMAL_BODY:

@@ -1,9 +1,11 @@
 """The server of the emulator: it receives requests, changes runtimes, and sends replies."""
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import MappingProxyType, NoneType
 from typing import Self
 
@@ -12,8 +14,8 @@ from aiohttp import web
 from bctrl_async.emulator import _contract as contract
 from bctrl_async.emulator import _replies as replies
 from bctrl_async.emulator._assertions import ReceivedRequest, Target, explain
-from bctrl_async.emulator._faults import UNANSWERED, Answers, Fault, FaultPlan
-from bctrl_async.emulator._replies import Reply
+from bctrl_async.emulator._faults import UNANSWERED, Fault, FaultPlan, reply_of, send, spoil
+from bctrl_async.emulator._replies import NO_PAYLOAD, Payload, Reply
 
 _METHODS = ("POST", "GET")
 _DAY = 86_400
@@ -52,8 +54,6 @@ class Emulator:
         faults: The probability of each fault of a stop, each 0 to 1, together at most 1.
         seed: The seed of the random faults.
         latency: Seconds before every response, up to a day.
-        retry_after: The Retry-After of the faults that have one, in any form (contract errors.md);
-            None omits the header.
         fault_latency: Seconds that `Fault.LATENCY` adds, that the body of `Fault.SLOW_DRIP` takes,
             and by which the second answer of `Fault.LATE_STRAY_ANSWER` is late; up to a day.
         rate_limit: Requests per second, 0.0001 to 1,000,000, with bursts of a quarter of a second.
@@ -75,7 +75,6 @@ class Emulator:
         faults: Mapping[Fault, float] | None = None,
         seed: int = 0,
         latency: float = 0.0,
-        retry_after: str | None = "1",
         fault_latency: float = 0.05,
         rate_limit: float | None = None,
         on_request: Callable[[ReceivedRequest], object] | None = None,
@@ -97,7 +96,7 @@ class Emulator:
         self._port = port
         self._latency = latency
         self._fault_latency = fault_latency
-        self._answers = Answers(retry_after, fault_latency)
+        self._answers = itertools.count(1)
         self._interval = 0.0 if rate_limit is None else 1 / rate_limit
         self._empty_at = 0.0
         self._on_request = on_request
@@ -309,8 +308,10 @@ class Emulator:
         if route is not None:
             name = self._names.get(route.workspace_id, route.workspace_id)
             route = route._replace(workspace_id=name)
-        fault, response = self._decide(request, route)
-        operation, workspace_id, alias = route or (None, None, None)
+        fault, reply, payload = self._decide(request, route)
+        response = replies.response_to(reply, payload, f"req_{next(self._answers)}")
+        spoil(response, fault, payload)
+        operation, method, workspace_id, alias = route or (None, None, None, None)
         received = ReceivedRequest(
             workspace_id,
             alias,
@@ -320,7 +321,7 @@ class Emulator:
             body,
             fault,
             None if fault in UNANSWERED else response.status,
-            operation.name if operation and operation.method == request.method else None,
+            operation if method == request.method else None,
             asyncio.get_running_loop().time() - self._started_at,
         )
         self.requests.append(received)
@@ -328,40 +329,34 @@ class Emulator:
             self._on_request(received)
         if delay := self._latency + self._fault_latency * (fault is Fault.LATENCY):
             await asyncio.sleep(delay)
-        return await self._answers.send(request, response, fault)
+        return await send(request, response, fault, self._fault_latency)
 
     def _decide(
         self, request: web.BaseRequest, route: contract.Route | None
-    ) -> tuple[Fault | Reply | None, web.Response]:
-        """Choose the response and update the runtime without awaiting, so no two interleave."""
+    ) -> tuple[Fault | Reply | None, Reply, Payload]:
+        """Choose the reply and update the runtime without awaiting, so no two interleave."""
         if route is None:
-            refusal = replies.NO_ROUTE
-        elif request.method != route.operation.method:
-            refusal = replies.wrong_method(route.operation.method)
-        elif request.headers.get("Authorization") != f"Bearer {self.api_key}":
-            refusal = replies.NO_KEY
-        else:
-            return self._perform(route, request.raw_path)
-        return None, self._answers.to(refusal)
-
-    def _perform(
-        self, route: contract.Route, raw_path: str
-    ) -> tuple[Fault | Reply | None, web.Response]:
-        operation, workspace_id, alias = route
+            return None, replies.NO_ROUTE, NO_PAYLOAD
+        if request.method != route.method:
+            allowed = {"Allow": route.method}
+            return None, replace(replies.WRONG_METHOD, headers=allowed), NO_PAYLOAD
+        if request.headers.get("Authorization") != f"Bearer {self.api_key}":
+            return None, replies.NO_KEY, NO_PAYLOAD
+        operation, _, workspace_id, alias = route
         target = workspace_id, alias or ""
-        if operation.stops:
+        if operation == "stop":
             self.received[target] += 1
         if self._is_throttled():
-            return None, self._answers.to(replies.TOO_MANY)
-        payload: replies.Payload | None = self._runtimes.get(target)
+            return None, replies.TOO_MANY, NO_PAYLOAD
+        payload: Payload | None = self._runtimes.get(target)
         if alias is None:
             listed = [found for (id_, _), found in self._runtimes.items() if id_ == workspace_id]
             payload = {"runtimes": listed} if listed else None
         if payload is None:
-            return None, self._answers.to(replies.NO_RUNTIME)
+            return None, replies.NO_RUNTIME, NO_PAYLOAD
         fault = self._faults.next(route, self.received[target])
-        conflict = operation.stops and not self._stop(target, fault)
-        return fault, self._answers.respond(fault, payload, raw_path, conflict=conflict)
+        conflict = operation == "stop" and not self._stop(target, fault)
+        return fault, reply_of(fault, conflict=conflict), payload
 
     def _is_throttled(self) -> bool:
         """Count a request by the generic cell rate algorithm (GCRA); return True if it exceeds."""

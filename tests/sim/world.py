@@ -53,7 +53,6 @@ class World:
             faults=plan.climate.server_faults,
             seed=plan.seed,
             latency=plan.latency,
-            retry_after=plan.climate.retry_after,
         )
 
     def statuses(self) -> dict[Target, str | None]:
