@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 from bctrl_async import _config
 from bctrl_async._calls.call import Call, annotate
 from bctrl_async._calls.observing import ObservedStop, observe_call
-from bctrl_async._calls.retry import RetryPolicy
+from bctrl_async._calls.retry import RetryPolicy, RetryState
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http import transport
 from bctrl_async._http.fast import open_pool
@@ -282,7 +282,8 @@ class BctrlSession:
                 observed.end(error)
             raise
         # Made only now, unlike in other calls: a hundred thousand of these may wait for a slot.
-        call = Call(STOP, str(workspace_id), alias, path, limit, policy, extra)
+        retries = RetryState(policy, self._sender.quota)
+        call = Call(STOP, str(workspace_id), alias, path, limit, retries, extra)
         stopping = self._stop(call, http, stopped_ok=stopped_ok)
         return await (stopping if observed is None else observed.run(call, stopping))
 
@@ -562,7 +563,8 @@ class BctrlSession:
         priority: Priority = Priority.SINGLE,
     ) -> Call[_T]:
         path = operation.path(self._url.raw_path, workspace_id, alias)
-        call = Call(operation, str(workspace_id), alias, path, limit, policy)
+        retries = RetryState(policy, self._sender.quota, reads=not operation.stops)
+        call = Call(operation, str(workspace_id), alias, path, limit, retries)
         call.first_priority = priority
         return call
 

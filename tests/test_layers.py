@@ -334,7 +334,7 @@ BUDGETS = {
     ("session", "shards"): 717,
     ("otel", "testing"): 403,
     ("pace", "redis"): 694,
-    ("_calls",): 785,
+    ("_calls",): 767,
     ("_http",): 1724,
     ("_limiter",): 906,
     ("bulk",): 2037,

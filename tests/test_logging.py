@@ -181,8 +181,8 @@ class TestRetries:
         breaker = CircuitBreaker(session._sender, policy, 60.0, SilentCanary(), RunState(Input([])))
 
         async def retry(alias: str) -> int:
-            call = Call(STOP, "ws-1", alias, "/", ClientTimeout(), policy)
-            call.retries = RetryState(policy, RetryQuota())
+            state = RetryState(policy, RetryQuota())
+            call = Call(STOP, "ws-1", alias, "/", ClientTimeout(), state)
             retries = -1
             while retries < 0 or await breaker.wait_to_retry(call):
                 call.retries.record(BctrlNetworkError("no connection"))

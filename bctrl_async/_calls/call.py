@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
@@ -30,14 +29,13 @@ class Call(msgspec.Struct, Generic[_T]):
     alias: str | None
     path: str
     limit: ClientTimeout
-    policy: RetryPolicy
+    retries: RetryState
     headers: Mapping[str, str] = {}
     """Headers of this call alone."""
     first_priority: Priority = Priority.SINGLE
     wait_to_retry: Callable[[Call[_T]], Awaitable[bool]] | None = None
     """Waits after a failed attempt, and returns False to give up; None follows the policy."""
     observer: CallObserver | StopObserver | None = None
-    retries: RetryState | None = None
     attempts: int = 0
     number: int = 0
     """The last attempt's number among all attempts of the session."""
@@ -62,19 +60,9 @@ class Call(msgspec.Struct, Generic[_T]):
         return self.in_flight and self.is_connected
 
     @property
-    def may_have_stopped(self) -> bool:
-        """True if an attempt that has failed may have stopped the runtime."""
-        return self.retries is not None and self.retries.may_have_stopped
-
-    @property
-    def throttled(self) -> int:
-        """The number of its attempts so far that were throttled."""
-        return 0 if self.retries is None else self.retries.throttled
-
-    @property
-    def patience_ends(self) -> float:
-        """The time at which its patience ends; inf until an attempt was throttled."""
-        return math.inf if self.retries is None else self.retries.patience_ends
+    def policy(self) -> RetryPolicy:
+        """Its retry policy."""
+        return self.retries.policy
 
     def on_connection(self) -> None:
         """Record that the attempt in flight has its connection."""
@@ -92,8 +80,7 @@ class Call(msgspec.Struct, Generic[_T]):
         """Add the call and its earlier attempts to the error that ends it."""
         annotate(error, self.operation.name, self.workspace_id, self.alias)
         error.attempts = self.attempts
-        if self.retries is not None:
-            self.retries.annotate(error)
+        self.retries.annotate(error)
 
     def aborted(self, reason: str) -> BctrlError:
         """Return the error of this call if it is cancelled now, for a reason."""
@@ -101,7 +88,7 @@ class Call(msgspec.Struct, Generic[_T]):
             when = "before an answer" if self.is_connected else "before it had a connection"
         else:
             when = "before it was sent again" if self.attempts else "while it waited for a slot"
-        last = None if self.retries is None else self.retries.last_failure
+        last = self.retries.last_failure
         earlier = "" if last is None else f"; before that, {last.summary}"
         name = self.operation.name
         error = BctrlError(
@@ -120,10 +107,10 @@ class Call(msgspec.Struct, Generic[_T]):
         """
         retries, loop = self.retries, asyncio.get_running_loop()
         ends, asked = loop.time() + self.policy.max_throttle_wait, 0
-        delay = None if retries is None else retries.delay(loop.time())
+        delay = retries.delay(loop.time())
         while delay is None:
             is_over = limiter.is_closed() or loop.time() >= ends
-            if retries is None or is_over or not (waits_for_quota and retries.lacks_quota):
+            if is_over or not (waits_for_quota and retries.lacks_quota):
                 return False
             asked += 1
             await limiter.sleep(probe_delay(self.policy, asked))
@@ -134,7 +121,7 @@ class Call(msgspec.Struct, Generic[_T]):
 
     def log_retry(self, delay: float) -> None:
         """Log the failure of the last attempt, and the shortest delay until the next one."""
-        failed = None if self.retries is None else self.retries.last_failure
+        failed = self.retries.last_failure
         if failed is not None and _log.isEnabledFor(logging.INFO):
             annotate(failed, self.operation.name, self.workspace_id, self.alias)
             alias = "" if self.alias is None else f"{quote(self.alias)} in "

@@ -110,5 +110,5 @@ class ObservedStop:
 
 def _conflict_of(call: Call[Runtime] | None) -> BctrlConflictError | None:
     """Return the answer to a stop that the runtime was not running."""
-    failed = None if call is None or call.retries is None else call.retries.last_failure
+    failed = None if call is None else call.retries.last_failure
     return failed if isinstance(failed, BctrlConflictError) and failed.already_stopped else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Collection
 
 import msgspec
@@ -131,9 +130,8 @@ class RetryState(msgspec.Struct):
     """Failed attempts that cost one of the policy's."""
     throttled: int = 0
     patience_ends: float = math.inf
-    last_failures: deque[BctrlError] = msgspec.field(
-        default_factory=lambda: deque(maxlen=_MAX_NOTES)
-    )
+    """The time at which the patience ends; inf until an attempt was throttled."""
+    last_failures: list[BctrlError] = []
     may_have_stopped: bool = False
     status: int | None = None
     lacks_quota: bool = False
@@ -144,7 +142,7 @@ class RetryState(msgspec.Struct):
         self.attempts += 1
         self.may_have_stopped |= error.may_have_stopped
         self.status = error.status or self.status
-        self.last_failures.append(error)
+        self.last_failures = [*self.last_failures, error][-_MAX_NOTES:]
         self.throttled += error.status in THROTTLED
         if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
             self.quota.release()

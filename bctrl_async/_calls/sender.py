@@ -15,7 +15,7 @@ from yarl import URL
 from bctrl_async import _config
 from bctrl_async._calls.call import Call, is_cancelled
 from bctrl_async._calls.observing import extra_headers, notify
-from bctrl_async._calls.retry import RetryQuota, RetryState
+from bctrl_async._calls.retry import RetryQuota
 from bctrl_async._http import transport
 from bctrl_async._http.failures import is_untrusted
 from bctrl_async._http.pool import Pool
@@ -64,7 +64,7 @@ class Sender:
         self._headers = headers
         self._key_provider = key_provider
         self._send = partial(transport.send_once, check_answers=check_answers)
-        self._quota = RetryQuota()
+        self.quota: RetryQuota = RetryQuota()
         self._tally = Tally()
 
     @property
@@ -138,11 +138,11 @@ class Sender:
                     ended = BctrlNetworkError("the DNS lookup was still in progress")
                 finally:
                     self._tally.cancelled += ended is None and call.in_flight
-                    self.limiter.release(ended, call.throttled)
+                    self.limiter.release(ended, call.retries.throttled)
                 was_sent, call.in_flight = call.in_flight, False
                 if not isinstance(ended, BctrlError):
                     self._record_answer(call)
-                    self._quota.release()
+                    self.quota.release()
                     self._tally.succeeded += 1
                     return ended
                 ended = self._as_session_closed(ended)
@@ -154,7 +154,7 @@ class Sender:
                     raise ended
                 http = self.open_pool()
                 await self.limiter.acquire(
-                    call.policy.max_throttle_wait, call.priority, call.patience_ends
+                    call.policy.max_throttle_wait, call.priority, call.retries.patience_ends
                 )
         except BctrlError as error:
             call.annotate(error)
@@ -173,9 +173,6 @@ class Sender:
             self._tally.record(error)
             if not is_unanswered(error):
                 self._record_answer(call)
-        if call.retries is None:
-            reads = not call.operation.stops
-            call.retries = RetryState(call.policy, self._quota, reads=reads)
         call.retries.record(error)
 
     async def _wait_to_retry(self, call: Call[_T], failure: BctrlError) -> bool:

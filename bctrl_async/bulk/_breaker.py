@@ -166,7 +166,7 @@ class CircuitBreaker:
 
         The caller must `leave` when the call has ended.
         """
-        failure = None if call.retries is None else call.retries.last_failure
+        failure = call.retries.last_failure
         if failure is None or not is_unanswered(failure):
             if failure is not None and failure.status is not None:
                 self.on_answer(call)
@@ -255,12 +255,7 @@ class CircuitBreaker:
         """Wait before retrying a call, now that the server is up; return False to give up."""
         began, ended = self._outage
         retries = call.retries
-        if (
-            retries is None
-            or call.number > ended
-            or failed_at < began
-            or retries.uncounted > _MAX_UNCOUNTED
-        ):
+        if call.number > ended or failed_at < began or retries.uncounted > _MAX_UNCOUNTED:
             # A target is retried once, however many fail; a dead one holds up the run no longer.
             is_first = call.attempts == 1
             return await call.back_off(self._sender.limiter, waits_for_quota=is_first)

@@ -97,11 +97,7 @@ class Run(Engine):
     def retrying(self) -> Counter[str]:
         """The targets that wait for another attempt, by what came of the last one."""
         calls = (worker.call for worker in self.state.workers if worker.is_stopping)
-        failures = (
-            call.retries.last_failure
-            for call in calls
-            if call and call.retries and not call.in_flight
-        )
+        failures = (call.retries.last_failure for call in calls if call and not call.in_flight)
         return Counter(error_type(failure) for failure in failures if failure is not None)
 
     def open(self) -> None:
@@ -228,8 +224,7 @@ class Run(Engine):
         finally:
             worker.call = None
             self._breaker.leave(call)
-            if call.retries is not None:
-                self.ledger.throttled += call.retries.throttled
+            self.ledger.throttled += call.retries.throttled
         if ended is None or call.cut_off:
             return call.aborted(self.state.reason.summary)
         if isinstance(ended, Runtime):
@@ -240,11 +235,11 @@ class Run(Engine):
 
     async def _wait_to_retry(self, call: Call[Runtime]) -> bool:
         """Wait before retrying a call; return False to give up."""
-        failure = None if call.retries is None else call.retries.last_failure
+        failure = call.retries.last_failure
         may_retry = self.state.goes_on() or (
             self.state.level is CancelLevel.READING
             and call.operation.stops
-            and call.may_have_stopped
+            and call.retries.may_have_stopped
         )
         if not may_retry and failure is not None and is_transient(failure, call.policy.statuses):
             self.state.set_ended_early(self.state.reason)
