@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
+from bctrl_async import _config
 from bctrl_async._version import __version__
-from bctrl_async.errors import THROTTLED, BctrlConfigError, BctrlError, error_type
+from bctrl_async.errors import THROTTLED, BctrlError, error_type
 from bctrl_async.observer import (
     Attempt,
     AttemptObserver,
@@ -93,14 +94,6 @@ class _Scope(NamedTuple):
         return self.tracer.start_span(name, self.context, kind, attributes)
 
 
-def _check_provider(name: str, provider: object, kind: type) -> None:
-    if provider is not None and not isinstance(provider, kind):
-        wanted = f"{kind.__module__}.{kind.__qualname__}"
-        raise BctrlConfigError(
-            f"invalid {name}: expected {wanted}, not {type(provider).__name__}", argument=name
-        )
-
-
 class OpenTelemetry(Observer):
     """An observer that records spans and metrics. Several sessions may share it.
 
@@ -121,8 +114,11 @@ class OpenTelemetry(Observer):
         meter_provider: metrics.MeterProvider | None = None,
         spans_in_bulk: bool = True,
     ) -> None:
-        _check_provider("tracer_provider", tracer_provider, trace.TracerProvider)
-        _check_provider("meter_provider", meter_provider, metrics.MeterProvider)
+        for name, provider, kind in (
+            ("tracer_provider", tracer_provider, trace.TracerProvider),
+            ("meter_provider", meter_provider, metrics.MeterProvider),
+        ):
+            _config.check_type(provider, kind | None, name, f"an opentelemetry {kind.__name__}")
         self._tracer = trace.get_tracer("bctrl_async", __version__, tracer_provider)
         self._tracer_in_bulk = self._tracer if spans_in_bulk else None
         self._meters = _Meters(meter_provider)

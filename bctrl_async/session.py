@@ -283,7 +283,7 @@ class BctrlSession:
             raise
         # Made only now, unlike in other calls: a hundred thousand of these may wait for a slot.
         retries = RetryState(policy, self._sender.quota)
-        call = Call(STOP, str(workspace_id), alias, path, limit, retries, extra)
+        call = Call(STOP, str(workspace_id), alias, path, limit, retries=retries, headers=extra)
         stopping = self._stop(call, http, stopped_ok=stopped_ok)
         return await (stopping if observed is None else observed.run(call, stopping))
 
@@ -330,9 +330,7 @@ class BctrlSession:
         """
         workspace_id, alias = plain_text(workspace_id), plain_text(alias)
         with observe_call(self._observer, GET, workspace_id, alias) as observer:
-            return await self._read(
-                GET, workspace_id, alias, observer, timeout=timeout, retry=retry
-            )
+            return await self._read(GET, workspace_id, alias, observer, timeout, retry)
 
     async def list_runtimes(
         self,
@@ -365,8 +363,18 @@ class BctrlSession:
         workspace_id = plain_text(workspace_id)
         if on_unreadable is not None and not callable(on_unreadable):
             raise _config.invalid_type("on_unreadable", on_unreadable, "a function")
-        listed = await self._list(workspace_id, timeout, retry, on_unreadable or _raise)
-        return [each for each in listed if isinstance(each, Runtime)]
+        runtimes: list[Runtime] = []
+        with observe_call(self._observer, LIST, workspace_id, None) as observer:
+            for item in await self._read(LIST, workspace_id, None, observer, timeout, retry):
+                if isinstance(item, Runtime):
+                    runtimes.append(item)
+                    continue
+                annotate(item, LIST.name, workspace_id, item.alias)
+                item.may_have_stopped = False
+                if on_unreadable is None:
+                    raise item
+                on_unreadable(item)
+        return runtimes
 
     def stop_runtimes(
         self,
@@ -522,10 +530,14 @@ class BctrlSession:
         """List the runtimes to stop."""
         policy = self._policy(options.retry).for_bulk(options.deadline)
         found = FoundTargets(workspace_id, where)
-        listed = await self._list(workspace_id, options.timeout, policy, lambda _: None)
+        unreadable: list[BctrlResponseError] = []
+        listed = await self.list_runtimes(
+            workspace_id, on_unreadable=unreadable.append, timeout=options.timeout, retry=policy
+        )
         for start in range(0, len(listed), _SLICE):
             await asyncio.sleep(0)
             found.add(listed[start : start + _SLICE])
+        found.add(unreadable)
         return found
 
     def _bulk(self, source: Input, options: Options) -> StopBatch:
@@ -564,7 +576,7 @@ class BctrlSession:
     ) -> Call[_T]:
         path = operation.path(self._url.raw_path, workspace_id, alias)
         retries = RetryState(policy, self._sender.quota, reads=not operation.stops)
-        call = Call(operation, str(workspace_id), alias, path, limit, retries)
+        call = Call(operation, str(workspace_id), alias, path, limit, retries=retries)
         call.first_priority = priority
         return call
 
@@ -577,41 +589,18 @@ class BctrlSession:
         _config.check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
         return retry
 
-    async def _list(
-        self,
-        workspace_id: str,
-        timeout: float | None,  # noqa: ASYNC109 - of each attempt.
-        retry: RetryPolicy | None,
-        on_unreadable: Callable[[BctrlResponseError], object],
-    ) -> list[Runtime | BctrlResponseError]:
-        with observe_call(self._observer, LIST, workspace_id, None) as observer:
-            listed = await self._read(
-                LIST, workspace_id, None, observer, timeout=timeout, retry=retry
-            )
-            for item in listed:
-                if isinstance(item, BctrlResponseError):
-                    annotate(item, LIST.name, workspace_id, item.alias)
-                    item.may_have_stopped = False
-                    on_unreadable(item)
-        return listed
-
-    async def _read(
+    async def _read(  # noqa: PLR0917 - those of every call.
         self,
         operation: Operation[_T],
         workspace_id: str,
         alias: str | None,
         observer: CallObserver | None,
-        *,
         timeout: float | None,  # noqa: ASYNC109 - of each attempt.
         retry: RetryPolicy | None,
     ) -> _T:
-        """Make a call that stops nothing."""
-        try:
-            limit, policy = self._time_limit(timeout), self._policy(retry)
-            call = self._make_call(operation, limit, workspace_id, alias, policy=policy)
-        except BctrlError as error:
-            annotate(error, operation.name, workspace_id, alias)
-            raise
+        """Make a call that stops nothing, within `observe_call`."""
+        limit, policy = self._time_limit(timeout), self._policy(retry)
+        call = self._make_call(operation, limit, workspace_id, alias, policy=policy)
         call.observer = observer
         return await self._sender.request(call)
 
@@ -655,7 +644,3 @@ def _call_headers(
             )
         extra.update(checked_headers({_IDEMPOTENCY_KEY: idempotency_key}))
     return extra
-
-
-def _raise(error: BctrlError) -> None:
-    raise error

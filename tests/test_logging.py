@@ -182,7 +182,7 @@ class TestRetries:
 
         async def retry(alias: str) -> int:
             state = RetryState(policy, RetryQuota())
-            call = Call(STOP, "ws-1", alias, "/", ClientTimeout(), state)
+            call = Call(STOP, "ws-1", alias, "/", ClientTimeout(), retries=state)
             retries = -1
             while retries < 0 or await breaker.wait_to_retry(call):
                 call.retries.record(BctrlNetworkError("no connection"))

@@ -434,7 +434,9 @@ class TestQuota:
 
 
 def test_an_error_before_any_attempt_names_only_the_runtime() -> None:
-    call = Call(STOP, "ws-1", "crm", "/", ClientTimeout(), RetryState(RetryPolicy(), RetryQuota()))
+    call = Call(
+        STOP, "ws-1", "crm", "/", ClientTimeout(), retries=RetryState(RetryPolicy(), RetryQuota())
+    )
     error = BctrlConfigError("the session is closed")
     call.annotate(error)
     assert (error.workspace_id, error.alias, error.attempts) == ("ws-1", "crm", 0)

@@ -7,11 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
-import msgspec
-from aiohttp import ClientTimeout
-
 from bctrl_async._calls.retry import RetryPolicy, RetryState, probe_delay
-from bctrl_async._http.request import Operation
+from bctrl_async._http.request import Request
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async.errors import BctrlConflictError, BctrlError, log_fields, quote
 from bctrl_async.observer import CallObserver, StopObserver
@@ -21,14 +18,9 @@ _log = logging.getLogger("bctrl_async")
 _T = TypeVar("_T")
 
 
-class Call(msgspec.Struct, Generic[_T]):
+class Call(Request[_T], Generic[_T], kw_only=True):
     """One call and its progress."""
 
-    operation: Operation[_T]
-    workspace_id: str
-    alias: str | None
-    path: str
-    limit: ClientTimeout
     retries: RetryState
     headers: Mapping[str, str] = {}
     """Headers of this call alone."""
@@ -40,10 +32,6 @@ class Call(msgspec.Struct, Generic[_T]):
     number: int = 0
     """The last attempt's number among all attempts of the session."""
     in_flight: bool = False
-    is_connected: bool = False
-    """True if that attempt has its connection, so that it may have been sent."""
-    request_id: str | None = None
-    """The server's id of the last request that it answered with one."""
     cut_off: bool = False
     """True if its run ended before an attempt that was to follow."""
 
@@ -63,10 +51,6 @@ class Call(msgspec.Struct, Generic[_T]):
     def policy(self) -> RetryPolicy:
         """Its retry policy."""
         return self.retries.policy
-
-    def on_connection(self) -> None:
-        """Record that the attempt in flight has its connection."""
-        self.is_connected = True
 
     def on_failure(self, error: BctrlError) -> None:
         """Record what a failed attempt may have done; only a stop may have stopped a runtime."""

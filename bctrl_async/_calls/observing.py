@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import msgspec
 
-from bctrl_async._calls.call import Call
+from bctrl_async._calls.call import Call, annotate
 from bctrl_async._http.request import Operation, checked_headers
 from bctrl_async.errors import BctrlConflictError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
@@ -54,18 +54,21 @@ def observe_call(
     workspace_id: object,
     alias: object,
 ) -> Iterator[CallObserver | None]:
-    """Notify an observer of a call that stops nothing; yield the observer of the call, if any."""
-    if observer is None:
-        yield None
-        return
-    names = str(workspace_id), None if alias is None else str(alias)
-    call = notify(observer.begin_call, operation.name, *names) or CallObserver()
+    """Name the call in its error, and observe it: yield the observer of the call, if any."""
+    call: CallObserver | None = None
+    if observer is not None:
+        names = str(workspace_id), None if alias is None else str(alias)
+        call = notify(observer.begin_call, operation.name, *names) or CallObserver()
     try:
         yield call
     except BaseException as error:
-        notify(call.end, error)
+        if isinstance(error, BctrlError) and error.workspace_id is None:
+            annotate(error, operation.name, workspace_id, alias)
+        if call is not None:
+            notify(call.end, error)
         raise
-    notify(call.end, None)
+    if call is not None:
+        notify(call.end, None)
 
 
 class ObservedStop:
@@ -89,8 +92,11 @@ class ObservedStop:
 
     def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None = None) -> None:
         """Notify the observer of the outcome; without a call if none was made."""
-        # A conflict settles the stop, whatever becomes of the GET that follows it.
-        settled = _conflict_of(call) or ended
+        settled: Runtime | BaseException = ended
+        match call and call.retries.last_failure:
+            # It settles the stop, whatever becomes of the GET that follows it.
+            case BctrlConflictError(already_stopped=True) as conflict:
+                settled = conflict
         if not isinstance(settled, Runtime | BctrlError):
             reason, name = settled, type(settled).__name__
             settled = BctrlError(f"aborted: {name}") if call is None else call.aborted(name)
@@ -106,9 +112,3 @@ class ObservedStop:
         if settled is not ended and isinstance(ended, Runtime) and ended.status.is_final:
             outcome = msgspec.structs.replace(outcome, runtime=ended)
         notify(self._stop.end, outcome)
-
-
-def _conflict_of(call: Call[Runtime] | None) -> BctrlConflictError | None:
-    """Return the answer to a stop that the runtime was not running."""
-    failed = None if call is None else call.retries.last_failure
-    return failed if isinstance(failed, BctrlConflictError) and failed.already_stopped else None

@@ -10,6 +10,7 @@ from urllib import parse
 from uuid import UUID
 
 import msgspec
+from aiohttp import ClientTimeout
 from multidict import CIMultiDict
 
 from bctrl_async._config import check_type
@@ -26,8 +27,6 @@ MAX_BODY = MIB
 _MAX_NAME = 1_000
 _is_plain = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._~-]{{1,{_MAX_NAME}}}").fullmatch
 _find_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
-_is_triplet = re.compile("%([0-9A-Fa-f]{2})").fullmatch
-_NOT_ASCII = 0x80
 _is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch  # RFC 9110 section 5.6.2
 _is_field_value = re.compile(r"(?=[!-~])[ -~\t]*[!-~]").fullmatch  # RFC 9110 section 5.5
 
@@ -91,22 +90,10 @@ def _invalid_name(summary: str, advice: str) -> BctrlConfigError:
 def _has_dot_segment(value: str) -> bool:
     """Return True if the value has a dot segment once it is decoded until it no longer changes."""
     # Decoding removes neither dots nor separators, so earlier decodings need no check.
-    if "%" in value:
-        value = _decode_completely(value)
+    while (decoded := parse.unquote(value)) != value:
+        value = decoded
     segments = value.replace("\\", "/").split("/")
     return any(segment.partition(";")[0] in {".", ".."} for segment in segments)
-
-
-def _decode_completely(value: str) -> str:
-    """Percent-decode text until it no longer changes, in one pass; replace what is not ASCII."""
-    decoded: list[str] = []
-    for character in value:
-        decoded.append(character)
-        # A decoded character may complete another triplet: `%2%35` is `%25`, and that is `%`.
-        while triplet := _is_triplet("".join(decoded[-3:])):
-            byte = int(triplet[1], 16)
-            decoded[-3:] = chr(byte) if byte < _NOT_ASCII else "\ufffd"
-    return "".join(decoded)
 
 
 def checked_headers(headers: Mapping[str, str]) -> CIMultiDict[str]:
@@ -164,6 +151,24 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
         if self.suffix is None:
             return path
         return f"{path}/{path_segment(alias, 'alias')}{self.suffix}"
+
+
+class Request(msgspec.Struct, Generic[_T]):
+    """A request of a call, and what its last attempt knows of it."""
+
+    operation: Operation[_T]
+    workspace_id: str
+    alias: str | None
+    path: str
+    limit: ClientTimeout
+    is_connected: bool = False
+    """True if the attempt has its connection: from then on it may have been sent."""
+    request_id: str | None = None
+    """The server's id of the last request that it answered with one."""
+
+    def on_connection(self) -> None:
+        """Record that the attempt has its connection."""
+        self.is_connected = True
 
 
 STOP = Operation(name="stop", method="POST", suffix="/stop", stops=True, parse=decode_runtime)

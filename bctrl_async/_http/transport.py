@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import GeneratorType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import aiohttp
 from aiohttp import hdrs
@@ -20,7 +20,7 @@ from bctrl_async._http import fast
 from bctrl_async._http.failures import AIOHTTP_ERRORS, failed_request, partial_response
 from bctrl_async._http.lists import Slices
 from bctrl_async._http.redaction import detached
-from bctrl_async._http.request import MAX_BODY, Operation
+from bctrl_async._http.request import MAX_BODY, Request
 from bctrl_async._http.response import (
     DECODE_ERRORS,
     MIB,
@@ -45,20 +45,6 @@ _LONG_BODY = MIB // 4
 """The bytes of a body from which the event loop runs between its chunks."""
 
 
-class Sending(Protocol[_T]):
-    """The part of a call that an attempt needs, and where it records what it knows."""
-
-    operation: Operation[_T]
-    workspace_id: str
-    alias: str | None
-    path: str
-    limit: aiohttp.ClientTimeout
-    request_id: str | None
-
-    def on_connection(self) -> None:
-        """Record that the request has its connection: from then on it may have been sent."""
-
-
 def time_limit(timeout: object) -> aiohttp.ClientTimeout:
     """Return aiohttp's limits for an attempt of at most this many seconds."""
     total = _config.seconds(timeout, "timeout")
@@ -71,7 +57,7 @@ def time_limit(timeout: object) -> aiohttp.ClientTimeout:
 async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after the other.
     http: aiohttp.ClientSession,
     fast_path: fast.FastPath | None,
-    call: Sending[_T],
+    call: Request[_T],
     url: URL,
     headers: CIMultiDict[str],
     *,
@@ -137,7 +123,7 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
 
 
 async def _request(
-    http: aiohttp.ClientSession, call: Sending[_T], url: URL, headers: CIMultiDict[str]
+    http: aiohttp.ClientSession, call: Request[_T], url: URL, headers: CIMultiDict[str]
 ) -> aiohttp.ClientResponse:
     fast.on_connection.set(call.on_connection)
     return await http.request(
