@@ -11,7 +11,8 @@ from uuid import uuid4
 import msgspec
 from redis.asyncio import Redis
 
-from bctrl_async.pace import FilePace, Pace, Schedule
+from bctrl_async.pace import FilePace, Pace
+from bctrl_async.pace._leases import Schedule
 from bctrl_async.redis import RedisPace
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
-from bctrl_async.pace import Lease, Pace, PaceStore, Schedule
+from bctrl_async.pace import Pace
+from bctrl_async.pace._leases import Lease, Schedule, Store
 
 
 class MemoryPace(Pace):
@@ -22,7 +23,6 @@ class MemoryPace(Pace):
         schedule: The state of the store.
         error: Raised by every call, if set.
         outage: The times from and until which every call fails.
-        lease: The answer to every call, if set.
         calls: The times of all calls.
         asked_for: The slots that each call asked for.
         opened: The number of stores that were opened.
@@ -35,17 +35,16 @@ class MemoryPace(Pace):
         self.schedule = Schedule()
         self.error: BaseException | None = None
         self.outage = (0.0, 0.0)
-        self.lease: Lease | None = None
         self.calls: list[float] = []
         self.asked_for: list[int] = []
         self.opened = self.closed = 0
 
-    def open(self) -> PaceStore:
+    def open(self) -> Store:
         self.opened += 1
         return _MemoryStore(self)
 
 
-class _MemoryStore(PaceStore):
+class _MemoryStore:
     def __init__(self, pace: MemoryPace) -> None:
         self._pace = pace
 
@@ -59,7 +58,7 @@ class _MemoryStore(PaceStore):
             raise pace.error
         if pace.outage[0] <= now < pace.outage[1]:
             raise ConnectionRefusedError("outage")
-        lease = pace.lease or pace.schedule.lease(now, pace.rate, member, slots, closed_for)
+        lease = pace.schedule.lease(now, pace.rate, member, slots, closed_for)
         await asyncio.sleep(pace.latency / 2)
         return lease
 

@@ -14,8 +14,9 @@ from helpers import BOUND, Command, pass_time, unused_url
 from redis_server import SERVERS, redis_server
 
 from bctrl_async.emulator import Emulator
-from bctrl_async.pace import FilePace, Lease, Pace
+from bctrl_async.pace import FilePace, Pace
 from bctrl_async.pace._file import _FileStore
+from bctrl_async.pace._leases import Lease
 from bctrl_async.redis import RedisPace
 
 CLOSED_FOR = 0.2

@@ -11,7 +11,8 @@ import pytest
 from helpers import BOUND
 
 from bctrl_async import BctrlConfigError
-from bctrl_async.pace import FilePace, Lease
+from bctrl_async.pace import FilePace
+from bctrl_async.pace._leases import Lease
 
 
 async def lease(pace: FilePace, member: str) -> Lease:

@@ -333,7 +333,7 @@ BUDGETS = {
     ("errors", "filters", "models", "observer", "outcomes", "stats"): 1210,
     ("session", "shards"): 704,
     ("otel", "testing"): 399,
-    ("pace", "redis"): 694,
+    ("pace", "redis"): 614,
     ("_calls",): 751,
     ("_http",): 1715,
     ("_limiter",): 906,

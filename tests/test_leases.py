@@ -16,8 +16,8 @@ from throttling import throttled
 from bctrl_async import BctrlConfigError, BctrlRateLimitError
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
-from bctrl_async.pace import Lease, Pace, PaceStore
-from bctrl_async.pace._pace import LEASE
+from bctrl_async.pace import Pace
+from bctrl_async.pace._leases import LEASE, Lease, Store
 
 
 def now() -> float:
@@ -527,52 +527,6 @@ class TestWithoutStore:
         assert len(caplog.records) == 1
         assert "(no answer within 0.25 s)" in caplog.text
 
-    @pytest.mark.parametrize(
-        "lease",
-        [
-            Lease(slots=0, delay=0.0, closed_for=0.0, members=1),
-            Lease(slots=10_000, delay=0.0, closed_for=0.0, members=1),
-            Lease(slots=1, delay=math.inf, closed_for=0.0, members=1),
-            Lease(slots=1, delay=math.nan, closed_for=0.0, members=1),
-            Lease(slots=1, delay=-1.0, closed_for=0.0, members=1),
-            Lease(slots=1, delay=60.3, closed_for=0.0, members=1),
-            Lease(slots=1, delay=0.0, closed_for=60.1, members=1),
-            Lease(slots=1, delay=0.0, closed_for=math.nan, members=1),
-            Lease(slots=1, delay=0.0, closed_for=-1.0, members=1),
-            Lease(slots=1, delay=0.0, closed_for=0.0, members=0),
-        ],
-    )
-    def test_an_answer_that_makes_no_sense_is_a_failure_of_the_store(
-        self, lease: Lease, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """Fault: a store that leases nothing is asked again at once, for ever.
-
-        One that closed the server for years left every target of a bulk stop unsent.
-        """
-
-        async def scenario() -> float:
-            pace = MemoryPace(rate=100)
-            pace.lease = lease
-            member = Member(pace)
-            await member.bulk(200)
-            assert len(pace.calls) < 5
-            return now()
-
-        assert virtual_time.run(scenario()) == pytest.approx(2, abs=0.1)
-        assert "slots were asked for, and the store answered Lease(" in caplog.text
-
-    def test_the_longest_delay_that_the_schedule_can_have_is_waited_for(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        async def scenario() -> float:
-            pace = MemoryPace(rate=100)
-            # A pause of a minute, then two leases of each of nine members.
-            pace.lease = Lease(slots=1, delay=61.0, closed_for=60.0, members=9)
-            return await Member(pace).attempt()
-
-        assert virtual_time.run(scenario()) == pytest.approx(61.0, abs=0.1)
-        assert "cannot be asked" not in caplog.text
-
     def test_the_warning_is_one_line(self, caplog: pytest.LogCaptureFixture) -> None:
         """Fault: the text of an exception of a store began further lines of the log."""
 
@@ -592,7 +546,7 @@ class TestWithoutStore:
         class Broken(Pace):
             opened = 0
 
-            def open(self) -> PaceStore:
+            def open(self) -> Store:
                 self.opened += 1
                 raise OSError("no such device")
 
@@ -674,10 +628,10 @@ class TestEnd:
         """Fault: a session that closes warns that it goes on without the store."""
 
         class Interrupted(Pace):
-            def open(self) -> PaceStore:
+            def open(self) -> Store:
                 return InterruptedStore()
 
-        class InterruptedStore(PaceStore):
+        class InterruptedStore:
             async def lease(self, *_: object) -> Lease:
                 try:
                     await asyncio.sleep(math.inf)

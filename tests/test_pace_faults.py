@@ -188,7 +188,6 @@ class TestServer:
             b"\x00\xff\x16\x03" * 100,
             b"+OK\r\n",
             b"*4\r\n$4\r\nfour\r\n$1\r\n0\r\n$1\r\n0\r\n:1\r\n",
-            b"*4\r\n:1\r\n$3\r\nnan\r\n$1\r\n0\r\n:1\r\n",
             b"*999999999\r\n",
             b"-LOADING Redis is loading the dataset in memory\r\n",
             b"-MOVED 1 127.0.0.1:1\r\n",

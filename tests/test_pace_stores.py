@@ -24,7 +24,7 @@ from redis_server import SERVERS, RedisServer, redis_server
 
 from bctrl_async import BctrlSession, RetryPolicy
 from bctrl_async.emulator import Emulator, Fault
-from bctrl_async.pace import Lease, PaceStore
+from bctrl_async.pace._leases import Lease, Store
 from bctrl_async.pace._redis import _LEASE
 
 RATE = 200.0
@@ -76,7 +76,7 @@ class Members:
 
     def __init__(self, shared: SharedStore, rate: float = RATE, name: str = "one") -> None:
         self._shared, self._rate, self._name = shared, rate, name
-        self._stores: dict[str, PaceStore] = {}
+        self._stores: dict[str, Store] = {}
 
     async def __aenter__(self) -> Self:
         return self

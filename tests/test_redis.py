@@ -21,7 +21,7 @@ from redis_server import SERVERS, RedisServer, redis_server
 
 import bctrl_async
 from bctrl_async import BctrlConfigError
-from bctrl_async.pace import Lease
+from bctrl_async.pace._leases import Lease
 from bctrl_async.redis import RedisPace
 
 GUIDE = Path(__file__).parents[1] / "docs" / "how-to" / "share-a-rate.md"

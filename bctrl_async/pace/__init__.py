@@ -7,11 +7,10 @@ together never start more attempts than the rate allows in any second, plus one 
 that dies costs one lease. No attempt waits for the store for longer than 0.25 s: a session that
 cannot ask it goes on with its share of the rate, and logs a warning.
 
-`FilePace` is for the processes of one machine, `bctrl_async.redis.RedisPace` for those of many. For
-another store, subclass `Pace` and `PaceStore`; `Schedule` has the arithmetic.
+`FilePace` is for the processes of one machine, `bctrl_async.redis.RedisPace` for those of many.
 """
 
 from bctrl_async.pace._file import FilePace
-from bctrl_async.pace._pace import Lease, Pace, PaceStore, Schedule
+from bctrl_async.pace._leases import Pace
 
-__all__ = ["FilePace", "Lease", "Pace", "PaceStore", "Schedule"]
+__all__ = ["FilePace", "Pace"]

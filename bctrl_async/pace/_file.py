@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from bctrl_async import _config
 from bctrl_async.errors import BctrlConfigError
-from bctrl_async.pace._pace import Lease, Pace, PaceStore, Schedule
+from bctrl_async.pace._leases import Lease, Pace, Schedule
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -47,8 +48,7 @@ class FilePace(Pace):
 
     def __init__(self, path: str | os.PathLike[str], *, rate: float) -> None:
         super().__init__(rate=rate)
-        if not isinstance(path, str | os.PathLike):
-            raise _invalid_path(f"expected the path of a file, not {type(path).__name__}")
+        _config.check_type(path, str | os.PathLike, "path", "the path of a file")
         self._path = Path(path)
         if self._path.exists() and not self._path.is_file():
             # To open a pipe would wait for its other end.
@@ -62,18 +62,18 @@ class FilePace(Pace):
             return  # The file may appear, or become readable, while a session runs.
         except ValueError:
             raise _invalid_path(f"{str(path)!r} is not the name of a file") from None
-        if not _is_pace(begins):
+        if not _HEADER.startswith(begins):
             raise _invalid_path(f"{str(path)!r} is another file")
 
     def __repr__(self) -> str:
         return f"FilePace({str(self._path)!r}, rate={self.rate:g})"
 
-    def open(self) -> PaceStore:
+    def open(self) -> _FileStore:
         """Return a store that opens the file for each lease."""
         return _FileStore(self._path, self.rate)
 
 
-class _FileStore(PaceStore):
+class _FileStore:
     def __init__(self, path: Path, rate: float) -> None:
         self._path = path
         self._rate = rate
@@ -99,15 +99,16 @@ class _FileStore(PaceStore):
             # This clock is the same in all processes, and is never set back.
             lease = schedule.lease(time.monotonic(), self._rate, member, slots, closed_for)
             file.seek(0)
-            file.write(_HEADER + _encode(schedule) + b"\n")
+            file.write(_HEADER + msgspec.json.encode(schedule) + b"\n")
         return lease
 
     def _read(self, content: bytes) -> Schedule:
-        if not _is_pace(content):
+        if not _HEADER.startswith(content[: len(_HEADER)]):
             raise ValueError(f"{str(self._path)!r} is another file")
+        # A longer schedule was there before, and its end may remain.
+        line = content.removeprefix(_HEADER).partition(b"\n")[0]
         try:
-            # A longer schedule was there before, and its end may remain.
-            return _decode(content.removeprefix(_HEADER).partition(b"\n")[0])
+            return msgspec.json.decode(line, type=Schedule)
         except msgspec.DecodeError:
             return Schedule()  # The file is new, or a crash has cut it off.
 
@@ -125,14 +126,6 @@ def _wait_for_lock(file: int) -> None:
             if time.monotonic() >= until:
                 raise TimeoutError("another process has locked the file") from error
         time.sleep(0.001)
-
-
-def _is_pace(content: bytes) -> bool:
-    return _HEADER.startswith(content[: len(_HEADER)])
-
-
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Schedule).decode
 
 
 def _invalid_path(problem: str) -> BctrlConfigError:

@@ -9,22 +9,94 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from functools import partial
+from typing import NamedTuple, Protocol
 from uuid import uuid4
 
+import msgspec
+
+from bctrl_async import _config
 from bctrl_async._lifetime import close_with_loop
-from bctrl_async.pace._pace import LEASE, MAX_CLOSED, Lease, Pace, PaceStore, longest_queue
 
 _log = logging.getLogger("bctrl_async.pace")
 
+LEASE = 0.05
+"""Seconds that a lease lasts at most. It is the longest that a single member makes others wait."""
+_MAX_CLOSED = 60.0
+"""The longest Retry-After in seconds that is shared: in a longer one a call a minute is a probe."""
+_MEMBERSHIP = 2.0
+"""Seconds after the end of its last lease until a member no longer counts."""
 _PATIENCE = 0.25
 """Seconds after which attempts do not wait for the store any more."""
 _INTERVAL = 1.0
 """Seconds between two requests to a store that is away; one that takes longer is given up."""
 _BURST = 0.02
 """Seconds' worth of attempts that may start at once without the store, for late timers."""
+
+
+class Lease(NamedTuple):
+    """Slots that one member may use, and what it learns of the others; times are in seconds."""
+
+    slots: int
+    delay: float
+    closed_for: float
+    members: int
+
+
+class Schedule(msgspec.Struct):
+    """The schedule of a pace, as its store keeps it: a pure function of the store's clock."""
+
+    ends_at: float = 0.0
+    closed_until: float = 0.0
+    members: dict[str, float] = {}
+
+    def lease(self, now: float, rate: float, member: str, slots: int, closed_for: float) -> Lease:
+        """Lease at most so many slots; `closed_for` is a Retry-After of the member, or 0."""
+        closed = max(self.closed_until - now, 0.0)
+        # Each member has two leases at most. At a low rate a slot is longer than a lease.
+        queue = 2.0 * max(LEASE, 1.0 / rate) * (len(self.members) + 1)
+        if closed > _MAX_CLOSED + 1.0 or self.ends_at > now + closed + queue:
+            # The clock was set back since: its times would hold up all, or give all the same slots.
+            self.ends_at, closed, self.members = now, 0.0, {}
+        closed_for = min(max(closed, closed_for), _MAX_CLOSED)
+        members = {name: until for name, until in self.members.items() if now < until}
+        members.setdefault(member, now)
+        slots = min(slots, max(int(rate * LEASE / len(members)), 1))
+        begins = max(self.ends_at, now + closed_for)
+        self.ends_at = begins + slots / rate
+        members[member] = self.ends_at + _MEMBERSHIP
+        # The time of a lease must not become a Retry-After when the clock is set back.
+        self.closed_until, self.members = now + closed_for if closed_for else 0.0, members
+        return Lease(slots, begins - now, closed_for, len(members))
+
+
+class Store(Protocol):
+    """A session's connection to the store of a pace; it leases in one atomic step."""
+
+    async def lease(self, member: str, slots: int, closed_for: float, /) -> Lease: ...
+
+    async def close(self) -> None: ...
+
+
+class Pace(ABC):
+    """A rate that several processes share: a `FilePace` or a `RedisPace`.
+
+    An instance may be used by any number of sessions, and pickled.
+
+    Attributes:
+        rate: The most attempts a second of all processes together.
+    """
+
+    def __init__(self, *, rate: float) -> None:
+        self.rate: float = _config.per_second(rate, "rate")
+
+    @abstractmethod
+    def open(self) -> Store:
+        """Return a connection of one session to the store; it may connect later."""
 
 
 class Leases:
@@ -49,7 +121,7 @@ class Leases:
         self._on_closed = on_closed
         self._member = uuid4().hex
         self._members = 1
-        self._store: PaceStore | None = None
+        self._store: Store | None = None
         self._lifetime: AsyncGenerator[None] | None = None
         self._request: asyncio.Task[None] | None = None
         self._requested_at = self._used_up_at = -math.inf
@@ -133,7 +205,6 @@ class Leases:
             closed_for = max(closed_until - now, 0.0) if is_news else 0.0
             async with asyncio.timeout(_INTERVAL):
                 lease = await self._store.lease(self._member, slots, closed_for)
-            self._check(lease, slots)
             self._reported_until = closed_until
             self._receive(lease, loop.time())
         finally:
@@ -145,18 +216,6 @@ class Leases:
         if waiting <= 0 or not self._needs_lease(now):
             return 0
         return max(waiting, 2 * self._size) if now < self._used_up_at + LEASE else waiting
-
-    def _check(self, lease: Lease, slots: int) -> None:
-        """Raise ValueError if the answer would hold up the session, or let it ask for ever."""
-        # Members may have left with the lease before.
-        queue = longest_queue(self._pace.rate, max(lease.members, self._members))
-        if not (
-            min(slots, 1) <= lease.slots <= slots
-            and 0.0 <= lease.delay <= MAX_CLOSED + queue
-            and 0.0 <= lease.closed_for <= MAX_CLOSED
-            and lease.members >= 1
-        ):
-            raise ValueError(f"{slots} slots were asked for, and the store answered {lease}")
 
     def _on_answer(self, request: asyncio.Task[None]) -> None:
         """Go on after a request, also one that was cancelled: others may wait for it."""
@@ -219,9 +278,7 @@ def _in_one_line(error: BaseException) -> str:
     return text.partition(", with args")[0].removesuffix(":")
 
 
-async def _close(store: PaceStore) -> None:
-    try:
+async def _close(store: Store) -> None:
+    with suppress(Exception):
         async with asyncio.timeout(_INTERVAL):
             await store.close()
-    except Exception as error:  # noqa: BLE001 - of the store, whichever it is.
-        _log.debug("the store of the shared pace was not closed: %s", _in_one_line(error))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from bctrl_async.errors import BctrlConfigError
-from bctrl_async.pace._pace import Lease, Pace, PaceStore
+from bctrl_async.pace._leases import Lease, Pace
 
 try:
     from redis.asyncio import Redis
@@ -109,7 +109,7 @@ class RedisPace(Pace):
             raise _invalid("a pace with a client cannot be pickled", advice="Pass the URL")
         return self.__dict__
 
-    def open(self) -> PaceStore:
+    def open(self) -> _RedisStore:
         """Return a connection to the server; it connects with the first lease."""
         if isinstance(self._url_or_client, str):
             client = _client(self._url_or_client)
@@ -117,7 +117,7 @@ class RedisPace(Pace):
         return _RedisStore(self._url_or_client, None, self.rate, self._name)
 
 
-class _RedisStore(PaceStore):
+class _RedisStore:
     def __init__(self, client: _Client, own: Redis | None, rate: float, name: str) -> None:
         self._script = client.register_script(_LEASE)
         self._own = own
@@ -129,7 +129,7 @@ class _RedisStore(PaceStore):
         answer = await self._script(self._keys, [member, self._rate, slots, closed_for])
         # Numbers with a fraction are text, which the client may have decoded.
         leased, delay, closed, members = answer
-        return Lease(slots=leased, delay=float(delay), closed_for=float(closed), members=members)
+        return Lease(leased, float(delay), float(closed), members)
 
     async def close(self) -> None:
         if self._own is not None:

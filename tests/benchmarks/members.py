@@ -16,7 +16,8 @@ from contenders import WORKSPACE
 from harness import measured_together, run, wait_for_start
 
 from bctrl_async import BctrlSession, StopOutcome, StopResult
-from bctrl_async.pace import FilePace, Lease, Pace, PaceStore
+from bctrl_async.pace import FilePace, Pace
+from bctrl_async.pace._leases import Lease, Store
 from bctrl_async.redis import RedisPace
 
 _KEY = "emulator-key"
@@ -75,12 +76,12 @@ class _TimedPace(Pace):
         self._pace = pace
         self._latencies = latencies
 
-    def open(self) -> PaceStore:
+    def open(self) -> Store:
         return _TimedStore(self._pace.open(), self._latencies)
 
 
-class _TimedStore(PaceStore):
-    def __init__(self, store: PaceStore, latencies: list[float]) -> None:
+class _TimedStore:
+    def __init__(self, store: Store, latencies: list[float]) -> None:
         self._store = store
         self._latencies = latencies
 
