@@ -162,7 +162,7 @@ def count(value: object, name: str) -> int:
 
 
 def check_type(value: object, kinds: type | UnionType, name: str, expected: str) -> None:
-    """Raise the error of `invalid_type` unless an argument is of one of some types."""
+    """Raise the error of `invalid_type` unless an argument has one of these types."""
     if not isinstance(value, kinds):
         raise invalid_type(name, value, expected)
 

@@ -109,7 +109,7 @@ class FoundTargets:
         self._where = where
         self.at: datetime = datetime.now(UTC)
         self.running: dict[str, Runtime | None] = {}
-        """All of the list that may run, by alias; None for one that cannot be parsed."""
+        """The listed runtimes that may run, by alias; None if a runtime cannot be parsed."""
         self.items: list[Runtime | BctrlResponseError] = []
 
     def __len__(self) -> int:
@@ -132,8 +132,7 @@ class FoundTargets:
             if runtime is None or _is_selected(runtime, where):
                 self.items.append(item)
             elif isinstance(where, RuntimeFilter) and where.needs_age(runtime):
-                # It is not stopped, since it may be one to keep; nor passed over, since it may run
-                # for ever.
+                # It may be too young to stop, or run for ever: it is neither stopped nor ignored.
                 self.items.append(_unreadable_age(self.workspace_id, runtime))
 
 

@@ -70,19 +70,19 @@ class BctrlSession:
         retry: The retry policy.
         rate: The most attempts a second, above 0, evenly spaced; None sets no limit. Either way
             the session slows down while the server answers 429 or 503.
-        pace: A rate that this session shares with those of other processes, such as
+        pace: A rate that this session shares with sessions of other processes, such as
             `bctrl_async.pace.FilePace` or `bctrl_async.redis.RedisPace`.
         http: An `aiohttp.ClientSession` to send through, instead of a pool of the session's own. It
             is never closed here, and the limits of its connector also apply. Only the session's own
-            pool closes connections on which something arrived while they were idle. A middleware of
-            it must send a request at most once: after one that it sent again by itself and in vain,
-            a stop may be `not_sent` although the server has it.
+            pool closes connections on which something arrived while they were idle. Its client
+            middlewares must send a request at most once: if one retries by itself and then finds no
+            connection, a stop is `not_sent` although its first request may have arrived.
         trace_configs: `aiohttp.TraceConfig`s for the pool.
         trust_env: Use the proxies of the environment (`HTTPS_PROXY`, …).
         proxy: The URL of a proxy for all requests of the pool, such as
-            `http://user:password@proxy.example.com:3128`; it takes precedence over those of the
-            environment. The API must be https, or `allow_plaintext` True.
-        ssl: The TLS context of the pool, for a private CA or a client certificate; None is that of
+            `http://user:password@proxy.example.com:3128`; it takes precedence over the proxies of
+            the environment. The API must be https, or `allow_plaintext` True.
+        ssl: The TLS context of the pool, for a private CA or a client certificate; None uses
             `ssl.create_default_context()`.
         allow_plaintext: Allow sending the key over plain http to another machine.
         observer: The observer of all calls, such as `bctrl_async.otel.OpenTelemetry`.

@@ -41,8 +41,8 @@ KeyProvider = Callable[[], str | Awaitable[str]]
 class Sender:
     """Sends the calls of a session.
 
-    The headers are those of every request; the provider is called for the key of each attempt, and
-    is None if they have it.
+    `headers` go with every request. The provider is called for the key of each attempt; None if the
+    headers have it.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Sender:
 
     @property
     def attempts(self) -> int:
-        """The number of attempts begun."""
+        """The number of attempts started."""
         return self._tally.attempts
 
     @property
