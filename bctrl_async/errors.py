@@ -22,6 +22,7 @@ error status, a `BctrlNetworkError` is the lack of a usable answer.
 from __future__ import annotations
 
 import reprlib
+from dataclasses import KW_ONLY, dataclass
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -50,6 +51,7 @@ _name.maxstring = _name.maxother = 100
 _GATEWAY_FAILURES = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
 
 
+@dataclass(eq=False, repr=False)
 class BctrlError(Exception):
     """The base class of all errors of this package.
 
@@ -81,47 +83,28 @@ class BctrlError(Exception):
 
     default_advice: ClassVar[str] = ""
 
-    def __init__(
-        self,
-        summary: str,
-        *,
-        advice: str | None = None,
-        operation: str = "stop",
-        workspace_id: str | None = None,
-        alias: str | None = None,
-        attempts: int = 0,
-        may_have_stopped: bool = False,
-        accepted: bool = False,
-        status: int | None = None,
-        code: str | None = None,
-        message: str | None = None,
-        reason_class: str | None = None,
-        request_id: str | None = None,
-        hint: str | None = None,
-        retry_after: float | None = None,
-        body: str | None = None,
-        argument: str | None = None,
-    ) -> None:
-        # Pickle calls the class with `args`, so these are the positional arguments only; it
-        # restores the attributes afterwards.
-        super().__init__(summary)
-        self.summary = summary
-        self.advice = advice
-        self.operation = operation
-        self.workspace_id = workspace_id
-        self.alias = alias
-        self.attempts = attempts
-        self.may_have_stopped = may_have_stopped
-        self.accepted = accepted
-        self.status = status
-        self.code = code
-        self.message = message
-        self.reason_class = reason_class
-        self.request_id = request_id
-        self.hint = hint
-        self.retry_after = retry_after
-        self.body = body
-        self.argument = argument
+    summary: str
+    _: KW_ONLY
+    advice: str | None = None
+    operation: str = "stop"
+    workspace_id: str | None = None
+    alias: str | None = None
+    attempts: int = 0
+    may_have_stopped: bool = False
+    accepted: bool = False
+    status: int | None = None
+    code: str | None = None
+    message: str | None = None
+    reason_class: str | None = None
+    request_id: str | None = None
+    hint: str | None = None
+    retry_after: float | None = None
+    body: str | None = None
+    argument: str | None = None
+
+    def __post_init__(self) -> None:
+        # Pickle calls the class with `args`, and restores the attributes afterwards.
+        super().__init__(self.summary)
 
     def __str__(self) -> str:
         facts = []

@@ -330,7 +330,7 @@ class TestFreshInterpreter:
 
 BUDGETS = {
     ("__init__", "__main__", "_config", "_lifetime", "_version"): 323,
-    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1210,
+    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1192,
     ("session", "shards"): 704,
     ("otel", "testing"): 399,
     ("pace", "redis"): 614,
