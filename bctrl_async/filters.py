@@ -61,33 +61,22 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     def matches(self, runtime: Runtime, now: datetime) -> bool:
         """Return True if the runtime matches at a time, which must be timezone-aware."""
-        if not self._matches_at_some_age(runtime):
+        return self.decide(runtime, now) is True
+
+    def decide(self, runtime: Runtime, now: datetime) -> bool | None:
+        """Return what `matches` does, or None if its age would decide, but cannot be read."""
+        if self.status is None:
+            has_status = not runtime.status.is_final
+        else:
+            has_status = self.status in {"any", runtime.status}
+        if not has_status or self.kind not in {None, runtime.kind}:
             return False
         if self.older_than is None:
             return True
         created = parse_time(runtime.created_at)
-        age = _in_seconds(self.older_than)
-        return created is not None and (now - created).total_seconds() > age
-
-    def needs_age(self, runtime: Runtime) -> bool:
-        """Return True if a runtime may run, and its age would decide, but cannot be read."""
-        return (
-            self.older_than is not None
-            and not runtime.status.is_final
-            and self._matches_at_some_age(runtime)
-            and parse_time(runtime.created_at) is None
-        )
-
-    def _matches_at_some_age(self, runtime: Runtime) -> bool:
-        if self.kind is not None and runtime.kind != self.kind:
-            return False
-        match self.status:
-            case None:
-                return not runtime.status.is_final
-            case "any":
-                return True
-            case status:
-                return runtime.status == status
+        if created is None:
+            return None
+        return (now - created).total_seconds() > _in_seconds(self.older_than)
 
 
 def _warn_if_unknown(name: str, value: str | None, known: tuple[str, ...]) -> None:
@@ -131,7 +120,11 @@ class FoundTargets:
                 self.running[item.alias] = runtime
             if runtime is None or _is_selected(runtime, where):
                 self.items.append(item)
-            elif isinstance(where, RuntimeFilter) and where.needs_age(runtime):
+            elif (
+                isinstance(where, RuntimeFilter)
+                and where.decide(runtime, self.at) is None
+                and not runtime.status.is_final
+            ):
                 # It may be too young to stop, or run for ever: it is neither stopped nor ignored.
                 self.items.append(_unreadable_age(self.workspace_id, runtime))
 

@@ -330,11 +330,11 @@ class TestFreshInterpreter:
 
 BUDGETS = {
     ("__init__", "__main__", "_config", "_lifetime", "_version"): 323,
-    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1192,
+    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1185,
     ("session", "shards"): 704,
     ("otel", "testing"): 399,
     ("pace", "redis"): 614,
-    ("_calls",): 751,
+    ("_calls",): 735,
     ("_http",): 1715,
     ("_limiter",): 906,
     ("bulk",): 2037,

@@ -153,14 +153,25 @@ class RetryState(msgspec.Struct):
         error = self.last_failures[-1]
         if not is_transient(error, self.policy.statuses, reads=self.reads):
             return None
-        if error.status in THROTTLED:
-            return self._delay_throttled(error.retry_after, now)
-        self.failures += 1
-        if self.failures >= self.policy.attempts:
+        is_throttled = error.status in THROTTLED
+        left = self.policy.max_throttle_wait
+        if is_throttled:
+            self.patience_ends = min(self.patience_ends, now + left)
+            left = self.patience_ends - now
+            gives_up = left <= 0
+        else:
+            self.failures += 1
+            gives_up = self.failures >= self.policy.attempts
+        if gives_up:
             return None
-        if (error.retry_after or 0.0) > self.policy.max_throttle_wait:
-            self._advise_to_wait(error)
+        if (error.retry_after or 0.0) > left:
+            # A retry before Retry-After would only add to the server's load.
+            error.advice = (
+                f"Call again in {error.retry_after:.0f} s (Retry-After), or raise the patience"
+            )
             return None
+        if is_throttled:
+            return min(self.policy.backoff(self.throttled, self.uniform), left)
         return self.ask_quota()
 
     def ask_quota(self) -> float | None:
@@ -192,23 +203,6 @@ class RetryState(msgspec.Struct):
         ):
             if failed is not error:
                 error.add_note(f"attempt {number}: {failed.summary}")
-
-    def _advise_to_wait(self, error: BctrlError) -> None:
-        error.advice = (
-            f"Call again in {error.retry_after:.0f} s (Retry-After), or raise the patience"
-        )
-
-    def _delay_throttled(self, retry_after: float | None, now: float) -> float | None:
-        if self.patience_ends == math.inf:
-            self.patience_ends = now + self.policy.max_throttle_wait
-        left = self.patience_ends - now
-        if left <= 0:
-            return None
-        if (retry_after or 0.0) > left:
-            # A retry before Retry-After would only add to the server's load.
-            self._advise_to_wait(self.last_failures[-1])
-            return None
-        return min(self.policy.backoff(self.throttled, self.uniform), left)
 
 
 def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = False) -> bool:

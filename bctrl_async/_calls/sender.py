@@ -145,7 +145,6 @@ class Sender:
                     self.quota.release()
                     self._tally.succeeded += 1
                     return ended
-                ended = self._as_session_closed(ended)
                 self._record_failure(call, ended, was_sent=was_sent)
                 if self.closed and ended.status in THROTTLED:
                     # Nothing was done: it fails as a call that waits for a slot.
@@ -168,6 +167,9 @@ class Sender:
         self.last_answered = max(self.last_answered, call.number)
 
     def _record_failure(self, call: Call[_T], error: BctrlError, *, was_sent: bool) -> None:
+        if self.closed and isinstance(error, BctrlNetworkError) and error.status is None:
+            error.summary = "the session was closed during the call"
+            error.advice = "Close the session after its calls have ended"
         call.on_failure(error)
         if was_sent:
             self._tally.record(error)
@@ -221,18 +223,6 @@ class Sender:
             call.on_failure(ended)
         notify(attempt.end, ended if isinstance(ended, BctrlError) else None)
         return ended
-
-    def _as_session_closed(self, ended: BctrlError) -> BctrlError:
-        """Return a clearer error if the session was closed during an attempt."""
-        if not (self.closed and isinstance(ended, BctrlNetworkError) and ended.status is None):
-            return ended
-        closed = BctrlNetworkError(
-            "the session was closed during the call",
-            advice="Close the session after its calls have ended",
-            may_have_stopped=ended.may_have_stopped,
-        )
-        closed.__cause__ = ended
-        return closed
 
 
 async def _fetch_key(provider: KeyProvider, limit: aiohttp.ClientTimeout) -> _config.Secret:
