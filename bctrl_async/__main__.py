@@ -18,10 +18,10 @@ def main() -> int:
         gc.freeze()
         return cli.main()
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in {"rich", "typer"}:
+        if (name := (error.name or "").partition(".")[0]) not in {"cyclopts", "rich"}:
             raise
-        remedy = "run python -m pip install 'bctrl-async[cli]'"
-        print(f"bctrl-async: error: missing dependencies: {remedy}", file=sys.stderr)  # noqa: T201 - without rich.
+        problem = f"{name} is missing: install bctrl-async with the extra cli"
+        print(f"bctrl-async: error: {problem}", file=sys.stderr)  # noqa: T201 - without rich.
         return _USAGE
     except KeyboardInterrupt:
         return _INTERRUPTED

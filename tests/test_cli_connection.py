@@ -11,7 +11,8 @@ from conftest import KEY
 from helpers import Command
 from journal_lines import entry_line, header_line
 
-from bctrl_async.cli._connection import ConnectionOptions
+from bctrl_async.cli._connection import Connection
+from bctrl_async.cli._options import Setting
 from bctrl_async.emulator import Emulator, Fault
 
 
@@ -103,15 +104,17 @@ class TestVerbosity:
         assert (quiet[0], quiet[1].count("\n"), quiet[2]) == (0, 1, "")
         assert emulator.received["ws", "a"] == 2
 
-    async def test_quiet_hides_no_error_and_no_warning(
+    async def test_quiet_hides_warnings_and_no_error(
         self, emulator: Emulator, command: Command, tmp_path: Path
     ) -> None:
         journal = tmp_path / "journal.jsonl"
         old = datetime.now(UTC) - timedelta(days=2)
         lines = header_line(f"{emulator.url}/v1", old) + entry_line(("ws", "a"), old)
         journal.write_bytes(lines)
-        _, _, err = await command("stop", "--quiet", "--journal", journal, "ws", "a")
+        _, _, err = await command("stop", "--journal", journal, "ws", "a")
         assert err.startswith("bctrl-async: warning: ")
+        quiet = await command("stop", "--quiet", "--journal", journal, "ws", "a")
+        assert quiet == (0, "", "")
         code, _, err = await command("list", "--quiet", "nosuch")
         assert code == 1
         assert err.startswith("bctrl-async: error: ")
@@ -131,7 +134,7 @@ async def test_an_unexpected_error_is_one_line_without_its_text(
     def broken(*_: object) -> None:
         raise RuntimeError("http://user:s3cret@proxy")
 
-    monkeypatch.setattr("bctrl_async.cli._list.sort_runtimes", broken)
+    monkeypatch.setattr("bctrl_async.cli._list._sorted", broken)
     code, out, err = await command("list", "ws")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("bctrl-async: error: unexpected RuntimeError at line ")
@@ -141,7 +144,7 @@ async def test_an_unexpected_error_is_one_line_without_its_text(
 
 
 def test_the_password_of_a_proxy_is_not_in_the_repr_of_the_options() -> None:
-    assert "s3cret" not in repr(ConnectionOptions(proxy="http://user:s3cret@proxy"))
+    assert "s3cret" not in repr(Connection(proxy=Setting.of("http://user:s3cret@proxy")))
 
 
 async def test_a_space_at_the_end_of_an_alias_is_visible(command: Command) -> None:

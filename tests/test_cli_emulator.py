@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from bctrl_async.cli._emulator import EXAMPLES, _print_request
+from bctrl_async.cli._emulator import _print_request, emulator
 from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
 RUNTIMES = "/v1/workspaces/demo/runtimes"
@@ -37,7 +37,7 @@ async def printed(
 
 
 def test_the_help_names_every_fault() -> None:
-    _, _, names = EXAMPLES.partition("Faults:\n")
+    _, _, names = (emulator.__doc__ or "").partition("Faults:\n")
     assert names.replace(",", "").split() == list(Fault)
 
 

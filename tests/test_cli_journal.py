@@ -89,7 +89,7 @@ class TestAge:
         ("args", "said"),
         [
             ("--journal f --journal-max-age 12 ws a", "'12' has no unit: write 12s, 12m or 12h"),
-            ("--journal f --journal-max-age 0s ws a", "'--journal-max-age': 0 is not a positive"),
+            ("--journal f --journal-max-age 0s ws a", "--journal-max-age: '0s' is not above 0"),
             ("--journal-max-age 12h ws a", "--journal-max-age needs --journal"),
         ],
     )

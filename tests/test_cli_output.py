@@ -12,8 +12,8 @@ from helpers import BOUND, Command
 from runtimes import runtime
 from warm_server import program
 
+from bctrl_async.cli._list import print_csv
 from bctrl_async.cli._output import Output
-from bctrl_async.cli._records import print_csv, print_json
 from bctrl_async.emulator import Emulator, Fault
 
 
@@ -53,7 +53,7 @@ async def test_json_is_the_only_form_for_programs_of_other_commands(
     command: Command, name: str
 ) -> None:
     code, out, err = await command(name, "-o", "csv", "ws", "a")
-    assert "'csv' is not one of 'table', 'json'" in err
+    assert 'invalid value "csv" for -o. Choose from: "table", "json"' in err
     assert (code, out) == (2, "")
 
 
@@ -90,5 +90,5 @@ async def test_lines_are_written_as_outcomes_arrive(emulator: Emulator) -> None:
 
 
 def test_json_is_ascii_on_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    print_json(Output(), {"a": "\u202e\n"})
+    Output().print_json({"a": "\u202e\n"})
     assert capfd.readouterr().out == '{"a": "\\u202e\\n"}\n'

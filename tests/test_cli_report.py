@@ -233,12 +233,12 @@ async def test_an_empty_list_is_an_error_unless_allowed(command: Command) -> Non
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        ((), "Missing argument 'JOURNAL'"),
+        ((), "nothing to report: add JOURNAL"),
         (("1.jsonl", "--allow-empty"), "--allow-empty needs --from"),
-        (("1.jsonl", "--from", "a", "--from", "b"), "--from takes one FILE"),
+        (("1.jsonl", "--from", "a", "--from", "b"), "parameter --from specified multiple times"),
         (
             ("1.jsonl", "--journal-max-age", "1h", "--journal-max-age", "2h"),
-            "--journal-max-age takes one AGE",
+            "parameter --journal-max-age specified multiple times",
         ),
         (("1.jsonl", "--from", "gone.csv"), "cannot read gone.csv: No such file or directory"),
         (("gone.jsonl",), "the journal 'gone.jsonl' cannot be used: No such file or directory"),

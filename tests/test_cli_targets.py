@@ -134,7 +134,9 @@ def test_a_document_that_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatc
 
 def read(path: Path, *, allow_empty: bool = False, shard: Shard = WHOLE) -> list[Item]:
     with path.open("rb") as file:
-        return _targets._read_file(file, path.name, allow_empty=allow_empty, shard=shard)
+        return _targets._read_file(
+            file, path.name, LineParser(), allow_empty=allow_empty, shard=shard
+        )
 
 
 def test_a_file_yields_its_targets_in_order_and_each_once(
@@ -182,7 +184,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def read_pipe(file: int, *, allow_empty: bool = False) -> AsyncIterator[Item]:
-    return _targets._read_pipe(file, "the pipe", allow_empty=allow_empty, shard=WHOLE)
+    return _targets._read_pipe(file, "the pipe", LineParser(), allow_empty=allow_empty, shard=WHOLE)
 
 
 async def test_a_line_of_a_pipe_is_used_before_the_next_arrives(pipe: tuple[int, int]) -> None:

@@ -171,8 +171,8 @@ class TestImports:
             assert found <= {Import("aiohttp", "web")}, module
             assert outside(module) <= {"aiohttp"}, module
 
-    def test_only_the_command_imports_typer_and_rich(self) -> None:
-        assert importers("typer", "click", "rich") <= modules_in("cli")
+    def test_only_the_command_imports_cyclopts_and_rich(self) -> None:
+        assert importers("cyclopts", "rich") <= modules_in("cli")
 
     def test_only_the_fastapi_extra_imports_fastapi(self) -> None:
         found = importers("fastapi", "starlette", "pydantic", "pydantic_core")
@@ -311,8 +311,8 @@ class TestFreshInterpreter:
 
     def test_it_does_not_load_the_dependencies_of_extras(self, loaded: set[str]) -> None:
         heavy = {
-            *("click", "dask", "distributed", "fastapi", "opentelemetry", "pydantic", "pytest"),
-            *("redis", "rich", "sqlite3", "typer"),
+            *("cyclopts", "dask", "distributed", "fastapi", "opentelemetry", "pydantic", "pytest"),
+            *("redis", "rich", "sqlite3"),
         }
 
         assert loaded & heavy == set()
@@ -340,7 +340,7 @@ BUDGETS = {
     ("bulk",): 2037,
     ("dask",): 696,
     ("journal",): 330,
-    ("cli",): 3684,
+    ("cli",): 3206,
     ("emulator",): 1010,
     ("fastapi",): 572,
 }

@@ -47,13 +47,10 @@ def program(module: str = "bctrl_async") -> tuple[str, ...]:
         return (sys.executable, "-m", module)
     folder = running.enter_context(tempfile.TemporaryDirectory())
     path = str(Path(folder, "socket"))
-    # A run that completes a line must not be the one that the server itself makes at its start.
-    environment = {k: v for k, v in os.environ.items() if k != "_BCTRL_ASYNC_COMPLETE"}
     # It ends with its stdin, thus at the latest with this process.
     server = running.enter_context(
         subprocess.Popen(
             [sys.executable, __file__, path, module],
-            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -1,29 +1,27 @@
-"""The typer app of `bctrl-async`, and how its errors are reported."""
+"""The app of `bctrl-async`, and how its errors are reported."""
 
-import logging
-import re
+import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Literal
 
-import typer
+from cyclopts import App, CoercionError, CycloptsError, Group, Parameter
 
 from bctrl_async import BctrlConfigError, BctrlError, __version__
-from bctrl_async.cli import _doctor, _emulator, _get, _list, _report, _stop
-from bctrl_async.cli._command import CONTEXT_SETTINGS, Command, Group
-from bctrl_async.cli._demo import demo
-from bctrl_async.cli._exit_codes import FAILED, JOURNAL_IN_USE, USAGE, exit_code
-from bctrl_async.cli._format import describe
-from bctrl_async.cli._output import print_error, report_os_error
-from bctrl_async.cli._verbosity import LOG_PRINTER
+from bctrl_async.cli._connection import STOPPING, apply_profile
+from bctrl_async.cli._output import (
+    FAILED,
+    IN_USE,
+    USAGE,
+    Output,
+    exit_code,
+    print_error,
+    report_os_error,
+    verbosity,
+)
 from bctrl_async.journal import JournalInUseError
 
-_PREFIX = "Value error, "
-"""Text that typer puts before the reason why a value is invalid."""
-
-_of_pydantic = re.compile("Input should be ([^,]*)(?:, unable .*)?").sub
-
-_EXAMPLES = """
+_EXAMPLES = """\
 Examples:
   bctrl-async demo
   bctrl-async list WORKSPACE
@@ -31,36 +29,41 @@ Examples:
   bctrl-async stop --from runtimes.csv --journal tonight.jsonl
 
 The API key is read from BCTRL_API_KEY, or as a profile says.
-Each command has its own --help.
-"""
+Each command has its own --help."""
 
-app: typer.Typer = typer.Typer(
-    cls=Group, context_settings=CONTEXT_SETTINGS, rich_markup_mode=None, epilog=_EXAMPLES
+# A module is imported only when its command, or the help that lists it, needs it.
+_COMMANDS = {
+    "stop": "_stop:stop",
+    "list": "_list:list_runtimes",
+    "get": "_list:get_runtimes",
+    "report": "_report:report",
+    "doctor": "_doctor:doctor",
+    "emulator": "_emulator:emulator",
+    "demo": "_demo:demo",
+}
+
+app: App = App(
+    name="bctrl-async",
+    help="Stop bctrl runtimes and report the outcome of each.\n\n"
+    "Try `bctrl-async demo` first: it needs no key and no network.",
+    help_format="plaintext",
+    version=f"bctrl-async {__version__}",
+    default_parameter=Parameter(negative=(), allow_repeating=True),
+    group_parameters=Group("Options", sort_key=9),
+    help_epilogue=_EXAMPLES,
+    config=apply_profile,
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
 )
-app.command("stop", cls=Command, epilog=_stop.EXAMPLES)(_stop.stop)
-app.command("list", cls=Command, epilog=_list.EXAMPLES)(_list.list_runtimes)
-app.command("get", cls=Command, epilog=_get.EXAMPLES)(_get.get_runtime)
-app.command("report", cls=Command, epilog=_report.EXAMPLES)(_report.report)
-app.command("emulator", cls=Command, epilog=_emulator.EXAMPLES)(_emulator.emulator)
-app.command("doctor", cls=Command, epilog=_doctor.EXAMPLES)(_doctor.doctor)
-app.command("demo", cls=Command)(demo)
+for _name, _place in _COMMANDS.items():
+    app.command(f"bctrl_async.cli.{_place}", name=_name, help_epilogue="")
 
 
-@app.callback(invoke_without_command=True)
-def _top(
-    context: typer.Context,
-    *,
-    version: Annotated[
-        bool, typer.Option("--version", metavar="", help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Stop bctrl runtimes and report the outcome of each.
-
-    Try `bctrl-async demo` first: it needs no key and no network.
-    """
-    if version or context.invoked_subcommand is None:
-        typer.echo(f"bctrl-async {__version__}" if version else context.get_help())
-        raise typer.Exit
+@app.command(name="--show-completion")
+def _show_completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print the completion of SHELL: bash, zsh or fish."""
+    Output().print_result(app.generate_completion(shell=shell), exact=True)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -72,21 +75,25 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    logging.getLogger("bctrl_async").addHandler(LOG_PRINTER)
+    connection = STOPPING
+    given = sys.argv[1:] if args is None else args
     try:
-        return int(app(args, prog_name="bctrl-async", standalone_mode=False))
-    except typer.TyperException as error:
-        # Typer itself would draw a box, even into a file, and would not escape user input.
-        context = getattr(error, "ctx", None)
-        see = f" (see {context.command_path} --help)" if context else ""
-        message = _of_pydantic(r"should be \1", error.format_message().replace(_PREFIX, "", 1))
-        print_error(message.strip().rstrip(".") + see)
+        if not _COMMANDS.keys() & set(given):
+            # The help lists what the modules say of their commands.
+            app.resolved_commands()
+        command, bound, _ = app.parse_args(given)
+        bound.apply_defaults()
+        connection = bound.arguments.get("connection", STOPPING)
+        with verbosity(verbose=connection.verbose, quiet=connection.quiet):
+            return command(*bound.args, **bound.kwargs) or 0
+    except CycloptsError as error:
+        print_error(_plain(error))
         return USAGE
-    except JournalInUseError as error:
-        print_error(describe(error))
-        return JOURNAL_IN_USE
     except BctrlError as error:
-        print_error(describe(error))
+        connection.explain(error)
+        print_error(error)
+        if isinstance(error, JournalInUseError):
+            return IN_USE
         return USAGE if isinstance(error, BctrlConfigError) else exit_code([error])
     except OSError as error:
         report_os_error(error)
@@ -94,6 +101,14 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - a traceback could show what must stay secret.
         print_error(f"{_fault(error)}. This is a fault of bctrl-async: please report it")
         return FAILED
+
+
+def _plain(error: CycloptsError) -> str:
+    text = str(error).rstrip(".")
+    if isinstance(error, CoercionError) and error.argument and "Invalid value" not in text:
+        # It has no name of an argument that is given by its position.
+        text = f"invalid value for {error.argument.name}: {text}"
+    return text[:1].lower() + text[1:]
 
 
 def _fault(error: Exception) -> str:

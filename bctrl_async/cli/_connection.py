@@ -1,16 +1,18 @@
-"""The options of the connection, which several commands share, and the session made from them."""
+"""The connection that options, variables and a profile of the config file describe."""
 
-import inspect
 import os
 import ssl
-from collections.abc import Callable, Mapping
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial, wraps
-from typing import Annotated, Any
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, NoReturn
 from urllib.request import getproxies, proxy_bypass
 
-import typer
-from yarl import URL
+import msgspec
+from cyclopts import Parameter, Token
+from cyclopts.argument import ArgumentCollection
 
 from bctrl_async import (
     BctrlAuthenticationError,
@@ -19,123 +21,261 @@ from bctrl_async import (
     BctrlSession,
     BctrlTimeoutError,
     RetryPolicy,
+    _config,
 )
-from bctrl_async.cli._api_key import URL_VARIABLE, KeySource, find_key
-from bctrl_async.cli._options import check_not_empty, check_positive, duration
-from bctrl_async.cli._profiles import Profile, load_profile, profile_names
-from bctrl_async.cli._verbosity import verbosity
+from bctrl_async.cli._options import (
+    Count,
+    Duration,
+    File,
+    Given,
+    Setting,
+    Wait,
+    in_connection,
+    in_output,
+)
 from bctrl_async.pace import Pace
 
-_PUBLIC_API = "https://api.bctrl.ai"
+_KEY = "BCTRL_API_KEY"
+_URL = "BCTRL_BASE_URL"
+_WORKSPACE = "BCTRL_WORKSPACE"
+_DEFAULT = "default"
+"""The profile that is used unless another is named."""
 _NO_KEY = "not-needed"
 """The key of a session that sends nothing."""
+_PUBLIC_API = Setting.of(_config.DEFAULT_BASE_URL)
+_PATHS = ("ca_file", "pace")
+"""Keys of a profile whose paths are relative to the folder of its file."""
+_KEYS = (
+    *("api_key_env", "workspace", "base_url", "timeout", "attempts", "patience", "proxy", "rate"),
+    *_PATHS,
+)
 
 # The session advises to pass arguments; here they are options, variables and keys of a profile.
 _ADVICE = {
     "api_key": "Expected visible ASCII characters, without 'Bearer '",
-    "base_url": f"Give an https URL such as {_PUBLIC_API}; http on this machine only",
+    "base_url": f"Give an https URL such as {_config.DEFAULT_BASE_URL}; http on this machine only",
     "proxy": "Give a URL such as http://proxy.example.com:3128, for an https API only",
 }
 
-_option = partial(typer.Option, rich_help_panel="Connection")
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    """The config file."""
+
+    profiles: dict[str, dict[str, Any]] = {}
 
 
-_timeout = partial(
-    _option,
-    "--timeout",
-    metavar="DURATION",
-    parser=duration,
-    callback=check_positive,
-    help="Time limit of one attempt.",
-)
-attempts_option = partial(
-    _option,
-    "--attempts",
-    metavar="N",
-    min=1,
-    help="Attempts that may fail; 429 and 503 do not count.",
-)
-_patience = partial(_option, "--patience", metavar="DURATION", parser=duration)
+class Profile:
+    """A profile of the config file, or the lack of one; `is_named` by an option or a variable."""
+
+    def __init__(
+        self, name: str, file: Path, table: Mapping[str, object] | None, *, is_named: bool
+    ) -> None:
+        self.name = name
+        self.file = file
+        self.exists = table is not None
+        self.is_named = is_named
+        self.values = {key: self._text(key, value) for key, value in (table or {}).items()}
+
+    def __str__(self) -> str:
+        return f"profile {self.name!r} of {self.file}"
+
+    def origin(self, key: str) -> str:
+        """Return how messages name one of its keys."""
+        return f"{key} in {self}"
+
+    def _text(self, key: str, value: object) -> str:
+        """Return a value as the command line would have it."""
+        if key == "api_key":
+            self._fail("the API key must not be in it: use api_key_env")
+        if key not in _KEYS:
+            self._fail(f"unknown key {key}: expected one of {', '.join(_KEYS)}")
+        if isinstance(value, bool | list | dict):
+            self._fail(f"invalid {key}: expected a text or a number")
+        text = str(value)
+        if key == "api_key_env" and not (text.isidentifier() and text.isupper()):
+            # It is not shown, for it may be the key itself.
+            self._fail("invalid api_key_env: expected a variable in capitals, such as STAGING_KEY")
+        is_path = key in _PATHS and text and ":" not in text
+        return str(self.file.parent / _expand(text)) if is_path else text
+
+    def _fail(self, problem: str) -> NoReturn:
+        raise BctrlConfigError(f"{self}: {problem}")
 
 
+NO_PROFILE = Profile(_DEFAULT, Path(), None, is_named=False)
+
+
+def _config_file() -> Path:
+    """Return the path of the config file, which need not exist."""
+    if given := os.environ.get("BCTRL_CONFIG"):
+        return Path(given).absolute()
+    folder = os.environ.get("XDG_CONFIG_HOME") or os.environ.get("APPDATA") or "~/.config"
+    return Path(_expand(folder), "bctrl-async", "config.toml")
+
+
+def _expand(path: str) -> str:
+    return os.path.expanduser(path)  # noqa: PTH111 - a Path fails where there is no home.
+
+
+def _read_profiles(file: Path) -> Mapping[str, Mapping[str, object]]:
+    """Return the tables of the profiles."""
+    try:
+        tables = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError as error:
+        if os.environ.get("BCTRL_CONFIG"):
+            raise BctrlConfigError(f"there is no {file}", advice="Check BCTRL_CONFIG") from error
+        return {}
+    except OSError as error:
+        raise BctrlConfigError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise BctrlConfigError(f"invalid {file}: {error}") from error
+    try:
+        return msgspec.convert(tables, _File).profiles
+    except msgspec.ValidationError as error:
+        raise BctrlConfigError(f"invalid {file}: write the keys below [profiles.NAME]") from error
+
+
+def _load_profile(name: str | None) -> Profile:
+    """Return the profile with this name; None is the default one, which need not exist."""
+    file = _config_file()
+    tables = _read_profiles(file)
+    if name is not None and name not in tables:
+        known = f"{file} has {', '.join(sorted(tables)) or 'none'}"
+        raise BctrlConfigError(
+            f"unknown profile {name!r}", advice=known if file.exists() else f"There is no {file}"
+        )
+    table = tables.get(name or _DEFAULT)
+    return Profile(name or _DEFAULT, file, table, is_named=name is not None)
+
+
+def _profile_names(_: object) -> Iterable[str]:
+    return list(_read_profiles(_config_file()))
+
+
+def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
+    """Give options the values of a profile.
+
+    An option precedes the profile. A variable precedes the default profile, but not one that the
+    user named, whose key must not go to the URL of a variable.
+    """
+    chosen = arguments.get("--profile", None)
+    if chosen is None:
+        return
+    profile = _load_profile(chosen.tokens[0].value or None if chosen.tokens else None)
+    chosen.tokens[:] = [Token(keyword="--profile", implicit_value=profile)]
+    for argument in arguments:
+        key = argument.name.lstrip("-").replace("-", "_")
+        variable = next((token for token in argument.tokens if token.source == "env"), None)
+        if variable is not None:
+            is_url = key == "base_url"
+            is_named = profile.is_named and (
+                key in profile.values or bool(is_url and variable.value)
+            )
+            # An empty variable is an unset one, but an empty URL must not stand for the public API.
+            if is_named or not (variable.value or is_url):
+                argument.tokens.clear()
+        if not argument.tokens and key in profile.values:
+            token = Token(keyword=profile.origin(key), value=profile.values[key], source="profile")
+            argument.append(token)
+
+
+class KeySource(NamedTuple):
+    """The variable that has the API key, and the profile that names it, if any."""
+
+    variable: str
+    profile: Profile | None = None
+
+    def __str__(self) -> str:
+        named_by = f" (api_key_env of {self.profile})" if self.profile else ""
+        return f"{self.variable}{named_by}"
+
+
+@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class ConnectionOptions:
-    """The options of the connection. Each field is an option of the commands that have them."""
+class Verbosity:
+    """How much is printed on stderr."""
+
+    verbose: Annotated[
+        bool, in_output(alias="-v", show_default=False, help="Print what is retried, and why.")
+    ] = False
+    quiet: Annotated[
+        bool, in_output(alias="-q", show_default=False, help="Print nothing but errors on stderr.")
+    ] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Connection(Verbosity):
+    """The options of the connection, and the session made from them."""
 
     profile: Annotated[
-        str | None,
-        _option(
-            "--profile",
+        Profile,
+        in_connection(
+            env_var="BCTRL_PROFILE",
             metavar="NAME",
-            envvar="BCTRL_PROFILE",
-            callback=check_not_empty,
-            autocompletion=profile_names,
+            accepts_keys=False,
+            n_tokens=1,
+            show_default=False,
+            completer=_profile_names,
             help="Profile of the config file.",
         ),
-    ] = None
+    ] = NO_PROFILE
     base_url: Annotated[
-        str,
-        _option("--base-url", metavar="URL", envvar=URL_VARIABLE, help="URL of the API."),
+        Given, in_connection(metavar="URL", env_var=_URL, help="URL of the API.")
     ] = _PUBLIC_API
-    timeout: Annotated[float, _timeout(show_default="60s")] = 60.0
-    attempts: Annotated[int, attempts_option()] = 4
+    timeout: Annotated[Duration, in_connection(help="Time limit of one attempt.")] = 60.0
+    attempts: Annotated[
+        Count, in_connection(help="Attempts that may fail; 429 and 503 do not count.")
+    ] = 4
     patience: Annotated[
-        float | None,
-        _patience(
+        Wait | None,
+        in_connection(
             show_default="5m, or --deadline",
             help="Time that each target may wait while throttled (429, 503).",
         ),
     ] = None
     proxy: Annotated[
-        str | None,
-        _option(
-            "--proxy",
-            metavar="URL",
-            callback=check_not_empty,
-            help="Proxy of all requests; else HTTPS_PROXY and NO_PROXY decide.",
+        Given | None,
+        in_connection(
+            metavar="URL", help="Proxy of all requests; else HTTPS_PROXY and NO_PROXY decide."
         ),
     ] = field(default=None, repr=False)
     """It may contain a password."""
     ca_file: Annotated[
-        str | None,
-        _option(
-            "--ca-file",
-            metavar="PEM",
-            callback=check_not_empty,
-            help="Trust the CAs in this file, not those of the system.",
-        ),
+        File | None,
+        in_connection(metavar="PEM", help="Trust the CAs in this file, not those of the system."),
     ] = None
 
-
-@dataclass(frozen=True, kw_only=True)
-class ReadOptions(ConnectionOptions):
-    """The options of a command that only reads, whose user should not wait for minutes."""
-
-    timeout: Annotated[float, _timeout(show_default="10s")] = 10.0
-    attempts: Annotated[int, attempts_option()] = 2
-    patience: Annotated[
-        float | None,
-        _patience(show_default="60s", help="Time to wait while throttled (429, 503)."),
-    ] = None
-
-
-class Connection:
-    """The connection that the options, the environment and a profile describe."""
-
-    def __init__(
-        self, options: ConnectionOptions, profile: Profile, origins: Mapping[str, str]
-    ) -> None:
-        self.options = options
-        self.profile = profile
-        self._origins = origins
-
-    def origin(self, name: str) -> str:
-        """Return where the value of an option comes from, for a message."""
-        return self._origins[name]
+    def workspace(self, given: str | None) -> str | None:
+        """Return the workspace that is given, or that of the environment or the profile."""
+        variable, values = os.environ.get(_WORKSPACE), self.profile.values
+        if self.profile.is_named:
+            return given or values.get("workspace") or None
+        return given or variable or values.get("workspace") or None
 
     def key_source(self) -> KeySource:
-        """Return where the API key comes from."""
-        return find_key(self.profile, self.origin("base_url"))
+        """Return where the API key comes from, or raise an error if there is none for this URL.
+
+        The key of one account must not go to the URL of another. So a profile that the user named
+        precedes BCTRL_API_KEY, as does the default one for its own URL if it has a key; and the key
+        of the default profile is not for BCTRL_BASE_URL.
+        """
+        profile, origin = self.profile, self.base_url.origin
+        variable = profile.values.get("api_key_env")
+        has_both = variable is not None and origin == profile.origin("base_url")
+        if not (profile.is_named or has_both):
+            if os.environ.get(_KEY):
+                return KeySource(_KEY)
+            if variable is None:
+                raise BctrlConfigError(f"no API key: set {_KEY}")
+            if origin == _URL:
+                raise BctrlConfigError(
+                    f"no API key: set {_KEY} as well as {_URL}",
+                    advice=f"The key of {profile} is for its own URL",
+                )
+        if variable is None:
+            raise BctrlConfigError(f"no API key in {profile}", advice="Add api_key_env")
+        return KeySource(variable, profile)
 
     def explain(self, error: BctrlError | None) -> None:
         """Name in the advice of an error where the API key comes from, or an option."""
@@ -145,43 +285,28 @@ class Connection:
             error.advice = "Allow a longer --timeout; retrying is safe"
 
     @cached_property
-    def key(self) -> str:
-        """The API key."""
-        return self.key_source().read()
-
-    @cached_property
-    def url(self) -> URL:
-        """The URL of the API."""
-        try:
-            return URL(BctrlSession(_NO_KEY, base_url=self.options.base_url).base_url)
-        except BctrlConfigError as error:
-            raise self._named(error, "base_url") from error
-
-    @cached_property
-    def proxy(self) -> tuple[str, str] | None:
-        """The proxy and where it comes from; None for a direct connection."""
-        if self.options.proxy is not None:
-            return self.options.proxy, self.origin("proxy")
+    def proxy_in_effect(self) -> Setting | None:
+        """The proxy; None for a direct connection."""
+        if self.proxy is not None:
+            return self.proxy
+        url = _config.base_url(self.base_url, allow_plaintext=False)
         # A proxy is another machine: loopback traffic, which may go without TLS, must not reach it.
-        proxy = getproxies().get("https") if self.url.scheme == "https" else None
-        if not proxy or proxy_bypass(self.url.authority):
+        proxy = getproxies().get("https") if url.scheme == "https" else None
+        if not proxy or proxy_bypass(url.authority):
             return None
-        return proxy if "://" in proxy else f"http://{proxy}", "HTTPS_PROXY"
+        return Setting.of(proxy if "://" in proxy else f"http://{proxy}", "HTTPS_PROXY")
 
     @cached_property
-    def tls(self) -> ssl.SSLContext | None:
+    def _tls(self) -> ssl.SSLContext | None:
         """The TLS context; None for the default one."""
-        file = self.options.ca_file
-        if file is None:
+        if self.ca_file is None:
             return None
         try:
-            return ssl.create_default_context(cafile=file)
+            return ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:
             # An error of TLS is one as well, and has no words for a file without certificates.
             problem = "no PEM certificates" if isinstance(error, ssl.SSLError) else error.strerror
-            raise BctrlConfigError(
-                f"cannot read {file} ({self.origin('ca_file')}): {problem}"
-            ) from error
+            raise BctrlConfigError(f"cannot read the CA file {self.ca_file}: {problem}") from error
 
     def session(
         self,
@@ -192,102 +317,54 @@ class Connection:
         pace: Pace | None = None,
     ) -> BctrlSession:
         """Make a session with these options."""
-        options = self.options
+        source = self.key_source() if needs_key else None
+        # A key in a file or a secret store often ends with a line end, which is none of it.
+        key = _NO_KEY if source is None else os.environ.get(source.variable, "").rstrip("\r\n")
+        if not key:
+            raise BctrlConfigError(f"no API key from {source}: it is not set")
+        proxy: Setting | None = None
         try:
-            proxy, tls = self.proxy, self.tls
+            proxy = self.proxy_in_effect
             return BctrlSession(
-                self.key if needs_key else _NO_KEY,
-                base_url=options.base_url,
-                timeout=options.timeout,
+                key,
+                base_url=self.base_url,
+                timeout=self.timeout,
                 max_connections=max_connections,
-                retry=RetryPolicy(attempts=options.attempts, patience=options.patience),
+                retry=RetryPolicy(attempts=self.attempts, patience=self.patience),
                 rate=rate,
                 pace=pace,
-                proxy=None if proxy is None else proxy[0],
-                ssl=tls,
+                proxy=proxy,
+                ssl=self._tls,
             )
         except BctrlConfigError as error:
             if error.argument not in _ADVICE:
                 raise
-            raise self._named(error, error.argument) from error
-
-    def _named(self, error: BctrlConfigError, argument: str) -> BctrlConfigError:
-        """Return an error of the session that names an option in place of an argument."""
-        if argument == "api_key":
-            summary = f"invalid API key from {self.key_source()}"
-        else:
-            origin = self.origin(argument)
-            if argument == "proxy" and self.proxy is not None:
-                origin = self.proxy[1]
-            summary = error.summary.replace(f"invalid {argument}", f"invalid {origin}", 1)
-        return BctrlConfigError(summary, advice=_ADVICE[argument])
+            # The session names its arguments; the user has set something else.
+            origin = {
+                "api_key": f"API key from {source}",
+                "base_url": self.base_url.origin,
+                "proxy": "" if proxy is None else proxy.origin,
+            }[error.argument]
+            reason = error.summary.partition(": ")[1:] if error.argument == "base_url" else ()
+            raise BctrlConfigError(
+                f"invalid {origin}{''.join(reason)}", advice=_ADVICE[error.argument]
+            ) from error
 
 
-def with_connection(
-    command: Callable[..., int], kind: type[ConnectionOptions] = ConnectionOptions
-) -> Callable[..., int]:
-    """Give a command the options of a connection and `verbosity`, after its own."""
-    own, shared = _parameters(command), _parameters(kind)
-    shown = _parameters(verbosity)
-    context_parameter = shown.pop("context")
-    needs_context = own.pop("context", None) is not None
-    del own["connection"]
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ReadConnection(Connection):
+    """The options of a command that only reads, whose user should not wait for minutes."""
 
-    @wraps(command)
-    def run(context: typer.Context, **values: Any) -> int:  # noqa: ANN401 - typer's.
-        profile = load_profile(values["profile"])
-        origins = _apply_profile(context, profile, values)
-        options = kind(**{name: values.pop(name) for name in shared})
-        if needs_context:
-            values["context"] = context
-        connection = Connection(options, profile, origins)
-        with verbosity(context, **{name: values.pop(name) for name in shown}):
-            try:
-                return command(**values, connection=connection)
-            except BctrlError as error:
-                connection.explain(error)
-                raise
-
-    parameters = [context_parameter, *own.values(), *shared.values(), *shown.values()]
-    # typer reads the options from it; functions have the attribute, and their type does not.
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return run
+    timeout: Annotated[Duration, in_connection(help="Time limit of one attempt.")] = 10.0
+    attempts: Annotated[
+        Count, in_connection(help="Attempts that may fail; 429 and 503 do not count.")
+    ] = 2
+    patience: Annotated[
+        Wait | None,
+        in_connection(show_default="60s", help="Time to wait while throttled (429, 503)."),
+    ] = None
 
 
-with_quick_connection = partial(with_connection, kind=ReadOptions)
-"""`with_connection` for a command that only reads, with `ReadOptions`."""
-
-
-def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(function).parameters)
-
-
-def _apply_profile(
-    context: typer.Context, profile: Profile, values: dict[str, Any]
-) -> Mapping[str, str]:
-    """Replace values by those of a profile, and return where each value comes from.
-
-    An option precedes the profile. A variable precedes the default profile, but not one that the
-    user named.
-    """
-    origins: dict[str, str] = {}
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        is_variable = source is not None and source.name == "ENVIRONMENT"
-        is_given = source is not None and source.name == "COMMANDLINE"
-        if name == "base_url" and not is_given and os.environ.get(URL_VARIABLE) == "":
-            # click takes it for unset, which would stop runtimes of the public API.
-            values[name], is_variable = "", True
-        if not is_given and not (is_variable and not profile.is_named):
-            if name in profile.options:
-                values[name] = context.params[name] = profile.options[name]
-                origins[name] = profile.origin(name)
-                continue
-            if name == "base_url" and values[name]:
-                # Not BCTRL_BASE_URL, which is that of another account; an empty one is an error.
-                values[name] = _PUBLIC_API
-                is_variable = False
-        option = parameter.opts[0] if is_given else "the default"
-        origins[name] = str(parameter.envvar) if is_variable else option
-    return origins
+STOPPING = Connection()
+READING = ReadConnection()

@@ -1,20 +1,18 @@
 """The command `demo`: a bulk stop on a misbehaving server, checked against its state."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
+from rich import box
+from rich.table import Table
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._emulator import KEY, WORKSPACE, runtime_aliases
-from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import counts_table, pluralize
-from bctrl_async.cli._options import MAX_RUNTIMES, Seed
-from bctrl_async.cli._output import Output, print_info
+from bctrl_async.cli._options import MAX_RUNTIMES, Seed, whole_number
+from bctrl_async.cli._output import FAILED, Output, pluralize, print_info
 from bctrl_async.cli._run import FinishedRun, run_stops
 
 if TYPE_CHECKING:
@@ -31,13 +29,26 @@ _FAULTS = {
     "drop_after": 0.03,
     "unknown_values": 0.05,
 }
+_MEANINGS = {
+    StopResult.STOPPED: "the server confirmed that it is stopped",
+    StopResult.ACCEPTED: "accepted, not confirmed as stopped",
+    StopResult.ALREADY_STOPPED: "nothing was running under the alias",
+    StopResult.NOT_FOUND: "no such workspace or alias",
+    StopResult.REJECTED: "the server said no to the end, or the target is none",
+    StopResult.NOT_SENT: "no request was sent",
+    StopResult.UNKNOWN: "no conclusive answer: it may have stopped",
+}
 
-_Runtimes = Annotated[
-    int, typer.Option("--runtimes", metavar="N", min=1, max=MAX_RUNTIMES, help="Runtimes to stop.")
-]
 
-
-def demo(*, runtimes: _Runtimes = 300, seed: Seed = 4) -> int:
+def demo(
+    *,
+    runtimes: Annotated[
+        int,
+        whole_number(1, MAX_RUNTIMES),
+        Parameter(help="Runtimes to stop."),
+    ] = 300,
+    seed: Seed = 4,
+) -> int:
     """Stop many runtimes on a misbehaving server; needs no key and no network.
 
     A local emulator answers late, throttles, fails and drops connections. At
@@ -73,7 +84,7 @@ def run_demo(runtimes: int, seed: int) -> bool:
     finished = asyncio.run(_stop_all(emulator, targets, outcomes, output))
     report = finished.report
     print_info("")
-    output.print_result(counts_table(report.counts))
+    output.print_result(_counts_table(report.counts))
     output.print_result("")
     output.print_result(
         f"{'Interrupted' if finished.interrupted else 'Finished'} after {report.elapsed:.1f} s and "
@@ -86,8 +97,20 @@ def run_demo(runtimes: int, seed: int) -> bool:
     return not (wrong or output.write_failed)
 
 
+def _counts_table(counts: Counter[StopResult]) -> Table:
+    """Return a table of all results, with their counts and meanings."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("Result")
+    table.add_column("Count", justify="right")
+    table.add_column("Meaning")
+    for result in StopResult:
+        style = "" if counts[result] else "dim"
+        table.add_row(result, str(counts[result]), _MEANINGS[result], style=style)
+    return table
+
+
 async def _stop_all(
-    emulator: Emulator,
+    emulator: "Emulator",
     targets: Sequence[RuntimeRef],
     outcomes: list[StopOutcome],
     output: Output,
@@ -100,7 +123,7 @@ async def _stop_all(
 
 
 def _is_consistent(
-    outcome: StopOutcome, before: Mapping[RuntimeRef, str | None], emulator: Emulator
+    outcome: StopOutcome, before: Mapping[RuntimeRef, str | None], emulator: "Emulator"
 ) -> bool:
     now = emulator.status(*outcome.target)
     match outcome.result:
@@ -114,7 +137,7 @@ def _is_consistent(
 
 
 def _verdict(
-    wrong: Sequence[StopOutcome], targets: Sequence[RuntimeRef], emulator: Emulator
+    wrong: Sequence[StopOutcome], targets: Sequence[RuntimeRef], emulator: "Emulator"
 ) -> str:
     if wrong:
         first = wrong[0]

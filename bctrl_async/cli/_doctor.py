@@ -4,49 +4,44 @@ import asyncio
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 from yarl import URL
 
 from bctrl_async import BctrlError, BctrlSession, __version__
-from bctrl_async.cli._connection import Connection, ReadOptions, attempts_option, with_connection
-from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import pluralize
-from bctrl_async.cli._output import Output
-from bctrl_async.cli._waiting import describe_read, show_waiting
-
-_Workspace = Annotated[
-    str | None,
-    typer.Argument(metavar="WORKSPACE", help="Workspace to list, which tries the API key."),
-]
-
-EXAMPLES = """
-Examples:
-  bctrl-async doctor
-  bctrl-async doctor WORKSPACE --profile staging
-
-Environment variables:
-  BCTRL_API_KEY    the API key
-  BCTRL_CONFIG     the config file, which has profiles
-"""
+from bctrl_async.cli._connection import ReadConnection
+from bctrl_async.cli._options import Count, Workspace, in_connection
+from bctrl_async.cli._output import FAILED, Output, pluralize
+from bctrl_async.cli._progress import show_waiting
 
 
+@Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class _Options(ReadOptions):
+class _Connection(ReadConnection):
     """The options of one attempt, whose error says what is wrong."""
 
-    attempts: Annotated[int, attempts_option()] = 1
+    attempts: Annotated[
+        Count, in_connection(help="Attempts that may fail; 429 and 503 do not count.")
+    ] = 1
 
 
-@partial(with_connection, kind=_Options)
-def doctor(workspace: _Workspace = None, *, connection: Connection) -> int:
-    """Print the versions, the URL, the proxy and where the key comes from; list WORKSPACE.
+_TRYING = _Connection()
 
-    It stops nothing. Exit codes: 0 all is well, 1 the server cannot be used, 2 usage or
+
+def doctor(workspace: Workspace = None, /, *, connection: _Connection = _TRYING) -> int:
+    """Print what is in effect, and try it with one list.
+
+    It prints the versions, the URL, the proxy and where the key comes from,
+    lists WORKSPACE with one attempt, and stops nothing.
+
+    Exit codes: 0 all is well, 1 the server cannot be used, 2 usage or
     configuration error, also a key that is missing or that the API rejects.
+
+    For example:
+      bctrl-async doctor
+      bctrl-async doctor WORKSPACE --profile staging
     """
     output = Output()
     # An invalid option is an error at once.
@@ -54,6 +49,7 @@ def doctor(workspace: _Workspace = None, *, connection: Connection) -> int:
     for name, found in _settings(connection):
         _print(output, name, found)
     session = connection.session()
+    workspace = connection.workspace(workspace)
     if workspace is None:
         _print(output, "API", "not tried: name a workspace that the key may list")
     else:
@@ -62,25 +58,24 @@ def doctor(workspace: _Workspace = None, *, connection: Connection) -> int:
     return FAILED if output.write_failed else 0
 
 
-def _settings(connection: Connection) -> Iterator[tuple[str, str]]:
+def _settings(connection: ReadConnection) -> Iterator[tuple[str, str]]:
     versions = ", ".join(f"{name} {version(name)}" for name in ("aiohttp", "msgspec"))
-    platform_ = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    yield "versions", f"bctrl_async {__version__}, {versions}, {platform_}"
+    system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield "versions", f"bctrl_async {__version__}, {versions}, {system}"
     profile = connection.profile
     yield "config", f"{'' if profile.exists else 'no '}{profile}"
-    yield "URL", f"{connection.options.base_url} ({connection.origin('base_url')})"
-    if connection.proxy is not None:
-        url, origin = connection.proxy
-        yield "proxy", f"{URL(url).with_user(None)} ({origin})"
+    yield "URL", f"{connection.base_url} ({connection.base_url.origin})"
+    if (proxy := connection.proxy_in_effect) is not None:
+        yield "proxy", f"{URL(proxy).with_user(None)} ({proxy.origin})"
     yield "key", str(connection.key_source())
 
 
 def _print(output: Output, name: str, found: str) -> None:
-    output.print_result(f"{name:<8}  {output.escape_unencodable(found)}", wrap=True)
+    output.print_result(f"{name:<8}  {output.escape_unencodable(found)}")
 
 
 async def _list(session: BctrlSession, workspace: str, output: Output) -> int:
     unreadable: list[BctrlError] = []
-    async with session, show_waiting(output, partial(describe_read, session)):
+    async with session, show_waiting(output, session):
         runtimes = await session.list_runtimes(workspace, on_unreadable=unreadable.append)
     return len(runtimes) + len(unreadable)

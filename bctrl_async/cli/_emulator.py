@@ -4,8 +4,6 @@ It imports the emulator only where it runs it: the server of aiohttp, which the 
 would make every other command start later by a tenth.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import shlex
@@ -15,12 +13,11 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
 
-from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import escape, pluralize
-from bctrl_async.cli._options import MAX_RUNTIMES, Seed, check_not_empty, check_positive, duration
-from bctrl_async.cli._output import Output, print_info
+from bctrl_async import BctrlConfigError
+from bctrl_async.cli._options import MAX_RUNTIMES, Rate, Seed, Text, Wait, whole_number
+from bctrl_async.cli._output import FAILED, Output, escape, pluralize, print_info
 
 if TYPE_CHECKING:
     from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
@@ -35,88 +32,61 @@ def runtime_aliases(count: int) -> Iterator[str]:
     return (f"runtime-{number:04}" for number in range(1, count + 1))
 
 
-def _suggest_faults() -> list[str]:
+def _suggest_faults(_: object) -> list[str]:
     from bctrl_async.emulator import Fault  # noqa: PLC0415 - imports a server.
 
     return [f"{fault}=0.1" for fault in Fault]
 
 
-_Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
-_Port = Annotated[
-    int, typer.Option("--port", metavar="N", min=0, max=65535, help="0 picks a free port.")
-]
-_ApiKey = Annotated[
-    str,
-    typer.Option(
-        "--api-key", metavar="KEY", callback=check_not_empty, help="Key that is accepted."
-    ),
-]
-_Runtimes = Annotated[
-    int, typer.Option("--runtimes", metavar="N", min=0, max=MAX_RUNTIMES, help="Active runtimes.")
-]
-_Faults = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fault",
-        metavar="NAME=PROBABILITY",
-        help="Inject a fault; repeatable.",
-        autocompletion=_suggest_faults,
-    ),
-]
-_RateLimit = Annotated[
-    float | None,
-    typer.Option(
-        "--rate-limit",
-        metavar="N",
-        callback=check_positive,
-        help="Answer 429 beyond N requests per second.",
-    ),
-]
-_Latency = Annotated[
-    float,
-    typer.Option(
-        "--latency",
-        metavar="DURATION",
-        parser=duration,
-        show_default="0",
-        help="Delay of every answer, such as 50ms.",
-    ),
-]
-_Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Print a line on stderr for each request.")
-]
-
-EXAMPLES = """
-Examples:
-  bctrl-async emulator --runtimes 1000 --rate-limit 50
-  bctrl-async emulator --fault rate_limited=0.1 --fault drop_after=0.05 -v
-
-Faults:
-  latency, rate_limited, server_error, bad_gateway, drop_before, drop_after,
-  close_kept_alive, hang, slow_drip, truncated_json, malformed_json, oversized,
-  compressed_bomb, unknown_values, failed, accepted, stray_answer,
-  late_stray_answer
-"""
-
-
 def emulator(
-    context: typer.Context,
     *,
-    host: _Host = "127.0.0.1",
-    port: _Port = 8787,
-    api_key: _ApiKey = KEY,
-    runtimes: _Runtimes = 1000,
-    fault: _Faults = None,
-    rate_limit: _RateLimit = None,
+    host: Annotated[Text, Parameter(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int,
+        whole_number(0, 65535),
+        Parameter(help="0 picks a free port."),
+    ] = 8787,
+    api_key: Annotated[Text, Parameter(metavar="KEY", help="Key that is accepted.")] = KEY,
+    runtimes: Annotated[
+        int,
+        whole_number(0, MAX_RUNTIMES),
+        Parameter(help="Active runtimes."),
+    ] = 1000,
+    fault: Annotated[
+        Sequence[str],
+        Parameter(
+            metavar="NAME=PROBABILITY",
+            show_default=False,
+            completer=_suggest_faults,
+            help="Inject a fault; repeatable.",
+        ),
+    ] = (),
+    rate_limit: Annotated[
+        Rate | None, Parameter(help="Answer 429 beyond N requests per second.")
+    ] = None,
     seed: Seed = 0,
-    latency: _Latency = 0.0,
-    verbose: _Verbose = False,
+    latency: Annotated[
+        Wait, Parameter(show_default="0", help="Delay of every answer, such as 50ms.")
+    ] = 0.0,
+    verbose: Annotated[
+        bool, Parameter(alias="-v", show_default=False, help="Print a line for each request.")
+    ] = False,
 ) -> int:
     """Run a local server of the API for tests, until Ctrl-C.
 
     Its workspace demo has active runtimes: runtime-0001, runtime-0002, ... Each
     is a minute older than the one before, and one in ten is a desktop. For
     example, --fault rate_limited=0.1 answers one request in ten with 429.
+
+    For example:
+      bctrl-async emulator --runtimes 1000 --rate-limit 50
+      bctrl-async emulator --fault rate_limited=0.1 --fault drop_after=0.05 -v
+
+    Faults:
+      latency, rate_limited, server_error, bad_gateway, drop_before, drop_after,
+      close_kept_alive, hang, slow_drip, truncated_json, malformed_json, oversized,
+      compressed_bomb, unknown_values, failed, accepted, stray_answer,
+      late_stray_answer
     """
     from bctrl_async.emulator import Emulator  # noqa: PLC0415 - imports a server.
 
@@ -125,26 +95,28 @@ def emulator(
             host=host,
             port=port,
             api_key=api_key,
-            faults=_parse_faults(fault or []),
+            faults=_parse_faults(fault),
             seed=seed,
             latency=latency,
             rate_limit=rate_limit,
             on_request=_print_request if verbose else None,
         )
     except ValueError as error:
-        context.fail(str(error))
+        raise BctrlConfigError(str(error)) from error
     _add_runtimes(server, runtimes)
     try:
         output = Output()
         asyncio.run(_serve(server, api_key, output))
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            context.fail(f"port {port} of {host} is in use: choose another with --port")
-        context.fail(f"cannot listen on {host} port {port}: {error.strerror}")
+            problem = f"port {port} of {host} is in use: choose another with --port"
+            raise BctrlConfigError(problem) from error
+        problem = f"cannot listen on {host} port {port}: {error.strerror}"
+        raise BctrlConfigError(problem) from error
     return FAILED if output.write_failed else 0
 
 
-def _parse_faults(given: Sequence[str]) -> dict[Fault, float]:
+def _parse_faults(given: Sequence[str]) -> "dict[Fault, float]":
     from bctrl_async.emulator import Fault  # noqa: PLC0415 - imports a server.
 
     faults = {}
@@ -154,8 +126,8 @@ def _parse_faults(given: Sequence[str]) -> dict[Fault, float]:
             faults[Fault(name)] = _parse_probability(probability)
         except ValueError:
             problem = "is not NAME=PROBABILITY" if name in set(Fault) else "is not a known fault"
-            raise typer.BadParameter(
-                f"{text!r} {problem}, such as rate_limited=0.1", param_hint="'--fault'"
+            raise BctrlConfigError(
+                f"invalid --fault: {text!r} {problem}, such as rate_limited=0.1"
             ) from None
     return faults
 
@@ -166,7 +138,7 @@ def _parse_probability(text: str) -> float:
     return probability
 
 
-def _add_runtimes(server: Emulator, count: int) -> None:
+def _add_runtimes(server: "Emulator", count: int) -> None:
     now = datetime.now(UTC)
     for number, alias in enumerate(runtime_aliases(count), start=1):
         # Kinds and ages differ so that filters have an effect.
@@ -176,7 +148,7 @@ def _add_runtimes(server: Emulator, count: int) -> None:
         server.add_runtime(WORKSPACE, alias, kind=kind, created_at=created_at)
 
 
-async def _serve(server: Emulator, api_key: str, output: Output) -> None:
+async def _serve(server: "Emulator", api_key: str, output: Output) -> None:
     async with server:
         print_info("The emulator is running; stop it with Ctrl-C. In another terminal, run:")
         output.print_result(f"export BCTRL_BASE_URL={_reachable_url(server.url)}")
@@ -196,7 +168,7 @@ async def _serve(server: Emulator, api_key: str, output: Output) -> None:
             print_info(f"{pluralize(len(server.requests), 'request')} received")
 
 
-def _print_request(request: ReceivedRequest) -> None:
+def _print_request(request: "ReceivedRequest") -> None:
     # A query may contain secrets, and is not part of the operation.
     path, query, _ = request.raw_path.partition("?")
     parts = [str(request.status or "---"), request.method.ljust(4), path + "?..." * bool(query)]

@@ -65,7 +65,7 @@ class _Layout(NamedTuple):
     """The columns of a table, by its first line."""
 
     delimiter: str
-    workspace: int
+    workspace: int | None
     alias: int
     width: int
     header: Sequence[str] | None = None
@@ -75,9 +75,15 @@ class LineParser:
     """A parser of an input that is fed bytes as they arrive.
 
     The first line that is not blank, a comment or `sep=;` decides about the format.
+
+    Args:
+        workspace: The workspace of lines that have none: a table of one column, its aliases.
+        is_only: A line of another workspace is not a target.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workspace: str | None = None, *, is_only: bool = False) -> None:
+        self._workspace = workspace
+        self._is_only = is_only
         self.ended = False
         """True once nothing more is read."""
         self._rest = b""
@@ -139,14 +145,14 @@ class LineParser:
             except _NOT_JSON:
                 value = None
             # A whole object that is not a list is a line, and no other text can begin it.
-            if _is_target(value) or (isinstance(value, dict) and "runtimes" not in value):
+            if self._is_target(value) or (isinstance(value, dict) and "runtimes" not in value):
                 return self._json(text)
             self._document = bytearray()
             return None
         if _is_separator(text):
             return None
         self._parse = self._row
-        layout = _find_layout(text)
+        layout = _find_layout(text, has_workspace=self._workspace is not None)
         if isinstance(layout, str):
             return self._end(text, layout)
         self._layout = layout
@@ -166,11 +172,12 @@ class LineParser:
             return self._bad(text, f"it has {few} columns than the first line")
         if _find_control(text):
             return self._bad(text, "it contains a control character")
-        return _to_item(self._place, text, [cells[layout.workspace], cells[layout.alias]])
+        workspace_id = None if layout.workspace is None else cells[layout.workspace]
+        return self._to_item(self._place, text, [workspace_id, cells[layout.alias]])
 
     def _json(self, text: str) -> Item:
         try:
-            return _to_item(self._place, text, msgspec.json.decode(text))
+            return self._to_item(self._place, text, msgspec.json.decode(text))
         except _NOT_JSON:
             if len(_unescaped_quotes(text)) % 2:
                 return self._end(text, "a quote is not closed on this line")
@@ -186,8 +193,30 @@ class LineParser:
             yield self._end(data[:_MAX_SHOWN].decode(errors="replace").strip(), _DOCUMENT)
             return
         for number, value in enumerate(values, start=1):
-            text = "" if _is_target(value) else msgspec.json.encode(value).decode()
-            yield _to_item(f"in item {number}", text, value)
+            text = "" if self._is_target(value) else msgspec.json.encode(value).decode()
+            yield self._to_item(f"in item {number}", text, value)
+
+    def _is_target(self, value: object) -> bool:
+        return isinstance(self._to_item("", "", value), RuntimeRef)
+
+    def _to_item(self, place: str, text: str, value: object) -> Item:
+        """Return the target that a JSON value or a pair is, or a bad line."""
+        match value:
+            case [workspace_id, alias]:
+                pass
+            case dict():
+                workspace_id = _first(value, "workspace_id", "workspaceId", "workspace")
+                alias = _first(value, "alias", "name")
+            case _:
+                return BadLine(place, text, "it is neither an object nor a pair")
+        if workspace_id is None:
+            workspace_id = self._workspace
+        reason = _reason("workspace id", workspace_id) or _reason("alias", alias)
+        if reason is None and self._is_only and workspace_id != self._workspace:
+            reason = f"it is not of workspace {self._workspace}"
+        if reason is not None:
+            return BadLine(place, text, reason)
+        return RuntimeRef(str(workspace_id), str(alias))
 
     @property
     def _place(self) -> str:
@@ -212,11 +241,17 @@ def _cells(text: str, delimiter: str) -> list[str] | None:
     return [quoted.replace('""', '"') or plain.strip(" ") for quoted, plain in find_cells(text)]
 
 
-def _find_layout(text: str) -> _Layout | str:
+def _find_layout(  # noqa: PLR0911 - a table of rules.
+    text: str, *, has_workspace: bool
+) -> _Layout | str:
     """Return the layout that the first line shows, or the reason if it shows none."""
     rows = [(delimiter, _cells(text, delimiter) or []) for delimiter in _DELIMITERS]
     if not any(cells for _, cells in rows):
         return _BAD_QUOTES
+    if has_workspace and all(len(cells) == 1 for _, cells in rows):
+        cells = rows[0][1]
+        is_header = _column(cells, _ALIAS_NAMES) is not None
+        return _Layout(_DELIMITERS[0], None, 0, 1, cells if is_header else None)
     for delimiter, cells in rows:
         workspace, alias = _column(cells, _WORKSPACE_NAMES), _column(cells, _ALIAS_NAMES)
         if workspace is not None and alias is not None:
@@ -225,38 +260,17 @@ def _find_layout(text: str) -> _Layout | str:
             return f"the header has no column {'alias' if alias is None else 'workspace_id'}"
     # Prose often has one comma, but no id has a space.
     fitting = [d for d, cells in rows if len(cells) == _PAIR and " " not in cells[0]]
-    match fitting:
-        case [delimiter]:
-            return _Layout(delimiter, 0, 1, _PAIR)
-        case []:
-            return "it is no header and no pair: expected WORKSPACE,ALIAS or JSON"
-    return "two delimiters fit: add a header, or quote the alias"
+    if len(fitting) == 1:
+        return _Layout(fitting[0], 0, 1, _PAIR)
+    if fitting:
+        return "two delimiters fit: add a header, or quote the alias"
+    return "it is no header and no pair: expected WORKSPACE,ALIAS or JSON"
 
 
 def _column(cells: Sequence[str], names: Sequence[str]) -> int | None:
     """Return the index of the first of these columns, whatever its case, spaces and underlines."""
     plain = [_plain("", cell).lower() for cell in cells]
     return next((plain.index(name) for name in names if name in plain), None)
-
-
-def _to_item(place: str, text: str, value: object) -> Item:
-    """Return the target that a JSON value or a pair is, or a bad line."""
-    match value:
-        case [workspace_id, alias]:
-            pass
-        case dict():
-            workspace_id = _first(value, "workspace_id", "workspaceId", "workspace")
-            alias = _first(value, "alias", "name")
-        case _:
-            return BadLine(place, text, "it is neither an object nor a pair")
-    reason = _reason("workspace id", workspace_id) or _reason("alias", alias)
-    if reason is not None:
-        return BadLine(place, text, reason)
-    return RuntimeRef(str(workspace_id), str(alias))
-
-
-def _is_target(value: object) -> bool:
-    return isinstance(_to_item("", "", value), RuntimeRef)
 
 
 def _first(value: Mapping[object, object], *keys: str) -> object:

@@ -1,16 +1,18 @@
-"""Options that several commands share, and checks of option values."""
+"""Options: their groups in the help, the conversion of their values, and durations."""
 
-import math
 import re
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
-import typer
+from cyclopts import Group, Parameter, Token
 
-from bctrl_async import RuntimeKind, RuntimeStatus
+from bctrl_async import RuntimeKind, RuntimeStatus, _config
+
+_T = TypeVar("_T")
 
 MAX_RUNTIMES = 100_000
-_ANY = "any"
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
 _is_number = re.compile(_NUMBER).fullmatch
@@ -18,37 +20,50 @@ _is_number = re.compile(_NUMBER).fullmatch
 _is_duration = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS)).fullmatch
 
 
-def check_positive(value: float | None) -> float | None:
-    """Reject a number that is not finite and above 0."""
-    if value is not None and not 0 < value < math.inf:
-        raise typer.BadParameter(f"{value:g} is not a positive number")
-    return value
+class Setting(str):
+    """A text that knows where it comes from: an option, a variable or a key of a profile."""
+
+    __slots__ = ("origin",)
+    origin: str
+
+    @classmethod
+    def of(cls, text: str, origin: str = "the default") -> "Setting":
+        """Return a text from an origin, which messages name."""
+        setting = cls(text)
+        setting.origin = origin
+        return setting
 
 
-def check_not_empty(value: str | None) -> str | None:
+def _setting(_: object, tokens: Sequence[Token]) -> Setting:
+    return Setting.of(_text(tokens[0].value), tokens[0].keyword or "")
+
+
+def converter(parse: Callable[[str], _T]) -> Callable[[object, Sequence[Token]], _T]:
+    """Return the converter of an option that takes one value."""
+    return lambda _, tokens: parse(tokens[0].value)
+
+
+def _text(value: str) -> str:
     """Reject an empty text, which often comes from an unset shell variable."""
-    if value == "":
-        raise typer.BadParameter("must not be empty")
+    if not value:
+        raise ValueError("must not be empty")
+    if "\0" in value:
+        raise ValueError("must not contain a null character")
     return value
 
 
-def duration(value: str | float) -> float:
+def duration(value: str) -> float:
     """Return a duration such as 500ms, 90s, 15m, 2h30m or 1.5d in seconds.
 
-    A unit is required: a bare 90 could be taken for minutes. Only 0 needs none. A number is
-    returned as it is, because typer also parses defaults.
+    A unit is required: a bare 90 could be taken for minutes. Only 0 needs none.
     """
-    if isinstance(value, float):
-        return value
     if _is_number(value):
         if not float(value):
             return 0.0
-        raise typer.BadParameter(f"{value!r} has no unit: write {value}s, {value}m or {value}h")
+        raise ValueError(f"{value!r} has no unit: write {value}s, {value}m or {value}h")
     parts = _is_duration(value)
     if not value or parts is None:
-        raise typer.BadParameter(
-            f"{value!r} is not a duration such as 500ms, 90s, 15m, 2h30m or 1d"
-        )
+        raise ValueError(f"{value!r} is not a duration such as 500ms, 90s, 15m, 2h30m or 1d")
     numbers = zip(parts.groups("0"), _UNITS.values(), strict=True)
     return sum(float(number) * seconds for number, seconds in numbers)
 
@@ -64,53 +79,97 @@ def format_duration(seconds: float) -> str:
     return "".join(parts[:2]) or "0s"
 
 
-# Each option of these groups may be given once.
-target_option = partial(typer.Option, rich_help_panel="Targets")
-run_option = partial(typer.Option, rich_help_panel="Run")
-_filter = partial(typer.Option, rich_help_panel="Filters")
-status_option = partial(
-    _filter,
-    "--status",
-    metavar="STATUS",
-    callback=check_not_empty,
-    autocompletion=lambda: [*map(str, RuntimeStatus), _ANY],
-)
+def _positive_duration(value: str) -> float:
+    seconds = duration(value)
+    if not seconds:
+        raise ValueError(f"{value!r} is not above 0")
+    return seconds
 
+
+def _rate(value: str) -> float:
+    try:
+        return _config.per_second(float(value), "rate")
+    except ValueError:
+        raise ValueError(f"{value!r} is not a positive number") from None
+
+
+def whole_number(least: int, most: int = 2**31) -> Parameter:
+    """Return the parameter of a whole number within bounds."""
+
+    def parse(value: str) -> int:
+        if not (value.isdecimal() and least <= int(value) <= most):
+            bound = f"at least {least}" if most == 2**31 else f"{least} to {most}"
+            raise ValueError(f"{value!r} is not a whole number of {bound}")
+        return int(value)
+
+    return Parameter(metavar="N", converter=converter(parse))
+
+
+# A group of the help for each. Of an option the last value wins, so that a script can put its own
+# before those of its user, but not of those that decide what is stopped and where it is recorded.
+_NAMES = ("Targets", "Filters", "Run", "Pace", "Output", "Connection")
+_GROUPS = {name: Group(name, sort_key=number) for number, name in enumerate(_NAMES)}
+in_targets = partial(Parameter, group=_GROUPS["Targets"], allow_repeating=False)
+in_filters = partial(Parameter, group=_GROUPS["Filters"], allow_repeating=False)
+in_run = partial(Parameter, group=_GROUPS["Run"], allow_repeating=False)
+in_pace = partial(Parameter, group=_GROUPS["Pace"])
+in_output = partial(Parameter, group=_GROUPS["Output"])
+in_connection = partial(Parameter, group=_GROUPS["Connection"])
+
+# What a flag decides does not change if it is given twice.
+in_flags = partial(in_targets, allow_repeating=True, show_default=False)
+
+Text = Annotated[str, Parameter(converter=converter(_text))]
+File = Annotated[
+    Path, Parameter(converter=converter(lambda path: Path(_text(path))), metavar="FILE")
+]
+Given = Annotated[Setting, Parameter(converter=_setting)]
+Duration = Annotated[
+    float,
+    Parameter(
+        converter=converter(_positive_duration),
+        metavar="DURATION",
+        show_default=lambda seconds: seconds and format_duration(seconds),
+    ),
+]
+Wait = Annotated[float, Parameter(converter=converter(duration), metavar="DURATION")]
+Count = Annotated[int, whole_number(1)]
+Rate = Annotated[float, Parameter(metavar="N", converter=converter(_rate))]
+
+with_status = partial(
+    in_filters, "--status", metavar="STATUS", completer=lambda _: [*map(str, RuntimeStatus), "any"]
+)
 Kind = Annotated[
-    str | None,
-    _filter(
+    Text | None,
+    in_filters(
         "--kind",
         metavar="KIND",
-        callback=check_not_empty,
+        completer=lambda _: [*map(str, RuntimeKind)],
         help="Only of this kind, such as browser.",
-        autocompletion=lambda: [*map(str, RuntimeKind)],
     ),
 ]
 OlderThan = Annotated[
-    float | None,
-    _filter(
-        "--older-than",
-        metavar="AGE",
-        parser=duration,
-        callback=check_positive,
-        help="Only older than AGE: 90s, 15m, 2h30m, 1d.",
-    ),
+    Duration | None,
+    in_filters("--older-than", metavar="AGE", help="Only older than AGE: 90s, 15m, 2h30m, 1d."),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Random seed of the faults.")]
-
-AllowEmpty = Annotated[
-    bool, target_option("--allow-empty", metavar="", help="Accept a FILE without targets.")
+Alias = Annotated[
+    Text | None,
+    in_filters("--alias", metavar="PATTERN", help="Only aliases that match, such as 'ci-*'."),
 ]
+in_files = partial(in_targets, "--from", allow_leading_hyphen=True)
+AllowEmpty = Annotated[bool, in_flags(help="Accept a FILE without targets.")]
 JournalMaxAge = Annotated[
-    float | None,
-    run_option(
-        "--journal-max-age",
-        metavar="AGE",
-        parser=duration,
-        callback=check_positive,
-        help="Reject a journal begun longer ago than AGE.",
-    ),
+    Duration | None, in_run(metavar="AGE", help="Reject a journal begun longer ago than AGE.")
 ]
 IgnoreNotFound = Annotated[
-    bool, run_option("--ignore-not-found", metavar="", help="Do not count not_found as a failure.")
+    bool, in_run(show_default=False, help="Do not count not_found as a failure.")
+]
+Seed = Annotated[int, Parameter(metavar="N", help="Random seed of the faults.")]
+Format = Annotated[
+    Literal["table", "json"],
+    in_output(("--output", "-o"), metavar="FORMAT", help="json is an object per line."),
+]
+WorkspaceId = Annotated[Text, Parameter(help="Workspace id.")]
+Workspace = Annotated[
+    Text | None, Parameter(help="Workspace id; else BCTRL_WORKSPACE, or that of the profile.")
 ]

@@ -1,30 +1,36 @@
-"""Outcomes as lines or records."""
+"""Outcomes as lines or records: each reason is explained once, and then counted."""
 
-import textwrap
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.text import Text
 
 from bctrl_async import BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopResult
-from bctrl_async.cli._format import MAX_SHOWN, describe, escape
 from bctrl_async.cli._lines import ends_input
-from bctrl_async.cli._output import Output, one_line, print_info
-from bctrl_async.cli._reasons import Reasons, reported_error
-from bctrl_async.cli._records import print_json
-from bctrl_async.errors import subject_of
+from bctrl_async.cli._output import (
+    MAX_SHOWN,
+    Output,
+    describe,
+    escape,
+    is_quiet,
+    one_line,
+    print_info,
+)
 
 _MAX_ALIAS_WIDTH = 28
-_MIN_DETAIL_WIDTH = 50
-_INDENT = 4
+_MAX_REASONS = 20
+"""The number of reasons that are told apart: a server may put an id into each message."""
+_OTHER = "other reasons"
+_MAX_NAMED = 3
 _ANSWERED = frozenset({StopResult.ACCEPTED, StopResult.NOT_FOUND})
 _RESULT_WIDTH = max(len(result) for result in StopResult)
+_without_numbers = re.compile(r"\d+").sub
 
 
 class OutcomePrinter:
     """Prints outcomes as lines or records.
-
-    On a terminal a long line wraps within its last column; in a file it never wraps.
 
     Args:
         output: The output to print to.
@@ -49,92 +55,79 @@ class OutcomePrinter:
         self._shows_unsent = shows_unsent
         self._prints_json = prints_json
         self._complete = complete
-        self._reasons = Reasons()
         self._prints_all = aliases is not None
         self._invalid = 0
+        # By result and reason, which may name another time or port each time.
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._reasons: dict[tuple[str, str], str] = {}
+        self._named: defaultdict[tuple[str, str], list[RuntimeRef]] = defaultdict(list)
         widest = max((cell_len(escape(alias)) for alias in aliases or ()), default=_MAX_ALIAS_WIDTH)
         self._width = min(widest, _MAX_ALIAS_WIDTH)
 
     def print(self, outcome: StopOutcome) -> None:
         """Print an outcome."""
-        state = outcome.state
         if self._prints_json:
-            print_json(self._output, outcome.to_dict())
-        elif self._prints_all or (
-            self._needs_attention(outcome) and self._is_shown(outcome, state)
-        ):
-            is_stopped = (
-                state is RuntimeState.NOT_RUNNING and outcome.result is not StopResult.ACCEPTED
-            )
-            detail = self._detail(outcome, state)
+            self._output.print_json(outcome.to_dict())
+        elif self._needs_attention(outcome) or (self._prints_all and not is_quiet.get()):
+            detail = self._detail(outcome)
             if detail is not None:
-                self._print_line(outcome.target, outcome.result, detail, is_good=is_stopped)
-
-    def _detail(self, outcome: StopOutcome, state: RuntimeState) -> str | None:
-        """Return the text of a line, None if there is none for this target."""
-        if state in {RuntimeState.INVALID, RuntimeState.NOT_RUNNING}:
-            return _describe(outcome, state)
-        given = self._reasons.add(outcome)
-        if given is None or (self._prints_all and reported_error(outcome) is None):
-            return _describe(outcome, state)
-        return given if self._prints_all else None
-
-    def has_explained(self, error: BctrlError) -> bool:
-        """Return True if an outcome with this error was printed, with its advice."""
-        return not self._prints_json and self._reasons.has(error)
-
-    def finish(self) -> None:
-        """Print the targets that got no line."""
-        if not self._prints_all:
-            self._print_groups()
-        if self._invalid > MAX_SHOWN:
-            print_info(f"{self._invalid - MAX_SHOWN:,} more invalid targets are not shown")
-
-    def _print_groups(self) -> None:
-        """Print the targets that got no line since their reasons had been given."""
-        leaves_out = False
-        for result, reason, count, first in self._reasons.repeated():
-            names = [self._output.escape_unencodable(self._name(target)) for target in first]
-            more = count - len(names)
-            listed = ", ".join(names) + (f" and {more:,} more" if more else "")
-            line = f"{count:,} more {result} ({one_line(reason)}): {listed}"
-            self._output.print_result(line, wrap=True)
-            leaves_out = leaves_out or more > 0
-        if self._complete and leaves_out:
-            print_info(f"All of them: {self._complete}")
+                self._print_line(outcome, detail)
 
     def _needs_attention(self, outcome: StopOutcome) -> bool:
         """Return True if a target was attempted and its runtime may still run."""
         not_attempted = outcome.result is StopResult.NOT_SENT and not outcome.attempts
         return not outcome.ok and (self._shows_unsent or not not_attempted)
 
-    def _is_shown(self, outcome: StopOutcome, state: RuntimeState) -> bool:
-        """Return True unless it is one of very many invalid targets."""
-        if state is not RuntimeState.INVALID or ends_input(outcome):
-            return True
-        self._invalid += 1
-        return self._invalid <= MAX_SHOWN
+    def _detail(self, outcome: StopOutcome) -> str | None:
+        """Return the text of a line, None if there is none for this target."""
+        if outcome.state is RuntimeState.INVALID and not self._prints_all:
+            if ends_input(outcome):
+                return _describe(outcome)
+            self._invalid += 1
+            return _describe(outcome) if self._invalid <= MAX_SHOWN else None
+        if outcome.state in {RuntimeState.INVALID, RuntimeState.NOT_RUNNING}:
+            return _describe(outcome)
+        reason, result = _reason(outcome), outcome.result.value
+        key = result, _without_numbers("0", reason)
+        if key not in self._counts and len(self._counts) >= _MAX_REASONS:
+            key, reason = (result, _OTHER), _OTHER
+        self._counts[key] += 1
+        self._reasons.setdefault(key, reason)
+        is_first = self._counts[key] == 1
+        if not is_first and len(self._named[key]) < _MAX_NAMED:
+            self._named[key].append(outcome.target)
+        if is_first or (self._prints_all and _reported_error(outcome) is None):
+            return _describe(outcome)
+        return reason if self._prints_all else None
 
-    def _print_line(self, target: RuntimeRef, result: str, detail: str, *, is_good: bool) -> None:
-        name = self._output.escape_unencodable(self._name(target))
+    def has_explained(self, error: BctrlError) -> bool:
+        """Return True if an outcome with this error was printed, with its advice."""
+        return _summary(error) in self._reasons.values()
+
+    def finish(self) -> None:
+        """Print the targets that got no line since their reasons had been given."""
+        leaves_out = False
+        for key, count in self._counts.most_common():
+            if self._prints_all or not self._named[key]:
+                continue
+            names = [self._output.escape_unencodable(self._name(t)) for t in self._named[key]]
+            more = count - 1 - len(names)
+            listed = ", ".join(names) + (f" and {more:,} more" if more else "")
+            line = f"{count - 1:,} more {key[0]} ({one_line(self._reasons[key])}): {listed}"
+            self._output.print_result(line)
+            leaves_out = leaves_out or more > 0
+        if self._complete and leaves_out:
+            print_info(f"All of them: {self._complete}")
+        if self._invalid > MAX_SHOWN:
+            print_info(f"{self._invalid - MAX_SHOWN:,} more invalid targets are not shown")
+
+    def _print_line(self, outcome: StopOutcome, detail: str) -> None:
+        is_stopped = outcome.ok and outcome.result is not StopResult.ACCEPTED
+        name = self._output.escape_unencodable(self._name(outcome.target))
         name += " " * (self._width - cell_len(name))
+        result = (f"{outcome.result:<{_RESULT_WIDTH}}", "green" if is_stopped else "yellow")
         detail = self._output.escape_unencodable(one_line(detail))
-        if self._output.on_terminal:
-            detail = self._wrapped(detail, self._width + _RESULT_WIDTH + 4)
-        padding = "" if detail.startswith("\n") else " " * (_RESULT_WIDTH - len(result) + 2)
-        styled = (result, "green" if is_good else "yellow")
-        self._output.print_result(Text.assemble(name, "  ", styled, padding, detail))
-
-    def _wrapped(self, detail: str, indent: int) -> str:
-        """Wrap the last column of a line, or put it below if that would be too narrow."""
-        room = self._output.width - indent
-        start = ""
-        if room < min(len(detail), _MIN_DETAIL_WIDTH):
-            indent = _INDENT
-            room = max(self._output.width, _MIN_DETAIL_WIDTH) - indent
-            start = f"\n{' ' * indent}"
-        lines = textwrap.wrap(detail, room, break_on_hyphens=False, break_long_words=False)
-        return start + f"\n{' ' * indent}".join(lines)
+        self._output.print_result(Text.assemble(name, "  ", result, "  ", detail))
 
     def _name(self, target: RuntimeRef) -> str:
         alias = escape(target.alias)
@@ -143,21 +136,41 @@ class OutcomePrinter:
         return f"{escape(target.workspace_id)} {alias}"
 
 
-def _describe(outcome: StopOutcome, state: RuntimeState) -> str:
+def _summary(error: BctrlError) -> str:
+    """Return an error in a few words, without its target and its advice."""
+    if error.status is not None and error.code is not None:
+        return f"{error.status} {error.code}"
+    return error.summary.partition(": ")[0]
+
+
+def _reported_error(outcome: StopOutcome) -> BctrlError | None:
+    """Return the error of an outcome, unless the status of its runtime says as much."""
+    is_described = outcome.result is StopResult.ACCEPTED and outcome.runtime is not None
+    return None if is_described else outcome.error
+
+
+def _reason(outcome: StopOutcome) -> str:
+    if outcome.resumed:
+        return "from an earlier run"
+    if (error := _reported_error(outcome)) is not None:
+        return _summary(error)
+    status = None if outcome.runtime is None else outcome.runtime.status
+    return "not confirmed" if status is None else f"status {escape(status)}"
+
+
+def _describe(outcome: StopOutcome) -> str:
     if outcome.resumed:
         return "from the journal of an earlier run, not sent again"
     facts = []
-    error = reported_error(outcome)
+    error = _reported_error(outcome)
     if error is None:
         facts.append(f"{outcome.elapsed:.2f} s")
         if outcome.attempts > 1:
             facts.append(f"{outcome.attempts} attempts")
     if outcome.result is not StopResult.STOPPED and outcome.runtime is not None:
-        facts.append(f"status {escape(outcome.runtime.status)} ({state.text})")
+        facts.append(f"status {escape(outcome.runtime.status)} ({outcome.state.text})")
     if error is not None:
-        # The advice of a class of errors is that of a stop that failed.
+        # A class's default advice assumes a failed stop; show it only then.
         has_advice = outcome.result not in _ANSWERED or error.advice is not None
-        facts.append(
-            describe(error).removeprefix(subject_of(error)) if has_advice else error.summary
-        )
+        facts.append(describe(error, with_subject=False) if has_advice else error.summary)
     return ", ".join(facts)

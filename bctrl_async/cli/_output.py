@@ -1,24 +1,132 @@
-"""The command's stdout and stderr."""
+"""The command's stdout and stderr, and the words that several commands share."""
 
 import errno
+import json
+import logging
 import os
 import shutil
 import stat
 import sys
 import textwrap
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from copy import copy
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bctrl_async import (
+    BctrlAuthenticationError,
+    BctrlConfigError,
+    BctrlError,
+    Runtime,
+    RuntimeRef,
+    StopResult,
+)
+from bctrl_async.errors import quote, subject_of
+
+FAILED = 1
+"""The exit code if some runtimes run, or may run: running the command again may help."""
+USAGE = 2
+"""The exit code of a usage or configuration error: the same command would fail again."""
+IN_USE = 75
+"""The exit code if the journal is in use, and the command may succeed later: EX_TEMPFAIL."""
+
+MAX_SHOWN = 10
+"""The number of targets that are shown one by one if they are invalid, or have no outcome."""
+INPUT_LEFT = "; the input was not read to its end"
+_MAX_NAME = 100
 _WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
+# A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a rate that it
+# shares: the user must see these warnings.
+_ALWAYS_SHOWN = ("bctrl_async.filters", "bctrl_async.journal", "bctrl_async.pace")
 is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
-"""True to print only results, errors and warnings."""
 
 
-def escape_unprintable(text: str) -> str:
+class _LogPrinter(logging.Handler):
+    """A handler that prints log records on stderr: some warnings always, all if verbose."""
+
+    verbose = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record as one line."""
+        is_warning = record.levelno >= logging.WARNING
+        if self.verbose or (is_warning and record.name in _ALWAYS_SHOWN and not is_quiet.get()):
+            _print_line(f"bctrl-async: {record.levelname.lower()}: {one_line(record.getMessage())}")
+
+
+LOG_PRINTER = _LogPrinter()
+"""The only handler: without one, Python prints warnings to stderr, into the live display."""
+
+
+@contextmanager
+def verbosity(*, verbose: bool, quiet: bool) -> Iterator[None]:
+    """Print more or less on stderr within the block."""
+    if verbose and quiet:
+        raise BctrlConfigError("--verbose cannot be combined with --quiet")
+    logger = logging.getLogger("bctrl_async")
+    level, token = logger.level, is_quiet.set(quiet)
+    LOG_PRINTER.verbose = verbose
+    logger.addHandler(LOG_PRINTER)
+    if verbose:
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        LOG_PRINTER.verbose = False
+        is_quiet.reset(token)
+
+
+def exit_code(errors: Iterable[BctrlError | None]) -> int:
+    """Return the exit code of a command that failed with these errors."""
+    is_unauthorized = any(isinstance(error, BctrlAuthenticationError) for error in errors)
+    return USAGE if is_unauthorized else FAILED
+
+
+def pluralize(count: int, noun: str) -> str:
+    """Return a count with its noun, such as `1 stop` or `2,000 stops`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def escape(text: str) -> str:
+    """Return visible text as it is, any other, such as a space at its end, as a literal; cut it."""
+    # The repr of an enum's member would be its Python name.
+    text = str.__str__(text)
+    if len(text) > _MAX_NAME:
+        text = f"{text[:_MAX_NAME]}..."
+    is_visible = text and text.isprintable() and text == text.strip()
+    return text if is_visible else ascii(text)
+
+
+def describe(error: BctrlError, *, with_subject: bool = True) -> str:
+    """Return the text of an error with a single advice, without the server's own."""
+    shown = copy(error)
+    if error.advice or error.default_advice:
+        shown.hint = None
+    text = str(shown).removeprefix(subject_of(error))
+    return f"{name_call(error)}{text}" if with_subject else text
+
+
+def name_call(error: BctrlError) -> str:
+    """Return the beginning of an error's text, such as `could not get 'crm': `."""
+    name = error.workspace_id if error.alias is None else error.alias
+    if name is None:
+        return ""
+    kind = "workspace " if error.alias is None else ""
+    return f"could not {error.operation} {kind}{quote(name)}: "
+
+
+def format_counts(counts: Counter[StopResult]) -> str:
+    """Return the counts that are not 0."""
+    return ", ".join(f"{counts[result]:,} {result}" for result in StopResult if counts[result])
+
+
+def _escape_unprintable(text: str) -> str:
     """Escape what a terminal would obey or hide, such as control characters, but no line ends."""
     if text.isprintable():
         return text
@@ -27,12 +135,18 @@ def escape_unprintable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Return text on one line, with its unprintable characters escaped."""
-    return escape_unprintable(" ".join(text.split()))
+    return _escape_unprintable(" ".join(text.split()))
 
 
-def print_error(message: str) -> None:
-    """Print an error on stderr as one line."""
-    print_log("error", message)
+def print_error(error: str | BctrlError) -> None:
+    """Print an error on stderr as one line; if the terminal is too narrow, its advice below."""
+    text, advice = error if isinstance(error, str) else describe(error), ""
+    line = f"bctrl-async: error: {one_line(text)}"
+    if not isinstance(error, str):
+        advice = one_line(error.advice or error.default_advice).rstrip(".")
+    if advice and _is_terminal() and len(line) > shutil.get_terminal_size().columns:
+        line = f"{line.removesuffix(f'. {advice}')}\n{advice}"
+    _print_line(line)
 
 
 def print_info(line: str) -> None:
@@ -41,17 +155,16 @@ def print_info(line: str) -> None:
         _print_line(line)
 
 
-def print_log(level: str, message: str) -> None:
-    """Print a log record on stderr as one line."""
-    _print_line(f"bctrl-async: {level}: {one_line(message)}")
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _print_line(line: str) -> None:
     # `print` would take a stderr that the shell has closed (None) for stdout.
     if sys.stderr is not None:
         with suppress(OSError):
-            text = escape_unprintable(line)
-            if sys.stderr.isatty():
+            text = _escape_unprintable(line)
+            if _is_terminal():
                 text = "\n".join(map(_wrap, text.split("\n")))
             print(text, file=sys.stderr, flush=True)  # noqa: T201 - rich may be drawing.
 
@@ -62,22 +175,37 @@ def _wrap(line: str) -> str:
     return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
-def print_question(question: str) -> None:
-    """Print a question on stderr, without a line end."""
+def can_ask() -> bool:
+    """Return True if stdin and stderr are terminals."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
+def ask(question: str) -> bool:
+    """Ask on the terminal, and return True if the answer is yes."""
     # Not on stdout: the results may go to a file.
-    print(escape_unprintable(question), end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
+    text = f"{_escape_unprintable(question)} [y/N] "
+    print(text, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
+    try:
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    except KeyboardInterrupt:
+        print_info("\nNothing was stopped")  # Below the ^C.
+        raise
 
 
 def report_os_error(error: OSError) -> None:
     """Report an error of stdout, to which the help is written, or of anything else."""
     if error.errno in _WRITE_ERRORS and error.filename is None:
-        stdout_failed(error)
+        _stdout_failed(error)
     else:
         print_error(str(error))
 
 
-def stdout_failed(error: OSError) -> None:
-    """Report that stdout cannot be written, and write nothing more to it."""
+def print_read_error(error: OSError) -> None:
+    """Report that an input could be opened, but not read to its end."""
+    print_error(f"cannot read all targets: {error.strerror}")
+
+
+def _stdout_failed(error: OSError) -> None:
     _discard_stdout()
     print_error(f"cannot write to stdout: {error.strerror}")
 
@@ -93,27 +221,29 @@ class Output(Console):
     If it cannot be written any more (`| head`, a full disk), it falls silent and the stops go on.
     """
 
-    def __init__(self, *, shows_progress: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__(highlight=False, markup=False, emoji=False)
-        self.shows_progress = shows_progress
+        self.shows_progress = True
         self.write_failed = False
         """True if results were lost, other than to a reader that left (`| head`)."""
 
-    def print_result(
-        self, result: str | Text | Table, *, wrap: bool = False, exact: bool = False
-    ) -> None:
-        """Print a table or a line."""
-        wraps = isinstance(result, Table) or (wrap and self.on_terminal)
-        if isinstance(result, str) and not (exact and not self.on_terminal):
-            result = escape_unprintable(result)
+    def print_result(self, result: str | Text | Table, *, exact: bool = False) -> None:
+        """Print a table or a line, which wraps on a terminal only."""
+        if isinstance(result, str) and (self.on_terminal or not exact):
+            result = _escape_unprintable(result)
         try:
             if isinstance(result, str) and not self.on_terminal:
                 self._write_line(result)
             else:
+                wraps = isinstance(result, Table) or (self.on_terminal and not exact)
                 self.print(result, soft_wrap=not wraps)
         except OSError as error:
             self.quiet = self.write_failed = True
-            stdout_failed(error)
+            _stdout_failed(error)
+
+    def print_json(self, fields: Mapping[str, object]) -> None:  # type: ignore[override]
+        """Print an object on one line, in ASCII."""
+        self.print_result(json.dumps(fields), exact=True)
 
     def _write_line(self, line: str) -> None:
         # A million lines of JSON would cost rich two minutes.
@@ -161,3 +291,20 @@ class Output(Console):
         """Begin a new line after the ^C that a terminal shows."""
         if self.on_terminal:
             self.print_result("")
+
+
+def target_fields(target: RuntimeRef) -> dict[str, object]:
+    """Return the fields of a target, which `--from` reads."""
+    return {"workspace_id": target.workspace_id, "alias": target.alias}
+
+
+def runtime_fields(workspace: str, runtime: Runtime) -> dict[str, object]:
+    """Return the fields of a runtime; as a target has them, `--from` reads them."""
+    return {
+        "workspace_id": workspace,
+        "alias": runtime.alias,
+        "status": runtime.status,
+        "kind": runtime.kind,
+        "created_at": runtime.created_at,
+        "runtime": msgspec.to_builtins(runtime),
+    }

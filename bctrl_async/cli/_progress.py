@@ -1,10 +1,16 @@
-"""The progress of a bulk stop: live on a terminal, a line every few seconds elsewhere."""
+"""The progress of a bulk stop, and a line while the command waits for an answer to a read.
+
+It is live on a terminal; elsewhere a bulk stop prints a line every few seconds.
+"""
 
 import asyncio
 import math
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -16,12 +22,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from bctrl_async import StopBatch, StopResult
-from bctrl_async.cli._format import format_counts
+from bctrl_async import BctrlSession, StopBatch, StopResult
 from bctrl_async.cli._options import format_duration
-from bctrl_async.cli._output import print_info
+from bctrl_async.cli._output import Output, format_counts, pluralize, print_info
 
-_SHOW_AFTER, _REFRESH_EVERY = 0.4, 0.2
+_SHOW_AFTER, _SHOW_WAITING_AFTER, _REFRESH_EVERY = 0.4, 2.0, 0.2
 """Seconds until the live display appears, and between its updates."""
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
@@ -102,13 +107,8 @@ class Display:
                 await asyncio.sleep(_LINE_EVERY)
                 print_info(self.line())
         await asyncio.sleep(_SHOW_AFTER)
-        with Live(
-            get_renderable=self.view, console=self._console, auto_refresh=False, transient=True
-        ) as shown:
-            self.is_drawn = True
-            while True:
-                shown.refresh()
-                await asyncio.sleep(_REFRESH_EVERY)
+        self.is_drawn = True
+        await _draw(self.view, self._console)
 
     def view(self) -> Group:
         """Return the live display: a bar, the state and the results so far."""
@@ -168,3 +168,49 @@ class Display:
         if self._rate.is_interrupted:
             parts.append(_INTERRUPT_NOTICE)
         return ", ".join(parts)
+
+
+async def _draw(view: Callable[[], RenderableType], console: Console) -> None:
+    """Draw a view until cancelled, which erases it."""
+    with Live(get_renderable=view, console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            live.refresh()
+            await asyncio.sleep(_REFRESH_EVERY)
+
+
+@asynccontextmanager
+async def show_waiting(output: Output, session: BctrlSession) -> AsyncIterator[None]:
+    """Show within the block, on a terminal, what a session waits for and since when."""
+    console, live = output.progress_console()
+    if not live:
+        yield
+        return
+    began = time.monotonic()
+
+    def line() -> Text:
+        return Text(f"{describe_read(session)}, {time.monotonic() - began:.0f} s", no_wrap=True)
+
+    async def show() -> None:
+        await asyncio.sleep(_SHOW_WAITING_AFTER)
+        await _draw(line, console)
+
+    showing = asyncio.create_task(show())
+    try:
+        yield
+    finally:
+        showing.cancel()
+        await asyncio.wait([showing])
+
+
+def describe_read(session: BctrlSession) -> str:
+    """Describe what the call of a session waits for; a listing makes one for each page."""
+    stats = session.stats
+    if not stats.failed:
+        return "Waiting for an answer"
+    doing = "Waiting for an answer" if stats.in_flight else "Waiting to retry"
+    if stats.succeeded or len(stats.failed) > 1:
+        # Neither the attempts of this page nor the last failure is known.
+        return f"{doing}, {pluralize(sum(stats.failed.values()), 'failed attempt')} so far"
+    [reason] = stats.failed
+    attempt = f", attempt {stats.attempts}" if stats.in_flight else ""
+    return f"{doing}{attempt} after {reason if reason.isdecimal() else 'no answer'}"

@@ -2,85 +2,81 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 from msgspec.structs import replace
 
-from bctrl_async import RuntimeState, StopResult
-from bctrl_async.cli._exit_codes import FAILED
-from bctrl_async.cli._format import (
-    INPUT_LEFT,
-    MAX_SHOWN,
-    format_counts,
-    print_read_error,
-)
+from bctrl_async import BctrlConfigError, RuntimeState, StopResult
 from bctrl_async.cli._lines import BadLine, Item
 from bctrl_async.cli._options import (
     AllowEmpty,
+    File,
+    Format,
     IgnoreNotFound,
     JournalMaxAge,
-    check_not_empty,
-    target_option,
+    Text,
+    in_files,
+    in_targets,
 )
 from bctrl_async.cli._outcomes import OutcomePrinter
-from bctrl_async.cli._output import Output, print_error, print_info
-from bctrl_async.cli._records import OutputFormat, OutputOption
+from bctrl_async.cli._output import (
+    FAILED,
+    INPUT_LEFT,
+    MAX_SHOWN,
+    Output,
+    format_counts,
+    print_error,
+    print_info,
+    print_read_error,
+)
 from bctrl_async.cli._targets import open_targets
 from bctrl_async.journal import read_journals
 
-_Journals = Annotated[
-    list[str], typer.Argument(metavar="JOURNAL", help="The journals, such as night-*.jsonl.")
-]
-_File = Annotated[
-    str | None,
-    target_option(
-        "--from",
-        metavar="FILE",
-        callback=check_not_empty,
-        help="Say of each target in FILE whether it is done; - is stdin.",
-    ),
-]
-
-EXAMPLES = """
-Examples:
-  bctrl-async report night-*.jsonl --from runtimes.csv
-"""
-
 
 def report(
-    context: typer.Context,
-    journals: _Journals,
-    *,
-    file: _File = None,
+    *journals: Annotated[File, Parameter("JOURNAL", help="The journals, such as night-*.jsonl.")],
+    file: Annotated[
+        File | None,
+        in_files(help="Say of each target in FILE whether it is done; - is stdin."),
+    ] = None,
+    workspace: Annotated[
+        Text | None,
+        in_targets(
+            metavar="ID", env_var="BCTRL_WORKSPACE", help="Workspace of a FILE of aliases only."
+        ),
+    ] = None,
     allow_empty: AllowEmpty = False,
     journal_max_age: JournalMaxAge = None,
     ignore_not_found: IgnoreNotFound = False,
-    output_format: OutputOption = OutputFormat.TABLE,
+    output_format: Format = "table",
 ) -> int:
     """Say which targets of a list are done, by the journals of one or more runs.
 
-    A target is done if its runtime no longer runs. Any other is pending: stop the list again,
-    with the same journals. Without --from, the outcomes are only counted, for a journal does
-    not know which targets it lacks. A JOURNAL is only read, and may be in use by a run.
+    A target is done if its runtime no longer runs. Any other is pending: stop
+    the list again, with the same journals. Without --from, the outcomes are
+    only counted, for a journal does not know which targets it lacks. A JOURNAL
+    is only read, and may be in use by a run.
 
-    Exit codes: 0 every target in FILE is done, 1 some are pending or there is no FILE,
-    2 usage error, or a JOURNAL that is not intact.
+    Exit codes: 0 every target in FILE is done, 1 some are pending or there is
+    no FILE, 2 usage error, or a JOURNAL that is not intact.
+
+    For example:
+      bctrl-async report night-*.jsonl --from runtimes.csv
     """
+    if not journals:
+        raise BctrlConfigError("nothing to report: add JOURNAL")
     if allow_empty and file is None:
-        context.fail("--allow-empty needs --from")
+        raise BctrlConfigError("--allow-empty needs --from")
     output = Output()
+    prints_json = output_format == "json"
     printer = OutcomePrinter(
-        output,
-        None,
-        shows_unsent=True,
-        prints_json=output_format is OutputFormat.JSON,
-        complete="add -o json",
+        output, None, shows_unsent=True, prints_json=prints_json, complete="add -o json"
     )
     targets, bad = None, list[BadLine]()
     if file is not None:
-        items = open_targets(context, file, allow_empty=allow_empty)
+        items = open_targets(file, allow_empty=allow_empty, workspace=workspace)
         try:
             listed = _collected(items)
         except OSError as error:
@@ -97,25 +93,21 @@ def report(
         done += outcome.ok
         printer.print(outcome)
     printer.finish()
-    _print_bad(bad)
+    for line in (*bad[:MAX_SHOWN], *(line for line in bad[MAX_SHOWN:] if line.ends_input)):
+        print_error(f"invalid target {line!r}: {line}")
     total = counts.total() + len(bad)
     parts = [f"{done:,} of {total:,} done", f"{counts.total() - done:,} pending"]
     parts += [f"{len(bad):,} invalid"] * bool(bad)
     summary = f"{', '.join(parts)}: {format_counts(counts) or 'no target'}"
-    summary += f"; {INPUT_LEFT}" * any(line.ends_input for line in bad)
-    if output_format is OutputFormat.JSON:
+    summary += INPUT_LEFT * any(line.ends_input for line in bad)
+    if prints_json:
         print_info(summary)
     else:
-        output.print_result(summary, wrap=True)
+        output.print_result(summary)
     if targets is None:
         print_info("A journal does not know which targets it lacks: add --from FILE")
         return FAILED
     return 0 if done == total and not output.write_failed else FAILED
-
-
-def _print_bad(lines: Sequence[BadLine]) -> None:
-    for line in (*lines[:MAX_SHOWN], *(line for line in lines[MAX_SHOWN:] if line.ends_input)):
-        print_error(f"invalid target {line!r}: {line}")
 
 
 def _collected(items: list[Item] | AsyncIterator[Item]) -> Iterable[Item]:

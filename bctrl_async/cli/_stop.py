@@ -1,211 +1,197 @@
 """The command `stop`."""
 
 import asyncio
+import re
 import shlex
 import time
+from collections import Counter
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import Set as AbstractSet
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Annotated, cast
 
-import typer
+from cyclopts import Parameter
+from msgspec.structs import replace
 
-from bctrl_async import RuntimeFilter, RuntimeRef, StopOutcome
-from bctrl_async.cli import _dry_run
-from bctrl_async.cli._connection import Connection, with_connection
-from bctrl_async.cli._exit_codes import FAILED, exit_code
-from bctrl_async.cli._find import FoundRuntimes, can_prompt, confirm, find_runtimes
-from bctrl_async.cli._format import (
-    describe,
-    escape,
-    print_not_found,
-    print_read_error,
-    summarize,
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlResponseError,
+    BctrlSession,
+    RuntimeFilter,
+    RuntimeRef,
+    StopOutcome,
+    StopResult,
 )
+from bctrl_async.cli._connection import STOPPING, Connection
+from bctrl_async.cli._lines import ends_input
+from bctrl_async.cli._list import FoundRuntimes, check_workspace, find_runtimes
 from bctrl_async.cli._options import (
+    Alias,
     AllowEmpty,
+    Count,
+    Duration,
+    File,
+    Format,
+    Given,
     IgnoreNotFound,
     JournalMaxAge,
     Kind,
     OlderThan,
-    check_not_empty,
-    check_positive,
-    duration,
-    run_option,
-    status_option,
-    target_option,
+    Rate,
+    Setting,
+    Text,
+    Workspace,
+    converter,
+    in_files,
+    in_flags,
+    in_pace,
+    in_run,
+    in_targets,
+    with_status,
 )
 from bctrl_async.cli._outcomes import OutcomePrinter
-from bctrl_async.cli._output import Output, print_error, print_info
-from bctrl_async.cli._pace import pace_of
-from bctrl_async.cli._records import OutputFormat, OutputOption
+from bctrl_async.cli._output import (
+    FAILED,
+    INPUT_LEFT,
+    MAX_SHOWN,
+    Output,
+    can_ask,
+    describe,
+    escape,
+    exit_code,
+    is_quiet,
+    name_call,
+    print_error,
+    print_info,
+    print_read_error,
+    target_fields,
+)
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._targets import WHOLE, Shard, is_typed, open_targets, parse_shard
-from bctrl_async.errors import subject_of
+from bctrl_async.journal import Journal
+from bctrl_async.pace import FilePace, Pace
 
 _COMPLETE = "use -o json, or a --journal"
 _MIN_DEADLINE = 0.001
 """Seconds left to a run whose deadline has passed: every target becomes `not_sent`."""
+_SCHEMES = ("redis://", "rediss://", "unix://")
+_is_address = re.compile(r"(redis|rediss|unix):(?!//).*|[\w.-]+:\d+(/.*)?").fullmatch
+"""Matches an address without its scheme: as a file, each machine would have a pace of its own."""
+
 _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
 
-_pace = partial(typer.Option, rich_help_panel="Pace")
 
-_Workspace = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="WORKSPACE", callback=check_not_empty, help="Workspace id of the runtimes."
-    ),
-]
-_Aliases = Annotated[
-    list[str] | None, typer.Argument(metavar="ALIAS", help="Aliases of the runtimes to stop.")
-]
-_File = Annotated[
-    str | None,
-    target_option(
-        "--from",
-        metavar="FILE",
-        callback=check_not_empty,
-        help="Read targets from FILE; - is stdin.",
-    ),
-]
-_Shard = Annotated[
-    Shard,
-    target_option(
-        "--shard",
-        metavar="K/N",
-        parser=parse_shard,
-        show_default=False,
-        help="Stop only shard K of N, such as 3/16.",
-    ),
-]
-_All = Annotated[
-    bool,
-    target_option("--all", metavar="", help="Stop all runtimes of WORKSPACE that match."),
-]
-_Yes = Annotated[bool, target_option("--yes", metavar="", help="Do not ask for confirmation.")]
-_Status = Annotated[
-    str | None, status_option(help="Only with this status, or any.", show_default="not ended")
-]
-_Journal = Annotated[
-    str | None,
-    run_option(
-        "--journal",
-        metavar="FILE",
-        callback=check_not_empty,
-        help="Record outcomes in FILE and skip what it has as stopped.",
-    ),
-]
-_Verify = Annotated[
-    bool,
-    run_option(
-        "--verify/--no-verify", metavar="", help="Poll until each runtime has stopped; the default."
-    ),
-]
-_DryRun = Annotated[
-    bool, run_option("--dry-run", metavar="", help="Print the targets, stop nothing.")
-]
-_Concurrency = Annotated[
-    int, _pace("--concurrency", metavar="N", min=1, help="Maximum number of stops in flight.")
-]
-_Rate = Annotated[
-    float | None,
-    _pace("--rate", metavar="N", callback=check_positive, help="Maximum requests per second."),
-]
-_Pace = Annotated[
-    str | None,
-    _pace(
-        "--pace",
-        metavar="FILE|URL",
-        envvar="BCTRL_PACE",
-        callback=check_not_empty,
-        help="Share --rate with the other processes that use this file or Redis server.",
-    ),
-]
-_Deadline = Annotated[
-    float | None,
-    _pace(
-        "--deadline",
-        metavar="DURATION",
-        parser=duration,
-        callback=check_positive,
-        help="Abort the whole run after DURATION, such as 90s or 1h.",
-    ),
-]
-
-EXAMPLES = """
-Examples:
-  bctrl-async stop WORKSPACE crm mail
-  bctrl-async stop WORKSPACE --all --older-than 2h
-  bctrl-async stop --from runtimes.csv --journal tonight.jsonl
-  some-program | bctrl-async stop --from - --rate 50 -o json
-
-Environment variables:
-  BCTRL_API_KEY    the API key; there is no option, which other users could see
-  BCTRL_CONFIG     the config file, which has profiles
-"""
-
-
-@with_connection
 def stop(
-    context: typer.Context,
-    workspace: _Workspace = None,
-    aliases: _Aliases = None,
-    *,
-    file: _File = None,
+    workspace: Workspace = None,
+    /,
+    *aliases: Annotated[Text, Parameter("ALIAS", help="Aliases of the runtimes to stop.")],
+    file: Annotated[File | None, in_files(help="Read targets from FILE; - is stdin.")] = None,
     allow_empty: AllowEmpty = False,
-    shard: _Shard = WHOLE,
-    everything: _All = False,
-    yes: _Yes = False,
-    status: _Status = None,
+    shard: Annotated[
+        Shard,
+        in_targets(
+            metavar="K/N",
+            converter=converter(parse_shard),
+            accepts_keys=False,
+            n_tokens=1,
+            show_default=False,
+            help="Stop only shard K of N, such as 3/16.",
+        ),
+    ] = WHOLE,
+    everything: Annotated[
+        bool, in_flags("--all", help="Stop all runtimes of WORKSPACE that match.")
+    ] = False,
+    yes: Annotated[bool, in_flags(alias="-y", help="Do not ask for confirmation.")] = False,
+    status: Annotated[
+        Text | None,
+        with_status(show_default="not ended", help="Only with this status, or any."),
+    ] = None,
     kind: Kind = None,
     older_than: OlderThan = None,
-    journal: _Journal = None,
+    alias: Alias = None,
+    journal: Annotated[
+        File | None, in_run(help="Record outcomes in FILE and skip what it has as stopped.")
+    ] = None,
     journal_max_age: JournalMaxAge = None,
-    verify: _Verify = True,
+    verify: Annotated[
+        bool,
+        in_run(
+            allow_repeating=True,
+            negative="--no-verify",
+            show_default=False,
+            help="Poll until each runtime has stopped; the default.",
+        ),
+    ] = True,
     ignore_not_found: IgnoreNotFound = False,
-    dry_run: _DryRun = False,
-    concurrency: _Concurrency = 100,
-    rate: _Rate = None,
-    pace: _Pace = None,
-    deadline: _Deadline = None,
-    output_format: OutputOption = OutputFormat.TABLE,
-    connection: Connection,
+    dry_run: Annotated[
+        bool, in_run(show_default=False, help="Print the targets, stop nothing.")
+    ] = False,
+    concurrency: Annotated[Count, in_pace(help="Maximum number of stops in flight.")] = 100,
+    rate: Annotated[Rate | None, in_pace(help="Maximum requests per second.")] = None,
+    pace: Annotated[
+        Given | None,
+        in_pace(
+            metavar="FILE|URL",
+            env_var="BCTRL_PACE",
+            help="Share --rate with the other processes that use this file or Redis server.",
+        ),
+    ] = None,
+    deadline: Annotated[
+        Duration | None, in_pace(help="Abort the whole run after DURATION, such as 90s or 1h.")
+    ] = None,
+    output_format: Format = "table",
+    connection: Connection = STOPPING,
 ) -> int:
     """Stop runtimes and report the outcome of each.
 
-    Give WORKSPACE and ALIAS..., or WORKSPACE --all, or --from FILE. FILE is CSV with
-    the columns workspace_id and alias, or WORKSPACE,ALIAS in each line, or JSON:
-    {"workspace_id": "ws", "alias": "crm"} or ["ws", "crm"], one after the other or in
-    an array. Put -- before WORKSPACE if an alias begins with a dash.
+    Give WORKSPACE and ALIAS..., or WORKSPACE --all, or --from FILE. FILE is
+    CSV with the columns workspace_id and alias, or WORKSPACE,ALIAS in each
+    line, or JSON: {"workspace_id": "ws", "alias": "crm"} or ["ws", "crm"], one
+    after the other or in an array. With WORKSPACE, FILE may have one column,
+    the aliases. Put -- before WORKSPACE if an alias begins with a dash.
 
-    Every ALIAS gets a line of output. With --from or --all, targets that were attempted
-    and may still be running are grouped by reason. The last line counts the runtimes that
-    are no longer running, still running, and unconfirmed. It is safe to run the command again.
+    Every ALIAS gets a line of output. With --from or --all, targets that were
+    attempted and may still be running are grouped by reason. The last line
+    counts the runtimes that are no longer running, still running, and
+    unconfirmed. It is safe to run the command again.
 
-    After Ctrl-C nothing new is sent, and requests in flight are waited for; a second
-    one aborts them.
+    After Ctrl-C nothing new is sent, and requests in flight are waited for; a
+    second one aborts them.
 
-    Exit codes: 0 none is running, 1 some are or may be, 2 usage or configuration
-    error, 75 the journal is in use: try later, 130 interrupted.
+    Exit codes: 0 none is running, 1 some are or may be, 2 usage or
+    configuration error, 75 the journal is in use: try later, 130 interrupted.
+
+    For example:
+      bctrl-async stop WORKSPACE crm mail
+      bctrl-async stop WORKSPACE --all --alias 'ci-*' --older-than 2h
+      bctrl-async stop --from runtimes.csv --journal tonight.jsonl
+      some-program | bctrl-async stop --from - --rate 50 -o json
     """
-    _check_usage(context, connection)
+    given = {name for name, value in locals().items() if value}
+    _check_usage(given, pace)
+    place = check_workspace(connection.workspace(workspace)) if everything else ""
     asks = everything and not (yes or dry_run)
-    if asks and not can_prompt():
-        context.fail("cannot ask for confirmation without a terminal: add --yes")
+    if asks and not can_ask():
+        raise BctrlConfigError("cannot ask for confirmation without a terminal: add --yes")
     # A session belongs to one event loop; listing and stopping each run one.
     connect = partial(
         connection.session,
         needs_key=everything or not dry_run,
         max_connections=concurrency,
         rate=None if pace else rate,
-        pace=pace_of(context, pace, rate, connection.origin("pace")) if pace and rate else None,
+        pace=_open_pace(pace, rate) if pace and rate else None,
     )
-    output = Output(shows_progress=not is_typed(file))
-    prints_json = output_format is OutputFormat.JSON
+    output = Output()
+    output.shows_progress = not is_typed(file)
+    prints_json = output_format == "json"
+    complete = f"bctrl-async report {shlex.quote(str(journal))} -o json" if journal else _COMPLETE
     printer = OutcomePrinter(
         output,
         None if file or everything else aliases,
         prints_json=prints_json,
-        complete=f"bctrl-async report {shlex.quote(journal)} -o json" if journal else _COMPLETE,
+        complete=complete,
     )
 
     def show(outcome: StopOutcome) -> None:
@@ -214,20 +200,14 @@ def stop(
 
     def run(targets: _Targets, deadline: float | None) -> int:
         if dry_run:
-            return _dry_run.dry_run(
-                connect(),
-                targets,
-                output,
-                journal=journal,
-                journal_max_age=journal_max_age,
-            )
+            return _dry_run(connect(), targets, output, journal, journal_max_age)
         running = run_stops(
             connect(),
             targets,
             show,
             output,
             deadline=deadline,
-            journal=journal,
+            journal=None if journal is None else str(journal),
             journal_max_age=journal_max_age,
             verify=verify,
             missing_ok=ignore_not_found,
@@ -235,44 +215,29 @@ def stop(
         finished = asyncio.run(running)
         connection.explain(finished.report.ended_early)
         printer.finish()
-        return _report(finished, output, printer, for_people=not prints_json)
+        code = _report(finished, output, printer, prints_json=prints_json)
+        if finished.interrupted:
+            if journal is not None:
+                print_info("Run the same command again to resume")
+            raise KeyboardInterrupt
+        return code
 
     if file is not None:
         # A bad line is an invalid target, which the bulk stop rejects.
-        items = open_targets(context, file, allow_empty=allow_empty, shard=shard)
+        items = open_targets(
+            file,
+            allow_empty=allow_empty,
+            shard=shard,
+            workspace=connection.workspace(workspace),
+            is_only=workspace is not None,
+        )
         return run(cast("_Targets", items), deadline)
-    workspace = workspace or ""
     if not everything:
-        named = dict.fromkeys(RuntimeRef(workspace, alias) for alias in aliases or ())
+        named = dict.fromkeys(RuntimeRef(workspace or "", alias) for alias in aliases)
         return run([*filter(shard.keeps, named)], deadline)
     wanted = RuntimeFilter(status=status, kind=kind, older_than=older_than)
-    finding = find_runtimes(connect(), workspace, wanted, output, deadline=deadline)
-    has_journal = journal is not None
-    return _stop_found(finding, shard, run, deadline, asks=asks, has_journal=has_journal)
-
-
-def _check_usage(context: typer.Context, connection: Connection) -> None:
-    """Fail unless the targets are given in exactly one way."""
-    given = {name for name, value in context.params.items() if value}
-    if "journal_max_age" in given and "journal" not in given:
-        context.fail("--journal-max-age needs --journal")
-    if "pace" in given and "rate" not in given:
-        origin = connection.origin("pace")
-        context.fail(f"{origin} needs --rate, the rate of all processes together")
-    if "allow_empty" in given and "file" not in given:
-        context.fail("--allow-empty needs --from")
-    if given >= {"everything", "file"} or given >= {"everything", "aliases"}:
-        context.fail("--all cannot be combined with ALIAS or --from")
-    if given >= {"workspace", "file"}:
-        context.fail("--from cannot be combined with WORKSPACE and ALIAS")
-    if given & {"status", "kind", "older_than"} and "everything" not in given:
-        context.fail("--status, --kind and --older-than need --all")
-    if "everything" in given and "workspace" not in given:
-        context.fail("--all needs a WORKSPACE")
-    if "workspace" in given and not given & {"aliases", "everything"}:
-        context.fail("nothing to stop: add ALIAS, or --all for all runtimes of WORKSPACE")
-    if not given & {"workspace", "file"}:
-        context.fail("nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE")
+    finding = find_runtimes(connect(), place, wanted, alias, output, deadline=deadline)
+    return _stop_found(finding, shard, run, deadline, asks=asks, has_journal=journal is not None)
 
 
 def _stop_found(
@@ -287,7 +252,7 @@ def _stop_found(
     """Find the runtimes of a shard, ask for confirmation outside the deadline, and stop them."""
     began = time.monotonic()
     found = asyncio.run(finding)
-    found.keep(shard)
+    found.keep(shard.keeps)
     targets = cast("_Targets", found)
     if deadline is not None:
         # Rounded, because errors show it.
@@ -297,15 +262,68 @@ def _stop_found(
         print_info(f"Nothing to stop: no runtime of {escape(found.workspace_id)}{place} matches")
         # Without its journal, an empty shard would seem to be missing.
         return run(targets, deadline) if has_journal else 0
-    if asks and found.runtimes and not confirm(found):
+    if asks and found.runtimes and not found.confirm():
         print_info("Nothing was stopped")
         return FAILED
     # The bulk stop rejects the runtimes that cannot be read.
     return run(targets, deadline)
 
 
+def _check_usage(given: AbstractSet[str], pace: Setting | None) -> None:
+    """Raise an error unless the targets are given in exactly one way."""
+    problems = {
+        "--journal-max-age needs --journal": "journal_max_age" in given and "journal" not in given,
+        "--allow-empty needs --from": "allow_empty" in given and "file" not in given,
+        "--all cannot be combined with ALIAS or --from": (
+            "everything" in given and bool(given & {"file", "aliases"})
+        ),
+        "--from cannot be combined with ALIAS": given >= {"aliases", "file"},
+        "--status, --kind, --older-than and --alias need --all": (
+            bool(given & {"status", "kind", "older_than", "alias"}) and "everything" not in given
+        ),
+        "nothing to stop: add ALIAS, or --all for all runtimes of WORKSPACE": (
+            "workspace" in given and not given & {"aliases", "everything", "file"}
+        ),
+        "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE": (
+            not given & {"workspace", "everything", "file"}
+        ),
+        f"{getattr(pace, 'origin', '')} needs --rate, the rate of all processes together": (
+            "pace" in given and "rate" not in given
+        ),
+    }
+    for problem, is_so in problems.items():
+        if is_so:
+            raise BctrlConfigError(problem)
+
+
+def _open_pace(place: Setting, rate: float) -> Pace:
+    """Return a shared pace, or raise an error if it cannot be used."""
+    origin = place.origin
+    if _is_address(place):
+        raise BctrlConfigError(
+            f"invalid {origin}: expected the path of a file or a URL",
+            advice="Begin the address of a server with redis://, and such a path with ./",
+        )
+    if "://" in place and not place.startswith(_SCHEMES):
+        # Also where the extra is missing: to install it would not help.
+        expected = "the URL of a Redis server, with redis://, rediss:// or unix://"
+        raise BctrlConfigError(f"invalid {origin}: expected {expected}, or the path of a file")
+    try:
+        if "://" in place:
+            from bctrl_async.redis import RedisPace  # noqa: PLC0415 - an extra.
+
+            return RedisPace(place, rate=rate)
+        return FilePace(place, rate=rate)
+    except BctrlConfigError as error:
+        # The session names its arguments; here they are an option, a variable or a key.
+        summary = error.summary.replace(f"invalid {error.argument}", f"invalid {origin}", 1)
+        raise BctrlConfigError(summary, advice=error.advice) from error
+    except ModuleNotFoundError as error:
+        raise BctrlConfigError(f"cannot use {origin}: {error}") from error
+
+
 def _report(
-    finished: FinishedRun, output: Output, printer: OutcomePrinter, *, for_people: bool
+    finished: FinishedRun, output: Output, printer: OutcomePrinter, *, prints_json: bool
 ) -> int:
     """Print the summary of a bulk stop, and return the exit code."""
     report = finished.report
@@ -314,18 +332,75 @@ def _report(
     elif report.ended_early is not None and not finished.interrupted:
         error = report.ended_early
         # The line of the target has the advice.
-        explained = printer.has_explained(error)
-        text = f"{subject_of(error)}{error.summary}" if explained else describe(error)
+        is_explained = not prints_json and printer.has_explained(error)
+        text = f"{name_call(error)}{error.summary}" if is_explained else describe(error)
         print_error(f"ended early: {text}")
-    summary = summarize(report, input_left=finished.input_left)
+    summary = f"{replace(report, ended_early=None)}{INPUT_LEFT * finished.input_left}"
     summary = f"{'Interrupted: ' * finished.interrupted}{summary}"
-    if for_people:
-        output.print_result(summary, wrap=True)
-    else:
-        print_info(summary)
-    print_not_found(report)
-    if finished.interrupted:
-        raise KeyboardInterrupt
+    code = exit_code(outcome.error for outcome in report.failures)
     if report.ok and finished.read_error is None and not output.write_failed:
-        return 0
-    return exit_code(outcome.error for outcome in report.failures)
+        code = 0
+    if prints_json:
+        print_info(summary)
+    elif code or not is_quiet.get():
+        output.print_result(summary)
+    missing = sum(outcome.result is StopResult.NOT_FOUND for outcome in report.failures)
+    if missing:
+        remedy = "check the workspace ids, the aliases and the base URL, or add --ignore-not-found"
+        print_error(f"{missing:,} of {report.total:,} targets not found: {remedy}")
+    return code
+
+
+def _dry_run(
+    session: BctrlSession,
+    targets: _Targets,
+    output: Output,
+    journal: Path | None,
+    journal_max_age: float | None,
+) -> int:
+    """Print the targets to stop as JSON Lines, without what a journal has as stopped."""
+    known: Journal | None = None
+    # What a list has is sent, whatever the journal has.
+    if journal is not None and journal.exists() and not isinstance(targets, FoundRuntimes):
+        known = Journal(journal, session.base_url, journal_max_age, only_read=True)
+    counts: Counter[str] = Counter()
+    input_left = False
+
+    def show(outcome: StopOutcome) -> None:
+        nonlocal input_left
+        is_last = ends_input(outcome)
+        input_left = input_left or is_last
+        if outcome.result is StopResult.REJECTED and outcome.error is not None:
+            counts["invalid"] += 1
+            if counts["invalid"] <= MAX_SHOWN or is_last:
+                # A runtime that could not be parsed has no other name than that of the error.
+                is_listed = isinstance(outcome.error, BctrlResponseError)
+                print_error(describe(outcome.error) if is_listed else outcome.error.summary)
+        elif known is not None and known.done(outcome.target) is not None:
+            counts["stopped"] += 1
+        else:
+            counts["to stop"] += 1
+            output.print_json(target_fields(outcome.target))
+
+    async def run() -> None:
+        plain = [t async for t in targets] if isinstance(targets, AsyncIterable) else targets
+        async with session:
+            batch = session.stop_runtimes(plain, on_outcome=show)
+            # Before anything is sent, so that valid targets are `not_sent`.
+            batch.stop_reading()
+            await batch
+
+    try:
+        with nullcontext() if known is None else known.file:
+            asyncio.run(run())
+    except OSError as error:
+        print_read_error(error)
+        return FAILED
+    if known is not None and counts["stopped"]:
+        known.warn_if_old()
+    skipped = f", {counts['stopped']:,} no longer running" if counts["stopped"] else ""
+    print_info(
+        f"Dry run: {counts['to stop']:,} to stop{skipped}, {counts['invalid']:,} invalid"
+        f"{INPUT_LEFT * input_left}"
+    )
+    return FAILED if counts["invalid"] or output.write_failed else 0

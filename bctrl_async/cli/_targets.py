@@ -9,12 +9,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import typer
-
 from bctrl_async import BctrlConfigError
-from bctrl_async.cli._format import pluralize
 from bctrl_async.cli._lines import BadLine, Item, LineParser
-from bctrl_async.cli._output import print_info
+from bctrl_async.cli._output import pluralize, print_info
 from bctrl_async.shards import shard_of
 
 _CHUNK = 65536
@@ -46,52 +43,59 @@ WHOLE = Shard(1, 1)
 """The only shard of an input that is not divided."""
 
 
-def parse_shard(value: str | Shard) -> Shard:
-    """Return a shard such as 3/16; typer also parses the default, which is a shard already."""
-    if isinstance(value, Shard):
-        return value
+def parse_shard(value: str) -> Shard:
+    """Return a shard such as 3/16."""
     parts = _parts(value)
     if parts is None:
-        raise typer.BadParameter(f"{value!r} is not a shard such as 3/16")
+        raise ValueError(f"{value!r} is not a shard such as 3/16")
     number, count = map(int, parts.groups())
     if not 1 <= number <= count:
-        raise typer.BadParameter(f"{value!r} is not one of the shards 1/{count} to {count}/{count}")
+        raise ValueError(f"{value!r} is not one of the shards 1/{count} to {count}/{count}")
     return Shard(number, count)
 
 
-def is_typed(file: str | None) -> bool:
+def is_typed(file: Path | None) -> bool:
     """Return True if this FILE of --from is a terminal."""
-    return file == "-" and sys.stdin is not None and sys.stdin.isatty()
+    return str(file) == "-" and sys.stdin is not None and sys.stdin.isatty()
 
 
 def open_targets(
-    context: typer.Context, file: str, *, allow_empty: bool, shard: Shard = WHOLE
+    file: Path,
+    *,
+    allow_empty: bool,
+    shard: Shard = WHOLE,
+    workspace: str | None = None,
+    is_only: bool = False,
 ) -> list[Item] | AsyncIterator[Item]:
     """Return the targets of a regular file, each once, or those of a pipe as they arrive.
 
     It fails if the file cannot be read, and raises BctrlConfigError if it is not a list of targets.
     A pipe does so when it is read.
     """
+    name = "stdin" if str(file) == "-" else str(file)
+    parser = LineParser(workspace, is_only=is_only)
     try:
-        if file == "-":
+        if name == "stdin":
             # A shell that closes stdin leaves None in its place.
             if sys.stdin is None:
-                context.fail("cannot read stdin: it is closed")
+                raise BctrlConfigError("cannot read stdin: it is closed")
             if is_typed(file):
                 print_info(f"Reading targets from the terminal, a line each; end with {_END_KEYS}")
-            number, name = sys.stdin.fileno(), "stdin"
+            number = sys.stdin.fileno()
         else:
-            number, name = os.open(file, os.O_RDONLY | _BINARY), file
-        if not (stat.S_ISREG(os.fstat(number).st_mode) or Path(file).is_dir()):
-            return _read_pipe(number, name, allow_empty=allow_empty, shard=shard)
-        with os.fdopen(number, "rb", closefd=file != "-") as opened:
-            return _read_file(opened, name, allow_empty=allow_empty, shard=shard)
+            number = os.open(file, os.O_RDONLY | _BINARY)
+        if not (stat.S_ISREG(os.fstat(number).st_mode) or file.is_dir()):
+            return _read_pipe(number, name, parser, allow_empty=allow_empty, shard=shard)
+        with os.fdopen(number, "rb", closefd=name != "stdin") as opened:
+            return _read_file(opened, name, parser, allow_empty=allow_empty, shard=shard)
     except OSError as error:
-        context.fail(f"cannot read {'stdin' if file == '-' else file}: {error.strerror}")
+        raise BctrlConfigError(f"cannot read {name}: {error.strerror}") from error
 
 
-def _read_file(file: BinaryIO, name: str, *, allow_empty: bool, shard: Shard) -> list[Item]:
-    parser, items = LineParser(), list[Item]()
+def _read_file(
+    file: BinaryIO, name: str, parser: LineParser, *, allow_empty: bool, shard: Shard
+) -> list[Item]:
+    items: list[Item] = []
     while not parser.ended:
         data = file.read(_CHUNK)
         items += parser.feed(data)
@@ -109,9 +113,9 @@ def _read_file(file: BinaryIO, name: str, *, allow_empty: bool, shard: Shard) ->
 
 
 async def _read_pipe(
-    file: int, name: str, *, allow_empty: bool, shard: Shard
+    file: int, name: str, parser: LineParser, *, allow_empty: bool, shard: Shard
 ) -> AsyncIterator[Item]:
-    parser, data, is_empty = LineParser(), b"-", True
+    data, is_empty = b"-", True
     while data and not parser.ended:
         await _wait_readable(file)
         data = os.read(file, _CHUNK)

@@ -1,0 +1,170 @@
+"""What every shell user types: lists of aliases, patterns, several names, a workspace once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import KEY
+from helpers import Command
+
+from bctrl_async import BctrlApiError, BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopResult
+from bctrl_async.cli._outcomes import OutcomePrinter
+from bctrl_async.cli._output import Output
+from bctrl_async.emulator import Emulator
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path) -> None:
+    for alias in ("ci-1", "ci-2", "crm"):
+        emulator.add_runtime("ws", alias)
+    emulator.add_runtime("other", "crm")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+    monkeypatch.setenv("TERM", "dumb")
+
+
+def save(name: str, text: str) -> None:
+    Path(name).write_text(text, "utf-8")
+
+
+def aliases_of(out: str) -> list[str]:
+    return [json.loads(line)["alias"] for line in out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ci-1\ncrm\n",
+        "Alias\nci-1\n\n# note\ncrm\n",
+        '"ci-1"\ncrm',
+        '{"alias": "ci-1"}\n["ws", "crm"]',
+    ],
+)
+@pytest.mark.parametrize("given", ["argument", "variable"])
+async def test_a_list_of_aliases_is_of_the_workspace(
+    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, text: str, given: str
+) -> None:
+    save("aliases.txt", text)
+    if given == "variable":
+        monkeypatch.setenv("BCTRL_WORKSPACE", "ws")
+    place = ["ws"] * (given == "argument")
+    code, _, _ = await command("stop", *place, "--from", "aliases.txt")
+    assert (code, emulator.received) == (0, {("ws", "ci-1"): 1, ("ws", "crm"): 1})
+
+
+async def test_a_list_of_aliases_needs_a_workspace(command: Command, emulator: Emulator) -> None:
+    save("aliases.txt", "ci-1\ncrm\n")
+    code, _, err = await command("stop", "--from", "aliases.txt")
+    assert (code, "it is no header and no pair" in err) == (2, True)
+    assert not emulator.requests
+
+
+async def test_a_target_of_another_workspace_than_the_given_one_is_refused(
+    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save("pairs.csv", "ws,ci-1\nother,crm\n")
+    code, _, err = await command("stop", "ws", "--from", "pairs.csv")
+    assert "'other,crm' on line 2 is not a target: it is not of workspace ws" in err
+    assert (code, emulator.requests) == (2, [])
+    # A variable says only where aliases are.
+    monkeypatch.setenv("BCTRL_WORKSPACE", "ws")
+    assert (await command("stop", "--from", "pairs.csv"))[0] == 0
+
+
+async def test_a_report_of_a_list_of_aliases_names_their_workspace(command: Command) -> None:
+    save("aliases.txt", "ci-1\ncrm\n")
+    await command("stop", "ws", "--from", "aliases.txt", "--journal", "j.jsonl")
+    args = ("report", "j.jsonl", "--from", "aliases.txt")
+    assert (await command(*args, "--workspace", "ws"))[0] == 0
+    assert (await command(*args))[0] == 2
+
+
+async def test_a_list_of_the_api_is_a_list_of_targets(command: Command, emulator: Emulator) -> None:
+    runtimes = [emulator.runtimes["ws", alias] for alias in ("ci-1", "crm")]
+    save("list.json", json.dumps({"runtimes": runtimes}))
+    code, out, _ = await command("stop", "--dry-run", "--from", "list.json")
+    assert (code, aliases_of(out)) == (0, ["ci-1", "crm"])
+
+
+async def test_a_pattern_selects_aliases(command: Command, emulator: Emulator) -> None:
+    _, out, _ = await command("list", "ws", "--alias", "ci-*", "-o", "json")
+    assert aliases_of(out) == ["ci-1", "ci-2"]
+    code, _, _ = await command("stop", "ws", "--all", "-y", "--alias", "*-[2-9]")
+    assert (code, emulator.received) == (0, {("ws", "ci-2"): 1})
+
+
+async def test_several_runtimes_are_shown_and_each_that_is_missing_is_an_error(
+    command: Command,
+) -> None:
+    code, out, err = await command("get", "ws", "crm", "nobody", "ci-1", "crm")
+    assert out.count("alias ") == 2
+    assert "\n\n" in out
+    assert err.startswith("bctrl-async: error: could not get 'nobody': ")
+    assert (code, err.count("\n")) == (1, 1)
+    _, out, _ = await command("get", "ws", "crm", "ci-1", "-o", "json")
+    assert aliases_of(out) == ["crm", "ci-1"]
+    assert (await command("get", "ws", ".."))[0] == 2
+
+
+@pytest.mark.parametrize("args", ["list -o json", "doctor", "stop --all --dry-run"])
+async def test_the_workspace_comes_from_the_environment_or_the_profile(
+    command: Command, monkeypatch: pytest.MonkeyPatch, emulator: Emulator, args: str
+) -> None:
+    key = f"base_url = '{emulator.url}'\napi_key_env = 'BCTRL_API_KEY'\n"
+    save("config.toml", f"[profiles.x]\n{key}workspace = 'other'\n")
+    monkeypatch.setenv("BCTRL_CONFIG", "config.toml")
+    monkeypatch.setenv("BCTRL_WORKSPACE", "ws")
+    for options, place in (([], "ws"), (["--profile", "x"], "other")):
+        code, out, _ = await command(*args.split(), *options)
+        assert code == 0
+        assert (
+            f"runtimes in {place}" in out
+            or f'"workspace_id": "{place}"' in out
+            or (f"1 runtime in {place}" in out)
+        )
+
+
+async def test_a_line_end_after_a_key_is_none_of_it(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: `export BCTRL_API_KEY="$(cat key; echo)"` and a secret store add one."""
+    monkeypatch.setenv("BCTRL_API_KEY", f"{KEY}\r\n")
+    assert (await command("list", "ws"))[0] == 0
+
+
+async def test_a_name_is_cut_at_a_bound(command: Command) -> None:
+    _, out, _ = await command("stop", "--no-verify", "ws", "a" * 300)
+    assert out.startswith(f"{'a' * 100}...  not_found")
+
+
+def failed(number: int, error: BctrlError | None, **fields: object) -> StopOutcome:
+    return StopOutcome(
+        index=number,
+        target=RuntimeRef("ws", f"r{number}"),
+        result=StopResult.UNKNOWN,
+        state=RuntimeState.UNCONFIRMED,
+        error=error,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def test_reasons_are_told_apart_up_to_twenty_and_apart_from_their_numbers(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    printer = OutcomePrinter(Output(), None)
+    for number in range(2):
+        printer.print(failed(number, None))
+        printer.print(failed(number, None, resumed=True))
+        printer.print(failed(number, BctrlError(f"no answer within {number} s: slow")))
+    for number in range(100):
+        error = BctrlApiError("no", status=400, code="x" + "y" * number)
+        printer.print(failed(number, error))
+    printer.finish()
+    out = capfd.readouterr().out
+    assert "1 more unknown (not confirmed): ws r1\n" in out
+    assert "1 more unknown (from an earlier run): ws r1\n" in out
+    assert "1 more unknown (no answer within 0 s): ws r1\n" in out
+    assert "82 more unknown (other reasons): ws r18, ws r19, ws r20 and 79 more\n" in out
