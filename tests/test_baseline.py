@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from bctrl_async._limiter.baseline import RefusalBaseline, Restored
+from bctrl_async._limiter.baseline import RefusalBaseline
 
 FALLING = [100.0, 85.0, 72.0, 61.0, 52.0, 44.0, 40.0]
-TRIAL = Restored(100.0, is_trial=True)
-RESTORED = Restored(100.0, is_trial=False)
+RATE = 100.0
+"""The first of them, which is restored for a trial and after one that passed."""
 
 
 def record(baseline: RefusalBaseline, now: float, successes: int, throttled: int) -> None:
@@ -39,7 +39,7 @@ def step_down(
     *,
     now: float = -10.0,
     seed: int = 1,
-) -> list[Restored]:
+) -> list[float]:
     """Step down to each rate, 1.5 s and 4 throttled responses apart; return what is restored.
 
     The throttled responses before the first step are as many, but their share is not recorded.
@@ -52,9 +52,7 @@ def step_down(
     return [each for each in restored if each is not None]
 
 
-def end_trial(
-    baseline: RefusalBaseline, now: float, share: float, seed: int = 0
-) -> Restored | None:
+def end_trial(baseline: RefusalBaseline, now: float, share: float, seed: int = 0) -> float | None:
     """Record responses until the trial is decided; return what is restored."""
     rng = random.Random(seed)
     for _ in range(10_000):
@@ -73,29 +71,31 @@ def end_trial(
 def tried() -> RefusalBaseline:
     """A baseline that tries, since -1 s, whether a tenth is throttled at 100 per second as well."""
     baseline = RefusalBaseline()
-    assert step_down(baseline, [0.1] * 7) == [TRIAL]
+    assert step_down(baseline, [0.1] * 7) == [RATE]
+    assert baseline.is_trying
     return baseline
 
 
 @pytest.fixture
 def tenth(tried: RefusalBaseline) -> RefusalBaseline:
     """A baseline that has found, at 0 s, that a tenth is throttled at any rate."""
-    assert end_trial(tried, 0.0, 0.1) == RESTORED
-    assert tried._hold is not None
-    tried._hold._share = 0.1
-    tried._hold.responses = tried._hold.throttled = 0
+    assert end_trial(tried, 0.0, 0.1) == RATE
+    assert not tried.is_trying
+    assert tried._phase is not None
+    tried._phase.share = 0.1
+    tried._phase.responses = tried._phase.throttled = 0
     return tried
 
 
 class TestRecordStep:
     def test_an_unchanged_share_begins_a_trial_at_the_old_rate(self) -> None:
-        assert step_down(RefusalBaseline(), [0.1] * 7) == [TRIAL]
+        assert step_down(RefusalBaseline(), [0.1] * 7) == [RATE]
 
     def test_a_burst_before_the_first_step_counts_for_nothing(self) -> None:
         """Fault: a server's first burst was compared with what followed."""
         baseline = RefusalBaseline()
         record(baseline, -11.0, 0, 50)
-        assert step_down(baseline, [0.1] * 7) == [TRIAL]
+        assert step_down(baseline, [0.1] * 7) == [RATE]
 
     def test_a_falling_share_restores_nothing(self) -> None:
         assert step_down(RefusalBaseline(), [0.4] * 4 + [0.05] * 3) == []
@@ -123,12 +123,12 @@ class TestRecordStep:
 
     def test_a_share_that_rises_and_stays_tries_the_first_rate(self) -> None:
         rates = [*FALLING, 37.0, 32.0, 27.0]
-        assert step_down(RefusalBaseline(), [0.05] * 4 + [0.3] * 6, rates) == [TRIAL]
+        assert step_down(RefusalBaseline(), [0.05] * 4 + [0.3] * 6, rates) == [RATE]
 
     def test_a_share_that_fell_and_stays_tries_the_rate_since(self) -> None:
         rates = [*FALLING, 37.0, 32.0, 27.0]
         (tried,) = step_down(RefusalBaseline(), [0.4] * 4 + [0.05] * 6, rates)
-        assert 27.0 < tried.rate < 100.0
+        assert 27.0 < tried < 100.0
 
 
 class TestTrial:
@@ -137,7 +137,7 @@ class TestTrial:
         assert tried.covers(0.0)
 
     def test_a_share_that_does_not_grow_restores_the_rate(self, tried: RefusalBaseline) -> None:
-        assert end_trial(tried, 0.0, 0.1) == RESTORED
+        assert end_trial(tried, 0.0, 0.1) == RATE
         record(tried, 0.1, 9, 1)
         assert tried.covers(0.1)
 
@@ -148,12 +148,12 @@ class TestTrial:
 
     def test_throttling_that_ends_restores_the_rate(self, tried: RefusalBaseline) -> None:
         """Fault: a trial that nothing was throttled in held the rate for ever."""
-        assert end_trial(tried, 0.0, 0.0) == RESTORED
+        assert end_trial(tried, 0.0, 0.0) == RATE
 
     def test_after_a_minute_the_likelier_result_is_taken(self, tried: RefusalBaseline) -> None:
         record(tried, 58.0, 10, 0)
         assert tried.on_success(58.9) is None
-        assert tried.on_success(59.0) == RESTORED
+        assert tried.on_success(59.0) == RATE
 
     def test_after_a_minute_a_throttled_response_ends_it_as_well(
         self, tried: RefusalBaseline
@@ -161,7 +161,7 @@ class TestTrial:
         record(tried, 58.0, 20, 1)
         tried.on_throttled(59.0)
         assert not tried.covers(59.0)
-        assert tried.record_step(59.0, 100.0) == RESTORED
+        assert tried.record_step(59.0, 100.0) == RATE
 
     def test_after_a_minute_a_share_that_seems_to_grow_is_not_covered(
         self, tried: RefusalBaseline
@@ -174,7 +174,7 @@ class TestTrial:
 
     def test_one_that_fails_ends_the_baseline_before(self, tenth: RefusalBaseline) -> None:
         """Fault: the share that a trial had found to depend on the rate was covered."""
-        assert step_down(tenth, [0.1] * 7, now=1.0) == [TRIAL]
+        assert step_down(tenth, [0.1] * 7, now=1.0) == [RATE]
         assert end_trial(tenth, 11.0, 0.3) is None
         # The first count of a baseline would include the trial.
         for now in (12.0, 12.1):
@@ -191,28 +191,28 @@ class TestTrial:
             # The same evidence serves when it is time.
             now += apart
             assert tried.record_step(now - 0.1, 40.0) is None
-            assert tried.record_step(now, 40.0) == TRIAL
+            assert tried.record_step(now, 40.0) == RATE
 
     def test_its_responses_count_towards_the_share(self, tried: RefusalBaseline) -> None:
-        assert tried._trial is not None
-        share = tried._trial.share
+        assert tried._phase is not None
+        share = tried._phase.share
         record(tried, 0.0, 20, 1)
         successes = 21
         while tried.on_success(0.0) is None:
             successes += 1
-        assert tried._hold is not None
-        assert tried._hold._share == pytest.approx(25 / (24 / share + successes + 1))
+        assert not tried.is_trying
+        assert tried._phase.share == pytest.approx(25 / (24 / share + successes + 1))
 
     def test_a_success_lets_the_next_failure_cost_ten_seconds_again(
         self, tried: RefusalBaseline
     ) -> None:
         for now, share in ((0.0, 0.3), (100.0, 0.1), (200.0, 0.3)):
             if now:
-                assert step_down(tried, [0.1] * 7, now=now - 10.0) == [TRIAL]
+                assert step_down(tried, [0.1] * 7, now=now - 10.0) == [RATE]
             end_trial(tried, now, share)
 
         assert step_down(tried, [0.1] * 7, now=200.0) == []
-        assert tried.record_step(210.0, 40.0) == TRIAL
+        assert tried.record_step(210.0, 40.0) == RATE
 
 
 class TestPlateau:
@@ -247,8 +247,8 @@ class TestCovers:
         now = 0.0
         for expected in (40.0, 60.0, 60.0):
             now += 100.0
-            assert step_down(tenth, [0.1] * 7, now=now - 12.0) == [TRIAL]
-            assert end_trial(tenth, now, 0.1) == RESTORED
+            assert step_down(tenth, [0.1] * 7, now=now - 12.0) == [RATE]
+            assert end_trial(tenth, now, 0.1) == RATE
             record(tenth, now, 9, 1)
             assert tenth.covers(now + expected - 0.1)
             assert not tenth.covers(now + expected)

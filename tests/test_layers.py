@@ -336,7 +336,7 @@ BUDGETS = {
     ("pace", "redis"): 614,
     ("_calls",): 735,
     ("_http",): 1715,
-    ("_limiter",): 906,
+    ("_limiter",): 850,
     ("bulk",): 2037,
     ("dask",): 696,
     ("journal",): 330,

@@ -94,7 +94,7 @@ class TestProbe:
                 await limiter.acquire(PATIENCE)
             assert str(caught.value) == (
                 "not sent: rate limited for another 31535941 s (Retry-After). "
-                "One call a minute is sent all the same: call again in 1 s"
+                "Probes are sent once a minute; retry in 1 s"
             )
             assert caught.value.retry_after == YEAR - 59
             return asyncio.get_running_loop().time()

@@ -13,7 +13,7 @@ from pacing import MemoryPace
 from throttling import Fleet, Run, Server, fixed_window, past_start, throttled, token_bucket
 
 from bctrl_async import BctrlError, BctrlRateLimitError
-from bctrl_async._limiter.baseline import Restored, _Hold, _Trial
+from bctrl_async._limiter.baseline import _Hold, _Trial
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import _DOUBLING, AdaptiveRate
 
@@ -335,7 +335,7 @@ class TestGrowthAndPauses:
     def growing(self) -> AdaptiveRate:
         """A rate in a slow start from 100 per second at 1 s."""
         rate = limited()
-        rate._restore(Restored(100.0, is_trial=False), 1.0)
+        rate._restore(100.0, 1.0)
         for _ in range(50):
             rate.on_success(1.5)
         return rate
@@ -349,7 +349,7 @@ class TestGrowthAndPauses:
             growing.hold(2.0, 30.0)
         else:
             if reason == "covered":
-                growing._baseline._hold = _Hold(0.1, 20.0)
+                growing._baseline._phase = _Hold(0.1, 20.0)
             growing.on_throttled(2.0, 30.0, 1, 2 * (reason == "of its own"))
         growing.on_start(32.0)
 
@@ -428,10 +428,11 @@ class TestRandomThrottling:
     def test_a_trial_that_passes_in_a_pause_begins_a_slow_start_after_it(self) -> None:
         """Fault: the pause counted as time of the slow start, which then lifted the limit."""
         rate = limited()
-        rate._restore(Restored(100.0, is_trial=True), 1.0)
-        rate._baseline._trial = trial = _Trial(100.0, 0.1, 1.0)
+        rate._baseline._phase = trial = _Trial(0.1, 61.0)
+        rate._baseline._rate_before = 100.0
+        rate._restore(100.0, 1.0)
         rate.on_throttled(1.0, 30.0, 1)
-        while rate._baseline._trial is trial:
+        while rate._baseline._phase is trial:
             rate.on_success(1.1)
 
         assert rate.delay(1.1, 0) == 29.9

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Collection
 from typing import NamedTuple
 
+import msgspec
+
 _EVIDENCE = 12
 """Throttled responses in each of the two groups that are compared, at least."""
 _SPAN = 3.0
@@ -38,18 +40,6 @@ _WINDOW = 1000
 """Responses after which counting starts again."""
 
 
-class Restored(NamedTuple):
-    """A rate to return to, because the steps down from it were futile.
-
-    Attributes:
-        rate: The rate, in attempts per second.
-        is_trial: True if the rate has to stay there until the next step.
-    """
-
-    rate: float
-    is_trial: bool
-
-
 class _Throttled(NamedTuple):
     """A throttled response: when it came, how many after the last one, and at which rate."""
 
@@ -58,20 +48,17 @@ class _Throttled(NamedTuple):
     rate: float
 
 
-class _Trial:
-    """A test whether the throttled share doubles at the old rate.
+class _Phase(msgspec.Struct):
+    """A time in which responses are counted, and compared with a throttled share."""
 
-    This is Wald's sequential probability ratio test, which needs half as many responses as a test
-    of fixed length for a result as certain. After a minute the likelier result is taken, which is
-    less certain.
-    """
+    share: float
+    ends: float
+    responses: int = 0
+    throttled: int = 0
 
-    def __init__(self, rate: float, share: float, now: float) -> None:
-        self.rate = rate
-        self.share = share
-        self.responses = 0
-        self.throttled = 0
-        self._ends = now + _TRIAL_MAX
+
+class _Trial(_Phase):
+    """Wald's sequential probability ratio test: does the share double at the old rate?"""
 
     @property
     def _odds(self) -> float:
@@ -84,26 +71,20 @@ class _Trial:
         """True if the share is more likely to have grown than not."""
         return self._odds > 0.0
 
-    def is_decided(self, now: float) -> bool:
-        """Return True if one result is much more likely, or the time is over."""
-        return abs(self._odds) >= _ODDS or now >= self._ends
+    def covers(self, now: float) -> bool:
+        """Return True until one result is much more likely, or the time is over."""
+        return abs(self._odds) < _ODDS and now < self.ends
 
 
-class _Hold:
-    """The time in which throttling up to a share is no reason to slow down."""
-
-    def __init__(self, share: float, expires: float) -> None:
-        self._share = share
-        self._expires = expires
-        self.responses = 0
-        self.throttled = 0
+class _Hold(_Phase):
+    """The time in which throttling up to the share is no reason to slow down."""
 
     def covers(self, now: float) -> bool:
         """Return True if recent throttling is within the share."""
-        if now >= self._expires:
+        if now >= self.ends:
             return False
-        expected = self._share * self.responses
-        deviation = math.sqrt(expected * (1.0 - self._share))
+        expected = self.share * self.responses
+        deviation = math.sqrt(expected * (1.0 - self.share))
         # If not, there is a rate limit as well.
         is_covered = self.throttled <= expected + _DEVIATIONS * deviation + 1.0
         if not is_covered or self.responses >= _WINDOW:
@@ -114,15 +95,9 @@ class _Hold:
 class RefusalBaseline:
     """The share of attempts that the server throttles at any request rate.
 
-    Two comparisons find it. If the rate is halved and the throttled share does not change, the rate
-    may not be its cause. Then the old rate is restored for a trial. If the share does not grow, it
-    becomes the baseline: for a while, throttling up to it is no reason to slow down.
-
-    A client with a small part of the load cannot change the share by slowing down either. But the
-    load of others throttles in bursts, and a client that doubles its rate adds to it.
-
-    At a low rate a group of throttled responses takes long to collect. So until the groups are
-    compared, the rate does not fall below a plateau.
+    If the rate is halved and the throttled share stays, the old rate is restored for a trial. If
+    the share does not grow there, it becomes the baseline: for a while, throttling up to it is no
+    reason to slow down. `docs/explanation/limiter.md` gives the reasons.
     """
 
     def __init__(self) -> None:
@@ -131,36 +106,30 @@ class RefusalBaseline:
         self._before: list[_Throttled] = []
         self._after: deque[_Throttled] = deque()
         self._rate_before = self._rate = 0.0
-        self._trial: _Trial | None = None
+        self._phase: _Trial | _Hold | None = None
         self._next_trial = -math.inf
         self._apart = _TRIALS_APART_MIN
-        self._hold: _Hold | None = None
         self._hold_seconds = _HOLD_MIN
 
-    def on_success(self, now: float) -> Restored | None:
-        """Record a response that was not throttled; return the rate to restore if it ends a trial.
-
-        Without that, a trial would never end once nothing is throttled any more.
-        """
+    def on_success(self, now: float) -> float | None:
+        """Record a success; return the rate to restore if it ends a trial."""
         self._successes += 1
-        if self._hold is not None:
-            self._hold.responses += 1
-        trial = self._trial
-        if trial is None:
-            return None
-        trial.responses += 1
-        is_passed = not trial.has_grown and trial.is_decided(now)
-        return self._pass_trial(trial, now) if is_passed else None
+        phase = self._phase
+        if phase is not None:
+            phase.responses += 1
+            # Without this, a trial would never end once nothing is throttled any more.
+            if isinstance(phase, _Trial) and not phase.has_grown and not phase.covers(now):
+                return self._pass_trial(phase, now)
+        return None
 
     def on_throttled(self, now: float) -> None:
         """Record a throttled response."""
-        for each in (self._trial, self._hold):
-            if each is not None:
-                each.responses += 1
-                each.throttled += 1
+        if self._phase is not None:
+            self._phase.responses += 1
+            self._phase.throttled += 1
         distance = self._successes - self._last_throttled + 1
         self._last_throttled = self._successes
-        if self._trial is not None or not self._rate_before:
+        if self.is_trying or not self._rate_before:
             # Those before the first step down are of a burst, or of a slow start.
             return
         throttled = _Throttled(now, distance, self._rate)
@@ -172,15 +141,18 @@ class RefusalBaseline:
             self._after.popleft()
 
     @property
+    def is_trying(self) -> bool:
+        """True during a trial, in which the rate has to stay."""
+        return isinstance(self._phase, _Trial)
+
+    @property
     def successes_in_a_row(self) -> int:
         """The number of responses since the last one that was throttled."""
         return self._successes - self._last_throttled
 
     def covers(self, now: float) -> bool:
         """Return True if recent throttling is within the baseline, or a trial is undecided."""
-        if self._trial is not None:
-            return not self._trial.is_decided(now)
-        return self._hold is not None and self._hold.covers(now)
+        return self._phase is not None and self._phase.covers(now)
 
     @property
     def plateau(self) -> float:
@@ -190,14 +162,10 @@ class RefusalBaseline:
             return 0.0
         return _PLATEAU * self._rate_before
 
-    def record_step(self, now: float, rate: float) -> Restored | None:
-        """Record a step down to this rate, or the end of a trial.
-
-        Returns:
-            The rate to restore instead of the step, or None.
-        """
-        if self._trial is not None:
-            return self._end_trial(self._trial, now)
+    def record_step(self, now: float, rate: float) -> float | None:
+        """Record a step down to this rate, or the end of a trial; return the rate to restore."""
+        if isinstance(self._phase, _Trial):
+            return self._end_trial(self._phase, now)
         self._rate = rate
         self._rate_before = self._rate_before or rate
         after = self._after
@@ -212,10 +180,9 @@ class RefusalBaseline:
             if not _is_random(self._before, after):
                 self._compare_from(after[0].rate)
             elif now >= self._next_trial:
-                self._hold = None
                 share = 2.0 / (distance_before + distance_after)
-                self._trial = _Trial(self._rate_before, share, now)
-                return Restored(self._rate_before, is_trial=True)
+                self._phase = _Trial(share, now + _TRIAL_MAX)
+                return self._rate_before
         return None
 
     def _compare_from(self, rate: float) -> None:
@@ -224,25 +191,25 @@ class RefusalBaseline:
         self._before = list(self._after)
         self._after.clear()
 
-    def _end_trial(self, trial: _Trial, now: float) -> Restored | None:
+    def _end_trial(self, trial: _Trial, now: float) -> float | None:
         if not trial.has_grown:
             return self._pass_trial(trial, now)
-        self._begin_anew()
+        self._begin_anew(None)
         self._next_trial = now + self._apart
         self._apart = min(2 * self._apart, _TRIALS_APART_MAX)
         return None
 
-    def _pass_trial(self, trial: _Trial, now: float) -> Restored:
+    def _pass_trial(self, trial: _Trial, now: float) -> float:
         groups = len(self._before) + len(self._after)
         share = (groups + trial.throttled) / (groups / trial.share + trial.responses)
-        self._hold = _Hold(share, now + self._hold_seconds)
+        rate = self._rate_before
+        self._begin_anew(_Hold(share, now + self._hold_seconds))
         self._hold_seconds = min(2 * self._hold_seconds, _HOLD_MAX)
         self._apart = _TRIALS_APART_MIN
-        self._begin_anew()
-        return Restored(trial.rate, is_trial=False)
+        return rate
 
-    def _begin_anew(self) -> None:
-        self._trial = None
+    def _begin_anew(self, phase: _Hold | None) -> None:
+        self._phase = phase
         self._rate_before = 0.0
         self._before.clear()
         self._after.clear()

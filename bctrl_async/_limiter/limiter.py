@@ -9,12 +9,7 @@ from collections import deque
 from enum import IntEnum
 
 from bctrl_async._limiter.rate import PROBE_INTERVAL, AdaptiveRate
-from bctrl_async.errors import (
-    THROTTLED,
-    BctrlError,
-    BctrlRateLimitError,
-    session_closed,
-)
+from bctrl_async.errors import THROTTLED, BctrlError, BctrlRateLimitError, session_closed
 from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import Leases
 
@@ -49,8 +44,11 @@ class Limiter:
         self.limit: int = limit
         self._free = limit
         self._rate = rate
-        self._leases = None if pace is None else self._leases_of(pace)
+        self._leases: Leases | None = None
         if pace is not None:
+            self._leases = Leases(
+                pace, waiting=lambda: self._queued, on_lease=self._admit, on_closed=rate.hold
+            )
             # The pace is for all, from the start. Slots that a member leaves unused are lost.
             rate.is_starting = False
         self._passed = 0
@@ -61,17 +59,6 @@ class Limiter:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._sleepers: set[asyncio.Future[bool]] = set()
-
-    def _leases_of(self, pace: Pace) -> Leases:
-        def on_lease() -> None:
-            self._admit(asyncio.get_running_loop())
-
-        return Leases(
-            pace,
-            waiting=lambda: self._queued,
-            on_lease=on_lease,
-            on_closed=self._rate.hold,
-        )
 
     def is_closed(self) -> bool:
         """Return True if the limiter is closed."""
@@ -132,16 +119,14 @@ class Limiter:
             if self.is_closed():
                 raise session_closed()
             now = loop.time()
-            if now < self._rate.retry_after_ends and self._waits_in_vain(
-                now, max_wait, patience_ends
-            ):
+            if self._waits_in_vain(now, max_wait, patience_ends):
                 raise self._rate_limited(now)
             self._shortest_max_wait = min(self._shortest_max_wait, max_wait)
             self._first_patience_end = min(self._first_patience_end, patience_ends)
             waiter: asyncio.Future[bool] = loop.create_future()
             self._queues[priority].append(waiter)
             self._queued += 1
-            self._admit(loop)
+            self._admit()
             try:
                 admitted = await waiter
             except asyncio.CancelledError:
@@ -157,8 +142,8 @@ class Limiter:
     def _waits_in_vain(self, now: float, max_wait: float, patience_ends: float) -> bool:
         """Return True if the pause lasts too long, and no probe is due or in flight.
 
-        The end of a probe is not told from that of an attempt that is older than the pause. So
-        without an answer, it is over once nothing is in flight, or when the next probe is due.
+        A probe that ends looks like any attempt older than the pause. So without an answer, it is
+        over once nothing is in flight, or when the next probe is due.
         """
         wait = self._rate.retry_after_ends - now
         return (
@@ -171,8 +156,8 @@ class Limiter:
         wait = self._rate.retry_after_ends - now
         advice = None
         if wait > PROBE_INTERVAL:
-            next_probe = self._rate.delay(now, self.in_use)
-            advice = f"One call a minute is sent all the same: call again in {next_probe:.0f} s"
+            delay = self._rate.delay(now, self.in_use)
+            advice = f"Probes are sent once a minute; retry in {delay:.0f} s"
         return BctrlRateLimitError(
             f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
             advice=advice,
@@ -181,27 +166,23 @@ class Limiter:
 
     def release(self, answer: object, repeats: int = 0) -> None:
         """Release a slot after an attempt's response or `BctrlError`; None if it has neither."""
-        loop = asyncio.get_running_loop()
         if isinstance(answer, BctrlError):
-            self._on_error(answer, loop.time(), repeats)
+            if answer.status is not None:
+                self._on_error(answer, answer.status, repeats)
         elif answer is not None:
-            self._rate.on_success(loop.time())
+            self._rate.on_success(asyncio.get_running_loop().time())
         self._free += 1
         if self._queued:
-            self._admit(loop)
+            self._admit()
 
-    def _on_error(self, error: BctrlError, now: float, repeats: int) -> None:
-        if error.status in THROTTLED:
-            self._on_throttled(error.status, error.retry_after, now, repeats)
-        elif error.status is not None:
+    def _on_error(self, error: BctrlError, status: int, repeats: int) -> None:
+        now = asyncio.get_running_loop().time()
+        if status not in THROTTLED:
             self._rate.on_success(now)
-
-    def _on_throttled(
-        self, status: int, retry_after: float | None, now: float, repeats: int
-    ) -> None:
-        self._rate.on_throttled(now, retry_after, self.in_use, repeats)
-        if self._leases is not None and retry_after is not None:
-            self._leases.on_throttled(now, retry_after)
+            return
+        self._rate.on_throttled(now, error.retry_after, self.in_use, repeats)
+        if self._leases is not None and error.retry_after is not None:
+            self._leases.on_throttled(now, error.retry_after)
         if self._rate.is_throttled and self._throttled_since is None:
             self._throttled_since = now
             delay = self._rate.delay(now, 0)
@@ -244,12 +225,11 @@ class Limiter:
         self._shortest_max_wait = self._first_patience_end = math.inf
         self._queued = 0
         for queue in self._queues:
-            waiters = list(queue)
-            queue.clear()
-            for waiter in waiters:
+            for waiter in queue:
                 _wake(waiter)
+            queue.clear()
 
-    def _admit(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _admit(self) -> None:
         """Admit all waiters that may start now; schedule a wakeup for the next."""
         while self._free and (queue := self._next_queue()):
             if queue[0].done():  # It was cancelled.
@@ -257,13 +237,13 @@ class Limiter:
                 self._queued -= 1
                 continue
             if self._leases is not None or not self._rate.is_unlimited:
-                now = loop.time()
+                now = asyncio.get_running_loop().time()
                 delay = self._delay(now)
                 if delay > 0.0:
                     if self._waits_in_vain(now, self._shortest_max_wait, self._first_patience_end):
                         self._wake_all()
                     else:
-                        self._schedule_wakeup(loop, now + delay)
+                        self._schedule_wakeup(now + delay)
                     return
                 self._on_start(now)
             self._free -= 1
@@ -288,7 +268,7 @@ class Limiter:
         elif admitted is self._queues[Priority.BULK]:
             self._passed = 0
 
-    def _schedule_wakeup(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+    def _schedule_wakeup(self, when: float) -> None:
         # While the window is full there is no such time: `release` admits the next waiter.
         if when == math.inf:
             return
@@ -296,11 +276,11 @@ class Limiter:
             if when > self._timer.when() - _TIMER_TOLERANCE:
                 return
             self._timer.cancel()  # A pause has ended before its time.
-        self._timer = loop.call_at(when, self._on_timer, loop)
+        self._timer = asyncio.get_running_loop().call_at(when, self._on_timer)
 
-    def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
-        self._admit(loop)
+        self._admit()
 
     async def sleep(self, delay: float) -> None:
         """Sleep without a slot for this many seconds, or until the limiter is closed."""

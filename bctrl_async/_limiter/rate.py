@@ -16,9 +16,10 @@ steps down that change nothing are undone (`baseline.py`).
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 
-from bctrl_async._limiter.baseline import RefusalBaseline, Restored
+from bctrl_async._limiter.baseline import RefusalBaseline
 
 PROBE_INTERVAL = 60.0
 """The longest pause in seconds that is kept exactly. In a longer one, an attempt may start this
@@ -232,10 +233,10 @@ class AdaptiveRate:
         k = min(k, _K_FIRST if self._peak is None else _K_MAX)
         return max(k, min(_K_PAUSES * pause, _K_PAUSED_MAX))
 
-    def _restore(self, restored: Restored, now: float) -> None:
+    def _restore(self, rate: float, now: float) -> None:
         # A trial needs a constant rate. After it, a slow start finds out what the server can do.
-        self._peak = restored.rate if restored.is_trial else None
-        self._begin_epoch(now, restored.rate)
+        self._peak = rate if self._baseline.is_trying else None
+        self._begin_epoch(now, rate)
         self._window = math.inf
 
     def _rate_beyond_burst(self, now: float) -> float:
@@ -254,11 +255,7 @@ class AdaptiveRate:
 
     def _delivered_rate(self, now: float, span: float) -> float:
         """Return the successes per second in the last `span` seconds."""
-        count = 0
-        for time in reversed(self._deliveries):
-            if time < now - span:
-                break
-            count += 1
+        count = len(self._deliveries) - bisect_left(self._deliveries, now - span)
         if count == _MAX_SAMPLES:
             # The samples do not reach back to the start of the span.
             span = now - self._deliveries[0]
