@@ -19,7 +19,7 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from copy import copy
 from functools import partial
-from importlib import import_module
+from inspect import isclass, isfunction
 from math import ceil, inf
 from typing import Any, TypeVar, cast
 
@@ -32,7 +32,7 @@ from bctrl_async._http.request import STOP
 from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.bulk._cancel import CancelLevel, CancelScope, Worker
-from bctrl_async.bulk._engine import Engine, Options
+from bctrl_async.bulk._engine import Engine, Options, Progress
 from bctrl_async.bulk._targets import Input, Targets
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.models import RuntimeRef
@@ -91,10 +91,10 @@ class Visit(distributed.WorkerPlugin):
     The coordinator makes it, and each worker has a copy until the run or the worker ends.
     """
 
-    def __init__(self, session: str, base_url: str, pace: Pace | None, options: Options) -> None:
+    def __init__(self, session: bytes, base_url: str, pace: Pace | None, options: Options) -> None:
         self.run: str = f"bctrl-async-{uuid.uuid4().hex}"
         self.base_url: str = base_url
-        self._version, self._session_name = __version__, session
+        self._version, self._make = __version__, session
         self._pace, self._options = pace, options
 
     def setup(self, worker: distributed.Worker) -> None:
@@ -220,7 +220,7 @@ class Visit(distributed.WorkerPlugin):
                 f"it has bctrl_async {__version__}, not {self._version}",
                 advice="Install the same version on all workers",
             )
-        make = _imported(self._session_name)
+        make: Callable[..., object] = pickle.loads(self._make)  # noqa: S301 - a name.
         session = make() if self._pace is None else make(pace=self._pace)
         if not isinstance(session, BctrlSession):
             raise BctrlConfigError("session= returned no BctrlSession", argument="session")
@@ -300,24 +300,21 @@ class ClusterRun(Engine):
         self._visit, self._run, self._chunk_size = visit, visit.run, size
         self._queue: Any = None
         self._end: Any = _dask.Variable(visit.run, client=client)
-        self._submitted = 0
+        self._slots = self._submitted = 0
         self._chunks: dict[int, Chunk] = {}
-        self._unsent: list[_Item] = []
+        self._unsent: asyncio.Queue[_Item | None] = asyncio.Queue(size)
         self._undelivered: deque[StopOutcome] = deque()
-        self._deliverer = Worker()
-        self.state.workers[self._deliverer] = None
         self._delivering: asyncio.Task[None] | None = None
         self._fetching = asyncio.Lock()
-        self._is_filled, self._has_room = asyncio.Event(), asyncio.Event()
         self._told: CancelLevel | None = None
         self._gives_up_at = inf
         # True once a message may be missing that says that a chunk begins.
         self._is_lost = False
 
     @property
-    def in_flight(self) -> int:
+    def progress(self) -> Progress:
         """The number of targets that are handed out and have no final outcome."""
-        return sum(len(chunk.open) for chunk in self._chunks.values())
+        return Progress(sum(len(chunk.open) for chunk in self._chunks.values()))
 
     def open(self) -> None:
         """Check that the client runs in the current event loop."""
@@ -332,35 +329,33 @@ class ClusterRun(Engine):
     # The cluster as a whole.
 
     def _start_work(self) -> None:
-        self._tasks.append(self._start(self._serve))
+        self._start(self._serve)
 
-    async def _serve(self) -> None:
+    async def _serve(self, _: Worker) -> None:
         """Follow the workers, and tell them the end of the run, until the slots have ended."""
+        me = asyncio.current_task()
         try:
             await self._open_on_cluster()
-            self._add_worker(Worker())
-            while (tasks := self._others()) and not self._is_lost:
+            self._start(self._work)
+            while (others := self._tasks.keys() - {me}) and not self._is_lost:
                 await self._look()
-                if self._undelivered and (self._delivering is None or self._delivering.done()):
-                    # A slow reader must not hold up what the workers are told.
-                    self._delivering = self._start(partial(self._deliver_all, self._deliverer))
-                    self._tasks.append(self._delivering)
-                await asyncio.wait(tasks, timeout=_PULSE)
+                await asyncio.wait(others, timeout=_PULSE)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the run raises it.
-            self._end_with(error)
-        while tasks := self._others():
-            await asyncio.wait(tasks)
+            self._end_with(error, "the cluster")
+        try:
+            while others := self._tasks.keys() - {me}:
+                await asyncio.wait(others)
+        finally:
+            # Only if the run has ended, slots leave something.
+            while not self._unsent.empty():
+                if (item := self._unsent.get_nowait()) is not None:
+                    self._deliver_later(self._not_begun(*item))
         if self._queue is not None and not self._is_lost:
             with suppress(Exception):
                 async with asyncio.timeout(_GRACE):
                     await self._client.unregister_worker_plugin(self._run)
             _close(self._queue)
             self._end.delete()
-
-    def _others(self) -> list[asyncio.Task[None]]:
-        """Return the tasks that have not ended, except for the current one."""
-        current = asyncio.current_task()
-        return [task for task in self._tasks if task is not current and not task.done()]
 
     async def _open_on_cluster(self) -> None:
         await self._ask(self._end.set, b"")
@@ -383,11 +378,9 @@ class ClusterRun(Engine):
         if level is not None and (self._told is None or level > self._told):
             await self._tell(level)
         workers = len(await self._ask(self._client.nthreads) or ())
-        # Two more are the reader and the deliverer.
-        while len(self.state.workers) < _SLOTS * max(workers, 1) + 2:
-            slot = Worker()
-            self.state.workers[slot] = None
-            self._tasks.append(self._start(partial(self._hand_out, slot)))
+        while self._slots < _SLOTS * max(workers, 1):
+            self._slots += 1
+            self._start(self._hand_out)
         if time.monotonic() > self._gives_up_at or (self._told is not None and not workers):
             self._give_up(self._chunks.values())
         await self._fetch()
@@ -432,50 +425,47 @@ class ClusterRun(Engine):
 
     # The reader, and the slots.
 
-    async def _wait(self, worker: Worker, event: asyncio.Event) -> None:
-        """Wait for an event, or the end of the run."""
-        if self.state.goes_on():
-            with worker.scope():
-                await event.wait()
-
     async def _work(self, worker: Worker) -> None:
         """Read the input, only as far ahead as the slots take it."""
-        source = self.source
-        while item := await self._next(worker) if source.is_async else source.next_nowait():
-            target = self._checked(*item)
-            if isinstance(target, StopOutcome):
-                self._undelivered.append(target)
-                await self._deliver_all(worker)
-                await asyncio.sleep(0)
-                continue
-            self._unsent.append((item[0], target))
-            self._is_filled.set()
-            if not self.state.goes_on():
-                self._record_unsent()
-            elif len(self._unsent) >= self._chunk_size:
-                self._has_room.clear()
-                await self._wait(worker, self._has_room)
-        source.closed = True
-        self._is_filled.set()
-        await self._deliver_all(worker)
+        await super()._work(worker)
+        self.source.closed = True
+        await self._hand_over(worker, None)
+
+    async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
+        target = self._checked(index, item)
+        if isinstance(target, StopOutcome):
+            return target
+        is_taken = await self._hand_over(worker, (index, target))
+        return None if is_taken else self._not_begun(index, target)
+
+    async def _hand_over(self, worker: Worker, item: _Item | None) -> bool:
+        """Let the slots have an item, or the end of the input; return False if the run ends."""
+        if self.state.goes_on():
+            with worker.scope():
+                await self._unsent.put(item)
+                return True
+        return False
+
+    def _not_begun(self, index: int, target: RuntimeRef) -> StopOutcome:
+        return self.ledger.record(outcome_of(target, self.state.not_begun, index=index))
+
+    async def _take(self, slot: Worker) -> list[_Item]:
+        """Wait for an item, and return all that are there; none if the input or the run ends."""
+        items: list[_Item] = []
+        if self.state.goes_on():
+            with slot.scope():
+                while not items or not (self._unsent.empty() or len(items) == self._chunk_size):
+                    if (item := await self._unsent.get()) is None:
+                        # All other slots must find it as well.
+                        self._unsent.put_nowait(None)
+                        break
+                    items.append(item)
+        return items
 
     async def _hand_out(self, slot: Worker) -> None:
-        try:
-            while self._unsent or not self.source.closed:
-                await self._wait(slot, self._is_filled)
-                if not self.state.goes_on():
-                    break
-                items, self._unsent = self._unsent, []
-                self._has_room.set()
-                if not self.source.closed:
-                    self._is_filled.clear()
-                if items:
-                    await self._stop(items)
-                    await self._deliver_all(slot)
-        finally:
-            if not self.state.goes_on():
-                self._record_unsent()
-        await self._deliver_all(slot)
+        while items := await self._take(slot):
+            await self._stop(items)
+            await self._deliver_all(slot)
 
     async def _stop(self, items: list[_Item]) -> None:
         """Hand out targets as a chunk, and account for each of them."""
@@ -531,17 +521,17 @@ class ClusterRun(Engine):
     async def _fetch(self) -> None:
         """Record all that the workers have sent by now."""
         async with self._fetching:
-            is_lost = True
+            messages: Iterable[bytes] | None = None
             try:
-                messages, is_lost = await self._ask(partial(self._queue.get, batch=True)), False
+                messages = await self._ask(partial(self._queue.get, batch=True))
             finally:
-                self._is_lost |= is_lost
+                self._is_lost |= messages is None
             for message in messages or ():
                 for number, fact in pickle.loads(message):  # noqa: S301 - dask itself unpickles.
                     if (chunk := self._chunks.get(number)) is not None:
-                        self._take(chunk, fact)
+                        self._add(chunk, fact)
 
-    def _take(self, chunk: Chunk, fact: _Fact) -> None:
+    def _add(self, chunk: Chunk, fact: _Fact) -> None:
         match fact:
             case None:
                 # The first worker that begins it after that finds the end, and sends nothing.
@@ -555,18 +545,20 @@ class ClusterRun(Engine):
             case _:
                 self.state.set_ended_early(self.state.reason)
 
-    def _record_unsent(self) -> None:
-        items, self._unsent = self._unsent, []
-        self._record(outcome_of(each, self.state.not_begun, index=index) for index, each in items)
-
     def _record(self, outcomes: Iterable[StopOutcome]) -> None:
-        self._undelivered.extend(map(self.ledger.record, outcomes))
+        self._deliver_later(*map(self.ledger.record, outcomes))
+
+    def _deliver_later(self, *outcomes: StopOutcome) -> None:
+        """Deliver outcomes in a task of its own: a slow reader holds up no other task."""
+        if self._deliver is None or self.state.level is CancelLevel.DELIVERY:
+            return
+        self._undelivered.extend(outcomes)
+        if self._undelivered and (self._delivering is None or self._delivering.done()):
+            self._delivering = self._start(self._deliver_all)
 
     async def _deliver_all(self, worker: Worker) -> None:
         while self._undelivered:
-            if (waits := self._delivered(self._undelivered.popleft())) is not None:
-                with worker.scope(CancelLevel.DELIVERY):
-                    await waits
+            await self._deliver_from(worker, self._undelivered.popleft())
 
 
 def _close(queue: Any) -> None:  # noqa: ANN401
@@ -591,18 +583,11 @@ def _failure_of(error: Exception) -> BctrlError:
     )
 
 
-def _imported(name: str) -> Callable[..., object]:
-    """Return the function of a name such as `module:function`."""
-    module, _, function = name.partition(":")
-    return cast("Callable[..., object]", getattr(import_module(module), function))
-
-
-def _name_of(session: Callable[..., BctrlSession]) -> str:
-    """Return the name of a function, by which the workers import it."""
-    name = f"{getattr(session, '__module__', '')}:{getattr(session, '__qualname__', '')}"
-    with suppress(ImportError, AttributeError, ValueError):
-        if not name.startswith("__main__:") and _imported(name) is session:
-            return name
+def _by_name(session: object) -> bytes:
+    """Return a function as its name, by which the workers import it."""
+    if (isfunction(session) or isclass(session)) and session.__module__ != "__main__":
+        with suppress(AttributeError, pickle.PicklingError):
+            return pickle.dumps(session)
     expected = "a function at the top level of a module, which the workers import"
     raise _config.invalid_type("session", session, expected)
 
@@ -692,5 +677,5 @@ def stop_runtimes(
         missing_ok=missing_ok,
     )
     theirs = replace(options, on_outcome=None, journal=None)
-    visit = Visit(_name_of(session), server, pace, theirs)
+    visit = Visit(_by_name(session), server, pace, theirs)
     return StopBatch(ClusterRun(Input(targets), options, client, visit, chunk_size))

@@ -181,6 +181,30 @@ class TestEnding:
 
         assert batch.report.counts == {NOT_SENT: 10}
 
+    async def test_what_was_read_before_there_are_slots_has_outcomes(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        nthreads: Callable[..., Awaitable[object]] = Client.nthreads
+        answers = iter([nthreads])
+
+        async def answer_once(client: Client) -> object:
+            return await next(answers, lambda _: asyncio.sleep(60))(client)
+
+        monkeypatch.setattr(Client, "nthreads", answer_once)
+        batch = stop_runtimes(cluster.client, add_runtimes(emulator, 5))
+        running = start(batch)
+        async with asyncio.timeout(BOUND):
+            while batch.read < 5:
+                await asyncio.sleep(0.01)
+        for task in batch._run._tasks:
+            task.cancel()
+        await ended(running)
+        monkeypatch.undo()
+        await cluster.forget()
+
+        assert batch.report.counts == {NOT_SENT: 5}
+        assert not batch.report.ok
+
     async def test_what_is_aborted_before_its_start_sends_nothing(
         self, cluster: SmallCluster, emulator: Emulator
     ) -> None:

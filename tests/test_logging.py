@@ -31,7 +31,7 @@ from bctrl_async._calls.retry import RetryQuota, RetryState
 from bctrl_async._http.request import STOP
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async._limiter.rate import AdaptiveRate
-from bctrl_async.bulk._breaker import Canary, CircuitBreaker
+from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import RunState
 from bctrl_async.bulk._targets import Input
 from bctrl_async.emulator import Emulator, Fault
@@ -60,16 +60,6 @@ def fields(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
 @pytest.fixture(autouse=True)
 def _capture_debug(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "bctrl_async")
-
-
-class SilentCanary(Canary):
-    """A canary that is never answered."""
-
-    def __init__(self) -> None:
-        pass
-
-    async def is_answered(self, _: RuntimeRef) -> bool:
-        return False
 
 
 class TestRetries:
@@ -178,7 +168,11 @@ class TestRetries:
         policy = RetryPolicy(attempts=2, base=0.001)
 
         session = BctrlSession(KEY, base_url="http://127.0.0.1:9")
-        breaker = CircuitBreaker(session._sender, policy, 60.0, SilentCanary(), RunState(Input([])))
+
+        async def is_answered(_: RuntimeRef) -> bool:
+            return False
+
+        breaker = CircuitBreaker(session._sender, policy, 60.0, is_answered, RunState(Input([])))
 
         async def retry(alias: str) -> int:
             state = RetryState(policy, RetryQuota())

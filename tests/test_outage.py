@@ -193,7 +193,9 @@ class TestNeverAnswered:
         assert simulation.stops() <= 1 + 100 + 5
         assert simulation.seconds < 10
 
-    def test_a_server_with_requests_to_answer_is_not_given_up(self, simulate: Simulate) -> None:
+    def test_a_server_with_requests_to_answer_is_not_given_up_before_the_patience_ends(
+        self, simulate: Simulate
+    ) -> None:
         asked: list[str] = []
         bad = {"r0", "r1"}
 
@@ -208,8 +210,8 @@ class TestNeverAnswered:
             lambda session: session.stop_runtimes(list(targets(20)), concurrency=20, verify=False)
         )
 
-        assert report.ended_early is None
-        assert report.counts[STOPPED] >= 18
+        assert report.counts == {STOPPED: 18, UNKNOWN: 2}
+        assert 300 <= simulation.seconds <= 350
 
     def test_a_throttled_canary_is_an_answer(self, simulate: Simulate) -> None:
         def server(now: float, alias: str) -> Runtime | BctrlError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ from bctrl_async import (
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
 from bctrl_async.bulk import _verify
-from bctrl_async.bulk._verify import PollSchedule, needs_verification, outcome_after_poll
+from bctrl_async.bulk._verify import needs_verification, outcome_after_poll
 from bctrl_async.outcomes import state_of
 
 _T = TypeVar("_T")
@@ -140,45 +141,6 @@ class TestRules:
     def test_an_inconclusive_poll_settles_nothing(self, polled: Runtime | BctrlError) -> None:
         assert needs_verification(outcome_after_poll(make_outcome(UNKNOWN), polled))
 
-    def test_poll_delays_grow_to_five_seconds_and_end_with_the_patience(self) -> None:
-        schedule = PollSchedule(RetryPolicy(), 60, now=100)
-        now, delays = 100.0, []
-        polled: Runtime | None = None
-        while (delay := schedule.delay(polled, now)) is not None:
-            delays.append(delay)
-            now += delay
-            polled = runtime("active")
-
-        assert 0.25 <= delays[0] <= 0.5
-        assert 0.5 <= delays[1] <= 1
-        assert max(delays) == 5
-        assert now == pytest.approx(160)
-
-    def test_without_patience_there_is_one_poll(self) -> None:
-        schedule = PollSchedule(RetryPolicy(patience=0), 0, now=100)
-        assert schedule.delay(None, 100) == 0
-        assert schedule.delay(runtime("active"), 100) is None
-
-    @pytest.mark.parametrize(
-        "polled",
-        [
-            BctrlPermissionError("403", status=403),
-            BctrlResponseError("not JSON", status=200),
-            BctrlError("cut off"),
-        ],
-    )
-    def test_an_error_that_will_not_pass_ends_the_polls(self, polled: BctrlError) -> None:
-        schedule = PollSchedule(RetryPolicy(), 60, now=0)
-        assert schedule.delay(None, 0) is not None
-        assert schedule.delay(polled, 1) is None
-        assert schedule.delay(BctrlServerError("500", status=500), 1) is not None
-
-
-def pollers(batch: StopBatch) -> list[asyncio.Task[None]]:
-    verifier = run_of(batch)._verifier
-    assert verifier is not None
-    return verifier.tasks
-
 
 class Simulation:
     """A session whose attempts go to a simulated server, in virtual time."""
@@ -188,6 +150,7 @@ class Simulation:
         self.seconds = 0.0
         self.outcomes: list[StopOutcome] = []
         self.sent_at: list[float] = []
+        self.polled_at: list[float] = []
         self.received: Counter[str] = Counter()
         self.stuck: Collection[str | None] = ()
         """The aliases that stay active for ever."""
@@ -199,6 +162,8 @@ class Simulation:
             if call.operation.stops:
                 self.sent_at.append(loop.time())
                 self.received[call.alias or ""] += 1
+            else:
+                self.polled_at.append(loop.time())
             await asyncio.sleep(0.1)
             if call.alias in self.stuck:
                 return runtime("active")
@@ -263,6 +228,35 @@ class TestPolling:
         assert outcome.runtime is not None
         assert outcome.runtime.status is RuntimeStatus.STOPPED
         assert (outcome.attempts, outcome.error, report.retries) == (1, None, 0)
+
+    def test_the_delays_between_polls_grow_to_five_seconds(self, simulate: Simulate) -> None:
+        simulation = simulate(active_until(10_000))
+        simulation.stop(verify=60)
+
+        # A stop and each poll take 0.1 s.
+        at = [0.0, *simulation.polled_at]
+        delays = [later - earlier - 0.1 for earlier, later in itertools.pairwise(at)]
+        assert 0.25 <= delays[0] <= 0.5
+        assert 0.5 <= delays[1] <= 1
+        assert max(delays) == pytest.approx(5)
+        assert at[-1] == pytest.approx(60.1)
+
+    @pytest.mark.parametrize(
+        "polled",
+        [
+            BctrlPermissionError("403", status=403),
+            BctrlResponseError("not JSON", status=200),
+            BctrlError("cut off"),
+        ],
+    )
+    def test_an_error_that_will_not_pass_ends_the_polls(
+        self, simulate: Simulate, polled: BctrlError
+    ) -> None:
+        simulation = simulate(lambda _, name: runtime("active") if name == "stop" else polled)
+        report = simulation.stop()
+
+        assert report.counts == {ACCEPTED: 1}
+        assert simulation.requests["get"] == 1
 
     def test_many_runtimes_are_polled_concurrently(self, simulate: Simulate) -> None:
         simulation = simulate(active_until(20))
@@ -333,7 +327,7 @@ class TestPolling:
     def test_a_poll_does_not_wait_to_be_retried(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_verify, "_MAX_POLLERS", 0)
+        monkeypatch.setattr("bctrl_async.bulk._run._MAX_POLLERS", 0)
         simulation = simulate(
             lambda _, name: (
                 runtime("active") if name == "stop" else BctrlServerError("500", status=500)
@@ -417,7 +411,7 @@ class TestPolling:
     def test_a_deadline_that_ends_only_polls_does_not_end_the_run_early(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, max_pollers: int
     ) -> None:
-        monkeypatch.setattr("bctrl_async.bulk._verify._MAX_POLLERS", max_pollers)
+        monkeypatch.setattr("bctrl_async.bulk._run._MAX_POLLERS", max_pollers)
         report = simulate(active_until(10_000)).stop(3, deadline=20)
 
         assert report.counts == {ACCEPTED: 3}
@@ -453,7 +447,7 @@ class TestPolling:
                 counts_in_flight.add(batch.in_flight)
             running.cancel()
             await asyncio.wait([running])
-            assert not pollers(batch)
+            assert not run_of(batch)._tasks
             return counts_in_flight
 
         assert {0, 1} <= simulation.run(main) <= {0, 1, 2}
@@ -461,7 +455,7 @@ class TestPolling:
     def test_no_target_is_begun_while_all_pollers_are_busy(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bctrl_async.bulk._verify._MAX_POLLERS", 5)
+        monkeypatch.setattr("bctrl_async.bulk._run._MAX_POLLERS", 5)
         simulation = simulate(active_until(20))
         report = simulation.stop(50, concurrency=3)
 
@@ -493,9 +487,8 @@ class TestPolling:
             return runtime("active")
 
         def cancel() -> None:
-            assert pollers(batches[0])
-            for task in pollers(batches[0]):
-                task.cancel()
+            _, poller = run_of(batches[0])._tasks
+            poller.cancel()
 
         async def main(session: BctrlSession) -> StopReport:
             batches.append(session.stop_runtimes([("ws-1", "r0")], verify=True))
@@ -602,7 +595,7 @@ class TestEnding:
                 asyncio.get_running_loop().call_later(moment, endings[ending])
                 await asyncio.wait([running])
                 assert batch.in_flight == 0
-                assert not pollers(batch)
+                assert not run_of(batch)._tasks
                 return batch.report
 
             simulation = simulate(answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
 from collections import Counter
 from collections.abc import Coroutine, Generator
@@ -11,7 +12,7 @@ from functools import partial
 from typing import Any, Self
 
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
-from bctrl_async.bulk._delivery import OutcomeBuffer, to_callback
+from bctrl_async.bulk._delivery import OutcomeBuffer, in_turn, to_callback
 from bctrl_async.bulk._engine import Engine
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
@@ -35,7 +36,9 @@ class StopBatch(Coroutine[object, object, StopReport]):
     exception.
     """
 
-    _runner: asyncio.Task[None]
+    # Also of a handle whose constructor was not reached.
+    _has_started = True
+    _runner: asyncio.Task[None] | None = None
 
     def __init__(self, run: Engine) -> None:
         self._run = run
@@ -43,8 +46,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         self._on_outcome = None if on_outcome is None else to_callback(on_outcome)
         self._whole_run: Coroutine[object, object, StopReport] | None = None
         self._outcomes = OutcomeBuffer(_MAX_UNREAD)
-        self._entered = False
-        self._started = False
+        self._has_started = False
 
     @property
     def counts(self) -> Counter[StopResult]:
@@ -64,12 +66,12 @@ class StopBatch(Coroutine[object, object, StopReport]):
     @property
     def in_flight(self) -> int:
         """The number of requests in flight."""
-        return self._run.in_flight
+        return self._run.progress.in_flight
 
     @property
     def polling(self) -> int:
         """The number of runtimes that are polled until they have stopped (`verify=`)."""
-        return self._run.polling
+        return self._run.progress.polling
 
     @property
     def retries(self) -> int:
@@ -79,7 +81,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     @property
     def is_throttled(self) -> bool:
         """True while the session slows down because of a 429 or 503."""
-        return self._run.is_throttled
+        return self._run.progress.is_throttled
 
     @property
     def retry_after(self) -> float:
@@ -87,12 +89,12 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
         In a pause of more than a minute, one attempt a minute is made as a probe.
         """
-        return self._run.retry_after
+        return self._run.progress.retry_after
 
     @property
     def is_unanswered(self) -> bool:
         """True while the server answers nothing and is only probed."""
-        return self._run.is_unanswered
+        return self._run.progress.is_unanswered
 
     @property
     def retrying(self) -> Counter[str]:
@@ -100,7 +102,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
         That is a status such as `"500"`, or the class of an error such as `"BctrlTimeoutError"`.
         """
-        return self._run.retrying
+        return self._run.progress.retrying
 
     @property
     def ended_early(self) -> BctrlError | None:
@@ -143,76 +145,91 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     def close(self) -> None:
         """Close the coroutine: a run that has not begun never will."""
-        self._started = True
+        self._has_started = True
         if self._whole_run is not None:
             self._whole_run.close()
 
     def _coroutine(self) -> Coroutine[object, object, StopReport]:
-        self._started = True
+        self._has_started = True
         if self._whole_run is None:
             self._whole_run = self._run_to_its_end()
         return self._whole_run
 
     def __del__(self) -> None:
-        # The attribute is missing if the constructor was not reached.
-        if not getattr(self, "_started", True):
+        if not self._has_started:
             warnings.warn(
                 "a bulk stop was never awaited or entered: nothing was stopped",
                 RuntimeWarning,
                 stacklevel=1,
                 source=self,
             )
-        runner: asyncio.Task[None] | None = getattr(self, "_runner", None)
-        if runner is not None and not runner.done():
+        if self._runner is not None and not self._runner.done():
             # The handle was garbage-collected inside its block, perhaps by another thread or after
             # the loop closed.
             with suppress(RuntimeError):
-                runner.get_loop().call_soon_threadsafe(runner.cancel)
+                self._runner.get_loop().call_soon_threadsafe(self._runner.cancel)
 
     async def __aenter__(self) -> Self:
         self._begin()
-        self._entered = True
+        outcomes, on_outcome = self._outcomes, self._on_outcome
+        deliver = outcomes.put if on_outcome is None else in_turn(on_outcome, outcomes)
         # The task does not refer to this handle, so that it ends if the handle is dropped.
-        self._runner = asyncio.create_task(self._run.feed(self._outcomes, self._on_outcome))
-        self._runner.add_done_callback(partial(self._run.end_feed, self._outcomes))
+        self._runner = asyncio.create_task(self._run.feed(deliver))
+        self._runner.add_done_callback(partial(_end, self._run, outcomes))
         # The event loop has weak references only.
         _runners.add(self._runner)
         self._runner.add_done_callback(_runners.discard)
         return self
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        self._runner.cancel()
-        await wait_shielded(self._runner)
+        if self._runner is not None:  # pragma: no branch - it was entered.
+            self._runner.cancel()
+            await wait_shielded(self._runner)
         # Also those of a run that had ended: they are only read within the block.
         self._outcomes.discard()
         if exc_type is None:
-            self._run.raise_error()
+            self._raise_error()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> StopOutcome:
-        if not self._entered:
+        if self._runner is None:
             raise BctrlConfigError(
                 "the bulk stop was not entered", advice="Iterate within `async with … as batch`"
             )
         outcome = await self._outcomes.get()
         if outcome is not None:
             return outcome
-        self._run.raise_error()
+        self._raise_error()
         raise StopAsyncIteration
 
+    def _raise_error(self) -> None:
+        """Raise the error of the run, once."""
+        error, self._run.error = self._run.error, None
+        if error is not None:
+            raise error
+
     def _begin(self) -> None:
-        self._started = True
-        if self._run.ledger.has_begun:
+        self._has_started = True
+        if self._run.ledger.began is not None:
             raise BctrlConfigError(
                 "the bulk stop has started already",
                 advice="Iterate over it or read its .report; for another run, make a new one",
             )
         self._run.open()
-        self._run.ledger.begin()
+        self._run.ledger.began = time.monotonic()
 
     async def _run_to_its_end(self) -> StopReport:
         self._begin()
         await self._run.execute(self._on_outcome)
         return self.report
+
+
+def _end(run: Engine, outcomes: OutcomeBuffer, runner: asyncio.Task[None]) -> None:
+    """End the buffer of a run that is over."""
+    if runner.cancelled():
+        # Before its first step, the run itself would have no end.
+        run.cancel()
+        outcomes.discard()
+    outcomes.end()

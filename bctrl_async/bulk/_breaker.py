@@ -6,18 +6,13 @@ The canary is a GET, which shows whether the server answers and stops nothing.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
-
-import msgspec
+from collections.abc import Awaitable, Callable
 
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.observing import observe_call
 from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http.failures import is_untrusted
-from bctrl_async._limiter.limiter import Priority
 from bctrl_async.bulk._cancel import CancelScope, RunState
-from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.errors import BctrlError, BctrlNetworkError, is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef
 
@@ -25,46 +20,8 @@ _NO_SUCH_RUNTIME = "bctrl-async-canary"
 """Alias of the canary before any target was answered. A live server answers 404."""
 _CANARIES_PER_RETRY = 3
 """Unanswered canaries after which the probe is the waiting call: a server may not answer GETs."""
-_PROBE_SHARE = 0.2
-"""The share of the patience after which another call becomes the probe."""
 _MAX_UNCOUNTED = 10
 """Failures in outages that cost a call none of its policy's attempts."""
-
-
-class MakeRead(Protocol):
-    """Makes a GET of a target."""
-
-    def __call__(
-        self, workspace_id: str, alias: str, *, policy: RetryPolicy, priority: Priority
-    ) -> Call[Runtime]:
-        """Return the call, whose first attempt has this priority."""
-
-
-class Canary:
-    """Sends canaries, each a single attempt that precedes all new calls."""
-
-    def __init__(
-        self, sender: Sender, make_read: MakeRead, policy: RetryPolicy, ledger: Ledger
-    ) -> None:
-        self._sender = sender
-        self._make_read = make_read
-        self._policy = msgspec.structs.replace(policy, attempts=1)
-        self._ledger = ledger
-
-    async def is_answered(self, target: RuntimeRef) -> bool:
-        """Send a GET of a target once; return True if the server answers it."""
-        call = self._make_read(*target, policy=self._policy, priority=Priority.RETRY)
-        call.wait_to_retry = _give_up
-        try:
-            with observe_call(self._ledger.observer, call.operation, *target) as call.observer:
-                await self._sender.request(call)
-        except BctrlError as error:
-            return not is_unanswered(error)
-        return True
-
-
-async def _give_up(_: Call[Runtime]) -> bool:
-    return False
 
 
 class CircuitBreaker:
@@ -79,7 +36,8 @@ class CircuitBreaker:
     Attempts are compared by their numbers: an answer proves that the server was up after a failure
     only if its attempt began after it.
 
-    `patience` is the seconds until a server is given up that has answered before.
+    `patience` is the seconds until a server is given up that has answered before. `ask_canary`
+    sends a GET of a target once, and returns True if the server answers it.
     """
 
     def __init__(
@@ -87,27 +45,25 @@ class CircuitBreaker:
         sender: Sender,
         policy: RetryPolicy,
         patience: float,
-        canary: Canary,
+        ask_canary: Callable[[RuntimeRef], Awaitable[bool]],
         state: RunState,
     ) -> None:
         self._sender = sender
         self._policy = policy
         self._patience = patience
-        self._canary = canary
+        self._ask_canary = ask_canary
         self._state = state
         self._attempts_before = sender.attempts
         self._answered: Call[Runtime] | None = None
         self._outage = (0, 0)
         self._opened_at: float | None = None
         self._probe: Call[Runtime] | None = None
-        self._probe_since = 0.0
-        self._past_probes: list[Call[Runtime]] = []
         self._failed_at = 0
         self._asking = CancelScope()
         self._probers = 0
         self._failures = 0
         self._unanswered = 0
-        self._changed = asyncio.Event()
+        self._has_no_probe = asyncio.Event()
         self.gave_up: bool = False
 
     @property
@@ -133,7 +89,6 @@ class CircuitBreaker:
         began, _ = self._outage
         if self.is_open and self._is_up_since(began):
             self._opened_at = None
-            self._past_probes.clear()
             self._outage = began, self._sender.attempts
             self._release_probe()
 
@@ -148,8 +103,7 @@ class CircuitBreaker:
 
     def _release_probe(self) -> None:
         self._probe = None
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._has_no_probe.set()
 
     def as_dead(self, error: BctrlError) -> BctrlNetworkError:
         """Return the error of a run whose server is given up, from that of one target."""
@@ -179,12 +133,12 @@ class CircuitBreaker:
             if self.gave_up:
                 return False
             if self._probe is not None and self._probe is not call:
-                await self._changed.wait()
+                await self._has_no_probe.wait()
                 continue
-            if await self._ask_canary(call, failed_at) or self._is_up_since(failed_at):
+            if await self._asks(call, failed_at) or self._is_up_since(failed_at):
                 break
             self._open(failed_at)
-            if self._gives_up(call, failure):
+            if self._gives_up(failure):
                 return False
             await self._sender.limiter.sleep(probe_delay(self._policy, self._unanswered))
             if self._probe is call and self._is_due() and not self._is_up_since(failed_at):
@@ -194,14 +148,15 @@ class CircuitBreaker:
         self.leave(call)
         return await self._retry(call, failed_at)
 
-    async def _ask_canary(self, call: Call[Runtime], failed_at: int) -> bool:
+    async def _asks(self, call: Call[Runtime], failed_at: int) -> bool:
         """Make a call the probe, and send a canary; return True if it is answered.
 
         The canary is abandoned if another call of the run is answered first.
         """
         self._failed_at = failed_at
         if self._probe is None:
-            self._probe, self._probe_since = call, _now()
+            self._probe = call
+            self._has_no_probe.clear()
             self._probers += 1
             self._failures += 1
         answered = self._answered
@@ -210,7 +165,7 @@ class CircuitBreaker:
             target = RuntimeRef(answered.workspace_id, answered.alias or "")
         is_answered = False
         with CancelScope() as self._asking:
-            is_answered = await self._canary.is_answered(target)
+            is_answered = await self._ask_canary(target)
         if is_answered or self._asking.cancelled_caught:
             return True
         self._unanswered += 1
@@ -225,25 +180,18 @@ class CircuitBreaker:
             self._outage = failed_at, self._outage[1]
             self._probers = self._failures = self._unanswered = 1
 
-    def _gives_up(self, call: Call[Runtime], failure: BctrlError) -> bool:
+    def _gives_up(self, failure: BctrlError) -> bool:
         """Return True to give up the probe after its last failure, or the server as a whole."""
-        if not self.has_answered:
-            # A certificate is not expected to change. Only if others are answered, one of several
-            # machines may have it, or a proxy that reloads.
-            failed = self._failures >= self._policy.attempts or is_untrusted(failure)
-            # While it has requests to answer, the server may be slow and not dead.
-            enough = failed and not self._state.in_flight
-            self.gave_up = enough and self._probers > 1
-            return enough
-        now = _now()
-        self.gave_up = now - (self._opened_at or now) > self._patience
-        if self.gave_up or now - self._probe_since <= _PROBE_SHARE * self._patience:
+        if self.has_answered:
+            self.gave_up = _now() - (self._opened_at or 0.0) > self._patience
             return self.gave_up
-        # The server may answer all but this target: another call becomes the probe.
-        self._release_probe()
-        has_probed = any(each is call for each in self._past_probes)
-        self._past_probes.append(call)
-        return has_probed
+        # A certificate is not expected to change. Only if others are answered, one of several
+        # machines may have it, or a proxy that reloads.
+        failed = self._failures >= self._policy.attempts or is_untrusted(failure)
+        # While it has requests to answer, the server may be slow and not dead.
+        enough = failed and not self._state.in_flight
+        self.gave_up = enough and self._probers > 1
+        return enough
 
     def _is_due(self) -> bool:
         """Return True if the waiting call should probe: some servers do not answer GETs."""

@@ -31,13 +31,9 @@ class CancelLevel(IntEnum):
 class CancelScope:
     """A block of a task that another task can cancel once, like anyio's `CancelScope`.
 
-    Its task may enter it again after it was left, but not within itself.
-
-    `asyncio.timeout` does not fit: rescheduled to now, it cancels in the next turn of the loop, and
-    the task may be elsewhere by then.
-
-    Attributes:
-        cancelled_caught: True if the block was left because of `cancel`.
+    Its task may enter it again after it was left, but not within itself. `asyncio.timeout` does not
+    fit: rescheduled to now, it cancels in the next turn of the loop, and the task may be elsewhere
+    by then. `cancelled_caught` is True if the block was left because of `cancel`.
     """
 
     __slots__ = ("_cancel_called", "_cancelling", "_entered", "_task", "cancelled_caught")
@@ -155,7 +151,8 @@ class RunState:
         )
         if leaves_stops or not self._source.exhausted:
             self.set_ended_early(reason)
-        self._source.end()
+        if self.level is None:
+            self._source.end()
         if self.level is None or level > self.level:
             self.level, self.reason = level, reason
             self.not_begun = BctrlError(f"not sent: {reason.summary}")

@@ -9,35 +9,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from functools import partial
 
 import msgspec
 
 from bctrl_async import _config
-from bctrl_async._calls.call import annotate
+from bctrl_async._calls.call import as_failure, is_cancelled
 from bctrl_async._calls.observing import notify
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._http import transport
-from bctrl_async._http.request import STOP
 from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker, wait_shielded
-from bctrl_async.bulk._delivery import Deliver, OnOutcome, OutcomeBuffer, in_turn
+from bctrl_async.bulk._delivery import Deliver, OnOutcome
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref, check_first
 from bctrl_async.bulk._verify import verify_for
 from bctrl_async.errors import BctrlError, log_fields
-from bctrl_async.filters import FoundTargets
 from bctrl_async.journal import Journal
 from bctrl_async.models import RuntimeRef
 from bctrl_async.observer import Observer
 from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
 
 _log = logging.getLogger("bctrl_async")
-
-_RUNS_AGAIN = BctrlError("the workspace was listed, and it runs again")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +65,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             raise _config.invalid_type("on_outcome", self.on_outcome, "a function")
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """The progress of a run, as the attributes of `StopBatch` say it."""
+
+    in_flight: int
+    polling: int = 0
+    is_throttled: bool = False
+    retry_after: float = 0.0
+    is_unanswered: bool = False
+    retrying: Counter[str] = msgspec.field(default_factory=Counter)
+
+
 class Engine(ABC):
     """A bulk stop, in this process or on a cluster: a subclass says what a worker does.
 
@@ -83,43 +89,17 @@ class Engine(ABC):
         self.options: Options = options
         self.state: RunState = RunState(source)
         self.ledger: Ledger = Ledger(self.state, missing_ok=options.missing_ok)
+        self.error: BaseException | None = None
         self._base_url = base_url
         self._observer = observer
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[asyncio.Task[None], Worker] = {}
         self._deliver: Deliver | None = None
         self._failure: BaseException | None = None
-        self._error: BaseException | None = None
-        self._has_read_list = False
 
     @property
-    def in_flight(self) -> int:
-        """The number of requests in flight."""
-        return self.state.in_flight
-
-    @property
-    def polling(self) -> int:
-        """The number of runtimes that are polled."""
-        return 0
-
-    @property
-    def is_throttled(self) -> bool:
-        """True while the run slows down because of a 429 or 503."""
-        return False
-
-    @property
-    def retry_after(self) -> float:
-        """The seconds for which the server has asked to wait; 0 if it has not."""
-        return 0.0
-
-    @property
-    def is_unanswered(self) -> bool:
-        """True while the server answers no call."""
-        return False
-
-    @property
-    def retrying(self) -> Counter[str]:
-        """The targets that wait for another attempt, by what came of the last one."""
-        return Counter()
+    @abstractmethod
+    def progress(self) -> Progress:
+        """The progress so far."""
 
     @abstractmethod
     def open(self) -> None:
@@ -130,8 +110,8 @@ class Engine(ABC):
         """Start the workers."""
 
     @abstractmethod
-    async def _work(self, worker: Worker) -> None:
-        """Take items of the input, and give them their outcomes, until it ends."""
+    async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
+        """Process one item and return its outcome; None if it is recorded later."""
 
     def cancel(self) -> None:
         """Cancel the run: record the rest, and deliver no more outcomes."""
@@ -143,92 +123,77 @@ class Engine(ABC):
 
     # The whole run, within its journal and its observer.
 
-    def raise_error(self) -> None:
-        """Raise the error of `feed`, once."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    async def feed(self, outcomes: OutcomeBuffer, on_outcome: Deliver | None) -> None:
-        """Execute the run, put its outcomes into a buffer, and end that."""
-        deliver = outcomes.put if on_outcome is None else in_turn(on_outcome, outcomes)
+    async def feed(self, deliver: Deliver) -> None:
+        """Execute the run, and keep its error for those who read the outcomes."""
         try:
             await self.execute(deliver)
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - raised where the outcomes are read.
-            self._error = error
-        outcomes.end()
-
-    def end_feed(self, outcomes: OutcomeBuffer, feeding: asyncio.Task[None]) -> None:
-        """End the buffer of a task that fed it and was cancelled."""
-        if feeding.cancelled():
-            # Before its first step, neither the run nor the buffer would have an end.
-            self.cancel()
-            outcomes.discard()
+            self.error = error
 
     async def execute(self, deliver: Deliver | None) -> None:
         """Execute the run; raise the error of the journal, the input or `deliver` at its end."""
-        ledger = self.ledger
+        self._deliver = deliver
         if self._observer is not None:
-            ledger.observer = notify(self._observer.begin_bulk)
+            self.ledger.observer = notify(self._observer.begin_bulk)
         try:
-            await self._run_with_journal(deliver)
+            if self.options.journal is not None:
+                await self._open_journal(self.options.journal)
+            await self._stop_all()
         finally:
-            ledger.end()
-            if (reason := self.state.ended_early) is not None:
-                _log.warning(
-                    "a bulk stop ended early, with %d targets read and %d failures: %s",
-                    self.source.count,
-                    len(ledger.tally.failures),
-                    reason.summary,
-                    extra={
-                        "bctrl.event": "ended_early",
-                        **log_fields(reason),
-                        "bctrl.total": self.source.count,
-                        "bctrl.failures": len(ledger.tally.failures),
-                    },
-                )
-            if ledger.observer is not None:
-                notify(ledger.observer.end, ledger.report(self.source.count))
+            if self.ledger.journal is not None:
+                await self._close_journal(self.ledger.journal)
+            self._finish()
 
-    async def _run_with_journal(self, deliver: Deliver | None) -> None:
-        path = self.options.journal
-        if path is None:
-            await self._run_to_end(deliver)
-            return
+    async def _open_journal(self, path: str | os.PathLike[str]) -> None:
+        # In a thread, since it may take long. One that was opened must be closed, also if the run
+        # is cancelled meanwhile.
+        max_age = self.options.journal_max_age
+        opening = asyncio.create_task(asyncio.to_thread(Journal, path, self._base_url, max_age))
         try:
-            journal = await _opened(
-                partial(Journal, path, self._base_url, self.options.journal_max_age)
-            )
-        except BctrlError as error:
-            self.state.set_ended_early(error)
-            raise
+            await wait_shielded(opening)
         except asyncio.CancelledError:
             # Nothing was read, so that no target says it.
             self.cancel()
             raise
-        self.ledger.use_journal(journal)
-        try:
-            await self._run_to_end(deliver)
         finally:
-            if (failure := await _closed(journal)) is not None:
-                self.state.set_ended_early(failure)
+            if opening.done() and opening.exception() is None:
+                self.ledger.journal = opening.result()
+        if isinstance(error := opening.exception(), BctrlError):
+            self.state.set_ended_early(error)
+        opening.result()
 
-    async def _run_to_end(self, deliver: Deliver | None) -> None:
-        """Run, and say so if the input has ended before its length."""
-        await self.run(deliver)
-        source = self.source
-        if source.length is not None and not source.exhausted:
-            self.state.set_ended_early(
-                BctrlError(f"the input ended after {source.count:,} of {source.length:,} targets")
+    async def _close_journal(self, journal: Journal) -> None:
+        # In a thread, since a disk may take long.
+        closing = asyncio.create_task(asyncio.to_thread(journal.close))
+        await wait_shielded(closing)
+        if isinstance(error := closing.exception(), BctrlError):
+            self.state.set_ended_early(error)
+
+    def _finish(self) -> None:
+        """Stop the clock, and say how the run has ended."""
+        ledger, read = self.ledger, self.source.count
+        ledger.ended = time.monotonic()
+        if (reason := self.state.ended_early) is not None:
+            _log.warning(
+                "a bulk stop ended early, with %d targets read and %d failures: %s",
+                read,
+                len(ledger.tally.failures),
+                reason.summary,
+                extra={
+                    "bctrl.event": "ended_early",
+                    **log_fields(reason),
+                    "bctrl.total": read,
+                    "bctrl.failures": len(ledger.tally.failures),
+                },
             )
+        if ledger.observer is not None:
+            notify(ledger.observer.end, ledger.report(read))
 
-    # The workers, until each target that was read has its outcome.
-
-    async def run(self, deliver: Deliver | None) -> None:
+    async def _stop_all(self) -> None:
         """Give every target its outcome; then raise the error of the input or of `deliver`."""
-        self._deliver = deliver
+        source = self.source
         self._start_work()
         timer: asyncio.TimerHandle | None = None
         if (deadline := self.options.deadline) is not None:
@@ -242,22 +207,24 @@ class Engine(ABC):
             if timer is not None:
                 timer.cancel()
             # Even if cancelled: such an input says nothing of the targets that it did not yield.
-            if (failed := self.source.error) is not None:
+            if (failed := source.error) is not None:
                 raised = BctrlError(f"the input raised {type(failed).__name__}")
                 self.state.set_ended_early(failed if isinstance(failed, BctrlError) else raised)
         if (error := self._failure or failed) is not None:
             raise error
+        if source.length is not None and not source.exhausted:
+            self.state.set_ended_early(
+                BctrlError(f"the input ended after {source.count:,} of {source.length:,} targets")
+            )
 
-    def _add_worker(self, worker: Worker) -> None:
-        self.state.workers[worker] = None
-        self._tasks.append(self._start(partial(self._work, worker)))
+    # The tasks of the run: each has a worker, and the run ends with the last of them.
 
     async def _wait_for_tasks(self) -> None:
         """Wait until all tasks have ended, even if cancelled meanwhile."""
         cancelled: asyncio.CancelledError | None = None
-        while pending := self._pending_tasks():
+        while self._tasks or self._goes_on_for_the_rest():
             try:
-                await asyncio.wait(pending)
+                await asyncio.wait(list(self._tasks))
             except asyncio.CancelledError as error:
                 cancelled = error
                 self.cancel()
@@ -268,34 +235,56 @@ class Engine(ABC):
         if cancelled is not None:
             raise cancelled
 
-    def _pending_tasks(self) -> list[asyncio.Task[None]]:
-        tasks = [task for task in self._tasks if not task.done()]
-        if not tasks and not self.source.closed:
-            # All workers were cancelled from outside: another one records the rest.
+    def _goes_on_for_the_rest(self) -> bool:
+        """Start a worker that records the rest, if all others were cancelled from outside."""
+        if not self.source.closed:
             self.cancel()
             if self.source.can_drain:
-                self._tasks = tasks = [self._start(partial(self._work, Worker()))]
-        return tasks
+                self._start(self._work)
+        return bool(self._tasks)
 
-    def _start(self, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        return asyncio.create_task(self._guard(work))
+    def _start(self, work: Callable[[Worker], Awaitable[None]]) -> asyncio.Task[None]:
+        worker = Worker()
+        task = asyncio.create_task(self._guard(work, worker))
+        self.state.workers[worker] = None
+        self._tasks[task] = worker
+        task.add_done_callback(self._on_done)
+        return task
 
-    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        del self.state.workers[self._tasks.pop(task)]
+
+    async def _guard(self, work: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
         """Do the work of a task; an exception ends the run, which raises it."""
         try:
-            await work()
+            await work(worker)
         except BaseException as error:
-            self._end_with(error)
+            self._end_with(error, "on_outcome")
             if isinstance(error, asyncio.CancelledError | GeneratorExit):
                 raise
 
-    def _end_with(self, error: BaseException) -> None:
+    def _end_with(self, error: BaseException, source: str) -> None:
+        """End the run with the error of a task, which comes from this source."""
         if isinstance(error, asyncio.CancelledError):
-            self.cancel()
+            if is_cancelled():
+                self.cancel()
+            else:
+                self._fail(as_failure(error, source))
         elif not isinstance(error, GeneratorExit):
             self._fail(error)
 
     # What a worker does with an item, whichever worker it is.
+
+    async def _work(self, worker: Worker) -> None:
+        """Take items of the input, and give them their outcomes, until it ends."""
+        source = self.source
+        while item := await self._next(worker) if source.is_async else source.next_nowait():
+            outcome = await self._process(worker, *item)
+            if outcome is not None:
+                await self._deliver_from(worker, outcome)
+                if outcome.resumed or not outcome.attempts:
+                    # Nothing was waited for: give other tasks a turn.
+                    await asyncio.sleep(0)
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
         """Wait for the next item of an async input."""
@@ -313,13 +302,9 @@ class Engine(ABC):
             if error.argument == "targets":
                 self._fail(error)
             return self._reject(index, best_effort_ref(item), error)
-        found = self.source.found
-        if found is None:
-            if (known := self.ledger.earlier(target)) is not None:
-                return self.ledger.record(msgspec.structs.replace(known, index=index))
-        elif not self._has_read_list:
-            self._has_read_list = True
-            self._write_running_again(found)
+        # The list of a workspace decides what is sent, never the journal.
+        if self.source.found is None and (known := self.ledger.earlier(target)) is not None:
+            return self.ledger.record(msgspec.structs.replace(known, index=index))
         return target
 
     def _reject(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
@@ -328,46 +313,10 @@ class Engine(ABC):
         )
         return self.ledger.record(self.source.with_listed(rejected))
 
-    def _reject_name(self, index: int, target: RuntimeRef, error: BctrlError) -> StopOutcome:
-        """Reject a target whose workspace or alias is invalid."""
-        annotate(error, STOP.name, *target)
-        return self._reject(index, target, error)
-
-    def _write_running_again(self, found: FoundTargets) -> None:
-        """Write to the journal that targets run again which it has as stopped.
-
-        It is done before any of them is sent: after a crash, the journal must not have them as
-        stopped.
-        """
-        for index, item in enumerate(found):
-            target = item if isinstance(item, RuntimeRef) else best_effort_ref(item)
-            if self.ledger.had_stopped(target) and target.alias in found.running:
-                again = outcome_of(target, _RUNS_AGAIN, index=index)
-                self.ledger.write(self.source.with_listed(again))
-
-    def _delivered(self, outcome: StopOutcome) -> Awaitable[None] | None:
-        """Deliver an outcome; return what to await before the next."""
+    async def _deliver_from(self, worker: Worker, outcome: StopOutcome) -> None:
+        """Deliver an outcome, and wait until the worker may go on."""
         if self._deliver is None or self.state.level is CancelLevel.DELIVERY:
-            return None
-        return self._deliver(outcome)
-
-
-async def _opened(open_journal: Callable[[], Journal]) -> Journal:
-    # In a thread, since it may take long. An opened journal must be closed, so this is shielded.
-    opening = asyncio.create_task(asyncio.to_thread(open_journal))
-    try:
-        await wait_shielded(opening)
-    except asyncio.CancelledError:
-        if opening.exception() is None:
-            with suppress(BctrlError):
-                opening.result().close()
-        raise
-    return opening.result()
-
-
-async def _closed(journal: Journal) -> BctrlError | None:
-    # In a thread, since a disk may take long.
-    closing = asyncio.create_task(asyncio.to_thread(journal.close))
-    await wait_shielded(closing)
-    error = closing.exception()
-    return error if isinstance(error, BctrlError) else None
+            return
+        if (waits := self._deliver(outcome)) is not None:
+            with worker.scope(CancelLevel.DELIVERY):
+                await waits

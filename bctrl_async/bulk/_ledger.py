@@ -20,61 +20,30 @@ _NOT_ENDED = BctrlError("the bulk stop has not ended")
 
 
 class Ledger:
-    """The outcomes of one bulk stop so far.
-
-    Attributes:
-        tally: The counts, and the outcomes that are not ok.
-        throttled: The answers that were 429 or 503.
-        observer: The observer of the run.
-    """
+    """The outcomes of one bulk stop so far, with its journal, its observer and its clock."""
 
     def __init__(self, state: RunState, *, missing_ok: bool) -> None:
         self._state = state
         self._missing_ok = missing_ok
-        self._journal: Journal | None = None
-        self._began: float | None = None
-        self._ended: float | None = None
-        self.tally: OutcomeTally = OutcomeTally()
-        self.throttled: int = 0
+        self.journal: Journal | None = None
         self.observer: BulkObserver | None = None
-
-    @property
-    def has_begun(self) -> bool:
-        """True once `begin` was called."""
-        return self._began is not None
-
-    def begin(self) -> None:
-        """Start the clock of the run."""
-        self._began = time.monotonic()
-
-    def end(self) -> None:
-        """Stop the clock of the run."""
-        self._ended = time.monotonic()
-
-    def use_journal(self, journal: Journal) -> None:
-        """Write all outcomes to a journal, and resume from what it has as done."""
-        self._journal = journal
-
-    def had_stopped(self, target: RuntimeRef) -> bool:
-        """Return True if an earlier run recorded that the runtime no longer runs."""
-        return self._journal is not None and self._journal.done(target) is not None
+        self.began: float | None = None
+        self.ended: float | None = None
+        self.tally: OutcomeTally = OutcomeTally()
+        # The answers that were 429 or 503.
+        self.throttled: int = 0
 
     def earlier(self, target: RuntimeRef) -> StopOutcome | None:
         """Return the outcome of an earlier run after which the runtime no longer ran, or None."""
-        if self._journal is None:
+        if self.journal is None:
             return None
-        known = self._journal.done(target)
+        known = self.journal.done(target)
         if known is not None and not self.tally.resumed:
-            self._journal.warn_if_old()
+            self.journal.warn_if_old()
         return known
 
     def record(self, outcome: StopOutcome, observer: StopObserver | None = None) -> StopOutcome:
-        """Record an outcome, and return it as it is recorded.
-
-        Args:
-            outcome: The outcome of one target; each target is recorded once.
-            observer: The observer of its stop.
-        """
+        """Record the outcome of a target, once, and return it as it is recorded."""
         if self._missing_ok and outcome.result is StopResult.NOT_FOUND:
             outcome = msgspec.structs.replace(outcome, state=RuntimeState.NOT_RUNNING, error=None)
         self.tally.add(outcome)
@@ -89,31 +58,27 @@ class Ledger:
 
     def write(self, outcome: StopOutcome) -> None:
         """Write an outcome to the journal, if there is one, without recording it."""
-        if self._journal is None:
+        if self.journal is None:
             return
         try:
-            self._journal.write(outcome)
+            self.journal.write(outcome)
         except BctrlError as error:
             self._state.set_ended_early(error)
             self._state.end_early(error, CancelLevel.WAITING)
 
     def report(self, read: int) -> StopReport:
-        """Return the report on the targets read so far.
-
-        Args:
-            read: The number of targets read.
-        """
-        began, ended_early = self._began, self._state.ended_early
+        """Return the report on the targets so far, of which so many were read."""
+        began, ended_early = self.began, self._state.ended_early
         if began is None:
             ended_early = _NOT_RUN
-        elif self._ended is None:
+        elif self.ended is None:
             ended_early = ended_early or _NOT_ENDED
         return StopReport(
             total=read,
             counts=Counter(self.tally.counts),
             states=Counter(self.tally.states),
             failures=tuple(self.tally.failures),
-            elapsed=0.0 if began is None else (self._ended or time.monotonic()) - began,
+            elapsed=0.0 if began is None else (self.ended or time.monotonic()) - began,
             retries=self.tally.retries,
             throttled=self.throttled,
             resumed=self.tally.resumed,

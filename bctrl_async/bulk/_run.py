@@ -8,33 +8,52 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from bctrl_async._calls.call import Call, as_failure, is_cancelled
-from bctrl_async._calls.observing import notify
-from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy, is_transient
+import msgspec
+from msgspec.structs import replace
+
+from bctrl_async._calls.call import Call, annotate
+from bctrl_async._calls.observing import notify, observe_call
+from bctrl_async._calls.retry import BULK_PATIENCE, RetryPolicy, is_transient, probe_delay
 from bctrl_async._calls.sender import Sender
+from bctrl_async._http.request import STOP
 from bctrl_async._limiter.limiter import Priority
-from bctrl_async.bulk._breaker import Canary, CircuitBreaker, MakeRead
+from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel, Worker
-from bctrl_async.bulk._engine import Engine, Options
-from bctrl_async.bulk._targets import Input
-from bctrl_async.bulk._verify import Pending, Verifier, needs_verification, verify_for
+from bctrl_async.bulk._engine import Engine, Options, Progress
+from bctrl_async.bulk._targets import Input, best_effort_ref
+from bctrl_async.bulk._verify import needs_verification, outcome_after_poll, verify_for
 from bctrl_async.errors import (
     BctrlAuthenticationError,
     BctrlConfigError,
     BctrlError,
     BctrlRateLimitError,
     error_type,
+    is_unanswered,
 )
+from bctrl_async.filters import FoundTargets
 from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import Observer, StopObserver
 from bctrl_async.outcomes import StopOutcome, outcome_of
+
+_RUNS_AGAIN = BctrlError("the workspace was listed, and it runs again")
+_MAX_POLLERS = 1000
+"""The runtimes that are polled beside the stops: a bound for memory."""
+
+
+class Unverified(msgspec.Struct):
+    """An outcome to verify before it is recorded; `began` is when its target was read."""
+
+    outcome: StopOutcome
+    began: float
+    observer: StopObserver | None
+    is_recorded: bool = False
 
 
 class Run(Engine):
     """A bulk stop in this process.
 
     `make_call` makes the call of a target, and raises BctrlConfigError if its name is invalid;
-    `make_read` makes a GET of it.
+    `make_read` makes a GET of it, with a `policy` and a `priority`.
     """
 
     def __init__(
@@ -44,7 +63,7 @@ class Run(Engine):
         sender: Sender,
         *,
         make_call: Callable[[str, str], Call[Runtime]],
-        make_read: MakeRead,
+        make_read: Callable[..., Call[Runtime]],
         policy: RetryPolicy,
         concurrency: int,
         base_url: str,
@@ -53,52 +72,29 @@ class Run(Engine):
         super().__init__(source, options, base_url, observer)
         self.sender: Sender = sender
         self._make_call = make_call
+        self._make_read = make_read
+        self._policy = policy
         self._concurrency = concurrency
-        self._breaker = CircuitBreaker(
-            sender,
-            policy,
-            options.deadline or BULK_PATIENCE,
-            Canary(sender, make_read, policy, self.ledger),
-            self.state,
-        )
+        patience = options.deadline or BULK_PATIENCE
+        self._breaker = CircuitBreaker(sender, policy, patience, self._ask_canary, self.state)
         # Bound once, and not for each call.
         self._retry_strategy = self._wait_to_retry
-        self._verifier: Verifier | None = None
-        if (seconds := verify_for(options.verify)) is not None:
-            self._verifier = Verifier(
-                self.ledger,
-                make_poll=partial(make_read, policy=policy, priority=Priority.POLL),
-                send=self._send,
-                state=self.state,
-                seconds=seconds,
-            )
+        self._verify_for = verify_for(options.verify)
+        self._polling = 0
 
     @property
-    def polling(self) -> int:
-        """The number of runtimes that are polled."""
-        return 0 if self._verifier is None else self._verifier.polling
-
-    @property
-    def is_throttled(self) -> bool:
-        """True while the session slows down because of a 429 or 503."""
-        return self.sender.limiter.is_throttled
-
-    @property
-    def retry_after(self) -> float:
-        """The seconds for which the server has asked to wait; 0 if it has not."""
-        return self.sender.limiter.retry_after
-
-    @property
-    def is_unanswered(self) -> bool:
-        """True while the server answers no call."""
-        return self._breaker.is_open
-
-    @property
-    def retrying(self) -> Counter[str]:
-        """The targets that wait for another attempt, by what came of the last one."""
+    def progress(self) -> Progress:
+        """The progress so far."""
         calls = (worker.call for worker in self.state.workers if worker.is_stopping)
         failures = (call.retries.last_failure for call in calls if call and not call.in_flight)
-        return Counter(error_type(failure) for failure in failures if failure is not None)
+        return Progress(
+            in_flight=self.state.in_flight,
+            polling=self._polling,
+            is_throttled=self.sender.limiter.is_throttled,
+            retry_after=self.sender.limiter.retry_after,
+            is_unanswered=self._breaker.is_open,
+            retrying=Counter(error_type(failure) for failure in failures if failure is not None),
+        )
 
     def open(self) -> None:
         """Open the connection pool, in the current event loop."""
@@ -106,27 +102,29 @@ class Run(Engine):
 
     def _start_work(self) -> None:
         for _ in range(self._concurrency):
-            self._add_worker(Worker())
-
-    def _pending_tasks(self) -> list[asyncio.Task[None]]:
-        return super()._pending_tasks() + ([] if self._verifier is None else self._verifier.tasks)
+            self._start(self._work)
 
     async def _work(self, worker: Worker) -> None:
-        source = self.source
-        while True:
-            item = await self._next(worker) if source.is_async else source.next_nowait()
-            if item is None:
-                return
-            outcome = await self._process(worker, *item)
-            if outcome is not None and (waits := self._delivered(outcome)) is not None:
-                with worker.scope(CancelLevel.DELIVERY):
-                    await waits
-            if outcome is None or outcome.resumed or not outcome.attempts:
-                # Nothing was waited for: give other tasks a turn.
-                await asyncio.sleep(0)
+        with worker.scope():
+            if (found := await self.source.fetch()) is not None:
+                self._write_running_again(found)
+        await super()._work(worker)
+
+    def _write_running_again(self, found: FoundTargets) -> None:
+        """Write to the journal that targets run again which it has as stopped.
+
+        It is done before any of them is sent: after a crash, the journal must not have them as
+        stopped.
+        """
+        if (journal := self.ledger.journal) is None:
+            return
+        for index, item in enumerate(found):
+            target = item if isinstance(item, RuntimeRef) else best_effort_ref(item)
+            if target.alias in found.running and journal.done(target) is not None:
+                again = outcome_of(target, _RUNS_AGAIN, index=index)
+                self.ledger.write(self.source.with_listed(again))
 
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
-        """Process one item and return its outcome; None if it is recorded later."""
         began = time.monotonic()
         target = self._checked(index, item)
         if isinstance(target, StopOutcome):
@@ -134,7 +132,8 @@ class Run(Engine):
         try:
             call = self._make_call(*target)
         except BctrlConfigError as error:
-            return self._reject_name(index, target, error)
+            annotate(error, STOP.name, *target)
+            return self._reject(index, target, error)
         return await self._stop_target(worker, index, target, call, began)
 
     async def _stop_target(
@@ -150,17 +149,16 @@ class Run(Engine):
                 ended = await self._send(worker, call)
         except BaseException as error:
             try:
-                self._end_with(error)
+                self._end_with(error, "the call")
             finally:
                 # Even in a loop that is closed, where no task can be cancelled.
                 aborted = call.aborted(self.state.reason.summary)
                 self.ledger.record(self._outcome(index, target, call, began, aborted), observer)
             raise
         outcome = self._outcome(index, target, call, began, ended)
-        if self._verifier is None:
+        if self._verify_for is None or not self.state.goes_on() or not needs_verification(outcome):
             return self.ledger.record(outcome, observer)
-        pending = Pending(outcome, call.policy, began, observer)
-        return await self._verify_or_record(worker, pending)
+        return await self._verify(worker, Unverified(outcome, began, observer))
 
     def _outcome(
         self,
@@ -182,25 +180,56 @@ class Run(Engine):
             )
         )
 
-    async def _verify_or_record(self, worker: Worker, pending: Pending) -> StopOutcome | None:
-        """Record an outcome, or leave it to a poller if it must be verified first.
+    async def _verify(self, worker: Worker, unverified: Unverified) -> StopOutcome | None:
+        """Leave an outcome to a poller; beyond the limit of these, poll it and return it.
 
         The worker goes on meanwhile: a runtime may take its time, and what is not sent goes on
-        running. Only beyond the limit of pollers does it poll its own target.
+        running.
         """
-        verifier = self._verifier
-        if verifier is None or not self.state.goes_on() or not needs_verification(pending.outcome):
-            return self.ledger.record(pending.outcome, pending.observer)
-        if verifier.is_full:
-            return await verifier.verify(worker, pending)
-        poller = Worker()
-        verifier.add(self._start(partial(self._poll, verifier, poller, pending)), poller, pending)
+        is_full = self._polling >= _MAX_POLLERS
+        self._polling += 1
+        if is_full:
+            return await self._poll(unverified, worker)
+        poller = self._start(partial(self._poll_and_deliver, unverified))
+        # A task that is cancelled before its first step has recorded nothing.
+        poller.add_done_callback(lambda _: self._record_polled(unverified))
         return None
 
-    async def _poll(self, verifier: Verifier, poller: Worker, pending: Pending) -> None:
-        if (waits := self._delivered(await verifier.verify(poller, pending))) is not None:
-            with poller.scope(CancelLevel.DELIVERY):
-                await waits
+    async def _poll_and_deliver(self, unverified: Unverified, worker: Worker) -> None:
+        await self._deliver_from(worker, await self._poll(unverified, worker))
+
+    async def _poll(self, unverified: Unverified, worker: Worker) -> StopOutcome:
+        """Poll a target until its outcome is settled or time is up, and record the outcome."""
+        loop = asyncio.get_running_loop()
+        target = unverified.outcome.target
+        ends, polls = loop.time() + (self._verify_for or 0.0), 0
+        try:
+            while needs_verification(unverified.outcome) and self.state.goes_on():
+                left = max(ends - loop.time(), 0.0)
+                if polls and not left:
+                    break
+                polls += 1
+                poll = self._make_read(*target, policy=self._policy, priority=Priority.POLL)
+                poll.observer = unverified.observer
+                delay = min(probe_delay(self._policy, polls), left)
+                polled = await self._send(worker, poll, delay)
+                unverified.outcome = outcome_after_poll(unverified.outcome, polled)
+                if isinstance(polled, BctrlError) and not is_transient(
+                    polled, self._policy.statuses, reads=True
+                ):
+                    break
+        finally:
+            self._record_polled(unverified)
+        return unverified.outcome
+
+    def _record_polled(self, unverified: Unverified) -> None:
+        """Record an outcome, once, with what its polls have said."""
+        if not unverified.is_recorded:
+            unverified.is_recorded = True
+            self._polling -= 1
+            elapsed = time.monotonic() - unverified.began
+            outcome = replace(unverified.outcome, elapsed=elapsed)
+            unverified.outcome = self.ledger.record(outcome, unverified.observer)
 
     async def _send(
         self, worker: Worker, call: Call[Runtime], delay: float = 0.0
@@ -217,10 +246,6 @@ class Run(Engine):
         except BctrlError as error:
             # The frames that a traceback holds are much for a hundred thousand failures.
             ended = error.with_traceback(None)
-        except asyncio.CancelledError as error:
-            if is_cancelled():
-                raise
-            raise as_failure(error, "the call") from error
         finally:
             worker.call = None
             self._breaker.leave(call)
@@ -232,6 +257,18 @@ class Run(Engine):
         else:
             self._end_if_all_will_fail(ended, call)
         return ended
+
+    async def _ask_canary(self, target: RuntimeRef) -> bool:
+        """Send a GET once, before all new calls; return True if the server answers it."""
+        once = replace(self._policy, attempts=1)
+        call = self._make_read(*target, policy=once, priority=Priority.RETRY)
+        call.wait_to_retry = _give_up
+        try:
+            with observe_call(self.ledger.observer, call.operation, *target) as call.observer:
+                await self.sender.request(call)
+        except BctrlError as error:
+            return not is_unanswered(error)
+        return True
 
     async def _wait_to_retry(self, call: Call[Runtime]) -> bool:
         """Wait before retrying a call; return False to give up."""
@@ -254,3 +291,7 @@ class Run(Engine):
             self.state.end_early(error, CancelLevel.WAITING)
         elif self._breaker.gave_up:
             self.state.end_early(self._breaker.as_dead(error), CancelLevel.WAITING)
+
+
+async def _give_up(_: Call[Runtime]) -> bool:
+    return False

@@ -16,6 +16,7 @@ from collections.abc import (
 )
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from itertools import islice
 from uuid import UUID
 
 from msgspec.structs import replace
@@ -38,27 +39,17 @@ _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 
 
 class Input:
-    """An input that any number of workers read.
+    """An input that any number of workers read; BctrlConfigError if it cannot be one.
 
-    Args:
-        targets: The targets.
-
-    Attributes:
-        is_async: True if the next item may have to be awaited.
-        count: The number of items read.
-        error: The error that the input raised, or None.
-        closed: True once nothing more is read.
-        length: The number of items, None if unknown.
-        found: What is found in the list, once that is there.
-
-    Raises:
-        BctrlConfigError: `targets` cannot be iterated over, or is a single target.
+    `is_async` is True if the next item may have to be awaited. `count` items were read; `length` is
+    the number of all if it is known. `error` is what the input has raised, and `found` the list of
+    a workspace once it is there.
     """
 
     def __init__(self, targets: Targets) -> None:
+        check_targets(targets)
         self._awaited: AsyncIterator[object] | None = None
         self._plain: Iterator[object] | None = None
-        check_targets(targets)
         if isinstance(targets, AsyncIterable):
             self._awaited = aiter(targets)
         else:
@@ -66,12 +57,13 @@ class Input:
         self._sized: Sized | None = targets if isinstance(targets, Sized) else None
         self.length: int | None = None if self._sized is None else len(self._sized)
         self.found: FoundTargets | None = targets if isinstance(targets, FoundTargets) else None
+        self._is_fetched = False
         self.is_async: bool = self._awaited is not None
         self.count: int = 0
         self.error: BaseException | None = None
+        # True once nothing more is read.
         self.closed: bool = False
         self._at_end = False
-        self._only_known = False
         self._lock = asyncio.Lock()
 
     @property
@@ -89,11 +81,11 @@ class Input:
 
     def end(self) -> None:
         """Stop reading, except for the items that a list had when the run started."""
-        if self.can_drain:
-            # It may grow with each outcome.
-            self._only_known = True
-        else:
+        if self._plain is None or self.length is None:
             self.closed = True
+        else:
+            # It may grow with each outcome.
+            self._plain = islice(self._plain, max(self.length - self.count, 0))
 
     def with_listed(self, outcome: StopOutcome) -> StopOutcome:
         """Return an outcome with the runtime as listed, if no request can have changed it."""
@@ -106,6 +98,12 @@ class Input:
         # Another run may have stopped it since.
         return replace(outcome, runtime=runtime, state=state, at=self.found.at)
 
+    async def fetch(self) -> FoundTargets | None:
+        """Return the list of a workspace to the first who asks, once it is fetched."""
+        found = None if self._is_fetched else self.found
+        self._is_fetched = True
+        return found
+
     async def next(self) -> tuple[int, object] | None:
         """Return the index of the next item and the item, or None at the end."""
         async with self._lock:
@@ -114,94 +112,76 @@ class Input:
             try:
                 item = await anext(self._awaited)
             except StopAsyncIteration:
-                self.closed = self._at_end = True
-                return None
+                self._close()
             except BaseException as error:  # noqa: BLE001 - the run raises it.
-                self._fail_unless_cancelled(error)
-                return None
-            self.count += 1
-            return self.count - 1, item
+                self._close_unless_cancelled(error)
+            else:
+                self.count += 1
+                return self.count - 1, item
+            return None
 
     def next_nowait(self) -> tuple[int, object] | None:
         """Return the next item, as `next` does, of an input that is not async."""
-        if self._only_known and self.length is not None and self.count >= self.length:
-            self.closed = True
-            # It may have a file open.
-            self._plain = iter(())
         if self.closed or self._plain is None:
             return None
         try:
             item = next(self._plain)
         except StopIteration:
-            self.closed = self._at_end = True
-            return None
+            self._close()
         except BaseException as error:  # noqa: BLE001 - the run raises it.
-            self._fail(error)
-            return None
-        self.count += 1
-        return self.count - 1, item
+            self._close(error)
+        else:
+            self.count += 1
+            return self.count - 1, item
+        return None
 
-    def _fail_unless_cancelled(self, error: BaseException) -> None:
+    def _close_unless_cancelled(self, error: BaseException) -> None:
         """Close the input with its error, but raise the cancellation of the reading task."""
-        if isinstance(error, GeneratorExit) or (
-            isinstance(error, asyncio.CancelledError) and is_cancelled()
-        ):
+        is_cancellation = isinstance(error, asyncio.CancelledError) and is_cancelled()
+        if is_cancellation or isinstance(error, GeneratorExit):
             raise error
-        self._fail(error)
+        self._close(error)
 
-    def _fail(self, error: BaseException) -> None:
-        """Close the input with its error."""
+    def _close(self, error: BaseException | None = None) -> None:
+        """Read nothing more, at the end of the input or after its error."""
         if isinstance(error, asyncio.CancelledError):
             error = as_failure(error, "the input")
-        self.error = error
-        self.closed = True
+        self.error, self.closed, self._at_end = error, True, error is None
+        # The iterator of a list that is read no further may have a file open.
+        self._plain = None
 
 
 class Listing(Input):
-    """An input that is fetched as a list when its first item is read."""
+    """An input that is fetched as a list when the run starts."""
 
     def __init__(self, fetch: Callable[[], Awaitable[FoundTargets]]) -> None:
         super().__init__(())
-        self.length = None
-        self.is_async = True
+        self._plain = self.length = None
         self._fetch = fetch
 
-    @property
-    def can_drain(self) -> bool:
-        """True once the list is fetched."""
-        return not self.is_async
-
-    async def next(self) -> tuple[int, object] | None:
-        """Return the index of the next item and the item, or None at the end."""
+    async def fetch(self) -> FoundTargets | None:
+        """Fetch the list, unless that was done or reading has ended; return it once."""
         async with self._lock:
-            if not self.is_async or self.closed:
-                return self.next_nowait()
-            try:
-                items = await self._fetch()
-            except BaseException as error:  # noqa: BLE001 - the run raises it.
-                self._fail_unless_cancelled(error)
-                return None
-            self.is_async, self._plain, self.length = False, iter(items), len(items)
-            self._sized = items
-            self.found = items
-            return self.next_nowait()
+            if self.found is None and not self.closed:
+                try:
+                    self.found = self._sized = found = await self._fetch()
+                except BaseException as error:  # noqa: BLE001 - the run raises it.
+                    self._close_unless_cancelled(error)
+                else:
+                    self._plain, self.length = iter(found), len(found)
+        return await super().fetch()
 
 
 def check_targets(targets: object) -> None:
-    """Check that these are targets, as far as it can be seen without reading one.
-
-    Raises:
-        BctrlConfigError: They cannot be iterated over, or are a single target or text, which can.
-    """
-    # A list of two names may as well be a list whose items are no targets.
-    if isinstance(targets, RuntimeRef | Runtime) or (
-        isinstance(targets, tuple) and _is_pair(targets)
-    ):
-        raise BctrlConfigError(
-            f"invalid targets: expected {_EXPECTED}, not a single target",
-            advice="Pass a list, such as [('ws-1', 'crm')]",
-            argument="targets",
-        )
+    """Raise BctrlConfigError for what cannot be iterated over, or is a single target or text."""
+    match targets:
+        # A list of two names may as well be a list whose items are no targets.
+        case Runtime() | RuntimeRef() | tuple((str() | UUID(), str() | UUID())):
+            raise BctrlConfigError(
+                f"invalid targets: expected {_EXPECTED}, not a single target",
+                advice="Pass a list, such as [('ws-1', 'crm')]",
+                argument="targets",
+            )
     # Of a sequence, `iter` needs no more than its items.
     can_iterate = isinstance(targets, Iterable | AsyncIterable) or hasattr(targets, "__getitem__")
     if not can_iterate or isinstance(targets, str | bytes | Mapping):
@@ -209,11 +189,7 @@ def check_targets(targets: object) -> None:
 
 
 def check_first(item: object) -> None:
-    """Check that the first item of an input is a target, or stands for an invalid one.
-
-    Raises:
-        BctrlConfigError: It is of another type, as all others may be.
-    """
+    """Raise BctrlConfigError for a first item that is of another type, as all others may be."""
     if not isinstance(item, Runtime | Exception) and len(_parts(item)) != _PAIR:
         raise BctrlConfigError(
             f"invalid targets: expected {_EXPECTED}; the first item is {quote(item)}",
@@ -223,19 +199,11 @@ def check_first(item: object) -> None:
         )
 
 
-def _is_pair(values: tuple[object, ...]) -> bool:
-    return len(values) == _PAIR and all(isinstance(value, str | UUID) for value in values)
-
-
 def as_target(item: object) -> RuntimeRef:
-    """Return an item as a target.
+    """Return an item as a target: any pair of strings is one, such as a row of a CSV file.
 
-    Any pair is a target, such as a row of a CSV file or of a database.
-
-    Raises:
-        BctrlConfigError: The item is not a pair of strings. If it is a `ValueError`, its text is
-            the reason, and it is the cause.
-        BctrlResponseError: The item is a listed runtime that could not be parsed.
+    Any other item raises BctrlConfigError, of which a `ValueError` is the reason and the cause; and
+    that of a listed runtime that could not be parsed is its own error.
     """
     # Most items are RuntimeRefs or tuples; this check costs a third of the general one.
     if (type(item) is RuntimeRef or type(item) is tuple) and len(item) == _PAIR:
