@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -84,16 +83,6 @@ class TestVerbosity:
             _, _, err = await command(*filter(None, [*args, option]))
             assert err.count("bctrl-async: info: attempt 1 to ") == shown
             assert err.count("bctrl-async: ") == shown
-
-    async def test_verbose_is_over_with_its_command(
-        self, emulator: Emulator, command: Command, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        caplog.set_level(logging.WARNING, "bctrl_async")
-        for option, shown in (("-v", 1), (None, 0)):
-            inject(emulator, *[Fault.RATE_LIMITED] * 3)
-            _, _, err = await command(*filter(None, ["list", "ws", option]))
-            assert err.count("bctrl-async: warning: throttled by the server ") == shown
-            assert logging.getLogger("bctrl_async").level == logging.WARNING
 
     async def test_quiet_hides_the_summary_on_stderr_and_no_result(
         self, emulator: Emulator, command: Command

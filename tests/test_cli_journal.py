@@ -11,7 +11,7 @@ from conftest import KEY
 from helpers import Command
 from journal_lines import entry_line, header_line
 
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator
 from bctrl_async.journal import Journal
 
 SERVER = "https://api.test/v1"
@@ -137,25 +137,3 @@ class TestDryRun:
 
         assert code == 0
         assert content(path) == data
-
-    async def test_it_exits_with_2_for_a_journal_of_another_server(
-        self, command: Command, path: Path
-    ) -> None:
-        write(path)
-        code, _, err = await command("stop", "--dry-run", "--journal", path, "ws", "a")
-
-        assert "it is of another server, https://api.test/v1" in err
-        assert code == 2
-
-
-async def test_a_target_that_was_not_found_is_asked_for_by_the_next_run(
-    emulator: Emulator, command: Command, path: Path
-) -> None:
-    emulator.inject(Fault.SERVER_ERROR, alias="late")
-    await command("stop", "--journal", path, "ws", "late")
-    emulator.add_runtime("ws", "late")
-
-    code, out, _ = await command("stop", "--journal", path, "ws", "late")
-
-    assert "1 stopped" in out
-    assert code == 0

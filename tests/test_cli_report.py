@@ -195,17 +195,6 @@ async def test_a_bad_line_of_the_list_is_not_done(
     assert code == 1
 
 
-async def test_the_list_may_come_from_stdin(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = journal("1.jsonl", outcome("a"))
-    with FileIO(targets("a", "b")) as stdin:
-        monkeypatch.setattr("sys.stdin", stdin)
-        code, out, _ = await command("report", path, "--from", "-")
-    assert code == 1
-    assert out.splitlines()[-1].startswith("1 of 2 done, 1 pending")
-
-
 @pytest.mark.parametrize("command_line", ["report 1.jsonl", "stop --dry-run"])
 async def test_a_pipe_that_cannot_be_read_to_its_end_exits_with_1(
     command: Command, monkeypatch: pytest.MonkeyPatch, command_line: str

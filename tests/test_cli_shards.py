@@ -12,10 +12,8 @@ import pytest
 from conftest import KEY
 from helpers import Command
 
-from bctrl_async import RuntimeRef, StopBatch, StopResult
-from bctrl_async.cli import _run
+from bctrl_async import RuntimeRef, StopResult
 from bctrl_async.cli._lines import BadLine, Item
-from bctrl_async.cli._output import Output
 from bctrl_async.cli._targets import Shard
 from bctrl_async.emulator import Emulator
 from bctrl_async.shards import shard_of
@@ -67,34 +65,6 @@ async def test_the_shards_of_a_file_together_stop_each_target_once(
     assert {emulator.received["ws", alias] for alias in ALIASES} == {1}
 
 
-async def test_the_summary_and_the_total_count_only_the_shard(
-    command: Command, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    totals = []
-    run_with_progress = _run.run_with_progress
-
-    async def noted(batch: StopBatch, output: Output) -> bool:
-        totals.append(batch.total)
-        return await run_with_progress(batch, output)
-
-    monkeypatch.setattr(_run, "run_with_progress", noted)
-    _, out, _ = await command("stop", "--from", path, "--shard", "2/4")
-
-    size = len(aliases_of(2))
-    assert totals == [size]
-    assert out.startswith(f"{size} of {size} no longer running after ")
-
-
-async def test_a_dry_run_prints_the_targets_of_the_shard(
-    command: Command, emulator: Emulator, path: Path
-) -> None:
-    code, out, err = await command("stop", "--from", path, "--shard", "2/4", "--dry-run")
-
-    assert [json.loads(line)["alias"] for line in out.splitlines()] == aliases_of(2)
-    assert err == f"Dry run: {len(aliases_of(2))} to stop, 0 invalid\n"
-    assert (code, emulator.requests) == (0, [])
-
-
 async def test_the_shard_of_a_pipe_is_that_of_a_file(
     command: Command, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,16 +87,6 @@ async def test_aliases_on_the_command_line_are_divided_as_well(
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[:-1]] == aliases_of(2)
     assert emulator.received.total() == len(aliases_of(2))
-
-
-async def test_the_runtimes_of_a_workspace_are_divided_as_well(
-    command: Command, emulator: Emulator
-) -> None:
-    for number in range(1, COUNT + 1):
-        code, out, _ = await command("stop", "ws", "--all", "--yes", "--shard", f"{number}/{COUNT}")
-        size = len(aliases_of(number))
-        assert (code, out.partition(" after ")[0]) == (0, f"{size} of {size} no longer running")
-    assert {emulator.received["ws", alias] for alias in ALIASES} == {1}
 
 
 async def test_a_shard_without_runtimes_of_a_workspace_says_so(command: Command) -> None:
@@ -195,22 +155,7 @@ async def test_a_line_after_which_nothing_is_read_fails_every_shard(
     [
         ("0/16", "'0/16' is not one of the shards 1/16 to 16/16"),
         ("17/16", "'17/16' is not one of the shards 1/16 to 16/16"),
-        *(
-            (value, f"'{value}' is not a shard such as 3/16")
-            for value in (
-                "3/0",
-                "3",
-                "a/b",
-                "",
-                "/16",
-                "3/",
-                "-1/4",
-                "+1/4",
-                "1.0/4",
-                "1/4/4",
-                "٣/٤",
-            )
-        ),
+        *((value, f"'{value}' is not a shard such as 3/16") for value in ("3/0", "3", "", "٣/٤")),
     ],
 )
 async def test_a_shard_that_does_not_exist_is_an_error(

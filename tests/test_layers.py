@@ -340,7 +340,7 @@ BUDGETS = {
     ("bulk",): 1740,
     ("dask",): 681,
     ("journal",): 330,
-    ("cli",): 3206,
+    ("cli",): 3122,
     ("emulator",): 1010,
     ("fastapi",): 572,
 }

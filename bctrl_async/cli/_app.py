@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Literal
 
 from cyclopts import App, CoercionError, CycloptsError, Group, Parameter
@@ -17,7 +18,7 @@ from bctrl_async.cli._output import (
     exit_code,
     print_error,
     report_os_error,
-    verbosity,
+    set_verbosity,
 )
 from bctrl_async.journal import JournalInUseError
 
@@ -76,6 +77,10 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code.
     """
     connection = STOPPING
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # An alias that the terminal's encoding lacks must not end the run.
+            stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if args is None else args
     try:
         if not _COMMANDS.keys() & set(given):
@@ -84,8 +89,8 @@ def main(args: Sequence[str] | None = None) -> int:
         command, bound, _ = app.parse_args(given)
         bound.apply_defaults()
         connection = bound.arguments.get("connection", STOPPING)
-        with verbosity(verbose=connection.verbose, quiet=connection.quiet):
-            return command(*bound.args, **bound.kwargs) or 0
+        set_verbosity(verbose=connection.verbose, quiet=connection.quiet)
+        return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
         print_error(_plain(error))
         return USAGE

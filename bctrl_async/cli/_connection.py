@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NoReturn
 from urllib.request import getproxies, proxy_bypass
 
 import msgspec
@@ -23,16 +23,7 @@ from bctrl_async import (
     RetryPolicy,
     _config,
 )
-from bctrl_async.cli._options import (
-    Count,
-    Duration,
-    File,
-    Given,
-    Setting,
-    Wait,
-    in_connection,
-    in_output,
-)
+from bctrl_async.cli import _options as opt
 from bctrl_async.pace import Pace
 
 _KEY = "BCTRL_API_KEY"
@@ -42,7 +33,7 @@ _DEFAULT = "default"
 """The profile that is used unless another is named."""
 _NO_KEY = "not-needed"
 """The key of a session that sends nothing."""
-_PUBLIC_API = Setting.of(_config.DEFAULT_BASE_URL)
+_PUBLIC_API = opt.Setting.of(_config.DEFAULT_BASE_URL)
 _PATHS = ("ca_file", "pace")
 """Keys of a profile whose paths are relative to the folder of its file."""
 _KEYS = (
@@ -179,27 +170,17 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
             argument.append(token)
 
 
-class KeySource(NamedTuple):
-    """The variable that has the API key, and the profile that names it, if any."""
-
-    variable: str
-    profile: Profile | None = None
-
-    def __str__(self) -> str:
-        named_by = f" (api_key_env of {self.profile})" if self.profile else ""
-        return f"{self.variable}{named_by}"
-
-
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Verbosity:
     """How much is printed on stderr."""
 
     verbose: Annotated[
-        bool, in_output(alias="-v", show_default=False, help="Print what is retried, and why.")
+        bool, opt.in_output(alias="-v", show_default=False, help="Print what is retried, and why.")
     ] = False
     quiet: Annotated[
-        bool, in_output(alias="-q", show_default=False, help="Print nothing but errors on stderr.")
+        bool,
+        opt.in_output(alias="-q", show_default=False, help="Print nothing but errors on stderr."),
     ] = False
 
 
@@ -210,7 +191,7 @@ class Connection(Verbosity):
 
     profile: Annotated[
         Profile,
-        in_connection(
+        opt.in_connection(
             env_var="BCTRL_PROFILE",
             metavar="NAME",
             accepts_keys=False,
@@ -221,29 +202,31 @@ class Connection(Verbosity):
         ),
     ] = NO_PROFILE
     base_url: Annotated[
-        Given, in_connection(metavar="URL", env_var=_URL, help="URL of the API.")
+        opt.Given, opt.in_connection(metavar="URL", env_var=_URL, help="URL of the API.")
     ] = _PUBLIC_API
-    timeout: Annotated[Duration, in_connection(help="Time limit of one attempt.")] = 60.0
+    timeout: Annotated[opt.Duration, opt.in_connection(help="Time limit of one attempt.")] = 60.0
     attempts: Annotated[
-        Count, in_connection(help="Attempts that may fail; 429 and 503 do not count.")
+        opt.Count, opt.in_connection(help="Attempts that may fail; 429 and 503 do not count.")
     ] = 4
     patience: Annotated[
-        Wait | None,
-        in_connection(
+        opt.Wait | None,
+        opt.in_connection(
             show_default="5m, or --deadline",
             help="Time that each target may wait while throttled (429, 503).",
         ),
     ] = None
     proxy: Annotated[
-        Given | None,
-        in_connection(
+        opt.Given | None,
+        opt.in_connection(
             metavar="URL", help="Proxy of all requests; else HTTPS_PROXY and NO_PROXY decide."
         ),
     ] = field(default=None, repr=False)
     """It may contain a password."""
     ca_file: Annotated[
-        File | None,
-        in_connection(metavar="PEM", help="Trust the CAs in this file, not those of the system."),
+        opt.File | None,
+        opt.in_connection(
+            metavar="PEM", help="Trust the CAs in this file, not those of the system."
+        ),
     ] = None
 
     def workspace(self, given: str | None) -> str | None:
@@ -253,8 +236,8 @@ class Connection(Verbosity):
             return given or values.get("workspace") or None
         return given or variable or values.get("workspace") or None
 
-    def key_source(self) -> KeySource:
-        """Return where the API key comes from, or raise an error if there is none for this URL.
+    def key_source(self) -> opt.Setting:
+        """Return the variable that has the API key; raise an error if there is none for this URL.
 
         The key of one account must not go to the URL of another. So a profile that the user named
         precedes BCTRL_API_KEY, as does the default one for its own URL if it has a key; and the key
@@ -265,7 +248,7 @@ class Connection(Verbosity):
         has_both = variable is not None and origin == profile.origin("base_url")
         if not (profile.is_named or has_both):
             if os.environ.get(_KEY):
-                return KeySource(_KEY)
+                return opt.Setting.of(_KEY, _KEY)
             if variable is None:
                 raise BctrlConfigError(f"no API key: set {_KEY}")
             if origin == _URL:
@@ -275,17 +258,17 @@ class Connection(Verbosity):
                 )
         if variable is None:
             raise BctrlConfigError(f"no API key in {profile}", advice="Add api_key_env")
-        return KeySource(variable, profile)
+        return opt.Setting.of(variable, f"{variable} (api_key_env of {profile})")
 
     def explain(self, error: BctrlError | None) -> None:
         """Name in the advice of an error where the API key comes from, or an option."""
         if isinstance(error, BctrlAuthenticationError):
-            error.advice = f"Check the API key from {self.key_source()}"
+            error.advice = f"Check the API key from {self.key_source().origin}"
         elif isinstance(error, BctrlTimeoutError) and error.advice is None:
             error.advice = "Allow a longer --timeout; retrying is safe"
 
     @cached_property
-    def proxy_in_effect(self) -> Setting | None:
+    def proxy_in_effect(self) -> opt.Setting | None:
         """The proxy; None for a direct connection."""
         if self.proxy is not None:
             return self.proxy
@@ -294,7 +277,7 @@ class Connection(Verbosity):
         proxy = getproxies().get("https") if url.scheme == "https" else None
         if not proxy or proxy_bypass(url.authority):
             return None
-        return Setting.of(proxy if "://" in proxy else f"http://{proxy}", "HTTPS_PROXY")
+        return opt.Setting.of(proxy if "://" in proxy else f"http://{proxy}", "HTTPS_PROXY")
 
     @cached_property
     def _tls(self) -> ssl.SSLContext | None:
@@ -317,16 +300,16 @@ class Connection(Verbosity):
         pace: Pace | None = None,
     ) -> BctrlSession:
         """Make a session with these options."""
-        source = self.key_source() if needs_key else None
+        source = self.key_source() if needs_key else opt.Setting.of("", "")
         # A key in a file or a secret store often ends with a line end, which is none of it.
-        key = _NO_KEY if source is None else os.environ.get(source.variable, "").rstrip("\r\n")
-        if not key:
-            raise BctrlConfigError(f"no API key from {source}: it is not set")
-        proxy: Setting | None = None
+        key = os.environ.get(source, "").rstrip("\r\n")
+        if needs_key and not key:
+            raise BctrlConfigError(f"no API key from {source.origin}: it is not set")
+        proxy: opt.Setting | None = None
         try:
             proxy = self.proxy_in_effect
             return BctrlSession(
-                key,
+                key or _NO_KEY,
                 base_url=self.base_url,
                 timeout=self.timeout,
                 max_connections=max_connections,
@@ -341,7 +324,7 @@ class Connection(Verbosity):
                 raise
             # The session names its arguments; the user has set something else.
             origin = {
-                "api_key": f"API key from {source}",
+                "api_key": f"API key from {source.origin}",
                 "base_url": self.base_url.origin,
                 "proxy": "" if proxy is None else proxy.origin,
             }[error.argument]
@@ -356,13 +339,13 @@ class Connection(Verbosity):
 class ReadConnection(Connection):
     """The options of a command that only reads, whose user should not wait for minutes."""
 
-    timeout: Annotated[Duration, in_connection(help="Time limit of one attempt.")] = 10.0
+    timeout: Annotated[opt.Duration, opt.in_connection(help="Time limit of one attempt.")] = 10.0
     attempts: Annotated[
-        Count, in_connection(help="Attempts that may fail; 429 and 503 do not count.")
+        opt.Count, opt.in_connection(help="Attempts that may fail; 429 and 503 do not count.")
     ] = 2
     patience: Annotated[
-        Wait | None,
-        in_connection(show_default="60s", help="Time to wait while throttled (429, 503)."),
+        opt.Wait | None,
+        opt.in_connection(show_default="60s", help="Time to wait while throttled (429, 503)."),
     ] = None
 
 

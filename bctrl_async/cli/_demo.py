@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -119,7 +120,8 @@ async def _stop_all(
         session = BctrlSession(
             KEY, base_url=emulator.url, max_connections=_MAX_IN_FLIGHT, retry=_RETRY
         )
-        return await run_stops(session, targets, outcomes.append, output)
+        make_batch = partial(session.stop_runtimes, targets, on_outcome=outcomes.append)
+        return await run_stops(session, make_batch, output)
 
 
 def _is_consistent(

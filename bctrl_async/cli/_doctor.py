@@ -67,11 +67,11 @@ def _settings(connection: ReadConnection) -> Iterator[tuple[str, str]]:
     yield "URL", f"{connection.base_url} ({connection.base_url.origin})"
     if (proxy := connection.proxy_in_effect) is not None:
         yield "proxy", f"{URL(proxy).with_user(None)} ({proxy.origin})"
-    yield "key", str(connection.key_source())
+    yield "key", connection.key_source().origin
 
 
 def _print(output: Output, name: str, found: str) -> None:
-    output.print_result(f"{name:<8}  {output.escape_unencodable(found)}")
+    output.print_result(f"{name:<8}  {found}")
 
 
 async def _list(session: BctrlSession, workspace: str, output: Output) -> int:

@@ -26,20 +26,8 @@ from bctrl_async import (
     RuntimeFilter,
     RuntimeRef,
 )
+from bctrl_async.cli import _options as opt
 from bctrl_async.cli._connection import READING, ReadConnection
-from bctrl_async.cli._options import (
-    Alias,
-    Count,
-    Format,
-    Kind,
-    OlderThan,
-    Text,
-    Workspace,
-    WorkspaceId,
-    format_duration,
-    in_output,
-    with_status,
-)
 from bctrl_async.cli._output import (
     FAILED,
     MAX_SHOWN,
@@ -132,7 +120,7 @@ async def find_runtimes(
 
 
 def _as_given(seconds: float) -> str:
-    return format_duration(seconds) if seconds >= 1 else f"{seconds * 1000:g}ms"
+    return opt.format_duration(seconds) if seconds >= 1 else f"{seconds * 1000:g}ms"
 
 
 def check_workspace(workspace: str | None) -> str:
@@ -143,21 +131,21 @@ def check_workspace(workspace: str | None) -> str:
 
 
 def list_runtimes(
-    workspace: Workspace = None,
+    workspace: opt.Workspace = None,
     /,
     *,
-    status: Annotated[Text | None, with_status(help="Only with this status.")] = None,
-    kind: Kind = None,
-    older_than: OlderThan = None,
-    alias: Alias = None,
+    status: Annotated[opt.Text | None, opt.with_status(help="Only with this status.")] = None,
+    kind: opt.Kind = None,
+    older_than: opt.OlderThan = None,
+    alias: opt.Alias = None,
     sort: Annotated[
         Literal["age", "alias", "status", "kind"] | None,
-        in_output(metavar="KEY", help="Sort by KEY; by age means the oldest first."),
+        opt.in_output(metavar="KEY", help="Sort by KEY; by age means the oldest first."),
     ] = None,
-    limit: Annotated[Count | None, in_output(help="Show only the first N.")] = None,
+    limit: Annotated[opt.Count | None, opt.in_output(help="Show only the first N.")] = None,
     output_format: Annotated[
         Literal["table", "json", "csv"],
-        in_output(("--output", "-o"), metavar="FORMAT", help="json is an object per line."),
+        opt.in_output(("--output", "-o"), metavar="FORMAT", help="json is an object per line."),
     ] = "table",
     connection: ReadConnection = READING,
 ) -> int:
@@ -201,10 +189,10 @@ def list_runtimes(
 
 
 def get_runtimes(
-    workspace: WorkspaceId,
+    workspace: opt.WorkspaceId,
     /,
-    *aliases: Annotated[Text, Parameter("ALIAS", help="Aliases of the runtimes.")],
-    output_format: Format = "table",
+    *aliases: Annotated[opt.Text, Parameter("ALIAS", help="Aliases of the runtimes.")],
+    output_format: opt.Format = "table",
     connection: ReadConnection = READING,
 ) -> int:
     """Show runtimes.
@@ -266,7 +254,7 @@ def _print_runtimes(output: Output, runtimes: Sequence[Runtime]) -> None:
     rows: list[tuple[str, ...]] = [("STATUS", "KIND", "AGE", "ALIAS")]
     for runtime in runtimes:
         cells = (runtime.status, runtime.kind, _age_text(runtime, now), runtime.alias)
-        rows.append(tuple(output.escape_unencodable(escape(cell)) for cell in cells))
+        rows.append(tuple(escape(cell) for cell in cells))
     widths = [max(cell_len(row[column]) for row in rows) for column in range(3)]
     for *columns, alias in rows:
         padded = (
@@ -286,7 +274,7 @@ def print_csv(output: Output, workspace: str, runtimes: Iterable[Runtime]) -> No
 
 def _print_row(output: Output, cells: Iterable[str]) -> None:
     line = io.StringIO()
-    cells = [output.escape_unencodable(_escape_controls(cell)) for cell in cells]
+    cells = [_escape_controls(cell) for cell in cells]
     quoting: Literal[0, 1] = csv.QUOTE_ALL if any(map(_has_edge, cells)) else csv.QUOTE_MINIMAL
     csv.writer(line, quoting=quoting, lineterminator="").writerow(cells)
     output.print_result(line.getvalue(), exact=True)
@@ -298,7 +286,7 @@ def _print_runtime(output: Output, runtime: Runtime) -> None:
     rows = [*_rows(msgspec.to_builtins(runtime)), ("age", age)]
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
-        output.print_result(f"{name:<{width}}  {output.escape_unencodable(escape(text))}")
+        output.print_result(f"{name:<{width}}  {escape(text)}")
 
 
 def _rows(fields: Mapping[str, object]) -> Iterator[tuple[str, str]]:
@@ -315,4 +303,4 @@ def _rows(fields: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 def _age_text(runtime: Runtime, now: datetime) -> str:
     """Return the age as --older-than takes it; the clocks of two machines may differ."""
     created = parse_time(runtime.created_at)
-    return _NO_AGE if created is None else format_duration((now - created).total_seconds())
+    return _NO_AGE if created is None else opt.format_duration((now - created).total_seconds())

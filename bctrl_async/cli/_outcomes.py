@@ -110,7 +110,7 @@ class OutcomePrinter:
         for key, count in self._counts.most_common():
             if self._prints_all or not self._named[key]:
                 continue
-            names = [self._output.escape_unencodable(self._name(t)) for t in self._named[key]]
+            names = [self._name(t) for t in self._named[key]]
             more = count - 1 - len(names)
             listed = ", ".join(names) + (f" and {more:,} more" if more else "")
             line = f"{count - 1:,} more {key[0]} ({one_line(self._reasons[key])}): {listed}"
@@ -123,10 +123,10 @@ class OutcomePrinter:
 
     def _print_line(self, outcome: StopOutcome, detail: str) -> None:
         is_stopped = outcome.ok and outcome.result is not StopResult.ACCEPTED
-        name = self._output.escape_unencodable(self._name(outcome.target))
+        name = self._name(outcome.target)
         name += " " * (self._width - cell_len(name))
         result = (f"{outcome.result:<{_RESULT_WIDTH}}", "green" if is_stopped else "yellow")
-        detail = self._output.escape_unencodable(one_line(detail))
+        detail = one_line(detail)
         self._output.print_result(Text.assemble(name, "  ", result, "  ", detail))
 
     def _name(self, target: RuntimeRef) -> str:

@@ -9,8 +9,8 @@ import stat
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from copy import copy
 
@@ -63,23 +63,15 @@ LOG_PRINTER = _LogPrinter()
 """The only handler: without one, Python prints warnings to stderr, into the live display."""
 
 
-@contextmanager
-def verbosity(*, verbose: bool, quiet: bool) -> Iterator[None]:
-    """Print more or less on stderr within the block."""
+def set_verbosity(*, verbose: bool, quiet: bool) -> None:
+    """Print more or less on stderr from now on: the process is the command's own."""
     if verbose and quiet:
         raise BctrlConfigError("--verbose cannot be combined with --quiet")
-    logger = logging.getLogger("bctrl_async")
-    level, token = logger.level, is_quiet.set(quiet)
     LOG_PRINTER.verbose = verbose
+    is_quiet.set(quiet)
+    logger = logging.getLogger("bctrl_async")
     logger.addHandler(LOG_PRINTER)
-    if verbose:
-        logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        LOG_PRINTER.verbose = False
-        is_quiet.reset(token)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 def exit_code(errors: Iterable[BctrlError | None]) -> int:
@@ -282,10 +274,6 @@ class Output(Console):
             return errors, False
         # Two consoles on one terminal would draw over each other.
         return (self if self.on_terminal else errors), True
-
-    def escape_unencodable(self, text: str) -> str:
-        """Escape characters that the terminal's encoding lacks: printing them would raise."""
-        return text.encode(self.encoding, "backslashreplace").decode(self.encoding)
 
     def end_line(self) -> None:
         """Begin a new line after the ^C that a terminal shows."""

@@ -205,12 +205,6 @@ async def show_waiting(output: Output, session: BctrlSession) -> AsyncIterator[N
 def describe_read(session: BctrlSession) -> str:
     """Describe what the call of a session waits for; a listing makes one for each page."""
     stats = session.stats
-    if not stats.failed:
-        return "Waiting for an answer"
-    doing = "Waiting for an answer" if stats.in_flight else "Waiting to retry"
-    if stats.succeeded or len(stats.failed) > 1:
-        # Neither the attempts of this page nor the last failure is known.
-        return f"{doing}, {pluralize(sum(stats.failed.values()), 'failed attempt')} so far"
-    [reason] = stats.failed
-    attempt = f", attempt {stats.attempts}" if stats.in_flight else ""
-    return f"{doing}{attempt} after {reason if reason.isdecimal() else 'no answer'}"
+    doing = "Waiting for an answer" if stats.in_flight or not stats.failed else "Waiting to retry"
+    failed = sum(stats.failed.values())
+    return f"{doing}, {pluralize(failed, 'failed attempt')} so far" if failed else doing

@@ -9,17 +9,8 @@ from cyclopts import Parameter
 from msgspec.structs import replace
 
 from bctrl_async import BctrlConfigError, RuntimeState, StopResult
+from bctrl_async.cli import _options as opt
 from bctrl_async.cli._lines import BadLine, Item
-from bctrl_async.cli._options import (
-    AllowEmpty,
-    File,
-    Format,
-    IgnoreNotFound,
-    JournalMaxAge,
-    Text,
-    in_files,
-    in_targets,
-)
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import (
     FAILED,
@@ -36,21 +27,23 @@ from bctrl_async.journal import read_journals
 
 
 def report(
-    *journals: Annotated[File, Parameter("JOURNAL", help="The journals, such as night-*.jsonl.")],
+    *journals: Annotated[
+        opt.File, Parameter("JOURNAL", help="The journals, such as night-*.jsonl.")
+    ],
     file: Annotated[
-        File | None,
-        in_files(help="Say of each target in FILE whether it is done; - is stdin."),
+        opt.File | None,
+        opt.in_files(help="Say of each target in FILE whether it is done; - is stdin."),
     ] = None,
     workspace: Annotated[
-        Text | None,
-        in_targets(
+        opt.Text | None,
+        opt.in_targets(
             metavar="ID", env_var="BCTRL_WORKSPACE", help="Workspace of a FILE of aliases only."
         ),
     ] = None,
-    allow_empty: AllowEmpty = False,
-    journal_max_age: JournalMaxAge = None,
-    ignore_not_found: IgnoreNotFound = False,
-    output_format: Format = "table",
+    allow_empty: opt.AllowEmpty = False,
+    journal_max_age: opt.JournalMaxAge = None,
+    ignore_not_found: opt.IgnoreNotFound = False,
+    output_format: opt.Format = "table",
 ) -> int:
     """Say which targets of a list are done, by the journals of one or more runs.
 

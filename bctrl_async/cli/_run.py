@@ -2,11 +2,11 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from bctrl_async import BctrlSession, RuntimeRef, StopBatch, StopOutcome, StopReport
+from bctrl_async import BctrlSession, StopBatch, StopReport
 from bctrl_async.cli._lines import ends_input
 from bctrl_async.cli._output import Output, print_info
 from bctrl_async.cli._progress import Display
@@ -33,29 +33,12 @@ class FinishedRun(NamedTuple):
 
 
 async def run_stops(
-    session: BctrlSession,
-    targets: Iterable[RuntimeRef] | AsyncIterable[RuntimeRef],
-    on_outcome: Callable[[StopOutcome], object],
-    output: Output,
-    *,
-    deadline: float | None = None,
-    journal: str | None = None,
-    journal_max_age: float | None = None,
-    verify: bool = False,
-    missing_ok: bool = False,
+    session: BctrlSession, make_batch: Callable[[], StopBatch], output: Output
 ) -> FinishedRun:
-    """Run a bulk stop with progress, and close the session."""
+    """Run a bulk stop with progress, and close its session."""
     interrupted, read_error = False, None
     async with session:
-        batch = session.stop_runtimes(
-            targets,
-            on_outcome=on_outcome,
-            deadline=deadline,
-            journal=journal,
-            journal_max_age=journal_max_age,
-            verify=verify,
-            missing_ok=missing_ok,
-        )
+        batch = make_batch()
         try:
             interrupted = await run_with_progress(batch, output)
         except OSError as error:

@@ -24,33 +24,10 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
+from bctrl_async.cli import _options as opt
 from bctrl_async.cli._connection import STOPPING, Connection
 from bctrl_async.cli._lines import ends_input
 from bctrl_async.cli._list import FoundRuntimes, check_workspace, find_runtimes
-from bctrl_async.cli._options import (
-    Alias,
-    AllowEmpty,
-    Count,
-    Duration,
-    File,
-    Format,
-    Given,
-    IgnoreNotFound,
-    JournalMaxAge,
-    Kind,
-    OlderThan,
-    Rate,
-    Setting,
-    Text,
-    Workspace,
-    converter,
-    in_files,
-    in_flags,
-    in_pace,
-    in_run,
-    in_targets,
-    with_status,
-)
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import (
     FAILED,
@@ -84,16 +61,18 @@ _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
 
 
 def stop(
-    workspace: Workspace = None,
+    workspace: opt.Workspace = None,
     /,
-    *aliases: Annotated[Text, Parameter("ALIAS", help="Aliases of the runtimes to stop.")],
-    file: Annotated[File | None, in_files(help="Read targets from FILE; - is stdin.")] = None,
-    allow_empty: AllowEmpty = False,
+    *aliases: Annotated[opt.Text, Parameter("ALIAS", help="Aliases of the runtimes to stop.")],
+    file: Annotated[
+        opt.File | None, opt.in_files(help="Read targets from FILE; - is stdin.")
+    ] = None,
+    allow_empty: opt.AllowEmpty = False,
     shard: Annotated[
         Shard,
-        in_targets(
+        opt.in_targets(
             metavar="K/N",
-            converter=converter(parse_shard),
+            converter=opt.converter(parse_shard),
             accepts_keys=False,
             n_tokens=1,
             show_default=False,
@@ -101,47 +80,48 @@ def stop(
         ),
     ] = WHOLE,
     everything: Annotated[
-        bool, in_flags("--all", help="Stop all runtimes of WORKSPACE that match.")
+        bool, opt.in_flags("--all", help="Stop all runtimes of WORKSPACE that match.")
     ] = False,
-    yes: Annotated[bool, in_flags(alias="-y", help="Do not ask for confirmation.")] = False,
+    yes: Annotated[bool, opt.in_flags(alias="-y", help="Do not ask for confirmation.")] = False,
     status: Annotated[
-        Text | None,
-        with_status(show_default="not ended", help="Only with this status, or any."),
+        opt.Text | None,
+        opt.with_status(show_default="not ended", help="Only with this status, or any."),
     ] = None,
-    kind: Kind = None,
-    older_than: OlderThan = None,
-    alias: Alias = None,
+    kind: opt.Kind = None,
+    older_than: opt.OlderThan = None,
+    alias: opt.Alias = None,
     journal: Annotated[
-        File | None, in_run(help="Record outcomes in FILE and skip what it has as stopped.")
+        opt.File | None, opt.in_run(help="Record outcomes in FILE and skip what it has as stopped.")
     ] = None,
-    journal_max_age: JournalMaxAge = None,
+    journal_max_age: opt.JournalMaxAge = None,
     verify: Annotated[
         bool,
-        in_run(
+        opt.in_run(
             allow_repeating=True,
             negative="--no-verify",
             show_default=False,
             help="Poll until each runtime has stopped; the default.",
         ),
     ] = True,
-    ignore_not_found: IgnoreNotFound = False,
+    ignore_not_found: opt.IgnoreNotFound = False,
     dry_run: Annotated[
-        bool, in_run(show_default=False, help="Print the targets, stop nothing.")
+        bool, opt.in_run(show_default=False, help="Print the targets, stop nothing.")
     ] = False,
-    concurrency: Annotated[Count, in_pace(help="Maximum number of stops in flight.")] = 100,
-    rate: Annotated[Rate | None, in_pace(help="Maximum requests per second.")] = None,
+    concurrency: Annotated[opt.Count, opt.in_pace(help="Maximum number of stops in flight.")] = 100,
+    rate: Annotated[opt.Rate | None, opt.in_pace(help="Maximum requests per second.")] = None,
     pace: Annotated[
-        Given | None,
-        in_pace(
+        opt.Given | None,
+        opt.in_pace(
             metavar="FILE|URL",
             env_var="BCTRL_PACE",
             help="Share --rate with the other processes that use this file or Redis server.",
         ),
     ] = None,
     deadline: Annotated[
-        Duration | None, in_pace(help="Abort the whole run after DURATION, such as 90s or 1h.")
+        opt.Duration | None,
+        opt.in_pace(help="Abort the whole run after DURATION, such as 90s or 1h."),
     ] = None,
-    output_format: Format = "table",
+    output_format: opt.Format = "table",
     connection: Connection = STOPPING,
 ) -> int:
     """Stop runtimes and report the outcome of each.
@@ -201,18 +181,18 @@ def stop(
     def run(targets: _Targets, deadline: float | None) -> int:
         if dry_run:
             return _dry_run(connect(), targets, output, journal, journal_max_age)
-        running = run_stops(
-            connect(),
+        session = connect()
+        make_batch = partial(
+            session.stop_runtimes,
             targets,
-            show,
-            output,
+            on_outcome=show,
             deadline=deadline,
-            journal=None if journal is None else str(journal),
+            journal=journal,
             journal_max_age=journal_max_age,
             verify=verify,
             missing_ok=ignore_not_found,
         )
-        finished = asyncio.run(running)
+        finished = asyncio.run(run_stops(session, make_batch, output))
         connection.explain(finished.report.ended_early)
         printer.finish()
         code = _report(finished, output, printer, prints_json=prints_json)
@@ -269,7 +249,7 @@ def _stop_found(
     return run(targets, deadline)
 
 
-def _check_usage(given: AbstractSet[str], pace: Setting | None) -> None:
+def _check_usage(given: AbstractSet[str], pace: opt.Setting | None) -> None:
     """Raise an error unless the targets are given in exactly one way."""
     problems = {
         "--journal-max-age needs --journal": "journal_max_age" in given and "journal" not in given,
@@ -296,7 +276,7 @@ def _check_usage(given: AbstractSet[str], pace: Setting | None) -> None:
             raise BctrlConfigError(problem)
 
 
-def _open_pace(place: Setting, rate: float) -> Pace:
+def _open_pace(place: opt.Setting, rate: float) -> Pace:
     """Return a shared pace, or raise an error if it cannot be used."""
     origin = place.origin
     if _is_address(place):
