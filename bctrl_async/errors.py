@@ -184,10 +184,10 @@ class BctrlNotFoundError(BctrlApiError):
     def names_runtime(self) -> bool:
         """True if the API reports that the workspace or the alias does not exist.
 
-        Its code then starts with `runtime.` or `workspace.` (contract: `runtime.not_found`). Any
-        other 404, such as a gateway's, says nothing about them.
+        Its code is then `runtime.not_found` (contract) or `workspace.not_found`. Any other 404,
+        such as a gateway's, says nothing about them.
         """
-        return self.code is not None and self.code.startswith(("runtime.", "workspace."))
+        return self.code in {"runtime.not_found", "workspace.not_found"}
 
 
 class BctrlConflictError(BctrlApiError):
@@ -205,7 +205,8 @@ class BctrlRateLimitError(BctrlApiError):
     """429: too many requests; this one was not processed.
 
     Without a `status` it was not sent: an earlier answer's `Retry-After` exceeds this call's
-    patience. If that is more than a minute, a probe is sent once a minute.
+    patience, or the server has throttled all other calls for as long. A `Retry-After` of more than
+    a minute is probed once a minute.
     """
 
     default_advice = "Limit the rate, or retry later"

@@ -13,12 +13,7 @@ import msgspec
 from msgspec.structs import asdict
 
 from bctrl_async import errors
-from bctrl_async.errors import (
-    BctrlConfigError,
-    BctrlConflictError,
-    BctrlError,
-    BctrlNotFoundError,
-)
+from bctrl_async.errors import BctrlConfigError, BctrlConflictError, BctrlError, BctrlNotFoundError
 from bctrl_async.models import Runtime, RuntimeRef, RuntimeStatus
 
 __all__ = ["RuntimeState", "StopOutcome", "StopReport", "StopResult"]

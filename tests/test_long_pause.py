@@ -434,6 +434,59 @@ class TestRetry:
         assert in_virtual_time(scenario) == pytest.approx(35.0)
 
 
+class TestEverythingIsThrottled:
+    """Fault: a patience of 2 s ended after 272 s, when the last call had had its turn."""
+
+    POLICY = RetryPolicy(patience=2.0)
+
+    def test_calls_that_wait_for_their_turn_end_with_their_patience(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        simulation = Simulation(monkeypatch, lambda *_: throttled(), 0.1)
+        report = simulation.run(
+            lambda session: session.stop_runtimes(list(targets(50)), retry=self.POLICY)
+        )
+
+        # The others wait for their first attempt.
+        assert report.counts == {StopResult.REJECTED: 19, StopResult.NOT_SENT: 31}
+        # The next answer after the two seconds shows that nothing has changed.
+        assert simulation.seconds < 8
+
+    def test_a_single_call_ends_with_its_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        simulation = Simulation(monkeypatch, lambda *_: throttled(), 0.1)
+
+        async def stop_all(session: BctrlSession) -> list[BaseException | Runtime]:
+            stops = (session.stop_runtime(*each, retry=self.POLICY) for each in targets(50))
+            return await asyncio.gather(*stops, return_exceptions=True)
+
+        ends = simulation.run(stop_all)
+
+        assert {type(end) for end in ends} == {BctrlRateLimitError}
+        assert simulation.seconds < 8
+
+    def test_while_others_are_answered_a_call_waits_for_its_turn(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        accepted: list[float] = []
+
+        def one_in_a_second(now: float, _: str) -> Runtime | BctrlError:
+            if accepted and now < accepted[-1] + 1.0:
+                return throttled()
+            accepted.append(now)
+            return ANSWER
+
+        simulation = Simulation(monkeypatch, one_in_a_second, 0.1)
+        report = simulation.run(
+            lambda session: session.stop_runtimes(
+                list(targets(20)), retry=RetryPolicy(patience=5.0), verify=False
+            )
+        )
+
+        assert report.counts[StopResult.STOPPED] > 10
+        assert report.counts[StopResult.NOT_SENT] == 0
+        assert simulation.seconds > 15
+
+
 class TestOwnPause:
     def test_the_sessions_own_pause_is_waited_for_whatever_the_patience(self) -> None:
         """Fault: the session's own pause was reported as a Retry-After beyond the patience."""

@@ -54,7 +54,7 @@ class Limiter:
         self._passed = 0
         self._queues: list[deque[asyncio.Future[bool]]] = [deque() for _ in Priority]
         self._queued = 0
-        self._shortest_max_wait = self._first_patience_end = math.inf
+        self._shortest_max_wait = self._first_patience_end = self._first_end = math.inf
         self._throttled_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -112,9 +112,11 @@ class Limiter:
         Raises:
             BctrlConfigError: The limiter is closed, now or while waiting.
             BctrlRateLimitError: A Retry-After is longer than `max_wait` seconds or the patience,
-                and this call is not its probe.
+                and this call is not its probe; or the server throttles everything for so long.
         """
         loop = asyncio.get_running_loop()
+        # Without patience, only an attempt of its own ends a call.
+        ends = min(patience_ends, loop.time() + (max_wait or math.inf))
         while True:
             if self.is_closed():
                 raise session_closed()
@@ -123,6 +125,7 @@ class Limiter:
                 raise self._rate_limited(now)
             self._shortest_max_wait = min(self._shortest_max_wait, max_wait)
             self._first_patience_end = min(self._first_patience_end, patience_ends)
+            self._first_end = min(self._first_end, ends)
             waiter: asyncio.Future[bool] = loop.create_future()
             self._queues[priority].append(waiter)
             self._queued += 1
@@ -138,6 +141,12 @@ class Limiter:
                 return
             if admitted:
                 self.release(None)
+            elif self._is_over(loop.time(), max_wait, ends):
+                raise BctrlRateLimitError(f"the server throttled everything for {max_wait:g} s")
+
+    def _is_over(self, now: float, max_wait: float, ends: float) -> bool:
+        """Return True if a patience has ended, and the server accepted nothing in it."""
+        return now >= ends and self._rate.accepted_at < ends - max_wait
 
     def _waits_in_vain(self, now: float, max_wait: float, patience_ends: float) -> bool:
         """Return True if the pause lasts too long, and no probe is due or in flight.
@@ -153,14 +162,11 @@ class Limiter:
         )
 
     def _rate_limited(self, now: float) -> BctrlRateLimitError:
-        wait = self._rate.retry_after_ends - now
-        advice = None
-        if wait > PROBE_INTERVAL:
-            delay = self._rate.delay(now, self.in_use)
-            advice = f"Probes are sent once a minute; retry in {delay:.0f} s"
+        wait, delay = self._rate.retry_after_ends - now, self._rate.delay(now, self.in_use)
+        advice = f"Probes are sent once a minute; retry in {delay:.0f} s"
         return BctrlRateLimitError(
             f"not sent: rate limited for another {wait:.0f} s (Retry-After)",
-            advice=advice,
+            advice=advice if wait > PROBE_INTERVAL else None,
             retry_after=wait,
         )
 
@@ -183,6 +189,8 @@ class Limiter:
         self._rate.on_throttled(now, error.retry_after, self.in_use, repeats)
         if self._leases is not None and error.retry_after is not None:
             self._leases.on_throttled(now, error.retry_after)
+        if self._is_over(now, self._shortest_max_wait, self._first_end):
+            self._wake_all()
         if self._rate.is_throttled and self._throttled_since is None:
             self._throttled_since = now
             delay = self._rate.delay(now, 0)
@@ -222,7 +230,7 @@ class Limiter:
 
     def _wake_all(self) -> None:
         """Wake all waiters; each gives up or queues again."""
-        self._shortest_max_wait = self._first_patience_end = math.inf
+        self._shortest_max_wait = self._first_patience_end = self._first_end = math.inf
         self._queued = 0
         for queue in self._queues:
             for waiter in queue:
@@ -249,10 +257,10 @@ class Limiter:
             self._free -= 1
             self._queued -= 1
             queue.popleft().set_result(True)
-            if self._passed or self._queues[Priority.BULK]:
-                self._count_passed(queue)
-        if not self._queued:
-            self._shortest_max_wait = self._first_patience_end = math.inf
+            if queue is self._queues[Priority.SINGLE]:
+                self._passed += bool(self._queues[Priority.BULK])
+            elif queue is self._queues[Priority.BULK]:
+                self._passed = 0
 
     def _next_queue(self) -> deque[asyncio.Future[bool]] | None:
         """Return the queue of the next waiter, or None if there is none."""
@@ -261,21 +269,13 @@ class Limiter:
             return bulk
         return next(filter(None, self._queues), None)
 
-    def _count_passed(self, admitted: deque[asyncio.Future[bool]]) -> None:
-        """Count the single calls that went before a bulk stop that waits, since its last turn."""
-        if admitted is self._queues[Priority.SINGLE]:
-            self._passed += bool(self._queues[Priority.BULK])
-        elif admitted is self._queues[Priority.BULK]:
-            self._passed = 0
-
     def _schedule_wakeup(self, when: float) -> None:
+        timer = self._timer
         # While the window is full there is no such time: `release` admits the next waiter.
-        if when == math.inf:
+        if when == math.inf or (timer and when > timer.when() - _TIMER_TOLERANCE):
             return
-        if self._timer is not None:
-            if when > self._timer.when() - _TIMER_TOLERANCE:
-                return
-            self._timer.cancel()  # A pause has ended before its time.
+        if timer is not None:
+            timer.cancel()  # A pause has ended before its time.
         self._timer = asyncio.get_running_loop().call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:

@@ -7,10 +7,7 @@ server accepted before (RFC 5681 section 3.1). More throttling makes it step dow
 delivered rate (multiplicative decrease, RFC 9438 section 4.6). From there it follows a cubic curve,
 slow around the last peak and fast beyond it (section 4.2; botocore's adaptive mode does the same).
 For servers that limit concurrency, a window of attempts in flight adapts by additive increase and
-multiplicative decrease.
-
-TCP takes each loss as a sign of congestion. A server may throttle a random share at any rate, so
-steps down that change nothing are undone (`baseline.py`).
+multiplicative decrease. Steps down that change nothing are undone (`baseline.py`).
 """
 
 from __future__ import annotations
@@ -91,6 +88,8 @@ class AdaptiveRate:
         self._is_paused = False
         self._paused_until = -math.inf
         self._asked_at = -math.inf
+        self.accepted_at: float = -math.inf
+        """The time of the last response that was not throttled."""
         self.is_starting: bool = True
         """True until enough attempts have succeeded, or the server has shown a limit."""
         self.is_probed: bool = False
@@ -131,6 +130,7 @@ class AdaptiveRate:
         if self.is_probed:
             self._end_pause(now)
         self._deliveries.append(now)
+        self.accepted_at = now
         self._evidence = max(self._evidence - _DECAY, 0.0)
         restored = self._baseline.on_success(now)
         if restored is not None:
