@@ -204,9 +204,8 @@ class BctrlConflictError(BctrlApiError):
 class BctrlRateLimitError(BctrlApiError):
     """429: too many requests; this one was not processed.
 
-    Without a `status` it was not sent: an earlier answer's `Retry-After` exceeds this call's
-    patience, or the server has throttled all other calls for as long. A `Retry-After` of more than
-    a minute is probed once a minute.
+    Without a `status` it was not sent: an earlier `Retry-After` exceeds this call's patience (one
+    of more than a minute is probed each minute), or the server throttled all others for as long.
     """
 
     default_advice = "Limit the rate, or retry later"

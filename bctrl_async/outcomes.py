@@ -84,7 +84,7 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         result: What the server said to the stop.
         state: Whether the runtime runs, by the server's own word.
         runtime: The runtime as last described by the server, in the answer, in a poll, or in the
-            list of `stop_workspace`; None if it was not.
+            list of `stop_workspace` if no request can have stopped it since; else None.
         error: The error that explains why the outcome is not `ok`; None where it is.
         attempts: The number of stop requests started; polls are not counted.
         elapsed: Seconds from reading the target to this outcome.

@@ -53,6 +53,7 @@ FOREIGN_BODIES: dict[str, tuple[str, str]] = {
     "an empty list": ("application/json", "[]"),
     "nothing": ("application/json", ""),
     "a page": ("text/html", "<html><h1>404 Not Found</h1></html>"),
+    "another code of the API": ("application/json", '{"code":"workspace.suspended"}'),
     "a code that only contains the prefix": ("application/json", '{"code":"no.runtime."}'),
 }
 every_foreign_body = pytest.mark.parametrize(
@@ -114,7 +115,7 @@ async def test_a_poll_learns_nothing_from_a_404_without_a_code_of_the_api(
     assert outcome.runtime.status == "active"
 
 
-@pytest.mark.parametrize("code", ["runtime.not_found", "workspace.not_found", "runtime.gone"])
+@pytest.mark.parametrize("code", ["runtime.not_found", "workspace.not_found"])
 @pytest.mark.parametrize("shape", ['{"code":"%s"}', '{"error":{"code":"%s","message":"gone"}}'])
 async def test_a_404_with_a_code_of_the_api_is_not_found(shape: str, code: str) -> None:
     async with raw_server(answering(not_found(shape % code))) as url:
