@@ -335,7 +335,7 @@ BUDGETS = {
     ("otel", "testing"): 399,
     ("pace", "redis"): 614,
     ("_calls",): 735,
-    ("_http",): 1715,
+    ("_http",): 1698,
     ("_limiter",): 850,
     ("bulk",): 1740,
     ("dask",): 681,

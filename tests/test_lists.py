@@ -61,7 +61,7 @@ def parse_in_slices(
     slices, count = lists.parse_runtimes(body), 1
     try:
         while True:
-            next(slices)
+            slices.send(None)
             count += 1
     except StopIteration as finished:
         parsed: list[Runtime | BctrlResponseError] = finished.value

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TypeVar
 
 import msgspec
 
@@ -22,11 +22,6 @@ _MAX_INVALID = 100
 _MAX_COMMAS = 4_000_000
 """The most commas in a list, twice as many as 64 MiB of runtimes have: each may be an item."""
 
-_T = TypeVar("_T")
-
-Slices = Generator[None, None, _T]
-"""A computation that yields between slices."""
-
 
 class _RawList(msgspec.Struct, frozen=True):
     runtimes: list[msgspec.Raw]
@@ -40,18 +35,18 @@ _decode_names = msgspec.json.Decoder(_Names).decode
 _split = msgspec.json.Decoder(_RawList).decode
 
 
-def parse_runtimes(body: bytes) -> Slices[list[Runtime | BctrlResponseError]]:
+async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
     """Parse a list (contract errors.md: `{"runtimes": […]}`), or raise one of `DECODE_ERRORS`.
 
     An invalid runtime is an error in its place, which has its alias if known.
     """
     runtimes: list[Runtime | BctrlResponseError] = []
     problems = decoded = 0
-    for item in (yield from _items(body)):
+    for item in await _items(body):
         decoded += len(item)
         if decoded > _SLICE:
             decoded = 0
-            yield
+            await asyncio.sleep(0)
         try:
             if len(item) > _MAX_RUNTIME:
                 raise msgspec.ValidationError(f"it has more than {_MAX_RUNTIME // 1024} KiB")
@@ -68,12 +63,12 @@ def parse_runtimes(body: bytes) -> Slices[list[Runtime | BctrlResponseError]]:
     return runtimes
 
 
-def _items(body: bytes) -> Slices[Iterable[bytes]]:
+async def _items(body: bytes) -> Iterable[bytes]:
     """Split a list into its items, which need not be valid."""
     commas = 0
     for start in range(0, len(body), MIB):
         if start:
-            yield
+            await asyncio.sleep(0)
         commas += body.count(b",", start, start + MIB)
     if commas > _MAX_COMMAS:
         raise msgspec.ValidationError(f"it has more than {_MAX_COMMAS:,} commas")

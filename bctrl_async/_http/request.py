@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache
 from typing import Generic, TypeVar
 from urllib import parse
@@ -14,7 +14,7 @@ from aiohttp import ClientTimeout
 from multidict import CIMultiDict
 
 from bctrl_async._config import check_type
-from bctrl_async._http.lists import Slices, parse_runtimes
+from bctrl_async._http.lists import parse_runtimes
 from bctrl_async._http.response import MIB, decode_runtime
 from bctrl_async.errors import BctrlConfigError, BctrlResponseError, quote
 from bctrl_async.models import Runtime
@@ -132,8 +132,8 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     """The end of the path, after the alias; None for an operation on a whole workspace."""
     stops: bool
     """True if a request may stop a runtime, False if it only reads."""
-    parse: Callable[[bytes], _T | Slices[_T]]
-    """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`."""
+    parse: Callable[[bytes], _T | Coroutine[object, object, _T]]
+    """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`; async if it is long."""
     max_body: int = MAX_BODY
     """The most bytes of that body that are read, after decompression."""
 

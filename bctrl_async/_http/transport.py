@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime
-from types import GeneratorType
+from types import CoroutineType
 from typing import TypeVar
 
 import aiohttp
@@ -18,7 +18,6 @@ from yarl import URL
 from bctrl_async import _config
 from bctrl_async._http import fast
 from bctrl_async._http.failures import AIOHTTP_ERRORS, failed_request, partial_response
-from bctrl_async._http.lists import Slices
 from bctrl_async._http.redaction import detached
 from bctrl_async._http.request import MAX_BODY, Request
 from bctrl_async._http.response import (
@@ -104,8 +103,8 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
             ended = partial_response(response.status, problem, call.limit, operation)
         else:
             found = operation.parse(body)
-            # A Runtime is not a generator.
-            ended = await _in_slices(found) if isinstance(found, GeneratorType) else found  # type: ignore[assignment]
+            # Every coroutine of an `async def` has this type.
+            ended = await found if isinstance(found, CoroutineType) else found  # type: ignore[assignment]
     except DECODE_ERRORS as error:
         expected = "list of runtimes" if call.alias is None else "Runtime"
         ended = unreadable(response.status, "the body", expected, error)
@@ -160,14 +159,3 @@ async def _read_body(response: _Response, max_body: int) -> tuple[bytes, Excepti
         # After a complete body the connection is back in the pool already, and stays open.
         response.close()
     return body.getvalue(), None
-
-
-async def _in_slices(slices: Slices[_T]) -> _T:
-    """Let the event loop run between the slices of a computation."""
-    while True:
-        try:
-            next(slices)
-        except StopIteration as finished:
-            value: _T = finished.value
-            return value
-        await asyncio.sleep(0)
