@@ -131,7 +131,7 @@ class RetryState(msgspec.Struct):
     throttled: int = 0
     patience_ends: float = math.inf
     """The time at which the patience ends; inf until an attempt was throttled."""
-    last_failures: list[BctrlError] = []
+    last_failures: tuple[BctrlError, ...] = ()
     may_have_stopped: bool = False
     status: int | None = None
     lacks_quota: bool = False
@@ -142,7 +142,7 @@ class RetryState(msgspec.Struct):
         self.attempts += 1
         self.may_have_stopped |= error.may_have_stopped
         self.status = error.status or self.status
-        self.last_failures = [*self.last_failures, error][-_MAX_NOTES:]
+        self.last_failures = (*self.last_failures, error)[-_MAX_NOTES:]
         self.throttled += error.status in THROTTLED
         if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
             self.quota.release()
