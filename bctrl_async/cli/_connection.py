@@ -173,7 +173,7 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Verbosity:
-    """How much is printed on stderr."""
+    """The amount of text on stderr."""
 
     verbose: Annotated[
         bool, opt.in_output(alias="-v", show_default=False, help="Print what is retried, and why.")
