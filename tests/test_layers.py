@@ -341,7 +341,7 @@ BUDGETS = {
     ("dask",): 681,
     ("journal",): 330,
     ("cli",): 3122,
-    ("emulator",): 1010,
+    ("emulator",): 1006,
     ("fastapi",): 572,
 }
 """The most lines of each part of the package. A number is only ever lowered."""

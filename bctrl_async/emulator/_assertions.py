@@ -20,7 +20,7 @@ class ReceivedRequest:
     Attributes:
         workspace_id: The workspace by the name given to `add_runtime`, else as in the path; None if
             the path is unknown.
-        alias: The decoded alias, None if the path is unknown or that of a list.
+        alias: The decoded alias, None for the path of a list and an unknown path.
         method: The HTTP method.
         raw_path: The request target exactly as on the wire, with its query.
         headers: The headers, with case-insensitive names.

@@ -77,7 +77,7 @@ def make_runtime(
     status: str = "active",
     created_at: str = "2026-01-01T00:00:00.000Z",
 ) -> WireRuntime:
-    """Make a runtime; the arguments are those of `Emulator.add_runtime`."""
+    """Make a runtime from the arguments of `Emulator.add_runtime`."""
     check(str, workspace_id=workspace_id, alias=alias, created_at=created_at)
     for name, value in {"workspace_id": workspace_id, "alias": alias}.items():
         if not value:

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from types import NoneType
-from typing import Self, cast
+from typing import cast
 
 from aiohttp import web
 
@@ -28,24 +28,15 @@ class Fault(StrEnum):
     of a `GET` changes the response in the same way, but never a runtime.
     """
 
-    takes_effect: bool
-    """True if a stop with this fault ends the runtime."""
-
-    def __new__(cls, value: str, effect: str = "stops") -> Self:
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.takes_effect = effect == "stops"
-        return member
-
     LATENCY = "latency"
     """The normal response, `fault_latency` seconds late; the runtime is stopped."""
-    RATE_LIMITED = "rate_limited", "nothing"
+    RATE_LIMITED = "rate_limited"
     """429 without Retry-After; nothing is stopped."""
-    SERVER_ERROR = "server_error", "nothing"
+    SERVER_ERROR = "server_error"
     """500 with the documented JSON error body; nothing is stopped, but a client cannot know."""
     BAD_GATEWAY = "bad_gateway"
     """502 with the HTML page of a proxy; the runtime is stopped behind the proxy."""
-    DROP_BEFORE = "drop_before", "nothing"
+    DROP_BEFORE = "drop_before"
     """The connection closes without a response; nothing is stopped."""
     DROP_AFTER = "drop_after"
     """The connection closes without a response; the runtime is stopped."""
@@ -74,6 +65,11 @@ class Fault(StrEnum):
     LATE_STRAY_ANSWER = "late_stray_answer"
     """The normal response, and a 200 about another runtime `fault_latency` seconds later; the
     runtime is stopped."""
+
+    @property
+    def takes_effect(self) -> bool:
+        """True if a stop with this fault ends the runtime."""
+        return self not in {Fault.RATE_LIMITED, Fault.SERVER_ERROR, Fault.DROP_BEFORE}
 
 
 UNANSWERED = frozenset({Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.HANG})

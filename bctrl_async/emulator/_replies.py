@@ -49,11 +49,11 @@ class Reply:
 
     Attributes:
         status: The HTTP status, 200 to 599.
-        code: The `code` of the error body; None for that of the status in contract errors.md.
+        code: The `code` of the error body; None for the code of the status in errors.md.
         message: The `error` of the error body; None for the name of the status.
-        reason_class: The `reasonClass` of the error body; None for that of the status.
+        reason_class: The `reasonClass` of the error body; None for the usual value of the status.
         hint: The `hint` of the error body; None omits it.
-        headers: Further headers, such as `Retry-After`. They replace those of the same name.
+        headers: More headers, such as `Retry-After`. They replace usual headers of the same name.
         body: What is sent in place of the usual body; None for the usual one. Bytes and text, as
             UTF-8, are `text/plain; charset=utf-8`, unless `headers` has a `Content-Type`. Any
             other value is sent as JSON.

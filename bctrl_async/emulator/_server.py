@@ -41,7 +41,7 @@ class Emulator:
     method raises a ValueError for an argument that is not of its type.
 
     Attributes:
-        api_key: The key that requests must carry. Assign another one to rotate it.
+        api_key: The key that requests must carry. Assign a new key to rotate it.
         requests: Every request, in order of arrival.
         received: The number of stops with a valid path, method and key for each
             `(workspace_id, alias)`, even of an unknown runtime. Reads are in `requests` only.
@@ -96,7 +96,7 @@ class Emulator:
         self._port = port
         self._latency = latency
         self._fault_latency = fault_latency
-        self._answers = itertools.count(1)
+        self._numbers = itertools.count(1)
         self._interval = 0.0 if rate_limit is None else 1 / rate_limit
         self._empty_at = 0.0
         self._on_request = on_request
@@ -272,7 +272,7 @@ class Emulator:
         target, its workspace, its alias, all stops.
 
         Args:
-            *faults: Faults and replies in the order of the stops; None is one normal stop.
+            *faults: Faults and replies in the order of the stops; None is a normal stop.
             workspace_id: Only for stops in this workspace.
             alias: Only for stops of this alias.
             method: `POST` for stops, `GET` for reads; a list has no alias.
@@ -309,7 +309,7 @@ class Emulator:
             name = self._names.get(route.workspace_id, route.workspace_id)
             route = route._replace(workspace_id=name)
         fault, reply, payload = self._decide(request, route)
-        response = replies.response_to(reply, payload, f"req_{next(self._answers)}")
+        response = replies.response_to(reply, payload, f"req_{next(self._numbers)}")
         spoil(response, fault, payload)
         operation, method, workspace_id, alias = route or (None, None, None, None)
         received = ReceivedRequest(
