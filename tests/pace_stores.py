@@ -43,7 +43,6 @@ class SharedStore(ABC):
         """Let time pass for a schedule; below 0, its clock is set back."""
         schedule = await self.read(name)
         schedule.ends_at -= seconds
-        schedule.closed_until -= seconds if schedule.closed_until else 0.0
         for member in schedule.members:
             schedule.members[member] -= seconds
         await self.write(schedule, name)
@@ -92,17 +91,13 @@ class RedisStore(SharedStore):
 
     async def read(self, name: str = "one") -> Schedule:
         schedule, members = self._keys(name)
-        fields = {
-            field.decode(): float(value)
-            for field, value in (await self._client.hgetall(schedule)).items()
-        }
+        ends_at = float(await self._client.get(schedule))
         scores = await self._client.zrange(members, 0, -1, withscores=True)
-        return Schedule(**fields, members={member.decode(): score for member, score in scores})
+        return Schedule(ends_at, {member.decode(): score for member, score in scores})
 
     async def write(self, schedule: Schedule, name: str = "one") -> None:
         await self._client.delete(*self._keys(name))
-        fields = {"ends_at": schedule.ends_at, "closed_until": schedule.closed_until}
-        await self._client.hset(self._keys(name)[0], mapping=fields)
+        await self._client.set(self._keys(name)[0], schedule.ends_at)
         await self._client.zadd(self._keys(name)[1], schedule.members)
 
     async def clear(self) -> None:

@@ -48,7 +48,7 @@ class _MemoryStore:
     def __init__(self, pace: MemoryPace) -> None:
         self._pace = pace
 
-    async def lease(self, member: str, slots: int, closed_for: float) -> Lease:
+    async def lease(self, member: str, slots: int) -> Lease:
         pace, loop = self._pace, asyncio.get_running_loop()
         pace.calls.append(loop.time())
         pace.asked_for.append(slots)
@@ -58,7 +58,7 @@ class _MemoryStore:
             raise pace.error
         if pace.outage[0] <= now < pace.outage[1]:
             raise ConnectionRefusedError("outage")
-        lease = pace.schedule.lease(now, pace.rate, member, slots, closed_for)
+        lease = pace.schedule.lease(now, pace.rate, member, slots)
         await asyncio.sleep(pace.latency / 2)
         return lease
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from fcntl import LOCK_EX, flock
@@ -10,16 +9,14 @@ from pathlib import Path
 
 import pytest
 from conftest import KEY
-from helpers import BOUND, Command, pass_time, unused_url
+from helpers import Command, unused_url
 from redis_server import SERVERS, redis_server
 
 from bctrl_async.emulator import Emulator
 from bctrl_async.pace import FilePace, Pace
-from bctrl_async.pace._file import _FileStore
-from bctrl_async.pace._leases import Lease
 from bctrl_async.redis import RedisPace
 
-CLOSED_FOR = 0.2
+RATE = 5
 
 pytestmark = pytest.mark.usefixtures("patient")
 
@@ -33,44 +30,24 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     monkeypatch.delenv("BCTRL_PACE", raising=False)
 
 
-async def close_for_a_while(pace: Pace) -> float:
-    """Tell the members of a pace that the server is closed; return the time at which it opens."""
-    opens_at = time.monotonic() + CLOSED_FOR
+async def lease_a_slot(pace: Pace) -> float:
+    """Lease a slot for another process; return the time at which the next begins."""
+    next_begins = time.monotonic() + 1 / RATE
     store = pace.open()
-    await store.lease("another process", 0, CLOSED_FOR)
+    await store.lease("another process", 1)
     await store.close()
-    return opens_at
+    return next_begins
 
 
 @pytest.mark.parametrize("targets", [("ws", "a"), ("ws", "--all", "--yes")])
 async def test_it_keeps_to_what_another_process_wrote_in_the_file(
     targets: tuple[str, ...], command: Command, emulator: Emulator, tmp_path: Path
 ) -> None:
-    opens_at = await close_for_a_while(FilePace(tmp_path / "pace", rate=50))
-    code, _, err = await command("stop", "--rate", "50", "--pace", tmp_path / "pace", *targets)
+    next_begins = await lease_a_slot(FilePace(tmp_path / "pace", rate=RATE))
+    code, _, err = await command("stop", "--rate", str(RATE), "--pace", tmp_path / "pace", *targets)
     assert (code, err) == (0, "")
-    assert time.monotonic() >= opens_at
+    assert time.monotonic() >= next_begins
     assert emulator.status("ws", "a") == "stopped"
-
-
-async def test_a_pause_that_another_process_reported_is_a_warning(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault: for a minute the progress said that nothing is in flight, and not why."""
-    lease = _FileStore.lease
-
-    async def lease_after_another(
-        self: _FileStore, member: str, slots: int, closed_for: float
-    ) -> Lease:
-        await lease(self, "another process", 0, BOUND)
-        leased = await lease(self, member, slots, closed_for)
-        asyncio.get_running_loop().call_soon(pass_time, leased.delay)
-        return leased
-
-    monkeypatch.setattr(_FileStore, "lease", lease_after_another)
-    code, _, err = await command("stop", "--rate", "50", "--pace", tmp_path / "pace", "ws", "a")
-    assert code == 0
-    assert err.startswith("bctrl-async: warning: the server asked another member of the shared ")
 
 
 async def test_it_is_read_from_the_environment(
@@ -78,15 +55,15 @@ async def test_it_is_read_from_the_environment(
 ) -> None:
     """Fault: the password of a server can only be given where other users see it."""
     monkeypatch.setenv("BCTRL_PACE", str(tmp_path / "pace"))
-    opens_at = await close_for_a_while(FilePace(tmp_path / "pace", rate=50))
+    next_begins = await lease_a_slot(FilePace(tmp_path / "pace", rate=RATE))
     code, _, err = await command("stop", "--rate", "50", "ws", "a")
     assert (code, err) == (0, "")
-    assert time.monotonic() >= opens_at
+    assert time.monotonic() >= next_begins
 
 
 async def test_a_dry_run_asks_no_store(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "pace"
-    code, _, _ = await command("stop", "--dry-run", "--rate", "50", "--pace", path, "ws", "a")
+    code, _, _ = await command("stop", "--dry-run", "--rate", str(RATE), "--pace", path, "ws", "a")
     assert (code, path.exists()) == (0, False)
 
 
@@ -97,7 +74,7 @@ async def test_a_store_that_is_away_is_a_warning_and_the_stops_go_on(
     path = tmp_path / "pace"
     with path.open("wb") as file:
         flock(file, LOCK_EX)
-        code, _, err = await command("stop", "--rate", "50", "--pace", path, "ws", "a", "b")
+        code, _, err = await command("stop", "--rate", str(RATE), "--pace", path, "ws", "a", "b")
     assert code == 0
     assert err.startswith(
         "bctrl-async: warning: the shared pace cannot be asked (TimeoutError: another process has "
@@ -154,10 +131,10 @@ async def test_without_the_extra_a_url_is_a_usage_error_that_says_what_to_instal
 @pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
 async def test_a_url_is_that_of_a_redis_server(command: Command, emulator: Emulator) -> None:
     with redis_server(SERVERS[0]) as server:
-        opens_at = await close_for_a_while(RedisPace(server.url, rate=50))
-        code, _, err = await command("stop", "--rate", "50", "--pace", server.url, "ws", "a")
+        next_begins = await lease_a_slot(RedisPace(server.url, rate=RATE))
+        code, _, err = await command("stop", "--rate", str(RATE), "--pace", server.url, "ws", "a")
         assert (code, err) == (0, "")
-        assert time.monotonic() >= opens_at
+        assert time.monotonic() >= next_begins
     assert emulator.status("ws", "a") == "stopped"
 
 
@@ -166,7 +143,7 @@ async def test_the_password_of_a_server_that_is_away_is_not_shown(
 ) -> None:
     with unused_url() as url:
         place = url.replace("http://", "redis://:secret@")
-        code, out, err = await command("stop", "--rate", "50", "--pace", place, "ws", "a")
+        code, out, err = await command("stop", "--rate", str(RATE), "--pace", place, "ws", "a")
     assert code == 0
     assert err.startswith(
         "bctrl-async: warning: the shared pace cannot be asked (ConnectionError: "

@@ -187,7 +187,7 @@ class TestServer:
             b"HTTP/1.1 400 Bad Request\r\n\r\n",
             b"\x00\xff\x16\x03" * 100,
             b"+OK\r\n",
-            b"*4\r\n$4\r\nfour\r\n$1\r\n0\r\n$1\r\n0\r\n:1\r\n",
+            b"*3\r\n:1\r\n$4\r\nzero\r\n:1\r\n",
             b"*999999999\r\n",
             b"-LOADING Redis is loading the dataset in memory\r\n",
             b"-MOVED 1 127.0.0.1:1\r\n",

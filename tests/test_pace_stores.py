@@ -1,7 +1,6 @@
 """One contract for every store of a shared pace: the file, and Redis or Valkey.
 
-A clock cannot be stopped in a server. So time passes by moving the times that are stored, and
-leases are compared with each other, or with the end of a Retry-After that holds everybody up.
+The clocks stand still: time passes by moving the times that are stored.
 """
 
 from __future__ import annotations
@@ -10,9 +9,11 @@ import asyncio
 import hashlib
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Self
 
 import pytest
@@ -28,7 +29,7 @@ from bctrl_async.pace._leases import Lease, Store
 from bctrl_async.pace._redis import _LEASE
 
 RATE = 200.0
-CLOSED = 30.0
+NOW = 1_000_000.0
 NAMES = ["file", "fakeredis", "redis-server", "valkey-server"]
 
 
@@ -38,9 +39,11 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bctrl_async.pace._redis._TIMEOUT", BOUND)
     monkeypatch.setattr("bctrl_async.pace._file._BUSY", BOUND)
     # Keys must not expire before a test has read them.
-    monkeypatch.setattr(
-        "bctrl_async.pace._redis._LEASE", _LEASE.replace("ends_at + 2 - now", "3600")
-    )
+    script = _LEASE.replace("ends_at + 2 - now", "3600")
+    script = script.replace("redis.call('TIME')", f"{{{NOW:.0f}, 0}}")
+    monkeypatch.setattr("bctrl_async.pace._redis._LEASE", script)
+    clock = SimpleNamespace(monotonic=lambda: NOW, sleep=time.sleep)
+    monkeypatch.setattr("bctrl_async.pace._file.time", clock)
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +88,10 @@ class Members:
         for store in self._stores.values():
             await store.close()
 
-    async def lease(self, member: str, slots: int = 100, closed_for: float = 0.0) -> Lease:
+    async def lease(self, member: str, slots: int = 100) -> Lease:
         if member not in self._stores:
             self._stores[member] = self._shared.pace(self._rate, self._name).open()
-        return await self._stores[member].lease(member, slots, closed_for)
-
-    async def lease_closed(self, member: str, slots: int = 100) -> tuple[float, Lease]:
-        """Lease while the server is closed: return also the time of the first slot after that."""
-        lease = await self.lease(member, slots)
-        assert lease.closed_for > 0.0
-        return lease.delay - lease.closed_for, lease
+        return await self._stores[member].lease(member, slots)
 
 
 @pytest.fixture
@@ -103,15 +100,16 @@ async def members(shared: SharedStore) -> AsyncIterator[Members]:
         yield members
 
 
-@pytest.fixture
-async def closed(members: Members) -> Members:
-    """Members of a pace whose server is closed, as "a" reported."""
-    await members.lease("a", 0, CLOSED)
-    return members
-
-
 def near(value: float | dict[str, float]) -> object:
     return pytest.approx(value, abs=1e-5)
+
+
+def assert_in_turn(leases: list[Lease]) -> None:
+    """Assert that slots begin now, and that each lease follows the one before."""
+    taken = sorted((lease.delay, lease.delay + lease.slots / RATE) for lease in leases)
+    assert taken[0][0] == near(0.0)
+    for (_, end), (begin, _) in pairwise(taken):
+        assert begin == near(end)
 
 
 class TestSchedule:
@@ -126,117 +124,68 @@ class TestSchedule:
                 await shared.advance(chance.choice([0.0, 0.01, 0.1, 1.0, 3.0, 100.0, -1.0, -1e6]))
                 member = f"m{chance.randrange(5)}"
                 slots = chance.choice([0, 1, 3, 1000])
-                closed_for = chance.choice([0.0, 0.0, 0.0, 0.5, 90.0])
                 model = await shared.read()
 
-                lease = await members.lease(member, slots, closed_for)
+                lease = await members.lease(member, slots)
                 stored = await shared.read()
 
-                # The time at which it was leased.
-                now = stored.ends_at - lease.slots / rate - lease.delay
-                expected = model.lease(now, rate, member, slots, closed_for)
+                expected = model.lease(NOW, rate, member, slots)
                 assert (lease.slots, lease.members) == (expected.slots, expected.members)
                 assert lease.delay == near(expected.delay)
-                assert lease.closed_for == near(expected.closed_for)
                 assert stored.ends_at == near(model.ends_at)
-                assert stored.closed_until == near(model.closed_until)
                 assert stored.members == near(model.members)
 
-    async def test_slots_are_never_handed_out_twice(self, closed: Members) -> None:
-        leases = await asyncio.gather(*(closed.lease_closed(f"m{n}") for n in range(40)))
+    async def test_slots_are_never_handed_out_twice(self, members: Members) -> None:
+        leases = await asyncio.gather(*(members.lease(f"m{n}") for n in range(40)))
 
-        taken = sorted((begin, begin + lease.slots / RATE) for begin, lease in leases)
-        assert taken[0][0] == near(0.0)
-        for (_, end), (begin, _) in pairwise(taken):
-            assert begin == near(end)
+        assert_in_turn(leases)
 
-    async def test_members_take_turns_of_equal_length(self, closed: Members) -> None:
+    async def test_members_take_turns_of_equal_length(self, members: Members) -> None:
         for member in "abc":
-            await closed.lease(member)
-        turns = [await closed.lease_closed(member) for member in "abc"]
+            await members.lease(member)
+        turns = [await members.lease(member) for member in "abc"]
 
         length = int(RATE * 0.05 / 3)
-        assert [lease.slots for _, lease in turns] == [length] * 3
-        assert [b - a for (a, _), (b, _) in pairwise(turns)] == [near(length / RATE)] * 2
+        assert [lease.slots for lease in turns] == [length] * 3
+        assert [b.delay - a.delay for a, b in pairwise(turns)] == [near(length / RATE)] * 2
 
     async def test_a_member_that_joins_late_is_next_and_has_its_share(
-        self, closed: Members
+        self, members: Members
     ) -> None:
         for member in "abcabc":
-            begin, lease = await closed.lease_closed(member)
-        joined, share = await closed.lease_closed("d")
+            lease = await members.lease(member)
+        share = await members.lease("d")
 
-        assert joined == near(begin + lease.slots / RATE)
+        assert share.delay == near(lease.delay + lease.slots / RATE)
         assert share.members == 4
         assert share.slots == int(RATE * 0.05 / 4)
 
     async def test_a_dead_member_costs_one_lease_and_counts_for_two_seconds(
         self, members: Members, shared: SharedStore
     ) -> None:
-        # Members count until after the Retry-After, however busy the machine is.
         for member in ["a", "b", "dead"]:
-            await members.lease(member, 100, 60.0)
+            await members.lease(member)
         stored = await shared.read()
         assert stored.members["dead"] - stored.ends_at == near(2.0)
 
-        await shared.advance(40.0)
-        assert [(await members.lease(member, 100, 60.0)).members for member in "ab"] == [3, 3]
-        await shared.advance(30.0)
+        await shared.advance(1.5)
+        assert [(await members.lease(member)).members for member in "ab"] == [3, 3]
+        await shared.advance(1.5)
         assert [(await members.lease(member)).members for member in "ab"] == [2, 2]
 
-    async def test_nobody_leases_more_slots_than_it_can_use(self, closed: Members) -> None:
-        first, lease = await closed.lease_closed("a", 2)
-        second, _ = await closed.lease_closed("b", 1)
+    async def test_nobody_leases_more_slots_than_it_can_use(self, members: Members) -> None:
+        first = await members.lease("a", 2)
+        second = await members.lease("b", 1)
 
-        assert lease.slots == 2
-        assert second - first == near(2 / RATE)
-
-    async def test_a_report_leases_no_slot(self, closed: Members) -> None:
-        first, _ = await closed.lease_closed("a", 1)
-        report = await closed.lease("b", 0, CLOSED)
-        second, _ = await closed.lease_closed("a", 1)
-
-        assert report.slots == 0
-        # The report may have come a moment later than the first, and then the end moves as well.
-        assert second <= first + 1 / RATE + 1e-5
+        assert first.slots == 2
+        assert second.delay - first.delay == near(2 / RATE)
 
     async def test_a_slow_rate_leases_one_slot_at_a_time(self, shared: SharedStore) -> None:
         async with Members(shared, 0.1) as slow:
-            await slow.lease("a", 0, CLOSED)
-            first, one = await slow.lease_closed("a")
-            second, other = await slow.lease_closed("b")
+            first, second = await slow.lease("a"), await slow.lease("b")
 
-        assert (one.slots, other.slots) == (1, 1)
-        assert (first, second) == (near(0.0), near(10.0))
-
-
-class TestRetryAfter:
-    async def test_it_reaches_the_other_members_with_their_next_lease(
-        self, members: Members
-    ) -> None:
-        await members.lease("b")
-        await members.lease("a", 0, CLOSED)
-        lease = await members.lease("b")
-
-        assert 0.0 < lease.closed_for <= CLOSED
-        assert lease.delay >= lease.closed_for
-
-    async def test_it_is_over_after_its_time(self, closed: Members, shared: SharedStore) -> None:
-        await shared.advance(CLOSED)
-
-        assert (await closed.lease("b")).closed_for == 0.0
-
-    async def test_a_shorter_one_does_not_replace_it(self, closed: Members) -> None:
-        assert (await closed.lease("b", 0, 0.001)).closed_for > 0.001
-
-    @pytest.mark.parametrize("closed_for", [3600.0, 1e300])
-    async def test_no_more_than_a_minute_of_it_is_shared(
-        self, members: Members, shared: SharedStore, closed_for: float
-    ) -> None:
-        assert (await members.lease("a", 0, closed_for)).closed_for == near(60.0)
-        assert (await members.lease("b")).closed_for <= 60.0
-        await shared.advance(60.0)
-        assert (await members.lease("b")).closed_for == 0.0
+        assert (first.slots, second.slots) == (1, 1)
+        assert (first.delay, second.delay) == (near(0.0), near(10.0))
 
 
 class TestClock:
@@ -244,13 +193,11 @@ class TestClock:
     async def test_one_that_is_set_back_holds_nobody_up(
         self, members: Members, shared: SharedStore, seconds: float
     ) -> None:
-        """Fault: the moment of the last lease counted as the end of a Retry-After."""
         for member in "abc":
             await members.lease(member)
         await shared.advance(-seconds)
         lease = await members.lease("a")
 
-        assert lease.closed_for == 0.0
         # Two leases for each member and one more.
         assert lease.delay < 0.5
 
@@ -262,13 +209,8 @@ class TestClock:
         for member in "abc":
             await members.lease(member)
         await shared.advance(-seconds)
-        await members.lease("a", 0, CLOSED)
-        turns = [await members.lease_closed(member) for member in "abc" * 3]
 
-        taken = [(begin, begin + lease.slots / RATE) for begin, lease in turns]
-        assert taken[0][0] == near(0.0)
-        for (_, end), (begin, _) in pairwise(taken):
-            assert begin == near(end)
+        assert_in_turn([await members.lease(member) for member in "abc" * 3])
 
     async def test_one_that_jumps_ahead_begins_anew(
         self, members: Members, shared: SharedStore
@@ -283,25 +225,24 @@ class TestClock:
 
 class TestState:
     async def test_a_store_that_was_emptied_begins_anew(
-        self, closed: Members, shared: SharedStore
+        self, members: Members, shared: SharedStore
     ) -> None:
         """Fault: a pace whose file was deleted could not be asked until another process made it."""
         for member in "abc":
-            await closed.lease(member)
+            await members.lease(member)
         await shared.clear()
-        lease = await closed.lease("a")
+        lease = await members.lease("a")
 
-        assert (lease.delay, lease.closed_for, lease.members) == (0.0, 0.0, 1)
-        await closed.lease("a", 0, CLOSED)
-        assert (await closed.lease("b")).members == 2
+        assert (lease.delay, lease.members) == (0.0, 1)
+        assert (await members.lease("b")).members == 2
 
-    async def test_two_names_do_not_meet(self, closed: Members, shared: SharedStore) -> None:
+    async def test_two_names_do_not_meet(self, members: Members, shared: SharedStore) -> None:
+        await members.lease("a")
         async with Members(shared, name="other") as other:
             lease = await other.lease("a")
-            assert (lease.closed_for, lease.members) == (0.0, 1)
-            await other.lease("a", 0, CLOSED)
+            assert (lease.delay, lease.members) == (0.0, 1)
             assert (await other.lease("b")).members == 2
-        assert (await closed.lease("c")).members == 2
+        assert (await members.lease("c")).members == 2
 
     @pytest.mark.parametrize("shared", [name for name in NAMES if name != "file"], indirect=True)
     async def test_it_does_not_remain_for_ever(
@@ -312,8 +253,6 @@ class TestState:
             await members.lease("a")
             # They may have expired by now.
             assert all(0.0 <= ttl < 3.0 for ttl in await shared.ttl())
-            await members.lease("a", 0, CLOSED)
-            assert all(3.0 < ttl < CLOSED + 3.0 for ttl in await shared.ttl())
 
     async def test_a_request_that_is_cancelled_leaves_the_store_usable(
         self, members: Members

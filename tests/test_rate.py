@@ -340,17 +340,14 @@ class TestGrowthAndPauses:
             rate.on_success(1.5)
         return rate
 
-    @pytest.mark.parametrize("reason", ["covered", "of its own", "of another process"])
+    @pytest.mark.parametrize("reason", ["covered", "of its own"])
     def test_a_slow_start_goes_on_after_a_pause_that_is_no_reason_to_slow_down(
         self, growing: AdaptiveRate, reason: str
     ) -> None:
         """Fault: it went on in the pause, and then lifted the limit."""
-        if reason == "of another process":
-            growing.hold(2.0, 30.0)
-        else:
-            if reason == "covered":
-                growing._baseline._phase = _Hold(0.1, 20.0)
-            growing.on_throttled(2.0, 30.0, 1, 2 * (reason == "of its own"))
+        if reason == "covered":
+            growing._baseline._phase = _Hold(0.1, 20.0)
+        growing.on_throttled(2.0, 30.0, 1, 2 * (reason == "of its own"))
         growing.on_start(32.0)
 
         assert growing.is_throttled
@@ -360,7 +357,7 @@ class TestGrowthAndPauses:
     def test_a_probe_that_ends_the_pause_early_lets_it_go_on_then(
         self, growing: AdaptiveRate
     ) -> None:
-        growing.hold(2.0, 300.0)
+        growing.on_throttled(2.0, 300.0, 1, 2)
         growing.on_start(62.0)
         growing.on_success(63.0)
         assert growing._current_rate(63.0) == pytest.approx(100.0 * 2 ** (1 / _DOUBLING))
@@ -374,15 +371,6 @@ class TestGrowthAndPauses:
         rate.on_start(30.0)
         assert rate.is_throttled
         assert rate._current_rate(30.0) == pytest.approx(rate._epoch_rate)
-
-    def test_a_slow_start_in_the_pause_of_another_process_begins_after_it(self) -> None:
-        """Fault: the first throttled response there lifted the limit that it showed."""
-        rate = AdaptiveRate()
-        rate.hold(0.0, 30.0)
-        refuse(rate, 1.0)
-        rate.on_start(30.0)
-        assert rate.is_throttled
-        assert rate._current_rate(30.0) == 20.0
 
 
 class TestRandomThrottling:
@@ -523,18 +511,6 @@ class TestLimiter:
         assert second is None
         # Its patience would last for the whole hour, so it waits; a minute later it is the probe.
         assert time == pytest.approx(61)
-
-    def test_a_pause_that_another_process_reports_again_stays_as_it_is(self) -> None:
-        rate = AdaptiveRate()
-        rate.hold(0.0, 70.0)
-        assert rate.delay(59.0, 0) == pytest.approx(1.0)
-        rate.on_start(60.0)
-        assert rate.is_probed
-
-        rate.hold(60.0, 10.001)
-
-        assert rate.is_probed
-        assert rate.retry_after_ends == 70.0
 
     def test_a_wait_that_becomes_shorter_ends_in_time(self) -> None:
         async def scenario() -> float:

@@ -22,6 +22,7 @@ from redis_server import SERVERS, RedisServer, redis_server
 import bctrl_async
 from bctrl_async import BctrlConfigError
 from bctrl_async.pace._leases import Lease
+from bctrl_async.pace._redis import _LEASE
 from bctrl_async.redis import RedisPace
 
 GUIDE = Path(__file__).parents[1] / "docs" / "how-to" / "share-a-rate.md"
@@ -30,21 +31,20 @@ needs_server = pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey 
 each_server = pytest.mark.parametrize("program", SERVERS, ids=os.path.basename)
 
 
-CLOSED = 60.0
-"""Seconds after which the slots of a first lease begin: members and keys stay for longer."""
-
-
 @pytest.fixture(autouse=True)
-def _no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bctrl_async.pace._redis._TIMEOUT", BOUND)
+    # Members and keys stay until a busy machine has asked again.
+    script = _LEASE.replace("ends_at + 2", "ends_at + 60")
+    monkeypatch.setattr("bctrl_async.pace._redis._LEASE", script)
 
 
 async def lease(pace: RedisPace) -> Lease:
     """Return the second lease of a store, which the script's cache has already."""
     store = pace.open()
     try:
-        await store.lease("a", 1, CLOSED)
-        return await store.lease("b", 100, 0.0)
+        await store.lease("a", 1)
+        return await store.lease("b", 100)
     finally:
         await store.close()
 
@@ -157,8 +157,7 @@ class TestClients:
         async with FakeAsyncRedis(decode_responses=True) as client:
             leased = await lease(RedisPace(client, rate=200))
         assert (leased.slots, leased.members) == (5, 2)
-        assert type(leased.delay) is type(leased.closed_for) is float
-        assert 0.0 < leased.closed_for <= leased.delay
+        assert type(leased.delay) is float
 
     async def test_a_store_that_never_connected_can_be_closed(self) -> None:
         await RedisPace("redis://localhost", rate=200).open().close()
@@ -194,12 +193,12 @@ class TestClients:
     ) -> None:
         with redis_server(program) as server:
             store = RedisPace(server.url, rate=200).open()
-            await store.lease("a", 1, CLOSED)
+            await store.lease("a", 1)
             async with Redis.from_url(server.url) as admin:
                 await admin.client_kill_filter(skipme=True)
                 while len(await admin.client_list()) > 1:
                     await asyncio.sleep(0)
-            assert (await store.lease("b", 1, 0.0)).members == 2
+            assert (await store.lease("b", 1)).members == 2
             await store.close()
 
     @needs_server

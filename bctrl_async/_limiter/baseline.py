@@ -23,7 +23,7 @@ _BURSTINESS = 0.75
 _PLATEAU = 0.45
 """While the groups are compared, the peak of the rate stays at this share of its old value."""
 _PLATEAU_SHARE = 0.125
-"""If the server throttles a larger share than this, there is no such plateau."""
+"""Above this throttled share, the rate is not held at a plateau."""
 _MAX_SHARE = 0.5
 """If the server throttles a larger share than this, slowing down is never called futile."""
 _ODDS = math.log(50.0)
@@ -147,7 +147,7 @@ class RefusalBaseline:
 
     @property
     def successes_in_a_row(self) -> int:
-        """The number of responses since the last one that was throttled."""
+        """The number of successes since the last throttled response."""
         return self._successes - self._last_throttled
 
     def covers(self, now: float) -> bool:

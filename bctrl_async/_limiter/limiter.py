@@ -18,7 +18,7 @@ _log = logging.getLogger("bctrl_async")
 _TIMER_TOLERANCE = 0.01
 """Seconds by which a wakeup may be late before its timer is replaced."""
 _MAX_PASSED = 4
-"""Attempts of single calls that are admitted in a row while those of a bulk stop wait."""
+"""Attempts of single calls that are admitted in a row while a bulk stop waits."""
 
 
 class Priority(IntEnum):
@@ -27,7 +27,7 @@ class Priority(IntEnum):
     RETRY = 0
     """A call that has made an attempt before."""
     SINGLE = 1
-    """A single call; it comes before those of a bulk stop, because somebody waits for it."""
+    """A single call; it comes before a bulk stop, because somebody waits for it."""
     BULK = 2
     """A target of a bulk stop; one in five goes first if single calls alone would use all slots."""
     POLL = 3
@@ -46,9 +46,7 @@ class Limiter:
         self._rate = rate
         self._leases: Leases | None = None
         if pace is not None:
-            self._leases = Leases(
-                pace, waiting=lambda: self._queued, on_lease=self._admit, on_closed=rate.hold
-            )
+            self._leases = Leases(pace, waiting=lambda: self._queued, on_lease=self._admit)
             # The pace is for all, from the start. Slots that a member leaves unused are lost.
             rate.is_starting = False
         self._passed = 0
@@ -187,8 +185,6 @@ class Limiter:
             self._rate.on_success(now)
             return
         self._rate.on_throttled(now, error.retry_after, self.in_use, repeats)
-        if self._leases is not None and error.retry_after is not None:
-            self._leases.on_throttled(now, error.retry_after)
         if self._is_over(now, self._shortest_max_wait, self._first_end):
             self._wake_all()
         if self._rate.is_throttled and self._throttled_since is None:
@@ -210,7 +206,7 @@ class Limiter:
         """Return the seconds until the next attempt may start; inf if something must end first."""
         delay = 0.0 if self._rate.is_unlimited else self._rate.delay(now, self.in_use)
         if delay <= 0.0 and self._leases is not None:
-            # Only now, for a slot that is not used is lost.
+            # The leases are asked last, for a slot that is not used is lost.
             delay = self._leases.delay(now)
         return delay
 
@@ -271,7 +267,7 @@ class Limiter:
 
     def _schedule_wakeup(self, when: float) -> None:
         timer = self._timer
-        # While the window is full there is no such time: `release` admits the next waiter.
+        # While the window is full, no time is known: `release` admits the next waiter.
         if when == math.inf or (timer and when > timer.when() - _TIMER_TOLERANCE):
             return
         if timer is not None:

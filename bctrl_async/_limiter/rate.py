@@ -1,6 +1,6 @@
 """Adapt the request rate to throttling: sans-IO, driven by responses and clock readings.
 
-The rate is controlled like that of a TCP sender. The first attempts are paced, and each success
+The rate is controlled as a TCP sender does. The first attempts are paced, and each success
 raises their rate, until enough have succeeded: then there is no limit and nothing is computed. Once
 several attempts are throttled among few others, the rate pauses and starts slowly, near what the
 server accepted before (RFC 5681 section 3.1). More throttling makes it step down to a share of the
@@ -30,7 +30,7 @@ test for a third that is throttled against a twentieth, at which a server may th
 _PAUSE = 0.5
 """Seconds of the pause after the first throttled response, if its Retry-After is not longer."""
 _RECOVERY = 0.25
-"""Seconds after a step down in which throttling causes no further one (RFC 9002 section 7.3.2)."""
+"""Seconds after a step down in which throttling causes no other (RFC 9002 section 7.3.2)."""
 _SPAN = 1.0
 """Seconds over which the delivered rate is measured."""
 _BETA = 0.85
@@ -48,10 +48,6 @@ _GONE = 10.0
 """A rate this many times the last known limit shows that the limit is gone."""
 _BURST = 0.02
 """Seconds' worth of attempts that may start at once, to make up for late timers."""
-_SAME_PAUSE = 0.05
-"""Seconds by which a pause that was reported by another process is longer if it is a new one."""
-_NOTABLE = 0.5
-"""Seconds by which such a pause is longer if it is worth a warning: bursts prolong it a little."""
 _SLOW_START_MIN, _SLOW_START_SHARE = 20.0, 1.3
 """A slow start's first rate: at least, and in proportion to the successes of the last _PAUSE."""
 _DOUBLING = 0.7
@@ -171,16 +167,6 @@ class AdaptiveRate:
             if not covered:
                 self._epoch_start = paused_until
 
-    def hold(self, now: float, seconds: float) -> bool:
-        """Pause for another process; return True if attempts have to wait for notably longer."""
-        ends = now + seconds
-        is_new = ends > max(self._paused_until, now) + _NOTABLE
-        if ends > self._paused_until + _SAME_PAUSE:
-            self._asked_at, self.is_probed = now, False
-            self._pause(now, ends)
-            self.retry_after_ends = ends
-        return is_new
-
     def _pause(self, now: float, ends: float) -> None:
         """Pause until a time; the rate does not grow meanwhile."""
         self._is_paused = True
@@ -206,7 +192,7 @@ class AdaptiveRate:
         self._window = math.inf
 
     def _begin_epoch(self, now: float, rate: float) -> None:
-        """Begin to grow from a rate, after the pause if there is one."""
+        """Start to grow from a rate, after a pause if there is any."""
         self._epoch_rate = rate
         self._epoch_start, self._stepped_at = max(now, self._paused_until), now
 

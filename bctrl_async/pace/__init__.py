@@ -7,7 +7,7 @@ together never start more attempts than the rate allows in any second, plus one 
 that dies costs one lease. No attempt waits for the store for longer than 0.25 s: a session that
 cannot ask it goes on with its share of the rate, and logs a warning.
 
-`FilePace` is for the processes of one machine, `bctrl_async.redis.RedisPace` for those of many.
+`FilePace` serves the processes of one machine, `bctrl_async.redis.RedisPace` many machines.
 """
 
 from bctrl_async.pace._file import FilePace

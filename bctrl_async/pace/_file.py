@@ -80,8 +80,8 @@ class _FileStore:
         # A disk that hangs must hold up nothing else.
         self._thread = ThreadPoolExecutor(1, "bctrl-async-pace")
 
-    async def lease(self, member: str, slots: int, closed_for: float) -> Lease:
-        take = partial(self._take, member, slots, closed_for)
+    async def lease(self, member: str, slots: int) -> Lease:
+        take = partial(self._take, member, slots)
         return await asyncio.get_running_loop().run_in_executor(self._thread, take)
 
     async def close(self) -> None:
@@ -91,13 +91,13 @@ class _FileStore:
         finally:
             self._thread.shutdown(wait=False)
 
-    def _take(self, member: str, slots: int, closed_for: float) -> Lease:
+    def _take(self, member: str, slots: int) -> Lease:
         # It is opened each time, because the others use the new one if it was deleted or replaced.
         with open(self._path, "r+b", buffering=0, opener=_create) as file:
             _wait_for_lock(file.fileno())
             schedule = self._read(file.read())
             # This clock is the same in all processes, and is never set back.
-            lease = schedule.lease(time.monotonic(), self._rate, member, slots, closed_for)
+            lease = schedule.lease(time.monotonic(), self._rate, member, slots)
             file.seek(0)
             file.write(_HEADER + msgspec.json.encode(schedule) + b"\n")
         return lease

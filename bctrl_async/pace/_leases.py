@@ -1,4 +1,4 @@
-"""The leases that one session takes of a shared pace, and its share of the rate without the store.
+"""The schedule of a shared pace, the leases of one session, and its share without the store.
 
 No attempt waits for the store while there are slots: a task of its own asks for the next lease when
 the last one is used up, or a round trip before.
@@ -26,24 +26,21 @@ _log = logging.getLogger("bctrl_async.pace")
 
 LEASE = 0.05
 """Seconds that a lease lasts at most. It is the longest that a single member makes others wait."""
-_MAX_CLOSED = 60.0
-"""The longest Retry-After in seconds that is shared: in a longer one a call a minute is a probe."""
 _MEMBERSHIP = 2.0
 """Seconds after the end of its last lease until a member no longer counts."""
 _PATIENCE = 0.25
 """Seconds after which attempts do not wait for the store any more."""
 _INTERVAL = 1.0
-"""Seconds between two requests to a store that is away; one that takes longer is given up."""
+"""Seconds between requests to a store that is away; a request that takes longer is given up."""
 _BURST = 0.02
 """Seconds' worth of attempts that may start at once without the store, for late timers."""
 
 
 class Lease(NamedTuple):
-    """Slots that one member may use, and what it learns of the others; times are in seconds."""
+    """Slots that one member may use, the seconds until the first, and how many share the rate."""
 
     slots: int
     delay: float
-    closed_for: float
     members: int
 
 
@@ -51,33 +48,28 @@ class Schedule(msgspec.Struct):
     """The schedule of a pace, as its store keeps it: a pure function of the store's clock."""
 
     ends_at: float = 0.0
-    closed_until: float = 0.0
     members: dict[str, float] = {}
 
-    def lease(self, now: float, rate: float, member: str, slots: int, closed_for: float) -> Lease:
-        """Lease at most so many slots; `closed_for` is a Retry-After of the member, or 0."""
-        closed = max(self.closed_until - now, 0.0)
+    def lease(self, now: float, rate: float, member: str, slots: int) -> Lease:
+        """Lease at most so many of the next slots to a member."""
         # Each member has two leases at most. At a low rate a slot is longer than a lease.
         queue = 2.0 * max(LEASE, 1.0 / rate) * (len(self.members) + 1)
-        if closed > _MAX_CLOSED + 1.0 or self.ends_at > now + closed + queue:
-            # The clock was set back since: its times would hold up all, or give all the same slots.
-            self.ends_at, closed, self.members = now, 0.0, {}
-        closed_for = min(max(closed, closed_for), _MAX_CLOSED)
-        members = {name: until for name, until in self.members.items() if now < until}
-        members.setdefault(member, now)
-        slots = min(slots, max(int(rate * LEASE / len(members)), 1))
-        begins = max(self.ends_at, now + closed_for)
+        if self.ends_at > now + queue:
+            # The clock was set back since: its times would hold up all.
+            self.ends_at, self.members = now, {}
+        self.members = {name: until for name, until in self.members.items() if now < until}
+        self.members.setdefault(member, now)
+        slots = min(slots, max(int(rate * LEASE / len(self.members)), 1))
+        begins = max(self.ends_at, now)
         self.ends_at = begins + slots / rate
-        members[member] = self.ends_at + _MEMBERSHIP
-        # The time of a lease must not become a Retry-After when the clock is set back.
-        self.closed_until, self.members = now + closed_for if closed_for else 0.0, members
-        return Lease(slots, begins - now, closed_for, len(members))
+        self.members[member] = self.ends_at + _MEMBERSHIP
+        return Lease(slots, begins - now, len(self.members))
 
 
 class Store(Protocol):
     """A session's connection to the store of a pace; it leases in one atomic step."""
 
-    async def lease(self, member: str, slots: int, closed_for: float, /) -> Lease: ...
+    async def lease(self, member: str, slots: int, /) -> Lease: ...
 
     async def close(self) -> None: ...
 
@@ -103,22 +95,15 @@ class Leases:
     """The slots that a session may use of a shared pace.
 
     A slot may be used until `LEASE` seconds after its time, for timers are late. Then it is lost:
-    slots that were saved up would be a burst. `on_closed` gets the time and the seconds for which a
-    server has asked a member to stay away, and returns True if that is news for the session.
+    slots that were saved up would be a burst.
     """
 
     def __init__(
-        self,
-        pace: Pace,
-        *,
-        waiting: Callable[[], int],
-        on_lease: Callable[[], None],
-        on_closed: Callable[[float, float], bool],
+        self, pace: Pace, *, waiting: Callable[[], int], on_lease: Callable[[], None]
     ) -> None:
         self._pace = pace
         self._waiting = waiting
         self._on_lease = on_lease
-        self._on_closed = on_closed
         self._member = uuid4().hex
         self._members = 1
         self._store: Store | None = None
@@ -129,7 +114,7 @@ class Leases:
         self._slots: deque[float] = deque()  # Their times.
         self._size = 0
         self._away_since: float | None = None
-        self._next_without_store = self._closed_until = self._reported_until = -math.inf
+        self._next_without_store = -math.inf
         self._is_closed = False
 
     def delay(self, now: float) -> float:
@@ -155,11 +140,6 @@ class Leases:
             share = self._members / self._pace.rate
             self._next_without_store = max(self._next_without_store, now) + share
 
-    def on_throttled(self, now: float, retry_after: float) -> None:
-        """Report a Retry-After in seconds to the other members."""
-        self._closed_until = max(self._closed_until, now + retry_after)
-        self._report(now)
-
     async def close(self) -> None:
         """Close the connection to the store; nothing is asked for afterwards."""
         self._is_closed = True
@@ -177,11 +157,6 @@ class Leases:
         is_low = self._slots[-1] - now <= min(self._round_trip, LEASE)
         return is_low and self._waiting() > len(self._slots)
 
-    def _report(self, now: float) -> None:
-        # A burst of throttled answers moves the time by milliseconds only.
-        if self._closed_until > max(self._reported_until + LEASE, now):
-            self._renew(now)
-
     def _renew(self, now: float) -> None:
         """Ask for a lease, unless that is under way."""
         is_due = self._away_since is None or now >= self._requested_at + _INTERVAL
@@ -198,14 +173,9 @@ class Leases:
                 self._store = self._pace.open()
                 self._lifetime = close_with_loop(partial(_close, self._store))
             # The task starts when all that came in the same turn of the loop are waiting.
-            now = loop.time()
-            slots, closed_until = self._wanted(now), self._closed_until
-            # Reported once: a probe may have ended the pause meanwhile.
-            is_news = closed_until > self._reported_until
-            closed_for = max(closed_until - now, 0.0) if is_news else 0.0
+            slots = self._wanted(loop.time())
             async with asyncio.timeout(_INTERVAL):
-                lease = await self._store.lease(self._member, slots, closed_for)
-            self._reported_until = closed_until
+                lease = await self._store.lease(self._member, slots)
             self._receive(lease, loop.time())
         finally:
             timer.cancel()
@@ -213,9 +183,9 @@ class Leases:
     def _wanted(self, now: float) -> int:
         """Return the number of slots to ask for: those that will be used, for others are lost."""
         waiting = self._waiting() - len(self._slots)
-        if waiting <= 0 or not self._needs_lease(now):
-            return 0
-        return max(waiting, 2 * self._size) if now < self._used_up_at + LEASE else waiting
+        if waiting > 0 and now < self._used_up_at + LEASE:
+            waiting = max(waiting, 2 * self._size)
+        return max(waiting, 0)
 
     def _on_answer(self, request: asyncio.Task[None]) -> None:
         """Go on after a request, also one that was cancelled: others may wait for it."""
@@ -225,9 +195,6 @@ class Leases:
             return
         if error is not None and not request.cancelling():
             self._on_store_away(_in_one_line(error))
-        if not request.cancelled():
-            # A loop that ends cancels its tasks, and must not get another one.
-            self._report(request.get_loop().time())
         self._on_lease()
 
     def _receive(self, lease: Lease, now: float) -> None:
@@ -243,13 +210,6 @@ class Leases:
                 "the shared pace is used again, after %.3f s",
                 elapsed,
                 extra={"bctrl.event": "pace_back", "bctrl.elapsed": elapsed},
-            )
-        if lease.closed_for > 0.0 and self._on_closed(now, lease.closed_for):
-            _log.warning(
-                "the server asked another member of the shared pace to wait (Retry-After): this "
-                "session starts no attempt for %.3g s",
-                lease.closed_for,
-                extra={"bctrl.event": "pace_paused", "bctrl.delay": lease.closed_for},
             )
         self._size = lease.slots or self._size
         begins, interval = now + lease.delay, 1.0 / self._pace.rate

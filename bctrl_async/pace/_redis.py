@@ -27,29 +27,26 @@ _TIMEOUT = 1.0
 _is_database = re.compile(r"/?\d*", re.ASCII).fullmatch
 _is_name = re.compile(r"[\w.:/-]{1,100}", re.ASCII).fullmatch
 
-# `Schedule.lease`, on the server's clock. The hash is the schedule. The sorted set has its members,
-# by the times until which they count.
+# `Schedule.lease`, on the server's clock. A key has the end of the schedule, and a sorted set the
+# members, by the times until which they count.
 _LEASE = """
-local member, rate, slots, closed_for = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local member, rate, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
-local kept = redis.call('HMGET', KEYS[1], 'ends_at', 'closed_until')
-local ends_at, closed = tonumber(kept[1] or 0), math.max((kept[2] or 0) - now, 0)
+local ends_at, gone = tonumber(redis.call('GET', KEYS[1]) or 0), now
 local queue = 2 * math.max(0.05, 1 / rate) * (redis.call('ZCARD', KEYS[2]) + 1)
-local gone = now
-if closed > 61 or ends_at > now + closed + queue then ends_at, closed, gone = now, 0, '+inf' end
-closed_for = math.min(math.max(closed, closed_for), 60)
+if ends_at > now + queue then ends_at, gone = now, '+inf' end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', gone)
 redis.call('ZADD', KEYS[2], now, member)
 local members = redis.call('ZCARD', KEYS[2])
 slots = math.min(slots, math.max(math.floor(rate * 0.05 / members), 1))
-local begins_at = math.max(ends_at, now + closed_for)
+local begins_at = math.max(ends_at, now)
 ends_at = begins_at + slots / rate
-local closed_until = closed_for > 0 and now + closed_for or 0
-redis.call('HSET', KEYS[1], 'ends_at', ends_at, 'closed_until', closed_until)
+local expires = math.ceil((ends_at + 2 - now) * 1e3)
+redis.call('SET', KEYS[1], ends_at, 'PX', expires)
 redis.call('ZADD', KEYS[2], ends_at + 2, member)
-for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, math.ceil((ends_at + 2 - now) * 1e3)) end
-return {slots, tostring(begins_at - now), tostring(closed_for), members}
+redis.call('PEXPIRE', KEYS[2], expires)
+return {slots, tostring(begins_at - now), members}
 """
 
 
@@ -67,8 +64,8 @@ class RedisPace(Pace):
     Args:
         url_or_client: The URL of the server (`redis://`, `rediss://` or `unix://`, with the options
             of redis-py), or an asyncio client: `redis.asyncio.Redis`, also of a `Sentinel`,
-            `redis.asyncio.RedisCluster`, or those of valkey-py. A client is used on its own event
-            loop, and not closed. Its timeouts and retries apply within those of the session.
+            `redis.asyncio.RedisCluster`, or the same of valkey-py. A client is used on its own
+            event loop, and not closed. Its timeouts and retries apply within the session's own.
         rate: The most attempts a second of all processes together, above 0; the same in each.
         name: The name of the shared limit, to keep several apart in one server: 1 to 100 letters,
             digits, or `_`, `.`, `:`, `/`, `-`.
@@ -125,11 +122,10 @@ class _RedisStore:
         # Braces keep the keys in one slot of a cluster.
         self._keys = [f"bctrl-async:{{{name}}}:{kind}" for kind in ("schedule", "members")]
 
-    async def lease(self, member: str, slots: int, closed_for: float) -> Lease:
-        answer = await self._script(self._keys, [member, self._rate, slots, closed_for])
-        # Numbers with a fraction are text, which the client may have decoded.
-        leased, delay, closed, members = answer
-        return Lease(leased, float(delay), float(closed), members)
+    async def lease(self, member: str, slots: int) -> Lease:
+        leased, delay, members = await self._script(self._keys, [member, self._rate, slots])
+        # A number with a fraction is text, which the client may have decoded.
+        return Lease(leased, float(delay), members)
 
     async def close(self) -> None:
         if self._own is not None:

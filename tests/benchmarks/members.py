@@ -85,9 +85,9 @@ class _TimedStore:
         self._store = store
         self._latencies = latencies
 
-    async def lease(self, member: str, slots: int, closed_for: float) -> Lease:
+    async def lease(self, member: str, slots: int) -> Lease:
         began = time.perf_counter()
-        lease = await self._store.lease(member, slots, closed_for)
+        lease = await self._store.lease(member, slots)
         self._latencies.append(time.perf_counter() - began)
         return lease
 
