@@ -67,7 +67,7 @@ async def test_a_target_of_another_workspace_than_the_given_one_is_refused(
 ) -> None:
     save("pairs.csv", "ws,ci-1\nother,crm\n")
     code, _, err = await command("stop", "ws", "--from", "pairs.csv")
-    assert "'other,crm' on line 2 is not a target: it is not of workspace ws" in err
+    assert "'other,crm' on line 2 is not a target: it names another workspace than ws" in err
     assert (code, emulator.requests) == (2, [])
     # A variable says only where aliases are.
     monkeypatch.setenv("BCTRL_WORKSPACE", "ws")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from unittest.mock import Mock
 
 import pytest
 from conftest import KEY
 from helpers import Command
+from runtimes import runtime
 
+from bctrl_async import BctrlResponseError, RuntimeFilter
+from bctrl_async.cli._list import FoundRuntimes
 from bctrl_async.emulator import Emulator
 
 
@@ -65,12 +69,6 @@ async def test_a_limit_says_how_many_it_leaves_out(command: Command, output: str
     assert (code, err) == (0, "4 runtimes, 2 shown\n")
 
 
-async def test_nothing_but_records_is_printed_if_all_are_shown(command: Command) -> None:
-    _, out, err = await command("list", "--limit", "4", "-o", "json", "ws")
-    assert len([json.loads(line) for line in out.splitlines()]) == 4
-    assert err == ""
-
-
 async def test_a_runtime_whose_age_cannot_be_read_is_an_error_if_it_may_run(
     command: Command, emulator: Emulator
 ) -> None:
@@ -125,11 +123,6 @@ async def test_get_shows_the_fields_of_a_runtime(command: Command, emulator: Emu
     assert [request.method for request in emulator.requests] == ["GET"]
 
 
-async def test_get_prints_records(command: Command) -> None:
-    _, out, _ = await command("get", "-o", "json", "ws", "mid")
-    assert json.loads(out)["runtime"]["status"] == "stopped"
-
-
 async def test_get_of_an_unknown_runtime_exits_with_1_and_says_what_to_check(
     command: Command,
 ) -> None:
@@ -137,3 +130,14 @@ async def test_get_of_an_unknown_runtime_exits_with_1_and_says_what_to_check(
     assert err.startswith("bctrl-async: error: could not get 'nobody': ")
     assert err.endswith("Check the workspace id, the alias and the base URL\n")
     assert (code, out, err.count("\n")) == (1, "", 1)
+
+
+def test_the_question_counts_runtimes_that_are_rejected(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Mock(readline=lambda: "n"))
+    odd = BctrlResponseError("odd")
+    found = FoundRuntimes("ws", RuntimeFilter(), "http://127.0.0.1:9/v1")
+    found.add([runtime("active"), odd, runtime("odd")])
+    assert not found.confirm()
+    assert "2 browser; 1 cannot be read\nStop 2 runtimes?" in capsys.readouterr().err

@@ -340,7 +340,7 @@ BUDGETS = {
     ("bulk",): 1740,
     ("dask",): 681,
     ("journal",): 330,
-    ("cli",): 3122,
+    ("cli",): 3079,
     ("emulator",): 1006,
     ("fastapi",): 572,
 }

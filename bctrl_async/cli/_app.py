@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Literal
 
-from cyclopts import App, CoercionError, CycloptsError, Group, Parameter
+from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from bctrl_async import BctrlConfigError, BctrlError, __version__
 from bctrl_async.cli._connection import STOPPING, apply_profile
@@ -110,6 +110,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _plain(error: CycloptsError) -> str:
     text = str(error).rstrip(".")
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        text = f"unexpected argument {error.unused_tokens[0]!r}"
     if isinstance(error, CoercionError) and error.argument and "Invalid value" not in text:
         # It has no name of an argument that is given by its position.
         text = f"invalid value for {error.argument.name}: {text}"

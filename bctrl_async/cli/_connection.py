@@ -33,6 +33,8 @@ _DEFAULT = "default"
 """The profile that is used unless another is named."""
 _NO_KEY = "not-needed"
 """The key of a session that sends nothing."""
+_TIMEOUT = opt.in_connection(help="Time limit of one attempt.")
+ATTEMPTS = opt.in_connection(help="Attempts that may fail; 429 and 503 do not count.")
 _PUBLIC_API = opt.Setting.of(_config.DEFAULT_BASE_URL)
 _PATHS = ("ca_file", "pace")
 """Keys of a profile whose paths are relative to the folder of its file."""
@@ -152,19 +154,18 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
     chosen = arguments.get("--profile", None)
     if chosen is None:
         return
-    profile = _load_profile(chosen.tokens[0].value or None if chosen.tokens else None)
+    # An empty variable is an unset one.
+    named = [token.value for token in chosen.tokens if token.value or token.source != "env"]
+    profile = _load_profile(named[0] if named else None)
     chosen.tokens[:] = [Token(keyword="--profile", implicit_value=profile)]
     for argument in arguments:
         key = argument.name.lstrip("-").replace("-", "_")
-        variable = next((token for token in argument.tokens if token.source == "env"), None)
-        if variable is not None:
+        for variable in [token for token in argument.tokens if token.source == "env"]:
             is_url = key == "base_url"
-            is_named = profile.is_named and (
-                key in profile.values or bool(is_url and variable.value)
-            )
-            # An empty variable is an unset one, but an empty URL must not stand for the public API.
-            if is_named or not (variable.value or is_url):
-                argument.tokens.clear()
+            is_behind = key in profile.values or (is_url and variable.value)
+            # An empty URL must not stand for the public API.
+            if (profile.is_named and is_behind) or not (variable.value or is_url):
+                argument.tokens.remove(variable)
         if not argument.tokens and key in profile.values:
             token = Token(keyword=profile.origin(key), value=profile.values[key], source="profile")
             argument.append(token)
@@ -172,8 +173,8 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Verbosity:
-    """The amount of text on stderr."""
+class Connection:
+    """The options of the connection, how much is printed, and the session made from them."""
 
     verbose: Annotated[
         bool, opt.in_output(alias="-v", show_default=False, help="Print what is retried, and why.")
@@ -182,13 +183,6 @@ class Verbosity:
         bool,
         opt.in_output(alias="-q", show_default=False, help="Print nothing but errors on stderr."),
     ] = False
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Connection(Verbosity):
-    """The options of the connection, and the session made from them."""
-
     profile: Annotated[
         Profile,
         opt.in_connection(
@@ -204,10 +198,8 @@ class Connection(Verbosity):
     base_url: Annotated[
         opt.Given, opt.in_connection(metavar="URL", env_var=_URL, help="URL of the API.")
     ] = _PUBLIC_API
-    timeout: Annotated[opt.Duration, opt.in_connection(help="Time limit of one attempt.")] = 60.0
-    attempts: Annotated[
-        opt.Count, opt.in_connection(help="Attempts that may fail; 429 and 503 do not count.")
-    ] = 4
+    timeout: Annotated[opt.Duration, _TIMEOUT] = 60.0
+    attempts: Annotated[opt.Count, ATTEMPTS] = 4
     patience: Annotated[
         opt.Wait | None,
         opt.in_connection(
@@ -339,10 +331,8 @@ class Connection(Verbosity):
 class ReadConnection(Connection):
     """The options of a command that only reads, whose user should not wait for minutes."""
 
-    timeout: Annotated[opt.Duration, opt.in_connection(help="Time limit of one attempt.")] = 10.0
-    attempts: Annotated[
-        opt.Count, opt.in_connection(help="Attempts that may fail; 429 and 503 do not count.")
-    ] = 2
+    timeout: Annotated[opt.Duration, _TIMEOUT] = 10.0
+    attempts: Annotated[opt.Count, ATTEMPTS] = 2
     patience: Annotated[
         opt.Wait | None,
         opt.in_connection(show_default="60s", help="Time to wait while throttled (429, 503)."),

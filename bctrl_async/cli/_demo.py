@@ -7,8 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich import box
-from rich.table import Table
+from msgspec.structs import replace
 
 from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopOutcome, StopResult
 from bctrl_async.cli._emulator import KEY, WORKSPACE, runtime_aliases
@@ -29,15 +28,6 @@ _FAULTS = {
     "drop_before": 0.03,
     "drop_after": 0.03,
     "unknown_values": 0.05,
-}
-_MEANINGS = {
-    StopResult.STOPPED: "the server confirmed that it is stopped",
-    StopResult.ACCEPTED: "accepted, not confirmed as stopped",
-    StopResult.ALREADY_STOPPED: "nothing was running under the alias",
-    StopResult.NOT_FOUND: "no such workspace or alias",
-    StopResult.REJECTED: "the server said no to the end, or the target is none",
-    StopResult.NOT_SENT: "no request was sent",
-    StopResult.UNKNOWN: "no conclusive answer: it may have stopped",
 }
 
 
@@ -84,30 +74,15 @@ def run_demo(runtimes: int, seed: int) -> bool:
     print_info(f"It accepts at most {_RATE_LIMIT:.0f} requests per second.")
     finished = asyncio.run(_stop_all(emulator, targets, outcomes, output))
     report = finished.report
-    print_info("")
-    output.print_result(_counts_table(report.counts))
-    output.print_result("")
-    output.print_result(
-        f"{'Interrupted' if finished.interrupted else 'Finished'} after {report.elapsed:.1f} s and "
-        f"{pluralize(len(emulator.requests), 'request')}, {report.throttled:,} of them throttled."
-    )
+    interrupted = "Interrupted: " * finished.interrupted
+    output.print_result(f"{interrupted}{replace(report, ended_early=None)}")
+    requests = pluralize(len(emulator.requests), "request")
+    output.print_result(f"It took {requests}, of which {report.throttled:,} were throttled.")
     wrong = [outcome for outcome in outcomes if not _is_consistent(outcome, before, emulator)]
     output.print_result(_verdict(wrong, list(before), emulator))
     if finished.interrupted:
         raise KeyboardInterrupt
     return not (wrong or output.write_failed)
-
-
-def _counts_table(counts: Counter[StopResult]) -> Table:
-    """Return a table of all results, with their counts and meanings."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("Result")
-    table.add_column("Count", justify="right")
-    table.add_column("Meaning")
-    for result in StopResult:
-        style = "" if counts[result] else "dim"
-        table.add_row(result, str(counts[result]), _MEANINGS[result], style=style)
-    return table
 
 
 async def _stop_all(
@@ -151,7 +126,8 @@ def _verdict(
     counts = Counter(emulator.status(*target) for target in targets)
     known = counts.total() - counts[None]
     if counts["stopped"] == known:
-        return f"The emulator confirms: all {known} runtimes are stopped."
+        missing = f"; {counts[None]} of {counts.total()} names have no runtime" * bool(counts[None])
+        return f"The emulator confirms: all {known} runtimes are stopped{missing}."
     return (
         f"The emulator confirms: {counts['stopped']} of {known} runtimes are stopped.\n"
         f"Still running: {counts['active']}, none reported as stopped."

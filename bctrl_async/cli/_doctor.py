@@ -11,8 +11,8 @@ from cyclopts import Parameter
 from yarl import URL
 
 from bctrl_async import BctrlError, BctrlSession, __version__
-from bctrl_async.cli._connection import ReadConnection
-from bctrl_async.cli._options import Count, Workspace, in_connection
+from bctrl_async.cli._connection import ATTEMPTS, ReadConnection
+from bctrl_async.cli._options import Count, Workspace
 from bctrl_async.cli._output import FAILED, Output, pluralize
 from bctrl_async.cli._progress import show_waiting
 
@@ -22,9 +22,7 @@ from bctrl_async.cli._progress import show_waiting
 class _Connection(ReadConnection):
     """The options of one attempt, whose error says what is wrong."""
 
-    attempts: Annotated[
-        Count, in_connection(help="Attempts that may fail; 429 and 503 do not count.")
-    ] = 1
+    attempts: Annotated[Count, ATTEMPTS] = 1
 
 
 _TRYING = _Connection()

@@ -5,7 +5,6 @@ would make every other command start later by a tenth.
 """
 
 import asyncio
-import errno
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
@@ -108,11 +107,8 @@ def emulator(
         output = Output()
         asyncio.run(_serve(server, api_key, output))
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            problem = f"port {port} of {host} is in use: choose another with --port"
-            raise BctrlConfigError(problem) from error
         problem = f"cannot listen on {host} port {port}: {error.strerror}"
-        raise BctrlConfigError(problem) from error
+        raise BctrlConfigError(problem, advice="Choose another with --port") from error
     return FAILED if output.write_failed else 0
 
 

@@ -213,7 +213,7 @@ class LineParser:
             workspace_id = self._workspace
         reason = _reason("workspace id", workspace_id) or _reason("alias", alias)
         if reason is None and self._is_only and workspace_id != self._workspace:
-            reason = f"it is not of workspace {self._workspace}"
+            reason = f"it names another workspace than {self._workspace}"
         if reason is not None:
             return BadLine(place, text, reason)
         return RuntimeRef(str(workspace_id), str(alias))

@@ -20,6 +20,7 @@ from bctrl_async.cli._output import (
 )
 
 _MAX_ALIAS_WIDTH = 28
+_MAX_NAME = 100
 _MAX_REASONS = 20
 """The number of reasons that are told apart: a server may put an id into each message."""
 _OTHER = "other reasons"
@@ -131,6 +132,8 @@ class OutcomePrinter:
 
     def _name(self, target: RuntimeRef) -> str:
         alias = escape(target.alias)
+        if len(alias) > _MAX_NAME:
+            alias = f"{alias[:_MAX_NAME]}..."
         if self._prints_all or not target.workspace_id:
             return alias
         return f"{escape(target.workspace_id)} {alias}"

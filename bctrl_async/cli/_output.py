@@ -39,7 +39,6 @@ IN_USE = 75
 MAX_SHOWN = 10
 """The number of targets that are shown one by one if they are invalid, or have no outcome."""
 INPUT_LEFT = "; the input was not read to its end"
-_MAX_NAME = 100
 _WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
 # A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a rate that it
 # shares: the user must see these warnings.
@@ -86,11 +85,9 @@ def pluralize(count: int, noun: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Return visible text as it is, any other, such as a space at its end, as a literal; cut it."""
+    """Return visible text as it is, and any other, such as a space at its end, as a literal."""
     # The repr of an enum's member would be its Python name.
     text = str.__str__(text)
-    if len(text) > _MAX_NAME:
-        text = f"{text[:_MAX_NAME]}..."
     is_visible = text and text.isprintable() and text == text.strip()
     return text if is_visible else ascii(text)
 

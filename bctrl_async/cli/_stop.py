@@ -53,7 +53,6 @@ from bctrl_async.pace import FilePace, Pace
 _COMPLETE = "use -o json, or a --journal"
 _MIN_DEADLINE = 0.001
 """Seconds left to a run whose deadline has passed: every target becomes `not_sent`."""
-_SCHEMES = ("redis://", "rediss://", "unix://")
 _is_address = re.compile(r"(redis|rediss|unix):(?!//).*|[\w.-]+:\d+(/.*)?").fullmatch
 """Matches an address without its scheme: as a file, each machine would have a pace of its own."""
 
@@ -284,10 +283,6 @@ def _open_pace(place: opt.Setting, rate: float) -> Pace:
             f"invalid {origin}: expected the path of a file or a URL",
             advice="Begin the address of a server with redis://, and such a path with ./",
         )
-    if "://" in place and not place.startswith(_SCHEMES):
-        # Also where the extra is missing: to install it would not help.
-        expected = "the URL of a Redis server, with redis://, rediss:// or unix://"
-        raise BctrlConfigError(f"invalid {origin}: expected {expected}, or the path of a file")
     try:
         if "://" in place:
             from bctrl_async.redis import RedisPace  # noqa: PLC0415 - an extra.
