@@ -250,10 +250,10 @@ class Journal:
                 extra={"bctrl.event": "old_journal", **fields},
             )
 
-    def write(self, outcome: StopOutcome) -> None:
-        """Append an outcome; raise a BctrlError, once, if the disk is full."""
+    def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
+        """Append an outcome, perhaps to disk; raise a BctrlError, once, if that is full."""
         if not self._is_cut_short:
-            self._append(_entry_line(outcome))
+            self._append(_entry_line(outcome), flush=flush)
 
     def close(self) -> None:
         """Flush the file to disk, unlock and close it; raise a BctrlError if the flush failed."""

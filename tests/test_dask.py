@@ -241,7 +241,7 @@ class TestJournal:
         targets = add_runtimes(emulator, 300)
         journal = tmp_path / "night.jsonl"
 
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise BctrlError("the journal cannot be written: no space left")
 
         with pytest.MonkeyPatch.context() as patch:

@@ -355,6 +355,24 @@ class TestList:
             assert each.runtime is not None
             assert "the workspace was listed, and it runs again" in str(each.error)
 
+    async def test_all_of_it_is_on_disk_before_the_first_stop(
+        self,
+        emulator: Emulator,
+        session: BctrlSession,
+        path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Fault: after a power failure, the journal had them as stopped."""
+        assert (await session.stop_workspace("ws-1", journal=path)).ok
+        for target in (A, B, C):
+            emulator.add_runtime(*target)
+        before, flushed = len(emulator.stops), list[int]()
+        monkeypatch.setattr(os, "fsync", lambda _: flushed.append(len(emulator.stops) - before))
+        assert (await session.stop_workspace("ws-1", journal=path)).ok
+
+        # Once before the first stop, and at the end of the run.
+        assert flushed == [0, 3]
+
     async def test_one_that_cannot_be_parsed_may_run_again(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:

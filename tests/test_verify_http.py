@@ -123,7 +123,7 @@ class TestOnRealSockets:
     async def test_a_journal_error_during_the_last_polls_is_reported(
         self, emulator: Emulator, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise BctrlError("the journal cannot be written")
 
         emulator.inject(Fault.ACCEPTED)

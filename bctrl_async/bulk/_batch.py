@@ -144,7 +144,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self._coroutine().throw(*error)
 
     def close(self) -> None:
-        """Close the coroutine: a run that has not begun never will."""
+        """Close the coroutine of a run that `send` has started."""
         self._has_started = True
         if self._whole_run is not None:
             self._whole_run.close()

@@ -56,12 +56,12 @@ class Ledger:
             notify(observer.end, outcome)
         return outcome
 
-    def write(self, outcome: StopOutcome) -> None:
+    def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
         """Write an outcome to the journal, if there is one, without recording it."""
         if self.journal is None:
             return
         try:
-            self.journal.write(outcome)
+            self.journal.write(outcome, flush=flush)
         except BctrlError as error:
             self._state.set_ended_early(error)
             self._state.end_early(error, CancelLevel.WAITING)

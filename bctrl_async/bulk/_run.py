@@ -113,16 +113,18 @@ class Run(Engine):
     def _write_running_again(self, found: FoundTargets) -> None:
         """Write to the journal that targets run again which it has as stopped.
 
-        It is done before any of them is sent: after a crash, the journal must not have them as
-        stopped.
+        It is done before any of them is sent: after a crash, also of the machine, the journal must
+        not have them as stopped.
         """
         if (journal := self.ledger.journal) is None:
             return
+        again: list[StopOutcome] = []
         for index, item in enumerate(found):
             target = item if isinstance(item, RuntimeRef) else best_effort_ref(item)
             if target.alias in found.running and journal.done(target) is not None:
-                again = outcome_of(target, _RUNS_AGAIN, index=index)
-                self.ledger.write(self.source.with_listed(again))
+                again.append(outcome_of(target, _RUNS_AGAIN, index=index))
+        for outcome in again:
+            self.ledger.write(self.source.with_listed(outcome), flush=outcome is again[-1])
 
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
         began = time.monotonic()
