@@ -575,7 +575,7 @@ class BctrlSession:
         priority: Priority = Priority.SINGLE,
     ) -> Call[_T]:
         path = operation.path(self._url.raw_path, workspace_id, alias)
-        retries = RetryState(policy, self._sender.quota, reads=not operation.stops)
+        retries = RetryState(policy, self._sender.quota, reads=operation.method == "GET")
         call = Call(operation, str(workspace_id), alias, path, limit, retries=retries)
         call.first_priority = priority
         return call

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
+import aiohttp
 import pytest
 from helpers import Connect
 from opentelemetry.sdk.trace import TracerProvider
@@ -27,6 +28,7 @@ from bctrl_async import (
 from bctrl_async._calls.call import Call
 from bctrl_async._http import request as operations
 from bctrl_async._http.request import Operation
+from bctrl_async._http.response import decode_runtime
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.otel import OpenTelemetry
 
@@ -42,18 +44,41 @@ class Facts(NamedTuple):
     method: str
     path: str
     stops: bool
+    repeat_in_doubt: bool
 
 
 _LIST = "/v1/workspaces/ws-1/runtimes"
 FACTS = {
-    "stop": Facts("POST", f"{_LIST}/crm/stop", stops=True),
-    "get": Facts("GET", f"{_LIST}/crm", stops=False),
-    "list": Facts("GET", _LIST, stops=False),
+    "stop": Facts("POST", f"{_LIST}/crm/stop", stops=True, repeat_in_doubt=True),
+    "get": Facts("GET", f"{_LIST}/crm", stops=False, repeat_in_doubt=True),
+    "list": Facts("GET", _LIST, stops=False, repeat_in_doubt=True),
 }
 """A new operation needs a row here, and the contract must say so in `docs/contract/`."""
 
 
-each = pytest.mark.parametrize("operation", ALL.values(), ids=ALL)
+def made_up(*, stops: bool, repeat_in_doubt: bool) -> Operation[Any]:
+    """Return an operation that the API does not have."""
+    return Operation(
+        name="hold",
+        method="POST",
+        suffix="/hold",
+        stops=stops,
+        repeat_in_doubt=repeat_in_doubt,
+        parse=decode_runtime,
+    )
+
+
+CASES = {
+    **ALL,
+    **{
+        f"{'' if stops else 'no '}stop, {'' if repeat else 'not '}to be repeated": made_up(
+            stops=stops, repeat_in_doubt=repeat
+        )
+        for stops in (True, False)
+        for repeat in (True, False)
+    },
+}
+each = pytest.mark.parametrize("operation", CASES.values(), ids=CASES)
 
 DROPPED = "dropped"
 IN_DOUBT = [DROPPED, "500 Error", "502 Bad Gateway"]
@@ -98,6 +123,7 @@ def test_every_operation_is_as_the_contract_says() -> None:
             found.method,
             found.path("/v1", "ws-1", None if found.suffix is None else "crm"),
             found.stops,
+            found.repeat_in_doubt,
         )
         for name, found in ALL.items()
     } == FACTS
@@ -111,21 +137,30 @@ def test_only_a_get_reads(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_operation_must_say_what_it_does(name: str) -> None:
-    """Fault: a new POST was taken for a read."""
+    """Fault: a new POST was sent twice in doubt."""
     found = ALL[name]
-    required = ("name", "method", "suffix", "stops", "parse")
+    required = ("name", "method", "suffix", "stops", "repeat_in_doubt", "parse")
     arguments = {field: getattr(found, field) for field in required}
     for field in required:
         with pytest.raises(TypeError, match=f"Missing required argument '{field}'"):
             Operation(**{key: value for key, value in arguments.items() if key != field})
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_aiohttp_repeats_no_request_that_may_not_be_repeated(name: str) -> None:
+    """It repeats those of some methods by itself, on a connection that was lost."""
+    found = ALL[name]
+    assert found.repeat_in_doubt or found.method not in aiohttp.client.IDEMPOTENT_METHODS
+
+
 @each
 @pytest.mark.parametrize("failure", IN_DOUBT)
-async def test_a_request_in_doubt_is_sent_again(operation: Operation[Any], failure: str) -> None:
+async def test_a_request_in_doubt_is_sent_again_only_if_that_does_no_harm(
+    operation: Operation[Any], failure: str
+) -> None:
     error, requests = await outcome(operation, failure, policy=AGAIN)
     # aiohttp itself sends a GET again.
-    assert requests == 2
+    assert requests == 1 + operation.repeat_in_doubt
     assert error.attempts == requests or operation.method == "GET"
 
 
@@ -156,6 +191,17 @@ async def test_only_a_stop_may_have_stopped_a_runtime(
 
 
 @each
+@pytest.mark.parametrize("failure", [*IN_DOUBT, UNREADABLE])
+async def test_an_error_advises_to_repeat_only_what_may_be_repeated(
+    operation: Operation[Any], failure: str
+) -> None:
+    error, _ = await outcome(operation, failure, policy=ONCE)
+    words = f"The {operation.name} may have worked: look before repeating it"
+    assert str(error).endswith(words) is not operation.repeat_in_doubt
+    assert not ("safe" in str(error) and not operation.repeat_in_doubt)
+
+
+@each
 async def test_only_a_stop_has_nothing_to_do_for_what_does_not_run(
     operation: Operation[Any], connect: Connect
 ) -> None:
@@ -168,14 +214,16 @@ async def test_only_a_stop_has_nothing_to_do_for_what_does_not_run(
 
 @each
 @pytest.mark.parametrize("connected", [True, False])
-async def test_the_error_of_an_aborted_call_advises_to_repeat_it(
+async def test_the_error_of_an_aborted_call_advises_the_same(
     operation: Operation[Any], *, connected: bool, connect: Connect
 ) -> None:
     async with connect() as session:
         call = call_of(session, operation, ONCE)
     call.attempts, call.in_flight, call.is_connected = 1, True, connected
     error = call.aborted("the run has ended")
-    assert f"a {operation.name} is safe to repeat" in str(error)
+    is_safe = operation.repeat_in_doubt or not connected
+    assert (f"a {operation.name} is safe to repeat" in str(error)) is is_safe
+    assert ("may have worked" in str(error)) is not is_safe
     assert error.may_have_stopped is (operation.stops and connected)
 
 
@@ -213,7 +261,7 @@ async def test_an_observer_is_told_of_a_stop_or_of_another_call(
     async with connect(observer=watcher) as session:
         ended = await asyncio.gather(CALLS[name](session), return_exceptions=True)
 
-    assert not isinstance(ended[0], BctrlError)
+    assert isinstance(ended[0], BctrlError) is not found.repeat_in_doubt
     alias = None if found.suffix is None else "crm"
     assert watcher.events[0] == f"{name} ws-1 {alias}"
     assert watcher.events[-1].startswith("end StopOutcome" if found.stops else "end")

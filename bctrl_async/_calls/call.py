@@ -32,6 +32,8 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     number: int = 0
     """The last attempt's number among all attempts of the session."""
     in_flight: bool = False
+    in_doubt: bool = False
+    """True if an attempt that failed may have taken effect."""
     cut_off: bool = False
     """True if its run ended before an attempt that was to follow."""
 
@@ -52,9 +54,15 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         """Its retry policy."""
         return self.retries.policy
 
+    @property
+    def may_be_repeated(self) -> bool:
+        """False once an attempt may have taken effect, unless another does no harm."""
+        return self.operation.repeat_in_doubt or not self.in_doubt
+
     def on_failure(self, error: BctrlError) -> None:
         """Record what a failed attempt may have done; only a stop may have stopped a runtime."""
         self.request_id = error.request_id or self.request_id
+        self.in_doubt |= error.may_have_stopped
         error.may_have_stopped &= self.operation.stops
         error.accepted &= self.operation.stops
         if self.operation.stops and isinstance(error, BctrlConflictError) and error.already_stopped:
@@ -65,6 +73,8 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         annotate(error, self.operation.name, self.workspace_id, self.alias)
         error.attempts = self.attempts
         self.retries.annotate(error)
+        if not self.may_be_repeated:
+            error.advice = f"The {self.operation.name} may have worked: look before repeating it"
 
     def aborted(self, reason: str) -> BctrlError:
         """Return the error of this call if it is cancelled now, for a reason."""

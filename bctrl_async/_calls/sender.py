@@ -149,7 +149,8 @@ class Sender:
                 if self.closed and ended.status in THROTTLED:
                     # Nothing was done: it fails as a call that waits for a slot.
                     raise session_closed() from ended
-                if self.closed or not await self._wait_to_retry(call, ended):
+                ends = self.closed or not call.may_be_repeated
+                if ends or not await self._wait_to_retry(call, ended):
                     raise ended
                 http = self.open_pool()
                 await self.limiter.acquire(

@@ -123,7 +123,7 @@ _cached_segment = lru_cache(maxsize=64)(path_segment)
 
 
 class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
-    """One operation of the API; a request of it may be repeated in doubt."""
+    """One operation of the API, and what a request of it does."""
 
     name: str
     """The name in errors, and for observers."""
@@ -131,7 +131,9 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     suffix: str | None
     """The end of the path, after the alias; None for an operation on a whole workspace."""
     stops: bool
-    """True if a request may stop a runtime, False if it only reads."""
+    """True if a request may stop a runtime."""
+    repeat_in_doubt: bool
+    """True if a request may be sent again after one that may have taken effect."""
     parse: Callable[[bytes], _T | Coroutine[object, object, _T]]
     """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`; async if it is long."""
     max_body: int = MAX_BODY
@@ -171,15 +173,30 @@ class Request(msgspec.Struct, Generic[_T]):
         self.is_connected = True
 
 
-STOP = Operation(name="stop", method="POST", suffix="/stop", stops=True, parse=decode_runtime)
+STOP = Operation(
+    name="stop",
+    method="POST",
+    suffix="/stop",
+    stops=True,
+    repeat_in_doubt=True,
+    parse=decode_runtime,
+)
 """Contract: `runtimes-stop`."""
-GET = Operation(name="get", method="GET", suffix="", stops=False, parse=decode_runtime)
+GET = Operation(
+    name="get",
+    method="GET",
+    suffix="",
+    stops=False,
+    repeat_in_doubt=True,
+    parse=decode_runtime,
+)
 """Contract errors.md: `runtimes-get`."""
 LIST: Operation[list[Runtime | BctrlResponseError]] = Operation(
     name="list",
     method="GET",
     suffix=None,
     stops=False,
+    repeat_in_doubt=True,
     parse=parse_runtimes,
     max_body=64 * MIB,  # This is enough for a hundred thousand runtimes.
 )

@@ -30,7 +30,6 @@ class Ledger:
         self.began: float | None = None
         self.ended: float | None = None
         self.tally: OutcomeTally = OutcomeTally()
-        # The answers that were 429 or 503.
         self.throttled: int = 0
 
     def earlier(self, target: RuntimeRef) -> StopOutcome | None:

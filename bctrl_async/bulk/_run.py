@@ -111,10 +111,9 @@ class Run(Engine):
         await super()._work(worker)
 
     def _write_running_again(self, found: FoundTargets) -> None:
-        """Write to the journal that targets run again which it has as stopped.
+        """Write to the journal, and to disk, that targets run again which it has as stopped.
 
-        It is done before any of them is sent: after a crash, also of the machine, the journal must
-        not have them as stopped.
+        It is done before any of them is sent: after a crash, it must not have them as stopped.
         """
         if (journal := self.ledger.journal) is None:
             return
