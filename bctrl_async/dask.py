@@ -346,7 +346,7 @@ class ClusterRun(Engine):
             while others := self._tasks.keys() - {me}:
                 await asyncio.wait(others)
         finally:
-            # Only if the run has ended, slots leave something.
+            # The slots leave something only if the run has ended.
             while not self._unsent.empty():
                 if (item := self._unsent.get_nowait()) is not None:
                     self._deliver_later(self._not_begun(*item))

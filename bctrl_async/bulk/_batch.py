@@ -36,7 +36,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     exception.
     """
 
-    # Also of a handle whose constructor was not reached.
+    # A handle whose constructor was not reached has these.
     _has_started = True
     _runner: asyncio.Task[None] | None = None
 
@@ -185,7 +185,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         if self._runner is not None:  # pragma: no branch - it was entered.
             self._runner.cancel()
             await wait_shielded(self._runner)
-        # Also those of a run that had ended: they are only read within the block.
+        # A run that had ended may have left some, and they are only read within the block.
         self._outcomes.discard()
         if exc_type is None:
             self._raise_error()

@@ -90,20 +90,17 @@ class CircuitBreaker:
         if self.is_open and self._is_up_since(began):
             self._opened_at = None
             self._outage = began, self._sender.attempts
-            self._release_probe()
+            self.leave(self._probe)
 
     def _is_up_since(self, attempt: int) -> bool:
         """Return True if the server has answered an attempt that began after this one."""
         return self._sender.last_answered > attempt
 
-    def leave(self, call: Call[Runtime]) -> None:
+    def leave(self, call: Call[Runtime] | None) -> None:
         """Let another call become the probe if this one was it and has ended."""
         if self._probe is call:
-            self._release_probe()
-
-    def _release_probe(self) -> None:
-        self._probe = None
-        self._has_no_probe.set()
+            self._probe = None
+            self._has_no_probe.set()
 
     def as_dead(self, error: BctrlError) -> BctrlNetworkError:
         """Return the error of a run whose server is given up, from that of one target."""

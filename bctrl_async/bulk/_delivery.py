@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from bctrl_async.outcomes import StopOutcome
@@ -17,41 +18,45 @@ Deliver = Callable[[StopOutcome], Awaitable[object] | None]
 class OutcomeBuffer:
     """A queue of outcomes between the workers of a bulk stop and the readers of its outcomes.
 
-    A worker waits while more than `limit` are unread. `Queue.put` would cost a coroutine for each
-    outcome, also where there is nothing to wait for.
+    A worker waits while more than `limit` are unread. An `asyncio.Queue` would cost a coroutine for
+    each outcome, also where there is nothing to wait for.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._unread: asyncio.Queue[StopOutcome | None] = asyncio.Queue()
-        self._has_room = asyncio.Event()
+        self._unread: deque[StopOutcome] = deque()
+        self._has_outcome, self._has_room = asyncio.Event(), asyncio.Event()
+        self._has_ended = False
 
     def put(self, outcome: StopOutcome) -> Awaitable[object] | None:
         """Add an outcome; return what its worker must await if too many are unread."""
-        self._unread.put_nowait(outcome)
-        if self._unread.qsize() <= self._limit:
+        self._unread.append(outcome)
+        self._has_outcome.set()
+        if len(self._unread) <= self._limit:
             return None
         self._has_room.clear()
         return self._has_room.wait()
 
     async def get(self) -> StopOutcome | None:
         """Return the next outcome, waiting if necessary; None at the end."""
-        outcome = await self._unread.get()
-        if outcome is None:
-            # All other readers must find it as well.
-            self.end()
-        elif self._unread.qsize() <= self._limit:
+        while not self._unread:
+            if self._has_ended:
+                return None
+            self._has_outcome.clear()
+            await self._has_outcome.wait()
+        outcome = self._unread.popleft()
+        if len(self._unread) <= self._limit:
             self._has_room.set()
         return outcome
 
     def end(self) -> None:
         """Let the readers have the outcomes that are unread, and then None."""
-        self._unread.put_nowait(None)
+        self._has_ended = True
+        self._has_outcome.set()
 
     def discard(self) -> None:
         """Discard the outcomes that are unread, and let the readers have None."""
-        while not self._unread.empty():
-            self._unread.get_nowait()
+        self._unread.clear()
         self.end()
 
 

@@ -147,8 +147,8 @@ class Engine(ABC):
             self._finish()
 
     async def _open_journal(self, path: str | os.PathLike[str]) -> None:
-        # In a thread, since it may take long. One that was opened must be closed, also if the run
-        # is cancelled meanwhile.
+        # In a thread, since it may take long. A journal that was opened must be closed, also if the
+        # run is cancelled meanwhile.
         max_age = self.options.journal_max_age
         opening = asyncio.create_task(asyncio.to_thread(Journal, path, self._base_url, max_age))
         try:
@@ -222,7 +222,7 @@ class Engine(ABC):
     async def _wait_for_tasks(self) -> None:
         """Wait until all tasks have ended, even if cancelled meanwhile."""
         cancelled: asyncio.CancelledError | None = None
-        while self._tasks or self._goes_on_for_the_rest():
+        while self._tasks or self._starts_for_rest():
             try:
                 await asyncio.wait(list(self._tasks))
             except asyncio.CancelledError as error:
@@ -235,8 +235,8 @@ class Engine(ABC):
         if cancelled is not None:
             raise cancelled
 
-    def _goes_on_for_the_rest(self) -> bool:
-        """Start a worker that records the rest, if all others were cancelled from outside."""
+    def _starts_for_rest(self) -> bool:
+        """Start a worker for what all others left, if these were cancelled from outside."""
         if not self.source.closed:
             self.cancel()
             if self.source.can_drain:

@@ -49,7 +49,7 @@ class Ledger:
         if not outcome.resumed:
             if self.observer is not None:
                 notify(self.observer.outcome, outcome)
-            # A resumed one has an entry.
+            # A resumed outcome has an entry.
             self.write(outcome)
         if observer is not None:
             notify(observer.end, outcome)

@@ -40,13 +40,12 @@ _MAX_POLLERS = 1000
 """The runtimes that are polled beside the stops: a bound for memory."""
 
 
-class Unverified(msgspec.Struct):
+class Unverified(msgspec.Struct, eq=False):
     """An outcome to verify before it is recorded; `began` is when its target was read."""
 
     outcome: StopOutcome
     began: float
     observer: StopObserver | None
-    is_recorded: bool = False
 
 
 class Run(Engine):
@@ -80,7 +79,7 @@ class Run(Engine):
         # Bound once, and not for each call.
         self._retry_strategy = self._wait_to_retry
         self._verify_for = verify_for(options.verify)
-        self._polling = 0
+        self._unverified: set[Unverified] = set()
 
     @property
     def progress(self) -> Progress:
@@ -89,7 +88,7 @@ class Run(Engine):
         failures = (call.retries.last_failure for call in calls if call and not call.in_flight)
         return Progress(
             in_flight=self.state.in_flight,
-            polling=self._polling,
+            polling=len(self._unverified),
             is_throttled=self.sender.limiter.is_throttled,
             retry_after=self.sender.limiter.retry_after,
             is_unanswered=self._breaker.is_open,
@@ -169,14 +168,13 @@ class Run(Engine):
         began: float,
         ended: Runtime | BctrlError,
     ) -> StopOutcome:
-        elapsed = time.monotonic() - began
         return self.source.with_listed(
             outcome_of(
                 target,
                 ended,
                 index=index,
                 attempts=call.attempts,
-                elapsed=elapsed,
+                elapsed=time.monotonic() - began,
                 request_id=call.request_id,
             )
         )
@@ -187,8 +185,8 @@ class Run(Engine):
         The worker goes on meanwhile: a runtime may take its time, and what is not sent goes on
         running.
         """
-        is_full = self._polling >= _MAX_POLLERS
-        self._polling += 1
+        is_full = len(self._unverified) >= _MAX_POLLERS
+        self._unverified.add(unverified)
         if is_full:
             return await self._poll(unverified, worker)
         poller = self._start(partial(self._poll_and_deliver, unverified))
@@ -225,9 +223,8 @@ class Run(Engine):
 
     def _record_polled(self, unverified: Unverified) -> None:
         """Record an outcome, once, with what its polls have said."""
-        if not unverified.is_recorded:
-            unverified.is_recorded = True
-            self._polling -= 1
+        if unverified in self._unverified:
+            self._unverified.remove(unverified)
             elapsed = time.monotonic() - unverified.began
             outcome = replace(unverified.outcome, elapsed=elapsed)
             unverified.outcome = self.ledger.record(outcome, unverified.observer)

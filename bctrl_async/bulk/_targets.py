@@ -200,10 +200,10 @@ def check_first(item: object) -> None:
 
 
 def as_target(item: object) -> RuntimeRef:
-    """Return an item as a target: any pair of strings is one, such as a row of a CSV file.
+    """Return an item as a target, which any pair of strings is, such as a row of a CSV file.
 
-    Any other item raises BctrlConfigError, of which a `ValueError` is the reason and the cause; and
-    that of a listed runtime that could not be parsed is its own error.
+    Other items raise BctrlConfigError; a `ValueError` is its reason and its cause. A listed runtime
+    that could not be parsed raises its own error.
     """
     # Most items are RuntimeRefs or tuples; this check costs a third of the general one.
     if (type(item) is RuntimeRef or type(item) is tuple) and len(item) == _PAIR:
