@@ -922,7 +922,7 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(
     assert without_times(account) == (
         "1 of 3 no longer running, 2 unconfirmed after 0.0 s: 1 stopped, 1 not_sent, 1 unknown"
     )
-    assert err == "bctrl-async: error: ended early: the deadline of 50 s has passed\n"
+    assert err == "bctrl-async: error: ended early: the deadline of 50s has passed\n"
     assert code == 1
 
 
@@ -1542,7 +1542,7 @@ async def test_the_stops_get_the_rest_of_the_deadline(
     code, out, err = await running
     assert code == 1
     assert out.splitlines()[-1].endswith("s: 3 unknown")
-    assert "the deadline of 50 s has passed" in err
+    assert "the deadline of 1m has passed" in err
 
 
 async def test_a_missing_terminal_is_detected_before_anything_is_sent(
@@ -1919,7 +1919,7 @@ async def test_the_values_of_an_option_are_completed(
     ("shell", "line"),
     [
         ("bash", "complete -F _bctrl_async bctrl-async"),
-        ("zsh", "#compdef bctrl-async"),
+        ("zsh", "\ncompdef _cyclopts_bctrl-async bctrl-async\n"),
         ("fish", "complete -c bctrl-async "),
     ],
 )

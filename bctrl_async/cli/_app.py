@@ -64,7 +64,11 @@ for _name, _place in _COMMANDS.items():
 @app.command(name="--show-completion")
 def _show_completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """Print the completion of SHELL: bash, zsh or fish."""
-    Output().print_result(app.generate_completion(shell=shell), exact=True)
+    script = app.generate_completion(shell=shell)
+    if shell == "zsh":
+        # Without it, the script is only one for a folder of `fpath`.
+        script += "compdef _cyclopts_bctrl-async bctrl-async"
+    Output().print_result(script, exact=True)
 
 
 def main(args: Sequence[str] | None = None) -> int:

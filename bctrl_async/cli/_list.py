@@ -109,7 +109,7 @@ async def find_runtimes(
     except TimeoutError as error:
         raise BctrlTimeoutError(
             f"workspace {workspace!r} was not listed within the deadline of "
-            f"{_as_given(deadline or 0)}",
+            f"{opt.format_seconds(deadline or 0)}",
             advice="Allow a longer --deadline; nothing was stopped",
         ) from error
     found = FoundRuntimes(workspace, wanted, session.base_url)
@@ -117,10 +117,6 @@ async def find_runtimes(
     if alias is not None:
         found.keep(lambda target: target.alias is None or fnmatchcase(target.alias, alias))
     return found
-
-
-def _as_given(seconds: float) -> str:
-    return opt.format_duration(seconds) if seconds >= 1 else f"{seconds * 1000:g}ms"
 
 
 def check_workspace(workspace: str | None) -> str:

@@ -79,6 +79,11 @@ def format_duration(seconds: float) -> str:
     return "".join(parts[:2]) or "0s"
 
 
+def format_seconds(seconds: float) -> str:
+    """Return seconds as a duration, also less than a second."""
+    return format_duration(seconds) if seconds >= 1 else f"{seconds * 1000:g}ms"
+
+
 def _positive_duration(value: str) -> float:
     seconds = duration(value)
     if not seconds:

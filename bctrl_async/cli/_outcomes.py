@@ -31,16 +31,10 @@ _without_numbers = re.compile(r"\d+").sub
 
 
 class OutcomePrinter:
-    """Prints outcomes as lines or records.
+    """A printer of outcomes, as lines or records.
 
-    Args:
-        output: The output to print to.
-        aliases: The aliases to align the lines to, each of which gets one. None if they are not
-            known: only attempted targets that are not known to be not running are shown then, the
-            first for each reason with a line.
-        shows_unsent: Show targets that were not attempted, too.
-        prints_json: Print every outcome as a line of JSON instead.
-        complete: Where all outcomes are, for those that got no line.
+    Each of `aliases` gets a line. Without them, only attempted targets that may run are shown: the
+    first for each reason with a line, the others counted. `complete` says where all of them are.
     """
 
     def __init__(

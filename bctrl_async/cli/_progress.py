@@ -41,10 +41,6 @@ class _RateColumn(ProgressColumn):
     """The rate and the time left; empty while nothing is done, and once interrupted.
 
     While runtimes are polled, there is no time left: they stop when they stop.
-
-    Attributes:
-        is_stalled: True if nothing was done of late: the last rate says nothing any more.
-        is_interrupted: True once the run was interrupted.
     """
 
     def __init__(self, batch: StopBatch) -> None:
@@ -68,15 +64,7 @@ class _RateColumn(ProgressColumn):
 
 
 class Display:
-    """The progress display of a bulk stop.
-
-    Args:
-        batch: The bulk stop.
-        console: The console to draw on.
-
-    Attributes:
-        is_drawn: True once the live display has appeared.
-    """
+    """The progress display of a bulk stop."""
 
     def __init__(self, batch: StopBatch, console: Console) -> None:
         self._batch = batch

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from bctrl_async import (
     BctrlConfigError,
+    BctrlError,
     BctrlResponseError,
     BctrlSession,
     RuntimeFilter,
@@ -53,6 +54,7 @@ from bctrl_async.pace import FilePace, Pace
 _COMPLETE = "use -o json, or a --journal"
 _MIN_DEADLINE = 0.001
 """Seconds left to a run whose deadline has passed: every target becomes `not_sent`."""
+_of_deadline = re.compile(r"the deadline of \S+ s ").sub
 _is_address = re.compile(r"(redis|rediss|unix):(?!//).*|[\w.-]+:\d+(/.*)?").fullmatch
 """Matches an address without its scheme: as a file, each machine would have a pace of its own."""
 
@@ -175,9 +177,10 @@ def stop(
 
     def show(outcome: StopOutcome) -> None:
         connection.explain(outcome.error)
+        _restate(outcome.error, deadline)
         printer.print(outcome)
 
-    def run(targets: _Targets, deadline: float | None) -> int:
+    def run(targets: _Targets, left: float | None) -> int:
         if dry_run:
             return _dry_run(connect(), targets, output, journal, journal_max_age)
         session = connect()
@@ -185,7 +188,7 @@ def stop(
             session.stop_runtimes,
             targets,
             on_outcome=show,
-            deadline=deadline,
+            deadline=left,
             journal=journal,
             journal_max_age=journal_max_age,
             verify=verify,
@@ -193,6 +196,7 @@ def stop(
         )
         finished = asyncio.run(run_stops(session, make_batch, output))
         connection.explain(finished.report.ended_early)
+        _restate(finished.report.ended_early, deadline)
         printer.finish()
         code = _report(finished, output, printer, prints_json=prints_json)
         if finished.interrupted:
@@ -217,6 +221,13 @@ def stop(
     wanted = RuntimeFilter(status=status, kind=kind, older_than=older_than)
     finding = find_runtimes(connect(), place, wanted, alias, output, deadline=deadline)
     return _stop_found(finding, shard, run, deadline, asks=asks, has_journal=journal is not None)
+
+
+def _restate(error: BctrlError | None, deadline: float | None) -> None:
+    """Give the deadline as it was given, and not what is left of it after a listing."""
+    if error is not None and deadline is not None:
+        given = f"the deadline of {opt.format_seconds(deadline)} "
+        error.summary = _of_deadline(given, error.summary)
 
 
 def _stop_found(
