@@ -1697,6 +1697,7 @@ def test_any_other_text_is_not_a_duration(text: str) -> None:
     [
         ("nosuch", 'unknown command "nosuch"'),
         ("stpo", 'Did you mean "stop"?'),
+        ("delete", 'unknown command "delete". Did you mean "stop"?'),
         ("stop", "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE"),
         ("stop ws", "nothing to stop: add ALIAS, or --all for all runtimes of WORKSPACE"),
         ("stop  a", "invalid value for WORKSPACE: must not be empty"),

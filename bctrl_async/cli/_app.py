@@ -57,8 +57,11 @@ app: App = App(
     exit_on_error=False,
     suppress_keyboard_interrupt=False,
 )
+_SYNONYMS = {"stop": ("delete", "kill", "rm", "terminate"), "get": ("describe", "show", "status")}
+"""Names of other commands, which an error answers with the one of this command."""
 for _name, _place in _COMMANDS.items():
-    app.command(f"bctrl_async.cli.{_place}", name=_name, help_epilogue="")
+    _synonyms = _SYNONYMS.get(_name)
+    app.command(f"bctrl_async.cli.{_place}", name=_name, help_epilogue="", synonym=_synonyms)
 
 
 @app.command(name="--show-completion")

@@ -34,9 +34,7 @@ _FAULTS = {
 def demo(
     *,
     runtimes: Annotated[
-        int,
-        whole_number(1, MAX_RUNTIMES),
-        Parameter(help="Runtimes to stop."),
+        int, whole_number(1, MAX_RUNTIMES), Parameter(help="Runtimes to stop.")
     ] = 300,
     seed: Seed = 4,
 ) -> int:

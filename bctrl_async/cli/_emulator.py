@@ -40,16 +40,10 @@ def _suggest_faults(_: object) -> list[str]:
 def emulator(
     *,
     host: Annotated[Text, Parameter(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int,
-        whole_number(0, 65535),
-        Parameter(help="0 picks a free port."),
-    ] = 8787,
+    port: Annotated[int, whole_number(0, 65535), Parameter(help="0 picks a free port.")] = 8787,
     api_key: Annotated[Text, Parameter(metavar="KEY", help="Key that is accepted.")] = KEY,
     runtimes: Annotated[
-        int,
-        whole_number(0, MAX_RUNTIMES),
-        Parameter(help="Active runtimes."),
+        int, whole_number(0, MAX_RUNTIMES), Parameter(help="Active runtimes.")
     ] = 1000,
     fault: Annotated[
         Sequence[str],

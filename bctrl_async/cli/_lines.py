@@ -32,6 +32,7 @@ _ROWS = {
     if (cell := _CELL.format(delimiter))
 }
 
+_is_name = re.compile(r"[\w.-]+").fullmatch
 _is_separator = re.compile(r"sep=[\t;,]").fullmatch
 _find_control = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]").search
 _unescaped_quotes = re.compile(r'(?<!\\)(?:\\\\)*"').findall
@@ -264,6 +265,8 @@ def _find_layout(  # noqa: PLR0911 - a table of rules.
         return _Layout(fitting[0], 0, 1, _PAIR)
     if fitting:
         return "two delimiters fit: add a header, or quote the alias"
+    if _is_name(text):
+        return "it has no workspace: a list of aliases needs WORKSPACE"
     return "it is no header and no pair: expected WORKSPACE,ALIAS or JSON"
 
 
