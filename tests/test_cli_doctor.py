@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import pytest
 from conftest import KEY
-from helpers import Command, unused_url
+from helpers import Command
 from tls import forward_proxy, over_tls
 
 from bctrl_async.emulator import Emulator, Fault, Reply
@@ -160,24 +160,6 @@ async def test_it_makes_one_attempt(command: Command, emulator: Emulator) -> Non
     code, _, err = await command("doctor", "--base-url", emulator.url, "ws")
     assert (code, len(emulator.requests)) == (1, 1)
     assert "the server answered 500" in err
-
-
-async def test_an_error_of_the_connection_names_its_place(
-    command: Command, emulator: Emulator, tmp_path: Path
-) -> None:
-    with unused_url() as url:
-        _, _, refused = await command("doctor", "--base-url", url, "ws")
-    assert url.removeprefix("http://") in refused
-    async with over_tls(emulator) as server:
-        _, _, untrusted = await command("doctor", "--base-url", server.url, "ws")
-        other = server.url.replace("localhost", "127.0.0.1")
-        ca = ("--ca-file", server.write_ca(tmp_path))
-        _, _, mismatched = await command("doctor", *ca, "--base-url", other, "ws")
-    assert "unable to get local issuer certificate" in untrusted
-    assert "IP address mismatch" in mismatched
-    async with forward_proxy(b"HTTP/1.1 407 No\r\n\r\n") as proxy:
-        _, _, rejected = await command("doctor", "--proxy", proxy.url, "ws")
-    assert "407" in rejected
 
 
 async def test_an_invalid_proxy_of_the_environment_is_named_without_its_password(

@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import KEY
 from helpers import Command, unused_url
-from redis_server import SERVERS, redis_server
 
 from bctrl_async.emulator import Emulator
 from bctrl_async.pace import FilePace, Pace
-from bctrl_async.redis import RedisPace
 
 RATE = 5
 
@@ -122,16 +120,6 @@ async def test_without_the_extra_a_url_is_a_usage_error_that_says_what_to_instal
     code, _, err = await command("stop", "--rate", "9", "--pace", "redis://h", "ws", "a")
     assert "cannot use --pace: bctrl_async.redis needs redis-py: python -m pip install" in err
     assert (code, err.count("\n")) == (2, 1)
-
-
-@pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
-async def test_a_url_is_that_of_a_redis_server(command: Command, emulator: Emulator) -> None:
-    with redis_server(SERVERS[0]) as server:
-        next_begins = await lease_a_slot(RedisPace(server.url, rate=RATE))
-        code, _, err = await command("stop", "--rate", str(RATE), "--pace", server.url, "ws", "a")
-        assert (code, err) == (0, "")
-        assert time.monotonic() >= next_begins
-    assert emulator.status("ws", "a") == "stopped"
 
 
 async def test_the_password_of_a_server_that_is_away_is_not_shown(

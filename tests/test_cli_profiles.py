@@ -272,15 +272,6 @@ class TestUnusableValues:
         assert code == 2
         assert one_error(err).startswith("invalid --base-url: expected scheme and host")
 
-    async def test_a_proxy_is_used_whatever_the_case_of_the_scheme(
-        self, command: Command, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("BCTRL_API_KEY", KEY)
-        async with forward_proxy(b"HTTP/1.1 403 No\r\n\r\n") as proxy:
-            monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-            await command("list", "--base-url", "HTTPS://bctrl.invalid", "--attempts", "1", "ws")
-        assert len(proxy.heads) == 1
-
 
 class TestPrecedence:
     """Which URL and which key are used together."""

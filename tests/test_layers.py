@@ -340,7 +340,7 @@ BUDGETS = {
     ("bulk",): 1739,
     ("dask",): 681,
     ("journal",): 330,
-    ("cli",): 3075,
+    ("cli",): 3058,
     ("emulator",): 1006,
     ("fastapi",): 572,
 }

@@ -34,13 +34,13 @@ Each command has its own --help."""
 
 # A module is imported only when its command, or the help that lists it, needs it.
 _COMMANDS = {
-    "stop": "_stop:stop",
-    "list": "_list:list_runtimes",
-    "get": "_list:get_runtimes",
-    "report": "_report:report",
-    "doctor": "_doctor:doctor",
-    "emulator": "_emulator:emulator",
-    "demo": "_demo:demo",
+    "stop": ("_stop:stop", "[WORKSPACE] [ALIAS...]"),
+    "list": ("_list:list_runtimes", "[WORKSPACE]"),
+    "get": ("_list:get_runtimes", "WORKSPACE ALIAS..."),
+    "report": ("_report:report", "JOURNAL... [--from FILE]"),
+    "doctor": ("_doctor:doctor", "[WORKSPACE]"),
+    "emulator": ("_emulator:emulator", ""),
+    "demo": ("_demo:demo", ""),
 }
 
 app: App = App(
@@ -59,9 +59,14 @@ app: App = App(
 )
 _SYNONYMS = {"stop": ("delete", "kill", "rm", "terminate"), "get": ("describe", "show", "status")}
 """Names of other commands, which an error answers with the one of this command."""
-for _name, _place in _COMMANDS.items():
-    _synonyms = _SYNONYMS.get(_name)
-    app.command(f"bctrl_async.cli.{_place}", name=_name, help_epilogue="", synonym=_synonyms)
+for _name, (_place, _arguments) in _COMMANDS.items():
+    app.command(
+        f"bctrl_async.cli.{_place}",
+        name=_name,
+        usage=f"Usage: bctrl-async {_name} [OPTIONS] {_arguments}".rstrip(),
+        help_epilogue="",
+        synonym=_SYNONYMS.get(_name),
+    )
 
 
 @app.command(name="--show-completion")

@@ -10,11 +10,11 @@ from typing import Annotated
 from cyclopts import Parameter
 from yarl import URL
 
-from bctrl_async import BctrlError, BctrlSession, __version__
+from bctrl_async import RuntimeFilter, __version__
 from bctrl_async.cli._connection import ATTEMPTS, ReadConnection
+from bctrl_async.cli._list import find_runtimes
 from bctrl_async.cli._options import Count, Workspace
 from bctrl_async.cli._output import FAILED, Output, pluralize
-from bctrl_async.cli._progress import show_waiting
 
 
 @Parameter(name="*")
@@ -51,8 +51,9 @@ def doctor(workspace: Workspace = None, /, *, connection: _Connection = _TRYING)
     if workspace is None:
         _print(output, "API", "not tried: name a workspace that the key may list")
     else:
-        count = asyncio.run(_list(session, workspace, output))
-        _print(output, "API", f"the key is accepted: {pluralize(count, 'runtime')} in {workspace}")
+        finding = find_runtimes(session, workspace, RuntimeFilter(status="any"), None, output)
+        count = pluralize(len(asyncio.run(finding)), "runtime")
+        _print(output, "API", f"the key is accepted: {count} in {workspace}")
     return FAILED if output.write_failed else 0
 
 
@@ -70,10 +71,3 @@ def _settings(connection: ReadConnection) -> Iterator[tuple[str, str]]:
 
 def _print(output: Output, name: str, found: str) -> None:
     output.print_result(f"{name:<8}  {found}")
-
-
-async def _list(session: BctrlSession, workspace: str, output: Output) -> int:
-    unreadable: list[BctrlError] = []
-    async with session, show_waiting(output, session):
-        runtimes = await session.list_runtimes(workspace, on_unreadable=unreadable.append)
-    return len(runtimes) + len(unreadable)

@@ -15,7 +15,6 @@ from rich.live import Live
 from rich.progress import (
     BarColumn,
     Progress,
-    ProgressColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
@@ -37,56 +36,30 @@ _DECIMALS_BELOW = 10
 """Stops per second from which a decimal is noise."""
 
 
-class _RateColumn(ProgressColumn):
-    """The rate and the time left; empty while nothing is done, and once interrupted.
-
-    While runtimes are polled, there is no time left: they stop when they stop.
-    """
-
-    def __init__(self, batch: StopBatch) -> None:
-        super().__init__()
-        self._batch = batch
-        self.is_stalled = False
-        self.is_interrupted = False
-
-    def render(self, task: Task) -> Text:
-        return Text(self.text(task))
-
-    def text(self, task: Task) -> str:
-        has_rate = not (self.is_stalled or self._batch.is_unanswered or self.is_interrupted)
-        if not task.speed or not has_rate:
-            return ""
-        decimals = 1 if task.speed < _DECIMALS_BELOW else 0
-        rate = f"{task.speed:,.{decimals}f}/s"
-        if task.time_remaining is None or self._batch.polling:
-            return rate
-        return f"{rate}, {timedelta(seconds=int(task.time_remaining))} left"
-
-
 class Display:
     """The progress display of a bulk stop."""
 
     def __init__(self, batch: StopBatch, console: Console) -> None:
         self._batch = batch
         self._console = console
-        self._rate = _RateColumn(batch)
+        self._is_interrupted = False
         bar = [BarColumn(bar_width=None)] if batch.total is not None else []
         self._progress = Progress(
             TextColumn("{task.description}"),
             *bar,
-            self._rate,
+            TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             console=console,
             auto_refresh=False,
             expand=batch.total is not None,
         )
-        self._task = self._progress.add_task("", total=batch.total)
+        self._task = self._progress.add_task("", total=batch.total, rate="")
         self._changed_at = console.get_time()
         self.is_drawn = False
 
     def interrupt(self) -> None:
         """Show a run that sends nothing more: what was sent, and how to abort it."""
-        self._rate.is_interrupted = True
+        self._is_interrupted = True
 
     async def run(self, *, live: bool) -> None:
         """Show progress until cancelled, redrawn in place if live, else in lines."""
@@ -108,8 +81,8 @@ class Display:
         """Return the progress as one line."""
         task = self._update()
         parts = [
-            self._done_text() if self._rate.is_interrupted else f"{self._done_text()} done",
-            self._rate.text(task),
+            self._done_text() if self._is_interrupted else f"{self._done_text()} done",
+            task.fields["rate"],
             self._state_text(),
             format_counts(self._batch.counts),
         ]
@@ -119,13 +92,24 @@ class Display:
         task, done, now = self._progress.tasks[0], self._done(), self._console.get_time()
         if done != task.completed:
             self._changed_at = now
-        self._rate.is_stalled = now - self._changed_at > _STALLED_AFTER
         self._progress.update(self._task, completed=done, description=self._done_text())
+        is_stalled = now - self._changed_at > _STALLED_AFTER
+        self._progress.update(self._task, rate="" if is_stalled else self._rate_text(task))
         return task
+
+    def _rate_text(self, task: Task) -> str:
+        """Return the rate and the time left; runtimes that are polled stop when they stop."""
+        if not task.speed or self._batch.is_unanswered or self._is_interrupted:
+            return ""
+        decimals = 1 if task.speed < _DECIMALS_BELOW else 0
+        rate = f"{task.speed:,.{decimals}f}/s"
+        if task.time_remaining is None or self._batch.polling:
+            return rate
+        return f"{rate}, {timedelta(seconds=int(task.time_remaining))} left"
 
     def _done(self) -> int:
         counts = self._batch.counts
-        if self._rate.is_interrupted:
+        if self._is_interrupted:
             # Most of the other outcomes are `not_sent`.
             return counts.total() - counts[StopResult.NOT_SENT]
         return counts.total()
@@ -134,7 +118,7 @@ class Display:
         done = f"{self._done():,}"
         if self._batch.total is not None:
             done += f" of {self._batch.total:,}"
-        return f"{done} sent" if self._rate.is_interrupted else done
+        return f"{done} sent" if self._is_interrupted else done
 
     def _state_text(self) -> str:
         batch = self._batch
@@ -153,7 +137,7 @@ class Display:
             [(reason, _)] = retrying.most_common(1)
             after = f"after {reason}" if reason.isdecimal() else "after no answer"
             parts.append(f"{retrying.total():,} waiting to retry {after}")
-        if self._rate.is_interrupted:
+        if self._is_interrupted:
             parts.append(_INTERRUPT_NOTICE)
         return ", ".join(parts)
 
