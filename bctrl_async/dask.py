@@ -103,8 +103,8 @@ class Visit(distributed.WorkerPlugin):
         self._loop = asyncio.get_running_loop()
         self._opening, self._sending = asyncio.Lock(), asyncio.Lock()
         self._session: BctrlSession | None = None
-        self._batches: dict[int, StopBatch] = {}
-        self._chunks: set[asyncio.Task[object]] = set()
+        # The chunks that were started, and the bulk stop of each once the coordinator knows.
+        self._batches: dict[asyncio.Task[None], StopBatch | None] = {}
         self._facts: list[tuple[int, _Fact]] = []
         self._is_closing = False
 
@@ -112,10 +112,10 @@ class Visit(distributed.WorkerPlugin):
         """Abort the chunks, and close the session."""
         del worker
         self._is_closing = True
-        for batch in self._batches.values():
+        for batch in filter(None, self._batches.values()):
             batch.abort()
-        if self._chunks:
-            await asyncio.wait(self._chunks, timeout=_GRACE)
+        if self._batches:
+            await asyncio.wait(self._batches, timeout=_GRACE)
         if self._session is not None:
             self._pulsing.cancel()
             _close(self._queue)
@@ -136,20 +136,20 @@ class Visit(distributed.WorkerPlugin):
             raise distributed.Reschedule
 
     async def _stop(self, number: int, items: _Items) -> None:
-        task = cast("asyncio.Task[object]", asyncio.current_task())
-        self._chunks.add(task)
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._batches[task] = None
+        task.add_done_callback(self._batches.pop)
         try:
             session = await self._open()
             options = replace(self._options, on_outcome=partial(self._add, number))
             batch = session._bulk(Input(items), options)  # noqa: SLF001
         except BctrlError as error:
-            self._chunks.discard(task)
             raise self._named(error) from None
         try:
             # The coordinator must know before anything is sent: this worker may die at once.
             await self._send((number, None))
             # Read after that: the coordinator sets the end before it reads what has begun.
-            self._batches[number] = batch
+            self._batches[task] = batch
             await self._obey()
             if not self._is_closing:  # pragma: no branch - a worker that closes at this moment.
                 report = await batch
@@ -158,8 +158,6 @@ class Visit(distributed.WorkerPlugin):
                 await self._send((number, report.throttled), *ended)
         finally:
             batch.close()
-            self._batches.pop(number, None)
-            self._chunks.discard(task)
 
     def _add(self, number: int, outcome: StopOutcome) -> None:
         if outcome.error is not None:
@@ -178,7 +176,7 @@ class Visit(distributed.WorkerPlugin):
         """End the chunks as far as the coordinator says."""
         if said := await self._end.get(timeout=_PATIENCE):
             reason, level = pickle.loads(said)  # noqa: S301 - dask itself unpickles.
-            for batch in self._batches.values():
+            for batch in filter(None, self._batches.values()):
                 # The handle has no method with the reason of a coordinator.
                 batch._run.state.end_early(reason, level)  # noqa: SLF001
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Self
 
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
-from bctrl_async.bulk._delivery import OutcomeBuffer, in_turn, to_callback
+from bctrl_async.bulk._delivery import OutcomeBuffer, in_turn
 from bctrl_async.bulk._engine import Engine
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
@@ -42,8 +42,6 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     def __init__(self, run: Engine) -> None:
         self._run = run
-        on_outcome = run.options.on_outcome
-        self._on_outcome = None if on_outcome is None else to_callback(on_outcome)
         self._whole_run: Coroutine[object, object, StopReport] | None = None
         self._outcomes = OutcomeBuffer(_MAX_UNREAD)
         self._has_started = False
@@ -171,7 +169,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def __aenter__(self) -> Self:
         self._begin()
-        outcomes, on_outcome = self._outcomes, self._on_outcome
+        outcomes, on_outcome = self._outcomes, self._run.options.on_outcome
         deliver = outcomes.put if on_outcome is None else in_turn(on_outcome, outcomes)
         # The task does not refer to this handle, so that it ends if the handle is dropped.
         self._runner = asyncio.create_task(self._run.feed(deliver))
@@ -222,7 +220,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def _run_to_its_end(self) -> StopReport:
         self._begin()
-        await self._run.execute(self._on_outcome)
+        await self._run.execute(self._run.options.on_outcome)
         return self.report
 
 

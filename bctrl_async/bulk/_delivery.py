@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Callable
 from bctrl_async.outcomes import StopOutcome
 
 OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
-
-Deliver = Callable[[StopOutcome], Awaitable[object] | None]
 """Takes an outcome; returns an awaitable if its worker must wait before the next target."""
 
 
@@ -60,27 +58,14 @@ class OutcomeBuffer:
         self.end()
 
 
-def to_callback(on_outcome: OnOutcome) -> Deliver:
-    """Return the delivery to a callback, plain or async."""
-
-    def deliver(outcome: StopOutcome) -> Awaitable[object] | None:
-        returned = on_outcome(outcome)
-        # Nearly every callback returns None, which is found at a tenth of the cost.
-        return returned if returned is not None and inspect.isawaitable(returned) else None
-
-    return deliver
-
-
-def in_turn(on_outcome: Deliver, buffer: OutcomeBuffer) -> Deliver:
+def in_turn(on_outcome: OnOutcome, buffer: OutcomeBuffer) -> OnOutcome:
     """Return the delivery to a callback and then, once it has ended, to a buffer."""
 
-    async def put_after(called: Awaitable[object], outcome: StopOutcome) -> None:
-        await called
+    async def deliver(outcome: StopOutcome) -> None:
+        called = on_outcome(outcome)
+        if inspect.isawaitable(called):
+            await called
         if (full := buffer.put(outcome)) is not None:
             await full
-
-    def deliver(outcome: StopOutcome) -> Awaitable[object] | None:
-        called = on_outcome(outcome)
-        return buffer.put(outcome) if called is None else put_after(called, outcome)
 
     return deliver

@@ -7,6 +7,7 @@ A cancelled worker still records its target, and the rest of a finite input is r
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import time
@@ -22,7 +23,7 @@ from bctrl_async._calls.observing import notify
 from bctrl_async._calls.retry import RetryPolicy
 from bctrl_async._http import transport
 from bctrl_async.bulk._cancel import CancelLevel, RunState, Worker, wait_shielded
-from bctrl_async.bulk._delivery import Deliver, OnOutcome
+from bctrl_async.bulk._delivery import OnOutcome
 from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._targets import Input, as_target, best_effort_ref, check_first
 from bctrl_async.bulk._verify import verify_for
@@ -93,7 +94,7 @@ class Engine(ABC):
         self._base_url = base_url
         self._observer = observer
         self._tasks: dict[asyncio.Task[None], Worker] = {}
-        self._deliver: Deliver | None = None
+        self._deliver: OnOutcome | None = None
         self._failure: BaseException | None = None
 
     @property
@@ -123,7 +124,7 @@ class Engine(ABC):
 
     # The whole run, within its journal and its observer.
 
-    async def feed(self, deliver: Deliver) -> None:
+    async def feed(self, deliver: OnOutcome) -> None:
         """Execute the run, and keep its error for those who read the outcomes."""
         try:
             await self.execute(deliver)
@@ -132,7 +133,7 @@ class Engine(ABC):
         except BaseException as error:  # noqa: BLE001 - raised where the outcomes are read.
             self.error = error
 
-    async def execute(self, deliver: Deliver | None) -> None:
+    async def execute(self, deliver: OnOutcome | None) -> None:
         """Execute the run; raise the error of the journal, the input or `deliver` at its end."""
         self._deliver = deliver
         if self._observer is not None:
@@ -147,22 +148,21 @@ class Engine(ABC):
             self._finish()
 
     async def _open_journal(self, path: str | os.PathLike[str]) -> None:
-        # In a thread, since it may take long. A journal that was opened must be closed, also if the
-        # run is cancelled meanwhile.
+        # In a thread, since it may take long.
         max_age = self.options.journal_max_age
         opening = asyncio.create_task(asyncio.to_thread(Journal, path, self._base_url, max_age))
         try:
             await wait_shielded(opening)
+            self.ledger.journal = opening.result()
+        except BctrlError as error:
+            self.state.set_ended_early(error)
+            raise
         except asyncio.CancelledError:
             # Nothing was read, so that no target says it.
             self.cancel()
-            raise
-        finally:
-            if opening.done() and opening.exception() is None:
+            if opening.exception() is None:
                 self.ledger.journal = opening.result()
-        if isinstance(error := opening.exception(), BctrlError):
-            self.state.set_ended_early(error)
-        opening.result()
+            raise
 
     async def _close_journal(self, journal: Journal) -> None:
         # In a thread, since a disk may take long.
@@ -317,6 +317,8 @@ class Engine(ABC):
         """Deliver an outcome, and wait until the worker may go on."""
         if self._deliver is None or self.state.level is CancelLevel.DELIVERY:
             return
-        if (waits := self._deliver(outcome)) is not None:
+        waits = self._deliver(outcome)
+        # Nearly every callback returns None, which is found at a tenth of the cost.
+        if waits is not None and inspect.isawaitable(waits):
             with worker.scope(CancelLevel.DELIVERY):
                 await waits
