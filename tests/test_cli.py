@@ -894,6 +894,17 @@ async def test_a_dry_run_does_not_create_a_journal(
 # Limits
 
 
+async def test_rate_limits_the_requests_per_second(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    code, out, _ = await command("stop", "--rate", "10", "ws", "a", "b", "c")
+    took = re.search(r"no longer running after (\d+\.\d+) s", out)
+    assert took is not None
+    assert float(took[1]) >= 0.17
+    assert code == 0
+    assert len(emulator.requests) == 3
+
+
 async def test_the_deadline_aborts_the_run_and_exits_with_1(
     emulator: HoldingEmulator,
     command: Command,
@@ -1500,6 +1511,20 @@ async def test_the_deadline_includes_the_listing(
         code, _, err = await command(*STOP_ALL, "--deadline", "200ms")
     assert code == 1
     assert "workspace 'ws' was not listed within the deadline of 200ms" in err
+
+
+async def test_every_target_has_an_outcome_if_the_listing_takes_the_whole_deadline(
+    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 100))
+    monkeypatch.setattr("bctrl_async.cli._stop.time", Mock(monotonic=lambda: next(clock)))
+    emulator.inject(*[Fault.HANG] * 3)
+    code, out, _ = await command(*STOP_ALL, "--deadline", "50s")
+    assert code == 1
+    # Some may have been sent.
+    counts = re.findall(r"(\d+) (?:not_sent|unknown)(?:,|$)", out.splitlines()[-1])
+    assert sum(map(int, counts)) == 3
+    assert len(emulator.requests) <= 4
 
 
 async def test_the_stops_get_the_rest_of_the_deadline(
