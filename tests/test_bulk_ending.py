@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from itertools import chain, repeat
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -18,6 +19,7 @@ from helpers import (
     assert_conserved,
     await_batch,
     pass_time,
+    run_of,
     wait_for_requests,
 )
 from leaks import bulk_tasks
@@ -113,6 +115,27 @@ class TestEndedByCaller:
             else:
                 batch.close()
             assert_conserved(batch, emulator)
+
+    async def test_a_coroutine_that_is_closed_leaves_its_journal_to_its_tasks(
+        self, emulator: Emulator, session: BctrlSession, tmp_path: Path
+    ) -> None:
+        """Fault: to close it raised a RuntimeError, and the journal stayed locked."""
+        targets = add_runtimes(emulator, 10)
+        emulator.inject(*[Fault.HANG] * 5)
+        journal = tmp_path / "closed.jsonl"
+        batch = session.stop_runtimes(targets, journal=journal, concurrency=5)
+        opened = batch.send(None)
+        assert isinstance(opened, asyncio.Future)
+        await asyncio.wait([opened])
+        batch.send(None)
+        await wait_for_requests(emulator, 5)
+
+        batch.close()
+        await asyncio.wait(run_of(batch)._tasks)
+        await asyncio.sleep(0)
+
+        assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 5}
+        assert (await session.stop_runtimes(targets, journal=journal)).ok
 
     @pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
     @pytest.mark.parametrize("streamed", [False, True])

@@ -84,11 +84,6 @@ class Worker:
         self._scope = CancelScope()
 
     @property
-    def in_flight(self) -> int:
-        """The number of its requests in flight."""
-        return self.call is not None and self.call.in_flight
-
-    @property
     def is_stopping(self) -> bool:
         """True while its call is a stop, not a poll."""
         return self.call is not None and self.call.operation.stops
@@ -134,7 +129,7 @@ class RunState:
     @property
     def in_flight(self) -> int:
         """The number of requests in flight."""
-        return sum(worker.in_flight for worker in self.workers)
+        return sum(each.call is not None and each.call.in_flight for each in self.workers)
 
     def goes_on(self) -> bool:
         """Return True if nothing is cancelled."""

@@ -142,8 +142,12 @@ class Engine(ABC):
             if self.options.journal is not None:
                 await self._open_journal(self.options.journal)
             await self._stop_all()
+        except GeneratorExit:
+            # The coroutine was closed; its tasks end without it, and the last closes the journal.
+            self.cancel()
+            raise
         finally:
-            if self.ledger.journal is not None:
+            if self.ledger.journal is not None and not self._tasks:
                 await self._close_journal(self.ledger.journal)
             self._finish()
 
@@ -228,10 +232,6 @@ class Engine(ABC):
             except asyncio.CancelledError as error:
                 cancelled = error
                 self.cancel()
-            except GeneratorExit:
-                # The coroutine was closed; the tasks end without it.
-                self.cancel()
-                raise
         if cancelled is not None:
             raise cancelled
 
@@ -253,6 +253,9 @@ class Engine(ABC):
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         del self.state.workers[self._tasks.pop(task)]
+        journal = self.ledger.journal
+        if journal is not None and self.ledger.ended is not None and not self._tasks:
+            journal.close()
 
     async def _guard(self, work: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
         """Do the work of a task; an exception ends the run, which raises it."""
