@@ -277,8 +277,9 @@ def log_fields(error: BctrlError) -> dict[str, object]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def session_closed() -> BctrlConfigError:
+def session_closed(*, may_have_stopped: bool = False) -> BctrlConfigError:
     """Return the error of a call on a closed session."""
+    advice = "Make the call inside `async with`, or make a new session"
     return BctrlConfigError(
-        "the session is closed", advice="Make the call inside `async with`, or make a new session"
+        "the session is closed", advice=advice, may_have_stopped=may_have_stopped
     )

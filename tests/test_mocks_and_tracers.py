@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import aiohttp
@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from servers import raw_server
 from ways import Ways
 
-from bctrl_async import BctrlNetworkError, BctrlSession
+from bctrl_async import BctrlNetworkError, BctrlSession, StopOutcome, StopResult
 from bctrl_async.emulator import Emulator
 
 Patch = Callable[[pytest.MonkeyPatch, list[str]], None]
@@ -254,6 +254,50 @@ async def test_a_trace_config_is_told_of_every_stop(connect: Connect, ways: Ways
         await session.stop_runtime("ws-1", "crm")
     assert told == ["start", "connection", "end"]
     assert ways.taken == (0, 1)
+
+
+class TestTracersThatFailAfterTheAnswer:
+    """Fault: the outcome was `not_sent`, and the runtime was stopped."""
+
+    @staticmethod
+    async def outcome(
+        session: BctrlSession, end: Callable[[], Awaitable[None]], trace: aiohttp.TraceConfig
+    ) -> StopOutcome:
+        async def call(*_: object) -> None:
+            await end()
+
+        trace.on_request_end.append(call)
+        report = await session.stop_runtimes([("ws-1", "crm")], verify=False)
+        [outcome] = report.failures
+        return outcome
+
+    async def test_with_a_value_error(self, connect: Connect, emulator: Emulator) -> None:
+        async def fail() -> None:
+            raise ValueError
+
+        trace = aiohttp.TraceConfig()
+        session = connect(trace_configs=[trace])
+        outcome = await self.outcome(session, fail, trace)
+        await session.close()
+
+        assert outcome.result is StopResult.UNKNOWN
+        assert emulator.status("ws-1", "crm") == "stopped"
+
+    @pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
+    async def test_while_the_session_is_closed(
+        self, connect: Connect, emulator: Emulator, error: type[BaseException]
+    ) -> None:
+        trace = aiohttp.TraceConfig()
+        session = connect(trace_configs=[trace])
+
+        async def fail() -> None:
+            await session.close()
+            raise error
+
+        outcome = await self.outcome(session, fail, trace)
+
+        assert outcome.result is StopResult.UNKNOWN
+        assert emulator.status("ws-1", "crm") == "stopped"
 
 
 @pytest.fixture

@@ -15,13 +15,7 @@ from bctrl_async._calls.call import Call, annotate
 from bctrl_async._http.request import Operation, checked_headers
 from bctrl_async.errors import BctrlConflictError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import (
-    AttemptObserver,
-    BulkObserver,
-    CallObserver,
-    Observer,
-    StopObserver,
-)
+from bctrl_async.observer import AttemptObserver, BulkObserver, CallObserver, Observer, StopObserver
 from bctrl_async.outcomes import outcome_of
 
 _log = logging.getLogger("bctrl_async")

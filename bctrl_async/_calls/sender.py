@@ -91,9 +91,11 @@ class Sender:
             self._pool.check_loop()
             self.limiter.close()
         self.closed = True
-        await self._pool.close()
-        if has_loop:
-            await self.limiter.close_pace()
+        try:
+            await self._pool.close()
+        finally:
+            if has_loop:
+                await self.limiter.close_pace()
 
     def open_pool(self) -> aiohttp.ClientSession:
         """Return the pool, opened on the running loop."""
@@ -135,7 +137,9 @@ class Sender:
                     # that waits for it.
                     if not http.closed or is_cancelled():
                         raise
-                    ended = BctrlNetworkError("the DNS lookup was still in progress")
+                    ended = BctrlNetworkError(
+                        "the DNS lookup was still in progress", may_have_stopped=call.is_connected
+                    )
                 finally:
                     self._tally.cancelled += ended is None and call.in_flight
                     self.limiter.release(ended, call.retries.throttled)

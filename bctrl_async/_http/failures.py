@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from bctrl_async._http.redaction import bearer_key, detached, sanitize
-from bctrl_async._http.request import Operation
+from bctrl_async._http.request import Operation, Request
 from bctrl_async._http.response import MIB
 from bctrl_async.errors import (
     BctrlConfigError,
@@ -45,12 +45,10 @@ _is_words = re.compile("[A-Za-z ,.]+").fullmatch
 _NO_HEADERS = CIMultiDictProxy[str](CIMultiDict())
 
 
-def failed_request(
-    error: Exception, limit: aiohttp.ClientTimeout, authorization: str
-) -> BctrlError:
+def failed_request(error: Exception, call: Request[_T], authorization: str) -> BctrlError:
     """Return our error for one of `AIOHTTP_ERRORS` that came instead of a response."""
     cause = _scrub(error, bearer_key(authorization))
-    mapped = _map_error(cause, limit)
+    mapped = _map_error(cause, call)
     mapped.__cause__ = cause
     return mapped
 
@@ -104,11 +102,13 @@ def _scrub(error: Exception, key: str) -> Exception:
     return detached(error)
 
 
-def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
+def _map_error(error: Exception, call: Request[_T]) -> BctrlError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return BctrlTimeoutError(f"no connection within {limit.connect:g} s")
+        return BctrlTimeoutError(f"no connection within {call.limit.connect:g} s")
     if isinstance(error, TimeoutError):
-        return BctrlTimeoutError(f"no response within {limit.total:g} s", may_have_stopped=True)
+        return BctrlTimeoutError(
+            f"no response within {call.limit.total:g} s", may_have_stopped=True
+        )
     # Before ValueError, since a certificate error is one as well.
     if isinstance(error, _ConnectError):
         return _no_connection(error)
@@ -116,6 +116,8 @@ def _map_error(error: Exception, limit: aiohttp.ClientTimeout) -> BctrlError:
         return BctrlConfigError(
             f"aiohttp rejected the request: {error}",
             advice="Check the base URL and the proxies; netrc must not name the host of the API",
+            # A tracer or a middleware may raise it after the answer.
+            may_have_stopped=call.is_connected,
         )
     if isinstance(error, HttpProcessingError):
         return BctrlResponseError(f"invalid HTTP response: {error.message}", may_have_stopped=True)

@@ -183,12 +183,7 @@ STOP = Operation(
 )
 """Contract: `runtimes-stop`."""
 GET = Operation(
-    name="get",
-    method="GET",
-    suffix="",
-    stops=False,
-    repeat_in_doubt=True,
-    parse=decode_runtime,
+    name="get", method="GET", suffix="", stops=False, repeat_in_doubt=True, parse=decode_runtime
 )
 """Contract errors.md: `runtimes-get`."""
 LIST: Operation[list[Runtime | BctrlResponseError]] = Operation(

@@ -75,11 +75,11 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
         else:
             response = await _request(http, call, url, headers)
     except AIOHTTP_ERRORS as error:
-        return failed_request(error, call.limit, authorization)
+        return failed_request(error, call, authorization)
     except (RuntimeError, AssertionError):
-        # The pool may be closed while the key is fetched, or a tracer waits before the request.
+        # The pool may be closed while the key is fetched, or a tracer waits.
         if http.closed:
-            return session_closed()
+            return session_closed(may_have_stopped=call.is_connected)
         raise
     if answered is not None:
         answered(response.status)
