@@ -475,6 +475,9 @@ class ClusterRun(Engine):
                 ended = await self._result_of(chunk, tries)
                 failure = None if ended is None else _failure_of(ended)
                 await self._fetch()
+                if ended is None:
+                    # The message of its worker may be lost.
+                    chunk.begins = max(chunk.begins, self._is_lost)
                 is_killed = isinstance(ended, distributed.KilledWorker)
                 if chunk.begins or not is_killed or not self.state.goes_on():
                     break

@@ -26,7 +26,7 @@ from journal_lines import read_lines
 
 import bctrl_async.dask
 from bctrl_async import StopBatch, StopOutcome, StopReport, StopResult
-from bctrl_async.dask import stop_runtimes
+from bctrl_async.dask import Chunk, ClusterRun, stop_runtimes
 from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.errors import BctrlAuthenticationError
 
@@ -110,6 +110,28 @@ class TestEnding:
         assert "deadline" in str(report.ended_early)
         assert report.counts.total() == 400
         assert report.counts[UNKNOWN] > 0
+        assert_true(report, emulator)
+
+    async def test_a_chunk_that_ended_was_sent_even_if_its_messages_are_lost(
+        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: if the scheduler was lost just then, its targets were `not_sent`."""
+        result_of = ClusterRun._result_of
+
+        async def lose_the_messages(*_: object) -> None: ...
+
+        async def lose_the_scheduler(run: ClusterRun, chunk: Chunk, tries: int) -> Exception | None:
+            ended = await result_of(run, chunk, tries)
+            run._lose("it was killed")
+            return ended
+
+        monkeypatch.setattr(ClusterRun, "_fetch", lose_the_messages)
+        monkeypatch.setattr(ClusterRun, "_result_of", lose_the_scheduler)
+        targets = add_runtimes(emulator, 5)
+        async with small_cluster(1) as cluster:
+            report = await ended(start(stop_runtimes(cluster.client, targets, chunk_size=5)))
+
+        assert NOT_SENT not in report.counts
         assert_true(report, emulator)
 
     async def test_a_deadline_works_without_workers(self, emulator: Emulator) -> None:

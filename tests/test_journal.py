@@ -18,9 +18,10 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from helpers import BOUND, add_runtimes, await_batch, wait_for_requests
+from helpers import BOUND, Connect, add_runtimes, await_batch, wait_for_requests
 from journal_lines import Record, read_lines
 from servers import http_answer, raw_server
+from test_observer import Recorder
 
 from bctrl_async import (
     BctrlConfigError,
@@ -34,7 +35,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
-from bctrl_async.journal import JournalInUseError, read_journals
+from bctrl_async.journal import Journal, JournalInUseError, read_journals
 
 KEY = "emulator-key"
 ONCE = RetryPolicy(attempts=1, base=0.001, cap=0.001)
@@ -89,6 +90,30 @@ async def until(happened: Callable[[], bool]) -> None:
     async with asyncio.timeout(BOUND):
         while not happened():
             await asyncio.sleep(0.001)
+
+
+async def test_leaving_the_block_while_the_journal_is_closed_ends_the_run_as_it_was(
+    connect: Connect, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: its observer was never told the end, and its report was not ok."""
+    closing, released = threading.Event(), threading.Event()
+    close = Journal.close
+
+    def close_late(journal: Journal) -> None:
+        closing.set()
+        released.wait(BOUND)
+        close(journal)
+
+    monkeypatch.setattr(Journal, "close", close_late)
+    recorder = Recorder()
+    async with connect(observer=recorder) as session:
+        async with session.stop_runtimes([A, B], journal=path) as batch:
+            await anext(batch)
+            await until(closing.is_set)
+            asyncio.get_running_loop().call_soon(released.set)
+
+        assert batch.report.ok
+        assert recorder.begun == 0
 
 
 class TestFile:

@@ -213,6 +213,25 @@ class TestNeverAnswered:
         assert report.counts == {STOPPED: 18, UNKNOWN: 2}
         assert 300 <= simulation.seconds <= 350
 
+    def test_a_canary_that_is_not_sent_is_no_answer(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: the server counted as up, so that each target used up its attempts."""
+        request = Sender.request
+
+        async def send_only_stops(sender: Sender, call: Call[Runtime]) -> Runtime:
+            if not call.operation.stops:
+                raise BctrlRateLimitError("not sent: rate limited")
+            return await request(sender, call)
+
+        monkeypatch.setattr(Sender, "request", send_only_stops)
+        simulation = simulate(lambda now, _: disconnected() if 2 <= now < 37 else ANSWER, 0.1)
+        report = simulation.run(
+            lambda session: session.stop_runtimes(list(targets(3_000)), deadline=60, verify=False)
+        )
+
+        assert report.counts == {STOPPED: 3_000}
+
     def test_a_throttled_canary_is_an_answer(self, simulate: Simulate) -> None:
         def server(now: float, alias: str) -> Runtime | BctrlError:
             if alias == "bctrl-async-canary":

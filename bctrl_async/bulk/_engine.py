@@ -147,9 +147,11 @@ class Engine(ABC):
             self.cancel()
             raise
         finally:
-            if self.ledger.journal is not None and not self._tasks:
-                await self._close_journal(self.ledger.journal)
-            self._finish()
+            try:
+                if self.ledger.journal is not None and not self._tasks:
+                    await self._close_journal(self.ledger.journal)
+            finally:
+                self._finish()
 
     async def _open_journal(self, path: str | os.PathLike[str]) -> None:
         # In a thread, since it may take long.
@@ -171,9 +173,11 @@ class Engine(ABC):
     async def _close_journal(self, journal: Journal) -> None:
         # In a thread, since a disk may take long.
         closing = asyncio.create_task(asyncio.to_thread(journal.close))
-        await wait_shielded(closing)
-        if isinstance(error := closing.exception(), BctrlError):
-            self.state.set_ended_early(error)
+        try:
+            await wait_shielded(closing)
+        finally:
+            if closing.done() and isinstance(error := closing.exception(), BctrlError):
+                self.state.set_ended_early(error)
 
     def _finish(self) -> None:
         """Stop the clock, and say how the run has ended."""

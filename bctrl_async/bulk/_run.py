@@ -265,7 +265,7 @@ class Run(Engine):
             with observe_call(self.ledger.observer, call.operation, *target) as call.observer:
                 await self.sender.request(call)
         except BctrlError as error:
-            return not is_unanswered(error)
+            return error.status is not None and not is_unanswered(error)
         return True
 
     async def _wait_to_retry(self, call: Call[Runtime]) -> bool:
