@@ -464,6 +464,35 @@ class TestEverythingIsThrottled:
         assert {type(end) for end in ends} == {BctrlRateLimitError}
         assert simulation.seconds < 8
 
+    @pytest.mark.parametrize("accepted", [1, 20])
+    def test_it_ends_with_its_patience_although_others_were_answered_before(
+        self, monkeypatch: pytest.MonkeyPatch, accepted: int
+    ) -> None:
+        answers = iter([ANSWER] * accepted)
+        simulation = Simulation(monkeypatch, lambda *_: next(answers, throttled()), 0.1)
+        report = simulation.run(
+            lambda session: session.stop_runtimes(list(targets(60)), retry=self.POLICY)
+        )
+
+        assert report.counts[StopResult.STOPPED] == accepted
+        assert report.counts.total() == 60
+        assert simulation.seconds < 10
+
+    def test_a_throttled_answer_after_a_silence_ends_no_call(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: all others failed as if the server had throttled them as long as it was silent."""
+        answers = iter([BctrlNetworkError("lost")] * 2 + [throttled()])
+        simulation = Simulation(monkeypatch, lambda *_: next(answers, ANSWER), 3.0)
+        # The answers come one after the other.
+        simulation.before_response = lambda _: asyncio.sleep(0.01 * simulation.requests.total())
+
+        async def stop_all(session: BctrlSession) -> list[Runtime]:
+            stops = (session.stop_runtime(*each, retry=self.POLICY) for each in targets(300))
+            return await asyncio.gather(*stops)
+
+        assert len(simulation.run(stop_all)) == 300
+
     def test_while_others_are_answered_a_call_waits_for_its_turn(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

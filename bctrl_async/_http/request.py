@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 MAX_BODY = MIB
 """The most bytes of a body that are read, after decompression; a Runtime takes about 500."""
 
-_MAX_NAME = 1_000
+_MAX_NAME, _MAX_DECODINGS = 1_000, 5
 _is_plain = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._~-]{{1,{_MAX_NAME}}}").fullmatch
 _find_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
 _is_token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+").fullmatch  # RFC 9110 section 5.6.2
@@ -88,10 +88,12 @@ def _invalid_name(summary: str, advice: str) -> BctrlConfigError:
 
 
 def _has_dot_segment(value: str) -> bool:
-    """Return True if the value has a dot segment once it is decoded until it no longer changes."""
+    """Return True if the value may have a dot segment, once decoded or several times."""
     # Decoding removes neither dots nor separators, so earlier decodings need no check.
-    while (decoded := parse.unquote(value)) != value:
-        value = decoded
+    for _ in range(_MAX_DECODINGS):
+        value = parse.unquote(value)
+    if parse.unquote(value) != value:
+        return True
     segments = value.replace("\\", "/").split("/")
     return any(segment.partition(";")[0] in {".", ".."} for segment in segments)
 

@@ -52,7 +52,7 @@ class Limiter:
         self._passed = 0
         self._queues: list[deque[asyncio.Future[bool]]] = [deque() for _ in Priority]
         self._queued = 0
-        self._shortest_max_wait = self._first_patience_end = self._first_end = math.inf
+        self._shortest_max_wait = self._shortest_patience = self._first_patience_end = math.inf
         self._throttled_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -123,7 +123,7 @@ class Limiter:
                 raise self._rate_limited(now)
             self._shortest_max_wait = min(self._shortest_max_wait, max_wait)
             self._first_patience_end = min(self._first_patience_end, patience_ends)
-            self._first_end = min(self._first_end, ends)
+            self._shortest_patience = min(self._shortest_patience, max_wait or math.inf)
             waiter: asyncio.Future[bool] = loop.create_future()
             self._queues[priority].append(waiter)
             self._queued += 1
@@ -139,12 +139,12 @@ class Limiter:
                 return
             if admitted:
                 self.release(None)
-            elif self._is_over(loop.time(), max_wait, ends):
+            elif loop.time() >= ends and self._throttles_for(max_wait, loop.time()):
                 raise BctrlRateLimitError(f"the server throttled everything for {max_wait:g} s")
 
-    def _is_over(self, now: float, max_wait: float, ends: float) -> bool:
-        """Return True if a patience has ended, and the server accepted nothing in it."""
-        return now >= ends and self._rate.accepted_at < ends - max_wait
+    def _throttles_for(self, seconds: float, now: float) -> bool:
+        """Return True if the server has throttled for so long, and accepted nothing."""
+        return now - self._rate.refused_since >= seconds
 
     def _waits_in_vain(self, now: float, max_wait: float, patience_ends: float) -> bool:
         """Return True if the pause lasts too long, and no probe is due or in flight.
@@ -185,7 +185,7 @@ class Limiter:
             self._rate.on_success(now)
             return
         self._rate.on_throttled(now, error.retry_after, self.in_use, repeats)
-        if self._is_over(now, self._shortest_max_wait, self._first_end):
+        if self._throttles_for(self._shortest_patience, now):
             self._wake_all()
         if self._rate.is_throttled and self._throttled_since is None:
             self._throttled_since = now
@@ -226,7 +226,7 @@ class Limiter:
 
     def _wake_all(self) -> None:
         """Wake all waiters; each gives up or queues again."""
-        self._shortest_max_wait = self._first_patience_end = self._first_end = math.inf
+        self._shortest_max_wait = self._shortest_patience = self._first_patience_end = math.inf
         self._queued = 0
         for queue in self._queues:
             for waiter in queue:
@@ -257,6 +257,8 @@ class Limiter:
                 self._passed += bool(self._queues[Priority.BULK])
             elif queue is self._queues[Priority.BULK]:
                 self._passed = 0
+        if not self._queued:
+            self._shortest_max_wait = self._shortest_patience = self._first_patience_end = math.inf
 
     def _next_queue(self) -> deque[asyncio.Future[bool]] | None:
         """Return the queue of the next waiter, or None if there is none."""

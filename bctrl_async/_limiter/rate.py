@@ -84,8 +84,8 @@ class AdaptiveRate:
         self._is_paused = False
         self._paused_until = -math.inf
         self._asked_at = -math.inf
-        self.accepted_at: float = -math.inf
-        """The time of the last response that was not throttled."""
+        self.refused_since: float = math.inf
+        """The time of the first throttled response since one that was not; inf if none is."""
         self.is_starting: bool = True
         """True until enough attempts have succeeded, or the server has shown a limit."""
         self.is_probed: bool = False
@@ -126,7 +126,7 @@ class AdaptiveRate:
         if self.is_probed:
             self._end_pause(now)
         self._deliveries.append(now)
-        self.accepted_at = now
+        self.refused_since = math.inf
         self._evidence = max(self._evidence - _DECAY, 0.0)
         restored = self._baseline.on_success(now)
         if restored is not None:
@@ -138,6 +138,7 @@ class AdaptiveRate:
         self, now: float, retry_after: float | None, in_flight: int, repeats: int = 0
     ) -> None:
         """Record a throttled response of a call that was throttled `repeats` times before."""
+        self.refused_since = min(self.refused_since, now)
         # Others succeed, so it is the call's own target that the server throttles.
         is_its_own = repeats >= _REPEATS and self._baseline.successes_in_a_row >= _OTHERS
         if not is_its_own:
