@@ -551,7 +551,7 @@ class ClusterRun(Engine):
 
     def _deliver_later(self, *outcomes: StopOutcome) -> None:
         """Deliver outcomes in a task of its own: a slow reader holds up no other task."""
-        if self._deliver is None or self.state.level is CancelLevel.DELIVERY:
+        if not self._deliveries or self.state.level is CancelLevel.DELIVERY:
             return
         self._undelivered.extend(outcomes)
         if self._undelivered and (self._delivering is None or self._delivering.done()):

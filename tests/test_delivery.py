@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import weakref
 
 import pytest
 from helpers import BOUND, add_runtimes, assert_conserved
 
 from bctrl_async import BctrlError, BctrlSession, Runtime, StopOutcome, StopResult
-from bctrl_async.bulk._delivery import OutcomeBuffer, in_turn
+from bctrl_async.bulk._delivery import OutcomeBuffer
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import outcome_of
@@ -205,19 +204,3 @@ class TestGarbageCollection:
         error = reraised()
         gc.collect()
         assert error() is None
-
-
-async def test_a_worker_waits_for_its_callback_and_then_for_room_in_a_full_buffer() -> None:
-    called: list[StopOutcome] = []
-
-    async def callback(outcome: StopOutcome) -> None:
-        called.append(outcome)
-
-    buffer = OutcomeBuffer(0)
-    outcome = outcome_of(RuntimeRef("ws-1", "crm"), BctrlError("no"))
-    waits = in_turn(callback, buffer)(outcome)
-    assert inspect.isawaitable(waits)
-    waiting = asyncio.ensure_future(waits)
-    assert await buffer.get() is outcome
-    await waiting
-    assert called == [outcome]

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Self
 
 from bctrl_async.bulk._cancel import CancelLevel, wait_shielded
-from bctrl_async.bulk._delivery import OutcomeBuffer, in_turn
+from bctrl_async.bulk._delivery import OutcomeBuffer
 from bctrl_async.bulk._engine import Engine
 from bctrl_async.errors import BctrlConfigError, BctrlError
 from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
@@ -169,11 +169,9 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def __aenter__(self) -> Self:
         self._begin()
-        outcomes, on_outcome = self._outcomes, self._run.options.on_outcome
-        deliver = outcomes.put if on_outcome is None else in_turn(on_outcome, outcomes)
         # The task does not refer to this handle, so that it ends if the handle is dropped.
-        self._runner = asyncio.create_task(self._run.feed(deliver))
-        self._runner.add_done_callback(partial(_end, self._run, outcomes))
+        self._runner = asyncio.create_task(self._run.feed(self._outcomes.put))
+        self._runner.add_done_callback(partial(_end, self._run, self._outcomes))
         # The event loop has weak references only.
         _runners.add(self._runner)
         self._runner.add_done_callback(_runners.discard)
@@ -220,7 +218,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def _run_to_its_end(self) -> StopReport:
         self._begin()
-        await self._run.execute(self._run.options.on_outcome)
+        await self._run.execute()
         return self.report
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -56,16 +55,3 @@ class OutcomeBuffer:
         """Discard the outcomes that are unread, and let the readers have None."""
         self._unread.clear()
         self.end()
-
-
-def in_turn(on_outcome: OnOutcome, buffer: OutcomeBuffer) -> OnOutcome:
-    """Return the delivery to a callback and then, once it has ended, to a buffer."""
-
-    async def deliver(outcome: StopOutcome) -> None:
-        called = on_outcome(outcome)
-        if inspect.isawaitable(called):
-            await called
-        if (full := buffer.put(outcome)) is not None:
-            await full
-
-    return deliver

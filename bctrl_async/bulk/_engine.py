@@ -94,7 +94,7 @@ class Engine(ABC):
         self._base_url = base_url
         self._observer = observer
         self._tasks: dict[asyncio.Task[None], Worker] = {}
-        self._deliver: OnOutcome | None = None
+        self._deliveries: tuple[OnOutcome, ...] = ()
         self._failure: BaseException | None = None
 
     @property
@@ -133,9 +133,10 @@ class Engine(ABC):
         except BaseException as error:  # noqa: BLE001 - raised where the outcomes are read.
             self.error = error
 
-    async def execute(self, deliver: OnOutcome | None) -> None:
-        """Execute the run; raise the error of the journal, the input or `deliver` at its end."""
-        self._deliver = deliver
+    async def execute(self, *deliveries: OnOutcome) -> None:
+        """Execute the run; raise the error of the journal, the input or a delivery at its end."""
+        on_outcome = self.options.on_outcome
+        self._deliveries = deliveries if on_outcome is None else (on_outcome, *deliveries)
         if self._observer is not None:
             self.ledger.observer = notify(self._observer.begin_bulk)
         try:
@@ -200,7 +201,7 @@ class Engine(ABC):
             notify(ledger.observer.end, ledger.report(read))
 
     async def _stop_all(self) -> None:
-        """Give every target its outcome; then raise the error of the input or of `deliver`."""
+        """Give every target its outcome; then raise the error of the input or of a delivery."""
         source = self.source
         self._start_work()
         timer: asyncio.TimerHandle | None = None
@@ -321,11 +322,12 @@ class Engine(ABC):
         return self.ledger.record(self.source.with_listed(rejected))
 
     async def _deliver_from(self, worker: Worker, outcome: StopOutcome) -> None:
-        """Deliver an outcome, and wait until the worker may go on."""
-        if self._deliver is None or self.state.level is CancelLevel.DELIVERY:
-            return
-        waits = self._deliver(outcome)
-        # Nearly every callback returns None, which is found at a tenth of the cost.
-        if waits is not None and inspect.isawaitable(waits):
-            with worker.scope(CancelLevel.DELIVERY):
-                await waits
+        """Deliver an outcome to each who takes it, and wait until the worker may go on."""
+        for deliver in self._deliveries:
+            if self.state.level is CancelLevel.DELIVERY:
+                return
+            waits = deliver(outcome)
+            # Nearly every callback returns None, which is found at a tenth of the cost.
+            if waits is not None and inspect.isawaitable(waits):
+                with worker.scope(CancelLevel.DELIVERY):
+                    await waits
