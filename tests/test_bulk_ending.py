@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from itertools import chain, repeat
 from pathlib import Path
@@ -136,6 +136,31 @@ class TestEndedByCaller:
 
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 5}
         assert (await session.stop_runtimes(targets, journal=journal)).ok
+
+    async def test_the_journal_of_a_closed_coroutine_has_what_a_cancelled_poller_leaves(
+        self, emulator: Emulator, session: BctrlSession, tmp_path: Path
+    ) -> None:
+        """Fault: the journal was closed first, and the record of the outcome raised an error."""
+        emulator.inject(Fault.ACCEPTED)
+        journal = tmp_path / "closed.jsonl"
+
+        def targets() -> Iterator[tuple[str, str]]:
+            yield from add_runtimes(emulator, 1)
+            batch.close()
+            _, poller = run_of(batch)._tasks
+            poller.cancel()
+
+        batch = session.stop_runtimes(targets(), journal=journal, concurrency=1, verify=True)
+        opened = batch.send(None)
+        assert isinstance(opened, asyncio.Future)
+        await asyncio.wait([opened])
+        batch.send(None)
+        async with asyncio.timeout(BOUND):
+            while run_of(batch)._tasks:
+                await asyncio.sleep(0.01)
+
+        assert batch.report.counts == {StopResult.ACCEPTED: 1}
+        assert '"accepted"' in journal.read_text("utf-8")
 
     @pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
     @pytest.mark.parametrize("streamed", [False, True])

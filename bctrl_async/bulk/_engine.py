@@ -260,7 +260,8 @@ class Engine(ABC):
         del self.state.workers[self._tasks.pop(task)]
         journal = self.ledger.journal
         if journal is not None and self.ledger.ended is not None and not self._tasks:
-            journal.close()
+            # Its other callback may record an outcome, and comes first.
+            task.get_loop().call_soon(journal.close)
 
     async def _guard(self, work: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
         """Do the work of a task; an exception ends the run, which raises it."""
