@@ -497,6 +497,21 @@ class TestPolling:
         batches: list[StopBatch] = []
         assert simulate(answer).run(main).counts == {ACCEPTED: 1}
 
+    @pytest.mark.parametrize("max_pollers", [0, 1000])
+    def test_a_poll_that_raises_cancelled_error_is_named_as_what_failed(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, max_pollers: int
+    ) -> None:
+        """Fault: `on_outcome` was named, also where there was none."""
+
+        def answer(_: float, name: str) -> Runtime:
+            if name == "get":
+                raise asyncio.CancelledError
+            return runtime("active")
+
+        monkeypatch.setattr("bctrl_async.bulk._run._MAX_POLLERS", max_pollers)
+        with pytest.raises(BctrlError, match="the call raised CancelledError"):
+            simulate(answer).stop()
+
     def test_polls_do_not_depend_on_the_patience_of_the_policy(self, simulate: Simulate) -> None:
         simulation = simulate(active_until(20))
         report = simulation.stop(deadline=200, retry=RetryPolicy(patience=10))

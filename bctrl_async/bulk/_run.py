@@ -147,13 +147,9 @@ class Run(Engine):
                     observer = notify(self.ledger.observer.begin_stop, *target)
                     call.observer = observer
                 ended = await self._send(worker, call)
-        except BaseException as error:
-            try:
-                self._end_with(error, "the call")
-            finally:
-                # Even in a loop that is closed, where no task can be cancelled.
-                aborted = call.aborted(self.state.reason.summary)
-                self.ledger.record(self._outcome(index, target, call, began, aborted), observer)
+        except BaseException:
+            aborted = call.aborted(self.state.reason.summary)
+            self.ledger.record(self._outcome(index, target, call, began, aborted), observer)
             raise
         outcome = self._outcome(index, target, call, began, ended)
         if self._verify_for is None or not self.state.goes_on() or not needs_verification(outcome):
@@ -185,9 +181,8 @@ class Run(Engine):
         The worker goes on meanwhile: a runtime may take its time, and what is not sent goes on
         running.
         """
-        is_full = len(self._unverified) >= _MAX_POLLERS
         self._unverified.add(unverified)
-        if is_full:
+        if len(self._unverified) > _MAX_POLLERS:
             return await self._poll(unverified, worker)
         poller = self._start(partial(self._poll_and_deliver, unverified))
         # A task that is cancelled before its first step has recorded nothing.
@@ -244,6 +239,9 @@ class Run(Engine):
         except BctrlError as error:
             # The frames that a traceback holds are much for a hundred thousand failures.
             ended = error.with_traceback(None)
+        except BaseException as error:
+            self._end_with(error, "the call")
+            raise
         finally:
             worker.call = None
             self._breaker.leave(call)
