@@ -57,6 +57,7 @@ class CircuitBreaker:
         self._answered: Call[Runtime] | None = None
         self._outage = (0, 0)
         self._opened_at: float | None = None
+        self._held_since = 0.0
         self._probe: Call[Runtime] | None = None
         self._failed_at = 0
         self._asking = CancelScope()
@@ -79,8 +80,7 @@ class CircuitBreaker:
     def on_answer(self, call: Call[Runtime]) -> None:
         """Record that the server answered the last attempt of a call."""
         self._answered = call
-        if self._opened_at is not None:
-            self._close_if_up()
+        self._close_if_up()
         if self._probe is not None and self._is_up_since(self._failed_at):
             # This answer came before that of the canary.
             self._asking.cancel()
@@ -125,16 +125,16 @@ class CircuitBreaker:
             # All calls may fail this way, so each retry waits for the shared quota.
             return await call.back_off(self._sender.limiter, waits_for_quota=True)
         failed_at = self._sender.attempts
-        self._failures += self._probe is call
+        if self._probe is call and await self._gives_up_target():
+            return False
         while not self._is_up_since(failed_at):
             if self.gave_up:
                 return False
             if self._probe is not None and self._probe is not call:
                 await self._has_no_probe.wait()
                 continue
-            if await self._asks(call, failed_at) or self._is_up_since(failed_at):
+            if await self._asks(call, failed_at):
                 break
-            self._open(failed_at)
             if self._gives_up(failure):
                 return False
             await self._sender.limiter.sleep(probe_delay(self._policy, self._unanswered))
@@ -146,7 +146,7 @@ class CircuitBreaker:
         return await self._retry(call, failed_at)
 
     async def _asks(self, call: Call[Runtime], failed_at: int) -> bool:
-        """Make a call the probe, and send a canary; return True if it is answered.
+        """Make a call the probe, and send a canary; open unless it or another call is answered.
 
         The canary is abandoned if another call of the run is answered first.
         """
@@ -163,19 +163,17 @@ class CircuitBreaker:
         is_answered = False
         with CancelScope() as self._asking:
             is_answered = await self._ask_canary(target)
-        if is_answered or self._asking.cancelled_caught:
+        if is_answered or self._asking.cancelled_caught or self._is_up_since(failed_at):
             return True
         self._unanswered += 1
+        if self._opened_at is None:
+            self._opened_at = self._held_since = _now()
+            self._outage = failed_at, self._outage[1]
+            self._probers = self._failures = self._unanswered = 1
         if self._answered is answered:
             # This target may have died since.
             self._answered = None
         return False
-
-    def _open(self, failed_at: int) -> None:
-        if self._opened_at is None:
-            self._opened_at = _now()
-            self._outage = failed_at, self._outage[1]
-            self._probers = self._failures = self._unanswered = 1
 
     def _gives_up(self, failure: BctrlError) -> bool:
         """Return True to give up the probe after its last failure, or the server as a whole."""
@@ -189,6 +187,23 @@ class CircuitBreaker:
         enough = failed and not self._state.in_flight
         self.gave_up = enough and self._probers > 1
         return enough
+
+    async def _gives_up_target(self) -> bool:
+        """Let another call be the probe; return True to give up the target of this one.
+
+        A server may answer all stops but those that hold the workers. An outage costs two at most.
+        """
+        self._failures += 1
+        if not self.has_answered:
+            return False
+        self.leave(self._probe)
+        held_for = _now() - self._held_since
+        if self._probers < len(self._state.workers) or held_for < self._patience / 3:
+            # The call that has waited longest goes first.
+            await asyncio.sleep(0)
+            return False
+        self._held_since = _now()
+        return True
 
     def _is_due(self) -> bool:
         """Return True if the waiting call should probe: some servers do not answer GETs."""
