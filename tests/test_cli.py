@@ -1718,6 +1718,12 @@ def test_any_other_text_is_not_a_duration(text: str) -> None:
         ("stop --api-key k ws a", "unknown option: --api-key"),
         ("stop --timout 3s ws a", "unknown option: --timout. Did you mean --timeout?"),
         ("stop ws -dash", "unknown option: -dash"),
+        # Fault: the value was printed, which may be a secret.
+        ("stop ws a --api-key=SECRET", "error: unknown option: --api-key\n"),
+        ("stop ws a --proxyy=http://u:SECRET@x", "option: --proxyy. Did you mean --proxy?\n"),
+        ("stop ws a -k=SECRET", "error: unknown option: -k\n"),
+        ("--api-key=SECRET stop ws a", 'error: unknown command "--api-key". Available'),
+        ("demo API_KEY=SECRET", "error: unexpected argument 'API_KEY'\n"),
         ("stop --timeout soon ws a", "invalid value for --timeout: 'soon' is not a duration"),
         ("stop --deadline 90 ws a", "'90' has no unit: write 90s, 90m or 90h"),
         ("stop --timeout 0 ws a", "invalid value for --timeout: '0' is not above 0"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Literal
 
-from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, UnusedCliTokensError
+from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, exceptions
 
 from bctrl_async import BctrlConfigError, BctrlError, __version__
 from bctrl_async.cli._connection import STOPPING, apply_profile
@@ -121,8 +121,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _plain(error: CycloptsError) -> str:
+    # What follows the name of an unknown option may be a secret.
+    if isinstance(error, exceptions.UnknownOptionError):
+        name, _, _ = (error.token.keyword or error.token.value).partition("=")
+        error.token = error.token.evolve(keyword=name)
+    error.unused_tokens = [token.partition("=")[0] for token in error.unused_tokens or ()]
     text = str(error).rstrip(".")
-    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+    if isinstance(error, exceptions.UnusedCliTokensError) and error.unused_tokens:
         text = f"unexpected argument {error.unused_tokens[0]!r}"
     if isinstance(error, CoercionError) and error.argument and "Invalid value" not in text:
         # It has no name of an argument that is given by its position.

@@ -45,15 +45,15 @@ def doctor(workspace: Workspace = None, /, *, connection: _Connection = _TRYING)
     # An invalid option is an error at once.
     connection.session(needs_key=False)
     for name, found in _settings(connection):
-        _print(output, name, found)
+        output.print_result(f"{name:<8}  {found}")
     session = connection.session()
     workspace = connection.workspace(workspace)
     if workspace is None:
-        _print(output, "API", "not tried: name a workspace that the key may list")
+        output.print_result("API       not tried: name a workspace that the key may list")
     else:
         finding = find_runtimes(session, workspace, RuntimeFilter(status="any"), None, output)
         count = pluralize(len(asyncio.run(finding)), "runtime")
-        _print(output, "API", f"the key is accepted: {count} in {workspace}")
+        output.print_result(f"API       the key is accepted: {count} in {workspace}")
     return FAILED if output.write_failed else 0
 
 
@@ -67,7 +67,3 @@ def _settings(connection: ReadConnection) -> Iterator[tuple[str, str]]:
     if (proxy := connection.proxy_in_effect) is not None:
         yield "proxy", f"{URL(proxy).with_user(None)} ({proxy.origin})"
     yield "key", connection.key_source().origin
-
-
-def _print(output: Output, name: str, found: str) -> None:
-    output.print_result(f"{name:<8}  {found}")
