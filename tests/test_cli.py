@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import signal
+import stat
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -699,6 +700,30 @@ async def run_with_stdin(content: str, *args: str) -> tuple[int | None, str, str
     return await finish(process)
 
 
+@pytest.mark.parametrize("name", ["stdin", "./stdin", "./-"])
+async def test_only_a_dash_is_stdin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Fault: a file with the name of stdin was not read, but stdin was."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("ws,of-the-file\n")
+    _, out, _ = await run_with_stdin("ws,of-stdin\n", "--dry-run", "--from", name)
+    assert json.loads(out)["alias"] == "of-the-file"
+
+
+async def test_a_pipe_is_not_read_to_its_end_where_a_folder_is_named_like_it(
+    emulator: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").mkdir()
+    process = await start(*program(), "stop", "-q", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    write(process, "ws,a\n")
+    await until(lambda: emulator.status("ws", "a") == "stopped")
+    assert process.stdin is not None
+    process.stdin.close()
+    assert await finish(process) == (0, "", "")
+
+
 async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
     emulator: HoldingEmulator,
 ) -> None:
@@ -761,7 +786,7 @@ async def test_an_unreadable_file_is_a_usage_error(
 async def test_a_pipe_that_fails_later_exits_with_1(
     command: Command, targets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bctrl_async.cli._targets.stat", Mock(S_ISREG=lambda _: False))
+    monkeypatch.setattr("bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO)
     with FileIO(targets, "w") as write_only:
         monkeypatch.setattr("sys.stdin", write_only)
         code, out, err = await command("stop", "--from", "-")
@@ -1783,8 +1808,15 @@ async def test_of_options_that_decide_nothing_about_the_targets_the_last_value_w
     """A script puts its own options before those of its user."""
     options = ("--rate", "1", "--rate", "999", "--timeout", "1ms", "--timeout", "60s")
     flags = ("--all", "--all", "--yes", "--yes", "--no-verify", "--verify")
-    code, out, _ = await command("stop", "ws", *flags, *options, "-o", "table", "-o", "json")
+    more = ("--ignore-not-found", "--ignore-not-found", "-o", "table", "-o", "json")
+    code, out, _ = await command("stop", "ws", *flags, *options, *more)
     assert (code, results_of(out)) == (0, ["stopped"] * 3)
+
+
+async def test_a_dry_run_may_be_asked_for_twice(command: Command) -> None:
+    """Fault: it was a usage error."""
+    code, out, _ = await command("stop", "--dry-run", "--dry-run", "ws", "a")
+    assert (code, json.loads(out)) == (0, {"workspace_id": "ws", "alias": "a"})
 
 
 @pytest.mark.parametrize(

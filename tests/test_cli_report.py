@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import stat
 from datetime import UTC, datetime, timedelta
 from io import FileIO, TextIOWrapper
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from helpers import Command
@@ -163,7 +163,7 @@ async def test_a_bad_line_of_the_list_is_not_done(
 
     # A pipe ends at the quote.
     listed = targets("r0", '"open', "lost")
-    monkeypatch.setattr("bctrl_async.cli._targets.stat", Mock(S_ISREG=lambda _: False))
+    monkeypatch.setattr("bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO)
     code, out, err = await command("report", path, "--from", listed)
     assert "on line 2: a quote is missing" in err
     assert out == (
@@ -178,7 +178,7 @@ async def test_a_pipe_that_cannot_be_read_to_its_end_exits_with_1(
 ) -> None:
     """Fault: a read error of stdin was reported as one of stdout."""
     journal("1.jsonl", outcome("a"))
-    monkeypatch.setattr("bctrl_async.cli._targets.stat", Mock(S_ISREG=lambda _: False))
+    monkeypatch.setattr("bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO)
     with FileIO(targets("a"), "w") as write_only:
         monkeypatch.setattr("sys.stdin", write_only)
         code, out, err = await command(*command_line.split(), "--from", "-")

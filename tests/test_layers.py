@@ -340,7 +340,7 @@ BUDGETS = {
     ("bulk",): 1726,
     ("dask",): 682,
     ("journal",): 330,
-    ("cli",): 3058,
+    ("cli",): 3057,
     ("emulator",): 1006,
     ("fastapi",): 572,
 }

@@ -185,7 +185,7 @@ def list_runtimes(
 
 
 def get_runtimes(
-    workspace: opt.WorkspaceId,
+    workspace: Annotated[opt.Text, Parameter(help="Workspace id.")],
     /,
     *aliases: Annotated[opt.Text, Parameter("ALIAS", help="Aliases of the runtimes.")],
     output_format: opt.Format = "table",

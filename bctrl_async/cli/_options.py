@@ -13,6 +13,8 @@ from bctrl_async import RuntimeKind, RuntimeStatus, _config
 _T = TypeVar("_T")
 
 MAX_RUNTIMES = 100_000
+STDIN = Path("-")
+"""The FILE `-`: this object alone, because the path of a file named `./-` is equal to it."""
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
 _is_number = re.compile(_NUMBER).fullmatch
@@ -50,6 +52,10 @@ def _text(value: str) -> str:
     if "\0" in value:
         raise ValueError("must not contain a null character")
     return value
+
+
+def _file(value: str) -> Path:
+    return STDIN if value == "-" else Path(_text(value))
 
 
 def duration(value: str) -> float:
@@ -123,11 +129,10 @@ in_connection = partial(Parameter, group=_GROUPS["Connection"])
 
 # What a flag decides does not change if it is given twice.
 in_flags = partial(in_targets, allow_repeating=True, show_default=False)
+in_run_flags = partial(in_run, allow_repeating=True, show_default=False)
 
 Text = Annotated[str, Parameter(converter=converter(_text))]
-File = Annotated[
-    Path, Parameter(converter=converter(lambda path: Path(_text(path))), metavar="FILE")
-]
+File = Annotated[Path, Parameter(converter=converter(_file), metavar="FILE")]
 Given = Annotated[Setting, Parameter(converter=_setting)]
 Duration = Annotated[
     float,
@@ -166,15 +171,12 @@ AllowEmpty = Annotated[bool, in_flags(help="Accept a FILE without targets.")]
 JournalMaxAge = Annotated[
     Duration | None, in_run(metavar="AGE", help="Reject a journal begun longer ago than AGE.")
 ]
-IgnoreNotFound = Annotated[
-    bool, in_run(show_default=False, help="Do not count not_found as a failure.")
-]
+IgnoreNotFound = Annotated[bool, in_run_flags(help="Do not count not_found as a failure.")]
 Seed = Annotated[int, Parameter(metavar="N", help="Random seed of the faults.")]
 Format = Annotated[
     Literal["table", "json"],
     in_output(("--output", "-o"), metavar="FORMAT", help="json is an object per line."),
 ]
-WorkspaceId = Annotated[Text, Parameter(help="Workspace id.")]
 Workspace = Annotated[
     Text | None, Parameter(help="Workspace id; else BCTRL_WORKSPACE, or that of the profile.")
 ]

@@ -97,17 +97,12 @@ def stop(
     journal_max_age: opt.JournalMaxAge = None,
     verify: Annotated[
         bool,
-        opt.in_run(
-            allow_repeating=True,
-            negative="--no-verify",
-            show_default=False,
-            help="Poll until each runtime has stopped; the default.",
+        opt.in_run_flags(
+            negative="--no-verify", help="Poll until each runtime has stopped; the default."
         ),
     ] = True,
     ignore_not_found: opt.IgnoreNotFound = False,
-    dry_run: Annotated[
-        bool, opt.in_run(show_default=False, help="Print the targets, stop nothing.")
-    ] = False,
+    dry_run: Annotated[bool, opt.in_run_flags(help="Print the targets, stop nothing.")] = False,
     concurrency: Annotated[opt.Count, opt.in_pace(help="Maximum number of stops in flight.")] = 100,
     rate: Annotated[opt.Rate | None, opt.in_pace(help="Maximum requests per second.")] = None,
     pace: Annotated[

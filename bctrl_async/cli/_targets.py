@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from bctrl_async import BctrlConfigError
 from bctrl_async.cli._lines import BadLine, Item, LineParser
+from bctrl_async.cli._options import STDIN
 from bctrl_async.cli._output import pluralize, print_info
 from bctrl_async.shards import shard_of
 
@@ -56,7 +57,7 @@ def parse_shard(value: str) -> Shard:
 
 def is_typed(file: Path | None) -> bool:
     """Return True if this FILE of --from is a terminal."""
-    return str(file) == "-" and sys.stdin is not None and sys.stdin.isatty()
+    return file is STDIN and sys.stdin is not None and sys.stdin.isatty()
 
 
 def open_targets(
@@ -72,10 +73,10 @@ def open_targets(
     It fails if the file cannot be read, and raises BctrlConfigError if it is not a list of targets.
     A pipe does so when it is read.
     """
-    name = "stdin" if str(file) == "-" else str(file)
+    name = "stdin" if file is STDIN else str(file)
     parser = LineParser(workspace, is_only=is_only)
     try:
-        if name == "stdin":
+        if file is STDIN:
             # A shell that closes stdin leaves None in its place.
             if sys.stdin is None:
                 raise BctrlConfigError("cannot read stdin: it is closed")
@@ -84,9 +85,9 @@ def open_targets(
             number = sys.stdin.fileno()
         else:
             number = os.open(file, os.O_RDONLY | _BINARY)
-        if not (stat.S_ISREG(os.fstat(number).st_mode) or file.is_dir()):
+        if stat.S_IFMT(os.fstat(number).st_mode) not in {stat.S_IFREG, stat.S_IFDIR}:
             return _read_pipe(number, name, parser, allow_empty=allow_empty, shard=shard)
-        with os.fdopen(number, "rb", closefd=name != "stdin") as opened:
+        with os.fdopen(number, "rb", closefd=file is not STDIN) as opened:
             return _read_file(opened, name, parser, allow_empty=allow_empty, shard=shard)
     except OSError as error:
         raise BctrlConfigError(f"cannot read {name}: {error.strerror}") from error
