@@ -30,12 +30,7 @@ from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.bulk._engine import Options
 from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._targets import Input, Listing, Targets
-from bctrl_async.errors import (
-    BctrlConfigError,
-    BctrlConflictError,
-    BctrlError,
-    BctrlResponseError,
-)
+from bctrl_async.errors import BctrlConfigError, BctrlConflictError, BctrlError, BctrlResponseError
 from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter
 from bctrl_async.models import Runtime
 from bctrl_async.observer import CallObserver, Observer

@@ -330,8 +330,8 @@ class TestFreshInterpreter:
 
 BUDGETS = {
     ("__init__", "__main__", "_config", "_lifetime", "_version"): 323,
-    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1185,
-    ("session", "shards"): 704,
+    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1181,
+    ("session", "shards"): 699,
     ("otel", "testing"): 399,
     ("pace", "redis"): 570,
     ("_calls",): 744,
@@ -342,7 +342,7 @@ BUDGETS = {
     ("journal",): 330,
     ("cli",): 3057,
     ("emulator",): 1006,
-    ("fastapi",): 572,
+    ("fastapi",): 567,
 }
 """The most lines of each part of the package. A number is only ever lowered."""
 

@@ -6,12 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, ClassVar
 
 from fastapi.openapi.utils import validation_error_definition, validation_error_response_definition
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from bctrl_async import (
