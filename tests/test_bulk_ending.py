@@ -137,6 +137,22 @@ class TestEndedByCaller:
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 5}
         assert (await session.stop_runtimes(targets, journal=journal)).ok
 
+    async def test_a_coroutine_that_is_closed_while_it_polls_is_not_ok(
+        self, emulator: Emulator, session: BctrlSession
+    ) -> None:
+        """Fault: the report was ok, and the runtime went on running."""
+        emulator.inject(*[Fault.ACCEPTED] * 2)
+        batch = session.stop_runtimes(add_runtimes(emulator, 1))
+        batch.send(None)
+        async with asyncio.timeout(BOUND):
+            while not batch.polling:
+                await asyncio.sleep(0)
+
+        batch.close()
+
+        assert not batch.report.ok
+        await asyncio.wait(run_of(batch)._tasks)
+
     async def test_the_journal_of_a_closed_coroutine_has_what_a_cancelled_poller_leaves(
         self, emulator: Emulator, session: BctrlSession, tmp_path: Path
     ) -> None:

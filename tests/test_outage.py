@@ -12,7 +12,15 @@ from unittest.mock import Mock
 
 import aiohttp
 import pytest
-from helpers import add_runtimes, free_port, pass_time, run_in_virtual_time, unused_url
+from helpers import (
+    BOUND,
+    add_runtimes,
+    await_batch,
+    free_port,
+    pass_time,
+    run_in_virtual_time,
+    unused_url,
+)
 from runtimes import runtime
 from servers import raw_server
 
@@ -24,13 +32,15 @@ from bctrl_async import (
     BctrlSession,
     RetryPolicy,
     Runtime,
+    RuntimeRef,
     StopOutcome,
     StopReport,
     StopResult,
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
-from bctrl_async.emulator import Emulator
+from bctrl_async.bulk._run import Run
+from bctrl_async.emulator import Emulator, Fault
 
 _T = TypeVar("_T")
 
@@ -332,6 +342,37 @@ class TestOutage:
         assert simulation.requests.total() <= 1.1 * count + 15
         # The run resumes within five seconds of the return of the server.
         assert simulation.seconds <= 32 + 5 + (count / concurrency) * 0.1
+
+    async def test_closing_the_session_ends_a_probe_that_may_not_be_sent_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: it asked for ever whether the server is back, and blocked the event loop."""
+        asked, ask = 0, Run._ask_canary
+
+        async def ask_at_most_a_hundred_times(run: Run, target: RuntimeRef) -> bool:
+            nonlocal asked
+            asked += 1
+            assert asked < 100
+            return await ask(run, target)
+
+        monkeypatch.setattr(Run, "_ask_canary", ask_at_most_a_hundred_times)
+        async with Emulator(port=0) as emulator:
+            dropped, hanging = add_runtimes(emulator, 2)
+            emulator.poison(*dropped, Fault.DROP_BEFORE)
+            canary = (dropped[0], "bctrl-async-canary")
+            emulator.add_runtime(*canary)
+            emulator.poison(*canary, Fault.DROP_BEFORE)
+            emulator.poison(*hanging, Fault.HANG)
+            once = RetryPolicy(attempts=1, base=10.0)
+            session = BctrlSession("emulator-key", base_url=emulator.url, retry=once)
+            running = asyncio.create_task(await_batch(session.stop_runtimes([dropped, hanging])))
+            async with asyncio.timeout(BOUND):
+                while not (asked and session.stats.waiting):
+                    await asyncio.sleep(0.001)
+            await session.close()
+            await asyncio.wait([running])
+
+        assert asked == 1
 
     async def test_with_real_sockets_a_restarted_server_is_found(self) -> None:
         port = free_port()

@@ -128,7 +128,7 @@ class CircuitBreaker:
         if self._probe is call and await self._gives_up_target():
             return False
         while not self._is_up_since(failed_at):
-            if self.gave_up:
+            if self.gave_up or self._sender.limiter.is_closed():
                 return False
             if self._probe is not None and self._probe is not call:
                 await self._has_no_probe.wait()

@@ -70,7 +70,7 @@ class Ledger:
         began, ended_early = self.began, self._state.ended_early
         if began is None:
             ended_early = _NOT_RUN
-        elif self.ended is None:
+        elif self.ended is None or sum(self.tally.counts.values()) < read:
             ended_early = ended_early or _NOT_ENDED
         return StopReport(
             total=read,
