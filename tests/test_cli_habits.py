@@ -148,7 +148,7 @@ def failed(number: int, error: BctrlError | None, **fields: object) -> StopOutco
         result=StopResult.UNKNOWN,
         state=RuntimeState.UNCONFIRMED,
         error=error,
-        **fields,  # type: ignore[arg-type]
+        **fields,  # type: ignore[arg-type]  # The tests give fields of several types.
     )
 
 

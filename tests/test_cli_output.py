@@ -90,5 +90,5 @@ async def test_lines_are_written_as_outcomes_arrive(emulator: Emulator) -> None:
 
 
 def test_json_is_ascii_on_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    Output().print_json({"a": "\u202e\n"})
+    Output().print_object({"a": "\u202e\n"})
     assert capfd.readouterr().out == '{"a": "\\u202e\\n"}\n'

@@ -117,7 +117,7 @@ class RefusalBaseline:
         phase = self._phase
         if phase is not None:
             phase.responses += 1
-            # Without this, a trial would never end once nothing is throttled any more.
+            # A trial must end here as well: once nothing is throttled, no step down comes.
             if isinstance(phase, _Trial) and not phase.has_grown and not phase.covers(now):
                 return self._pass_trial(phase, now)
         return None

@@ -113,7 +113,7 @@ class Limiter:
                 and this call is not its probe; or the server throttles everything for so long.
         """
         loop = asyncio.get_running_loop()
-        # Without patience, only an attempt of its own ends a call.
+        # A call without patience ends only after an attempt of its own.
         ends = min(patience_ends, loop.time() + (max_wait or math.inf))
         while True:
             if self.is_closed():

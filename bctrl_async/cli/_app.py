@@ -74,7 +74,7 @@ def _show_completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """Print the completion of SHELL: bash, zsh or fish."""
     script = app.generate_completion(shell=shell)
     if shell == "zsh":
-        # Without it, the script is only one for a folder of `fpath`.
+        # The script alone works only in a folder of `fpath`, and this also when it is sourced.
         script += "compdef _cyclopts_bctrl-async bctrl-async"
     Output().print_result(script, exact=True)
 

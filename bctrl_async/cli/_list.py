@@ -172,7 +172,7 @@ def list_runtimes(
             _print_runtimes(output, shown)
         case "json":
             for runtime in shown:
-                output.print_json(runtime_fields(workspace, runtime))
+                output.print_object(runtime_fields(workspace, runtime))
         case _:
             print_csv(output, workspace, shown)
     count = pluralize(len(runtimes), "runtime")
@@ -208,7 +208,7 @@ def get_runtimes(
     errors = [each for each in found if isinstance(each, BctrlError)]
     for number, runtime in enumerate(runtimes):
         if output_format == "json":
-            output.print_json(runtime_fields(workspace, runtime))
+            output.print_object(runtime_fields(workspace, runtime))
         else:
             output.print_result("") if number else None
             _print_runtime(output, runtime)

@@ -62,7 +62,7 @@ class OutcomePrinter:
     def print(self, outcome: StopOutcome) -> None:
         """Print an outcome."""
         if self._prints_json:
-            self._output.print_json(outcome.to_dict())
+            self._output.print_object(outcome.to_dict())
         elif self._needs_attention(outcome) or (self._prints_all and not is_quiet.get()):
             detail = self._detail(outcome)
             if detail is not None:

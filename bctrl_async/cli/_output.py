@@ -230,8 +230,8 @@ class Output(Console):
             self.quiet = self.write_failed = True
             _stdout_failed(error)
 
-    def print_json(self, fields: Mapping[str, object]) -> None:  # type: ignore[override]
-        """Print an object on one line, in ASCII."""
+    def print_object(self, fields: Mapping[str, object]) -> None:
+        """Print an object as JSON on one line, in ASCII."""
         self.print_result(json.dumps(fields), exact=True)
 
     def _write_line(self, line: str) -> None:

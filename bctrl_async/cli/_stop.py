@@ -245,7 +245,7 @@ def _stop_found(
     if not found:
         place = f" in shard {shard}" if shard != WHOLE else ""
         print_info(f"Nothing to stop: no runtime of {escape(found.workspace_id)}{place} matches")
-        # Without its journal, an empty shard would seem to be missing.
+        # The report on all shards takes the journal of each, also of one without runtimes.
         return run(targets, deadline) if has_journal else 0
     if asks and found.runtimes and not found.confirm():
         print_info("Nothing was stopped")
@@ -361,7 +361,7 @@ def _dry_run(
             counts["stopped"] += 1
         else:
             counts["to stop"] += 1
-            output.print_json(target_fields(outcome.target))
+            output.print_object(target_fields(outcome.target))
 
     async def run() -> None:
         plain = [t async for t in targets] if isinstance(targets, AsyncIterable) else targets
