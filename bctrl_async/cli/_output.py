@@ -173,8 +173,8 @@ def ask(question: str) -> bool:
     """Ask on the terminal, and return True if the answer is yes."""
     # Not on stdout: the results may go to a file.
     text = f"{_escape_unprintable(question)} [y/N] "
-    print(text, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
     try:
+        print(text, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
     except KeyboardInterrupt:
         print_info("\nNothing was stopped")  # Below the ^C.
