@@ -306,6 +306,7 @@ class ClusterRun(Engine):
         self._fetching = asyncio.Lock()
         self._told: CancelLevel | None = None
         self._gives_up_at = inf
+        self._asking: set[CancelScope] = set()
         # True once a message may be missing that says that a chunk begins.
         self._is_lost = False
 
@@ -408,17 +409,24 @@ class ClusterRun(Engine):
         )
         self.state.end_early(reason, CancelLevel.IN_FLIGHT)
         self._give_up(self._chunks.values())
+        # Dask tries to connect to a lost scheduler for half a minute.
+        for asking in self._asking:
+            asking.cancel()
 
     async def _ask(self, method: Callable[..., Awaitable[_T]], *args: object) -> _T | None:
         """Return an answer of the scheduler; None if the cluster is lost."""
         patience = _PATIENCE if self.state.goes_on() else _GRACE
+        self._asking.add(asking := CancelScope())
         try:
-            async with asyncio.timeout(patience):
-                return None if self._is_lost else await method(*args)
+            with asking:
+                async with asyncio.timeout(patience):
+                    return None if self._is_lost else await method(*args)
         except TimeoutError:
             self._lose(f"its scheduler did not answer for {patience:g} s")
         except Exception as error:  # noqa: BLE001 - there is no common class.
             self._lose(f"{type(error).__name__}: {error}")
+        finally:
+            self._asking.remove(asking)
         return None
 
     # The reader, and the slots.

@@ -581,6 +581,31 @@ class TestSchedulers:
         assert "was lost" in str(report.ended_early)
         assert_true(report, emulator)
 
+    async def test_a_question_to_a_lost_scheduler_does_not_hold_up_the_end(
+        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: dask tries for 30 s to connect again, and the slots wait for its answer."""
+        asked = asyncio.Event()
+
+        async def get(*_: object, **__: object) -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+        targets = hanging(emulator, 10)
+        with scheduler_process() as (process, address):
+            async with small_cluster(1, scheduler_address=address) as cluster:
+                running = start(
+                    stop_runtimes(cluster.client, iter(targets), chunk_size=10, concurrency=1)
+                )
+                await wait_for_requests(emulator, 1)
+                monkeypatch.setattr(Queue, "get", get)
+                await asked.wait()
+                process.kill()
+                report = await ended(running)
+
+        assert report.counts == {UNKNOWN: 10}
+        assert "the cluster was lost" in str(report.ended_early)
+
     async def test_a_client_that_is_closed_while_chunks_are_handed_out_ends_the_run(
         self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
