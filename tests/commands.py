@@ -1,7 +1,157 @@
-"""The commands of the command line, as the app has them."""
+"""What the tests of the command share: its processes, a terminal, and how they read its output."""
 
 from __future__ import annotations
+
+import asyncio
+import codecs
+import errno
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+
+from helpers import BOUND, wait_for_line
 
 from bctrl_async.cli._app import app
 
 COMMANDS = [name for name in app if not name.startswith("-")]
+"""The commands of the command line, as the app has them."""
+FULL = Path("/dev/full")
+STOP_ALL = ("stop", "ws", "--all", "--yes")
+NOTICE = "Ctrl-C again to abort"
+
+Process = asyncio.subprocess.Process
+
+_started: list[Process] = []
+
+
+def end_started() -> None:
+    """End the processes that a test has left."""
+    while _started:
+        process = _started.pop()
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+
+
+async def start(*args: str | Path, **files: int) -> Process:
+    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, **files}
+    stdin = files.get("stdin", asyncio.subprocess.DEVNULL)
+    process = await asyncio.create_subprocess_exec(
+        *args, stdin=stdin, stdout=pipes["stdout"], stderr=pipes["stderr"]
+    )
+    _started.append(process)
+    return process
+
+
+async def finish(process: Process) -> tuple[int | None, str, str]:
+    async with asyncio.timeout(BOUND):
+        # Before its pipes are closed, so that it ends by itself.
+        await process.wait()
+        out, err = await process.communicate()
+    return process.returncode, (out or b"").decode(), (err or b"").decode()
+
+
+async def until(is_so: Callable[[], object]) -> None:
+    async with asyncio.timeout(BOUND):
+        while not is_so():
+            await asyncio.sleep(0.005)
+
+
+async def begin_to_end(process: Process, signal_: signal.Signals = signal.SIGINT) -> str:
+    """Send a first signal and return the progress line that follows."""
+    process.send_signal(signal_)
+    return await wait_for_line(process.stderr, NOTICE)
+
+
+def without_notices(err: str) -> str:
+    """Return stderr without the progress of a run that was interrupted."""
+    return re.sub(rf".*{NOTICE}.*\n", "", err)
+
+
+def write(process: Process, text: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(text.encode())
+
+
+class Terminal:
+    """A pseudo-terminal of 80 columns for the stdout and stderr of a process."""
+
+    def __init__(self) -> None:
+        self._master, self.fd = os.openpty()
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._written = ""
+
+    @property
+    def text(self) -> str:
+        """Everything that was written."""
+        return self._written.replace("\r\n", "\n")
+
+    @property
+    def screen(self) -> list[str]:
+        """The lines on the screen after all redrawing."""
+        rows, row, column = [""], 0, 0
+        for token in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", self._written):
+            if token == "\n":
+                row += 1
+                rows += [""] * (row == len(rows))
+            elif token == "\r":
+                column = 0
+            elif token == "\x1b[2K":
+                rows[row] = ""
+            elif token.startswith("\x1b["):
+                row -= int(token[2:-1]) if token.endswith("A") else 0
+            else:
+                kept = rows[row].ljust(column)
+                rows[row] = kept[:column] + token + kept[column + len(token) :]
+                column += len(token)
+        return "\n".join(line.rstrip() for line in rows).rstrip().split("\n")
+
+    async def until(self, pattern: str) -> None:
+        async with asyncio.timeout(BOUND):
+            while not re.search(pattern, self.text):
+                await self._read()
+
+    async def until_drawn(self, pattern: str) -> None:
+        """Wait until this is the whole screen: what was read may end within a frame."""
+        async with asyncio.timeout(BOUND):
+            while not re.fullmatch(pattern, "\n".join(self.screen)):
+                await self._read()
+
+    async def rest(self) -> str:
+        os.close(self.fd)
+        async with asyncio.timeout(BOUND):
+            while await self._read():
+                pass
+        os.close(self._master)
+        return self.text
+
+    async def _read(self) -> bool:
+        try:
+            data = await asyncio.to_thread(os.read, self._master, 65536)
+        except OSError as error:
+            if error.errno != errno.EIO:  # On Linux: all other ends are closed.
+                raise
+            return False
+        self._written += self._decoder.decode(data)
+        return bool(data)
+
+
+def without_times(text: str) -> str:
+    return re.sub(r"\d+\.\d+ s", "0.0 s", text)
+
+
+async def in_plain(running: Coroutine[object, object, tuple[int, str, str]]) -> object:
+    code, out, err = await running
+    return code, without_times(out), err
+
+
+def outcomes_of(out: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def results_of(out: str) -> list[str]:
+    return [str(outcome["result"]) for outcome in outcomes_of(out)]

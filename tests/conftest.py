@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import random
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -15,11 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import commands
 import hypothesis
 import pytest
 import warm_server
 from browser import Tab, chromium, new_tab
-from helpers import BOUND, Command, Connect
+from helpers import BOUND, Command, Connect, HoldingEmulator
 from ways import LONG_WAY_HELP, Ways, take_long_way
 
 from bctrl_async import BctrlSession, RetryPolicy
@@ -115,11 +117,19 @@ def _seeded_jitter() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BCTRL_API_KEY", "BCTRL_BASE_URL", "BCTRL_CONFIG", "BCTRL_PROFILE"):
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing of the user's environment reach a test: no configuration, and one terminal."""
+    colors = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+    proxies = ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
+    for name in (*colors, *proxies, *filter(re.compile("BCTRL_").match, os.environ)):
         monkeypatch.delenv(name, raising=False)
     # The command's config file is there.
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "30")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
 
 
 @pytest.fixture
@@ -145,7 +155,7 @@ async def session(connect: Connect) -> AsyncIterator[BctrlSession]:
 
 @pytest.fixture
 def emulator_environment(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a worker of a cluster."""
+    """The environment of a command, or of a worker of a cluster, that uses the emulator."""
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
 
@@ -159,6 +169,23 @@ async def cluster(emulator_environment: None) -> AsyncIterator[SmallCluster]:
     async with small_cluster() as running:
         yield running
         await running.assert_clean()
+
+
+@pytest.fixture
+async def holding(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HoldingEmulator]:
+    """An emulator with the runtimes a, b and c, which the command uses."""
+    async with HoldingEmulator() as running:
+        for alias in ("a", "b", "c"):
+            running.add_runtime("ws", alias)
+        monkeypatch.setenv("BCTRL_API_KEY", KEY)
+        monkeypatch.setenv("BCTRL_BASE_URL", running.url)
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _no_process_stays() -> Iterator[None]:
+    yield
+    commands.end_started()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The command: run in this process for its texts, in others for signals and terminals."""
 
 import asyncio
-import codecs
 import errno
 import json
 import os
@@ -11,7 +10,7 @@ import signal
 import stat
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,7 +19,22 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from commands import COMMANDS
+from commands import (
+    COMMANDS,
+    FULL,
+    NOTICE,
+    STOP_ALL,
+    Terminal,
+    begin_to_end,
+    finish,
+    outcomes_of,
+    results_of,
+    start,
+    until,
+    without_notices,
+    without_times,
+    write,
+)
 from helpers import BOUND, Command, HoldingEmulator, pass_time, wait_for_line
 from journal_lines import read_lines
 from servers import answering, http_answer, raw_server
@@ -50,68 +64,16 @@ from bctrl_async.journal import Journal
 pty = pytest.importorskip("pty", reason="signals and terminals are tested where there are any")
 
 KEY = "emulator-key"
-FULL = Path("/dev/full")
-STOP_ALL = ("stop", "ws", "--all", "--yes")
-NOTICE = "Ctrl-C again to abort"
-
-Process = asyncio.subprocess.Process
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (
-        "BCTRL_BASE_URL",
-        "FORCE_COLOR",
-        "TTY_COMPATIBLE",
-        "TTY_INTERACTIVE",
-    ):
-        monkeypatch.delenv(name, raising=False)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("LINES", "30")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
 
 
 @pytest.fixture
-async def emulator(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HoldingEmulator]:
-    async with HoldingEmulator() as emulator:
-        for alias in ("a", "b", "c"):
-            emulator.add_runtime("ws", alias)
-        monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-        yield emulator
-
-
-_started: list[Process] = []
-
-
-@pytest.fixture(autouse=True)
-def _no_process_stays() -> Iterator[None]:
-    yield
-    while _started:
-        process = _started.pop()
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-
-
-async def start(*args: str | Path, **files: int) -> Process:
-    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, **files}
-    stdin = files.get("stdin", asyncio.subprocess.DEVNULL)
-    process = await asyncio.create_subprocess_exec(
-        *args, stdin=stdin, stdout=pipes["stdout"], stderr=pipes["stderr"]
-    )
-    _started.append(process)
-    return process
-
-
-async def finish(process: Process) -> tuple[int | None, str, str]:
-    async with asyncio.timeout(BOUND):
-        # Before its pipes are closed, so that it ends by itself.
-        await process.wait()
-        out, err = await process.communicate()
-    return process.returncode, (out or b"").decode(), (err or b"").decode()
+def emulator(holding: HoldingEmulator) -> HoldingEmulator:
+    return holding
 
 
 @pytest.fixture
@@ -128,110 +90,8 @@ def pass_time_in_run(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], objec
     return lambda seconds: loops[-1].call_soon_threadsafe(pass_time, seconds)
 
 
-async def until(is_so: Callable[[], object]) -> None:
-    async with asyncio.timeout(BOUND):
-        while not is_so():
-            await asyncio.sleep(0.005)
-
-
-async def begin_to_end(process: Process, signal_: signal.Signals = signal.SIGINT) -> str:
-    """Send a first signal and return the progress line that follows."""
-    process.send_signal(signal_)
-    return await wait_for_line(process.stderr, NOTICE)
-
-
 def fill(file: Path, text: str) -> None:
     file.write_text(text)
-
-
-def without_notices(err: str) -> str:
-    """Return stderr without the progress of a run that was interrupted."""
-    return re.sub(rf".*{NOTICE}.*\n", "", err)
-
-
-def write(process: Process, text: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(text.encode())
-
-
-class Terminal:
-    """A pseudo-terminal of 80 columns for the stdout and stderr of a process."""
-
-    def __init__(self) -> None:
-        self._master, self.fd = pty.openpty()
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._written = ""
-
-    @property
-    def text(self) -> str:
-        """Everything that was written."""
-        return self._written.replace("\r\n", "\n")
-
-    @property
-    def screen(self) -> list[str]:
-        """The lines on the screen after all redrawing."""
-        rows, row, column = [""], 0, 0
-        for token in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", self._written):
-            if token == "\n":
-                row += 1
-                rows += [""] * (row == len(rows))
-            elif token == "\r":
-                column = 0
-            elif token == "\x1b[2K":
-                rows[row] = ""
-            elif token.startswith("\x1b["):
-                row -= int(token[2:-1]) if token.endswith("A") else 0
-            else:
-                kept = rows[row].ljust(column)
-                rows[row] = kept[:column] + token + kept[column + len(token) :]
-                column += len(token)
-        return "\n".join(line.rstrip() for line in rows).rstrip().split("\n")
-
-    async def until(self, pattern: str) -> None:
-        async with asyncio.timeout(BOUND):
-            while not re.search(pattern, self.text):
-                await self._read()
-
-    async def until_drawn(self, pattern: str) -> None:
-        """Wait until this is the whole screen: what was read may end within a frame."""
-        async with asyncio.timeout(BOUND):
-            while not re.fullmatch(pattern, "\n".join(self.screen)):
-                await self._read()
-
-    async def rest(self) -> str:
-        os.close(self.fd)
-        async with asyncio.timeout(BOUND):
-            while await self._read():
-                pass
-        os.close(self._master)
-        return self.text
-
-    async def _read(self) -> bool:
-        try:
-            data = await asyncio.to_thread(os.read, self._master, 65536)
-        except OSError as error:
-            if error.errno != errno.EIO:  # On Linux: all other ends are closed.
-                raise
-            return False
-        self._written += self._decoder.decode(data)
-        return bool(data)
-
-
-def without_times(text: str) -> str:
-    return re.sub(r"\d+\.\d+ s", "0.0 s", text)
-
-
-async def in_plain(running: Coroutine[object, object, tuple[int, str, str]]) -> object:
-    code, out, err = await running
-    return code, without_times(out), err
-
-
-def outcomes_of(out: str) -> list[dict[str, object]]:
-    return [json.loads(line) for line in out.splitlines()]
-
-
-def results_of(out: str) -> list[str]:
-    return [str(outcome["result"]) for outcome in outcomes_of(out)]
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
         emulator.add_runtime("ws", alias)
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-    monkeypatch.setenv("TERM", "dumb")
 
 
 # Without --no-verify, a stop that failed would be polled for.

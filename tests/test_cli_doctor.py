@@ -20,10 +20,6 @@ LOGIN = "proxy-user:s3cret-p4ss%40"
 def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     emulator.add_runtime("ws", "a")
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")
-    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def found_in(out: str) -> dict[str, str]:

@@ -23,7 +23,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-    monkeypatch.setenv("TERM", "dumb")
 
 
 def save(name: str, text: str) -> None:

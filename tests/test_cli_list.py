@@ -29,8 +29,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     emulator.add_runtime("ws", "odd", kind="browser", created_at="long ago")
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-    monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
 async def test_the_table_shows_ages_and_ends_with_their_number_on_stderr(command: Command) -> None:

@@ -170,9 +170,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
     (tmp_path / "config.toml").touch(0o600)
     monkeypatch.setenv("BCTRL_CONFIG", "config.toml")
     monkeypatch.setenv("COLUMNS", str(WIDTH))
-    monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
     monkeypatch.setattr("bctrl_async.RetryPolicy.backoff", lambda *_: 0.0)
     monkeypatch.setattr("bctrl_async.cli._progress._LINE_EVERY", 3600)
 

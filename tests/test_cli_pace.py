@@ -25,7 +25,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
         emulator.add_runtime("ws", alias)
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-    monkeypatch.delenv("BCTRL_PACE", raising=False)
 
 
 async def lease_a_slot(pace: Pace) -> float:

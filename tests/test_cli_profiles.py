@@ -44,8 +44,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
     emulator.add_runtime("ws", "a")
     monkeypatch.setenv("KEY_OF_PROFILE", KEY)
-    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def one_error(err: str) -> str:

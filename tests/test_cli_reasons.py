@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from commands import Terminal, start
 from conftest import KEY
 from helpers import BOUND, Command
-from test_cli import Terminal, start
 from warm_server import program
 
 from bctrl_async.emulator import Emulator, Fault, Reply
@@ -28,8 +28,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-    monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
 async def test_each_reason_gets_a_line_and_then_a_count(command: Command) -> None:
@@ -87,7 +85,6 @@ async def test_a_long_line_wraps_between_words_on_a_terminal(
 ) -> None:
     """Fault: the reason of a target of a list had 33 columns of 80."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = Terminal()
     options = ("--no-verify", "--concurrency", "1", "-q", "--from", "all.csv")
