@@ -177,8 +177,8 @@ class Visit(distributed.WorkerPlugin):
         if said := await self._end.get(timeout=_PATIENCE):
             reason, level = pickle.loads(said)  # noqa: S301 - dask itself unpickles.
             for batch in filter(None, self._batches.values()):
-                # The handle has no method with the reason of a coordinator.
-                batch._run.state.end_early(reason, level)  # noqa: SLF001
+                # The handle has no method with the reason of a coordinator, who logs it.
+                batch._run.state.ask_to_end(reason.summary, level)  # noqa: SLF001
 
     async def _pulse(self) -> None:
         while True:

@@ -274,6 +274,38 @@ class TestBulk:
             }.items()
         )
 
+    @pytest.mark.parametrize("how", ["stop_reading", "abort", "deadline", "cancel", "leave"])
+    async def test_an_end_that_the_caller_asked_for_is_no_warning(
+        self, emulator: Emulator, caplog: pytest.LogCaptureFixture, how: str
+    ) -> None:
+        """Fault: without configured logging, the warning broke into the caller's progress."""
+        async with BctrlSession(emulator.api_key, base_url=emulator.url) as session:
+            deadline = 0.001 if how == "deadline" else None
+            batch = session.stop_runtimes([("ws-1", "crm")] * 500, deadline=deadline)
+            if how == "leave":
+                async with batch:
+                    await anext(batch)
+            else:
+                running = asyncio.create_task(batch)
+                await asyncio.sleep(0)
+                if how == "cancel":
+                    running.cancel()
+                elif how != "deadline":
+                    getattr(batch, how)()
+                await asyncio.wait([running])
+
+        assert not batch.report.ok
+        assert [record.levelname for record in caplog.records] == ["INFO"]
+        assert lines(caplog, logging.INFO)[0].startswith("a bulk stop ended early, with ")
+
+    async def test_an_end_that_nobody_asked_for_is_a_warning(
+        self, session: BctrlSession, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await session.stop_runtimes(("ws-1", f"r{1 // number}") for number in (1, 0))
+
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+
     async def test_a_complete_run_logs_nothing(
         self, session: BctrlSession, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -340,9 +372,10 @@ def test_log_templates_are_constants() -> None:
 
     assert calls
     for call in calls:
-        template = call.args[0]
+        assert isinstance(call.func, ast.Attribute)
+        template, *values = call.args[call.func.attr == "log" :]
         assert isinstance(template, ast.Constant)
-        assert str(template.value).count("%") == len(call.args) - 1
+        assert str(template.value).count("%") == len(values)
 
 
 def test_every_record_above_debug_names_its_event() -> None:

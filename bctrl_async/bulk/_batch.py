@@ -119,16 +119,14 @@ class StopBatch(Coroutine[object, object, StopReport]):
         retried. All other targets that were read, and the rest of an input with a length, become
         `not_sent`. Polls end (`verify=`).
         """
-        self._run.state.end_early(
-            BctrlError("the run was asked to start no more stops"), CancelLevel.READING
-        )
+        self._run.state.ask_to_end("the run was asked to start no more stops", CancelLevel.READING)
 
     def abort(self) -> None:
         """Abandon requests in flight (`unknown`) and send nothing more (`not_sent`).
 
         Unlike cancellation, the run still delivers every outcome and returns its report.
         """
-        self._run.state.end_early(BctrlError("the run was aborted"), CancelLevel.IN_FLIGHT)
+        self._run.state.ask_to_end("the run was aborted", CancelLevel.IN_FLIGHT)
 
     def __await__(self) -> Generator[object, object, StopReport]:
         return self._run_to_its_end().__await__()

@@ -125,6 +125,7 @@ class RunState:
         self.reason: BctrlError = _ENDED
         self.not_begun: BctrlError = _ENDED
         self.ended_early: BctrlError | None = None
+        self.asked: list[BctrlError] = []
 
     @property
     def in_flight(self) -> int:
@@ -138,6 +139,11 @@ class RunState:
     def set_ended_early(self, reason: BctrlError) -> None:
         """Set why the run ended early; the first reason stays."""
         self.ended_early = self.ended_early or reason
+
+    def ask_to_end(self, why: str, level: CancelLevel) -> None:
+        """End the run early because its caller asked for it, which is no trouble to warn of."""
+        self.asked.append(BctrlError(why))
+        self.end_early(self.asked[-1], level)
 
     def end_early(self, reason: BctrlError, level: CancelLevel) -> None:
         """Cancel as much of the run as the level says, for this reason."""

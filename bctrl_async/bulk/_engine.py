@@ -116,7 +116,7 @@ class Engine(ABC):
 
     def cancel(self) -> None:
         """Cancel the run: record the rest, and deliver no more outcomes."""
-        self.state.end_early(BctrlError("the run was cancelled"), CancelLevel.DELIVERY)
+        self.state.ask_to_end("the run was cancelled", CancelLevel.DELIVERY)
 
     def _fail(self, error: BaseException) -> None:
         self._failure = self._failure or error
@@ -185,17 +185,14 @@ class Engine(ABC):
         ledger, read = self.ledger, self.source.count
         ledger.ended = time.monotonic()
         if (reason := self.state.ended_early) is not None:
-            _log.warning(
+            counts = {"bctrl.total": read, "bctrl.failures": len(ledger.tally.failures)}
+            _log.log(
+                logging.INFO if reason in self.state.asked else logging.WARNING,
                 "a bulk stop ended early, with %d targets read and %d failures: %s",
                 read,
-                len(ledger.tally.failures),
+                counts["bctrl.failures"],
                 reason.summary,
-                extra={
-                    "bctrl.event": "ended_early",
-                    **log_fields(reason),
-                    "bctrl.total": read,
-                    "bctrl.failures": len(ledger.tally.failures),
-                },
+                extra={"bctrl.event": "ended_early", **log_fields(reason), **counts},
             )
         if ledger.observer is not None:
             notify(ledger.observer.end, ledger.report(read))
@@ -206,9 +203,9 @@ class Engine(ABC):
         self._start_work()
         timer: asyncio.TimerHandle | None = None
         if (deadline := self.options.deadline) is not None:
-            passed = BctrlError(f"the deadline of {deadline:g} s has passed")
+            passed = f"the deadline of {deadline:g} s has passed"
             timer = asyncio.get_running_loop().call_later(
-                deadline, self.state.end_early, passed, CancelLevel.IN_FLIGHT
+                deadline, self.state.ask_to_end, passed, CancelLevel.IN_FLIGHT
             )
         try:
             await self._wait_for_tasks()

@@ -17,7 +17,6 @@ from bctrl_async.outcomes import (
     state_of,
 )
 
-_NOT_RUNNING = RuntimeState.NOT_RUNNING
 _TAKEN = frozenset({StopResult.ACCEPTED, StopResult.UNKNOWN})
 VERIFY_FOR = 30.0
 """Seconds for which a runtime is polled by default: a stop may have had no effect."""
@@ -44,7 +43,7 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
     result = outcome.result
     match polled:
         case Runtime(status=status) if status.is_final:
-            return _replace(outcome, result_of(polled), _NOT_RUNNING, polled, None)
+            return _replace(outcome, result_of(polled), RuntimeState.NOT_RUNNING, polled, None)
         case Runtime():
             error = outcome.error
             if result is StopResult.ACCEPTED:
@@ -52,7 +51,7 @@ def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> St
             return _replace(outcome, result, state_of(result, polled, error), polled, error)
         case BctrlNotFoundError(names_runtime=True):
             if result is StopResult.ACCEPTED and outcome.runtime is not None:
-                return _replace(outcome, result, _NOT_RUNNING, None, None)
+                return _replace(outcome, result, RuntimeState.NOT_RUNNING, None, None)
             polled.may_have_stopped = True
             return _replace(outcome, StopResult.NOT_FOUND, RuntimeState.UNCONFIRMED, None, polled)
     return outcome
