@@ -112,6 +112,7 @@ def read_journals(
             _config.check_type(path, str | os.PathLike, "paths", expected)
             journals.append(Journal(path, base_url, max_age, only_read=True))
             stack.enter_context(journals[-1].file)
+            journals[-1].warn_if_old()
             base_url = journals[-1].base_url
         if not journals:
             raise BctrlConfigError("there are no journals", argument="paths")
@@ -243,8 +244,7 @@ class Journal:
         if self._age > timedelta(days=1):
             fields = {"bctrl.journal": str(self._path), "bctrl.age": self._age.total_seconds()}
             _log.warning(
-                "the journal %r is %s old, and what it has as stopped is not sent again: use "
-                "another file for runtimes that were started anew",
+                "the journal %r is %s old, and runtimes started anew since then count as stopped",
                 str(self._path),
                 self._age,
                 extra={"bctrl.event": "old_journal", **fields},

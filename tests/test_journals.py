@@ -372,7 +372,7 @@ class TestAge:
 
         [record] = caplog.records
         assert "is 2 days, 1:" in record.message
-        assert "not sent again" in record.message
+        assert "runtimes started anew since then count as stopped" in record.message
         fields = vars(record)
         assert fields["bctrl.event"] == "old_journal"
         assert fields["bctrl.journal"] == str(folder / "1")
