@@ -122,7 +122,7 @@ async def test_an_unexpected_error_is_one_line_without_its_text(
     def broken(*_: object) -> None:
         raise RuntimeError("http://user:s3cret@proxy")
 
-    monkeypatch.setattr("bctrl_async.cli._list._sorted", broken)
+    monkeypatch.setattr("bctrl_async.cli._list._print_table", broken)
     code, out, err = await command("list", "ws")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert err.startswith("bctrl-async: error: unexpected RuntimeError at line ")

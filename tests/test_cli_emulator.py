@@ -1,83 +1,205 @@
-"""The lines that `bctrl-async emulator -v` prints."""
+"""The commands `emulator` and `demo`."""
 
 from __future__ import annotations
 
+import asyncio
+import re
+import signal
+import sys
+
 import aiohttp
 import pytest
+from commands import Process, Terminal, begin_to_end, finish, start, without_times
+from helpers import BOUND, Command, wait_for_line
+from warm_server import program
 from yarl import URL
 
-from bctrl_async.cli._emulator import _print_request, emulator
-from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
+from bctrl_async.cli._emulator import emulator as run_emulator
+from bctrl_async.emulator import Emulator, Fault
 
 RUNTIMES = "/v1/workspaces/demo/runtimes"
 
 
-async def printed(
-    capsys: pytest.CaptureFixture[str],
-    method: str,
-    path: str,
-    *faults: Fault,
-    key: str = "emulator-key",
-) -> str:
-    """Send one request, and return what is printed of it."""
-    async with (
-        Emulator(port=0, on_request=_print_request) as emulator,
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as client,
-    ):
-        emulator.add_runtime("demo", "runtime-0001")
-        emulator.inject(*faults)
-        try:
-            async with client.request(method, URL(emulator.url + path, encoded=True)):
-                pass
-        except aiohttp.ServerDisconnectedError:
-            assert faults == (Fault.DROP_BEFORE,)
-    out, err = capsys.readouterr()
-    assert out == ""
-    return err
+async def start_emulator(*options: str) -> tuple[Process, list[str]]:
+    """Start an emulator, and return it with the three lines that it prints."""
+    process = await start(*program(), "emulator", "--port", "0", *options)
+    assert process.stdout is not None
+    async with asyncio.timeout(BOUND):
+        lines = [(await process.stdout.readline()).decode() for _ in range(3)]
+    return process, lines
+
+
+def url_of(line: str) -> str:
+    return line.strip().partition("=")[2]
+
+
+# The emulator
+
+
+@pytest.mark.parametrize(("signal_", "expected"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
+    signal_: signal.Signals, expected: int, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, (url, key, first) = await start_emulator("--api-key", "it's", "--seed", "1")
+    assert key == "export BCTRL_API_KEY='it'\"'\"'s'\n"
+    assert first == "bctrl-async stop demo runtime-0001\n"
+    assert url.startswith("export BCTRL_BASE_URL=http://127.0.0.1:")
+    monkeypatch.setenv("BCTRL_BASE_URL", url_of(url))
+    monkeypatch.setenv("BCTRL_API_KEY", "it's")
+
+    code, out, _ = await command(*first.split()[1:], *["runtime-0002"] * (expected == 0))
+    assert (code, out.split()[:2]) == (0, ["runtime-0001", "stopped"])
+
+    process.send_signal(signal_)
+    received = "2 requests received" if expected == 0 else "1 request received"
+    said = f"The emulator is running; stop it with Ctrl-C. In another terminal, run:\n{received}\n"
+    assert await finish(process) == (expected, "", said)
+
+
+async def test_the_printed_url_is_reachable_if_it_listens_on_all_interfaces() -> None:
+    process, (url, *_) = await start_emulator("--host", "0.0.0.0")  # noqa: S104
+    assert url.startswith("export BCTRL_BASE_URL=http://127.0.0.1:")
+    process.terminate()
+    await finish(process)
+
+
+async def test_the_emulator_injects_faults_and_prints_requests(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = ("--fault", "failed=0.5", "--fault", "accepted=0.5")
+    process, (url, *_) = await start_emulator("--runtimes", "1", *faults, "-v")
+    monkeypatch.setenv("BCTRL_BASE_URL", url_of(url))
+    monkeypatch.setenv("BCTRL_API_KEY", "emulator-key")
+    _, out, _ = await command("stop", "--no-verify", "demo", "runtime-0001", "runtime-0002")
+    assert [line.split()[1] for line in out.splitlines()[:2]] == ["accepted", "not_found"]
+
+    key = {"Authorization": "Bearer sk-live-1"}
+    async with aiohttp.ClientSession(url_of(url), headers=key) as client:
+        for path in (f"{RUNTIMES}?api_key=secret", f"{RUNTIMES}/%1B%5B2J"):
+            await client.get(URL(path, encoded=True))
+    process.terminate()
+    _, _, err = await finish(process)
+    _, first, *others, _ = err.splitlines()
+    assert re.fullmatch(rf"200 POST {RUNTIMES}/runtime-0001/stop (failed|accepted)", first)
+    assert others == [
+        f"404 POST {RUNTIMES}/runtime-0002/stop",
+        f"401 GET  {RUNTIMES}?...",
+        f"401 GET  {RUNTIMES}/%1B%5B2J",
+    ]
+
+
+async def test_a_request_without_an_answer_has_no_status() -> None:
+    process, (url, *_) = await start_emulator("--fault", "drop_before=1", "-v")
+    async with aiohttp.ClientSession(headers={"Authorization": "Bearer emulator-key"}) as client:
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            await client.post(f"{url_of(url)}{RUNTIMES}/runtime-0001/stop")
+    process.terminate()
+    _, _, err = await finish(process)
+    # The line fits into 80 columns.
+    assert err.splitlines()[1] == f"--- POST {RUNTIMES}/runtime-0001/stop drop_before"
+
+
+async def test_the_emulator_begins_a_new_line_after_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    streams = {"stdout": terminal.fd, "stderr": terminal.fd}
+    process = await start(*program(), "emulator", "--port", "0", **streams)
+    await terminal.until("runtime-0001\n")
+    process.send_signal(signal.SIGINT)
+    text = await terminal.rest()
+    assert text.endswith("bctrl-async stop demo runtime-0001\n\n0 requests received\n")
+    async with asyncio.timeout(BOUND):
+        assert await process.wait() == 130
+
+
+async def test_a_port_in_use_is_reported_with_a_remedy(
+    emulator: Emulator, command: Command
+) -> None:
+    port = emulator.url.rpartition(":")[2]
+    code, out, err = await command("emulator", "--port", port)
+    assert f"error: cannot listen on 127.0.0.1 port {port}: " in err
+    assert (code, out, err.count("\n")) == (2, "", 1)
 
 
 def test_the_help_names_every_fault() -> None:
-    _, _, names = (emulator.__doc__ or "").partition("Faults:\n")
+    _, _, names = (run_emulator.__doc__ or "").partition("Faults:\n")
     assert names.replace(",", "").split() == list(Fault)
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/runtime-0001", f"200 GET  {RUNTIMES}/runtime-0001\n"),
-        ("/runtime-0002", f"404 GET  {RUNTIMES}/runtime-0002\n"),
-        ("?api_key=secret", f"200 GET  {RUNTIMES}?...\n"),
-        ("/a%2Fb%20c", f"404 GET  {RUNTIMES}/a%2Fb%20c (demo, a/b c)\n"),
-        ("/%1B%5B2J", f"404 GET  {RUNTIMES}/%1B%5B2J (demo, '\\x1b[2J')\n"),
-        ("/%FF", f"404 GET  {RUNTIMES}/%FF\n"),
-    ],
-)
-async def test_a_request_is_a_line_with_its_status_and_path(
-    capsys: pytest.CaptureFixture[str], path: str, expected: str
-) -> None:
-    assert await printed(capsys, "GET", RUNTIMES + path) == expected
+# The demo
 
 
-@pytest.mark.parametrize("fault", Fault)
-def test_a_stop_of_the_demo_fits_into_80_columns_with_any_fault(
-    capsys: pytest.CaptureFixture[str], fault: Fault
+class QuickEmulator(Emulator):
+    """The emulator of the demo, without its delays."""
+
+    def __init__(self, *, latency: float, fault_latency: float, **options: object) -> None:
+        assert latency < fault_latency
+        super().__init__(**options)  # type: ignore[arg-type]
+
+
+class LyingEmulator(QuickEmulator):
+    """An emulator that reports every runtime as active."""
+
+    def status(self, workspace_id: str, alias: str) -> str | None:
+        return super().status(workspace_id, alias) and "active"
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bctrl_async.emulator.Emulator", QuickEmulator)
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(
+    command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = f"{RUNTIMES}/runtime-0001/stop"
-    _print_request(
-        ReceivedRequest("demo", "runtime-0001", "POST", path, {}, b"", fault, 200, "stop", 0.0)
+    monkeypatch.setenv("BCTRL_BASE_URL", "https://bctrl.test")
+    code, out, err = await command("demo", "--runtimes", "60", "--seed", "4")
+    summary, requests, verdict = without_times(out).splitlines()
+    assert summary.startswith("59 of 60 no longer running, 1 unconfirmed after 0.0 s: ")
+    assert summary.endswith("1 not_found")
+    assert re.fullmatch(r"It took \d+ requests; \d+ were throttled\.", requests)
+    assert verdict == (
+        "The emulator confirms: 59 of 59 runtimes are stopped; 1 of 60 names have no runtime."
     )
-    line = capsys.readouterr().err
-    assert line == f"200 POST {path} {fault}\n"
-    assert len(line.rstrip("\n")) <= 80
+    assert err == (
+        "Stopping 60 runtimes on a local emulator that misbehaves.\n"
+        "It accepts at most 100 requests per second.\n"
+    )
+    assert code == 0
 
 
-async def test_a_request_without_an_answer_has_no_status(
-    capsys: pytest.CaptureFixture[str],
+async def test_a_demo_that_the_emulator_contradicts_exits_with_1(
+    command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = await printed(capsys, "POST", f"{RUNTIMES}/runtime-0001/stop", Fault.DROP_BEFORE)
-    assert line.startswith("--- POST /v1/")
+    monkeypatch.setattr("bctrl_async.emulator.Emulator", LyingEmulator)
+    code, out, _ = await command("demo", "--runtimes", "3")
+    assert "The emulator disagrees about 3 of 3:\n" in out
+    assert re.search(r"^runtime-0001: \w+, but it is active\.$", out, re.MULTILINE)
+    assert code == 1
 
 
-async def test_the_key_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    line = await printed(capsys, "GET", RUNTIMES, key="sk-live-1")
-    assert line == f"401 GET  {RUNTIMES}\n"
+HANGING_DEMO = """
+import sys
+from functools import partial
+from bctrl_async import __main__, emulator
+from bctrl_async.cli import _app, _emulator
+
+_emulator._DEMO_FAULTS = {emulator.Fault.HANG: 1.0}
+on_request = partial(print, file=sys.stderr, flush=True)
+emulator.Emulator = partial(emulator.Emulator, on_request=on_request)
+sys.argv = ["bctrl-async", "demo"]
+sys.exit(__main__.main())
+"""
+
+
+async def test_a_second_ctrl_c_aborts_the_demo_and_prints_its_report() -> None:
+    process = await start(sys.executable, "-c", HANGING_DEMO)
+    await wait_for_line(process.stderr, "ReceivedRequest")
+    await begin_to_end(process)
+    process.send_signal(signal.SIGINT)
+    code, out, _ = await finish(process)
+    assert out.startswith("Interrupted: ")
+    assert re.search(r"[1-9]\d* unknown", out)
+    assert "\nThe emulator confirms: " in out
+    assert code == 130

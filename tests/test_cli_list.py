@@ -1,70 +1,109 @@
-"""The commands `list` and `get`: ages, order, limits and fields of runtimes."""
+"""The commands `list` and `get`: filters, order, ages and fields of runtimes."""
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
-from unittest.mock import Mock
+from pathlib import Path
 
 import pytest
-from conftest import KEY
+from commands import STOP_ALL, outcomes_of
 from helpers import Command
-from runtimes import runtime
 
-from bctrl_async import BctrlResponseError, RuntimeFilter
-from bctrl_async.cli._list import FoundRuntimes
 from bctrl_async.emulator import Emulator
+
+CREATED = "2026-01-01T00:00:00.000Z"
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
+def _runtimes(emulator: Emulator, emulator_environment: None) -> None:
+    del emulator_environment
     now = datetime.now(UTC)
     for alias, kind, status, age in (
         ("new", "browser", "active", timedelta(hours=-1)),
-        ("old", "desktop", "active", timedelta(days=3, hours=4, seconds=30)),
-        ("mid", "browser", "stopped", timedelta(hours=2, minutes=5, seconds=30)),
+        ("old one", "desktop", "active", timedelta(days=3, hours=4, seconds=30)),
+        ("日本", "spreadsheet", "stopped", timedelta(hours=2, minutes=5, seconds=30)),
     ):
         created_at = (now - age).isoformat()
         emulator.add_runtime("ws", alias, kind=kind, status=status, created_at=created_at)
-    emulator.add_runtime("ws", "odd", kind="browser", created_at="long ago")
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+    emulator.add_runtime("ws", "odd", created_at="long ago")
 
 
 async def test_the_table_shows_ages_and_ends_with_their_number_on_stderr(command: Command) -> None:
     assert await command("list", "ws") == (
         0,
         (
-            "STATUS   KIND     AGE   ALIAS\n"
-            "active   browser  0s    new\n"
-            "active   desktop  3d4h  old\n"
-            "stopped  browser  2h5m  mid\n"
-            "active   browser  ?     odd\n"
+            "STATUS   KIND         AGE   ALIAS\n"
+            "active   browser      0s    new\n"
+            "active   desktop      3d4h  old one\n"
+            "stopped  spreadsheet  2h5m  日本\n"
+            "active   browser      ?     odd\n"
         ),
         "4 runtimes\n",
     )
 
 
+async def test_a_line_is_never_cut_or_broken_in_a_pipe(
+    command: Command, emulator: Emulator
+) -> None:
+    emulator.add_runtime("long", "x" * 200, created_at="?")
+    _, out, _ = await command("list", "long")
+    assert out.splitlines()[1] == f"active  browser  ?    {'x' * 200}"
+
+
 @pytest.mark.parametrize(
     ("key", "aliases"),
     [
-        ("age", ["old", "mid", "new", "odd"]),
-        ("alias", ["mid", "new", "odd", "old"]),
-        ("status", ["new", "old", "odd", "mid"]),
-        ("kind", ["new", "mid", "odd", "old"]),
+        ("age", ["old one", "日本", "new", "odd"]),
+        ("alias", ["new", "odd", "old one", "日本"]),
+        ("status", ["new", "old one", "odd", "日本"]),
+        ("kind", ["new", "odd", "old one", "日本"]),
     ],
 )
 async def test_sort_orders_the_runtimes(command: Command, key: str, aliases: list[str]) -> None:
-    _, out, _ = await command("list", "--sort", key, "ws")
-    assert [line.split()[-1] for line in out.splitlines()[1:]] == aliases
+    _, out, _ = await command("list", "--sort", key, "-o", "json", "ws")
+    assert [line["alias"] for line in outcomes_of(out)] == aliases
 
 
-@pytest.mark.parametrize("output", ["table", "json"])
-async def test_a_limit_says_how_many_it_leaves_out(command: Command, output: str) -> None:
-    code, out, err = await command("list", "--sort", "age", "--limit", "2", "-o", output, "ws")
-    assert "old" in out
-    assert "odd" not in out
-    assert (code, err) == (0, "4 runtimes, 2 shown\n")
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ("", ["new", "old one", "日本", "odd"]),
+        ("--status any", ["new", "old one", "日本", "odd"]),
+        ("--status active", ["new", "old one", "odd"]),
+        ("--kind browser --status active", ["new", "odd"]),
+        ("--older-than 1.5d --kind desktop", ["old one"]),
+        ("--older-than 90000d --kind desktop", []),
+    ],
+)
+async def test_list_filters_runtimes_and_prints_json_for_from(
+    command: Command, tmp_path: Path, options: str, found: list[str]
+) -> None:
+    code, out, err = await command("list", "-o", "json", "ws", *options.split())
+    assert [line["alias"] for line in outcomes_of(out)] == found
+    assert (code, err) == (0, "")
+
+    file = tmp_path / "found.jsonl"
+    file.write_text(out)
+    _, out, _ = await command("stop", "--dry-run", "--allow-empty", "--from", file)
+    assert outcomes_of(out) == [{"workspace_id": "ws", "alias": alias} for alias in found]
+
+
+@pytest.mark.parametrize("name", ["list", "get"])
+async def test_json_keeps_the_field_names_of_the_api(
+    command: Command, emulator: Emulator, name: str
+) -> None:
+    emulator.add_runtime("one", "a")
+    _, out, _ = await command(name, "-o", "json", "one", *["a"] * (name == "get"))
+    assert outcomes_of(out) == [
+        {
+            "workspace_id": "one",
+            "alias": "a",
+            "status": "active",
+            "kind": "browser",
+            "created_at": CREATED,
+            "runtime": emulator.runtimes["one", "a"],
+        }
+    ]
 
 
 async def test_a_runtime_whose_age_cannot_be_read_is_an_error_if_it_may_run(
@@ -73,16 +112,13 @@ async def test_a_runtime_whose_age_cannot_be_read_is_an_error_if_it_may_run(
     """Fault: --older-than passed over it, and the command exited with 0."""
     emulator.add_runtime("ws", "gone", status="stopped", created_at="long ago")
     code, out, err = await command("list", "ws", "--older-than", "2h", "-o", "json")
-    assert [json.loads(line)["alias"] for line in out.splitlines()] == ["old", "mid"]
+    assert [line["alias"] for line in outcomes_of(out)] == ["old one", "日本"]
     assert err == (
         "bctrl-async: error: could not list 'odd': its age cannot be read: 'long ago' "
         "is not an ISO 8601 date and time with a UTC offset. Stop it by its alias, or select it "
         "without its age\n"
     )
     assert code == 1
-
-    code, _, err = await command("list", "ws", "--older-than", "2h", "--kind", "desktop")
-    assert (code, err) == (0, "1 runtime\n")
 
 
 @pytest.mark.parametrize(
@@ -96,46 +132,31 @@ async def test_ten_errors_are_printed_and_the_others_counted(
     code, _, err = await command("list", "other", "--older-than", "2h")
     lines = err.splitlines()
     assert sum("its age cannot be read" in line for line in lines) == 10
-    assert lines[10:-1] == ([f"bctrl-async: error: {rest} cannot be read"] if rest else [])
+    assert lines[10:-1] == ([f"bctrl-async: error: could not list {rest}"] if rest else [])
     assert code == 1
 
 
-async def test_a_limit_of_0_and_an_unknown_key_are_usage_errors(command: Command) -> None:
-    code, _, err = await command("list", "--limit", "0", "ws")
-    assert (code, "--limit" in err) == (2, True)
-    code, _, err = await command("list", "--sort", "size", "ws")
-    assert code == 2
-    assert 'invalid value "size" for --sort. Choose from: "age", "alias", "status", "kind"' in err
-
-
-async def test_get_shows_the_fields_of_a_runtime(command: Command, emulator: Emulator) -> None:
-    runtime = emulator.runtimes["ws", "mid"]
-    code, out, err = await command("get", "ws", "mid")
-    fields = dict(line.split(maxsplit=1) for line in out.splitlines())
-    assert fields["alias"] == "mid"
-    assert fields["status"] == "stopped"
-    assert fields["id"] == runtime["id"]
-    assert fields["age"] == "2h5m"
-    assert fields["browserRunning"] == "no"
-    assert (code, err) == (0, "")
-    assert [request.method for request in emulator.requests] == ["GET"]
-
-
-async def test_get_of_an_unknown_runtime_exits_with_1_and_says_what_to_check(
-    command: Command,
-) -> None:
-    code, out, err = await command("get", "ws", "nobody")
-    assert err.startswith("bctrl-async: error: could not get 'nobody': ")
-    assert err.endswith("Check the workspace id, the alias and the base URL\n")
+@pytest.mark.parametrize("args", [("list", "no"), ("stop", "no", "--all", "--yes")])
+async def test_an_unknown_workspace_exits_with_1(command: Command, args: tuple[str, ...]) -> None:
+    code, out, err = await command(*args)
+    assert err.startswith("bctrl-async: error: could not list workspace 'no': the server answered")
     assert (code, out, err.count("\n")) == (1, "", 1)
 
 
-def test_the_question_counts_runtimes_that_are_rejected(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("args", [("list", "ws"), STOP_ALL])
+@pytest.mark.parametrize("name", ["kind", "status"])
+async def test_an_unknown_filter_value_is_a_warning(
+    command: Command, emulator: Emulator, args: tuple[str, ...], name: str
 ) -> None:
-    monkeypatch.setattr("sys.stdin", Mock(readline=lambda: "n"))
-    odd = BctrlResponseError("odd")
-    found = FoundRuntimes("ws", RuntimeFilter(), "http://127.0.0.1:9/v1")
-    found.add([runtime("active"), odd, runtime("odd")])
-    assert not found.confirm()
-    assert "2 browser; 1 cannot be read\nStop 2 runtimes?" in capsys.readouterr().err
+    code, _, err = await command(*args, f"--{name}", "brwser")
+    assert f"warning: unknown {name} 'brwser' in a filter: this version knows " in err
+    assert (code, emulator.stops) == (0, [])
+
+
+async def test_get_shows_the_fields_of_a_runtime(command: Command, emulator: Emulator) -> None:
+    code, out, err = await command("get", "ws", "日本")
+    fields = dict(line.split(maxsplit=1) for line in out.splitlines())
+    runtime = emulator.runtimes["ws", "日本"]
+    expected = {name: runtime[name] for name in ("id", "alias", "status", "kind", "createdAt")}
+    assert fields.items() >= {**expected, "age": "2h5m", "browserRunning": "no"}.items()
+    assert (code, err, [request.method for request in emulator.requests]) == (0, "", ["GET"])

@@ -73,7 +73,6 @@ list
 list --older-than 2 ws
 list --older-than 0s ws
 list --sort size ws
-list --limit 0 ws
 list -o yaml ws
 get ws
 get ws -dash

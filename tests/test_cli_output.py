@@ -1,92 +1,337 @@
-"""The option `--output`: JSON Lines for programs, and a list as CSV."""
+"""What the command prints: lines, JSON Lines and CSV, none of it raw, and a stdout that fails."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from conftest import KEY
-from helpers import BOUND, Command
-from runtimes import runtime
+from commands import FULL, Terminal, finish, outcomes_of, start, without_times
+from helpers import BOUND, Command, HoldingEmulator
+from servers import answering, http_answer, raw_server
 from warm_server import program
 
-from bctrl_async.cli._list import print_csv
-from bctrl_async.cli._output import Output
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.cli import _app
+from bctrl_async.emulator import Fault
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path) -> None:
-    for alias in "ab":
-        emulator.add_runtime("ws", alias)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+def emulator(holding: HoldingEmulator) -> HoldingEmulator:
+    return holding
 
 
-def save(text: str) -> None:
-    Path("list.csv").write_text(text, "utf-8")
-
-
-async def test_csv_of_list_can_be_stopped(command: Command, emulator: Emulator) -> None:
-    code, out, _ = await command("list", "--output", "csv", "ws")
-    header, *rows = out.splitlines()
-    assert header == "workspace_id,alias,status,kind,created_at"
-    assert [row.split(",")[:3] for row in rows] == [["ws", "a", "active"], ["ws", "b", "active"]]
-    assert code == 0
-    save(out)
-    await command("stop", "--from", "list.csv")
-    assert {emulator.status("ws", alias) for alias in "ab"} == {"stopped"}
-
-
-async def test_csv_of_an_empty_list_has_its_header(command: Command) -> None:
-    _, out, _ = await command("list", "-o", "csv", "--kind", "desktop", "ws")
-    assert out == "workspace_id,alias,status,kind,created_at\n"
-
-
-@pytest.mark.parametrize("name", ["stop", "get", "report"])
-async def test_json_is_the_only_form_for_programs_of_other_commands(
-    command: Command, name: str
+async def test_every_alias_gets_an_aligned_line(
+    emulator: HoldingEmulator, command: Command
 ) -> None:
-    code, out, err = await command(name, "-o", "csv", "ws", "a")
-    assert 'invalid value "csv" for -o. Choose from: "table", "json"' in err
-    assert (code, out) == (2, "")
+    emulator.inject(Fault.RATE_LIMITED, None, alias="b")
+    emulator.inject(Fault.UNKNOWN_VALUES, alias="c")
+    emulator.inject(Fault.MALFORMED_JSON, alias="日本")
+    emulator.add_runtime("ws", "日本")
+    emulator.add_runtime("ws", "d", status="stopped")
 
-
-@pytest.mark.parametrize("alias", [" a", "a ", "#a", "[a", 'a"b', "a,b"])
-async def test_any_name_comes_back_from_csv(
-    command: Command, capfd: pytest.CaptureFixture[str], alias: str
-) -> None:
-    print_csv(Output(), "#ws", [runtime(alias=alias)])
-    save(capfd.readouterr().out)
-    _, out, _ = await command("stop", "--dry-run", "--from", "list.csv")
-    assert json.loads(out) == {"workspace_id": "#ws", "alias": alias}
-
-
-def test_a_row_is_one_line_without_control_characters(capfd: pytest.CaptureFixture[str]) -> None:
-    print_csv(Output(), "w\ns", [runtime(alias="a\x1b[31m\x9b")])
-    assert capfd.readouterr().out.splitlines()[1].startswith("w\\ns,a\\x1b[31m\\x9b,stopped,")
-
-
-async def test_lines_are_written_as_outcomes_arrive(emulator: Emulator) -> None:
-    """A line can be read while the run goes on: the server holds back the other answer."""
-    emulator.inject(Fault.HANG, alias="b")
-    process = await asyncio.create_subprocess_exec(
-        *(*program(), "stop", "-o", "json", "ws", "a", "b"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+    options = ("--no-verify", "--ignore-not-found", "--concurrency", "1")
+    code, out, err = await command("stop", *options, "ws", "a", "b", "c", "d", "日本", "nobody")
+    assert without_times(out) == (
+        "a       stopped          0.0 s\n"
+        "b       stopped          0.0 s, 2 attempts\n"
+        "c       accepted         0.0 s, status paused (unconfirmed)\n"
+        "d       already_stopped  0.0 s\n"
+        "日本    accepted         the server answered 200, but the body is not JSON\n"
+        "nobody  not_found        0.0 s\n"
+        "4 of 6 no longer running, 2 unconfirmed after 0.0 s: "
+        "2 stopped, 2 accepted, 1 already_stopped, 1 not_found\n"
     )
+    assert (code, err) == (1, "")
+
+
+async def test_an_unknown_stop_shows_that_the_runtime_still_runs(
+    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bctrl_async.bulk._verify.VERIFY_FOR", 0.01)
+    emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
+    code, out, _ = await command("stop", "ws", "a", "b")
+    line, summary = sorted(without_times(out).splitlines())[::-1][:2]
+    assert line.startswith("b  unknown          status active (still running), the server answered")
+    assert summary.startswith("a  stopped ")
+    assert "\n1 of 2 no longer running, 1 still running after 0.0 s: " in without_times(out)
+    assert code == 1
+
+
+async def test_json_is_an_object_for_each_alias_in_ascii(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    emulator.add_runtime("ws", "é")
+    emulator.inject(Fault.DROP_BEFORE, None, alias="é")
+    aliases = ("é", "nobody", "..", "a\udcff")
+    code, out, err = await command("stop", "-o", "json", "--ignore-not-found", "ws", *aliases)
+
+    assert out.isascii()
+    found = sorted(outcomes_of(out), key=lambda outcome: str(outcome["index"]))
+    for outcome in found:
+        assert isinstance(outcome.pop("elapsed"), float)
+        age = datetime.now(UTC) - datetime.fromisoformat(str(outcome.pop("at")))
+        assert timedelta() <= age < timedelta(minutes=1)
+    stopped, missing, *invalid = found
+    common = {"workspace_id": "ws", "ok": True, "state": "not_running", "resumed": False}
+    assert stopped == {
+        **common,
+        "index": 0,
+        "alias": "é",
+        "result": "stopped",
+        "attempts": 2,
+        "request_id": stopped["request_id"],
+        "runtime": emulator.runtimes["ws", "é"],
+        "error": None,
+    }
+    assert missing == {
+        **common,
+        "index": 1,
+        "alias": "nobody",
+        "result": "not_found",
+        "attempts": 1,
+        "request_id": missing["request_id"],
+        "runtime": None,
+        "error": None,
+    }
+    assert str(missing["request_id"]).startswith("req_")
+    assert [(each["result"], each["attempts"]) for each in invalid] == [("rejected", 0)] * 2
+    assert (code, without_times(err)) == (
+        1,
+        "2 of 4 no longer running, 2 invalid after 0.0 s: 1 stopped, 1 not_found, 2 rejected\n",
+    )
+
+
+async def test_lines_are_written_as_outcomes_arrive(emulator: HoldingEmulator) -> None:
+    emulator.held.add("b")
+    process = await start(*program(), "stop", "-o", "json", "ws", "a", "b")
     assert process.stdout is not None
-    try:
-        async with asyncio.timeout(BOUND):
-            assert json.loads(await process.stdout.readline())["alias"] == "a"
-    finally:
-        process.kill()
-        await process.wait()
+    async with asyncio.timeout(BOUND):
+        assert json.loads(await process.stdout.readline())["alias"] == "a"
+    process.kill()
+    await finish(process)
 
 
-def test_json_is_ascii_on_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    Output().print_object({"a": "\u202e\n"})
-    assert capfd.readouterr().out == '{"a": "\\u202e\\n"}\n'
+async def test_an_invalid_key_ends_the_run_early_and_is_not_shown(
+    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BCTRL_API_KEY", "secret-1234567")
+    code, out, err = await command("stop", "--concurrency", "1", "ws", "a", "b")
+    assert [line.split()[1] for line in out.splitlines()[:2]] == ["rejected", "not_sent"]
+    assert "BCTRL_API_KEY" in out
+    assert "secret-1234567" not in out + err
+    assert err.startswith("bctrl-async: error: ended early: could not stop 'a': ")
+    assert (code, err.count("\n"), len(emulator.requests)) == (2, 1, 1)
+
+
+# CSV
+
+
+async def test_the_csv_of_a_list_can_be_stopped(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path
+) -> None:
+    for alias in ('d"e', "f,g", "h; [i]", "日本"):
+        emulator.add_runtime("ws", alias)
+    code, out, err = await command("list", "-o", "csv", "ws")
+    header, first, *_ = out.splitlines()
+    assert header == "workspace_id,alias,status,kind,created_at"
+    assert first == "ws,a,active,browser,2026-01-01T00:00:00.000Z"
+    assert (code, err) == (0, "")
+
+    file = tmp_path / "list.csv"
+    file.write_text(out, "utf-8")
+    assert (await command("stop", "--from", file))[0] == 0
+    assert {runtime["status"] for runtime in emulator.runtimes.values()} == {"stopped"}
+
+    _, out, _ = await command("list", "-o", "csv", "--kind", "desktop", "ws")
+    assert out == f"{header}\n"
+
+
+@pytest.mark.parametrize("alias", [" b", "b ", "b\nws,c", "b\x1b[31m", "b\x9b"])
+async def test_a_runtime_whose_name_csv_cannot_carry_is_an_error(
+    emulator: HoldingEmulator, command: Command, alias: str
+) -> None:
+    """Fault: the file had another name, which `stop --from` would have stopped."""
+    emulator.add_runtime("other", alias)
+    emulator.add_runtime("other", "z")
+    code, out, err = await command("list", "-o", "csv", "other")
+    assert [row.split(",")[1] for row in out.splitlines()] == ["alias", "z"]
+    assert err == (
+        f"bctrl-async: error: could not list {alias!r}: CSV cannot carry it. Use -o json\n"
+    )
+    assert code == 1
+
+
+async def test_a_name_that_the_encoding_of_stdout_lacks_is_no_other_name_in_csv(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator.add_runtime("other", "é")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    code, out, err = await finish(await start(*program(), "list", "-o", "csv", "other"))
+    assert (code, out.count("\n"), "CSV cannot carry it" in err) == (1, 1, True)
+
+
+# Terminals
+
+# A window title, a color, C1 controls, reversed text, zero-width and isolated text, a line end.
+HOSTILE = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e\u200b\u2066\nall stopped\x7f"
+
+
+def hostile_runtime(**fields: object) -> dict[str, object]:
+    names = ("alias", "kind", "status", "driver", "createdAt", "updatedAt")
+    id_ = "7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f"
+    return {**dict.fromkeys(names, HOSTILE), "id": id_, "workspaceId": id_, **fields}
+
+
+def list_of(*runtimes: dict[str, object]) -> bytes:
+    return http_answer("200 OK", json.dumps({"runtimes": runtimes}).encode())
+
+
+def assert_harmless(*texts: str) -> None:
+    for text in texts:
+        assert all(line.isprintable() for line in text.split("\n")), ascii(text)
+        assert "\nall stopped" not in text
+
+
+@pytest.mark.parametrize("options", [(), ("-o", "json")])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http_answer("200 OK", json.dumps(hostile_runtime(alias="a")).encode()),
+        http_answer(
+            "400 No",
+            json.dumps(
+                dict.fromkeys(("code", "error", "hint", "requestId", "reasonClass"), HOSTILE)
+            ).encode(),
+        ),
+        http_answer("403 No", HOSTILE.encode()),
+        b"HTTP/1.1 404 No\r\nContent-Length: 0\r\nX-Request-Id: \x1b]0;owned\xe2\x80\xae\r\n\r\n",
+        b"HTTP/1.1 302 No\r\nContent-Length: 0\r\nLocation: /\xe2\x80\xae\xc2\x9b\r\n\r\n",
+        b"HTTP/1.1 500 \x1b]0;owned\x07\r\nContent-Length: 0\r\nX: \x9b\r\n\r\n",
+        b"\x1b]0;owned\x07\r\n\r\n",
+    ],
+    ids=["runtime", "error", "text", "request id", "location", "reason", "not http"],
+)
+async def test_no_answer_to_a_stop_reaches_the_terminal_raw(
+    command: Command, answer: bytes, options: tuple[str, ...]
+) -> None:
+    """Fault: escape sequences in a runtime's status set the window's title."""
+    async with raw_server(answering(answer)) as url:
+        _, out, err = await command("stop", "--no-verify", *options, "--base-url", url, "ws", "a")
+
+    assert_harmless(out, err)
+    assert len(out.splitlines()) == (1 if options else 2)
+
+
+@pytest.mark.parametrize("options", [(), ("-o", "json")])
+async def test_no_field_of_a_runtime_reaches_the_terminal_raw(
+    command: Command, options: tuple[str, ...]
+) -> None:
+    """Fault: escape sequences in a runtime's kind or status were printed by `list`."""
+    async with raw_server(
+        answering(list_of(hostile_runtime(), hostile_runtime(id=HOSTILE)))
+    ) as url:
+        code, out, err = await command("list", *options, "--base-url", url, "ws")
+    assert_harmless(out, err)
+    assert (code, len(out.splitlines())) == (1, 1 if options else 2)
+
+    answer = http_answer("200 OK", json.dumps(hostile_runtime(alias="a")).encode())
+    async with raw_server(answering(answer)) as url:
+        code, out, err = await command("get", *options, "--base-url", url, "ws", "a")
+    assert_harmless(out, err)
+    assert (code, len(out.splitlines())) == (0, 1 if options else 9)
+
+
+async def test_no_field_of_a_runtime_reaches_the_terminal_raw_at_the_question() -> None:
+    """Fault: escape sequences in a runtime's kind were printed before the y/N question."""
+    terminal = Terminal()
+    async with raw_server(answering(list_of(hostile_runtime(status="active")))) as url:
+        args = ("stop", "--base-url", url, "ws", "--all")
+        process = await start(*program(), *args, stdin=terminal.fd, stderr=terminal.fd)
+        await terminal.until(r"Stop 1 runtime\? ")
+        os.write(terminal._master, b"n\n")
+        await finish(process)
+    assert_harmless(await terminal.rest())
+
+
+@pytest.mark.parametrize("option", [(), ("-o", "json"), ("--dry-run",)])
+async def test_no_line_of_an_input_file_reaches_the_terminal_raw(
+    emulator: HoldingEmulator, command: Command, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    file = tmp_path / "targets.txt"
+    file.write_text(f"{HOSTILE}\n" + json.dumps({"workspace_id": HOSTILE, "alias": HOSTILE}))
+    _, out, err = await command("stop", "--from", file, *option)
+    assert_harmless(out, err)
+    assert emulator.requests == []
+
+
+async def test_forced_color_does_not_wrap_lines_in_a_file(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    code, out, _ = await command("stop", "--ignore-not-found", "ws", "a", "nobody")
+    assert "\x1b[32m" in out
+    assert (code, len(out.splitlines())) == (0, 3)
+
+
+async def test_an_unencodable_alias_does_not_end_the_run(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator.add_runtime("ws", "é")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    code, out, _ = await finish(await start(*program(), "stop", "ws", "é"))
+    assert (code, out.partition("  ")[0]) == (0, r"\xe9")
+
+
+# A stdout that fails
+
+
+@pytest.mark.parametrize("form", ["json", "table"])
+async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(
+    emulator: HoldingEmulator, form: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = await start(*program(), "stop", "-o", form, "ws", "a", "b", "c", stdout=writer)
+    os.close(writer)
+    code, _, err = await finish(process)
+    assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
+    summary = "3 of 3 no longer running after 0.0 s: 3 stopped\n"
+    assert (code, without_times(err)) == (0, summary if form == "json" else "")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize(
+    "args",
+    [
+        *("stop ws a b", "stop --dry-run ws a", "list ws", "get ws a", "doctor ws"),
+        *("--version", "stop --help", "emulator --port 0"),
+    ],
+)
+async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(
+    emulator: HoldingEmulator, args: str
+) -> None:
+    """Fault: the emulator printed the error, and the exit code was 0."""
+    full = os.open(FULL, os.O_WRONLY)
+    process = await start(*program(), *args.split(), stdout=full)
+    os.close(full)
+    code, _, err = await finish(process)
+    said = "bctrl-async: error: cannot write to stdout: No space left on device\n"
+    assert (code, err.count(said), err.count("error")) == (1, 1, 1)
+    assert ("Dry run: 1 to stop, 0 invalid\n" in err) is ("--dry-run" in args)
+    assert emulator.status("ws", "b") == ("stopped" if args == "stop ws a b" else "active")
+
+
+async def test_an_error_of_the_system_is_not_blamed_on_stdout(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = Mock(side_effect=OSError(errno.EMFILE, "Too many open files"))
+    monkeypatch.setattr(_app, "app", Mock(parse_args=failing))
+    code, out, err = await command("stop", "ws", "a")
+    assert (code, out, err) == (1, "", "bctrl-async: error: [Errno 24] Too many open files\n")

@@ -40,7 +40,7 @@ _COMMANDS = {
     "report": ("_report:report", "JOURNAL... [--from FILE]"),
     "doctor": ("_doctor:doctor", "[WORKSPACE]"),
     "emulator": ("_emulator:emulator", ""),
-    "demo": ("_demo:demo", ""),
+    "demo": ("_emulator:demo", ""),
 }
 
 app: App = App(

@@ -1,47 +1,60 @@
-"""The command `emulator`.
+"""The commands `emulator` and `demo`.
 
-It imports the emulator only where it runs it: the server of aiohttp, which the emulator needs,
-would make every other command start later by a tenth.
+They import the emulator only where they run it: the server of aiohttp, which it needs, would make
+every other command start later by a tenth.
 """
 
 import asyncio
 import shlex
 import signal
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from msgspec.structs import replace
 
-from bctrl_async import BctrlConfigError
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlSession,
+    RetryPolicy,
+    RuntimeRef,
+    StopOutcome,
+    StopResult,
+)
 from bctrl_async.cli._options import MAX_RUNTIMES, Rate, Seed, Text, Wait, whole_number
-from bctrl_async.cli._output import FAILED, Output, escape, pluralize, print_info
+from bctrl_async.cli._output import FAILED, MAX_SHOWN, Output, pluralize, print_info
+from bctrl_async.cli._run import FinishedRun, run_stops
 
 if TYPE_CHECKING:
     from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
-WORKSPACE = "demo"
-KEY = "emulator-key"
+_WORKSPACE = "demo"
+_KEY = "emulator-key"
 _DESKTOP_EVERY = 10
+_MISSING_EVERY = 50
+_DEMO_FAULTS = {
+    "latency": 0.10,
+    "server_error": 0.03,
+    "bad_gateway": 0.03,
+    "drop_before": 0.03,
+    "drop_after": 0.03,
+    "unknown_values": 0.05,
+}
 
 
-def runtime_aliases(count: int) -> Iterator[str]:
-    """Return the aliases of the emulator's runtimes."""
+def _aliases(count: int) -> Iterator[str]:
     return (f"runtime-{number:04}" for number in range(1, count + 1))
-
-
-def _suggest_faults(_: object) -> list[str]:
-    from bctrl_async.emulator import Fault  # noqa: PLC0415 - imports a server.
-
-    return [f"{fault}=0.1" for fault in Fault]
 
 
 def emulator(
     *,
     host: Annotated[Text, Parameter(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, whole_number(0, 65535), Parameter(help="0 picks a free port.")] = 8787,
-    api_key: Annotated[Text, Parameter(metavar="KEY", help="Key that is accepted.")] = KEY,
+    api_key: Annotated[Text, Parameter(metavar="KEY", help="Key that is accepted.")] = _KEY,
     runtimes: Annotated[
         int, whole_number(0, MAX_RUNTIMES), Parameter(help="Active runtimes.")
     ] = 1000,
@@ -50,7 +63,6 @@ def emulator(
         Parameter(
             metavar="NAME=PROBABILITY",
             show_default=False,
-            completer=_suggest_faults,
             help="Inject a fault; repeatable.",
         ),
     ] = (),
@@ -88,7 +100,7 @@ def emulator(
             host=host,
             port=port,
             api_key=api_key,
-            faults=_parse_faults(fault),
+            faults=dict(map(_parse_fault, fault)),
             seed=seed,
             latency=latency,
             rate_limit=rate_limit,
@@ -106,44 +118,34 @@ def emulator(
     return FAILED if output.write_failed else 0
 
 
-def _parse_faults(given: Sequence[str]) -> "dict[Fault, float]":
+def _parse_fault(text: str) -> "tuple[Fault, float]":
     from bctrl_async.emulator import Fault  # noqa: PLC0415 - imports a server.
 
-    faults = {}
-    for text in given:
-        name, _, probability = text.partition("=")
-        try:
-            faults[Fault(name)] = _parse_probability(probability)
-        except ValueError:
-            problem = "is not NAME=PROBABILITY" if name in set(Fault) else "is not a known fault"
-            raise BctrlConfigError(
-                f"invalid --fault: {text!r} {problem}, such as rate_limited=0.1"
-            ) from None
-    return faults
-
-
-def _parse_probability(text: str) -> float:
-    if not 0 <= (probability := float(text)) <= 1:
-        raise ValueError(text)
-    return probability
+    name, _, probability = text.partition("=")
+    with suppress(ValueError):
+        if 0 <= float(probability) <= 1:
+            return Fault(name), float(probability)
+    raise ValueError(f"invalid --fault: {text!r} is not a fault as in rate_limited=0.1")
 
 
 def _add_runtimes(server: "Emulator", count: int) -> None:
     now = datetime.now(UTC)
-    for number, alias in enumerate(runtime_aliases(count), start=1):
+    for number, alias in enumerate(_aliases(count), start=1):
         # Kinds and ages differ so that filters have an effect.
         kind = "browser" if number % _DESKTOP_EVERY else "desktop"
         created = now - timedelta(minutes=number)
         created_at = f"{created:%Y-%m-%dT%H:%M:%S}.000Z"
-        server.add_runtime(WORKSPACE, alias, kind=kind, created_at=created_at)
+        server.add_runtime(_WORKSPACE, alias, kind=kind, created_at=created_at)
 
 
 async def _serve(server: "Emulator", api_key: str, output: Output) -> None:
     async with server:
         print_info("The emulator is running; stop it with Ctrl-C. In another terminal, run:")
-        output.print_result(f"export BCTRL_BASE_URL={_reachable_url(server.url)}")
+        # No client can connect to the address that stands for all interfaces.
+        url = server.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+        output.print_result(f"export BCTRL_BASE_URL={url}")
         output.print_result(f"export BCTRL_API_KEY={shlex.quote(api_key)}")
-        output.print_result(f"bctrl-async stop {WORKSPACE} {next(runtime_aliases(1))}")
+        output.print_result(f"bctrl-async stop {_WORKSPACE} {next(_aliases(1))}")
         if output.write_failed:
             return
         terminated = asyncio.Event()
@@ -161,15 +163,76 @@ async def _serve(server: "Emulator", api_key: str, output: Output) -> None:
 def _print_request(request: "ReceivedRequest") -> None:
     # A query may contain secrets, and is not part of the operation.
     path, query, _ = request.raw_path.partition("?")
-    parts = [str(request.status or "---"), request.method.ljust(4), path + "?..." * bool(query)]
-    names = [name for name in (request.workspace_id, request.alias) if name is not None]
-    if "%" in path and names:
-        parts.append(f"({', '.join(map(escape, names))})")
-    if request.fault is not None:
-        parts.append(str(request.fault))
-    print_info(" ".join(parts))
+    fault = "" if request.fault is None else f" {request.fault}"
+    print_info(f"{request.status or '---'} {request.method:<4} {path}{'?...' * bool(query)}{fault}")
 
 
-def _reachable_url(url: str) -> str:
-    """Replace the address that stands for all interfaces, which no client can connect to."""
-    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+def demo(
+    *,
+    runtimes: Annotated[
+        int, whole_number(1, MAX_RUNTIMES), Parameter(help="Runtimes to stop.")
+    ] = 300,
+    seed: Seed = 4,
+) -> int:
+    """Stop many runtimes on a misbehaving server; needs no key and no network.
+
+    A local emulator answers late, throttles, fails and drops connections. At
+    the end its state is compared with the report; the exit code is 0 if they
+    agree.
+    """
+    from bctrl_async.emulator import Emulator, Fault  # noqa: PLC0415 - imports a server.
+
+    server = Emulator(
+        port=0,
+        api_key=_KEY,
+        faults={Fault(name): probability for name, probability in _DEMO_FAULTS.items()},
+        seed=seed,
+        latency=0.1,
+        fault_latency=0.5,
+        rate_limit=100,
+    )
+    targets = [RuntimeRef(_WORKSPACE, alias) for alias in _aliases(runtimes)]
+    for number, target in enumerate(targets, start=1):
+        if number % _MISSING_EVERY:
+            server.add_runtime(*target)
+    outcomes: list[StopOutcome] = []
+    output = Output()
+    print_info(f"Stopping {pluralize(runtimes, 'runtime')} on a local emulator that misbehaves.")
+    print_info("It accepts at most 100 requests per second.")
+    finished = asyncio.run(_stop_all(server, targets, outcomes, output))
+    summary = replace(finished.report, ended_early=None)
+    output.print_result(f"{'Interrupted: ' * finished.interrupted}{summary}")
+    throttled = f"{finished.report.throttled:,} were throttled"
+    output.print_result(f"It took {pluralize(len(server.requests), 'request')}; {throttled}.")
+    found = {target: server.status(*target) for target in targets}
+    wrong = [outcome for outcome in outcomes if not _is_true(outcome, found[outcome.target])]
+    if wrong:
+        output.print_result(f"The emulator disagrees about {len(wrong)} of {runtimes}:")
+        for outcome in wrong[:MAX_SHOWN]:
+            now = found[outcome.target] or "missing"
+            output.print_result(f"{outcome.target.alias}: {outcome.result}, but it is {now}.")
+    else:
+        counts = Counter(found.values())
+        stopped = f"{counts['stopped']} of {runtimes - counts[None]} runtimes are stopped"
+        missing = f"{counts[None]} of {runtimes} names have no runtime"
+        output.print_result(f"The emulator confirms: {stopped}; {missing}.")
+    if finished.interrupted:
+        raise KeyboardInterrupt
+    return FAILED if wrong or output.write_failed else 0
+
+
+async def _stop_all(
+    server: "Emulator", targets: Sequence[RuntimeRef], outcomes: list[StopOutcome], output: Output
+) -> FinishedRun:
+    async with server:
+        retry = RetryPolicy(attempts=4, base=0.05, cap=0.4)
+        session = BctrlSession(_KEY, base_url=server.url, max_connections=40, retry=retry)
+        make_batch = partial(session.stop_runtimes, targets, on_outcome=outcomes.append)
+        return await run_stops(session, make_batch, output)
+
+
+def _is_true(outcome: StopOutcome, status: str | None) -> bool:
+    if outcome.result is StopResult.NOT_FOUND:
+        return status is None
+    is_open = outcome.result in {StopResult.ACCEPTED, StopResult.UNKNOWN} and not outcome.ok
+    return is_open or outcome.ok == (status == "stopped")

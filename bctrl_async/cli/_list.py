@@ -3,18 +3,17 @@
 import asyncio
 import csv
 import io
-import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from functools import partial
-from itertools import chain
+from operator import attrgetter
 from typing import Annotated, Literal
 
 import msgspec
 from cyclopts import Parameter
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from bctrl_async import (
     BctrlConfigError,
@@ -28,31 +27,24 @@ from bctrl_async import (
 )
 from bctrl_async.cli import _options as opt
 from bctrl_async.cli._connection import READING, ReadConnection
+from bctrl_async.cli._lines import LineParser
 from bctrl_async.cli._output import (
     FAILED,
     MAX_SHOWN,
     USAGE,
     Output,
-    ask,
     escape,
     exit_code,
     pluralize,
     print_error,
     print_info,
-    runtime_fields,
 )
 from bctrl_async.cli._progress import show_waiting
+from bctrl_async.errors import quote
 from bctrl_async.filters import FoundTargets, parse_time
 
 _COLUMNS = ("workspace_id", "alias", "status", "kind", "created_at")
-_NO_AGE = "?"
-"""The age of a runtime whose creation time cannot be read."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
-_escape_controls = partial(
-    re.compile(r"[\x00-\x1f\x7f-\x9f]").sub, lambda found: ascii(found[0])[1:-1]
-)
-_has_edge = re.compile(r"[\s#{\[\ufeff].*|.*\s", re.DOTALL).fullmatch
-"""Matches a name whose edge `--from` reads as something else unless it is quoted."""
 
 
 class FoundRuntimes(FoundTargets):
@@ -67,11 +59,6 @@ class FoundRuntimes(FoundTargets):
         """The runtimes that match."""
         return [item for item in self.items if isinstance(item, Runtime)]
 
-    @property
-    def unreadable(self) -> list[BctrlResponseError]:
-        """The errors of the runtimes that may match, and cannot be read."""
-        return [item for item in self.items if not isinstance(item, Runtime)]
-
     def keep(self, is_kept: Callable[[RuntimeRef | BctrlError], bool]) -> None:
         """Keep only some of the targets."""
         pairs = zip(self.items, self, strict=True)
@@ -81,12 +68,17 @@ class FoundRuntimes(FoundTargets):
         """Show the runtimes and ask whether to stop them."""
         kinds = Counter(escape(runtime.kind) for runtime in self.runtimes)
         summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
-        if self.unreadable:
-            summary += f"; {len(self.unreadable):,} cannot be read"
-        return ask(
-            f"In workspace {escape(self.workspace_id)} at {self.base_url}: {summary}\n"
-            f"Stop {pluralize(len(self.runtimes), 'runtime')}?"
-        )
+        if unreadable := len(self) - len(self.runtimes):
+            summary += f"; {unreadable:,} cannot be read"
+        place = f"In workspace {escape(self.workspace_id)} at {self.base_url}: {summary}"
+        question = f"Stop {pluralize(len(self.runtimes), 'runtime')}? [y/N] "
+        try:
+            # The results on stdout may go to a file.
+            print(f"{place}\n{question}", end="", file=sys.stderr, flush=True)  # noqa: T201
+            return sys.stdin.readline().strip().lower() in {"y", "yes"}
+        except KeyboardInterrupt:
+            print_info("\nNothing was stopped")  # Below the ^C.
+            raise
 
 
 async def find_runtimes(
@@ -112,10 +104,11 @@ async def find_runtimes(
             f"{opt.format_seconds(deadline or 0)}",
             advice="Allow a longer --deadline; nothing was stopped",
         ) from error
-    found = FoundRuntimes(workspace, wanted, session.base_url)
-    found.add(chain(runtimes, unreadable))
+    listed: list[Runtime | BctrlResponseError] = [*runtimes, *unreadable]
     if alias is not None:
-        found.keep(lambda target: target.alias is None or fnmatchcase(target.alias, alias))
+        listed = [i for i in listed if i.alias is None or fnmatchcase(i.alias, alias)]
+    found = FoundRuntimes(workspace, wanted, session.base_url)
+    found.add(listed)
     return found
 
 
@@ -138,7 +131,6 @@ def list_runtimes(
         Literal["age", "alias", "status", "kind"] | None,
         opt.in_output(metavar="KEY", help="Sort by KEY; by age means the oldest first."),
     ] = None,
-    limit: Annotated[opt.Count | None, opt.in_output(help="Show only the first N.")] = None,
     output_format: Annotated[
         Literal["table", "json", "csv"],
         opt.in_output(("--output", "-o"), metavar="FORMAT", help="json is an object per line."),
@@ -153,35 +145,37 @@ def list_runtimes(
 
     For example:
       bctrl-async list WORKSPACE --status active --older-than 2h
-      bctrl-async list WORKSPACE --alias 'ci-*' --sort age --limit 10
+      bctrl-async list WORKSPACE --alias 'ci-*' --sort age
       bctrl-async list WORKSPACE -o csv > runtimes.csv
     """
     workspace = check_workspace(connection.workspace(workspace))
     wanted = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
     output = Output()
     found = asyncio.run(find_runtimes(connection.session(), workspace, wanted, alias, output))
-    runtimes, unreadable = found.runtimes, found.unreadable
-    for error in unreadable[:MAX_SHOWN]:
-        print_error(error)
-    if len(unreadable) > MAX_SHOWN:
-        more = len(unreadable) - MAX_SHOWN
-        print_error(f"{pluralize(more, 'more runtime')} cannot be read")
-    shown = _sorted(runtimes, sort)[:limit]
+    runtimes = found.runtimes
+    errors: list[str | BctrlError]
+    errors = [item for item in found.items if not isinstance(item, Runtime)]
+    if sort == "age":
+        runtimes.sort(key=lambda runtime: parse_time(runtime.created_at) or _NEVER)
+    elif sort is not None:
+        runtimes.sort(key=attrgetter(sort))
     match output_format:
         case "table":
-            _print_runtimes(output, shown)
+            rows = ((each.status, each.kind, _age(each), each.alias) for each in runtimes)
+            _print_table(output, [("STATUS", "KIND", "AGE", "ALIAS"), *rows])
         case "json":
-            for runtime in shown:
-                output.print_object(runtime_fields(workspace, runtime))
+            for runtime in runtimes:
+                output.print_object(_fields(workspace, runtime))
         case _:
-            print_csv(output, workspace, shown)
-    count = pluralize(len(runtimes), "runtime")
-    if len(shown) < len(runtimes):
-        print_info(f"{count}, {len(shown):,} shown")
-    elif output_format == "table" and not output.write_failed:
+            errors += _print_csv(output, workspace, runtimes)
+    for error in errors[:MAX_SHOWN]:
+        print_error(error)
+    if (more := len(errors) - MAX_SHOWN) > 0:
+        print_error(f"could not list {pluralize(more, 'more runtime')}")
+    if output_format == "table" and not output.write_failed:
         # On stderr, so that each line but the header is a runtime to a program that reads them.
-        print_info(count)
-    return FAILED if unreadable or output.write_failed else 0
+        print_info(pluralize(len(runtimes), "runtime"))
+    return FAILED if errors or output.write_failed else 0
 
 
 def get_runtimes(
@@ -208,10 +202,10 @@ def get_runtimes(
     errors = [each for each in found if isinstance(each, BctrlError)]
     for number, runtime in enumerate(runtimes):
         if output_format == "json":
-            output.print_object(runtime_fields(workspace, runtime))
+            output.print_object(_fields(workspace, runtime))
         else:
             output.print_result("") if number else None
-            _print_runtime(output, runtime)
+            _print_table(output, _details(runtime))
     for error in errors:
         connection.explain(error)
         print_error(error)
@@ -235,68 +229,51 @@ async def _get_all(
         return await asyncio.gather(*map(get, aliases))
 
 
-def _sorted(runtimes: Sequence[Runtime], key: str | None) -> Sequence[Runtime]:
-    """Sort by a key; ties, and no key, keep the server's order."""
-    if key is None:
-        return runtimes
-    if key == "age":
-        return sorted(runtimes, key=lambda runtime: parse_time(runtime.created_at) or _NEVER)
-    return sorted(runtimes, key=lambda runtime: str(getattr(runtime, key)))
+def _fields(workspace: str, runtime: Runtime) -> dict[str, object]:
+    """Return the fields of a runtime; as a target has them, `--from` reads them."""
+    fields: dict[str, object] = {name: getattr(runtime, name) for name in _COLUMNS[1:]}
+    return {"workspace_id": workspace, **fields, "runtime": msgspec.to_builtins(runtime)}
 
 
-def _print_runtimes(output: Output, runtimes: Sequence[Runtime]) -> None:
-    """Print a table of runtimes, a line for each, never truncated."""
-    now = datetime.now(UTC)
-    rows: list[tuple[str, ...]] = [("STATUS", "KIND", "AGE", "ALIAS")]
+def _print_csv(output: Output, workspace: str, runtimes: Iterable[Runtime]) -> Iterator[str]:
+    """Print a header and a row for each runtime; yield an error for each that has none."""
+    header = ",".join(_COLUMNS)
+    output.print_result(header)
     for runtime in runtimes:
-        cells = (runtime.status, runtime.kind, _age_text(runtime, now), runtime.alias)
-        rows.append(tuple(escape(cell) for cell in cells))
-    widths = [max(cell_len(row[column]) for row in rows) for column in range(3)]
-    for *columns, alias in rows:
-        padded = (
-            cell + " " * (width - cell_len(cell))
-            for cell, width in zip(columns, widths, strict=True)
-        )
-        output.print_result("  ".join([*padded, alias]))
+        row = io.StringIO()
+        writer = csv.DictWriter(row, _COLUMNS, extrasaction="ignore", lineterminator="")
+        writer.writerow(_fields(workspace, runtime))
+        written = f"{header}\n{row.getvalue()}\n".encode(output.encoding, "backslashreplace")
+        # Another name in the file would be another runtime.
+        if [*LineParser().feed(written)] == [RuntimeRef(workspace, runtime.alias)]:
+            output.print_result(row.getvalue(), exact=True)
+        else:
+            yield f"could not list {quote(runtime.alias)}: CSV cannot carry it. Use -o json"
 
 
-def print_csv(output: Output, workspace: str, runtimes: Iterable[Runtime]) -> None:
-    """Print a header and a row for each runtime, which `--from` reads."""
-    _print_row(output, _COLUMNS)
-    for runtime in runtimes:
-        fields = runtime_fields(workspace, runtime)
-        _print_row(output, [str(fields[column]) for column in _COLUMNS])
+def _print_table(output: Output, rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns; in a pipe, a table of rich would be cut at 80 columns."""
+    escaped = [[*map(escape, row)] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*escaped, strict=True)]
+    for row in escaped:
+        output.print_result("  ".join(map(set_cell_size, row, widths)).rstrip())
 
 
-def _print_row(output: Output, cells: Iterable[str]) -> None:
-    line = io.StringIO()
-    cells = [_escape_controls(cell) for cell in cells]
-    quoting: Literal[0, 1] = csv.QUOTE_ALL if any(map(_has_edge, cells)) else csv.QUOTE_MINIMAL
-    csv.writer(line, quoting=quoting, lineterminator="").writerow(cells)
-    output.print_result(line.getvalue(), exact=True)
+def _details(runtime: Runtime) -> list[tuple[str, str]]:
+    """Return the names and values of what a runtime has."""
+    fields = msgspec.to_builtins(runtime)
+    fields |= fields.pop("summary") or {}
+    known = {name: value for name, value in fields.items() if value is not None}
+    words = {True: "yes", False: "no"}
+    return [
+        *((name, words.get(value, value)) for name, value in known.items()),
+        ("age", _age(runtime)),
+    ]
 
 
-def _print_runtime(output: Output, runtime: Runtime) -> None:
-    """Print the fields of a runtime, a line for each that it has, and a blank one."""
-    age = _age_text(runtime, datetime.now(UTC))
-    rows = [*_rows(msgspec.to_builtins(runtime)), ("age", age)]
-    width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        output.print_result(f"{name:<{width}}  {escape(text)}")
-
-
-def _rows(fields: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    for name, value in fields.items():
-        match value:
-            case dict():
-                yield from _rows(value)
-            case bool():
-                yield name, "yes" if value else "no"
-            case str():
-                yield name, value
-
-
-def _age_text(runtime: Runtime, now: datetime) -> str:
+def _age(runtime: Runtime) -> str:
     """Return the age as --older-than takes it; the clocks of two machines may differ."""
     created = parse_time(runtime.created_at)
-    return _NO_AGE if created is None else opt.format_duration((now - created).total_seconds())
+    if created is None:
+        return "?"
+    return opt.format_duration((datetime.now(UTC) - created).total_seconds())

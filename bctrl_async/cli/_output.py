@@ -13,18 +13,15 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from copy import copy
+from functools import partial
 
-import msgspec
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bctrl_async import (
     BctrlAuthenticationError,
     BctrlConfigError,
     BctrlError,
-    Runtime,
-    RuntimeRef,
     StopResult,
 )
 from bctrl_async.errors import quote, subject_of
@@ -117,8 +114,6 @@ def format_counts(counts: Counter[StopResult]) -> str:
 
 def _escape_unprintable(text: str) -> str:
     """Escape what a terminal would obey or hide, such as control characters, but no line ends."""
-    if text.isprintable():
-        return text
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -129,12 +124,11 @@ def one_line(text: str) -> str:
 
 def print_error(error: str | BctrlError) -> None:
     """Print an error on stderr as one line; if the terminal is too narrow, its advice below."""
-    text, advice = error if isinstance(error, str) else describe(error), ""
+    text = error if isinstance(error, str) else describe(error)
     line = f"bctrl-async: error: {one_line(text)}"
-    if not isinstance(error, str):
+    if isinstance(error, BctrlError) and 0 < _columns() < len(line):
         advice = one_line(error.advice or error.default_advice).rstrip(".")
-    if advice and _is_terminal() and len(line) > shutil.get_terminal_size().columns:
-        line = f"{line.removesuffix(f'. {advice}')}\n{advice}"
+        line = line.removesuffix(f". {advice}") + f"\n{advice}" * bool(advice)
     _print_line(line)
 
 
@@ -144,24 +138,22 @@ def print_info(line: str) -> None:
         _print_line(line)
 
 
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+def _columns() -> int:
+    """Return the width of the terminal on stderr, 0 if there is none."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return shutil.get_terminal_size().columns if is_terminal else 0
 
 
 def _print_line(line: str) -> None:
-    # `print` would take a stderr that the shell has closed (None) for stdout.
-    if sys.stderr is not None:
-        with suppress(OSError):
-            text = _escape_unprintable(line)
-            if _is_terminal():
-                text = "\n".join(map(_wrap, text.split("\n")))
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - rich may be drawing.
-
-
-def _wrap(line: str) -> str:
-    """Wrap a line between words: a terminal would break them."""
-    width = shutil.get_terminal_size().columns
-    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    if sys.stderr is None:  # The shell has closed it, and `print` would use stdout.
+        return
+    lines = _escape_unprintable(line).split("\n")
+    if columns := _columns():
+        # A terminal would break words.
+        wrap = partial(textwrap.fill, break_long_words=False, break_on_hyphens=False)
+        lines = [wrap(each, columns) for each in lines]
+    with suppress(OSError):
+        print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - rich may be drawing.
 
 
 def can_ask() -> bool:
@@ -169,22 +161,10 @@ def can_ask() -> bool:
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
-def ask(question: str) -> bool:
-    """Ask on the terminal, and return True if the answer is yes."""
-    # Not on stdout: the results may go to a file.
-    text = f"{_escape_unprintable(question)} [y/N] "
-    try:
-        print(text, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
-        return sys.stdin.readline().strip().lower() in {"y", "yes"}
-    except KeyboardInterrupt:
-        print_info("\nNothing was stopped")  # Below the ^C.
-        raise
-
-
 def report_os_error(error: OSError) -> None:
     """Report an error of stdout, to which the help is written, or of anything else."""
     if error.errno in _WRITE_ERRORS and error.filename is None:
-        _stdout_failed(error)
+        Output().fail(error)
     else:
         print_error(str(error))
 
@@ -192,16 +172,6 @@ def report_os_error(error: OSError) -> None:
 def print_read_error(error: OSError) -> None:
     """Report that an input could be opened, but not read to its end."""
     print_error(f"cannot read all targets: {error.strerror}")
-
-
-def _stdout_failed(error: OSError) -> None:
-    _discard_stdout()
-    print_error(f"cannot write to stdout: {error.strerror}")
-
-
-def _discard_stdout() -> None:
-    # Buffered text would fail again when it is flushed at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Output(Console):
@@ -216,80 +186,53 @@ class Output(Console):
         self.write_failed = False
         """True if results were lost, other than to a reader that left (`| head`)."""
 
-    def print_result(self, result: str | Text | Table, *, exact: bool = False) -> None:
-        """Print a table or a line, which wraps on a terminal only."""
+    def print_result(self, result: str | Text, *, exact: bool = False) -> None:
+        """Print a line, which wraps on a terminal unless it is exact."""
         if isinstance(result, str) and (self.on_terminal or not exact):
             result = _escape_unprintable(result)
         try:
-            if isinstance(result, str) and not self.on_terminal:
-                self._write_line(result)
-            else:
-                wraps = isinstance(result, Table) or (self.on_terminal and not exact)
-                self.print(result, soft_wrap=not wraps)
+            if isinstance(result, Text) or self.on_terminal:
+                self.print(result, soft_wrap=exact or not self.on_terminal)
+            elif not self.quiet:
+                # A million lines of JSON would cost rich half a minute.
+                self.file.write(f"{result}\n")
+                self.file.flush()
         except OSError as error:
-            self.quiet = self.write_failed = True
-            _stdout_failed(error)
+            self.fail(error)
 
     def print_object(self, fields: Mapping[str, object]) -> None:
         """Print an object as JSON on one line, in ASCII."""
         self.print_result(json.dumps(fields), exact=True)
 
-    def _write_line(self, line: str) -> None:
-        # A million lines of JSON would cost rich two minutes.
-        if self.quiet:
-            return
-        try:
-            self.file.write(f"{line}\n")
-            self.file.flush()
-        except BrokenPipeError:
-            self.on_broken_pipe()
+    def fail(self, error: OSError) -> None:
+        """Fall silent; a reader that leaves (`| head`) has all that it wants."""
+        self.quiet = True
+        # Buffered text would fail again when it is flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            self.write_failed = True
+            print_error(f"cannot write to stdout: {error.strerror}")
 
     def on_broken_pipe(self) -> None:
         """Fall silent; rich would exit, and leave stops without an outcome."""
-        self.quiet = True
-        _discard_stdout()
+        self.fail(BrokenPipeError())
 
     @property
     def on_terminal(self) -> bool:
         """True if stdout is a terminal, whatever FORCE_COLOR says."""
         return self.file.isatty() and not self.is_dumb_terminal
 
-    @property
-    def _is_pipe(self) -> bool:
-        try:
-            return stat.S_ISFIFO(os.fstat(self.file.fileno()).st_mode)
-        except OSError:  # It is closed.
-            return False
-
     def progress_console(self) -> tuple[Console, bool]:
         """Return the console for progress, and whether to draw on it."""
         errors = Console(stderr=True)
-        if is_quiet.get() or not (errors.file.isatty() and not errors.is_dumb_terminal):
-            return errors, False
-        # What a reader prints on the terminal would be erased when progress is drawn anew.
-        if self._is_pipe:
-            return errors, False
+        draws = errors.file.isatty() and not (errors.is_dumb_terminal or is_quiet.get())
+        with suppress(OSError):  # Stdout is closed.
+            # What a reader prints on the terminal would be erased when progress is drawn anew.
+            draws = draws and not stat.S_ISFIFO(os.fstat(self.file.fileno()).st_mode)
         # Two consoles on one terminal would draw over each other.
-        return (self if self.on_terminal else errors), True
+        return (self if draws and self.on_terminal else errors), draws
 
     def end_line(self) -> None:
         """Begin a new line after the ^C that a terminal shows."""
         if self.on_terminal:
             self.print_result("")
-
-
-def target_fields(target: RuntimeRef) -> dict[str, object]:
-    """Return the fields of a target, which `--from` reads."""
-    return {"workspace_id": target.workspace_id, "alias": target.alias}
-
-
-def runtime_fields(workspace: str, runtime: Runtime) -> dict[str, object]:
-    """Return the fields of a runtime; as a target has them, `--from` reads them."""
-    return {
-        "workspace_id": workspace,
-        "alias": runtime.alias,
-        "status": runtime.status,
-        "kind": runtime.kind,
-        "created_at": runtime.created_at,
-        "runtime": msgspec.to_builtins(runtime),
-    }

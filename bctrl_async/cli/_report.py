@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -71,7 +71,7 @@ def report(
     if file is not None:
         items = open_targets(file, allow_empty=allow_empty, workspace=workspace)
         try:
-            listed = _collected(items)
+            listed = dict.fromkeys(asyncio.run(_collect(items)))
         except OSError as error:
             print_read_error(error)
             return FAILED
@@ -103,11 +103,5 @@ def report(
     return 0 if done == total and not output.write_failed else FAILED
 
 
-def _collected(items: list[Item] | AsyncIterator[Item]) -> Iterable[Item]:
-    """Return the items of a list, each target once."""
-
-    async def collect(awaited: AsyncIterator[Item]) -> list[Item]:
-        return [item async for item in awaited]
-
-    read = items if isinstance(items, list) else asyncio.run(collect(items))
-    return dict.fromkeys(read)
+async def _collect(items: list[Item] | AsyncIterator[Item]) -> list[Item]:
+    return items if isinstance(items, list) else [item async for item in items]

@@ -44,7 +44,6 @@ from bctrl_async.cli._output import (
     print_error,
     print_info,
     print_read_error,
-    target_fields,
 )
 from bctrl_async.cli._run import FinishedRun, run_stops
 from bctrl_async.cli._targets import WHOLE, Shard, is_typed, open_targets, parse_shard
@@ -361,7 +360,7 @@ def _dry_run(
             counts["stopped"] += 1
         else:
             counts["to stop"] += 1
-            output.print_object(target_fields(outcome.target))
+            output.print_object(outcome.target._asdict())
 
     async def run() -> None:
         plain = [t async for t in targets] if isinstance(targets, AsyncIterable) else targets
