@@ -307,8 +307,9 @@ class ClusterRun(Engine):
         self._told: CancelLevel | None = None
         self._gives_up_at = inf
         self._asking: set[CancelScope] = set()
-        # True once a message may be missing that says that a chunk begins.
         self._is_lost = False
+        # True once a message may be missing that says that a chunk begins.
+        self._lacks_messages = False
 
     @property
     def progress(self) -> Progress:
@@ -402,7 +403,7 @@ class ClusterRun(Engine):
 
     def _lose(self, why: str) -> None:
         """End the run, since the workers cannot be reached any more."""
-        self._is_lost = True
+        self._is_lost = self._lacks_messages = True
         reason = BctrlError(
             f"the cluster was lost: {why}",
             advice="Stop the rest again, here or elsewhere: a stop is safe to repeat",
@@ -485,7 +486,7 @@ class ClusterRun(Engine):
                 await self._fetch()
                 if ended is None:
                     # The message of its worker may be lost.
-                    chunk.begins = max(chunk.begins, self._is_lost)
+                    chunk.begins = max(chunk.begins, self._lacks_messages)
                 is_killed = isinstance(ended, distributed.KilledWorker)
                 if chunk.begins or not is_killed or not self.state.goes_on():
                     break
@@ -521,7 +522,7 @@ class ClusterRun(Engine):
             return error
         finally:
             if future is not None:  # pragma: no branch - the client may have closed before.
-                chunk.begins += self._is_lost
+                chunk.begins += self._lacks_messages
                 future.release()
         return None
 
@@ -534,7 +535,7 @@ class ClusterRun(Engine):
             try:
                 messages = await self._ask(partial(self._queue.get, batch=True))
             finally:
-                self._is_lost |= messages is None
+                self._lacks_messages |= messages is None
             for message in messages or ():
                 for number, fact in pickle.loads(message):  # noqa: S301 - dask itself unpickles.
                     if (chunk := self._chunks.get(number)) is not None:

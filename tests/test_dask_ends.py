@@ -259,6 +259,30 @@ class TestEnding:
         assert "cancelled" in str(batch.report.ended_early)
         assert_true(batch.report, emulator)
 
+    async def test_a_run_that_is_cancelled_from_outside_while_it_asks_leaves_nothing_behind(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: the plugin, and with it the session of each worker, stayed on the cluster."""
+        asked = asyncio.Event()
+
+        async def get(*_: object, **__: object) -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+        batch = stop_runtimes(cluster.client, hanging(emulator, 5))
+        running = start(batch)
+        await wait_for_requests(emulator, 1)
+        monkeypatch.setattr(Queue, "get", get)
+        await asked.wait()
+        monkeypatch.undo()
+        for task in batch._run._tasks:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await ended(running)
+
+        assert batch.report.counts == {UNKNOWN: 5}
+        await cluster.assert_clean()
+
     async def test_a_run_whose_coroutine_is_closed_leaves_nothing_behind(
         self, cluster: SmallCluster, emulator: Emulator
     ) -> None:

@@ -338,7 +338,7 @@ BUDGETS = {
     ("_http",): 1714,
     ("_limiter",): 835,
     ("bulk",): 1726,
-    ("dask",): 690,
+    ("dask",): 691,
     ("journal",): 330,
     ("cli",): 3057,
     ("emulator",): 1006,
