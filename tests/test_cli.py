@@ -1,7 +1,6 @@
 """The command: run in this process for its texts, in others for signals and terminals."""
 
 import asyncio
-import errno
 import json
 import os
 import re
@@ -49,7 +48,7 @@ from bctrl_async.cli import (
     _progress,
     _run,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Fault
 from bctrl_async.journal import Journal
 
 pty = pytest.importorskip("pty", reason="signals and terminals are tested where there are any")
@@ -892,60 +891,6 @@ async def test_an_early_ctrl_c_begins_a_new_line_for_the_summary(
         assert await running
     assert lines == ["\n"]
     assert batch.report.ok
-
-
-async def test_a_mistyped_workspace_exits_with_1_and_says_what_to_check(
-    emulator: HoldingEmulator, command: Command
-) -> None:
-    """Fault: a script goes on as if everything were stopped, while everything runs on."""
-    code, out, err = await command("stop", "wss", "a", "b")
-    assert out.splitlines()[-1].endswith(" 2 not_found")
-    assert err == (
-        "bctrl-async: error: 2 of 2 targets not found: check the workspace ids, the aliases and "
-        "the base URL, or add --ignore-not-found\n"
-    )
-    assert code == 1
-    assert emulator.status("ws", "a") == "active"
-
-
-async def test_the_same_command_asks_again_for_a_runtime_that_was_not_found(
-    emulator: HoldingEmulator, command: Command, tmp_path: Path
-) -> None:
-    args = ("stop", "--journal", tmp_path / "journal", "ws", "a", "late")
-    assert (await command(*args))[0] == 1
-    emulator.add_runtime("ws", "late")
-    _, out, _ = await command("stop", "--dry-run", *args[1:])
-    assert [target["alias"] for target in outcomes_of(out)] == ["late"]
-    assert (await command(*args))[0] == 0
-    assert emulator.status("ws", "late") == "stopped"
-    assert emulator.received == {("ws", "a"): 1, ("ws", "late"): 2}
-
-
-@pytest.mark.usefixtures("emulator")
-async def test_a_line_shows_that_an_outcome_is_from_the_journal(
-    command: Command, tmp_path: Path
-) -> None:
-    journal = tmp_path / "journal"
-    await command("stop", "--journal", journal, "ws", "a")
-    _, out, _ = await command("stop", "--journal", journal, "ws", "a", "b")
-    lines = dict(line.split(maxsplit=1) for line in out.splitlines()[:-1])
-    assert lines["a"].endswith("from the journal of an earlier run, not sent again")
-    assert "journal" not in lines["b"]
-
-
-async def test_a_journal_on_a_full_disk_exits_with_1(
-    emulator: Emulator, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "write", fail)
-    journal = tmp_path / "journal"
-    code, out, err = await command("stop", "--journal", journal, "ws", "a")
-    assert "the journal" in err
-    assert "cannot be written: No space left on device" in err
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert not emulator.requests
 
 
 @pytest.mark.parametrize(

@@ -96,36 +96,29 @@ async def test_the_deadline_includes_the_listing(
     assert code == 1
 
 
-async def test_every_target_has_an_outcome_if_the_listing_takes_the_whole_deadline(
-    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter(range(0, 1000, 100))
-    monkeypatch.setattr("bctrl_async.cli._stop.time", Mock(monotonic=lambda: next(clock)))
-    emulator.inject(*[Fault.HANG] * 4)
-    code, out, _ = await command(*STOP_ALL, "--deadline", "50s")
-    # Some may have been sent.
-    counts = re.findall(r"(\d+) (?:not_sent|unknown)(?:,|$)", out.splitlines()[-1])
-    assert (code, sum(map(int, counts))) == (1, 4)
-
-
+@pytest.mark.parametrize(("listing", "left"), [(10.0001, 50.0), (100.0, 0.001)])
 async def test_the_stops_get_the_rest_of_the_deadline_and_name_the_whole(
-    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
+    emulator: HoldingEmulator,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    listing: float,
+    left: float,
 ) -> None:
     stop_runtimes, deadlines = BctrlSession.stop_runtimes, []
 
-    def stop(
-        session: BctrlSession, targets: object, *, deadline: float, **options: object
-    ) -> object:
+    def stop(session: BctrlSession, items: object, *, deadline: float, **options: object) -> object:
         deadlines.append(deadline)
-        return stop_runtimes(session, targets, deadline=0.05, **options)  # type: ignore[arg-type]
+        return stop_runtimes(session, items, deadline=0.05, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(BctrlSession, "stop_runtimes", stop)
-    clock = iter((0.0, 10.0001))
+    clock = iter((0.0, listing))
     monkeypatch.setattr("bctrl_async.cli._stop.time", Mock(monotonic=lambda: next(clock)))
     emulator.held.update(("a", "b", "c", "sheet"))
-    code, _, err = await command(*STOP_ALL, "--deadline", "60s")
+    code, out, err = await command(*STOP_ALL, "--deadline", "60s")
     assert "the deadline of 1m has passed" in err
-    assert (code, deadlines) == (1, [50.0])
+    # Some may not have been sent.
+    counts = re.findall(r"(\d+) (?:not_sent|unknown)(?:,|$)", out.splitlines()[-1])
+    assert (code, deadlines, sum(map(int, counts))) == (1, [left], 4)
 
 
 # The question

@@ -185,7 +185,7 @@ from functools import partial
 from bctrl_async import __main__, emulator
 from bctrl_async.cli import _app, _emulator
 
-_emulator._DEMO_FAULTS = {emulator.Fault.HANG: 1.0}
+_emulator._DEMO_FAULTS, _emulator._DEMO_PROBABILITY = ["hang"], 1.0
 on_request = partial(print, file=sys.stderr, flush=True)
 emulator.Emulator = partial(emulator.Emulator, on_request=on_request)
 sys.argv = ["bctrl-async", "demo"]

@@ -92,10 +92,11 @@ async def test_json_has_an_object_for_each_target_of_the_list(command: Command) 
 
     missing, unknown, stopped = outcomes_of(out)
     assert missing.keys() == unknown.keys() == stopped.keys()
-    assert (missing["index"], missing["alias"], missing["result"]) == (0, "missing", "not_sent")
-    assert [line["ok"] for line in (missing, unknown, stopped)] == [False, False, True]
-    assert [(line["index"], line["alias"], line["result"]) for line in (unknown, stopped)] == [
-        *((1, "b", "unknown"), (2, "a", "stopped"))
+    names = ("index", "alias", "result", "ok")
+    assert [tuple(line[name] for name in names) for line in (missing, unknown, stopped)] == [
+        (0, "missing", "not_sent", False),
+        (1, "b", "unknown", False),
+        (2, "a", "stopped", True),
     ]
     assert "Allow a longer timeout" in str(unknown["error"])
     assert err == (
@@ -127,18 +128,6 @@ async def test_a_target_that_was_not_found_is_pending_unless_it_is_ignored(
     assert await command(*args, "--ignore-not-found") == (
         *(0, "1 of 1 done, 0 pending: 1 not_found\n", ""),
     )
-
-
-async def test_the_latest_entry_of_a_target_counts(command: Command) -> None:
-    first = journal("1.jsonl", outcome("a"))
-    second = journal("2.jsonl", outcome("a", "accepted", 2, state="still_running"))
-
-    for paths in ((first, second), (second, first)):
-        code, out, _ = await command("report", *paths, "--from", targets("a"))
-        line, summary = out.splitlines()
-        assert line.split()[:3] == ["ws", "a", "accepted"]
-        assert summary == "0 of 1 done, 1 pending: 1 accepted"
-        assert code == 1
 
 
 async def test_a_bad_line_of_the_list_is_not_done(

@@ -36,14 +36,8 @@ _WORKSPACE = "demo"
 _KEY = "emulator-key"
 _DESKTOP_EVERY = 10
 _MISSING_EVERY = 50
-_DEMO_FAULTS = {
-    "latency": 0.10,
-    "server_error": 0.03,
-    "bad_gateway": 0.03,
-    "drop_before": 0.03,
-    "drop_after": 0.03,
-    "unknown_values": 0.05,
-}
+_DEMO_FAULTS = ("latency", "server_error", "drop_before", "drop_after", "unknown_values")
+_DEMO_PROBABILITY = 0.05
 
 
 def _aliases(count: int) -> Iterator[str]:
@@ -185,7 +179,7 @@ def demo(
     server = Emulator(
         port=0,
         api_key=_KEY,
-        faults={Fault(name): probability for name, probability in _DEMO_FAULTS.items()},
+        faults=dict.fromkeys(map(Fault, _DEMO_FAULTS), _DEMO_PROBABILITY),
         seed=seed,
         latency=0.1,
         fault_latency=0.5,
@@ -199,7 +193,15 @@ def demo(
     output = Output()
     print_info(f"Stopping {pluralize(runtimes, 'runtime')} on a local emulator that misbehaves.")
     print_info("It accepts at most 100 requests per second.")
-    finished = asyncio.run(_stop_all(server, targets, outcomes, output))
+
+    async def stop_all() -> FinishedRun:
+        async with server:
+            retry = RetryPolicy(attempts=4, base=0.05, cap=0.4)
+            session = BctrlSession(_KEY, base_url=server.url, max_connections=40, retry=retry)
+            make_batch = partial(session.stop_runtimes, targets, on_outcome=outcomes.append)
+            return await run_stops(session, make_batch, output)
+
+    finished = asyncio.run(stop_all())
     summary = replace(finished.report, ended_early=None)
     output.print_result(f"{'Interrupted: ' * finished.interrupted}{summary}")
     throttled = f"{finished.report.throttled:,} were throttled"
@@ -219,16 +221,6 @@ def demo(
     if finished.interrupted:
         raise KeyboardInterrupt
     return FAILED if wrong or output.write_failed else 0
-
-
-async def _stop_all(
-    server: "Emulator", targets: Sequence[RuntimeRef], outcomes: list[StopOutcome], output: Output
-) -> FinishedRun:
-    async with server:
-        retry = RetryPolicy(attempts=4, base=0.05, cap=0.4)
-        session = BctrlSession(_KEY, base_url=server.url, max_connections=40, retry=retry)
-        make_batch = partial(session.stop_runtimes, targets, on_outcome=outcomes.append)
-        return await run_stops(session, make_batch, output)
 
 
 def _is_true(outcome: StopOutcome, status: str | None) -> bool:

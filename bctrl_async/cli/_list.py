@@ -263,12 +263,9 @@ def _details(runtime: Runtime) -> list[tuple[str, str]]:
     """Return the names and values of what a runtime has."""
     fields = msgspec.to_builtins(runtime)
     fields |= fields.pop("summary") or {}
-    known = {name: value for name, value in fields.items() if value is not None}
     words = {True: "yes", False: "no"}
-    return [
-        *((name, words.get(value, value)) for name, value in known.items()),
-        ("age", _age(runtime)),
-    ]
+    known = [(key, words.get(value, value)) for key, value in fields.items() if value is not None]
+    return [*known, ("age", _age(runtime))]
 
 
 def _age(runtime: Runtime) -> str:
