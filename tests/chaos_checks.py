@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from journal_lines import JournalLines, Record
 
 from bctrl_async import RuntimeRef, StopReport, StopResult
-from bctrl_async.emulator import Emulator, Fault, ReceivedRequest, Reply
+from bctrl_async.emulator import Emulator, ReceivedRequest, Reply
 
 _CLAIMS_STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})
 _CLAIMS_NO_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
 _ANSWERED = _CLAIMS_STOPPED | {StopResult.NOT_FOUND}
 _THROTTLED = frozenset({429, 503})
 _FINAL_NO = frozenset({307, 401, 404, *_THROTTLED})
-_CUT = frozenset({Fault.TRUNCATED_JSON, Fault.SLOW_DRIP})
-"""Faults after which a 409 may have lost its code."""
 
 LOGIN_PAGE = Reply(
     200, body="<title>Sign in</title>", headers={"Content-Type": "text/html"}, takes_effect=False
 )
 FOREIGN_NOT_FOUND = Reply(404, body={"message": "no Route matched with those values"})
+ENVOY = Reply(503, body="upstream connect error or disconnect/reset before headers")
+ENVOY_AFTER_THE_EFFECT = replace(ENVOY, takes_effect=True)
 """Answers of a proxy and of another service, not of the API."""
+_PROVE_NOTHING = (LOGIN_PAGE, ENVOY, ENVOY_AFTER_THE_EFFECT)
 
 Status = str | None
 
@@ -106,9 +108,8 @@ def _contradictions(
     results = {StopResult(entry["result"]) for entry in group}
     stops = [request for request in requests if request.method == "POST"]
     # What the API itself answered, and not something in front of it.
-    statuses = {request.status for request in requests if request.fault != LOGIN_PAGE}
+    statuses = {r.status for r in requests if r.fault not in _PROVE_NOTHING}
     own_404 = any(r.status == 404 and r.fault is None for r in requests)
-    cut_conflict = any(r.status == 409 and r.fault in _CUT for r in requests)
     rules = {
         f"its status is {now}": (not results & _CLAIMS_STOPPED or now in {"stopped", "failed"})
         and (StopResult.NOT_FOUND not in results or now is None),
@@ -123,6 +124,6 @@ def _contradictions(
         and (StopResult.ACCEPTED not in results or 200 in statuses)
         and (StopResult.ALREADY_STOPPED not in results or bool({200, 409} & statuses))
         and (StopResult.NOT_FOUND not in results or own_404)
-        and (StopResult.REJECTED not in results or bool(_FINAL_NO & statuses) or cut_conflict),
+        and (StopResult.REJECTED not in results or bool(_FINAL_NO & statuses)),
     }
     yield from (problem for problem, holds in rules.items() if not holds)

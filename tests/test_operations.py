@@ -81,14 +81,16 @@ CASES = {
 each = pytest.mark.parametrize("operation", CASES.values(), ids=CASES)
 
 DROPPED = "dropped"
-IN_DOUBT = [DROPPED, "500 Error", "502 Bad Gateway"]
+IN_DOUBT = [DROPPED, "500 Error", "502 Bad Gateway", "503 Service Unavailable"]
 """Failures of a request that may have taken effect."""
-NOTHING_DONE = ["429 Too Many Requests", "503 Service Unavailable"]
+BUSY = b'{"code": "server.busy"}'
+NOTHING_DONE = [("429 Too Many Requests", b""), ("503 Service Unavailable", BUSY)]
+"""Failures of a request that did nothing: a gateway's 503 is none."""
 UNREADABLE = "200 OK"
 
 
 async def outcome(
-    operation: Operation[Any], failure: str, *, policy: RetryPolicy
+    operation: Operation[Any], failure: str, body: bytes = b"", *, policy: RetryPolicy
 ) -> tuple[BctrlError, int]:
     """Make a call whose first request fails; return its error and the number of requests."""
     requests = 0
@@ -101,7 +103,7 @@ async def outcome(
         elif failure == DROPPED:
             writer.close()
         else:
-            writer.write(http_answer(failure))
+            writer.write(http_answer(failure, body))
 
     async with raw_server(handle) as url, BctrlSession(KEY, base_url=url) as session:
         with pytest.raises(BctrlError) as caught:
@@ -165,11 +167,11 @@ async def test_a_request_in_doubt_is_sent_again_only_if_that_does_no_harm(
 
 
 @each
-@pytest.mark.parametrize("failure", NOTHING_DONE)
+@pytest.mark.parametrize(("failure", "body"), NOTHING_DONE)
 async def test_a_request_that_did_nothing_is_sent_again(
-    operation: Operation[Any], failure: str
+    operation: Operation[Any], failure: str, body: bytes
 ) -> None:
-    error, requests = await outcome(operation, failure, policy=AGAIN)
+    error, requests = await outcome(operation, failure, body, policy=AGAIN)
     assert (requests, error.status, error.may_have_stopped) == (2, 409, False)
 
 

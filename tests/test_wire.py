@@ -319,7 +319,7 @@ async def test_a_proxy_from_the_environment_is_used_except_for_loopback(
         (b'{"code":"server.error","error":"broke"}', "server.error", "broke"),
         (b'{"title":"Broken","detail":"it broke","status":500}', None, "it broke"),
         (b'{"message":"broke"}', None, "broke"),
-        (b'{"error":{"code":"E1","message":"broke"}}', "E1", "broke"),
+        (b'{"error":{"code":"E1","message":"broke"}}', None, "broke"),
         (b'{"error":"broke"}', None, "broke"),
         (b"just words", None, "just words"),
         (b"<html>500</html>", None, None),

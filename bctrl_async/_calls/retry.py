@@ -33,12 +33,12 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A retry policy with exponential backoff and full jitter.
 
     A stop is safe to repeat. A failed connection or a server error costs one of `attempts`. A 429
-    or 503 costs `patience` instead: nothing was done, the server is busy. The delay after the nth
-    failure is random between 0 and the smaller of `cap` and `base * 2**(n-1)` seconds, and never
-    shorter than Retry-After; a probe may end a Retry-After of more than a minute early. In an
-    outage of the server, a bulk stop waits and probes it, and no failure counts. A single call is
-    not retried if the certificate of the server is not trusted; nor is a bulk stop that the server
-    has never answered.
+    or 503 costs `patience` instead: the server is busy. The delay after the nth failure is random
+    between 0 and the smaller of `cap` and `base * 2**(n-1)` seconds, and never shorter than
+    Retry-After; a probe may end a Retry-After of more than a minute early. In an outage of the
+    server, a bulk stop waits and probes it, and no failure counts. A single call is not retried if
+    the certificate of the server is not trusted; nor is a bulk stop that the server has never
+    answered.
 
     Args:
         attempts: Attempts that may fail, from 1; 429 and 503 do not count. For a single attempt,

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from contextlib import suppress
 from http import HTTPStatus
 
 import msgspec
 
-from bctrl_async._http.response import DECODE_ERRORS, MIB, decode_runtime, mended, unreadable
+from bctrl_async._http.response import (
+    DECODE_ERRORS,
+    MIB,
+    decode,
+    decode_runtime,
+    names_in,
+    unreadable,
+)
 from bctrl_async.errors import BctrlResponseError
 from bctrl_async.models import Runtime
 
@@ -27,11 +33,6 @@ class _RawList(msgspec.Struct, frozen=True):
     runtimes: list[msgspec.Raw]
 
 
-class _Names(msgspec.Struct):
-    alias: str
-
-
-_decode_names = msgspec.json.Decoder(_Names).decode
 _split = msgspec.json.Decoder(_RawList).decode
 
 
@@ -58,7 +59,7 @@ async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
                     f"more than {_MAX_INVALID} runtimes in it are invalid; the last: {error}"
                 ) from None
             problem = unreadable(HTTPStatus.OK, f"runtimes[{len(runtimes)}]", "Runtime", error)
-            problem.alias = _alias_in(item)
+            problem.alias = names.alias if (names := names_in(item)) else None
             runtimes.append(problem)
     return runtimes
 
@@ -72,15 +73,4 @@ async def _items(body: bytes) -> Iterable[bytes]:
         commas += body.count(b",", start, start + MIB)
     if commas > _MAX_COMMAS:
         raise msgspec.ValidationError(f"it has more than {_MAX_COMMAS:,} commas")
-    try:
-        return map(bytes, _split(body).runtimes)
-    except msgspec.ValidationError:
-        raise
-    except msgspec.DecodeError:
-        return map(bytes, _split(mended(body)).runtimes)
-
-
-def _alias_in(item: bytes) -> str | None:
-    with suppress(*DECODE_ERRORS):
-        return _decode_names(item).alias
-    return None
+    return map(bytes, decode(_split, body).runtimes)

@@ -53,12 +53,13 @@ class Pool:
         """Return the `aiohttp.ClientSession`, opened on the running loop."""
         http = self._http or self._open()
         self.check_loop()
+        if http.closed and self._borrowed is None:
+            raise session_closed()
         if http.closed:
-            borrowed_closed = BctrlConfigError(
+            raise BctrlConfigError(
                 "the aiohttp.ClientSession given as http= is closed",
                 advice="Keep it open while the BctrlSession is in use",
             )
-            raise session_closed() if self._borrowed is None else borrowed_closed
         return http
 
     def _open(self) -> aiohttp.ClientSession:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from http.client import responses
+from typing import TypeVar
 from unicodedata import normalize
 from uuid import UUID
 
@@ -23,6 +24,8 @@ from bctrl_async import errors
 from bctrl_async._http.redaction import bearer_key, detached, excerpt_of, sanitize
 from bctrl_async.errors import BctrlApiError, BctrlError, BctrlResponseError
 from bctrl_async.models import Runtime
+
+_T = TypeVar("_T")
 
 # A year: longer than any call waits, and within the range of every clock.
 _MAX_RETRY_AFTER = 365 * 86400.0
@@ -49,20 +52,21 @@ DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
 Header = Callable[[str], str | None]
 """Returns the first header of a name."""
 
-_decode_runtime = msgspec.json.Decoder(Runtime).decode
 
-
-def decode_runtime(body: bytes) -> Runtime:
-    """Decode a Runtime, or raise one of `DECODE_ERRORS`."""
+def decode(decode_json: Callable[[bytes], _T], body: bytes) -> _T:
+    """Decode a body, mended if it is not JSON, or raise one of `DECODE_ERRORS`."""
     try:
-        return _decode_runtime(body)
+        return decode_json(body)
     except msgspec.ValidationError:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _decode_runtime(mended(body))
+        return decode_json(_mended(body))
 
 
-def mended(body: bytes) -> bytes:
+decode_runtime = partial(decode, msgspec.json.Decoder(Runtime).decode)
+
+
+def _mended(body: bytes) -> bytes:
     """Return JSON that msgspec may accept: in UTF-8, with `?` in place of lone surrogates.
 
     A JavaScript server that truncates a string may leave half of a character as an escaped lone
@@ -105,11 +109,18 @@ def unusable(error: BctrlError, content_type: str, body: bytes, authorization: s
 
 class _Names(msgspec.Struct, rename="camel"):
     alias: str
-    id: str = ""
-    workspace_id: str = ""
+    id: object = ""
+    workspace_id: object = ""
 
 
 _decode_names = msgspec.json.Decoder(_Names).decode
+
+
+def names_in(body: bytes) -> _Names | None:
+    """Return the names in the body of a runtime that cannot be read."""
+    with suppress(*DECODE_ERRORS):
+        return _decode_names(body)
+    return None
 
 
 def check_answer(
@@ -124,8 +135,7 @@ def check_answer(
     if type(parsed) is Runtime and parsed.alias == alias and _is_in(parsed, workspace_id):
         return None
     if isinstance(parsed, BctrlError):
-        with suppress(*DECODE_ERRORS):
-            parsed = _decode_names(body)
+        parsed = names_in(body)
     elif isinstance(parsed, list):
         parsed = next((item for item in parsed if isinstance(item, Runtime)), None)
     if not isinstance(parsed, Runtime | _Names):
@@ -169,9 +179,6 @@ def _as_uuid(text: str) -> UUID | None:
     return UUID(text) if _is_uuid(text) else None
 
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_ELSEWHERE = frozenset({307, 308})
-
 _ERRORS_BY_STATUS: dict[int, type[BctrlApiError]] = {
     400: errors.BctrlValidationError,
     401: errors.BctrlAuthenticationError,
@@ -181,6 +188,10 @@ _ERRORS_BY_STATUS: dict[int, type[BctrlApiError]] = {
     422: errors.BctrlValidationError,
     429: errors.BctrlRateLimitError,
 }
+
+
+_NOT_FORWARDED = frozenset({400, 401, 403, 404, 405, 407, 411, 413, 414, 421, 425, 429, 431, 451})
+"""Statuses of a gateway that has not forwarded the request; after any other the API may have it."""
 
 
 def parse_error(
@@ -202,10 +213,13 @@ def parse_error(
         status, errors.BctrlServerError if is_server_error else BctrlApiError
     )
     reason = ": ".join(part for part in (code, message) if part)
+    # Only the API's own 503 says that nothing was done: a gateway may have forwarded the request.
+    is_doubtful = is_server_error and status != HTTPStatus.SERVICE_UNAVAILABLE
+    if code is None:
+        is_doubtful = status not in _NOT_FORWARDED
     return error_class(
         f"the server answered {status} {reason or phrase}",
-        # A 503 was not carried out, another 5xx may have been (contract errors.md).
-        may_have_stopped=is_server_error and status != HTTPStatus.SERVICE_UNAVAILABLE,
+        may_have_stopped=is_doubtful,
         status=status,
         code=code,
         message=message,
@@ -219,16 +233,15 @@ def parse_error(
 
 def _unexpected(status: int, phrase: str, location: str | None) -> BctrlResponseError:
     problem, advice = f"{status} {phrase}, an unexpected status", None
-    if status in _REDIRECTS:
-        to = f" to {location}" if location else ""
-        problem = f"{status}, a redirect{to}: not followed, to protect the API key"
+    if location:
+        problem = f"{status}, a redirect to {location}: not followed, to protect the API key"
         advice = "Set the base URL to that of the API itself"
     return BctrlResponseError(
         f"the server answered {problem}",
         advice=advice,
         # 307 and 308 ask to repeat the request elsewhere (RFC 9110 sections 15.4.8 and 15.4.9); the
         # others may follow a request that was carried out.
-        may_have_stopped=status not in _ELSEWHERE,
+        may_have_stopped=status not in {307, 308},
         status=status,
     )
 
@@ -239,20 +252,20 @@ def _fields_of(body: bytes) -> dict[str, object]:
         fields = json.loads(body)
     except (ValueError, RecursionError):
         # A proxy's HTML page tells a reader nothing beyond the status.
-        is_page = body.lstrip().startswith(b"<")
-        fields = None if is_page else body.decode(errors="replace")
+        fields = None if _begins_like_page(body) else body.decode(errors="replace")
     if not isinstance(fields, dict):
         return {"error": fields}
     inner = fields.get("error")
-    return {**fields, "error": None, **inner} if isinstance(inner, dict) else fields
+    if isinstance(inner, dict):
+        # Only the API's own body has a code, which stands outside.
+        return {**fields, "error": None, **inner, "code": fields.get("code")}
+    return fields
 
 
 def request_id_in(header: Header, authorization: str) -> str | None:
     """Return the server's id of a request."""
     for name in ("x-request-id", "x-bctrl-request-id"):
-        found = header(name)
-        if not found:
-            continue
+        found = header(name) or ""
         if _is_identifier(found) and str.__getitem__(authorization, _KEY_STARTS) not in found:
             return found
         if (text := sanitize(found, bearer_key(authorization))) is not None:

@@ -198,6 +198,8 @@ def _body(rng: random.Random, alias: str, *, success: bool) -> bytes:
             b"null",
             b"[1, 2",
             b"<html>Log in</html>",
+            b"upstream connect error or disconnect/reset before headers",
+            b'{"error": {"code": "ServiceUnavailable"}}',
             b"\xef\xbb\xbf" + runtime(alias),
             b" " * 3000 + runtime(alias),
             f"echo of {KEY}".encode(),

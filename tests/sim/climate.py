@@ -29,6 +29,7 @@ HAZARDS = (
     "foreign_404",
     "denied",
     "server",
+    "foreign_503",
 )
 """The kinds of faults; a climate has any number of them."""
 
@@ -53,6 +54,13 @@ _PAGES = (
     "\ufeff<html><body>Log in</body></html>".encode("utf-16-le"),
     b"Please log in",
 )
+_FOREIGN_503 = (
+    b"upstream connect error or disconnect/reset before headers. reset reason: connection reset",
+    b"<!DOCTYPE html><html><body><h1>Error 503 Backend fetch failed</h1></body></html>",
+    b"<html><head><title>503 Service Temporarily Unavailable</title></head></html>",
+    b'{"error": {"code": "ServiceUnavailable", "message": "The backend is down."}}',
+)
+"""Answers of Envoy, Varnish, an ingress and a gateway that nests its errors."""
 _ABSURD = ("31536000", "1790000000", "86400", "3600", "99999999999999999999")
 
 
@@ -92,6 +100,7 @@ class Climate:
     idle_strays: bool = True
     pages: float = 0.0
     foreign: float = 0.0
+    foreign_503: float = 0.0
     denied: float = 0.0
     storms: list[Span] = field(default_factory=list)
     storm_share: float = 1.0
@@ -126,6 +135,11 @@ class Climate:
         page = html(poison, _PAGES[0]) if poison else self._page(rng, now)
         if page is not None:
             return Action(Fate.ANSWER, page=page)
+        if rng.random() < self.foreign_503:
+            page = _http(503, rng.choice(_FOREIGN_503), "Content-Type: text/plain")
+            is_late = rng.random() < 0.5
+            request, fate = (Fate.PASS, Fate.REPLACED) if is_late else (Fate.ANSWER, Fate.PASS)
+            return Action(request, fate, page=page, foreign=True)
         delay = rng.uniform(0.1, 2.0) * self.timeout if rng.random() < self.late else 0.0
         if rng.random() >= self.lost:
             return Action(delay=delay)
@@ -209,6 +223,7 @@ def draw(
     climate.pages = share("page", 0.4)
     climate.foreign = share("foreign_404", 0.5)
     climate.denied = share("denied", 0.3)
+    climate.foreign_503 = share("foreign_503", 0.5)
     climate.storms = spans("storm", 8.0)
     climate.storm_share = rng.choice([1.0, 0.5, 0.1])
     climate.storm_status = rng.choice([429, 503])

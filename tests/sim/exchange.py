@@ -18,6 +18,7 @@ class Fate(Enum):
     RESET = "is lost by a reset"
     CLOSE = "is lost by a close"
     SILENCE = "is lost in silence"
+    REPLACED = "is replaced by the gateway"
 
 
 class Action(NamedTuple):
@@ -27,6 +28,8 @@ class Action(NamedTuple):
     answer: Fate = Fate.PASS
     delay: float = 0.0
     page: bytes = b""
+    foreign: bool = False
+    """True if the page is a 503 that is not the API's."""
 
 
 class Stray(NamedTuple):
@@ -62,6 +65,8 @@ class Exchange:
         status: The status, once the head of the answer was delivered.
         answered: The time at which the last byte was delivered.
         page: True if the gateway answered by itself.
+        foreign: True if the answer is a 503 that is not the API's.
+        replacement: What the gateway answers in place of an answer that is lost.
     """
 
     connection: int
@@ -72,6 +77,8 @@ class Exchange:
     step: int
     passed: bool = False
     page: bool = False
+    foreign: bool = False
+    replacement: bytes = b""
     answer: Fate = Fate.PASS
     head: int = 0
     total: int = 0

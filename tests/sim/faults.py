@@ -84,6 +84,11 @@ FAULTS = {
         "is there",
         {"bctrl_async.errors.BctrlNotFoundError.names_runtime": True},
     ),
+    "foreign-503": KnownFault(
+        "a 503 of a gateway is proof that nothing was done",
+        "had an effect",
+        {"bctrl_async._http.response._NOT_FORWARDED": frozenset({403, 404, 429, 503})},
+    ),
     "page-accepted": KnownFault(
         "a login page with status 200 is an accepted stop",
         "runs on",

@@ -154,6 +154,7 @@ class Connection:
         if self.server.closing or self.server.protocol is None:
             return
         exchange.answer = action.answer
+        exchange.replacement = action.page
         if action.request is Fate.PASS or self._serving:
             # Not answered by the gateway while the server is still at an earlier request, as after
             # a stray answer.
@@ -163,7 +164,7 @@ class Connection:
             return
         self.network.log(self.number, f"the request {action.request.value}")
         if action.request is Fate.ANSWER:
-            exchange.page = True
+            exchange.page, exchange.foreign = True, action.foreign
             self._serving.append(exchange)
             self._respond(action.page)
         else:
@@ -178,15 +179,18 @@ class Connection:
     def _respond(self, data: bytes) -> None:
         exchange = self._serving[0]
         if not exchange.total:
-            exchange.head = data.index(b"\r\n\r\n") + 4
-            length = _LENGTH.search(data, 0, exchange.head)
-            assert length, data
-            exchange.total = exchange.head + int(length[1])
-            exchange.coming = int(data[_STATUS])
+            _measure(exchange, data)
         exchange.sent += len(data)
         if exchange.sent >= exchange.total:
             self._serving.popleft()
-        if exchange.answer is not Fate.PASS:
+        if exchange.answer is Fate.REPLACED:
+            if exchange.sent < exchange.total:
+                return
+            self.network.log(self.number, f"the answer {exchange.answer.value}")
+            exchange.page = exchange.foreign = True
+            data = exchange.replacement
+            _measure(exchange, data)
+        elif exchange.answer is not Fate.PASS:
             if exchange.sent >= exchange.total:
                 self.network.log(self.number, f"the answer {exchange.answer.value}")
                 self._lose(exchange.answer)
@@ -330,6 +334,15 @@ class Listener:
 def _resolve(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _measure(exchange: Exchange, data: bytes) -> None:
+    """Read the size and the status of an answer from its head."""
+    exchange.head = data.index(b"\r\n\r\n") + 4
+    length = _LENGTH.search(data, 0, exchange.head)
+    assert length, data
+    exchange.total = exchange.head + int(length[1])
+    exchange.coming = int(data[_STATUS])
 
 
 def _summary(page: bytes) -> str:

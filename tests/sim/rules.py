@@ -36,14 +36,14 @@ def name(target: Target) -> str:
 def may_have_stopped(exchange: Exchange) -> bool:
     """Return True if a client that saw the answer cannot rule out that the stop took effect."""
     status = exchange.status
-    if status is None:
+    if status is None or exchange.foreign:
         return True
     return status not in REFUSED and not 400 <= status < 500 and status not in {307, 308}
 
 
 def is_decisive(exchange: Exchange) -> bool:
     """Return True if the answer was delivered whole and leaves no doubt."""
-    if exchange.answered is None or exchange.status is None:
+    if exchange.answered is None or exchange.status is None or exchange.foreign:
         return False
     return 400 <= exchange.status < 500 or exchange.status in {503, 200 if not exchange.page else 0}
 
