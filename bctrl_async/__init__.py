@@ -1,44 +1,69 @@
 """An asyncio client that stops bctrl runtimes, singly or in bulk, with one outcome for each."""
 
-from bctrl_async._calls.retry import RetryPolicy
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from bctrl_async._version import __version__
-from bctrl_async.bulk import StopBatch
-from bctrl_async.errors import (
-    BctrlApiError,
-    BctrlAuthenticationError,
-    BctrlConfigError,
-    BctrlConflictError,
-    BctrlError,
-    BctrlNetworkError,
-    BctrlNotFoundError,
-    BctrlPermissionError,
-    BctrlRateLimitError,
-    BctrlResponseError,
-    BctrlServerError,
-    BctrlTimeoutError,
-    BctrlValidationError,
-)
-from bctrl_async.filters import RuntimeFilter
-from bctrl_async.models import (
-    LaunchMode,
-    Runtime,
-    RuntimeKind,
-    RuntimeRef,
-    RuntimeStatus,
-    RuntimeSummary,
-)
-from bctrl_async.observer import (
-    Attempt,
-    AttemptObserver,
-    BulkObserver,
-    CallObserver,
-    Observer,
-    StopObserver,
-)
-from bctrl_async.outcomes import RuntimeState, StopOutcome, StopReport, StopResult
-from bctrl_async.session import BctrlSession
-from bctrl_async.shards import shard
-from bctrl_async.stats import SessionStats
+
+if TYPE_CHECKING:
+    from bctrl_async._calls.retry import RetryPolicy
+    from bctrl_async.bulk import StopBatch
+    from bctrl_async.errors import (
+        BctrlApiError,
+        BctrlAuthenticationError,
+        BctrlConfigError,
+        BctrlConflictError,
+        BctrlError,
+        BctrlNetworkError,
+        BctrlNotFoundError,
+        BctrlPermissionError,
+        BctrlRateLimitError,
+        BctrlResponseError,
+        BctrlServerError,
+        BctrlTimeoutError,
+        BctrlValidationError,
+    )
+    from bctrl_async.filters import RuntimeFilter
+    from bctrl_async.models import (
+        LaunchMode,
+        Runtime,
+        RuntimeKind,
+        RuntimeRef,
+        RuntimeStatus,
+        RuntimeSummary,
+    )
+    from bctrl_async.observer import (
+        Attempt,
+        AttemptObserver,
+        BulkObserver,
+        CallObserver,
+        Observer,
+        StopObserver,
+    )
+    from bctrl_async.outcomes import RuntimeState, StopOutcome, StopReport, StopResult
+    from bctrl_async.session import BctrlSession
+    from bctrl_async.shards import shard
+    from bctrl_async.stats import SessionStats
+else:
+    # Those that import no aiohttp are in front.
+    _MODULES = (
+        *("errors", "models", "stats", "outcomes", "filters", "observer", "shards", "_calls.retry"),
+        *("bulk", "session", "journal", "pace"),
+    )
+
+    def __getattr__(name: str) -> object:
+        """Import what is used first: the help of the command would wait for aiohttp."""
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name in __all__:
+            modules = (import_module(f"{__name__}.{module}") for module in _MODULES)
+            found = next(getattr(module, name) for module in modules if hasattr(module, name))
+            return globals().setdefault(name, found)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> set[str]:
+        return {*globals(), *__all__}
+
 
 __all__ = [
     "Attempt",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from contextlib import suppress
 from ipaddress import ip_address
 from types import UnionType
 from typing import SupportsIndex
@@ -14,6 +15,7 @@ from yarl import URL
 from bctrl_async.errors import BctrlConfigError
 
 DEFAULT_BASE_URL = "https://api.bctrl.ai"
+_IF_YOURS = "Use https, or pass allow_plaintext=True if the network is yours"
 
 _is_key = re.compile(r"[!-~]+").fullmatch
 
@@ -40,12 +42,10 @@ def hidden(key: object) -> Secret | type:
 
 def api_key_from_environment() -> Secret:
     """Return `BCTRL_API_KEY`, or raise an error if it is not set."""
-    key = os.environ.get("BCTRL_API_KEY")
-    if not key:
-        raise BctrlConfigError(
-            "no API key", advice="Pass api_key= or set BCTRL_API_KEY", argument="api_key"
-        )
-    return Secret(key)
+    if key := os.environ.get("BCTRL_API_KEY"):
+        return Secret(key)
+    advice = "Pass api_key= or set BCTRL_API_KEY"
+    raise BctrlConfigError("no API key", advice=advice, argument="api_key")
 
 
 def authorization(key: object) -> Secret:
@@ -53,7 +53,9 @@ def authorization(key: object) -> Secret:
     # A traceback that shows variables must not reveal it.
     key = hidden(key)
     if isinstance(key, type):
-        raise _invalid("API key", "a str", key, "api_key")
+        raise invalid_type("API key", key, "a str", "api_key")
+    # A key of a file or a secret store often ends with a line end, which is none of it.
+    key = Secret(key.rstrip("\r\n"))
     if not _is_key(key):
         raise BctrlConfigError(
             "invalid API key: empty, or with a space, a control character or non-ASCII text",
@@ -76,32 +78,28 @@ def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
     if url.raw_query_string or url.raw_fragment:
         raise _invalid_url(name, "it has a query or a fragment", "Pass scheme, host and path only")
     if url.scheme == "http" and not allow_plaintext and not _is_loopback(url.host or ""):
-        raise _invalid_url(
-            name,
-            f"{str(url.origin())!r} would send the API key unencrypted",
-            "Use https, or pass allow_plaintext=True if the network is yours",
-        )
+        problem = f"{str(url.origin())!r} would send the API key unencrypted"
+        raise _invalid_url(name, problem, _IF_YOURS)
     path = url.raw_path.rstrip("/").removesuffix("/v1")
     return url.with_path(f"{path}/v1", encoded=True)
 
 
-def _invalid_url(name: str, problem: str, advice: str) -> BctrlConfigError:
-    return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument="base_url")
+def _invalid_url(
+    name: str, problem: str, advice: str, argument: str = "base_url"
+) -> BctrlConfigError:
+    return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=argument)
 
 
 def proxy(given: Secret | type, *, base_url: URL, allow_plaintext: bool) -> Secret:
     """Return the URL of a proxy, given as `hidden` returns it; no error contains it."""
     if isinstance(given, type):
-        raise _invalid("proxy", "a str", given, "proxy")
+        raise invalid_type("proxy", given, "a str")
     if not _is_proxy(given):
-        expected = "an http or https URL with a host, such as http://proxy.example.com:3128"
-        raise BctrlConfigError("invalid proxy", advice=f"Pass {expected}", argument="proxy")
+        problem, advice = "expected an http or https URL with a host", "Pass such as http://h:3128"
+        raise _invalid_url("proxy", problem, advice, "proxy")
     if base_url.scheme == "http" and not allow_plaintext:
-        raise BctrlConfigError(
-            "invalid proxy: it could read the API key in requests to an http API",
-            advice="Use https, or pass allow_plaintext=True if the network is yours",
-            argument="proxy",
-        )
+        problem = "it could read the API key in requests to an http API"
+        raise _invalid_url("proxy", problem, _IF_YOURS, "proxy")
     return given
 
 
@@ -109,40 +107,25 @@ def _is_proxy(text: str) -> bool:
     # The URL is in no frame of the error's traceback. A # in a password would end the host, and
     # leave the wrong one.
     url = _http_url(text)
-    if url is None or url.raw_query_string or url.raw_fragment:
-        return False
-    return url.raw_path in {"", "/"}
+    return url is not None and url.raw_path_qs in {"", "/"} and not url.raw_fragment
 
 
 def _http_url(text: str) -> URL | None:
-    try:
+    with suppress(ValueError, TypeError):
         url = URL(text)
-        is_http = url.scheme in {"http", "https"} and bool(url.host) and url.port is not None
-    except (ValueError, TypeError):
-        return None
-    return url if is_http else None
+        if url.scheme in {"http", "https"} and url.host and url.port is not None:
+            return url
+    return None
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
+    with suppress(ValueError):
         return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost"
 
 
-def seconds(value: object, name: str) -> float:
-    """Return a finite number of seconds above 0."""
-    return _positive(value, name, "a positive number of seconds")
-
-
-def per_second(value: object, name: str) -> float:
-    """Return a finite rate above 0."""
-    return _positive(value, name, "a positive number per second")
-
-
-def _positive(value: object, name: str, wanted: str) -> float:
+def seconds(value: object, name: str, wanted: str = "a positive number of seconds") -> float:
+    """Return a finite number above 0."""
     try:
         number = float(value) if isinstance(value, int | float) else math.nan
     except OverflowError:
@@ -150,6 +133,11 @@ def _positive(value: object, name: str, wanted: str) -> float:
     if isinstance(value, bool) or not math.isfinite(number) or number <= 0:
         raise BctrlConfigError(f"invalid {name} {value!r:.50}: expected {wanted}", argument=name)
     return number
+
+
+def per_second(value: object, name: str) -> float:
+    """Return a finite rate above 0."""
+    return seconds(value, name, "a positive number per second")
 
 
 def count(value: object, name: str) -> int:
@@ -164,20 +152,12 @@ def count(value: object, name: str) -> int:
 def check_type(value: object, kinds: type | UnionType, name: str, expected: str) -> None:
     """Raise the error of `invalid_type` unless an argument has one of these types."""
     if not isinstance(value, kinds):
-        raise invalid_type(name, value, expected)
+        raise invalid_type(name, type(value), expected)
 
 
-def check_flags(**flags: object) -> None:
-    """Raise an error unless arguments are bools: the text "false" would be true."""
-    for name, value in flags.items():
-        check_type(value, bool, name, "a bool")
-
-
-def invalid_type(name: str, value: object, expected: str) -> BctrlConfigError:
+def invalid_type(
+    name: str, found: type, expected: str, argument: str | None = None
+) -> BctrlConfigError:
     """Return the error of an argument that is not of the expected type."""
-    return _invalid(name, expected, type(value), name)
-
-
-def _invalid(what: str, expected: str, kind: type, argument: str) -> BctrlConfigError:
-    text = f"invalid {what}: expected {expected}, not {kind.__name__}"
-    return BctrlConfigError(text, argument=argument)
+    text = f"invalid {name}: expected {expected}, not {found.__name__}"
+    return BctrlConfigError(text, argument=argument or name)

@@ -599,7 +599,7 @@ def _by_name(session: object) -> bytes:
         with suppress(AttributeError, pickle.PicklingError):
             return pickle.dumps(session)
     expected = "a function at the top level of a module, which the workers import"
-    raise _config.invalid_type("session", session, expected)
+    raise _config.invalid_type("session", type(session), expected)
 
 
 def stop_runtimes(
@@ -671,7 +671,7 @@ def stop_runtimes(
             not run in this event loop; when awaited or iterated over if the journal cannot be used.
     """
     if not isinstance(client, distributed.Client):
-        raise _config.invalid_type("client", client, "a dask.distributed.Client")
+        raise _config.invalid_type("client", type(client), "a dask.distributed.Client")
     server = str(_config.base_url(base_url, allow_plaintext=True))
     _config.check_type(pace, Pace | None, "pace", "a bctrl_async.pace.Pace")
     _config.count(chunk_size, "chunk_size")

@@ -135,7 +135,7 @@ def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:
         # A coroutine is truthy, so every runtime would be stopped.
         if inspect.iscoroutine(answer):
             answer.close()
-        raise _config.invalid_type("where", answer, f"{WHERE}, which returns a bool")
+        raise _config.invalid_type("where", type(answer), f"{WHERE}, which returns a bool")
     return bool(answer)
 
 

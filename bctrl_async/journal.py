@@ -100,7 +100,7 @@ def read_journals(
     """
     expected = "an iterable of paths"
     if isinstance(paths, str | bytes | os.PathLike):
-        raise _config.invalid_type("paths", paths, expected)
+        raise _config.invalid_type("paths", type(paths), expected)
     _config.check_type(paths, Iterable, "paths", expected)
     _config.check_type(targets, Iterable | None, "targets", "an iterable of targets")
     if max_age is not None:
@@ -286,7 +286,7 @@ def _as_target(item: object) -> RuntimeRef:
             return RuntimeRef(str(item.workspace_id), item.alias)
         case (str() | UUID() as workspace_id, str() as alias):
             return RuntimeRef(str(workspace_id), alias)
-    raise _config.invalid_type("targets", item, "pairs (workspace id, alias)")
+    raise _config.invalid_type("targets", type(item), "pairs (workspace id, alias)")
 
 
 def _entry_line(outcome: StopOutcome) -> bytes:

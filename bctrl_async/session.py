@@ -55,7 +55,7 @@ class BctrlSession:
 
     Args:
         api_key: The key, or a plain or async function that is called for it before each attempt.
-            None reads `BCTRL_API_KEY`.
+            None reads `BCTRL_API_KEY`. A line end at the end of a key is left out.
         base_url: The URL of the API, with or without `/v1`. None reads `BCTRL_BASE_URL`, and else
             is `https://api.bctrl.ai`.
         timeout: Seconds for one attempt, above 0, from when it has its connection slot. Connecting
@@ -111,16 +111,14 @@ class BctrlSession:
         headers: Mapping[str, str] | None = None,
         check_answers: bool = True,
     ) -> None:
-        if api_key is None:
-            api_key = _config.api_key_from_environment()
         key_provider = api_key if callable(api_key) else None
-        key = _config.hidden(api_key)
+        key = _config.hidden(_config.api_key_from_environment() if api_key is None else api_key)
         via = None if proxy is None else _config.hidden(proxy)
         api_key = proxy = None  # A traceback that shows variables must not reveal them.
         all_headers = _session_headers(headers)
         if key_provider is None:
             all_headers["Authorization"] = _config.authorization(key)
-        _config.check_flags(allow_plaintext=allow_plaintext)
+        _config.check_type(allow_plaintext, bool, "allow_plaintext", "a bool")
         self._url = _config.base_url(base_url, allow_plaintext=allow_plaintext)
         self._timeout = transport.time_limit(timeout)
         _config.check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
@@ -130,7 +128,8 @@ class BctrlSession:
             rate = _config.per_second(rate, "rate")
         _config.check_type(pace, Pace | None, "pace", "a bctrl_async.pace.Pace")
         trace_configs = _checked_trace_configs(trace_configs)
-        _config.check_flags(trust_env=trust_env, check_answers=check_answers)
+        _config.check_type(trust_env, bool, "trust_env", "a bool")
+        _config.check_type(check_answers, bool, "check_answers", "a bool")
         if http is not None:
             _config.check_type(http, aiohttp.ClientSession, "http", "an aiohttp.ClientSession")
             if self._url.scheme == "http" and http.trust_env and not allow_plaintext:
@@ -357,7 +356,7 @@ class BctrlSession:
         """
         workspace_id = plain_text(workspace_id)
         if on_unreadable is not None and not callable(on_unreadable):
-            raise _config.invalid_type("on_unreadable", on_unreadable, "a function")
+            raise _config.invalid_type("on_unreadable", type(on_unreadable), "a function")
         runtimes: list[Runtime] = []
         with observe_call(self._observer, LIST, workspace_id, None) as observer:
             for item in await self._read(LIST, workspace_id, None, observer, timeout, retry):
@@ -505,7 +504,7 @@ class BctrlSession:
         if where is None:
             where = RuntimeFilter()
         elif not callable(where):
-            raise _config.invalid_type("where", where, WHERE)
+            raise _config.invalid_type("where", type(where), WHERE)
         options = Options(
             concurrency=concurrency,
             deadline=deadline,

@@ -1,12 +1,12 @@
 """The architecture: layers of imports, public names, and the cost of an import."""
 
 import ast
-import importlib
 import json
 import os
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -224,12 +224,17 @@ class TestPublicNames:
         assert bctrl_async.__all__ == sorted(set(bctrl_async.__all__))
 
     def test_every_name_that_the_package_imports_is_listed(self) -> None:
-        imported = {found.name for found in imports("__init__")}
+        imported = {found.name for found in imports("__init__") if found.inside is not None}
 
         assert set(bctrl_async.__all__) == imported
 
     def test_each_can_be_imported(self) -> None:
         assert [n for n in bctrl_async.__all__ if getattr(bctrl_async, n, None) is None] == []
+
+    def test_each_is_in_dir_and_no_other_name_is_an_attribute(self) -> None:
+        assert set(dir(bctrl_async)) >= {"__version__", *bctrl_async.__all__}
+        assert not hasattr(bctrl_async, "nosuch")
+        assert bctrl_async.journal.read_journals is import_module(f"{NAME}.journal").read_journals
 
     def test_every_error_is_public(self) -> None:
         defined = {node.name for node in nodes("errors") if isinstance(node, ast.ClassDef)}
@@ -266,12 +271,26 @@ PUBLIC_MODULES = [
 
 @pytest.mark.parametrize("name", PUBLIC_MODULES)
 def test_every_public_module_lists_names_that_can_be_imported(name: str) -> None:
-    module = importlib.import_module(name)
+    module = import_module(name)
     listed = module.__all__
 
     # Constants, classes, the rest: the order of ruff's RUF022.
     assert listed == sorted(set(listed), key=lambda n: (not n.isupper(), not n[0].isupper(), n))
     assert [n for n in listed if not hasattr(module, n)] == []
+
+
+def run_fresh(program: str) -> str:
+    """Run a program in a fresh interpreter, and return its stdout."""
+    # Coverage imports modules of its own.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=PACKAGE.parent,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
 
 
 @pytest.fixture(scope="module")
@@ -282,20 +301,10 @@ def loaded_in_turn() -> tuple[set[str], set[str]]:
         Those after `import bctrl_async`, and those after `import bctrl_async.cli`.
     """
     program = (
-        f"import {NAME}, json, sys; print(json.dumps(sorted(sys.modules)));"
+        f"from {NAME} import *; import json, sys; print(json.dumps(sorted(sys.modules)));"
         f"import {NAME}.cli; print(json.dumps(sorted(sys.modules)))"
     )
-    # Coverage imports modules of its own.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        cwd=PACKAGE.parent,
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    package, command = map(json.loads, done.stdout.splitlines())
+    package, command = map(json.loads, run_fresh(program).splitlines())
     return set(package), set(command)
 
 
@@ -319,6 +328,13 @@ class TestFreshInterpreter:
 
     def test_it_does_not_load_the_extras(self, loaded: set[str]) -> None:
         assert loaded & {f"{NAME}.{module}" for module in ("emulator", *EXTRAS)} == set()
+
+    def test_it_loads_aiohttp_when_a_name_needs_it(self) -> None:
+        """Fault: the help of the command took twice as long."""
+        help_of_all = f"import {NAME}.cli; assert {NAME}.cli.main(['--help']) == 0"
+        run_fresh(f"{help_of_all}; import sys; assert 'aiohttp' not in sys.modules")
+        run_fresh(f"from {NAME} import *; assert BctrlSession.stop_runtime and shard")
+        run_fresh(f"import {NAME}; assert {NAME}.errors.BctrlError and {NAME}.StopBatch")
 
     def test_the_command_loads_no_server(self, loaded_in_turn: tuple[set[str], set[str]]) -> None:
         """Fault: the start of every command took a tenth longer."""

@@ -121,6 +121,19 @@ def test_invalid_headers_of_a_session_are_rejected() -> None:
             BctrlSession("key", headers=headers)
 
 
+@pytest.mark.parametrize("given", ["argument", "variable", "function"])
+async def test_a_line_end_after_a_key_is_none_of_it(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """Fault: `BCTRL_API_KEY=$(cat key; echo)` and a secret store add one."""
+    key = "emulator-key\r\n"
+    monkeypatch.setenv("BCTRL_API_KEY", key)
+    api_key = {"argument": key, "variable": None, "function": lambda: key}[given]
+
+    async with BctrlSession(api_key, base_url=emulator.url) as session:
+        assert (await session.stop_runtime("ws-1", "crm")).status == "stopped"
+
+
 def test_an_idempotency_key_of_a_session_is_rejected() -> None:
     """All its stops would be one request for the server, which stops the first runtime only."""
     with pytest.raises(BctrlConfigError, match="an Idempotency-Key for all calls"):

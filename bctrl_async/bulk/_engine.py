@@ -61,9 +61,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         verify_for(self.verify)
         _config.check_type(self.retry, RetryPolicy | None, "retry", "a RetryPolicy")
         _config.check_type(self.journal, str | os.PathLike | None, "journal", "the path of a file")
-        _config.check_flags(missing_ok=self.missing_ok)
+        _config.check_type(self.missing_ok, bool, "missing_ok", "a bool")
         if self.on_outcome is not None and not callable(self.on_outcome):
-            raise _config.invalid_type("on_outcome", self.on_outcome, "a function")
+            raise _config.invalid_type("on_outcome", type(self.on_outcome), "a function")
 
 
 class Progress(msgspec.Struct, frozen=True):

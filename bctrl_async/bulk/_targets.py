@@ -185,7 +185,7 @@ def check_targets(targets: object) -> None:
     # Of a sequence, `iter` needs no more than its items.
     can_iterate = isinstance(targets, Iterable | AsyncIterable) or hasattr(targets, "__getitem__")
     if not can_iterate or isinstance(targets, str | bytes | Mapping):
-        raise _config.invalid_type("targets", targets, _EXPECTED)
+        raise _config.invalid_type("targets", type(targets), _EXPECTED)
 
 
 def check_first(item: object) -> None:

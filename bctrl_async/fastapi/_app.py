@@ -57,9 +57,9 @@ def lifespan(
     """
     # At startup the error would come late, and far from the call.
     if not callable(make_session):
-        raise invalid_type("make_session", make_session, "a function that returns a BctrlSession")
+        raise invalid_type("make_session", type(make_session), "a function that makes sessions")
     if inner is not None and not callable(inner):
-        raise invalid_type("inner", inner, "a lifespan, which takes the app")
+        raise invalid_type("inner", type(inner), "a lifespan, which takes the app")
     if pace is not None:
         check_type(pace, Pace, "pace", "a bctrl_async.pace.Pace")
         if make_session is not BctrlSession:
