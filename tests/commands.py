@@ -140,6 +140,10 @@ class Terminal:
         return bool(data)
 
 
+def save(path: str | Path, text: str, encoding: str = "utf-8") -> None:
+    Path(path).write_text(text, encoding)
+
+
 def without_times(text: str) -> str:
     return re.sub(r"\d+\.\d+ s", "0.0 s", text)
 

@@ -109,32 +109,6 @@ async def test_several_runtimes_are_shown_and_each_that_is_missing_is_an_error(
     assert (await command("get", "ws", ".."))[0] == 2
 
 
-@pytest.mark.parametrize("args", ["list -o json", "doctor", "stop --all --dry-run"])
-async def test_the_workspace_comes_from_the_environment_or_the_profile(
-    command: Command, monkeypatch: pytest.MonkeyPatch, emulator: Emulator, args: str
-) -> None:
-    key = f"base_url = '{emulator.url}'\napi_key_env = 'BCTRL_API_KEY'\n"
-    save("config.toml", f"[profiles.x]\n{key}workspace = 'other'\n")
-    monkeypatch.setenv("BCTRL_CONFIG", "config.toml")
-    monkeypatch.setenv("BCTRL_WORKSPACE", "ws")
-    for options, place in (([], "ws"), (["--profile", "x"], "other")):
-        code, out, _ = await command(*args.split(), *options)
-        assert code == 0
-        assert (
-            f"runtimes in {place}" in out
-            or f'"workspace_id": "{place}"' in out
-            or (f"1 runtime in {place}" in out)
-        )
-
-
-async def test_a_line_end_after_a_key_is_none_of_it(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault: `export BCTRL_API_KEY="$(cat key; echo)"` and a secret store add one."""
-    monkeypatch.setenv("BCTRL_API_KEY", f"{KEY}\r\n")
-    assert (await command("list", "ws"))[0] == 0
-
-
 async def test_a_name_is_cut_at_a_bound(command: Command) -> None:
     _, out, _ = await command("stop", "--no-verify", "ws", "a" * 300)
     assert out.startswith(f"{'a' * 100}...  not_found")

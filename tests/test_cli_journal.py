@@ -85,8 +85,8 @@ class TestAge:
     @pytest.mark.parametrize(
         ("args", "said"),
         [
-            ("--journal f --journal-max-age 12 ws a", "'12' has no unit: write 12s, 12m or 12h"),
-            ("--journal f --journal-max-age 0s ws a", "--journal-max-age: '0s' is not above 0"),
+            ("--journal f --journal-max-age 12 ws a", "'12' is not a duration such as 500ms"),
+            ("--journal f --journal-max-age 0s ws a", "for --journal-max-age. Must be > 0"),
             ("--journal-max-age 12h ws a", "--journal-max-age needs --journal"),
         ],
     )

@@ -8,7 +8,7 @@ import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from commands import FULL, Terminal, finish, outcomes_of, start, without_times
@@ -325,7 +325,7 @@ async def test_an_error_of_the_system_is_not_blamed_on_stdout(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = Mock(side_effect=OSError(errno.EMFILE, "Too many open files"))
-    monkeypatch.setattr(_app, "app", Mock(parse_args=failing))
+    monkeypatch.setattr(_app, "app", MagicMock(parse_args=failing))
     code, out, err = await command("stop", "ws", "a")
     assert (code, out, err) == (1, "", "bctrl-async: error: [Errno 24] Too many open files\n")
 

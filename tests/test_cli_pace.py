@@ -87,7 +87,7 @@ async def test_a_store_that_is_away_is_a_warning_and_the_stops_go_on(
             "--rate 9 --pace ''",
             "invalid value for --pace: must not be empty",
         ),
-        ("--rate 0 --pace pace", "invalid value for --rate: '0' is not a positive number"),
+        ("--rate 0 --pace pace", 'invalid value "0.0" for --rate. Must be > 0'),
         ("--rate 9 --pace /", "invalid --pace: '/' is not a regular file. Use "),
         ("--rate 9 --pace no/pace", "invalid --pace: the folder of 'no/pace' does not exist"),
         ("--rate 9 --pace localhost:6379", "invalid --pace: expected the path of a file or a URL"),

@@ -1,15 +1,18 @@
 """The app of `bctrl-async`, and how its errors are reported."""
 
+import gc
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Literal
 
 from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, exceptions
 
 from bctrl_async import BctrlConfigError, BctrlError, __version__
-from bctrl_async.cli._connection import STOPPING, apply_profile
+from bctrl_async.cli._connection import CONNECTION, apply_profile
 from bctrl_async.cli._output import (
     FAILED,
     IN_USE,
@@ -32,15 +35,15 @@ Examples:
 The API key is read from BCTRL_API_KEY, or as a profile says.
 Each command has its own --help."""
 
-# A module is imported only when its command, or the help that lists it, needs it.
+# The module of a command is imported only where the command is given.
 _COMMANDS = {
-    "stop": ("_stop:stop", "[WORKSPACE] [ALIAS...]"),
-    "list": ("_list:list_runtimes", "[WORKSPACE]"),
-    "get": ("_list:get_runtimes", "WORKSPACE ALIAS..."),
-    "report": ("_report:report", "JOURNAL... [--from FILE]"),
-    "doctor": ("_doctor:doctor", "[WORKSPACE]"),
-    "emulator": ("_emulator:emulator", ""),
-    "demo": ("_emulator:demo", ""),
+    "stop": ("stop:stop", "[WORKSPACE] [ALIAS...]", "Stop runtimes and report the outcome of each"),
+    "list": ("list:list_runtimes", "[WORKSPACE]", "List the runtimes of a workspace"),
+    "get": ("list:get_runtimes", "WORKSPACE ALIAS...", "Show runtimes"),
+    "report": ("report:report", "JOURNAL... [--from FILE]", "Say which targets of a list are done"),
+    "doctor": ("doctor:doctor", "[WORKSPACE]", "Print what is in effect and try it with one list"),
+    "emulator": ("emulator:emulator", "", "Run a local server of the API for tests, until Ctrl-C"),
+    "demo": ("emulator:demo", "", "Stop many runtimes on a misbehaving server; needs no key"),
 }
 
 app: App = App(
@@ -59,10 +62,11 @@ app: App = App(
 )
 _SYNONYMS = {"stop": ("delete", "kill", "rm", "terminate"), "get": ("describe", "show", "status")}
 """Names of other commands, which an error answers with the one of this command."""
-for _name, (_place, _arguments) in _COMMANDS.items():
+for _name, (_place, _arguments, _summary) in _COMMANDS.items():
     app.command(
-        f"bctrl_async.cli.{_place}",
+        f"bctrl_async.cli._{_place}",
         name=_name,
+        help=f"{_summary}.",
         usage=f"Usage: bctrl-async {_name} [OPTIONS] {_arguments}".rstrip(),
         help_epilogue="",
         synonym=_SYNONYMS.get(_name),
@@ -88,20 +92,24 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    connection = STOPPING
+    connection = CONNECTION
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # An alias that the terminal's encoding lacks must not end the run.
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if args is None else args
     try:
-        if not _COMMANDS.keys() & set(given):
-            # The help lists what the modules say of their commands.
-            app.resolved_commands()
+        for name in _COMMANDS.keys() & set(given):
+            # A command's own help is its docstring; the summary is for the list of all.
+            app[name].help = None
         command, bound, _ = app.parse_args(given)
         bound.apply_defaults()
-        connection = bound.arguments.get("connection", STOPPING)
+        connection = bound.arguments.get("connection", CONNECTION)
         set_verbosity(verbose=connection.verbose, quiet=connection.quiet)
+        if args is None:
+            # The process is the command's own, and what it has imported is never garbage: a full
+            # collection would search it for 10 ms, in which no answer is read.
+            gc.freeze()
         return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
         print_error(_plain(error))
@@ -116,30 +124,29 @@ def main(args: Sequence[str] | None = None) -> int:
         report_os_error(error)
         return FAILED
     except Exception as error:  # noqa: BLE001 - a traceback could show what must stay secret.
-        print_error(f"{_fault(error)}. This is a fault of bctrl-async: please report it")
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        problem = f"{type(error).__name__} at line {place.lineno} of {Path(place.filename).name}"
+        print_error(f"unexpected {problem}. This is a fault of bctrl-async: please report it")
         return FAILED
 
 
+def _option_name(token: str) -> str:
+    """Return the name of an option without what follows it, which may be a secret."""
+    return token[:2] if re.match("-[^-]", token) else token.partition("=")[0]
+
+
 def _plain(error: CycloptsError) -> str:
-    # What follows the name of an unknown option may be a secret.
     if isinstance(error, exceptions.UnknownOptionError):
-        name, _, _ = (error.token.keyword or error.token.value).partition("=")
+        name = _option_name(error.token.keyword or error.token.value)
         error.token = error.token.evolve(keyword=name)
-    error.unused_tokens = [token.partition("=")[0] for token in error.unused_tokens or ()]
+    error.unused_tokens = [_option_name(token) for token in error.unused_tokens or ()]
     text = str(error).rstrip(".")
     if isinstance(error, exceptions.UnusedCliTokensError) and error.unused_tokens:
         text = f"unexpected argument {error.unused_tokens[0]!r}"
-    if isinstance(error, CoercionError) and error.argument and "Invalid value" not in text:
-        # It has no name of an argument that is given by its position.
-        text = f"invalid value for {error.argument.name}: {text}"
+    if isinstance(error, CoercionError) and error.argument:
+        if error.target_type is bool and error.token:
+            text = f"{error.token.keyword} takes no value"
+        elif "Invalid value" not in text:
+            # It has no name of an argument that is given by its position.
+            text = f"invalid value for {error.argument.name}: {text}"
     return text[:1].lower() + text[1:]
-
-
-def _fault(error: Exception) -> str:
-    """Return the type of an unexpected error and its place in the package, without its text."""
-    places = [
-        f"line {line} of {name}"
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if (name := frame.f_globals.get("__name__", "")).startswith("bctrl_async.")
-    ]
-    return f"unexpected {type(error).__name__} at {places[-1]}"

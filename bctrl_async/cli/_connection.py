@@ -3,39 +3,32 @@
 import os
 import ssl
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 from cyclopts import Parameter, Token
 from cyclopts.argument import ArgumentCollection
 
+import bctrl_async
 from bctrl_async import (
     BctrlAuthenticationError,
     BctrlConfigError,
     BctrlError,
-    BctrlSession,
     BctrlTimeoutError,
-    RetryPolicy,
     _config,
 )
 from bctrl_async.cli import _options as opt
-from bctrl_async.pace import Pace
+
+if TYPE_CHECKING:
+    from bctrl_async.pace import Pace
 
 _KEY = "BCTRL_API_KEY"
 _URL = "BCTRL_BASE_URL"
-_WORKSPACE = "BCTRL_WORKSPACE"
 _DEFAULT = "default"
-"""The profile that is used unless another is named."""
-_NO_KEY = "not-needed"
-"""The key of a session that sends nothing."""
-_TIMEOUT = opt.in_connection(help="Time limit of one attempt.")
-ATTEMPTS = opt.in_connection(help="Attempts that may fail; 429 and 503 do not count.")
-_PUBLIC_API = opt.Setting.of(_config.DEFAULT_BASE_URL)
 _PATHS = ("ca_file", "pace")
 """Keys of a profile whose paths are relative to the folder of its file."""
 _KEYS = (
@@ -43,132 +36,103 @@ _KEYS = (
     *_PATHS,
 )
 
-# The session advises to pass arguments; here they are options, variables and keys of a profile.
-_ADVICE = {
-    "api_key": "Expected visible ASCII characters, without 'Bearer '",
-    "base_url": f"Give an https URL such as {_config.DEFAULT_BASE_URL}; http on this machine only",
-    "proxy": "Give a URL such as http://proxy.example.com:3128, for an https API only",
-}
-
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     """The config file."""
 
-    profiles: dict[str, dict[str, Any]] = {}
+    profiles: dict[str, dict[str, str | int | float]] = {}
 
 
-class Profile:
-    """A profile of the config file, or the lack of one; `is_named` by an option or a variable."""
+class Profile(NamedTuple):
+    """The profile in use. Without one, it has neither a title nor values."""
 
-    def __init__(
-        self, name: str, file: Path, table: Mapping[str, object] | None, *, is_named: bool
-    ) -> None:
-        self.name = name
-        self.file = file
-        self.exists = table is not None
-        self.is_named = is_named
-        self.values = {key: self._text(key, value) for key, value in (table or {}).items()}
-
-    def __str__(self) -> str:
-        return f"profile {self.name!r} of {self.file}"
-
-    def origin(self, key: str) -> str:
-        """Return how messages name one of its keys."""
-        return f"{key} in {self}"
-
-    def _text(self, key: str, value: object) -> str:
-        """Return a value as the command line would have it."""
-        if key == "api_key":
-            self._fail("the API key must not be in it: use api_key_env")
-        if key not in _KEYS:
-            self._fail(f"unknown key {key}: expected one of {', '.join(_KEYS)}")
-        if isinstance(value, bool | list | dict):
-            self._fail(f"invalid {key}: expected a text or a number")
-        text = str(value)
-        if key == "api_key_env" and not (text.isidentifier() and text.isupper()):
-            # It is not shown, for it may be the key itself.
-            self._fail("invalid api_key_env: expected a variable in capitals, such as STAGING_KEY")
-        is_path = key in _PATHS and text and ":" not in text
-        return str(self.file.parent / _expand(text)) if is_path else text
-
-    def _fail(self, problem: str) -> NoReturn:
-        raise BctrlConfigError(f"{self}: {problem}")
+    title: str
+    values: Mapping[str, str]
+    origins: dict[str, str]
+    """The option, variable or key that gave a value, by its name as a key."""
 
 
-NO_PROFILE = Profile(_DEFAULT, Path(), None, is_named=False)
+NO_PROFILE = Profile("", {}, {})
 
 
 def _config_file() -> Path:
     """Return the path of the config file, which need not exist."""
-    if given := os.environ.get("BCTRL_CONFIG"):
-        return Path(given).absolute()
     folder = os.environ.get("XDG_CONFIG_HOME") or os.environ.get("APPDATA") or "~/.config"
-    return Path(_expand(folder), "bctrl-async", "config.toml")
+    given = os.environ.get("BCTRL_CONFIG") or f"{folder}/bctrl-async/config.toml"
+    return Path(_expand(given)).absolute()
 
 
 def _expand(path: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111 - a Path fails where there is no home.
 
 
-def _read_profiles(file: Path) -> Mapping[str, Mapping[str, object]]:
+def _read_profiles(file: Path) -> Mapping[str, Mapping[str, str | int | float]]:
     """Return the tables of the profiles."""
     try:
-        tables = tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError as error:
-        if os.environ.get("BCTRL_CONFIG"):
-            raise BctrlConfigError(f"there is no {file}", advice="Check BCTRL_CONFIG") from error
-        return {}
+        return msgspec.convert(tomllib.loads(file.read_text("utf-8")), _File).profiles
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not os.environ.get("BCTRL_CONFIG"):
+            return {}
         raise BctrlConfigError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
+    except (msgspec.ValidationError, ValueError) as error:
         raise BctrlConfigError(f"invalid {file}: {error}") from error
-    try:
-        return msgspec.convert(tables, _File).profiles
-    except msgspec.ValidationError as error:
-        raise BctrlConfigError(f"invalid {file}: write the keys below [profiles.NAME]") from error
 
 
-def _load_profile(name: str | None) -> Profile:
-    """Return the profile with this name; None is the default one, which need not exist."""
+def _find_profile(name: str | None, *, has_url: bool) -> Profile:
+    """Return the profile in use: the named one, or the default one unless variables are set."""
     file = _config_file()
     tables = _read_profiles(file)
-    if name is not None and name not in tables:
+    if name is None and _DEFAULT in tables:
+        if not (os.environ.get(_KEY) or os.environ.get(_URL)):
+            name = _DEFAULT
+        elif "base_url" in tables[_DEFAULT] and not (has_url or os.environ.get(_URL)):
+            # The key may be meant for the URL of the profile.
+            raise BctrlConfigError(
+                f"{_KEY} is set, and profile {_DEFAULT!r} of {file} has a base_url",
+                advice=f"Name the profile with --profile, or set {_URL} as well",
+            )
+    if name is None:
+        return Profile("", {}, {})
+    if name not in tables:
         known = f"{file} has {', '.join(sorted(tables)) or 'none'}"
-        raise BctrlConfigError(
-            f"unknown profile {name!r}", advice=known if file.exists() else f"There is no {file}"
-        )
-    table = tables.get(name or _DEFAULT)
-    return Profile(name or _DEFAULT, file, table, is_named=name is not None)
-
-
-def _profile_names(_: object) -> Iterable[str]:
-    return list(_read_profiles(_config_file()))
+        raise BctrlConfigError(f"unknown profile {name!r}", advice=known)
+    title = f"profile {name!r} of {file}"
+    values = {key: str(value) for key, value in tables[name].items()}
+    if unknown := values.keys() - set(_KEYS):
+        problem = f"unknown key {min(unknown)}: expected one of {', '.join(_KEYS)}"
+        raise BctrlConfigError(f"{title}: {problem}")
+    variable = values.get("api_key_env", _KEY)
+    if not (variable.isidentifier() and variable.isupper()):
+        # It is not shown, for it may be the key itself.
+        problem = "invalid api_key_env: expected a variable in capitals, such as STAGING_KEY"
+        raise BctrlConfigError(f"{title}: {problem}")
+    for key in _PATHS:
+        if ":" not in (path := values.get(key, ":")):
+            values[key] = str(file.parent / _expand(path))
+    return Profile(title, values, {})
 
 
 def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
-    """Give options the values of a profile.
-
-    An option precedes the profile. A variable precedes the default profile, but not one that the
-    user named, whose key must not go to the URL of a variable.
-    """
+    """Give options the values of the profile in use, and note where each value comes from."""
     chosen = arguments.get("--profile", None)
     if chosen is None:
         return
     # An empty variable is an unset one.
     named = [token.value for token in chosen.tokens if token.value or token.source != "env"]
-    profile = _load_profile(named[0] if named else None)
-    chosen.tokens[:] = [Token(keyword="--profile", implicit_value=profile)]
+    has_url = any(token.source == "cli" for token in arguments["--base-url"].tokens)
+    profile = _find_profile(named[0] if named else None, has_url=has_url)
+    chosen.tokens[:] = [Token(implicit_value=profile)]
     for argument in arguments:
-        key = argument.name.lstrip("-").replace("-", "_")
-        for variable in [token for token in argument.tokens if token.source == "env"]:
-            is_url = key == "base_url"
-            is_behind = key in profile.values or (is_url and variable.value)
-            # An empty URL must not stand for the public API.
-            if (profile.is_named and is_behind) or not (variable.value or is_url):
-                argument.tokens.remove(variable)
-        if not argument.tokens and key in profile.values:
-            token = Token(keyword=profile.origin(key), value=profile.values[key], source="profile")
-            argument.append(token)
+        key, tokens = argument.name.lstrip("-").replace("-", "_"), argument.tokens
+        if tokens and tokens[0].source == "env":
+            # Without a profile, an empty URL is an error: it must not stand for the public API.
+            is_unread = profile.title if key == "base_url" else not tokens[0].value
+            if is_unread or key in profile.values:
+                tokens.clear()
+        if not tokens and key in profile.values:
+            tokens.append(Token(keyword=f"{key} in {profile.title}", value=profile.values[key]))
+        if tokens:
+            profile.origins[key] = tokens[0].keyword or ""
 
 
 @Parameter(name="*")
@@ -176,12 +140,9 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
 class Connection:
     """The options of the connection, how much is printed, and the session made from them."""
 
-    verbose: Annotated[
-        bool, opt.in_output(alias="-v", show_default=False, help="Print what is retried, and why.")
-    ] = False
+    verbose: Annotated[bool, opt.in_output_flags(alias="-v", help="Print what is retried.")] = False
     quiet: Annotated[
-        bool,
-        opt.in_output(alias="-q", show_default=False, help="Print nothing but errors on stderr."),
+        bool, opt.in_output_flags(alias="-q", help="Print nothing but errors on stderr.")
     ] = False
     profile: Annotated[
         Profile,
@@ -191,77 +152,67 @@ class Connection:
             accepts_keys=False,
             n_tokens=1,
             show_default=False,
-            completer=_profile_names,
+            completer=lambda _: [*_read_profiles(_config_file())],
             help="Profile of the config file.",
         ),
     ] = NO_PROFILE
     base_url: Annotated[
-        opt.Given, opt.in_connection(metavar="URL", env_var=_URL, help="URL of the API.")
-    ] = _PUBLIC_API
-    timeout: Annotated[opt.Duration, _TIMEOUT] = 60.0
-    attempts: Annotated[opt.Count, ATTEMPTS] = 4
+        opt.Text, opt.in_connection(metavar="URL", env_var=_URL, help="URL of the API.")
+    ] = _config.DEFAULT_BASE_URL
+    timeout: Annotated[
+        opt.Duration | None,
+        opt.in_connection(show_default="60s; 10s to read", help="Time limit of one attempt."),
+    ] = None
+    attempts: Annotated[
+        opt.Count | None,
+        opt.in_connection(
+            show_default="4; 2 to read", help="Attempts that may fail; 429 and 503 do not count."
+        ),
+    ] = None
     patience: Annotated[
         opt.Wait | None,
         opt.in_connection(
-            show_default="5m, or --deadline",
-            help="Time that each target may wait while throttled (429, 503).",
+            show_default="5m, or --deadline; 60s to read",
+            help="Time to wait while throttled (429, 503).",
         ),
     ] = None
     proxy: Annotated[
-        opt.Given | None,
+        opt.Text | None,
         opt.in_connection(
-            metavar="URL", help="Proxy of all requests; else HTTPS_PROXY and NO_PROXY decide."
+            metavar="URL", help="Proxy of all requests, instead of HTTPS_PROXY and NO_PROXY."
         ),
-    ] = field(default=None, repr=False)
-    """It may contain a password."""
+    ] = None
     ca_file: Annotated[
         opt.File | None,
-        opt.in_connection(
-            metavar="PEM", help="Trust the CAs in this file, not those of the system."
-        ),
+        opt.in_connection(metavar="PEM", help="Trust the CAs in this file, not the system's."),
     ] = None
 
     def workspace(self, given: str | None) -> str | None:
-        """Return the workspace that is given, or that of the environment or the profile."""
-        variable, values = os.environ.get(_WORKSPACE), self.profile.values
-        if self.profile.is_named:
-            return given or values.get("workspace") or None
-        return given or variable or values.get("workspace") or None
+        """Return the workspace that is given, or that of the profile or the environment."""
+        of_profile = self.profile.values.get("workspace")
+        return given or of_profile or os.environ.get("BCTRL_WORKSPACE") or None
 
-    def key_source(self) -> opt.Setting:
-        """Return the variable that has the API key; raise an error if there is none for this URL.
-
-        The key of one account must not go to the URL of another. So a profile that the user named
-        precedes BCTRL_API_KEY, as does the default one for its own URL if it has a key; and the key
-        of the default profile is not for BCTRL_BASE_URL.
-        """
-        profile, origin = self.profile, self.base_url.origin
-        variable = profile.values.get("api_key_env")
-        has_both = variable is not None and origin == profile.origin("base_url")
-        if not (profile.is_named or has_both):
-            if os.environ.get(_KEY):
-                return opt.Setting.of(_KEY, _KEY)
-            if variable is None:
-                raise BctrlConfigError(f"no API key: set {_KEY}")
-            if origin == _URL:
-                raise BctrlConfigError(
-                    f"no API key: set {_KEY} as well as {_URL}",
-                    advice=f"The key of {profile} is for its own URL",
-                )
-        if variable is None:
-            raise BctrlConfigError(f"no API key in {profile}", advice="Add api_key_env")
-        return opt.Setting.of(variable, f"{variable} (api_key_env of {profile})")
+    def key(self) -> tuple[str, str]:
+        """Return the API key and where it comes from; raise an error if there is none."""
+        title, values, _ = self.profile
+        if title and "api_key_env" not in values:
+            # The key of another account must not go to the URL of the profile.
+            raise BctrlConfigError(f"no API key in {title}", advice="Add api_key_env")
+        variable = values.get("api_key_env", _KEY)
+        origin = f"{variable} (api_key_env of {title})" if title else variable
+        if not (key := os.environ.get(variable)):
+            raise BctrlConfigError(f"no API key: set {origin}")
+        return key, origin
 
     def explain(self, error: BctrlError | None) -> None:
         """Name in the advice of an error where the API key comes from, or an option."""
         if isinstance(error, BctrlAuthenticationError):
-            error.advice = f"Check the API key from {self.key_source().origin}"
+            error.advice = f"Check the API key from {self.key()[1]}"
         elif isinstance(error, BctrlTimeoutError) and error.advice is None:
             error.advice = "Allow a longer --timeout; retrying is safe"
 
-    @cached_property
-    def proxy_in_effect(self) -> opt.Setting | None:
-        """The proxy; None for a direct connection."""
+    def proxy_in_effect(self) -> str | None:
+        """Return the proxy; None for a direct connection."""
         if self.proxy is not None:
             return self.proxy
         url = _config.base_url(self.base_url, allow_plaintext=False)
@@ -269,75 +220,53 @@ class Connection:
         proxy = getproxies().get("https") if url.scheme == "https" else None
         if not proxy or proxy_bypass(url.authority):
             return None
-        return opt.Setting.of(proxy if "://" in proxy else f"http://{proxy}", "HTTPS_PROXY")
+        return proxy if "://" in proxy else f"http://{proxy}"
 
-    @cached_property
     def _tls(self) -> ssl.SSLContext | None:
-        """The TLS context; None for the default one."""
-        if self.ca_file is None:
-            return None
+        """Return the TLS context; None for the default one."""
         try:
-            return ssl.create_default_context(cafile=self.ca_file)
+            return ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None
         except OSError as error:
-            # An error of TLS is one as well, and has no words for a file without certificates.
-            problem = "no PEM certificates" if isinstance(error, ssl.SSLError) else error.strerror
-            raise BctrlConfigError(f"cannot read the CA file {self.ca_file}: {problem}") from error
+            problem = f"cannot read the CA file {self.ca_file}: {error.strerror}"
+            raise BctrlConfigError(problem) from error
 
     def session(
         self,
         *,
+        reads: bool = False,
         needs_key: bool = True,
         max_connections: int = 100,
         rate: float | None = None,
-        pace: Pace | None = None,
-    ) -> BctrlSession:
-        """Make a session with these options."""
-        source = self.key_source() if needs_key else opt.Setting.of("", "")
-        # A key in a file or a secret store often ends with a line end, which is none of it.
-        key = os.environ.get(source, "").rstrip("\r\n")
-        if needs_key and not key:
-            raise BctrlConfigError(f"no API key from {source.origin}: it is not set")
-        proxy: opt.Setting | None = None
+        pace: "Pace | None" = None,
+    ) -> "bctrl_async.BctrlSession":
+        """Make a session with these options; who only reads should not wait for minutes."""
+        timeout, attempts = (10.0, 2) if reads else (60.0, 4)
+        key, origin = self.key() if needs_key else ("not-needed", "")
         try:
-            proxy = self.proxy_in_effect
-            return BctrlSession(
-                key or _NO_KEY,
+            return bctrl_async.BctrlSession(
+                key,
                 base_url=self.base_url,
-                timeout=self.timeout,
+                timeout=self.timeout or timeout,
                 max_connections=max_connections,
-                retry=RetryPolicy(attempts=self.attempts, patience=self.patience),
+                retry=bctrl_async.RetryPolicy(
+                    attempts=self.attempts or attempts, patience=self.patience
+                ),
                 rate=rate,
                 pace=pace,
-                proxy=proxy,
-                ssl=self._tls,
+                proxy=self.proxy_in_effect(),
+                ssl=self._tls(),
             )
         except BctrlConfigError as error:
-            if error.argument not in _ADVICE:
-                raise
             # The session names its arguments; the user has set something else.
-            origin = {
-                "api_key": f"API key from {source.origin}",
-                "base_url": self.base_url.origin,
-                "proxy": "" if proxy is None else proxy.origin,
-            }[error.argument]
-            reason = error.summary.partition(": ")[1:] if error.argument == "base_url" else ()
-            raise BctrlConfigError(
-                f"invalid {origin}{''.join(reason)}", advice=_ADVICE[error.argument]
-            ) from error
+            places = {
+                "proxy": "HTTPS_PROXY",
+                **self.profile.origins,
+                "api_key": f"API key from {origin}",
+            }
+            if error.argument not in places:
+                raise
+            _, _, reason = error.summary.partition(": ")
+            raise BctrlConfigError(f"invalid {places[error.argument]}: {reason}") from error
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class ReadConnection(Connection):
-    """The options of a command that only reads, whose user should not wait for minutes."""
-
-    timeout: Annotated[opt.Duration, _TIMEOUT] = 10.0
-    attempts: Annotated[opt.Count, ATTEMPTS] = 2
-    patience: Annotated[
-        opt.Wait | None,
-        opt.in_connection(show_default="60s", help="Time to wait while throttled (429, 503)."),
-    ] = None
-
-
-STOPPING = Connection()
-READING = ReadConnection()
+CONNECTION = Connection()

@@ -26,7 +26,7 @@ from bctrl_async import (
     RuntimeRef,
 )
 from bctrl_async.cli import _options as opt
-from bctrl_async.cli._connection import READING, ReadConnection
+from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._lines import LineParser
 from bctrl_async.cli._output import (
     FAILED,
@@ -135,7 +135,7 @@ def list_runtimes(
         Literal["table", "json", "csv"],
         opt.in_output(("--output", "-o"), metavar="FORMAT", help="json is an object per line."),
     ] = "table",
-    connection: ReadConnection = READING,
+    connection: Connection = CONNECTION,
 ) -> int:
     """List the runtimes of a workspace.
 
@@ -151,7 +151,8 @@ def list_runtimes(
     workspace = check_workspace(connection.workspace(workspace))
     wanted = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
     output = Output()
-    found = asyncio.run(find_runtimes(connection.session(), workspace, wanted, alias, output))
+    session = connection.session(reads=True)
+    found = asyncio.run(find_runtimes(session, workspace, wanted, alias, output))
     runtimes = found.runtimes
     errors: list[str | BctrlError]
     errors = [item for item in found.items if not isinstance(item, Runtime)]
@@ -183,7 +184,7 @@ def get_runtimes(
     /,
     *aliases: Annotated[opt.Text, Parameter("ALIAS", help="Aliases of the runtimes.")],
     output_format: opt.Format = "table",
-    connection: ReadConnection = READING,
+    connection: Connection = CONNECTION,
 ) -> int:
     """Show runtimes.
 
@@ -197,7 +198,8 @@ def get_runtimes(
     if not aliases:
         raise BctrlConfigError("nothing to get: add ALIAS")
     output = Output()
-    found = asyncio.run(_get_all(connection.session(), workspace, dict.fromkeys(aliases), output))
+    session = connection.session(reads=True)
+    found = asyncio.run(_get_all(session, workspace, dict.fromkeys(aliases), output))
     runtimes = [each for each in found if isinstance(each, Runtime)]
     errors = [each for each in found if isinstance(each, BctrlError)]
     for number, runtime in enumerate(runtimes):

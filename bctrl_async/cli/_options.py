@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from cyclopts import Group, Parameter, Token
+from cyclopts import Group, Parameter, Token, validators
 
-from bctrl_async import RuntimeKind, RuntimeStatus, _config
+from bctrl_async import RuntimeKind, RuntimeStatus
 
 _T = TypeVar("_T")
 
@@ -17,27 +17,8 @@ STDIN = Path("-")
 """The FILE `-`: this object alone, because the path of a file named `./-` is equal to it."""
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
-_is_number = re.compile(_NUMBER).fullmatch
 # Each unit at most once, the longest first.
 _is_duration = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS)).fullmatch
-
-
-class Setting(str):
-    """A text that knows where it comes from: an option, a variable or a key of a profile."""
-
-    __slots__ = ("origin",)
-    origin: str
-
-    @classmethod
-    def of(cls, text: str, origin: str = "the default") -> "Setting":
-        """Return a text from an origin, which messages name."""
-        setting = cls(text)
-        setting.origin = origin
-        return setting
-
-
-def _setting(_: object, tokens: Sequence[Token]) -> Setting:
-    return Setting.of(_text(tokens[0].value), tokens[0].keyword or "")
 
 
 def converter(parse: Callable[[str], _T]) -> Callable[[object, Sequence[Token]], _T]:
@@ -49,8 +30,6 @@ def _text(value: str) -> str:
     """Reject an empty text, which often comes from an unset shell variable."""
     if not value:
         raise ValueError("must not be empty")
-    if "\0" in value:
-        raise ValueError("must not contain a null character")
     return value
 
 
@@ -63,11 +42,7 @@ def duration(value: str) -> float:
 
     A unit is required: a bare 90 could be taken for minutes. Only 0 needs none.
     """
-    if _is_number(value):
-        if not float(value):
-            return 0.0
-        raise ValueError(f"{value!r} has no unit: write {value}s, {value}m or {value}h")
-    parts = _is_duration(value)
+    parts = _is_duration("0s" if value == "0" else value)
     if not value or parts is None:
         raise ValueError(f"{value!r} is not a duration such as 500ms, 90s, 15m, 2h30m or 1d")
     numbers = zip(parts.groups("0"), _UNITS.values(), strict=True)
@@ -90,61 +65,32 @@ def format_seconds(seconds: float) -> str:
     return format_duration(seconds) if seconds >= 1 else f"{seconds * 1000:g}ms"
 
 
-def _positive_duration(value: str) -> float:
-    seconds = duration(value)
-    if not seconds:
-        raise ValueError(f"{value!r} is not above 0")
-    return seconds
-
-
-def _rate(value: str) -> float:
-    try:
-        return _config.per_second(float(value), "rate")
-    except ValueError:
-        raise ValueError(f"{value!r} is not a positive number") from None
-
-
-def whole_number(least: int, most: int = 2**31) -> Parameter:
+def whole_number(least: int, most: int | None = None) -> Parameter:
     """Return the parameter of a whole number within bounds."""
-
-    def parse(value: str) -> int:
-        if not (value.isdecimal() and least <= int(value) <= most):
-            bound = f"at least {least}" if most == 2**31 else f"{least} to {most}"
-            raise ValueError(f"{value!r} is not a whole number of {bound}")
-        return int(value)
-
-    return Parameter(metavar="N", converter=converter(parse))
+    return Parameter(metavar="N", validator=validators.Number(gte=least, lte=most))
 
 
 # A group of the help for each. Of an option the last value wins, so that a script can put its own
 # before those of its user, but not of those that decide what is stopped and where it is recorded.
-_NAMES = ("Targets", "Filters", "Run", "Pace", "Output", "Connection")
-_GROUPS = {name: Group(name, sort_key=number) for number, name in enumerate(_NAMES)}
-in_targets = partial(Parameter, group=_GROUPS["Targets"], allow_repeating=False)
-in_filters = partial(Parameter, group=_GROUPS["Filters"], allow_repeating=False)
-in_run = partial(Parameter, group=_GROUPS["Run"], allow_repeating=False)
-in_pace = partial(Parameter, group=_GROUPS["Pace"])
-in_output = partial(Parameter, group=_GROUPS["Output"])
-in_connection = partial(Parameter, group=_GROUPS["Connection"])
+in_targets = partial(Parameter, group=Group("Targets", sort_key=0), allow_repeating=False)
+in_filters = partial(Parameter, group=Group("Filters", sort_key=1), allow_repeating=False)
+in_run = partial(Parameter, group=Group("Run", sort_key=2), allow_repeating=False)
+in_pace = partial(Parameter, group=Group("Pace", sort_key=3))
+in_output = partial(Parameter, group=Group("Output", sort_key=4))
+in_connection = partial(Parameter, group=Group("Connection", sort_key=5))
 
 # What a flag decides does not change if it is given twice.
 in_flags = partial(in_targets, allow_repeating=True, show_default=False)
 in_run_flags = partial(in_run, allow_repeating=True, show_default=False)
+in_output_flags = partial(in_output, show_default=False)
 
+_above_0 = validators.Number(gt=0)
 Text = Annotated[str, Parameter(converter=converter(_text))]
 File = Annotated[Path, Parameter(converter=converter(_file), metavar="FILE")]
-Given = Annotated[Setting, Parameter(converter=_setting)]
-Duration = Annotated[
-    float,
-    Parameter(
-        converter=converter(_positive_duration),
-        metavar="DURATION",
-        show_default=lambda seconds: seconds and format_duration(seconds),
-    ),
-]
 Wait = Annotated[float, Parameter(converter=converter(duration), metavar="DURATION")]
+Duration = Annotated[Wait, Parameter(validator=_above_0)]
 Count = Annotated[int, whole_number(1)]
-Rate = Annotated[float, Parameter(metavar="N", converter=converter(_rate))]
+Rate = Annotated[float, Parameter(metavar="N", validator=_above_0)]
 
 with_status = partial(
     in_filters, "--status", metavar="STATUS", completer=lambda _: [*map(str, RuntimeStatus), "any"]

@@ -26,7 +26,7 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.cli import _options as opt
-from bctrl_async.cli._connection import STOPPING, Connection
+from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._lines import ends_input
 from bctrl_async.cli._list import FoundRuntimes, check_workspace, find_runtimes
 from bctrl_async.cli._outcomes import OutcomePrinter
@@ -105,7 +105,7 @@ def stop(
     concurrency: Annotated[opt.Count, opt.in_pace(help="Maximum number of stops in flight.")] = 100,
     rate: Annotated[opt.Rate | None, opt.in_pace(help="Maximum requests per second.")] = None,
     pace: Annotated[
-        opt.Given | None,
+        opt.Text | None,
         opt.in_pace(
             metavar="FILE|URL",
             env_var="BCTRL_PACE",
@@ -117,7 +117,7 @@ def stop(
         opt.in_pace(help="Abort the whole run after DURATION, such as 90s or 1h."),
     ] = None,
     output_format: opt.Format = "table",
-    connection: Connection = STOPPING,
+    connection: Connection = CONNECTION,
 ) -> int:
     """Stop runtimes and report the outcome of each.
 
@@ -145,7 +145,8 @@ def stop(
       some-program | bctrl-async stop --from - --rate 50 -o json
     """
     given = {name for name, value in locals().items() if value}
-    _check_usage(given, pace)
+    pace_from = connection.profile.origins.get("pace", "--pace")
+    _check_usage(given, pace_from)
     place = check_workspace(connection.workspace(workspace)) if everything else ""
     asks = everything and not (yes or dry_run)
     if asks and not can_ask():
@@ -156,7 +157,7 @@ def stop(
         needs_key=everything or not dry_run,
         max_connections=concurrency,
         rate=None if pace else rate,
-        pace=_open_pace(pace, rate) if pace and rate else None,
+        pace=_open_pace(pace, pace_from, rate) if pace and rate else None,
     )
     output = Output()
     output.shows_progress = not is_typed(file)
@@ -253,7 +254,7 @@ def _stop_found(
     return run(targets, deadline)
 
 
-def _check_usage(given: AbstractSet[str], pace: opt.Setting | None) -> None:
+def _check_usage(given: AbstractSet[str], pace_from: str) -> None:
     """Raise an error unless the targets are given in exactly one way."""
     problems = {
         "--journal-max-age needs --journal": "journal_max_age" in given and "journal" not in given,
@@ -271,7 +272,7 @@ def _check_usage(given: AbstractSet[str], pace: opt.Setting | None) -> None:
         "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE": (
             not given & {"workspace", "everything", "file"}
         ),
-        f"{getattr(pace, 'origin', '')} needs --rate, the rate of all processes together": (
+        f"{pace_from} needs --rate, the rate of all processes together": (
             "pace" in given and "rate" not in given
         ),
     }
@@ -280,9 +281,8 @@ def _check_usage(given: AbstractSet[str], pace: opt.Setting | None) -> None:
             raise BctrlConfigError(problem)
 
 
-def _open_pace(place: opt.Setting, rate: float) -> Pace:
+def _open_pace(place: str, origin: str, rate: float) -> Pace:
     """Return a shared pace, or raise an error if it cannot be used."""
-    origin = place.origin
     if _is_address(place):
         raise BctrlConfigError(
             f"invalid {origin}: expected the path of a file or a URL",

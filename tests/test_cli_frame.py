@@ -1,0 +1,232 @@
+"""The frame of the command: durations, options, errors, completion, help and start."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import pytest
+from commands import COMMANDS, Terminal, finish, results_of, start
+from helpers import Command, HoldingEmulator
+from servers import raw_server
+from warm_server import program
+
+from bctrl_async import __main__, __version__, cli
+from bctrl_async.cli import _app, _options
+
+# Durations
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *[("0", 0), ("0s", 0), ("500ms", 0.5), ("90s", 90), ("15m", 900), ("1.5m", 90)],
+        *[("2h30m", 9000), ("1d", 86_400), ("1d2h3m4s5ms", 93_784.005)],
+    ],
+)
+def test_a_duration_is_read_with_its_units(text: str, seconds: float) -> None:
+    assert _options.duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["0s", "59s", "1m1s", "1h", "2h5m", "1d", "300d1h"])
+def test_an_age_is_printed_as_a_duration_is_read(text: str) -> None:
+    assert _options.format_duration(_options.duration(text) + 0.9) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "s", "soon", "90", "00", "-1s", "+1s", "30m2h", "1h1h", "1h30", "1 h", "1H", "٣s"],
+        *["nan", "inf", "1e3s"],
+    ],
+)
+def test_any_other_text_is_not_a_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a duration such as 500ms, 90s, 15m, 2h30m"):
+        _options.duration(text)
+
+
+# Options and errors, other than those in messages.txt
+
+
+@pytest.mark.usefixtures("holding")
+async def test_of_options_that_decide_nothing_about_the_targets_the_last_value_wins(
+    command: Command,
+) -> None:
+    """A script puts its own options before those of its user."""
+    options = ("--rate", "1", "--rate", "999", "--timeout", "1ms", "--timeout", "60s")
+    flags = ("--all", "--all", "--yes", "--yes", "--no-verify", "--verify")
+    more = ("--ignore-not-found", "--ignore-not-found", "-o", "table", "-o", "json")
+    code, out, _ = await command("stop", "ws", *flags, *options, *more)
+    assert (code, results_of(out)) == (0, ["stopped"] * 3)
+
+
+@pytest.mark.usefixtures("emulator_environment")
+async def test_a_dry_run_may_be_asked_for_twice(command: Command) -> None:
+    """Fault: it was a usage error."""
+    code, out, _ = await command("stop", "--dry-run", "--dry-run", "ws", "a")
+    assert (code, json.loads(out)) == (0, {"workspace_id": "ws", "alias": "a"})
+
+
+async def test_the_advice_stands_below_an_error_that_is_wider_than_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, holding: HoldingEmulator
+) -> None:
+    del holding
+    monkeypatch.setenv("BCTRL_API_KEY", "wrong")
+    terminal = Terminal()
+    process = await start(*program(), "list", "ws", stdout=terminal.fd, stderr=terminal.fd)
+    text = await terminal.rest()
+    assert (await finish(process))[0] == 2
+    assert text.endswith("(request id req_1)\nCheck the API key from BCTRL_API_KEY\n")
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("args", ["\x1b[31mred", "stop --\x1b[31mred", "stop --from \x1b[31mred"])
+async def test_control_characters_in_an_error_are_escaped(command: Command, args: str) -> None:
+    _, _, err = await command(*args.split(" "))
+    assert "31mred" in err
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+
+
+async def test_an_error_does_not_go_to_stdout_if_stderr_is_closed() -> None:
+    process = await start("/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *program(), "nosuch")
+    assert await finish(process) == (2, "", "")
+
+
+# Completion and help
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("stop --kind ", {"browser", "desktop"}),
+        ("list --status ", {"active", "stopped", "failed", "any"}),
+        ("stop ", set[str]()),
+    ],
+)
+async def test_the_values_of_an_option_are_completed(
+    command: Command, words: str, found: set[str]
+) -> None:
+    code, out, err = await command("__complete", *words.split(" "))
+    assert (code, err) == (0, "")
+    assert set(out.splitlines()[2:]) >= found
+    assert bool(out.splitlines()[2:]) is bool(found)
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [
+        ("bash", "complete -F _bctrl_async bctrl-async"),
+        ("zsh", "\ncompdef _cyclopts_bctrl-async bctrl-async\n"),
+        ("fish", "complete -c bctrl-async "),
+    ],
+)
+async def test_the_completion_of_a_shell_is_shown(command: Command, shell: str, line: str) -> None:
+    code, out, err = await command("--show-completion", shell)
+    assert (code, line in out, err) == (0, True, "")
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+async def test_help_is_plain_and_fits_80_columns(command: Command, name: str) -> None:
+    code, out, err = await command(*name.split(), "--help")
+    assert out.strip().startswith(f"Usage: bctrl-async {name}".rstrip() + " ")
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert not set(out) & set("\x1b\\…")
+    assert (code, err) == (0, "")
+
+
+async def test_no_arguments_show_the_help_with_the_beginning_of_each_commands_own(
+    command: Command,
+) -> None:
+    assert await command() == await command("--help")
+    for name, (_, _, summary) in _app._COMMANDS.items():
+        _, out, _ = await command(name, "--help")
+        assert out.split("\n\n")[1].startswith(summary)
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("list ws", "could not list workspace 'ws': "),
+        ("get ws a", "could not get 'a': "),
+        ("doctor ws --attempts 2", ""),
+        ("stop --all ws --attempts 2", ""),
+    ],
+)
+async def test_a_read_says_that_it_waits_and_gives_up_after_two_attempts(
+    monkeypatch: pytest.MonkeyPatch, holding: HoldingEmulator, name: str, ending: str
+) -> None:
+    """Fault: they waited for four minutes without a word."""
+    del holding
+
+    async def hang(_: bytes, __: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    async with raw_server(hang) as url:
+        monkeypatch.setenv("BCTRL_BASE_URL", url)
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.fd)
+        process = await start(*program(), *name.split(), "--timeout", "2200ms", **streams)
+        await terminal.until("Waiting for an answer, 1 failed attempt so far")
+        ending += r"no response within 2.2 s \(2 attempts\)"
+        await terminal.until(ending.replace(" ", r"\s+"))
+        assert (await finish(process))[0] == 1
+    await terminal.rest()
+    assert "Waiting" not in "\n".join(terminal.screen)
+
+
+# Start
+
+
+async def test_the_module_prints_its_version() -> None:
+    expected = (0, f"bctrl-async {__version__}\n", "")
+    assert await finish(await start(sys.executable, "-m", "bctrl_async", "--version")) == expected
+
+
+@pytest.mark.parametrize("missing", ["rich", "cyclopts"])
+def test_a_missing_extra_is_reported_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    monkeypatch.delattr("bctrl_async.cli")
+    for name in list(sys.modules):
+        if name.startswith("bctrl_async.cli") or name.partition(".")[0] == missing:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert __main__.main() == 2
+    problem = f"{missing} is missing: install bctrl-async with the extra cli"
+    assert capsys.readouterr() == ("", f"bctrl-async: error: {problem}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(KeyboardInterrupt(), 130), (ModuleNotFoundError(name="elsewhere"), None)],
+)
+def test_ctrl_c_during_startup_has_no_traceback_and_another_missing_module_has(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    expected: int | None,
+) -> None:
+    def broken() -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "main", broken)
+    if expected is None:
+        with pytest.raises(ModuleNotFoundError):
+            __main__.main()
+    else:
+        assert __main__.main() == expected
+    assert capsys.readouterr() == ("", "")
+
+
+def test_garbage_collections_of_the_command_skip_its_modules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fault: a full collection searched all modules, and held up a run for 10 ms."""
+    steps: list[str] = []
+    monkeypatch.setattr("gc.freeze", lambda: steps.append("freeze"))
+    # It is the command itself that raises the error.
+    monkeypatch.setattr("sys.argv", ["bctrl-async", "get", "ws"])
+    assert (__main__.main(), steps) == (2, ["freeze"])
