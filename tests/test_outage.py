@@ -824,6 +824,25 @@ class TestUnansweredReads:
         assert report.counts == {STOPPED: 3000}
         assert simulation.seconds <= 5
 
+    def test_a_silent_canary_is_abandoned_once_a_stop_is_answered(self, simulate: Simulate) -> None:
+        """Fault: after that answer the target waited for its canary as long as it took."""
+
+        def server(_: float, alias: str) -> Runtime | BctrlError:
+            return disconnected() if alias == "r0" and simulation.requests[alias] == 1 else ANSWER
+
+        async def main(session: BctrlSession) -> StopReport:
+            # The first canary is refused, the second is silent.
+            asyncio.get_running_loop().call_later(0.15, setattr, simulation, "read_latency", 60.0)
+            return await session.stop_runtimes(targets(3), concurrency=2, verify=False)
+
+        simulation = simulate(server, 0.1)
+        simulation.answers_reads = False
+        simulation.before_response = lambda now: asyncio.sleep(5) if now else None
+        report = simulation.run(main)
+
+        assert report.counts == {STOPPED: 3}
+        assert simulation.seconds <= 12
+
     def test_a_target_that_is_never_answered_ends_after_a_bounded_number_of_attempts(
         self, simulate: Simulate
     ) -> None:

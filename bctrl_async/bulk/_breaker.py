@@ -81,8 +81,7 @@ class CircuitBreaker:
         """Record that the server answered the last attempt of a call."""
         self._answered = call
         self._close_if_up()
-        if self._probe is not None and self._is_up_since(self._failed_at):
-            # This answer came before that of the canary.
+        if self._is_up_since(self._failed_at):
             self._asking.cancel()
 
     def _close_if_up(self) -> None:
@@ -161,9 +160,10 @@ class CircuitBreaker:
         if answered is not None:
             target = RuntimeRef(answered.workspace_id, answered.alias or "")
         is_answered = False
-        with CancelScope() as self._asking:
+        asking = self._asking = CancelScope()
+        with asking:
             is_answered = await self._ask_canary(target)
-        if is_answered or self._asking.cancelled_caught or self._is_up_since(failed_at):
+        if is_answered or asking.cancelled_caught or self._is_up_since(failed_at):
             return True
         self._unanswered += 1
         if self._opened_at is None:
