@@ -61,14 +61,6 @@ async def test_a_dry_run_of_a_workspace_needs_the_key(
     assert (code, "no API key" in err) == (2, True)
 
 
-async def test_no_matching_runtime_is_a_success(
-    emulator: HoldingEmulator, command: Command
-) -> None:
-    code, out, err = await command(*STOP_ALL, "--kind", "desktop")
-    assert (code, out, err) == (0, "", "Nothing to stop: no runtime of ws matches\n")
-    assert not emulator.stops
-
-
 async def test_a_runtime_that_was_started_anew_is_stopped_again_with_the_same_journal(
     emulator: HoldingEmulator, command: Command, tmp_path: Path
 ) -> None:

@@ -129,24 +129,15 @@ def test_the_help_names_every_fault() -> None:
 # The demo
 
 
-class QuickEmulator(Emulator):
-    """The emulator of the demo, without its delays."""
-
-    def __init__(self, *, latency: float, fault_latency: float, **options: object) -> None:
-        assert latency < fault_latency
-        super().__init__(**options)  # type: ignore[arg-type]
-
-
-class LyingEmulator(QuickEmulator):
-    """An emulator that reports every runtime as active."""
-
-    def status(self, workspace_id: str, alias: str) -> str | None:
-        return super().status(workspace_id, alias) and "active"
-
-
 @pytest.fixture
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bctrl_async.emulator.Emulator", QuickEmulator)
+    """Take the delays out of the demo's emulator."""
+
+    def quick(*, latency: float, fault_latency: float, **options: object) -> Emulator:
+        assert latency < fault_latency
+        return Emulator(**options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("bctrl_async.emulator.Emulator", quick)
 
 
 @pytest.mark.usefixtures("_quick")
@@ -169,10 +160,11 @@ async def test_the_demo_ends_with_a_report_that_the_emulator_confirms(
     assert code == 0
 
 
+@pytest.mark.usefixtures("_quick")
 async def test_a_demo_that_the_emulator_contradicts_exits_with_1(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bctrl_async.emulator.Emulator", LyingEmulator)
+    monkeypatch.setattr(Emulator, "status", lambda *_: "active")
     code, out, _ = await command("demo", "--runtimes", "3")
     assert "The emulator disagrees about 3 of 3:\n" in out
     assert re.search(r"^runtime-0001: \w+, but it is active\.$", out, re.MULTILINE)

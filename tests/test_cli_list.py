@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from commands import STOP_ALL, outcomes_of
+from commands import outcomes_of
 from helpers import Command
 
 from bctrl_async.emulator import Emulator
@@ -134,23 +134,6 @@ async def test_ten_errors_are_printed_and_the_others_counted(
     assert sum("its age cannot be read" in line for line in lines) == 10
     assert lines[10:-1] == ([f"bctrl-async: error: could not list {rest}"] if rest else [])
     assert code == 1
-
-
-@pytest.mark.parametrize("args", [("list", "no"), ("stop", "no", "--all", "--yes")])
-async def test_an_unknown_workspace_exits_with_1(command: Command, args: tuple[str, ...]) -> None:
-    code, out, err = await command(*args)
-    assert err.startswith("bctrl-async: error: could not list workspace 'no': the server answered")
-    assert (code, out, err.count("\n")) == (1, "", 1)
-
-
-@pytest.mark.parametrize("args", [("list", "ws"), STOP_ALL])
-@pytest.mark.parametrize("name", ["kind", "status"])
-async def test_an_unknown_filter_value_is_a_warning(
-    command: Command, emulator: Emulator, args: tuple[str, ...], name: str
-) -> None:
-    code, _, err = await command(*args, f"--{name}", "brwser")
-    assert f"warning: unknown {name} 'brwser' in a filter: this version knows " in err
-    assert (code, emulator.stops) == (0, [])
 
 
 async def test_get_shows_the_fields_of_a_runtime(command: Command, emulator: Emulator) -> None:

@@ -49,18 +49,6 @@ async def test_every_alias_gets_an_aligned_line(
     assert (code, err) == (1, "")
 
 
-async def test_an_unknown_stop_shows_that_the_runtime_still_runs(
-    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bctrl_async.bulk._verify.VERIFY_FOR", 0.01)
-    emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
-    code, out, _ = await command("stop", "ws", "a", "b")
-    line, summary = without_times(out).splitlines()[1:]
-    assert line.startswith("b  unknown          status active (still running), the server answered")
-    assert summary.startswith("1 of 2 no longer running, 1 still running after 0.0 s: ")
-    assert code == 1
-
-
 async def test_json_is_an_object_for_each_alias_in_ascii(
     emulator: HoldingEmulator, command: Command
 ) -> None:
@@ -107,18 +95,6 @@ async def test_lines_are_written_as_outcomes_arrive(emulator: HoldingEmulator) -
         assert json.loads(await process.stdout.readline())["alias"] == "a"
     process.kill()
     await finish(process)
-
-
-async def test_an_invalid_key_ends_the_run_early_and_is_not_shown(
-    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BCTRL_API_KEY", "secret-1234567")
-    code, out, err = await command("stop", "--concurrency", "1", "ws", "a", "b")
-    assert [line.split()[1] for line in out.splitlines()[:2]] == ["rejected", "not_sent"]
-    assert "BCTRL_API_KEY" in out
-    assert "secret-1234567" not in out + err
-    assert err.startswith("bctrl-async: error: ended early: could not stop 'a': ")
-    assert (code, err.count("\n"), len(emulator.requests)) == (2, 1, 1)
 
 
 # CSV

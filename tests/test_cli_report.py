@@ -178,8 +178,6 @@ async def test_an_empty_list_is_an_error_unless_allowed(command: Command) -> Non
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (("1.jsonl", "--from", "gone.csv"), "cannot read gone.csv: No such file or directory"),
-        (("all.csv",), "the journal 'all.csv' cannot be used: it is not a journal"),
         (("1.jsonl", "--from", "1.jsonl"), "is not a target"),
         (("1.jsonl", "other.jsonl"), "it is of another server, https://other.test/v1"),
         (("1.jsonl", "--journal-max-age", "1s"), "old; the limit is 0:00:01"),
