@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from helpers import BOUND, wait_for_line
+from warm_server import program
 
 from bctrl_async.cli._app import app
 
@@ -75,6 +76,21 @@ def without_notices(err: str) -> str:
 def write(process: Process, text: str) -> None:
     assert process.stdin is not None
     process.stdin.write(text.encode())
+
+
+async def close_stdin(process: Process) -> tuple[int | None, str, str]:
+    """End the input of a process, and wait until it has ended."""
+    assert process.stdin is not None
+    process.stdin.close()
+    return await finish(process)
+
+
+async def stop_piped(content: str, *args: str, source: str = "-") -> tuple[int | None, str, str]:
+    """Run `stop` with targets in a pipe."""
+    files = {"stdin": asyncio.subprocess.PIPE}
+    process = await start(*program(), "stop", *args, "--from", source, **files)
+    write(process, content)
+    return await close_stdin(process)
 
 
 class Terminal:

@@ -1,4 +1,4 @@
-"""Targets that the command reads: CSV, JSON, files and pipes."""
+"""Targets that the command reads with `--from`: CSV, JSON, files, pipes and terminals."""
 
 from __future__ import annotations
 
@@ -7,47 +7,125 @@ import csv
 import io
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+import stat
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 import pytest
 import tables
+from commands import (
+    Terminal,
+    close_stdin,
+    finish,
+    outcomes_of,
+    start,
+    stop_piped,
+    until,
+    without_times,
+    write,
+)
+from helpers import Command, HoldingEmulator
 from hypothesis import given
 from hypothesis import strategies as st
+from warm_server import program
 
-from bctrl_async import BctrlConfigError, RuntimeRef
+from bctrl_async import BctrlConfigError
 from bctrl_async.cli import _lines, _targets
 from bctrl_async.cli._lines import MAX_LINE, BadLine, Item, LineParser
-from bctrl_async.cli._targets import WHOLE, Shard, _wait_readable
+from bctrl_async.cli._targets import WHOLE, _wait_readable
 
-A, B, C = (RuntimeRef("ws", alias) for alias in "abc")
-INPUTS = Path(__file__).with_name("inputs.jsonl")
+INPUTS = Path(__file__).with_name("inputs.jsonl").read_text("utf-8").splitlines()
 """What each input gives: targets, and lines that are none with their reasons."""
+MANY = "".join(f"ws,x{number}\n" for number in range(100))
+"""As many lines as are checked before the first request."""
+BAD_QUOTES = "a quote is missing, or a cell has several lines: export the two columns only"
+READ_ERROR = "bctrl-async: error: cannot read all targets: "
 
 
-def parse(data: bytes | str, chunks: Sequence[int] = ()) -> list[Item]:
-    """Return the items of an input that arrives in chunks of these lengths."""
-    parser = LineParser()
+@pytest.fixture
+def emulator(holding: HoldingEmulator) -> HoldingEmulator:
+    return holding
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file with three targets."""
+    path = tmp_path / "targets"
+    path.write_text("workspace_id,alias\nws,a\nws,b\nws,c\n")
+    return path
+
+
+def save(file: Path, content: str | bytes) -> None:
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+# What an input gives
+
+
+def gives(data: bytes) -> list[list[str] | str]:
+    """Return the items of a file; a fault after which nothing is read is the last."""
+    file, parser = io.BytesIO(data), LineParser()
     items: list[Item] = []
-    rest = data.encode(errors="surrogateescape") if isinstance(data, str) else data
-    for length in chunks:
-        chunk, rest = rest[:length], rest[length:]
-        if chunk:
-            items += parser.feed(chunk)
-    if rest:
-        items += parser.feed(rest)
-    return [*items, *parser.feed(b"")]
+    try:
+        while line := file.readline(MAX_LINE + 1):
+            items += parser.parse(line)
+        items += parser.parse(b"")
+    except BadLine as bad:
+        return [*map(plain, items), ended_by(bad)]
+    return [*map(plain, items)]
 
 
-def plain(items: Sequence[Item]) -> list[list[str] | str]:
-    return [f"{item!r}: {item}" if isinstance(item, BadLine) else list(item) for item in items]
+async def gives_as_a_pipe(data: bytes) -> list[list[str] | str]:
+    reader, writer = os.pipe()
+    writing = asyncio.create_task(asyncio.to_thread(write_all, writer, data))
+    items = _targets._read_pipe(reader, "the pipe", LineParser(), WHOLE, allow_empty=True)
+    found: list[list[str] | str] = []
+    try:
+        async for item in items:
+            found.append(plain(item))  # noqa: PERF401 - an error ends the loop.
+    except (OSError, BctrlConfigError) as error:
+        found.append(ended_by(error.__cause__))
+    os.close(reader)
+    await writing
+    return found
 
 
-@pytest.mark.parametrize("line", INPUTS.read_text("utf-8").splitlines())
+def write_all(file: int, data: bytes) -> None:
+    with suppress(BrokenPipeError), os.fdopen(file, "wb") as opened:
+        opened.write(data)
+
+
+def plain(item: Item) -> list[str] | str:
+    return f"{item!r}: {item}" if isinstance(item, BadLine) else list(item)
+
+
+def ended_by(bad: BaseException | None) -> str:
+    return f"{bad!r}: {bad}; nothing after it was read"
+
+
+def input_of(row: dict[str, object]) -> bytes:
+    """Return an input of the table, in which a text that is repeated is a pair."""
+    text = row["input"]
+    if isinstance(text, list):
+        text = "".join(part * times for part, times in text)
+    return str(text).encode(errors="surrogateescape")
+
+
+@pytest.mark.parametrize("line", INPUTS)
 def test_what_each_input_gives(line: str) -> None:
     row = json.loads(line)
-    assert plain(parse(row["input"])) == row["gives"]
-    assert plain(parse(row["input"], [1] * 600)) == row["gives"]
+    assert gives(input_of(row)) == row["gives"]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 65536])
+async def test_a_pipe_gives_the_same_in_whatever_parts_it_arrives(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(_targets, "_CHUNK", chunk)
+    for row in map(json.loads, INPUTS):
+        if len(data := input_of(row)) <= chunk * 500:
+            assert await gives_as_a_pipe(data) == row["gives"]
 
 
 def test_no_decoy_of_a_random_table_is_stopped_and_nothing_is_lost_silently() -> None:
@@ -55,18 +133,13 @@ def test_no_decoy_of_a_random_table_is_stopped_and_nothing_is_lost_silently() ->
     assert [found for seed in range(1000) if (found := tables.check(seed)[0]).isupper()] == []
 
 
-def broken(text: str) -> st.SearchStrategy[list[int]]:
-    """Return lengths of the chunks in which a text arrives."""
-    return st.lists(st.integers(1, 9), max_size=len(text.encode()))
-
-
 names = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=6)
 pairs = st.lists(st.tuples(names, names), min_size=1, max_size=6)
 
 
-@given(st.data(), pairs, st.sampled_from([None, 0, 2]), st.sampled_from(["array", "runtimes", ""]))
-def test_however_json_is_broken_the_targets_are_the_same(
-    data: st.DataObject, targets: list[tuple[str, str]], indent: int | None, form: str
+@given(pairs, st.sampled_from([None, 0, 2]), st.sampled_from(["array", "runtimes", ""]))
+def test_any_name_is_read_from_json(
+    targets: list[tuple[str, str]], indent: int | None, form: str
 ) -> None:
     values = [
         {"workspaceId": workspace, "alias": alias, "runtime": {"alias": [alias, workspace]}}
@@ -74,13 +147,13 @@ def test_however_json_is_broken_the_targets_are_the_same(
     ]
     document = {"runtimes": values} if form == "runtimes" else values
     text = json.dumps(document, indent=indent) if form else "\n".join(map(json.dumps, values))
-    assert parse(text, data.draw(broken(text))) == targets
+    assert gives(text.encode()) == [*map(list, targets)]
 
 
 @given(
     st.data(), pairs, st.sampled_from("\t,;"), st.permutations(["Alias", "note", "workspace_id"])
 )
-def test_however_csv_is_broken_the_targets_are_the_same(
+def test_any_name_is_read_from_csv(
     data: st.DataObject, targets: list[tuple[str, str]], delimiter: str, header: list[str]
 ) -> None:
     file = io.StringIO()
@@ -89,179 +162,26 @@ def test_however_csv_is_broken_the_targets_are_the_same(
     for workspace, alias in targets:
         note = data.draw(st.sampled_from(["", '"', f"ws{delimiter}a"]))
         rows.writerow({"workspace_id": workspace, "Alias": alias, "note": note})
-    text = file.getvalue()
-    assert parse(text, data.draw(broken(text))) == targets
+    assert gives(file.getvalue().encode()) == [*map(list, targets)]
 
 
-@given(st.binary(max_size=200), st.lists(st.integers(1, 9), max_size=50))
-def test_however_any_bytes_are_broken_the_targets_are_the_same(
-    data: bytes, chunks: list[int]
-) -> None:
-    assert plain(parse(data, chunks)) == plain(parse(data))
-
-
-LONG = MAX_LINE + 1
-
-
-@pytest.mark.parametrize("long", ["x" * LONG, 'ws,"' + "x" * LONG, "é" * LONG])
-@pytest.mark.parametrize("first", ["ws,a\n", '["ws", "a"]\n', ""])
-def test_nothing_is_read_after_a_line_that_is_too_long(first: str, long: str) -> None:
-    """Fault: a line of 40 MiB was held in memory, and copied at every chunk."""
-    *targets, bad = parse(f"{first}{long}\nws,b\n", [65536] * 100)
-    assert targets == ([A] if first else [])
-    assert isinstance(bad, BadLine)
-    assert str(bad) == "it is longer than 1 MiB; nothing after it was read"
-    assert bad.ends_input
-
-
-@pytest.mark.parametrize("chunk", [65536, 10 * LONG])
-def test_a_document_may_be_on_one_long_line(chunk: int) -> None:
+async def test_a_document_may_be_on_one_long_line() -> None:
     values = [["ws", f"é{number}"] for number in range(100_000)]
-    text = json.dumps(values, ensure_ascii=False)
-    assert len(text) > LONG
-    assert parse(f"\ufeff\n{text}", [chunk] * 100) == [tuple(value) for value in values]
+    data = f"\ufeff\n{json.dumps(values, ensure_ascii=False)}".encode()
+    assert len(data) > MAX_LINE
+    assert gives(data) == await gives_as_a_pipe(data) == values
 
 
-def test_a_document_that_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_document_that_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_lines, "MAX_DOCUMENT", 100)
-    text = json.dumps([["ws", f"r{number}"] for number in range(100)])
-    (bad,) = parse(text, [64] * 100)
-    assert str(bad).startswith("it is more than 64 MiB of JSON in one document")
+    data = b"[" + b'["ws", "a"],\n' * 100
+    (bad,) = gives(data)
+    assert str(bad).endswith('or ≤ 64 MiB of […] or {"runtimes": […]}; nothing after it was read')
+    assert await gives_as_a_pipe(data) == [bad]
 
 
-# Files
-
-
-def read(path: Path, *, allow_empty: bool = False, shard: Shard = WHOLE) -> list[Item]:
-    with path.open("rb") as file:
-        return _targets._read_file(
-            file, path.name, LineParser(), allow_empty=allow_empty, shard=shard
-        )
-
-
-def test_a_file_yields_its_targets_in_order_and_each_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "targets"
-    many = "".join(f"{number},ws,x{number}\n" for number in range(100))
-    file.write_text(f"x,workspace,alias\n{many}\nnonsense\n1,ws,b\n1,ws,c\n2,ws,b\n")
-    assert plain(read(file))[100:] == [
-        "'nonsense' on line 103: it has fewer columns than the first line",
-        ["ws", "b"],
-        ["ws", "c"],
-    ]
-    assert capsys.readouterr().err == "1 duplicate in targets, counted once\n"
-
-
-def test_a_bad_line_among_the_first_hundred_targets_is_an_error(tmp_path: Path) -> None:
-    file = tmp_path / "targets"
-    file.write_text("ws,a\n" * 99 + "\n# x\n" * 5 + "nonsense\n")
-    with pytest.raises(BctrlConfigError, match="'nonsense' on line 110 is not a target"):
-        read(file)
-    file.write_text("ws,a\n" * 100 + "nonsense\n")
-    assert len(read(file)) == 2
-
-
-def test_a_fault_that_ends_the_input_is_an_error_on_any_line(tmp_path: Path) -> None:
-    file = tmp_path / "targets"
-    file.write_text("ws,a\n" * 1000 + 'ws,"b\nws,c\n')
-    with pytest.raises(BctrlConfigError, match="on line 1001 is not a target: a quote is missing"):
-        read(file)
-
-
-# Pipes
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
+async def test_waiting_for_a_pipe_can_be_cancelled_as_it_becomes_readable() -> None:
     reader, writer = os.pipe()
-    yield reader, writer
-    for end in (reader, writer):
-        try:
-            os.close(end)
-        except OSError:
-            assert end == writer  # A test may have closed it.
-
-
-def read_pipe(file: int, *, allow_empty: bool = False) -> AsyncIterator[Item]:
-    return _targets._read_pipe(file, "the pipe", LineParser(), allow_empty=allow_empty, shard=WHOLE)
-
-
-async def test_a_line_of_a_pipe_is_used_before_the_next_arrives(pipe: tuple[int, int]) -> None:
-    reader, writer = pipe
-    items = read_pipe(reader)
-    for target in (A, B):
-        os.write(writer, f"ws,{target.alias}\n".encode())
-        assert await anext(items) == target
-    os.write(writer, b"nonsense\n")
-    assert isinstance(await anext(items), BadLine)
-    os.write(writer, b"ws,c\n")
-    assert await anext(items) == C
-
-
-async def test_a_pipe_ends_at_a_fault_after_which_nothing_is_read(pipe: tuple[int, int]) -> None:
-    reader, writer = pipe
-    os.write(writer, b'ws,a\nws,"b\nws,c\n')
-    first, bad = [item async for item in read_pipe(reader)]
-    assert first == A
-    assert isinstance(bad, BadLine)
-    assert bad.ends_input
-
-
-async def test_a_pipe_that_begins_with_a_fault_is_an_error(pipe: tuple[int, int]) -> None:
-    reader, writer = pipe
-    os.write(writer, b"<!DOCTYPE html>\nws,a\n")
-    with pytest.raises(BctrlConfigError, match="on line 1 is not a target: it is no header"):
-        await anext(read_pipe(reader))
-
-
-async def test_a_pipe_without_targets_is_an_error_unless_allowed(pipe: tuple[int, int]) -> None:
-    reader, writer = pipe
-    os.write(writer, b"workspace,alias\n")
-    os.close(writer)
-    with pytest.raises(BctrlConfigError, match="there are no targets in the pipe"):
-        await anext(read_pipe(reader))
-    assert [item async for item in read_pipe(reader, allow_empty=True)] == []
-
-
-async def test_a_character_can_arrive_in_two_parts(pipe: tuple[int, int]) -> None:
-    reader, writer = pipe
-    first, second = "é".encode()[:1], "é".encode()[1:]
-    os.write(writer, b"ws,a\n" * 100 + b"ws," + first)
-    items = read_pipe(reader)
-    assert [await anext(items) for _ in range(100)] == [A] * 100
-    os.write(writer, second + b"\n")
-    assert await anext(items) == RuntimeRef("ws", "é")
-    await items.aclose()  # type: ignore[attr-defined]
-
-
-async def test_a_pipe_is_read_beyond_its_capacity(pipe: tuple[int, int]) -> None:
-    reader, writer = pipe
-    count = 30_000
-
-    def write() -> None:
-        with os.fdopen(os.dup(writer), "wb") as file:
-            file.writelines(b"ws,runtime-%d\n" % number for number in range(count))
-        os.close(writer)
-
-    writing = asyncio.create_task(asyncio.to_thread(write))
-    found = [item async for item in read_pipe(reader)]
-    await writing
-    assert found == [RuntimeRef("ws", f"runtime-{number}") for number in range(count)]
-
-
-async def test_a_regular_file_can_be_read_as_a_pipe(tmp_path: Path) -> None:
-    file = tmp_path / "targets"
-    file.write_bytes(b"ws,a\nws,b\n")
-    number = os.open(file, os.O_RDONLY)
-    assert [item async for item in read_pipe(number)] == [A, B]
-    os.close(number)
-
-
-async def test_waiting_for_a_pipe_can_be_cancelled_as_it_becomes_readable(
-    pipe: tuple[int, int],
-) -> None:
-    reader, writer = pipe
     waiting = asyncio.create_task(_wait_readable(reader))
     await asyncio.sleep(0)
     os.write(writer, b"x")
@@ -270,3 +190,250 @@ async def test_waiting_for_a_pipe_can_be_cancelled_as_it_becomes_readable(
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert not asyncio.get_running_loop().remove_reader(reader)
+    os.close(reader)
+    os.close(writer)
+
+
+# Lines that are not targets
+
+
+async def test_a_late_bad_line_is_rejected_and_the_others_are_stopped_each_once(
+    emulator: HoldingEmulator, command: Command, file: Path
+) -> None:
+    for number in range(100):
+        emulator.add_runtime("ws", f"x{number}")
+    many = MANY.replace("\n", "\r\n").encode()
+    save(
+        file,
+        b"\xef\xbb\xbfworkspace_id,alias\r\n" + many + b"\r\na,b,c\r\nws,caf\xe9\r\nws,b\r\nws,b",
+    )
+    code, out, err = await command("stop", "--from", file)
+    bad, undecodable, account = out.splitlines()
+    assert bad == (
+        "'a,b,c' on line 103           rejected         invalid target 'a,b,c' on line 103: "
+        "it has more columns than the first line"
+    )
+    assert undecodable.startswith("'ws,caf\\udce9' on line 104    rejected  ")
+    assert without_times(account) == (
+        "101 of 103 no longer running, 2 invalid after 0.0 s: 101 stopped, 2 rejected"
+    )
+    assert (code, err) == (1, f"1 duplicate in {file}, counted once\n")
+    assert emulator.received["ws", "b"] == 1
+
+    _, out, _ = await command("stop", "-o", "json", "--from", file)
+    found = {outcome["index"]: outcome["alias"] for outcome in outcomes_of(out)}
+    assert [found[index] for index in (0, 100, 102)] == ["x0", "'a,b,c' on line 103", "b"]
+
+
+async def test_a_bad_line_among_the_first_hundred_targets_is_an_error(
+    command: Command, file: Path
+) -> None:
+    save(file, MANY.removesuffix("ws,x99\n") + "\n# x\n" * 5 + "nonsense\n")
+    code, _, err = await command("stop", "--dry-run", "--from", file)
+    assert "'nonsense' on line 110 is not a target" in err
+    assert code == 2
+
+
+async def test_after_ten_bad_lines_only_their_number_is_printed(
+    emulator: HoldingEmulator, command: Command, file: Path
+) -> None:
+    """Fault: a file whose second half was garbage filled the screen, a line for each."""
+    save(file, MANY + "nonsense\n" * 50)
+    code, out, err = await command("stop", "--ignore-not-found", "--from", file)
+    assert out.count("'nonsense' on line") == 2 * 10
+    assert (code, err) == (1, "40 more invalid targets are not shown\n")
+    assert emulator.received.total() == 100
+
+    code, out, err = await command("stop", "--dry-run", "--from", file)
+    assert err.count("nonsense") == 10
+    assert err.endswith("Dry run: 100 to stop, 50 invalid\n")
+    assert code == 1
+
+
+@pytest.mark.parametrize("option", [(), ("--dry-run",)])
+async def test_a_fault_after_which_nothing_is_read_stops_nothing_of_a_file(
+    emulator: HoldingEmulator, command: Command, file: Path, option: tuple[str, ...]
+) -> None:
+    save(file, f'{MANY}ws,"open\n{MANY}')
+    code, out, err = await command("stop", *option, "--from", file)
+    assert f"""'ws,"open' on line 101 is not a target: {BAD_QUOTES}. Nothing was stopped""" in err
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert emulator.requests == []
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(
+    emulator: HoldingEmulator, output: str
+) -> None:
+    """Fault: the summary did not tell that half of the targets were never read."""
+    text = MANY + "nonsense\n" * 20 + 'ws,"open\nws,decoy\n'
+    args = ("--ignore-not-found", "-o", output)
+    code, out, err = await stop_piped(text, *args)
+    assert f"""{READ_ERROR}'ws,"open' on line 121 is not a target: {BAD_QUOTES}\n""" in err
+    assert "100 of 120 no longer running, 20 invalid after " in out + err
+    assert "; the input was not read to its end\n" in out + err
+    assert code == 1
+    assert {alias for _, alias in emulator.received} == {f"x{number}" for number in range(100)}
+
+
+async def test_a_dry_run_of_a_pipe_with_a_fault_exits_with_1() -> None:
+    code, out, err = await stop_piped('ws,a\nws,"open\n', "--dry-run")
+    assert err == f"""{READ_ERROR}'ws,"open' on line 2 is not a target: {BAD_QUOTES}\n"""
+    assert (code, out) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "it is not UTF-8, or has a control character"),
+        ("ws,a\nws,b\n".encode("utf-16"), "it is not UTF-8, or has a control character"),
+        (
+            b"\n<!DOCTYPE html>\n<p>Log in",
+            "' on line 2 is not a target: it is no header and no pair",
+        ),
+        (b"ws,a\n\nws,c,d\nws,c\n", "'ws,c,d' on line 3 is not a target: it has more columns"),
+        (b'workspace,alias,note\nws,a,"x\ny"\n', "export the two columns only"),
+        (b'{\n"alias": "a"\n}\n{\n"alias": "b"\n}\n', "expected JSON Lines (jq -c)"),
+    ],
+)
+async def test_input_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
+    emulator: HoldingEmulator, command: Command, file: Path, content: bytes, reason: str
+) -> None:
+    """Fault: `--from` with an image printed a line for each of its lines, and sent some of them."""
+    save(file, content)
+    code, out, err = await command("stop", "--from", file)
+    assert reason in err
+    assert err.count("\n") == err.count("Nothing was stopped") == 1
+    assert err.removesuffix("\n").isprintable()
+    assert (code, out) == (2, "")
+    assert emulator.requests == []
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)], ids=["stop", "dry run"])
+async def test_a_pipe_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
+    emulator: HoldingEmulator, dry_run: tuple[str, ...]
+) -> None:
+    code, out, err = await stop_piped("<!DOCTYPE html>\nws,a\n", *dry_run)
+    assert err.startswith("bctrl-async: error: stdin: '<!DOCTYPE html>' on line 1 is not a target:")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert emulator.requests == []
+
+
+@pytest.mark.parametrize("content", ["\n# none tonight\n", "workspace,alias\n", "[]"])
+async def test_an_empty_input_exits_with_2_unless_allowed(
+    emulator: HoldingEmulator, command: Command, file: Path, content: str
+) -> None:
+    """Fault: a pipe whose writer had failed before its first line was a success."""
+    save(file, content)
+    advice = "Add --allow-empty if that may be so\n"
+    found = await command("stop", "--from", file)
+    assert found == (2, "", f"bctrl-async: error: there are no targets in {file}. {advice}")
+    refused = await stop_piped(content)
+    assert refused == (2, "", f"bctrl-async: error: there are no targets in stdin. {advice}")
+
+    for code, out, _ in (
+        await command("stop", "--allow-empty", "--from", file),
+        await stop_piped(content, "--allow-empty"),
+    ):
+        assert (code, without_times(out)) == (0, "0 of 0 no longer running after 0.0 s\n")
+    assert emulator.requests == []
+
+
+# Files, pipes and terminals
+
+
+@pytest.mark.parametrize("name", ["stdin", "./stdin", "./-"])
+async def test_only_a_dash_is_stdin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Fault: a file with the name of stdin was not read, but stdin was."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("ws,of-the-file\n")
+    _, out, _ = await stop_piped("ws,of-stdin\n", "--dry-run", source=name)
+    assert json.loads(out)["alias"] == "of-the-file"
+
+
+async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
+    emulator: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: a pipe was read to its end where a folder was named like it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").mkdir()
+    process = await start(*program(), "stop", "-q", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    for alias in "abc":
+        write(process, f"ws,{alias}\n")
+        await until(lambda alias=alias: emulator.status("ws", alias) == "stopped")  # type: ignore[misc]
+    assert process.returncode is None
+    assert await close_stdin(process) == (0, "", "")
+
+
+async def test_stdin_can_be_a_file(emulator: HoldingEmulator, file: Path) -> None:
+    number = os.open(file, os.O_RDONLY)
+    process = await start(*program(), "stop", "-q", "--from", "-", stdin=number)
+    os.close(number)
+    assert await finish(process) == (0, "", "")
+    assert emulator.received.total() == 3
+
+
+async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
+    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault: `--from -` waited for a terminal without a word."""
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.fd)
+    process = await start(*program(), "stop", "--from", "-", **streams)
+    await terminal.until("Reading targets from the terminal, a line each; end with Ctrl-D\n")
+    os.write(terminal._master, b"ws,a\n")
+    await until(lambda: emulator.status("ws", "a") == "stopped")
+    os.write(terminal._master, b"ws,b\n\x04")
+    assert (await finish(process))[0] == 0
+    assert without_times(await terminal.rest()) == (
+        "Reading targets from the terminal, a line each; end with Ctrl-D\n"
+        "ws,a\nws,b\n"
+        "2 of 2 no longer running after 0.0 s: 2 stopped\n"
+    )
+
+
+async def test_closed_stdin_is_a_usage_error() -> None:
+    closing = ("/bin/sh", "-c", 'exec "$@" <&-', "sh")
+    finished = await finish(await start(*closing, *program(), "stop", "--from", "-"))
+    assert finished == (2, "", "bctrl-async: error: cannot read stdin: it is closed\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("missing", "No such file or directory"), (".", "Is a directory")]
+)
+async def test_an_unreadable_file_is_a_usage_error(
+    command: Command, tmp_path: Path, name: str, why: str
+) -> None:
+    error = f"bctrl-async: error: cannot read {tmp_path / name}: {why}\n"
+    assert await command("stop", "--from", tmp_path / name) == (2, "", error)
+
+
+@pytest.mark.usefixtures("holding")
+async def test_a_pipe_that_fails_later_exits_with_1(
+    command: Command, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO)
+    with FileIO(file, "w") as write_only:
+        monkeypatch.setattr("sys.stdin", write_only)
+        code, out, err = await command("stop", "--from", "-")
+    assert without_times(out) == (
+        "0 of 0 no longer running after 0.0 s; the input was not read to its end\n"
+    )
+    assert (code, err) == (1, f"{READ_ERROR}Bad file descriptor\n")
+
+
+async def test_a_list_that_is_written_anew_while_it_is_stopped_is_stopped_as_it_was(
+    emulator: HoldingEmulator, file: Path
+) -> None:
+    """Fault: a part of a row was stopped."""
+    emulator.held.add("a")
+    process = await start(*program(), "stop", "-q", "--concurrency", "1", "--from", file)
+    await until(lambda: emulator.status("ws", "a") == "stopped")
+    save(file, "ws,other")
+    emulator.held.clear()
+    code, _, err = await finish(process)
+    assert (code, err) == (0, "")
+    assert [request.alias for request in emulator.stops] == ["a", "b", "c"]

@@ -1,12 +1,12 @@
 """The lines of an input, each of which is a target: CSV or JSON, parsed without I/O."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator
 
 import msgspec
 
-from bctrl_async import RuntimeRef, StopOutcome
+from bctrl_async import RuntimeRef
 
 MAX_LINE = 2**20
 """Bytes of a line."""
@@ -14,221 +14,150 @@ MAX_DOCUMENT = 2**26
 """Bytes of a JSON document, which is read whole."""
 
 _MAX_SHOWN = 60
-_DELIMITERS = "\t;,"
-_WORKSPACE_NAMES = ("workspaceid", "workspace")
-_ALIAS_NAMES = ("alias", "name")
-_PAIR = 2
-_BOM = "\ufeff"
-_NOT_JSON = (msgspec.DecodeError, ValueError, RecursionError)
-_DOCUMENT = 'JSON is a value on each line (jq -c), an array, or {"runtimes": […]}'
+_WORKSPACE_KEYS = ("workspace_id", "workspaceId", "workspaceid", "workspace")
+_KEYS = {"workspace_id": _WORKSPACE_KEYS, "alias": ("alias", "name")}
+_NO_VALUE = "it is no JSON object or pair"
 _BAD_QUOTES = "a quote is missing, or a cell has several lines: export the two columns only"
-_CELL = r' *"((?:[^"]|"")*+)" *|([^"{0}]*+)'
-_ROWS = {
-    delimiter: (
-        re.compile(rf"(?:{cell})(?:{delimiter}(?:{cell}))*+").fullmatch,
-        re.compile(rf"(?:\A|{delimiter})(?:{cell})").findall,
-    )
-    for delimiter in _DELIMITERS
-    if (cell := _CELL.format(delimiter))
-}
-
+_DOCUMENT = 'expected JSON Lines (jq -c), or ≤ 64 MiB of […] or {"runtimes": […]}'
+_UNREADABLE = "it is not UTF-8, or has a control character: save the file as UTF-8"
 _is_name = re.compile(r"[\w.-]+").fullmatch
-_is_separator = re.compile(r"sep=[\t;,]").fullmatch
-_find_control = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]").search
-_unescaped_quotes = re.compile(r'(?<!\\)(?:\\\\)*"').findall
-_plain = re.compile(r"[\s_]").sub
+_find_unreadable = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\udc80-\udcff]").search
 
 
-class BadLine(ValueError):  # noqa: N818 - it takes the place of a target, and is not raised.
+class BadLine(ValueError):  # noqa: N818 - it is raised only if nothing after it can be read.
     """A line that is not a target; the bulk stop rejects it and shows its repr and its reason."""
 
-    def __init__(self, place: str, text: str, reason: str, *, ends_input: bool = False) -> None:
-        super().__init__(f"{reason}{'; nothing after it was read' * ends_input}")
-        self._place = place
-        self._text = text[:_MAX_SHOWN]
-        self.reason = reason
-        self.ends_input = ends_input
+    def __init__(self, place: str, text: str, reason: str) -> None:
+        super().__init__(reason)
+        self._shown = f"{text[:_MAX_SHOWN]!r} {place}"
 
     def __repr__(self) -> str:
-        return f"{self._text!r} {self._place}"
+        return self._shown
 
 
 Item = RuntimeRef | BadLine
 
 
-def ends_input(outcome: StopOutcome) -> bool:
-    """Return True if this is the outcome of a bad line after which nothing is read."""
-    bad = None if outcome.error is None else outcome.error.__cause__
-    return isinstance(bad, BadLine) and bad.ends_input
-
-
-class _Layout(NamedTuple):
-    """The columns of a table, by its first line."""
-
-    delimiter: str
-    workspace: int | None
-    alias: int
-    width: int
-    header: Sequence[str] | None = None
-
-
 class LineParser:
-    """A parser of an input that is fed bytes as they arrive.
-
-    The first line that is not blank, a comment or `sep=;` decides about the format.
-
-    Args:
-        workspace: The workspace of lines that have none: a table of one column, its aliases.
-        is_only: A line of another workspace is not a target.
-    """
+    """A parser of lines; the first that is not blank, a comment or `sep=;` decides the format."""
 
     def __init__(self, workspace: str | None = None, *, is_only: bool = False) -> None:
         self._workspace = workspace
         self._is_only = is_only
-        self.ended = False
-        """True once nothing more is read."""
-        self._rest = b""
         self._number = 0
-        self._layout = _Layout(",", 0, 1, _PAIR)
-        self._parse: Callable[[str], Item | None] | None = None
+        self._parse: Callable[[str], Item | None] = self._begin_table
+        self._delimiter, self._columns, self._header = ",", [*_KEYS], list[str]()
         self._document: bytearray | None = None
 
-    def feed(self, data: bytes) -> Iterator[Item]:
-        """Yield the items that these bytes complete; b"" is the end of the input."""
+    def parse(self, line: bytes) -> Iterator[Item]:
+        """Yield the items of a line, or of a part of it that exceeds MAX_LINE; b"" is the end."""
         if self._document is not None:
-            self._document += data
-        elif not self.ended:
-            yield from self._feed_lines(data)
-        if self._document is not None and not self.ended:
-            if len(self._document) > MAX_DOCUMENT:
-                yield self._end("", "it is more than 64 MiB of JSON in one document")
-            elif not data:
-                yield from self._read_document(bytes(self._document))
-
-    def _feed_lines(self, data: bytes) -> Iterator[Item]:
-        text = self._rest + data
-        *lines, self._rest = text.split(b"\n")
-        is_last = not data or len(self._rest) > MAX_LINE
-        position = 0
-        for line in (*lines, *[self._rest] * is_last):
-            self._number += 1
-            if (item := self._read(line)) is not None:
+            self._document += line
+            if not line or len(self._document) > MAX_DOCUMENT:
+                yield from self._read_document(self._document)
+            return
+        self._number += 1
+        text = line.decode(errors="surrogateescape").removeprefix("\ufeff").strip(" \r\n")
+        if text[:1] in {"[", "{"} and self._parse == self._begin_table:
+            self._parse = lambda text: self._to_item(text, _decode(text))
+            if isinstance(self._to_item("", _decode(text)), BadLine):
+                self._document = bytearray(line.removeprefix(BOM_UTF8))
+                return
+        if len(line) > MAX_LINE:
+            raise self._bad(text, "it is longer than 1 MiB")
+        if text and not text.isspace() and text[0] != "#":
+            item = self._parse(text)
+            if item is not None:
                 yield item
-            if self.ended:
-                return
-            if self._document is not None:
-                self._document += text[position:]
-                return
-            position += len(line) + 1
 
-    def _read(self, line: bytes) -> Item | None:
-        """Return the item of a line; None if it has none, or if it begins a document."""
-        if len(line) > MAX_LINE and not (self._parse is None and line.lstrip()[:1] in {b"[", b"{"}):
-            return self._end(line[:_MAX_SHOWN].decode(errors="replace"), "it is longer than 1 MiB")
-        try:
-            # A document may be cut off within a character, and is decoded later.
-            text = line.decode(errors="ignore" if len(line) > MAX_LINE else "strict")
-        except UnicodeDecodeError:
-            shown = line.decode(errors="replace").strip()
-            reason = "it is not UTF-8: save the file as UTF-8"
-            return self._end(shown, reason) if self._parse is None else self._bad(shown, reason)
-        text = text.removeprefix(_BOM).strip(" \r")
-        if not text or text.isspace() or text[0] == "#":
-            return None
-        return self._begin(text) if self._parse is None else self._parse(text)
+    def _read_document(self, document: bytearray) -> Iterator[Item]:
+        value = _decode(document) if len(document) <= MAX_DOCUMENT else None
+        values = value.get("runtimes", [value]) if isinstance(value, dict) else value
+        if not isinstance(values, list):
+            raise self._bad(document.decode(errors="replace").strip(), _DOCUMENT)
+        for number, each in enumerate(values, start=1):
+            yield self._to_item(msgspec.json.encode(each).decode(), each, f"in item {number}")
 
-    def _begin(self, text: str) -> Item | None:
-        """Decide about the format by the first line, and return its item if it has one."""
-        if text[0] in "[{":
-            self._parse = self._json
-            try:
-                value = msgspec.json.decode(text)
-            except _NOT_JSON:
-                value = None
-            # A whole object that is not a list is a line, and no other text can begin it.
-            if self._is_target(value) or (isinstance(value, dict) and "runtimes" not in value):
-                return self._json(text)
-            self._document = bytearray()
-            return None
-        if _is_separator(text):
+    def _begin_table(self, text: str) -> Item | None:
+        """Find the columns of a table by its first line; return its item if it has one."""
+        if re.fullmatch(r"sep=[\t;,]", text):
             return None
         self._parse = self._row
-        layout = _find_layout(text, has_workspace=self._workspace is not None)
-        if isinstance(layout, str):
-            return self._end(text, layout)
-        self._layout = layout
-        return None if layout.header else self._row(text)
+        rows = {d: cells for d in "\t;," if (cells := _cells(text, d))}
+        is_list = self._workspace is not None and all(len(cells) == 1 for cells in rows.values())
+        for delimiter, cells in rows.items():
+            columns = [re.sub(r"[\s_]", "", cell).lower() for cell in cells]
+            missing = [key for key, keys in _KEYS.items() if not set(keys) & set(columns)]
+            if not missing or (is_list and missing == ["workspace_id"]):
+                self._delimiter, self._columns, self._header = delimiter, columns, cells
+                return None
+            if len(missing) == 1:
+                raise self._bad(text, f"the header has no column {missing[0]}")
+        # Prose often has one comma, but no id has a space.
+        pairs = [d for d, cells in rows.items() if len(cells) == len(_KEYS) and " " not in cells[0]]
+        if is_list:
+            self._delimiter, self._columns = "\t", ["alias"]
+        elif len(pairs) == 1:
+            self._delimiter = pairs[0]
+        elif rows:
+            reasons = {
+                _UNREADABLE: _find_unreadable(text),
+                "two delimiters fit: add a header, or quote the alias": pairs,
+                "it has no workspace: a list of aliases needs WORKSPACE": _is_name(text),
+                "it is no header and no pair: expected WORKSPACE,ALIAS or JSON": True,
+            }
+            raise self._bad(text, next(reason for reason, is_so in reasons.items() if is_so))
+        return self._row(text)
 
     def _row(self, text: str) -> Item | None:
-        layout = self._layout
-        cells = _cells(text, layout.delimiter)
+        cells = _cells(text, self._delimiter)
         if cells is None:
-            return self._end(text, _BAD_QUOTES)
+            raise self._bad(text, _BAD_QUOTES)
         # Joined files have a header each, and a spreadsheet has rows of empty cells.
-        is_whole = len(cells) == layout.width
-        if cells == layout.header or not (any(cells) or ('"' in text and not is_whole)):
+        if cells == self._header or not any(cells):
             return None
-        if not is_whole:
-            few = "fewer" if len(cells) < layout.width else "more"
+        if len(cells) != len(self._columns):
+            few = "fewer" if len(cells) < len(self._columns) else "more"
             return self._bad(text, f"it has {few} columns than the first line")
-        if _find_control(text):
-            return self._bad(text, "it contains a control character")
-        workspace_id = None if layout.workspace is None else cells[layout.workspace]
-        return self._to_item(self._place, text, [workspace_id, cells[layout.alias]])
+        # Of two columns with the same name, the first counts.
+        return self._to_item(text, dict(zip(self._columns[::-1], cells[::-1], strict=True)))
 
-    def _json(self, text: str) -> Item:
-        try:
-            return self._to_item(self._place, text, msgspec.json.decode(text))
-        except _NOT_JSON:
-            if len(_unescaped_quotes(text)) % 2:
-                return self._end(text, "a quote is not closed on this line")
-            return self._bad(text, "it is not JSON")
-
-    def _read_document(self, data: bytes) -> Iterator[Item]:
-        try:
-            value = msgspec.json.decode(data.removeprefix(_BOM.encode()))
-        except _NOT_JSON:
-            value = None
-        values = value.get("runtimes") if isinstance(value, dict) else value
-        if not isinstance(values, list):
-            yield self._end(data[:_MAX_SHOWN].decode(errors="replace").strip(), _DOCUMENT)
-            return
-        for number, value in enumerate(values, start=1):
-            text = "" if self._is_target(value) else msgspec.json.encode(value).decode()
-            yield self._to_item(f"in item {number}", text, value)
-
-    def _is_target(self, value: object) -> bool:
-        return isinstance(self._to_item("", "", value), RuntimeRef)
-
-    def _to_item(self, place: str, text: str, value: object) -> Item:
-        """Return the target that a JSON value or a pair is, or a bad line."""
+    def _to_item(self, text: str, value: object, place: str | None = None) -> Item:
+        """Return the target that a row or a JSON value is, or a bad line."""
         match value:
             case [workspace_id, alias]:
                 pass
             case dict():
-                workspace_id = _first(value, "workspace_id", "workspaceId", "workspace")
-                alias = _first(value, "alias", "name")
+                workspace_id = next((value[key] for key in _WORKSPACE_KEYS if key in value), None)
+                alias = value.get("alias", value.get("name"))
             case _:
-                return BadLine(place, text, "it is neither an object nor a pair")
-        if workspace_id is None:
-            workspace_id = self._workspace
-        reason = _reason("workspace id", workspace_id) or _reason("alias", alias)
-        if reason is None and self._is_only and workspace_id != self._workspace:
-            reason = f"it names another workspace than {self._workspace}"
-        if reason is not None:
-            return BadLine(place, text, reason)
+                # The rest of a string could be on the next lines.
+                if text.replace(r"\\", "").replace(r"\"", "").count('"') % 2:
+                    raise self._bad(text, "a quote is not closed on this line")
+                reason = _UNREADABLE if _find_unreadable(text) else _NO_VALUE
+                return self._bad(text, reason, place)
+        workspace_id = self._workspace if workspace_id is None else workspace_id
+        for name, kind in ((workspace_id, "workspace id"), (alias, "alias")):
+            if not (isinstance(name, str) and name):
+                problem = "missing" if name is None else "not text" if name else "empty"
+                return self._bad(text, f"the {kind} is {problem}", place)
+        # A tab in a name is a control character; elsewhere, it may delimit cells.
+        if _find_unreadable(text + f"{workspace_id}{alias}".replace("\t", "\0")):
+            return self._bad(text, _UNREADABLE, place)
+        if self._is_only and workspace_id != self._workspace:
+            return self._bad(text, f"it names another workspace than {self._workspace}", place)
         return RuntimeRef(str(workspace_id), str(alias))
 
-    @property
-    def _place(self) -> str:
-        return f"on line {self._number}"
+    def _bad(self, text: str, reason: str, place: str | None = None) -> BadLine:
+        return BadLine(place or f"on line {self._number}", text, reason)
 
-    def _bad(self, text: str, reason: str) -> BadLine:
-        return BadLine(self._place, text, reason)
 
-    def _end(self, text: str, reason: str) -> BadLine:
-        self.ended = True
-        return BadLine(self._place, text, reason, ends_input=True)
+def _decode(text: str | bytearray) -> object:
+    """Return a JSON value, None if it is none."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
 
 
 def _cells(text: str, delimiter: str) -> list[str] | None:
@@ -236,55 +165,8 @@ def _cells(text: str, delimiter: str) -> list[str] | None:
     if '"' not in text:
         return [cell.strip(" ") for cell in text.split(delimiter)]
     # The csv module keeps spaces after a cell, and takes a quote within one for a character.
-    is_row, find_cells = _ROWS[delimiter]
-    if not is_row(text):
+    pattern = r'((?:\A|{0}) *(?:"((?:[^"]|"")*+)"|([^"{0}]*+)) *(?={0}|\Z))'
+    cells = re.findall(pattern.replace("{0}", delimiter), text)
+    if sum(len(whole) for whole, _, _ in cells) < len(text):
         return None
-    return [quoted.replace('""', '"') or plain.strip(" ") for quoted, plain in find_cells(text)]
-
-
-def _find_layout(  # noqa: PLR0911 - a table of rules.
-    text: str, *, has_workspace: bool
-) -> _Layout | str:
-    """Return the layout that the first line shows, or the reason if it shows none."""
-    rows = [(delimiter, _cells(text, delimiter) or []) for delimiter in _DELIMITERS]
-    if not any(cells for _, cells in rows):
-        return _BAD_QUOTES
-    if has_workspace and all(len(cells) == 1 for _, cells in rows):
-        cells = rows[0][1]
-        is_header = _column(cells, _ALIAS_NAMES) is not None
-        return _Layout(_DELIMITERS[0], None, 0, 1, cells if is_header else None)
-    for delimiter, cells in rows:
-        workspace, alias = _column(cells, _WORKSPACE_NAMES), _column(cells, _ALIAS_NAMES)
-        if workspace is not None and alias is not None:
-            return _Layout(delimiter, workspace, alias, len(cells), cells)
-        if workspace is not None or alias is not None:
-            return f"the header has no column {'alias' if alias is None else 'workspace_id'}"
-    # Prose often has one comma, but no id has a space.
-    fitting = [d for d, cells in rows if len(cells) == _PAIR and " " not in cells[0]]
-    if len(fitting) == 1:
-        return _Layout(fitting[0], 0, 1, _PAIR)
-    if fitting:
-        return "two delimiters fit: add a header, or quote the alias"
-    if _is_name(text):
-        return "it has no workspace: a list of aliases needs WORKSPACE"
-    return "it is no header and no pair: expected WORKSPACE,ALIAS or JSON"
-
-
-def _column(cells: Sequence[str], names: Sequence[str]) -> int | None:
-    """Return the index of the first of these columns, whatever its case, spaces and underlines."""
-    plain = [_plain("", cell).lower() for cell in cells]
-    return next((plain.index(name) for name in names if name in plain), None)
-
-
-def _first(value: Mapping[object, object], *keys: str) -> object:
-    return next((value[key] for key in keys if key in value), None)
-
-
-def _reason(kind: str, name: object) -> str | None:
-    """Return the reason why a value is not a name, None if it is one."""
-    if not isinstance(name, str):
-        return f"the {kind} is {'missing' if name is None else 'not text'}"
-    if not name:
-        return f"the {kind} is empty"
-    is_plain = name.isprintable() or not ("\t" in name or _find_control(name))
-    return None if is_plain else f"the {kind} contains a control character"
+    return [quoted.replace('""', '"') or plain.strip(" ") for _, quoted, plain in cells]

@@ -245,9 +245,11 @@ def _print_csv(output: Output, workspace: str, runtimes: Iterable[Runtime]) -> I
         row = io.StringIO()
         writer = csv.DictWriter(row, _COLUMNS, extrasaction="ignore", lineterminator="")
         writer.writerow(_fields(workspace, runtime))
-        written = f"{header}\n{row.getvalue()}\n".encode(output.encoding, "backslashreplace")
+        parser, encoding = LineParser(), output.encoding
+        lines = [text.encode(encoding, "backslashreplace") for text in (header, row.getvalue())]
+        read = [item for line in lines for item in parser.parse(line)]
         # Another name in the file would be another runtime.
-        if [*LineParser().feed(written)] == [RuntimeRef(workspace, runtime.alias)]:
+        if read == [RuntimeRef(workspace, runtime.alias)]:
             output.print_result(row.getvalue(), exact=True)
         else:
             yield f"could not list {quote(runtime.alias)}: CSV cannot carry it. Use -o json"

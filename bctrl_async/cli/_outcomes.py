@@ -8,7 +8,6 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from bctrl_async import BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopResult
-from bctrl_async.cli._lines import ends_input
 from bctrl_async.cli._output import (
     MAX_SHOWN,
     Output,
@@ -76,8 +75,6 @@ class OutcomePrinter:
     def _detail(self, outcome: StopOutcome) -> str | None:
         """Return the text of a line, None if there is none for this target."""
         if outcome.state is RuntimeState.INVALID and not self._prints_all:
-            if ends_input(outcome):
-                return _describe(outcome)
             self._invalid += 1
             return _describe(outcome) if self._invalid <= MAX_SHOWN else None
         if outcome.state in {RuntimeState.INVALID, RuntimeState.NOT_RUNNING}:

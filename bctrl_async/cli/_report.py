@@ -10,11 +10,10 @@ from msgspec.structs import replace
 
 from bctrl_async import BctrlConfigError, RuntimeState, StopResult
 from bctrl_async.cli import _options as opt
-from bctrl_async.cli._lines import BadLine, Item
+from bctrl_async.cli._lines import BadLine, Item, LineParser
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import (
     FAILED,
-    INPUT_LEFT,
     MAX_SHOWN,
     Output,
     format_counts,
@@ -69,7 +68,7 @@ def report(
     )
     targets, bad = None, list[BadLine]()
     if file is not None:
-        items = open_targets(file, allow_empty=allow_empty, workspace=workspace)
+        items = open_targets(file, LineParser(workspace), allow_empty=allow_empty)
         try:
             listed = dict.fromkeys(asyncio.run(_collect(items)))
         except OSError as error:
@@ -86,13 +85,12 @@ def report(
         done += outcome.ok
         printer.print(outcome)
     printer.finish()
-    for line in (*bad[:MAX_SHOWN], *(line for line in bad[MAX_SHOWN:] if line.ends_input)):
+    for line in bad[:MAX_SHOWN]:
         print_error(f"invalid target {line!r}: {line}")
     total = counts.total() + len(bad)
     parts = [f"{done:,} of {total:,} done", f"{counts.total() - done:,} pending"]
     parts += [f"{len(bad):,} invalid"] * bool(bad)
     summary = f"{', '.join(parts)}: {format_counts(counts) or 'no target'}"
-    summary += INPUT_LEFT * any(line.ends_input for line in bad)
     if prints_json:
         print_info(summary)
     else:

@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from bctrl_async import BctrlSession, StopBatch, StopReport
-from bctrl_async.cli._lines import ends_input
 from bctrl_async.cli._output import Output, print_info
 from bctrl_async.cli._progress import Display
 
@@ -44,8 +43,8 @@ async def run_stops(
         except OSError as error:
             read_error = error
     report = batch.report
-    input_left = batch.total is None and report.ended_early is not None
-    input_left |= read_error is not None or any(map(ends_input, report.failures))
+    ended_early = batch.total is None and report.ended_early is not None
+    input_left = ended_early or read_error is not None
     return FinishedRun(report, interrupted, input_left, read_error)
 
 

@@ -27,7 +27,7 @@ from bctrl_async import (
 )
 from bctrl_async.cli import _options as opt
 from bctrl_async.cli._connection import CONNECTION, Connection
-from bctrl_async.cli._lines import ends_input
+from bctrl_async.cli._lines import LineParser
 from bctrl_async.cli._list import FoundRuntimes, check_workspace, find_runtimes
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import (
@@ -202,13 +202,8 @@ def stop(
 
     if file is not None:
         # A bad line is an invalid target, which the bulk stop rejects.
-        items = open_targets(
-            file,
-            allow_empty=allow_empty,
-            shard=shard,
-            workspace=connection.workspace(workspace),
-            is_only=workspace is not None,
-        )
+        parser = LineParser(connection.workspace(workspace), is_only=workspace is not None)
+        items = open_targets(file, parser, allow_empty=allow_empty, shard=shard)
         return run(cast("_Targets", items), deadline)
     if not everything:
         named = dict.fromkeys(RuntimeRef(workspace or "", alias) for alias in aliases)
@@ -243,7 +238,7 @@ def _stop_found(
         # Rounded, because errors show it.
         deadline = max(round(deadline - (time.monotonic() - began), 2), _MIN_DEADLINE)
     if not found:
-        place = f" in shard {shard}" if shard != WHOLE else ""
+        place = f" in shard {shard.number}/{shard.total}" if shard != WHOLE else ""
         print_info(f"Nothing to stop: no runtime of {escape(found.workspace_id)}{place} matches")
         # The report on all shards takes the journal of each, also of one without runtimes.
         return run(targets, deadline) if has_journal else 0
@@ -344,15 +339,11 @@ def _dry_run(
     if journal is not None and journal.exists() and not isinstance(targets, FoundRuntimes):
         known = Journal(journal, session.base_url, journal_max_age, only_read=True)
     counts: Counter[str] = Counter()
-    input_left = False
 
     def show(outcome: StopOutcome) -> None:
-        nonlocal input_left
-        is_last = ends_input(outcome)
-        input_left = input_left or is_last
         if outcome.result is StopResult.REJECTED and outcome.error is not None:
             counts["invalid"] += 1
-            if counts["invalid"] <= MAX_SHOWN or is_last:
+            if counts["invalid"] <= MAX_SHOWN:
                 # A runtime that could not be parsed has no other name than that of the error.
                 is_listed = isinstance(outcome.error, BctrlResponseError)
                 print_error(describe(outcome.error) if is_listed else outcome.error.summary)
@@ -379,8 +370,5 @@ def _dry_run(
     if known is not None and counts["stopped"]:
         known.warn_if_old()
     skipped = f", {counts['stopped']:,} no longer running" if counts["stopped"] else ""
-    print_info(
-        f"Dry run: {counts['to stop']:,} to stop{skipped}, {counts['invalid']:,} invalid"
-        f"{INPUT_LEFT * input_left}"
-    )
+    print_info(f"Dry run: {counts['to stop']:,} to stop{skipped}, {counts['invalid']:,} invalid")
     return FAILED if counts["invalid"] or output.write_failed else 0
