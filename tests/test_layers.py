@@ -351,7 +351,7 @@ BUDGETS = {
     ("otel", "testing"): 399,
     ("pace", "redis"): 570,
     ("_calls",): 744,
-    ("_http",): 1718,
+    ("_http",): 1713,
     ("_limiter",): 835,
     ("bulk",): 1726,
     ("dask",): 691,

@@ -21,9 +21,6 @@ from bctrl_async.models import Runtime
 
 _T = TypeVar("_T")
 
-MAX_BODY = MIB
-"""The most bytes of a body that are read, after decompression; a Runtime takes about 500."""
-
 _MAX_NAME, _MAX_DECODINGS = 1_000, 5
 _is_plain = re.compile(rf"(?!\.{{1,2}}\Z)[A-Za-z0-9._~-]{{1,{_MAX_NAME}}}").fullmatch
 _find_control_character = re.compile(r"[\x00-\x1f\x7f-\x9f]").search
@@ -138,8 +135,8 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     """True if a request may be sent again after one that may have taken effect."""
     parse: Callable[[bytes], _T | Coroutine[object, object, _T]]
     """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`; async if it is long."""
-    max_body: int = MAX_BODY
-    """The most bytes of that body that are read, after decompression."""
+    max_body: int = MIB
+    """The most bytes of that body that are read, after decompression; a Runtime has about 500."""
 
     @property
     def template(self) -> str:

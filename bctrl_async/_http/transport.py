@@ -19,7 +19,7 @@ from bctrl_async import _config
 from bctrl_async._http import fast
 from bctrl_async._http.failures import AIOHTTP_ERRORS, failed_request, partial_response
 from bctrl_async._http.redaction import detached
-from bctrl_async._http.request import MAX_BODY, Request
+from bctrl_async._http.request import Request
 from bctrl_async._http.response import (
     DECODE_ERRORS,
     MIB,
@@ -84,7 +84,7 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
     if answered is not None:
         answered(response.status)
     is_success = _OK <= response.status < _REDIRECTS
-    max_body = operation.max_body if is_success else MAX_BODY
+    max_body = operation.max_body if is_success else MIB
     problem: Exception | None = None
     if isinstance(response, fast.Exchange):
         body, header, may_have_id = response.body, response.header, response.may_have_id

@@ -88,7 +88,7 @@ async def _rehearse(url: URL) -> None:
     fast_path = FastPath(connector.connect, url, headers, _example(url, headers))
     try:
         for path in ("/first", "/second", "/third"):
-            exchange = await fast_path.post(path, headers, limit, _ignore)
+            exchange = await fast_path.post(path, headers, limit, object)
             head = exchange.status, exchange.header("X-Rehearsal")
             if (head, exchange.body) != ((HTTPStatus.OK, "yes"), _BODY):
                 raise ValueError("it read another answer")
@@ -97,7 +97,7 @@ async def _rehearse(url: URL) -> None:
                 raise ValueError("it wrote another request")
         if connector.connections != 1:
             raise ValueError("it did not keep the connection alive")
-        unanswered = fast_path.post("/fourth", headers, limit, _ignore)
+        unanswered = fast_path.post("/fourth", headers, limit, object)
         unanswered.send(None)
         connector.protocol.set_exception(TimeoutError())
         with suppress(TimeoutError):
@@ -106,10 +106,6 @@ async def _rehearse(url: URL) -> None:
     finally:
         fast_path.close()
         connector.discard()
-
-
-def _ignore() -> None:
-    pass
 
 
 def _example(url: URL, headers: CIMultiDict[str]) -> bytes:
