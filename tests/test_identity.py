@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+from unicodedata import normalize
 from uuid import UUID
 
 import msgspec
@@ -67,6 +69,7 @@ def belongs(
         ("CAFE\u0301", "caf\u00e9"),
         ("stra\u00dfe", "STRASSE"),
         ("\u0390", "\u1fd3"),
+        ("\u1f82" * 1_000, "\u03b1\u0313\u0300\u0345" * 1_000),
         (str(ID), "crm"),
         (str(ID).upper(), "crm"),
         (ID.hex, "crm"),
@@ -96,6 +99,25 @@ def test_another_alias_is_an_error(asked: str, answered: str) -> None:
     assert str(error).isprintable()
     assert error.may_have_stopped
     assert error.status is None
+
+
+def test_a_long_alias_of_combining_characters_is_another_one_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fault: an answer of 300 KB stalled the event loop for a minute: normalizing is quadratic."""
+    lengths: list[int] = []
+
+    def normalized(form: Literal["NFC"], text: str) -> str:
+        lengths.append(len(text))
+        return normalize(form, text[:100])
+
+    monkeypatch.setattr("bctrl_async._http.response.normalize", normalized)
+    alias = "e" + "\u0301\u0323" * 75_000
+    body = msgspec.json.encode({"alias": alias})
+
+    assert not belongs(answer(alias))
+    assert not belongs(UNREADABLE, body=body)
+    assert max(lengths) <= 4 * len("crm")
 
 
 @given(st.text(min_size=1))
