@@ -137,7 +137,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         assert latency < fault_latency
         return Emulator(**options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("bctrl_async.emulator.Emulator", quick)
+    monkeypatch.setattr("bctrl_async.cli._emulator.Emulator", quick)
 
 
 @pytest.mark.usefixtures("_quick")
@@ -174,12 +174,12 @@ async def test_a_demo_that_the_emulator_contradicts_exits_with_1(
 HANGING_DEMO = """
 import sys
 from functools import partial
-from bctrl_async import __main__, emulator
+from bctrl_async import __main__
 from bctrl_async.cli import _app, _emulator
+from bctrl_async.emulator import Emulator, Fault
 
-_emulator._DEMO_FAULTS, _emulator._DEMO_PROBABILITY = ["hang"], 1.0
-on_request = partial(print, file=sys.stderr, flush=True)
-emulator.Emulator = partial(emulator.Emulator, on_request=on_request)
+_emulator._DEMO_FAULTS = {Fault.HANG: 1.0}
+_emulator.Emulator = partial(Emulator, on_request=partial(print, file=sys.stderr, flush=True))
 sys.argv = ["bctrl-async", "demo"]
 sys.exit(__main__.main())
 """

@@ -102,6 +102,7 @@ async def test_an_error_does_not_go_to_stdout_if_stderr_is_closed() -> None:
     [
         ("stop --kind ", {"browser", "desktop"}),
         ("list --status ", {"active", "stopped", "failed", "any"}),
+        ("emulator --fault ", {"hang=0.1", "rate_limited=0.1"}),
         ("stop ", set[str]()),
     ],
 )

@@ -1,8 +1,4 @@
-"""The commands `emulator` and `demo`.
-
-They import the emulator only where they run it: the server of aiohttp, which it needs, would make
-every other command start later by a tenth.
-"""
+"""The commands `emulator` and `demo`."""
 
 import asyncio
 import shlex
@@ -12,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 from msgspec.structs import replace
@@ -28,16 +24,16 @@ from bctrl_async import (
 from bctrl_async.cli._options import MAX_RUNTIMES, Rate, Seed, Text, Wait, whole_number
 from bctrl_async.cli._output import FAILED, MAX_SHOWN, Output, pluralize, print_info
 from bctrl_async.cli._run import FinishedRun, run_stops
-
-if TYPE_CHECKING:
-    from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
+from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
 _WORKSPACE = "demo"
 _KEY = "emulator-key"
 _DESKTOP_EVERY = 10
 _MISSING_EVERY = 50
-_DEMO_FAULTS = ("latency", "server_error", "drop_before", "drop_after", "unknown_values")
-_DEMO_PROBABILITY = 0.05
+_DEMO_FAULTS = dict.fromkeys(
+    (Fault.LATENCY, Fault.SERVER_ERROR, Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.UNKNOWN_VALUES),
+    0.05,
+)
 
 
 def _aliases(count: int) -> Iterator[str]:
@@ -57,6 +53,7 @@ def emulator(
         Parameter(
             metavar="NAME=PROBABILITY",
             show_default=False,
+            completer=lambda _: [f"{fault}=0.1" for fault in Fault],
             help="Inject a fault; repeatable.",
         ),
     ] = (),
@@ -87,8 +84,6 @@ def emulator(
       compressed_bomb, unknown_values, failed, accepted, stray_answer,
       late_stray_answer
     """
-    from bctrl_async.emulator import Emulator  # noqa: PLC0415 - imports a server.
-
     try:
         server = Emulator(
             host=host,
@@ -112,9 +107,7 @@ def emulator(
     return FAILED if output.write_failed else 0
 
 
-def _parse_fault(text: str) -> "tuple[Fault, float]":
-    from bctrl_async.emulator import Fault  # noqa: PLC0415 - imports a server.
-
+def _parse_fault(text: str) -> tuple[Fault, float]:
     name, _, probability = text.partition("=")
     with suppress(ValueError):
         if 0 <= float(probability) <= 1:
@@ -122,7 +115,7 @@ def _parse_fault(text: str) -> "tuple[Fault, float]":
     raise ValueError(f"invalid --fault: {text!r} is not a fault as in rate_limited=0.1")
 
 
-def _add_runtimes(server: "Emulator", count: int) -> None:
+def _add_runtimes(server: Emulator, count: int) -> None:
     now = datetime.now(UTC)
     for number, alias in enumerate(_aliases(count), start=1):
         # Kinds and ages differ so that filters have an effect.
@@ -132,7 +125,7 @@ def _add_runtimes(server: "Emulator", count: int) -> None:
         server.add_runtime(_WORKSPACE, alias, kind=kind, created_at=created_at)
 
 
-async def _serve(server: "Emulator", api_key: str, output: Output) -> None:
+async def _serve(server: Emulator, api_key: str, output: Output) -> None:
     async with server:
         print_info("The emulator is running; stop it with Ctrl-C. In another terminal, run:")
         # No client can connect to the address that stands for all interfaces.
@@ -154,7 +147,7 @@ async def _serve(server: "Emulator", api_key: str, output: Output) -> None:
             print_info(f"{pluralize(len(server.requests), 'request')} received")
 
 
-def _print_request(request: "ReceivedRequest") -> None:
+def _print_request(request: ReceivedRequest) -> None:
     # A query may contain secrets, and is not part of the operation.
     path, query, _ = request.raw_path.partition("?")
     fault = "" if request.fault is None else f" {request.fault}"
@@ -174,12 +167,10 @@ def demo(
     the end its state is compared with the report; the exit code is 0 if they
     agree.
     """
-    from bctrl_async.emulator import Emulator, Fault  # noqa: PLC0415 - imports a server.
-
     server = Emulator(
         port=0,
         api_key=_KEY,
-        faults=dict.fromkeys(map(Fault, _DEMO_FAULTS), _DEMO_PROBABILITY),
+        faults=_DEMO_FAULTS,
         seed=seed,
         latency=0.1,
         fault_latency=0.5,
