@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 
 import pytest
@@ -126,6 +127,13 @@ async def test_the_values_of_an_option_are_completed(
 async def test_the_completion_of_a_shell_is_shown(command: Command, shell: str, line: str) -> None:
     code, out, err = await command("--show-completion", shell)
     assert (code, line in out, err) == (0, True, "")
+
+
+async def test_zsh_completes_options_where_a_name_may_stand(command: Command) -> None:
+    """Fault: `stop --ki` and Tab listed --kind, and did not insert it."""
+    _, script, _ = await command("--show-completion", "zsh")
+    assert script.count(""":_guard "^-*" name' \\\n""") == 6
+    assert not re.findall(r"^ +'[1*]:[^:]*\.' ", script, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])

@@ -78,6 +78,8 @@ def _show_completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     """Print the completion of SHELL: bash, zsh or fish."""
     script = app.generate_completion(shell=shell)
     if shell == "zsh":
+        # Zsh inserts no option where a name without an action may stand.
+        script = script.replace(".' \\\n", '.:_guard "^-*" name\' \\\n')
         # The script alone works only in a folder of `fpath`, and this also when it is sourced.
         script += "compdef _cyclopts_bctrl-async bctrl-async"
     Output().print_result(script, exact=True)
