@@ -61,16 +61,6 @@ async def test_a_command_that_only_reads_gives_up_sooner(
     assert len(emulator.requests) == requests
 
 
-@commands
-async def test_the_advice_on_a_timeout_names_the_option(
-    emulator: Emulator, command: Command, args: str
-) -> None:
-    inject(emulator, Fault.HANG)
-    code, out, err = await command(*args.split(), "--timeout", "200ms", "--attempts", "1")
-    assert code == 1
-    assert "Allow a longer --timeout; retrying is safe" in out + err
-
-
 @pytest.mark.parametrize(("option", "shown"), [("-v", 1), ("--verbose", 1), ("--timeout=9s", 0)])
 @commands
 async def test_retries_are_shown_with_verbose_only(

@@ -12,17 +12,8 @@ from typing import Literal
 from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, exceptions
 
 from bctrl_async import BctrlConfigError, BctrlError, __version__
+from bctrl_async.cli import _output
 from bctrl_async.cli._connection import CONNECTION, apply_profile
-from bctrl_async.cli._output import (
-    FAILED,
-    IN_USE,
-    USAGE,
-    Output,
-    exit_code,
-    print_error,
-    report_os_error,
-    set_verbosity,
-)
 from bctrl_async.journal import JournalInUseError
 
 _EXAMPLES = """\
@@ -82,7 +73,7 @@ def _show_completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
         script = script.replace(".' \\\n", '.:_guard "^-*" name\' \\\n')
         # The script alone works only in a folder of `fpath`, and this also when it is sourced.
         script += "compdef _cyclopts_bctrl-async bctrl-async"
-    Output().print_result(script, exact=True)
+    _output.Output().print_result(script, exact=True)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -107,29 +98,31 @@ def main(args: Sequence[str] | None = None) -> int:
         command, bound, _ = app.parse_args(given)
         bound.apply_defaults()
         connection = bound.arguments.get("connection", CONNECTION)
-        set_verbosity(verbose=connection.verbose, quiet=connection.quiet)
+        _output.set_verbosity(verbose=connection.verbose, quiet=connection.quiet)
         if args is None:
             # The process is the command's own, and what it has imported is never garbage: a full
             # collection would search it for 10 ms, in which no answer is read.
             gc.freeze()
         return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
-        print_error(_plain(error))
-        return USAGE
+        _output.print_error(_plain(error))
+        return _output.USAGE
     except BctrlError as error:
         connection.explain(error)
-        print_error(error)
+        _output.print_error(error)
         if isinstance(error, JournalInUseError):
-            return IN_USE
-        return USAGE if isinstance(error, BctrlConfigError) else exit_code([error])
+            return _output.IN_USE
+        return _output.USAGE if isinstance(error, BctrlConfigError) else _output.exit_code([error])
     except OSError as error:
-        report_os_error(error)
-        return FAILED
+        _output.report_os_error(error)
+        return _output.FAILED
     except Exception as error:  # noqa: BLE001 - a traceback could show what must stay secret.
         place = traceback.extract_tb(error.__traceback__)[-1]
         problem = f"{type(error).__name__} at line {place.lineno} of {Path(place.filename).name}"
-        print_error(f"unexpected {problem}. This is a fault of bctrl-async: please report it")
-        return FAILED
+        _output.print_error(
+            f"unexpected {problem}. This is a fault of bctrl-async: please report it"
+        )
+        return _output.FAILED
 
 
 def _option_name(token: str) -> str:

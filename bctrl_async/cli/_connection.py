@@ -14,13 +14,7 @@ from cyclopts import Parameter, Token
 from cyclopts.argument import ArgumentCollection
 
 import bctrl_async
-from bctrl_async import (
-    BctrlAuthenticationError,
-    BctrlConfigError,
-    BctrlError,
-    BctrlTimeoutError,
-    _config,
-)
+from bctrl_async import BctrlAuthenticationError, BctrlConfigError, BctrlError, _config
 from bctrl_async.cli import _options as opt
 
 if TYPE_CHECKING:
@@ -59,11 +53,7 @@ def _config_file() -> Path:
     """Return the path of the config file, which need not exist."""
     folder = os.environ.get("XDG_CONFIG_HOME") or os.environ.get("APPDATA") or "~/.config"
     given = os.environ.get("BCTRL_CONFIG") or f"{folder}/bctrl-async/config.toml"
-    return Path(_expand(given)).absolute()
-
-
-def _expand(path: str) -> str:
-    return os.path.expanduser(path)  # noqa: PTH111 - a Path fails where there is no home.
+    return Path(os.path.expanduser(given)).absolute()  # noqa: PTH111 - a Path needs a home.
 
 
 def _read_profiles(file: Path) -> Mapping[str, Mapping[str, str | int | float]]:
@@ -108,7 +98,7 @@ def _find_profile(name: str | None, *, has_url: bool) -> Profile:
         raise BctrlConfigError(f"{title}: {problem}")
     for key in _PATHS:
         if ":" not in (path := values.get(key, ":")):
-            values[key] = str(file.parent / _expand(path))
+            values[key] = str(file.parent / os.path.expanduser(path))  # noqa: PTH111
     return Profile(title, values, {})
 
 
@@ -119,7 +109,7 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
         return
     # An empty variable is an unset one.
     named = [token.value for token in chosen.tokens if token.value or token.source != "env"]
-    has_url = any(token.source == "cli" for token in arguments["--base-url"].tokens)
+    has_url = any(token.source != "env" for token in arguments["--base-url"].tokens)
     profile = _find_profile(named[0] if named else None, has_url=has_url)
     chosen.tokens[:] = [Token(implicit_value=profile)]
     for argument in arguments:
@@ -205,11 +195,9 @@ class Connection:
         return key, origin
 
     def explain(self, error: BctrlError | None) -> None:
-        """Name in the advice of an error where the API key comes from, or an option."""
+        """Name in the advice of an error where the API key comes from."""
         if isinstance(error, BctrlAuthenticationError):
             error.advice = f"Check the API key from {self.key()[1]}"
-        elif isinstance(error, BctrlTimeoutError) and error.advice is None:
-            error.advice = "Allow a longer --timeout; retrying is safe"
 
     def proxy_in_effect(self) -> str | None:
         """Return the proxy; None for a direct connection."""
@@ -221,14 +209,6 @@ class Connection:
         if not proxy or proxy_bypass(url.authority):
             return None
         return proxy if "://" in proxy else f"http://{proxy}"
-
-    def _tls(self) -> ssl.SSLContext | None:
-        """Return the TLS context; None for the default one."""
-        try:
-            return ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None
-        except OSError as error:
-            problem = f"cannot read the CA file {self.ca_file}: {error.strerror}"
-            raise BctrlConfigError(problem) from error
 
     def session(
         self,
@@ -254,19 +234,19 @@ class Connection:
                 rate=rate,
                 pace=pace,
                 proxy=self.proxy_in_effect(),
-                ssl=self._tls(),
+                ssl=ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None,
             )
+        except OSError as error:
+            problem = f"cannot read the CA file {self.ca_file}: {error.strerror}"
+            raise BctrlConfigError(problem) from error
         except BctrlConfigError as error:
             # The session names its arguments; the user has set something else.
-            places = {
-                "proxy": "HTTPS_PROXY",
-                **self.profile.origins,
-                "api_key": f"API key from {origin}",
-            }
-            if error.argument not in places:
+            origins = {"proxy": "HTTPS_PROXY", **self.profile.origins}
+            origins["api_key"] = f"API key from {origin}"
+            if error.argument not in origins:
                 raise
             _, _, reason = error.summary.partition(": ")
-            raise BctrlConfigError(f"invalid {places[error.argument]}: {reason}") from error
+            raise BctrlConfigError(f"invalid {origins[error.argument]}: {reason}") from error
 
 
 CONNECTION = Connection()

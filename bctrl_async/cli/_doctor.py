@@ -36,11 +36,10 @@ def doctor(workspace: Workspace = None, /, *, connection: Connection = CONNECTIO
     system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     output.print_result(f"versions  bctrl_async {__version__}, {versions}, {system}")
     output.print_result(f"config    {profile.title or 'no profile is in use'}")
-    url_from = profile.origins.get("base_url", "the default")
-    output.print_result(f"URL       {connection.base_url} ({url_from})")
+    origins = {"base_url": "the default", "proxy": "HTTPS_PROXY", **profile.origins}
+    output.print_result(f"URL       {connection.base_url} ({origins['base_url']})")
     if proxy is not None:
-        proxy_from = profile.origins.get("proxy", "HTTPS_PROXY")
-        output.print_result(f"proxy     {URL(proxy).with_user(None)} ({proxy_from})")
+        output.print_result(f"proxy     {URL(proxy).with_user(None)} ({origins['proxy']})")
     output.print_result(f"key       {connection.key()[1]}")
     session = connection.session(reads=True)
     workspace = connection.workspace(workspace)
