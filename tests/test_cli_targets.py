@@ -33,7 +33,7 @@ from warm_server import program
 from bctrl_async import BctrlConfigError
 from bctrl_async.cli import _lines, _targets
 from bctrl_async.cli._lines import MAX_LINE, BadLine, Item, LineParser
-from bctrl_async.cli._targets import WHOLE, _wait_readable
+from bctrl_async.cli._targets import WHOLE
 
 INPUTS = Path(__file__).with_name("inputs.jsonl").read_text("utf-8").splitlines()
 """What each input gives: targets, and lines that are none with their reasons."""
@@ -134,24 +134,13 @@ def test_no_decoy_of_a_random_table_is_stopped_and_nothing_is_lost_silently() ->
 
 
 names = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=6)
-pairs = st.lists(st.tuples(names, names), min_size=1, max_size=6)
-
-
-@given(pairs, st.sampled_from([None, 0, 2]), st.sampled_from(["array", "runtimes", ""]))
-def test_any_name_is_read_from_json(
-    targets: list[tuple[str, str]], indent: int | None, form: str
-) -> None:
-    values = [
-        {"workspaceId": workspace, "alias": alias, "runtime": {"alias": [alias, workspace]}}
-        for workspace, alias in targets
-    ]
-    document = {"runtimes": values} if form == "runtimes" else values
-    text = json.dumps(document, indent=indent) if form else "\n".join(map(json.dumps, values))
-    assert gives(text.encode()) == [*map(list, targets)]
 
 
 @given(
-    st.data(), pairs, st.sampled_from("\t,;"), st.permutations(["Alias", "note", "workspace_id"])
+    st.data(),
+    st.lists(st.tuples(names, names)),
+    st.sampled_from("\t,;"),
+    st.permutations(["Alias", "note", "workspace_id"]),
 )
 def test_any_name_is_read_from_csv(
     data: st.DataObject, targets: list[tuple[str, str]], delimiter: str, header: list[str]
@@ -178,20 +167,6 @@ async def test_a_document_that_is_too_large_is_not_read(monkeypatch: pytest.Monk
     (bad,) = gives(data)
     assert str(bad).endswith('or ≤ 64 MiB of […] or {"runtimes": […]}; nothing after it was read')
     assert await gives_as_a_pipe(data) == [bad]
-
-
-async def test_waiting_for_a_pipe_can_be_cancelled_as_it_becomes_readable() -> None:
-    reader, writer = os.pipe()
-    waiting = asyncio.create_task(_wait_readable(reader))
-    await asyncio.sleep(0)
-    os.write(writer, b"x")
-    # In one iteration of the loop, the task is cancelled and then the pipe becomes readable.
-    asyncio.get_running_loop().call_soon(waiting.cancel)
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert not asyncio.get_running_loop().remove_reader(reader)
-    os.close(reader)
-    os.close(writer)
 
 
 # Lines that are not targets
@@ -225,15 +200,6 @@ async def test_a_late_bad_line_is_rejected_and_the_others_are_stopped_each_once(
     assert [found[index] for index in (0, 100, 102)] == ["x0", "'a,b,c' on line 103", "b"]
 
 
-async def test_a_bad_line_among_the_first_hundred_targets_is_an_error(
-    command: Command, file: Path
-) -> None:
-    save(file, MANY.removesuffix("ws,x99\n") + "\n# x\n" * 5 + "nonsense\n")
-    code, _, err = await command("stop", "--dry-run", "--from", file)
-    assert "'nonsense' on line 110 is not a target" in err
-    assert code == 2
-
-
 async def test_after_ten_bad_lines_only_their_number_is_printed(
     emulator: HoldingEmulator, command: Command, file: Path
 ) -> None:
@@ -248,17 +214,6 @@ async def test_after_ten_bad_lines_only_their_number_is_printed(
     assert err.count("nonsense") == 10
     assert err.endswith("Dry run: 100 to stop, 50 invalid\n")
     assert code == 1
-
-
-@pytest.mark.parametrize("option", [(), ("--dry-run",)])
-async def test_a_fault_after_which_nothing_is_read_stops_nothing_of_a_file(
-    emulator: HoldingEmulator, command: Command, file: Path, option: tuple[str, ...]
-) -> None:
-    save(file, f'{MANY}ws,"open\n{MANY}')
-    code, out, err = await command("stop", *option, "--from", file)
-    assert f"""'ws,"open' on line 101 is not a target: {BAD_QUOTES}. Nothing was stopped""" in err
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert emulator.requests == []
 
 
 @pytest.mark.parametrize("output", ["table", "json"])
@@ -293,6 +248,11 @@ async def test_a_dry_run_of_a_pipe_with_a_fault_exits_with_1() -> None:
         ),
         (b"ws,a\n\nws,c,d\nws,c\n", "'ws,c,d' on line 3 is not a target: it has more columns"),
         (b'workspace,alias,note\nws,a,"x\ny"\n', "export the two columns only"),
+        (f"{MANY[:-7]}\n# x\nnonsense\n".encode(), "'nonsense' on line 102 is not a target"),
+        (
+            f'{MANY}ws,"open\n{MANY}'.encode(),
+            f""""open' on line 101 is not a target: {BAD_QUOTES}""",
+        ),
         (b'{\n"alias": "a"\n}\n{\n"alias": "b"\n}\n', "expected JSON Lines (jq -c)"),
     ],
 )
@@ -395,10 +355,16 @@ async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
     )
 
 
-async def test_closed_stdin_is_a_usage_error() -> None:
-    closing = ("/bin/sh", "-c", 'exec "$@" <&-', "sh")
-    finished = await finish(await start(*closing, *program(), "stop", "--from", "-"))
-    assert finished == (2, "", "bctrl-async: error: cannot read stdin: it is closed\n")
+@pytest.mark.parametrize(
+    ("stdin", "why"),
+    [("<&-", "cannot read stdin: it is closed\n"), ("</dev/null", "no targets in stdin. Add")],
+)
+@pytest.mark.usefixtures("holding")
+async def test_stdin_without_targets_is_a_usage_error(stdin: str, why: str) -> None:
+    shell = ("/bin/sh", "-c", f'exec "$@" {stdin}', "sh")
+    code, out, err = await finish(await start(*shell, *program(), "stop", "--from", "-"))
+    assert why in err
+    assert (code, out) == (2, "")
 
 
 @pytest.mark.parametrize(
