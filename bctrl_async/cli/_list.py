@@ -239,17 +239,16 @@ def _fields(workspace: str, runtime: Runtime) -> dict[str, object]:
 
 def _print_csv(output: Output, workspace: str, runtimes: Iterable[Runtime]) -> Iterator[str]:
     """Print a header and a row for each runtime; yield an error for each that has none."""
-    header = ",".join(_COLUMNS)
+    header, parser = ",".join(_COLUMNS), LineParser()
     output.print_result(header)
+    list(parser.parse(header.encode()))
     for runtime in runtimes:
         row = io.StringIO()
         writer = csv.DictWriter(row, _COLUMNS, extrasaction="ignore", lineterminator="")
         writer.writerow(_fields(workspace, runtime))
-        parser, encoding = LineParser(), output.encoding
-        lines = [text.encode(encoding, "backslashreplace") for text in (header, row.getvalue())]
-        read = [item for line in lines for item in parser.parse(line)]
+        written = row.getvalue().encode(output.encoding, "backslashreplace")
         # Another name in the file would be another runtime.
-        if read == [RuntimeRef(workspace, runtime.alias)]:
+        if list(parser.parse(written)) == [RuntimeRef(workspace, runtime.alias)]:
             output.print_result(row.getvalue(), exact=True)
         else:
             yield f"could not list {quote(runtime.alias)}: CSV cannot carry it. Use -o json"
