@@ -57,7 +57,9 @@ async def test_a_list_of_aliases_is_of_the_workspace(
 async def test_a_list_of_aliases_needs_a_workspace(command: Command, emulator: Emulator) -> None:
     save("aliases.txt", "ci-1\ncrm\n")
     code, _, err = await command("stop", "--from", "aliases.txt")
-    assert "it has no workspace: a list of aliases needs WORKSPACE. Nothing was stopped" in err
+    assert (
+        "on line 1 is not a target: a list of aliases needs WORKSPACE. Nothing was stopped" in err
+    )
     assert code == 2
     assert not emulator.requests
 

@@ -240,8 +240,8 @@ async def test_a_dry_run_of_a_pipe_with_a_fault_exits_with_1() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "it is not UTF-8, or has a control character"),
-        ("ws,a\nws,b\n".encode("utf-16"), "it is not UTF-8, or has a control character"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "it has a control character, or was not saved as UTF-8"),
+        ("ws,a\nws,b\n".encode("utf-16"), "it has a control character, or was not saved as UTF-8"),
         (
             b"\n<!DOCTYPE html>\n<p>Log in",
             "' on line 2 is not a target: it is no header and no pair",

@@ -19,8 +19,7 @@ _KEYS = {"workspace_id": _WORKSPACE_KEYS, "alias": ("alias", "name")}
 _NO_VALUE = "it is no JSON object or pair"
 _BAD_QUOTES = "a quote is missing, or a cell has several lines: export the two columns only"
 _DOCUMENT = 'expected JSON Lines (jq -c), or ≤ 64 MiB of […] or {"runtimes": […]}'
-_UNREADABLE = "it is not UTF-8, or has a control character: save the file as UTF-8"
-_is_name = re.compile(r"[\w.-]+").fullmatch
+_UNREADABLE = "it has a control character, or was not saved as UTF-8"
 _find_unreadable = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\udc80-\udcff]").search
 
 
@@ -60,7 +59,9 @@ class LineParser:
         text = line.decode(errors="surrogateescape").removeprefix("\ufeff").strip(" \r\n")
         if text[:1] in {"[", "{"} and self._parse == self._begin_table:
             self._parse = lambda text: self._to_item(text, _decode(text))
-            if isinstance(self._to_item("", _decode(text)), BadLine):
+            value = _decode(text)
+            is_object = isinstance(value, dict) and "runtimes" not in value
+            if not is_object and isinstance(self._to_item("", value), BadLine):
                 self._document = bytearray(line.removeprefix(BOM_UTF8))
                 return
         if len(line) > MAX_LINE:
@@ -103,7 +104,7 @@ class LineParser:
             reasons = {
                 _UNREADABLE: _find_unreadable(text),
                 "two delimiters fit: add a header, or quote the alias": pairs,
-                "it has no workspace: a list of aliases needs WORKSPACE": _is_name(text),
+                "a list of aliases needs WORKSPACE": re.fullmatch(r"[\w.-]+", text),
                 "it is no header and no pair: expected WORKSPACE,ALIAS or JSON": True,
             }
             raise self._bad(text, next(reason for reason, is_so in reasons.items() if is_so))

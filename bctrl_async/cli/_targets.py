@@ -111,8 +111,7 @@ def _refusal(name: str, bad: BadLine | None = None) -> BctrlConfigError:
     if bad is None:
         advice = "Add --allow-empty if that may be so"
         return BctrlConfigError(f"there are no targets in {name}", advice=advice)
-    problem = f"{name}: {bad!r} is not a target: {bad}"
-    return BctrlConfigError(problem, advice="Nothing was stopped")
+    return BctrlConfigError(f"{name}: {bad!r} is not a target: {bad}", advice="Nothing was stopped")
 
 
 async def _wait_readable(file: int) -> None:
