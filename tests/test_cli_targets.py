@@ -269,12 +269,21 @@ async def test_input_that_is_not_targets_is_reported_once_and_nothing_is_stopped
     assert emulator.requests == []
 
 
-@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)], ids=["stop", "dry run"])
+@pytest.mark.parametrize(
+    ("content", "args"),
+    [
+        ("<!DOCTYPE html>\nws,a\n", ()),
+        ("<!DOCTYPE html>\nws,a\n", ("--dry-run",)),
+        # With a workspace, any text on a line could be an alias.
+        ("PNG\x1a\na\n", ("ws",)),
+    ],
+)
 async def test_a_pipe_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
-    emulator: HoldingEmulator, dry_run: tuple[str, ...]
+    emulator: HoldingEmulator, content: str, args: tuple[str, ...]
 ) -> None:
-    code, out, err = await stop_piped("<!DOCTYPE html>\nws,a\n", *dry_run)
-    assert err.startswith("bctrl-async: error: stdin: '<!DOCTYPE html>' on line 1 is not a target:")
+    code, out, err = await stop_piped(content, *args)
+    assert err.startswith("bctrl-async: error: stdin: '")
+    assert "' on line 1 is not a target: " in err
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert emulator.requests == []
 

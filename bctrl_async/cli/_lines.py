@@ -83,6 +83,8 @@ class LineParser:
         """Find the columns of a table by its first line; return its item if it has one."""
         if re.fullmatch(r"sep=[\t;,]", text):
             return None
+        if _find_unreadable(text):
+            raise self._bad(text, _UNREADABLE)
         self._parse = self._row
         rows = {d: cells for d in "\t;," if (cells := _cells(text, d))}
         is_list = self._workspace is not None and all(len(cells) == 1 for cells in rows.values())
@@ -102,7 +104,6 @@ class LineParser:
             self._delimiter = pairs[0]
         elif rows:
             reasons = {
-                _UNREADABLE: _find_unreadable(text),
                 "two delimiters fit: add a header, or quote the alias": pairs,
                 "a list of aliases needs WORKSPACE": re.fullmatch(r"[\w.-]+", text),
                 "it is no header and no pair: expected WORKSPACE,ALIAS or JSON": True,
