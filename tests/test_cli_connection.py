@@ -68,7 +68,7 @@ async def test_retries_are_shown_with_verbose_only(
 ) -> None:
     inject(emulator, Fault.SERVER_ERROR)
     _, _, err = await command(*args.split(), option)
-    assert err.count("bctrl-async: info: attempt 1 to ") == shown
+    assert err.count("bctrl-async: info: attempt 1 failed: ") == shown
     assert err.count("bctrl-async: ") == shown
 
 

@@ -75,7 +75,7 @@ class TestRetries:
         await session.stop_runtime("ws-1", "crm")
 
         [line] = lines(caplog, logging.INFO)
-        assert line.startswith("attempt 1 to stop 'crm' in workspace 'ws-1' failed: ")
+        assert line.startswith("attempt 1 failed: stop of 'crm' in workspace 'ws-1': ")
         assert "500" in line
         assert line.endswith(f"; the next follows in {pauses[0]:.3f} s at the earliest")
         assert fields(caplog) == [
@@ -100,7 +100,7 @@ class TestRetries:
         await session.list_runtimes("ws-1")
 
         [line] = lines(caplog, logging.INFO)
-        assert line.startswith("attempt 1 to list workspace 'ws-1' failed: ")
+        assert line.startswith("attempt 1 failed: list of workspace 'ws-1': ")
         [record] = fields(caplog)
         assert record["bctrl.workspace_id"] == "ws-1"
         assert "bctrl.alias" not in record

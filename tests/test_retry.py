@@ -1,7 +1,8 @@
 """The retry policy, the state of a call and the retry quota, without I/O."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from copy import copy
 
 import pytest
 from aiohttp import ClientTimeout
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryPolicy, RetryQuota, RetryState, is_transient
-from bctrl_async._http.request import STOP
+from bctrl_async._http.request import GET, STOP, Operation
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlAuthenticationError,
@@ -26,6 +27,7 @@ from bctrl_async.errors import (
     BctrlTimeoutError,
     BctrlValidationError,
 )
+from bctrl_async.models import Runtime
 
 
 def no_jitter(low: float, high: float) -> float:
@@ -55,6 +57,11 @@ def answered(status: int, retry_after: float | None = None) -> BctrlApiError:
         may_have_stopped=True,
         retry_after=retry_after,
     )
+
+
+def call_of(operation: Operation[Runtime]) -> Call[Runtime]:
+    state = RetryState(RetryPolicy(), RetryQuota())
+    return Call(operation, "ws-1", "crm", "/", ClientTimeout(), retries=state)
 
 
 def delay_after(retries: RetryState, error: BctrlError, now: float) -> float | None:
@@ -351,7 +358,6 @@ class TestAnnotate:
         retries.annotate(closed)
 
         assert closed.__notes__ == ["attempt 1: the connection broke"]
-        assert closed.may_have_stopped
 
     @pytest.mark.parametrize(
         ("earlier", "may_have_stopped"),
@@ -363,16 +369,29 @@ class TestAnnotate:
             ([throttled(), disconnected(), throttled()], True),
         ],
     )
+    @pytest.mark.parametrize("last", [throttled, lambda: BctrlConfigError("it is closed")])
     def test_a_call_may_have_stopped_if_any_attempt_may_have(
-        self, earlier: list[BctrlError], *, may_have_stopped: bool
+        self,
+        earlier: list[BctrlError],
+        last: Callable[[], BctrlError],
+        *,
+        may_have_stopped: bool,
     ) -> None:
-        retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
-        last = throttled()
-        delays(retries, [*earlier, last])
+        call = call_of(STOP)
+        for error in map(copy, earlier):
+            call.on_failure(error)
 
-        retries.annotate(last)
+        call.annotate(error := last())
 
-        assert last.may_have_stopped is may_have_stopped
+        assert error.may_have_stopped is may_have_stopped
+
+    def test_a_call_that_only_reads_has_stopped_nothing(self) -> None:
+        call = call_of(GET)
+        call.on_failure(disconnected())
+
+        call.annotate(error := throttled())
+
+        assert not error.may_have_stopped
 
     def test_earlier_errors_are_not_changed(self) -> None:
         retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
@@ -434,9 +453,7 @@ class TestQuota:
 
 
 def test_an_error_before_any_attempt_names_only_the_runtime() -> None:
-    call = Call(
-        STOP, "ws-1", "crm", "/", ClientTimeout(), retries=RetryState(RetryPolicy(), RetryQuota())
-    )
+    call = call_of(STOP)
     error = BctrlConfigError("the session is closed")
     call.annotate(error)
     assert (error.workspace_id, error.alias, error.attempts) == ("ws-1", "crm", 0)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from bctrl_async._calls.retry import RetryPolicy, RetryState, probe_delay
 from bctrl_async._http.request import Request
 from bctrl_async._limiter.limiter import Limiter, Priority
-from bctrl_async.errors import BctrlConflictError, BctrlError, log_fields, quote
+from bctrl_async.errors import BctrlConflictError, BctrlError, log_fields, subject_of
 from bctrl_async.observer import CallObserver, StopObserver
 
 _log = logging.getLogger("bctrl_async")
@@ -72,6 +72,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         """Add the call and its earlier attempts to the error that ends it."""
         annotate(error, self.operation.name, self.workspace_id, self.alias)
         error.attempts = self.attempts
+        error.may_have_stopped |= self.in_doubt and self.operation.stops
         self.retries.annotate(error)
         if not self.may_be_repeated:
             error.advice = f"The {self.operation.name} may have worked: look before repeating it"
@@ -118,14 +119,10 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         failed = self.retries.last_failure
         if failed is not None and _log.isEnabledFor(logging.INFO):
             annotate(failed, self.operation.name, self.workspace_id, self.alias)
-            alias = "" if self.alias is None else f"{quote(self.alias)} in "
             _log.info(
-                "attempt %d to %s %sworkspace %s failed: %s; "
-                "the next follows in %.3f s at the earliest",
+                "attempt %d failed: %s%s; the next follows in %.3f s at the earliest",
                 self.attempts,
-                self.operation.name,
-                alias,
-                quote(self.workspace_id),
+                subject_of(failed),
                 failed.summary.rstrip("."),
                 delay,
                 extra={

@@ -132,7 +132,6 @@ class RetryState(msgspec.Struct):
     patience_ends: float = math.inf
     """The time at which the patience ends; inf until an attempt was throttled."""
     last_failures: tuple[BctrlError, ...] = ()
-    may_have_stopped: bool = False
     status: int | None = None
     lacks_quota: bool = False
     """True if only the quota keeps the call from its next attempt."""
@@ -140,7 +139,6 @@ class RetryState(msgspec.Struct):
     def record(self, error: BctrlError) -> None:
         """Record a failed attempt."""
         self.attempts += 1
-        self.may_have_stopped |= error.may_have_stopped
         self.status = error.status or self.status
         self.last_failures = (*self.last_failures, error)[-_MAX_NOTES:]
         self.throttled += error.status in THROTTLED
@@ -196,7 +194,6 @@ class RetryState(msgspec.Struct):
 
     def annotate(self, error: BctrlError) -> None:
         """Add the earlier attempts to the error that ends the call."""
-        error.may_have_stopped |= self.may_have_stopped
         error.status = error.status or self.status
         for number, failed in enumerate(
             self.last_failures, self.attempts - len(self.last_failures) + 1
@@ -219,8 +216,5 @@ def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = F
 def probe_delay(policy: RetryPolicy, probes: int) -> float:
     """Return the seconds until the next probe or poll, given the number so far, from 1."""
     # Equal jitter, so never 0: a single prober needs no spreading.
-    return min(policy.backoff(probes, _equal_jitter), _MAX_PROBE_DELAY)
-
-
-def _equal_jitter(shortest: float, longest: float) -> float:
-    return random.uniform((shortest + longest) / 2, longest)  # noqa: S311 - jitter is not a secret.
+    share = random.uniform(0.5, 1.0)  # noqa: S311 - jitter is not a secret.
+    return min(share * policy.backoff(probes, max), _MAX_PROBE_DELAY)

@@ -107,7 +107,7 @@ def _needed_level(call: Call[Runtime]) -> CancelLevel:
         return CancelLevel.READING
     if call.may_be_sent:
         return CancelLevel.IN_FLIGHT
-    return CancelLevel.WAITING if call.retries.may_have_stopped else CancelLevel.READING
+    return CancelLevel.WAITING if call.in_doubt else CancelLevel.READING
 
 
 class RunState:

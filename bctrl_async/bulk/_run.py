@@ -270,9 +270,7 @@ class Run(Engine):
         """Wait before retrying a call; return False to give up."""
         failure = call.retries.last_failure
         may_retry = self.state.goes_on() or (
-            self.state.level is CancelLevel.READING
-            and call.operation.stops
-            and call.retries.may_have_stopped
+            self.state.level is CancelLevel.READING and call.operation.stops and call.in_doubt
         )
         if not may_retry and failure is not None and is_transient(failure, call.policy.statuses):
             self.state.set_ended_early(self.state.reason)
