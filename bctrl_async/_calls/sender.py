@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
 import aiohttp
+from msgspec.structs import replace
 from multidict import CIMultiDict
 from yarl import URL
 
 from bctrl_async import _config
 from bctrl_async._calls.call import Call, is_cancelled
-from bctrl_async._calls.observing import extra_headers, notify
+from bctrl_async._calls.observing import notify
 from bctrl_async._calls.retry import RetryQuota
 from bctrl_async._http import transport
 from bctrl_async._http.failures import is_untrusted
 from bctrl_async._http.pool import Pool
+from bctrl_async._http.request import checked_headers
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.errors import (
     THROTTLED,
+    BctrlApiError,
     BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
@@ -30,7 +33,7 @@ from bctrl_async.errors import (
     session_closed,
 )
 from bctrl_async.observer import Attempt, AttemptObserver
-from bctrl_async.stats import SessionStats, Tally
+from bctrl_async.stats import SessionStats
 
 _T = TypeVar("_T")
 
@@ -59,13 +62,13 @@ class Sender:
         self.limiter: Limiter = limiter
         self._url = url
         self.closed: bool = False
-        # The number of the last attempt that the API itself has answered.
+        # The highest number of an attempt that the API itself has answered, in whichever order.
         self.last_answered: int = 0
         self._headers = headers
         self._key_provider = key_provider
         self._send = partial(transport.send_once, check_answers=check_answers)
         self.quota: RetryQuota = RetryQuota()
-        self._tally = Tally()
+        self.tally: SessionStats = SessionStats()
 
     @property
     def opened(self) -> bool:
@@ -73,14 +76,14 @@ class Sender:
         return self._pool.opened
 
     @property
-    def attempts(self) -> int:
-        """The number of attempts started."""
-        return self._tally.attempts
-
-    @property
     def stats(self) -> SessionStats:
         """The statistics so far."""
-        return self._tally.stats(self.limiter.in_use, self.limiter.tasks_waiting)
+        return replace(
+            self.tally,
+            failed=dict(self.tally.failed),
+            in_flight=self.limiter.in_use,
+            waiting=self.limiter.tasks_waiting,
+        )
 
     async def close(self) -> None:
         """Fail the calls that wait, and close the pool if the session owns it, and its pace."""
@@ -124,10 +127,10 @@ class Sender:
                     key = None
                     if self._key_provider is not None:
                         key = await _fetch_key(self._key_provider, call.limit)
-                    self._tally.retries += call.attempts > 0
+                    self.tally.retries += call.attempts > 0
                     call.attempts += 1
-                    self._tally.attempts += 1
-                    call.number = self._tally.attempts
+                    self.tally.attempts += 1
+                    call.number = self.tally.attempts
                     call.in_flight, call.is_connected = True, self._pool.is_borrowed
                     ended = await self._attempt(call, http, key)
                 except BctrlError as error:  # The key could not be fetched.
@@ -141,13 +144,13 @@ class Sender:
                         "the DNS lookup was still in progress", may_have_stopped=call.is_connected
                     )
                 finally:
-                    self._tally.cancelled += ended is None and call.in_flight
+                    self.tally.cancelled += ended is None and call.in_flight
                     self.limiter.release(ended, call.retries.throttled)
                 was_sent, call.in_flight = call.in_flight, False
                 if not isinstance(ended, BctrlError):
-                    self._record_answer(call)
+                    self.last_answered = max(self.last_answered, call.number)
                     self.quota.release()
-                    self._tally.succeeded += 1
+                    self.tally.succeeded += 1
                     return ended
                 self._record_failure(call, ended, was_sent=was_sent)
                 if self.closed and ended.status in THROTTLED:
@@ -167,19 +170,16 @@ class Sender:
             # A traceback refers to this frame; an error kept in it would be a reference cycle.
             ended = None
 
-    def _record_answer(self, call: Call[_T]) -> None:
-        # Answers may arrive in another order.
-        self.last_answered = max(self.last_answered, call.number)
-
     def _record_failure(self, call: Call[_T], error: BctrlError, *, was_sent: bool) -> None:
         if self.closed and isinstance(error, BctrlNetworkError) and error.status is None:
             error.summary = "the session was closed during the call"
             error.advice = "Close the session after its calls have ended"
         call.on_failure(error)
         if was_sent:
-            self._tally.record(error)
+            has_status = isinstance(error, BctrlApiError) and error.status is not None
+            self.tally.failed[str(error.status) if has_status else type(error).__name__] += 1
             if not is_unanswered(error):
-                self._record_answer(call)
+                self.last_answered = max(self.last_answered, call.number)
         call.retries.record(error)
 
     async def _wait_to_retry(self, call: Call[_T], failure: BctrlError) -> bool:
@@ -217,7 +217,8 @@ class Sender:
             template=call.operation.template,
         )
         attempt = notify(call.observer.begin_attempt, begun) or AttemptObserver()
-        for name, value in extra_headers(attempt).items():
+        added: Mapping[str, str] = notify(lambda: checked_headers(attempt.headers())) or {}
+        for name, value in added.items():
             headers.setdefault(name, value)
         try:
             ended = await send(answered=lambda status: notify(attempt.answered, status))

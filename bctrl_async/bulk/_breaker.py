@@ -53,7 +53,7 @@ class CircuitBreaker:
         self._patience = patience
         self._ask_canary = ask_canary
         self._state = state
-        self._attempts_before = sender.attempts
+        self._attempts_before = sender.tally.attempts
         self._answered: Call[Runtime] | None = None
         self._outage = (0, 0)
         self._opened_at: float | None = None
@@ -88,7 +88,7 @@ class CircuitBreaker:
         began, _ = self._outage
         if self.is_open and self._is_up_since(began):
             self._opened_at = None
-            self._outage = began, self._sender.attempts
+            self._outage = began, self._sender.tally.attempts
             self.leave(self._probe)
 
     def _is_up_since(self, attempt: int) -> bool:
@@ -123,7 +123,7 @@ class CircuitBreaker:
             self.leave(call)
             # All calls may fail this way, so each retry waits for the shared quota.
             return await call.back_off(self._sender.limiter, waits_for_quota=True)
-        failed_at = self._sender.attempts
+        failed_at = self._sender.tally.attempts
         if self._probe is call and await self._gives_up_target():
             return False
         while not self._is_up_since(failed_at):
