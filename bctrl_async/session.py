@@ -238,7 +238,8 @@ class BctrlSession:
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
             idempotency_key: The `Idempotency-Key` of each attempt; printable ASCII, not empty.
-            headers: More headers, except those that the session sets.
+            headers: More headers, except those that the session sets. `idempotency_key` takes
+                precedence.
             stopped_ok: Also get and return a runtime that was not running in the first place,
                 instead of raising.
 
@@ -256,9 +257,9 @@ class BctrlSession:
             BctrlResponseError: The answer cannot be parsed, or is a redirect.
             BctrlNetworkError: There was no answer.
         """
-        if not (type(workspace_id) is str and type(alias) is str):
-            workspace_id, alias = plain_text(workspace_id), plain_text(alias)
+        workspace_id, alias = plain_text(workspace_id), plain_text(alias)
         observed: ObservedStop | None = None
+        call: Call[Runtime] | None = None
         try:
             if self._observer is not None:
                 observed = ObservedStop(self._observer, str(workspace_id), str(alias))
@@ -269,17 +270,21 @@ class BctrlSession:
             http = self._sender.open_pool()
             if not self._limiter.acquire_nowait():
                 await self._limiter.acquire(policy.max_throttle_wait)
+            # Made only now, unlike in other calls: a hundred thousand of these may wait for a slot.
+            retries = RetryState(policy, self._sender.quota)
+            call = Call(STOP, str(workspace_id), alias, path, limit, retries=retries, headers=extra)
+            if observed is not None:
+                call.observer = observed.observer
+            runtime = await self._stop(call, http, stopped_ok=stopped_ok)
         except BaseException as error:
             if isinstance(error, BctrlError):
                 annotate(error, STOP.name, workspace_id, alias)
             if observed is not None:
-                observed.end(error)
+                observed.end(error, call)
             raise
-        # Made only now, unlike in other calls: a hundred thousand of these may wait for a slot.
-        retries = RetryState(policy, self._sender.quota)
-        call = Call(STOP, str(workspace_id), alias, path, limit, retries=retries, headers=extra)
-        stopping = self._stop(call, http, stopped_ok=stopped_ok)
-        return await (stopping if observed is None else observed.run(call, stopping))
+        if observed is not None:
+            observed.end(runtime, call)
+        return runtime
 
     async def _stop(
         self, call: Call[Runtime], http: aiohttp.ClientSession, *, stopped_ok: bool
@@ -631,10 +636,6 @@ def _call_headers(
         if idempotency_key == "":
             raise BctrlConfigError(
                 "idempotency_key is empty", advice="Pass a key, or None to send no header"
-            )
-        if _IDEMPOTENCY_KEY in extra:
-            raise BctrlConfigError(
-                f"{_IDEMPOTENCY_KEY} is given twice", advice="Leave it out of headers="
             )
         extra.update(checked_headers({_IDEMPOTENCY_KEY: idempotency_key}))
     return extra

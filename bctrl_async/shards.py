@@ -1,5 +1,6 @@
 """Shards: parts of an input that several processes stop, each on its own."""
 
+import itertools
 from collections.abc import AsyncIterable, Sized
 from hashlib import blake2b
 
@@ -26,14 +27,12 @@ def shard(targets: Targets, number: int, count: int) -> Targets:
         problem = f"invalid number {number!r:.50}: expected 1 to {count}, the count"
         raise BctrlConfigError(problem, argument="number")
     check_targets(targets)
-    is_first = True
+    places = itertools.count()
 
     def is_in_shard(item: object) -> bool:
-        nonlocal is_first
-        if is_first:
+        if not next(places):
             # An invalid item is in the first shard only, and the others would be empty.
             check_first(item)
-            is_first = False
         return shard_of(item, count) == number
 
     if isinstance(targets, AsyncIterable):

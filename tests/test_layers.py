@@ -348,10 +348,10 @@ class TestFreshInterpreter:
 BUDGETS = {
     ("__init__", "__main__", "_config", "_lifetime", "_version"): 323,
     ("errors", "filters", "models", "observer", "outcomes", "stats"): 1181,
-    ("session", "shards"): 699,
+    ("session", "shards"): 698,
     ("otel", "testing"): 399,
     ("pace", "redis"): 570,
-    ("_calls",): 744,
+    ("_calls",): 720,
     ("_http",): 1713,
     ("_limiter",): 835,
     ("bulk",): 1726,

@@ -158,11 +158,13 @@ async def test_headers_that_replace_the_key_or_reframe_the_request_are_rejected(
     assert emulator.requests == []
 
 
-async def test_an_idempotency_key_given_twice_is_rejected(session: BctrlSession) -> None:
-    with pytest.raises(BctrlConfigError, match="given twice"):
-        await session.stop_runtime(
-            "ws-1", "crm", idempotency_key="a", headers={"idempotency-key": "b"}
-        )
+async def test_an_idempotency_key_replaces_one_in_the_headers(
+    emulator: Emulator, session: BctrlSession
+) -> None:
+    await session.stop_runtime("ws-1", "crm", idempotency_key="a", headers={"idempotency-key": "b"})
+
+    [request] = emulator.requests
+    assert [value for name, value in request.headers.items() if name == "Idempotency-Key"] == ["a"]
 
 
 async def test_an_empty_idempotency_key_is_rejected(

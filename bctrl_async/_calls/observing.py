@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import msgspec
 
 from bctrl_async._calls.call import Call, annotate
-from bctrl_async._http.request import Operation, checked_headers
+from bctrl_async._http.request import Operation
 from bctrl_async.errors import BctrlConflictError, BctrlError
 from bctrl_async.models import Runtime, RuntimeRef
-from bctrl_async.observer import AttemptObserver, BulkObserver, CallObserver, Observer, StopObserver
+from bctrl_async.observer import BulkObserver, CallObserver, Observer, StopObserver
 from bctrl_async.outcomes import outcome_of
 
 _log = logging.getLogger("bctrl_async")
@@ -34,11 +34,6 @@ def notify(method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T 
             extra={"bctrl.event": "observer_failed"},
         )
         return None
-
-
-def extra_headers(attempt: AttemptObserver) -> Mapping[str, str]:
-    """Return the headers that an observer adds to a request, or none if they are invalid."""
-    return notify(lambda: checked_headers(attempt.headers())) or {}
 
 
 @contextmanager
@@ -71,20 +66,9 @@ class ObservedStop:
     def __init__(self, observer: Observer, workspace_id: str, alias: str) -> None:
         self._target = RuntimeRef(workspace_id, alias)
         self._began = time.monotonic()
-        self._stop = notify(observer.begin_stop, *self._target) or StopObserver()
+        self.observer: StopObserver = notify(observer.begin_stop, *self._target) or StopObserver()
 
-    async def run(self, call: Call[Runtime], work: Awaitable[Runtime]) -> Runtime:
-        """Await the attempts of the call."""
-        call.observer = self._stop
-        try:
-            runtime = await work
-        except BaseException as error:
-            self.end(error, call)
-            raise
-        self.end(runtime, call)
-        return runtime
-
-    def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None = None) -> None:
+    def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None) -> None:
         """Notify the observer of the outcome; without a call if none was made."""
         settled: Runtime | BaseException = ended
         match call and call.retries.last_failure:
@@ -105,4 +89,4 @@ class ObservedStop:
         # A runtime that was started anew since is not the one that this stop was about.
         if settled is not ended and isinstance(ended, Runtime) and ended.status.is_final:
             outcome = msgspec.structs.replace(outcome, runtime=ended)
-        notify(self._stop.end, outcome)
+        notify(self.observer.end, outcome)
