@@ -11,7 +11,7 @@ from conftest import KEY
 from helpers import Command
 from tls import forward_proxy, over_tls
 
-from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.emulator import Emulator, Fault
 
 LOGIN = "proxy-user:s3cret-p4ss%40"
 
@@ -40,13 +40,6 @@ async def test_each_line_says_what_is_in_effect(command: Command, emulator: Emul
     assert (code, err) == (0, "")
     assert [request.method for request in emulator.requests] == ["GET"]
     assert emulator.status("ws", "a") == "active"
-
-
-async def test_a_runtime_that_cannot_be_read_counts(command: Command, emulator: Emulator) -> None:
-    runtime = {**emulator.runtimes["ws", "a"]}
-    emulator.inject(Reply(200, body={"runtimes": [runtime, {}]}), method="GET")
-    code, out, _ = await command("doctor", "--base-url", emulator.url, "ws")
-    assert (code, found_in(out)["API"]) == (0, "the key is accepted: 2 runtimes in ws")
 
 
 async def test_without_a_workspace_the_key_is_not_sent(

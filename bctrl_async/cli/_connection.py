@@ -75,7 +75,7 @@ def _find_profile(name: str | None, *, has_url: bool) -> Profile:
     if name is None and _DEFAULT in tables:
         if not (os.environ.get(_KEY) or os.environ.get(_URL)):
             name = _DEFAULT
-        elif "base_url" in tables[_DEFAULT] and not (has_url or os.environ.get(_URL)):
+        elif "base_url" in tables[_DEFAULT] and not has_url:
             # The key may be meant for the URL of the profile.
             raise BctrlConfigError(
                 f"{_KEY} is set, and profile {_DEFAULT!r} of {file} has a base_url",
@@ -109,7 +109,7 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
         return
     # An empty variable is an unset one.
     named = [token.value for token in chosen.tokens if token.value or token.source != "env"]
-    has_url = any(token.source != "env" for token in arguments["--base-url"].tokens)
+    has_url = any(token.value for token in arguments["--base-url"].tokens)
     profile = _find_profile(named[0] if named else None, has_url=has_url)
     chosen.tokens[:] = [Token(implicit_value=profile)]
     for argument in arguments:
