@@ -243,10 +243,8 @@ class Connection:
             # The session names its arguments; the user has set something else.
             origins = {"proxy": "HTTPS_PROXY", **self.profile.origins}
             origins["api_key"] = f"API key from {origin}"
-            if error.argument not in origins:
-                raise
             _, _, reason = error.summary.partition(": ")
-            raise BctrlConfigError(f"invalid {origins[error.argument]}: {reason}") from error
+            raise BctrlConfigError(f"invalid {origins[str(error.argument)]}: {reason}") from error
 
 
 CONNECTION = Connection()
