@@ -21,8 +21,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import threading
+from collections import ChainMap
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 from unittest.mock import Mock
@@ -53,28 +53,19 @@ def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
     It runs in a thread with its own event loop, so it also serves blocking tests. The marker of the
     same name gives arguments of `Emulator`; of two markers, the one nearer to the test wins.
     """
-    arguments: dict[str, object] = {"port": 0}
-    positional: tuple[object, ...] = ()
-    for marker in reversed([*request.node.iter_markers("bctrl_emulator")]):
-        positional += marker.args
-        arguments |= marker.kwargs
+    markers = [*request.node.iter_markers("bctrl_emulator")]
+    positional = [each for marker in markers for each in marker.args]
+    arguments = ChainMap(*(marker.kwargs for marker in markers), {"port": 0})
     try:
-        emulator = Emulator(*positional, **arguments)  # type: ignore[arg-type]
+        emulator = Emulator(*positional, **arguments)
     except (TypeError, ValueError) as error:
         pytest.fail(f"invalid @pytest.mark.bctrl_emulator: {error}", pytrace=False)
-    with _in_a_thread(emulator):
-        yield emulator
-
-
-@contextmanager
-def _in_a_thread(emulator: Emulator) -> Iterator[None]:
-    """Run an emulator in a separate thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:
         asyncio.run_coroutine_threadsafe(emulator.start(), loop).result()
-        yield
+        yield emulator
     finally:
         asyncio.run_coroutine_threadsafe(emulator.close(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
@@ -109,13 +100,7 @@ def bctrl_aioresponses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses
     No request of aiohttp is sent while a test has this fixture: one that the test has not mocked
     fails as if the connection was refused.
     """
-    try:
-        core = importlib.import_module("aioresponses.core")
-    except ModuleNotFoundError:
-        pytest.fail(
-            "bctrl_aioresponses needs the package aioresponses: pip install aioresponses",
-            pytrace=False,
-        )
+    core = importlib.import_module("aioresponses.core")
     # aiohttp 3.14 requires an argument that aioresponses 0.7.9 does not pass
     # (pnuckowski/aioresponses#289). A mocked response has no writer, so any object will do.
     response_class = partial(core.ClientResponse, stream_writer=Mock(output_size=0))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from bctrl_async.emulator import Emulator, Fault, Reply
-from bctrl_async.testing import _in_a_thread
 
 Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
@@ -68,5 +68,14 @@ def emulator_in_a_thread(*faults: Fault | Reply) -> Iterator[Emulator]:
     for number in range(10):
         emulator.add_runtime("ws-1", f"r{number}")
     emulator.inject(*faults)
-    with _in_a_thread(emulator):
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(emulator.start(), loop).result()
         yield emulator
+    finally:
+        asyncio.run_coroutine_threadsafe(emulator.close(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
