@@ -9,8 +9,7 @@ polls of `verify=`. A bulk stop is a span `stop_runtimes` with its counts, above
 their headers (`traceparent`).
 
 The metrics are `http.client.request.duration` and `http.client.active_requests` of the same
-conventions, and for stops `bctrl.stop.outcomes` by result, `bctrl.stop.attempts` by status and
-`bctrl.stop.throttled`.
+conventions, and for stops `bctrl.stop.outcomes` by result and `bctrl.stop.attempts` by status.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import NamedTuple
 
 from bctrl_async import _config
 from bctrl_async._version import __version__
-from bctrl_async.errors import THROTTLED, BctrlError, error_type
+from bctrl_async.errors import BctrlError, error_type
 from bctrl_async.observer import (
     Attempt,
     AttemptObserver,
@@ -69,9 +68,6 @@ class _Meters:
         self.attempts = meter.create_counter(
             "bctrl.stop.attempts", "{attempt}", "Stop requests that ended, by status or error."
         )
-        self.throttled = meter.create_counter(
-            "bctrl.stop.throttled", "{attempt}", "Stop requests answered with 429 or 503."
-        )
         self.outcomes = meter.create_counter(
             "bctrl.stop.outcomes", "{stop}", "Stops that ended, by result."
         )
@@ -86,6 +82,7 @@ class _Scope(NamedTuple):
     tracer: Tracer | None
     meters: _Meters
     context: context.Context
+    counts_stops: bool
 
     def begin(self, name: str, kind: SpanKind, attributes: Mapping[str, _Value]) -> Span:
         if self.tracer is None:
@@ -114,18 +111,16 @@ class OpenTelemetry(Observer):
         meter_provider: metrics.MeterProvider | None = None,
         spans_in_bulk: bool = True,
     ) -> None:
-        for name, provider, kind in (
-            ("tracer_provider", tracer_provider, trace.TracerProvider),
-            ("meter_provider", meter_provider, metrics.MeterProvider),
-        ):
-            _config.check_type(provider, kind | None, name, f"an opentelemetry {kind.__name__}")
+        kind = "a provider of opentelemetry"
+        _config.check_type(tracer_provider, trace.TracerProvider | None, "tracer_provider", kind)
+        _config.check_type(meter_provider, metrics.MeterProvider | None, "meter_provider", kind)
         self._tracer = trace.get_tracer("bctrl_async", __version__, tracer_provider)
         self._tracer_in_bulk = self._tracer if spans_in_bulk else None
         self._meters = _Meters(meter_provider)
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
         """Start the span of a single stop as a child of the current span."""
-        return _Stop(self._scope(), workspace_id, alias, counts=True)
+        return _Stop(self._scope(), "stop", workspace_id, alias)
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Start the span of a call such as `get_runtime` as a child of the current span."""
@@ -134,11 +129,12 @@ class OpenTelemetry(Observer):
     def begin_bulk(self) -> BulkObserver:
         """Start the span of a bulk stop as a child of the current span."""
         span = self._tracer.start_span("stop_runtimes")
-        children = _Scope(self._tracer_in_bulk, self._meters, trace.set_span_in_context(span))
+        parent = trace.set_span_in_context(span)
+        children = _Scope(self._tracer_in_bulk, self._meters, parent, counts_stops=False)
         return _Bulk(span, children)
 
     def _scope(self) -> _Scope:
-        return _Scope(self._tracer, self._meters, context.get_current())
+        return _Scope(self._tracer, self._meters, context.get_current(), counts_stops=True)
 
 
 class _Bulk(BulkObserver):
@@ -147,7 +143,7 @@ class _Bulk(BulkObserver):
         self._children = children
 
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        return _Stop(self._children, workspace_id, alias, counts=False)
+        return _Stop(self._children, "stop", workspace_id, alias)
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         return _Call(self._children, operation, workspace_id, alias)
@@ -192,20 +188,15 @@ class _WithSpan:
 
 
 class _Stop(_WithSpan, StopObserver):
-    def __init__(self, scope: _Scope, workspace_id: str, alias: str, *, counts: bool) -> None:
-        super().__init__(scope, "stop", workspace_id, alias)
-        self._outcomes = scope.meters.outcomes if counts else None
-
     def end(self, outcome: StopOutcome) -> None:
-        if self._outcomes is not None:
-            self._outcomes.add(1, {"bctrl.result": outcome.result.value})
         span, error = self._span, outcome.error
-        if span.is_recording():
-            span.set_attribute("bctrl.attempts", outcome.attempts)
-            span.set_attribute("bctrl.result", outcome.result.value)
-            if error is not None:
-                span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
-            if error is not None and outcome.result not in _ANSWERED:
+        if self._children.counts_stops:
+            self._children.meters.outcomes.add(1, {"bctrl.result": outcome.result.value})
+        span.set_attribute("bctrl.attempts", outcome.attempts)
+        span.set_attribute("bctrl.result", outcome.result.value)
+        if error is not None:
+            span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
+            if outcome.result not in _ANSWERED:
                 _fail(span, error)
         span.end()
 
@@ -259,8 +250,6 @@ class _Attempt(AttemptObserver):
         self._meters.duration.record(elapsed, {**self._request, **response})
         if self._stops:
             self._meters.attempts.add(1, response)
-            if self._status in THROTTLED:
-                self._meters.throttled.add(1, response)
         self._span.set_attributes(response)
         if error is not None:
             # By the conventions, an error status needs no description.

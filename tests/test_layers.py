@@ -349,7 +349,7 @@ BUDGETS = {
     ("__init__", "__main__", "_config", "_lifetime", "_version"): 323,
     ("errors", "filters", "models", "observer", "outcomes", "stats"): 1181,
     ("session", "shards"): 698,
-    ("otel", "testing"): 399,
+    ("otel", "testing"): 373,
     ("pace", "redis"): 570,
     ("_calls",): 720,
     ("_http",): 1713,
