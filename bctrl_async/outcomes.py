@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -70,9 +70,6 @@ now: Callable[[], datetime] = partial(datetime.now, UTC)
 
 _NOT_RUNNING = RuntimeState.NOT_RUNNING
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
-_RESULTS = {RuntimeStatus.STOPPED: StopResult.STOPPED}
-"""The results of statuses; the result of any other is `accepted`."""
-_ACCEPTED = StopResult.ACCEPTED
 
 
 class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,35 +145,6 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     resumed: int = 0
     ended_early: BctrlError | None = None
 
-    @classmethod
-    def from_outcomes(
-        cls,
-        outcomes: Iterable[StopOutcome],
-        *,
-        elapsed: float = 0.0,
-        ended_early: BctrlError | None = None,
-    ) -> Self:
-        """Count outcomes, such as those of `read_journals`.
-
-        Args:
-            outcomes: One outcome for each target.
-            elapsed: The duration in seconds.
-            ended_early: Why there are targets without an outcome, or None if there are none.
-        """
-        tally = OutcomeTally()
-        for outcome in outcomes:
-            tally.add(outcome)
-        return cls(
-            total=sum(tally.counts.values()),
-            counts=Counter(tally.counts),
-            states=Counter(tally.states),
-            failures=tuple(tally.failures),
-            elapsed=elapsed,
-            retries=tally.retries,
-            resumed=tally.resumed,
-            ended_early=ended_early,
-        )
-
     @property
     def ok(self) -> bool:
         """True if the whole input was read and no runtime in it runs any longer.
@@ -205,13 +173,10 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         """
         return {
             "ok": self.ok,
-            "total": self.total,
+            **asdict(self),
             "counts": {result.value: self.counts[result] for result in StopResult},
             "states": {state.value: self.states[state] for state in RuntimeState},
             "elapsed": round(self.elapsed, 6),
-            "retries": self.retries,
-            "throttled": self.throttled,
-            "resumed": self.resumed,
             "ended_early": self.ended_early and asdict(ErrorRecord.of(self.ended_early)),
             "failures": [outcome.to_dict() for outcome in self.failures],
         }
@@ -358,7 +323,9 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a table of rules.
     """Return the result of a stop whose call returned a runtime or raised an error."""
     if isinstance(ended, Runtime):
-        return _RESULTS.get(ended.status, _ACCEPTED)
+        # With any other status the stop was taken, but not confirmed.
+        is_stopped = ended.status == RuntimeStatus.STOPPED
+        return StopResult.STOPPED if is_stopped else StopResult.ACCEPTED
     match ended:
         case BctrlConflictError(already_stopped=True):
             return StopResult.ALREADY_STOPPED

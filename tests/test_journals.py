@@ -23,7 +23,6 @@ from bctrl_async import (
     RuntimeRef,
     RuntimeState,
     StopOutcome,
-    StopReport,
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Reply
@@ -96,20 +95,17 @@ class TestList:
             (3, "ws-1", "c", True),
         ]
 
-    def test_a_report_counts_them(self, folder: Path) -> None:
+    def test_they_have_the_state_of_each_runtime(self, folder: Path) -> None:
         path = write(folder / "1", entry("a"), entry("b", RUNS, attempts=3))
         targets = [("ws-1", alias) for alias in "abc"]
 
-        report = StopReport.from_outcomes(read_journals([path], targets))
+        outcomes = list(read_journals([path], targets))
 
-        assert not report.ok
-        assert (report.total, report.retries) == (3, 2)
-        assert +report.states == {
-            RuntimeState.NOT_RUNNING: 1,
-            RuntimeState.STILL_RUNNING: 1,
-            RuntimeState.UNCONFIRMED: 1,
-        }
-        assert StopReport.from_outcomes(read_journals([path], targets[:1])).ok
+        assert [(each.state, each.attempts) for each in outcomes] == [
+            (RuntimeState.NOT_RUNNING, 0),
+            (RuntimeState.STILL_RUNNING, 3),
+            (RuntimeState.UNCONFIRMED, 0),
+        ]
 
     @pytest.mark.parametrize("item", ["a", ("ws-1",), ("ws-1", 1), None, 3])
     def test_an_item_that_is_not_a_target_is_an_error(self, folder: Path, item: object) -> None:

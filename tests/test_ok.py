@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from conftest import KEY
 from helpers import unused_url
@@ -130,5 +132,12 @@ def test_a_failure_without_an_error_is_raised_as_well() -> None:
         result=StopResult.UNKNOWN,
         state=RuntimeState.UNCONFIRMED,
     )
+    report = StopReport(
+        total=1,
+        counts=Counter([failure.result]),
+        states=Counter([failure.state]),
+        failures=(failure,),
+        elapsed=0.0,
+    )
     with pytest.raises(ExceptionGroup):
-        StopReport.from_outcomes([failure]).raise_for_failures()
+        report.raise_for_failures()

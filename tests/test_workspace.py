@@ -26,7 +26,6 @@ from bctrl_async import (
     RuntimeFilter,
     RuntimeState,
     StopOutcome,
-    StopReport,
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
@@ -357,9 +356,9 @@ class TestListedRuntime:
         batch = session.stop_workspace("ws-1", concurrency=1, journal=lists, on_outcome=stop_all)
         assert (await batch).counts == {STOPPED: 1, NOT_SENT: 2}
 
-        report = StopReport.from_outcomes(read_journals([lists, stops]))
-        assert report.states == {RuntimeState.NOT_RUNNING: 3}
-        assert report.failures == ()
+        outcomes = list(read_journals([lists, stops]))
+        assert [each.state for each in outcomes] == [RuntimeState.NOT_RUNNING] * 3
+        assert all(each.ok for each in outcomes)
 
     async def test_an_answer_says_more_than_the_list(
         self, workspace: Emulator, connect: Connect
