@@ -22,6 +22,7 @@ error status, a `BctrlNetworkError` is the lack of a usable answer.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from http import HTTPStatus
 from typing import ClassVar
@@ -47,6 +48,8 @@ THROTTLED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILA
 
 _name = reprlib.Repr()
 _name.maxstring = _name.maxother = 100
+quote: Callable[[object], str] = _name.repr
+"""Return the repr of a name, shortened in the middle if it is long."""
 
 _GATEWAY_FAILURES = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
 
@@ -224,11 +227,6 @@ def advice_of(error: BctrlError) -> str:
 
 def _joined(*sentences: str | None) -> str:
     return ". ".join(sentence.rstrip(".") for sentence in sentences if sentence)
-
-
-def quote(name: object) -> str:
-    """Return the repr of a name, shortened in the middle if it is long."""
-    return _name.repr(name)
 
 
 def subject_of(error: BctrlError) -> str:

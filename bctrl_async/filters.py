@@ -57,14 +57,10 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     def __call__(self, runtime: Runtime) -> bool:
         """Return True if the runtime matches now, by the clock of this machine."""
-        return self.matches(runtime, datetime.now(UTC))
-
-    def matches(self, runtime: Runtime, now: datetime) -> bool:
-        """Return True if the runtime matches at a time, which must be timezone-aware."""
-        return self.decide(runtime, now) is True
+        return self.decide(runtime, datetime.now(UTC)) is True
 
     def decide(self, runtime: Runtime, now: datetime) -> bool | None:
-        """Return what `matches` does, or None if its age would decide, but cannot be read."""
+        """Return whether it matches at a time; None if its age would decide, but is unreadable."""
         if self.status is None:
             has_status = not runtime.status.is_final
         else:

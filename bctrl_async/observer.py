@@ -90,19 +90,27 @@ class CallObserver(_WithAttempts):
         """
 
 
-class BulkObserver:
-    """An observer of one bulk stop."""
-
+class _WithCalls:
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of the stop of one target."""
+        """Handle the start of a stop; a single stop has not waited for its slot yet."""
         return StopObserver()
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
-        """Handle the start of a call that belongs to no stop of this run.
+        """Handle the start of a call that stops nothing, such as `get_runtime`.
 
-        The call is a `get` that asks whether the server is up, after a request without an answer.
+        In a bulk stop it is a `get` that asks whether the server is up, after a request without an
+        answer; the GETs of `verify=` belong to their stop.
+
+        Args:
+            operation: The operation of the API, such as `get` or `list`.
+            workspace_id: The workspace's id.
+            alias: The runtime's alias; None for a call about a whole workspace.
         """
         return CallObserver()
+
+
+class BulkObserver(_WithCalls):
+    """An observer of one bulk stop."""
 
     def outcome(self, outcome: StopOutcome) -> None:
         """Handle an outcome of this run, even if its stop was never started.
@@ -114,22 +122,8 @@ class BulkObserver:
         """Handle the end of the bulk stop."""
 
 
-class Observer:
+class Observer(_WithCalls):
     """An observer of all calls of a session. Several sessions may share it."""
-
-    def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a single stop, before it waits for a slot."""
-        return StopObserver()
-
-    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
-        """Handle the start of a call that stops nothing, such as `get_runtime`.
-
-        Args:
-            operation: The operation of the API, such as `get` or `list`.
-            workspace_id: The workspace's id.
-            alias: The runtime's alias; None for a call about a whole workspace.
-        """
-        return CallObserver()
 
     def begin_bulk(self) -> BulkObserver:
         """Handle the start of a bulk stop."""

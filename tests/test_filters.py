@@ -53,9 +53,9 @@ def test_a_kind_can_be_unknown_to_the_contract() -> None:
 def test_all_conditions_must_hold() -> None:
     both = RuntimeFilter(kind="browser", older_than=3600)
 
-    assert both.matches(runtime(), NOW)
-    assert not both.matches(runtime(kind="desktop"), NOW)
-    assert not both.matches(runtime(created_at="2026-01-01T11:30:00Z"), NOW)
+    assert both.decide(runtime(), NOW)
+    assert not both.decide(runtime(kind="desktop"), NOW)
+    assert not both.decide(runtime(created_at="2026-01-01T11:30:00Z"), NOW)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_all_conditions_must_hold() -> None:
     [(7199, True), (7200, False), (0.5, True), (timedelta(hours=1), True), (timedelta(1), False)],
 )
 def test_older_is_strictly_older(older_than: float | timedelta, *, matches: bool) -> None:
-    assert RuntimeFilter(older_than=older_than).matches(runtime(), NOW) is matches
+    assert RuntimeFilter(older_than=older_than).decide(runtime(), NOW) is matches
 
 
 def test_age_is_measured_by_the_clock_of_this_machine() -> None:
@@ -88,19 +88,19 @@ def test_age_is_measured_by_the_clock_of_this_machine() -> None:
 )
 def test_a_time_that_cannot_be_read_matches_no_age(created_at: str) -> None:
     """The contract gives `createdAt` no format: a conforming server sends any text."""
-    assert not RuntimeFilter(older_than=1).matches(runtime(created_at=created_at), NOW)
-    assert RuntimeFilter().matches(runtime(created_at=created_at), NOW)
+    assert not RuntimeFilter(older_than=1).decide(runtime(created_at=created_at), NOW)
+    assert RuntimeFilter().decide(runtime(created_at=created_at), NOW)
 
 
 @pytest.mark.parametrize("created_at", ["2026-01-01T10:00:00+00:00", "2026-01-01 05:00:00-05:00"])
 def test_an_offset_is_taken_into_account(created_at: str) -> None:
-    assert RuntimeFilter(older_than=7199).matches(runtime(created_at=created_at), NOW)
-    assert not RuntimeFilter(older_than=7201).matches(runtime(created_at=created_at), NOW)
+    assert RuntimeFilter(older_than=7199).decide(runtime(created_at=created_at), NOW)
+    assert not RuntimeFilter(older_than=7201).decide(runtime(created_at=created_at), NOW)
 
 
 @given(st.text() | st.datetimes().map(str) | st.datetimes(timezones=st.timezones()).map(str))
 def test_no_text_raises(created_at: str) -> None:
-    RuntimeFilter(older_than=1).matches(runtime(created_at=created_at), NOW)
+    RuntimeFilter(older_than=1).decide(runtime(created_at=created_at), NOW)
 
 
 @pytest.mark.parametrize(

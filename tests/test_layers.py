@@ -347,7 +347,7 @@ class TestFreshInterpreter:
 
 BUDGETS = {
     ("__init__", "__main__", "_config", "_lifetime", "_version"): 323,
-    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1181,
+    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1115,
     ("session", "shards"): 698,
     ("otel", "testing"): 373,
     ("pace", "redis"): 570,
