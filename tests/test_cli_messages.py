@@ -64,7 +64,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
     (tmp_path / "config.toml").touch(0o600)
     monkeypatch.setenv("BCTRL_CONFIG", "config.toml")
-    monkeypatch.setenv("COLUMNS", str(WIDTH))
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr("bctrl_async.RetryPolicy.backoff", lambda *_: 0.0)
     monkeypatch.setattr("bctrl_async.cli._progress._LINE_EVERY", 3600)

@@ -195,11 +195,10 @@ def test_every_note_of_a_block_is_known() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_reference_lists_every_option_of_a_command(
-    command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     text = (DOCS / "reference" / "command.md").read_text("utf-8")
     section = text.partition(f"## `bctrl-async {command}`")[2].partition("\n## ")[0]
-    monkeypatch.setenv("COLUMNS", "200")
     assert cli.main([*command.split(), "--help"]) == 0
     options = set(re.findall(r"^│ (--[a-z-]+)", capfd.readouterr().out, re.MULTILINE))
     assert options
