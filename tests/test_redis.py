@@ -55,6 +55,7 @@ class TestArguments:
         [
             "",
             "localhost:6379",
+            "redis:6379",
             "http://localhost",
             "valkey://localhost",
             "redis://localhost:99999",

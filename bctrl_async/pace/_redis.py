@@ -151,7 +151,7 @@ def _check_url(url: str) -> None:
         pool.connection_class(**pool.connection_kwargs)
         parts = urlsplit(url)
         # A password that is not encoded ends the host too early, and its rest would be shown.
-        is_valid = "@" not in f"{parts.path}{parts.query}{parts.fragment}"
+        is_valid = "://" in url and "@" not in f"{parts.path}{parts.query}{parts.fragment}"
         # redis-py takes database 0 for any path that is not a number.
         is_valid &= parts.scheme == "unix" or _is_database(parts.path) is not None
     except (ValueError, TypeError, AttributeError, RedisError):
