@@ -51,8 +51,6 @@ _name.maxstring = _name.maxother = 100
 quote: Callable[[object], str] = _name.repr
 """Return the repr of a name, shortened in the middle if it is long."""
 
-_GATEWAY_FAILURES = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
-
 
 @dataclass(eq=False, repr=False)
 class BctrlError(Exception):
@@ -250,7 +248,7 @@ def is_unanswered(error: BctrlError) -> bool:
             and error.argument is None
             and not isinstance(error, BctrlResponseError)
         )
-    return error.status in _GATEWAY_FAILURES
+    return error.status in {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
 
 
 def error_type(error: BaseException) -> str:

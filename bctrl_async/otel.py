@@ -30,7 +30,7 @@ from bctrl_async.observer import (
     Observer,
     StopObserver,
 )
-from bctrl_async.outcomes import StopOutcome, StopReport, StopResult
+from bctrl_async.outcomes import ANSWERED, StopOutcome, StopReport, StopResult
 
 try:
     from opentelemetry import context, metrics, propagate, trace
@@ -43,8 +43,6 @@ except ModuleNotFoundError as _error:
 
 __all__ = ["OpenTelemetry"]
 
-_ANSWERED = frozenset({StopResult.ACCEPTED, StopResult.NOT_FOUND})
-"""Results that are no failure of a call, although the runtime may run."""
 # The boundaries that the conventions recommend for `http.client.request.duration`.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
@@ -196,7 +194,7 @@ class _Stop(_WithSpan, StopObserver):
         span.set_attribute("bctrl.result", outcome.result.value)
         if error is not None:
             span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
-            if outcome.result not in _ANSWERED:
+            if outcome.result not in ANSWERED:
                 _fail(span, error)
         span.end()
 

@@ -70,6 +70,8 @@ now: Callable[[], datetime] = partial(datetime.now, UTC)
 
 _NOT_RUNNING = RuntimeState.NOT_RUNNING
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
+ANSWERED = frozenset({StopResult.ACCEPTED, StopResult.NOT_FOUND})
+"""Results that are no failure of a call, although the runtime may run."""
 
 
 class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):

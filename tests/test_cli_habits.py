@@ -9,9 +9,6 @@ import pytest
 from conftest import KEY
 from helpers import Command
 
-from bctrl_async import BctrlApiError, BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopResult
-from bctrl_async.cli._outcomes import OutcomePrinter
-from bctrl_async.cli._output import Output
 from bctrl_async.emulator import Emulator
 
 
@@ -109,38 +106,3 @@ async def test_several_runtimes_are_shown_and_each_that_is_missing_is_an_error(
     _, out, _ = await command("get", "ws", "crm", "ci-1", "-o", "json")
     assert aliases_of(out) == ["crm", "ci-1"]
     assert (await command("get", "ws", ".."))[0] == 2
-
-
-async def test_a_name_is_cut_at_a_bound(command: Command) -> None:
-    _, out, _ = await command("stop", "--no-verify", "ws", "a" * 300)
-    assert out.startswith(f"{'a' * 100}...  not_found")
-
-
-def failed(number: int, error: BctrlError | None, **fields: object) -> StopOutcome:
-    return StopOutcome(
-        index=number,
-        target=RuntimeRef("ws", f"r{number}"),
-        result=StopResult.UNKNOWN,
-        state=RuntimeState.UNCONFIRMED,
-        error=error,
-        **fields,  # type: ignore[arg-type]  # The tests give fields of several types.
-    )
-
-
-def test_reasons_are_told_apart_up_to_twenty_and_apart_from_their_numbers(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    printer = OutcomePrinter(Output(), None)
-    for number in range(2):
-        printer.print(failed(number, None))
-        printer.print(failed(number, None, resumed=True))
-        printer.print(failed(number, BctrlError(f"no answer within {number} s: slow")))
-    for number in range(100):
-        error = BctrlApiError("no", status=400, code="x" + "y" * number)
-        printer.print(failed(number, error))
-    printer.finish()
-    out = capfd.readouterr().out
-    assert "1 more unknown (not confirmed): ws r1\n" in out
-    assert "1 more unknown (from an earlier run): ws r1\n" in out
-    assert "1 more unknown (no answer within 0 s): ws r1\n" in out
-    assert "82 more unknown (other reasons): ws r18, ws r19, ws r20 and 79 more\n" in out

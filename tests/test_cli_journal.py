@@ -1,44 +1,32 @@
-"""The command's journals: their age, and dry runs that only read them."""
+"""The command's journals, and dry runs, which only read them."""
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from commands import outcomes_of, results_of, stop_piped, without_times
 from conftest import KEY
-from helpers import Command
+from helpers import Command, HoldingEmulator
 from journal_lines import entry_line, header_line
 
-from bctrl_async.emulator import Emulator
+from bctrl_async.emulator import Fault
 from bctrl_async.journal import Journal
 
-SERVER = "https://api.test/v1"
 STARTED = datetime(2026, 11, 24, 2, 30, tzinfo=UTC)
+RUNS = pytest.mark.parametrize("option", [(), ("--dry-run",)], ids=["run", "dry run"])
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
-    for alias in "ab":
-        emulator.add_runtime("ws", alias)
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
+def emulator(holding: HoldingEmulator) -> HoldingEmulator:
+    return holding
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "tonight.jsonl"
-
-
-def entry(alias: str) -> bytes:
-    return entry_line(("ws", alias), STARTED)
-
-
-def write(path: Path, *entries: bytes, server: str = SERVER, started: datetime = STARTED) -> bytes:
-    data = header_line(server, started) + b"".join(entries)
-    path.write_bytes(data)
-    return data
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return Path("tonight.jsonl")
 
 
 def fill(path: Path, data: bytes) -> None:
@@ -46,91 +34,188 @@ def fill(path: Path, data: bytes) -> None:
 
 
 def content(path: Path) -> bytes:
-    return path.read_bytes()
+    return path.read_bytes() if path.exists() else b""
 
 
-class TestAge:
-    async def test_an_old_journal_warns_once_on_stderr(
-        self, emulator: Emulator, command: Command, path: Path
-    ) -> None:
-        """Fault: the second night skipped every runtime, printed nothing and exited with 0."""
-        old = datetime.now(UTC) - timedelta(days=1, hours=2, minutes=3)
-        write(path, entry("a"), server=f"{emulator.url}/v1", started=old)
-        for option in (("--dry-run",), ()):
-            code, _, err = await command("stop", *option, "--journal", path, "ws", "a")
+def entry(alias: str) -> bytes:
+    return entry_line(("ws", alias), STARTED)
 
-            assert f"warning: the journal '{path}' is 1 day, 2:03:" in err.replace("\n", " ")
-            assert err.count("warning") == 1
-            assert code == 0
-        assert not emulator.requests
 
-    async def test_a_journal_beyond_the_maximal_age_exits_with_2_and_stops_nothing(
-        self, emulator: Emulator, command: Command, path: Path
-    ) -> None:
-        old = datetime.now(UTC) - timedelta(hours=13)
-        before = write(path, server=f"{emulator.url}/v1", started=old)
-        args = ("--journal", path, "--journal-max-age", "12h", "ws", "a")
-        for option in ((), ("--dry-run",)):
-            code, out, err = await command("stop", *option, *args)
+def header(emulator: HoldingEmulator, age: timedelta = timedelta()) -> bytes:
+    return header_line(f"{emulator.url}/v1", datetime.now(UTC) - age)
 
-            assert "cannot be used: it is 13:00:" in err
-            assert "old; the limit is 12:00:00. " in err
-            assert (code, out, err.count("\n")) == (2, "", 1)
-        assert not emulator.requests
-        assert content(path) == before
 
-        code, _, err = await command("stop", *args[:3], "1d", "ws", "a")
-        assert (code, err) == (0, "")
+# Journals
 
-    @pytest.mark.parametrize(
-        ("args", "said"),
-        [
-            ("--journal f --journal-max-age 12 ws a", "'12' is not a duration such as 500ms"),
-            ("--journal f --journal-max-age 0s ws a", "for --journal-max-age. Must be > 0"),
-            ("--journal-max-age 12h ws a", "--journal-max-age needs --journal"),
-        ],
+
+async def test_the_same_command_resumes_from_its_journal(
+    emulator: HoldingEmulator, command: Command, path: Path
+) -> None:
+    fill(Path("targets.csv"), b"ws,a\nws,b\nws,c\n")
+    emulator.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
+    args = ("stop", "--no-verify", "--journal", path, "--from", "targets.csv")
+    assert (await command(*args))[0] == 1
+    emulator.received.clear()
+
+    code, out, err = await command(*args, "-o", "json")
+
+    assert emulator.received == {("ws", "b"): 1}
+    resumed = {outcome["alias"]: outcome["resumed"] for outcome in outcomes_of(out)}
+    assert resumed == {"a": True, "b": False, "c": True}
+    assert set(results_of(out)) == {"stopped"}
+    assert (code, without_times(err)) == (
+        0,
+        "3 of 3 no longer running after 0.0 s: 3 stopped; 2 from an earlier run, not sent again\n",
     )
-    async def test_an_age_that_cannot_be_used_is_a_usage_error(
-        self, command: Command, args: str, said: str
-    ) -> None:
-        code, out, err = await command("stop", *args.split())
-
-        assert said in err
-        assert (code, out, err.count("\n")) == (2, "", 1)
+    assert KEY.encode() not in content(path)
 
 
-class TestDryRun:
-    async def test_it_leaves_a_torn_journal_unchanged(
-        self, emulator: Emulator, command: Command, path: Path
-    ) -> None:
-        """Fault: a dry run cut off the torn tail."""
-        now = datetime.now(UTC)
-        before = write(path, entry("a"), entry("b")[:30], server=f"{emulator.url}/v1", started=now)
+async def test_the_line_of_an_alias_says_that_it_is_from_the_journal(
+    command: Command, path: Path
+) -> None:
+    await command("stop", "--journal", path, "ws", "a")
+    _, out, _ = await command("stop", "--journal", path, "ws", "a", "b")
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines()[:-1])
+    assert lines["a"].endswith("from the journal of an earlier run, not sent again")
+    assert "journal" not in lines["b"]
 
-        code, out, err = await command("stop", "--dry-run", "--journal", path, "ws", "a", "b")
 
-        assert [json.loads(line)["alias"] for line in out.splitlines()] == ["b"]
-        assert err == "Dry run: 1 to stop, 1 no longer running, 0 invalid\n"
-        assert code == 0
-        assert content(path) == before
+async def test_the_same_command_asks_again_for_a_runtime_that_was_not_found(
+    emulator: HoldingEmulator, command: Command, path: Path
+) -> None:
+    args = ("stop", "--journal", path, "ws", "a", "late")
+    assert (await command(*args))[0] == 1
+    emulator.add_runtime("ws", "late")
+    _, out, _ = await command("stop", "--dry-run", *args[1:])
+    assert [target["alias"] for target in outcomes_of(out)] == ["late"]
+    assert (await command(*args))[0] == 0
+    assert emulator.received == {("ws", "a"): 1, ("ws", "late"): 2}
 
-    async def test_it_reads_a_journal_in_use(
-        self, emulator: Emulator, command: Command, path: Path
-    ) -> None:
-        """Fault: a dry run locked the journal, so that it failed beside a run or made one fail."""
-        running = Journal(path, f"{emulator.url}/v1")
-        code, _, err = await command("stop", "--dry-run", "--journal", path, "ws", "a")
-        running.close()
 
-        assert (code, err) == (0, "Dry run: 1 to stop, 0 invalid\n")
+async def test_a_journal_in_use_exits_with_75_and_a_dry_run_reads_it(
+    emulator: HoldingEmulator, command: Command, path: Path
+) -> None:
+    """Fault: it is 2, and a supervisor gives up while a file server holds a dead client's lock."""
+    journal = Journal(path, f"{emulator.url}/v1")
+    code, out, err = await command("stop", "--journal", path, "ws", "a")
+    assert err.startswith(f"bctrl-async: error: the journal '{path}' is in use by another run. ")
+    assert (code, out, err.count("\n")) == (75, "", 1)
+    assert not emulator.requests
+    code, _, err = await command("stop", "--dry-run", "--journal", path, "ws", "a")
+    journal.close()
+    assert (code, err) == (0, "Dry run: 1 to stop, 0 invalid\n")
 
-    @pytest.mark.parametrize("data", [b"", b'{"journal"'])
-    async def test_it_leaves_an_empty_journal_empty(
-        self, command: Command, path: Path, data: bytes
-    ) -> None:
-        """Fault: a dry run wrote a header."""
-        fill(path, data)
-        code, _, _ = await command("stop", "--dry-run", "--journal", path, "ws", "a")
 
-        assert code == 0
-        assert content(path) == data
+@RUNS
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"workspace,alias\n", "it is not a journal"),
+        (
+            header_line("https://other.test/v1", STARTED),
+            "it is of another server, https://other.test/v1",
+        ),
+    ],
+)
+async def test_a_file_that_is_not_a_journal_of_this_server_exits_with_2_and_is_unchanged(
+    emulator: HoldingEmulator,
+    command: Command,
+    path: Path,
+    data: bytes,
+    *,
+    why: str,
+    option: tuple[str, ...],
+) -> None:
+    fill(path, data)
+    code, out, err = await command("stop", *option, "--journal", path, "ws", "a")
+    assert f"error: the journal '{path}' cannot be used: {why}" in err
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert content(path) == data
+    assert not emulator.requests
+
+
+@RUNS
+async def test_an_old_journal_warns_once_on_stderr(
+    emulator: HoldingEmulator, command: Command, path: Path, option: tuple[str, ...]
+) -> None:
+    """Fault: the second night skipped every runtime, printed nothing and exited with 0."""
+    fill(path, header(emulator, timedelta(days=1, hours=2, minutes=3)) + entry("a"))
+    code, _, err = await command("stop", *option, "--journal", path, "ws", "a")
+    assert f"warning: the journal '{path}' is 1 day, 2:03:" in err
+    assert (code, err.count("warning")) == (0, 1)
+    assert not emulator.requests
+
+
+@RUNS
+async def test_a_journal_beyond_the_maximal_age_exits_with_2_and_stops_nothing(
+    emulator: HoldingEmulator, command: Command, path: Path, option: tuple[str, ...]
+) -> None:
+    before = header(emulator, timedelta(hours=13))
+    fill(path, before)
+    args = ("stop", *option, "--journal", path, "ws", "a", "--journal-max-age")
+    code, out, err = await command(*args, "12h")
+    assert "cannot be used: it is 13:00:" in err
+    assert "old; the limit is 12:00:00. " in err
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert not emulator.requests
+    assert content(path) == before
+    assert (await command(*args, "1d"))[0] == 0
+
+
+async def test_a_shard_without_runtimes_has_a_journal_too(command: Command, path: Path) -> None:
+    """Fault: the report on all shards failed, because one had no journal."""
+    args = ("stop", "ws", "--all", "--yes", "--kind", "desktop", "--journal", path)
+    code, out, _ = await command(*args)
+    assert (code, without_times(out)) == (0, "0 of 0 no longer running after 0.0 s\n")
+    assert content(path)
+
+
+# Dry runs
+
+
+async def test_a_dry_run_needs_no_key_and_prints_lines_for_from(
+    emulator: HoldingEmulator, command: Command, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    monkeypatch.delenv("BCTRL_API_KEY")
+    code, out, err = await command("stop", "--dry-run", "--journal", path, "ws", "a", "b")
+    assert outcomes_of(out) == [{"workspace_id": "ws", "alias": alias} for alias in "ab"]
+    assert (code, err) == (0, "Dry run: 2 to stop, 0 invalid\n")
+    assert not emulator.requests
+    assert not content(path)
+
+    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+    fill(path, out.encode())
+    assert (await command("stop", "--from", path))[0] == 0
+    assert emulator.received == {("ws", "a"): 1, ("ws", "b"): 1}
+
+
+async def test_a_dry_run_with_invalid_targets_exits_with_1(emulator: HoldingEmulator) -> None:
+    code, out, err = await stop_piped('ws,a\n"ws","日本"\nws,..', "--dry-run")
+    assert [outcome["alias"] for outcome in outcomes_of(out)] == ["a", "日本"]
+    dots, account = err.splitlines()
+    assert dots.startswith("bctrl-async: error: could not stop '..': alias '..' ")
+    assert account == "Dry run: 2 to stop, 1 invalid"
+    assert code == 1
+    assert not emulator.requests
+
+
+async def test_a_dry_run_leaves_a_torn_journal_unchanged(
+    emulator: HoldingEmulator, command: Command, path: Path
+) -> None:
+    """Fault: a dry run cut off the torn tail."""
+    before = header(emulator) + entry("a") + entry("b")[:30]
+    fill(path, before)
+    code, out, err = await command("stop", "--dry-run", "--journal", path, "ws", "a", "b")
+    assert [target["alias"] for target in outcomes_of(out)] == ["b"]
+    assert (code, err) == (0, "Dry run: 1 to stop, 1 no longer running, 0 invalid\n")
+    assert content(path) == before
+
+
+@pytest.mark.parametrize("data", [b"", b'{"journal"'])
+async def test_a_dry_run_leaves_an_empty_journal_empty(
+    command: Command, path: Path, data: bytes
+) -> None:
+    """Fault: a dry run wrote a header."""
+    fill(path, data)
+    code, _, _ = await command("stop", "--dry-run", "--journal", path, "ws", "a")
+    assert (code, content(path)) == (0, data)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -19,11 +18,12 @@ from bctrl_async import (
     RetryPolicy,
     RuntimeRef,
     StopOutcome,
+    StopReport,
     StopResult,
 )
 from bctrl_async.cli._options import MAX_RUNTIMES, Rate, Seed, Text, Wait, whole_number
 from bctrl_async.cli._output import FAILED, MAX_SHOWN, Output, pluralize, print_info
-from bctrl_async.cli._run import FinishedRun, run_stops
+from bctrl_async.cli._run import run_with_progress
 from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
 _WORKSPACE = "demo"
@@ -185,17 +185,18 @@ def demo(
     print_info(f"Stopping {pluralize(runtimes, 'runtime')} on a local emulator that misbehaves.")
     print_info("It accepts at most 100 requests per second.")
 
-    async def stop_all() -> FinishedRun:
+    async def stop_all() -> tuple[StopReport, bool]:
         async with server:
             retry = RetryPolicy(attempts=4, base=0.05, cap=0.4)
             session = BctrlSession(_KEY, base_url=server.url, max_connections=40, retry=retry)
-            make_batch = partial(session.stop_runtimes, targets, on_outcome=outcomes.append)
-            return await run_stops(session, make_batch, output)
+            async with session:
+                batch = session.stop_runtimes(targets, on_outcome=outcomes.append)
+                interrupted = await run_with_progress(batch, output)
+                return batch.report, interrupted
 
-    finished = asyncio.run(stop_all())
-    summary = replace(finished.report, ended_early=None)
-    output.print_result(f"{'Interrupted: ' * finished.interrupted}{summary}")
-    throttled = f"{finished.report.throttled:,} were throttled"
+    report, interrupted = asyncio.run(stop_all())
+    output.print_result(f"{'Interrupted: ' * interrupted}{replace(report, ended_early=None)}")
+    throttled = f"{report.throttled:,} were throttled"
     output.print_result(f"It took {pluralize(len(server.requests), 'request')}; {throttled}.")
     found = {target: server.status(*target) for target in targets}
     wrong = [outcome for outcome in outcomes if not _is_true(outcome, found[outcome.target])]
@@ -209,7 +210,7 @@ def demo(
         stopped = f"{counts['stopped']} of {runtimes - counts[None]} runtimes are stopped"
         missing = f"{counts[None]} of {runtimes} names have no runtime"
         output.print_result(f"The emulator confirms: {stopped}; {missing}.")
-    if finished.interrupted:
+    if interrupted:
         raise KeyboardInterrupt
     return FAILED if wrong or output.write_failed else 0
 

@@ -1,8 +1,8 @@
 """Outcomes as lines or records: each reason is explained once, and then counted."""
 
 import re
-from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -14,26 +14,32 @@ from bctrl_async.cli._output import (
     describe,
     escape,
     is_quiet,
+    name_call,
     one_line,
     print_info,
 )
+from bctrl_async.outcomes import ANSWERED
 
 _MAX_ALIAS_WIDTH = 28
 _MAX_NAME = 100
-_MAX_REASONS = 20
-"""The number of reasons that are told apart: a server may put an id into each message."""
-_OTHER = "other reasons"
 _MAX_NAMED = 3
-_ANSWERED = frozenset({StopResult.ACCEPTED, StopResult.NOT_FOUND})
 _RESULT_WIDTH = max(len(result) for result in StopResult)
 _without_numbers = re.compile(r"\d+").sub
+
+
+class _Group(NamedTuple):
+    """The targets of a result and a reason, which may have other numbers for each."""
+
+    result: StopResult
+    reason: str
+    targets: list[RuntimeRef]
 
 
 class OutcomePrinter:
     """A printer of outcomes, as lines or records.
 
     Each of `aliases` gets a line. Without them, only attempted targets that may run are shown: the
-    first for each reason with a line, the others counted. `complete` says where all of them are.
+    first for each reason with a line, the others counted.
     """
 
     def __init__(
@@ -43,83 +49,67 @@ class OutcomePrinter:
         *,
         shows_unsent: bool = False,
         prints_json: bool = False,
-        complete: str = "",
     ) -> None:
-        self._output = output
+        self.output: Output = output
+        self.prints_json: bool = prints_json
         self._shows_unsent = shows_unsent
-        self._prints_json = prints_json
-        self._complete = complete
         self._prints_all = aliases is not None
-        self._invalid = 0
-        # By result and reason, which may name another time or port each time.
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._reasons: dict[tuple[str, str], str] = {}
-        self._named: defaultdict[tuple[str, str], list[RuntimeRef]] = defaultdict(list)
+        self._groups: dict[tuple[StopResult, str], _Group] = {}
         widest = max((cell_len(escape(alias)) for alias in aliases or ()), default=_MAX_ALIAS_WIDTH)
         self._width = min(widest, _MAX_ALIAS_WIDTH)
 
     def print(self, outcome: StopOutcome) -> None:
         """Print an outcome."""
-        if self._prints_json:
-            self._output.print_object(outcome.to_dict())
-        elif self._needs_attention(outcome) or (self._prints_all and not is_quiet.get()):
-            detail = self._detail(outcome)
-            if detail is not None:
-                self._print_line(outcome, detail)
+        is_unsent = outcome.result is StopResult.NOT_SENT and not outcome.attempts
+        if self.prints_json:
+            self.output.print_object(outcome.to_dict())
+        elif not (outcome.ok or (is_unsent and not self._shows_unsent)):
+            self._print_failure(outcome)
+        elif self._prints_all and not is_quiet.get():
+            self._print_line(outcome, _describe(outcome))
 
-    def _needs_attention(self, outcome: StopOutcome) -> bool:
-        """Return True if a target was attempted and its runtime may still run."""
-        not_attempted = outcome.result is StopResult.NOT_SENT and not outcome.attempts
-        return not outcome.ok and (self._shows_unsent or not not_attempted)
+    def _print_failure(self, outcome: StopOutcome) -> None:
+        """Print a target that may run; only the first of a group gets an advice."""
+        is_invalid = outcome.state is RuntimeState.INVALID
+        reason = "" if is_invalid else _reason(outcome)
+        key = outcome.result, _without_numbers("0", reason)
+        targets = self._groups.setdefault(key, _Group(outcome.result, reason, [])).targets
+        targets.append(outcome.target)
+        is_first = len(targets) <= (MAX_SHOWN if is_invalid else 1)
+        if is_first or self._prints_all:
+            self._print_line(outcome, _describe(outcome, advises=is_first))
 
-    def _detail(self, outcome: StopOutcome) -> str | None:
-        """Return the text of a line, None if there is none for this target."""
-        if outcome.state is RuntimeState.INVALID and not self._prints_all:
-            self._invalid += 1
-            return _describe(outcome) if self._invalid <= MAX_SHOWN else None
-        if outcome.state in {RuntimeState.INVALID, RuntimeState.NOT_RUNNING}:
-            return _describe(outcome)
-        reason, result = _reason(outcome), outcome.result.value
-        key = result, _without_numbers("0", reason)
-        if key not in self._counts and len(self._counts) >= _MAX_REASONS:
-            key, reason = (result, _OTHER), _OTHER
-        self._counts[key] += 1
-        self._reasons.setdefault(key, reason)
-        is_first = self._counts[key] == 1
-        if not is_first and len(self._named[key]) < _MAX_NAMED:
-            self._named[key].append(outcome.target)
-        if is_first or (self._prints_all and _reported_error(outcome) is None):
-            return _describe(outcome)
-        return reason if self._prints_all else None
-
-    def has_explained(self, error: BctrlError) -> bool:
-        """Return True if an outcome with this error was printed, with its advice."""
-        return _summary(error) in self._reasons.values()
+    def describe(self, error: BctrlError) -> str:
+        """Return the text of an error, without an advice that a target's line has given."""
+        is_explained = any(group.reason == _summary(error) for group in self._groups.values())
+        return f"{name_call(error)}{error.summary}" if is_explained else describe(error)
 
     def finish(self) -> None:
         """Print the targets that got no line since their reasons had been given."""
-        leaves_out = False
-        for key, count in self._counts.most_common():
-            if self._prints_all or not self._named[key]:
-                continue
-            names = [self._name(t) for t in self._named[key]]
-            more = count - 1 - len(names)
-            listed = ", ".join(names) + (f" and {more:,} more" if more else "")
-            line = f"{count - 1:,} more {key[0]} ({one_line(self._reasons[key])}): {listed}"
-            self._output.print_result(line)
-            leaves_out = leaves_out or more > 0
-        if self._complete and leaves_out:
-            print_info(f"All of them: {self._complete}")
-        if self._invalid > MAX_SHOWN:
-            print_info(f"{self._invalid - MAX_SHOWN:,} more invalid targets are not shown")
+        if self._prints_all:
+            return
+        leaves_out, invalid = False, 0
+        for result, reason, targets in sorted(self._groups.values(), key=_size, reverse=True):
+            if not reason:
+                invalid = len(targets) - MAX_SHOWN
+            elif others := targets[1:]:
+                listed = ", ".join(map(self._name, others[:_MAX_NAMED]))
+                if len(others) > _MAX_NAMED:
+                    listed += f" and {len(others) - _MAX_NAMED:,} more"
+                    leaves_out = True
+                line = f"{len(others):,} more {result} ({one_line(reason)}): {listed}"
+                self.output.print_result(line)
+        if leaves_out:
+            print_info("All of them: add -o json")
+        if invalid > 0:
+            print_info(f"{invalid:,} more invalid targets are not shown")
 
     def _print_line(self, outcome: StopOutcome, detail: str) -> None:
         is_stopped = outcome.ok and outcome.result is not StopResult.ACCEPTED
         name = self._name(outcome.target)
         name += " " * (self._width - cell_len(name))
         result = (f"{outcome.result:<{_RESULT_WIDTH}}", "green" if is_stopped else "yellow")
-        detail = one_line(detail)
-        self._output.print_result(Text.assemble(name, "  ", result, "  ", detail))
+        self.output.print_result(Text.assemble(name, "  ", result, "  ", one_line(detail)))
 
     def _name(self, target: RuntimeRef) -> str:
         alias = escape(target.alias)
@@ -128,6 +118,10 @@ class OutcomePrinter:
         if self._prints_all or not target.workspace_id:
             return alias
         return f"{escape(target.workspace_id)} {alias}"
+
+
+def _size(group: _Group) -> int:
+    return len(group.targets)
 
 
 def _summary(error: BctrlError) -> str:
@@ -144,15 +138,13 @@ def _reported_error(outcome: StopOutcome) -> BctrlError | None:
 
 
 def _reason(outcome: StopOutcome) -> str:
-    if outcome.resumed:
-        return "from an earlier run"
-    if (error := _reported_error(outcome)) is not None:
+    error, runtime = _reported_error(outcome), outcome.runtime
+    if error is not None:
         return _summary(error)
-    status = None if outcome.runtime is None else outcome.runtime.status
-    return "not confirmed" if status is None else f"status {escape(status)}"
+    return f"status {escape(runtime.status)}" if runtime else "not confirmed"
 
 
-def _describe(outcome: StopOutcome) -> str:
+def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
     if outcome.resumed:
         return "from the journal of an earlier run, not sent again"
     facts = []
@@ -165,6 +157,6 @@ def _describe(outcome: StopOutcome) -> str:
         facts.append(f"status {escape(outcome.runtime.status)} ({outcome.state.text})")
     if error is not None:
         # A class's default advice assumes a failed stop; show it only then.
-        has_advice = outcome.result not in _ANSWERED or error.advice is not None
-        facts.append(describe(error, with_subject=False) if has_advice else error.summary)
+        advises = advises and (outcome.result not in ANSWERED or error.advice is not None)
+        facts.append(describe(error, with_subject=False) if advises else error.summary)
     return ", ".join(facts)

@@ -32,6 +32,8 @@ USAGE = 2
 """The exit code of a usage or configuration error: the same command would fail again."""
 IN_USE = 75
 """The exit code if the journal is in use, and the command may succeed later: EX_TEMPFAIL."""
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 
 MAX_SHOWN = 10
 """The number of targets that are shown one by one if they are invalid, or have no outcome."""

@@ -5,20 +5,14 @@ It is live on a terminal; elsewhere a bulk stop prints a line every few seconds.
 
 import asyncio
 import math
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import NamedTuple
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    Progress,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from bctrl_async import BctrlSession, StopBatch, StopResult
@@ -29,9 +23,8 @@ _SHOW_AFTER, _SHOW_WAITING_AFTER, _REFRESH_EVERY = 0.4, 2.0, 0.2
 """Seconds until the live display appears, and between its updates."""
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
-_STALLED_AFTER = 5.0
-"""Seconds without an outcome after which the rate is not shown."""
-_INTERRUPT_NOTICE = "Ctrl-C again to abort"
+_RATE_PERIOD = 10.0
+"""Seconds whose stops are the rate; it is not shown after as many without an outcome."""
 _DECIMALS_BELOW = 10
 """Stops per second from which a decimal is noise."""
 
@@ -43,18 +36,18 @@ class Display:
         self._batch = batch
         self._console = console
         self._is_interrupted = False
-        bar = [BarColumn(bar_width=None)] if batch.total is not None else []
+        has_total = batch.total is not None
         self._progress = Progress(
             TextColumn("{task.description}"),
-            *bar,
+            *[BarColumn(bar_width=None)] * has_total,
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             console=console,
             auto_refresh=False,
-            expand=batch.total is not None,
+            expand=has_total,
+            speed_estimate_period=_RATE_PERIOD,
         )
         self._task = self._progress.add_task("", total=batch.total, rate="")
-        self._changed_at = console.get_time()
         self.is_drawn = False
 
     def interrupt(self) -> None:
@@ -69,7 +62,12 @@ class Display:
                 print_info(self.line())
         await asyncio.sleep(_SHOW_AFTER)
         self.is_drawn = True
-        await _draw(self.view, self._console)
+        with Live(
+            get_renderable=self.view, console=self._console, auto_refresh=False, transient=True
+        ) as drawn:
+            while True:
+                drawn.refresh()
+                await asyncio.sleep(_REFRESH_EVERY)
 
     def view(self) -> Group:
         """Return the live display: a bar, the state and the results so far."""
@@ -89,12 +87,9 @@ class Display:
         return ", ".join(part for part in parts if part)
 
     def _update(self) -> Task:
-        task, done, now = self._progress.tasks[0], self._done(), self._console.get_time()
-        if done != task.completed:
-            self._changed_at = now
-        self._progress.update(self._task, completed=done, description=self._done_text())
-        is_stalled = now - self._changed_at > _STALLED_AFTER
-        self._progress.update(self._task, rate="" if is_stalled else self._rate_text(task))
+        self._progress.update(self._task, completed=self._done(), description=self._done_text())
+        task = self._progress.tasks[0]
+        task.fields["rate"] = self._rate_text(task)
         return task
 
     def _rate_text(self, task: Task) -> str:
@@ -109,10 +104,8 @@ class Display:
 
     def _done(self) -> int:
         counts = self._batch.counts
-        if self._is_interrupted:
-            # Most of the other outcomes are `not_sent`.
-            return counts.total() - counts[StopResult.NOT_SENT]
-        return counts.total()
+        # After an interrupt, most of the other outcomes are `not_sent`.
+        return counts.total() - counts[StopResult.NOT_SENT] * self._is_interrupted
 
     def _done_text(self) -> str:
         done = f"{self._done():,}"
@@ -124,8 +117,7 @@ class Display:
         batch = self._batch
         parts = [f"{batch.in_flight} in flight"]
         if batch.polling:
-            have = "has" if batch.polling == 1 else "have"
-            parts.append(f"waiting until {batch.polling:,} {have} stopped")
+            parts.append(f"waiting for {batch.polling:,} to stop")
         if batch.retries:
             parts.append(f"{batch.retries:,} {'retry' if batch.retries == 1 else 'retries'}")
         if batch.is_unanswered:
@@ -138,45 +130,31 @@ class Display:
             after = f"after {reason}" if reason.isdecimal() else "after no answer"
             parts.append(f"{retrying.total():,} waiting to retry {after}")
         if self._is_interrupted:
-            parts.append(_INTERRUPT_NOTICE)
+            parts.append("Ctrl-C again to abort")
         return ", ".join(parts)
 
 
-async def _draw(view: Callable[[], RenderableType], console: Console) -> None:
-    """Draw a view until cancelled, which erases it."""
-    with Live(get_renderable=view, console=console, auto_refresh=False, transient=True) as live:
-        while True:
-            live.refresh()
-            await asyncio.sleep(_REFRESH_EVERY)
+class _Waiting(NamedTuple):
+    """The line of a read, which rich asks for its text each time that it draws it."""
+
+    session: BctrlSession
+
+    def __rich__(self) -> str:
+        failed = sum(self.session.stats.failed.values())
+        so_far = f", {pluralize(failed, 'failed attempt')} so far" if failed else ""
+        return f"Waiting for an answer{so_far}"
 
 
 @asynccontextmanager
 async def show_waiting(output: Output, session: BctrlSession) -> AsyncIterator[None]:
-    """Show within the block, on a terminal, what a session waits for and since when."""
+    """Show within the block, on a terminal, that a session waits for an answer."""
     console, live = output.progress_console()
+    status = console.status(_Waiting(session))
+    timer = asyncio.get_running_loop().call_later(_SHOW_WAITING_AFTER, status.start)
     if not live:
-        yield
-        return
-    began = time.monotonic()
-
-    def line() -> Text:
-        return Text(f"{describe_read(session)}, {time.monotonic() - began:.0f} s", no_wrap=True)
-
-    async def show() -> None:
-        await asyncio.sleep(_SHOW_WAITING_AFTER)
-        await _draw(line, console)
-
-    showing = asyncio.create_task(show())
+        timer.cancel()
     try:
         yield
     finally:
-        showing.cancel()
-        await asyncio.wait([showing])
-
-
-def describe_read(session: BctrlSession) -> str:
-    """Describe what the call of a session waits for; a listing makes one for each page."""
-    stats = session.stats
-    doing = "Waiting for an answer" if stats.in_flight or not stats.failed else "Waiting to retry"
-    failed = sum(stats.failed.values())
-    return f"{doing}, {pluralize(failed, 'failed attempt')} so far" if failed else doing
+        timer.cancel()
+        status.stop()

@@ -63,9 +63,7 @@ def report(
         raise BctrlConfigError("--allow-empty needs --from")
     output = Output()
     prints_json = output_format == "json"
-    printer = OutcomePrinter(
-        output, None, shows_unsent=True, prints_json=prints_json, complete="add -o json"
-    )
+    printer = OutcomePrinter(output, None, shows_unsent=True, prints_json=prints_json)
     targets, bad = None, list[BadLine]()
     if file is not None:
         items = open_targets(file, LineParser(workspace), allow_empty=allow_empty)

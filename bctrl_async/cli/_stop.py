@@ -2,12 +2,9 @@
 
 import asyncio
 import re
-import shlex
 import time
-from collections import Counter
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Iterable
 from collections.abc import Set as AbstractSet
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
@@ -18,11 +15,12 @@ from msgspec.structs import replace
 from bctrl_async import (
     BctrlConfigError,
     BctrlError,
-    BctrlResponseError,
     BctrlSession,
     RuntimeFilter,
     RuntimeRef,
+    StopBatch,
     StopOutcome,
+    StopReport,
     StopResult,
 )
 from bctrl_async.cli import _options as opt
@@ -33,30 +31,30 @@ from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._output import (
     FAILED,
     INPUT_LEFT,
+    INTERRUPTED,
     MAX_SHOWN,
     Output,
     can_ask,
-    describe,
     escape,
     exit_code,
     is_quiet,
-    name_call,
     print_error,
     print_info,
     print_read_error,
 )
-from bctrl_async.cli._run import FinishedRun, run_stops
+from bctrl_async.cli._run import run_with_progress
 from bctrl_async.cli._targets import WHOLE, Shard, is_typed, open_targets, parse_shard
 from bctrl_async.journal import Journal
 from bctrl_async.pace import FilePace, Pace
 
-_COMPLETE = "use -o json, or a --journal"
 _MIN_DEADLINE = 0.001
 """Seconds left to a run whose deadline has passed: every target becomes `not_sent`."""
 _of_deadline = re.compile(r"the deadline of \S+ s ").sub
-_is_address = re.compile(r"(redis|rediss|unix):(?!//).*|[\w.-]+:\d+(/.*)?").fullmatch
-"""Matches an address without its scheme: as a file, each machine would have a pace of its own."""
+_is_address = re.compile(r"[\w.-]{2,}:").match
+"""Matches an address, also without its scheme: a file of its name would be on this machine only."""
 
+_FILTERS = frozenset({"status", "kind", "older_than", "alias"})
+_NOTHING = "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE"
 _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
 
 
@@ -145,8 +143,7 @@ def stop(
       some-program | bctrl-async stop --from - --rate 50 -o json
     """
     given = {name for name, value in locals().items() if value}
-    pace_from = connection.profile.origins.get("pace", "--pace")
-    _check_usage(given, pace_from)
+    _check_usage(given)
     place = check_workspace(connection.workspace(workspace)) if everything else ""
     asks = everything and not (yes or dry_run)
     if asks and not can_ask():
@@ -157,138 +154,93 @@ def stop(
         needs_key=everything or not dry_run,
         max_connections=concurrency,
         rate=None if pace else rate,
-        pace=_open_pace(pace, pace_from, rate) if pace and rate else None,
+        pace=_open_pace(pace, connection.profile.origins.get("pace", "--pace"), rate),
     )
     output = Output()
     output.shows_progress = not is_typed(file)
-    prints_json = output_format == "json"
-    complete = f"bctrl-async report {shlex.quote(str(journal))} -o json" if journal else _COMPLETE
-    printer = OutcomePrinter(
-        output,
-        None if file or everything else aliases,
-        prints_json=prints_json,
-        complete=complete,
-    )
-
-    def show(outcome: StopOutcome) -> None:
-        connection.explain(outcome.error)
-        _restate(outcome.error, deadline)
-        printer.print(outcome)
-
-    def run(targets: _Targets, left: float | None) -> int:
-        if dry_run:
-            return _dry_run(connect(), targets, output, journal, journal_max_age)
-        session = connect()
-        make_batch = partial(
-            session.stop_runtimes,
-            targets,
-            on_outcome=show,
-            deadline=left,
-            journal=journal,
-            journal_max_age=journal_max_age,
-            verify=verify,
-            missing_ok=ignore_not_found,
-        )
-        finished = asyncio.run(run_stops(session, make_batch, output))
-        connection.explain(finished.report.ended_early)
-        _restate(finished.report.ended_early, deadline)
-        printer.finish()
-        code = _report(finished, output, printer, prints_json=prints_json)
-        if finished.interrupted:
-            if journal is not None:
-                print_info("Run the same command again to resume")
-            raise KeyboardInterrupt
-        return code
-
+    left = deadline
+    items: Iterable[object] | AsyncIterable[object]
     if file is not None:
         # A bad line is an invalid target, which the bulk stop rejects.
         parser = LineParser(connection.workspace(workspace), is_only=workspace is not None)
         items = open_targets(file, parser, allow_empty=allow_empty, shard=shard)
-        return run(cast("_Targets", items), deadline)
-    if not everything:
+    elif everything:
+        began = time.monotonic()
+        wanted = RuntimeFilter(status=status, kind=kind, older_than=older_than)
+        finding = find_runtimes(connect(), place, wanted, alias, output, deadline=deadline)
+        items = found = asyncio.run(finding)
+        found.keep(shard.keeps)
+        # The time to answer the question does not count.
+        left = deadline and max(round(deadline - (time.monotonic() - began), 2), _MIN_DEADLINE)
+        if not found:
+            where = f" in shard {shard.number}/{shard.total}" if shard != WHOLE else ""
+            print_info(f"Nothing to stop: no runtime of {escape(place)}{where} matches")
+            if journal is None:
+                return 0
+        elif asks and found.runtimes and not found.confirm():
+            print_info("Nothing was stopped")
+            return FAILED
+    else:
         named = dict.fromkeys(RuntimeRef(workspace or "", alias) for alias in aliases)
-        return run([*filter(shard.keeps, named)], deadline)
-    wanted = RuntimeFilter(status=status, kind=kind, older_than=older_than)
-    finding = find_runtimes(connect(), place, wanted, alias, output, deadline=deadline)
-    return _stop_found(finding, shard, run, deadline, asks=asks, has_journal=journal is not None)
+        items = [*filter(shard.keeps, named)]
+    session, targets = connect(), cast("_Targets", items)
+    if dry_run:
+        return _dry_run(session, targets, output, journal, journal_max_age)
+    shown = None if file or everything else aliases
+    printer = OutcomePrinter(output, shown, prints_json=output_format == "json")
+    explain = partial(_explain, connection, deadline)
+
+    def show(outcome: StopOutcome) -> None:
+        explain(outcome.error)
+        printer.print(outcome)
+
+    batch = session.stop_runtimes(
+        targets,
+        on_outcome=show,
+        deadline=left,
+        journal=journal,
+        journal_max_age=journal_max_age,
+        verify=verify,
+        missing_ok=ignore_not_found,
+    )
+    interrupted = _run(session, batch, output)
+    explain(batch.ended_early)
+    code = _report(batch, printer, interrupted=interrupted)
+    if interrupted and journal is not None:
+        print_info("Run the same command again to resume")
+    return INTERRUPTED if interrupted else code
 
 
-def _restate(error: BctrlError | None, deadline: float | None) -> None:
-    """Give the deadline as it was given, and not what is left of it after a listing."""
-    if error is not None and deadline is not None:
-        given = f"the deadline of {opt.format_seconds(deadline)} "
-        error.summary = _of_deadline(given, error.summary)
-
-
-def _stop_found(
-    finding: Coroutine[object, object, FoundRuntimes],
-    shard: Shard,
-    run: Callable[[_Targets, float | None], int],
-    deadline: float | None,
-    *,
-    asks: bool,
-    has_journal: bool,
-) -> int:
-    """Find the runtimes of a shard, ask for confirmation outside the deadline, and stop them."""
-    began = time.monotonic()
-    found = asyncio.run(finding)
-    found.keep(shard.keeps)
-    targets = cast("_Targets", found)
-    if deadline is not None:
-        # Rounded, because errors show it.
-        deadline = max(round(deadline - (time.monotonic() - began), 2), _MIN_DEADLINE)
-    if not found:
-        place = f" in shard {shard.number}/{shard.total}" if shard != WHOLE else ""
-        print_info(f"Nothing to stop: no runtime of {escape(found.workspace_id)}{place} matches")
-        # The report on all shards takes the journal of each, also of one without runtimes.
-        return run(targets, deadline) if has_journal else 0
-    if asks and found.runtimes and not found.confirm():
-        print_info("Nothing was stopped")
-        return FAILED
-    # The bulk stop rejects the runtimes that cannot be read.
-    return run(targets, deadline)
-
-
-def _check_usage(given: AbstractSet[str], pace_from: str) -> None:
+def _check_usage(given: AbstractSet[str]) -> None:
     """Raise an error unless the targets are given in exactly one way."""
+    everything, named, file = (name in given for name in ("everything", "aliases", "file"))
     problems = {
-        "--journal-max-age needs --journal": "journal_max_age" in given and "journal" not in given,
-        "--allow-empty needs --from": "allow_empty" in given and "file" not in given,
-        "--all cannot be combined with ALIAS or --from": (
-            "everything" in given and bool(given & {"file", "aliases"})
-        ),
-        "--from cannot be combined with ALIAS": given >= {"aliases", "file"},
-        "--status, --kind, --older-than and --alias need --all": (
-            bool(given & {"status", "kind", "older_than", "alias"}) and "everything" not in given
-        ),
-        "nothing to stop: add ALIAS, or --all for all runtimes of WORKSPACE": (
-            "workspace" in given and not given & {"aliases", "everything", "file"}
-        ),
-        "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE": (
-            not given & {"workspace", "everything", "file"}
-        ),
-        f"{pace_from} needs --rate, the rate of all processes together": (
-            "pace" in given and "rate" not in given
-        ),
+        "--journal-max-age needs --journal": given & {"journal", "journal_max_age"}
+        == {"journal_max_age"},
+        "--allow-empty needs --from": "allow_empty" in given and not file,
+        "--all cannot be combined with ALIAS or --from": everything and (named or file),
+        "--from cannot be combined with ALIAS": named and file,
+        "--status, --kind, --older-than and --alias need --all": given & _FILTERS
+        and not everything,
+        _NOTHING: not (everything or named or file),
     }
     for problem, is_so in problems.items():
         if is_so:
             raise BctrlConfigError(problem)
 
 
-def _open_pace(place: str, origin: str, rate: float) -> Pace:
+def _open_pace(place: str | None, origin: str, rate: float | None) -> Pace | None:
     """Return a shared pace, or raise an error if it cannot be used."""
-    if _is_address(place):
-        raise BctrlConfigError(
-            f"invalid {origin}: expected the path of a file or a URL",
-            advice="Begin the address of a server with redis://, and such a path with ./",
-        )
+    if place is None:
+        return None
+    if rate is None:
+        raise BctrlConfigError(f"{origin} needs --rate, the rate of all processes together")
     try:
-        if "://" in place:
-            from bctrl_async.redis import RedisPace  # noqa: PLC0415 - an extra.
+        if not _is_address(place):
+            return FilePace(place, rate=rate)
+        from bctrl_async.redis import RedisPace  # noqa: PLC0415 - an extra.
 
-            return RedisPace(place, rate=rate)
-        return FilePace(place, rate=rate)
+        return RedisPace(place, rate=rate)
     except BctrlConfigError as error:
         # The session names its arguments; here they are an option, a variable or a key.
         summary = error.summary.replace(f"invalid {error.argument}", f"invalid {origin}", 1)
@@ -297,25 +249,41 @@ def _open_pace(place: str, origin: str, rate: float) -> Pace:
         raise BctrlConfigError(f"cannot use {origin}: {error}") from error
 
 
-def _report(
-    finished: FinishedRun, output: Output, printer: OutcomePrinter, *, prints_json: bool
-) -> int:
+def _explain(connection: Connection, deadline: float | None, error: BctrlError | None) -> None:
+    """Name options in an error, and the deadline as it was given, not what a listing left of it."""
+    connection.explain(error)
+    if error is not None and deadline is not None:
+        given = f"the deadline of {opt.format_seconds(deadline)} "
+        error.summary = _of_deadline(given, error.summary)
+
+
+def _run(session: BctrlSession, batch: StopBatch, output: Output) -> bool | None:
+    """Run a bulk stop; return True if it was interrupted, None if its input cannot be read."""
+
+    async def run() -> bool:
+        async with session:
+            return await run_with_progress(batch, output)
+
+    try:
+        return asyncio.run(run())
+    except OSError as error:
+        print_read_error(error)
+        return None
+
+
+def _report(batch: StopBatch, printer: OutcomePrinter, *, interrupted: bool | None) -> int:
     """Print the summary of a bulk stop, and return the exit code."""
-    report = finished.report
-    if finished.read_error is not None:
-        print_read_error(finished.read_error)
-    elif report.ended_early is not None and not finished.interrupted:
-        error = report.ended_early
-        # The line of the target has the advice.
-        is_explained = not prints_json and printer.has_explained(error)
-        text = f"{name_call(error)}{error.summary}" if is_explained else describe(error)
-        print_error(f"ended early: {text}")
-    summary = f"{replace(report, ended_early=None)}{INPUT_LEFT * finished.input_left}"
-    summary = f"{'Interrupted: ' * finished.interrupted}{summary}"
+    printer.finish()
+    report, early, output = batch.report, batch.ended_early, printer.output
+    if early is not None and interrupted is False:
+        print_error(f"ended early: {printer.describe(early)}")
     code = exit_code(outcome.error for outcome in report.failures)
-    if report.ok and finished.read_error is None and not output.write_failed:
+    if report.ok and not output.write_failed:
         code = 0
-    if prints_json:
+    is_left = batch.total is None and early is not None
+    summary = f"{replace(report, ended_early=None)}{INPUT_LEFT * is_left}"
+    summary = f"{'Interrupted: ' * bool(interrupted)}{summary}"
+    if printer.prints_json:
         print_info(summary)
     elif code or not is_quiet.get():
         output.print_result(summary)
@@ -334,41 +302,34 @@ def _dry_run(
     journal_max_age: float | None,
 ) -> int:
     """Print the targets to stop as JSON Lines, without what a journal has as stopped."""
-    known: Journal | None = None
-    # What a list has is sent, whatever the journal has.
-    if journal is not None and journal.exists() and not isinstance(targets, FoundRuntimes):
-        known = Journal(journal, session.base_url, journal_max_age, only_read=True)
-    counts: Counter[str] = Counter()
 
-    def show(outcome: StopOutcome) -> None:
-        if outcome.result is StopResult.REJECTED and outcome.error is not None:
-            counts["invalid"] += 1
-            if counts["invalid"] <= MAX_SHOWN:
-                # A runtime that could not be parsed has no other name than that of the error.
-                is_listed = isinstance(outcome.error, BctrlResponseError)
-                print_error(describe(outcome.error) if is_listed else outcome.error.summary)
-        elif known is not None and known.done(outcome.target) is not None:
-            counts["stopped"] += 1
-        else:
-            counts["to stop"] += 1
-            output.print_object(outcome.target._asdict())
-
-    async def run() -> None:
-        plain = [t async for t in targets] if isinstance(targets, AsyncIterable) else targets
+    async def run() -> StopReport:
+        read = [t async for t in targets] if isinstance(targets, AsyncIterable) else targets
         async with session:
-            batch = session.stop_runtimes(plain, on_outcome=show)
+            batch = session.stop_runtimes(read)
             # Before anything is sent, so that valid targets are `not_sent`.
             batch.stop_reading()
-            await batch
+            return await batch
 
     try:
-        with nullcontext() if known is None else known.file:
-            asyncio.run(run())
+        failures = asyncio.run(run()).failures
     except OSError as error:
         print_read_error(error)
         return FAILED
-    if known is not None and counts["stopped"]:
-        known.warn_if_old()
-    skipped = f", {counts['stopped']:,} no longer running" if counts["stopped"] else ""
-    print_info(f"Dry run: {counts['to stop']:,} to stop{skipped}, {counts['invalid']:,} invalid")
-    return FAILED if counts["invalid"] or output.write_failed else 0
+    invalid = [each for each in failures if each.result is StopResult.REJECTED]
+    pending = [each.target for each in failures if each.result is StopResult.NOT_SENT]
+    # What a list has is sent, whatever the journal has.
+    if journal is not None and journal.exists() and not isinstance(targets, FoundRuntimes):
+        known = Journal(journal, session.base_url, journal_max_age, only_read=True)
+        with known.file:
+            pending = [target for target in pending if known.done(target) is None]
+        if len(pending) + len(invalid) < len(failures):
+            known.warn_if_old()
+    for target in pending:
+        output.print_object(target._asdict())
+    for each in invalid[:MAX_SHOWN]:
+        print_error(each.error or each.result)
+    done = len(failures) - len(pending) - len(invalid)
+    skipped = f", {done:,} no longer running" if done else ""
+    print_info(f"Dry run: {len(pending):,} to stop{skipped}, {len(invalid):,} invalid")
+    return FAILED if invalid or output.write_failed else 0

@@ -1,0 +1,223 @@
+"""How a run of `stop` ends before its input does: a deadline, and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from commands import (
+    NOTICE,
+    begin_to_end,
+    finish,
+    outcomes_of,
+    start,
+    until,
+    without_notices,
+    without_times,
+    write,
+)
+from conftest import KEY
+from helpers import Command, HoldingEmulator, pass_time
+from journal_lines import read_lines
+from warm_server import program
+
+from bctrl_async import BctrlSession, StopBatch, StopOutcome, StopResult
+from bctrl_async.cli._output import Output
+from bctrl_async.cli._run import run_with_progress
+
+
+@pytest.fixture
+def emulator(holding: HoldingEmulator) -> HoldingEmulator:
+    return holding
+
+
+@pytest.fixture
+def targets(tmp_path: Path) -> Path:
+    """A file with three targets."""
+    file = tmp_path / "targets.csv"
+    file.write_text("workspace_id,alias\nws,a\nws,b\nws,c\n")
+    return file
+
+
+async def test_rate_limits_the_requests_per_second(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    code, out, _ = await command("stop", "--rate", "10", "ws", "a", "b", "c")
+    took = re.search(r"no longer running after (\d+\.\d+) s", out)
+    assert took is not None
+    assert float(took[1]) >= 0.17
+    assert (code, len(emulator.requests)) == (0, 3)
+
+
+async def test_the_deadline_aborts_the_run_and_exits_with_1(
+    emulator: HoldingEmulator, command: Command, targets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def run(batch: StopBatch, output: Output) -> bool:
+        loops.append(asyncio.get_running_loop())
+        return await run_with_progress(batch, output)
+
+    monkeypatch.setattr("bctrl_async.cli._stop.run_with_progress", run)
+    emulator.held.add("b")
+    limits = ("--deadline", "50s", "--concurrency", "1")
+    running = asyncio.create_task(command("stop", *limits, "--from", targets))
+    await until(lambda: emulator.received["ws", "b"])
+    loops[0].call_soon_threadsafe(pass_time, 50)
+    code, out, err = await running
+    line, account = out.splitlines()
+    assert line.startswith(f"{'ws b':28}  unknown          aborted before an answer: the deadline ")
+    assert without_times(account) == (
+        "1 of 3 no longer running, 2 unconfirmed after 0.0 s: 1 stopped, 1 not_sent, 1 unknown"
+    )
+    assert err == "bctrl-async: error: ended early: the deadline of 50s has passed\n"
+    assert code == 1
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("option", [(), ("-o", "json")])
+@pytest.mark.parametrize(
+    ("twice", "result", "account"),
+    [
+        (False, "stopped", "2 of 4 no longer running, 2 unconfirmed: 2 stopped, 2 not_sent"),
+        (
+            True,
+            "unknown",
+            "1 of 4 no longer running, 3 unconfirmed: 1 stopped, 2 not_sent, 1 unknown",
+        ),
+    ],
+    ids=["once", "twice"],
+)
+async def test_ctrl_c_waits_for_requests_in_flight_and_the_second_one_aborts(
+    emulator: HoldingEmulator,
+    option: tuple[str, ...],
+    signal_: signal.Signals,
+    result: str,
+    account: str,
+    *,
+    twice: bool,
+) -> None:
+    emulator.held.add("b")
+    args = ("stop", *option, "--concurrency", "1", "ws", "a", "b", "c", "d")
+    process = await start(*program(), *args)
+    await until(lambda: len(emulator.requests) == 2)
+
+    said = await begin_to_end(process, signal_)
+    assert said == f"1 of 4 sent, 1 in flight, {NOTICE}, 1 stopped\n"
+    if twice:
+        process.send_signal(signal_)
+    else:
+        emulator.held.clear()
+    code, out, err = await finish(process)
+
+    if option:
+        outcomes = {str(outcome["alias"]): outcome for outcome in outcomes_of(out)}
+        assert [outcomes[alias]["attempts"] for alias in "abcd"] == [1, 1, 0, 0]
+        results = [str(outcomes[alias]["result"]) for alias in "abcd"]
+        summary = without_notices(err).strip()
+    else:
+        *lines, summary = out.splitlines()
+        assert [line.split()[0] for line in lines] == ["a", "b", "c", "d"]
+        results = [line.split()[1] for line in lines]
+        assert without_notices(err) == ""
+    assert results == ["stopped", result, "not_sent", "not_sent"]
+    assert re.sub(r" after .* s:", ":", summary) == f"Interrupted: {account}"
+    assert (code, len(emulator.requests)) == (130, 2)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
+    emulator: HoldingEmulator, command: Command, targets: Path, tmp_path: Path, signals: int
+) -> None:
+    journal = tmp_path / "journal"
+    emulator.held.add("b")
+    args = ("stop", "--journal", journal, "--concurrency", "1", "--from", targets)
+    process = await start(*program(), *args)
+    await until(lambda: len(emulator.requests) == 2)
+    await begin_to_end(process)
+    if signals == 2:
+        process.send_signal(signal.SIGTERM)
+    else:
+        emulator.held.clear()
+    code, out, err = await finish(process)
+    emulator.held.clear()
+    assert err.endswith("Run the same command again to resume\n")
+
+    *lines, account = out.splitlines()
+    result = "stopped" if signals == 1 else "unknown"
+    assert [line.split()[:3] for line in lines] == [["ws", "b", "unknown"]] * (signals - 1)
+    assert account.startswith(
+        f"Interrupted: {3 - signals} of 3 no longer running, {signals} unconfirmed"
+    )
+    found = read_lines(journal.read_bytes()).entries
+    noted = {line["alias"]: line["result"] for line in found}
+    assert noted == {"a": "stopped", "b": result, "c": "not_sent"}
+    assert code == 130
+
+    assert (await command(*args))[0] == 0
+    assert emulator.received == {("ws", "a"): 1, ("ws", "b"): signals, ("ws", "c"): 1}
+
+
+async def test_ctrl_c_ends_the_wait_for_an_open_pipe(emulator: HoldingEmulator) -> None:
+    process = await start(*program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
+    write(process, "ws,a\n")
+    await until(lambda: emulator.status("ws", "a") == "stopped")
+    process.send_signal(signal.SIGINT)
+    code, out, err = await finish(process)
+    assert without_times(out) == (
+        "Interrupted: 1 of 1 no longer running after 0.0 s: 1 stopped; "
+        "the input was not read to its end\n"
+    )
+    assert (code, without_notices(err)) == (130, "")
+
+
+async def test_without_signal_handlers_cancellation_counts_as_an_interrupt(
+    emulator: HoldingEmulator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    emulator.held.add("a")
+    shown: list[StopOutcome] = []
+
+    async def stop() -> bool:
+        async with BctrlSession(KEY, base_url=emulator.url, max_connections=1) as session:
+            batch = session.stop_runtimes([("ws", "a"), ("ws", "b")], on_outcome=shown.append)
+            stopping = asyncio.create_task(run_with_progress(batch, Output()))
+            await until(lambda: emulator.requests)
+            stopping.cancel()
+            return await stopping
+
+    assert await asyncio.to_thread(asyncio.run, stop())
+    assert [outcome.result for outcome in shown] == [StopResult.UNKNOWN, StopResult.NOT_SENT]
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_an_early_ctrl_c_on_a_terminal_announces_the_second_one_in_a_line(
+    emulator: HoldingEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Fault: the summary followed the ^C on its line."""
+    monkeypatch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 3600)
+    emulator.held.add("a")
+    output = Output()
+    monkeypatch.setattr(output, "progress_console", lambda: (output, True))
+    async with BctrlSession(KEY, base_url=emulator.url) as session:
+        batch = session.stop_runtimes([("ws", "a")])
+        running = asyncio.create_task(run_with_progress(batch, output))
+        await until(lambda: emulator.requests)
+        os.kill(os.getpid(), signal.SIGINT)
+        said = ""
+
+        def reads() -> bool:
+            nonlocal said
+            said += capfd.readouterr().err
+            return bool(said)
+
+        await until(reads)
+        emulator.held.clear()
+        assert await running
+    assert said == f"0 of 1 sent, 1 in flight, {NOTICE}\n"
+    assert batch.report.ok
