@@ -324,7 +324,7 @@ async def test_a_name_that_is_not_percent_encoded_utf_8_is_no_path(
 def test_a_name_that_is_not_encoded_at_all_is_no_path() -> None:
     # aiohttp's C parser rejects such a path first, its Python parser does not.
     for segment in ("é", "\udcc3\udca9"):
-        assert parse_route(path_of("ws", segment)) is None
+        assert parse_route(path_of("ws", segment), {}) is None
 
 
 @pytest.mark.parametrize(
@@ -909,6 +909,16 @@ async def test_a_fault_of_the_body_answers_200_for_a_stopped_runtime_too(
         assert (answer.status, answer.json.get("status")) == (200, said)
         assert emulator.status("ws", "crm") == is_now
     assert (await stop()).status == 409
+
+
+async def test_a_read_that_is_to_say_failed_says_it_and_changes_nothing(
+    emulator: Emulator, client: aiohttp.ClientSession
+) -> None:
+    """Fault: it said what was true."""
+    emulator.inject(Fault.FAILED, method="GET")
+    answer = await send(client, "/v1/workspaces/ws/runtimes/crm", "GET")
+    assert (answer.status, answer.json["status"]) == (200, "failed")
+    assert emulator.status("ws", "crm") == "active"
 
 
 async def test_a_client_that_follows_the_redirect_is_recorded(

@@ -358,7 +358,7 @@ BUDGETS = {
     ("dask",): 691,
     ("journal",): 330,
     ("cli",): 3057,
-    ("emulator",): 1006,
+    ("emulator",): 949,
     ("fastapi",): 567,
 }
 """The most lines of each part of the package. A number is only ever lowered."""

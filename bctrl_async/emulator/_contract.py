@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from collections.abc import Mapping
 from types import NoneType
 from typing import NamedTuple, TypedDict
 from urllib.parse import unquote_to_bytes
@@ -13,8 +14,6 @@ _CHOICES = {
 # Dot segments are not names (RFC 3986 5.2.4). Accepting them would hide a bug of the client that a
 # real gateway turns into a 404.
 _NAME = r"(?!\.\.?(?:/|$))((?:[!-$&-.0-~]|%[0-9A-Fa-f]{2})+)"
-
-
 _RUNTIMES = f"/v1/workspaces/{_NAME}/runtimes"
 _OPERATIONS = (
     ("stop", "POST", re.compile(f"{_RUNTIMES}/{_NAME}/stop")),
@@ -32,27 +31,17 @@ class Route(NamedTuple):
     alias: str | None = None
 
 
-def parse_route(raw_path: str) -> Route | None:
-    """Return the route of a path, None for an unknown path or a name that is not encoded UTF-8."""
+def parse_route(raw_path: str, names: Mapping[str, str]) -> Route | None:
+    """Return the route of a path; None if it is unknown, or a name in it is not encoded UTF-8."""
     path = raw_path.partition("?")[0]
     for operation, method, pattern in _OPERATIONS:
         if match := pattern.fullmatch(path):
             try:
-                names = [unquote_to_bytes(name).decode() for name in match.groups()]
+                name, *alias = [unquote_to_bytes(name).decode() for name in match.groups()]
             except UnicodeDecodeError:
                 return None
-            return Route(operation, method, *names)
+            return Route(operation, method, names.get(name, name), *alias)
     return None
-
-
-class _WireSummary(TypedDict):
-    browserRunning: bool
-    currentDriver: str | None
-    defaultContextId: str | None
-    defaultPageId: str | None
-    launchMode: str
-    profileId: str | None
-    storageWorkspace: str | None
 
 
 class WireRuntime(TypedDict):
@@ -64,18 +53,13 @@ class WireRuntime(TypedDict):
     id: str
     kind: str
     status: str
-    summary: _WireSummary
+    summary: dict[str, bool | str | None]
     updatedAt: str
     workspaceId: str
 
 
 def make_runtime(
-    workspace_id: str,
-    alias: str,
-    *,
-    kind: str = "browser",
-    status: str = "active",
-    created_at: str = "2026-01-01T00:00:00.000Z",
+    workspace_id: str, alias: str, kind: str, status: str, created_at: str
 ) -> WireRuntime:
     """Make a runtime from the arguments of `Emulator.add_runtime`."""
     check(str, workspace_id=workspace_id, alias=alias, created_at=created_at)
@@ -108,13 +92,6 @@ def make_runtime(
         "updatedAt": created_at,
         "workspaceId": str(workspace_uuid),
     }
-
-
-def end_runtime(runtime: WireRuntime, status: str) -> None:
-    """Give a runtime its final status."""
-    runtime["status"] = status
-    runtime["summary"]["browserRunning"] = False
-    runtime["updatedAt"] = "2026-01-01T00:00:01.000Z"
 
 
 def check(*types: type, **values: object) -> None:

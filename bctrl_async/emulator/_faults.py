@@ -7,9 +7,9 @@ import gzip
 import hashlib
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import StrEnum
-from types import NoneType
 from typing import cast
 
 from aiohttp import web
@@ -79,11 +79,7 @@ _CLOSING = frozenset(
 
 
 _PAGE = "<html><head><title>502 Bad Gateway</title></head><body>502 Bad Gateway</body></html>"
-_REPLIES: dict[Fault | Reply | None, Reply] = {
-    Fault.RATE_LIMITED: replies.TOO_MANY,
-    Fault.SERVER_ERROR: Reply(500, message="Something broke.", hint="Report the request id."),
-    Fault.BAD_GATEWAY: Reply(502, body=_PAGE, headers={"Content-Type": "text/html"}),
-}
+_JSON = {"Content-Type": "application/json"}
 
 
 def _with_unknown_values(payload: Payload) -> Payload:
@@ -95,18 +91,25 @@ def _with_unknown_values(payload: Payload) -> Payload:
 
 
 @functools.cache
-def _bomb() -> bytes:
-    return gzip.compress(b'{"padding":"%b"}' % (b"x" * 64 * _MIB))
+def _bomb() -> Reply:
+    body = gzip.compress(b'{"padding":"%b"}' % (b"x" * 64 * _MIB))
+    return Reply(200, body=body, headers={**_JSON, "Content-Encoding": "gzip"})
 
 
-# These faults answer 200 with a body of their own, even for a runtime that is not active.
-_BODIES: dict[Fault | Reply | None, Callable[[Payload], bytes]] = {
-    Fault.MALFORMED_JSON: lambda payload: dump(payload).replace(b":", b"="),
-    Fault.OVERSIZED: lambda payload: dump({**payload, "padding": "x" * 2 * _MIB}),
+_SERVER_ERROR = Reply(500, message="Something broke.", hint="Report the request id.")
+# These faults have an answer of their own, even for a runtime that is not active.
+_ANSWERS: dict[Fault | Reply | None, Callable[[Payload], Reply]] = {
+    Fault.RATE_LIMITED: lambda _: replies.TOO_MANY,
+    Fault.SERVER_ERROR: lambda _: _SERVER_ERROR,
+    Fault.BAD_GATEWAY: lambda _: Reply(502, body=_PAGE, headers={"Content-Type": "text/html"}),
+    Fault.MALFORMED_JSON: lambda payload: Reply(
+        200, body=dump(payload).replace(b":", b"="), headers=_JSON
+    ),
+    Fault.OVERSIZED: lambda payload: Reply(200, body={**payload, "padding": "x" * 2 * _MIB}),
     Fault.COMPRESSED_BOMB: lambda _: _bomb(),
-    Fault.UNKNOWN_VALUES: lambda payload: dump(_with_unknown_values(payload)),
-    Fault.FAILED: dump,
-    Fault.ACCEPTED: lambda payload: dump({**payload, "status": "active"}),
+    Fault.UNKNOWN_VALUES: lambda payload: Reply(200, body=_with_unknown_values(payload)),
+    Fault.FAILED: lambda payload: Reply(200, body={**payload, "status": "failed"}),
+    Fault.ACCEPTED: lambda payload: Reply(200, body={**payload, "status": "active"}),
 }
 
 
@@ -121,9 +124,9 @@ def _wire(response: web.Response) -> tuple[bytes, bytes]:
     return "\r\n".join([*lines, "", ""]).encode(), body
 
 
-_STRAY = b"".join(_wire(replies.response_to(replies.FORBIDDEN, {}, "req_stray")))
-_STRAY_RUNTIME = make_runtime("stray", "stray", status="stopped")
-_LATE_STRAY = b"".join(_wire(replies.response_to(replies.OK, _STRAY_RUNTIME, "req_stray")))
+_STRAY = b"".join(_wire(replies.response_to(replies.FORBIDDEN, "req_stray")))
+_STRAY_RUNTIME = make_runtime("stray", "stray", "browser", "stopped", "2026-01-01T00:00:00.000Z")
+_LATE_STRAY = b"".join(_wire(replies.response_to(Reply(200, body=_STRAY_RUNTIME), "req_stray")))
 # These faults send the head and the body of the response in pieces, or not at all.
 _PIECES: dict[Fault | Reply | None, Callable[[bytes, bytes], list[bytes]]] = {
     Fault.DROP_BEFORE: lambda *_: [],
@@ -136,20 +139,14 @@ _PIECES: dict[Fault | Reply | None, Callable[[bytes, bytes], list[bytes]]] = {
 }
 
 
-def reply_of(fault: Fault | Reply | None, *, conflict: bool) -> Reply:
+def reply_of(fault: Fault | Reply | None, payload: Payload, *, conflict: bool) -> Reply:
     """Return the reply to a valid request: 409 on a conflict, if its fault has none."""
     if isinstance(fault, Reply):
-        return fault
-    usual = replies.NOT_ACTIVE if conflict and fault not in _BODIES else replies.OK
-    return _REPLIES.get(fault, usual)
-
-
-def spoil(response: web.Response, fault: Fault | Reply | None, payload: Payload) -> None:
-    """Give a response the body of its fault; the payload is the JSON of a normal response."""
-    if make := _BODIES.get(fault):
-        response.body = make(payload)
-    if fault is Fault.COMPRESSED_BOMB:
-        response.headers["Content-Encoding"] = "gzip"
+        has_payload = fault.body is None and fault.status in replies.WITH_PAYLOAD
+        return replace(fault, body=payload) if has_payload else fault
+    if make := _ANSWERS.get(fault):
+        return make(payload)
+    return replies.NOT_ACTIVE if conflict else Reply(200, body=payload)
 
 
 async def send(
@@ -203,28 +200,19 @@ class FaultPlan:
         self._bounds = list(itertools.accumulate(probabilities[fault] for fault in faults))
         self._choices = [*faults, None]
         self._seed = seed
-        self._queues: defaultdict[tuple[str | None, ...], deque[Fault | Reply | None]]
-        self._queues = defaultdict(deque)
-        self._poison: dict[tuple[str, str | None], Fault | Reply | None] = {}
-
-    def poison(self, target: tuple[str, str], fault: Fault | Reply | None) -> None:
-        check(Fault, Reply, NoneType, fault=fault)
-        self._poison[target] = fault
-
-    def add(self, faults: Sequence[Fault | Reply | None], *key: str | None) -> None:
-        for fault in faults:
-            check(Fault, Reply, NoneType, fault=fault)
-        self._queues[key].extend(faults)
+        self.queues: defaultdict[tuple[str | None, ...], deque[Fault | Reply | None]]
+        self.queues = defaultdict(deque)
+        self.poison: dict[tuple[str, str | None], Fault | Reply | None] = {}
 
     def next(self, route: Route, stops: int) -> Fault | Reply | None:
         """Return what a request meets; `stops` is the number of its target's stops so far."""
         operation, method, workspace_id, alias = route
-        if (poison := self._poison.get((workspace_id, alias))) is not None:
+        if (poison := self.poison.get((workspace_id, alias))) is not None:
             return poison
-        if self._queues:
+        if self.queues:
             targets = ((workspace_id, alias), (workspace_id, None), (None, alias), (None, None))
             for target in targets:
-                if queue := self._queues.get((method, *target)):
+                if queue := self.queues.get((method, *target)):
                     return queue.popleft()
         if not self._bounds or operation != "stop":
             return None

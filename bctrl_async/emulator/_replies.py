@@ -10,27 +10,26 @@ from typing import Any
 
 from aiohttp import web
 
-from bctrl_async.emulator._contract import check
+from bctrl_async.emulator._contract import check, check_range
 
-_STATUSES = range(200, 600)
 _LOWEST_ERROR = 400
 _ERROR_FIELDS = ("code", "message", "reason_class", "hint")
 _is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _JSON_TYPE = "application/json"
 _TEXT_TYPE = "text/plain; charset=utf-8"
 # In HTTP, a 204 and a 205 have no body.
-_WITH_NORMAL_BODY = frozenset(range(200, 300)) - {204, 205}
+WITH_PAYLOAD = frozenset(range(200, 300)) - {204, 205}
 # contract errors.md, "code seen" and `reasonClass`.
 _DOCUMENTED = {
+    400: ("request.invalid", "invalid_input"),
     401: ("auth.required", "unauthorized"),
     403: ("auth.forbidden", "capability_denied"),
     404: ("runtime.not_found", "not_found"),
     409: ("runtime.not_active", "conflict"),
     429: ("rate.limited", "rate_limited"),
+    500: ("server.error", "server"),
     503: ("server.unavailable", "upstream"),
 }
-_OTHER_4XX = ("request.invalid", "invalid_input")
-_OTHER_5XX = ("server.error", "server")
 
 Payload = Mapping[str, Any]
 """The JSON of a 200: a Runtime, or a list of them."""
@@ -45,7 +44,8 @@ class Reply:
         emulator.inject(Reply(502, body="Bad gateway", headers={"Content-Type": "text/html"}))
 
     Without a `body`, a 4xx or 5xx has the error body of contract errors.md, a 2xx the body
-    of a normal response, and a 204, a 205 or a 3xx none.
+    of a normal response, and a 204, a 205 or a 3xx none. In an error body, empty text counts as
+    None.
 
     Attributes:
         status: The HTTP status, 200 to 599.
@@ -76,8 +76,7 @@ class Reply:
 
     def __post_init__(self) -> None:
         check(int, status=self.status)
-        if self.status not in _STATUSES:
-            raise ValueError(f"status is {self.status!r}: give a number from 200 to 599")
+        check_range(200, 599, status=self.status)
         errors = {name: getattr(self, name) for name in _ERROR_FIELDS}
         check(str, NoneType, **errors)
         check(bool, NoneType, takes_effect=self.takes_effect)
@@ -114,8 +113,6 @@ def dump(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-NO_PAYLOAD: Payload = {}
-OK = Reply(200)
 NO_KEY = Reply(401, message="Invalid API key.", hint="Send Bearer <api-key>.")
 FORBIDDEN = Reply(403, message="This key may not stop it.", hint="Use another key.")
 NO_ROUTE = Reply(
@@ -129,18 +126,13 @@ WRONG_METHOD = Reply(
 )
 
 
-def response_to(reply: Reply, payload: Payload, request_id: str) -> web.Response:
-    """Return the response of a reply; the payload is the JSON of a normal response."""
-    usual = {"Content-Type": _JSON_TYPE, "x-request-id": request_id}
-    if (body := content_of(reply)) is not None:
-        is_text = isinstance(reply.body, str | bytes)
-        usual = {"Content-Type": _TEXT_TYPE if is_text else _JSON_TYPE}
-    elif reply.status >= _LOWEST_ERROR:
+def response_to(reply: Reply, request_id: str) -> web.Response:
+    """Return the response of a reply."""
+    body = content_of(reply)
+    if body is None and reply.status >= _LOWEST_ERROR:
         body = dump(_error_body(reply, request_id))
-    elif reply.status in _WITH_NORMAL_BODY:
-        body = dump(payload)
-    else:
-        usual = {}
+    kind = _TEXT_TYPE if isinstance(reply.body, str | bytes) else _JSON_TYPE
+    usual = {"Content-Type": kind, "x-request-id": request_id}
     response = web.Response(status=reply.status, body=body, headers=usual)
     response.headers.update(reply.headers)
     return response
@@ -149,18 +141,11 @@ def response_to(reply: Reply, payload: Payload, request_id: str) -> web.Response
 def _error_body(reply: Reply, request_id: str) -> dict[str, str]:
     """Return the body of an error, with what its status suggests for what it does not give."""
     status = reply.status
-    other = _OTHER_4XX if status < 500 else _OTHER_5XX  # noqa: PLR2004 - the first 5xx.
-    code, reason_class = _DOCUMENTED.get(status, other)
-    usual = {
-        "code": code,
-        "error": reason_phrases.get(status, f"Error {status}"),
-        "reasonClass": reason_class,
+    code, reason_class = _DOCUMENTED.get(status) or _DOCUMENTED[status // 100 * 100]
+    body = {
+        "code": reply.code or code,
+        "error": reply.message or reason_phrases.get(status, f"Error {status}"),
+        "reasonClass": reply.reason_class or reason_class,
         "requestId": request_id,
     }
-    given = {
-        "code": reply.code,
-        "error": reply.message,
-        "reasonClass": reply.reason_class,
-        "hint": reply.hint,
-    }
-    return usual | {name: text for name, text in given.items() if text is not None}
+    return {**body, "hint": reply.hint} if reply.hint else body

@@ -14,12 +14,10 @@ from aiohttp import web
 from bctrl_async.emulator import _contract as contract
 from bctrl_async.emulator import _replies as replies
 from bctrl_async.emulator._assertions import ReceivedRequest, Target, explain
-from bctrl_async.emulator._faults import UNANSWERED, Fault, FaultPlan, reply_of, send, spoil
-from bctrl_async.emulator._replies import NO_PAYLOAD, Payload, Reply
+from bctrl_async.emulator._faults import UNANSWERED, Fault, FaultPlan, reply_of, send
+from bctrl_async.emulator._replies import Payload, Reply
 
 _METHODS = ("POST", "GET")
-_DAY = 86_400
-_RATES = (0.0001, 1_000_000)
 _BURST_SECONDS = 0.25
 # An accepted connection becomes visible three iterations of the event loop later.
 _ACCEPT_ITERATIONS = 4
@@ -82,9 +80,9 @@ class Emulator:
         contract.check(str, host=host, api_key=api_key)
         contract.check(int, port=port, seed=seed)
         contract.check_range(0, 65535, port=port)
-        contract.check_range(0, _DAY, latency=latency, fault_latency=fault_latency)
+        contract.check_range(0, 86_400, latency=latency, fault_latency=fault_latency)
         if rate_limit is not None:
-            contract.check_range(*_RATES, rate_limit=rate_limit)
+            contract.check_range(0.0001, 1_000_000, rate_limit=rate_limit)
         if not api_key:
             raise ValueError("api_key is empty: give the key that requests must carry")
         if on_request is not None and not callable(on_request):
@@ -207,9 +205,7 @@ class Emulator:
         Raises:
             ValueError: An argument is invalid.
         """
-        runtime = contract.make_runtime(
-            workspace_id, alias, kind=kind, status=status, created_at=created_at
-        )
+        runtime = contract.make_runtime(workspace_id, alias, kind, status, created_at)
         self._names[workspace_id] = workspace_id
         self._names.setdefault(runtime["workspaceId"], workspace_id)
         self._runtimes[workspace_id, alias] = runtime
@@ -281,17 +277,20 @@ class Emulator:
             ValueError: The method is neither `POST` nor `GET`, or a fault is something else.
         """
         contract.check(str, NoneType, workspace_id=workspace_id, alias=alias)
+        for fault in faults:
+            contract.check(Fault, Reply, NoneType, fault=fault)
         if method not in _METHODS:
             raise ValueError(f"method is {method!r}: give one of {', '.join(_METHODS)}")
         name = self._names.get(workspace_id or "", workspace_id)
-        self._faults.add(faults, method, name, alias)
+        self._faults.queues[method, name, alias].extend(faults)
 
     def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
         """Give a runtime a fault or reply that every stop and every read of it meets.
 
         It precedes queued and random faults, and replaces an earlier one; None clears it.
         """
-        self._faults.poison(self._target(workspace_id, alias), fault)
+        contract.check(Fault, Reply, NoneType, fault=fault)
+        self._faults.poison[self._target(workspace_id, alias)] = fault
 
     def _target(self, workspace_id: str, alias: str) -> Target:
         contract.check(str, workspace_id=workspace_id, alias=alias)
@@ -304,13 +303,9 @@ class Emulator:
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.read() if request.body_exists else b""
-        route = contract.parse_route(request.raw_path)
-        if route is not None:
-            name = self._names.get(route.workspace_id, route.workspace_id)
-            route = route._replace(workspace_id=name)
-        fault, reply, payload = self._decide(request, route)
-        response = replies.response_to(reply, payload, f"req_{next(self._numbers)}")
-        spoil(response, fault, payload)
+        route = contract.parse_route(request.raw_path, self._names)
+        fault, reply = self._decide(request, route)
+        response = replies.response_to(reply, f"req_{next(self._numbers)}")
         operation, method, workspace_id, alias = route or (None, None, None, None)
         received = ReceivedRequest(
             workspace_id,
@@ -333,30 +328,29 @@ class Emulator:
 
     def _decide(
         self, request: web.BaseRequest, route: contract.Route | None
-    ) -> tuple[Fault | Reply | None, Reply, Payload]:
+    ) -> tuple[Fault | Reply | None, Reply]:
         """Choose the reply and update the runtime without awaiting, so no two interleave."""
         if route is None:
-            return None, replies.NO_ROUTE, NO_PAYLOAD
+            return None, replies.NO_ROUTE
         if request.method != route.method:
-            allowed = {"Allow": route.method}
-            return None, replace(replies.WRONG_METHOD, headers=allowed), NO_PAYLOAD
+            return None, replace(replies.WRONG_METHOD, headers={"Allow": route.method})
         if request.headers.get("Authorization") != f"Bearer {self.api_key}":
-            return None, replies.NO_KEY, NO_PAYLOAD
+            return None, replies.NO_KEY
         operation, _, workspace_id, alias = route
         target = workspace_id, alias or ""
         if operation == "stop":
             self.received[target] += 1
         if self._is_throttled():
-            return None, replies.TOO_MANY, NO_PAYLOAD
+            return None, replies.TOO_MANY
         payload: Payload | None = self._runtimes.get(target)
         if alias is None:
             listed = [found for (id_, _), found in self._runtimes.items() if id_ == workspace_id]
             payload = {"runtimes": listed} if listed else None
         if payload is None:
-            return None, replies.NO_RUNTIME, NO_PAYLOAD
+            return None, replies.NO_RUNTIME
         fault = self._faults.next(route, self.received[target])
         conflict = operation == "stop" and not self._stop(target, fault)
-        return fault, reply_of(fault, conflict=conflict), payload
+        return fault, reply_of(fault, payload, conflict=conflict)
 
     def _is_throttled(self) -> bool:
         """Count a request by the generic cell rate algorithm (GCRA); return True if it exceeds."""
@@ -371,10 +365,9 @@ class Emulator:
         """Stop a runtime, if it is active and the fault lets it; return False if it was not."""
         runtime = self._runtimes[target]
         was_active = runtime["status"] == "active"
-        if fault is Fault.FAILED:
-            contract.end_runtime(runtime, "failed")
-        elif was_active and (fault is None or fault.takes_effect):
-            contract.end_runtime(runtime, "stopped")
-        if was_active and runtime["status"] != "active":
+        if was_active and (fault is None or fault.takes_effect):
+            runtime["status"] = "failed" if fault is Fault.FAILED else "stopped"
+            runtime["summary"]["browserRunning"] = False
+            runtime["updatedAt"] = "2026-01-01T00:00:01.000Z"
             self._ended.add(target)
         return was_active
