@@ -6,20 +6,23 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import KEY
 from helpers import Command
 
 from bctrl_async.emulator import Emulator
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path) -> None:
+def _runtimes(
+    monkeypatch: pytest.MonkeyPatch,
+    emulator: Emulator,
+    emulator_environment: None,
+    tmp_path: Path,
+) -> None:
+    del emulator_environment
     for alias in ("ci-1", "ci-2", "crm"):
         emulator.add_runtime("ws", alias)
     emulator.add_runtime("other", "crm")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
 
 
 def save(name: str, text: str) -> None:

@@ -27,7 +27,7 @@ from warm_server import program
 
 from bctrl_async import BctrlSession, StopBatch, StopOutcome, StopResult
 from bctrl_async.cli._output import Output
-from bctrl_async.cli._run import run_with_progress
+from bctrl_async.cli._progress import run_with_progress
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from bctrl_async import (
 )
 from bctrl_async.cli._options import MAX_RUNTIMES, Rate, Seed, Text, Wait, whole_number
 from bctrl_async.cli._output import FAILED, MAX_SHOWN, Output, pluralize, print_info
-from bctrl_async.cli._run import run_with_progress
+from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
 _WORKSPACE = "demo"

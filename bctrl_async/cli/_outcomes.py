@@ -89,7 +89,8 @@ class OutcomePrinter:
         if self._prints_all:
             return
         leaves_out, invalid = False, 0
-        for result, reason, targets in sorted(self._groups.values(), key=_size, reverse=True):
+        groups = sorted(self._groups.values(), key=lambda group: -len(group.targets))
+        for result, reason, targets in groups:
             if not reason:
                 invalid = len(targets) - MAX_SHOWN
             elif others := targets[1:]:
@@ -118,10 +119,6 @@ class OutcomePrinter:
         if self._prints_all or not target.workspace_id:
             return alias
         return f"{escape(target.workspace_id)} {alias}"
-
-
-def _size(group: _Group) -> int:
-    return len(group.targets)
 
 
 def _summary(error: BctrlError) -> str:

@@ -1,12 +1,13 @@
-"""The progress of a bulk stop, and a line while the command waits for an answer to a read.
+"""A bulk stop with its progress, which Ctrl-C ends early, and the line of a read that waits.
 
-It is live on a terminal; elsewhere a bulk stop prints a line every few seconds.
+The progress is live on a terminal, and elsewhere a line every few seconds.
 """
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -27,6 +28,14 @@ _RATE_PERIOD = 10.0
 """Seconds whose stops are the rate; it is not shown after as many without an outcome."""
 _DECIMALS_BELOW = 10
 """Stops per second from which a decimal is noise."""
+
+# SIGHUP comes from a terminal that is closed; under nohup it is ignored.
+_SIGNALS = [
+    number
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if (number := getattr(signal, name, None)) is not None
+    and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN)
+]
 
 
 class Display:
@@ -132,6 +141,59 @@ class Display:
         if self._is_interrupted:
             parts.append("Ctrl-C again to abort")
         return ", ".join(parts)
+
+
+async def run_with_progress(batch: StopBatch, output: Output) -> bool:
+    """Run a bulk stop and show its progress; return True if it was interrupted.
+
+    After the first Ctrl-C (or SIGTERM) nothing more is sent, the second one aborts the run.
+    """
+    console, live = output.progress_console()
+    display = Display(batch, console)
+    running = asyncio.ensure_future(batch)
+    shows = display.run(live=live) if output.shows_progress else asyncio.sleep(0)
+    showing = asyncio.create_task(shows)
+    interrupts = 0
+
+    def interrupt() -> None:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1:
+            batch.abort()
+            return
+        batch.stop_reading()
+        display.interrupt()
+        if not display.is_drawn:
+            print_info(display.line())
+
+    try:
+        with _signal_handlers(interrupt):
+            await asyncio.wait([running])
+    except asyncio.CancelledError:
+        # Without signal handlers, as on Windows, Ctrl-C cancels this task.
+        interrupts += 1
+        batch.abort()
+        await asyncio.wait([running])
+    finally:
+        showing.cancel()
+        await asyncio.wait([showing])
+    running.result()
+    return interrupts > 0
+
+
+@contextmanager
+def _signal_handlers(interrupt: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    handled = []
+    with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or another thread.
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, interrupt)
+            handled.append(number)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
 
 
 class _Waiting(NamedTuple):

@@ -42,7 +42,7 @@ from bctrl_async.cli._output import (
     print_info,
     print_read_error,
 )
-from bctrl_async.cli._run import run_with_progress
+from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.cli._targets import WHOLE, Shard, is_typed, open_targets, parse_shard
 from bctrl_async.journal import Journal
 from bctrl_async.pace import FilePace, Pace

@@ -16,7 +16,7 @@ import anyio
 
 from bctrl_async import Observer, StopBatch, StopOutcome
 from bctrl_async.cli._output import Output
-from bctrl_async.cli._run import run_with_progress
+from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.observer import BulkObserver
 from sim.plan import Ending, Kind
 from sim.records import REACTION, BulkRun, Moment, PlannedError, Recorded
