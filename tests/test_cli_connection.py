@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from helpers import Command
 from journal_lines import entry_line, header_line
 
+from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault
 
 
@@ -52,13 +54,25 @@ async def test_attempts_and_patience_limit_the_requests_of_a_call(
     assert len(emulator.requests) == requests
 
 
-@pytest.mark.parametrize(("args", "requests"), [("stop --no-verify ws a", 4), ("list ws", 2)])
+@pytest.mark.parametrize(
+    ("args", "attempts", "limit"),
+    [("stop --no-verify ws a", 4, 60), ("list ws", 2, 10), ("get ws a", 2, 10)],
+)
 async def test_a_command_that_only_reads_gives_up_sooner(
-    emulator: Emulator, command: Command, args: str, requests: int
+    emulator: Emulator,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    args: str,
+    attempts: int,
+    limit: float,
 ) -> None:
+    made = Mock(wraps=BctrlSession)
+    monkeypatch.setattr("bctrl_async.BctrlSession", made)
     inject(emulator, *[Fault.SERVER_ERROR] * 5)
     assert (await command(*args.split()))[0] == 1
-    assert len(emulator.requests) == requests
+    assert len(emulator.requests) == attempts
+    assert made.call_args.kwargs["timeout"] == limit
 
 
 @pytest.mark.parametrize(("option", "shown"), [("-v", 1), ("--verbose", 1), ("--timeout=9s", 0)])

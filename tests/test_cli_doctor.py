@@ -28,7 +28,11 @@ def found_in(out: str) -> dict[str, str]:
     return {line[:8].rstrip(): line[10:] for line in out.splitlines()}
 
 
-async def test_each_line_says_what_is_in_effect(command: Command, emulator: Emulator) -> None:
+async def test_each_line_says_what_is_in_effect(
+    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A proxy is another machine: what may go without TLS must not reach it.
+    monkeypatch.setenv("HTTPS_PROXY", "http://unused.test")
     code, out, err = await command("doctor", "--base-url", emulator.url, "ws")
     found = found_in(out)
     assert list(found) == ["versions", "config", "URL", "key", "API"]
