@@ -2,7 +2,6 @@
 
 import os
 import ssl
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,29 +48,26 @@ class Profile(NamedTuple):
 NO_PROFILE = Profile("", {}, {})
 
 
-def _config_file() -> Path:
-    """Return the path of the config file, which need not exist."""
+def _read_config() -> tuple[Path, Mapping[str, Mapping[str, str | int | float]]]:
+    """Return the path of the config file, which need not exist, and the tables of its profiles."""
     folder = os.environ.get("XDG_CONFIG_HOME") or os.environ.get("APPDATA") or "~/.config"
-    given = os.environ.get("BCTRL_CONFIG") or f"{folder}/bctrl-async/config.toml"
-    return Path(os.path.expanduser(given)).absolute()  # noqa: PTH111 - a Path needs a home.
-
-
-def _read_profiles(file: Path) -> Mapping[str, Mapping[str, str | int | float]]:
-    """Return the tables of the profiles."""
+    given = os.environ.get("BCTRL_CONFIG")
+    # A Path would fail where there is no home.
+    path = os.path.expanduser(given or f"{folder}/bctrl-async/config.toml")  # noqa: PTH111
+    file = Path(path).absolute()
     try:
-        return msgspec.convert(tomllib.loads(file.read_text("utf-8")), _File).profiles
+        return file, msgspec.toml.decode(file.read_bytes(), type=_File).profiles
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not os.environ.get("BCTRL_CONFIG"):
-            return {}
+        if isinstance(error, FileNotFoundError) and not given:
+            return file, {}
         raise BctrlConfigError(f"cannot read {file}: {error.strerror}") from error
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise BctrlConfigError(f"invalid {file}: {error}") from error
 
 
 def _find_profile(name: str | None, *, has_url: bool) -> Profile:
     """Return the profile in use: the named one, or the default one unless variables are set."""
-    file = _config_file()
-    tables = _read_profiles(file)
+    file, tables = _read_config()
     if name is None and _DEFAULT in tables:
         if not (os.environ.get(_KEY) or os.environ.get(_URL)):
             name = _DEFAULT
@@ -142,7 +138,7 @@ class Connection:
             accepts_keys=False,
             n_tokens=1,
             show_default=False,
-            completer=lambda _: [*_read_profiles(_config_file())],
+            completer=lambda _: [*_read_config()[1]],
             help="Profile of the config file.",
         ),
     ] = NO_PROFILE
