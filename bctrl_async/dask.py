@@ -11,7 +11,6 @@ import asyncio
 import os
 import pickle
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ from contextlib import suppress
 from copy import copy
 from functools import partial
 from inspect import isclass, isfunction
-from math import ceil, inf
+from math import ceil
 from typing import Any, TypeVar, cast
 
 from msgspec.structs import replace
@@ -43,8 +42,6 @@ from bctrl_async.session import BctrlSession
 try:
     import distributed
 except ModuleNotFoundError as _error:
-    if (_error.name or "").partition(".")[0] not in {"dask", "distributed"}:
-        raise
     raise ModuleNotFoundError(
         "bctrl_async.dask needs dask.distributed: python -m pip install 'bctrl-async[dask]'",
         name=_error.name,
@@ -108,9 +105,8 @@ class Visit(distributed.WorkerPlugin):
         self._facts: list[tuple[int, _Fact]] = []
         self._is_closing = False
 
-    async def teardown(self, worker: distributed.Worker) -> None:
+    async def teardown(self, worker: distributed.Worker) -> None:  # noqa: ARG002 - dask's.
         """Abort the chunks, and close the session."""
-        del worker
         self._is_closing = True
         for batch in filter(None, self._batches.values()):
             batch.abort()
@@ -218,10 +214,9 @@ class Visit(distributed.WorkerPlugin):
                 f"it has bctrl_async {__version__}, not {self._version}",
                 advice="Install the same version on all workers",
             )
-        make: Callable[..., object] = pickle.loads(self._make)  # noqa: S301 - a name.
+        make: Callable[..., BctrlSession] = pickle.loads(self._make)  # noqa: S301 - a name.
         session = make() if self._pace is None else make(pace=self._pace)
-        if not isinstance(session, BctrlSession):
-            raise BctrlConfigError("session= returned no BctrlSession", argument="session")
+        _config.check_type(session, BctrlSession, "session", "a function that returns a session")
         if session.base_url != self.base_url:
             raise BctrlConfigError(
                 f"it would send to {session.base_url}, and the run is for {self.base_url}",
@@ -249,8 +244,8 @@ class _Items(list[RuntimeRef]):
 class Chunk:
     """Targets that are handed out: one worker stops them, or several in turn if some die."""
 
-    def __init__(self, number: int, items: list[_Item]) -> None:
-        self.number = number
+    def __init__(self, items: list[_Item]) -> None:
+        self.number: int = items[0][0]
         self.items = items
         self.open: dict[int, StopOutcome | None] = dict.fromkeys(range(len(items)))
         self.begins = 0
@@ -298,14 +293,13 @@ class ClusterRun(Engine):
         self._visit, self._run, self._chunk_size = visit, visit.run, size
         self._queue: Any = None
         self._end: Any = _dask.Variable(visit.run, client=client)
-        self._slots = self._submitted = 0
+        self._slots = 0
         self._chunks: dict[int, Chunk] = {}
         self._unsent: asyncio.Queue[_Item | None] = asyncio.Queue(size)
         self._undelivered: deque[StopOutcome] = deque()
         self._delivering: asyncio.Task[None] | None = None
         self._fetching = asyncio.Lock()
         self._told: CancelLevel | None = None
-        self._gives_up_at = inf
         self._asking: set[CancelScope] = set()
         self._is_lost = False
         # True once a message may be missing that says that a chunk begins.
@@ -349,7 +343,7 @@ class ClusterRun(Engine):
             # The slots leave something only if the run has ended.
             while not self._unsent.empty():
                 if (item := self._unsent.get_nowait()) is not None:
-                    self._deliver_later(self._not_begun(*item))
+                    self._record([self._not_begun(*item)])
         if self._queue is not None and not self._is_lost:
             with suppress(Exception):
                 async with asyncio.timeout(_GRACE):
@@ -381,7 +375,7 @@ class ClusterRun(Engine):
         while self._slots < _SLOTS * max(workers, 1):
             self._slots += 1
             self._start(self._hand_out)
-        if time.monotonic() > self._gives_up_at or (self._told is not None and not workers):
+        if self._told is not None and not workers:
             self._give_up(self._chunks.values())
         await self._fetch()
 
@@ -392,7 +386,7 @@ class ClusterRun(Engine):
         await self._fetch()
         self._told = level
         if told is CancelLevel.IN_FLIGHT:
-            self._gives_up_at = time.monotonic() + _GRACE
+            asyncio.get_running_loop().call_later(_GRACE, self._give_up, self._chunks.values())
         # These find the end when they begin, and send nothing.
         self._give_up(chunk for chunk in self._chunks.values() if not chunk.begins)
 
@@ -443,7 +437,7 @@ class ClusterRun(Engine):
         if isinstance(target, StopOutcome):
             return target
         is_taken = await self._hand_over(worker, (index, target))
-        return None if is_taken else self._not_begun(index, target)
+        return None if is_taken else self.ledger.record(self._not_begun(index, target))
 
     async def _hand_over(self, worker: Worker, item: _Item | None) -> bool:
         """Let the slots have an item, or the end of the input; return False if the run ends."""
@@ -454,7 +448,7 @@ class ClusterRun(Engine):
         return False
 
     def _not_begun(self, index: int, target: RuntimeRef) -> StopOutcome:
-        return self.ledger.record(outcome_of(target, self.state.not_begun, index=index))
+        return outcome_of(target, self.state.not_begun, index=index)
 
     async def _take(self, slot: Worker) -> list[_Item]:
         """Wait for an item, and return all that are there; none if the input or the run ends."""
@@ -476,8 +470,7 @@ class ClusterRun(Engine):
 
     async def _stop(self, items: list[_Item]) -> None:
         """Hand out targets as a chunk, and account for each of them."""
-        self._submitted += 1
-        chunk = self._chunks[self._submitted] = Chunk(self._submitted, items)
+        chunk = self._chunks[items[0][0]] = Chunk(items)
         failure: BctrlError | None = None
         try:
             for tries in range(_TRIES):
@@ -556,13 +549,11 @@ class ClusterRun(Engine):
                 self.state.set_ended_early(self.state.reason)
 
     def _record(self, outcomes: Iterable[StopOutcome]) -> None:
-        self._deliver_later(*map(self.ledger.record, outcomes))
-
-    def _deliver_later(self, *outcomes: StopOutcome) -> None:
-        """Deliver outcomes in a task of its own: a slow reader holds up no other task."""
+        """Record outcomes, and deliver them in a task of its own: no other waits for a reader."""
+        recorded = [self.ledger.record(outcome) for outcome in outcomes]
         if not self._deliveries or self.state.level is CancelLevel.DELIVERY:
             return
-        self._undelivered.extend(outcomes)
+        self._undelivered.extend(recorded)
         if self._undelivered and (self._delivering is None or self._delivering.done()):
             self._delivering = self._start(self._deliver_all)
 

@@ -419,7 +419,7 @@ class TestSession:
         [
             ({"concurrency": 101}, "expected at most the session's max_connections, 100"),
             ({"base_url": "https://api.bctrl.ai"}, "it would send to http://127.0.0.1"),
-            ({"session": dict}, "session= returned no BctrlSession"),
+            ({"session": dict}, "expected a function that returns a session, not dict"),
             ({"session": fail_to_make_a_session}, "a worker failed: LookupError: no vault"),
         ],
     )
@@ -541,18 +541,12 @@ class TestArguments:
 
 
 class TestImport:
-    @pytest.mark.parametrize(
-        ("missing", "says"),
-        [
-            ("distributed", "python -m pip install 'bctrl-async[dask]'"),
-            ("tornado", "tornado"),
-        ],
-    )
-    def test_a_module_that_is_missing_is_named(self, missing: str, says: str) -> None:
+    @pytest.mark.parametrize("missing", ["distributed", "tornado"])
+    def test_a_module_that_is_missing_is_named(self, missing: str) -> None:
         program = f"import sys; sys.modules['{missing}'] = None; import bctrl_async.dask"
         done = subprocess.run(
             [sys.executable, "-c", program], check=False, capture_output=True, text=True
         )
 
-        assert says in done.stderr.splitlines()[-1]
-        assert ("bctrl_async.dask needs" in done.stderr) == (missing == "distributed")
+        assert "python -m pip install 'bctrl-async[dask]'" in done.stderr.splitlines()[-1]
+        assert re.search(f"ModuleNotFoundError: .*{missing}", done.stderr)

@@ -355,7 +355,7 @@ BUDGETS = {
     ("_http",): 1713,
     ("_limiter",): 835,
     ("bulk",): 1726,
-    ("dask",): 691,
+    ("dask",): 682,
     ("journal",): 330,
     ("cli",): 3057,
     ("emulator",): 949,
