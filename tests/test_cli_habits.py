@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from commands import outcomes_of
 from helpers import Command
 
 from bctrl_async.emulator import Emulator
@@ -25,69 +26,66 @@ def _runtimes(
     monkeypatch.chdir(tmp_path)
 
 
-def save(name: str, text: str) -> None:
-    Path(name).write_text(text, "utf-8")
+def save(text: str) -> str:
+    Path("list").write_text(text, "utf-8")
+    return "list"
 
 
-def aliases_of(out: str) -> list[str]:
-    return [json.loads(line)["alias"] for line in out.splitlines()]
+def aliases_of(out: str) -> list[object]:
+    return [fields["alias"] for fields in outcomes_of(out)]
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "ci-1\ncrm\n",
-        "Alias\nci-1\n\n# note\ncrm\n",
-        '"ci-1"\ncrm',
-        '{"alias": "ci-1"}\n["ws", "crm"]',
-    ],
+    "text", ["ci-1\ncrm\n", "Alias\nci-1\n\n# note\ncrm\n", '{"alias": "ci-1"}\n["ws", "crm"]']
 )
 @pytest.mark.parametrize("given", ["argument", "variable"])
 async def test_a_list_of_aliases_is_of_the_workspace(
     command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, text: str, given: str
 ) -> None:
-    save("aliases.txt", text)
     if given == "variable":
         monkeypatch.setenv("BCTRL_WORKSPACE", "ws")
     place = ["ws"] * (given == "argument")
-    code, _, _ = await command("stop", *place, "--from", "aliases.txt")
+    code, _, _ = await command("stop", *place, "--from", save(text))
     assert (code, emulator.received) == (0, {("ws", "ci-1"): 1, ("ws", "crm"): 1})
 
 
-async def test_a_list_of_aliases_needs_a_workspace(command: Command, emulator: Emulator) -> None:
-    save("aliases.txt", "ci-1\ncrm\n")
-    code, _, err = await command("stop", "--from", "aliases.txt")
-    assert (
-        "on line 1 is not a target: a list of aliases needs WORKSPACE. Nothing was stopped" in err
-    )
-    assert code == 2
-    assert not emulator.requests
-
-
-async def test_a_target_of_another_workspace_than_the_given_one_is_refused(
-    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("place", "text", "said"),
+    [
+        ([], "ci-1\ncrm\n", "on line 1 is not a target: a list of aliases needs WORKSPACE"),
+        (
+            ["ws"],
+            "ws,ci-1\nother,crm\n",
+            "'other,crm' on line 2 is not a target: it names another workspace than ws",
+        ),
+    ],
+)
+async def test_a_list_that_does_not_fit_the_workspace_is_refused(
+    command: Command, emulator: Emulator, place: list[str], text: str, said: str
 ) -> None:
-    save("pairs.csv", "ws,ci-1\nother,crm\n")
-    code, _, err = await command("stop", "ws", "--from", "pairs.csv")
-    assert "'other,crm' on line 2 is not a target: it names another workspace than ws" in err
+    code, _, err = await command("stop", *place, "--from", save(text))
+    assert f"{said}. Nothing was stopped" in err
     assert (code, emulator.requests) == (2, [])
-    # A variable says only where aliases are.
+
+
+async def test_the_variable_says_only_where_aliases_are(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BCTRL_WORKSPACE", "ws")
-    assert (await command("stop", "--from", "pairs.csv"))[0] == 0
+    assert (await command("stop", "--from", save("ws,ci-1\nother,crm\n")))[0] == 0
 
 
 async def test_a_report_of_a_list_of_aliases_names_their_workspace(command: Command) -> None:
-    save("aliases.txt", "ci-1\ncrm\n")
-    await command("stop", "ws", "--from", "aliases.txt", "--journal", "j.jsonl")
-    args = ("report", "j.jsonl", "--from", "aliases.txt")
+    await command("stop", "ws", "--from", save("ci-1\ncrm\n"), "--journal", "j.jsonl")
+    args = ("report", "j.jsonl", "--from", "list")
     assert (await command(*args, "--workspace", "ws"))[0] == 0
     assert (await command(*args))[0] == 2
 
 
 async def test_a_list_of_the_api_is_a_list_of_targets(command: Command, emulator: Emulator) -> None:
     runtimes = [emulator.runtimes["ws", alias] for alias in ("ci-1", "crm")]
-    save("list.json", json.dumps({"runtimes": runtimes}))
-    code, out, _ = await command("stop", "--dry-run", "--from", "list.json")
+    listed = save(json.dumps({"runtimes": runtimes}))
+    code, out, _ = await command("stop", "--dry-run", "--from", listed)
     assert (code, aliases_of(out)) == (0, ["ci-1", "crm"])
 
 

@@ -213,16 +213,15 @@ def stop(
 
 def _check_usage(given: AbstractSet[str]) -> None:
     """Raise an error unless the targets are given in exactly one way."""
-    everything, named, file = (name in given for name in ("everything", "aliases", "file"))
+    names = ("everything", "aliases", "file", "journal")
+    is_all, named, file, journal = (name in given for name in names)
     problems = {
-        "--journal-max-age needs --journal": given & {"journal", "journal_max_age"}
-        == {"journal_max_age"},
+        "--journal-max-age needs --journal": "journal_max_age" in given and not journal,
         "--allow-empty needs --from": "allow_empty" in given and not file,
-        "--all cannot be combined with ALIAS or --from": everything and (named or file),
+        "--all cannot be combined with ALIAS or --from": is_all and (named or file),
         "--from cannot be combined with ALIAS": named and file,
-        "--status, --kind, --older-than and --alias need --all": given & _FILTERS
-        and not everything,
-        _NOTHING: not (everything or named or file),
+        "--status, --kind, --older-than and --alias need --all": given & _FILTERS and not is_all,
+        _NOTHING: not (is_all or named or file),
     }
     for problem, is_so in problems.items():
         if is_so:
@@ -274,13 +273,13 @@ def _run(session: BctrlSession, batch: StopBatch, output: Output) -> bool | None
 def _report(batch: StopBatch, printer: OutcomePrinter, *, interrupted: bool | None) -> int:
     """Print the summary of a bulk stop, and return the exit code."""
     printer.finish()
-    report, early, output = batch.report, batch.ended_early, printer.output
-    if early is not None and interrupted is False:
-        print_error(f"ended early: {printer.describe(early)}")
+    report, output = batch.report, printer.output
+    if report.ended_early is not None and interrupted is False:
+        print_error(f"ended early: {printer.describe(report.ended_early)}")
     code = exit_code(outcome.error for outcome in report.failures)
     if report.ok and not output.write_failed:
         code = 0
-    is_left = batch.total is None and early is not None
+    is_left = batch.total is None and report.ended_early is not None
     summary = f"{replace(report, ended_early=None)}{INPUT_LEFT * is_left}"
     summary = f"{'Interrupted: ' * bool(interrupted)}{summary}"
     if printer.prints_json:
