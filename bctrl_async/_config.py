@@ -6,6 +6,7 @@ import math
 import os
 import re
 from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 from types import UnionType
 from typing import SupportsIndex
@@ -69,25 +70,19 @@ def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
     """Return the URL to which `/workspaces/…` is appended; None gives the environment's."""
     name = "BCTRL_BASE_URL" if given is None else "base_url"
     text = given if given is not None else os.environ.get("BCTRL_BASE_URL", DEFAULT_BASE_URL)
-    url = _http_url(text)
+    url, invalid_url = _http_url(text), partial(invalid, name, argument="base_url")
     if url is None:
-        raise _invalid_url(name, "expected scheme and host", f"Pass such as {DEFAULT_BASE_URL}")
+        raise invalid_url("expected scheme and host", f"Pass such as {DEFAULT_BASE_URL}")
     if url.user is not None or url.password is not None:
         # The URL is not shown, for it contains a secret.
-        raise _invalid_url(name, "it contains credentials", "Pass the key as api_key=")
+        raise invalid_url("it contains credentials", "Pass the key as api_key=")
     if url.raw_query_string or url.raw_fragment:
-        raise _invalid_url(name, "it has a query or a fragment", "Pass scheme, host and path only")
+        raise invalid_url("it has a query or a fragment", "Pass scheme, host and path only")
     if url.scheme == "http" and not allow_plaintext and not _is_loopback(url.host or ""):
         problem = f"{str(url.origin())!r} would send the API key unencrypted"
-        raise _invalid_url(name, problem, _IF_YOURS)
+        raise invalid_url(problem, _IF_YOURS)
     path = url.raw_path.rstrip("/").removesuffix("/v1")
     return url.with_path(f"{path}/v1", encoded=True)
-
-
-def _invalid_url(
-    name: str, problem: str, advice: str, argument: str = "base_url"
-) -> BctrlConfigError:
-    return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=argument)
 
 
 def proxy(given: Secret | type, *, base_url: URL, allow_plaintext: bool) -> Secret:
@@ -96,10 +91,10 @@ def proxy(given: Secret | type, *, base_url: URL, allow_plaintext: bool) -> Secr
         raise invalid_type("proxy", given, "a str")
     if not _is_proxy(given):
         problem, advice = "expected an http or https URL with a host", "Pass such as http://h:3128"
-        raise _invalid_url("proxy", problem, advice, "proxy")
+        raise invalid("proxy", problem, advice)
     if base_url.scheme == "http" and not allow_plaintext:
         problem = "it could read the API key in requests to an http API"
-        raise _invalid_url("proxy", problem, _IF_YOURS, "proxy")
+        raise invalid("proxy", problem, _IF_YOURS)
     return given
 
 
@@ -159,5 +154,11 @@ def invalid_type(
     name: str, found: type, expected: str, argument: str | None = None
 ) -> BctrlConfigError:
     """Return the error of an argument that is not of the expected type."""
-    text = f"invalid {name}: expected {expected}, not {found.__name__}"
-    return BctrlConfigError(text, argument=argument or name)
+    return invalid(name, f"expected {expected}, not {found.__name__}", argument=argument)
+
+
+def invalid(
+    name: str, problem: str, advice: str | None = None, *, argument: str | None = None
+) -> BctrlConfigError:
+    """Return the error of an invalid value; `argument` is its argument, if that is not `name`."""
+    return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=argument or name)

@@ -346,11 +346,11 @@ class TestFreshInterpreter:
 
 
 BUDGETS = {
-    ("__init__", "__main__", "_config", "_lifetime", "_version"): 323,
+    ("__init__", "__main__", "_config", "_lifetime", "_version"): 322,
     ("errors", "filters", "models", "observer", "outcomes", "stats"): 1115,
     ("session", "shards"): 698,
     ("otel", "testing"): 373,
-    ("pace", "redis"): 570,
+    ("pace", "redis"): 556,
     ("_calls",): 720,
     ("_http",): 1713,
     ("_limiter",): 835,

@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 
 from bctrl_async import _config
-from bctrl_async.errors import BctrlConfigError
 from bctrl_async.pace._leases import Lease, Pace, Schedule
 
 try:
@@ -31,6 +30,7 @@ else:
 _BUSY = 0.2
 """Seconds to wait for the other processes of a file."""
 _HEADER = b"bctrl-async pace\n"
+_ADVICE = "Use a file of its own, such as /run/stop-runtimes/pace"
 
 
 class FilePace(Pace):
@@ -52,18 +52,19 @@ class FilePace(Pace):
         self._path = Path(path)
         if self._path.exists() and not self._path.is_file():
             # To open a pipe would wait for its other end.
-            raise _invalid_path(f"{str(path)!r} is not a regular file")
+            raise _config.invalid("path", f"{str(path)!r} is not a regular file", _ADVICE)
         if not self._path.absolute().parent.is_dir():
-            raise _invalid_path(f"the folder of {str(path)!r} does not exist")
+            raise _config.invalid("path", f"the folder of {str(path)!r} does not exist", _ADVICE)
         try:
             with self._path.open("rb") as file:
                 begins = file.read(len(_HEADER))
         except OSError:
             return  # The file may appear, or become readable, while a session runs.
         except ValueError:
-            raise _invalid_path(f"{str(path)!r} is not the name of a file") from None
+            problem = f"{str(path)!r} is not the name of a file"
+            raise _config.invalid("path", problem, _ADVICE) from None
         if not _HEADER.startswith(begins):
-            raise _invalid_path(f"{str(path)!r} is another file")
+            raise _config.invalid("path", f"{str(path)!r} is another file", _ADVICE)
 
     def __repr__(self) -> str:
         return f"FilePace({str(self._path)!r}, rate={self.rate:g})"
@@ -126,11 +127,3 @@ def _wait_for_lock(file: int) -> None:
             if time.monotonic() >= until:
                 raise TimeoutError("another process has locked the file") from error
         time.sleep(0.001)
-
-
-def _invalid_path(problem: str) -> BctrlConfigError:
-    return BctrlConfigError(
-        f"invalid path: {problem}",
-        advice="Use a file of its own, such as /run/stop-runtimes/pace",
-        argument="path",
-    )

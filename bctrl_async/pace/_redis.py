@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from bctrl_async.errors import BctrlConfigError
+from bctrl_async import _config
 from bctrl_async.pace._leases import Lease, Pace
 
 try:
@@ -79,16 +79,13 @@ class RedisPace(Pace):
     def __init__(self, url_or_client: str | _Client, *, rate: float, name: str = "default") -> None:
         super().__init__(rate=rate)
         if not (isinstance(name, str) and _is_name(name)):
-            raise BctrlConfigError(
-                f"invalid name {name!r:.50}: "
-                "expected 1 to 100 letters, digits, or '_', '.', ':', '/', '-'",
-                argument="name",
-            )
+            expected = "expected 1 to 100 letters, digits, or '_', '.', ':', '/', '-'"
+            raise _config.invalid("name", f"{expected}, not {name!r:.50}")
         if isinstance(url_or_client, str):
             _check_url(url_or_client)
         elif not (hasattr(url_or_client, "register_script") and hasattr(url_or_client, "aclose")):
-            kind = type(url_or_client).__qualname__
-            raise _invalid(f"expected a URL or a client of redis.asyncio, not {kind}")
+            expected = "a URL or a client of redis.asyncio"
+            raise _config.invalid_type("url_or_client", type(url_or_client), expected)
         self._url_or_client = url_or_client
         self._name = name
 
@@ -103,21 +100,21 @@ class RedisPace(Pace):
 
     def __getstate__(self) -> dict[str, object]:
         if not isinstance(self._url_or_client, str):
-            raise _invalid("a pace with a client cannot be pickled", advice="Pass the URL")
+            problem = "a pace with a client cannot be pickled"
+            raise _config.invalid("url_or_client", problem, "Pass the URL")
         return self.__dict__
 
     def open(self) -> _RedisStore:
         """Return a connection to the server; it connects with the first lease."""
-        if isinstance(self._url_or_client, str):
-            client = _client(self._url_or_client)
-            return _RedisStore(client, client, self.rate, self._name)
-        return _RedisStore(self._url_or_client, None, self.rate, self._name)
+        return _RedisStore(self._url_or_client, self.rate, self._name)
 
 
 class _RedisStore:
-    def __init__(self, client: _Client, own: Redis | None, rate: float, name: str) -> None:
+    def __init__(self, client: str | _Client, rate: float, name: str) -> None:
+        self._own: Redis | None = None
+        if isinstance(client, str):
+            client = self._own = _client(client)
         self._script = client.register_script(_LEASE)
-        self._own = own
         self._rate = rate
         # Braces keep the keys in one slot of a cluster.
         self._keys = [f"bctrl-async:{{{name}}}:{kind}" for kind in ("schedule", "members")]
@@ -158,12 +155,8 @@ def _check_url(url: str) -> None:
         is_valid = False
     if not is_valid:
         # The reason is not shown: it may contain a part of the password.
-        raise _invalid(
+        raise _config.invalid(
+            "url_or_client",
             "expected the URL of a Redis server, with special characters percent-encoded",
-            advice="Pass such as redis://user:password@localhost:6379/0, or rediss:// or unix://",
+            "Pass such as redis://user:password@localhost:6379/0, or rediss:// or unix://",
         )
-
-
-def _invalid(problem: str, advice: str | None = None) -> BctrlConfigError:
-    name = "url_or_client"
-    return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=name)
