@@ -56,10 +56,7 @@ def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
     markers = [*request.node.iter_markers("bctrl_emulator")]
     positional = [each for marker in markers for each in marker.args]
     arguments = ChainMap(*(marker.kwargs for marker in markers), {"port": 0})
-    try:
-        emulator = Emulator(*positional, **arguments)
-    except (TypeError, ValueError) as error:
-        pytest.fail(f"invalid @pytest.mark.bctrl_emulator: {error}", pytrace=False)
+    emulator = Emulator(*positional, **arguments)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
