@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import NamedTuple
 
 from bctrl_async import _config
 from bctrl_async._version import __version__
-from bctrl_async.errors import BctrlError, error_type
+from bctrl_async.errors import BctrlApiError, BctrlError, error_type
 from bctrl_async.observer import (
     Attempt,
     AttemptObserver,
@@ -34,7 +33,7 @@ from bctrl_async.outcomes import ANSWERED, StopOutcome, StopReport, StopResult
 
 try:
     from opentelemetry import context, metrics, propagate, trace
-    from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, Tracer
+    from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(
         "bctrl_async.otel needs OpenTelemetry: python -m pip install 'bctrl-async[otel]'",
@@ -46,7 +45,7 @@ __all__ = ["OpenTelemetry"]
 # The boundaries that the conventions recommend for `http.client.request.duration`.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
-_Value = str | int | bool
+_Attributes = dict[str, str | int | bool]
 
 
 class _Meters:
@@ -82,11 +81,12 @@ class _Scope(NamedTuple):
     context: context.Context
     counts_stops: bool
 
-    def begin(self, name: str, kind: SpanKind, attributes: Mapping[str, _Value]) -> Span:
+    def begin(self, name: str, kind: SpanKind, attributes: _Attributes) -> tuple[Span, _Scope]:
+        """Start a span, and return it with the scope of its children."""
         if self.tracer is None:
-            # A stand-in for the parent, whose context is still propagated.
-            return NonRecordingSpan(trace.get_current_span(self.context).get_span_context())
-        return self.tracer.start_span(name, self.context, kind, attributes)
+            return trace.INVALID_SPAN, self
+        span = self.tracer.start_span(name, self.context, kind, attributes)
+        return span, self._replace(context=trace.set_span_in_context(span, self.context))
 
 
 class OpenTelemetry(Observer):
@@ -126,10 +126,8 @@ class OpenTelemetry(Observer):
 
     def begin_bulk(self) -> BulkObserver:
         """Start the span of a bulk stop as a child of the current span."""
-        span = self._tracer.start_span("stop_runtimes")
-        parent = trace.set_span_in_context(span)
-        children = _Scope(self._tracer_in_bulk, self._meters, parent, counts_stops=False)
-        return _Bulk(span, children)
+        span, children = self._scope().begin("stop_runtimes", SpanKind.INTERNAL, {})
+        return _Bulk(span, children._replace(tracer=self._tracer_in_bulk, counts_stops=False))
 
     def _scope(self) -> _Scope:
         return _Scope(self._tracer, self._meters, context.get_current(), counts_stops=True)
@@ -173,13 +171,10 @@ class _WithSpan:
     def __init__(self, scope: _Scope, operation: str, workspace_id: str, alias: str | None) -> None:
         # It is named as the method of the session.
         name = f"{operation}_runtimes" if alias is None else f"{operation}_runtime"
-        attributes = {"bctrl.workspace_id": workspace_id}
+        attributes: _Attributes = {"bctrl.workspace_id": workspace_id}
         if alias is not None:
             attributes["bctrl.alias"] = alias
-        self._span = scope.begin(name, SpanKind.INTERNAL, attributes)
-        self._children = scope._replace(
-            context=trace.set_span_in_context(self._span, scope.context)
-        )
+        self._span, self._children = scope.begin(name, SpanKind.INTERNAL, attributes)
 
     def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
         return _Attempt(self._children, attempt)
@@ -208,11 +203,9 @@ class _Call(_WithSpan, CallObserver):
 
 class _Attempt(AttemptObserver):
     def __init__(self, scope: _Scope, attempt: Attempt) -> None:
-        self._meters = scope.meters
-        self._parent = scope.context
         self._stops = attempt.stops
         self._status: int | None = None
-        self._request: dict[str, _Value] = {
+        self._request: _Attributes = {
             "http.request.method": attempt.method,
             "server.address": attempt.url.host or "",
             "server.port": attempt.url.port or 0,
@@ -225,13 +218,13 @@ class _Attempt(AttemptObserver):
         if attempt.number > 1:
             attributes["http.request.resend_count"] = attempt.number - 1
         name = f"{attempt.method} {attempt.template}"
-        self._span = scope.begin(name, SpanKind.CLIENT, attributes)
-        self._meters.active.add(1, self._request)
+        self._span, self._scope = scope.begin(name, SpanKind.CLIENT, attributes)
+        self._scope.meters.active.add(1, self._request)
         self._started = time.perf_counter()
 
     def headers(self) -> Mapping[str, str]:
         carrier: dict[str, str] = {}
-        propagate.inject(carrier, trace.set_span_in_context(self._span, self._parent))
+        propagate.inject(carrier, self._scope.context)
         return carrier
 
     def answered(self, status: int) -> None:
@@ -239,20 +232,19 @@ class _Attempt(AttemptObserver):
 
     def end(self, error: BaseException | None) -> None:
         elapsed = time.perf_counter() - self._started
-        response: dict[str, _Value] = {}
+        response: _Attributes = {}
         if self._status is not None:
             response["http.response.status_code"] = self._status
         if error is not None:
             response["error.type"] = error_type(error)
-        self._meters.active.add(-1, self._request)
-        self._meters.duration.record(elapsed, {**self._request, **response})
+        self._scope.meters.active.add(-1, self._request)
+        self._scope.meters.duration.record(elapsed, {**self._request, **response})
         if self._stops:
-            self._meters.attempts.add(1, response)
+            self._scope.meters.attempts.add(1, response)
         self._span.set_attributes(response)
         if error is not None:
             # By the conventions, an error status needs no description.
-            has_error_status = (self._status or 0) >= HTTPStatus.BAD_REQUEST
-            _fail(self._span, error, with_text=not has_error_status)
+            _fail(self._span, error, with_text=not isinstance(error, BctrlApiError))
         self._span.end()
 
 

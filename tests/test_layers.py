@@ -349,7 +349,7 @@ BUDGETS = {
     ("__init__", "__main__", "_config", "_lifetime", "_version"): 322,
     ("errors", "filters", "models", "observer", "outcomes", "stats"): 1115,
     ("session", "shards"): 698,
-    ("otel", "testing"): 373,
+    ("otel", "testing"): 360,
     ("pace", "redis"): 556,
     ("_calls",): 720,
     ("_http",): 1713,
