@@ -190,7 +190,7 @@ class Limiter:
         if self._rate.is_throttled and self._throttled_since is None:
             self._throttled_since = now
             delay = self._rate.delay(now, 0)
-            _log.warning(
+            _log.info(
                 "throttled by the server (status %d): all calls of the session slow down, and "
                 "the next attempt starts in %.3f s",
                 status,
@@ -217,7 +217,7 @@ class Limiter:
             self._leases.on_start(now)
         if self._throttled_since is not None and not self._rate.is_throttled:
             elapsed = now - self._throttled_since
-            _log.warning(
+            _log.info(
                 "no longer throttled by the server, after %.3f s: calls start at full speed",
                 elapsed,
                 extra={"bctrl.event": "throttling_ended", "bctrl.elapsed": elapsed},
