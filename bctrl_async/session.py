@@ -257,7 +257,8 @@ class BctrlSession:
             BctrlResponseError: The answer cannot be parsed, or is a redirect.
             BctrlNetworkError: There was no answer.
         """
-        workspace_id, alias = plain_text(workspace_id), plain_text(alias)
+        if not (type(workspace_id) is str and type(alias) is str):
+            workspace_id, alias = plain_text(workspace_id), plain_text(alias)
         observed: ObservedStop | None = None
         call: Call[Runtime] | None = None
         try:
@@ -506,9 +507,8 @@ class BctrlSession:
         """
         workspace_id = plain_text(workspace_id)
         LIST.path(self._url.raw_path, workspace_id, None)
-        if where is None:
-            where = RuntimeFilter()
-        elif not callable(where):
+        where = RuntimeFilter() if where is None else where
+        if not callable(where):
             raise _config.invalid_type("where", type(where), WHERE)
         options = Options(
             concurrency=concurrency,
