@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import aiohttp
 import aioresponses
 import pytest
@@ -62,11 +60,3 @@ async def test_a_request_that_is_not_mocked_is_not_sent(
             await session.stop_runtime("ws-1", "crm")
     assert emulator.requests == []
     assert len(bctrl_aioresponses.requests) == 1
-
-
-def test_the_fixture_names_the_package_if_it_is_not_installed(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "aioresponses.core", None)
-    with pytest.raises(pytest.fail.Exception, match="pip install aioresponses"):
-        request.getfixturevalue("bctrl_aioresponses")
