@@ -89,40 +89,6 @@ async def test_no_proxy_excepts_a_host(
         assert (code, "proxy" in found_in(out)) == (0, False)
 
 
-@pytest.mark.parametrize(
-    ("key", "args", "code", "said"),
-    [
-        ("another", "ws", 2, "the server answered 401"),
-        (KEY, "nosuch", 1, "the server answered 404"),
-        (KEY, "..", 2, "workspace id '..' could be taken for a path"),
-        ("", "ws", 2, "no API key: set BCTRL_API_KEY"),
-        ("two words", "ws", 2, "invalid API key from BCTRL_API_KEY: empty, or with a space"),
-        (KEY, "--base-url nosuch ws", 2, "invalid --base-url: expected scheme and host"),
-        (KEY, "--base-url https://bctrl.invalid ws", 1, "bctrl.invalid"),
-        (KEY, "--base-url https://.bctrl.invalid ws", 2, "Check the base URL"),
-        (KEY, "--base-url https://bctrl.test --proxy http://127.0.0.1:9 ws", 1, "127.0.0.1:9"),
-        (KEY, "--base-url http://127.0.0.1:9 --proxy http://127.0.0.1:9", 2, "invalid --proxy: it"),
-    ],
-)
-async def test_a_failure_is_one_error_below_what_is_in_effect(
-    command: Command,
-    emulator: Emulator,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    key: str,
-    args: str,
-    code: int,
-    said: str,
-) -> None:
-    monkeypatch.setenv("BCTRL_API_KEY", key)
-    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-    ended, out, err = await command("doctor", *args.split())
-    assert (ended, err.count("\n")) == (code, 1)
-    assert err.startswith("bctrl-async: error: ")
-    assert said in err
-    assert "API" not in found_in(out)
-
-
 async def test_it_makes_one_attempt(command: Command, emulator: Emulator) -> None:
     emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
     code, _, err = await command("doctor", "--base-url", emulator.url, "ws")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import sys
+from io import FileIO, TextIOWrapper
 
 import pytest
 from commands import COMMANDS, Terminal, finish, results_of, start
 from helpers import Command, HoldingEmulator
-from servers import raw_server
+from servers import http_answer, raw_server
 from warm_server import program
 
 from bctrl_async import __main__, __version__, cli
@@ -60,13 +60,6 @@ async def test_of_options_that_decide_nothing_about_the_targets_the_last_value_w
     more = ("--ignore-not-found", "--ignore-not-found", "-o", "table", "-o", "json")
     code, out, _ = await command("stop", "ws", *flags, *options, *more)
     assert (code, results_of(out)) == (0, ["stopped"] * 3)
-
-
-@pytest.mark.usefixtures("emulator_environment")
-async def test_a_dry_run_may_be_asked_for_twice(command: Command) -> None:
-    """Fault: it was a usage error."""
-    code, out, _ = await command("stop", "--dry-run", "--dry-run", "ws", "a")
-    assert (code, json.loads(out)) == (0, {"workspace_id": "ws", "alias": "a"})
 
 
 async def test_the_advice_stands_below_an_error_that_is_wider_than_the_terminal(
@@ -155,7 +148,7 @@ async def test_no_arguments_show_the_help_with_the_beginning_of_each_commands_ow
 
 
 @pytest.mark.parametrize(
-    ("name", "ending"),
+    ("args", "said"),
     [
         ("list ws", "could not list workspace 'ws': "),
         ("get ws a", "could not get 'a': "),
@@ -163,26 +156,30 @@ async def test_no_arguments_show_the_help_with_the_beginning_of_each_commands_ow
         ("stop --all ws --attempts 2", ""),
     ],
 )
+@pytest.mark.usefixtures("emulator_environment")
 async def test_a_read_says_that_it_waits_and_gives_up_after_two_attempts(
-    monkeypatch: pytest.MonkeyPatch, holding: HoldingEmulator, name: str, ending: str
+    command: Command, monkeypatch: pytest.MonkeyPatch, args: str, said: str
 ) -> None:
     """Fault: they waited for four minutes without a word."""
-    del holding
+    terminal, answers = Terminal(), asyncio.Event()
 
-    async def hang(_: bytes, __: asyncio.StreamWriter) -> None:
-        await asyncio.Event().wait()
+    async def fail(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(http_answer("500 No"))
+        await writer.drain()
+        await answers.wait()
 
     monkeypatch.setenv("TERM", "xterm")
-    terminal = Terminal()
-    async with raw_server(hang) as url:
+    monkeypatch.setattr("bctrl_async.cli._progress._SHOW_WAITING_AFTER", 0)
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{name}", TextIOWrapper(FileIO(terminal.fd, "r+", closefd=False)))
+    async with raw_server(fail) as url:
         monkeypatch.setenv("BCTRL_BASE_URL", url)
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.fd)
-        process = await start(*program(), *name.split(), "--timeout", "2200ms", **streams)
+        running = asyncio.create_task(command(*args.split()))
         await terminal.until("Waiting for an answer, 1 failed attempt so far")
-        ending += r"no response within 2.2 s \(2 attempts\)"
-        await terminal.until(ending.replace(" ", r"\s+"))
-        assert (await finish(process))[0] == 1
-    await terminal.rest()
+        answers.set()
+        assert (await running)[0] == 1
+    text = " ".join((await terminal.rest()).split())
+    assert f"{said}the server answered 500 Internal Server Error (2 attempts)" in text
     assert "Waiting" not in "\n".join(terminal.screen)
 
 

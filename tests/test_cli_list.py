@@ -73,6 +73,7 @@ async def test_sort_orders_the_runtimes(command: Command, key: str, aliases: lis
         ("--kind browser --status active", ["new", "odd"]),
         ("--older-than 1.5d --kind desktop", ["old one"]),
         ("--older-than 90000d --kind desktop", []),
+        ("--alias o*", ["old one", "odd"]),
     ],
 )
 async def test_list_filters_runtimes_and_prints_json_for_from(
@@ -143,3 +144,15 @@ async def test_get_shows_the_fields_of_a_runtime(command: Command, emulator: Emu
     expected = {name: runtime[name] for name in ("id", "alias", "status", "kind", "createdAt")}
     assert fields.items() >= {**expected, "age": "2h5m", "browserRunning": "no"}.items()
     assert (code, err, [request.method for request in emulator.requests]) == (0, "", ["GET"])
+
+
+async def test_several_runtimes_are_shown_and_each_that_is_missing_is_an_error(
+    command: Command,
+) -> None:
+    code, out, err = await command("get", "ws", "odd", "nobody", "new", "odd")
+    assert out.count("alias ") == 2
+    assert "\n\n" in out
+    assert err.startswith("bctrl-async: error: could not get 'nobody': ")
+    assert (code, err.count("\n")) == (1, 1)
+    _, out, _ = await command("get", "ws", "odd", "new", "-o", "json")
+    assert [line["alias"] for line in outcomes_of(out)] == ["odd", "new"]

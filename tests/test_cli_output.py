@@ -11,28 +11,24 @@ from pathlib import Path
 from unittest.mock import MagicMock, Mock
 
 import pytest
-from commands import FULL, Terminal, finish, outcomes_of, start, without_times
+from commands import FULL, Terminal, finish, outcomes_of, save, start, without_times
 from helpers import BOUND, Command, HoldingEmulator
+from journal_lines import header_line
 from servers import answering, http_answer, raw_server
 from warm_server import program
 
 from bctrl_async.cli import _app
 from bctrl_async.emulator import Fault
 
-
-@pytest.fixture(autouse=True)
-def emulator(holding: HoldingEmulator) -> HoldingEmulator:
-    return holding
+pytestmark = pytest.mark.usefixtures("holding")
 
 
-async def test_every_alias_gets_an_aligned_line(
-    emulator: HoldingEmulator, command: Command
-) -> None:
-    emulator.inject(Fault.RATE_LIMITED, None, alias="b")
-    emulator.inject(Fault.UNKNOWN_VALUES, alias="c")
-    emulator.inject(Fault.MALFORMED_JSON, alias="日本")
-    emulator.add_runtime("ws", "日本")
-    emulator.add_runtime("ws", "d", status="stopped")
+async def test_every_alias_gets_an_aligned_line(holding: HoldingEmulator, command: Command) -> None:
+    holding.inject(Fault.RATE_LIMITED, None, alias="b")
+    holding.inject(Fault.UNKNOWN_VALUES, alias="c")
+    holding.inject(Fault.MALFORMED_JSON, alias="日本")
+    holding.add_runtime("ws", "日本")
+    holding.add_runtime("ws", "d", status="stopped")
 
     options = ("--no-verify", "--ignore-not-found", "--concurrency", "1")
     code, out, err = await command("stop", *options, "ws", "a", "b", "c", "d", "日本", "nobody")
@@ -50,10 +46,10 @@ async def test_every_alias_gets_an_aligned_line(
 
 
 async def test_json_is_an_object_for_each_alias_in_ascii(
-    emulator: HoldingEmulator, command: Command
+    holding: HoldingEmulator, command: Command
 ) -> None:
-    emulator.add_runtime("ws", "é")
-    emulator.inject(Fault.DROP_BEFORE, None, alias="é")
+    holding.add_runtime("ws", "é")
+    holding.inject(Fault.DROP_BEFORE, None, alias="é")
     aliases = ("é", "nobody", "..", "a\udcff")
     code, out, err = await command("stop", "-o", "json", "--ignore-not-found", "ws", *aliases)
 
@@ -64,7 +60,7 @@ async def test_json_is_an_object_for_each_alias_in_ascii(
         age = datetime.now(UTC) - datetime.fromisoformat(str(outcome.pop("at")))
         assert timedelta() <= age < timedelta(minutes=1)
     stopped, missing, *invalid = found
-    assert stopped.pop("runtime") == emulator.runtimes["ws", "é"]
+    assert stopped.pop("runtime") == holding.runtimes["ws", "é"]
     assert (stopped["alias"], stopped["result"], stopped["attempts"]) == ("é", "stopped", 2)
     assert missing == {
         "index": 1,
@@ -87,8 +83,8 @@ async def test_json_is_an_object_for_each_alias_in_ascii(
     )
 
 
-async def test_lines_are_written_as_outcomes_arrive(emulator: HoldingEmulator) -> None:
-    emulator.held.add("b")
+async def test_lines_are_written_as_outcomes_arrive(holding: HoldingEmulator) -> None:
+    holding.held.add("b")
     process = await start(*program(), "stop", "-o", "json", "ws", "a", "b")
     assert process.stdout is not None
     async with asyncio.timeout(BOUND):
@@ -101,10 +97,10 @@ async def test_lines_are_written_as_outcomes_arrive(emulator: HoldingEmulator) -
 
 
 async def test_the_csv_of_a_list_can_be_stopped(
-    emulator: HoldingEmulator, command: Command, tmp_path: Path
+    holding: HoldingEmulator, command: Command, tmp_path: Path
 ) -> None:
     for alias in ('d"e', "f,g", "h; [i]", "日本"):
-        emulator.add_runtime("ws", alias)
+        holding.add_runtime("ws", alias)
     code, out, err = await command("list", "-o", "csv", "ws")
     header, first, *_ = out.splitlines()
     assert header == "workspace_id,alias,status,kind,created_at"
@@ -114,7 +110,7 @@ async def test_the_csv_of_a_list_can_be_stopped(
     file = tmp_path / "list.csv"
     file.write_text(out, "utf-8")
     assert (await command("stop", "--from", file))[0] == 0
-    assert {runtime["status"] for runtime in emulator.runtimes.values()} == {"stopped"}
+    assert {runtime["status"] for runtime in holding.runtimes.values()} == {"stopped"}
 
     _, out, _ = await command("list", "-o", "csv", "--kind", "desktop", "ws")
     assert out == f"{header}\n"
@@ -122,11 +118,11 @@ async def test_the_csv_of_a_list_can_be_stopped(
 
 @pytest.mark.parametrize("alias", [" b", "b ", "b\nws,c", "b\x1b[31m", "b\x9b"])
 async def test_a_runtime_whose_name_csv_cannot_carry_is_an_error(
-    emulator: HoldingEmulator, command: Command, alias: str
+    holding: HoldingEmulator, command: Command, alias: str
 ) -> None:
     """Fault: the file had another name, which `stop --from` would have stopped."""
-    emulator.add_runtime("other", alias)
-    emulator.add_runtime("other", "z")
+    holding.add_runtime("other", alias)
+    holding.add_runtime("other", "z")
     code, out, err = await command("list", "-o", "csv", "other")
     assert [row.split(",")[1] for row in out.splitlines()] == ["alias", "z"]
     assert err == (
@@ -136,9 +132,9 @@ async def test_a_runtime_whose_name_csv_cannot_carry_is_an_error(
 
 
 async def test_a_name_that_the_encoding_of_stdout_lacks_is_no_other_name_in_csv(
-    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+    holding: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emulator.add_runtime("other", "é")
+    holding.add_runtime("other", "é")
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     code, out, err = await finish(await start(*program(), "list", "-o", "csv", "other"))
     assert (code, out.count("\n"), "CSV cannot carry it" in err) == (1, 1, True)
@@ -229,13 +225,13 @@ async def test_no_field_of_a_runtime_reaches_the_terminal_raw_at_the_question() 
 
 @pytest.mark.parametrize("option", [(), ("-o", "json"), ("--dry-run",)])
 async def test_no_line_of_an_input_file_reaches_the_terminal_raw(
-    emulator: HoldingEmulator, command: Command, tmp_path: Path, option: tuple[str, ...]
+    holding: HoldingEmulator, command: Command, tmp_path: Path, option: tuple[str, ...]
 ) -> None:
     file = tmp_path / "targets.txt"
     file.write_text(f"{HOSTILE}\n" + json.dumps({"workspace_id": HOSTILE, "alias": HOSTILE}))
     _, out, err = await command("stop", "--from", file, *option)
     assert_harmless(out, err)
-    assert emulator.requests == []
+    assert holding.requests == []
 
 
 async def test_forced_color_does_not_wrap_lines_in_a_file(
@@ -250,9 +246,9 @@ async def test_forced_color_does_not_wrap_lines_in_a_file(
 
 
 async def test_an_unencodable_alias_does_not_end_the_run(
-    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+    holding: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emulator.add_runtime("ws", "é")
+    holding.add_runtime("ws", "é")
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     code, out, _ = await finish(await start(*program(), "stop", "ws", "é"))
     assert (code, out.partition("  ")[0]) == (0, r"\xe9")
@@ -263,14 +259,14 @@ async def test_an_unencodable_alias_does_not_end_the_run(
 
 @pytest.mark.parametrize("form", ["json", "table"])
 async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(
-    emulator: HoldingEmulator, form: str
+    holding: HoldingEmulator, form: str
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     process = await start(*program(), "stop", "-o", form, "ws", "a", "b", "c", stdout=writer)
     os.close(writer)
     code, _, err = await finish(process)
-    assert {emulator.status("ws", alias) for alias in "abc"} == {"stopped"}
+    assert {holding.status("ws", alias) for alias in "abc"} == {"stopped"}
     summary = "3 of 3 no longer running after 0.0 s: 3 stopped\n"
     assert (code, without_times(err)) == (0, summary if form == "json" else "")
 
@@ -280,13 +276,15 @@ async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(
     "args",
     [
         *("stop ws a b", "stop --dry-run ws a", "list ws", "get ws a", "doctor ws"),
-        *("--version", "stop --help", "emulator --port 0"),
+        *("--version", "stop --help", "emulator --port 0", "report j.jsonl"),
     ],
 )
 async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(
-    emulator: HoldingEmulator, args: str
+    holding: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: str
 ) -> None:
     """Fault: the emulator printed the error, and the exit code was 0."""
+    monkeypatch.chdir(tmp_path)
+    save("j.jsonl", header_line("https://api.test/v1", datetime.now(UTC)).decode())
     full = os.open(FULL, os.O_WRONLY)
     process = await start(*program(), *args.split(), stdout=full)
     os.close(full)
@@ -294,7 +292,7 @@ async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(
     said = "bctrl-async: error: cannot write to stdout: No space left on device\n"
     assert (code, err.count(said), err.count("error")) == (1, 1, 1)
     assert ("Dry run: 1 to stop, 0 invalid\n" in err) is ("--dry-run" in args)
-    assert emulator.status("ws", "b") == ("stopped" if args == "stop ws a b" else "active")
+    assert holding.status("ws", "b") == ("stopped" if args == "stop ws a b" else "active")
 
 
 async def test_an_error_of_the_system_is_not_blamed_on_stdout(
@@ -307,10 +305,10 @@ async def test_an_error_of_the_system_is_not_blamed_on_stdout(
 
 
 async def test_a_journal_on_a_full_disk_exits_with_1(
-    emulator: HoldingEmulator, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    holding: HoldingEmulator, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(os, "write", failing)
     code, out, err = await command("stop", "--journal", tmp_path / "journal", "ws", "a")
     assert "cannot be written: No space left on device" in err
-    assert (code, out, err.count("\n"), emulator.requests) == (1, "", 1, [])
+    assert (code, out, err.count("\n"), holding.requests) == (1, "", 1, [])

@@ -14,12 +14,7 @@ from bctrl_async.pace import FilePace, Pace
 
 RATE = 5
 
-pytestmark = pytest.mark.usefixtures("patient")
-
-
-@pytest.fixture(autouse=True)
-def emulator(holding: HoldingEmulator) -> HoldingEmulator:
-    return holding
+pytestmark = pytest.mark.usefixtures("patient", "holding")
 
 
 async def lease_a_slot(pace: Pace) -> float:
@@ -52,7 +47,7 @@ async def test_a_dry_run_asks_no_store(command: Command, tmp_path: Path) -> None
 
 
 async def test_a_store_that_is_away_is_a_warning_and_the_stops_go_on(
-    command: Command, emulator: HoldingEmulator, tmp_path: Path
+    command: Command, holding: HoldingEmulator, tmp_path: Path
 ) -> None:
     """Fault: the command exceeds the shared rate, and only a log that it hides says so."""
     path = tmp_path / "pace"
@@ -63,34 +58,7 @@ async def test_a_store_that_is_away_is_a_warning_and_the_stops_go_on(
     assert err.startswith(
         "bctrl-async: warning: the shared pace cannot be asked (TimeoutError: another process has "
     )
-    assert emulator.status("ws", "b") == "stopped"
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        ("--pace pace", "--pace needs --rate, the rate of all processes together"),
-        ("--rate 0 --pace pace", 'invalid value "0.0" for --rate. Must be > 0'),
-        ("--rate 9 --pace /", "invalid --pace: '/' is not a regular file. Use "),
-        ("--rate 9 --pace no/pace", "invalid --pace: the folder of 'no/pace' does not exist"),
-        # As files, these would be of this machine only.
-        ("--rate 9 --pace localhost:6379", "invalid --pace: expected the URL of a Redis server"),
-        ("--rate 9 --pace redis::secret@h", "invalid --pace: expected the URL of a Redis server"),
-        ("--rate 9 --pace redis:6379", "invalid --pace: expected the URL of a Redis server"),
-        ("--rate 9 --pace redis://h/prod", "expected the URL of a Redis server, with "),
-        ("--rate 9 --pace http://u:secret@h", "expected the URL of a Redis server, with "),
-        ("--rate 9 --pace redis://:secret@h:x", "invalid --pace: expected the URL of a Redis "),
-    ],
-)
-async def test_a_usage_error_is_one_line_on_stderr(
-    args: str, said: str, command: Command, emulator: HoldingEmulator
-) -> None:
-    code, out, err = await command("stop", *args.split(), "ws", "a")
-    assert err.startswith("bctrl-async: error: ")
-    assert said in err
-    assert "secret" not in err
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert not emulator.requests
+    assert holding.status("ws", "b") == "stopped"
 
 
 async def test_without_the_extra_a_url_is_a_usage_error_that_says_what_to_install(
@@ -105,7 +73,7 @@ async def test_without_the_extra_a_url_is_a_usage_error_that_says_what_to_instal
 
 
 async def test_the_password_of_a_server_that_is_away_is_not_shown(
-    command: Command, emulator: HoldingEmulator
+    command: Command, holding: HoldingEmulator
 ) -> None:
     with unused_url() as url:
         place = url.replace("http://", "redis://:secret@")
@@ -115,4 +83,4 @@ async def test_the_password_of_a_server_that_is_away_is_not_shown(
         "bctrl-async: warning: the shared pace cannot be asked (ConnectionError: "
     )
     assert "secret" not in out + err
-    assert emulator.status("ws", "a") == "stopped"
+    assert holding.status("ws", "a") == "stopped"

@@ -25,39 +25,34 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
 
 
-@pytest.fixture
-def emulator(holding: HoldingEmulator) -> HoldingEmulator:
-    return holding
-
-
 async def test_progress_is_a_line_every_few_seconds_without_a_terminal(
-    emulator: HoldingEmulator,
+    holding: HoldingEmulator,
     command: Command,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("bctrl_async.cli._progress._LINE_EVERY", 0.05)
-    emulator.held.add("b")
+    holding.held.add("b")
     running = asyncio.create_task(command(*ONE_AT_A_TIME))
     err = ""
     async with asyncio.timeout(BOUND):
         while "1 of 3 done, 1 in flight, 1 stopped\n" not in err:
             await asyncio.sleep(0.01)
             err += capfd.readouterr().err
-    emulator.held.clear()
+    holding.held.clear()
     code, _, more = await running
     assert code == 0
     assert all(re.match(r"\d of 3 done, ", line) for line in (err + more).splitlines())
 
 
-async def test_progress_is_dropped_if_stderr_is_closed(emulator: HoldingEmulator) -> None:
-    emulator.held.add("a")
+async def test_progress_is_dropped_if_stderr_is_closed(holding: HoldingEmulator) -> None:
+    holding.held.add("a")
     closing = ("/bin/sh", "-c", 'exec "$@" 2>&-', "sh")
     # Started anew, since nothing shows when a signal that is forwarded has arrived.
     process = await start(*closing, sys.executable, "-m", "bctrl_async", "stop", "ws", "a")
-    await until(lambda: emulator.requests)
+    await until(lambda: holding.requests)
     process.send_signal(signal.SIGINT)
-    emulator.held.clear()
+    holding.held.clear()
     code, out, err = await finish(process)
     assert re.fullmatch(
         r"a  stopped +0\.0 s\n(Interrupted: )?1 of 1 no longer running after 0\.0 s: 1 stopped\n",
@@ -66,14 +61,14 @@ async def test_progress_is_dropped_if_stderr_is_closed(emulator: HoldingEmulator
     assert (code, err) == (130 if "Interrupted" in out else 0, "")
 
 
-async def test_the_progress_bar_disappears_at_the_end(emulator: HoldingEmulator) -> None:
-    emulator.held.add("b")
+async def test_the_progress_bar_disappears_at_the_end(holding: HoldingEmulator) -> None:
+    holding.held.add("b")
     terminal = Terminal()
     files = dict.fromkeys(("stdout", "stderr"), terminal.fd)
     process = await start(*program(), *ONE_AT_A_TIME, **files)
     await terminal.until_drawn("a  stopped .*\n1 of 3 ━.{72}\n1 in flight\n1 stopped")
 
-    emulator.held.clear()
+    holding.held.clear()
     await terminal.rest()
 
     assert [without_times(line) for line in terminal.screen] == [
@@ -86,8 +81,8 @@ async def test_the_progress_bar_disappears_at_the_end(emulator: HoldingEmulator)
         assert await process.wait() == 0
 
 
-async def test_quiet_draws_no_progress(emulator: HoldingEmulator, tmp_path: Path) -> None:
-    emulator.held.add("a")
+async def test_quiet_draws_no_progress(holding: HoldingEmulator, tmp_path: Path) -> None:
+    holding.held.add("a")
     terminal = Terminal()
     results = tmp_path / "results"
     with results.open("wb") as file:
@@ -96,14 +91,14 @@ async def test_quiet_draws_no_progress(emulator: HoldingEmulator, tmp_path: Path
     await until(lambda: '"alias": "b", "result": "stopped"' in results.read_text())
     # The bar would appear after 0.4 s.
     await asyncio.sleep(1)
-    emulator.held.clear()
+    holding.held.clear()
     assert await terminal.rest() == ""
     assert (await finish(process))[0] == 0
     assert results.read_text().count("\n") == 2
 
 
 async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe_of_targets(
-    emulator: HoldingEmulator, tmp_path: Path
+    holding: HoldingEmulator, tmp_path: Path
 ) -> None:
     terminal = Terminal()
     results = tmp_path / "results"
@@ -127,18 +122,18 @@ async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe_of_targets(
         == "1 of 2 no longer running, 1 invalid after 0.0 s: 1 stopped, 1 rejected"
     )
     assert code == 1
-    assert emulator.status("ws", "a") == "stopped"
+    assert holding.status("ws", "a") == "stopped"
 
 
-async def test_nothing_is_drawn_beside_a_pipe_for_the_results(emulator: HoldingEmulator) -> None:
+async def test_nothing_is_drawn_beside_a_pipe_for_the_results(holding: HoldingEmulator) -> None:
     """Fault: what `| jq` printed on the same terminal was erased when progress was drawn anew."""
-    emulator.held.add("a")
+    holding.held.add("a")
     terminal = Terminal()
     process = await start(*program(), "stop", "-o", "json", "ws", "a", stderr=terminal.fd)
-    await until(lambda: emulator.received["ws", "a"])
+    await until(lambda: holding.received["ws", "a"])
     process.send_signal(signal.SIGINT)
     await terminal.until(NOTICE)
-    emulator.held.clear()
+    holding.held.clear()
     code, out, _ = await finish(process)
     assert (json.loads(out)["result"], code) == ("stopped", 130)
     assert "\x1b" not in await terminal.rest()
@@ -146,20 +141,22 @@ async def test_nothing_is_drawn_beside_a_pipe_for_the_results(emulator: HoldingE
     assert line.startswith("0 of 1 sent, 1 in flight")
 
 
-def test_progress_is_drawn_on_a_terminal_where_stdout_is_closed(
+def test_progress_is_drawn_on_a_terminal_if_stdout_is_no_pipe(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with os.fdopen(Terminal().fd, "w") as stderr:
-        monkeypatch.setattr("sys.stdout", None)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(Terminal().fd, "w") as stderr, os.fdopen(writer, "w") as pipe:
         monkeypatch.setattr("sys.stderr", stderr)
-        console, is_live = Output().progress_console()
-        assert (console.file, is_live) == (stderr, True)
+        for stdout in (None, pipe):
+            monkeypatch.setattr("sys.stdout", stdout)
+            assert Output().progress_console()[1] is (stdout is None)
 
 
 async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summary_intact(
-    emulator: HoldingEmulator,
+    holding: HoldingEmulator,
 ) -> None:
-    emulator.held.add("a")
+    holding.held.add("a")
     terminal = Terminal()
     process = await start(*program(), "stop", "ws", "a", stdout=terminal.fd, stderr=terminal.fd)
     await terminal.until("1 in flight")

@@ -70,17 +70,6 @@ async def test_every_alias_has_a_line_but_the_advice_stands_once(command: Comman
     assert err == ""
 
 
-async def test_a_run_that_an_invalid_key_ends_gives_its_advice_once(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Fault: the advice stood in the line of each alias, and in the error below."""
-    monkeypatch.setenv("BCTRL_API_KEY", "wrong-key")
-    code, out, err = await command(*ONE_AT_A_TIME, "ws", "r0", "r1", "r2")
-    assert (out + err).count("Check the API key") == 1
-    assert "error: ended early: " in err
-    assert code == 2
-
-
 async def test_a_long_line_wraps_between_words_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

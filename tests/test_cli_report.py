@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import stat
 from datetime import UTC, datetime, timedelta
-from io import FileIO, TextIOWrapper
+from io import FileIO
 from pathlib import Path
 
 import pytest
-from commands import outcomes_of
+from commands import outcomes_of, save
 from helpers import Command
 from journal_lines import entry_line, header_line
 
@@ -32,10 +32,8 @@ def outcome(
     return entry_line(("ws", alias), STARTED + timedelta(seconds=after), state, **fields)
 
 
-def journal(
-    name: str, *lines: bytes, server: str = "https://api.test/v1", started: datetime = STARTED
-) -> str:
-    Path(name).write_bytes(b"".join((header_line(server, started), *lines)))
+def journal(name: str, *lines: bytes) -> str:
+    Path(name).write_bytes(b"".join((header_line("https://api.test/v1", STARTED), *lines)))
     return name
 
 
@@ -130,84 +128,27 @@ async def test_a_target_that_was_not_found_is_pending_unless_it_is_ignored(
     )
 
 
-async def test_a_bad_line_of_the_list_is_not_done(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = journal("1.jsonl", *(outcome(f"r{number}") for number in range(100)))
-    listed = targets(*(f"r{number}" for number in range(100)), *["<p>,x"] * 12)
-    code, out, err = await command("report", path, "--from", listed)
-    assert err.count("error: invalid target 'ws,<p>,x' on line ") == 10
-    assert out == "100 of 112 done, 0 pending, 12 invalid: 100 stopped\n"
-    assert code == 1
-
-    # A pipe ends at the quote.
-    listed = targets("r0", '"open', "lost")
-    monkeypatch.setattr("bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO)
-    code, out, err = await command("report", path, "--from", listed)
-    assert "on line 2 is not a target: a quote is missing" in err
-    assert (code, out) == (1, "")
-
-
-@pytest.mark.parametrize("command_line", ["report 1.jsonl", "stop --dry-run"])
-async def test_a_pipe_that_cannot_be_read_to_its_end_exits_with_1(
-    command: Command, monkeypatch: pytest.MonkeyPatch, command_line: str
+@pytest.mark.parametrize("args", ["report 1.jsonl", "stop --dry-run"])
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [("r", "'ws,\"open' on line 2 is not a target"), ("w", "Bad file descriptor")],
+)
+async def test_nothing_is_printed_of_a_pipe_that_cannot_be_read_to_its_end(
+    command: Command, monkeypatch: pytest.MonkeyPatch, args: str, mode: str, said: str
 ) -> None:
     """Fault: a read error of stdin was reported as one of stdout."""
     journal("1.jsonl", outcome("a"))
+    listed = targets("a", '"open', "lost")
     monkeypatch.setattr("bctrl_async.cli._targets.stat.S_IFMT", lambda _: stat.S_IFIFO)
-    with FileIO(targets("a"), "w") as write_only:
-        monkeypatch.setattr("sys.stdin", write_only)
-        code, out, err = await command(*command_line.split(), "--from", "-")
-    assert (code, out) == (1, "")
-    assert err == "bctrl-async: error: cannot read all targets: Bad file descriptor\n"
+    with FileIO(listed, mode) as file:
+        monkeypatch.setattr("sys.stdin", file)
+        code, out, err = await command(*args.split(), "--from", "-")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"bctrl-async: error: cannot read all targets: {said}")
 
 
-async def test_an_empty_list_is_an_error_unless_allowed(command: Command) -> None:
-    path = journal("1.jsonl")
-    args = ("report", path, "--from", targets())
-    code, _, err = await command(*args)
-    assert (code, "there are no targets in all.csv. Add --allow-empty" in err) == (2, True)
-    assert await command(*args, "--allow-empty") == (
-        *(0, "0 of 0 done, 0 pending: no target\n", ""),
-    )
-
-
-@pytest.mark.parametrize(
-    ("args", "reason"),
-    [
-        (("1.jsonl", "--from", "1.jsonl"), "is not a target"),
-        (("1.jsonl", "other.jsonl"), "it is of another server, https://other.test/v1"),
-        (("1.jsonl", "--journal-max-age", "1s"), "old; the limit is 0:00:01"),
-    ],
-)
-async def test_a_wrong_use_exits_with_2(
-    command: Command, args: tuple[str, ...], reason: str
-) -> None:
-    journal("1.jsonl", outcome("a"))
-    targets("a")
-    journal("other.jsonl", server="https://other.test/v1")
-    code, out, err = await command("report", *args)
-    assert (code, out) == (2, "")
-    assert reason in err
-    assert err.count("\n") == 1
-
-
-async def test_an_old_journal_is_a_warning(command: Command) -> None:
-    """Fault: last week's journal said that all is done, while everything had been started anew."""
-    old = datetime.now(UTC) - timedelta(days=8, minutes=1)
-    path = journal("old.jsonl", outcome("a"), started=old)
-    code, out, err = await command("report", path, "--from", targets("a"))
-    assert err.startswith("bctrl-async: warning: the journal 'old.jsonl' is 8 days, 0:01:")
-    assert err.endswith(" old, and runtimes started anew since then count as stopped\n")
-    assert (code, out) == (0, "1 of 1 done, 0 pending: 1 stopped\n")
-
-
-async def test_output_that_cannot_be_written_fails(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = journal("1.jsonl", outcome("a"))
-    with TextIOWrapper(FileIO("/dev/full", "w")) as full:
-        monkeypatch.setattr("sys.stdout", full)
-        code, _, err = await command("report", path)
-    assert code == 1
-    assert "cannot write to stdout: No space left on device" in err
+async def test_a_list_of_aliases_needs_their_workspace(command: Command) -> None:
+    args = ("report", journal("1.jsonl", outcome("a")), "--from", "aliases")
+    save("aliases", "a\n")
+    assert (await command(*args, "--workspace", "ws"))[0] == 0
+    assert (await command(*args))[0] == 2

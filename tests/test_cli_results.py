@@ -58,12 +58,3 @@ async def test_the_exit_code_is_0_only_if_no_runtime_runs(
     assert (record["state"] == "not_running", record["error"] is None) == (code == 0, code == 0)
     if code == 0:
         assert emulator.status("ws", "a") in {"stopped", "failed"}
-
-
-async def test_a_missing_runtime_is_a_success_only_if_that_is_asked_for(
-    command: Command, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    args = ("--base-url", emulator.url, "ws", "nobody")
-    assert (await command("stop", *args))[0] == 1
-    assert (await command("stop", "--ignore-not-found", *args))[0] == 0

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from commands import outcomes_of, results_of, stop_piped
+from commands import outcomes_of, results_of, save, stop_piped
 from helpers import Command
 
 from bctrl_async import StopResult
@@ -37,10 +37,6 @@ def path(tmp_path: Path) -> Path:
     file = tmp_path / "all.csv"
     save(file, LIST)
     return file
-
-
-def save(file: Path, text: str) -> None:
-    file.write_text(text)
 
 
 async def test_the_shards_of_a_file_together_stop_each_target_once(
@@ -100,12 +96,3 @@ async def test_a_line_after_which_nothing_is_read_fails_every_shard(
         assert failed == 1
         assert "on line 121 is not a target: a quote is missing" in err
         assert "the input was not read to its end" in out
-
-
-@pytest.mark.parametrize("value", ["0/16", "17/16", "3/0", "3", "", "٣/٤"])
-async def test_a_shard_that_does_not_exist_is_an_error(
-    command: Command, emulator: Emulator, path: Path, value: str
-) -> None:
-    code, _, err = await command("stop", "--from", path, f"--shard={value}")
-    assert f"'{value}' is not a shard K/N, from 1/N to N/N" in err
-    assert (code, emulator.requests) == (2, [])

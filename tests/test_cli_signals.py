@@ -31,11 +31,6 @@ from bctrl_async.cli._progress import run_with_progress
 
 
 @pytest.fixture
-def emulator(holding: HoldingEmulator) -> HoldingEmulator:
-    return holding
-
-
-@pytest.fixture
 def targets(tmp_path: Path) -> Path:
     """A file with three targets."""
     file = tmp_path / "targets.csv"
@@ -44,17 +39,17 @@ def targets(tmp_path: Path) -> Path:
 
 
 async def test_rate_limits_the_requests_per_second(
-    emulator: HoldingEmulator, command: Command
+    holding: HoldingEmulator, command: Command
 ) -> None:
     code, out, _ = await command("stop", "--rate", "10", "ws", "a", "b", "c")
     took = re.search(r"no longer running after (\d+\.\d+) s", out)
     assert took is not None
     assert float(took[1]) >= 0.17
-    assert (code, len(emulator.requests)) == (0, 3)
+    assert (code, len(holding.requests)) == (0, 3)
 
 
 async def test_the_deadline_aborts_the_run_and_exits_with_1(
-    emulator: HoldingEmulator, command: Command, targets: Path, monkeypatch: pytest.MonkeyPatch
+    holding: HoldingEmulator, command: Command, targets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -63,10 +58,10 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(
         return await run_with_progress(batch, output)
 
     monkeypatch.setattr("bctrl_async.cli._stop.run_with_progress", run)
-    emulator.held.add("b")
+    holding.held.add("b")
     limits = ("--deadline", "50s", "--concurrency", "1")
     running = asyncio.create_task(command("stop", *limits, "--from", targets))
-    await until(lambda: emulator.received["ws", "b"])
+    await until(lambda: holding.received["ws", "b"])
     loops[0].call_soon_threadsafe(pass_time, 50)
     code, out, err = await running
     line, account = out.splitlines()
@@ -93,7 +88,7 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(
     ids=["once", "twice"],
 )
 async def test_ctrl_c_waits_for_requests_in_flight_and_the_second_one_aborts(
-    emulator: HoldingEmulator,
+    holding: HoldingEmulator,
     option: tuple[str, ...],
     signal_: signal.Signals,
     result: str,
@@ -101,17 +96,17 @@ async def test_ctrl_c_waits_for_requests_in_flight_and_the_second_one_aborts(
     *,
     twice: bool,
 ) -> None:
-    emulator.held.add("b")
+    holding.held.add("b")
     args = ("stop", *option, "--concurrency", "1", "ws", "a", "b", "c", "d")
     process = await start(*program(), *args)
-    await until(lambda: len(emulator.requests) == 2)
+    await until(lambda: len(holding.requests) == 2)
 
     said = await begin_to_end(process, signal_)
     assert said == f"1 of 4 sent, 1 in flight, {NOTICE}, 1 stopped\n"
     if twice:
         process.send_signal(signal_)
     else:
-        emulator.held.clear()
+        holding.held.clear()
     code, out, err = await finish(process)
 
     if option:
@@ -126,25 +121,25 @@ async def test_ctrl_c_waits_for_requests_in_flight_and_the_second_one_aborts(
         assert without_notices(err) == ""
     assert results == ["stopped", result, "not_sent", "not_sent"]
     assert re.sub(r" after .* s:", ":", summary) == f"Interrupted: {account}"
-    assert (code, len(emulator.requests)) == (130, 2)
+    assert (code, len(holding.requests)) == (130, 2)
 
 
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
-    emulator: HoldingEmulator, command: Command, targets: Path, tmp_path: Path, signals: int
+    holding: HoldingEmulator, command: Command, targets: Path, tmp_path: Path, signals: int
 ) -> None:
     journal = tmp_path / "journal"
-    emulator.held.add("b")
+    holding.held.add("b")
     args = ("stop", "--journal", journal, "--concurrency", "1", "--from", targets)
     process = await start(*program(), *args)
-    await until(lambda: len(emulator.requests) == 2)
+    await until(lambda: len(holding.requests) == 2)
     await begin_to_end(process)
     if signals == 2:
         process.send_signal(signal.SIGTERM)
     else:
-        emulator.held.clear()
+        holding.held.clear()
     code, out, err = await finish(process)
-    emulator.held.clear()
+    holding.held.clear()
     assert err.endswith("Run the same command again to resume\n")
 
     *lines, account = out.splitlines()
@@ -159,13 +154,13 @@ async def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
     assert code == 130
 
     assert (await command(*args))[0] == 0
-    assert emulator.received == {("ws", "a"): 1, ("ws", "b"): signals, ("ws", "c"): 1}
+    assert holding.received == {("ws", "a"): 1, ("ws", "b"): signals, ("ws", "c"): 1}
 
 
-async def test_ctrl_c_ends_the_wait_for_an_open_pipe(emulator: HoldingEmulator) -> None:
+async def test_ctrl_c_ends_the_wait_for_an_open_pipe(holding: HoldingEmulator) -> None:
     process = await start(*program(), "stop", "--from", "-", stdin=asyncio.subprocess.PIPE)
     write(process, "ws,a\n")
-    await until(lambda: emulator.status("ws", "a") == "stopped")
+    await until(lambda: holding.status("ws", "a") == "stopped")
     process.send_signal(signal.SIGINT)
     code, out, err = await finish(process)
     assert without_times(out) == (
@@ -176,16 +171,16 @@ async def test_ctrl_c_ends_the_wait_for_an_open_pipe(emulator: HoldingEmulator) 
 
 
 async def test_without_signal_handlers_cancellation_counts_as_an_interrupt(
-    emulator: HoldingEmulator, capfd: pytest.CaptureFixture[str]
+    holding: HoldingEmulator, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    emulator.held.add("a")
+    holding.held.add("a")
     shown: list[StopOutcome] = []
 
     async def stop() -> bool:
-        async with BctrlSession(KEY, base_url=emulator.url, max_connections=1) as session:
+        async with BctrlSession(KEY, base_url=holding.url, max_connections=1) as session:
             batch = session.stop_runtimes([("ws", "a"), ("ws", "b")], on_outcome=shown.append)
             stopping = asyncio.create_task(run_with_progress(batch, Output()))
-            await until(lambda: emulator.requests)
+            await until(lambda: holding.requests)
             stopping.cancel()
             return await stopping
 
@@ -195,22 +190,22 @@ async def test_without_signal_handlers_cancellation_counts_as_an_interrupt(
 
 
 async def test_an_early_ctrl_c_on_a_terminal_announces_the_second_one_in_a_line(
-    emulator: HoldingEmulator,
+    holding: HoldingEmulator,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Fault: the summary followed the ^C on its line."""
     monkeypatch.setattr("bctrl_async.cli._progress._SHOW_AFTER", 3600)
-    emulator.held.add("a")
+    holding.held.add("a")
     output = Output()
     monkeypatch.setattr(output, "progress_console", lambda: (output, True))
-    async with BctrlSession(KEY, base_url=emulator.url) as session:
+    async with BctrlSession(KEY, base_url=holding.url) as session:
         batch = session.stop_runtimes([("ws", "a"), ("ws", "b")], concurrency=1)
         running = asyncio.create_task(run_with_progress(batch, output))
-        await until(lambda: emulator.requests)
+        await until(lambda: holding.requests)
         os.kill(os.getpid(), signal.SIGINT)
         await until(lambda: batch.ended_early)
-        emulator.held.clear()
+        holding.held.clear()
         assert await running
     assert capfd.readouterr().err == f"0 of 2 sent, 1 in flight, {NOTICE}\n"
     assert batch.report.counts == {StopResult.STOPPED: 1, StopResult.NOT_SENT: 1}

@@ -44,11 +44,6 @@ READ_ERROR = "bctrl-async: error: cannot read all targets: "
 
 
 @pytest.fixture
-def emulator(holding: HoldingEmulator) -> HoldingEmulator:
-    return holding
-
-
-@pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A file with three targets."""
     path = tmp_path / "targets"
@@ -173,10 +168,10 @@ async def test_a_document_that_is_too_large_is_not_read(monkeypatch: pytest.Monk
 
 
 async def test_a_late_bad_line_is_rejected_and_the_others_are_stopped_each_once(
-    emulator: HoldingEmulator, command: Command, file: Path
+    holding: HoldingEmulator, command: Command, file: Path
 ) -> None:
     for number in range(100):
-        emulator.add_runtime("ws", f"x{number}")
+        holding.add_runtime("ws", f"x{number}")
     many = MANY.replace("\n", "\r\n").encode()
     save(
         file,
@@ -193,32 +188,16 @@ async def test_a_late_bad_line_is_rejected_and_the_others_are_stopped_each_once(
         "101 of 103 no longer running, 2 invalid after 0.0 s: 101 stopped, 2 rejected"
     )
     assert (code, err) == (1, f"1 duplicate in {file}, counted once\n")
-    assert emulator.received["ws", "b"] == 1
+    assert holding.received["ws", "b"] == 1
 
     _, out, _ = await command("stop", "-o", "json", "--from", file)
     found = {outcome["index"]: outcome["alias"] for outcome in outcomes_of(out)}
     assert [found[index] for index in (0, 100, 102)] == ["x0", "'a,b,c' on line 103", "b"]
 
 
-async def test_after_ten_bad_lines_only_their_number_is_printed(
-    emulator: HoldingEmulator, command: Command, file: Path
-) -> None:
-    """Fault: a file whose second half was garbage filled the screen, a line for each."""
-    save(file, MANY + "nonsense\n" * 50)
-    code, out, err = await command("stop", "--ignore-not-found", "--from", file)
-    assert out.count("'nonsense' on line") == 2 * 10
-    assert (code, err) == (1, "40 more invalid targets are not shown\n")
-    assert emulator.received.total() == 100
-
-    code, out, err = await command("stop", "--dry-run", "--from", file)
-    assert err.count("nonsense") == 10
-    assert err.endswith("Dry run: 100 to stop, 50 invalid\n")
-    assert code == 1
-
-
 @pytest.mark.parametrize("output", ["table", "json"])
 async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(
-    emulator: HoldingEmulator, output: str
+    holding: HoldingEmulator, output: str
 ) -> None:
     """Fault: the summary did not tell that half of the targets were never read."""
     text = MANY + "nonsense\n" * 20 + 'ws,"open\nws,decoy\n'
@@ -228,13 +207,7 @@ async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(
     assert "100 of 120 no longer running, 20 invalid after " in out + err
     assert "; the input was not read to its end\n" in out + err
     assert code == 1
-    assert {alias for _, alias in emulator.received} == {f"x{number}" for number in range(100)}
-
-
-async def test_a_dry_run_of_a_pipe_with_a_fault_exits_with_1() -> None:
-    code, out, err = await stop_piped('ws,a\nws,"open\n', "--dry-run")
-    assert err == f"""{READ_ERROR}'ws,"open' on line 2 is not a target: {BAD_QUOTES}\n"""
-    assert (code, out) == (1, "")
+    assert {alias for _, alias in holding.received} == {f"x{number}" for number in range(100)}
 
 
 @pytest.mark.parametrize(
@@ -247,17 +220,15 @@ async def test_a_dry_run_of_a_pipe_with_a_fault_exits_with_1() -> None:
             "' on line 2 is not a target: it is no header and no pair",
         ),
         (b"ws,a\n\nws,c,d\nws,c\n", "'ws,c,d' on line 3 is not a target: it has more columns"),
-        (b'workspace,alias,note\nws,a,"x\ny"\n', "export the two columns only"),
         (f"{MANY[:-7]}\n# x\nnonsense\n".encode(), "'nonsense' on line 102 is not a target"),
         (
             f'{MANY}ws,"open\n{MANY}'.encode(),
             f""""open' on line 101 is not a target: {BAD_QUOTES}""",
         ),
-        (b'{\n"alias": "a"\n}\n{\n"alias": "b"\n}\n', "expected JSON Lines (jq -c)"),
     ],
 )
 async def test_input_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
-    emulator: HoldingEmulator, command: Command, file: Path, content: bytes, reason: str
+    holding: HoldingEmulator, command: Command, file: Path, content: bytes, reason: str
 ) -> None:
     """Fault: `--from` with an image printed a line for each of its lines, and sent some of them."""
     save(file, content)
@@ -266,7 +237,7 @@ async def test_input_that_is_not_targets_is_reported_once_and_nothing_is_stopped
     assert err.count("\n") == err.count("Nothing was stopped") == 1
     assert err.removesuffix("\n").isprintable()
     assert (code, out) == (2, "")
-    assert emulator.requests == []
+    assert holding.requests == []
 
 
 @pytest.mark.parametrize(
@@ -279,18 +250,18 @@ async def test_input_that_is_not_targets_is_reported_once_and_nothing_is_stopped
     ],
 )
 async def test_a_pipe_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
-    emulator: HoldingEmulator, content: str, args: tuple[str, ...]
+    holding: HoldingEmulator, content: str, args: tuple[str, ...]
 ) -> None:
     code, out, err = await stop_piped(content, *args)
     assert err.startswith("bctrl-async: error: stdin: '")
     assert "' on line 1 is not a target: " in err
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert emulator.requests == []
+    assert holding.requests == []
 
 
 @pytest.mark.parametrize("content", ["\n# none tonight\n", "workspace,alias\n", "[]"])
 async def test_an_empty_input_exits_with_2_unless_allowed(
-    emulator: HoldingEmulator, command: Command, file: Path, content: str
+    holding: HoldingEmulator, command: Command, file: Path, content: str
 ) -> None:
     """Fault: a pipe whose writer had failed before its first line was a success."""
     save(file, content)
@@ -305,7 +276,46 @@ async def test_an_empty_input_exits_with_2_unless_allowed(
         await stop_piped(content, "--allow-empty"),
     ):
         assert (code, without_times(out)) == (0, "0 of 0 no longer running after 0.0 s\n")
-    assert emulator.requests == []
+    assert holding.requests == []
+
+
+# The workspace of aliases
+
+
+@pytest.mark.parametrize(
+    "text", ["a\nb\n", "Alias\na\n\n# note\nb\n", '{"alias": "a"}\n["ws", "b"]']
+)
+@pytest.mark.parametrize("given", ["argument", "variable"])
+async def test_a_list_of_aliases_is_of_the_workspace(
+    holding: HoldingEmulator,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    file: Path,
+    *,
+    text: str,
+    given: str,
+) -> None:
+    if given == "variable":
+        monkeypatch.setenv("BCTRL_WORKSPACE", "ws")
+    save(file, text)
+    code, _, _ = await command("stop", *["ws"] * (given == "argument"), "--from", file)
+    assert (code, holding.received) == (0, {("ws", "a"): 1, ("ws", "b"): 1})
+
+
+async def test_the_variable_says_only_where_aliases_are(
+    command: Command, monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    monkeypatch.setenv("BCTRL_WORKSPACE", "another")
+    _, out, _ = await command("stop", "--dry-run", "--from", file)
+    assert [target["workspace_id"] for target in outcomes_of(out)] == ["ws"] * 3
+
+
+async def test_a_list_of_the_api_is_a_list_of_targets(
+    holding: HoldingEmulator, command: Command, file: Path
+) -> None:
+    save(file, json.dumps({"runtimes": [holding.runtimes["ws", alias] for alias in "ac"]}))
+    code, out, _ = await command("stop", "--dry-run", "--from", file)
+    assert (code, [target["alias"] for target in outcomes_of(out)]) == (0, ["a", "c"])
 
 
 # Files, pipes and terminals
@@ -323,7 +333,7 @@ async def test_only_a_dash_is_stdin(
 
 
 async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
-    emulator: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    holding: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: a pipe was read to its end where a folder was named like it."""
     monkeypatch.chdir(tmp_path)
@@ -331,21 +341,21 @@ async def test_a_line_of_a_slow_pipe_is_stopped_before_the_next_arrives(
     process = await start(*program(), "stop", "-q", "--from", "-", stdin=asyncio.subprocess.PIPE)
     for alias in "abc":
         write(process, f"ws,{alias}\n")
-        await until(lambda alias=alias: emulator.status("ws", alias) == "stopped")  # type: ignore[misc]
+        await until(lambda alias=alias: holding.status("ws", alias) == "stopped")  # type: ignore[misc]
     assert process.returncode is None
     assert await close_stdin(process) == (0, "", "")
 
 
-async def test_stdin_can_be_a_file(emulator: HoldingEmulator, file: Path) -> None:
+async def test_stdin_can_be_a_file(holding: HoldingEmulator, file: Path) -> None:
     number = os.open(file, os.O_RDONLY)
     process = await start(*program(), "stop", "-q", "--from", "-", stdin=number)
     os.close(number)
     assert await finish(process) == (0, "", "")
-    assert emulator.received.total() == 3
+    assert holding.received.total() == 3
 
 
 async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
-    emulator: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
+    holding: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: `--from -` waited for a terminal without a word."""
     monkeypatch.setenv("TERM", "xterm")
@@ -354,7 +364,7 @@ async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
     process = await start(*program(), "stop", "--from", "-", **streams)
     await terminal.until("Reading targets from the terminal, a line each; end with Ctrl-D\n")
     os.write(terminal._master, b"ws,a\n")
-    await until(lambda: emulator.status("ws", "a") == "stopped")
+    await until(lambda: holding.status("ws", "a") == "stopped")
     os.write(terminal._master, b"ws,b\n\x04")
     assert (await finish(process))[0] == 0
     assert without_times(await terminal.rest()) == (
@@ -376,16 +386,6 @@ async def test_stdin_without_targets_is_a_usage_error(stdin: str, why: str) -> N
     assert (code, out) == (2, "")
 
 
-@pytest.mark.parametrize(
-    ("name", "why"), [("missing", "No such file or directory"), (".", "Is a directory")]
-)
-async def test_an_unreadable_file_is_a_usage_error(
-    command: Command, tmp_path: Path, name: str, why: str
-) -> None:
-    error = f"bctrl-async: error: cannot read {tmp_path / name}: {why}\n"
-    assert await command("stop", "--from", tmp_path / name) == (2, "", error)
-
-
 @pytest.mark.usefixtures("holding")
 async def test_a_pipe_that_fails_later_exits_with_1(
     command: Command, file: Path, monkeypatch: pytest.MonkeyPatch
@@ -401,14 +401,14 @@ async def test_a_pipe_that_fails_later_exits_with_1(
 
 
 async def test_a_list_that_is_written_anew_while_it_is_stopped_is_stopped_as_it_was(
-    emulator: HoldingEmulator, file: Path
+    holding: HoldingEmulator, file: Path
 ) -> None:
     """Fault: a part of a row was stopped."""
-    emulator.held.add("a")
+    holding.held.add("a")
     process = await start(*program(), "stop", "-q", "--concurrency", "1", "--from", file)
-    await until(lambda: emulator.status("ws", "a") == "stopped")
+    await until(lambda: holding.status("ws", "a") == "stopped")
     save(file, "ws,other")
-    emulator.held.clear()
+    holding.held.clear()
     code, _, err = await finish(process)
     assert (code, err) == (0, "")
-    assert [request.alias for request in emulator.stops] == ["a", "b", "c"]
+    assert [request.alias for request in holding.stops] == ["a", "b", "c"]
