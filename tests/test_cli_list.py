@@ -51,20 +51,6 @@ async def test_a_line_is_never_cut_or_broken_in_a_pipe(
 
 
 @pytest.mark.parametrize(
-    ("key", "aliases"),
-    [
-        ("age", ["old one", "日本", "new", "odd"]),
-        ("alias", ["new", "odd", "old one", "日本"]),
-        ("status", ["new", "old one", "odd", "日本"]),
-        ("kind", ["new", "odd", "old one", "日本"]),
-    ],
-)
-async def test_sort_orders_the_runtimes(command: Command, key: str, aliases: list[str]) -> None:
-    _, out, _ = await command("list", "--sort", key, "-o", "json", "ws")
-    assert [line["alias"] for line in outcomes_of(out)] == aliases
-
-
-@pytest.mark.parametrize(
     ("options", "found"),
     [
         ("", ["new", "old one", "日本", "odd"]),

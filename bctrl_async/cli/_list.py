@@ -1,15 +1,12 @@
 """The commands `list` and `get`, and the runtimes of a workspace that `stop --all` finds."""
 
 import asyncio
-import csv
-import io
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from operator import attrgetter
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
@@ -27,7 +24,6 @@ from bctrl_async import (
 )
 from bctrl_async.cli import _options as opt
 from bctrl_async.cli._connection import CONNECTION, Connection
-from bctrl_async.cli._lines import LineParser
 from bctrl_async.cli._output import (
     FAILED,
     MAX_SHOWN,
@@ -40,11 +36,7 @@ from bctrl_async.cli._output import (
     print_info,
 )
 from bctrl_async.cli._progress import show_waiting
-from bctrl_async.errors import quote
 from bctrl_async.filters import FoundTargets, parse_time
-
-_COLUMNS = ("workspace_id", "alias", "status", "kind", "created_at")
-_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class FoundRuntimes(FoundTargets):
@@ -127,14 +119,7 @@ def list_runtimes(
     kind: opt.Kind = None,
     older_than: opt.OlderThan = None,
     alias: opt.Alias = None,
-    sort: Annotated[
-        Literal["age", "alias", "status", "kind"] | None,
-        opt.in_output(metavar="KEY", help="Sort by KEY; by age means the oldest first."),
-    ] = None,
-    output_format: Annotated[
-        Literal["table", "json", "csv"],
-        opt.in_output(("--output", "-o"), metavar="FORMAT", help="json is an object per line."),
-    ] = "table",
+    output_format: opt.Format = "table",
     connection: Connection = CONNECTION,
 ) -> int:
     """List the runtimes of a workspace.
@@ -145,8 +130,7 @@ def list_runtimes(
 
     For example:
       bctrl-async list WORKSPACE --status active --older-than 2h
-      bctrl-async list WORKSPACE --alias 'ci-*' --sort age
-      bctrl-async list WORKSPACE -o csv > runtimes.csv
+      bctrl-async list WORKSPACE --alias 'ci-*' -o json > runtimes.jsonl
     """
     workspace = check_workspace(connection.workspace(workspace))
     wanted = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
@@ -154,21 +138,13 @@ def list_runtimes(
     session = connection.session(reads=True)
     found = asyncio.run(find_runtimes(session, workspace, wanted, alias, output))
     runtimes = found.runtimes
-    errors: list[str | BctrlError]
     errors = [item for item in found.items if not isinstance(item, Runtime)]
-    if sort == "age":
-        runtimes.sort(key=lambda runtime: parse_time(runtime.created_at) or _NEVER)
-    elif sort is not None:
-        runtimes.sort(key=attrgetter(sort))
-    match output_format:
-        case "table":
-            rows = ((each.status, each.kind, _age(each), each.alias) for each in runtimes)
-            _print_table(output, [("STATUS", "KIND", "AGE", "ALIAS"), *rows])
-        case "json":
-            for runtime in runtimes:
-                output.print_object(_fields(workspace, runtime))
-        case _:
-            errors += _print_csv(output, workspace, runtimes)
+    if output_format == "json":
+        for runtime in runtimes:
+            _print_json(output, workspace, runtime)
+    else:
+        rows = ((each.status, each.kind, _age(each), each.alias) for each in runtimes)
+        _print_table(output, [("STATUS", "KIND", "AGE", "ALIAS"), *rows])
     for error in errors[:MAX_SHOWN]:
         print_error(error)
     if (more := len(errors) - MAX_SHOWN) > 0:
@@ -204,7 +180,7 @@ def get_runtimes(
     errors = [each for each in found if isinstance(each, BctrlError)]
     for number, runtime in enumerate(runtimes):
         if output_format == "json":
-            output.print_object(_fields(workspace, runtime))
+            _print_json(output, workspace, runtime)
         else:
             output.print_result("") if number else None
             _print_table(output, _details(runtime))
@@ -231,27 +207,11 @@ async def _get_all(
         return await asyncio.gather(*map(get, aliases))
 
 
-def _fields(workspace: str, runtime: Runtime) -> dict[str, object]:
-    """Return the fields of a runtime; as a target has them, `--from` reads them."""
-    fields: dict[str, object] = {name: getattr(runtime, name) for name in _COLUMNS[1:]}
-    return {"workspace_id": workspace, **fields, "runtime": msgspec.to_builtins(runtime)}
-
-
-def _print_csv(output: Output, workspace: str, runtimes: Iterable[Runtime]) -> Iterator[str]:
-    """Print a header and a row for each runtime; yield an error for each that has none."""
-    header, parser = ",".join(_COLUMNS), LineParser()
-    output.print_result(header)
-    list(parser.parse(header.encode()))
-    for runtime in runtimes:
-        row = io.StringIO()
-        writer = csv.DictWriter(row, _COLUMNS, extrasaction="ignore", lineterminator="")
-        writer.writerow(_fields(workspace, runtime))
-        written = row.getvalue().encode(output.encoding, "backslashreplace")
-        # Another name in the file would be another runtime.
-        if list(parser.parse(written)) == [RuntimeRef(workspace, runtime.alias)]:
-            output.print_result(row.getvalue(), exact=True)
-        else:
-            yield f"could not list {quote(runtime.alias)}: CSV cannot carry it. Use -o json"
+def _print_json(output: Output, workspace: str, runtime: Runtime) -> None:
+    """Print a runtime as a line, which `--from` reads: it has the fields of a target."""
+    fields = {name: getattr(runtime, name) for name in ("alias", "status", "kind", "created_at")}
+    api = {"runtime": msgspec.to_builtins(runtime)}
+    output.print_object({"workspace_id": workspace, **fields, **api})
 
 
 def _print_table(output: Output, rows: Sequence[Sequence[str]]) -> None:
