@@ -23,18 +23,8 @@ from bctrl_async import (
     RuntimeRef,
 )
 from bctrl_async.cli import _options as opt
+from bctrl_async.cli import _output as out
 from bctrl_async.cli._connection import CONNECTION, Connection
-from bctrl_async.cli._output import (
-    FAILED,
-    MAX_SHOWN,
-    USAGE,
-    Output,
-    escape,
-    exit_code,
-    pluralize,
-    print_error,
-    print_info,
-)
 from bctrl_async.cli._progress import show_waiting
 from bctrl_async.filters import FoundTargets, parse_time
 
@@ -58,18 +48,18 @@ class FoundRuntimes(FoundTargets):
 
     def confirm(self) -> bool:
         """Show the runtimes and ask whether to stop them."""
-        kinds = Counter(escape(runtime.kind) for runtime in self.runtimes)
+        kinds = Counter(out.escape(runtime.kind) for runtime in self.runtimes)
         summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         if unreadable := len(self) - len(self.runtimes):
             summary += f"; {unreadable:,} cannot be read"
-        place = f"In workspace {escape(self.workspace_id)} at {self.base_url}: {summary}"
-        question = f"Stop {pluralize(len(self.runtimes), 'runtime')}? [y/N] "
+        place = f"In workspace {out.escape(self.workspace_id)} at {self.base_url}: {summary}"
+        question = f"Stop {out.pluralize(len(self.runtimes), 'runtime')}? [y/N] "
         try:
             # The results on stdout may go to a file.
             print(f"{place}\n{question}", end="", file=sys.stderr, flush=True)  # noqa: T201
             return sys.stdin.readline().strip().lower() in {"y", "yes"}
         except KeyboardInterrupt:
-            print_info("\nNothing was stopped")  # Below the ^C.
+            out.print_info("\nNothing was stopped")  # Below the ^C.
             raise
 
 
@@ -78,7 +68,7 @@ async def find_runtimes(
     workspace: str,
     wanted: RuntimeFilter,
     alias: str | None,
-    output: Output,
+    output: out.Output,
     *,
     deadline: float | None = None,
 ) -> FoundRuntimes:
@@ -134,7 +124,7 @@ def list_runtimes(
     """
     workspace = check_workspace(connection.workspace(workspace))
     wanted = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
-    output = Output()
+    output = out.Output()
     session = connection.session(reads=True)
     found = asyncio.run(find_runtimes(session, workspace, wanted, alias, output))
     runtimes = found.runtimes
@@ -145,14 +135,14 @@ def list_runtimes(
     else:
         rows = ((each.status, each.kind, _age(each), each.alias) for each in runtimes)
         _print_table(output, [("STATUS", "KIND", "AGE", "ALIAS"), *rows])
-    for error in errors[:MAX_SHOWN]:
-        print_error(error)
-    if (more := len(errors) - MAX_SHOWN) > 0:
-        print_error(f"could not list {pluralize(more, 'more runtime')}")
+    for error in errors[: out.MAX_SHOWN]:
+        out.print_error(error)
+    if (more := len(errors) - out.MAX_SHOWN) > 0:
+        out.print_error(f"could not list {out.pluralize(more, 'more runtime')}")
     if output_format == "table" and not output.write_failed:
         # On stderr, so that each line but the header is a runtime to a program that reads them.
-        print_info(pluralize(len(runtimes), "runtime"))
-    return FAILED if errors or output.write_failed else 0
+        out.print_info(out.pluralize(len(runtimes), "runtime"))
+    return out.FAILED if errors or output.write_failed else 0
 
 
 def get_runtimes(
@@ -173,7 +163,7 @@ def get_runtimes(
     """
     if not aliases:
         raise BctrlConfigError("nothing to get: add ALIAS")
-    output = Output()
+    output = out.Output()
     session = connection.session(reads=True)
     found = asyncio.run(_get_all(session, workspace, dict.fromkeys(aliases), output))
     runtimes = [each for each in found if isinstance(each, Runtime)]
@@ -186,16 +176,16 @@ def get_runtimes(
             _print_table(output, _details(runtime))
     for error in errors:
         connection.explain(error)
-        print_error(error)
+        out.print_error(error)
     if any(isinstance(error, BctrlConfigError) for error in errors):
-        return USAGE
+        return out.USAGE
     if errors:
-        return exit_code(errors)
-    return FAILED if output.write_failed else 0
+        return out.exit_code(errors)
+    return out.FAILED if output.write_failed else 0
 
 
 async def _get_all(
-    session: BctrlSession, workspace: str, aliases: Iterable[str], output: Output
+    session: BctrlSession, workspace: str, aliases: Iterable[str], output: out.Output
 ) -> list[Runtime | BctrlError]:
     async def get(alias: str) -> Runtime | BctrlError:
         try:
@@ -207,16 +197,16 @@ async def _get_all(
         return await asyncio.gather(*map(get, aliases))
 
 
-def _print_json(output: Output, workspace: str, runtime: Runtime) -> None:
+def _print_json(output: out.Output, workspace: str, runtime: Runtime) -> None:
     """Print a runtime as a line, which `--from` reads: it has the fields of a target."""
     fields = {name: getattr(runtime, name) for name in ("alias", "status", "kind", "created_at")}
     api = {"runtime": msgspec.to_builtins(runtime)}
     output.print_object({"workspace_id": workspace, **fields, **api})
 
 
-def _print_table(output: Output, rows: Sequence[Sequence[str]]) -> None:
+def _print_table(output: out.Output, rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns; in a pipe, a table of rich would be cut at 80 columns."""
-    escaped = [[*map(escape, row)] for row in rows]
+    escaped = [[*map(out.escape, row)] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*escaped, strict=True)]
     for row in escaped:
         output.print_result("  ".join(map(set_cell_size, row, widths)).rstrip())

@@ -8,16 +8,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from bctrl_async import BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopResult
-from bctrl_async.cli._output import (
-    MAX_SHOWN,
-    Output,
-    describe,
-    escape,
-    is_quiet,
-    name_call,
-    one_line,
-    print_info,
-)
+from bctrl_async.cli import _output as out
 from bctrl_async.outcomes import ANSWERED
 
 _MAX_ALIAS_WIDTH = 28
@@ -44,18 +35,20 @@ class OutcomePrinter:
 
     def __init__(
         self,
-        output: Output,
+        output: out.Output,
         aliases: Sequence[str] | None,
         *,
         shows_unsent: bool = False,
         prints_json: bool = False,
     ) -> None:
-        self.output: Output = output
+        self.output: out.Output = output
         self.prints_json: bool = prints_json
         self._shows_unsent = shows_unsent
         self._prints_all = aliases is not None
         self._groups: dict[tuple[StopResult, str], _Group] = {}
-        widest = max((cell_len(escape(alias)) for alias in aliases or ()), default=_MAX_ALIAS_WIDTH)
+        widest = max(
+            (cell_len(out.escape(alias)) for alias in aliases or ()), default=_MAX_ALIAS_WIDTH
+        )
         self._width = min(widest, _MAX_ALIAS_WIDTH)
 
     def print(self, outcome: StopOutcome) -> None:
@@ -65,7 +58,7 @@ class OutcomePrinter:
             self.output.print_object(outcome.to_dict())
         elif not (outcome.ok or (is_unsent and not self._shows_unsent)):
             self._print_failure(outcome)
-        elif self._prints_all and not is_quiet.get():
+        elif self._prints_all and not out.is_quiet.get():
             self._print_line(outcome, _describe(outcome))
 
     def _print_failure(self, outcome: StopOutcome) -> None:
@@ -75,14 +68,14 @@ class OutcomePrinter:
         key = outcome.result, _without_numbers("0", reason)
         targets = self._groups.setdefault(key, _Group(outcome.result, reason, [])).targets
         targets.append(outcome.target)
-        is_first = len(targets) <= (MAX_SHOWN if is_invalid else 1)
+        is_first = len(targets) <= (out.MAX_SHOWN if is_invalid else 1)
         if is_first or self._prints_all:
             self._print_line(outcome, _describe(outcome, advises=is_first))
 
     def describe(self, error: BctrlError) -> str:
         """Return the text of an error, without an advice that a target's line has given."""
         is_explained = any(group.reason == _summary(error) for group in self._groups.values())
-        return f"{name_call(error)}{error.summary}" if is_explained else describe(error)
+        return f"{out.name_call(error)}{error.summary}" if is_explained else out.describe(error)
 
     def finish(self) -> None:
         """Print the targets that got no line since their reasons had been given."""
@@ -92,33 +85,33 @@ class OutcomePrinter:
         groups = sorted(self._groups.values(), key=lambda group: -len(group.targets))
         for result, reason, targets in groups:
             if not reason:
-                invalid = len(targets) - MAX_SHOWN
+                invalid = len(targets) - out.MAX_SHOWN
             elif others := targets[1:]:
                 listed = ", ".join(map(self._name, others[:_MAX_NAMED]))
                 if len(others) > _MAX_NAMED:
                     listed += f" and {len(others) - _MAX_NAMED:,} more"
                     leaves_out = True
-                line = f"{len(others):,} more {result} ({one_line(reason)}): {listed}"
+                line = f"{len(others):,} more {result} ({out.one_line(reason)}): {listed}"
                 self.output.print_result(line)
         if leaves_out:
-            print_info("All of them: add -o json")
+            out.print_info("All of them: add -o json")
         if invalid > 0:
-            print_info(f"{invalid:,} more invalid targets are not shown")
+            out.print_info(f"{invalid:,} more invalid targets are not shown")
 
     def _print_line(self, outcome: StopOutcome, detail: str) -> None:
         is_stopped = outcome.ok and outcome.result is not StopResult.ACCEPTED
         name = self._name(outcome.target)
         name += " " * (self._width - cell_len(name))
         result = (f"{outcome.result:<{_RESULT_WIDTH}}", "green" if is_stopped else "yellow")
-        self.output.print_result(Text.assemble(name, "  ", result, "  ", one_line(detail)))
+        self.output.print_result(Text.assemble(name, "  ", result, "  ", out.one_line(detail)))
 
     def _name(self, target: RuntimeRef) -> str:
-        alias = escape(target.alias)
+        alias = out.escape(target.alias)
         if len(alias) > _MAX_NAME:
             alias = f"{alias[:_MAX_NAME]}..."
         if self._prints_all or not target.workspace_id:
             return alias
-        return f"{escape(target.workspace_id)} {alias}"
+        return f"{out.escape(target.workspace_id)} {alias}"
 
 
 def _summary(error: BctrlError) -> str:
@@ -138,7 +131,7 @@ def _reason(outcome: StopOutcome) -> str:
     error, runtime = _reported_error(outcome), outcome.runtime
     if error is not None:
         return _summary(error)
-    return f"status {escape(runtime.status)}" if runtime else "not confirmed"
+    return f"status {out.escape(runtime.status)}" if runtime else "not confirmed"
 
 
 def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
@@ -151,9 +144,9 @@ def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
         if outcome.attempts > 1:
             facts.append(f"{outcome.attempts} attempts")
     if outcome.result is not StopResult.STOPPED and outcome.runtime is not None:
-        facts.append(f"status {escape(outcome.runtime.status)} ({outcome.state.text})")
+        facts.append(f"status {out.escape(outcome.runtime.status)} ({outcome.state.text})")
     if error is not None:
         # A class's default advice assumes a failed stop; show it only then.
         advises = advises and (outcome.result not in ANSWERED or error.advice is not None)
-        facts.append(describe(error, with_subject=False) if advises else error.summary)
+        facts.append(out.describe(error, with_subject=False) if advises else error.summary)
     return ", ".join(facts)

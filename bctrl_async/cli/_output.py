@@ -18,12 +18,7 @@ from functools import partial
 from rich.console import Console
 from rich.text import Text
 
-from bctrl_async import (
-    BctrlAuthenticationError,
-    BctrlConfigError,
-    BctrlError,
-    StopResult,
-)
+from bctrl_async import BctrlAuthenticationError, BctrlConfigError, BctrlError, StopResult
 from bctrl_async.errors import quote, subject_of
 
 FAILED = 1

@@ -10,17 +10,9 @@ from msgspec.structs import replace
 
 from bctrl_async import BctrlConfigError, RuntimeState, StopResult
 from bctrl_async.cli import _options as opt
+from bctrl_async.cli import _output as out
 from bctrl_async.cli._lines import BadLine, Item, LineParser
 from bctrl_async.cli._outcomes import OutcomePrinter
-from bctrl_async.cli._output import (
-    FAILED,
-    MAX_SHOWN,
-    Output,
-    format_counts,
-    print_error,
-    print_info,
-    print_read_error,
-)
 from bctrl_async.cli._targets import open_targets
 from bctrl_async.journal import read_journals
 
@@ -61,7 +53,7 @@ def report(
         raise BctrlConfigError("nothing to report: add JOURNAL")
     if allow_empty and file is None:
         raise BctrlConfigError("--allow-empty needs --from")
-    output = Output()
+    output = out.Output()
     prints_json = output_format == "json"
     printer = OutcomePrinter(output, None, shows_unsent=True, prints_json=prints_json)
     targets, bad = None, list[BadLine]()
@@ -70,8 +62,8 @@ def report(
         try:
             listed = dict.fromkeys(asyncio.run(_collect(items)))
         except OSError as error:
-            print_read_error(error)
-            return FAILED
+            out.print_read_error(error)
+            return out.FAILED
         targets = [item for item in listed if not isinstance(item, BadLine)]
         bad = [item for item in listed if isinstance(item, BadLine)]
     counts: Counter[StopResult] = Counter()
@@ -83,20 +75,20 @@ def report(
         done += outcome.ok
         printer.print(outcome)
     printer.finish()
-    for line in bad[:MAX_SHOWN]:
-        print_error(f"invalid target {line!r}: {line}")
+    for line in bad[: out.MAX_SHOWN]:
+        out.print_error(f"invalid target {line!r}: {line}")
     total = counts.total() + len(bad)
     parts = [f"{done:,} of {total:,} done", f"{counts.total() - done:,} pending"]
     parts += [f"{len(bad):,} invalid"] * bool(bad)
-    summary = f"{', '.join(parts)}: {format_counts(counts) or 'no target'}"
+    summary = f"{', '.join(parts)}: {out.format_counts(counts) or 'no target'}"
     if prints_json:
-        print_info(summary)
+        out.print_info(summary)
     else:
         output.print_result(summary)
     if targets is None:
-        print_info("A journal does not know which targets it lacks: add --from FILE")
-        return FAILED
-    return 0 if done == total and not output.write_failed else FAILED
+        out.print_info("A journal does not know which targets it lacks: add --from FILE")
+        return out.FAILED
+    return 0 if done == total and not output.write_failed else out.FAILED
 
 
 async def _collect(items: list[Item] | AsyncIterator[Item]) -> list[Item]:

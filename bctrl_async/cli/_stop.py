@@ -24,24 +24,11 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.cli import _options as opt
+from bctrl_async.cli import _output as out
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._lines import LineParser
 from bctrl_async.cli._list import FoundRuntimes, check_workspace, find_runtimes
 from bctrl_async.cli._outcomes import OutcomePrinter
-from bctrl_async.cli._output import (
-    FAILED,
-    INPUT_LEFT,
-    INTERRUPTED,
-    MAX_SHOWN,
-    Output,
-    can_ask,
-    escape,
-    exit_code,
-    is_quiet,
-    print_error,
-    print_info,
-    print_read_error,
-)
 from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.cli._targets import WHOLE, Shard, is_typed, open_targets, parse_shard
 from bctrl_async.journal import Journal
@@ -146,7 +133,7 @@ def stop(
     _check_usage(given)
     place = check_workspace(connection.workspace(workspace)) if everything else ""
     asks = everything and not (yes or dry_run)
-    if asks and not can_ask():
+    if asks and not out.can_ask():
         raise BctrlConfigError("cannot ask for confirmation without a terminal: add --yes")
     # A session belongs to one event loop; listing and stopping each run one.
     connect = partial(
@@ -156,7 +143,7 @@ def stop(
         rate=None if pace else rate,
         pace=_open_pace(pace, connection.profile.origins.get("pace", "--pace"), rate),
     )
-    output = Output()
+    output = out.Output()
     output.shows_progress = not is_typed(file)
     left = deadline
     items: Iterable[object] | AsyncIterable[object]
@@ -174,12 +161,12 @@ def stop(
         left = deadline and max(round(deadline - (time.monotonic() - began), 2), _MIN_DEADLINE)
         if not found:
             where = f" in shard {shard.number}/{shard.total}" if shard != WHOLE else ""
-            print_info(f"Nothing to stop: no runtime of {escape(place)}{where} matches")
+            out.print_info(f"Nothing to stop: no runtime of {out.escape(place)}{where} matches")
             if journal is None:
                 return 0
         elif asks and found.runtimes and not found.confirm():
-            print_info("Nothing was stopped")
-            return FAILED
+            out.print_info("Nothing was stopped")
+            return out.FAILED
     else:
         named = dict.fromkeys(RuntimeRef(workspace or "", alias) for alias in aliases)
         items = [*filter(shard.keeps, named)]
@@ -207,8 +194,8 @@ def stop(
     explain(batch.ended_early)
     code = _report(batch, printer, interrupted=interrupted)
     if interrupted and journal is not None:
-        print_info("Run the same command again to resume")
-    return INTERRUPTED if interrupted else code
+        out.print_info("Run the same command again to resume")
+    return out.INTERRUPTED if interrupted else code
 
 
 def _check_usage(given: AbstractSet[str]) -> None:
@@ -256,7 +243,7 @@ def _explain(connection: Connection, deadline: float | None, error: BctrlError |
         error.summary = _of_deadline(given, error.summary)
 
 
-def _run(session: BctrlSession, batch: StopBatch, output: Output) -> bool | None:
+def _run(session: BctrlSession, batch: StopBatch, output: out.Output) -> bool | None:
     """Run a bulk stop; return True if it was interrupted, None if its input cannot be read."""
 
     async def run() -> bool:
@@ -266,7 +253,7 @@ def _run(session: BctrlSession, batch: StopBatch, output: Output) -> bool | None
     try:
         return asyncio.run(run())
     except OSError as error:
-        print_read_error(error)
+        out.print_read_error(error)
         return None
 
 
@@ -275,28 +262,28 @@ def _report(batch: StopBatch, printer: OutcomePrinter, *, interrupted: bool | No
     printer.finish()
     report, output = batch.report, printer.output
     if report.ended_early is not None and interrupted is False:
-        print_error(f"ended early: {printer.describe(report.ended_early)}")
-    code = exit_code(outcome.error for outcome in report.failures)
+        out.print_error(f"ended early: {printer.describe(report.ended_early)}")
+    code = out.exit_code(outcome.error for outcome in report.failures)
     if report.ok and not output.write_failed:
         code = 0
     is_left = batch.total is None and report.ended_early is not None
-    summary = f"{replace(report, ended_early=None)}{INPUT_LEFT * is_left}"
+    summary = f"{replace(report, ended_early=None)}{out.INPUT_LEFT * is_left}"
     summary = f"{'Interrupted: ' * bool(interrupted)}{summary}"
     if printer.prints_json:
-        print_info(summary)
-    elif code or not is_quiet.get():
+        out.print_info(summary)
+    elif code or not out.is_quiet.get():
         output.print_result(summary)
     missing = sum(outcome.result is StopResult.NOT_FOUND for outcome in report.failures)
     if missing:
         remedy = "check the workspace ids, the aliases and the base URL, or add --ignore-not-found"
-        print_error(f"{missing:,} of {report.total:,} targets not found: {remedy}")
+        out.print_error(f"{missing:,} of {report.total:,} targets not found: {remedy}")
     return code
 
 
 def _dry_run(
     session: BctrlSession,
     targets: _Targets,
-    output: Output,
+    output: out.Output,
     journal: Path | None,
     journal_max_age: float | None,
 ) -> int:
@@ -313,8 +300,8 @@ def _dry_run(
     try:
         failures = asyncio.run(run()).failures
     except OSError as error:
-        print_read_error(error)
-        return FAILED
+        out.print_read_error(error)
+        return out.FAILED
     invalid = [each for each in failures if each.result is StopResult.REJECTED]
     pending = [each.target for each in failures if each.result is StopResult.NOT_SENT]
     # What a list has is sent, whatever the journal has.
@@ -326,9 +313,9 @@ def _dry_run(
             known.warn_if_old()
     for target in pending:
         output.print_object(target._asdict())
-    for each in invalid[:MAX_SHOWN]:
-        print_error(each.error or each.result)
+    for each in invalid[: out.MAX_SHOWN]:
+        out.print_error(each.error or each.result)
     done = len(failures) - len(pending) - len(invalid)
     skipped = f", {done:,} no longer running" if done else ""
-    print_info(f"Dry run: {len(pending):,} to stop{skipped}, {len(invalid):,} invalid")
-    return FAILED if invalid or output.write_failed else 0
+    out.print_info(f"Dry run: {len(pending):,} to stop{skipped}, {len(invalid):,} invalid")
+    return out.FAILED if invalid or output.write_failed else 0
