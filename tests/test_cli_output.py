@@ -1,4 +1,4 @@
-"""What the command prints: lines, JSON Lines and CSV, never raw, and what cannot be written."""
+"""What the command prints: lines, JSON Lines, never raw, and what cannot be written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import MagicMock, Mock
@@ -257,6 +258,14 @@ async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(
     assert (code, err.count(said), err.count("error")) == (1, 1, 1)
     assert ("Dry run: 1 to stop, 0 invalid\n" in err) is ("--dry-run" in args)
     assert holding.status("ws", "b") == ("stopped" if args == "stop ws a b" else "active")
+
+
+async def test_a_stdout_that_the_shell_has_closed_exits_with_1() -> None:
+    """Fault: the list was lost, and the exit code was 0."""
+    line = shlex.join([*program(), "list", "ws"])
+    code, _, err = await finish(await start("sh", "-c", f"{line} >&-"))
+    assert err.startswith("bctrl-async: error: cannot write to stdout: Bad file descriptor\n")
+    assert code == 1
 
 
 async def test_an_error_of_the_system_is_not_blamed_on_stdout(

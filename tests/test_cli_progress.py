@@ -150,7 +150,9 @@ def test_progress_is_drawn_on_a_terminal_if_stdout_is_no_pipe(
         monkeypatch.setattr("sys.stderr", stderr)
         for stdout in (None, pipe):
             monkeypatch.setattr("sys.stdout", stdout)
-            assert Output().progress_console()[1] is (stdout is None)
+            output = Output()
+            assert output.progress_console()[1] is (stdout is None)
+            output.file.close()
 
 
 async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summary_intact(

@@ -134,6 +134,8 @@ def _plain(error: CycloptsError) -> str:
     if isinstance(error, exceptions.UnknownOptionError):
         name = _option_name(error.token.keyword or error.token.value)
         error.token = error.token.evolve(keyword=name)
+    if isinstance(error, exceptions.ValidationError) and error.argument:
+        error.value = error.argument.tokens[0].value
     error.unused_tokens = [_option_name(token) for token in error.unused_tokens or ()]
     text = str(error).rstrip(".")
     if isinstance(error, exceptions.UnusedCliTokensError) and error.unused_tokens:

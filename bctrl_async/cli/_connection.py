@@ -233,14 +233,16 @@ class Connection:
                 ssl=ssl.create_default_context(cafile=self.ca_file) if self.ca_file else None,
             )
         except OSError as error:
-            problem = f"cannot read the CA file {self.ca_file}: {error.strerror}"
-            raise BctrlConfigError(problem) from error
+            is_read = isinstance(error, ssl.SSLError)
+            problem = "it has no certificate in PEM format" if is_read else error.strerror
+            raise BctrlConfigError(f"cannot read the CA file {self.ca_file}: {problem}") from error
         except BctrlConfigError as error:
             # The session names its arguments; the user has set something else.
             origins = {"proxy": "HTTPS_PROXY", **self.profile.origins}
             origins["api_key"] = f"API key from {origin}"
             _, _, reason = error.summary.partition(": ")
-            raise BctrlConfigError(f"invalid {origins[str(error.argument)]}: {reason}") from error
+            name = origins.get(str(error.argument), error.argument)
+            raise BctrlConfigError(f"invalid {name}: {reason}") from error
 
 
 CONNECTION = Connection()

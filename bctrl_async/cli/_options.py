@@ -1,7 +1,9 @@
 """Options: their groups in the help, the conversion of their values, and durations."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -65,9 +67,23 @@ def format_seconds(seconds: float) -> str:
     return format_duration(seconds) if seconds >= 1 else f"{seconds * 1000:g}ms"
 
 
-def whole_number(least: int, most: int | None = None) -> Parameter:
+def _whole(value: str) -> int:
+    if not re.fullmatch("-?[0-9]+", value):
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(value)
+
+
+def _number(value: str) -> float:
+    with suppress(ValueError):
+        if math.isfinite(number := float(value)):
+            return number
+    raise ValueError(f"{value!r} is not a number")
+
+
+def whole_number(least: int | None = None, most: int | None = None) -> Parameter:
     """Return the parameter of a whole number within bounds."""
-    return Parameter(metavar="N", validator=validators.Number(gte=least, lte=most))
+    bounds = validators.Number(gte=least, lte=most)
+    return Parameter(metavar="N", converter=converter(_whole), validator=bounds)
 
 
 # A group of the help for each. Of an option the last value wins, so that a script can put its own
@@ -90,7 +106,7 @@ File = Annotated[Path, Parameter(converter=converter(_file), metavar="FILE")]
 Wait = Annotated[float, Parameter(converter=converter(duration), metavar="DURATION")]
 Duration = Annotated[Wait, Parameter(validator=_above_0)]
 Count = Annotated[int, whole_number(1)]
-Rate = Annotated[float, Parameter(metavar="N", validator=_above_0)]
+Rate = Annotated[float, Parameter(metavar="N", converter=converter(_number), validator=_above_0)]
 
 with_status = partial(
     in_filters, "--status", metavar="STATUS", completer=lambda _: [*map(str, RuntimeStatus), "any"]
@@ -118,7 +134,7 @@ JournalMaxAge = Annotated[
     Duration | None, in_run(metavar="AGE", help="Reject a journal begun longer ago than AGE.")
 ]
 IgnoreNotFound = Annotated[bool, in_run_flags(help="Do not count not_found as a failure.")]
-Seed = Annotated[int, Parameter(metavar="N", help="Random seed of the faults.")]
+Seed = Annotated[int, whole_number(), Parameter(help="Random seed of the faults.")]
 Format = Annotated[
     Literal["table", "json"],
     in_output(("--output", "-o"), metavar="FORMAT", help="json is an object per line."),

@@ -148,5 +148,7 @@ def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
     if error is not None:
         # A class's default advice assumes a failed stop; show it only then.
         advises = advises and (outcome.result not in ANSWERED or error.advice is not None)
-        facts.append(out.describe(error, with_subject=False) if advises else error.summary)
+        text = out.describe(error, with_subject=False) if advises else error.summary
+        # A line that is not a target has the place of an alias.
+        facts.append(text.removeprefix(f"invalid target {outcome.target.alias}: "))
     return ", ".join(facts)

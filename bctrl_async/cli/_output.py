@@ -178,6 +178,9 @@ class Output(Console):
     """
 
     def __init__(self) -> None:
+        if sys.stdout is None:
+            # The shell has closed it. Rich would drop the results; now the first one is an error.
+            sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
         super().__init__(highlight=False, markup=False, emoji=False)
         self.shows_progress = True
         self.write_failed = False
