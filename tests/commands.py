@@ -156,6 +156,15 @@ class Terminal:
         return bool(data)
 
 
+async def start_on_terminal(
+    *args: str, streams: tuple[str, ...] = ("stdout", "stderr"), **files: int
+) -> tuple[Process, Terminal]:
+    """Start the command with a terminal in place of these streams."""
+    terminal = Terminal()
+    on_terminal = dict.fromkeys(streams, terminal.fd)
+    return await start(*program(), *args, **files, **on_terminal), terminal
+
+
 def save(path: str | Path, text: str, encoding: str = "utf-8") -> None:
     Path(path).write_text(text, encoding)
 

@@ -14,13 +14,23 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from commands import STOP_ALL, Terminal, finish, outcomes_of, results_of, start, without_times
+from commands import (
+    STOP_ALL,
+    finish,
+    outcomes_of,
+    results_of,
+    start,
+    start_on_terminal,
+    without_times,
+)
 from helpers import BOUND, Command, HoldingEmulator
 from servers import http_answer, raw_server
 from warm_server import program
 
 from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault
+
+ASKED = ("stdin", "stderr")
 
 
 @pytest.fixture(autouse=True)
@@ -131,8 +141,7 @@ async def test_a_missing_terminal_is_detected_before_anything_is_sent(
 async def test_all_asks_for_confirmation(
     emulator: HoldingEmulator, answer: str, *, stops: bool
 ) -> None:
-    terminal = Terminal()
-    process = await start(*program(), "stop", "ws", "--all", stdin=terminal.fd, stderr=terminal.fd)
+    process, terminal = await start_on_terminal("stop", "ws", "--all", streams=ASKED)
     await terminal.until(rf"In workspace ws at {emulator.url}/v1: 3 browser, 1 spreadsheet\s+Stop")
     await terminal.until(r"Stop 4 runtimes\? \[y/N\] ")
     assert not emulator.stops
@@ -148,8 +157,7 @@ async def test_all_asks_for_confirmation(
 
 async def test_ctrl_c_at_the_question_stops_nothing(emulator: HoldingEmulator) -> None:
     emulator.add_runtime("one", "a")
-    terminal = Terminal()
-    process = await start(*program(), "stop", "one", "--all", stdin=terminal.fd, stderr=terminal.fd)
+    process, terminal = await start_on_terminal("stop", "one", "--all", streams=ASKED)
     await terminal.until(r"Stop 1 runtime\? ")
     async with asyncio.timeout(BOUND):
         while process.returncode is None:
@@ -204,9 +212,7 @@ async def test_unreadable_runtimes_are_rejected_and_the_others_are_stopped(
         assert Counter(results_of(out)) == Counter(rejected=2, stopped=count)
         assert code == 1
 
-        terminal = Terminal()
-        args = ("stop", "ws", "--all")
-        process = await start(*program(), *args, stdin=terminal.fd, stderr=terminal.fd)
+        process, terminal = await start_on_terminal("stop", "ws", "--all", streams=ASKED)
         if count:
             await terminal.until(r"1 browser; 2 cannot be read\s+Stop 1 runtime\? ")
             os.write(terminal._master, b"y\n")

@@ -9,7 +9,7 @@ import sys
 
 import aiohttp
 import pytest
-from commands import Process, Terminal, begin_to_end, finish, start, without_times
+from commands import Process, begin_to_end, finish, start, start_on_terminal, without_times
 from helpers import BOUND, Command, wait_for_line
 from warm_server import program
 from yarl import URL
@@ -36,11 +36,19 @@ def url_of(line: str) -> str:
 # The emulator
 
 
-@pytest.mark.parametrize(("signal_", "expected"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signal_", "expected", "options"),
+    [(signal.SIGTERM, 0, ()), (signal.SIGINT, 130, ("--host", "0.0.0.0"))],  # noqa: S104
+)
 async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
-    signal_: signal.Signals, expected: int, command: Command, monkeypatch: pytest.MonkeyPatch
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    signal_: signal.Signals,
+    expected: int,
+    options: tuple[str, ...],
 ) -> None:
-    process, (url, key, first) = await start_emulator("--api-key", "it's", "--seed", "1")
+    process, (url, key, first) = await start_emulator("--api-key", "it's", *options)
     assert key == "export BCTRL_API_KEY='it'\"'\"'s'\n"
     assert first == "bctrl-async stop demo runtime-0001\n"
     assert url.startswith("export BCTRL_BASE_URL=http://127.0.0.1:")
@@ -54,13 +62,6 @@ async def test_the_emulator_prints_commands_to_paste_and_ends_on_a_signal(
     received = "2 requests received" if expected == 0 else "1 request received"
     said = f"The emulator is running; stop it with Ctrl-C. In another terminal, run:\n{received}\n"
     assert await finish(process) == (expected, "", said)
-
-
-async def test_the_printed_url_is_reachable_if_it_listens_on_all_interfaces() -> None:
-    process, (url, *_) = await start_emulator("--host", "0.0.0.0")  # noqa: S104
-    assert url.startswith("export BCTRL_BASE_URL=http://127.0.0.1:")
-    process.terminate()
-    await finish(process)
 
 
 async def test_the_emulator_injects_faults_and_prints_requests(
@@ -101,15 +102,12 @@ async def test_a_request_without_an_answer_has_no_status() -> None:
 
 async def test_the_emulator_begins_a_new_line_after_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    terminal = Terminal()
-    streams = {"stdout": terminal.fd, "stderr": terminal.fd}
-    process = await start(*program(), "emulator", "--port", "0", **streams)
+    process, terminal = await start_on_terminal("emulator", "--port", "0")
     await terminal.until("runtime-0001\n")
     process.send_signal(signal.SIGINT)
     text = await terminal.rest()
     assert text.endswith("bctrl-async stop demo runtime-0001\n\n0 requests received\n")
-    async with asyncio.timeout(BOUND):
-        assert await process.wait() == 130
+    assert (await finish(process))[0] == 130
 
 
 async def test_a_port_in_use_is_reported_with_a_remedy(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sys
 from io import FileIO, TextIOWrapper
 
 import pytest
-from commands import COMMANDS, Terminal, finish, results_of, start
-from helpers import Command, HoldingEmulator
+from commands import COMMANDS, Terminal, finish, results_of, start, start_on_terminal
+from helpers import Command
 from servers import http_answer, raw_server
 from warm_server import program
 
@@ -62,13 +63,12 @@ async def test_of_options_that_decide_nothing_about_the_targets_the_last_value_w
     assert (code, results_of(out)) == (0, ["stopped"] * 3)
 
 
+@pytest.mark.usefixtures("holding")
 async def test_the_advice_stands_below_an_error_that_is_wider_than_the_terminal(
-    monkeypatch: pytest.MonkeyPatch, holding: HoldingEmulator
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    del holding
     monkeypatch.setenv("BCTRL_API_KEY", "wrong")
-    terminal = Terminal()
-    process = await start(*program(), "list", "ws", stdout=terminal.fd, stderr=terminal.fd)
+    process, terminal = await start_on_terminal("list", "ws")
     text = await terminal.rest()
     assert (await finish(process))[0] == 2
     assert text.endswith("(request id req_1)\nCheck the API key from BCTRL_API_KEY\n")
@@ -181,6 +181,24 @@ async def test_a_read_says_that_it_waits_and_gives_up_after_two_attempts(
     text = " ".join((await terminal.rest()).split())
     assert f"{said}the server answered 500 Internal Server Error (2 attempts)" in text
     assert "Waiting" not in "\n".join(terminal.screen)
+
+
+@pytest.mark.parametrize("args", ["list ws", "stop ws a"])
+@pytest.mark.usefixtures("holding")
+async def test_nothing_is_drawn_beside_a_pipe_for_the_results(
+    command: Command, monkeypatch: pytest.MonkeyPatch, args: str
+) -> None:
+    """Fault: what `| jq` printed on the same terminal was erased when progress was drawn anew."""
+    for name in ("_SHOW_AFTER", "_SHOW_WAITING_AFTER"):
+        monkeypatch.setattr(f"bctrl_async.cli._progress.{name}", 0)
+    monkeypatch.setenv("TERM", "xterm")
+    terminal, (reader, writer) = Terminal(), os.pipe()
+    monkeypatch.setattr("sys.stderr", TextIOWrapper(FileIO(terminal.fd, "w", closefd=False)))
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        assert (await command(*args.split()))[0] == 0
+    os.close(reader)
+    assert "\x1b" not in await terminal.rest()
 
 
 # Start

@@ -7,7 +7,6 @@ has changed.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shlex
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import pytest
 from conftest import KEY
+from helpers import Command
 from journal_lines import entry_line, header_line
 
-from bctrl_async import cli
 from bctrl_async.emulator import Emulator, Reply
 
 SNAPSHOT = Path(__file__).with_name("messages.txt")
@@ -67,9 +66,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
     monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
     (tmp_path / "config.toml").touch(0o600)
     monkeypatch.setenv("BCTRL_CONFIG", "config.toml")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr("bctrl_async.RetryPolicy.backoff", lambda *_: 0.0)
-    monkeypatch.setattr("bctrl_async.cli._progress._LINE_EVERY", 3600)
 
 
 def plain(text: str) -> str:
@@ -88,7 +84,7 @@ def wrapped(line: str) -> list[str]:
 
 
 async def test_messages_are_those_of_the_snapshot_and_fit_two_lines(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault: messages named arguments of Python, or gave an advice twice."""
     parts: list[str] = []
@@ -101,9 +97,8 @@ async def test_messages_are_those_of_the_snapshot_and_fit_two_lines(
             for name, value in ENVIRONMENTS.get(line, {}).items():
                 monkeypatch.setenv(name, value)
             continue
-        args = shlex.split(line.partition(" ")[2])
-        code = await asyncio.to_thread(cli.main, args)
-        out, err = map(plain, capfd.readouterr())
+        code, *printed = await command(*shlex.split(line.partition(" ")[2]))
+        out, err = map(plain, printed)
         if "error: " in err and code == 0:
             faults.append(f"an error, but exit 0: {line}")
         faults.extend(text for text in err.splitlines() if len(wrapped(text)) > MAX_LINES)

@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest.mock import MagicMock, Mock
 
 import pytest
-from commands import FULL, Terminal, finish, outcomes_of, save, start, without_times
+from commands import FULL, finish, outcomes_of, save, start, start_on_terminal, without_times
 from helpers import BOUND, Command, HoldingEmulator
 from journal_lines import header_line
 from servers import answering, http_answer, raw_server
@@ -178,10 +178,9 @@ async def test_no_field_of_a_runtime_reaches_the_terminal_raw(
 
 async def test_no_field_of_a_runtime_reaches_the_terminal_raw_at_the_question() -> None:
     """Fault: escape sequences in a runtime's kind were printed before the y/N question."""
-    terminal = Terminal()
     async with raw_server(answering(list_of(hostile_runtime(status="active")))) as url:
         args = ("stop", "--base-url", url, "ws", "--all")
-        process = await start(*program(), *args, stdin=terminal.fd, stderr=terminal.fd)
+        process, terminal = await start_on_terminal(*args, streams=("stdin", "stderr"))
         await terminal.until(r"Stop 1 runtime\? ")
         os.write(terminal._master, b"n\n")
         await finish(process)
@@ -241,7 +240,12 @@ async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(
     "args",
     [
         *("stop ws a b", "stop --dry-run ws a", "list ws", "get ws a", "doctor ws"),
-        *("--version", "stop --help", "emulator --port 0", "report j.jsonl"),
+        *(
+            "--version",
+            "stop --help",
+            "emulator --port 0",
+            "report j.jsonl --from /dev/null --allow-empty",
+        ),
     ],
 )
 async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from pathlib import Path
 
 import pytest
-from commands import Terminal, start
-from helpers import BOUND, Command
-from warm_server import program
+from commands import finish, start_on_terminal
+from helpers import Command
 
 from bctrl_async.emulator import Emulator, Fault, Reply
 
@@ -75,12 +73,10 @@ async def test_a_long_line_wraps_between_words_on_a_terminal(
 ) -> None:
     """Fault: the reason of a target of a list had 33 columns of 80."""
     monkeypatch.setenv("TERM", "xterm")
-    terminal = Terminal()
-    files = {"stdout": terminal.fd, "stderr": asyncio.subprocess.DEVNULL}
-    process = await start(*program(), *ONE_AT_A_TIME, "-q", "--from", "all.csv", **files)
+    args = (*ONE_AT_A_TIME, "-q", "--from", "all.csv")
+    process, terminal = await start_on_terminal(*args, streams=("stdout",))
     text = await terminal.rest()
-    async with asyncio.timeout(BOUND):
-        assert await process.wait() == 1
+    assert (await finish(process))[0] == 1
     assert re.search(r"ws r1 +rejected +the\s+server\s+answered\s+403 ", text)
     assert all(len(line) <= 80 for line in text.splitlines())
 

@@ -10,7 +10,8 @@ from helpers import Command, unused_url
 
 from bctrl_async.emulator import Emulator, Fault, Reply
 
-ROWS: list[tuple[str, list[Fault | Reply], tuple[str, int], tuple[str, int]]] = [
+Row = tuple[str, list[Fault | Reply], tuple[str, int], tuple[str, int]]
+ROWS: list[Row] = [
     # Row, what the server does with every stop, result and code with --verify, with --no-verify.
     ("stopped", [], ("stopped", 0), ("stopped", 0)),
     ("accepted", [Fault.ACCEPTED], ("accepted", 1), ("accepted", 1)),
@@ -32,7 +33,7 @@ async def test_the_exit_code_is_0_only_if_no_runtime_runs(
     emulator: Emulator,
     monkeypatch: pytest.MonkeyPatch,
     *,
-    row: tuple[str, list[Fault | Reply], tuple[str, int], tuple[str, int]],
+    row: Row,
     verify: bool,
 ) -> None:
     name, faults, with_verify, without = row

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import tables
 from commands import (
-    Terminal,
     close_stdin,
     finish,
     outcomes_of,
     start,
+    start_on_terminal,
     stop_piped,
     until,
     without_times,
@@ -358,9 +358,8 @@ async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
 ) -> None:
     """Fault: `--from -` waited for a terminal without a word."""
     monkeypatch.setenv("TERM", "xterm")
-    terminal = Terminal()
-    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.fd)
-    process = await start(*program(), "stop", "--from", "-", **streams)
+    streams = ("stdin", "stdout", "stderr")
+    process, terminal = await start_on_terminal("stop", "--from", "-", streams=streams)
     await terminal.until("Reading targets from the terminal, a line each; end with Ctrl-D\n")
     os.write(terminal._master, b"ws,a\n")
     await until(lambda: holding.status("ws", "a") == "stopped")

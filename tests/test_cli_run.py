@@ -1,4 +1,4 @@
-"""How a run of `stop` ends before its input does: a deadline, and signals."""
+"""A run of `stop`: its progress, and how a deadline or signals end it before its input does."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ import asyncio
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from commands import (
     NOTICE,
+    Terminal,
     begin_to_end,
     finish,
     outcomes_of,
     start,
+    start_on_terminal,
     until,
     without_notices,
     without_times,
     write,
 )
 from conftest import KEY
-from helpers import Command, HoldingEmulator, pass_time
+from helpers import BOUND, Command, HoldingEmulator, pass_time
 from journal_lines import read_lines
 from warm_server import program
 
 from bctrl_async import BctrlSession, StopBatch, StopOutcome, StopResult
 from bctrl_async.cli._output import Output
 from bctrl_async.cli._progress import run_with_progress
+
+ONE_AT_A_TIME = ("stop", "--concurrency", "1", "ws", "a", "b", "c")
+
+
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
 
 
 @pytest.fixture
@@ -36,6 +46,138 @@ def targets(tmp_path: Path) -> Path:
     file = tmp_path / "targets.csv"
     file.write_text("workspace_id,alias\nws,a\nws,b\nws,c\n")
     return file
+
+
+# Progress
+
+
+async def test_progress_is_a_line_every_few_seconds_without_a_terminal(
+    holding: HoldingEmulator,
+    command: Command,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bctrl_async.cli._progress._LINE_EVERY", 0.05)
+    holding.held.add("b")
+    running = asyncio.create_task(command(*ONE_AT_A_TIME))
+    err = ""
+    async with asyncio.timeout(BOUND):
+        while "1 of 3 done, 1 in flight, 1 stopped\n" not in err:
+            await asyncio.sleep(0.01)
+            err += capfd.readouterr().err
+    holding.held.clear()
+    code, _, more = await running
+    assert code == 0
+    assert all(re.match(r"\d of 3 done, ", line) for line in (err + more).splitlines())
+
+
+async def test_progress_is_dropped_if_stderr_is_closed(holding: HoldingEmulator) -> None:
+    holding.held.add("a")
+    closing = ("/bin/sh", "-c", 'exec "$@" 2>&-', "sh")
+    # Started anew, since nothing shows when a signal that is forwarded has arrived.
+    process = await start(*closing, sys.executable, "-m", "bctrl_async", "stop", "ws", "a")
+    await until(lambda: holding.requests)
+    process.send_signal(signal.SIGINT)
+    holding.held.clear()
+    code, out, err = await finish(process)
+    assert re.fullmatch(
+        r"a  stopped +0\.0 s\n(Interrupted: )?1 of 1 no longer running after 0\.0 s: 1 stopped\n",
+        without_times(out),
+    )
+    assert (code, err) == (130 if "Interrupted" in out else 0, "")
+
+
+async def test_the_progress_bar_disappears_at_the_end(holding: HoldingEmulator) -> None:
+    holding.held.add("b")
+    process, terminal = await start_on_terminal(*ONE_AT_A_TIME)
+    await terminal.until_drawn("a  stopped .*\n1 of 3 ━.{72}\n1 in flight\n1 stopped")
+
+    holding.held.clear()
+    await terminal.rest()
+
+    assert [without_times(line) for line in terminal.screen] == [
+        "a  stopped          0.0 s",
+        "b  stopped          0.0 s",
+        "c  stopped          0.0 s",
+        "3 of 3 no longer running after 0.0 s: 3 stopped",
+    ]
+    assert (await finish(process))[0] == 0
+
+
+async def test_quiet_draws_no_progress(holding: HoldingEmulator, tmp_path: Path) -> None:
+    holding.held.add("a")
+    results = tmp_path / "results"
+    args = ("stop", "-q", "-o", "json", "ws", "a", "b")
+    with results.open("wb") as file:
+        files = {"stdout": file.fileno()}
+        process, terminal = await start_on_terminal(*args, streams=("stderr",), **files)
+    await until(lambda: '"alias": "b", "result": "stopped"' in results.read_text())
+    # The bar would appear after 0.4 s.
+    await asyncio.sleep(1)
+    holding.held.clear()
+    assert await terminal.rest() == ""
+    assert (await finish(process))[0] == 0
+    assert results.read_text().count("\n") == 2
+
+
+async def test_progress_goes_to_stderr_and_has_no_bar_for_a_pipe_of_targets(
+    holding: HoldingEmulator, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    with results.open("wb") as file:
+        files = {"stdin": asyncio.subprocess.PIPE, "stdout": file.fileno()}
+        args = ("stop", "--from", "-")
+        process, terminal = await start_on_terminal(*args, streams=("stderr",), **files)
+    write(process, "ws,a\nws,..\n")
+    await terminal.until_drawn(r"(.*\n)*0 in flight\n1 stopped, 1 rejected")
+    assert "━" not in terminal.text
+    assert process.stdin is not None
+    process.stdin.close()
+    await terminal.rest()
+    assert terminal.screen == [""]
+    code, _, _ = await finish(process)
+    line, account = results.read_text().splitlines()
+    assert line.startswith("ws ..  ")
+    assert (
+        without_times(account)
+        == "1 of 2 no longer running, 1 invalid after 0.0 s: 1 stopped, 1 rejected"
+    )
+    assert code == 1
+    assert holding.status("ws", "a") == "stopped"
+
+
+async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summary_intact(
+    holding: HoldingEmulator,
+) -> None:
+    holding.held.add("a")
+    process, terminal = await start_on_terminal("stop", "ws", "a")
+    await terminal.until("1 in flight")
+    process.send_signal(signal.SIGINT)
+    await terminal.until(f"1 in flight, {NOTICE}")
+    process.send_signal(signal.SIGINT)
+    await terminal.rest()
+    first, *_, account = terminal.screen
+    assert first.startswith("a  unknown ")
+    assert (
+        without_times(account)
+        == "Interrupted: 0 of 1 no longer running, 1 unconfirmed after 0.0 s: 1 unknown"
+    )
+    assert (await finish(process))[0] == 130
+
+
+def test_progress_is_drawn_on_a_terminal_where_stdout_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with os.fdopen(Terminal().fd, "w") as stderr:
+        monkeypatch.setattr("sys.stdout", None)
+        monkeypatch.setattr("sys.stderr", stderr)
+        output = Output()
+        console, is_live = output.progress_console()
+        assert (console.file, is_live) == (stderr, True)
+        output.file.close()
+
+
+# The end
 
 
 async def test_rate_limits_the_requests_per_second(
