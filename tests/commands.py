@@ -165,8 +165,8 @@ async def start_on_terminal(
     return await start(*program(), *args, **files, **on_terminal), terminal
 
 
-def save(path: str | Path, text: str, encoding: str = "utf-8") -> None:
-    Path(path).write_text(text, encoding)
+def save(path: str | Path, content: str | bytes, encoding: str = "utf-8") -> None:
+    Path(path).write_bytes(content.encode(encoding) if isinstance(content, str) else content)
 
 
 def without_times(text: str) -> str:

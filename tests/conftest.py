@@ -182,6 +182,14 @@ async def holding(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HoldingEmula
         yield running
 
 
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file with three targets."""
+    path = tmp_path / "targets"
+    path.write_text("workspace_id,alias\nws,a\nws,b\nws,c\n")
+    return path
+
+
 @pytest.fixture(autouse=True)
 def _no_process_stays() -> Iterator[None]:
     yield

@@ -1,17 +1,15 @@
-"""The options that the commands share: the connection, `--verbose` and `--quiet`."""
+"""The options of the connection, and the seven results as exit codes."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+import json
 from unittest.mock import Mock
 
 import pytest
-from helpers import Command
-from journal_lines import entry_line, header_line
+from helpers import Command, unused_url
 
 from bctrl_async import BctrlSession
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 
 @pytest.fixture(autouse=True)
@@ -75,30 +73,6 @@ async def test_retries_are_shown_with_verbose_only(
     assert err.count("bctrl-async: ") == shown
 
 
-class TestQuiet:
-    async def test_it_hides_the_summary_on_stderr_and_no_result(
-        self, emulator: Emulator, command: Command
-    ) -> None:
-        loud = await command("stop", "-o", "json", "ws", "a")
-        quiet = await command("stop", "-o", "json", "-q", "ws", "a")
-        assert loud[2].startswith("1 of 1 no longer running")
-        assert (quiet[0], quiet[1].count("\n"), quiet[2]) == (0, 1, "")
-        assert emulator.received["ws", "a"] == 2
-
-    async def test_it_hides_warnings_and_no_error(
-        self, emulator: Emulator, command: Command, tmp_path: Path
-    ) -> None:
-        journal = tmp_path / "journal.jsonl"
-        old = datetime.now(UTC) - timedelta(days=2)
-        lines = header_line(f"{emulator.url}/v1", old) + entry_line(("ws", "a"), old)
-        journal.write_bytes(lines)
-        _, _, err = await command("stop", "--journal", journal, "ws", "a")
-        assert err.startswith("bctrl-async: warning: ")
-        assert await command("stop", "--quiet", "--journal", journal, "ws", "a") == (0, "", "")
-        code, _, err = await command("list", "--quiet", "nosuch")
-        assert (code, err.startswith("bctrl-async: error: ")) == (1, True)
-
-
 async def test_an_unexpected_error_is_one_line_without_its_text(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,3 +86,56 @@ async def test_an_unexpected_error_is_one_line_without_its_text(
     place = f"unexpected RuntimeError at line {line} of test_cli_connection.py"
     error = f"bctrl-async: error: {place}. This is a fault of bctrl-async: please report it\n"
     assert await command("list", "ws") == (1, "", error)
+
+
+# The results
+
+Row = tuple[str, list[Fault | Reply], tuple[str, int], tuple[str, int]]
+ROWS: list[Row] = [
+    # Row, what the server does with every stop, result and code with --verify, with --no-verify.
+    ("stopped", [], ("stopped", 0), ("stopped", 0)),
+    ("accepted", [Fault.ACCEPTED], ("accepted", 1), ("accepted", 1)),
+    ("failed", [Fault.FAILED], ("accepted", 0), ("accepted", 0)),
+    ("already stopped", [], ("already_stopped", 0), ("already_stopped", 0)),
+    ("not found", [], ("not_found", 1), ("not_found", 1)),
+    ("rejected", [Reply(403, code="workspace.forbidden")], ("rejected", 1), ("rejected", 1)),
+    ("throttled", [Fault.RATE_LIMITED], ("rejected", 1), ("rejected", 1)),
+    ("not sent", [], ("not_sent", 1), ("not_sent", 1)),
+    ("unknown", [Fault.BAD_GATEWAY], ("unknown", 1), ("unknown", 1)),
+    ("lost", [], ("stopped", 0), ("unknown", 1)),
+]
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+async def test_the_exit_code_is_0_only_if_no_runtime_runs(
+    command: Command,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    row: Row,
+    verify: bool,
+) -> None:
+    name, faults, with_verify, without = row
+    if name == "already stopped":
+        emulator.add_runtime("ws", "a", status="stopped")
+    for fault in faults:
+        emulator.poison("ws", "a", fault)
+    if name == "lost":
+        emulator.inject(Fault.DROP_AFTER, method="POST")
+    if name == "accepted":
+        emulator.inject(*[Reply(200, body={**emulator.runtimes["ws", "a"]})] * 99, method="GET")
+    options = ["--verify" if verify else "--no-verify", "--attempts", "1", "--patience", "0"]
+    options += ["--deadline", "500ms"] if verify and name in {"accepted", "unknown"} else []
+    with unused_url() as unused:
+        url = unused if name == "not sent" else emulator.url
+        monkeypatch.setenv("BCTRL_BASE_URL", url)
+        alias = "nobody" if name == "not found" else "a"
+        code, out, _ = await command("stop", *options, "-o", "json", "ws", alias)
+
+    result, exit_code = with_verify if verify else without
+    record = json.loads(out)
+    assert (code, record["result"], record["ok"]) == (exit_code, result, code == 0)
+    assert (record["state"] == "not_running", record["error"] is None) == (code == 0, code == 0)
+    if code == 0:
+        assert emulator.status("ws", "a") in {"stopped", "failed"}

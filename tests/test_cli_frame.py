@@ -9,7 +9,7 @@ import sys
 from io import FileIO, TextIOWrapper
 
 import pytest
-from commands import COMMANDS, Terminal, finish, results_of, start, start_on_terminal
+from commands import COMMANDS, Terminal, finish, start, start_on_terminal
 from helpers import Command
 from servers import http_answer, raw_server
 from warm_server import program
@@ -49,18 +49,6 @@ def test_any_other_text_is_not_a_duration(text: str) -> None:
 
 
 # Options and errors, other than those in messages.txt
-
-
-@pytest.mark.usefixtures("holding")
-async def test_of_options_that_decide_nothing_about_the_targets_the_last_value_wins(
-    command: Command,
-) -> None:
-    """A script puts its own options before those of its user."""
-    options = ("--rate", "1", "--rate", "999", "--timeout", "1ms", "--timeout", "60s")
-    flags = ("--all", "--all", "--yes", "--yes", "--no-verify", "--verify")
-    more = ("--ignore-not-found", "--ignore-not-found", "-o", "table", "-o", "json")
-    code, out, _ = await command("stop", "ws", *flags, *options, *more)
-    assert (code, results_of(out)) == (0, ["stopped"] * 3)
 
 
 @pytest.mark.usefixtures("holding")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from commands import outcomes_of, results_of, without_times
+from commands import outcomes_of, results_of, save, without_times
 from conftest import KEY
 from helpers import Command, HoldingEmulator
 from journal_lines import entry_line, header_line
@@ -23,10 +23,6 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("tonight.jsonl")
 
 
-def fill(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-
-
 def content(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
@@ -37,7 +33,7 @@ def content(path: Path) -> bytes:
 async def test_the_same_command_resumes_from_its_journal(
     holding: HoldingEmulator, command: Command, path: Path
 ) -> None:
-    fill(Path("targets.csv"), b"ws,a\nws,b\nws,c\n")
+    save("targets.csv", "ws,a\nws,b\nws,c\n")
     holding.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
     args = ("stop", "--no-verify", "--journal", path, "--from", "targets.csv")
     assert (await command(*args))[0] == 1
@@ -102,7 +98,7 @@ async def test_a_journal_that_does_not_fit_exits_with_2_and_is_unchanged(
 ) -> None:
     old = header_line(f"{server or holding.url}/v1", datetime.now(UTC) - timedelta(hours=13))
     data = b"workspace,alias\n" if server is None else old
-    fill(path, data)
+    save(path, data)
     args = ("stop", *option, "--journal-max-age", "12h", "--journal", path, "ws", "a")
     code, out, err = await command(*args)
     assert f"error: the journal '{path}' cannot be used: {why}" in err
@@ -133,7 +129,7 @@ async def test_a_dry_run_needs_no_key_and_prints_lines_for_from(
     assert not content(path)
 
     monkeypatch.setenv("BCTRL_API_KEY", KEY)
-    fill(path, out.encode())
+    save(path, out)
     assert (await command("stop", "--from", path))[0] == 0
     assert holding.received == {("ws", "a"): 1, ("ws", "b"): 1}
 
@@ -147,7 +143,7 @@ async def test_a_dry_run_leaves_a_journal_as_a_crash_left_it(
     now = datetime.now(UTC)
     lines = header_line(f"{holding.url}/v1", now) + entry_line(("ws", "a"), now)
     before = lines * has_entry + torn
-    fill(path, before)
+    save(path, before)
     code, out, err = await command("stop", "--dry-run", "--journal", path, "ws", "a", "b")
     assert [target["alias"] for target in outcomes_of(out)] == ["a", "b"][has_entry:]
     assert f"Dry run: {2 - has_entry} to stop, " in err

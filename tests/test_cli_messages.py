@@ -47,6 +47,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
         "empty": "",
         "aliases.txt": "ci-1\ncrm\n",
         "two.csv": "ws,a\nother,crm\n",
+        "nobody.csv": "ws,nobody\n",
         "prose.txt": "Please stop these tonight:\n",
         "workbook.xlsx": "PK\x03\x04",
         "header.csv": "alias;host\na;h\n",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import json
 import os
+import re
 import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,15 +13,26 @@ from unittest.mock import MagicMock, Mock
 
 import pytest
 from commands import FULL, finish, outcomes_of, save, start, start_on_terminal, without_times
-from helpers import BOUND, Command, HoldingEmulator
+from helpers import Command, HoldingEmulator
 from journal_lines import header_line
 from servers import answering, http_answer, raw_server
 from warm_server import program
 
 from bctrl_async.cli import _app
-from bctrl_async.emulator import Fault
+from bctrl_async.emulator import Fault, Reply
 
-pytestmark = pytest.mark.usefixtures("holding")
+FORBIDDEN = Reply(403, code="workspace.forbidden")
+ADVICE = "Use a key with access to this workspace"
+ONE_AT_A_TIME = ("stop", "--no-verify", "--concurrency", "1")
+
+
+@pytest.fixture(autouse=True)
+def _environment(holding: HoldingEmulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for number in range(30):
+        holding.add_runtime("ws", f"r{number}")
+        holding.poison("ws", f"r{number}", FORBIDDEN if number % 3 else Fault.ACCEPTED)
+    monkeypatch.chdir(tmp_path)
+    save("all.csv", "".join(f"ws,r{number}\n" for number in range(30)))
 
 
 async def test_every_alias_gets_an_aligned_line(holding: HoldingEmulator, command: Command) -> None:
@@ -84,25 +95,74 @@ async def test_json_is_an_object_for_each_alias_in_ascii(
     )
 
 
-async def test_lines_are_written_as_outcomes_arrive(holding: HoldingEmulator) -> None:
-    holding.held.add("b")
-    process = await start(*program(), "stop", "-o", "json", "ws", "a", "b")
-    assert process.stdout is not None
-    async with asyncio.timeout(BOUND):
-        assert json.loads(await process.stdout.readline())["alias"] == "a"
-    process.kill()
-    await finish(process)
-
-
 async def test_the_json_of_a_list_can_be_stopped_whatever_its_names(
     holding: HoldingEmulator, command: Command, tmp_path: Path
 ) -> None:
     for alias in ('d"e', "f,g", "h; [i]", "日本", " j"):
-        holding.add_runtime("ws", alias)
+        holding.add_runtime("other", alias)
     file = tmp_path / "list.jsonl"
-    file.write_text((await command("list", "-o", "json", "ws"))[1], "ascii")
+    file.write_text((await command("list", "-o", "json", "other"))[1], "ascii")
     assert (await command("stop", "--from", file))[0] == 0
-    assert {runtime["status"] for runtime in holding.runtimes.values()} == {"stopped"}
+    stopped = {key for key, fields in holding.runtimes.items() if fields["status"] == "stopped"}
+    assert stopped == {key for key in holding.runtimes if key[0] == "other"}
+
+
+# Each reason is explained once
+
+
+async def test_each_reason_gets_a_line_and_then_a_count(command: Command) -> None:
+    """Fault: the same answer was printed for each target, a hundred times with its advice."""
+    code, out, err = await command(*ONE_AT_A_TIME, "--from", "all.csv", "--journal", "j.jsonl")
+    first, second, *others, _ = out.splitlines()
+    assert first.split()[:3] == ["ws", "r0", "accepted"]
+    assert second.split()[:3] == ["ws", "r1", "rejected"]
+    assert others == [
+        "19 more rejected (403 workspace.forbidden): ws r2, ws r4, ws r5 and 16 more",
+        "9 more accepted (status active): ws r3, ws r6, ws r9 and 6 more",
+    ]
+    assert out.count(ADVICE) == 1
+    assert (code, err) == (1, "All of them: add -o json\n")
+    _, out, err = await command("report", "j.jsonl")
+    assert others[0] in out
+    assert "All of them: add -o json\n" in err
+
+
+async def test_reasons_that_differ_in_numbers_only_are_one(
+    command: Command, holding: HoldingEmulator
+) -> None:
+    for number in range(3):
+        holding.poison("ws", f"r{number}", Reply(403, code=f"quota.of_{number}"))
+    _, out, _ = await command(*ONE_AT_A_TIME, "--from", "all.csv")
+    assert "\n2 more rejected (403 quota.of_0): ws r1, ws r2\n" in out
+
+
+async def test_every_alias_has_a_line_but_the_advice_stands_once(command: Command) -> None:
+    aliases = ("r0", "r1", "r2", "r3", "r4")
+    _, out, err = await command(*ONE_AT_A_TIME, "ws", *aliases)
+    lines = out.splitlines()
+    assert tuple(line.split()[0] for line in lines[:5]) == aliases
+    assert "rejected         the server answered 403 workspace.forbidden" in lines[4]
+    assert "status active (still running)" in lines[3]
+    assert out.count(ADVICE) == 1
+    assert err == ""
+
+
+async def test_a_long_line_wraps_between_words_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fault: the reason of a target of a list had 33 columns of 80."""
+    monkeypatch.setenv("TERM", "xterm")
+    args = (*ONE_AT_A_TIME, "-q", "--from", "all.csv")
+    process, terminal = await start_on_terminal(*args, streams=("stdout",))
+    text = await terminal.rest()
+    assert (await finish(process))[0] == 1
+    assert re.search(r"ws r1 +rejected +the\s+server\s+answered\s+403 ", text)
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+async def test_a_name_is_cut_at_a_bound(command: Command) -> None:
+    _, out, _ = await command("stop", "ws", "a" * 300)
+    assert out.startswith(f"{'a' * 100}...  not_found")
 
 
 # Terminals
@@ -249,11 +309,10 @@ async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(
     ],
 )
 async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(
-    holding: HoldingEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: str
+    holding: HoldingEmulator, args: str
 ) -> None:
     """Fault: the emulator printed the error, and the exit code was 0."""
-    monkeypatch.chdir(tmp_path)
-    save("j.jsonl", header_line("https://api.test/v1", datetime.now(UTC)).decode())
+    save("j.jsonl", header_line("https://api.test/v1", datetime.now(UTC)))
     full = os.open(FULL, os.O_WRONLY)
     process = await start(*program(), *args.split(), stdout=full)
     os.close(full)

@@ -10,20 +10,11 @@ from pathlib import Path
 import pytest
 from helpers import Command, HoldingEmulator, unused_url
 
-from bctrl_async.pace import FilePace, Pace
+from bctrl_async.pace import FilePace
 
 RATE = 5
 
 pytestmark = pytest.mark.usefixtures("patient", "holding")
-
-
-async def lease_a_slot(pace: Pace) -> float:
-    """Lease a slot for another process; return the time at which the next begins."""
-    next_begins = time.monotonic() + 1 / RATE
-    store = pace.open()
-    await store.lease("another process", 1)
-    await store.close()
-    return next_begins
 
 
 @pytest.mark.parametrize("args", ["--pace pace ws a", "--pace pace ws --all --yes", "ws a"])
@@ -34,7 +25,10 @@ async def test_it_keeps_to_what_another_process_wrote_in_the_file(
     monkeypatch.chdir(tmp_path)
     if "--pace" not in args:
         monkeypatch.setenv("BCTRL_PACE", "pace")
-    next_begins = await lease_a_slot(FilePace("pace", rate=RATE))
+    next_begins = time.monotonic() + 1 / RATE
+    store = FilePace("pace", rate=RATE).open()
+    await store.lease("another process", 1)
+    await store.close()
     code, _, err = await command("stop", "--rate", str(RATE), *args.split())
     assert (code, err) == (0, "")
     assert time.monotonic() >= next_begins

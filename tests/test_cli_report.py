@@ -116,18 +116,6 @@ async def test_without_a_list_outcomes_are_counted_and_the_exit_code_is_1(
     assert ([line["alias"] for line in outcomes_of(out)], code) == (["a", "b"], 1)
 
 
-async def test_a_target_that_was_not_found_is_pending_unless_it_is_ignored(
-    command: Command,
-) -> None:
-    path = journal("1.jsonl", outcome("a", "not_found"))
-    args = ("report", path, "--from", targets("a"))
-    code, out, _ = await command(*args)
-    assert (code, out.splitlines()[-1]) == (1, "0 of 1 done, 1 pending: 1 not_found")
-    assert await command(*args, "--ignore-not-found") == (
-        *(0, "1 of 1 done, 0 pending: 1 not_found\n", ""),
-    )
-
-
 @pytest.mark.parametrize("args", ["report 1.jsonl", "stop --dry-run"])
 @pytest.mark.parametrize(
     ("mode", "said"),

@@ -40,14 +40,6 @@ def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
 
 
-@pytest.fixture
-def targets(tmp_path: Path) -> Path:
-    """A file with three targets."""
-    file = tmp_path / "targets.csv"
-    file.write_text("workspace_id,alias\nws,a\nws,b\nws,c\n")
-    return file
-
-
 # Progress
 
 
@@ -191,7 +183,7 @@ async def test_rate_limits_the_requests_per_second(
 
 
 async def test_the_deadline_aborts_the_run_and_exits_with_1(
-    holding: HoldingEmulator, command: Command, targets: Path, monkeypatch: pytest.MonkeyPatch
+    holding: HoldingEmulator, command: Command, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -202,7 +194,7 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(
     monkeypatch.setattr("bctrl_async.cli._stop.run_with_progress", run)
     holding.held.add("b")
     limits = ("--deadline", "50s", "--concurrency", "1")
-    running = asyncio.create_task(command("stop", *limits, "--from", targets))
+    running = asyncio.create_task(command("stop", *limits, "--from", file))
     await until(lambda: holding.received["ws", "b"])
     loops[0].call_soon_threadsafe(pass_time, 50)
     code, out, err = await running
@@ -268,11 +260,11 @@ async def test_ctrl_c_waits_for_requests_in_flight_and_the_second_one_aborts(
 
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_a_run_interrupted_by_ctrl_c_can_be_resumed(
-    holding: HoldingEmulator, command: Command, targets: Path, tmp_path: Path, signals: int
+    holding: HoldingEmulator, command: Command, file: Path, tmp_path: Path, signals: int
 ) -> None:
     journal = tmp_path / "journal"
     holding.held.add("b")
-    args = ("stop", "--journal", journal, "--concurrency", "1", "--from", targets)
+    args = ("stop", "--journal", journal, "--concurrency", "1", "--from", file)
     process = await start(*program(), *args)
     await until(lambda: len(holding.requests) == 2)
     await begin_to_end(process)

@@ -18,6 +18,7 @@ from commands import (
     close_stdin,
     finish,
     outcomes_of,
+    save,
     start,
     start_on_terminal,
     stop_piped,
@@ -41,19 +42,6 @@ MANY = "".join(f"ws,x{number}\n" for number in range(100))
 """As many lines as are checked before the first request."""
 BAD_QUOTES = "a quote is missing, or a cell has several lines: export the two columns only"
 READ_ERROR = "bctrl-async: error: cannot read all targets: "
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """A file with three targets."""
-    path = tmp_path / "targets"
-    path.write_text("workspace_id,alias\nws,a\nws,b\nws,c\n")
-    return path
-
-
-def save(file: Path, content: str | bytes) -> None:
-    file.write_bytes(content.encode() if isinstance(content, str) else content)
-
 
 # What an input gives
 
@@ -220,10 +208,6 @@ async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(
         ),
         (b"ws,a\n\nws,c,d\nws,c\n", "'ws,c,d' on line 3 is not a target: it has more columns"),
         (f"{MANY[:-7]}\n# x\nnonsense\n".encode(), "'nonsense' on line 102 is not a target"),
-        (
-            f'{MANY}ws,"open\n{MANY}'.encode(),
-            f""""open' on line 101 is not a target: {BAD_QUOTES}""",
-        ),
     ],
 )
 async def test_input_that_is_not_targets_is_reported_once_and_nothing_is_stopped(
