@@ -9,7 +9,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -171,11 +171,6 @@ def save(path: str | Path, content: str | bytes, encoding: str = "utf-8") -> Non
 
 def without_times(text: str) -> str:
     return re.sub(r"\d+\.\d+ s", "0.0 s", text)
-
-
-async def in_plain(running: Coroutine[object, object, tuple[int, str, str]]) -> object:
-    code, out, err = await running
-    return code, without_times(out), err
 
 
 def outcomes_of(out: str) -> list[dict[str, object]]:
