@@ -31,7 +31,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from warm_server import program
 
-from bctrl_async import BctrlConfigError
+from bctrl_async import BctrlError
 from bctrl_async.cli import _lines, _targets
 from bctrl_async.cli._lines import MAX_LINE, BadLine, Item, LineParser
 from bctrl_async.cli._targets import WHOLE
@@ -67,7 +67,7 @@ async def gives_as_a_pipe(data: bytes) -> list[list[str] | str]:
     try:
         async for item in items:
             found.append(plain(item))  # noqa: PERF401 - an error ends the loop.
-    except (OSError, BctrlConfigError) as error:
+    except BctrlError as error:
         found.append(ended_by(error.__cause__))
     os.close(reader)
     await writing

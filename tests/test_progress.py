@@ -170,7 +170,7 @@ def test_after_an_interrupt_a_line_counts_outcomes_as_what_they_are(
     assert " left, " in display.line()
 
     batch.counts += Counter({StopResult.NOT_SENT: 876, StopResult.UNKNOWN: 1})
-    display.interrupt()
+    display.is_interrupted = True
 
     assert display.line() == (
         "121 of 1,000 sent, 3 in flight, Ctrl-C again to abort, "
@@ -185,7 +185,7 @@ def test_after_an_interrupt_the_bar_shows_settled_outcomes_and_no_time_left(
     display, _ = make(batch)
     advance(display, batch, clock, per_second=10)
     batch.counts[StopResult.NOT_SENT] = 58
-    display.interrupt()
+    display.is_interrupted = True
 
     bar, state, results = drawn(display, 80)
 
@@ -198,7 +198,7 @@ def test_after_an_interrupt_the_bar_shows_settled_outcomes_and_no_time_left(
 
 def test_after_an_interrupt_an_unknown_total_is_not_shown(make: Make) -> None:
     display, _ = make(Batch(None, Counter({StopResult.STOPPED: 5}), in_flight=1))
-    display.interrupt()
+    display.is_interrupted = True
     assert display.line() == "5 sent, 1 in flight, Ctrl-C again to abort, 5 stopped"
 
 
@@ -260,7 +260,7 @@ def test_the_fullest_view_fits_the_width(
     display, _ = make(batch, width)
     advance(display, batch, clock, per_second=1234)
     if interrupted:
-        display.interrupt()
+        display.is_interrupted = True
 
     lines = drawn(display, width)
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from cyclopts import App, CoercionError, CycloptsError, Group, Parameter, exceptions
 
-from bctrl_async import BctrlConfigError, BctrlError, __version__
+from bctrl_async import BctrlError, __version__
 from bctrl_async.cli import _output
 from bctrl_async.cli._connection import CONNECTION, apply_profile
 from bctrl_async.journal import JournalInUseError
@@ -112,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> int:
         _output.print_error(error)
         if isinstance(error, JournalInUseError):
             return _output.IN_USE
-        return _output.USAGE if isinstance(error, BctrlConfigError) else _output.exit_code([error])
+        return _output.exit_code([error])
     except OSError as error:
         _output.report_os_error(error)
         return _output.FAILED

@@ -141,7 +141,8 @@ async def _serve(server: Emulator, api_key: str, output: Output) -> None:
         try:
             await terminated.wait()
         except asyncio.CancelledError:
-            output.end_line()
+            if output.on_terminal:
+                output.print_result("")  # Below the ^C.
             raise
         finally:
             print_info(f"{pluralize(len(server.requests), 'request')} received")

@@ -76,14 +76,14 @@ async def find_runtimes(
     unreadable: list[BctrlResponseError] = []
     listing = session.list_runtimes(workspace, on_unreadable=unreadable.append)
     try:
-        async with session, show_waiting(output, session):
+        async with session, show_waiting(output):
             runtimes = await asyncio.wait_for(listing, deadline)
     except BctrlError:
         raise
     except TimeoutError as error:
         raise BctrlTimeoutError(
             f"workspace {workspace!r} was not listed within the deadline of "
-            f"{opt.format_seconds(deadline or 0)}",
+            f"{opt.format_duration(deadline or 0)}",
             advice="Allow a longer --deadline; nothing was stopped",
         ) from error
     listed: list[Runtime | BctrlResponseError] = [*runtimes, *unreadable]
@@ -177,8 +177,6 @@ def get_runtimes(
     for error in errors:
         connection.explain(error)
         out.print_error(error)
-    if any(isinstance(error, BctrlConfigError) for error in errors):
-        return out.USAGE
     if errors:
         return out.exit_code(errors)
     return out.FAILED if output.write_failed else 0
@@ -193,7 +191,7 @@ async def _get_all(
         except BctrlError as error:
             return error
 
-    async with session, show_waiting(output, session):
+    async with session, show_waiting(output):
         return await asyncio.gather(*map(get, aliases))
 
 
@@ -226,4 +224,4 @@ def _age(runtime: Runtime) -> str:
     created = parse_time(runtime.created_at)
     if created is None:
         return "?"
-    return opt.format_duration((datetime.now(UTC) - created).total_seconds())
+    return opt.format_duration(int((datetime.now(UTC) - created).total_seconds()))

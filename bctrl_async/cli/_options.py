@@ -53,6 +53,8 @@ def duration(value: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """Return seconds in their two largest units, such as 2h30m, as `duration` reads them."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:g}ms"
     left = int(max(seconds, 0))
     parts: list[str] = []
     for unit in "dhms":
@@ -60,11 +62,6 @@ def format_duration(seconds: float) -> str:
         if count or parts:
             parts.append(f"{count}{unit}" if count else "")
     return "".join(parts[:2]) or "0s"
-
-
-def format_seconds(seconds: float) -> str:
-    """Return seconds as a duration, also less than a second."""
-    return format_duration(seconds) if seconds >= 1 else f"{seconds * 1000:g}ms"
 
 
 def _whole(value: str) -> int:

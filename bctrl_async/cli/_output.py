@@ -69,8 +69,8 @@ def set_verbosity(*, verbose: bool, quiet: bool) -> None:
 
 def exit_code(errors: Iterable[BctrlError | None]) -> int:
     """Return the exit code of a command that failed with these errors."""
-    is_unauthorized = any(isinstance(error, BctrlAuthenticationError) for error in errors)
-    return USAGE if is_unauthorized else FAILED
+    kinds = BctrlAuthenticationError | BctrlConfigError
+    return USAGE if any(isinstance(error, kinds) for error in errors) else FAILED
 
 
 def pluralize(count: int, noun: str) -> str:
@@ -166,11 +166,6 @@ def report_os_error(error: OSError) -> None:
         print_error(str(error))
 
 
-def print_read_error(error: OSError) -> None:
-    """Report that an input could be opened, but not read to its end."""
-    print_error(f"cannot read all targets: {error.strerror}")
-
-
 class Output(Console):
     """Stdout, for results.
 
@@ -231,8 +226,3 @@ class Output(Console):
             draws = draws and not stat.S_ISFIFO(os.fstat(self.file.fileno()).st_mode)
         # Two consoles on one terminal would draw over each other.
         return (self if draws and self.on_terminal else errors), draws
-
-    def end_line(self) -> None:
-        """Begin a new line after the ^C that a terminal shows."""
-        if self.on_terminal:
-            self.print_result("")

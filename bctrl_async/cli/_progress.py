@@ -9,16 +9,15 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
-from typing import NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from bctrl_async import BctrlSession, StopBatch, StopResult
+from bctrl_async import StopBatch, StopResult
 from bctrl_async.cli._options import format_duration
-from bctrl_async.cli._output import Output, format_counts, pluralize, print_info
+from bctrl_async.cli._output import Output, format_counts, print_info
 
 _SHOW_AFTER, _SHOW_WAITING_AFTER, _REFRESH_EVERY = 0.4, 2.0, 0.2
 """Seconds until the live display appears, and between its updates."""
@@ -44,7 +43,8 @@ class Display:
     def __init__(self, batch: StopBatch, console: Console) -> None:
         self._batch = batch
         self._console = console
-        self._is_interrupted = False
+        self.is_interrupted = False
+        """True if the run sends nothing more: show what was sent, and how to abort it."""
         has_total = batch.total is not None
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -58,10 +58,6 @@ class Display:
         )
         self._task = self._progress.add_task("", total=batch.total, rate="")
         self.is_drawn = False
-
-    def interrupt(self) -> None:
-        """Show a run that sends nothing more: what was sent, and how to abort it."""
-        self._is_interrupted = True
 
     async def run(self, *, live: bool) -> None:
         """Show progress until cancelled, redrawn in place if live, else in lines."""
@@ -87,40 +83,31 @@ class Display:
     def line(self) -> str:
         """Return the progress as one line."""
         task = self._update()
-        parts = [
-            self._done_text() if self._is_interrupted else f"{self._done_text()} done",
-            task.fields["rate"],
-            self._state_text(),
-            format_counts(self._batch.counts),
-        ]
+        done = f"{task.description}{'' if self.is_interrupted else ' done'}"
+        counts = format_counts(self._batch.counts)
+        parts = [done, task.fields["rate"], self._state_text(), counts]
         return ", ".join(part for part in parts if part)
 
     def _update(self) -> Task:
-        self._progress.update(self._task, completed=self._done(), description=self._done_text())
+        counts, total = self._batch.counts, self._batch.total
+        # After an interrupt, most of the other outcomes are `not_sent`.
+        done = counts.total() - counts[StopResult.NOT_SENT] * self.is_interrupted
+        text = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+        text += " sent" * self.is_interrupted
+        self._progress.update(self._task, completed=done, description=text)
         task = self._progress.tasks[0]
         task.fields["rate"] = self._rate_text(task)
         return task
 
     def _rate_text(self, task: Task) -> str:
         """Return the rate and the time left; runtimes that are polled stop when they stop."""
-        if not task.speed or self._batch.is_unanswered or self._is_interrupted:
+        if not task.speed or self._batch.is_unanswered or self.is_interrupted:
             return ""
         decimals = 1 if task.speed < _DECIMALS_BELOW else 0
         rate = f"{task.speed:,.{decimals}f}/s"
         if task.time_remaining is None or self._batch.polling:
             return rate
         return f"{rate}, {timedelta(seconds=int(task.time_remaining))} left"
-
-    def _done(self) -> int:
-        counts = self._batch.counts
-        # After an interrupt, most of the other outcomes are `not_sent`.
-        return counts.total() - counts[StopResult.NOT_SENT] * self._is_interrupted
-
-    def _done_text(self) -> str:
-        done = f"{self._done():,}"
-        if self._batch.total is not None:
-            done += f" of {self._batch.total:,}"
-        return f"{done} sent" if self._is_interrupted else done
 
     def _state_text(self) -> str:
         batch = self._batch
@@ -138,7 +125,7 @@ class Display:
             [(reason, _)] = retrying.most_common(1)
             after = f"after {reason}" if reason.isdecimal() else "after no answer"
             parts.append(f"{retrying.total():,} waiting to retry {after}")
-        if self._is_interrupted:
+        if self.is_interrupted:
             parts.append("Ctrl-C again to abort")
         return ", ".join(parts)
 
@@ -162,7 +149,7 @@ async def run_with_progress(batch: StopBatch, output: Output) -> bool:
             batch.abort()
             return
         batch.stop_reading()
-        display.interrupt()
+        display.is_interrupted = True
         if not display.is_drawn:
             print_info(display.line())
 
@@ -196,22 +183,11 @@ def _signal_handlers(interrupt: Callable[[], None]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-class _Waiting(NamedTuple):
-    """The line of a read, which rich asks for its text each time that it draws it."""
-
-    session: BctrlSession
-
-    def __rich__(self) -> str:
-        failed = sum(self.session.stats.failed.values())
-        so_far = f", {pluralize(failed, 'failed attempt')} so far" if failed else ""
-        return f"Waiting for an answer{so_far}"
-
-
 @asynccontextmanager
-async def show_waiting(output: Output, session: BctrlSession) -> AsyncIterator[None]:
-    """Show within the block, on a terminal, that a session waits for an answer."""
+async def show_waiting(output: Output) -> AsyncIterator[None]:
+    """Show within the block, on a terminal, that an answer is waited for."""
     console, live = output.progress_console()
-    status = console.status(_Waiting(session))
+    status = console.status("Waiting for an answer")
     timer = asyncio.get_running_loop().call_later(_SHOW_WAITING_AFTER, status.start)
     if not live:
         timer.cancel()

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -11,9 +10,9 @@ from msgspec.structs import replace
 from bctrl_async import BctrlConfigError, RuntimeState, StopResult
 from bctrl_async.cli import _options as opt
 from bctrl_async.cli import _output as out
-from bctrl_async.cli._lines import BadLine, Item, LineParser
+from bctrl_async.cli._lines import BadLine, LineParser
 from bctrl_async.cli._outcomes import OutcomePrinter
-from bctrl_async.cli._targets import open_targets
+from bctrl_async.cli._targets import collect, open_targets
 from bctrl_async.journal import read_journals
 
 
@@ -59,11 +58,7 @@ def report(
     targets, bad = None, list[BadLine]()
     if file is not None:
         items = open_targets(file, LineParser(workspace), allow_empty=allow_empty)
-        try:
-            listed = dict.fromkeys(asyncio.run(_collect(items)))
-        except OSError as error:
-            out.print_read_error(error)
-            return out.FAILED
+        listed = dict.fromkeys(asyncio.run(collect(items)))
         targets = [item for item in listed if not isinstance(item, BadLine)]
         bad = [item for item in listed if isinstance(item, BadLine)]
     counts: Counter[StopResult] = Counter()
@@ -89,7 +84,3 @@ def report(
         out.print_info("A journal does not know which targets it lacks: add --from FILE")
         return out.FAILED
     return 0 if done == total and not output.write_failed else out.FAILED
-
-
-async def _collect(items: list[Item] | AsyncIterator[Item]) -> list[Item]:
-    return items if isinstance(items, list) else [item async for item in items]

@@ -4,7 +4,6 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterable, Iterable
-from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
@@ -18,6 +17,7 @@ from bctrl_async import (
     BctrlSession,
     RuntimeFilter,
     RuntimeRef,
+    RuntimeState,
     StopBatch,
     StopOutcome,
     StopReport,
@@ -25,12 +25,12 @@ from bctrl_async import (
 )
 from bctrl_async.cli import _options as opt
 from bctrl_async.cli import _output as out
+from bctrl_async.cli import _targets
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._lines import LineParser
-from bctrl_async.cli._list import FoundRuntimes, check_workspace, find_runtimes
+from bctrl_async.cli._list import check_workspace, find_runtimes
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._progress import run_with_progress
-from bctrl_async.cli._targets import WHOLE, Shard, is_typed, open_targets, parse_shard
 from bctrl_async.journal import Journal
 from bctrl_async.pace import FilePace, Pace
 
@@ -40,7 +40,6 @@ _of_deadline = re.compile(r"the deadline of \S+ s ").sub
 _is_address = re.compile(r"[\w.-]{2,}:").match
 """Matches an address, also without its scheme: a file of its name would be on this machine only."""
 
-_FILTERS = frozenset({"status", "kind", "older_than", "alias"})
 _NOTHING = "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE"
 _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
 
@@ -54,16 +53,16 @@ def stop(
     ] = None,
     allow_empty: opt.AllowEmpty = False,
     shard: Annotated[
-        Shard,
+        _targets.Shard,
         opt.in_targets(
             metavar="K/N",
-            converter=opt.converter(parse_shard),
+            converter=opt.converter(_targets.parse_shard),
             accepts_keys=False,
             n_tokens=1,
             show_default=False,
             help="Stop only shard K of N, such as 3/16.",
         ),
-    ] = WHOLE,
+    ] = _targets.WHOLE,
     everything: Annotated[
         bool, opt.in_flags("--all", help="Stop all runtimes of WORKSPACE that match.")
     ] = False,
@@ -129,8 +128,17 @@ def stop(
       bctrl-async stop --from runtimes.csv --journal tonight.jsonl
       some-program | bctrl-async stop --from - --rate 50 -o json
     """
-    given = {name for name, value in locals().items() if value}
-    _check_usage(given)
+    filters = status or kind or older_than or alias
+    problems = {
+        "--journal-max-age needs --journal": journal_max_age and not journal,
+        "--allow-empty needs --from": allow_empty and not file,
+        "--all cannot be combined with ALIAS or --from": everything and (aliases or file),
+        "--from cannot be combined with ALIAS": aliases and file,
+        "--status, --kind, --older-than and --alias need --all": filters and not everything,
+        _NOTHING: not (everything or aliases or file),
+    }
+    if problem := next(filter(problems.get, problems), None):
+        raise BctrlConfigError(problem)
     place = check_workspace(connection.workspace(workspace)) if everything else ""
     asks = everything and not (yes or dry_run)
     if asks and not out.can_ask():
@@ -144,13 +152,13 @@ def stop(
         pace=_open_pace(pace, connection.profile.origins.get("pace", "--pace"), rate),
     )
     output = out.Output()
-    output.shows_progress = not is_typed(file)
+    output.shows_progress = not _targets.is_typed(file)
     left = deadline
     items: Iterable[object] | AsyncIterable[object]
     if file is not None:
         # A bad line is an invalid target, which the bulk stop rejects.
         parser = LineParser(connection.workspace(workspace), is_only=workspace is not None)
-        items = open_targets(file, parser, allow_empty=allow_empty, shard=shard)
+        items = _targets.open_targets(file, parser, allow_empty=allow_empty, shard=shard)
     elif everything:
         began = time.monotonic()
         wanted = RuntimeFilter(status=status, kind=kind, older_than=older_than)
@@ -160,7 +168,7 @@ def stop(
         # The time to answer the question does not count.
         left = deadline and max(round(deadline - (time.monotonic() - began), 2), _MIN_DEADLINE)
         if not found:
-            where = f" in shard {shard.number}/{shard.total}" if shard != WHOLE else ""
+            where = f" in shard {shard.number}/{shard.total}" if shard != _targets.WHOLE else ""
             out.print_info(f"Nothing to stop: no runtime of {out.escape(place)}{where} matches")
             if journal is None:
                 return 0
@@ -168,11 +176,12 @@ def stop(
             out.print_info("Nothing was stopped")
             return out.FAILED
     else:
-        named = dict.fromkeys(RuntimeRef(workspace or "", alias) for alias in aliases)
+        named = dict.fromkeys(map(partial(RuntimeRef, workspace or ""), aliases))
         items = [*filter(shard.keeps, named)]
     session, targets = connect(), cast("_Targets", items)
     if dry_run:
-        return _dry_run(session, targets, output, journal, journal_max_age)
+        # What a list has is sent, whatever the journal has.
+        return _dry_run(session, targets, None if everything else journal, journal_max_age)
     shown = None if file or everything else aliases
     printer = OutcomePrinter(output, shown, prints_json=output_format == "json")
     explain = partial(_explain, connection, deadline)
@@ -192,27 +201,7 @@ def stop(
     )
     interrupted = _run(session, batch, output)
     explain(batch.ended_early)
-    code = _report(batch, printer, interrupted=interrupted)
-    if interrupted and journal is not None:
-        out.print_info("Run the same command again to resume")
-    return out.INTERRUPTED if interrupted else code
-
-
-def _check_usage(given: AbstractSet[str]) -> None:
-    """Raise an error unless the targets are given in exactly one way."""
-    names = ("everything", "aliases", "file", "journal")
-    is_all, named, file, journal = (name in given for name in names)
-    problems = {
-        "--journal-max-age needs --journal": "journal_max_age" in given and not journal,
-        "--allow-empty needs --from": "allow_empty" in given and not file,
-        "--all cannot be combined with ALIAS or --from": is_all and (named or file),
-        "--from cannot be combined with ALIAS": named and file,
-        "--status, --kind, --older-than and --alias need --all": given & _FILTERS and not is_all,
-        _NOTHING: not (is_all or named or file),
-    }
-    for problem, is_so in problems.items():
-        if is_so:
-            raise BctrlConfigError(problem)
+    return _report(batch, printer, interrupted=interrupted, has_journal=journal is not None)
 
 
 def _open_pace(place: str | None, origin: str, rate: float | None) -> Pace | None:
@@ -239,7 +228,7 @@ def _explain(connection: Connection, deadline: float | None, error: BctrlError |
     """Name options in an error, and the deadline as it was given, not what a listing left of it."""
     connection.explain(error)
     if error is not None and deadline is not None:
-        given = f"the deadline of {opt.format_seconds(deadline)} "
+        given = f"the deadline of {opt.format_duration(deadline)} "
         error.summary = _of_deadline(given, error.summary)
 
 
@@ -252,18 +241,21 @@ def _run(session: BctrlSession, batch: StopBatch, output: out.Output) -> bool | 
 
     try:
         return asyncio.run(run())
-    except OSError as error:
-        out.print_read_error(error)
+    except _targets.UnreadInputError as error:
+        out.print_error(error)
         return None
 
 
-def _report(batch: StopBatch, printer: OutcomePrinter, *, interrupted: bool | None) -> int:
+def _report(
+    batch: StopBatch, printer: OutcomePrinter, *, interrupted: bool | None, has_journal: bool
+) -> int:
     """Print the summary of a bulk stop, and return the exit code."""
     printer.finish()
     report, output = batch.report, printer.output
     if report.ended_early is not None and interrupted is False:
         out.print_error(f"ended early: {printer.describe(report.ended_early)}")
-    code = out.exit_code(outcome.error for outcome in report.failures)
+    valid = (each for each in report.failures if each.state is not RuntimeState.INVALID)
+    code = out.exit_code(outcome.error for outcome in valid)
     if report.ok and not output.write_failed:
         code = 0
     is_left = batch.total is None and report.ended_early is not None
@@ -277,36 +269,29 @@ def _report(batch: StopBatch, printer: OutcomePrinter, *, interrupted: bool | No
     if missing:
         remedy = "check the workspace ids, the aliases and the base URL, or add --ignore-not-found"
         out.print_error(f"{missing:,} of {report.total:,} targets not found: {remedy}")
-    return code
+    if interrupted and has_journal:
+        out.print_info("Run the same command again to resume")
+    return out.INTERRUPTED if interrupted else code
 
 
 def _dry_run(
-    session: BctrlSession,
-    targets: _Targets,
-    output: out.Output,
-    journal: Path | None,
-    journal_max_age: float | None,
+    session: BctrlSession, targets: _Targets, journal: Path | None, max_age: float | None
 ) -> int:
     """Print the targets to stop as JSON Lines, without what a journal has as stopped."""
 
     async def run() -> StopReport:
-        read = [t async for t in targets] if isinstance(targets, AsyncIterable) else targets
+        read = await _targets.collect(targets)
         async with session:
             batch = session.stop_runtimes(read)
             # Before anything is sent, so that valid targets are `not_sent`.
             batch.stop_reading()
             return await batch
 
-    try:
-        failures = asyncio.run(run()).failures
-    except OSError as error:
-        out.print_read_error(error)
-        return out.FAILED
+    failures, output = asyncio.run(run()).failures, out.Output()
     invalid = [each for each in failures if each.result is StopResult.REJECTED]
     pending = [each.target for each in failures if each.result is StopResult.NOT_SENT]
-    # What a list has is sent, whatever the journal has.
-    if journal is not None and journal.exists() and not isinstance(targets, FoundRuntimes):
-        known = Journal(journal, session.base_url, journal_max_age, only_read=True)
+    if journal is not None and journal.exists():
+        known = Journal(journal, session.base_url, max_age, only_read=True)
         with known.file:
             pending = [target for target in pending if known.done(target) is None]
         if len(pending) + len(invalid) < len(failures):

@@ -6,20 +6,26 @@ import os
 import re
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from bctrl_async import BctrlConfigError
+from bctrl_async import BctrlConfigError, BctrlError
 from bctrl_async.cli._lines import MAX_LINE, BadLine, Item, LineParser
 from bctrl_async.cli._options import STDIN
 from bctrl_async.cli._output import pluralize, print_info
 from bctrl_async.shards import shard_of
 
+_T = TypeVar("_T")
+
 _CHUNK = 65536
 _CHECKED = 100
 """The number of items of a file that must be targets before the first of them is used."""
+
+
+class UnreadInputError(BctrlError):
+    """The fault at which a pipe ends; what comes after it is not read."""
 
 
 class Shard(NamedTuple):
@@ -88,8 +94,11 @@ async def _read_pipe(
 ) -> AsyncIterator[Item]:
     data, rest, is_empty = b"-", b"", True
     while data:
-        await _wait_readable(file)
-        data = os.read(file, _CHUNK)
+        try:
+            await _wait_readable(file)
+            data = os.read(file, _CHUNK)
+        except OSError as error:
+            raise UnreadInputError(f"cannot read all targets: {error.strerror}") from error
         lines = io.BytesIO(rest + data).readlines()
         is_part = data and not data.endswith(b"\n") and len(lines[-1]) <= MAX_LINE
         rest = lines.pop() if is_part else b""
@@ -102,7 +111,8 @@ async def _read_pipe(
         except BadLine as bad:
             if is_empty:
                 raise _refusal(name, bad) from bad
-            raise OSError(None, f"{bad!r} is not a target: {bad}") from bad
+            problem = f"{bad!r} is not a target: {bad}"
+            raise UnreadInputError(f"cannot read all targets: {problem}") from bad
     if is_empty and not allow_empty:
         raise _refusal(name)
 
@@ -112,6 +122,11 @@ def _refusal(name: str, bad: BadLine | None = None) -> BctrlConfigError:
         advice = "Add --allow-empty if that may be so"
         return BctrlConfigError(f"there are no targets in {name}", advice=advice)
     return BctrlConfigError(f"{name}: {bad!r} is not a target: {bad}", advice="Nothing was stopped")
+
+
+async def collect(items: Iterable[_T] | AsyncIterable[_T]) -> list[_T]:
+    """Return all items, also of a pipe."""
+    return [*items] if isinstance(items, Iterable) else [item async for item in items]
 
 
 async def _wait_readable(file: int) -> None:
