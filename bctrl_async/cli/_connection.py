@@ -1,6 +1,7 @@
 """The connection that options, variables and a profile of the config file describe."""
 
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -173,10 +174,14 @@ class Connection:
         opt.in_connection(metavar="PEM", help="Trust the CAs in this file, not the system's."),
     ] = None
 
-    def workspace(self, given: str | None) -> str | None:
+    def workspace(self, given: str | None, *, is_needed: bool = False) -> str:
         """Return the workspace that is given, or that of the profile or the environment."""
         of_profile = self.profile.values.get("workspace")
-        return given or of_profile or os.environ.get("BCTRL_WORKSPACE") or None
+        workspace = given or of_profile or os.environ.get("BCTRL_WORKSPACE", "")
+        if is_needed and not workspace:
+            problem = "give a WORKSPACE, set BCTRL_WORKSPACE, or name a profile with it"
+            raise BctrlConfigError(problem)
+        return workspace
 
     def key(self) -> tuple[str, str]:
         """Return the API key and where it comes from; raise an error if there is none."""
@@ -190,10 +195,14 @@ class Connection:
             raise BctrlConfigError(f"no API key: set {origin}")
         return key, origin
 
-    def explain(self, error: BctrlError | None) -> None:
-        """Name in the advice of an error where the API key comes from."""
+    def explain(self, error: BctrlError | None, *, deadline: float | None = None) -> None:
+        """Name in an error where the API key comes from, and the deadline as it was given."""
         if isinstance(error, BctrlAuthenticationError):
             error.advice = f"Check the API key from {self.key()[1]}"
+        if error is not None and deadline is not None:
+            # A listing may have left less of it.
+            given = f"the deadline of {opt.format_duration(deadline)} "
+            error.summary = re.sub(r"the deadline of \S+ s ", given, error.summary)
 
     def proxy_in_effect(self) -> str | None:
         """Return the proxy; None for a direct connection."""

@@ -43,7 +43,7 @@ def doctor(workspace: Workspace = None, /, *, connection: Connection = CONNECTIO
     output.print_result(f"key       {connection.key()[1]}")
     session = connection.session(reads=True)
     workspace = connection.workspace(workspace)
-    if workspace is None:
+    if not workspace:
         output.print_result("API       not tried: name a workspace that the key may list")
     else:
         finding = find_runtimes(session, workspace, RuntimeFilter(status="any"), None, output)

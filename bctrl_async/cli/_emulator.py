@@ -28,8 +28,6 @@ from bctrl_async.emulator import Emulator, Fault, ReceivedRequest
 
 _WORKSPACE = "demo"
 _KEY = "emulator-key"
-_DESKTOP_EVERY = 10
-_MISSING_EVERY = 50
 _DEMO_FAULTS = dict.fromkeys(
     (Fault.LATENCY, Fault.SERVER_ERROR, Fault.DROP_BEFORE, Fault.DROP_AFTER, Fault.UNKNOWN_VALUES),
     0.05,
@@ -119,7 +117,7 @@ def _add_runtimes(server: Emulator, count: int) -> None:
     now = datetime.now(UTC)
     for number, alias in enumerate(_aliases(count), start=1):
         # Kinds and ages differ so that filters have an effect.
-        kind = "browser" if number % _DESKTOP_EVERY else "desktop"
+        kind = "browser" if number % 10 else "desktop"
         created = now - timedelta(minutes=number)
         created_at = f"{created:%Y-%m-%dT%H:%M:%S}.000Z"
         server.add_runtime(_WORKSPACE, alias, kind=kind, created_at=created_at)
@@ -179,7 +177,7 @@ def demo(
     )
     targets = [RuntimeRef(_WORKSPACE, alias) for alias in _aliases(runtimes)]
     for number, target in enumerate(targets, start=1):
-        if number % _MISSING_EVERY:
+        if number % 50:
             server.add_runtime(*target)
     outcomes: list[StopOutcome] = []
     output = Output()

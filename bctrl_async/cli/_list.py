@@ -32,10 +32,6 @@ from bctrl_async.filters import FoundTargets, parse_time
 class FoundRuntimes(FoundTargets):
     """Runtimes of a workspace that match a filter; the bulk stop rejects the unreadable ones."""
 
-    def __init__(self, workspace: str, wanted: RuntimeFilter, base_url: str) -> None:
-        super().__init__(workspace, wanted)
-        self.base_url: str = base_url
-
     @property
     def runtimes(self) -> list[Runtime]:
         """The runtimes that match."""
@@ -46,13 +42,13 @@ class FoundRuntimes(FoundTargets):
         pairs = zip(self.items, self, strict=True)
         self.items = [item for item, target in pairs if is_kept(target)]
 
-    def confirm(self) -> bool:
+    def confirm(self, base_url: str) -> bool:
         """Show the runtimes and ask whether to stop them."""
         kinds = Counter(out.escape(runtime.kind) for runtime in self.runtimes)
         summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         if unreadable := len(self) - len(self.runtimes):
             summary += f"; {unreadable:,} cannot be read"
-        place = f"In workspace {out.escape(self.workspace_id)} at {self.base_url}: {summary}"
+        place = f"In workspace {out.escape(self.workspace_id)} at {base_url}: {summary}"
         question = f"Stop {out.pluralize(len(self.runtimes), 'runtime')}? [y/N] "
         try:
             # The results on stdout may go to a file.
@@ -89,16 +85,9 @@ async def find_runtimes(
     listed: list[Runtime | BctrlResponseError] = [*runtimes, *unreadable]
     if alias is not None:
         listed = [i for i in listed if i.alias is None or fnmatchcase(i.alias, alias)]
-    found = FoundRuntimes(workspace, wanted, session.base_url)
+    found = FoundRuntimes(workspace, wanted)
     found.add(listed)
     return found
-
-
-def check_workspace(workspace: str | None) -> str:
-    """Return the workspace, or raise an error that says how to give it."""
-    if workspace is None:
-        raise BctrlConfigError("give a WORKSPACE, set BCTRL_WORKSPACE, or name a profile with it")
-    return workspace
 
 
 def list_runtimes(
@@ -122,7 +111,7 @@ def list_runtimes(
       bctrl-async list WORKSPACE --status active --older-than 2h
       bctrl-async list WORKSPACE --alias 'ci-*' -o json > runtimes.jsonl
     """
-    workspace = check_workspace(connection.workspace(workspace))
+    workspace = connection.workspace(workspace, is_needed=True)
     wanted = RuntimeFilter(status=status or "any", kind=kind, older_than=older_than)
     output = out.Output()
     session = connection.session(reads=True)
@@ -177,9 +166,7 @@ def get_runtimes(
     for error in errors:
         connection.explain(error)
         out.print_error(error)
-    if errors:
-        return out.exit_code(errors)
-    return out.FAILED if output.write_failed else 0
+    return out.exit_code(errors) if errors or output.write_failed else 0
 
 
 async def _get_all(

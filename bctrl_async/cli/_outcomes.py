@@ -75,28 +75,23 @@ class OutcomePrinter:
     def describe(self, error: BctrlError) -> str:
         """Return the text of an error, without an advice that a target's line has given."""
         is_explained = any(group.reason == _summary(error) for group in self._groups.values())
-        return f"{out.name_call(error)}{error.summary}" if is_explained else out.describe(error)
+        return f"{out.name_call(error)}{error.summary if is_explained else out.describe(error)}"
 
     def finish(self) -> None:
         """Print the targets that got no line since their reasons had been given."""
         if self._prints_all:
             return
-        leaves_out, invalid = False, 0
         groups = sorted(self._groups.values(), key=lambda group: -len(group.targets))
         for result, reason, targets in groups:
-            if not reason:
-                invalid = len(targets) - out.MAX_SHOWN
-            elif others := targets[1:]:
+            if not reason and len(targets) > out.MAX_SHOWN:
+                more = len(targets) - out.MAX_SHOWN
+                out.print_info(f"{more:,} more invalid targets are not shown")
+            elif reason and (others := targets[1:]):
                 listed = ", ".join(map(self._name, others[:_MAX_NAMED]))
                 if len(others) > _MAX_NAMED:
                     listed += f" and {len(others) - _MAX_NAMED:,} more"
-                    leaves_out = True
                 line = f"{len(others):,} more {result} ({out.one_line(reason)}): {listed}"
                 self.output.print_result(line)
-        if leaves_out:
-            out.print_info("All of them: add -o json")
-        if invalid > 0:
-            out.print_info(f"{invalid:,} more invalid targets are not shown")
 
     def _print_line(self, outcome: StopOutcome, detail: str) -> None:
         is_stopped = outcome.ok and outcome.result is not StopResult.ACCEPTED
@@ -148,7 +143,7 @@ def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
     if error is not None:
         # A class's default advice assumes a failed stop; show it only then.
         advises = advises and (outcome.result not in ANSWERED or error.advice is not None)
-        text = out.describe(error, with_subject=False) if advises else error.summary
+        text = out.describe(error) if advises else error.summary
         # A line that is not a target has the place of an alias.
         facts.append(text.removeprefix(f"invalid target {outcome.target.alias}: "))
     return ", ".join(facts)

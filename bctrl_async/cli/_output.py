@@ -32,7 +32,6 @@ INTERRUPTED = 130
 
 MAX_SHOWN = 10
 """The number of targets that are shown one by one if they are invalid, or have no outcome."""
-INPUT_LEFT = "; the input was not read to its end"
 _WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
 # A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a rate that it
 # shares: the user must see these warnings.
@@ -86,13 +85,12 @@ def escape(text: str) -> str:
     return text if is_visible else ascii(text)
 
 
-def describe(error: BctrlError, *, with_subject: bool = True) -> str:
-    """Return the text of an error with a single advice, without the server's own."""
+def describe(error: BctrlError) -> str:
+    """Return the text of an error with a single advice, without its call and the server's own."""
     shown = copy(error)
     if error.advice or error.default_advice:
         shown.hint = None
-    text = str(shown).removeprefix(subject_of(error))
-    return f"{name_call(error)}{text}" if with_subject else text
+    return str(shown).removeprefix(subject_of(error))
 
 
 def name_call(error: BctrlError) -> str:
@@ -121,7 +119,7 @@ def one_line(text: str) -> str:
 
 def print_error(error: str | BctrlError) -> None:
     """Print an error on stderr as one line; if the terminal is too narrow, its advice below."""
-    text = error if isinstance(error, str) else describe(error)
+    text = error if isinstance(error, str) else f"{name_call(error)}{describe(error)}"
     line = f"bctrl-async: error: {one_line(text)}"
     if isinstance(error, BctrlError) and 0 < _columns() < len(line):
         advice = one_line(error.advice or error.default_advice).rstrip(".")

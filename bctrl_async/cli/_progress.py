@@ -1,13 +1,10 @@
-"""A bulk stop with its progress, which Ctrl-C ends early, and the line of a read that waits.
-
-The progress is live on a terminal, and elsewhere a line every few seconds.
-"""
+"""A bulk stop with its progress, which Ctrl-C ends early, and the line of a read that waits."""
 
 import asyncio
 import math
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 
 from rich.console import Console, Group
@@ -171,16 +168,12 @@ async def run_with_progress(batch: StopBatch, output: Output) -> bool:
 @contextmanager
 def _signal_handlers(interrupt: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    handled = []
-    with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or another thread.
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, interrupt)
-            handled.append(number)
-    try:
+    with ExitStack() as stack:
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or another thread.
+            for number in _SIGNALS:
+                loop.add_signal_handler(number, interrupt)
+                stack.callback(loop.remove_signal_handler, number)
         yield
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
 
 
 @asynccontextmanager

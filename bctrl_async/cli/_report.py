@@ -53,8 +53,7 @@ def report(
     if allow_empty and file is None:
         raise BctrlConfigError("--allow-empty needs --from")
     output = out.Output()
-    prints_json = output_format == "json"
-    printer = OutcomePrinter(output, None, shows_unsent=True, prints_json=prints_json)
+    printer = OutcomePrinter(output, None, shows_unsent=True, prints_json=output_format == "json")
     targets, bad = None, list[BadLine]()
     if file is not None:
         items = open_targets(file, LineParser(workspace), allow_empty=allow_empty)
@@ -76,7 +75,7 @@ def report(
     parts = [f"{done:,} of {total:,} done", f"{counts.total() - done:,} pending"]
     parts += [f"{len(bad):,} invalid"] * bool(bad)
     summary = f"{', '.join(parts)}: {out.format_counts(counts) or 'no target'}"
-    if prints_json:
+    if printer.prints_json:
         out.print_info(summary)
     else:
         output.print_result(summary)

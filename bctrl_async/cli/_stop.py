@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from bctrl_async import (
     BctrlConfigError,
-    BctrlError,
     BctrlSession,
     RuntimeFilter,
     RuntimeRef,
@@ -28,15 +27,12 @@ from bctrl_async.cli import _output as out
 from bctrl_async.cli import _targets
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._lines import LineParser
-from bctrl_async.cli._list import check_workspace, find_runtimes
+from bctrl_async.cli._list import find_runtimes
 from bctrl_async.cli._outcomes import OutcomePrinter
 from bctrl_async.cli._progress import run_with_progress
 from bctrl_async.journal import Journal
 from bctrl_async.pace import FilePace, Pace
 
-_MIN_DEADLINE = 0.001
-"""Seconds left to a run whose deadline has passed: every target becomes `not_sent`."""
-_of_deadline = re.compile(r"the deadline of \S+ s ").sub
 _is_address = re.compile(r"[\w.-]{2,}:").match
 """Matches an address, also without its scheme: a file of its name would be on this machine only."""
 
@@ -139,7 +135,7 @@ def stop(
     }
     if problem := next(filter(problems.get, problems), None):
         raise BctrlConfigError(problem)
-    place = check_workspace(connection.workspace(workspace)) if everything else ""
+    place = connection.workspace(workspace, is_needed=everything)
     asks = everything and not (yes or dry_run)
     if asks and not out.can_ask():
         raise BctrlConfigError("cannot ask for confirmation without a terminal: add --yes")
@@ -157,22 +153,22 @@ def stop(
     items: Iterable[object] | AsyncIterable[object]
     if file is not None:
         # A bad line is an invalid target, which the bulk stop rejects.
-        parser = LineParser(connection.workspace(workspace), is_only=workspace is not None)
+        parser = LineParser(place or None, is_only=workspace is not None)
         items = _targets.open_targets(file, parser, allow_empty=allow_empty, shard=shard)
     elif everything:
-        began = time.monotonic()
+        began, lister = time.monotonic(), connect()
         wanted = RuntimeFilter(status=status, kind=kind, older_than=older_than)
-        finding = find_runtimes(connect(), place, wanted, alias, output, deadline=deadline)
+        finding = find_runtimes(lister, place, wanted, alias, output, deadline=deadline)
         items = found = asyncio.run(finding)
         found.keep(shard.keeps)
-        # The time to answer the question does not count.
-        left = deadline and max(round(deadline - (time.monotonic() - began), 2), _MIN_DEADLINE)
+        # The time to answer the question does not count. With 1 ms, every target is `not_sent`.
+        left = deadline and max(round(deadline - (time.monotonic() - began), 2), 0.001)
         if not found:
             where = f" in shard {shard.number}/{shard.total}" if shard != _targets.WHOLE else ""
             out.print_info(f"Nothing to stop: no runtime of {out.escape(place)}{where} matches")
             if journal is None:
                 return 0
-        elif asks and found.runtimes and not found.confirm():
+        elif asks and found.runtimes and not found.confirm(lister.base_url):
             out.print_info("Nothing was stopped")
             return out.FAILED
     else:
@@ -184,7 +180,7 @@ def stop(
         return _dry_run(session, targets, None if everything else journal, journal_max_age)
     shown = None if file or everything else aliases
     printer = OutcomePrinter(output, shown, prints_json=output_format == "json")
-    explain = partial(_explain, connection, deadline)
+    explain = partial(connection.explain, deadline=deadline)
 
     def show(outcome: StopOutcome) -> None:
         explain(outcome.error)
@@ -224,14 +220,6 @@ def _open_pace(place: str | None, origin: str, rate: float | None) -> Pace | Non
         raise BctrlConfigError(f"cannot use {origin}: {error}") from error
 
 
-def _explain(connection: Connection, deadline: float | None, error: BctrlError | None) -> None:
-    """Name options in an error, and the deadline as it was given, not what a listing left of it."""
-    connection.explain(error)
-    if error is not None and deadline is not None:
-        given = f"the deadline of {opt.format_duration(deadline)} "
-        error.summary = _of_deadline(given, error.summary)
-
-
 def _run(session: BctrlSession, batch: StopBatch, output: out.Output) -> bool | None:
     """Run a bulk stop; return True if it was interrupted, None if its input cannot be read."""
 
@@ -254,13 +242,11 @@ def _report(
     report, output = batch.report, printer.output
     if report.ended_early is not None and interrupted is False:
         out.print_error(f"ended early: {printer.describe(report.ended_early)}")
-    valid = (each for each in report.failures if each.state is not RuntimeState.INVALID)
-    code = out.exit_code(outcome.error for outcome in valid)
-    if report.ok and not output.write_failed:
-        code = 0
-    is_left = batch.total is None and report.ended_early is not None
-    summary = f"{replace(report, ended_early=None)}{out.INPUT_LEFT * is_left}"
-    summary = f"{'Interrupted: ' * bool(interrupted)}{summary}"
+    errors = (each.error for each in report.failures if each.state is not RuntimeState.INVALID)
+    code = 0 if report.ok and not output.write_failed else out.exit_code(errors)
+    summary = f"{'Interrupted: ' * bool(interrupted)}{replace(report, ended_early=None)}"
+    if batch.total is None and report.ended_early is not None:
+        summary += "; the input was not read to its end"
     if printer.prints_json:
         out.print_info(summary)
     elif code or not out.is_quiet.get():
@@ -288,19 +274,19 @@ def _dry_run(
             return await batch
 
     failures, output = asyncio.run(run()).failures, out.Output()
-    invalid = [each for each in failures if each.result is StopResult.REJECTED]
+    invalid = [each.error for each in failures if each.result is StopResult.REJECTED]
     pending = [each.target for each in failures if each.result is StopResult.NOT_SENT]
+    skipped = ""
     if journal is not None and journal.exists():
         known = Journal(journal, session.base_url, max_age, only_read=True)
         with known.file:
-            pending = [target for target in pending if known.done(target) is None]
-        if len(pending) + len(invalid) < len(failures):
+            left = [target for target in pending if known.done(target) is None]
+        if done := len(pending) - len(left):
             known.warn_if_old()
+            pending, skipped = left, f", {done:,} no longer running"
     for target in pending:
         output.print_object(target._asdict())
-    for each in invalid[: out.MAX_SHOWN]:
-        out.print_error(each.error or each.result)
-    done = len(failures) - len(pending) - len(invalid)
-    skipped = f", {done:,} no longer running" if done else ""
+    for error in invalid[: out.MAX_SHOWN]:
+        out.print_error(error or "")
     out.print_info(f"Dry run: {len(pending):,} to stop{skipped}, {len(invalid):,} invalid")
     return out.FAILED if invalid or output.write_failed else 0
