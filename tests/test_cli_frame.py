@@ -31,10 +31,10 @@ def test_a_duration_is_read_with_its_units(text: str, seconds: float) -> None:
     assert _options.duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["59s", "1m1s", "1h", "2h5m", "1d", "300d1h"])
+@pytest.mark.parametrize("text", ["59s", "1m1s", "1h", "2h5m", "1d", "300d1h", "250ms", "1.5s"])
 def test_seconds_are_printed_as_a_duration_is_read(text: str) -> None:
-    assert _options.format_duration(_options.duration(text) + 0.9) == text
-    assert [_options.format_duration(seconds) for seconds in (-1, 0, 0.25)] == ["0s", "0s", "250ms"]
+    assert _options.format_duration(_options.duration(text)) == text
+    assert [_options.format_duration(seconds) for seconds in (-1, 0)] == ["0s", "0s"]
 
 
 @pytest.mark.parametrize(
@@ -232,14 +232,3 @@ def test_ctrl_c_during_startup_has_no_traceback_and_another_missing_module_has(
     else:
         assert __main__.main() == expected
     assert capsys.readouterr() == ("", "")
-
-
-def test_garbage_collections_of_the_command_skip_its_modules(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Fault: a full collection searched all modules, and held up a run for 10 ms."""
-    steps: list[str] = []
-    monkeypatch.setattr("gc.freeze", lambda: steps.append("freeze"))
-    # It is the command itself that raises the error.
-    monkeypatch.setattr("sys.argv", ["bctrl-async", "get", "ws"])
-    assert (__main__.main(), steps) == (2, ["freeze"])

@@ -57,6 +57,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: 
         "note.csv": 'workspace,alias,note\nws,a,"of two\nlines"\n',
         "pretty.json": '{\n"workspace": "ws",\n"alias": "a"\n}\n{\n}\n',
         "twice.csv": "ws,a\nws,a\n",
+        "table.txt": "STATUS  KIND     AGE  ALIAS\nactive  browser  5m   a\n",
     }.items():
         (tmp_path / name).write_text(content, "utf-8")
     old = datetime.now(UTC) - timedelta(days=2)

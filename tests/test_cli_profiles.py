@@ -175,7 +175,8 @@ class TestPrecedence:
             ("BCTRL_API_KEY=k", TYPED, "typed.test BCTRL_API_KEY"),
             (BOTH, "--profile x", "x.test X_KEY"),
             (BOTH, "--profile default", "default.test DEFAULT_KEY"),
-            (f"{BOTH} BCTRL_PROFILE=x", "", "x.test X_KEY"),
+            ("BCTRL_API_KEY=k BCTRL_PROFILE=x", "", "x.test X_KEY"),
+            (f"{BOTH} BCTRL_PROFILE=x", "--profile y", "api.bctrl.ai Y_KEY"),
             (f"{BOTH} BCTRL_PROFILE=x", f"--profile y {TYPED}", "typed.test Y_KEY"),
             (BOTH, "--profile y", "api.bctrl.ai Y_KEY"),
             ("BCTRL_BASE_URL=", "--profile y", "api.bctrl.ai Y_KEY"),
@@ -205,7 +206,12 @@ class TestPrecedence:
         ("variables", "table", "said"),
         [
             ("", "", "no API key in {profile}. Add api_key_env"),
-            (f"{BOTH} BCTRL_PROFILE=default", "", "no API key in {profile}. Add api_key_env"),
+            ("BCTRL_PROFILE=default", "", "no API key in {profile}. Add api_key_env"),
+            (
+                f"{BOTH} BCTRL_PROFILE=default",
+                GIVE_KEY,
+                "BCTRL_PROFILE and BCTRL_BASE_URL are both set. Unset one",
+            ),
             ("", "api_key_env = 'A'", "no API key: set A (api_key_env of {profile})"),
             ("BCTRL_BASE_URL=https://env.test", GIVE_KEY, "no API key: set BCTRL_API_KEY"),
             # Which URL is the key for? It could be that of the profile.
@@ -227,7 +233,7 @@ class TestPrecedence:
         set_variables(monkeypatch, variables)
         assert (await error_of(command, "list ws")).startswith(full(said, "default"))
 
-    async def test_the_variables_of_workspace_and_pace_are_behind_the_profile_in_use(
+    async def test_the_pace_of_a_profile_precedes_a_variable_and_two_workspaces_are_an_error(
         self, command: Command, monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path
     ) -> None:
         start = f"[profiles.default]\nbase_url = '{emulator.url}'\n{GIVE_KEY}\n"
@@ -237,6 +243,10 @@ class TestPrecedence:
         for name in ("list", "doctor"):
             assert "could not list workspace 'nosuch'" in (await command(name))[2]
         configure(f"{start}workspace = 'ws'\npace = 'of-profile'\n")
+        title = full("{profile}", "default")
+        problem = f"BCTRL_WORKSPACE is 'nosuch', and {title} has 'ws'. Give WORKSPACE"
+        assert await error_of(command, " ".join(args)) == problem
+        monkeypatch.setenv("BCTRL_WORKSPACE", "")
         assert (await command(*args))[0] == 0
         assert (tmp_path / "of-profile").exists()
         assert not (tmp_path / "of-variable").exists()

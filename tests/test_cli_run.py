@@ -236,7 +236,7 @@ async def test_ctrl_c_waits_for_requests_in_flight_and_the_second_one_aborts(
     await until(lambda: len(holding.requests) == 2)
 
     said = await begin_to_end(process, signal_)
-    assert said == f"1 of 4 sent, 1 in flight, {NOTICE}, 1 stopped\n"
+    assert said == f"1 of 4 answered, 1 in flight, {NOTICE}, 1 stopped\n"
     if twice:
         process.send_signal(signal_)
     else:
@@ -341,5 +341,5 @@ async def test_an_early_ctrl_c_on_a_terminal_announces_the_second_one_in_a_line(
         await until(lambda: batch.ended_early)
         holding.held.clear()
         assert await running
-    assert capfd.readouterr().err == f"0 of 2 sent, 1 in flight, {NOTICE}\n"
+    assert capfd.readouterr().err == f"0 of 2 answered, 1 in flight, {NOTICE}\n"
     assert batch.report.counts == {StopResult.STOPPED: 1, StopResult.NOT_SENT: 1}

@@ -217,7 +217,7 @@ async def test_input_that_is_not_targets_is_reported_once_and_nothing_is_stopped
     save(file, content)
     code, out, err = await command("stop", "--from", file)
     assert reason in err
-    assert err.count("\n") == err.count("Nothing was stopped") == 1
+    assert err.count("\n") == err.count("None of it was used") == 1
     assert err.removesuffix("\n").isprintable()
     assert (code, out) == (2, "")
     assert holding.requests == []

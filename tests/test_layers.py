@@ -354,10 +354,10 @@ BUDGETS = {
     ("_calls",): 720,
     ("_http",): 1713,
     ("_limiter",): 835,
-    ("bulk",): 1726,
+    ("bulk",): 1724,
     ("dask",): 682,
     ("journal",): 330,
-    ("cli",): 3057,
+    ("cli",): 2300,
     ("emulator",): 949,
     ("fastapi",): 567,
 }

@@ -173,7 +173,7 @@ def test_after_an_interrupt_a_line_counts_outcomes_as_what_they_are(
     display.is_interrupted = True
 
     assert display.line() == (
-        "121 of 1,000 sent, 3 in flight, Ctrl-C again to abort, "
+        "121 of 1,000 answered, 3 in flight, Ctrl-C again to abort, "
         "120 stopped, 876 not_sent, 1 unknown"
     )
 
@@ -189,7 +189,7 @@ def test_after_an_interrupt_the_bar_shows_settled_outcomes_and_no_time_left(
 
     bar, state, results = drawn(display, 80)
 
-    assert bar.startswith("40 of 100 sent ━━━")
+    assert bar.startswith("40 of 100 answered ━━━")
     assert bar.endswith(" 0:00:04")
     assert " left" not in bar
     assert state == "2 in flight, Ctrl-C again to abort"
@@ -199,7 +199,7 @@ def test_after_an_interrupt_the_bar_shows_settled_outcomes_and_no_time_left(
 def test_after_an_interrupt_an_unknown_total_is_not_shown(make: Make) -> None:
     display, _ = make(Batch(None, Counter({StopResult.STOPPED: 5}), in_flight=1))
     display.is_interrupted = True
-    assert display.line() == "5 sent, 1 in flight, Ctrl-C again to abort, 5 stopped"
+    assert display.line() == "5 answered, 1 in flight, Ctrl-C again to abort, 5 stopped"
 
 
 def test_a_slow_rate_has_a_decimal_and_no_time_left_if_the_total_is_unknown(

@@ -1,6 +1,6 @@
 """The app of `bctrl-async`, and how its errors are reported."""
 
-import gc
+import difflib
 import re
 import sys
 import traceback
@@ -73,6 +73,9 @@ def _show_completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
         script = script.replace(".' \\\n", '.:_guard "^-*" name\' \\\n')
         # The script alone works only in a folder of `fpath`, and this also when it is sourced.
         script += "compdef _cyclopts_bctrl-async bctrl-async"
+    if shell == "bash":
+        # A workspace may be named like a command.
+        script = script.replace('[[ " $all_commands ', '[[ -z ${cmd_path[0]} && " $all_commands ')
     _output.Output().print_result(script, exact=True)
 
 
@@ -99,10 +102,6 @@ def main(args: Sequence[str] | None = None) -> int:
         bound.apply_defaults()
         connection = bound.arguments.get("connection", CONNECTION)
         _output.set_verbosity(verbose=connection.verbose, quiet=connection.quiet)
-        if args is None:
-            # The process is the command's own, and what it has imported is never garbage: a full
-            # collection would search it for 10 ms, in which no answer is read.
-            gc.freeze()
         return command(*bound.args, **bound.kwargs) or 0
     except CycloptsError as error:
         _output.print_error(_plain(error))
@@ -114,7 +113,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return _output.IN_USE
         return _output.exit_code([error])
     except OSError as error:
-        _output.report_os_error(error)
+        is_stdout = error.errno in _output.WRITE_ERRORS and error.filename is None
+        _output.Output().fail(error) if is_stdout else _output.print_error(str(error))
         return _output.FAILED
     except Exception as error:  # noqa: BLE001 - a traceback could show what must stay secret.
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -138,6 +138,13 @@ def _plain(error: CycloptsError) -> str:
         error.value = error.argument.tokens[0].value
     error.unused_tokens = [_option_name(token) for token in error.unused_tokens or ()]
     text = str(error).rstrip(".")
+    if isinstance(error, exceptions.UnknownOptionError):
+        # A far suggestion is worse than none: --no-verify is not about TLS, as --no-verify-ssl is.
+        unknown, _, suggested = text.partition(" Did you mean ")
+        if not difflib.get_close_matches(name, [suggested.rstrip("?")], cutoff=0.85):
+            text = unknown.rstrip(".")
+    if isinstance(error, exceptions.UnknownCommandError) and error.unused_tokens[0][:1] == "-":
+        text = f"options follow the command: bctrl-async COMMAND {error.unused_tokens[0]}"
     if isinstance(error, exceptions.UnusedCliTokensError) and error.unused_tokens:
         text = f"unexpected argument {error.unused_tokens[0]!r}"
     if isinstance(error, CoercionError) and error.argument:

@@ -63,7 +63,8 @@ def _read_config() -> tuple[Path, Mapping[str, Mapping[str, str | int | float]]]
             return file, {}
         raise BctrlConfigError(f"cannot read {file}: {error.strerror}") from error
     except (msgspec.MsgspecError, ValueError) as error:
-        raise BctrlConfigError(f"invalid {file}: {error}") from error
+        advice = "Write the keys of a profile below [profiles.NAME]"
+        raise BctrlConfigError(f"invalid {file}: {error}", advice=advice) from error
 
 
 def _find_profile(name: str | None, *, has_url: bool) -> Profile:
@@ -106,8 +107,10 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
         return
     # An empty variable is an unset one.
     named = [token.value for token in chosen.tokens if token.value or token.source != "env"]
-    has_url = any(token.value for token in arguments["--base-url"].tokens)
-    profile = _find_profile(named[0] if named else None, has_url=has_url)
+    urls = [token.source for token in arguments["--base-url"].tokens if token.value]
+    if named and urls == ["env"] and chosen.tokens[0].source == "env":
+        raise BctrlConfigError("BCTRL_PROFILE and BCTRL_BASE_URL are both set", advice="Unset one")
+    profile = _find_profile(named[0] if named else None, has_url=bool(urls))
     chosen.tokens[:] = [Token(implicit_value=profile)]
     for argument in arguments:
         key, tokens = argument.name.lstrip("-").replace("-", "_"), argument.tokens
@@ -177,10 +180,15 @@ class Connection:
     def workspace(self, given: str | None, *, is_needed: bool = False) -> str:
         """Return the workspace that is given, or that of the profile or the environment."""
         of_profile = self.profile.values.get("workspace")
-        workspace = given or of_profile or os.environ.get("BCTRL_WORKSPACE", "")
+        variable = os.environ.get("BCTRL_WORKSPACE", "")
+        if not given and of_profile and variable not in {"", of_profile}:
+            problem = (
+                f"BCTRL_WORKSPACE is {variable!r}, and {self.profile.title} has {of_profile!r}"
+            )
+            raise BctrlConfigError(problem, advice="Give WORKSPACE")
+        workspace = given or of_profile or variable
         if is_needed and not workspace:
-            problem = "give a WORKSPACE, set BCTRL_WORKSPACE, or name a profile with it"
-            raise BctrlConfigError(problem)
+            raise BctrlConfigError("give WORKSPACE, set BCTRL_WORKSPACE, or name a profile with it")
         return workspace
 
     def key(self) -> tuple[str, str]:

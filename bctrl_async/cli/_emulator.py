@@ -100,7 +100,7 @@ def emulator(
         output = Output()
         asyncio.run(_serve(server, api_key, output))
     except OSError as error:
-        problem = f"cannot listen on {host} port {port}: {error.strerror}"
+        problem = f"cannot listen on {host} port {port}: {str(error.strerror).rpartition(': ')[2]}"
         raise BctrlConfigError(problem, advice="Choose another with --port") from error
     return FAILED if output.write_failed else 0
 
@@ -118,8 +118,7 @@ def _add_runtimes(server: Emulator, count: int) -> None:
     for number, alias in enumerate(_aliases(count), start=1):
         # Kinds and ages differ so that filters have an effect.
         kind = "browser" if number % 10 else "desktop"
-        created = now - timedelta(minutes=number)
-        created_at = f"{created:%Y-%m-%dT%H:%M:%S}.000Z"
+        created_at = (now - timedelta(minutes=number)).isoformat()
         server.add_runtime(_WORKSPACE, alias, kind=kind, created_at=created_at)
 
 
@@ -138,19 +137,15 @@ async def _serve(server: Emulator, api_key: str, output: Output) -> None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
         try:
             await terminated.wait()
-        except asyncio.CancelledError:
-            if output.on_terminal:
-                output.print_result("")  # Below the ^C.
-            raise
         finally:
-            print_info(f"{pluralize(len(server.requests), 'request')} received")
+            print_info(f"\n{pluralize(len(server.requests), 'request')} received")
 
 
 def _print_request(request: ReceivedRequest) -> None:
     # A query may contain secrets, and is not part of the operation.
-    path, query, _ = request.raw_path.partition("?")
+    path = request.raw_path.partition("?")[0]
     fault = "" if request.fault is None else f" {request.fault}"
-    print_info(f"{request.status or '---'} {request.method:<4} {path}{'?...' * bool(query)}{fault}")
+    print_info(f"{request.status or '---'} {request.method:<4} {path}{fault}")
 
 
 def demo(
@@ -158,7 +153,6 @@ def demo(
     runtimes: Annotated[
         int, whole_number(1, MAX_RUNTIMES), Parameter(help="Runtimes to stop.")
     ] = 300,
-    seed: Seed = 4,
 ) -> int:
     """Stop many runtimes on a misbehaving server; needs no key and no network.
 
@@ -170,7 +164,7 @@ def demo(
         port=0,
         api_key=_KEY,
         faults=_DEMO_FAULTS,
-        seed=seed,
+        seed=4,
         latency=0.1,
         fault_latency=0.5,
         rate_limit=100,
@@ -181,8 +175,7 @@ def demo(
             server.add_runtime(*target)
     outcomes: list[StopOutcome] = []
     output = Output()
-    print_info(f"Stopping {pluralize(runtimes, 'runtime')} on a local emulator that misbehaves.")
-    print_info("It accepts at most 100 requests per second.")
+    print_info(f"Stopping {pluralize(runtimes, 'runtime')} on a faulty emulator that allows 100/s.")
 
     async def stop_all() -> tuple[StopReport, bool]:
         async with server:

@@ -98,6 +98,8 @@ class LineParser:
                 raise self._bad(text, f"the header has no column {missing[0]}")
         # Prose often has one comma, but no id has a space.
         pairs = [d for d, cells in rows.items() if len(cells) == len(_KEYS) and " " not in cells[0]]
+        if is_list and "  " in text:
+            raise self._bad(text, "it looks like the table of list: use its -o json")
         if is_list:
             self._delimiter, self._columns = "\t", ["alias"]
         elif len(pairs) == 1:
@@ -105,7 +107,7 @@ class LineParser:
         elif rows:
             reasons = {
                 "two delimiters fit: add a header, or quote the alias": pairs,
-                "a list of aliases needs WORKSPACE": re.fullmatch(r"[\w.-]+", text),
+                "a list of aliases needs a workspace": re.fullmatch(r"[\w.-]+", text),
                 "it is no header and no pair: expected WORKSPACE,ALIAS or JSON": True,
             }
             raise self._bad(text, next(reason for reason, is_so in reasons.items() if is_so))

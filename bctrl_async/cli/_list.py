@@ -27,6 +27,7 @@ from bctrl_async.cli import _output as out
 from bctrl_async.cli._connection import CONNECTION, Connection
 from bctrl_async.cli._progress import show_waiting
 from bctrl_async.filters import FoundTargets, parse_time
+from bctrl_async.models import RuntimeKind, RuntimeStatus
 
 
 class FoundRuntimes(FoundTargets):
@@ -87,6 +88,10 @@ async def find_runtimes(
         listed = [i for i in listed if i.alias is None or fnmatchcase(i.alias, alias)]
     found = FoundRuntimes(workspace, wanted)
     found.add(listed)
+    unknown = {wanted.status, wanted.kind} - {None, "any", *RuntimeStatus, *RuntimeKind}
+    if unknown and not found:
+        # It may be mistyped, and must not look like success.
+        raise BctrlConfigError(f"no runtime of {workspace!r} is {' and '.join(map(repr, unknown))}")
     return found
 
 

@@ -53,8 +53,8 @@ def duration(value: str) -> float:
 
 def format_duration(seconds: float) -> str:
     """Return seconds in their two largest units, such as 2h30m, as `duration` reads them."""
-    if 0 < seconds < 1:
-        return f"{seconds * 1000:g}ms"
+    if seconds % 1:
+        return f"{seconds:g}s" if seconds > 1 else f"{seconds * 1000:g}ms"
     left = int(max(seconds, 0))
     parts: list[str] = []
     for unit in "dhms":

@@ -32,7 +32,7 @@ INTERRUPTED = 130
 
 MAX_SHOWN = 10
 """The number of targets that are shown one by one if they are invalid, or have no outcome."""
-_WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
+WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
 # A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a rate that it
 # shares: the user must see these warnings.
 _ALWAYS_SHOWN = ("bctrl_async.filters", "bctrl_async.journal", "bctrl_async.pace")
@@ -149,19 +149,6 @@ def _print_line(line: str) -> None:
         lines = [wrap(each, columns) for each in lines]
     with suppress(OSError):
         print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - rich may be drawing.
-
-
-def can_ask() -> bool:
-    """Return True if stdin and stderr are terminals."""
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
-
-
-def report_os_error(error: OSError) -> None:
-    """Report an error of stdout, to which the help is written, or of anything else."""
-    if error.errno in _WRITE_ERRORS and error.filename is None:
-        Output().fail(error)
-    else:
-        print_error(str(error))
 
 
 class Output(Console):

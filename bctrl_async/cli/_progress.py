@@ -25,13 +25,8 @@ _RATE_PERIOD = 10.0
 _DECIMALS_BELOW = 10
 """Stops per second from which a decimal is noise."""
 
-# SIGHUP comes from a terminal that is closed; under nohup it is ignored.
-_SIGNALS = [
-    number
-    for name in ("SIGINT", "SIGTERM", "SIGHUP")
-    if (number := getattr(signal, name, None)) is not None
-    and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN)
-]
+# SIGHUP comes from a terminal that is closed.
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
 
 class Display:
@@ -90,7 +85,7 @@ class Display:
         # After an interrupt, most of the other outcomes are `not_sent`.
         done = counts.total() - counts[StopResult.NOT_SENT] * self.is_interrupted
         text = f"{done:,}" if total is None else f"{done:,} of {total:,}"
-        text += " sent" * self.is_interrupted
+        text += " answered" * self.is_interrupted
         self._progress.update(self._task, completed=done, description=text)
         task = self._progress.tasks[0]
         task.fields["rate"] = self._rate_text(task)
@@ -171,8 +166,10 @@ def _signal_handlers(interrupt: Callable[[], None]) -> Iterator[None]:
     with ExitStack() as stack:
         with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or another thread.
             for number in _SIGNALS:
-                loop.add_signal_handler(number, interrupt)
-                stack.callback(loop.remove_signal_handler, number)
+                # Nohup ignores SIGHUP.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    loop.add_signal_handler(number, interrupt)
+                    stack.callback(loop.remove_signal_handler, number)
         yield
 
 

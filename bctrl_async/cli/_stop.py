@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 import time
 from collections.abc import AsyncIterable, Iterable
 from functools import partial
@@ -137,7 +138,7 @@ def stop(
         raise BctrlConfigError(problem)
     place = connection.workspace(workspace, is_needed=everything)
     asks = everything and not (yes or dry_run)
-    if asks and not out.can_ask():
+    if asks and not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
         raise BctrlConfigError("cannot ask for confirmation without a terminal: add --yes")
     # A session belongs to one event loop; listing and stopping each run one.
     connect = partial(
@@ -253,9 +254,10 @@ def _report(
         output.print_result(summary)
     missing = sum(outcome.result is StopResult.NOT_FOUND for outcome in report.failures)
     if missing:
-        remedy = "check the workspace ids, the aliases and the base URL, or add --ignore-not-found"
+        remedy = "check the workspace ids, the aliases and the base URL"
+        remedy += ", or add --ignore-not-found" * (missing < report.total)
         out.print_error(f"{missing:,} of {report.total:,} targets not found: {remedy}")
-    if interrupted and has_journal:
+    if interrupted and has_journal and code:
         out.print_info("Run the same command again to resume")
     return out.INTERRUPTED if interrupted else code
 

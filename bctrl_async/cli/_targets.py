@@ -121,7 +121,7 @@ def _refusal(name: str, bad: BadLine | None = None) -> BctrlConfigError:
     if bad is None:
         advice = "Add --allow-empty if that may be so"
         return BctrlConfigError(f"there are no targets in {name}", advice=advice)
-    return BctrlConfigError(f"{name}: {bad!r} is not a target: {bad}", advice="Nothing was stopped")
+    return BctrlConfigError(f"{name}: {bad!r} is not a target: {bad}", advice="None of it was used")
 
 
 async def collect(items: Iterable[_T] | AsyncIterable[_T]) -> list[_T]:
