@@ -45,20 +45,19 @@ if TYPE_CHECKING:
     from bctrl_async.shards import shard
     from bctrl_async.stats import SessionStats
 else:
-    # Those that import no aiohttp are in front.
+    # Modules without aiohttp come first.
     _MODULES = (
         *("errors", "models", "stats", "outcomes", "filters", "observer", "shards", "_calls.retry"),
         *("bulk", "session", "journal", "pace"),
     )
 
     def __getattr__(name: str) -> object:
-        """Import what is used first: the help of the command would wait for aiohttp."""
+        """Import a name when it is first used: the help of the command needs no aiohttp."""
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
         if name in __all__:
             modules = (import_module(f"{__name__}.{module}") for module in _MODULES)
-            found = next(getattr(module, name) for module in modules if hasattr(module, name))
-            return globals().setdefault(name, found)
+            return next(getattr(module, name) for module in modules if hasattr(module, name))
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> set[str]:

@@ -55,7 +55,7 @@ def authorization(key: object) -> Secret:
     key = hidden(key)
     if isinstance(key, type):
         raise invalid_type("API key", key, "a str", "api_key")
-    # A key of a file or a secret store often ends with a line end, which is none of it.
+    # A key of a file or a secret store often ends with a line end, which does not belong to it.
     key = Secret(key.rstrip("\r\n"))
     if not _is_key(key):
         raise BctrlConfigError(

@@ -529,12 +529,18 @@ class TestErrorClass:
         foreign_may_have_stopped: bool,
     ) -> None:
         """Fault: a gateway's 503 for a stop that took effect was proof that nothing was done."""
-        error = parse_error(status, {"code": "x", "error": "No."})
+        error = parse_error(status, {"code": "some.code", "error": "No."})
         assert type(error) is error_class
         assert error.status == status
         assert error.may_have_stopped is may_have_stopped
 
-        for body in (b"", b"upstream connect error", {"code": 5}, {"error": {"code": "x"}}, "x"):
+        for body in (
+            b"",
+            b"upstream connect error",
+            {"code": 5},
+            {"error": {"code": "x.y"}},
+            {"code": "101503"},
+        ):
             foreign = parse_error(status, body)
             assert type(foreign) is error_class
             assert foreign.may_have_stopped is foreign_may_have_stopped

@@ -30,6 +30,7 @@ from bctrl_async import (
 )
 from bctrl_async._http.fast.answer import Connector, _readability
 
+KEY = "a-key-that-is-not-shown"
 WORKSPACE = UUID("0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f")
 ANOTHER_WORKSPACE = UUID("4b0d6b3e-6f0a-4b57-9a55-0f7f8f5d3c21")
 QUICK = RetryPolicy(base=0.001, cap=0.001)
@@ -384,12 +385,26 @@ class TestAnswersAboutAnotherRuntime:
 
         error = caught.value
         assert str(error) == (
-            "stop of 'crm' in workspace 'ws-1': the server answered about runtime 'mail' in "
-            f"workspace '{WORKSPACE}', which was not asked for (4 attempts, the runtime may have "
-            "stopped). Retrying is safe. If a mock server answers with made-up data, pass "
-            "check_answers=False to the session"
+            "stop of 'crm' in workspace 'ws-1': the answer describes another runtime, 'mail' in "
+            f"workspace '{WORKSPACE}' (4 attempts, the runtime may have stopped). Retrying is "
+            "safe. If a mock server answers with made-up data, pass check_answers=False to the "
+            "session"
         )
         assert (error.status, error.may_have_stopped, error.accepted) == (None, True, False)
+
+    @pytest.mark.parametrize("place", [[KEY], {"at": KEY}, KEY, KEY * 30_000])
+    async def test_it_shows_no_key_that_the_answer_echoes(self, place: object) -> None:
+        """Fault: the workspace of an unreadable answer was shown whole, with the key."""
+        body = json.dumps({"alias": KEY, "workspaceId": place}).encode()
+        async with (
+            raw_server(answering(http_answer("200 OK", body))) as url,
+            BctrlSession(KEY, base_url=url, retry=QUICK) as session,
+        ):
+            with pytest.raises(BctrlResponseError, match="describes another runtime") as caught:
+                await session.stop_runtime("ws-1", "crm")
+
+        assert KEY not in f"{caught.value}{caught.value.__notes__}"
+        assert len(str(caught.value)) < 2000
 
     async def test_it_is_unknown_in_bulk(self) -> None:
         gateway = answering(runtime("mail"))
@@ -430,7 +445,7 @@ class TestAnswersAboutAnotherRuntime:
             raw_server(answering(runtime("mail", status="active"))) as url,
             BctrlSession("k", base_url=url, retry=QUICK) as session,
         ):
-            with pytest.raises(BctrlResponseError, match="about runtime 'mail'") as caught:
+            with pytest.raises(BctrlResponseError, match="another runtime, 'mail'") as caught:
                 await session.get_runtime("ws-1", "crm")
         assert (caught.value.attempts, caught.value.may_have_stopped) == (4, False)
 
@@ -449,7 +464,7 @@ class TestAnswersAboutAnotherRuntime:
             raw_server(handle) as url,
             BctrlSession("k", base_url=url, retry=QUICK) as session,
         ):
-            with pytest.raises(BctrlResponseError, match="which was not asked for"):
+            with pytest.raises(BctrlResponseError, match="the answer describes another runtime"):
                 await session.stop_workspace(WORKSPACE, where=RuntimeFilter())
             assert len(await session.list_runtimes("a-name", on_unreadable=repr)) == 1
         assert stops == []
@@ -469,7 +484,7 @@ class TestAnswersAboutAnotherRuntime:
             raw_server(answering(runtime(f"a {key}"))) as url,
             BctrlSession(key, base_url=url, retry=ONCE) as session,
         ):
-            with pytest.raises(BctrlResponseError, match=r"runtime 'a \*\*\*'") as caught:
+            with pytest.raises(BctrlResponseError, match=r"runtime, 'a \*\*\*'") as caught:
                 await session.stop_runtime("ws-1", "crm")
         assert key not in f"{caught.value!r} {vars(caught.value)}"
 
@@ -480,5 +495,5 @@ class TestAnswersAboutAnotherRuntime:
             "https://api.bctrl.ai/v1/workspaces/ws-1/runtimes/crm/stop", payload=fields("mail")
         )
         async with BctrlSession("k", retry=ONCE) as session:
-            with pytest.raises(BctrlResponseError, match="about runtime 'mail'"):
+            with pytest.raises(BctrlResponseError, match="another runtime, 'mail'"):
                 await session.stop_runtime("ws-1", "crm")

@@ -62,7 +62,7 @@ class Sender:
         self.limiter: Limiter = limiter
         self._url = url
         self.closed: bool = False
-        # The highest number of an attempt that the API itself has answered, in whichever order.
+        # The highest number of an attempt that was answered, in whichever order.
         self.last_answered: int = 0
         self._headers = headers
         self._key_provider = key_provider
@@ -154,7 +154,7 @@ class Sender:
                     return ended
                 self._record_failure(call, ended, was_sent=was_sent)
                 if self.closed and ended.status in THROTTLED:
-                    # Nothing was done: it fails as a call that waits for a slot.
+                    # It fails as a call that waits for a slot; an attempt in doubt stays so.
                     raise session_closed() from ended
                 ends = self.closed or not call.may_be_repeated
                 if ends or not await self._wait_to_retry(call, ended):

@@ -36,6 +36,9 @@ _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
 _is_identifier = re.compile(r"[A-Za-z0-9._:-]{1,200}").fullmatch
 _KEY_STARTS = slice(len("Bearer "), len("Bearer ") + 4)
 """The first characters of the key in an `Authorization` header; most ids do not have them."""
+_is_code = re.compile(r"[a-z_]+(?:\.[a-z_]+)+").fullmatch
+"""Matches a code of the API (contract errors.md); a gateway may have another text or a number."""
+_LOOK = "Check the runtime's status; retrying is safe"
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
 _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORECASE).match
 # After a byte order mark and blank lines, in UTF-8 or UTF-16. JSON never begins with "<".
@@ -142,10 +145,10 @@ def check_answer(
         return None
     if (alias is None or _is_named(parsed, alias)) and _is_in(parsed, workspace_id):
         return None
-    other = sanitize(parsed.alias, bearer_key(authorization)) or ""
+    key = bearer_key(authorization)
+    other, place = (sanitize(str(name), key) or "" for name in (parsed.alias, parsed.workspace_id))
     return BctrlResponseError(
-        f"the server answered about runtime {other!r} in workspace {str(parsed.workspace_id)!r}, "
-        "which was not asked for",
+        f"the answer describes another runtime, {other!r} in workspace {place!r}",
         advice="Retrying is safe. If a mock server answers with made-up data, pass "
         "check_answers=False to the session",
         # It says nothing about this request, so it has no status.
@@ -217,10 +220,11 @@ def parse_error(
     reason = ": ".join(part for part in (code, message) if part)
     # Only the API's own 503 says that nothing was done: a gateway may have forwarded the request.
     is_doubtful = is_server_error and status != HTTPStatus.SERVICE_UNAVAILABLE
-    if code is None:
+    if code is None or not _is_code(code):
         is_doubtful = status not in _NOT_FORWARDED
     return error_class(
         f"the server answered {status} {reason or phrase}",
+        advice=_LOOK if is_doubtful and not is_server_error else None,
         may_have_stopped=is_doubtful,
         status=status,
         code=code,
@@ -259,7 +263,7 @@ def _fields_of(body: bytes) -> dict[str, object]:
         return {"error": fields}
     inner = fields.get("error")
     if isinstance(inner, dict):
-        # Only the API's own body has a code, which stands outside.
+        # Only the API puts its code at the top level.
         return {**fields, "error": None, **inner, "code": fields.get("code")}
     return fields
 

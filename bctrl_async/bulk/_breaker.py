@@ -59,8 +59,7 @@ class CircuitBreaker:
         self._opened_at: float | None = None
         self._held_since = 0.0
         self._probe: Call[Runtime] | None = None
-        self._failed_at = 0
-        self._asking = CancelScope()
+        self._asking: dict[CancelScope, int] = {}
         self._probers = 0
         self._failures = 0
         self._unanswered = 0
@@ -81,8 +80,9 @@ class CircuitBreaker:
         """Record that the server answered the last attempt of a call."""
         self._answered = call
         self._close_if_up()
-        if self._is_up_since(self._failed_at):
-            self._asking.cancel()
+        for asking, failed_at in self._asking.items():
+            if self._is_up_since(failed_at):
+                asking.cancel()
 
     def _close_if_up(self) -> None:
         began, _ = self._outage
@@ -149,7 +149,6 @@ class CircuitBreaker:
 
         The canary is abandoned if another call of the run is answered first.
         """
-        self._failed_at = failed_at
         if self._probe is None:
             self._probe = call
             self._has_no_probe.clear()
@@ -160,9 +159,12 @@ class CircuitBreaker:
         if answered is not None:
             target = RuntimeRef(answered.workspace_id, answered.alias or "")
         is_answered = False
-        asking = self._asking = CancelScope()
-        with asking:
-            is_answered = await self._ask_canary(target)
+        self._asking[asking := CancelScope()] = failed_at
+        try:
+            with asking:
+                is_answered = await self._ask_canary(target)
+        finally:
+            del self._asking[asking]
         if is_answered or asking.cancelled_caught or self._is_up_since(failed_at):
             return True
         self._unanswered += 1
