@@ -301,9 +301,13 @@ class ChaosRun:
                 await self._session.close()
 
     def _mark_end(self, iterations: int) -> None:
-        """Keep the targets that are sent so far, after some iterations of the event loop."""
-        if iterations:
-            asyncio.get_running_loop().call_soon(self._mark_end, iterations - 1)
+        """Keep the targets that are sent so far, some iterations of the loop after the end."""
+        assert self._runner is not None
+        # Anyio postpones the cancellation of a task that is about to run, again and again.
+        is_scope = self.ending is Ending.SCOPE_CANCELLED
+        has_ended = not is_scope or bool(self._runner.cancelling()) or self._runner.done()
+        if iterations or not has_ended:
+            asyncio.get_running_loop().call_soon(self._mark_end, iterations - has_ended)
         else:
             self._begun_at_end = set() if self._begun is None else set(self._begun.paths)
 

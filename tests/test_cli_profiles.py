@@ -244,7 +244,7 @@ class TestPrecedence:
             assert "could not list workspace 'nosuch'" in (await command(name))[2]
         configure(f"{start}workspace = 'ws'\npace = 'of-profile'\n")
         title = full("{profile}", "default")
-        problem = f"BCTRL_WORKSPACE is 'nosuch', and {title} has 'ws'. Give WORKSPACE"
+        problem = f"BCTRL_WORKSPACE is 'nosuch', and {title} has 'ws'. Unset one"
         assert await error_of(command, " ".join(args)) == problem
         monkeypatch.setenv("BCTRL_WORKSPACE", "")
         assert (await command(*args))[0] == 0

@@ -185,7 +185,7 @@ class Connection:
             problem = (
                 f"BCTRL_WORKSPACE is {variable!r}, and {self.profile.title} has {of_profile!r}"
             )
-            raise BctrlConfigError(problem, advice="Give WORKSPACE")
+            raise BctrlConfigError(problem, advice="Unset one")
         workspace = given or of_profile or variable
         if is_needed and not workspace:
             raise BctrlConfigError("give WORKSPACE, set BCTRL_WORKSPACE, or name a profile with it")
