@@ -352,7 +352,7 @@ BUDGETS = {
     ("otel", "testing"): 360,
     ("pace", "redis"): 556,
     ("_calls",): 720,
-    ("_http",): 1717,
+    ("_http",): 1715,
     ("_limiter",): 835,
     ("bulk",): 1726,
     ("dask",): 682,

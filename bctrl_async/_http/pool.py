@@ -12,7 +12,7 @@ import aiohttp
 
 from bctrl_async._http.fast import FastPath, loop_of
 from bctrl_async._lifetime import close_with_loop
-from bctrl_async.errors import BctrlConfigError, session_closed
+from bctrl_async.errors import BctrlConfigError
 
 _forks = 0
 
@@ -53,9 +53,7 @@ class Pool:
         """Return the `aiohttp.ClientSession`, opened on the running loop."""
         http = self._http or self._open()
         self.check_loop()
-        if http.closed and self._borrowed is None:
-            raise session_closed()
-        if http.closed:
+        if http.closed and self._borrowed is not None:
             raise BctrlConfigError(
                 "the aiohttp.ClientSession given as http= is closed",
                 advice="Keep it open while the BctrlSession is in use",
