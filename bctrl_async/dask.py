@@ -105,7 +105,7 @@ class Visit(distributed.WorkerPlugin):
         self._facts: list[tuple[int, _Fact]] = []
         self._is_closing = False
 
-    async def teardown(self, worker: distributed.Worker) -> None:  # noqa: ARG002 - dask's.
+    async def teardown(self, worker: distributed.Worker) -> None:  # noqa: ARG002 - dask passes it.
         """Abort the chunks, and close the session."""
         self._is_closing = True
         for batch in filter(None, self._batches.values()):
@@ -173,8 +173,8 @@ class Visit(distributed.WorkerPlugin):
         if said := await self._end.get(timeout=_PATIENCE):
             reason, level = pickle.loads(said)  # noqa: S301 - dask itself unpickles.
             for batch in filter(None, self._batches.values()):
-                # The handle has no method with the reason of a coordinator, who logs it.
-                batch._run.state.ask_to_end(reason.summary, level)  # noqa: SLF001
+                # The coordinator logs its reason, so a worker does not warn of it.
+                batch._run.state.ask_to_end(reason.summary, level)  # noqa: SLF001 - no public way.
 
     async def _pulse(self) -> None:
         while True:

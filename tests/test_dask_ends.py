@@ -56,6 +56,18 @@ async def ended(batch: asyncio.Future[StopReport]) -> StopReport:
     return await asyncio.wait_for(batch, BOUND)
 
 
+async def asked_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait until the coordinator asks for messages, and never answer it."""
+    asked = asyncio.Event()
+
+    async def get(*_: object, **__: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Queue, "get", get)
+    await asked.wait()
+
+
 def start(batch: StopBatch) -> asyncio.Task[StopReport]:
     return asyncio.create_task(batch)
 
@@ -263,17 +275,10 @@ class TestEnding:
         self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Fault: the plugin, and with it the session of each worker, stayed on the cluster."""
-        asked = asyncio.Event()
-
-        async def get(*_: object, **__: object) -> None:
-            asked.set()
-            await asyncio.Event().wait()
-
         batch = stop_runtimes(cluster.client, hanging(emulator, 5))
         running = start(batch)
         await wait_for_requests(emulator, 1)
-        monkeypatch.setattr(Queue, "get", get)
-        await asked.wait()
+        await asked_in_vain(monkeypatch)
         monkeypatch.undo()
         for task in batch._run._tasks:
             task.cancel()
@@ -609,12 +614,6 @@ class TestSchedulers:
         self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Fault: dask tries for 30 s to connect again, and the slots wait for its answer."""
-        asked = asyncio.Event()
-
-        async def get(*_: object, **__: object) -> None:
-            asked.set()
-            await asyncio.Event().wait()
-
         targets = hanging(emulator, 10)
         with scheduler_process() as (process, address):
             async with small_cluster(1, scheduler_address=address) as cluster:
@@ -622,8 +621,7 @@ class TestSchedulers:
                     stop_runtimes(cluster.client, iter(targets), chunk_size=10, concurrency=1)
                 )
                 await wait_for_requests(emulator, 1)
-                monkeypatch.setattr(Queue, "get", get)
-                await asked.wait()
+                await asked_in_vain(monkeypatch)
                 process.kill()
                 report = await ended(running)
 

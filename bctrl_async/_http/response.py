@@ -38,7 +38,6 @@ _KEY_STARTS = slice(len("Bearer "), len("Bearer ") + 4)
 """The first characters of the key in an `Authorization` header; most ids do not have them."""
 _is_code = re.compile(r"[a-z_]+(?:\.[a-z_]+)+").fullmatch
 """Matches a code of the API (contract errors.md); a gateway may have another text or a number."""
-_LOOK = "Check the runtime's status; retrying is safe"
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
 _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORECASE).match
 # After a byte order mark and blank lines, in UTF-8 or UTF-16. JSON never begins with "<".
@@ -218,13 +217,14 @@ def parse_error(
         status, errors.BctrlServerError if is_server_error else BctrlApiError
     )
     reason = ": ".join(part for part in (code, message) if part)
-    # Only the API's own 503 says that nothing was done: a gateway may have forwarded the request.
+    look = errors.BctrlConflictError.default_advice
+    # The API's own 503 says that nothing was done; a gateway may have forwarded the request.
     is_doubtful = is_server_error and status != HTTPStatus.SERVICE_UNAVAILABLE
     if code is None or not _is_code(code):
         is_doubtful = status not in _NOT_FORWARDED
     return error_class(
         f"the server answered {status} {reason or phrase}",
-        advice=_LOOK if is_doubtful and not is_server_error else None,
+        advice=look if is_doubtful and not is_server_error else None,
         may_have_stopped=is_doubtful,
         status=status,
         code=code,
@@ -263,7 +263,7 @@ def _fields_of(body: bytes) -> dict[str, object]:
         return {"error": fields}
     inner = fields.get("error")
     if isinstance(inner, dict):
-        # Only the API puts its code at the top level.
+        # The API puts its code at the top level, and a gateway may nest one.
         return {**fields, "error": None, **inner, "code": fields.get("code")}
     return fields
 

@@ -103,7 +103,7 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
             ended = partial_response(response.status, problem, call.limit, operation)
         else:
             found = operation.parse(body)
-            # Only an `async def` gives this type; mypy cannot know that no `_T` is a coroutine.
+            # An `async def` gives this type; mypy cannot know that no `_T` is a coroutine.
             ended = await found if isinstance(found, CoroutineType) else found  # type: ignore[assignment]
     except DECODE_ERRORS as error:
         expected = "list of runtimes" if call.alias is None else "Runtime"

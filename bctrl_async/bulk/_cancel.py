@@ -113,8 +113,8 @@ def _needed_level(call: Call[Runtime]) -> CancelLevel:
 class RunState:
     """The state of a run that its parts share: its workers, and how much of it is cancelled.
 
-    `level` and `reason` say how far it is cancelled, `not_begun` is the error of all targets that
-    are not sent any more, and `ended_early` is why the run ends before its input does.
+    `level` and `reason` say how far it is cancelled, `not_begun` is the error of targets that are
+    not sent, `ended_early` why it ends before its input does, `asked` its caller's reasons.
     """
 
     def __init__(self, source: Input) -> None:
@@ -141,7 +141,7 @@ class RunState:
         self.ended_early = self.ended_early or reason
 
     def ask_to_end(self, why: str, level: CancelLevel) -> None:
-        """End the run early because its caller asked for it, which is no trouble to warn of."""
+        """End the run early at its caller's request, which is logged as no warning."""
         self.asked.append(BctrlError(why))
         self.end_early(self.asked[-1], level)
 

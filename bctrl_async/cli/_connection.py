@@ -31,6 +31,10 @@ _KEYS = (
 )
 
 
+# A Path would fail where there is no home.
+_expand = os.path.expanduser
+
+
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     """The config file."""
 
@@ -53,9 +57,7 @@ def _read_config() -> tuple[Path, Mapping[str, Mapping[str, str | int | float]]]
     """Return the path of the config file, which need not exist, and the tables of its profiles."""
     folder = os.environ.get("XDG_CONFIG_HOME") or os.environ.get("APPDATA") or "~/.config"
     given = os.environ.get("BCTRL_CONFIG")
-    # A Path would fail where there is no home.
-    path = os.path.expanduser(given or f"{folder}/bctrl-async/config.toml")  # noqa: PTH111
-    file = Path(path).absolute()
+    file = Path(_expand(given or f"{folder}/bctrl-async/config.toml")).absolute()
     try:
         return file, msgspec.toml.decode(file.read_bytes(), type=_File).profiles
     except OSError as error:
@@ -96,7 +98,7 @@ def _find_profile(name: str | None, *, has_url: bool) -> Profile:
         raise BctrlConfigError(f"{title}: {problem}")
     for key in _PATHS:
         if ":" not in (path := values.get(key, ":")):
-            values[key] = str(file.parent / os.path.expanduser(path))  # noqa: PTH111
+            values[key] = str(file.parent / _expand(path))
     return Profile(title, values, {})
 
 
@@ -115,7 +117,7 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
     for argument in arguments:
         key, tokens = argument.name.lstrip("-").replace("-", "_"), argument.tokens
         if tokens and tokens[0].source == "env":
-            # Without a profile, an empty URL is an error: it must not stand for the public API.
+            # An empty URL is an error without a profile: it must not stand for the public API.
             is_unread = profile.title if key == "base_url" else not tokens[0].value
             if is_unread or key in profile.values:
                 tokens.clear()

@@ -123,7 +123,7 @@ class LineParser:
         if len(cells) != len(self._columns):
             few = "fewer" if len(cells) < len(self._columns) else "more"
             return self._bad(text, f"it has {few} columns than the first line")
-        # Of two columns with the same name, the first counts.
+        # The first of two columns with the same name counts.
         return self._to_item(text, dict(zip(self._columns[::-1], cells[::-1], strict=True)))
 
     def _to_item(self, text: str, value: object, place: str | None = None) -> Item:

@@ -49,11 +49,11 @@ class FoundRuntimes(FoundTargets):
         summary = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         if unreadable := len(self) - len(self.runtimes):
             summary += f"; {unreadable:,} cannot be read"
-        place = f"In workspace {out.escape(self.workspace_id)} at {base_url}: {summary}"
-        question = f"Stop {out.pluralize(len(self.runtimes), 'runtime')}? [y/N] "
+        asked = f"In workspace {out.escape(self.workspace_id)} at {base_url}: {summary}"
+        asked += f"\nStop {out.pluralize(len(self.runtimes), 'runtime')}? [y/N] "
         try:
             # The results on stdout may go to a file.
-            print(f"{place}\n{question}", end="", file=sys.stderr, flush=True)  # noqa: T201
+            print(asked, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
             return sys.stdin.readline().strip().lower() in {"y", "yes"}
         except KeyboardInterrupt:
             out.print_info("\nNothing was stopped")  # Below the ^C.

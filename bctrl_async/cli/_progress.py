@@ -149,7 +149,7 @@ async def run_with_progress(batch: StopBatch, output: Output) -> bool:
         with _signal_handlers(interrupt):
             await asyncio.wait([running])
     except asyncio.CancelledError:
-        # Without signal handlers, as on Windows, Ctrl-C cancels this task.
+        # Ctrl-C cancels this task where there are no signal handlers, as on Windows.
         interrupts += 1
         batch.abort()
         await asyncio.wait([running])
