@@ -139,9 +139,9 @@ def _plain(error: CycloptsError) -> str:
     error.unused_tokens = [_option_name(token) for token in error.unused_tokens or ()]
     text = str(error).rstrip(".")
     if isinstance(error, exceptions.UnknownOptionError):
-        # A far suggestion is worse than none: --no-verify is not about TLS, as --no-verify-ssl is.
+        # A typo has nearly the same letters: --no-verify-ssl does not mean --no-verify.
         unknown, _, suggested = text.partition(" Did you mean ")
-        if not difflib.get_close_matches(name, [suggested.rstrip("?")], cutoff=0.85):
+        if not difflib.get_close_matches(sorted(name), [sorted(suggested[:-1])], cutoff=0.85):
             text = unknown.rstrip(".")
     if isinstance(error, exceptions.UnknownCommandError) and error.unused_tokens[0][:1] == "-":
         text = f"options follow the command: bctrl-async COMMAND {error.unused_tokens[0]}"
