@@ -323,6 +323,22 @@ async def test_without_signal_handlers_cancellation_counts_as_an_interrupt(
     assert capfd.readouterr() == ("", "")
 
 
+async def test_a_hangup_that_nohup_ignores_does_not_interrupt(holding: HoldingEmulator) -> None:
+    holding.held.add("a")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with BctrlSession(KEY, base_url=holding.url) as session:
+            batch = session.stop_runtimes([("ws", "a"), ("ws", "b")], concurrency=1)
+            running = asyncio.create_task(run_with_progress(batch, Output()))
+            await until(lambda: holding.requests)
+            os.kill(os.getpid(), signal.SIGHUP)
+            holding.held.clear()
+            assert not await running
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert batch.report.counts == {StopResult.STOPPED: 2}
+
+
 async def test_an_early_ctrl_c_on_a_terminal_announces_the_second_one_in_a_line(
     holding: HoldingEmulator,
     monkeypatch: pytest.MonkeyPatch,
