@@ -42,6 +42,9 @@ except ModuleNotFoundError as _error:
 
 __all__ = ["OpenTelemetry"]
 
+_SCHEMA = "https://opentelemetry.io/schemas/1.37.0"
+"""The version of the semantic conventions whose names are used here."""
+
 # The boundaries that the conventions recommend for `http.client.request.duration`.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
@@ -52,7 +55,7 @@ class _Meters:
     """The instruments of one `OpenTelemetry`, shared by its observers."""
 
     def __init__(self, provider: metrics.MeterProvider | None) -> None:
-        meter = metrics.get_meter("bctrl_async", __version__, provider)
+        meter = metrics.get_meter("bctrl_async", __version__, provider, _SCHEMA)
         self.duration = meter.create_histogram(
             "http.client.request.duration",
             "s",
@@ -112,7 +115,7 @@ class OpenTelemetry(Observer):
         kind = "a provider of opentelemetry"
         _config.check_type(tracer_provider, trace.TracerProvider | None, "tracer_provider", kind)
         _config.check_type(meter_provider, metrics.MeterProvider | None, "meter_provider", kind)
-        self._tracer = trace.get_tracer("bctrl_async", __version__, tracer_provider)
+        self._tracer = trace.get_tracer("bctrl_async", __version__, tracer_provider, _SCHEMA)
         self._tracer_in_bulk = self._tracer if spans_in_bulk else None
         self._meters = _Meters(meter_provider)
 
@@ -158,11 +161,11 @@ class _Bulk(BulkObserver):
                 "bctrl.resumed": report.resumed,
             }
         )
-        if report.ended_early is not None:
-            _fail(span, report.ended_early)
-        elif not report.ok:
+        if report.failures and report.ended_early is None:
+            # `raise_for_failures` raises one with the errors of all failures.
+            span.set_attribute("error.type", ExceptionGroup.__name__)
             span.set_status(Status(StatusCode.ERROR, "not all stops succeeded"))
-        span.end()
+        _end(span, report.ended_early)
 
 
 class _WithSpan:
@@ -189,22 +192,18 @@ class _Stop(_WithSpan, StopObserver):
         span.set_attribute("bctrl.result", outcome.result.value)
         if error is not None:
             span.set_attribute("bctrl.may_have_stopped", error.may_have_stopped)
-            if outcome.result not in ANSWERED:
-                _fail(span, error)
-        span.end()
+        _end(span, None if outcome.result in ANSWERED else error)
 
 
 class _Call(_WithSpan, CallObserver):
     def end(self, error: BaseException | None) -> None:
-        if error is not None:
-            _fail(self._span, error)
-        self._span.end()
+        _end(self._span, error)
 
 
 class _Attempt(AttemptObserver):
     def __init__(self, scope: _Scope, attempt: Attempt) -> None:
         self._stops = attempt.stops
-        self._status: int | None = None
+        self._response: _Attributes = {}
         self._request: _Attributes = {
             "http.request.method": attempt.method,
             "server.address": attempt.url.host or "",
@@ -214,6 +213,8 @@ class _Attempt(AttemptObserver):
             **self._request,
             "url.full": str(attempt.url),
             "url.template": attempt.template,
+            # The client speaks no other version.
+            "network.protocol.version": "1.1",
         }
         if attempt.number > 1:
             attributes["http.request.resend_count"] = attempt.number - 1
@@ -228,13 +229,11 @@ class _Attempt(AttemptObserver):
         return carrier
 
     def answered(self, status: int) -> None:
-        self._status = status
+        self._response["http.response.status_code"] = status
 
     def end(self, error: BaseException | None) -> None:
         elapsed = time.perf_counter() - self._started
-        response: _Attributes = {}
-        if self._status is not None:
-            response["http.response.status_code"] = self._status
+        response = self._response
         if error is not None:
             response["error.type"] = error_type(error)
         self._scope.meters.active.add(-1, self._request)
@@ -242,13 +241,14 @@ class _Attempt(AttemptObserver):
         if self._stops:
             self._scope.meters.attempts.add(1, response)
         self._span.set_attributes(response)
-        if error is not None:
-            # By the conventions, an error status needs no description.
-            _fail(self._span, error, with_text=not isinstance(error, BctrlApiError))
-        self._span.end()
+        # By the conventions, an error status needs no description.
+        _end(self._span, error, with_text=not isinstance(error, BctrlApiError))
 
 
-def _fail(span: Span, error: BaseException, *, with_text: bool = True) -> None:
-    span.set_attribute("error.type", error_type(error))
-    text = error.summary if with_text and isinstance(error, BctrlError) else None
-    span.set_status(Status(StatusCode.ERROR, text))
+def _end(span: Span, error: BaseException | None, *, with_text: bool = True) -> None:
+    """End a span, with the error that its operation ended with, if any."""
+    if error is not None:
+        span.set_attribute("error.type", error_type(error))
+        text = error.summary if with_text and isinstance(error, BctrlError) else None
+        span.set_status(Status(StatusCode.ERROR, text))
+    span.end()

@@ -128,6 +128,7 @@ class TestSpans:
             "url.template": "/v1/workspaces/{id}/runtimes/{alias}/stop",
             "server.address": "127.0.0.1",
             "server.port": int(emulator.url.rpartition(":")[2]),
+            "network.protocol.version": "1.1",
         }
         assert attributes(first) == {
             **common,
@@ -316,8 +317,11 @@ class TestBulk:
             "bctrl.retries": report.retries,
             "bctrl.throttled": 0,
             "bctrl.resumed": 0,
+            # The caller may raise it with `raise_for_failures`.
+            "error.type": "ExceptionGroup",
         }
         assert bulk.status.status_code is StatusCode.ERROR
+        assert bulk.status.description == "not all stops succeeded"
         stops = backend.spans("stop_runtime")
         assert {attributes(stop)["bctrl.alias"] for stop in stops} == {"crm", "no"}
         assert all(is_child(stop, bulk) for stop in stops)
@@ -366,6 +370,7 @@ class TestBulk:
 
         [bulk] = backend.spans("stop_runtimes")
         assert bulk.status.status_code is StatusCode.UNSET
+        assert "error.type" not in attributes(bulk)
 
     async def test_one_that_ends_early_has_the_reason(
         self, emulator: Emulator, backend: Backend
@@ -506,6 +511,23 @@ class TestMetrics:
 
         [(_, point)] = backend.points("http.client.active_requests")
         assert point.value == 0
+
+
+class TestSchema:
+    async def test_spans_and_metrics_name_the_version_of_the_conventions(
+        self, observed: Connect, backend: Backend
+    ) -> None:
+        """Fault: a backend cannot translate names of another version of the conventions."""
+        async with observed() as session:
+            await session.stop_runtime("ws-1", "crm")
+
+        data = backend.reader.get_metrics_data()
+        assert data is not None
+        [resource] = data.resource_metrics
+        [metrics] = resource.scope_metrics
+        scopes = {span.instrumentation_scope for span in backend.exporter.get_finished_spans()}
+        assert scopes == {metrics.scope}
+        assert metrics.scope.schema_url == "https://opentelemetry.io/schemas/1.37.0"
 
 
 class TestWithoutSdk:
