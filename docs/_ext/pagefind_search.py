@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_ASIDE = {"CONTRIBUTING", "changelog"}
+_ASIDE = {"CONTRIBUTING", "changelog", "contributing/architecture", "contributing/limiter"}
 """Pages for few readers, which mention much: they rank last."""
 
 _KEYWORDS = {
     "explanation/comparison": "memory usage",
-    "explanation/endings": "timeout. is everything stopped",
+    "reference/endings": "timeout",
     "how-to/fastapi": "SSE, server-sent events. progress. health check, readiness probe",
     "how-to/find": "pagination. dry run",
     "how-to/idempotency": "custom headers. user agent",
@@ -39,6 +39,7 @@ _KEYWORDS = {
     "how-to/rate-limits": "429",
     "reference/command": "Ctrl-C. exit code",
     "reference/errors": "connection refused",
+    "reference/outcomes": "is everything stopped",
     "reference/problems": "RFC 9457",
     "reference/session": "timeout. max_connections",
 }
