@@ -14,11 +14,13 @@ import asyncio
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
 from argparse import ArgumentParser
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,7 +142,10 @@ class ShardsRun:
             last = requests[-1]
             process = self._processes[shard_of((last.workspace_id, last.alias), len(self._shards))]
             if process.returncode is None:
-                process.kill()
+                # Its own kill() may take the exit code of a killed process from asyncio, which then
+                # reports 255.
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
                 self._kills += 1
                 self._check_journals()
 
