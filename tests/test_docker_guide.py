@@ -1,4 +1,4 @@
-"""The image and the CronJob of docs/how-to/docker.md, as far as they run without Docker."""
+"""The image and the CronJob of docs/examples, as far as they run without Docker."""
 
 from __future__ import annotations
 
@@ -12,22 +12,16 @@ import yaml
 
 from bctrl_async import cli
 
-PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "docker.md"
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+DOCKERFILE = (EXAMPLES / "docker" / "Dockerfile").read_text("utf-8")
+CRON_JOB = (EXAMPLES / "kubernetes" / "cronjob.yaml").read_text("utf-8")
 TARGETS = [("ws", f"r{number}") for number in range(5)]
-
-
-def block(language: str) -> str:
-    found = re.search(
-        rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
-    )
-    assert found
-    return found[1]
 
 
 @pytest.fixture(scope="module")
 def job() -> dict[str, Any]:
     """The specification of the CronJob."""
-    _, cron_job = yaml.safe_load_all(block("yaml"))
+    _, cron_job = yaml.safe_load_all(CRON_JOB)
     assert (cron_job["kind"], cron_job["spec"]["concurrencyPolicy"]) == ("CronJob", "Forbid")
     specification: dict[str, Any] = cron_job["spec"]["jobTemplate"]["spec"]
     return specification
@@ -64,15 +58,15 @@ def test_the_cron_job_repeats_what_may_help_and_keeps_its_journal(job: dict[str,
     assert (misused["action"], misused["onExitCodes"]["values"]) == ("FailJob", [2])
     (mount,) = container["volumeMounts"]
     (volume,) = pod["volumes"]
-    claim, _ = yaml.safe_load_all(block("yaml"))
+    claim, _ = yaml.safe_load_all(CRON_JOB)
     assert (mount["name"], mount["mountPath"]) == (volume["name"], container["workingDir"])
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
 
 
 def test_process_1_of_the_image_is_the_command_and_not_root() -> None:
     """Fault: a shell is process 1, and the command never gets SIGTERM."""
-    lines = dict(line.split(" ", 1) for line in block("dockerfile").splitlines() if " " in line)
+    lines = dict(line.split(" ", 1) for line in DOCKERFILE.splitlines() if " " in line)
 
     assert json.loads(lines["ENTRYPOINT"])[0].endswith("/bctrl-async")
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", lines["USER"])
-    assert "BCTRL_API_KEY" not in block("dockerfile")
+    assert "BCTRL_API_KEY" not in DOCKERFILE

@@ -80,7 +80,9 @@ def skip_without_its_extras(page: Path) -> None:
 
 
 def shell(code: str) -> subprocess.CompletedProcess[str]:
-    command = f'bctrl-async() {{ {shlex.join(program())} "$@"; }}\n{code}'
+    functions = {"bctrl-async": program(), "python": [sys.executable]}
+    defined = [f'{name}() {{ {shlex.join(each)} "$@"; }}' for name, each in functions.items()]
+    command = "\n".join([*defined, code])
     return subprocess.run(
         [BASH or pytest.skip("there is no bash"), "-e", "-c", command],
         capture_output=True,

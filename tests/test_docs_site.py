@@ -97,21 +97,21 @@ async def hits(tab: Tab, word: str) -> list[str]:
         ("is everything stopped", "reference/outcomes.html"),
         ("SSE", "how-to/fastapi.html"),
         ("dry run", "how-to/find.html"),
-        ("progress", "how-to/fastapi.html"),
+        ("progress", "how-to/fastapi-runs.html"),
         ("max_connections", "reference/session.html"),
         ("connection refused", "reference/errors.html"),
         ("exit code", "reference/command.html"),
-        ("Windows", "how-to/windows.html"),
+        ("Windows", "how-to/nightly.html"),
         ("Docker", "how-to/docker.html"),
         ("stop_runtimes", "reference/session.html"),
-        ("self-signed certificate", "how-to/proxies-and-cas.html"),
-        ("mTLS", "how-to/proxies-and-cas.html"),
-        ("custom headers", "how-to/idempotency.html"),
+        ("self-signed certificate", "how-to/configure.html"),
+        ("mTLS", "how-to/configure.html"),
+        ("custom headers", "how-to/configure.html"),
         ("RFC 9457", "reference/problems.html"),
-        ("readiness probe", "how-to/fastapi.html"),
-        ("health check", "how-to/fastapi.html"),
-        ("user agent", "how-to/idempotency.html"),
-        ("secret rotation", "how-to/key-rotation.html"),
+        ("readiness probe", "how-to/fastapi-production.html"),
+        ("health check", "how-to/fastapi-production.html"),
+        ("user agent", "how-to/configure.html"),
+        ("secret rotation", "how-to/configure.html"),
         ("crash recovery", "how-to/journal.html"),
         ("memory usage", "explanation/comparison.html"),
     ],
@@ -173,7 +173,7 @@ async def test_no_page_is_wider_than_its_window(tab: Tab, url: str, width: int) 
 @needs_chromium
 async def test_the_tab_key_stops_only_at_code_that_scrolls(tab: Tab, url: str) -> None:
     code = "[...document.querySelectorAll('article .highlight pre')]"
-    await tab.open(f"{url}/how-to/idempotency.html")
+    await tab.open(f"{url}/how-to/testing.html")
     for width, scrolls in [(390, True), (1280, False)]:
         await tab.show_as(width=width)
         await tab.wait_for(f"{code}.some(each => each.tabIndex === 0) === {str(scrolls).lower()}")

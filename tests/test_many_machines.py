@@ -1,4 +1,4 @@
-"""The recipes of docs/how-to/many-machines.md, as far as they run without their schedulers."""
+"""The recipes for several machines in docs/examples, without their schedulers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,14 @@ import yaml
 
 from bctrl_async import cli
 
-PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "many-machines.md"
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 COUNT = 4
 NIGHT = "2026-11-26"
 TARGETS = [("ws", f"r{number}") for number in range(40)]
 
 
-def block(language: str, begin: str) -> str:
-    """Return the block of the page that begins with this text."""
-    blocks: list[str] = re.findall(
-        rf"^```{language}\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
-    )
-    return next(text for text in blocks if text.startswith(begin))
+def example(path: str) -> str:
+    return (EXAMPLES / path).read_text("utf-8")
 
 
 @pytest.fixture
@@ -74,7 +70,7 @@ def assert_divided(arguments: Sequence[list[str]], capsys: pytest.CaptureFixture
 def test_each_index_of_the_kubernetes_job_stops_its_shard(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    job: dict[str, Any] = yaml.safe_load(block("yaml", "apiVersion: batch/v1\n"))
+    job: dict[str, Any] = yaml.safe_load(example("kubernetes/indexed-job.yaml"))
     spec = job["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
@@ -105,7 +101,7 @@ class TestSlurm:
         (folder / "stops" / "key.env").write_text("export BCTRL_API_KEY=key\n")
         # The programs write beside it.
         return (
-            block("sh", "#!/bin/sh\n#SBATCH")
+            example("slurm/stop.sbatch")
             .replace("$HOME/stops", ".")
             .replace("./key.env", "stops/key.env")
         )
@@ -140,7 +136,7 @@ class TestSlurm:
 def test_each_instance_of_the_systemd_unit_stops_its_shard(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    unit = block("ini", "[Unit]\n")
+    unit = example("systemd/stop-shard@.service")
     (start,) = re.findall("^ExecStart=(.*)$", unit, re.MULTILINE)
     commands = [
         shlex.split(start.replace("%i", str(shard)).replace("${NIGHT}", NIGHT))[1:]

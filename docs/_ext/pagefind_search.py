@@ -30,12 +30,14 @@ _ASIDE = {"CONTRIBUTING", "changelog", "contributing/architecture", "contributin
 _KEYWORDS = {
     "explanation/comparison": "memory usage",
     "reference/endings": "timeout",
-    "how-to/fastapi": "SSE, server-sent events. progress. health check, readiness probe",
+    "how-to/configure": "custom headers. user agent. secret rotation, rotate the key. "
+    "self-signed certificate. mTLS, client certificate",
+    "how-to/fastapi": "SSE, server-sent events",
+    "how-to/fastapi-production": "health check, readiness probe",
+    "how-to/fastapi-runs": "progress",
     "how-to/find": "pagination. dry run",
-    "how-to/idempotency": "custom headers. user agent",
     "how-to/journal": "crash recovery",
-    "how-to/key-rotation": "secret rotation, rotate the key",
-    "how-to/proxies-and-cas": "self-signed certificate. mTLS, client certificate",
+    "how-to/nightly": "Windows",
     "how-to/rate-limits": "429",
     "reference/command": "Ctrl-C. exit code",
     "reference/errors": "connection refused",
