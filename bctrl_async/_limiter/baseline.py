@@ -97,7 +97,7 @@ class RefusalBaseline:
 
     If the rate is halved and the throttled share stays, the old rate is restored for a trial. If
     the share does not grow there, it becomes the baseline: for a while, throttling up to it is no
-    reason to slow down. `docs/explanation/limiter.md` gives the reasons.
+    reason to slow down. `docs/contributing/limiter.md` gives the reasons.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Draw the charts of docs/explanation/limiter.md: the limiter against simulated servers.
+"""Draw the charts of the limiter against simulated servers, for both pages named limiter.md.
 
 `python docs/pictures/limiter.py`
 """
@@ -16,7 +16,7 @@ from bctrl_async import BctrlError
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 import virtual_time
-from throttling import Fleet, Run, Server, throttled, token_bucket
+from throttling import Run, Server, throttled, token_bucket
 
 _FOLDER = Path(__file__).parent
 
@@ -47,10 +47,6 @@ def _outage(start: float, end: float) -> Server:
     return lambda now: throttled() if start <= now < end else None
 
 
-def _falling(now: float, start: float = 10.0, end: float = 30.0) -> float:
-    return 50.0 if start <= now < end else 200.0
-
-
 _SCENES = [
     _Scene(
         "fixed",
@@ -59,14 +55,6 @@ _SCENES = [
         4_000,
         0.02,
         lambda _: 200.0,
-    ),
-    _Scene(
-        "changing",
-        "6,000 stops; 200 per second, but 50 from 10 s to 30 s",
-        token_bucket(_falling, burst=50),
-        6_000,
-        0.02,
-        _falling,
     ),
     _Scene(
         "random",
@@ -171,45 +159,6 @@ class _Chart:
             )
 
 
-_MEMBER_COLOURS = (
-    "#4a8fd8",
-    "#7fb2e6",
-    "#2f6bb0",
-    "#9cc5ee",
-    "#5d9be0",
-    "#8abbe9",
-    "#3a7cc4",
-    "#b3d3f3",
-)
-
-
-class _FleetChart(_Chart):
-    """A bar for each second, with a part for each of several limiters on one limit."""
-
-    def __init__(self) -> None:
-        limit = 200.0
-        fleet = Fleet(token_bucket(lambda _: limit, burst=50), [*(n / 8 for n in range(7)), 30.0])
-        fleet.run(60.0)
-        title = "8 limiters, one of them from 30 s; the server accepts 200 per second"
-        self._scene = _Scene(
-            "many", title, token_bucket(lambda _: limit, 50), 0, 0, lambda _: limit
-        )
-        self._members = [Counter(map(int, times)) for times in fleet.accepted]
-        self._throttled = Counter(int(time) for times in fleet.throttled for time in times)
-        self._run = Run(self._scene.serve, throttled=self._throttled.total(), seconds=60.0)
-        self._run.requests = self._throttled.total() + sum(c.total() for c in self._members)
-        self._seconds, self._tick, self._top = 60, 100, 400
-
-    def _bars(self) -> Iterator[str]:
-        for second in range(self._seconds):
-            low = 0
-            for member, colour in zip(self._members, _MEMBER_COLOURS, strict=True):
-                yield from self._bar(second, low, low + member[second], colour)
-                low += member[second]
-            high = min(low + self._throttled[second], self._top)
-            yield from self._bar(second, low, high, _THROTTLED)
-
-
 def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
     return f'<text x="{x}" y="{y:.1f}" text-anchor="{anchor}" fill="{_TEXT}">{words}</text>'
 
@@ -223,4 +172,3 @@ def _round_step(highest: int, parts: int) -> int:
 if __name__ == "__main__":
     for scene in _SCENES:
         _FOLDER.joinpath(f"limiter-{scene.name}.svg").write_text(_Chart(scene).draw(), "utf-8")
-    _FOLDER.joinpath("limiter-many.svg").write_text(_FleetChart().draw(), "utf-8")
