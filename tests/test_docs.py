@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -216,3 +217,10 @@ def test_the_reference_lists_every_public_name() -> None:
     modules = ["bctrl_async", *(f"bctrl_async.{name}" for name in extras)]
     names = {f"{name}.{public}" for name in modules for public in import_module(name).__all__}
     assert names - listed == {"bctrl_async.__version__"}
+
+
+def test_the_signatures_for_readers_without_a_site_are_up_to_date() -> None:
+    text = runpy.run_path(str(DOCS / "reference" / "names.py"))["text"]()
+    ast.parse(text)
+    is_same = text == (DOCS / "reference" / "names.pyi").read_text("utf-8")
+    assert is_same, "run `python docs/reference/names.py`"

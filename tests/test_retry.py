@@ -457,3 +457,9 @@ def test_an_error_before_any_attempt_names_only_the_runtime() -> None:
     error = BctrlConfigError("the session is closed")
     call.annotate(error)
     assert (error.workspace_id, error.alias, error.attempts) == ("ws-1", "crm", 0)
+
+
+def test_the_repr_of_a_policy_has_only_what_differs_from_the_defaults() -> None:
+    """Fault: the signature of a session in `help` and editors has a hundred statuses."""
+    assert repr(RetryPolicy()) == "RetryPolicy()"
+    assert repr(RetryPolicy(attempts=2)) == "RetryPolicy(attempts=2)"

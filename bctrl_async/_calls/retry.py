@@ -29,7 +29,7 @@ _MAX_NOTES = 10
 """The last attempts that an error has a note of; there may be a hundred."""
 
 
-class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
+class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
     """A retry policy with exponential backoff and full jitter.
 
     A stop is safe to repeat. A failed connection or a server error costs one of `attempts`. A 429

@@ -1,0 +1,111 @@
+"""Write names.pyi: each public name with its signature, for readers who have no built docs.
+
+`python docs/reference/names.py` takes the names from the pages beside it, and all else from the
+source.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent
+_ROOT = _FOLDER.parents[1]
+_HEAD = "# By `python docs/reference/names.py`. The docstrings in the files that it names say more."
+_DIRECTIVE = re.compile(
+    r"^\.\. auto(?:class|exception|function):: ([\w.]+)(.*)\n(?:   :members:(.*))?", re.MULTILINE
+)
+_WIDTH = 100
+_ADVICE = "default_advice"
+"""A constant of the errors, which is not for users."""
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def text() -> str:
+    """Return the text of names.pyi."""
+    index = (_FOLDER.parent / "index.md").read_text("utf-8")
+    lines = [_HEAD, ""]
+    for page in re.findall(r"^reference/(\w+)$", index, re.MULTILINE):
+        for match in _DIRECTIVE.finditer((_FOLDER / f"{page}.md").read_text("utf-8")):
+            name, arguments, members = match.groups()
+            module, _, short = name.rpartition(".")
+            found = inspect.unwrap(getattr(import_module(module), short))
+            lines.append(f"# {name}, in {Path(inspect.getfile(found)).relative_to(_ROOT)}")
+            if isinstance(found, type):
+                shown = {"__init__"} if arguments != "()" else set[str]()
+                shown |= set(re.findall(r"\w+", members or ""))
+                lines += [*_class(found, shown, shows_all=members == ""), ""]
+            else:
+                lines += [*_function(_node(found)), ""]
+    return "\n".join(lines)
+
+
+def _node(found: object) -> ast.ClassDef | _Function:
+    [node] = ast.parse(textwrap.dedent(inspect.getsource(found))).body
+    return node
+
+
+def _class(found: type, shown: set[str], *, shows_all: bool) -> Iterator[str]:
+    node = _node(found)
+    bases = ", ".join(map(ast.unparse, node.bases))
+    yield f"class {node.name}({bases}):" if bases else f"class {node.name}:"
+    yield f"    {_sentence(node)}"
+    # What a private base class has is a part of its public subclass.
+    classes = [each for each in found.__bases__ if each.__name__.startswith("_With")]
+    for member in (each for part in [*classes, found] for each in _node(part).body):
+        lines: list[str] = []
+        match member:
+            case ast.Assign(targets=[ast.Name(name)]) if name.isupper():
+                lines = [ast.unparse(member)]
+            case ast.AnnAssign(target=ast.Name(name)) if name[0] != "_" and name != _ADVICE:
+                lines = [f"{name}: {ast.unparse(member.annotation)}{_default(member.value)}"]
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                if name in shown or (shows_all and not name.startswith("_")):
+                    lines = [*_function(member)]
+        yield from (f"    {line}" for line in lines)
+
+
+def _function(node: _Function) -> Iterator[str]:
+    yield from (
+        f"@{each.id}" for each in node.decorator_list if getattr(each, "id", "") == "property"
+    )
+    positional, keywords = node.args.posonlyargs + node.args.args, node.args.kwonlyargs
+    missing = [None] * (len(positional) - len(node.args.defaults))
+    parts = [
+        *map(_parameter, positional, missing + node.args.defaults),
+        *([f"*{node.args.vararg.arg}"] if node.args.vararg else ["*"] if keywords else []),
+        *map(_parameter, keywords, node.args.kw_defaults),
+    ]
+    head = f"{'async ' * isinstance(node, ast.AsyncFunctionDef)}def {node.name}("
+    tail = f") -> {ast.unparse(node.returns)}:"
+    if len(head) + len(", ".join(parts)) + len(tail) < _WIDTH:
+        yield f"{head}{', '.join(parts)}{tail}"
+    else:
+        yield from [head, *(f"    {part}," for part in parts), tail]
+    yield f"    {_sentence(node)}"
+
+
+def _parameter(argument: ast.arg, default: ast.expr | None) -> str:
+    return ast.unparse(argument) + _default(default)
+
+
+def _default(value: ast.expr | None) -> str:
+    written = "" if value is None else f" = {ast.unparse(value)}"
+    # A private constant or a factory says nothing.
+    return " = ..." if re.search(r"\b_[A-Z]|field\(", written) else written
+
+
+def _sentence(node: ast.ClassDef | _Function) -> str:
+    paragraph = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
+    sentence = re.split(r"(?<=[.?]) (?=[A-Z`])", paragraph)[0]
+    return f'"""{sentence}"""' if sentence else "..."
+
+
+if __name__ == "__main__":
+    _FOLDER.joinpath("names.pyi").write_text(text(), "utf-8")

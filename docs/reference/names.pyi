@@ -1,0 +1,654 @@
+# By `python docs/reference/names.py`. The docstrings in the files that it names say more.
+
+# bctrl_async.BctrlSession, in bctrl_async/session.py
+class BctrlSession:
+    """A session with the bctrl v1 workspaces API: one connection pool for any number of calls."""
+    def __init__(
+        self,
+        api_key: str | Callable[[], str | Awaitable[str]] | None = None,
+        *,
+        base_url: str | None = None,
+        timeout: float = 60.0,
+        max_connections: int = 100,
+        retry: RetryPolicy = RetryPolicy(),
+        rate: float | None = None,
+        pace: Pace | None = None,
+        http: aiohttp.ClientSession | None = None,
+        trace_configs: Iterable[aiohttp.TraceConfig] = (),
+        trust_env: bool = False,
+        proxy: str | None = None,
+        ssl: SSLContext | None = None,
+        allow_plaintext: bool = False,
+        observer: Observer | None = None,
+        headers: Mapping[str, str] | None = None,
+        check_answers: bool = True,
+    ) -> None:
+        ...
+    @property
+    def base_url(self) -> str:
+        """The URL of the API, with the `/v1`."""
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called."""
+    @property
+    def stats(self) -> SessionStats:
+        """The statistics of all calls so far."""
+    async def close(self) -> None:
+        """Close the session, and its pool unless it was borrowed; a second call does nothing."""
+    async def stop_runtime(
+        self,
+        workspace_id: str | UUID,
+        alias: str,
+        *,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        stopped_ok: bool = False,
+    ) -> Runtime:
+        """Stop a live runtime inside a workspace (contract: `runtimes-stop`)."""
+    async def get_runtime(
+        self,
+        workspace_id: str | UUID,
+        alias: str,
+        *,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Runtime:
+        """Get a runtime of a workspace."""
+    async def list_runtimes(
+        self,
+        workspace_id: str | UUID,
+        *,
+        on_unreadable: Callable[[BctrlResponseError], object] | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> list[Runtime]:
+        """List all runtimes of a workspace."""
+    def stop_runtimes(
+        self,
+        targets: Targets,
+        *,
+        concurrency: int | None = None,
+        deadline: float | None = None,
+        on_outcome: OnOutcome | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        journal_max_age: float | None = None,
+        verify: bool | float = True,
+        missing_ok: bool = False,
+    ) -> StopBatch:
+        """Stop any number of runtimes, with one outcome for each and no exception for any."""
+    def stop_workspace(
+        self,
+        workspace_id: str | UUID,
+        *,
+        where: Callable[[Runtime], object] | None = None,
+        concurrency: int | None = None,
+        deadline: float | None = None,
+        on_outcome: OnOutcome | None = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        journal_max_age: float | None = None,
+        verify: bool | float = True,
+        missing_ok: bool = False,
+    ) -> StopBatch:
+        """Stop the runtimes of a workspace that have not ended, or those that `where` selects."""
+
+# bctrl_async.SessionStats, in bctrl_async/stats.py
+class SessionStats(msgspec.Struct):
+    """A snapshot of the counters of a session."""
+    attempts: int = 0
+    retries: int = 0
+    succeeded: int = 0
+    failed: dict[str, int] = ...
+    cancelled: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    @property
+    def throttled(self) -> int:
+        """The number of attempts that were answered with 429 or 503."""
+
+# bctrl_async.StopBatch, in bctrl_async/bulk/_batch.py
+class StopBatch(Coroutine[object, object, StopReport]):
+    """A bulk stop, made by `BctrlSession.stop_runtimes`; it runs once."""
+    @property
+    def counts(self) -> Counter[StopResult]:
+        """The number of outcomes so far, by result."""
+    @property
+    def read(self) -> int:
+        """The number of targets read so far."""
+    @property
+    def total(self) -> int | None:
+        """The number of targets, or None if the input has no length."""
+    @property
+    def in_flight(self) -> int:
+        """The number of requests in flight."""
+    @property
+    def polling(self) -> int:
+        """The number of runtimes that are polled until they have stopped (`verify=`)."""
+    @property
+    def retries(self) -> int:
+        """The attempts beyond the first of each target that has its outcome."""
+    @property
+    def is_throttled(self) -> bool:
+        """True while the session slows down because of a 429 or 503."""
+    @property
+    def retry_after(self) -> float:
+        """The seconds for which the server has asked to wait (Retry-After); 0 if it has not."""
+    @property
+    def is_unanswered(self) -> bool:
+        """True while the server answers nothing and is only probed."""
+    @property
+    def retrying(self) -> Counter[str]:
+        """The number of targets that wait for a further attempt, by what came of the last one."""
+    @property
+    def ended_early(self) -> BctrlError | None:
+        """The reason why the run ends before its input does; None as long as it does not."""
+    @property
+    def report(self) -> StopReport:
+        """The report on the targets read so far; it is not `ok` before the end of the run."""
+    def stop_reading(self) -> None:
+        """Send nothing that was not sent, read no further, and finish the rest."""
+    def abort(self) -> None:
+        """Abandon requests in flight (`unknown`) and send nothing more (`not_sent`)."""
+    def send(self, value: object) -> object:
+        """Resume the run: the coroutine protocol of `asyncio.create_task`."""
+    def throw(self, *error) -> object:
+        """Raise an exception in the run, as the cancellation of a task does."""
+    def close(self) -> None:
+        """Close the coroutine of a run that `send` has started."""
+
+# bctrl_async.shard, in bctrl_async/shards.py
+def shard(targets: Targets, number: int, count: int) -> Targets:
+    """Return the targets of one shard in their order; each target is in exactly one."""
+
+# bctrl_async.shards.shard_of, in bctrl_async/shards.py
+def shard_of(target: object, count: int) -> int:
+    """Return the shard of a target, from 1; the same in every process, machine and version."""
+
+# bctrl_async.StopResult, in bctrl_async/outcomes.py
+class StopResult(StrEnum):
+    """The result of a stop: what the server said to it."""
+    STOPPED = 'stopped'
+    ACCEPTED = 'accepted'
+    ALREADY_STOPPED = 'already_stopped'
+    NOT_FOUND = 'not_found'
+    REJECTED = 'rejected'
+    NOT_SENT = 'not_sent'
+    UNKNOWN = 'unknown'
+
+# bctrl_async.RuntimeState, in bctrl_async/outcomes.py
+class RuntimeState(StrEnum):
+    """The state of a runtime when its outcome was recorded, by the server's own word."""
+    NOT_RUNNING = 'not_running'
+    STILL_RUNNING = 'still_running'
+    UNCONFIRMED = 'unconfirmed'
+    INVALID = 'invalid'
+    @property
+    def text(self) -> str:
+        """The state in words, such as `still running`."""
+
+# bctrl_async.StopOutcome, in bctrl_async/outcomes.py
+class StopOutcome(msgspec.Struct):
+    """The outcome of stopping one target."""
+    index: int
+    target: RuntimeRef
+    result: StopResult
+    state: RuntimeState
+    runtime: Runtime | None = None
+    error: BctrlError | None = None
+    attempts: int = 1
+    elapsed: float = 0.0
+    at: datetime = ...
+    request_id: str | None = None
+    resumed: bool = False
+    def to_dict(self) -> dict[str, object]:
+        """Return the outcome as JSON values, which any encoder takes."""
+
+# bctrl_async.StopReport, in bctrl_async/outcomes.py
+class StopReport(msgspec.Struct):
+    """The report of a bulk stop."""
+    total: int
+    counts: Counter[StopResult]
+    states: Counter[RuntimeState]
+    failures: tuple[StopOutcome, ...]
+    elapsed: float
+    retries: int = 0
+    throttled: int = 0
+    resumed: int = 0
+    ended_early: BctrlError | None = None
+    @property
+    def ok(self) -> bool:
+        """True if the whole input was read and no runtime in it runs any longer."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as JSON values, which any encoder takes."""
+    def raise_for_failures(self) -> None:
+        """Raise unless the report is `ok`."""
+
+# bctrl_async.BctrlError, in bctrl_async/errors.py
+class BctrlError(Exception):
+    """The base class of all errors of this package."""
+    summary: str
+    advice: str | None = None
+    operation: str = 'stop'
+    workspace_id: str | None = None
+    alias: str | None = None
+    attempts: int = 0
+    may_have_stopped: bool = False
+    accepted: bool = False
+    status: int | None = None
+    code: str | None = None
+    message: str | None = None
+    reason_class: str | None = None
+    request_id: str | None = None
+    hint: str | None = None
+    retry_after: float | None = None
+    body: str | None = None
+    argument: str | None = None
+
+# bctrl_async.BctrlConfigError, in bctrl_async/errors.py
+class BctrlConfigError(BctrlError, ValueError):
+    """The call cannot be made: nothing was sent."""
+
+# bctrl_async.BctrlNetworkError, in bctrl_async/errors.py
+class BctrlNetworkError(BctrlError):
+    """No usable answer: connection refused, host unreachable, disconnected."""
+
+# bctrl_async.BctrlTimeoutError, in bctrl_async/errors.py
+class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
+    """An attempt took longer than `timeout`, or an `api_key` function did."""
+
+# bctrl_async.BctrlResponseError, in bctrl_async/errors.py
+class BctrlResponseError(BctrlNetworkError):
+    """An unreadable answer: not JSON, of the wrong shape, too large, a page, or a redirect."""
+
+# bctrl_async.BctrlApiError, in bctrl_async/errors.py
+class BctrlApiError(BctrlError):
+    """The server answered with an error status."""
+
+# bctrl_async.BctrlValidationError, in bctrl_async/errors.py
+class BctrlValidationError(BctrlApiError):
+    """400 or 422: the request is invalid and will fail again."""
+
+# bctrl_async.BctrlAuthenticationError, in bctrl_async/errors.py
+class BctrlAuthenticationError(BctrlApiError):
+    """401: the API key is missing or invalid; every call with it will fail."""
+
+# bctrl_async.BctrlPermissionError, in bctrl_async/errors.py
+class BctrlPermissionError(BctrlApiError):
+    """403: the API key has no access to this resource."""
+
+# bctrl_async.BctrlNotFoundError, in bctrl_async/errors.py
+class BctrlNotFoundError(BctrlApiError):
+    """404: no such workspace, alias or path."""
+    @property
+    def names_runtime(self) -> bool:
+        """True if the API reports that the workspace or the alias does not exist."""
+
+# bctrl_async.BctrlConflictError, in bctrl_async/errors.py
+class BctrlConflictError(BctrlApiError):
+    """409: the runtime is in a state that cannot be stopped."""
+    @property
+    def already_stopped(self) -> bool:
+        """True if nothing was running under this alias (contract: `runtime.not_active`)."""
+
+# bctrl_async.BctrlRateLimitError, in bctrl_async/errors.py
+class BctrlRateLimitError(BctrlApiError):
+    """429: too many requests; this one was not processed."""
+
+# bctrl_async.BctrlServerError, in bctrl_async/errors.py
+class BctrlServerError(BctrlApiError):
+    """5xx: the server or a gateway failed."""
+
+# bctrl_async.journal.read_journals, in bctrl_async/journal.py
+def read_journals(
+    paths: Iterable[str | os.PathLike[str]],
+    targets: Iterable[RuntimeRef | Runtime | tuple[str | UUID, str]] | None = None,
+    *,
+    max_age: float | None = None,
+) -> Iterator[StopOutcome]:
+    """Yield the latest outcome of each target in one or more journals of one server."""
+
+# bctrl_async.journal.JournalInUseError, in bctrl_async/journal.py
+class JournalInUseError(BctrlConfigError):
+    """Another run has the journal, or a file server still holds the lock of a client that died."""
+
+# bctrl_async.RuntimeRef, in bctrl_async/models.py
+class RuntimeRef(NamedTuple):
+    """A reference to a runtime."""
+    workspace_id: str
+    alias: str
+
+# bctrl_async.Runtime, in bctrl_async/models.py
+class Runtime(msgspec.Struct):
+    """A runtime as described by the server."""
+    id: UUID
+    alias: str
+    workspace_id: UUID
+    kind: RuntimeKind
+    status: RuntimeStatus
+    driver: str
+    created_at: str
+    updated_at: str
+    summary: RuntimeSummary | None = None
+
+# bctrl_async.RuntimeSummary, in bctrl_async/models.py
+class RuntimeSummary(msgspec.Struct):
+    """Details of a runtime."""
+    browser_running: bool | None = None
+    current_driver: str | None = None
+    default_context_id: str | None = None
+    default_page_id: str | None = None
+    launch_mode: LaunchMode | None = None
+    profile_id: UUID | None = None
+    storage_workspace: str | None = None
+
+# bctrl_async.RuntimeKind, in bctrl_async/models.py
+class RuntimeKind(_OpenEnum):
+    """The kind of a runtime."""
+    BROWSER = 'browser'
+    DESKTOP = 'desktop'
+    SPREADSHEET = 'spreadsheet'
+
+# bctrl_async.RuntimeStatus, in bctrl_async/models.py
+class RuntimeStatus(_OpenEnum):
+    """The status of a runtime."""
+    ACTIVE = 'active'
+    STOPPED = 'stopped'
+    FAILED = 'failed'
+    @property
+    def is_final(self) -> bool:
+        """True if a runtime with this status no longer runs: `stopped` or `failed`."""
+
+# bctrl_async.LaunchMode, in bctrl_async/models.py
+class LaunchMode(_OpenEnum):
+    """The launch mode of a runtime."""
+    PROFILE = 'profile'
+    EPHEMERAL = 'ephemeral'
+
+# bctrl_async.RuntimeFilter, in bctrl_async/filters.py
+class RuntimeFilter(msgspec.Struct):
+    """A predicate for runtimes; any function of a `Runtime` can take its place."""
+    status: str | None = None
+    kind: str | None = None
+    older_than: float | timedelta | None = None
+
+# bctrl_async.RetryPolicy, in bctrl_async/_calls/retry.py
+class RetryPolicy(msgspec.Struct):
+    """A retry policy with exponential backoff and full jitter."""
+    attempts: int = 4
+    base: float = 0.5
+    cap: float = 20.0
+    patience: float | None = None
+    statuses: frozenset[int] = ...
+    @property
+    def max_throttle_wait(self) -> float:
+        """The patience in seconds, 60 if None."""
+
+# bctrl_async.pace.FilePace, in bctrl_async/pace/_file.py
+class FilePace(Pace):
+    """A pace shared by the processes of one machine, through a file that they lock in turn."""
+    def __init__(self, path: str | os.PathLike[str], *, rate: float) -> None:
+        ...
+
+# bctrl_async.redis.RedisPace, in bctrl_async/pace/_redis.py
+class RedisPace(Pace):
+    """A pace shared by the processes of many machines, through Redis 6.2 or newer, or Valkey."""
+    def __init__(self, url_or_client: str | _Client, *, rate: float, name: str = 'default') -> None:
+        ...
+
+# bctrl_async.pace.Pace, in bctrl_async/pace/_leases.py
+class Pace(ABC):
+    """A rate that several processes share: a `FilePace` or a `RedisPace`."""
+
+# bctrl_async.Observer, in bctrl_async/observer.py
+class Observer(_WithCalls):
+    """An observer of all calls of a session."""
+    def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
+        """Handle the start of a stop; a single stop has not waited for its slot yet."""
+    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
+        """Handle the start of a call that stops nothing, such as `get_runtime`."""
+    def begin_bulk(self) -> BulkObserver:
+        """Handle the start of a bulk stop."""
+
+# bctrl_async.StopObserver, in bctrl_async/observer.py
+class StopObserver(_WithAttempts):
+    """An observer of one stop: its attempts, and the GETs that ask for its effect."""
+    def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
+        """Handle the start of an attempt."""
+    def end(self, outcome: StopOutcome) -> None:
+        """Handle the end of the stop; the outcome of a single stop has the `index` 0."""
+
+# bctrl_async.CallObserver, in bctrl_async/observer.py
+class CallObserver(_WithAttempts):
+    """An observer of one call that stops nothing, such as `get_runtime`, and of its attempts."""
+    def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
+        """Handle the start of an attempt."""
+    def end(self, error: BaseException | None) -> None:
+        """Handle the end of the call."""
+
+# bctrl_async.Attempt, in bctrl_async/observer.py
+class Attempt(msgspec.Struct):
+    """One attempt of a call: one HTTP request."""
+    number: int
+    operation: str
+    stops: bool
+    method: str
+    url: URL
+    template: str
+
+# bctrl_async.AttemptObserver, in bctrl_async/observer.py
+class AttemptObserver:
+    """An observer of one attempt: one HTTP request."""
+    def headers(self) -> Mapping[str, str]:
+        """Return headers to add, such as `traceparent`; those of the session take precedence."""
+    def answered(self, status: int) -> None:
+        """Handle the start of the response, which has this HTTP status."""
+    def end(self, error: BaseException | None) -> None:
+        """Handle the end of the attempt."""
+
+# bctrl_async.BulkObserver, in bctrl_async/observer.py
+class BulkObserver(_WithCalls):
+    """An observer of one bulk stop."""
+    def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
+        """Handle the start of a stop; a single stop has not waited for its slot yet."""
+    def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
+        """Handle the start of a call that stops nothing, such as `get_runtime`."""
+    def outcome(self, outcome: StopOutcome) -> None:
+        """Handle an outcome of this run, even if its stop was never started."""
+    def end(self, report: StopReport) -> None:
+        """Handle the end of the bulk stop."""
+
+# bctrl_async.otel.OpenTelemetry, in bctrl_async/otel.py
+class OpenTelemetry(Observer):
+    """An observer that records spans and metrics."""
+    def __init__(
+        self,
+        *,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+        spans_in_bulk: bool = True,
+    ) -> None:
+        ...
+
+# bctrl_async.emulator.Emulator, in bctrl_async/emulator/_server.py
+class Emulator:
+    """A server of `POST /v1/workspaces/{id}/runtimes/{alias}/stop` on a local port."""
+    def __init__(
+        self,
+        *,
+        host: str = '127.0.0.1',
+        port: int = 8787,
+        api_key: str = 'emulator-key',
+        faults: Mapping[Fault, float] | None = None,
+        seed: int = 0,
+        latency: float = 0.0,
+        fault_latency: float = 0.05,
+        rate_limit: float | None = None,
+        on_request: Callable[[ReceivedRequest], object] | None = None,
+    ) -> None:
+        ...
+    @property
+    def url(self) -> str:
+        """The base URL without a trailing slash, such as ``http://127.0.0.1:8787``."""
+    @property
+    def runtimes(self) -> Mapping[Target, contract.WireRuntime]:
+        """A live view of all runtimes by `(workspace_id, alias)`."""
+    @property
+    def stops(self) -> list[ReceivedRequest]:
+        """The requests that were stops, whatever their answers, in order of arrival."""
+    async def start(self) -> None:
+        """Start listening."""
+    async def close(self) -> None:
+        """Stop listening and drop every connection at once, busy ones included."""
+    def add_runtime(
+        self,
+        workspace_id: str,
+        alias: str,
+        *,
+        kind: str = 'browser',
+        status: str = 'active',
+        created_at: str = '2026-01-01T00:00:00.000Z',
+    ) -> None:
+        """Add a runtime, or replace the one with the same workspace id and alias."""
+    def status(self, workspace_id: str, alias: str) -> str | None:
+        """Return the true status of a runtime, whatever its last response said."""
+    def assert_stopped(self, workspace_id: str, *aliases, only: bool = False) -> None:
+        """Assert that stops of some runtimes, at least one, were received, and they are stopped."""
+    def assert_not_stopped(self, workspace_id: str, *aliases) -> None:
+        """Assert that some runtimes, at least one, were added, and that no stop of them had effect."""
+    def inject(
+        self,
+        *faults,
+        workspace_id: str | None = None,
+        alias: str | None = None,
+        method: str = 'POST',
+    ) -> None:
+        """Queue faults and replies, one for each of the next stops of known runtimes."""
+    def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
+        """Give a runtime a fault or reply that every stop and every read of it meets."""
+
+# bctrl_async.emulator.Fault, in bctrl_async/emulator/_faults.py
+class Fault(StrEnum):
+    """A fault of one stop: what the client receives, and whether the stop takes effect."""
+    LATENCY = 'latency'
+    RATE_LIMITED = 'rate_limited'
+    SERVER_ERROR = 'server_error'
+    BAD_GATEWAY = 'bad_gateway'
+    DROP_BEFORE = 'drop_before'
+    DROP_AFTER = 'drop_after'
+    CLOSE_KEPT_ALIVE = 'close_kept_alive'
+    HANG = 'hang'
+    SLOW_DRIP = 'slow_drip'
+    TRUNCATED_JSON = 'truncated_json'
+    MALFORMED_JSON = 'malformed_json'
+    OVERSIZED = 'oversized'
+    COMPRESSED_BOMB = 'compressed_bomb'
+    UNKNOWN_VALUES = 'unknown_values'
+    FAILED = 'failed'
+    ACCEPTED = 'accepted'
+    STRAY_ANSWER = 'stray_answer'
+    LATE_STRAY_ANSWER = 'late_stray_answer'
+    @property
+    def takes_effect(self) -> bool:
+        """True if a stop with this fault ends the runtime."""
+
+# bctrl_async.emulator.Reply, in bctrl_async/emulator/_replies.py
+class Reply:
+    """An answer of any status, for `Emulator.inject` and `Emulator.poison`."""
+    status: int
+    code: str | None = None
+    message: str | None = None
+    reason_class: str | None = None
+    hint: str | None = None
+    headers: Mapping[str, str] = ...
+    body: object = ...
+    takes_effect: bool | None = None
+
+# bctrl_async.emulator.ReceivedRequest, in bctrl_async/emulator/_assertions.py
+class ReceivedRequest:
+    """A request as received, and the emulator's reaction to it."""
+    workspace_id: str | None
+    alias: str | None
+    method: str
+    raw_path: str
+    headers: Mapping[str, str] = ...
+    body: bytes
+    fault: Fault | Reply | None
+    status: int | None
+    operation: str | None
+    received_at: float
+
+# bctrl_async.emulator.WireRuntime, in bctrl_async/emulator/_contract.py
+class WireRuntime(TypedDict):
+    """A Runtime on the wire (openapi.yaml, `components.schemas.Runtime`)."""
+    alias: str
+    createdAt: str
+    driver: str
+    id: str
+    kind: str
+    status: str
+    summary: dict[str, bool | str | None]
+    updatedAt: str
+    workspaceId: str
+
+# bctrl_async.testing.bctrl_emulator, in bctrl_async/testing.py
+def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
+    """A running emulator: add runtimes, inject faults, then inspect the requests it received."""
+
+# bctrl_async.testing.bctrl_session, in bctrl_async/testing.py
+def bctrl_session(bctrl_emulator: Emulator) -> BctrlSession:
+    """A session connected to the emulator; it opens in the event loop that first uses it."""
+
+# bctrl_async.testing.bctrl_env, in bctrl_async/testing.py
+def bctrl_env(bctrl_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of the emulator, for code under test that makes its own session."""
+
+# bctrl_async.testing.bctrl_aioresponses, in bctrl_async/testing.py
+def bctrl_aioresponses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
+    """Mocked answers in place of a server; needs the package aioresponses."""
+
+# bctrl_async.fastapi.lifespan, in bctrl_async/fastapi/_app.py
+def lifespan(
+    make_session: Callable[[], BctrlSession] = BctrlSession,
+    *,
+    pace: Pace | None = None,
+    inner: Lifespan | PlainLifespan | None = None,
+) -> Lifespan:
+    """Make a lifespan that opens a session at startup and closes it at shutdown."""
+
+# bctrl_async.fastapi.get_session, in bctrl_async/fastapi/_app.py
+async def get_session(connection: HTTPConnection) -> BctrlSession:
+    """Return the app's session, which outlives the request: background tasks may use it."""
+
+# bctrl_async.fastapi.add_exception_handlers, in bctrl_async/fastapi/_app.py
+def add_exception_handlers(app: FastAPI) -> None:
+    """Answer every BctrlError with a problem (RFC 9457)."""
+
+# bctrl_async.fastapi.problem, in bctrl_async/fastapi/_problems.py
+def problem(error: BctrlError) -> Problem:
+    """Describe an error to the app's clients as problem details (RFC 9457)."""
+
+# bctrl_async.dask.stop_runtimes, in bctrl_async/dask.py
+def stop_runtimes(
+    client: distributed.Client,
+    targets: Targets,
+    *,
+    session: Callable[..., BctrlSession] = BctrlSession,
+    base_url: str | None = None,
+    pace: Pace | None = None,
+    chunk_size: int = 1000,
+    concurrency: int | None = None,
+    deadline: float | None = None,
+    on_outcome: OnOutcome | None = None,
+    timeout: float | None = None,
+    retry: RetryPolicy | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    journal_max_age: float | None = None,
+    verify: bool | float = True,
+    missing_ok: bool = False,
+) -> StopBatch:
+    """Stop any number of runtimes on a cluster, with one outcome for each."""
