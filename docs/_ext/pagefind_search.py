@@ -1,7 +1,7 @@
 """Index the pages with pagefind, if it is installed, for the search box of `search.js`.
 
-Sphinx's own search, which ignores numbers, stays where pagefind is not installed, and in pages that
-are opened as files.
+Sphinx's own search stays where pagefind is not installed, in pages that are opened as files, and
+without WebAssembly. `search.html` lets it find numbers as well, such as 429.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import re
 from typing import TYPE_CHECKING
 
+from sphinx.search.en import SearchEnglish
 from sphinx.util import logging
 
 try:
@@ -48,6 +49,13 @@ _KEYWORDS = {
 """What a page should be found by, though others mention it as often, or it has another word."""
 
 
+class _English(SearchEnglish):
+    """The words of Sphinx's own search, and numbers."""
+
+    def word_filter(self, word: str) -> bool:
+        return word.isdigit() or super().word_filter(word)
+
+
 def _prepare(html: str) -> str:
     """Give headings and names the ids that their sections have: pagefind links to headings."""
     html = re.sub(r'<section id="([^"]+)">\s*<h(\d)>', r'<section><h\2 id="\1">', html)
@@ -79,7 +87,6 @@ async def _index(app: Sphinx) -> None:
 
 def _add_script(_app: Sphinx, config: Config) -> None:
     config.html_js_files.append(("search.js", {"type": "module"}))
-    config.html_context["has_pagefind"] = True
 
 
 def _finish(app: Sphinx, failure: Exception | None) -> None:
@@ -88,8 +95,9 @@ def _finish(app: Sphinx, failure: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
+    app.add_search_language(_English)
     if PagefindIndex is None:
-        _log.info("pagefind is not installed: the search will ignore numbers")
+        _log.info("pagefind is not installed: the search is Sphinx's own")
     else:
         app.connect("config-inited", _add_script)
         app.connect("build-finished", _finish)

@@ -1,6 +1,6 @@
 """Draw the command's progress display as SVG, from a run on the emulator.
 
-`python docs/pictures/progress.py` writes progress-80.svg and progress-120.svg beside itself.
+`python docs/pictures/progress.py` writes progress.svg beside itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ _FOLDER = Path(__file__).parent
 _TARGETS = [("ws-1", f"crm-{number}") for number in range(3000)]
 _FAULTS = {Fault.ACCEPTED: 0.01, Fault.DROP_AFTER: 0.01, Fault.SERVER_ERROR: 0.01}
 _DRAWN_AT = 2000
+_WIDTH = 50
+"""Columns; the text of more would be too small on a phone."""
 
 
 async def main() -> None:
@@ -32,30 +34,25 @@ async def main() -> None:
 
             def draw(_: StopOutcome) -> None:
                 # The display measures the rate between two calls.
-                for display in displays:
-                    display.view()
+                display.view()
                 if batch.counts.total() == _DRAWN_AT:
-                    for console, display in zip(consoles, displays, strict=True):
-                        _write(console, display)
+                    _write(console, display)
 
             batch: StopBatch = session.stop_runtimes(_TARGETS, on_outcome=draw)
-            consoles = [_console(width) for width in (80, 120)]
-            displays = [Display(batch, console) for console in consoles]
+            file = io.StringIO()
+            console = Console(width=_WIDTH, record=True, file=file, force_terminal=True)
+            display = Display(batch, console)
             await batch
 
 
-def _console(width: int) -> Console:
-    return Console(width=width, record=True, file=io.StringIO(), force_terminal=True)
-
-
 def _write(console: Console, display: Display) -> None:
-    prompt = "$ bctrl-async stop --from runtimes.csv --journal tonight.jsonl"
+    prompt = "$ bctrl-async stop --from runtimes.csv"
     console.print(Text(prompt, style="bold"))
     console.print(display.view())
     svg = console.export_svg(title="bctrl-async stop")
     # The font would be loaded from a third-party server.
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
-    _FOLDER.joinpath(f"progress-{console.width}.svg").write_text(svg)
+    _FOLDER.joinpath("progress.svg").write_text(svg)
 
 
 if __name__ == "__main__":
