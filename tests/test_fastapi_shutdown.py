@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -68,16 +68,30 @@ async def test_a_stop_that_gives_up_in_time_is_answered_with_a_problem(
     assert not server.logged("Cancel|Traceback|ERROR"), "".join(server.lines)
 
 
-async def test_a_stop_of_the_example_is_answered_with_a_problem(
+def app_of_the_guide(folder: Path, *, attempt: float, limit: float) -> Path:
+    """Write the app of the guide to production into a folder, with shorter time limits."""
+    page = (EXAMPLE.parents[1] / "how-to" / "fastapi-production.md").read_text("utf-8")
+    [code] = re.findall(r"^```python\n(import asyncio\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert "--timeout-graceful-shutdown 20`" in page
+    for text, short in (
+        ("asyncio.timeout(18)", f"asyncio.timeout({limit})"),
+        ("timeout=8,", f"timeout={attempt},"),
+        ("patience=8)", f"patience={attempt})"),
+    ):
+        assert text in code
+        code = code.replace(text, short)
+    start = "from fastapi import FastAPI\nfrom bctrl_async.fastapi import lifespan\n"
+    app = f"{start}app = FastAPI(lifespan=lifespan())\n{code}"
+    (folder / "app.py").write_text(app, "utf-8")
+    return folder
+
+
+async def test_a_stop_of_the_guide_is_answered_with_a_problem(
     hanging: Emulator, tmp_path: Path
 ) -> None:
     """Fault: the server gave up first, and the client got a bare 500."""
     hanging.inject(Fault.HANG)
-    folder = Path(shutil.copytree(EXAMPLE, tmp_path / "example"))
-    app = (folder / "app.py").read_text("utf-8")
-    assert "ATTEMPT = 8.0\n" in app
-    assert "--timeout-graceful-shutdown 20\n" in app
-    (folder / "app.py").write_text(app.replace("ATTEMPT = 8.0", "ATTEMPT = 1.5"), "utf-8")
+    folder = app_of_the_guide(tmp_path, attempt=1.5, limit=18)
     async with uvicorn(hanging, folder=folder) as server:
         answer = await stop_and_end(server, hanging, "/workspaces/ws-1/runtimes/crm/stop")
     assert answer.status_code == 504
@@ -92,16 +106,11 @@ async def test_a_stop_of_the_example_is_answered_with_a_problem(
     ],
     ids=["a look-up after a conflict", "attempts after throttling"],
 )
-async def test_a_stop_of_the_example_is_over_before_the_shutdown(
+async def test_a_stop_of_the_guide_is_over_before_the_shutdown(
     tmp_path: Path, faults: list[Fault | Reply], lost: int
 ) -> None:
     """Fault: waits and look-ups are no attempts, and the client got a bare 500 all the same."""
-    folder = Path(shutil.copytree(EXAMPLE, tmp_path / "example"))
-    app = (folder / "app.py").read_text("utf-8")
-    for name, seconds, short in (("ATTEMPT", 8.0, 2.4), ("LIMIT", 18.0, 3.6)):
-        assert f"{name} = {seconds}\n" in app
-        app = app.replace(f"{name} = {seconds}\n", f"{name} = {short}\n")
-    (folder / "app.py").write_text(app, "utf-8")
+    folder = app_of_the_guide(tmp_path, attempt=2.4, limit=3.6)
     grace = ("--timeout-graceful-shutdown", "6")
     async with Emulator(port=0, api_key=KEY) as api, uvicorn(api, *grace, folder=folder) as server:
         api.add_runtime("ws-1", "crm")

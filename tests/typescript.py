@@ -18,17 +18,16 @@ from test_fastapi_openapi import app_with_routes
 PACKAGES = ["openapi-typescript@7", "typescript@5"]
 CODE = """\
 import type { components, paths } from "./bodies";
-import type { components as ExampleComponents, operations, paths as ExamplePaths } from "./example";
+import type { components as ExampleComponents, paths as ExamplePaths } from "./example";
 
 type Problem = components["schemas"]["Problem"];
-type Stop = ExamplePaths["/workspaces/{workspace_id}/runtimes/{alias}/stop"]["post"];
+type Stop = paths["/runtime"]["get"];
 type Responses = Stop["responses"];
 type Stopped = Responses[200]["content"]["application/json"];
 type Invalid = Responses[422]["content"]["application/problem+json"];
 type Progress = ExampleComponents["schemas"]["Progress"];
-type Events = { progress: Progress; report: ExampleComponents["schemas"]["StopReport"] };
-type Refused = operations["stop_many"]["responses"][429]["content"]["application/json"];
-type InvalidRequest = Responses[422]["content"]["application/json"];
+type Follow = ExamplePaths["/runs/{run_id}"]["get"];
+type InvalidRequest = Follow["responses"][422]["content"]["application/json"];
 type Unavailable = Responses[503]["content"]["application/problem+json"];
 type Report = paths["/report"]["get"]["responses"][200]["content"]["application/json"];
 
@@ -55,13 +54,10 @@ export const share = (progress: Progress): number =>
   (progress.counts.stopped ?? 0) / progress.total;
 
 export const mistypedProgress = (progress: Progress): number =>
-  // @ts-expect-error - the JSON has `inFlight`.
-  progress.in_flight;
+  // @ts-expect-error - the JSON has `in_flight`.
+  progress.inFlight;
 
-export const show = <Name extends keyof Events>(name: Name, data: Events[Name]): string =>
-  "inFlight" in data ? `${name} ${data.inFlight}` : `${name} ${data.failures.length}`;
-
-export const refused = (answer: Refused): string => answer.detail;
+export const failures = (progress: Progress): number => progress.report?.failures.length ?? 0;
 
 export const unavailable = (problem: Unavailable): number => problem.attempts;
 

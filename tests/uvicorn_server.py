@@ -57,12 +57,14 @@ class Uvicorn:
 
     @property
     def reports(self) -> list[Counter[str]]:
-        """The logged counts of each bulk stop, checked to add up to its total."""
+        """The logged counts of each bulk stop, with its `total`, to which they add up."""
         found = []
-        for line in self.logged(r"bulk stop: total=(\d+) ([a-z_0-9= ]+)"):
-            pairs = (pair.split("=") for pair in line[2].split())
-            counts = Counter({name: int(count) for name, count in pairs})
-            assert counts.total() == int(line[1])
+        for line in self.logged(r"bulk stop: [\d,]+ of ([\d,]+) .* s: ([^;]*)"):
+            pairs = re.findall(r"(\d[\d,]*) ([a-z_]+)", line[2])
+            counts = Counter({name: int(count.replace(",", "")) for count, name in pairs})
+            total = int(line[1].replace(",", ""))
+            assert counts.total() == total
+            counts["total"] = total
             found.append(counts)
         return found
 
