@@ -171,6 +171,18 @@ async def test_no_page_is_wider_than_its_window(tab: Tab, url: str, width: int) 
 
 
 @needs_chromium
+async def test_each_table_can_be_read_on_a_phone_without_scrolling(tab: Tab, url: str) -> None:
+    await tab.show_as(width=390)
+    wrappers = "[...document.querySelectorAll('.table-wrapper')]"
+    wide = []
+    for each in PAGES:
+        await tab.open(f"{url}/{each}")
+        if await tab.run(f"{wrappers}.some(each => each.scrollWidth > each.clientWidth)"):
+            wide.append(each)
+    assert wide == []
+
+
+@needs_chromium
 async def test_the_tab_key_stops_only_at_code_that_scrolls(tab: Tab, url: str) -> None:
     code = "[...document.querySelectorAll('article .highlight pre')]"
     await tab.open(f"{url}/how-to/testing.html")
