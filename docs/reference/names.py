@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import bctrl_async
+
 _FOLDER = Path(__file__).parent
-_ROOT = _FOLDER.parents[1]
+_ROOT = Path(bctrl_async.__file__).parents[1]
 _HEAD = "# By `python docs/reference/names.py`. The docstrings in the files that it names say more."
 _DIRECTIVE = re.compile(
     r"^\.\. auto(?:class|exception|function):: ([\w.]+)(.*)\n(?:   :members:(.*))?", re.MULTILINE
