@@ -285,8 +285,8 @@ class Run:
         words = str(result)
         if result is StopResult.UNKNOWN and has_stopped:
             words += " (but stopped)"
-        elif claims_not and has_stopped and is_repeated:
-            # The answer is the API's, to the second copy; that to the first is lost.
+        elif claims_not and has_stopped and is_repeated and error is not None and error.code:
+            # The API answered the second copy; its answer to the first is lost.
             words += " (but stopped by a copy that the gateway sent)"
         elif claims_stopped > has_stopped or (claims_not and has_stopped):
             verdict.false.append(f"{outcome.target.alias} is {result}: {error}")
