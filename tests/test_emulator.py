@@ -1,6 +1,5 @@
 """The emulator on the wire: other tests rely on it, so it has tests of its own."""
 
-import ast
 import asyncio
 import gzip
 import json
@@ -11,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Self, cast
+from typing import NamedTuple, Self, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -25,36 +24,50 @@ from jsonschema import Draft202012Validator
 from yarl import URL
 
 from bctrl_async import BctrlSession, StopResult
-from bctrl_async.emulator import (
-    Emulator,
-    Fault,
-    ReceivedRequest,
-    Reply,
-    WireRuntime,
-    _faults,
-)
+from bctrl_async.emulator import Emulator, Fault, ReceivedRequest, Reply, WireRuntime
 from bctrl_async.emulator._contract import parse_route
 
-KEY = {"Authorization": "Bearer emulator-key"}
+KEY = "Bearer emulator-key"
 CONTRACT = Path(__file__).parent.parent / "docs" / "contract" / "openapi.yaml"
 UUID_WORKSPACE = "6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11"
+LIST = "/v1/workspaces/ws/runtimes"
+GET = f"{LIST}/crm"
+STOP = f"{GET}/stop"
 
-Stop = Callable[..., Coroutine[object, object, "Answer"]]
 
-
-class Answer:
-    def __init__(self, response: aiohttp.ClientResponse, body: bytes) -> None:
-        self.status = response.status
-        self.headers = response.headers
-        self.body = body
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
     @property
     def json(self) -> dict[str, object]:
         return cast("dict[str, object]", json.loads(self.body))
 
 
-def path_of(workspace_id: str, alias: str) -> str:
-    return f"/v1/workspaces/{workspace_id}/runtimes/{alias}/stop"
+Send = Callable[..., Coroutine[object, object, Answer]]
+
+
+@asynccontextmanager
+async def client_of(emulator: Emulator) -> AsyncIterator[Send]:
+    """Yield a function that sends a request: by default a stop of `crm` in `ws`."""
+    timeout = aiohttp.ClientTimeout(total=BOUND)
+    async with aiohttp.ClientSession(emulator.url, timeout=timeout) as client:
+
+        async def send(path: str = STOP, method: str = "POST", key: str = KEY) -> Answer:
+            url, headers = URL(path, encoded=True), {"Authorization": key}
+            async with client.request(method, url, headers=headers) as response:
+                return Answer(response.status, response.headers, await response.read())
+
+        yield send
+
+
+@asynccontextmanager
+async def running(**options: object) -> AsyncIterator[tuple[Emulator, Send]]:
+    """Run an emulator with the runtime `crm` in `ws`; yield it and its client."""
+    async with Emulator(port=0, **options) as emulator, client_of(emulator) as send:  # type: ignore[arg-type]
+        emulator.add_runtime("ws", "crm")
+        yield emulator, send
 
 
 @pytest.fixture
@@ -65,44 +78,13 @@ async def emulator() -> AsyncIterator[Emulator]:
 
 
 @pytest.fixture
-async def client(emulator: Emulator) -> AsyncIterator[aiohttp.ClientSession]:
-    timeout = aiohttp.ClientTimeout(total=BOUND)
-    async with aiohttp.ClientSession(emulator.url, headers=KEY, timeout=timeout) as client:
-        yield client
+async def send(emulator: Emulator) -> AsyncIterator[Send]:
+    async with client_of(emulator) as send:
+        yield send
 
 
-async def send(
-    client: aiohttp.ClientSession, path: str, method: str = "POST", **headers: str
-) -> Answer:
-    url = URL(path, encoded=True)
-    async with client.request(method, url, headers=headers, allow_redirects=False) as response:
-        return Answer(response, await response.read())
-
-
-@pytest.fixture
-def stop(client: aiohttp.ClientSession) -> Stop:
-    async def stop(workspace_id: str = "ws", alias: str = "crm") -> Answer:
-        return await send(client, path_of(quote(workspace_id, safe=""), quote(alias, safe="")))
-
-    return stop
-
-
-@asynccontextmanager
-async def running(
-    options: Mapping[str, object],
-) -> AsyncIterator[tuple[Emulator, Callable[..., Coroutine[object, object, Answer]]]]:
-    """Run an emulator with the runtime `crm`; yield it, and a function that stops a runtime."""
-    async with (
-        Emulator(port=0, **options) as emulator,  # type: ignore[arg-type]
-        aiohttp.ClientSession(emulator.url, headers=KEY) as client,
-    ):
-        emulator.add_runtime("ws", "crm")
-
-        async def request(alias: str = "crm", method: str = "POST", **headers: str) -> Answer:
-            path = path_of("ws", alias).removesuffix("/stop" * (method == "GET"))
-            return await send(client, path, method, **headers)
-
-        yield emulator, request
+def path_of(workspace_id: str, alias: str) -> str:
+    return f"/v1/workspaces/{workspace_id}/runtimes/{alias}/stop"
 
 
 class Wire:
@@ -116,11 +98,14 @@ class Wire:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.leave()
+        self._writer.close()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
 
-    async def send(self, path: str = path_of("ws", "crm"), body: bytes = b"") -> None:
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer emulator-key\r\n"
-        self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    async def send(self, path: str = STOP, body: bytes = b"", *headers: str) -> None:
+        lines = [f"POST {path} HTTP/1.1", "Host: x", f"Authorization: {KEY}", *headers]
+        lines += [f"Content-Length: {len(body)}", "", ""]
+        self._writer.write("\r\n".join(lines).encode() + body)
         await self._writer.drain()
 
     async def head(self) -> tuple[int, dict[str, str]]:
@@ -129,10 +114,11 @@ class Wire:
         headers = dict(line.lower().split(": ", 1) for line in lines[1:-1])
         return int(lines[0].split()[1]), headers
 
-    async def answer(self) -> tuple[int, bytes]:
+    async def answer(self) -> Answer:
         status, headers = await self.head()
         async with asyncio.timeout(BOUND):
-            return status, await self.reader.readexactly(int(headers["content-length"]))
+            body = await self.reader.readexactly(int(headers["content-length"]))
+        return Answer(status, headers, body)
 
     @property
     def unread(self) -> bytes:
@@ -143,20 +129,11 @@ class Wire:
         async with asyncio.timeout(BOUND):
             return await self.reader.read()
 
-    async def leave(self) -> None:
-        self._writer.close()
-        with suppress(ConnectionError):
-            await self._writer.wait_closed()
-
 
 @pytest.fixture
 async def wire(emulator: Emulator) -> AsyncIterator[Wire]:
     async with Wire(emulator) as wire:
         yield wire
-
-
-def encode(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -176,116 +153,108 @@ def errors_against_contract(value: object) -> list[str]:
 # Normal behaviour.
 
 
-async def test_a_stop_turns_an_active_runtime_into_a_stopped_one(
-    emulator: Emulator, stop: Stop
-) -> None:
-    answer = await stop()
-    assert answer.status == 200
-    assert answer.json == emulator.runtimes["ws", "crm"]
-    assert answer.json["status"] == emulator.status("ws", "crm") == "stopped"
-    assert answer.json["alias"] == "crm"
-    assert not emulator.runtimes["ws", "crm"]["summary"]["browserRunning"]
-    assert emulator.runtimes["ws", "crm"]["updatedAt"] > str(answer.json["createdAt"])
-
-
 @pytest.mark.parametrize("kind", ["browser", "desktop", "spreadsheet"])
 @pytest.mark.parametrize("workspace_id", ["ws", UUID_WORKSPACE, UUID_WORKSPACE.upper(), "wörk/1"])
-async def test_every_normal_response_satisfies_the_contract(
-    emulator: Emulator, stop: Stop, kind: str, workspace_id: str
+async def test_a_stop_and_a_get_answer_with_the_runtime_as_in_the_contract(
+    emulator: Emulator, send: Send, kind: str, workspace_id: str
 ) -> None:
     emulator.add_runtime(workspace_id, "crm", kind=kind)
-    answer = await stop(workspace_id)
-    assert errors_against_contract(answer.json) == []
-    assert answer.json["kind"] == kind
-    assert answer.headers["Content-Type"] == "application/json"
+    stop = path_of(quote(workspace_id, safe=""), "crm")
+    before = await send(stop.removesuffix("/stop"), "GET")
+    stopped = await send(stop)
+    after = await send(stop.removesuffix("/stop"), "GET")
+
+    for answer in (before, stopped, after):
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+        assert errors_against_contract(answer.json) == []
+        assert (answer.json["kind"], answer.json["alias"]) == (kind, "crm")
+    assert stopped.json == after.json == emulator.runtimes[workspace_id, "crm"]
+    assert [each.json["status"] for each in (before, stopped)] == ["active", "stopped"]
+    assert emulator.status(workspace_id, "crm") == "stopped"
+    assert emulator.runtimes[workspace_id, "crm"]["summary"]["browserRunning"] is False
+    assert str(stopped.json["updatedAt"]) > str(stopped.json["createdAt"])
     if workspace_id.lower() == UUID_WORKSPACE:
-        assert answer.json["workspaceId"] == UUID_WORKSPACE
+        assert stopped.json["workspaceId"] == UUID_WORKSPACE
 
 
-def test_the_contract_check_itself_can_fail() -> None:
-    assert len(errors_against_contract({"id": "no uuid", "status": "paused"})) > 2
-
-
-async def test_runtime_ids_are_unique_and_reproducible(
-    emulator: Emulator,
-) -> None:
+def test_runtime_ids_are_unique_and_reproducible() -> None:
+    one, other = Emulator(), Emulator()
     targets = [("ws", "crm"), ("ws", "mail"), ("w", "scrm"), ("ws2", "crm")]
-    other = Emulator()
     for target in targets:
-        emulator.add_runtime(*target)
+        one.add_runtime(*target)
         other.add_runtime(*target)
-    ids = [UUID(emulator.runtimes[target]["id"]) for target in targets]
-    assert len(set(ids)) == len(targets)
-    assert emulator.runtimes == other.runtimes
+    assert len({UUID(runtime["id"]) for runtime in one.runtimes.values()}) == len(targets)
+    assert one.runtimes == other.runtimes
 
 
 @pytest.mark.parametrize("status", ["stopped", "failed"])
 async def test_stopping_an_inactive_runtime_is_a_conflict_and_changes_nothing(
-    emulator: Emulator, stop: Stop, status: str
+    emulator: Emulator, send: Send, status: str
 ) -> None:
     emulator.add_runtime("ws", "crm", status=status)
-    answer = await stop()
+    before = json.dumps(emulator.runtimes["ws", "crm"])
+    answer = await send()
     assert (answer.status, answer.json["code"]) == (409, "runtime.not_active")
-    assert emulator.status("ws", "crm") == status
+    assert json.dumps(emulator.runtimes["ws", "crm"]) == before
+    assert emulator.runtimes["ws", "crm"]["summary"]["browserRunning"] is False
 
 
-async def test_the_second_stop_is_a_conflict(stop: Stop) -> None:
-    assert [(await stop()).status for _ in range(3)] == [200, 409, 409]
-
-
-async def test_only_one_of_many_simultaneous_stops_succeeds(emulator: Emulator, stop: Stop) -> None:
-    answers = await asyncio.gather(*(stop() for _ in range(20)))
+async def test_only_one_of_many_simultaneous_stops_succeeds(emulator: Emulator, send: Send) -> None:
+    answers = await asyncio.gather(*(send() for _ in range(20)))
     assert sorted(answer.status for answer in answers) == [200] + [409] * 19
     assert emulator.received == {("ws", "crm"): 20}
 
 
-async def test_a_stopped_runtime_that_is_added_again_is_active_again(
-    emulator: Emulator, stop: Stop
+@pytest.mark.parametrize(
+    ("method", "path", "key", "expected"),
+    [
+        ("POST", path_of("ws", "mail"), KEY, (404, "runtime.not_found")),
+        ("POST", path_of("other", "crm"), KEY, (404, "runtime.not_found")),
+        ("POST", path_of("crm", "ws"), KEY, (404, "runtime.not_found")),
+        ("GET", f"{LIST}/mail", KEY, (404, "runtime.not_found")),
+        ("GET", "/v1/workspaces/other/runtimes", KEY, (404, "runtime.not_found")),
+        ("POST", STOP, "Bearer wrong", (401, "auth.required")),
+        ("POST", STOP, "emulator-key", (401, "auth.required")),
+        ("POST", STOP, "Basic emulator-key", (401, "auth.required")),
+        ("POST", STOP, "", (401, "auth.required")),
+        ("POST", path_of("ws", "mail"), "", (401, "auth.required")),
+        ("GET", GET, "Bearer wrong", (401, "auth.required")),
+        ("GET", LIST, "Bearer wrong", (401, "auth.required")),
+        ("GET", STOP, KEY, (405, "method.not_allowed")),
+        ("PUT", STOP, KEY, (405, "method.not_allowed")),
+        ("POST", GET, KEY, (405, "method.not_allowed")),
+        ("POST", LIST, KEY, (405, "method.not_allowed")),
+        ("POST", "/", KEY, (404, "route.not_found")),
+    ],
+)
+async def test_a_refusal_has_the_documented_fields_and_stops_nothing(  # noqa: PLR0917 - a table.
+    emulator: Emulator, send: Send, method: str, path: str, key: str, expected: tuple[int, str]
 ) -> None:
-    await stop()
-    emulator.add_runtime("ws", "crm")
-    assert (await stop()).status == 200
-
-
-@pytest.mark.parametrize("target", [("ws", "mail"), ("other", "crm"), ("crm", "ws")])
-async def test_an_unknown_workspace_or_alias_is_not_found(
-    emulator: Emulator, stop: Stop, target: tuple[str, str]
-) -> None:
-    answer = await stop(*target)
-    assert (answer.status, answer.json["code"]) == (404, "runtime.not_found")
-    assert emulator.status(*target) is None
-    assert emulator.received[target] == 1
-
-
-@pytest.mark.parametrize("key", ["Bearer wrong", "emulator-key", "Basic emulator-key", ""])
-async def test_a_wrong_key_stops_nothing(
-    emulator: Emulator, client: aiohttp.ClientSession, key: str
-) -> None:
-    answer = await send(client, path_of("ws", "crm"), Authorization=key)
-    assert (answer.status, answer.json["code"]) == (401, "auth.required")
+    answer = await send(path, method, key)
+    assert (answer.status, answer.json["code"]) == expected
+    assert set(answer.json) == {"code", "error", "reasonClass", "requestId", "hint"}
+    assert all(isinstance(value, str) and value for value in answer.json.values())
+    assert answer.json["requestId"] == answer.headers["x-request-id"]
+    if answer.status == 405:
+        assert answer.headers["Allow"] == ("POST" if path == STOP else "GET")
     assert emulator.status("ws", "crm") == "active"
-    assert not emulator.received
-
-
-async def test_a_missing_key_is_rejected_even_for_an_unknown_runtime(emulator: Emulator) -> None:
-    async with aiohttp.ClientSession(emulator.url) as client:
-        assert (await send(client, path_of("ws", "gone"))).status == 401
+    assert emulator.status("ws", "mail") is None
+    is_known_stop = method == "POST" and answer.json["code"] == "runtime.not_found"
+    assert emulator.received.total() == is_known_stop
 
 
 async def test_the_key_is_configurable_and_can_be_rotated() -> None:
-    assert Emulator().api_key == "emulator-key"
-    async with running({"api_key": "k2"}) as (emulator, request):
-        keys = ["emulator-key", "k2", "k3"]
-        statuses = [(await request(Authorization=f"Bearer {key}")).status for key in keys]
+    async with running(api_key="k2") as (emulator, send):
+        keys = [KEY, "Bearer k2", "Bearer k3"]
+        statuses = [(await send(key=key)).status for key in keys]
         emulator.api_key = "k3"
-        statuses += [(await request(Authorization=f"Bearer {key}")).status for key in keys]
+        statuses += [(await send(key=key)).status for key in keys]
     assert statuses == [401, 200, 401, 401, 401, 409]
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/v1/stop",
         "/v2/workspaces/ws/runtimes/crm/stop",
         "/v1/v1/workspaces/ws/runtimes/crm/stop",
@@ -299,26 +268,17 @@ async def test_the_key_is_configurable_and_can_be_rotated() -> None:
         "/v1/workspaces//runtimes/crm/stop",
         "/v1/workspaces/ws/runtimes/../stop",
         "/v1/workspaces/./runtimes/crm/stop",
+        # Names that are not percent-encoded UTF-8.
+        *(path_of("ws", name) for name in ("%", "%2", "%zz", "%FF", "%C3", "%ED%A0%80")),
     ],
 )
 async def test_an_unknown_path_is_not_found(emulator: Emulator, wire: Wire, path: str) -> None:
     await wire.send(path)
-    status, body = await wire.answer()
-    assert (status, json.loads(body)["code"]) == (404, "route.not_found")
+    answer = await wire.answer()
+    assert (answer.status, answer.json["code"]) == (404, "route.not_found")
     assert not emulator.received
-    assert [(r.workspace_id, r.alias, r.raw_path) for r in emulator.requests] == [
-        (None, None, path)
-    ]
-
-
-@pytest.mark.parametrize("segment", ["%", "%2", "%zz", "%FF", "%C3", "%ED%A0%80"])
-async def test_a_name_that_is_not_percent_encoded_utf_8_is_no_path(
-    emulator: Emulator, wire: Wire, segment: str
-) -> None:
-    await wire.send(path_of("ws", segment))
-    status, body = await wire.answer()
-    assert (status, json.loads(body)["code"]) == (404, "route.not_found")
-    assert not emulator.received
+    [request] = emulator.requests
+    assert (request.workspace_id, request.alias, request.raw_path) == (None, None, path)
 
 
 def test_a_name_that_is_not_encoded_at_all_is_no_path() -> None:
@@ -327,161 +287,36 @@ def test_a_name_that_is_not_encoded_at_all_is_no_path() -> None:
         assert parse_route(path_of("ws", segment), {}) is None
 
 
-@pytest.mark.parametrize(
-    ("path", "method", "allowed"),
-    [
-        ("/crm/stop", "GET", "POST"),
-        ("/crm/stop", "PUT", "POST"),
-        ("/crm/stop", "DELETE", "POST"),
-        ("/crm", "POST", "GET"),
-        ("", "POST", "GET"),
-    ],
-)
-async def test_a_wrong_method_stops_nothing_and_is_told_the_allowed_one(
-    emulator: Emulator, client: aiohttp.ClientSession, path: str, method: str, allowed: str
-) -> None:
-    answer = await send(client, f"/v1/workspaces/ws/runtimes{path}", method)
-    assert (answer.status, answer.headers["Allow"]) == (405, allowed)
-    assert emulator.status("ws", "crm") == "active"
-    assert not emulator.received
-
-
-async def test_a_query_is_not_part_of_the_name(emulator: Emulator, wire: Wire) -> None:
-    await wire.send(path_of("ws", "crm") + "?force=/true")
-    assert (await wire.answer())[0] == 200
-    assert emulator.received == {("ws", "crm"): 1}
-
-
-async def test_every_error_body_has_the_documented_fields(
-    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
-) -> None:
-    emulator.inject(Fault.SERVER_ERROR, Fault.RATE_LIMITED, None)
-    answers = [await stop() for _ in range(4)]
-    answers.append(await stop("ws", "gone"))
-    answers.append(await send(client, "/"))
-    answers.append(await send(client, path_of("ws", "crm"), "PUT"))
-    answers.append(await send(client, path_of("ws", "crm"), Authorization="no"))
-    assert [a.status for a in answers] == [500, 429, 200, 409, 404, 404, 405, 401]
-    for answer in answers[:2] + answers[3:]:
-        assert set(answer.json) == {"code", "error", "reasonClass", "requestId", "hint"}
-        assert all(isinstance(value, str) and value for value in answer.json.values())
-        assert answer.json["requestId"] == answer.headers["x-request-id"]
-    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
-
-
-# Reading.
-
-
-async def test_a_get_returns_the_runtime_and_changes_nothing(
-    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
-) -> None:
-    first = await send(client, "/v1/workspaces/ws/runtimes/crm", "GET")
-    await stop()
-    second = await send(client, "/v1/workspaces/ws/runtimes/crm", "GET")
-    for answer in (first, second):
-        assert answer.status == 200
-        assert errors_against_contract(answer.json) == []
-    assert (first.json["status"], second.json["status"]) == ("active", "stopped")
-    assert second.json == emulator.runtimes["ws", "crm"]
-
-
 async def test_a_list_has_all_runtimes_of_its_workspace_and_no_others(
-    emulator: Emulator, client: aiohttp.ClientSession
+    emulator: Emulator, send: Send
 ) -> None:
-    emulator.add_runtime("ws", "a/b", status="failed")
+    emulator.add_runtime("ws", "a/b", status="failed", created_at="2026-11-25T08:00:00Z")
     emulator.add_runtime("other", "crm")
-    answer = await send(client, "/v1/workspaces/ws/runtimes", "GET")
-    assert answer.status == 200
-    assert answer.headers["Content-Type"] == "application/json"
-    assert answer.json == {
-        "runtimes": [emulator.runtimes["ws", "crm"], emulator.runtimes["ws", "a/b"]]
-    }
-
-
-@pytest.mark.parametrize(
-    ("path", "key", "expected"),
-    [
-        ("/v1/workspaces/ws/runtimes/no", "emulator-key", (404, "runtime.not_found")),
-        ("/v1/workspaces/no/runtimes", "emulator-key", (404, "runtime.not_found")),
-        ("/v1/workspaces/ws/runtimes/crm", "wrong", (401, "auth.required")),
-        ("/v1/workspaces/ws/runtimes", "wrong", (401, "auth.required")),
-    ],
-)
-async def test_only_what_is_known_can_be_read_and_only_with_the_key(
-    client: aiohttp.ClientSession, path: str, key: str, expected: tuple[int, str]
-) -> None:
-    answer = await send(client, path, "GET", Authorization=f"Bearer {key}")
-    assert (answer.status, answer.json["code"]) == expected
-
-
-async def test_reads_are_recorded_as_requests_but_not_as_received_stops(
-    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
-) -> None:
-    await send(client, "/v1/workspaces/ws/runtimes/c%2Fm", "GET")
-    await send(client, "/v1/workspaces/ws/runtimes", "GET")
-    await stop()
-    assert emulator.received == {("ws", "crm"): 1}
-    assert [(r.method, r.workspace_id, r.alias) for r in emulator.requests] == [
-        ("GET", "ws", "c/m"),
-        ("GET", "ws", None),
-        ("POST", "ws", "crm"),
-    ]
-
-
-@pytest.mark.parametrize("path", ["/v1/workspaces/ws/runtimes/crm", "/v1/workspaces/ws/runtimes"])
-async def test_faults_of_stops_and_of_reads_are_separate(
-    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop, path: str
-) -> None:
-    emulator.inject(Fault.RATE_LIMITED)
-    emulator.inject(Fault.SERVER_ERROR, Fault.FAILED, method="GET")
-    statuses = [(await send(client, path, "GET")).status for _ in range(3)]
-    assert statuses == [500, 200, 200]
-    assert emulator.status("ws", "crm") == "active"
-    assert (await stop()).status == 429
-
-
-async def test_random_faults_apply_to_stops_only() -> None:
-    async with running({"faults": {Fault.SERVER_ERROR: 1.0}}) as (_, request):
-        assert [(await request(method=method)).status for method in ("GET", "POST")] == [200, 500]
-
-
-async def test_a_list_may_contain_unknown_values(
-    emulator: Emulator, client: aiohttp.ClientSession
-) -> None:
-    emulator.inject(Fault.UNKNOWN_VALUES, method="GET")
-    answer = await send(client, "/v1/workspaces/ws/runtimes", "GET")
-    [runtime] = cast("list[dict[str, object]]", answer.json["runtimes"])
-    assert (runtime["status"], runtime["region"]) == ("paused", "moon")
-
-
-async def test_the_rate_limit_covers_reads() -> None:
-    async with running({"rate_limit": 0.001}) as (_, request):
-        answers = [await request(method="GET") for _ in range(4)]
-    assert answers[-1].status == 429
+    answer = await send(LIST, "GET")
+    failed = emulator.runtimes["ws", "a/b"]
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+    assert answer.json == {"runtimes": [emulator.runtimes["ws", "crm"], failed]}
+    assert (failed["status"], failed["createdAt"]) == ("failed", "2026-11-25T08:00:00Z")
 
 
 # The two names of a workspace.
 
 
 async def test_a_workspace_is_known_by_the_uuid_of_its_answers_as_well(
-    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
+    emulator: Emulator, send: Send
 ) -> None:
-    emulator.add_runtime("ws", "mail")
-    listed = await send(client, "/v1/workspaces/ws/runtimes", "GET")
-    [crm, mail] = cast("list[dict[str, str]]", listed.json["runtimes"])
-    workspace_id = crm["workspaceId"]
-
+    workspace_id = emulator.runtimes["ws", "crm"]["workspaceId"]
     assert str(UUID(workspace_id)) == workspace_id
-    again = await send(client, f"/v1/workspaces/{workspace_id}/runtimes", "GET")
-    assert again.json == listed.json
-    assert (await stop(workspace_id, "crm")).status == 200
-    assert (await stop("ws", "crm")).status == 409
+    for prefix in (workspace_id, "ws"):
+        listed = await send(f"/v1/workspaces/{prefix}/runtimes", "GET")
+        assert listed.json == {"runtimes": [emulator.runtimes["ws", "crm"]]}
 
-    assert emulator.received == {("ws", "crm"): 2}
-    assert [request.workspace_id for request in emulator.requests] == ["ws"] * 4
+    stops = [workspace_id, "ws", workspace_id.upper()]
+    assert [(await send(path_of(name, "crm"))).status for name in stops] == [200, 409, 404]
+    assert emulator.received["ws", "crm"] == 2
+    assert [request.workspace_id for request in emulator.requests[:4]] == ["ws"] * 4
     assert workspace_id in emulator.requests[2].raw_path
     assert emulator.status(workspace_id, "crm") == "stopped"
-    assert (await stop(mail["workspaceId"].upper(), "mail")).status == 404
 
 
 async def test_what_a_session_lists_can_be_stopped(emulator: Emulator) -> None:
@@ -492,28 +327,29 @@ async def test_what_a_session_lists_can_be_stopped(emulator: Emulator) -> None:
             (str(runtime.workspace_id), runtime.alias) for runtime in runtimes
         )
     assert report.counts == {StopResult.STOPPED: 2}
-    emulator.assert_stopped("ws", "crm", "mail", only=True)
-    emulator.assert_stopped(str(runtimes[0].workspace_id), "crm", "mail", only=True)
+    for name in ("ws", str(runtimes[0].workspace_id)):
+        emulator.assert_stopped(name, "crm", "mail", only=True)
 
 
 async def test_faults_are_met_under_either_name_of_a_workspace(
-    emulator: Emulator, stop: Stop
+    emulator: Emulator, send: Send
 ) -> None:
     workspace_id = emulator.runtimes["ws", "crm"]["workspaceId"]
+    paths = [path_of(workspace_id, "crm"), STOP]
     emulator.inject(Fault.SERVER_ERROR, workspace_id=workspace_id)
     emulator.inject(Reply(503), workspace_id="ws", alias="crm")
-    assert [(await stop(name)).status for name in (workspace_id, "ws")] == [503, 500]
+    assert [(await send(path)).status for path in paths] == [503, 500]
     emulator.poison(workspace_id, "crm", Fault.RATE_LIMITED)
-    assert [(await stop(name)).status for name in (workspace_id, "ws")] == [429, 429]
+    assert [(await send(path)).status for path in paths] == [429, 429]
 
 
 async def test_a_workspace_that_is_named_by_a_uuid_is_not_taken_for_another(
-    emulator: Emulator, stop: Stop
+    emulator: Emulator, send: Send
 ) -> None:
     workspace_id = emulator.runtimes["ws", "crm"]["workspaceId"]
     emulator.add_runtime(workspace_id, "mail")
-    assert (await stop(workspace_id, "mail")).status == 200
-    assert (await stop(workspace_id, "crm")).status == 404
+    assert (await send(path_of(workspace_id, "mail"))).status == 200
+    assert (await send(path_of(workspace_id, "crm"))).status == 404
 
 
 # Exact names.
@@ -525,19 +361,12 @@ async def test_a_workspace_that_is_named_by_a_uuid_is_not_taken_for_another(
         ("a%2Fb", "a/b"),
         ("a%2fb", "a/b"),
         ("%252F", "%2F"),
-        ("%2525", "%25"),
-        ("%2e%2e", ".."),
-        ("%2E", "."),
+        ("%2e%2E", ".."),
         ("...", "..."),
         ("a;b", "a;b"),
-        ("a%3Bb", "a;b"),
-        ("a%3Fb", "a?b"),
         ("a+b", "a+b"),
-        ("a%20b", "a b"),
         ("%00%0D%0A", "\0\r\n"),
-        ("caf%C3%A9", "café"),
         ("cafe%CC%81", "cafe\u0301"),
-        ("%F0%9F%98%80", "😀"),
         ("%EF%BB%BFx", "\ufeffx"),
     ],
 )
@@ -546,8 +375,8 @@ async def test_a_name_is_decoded_from_the_bytes_on_the_wire(
 ) -> None:
     emulator.add_runtime(name, name)
     await wire.send(path_of(segment, segment))
-    assert (await wire.answer())[0] == 200
-    (received,) = emulator.requests
+    assert (await wire.answer()).status == 200
+    [received] = emulator.requests
     assert (received.workspace_id, received.alias) == (name, name)
     assert received.raw_path == path_of(segment, segment)
 
@@ -571,13 +400,7 @@ names = st.one_of(
 )
 
 
-def test_the_time_of_creation_is_as_given() -> None:
-    emulator = Emulator()
-    emulator.add_runtime("ws", "crm", created_at="2026-11-25T08:00:00Z")
-    assert emulator.runtimes["ws", "crm"]["createdAt"] == "2026-11-25T08:00:00Z"
-
-
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(names, names), min_size=1, max_size=10, unique=True))
 def test_any_two_strings_arrive_exactly(targets: list[tuple[str, str]]) -> None:
     emulator = asyncio.run(send_all(targets))
@@ -591,76 +414,56 @@ def test_any_two_strings_arrive_exactly(targets: list[tuple[str, str]]) -> None:
 
 async def test_a_request_is_recorded_as_it_arrived(emulator: Emulator, wire: Wire) -> None:
     emulator.inject(Fault.SERVER_ERROR)
-    await wire.send(path_of("ws", "%63rm") + "?x=1", b'{"why": 1}')
+    packed = gzip.compress(b"{}")
+    path = f"{path_of('ws', '%63rm')}?x=/1"
+    await wire.send(path, packed, "Content-Encoding: gzip")
     await wire.answer()
-    (received,) = emulator.requests
+    [received] = emulator.requests
     assert received == ReceivedRequest(
         workspace_id="ws",
         alias="crm",
         method="POST",
-        raw_path="/v1/workspaces/ws/runtimes/%63rm/stop?x=1",
+        raw_path=path,
         headers=received.headers,
-        body=b'{"why": 1}',
+        body=packed,
         fault=Fault.SERVER_ERROR,
         status=500,
         operation="stop",
         received_at=received.received_at,
     )
-    assert received.headers["authorization"] == "Bearer emulator-key"
+    assert received.headers["authorization"] == KEY
     assert "emulator-key" not in repr(received)
 
 
-async def test_a_body_is_recorded_as_on_the_wire(
-    emulator: Emulator, client: aiohttp.ClientSession
+async def test_requests_are_recorded_with_what_they_asked_for_and_were_answered(
+    emulator: Emulator, send: Send
 ) -> None:
-    packed = gzip.compress(b"{}")
-    headers = {"Content-Encoding": "gzip"}
-    async with client.post(path_of("ws", "crm"), data=packed, headers=headers) as response:
-        assert response.status == 200
-    assert emulator.requests[0].body == packed
-
-
-async def test_requests_are_recorded_in_order_of_arrival_with_what_was_answered(
-    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
-) -> None:
-    await stop()
-    await send(client, path_of("ws", "crm"), Authorization="no")
-    await stop()
-    await stop("ws", "gone")
-    assert [(r.alias, r.status) for r in emulator.requests] == [
-        ("crm", 200),
-        ("crm", 401),
-        ("crm", 409),
-        ("gone", 404),
+    expected = [
+        ("GET", STOP, ("ws", "crm", None, 405)),
+        ("POST", path_of("ws", "g%2Fone"), ("ws", "g/one", "stop", 404)),
+        ("POST", STOP, ("ws", "crm", "stop", 200)),
+        ("POST", STOP, ("ws", "crm", "stop", 409)),
+        ("GET", GET, ("ws", "crm", "get", 200)),
+        ("POST", GET, ("ws", "crm", None, 405)),
+        ("GET", LIST, ("ws", None, "list", 200)),
+        ("GET", "/v1", (None, None, None, 404)),
     ]
-    assert emulator.received == {("ws", "crm"): 2, ("ws", "gone"): 1}
-
-
-async def test_requests_know_their_operation_and_stops_are_a_view_of_them(
-    client: aiohttp.ClientSession, emulator: Emulator
-) -> None:
-    runtime = "/v1/workspaces/ws/runtimes/crm"
-    sent = [
-        ("GET", path_of("ws", "crm")),
-        ("POST", path_of("ws", "gone")),
-        ("POST", path_of("ws", "crm")),
-        ("GET", runtime),
-        ("POST", runtime),
-        ("GET", "/v1/workspaces/ws/runtimes"),
-        ("GET", "/v1"),
-    ]
-    for method, path in sent:
-        await send(client, path, method)
-    operations = [request.operation for request in emulator.requests]
-    assert operations == [None, "stop", "stop", "get", None, "list", None]
-    assert emulator.stops == emulator.requests[1:3]
+    answers = [await send(path, method) for method, path, _ in expected]
+    requests = emulator.requests
+    assert [
+        (each.method, each.raw_path, (each.workspace_id, each.alias, each.operation, each.status))
+        for each in requests
+    ] == expected
+    assert emulator.stops == requests[1:4]
+    assert emulator.received == {("ws", "crm"): 2, ("ws", "g/one"): 1}
+    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
 
 
 async def test_the_time_between_two_requests_is_recorded() -> None:
-    async with running({}) as (emulator, request):
-        await request()
+    async with running() as (emulator, send):
+        await send()
         pass_time(40)
-        await request()
+        await send()
     first, second = emulator.requests
     assert 0 <= first.received_at < 40
     assert 40 <= second.received_at - first.received_at < 80
@@ -691,13 +494,6 @@ async def test_a_stop_took_effect_exactly_when_the_fault_says_so(
     assert emulator.requests[0].fault is fault
 
 
-def test_every_fault_has_a_docstring() -> None:
-    tree = ast.parse(Path(_faults.__file__).read_text())
-    (faults,) = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Fault"]
-    kinds = [type(node) for node in faults.body[1:-1]]
-    assert kinds == [ast.Assign, ast.Expr] * len(Fault)
-
-
 async def test_every_delay_is_as_long_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     real_sleep = asyncio.sleep
@@ -707,73 +503,51 @@ async def test_every_delay_is_as_long_as_configured(monkeypatch: pytest.MonkeyPa
         await real_sleep(0)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    async with (
-        Emulator(port=0, latency=3, fault_latency=40) as slow,
-        Wire(slow) as wire,
-    ):
+    async with Emulator(port=0, latency=3, fault_latency=40) as slow, Wire(slow) as wire:
         slow.add_runtime("ws", "crm")
-        for path, fault, expected in [
-            ("/elsewhere", None, [3]),
-            (path_of("ws", "crm"), None, [3]),
-            (path_of("ws", "crm"), Fault.LATENCY, [43]),
-        ]:
-            slow.inject(*[fault] if fault else [])
-            await wire.send(path)
+        for fault, expected in [(None, [3]), (Fault.RATE_LIMITED, [3]), (Fault.LATENCY, [43])]:
+            slow.inject(fault)
+            await wire.send()
             await wire.answer()
             assert slept == expected
             slept.clear()
+        # A body that drips arrives byte by byte.
         slow.inject(Fault.SLOW_DRIP)
         await wire.send()
-        _, body = await wire.answer()
+        body = (await wire.answer()).body
         assert slept[: len(body)] == [3] + [40 / len(body)] * (len(body) - 1)
-
-
-async def test_a_delayed_response_does_not_delay_others() -> None:
-    async with (
-        Emulator(port=0, fault_latency=3600) as emulator,
-        Wire(emulator) as late,
-        Wire(emulator) as normal,
-    ):
-        emulator.add_runtime("ws", "crm")
-        emulator.inject(Fault.LATENCY)
-        await late.send()
-        await until(lambda: emulator.status("ws", "crm") == "stopped")
-        await normal.send()
-        assert (await normal.answer())[0] == 409
 
 
 JSON, HTML = "application/json", "text/html"
 
 
 @pytest.mark.parametrize(
-    ("fault", "expected", "body"),
+    ("fault", "status", "content_type", "body"),
     [
-        (Fault.RATE_LIMITED, (429, JSON, None), '{"code":"rate.limited",'),
-        (Fault.SERVER_ERROR, (500, JSON, None), '{"code":"server.error",'),
-        (Fault.BAD_GATEWAY, (502, HTML, None), "<html><head><title>502 "),
+        (Fault.RATE_LIMITED, 429, JSON, '{"code":"rate.limited",'),
+        (Fault.SERVER_ERROR, 500, JSON, '{"code":"server.error",'),
+        (Fault.BAD_GATEWAY, 502, HTML, "<html><head><title>502 "),
     ],
 )
-async def test_a_fault_with_an_answer_of_its_own_has_it_once(
-    emulator: Emulator, stop: Stop, fault: Fault, expected: tuple[object, ...], body: str
+async def test_a_fault_with_an_answer_of_its_own_has_it_once(  # noqa: PLR0917 - a table.
+    emulator: Emulator, send: Send, fault: Fault, status: int, content_type: str, body: str
 ) -> None:
     emulator.inject(fault)
-    answer = await stop()
-    headers = [answer.headers.get(name) for name in ("Content-Type", "Retry-After")]
-    assert (answer.status, *headers) == expected
+    answer = await send()
+    assert (answer.status, answer.headers["Content-Type"]) == (status, content_type)
+    assert "Retry-After" not in answer.headers
     assert answer.body.decode().startswith(body)
-    assert (await stop()).status == (409 if fault.takes_effect else 200)
+    assert (await send()).status == (409 if fault.takes_effect else 200)
 
 
 @pytest.mark.parametrize("fault", [Fault.DROP_BEFORE, Fault.DROP_AFTER])
 async def test_a_dropped_connection_carries_no_byte_of_a_response(
-    emulator: Emulator, stop: Stop, wire: Wire, fault: Fault
+    emulator: Emulator, wire: Wire, fault: Fault
 ) -> None:
-    emulator.inject(fault, fault)
+    emulator.inject(fault)
     await wire.send()
     assert await wire.rest() == b""
-    with pytest.raises(aiohttp.ServerDisconnectedError):
-        await stop()
-    assert [request.status for request in emulator.requests] == [None, None]
+    assert emulator.requests[0].status is None
 
 
 async def test_a_kept_alive_connection_closes_after_a_complete_response(
@@ -781,99 +555,35 @@ async def test_a_kept_alive_connection_closes_after_a_complete_response(
 ) -> None:
     emulator.inject(Fault.CLOSE_KEPT_ALIVE)
     await wire.send()
-    status, headers = await wire.head()
-    assert status == 200
-    assert "connection" not in headers
-    body = await wire.rest()
-    assert len(body) == int(headers["content-length"])
-    assert json.loads(body) == emulator.runtimes["ws", "crm"]
+    answer = await wire.answer()
+    assert (answer.status, answer.json) == (200, emulator.runtimes["ws", "crm"])
+    assert "connection" not in answer.headers
+    assert await wire.rest() == b""
 
 
-async def test_a_connection_without_a_fault_is_kept_alive(emulator: Emulator, wire: Wire) -> None:
-    statuses = []
-    for _ in range(3):
-        await wire.send()
-        statuses.append((await wire.answer())[0])
-    assert statuses == [request.status for request in emulator.requests] == [200, 409, 409]
-
-
-async def test_a_hanging_stop_takes_effect_and_ends_when_the_client_disconnects(
-    emulator: Emulator,
-) -> None:
-    emulator.inject(Fault.HANG)
-    before = asyncio.all_tasks()
-    async with Wire(emulator) as wire:
-        await wire.send()
-        await until(lambda: emulator.status("ws", "crm") == "stopped")
-        assert asyncio.all_tasks() > before
-    await until(lambda: asyncio.all_tasks() == before)
-    assert emulator.requests[0].status is None
-
-
-async def test_a_slow_body_arrives_in_single_bytes_and_complete(
-    emulator: Emulator, wire: Wire
-) -> None:
-    emulator.inject(Fault.SLOW_DRIP)
-    await wire.send()
-    status, headers = await wire.head()
-    length = int(headers["content-length"])
-    assert status == 200
-    pieces = 0
-    body = b""
-    while len(body) < length:
-        body += await wire.reader.read(length)
-        pieces += 1
-    assert json.loads(body) == emulator.runtimes["ws", "crm"]
-    assert pieces > 1
-
-
-async def test_a_client_that_disconnects_during_a_slow_body_is_not_an_error(
-    emulator: Emulator, caplog: pytest.LogCaptureFixture
-) -> None:
-    emulator.inject(Fault.SLOW_DRIP)
-    before = asyncio.all_tasks()
-    async with Wire(emulator) as wire:
-        await wire.send()
-        await wire.reader.readuntil(b"{")
-    await until(lambda: asyncio.all_tasks() == before)
-    assert not caplog.records
-
-
-async def test_truncated_json_promises_more_than_it_sends(
-    emulator: Emulator, wire: Wire, stop: Stop
-) -> None:
-    emulator.inject(Fault.TRUNCATED_JSON, Fault.TRUNCATED_JSON)
+async def test_truncated_json_promises_more_than_it_sends(emulator: Emulator, wire: Wire) -> None:
+    emulator.inject(Fault.TRUNCATED_JSON)
     await wire.send()
     status, headers = await wire.head()
     assert status == 200
     assert 0 < len(await wire.rest()) < int(headers["content-length"])
-    with pytest.raises(aiohttp.ClientPayloadError):
-        await stop()
 
 
 async def test_a_fault_of_the_body_breaks_the_contract_as_it_says(
-    emulator: Emulator, stop: Stop
+    emulator: Emulator, send: Send
 ) -> None:
-    bodies = {}
-    for fault in (
-        Fault.MALFORMED_JSON,
-        Fault.OVERSIZED,
-        Fault.UNKNOWN_VALUES,
-        Fault.FAILED,
-        Fault.ACCEPTED,
-    ):
-        emulator.inject(fault)
-        answer = await stop()
-        assert (answer.status, answer.headers["Content-Type"]) == (200, JSON)
-        bodies[fault] = answer.body
+    faults = [Fault.MALFORMED_JSON, Fault.OVERSIZED, Fault.UNKNOWN_VALUES]
+    emulator.inject(*faults)
+    answers = [await send() for _ in faults]
+    assert [(each.status, each.headers["Content-Type"]) for each in answers] == [(200, JSON)] * 3
+    malformed, oversized, unknown = answers
     with pytest.raises(json.JSONDecodeError):
-        json.loads(bodies.pop(Fault.MALFORMED_JSON))
-    assert len(bodies[Fault.OVERSIZED]) > 2 * 2**20
-    assert set(json.loads(bodies[Fault.UNKNOWN_VALUES])) > set(emulator.runtimes["ws", "crm"])
-    errors = {fault: errors_against_contract(json.loads(body)) for fault, body in bodies.items()}
-    unknown = errors.pop(Fault.UNKNOWN_VALUES)
-    assert ["is not one of" in text for text in unknown] == [True] * 3
-    assert errors == {Fault.OVERSIZED: [], Fault.FAILED: [], Fault.ACCEPTED: []}
+        json.loads(malformed.body)
+    assert len(oversized.body) > 2 * 2**20
+    assert errors_against_contract(oversized.json) == []
+    assert set(unknown.json) > set(emulator.runtimes["ws", "crm"])
+    errors = errors_against_contract(unknown.json)
+    assert ["is not one of" in text for text in errors] == [True] * 3
 
 
 async def test_a_bomb_is_small_on_the_wire_and_huge_unpacked(
@@ -881,12 +591,11 @@ async def test_a_bomb_is_small_on_the_wire_and_huge_unpacked(
 ) -> None:
     emulator.inject(Fault.COMPRESSED_BOMB)
     await wire.send()
-    _, headers = await wire.head()
-    length = int(headers["content-length"])
-    assert headers["content-encoding"] == "gzip"
-    assert length < 100 * 2**10
+    answer = await wire.answer()
+    assert answer.headers["content-encoding"] == "gzip"
+    assert len(answer.body) < 100 * 2**10
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    body = unpacker.decompress(await wire.reader.readexactly(length))
+    body = unpacker.decompress(answer.body)
     assert unpacker.eof
     assert len(body) > 64 * 2**20
     assert (body[:12], body[-2:]) == (b'{"padding":"', b'"}')
@@ -900,91 +609,64 @@ async def test_a_bomb_is_small_on_the_wire_and_huge_unpacked(
         (Fault.UNKNOWN_VALUES, "paused", "stopped"),
     ],
 )
-async def test_a_fault_of_the_body_answers_200_for_a_stopped_runtime_too(
-    emulator: Emulator, stop: Stop, fault: Fault, said: str, is_now: str
+async def test_a_fault_of_the_status_answers_200_for_a_stopped_runtime_too(
+    emulator: Emulator, send: Send, fault: Fault, said: str, is_now: str
 ) -> None:
     emulator.inject(fault, fault)
     for _ in range(2):
-        answer = await stop()
-        assert (answer.status, answer.json.get("status")) == (200, said)
+        answer = await send()
+        assert (answer.status, answer.json["status"]) == (200, said)
         assert emulator.status("ws", "crm") == is_now
-    assert (await stop()).status == 409
+        assert fault is Fault.UNKNOWN_VALUES or errors_against_contract(answer.json) == []
+    assert (await send()).status == 409
 
 
-async def test_a_read_that_is_to_say_failed_says_it_and_changes_nothing(
-    emulator: Emulator, client: aiohttp.ClientSession
-) -> None:
-    """Fault: it said what was true."""
-    emulator.inject(Fault.FAILED, method="GET")
-    answer = await send(client, "/v1/workspaces/ws/runtimes/crm", "GET")
-    assert (answer.status, answer.json["status"]) == (200, "failed")
-    assert emulator.status("ws", "crm") == "active"
-
-
-async def test_a_client_that_follows_the_redirect_is_recorded(
-    emulator: Emulator, client: aiohttp.ClientSession
-) -> None:
-    emulator.inject(Reply(307, headers={"Location": "/moved"}))
-    async with client.post(path_of("ws", "crm")) as response:
-        assert response.status == 404
-    assert [request.status for request in emulator.requests] == [307, 404]
-    assert emulator.requests[1].raw_path == "/moved"
-    assert emulator.requests[1].headers["Authorization"] == "Bearer emulator-key"
-    assert emulator.status("ws", "crm") == "active"
-
-
-async def test_a_stray_answer_is_a_403_right_behind_the_response(
-    emulator: Emulator, wire: Wire
-) -> None:
-    emulator.inject(Fault.STRAY_ANSWER)
-    await wire.send()
-    assert await wire.answer() == (200, encode(emulator.runtimes["ws", "crm"]))
-    # It came in the same segment: it is there without waiting.
-    assert b"HTTP/1.1 403 Forbidden\r\n" in wire.unread
-    status, body = await wire.answer()
-    assert (status, json.loads(body)["code"]) == (403, "auth.forbidden")
-
-
-async def test_a_late_stray_answer_is_a_200_about_another_runtime(
-    emulator: Emulator, wire: Wire
-) -> None:
-    emulator.inject(Fault.LATE_STRAY_ANSWER)
-    await wire.send()
-    assert await wire.answer() == (200, encode(emulator.runtimes["ws", "crm"]))
-    assert wire.unread == b""
-    status, body = await wire.answer()
-    stray = json.loads(body)
-    assert (status, stray["alias"], stray["status"]) == (200, "stray", "stopped")
-    assert errors_against_contract(stray) == []
-    assert set(emulator.runtimes) == {("ws", "crm")}
-
-
-@pytest.mark.parametrize("fault", [Fault.STRAY_ANSWER, Fault.LATE_STRAY_ANSWER])
+@pytest.mark.parametrize(
+    ("fault", "statuses"),
+    [
+        (None, [200, 409, 409]),
+        (Fault.STRAY_ANSWER, [200, 403, 409]),
+        (Fault.LATE_STRAY_ANSWER, [200, 200, 409]),
+    ],
+)
 async def test_a_stray_answer_shifts_all_that_follow_on_its_connection(
-    emulator: Emulator, wire: Wire, fault: Fault
+    emulator: Emulator, wire: Wire, fault: Fault | None, statuses: list[int]
 ) -> None:
     emulator.inject(fault)
-    statuses = []
-    for _ in range(3):
+    answers = []
+    for number in range(3):
         await wire.send()
-        statuses.append((await wire.answer())[0])
-    stray = 403 if fault is Fault.STRAY_ANSWER else 200
-    assert statuses == [200, stray, 409]
+        answers.append(await wire.answer())
+        if number == 0:
+            # A stray answer in the same segment is there without waiting.
+            assert wire.unread.startswith(b"HTTP/1.1 403") is (fault is Fault.STRAY_ANSWER)
+    assert [answer.status for answer in answers] == statuses
+    assert answers[0].json == emulator.runtimes["ws", "crm"]
     await until(lambda: len(emulator.requests) == 3)
     assert [request.status for request in emulator.requests] == [200, 409, 409]
+    stray = answers[1].json
+    if fault is Fault.STRAY_ANSWER:
+        assert stray["code"] == "auth.forbidden"
+    elif fault is Fault.LATE_STRAY_ANSWER:
+        assert (stray["alias"], stray["status"]) == ("stray", "stopped")
+        assert errors_against_contract(stray) == []
+        assert set(emulator.runtimes) == {("ws", "crm")}
 
 
-async def test_a_client_that_leaves_before_a_late_stray_answer_is_not_an_error(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("fault", [Fault.HANG, Fault.SLOW_DRIP, Fault.LATE_STRAY_ANSWER])
+async def test_a_client_that_leaves_ends_its_request_without_an_error(
+    fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Emulator(port=0, fault_latency=3600) as emulator:
         emulator.add_runtime("ws", "crm")
-        emulator.inject(Fault.LATE_STRAY_ANSWER)
+        emulator.inject(fault)
         before = asyncio.all_tasks()
         async with Wire(emulator) as wire:
             await wire.send()
-            await wire.answer()
+            await until(lambda: emulator.status("ws", "crm") == "stopped")
+            assert asyncio.all_tasks() > before
         await until(lambda: asyncio.all_tasks() == before)
+        assert emulator.requests[0].status == (None if fault is Fault.HANG else 200)
     assert not caplog.records
 
 
@@ -1005,112 +687,106 @@ async def test_a_fault_of_the_connection_carries_the_normal_response(
     for expected in (200, 409):
         async with Wire(emulator) as wire:
             await wire.send()
-            assert (await wire.answer())[0] == expected
+            answer = await wire.answer()
+            assert (answer.status, "code" in answer.json) == (expected, expected == 409)
 
 
 # Selection of faults.
 
 
-async def test_injected_faults_are_met_in_order_and_once(emulator: Emulator, stop: Stop) -> None:
-    emulator.inject(Fault.RATE_LIMITED, Fault.SERVER_ERROR)
-    emulator.inject(Reply(503))
-    assert [(await stop()).status for _ in range(4)] == [429, 500, 503, 200]
-
-
-async def test_a_fault_for_a_target_waits_for_it(emulator: Emulator, stop: Stop) -> None:
+async def test_a_fault_for_a_target_waits_for_it(emulator: Emulator, send: Send) -> None:
     for target in [("ws", "mail"), ("b", "crm"), ("b", "mail")]:
         emulator.add_runtime(*target)
     emulator.inject(Fault.RATE_LIMITED, workspace_id="ws", alias="crm")
     emulator.inject(Fault.SERVER_ERROR, workspace_id="b")
     emulator.inject(Reply(503), alias="crm")
     emulator.inject(Fault.BAD_GATEWAY)
-    statuses = [
-        (await stop("b", "mail")).status,
-        (await stop("ws", "crm")).status,
-        (await stop("b", "crm")).status,
-        (await stop("ws", "mail")).status,
-        (await stop("ws", "crm")).status,
-    ]
+    targets = [("b", "mail"), ("ws", "crm"), ("b", "crm"), ("ws", "mail"), ("ws", "crm")]
+    statuses = [(await send(path_of(*target))).status for target in targets]
     assert statuses == [500, 429, 503, 502, 200]
 
 
 async def test_a_fault_waits_for_a_valid_key_and_a_known_runtime(
-    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
+    emulator: Emulator, send: Send
 ) -> None:
     emulator.inject(Fault.SERVER_ERROR)
     statuses = [
-        (await send(client, path_of("ws", "crm"), Authorization="no")).status,
-        (await send(client, "/")).status,
-        (await stop("ws", "gone")).status,
-        (await stop()).status,
+        (await send(key="no")).status,
+        (await send("/")).status,
+        (await send(path_of("ws", "gone"))).status,
+        (await send()).status,
     ]
     assert statuses == [401, 404, 404, 500]
 
 
+@pytest.mark.parametrize("path", [GET, LIST])
+async def test_faults_of_stops_and_of_reads_are_separate(
+    emulator: Emulator, send: Send, path: str
+) -> None:
+    emulator.inject(Fault.RATE_LIMITED)
+    emulator.inject(Fault.SERVER_ERROR, Fault.FAILED, method="GET")
+    answers = [await send(path, "GET") for _ in range(3)]
+    assert [answer.status for answer in answers] == [500, 200, 200]
+    # It says so, and nothing has changed.
+    assert answers[1].json["status"] == "failed"
+    assert emulator.status("ws", "crm") == "active"
+    assert (await send()).status == 429
+
+
 async def test_a_poisoned_runtime_meets_its_fault_in_every_request_until_it_is_cleared(
-    emulator: Emulator, client: aiohttp.ClientSession, stop: Stop
+    emulator: Emulator, send: Send
 ) -> None:
     emulator.add_runtime("ws", "mail")
+    emulator.inject(Reply(502), alias="crm")
     emulator.poison("ws", "crm", Fault.SERVER_ERROR)
-    read = "/v1/workspaces/ws/runtimes/crm"
-    assert [(await stop()).status for _ in range(3)] == [500] * 3
-    assert (await send(client, read, "GET")).status == 500
-    assert (await stop("ws", "mail")).status == 200
+    assert [(await send()).status for _ in range(3)] == [500] * 3
+    assert (await send(GET, "GET")).status == 500
+    # Others are not touched, nor is the list of the workspace.
+    assert (await send(path_of("ws", "mail"))).status == 200
+    assert (await send(LIST, "GET")).status == 200
 
-    emulator.poison("ws", "crm", Fault.RATE_LIMITED)
-    assert (await stop()).status == 429
+    emulator.poison("ws", "crm", Reply(403))
+    assert (await send()).status == 403
     emulator.poison("ws", "crm", None)
     emulator.poison("ws", "crm", None)
-    assert (await send(client, read, "GET")).json["status"] == "active"
-    assert (await stop()).status == 200
-
-
-async def test_the_list_of_a_poisoned_workspace_is_read_as_usual(
-    emulator: Emulator, client: aiohttp.ClientSession
-) -> None:
-    emulator.poison("ws", "crm", Fault.SERVER_ERROR)
-    assert (await send(client, "/v1/workspaces/ws/runtimes", "GET")).status == 200
-
-
-async def test_poison_wins_over_injected_faults_which_stay_in_their_queue(
-    emulator: Emulator, stop: Stop
-) -> None:
-    emulator.inject(Fault.RATE_LIMITED, alias="crm")
-    emulator.poison("ws", "crm", Fault.SERVER_ERROR)
-    assert (await stop()).status == 500
-    emulator.poison("ws", "crm", None)
-    assert [(await stop()).status for _ in range(2)] == [429, 200]
+    assert (await send(GET, "GET")).json["status"] == "active"
+    # What was queued before is still there.
+    assert [(await send()).status for _ in range(2)] == [502, 200]
 
 
 @pytest.mark.parametrize(("rate_limit", "expected"), [(0.001, {200: 1, 429: 9}), (1e6, {200: 10})])
 async def test_requests_above_the_rate_limit_get_a_429_and_change_nothing(
     rate_limit: float, expected: dict[int, int]
 ) -> None:
-    async with running({"rate_limit": rate_limit}) as (emulator, request):
-        for number in range(10):
+    async with running(rate_limit=rate_limit) as (emulator, send):
+        for number in range(9):
             emulator.add_runtime("ws", f"r{number}")
-        answers = [await request(f"r{number}") for number in range(10)]
+        # It covers reads as well.
+        answers = [await send(GET, "GET")]
+        answers += [await send(path_of("ws", f"r{number}")) for number in range(9)]
     assert Counter(answer.status for answer in answers) == expected
     stopped = [runtime["status"] for runtime in emulator.runtimes.values()].count("stopped")
-    assert stopped == expected[200]
-    assert emulator.received.total() == 10
+    assert stopped == expected[200] - 1
+    assert emulator.received.total() == 9
+
+
+async def test_random_faults_are_met_by_stops_only_and_after_injected_ones() -> None:
+    async with running(faults={Fault.SERVER_ERROR: 1}) as (emulator, send):
+        emulator.inject(Fault.RATE_LIMITED, None)
+        assert (await send(GET, "GET")).status == 200
+        assert [(await send()).status for _ in range(3)] == [429, 200, 500]
 
 
 async def faults_met(
     order: list[tuple[str, str]], faults: Mapping[Fault, float], *, seed: int = 7
 ) -> dict[tuple[str, str], list[Fault | Reply | None]]:
     met: dict[tuple[str, str], list[Fault | Reply | None]] = {}
-    async with (
-        Emulator(port=0, faults=faults, seed=seed) as emulator,
-        aiohttp.ClientSession(emulator.url, headers=KEY) as client,
-    ):
+    async with Emulator(port=0, faults=faults, seed=seed) as emulator, client_of(emulator) as send:
         for target in order:
             emulator.add_runtime(*target)
-        await asyncio.gather(*(send(client, path_of(*target)) for target in order))
+        await asyncio.gather(*(send(path_of(*target)) for target in order))
     for request in emulator.requests:
-        assert request.workspace_id is not None
-        assert request.alias is not None
-        met.setdefault((request.workspace_id, request.alias), []).append(request.fault)
+        met.setdefault(request.target, []).append(request.fault)
     return met
 
 
@@ -1120,19 +796,11 @@ SOME = {Fault.SERVER_ERROR: 0.25, Fault.RATE_LIMITED: 0.25, Fault.ACCEPTED: 0.0}
 
 async def test_a_seed_repeats_its_faults_whatever_the_order_of_requests() -> None:
     met = await faults_met(TARGETS, SOME)
-    turned = await faults_met(TARGETS[::-1], dict(reversed(SOME.items())))
-    alone = await faults_met(TARGETS[:1] * 4, SOME)
-    assert met == turned
-    assert alone == {TARGETS[0]: met[TARGETS[0]]}
-
-
-async def test_targets_with_the_same_concatenated_name_draw_independently() -> None:
-    met = await faults_met([("a", "bc"), ("ab", "c")] * 30, SOME)
-    assert met["a", "bc"] != met["ab", "c"]
-
-
-async def test_another_seed_draws_other_faults() -> None:
-    assert await faults_met(TARGETS, SOME) != await faults_met(TARGETS, SOME, seed=8)
+    assert met == await faults_met(TARGETS[::-1], dict(reversed(SOME.items())))
+    assert await faults_met(TARGETS[:1] * 4, SOME) == {TARGETS[0]: met[TARGETS[0]]}
+    assert met != await faults_met(TARGETS, SOME, seed=8)
+    similar = await faults_met([("a", "bc"), ("ab", "c")] * 30, SOME)
+    assert similar["a", "bc"] != similar["ab", "c"]
 
 
 async def test_each_fault_occurs_with_its_probability() -> None:
@@ -1141,49 +809,28 @@ async def test_each_fault_occurs_with_its_probability() -> None:
     for fault, share in {Fault.SERVER_ERROR: 0.25, Fault.RATE_LIMITED: 0.25, None: 0.5}.items():
         assert abs(drawn.count(fault) / len(drawn) - share) < 0.08
     assert Fault.ACCEPTED not in drawn
-
-
-async def test_certain_faults_always_occur_and_impossible_ones_never() -> None:
     certain = await faults_met(TARGETS, {Fault.SERVER_ERROR: 0.5, Fault.RATE_LIMITED: 0.5})
-    impossible = await faults_met(TARGETS, {Fault.SERVER_ERROR: 0.0})
     assert all(None not in faults for faults in certain.values())
-    assert all(set(faults) == {None} for faults in impossible.values())
-
-
-async def test_an_injected_fault_wins_over_a_random_one() -> None:
-    async with running({"faults": {Fault.SERVER_ERROR: 1}}) as (emulator, request):
-        emulator.inject(Fault.RATE_LIMITED, None)
-        assert [(await request()).status for _ in range(3)] == [429, 200, 500]
 
 
 # Start and close.
 
 
-async def test_a_free_port_is_picked_and_named_in_the_url() -> None:
-    async with Emulator(port=0) as one, Emulator(port=0) as other:
-        assert one.url.startswith("http://127.0.0.1:")
-        assert one.url != other.url
-
-
 async def test_an_ipv6_address_stands_in_brackets() -> None:
     try:
-        async with Emulator(host="::1", port=0) as emulator, aiohttp.ClientSession() as client:
+        async with Emulator(host="::1", port=0) as emulator, client_of(emulator) as send:
             assert emulator.url.startswith("http://[::1]:")
-            async with client.get(emulator.url) as response:
-                assert response.status == 404
+            assert (await send()).status == 404
     except OSError as error:  # pragma: no cover - depends on the machine
         pytest.skip(f"no IPv6 here: {error}")
 
 
-async def test_the_repr_is_of_use_in_a_failed_test(emulator: Emulator, stop: Stop) -> None:
+async def test_before_the_start_there_is_a_repr_and_no_url(emulator: Emulator, send: Send) -> None:
     assert repr(Emulator()) == "<Emulator not started, 0 runtimes, 0 requests>"
-    await stop()
-    assert repr(emulator) == f"<Emulator {emulator.url}, 1 runtimes, 1 requests>"
-
-
-def test_there_is_no_url_before_the_start() -> None:
     with pytest.raises(RuntimeError, match=r"await start\(\)"):
         _ = Emulator(port=0).url
+    await send()
+    assert repr(emulator) == f"<Emulator {emulator.url}, 1 runtimes, 1 requests>"
 
 
 async def test_a_port_in_use_is_an_error_and_the_emulator_can_try_again() -> None:
@@ -1192,21 +839,16 @@ async def test_a_port_in_use_is_an_error_and_the_emulator_can_try_again() -> Non
         second = Emulator(port=port)
         with pytest.raises(OSError, match="address already in use"):
             await second.start()
-    await second.start()
-    assert second.url == emulator.url
-    await second.close()
+    async with second:
+        assert second.url == emulator.url
 
 
-async def test_an_emulator_starts_only_once() -> None:
-    async with Emulator(port=0) as emulator:
-        with pytest.raises(RuntimeError, match="make a new Emulator"):
-            await emulator.start()
-
-
-async def test_close_may_be_called_twice_or_before_start() -> None:
+async def test_an_emulator_starts_only_once_and_may_be_closed_at_any_time() -> None:
     emulator = Emulator(port=0)
     await emulator.close()
     await emulator.start()
+    with pytest.raises(RuntimeError, match="make a new Emulator"):
+        await emulator.start()
     await emulator.close()
     await emulator.close()
     with pytest.raises(ConnectionRefusedError):
@@ -1235,49 +877,29 @@ async def test_close_aborts_pending_responses_and_leaves_no_task(
 
 
 @pytest.mark.parametrize("iterations", range(8))
-async def test_close_aborts_a_connection_that_is_being_accepted(iterations: int) -> None:
+@pytest.mark.parametrize("during", [False, True], ids=["before it", "during it"])
+async def test_close_aborts_a_connection_that_was_just_made(
+    iterations: int, *, during: bool
+) -> None:
     before = asyncio.all_tasks()
     emulator = Emulator(port=0)
     await emulator.start()
     url = URL(emulator.url)
-    # The kernel completes the connection; the event loop sees it some iterations later.
-    with socket.create_connection((str(url.host), url.port), timeout=BOUND) as connection:
-        for _ in range(iterations):
-            await asyncio.sleep(0)
-        await emulator.close()
-        assert asyncio.all_tasks() == before
-        with suppress(ConnectionResetError):
-            assert connection.recv(1) == b""
-
-
-@pytest.mark.parametrize("iterations", range(8))
-async def test_a_connection_made_during_close_is_aborted(iterations: int) -> None:
-    before = asyncio.all_tasks()
-    emulator = Emulator(port=0)
-    await emulator.start()
-    url = URL(emulator.url)
-    closing = asyncio.create_task(emulator.close())
-    for _ in range(iterations):
+    closing = asyncio.ensure_future(emulator.close()) if during else None
+    for _ in range(iterations if during else 0):
         await asyncio.sleep(0)
+    # The kernel completes the connection; the event loop sees it some iterations later.
     with (
-        suppress(ConnectionError),
+        suppress(*([ConnectionRefusedError] if during else [])),
         socket.create_connection((str(url.host), url.port), timeout=BOUND) as connection,
     ):
-        await closing
-        assert connection.recv(1) == b""
-    await closing
+        for _ in range(0 if during else iterations):
+            await asyncio.sleep(0)
+        await (closing or emulator.close())
+        with suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
+    await (closing or emulator.close())
     assert asyncio.all_tasks() == before
-
-
-async def test_close_in_the_middle_of_a_body_is_not_an_error(
-    emulator: Emulator, wire: Wire, caplog: pytest.LogCaptureFixture
-) -> None:
-    emulator.inject(Fault.SLOW_DRIP)
-    await wire.send()
-    await wire.reader.readuntil(b"{")
-    await emulator.close()
-    assert not (await wire.rest()).endswith(b"}")
-    assert not caplog.records
 
 
 async def test_close_waits_for_a_connection_that_is_already_closing() -> None:
@@ -1306,17 +928,8 @@ async def test_close_waits_for_a_connection_that_is_already_closing() -> None:
         (lambda: Emulator(fault_latency=float("nan")), "fault_latency is nan: give 0 to"),
         (lambda: Emulator(faults={Fault.HANG: -0.1}), r"faults\[hang\] is -0.1: give 0 to 1"),
         (lambda: Emulator(faults={Fault.HANG: 1.1}), r"faults\[hang\] is 1.1: give 0 to 1"),
-        (lambda: Emulator(faults={Fault.HANG: float("nan")}), r"faults\[hang\] is nan: give 0"),
-        (
-            lambda: Emulator(faults={Fault.HANG: 0.6, Fault.FAILED: 0.6}),
-            "add up to 1.2: give probabilities of at most 1 together",
-        ),
+        (lambda: Emulator(faults={Fault.HANG: 0.6, Fault.FAILED: 0.6}), "add up to 1.2: give"),
         (lambda: Emulator(faults={cast("Fault", "x"): 0.1}), "'x': give members of Fault"),
-        (
-            lambda: Emulator(faults={Fault.HANG: cast("float", "1")}),
-            r"faults\[hang\] is '1': give int or float, not str",
-        ),
-        (lambda: Emulator(on_request=cast("Callable[..., object]", 1)), "on_request is 1: give a"),
         (lambda: Emulator().add_runtime("", "crm"), "workspace_id is empty"),
         (lambda: Emulator().add_runtime("ws", ""), "alias is empty"),
         (lambda: Emulator().add_runtime("ws", "\ud800"), "surrogates not allowed"),
@@ -1362,7 +975,6 @@ def test_an_argument_of_a_wrong_type_is_an_error_that_names_it(
 
 
 def test_probabilities_may_add_up_to_one_in_floating_point() -> None:
-    assert sum([1 / len(Fault)] * len(Fault)) == pytest.approx(1)
     Emulator(faults=dict.fromkeys(Fault, 1 / len(Fault)))
 
 

@@ -71,7 +71,6 @@ async def test_with_only_a_stop_of_another_runtime_is_a_difference_whatever_its_
 @pytest.mark.parametrize(
     ("answer", "described", "took_effect"),
     [
-        # A runtime that has failed passed for one that still runs.
         (Fault.FAILED, "failed; answered 200 (failed)", True),
         (Reply(200, takes_effect=False), "active; answered 200 (a Reply)", False),
         (Fault.DROP_BEFORE, "active; answered not at all (drop_before) 4 times", False),
@@ -99,7 +98,6 @@ async def test_a_runtime_that_was_never_running_must_still_receive_a_stop(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     emulator.add_runtime("ws-1", "old", status="stopped")
-    emulator.assert_not_stopped("ws-1", "old")
     assert "stopped; no stop received" in difference(emulator.assert_stopped, "ws-1", "old")
     await stop(session, "ws-1/old")
     emulator.assert_stopped("ws-1", "old")
@@ -107,19 +105,20 @@ async def test_a_runtime_that_was_never_running_must_still_receive_a_stop(
     emulator.assert_not_stopped("ws-1", "old")
 
 
-async def test_a_runtime_that_is_added_again_is_not_stopped(
+async def test_a_runtime_that_is_added_again_is_active_and_can_be_stopped_again(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     await stop(session, "ws-1/crm")
     emulator.add_runtime("ws-1", "crm")
     emulator.assert_not_stopped("ws-1", "crm")
     assert "active; answered 200" in difference(emulator.assert_stopped, "ws-1", "crm")
+    await stop(session, "ws-1/crm")
+    emulator.assert_stopped("ws-1", "crm")
 
 
 async def test_a_runtime_that_must_not_be_stopped_must_be_there(
     emulator: Emulator, session: BctrlSession
 ) -> None:
-    """Fault: an assertion about a misspelled alias that always holds."""
     await stop(session, "ws-1/crm")
     message = difference(emulator.assert_not_stopped, "ws-1", "crm", "mial", "web")
     assert message == textwrap.dedent("""\
@@ -128,26 +127,12 @@ async def test_a_runtime_that_must_not_be_stopped_must_be_there(
           + 'mial' in 'ws-1': never added; no stop received""")
 
 
-def test_a_long_difference_is_cut(emulator: Emulator) -> None:
-    aliases = [f"a{number}" for number in range(100)]
-    for alias in aliases:
-        emulator.add_runtime("ws-1", alias)
+def test_a_long_difference_is_cut_and_names_are_shown_as_python_would(emulator: Emulator) -> None:
+    aliases = ["\x1b[2J", *(f"a{number}" for number in range(99))]
     lines = difference(emulator.assert_stopped, "ws-1", *aliases).splitlines()
+    assert lines[1] == r"  - '\x1b[2J' in 'ws-1': never added; no stop received"
     assert len(lines) == 22
     assert lines[-1] == "  - and 80 more"
-
-
-def test_names_are_shown_as_python_would(emulator: Emulator) -> None:
-    message = difference(emulator.assert_stopped, "ws-1", "\x1b[2J")
-    assert "\x1b" not in message
-    assert r"'\x1b[2J' in 'ws-1'" in message
-
-
-@pytest.mark.parametrize("name", ["assert_stopped", "assert_not_stopped"])
-def test_the_traceback_ends_in_the_test(emulator: Emulator, name: str) -> None:
-    with pytest.raises(AssertionError) as caught:
-        getattr(emulator, name)("ws-1", "nope")
-    assert [entry.ishidden(caught) for entry in caught.traceback] == [False, True]
 
 
 @pytest.mark.parametrize("name", ["assert_stopped", "assert_not_stopped"])
@@ -165,3 +150,10 @@ def test_a_wrong_argument_is_an_error_with_advice(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         getattr(emulator, name)(*args)
+
+
+@pytest.mark.parametrize("name", ["assert_stopped", "assert_not_stopped"])
+def test_the_traceback_ends_in_the_test(emulator: Emulator, name: str) -> None:
+    with pytest.raises(AssertionError) as caught:
+        getattr(emulator, name)("ws-1", "nope")
+    assert [entry.ishidden(caught) for entry in caught.traceback] == [False, True]
