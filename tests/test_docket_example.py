@@ -165,28 +165,21 @@ class TestInProcess:
     async def test_a_bulk_stop_is_accepted_and_a_worker_runs_it_to_its_report(
         self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
     ) -> None:
-        targets = [*add_runtimes(emulator, 50), ("ws-1", "gone"), ("ws-1", "..")]
+        valid = add_runtimes(emulator, 50)
+        # No URL can have the last one.
+        targets = [*valid, ("ws-1", "gone"), ("ws-1", ".."), ("ws-1", "\ud800")]
         location = await enqueue(client, [*targets, targets[0]])
         queued = await show(client, location)
-        assert (queued["state"], queued["total"]) == ("queued", 52)
+        assert (queued["state"], queued["total"]) == ("queued", 53)
         assert (queued["counts"], queued["report"]) == ({}, None)
         await work(stops)
         done = await show(client, location)
-        assert (done["state"], done["total"]) == ("completed", 52)
-        assert done["counts"] == {"stopped": 50, "not_found": 1, "rejected": 1}
+        assert (done["state"], done["total"]) == ("completed", 53)
+        assert done["counts"] == {"stopped": 50, "not_found": 1, "rejected": 2}
         assert done["report"]["counts"] == done["counts"]
-        assert {failure["alias"] for failure in done["report"]["failures"]} == {"gone", ".."}
+        assert {failure["alias"] for failure in done["report"]["failures"]} == {"gone", "..", "?"}
         # Another run would not help the failures.
-        assert emulator.received == Counter(targets[:-1])
-
-    async def test_an_alias_that_no_url_can_have_is_rejected_in_the_report(
-        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
-    ) -> None:
-        location = await enqueue(client, [("ws-1", "\ud800"), *add_runtimes(emulator, 1)])
-        await work(stops)
-        done = await show(client, location)
-        assert done["counts"] == {"rejected": 1, "stopped": 1}
-        assert done["report"]["counts"] == done["counts"]
+        assert emulator.received == Counter(targets[:-2])
 
     async def test_a_repeated_request_is_one_run_and_afterwards_tries_the_failures_again(
         self, client: httpx2.AsyncClient, stops: ModuleType, emulator: HoldingEmulator
@@ -335,16 +328,19 @@ class TestInProcess:
         await work(stops)
         assert (await show(client, location))["counts"] == {"stopped": 5}
 
-    @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
-    async def test_a_client_without_the_token_is_refused(
-        self, client: httpx2.AsyncClient, stops: ModuleType, headers: dict[str, str]
+    async def test_a_request_without_the_token_or_for_no_stop_is_refused(
+        self, client: httpx2.AsyncClient, stops: ModuleType
     ) -> None:
-        del client.headers["Authorization"]
-        for request in (
-            client.post("/stops", json=[["ws-1", "r0"]], headers=headers),
-            client.get(f"/stops/{uuid4()}", headers=headers),
-        ):
-            assert (await request).status_code == 401
+        for method, path, headers, status in [
+            ("POST", "/stops", {"Authorization": ""}, 401),
+            ("POST", "/stops", {"Authorization": "Bearer wrong"}, 401),
+            ("POST", "/stops", {"Idempotency-Key": "../escape"}, 422),
+            ("GET", f"/stops/{uuid4()}", {"Authorization": ""}, 401),
+            ("GET", f"/stops/{uuid4()}", {"Authorization": "Bearer wrong"}, 401),
+            ("GET", f"/stops/{uuid4()}", {}, 404),
+        ]:
+            answer = await client.request(method, path, json=[["ws-1", "r0"]], headers=headers)
+            assert (answer.status_code, path) == (status, path)
         assert not stops.FOLDER.exists()
 
     async def test_while_the_queue_is_away_clients_are_told_to_come_back(
@@ -358,15 +354,6 @@ class TestInProcess:
         answer = await client.get(f"/stops/{uuid4()}")
         assert answer.status_code == 503
         assert "Retry-After" in answer.headers
-
-    async def test_an_unknown_stop_is_not_found(self, client: httpx2.AsyncClient) -> None:
-        assert (await client.get(f"/stops/{uuid4()}")).status_code == 404
-
-    async def test_a_key_that_is_not_a_uuid_is_refused(self, client: httpx2.AsyncClient) -> None:
-        answer = await client.post(
-            "/stops", json=[["ws-1", "r0"]], headers={"Idempotency-Key": "../escape"}
-        )
-        assert answer.status_code == 422
 
 
 class Backend:
@@ -473,8 +460,7 @@ class TestProcesses:
     async def test_a_stop_outlives_the_app_and_a_worker_that_is_killed(
         self, emulator: HoldingEmulator, tmp_path: Path
     ) -> None:
-        """Fault: a bulk stop that is a task of the web process ends with it."""
-        targets = add_runtimes(emulator, 1500)
+        targets = add_runtimes(emulator, 900)
         emulator.held.update(alias for _, alias in targets[300:])
         async with AsyncExitStack() as stack:
             server = stack.enter_context(redis_server(SERVERS[0]))
@@ -501,7 +487,7 @@ class TestProcesses:
         assert done["report"]["ok"]
         assert done["counts"] == done["report"]["counts"] == results
         # Only what was in flight was sent again.
-        assert results["already_stopped"] <= len(emulator.requests) - 1500 <= 100
+        assert results["already_stopped"] <= len(emulator.requests) - 900 <= 100
         # The queue held the id of the stop, but neither its targets nor the API key.
         texts = (location.removeprefix("/stops/"), "ws-1", KEY)
         assert [text.encode() in held for text in texts] == [True, False, False]
@@ -509,8 +495,7 @@ class TestProcesses:
     async def test_a_worker_that_is_shut_down_hands_its_stop_to_another(
         self, emulator: Emulator, tmp_path: Path
     ) -> None:
-        """Fault: a worker that is shut down kept its stop until the queue took it for dead."""
-        targets = add_runtimes(emulator, 1500)
+        targets = add_runtimes(emulator, 900)
         async with AsyncExitStack() as stack:
             server = stack.enter_context(redis_server(SERVERS[-1]))
             backend = Backend(tmp_path, server.url, emulator.url)
@@ -523,10 +508,10 @@ class TestProcesses:
             first.terminate()
             async with asyncio.timeout(BOUND):
                 assert await first.wait() == 0
-            assert len(emulator.requests) < 1500
+            assert len(emulator.requests) < 900
             assert (await show(client, location))["state"] == "queued"
             await stack.enter_async_context(backend.worker())
             await wait_for_state(client, location, "completed")
         results = assert_one_true_outcome_each(backend, location, targets, emulator)
-        assert results == {"stopped": 1500}
+        assert results == {"stopped": 900}
         assert emulator.received == Counter(targets)
