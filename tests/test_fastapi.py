@@ -149,13 +149,6 @@ class TestLifespan:
         assert (tmp_path / "pace").exists()
         assert emulator.status("ws-1", "crm") == "stopped"
 
-    @pytest.mark.parametrize("argument", ["make_session", "pace", "inner"])
-    def test_an_argument_of_another_type_is_an_error_before_the_start(self, argument: str) -> None:
-        wrong: Any = {argument: "x"}
-        with pytest.raises(BctrlConfigError, match=f"invalid {argument}: .*, not str") as error:
-            lifespan(**wrong)
-        assert error.value.argument == argument
-
     def test_a_pace_is_not_silently_lost_beside_make_session(
         self, connect: Connect, tmp_path: Path
     ) -> None:

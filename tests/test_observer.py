@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import pytest
-from helpers import BOUND, pass_time
+from helpers import BOUND, Connect, add_runtimes, pass_time, wait_for_requests
 
 from bctrl_async import (
     Attempt,
     AttemptObserver,
     BctrlConfigError,
-    BctrlConflictError,
     BctrlError,
     BctrlNotFoundError,
     BctrlResponseError,
@@ -31,8 +30,6 @@ from bctrl_async import (
     StopResult,
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
-
-Connect = Callable[..., BctrlSession]
 
 
 class Recorder(Observer, BulkObserver, StopObserver, CallObserver, AttemptObserver):
@@ -83,41 +80,21 @@ class Recorder(Observer, BulkObserver, StopObserver, CallObserver, AttemptObserv
 class Faulty(Recorder):
     """A recorder of which one method raises."""
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, method: str, error: BaseException) -> None:
         super().__init__()
-        self._method = method
+        self._method, self._error = method, error
 
     def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 - any attribute.
-        if name == object.__getattribute__(self, "__dict__").get("_method"):
-            return _raise
-        return super().__getattribute__(name)
+        own = object.__getattribute__(self, "__dict__")
+        return self._fail if name == own.get("_method") else super().__getattribute__(name)
 
-
-def _raise(*_: object) -> None:
-    raise LookupError("the observer's own fault")
-
-
-class Cancelled(Faulty):
-    """A recorder of which one method raises CancelledError, as a cancelled future does."""
-
-    def __getattribute__(self, name: str) -> Any:  # noqa: ANN401 - any attribute.
-        if name == object.__getattribute__(self, "__dict__").get("_method"):
-            return _cancel
-        return super().__getattribute__(name)
-
-
-def _cancel(*_: object) -> None:
-    raise asyncio.CancelledError
+    def _fail(self, *_: object) -> None:
+        raise self._error
 
 
 LIST = "/v1/workspaces/ws-1/runtimes"
 GET = f"{LIST}/crm"
 STOP = f"{GET}/stop"
-
-
-async def received(emulator: Emulator, count: int) -> None:
-    while len(emulator.requests) < count:
-        await asyncio.sleep(0)
 
 
 async def test_each_attempt_of_a_stop_is_observed(emulator: Emulator, connect: Connect) -> None:
@@ -219,7 +196,7 @@ async def test_a_cancelled_read_is_observed_to_end(emulator: Emulator, connect: 
     emulator.inject(Fault.HANG, method="GET")
     async with connect(observer=recorder) as session:
         reading = asyncio.create_task(session.list_runtimes("ws-1"))
-        await received(emulator, 1)
+        await wait_for_requests(emulator, 1)
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
 
@@ -230,45 +207,38 @@ async def test_a_cancelled_read_is_observed_to_end(emulator: Emulator, connect: 
 async def test_an_observer_without_methods_changes_nothing(
     emulator: Emulator, connect: Connect
 ) -> None:
-    emulator.add_runtime("ws-1", "mail")
     async with connect(observer=Observer()) as session:
-        await session.stop_runtime("ws-1", "crm")
-        report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", "crm")])
-        assert len(await session.list_runtimes("ws-1")) == 2
-        assert report.ok
-        assert len(emulator.requests) == 4
-
-        emulator.add_runtime("ws-1", "crm")
+        assert len(await session.list_runtimes("ws-1")) == 1
         # A canary is a read of its own.
         emulator.inject(Fault.DROP_BEFORE, Fault.DROP_BEFORE, Fault.ACCEPTED)
         report = await session.stop_runtimes([("ws-1", "crm")], verify=True)
         assert report.counts == {StopResult.STOPPED: 1}
+        emulator.add_runtime("ws-1", "crm")
+        await session.stop_runtime("ws-1", "crm")
 
 
-async def test_a_stop_rejected_before_it_is_sent_is_observed(connect: Connect) -> None:
-    recorder = Recorder()
-    async with connect(observer=recorder) as session:
-        with pytest.raises(BctrlConfigError):
-            await session.stop_runtime("ws-1", "..")
-
-    [outcome] = recorder.outcomes
-    assert (outcome.result, outcome.attempts) == (StopResult.REJECTED, 0)
-    assert recorder.begun == 0
-
-
-async def test_the_error_observed_is_the_one_raised(emulator: Emulator, connect: Connect) -> None:
+@pytest.mark.parametrize(
+    ("alias", "result", "attempts"),
+    [
+        ("..", StopResult.REJECTED, 0),
+        ("missing", StopResult.NOT_FOUND, 1),
+        # It no longer runs, which is no error of its outcome.
+        ("done", StopResult.ALREADY_STOPPED, 1),
+    ],
+)
+async def test_the_error_observed_is_the_one_raised(
+    emulator: Emulator, connect: Connect, alias: str, result: StopResult, attempts: int
+) -> None:
     recorder = Recorder()
     emulator.add_runtime("ws-1", "done", status="stopped")
     async with connect(observer=recorder) as session:
-        with pytest.raises(BctrlNotFoundError) as caught:
-            await session.stop_runtime("ws-1", "missing")
-        # It no longer runs, which is no error of its outcome.
-        with pytest.raises(BctrlConflictError):
-            await session.stop_runtime("ws-1", "done")
+        with pytest.raises(BctrlError) as caught:
+            await session.stop_runtime("ws-1", alias)
 
-    missing, done = recorder.outcomes
-    assert (missing.error, missing.result) == (caught.value, StopResult.NOT_FOUND)
-    assert (done.ok, done.error, done.result) == (True, None, StopResult.ALREADY_STOPPED)
+    [outcome] = recorder.outcomes
+    assert (outcome.result, outcome.attempts, recorder.begun) == (result, attempts, 0)
+    assert outcome.ok is (alias == "done")
+    assert outcome.error is (None if outcome.ok else caught.value)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +262,7 @@ async def test_the_end_of_a_cancelled_stop_is_observed(
     emulator.inject(fault)
     async with connect(observer=recorder, retry=RetryPolicy(base=1000.0, cap=1000.0)) as session:
         stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        await received(emulator, 1)
+        await wait_for_requests(emulator, 1)
         while isinstance(fault, Reply) and not session.stats.waiting:
             await asyncio.sleep(0)
         stopping.cancel()
@@ -312,7 +282,7 @@ async def test_a_stop_cancelled_before_it_has_a_slot_is_not_sent(
     emulator.inject(Fault.HANG)
     async with connect(observer=recorder, max_connections=1) as session:
         first = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        await received(emulator, 1)
+        await wait_for_requests(emulator, 1)
         second = asyncio.create_task(session.stop_runtime("ws-1", "mail"))
         await asyncio.sleep(0)
         second.cancel()
@@ -325,11 +295,9 @@ async def test_a_stop_cancelled_before_it_has_a_slot_is_not_sent(
     assert recorder.begun == 0
 
 
-# Without a loop, the slots cannot be released.
+# Their coroutines are closed with GeneratorExit. Without a loop, slots cannot be released.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_calls_of_a_closed_loop_are_observed_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The coroutines of a closed loop are closed with GeneratorExit."""
-
     async def never(connected: Callable[[], object]) -> Runtime:
         connected()
         await asyncio.get_running_loop().create_future()
@@ -419,18 +387,16 @@ class TestBulk:
     ) -> None:
         recorder = Recorder()
         emulator.inject(*[Fault.HANG] * 5)
-        for number in range(5):
-            emulator.add_runtime("ws-1", f"r{number}")
-        targets = [("ws-1", f"r{number}") for number in range(5)]
+        targets = add_runtimes(emulator, 5)
         async with connect(observer=recorder, max_connections=3) as session:
             if cut == "cancel":
                 task = asyncio.ensure_future(session.stop_runtimes(targets))
-                await received(emulator, 3)
+                await wait_for_requests(emulator, 3)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             else:
                 async with session.stop_runtimes(targets) as batch:
-                    await received(emulator, 3)
+                    await wait_for_requests(emulator, 3)
                     if cut == "abort":
                         batch.abort()
                         assert len([outcome async for outcome in batch]) == 5
@@ -441,22 +407,15 @@ class TestBulk:
 
 
 class TestHeaders:
-    async def test_an_observers_headers_are_sent(
+    async def test_they_are_sent_unless_the_session_or_the_call_has_them(
         self, emulator: Emulator, connect: Connect
     ) -> None:
-        async with connect(observer=Recorder({"traceparent": "00-1-2-01"})) as session:
-            await session.stop_runtime("ws-1", "crm")
-
-        assert emulator.requests[0].headers["traceparent"] == "00-1-2-01"
-
-    async def test_headers_of_the_session_and_the_call_take_precedence(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
-        recorder = Recorder({"user-agent": "recorder", "x-team": "recorder"})
-        async with connect(observer=recorder) as session:
+        sends = {"traceparent": "00-1-2-01", "user-agent": "recorder", "x-team": "recorder"}
+        async with connect(observer=Recorder(sends)) as session:
             await session.stop_runtime("ws-1", "crm", headers={"X-Team": "blue"})
 
         headers = emulator.requests[0].headers
+        assert headers["traceparent"] == "00-1-2-01"
         assert headers["User-Agent"].startswith("bctrl-async/")
         assert [value for name, value in headers.items() if name.lower() == "x-team"] == ["blue"]
 
@@ -484,46 +443,27 @@ class TestHeaders:
         assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-class TestFaulty:
-    @pytest.mark.parametrize(
-        "method",
-        ["begin_stop", "begin_attempt", "headers", "answered", "end", "begin_bulk", "begin_call"],
+METHODS = ("begin_stop", "begin_attempt", "headers", "answered", "end", "begin_bulk", "begin_call")
+
+
+@pytest.mark.parametrize("error", [LookupError("its own fault"), asyncio.CancelledError()])
+@pytest.mark.parametrize("method", [*METHODS, "outcome"])
+async def test_an_error_of_an_observer_is_logged_and_changes_nothing(
+    emulator: Emulator,
+    connect: Connect,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    error: BaseException,
+) -> None:
+    emulator.add_runtime("ws-1", "mail")
+    async with connect(observer=Faulty(method, error)) as session:
+        assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
+        assert (await session.get_runtime("ws-1", "crm")).alias == "crm"
+        report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", ".."), ("ws-1", "no")])
+
+    assert report.counts == dict.fromkeys(
+        [StopResult.STOPPED, StopResult.REJECTED, StopResult.NOT_FOUND], 1
     )
-    async def test_an_exception_of_an_observer_is_logged_and_changes_nothing(
-        self,
-        emulator: Emulator,
-        connect: Connect,
-        caplog: pytest.LogCaptureFixture,
-        method: str,
-    ) -> None:
-        emulator.add_runtime("ws-1", "mail")
-        async with connect(observer=Faulty(method)) as session:
-            assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
-            assert (await session.get_runtime("ws-1", "crm")).alias == "crm"
-            report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", "..")])
-
-        assert report.counts == {StopResult.STOPPED: 1, StopResult.REJECTED: 1}
-        assert caplog.records
-        assert {record.levelno for record in caplog.records} == {logging.ERROR}
-        assert "emulator-key" not in caplog.text
-
-    @pytest.mark.parametrize("method", ["begin_stop", "begin_attempt", "answered", "end"])
-    async def test_a_cancelled_error_of_an_observer_cancels_no_call(
-        self, emulator: Emulator, connect: Connect, method: str
-    ) -> None:
-        emulator.add_runtime("ws-1", "mail")
-        async with connect(observer=Cancelled(method)) as session:
-            assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
-            report = await session.stop_runtimes([("ws-1", "mail"), ("ws-1", "nobody")])
-
-        assert report.counts == {StopResult.STOPPED: 1, StopResult.NOT_FOUND: 1}
-
-    async def test_an_observer_that_raises_at_an_outcome_loses_none(self, connect: Connect) -> None:
-        async with connect(observer=Faulty("outcome")) as session:
-            report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "..")])
-
-        assert report.counts.total() == 2
-
-    def test_an_invalid_observer_is_rejected(self) -> None:
-        with pytest.raises(BctrlConfigError, match=r"invalid observer: .*, not str"):
-            BctrlSession("key", observer=cast("Any", "otel"))
+    assert caplog.records
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}
+    assert "emulator-key" not in caplog.text
