@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import msgspec
 import pytest
-from helpers import wait_for_requests
-from servers import answering, http_answer, raw_server
+from helpers import Connect, add_runtimes, wait_for_requests
 
 from bctrl_async import (
     BctrlConflictError,
-    BctrlNetworkError,
-    BctrlResponseError,
+    BctrlError,
     BctrlSession,
     RetryPolicy,
     SessionStats,
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
 
-Connect = Callable[..., BctrlSession]
-
 NOTHING = SessionStats(
     attempts=0, retries=0, succeeded=0, failed={}, cancelled=0, in_flight=0, waiting=0
 )
 
 
-def test_an_unused_session_has_counted_nothing() -> None:
-    assert BctrlSession("key").stats == NOTHING
-
-
 async def test_a_stop_is_one_attempt_that_succeeded(session: BctrlSession) -> None:
+    assert session.stats == NOTHING
     await session.stop_runtime("ws-1", "crm")
-
     assert session.stats == msgspec.structs.replace(NOTHING, attempts=1, succeeded=1)
 
 
@@ -52,20 +43,18 @@ async def test_failures_are_counted_by_status_even_if_they_were_retried(
     assert len(pauses) == 3
 
 
-async def test_a_failure_without_a_usable_answer_is_counted_by_its_error() -> None:
-    async with (
-        raw_server(answering(http_answer("200 OK", b"what?"))) as url,
-        BctrlSession("k", base_url=url) as session,
-    ):
-        with pytest.raises(BctrlResponseError):
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [(Reply(200, body="what?"), "BctrlResponseError"), (Fault.DROP_BEFORE, "BctrlNetworkError")],
+)
+async def test_a_failure_without_a_usable_answer_is_counted_by_its_error(
+    emulator: Emulator, connect: Connect, fault: Fault | Reply, name: str
+) -> None:
+    emulator.inject(fault)
+    async with connect(retry=RetryPolicy(attempts=1)) as session:
+        with pytest.raises(BctrlError):
             await session.stop_runtime("ws-1", "crm")
-        assert session.stats.failed == {"BctrlResponseError": 1}
-
-    once = RetryPolicy(attempts=1)
-    async with BctrlSession("k", base_url="http://127.0.0.1:9", retry=once) as session:
-        with pytest.raises(BctrlNetworkError):
-            await session.stop_runtime("ws-1", "crm")
-        assert session.stats.failed == {"BctrlNetworkError": 1}
+        assert session.stats.failed == {name: 1}
 
 
 async def test_calls_in_flight_and_waiting_are_counted(
@@ -100,8 +89,10 @@ async def test_a_call_that_is_cancelled_before_it_has_a_key_made_no_attempt(
         call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
         await asked.wait()
         call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
+        with pytest.raises(asyncio.CancelledError):
+            await call
         assert session.stats == NOTHING
+    assert emulator.requests == []
 
 
 async def test_a_call_between_two_attempts_is_waiting(emulator: Emulator, connect: Connect) -> None:
@@ -118,9 +109,7 @@ async def test_a_call_between_two_attempts_is_waiting(emulator: Emulator, connec
 async def test_a_bulk_stop_is_counted_and_agrees_with_its_report(
     emulator: Emulator, session: BctrlSession
 ) -> None:
-    targets = [("ws-1", f"r{number}") for number in range(50)]
-    for target in targets:
-        emulator.add_runtime(*target)
+    targets = add_runtimes(emulator, 50)
     emulator.inject(*[Fault.SERVER_ERROR, Fault.DROP_BEFORE] * 4)
 
     report = await session.stop_runtimes(targets)
@@ -161,11 +150,7 @@ async def test_requests_that_a_bulk_stop_abandons_are_cancelled(
     emulator: Emulator, session: BctrlSession
 ) -> None:
     emulator.inject(*[Fault.HANG] * 5)
-    targets = [("ws-1", f"r{number}") for number in range(20)]
-    for target in targets:
-        emulator.add_runtime(*target)
-
-    batch = session.stop_runtimes(targets, concurrency=5)
+    batch = session.stop_runtimes(add_runtimes(emulator, 20), concurrency=5)
     run = asyncio.ensure_future(batch)
     await wait_for_requests(emulator, 5)
     batch.abort()
