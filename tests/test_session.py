@@ -111,12 +111,6 @@ async def test_a_line_end_after_a_key_is_none_of_it(
         assert (await session.stop_runtime("ws-1", "crm")).status == "stopped"
 
 
-def test_an_idempotency_key_of_a_session_is_rejected() -> None:
-    """All its stops would be one request for the server, which stops the first runtime only."""
-    with pytest.raises(BctrlConfigError, match="an Idempotency-Key for all calls"):
-        BctrlSession("key", headers={"idempotency-KEY": "once-7"})
-
-
 @pytest.mark.parametrize(
     "headers",
     [
