@@ -40,11 +40,9 @@ class SharedStore(ABC):
         """Return everything that is stored."""
 
     async def advance(self, seconds: float, name: str = "one") -> None:
-        """Let time pass for a schedule; below 0, its clock is set back."""
+        """Move the clock of a schedule: time passes, or it is set."""
         schedule = await self.read(name)
-        schedule.ends_at -= seconds
-        for member in schedule.members:
-            schedule.members[member] -= seconds
+        schedule.clock -= seconds
         await self.write(schedule, name)
 
 
@@ -91,14 +89,18 @@ class RedisStore(SharedStore):
 
     async def read(self, name: str = "one") -> Schedule:
         schedule, members = self._keys(name)
-        ends_at = float(await self._client.get(schedule))
+        times = await self._client.hmget(schedule, "clock", "now", "ends_at")
         scores = await self._client.zrange(members, 0, -1, withscores=True)
-        return Schedule(ends_at, {member.decode(): score for member, score in scores})
+        clock, now, ends_at = map(float, times)
+        ends = {member.decode(): score for member, score in scores}
+        return Schedule(clock=clock, now=now, ends_at=ends_at, members=ends)
 
     async def write(self, schedule: Schedule, name: str = "one") -> None:
-        await self._client.delete(*self._keys(name))
-        await self._client.set(self._keys(name)[0], schedule.ends_at)
-        await self._client.zadd(self._keys(name)[1], schedule.members)
+        times, members = self._keys(name)
+        await self._client.delete(times, members)
+        values = {"clock": schedule.clock, "now": schedule.now, "ends_at": schedule.ends_at}
+        await self._client.hset(times, mapping=values)
+        await self._client.zadd(members, schedule.members)
 
     async def clear(self) -> None:
         await self._client.flushall()

@@ -21,7 +21,9 @@ class MemoryPace(Pace):
 
     Attributes:
         schedule: The state of the store.
+        clock: The seconds by which the clock of the store is ahead.
         error: Raised by every call, if set.
+        answer: Answered to every call, if set.
         outage: The times from and until which every call fails.
         calls: The times of all calls.
         asked_for: The slots that each call asked for.
@@ -33,7 +35,9 @@ class MemoryPace(Pace):
         super().__init__(rate=rate)
         self.latency = latency
         self.schedule = Schedule()
+        self.clock = 0.0
         self.error: BaseException | None = None
+        self.answer: Lease | None = None
         self.outage = (0.0, 0.0)
         self.calls: list[float] = []
         self.asked_for: list[int] = []
@@ -48,7 +52,7 @@ class _MemoryStore:
     def __init__(self, pace: MemoryPace) -> None:
         self._pace = pace
 
-    async def lease(self, member: str, slots: int) -> Lease:
+    async def lease(self, member: str, slots: int, since: float) -> Lease:
         pace, loop = self._pace, asyncio.get_running_loop()
         pace.calls.append(loop.time())
         pace.asked_for.append(slots)
@@ -58,9 +62,9 @@ class _MemoryStore:
             raise pace.error
         if pace.outage[0] <= now < pace.outage[1]:
             raise ConnectionRefusedError("outage")
-        lease = pace.schedule.lease(now, pace.rate, member, slots)
+        lease = pace.schedule.lease(now + pace.clock, pace.rate, member, slots, since)
         await asyncio.sleep(pace.latency / 2)
-        return lease
+        return pace.answer or lease
 
     async def close(self) -> None:
         self._pace.closed += 1

@@ -1,4 +1,7 @@
-"""A real Redis or Valkey server, without persistence, that tests can kill, suspend and restart."""
+"""A real Redis or Valkey server, without persistence, that tests can kill, suspend and restart.
+
+Its clock can be set: a library that is loaded before all others answers for the system's.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Generator
@@ -13,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from helpers import BOUND, free_port
 
 REDIS = shutil.which("redis-server")
@@ -22,6 +27,40 @@ SERVERS = [program for program in (REDIS, VALKEY) if program is not None]
 """The servers that are installed; a test with all of them is skipped if there are none."""
 
 
+needs_compiler = pytest.mark.skipif(
+    shutil.which("cc") is None, reason="no C compiler is installed, which a clock needs"
+)
+
+_CLOCK = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static volatile int64_t *microseconds;
+
+__attribute__((constructor)) static void map_offset(void) {
+  int file = open(getenv("CLOCK_OFFSET"), O_RDONLY);
+  microseconds = mmap(NULL, sizeof *microseconds, PROT_READ, MAP_SHARED, file, 0);
+}
+
+int gettimeofday(struct timeval *now, void *zone) {
+  struct timespec real;
+  syscall(SYS_clock_gettime, CLOCK_REALTIME, &real);
+  int64_t time = real.tv_sec * 1000000LL + real.tv_nsec / 1000;
+  if (microseconds != NULL) time += *microseconds;
+  now->tv_sec = time / 1000000;
+  now->tv_usec = time % 1000000;
+  return 0;
+}
+"""
+
+
 class RedisServer:
     """A server on a loopback port.
 
@@ -29,6 +68,7 @@ class RedisServer:
         program: The path of `redis-server` or `valkey-server`.
         folder: Its working directory.
         options: More of its options.
+        can_set_clock: True to allow `set_clock`.
 
     Attributes:
         port: The port; a restart keeps it.
@@ -37,10 +77,20 @@ class RedisServer:
         RuntimeError: It did not start; the message is its log.
     """
 
-    def __init__(self, program: str, folder: Path, *options: str) -> None:
+    def __init__(
+        self, program: str, folder: Path, *options: str, can_set_clock: bool = False
+    ) -> None:
         self._program = program
         self._folder = folder
         self._options = options
+        self._environment = dict(os.environ)
+        if can_set_clock:
+            library = str(folder / "clock.so")
+            command = ["cc", "-shared", "-fPIC", "-o", library, "-x", "c", "-"]
+            subprocess.run(command, input=_CLOCK, text=True, check=True)
+            offset = str(folder / "offset")
+            self._environment |= {"LD_PRELOAD": library, "CLOCK_OFFSET": offset}
+            self.set_clock(0.0)
         # A cluster also needs the port 10,000 above, which a client may have.
         for _ in range(20):
             self.port = free_port()
@@ -71,6 +121,12 @@ class RedisServer:
         """Continue after `suspend`."""
         os.kill(self.pid, signal.SIGCONT)
 
+    def set_clock(self, offset: float) -> None:
+        """Set its clock to be this many seconds ahead of the system's."""
+        path = self._folder / "offset"
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.write(struct.pack("q", round(offset * 1e6)))
+
     def restart(self) -> None:
         """Start it again on the same port, empty; kill it before if it runs.
 
@@ -95,6 +151,7 @@ class RedisServer:
                     *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
                     *self._options,
                 ],
+                env=self._environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -117,18 +174,21 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(program: str, *options: str) -> Generator[RedisServer]:
+def redis_server(
+    program: str, *options: str, can_set_clock: bool = False
+) -> Generator[RedisServer]:
     """Run a server of its own, and kill it at the end.
 
     Args:
         program: The path of `redis-server` or `valkey-server`.
         options: More of its options.
+        can_set_clock: True to allow `set_clock`.
 
     Raises:
         RuntimeError: It did not start; the message is its log.
     """
     with TemporaryDirectory() as folder:
-        server = RedisServer(program, Path(folder), *options)
+        server = RedisServer(program, Path(folder), *options, can_set_clock=can_set_clock)
         try:
             yield server
         finally:

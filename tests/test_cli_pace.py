@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from fcntl import LOCK_EX, flock
@@ -27,7 +28,7 @@ async def test_it_keeps_to_what_another_process_wrote_in_the_file(
         monkeypatch.setenv("BCTRL_PACE", "pace")
     next_begins = time.monotonic() + 1 / RATE
     store = FilePace("pace", rate=RATE).open()
-    await store.lease("another process", 1)
+    await store.lease("another process", 1, math.inf)
     await store.close()
     code, _, err = await command("stop", "--rate", str(RATE), *args.split())
     assert (code, err) == (0, "")

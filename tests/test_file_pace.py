@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from fcntl import LOCK_EX, LOCK_UN, flock
@@ -24,7 +25,7 @@ def _members_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 async def lease(pace: FilePace, member: str) -> Lease:
     store = pace.open()
     try:
-        return await store.lease(member, 100)
+        return await store.lease(member, 100, math.inf)
     finally:
         await store.close()
 

@@ -35,7 +35,7 @@ each_server = pytest.mark.parametrize("program", SERVERS, ids=os.path.basename)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bctrl_async.pace._redis._TIMEOUT", BOUND)
     # Members and keys stay until a busy machine has asked again.
-    script = _LEASE.replace("ends_at + 2", "ends_at + 60")
+    script = _LEASE.replace("now - 2", "now - 60")
     monkeypatch.setattr("bctrl_async.pace._redis._LEASE", script)
 
 
@@ -43,8 +43,8 @@ async def lease(pace: RedisPace) -> Lease:
     """Return the second lease of a store, which the script's cache has already."""
     store = pace.open()
     try:
-        await store.lease("a", 1)
-        return await store.lease("b", 100)
+        await store.lease("a", 1, 0.0)
+        return await store.lease("b", 100, 0.0)
     finally:
         await store.close()
 
@@ -194,12 +194,12 @@ class TestClients:
     ) -> None:
         with redis_server(program) as server:
             store = RedisPace(server.url, rate=200).open()
-            await store.lease("a", 1)
+            await store.lease("a", 1, 0.0)
             async with Redis.from_url(server.url) as admin:
                 await admin.client_kill_filter(skipme=True)
                 while len(await admin.client_list()) > 1:
                     await asyncio.sleep(0)
-            assert (await store.lease("b", 1)).members == 2
+            assert (await store.lease("b", 1, 0.0)).members == 2
             await store.close()
 
     @needs_server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +82,7 @@ class _FileStore:
         # A disk that hangs must hold up nothing else.
         self._thread = ThreadPoolExecutor(1, "bctrl-async-pace")
 
-    async def lease(self, member: str, slots: int) -> Lease:
+    async def lease(self, member: str, slots: int, _: float) -> Lease:
         take = partial(self._take, member, slots)
         return await asyncio.get_running_loop().run_in_executor(self._thread, take)
 
@@ -97,8 +98,8 @@ class _FileStore:
         with open(self._path, "r+b", buffering=0, opener=_create) as file:
             _wait_for_lock(file.fileno())
             schedule = self._read(file.read())
-            # This clock is the same in all processes, and is never set back.
-            lease = schedule.lease(time.monotonic(), self._rate, member, slots)
+            # This clock is the same in all processes, and starts again only with the machine.
+            lease = schedule.lease(time.monotonic(), self._rate, member, slots, math.inf)
             file.seek(0)
             file.write(_HEADER + msgspec.json.encode(schedule) + b"\n")
         return lease

@@ -32,6 +32,8 @@ _PATIENCE = 0.25
 """Seconds after which attempts do not wait for the store any more."""
 _INTERVAL = 1.0
 """Seconds between requests to a store that is away; a request that takes longer is given up."""
+_LONG_AGO = -1e9
+"""The end of the last lease if there is none, in the time of the loop."""
 _BURST = 0.02
 """Seconds' worth of attempts that may start at once without the store, for late timers."""
 
@@ -45,31 +47,41 @@ class Lease(NamedTuple):
 
 
 class Schedule(msgspec.Struct):
-    """The schedule of a pace, as its store keeps it: a pure function of the store's clock."""
+    """The schedule of a pace, as its store keeps it.
 
+    Its own time, `now`, passes with the store's clock, but does not jump when that clock is set.
+    """
+
+    clock: float = 0.0
+    now: float = 0.0
     ends_at: float = 0.0
     members: dict[str, float] = {}
+    """The end of each member's last lease."""
 
-    def lease(self, now: float, rate: float, member: str, slots: int) -> Lease:
-        """Lease at most so many of the next slots to a member."""
-        # Each member has two leases at most. At a low rate a slot is longer than a lease.
-        queue = 2.0 * max(LEASE, 1.0 / rate) * (len(self.members) + 1)
-        if self.ends_at > now + queue:
-            # The clock was set back since: its times would hold up all.
-            self.ends_at, self.members = now, {}
-        self.members = {name: until for name, until in self.members.items() if now < until}
-        self.members.setdefault(member, now)
+    def lease(self, clock: float, rate: float, member: str, slots: int, since: float) -> Lease:
+        """Lease at most so many of the next slots.
+
+        By the member's own clock, its last lease ended `since` seconds ago.
+        """
+        passed = max(clock - self.clock, -LEASE)
+        own = self.members.get(member, math.inf) + since - self.now
+        if passed > own + LEASE:
+            # The clock was set ahead. What is leased until then must not be leased again.
+            passed = max(own, 0.0)
+        self.clock, self.now = clock, self.now + passed
+        oldest = self.now - _MEMBERSHIP
+        self.members = {name: end for name, end in self.members.items() if oldest < end}
+        self.members.setdefault(member, self.now)
         slots = min(slots, max(int(rate * LEASE / len(self.members)), 1))
-        begins = max(self.ends_at, now)
-        self.ends_at = begins + slots / rate
-        self.members[member] = self.ends_at + _MEMBERSHIP
-        return Lease(slots, begins - now, len(self.members))
+        begins = max(self.ends_at, self.now)
+        self.members[member] = self.ends_at = begins + slots / rate
+        return Lease(slots, begins - self.now, len(self.members))
 
 
 class Store(Protocol):
     """A session's connection to the store of a pace; it leases in one atomic step."""
 
-    async def lease(self, member: str, slots: int, /) -> Lease: ...
+    async def lease(self, member: str, slots: int, since: float, /) -> Lease: ...
 
     async def close(self) -> None: ...
 
@@ -110,6 +122,7 @@ class Leases:
         self._lifetime: AsyncGenerator[None] | None = None
         self._request: asyncio.Task[None] | None = None
         self._requested_at = self._used_up_at = -math.inf
+        self._lease_ends = _LONG_AGO
         self._round_trip = 0.0
         self._slots: deque[float] = deque()  # Their times.
         self._size = 0
@@ -173,10 +186,12 @@ class Leases:
                 self._store = self._pace.open()
                 self._lifetime = close_with_loop(partial(_close, self._store))
             # The task starts when all that came in the same turn of the loop are waiting.
-            slots = self._wanted(loop.time())
+            sent = loop.time()
+            # A lease whose answer is lost ends at a time that is not known.
+            since, self._lease_ends = sent - self._lease_ends, _LONG_AGO
             async with asyncio.timeout(_INTERVAL):
-                lease = await self._store.lease(self._member, slots)
-            self._receive(lease, loop.time())
+                lease = await self._store.lease(self._member, self._wanted(sent), since)
+            self._receive(lease, sent, loop.time())
         finally:
             timer.cancel()
 
@@ -197,9 +212,11 @@ class Leases:
             self._on_store_away(_in_one_line(error))
         self._on_lease()
 
-    def _receive(self, lease: Lease, now: float) -> None:
+    def _receive(self, lease: Lease, sent: float, now: float) -> None:
+        rate = self._pace.rate
+        self._lease_ends = sent + lease.delay + lease.slots / rate
         self._members = lease.members
-        round_trip = now - self._requested_at
+        round_trip = now - sent
         if round_trip > _PATIENCE:
             # Late: it is used the next time, when the connection is there.
             return
@@ -212,8 +229,8 @@ class Leases:
                 extra={"bctrl.event": "pace_back", "bctrl.elapsed": elapsed},
             )
         self._size = lease.slots or self._size
-        begins, interval = now + lease.delay, 1.0 / self._pace.rate
-        self._slots.extend(begins + number * interval for number in range(lease.slots))
+        begins = now + lease.delay
+        self._slots.extend(begins + number / rate for number in range(lease.slots))
 
     def _on_store_away(self, reason: str) -> None:
         if self._away_since is not None or self._is_closed:

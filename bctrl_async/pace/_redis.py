@@ -27,25 +27,27 @@ _TIMEOUT = 1.0
 _is_database = re.compile(r"/?\d*", re.ASCII).fullmatch
 _is_name = re.compile(r"[\w.:/-]{1,100}", re.ASCII).fullmatch
 
-# `Schedule.lease`, on the server's clock. A key has the end of the schedule, and a sorted set the
-# members, by the times until which they count.
+# `Schedule.lease`, on the server's clock. A hash has its times, and a sorted set the ends of the
+# members' leases. They are kept for a day, for a clock that is set ahead expires them as well.
 _LEASE = """
 local member, rate, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
-local now = time[1] + time[2] / 1e6
-local ends_at, gone = tonumber(redis.call('GET', KEYS[1]) or 0), now
-local queue = 2 * math.max(0.05, 1 / rate) * (redis.call('ZCARD', KEYS[2]) + 1)
-if ends_at > now + queue then ends_at, gone = now, '+inf' end
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', gone)
+local clock = time[1] + time[2] / 1e6
+local kept = redis.call('HMGET', KEYS[1], 'clock', 'now', 'ends_at')
+local now, ends_at = tonumber(kept[2] or 0), tonumber(kept[3] or 0)
+local passed = math.max(clock - (kept[1] or 0), -0.05)
+local own = (redis.call('ZSCORE', KEYS[2], member) or math.huge) + ARGV[4] - now
+if passed > own + 0.05 then passed = math.max(own, 0) end
+now = now + passed
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 2)
 redis.call('ZADD', KEYS[2], now, member)
 local members = redis.call('ZCARD', KEYS[2])
 slots = math.min(slots, math.max(math.floor(rate * 0.05 / members), 1))
 local begins_at = math.max(ends_at, now)
 ends_at = begins_at + slots / rate
-local expires = math.ceil((ends_at + 2 - now) * 1e3)
-redis.call('SET', KEYS[1], ends_at, 'PX', expires)
-redis.call('ZADD', KEYS[2], ends_at + 2, member)
-redis.call('PEXPIRE', KEYS[2], expires)
+redis.call('HSET', KEYS[1], 'clock', clock, 'now', now, 'ends_at', ends_at)
+redis.call('ZADD', KEYS[2], ends_at, member)
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, 86400) end
 return {slots, tostring(begins_at - now), members}
 """
 
@@ -119,8 +121,9 @@ class _RedisStore:
         # Braces keep the keys in one slot of a cluster.
         self._keys = [f"bctrl-async:{{{name}}}:{kind}" for kind in ("schedule", "members")]
 
-    async def lease(self, member: str, slots: int) -> Lease:
-        leased, delay, members = await self._script(self._keys, [member, self._rate, slots])
+    async def lease(self, member: str, slots: int, since: float) -> Lease:
+        arguments: list[str | float] = [member, self._rate, slots, since]
+        leased, delay, members = await self._script(self._keys, arguments)
         # A number with a fraction is text, which the client may have decoded.
         return Lease(leased, float(delay), members)
 

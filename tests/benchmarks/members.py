@@ -85,9 +85,9 @@ class _TimedStore:
         self._store = store
         self._latencies = latencies
 
-    async def lease(self, member: str, slots: int) -> Lease:
+    async def lease(self, member: str, slots: int, since: float) -> Lease:
         began = time.perf_counter()
-        lease = await self._store.lease(member, slots)
+        lease = await self._store.lease(member, slots, since)
         self._latencies.append(time.perf_counter() - began)
         return lease
 
