@@ -249,7 +249,7 @@ class BctrlSession:
 
         Raises:
             BctrlConfigError: An argument is invalid, or the session cannot be used: it is closed,
-                belongs to another loop, or was opened before a fork.
+                belongs to another loop, was opened before a fork, or its pace is misconfigured.
             BctrlApiError: The server answered with an error status; `BctrlConflictError` with
                 `already_stopped` if the runtime was not running, or if it is stopped but could not
                 be got: then the error's cause says why.

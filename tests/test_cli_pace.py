@@ -75,7 +75,7 @@ async def test_the_password_of_a_server_that_is_away_is_not_shown(
         code, out, err = await command("stop", "--rate", str(RATE), "--pace", place, "ws", "a")
     assert code == 0
     assert err.startswith(
-        "bctrl-async: warning: the shared pace cannot be asked (ConnectionError: "
+        "bctrl-async: warning: the shared pace cannot be asked (ConnectionError): "
     )
     assert "secret" not in out + err
     assert holding.status("ws", "a") == "stopped"

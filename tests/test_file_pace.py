@@ -40,6 +40,8 @@ class TestArguments:
             (".", "is not a regular file"),
             # Fault: a named pipe that nobody writes to hangs the constructor.
             ("pipe", "is not a regular file"),
+            # Fault: it makes the file of another user's choice.
+            ("link", "is not a regular file"),
             # Fault: it was a bare ValueError.
             ("x\0", "is not the name of a file"),
             ("x\ud800", "is not the name of a file"),
@@ -53,6 +55,7 @@ class TestArguments:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         os.mkfifo("pipe")
+        Path("link").symlink_to("elsewhere")
         Path("targets.csv").write_text("ws-1,crm\n")
         with pytest.raises(BctrlConfigError, match=f"^invalid path: .*{problem}") as raised:
             FilePace(path, rate=200)
@@ -119,10 +122,10 @@ class TestFile:
 
     async def test_what_remains_of_a_longer_schedule_does_not_matter(self, tmp_path: Path) -> None:
         path = tmp_path / "pace"
-        await lease(FilePace(path, rate=200), "a")
-        with path.open("ab") as file:
-            file.write(b'000:1e9}}\n{"')
+        path.write_bytes(b'bctrl-async pace\n{"members": {"long": -1e9}}' + b" " * 1000)
+        assert (await lease(FilePace(path, rate=200), "a")).members == 1
         assert (await lease(FilePace(path, rate=200), "b")).members == 2
+        assert len(path.read_bytes()) < 1000
 
     async def test_another_file_that_takes_its_place_is_an_error_and_remains(
         self, tmp_path: Path
@@ -130,6 +133,6 @@ class TestFile:
         path = tmp_path / "pace"
         pace = FilePace(path, rate=200)
         path.write_text("ws-1,crm\n")
-        with pytest.raises(ValueError, match="is another file"):
+        with pytest.raises(BctrlConfigError, match="is another file"):
             await lease(pace, "a")
         assert path.read_text() == "ws-1,crm\n"

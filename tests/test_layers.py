@@ -350,7 +350,7 @@ BUDGETS = {
     ("errors", "filters", "models", "observer", "outcomes", "stats"): 1115,
     ("session", "shards"): 698,
     ("otel", "testing"): 360,
-    ("pace", "redis"): 577,
+    ("pace", "redis"): 616,
     ("_calls",): 720,
     ("_http",): 1715,
     ("_limiter",): 835,

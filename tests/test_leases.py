@@ -491,6 +491,107 @@ class TestWithoutStore:
         assert virtual_time.run(scenario()) == 0
 
 
+class TestNonsense:
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            Lease(1, 0.0, 10**9),
+            Lease(1, 0.0, 0),
+            Lease(1, 1e308, 1),
+            Lease(1, math.nan, 1),
+            Lease(1, -1.0, 1),
+            Lease(10**9, 0.0, 1),
+            Lease(0, 0.0, 1),
+            Lease(-1, 0.0, 1),
+        ],
+        ids=str,
+    )
+    def test_an_answer_that_cannot_be_holds_up_nothing(
+        self, answer: Lease, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Fault: one slot in years, or a busy loop, as a store said."""
+
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100)
+            pace.answer = answer
+            await Member(pace).bulk(200)
+            return now()
+
+        assert virtual_time.run(scenario()) == pytest.approx(2, abs=0.1)
+        assert len(caplog.records) == 1
+        assert "cannot be asked (its answer makes no sense)" in caplog.text
+
+    def test_an_answer_as_of_a_thousand_members_is_believed(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100)
+            pace.answer = Lease(1, 20.0, 1000)
+            await Member(pace).attempt()
+            return now()
+
+        assert virtual_time.run(scenario()) >= 20
+        assert caplog.records == []
+
+
+class TestMisconfigured:
+    def test_calls_fail_with_the_error_and_the_store_is_asked_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Fault: each process went on with the whole rate, for ever."""
+
+        async def scenario() -> tuple[list[object], int]:
+            pace = MemoryPace(rate=100)
+            pace.error = BctrlConfigError("wrong password", argument="pace")
+            member = Member(pace)
+            waiting = [member.attempt() for _ in range(3)]
+            failures: list[object] = await asyncio.gather(*waiting, return_exceptions=True)
+            failures += await asyncio.gather(member.attempt(), return_exceptions=True)
+            await asyncio.sleep(10)
+            await member.close()
+            return failures, len(pace.calls)
+
+        failures, calls = virtual_time.run(scenario())
+
+        # Each has its own, for a call adds to the error what it was about.
+        assert len({id(failure) for failure in failures}) == 4
+        for failure in failures:
+            assert isinstance(failure, BctrlConfigError)
+            assert (failure.summary, failure.argument) == ("wrong password", "pace")
+        assert calls == 1
+        assert caplog.records == []
+
+    def test_after_the_first_lease_it_is_a_store_that_is_away(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario() -> float:
+            pace = MemoryPace(rate=100)
+            member = Member(pace)
+            await member.attempt()
+            pace.error = BctrlConfigError("wrong password")
+            await member.bulk(200)
+            return now()
+
+        assert virtual_time.run(scenario()) == pytest.approx(2, abs=0.1)
+        assert "(BctrlConfigError: wrong password)" in caplog.text
+
+    def test_an_error_of_another_library_is_named_and_not_quoted(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class LibraryError(Exception):
+            pass
+
+        async def scenario() -> None:
+            pace = MemoryPace(rate=100)
+            pace.error = LibraryError("redis://:s3cret@redis.internal")
+            await Member(pace).attempt()
+
+        virtual_time.run(scenario())
+
+        (record,) = caplog.records
+        assert "cannot be asked (LibraryError): this session" in record.getMessage()
+
+
 class TestEnd:
     def test_closing_ends_the_request_and_the_connection(self) -> None:
         async def scenario() -> tuple[int, int, set[asyncio.Task[object]]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from helpers import BOUND, Connect, add_runtimes, unused_url, wait_for_requests
+from redis.asyncio import Redis
 from redis_server import SERVERS, RedisServer, redis_server
 
 from bctrl_async import BctrlConfigError, BctrlSession, StopReport
@@ -154,19 +155,6 @@ class TestServer:
 
         assert warnings.kinds == [AWAY]
 
-    @needs_server
-    @pytest.mark.usefixtures("patient")
-    async def test_a_wrong_password_is_a_warning_that_does_not_show_it(
-        self, emulator: Emulator, connect: Connect, server: RedisServer, warnings: Warnings
-    ) -> None:
-        url = f"redis://pace:s3cret@127.0.0.1:{server.port}"
-        async with stopping(emulator, connect, RedisPace(url, rate=RATE)):
-            pass
-
-        assert warnings.kinds == [AWAY]
-        assert "AuthenticationError" in warnings.texts[0]
-        assert "s3cret" not in warnings.texts[0]
-
     async def test_a_server_that_does_not_know_auth_is_a_warning_without_the_password(
         self, emulator: Emulator, connect: Connect, warnings: Warnings
     ) -> None:
@@ -178,16 +166,32 @@ class TestServer:
                 pass
 
         assert warnings.kinds == [AWAY]
-        assert "(ResponseError: unknown command 'AUTH')" in warnings.texts[0]
+        assert "cannot be asked (ResponseError):" in warnings.texts[0]
+
+    @needs_server
+    async def test_a_password_that_is_changed_meanwhile_is_a_warning_without_it(
+        self, emulator: Emulator, connect: Connect, server: RedisServer, warnings: Warnings
+    ) -> None:
+        async with Redis.from_url(server.url) as admin:
+            rule = ("ACL SETUSER", "pace", "on", ">s3cret", "~*", "+@all")
+            await admin.execute_command(*rule)  # type: ignore[no-untyped-call]
+            url = f"redis://pace:s3cret@127.0.0.1:{server.port}"
+            async with stopping(emulator, connect, RedisPace(url, rate=RATE)) as stops:
+                await admin.execute_command("ACL DELUSER", "pace")  # type: ignore[no-untyped-call]
+                await warnings.wait_for(AWAY)
+                await stops.more(20)
+
+        assert warnings.kinds == [AWAY]
         assert "s3cret" not in warnings.texts[0]
 
     @pytest.mark.parametrize(
         "answer",
         [
-            b"HTTP/1.1 400 Bad Request\r\n\r\n",
             b"\x00\xff\x16\x03" * 100,
             b"+OK\r\n",
             b"*3\r\n:1\r\n$4\r\nzero\r\n:1\r\n",
+            b"*3\r\n:1\r\n$1\r\n0\r\n$4\r\nmany\r\n",
+            b"*3\r\n:1\r\n$1\r\n0\r\n:1000000000\r\n",
             b"*999999999\r\n",
             b"-LOADING Redis is loading the dataset in memory\r\n",
             b"-MOVED 1 127.0.0.1:1\r\n",
@@ -207,6 +211,82 @@ class TestServer:
             pass
 
         assert warnings.kinds == [AWAY]
+
+
+class TestMisconfigured:
+    """Stores that cannot be used as they are configured, for which nothing is sent."""
+
+    @staticmethod
+    async def assert_refused(
+        emulator: Emulator, connect: Connect, pace: Pace, warnings: Warnings, problem: str
+    ) -> None:
+        target = ("ws-1", "crm")
+        emulator.add_runtime(*target)
+        async with connect(pace=pace) as session:
+            for _ in range(2):
+                with pytest.raises(BctrlConfigError, match=problem) as raised:
+                    await session.stop_runtime(*target)
+                assert (raised.value.attempts, raised.value.alias) == (0, "crm")
+                assert "s3cret" not in f"{raised.value}{raised.value!r}"
+            report = await session.stop_runtimes([target])
+            assert report.counts == {"not_sent": 1}
+        assert emulator.requests == []
+        assert warnings.kinds == [text for text in warnings.texts if "ended early" in text]
+        assert "s3cret" not in "".join(warnings.texts)
+
+    @needs_server
+    @pytest.mark.parametrize("user", ["pace:s3cret", ":s3cret", "poor:s3cret"])
+    async def test_a_user_that_the_server_refuses(
+        self,
+        emulator: Emulator,
+        connect: Connect,
+        server: RedisServer,
+        warnings: Warnings,
+        user: str,
+    ) -> None:
+        """Fault: each process went on with the whole rate, and a warning that nobody read."""
+        async with Redis.from_url(server.url) as admin:
+            rule = ("ACL SETUSER", "poor", "on", ">s3cret", "~*", "+evalsha")
+            await admin.execute_command(*rule)  # type: ignore[no-untyped-call]
+        pace = RedisPace(f"redis://{user}@127.0.0.1:{server.port}", rate=RATE)
+        problem = r"cannot be used as configured \((Authentication|NoPermission)Error\)"
+        await self.assert_refused(emulator, connect, pace, warnings, problem)
+
+    @pytest.mark.parametrize("scheme", ["redis", "rediss"])
+    async def test_another_kind_of_server(
+        self, emulator: Emulator, connect: Connect, warnings: Warnings, scheme: str
+    ) -> None:
+        async with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as url:
+            pace = RedisPace(url.replace("redis://", f"{scheme}://:s3cret@"), rate=RATE)
+            problem = "Check the scheme, the user and the password of its URL"
+            await self.assert_refused(emulator, connect, pace, warnings, problem)
+
+    @pytest.mark.parametrize(
+        ("make", "problem"),
+        [
+            (lambda path: path.write_text("ws-1,crm\n"), "is another file"),
+            (lambda path: path.symlink_to("elsewhere"), "is not a regular file"),
+            (Path.mkdir, "is not a regular file"),
+            (lambda path: path.parent.rmdir(), "the folder of .* does not exist"),
+        ],
+        ids=["text", "link", "folder", "nowhere"],
+    )
+    async def test_a_path_that_became_another_one(
+        self,
+        emulator: Emulator,
+        connect: Connect,
+        warnings: Warnings,
+        tmp_path: Path,
+        *,
+        make: Callable[[Path], object],
+        problem: str,
+    ) -> None:
+        path = tmp_path / "folder" / "pace"
+        path.parent.mkdir()
+        pace = FilePace(path, rate=RATE)
+        make(path)
+        await self.assert_refused(emulator, connect, pace, warnings, problem)
+        assert not (tmp_path / "elsewhere").exists()
 
 
 @asynccontextmanager

@@ -252,6 +252,6 @@ class TestPermissions:
 
     async def test_an_error_of_a_wrong_password_does_not_show_it(self, server: RedisServer) -> None:
         pace = RedisPace(f"redis://pace:wr0ng@127.0.0.1:{server.port}", rate=200)
-        with pytest.raises(redis.AuthenticationError) as raised:
+        with pytest.raises(BctrlConfigError, match="AuthenticationError") as raised:
             await lease(pace)
         assert "wr0ng" not in repr(raised.value)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections import deque
+from copy import copy
 from enum import IntEnum
 
 from bctrl_async._limiter.rate import PROBE_INTERVAL, AdaptiveRate
@@ -46,7 +47,7 @@ class Limiter:
         self._rate = rate
         self._leases: Leases | None = None
         if pace is not None:
-            self._leases = Leases(pace, waiting=lambda: self._queued, on_lease=self._admit)
+            self._leases = Leases(pace, lambda: self._queued, self._admit, self.close)
             # The pace is for all, from the start. Slots that a member leaves unused are lost.
             rate.is_starting = False
         self._passed = 0
@@ -55,12 +56,12 @@ class Limiter:
         self._shortest_max_wait = self._shortest_patience = self._first_patience_end = math.inf
         self._throttled_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._end: BctrlError | None = None
         self._sleepers: set[asyncio.Future[bool]] = set()
 
     def is_closed(self) -> bool:
         """Return True if the limiter is closed."""
-        return self._closed
+        return self._end is not None
 
     @property
     def in_use(self) -> int:
@@ -89,7 +90,7 @@ class Limiter:
 
     def acquire_nowait(self) -> bool:
         """Acquire a slot without waiting; return False if that is not possible."""
-        if not self._free or self._closed or self._queued:
+        if not self._free or self._end is not None or self._queued:
             return False
         if self._leases is not None or not self._rate.is_unlimited:
             now = asyncio.get_running_loop().time()
@@ -116,8 +117,8 @@ class Limiter:
         # A call without patience ends only after an attempt of its own.
         ends = min(patience_ends, loop.time() + (max_wait or math.inf))
         while True:
-            if self.is_closed():
-                raise session_closed()
+            if self._end is not None:
+                raise copy(self._end)
             now = loop.time()
             if self._waits_in_vain(now, max_wait, patience_ends):
                 raise self._rate_limited(now)
@@ -268,12 +269,11 @@ class Limiter:
         return next(filter(None, self._queues), None)
 
     def _schedule_wakeup(self, when: float) -> None:
-        timer = self._timer
         # While the window is full, no time is known: `release` admits the next waiter.
-        if when == math.inf or (timer and when > timer.when() - _TIMER_TOLERANCE):
+        if when == math.inf or (self._timer and when > self._timer.when() - _TIMER_TOLERANCE):
             return
-        if timer is not None:
-            timer.cancel()  # A pause has ended before its time.
+        if self._timer is not None:
+            self._timer.cancel()  # A pause has ended before its time.
         self._timer = asyncio.get_running_loop().call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
@@ -282,7 +282,7 @@ class Limiter:
 
     async def sleep(self, delay: float) -> None:
         """Sleep without a slot for this many seconds, or until the limiter is closed."""
-        if self._closed:
+        if self._end is not None:
             return
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
@@ -294,9 +294,9 @@ class Limiter:
             timer.cancel()
             self._sleepers.discard(waiter)
 
-    def close(self) -> None:
-        """Close the limiter. Current and future waiters fail."""
-        self._closed = True
+    def close(self, error: BctrlError | None = None) -> None:
+        """Close the limiter. Current and future waiters fail, by default as on a closed session."""
+        self._end = error or session_closed()
         self._wake_all()
         for waiter in self._sleepers:
             _wake(waiter)

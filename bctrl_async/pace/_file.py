@@ -7,12 +7,15 @@ import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 
 import msgspec
 
 from bctrl_async import _config
+from bctrl_async.errors import BctrlConfigError
 from bctrl_async.pace._leases import Lease, Pace, Schedule
 
 try:
@@ -31,7 +34,6 @@ else:
 _BUSY = 0.2
 """Seconds to wait for the other processes of a file."""
 _HEADER = b"bctrl-async pace\n"
-_ADVICE = "Use a file of its own, such as /run/stop-runtimes/pace"
 
 
 class FilePace(Pace):
@@ -43,29 +45,18 @@ class FilePace(Pace):
         rate: The most attempts a second of all processes together, above 0; the same in each.
 
     Raises:
-        BctrlConfigError: The rate is invalid, the folder does not exist, or the file is another
-            one.
+        BctrlConfigError: The rate is invalid, the folder does not exist, or the path is that of
+            another file, a link or a folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, rate: float) -> None:
         super().__init__(rate=rate)
         _config.check_type(path, str | os.PathLike, "path", "the path of a file")
         self._path = Path(path)
-        if self._path.exists() and not self._path.is_file():
-            # To open a pipe would wait for its other end.
-            raise _config.invalid("path", f"{str(path)!r} is not a regular file", _ADVICE)
-        if not self._path.absolute().parent.is_dir():
-            raise _config.invalid("path", f"the folder of {str(path)!r} does not exist", _ADVICE)
-        try:
-            with self._path.open("rb") as file:
-                begins = file.read(len(_HEADER))
-        except OSError:
-            return  # The file may appear, or become readable, while a session runs.
-        except ValueError:
-            problem = f"{str(path)!r} is not the name of a file"
-            raise _config.invalid("path", problem, _ADVICE) from None
-        if not _HEADER.startswith(begins):
-            raise _config.invalid("path", f"{str(path)!r} is another file", _ADVICE)
+        _check_place(self._path)
+        # The file may appear, or become readable, while a session runs.
+        with suppress(OSError), self._path.open("rb") as file:
+            _parse(self._path, file.read(4096))
 
     def __repr__(self) -> str:
         return f"FilePace({str(self._path)!r}, rate={self.rate:g})"
@@ -94,29 +85,46 @@ class _FileStore:
             self._thread.shutdown(wait=False)
 
     def _take(self, member: str, slots: int) -> Lease:
+        _check_place(self._path)
         # It is opened each time, because the others use the new one if it was deleted or replaced.
-        with open(self._path, "r+b", buffering=0, opener=_create) as file:
+        with self._path.open("a+b", buffering=0) as file:
+            file.seek(0)
             _wait_for_lock(file.fileno())
-            schedule = self._read(file.read())
+            schedule = _parse(self._path, file.read())
             # This clock is the same in all processes, and starts again only with the machine.
             lease = schedule.lease(time.monotonic(), self._rate, member, slots, math.inf)
-            file.seek(0)
+            file.truncate(0)
             file.write(_HEADER + msgspec.json.encode(schedule) + b"\n")
         return lease
 
-    def _read(self, content: bytes) -> Schedule:
-        if not _HEADER.startswith(content[: len(_HEADER)]):
-            raise ValueError(f"{str(self._path)!r} is another file")
-        # A longer schedule was there before, and its end may remain.
-        line = content.removeprefix(_HEADER).partition(b"\n")[0]
-        try:
-            return msgspec.json.decode(line, type=Schedule)
-        except msgspec.DecodeError:
-            return Schedule()  # The file is new, or a crash has cut it off.
+
+def _check_place(path: Path) -> None:
+    """Raise an error for a path that cannot become the file of a pace."""
+    try:
+        is_other = not S_ISREG(path.lstat().st_mode)
+    except ValueError:
+        raise _unusable(f"{str(path)!r} is not the name of a file") from None
+    except OSError:
+        is_other = False
+    if is_other:
+        # To open a pipe would wait for its other end, and a link leads to a file of anyone.
+        raise _unusable(f"{str(path)!r} is not a regular file")
+    if not path.absolute().parent.is_dir():
+        raise _unusable(f"the folder of {str(path)!r} does not exist")
 
 
-def _create(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CREAT, 0o666)
+def _parse(path: Path, content: bytes) -> Schedule:
+    if not _HEADER.startswith(content[: len(_HEADER)]):
+        raise _unusable(f"{str(path)!r} is another file")
+    try:
+        return msgspec.json.decode(content.removeprefix(_HEADER), type=Schedule)
+    except msgspec.DecodeError:
+        return Schedule()  # The file is new, or a crash has cut it off.
+
+
+def _unusable(problem: str) -> BctrlConfigError:
+    advice = "Use a file of its own, such as /run/stop-runtimes/pace"
+    return _config.invalid("path", problem, advice)
 
 
 def _wait_for_lock(file: int) -> None:

@@ -21,6 +21,7 @@ import msgspec
 
 from bctrl_async import _config
 from bctrl_async._lifetime import close_with_loop
+from bctrl_async.errors import BctrlConfigError
 
 _log = logging.getLogger("bctrl_async.pace")
 
@@ -32,6 +33,8 @@ _PATIENCE = 0.25
 """Seconds after which attempts do not wait for the store any more."""
 _INTERVAL = 1.0
 """Seconds between requests to a store that is away; a request that takes longer is given up."""
+_MEMBERS = 1000
+"""The most members of a pace. An answer that needs more of them is not believed."""
 _LONG_AGO = -1e9
 """The end of the last lease if there is none, in the time of the loop."""
 _BURST = 0.02
@@ -111,11 +114,16 @@ class Leases:
     """
 
     def __init__(
-        self, pace: Pace, *, waiting: Callable[[], int], on_lease: Callable[[], None]
+        self,
+        pace: Pace,
+        waiting: Callable[[], int],
+        on_lease: Callable[[], None],
+        on_misconfigured: Callable[[BctrlConfigError], None],
     ) -> None:
         self._pace = pace
         self._waiting = waiting
         self._on_lease = on_lease
+        self._on_misconfigured = on_misconfigured
         self._member = uuid4().hex
         self._members = 1
         self._store: Store | None = None
@@ -129,6 +137,7 @@ class Leases:
         self._away_since: float | None = None
         self._next_without_store = -math.inf
         self._is_closed = False
+        self._is_proven = False
 
     def delay(self, now: float) -> float:
         """Return the seconds until the next attempt may start; inf until a lease is there."""
@@ -187,11 +196,12 @@ class Leases:
                 self._lifetime = close_with_loop(partial(_close, self._store))
             # The task starts when all that came in the same turn of the loop are waiting.
             sent = loop.time()
+            wanted, since = self._wanted(sent), sent - self._lease_ends
             # A lease whose answer is lost ends at a time that is not known.
-            since, self._lease_ends = sent - self._lease_ends, _LONG_AGO
+            self._lease_ends = _LONG_AGO
             async with asyncio.timeout(_INTERVAL):
-                lease = await self._store.lease(self._member, self._wanted(sent), since)
-            self._receive(lease, sent, loop.time())
+                lease = await self._store.lease(self._member, wanted, since)
+            self._receive(lease, wanted, sent, loop.time())
         finally:
             timer.cancel()
 
@@ -208,12 +218,21 @@ class Leases:
         error = asyncio.CancelledError() if request.cancelled() else request.exception()
         if self._is_closed:
             return
-        if error is not None and not request.cancelling():
-            self._on_store_away(_in_one_line(error))
+        if isinstance(error, BctrlConfigError) and not self._is_proven:
+            self._is_closed = True
+            self._on_misconfigured(error)
+        elif error is not None and not request.cancelling():
+            self._on_store_away(_reason(error))
         self._on_lease()
 
-    def _receive(self, lease: Lease, sent: float, now: float) -> None:
+    def _receive(self, lease: Lease, wanted: int, sent: float, now: float) -> None:
         rate = self._pace.rate
+        is_possible = min(wanted, 1) <= lease.slots <= wanted and 1 <= lease.members <= _MEMBERS
+        # Each has two leases at most, and the first leases are longer than those of many members.
+        if not (is_possible and 0 <= lease.delay <= 1 + 2 * _MEMBERS / rate):
+            self._on_store_away("its answer makes no sense")
+            return
+        self._is_proven = True
         self._lease_ends = sent + lease.delay + lease.slots / rate
         self._members = lease.members
         round_trip = now - sent
@@ -248,11 +267,10 @@ class Leases:
         self._on_lease()
 
 
-def _in_one_line(error: BaseException) -> str:
-    # The text may have any lines, or be empty. A server that does not know AUTH quotes the
-    # password: "unknown command 'AUTH', with args beginning with: …".
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text.partition(", with args")[0].removesuffix(":")
+def _reason(error: BaseException) -> str:
+    # The text of another library's error may contain the URL with its password.
+    text = str(error) if isinstance(error, OSError | BctrlConfigError) else ""
+    return " ".join(f"{type(error).__name__}: {text}".removesuffix(": ").split())
 
 
 async def _close(store: Store) -> None:

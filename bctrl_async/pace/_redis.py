@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from ssl import SSLError
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -50,6 +51,9 @@ redis.call('ZADD', KEYS[2], ends_at, member)
 for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, 86400) end
 return {slots, tostring(begins_at - now), members}
 """
+
+_MISCONFIGURED = {"AuthenticationError", "NoPermissionError", "InvalidResponse"}
+"""The errors of a server that will not mend itself, as redis-py and valkey-py name them."""
 
 
 class _Client(Protocol):
@@ -123,9 +127,17 @@ class _RedisStore:
 
     async def lease(self, member: str, slots: int, since: float) -> Lease:
         arguments: list[str | float] = [member, self._rate, slots, since]
-        leased, delay, members = await self._script(self._keys, arguments)
+        try:
+            leased, delay, members = await self._script(self._keys, arguments)
+        except Exception as error:
+            name = type(error).__name__
+            if name in _MISCONFIGURED or isinstance(error.__context__, SSLError):
+                problem = f"Redis cannot be used as configured ({name})"
+                advice = "Check the scheme, the user and the password of its URL"
+                raise _config.invalid("pace", problem, advice) from None
+            raise
         # A number with a fraction is text, which the client may have decoded.
-        return Lease(leased, float(delay), members)
+        return Lease(int(leased), float(delay), int(members))
 
     async def close(self) -> None:
         if self._own is not None:
