@@ -102,10 +102,7 @@ class FoundTargets:
 
     def __iter__(self) -> Iterator[RuntimeRef | BctrlResponseError]:
         for item in self.items:
-            if isinstance(item, Runtime):
-                yield RuntimeRef(self.workspace_id, item.alias)
-            else:
-                yield item
+            yield RuntimeRef(self.workspace_id, item.alias) if isinstance(item, Runtime) else item
 
     def add(self, listed: Iterable[Runtime | BctrlResponseError]) -> None:
         """Add the items of a list that the condition selects, or whose age it cannot read."""

@@ -119,7 +119,10 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         record = OutcomeRecord.of(self)
         # A field at its default is missing among the builtins.
         fields: dict[str, object] = asdict(record) | msgspec.to_builtins(record)
-        return fields | {"error": record.error and asdict(record.error)}
+        # UTF-8 has no lone surrogates, which the name of an invalid target may have.
+        target = self.target._asdict().items()
+        names = {name: text.encode(errors="replace").decode() for name, text in target}
+        return fields | names | {"error": record.error and asdict(record.error)}
 
 
 class StopReport(msgspec.Struct, frozen=True, kw_only=True):

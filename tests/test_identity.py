@@ -30,6 +30,8 @@ def answer(alias: str) -> Runtime:
         (b'{"alias":"mail"}', True),
         (b'{"alias":"crm"}', False),
         (b'{"alias":"mail","id":"crm"}', False),
+        (b'{"alias":"mail","driver":"\\ud83d"}', True),
+        (b'{"alias":"crm","driver":"\\ud83d"}', False),
         (b'{"id":"mail"}', False),
         (b'{"alias":7}', False),
         (b'{"alias":"mail"', False),

@@ -134,7 +134,7 @@ class TestEchoedKey:
         [
             f"caf\u00e9 {KEY}".encode("latin-1"),
             f'{{"alias": "{KEY}"'.encode(),
-            f'{{"alias": "\\ud83d{KEY}", "id": 1}}'.encode(),
+            f'{{"driver": "\\ud83d{KEY}", "id": 1}}'.encode(),
             f'{{"runtimes": ["{KEY}", "caf\u00e9'.encode("latin-1"),
         ],
     )

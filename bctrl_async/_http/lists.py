@@ -37,10 +37,7 @@ _split = msgspec.json.Decoder(_RawList).decode
 
 
 async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
-    """Parse a list (contract errors.md: `{"runtimes": […]}`), or raise one of `DECODE_ERRORS`.
-
-    An invalid runtime is an error in its place, which has its alias if known.
-    """
+    """Parse a list, or raise one of `DECODE_ERRORS`; an invalid runtime is an error in it."""
     runtimes: list[Runtime | BctrlResponseError] = []
     problems = decoded = 0
     for item in await _items(body):

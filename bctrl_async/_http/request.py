@@ -44,11 +44,10 @@ def plain_text(name: str | UUID) -> str:
 
 
 def path_segment(value: str | UUID | None, name: str) -> str:
-    r"""Percent-encode a workspace id or an alias as exactly one path segment.
+    r"""Percent-encode a workspace id or an alias as exactly one path segment, or raise an error.
 
-    A BctrlConfigError is raised if it is not text, is empty, too long, cannot be encoded, or has a
-    control character or a dot segment (RFC 3986 section 5.2.4). Gateways may resolve a dot segment
-    even if it is encoded: some first decode `%2F`, `%2e` or `\`, or drop `;parameters`.
+    Gateways may resolve a dot segment (RFC 3986 section 5.2.4) even if it is encoded: some first
+    decode `%2F`, `%2e` or `\`, or drop `;parameters`.
     """
     if type(value) is str and _is_plain(value):
         return value

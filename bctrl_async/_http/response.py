@@ -43,10 +43,11 @@ _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORE
 # After a byte order mark and blank lines, in UTF-8 or UTF-16. JSON never begins with "<".
 _begins_like_page = re.compile(rb"[\xef\xbb\xbf\xff\xfe\x00\s]*+<").match
 
-# The group is a lone surrogate.
-_replace_escapes = re.compile(
-    rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)|\\.", re.DOTALL
-).sub
+# Half of a character, as an escape, which a server leaves that truncates UTF-16. RFC 8259 section
+# 8.2 allows it, but text that has it cannot be printed or stored.
+_lone_surrogates = re.compile(
+    rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..\\u[dD])[c-fC-F]..)", re.DOTALL
+)
 
 # The errors of msgspec 0.19 are not ValueErrors.
 DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -69,13 +70,11 @@ decode_runtime = partial(decode, msgspec.json.Decoder(Runtime).decode)
 
 
 def _mended(body: bytes) -> bytes:
-    """Return JSON that msgspec may accept: in UTF-8, with `?` in place of lone surrogates.
-
-    A JavaScript server that truncates a string may leave half of a character as an escaped lone
-    surrogate. RFC 8259 section 8.2 allows it, but text that has it cannot be printed or stored.
-    """
+    """Return JSON that msgspec may accept: in UTF-8, with `?` in place of lone surrogates."""
     body = body.decode(json.detect_encoding(body), "surrogatepass").encode(errors="replace")
-    return _replace_escapes(lambda found: b"?" if found[1] else found[0], body)
+    # An escaped backslash begins no other escape; UTF-8 has no byte of this value.
+    body = body.replace(rb"\\", b"\xff")
+    return _lone_surrogates.sub(b"?", body).replace(b"\xff", rb"\\")
 
 
 def unreadable(status: int, part: str, expected: str, cause: Exception) -> BctrlResponseError:
@@ -89,11 +88,7 @@ def unreadable(status: int, part: str, expected: str, cause: Exception) -> Bctrl
 
 
 def unusable(error: BctrlError, content_type: str, body: bytes, authorization: str) -> BctrlError:
-    """Mark the error of a 2xx response whose body cannot be used as `accepted`.
-
-    If the body is a page, return another error: a login page or that of a proxy does not come from
-    the API.
-    """
+    """Mark the error of a 2xx body as `accepted`, unless it is a page: of a login, or a proxy."""
     if not _is_page_type(content_type) and not _begins_like_page(body, 0, MIB):
         error.accepted = True
     else:
@@ -121,7 +116,7 @@ _decode_names = msgspec.json.Decoder(_Names).decode
 def names_in(body: bytes) -> _Names | None:
     """Return the names in the body of a runtime that cannot be read."""
     with suppress(*DECODE_ERRORS):
-        return _decode_names(body)
+        return decode(_decode_names, body)
     return None
 
 
@@ -130,9 +125,8 @@ def check_answer(
 ) -> BctrlResponseError | None:
     """Return an error if an answer belongs to another request.
 
-    Of a list the first runtime is compared, and of an unreadable body the names in it. A workspace
-    is compared if it is a UUID. The server may know the alias as the runtime's id, and may write it
-    in another case or Unicode normalization form.
+    A list is compared by its first runtime, an unreadable body by its names, and a workspace if it
+    is a UUID. The alias may be the runtime's id, in another case or in another normalization form.
     """
     if type(parsed) is Runtime and parsed.alias == alias and _is_in(parsed, workspace_id):
         return None

@@ -1,7 +1,4 @@
-"""The connections of an owned pool, and the fast path to them.
-
-Only this folder names private parts of aiohttp.
-"""
+"""Connections of an owned pool and the fast path: all that names private parts of aiohttp."""
 
 from bctrl_async._http.fast.answer import loop_of, on_connection
 from bctrl_async._http.fast.exchange import Exchange, FastPath, close_connection

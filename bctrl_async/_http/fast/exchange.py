@@ -1,8 +1,7 @@
 """The fast path: POSTs without a body, on the connections of an owned pool.
 
-`ClientSession.request` spends half of its time on cookies, redirects, proxies and bodies, which a
-stop does not have. The fast path takes a connection from the connector, writes the bytes that
-aiohttp would write, and reads a response that is not plain with aiohttp's own parser.
+`ClientSession.request` spends half of its time on cookies, redirects, proxies and bodies. The fast
+path takes a connection, writes what aiohttp would write, and leaves all but plain answers to it.
 """
 
 from __future__ import annotations
@@ -75,15 +74,12 @@ class _Deadlines:
 
 
 class Exchange:
-    """A request on a connection, and its response, like an `aiohttp.ClientResponse`.
-
-    `body` is the whole body if it arrived with the head; `header` returns one by its name. It has
-    no id of the request unless `may_have_id`.
-    """
+    """A request and its response, like an `aiohttp.ClientResponse`; a body that came at once."""
 
     status: int
     header: Callable[[str], str | None]
     may_have_id = True
+    """False if no header of the response can be an id of the request."""
 
     def __init__(self, connection: Connection, deadlines: _Deadlines) -> None:
         self._connection = connection

@@ -1,0 +1,75 @@
+"""Half of a surrogate pair, in an answer or a name, costs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import msgspec
+import pytest
+from conftest import KEY
+from servers import answering, http_answer, raw_server
+
+from bctrl_async import BctrlResponseError, BctrlSession, RetryPolicy, StopReport
+from bctrl_async.journal import read_journals
+
+ONCE = RetryPolicy(attempts=1, patience=0)
+RUNTIME = {
+    "alias": "crm",
+    "createdAt": "\udfff",
+    "driver": "d\ud83d",
+    "id": "7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+    "kind": "\ud800",
+    "status": "sl\udc00w",
+    "summary": {"launchMode": "\ud800", "currentDriver": "\ud83d"},
+    "updatedAt": "",
+    "workspaceId": "0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+}
+ERROR = {"code": "a.\ud800", "error": "\ud800", "hint": "\udfff", "requestId": "r\ud800"}
+ANSWERS = {
+    "runtime": http_answer("200 OK", json.dumps(RUNTIME).encode()),
+    "raw": http_answer("200 OK", json.dumps(RUNTIME).encode().replace(b"\\ud83d", b"\xed\xa0\xbd")),
+    "another": http_answer("200 OK", json.dumps(RUNTIME | {"alias": "\ud800"}).encode()),
+    "not JSON": http_answer("200 OK", b'{"alias":"\\ud800'),
+    "error": http_answer("403 No", json.dumps(ERROR).encode()),
+    "text": http_answer("500 No", b"\xed\xa0\xbd \\ud800"),
+    "header": http_answer("500 No", b"", "X-Request-Id: ?").replace(b"?", b"\xed\xa0\xbd"),
+}
+"""Answers that have half of a pair in each text."""
+INVALID = ("ws-\ud800", "\udfff")
+"""A target with half of a pair in each name."""
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_outcomes_are_written_read_pickled_and_encoded(name: str, tmp_path: Path) -> None:
+    """Fault: a report with an invalid target could not be encoded, whatever `to_dict` promises."""
+    path = tmp_path / "run.jsonl"
+    async with (
+        raw_server(answering(ANSWERS[name])) as url,
+        BctrlSession(KEY, base_url=url, retry=ONCE) as session,
+    ):
+        report = await session.stop_runtimes([("ws-1", "crm"), INVALID], journal=path, verify=False)
+
+    assert report.total == len(report.failures) == 2
+    sent = next(outcome for outcome in report.failures if outcome.attempts)
+    [recorded] = read_journals([path], [("ws-1", "crm")])
+    assert (recorded.result, recorded.runtime) == (sent.result, sent.runtime)
+    copied: StopReport = pickle.loads(pickle.dumps(report))  # noqa: S301 - its own.
+    assert copied.to_dict() == report.to_dict()
+    encoded = msgspec.json.encode(report.to_dict())
+    assert json.loads(encoded)["total"] == 2
+    assert json.dumps(report.to_dict(), ensure_ascii=False).encode()
+    assert str(report.failures).encode()
+
+
+async def test_an_invalid_runtime_of_a_list_keeps_its_alias() -> None:
+    listed = json.dumps({"runtimes": [{"alias": "crm", "driver": "\ud83d"}]}).encode()
+    errors: list[BctrlResponseError] = []
+    async with (
+        raw_server(answering(http_answer("200 OK", listed))) as url,
+        BctrlSession(KEY, base_url=url, retry=ONCE) as session,
+    ):
+        assert await session.list_runtimes("ws-1", on_unreadable=errors.append) == []
+
+    assert [error.alias for error in errors] == ["crm"]
