@@ -297,7 +297,7 @@ class BctrlSession:
             if not conflict.already_stopped or not (stopped_ok or conflict.may_have_stopped):
                 raise
             get = self._make_call(
-                GET, call.limit, call.workspace_id, call.alias, policy=call.policy
+                GET, call.limit, call.workspace_id, call.alias, policy=call.retries.policy
             )
             get.headers, get.observer = CIMultiDict(call.headers), call.observer
             get.headers.popall(_IDEMPOTENCY_KEY, None)

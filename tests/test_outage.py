@@ -7,7 +7,7 @@ import random
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import Mock
 
 import aiohttp
@@ -32,14 +32,13 @@ from bctrl_async import (
     BctrlSession,
     RetryPolicy,
     Runtime,
-    RuntimeRef,
     StopOutcome,
     StopReport,
     StopResult,
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
-from bctrl_async.bulk._run import Run
+from bctrl_async.bulk import _run
 from bctrl_async.emulator import Emulator, Fault
 
 _T = TypeVar("_T")
@@ -347,15 +346,15 @@ class TestOutage:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Fault: it asked for ever whether the server is back, and blocked the event loop."""
-        asked, ask = 0, Run._ask_canary
+        asked, ask = 0, _run._ask_canary
 
-        async def ask_at_most_a_hundred_times(run: Run, target: RuntimeRef) -> bool:
+        async def ask_at_most_a_hundred_times(*args: Any) -> bool:  # noqa: ANN401 - what it has.
             nonlocal asked
             asked += 1
             assert asked < 100
-            return await ask(run, target)
+            return await ask(*args)
 
-        monkeypatch.setattr(Run, "_ask_canary", ask_at_most_a_hundred_times)
+        monkeypatch.setattr(_run, "_ask_canary", ask_at_most_a_hundred_times)
         async with Emulator(port=0) as emulator:
             dropped, hanging = add_runtimes(emulator, 2)
             emulator.poison(*dropped, Fault.DROP_BEFORE)

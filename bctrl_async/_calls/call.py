@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
-from bctrl_async._calls.retry import RetryPolicy, RetryState, probe_delay
+from bctrl_async._calls.retry import RetryState, probe_delay
 from bctrl_async._http.request import Request
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async.errors import BctrlConflictError, BctrlError, log_fields, subject_of
@@ -48,11 +48,6 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     def may_be_sent(self) -> bool:
         """True if its request is in flight, and not only its connection."""
         return self.in_flight and self.is_connected
-
-    @property
-    def policy(self) -> RetryPolicy:
-        """Its retry policy."""
-        return self.retries.policy
 
     @property
     def may_be_repeated(self) -> bool:
@@ -101,14 +96,14 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         While the retry quota is exhausted, it waits for that too, or gives up.
         """
         retries, loop = self.retries, asyncio.get_running_loop()
-        ends, asked = loop.time() + self.policy.max_throttle_wait, 0
+        ends, asked = loop.time() + retries.policy.max_throttle_wait, 0
         delay = retries.delay(loop.time())
         while delay is None:
             is_over = limiter.is_closed() or loop.time() >= ends
             if is_over or not (waits_for_quota and retries.lacks_quota):
                 return False
             asked += 1
-            await limiter.sleep(probe_delay(self.policy, asked))
+            await limiter.sleep(probe_delay(retries.policy, asked))
             delay = retries.ask_quota()
         self.log_retry(delay)
         await limiter.sleep(delay)

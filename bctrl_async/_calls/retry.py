@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import msgspec
 
@@ -200,6 +201,9 @@ class RetryState(msgspec.Struct):
         ):
             if failed is not error:
                 error.add_note(f"attempt {number}: {failed.summary}")
+        if error is self.last_failure:
+            # It is raised next, and its traceback refers to this call: a reference cycle.
+            self.last_failures = (*self.last_failures[:-1], replace(error))
 
 
 def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = False) -> bool:

@@ -111,7 +111,7 @@ class Sender:
         try:
             http = self.open_pool()
             if not self.limiter.acquire_nowait():
-                await self.limiter.acquire(call.policy.max_throttle_wait, call.priority)
+                await self.limiter.acquire(call.retries.policy.max_throttle_wait, call.priority)
         except BctrlError as error:
             call.annotate(error)
             raise
@@ -161,7 +161,7 @@ class Sender:
                     raise ended
                 http = self.open_pool()
                 await self.limiter.acquire(
-                    call.policy.max_throttle_wait, call.priority, call.retries.patience_ends
+                    call.retries.policy.max_throttle_wait, call.priority, call.retries.patience_ends
                 )
         except BctrlError as error:
             call.annotate(error)

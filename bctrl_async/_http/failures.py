@@ -59,7 +59,7 @@ def is_untrusted(error: BctrlError) -> bool:
 
 
 def partial_response(
-    status: int, cause: Exception | None, limit: aiohttp.ClientTimeout, operation: Operation[_T]
+    status: int, cause: BaseException | None, limit: aiohttp.ClientTimeout, operation: Operation[_T]
 ) -> BctrlError:
     """Return the error for an incomplete 2xx body; `cause` is None if it exceeds `max_body`."""
     kind: type[BctrlNetworkError] = BctrlResponseError
@@ -77,7 +77,7 @@ def partial_response(
     return error
 
 
-def _scrub(error: Exception, key: str) -> Exception:
+def _scrub(error: Exception, key: str) -> BaseException:
     """Remove from an error what may contain the key, or the credentials of a proxy."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
         error.message = "Server disconnected"
@@ -91,10 +91,12 @@ def _scrub(error: Exception, key: str) -> Exception:
         # aiohttp makes the first of the second.
         return HttpProcessingError(message=sanitize(error.message, key) or "")
     elif isinstance(error, aiohttp.ClientConnectorError):
-        place, *reasons = error.args
+        place, reason = error.args
+        # The frames of its traceback refer to it.
+        detached(reason)
         if place.proxy is not None:
             # If TLS fails in a tunnel, the error names the proxy with its credentials.
-            return type(error)(place._replace(proxy=None, proxy_auth=None), *reasons)
+            return type(error)(place._replace(proxy=None, proxy_auth=None), reason)
     elif isinstance(error, ValueError):
         # It may quote the URL of a proxy, even in part.
         words = str(error)
@@ -102,7 +104,7 @@ def _scrub(error: Exception, key: str) -> Exception:
     return detached(error)
 
 
-def _map_error(error: Exception, call: Request[_T]) -> BctrlError:
+def _map_error(error: BaseException, call: Request[_T]) -> BctrlError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return BctrlTimeoutError(f"no connection within {call.limit.connect:g} s")
     if isinstance(error, TimeoutError):

@@ -42,7 +42,7 @@ def bearer_key(authorization: str) -> Secret:
     return Secret(authorization.removeprefix("Bearer "))
 
 
-def detached(error: Exception) -> Exception:
+def detached(error: BaseException) -> BaseException:
     """Return an error without what may contain the key: its traceback, causes and input."""
     if isinstance(error, UnicodeError | json.JSONDecodeError):
         error = ValueError(str(error))
@@ -66,10 +66,7 @@ def _window(key: str, length: int) -> int:
 
 @lru_cache(maxsize=4)
 def _pattern(key: str) -> re.Pattern[str]:
-    """Return a pattern for a key, or its beginning, as it is and with the escapes of JSON and URLs.
-
-    The characters after the beginning are optional: text may be cut off within a key.
-    """
+    """Return a pattern for a key or a beginning of it, plain and with escapes of JSON and URLs."""
     characters = [
         rf"(?:\\?{re.escape(character)}|(?i:\\u00{ord(character):02x}|%{ord(character):02x}))"
         for character in key

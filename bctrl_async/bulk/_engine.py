@@ -227,15 +227,15 @@ class Engine(ABC):
 
     async def _wait_for_tasks(self) -> None:
         """Wait until all tasks have ended, even if cancelled meanwhile."""
-        cancelled: asyncio.CancelledError | None = None
+        cancelled: tuple[object, ...] | None = None
         while self._tasks or self._starts_for_rest():
             try:
                 await asyncio.wait(list(self._tasks))
             except asyncio.CancelledError as error:
-                cancelled = error
+                cancelled = error.args
                 self.cancel()
         if cancelled is not None:
-            raise cancelled
+            raise asyncio.CancelledError(*cancelled)
 
     def _starts_for_rest(self) -> bool:
         """Start a worker for what all others left, if these were cancelled from outside."""

@@ -20,6 +20,7 @@ from bctrl_async._limiter.limiter import Priority
 from bctrl_async.bulk._breaker import CircuitBreaker
 from bctrl_async.bulk._cancel import CancelLevel, Worker
 from bctrl_async.bulk._engine import Engine, Options, Progress
+from bctrl_async.bulk._ledger import Ledger
 from bctrl_async.bulk._targets import Input, best_effort_ref
 from bctrl_async.bulk._verify import needs_verification, outcome_after_poll, verify_for
 from bctrl_async.errors import (
@@ -75,9 +76,11 @@ class Run(Engine):
         self._policy = policy
         self._concurrency = concurrency
         patience = options.deadline or BULK_PATIENCE
-        self._breaker = CircuitBreaker(sender, policy, patience, self._ask_canary, self.state)
-        # Bound once, and not for each call.
-        self._retry_strategy = self._wait_to_retry
+        # A bound method would make a reference cycle of the run, with all its failures.
+        once = replace(policy, attempts=1, statuses=frozenset())
+        make_get = partial(make_read, policy=once, priority=Priority.RETRY)
+        ask_canary = partial(_ask_canary, sender, make_get, self.ledger)
+        self._breaker = CircuitBreaker(sender, policy, patience, ask_canary, self.state)
         self._verify_for = verify_for(options.verify)
         self._unverified: set[Unverified] = set()
 
@@ -228,7 +231,7 @@ class Run(Engine):
         self, worker: Worker, call: Call[Runtime], delay: float = 0.0
     ) -> Runtime | BctrlError:
         """Make a call in a cancel scope, after a delay in seconds."""
-        call.wait_to_retry = self._retry_strategy
+        call.wait_to_retry = self._wait_to_retry
         ended: Runtime | BctrlError | None = None
         worker.call = call
         try:
@@ -243,7 +246,7 @@ class Run(Engine):
             self._end_with(error, "the call")
             raise
         finally:
-            worker.call = None
+            worker.call = call.wait_to_retry = None
             self._breaker.leave(call)
             self.ledger.throttled += call.retries.throttled
         if ended is None or call.cut_off:
@@ -251,20 +254,8 @@ class Run(Engine):
         if isinstance(ended, Runtime):
             self._breaker.on_answer(call)
         else:
-            self._end_if_all_will_fail(ended, call)
+            self._end_if_all_will_fail(ended)
         return ended
-
-    async def _ask_canary(self, target: RuntimeRef) -> bool:
-        """Send a GET once, before all new calls; return True if the server answers it."""
-        once = replace(self._policy, attempts=1)
-        call = self._make_read(*target, policy=once, priority=Priority.RETRY)
-        call.wait_to_retry = _give_up
-        try:
-            with observe_call(self.ledger.observer, call.operation, *target) as call.observer:
-                await self.sender.request(call)
-        except BctrlError as error:
-            return error.status is not None and not is_unanswered(error)
-        return True
 
     async def _wait_to_retry(self, call: Call[Runtime]) -> bool:
         """Wait before retrying a call; return False to give up."""
@@ -272,20 +263,29 @@ class Run(Engine):
         may_retry = self.state.goes_on() or (
             self.state.level is CancelLevel.READING and call.operation.stops and call.in_doubt
         )
-        if not may_retry and failure is not None and is_transient(failure, call.policy.statuses):
+        if not may_retry and failure is not None and is_transient(failure, self._policy.statuses):
             self.state.set_ended_early(self.state.reason)
             call.cut_off = True
         return may_retry and await self._breaker.wait_to_retry(call)
 
-    def _end_if_all_will_fail(self, error: BctrlError, call: Call[Runtime]) -> None:
+    def _end_if_all_will_fail(self, error: BctrlError) -> None:
         if isinstance(error, BctrlAuthenticationError | BctrlConfigError) or (
             isinstance(error, BctrlRateLimitError)
-            and (error.retry_after or 0.0) > call.policy.max_throttle_wait
+            and (error.retry_after or 0.0) > self._policy.max_throttle_wait
         ):
             self.state.end_early(error, CancelLevel.WAITING)
         elif self._breaker.gave_up:
             self.state.end_early(self._breaker.as_dead(error), CancelLevel.WAITING)
 
 
-async def _give_up(_: Call[Runtime]) -> bool:
-    return False
+async def _ask_canary(
+    sender: Sender, make_get: Callable[..., Call[Runtime]], ledger: Ledger, target: RuntimeRef
+) -> bool:
+    """Send a GET once, before all new calls; return True if the server answers it."""
+    call = make_get(*target)
+    try:
+        with observe_call(ledger.observer, call.operation, *target) as call.observer:
+            await sender.request(call)
+    except BctrlError as error:
+        return error.status is not None and not is_unanswered(error)
+    return True

@@ -1,0 +1,221 @@
+"""Calls that fail leave no reference cycle, so memory does not grow while the collector waits."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import aiohttp
+import pytest
+from aiohttp.client_proto import ResponseHandler
+from helpers import BOUND, unused_url
+from servers import answering, http_answer, raw_server
+
+import bctrl_async
+from bctrl_async import BctrlError, BctrlNetworkError, BctrlSession, Observer, RetryPolicy
+
+PACKAGE = Path(bctrl_async.__file__).parent
+ONCE = RetryPolicy(attempts=1, patience=0)
+TWICE = RetryPolicy(attempts=2, base=1e-6, cap=1e-6)
+CALLS = 5
+
+MakeSession = Callable[..., BctrlSession]
+
+
+async def _close(_: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+async def _hang(_: bytes, writer: asyncio.StreamWriter) -> None:
+    await writer.wait_closed()
+
+
+def _is_ours(item: object) -> bool:
+    # asyncio and aiohttp make cycles of connections that are closed, here and in the server.
+    if isinstance(item, FrameType):
+        return Path(item.f_code.co_filename).is_relative_to(PACKAGE)
+    is_connection = isinstance(item, ResponseHandler)
+    return type(item).__module__.startswith("bctrl_async") and not is_connection
+
+
+async def cycles_of(fail: Callable[[], Awaitable[object]]) -> list[str]:
+    """Return the types of what is left in reference cycles after many calls that fail."""
+    # The first calls open the pool, and fill caches.
+    for _ in range(2):
+        await fail()
+    # What was there before is not looked at: in the whole suite, that takes a third of a second.
+    gc.freeze()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(CALLS):
+            await fail()
+        await asyncio.sleep(0)
+        gc.collect()
+        return sorted(type(item).__name__ for item in gc.garbage if _is_ours(item))
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+        gc.unfreeze()
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "observed"])
+def make_session(request: pytest.FixtureRequest) -> MakeSession:
+    observer = Observer() if request.param else None
+    return lambda url, **options: BctrlSession(
+        "key-of-a-test", base_url=url, observer=observer, **{"retry": ONCE, **options}
+    )
+
+
+def stop(session: BctrlSession) -> Awaitable[object]:
+    return session.stop_runtime("ws-1", "crm")
+
+
+def stop_stopped(session: BctrlSession) -> Awaitable[object]:
+    return session.stop_runtime("ws-1", "crm", stopped_ok=True)
+
+
+def stop_many(session: BctrlSession) -> Awaitable[object]:
+    return session.stop_runtimes([("ws-1", f"r{n}") for n in range(3)], verify=False, deadline=0.1)
+
+
+def get(session: BctrlSession) -> Awaitable[object]:
+    return session.get_runtime("ws-1", "crm")
+
+
+def list_all(session: BctrlSession) -> Awaitable[object]:
+    return session.list_runtimes("ws-1")
+
+
+CONFLICT = http_answer("409 No", b'{"code":"runtime.not_active"}')
+ANSWERS = {
+    "API error": answering(http_answer("403 No", b'{"code":"key.forbidden","error":"no"}')),
+    "server error": answering(http_answer("500 No")),
+    "unreadable": answering(http_answer("200 OK", b"[]")),
+    "foreign": answering(http_answer("200 OK", b'{"alias":"mail"}')),
+    "not found": answering(CONFLICT, http_answer("404 No", b'{"code":"runtime.not_found"}')),
+    "already stopped": answering(CONFLICT),
+    "disconnect": _close,
+}
+
+
+@pytest.mark.parametrize("call", [stop, stop_stopped, stop_many, get, list_all])
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_a_call_without_a_usable_answer_leaves_none(
+    make_session: MakeSession, name: str, call: Callable[[BctrlSession], Awaitable[object]]
+) -> None:
+    """Fault: 14 objects for each failing stop: the error, its traceback, frames and the call."""
+    async with raw_server(ANSWERS[name]) as url, make_session(url) as session:
+
+        async def fail() -> None:
+            with suppress(BctrlError):
+                await call(session)
+
+        assert set(await cycles_of(fail)) == set()
+
+
+@pytest.mark.parametrize("call", [stop, stop_many, get])
+@pytest.mark.parametrize("name", ["server error", "disconnect"])
+async def test_a_call_that_fails_after_a_retry_leaves_none(
+    make_session: MakeSession, name: str, call: Callable[[BctrlSession], Awaitable[object]]
+) -> None:
+    async with raw_server(ANSWERS[name]) as url, make_session(url, retry=TWICE) as session:
+
+        async def fail() -> None:
+            with suppress(BctrlError):
+                await call(session)
+
+        assert set(await cycles_of(fail)) == set()
+
+
+@pytest.mark.parametrize("call", [stop, stop_many, get])
+async def test_a_call_without_a_connection_leaves_none(
+    make_session: MakeSession, call: Callable[[BctrlSession], Awaitable[object]]
+) -> None:
+    with unused_url() as url:
+        async with make_session(url) as session:
+
+            async def fail() -> None:
+                with suppress(BctrlError):
+                    await call(session)
+
+            assert set(await cycles_of(fail)) == set()
+
+
+async def test_the_reason_of_a_missing_connection_has_no_traceback() -> None:
+    """Fault: its frames refer to it, and to all that asyncio and aiohttp have of the attempt."""
+    with unused_url() as url:
+        async with BctrlSession("key-of-a-test", base_url=url, retry=ONCE) as session:
+            with pytest.raises(BctrlNetworkError) as caught:
+                await stop(session)
+
+    assert isinstance(caught.value.__cause__, aiohttp.ClientConnectorError)
+    reason = caught.value.__cause__.os_error
+    assert (reason.__traceback__, reason.__context__) == (None, None)
+
+
+@pytest.mark.parametrize("call", [stop, stop_many, get])
+async def test_a_call_that_times_out_leaves_none(
+    make_session: MakeSession, call: Callable[[BctrlSession], Awaitable[object]]
+) -> None:
+    async with raw_server(_hang) as url, make_session(url, timeout=0.01) as session:
+
+        async def fail() -> None:
+            with suppress(BctrlError):
+                await call(session)
+
+        assert set(await cycles_of(fail)) == set()
+
+
+@pytest.mark.parametrize("call", [stop, stop_many, get])
+@pytest.mark.parametrize("is_answered", [False, True], ids=["in flight", "before a retry"])
+async def test_a_call_that_is_cancelled_leaves_none(
+    make_session: MakeSession,
+    call: Callable[[BctrlSession], Awaitable[object]],
+    *,
+    is_answered: bool,
+) -> None:
+    received = asyncio.Event()
+
+    async def handle(request: bytes, writer: asyncio.StreamWriter) -> None:
+        received.set()
+        await (ANSWERS["server error"] if is_answered else _hang)(request, writer)
+
+    async with (
+        raw_server(handle) as url,
+        make_session(url, retry=RetryPolicy(base=BOUND, cap=BOUND)) as session,
+    ):
+
+        async def await_call() -> None:
+            with suppress(BctrlError):
+                await call(session)
+
+        async def cancel() -> None:
+            received.clear()
+            failed = session.stats.failed
+            task = asyncio.create_task(await_call())
+            await received.wait()
+            while is_answered and session.stats.failed == failed:
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+
+        assert set(await cycles_of(cancel)) == set()
+
+
+async def test_a_call_whose_key_function_fails_leaves_none() -> None:
+    def no_key() -> str:
+        raise KeyError("vault")
+
+    async with BctrlSession(no_key, base_url="http://127.0.0.1:9") as session:
+
+        async def fail() -> None:
+            with suppress(BctrlError):
+                await stop(session)
+
+        assert set(await cycles_of(fail)) == set()
