@@ -154,6 +154,43 @@ class TestEchoedKey:
         assert "0123" not in everything_of(caught.value)
 
 
+class TestWrite:
+    @pytest.mark.parametrize("fast", [True, False], ids=["fast path", "aiohttp"])
+    @pytest.mark.parametrize("operation", ["stop_runtime", "get_runtime"])
+    @pytest.mark.parametrize(
+        "kind", [RuntimeError, KeyboardInterrupt, MemoryError, asyncio.CancelledError, TypeError]
+    )
+    async def test_no_frame_of_what_a_transport_raises_has_the_request(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        kind: type[BaseException],
+        operation: str,
+        *,
+        fast: bool,
+    ) -> None:
+        """Fault: frames of asyncio, aiohttp and the fast path had the bytes of the request."""
+
+        def send(data: bytes) -> None:
+            raise OSError(f"cannot send {len(data)} bytes")
+
+        def write(_: object, data: bytes) -> None:
+            try:
+                send(data)
+            except OSError as error:
+                raise kind from error
+
+        monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write", write)
+        traces = [] if fast else [aiohttp.TraceConfig()]
+        async with (
+            raw_server(answering(b"")) as url,
+            BctrlSession(KEY, base_url=url, retry=ONCE, trace_configs=traces) as session,
+        ):
+            with pytest.raises(kind) as caught:
+                await getattr(session, operation)("ws-1", "crm")
+
+        assert "0123" not in everything_of(caught.value)
+
+
 USER, PASSWORD = "proxy-user", "s3cret-p4ss"
 BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 

@@ -63,10 +63,7 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
     check_answers: bool,
     answered: Callable[[int], object] | None = None,
 ) -> _T | BctrlError:
-    """Send a request without a body, and return the parsed response, or an error in its place.
-
-    The headers are all of them. `answered` is called with the status, before the body is read.
-    """
+    """Send a request with these headers alone; return what was parsed, or an error in its place."""
     operation, authorization = call.operation, headers[hdrs.AUTHORIZATION]
     try:
         response: _Response
@@ -76,16 +73,18 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
             response = await _request(http, call, url, headers)
     except AIOHTTP_ERRORS as error:
         return failed_request(error, call, authorization)
-    except (RuntimeError, AssertionError):
+    except BaseException as error:
         # The pool may be closed while the key is fetched, or a tracer waits.
-        if http.closed:
+        if http.closed and isinstance(error, RuntimeError | AssertionError):
             return session_closed(may_have_stopped=call.is_connected)
+        # The frames of aiohttp and asyncio have the bytes of the request, and with them the key.
+        detached(error)
         raise
     if answered is not None:
         answered(response.status)
     is_success = _OK <= response.status < _REDIRECTS
     max_body = operation.max_body if is_success else MIB
-    problem: Exception | None = None
+    problem: BaseException | None = None
     if isinstance(response, fast.Exchange):
         body, header, may_have_id = response.body, response.header, response.may_have_id
     else:
@@ -137,7 +136,7 @@ async def _request(
     )
 
 
-async def _read_body(response: _Response, max_body: int) -> tuple[bytes, Exception | None]:
+async def _read_body(response: _Response, max_body: int) -> tuple[bytes, BaseException | None]:
     """Read a body up to about `max_body` bytes; return it with the error that truncated it."""
     # Unlike a bytearray, it is turned into bytes without a copy.
     body = io.BytesIO()
