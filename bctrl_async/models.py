@@ -75,7 +75,7 @@ class RuntimeSummary(msgspec.Struct, frozen=True, rename="camel", gc=False):
 
 
 class Runtime(msgspec.Struct, frozen=True, rename="camel", gc=False):
-    """A runtime as described by the server.
+    """A runtime as described by the server; a text of more than 4,096 characters is cut.
 
     `created_at` and `updated_at` are not parsed: the contract specifies no format for them.
     """

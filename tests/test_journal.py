@@ -177,7 +177,9 @@ class TestFile:
     async def test_an_endless_description_leaves_the_names_of_its_runtime(
         self, emulator: Emulator, session: BctrlSession, path: Path
     ) -> None:
-        active = {**emulator.runtimes[A], "driver": "d" * 100_000}
+        # Each character of these texts takes six bytes of a line.
+        texts = dict.fromkeys(("driver", "createdAt", "updatedAt"), "\1" * 10_000)
+        active = {**emulator.runtimes[A], **texts}
         emulator.inject(Reply(200, body=active, takes_effect=False), alias="a")
 
         await session.stop_runtimes([A], journal=path, verify=False)

@@ -10,6 +10,7 @@ import msgspec
 
 from bctrl_async._http.response import (
     DECODE_ERRORS,
+    MAX_TEXT,
     MIB,
     decode,
     decode_runtime,
@@ -56,7 +57,7 @@ async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
                     f"more than {_MAX_INVALID} runtimes in it are invalid; the last: {error}"
                 ) from None
             problem = unreadable(HTTPStatus.OK, f"runtimes[{len(runtimes)}]", "Runtime", error)
-            problem.alias = names.alias if (names := names_in(item)) else None
+            problem.alias = names.alias[:MAX_TEXT] if (names := names_in(item)) else None
             runtimes.append(problem)
     return runtimes
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from http import HTTPStatus
 from http.client import responses
 from typing import TypeVar
@@ -19,6 +19,7 @@ from unicodedata import normalize
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import asdict, replace
 
 from bctrl_async import errors
 from bctrl_async._http.redaction import bearer_key, detached, excerpt_of, sanitize
@@ -26,11 +27,14 @@ from bctrl_async.errors import BctrlApiError, BctrlError, BctrlResponseError
 from bctrl_async.models import Runtime
 
 _T = TypeVar("_T")
+_Model = TypeVar("_Model", bound=msgspec.Struct)
 
 # A year: longer than any call waits, and within the range of every clock.
 _MAX_RETRY_AFTER = 365 * 86400.0
 
 MIB = 1024 * 1024
+MAX_TEXT = 4096
+"""The most characters of a text of a Runtime: in any form, no alias that is asked for has more."""
 
 _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
 _is_identifier = re.compile(r"[A-Za-z0-9._:-]{1,200}").fullmatch
@@ -66,7 +70,21 @@ def decode(decode_json: Callable[[bytes], _T], body: bytes) -> _T:
         return decode_json(_mended(body))
 
 
-decode_runtime = partial(decode, msgspec.json.Decoder(Runtime).decode)
+_decode_runtime = msgspec.json.Decoder(Runtime).decode
+
+
+def decode_runtime(body: bytes) -> Runtime:
+    """Decode a Runtime, with its texts bounded: it stays in memory, in a journal and a report."""
+    runtime = decode(_decode_runtime, body)
+    # A text has at most as many characters as the body has bytes.
+    if len(body) <= MAX_TEXT:
+        return runtime
+    return replace(_shortened(runtime), summary=runtime.summary and _shortened(runtime.summary))
+
+
+def _shortened(model: _Model) -> _Model:
+    texts = {name: each for name, each in asdict(model).items() if isinstance(each, str)}
+    return replace(model, **{name: type(each)(each[:MAX_TEXT]) for name, each in texts.items()})
 
 
 def _mended(body: bytes) -> bytes:

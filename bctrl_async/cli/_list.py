@@ -197,9 +197,10 @@ def _print_json(output: out.Output, workspace: str, runtime: Runtime) -> None:
 def _print_table(output: out.Output, rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns; in a pipe, a table of rich would be cut at 80 columns."""
     escaped = [[*map(out.escape, row)] for row in rows]
-    widths = [max(map(cell_len, column)) for column in zip(*escaped, strict=True)]
-    for row in escaped:
-        output.print_result("  ".join(map(set_cell_size, row, widths)).rstrip())
+    columns = zip(*escaped, strict=True)
+    *widths, _ = (min(max(map(cell_len, column)), out.MAX_WIDTH) for column in columns)
+    for *cells, last in escaped:
+        output.print_result("  ".join([*map(set_cell_size, cells, widths), last]).rstrip())
 
 
 def _details(runtime: Runtime) -> list[tuple[str, str]]:

@@ -11,7 +11,6 @@ from bctrl_async import BctrlError, RuntimeRef, RuntimeState, StopOutcome, StopR
 from bctrl_async.cli import _output as out
 from bctrl_async.outcomes import ANSWERED
 
-_MAX_ALIAS_WIDTH = 28
 _MAX_NAME = 100
 _MAX_NAMED = 3
 _RESULT_WIDTH = max(len(result) for result in StopResult)
@@ -46,10 +45,8 @@ class OutcomePrinter:
         self._shows_unsent = shows_unsent
         self._prints_all = aliases is not None
         self._groups: dict[tuple[StopResult, str], _Group] = {}
-        widest = max(
-            (cell_len(out.escape(alias)) for alias in aliases or ()), default=_MAX_ALIAS_WIDTH
-        )
-        self._width = min(widest, _MAX_ALIAS_WIDTH)
+        widest = max((cell_len(out.escape(each)) for each in aliases or ()), default=out.MAX_WIDTH)
+        self._width = min(widest, out.MAX_WIDTH)
 
     def print(self, outcome: StopOutcome) -> None:
         """Print an outcome."""

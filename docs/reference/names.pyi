@@ -324,7 +324,7 @@ class RuntimeRef(NamedTuple):
 
 # bctrl_async.Runtime, in bctrl_async/models.py
 class Runtime(msgspec.Struct):
-    """A runtime as described by the server."""
+    """A runtime as described by the server; a text of more than 4,096 characters is cut."""
     id: UUID
     alias: str
     workspace_id: UUID
