@@ -72,7 +72,7 @@ def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
     text = given if given is not None else os.environ.get("BCTRL_BASE_URL", DEFAULT_BASE_URL)
     url, invalid_url = _http_url(text), partial(invalid, name, argument="base_url")
     if url is None:
-        raise invalid_url("expected scheme and host", f"Pass such as {DEFAULT_BASE_URL}")
+        raise invalid_url("expected scheme and host, no spaces", f"Pass such as {DEFAULT_BASE_URL}")
     if url.user is not None or url.password is not None:
         # The URL is not shown, for it contains a secret.
         raise invalid_url("it contains credentials", "Pass the key as api_key=")
@@ -109,7 +109,8 @@ def _http_url(text: str) -> URL | None:
     with suppress(ValueError, TypeError):
         url = URL(text)
         if url.scheme in {"http", "https"} and url.host and url.port is not None:
-            return url
+            # It leaves out tabs and line ends, which do not belong to a host.
+            return url if text.isprintable() and " " not in text else None
     return None
 
 

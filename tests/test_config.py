@@ -158,16 +158,26 @@ class TestBaseUrl:
             "https://api.example.com:port",
             "https://[::1",
             "https://\ud800.example.com",
+            "https://api.example.com\n",
+            "https://api\t.example.com",
+            "https://api.example.com/gate\r\nway",
+            "http\ts://api.example.com",
+            "http://127.0.0.1\t.evil.com",
+            " https://api.example.com",
+            "https://api.example.com/a b",
+            "https://api.example.com\x00",
             5,
             b"https://api.example.com",
         ],
     )
     def test_an_invalid_url_is_rejected(self, given: str) -> None:
+        r"""Fault: tabs and line ends were left out, so `api\t.example.com` was another host."""
         with pytest.raises(BctrlConfigError) as caught:
             _config.base_url(given, allow_plaintext=True)
 
         assert str(caught.value) == (
-            "invalid base_url: expected scheme and host. Pass such as https://api.bctrl.ai"
+            "invalid base_url: expected scheme and host, no spaces. "
+            "Pass such as https://api.bctrl.ai"
         )
         assert caught.value.argument == "base_url"
 
@@ -241,7 +251,6 @@ class TestBaseUrl:
             "http://2130706433",
             "http://0x7f.1",
             "http://127.1",
-            "http://127.0.0.1\t.evil.com",
         ],
     )
     def test_plain_http_to_another_machine_is_rejected(self, given: str) -> None:
