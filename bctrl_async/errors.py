@@ -21,6 +21,7 @@ error status, a `BctrlNetworkError` is the lack of a usable answer.
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -238,8 +239,12 @@ def subject_of(error: BctrlError) -> str:
     return f"{error.operation} of {place}: "
 
 
+is_code = re.compile(r"[a-z_]+(?:\.[a-z_]+)+").fullmatch
+"""Matches a code of the API (contract errors.md); a gateway may have another text or a number."""
+
+
 def is_unanswered(error: BctrlError) -> bool:
-    """Return True if the API did not answer: no answer at all, or 502 or 504 from a gateway."""
+    """Return True if the API did not answer: no answer, or a gateway's 502, 503 or 504."""
     if isinstance(error, BctrlNetworkError):
         # An unreadable or foreign answer is still an answer. Without a key nothing was sent that
         # the API could have answered.
@@ -248,6 +253,8 @@ def is_unanswered(error: BctrlError) -> bool:
             and error.argument is None
             and not isinstance(error, BctrlResponseError)
         )
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return is_code(error.code or "") is None
     return error.status in {HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
 
 

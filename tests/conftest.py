@@ -264,7 +264,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         delays.append(max(delay, paused))
         paused = 0.0
 
-    def on_throttled(_: AdaptiveRate, __: float, retry_after: float | None, *___: int) -> None:
+    def on_throttled(_: AdaptiveRate, __: float, retry_after: float | None, *___: float) -> None:
         nonlocal paused
         paused = retry_after or 0.0
 

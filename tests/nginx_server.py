@@ -47,7 +47,7 @@ http {{
         listen {listen} backlog=1024;
         location / {{
             limit_req zone=all{burst};
-            limit_req_status 429;
+            limit_req_status {status};
             {error_page}
             proxy_pass http://api;
             proxy_http_version 1.1;
@@ -55,7 +55,7 @@ http {{
         }}
         location @throttled {{
             {retry_after}
-            return 429;
+            return {status};
         }}
     }}
 }}
@@ -76,21 +76,28 @@ class Nginx:
 
     @property
     def throttled_share(self) -> float:
-        """The share of responses that were 429."""
-        return self.statuses[429] / max(self.statuses.total(), 1)
+        """The share of responses that were 429 or 503."""
+        throttled = self.statuses[429] + self.statuses[503]
+        return throttled / max(self.statuses.total(), 1)
 
 
 @contextmanager
 def nginx(
-    upstream: str, *, rate: int = RATE, burst: int = BURST, retry_after: int | None = None
+    upstream: str,
+    *,
+    rate: int = RATE,
+    burst: int = BURST,
+    retry_after: int | None = None,
+    status: int = 429,
 ) -> Generator[Nginx]:
-    """Run nginx in front of a server, with `limit_req … burst nodelay` and status 429.
+    """Run nginx in front of a server, with `limit_req … burst nodelay`.
 
     Args:
         upstream: The URL of the server.
         rate: Requests per second.
         burst: Additional requests that are accepted at once.
-        retry_after: The Retry-After of a 429, in seconds; None for no header.
+        retry_after: The Retry-After of a throttled response, in seconds; None for no header.
+        status: The status of a throttled response; nginx's own default is 503.
 
     Raises:
         RuntimeError: nginx ended by itself; the message is its error log.
@@ -108,7 +115,8 @@ def nginx(
                 burst=f" burst={burst} nodelay" if burst else "",
                 listen=listen,
                 upstream=urlsplit(upstream).netloc,
-                error_page="" if retry_after is None else "error_page 429 @throttled;",
+                error_page="" if retry_after is None else f"error_page {status} @throttled;",
+                status=status,
                 retry_after=f"add_header Retry-After {retry_after or 0} always;",
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import ssl
 from collections import Counter
@@ -62,6 +63,10 @@ def bad_gateway() -> BctrlError:
     return BctrlServerError("502", status=502, may_have_stopped=True)
 
 
+def unavailable(retry_after: float | None = None) -> BctrlError:
+    return BctrlServerError("503", status=503, may_have_stopped=True, retry_after=retry_after)
+
+
 def untrusted() -> BctrlError:
     place = Mock(host="bctrl.test", port=443)
     error = BctrlNetworkError(
@@ -69,6 +74,11 @@ def untrusted() -> BctrlError:
     )
     error.__cause__ = aiohttp.ClientConnectorCertificateError(place, ssl.CertificateError())
     return error
+
+
+async def _stop_again_and_again(session: BctrlSession) -> None:
+    for number in itertools.count(1):
+        await session.stop_runtime("ws-1", f"r{number}")
 
 
 class Simulation:
@@ -341,6 +351,81 @@ class TestOutage:
         assert simulation.requests.total() <= 1.1 * count + 15
         # The run resumes within five seconds of the return of the server.
         assert simulation.seconds <= 32 + 5 + (count / concurrency) * 0.1
+
+    @pytest.mark.parametrize("concurrency", [1, 100])
+    @pytest.mark.parametrize("retry_after", [None, 5.0])
+    @pytest.mark.parametrize("begins", [0, 2])
+    def test_thirty_seconds_of_a_gateways_503_cost_no_target(
+        self, simulate: Simulate, concurrency: int, retry_after: float | None, begins: int
+    ) -> None:
+        simulation = simulate(
+            lambda now, _: unavailable(retry_after) if begins <= now < 32 else ANSWER, 0.1
+        )
+        count = 100 * concurrency
+        report = simulation.run(
+            lambda session: session.stop_runtimes(
+                targets(count), concurrency=concurrency, verify=False
+            )
+        )
+
+        assert report.counts == {STOPPED: count}
+        assert simulation.requests.total() <= 1.1 * count + 100
+        to_recover = 15 if retry_after is None else 120
+        assert simulation.seconds <= 32 + to_recover + 0.1 * count / concurrency
+
+    def test_a_gateway_that_answers_502_and_503_in_turn_costs_no_target(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: a 503 counted as proof that the server is up, so each 502 cost an attempt."""
+        rng = random.Random(0)
+
+        def server(now: float, _: str) -> Runtime | BctrlError:
+            return rng.choice([unavailable, bad_gateway])() if 2 <= now < 32 else ANSWER
+
+        simulation = simulate(server, 0.1)
+        report = simulation.run(lambda session: session.stop_runtimes(targets(5000), verify=False))
+
+        assert report.counts == {STOPPED: 5000}
+
+    @pytest.mark.parametrize("calls", [1, 100])
+    def test_single_calls_survive_thirty_seconds_of_a_gateways_503(
+        self, simulate: Simulate, calls: int
+    ) -> None:
+        simulation = simulate(lambda now, _: unavailable() if now < 30 else ANSWER, 0.1)
+        stopped = simulation.run(
+            lambda session: asyncio.gather(
+                *(session.stop_runtime(*target) for target in targets(calls))
+            )
+        )
+
+        assert stopped == [ANSWER] * calls
+
+    def test_a_single_call_that_others_overtake_spends_its_attempts(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: it was sent again for a minute of patience."""
+        simulation = simulate(lambda _, alias: unavailable() if alias == "r0" else ANSWER, 0.1)
+
+        async def scenario(session: BctrlSession) -> None:
+            async with asyncio.TaskGroup() as group:
+                others = group.create_task(_stop_again_and_again(session))
+                with pytest.raises(BctrlServerError):
+                    await session.stop_runtime("ws-1", "r0")
+                others.cancel()
+
+        simulation.run(scenario)
+
+        assert simulation.requests["r0"] == 1 + RetryPolicy().attempts
+        assert simulation.seconds <= 8
+
+    @pytest.mark.parametrize("share", [0.02, 0.05])
+    def test_503_at_random_cost_no_target(self, simulate: Simulate, share: float) -> None:
+        rng = random.Random(0)
+        simulation = simulate(lambda *_: unavailable() if rng.random() < share else ANSWER, 0.03)
+        report = simulation.run(lambda session: session.stop_runtimes(targets(5000), verify=False))
+
+        assert report.counts == {STOPPED: 5000}
+        assert simulation.seconds <= 20
 
     async def test_closing_the_session_ends_a_probe_that_may_not_be_sent_again(
         self, monkeypatch: pytest.MonkeyPatch

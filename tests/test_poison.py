@@ -11,11 +11,13 @@ import virtual_time
 from helpers import add_runtimes, free_port
 
 from bctrl_async import BctrlSession, RetryPolicy, StopOutcome, StopReport, StopResult
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, UNKNOWN = StopResult.STOPPED, StopResult.UNKNOWN
 ATTEMPTS = RetryPolicy().attempts
 POISON = [Fault.BAD_GATEWAY, Fault.DROP_BEFORE, Fault.HANG]
+NO_UPSTREAM = Reply(503, body="no healthy upstream")
+ASKS_TO_WAIT = Reply(503, body="Backend fetch failed", headers={"Retry-After": "5"})
 
 every_poison = pytest.mark.parametrize("fault", POISON)
 
@@ -39,7 +41,9 @@ def aliases(numbers: Iterable[int]) -> set[str]:
     return {f"r{number}" for number in numbers}
 
 
-def poisoned_emulator(count: int, poisoned: set[str], fault: Fault, port: int = 0) -> Emulator:
+def poisoned_emulator(
+    count: int, poisoned: set[str], fault: Fault | Reply, port: int = 0
+) -> Emulator:
     emulator = Emulator(port=port, latency=0.01)
     add_runtimes(emulator, count)
     for alias in poisoned:
@@ -62,7 +66,9 @@ async def stop_all(emulator: Emulator, *, concurrency: int = 100) -> Run:
     return Run(report, outcomes, emulator, loop.time() - began)
 
 
-def stop_poisoned(count: int, poisoned: set[str], fault: Fault, *, concurrency: int = 100) -> Run:
+def stop_poisoned(
+    count: int, poisoned: set[str], fault: Fault | Reply, *, concurrency: int = 100
+) -> Run:
     async def main() -> Run:
         async with poisoned_emulator(count, poisoned, fault) as emulator:
             return await stop_all(emulator, concurrency=concurrency)
@@ -140,6 +146,59 @@ class TestAFifth:
                 assert request.alias in stopped
             elif request.status == 200:
                 stopped.add(request.alias)
+
+
+class TestAGatewayThatAnswers503:
+    """Fault: a dead upstream was taken for throttling, and cost 300 seconds of patience."""
+
+    @pytest.mark.parametrize(
+        ("poisoned", "reply", "seconds"),
+        [
+            ({"r500"}, NO_UPSTREAM, 12),
+            ({"r0"}, NO_UPSTREAM, 12),
+            ({"r999"}, NO_UPSTREAM, 12),
+            (aliases(range(25, 1000, 50)), NO_UPSTREAM, 20),
+            (aliases(range(100, 1000, 200)), ASKS_TO_WAIT, 30),
+        ],
+    )
+    def test_the_dead_spend_their_attempts_and_the_others_are_stopped(
+        self, poisoned: set[str], reply: Reply, seconds: float
+    ) -> None:
+        run = stop_poisoned(1000, poisoned, reply)
+
+        assert {alias for alias, outcome in run.outcomes.items() if not outcome.ok} == poisoned
+        assert run.report.counts == {STOPPED: 1000 - len(poisoned), UNKNOWN: len(poisoned)}
+        # Nothing is known of the others at the first.
+        assert {run.received(alias) for alias in poisoned} == {1 + ATTEMPTS}
+        assert run.report.throttled == (1 + ATTEMPTS) * len(poisoned)
+        assert run.seconds <= seconds
+
+    def test_the_retry_after_of_the_dead_holds_no_other(self) -> None:
+        run = stop_poisoned(1000, aliases(range(100, 1000, 200)), ASKS_TO_WAIT)
+
+        others = {at for alias, at in run.outcomes.items() if at.ok}
+        assert max(outcome.elapsed for outcome in others) <= 1
+
+    @pytest.mark.parametrize("concurrency", [1, 100])
+    @pytest.mark.parametrize("dead", [range(80, 100), range(97, 100), range(3)])
+    def test_wherever_they_stand_they_cost_seconds(self, dead: range, concurrency: int) -> None:
+        run = stop_poisoned(100, aliases(dead), NO_UPSTREAM, concurrency=concurrency)
+
+        assert run.report.counts == {STOPPED: 100 - len(dead), UNKNOWN: len(dead)}
+        assert run.seconds <= 12 * (len(dead) if concurrency == 1 else 1)
+
+    def test_a_fifth_of_the_targets_costs_none_of_the_others(self) -> None:
+        poisoned = aliases(range(2, 500, 5))
+        run = stop_poisoned(500, poisoned, NO_UPSTREAM)
+
+        assert {alias for alias, outcome in run.outcomes.items() if not outcome.ok} == poisoned
+        assert run.seconds <= 120
+
+    def test_what_the_api_itself_answers_costs_patience(self) -> None:
+        run = stop_poisoned(100, {"r50"}, Reply(503))
+
+        assert run.report.counts == {STOPPED: 99, StopResult.REJECTED: 1}
+        assert run.seconds >= 300
 
 
 @every_poison

@@ -301,30 +301,68 @@ class TestChangingLimit:
         assert run.seconds <= 1 + 5 + 1.2 * 3
 
 
+REFUSED, ANSWERED, RECOVERED, REFUSED_AGAIN = "refused", "answered", "recovered", "refused again"
+
+
 class TestTargetsOfTheirOwn:
+    @pytest.mark.parametrize(
+        ("others", "is_alone"),
+        [
+            ([], False),
+            ([ANSWERED], True),
+            ([REFUSED], False),
+            ([REFUSED, ANSWERED], False),
+            ([ANSWERED] * 2 + [REFUSED] + [ANSWERED] * 6, True),
+            ([REFUSED] * 9 + [ANSWERED] * 11, False),
+            ([REFUSED] * 9 + [ANSWERED] * 12, True),
+            ([REFUSED_AGAIN], False),
+            ([ANSWERED] + [REFUSED_AGAIN] * 9, True),
+            ([REFUSED_AGAIN] * 9 + [ANSWERED], False),
+            ([ANSWERED, RECOVERED], False),
+            ([RECOVERED, *[ANSWERED] * 99], False),
+        ],
+    )
+    def test_what_others_are_answered_tells_whether_a_target_is_throttled_alone(
+        self, *, others: list[str], is_alone: bool
+    ) -> None:
+        rate = AdaptiveRate()
+        rate.on_throttled(10.0, None, 1)
+        for answer in others:
+            if answer in {REFUSED, REFUSED_AGAIN}:
+                rate.on_throttled(11.0, None, 1, math.inf if answer is REFUSED else 9.0)
+            else:
+                rate.on_success(11.0, math.inf if answer is ANSWERED else 9.0)
+
+        assert rate.throttles_alone(10.0) is is_alone
+        # Nobody has been answered since its next attempt, and of a first nothing is known.
+        assert not rate.throttles_alone(12.0)
+        assert not rate.throttles_alone(math.inf)
+
     def test_a_call_that_alone_is_throttled_again_and_again_slows_down_no_other(self) -> None:
         """Fault: a target that was always answered 503 kept a whole session at a crawl."""
         rate = limited()
-        for repeats in range(1, 30):
-            now = 10.0 * repeats
-            for _ in range(10):
+        last = 0.0
+        for now in map(float, range(10, 300, 10)):
+            for _ in range(12):
                 rate.on_success(now)
-            rate.on_throttled(now, None, 1, repeats)
+            rate.on_throttled(now, None, 1, last)
             rate.on_start(now)
+            last = now
         assert not rate.is_throttled
 
     def test_one_that_is_throttled_with_others_does(self) -> None:
         rate = AdaptiveRate()
-        for repeats in range(30):
-            rate.on_success(float(repeats))
-            rate.on_throttled(float(repeats), None, 1, repeats)
+        for now in map(float, range(30)):
+            rate.on_success(now)
+            rate.on_throttled(now, None, 1)
+            rate.on_throttled(now, None, 1, now - 1.0)
         assert rate.is_throttled
 
     def test_its_retry_after_is_kept(self) -> None:
         rate = AdaptiveRate()
         for _ in range(10):
             rate.on_success(0.0)
-        rate.on_throttled(0.0, 5.0, 1, 2)
+        rate.on_throttled(0.0, 5.0, 1, 0.0)
         assert rate.delay(0.0, 0) == 5.0
 
 
@@ -347,7 +385,7 @@ class TestGrowthAndPauses:
         """Fault: it went on in the pause, and then lifted the limit."""
         if reason == "covered":
             growing._baseline._phase = _Hold(0.1, 20.0)
-        growing.on_throttled(2.0, 30.0, 1, 2 * (reason == "of its own"))
+        growing.on_throttled(2.0, 30.0, 1, 1.0 if reason == "of its own" else math.inf)
         growing.on_start(32.0)
 
         assert growing.is_throttled
@@ -357,7 +395,7 @@ class TestGrowthAndPauses:
     def test_a_probe_that_ends_the_pause_early_lets_it_go_on_then(
         self, growing: AdaptiveRate
     ) -> None:
-        growing.on_throttled(2.0, 300.0, 1, 2)
+        growing.on_throttled(2.0, 300.0, 1, 1.0)
         growing.on_start(62.0)
         growing.on_success(63.0)
         assert growing._current_rate(63.0) == pytest.approx(100.0 * 2 ** (1 / _DOUBLING))

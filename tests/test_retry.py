@@ -289,6 +289,26 @@ class TestPatience:
 
         assert delay_after(retries, throttled(retry_after=retry_after), now=0.0) == 0.5
 
+    @pytest.mark.parametrize(("retry_after", "delay"), [(None, 0.5), (7.0, 7.0), (90.0, 60.0)])
+    def test_the_retry_after_of_a_gateway_holds_its_own_call(
+        self, retry_after: float | None, delay: float
+    ) -> None:
+        retries = RetryState(RetryPolicy(patience=100.0), RetryQuota(), no_jitter)
+        unavailable = throttled(status=503, retry_after=retry_after)
+
+        # Longer than a minute, the call may be the limiter's probe.
+        assert delay_after(retries, unavailable, now=0.0) == delay
+
+    def test_a_gateways_503_for_its_own_target_costs_an_attempt(self) -> None:
+        retries = RetryState(RetryPolicy(attempts=3), RetryQuota(), no_jitter)
+        waits = []
+        for is_its_own in (False, True, True, False, True):
+            retries.record(throttled(status=503), is_its_own=is_its_own)
+            waits.append(retries.delay(0.0))
+
+        assert waits == [0.5, 0.5, 1.0, 1.0, None]
+        assert (retries.failures, retries.throttled, retries.uncounted) == (3, 5, 0)
+
     @pytest.mark.parametrize("retry_after", [60.5, 86400.0, 31536000.0])
     def test_a_retry_after_beyond_the_patience_is_given_up_at_once(
         self, retry_after: float

@@ -532,7 +532,7 @@ class TestPolling:
     def test_a_failed_poll_is_repeated_as_the_policy_says(self, simulate: Simulate) -> None:
         answers: list[Runtime | BctrlError] = [
             runtime("active"),
-            BctrlServerError("503", status=503, retry_after=20),
+            BctrlServerError("503", status=503, code="server.unavailable", retry_after=20),
             runtime("stopped"),
         ]
         simulation = simulate(lambda *_: answers.pop(0))

@@ -104,11 +104,11 @@ class Run:
             )
             await asyncio.sleep(latency - there)
             self._in_flight -= 1
-            limiter.release(answer or "a runtime", retries.throttled)
+            is_its_own = limiter.release(answer or "a runtime", retries.throttled_at)
             if answer is None:
                 return
             self.throttled += 1
-            retries.record(answer)
+            retries.record(answer, is_its_own=is_its_own)
             delay = retries.delay(loop.time())
             if delay is None:
                 self.gave_up += 1

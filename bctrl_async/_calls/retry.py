@@ -10,6 +10,7 @@ from dataclasses import replace
 import msgspec
 
 from bctrl_async import _config
+from bctrl_async._limiter.rate import PROBE_INTERVAL
 from bctrl_async.errors import (
     THROTTLED,
     BctrlApiError,
@@ -17,6 +18,7 @@ from bctrl_async.errors import (
     BctrlError,
     BctrlNetworkError,
     BctrlResponseError,
+    is_unanswered,
 )
 
 _MAY_RETRY = frozenset({408, 429, *range(500, 600)})
@@ -34,16 +36,17 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
     """A retry policy with exponential backoff and full jitter.
 
     A stop is safe to repeat. A failed connection or a server error costs one of `attempts`. A 429
-    or 503 costs `patience` instead: the server is busy. The delay after the nth failure is random
-    between 0 and the smaller of `cap` and `base * 2**(n-1)` seconds, and never shorter than
-    Retry-After; a probe may end a Retry-After of more than a minute early. In an outage of the
-    server, a bulk stop waits and probes it, and no failure counts. A single call is not retried if
-    the certificate of the server is not trusted; nor is a bulk stop that the server has never
-    answered.
+    or 503 costs `patience` instead: the server is busy. Only a gateway's 503, which has no `code`
+    of the API, costs an attempt from the second on if other targets are answered meanwhile: its
+    own target is dead. The delay after the nth failure is random between 0 and the smaller of `cap`
+    and `base * 2**(n-1)` seconds, and never shorter than Retry-After; a probe may end a Retry-After
+    of more than a minute early. In an outage of the server, a bulk stop waits and probes it, and no
+    failure counts. A single call is not retried if the certificate of the server is not trusted;
+    nor is a bulk stop that the server has never answered.
 
     Args:
-        attempts: Attempts that may fail, from 1; 429 and 503 do not count. For a single attempt,
-            set `patience` to 0 as well.
+        attempts: Attempts that may fail, from 1; a busy server's 429 and 503 do not count. For a
+            single attempt, set `patience` to 0 as well.
         base: The longest first delay in seconds, above 0.
         cap: The longest delay in seconds, above 0.
         patience: Seconds from the first 429 or 503 until giving up, and the longest Retry-After to
@@ -130,6 +133,12 @@ class RetryState(msgspec.Struct):
     failures: int = 0
     """Failed attempts that cost one of the policy's."""
     throttled: int = 0
+    busy: int = 0
+    """Throttled attempts that cost patience."""
+    throttled_at: float = math.inf
+    """The time of the last throttled response; inf if there is none."""
+    is_its_own: bool = False
+    """True if a gateway answered 503 for this target alone, so that it costs an attempt."""
     patience_ends: float = math.inf
     """The time at which the patience ends; inf until an attempt was throttled."""
     last_failures: tuple[BctrlError, ...] = ()
@@ -137,24 +146,27 @@ class RetryState(msgspec.Struct):
     lacks_quota: bool = False
     """True if only the quota keeps the call from its next attempt."""
 
-    def record(self, error: BctrlError) -> None:
-        """Record a failed attempt."""
+    def record(self, error: BctrlError, *, is_its_own: bool = False) -> None:
+        """Record a failed attempt, and whether a gateway's 503 is its target's own failure."""
         self.attempts += 1
         self.status = error.status or self.status
         self.last_failures = (*self.last_failures, error)[-_MAX_NOTES:]
         self.throttled += error.status in THROTTLED
+        self.is_its_own = is_its_own
         if isinstance(error, BctrlApiError) and error.status not in _MAY_RETRY:
             self.quota.release()
 
     def delay(self, now: float) -> float | None:
         """Return the seconds to sleep before the next attempt, or None to give up."""
-        # The limiter keeps the Retry-After of a 429 or 503: it holds back all calls, and may probe.
         error = self.last_failures[-1]
         if not is_transient(error, self.policy.statuses, reads=self.reads):
             return None
-        is_throttled = error.status in THROTTLED
+        if error.status in THROTTLED:
+            self.throttled_at = now
+        is_busy = error.status in THROTTLED and not self.is_its_own
         left = self.policy.max_throttle_wait
-        if is_throttled:
+        if is_busy:
+            self.busy += 1
             self.patience_ends = min(self.patience_ends, now + left)
             left = self.patience_ends - now
             gives_up = left <= 0
@@ -169,9 +181,11 @@ class RetryState(msgspec.Struct):
                 f"Call again in {error.retry_after:.0f} s (Retry-After), or raise the patience"
             )
             return None
-        if is_throttled:
-            return min(self.policy.backoff(self.throttled, self.uniform), left)
-        return self.ask_quota()
+        if not is_busy:
+            return self.ask_quota()
+        # The limiter keeps the Retry-After of the API: it holds back all calls, and may probe.
+        held = min(error.retry_after or 0.0, PROBE_INTERVAL) if is_unanswered(error) else 0.0
+        return max(held, min(self.policy.backoff(self.busy, self.uniform), left))
 
     def ask_quota(self) -> float | None:
         """Take a token of the quota; return the delay, or None while the quota is exhausted."""
@@ -191,7 +205,7 @@ class RetryState(msgspec.Struct):
     @property
     def uncounted(self) -> int:
         """The number of failed attempts that cost neither an attempt of the policy nor patience."""
-        return self.attempts - self.failures - self.throttled
+        return self.attempts - self.failures - self.busy
 
     def annotate(self, error: BctrlError) -> None:
         """Add the earlier attempts to the error that ends the call."""

@@ -122,7 +122,7 @@ class Sender:
         ended: _T | BctrlError | None = None
         try:
             while True:
-                ended = None
+                ended, is_its_own = None, False
                 try:
                     key = None
                     if self._key_provider is not None:
@@ -145,7 +145,7 @@ class Sender:
                     )
                 finally:
                     self.tally.cancelled += ended is None and call.in_flight
-                    self.limiter.release(ended, call.retries.throttled)
+                    is_its_own = self.limiter.release(ended, call.retries.throttled_at)
                 was_sent, call.in_flight = call.in_flight, False
                 if not isinstance(ended, BctrlError):
                     self.last_answered = max(self.last_answered, call.number)
@@ -153,6 +153,7 @@ class Sender:
                     self.tally.succeeded += 1
                     return ended
                 self._record_failure(call, ended, was_sent=was_sent)
+                call.retries.record(ended, is_its_own=is_its_own)
                 if self.closed and ended.status in THROTTLED:
                     # It fails as a call that waits for a slot; an attempt in doubt stays so.
                     raise session_closed() from ended
@@ -180,7 +181,6 @@ class Sender:
             self.tally.failed[str(error.status) if has_status else type(error).__name__] += 1
             if not is_unanswered(error):
                 self.last_answered = max(self.last_answered, call.number)
-        call.retries.record(error)
 
     async def _wait_to_retry(self, call: Call[_T], failure: BctrlError) -> bool:
         if call.wait_to_retry is not None:

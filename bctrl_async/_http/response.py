@@ -40,8 +40,6 @@ _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
 _is_identifier = re.compile(r"[A-Za-z0-9._:-]{1,200}").fullmatch
 _KEY_STARTS = slice(len("Bearer "), len("Bearer ") + 4)
 """The first characters of the key in an `Authorization` header; most ids do not have them."""
-_is_code = re.compile(r"[a-z_]+(?:\.[a-z_]+)+").fullmatch
-"""Matches a code of the API (contract errors.md); a gateway may have another text or a number."""
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
 _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORECASE).match
 # After a byte order mark and blank lines, in UTF-8 or UTF-16. JSON never begins with "<".
@@ -232,7 +230,7 @@ def parse_error(
     look = errors.BctrlConflictError.default_advice
     # The API's own 503 says that nothing was done; a gateway may have forwarded the request.
     is_doubtful = is_server_error and status != HTTPStatus.SERVICE_UNAVAILABLE
-    if code is None or not _is_code(code):
+    if code is None or not errors.is_code(code):
         is_doubtful = status not in _NOT_FORWARDED
     return error_class(
         f"the server answered {status} {reason or phrase}",

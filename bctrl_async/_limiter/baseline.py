@@ -145,11 +145,6 @@ class RefusalBaseline:
         """True during a trial, in which the rate has to stay."""
         return isinstance(self._phase, _Trial)
 
-    @property
-    def successes_in_a_row(self) -> int:
-        """The number of successes since the last throttled response."""
-        return self._successes - self._last_throttled
-
     def covers(self, now: float) -> bool:
         """Return True if recent throttling is within the baseline, or a trial is undecided."""
         return self._phase is not None and self._phase.covers(now)

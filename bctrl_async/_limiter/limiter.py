@@ -10,7 +10,13 @@ from copy import copy
 from enum import IntEnum
 
 from bctrl_async._limiter.rate import PROBE_INTERVAL, AdaptiveRate
-from bctrl_async.errors import THROTTLED, BctrlError, BctrlRateLimitError, session_closed
+from bctrl_async.errors import (
+    THROTTLED,
+    BctrlError,
+    BctrlRateLimitError,
+    is_unanswered,
+    session_closed,
+)
 from bctrl_async.pace import Pace
 from bctrl_async.pace._leases import Leases
 
@@ -78,6 +84,10 @@ class Limiter:
     def is_throttled(self) -> bool:
         """True while throttling by the server limits the rate."""
         return self._rate.is_throttled
+
+    def answers_others(self, since: float) -> bool:
+        """Return True if others were answered since a time, and hardly any is throttled."""
+        return self._rate.answers_others(since)
 
     @property
     def retry_after(self) -> float:
@@ -169,23 +179,33 @@ class Limiter:
             retry_after=wait,
         )
 
-    def release(self, answer: object, repeats: int = 0) -> None:
-        """Release a slot after an attempt's response or `BctrlError`; None if it has neither."""
+    def release(self, answer: object, last: float = math.inf) -> bool:
+        """Release a slot after an attempt's response or `BctrlError`; None if it has neither.
+
+        `last` is the time of the call's last throttled response; inf if it has none. Return True
+        if a gateway answered 503 again, and others are answered meanwhile.
+        """
+        is_its_own = False
         if isinstance(answer, BctrlError):
-            if answer.status is not None:
-                self._on_error(answer, answer.status, repeats)
+            is_its_own = self._on_error(answer, last)
         elif answer is not None:
-            self._rate.on_success(asyncio.get_running_loop().time())
+            self._rate.on_success(asyncio.get_running_loop().time(), last)
         self._free += 1
         if self._queued:
             self._admit()
+        return is_its_own
 
-    def _on_error(self, error: BctrlError, status: int, repeats: int) -> None:
-        now = asyncio.get_running_loop().time()
-        if status not in THROTTLED:
-            self._rate.on_success(now)
-            return
-        self._rate.on_throttled(now, error.retry_after, self.in_use, repeats)
+    def _on_error(self, error: BctrlError, last: float) -> bool:
+        now, by_gateway = asyncio.get_running_loop().time(), is_unanswered(error)
+        if error.status not in THROTTLED:
+            if error.status is not None and not by_gateway:
+                self._rate.on_success(now, last)
+            return False
+        is_its_own = by_gateway and self._rate.throttles_alone(last)
+        # A gateway may speak for a dead target: its Retry-After is for all only if it throttles.
+        holds_all = not by_gateway or (self._rate.is_throttled and not is_its_own)
+        retry_after = error.retry_after if holds_all else None
+        self._rate.on_throttled(now, retry_after, self.in_use, last)
         if self._throttles_for(self._shortest_patience, now):
             self._wake_all()
         if self._rate.is_throttled and self._throttled_since is None:
@@ -194,14 +214,15 @@ class Limiter:
             _log.info(
                 "throttled by the server (status %d): all calls of the session slow down, and "
                 "the next attempt starts in %.3f s",
-                status,
+                error.status,
                 delay,
                 extra={
                     "bctrl.event": "throttled",
-                    "http.response.status_code": status,
+                    "http.response.status_code": error.status,
                     "bctrl.delay": delay,
                 },
             )
+        return is_its_own
 
     def _delay(self, now: float) -> float:
         """Return the seconds until the next attempt may start; inf if something must end first."""

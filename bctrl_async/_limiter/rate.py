@@ -57,13 +57,13 @@ _MIN_RATE = 0.5
 _WINDOW_LIMITED = 5.0
 """Seconds for which a full window counts as the binding limit."""
 _MAX_SAMPLES = 1000
-_REPEATS, _OTHERS = 2, 10
-"""A call that was throttled so often before, while so many responses in a row were not throttled,
-says nothing about the rate."""
 
 
 class AdaptiveRate:
-    """A rate (at most `cap` a second) and a window that adapt; times are of a monotonic clock."""
+    """A rate (at most `cap` a second) and a window that adapt; times are of a monotonic clock.
+
+    `last` is the time of a call's last throttled response; inf if none of its was throttled.
+    """
 
     def __init__(self, cap: float | None = None) -> None:
         self._cap = math.inf if cap is None else cap
@@ -84,6 +84,7 @@ class AdaptiveRate:
         self._is_paused = False
         self._paused_until = -math.inf
         self._asked_at = -math.inf
+        self._answered_at = self._recovered_at = -math.inf
         self.refused_since: float = math.inf
         """The time of the first throttled response since one that was not; inf if none is."""
         self.is_starting: bool = True
@@ -121,28 +122,41 @@ class AdaptiveRate:
         if rate < math.inf:
             self._next_start = max(self._next_start, now) + 1.0 / rate
 
-    def on_success(self, now: float) -> None:
+    def on_success(self, now: float, last: float = math.inf) -> None:
         """Record a response that was not throttled; it ends a pause that was probed."""
         if self.is_probed:
             self._end_pause(now)
         self._deliveries.append(now)
+        self._answered_at = now
         self.refused_since = math.inf
-        self._evidence = max(self._evidence - _DECAY, 0.0)
+        if last < math.inf:
+            self._recovered_at = now
+        else:
+            self._evidence = max(self._evidence - _DECAY, 0.0)
         restored = self._baseline.on_success(now)
         if restored is not None:
             self._restore(restored, now)
         if self.is_throttled:
             self._window += 1.0 / self._window
 
+    def answers_others(self, since: float) -> bool:
+        """Return True if others were answered since a time, and hardly any is throttled."""
+        return self._evidence < 1.0 and self._answered_at >= since
+
+    def throttles_alone(self, last: float) -> bool:
+        """Return True if only the target of this call is throttled since then."""
+        # A retry that succeeds shows that load was the reason, and not the target.
+        return self.answers_others(last) and self._recovered_at <= last
+
     def on_throttled(
-        self, now: float, retry_after: float | None, in_flight: int, repeats: int = 0
+        self, now: float, retry_after: float | None, in_flight: int, last: float = math.inf
     ) -> None:
-        """Record a throttled response of a call that was throttled `repeats` times before."""
+        """Record a throttled response."""
         self.refused_since = min(self.refused_since, now)
-        # Others succeed, so it is the call's own target that the server throttles.
-        is_its_own = repeats >= _REPEATS and self._baseline.successes_in_a_row >= _OTHERS
-        if not is_its_own:
+        is_alone = self.throttles_alone(last)
+        if not is_alone:
             self._baseline.on_throttled(now)
+            self._evidence = min(self._evidence + 1.0, _ENOUGH)
         if self.is_probed and retry_after is not None:
             # The newer Retry-After replaces the older one.
             self._end_pause(now)
@@ -152,9 +166,8 @@ class AdaptiveRate:
         # A Retry-After outlasts the attempts in flight: throttling right after it is a new event.
         last_event = self._epoch_start if retry_after is None else self._stepped_at
         is_new = now >= last_event + _RECOVERY
-        covered = is_its_own or self._baseline.covers(now)
+        covered = is_alone or self._baseline.covers(now)
         if not covered and not self.is_throttled and retry_after is None:
-            self._evidence += 1.0
             covered = self._evidence < _ENOUGH
         if not covered and (
             not self.is_throttled or (is_new and math.isinf(self._current_rate(now)))
@@ -186,7 +199,6 @@ class AdaptiveRate:
 
     def _begin_slow_start(self, now: float) -> None:
         self.is_throttled, self.is_starting = True, False
-        self._evidence = 0.0
         self._peak = None
         self._begin_epoch(now, 0.0)
         self._throttled_at = now

@@ -13,7 +13,7 @@ from bctrl_async._calls.retry import RetryPolicy, probe_delay
 from bctrl_async._calls.sender import Sender
 from bctrl_async._http.failures import is_untrusted
 from bctrl_async.bulk._cancel import CancelScope, RunState
-from bctrl_async.errors import BctrlError, BctrlNetworkError, is_unanswered
+from bctrl_async.errors import THROTTLED, BctrlError, BctrlNetworkError, is_unanswered
 from bctrl_async.models import Runtime, RuntimeRef
 
 _NO_SUCH_RUNTIME = "bctrl-async-canary"
@@ -64,6 +64,7 @@ class CircuitBreaker:
         self._failures = 0
         self._unanswered = 0
         self._has_no_probe = asyncio.Event()
+        self._comparing = asyncio.Lock()
         self.gave_up: bool = False
 
     @property
@@ -76,9 +77,10 @@ class CircuitBreaker:
         """True once the server has answered an attempt of the session since the run was made."""
         return self._is_up_since(self._attempts_before)
 
-    def on_answer(self, call: Call[Runtime]) -> None:
-        """Record that the server answered the last attempt of a call."""
-        self._answered = call
+    def on_answer(self, call: Call[Runtime], failure: BctrlError | None = None) -> None:
+        """Record that the server answered the last attempt of a call, perhaps with a failure."""
+        if failure is None or failure.status not in THROTTLED:
+            self._answered = call
         self._close_if_up()
         for asking, failed_at in self._asking.items():
             if self._is_up_since(failed_at):
@@ -117,12 +119,8 @@ class CircuitBreaker:
         The caller must `leave` when the call has ended.
         """
         failure = call.retries.last_failure
-        if failure is None or not is_unanswered(failure):
-            if failure is not None and failure.status is not None:
-                self.on_answer(call)
-            self.leave(call)
-            # All calls may fail this way, so each retry waits for the shared quota.
-            return await call.back_off(self._sender.limiter, waits_for_quota=True)
+        if failure is None or failure.status in THROTTLED or not is_unanswered(failure):
+            return await self._back_off(call, failure)
         failed_at = self._sender.tally.attempts
         if self._probe is call and await self._gives_up_target():
             return False
@@ -154,15 +152,11 @@ class CircuitBreaker:
             self._has_no_probe.clear()
             self._probers += 1
             self._failures += 1
-        answered = self._answered
-        target = RuntimeRef(call.workspace_id, _NO_SUCH_RUNTIME)
-        if answered is not None:
-            target = RuntimeRef(answered.workspace_id, answered.alias or "")
         is_answered = False
         self._asking[asking := CancelScope()] = failed_at
         try:
             with asking:
-                is_answered = await self._ask_canary(target)
+                is_answered = await self._asks_canary(call)
         finally:
             del self._asking[asking]
         if is_answered or asking.cancelled_caught or self._is_up_since(failed_at):
@@ -172,10 +166,36 @@ class CircuitBreaker:
             self._opened_at = self._held_since = _now()
             self._outage = failed_at, self._outage[1]
             self._probers = self._failures = self._unanswered = 1
-        if self._answered is answered:
+        return False
+
+    async def _asks_canary(self, call: Call[Runtime]) -> bool:
+        """Send a canary for a call; return True if it is answered."""
+        answered = self._answered
+        target = RuntimeRef(call.workspace_id, _NO_SUCH_RUNTIME)
+        if answered is not None:
+            target = RuntimeRef(answered.workspace_id, answered.alias or "")
+        is_answered = await self._ask_canary(target)
+        if not is_answered and self._answered is answered:
             # This target may have died since.
             self._answered = None
-        return False
+        return is_answered
+
+    async def _back_off(self, call: Call[Runtime], failure: BctrlError | None) -> bool:
+        """Wait as the policy says after an answer; return False to give up."""
+        limiter, retries = self._sender.limiter, call.retries
+        if failure is not None and failure.status is not None:
+            self.on_answer(call, failure)
+        self.leave(call)
+        # All calls may fail this way, so each retry waits for the shared quota.
+        if not await call.back_off(limiter, waits_for_quota=not retries.is_its_own):
+            return False
+        if failure is not None and is_unanswered(failure):
+            # A gateway's 503: unless others are answered, canaries show whether all are throttled.
+            async with self._comparing:
+                while not limiter.answers_others(retries.throttled_at):
+                    if not await self._asks_canary(call):
+                        break
+        return True
 
     def _gives_up(self, failure: BctrlError) -> bool:
         """Return True to give up the probe after its last failure, or the server as a whole."""

@@ -2,8 +2,8 @@
 
 `python tests/benchmarks/poison.py [--targets 1000] [--json]`
 
-A poisoned runtime answers every request with 502, with a reset, or never. Each case has a client in
-a process of its own, whose attempts time out after a second.
+A poisoned runtime answers every request with a gateway's 502 or 503, with a reset, or never. Each
+case has a client in a process of its own, whose attempts time out after a second.
 """
 
 from __future__ import annotations
@@ -18,13 +18,19 @@ from harness import Goal, Report, command, run
 from yarl import URL
 
 from bctrl_async import BctrlSession, StopOutcome, StopResult
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 _WORKSPACE, _KEY = "ws-1", "emulator-key"
 _TIMEOUT = 1.0
 _DOWN_SECONDS = 6.0
 _LATENCY = 0.1
-_FAULTS = {"502": Fault.BAD_GATEWAY, "reset": Fault.DROP_BEFORE, "silence": Fault.HANG}
+_FAULTS: dict[str, Fault | Reply] = {
+    "502": Fault.BAD_GATEWAY,
+    "reset": Fault.DROP_BEFORE,
+    "silence": Fault.HANG,
+    "503": Reply(503, body="no healthy upstream"),
+    "503, Retry-After 5": Reply(503, body="Backend fetch failed", headers={"Retry-After": "5"}),
+}
 
 
 class _Figures(msgspec.Struct, frozen=True):
@@ -45,7 +51,8 @@ class _Case(msgspec.Struct, frozen=True):
     goal: float | None
     """The most seconds; None if the time is not compared."""
     before: float
-    """The seconds of 1,000 targets when the breaker knew no canary (commit c57baba)."""
+    """The seconds of 1,000 targets when the breaker knew no canary (commit c57baba), or when a 503
+    was always throttling (commit aad35eb)."""
     goes_down: bool = False
 
     def __str__(self) -> str:
@@ -54,11 +61,14 @@ class _Case(msgspec.Struct, frozen=True):
 
 
 def _cases(targets: int) -> list[_Case]:
-    fifth, many = targets // 5, 5 * targets
+    few, fiftieth, fifth, many = targets // 200, targets // 50, targets // 5, 5 * targets
     return [
         _Case("502", targets, 1, 8, 62),
         _Case("reset", targets, 1, 8, 62),
         _Case("silence", targets, 1, 14, 67),
+        _Case("503", targets, 1, 12, 300),
+        _Case("503", targets, fiftieth, 20, 302),
+        _Case("503, Retry-After 5", targets, few, 30, 1008),
         _Case("502", targets, fifth, 20, 489),
         _Case("reset", targets, fifth, 20, 492),
         _Case("silence", targets, fifth, 20, 433),
@@ -151,7 +161,7 @@ def _child(url: str, targets: str, poisoned: str) -> _Figures:
 def _goals(case: _Case, figures: _Figures) -> Iterator[Goal]:
     if case.goal is not None:
         yield Goal(f"{case}: seconds", figures.seconds, case.goal)
-    if case.poisoned == 1:
+    if case.poisoned == 1 or case.fault.startswith("503"):
         yield Goal(f"{case}: seconds of the slowest other", figures.slowest_other, 4)
     yield Goal(f"{case}: unknown but not poisoned", abs(figures.unknown - case.poisoned), 0)
     yield Goal(f"{case}: others not stopped", figures.others_lost, 0)
