@@ -8,6 +8,7 @@ report and one journal.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pickle
 import threading
@@ -33,7 +34,7 @@ from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.bulk._cancel import CancelLevel, CancelScope, Worker
 from bctrl_async.bulk._engine import Engine, Options, Progress
 from bctrl_async.bulk._targets import Input, Targets
-from bctrl_async.errors import BctrlConfigError, BctrlError
+from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlNetworkError, log_fields
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import StopOutcome, StopResult, outcome_of
 from bctrl_async.pace import Pace
@@ -53,11 +54,13 @@ __all__ = ["stop_runtimes"]
 _dask: Any = distributed
 
 _T = TypeVar("_T")
+_log = logging.getLogger("bctrl_async.dask")
+
 _Item = tuple[int, RuntimeRef]
 """The index of a target in the input, and the target."""
-_Fact = StopOutcome | BctrlError | int | None
+_Fact = StopOutcome | int | None
 """A message of a worker about a chunk: None before it sends anything of it; an outcome, whose index
-is the place in the chunk; at its end the number of throttled answers, and why it ended early."""
+is the place in the chunk; at its end the number of throttled answers."""
 
 _SLOTS = 10
 """Chunks for each worker: some targets may take long, and hold up no others."""
@@ -74,6 +77,14 @@ _PATIENCE = 60.0
 
 
 # On the workers.
+
+
+class LeftError(Exception):
+    """A worker leaves its chunks to others: it has no session, or reaches no server."""
+
+    def __init__(self, address: str, reason: BctrlError) -> None:
+        super().__init__(address, reason)
+        self.address, self.reason = address, reason
 
 
 def _stop_chunk(run: str, number: int, targets: list[RuntimeRef]) -> None:
@@ -100,6 +111,7 @@ class Visit(distributed.WorkerPlugin):
         self._loop = asyncio.get_running_loop()
         self._opening, self._sending = asyncio.Lock(), asyncio.Lock()
         self._session: BctrlSession | None = None
+        self._left: BctrlError | None = None
         # The chunks that were started, and the bulk stop of each once the coordinator knows.
         self._batches: dict[asyncio.Task[None], StopBatch | None] = {}
         self._facts: list[tuple[int, _Fact]] = []
@@ -126,21 +138,29 @@ class Visit(distributed.WorkerPlugin):
         if not stopping.done():
             _dask.secede()
         with suppress(CancelledError):
-            stopping.result()
+            stopping.exception()
         if self._is_closing or stopping.cancelled():
             # The run goes on without this worker.
             raise distributed.Reschedule
+        stopping.result()
 
     async def _stop(self, number: int, items: _Items) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._batches[task] = None
         task.add_done_callback(self._batches.pop)
-        try:
-            session = await self._open()
-            options = replace(self._options, on_outcome=partial(self._add, number))
-            batch = session._bulk(Input(items), options)  # noqa: SLF001
-        except BctrlError as error:
-            raise self._named(error) from None
+        if (left := self._left) is None:
+            try:
+                session = await self._open()
+                options = replace(self._options, on_outcome=partial(self._add, number))
+                batch = session._bulk(Input(items), options)  # noqa: SLF001
+                run: Any = batch._run  # noqa: SLF001
+                # A server that has answered another chunk has the patience of an outage.
+                run._breaker._attempts_before = 0  # noqa: SLF001
+            except Exception as error:  # noqa: BLE001 - the function of a user may raise anything.
+                left = self._leave(_failure_of(error))
+        if left is not None:
+            # Not in the handler: dask pickles what an error was raised for.
+            raise LeftError(self._worker.address, left)
         try:
             # The coordinator must know before anything is sent: this worker may die at once.
             await self._send((number, None))
@@ -149,9 +169,14 @@ class Visit(distributed.WorkerPlugin):
             await self._obey()
             if not self._is_closing:  # pragma: no branch - a worker that closes at this moment.
                 report = await batch
-                early = None if self._is_closing else report.ended_early
-                ended = () if early is None else ((number, self._named(early)),)
-                await self._send((number, report.throttled), *ended)
+                await self._send((number, report.throttled))
+                unsent = (each for each in report.failures if each.result is StopResult.NOT_SENT)
+                for reason in (report.ended_early, *(each.error for each in unsent)):
+                    if isinstance(reason, BctrlNetworkError):
+                        # No target is at fault, and other workers may reach the server.
+                        raise LeftError(self._worker.address, self._leave(reason))
+                if report.ended_early is not None:
+                    raise self._leave(report.ended_early)
         finally:
             batch.close()
 
@@ -185,11 +210,11 @@ class Visit(distributed.WorkerPlugin):
                     await self._send()
                     await self._obey()
 
-    def _named(self, error: BctrlError) -> BctrlError:
-        """Return an error with the worker in it: its key, or its network, may be another."""
-        named = _bare(copy(error))
-        named.summary = f"the worker {self._worker.address}: {error.summary}"
-        return named
+    def _leave(self, error: BctrlError) -> BctrlError:
+        """Take no other chunk; return the error with the worker in it, whose key may be another."""
+        self._left = _bare(copy(error))
+        self._left.summary = f"the worker {self._worker.address}: {error.summary}"
+        return self._left
 
     async def _open(self) -> BctrlSession:
         """Return the session; the first chunk makes it, and connects with the scheduler."""
@@ -248,8 +273,13 @@ class Chunk:
         self.number: int = items[0][0]
         self.items = items
         self.open: dict[int, StopOutcome | None] = dict.fromkeys(range(len(items)))
-        self.begins = 0
+        self.begins = self.tries = 0
         self.scope: CancelScope = CancelScope()
+
+    def restart(self) -> None:
+        """Forget the only worker that has begun it, if that says that it stopped nothing more."""
+        if self.begins == 1 and all(map(_is_without_effect, self.open.values())):
+            self.begins, self.open = 0, dict.fromkeys(self.open)
 
     def add(self, outcome: StopOutcome) -> Iterator[StopOutcome]:
         """Add an outcome; yield it if it is final, even if the chunk is repeated."""
@@ -266,10 +296,9 @@ class Chunk:
         not_sent = BctrlError(f"not sent: {reason.summary}")
         for place, outcome in rest.items():
             index, target = self.items[place]
-            is_no = outcome and outcome.result in {StopResult.NOT_SENT, StopResult.REJECTED}
             if outcome is None and not self.begins:
                 yield outcome_of(target, not_sent, index=index)
-            elif outcome is None or (self.begins > 1 and is_no):
+            elif outcome is None or (self.begins > 1 and _is_without_effect(outcome)):
                 # A worker that died may have sent it.
                 error = BctrlError(
                     f"no outcome came back: {reason.summary}",
@@ -283,7 +312,7 @@ class Chunk:
 
 
 class ClusterRun(Engine):
-    """A bulk stop on a cluster: a reader, and slots that hand out what it has read."""
+    """A bulk stop on a cluster, whose slots read targets and hand them out."""
 
     def __init__(
         self, source: Input, options: Options, client: distributed.Client, visit: Visit, size: int
@@ -295,12 +324,14 @@ class ClusterRun(Engine):
         self._end: Any = _dask.Variable(visit.run, client=client)
         self._slots = 0
         self._chunks: dict[int, Chunk] = {}
-        self._unsent: asyncio.Queue[_Item | None] = asyncio.Queue(size)
+        self._read: list[_Item] = []
         self._undelivered: deque[StopOutcome] = deque()
         self._delivering: asyncio.Task[None] | None = None
         self._fetching = asyncio.Lock()
         self._told: CancelLevel | None = None
-        self._asking: set[CancelScope] = set()
+        # The workers that take part, by their addresses, and those that have left the run.
+        self._present: set[str] = set()
+        self._left: set[str] = set()
         self._is_lost = False
         # True once a message may be missing that says that a chunk begins.
         self._lacks_messages = False
@@ -325,25 +356,23 @@ class ClusterRun(Engine):
     def _start_work(self) -> None:
         self._start(self._serve)
 
-    async def _serve(self, _: Worker) -> None:
+    async def _serve(self, worker: Worker) -> None:
         """Follow the workers, and tell them the end of the run, until the slots have ended."""
         me = asyncio.current_task()
         try:
-            await self._open_on_cluster()
-            self._start(self._work)
+            await self._open_on_cluster(worker)
+            await self._look(worker)
             while (others := self._tasks.keys() - {me}) and not self._is_lost:
-                await self._look()
                 await asyncio.wait(others, timeout=_PULSE)
+                await self._look(worker)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the run raises it.
             self._end_with(error, "the cluster")
         try:
             while others := self._tasks.keys() - {me}:
                 await asyncio.wait(others)
         finally:
-            # The slots leave something only if the run has ended.
-            while not self._unsent.empty():
-                if (item := self._unsent.get_nowait()) is not None:
-                    self._record([self._not_begun(*item)])
+            # A slot that is cancelled from outside leaves what it has read.
+            await self._stop_read(worker)
         if self._queue is not None and not self._is_lost:
             with suppress(Exception):
                 async with asyncio.timeout(_GRACE):
@@ -351,39 +380,44 @@ class ClusterRun(Engine):
             _close(self._queue)
             self._end.delete()
 
-    async def _open_on_cluster(self) -> None:
-        await self._ask(self._end.set, b"")
+    async def _open_on_cluster(self, worker: Worker) -> None:
+        await self._ask(worker, self._end.set, b"")
         # Awaited, the scheduler has it.
-        self._queue = await self._ask(partial(_dask.Queue, self._run, client=self._client))
+        self._queue = await self._ask(worker, partial(_dask.Queue, self._run, client=self._client))
         try:
-            async with asyncio.timeout(_PATIENCE):
-                await self._client.register_plugin(self._visit, self._run)
+            registering = self._client.register_plugin(self._visit, self._run)
+            await self._wait_for(worker, registering)
         except Exception as error:  # noqa: BLE001 - a worker may raise anything.
             self.state.end_early(_failure_of(error), CancelLevel.WAITING)
-        workers = await self._ask(self._client.nthreads)
+        await self._count(worker)
         if self.source.length is not None:
             # A short input is for all workers as well.
-            share = ceil(self.source.length / (_SHARES * max(len(workers or ()), 1)))
+            share = ceil(self.source.length / (_SHARES * max(len(self._present), 1)))
             self._chunk_size = max(min(self._chunk_size, share), 1)
 
-    async def _look(self) -> None:
+    async def _count(self, worker: Worker) -> int:
+        """Ask for the workers, and return the number of all."""
+        workers = await self._ask(worker, self._client.nthreads) or {}
+        self._present = workers.keys() - self._left
+        return len(workers)
+
+    async def _look(self, worker: Worker) -> None:
         """Tell the workers the end of the run, count them, and record what they have sent."""
         level = self.state.level
         if level is not None and (self._told is None or level > self._told):
-            await self._tell(level)
-        workers = len(await self._ask(self._client.nthreads) or ())
-        while self._slots < _SLOTS * max(workers, 1):
-            self._slots += 1
-            self._start(self._hand_out)
-        if self._told is not None and not workers:
+            await self._tell(worker, level)
+        if not await self._count(worker) and self._told is not None:
             self._give_up(self._chunks.values())
-        await self._fetch()
+        while self._slots < _SLOTS * max(len(self._present), 1):
+            self._slots += 1
+            self._start(self._work)
+        await self._fetch(worker)
 
-    async def _tell(self, level: CancelLevel) -> None:
+    async def _tell(self, worker: Worker, level: CancelLevel) -> None:
         # The workers must deliver their outcomes.
         told = min(level, CancelLevel.IN_FLIGHT)
-        await self._ask(self._end.set, pickle.dumps((_bare(self.state.reason), told)))
-        await self._fetch()
+        await self._ask(worker, self._end.set, pickle.dumps((_bare(self.state.reason), told)))
+        await self._fetch(worker)
         self._told = level
         if told is CancelLevel.IN_FLIGHT:
             asyncio.get_running_loop().call_later(_GRACE, self._give_up, self._chunks.values())
@@ -404,86 +438,79 @@ class ClusterRun(Engine):
         )
         self.state.end_early(reason, CancelLevel.IN_FLIGHT)
         self._give_up(self._chunks.values())
-        # Dask tries to connect to a lost scheduler for half a minute.
-        for asking in self._asking:
-            asking.cancel()
 
-    async def _ask(self, method: Callable[..., Awaitable[_T]], *args: object) -> _T | None:
+    async def _ask(
+        self, worker: Worker, method: Callable[..., Awaitable[_T]], *args: object
+    ) -> _T | None:
         """Return an answer of the scheduler; None if the cluster is lost."""
-        patience = _PATIENCE if self.state.goes_on() else _GRACE
-        self._asking.add(asking := CancelScope())
         try:
-            with asking:
-                async with asyncio.timeout(patience):
-                    return None if self._is_lost else await method(*args)
-        except TimeoutError:
-            self._lose(f"its scheduler did not answer for {patience:g} s")
+            return None if self._is_lost else await self._wait_for(worker, method(*args))
         except Exception as error:  # noqa: BLE001 - there is no common class.
             self._lose(f"{type(error).__name__}: {error}")
-        finally:
-            self._asking.remove(asking)
         return None
 
-    # The reader, and the slots.
+    async def _wait_for(self, worker: Worker, answer: Awaitable[_T]) -> _T:
+        """Wait for an answer; once the run ends, only a short time more."""
+        asking = asyncio.ensure_future(answer)
+        try:
+            if self.state.goes_on():
+                with worker.scope():
+                    await asyncio.wait([asking], timeout=_PATIENCE)
+            # Dask tries to connect to a lost scheduler for half a minute.
+            if not (self.state.goes_on() or self._is_lost):
+                await asyncio.wait([asking], timeout=_GRACE)
+            if asking.done():
+                return asking.result()
+        finally:
+            asking.cancel()
+        raise TimeoutError("its scheduler did not answer in time")
+
+    # The slots.
 
     async def _work(self, worker: Worker) -> None:
-        """Read the input, only as far ahead as the slots take it."""
+        """Read the input, hand it out in chunks, and await each before the next is read."""
         await super()._work(worker)
-        self.source.closed = True
-        await self._hand_over(worker, None)
+        await self._stop_read(worker)
 
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
         target = self._checked(index, item)
         if isinstance(target, StopOutcome):
             return target
-        is_taken = await self._hand_over(worker, (index, target))
-        return None if is_taken else self.ledger.record(self._not_begun(index, target))
+        self._read.append(read := (index, target))
+        is_last = False
+        if self.source.is_async:
+            # What comes at once is one chunk; nothing waits for what comes later.
+            await asyncio.sleep(0)
+            is_last = self._read[-1:] == [read]
+        if is_last or len(self._read) >= self._chunk_size or not self.state.goes_on():
+            await self._stop_read(worker)
+        return None
 
-    async def _hand_over(self, worker: Worker, item: _Item | None) -> bool:
-        """Let the slots have an item, or the end of the input; return False if the run ends."""
-        if self.state.goes_on():
-            with worker.scope():
-                await self._unsent.put(item)
-                return True
-        return False
+    async def _stop_read(self, slot: Worker) -> None:
+        """Stop what was read and not handed out, unless the run has ended."""
+        items, self._read = self._read, []
+        if items and self.state.goes_on():
+            await self._stop(slot, items)
+        else:
+            self._record(outcome_of(target, self.state.not_begun, index=i) for i, target in items)
+        await self._deliver_all(slot)
 
-    def _not_begun(self, index: int, target: RuntimeRef) -> StopOutcome:
-        return outcome_of(target, self.state.not_begun, index=index)
-
-    async def _take(self, slot: Worker) -> list[_Item]:
-        """Wait for an item, and return all that are there; none if the input or the run ends."""
-        items: list[_Item] = []
-        if self.state.goes_on():
-            with slot.scope():
-                while not items or not (self._unsent.empty() or len(items) == self._chunk_size):
-                    if (item := await self._unsent.get()) is None:
-                        # All other slots must find it as well.
-                        self._unsent.put_nowait(None)
-                        break
-                    items.append(item)
-        return items
-
-    async def _hand_out(self, slot: Worker) -> None:
-        while items := await self._take(slot):
-            await self._stop(items)
-            await self._deliver_all(slot)
-
-    async def _stop(self, items: list[_Item]) -> None:
+    async def _stop(self, slot: Worker, items: list[_Item]) -> None:
         """Hand out targets as a chunk, and account for each of them."""
         chunk = self._chunks[items[0][0]] = Chunk(items)
         failure: BctrlError | None = None
+        is_told, is_tried_again = False, True
         try:
-            for tries in range(_TRIES):
-                ended = await self._result_of(chunk, tries)
+            while is_tried_again:
+                ended = await self._result_of(chunk)
                 failure = None if ended is None else _failure_of(ended)
-                await self._fetch()
+                await self._fetch(slot)
                 if ended is None:
                     # The message of its worker may be lost.
                     chunk.begins = max(chunk.begins, self._lacks_messages)
-                is_killed = isinstance(ended, distributed.KilledWorker)
-                if chunk.begins or not is_killed or not self.state.goes_on():
-                    break
-            if failure is not None and not chunk.begins:
+                is_tried_again = self.state.goes_on() and self._goes_elsewhere(chunk, ended)
+            is_told = isinstance(ended, LeftError | BctrlError)
+            if failure is not None and self.state.goes_on() and (is_told or not chunk.begins):
                 # No chunk would fare better.
                 self.state.end_early(failure, CancelLevel.WAITING)
         except BaseException:
@@ -492,17 +519,38 @@ class ClusterRun(Engine):
             raise
         finally:
             del self._chunks[chunk.number]
-            if not self.state.goes_on() and None in chunk.open.values():
+            if not self.state.goes_on() and (is_told or None in chunk.open.values()):
                 self.state.set_ended_early(self.state.reason)
             self._record(chunk.end(failure or self.state.reason))
 
-    async def _result_of(self, chunk: Chunk, tries: int) -> Exception | None:
+    def _goes_elsewhere(self, chunk: Chunk, ended: Exception | None) -> bool:
+        """Return True if other workers may do better with a chunk than the last."""
+        match ended:
+            case LeftError(address=address, reason=reason):
+                if address not in self._left:
+                    _log.warning(
+                        "a worker takes no more part in a bulk stop: %s",
+                        reason.summary,
+                        extra={"bctrl.event": "worker_left", **log_fields(reason)},
+                    )
+                self._left.add(address)
+                self._present.discard(address)
+                if self._present:
+                    chunk.restart()
+                return bool(self._present)
+            case distributed.KilledWorker():
+                return not chunk.begins and chunk.tries < _TRIES
+        return False
+
+    async def _result_of(self, chunk: Chunk) -> Exception | None:
         """Submit a chunk and await it; return its error, or None if it ended or is given up."""
-        targets = [target for _, target in chunk.items]
-        key = f"{self._run}-{chunk.number}-{tries}"
+        arguments = self._run, chunk.number, [target for _, target in chunk.items]
+        chunk.tries += 1
+        options = {"workers": [*self._present], "allow_other_workers": True} if self._left else {}
+        options["key"] = f"{self._run}-{chunk.number}-{chunk.tries}"
         future: Any = None
         try:
-            future = self._client.submit(_stop_chunk, self._run, chunk.number, targets, key=key)
+            future = self._client.submit(_stop_chunk, *arguments, **options)
             with chunk.scope:
                 await future
         except CancelledError as error:
@@ -521,12 +569,12 @@ class ClusterRun(Engine):
 
     # The outcomes.
 
-    async def _fetch(self) -> None:
+    async def _fetch(self, worker: Worker) -> None:
         """Record all that the workers have sent by now."""
         async with self._fetching:
             messages: Iterable[bytes] | None = None
             try:
-                messages = await self._ask(partial(self._queue.get, batch=True))
+                messages = await self._ask(worker, partial(self._queue.get, batch=True))
             finally:
                 self._lacks_messages |= messages is None
             for message in messages or ():
@@ -541,12 +589,8 @@ class ClusterRun(Engine):
                 chunk.begins += self._told is None or chunk.begins > 0
             case StopOutcome():
                 self._record(chunk.add(fact))
-            case int():
-                self.ledger.throttled += fact
-            case BctrlError() if self.state.goes_on():
-                self.state.end_early(fact, CancelLevel.WAITING)
             case _:
-                self.state.set_ended_early(self.state.reason)
+                self.ledger.throttled += fact
 
     def _record(self, outcomes: Iterable[StopOutcome]) -> None:
         """Record outcomes, and deliver them in a task of its own: no other waits for a reader."""
@@ -568,6 +612,10 @@ def _close(queue: Any) -> None:  # noqa: ANN401
     queue.close()
 
 
+def _is_without_effect(outcome: StopOutcome | None) -> bool:
+    return outcome is not None and outcome.result in {StopResult.NOT_SENT, StopResult.REJECTED}
+
+
 def _bare(error: BctrlError) -> BctrlError:
     """Return an error without cause and traceback, which may have what cannot be pickled."""
     error.__cause__ = error.__context__ = error.__traceback__ = None
@@ -576,6 +624,8 @@ def _bare(error: BctrlError) -> BctrlError:
 
 def _failure_of(error: Exception) -> BctrlError:
     """Return the error of a chunk whose worker failed."""
+    if isinstance(error, LeftError):
+        return error.reason
     if isinstance(error, BctrlError):
         return error.with_traceback(None)
     return BctrlError(
@@ -622,9 +672,10 @@ def stop_runtimes(
     had stopped already ends as `already_stopped`. If all workers die that take a chunk, its targets
     without an outcome become `unknown`, and so does what a second worker did not stop.
 
-    The run ends early as in one process: the first 401 of any worker ends it for all. It also ends
-    early if a worker cannot make its session, and if the scheduler is lost: all that was handed out
-    and has no outcome is `unknown` then. While there are no workers it waits for some.
+    The run ends early as in one process: the first 401 of any worker ends it for all. A worker that
+    cannot make its session, or reaches no server, leaves its chunks to others, and a warning names
+    it; if all have, the run ends early. So it does if the scheduler is lost: all that was handed
+    out and has no outcome is `unknown` then. While there are no workers it waits for some.
 
     Args:
         client: A running client of dask.distributed, made with `asynchronous=True`.

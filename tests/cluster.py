@@ -4,10 +4,11 @@
 
 The emulator, the cluster (scheduler and nannies), its workers and the coordinator are processes. In
 each case one of them is killed with SIGKILL at a moment that the seed decides, or one worker is
-closed and another scaled away; then the coordinator is started again with the same journal, until
-its report is ok. In the end each target must have exactly one outcome, and none that contradicts
-what the server has received and stopped. In the last case the server does not answer 1 % of the
-stops: the other outcomes must not wait for them.
+closed and another scaled away, or one is restarted, or one has another version and another no
+network; then the coordinator is started again with the same journal, until its report is ok. In the
+end each target must have exactly one outcome, and none that contradicts what the server has
+received and stopped. In the last case the server does not answer 1 % of the stops: the other
+outcomes must not wait for them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from dask_cluster import connect, local_cluster
 from distributed import Worker
 from journal_lines import read_lines
 
+import bctrl_async.dask
 from bctrl_async import BctrlSession, StopBatch, StopReport
 from bctrl_async.dask import stop_runtimes
 from bctrl_async.emulator import Emulator, Fault
@@ -63,6 +65,8 @@ class Case(StrEnum):
     SCHEDULER = "the scheduler is killed"
     COORDINATOR = "the coordinator is killed"
     CLOSED = "a worker is closed, and one scaled away"
+    RESTARTED = "a worker is restarted"
+    UNFIT = "a worker has another version, and one no network"
     HANGING = "1 % of the stops hang"
 
 
@@ -100,17 +104,36 @@ def host(control: Connection, workers: int) -> None:
         async with local_cluster(workers) as cluster, connect(cluster) as client:
             pids = await client.run(os.getpid)
             control.send((cluster.scheduler_address, list(pids.values())))
-            if await _until_told(control):
-                first, second = list(pids)[:2]
-                await client.run(_close, workers=[first], wait=False)
-                await client.retire_workers([second])
-                await _until_told(control)
+            first, second, *_ = pids
+            while told := await _until_told(control):
+                if told is Case.CLOSED:
+                    await client.run(_close, workers=[first], wait=False)
+                    await client.retire_workers([second])
+                elif told is Case.RESTARTED:
+                    await client.restart_workers([first])
+                else:
+                    await client.run(_have_another_version, workers=[first])
+                    await client.run(_have_no_network, workers=[second])
+                    control.send(told)
 
     asyncio.run(main())
 
 
 async def _close(dask_worker: Worker) -> None:
     await dask_worker.close()
+
+
+def _have_another_version() -> None:
+    vars(bctrl_async.dask)["__version__"] = "0.0.1"
+
+
+def _have_no_network() -> None:
+    os.environ["TEST_PROXY"] = "http://127.0.0.1:1"
+
+
+def make_session() -> BctrlSession:
+    """Make the session of a worker, which may have no network."""
+    return BctrlSession(proxy=os.environ.get("TEST_PROXY"), allow_plaintext=True)
 
 
 async def _until_told(control: Connection) -> object:
@@ -146,7 +169,7 @@ def coordinate(
             async with BctrlSession() as session:
                 return await stop(session.stop_runtimes(targets, journal=journal))
         async with connect(address) as client:
-            return await stop(stop_runtimes(client, targets, journal=journal))
+            return await stop(stop_runtimes(client, targets, session=make_session, journal=journal))
 
     logging.disable()
     imported = time.process_time()
@@ -159,6 +182,8 @@ def coordinate(
 
 _WHOLE = frozenset({Case.ONE_PROCESS, Case.NOTHING, Case.HANGING})
 """The cases in which nothing ends early."""
+_ONE_RUN = frozenset({Case.HANGING, Case.CLOSED, Case.RESTARTED, Case.UNFIT})
+"""The cases in which the first run must be ok."""
 
 
 class End(NamedTuple):
@@ -250,10 +275,13 @@ class Run:
         server = Child(serve, self._count, self._hanging)
         os.environ["BCTRL_API_KEY"], os.environ["BCTRL_BASE_URL"] = _KEY, server.control.recv()
         cluster = None if self._case is Case.ONE_PROCESS else Cluster(self._workers)
+        if self._case is Case.UNFIT and cluster is not None:
+            cluster.host.control.send(self._case)
+            cluster.host.control.recv()
         ends: list[End] = []
-        kills = self._case not in _WHOLE
+        kills = self._case not in {*_WHOLE, Case.UNFIT}
         began = time.monotonic()
-        runs = 1 if self._case in {Case.HANGING, Case.CLOSED} else _MAX_RUNS
+        runs = 1 if self._case in _ONE_RUN else _MAX_RUNS
         while not (ends and ends[-1].ok) and len(ends) < runs:
             if cluster is not None and not cluster.host.process.is_alive():
                 cluster = Cluster(self._workers)
@@ -296,8 +324,8 @@ class Run:
                 os.kill(self._random.choice(cluster.pids), signal.SIGKILL)
             case Case.SCHEDULER:
                 cluster.host.kill()
-            case Case.CLOSED:
-                cluster.host.control.send("close")
+            case Case.CLOSED | Case.RESTARTED:
+                cluster.host.control.send(self._case)
             case _:
                 coordinator.kill()
 

@@ -43,6 +43,19 @@ def make_session() -> BctrlSession:
     return session
 
 
+_unfit: list[Callable[[], BctrlSession]] = []
+
+
+def let_first_worker(make: Callable[[], BctrlSession]) -> None:
+    """Let the first of the workers that ask `make_unfit_session` have this session."""
+    _unfit[:] = [make]
+
+
+def make_unfit_session() -> BctrlSession:
+    """Make the session of a worker, of which the first may have another."""
+    return (_unfit.pop() if _unfit else BctrlSession)()
+
+
 def collect_lost_connections() -> None:
     """Collect sockets that dask does not close if their other end is killed as it connects."""
     with warnings.catch_warnings():
