@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, cast
 
 import pytest
@@ -92,16 +92,28 @@ class Faulty(Recorder):
         raise self._error
 
 
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+async def session(connect: Connect, recorder: Recorder) -> AsyncIterator[BctrlSession]:
+    """A session whose calls the recorder observes."""
+    async with connect(observer=recorder) as opened:
+        yield opened
+
+
 LIST = "/v1/workspaces/ws-1/runtimes"
 GET = f"{LIST}/crm"
 STOP = f"{GET}/stop"
 
 
-async def test_each_attempt_of_a_stop_is_observed(emulator: Emulator, connect: Connect) -> None:
+async def test_each_attempt_of_a_stop_is_observed(
+    emulator: Emulator, session: BctrlSession, recorder: Recorder
+) -> None:
     emulator.inject(Fault.SERVER_ERROR)
-    recorder = Recorder()
-    async with connect(observer=recorder) as session:
-        await session.stop_runtime("ws-1", "crm")
+    await session.stop_runtime("ws-1", "crm")
 
     assert recorder.events == [
         "stop ws-1 crm",
@@ -178,27 +190,25 @@ async def test_fetching_the_key_is_not_part_of_an_attempt(emulator: Emulator) ->
 
 
 async def test_a_list_that_cannot_be_parsed_ends_with_its_error(
-    emulator: Emulator, connect: Connect
+    emulator: Emulator, session: BctrlSession, recorder: Recorder
 ) -> None:
     emulator.add_runtime("ws-1", "odd")
     emulator.runtimes["ws-1", "odd"]["id"] = "no UUID"
-    recorder = Recorder()
-    async with connect(observer=recorder) as session:
-        with pytest.raises(BctrlResponseError):
-            await session.list_runtimes("ws-1")
-        assert recorder.events[-1] == "end BctrlResponseError"
-        await session.list_runtimes("ws-1", on_unreadable=str)
-        assert recorder.events[-1] == "end"
+    with pytest.raises(BctrlResponseError):
+        await session.list_runtimes("ws-1")
+    assert recorder.events[-1] == "end BctrlResponseError"
+    await session.list_runtimes("ws-1", on_unreadable=str)
+    assert recorder.events[-1] == "end"
 
 
-async def test_a_cancelled_read_is_observed_to_end(emulator: Emulator, connect: Connect) -> None:
-    recorder = Recorder()
+async def test_a_cancelled_read_is_observed_to_end(
+    emulator: Emulator, session: BctrlSession, recorder: Recorder
+) -> None:
     emulator.inject(Fault.HANG, method="GET")
-    async with connect(observer=recorder) as session:
-        reading = asyncio.create_task(session.list_runtimes("ws-1"))
-        await wait_for_requests(emulator, 1)
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+    reading = asyncio.create_task(session.list_runtimes("ws-1"))
+    await wait_for_requests(emulator, 1)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
 
     assert recorder.events[-2:] == ["end CancelledError"] * 2
     assert recorder.begun == 0
@@ -226,14 +236,17 @@ async def test_an_observer_without_methods_changes_nothing(
         ("done", StopResult.ALREADY_STOPPED, 1),
     ],
 )
-async def test_the_error_observed_is_the_one_raised(
-    emulator: Emulator, connect: Connect, alias: str, result: StopResult, attempts: int
+async def test_the_error_observed_is_the_one_raised(  # noqa: PLR0917 - a table.
+    emulator: Emulator,
+    session: BctrlSession,
+    recorder: Recorder,
+    alias: str,
+    result: StopResult,
+    attempts: int,
 ) -> None:
-    recorder = Recorder()
     emulator.add_runtime("ws-1", "done", status="stopped")
-    async with connect(observer=recorder) as session:
-        with pytest.raises(BctrlError) as caught:
-            await session.stop_runtime("ws-1", alias)
+    with pytest.raises(BctrlError) as caught:
+        await session.stop_runtime("ws-1", alias)
 
     [outcome] = recorder.outcomes
     assert (outcome.result, outcome.attempts, recorder.begun) == (result, attempts, 0)
@@ -330,11 +343,9 @@ def test_calls_of_a_closed_loop_are_observed_to_end(monkeypatch: pytest.MonkeyPa
 
 class TestBulk:
     async def test_each_stop_the_run_and_every_outcome_are_observed_once(
-        self, connect: Connect
+        self, session: BctrlSession, recorder: Recorder
     ) -> None:
-        recorder = Recorder()
-        async with connect(observer=recorder) as session:
-            await session.stop_runtimes([("ws-1", "crm"), ("ws-1", ".."), cast("Any", 7)])
+        await session.stop_runtimes([("ws-1", "crm"), ("ws-1", ".."), cast("Any", 7)])
 
         assert recorder.events[0] == "bulk"
         assert recorder.events[-1] == "end StopReport"
@@ -344,12 +355,10 @@ class TestBulk:
         assert recorder.begun == 0
 
     async def test_a_stop_that_survives_an_outage_is_observed_as_one(
-        self, emulator: Emulator, connect: Connect
+        self, emulator: Emulator, session: BctrlSession, recorder: Recorder
     ) -> None:
-        recorder = Recorder()
         emulator.inject(Fault.DROP_BEFORE, Fault.DROP_BEFORE)
-        async with connect(observer=recorder) as session:
-            report = await session.stop_runtimes([("ws-1", "crm")])
+        report = await session.stop_runtimes([("ws-1", "crm")])
 
         assert report.ok
         assert sum(page.startswith("stop ") for page in recorder.events) == 1
@@ -360,12 +369,10 @@ class TestBulk:
         assert len(reads) == sum("GET" in page for page in attempts) == 2
 
     async def test_a_poll_is_an_attempt_of_its_stop(
-        self, emulator: Emulator, connect: Connect
+        self, emulator: Emulator, session: BctrlSession, recorder: Recorder
     ) -> None:
-        recorder = Recorder()
         emulator.inject(Fault.ACCEPTED)
-        async with connect(observer=recorder) as session:
-            report = await session.stop_runtimes([("ws-1", "crm")], verify=True)
+        report = await session.stop_runtimes([("ws-1", "crm")], verify=True)
 
         assert report.counts == {StopResult.STOPPED: 1}
         assert recorder.events == [

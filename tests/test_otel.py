@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,6 +89,12 @@ def observed(connect: Connect, backend: Backend) -> Connect:
     return partial(connect, observer=backend.observer())
 
 
+@pytest.fixture
+async def session(observed: Connect) -> AsyncIterator[BctrlSession]:
+    async with observed() as opened:
+        yield opened
+
+
 def attributes(span: ReadableSpan) -> dict[str, object]:
     return dict(span.attributes or {})
 
@@ -105,11 +111,10 @@ def prometheus_name(metric: Metric) -> str:
 
 class TestSpans:
     async def test_a_retried_stop_is_a_span_with_a_child_for_each_attempt(
-        self, emulator: Emulator, observed: Connect, backend: Backend
+        self, emulator: Emulator, session: BctrlSession, backend: Backend
     ) -> None:
         emulator.inject(Fault.SERVER_ERROR)
-        async with observed() as session:
-            await session.stop_runtime("ws-1", "crm")
+        await session.stop_runtime("ws-1", "crm")
 
         first, second, stop = backend.exporter.get_finished_spans()
         assert (stop.name, stop.parent, stop.kind) == ("stop_runtime", None, SpanKind.INTERNAL)
@@ -147,16 +152,15 @@ class TestSpans:
         ]
 
     async def test_the_current_span_is_the_parent_and_its_context_is_propagated(
-        self, emulator: Emulator, observed: Connect, backend: Backend
+        self, emulator: Emulator, session: BctrlSession, backend: Backend
     ) -> None:
         emulator.inject(Fault.SERVER_ERROR)
         token = context.attach(baggage.set_baggage("team", "blue"))
         try:
-            async with observed() as session:
-                with backend.tracers.get_tracer("test").start_as_current_span("cleanup") as parent:
-                    await session.stop_runtime("ws-1", "crm")
-                    await session.get_runtime("ws-1", "crm")
-                    await session.stop_runtimes([("ws-1", "crm")])
+            with backend.tracers.get_tracer("test").start_as_current_span("cleanup") as parent:
+                await session.stop_runtime("ws-1", "crm")
+                await session.get_runtime("ws-1", "crm")
+                await session.stop_runtimes([("ws-1", "crm")])
         finally:
             context.detach(token)
 
@@ -213,16 +217,15 @@ class TestSpans:
         assert attributes(stop).get("bctrl.may_have_stopped") is may_have_stopped
 
     async def test_a_cancelled_stop_ends_its_spans_and_is_no_longer_active(
-        self, emulator: Emulator, observed: Connect, backend: Backend
+        self, emulator: Emulator, session: BctrlSession, backend: Backend
     ) -> None:
         emulator.inject(Fault.HANG)
-        async with observed() as session:
-            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-            await wait_for_requests(emulator, 1)
-            active = backend.points("http.client.active_requests")
-            stopping.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await stopping
+        stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+        await wait_for_requests(emulator, 1)
+        active = backend.points("http.client.active_requests")
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
 
         active += backend.points("http.client.active_requests")
         assert [point.value for _, point in active] == [1, 0]
@@ -232,12 +235,11 @@ class TestSpans:
         assert attributes(stop)["bctrl.result"] == "unknown"
 
     async def test_reads_have_spans_of_the_same_kind(
-        self, emulator: Emulator, observed: Connect, backend: Backend
+        self, emulator: Emulator, session: BctrlSession, backend: Backend
     ) -> None:
-        async with observed() as session:
-            await session.list_runtimes("ws-1")
-            with pytest.raises(BctrlNotFoundError) as caught:
-                await session.get_runtime("ws-1", "gone")
+        await session.list_runtimes("ws-1")
+        with pytest.raises(BctrlNotFoundError) as caught:
+            await session.get_runtime("ws-1", "gone")
 
         list_attempt, listed, get_attempt, got = backend.exporter.get_finished_spans()
         assert is_child(list_attempt, listed)
@@ -277,11 +279,10 @@ class TestSpans:
 
 class TestBulk:
     async def test_it_is_a_span_with_counts_whose_children_are_the_stops(
-        self, emulator: Emulator, observed: Connect, backend: Backend
+        self, emulator: Emulator, session: BctrlSession, backend: Backend
     ) -> None:
         emulator.inject(Fault.SERVER_ERROR)
-        async with observed() as session:
-            report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "no"), ("ws-1", "..")])
+        report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "no"), ("ws-1", "..")])
 
         [bulk] = backend.spans("stop_runtimes")
         assert attributes(bulk) == {
@@ -303,11 +304,10 @@ class TestBulk:
         assert len(backend.spans(ATTEMPT)) == 3
 
     async def test_a_poll_is_a_child_of_its_stop_and_a_canary_a_read_of_the_bulk_stop(
-        self, emulator: Emulator, observed: Connect, backend: Backend
+        self, emulator: Emulator, session: BctrlSession, backend: Backend
     ) -> None:
         emulator.inject(Fault.DROP_BEFORE, Fault.ACCEPTED)
-        async with observed() as session:
-            await session.stop_runtimes([("ws-1", "crm")], verify=True)
+        await session.stop_runtimes([("ws-1", "crm")], verify=True)
 
         [bulk], [stop] = backend.spans("stop_runtimes"), backend.spans("stop_runtime")
         [canary], [attempt, poll] = backend.spans("get_runtime"), backend.spans(READ)
@@ -321,12 +321,11 @@ class TestBulk:
         assert "error.type" not in attributes(bulk)
 
     async def test_it_counts_throttled_attempts_and_resumed_outcomes(
-        self, emulator: Emulator, observed: Connect, backend: Backend, tmp_path: Path
+        self, emulator: Emulator, session: BctrlSession, backend: Backend, tmp_path: Path
     ) -> None:
         emulator.inject(Fault.RATE_LIMITED)
-        async with observed() as session:
-            for _ in range(2):
-                await session.stop_runtimes([("ws-1", "crm")], journal=tmp_path / "journal")
+        for _ in range(2):
+            await session.stop_runtimes([("ws-1", "crm")], journal=tmp_path / "journal")
 
         first, second = (attributes(span) for span in backend.spans("stop_runtimes"))
         assert (first["bctrl.throttled"], first["bctrl.resumed"]) == (1, 0)
@@ -368,11 +367,10 @@ class TestBulk:
 
 class TestMetrics:
     async def test_the_guide_to_prometheus_has_the_names_of_all_metrics(
-        self, emulator: Emulator, observed: Connect, backend: Backend
+        self, emulator: Emulator, session: BctrlSession, backend: Backend
     ) -> None:
         emulator.inject(Fault.RATE_LIMITED)
-        async with observed() as session:
-            await session.stop_runtime("ws-1", "crm")
+        await session.stop_runtime("ws-1", "crm")
         data = backend.reader.get_metrics_data()
         assert data is not None
         [resource] = data.resource_metrics
@@ -399,12 +397,11 @@ class TestMetrics:
         assert {point.value for _, point in points} == {0}
 
     async def test_outcomes_attempts_and_throttling_are_counted(
-        self, emulator: Emulator, observed: Connect, backend: Backend, pauses: list[float]
+        self, emulator: Emulator, session: BctrlSession, backend: Backend, pauses: list[float]
     ) -> None:
         emulator.inject(Fault.RATE_LIMITED, Reply(503), Fault.DROP_BEFORE)
-        async with observed() as session:
-            await session.stop_runtime("ws-1", "crm")
-            await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "gone")])
+        await session.stop_runtime("ws-1", "crm")
+        await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "gone")])
 
         assert len(pauses) == 3
         assert backend.counts("bctrl.stop.outcomes", "bctrl.result") == {
@@ -423,10 +420,9 @@ class TestMetrics:
         }
 
     async def test_durations_are_those_of_the_semantic_conventions(
-        self, emulator: Emulator, observed: Connect, backend: Backend
+        self, emulator: Emulator, session: BctrlSession, backend: Backend
     ) -> None:
-        async with observed() as session:
-            await session.stop_runtime("ws-1", "crm")
+        await session.stop_runtime("ws-1", "crm")
 
         [(labels, point)] = backend.points("http.client.request.duration")
         assert labels == {
@@ -441,11 +437,10 @@ class TestMetrics:
         assert point.explicit_bounds[0] == 0.005
 
     async def test_a_read_has_a_duration_but_is_not_a_stop_attempt(
-        self, emulator: Emulator, observed: Connect, backend: Backend, pauses: list[float]
+        self, emulator: Emulator, session: BctrlSession, backend: Backend, pauses: list[float]
     ) -> None:
         emulator.inject(Fault.RATE_LIMITED, method="GET")
-        async with observed() as session:
-            await session.get_runtime("ws-1", "crm")
+        await session.get_runtime("ws-1", "crm")
 
         assert len(pauses) == 1
         durations = backend.points("http.client.request.duration")
@@ -456,10 +451,9 @@ class TestMetrics:
 
 class TestSchema:
     async def test_spans_and_metrics_name_the_version_of_the_conventions(
-        self, observed: Connect, backend: Backend
+        self, session: BctrlSession, backend: Backend
     ) -> None:
-        async with observed() as session:
-            await session.stop_runtime("ws-1", "crm")
+        await session.stop_runtime("ws-1", "crm")
 
         data = backend.reader.get_metrics_data()
         assert data is not None
