@@ -49,40 +49,63 @@ async def emulator() -> AsyncIterator[HoldingEmulator]:
         yield running
 
 
+class Client(httpx2.AsyncClient):
+    """A client of the app."""
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
+        super().__init__(transport=transport, base_url="http://app", headers=LOGIN, timeout=BOUND)
+
+    async def enqueue(self, targets: list[tuple[str, str]], stop_id: UUID | None = None) -> str:
+        """Post a bulk stop; return its location."""
+        headers = {"Content-Type": "application/json"}
+        if stop_id is not None:
+            headers["Idempotency-Key"] = str(stop_id)
+        # ASCII: the client's own JSON cannot have a lone surrogate.
+        answer = await self.post("/stops", content=json.dumps(targets), headers=headers)
+        assert answer.status_code == 202
+        location: str = answer.headers["Location"]
+        assert location == f"/stops/{answer.json()['id']}"
+        return location
+
+    async def show(self, location: str) -> dict[str, Any]:
+        answer = await self.get(location)
+        assert answer.status_code == 200
+        shown: dict[str, Any] = answer.json()
+        return shown
+
+    async def wait_for_state(self, location: str, state: str) -> None:
+        async with asyncio.timeout(BOUND):
+            while (await self.show(location))["state"] != state:
+                await asyncio.sleep(0.005)
+
+
 @pytest.fixture
-def modules(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator: Emulator
-) -> dict[str, ModuleType]:
-    """The modules of the example, with a queue in memory."""
-    monkeypatch.setenv("DOCKET_URL", "memory://")
-    monkeypatch.setenv("STOPS_FOLDER", str(tmp_path / "stops"))
-    monkeypatch.setenv("APP_TOKEN", TOKEN)
-    monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-    monkeypatch.setenv("BCTRL_API_KEY", KEY)
+def stops(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, emulator: Emulator) -> ModuleType:
+    """The module `stops` of the example, with a queue in memory."""
+    for name, value in {
+        "DOCKET_URL": "memory://",
+        "STOPS_FOLDER": str(tmp_path / "stops"),
+        "APP_TOKEN": TOKEN,
+        "BCTRL_BASE_URL": emulator.url,
+        "BCTRL_API_KEY": KEY,
+    }.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(EXAMPLE)
-    names = ("stops", "web", "worker")
-    for name in names:
+    for name in ("stops", "web"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    return {name: importlib.import_module(name) for name in names}
-
-
-@pytest.fixture
-def stops(modules: dict[str, ModuleType]) -> ModuleType:
+    stops = importlib.import_module("stops")
     # Retries follow at once, and soon if a busy machine has used up the first ones.
-    modules["stops"].RETRY.delay = timedelta(milliseconds=20)
-    modules["stops"].RETRY.maximum_delay = timedelta(seconds=2)
-    return modules["stops"]
+    stops.RETRY.delay = timedelta(milliseconds=20)
+    stops.RETRY.maximum_delay = timedelta(seconds=2)
+    return stops
 
 
 @pytest.fixture
-async def client(modules: dict[str, ModuleType]) -> AsyncIterator[httpx2.AsyncClient]:
-    app = modules["web"].app
-    async with app.router.lifespan_context(app):
-        transport = httpx2.ASGITransport(app)
-        async with httpx2.AsyncClient(
-            transport=transport, base_url="http://app", headers=LOGIN
-        ) as client:
-            yield client
+async def client(stops: ModuleType) -> AsyncIterator[Client]:
+    app = importlib.import_module("web").app
+    async with app.router.lifespan_context(app), Client(httpx2.ASGITransport(app)) as client:
+        assert stops.docket
+        yield client
 
 
 async def redeliver(docket: Docket) -> None:
@@ -133,47 +156,19 @@ async def working(stops: ModuleType) -> AsyncIterator[None]:
     await redeliver(stops.docket)
 
 
-async def enqueue(
-    client: httpx2.AsyncClient, targets: list[tuple[str, str]], stop_id: UUID | None = None
-) -> str:
-    """Post a bulk stop; return its location."""
-    headers = {"Content-Type": "application/json"}
-    if stop_id is not None:
-        headers["Idempotency-Key"] = str(stop_id)
-    # ASCII: the client's own JSON cannot have a lone surrogate.
-    answer = await client.post("/stops", content=json.dumps(targets), headers=headers)
-    assert answer.status_code == 202
-    location: str = answer.headers["Location"]
-    assert location == f"/stops/{answer.json()['id']}"
-    return location
-
-
-async def show(client: httpx2.AsyncClient, location: str) -> dict[str, Any]:
-    answer = await client.get(location)
-    assert answer.status_code == 200
-    shown: dict[str, Any] = answer.json()
-    return shown
-
-
-async def wait_for_state(client: httpx2.AsyncClient, location: str, state: str) -> None:
-    async with asyncio.timeout(BOUND):
-        while (await show(client, location))["state"] != state:
-            await asyncio.sleep(0.005)
-
-
 class TestInProcess:
     async def test_a_bulk_stop_is_accepted_and_a_worker_runs_it_to_its_report(
-        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
+        self, client: Client, stops: ModuleType, emulator: Emulator
     ) -> None:
         valid = add_runtimes(emulator, 50)
         # No URL can have the last one.
         targets = [*valid, ("ws-1", "gone"), ("ws-1", ".."), ("ws-1", "\ud800")]
-        location = await enqueue(client, [*targets, targets[0]])
-        queued = await show(client, location)
+        location = await client.enqueue([*targets, targets[0]])
+        queued = await client.show(location)
         assert (queued["state"], queued["total"]) == ("queued", 53)
         assert (queued["counts"], queued["report"]) == ({}, None)
         await work(stops)
-        done = await show(client, location)
+        done = await client.show(location)
         assert (done["state"], done["total"]) == ("completed", 53)
         assert done["counts"] == {"stopped": 50, "not_found": 1, "rejected": 2}
         assert done["report"]["counts"] == done["counts"]
@@ -182,30 +177,30 @@ class TestInProcess:
         assert emulator.received == Counter(targets[:-2])
 
     async def test_a_repeated_request_is_one_run_and_afterwards_tries_the_failures_again(
-        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: HoldingEmulator
+        self, client: Client, stops: ModuleType, emulator: HoldingEmulator
     ) -> None:
         targets = [*add_runtimes(emulator, 200), ("ws-1", "gone")]
         emulator.held.add("r0")
         stop_id = uuid4()
-        location = await enqueue(client, targets, stop_id)
-        assert await enqueue(client, targets, stop_id) == location
+        location = await client.enqueue(targets, stop_id)
+        assert await client.enqueue(targets, stop_id) == location
         async with working(stops):
             await wait_for_requests(emulator, 1)
-            assert await enqueue(client, targets, stop_id) == location
+            assert await client.enqueue(targets, stop_id) == location
             emulator.held.clear()
-            await wait_for_state(client, location, "completed")
+            await client.wait_for_state(location, "completed")
             assert emulator.received == Counter(targets)
-            await enqueue(client, targets, stop_id)
-            await wait_for_state(client, location, "completed")
+            await client.enqueue(targets, stop_id)
+            await client.wait_for_state(location, "completed")
         assert emulator.received == Counter([*targets, ("ws-1", "gone")])
-        assert (await show(client, location))["report"]["resumed"] == 200
+        assert (await client.show(location))["report"]["resumed"] == 200
 
     async def test_an_idempotency_key_belongs_to_its_targets(
-        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
+        self, client: Client, stops: ModuleType, emulator: Emulator
     ) -> None:
         [target] = add_runtimes(emulator, 1)
         stop_id = uuid4()
-        await enqueue(client, [target], stop_id)
+        await client.enqueue([target], stop_id)
         other = await client.post(
             "/stops", json=[["ws-1", "other"]], headers={"Idempotency-Key": str(stop_id)}
         )
@@ -216,24 +211,6 @@ class TestInProcess:
             f"{stop_id}.jsonl",
             f"{stop_id}.targets.jsonl",
         ]
-
-    async def test_a_stop_interrupted_by_a_shutdown_goes_on_in_the_next_worker(
-        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
-    ) -> None:
-        targets = add_runtimes(emulator, 500)
-        location = await enqueue(client, targets)
-        async with working(stops):
-            await wait_for_requests(emulator, 150)
-        sent = len(emulator.requests)
-        assert sent < 500
-        waiting = await show(client, location)
-        assert waiting["state"] == "queued"
-        assert waiting["counts"] == {"stopped": sent, "not_sent": 500 - sent}
-        await work(stops)
-        done = await show(client, location)
-        assert done["report"]["counts"] == {"stopped": 500}
-        assert done["report"]["resumed"] == sent
-        assert emulator.received == Counter(targets)
 
     async def test_a_stop_that_begins_during_a_shutdown_sends_nothing_and_goes_back_at_once(
         self, stops: ModuleType, emulator: Emulator
@@ -250,57 +227,57 @@ class TestInProcess:
 
     async def test_unanswered_stops_are_abandoned_at_shutdown_and_sent_again(
         self,
-        client: httpx2.AsyncClient,
+        client: Client,
         stops: ModuleType,
         emulator: Emulator,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(stops, "DRAIN", 0.01)
         emulator.inject(Fault.HANG)
-        location = await enqueue(client, add_runtimes(emulator, 1))
+        location = await client.enqueue(add_runtimes(emulator, 1))
         async with working(stops):
             await wait_for_requests(emulator, 1)
-        assert (await show(client, location))["counts"] == {"unknown": 1}
+        assert (await client.show(location))["counts"] == {"unknown": 1}
         await work(stops)
-        assert (await show(client, location))["report"]["counts"] == {"already_stopped": 1}
+        assert (await client.show(location))["report"]["counts"] == {"already_stopped": 1}
 
     async def test_while_another_worker_has_the_journal_the_stop_waits(
-        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
+        self, client: Client, stops: ModuleType, emulator: Emulator
     ) -> None:
         targets = add_runtimes(emulator, 5)
         stop_id = uuid4()
-        location = await enqueue(client, targets, stop_id)
+        location = await client.enqueue(targets, stop_id)
         other = Journal(stops.journal_file(stop_id), f"{emulator.url}/v1")
         async with working(stops):
-            await wait_for_state(client, location, "scheduled")
+            await client.wait_for_state(location, "scheduled")
             assert emulator.requests == []
             other.close()
-            await wait_for_state(client, location, "completed")
+            await client.wait_for_state(location, "completed")
         assert emulator.received == Counter(targets)
 
     async def test_a_stop_that_ended_early_is_run_again(
         self,
-        client: httpx2.AsyncClient,
+        client: Client,
         stops: ModuleType,
         emulator: Emulator,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         targets = add_runtimes(emulator, 5)
-        location = await enqueue(client, targets)
+        location = await client.enqueue(targets)
         monkeypatch.setenv("BCTRL_API_KEY", "revoked")
         async with working(stops):
-            await wait_for_state(client, location, "scheduled")
-        counts = (await show(client, location))["counts"]
+            await client.wait_for_state(location, "scheduled")
+        counts = (await client.show(location))["counts"]
         # The shutdown can interrupt a second run.
         assert counts.keys() <= {"rejected", "not_sent"}
         assert sum(counts.values()) == 5
         monkeypatch.setenv("BCTRL_API_KEY", KEY)
         await work(stops)
-        assert (await show(client, location))["report"]["counts"] == {"stopped": 5}
+        assert (await client.show(location))["report"]["counts"] == {"stopped": 5}
 
     async def test_the_last_run_reports_the_first_failures(
         self,
-        client: httpx2.AsyncClient,
+        client: Client,
         stops: ModuleType,
         emulator: Emulator,
         monkeypatch: pytest.MonkeyPatch,
@@ -308,28 +285,28 @@ class TestInProcess:
         monkeypatch.setattr(stops, "ATTEMPTS", 2)
         monkeypatch.setattr(stops, "MAX_FAILURES", 3)
         monkeypatch.setenv("BCTRL_API_KEY", "revoked")
-        location = await enqueue(client, add_runtimes(emulator, 5))
+        location = await client.enqueue(add_runtimes(emulator, 5))
         await work(stops)
-        done = await show(client, location)
+        done = await client.show(location)
         assert done["state"] == "completed"
         assert done["report"]["counts"] == {"rejected": 5}
         assert len(done["report"]["failures"]) == 3
 
     async def test_a_stop_that_the_queue_has_lost_can_be_posted_again(
-        self, client: httpx2.AsyncClient, stops: ModuleType, emulator: Emulator
+        self, client: Client, stops: ModuleType, emulator: Emulator
     ) -> None:
         targets = add_runtimes(emulator, 5)
         stop_id = uuid4()
-        location = await enqueue(client, targets, stop_id)
+        location = await client.enqueue(targets, stop_id)
         async with stops.docket.redis() as redis:
             await redis.delete(stops.docket.stream_key, stops.docket.runs_key(str(stop_id)))
-        assert (await show(client, location))["state"] is None
-        await enqueue(client, targets, stop_id)
+        assert (await client.show(location))["state"] is None
+        await client.enqueue(targets, stop_id)
         await work(stops)
-        assert (await show(client, location))["counts"] == {"stopped": 5}
+        assert (await client.show(location))["counts"] == {"stopped": 5}
 
     async def test_a_request_without_the_token_or_for_no_stop_is_refused(
-        self, client: httpx2.AsyncClient, stops: ModuleType
+        self, client: Client, stops: ModuleType
     ) -> None:
         for method, path, headers, status in [
             ("POST", "/stops", {"Authorization": ""}, 401),
@@ -345,7 +322,7 @@ class TestInProcess:
 
     async def test_while_the_queue_is_away_clients_are_told_to_come_back(
         self,
-        client: httpx2.AsyncClient,
+        client: Client,
         stops: ModuleType,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -393,12 +370,9 @@ asyncio.run(worker.main())
 """
         return self._run("-c", code, BCTRL_API_KEY=KEY)
 
-    def client(self) -> httpx2.AsyncClient:
+    def client(self) -> Client:
         """Return a client of the app."""
-        transport = httpx2.AsyncHTTPTransport(uds=str(self._socket))
-        return httpx2.AsyncClient(
-            transport=transport, base_url="http://app", headers=LOGIN, timeout=BOUND
-        )
+        return Client(httpx2.AsyncHTTPTransport(uds=str(self._socket)))
 
     async def up(self) -> None:
         """Wait until the app serves."""
@@ -456,62 +430,49 @@ def assert_one_true_outcome_each(
 
 
 @pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
-class TestProcesses:
-    async def test_a_stop_outlives_the_app_and_a_worker_that_is_killed(
-        self, emulator: HoldingEmulator, tmp_path: Path
-    ) -> None:
-        targets = add_runtimes(emulator, 900)
-        emulator.held.update(alias for _, alias in targets[300:])
-        async with AsyncExitStack() as stack:
-            server = stack.enter_context(redis_server(SERVERS[0]))
-            backend = Backend(tmp_path, server.url, emulator.url)
-            docket = await stack.enter_async_context(Docket("stops", server.url))
-            killed = await stack.enter_async_context(backend.worker())
-            async with backend.web() as web, backend.client() as client:
-                await backend.up()
-                location = await enqueue(client, targets)
-                await sent(emulator, 300)
-                web.kill()
-            killed.kill()
-            await killed.wait()
-            emulator.held.clear()
-            await redeliver(docket)
-            await stack.enter_async_context(backend.worker())
-            held = await everything_in(server.url)
-            async with backend.web(), backend.client() as client:
-                await backend.up()
-                await wait_for_state(client, location, "completed")
-                done = await show(client, location)
-            held += await everything_in(server.url)
-        results = assert_one_true_outcome_each(backend, location, targets, emulator)
-        assert done["report"]["ok"]
-        assert done["counts"] == done["report"]["counts"] == results
-        # Only what was in flight was sent again.
-        assert results["already_stopped"] <= len(emulator.requests) - 900 <= 100
-        # The queue held the id of the stop, but neither its targets nor the API key.
-        texts = (location.removeprefix("/stops/"), "ws-1", KEY)
-        assert [text.encode() in held for text in texts] == [True, False, False]
-
-    async def test_a_worker_that_is_shut_down_hands_its_stop_to_another(
-        self, emulator: Emulator, tmp_path: Path
-    ) -> None:
-        targets = add_runtimes(emulator, 900)
-        async with AsyncExitStack() as stack:
-            server = stack.enter_context(redis_server(SERVERS[-1]))
-            backend = Backend(tmp_path, server.url, emulator.url)
-            first = await stack.enter_async_context(backend.worker())
-            await stack.enter_async_context(backend.web())
+async def test_a_stop_outlives_the_app_a_worker_that_is_shut_down_and_one_that_is_killed(
+    emulator: HoldingEmulator, tmp_path: Path
+) -> None:
+    targets = add_runtimes(emulator, 900)
+    emulator.held.update(alias for _, alias in targets[600:])
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(redis_server(SERVERS[0]))
+        backend = Backend(tmp_path, server.url, emulator.url)
+        docket = await stack.enter_async_context(Docket("stops", server.url))
+        shut_down = await stack.enter_async_context(backend.worker())
+        async with backend.web() as web, backend.client() as client:
             await backend.up()
-            client = await stack.enter_async_context(backend.client())
-            location = await enqueue(client, targets)
+            location = await client.enqueue(targets)
             await sent(emulator, 300)
-            first.terminate()
-            async with asyncio.timeout(BOUND):
-                assert await first.wait() == 0
-            assert len(emulator.requests) < 900
-            assert (await show(client, location))["state"] == "queued"
-            await stack.enter_async_context(backend.worker())
-            await wait_for_state(client, location, "completed")
-        results = assert_one_true_outcome_each(backend, location, targets, emulator)
-        assert results == {"stopped": 900}
-        assert emulator.received == Counter(targets)
+            shut_down.terminate()
+            assert await asyncio.wait_for(shut_down.wait(), BOUND) == 0
+            handed_over = len(emulator.requests)
+            assert handed_over < 600
+            waiting = await client.show(location)
+            assert waiting["state"] == "queued"
+            assert waiting["counts"] == {"stopped": handed_over, "not_sent": 900 - handed_over}
+
+            killed = await stack.enter_async_context(backend.worker())
+            await sent(emulator, 600)
+            web.kill()
+        # So far, each target was sent once.
+        assert max(emulator.received.values()) == 1
+        killed.kill()
+        await killed.wait()
+        emulator.held.clear()
+        await redeliver(docket)
+        await stack.enter_async_context(backend.worker())
+        held = await everything_in(server.url)
+        async with backend.web(), backend.client() as client:
+            await backend.up()
+            await client.wait_for_state(location, "completed")
+            done = await client.show(location)
+        held += await everything_in(server.url)
+    results = assert_one_true_outcome_each(backend, location, targets, emulator)
+    assert done["report"]["ok"]
+    assert done["counts"] == done["report"]["counts"] == results
+    # Only what was in flight was sent again.
+    assert results["already_stopped"] <= len(emulator.requests) - 900 <= 100
+    # The queue held the id of the stop, but neither its targets nor the API key.
+    texts = (location.removeprefix("/stops/"), "ws-1", KEY)
+    assert [text.encode() in held for text in texts] == [True, False, False]
