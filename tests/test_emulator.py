@@ -7,14 +7,13 @@ import socket
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self, cast
 from urllib.parse import quote
 from uuid import UUID
 
-import aiohttp
 import pytest
 import yaml
 from helpers import BOUND, free_port, pass_time
@@ -23,7 +22,6 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from yarl import URL
 
-from bctrl_async import BctrlSession, StopResult
 from bctrl_async.emulator import Emulator, Fault, ReceivedRequest, Reply, WireRuntime
 from bctrl_async.emulator._contract import parse_route
 
@@ -36,55 +34,15 @@ STOP = f"{GET}/stop"
 
 
 class Answer(NamedTuple):
+    """An answer; the names of its headers are in lower case."""
+
     status: int
-    headers: Mapping[str, str]
+    headers: dict[str, str]
     body: bytes
 
     @property
     def json(self) -> dict[str, object]:
         return cast("dict[str, object]", json.loads(self.body))
-
-
-Send = Callable[..., Coroutine[object, object, Answer]]
-
-
-@asynccontextmanager
-async def client_of(emulator: Emulator) -> AsyncIterator[Send]:
-    """Yield a function that sends a request: by default a stop of `crm` in `ws`."""
-    timeout = aiohttp.ClientTimeout(total=BOUND)
-    async with aiohttp.ClientSession(emulator.url, timeout=timeout) as client:
-
-        async def send(path: str = STOP, method: str = "POST", key: str = KEY) -> Answer:
-            url, headers = URL(path, encoded=True), {"Authorization": key}
-            async with client.request(method, url, headers=headers) as response:
-                return Answer(response.status, response.headers, await response.read())
-
-        yield send
-
-
-@asynccontextmanager
-async def running(**options: object) -> AsyncIterator[tuple[Emulator, Send]]:
-    """Run an emulator with the runtime `crm` in `ws`; yield it and its client."""
-    async with Emulator(port=0, **options) as emulator, client_of(emulator) as send:  # type: ignore[arg-type]
-        emulator.add_runtime("ws", "crm")
-        yield emulator, send
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with Emulator(port=0, fault_latency=0.001) as emulator:
-        emulator.add_runtime("ws", "crm")
-        yield emulator
-
-
-@pytest.fixture
-async def send(emulator: Emulator) -> AsyncIterator[Send]:
-    async with client_of(emulator) as send:
-        yield send
-
-
-def path_of(workspace_id: str, alias: str) -> str:
-    return f"/v1/workspaces/{workspace_id}/runtimes/{alias}/stop"
 
 
 class Wire:
@@ -102,22 +60,32 @@ class Wire:
         with suppress(ConnectionError):
             await self._writer.wait_closed()
 
-    async def send(self, path: str = STOP, body: bytes = b"", *headers: str) -> None:
-        lines = [f"POST {path} HTTP/1.1", "Host: x", f"Authorization: {KEY}", *headers]
-        lines += [f"Content-Length: {len(body)}", "", ""]
+    async def send(
+        self,
+        path: str = STOP,
+        method: str = "POST",
+        key: str = KEY,
+        *,
+        body: bytes = b"",
+        encoding: str = "identity",
+    ) -> None:
+        lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Authorization: {key}"]
+        lines += [f"Content-Encoding: {encoding}", f"Content-Length: {len(body)}", "", ""]
         self._writer.write("\r\n".join(lines).encode() + body)
         await self._writer.drain()
 
     async def head(self) -> tuple[int, dict[str, str]]:
         async with asyncio.timeout(BOUND):
             lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().splitlines()
-        headers = dict(line.lower().split(": ", 1) for line in lines[1:-1])
+        pairs = [line.split(": ", 1) for line in lines[1:-1]]
+        headers = {name.lower(): value for name, value in pairs}
+        assert len(headers) == len(pairs), "a header was sent twice"
         return int(lines[0].split()[1]), headers
 
     async def answer(self) -> Answer:
         status, headers = await self.head()
         async with asyncio.timeout(BOUND):
-            body = await self.reader.readexactly(int(headers["content-length"]))
+            body = await self.reader.readexactly(int(headers.get("content-length", 0)))
         return Answer(status, headers, body)
 
     @property
@@ -130,10 +98,36 @@ class Wire:
             return await self.reader.read()
 
 
+async def ask(emulator: Emulator, path: str = STOP, method: str = "POST", key: str = KEY) -> Answer:
+    """Return the answer to a request, by default a stop of `crm` in `ws`."""
+    async with Wire(emulator) as wire:
+        await wire.send(path, method, key)
+        return await wire.answer()
+
+
+Send = Callable[..., Coroutine[object, object, Answer]]
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator(port=0, fault_latency=0.001) as emulator:
+        emulator.add_runtime("ws", "crm")
+        yield emulator
+
+
+@pytest.fixture
+def send(emulator: Emulator) -> Send:
+    return partial(ask, emulator)
+
+
 @pytest.fixture
 async def wire(emulator: Emulator) -> AsyncIterator[Wire]:
     async with Wire(emulator) as wire:
         yield wire
+
+
+def path_of(workspace_id: str, alias: str) -> str:
+    return f"/v1/workspaces/{workspace_id}/runtimes/{alias}/stop"
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -165,7 +159,7 @@ async def test_a_stop_and_a_get_answer_with_the_runtime_as_in_the_contract(
     after = await send(stop.removesuffix("/stop"), "GET")
 
     for answer in (before, stopped, after):
-        assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+        assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
         assert errors_against_contract(answer.json) == []
         assert (answer.json["kind"], answer.json["alias"]) == (kind, "crm")
     assert stopped.json == after.json == emulator.runtimes[workspace_id, "crm"]
@@ -236,7 +230,7 @@ async def test_a_refusal_has_the_documented_fields_and_stops_nothing(  # noqa: P
     assert all(isinstance(value, str) and value for value in answer.json.values())
     assert answer.json["requestId"] == answer.headers["x-request-id"]
     if answer.status == 405:
-        assert answer.headers["Allow"] == ("POST" if path == STOP else "GET")
+        assert answer.headers["allow"] == ("POST" if path == STOP else "GET")
     assert emulator.status("ws", "crm") == "active"
     assert emulator.status("ws", "mail") is None
     is_known_stop = method == "POST" and answer.json["code"] == "runtime.not_found"
@@ -244,25 +238,22 @@ async def test_a_refusal_has_the_documented_fields_and_stops_nothing(  # noqa: P
 
 
 async def test_the_key_is_configurable_and_can_be_rotated() -> None:
-    async with running(api_key="k2") as (emulator, send):
+    async with Emulator(port=0, api_key="k2") as emulator:
+        emulator.add_runtime("ws", "crm")
         keys = [KEY, "Bearer k2", "Bearer k3"]
-        statuses = [(await send(key=key)).status for key in keys]
+        statuses = [(await ask(emulator, key=key)).status for key in keys]
         emulator.api_key = "k3"
-        statuses += [(await send(key=key)).status for key in keys]
+        statuses += [(await ask(emulator, key=key)).status for key in keys]
     assert statuses == [401, 200, 401, 401, 401, 409]
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "/v1/stop",
         "/v2/workspaces/ws/runtimes/crm/stop",
         "/v1/v1/workspaces/ws/runtimes/crm/stop",
-        "/v1/workspaces/ws",
         "/v1/workspaces/ws/runtimes/",
         "/v1/workspaces/../runtimes",
-        "/v1/workspaces/ws/runtimes/..",
-        "/v1/workspaces/ws/runtimes/crm/stop/",
         "/v1/workspaces/ws/runtimes/a/b/stop",
         "//v1/workspaces/ws/runtimes/crm/stop",
         "/v1/workspaces//runtimes/crm/stop",
@@ -294,7 +285,7 @@ async def test_a_list_has_all_runtimes_of_its_workspace_and_no_others(
     emulator.add_runtime("other", "crm")
     answer = await send(LIST, "GET")
     failed = emulator.runtimes["ws", "a/b"]
-    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     assert answer.json == {"runtimes": [emulator.runtimes["ws", "crm"], failed]}
     assert (failed["status"], failed["createdAt"]) == ("failed", "2026-11-25T08:00:00Z")
 
@@ -317,18 +308,7 @@ async def test_a_workspace_is_known_by_the_uuid_of_its_answers_as_well(
     assert [request.workspace_id for request in emulator.requests[:4]] == ["ws"] * 4
     assert workspace_id in emulator.requests[2].raw_path
     assert emulator.status(workspace_id, "crm") == "stopped"
-
-
-async def test_what_a_session_lists_can_be_stopped(emulator: Emulator) -> None:
-    emulator.add_runtime("ws", "mail")
-    async with BctrlSession(emulator.api_key, base_url=emulator.url) as session:
-        runtimes = await session.list_runtimes("ws")
-        report = await session.stop_runtimes(
-            (str(runtime.workspace_id), runtime.alias) for runtime in runtimes
-        )
-    assert report.counts == {StopResult.STOPPED: 2}
-    for name in ("ws", str(runtimes[0].workspace_id)):
-        emulator.assert_stopped(name, "crm", "mail", only=True)
+    emulator.assert_stopped(workspace_id, "crm")
 
 
 async def test_faults_are_met_under_either_name_of_a_workspace(
@@ -416,7 +396,7 @@ async def test_a_request_is_recorded_as_it_arrived(emulator: Emulator, wire: Wir
     emulator.inject(Fault.SERVER_ERROR)
     packed = gzip.compress(b"{}")
     path = f"{path_of('ws', '%63rm')}?x=/1"
-    await wire.send(path, packed, "Content-Encoding: gzip")
+    await wire.send(path, body=packed, encoding="gzip")
     await wire.answer()
     [received] = emulator.requests
     assert received == ReceivedRequest(
@@ -460,10 +440,10 @@ async def test_requests_are_recorded_with_what_they_asked_for_and_were_answered(
 
 
 async def test_the_time_between_two_requests_is_recorded() -> None:
-    async with running() as (emulator, send):
-        await send()
+    async with Emulator(port=0) as emulator:
+        await ask(emulator)
         pass_time(40)
-        await send()
+        await ask(emulator)
     first, second = emulator.requests
     assert 0 <= first.received_at < 40
     assert 40 <= second.received_at - first.received_at < 80
@@ -534,8 +514,8 @@ async def test_a_fault_with_an_answer_of_its_own_has_it_once(  # noqa: PLR0917 -
 ) -> None:
     emulator.inject(fault)
     answer = await send()
-    assert (answer.status, answer.headers["Content-Type"]) == (status, content_type)
-    assert "Retry-After" not in answer.headers
+    assert (answer.status, answer.headers["content-type"]) == (status, content_type)
+    assert "retry-after" not in answer.headers
     assert answer.body.decode().startswith(body)
     assert (await send()).status == (409 if fault.takes_effect else 200)
 
@@ -575,7 +555,7 @@ async def test_a_fault_of_the_body_breaks_the_contract_as_it_says(
     faults = [Fault.MALFORMED_JSON, Fault.OVERSIZED, Fault.UNKNOWN_VALUES]
     emulator.inject(*faults)
     answers = [await send() for _ in faults]
-    assert [(each.status, each.headers["Content-Type"]) for each in answers] == [(200, JSON)] * 3
+    assert [(each.status, each.headers["content-type"]) for each in answers] == [(200, JSON)] * 3
     malformed, oversized, unknown = answers
     with pytest.raises(json.JSONDecodeError):
         json.loads(malformed.body)
@@ -670,16 +650,11 @@ async def test_a_client_that_leaves_ends_its_request_without_an_error(
     assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        Fault.LATENCY,
-        Fault.SLOW_DRIP,
-        Fault.CLOSE_KEPT_ALIVE,
-        Fault.STRAY_ANSWER,
-        Fault.LATE_STRAY_ANSWER,
-    ],
-)
+CARRYING = {Fault.LATENCY, Fault.SLOW_DRIP, Fault.CLOSE_KEPT_ALIVE}
+STRAY = {Fault.STRAY_ANSWER, Fault.LATE_STRAY_ANSWER}
+
+
+@pytest.mark.parametrize("fault", sorted(CARRYING | STRAY))
 async def test_a_fault_of_the_connection_carries_the_normal_response(
     emulator: Emulator, fault: Fault
 ) -> None:
@@ -758,12 +733,12 @@ async def test_a_poisoned_runtime_meets_its_fault_in_every_request_until_it_is_c
 async def test_requests_above_the_rate_limit_get_a_429_and_change_nothing(
     rate_limit: float, expected: dict[int, int]
 ) -> None:
-    async with running(rate_limit=rate_limit) as (emulator, send):
+    async with Emulator(port=0, rate_limit=rate_limit) as emulator:
         for number in range(9):
             emulator.add_runtime("ws", f"r{number}")
         # It covers reads as well.
-        answers = [await send(GET, "GET")]
-        answers += [await send(path_of("ws", f"r{number}")) for number in range(9)]
+        answers = [await ask(emulator, f"{LIST}/r0", "GET")]
+        answers += [await ask(emulator, path_of("ws", f"r{number}")) for number in range(9)]
     assert Counter(answer.status for answer in answers) == expected
     stopped = [runtime["status"] for runtime in emulator.runtimes.values()].count("stopped")
     assert stopped == expected[200] - 1
@@ -771,20 +746,21 @@ async def test_requests_above_the_rate_limit_get_a_429_and_change_nothing(
 
 
 async def test_random_faults_are_met_by_stops_only_and_after_injected_ones() -> None:
-    async with running(faults={Fault.SERVER_ERROR: 1}) as (emulator, send):
+    async with Emulator(port=0, faults={Fault.SERVER_ERROR: 1}) as emulator:
+        emulator.add_runtime("ws", "crm")
         emulator.inject(Fault.RATE_LIMITED, None)
-        assert (await send(GET, "GET")).status == 200
-        assert [(await send()).status for _ in range(3)] == [429, 200, 500]
+        assert (await ask(emulator, GET, "GET")).status == 200
+        assert [(await ask(emulator)).status for _ in range(3)] == [429, 200, 500]
 
 
 async def faults_met(
     order: list[tuple[str, str]], faults: Mapping[Fault, float], *, seed: int = 7
 ) -> dict[tuple[str, str], list[Fault | Reply | None]]:
     met: dict[tuple[str, str], list[Fault | Reply | None]] = {}
-    async with Emulator(port=0, faults=faults, seed=seed) as emulator, client_of(emulator) as send:
+    async with Emulator(port=0, faults=faults, seed=seed) as emulator:
         for target in order:
             emulator.add_runtime(*target)
-        await asyncio.gather(*(send(path_of(*target)) for target in order))
+        await asyncio.gather(*(ask(emulator, path_of(*target)) for target in order))
     for request in emulator.requests:
         met.setdefault(request.target, []).append(request.fault)
     return met
@@ -818,9 +794,9 @@ async def test_each_fault_occurs_with_its_probability() -> None:
 
 async def test_an_ipv6_address_stands_in_brackets() -> None:
     try:
-        async with Emulator(host="::1", port=0) as emulator, client_of(emulator) as send:
+        async with Emulator(host="::1", port=0) as emulator:
             assert emulator.url.startswith("http://[::1]:")
-            assert (await send()).status == 404
+            assert (await ask(emulator)).status == 404
     except OSError as error:  # pragma: no cover - depends on the machine
         pytest.skip(f"no IPv6 here: {error}")
 
@@ -855,9 +831,7 @@ async def test_an_emulator_starts_only_once_and_may_be_closed_at_any_time() -> N
         await Wire(emulator).__aenter__()
 
 
-@pytest.mark.parametrize(
-    "fault", [Fault.HANG, Fault.LATENCY, Fault.SLOW_DRIP, Fault.OVERSIZED, Fault.LATE_STRAY_ANSWER]
-)
+@pytest.mark.parametrize("fault", sorted(CARRYING | STRAY | {Fault.HANG, Fault.OVERSIZED}))
 async def test_close_aborts_pending_responses_and_leaves_no_task(
     fault: Fault, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -924,10 +898,8 @@ async def test_close_waits_for_a_connection_that_is_already_closing() -> None:
         (lambda: Emulator(api_key=""), "api_key is empty: give"),
         (lambda: Emulator(latency=-1), "latency is -1: give 0 to 86400"),
         (lambda: Emulator(rate_limit=0), "rate_limit is 0: give 0.0001 to 1000000"),
-        (lambda: Emulator(rate_limit=float("inf")), "rate_limit is inf: give 0.0001 to"),
         (lambda: Emulator(fault_latency=float("nan")), "fault_latency is nan: give 0 to"),
         (lambda: Emulator(faults={Fault.HANG: -0.1}), r"faults\[hang\] is -0.1: give 0 to 1"),
-        (lambda: Emulator(faults={Fault.HANG: 1.1}), r"faults\[hang\] is 1.1: give 0 to 1"),
         (lambda: Emulator(faults={Fault.HANG: 0.6, Fault.FAILED: 0.6}), "add up to 1.2: give"),
         (lambda: Emulator(faults={cast("Fault", "x"): 0.1}), "'x': give members of Fault"),
         (lambda: Emulator().add_runtime("", "crm"), "workspace_id is empty"),

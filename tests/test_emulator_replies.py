@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
-import aiohttp
 import pytest
+from test_emulator import Send, Wire, ask
 
 from bctrl_async import BctrlPermissionError, BctrlSession
 from bctrl_async.emulator import Emulator, Fault, Reply
@@ -18,20 +18,11 @@ GET = f"{LIST}/crm"
 STOP = f"{GET}/stop"
 JSON, TEXT, HTML = "application/json", "text/plain; charset=utf-8", "text/html"
 
-Send = Callable[..., Awaitable[tuple[aiohttp.ClientResponse, bytes]]]
-
 
 @pytest.fixture
-async def send(emulator: Emulator) -> AsyncIterator[Send]:
-    """A function that sends a request, by default a stop, and returns the answer."""
-    headers = {"Authorization": "Bearer emulator-key"}
-    async with aiohttp.ClientSession(emulator.url, headers=headers) as client:
-
-        async def send(path: str = STOP, method: str = "POST") -> object:
-            async with client.request(method, path, allow_redirects=False) as response:
-                return response, await response.read()
-
-        yield cast("Send", send)
+def send(emulator: Emulator) -> Send:
+    """A function that sends a request, by default a stop."""
+    return partial(ask, emulator, STOP)
 
 
 async def test_an_error_has_the_given_fields_and_stops_nothing(
@@ -40,13 +31,13 @@ async def test_an_error_has_the_given_fields_and_stops_nothing(
     emulator.inject(
         Reply(403, code="plan.expired", message="Renew.", reason_class="billing", hint="Pay.")
     )
-    response, body = await send()
-    assert response.status == 403
-    assert json.loads(body) == {
+    answer = await send()
+    assert answer.status == 403
+    assert answer.json == {
         "code": "plan.expired",
         "error": "Renew.",
         "reasonClass": "billing",
-        "requestId": response.headers["x-request-id"],
+        "requestId": answer.headers["x-request-id"],
         "hint": "Pay.",
     }
     assert emulator.status("ws-1", "crm") == "active"
@@ -73,9 +64,9 @@ async def test_a_bare_status_has_the_documented_error(
     status = expected[0]
     for bare in (Reply(status), Reply(status, code="", message="", reason_class="", hint="")):
         emulator.inject(bare)
-        response, body = await send()
+        status, _, body = await send()
         error = json.loads(body)
-        assert expected == (response.status, error["code"], error["reasonClass"], error["error"])
+        assert expected == (status, error["code"], error["reasonClass"], error["error"])
         assert "hint" not in error
 
 
@@ -84,10 +75,10 @@ async def test_headers_replace_the_usual_ones_of_any_case(
     emulator: Emulator, send: Send, status: int
 ) -> None:
     emulator.inject(Reply(status, headers={"Retry-After": "7", "X-Request-ID": "mine"}))
-    response, body = await send()
-    assert (response.status, response.headers["Retry-After"]) == (status, "7")
-    assert response.headers.getall("x-request-id") == ["mine"]
-    assert status == 429 or json.loads(body) == emulator.runtimes["ws-1", "crm"]
+    answer = await send()
+    headers = answer.headers
+    assert (answer.status, headers["retry-after"], headers["x-request-id"]) == (status, "7", "mine")
+    assert status == 429 or answer.json == emulator.runtimes["ws-1", "crm"]
 
 
 @pytest.mark.parametrize(
@@ -111,29 +102,30 @@ async def test_a_body_is_sent_as_given(  # noqa: PLR0917 - a table.
     content_type: str,
 ) -> None:
     emulator.inject(Reply(status, body=body, headers=headers))
-    response, received = await send()
-    assert (response.status, received) == (status, sent)
-    assert response.headers["Content-Type"] == content_type
+    answer = await send()
+    assert (answer.status, answer.body) == (status, sent)
+    assert answer.headers["content-type"] == content_type
 
 
 @pytest.mark.parametrize("status", [204, 205, 302, 304])
-async def test_a_status_without_a_usual_body_has_none(
-    emulator: Emulator, send: Send, status: int
-) -> None:
+async def test_a_status_without_a_usual_body_has_none(emulator: Emulator, status: int) -> None:
     emulator.inject(Reply(status), None)
-    response, body = await send()
-    assert (response.status, body) == (status, b"")
-    # The connection is still of use.
-    assert (await send())[0].status == (200 if status >= 300 else 409)
+    async with Wire(emulator) as wire:
+        await wire.send(STOP)
+        answer = await wire.answer()
+        assert (answer.status, answer.body) == (status, b"")
+        # The connection is still of use.
+        await wire.send(STOP)
+        assert (await wire.answer()).status == (200 if status >= 300 else 409)
 
 
 @pytest.mark.parametrize("path", [GET, LIST])
-async def test_a_read_can_be_answered_too(emulator: Emulator, send: Send, path: str) -> None:
+async def test_a_read_can_be_answered_too(emulator: Emulator, path: str) -> None:
     emulator.inject(Reply(403), Reply(200), method="GET")
-    (refused, _), (read, body) = [await send(path, "GET") for _ in range(2)]
+    refused, read = [await ask(emulator, path, "GET") for _ in range(2)]
     assert (refused.status, read.status) == (403, 200)
     runtime = emulator.runtimes["ws-1", "crm"]
-    assert json.loads(body) == (runtime if path == GET else {"runtimes": [runtime]})
+    assert read.json == (runtime if path == GET else {"runtimes": [runtime]})
     assert runtime["status"] == "active"
 
 
@@ -161,7 +153,7 @@ async def test_replies_and_faults_share_a_queue(emulator: Emulator, send: Send) 
     faults: list[Fault | Reply | None] = [Reply(418), Fault.RATE_LIMITED, None]
     emulator.inject(*faults[:2])
     emulator.inject(*faults[2:])
-    assert [(await send())[0].status for _ in range(3)] == [418, 429, 200]
+    assert [(await send()).status for _ in range(3)] == [418, 429, 200]
     assert [request.fault for request in emulator.requests] == faults
 
 
