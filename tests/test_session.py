@@ -311,29 +311,6 @@ async def test_the_timeout_excludes_the_wait_for_a_connection_slot(
         assert (await waiting).alias == "mail"
 
 
-async def test_no_more_than_max_connections_are_in_flight(connect: Connect) -> None:
-    in_flight: set[int] = set()
-    maximum = 0
-
-    async def begin(_: object, context: object, __: object) -> None:
-        nonlocal maximum
-        in_flight.add(id(context))
-        maximum = max(maximum, len(in_flight))
-
-    async def end(_: object, context: object, __: object) -> None:
-        in_flight.remove(id(context))
-
-    trace = aiohttp.TraceConfig()
-    trace.on_request_start.append(begin)
-    trace.on_request_end.append(end)
-    trace.on_request_exception.append(end)
-    async with connect(max_connections=3, trace_configs=[trace]) as session:
-        await asyncio.gather(
-            *(session.stop_runtime("ws-1", f"{n}") for n in range(50)), return_exceptions=True
-        )
-    assert maximum == 3
-
-
 async def test_consecutive_stops_share_one_connection(
     emulator: Emulator, session: BctrlSession
 ) -> None:

@@ -60,20 +60,20 @@ async def test_a_failure_without_a_usable_answer_is_counted_by_its_error(
 async def test_calls_in_flight_and_waiting_are_counted(
     emulator: Emulator, connect: Connect
 ) -> None:
-    emulator.inject(Fault.HANG)
-    async with connect(max_connections=1) as session:
-        calls = [asyncio.create_task(session.stop_runtime("ws-1", "crm")) for _ in range(4)]
-        await wait_for_requests(emulator, 1)
-        assert (session.stats.in_flight, session.stats.waiting) == (1, 3)
+    emulator.inject(*[Fault.HANG] * 5)
+    async with connect(max_connections=2) as session:
+        calls = [asyncio.create_task(session.stop_runtime("ws-1", "crm")) for _ in range(5)]
+        await wait_for_requests(emulator, 2)
+        assert (session.stats.in_flight, session.stats.waiting) == (2, 3)
 
-        calls[3].cancel()
+        calls[4].cancel()
         assert session.stats.waiting == 2
 
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        # Those that waited had not begun an attempt.
-        assert session.stats == msgspec.structs.replace(NOTHING, attempts=1, cancelled=1)
+        # Those that waited had not started an attempt.
+        assert session.stats == msgspec.structs.replace(NOTHING, attempts=2, cancelled=2)
 
 
 async def test_a_call_that_is_cancelled_before_it_has_a_key_made_no_attempt(

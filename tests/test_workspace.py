@@ -157,17 +157,6 @@ class TestSelection:
         assert streamed[0].target == (str(workspace), "crm")
         assert batch.total == 1
 
-    async def test_what_is_selected_is_sent_whatever_the_journal_has(
-        self, workspace: Emulator, session: BctrlSession, tmp_path: Path
-    ) -> None:
-        journal = tmp_path / "journal.jsonl"
-        everything = RuntimeFilter(status="any")
-        await session.stop_workspace("ws-1", where=everything, journal=journal)
-        again = await session.stop_workspace("ws-1", where=everything, journal=journal)
-
-        assert (again.ok, again.resumed, again.total) == (True, 0, 5)
-        assert workspace.received["ws-1", "crm"] == 2
-
 
 class TestUnreadable:
     async def test_an_unreadable_runtime_is_rejected_and_the_others_are_stopped(
