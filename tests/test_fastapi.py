@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fastapi.testclient import TestClient
 from helpers import BOUND, Connect
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
-from servers import answering, emulator_in_a_thread, http_answer, raw_server
+from servers import emulator_in_a_thread
 from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
@@ -46,7 +47,7 @@ from bctrl_async import (
     StopResult,
     errors,
 )
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.fastapi import (
     BctrlDep,
     Runtime,
@@ -369,6 +370,7 @@ class TestProblems:
             assert (problem(error).code, problem(error).request_id) == (None, None)
 
     def test_a_stop_that_was_sent_is_not_called_left_over(self) -> None:
+        assert problem(BctrlError("")).detail == "The run ended before this stop was settled."
         error = BctrlError("", may_have_stopped=True)
         assert problem(error).detail == "The bctrl API did not confirm that the runtime stopped."
 
@@ -420,16 +422,14 @@ class TestProblems:
         error = BctrlConfigError("", workspace_id="ws-1", alias="\ud800")
         assert answer_with(error).json()["alias"] == "?"
 
-    @pytest.mark.parametrize("status", ["401 No", "403 No", "404 No", "422 No", "500 No", "503 No"])
+    @pytest.mark.parametrize("status", [401, 403, 404, 422, 500, 503])
     async def test_a_key_echoed_by_the_api_is_not_sent_to_the_client(
-        self, status: str, caplog: pytest.LogCaptureFixture
+        self, emulator: Emulator, connect: Connect, status: int, caplog: pytest.LogCaptureFixture
     ) -> None:
         words = {"code": KEY, "error": f"{SECRET} {KEY}", "requestId": KEY, "hint": KEY}
-        said = http_answer(status, json.dumps(words).encode(), f"x-request-id: {KEY}")
-        async with raw_server(answering(said)) as url:
-            app = app_for(lambda: BctrlSession(KEY, base_url=url, retry=once))
-            async with client_of(app) as client:
-                answer = await client.post(STOP)
+        emulator.inject(Reply(status, body=words, headers={"x-request-id": KEY}))
+        async with client_of(app_for(partial(connect, retry=once))) as client:
+            answer = await client.post(STOP)
         assert answer.status_code >= 400
         assert KEY not in answer.text + str(answer.headers) + caplog.text
         assert SECRET not in answer.text + str(answer.headers)
@@ -451,6 +451,7 @@ OUTCOMES = [
         result=StopResult.UNKNOWN,
         state=RuntimeState.UNCONFIRMED,
         error=UPSTREAM,
+        request_id=SECRET,
         attempts=4,
         elapsed=1.5,
     ),
@@ -514,13 +515,13 @@ class TestBodies:
             "teleport" if fault is Fault.UNKNOWN_VALUES else "ephemeral"
         )
 
-    async def test_lone_surrogates_of_the_api_are_replaced(self, emulator: Emulator) -> None:
+    async def test_lone_surrogates_of_the_api_are_replaced(
+        self, emulator: Emulator, connect: Connect
+    ) -> None:
         runtime = {**emulator.runtimes["ws-1", "crm"], "driver": "a\ud800", "createdAt": "b\udfff"}
-        said = http_answer("200 OK", json.dumps(runtime).encode())
-        async with raw_server(answering(said)) as url:
-            app = app_for(lambda: BctrlSession(KEY, base_url=url, retry=once))
-            async with client_of(app) as client:
-                answer = await client.post(STOP)
+        emulator.inject(Reply(200, body=json.dumps(runtime)))
+        async with client_of(app_for(connect)) as client:
+            answer = await client.post(STOP)
         assert answer.status_code == 200
         assert (answer.json()["driver"], answer.json()["createdAt"]) == ("a?", "b?")
 
@@ -542,6 +543,7 @@ class TestBodies:
             "workspace_id": "ws-?",
             "alias": "?",
             "error": ERROR,
+            "request_id": None,
         }
         assert body["report"] == REPORT.to_dict() | {
             "counts": {"stopped": 1, "unknown": 1},
@@ -583,22 +585,19 @@ class TestBodies:
         app = app_for(connect)
         targets = [("ws-1", "crm"), ("ws-1", ".."), ("ws-1", "gone"), ("no target",)]
 
-        @app.post("/report")
-        async def report(session: BctrlDep) -> StopReport:
-            return await session.stop_runtimes(targets)  # type: ignore[arg-type]  # On purpose.
-
-        @app.post("/outcome")
-        async def outcome(session: BctrlDep) -> list[StopOutcome]:
-            async with session.stop_runtimes(targets[:1]) as batch:  # type: ignore[arg-type]
-                return [outcome async for outcome in batch]
+        @app.post("/answer")
+        async def answer(session: BctrlDep) -> Answer:
+            async with session.stop_runtimes(targets) as batch:  # type: ignore[arg-type]  # On purpose.
+                outcomes = [outcome async for outcome in batch]
+            return Answer(report=batch.report, outcomes=outcomes)
 
         async with client_of(app) as client:
-            [outcome_body] = (await client.post("/outcome")).json()
-            assert outcome_body["runtime"]["status"] == "stopped"
-            answer = await valid_answer(client, "post", "/report", "/report")
-        assert answer["counts"] == {"already_stopped": 1, "rejected": 2, "not_found": 1}
-        messages = sorted(failure["error"]["message"] for failure in answer["failures"])
-        assert messages == [
+            body = await valid_answer(client, "post", "/answer", "/answer")
+        assert body["report"]["counts"] == {"stopped": 1, "rejected": 2, "not_found": 1}
+        runtimes = [outcome["runtime"] for outcome in body["outcomes"] if outcome["ok"]]
+        assert [runtime["status"] for runtime in runtimes] == ["stopped"]
+        failures = body["report"]["failures"]
+        assert sorted(failure["error"]["message"] for failure in failures) == [
             "Alias '..' could be taken for a path. Remove its '.' or '..' segments.",
             "Invalid target ('no target',): expected (workspace id, alias).",
             "There is no such workspace or alias.",
