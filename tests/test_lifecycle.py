@@ -74,7 +74,8 @@ async def test_closing_from_another_loop_while_the_first_one_runs_is_an_error(
 
 
 @pytest.mark.parametrize("used", [False, True])
-async def test_use_after_close_is_an_error(session: BctrlSession, *, used: bool) -> None:
+async def test_use_after_close_is_an_error(connect: Connect, *, used: bool) -> None:
+    session = connect()
     if used:
         await session.stop_runtime("ws-1", "crm")
     await session.close()
