@@ -30,7 +30,12 @@ from bctrl_async import (
 from bctrl_async.emulator import Emulator, Fault, Reply
 from bctrl_async.journal import read_journals
 
-STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
+STOPPED, NOT_FOUND, NOT_SENT, UNKNOWN = (
+    StopResult.STOPPED,
+    StopResult.NOT_FOUND,
+    StopResult.NOT_SENT,
+    StopResult.UNKNOWN,
+)
 
 
 @pytest.fixture
@@ -104,22 +109,32 @@ class TestSelection:
                 report = await running
         assert report.counts == {STOPPED: 3}
 
-    async def test_a_function_that_raises_cancelled_error_stops_nothing(
-        self, workspace: Emulator, session: BctrlSession
+    @pytest.mark.parametrize(
+        ("error", "raised"),
+        [(ZeroDivisionError(), ZeroDivisionError), (asyncio.CancelledError(), BctrlError)],
+    )
+    async def test_an_error_of_a_function_is_raised_and_stops_nothing(
+        self,
+        workspace: Emulator,
+        session: BctrlSession,
+        error: BaseException,
+        raised: type[Exception],
     ) -> None:
         calls: list[Runtime] = []
 
         def where(runtime: Runtime) -> bool:
             calls.append(runtime)
             if len(calls) == 1:
-                raise asyncio.CancelledError
+                raise error
             return True
 
         batch = session.stop_workspace("ws-1", where=where)
-        with pytest.raises(BctrlError, match="the input raised CancelledError"):
+        with pytest.raises(raised):
             await batch
 
+        # No worker fetched the list again.
         assert len(workspace.requests) == len(calls) == 1
+        assert f"the input raised {type(error).__name__}" in str(batch.report.ended_early)
         assert not batch.report.ok
 
     async def test_other_tasks_run_while_runtimes_are_selected(
@@ -251,36 +266,41 @@ class TestUnknownAge:
 
 class TestListedRuntime:
     @pytest.mark.parametrize(
-        ("reply", "verify", "result"),
+        ("alias", "reply", "result", "state"),
         [
-            (Reply(403), False, StopResult.REJECTED),
-            (Fault.SERVER_ERROR, False, UNKNOWN),
-            (Fault.SERVER_ERROR, True, UNKNOWN),
+            ("crm", Reply(403), StopResult.REJECTED, RuntimeState.STILL_RUNNING),
+            # Each of these requests may have stopped it since the list, or says more than the list.
+            ("crm", Fault.SERVER_ERROR, UNKNOWN, RuntimeState.UNCONFIRMED),
+            ("crm", Reply(200, body={}), StopResult.ACCEPTED, RuntimeState.UNCONFIRMED),
+            ("crm", Reply(404, code="runtime.not_found"), NOT_FOUND, RuntimeState.UNCONFIRMED),
+            ("done", Reply(403), StopResult.REJECTED, RuntimeState.UNCONFIRMED),
         ],
     )
-    async def test_a_failed_stop_leaves_the_runtime_as_listed(
+    @pytest.mark.parametrize("verify", [False, True])
+    async def test_a_failed_stop_leaves_the_runtime_as_listed_if_it_still_runs(  # noqa: PLR0917 - a table.
         self,
         workspace: Emulator,
         connect: Connect,
+        alias: str,
         reply: Fault | Reply,
+        result: StopResult,
+        state: RuntimeState,
         *,
         verify: bool,
-        result: StopResult,
     ) -> None:
-        workspace.inject(reply, alias="crm")
-        if verify:
-            workspace.inject(Reply(403), alias="crm", method="GET")
+        workspace.inject(reply, alias=alias)
+        workspace.inject(*[Reply(403)] * verify, alias=alias, method="GET")
         async with connect(retry=RetryPolicy(attempts=1)) as session:
-            listed = {runtime.alias: runtime for runtime in await session.list_runtimes("ws-1")}
-            report = await session.stop_workspace("ws-1", verify=verify)
+            [listed] = [it for it in await session.list_runtimes("ws-1") if it.alias == alias]
+            report = await session.stop_workspace(
+                "ws-1", where=lambda runtime: runtime.alias == alias, verify=verify
+            )
 
         [failure] = report.failures
-        # A request whose outcome is unknown may have stopped it since the list.
-        is_known = result is not StopResult.UNKNOWN
-        state = RuntimeState.STILL_RUNNING if is_known else RuntimeState.UNCONFIRMED
         assert (failure.result, failure.state) == (result, state)
-        assert failure.runtime == (listed["crm"] if is_known else None)
-        assert report.states == {RuntimeState.NOT_RUNNING: 2, state: 1}
+        is_known = state is RuntimeState.STILL_RUNNING
+        assert failure.runtime == (listed if is_known else None)
+        assert report.states == {state: 1}
 
     @pytest.mark.usefixtures("workspace")
     async def test_a_stop_that_was_not_sent_leaves_the_runtime_as_listed(
@@ -329,31 +349,6 @@ class TestListedRuntime:
         assert [each.state for each in outcomes] == [RuntimeState.NOT_RUNNING] * 3
         assert all(each.ok for each in outcomes)
 
-    async def test_an_answer_says_more_than_the_list(
-        self, workspace: Emulator, connect: Connect
-    ) -> None:
-        workspace.inject(Reply(200, body={}), alias="crm")
-        workspace.inject(Reply(404, code="runtime.not_found"), alias="table")
-        async with connect(retry=RetryPolicy(attempts=1)) as session:
-            report = await session.stop_workspace("ws-1", where=lambda _: True, verify=False)
-
-        assert report.counts == {
-            STOPPED: 1,
-            StopResult.ACCEPTED: 1,
-            StopResult.NOT_FOUND: 1,
-            StopResult.ALREADY_STOPPED: 2,
-        }
-        assert report.states == {RuntimeState.NOT_RUNNING: 3, RuntimeState.UNCONFIRMED: 2}
-
-    async def test_a_list_says_nothing_of_a_runtime_that_had_stopped(
-        self, workspace: Emulator, connect: Connect
-    ) -> None:
-        workspace.inject(Reply(403), alias="done")
-        async with connect() as session:
-            report = await session.stop_workspace("ws-1", where=lambda each: each.alias == "done")
-        [failure] = report.failures
-        assert failure.runtime is None
-
 
 class TestListing:
     async def test_an_error_of_the_list_is_raised_and_reported(
@@ -378,18 +373,6 @@ class TestListing:
         workspace.inject(*[Fault.SERVER_ERROR] * 2, method="GET")
         with pytest.raises(BctrlServerError):
             await session.stop_workspace("ws-1", retry=RetryPolicy(attempts=2, base=0.001))
-
-    async def test_an_error_of_where_is_raised(
-        self, workspace: Emulator, session: BctrlSession
-    ) -> None:
-        def fail(runtime: Runtime) -> bool:
-            raise ZeroDivisionError(runtime.alias)
-
-        batch = session.stop_workspace("ws-1", where=fail)
-        with pytest.raises(ZeroDivisionError):
-            await batch
-        assert "the input raised ZeroDivisionError" in str(batch.report.ended_early)
-        assert aliases_stopped(workspace) == set()
 
     async def test_the_deadline_includes_the_list(
         self, emulator: Emulator, session: BctrlSession
