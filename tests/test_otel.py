@@ -311,6 +311,7 @@ class TestBulk:
 
         [bulk], [stop] = backend.spans("stop_runtimes"), backend.spans("stop_runtime")
         [canary], [attempt, poll] = backend.spans("get_runtime"), backend.spans(READ)
+        assert [is_child(span, stop) for span in backend.spans(ATTEMPT)] == [True] * 2
         assert is_child(canary, bulk)
         assert is_child(attempt, canary)
         assert is_child(poll, stop)
