@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Self
 
 import msgspec
 
@@ -120,6 +121,14 @@ class FoundTargets:
             ):
                 # It may be too young to stop, or run for ever: it is neither stopped nor ignored.
                 self.items.append(_unreadable_age(self.workspace_id, runtime))
+
+    def without_replaced(self) -> Self:
+        """Drop ended runtimes whose alias runs again: a stop goes by alias, to the other one."""
+        self.items = [item for item in self.items if not self._is_replaced(item)]
+        return self
+
+    def _is_replaced(self, item: Runtime | BctrlResponseError) -> bool:
+        return item.alias in self.running and isinstance(item, Runtime) and item.status.is_final
 
 
 def _is_selected(runtime: Runtime, where: Callable[[Runtime], object]) -> bool:

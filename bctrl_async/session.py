@@ -537,7 +537,7 @@ class BctrlSession:
             await asyncio.sleep(0)
             found.add(listed[start : start + _SLICE])
         found.add(unreadable)
-        return found
+        return found.without_replaced()
 
     def _bulk(self, source: Input, options: Options) -> StopBatch:
         limit = self._time_limit(options.timeout)

@@ -347,7 +347,7 @@ class TestFreshInterpreter:
 
 BUDGETS = {
     ("__init__", "__main__", "_config", "_lifetime", "_version"): 322,
-    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1122,
+    ("errors", "filters", "models", "observer", "outcomes", "stats"): 1131,
     ("session", "shards"): 698,
     ("otel", "testing"): 360,
     ("pace", "redis"): 616,

@@ -331,6 +331,21 @@ class TestListedRuntime:
         [failure] = report.failures
         assert (failure.result, failure.state) == (StopResult.REJECTED, RuntimeState.STILL_RUNNING)
 
+    @pytest.mark.parametrize("order", [1, -1])
+    async def test_an_alias_that_is_listed_twice_is_its_runtime_that_runs(
+        self, workspace: Emulator, session: BctrlSession, order: int
+    ) -> None:
+        """Fault: a condition for ended runtimes stopped another one, which has their alias now."""
+        new = dict(workspace.runtimes["ws-1", "crm"])
+        listed = [new, {**new, "status": "stopped"}][::order]
+        workspace.inject(*[Reply(200, body={"runtimes": listed})] * 2, method="GET")
+
+        report = await session.stop_workspace("ws-1", where=lambda each: each.status.is_final)
+        assert (report.ok, report.total, aliases_stopped(workspace)) == (True, 0, set())
+
+        report = await session.stop_workspace("ws-1", where=lambda _: True)
+        assert report.counts == {STOPPED: 1}
+
     @pytest.mark.usefixtures("workspace")
     async def test_what_another_run_has_stopped_since_the_list_does_not_run(
         self, session: BctrlSession, tmp_path: Path

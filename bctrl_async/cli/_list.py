@@ -39,8 +39,8 @@ class FoundRuntimes(FoundTargets):
         return [item for item in self.items if isinstance(item, Runtime)]
 
     def keep(self, is_kept: Callable[[RuntimeRef | BctrlError], bool]) -> None:
-        """Keep only some of the targets."""
-        pairs = zip(self.items, self, strict=True)
+        """Keep only some of the targets that can be stopped."""
+        pairs = zip(self.without_replaced().items, self, strict=True)
         self.items = [item for item, target in pairs if is_kept(target)]
 
     def confirm(self, base_url: str) -> bool:
