@@ -29,7 +29,7 @@ _is_database = re.compile(r"/?\d*", re.ASCII).fullmatch
 _is_name = re.compile(r"[\w.:/-]{1,100}", re.ASCII).fullmatch
 
 # `Schedule.lease`, on the server's clock. A hash has its times, and a sorted set the ends of the
-# members' leases. They are kept for a day, for a clock that is set ahead expires them as well.
+# members' leases. They are kept for a year, for a clock that is set ahead expires them as well.
 _LEASE = """
 local member, rate, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
@@ -48,7 +48,7 @@ local begins_at = math.max(ends_at, now)
 ends_at = begins_at + slots / rate
 redis.call('HSET', KEYS[1], 'clock', clock, 'now', now, 'ends_at', ends_at)
 redis.call('ZADD', KEYS[2], ends_at, member)
-for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, 86400) end
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, 31536000) end
 return {slots, tostring(begins_at - now), members}
 """
 
