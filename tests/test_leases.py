@@ -1,8 +1,10 @@
 """A rate shared by several limiters through leases, in virtual time."""
 
 import asyncio
+import gc
 import logging
 import math
+import weakref
 
 import pytest
 import virtual_time
@@ -560,6 +562,29 @@ class TestMisconfigured:
             assert (failure.summary, failure.argument) == ("wrong password", "pace")
         assert calls == 1
         assert caplog.records == []
+
+    def test_the_error_that_caused_it_is_not_kept(self) -> None:
+        """Fault: the frames of its traceback had the connection, and so the password."""
+
+        class LibraryError(Exception):
+            pass
+
+        async def scenario() -> None:
+            pace = MemoryPace(rate=100)
+            member = Member(pace)
+            cause = LibraryError("wrong password: s3cret")
+            pace.error = BctrlConfigError("wrong password")
+            pace.error.__context__ = cause
+            reference = weakref.ref(cause)
+            with pytest.raises(BctrlConfigError, match="wrong password"):
+                await member.attempt()
+            pace.error = None
+            del cause
+            gc.collect()
+            assert reference() is None
+            assert member.limiter.is_closed()
+
+        virtual_time.run(scenario())
 
     def test_after_the_first_lease_it_is_a_store_that_is_away(
         self, caplog: pytest.LogCaptureFixture

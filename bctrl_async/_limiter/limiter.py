@@ -317,7 +317,7 @@ class Limiter:
 
     def close(self, error: BctrlError | None = None) -> None:
         """Close the limiter. Current and future waiters fail, by default as on a closed session."""
-        self._end = error or session_closed()
+        self._end = session_closed() if error is None else copy(error)
         self._wake_all()
         for waiter in self._sleepers:
             _wake(waiter)
