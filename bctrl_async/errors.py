@@ -26,7 +26,6 @@ import reprlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from http import HTTPStatus
-from typing import ClassVar
 
 __all__ = [
     "BctrlApiError",
@@ -61,7 +60,7 @@ class BctrlError(Exception):
 
     Args:
         summary: The failure in one line, without a full stop.
-        advice: The remedy; None for the default of the class.
+        advice: The remedy, by default that of the class; None if there is none.
         operation: The operation of the API, such as `stop`, `get` or `list`.
         workspace_id: The workspace of the call.
         alias: The alias of the call.
@@ -83,8 +82,6 @@ class BctrlError(Exception):
             an `api_key` function that was too slow.
     """
 
-    default_advice: ClassVar[str] = ""
-
     summary: str
     _: KW_ONLY
     advice: str | None = None
@@ -105,6 +102,9 @@ class BctrlError(Exception):
     argument: str | None = None
 
     def __post_init__(self) -> None:
+        self.summary = self.summary.rstrip(".")
+        if self.advice is None:
+            self.advice = type(self).advice
         # Pickle calls the class with `args`, and restores the attributes afterwards.
         super().__init__(self.summary)
 
@@ -117,8 +117,7 @@ class BctrlError(Exception):
         if self.may_have_stopped:
             facts.append("the runtime may have stopped")
         known = f" ({', '.join(facts)})" if facts else ""
-        summary = self.summary.rstrip(".")
-        return _joined(f"{subject_of(self)}{summary}{known}", advice_of(self))
+        return _joined(f"{subject_of(self)}{self.summary}{known}", advice_of(self))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -135,7 +134,7 @@ class BctrlConfigError(BctrlError, ValueError):
 class BctrlNetworkError(BctrlError):
     """No usable answer: connection refused, host unreachable, disconnected."""
 
-    default_advice = "Check the base URL and the network; retrying is safe"
+    advice = "Check the base URL and the network; retrying is safe"
 
 
 class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
@@ -144,43 +143,43 @@ class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
     `status` is set if the answer had started to arrive.
     """
 
-    default_advice = "Allow a longer timeout; retrying is safe"
+    advice = "Allow a longer timeout; retrying is safe"
 
 
 class BctrlResponseError(BctrlNetworkError):
     """An unreadable answer: not JSON, of the wrong shape, too large, a page, or a redirect."""
 
-    default_advice = "Check that the base URL is that of the bctrl API"
+    advice = "Check that the base URL is that of the bctrl API"
 
 
 class BctrlApiError(BctrlError):
     """The server answered with an error status."""
 
-    default_advice = "Retrying will not help: contact the server's support"
+    advice = "Retrying will not help: contact the server's support"
 
 
 class BctrlValidationError(BctrlApiError):
     """400 or 422: the request is invalid and will fail again."""
 
-    default_advice = "Correct the request; retrying will not help"
+    advice = "Correct the request; retrying will not help"
 
 
 class BctrlAuthenticationError(BctrlApiError):
     """401: the API key is missing or invalid; every call with it will fail."""
 
-    default_advice = "Check the API key (BCTRL_API_KEY)"
+    advice = "Check the API key (BCTRL_API_KEY)"
 
 
 class BctrlPermissionError(BctrlApiError):
     """403: the API key has no access to this resource."""
 
-    default_advice = "Use a key with access to this workspace"
+    advice = "Use a key with access to this workspace"
 
 
 class BctrlNotFoundError(BctrlApiError):
     """404: no such workspace, alias or path."""
 
-    default_advice = "Check the workspace id, the alias and the base URL"
+    advice = "Check the workspace id, the alias and the base URL"
 
     @property
     def names_runtime(self) -> bool:
@@ -195,7 +194,7 @@ class BctrlNotFoundError(BctrlApiError):
 class BctrlConflictError(BctrlApiError):
     """409: the runtime is in a state that cannot be stopped."""
 
-    default_advice = "Check the runtime's status; retrying is safe"
+    advice = "Check the runtime's status; retrying is safe"
 
     @property
     def already_stopped(self) -> bool:
@@ -210,18 +209,18 @@ class BctrlRateLimitError(BctrlApiError):
     of more than a minute is probed each minute), or the server throttled all others for as long.
     """
 
-    default_advice = "Limit the rate, or retry later"
+    advice = "Limit the rate, or retry later"
 
 
 class BctrlServerError(BctrlApiError):
     """5xx: the server or a gateway failed."""
 
-    default_advice = "Retrying is safe"
+    advice = "Retrying is safe"
 
 
 def advice_of(error: BctrlError) -> str:
     """Return the remedy in an error's text: the server's hint, and the advice of the client."""
-    return _joined(error.hint, error.advice or error.default_advice)
+    return _joined(error.hint, error.advice)
 
 
 def _joined(*sentences: str | None) -> str:

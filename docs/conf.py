@@ -52,8 +52,6 @@ myst_heading_anchors = 3
 # In our docstrings, single backticks are code.
 default_role = "code"
 autodoc_class_signature = "mixed"
-# A constant of the errors, which is not for users.
-autodoc_default_options = {"exclude-members": "default_advice"}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "signature"

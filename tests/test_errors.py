@@ -136,12 +136,12 @@ class TestCopies:
 
 class TestAttributes:
     @every_class
-    def test_attributes_default_to_none(self, error_class: type[BctrlError]) -> None:
+    def test_attributes_but_the_advice_default_to_none(self, error_class: type[BctrlError]) -> None:
         error = error_class("it failed")
 
         assert vars(error) == {
             "summary": "it failed",
-            "advice": None,
+            "advice": error_class.advice,
             "operation": "stop",
             "workspace_id": None,
             "alias": None,
@@ -213,9 +213,11 @@ class TestText:
         assert str(BctrlError("it failed", attempts=1)) == "it failed"
 
     def test_the_advice_of_the_class_is_the_default(self) -> None:
-        assert str(BctrlAuthenticationError("the server answered 401 Unauthorized")) == (
-            "the server answered 401 Unauthorized. Check the API key (BCTRL_API_KEY)"
-        )
+        """Fault: the text of an error had this advice, and its attribute was None."""
+        error = BctrlAuthenticationError("the server answered 401 Unauthorized")
+
+        assert error.advice == "Check the API key (BCTRL_API_KEY)"
+        assert str(error) == f"the server answered 401 Unauthorized. {error.advice}"
 
     def test_explicit_advice_replaces_that_of_the_class(self) -> None:
         assert str(BctrlTimeoutError("too slow", advice="Ask a person")) == "too slow. Ask a person"
@@ -229,11 +231,12 @@ class TestText:
         self, error_class: type[BctrlError]
     ) -> None:
         # There is no common remedy for invalid arguments.
-        assert bool(error_class.default_advice) is (error_class is not BctrlConfigError)
+        assert (error_class("it failed").advice is None) is (error_class is BctrlConfigError)
 
     def test_full_stops_are_not_doubled(self) -> None:
         error = BctrlError("it failed.", hint="Wait.", advice="Call again.")
 
+        assert error.summary == "it failed"
         assert str(error) == "it failed. Wait. Call again"
 
     @every_class

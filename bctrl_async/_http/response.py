@@ -227,7 +227,7 @@ def parse_error(
         status, errors.BctrlServerError if is_server_error else BctrlApiError
     )
     reason = ": ".join(part for part in (code, message) if part)
-    look = errors.BctrlConflictError.default_advice
+    look = errors.BctrlConflictError.advice
     # The API's own 503 says that nothing was done; a gateway may have forwarded the request.
     is_doubtful = is_server_error and status != HTTPStatus.SERVICE_UNAVAILABLE
     if code is None or not errors.is_code(code):

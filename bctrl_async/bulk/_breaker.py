@@ -109,9 +109,9 @@ class CircuitBreaker:
             # An outage may pass; a certificate has to be renewed or trusted.
             advice = error.advice if is_untrusted(error) else "Run it again once the server is back"
             return BctrlNetworkError(f"the server answers no more: {error.summary}", advice=advice)
-        return BctrlNetworkError(
-            f"the server does not answer: {error.summary}", advice=error.advice
-        )
+        # The advice of another class is about a single call, such as to allow a longer timeout.
+        advice = error.advice if type(error) is BctrlNetworkError else None
+        return BctrlNetworkError(f"the server does not answer: {error.summary}", advice=advice)
 
     async def wait_to_retry(self, call: Call[Runtime]) -> bool:
         """Wait before retrying a call whose last attempt failed; return False to give up.

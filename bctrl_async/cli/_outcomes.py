@@ -139,7 +139,7 @@ def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
         facts.append(f"status {out.escape(outcome.runtime.status)} ({outcome.state.text})")
     if error is not None:
         # A class's default advice assumes a failed stop; show it only then.
-        advises = advises and (outcome.result not in ANSWERED or error.advice is not None)
+        advises = advises and (outcome.result not in ANSWERED or error.advice != type(error).advice)
         text = out.describe(error) if advises else error.summary
         # A line that is not a target has the place of an alias.
         facts.append(text.removeprefix(f"invalid target {outcome.target.alias}: "))

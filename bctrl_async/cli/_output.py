@@ -90,7 +90,7 @@ def escape(text: str) -> str:
 def describe(error: BctrlError) -> str:
     """Return the text of an error with a single advice, without its call and the server's own."""
     shown = copy(error)
-    if error.advice or error.default_advice:
+    if error.advice:
         shown.hint = None
     return str(shown).removeprefix(subject_of(error))
 
@@ -124,7 +124,7 @@ def print_error(error: str | BctrlError) -> None:
     text = error if isinstance(error, str) else f"{name_call(error)}{describe(error)}"
     line = f"bctrl-async: error: {one_line(text)}"
     if isinstance(error, BctrlError) and 0 < _columns() < len(line):
-        advice = one_line(error.advice or error.default_advice).rstrip(".")
+        advice = one_line(error.advice or "").rstrip(".")
         line = line.removesuffix(f". {advice}") + f"\n{advice}" * bool(advice)
     _print_line(line)
 

@@ -23,8 +23,6 @@ _DIRECTIVE = re.compile(
     r"^\.\. auto(?:class|exception|function):: ([\w.]+)(.*)\n(?:   :members:(.*))?", re.MULTILINE
 )
 _WIDTH = 100
-_ADVICE = "default_advice"
-"""A constant of the errors, which is not for users."""
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -65,7 +63,7 @@ def _class(found: type, shown: set[str], *, shows_all: bool) -> Iterator[str]:
         match member:
             case ast.Assign(targets=[ast.Name(name)]) if name.isupper():
                 lines = [ast.unparse(member)]
-            case ast.AnnAssign(target=ast.Name(name)) if name[0] != "_" and name != _ADVICE:
+            case ast.AnnAssign(target=ast.Name(name)) if name[0] != "_":
                 lines = [f"{name}: {ast.unparse(member.annotation)}{_default(member.value)}"]
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
                 if name in shown or (shows_all and not name.startswith("_")):
