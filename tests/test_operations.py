@@ -219,12 +219,14 @@ async def test_only_a_stop_has_nothing_to_do_for_what_does_not_run(
 async def test_the_error_of_an_aborted_call_advises_the_same(
     operation: Operation[Any], *, connected: bool, connect: Connect
 ) -> None:
+    """Fault: a stop that was never sent was called safe to repeat."""
     async with connect() as session:
         call = call_of(session, operation, ONCE)
     call.attempts, call.in_flight, call.is_connected = 1, True, connected
     error = call.aborted("the run has ended")
     is_safe = operation.repeat_in_doubt or not connected
-    assert (f"a {operation.name} is safe to repeat" in str(error)) is is_safe
+    assert ("nothing was sent" in str(error)) is not connected
+    assert (f"a {operation.name} is safe to repeat" in str(error)) is (is_safe and connected)
     assert ("may have worked" in str(error)) is not is_safe
     assert error.may_have_stopped is (operation.stops and connected)
 

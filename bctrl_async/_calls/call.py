@@ -80,10 +80,12 @@ class Call(Request[_T], Generic[_T], kw_only=True):
             when = "before it was sent again" if self.attempts else "while it waited for a slot"
         last = self.retries.last_failure
         earlier = "" if last is None else f"; before that, {last.summary}"
-        name = self.operation.name
+        name, advice = self.operation.name, "it: nothing was sent"
+        if self.may_be_sent or self.in_doubt or self.retries.status is not None:
+            advice = f"it again: a {name} is safe to repeat"
         error = BctrlError(
             f"aborted {when}: {reason}{earlier}",
-            advice=f"{name.capitalize()} it again: a {name} is safe to repeat",
+            advice=f"{name.capitalize()} {advice}",
             may_have_stopped=self.may_be_sent,
         )
         self.on_failure(error)
@@ -118,7 +120,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
                 "attempt %d failed: %s%s; the next follows in %.3f s at the earliest",
                 self.attempts,
                 subject_of(failed),
-                failed.summary.rstrip("."),
+                failed.summary,
                 delay,
                 extra={
                     "bctrl.event": "retry",

@@ -81,7 +81,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
 
     @property
     def max_throttle_wait(self) -> float:
-        """The patience in seconds, 60 if None."""
+        """The patience of a single call in seconds, 60 if None; a bulk stop waits longer."""
         return _PATIENCE if self.patience is None else self.patience
 
     def for_bulk(self, deadline: float | None) -> RetryPolicy:
@@ -97,10 +97,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
 
 
 class RetryQuota:
-    """A retry quota: in an outage, retries add at most 10 % load.
+    """A retry quota, a token bucket like botocore's: it bounds the retries in an outage.
 
-    A token bucket like botocore's retry quota. A success or a permanent error status adds a token;
-    a retry takes one; asking for one adds a tenth.
+    A success or a permanent error status adds a token, a retry takes one, asking adds a tenth.
     """
 
     _INITIAL, _MAX, _PER_FAILURE = 10.0, 100.0, 0.1

@@ -386,7 +386,7 @@ class RetryPolicy(msgspec.Struct):
     statuses: frozenset[int] = ...
     @property
     def max_throttle_wait(self) -> float:
-        """The patience in seconds, 60 if None."""
+        """The patience of a single call in seconds, 60 if None; a bulk stop waits longer."""
 
 # bctrl_async.pace.FilePace, in bctrl_async/pace/_file.py
 class FilePace(Pace):
