@@ -648,13 +648,14 @@ async def test_a_client_that_leaves_ends_its_request_without_an_error(
 
 
 async def test_a_fault_for_a_target_waits_for_it(emulator: Emulator, send: Send) -> None:
-    for target in [("ws", "mail"), ("b", "crm"), ("b", "mail")]:
-        emulator.add_runtime(*target)
+    emulator.add_runtime("ws", "mail")
+    emulator.add_runtime("b", "crm")
     emulator.inject(Fault.RATE_LIMITED, workspace_id="ws", alias="crm")
     emulator.inject(Fault.SERVER_ERROR, workspace_id="b")
     emulator.inject(Reply(503), alias="crm")
     emulator.inject(Fault.BAD_GATEWAY)
-    targets = [("b", "mail"), ("ws", "crm"), ("b", "crm"), ("ws", "mail"), ("ws", "crm")]
+    # That of the target comes first, then that of the workspace, of the alias, and of all.
+    targets = [("b", "crm"), ("ws", "crm"), ("b", "crm"), ("ws", "mail"), ("ws", "crm")]
     statuses = [(await send(path_of(*target))).status for target in targets]
     assert statuses == [500, 429, 503, 502, 200]
 

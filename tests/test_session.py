@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import aiohttp
 import pytest
@@ -322,36 +323,26 @@ async def test_consecutive_stops_share_one_connection(
     assert len(emulator._server.connections) == 1
 
 
-async def test_a_borrowed_pool_is_used_and_left_open(emulator: Emulator) -> None:
-    async with aiohttp.ClientSession(headers={"X-From": "the borrowed one"}) as http:
-        async with BctrlSession("emulator-key", base_url=emulator.url, http=http) as session:
-            await session.stop_runtime("ws-1", "crm")
-        assert session.closed
-        assert not http.closed
-
-    [request] = emulator.requests
-    assert request.headers["X-From"] == "the borrowed one"
-
-
-async def test_a_borrowed_pool_with_raise_for_status_still_raises_bctrl_errors(
+async def test_a_borrowed_pool_is_used_whatever_its_options_and_left_open(
     emulator: Emulator,
 ) -> None:
-    async with aiohttp.ClientSession(raise_for_status=True, auto_decompress=False) as http:
-        session = BctrlSession("emulator-key", base_url=emulator.url, http=http)
-        with pytest.raises(BctrlNotFoundError):
-            await session.stop_runtime("ws-1", "nobody")
-
-
-@pytest.mark.parametrize("used", [False, True])
-async def test_a_borrowed_pool_that_was_closed_is_an_error(
-    emulator: Emulator, *, used: bool
-) -> None:
-    async with aiohttp.ClientSession() as http:
-        session = BctrlSession("emulator-key", base_url=emulator.url, http=http)
-        if used:
+    borrow = partial(BctrlSession, "emulator-key", base_url=emulator.url)
+    async with aiohttp.ClientSession(
+        headers={"X-From": "the borrowed one"}, raise_for_status=True, auto_decompress=False
+    ) as http:
+        async with borrow(http=http) as session:
             await session.stop_runtime("ws-1", "crm")
-    with pytest.raises(BctrlConfigError, match="given as http= is closed"):
-        await session.stop_runtime("ws-1", "crm")
+            with pytest.raises(BctrlNotFoundError):
+                await session.stop_runtime("ws-1", "nobody")
+        assert session.closed
+        assert not http.closed
+        used, unused = borrow(http=http), borrow(http=http)
+        await used.get_runtime("ws-1", "crm")
+
+    assert emulator.requests[0].headers["X-From"] == "the borrowed one"
+    for left in (used, unused):
+        with pytest.raises(BctrlConfigError, match="given as http= is closed"):
+            await left.stop_runtime("ws-1", "crm")
 
 
 async def test_pool_options_are_rejected_with_a_borrowed_pool() -> None:
