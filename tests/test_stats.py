@@ -119,10 +119,10 @@ async def test_a_bulk_stop_is_counted_and_agrees_with_its_report(
     # The canaries that are asked after an unanswered stop are attempts as well.
     canaries = sum(request.method == "GET" for request in emulator.requests)
     assert len(emulator.requests) == 58 + canaries
-    # A canary may be cancelled before the server has it.
+    # Canaries may be cancelled before the server has them.
     unsent = stats.attempts - len(emulator.requests)
-    assert unsent in {0, stats.cancelled}
-    # The last one may be cancelled with its answer on the way: nothing waits for it any more.
+    assert 0 <= unsent <= stats.cancelled
+    # Others may be cancelled with their answer on the way: nothing waits for it any more.
     succeeded = stats.succeeded + stats.cancelled - unsent
     assert (succeeded, stats.retries) == (50 + canaries, report.retries)
     assert stats.failed == {"500": 4, "BctrlNetworkError": 4}
