@@ -340,7 +340,7 @@ async def test_a_borrowed_pool_is_used_whatever_its_options_and_left_open(
         await used.get_runtime("ws-1", "crm")
 
     assert emulator.requests[0].headers["X-From"] == "the borrowed one"
-    for left in (used, unused):
+    for left in (used, unused, borrow(http=http)):
         with pytest.raises(BctrlConfigError, match="given as http= is closed"):
             await left.stop_runtime("ws-1", "crm")
 
