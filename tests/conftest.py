@@ -21,7 +21,7 @@ import hypothesis
 import pytest
 import warm_server
 from browser import Tab, chromium, new_tab
-from helpers import BOUND, Command, Connect, HoldingEmulator
+from helpers import BOUND, Bulk, Command, Connect, HoldingEmulator
 from ways import LONG_WAY_HELP, Ways, take_long_way
 
 from bctrl_async import BctrlSession, RetryPolicy
@@ -151,6 +151,11 @@ def connect(emulator: Emulator) -> Connect:
 async def session(connect: Connect) -> AsyncIterator[BctrlSession]:
     async with connect() as opened:
         yield opened
+
+
+@pytest.fixture
+def bulk(emulator: Emulator, session: BctrlSession) -> Bulk:
+    return Bulk(emulator, session)
 
 
 @pytest.fixture

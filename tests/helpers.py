@@ -7,7 +7,8 @@ import random
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import virtual_time
 from aiohttp import web
@@ -59,6 +60,22 @@ def add_runtimes(emulator: Emulator, count: int) -> list[tuple[str, str]]:
     return targets
 
 
+@dataclass
+class Bulk:
+    """Bulk stops of the runtimes `r0`, `r1`, … of an emulator, by one session."""
+
+    emulator: Emulator
+    session: BctrlSession
+
+    def stop(self, count: int, **options: Any) -> StopBatch:  # noqa: ANN401 - as of a bulk stop.
+        """Make a bulk stop of so many new runtimes."""
+        return self.session.stop_runtimes(add_runtimes(self.emulator, count), **options)
+
+    async def started(self, batch: StopBatch, requests: int) -> asyncio.Task[None]:
+        """Await a bulk stop in a task; return the task once there were so many requests."""
+        return await started(batch, self.emulator, requests)
+
+
 async def wait_for_requests(emulator: Emulator, count: int) -> None:
     """Wait until an emulator has received this many requests."""
     async with asyncio.timeout(BOUND):
@@ -86,6 +103,18 @@ def pass_time(seconds: float) -> None:
 async def await_batch(batch: StopBatch) -> None:
     """Await a bulk stop, as the coroutine of a task."""
     await batch
+
+
+async def started(
+    batch: StopBatch,
+    emulator: Emulator,
+    requests: int,
+    run: Callable[[StopBatch], Coroutine[object, object, None]] = await_batch,
+) -> asyncio.Task[None]:
+    """Await a bulk stop in a task; return the task once the emulator has this many requests."""
+    running = asyncio.create_task(run(batch))
+    await wait_for_requests(emulator, requests)
+    return running
 
 
 def run_of(batch: StopBatch) -> Run:

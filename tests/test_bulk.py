@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from helpers import BOUND, add_runtimes, await_batch, pass_time, run_of, wait_for_requests
-from leaks import bulk_tasks
+from helpers import BOUND, Bulk, add_runtimes, await_batch, pass_time, run_of
 
 from bctrl_async import (
     BctrlConfigError,
@@ -32,37 +31,26 @@ async def async_iterable(pairs: list[tuple[str, str]]) -> AsyncIterator[tuple[st
 
 
 class TestAwaited:
-    async def test_every_target_is_stopped_and_counted(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        report = await session.stop_runtimes(add_runtimes(emulator, 300))
+    async def test_every_target_is_stopped_and_counted(self, bulk: Bulk) -> None:
+        report = await bulk.stop(300)
 
         assert report.ok
         assert report.counts == {STOPPED: 300}
         assert (report.total, report.failures, report.retries, report.throttled) == (300, (), 0, 0)
         assert report.elapsed > 0
-        statuses = Counter(runtime["status"] for runtime in emulator.runtimes.values())
+        statuses = Counter(runtime["status"] for runtime in bulk.emulator.runtimes.values())
         assert statuses == {"stopped": 300, "active": 1}
 
-    async def test_a_target_that_is_there_twice_has_two_outcomes(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        targets = add_runtimes(emulator, 1) * 2
+    async def test_a_target_that_is_there_twice_has_two_outcomes(self, bulk: Bulk) -> None:
+        targets = add_runtimes(bulk.emulator, 1) * 2
 
-        report = await session.stop_runtimes(targets, concurrency=1)
+        report = await bulk.session.stop_runtimes(targets, concurrency=1)
 
         assert report.ok
         assert report.counts == {STOPPED: 1, StopResult.ALREADY_STOPPED: 1}
 
-    async def test_an_empty_input_is_a_success(self, session: BctrlSession) -> None:
-        report = await session.stop_runtimes([])
-
-        assert (report.ok, report.total) == (True, 0)
-
-    async def test_on_outcome_gets_each_outcome_with_its_index(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        targets = add_runtimes(emulator, 20)
+    async def test_on_outcome_gets_each_outcome_with_its_index(self, bulk: Bulk) -> None:
+        targets = add_runtimes(bulk.emulator, 20)
         sync_outcomes: list[StopOutcome] = []
         async_outcomes: list[StopOutcome] = []
 
@@ -70,8 +58,8 @@ class TestAwaited:
             await asyncio.sleep(0)
             async_outcomes.append(outcome)
 
-        await session.stop_runtimes(targets, on_outcome=sync_outcomes.append)
-        await session.stop_runtimes(targets, on_outcome=collect)
+        await bulk.session.stop_runtimes(targets, on_outcome=sync_outcomes.append)
+        await bulk.session.stop_runtimes(targets, on_outcome=collect)
 
         assert sorted((o.index, o.target) for o in sync_outcomes) == list(enumerate(targets))
         assert {o.result for o in async_outcomes} == {StopResult.ALREADY_STOPPED}
@@ -79,13 +67,11 @@ class TestAwaited:
             o.runtime is not None and o.attempts == 1 and o.elapsed > 0 for o in sync_outcomes
         )
 
-    async def test_each_target_has_the_outcome_of_its_own_response(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        emulator.add_runtime("ws-1", "done", status="stopped")
-        emulator.inject(Fault.ACCEPTED, alias="crm")
+    async def test_each_target_has_the_outcome_of_its_own_response(self, bulk: Bulk) -> None:
+        bulk.emulator.add_runtime("ws-1", "done", status="stopped")
+        bulk.emulator.inject(Fault.ACCEPTED, alias="crm")
         outcomes: list[StopOutcome] = []
-        report = await session.stop_runtimes(
+        report = await bulk.session.stop_runtimes(
             [("ws-1", "crm"), ("ws-1", "done"), ("ws-1", "none"), ("ws-1", "..")],
             on_outcome=outcomes.append,
             verify=False,
@@ -103,82 +89,46 @@ class TestAwaited:
         with pytest.raises(ExceptionGroup, match="3 of 4 runtimes may still be running"):
             report.raise_for_failures()
 
-    async def test_a_conflict_after_a_lost_response_is_settled(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        emulator.inject(Fault.DROP_AFTER)
-        report = await session.stop_runtimes([("ws-1", "crm")])
-
-        assert report.counts == {StopResult.ALREADY_STOPPED: 1}
-        assert report.retries == 1
-
+    @pytest.mark.parametrize(
+        ("faults", "result", "throttled"),
+        [
+            ([Fault.RATE_LIMITED, Reply(503), Fault.SERVER_ERROR], STOPPED, 2),
+            ([Fault.RATE_LIMITED, Fault.DROP_BEFORE], STOPPED, 1),
+            ([Fault.DROP_AFTER], StopResult.ALREADY_STOPPED, 0),
+        ],
+    )
     async def test_retries_and_throttled_attempts_are_counted(
-        self, emulator: Emulator, session: BctrlSession, pauses: list[float]
+        self,
+        bulk: Bulk,
+        pauses: list[float],
+        faults: list[Fault | Reply],
+        result: StopResult,
+        throttled: int,
     ) -> None:
-        emulator.inject(Fault.RATE_LIMITED, Reply(503), Fault.SERVER_ERROR)
-        report = await session.stop_runtimes([("ws-1", "crm")])
+        bulk.emulator.inject(*faults, alias="r7")
+        report = await bulk.stop(50)
 
-        assert report.counts == {STOPPED: 1}
-        assert (report.retries, report.throttled) == (3, 2)
-        assert len(pauses) == 3
+        assert report.counts == Counter([result, *[STOPPED] * 49])
+        assert (report.retries, report.throttled) == (len(faults), throttled)
+        assert len(pauses) == len(faults)
 
-    @pytest.mark.usefixtures("pauses")
-    async def test_a_throttled_target_is_still_retried_after_a_lost_connection(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        targets = add_runtimes(emulator, 50)
-        emulator.inject(Fault.RATE_LIMITED, Fault.DROP_BEFORE, alias="r7")
-        report = await session.stop_runtimes(targets)
-
-        assert report.counts == {STOPPED: 50}
-        assert report.retries == 2
-
-    async def test_a_batch_can_run_as_a_task(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
+    async def test_it_can_run_as_a_task(self, session: BctrlSession) -> None:
         async with asyncio.TaskGroup() as group:
             task = group.create_task(session.stop_runtimes([("ws-1", "crm")]))
         assert task.result().ok
 
-        emulator.inject(Fault.HANG)
-        batch = session.stop_runtimes([("ws-1", "crm")])
-        cancelled = asyncio.create_task(batch)
-        await wait_for_requests(emulator, 2)
-        cancelled.cancel()
-        await asyncio.wait([cancelled])
-        assert cancelled.cancelled()
-        assert batch.report.counts == {UNKNOWN: 1}
-
-    async def test_a_task_cancelled_before_it_starts_reads_nothing(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        batch = session.stop_runtimes([("ws-1", "crm")])
+    async def test_a_task_cancelled_before_it_starts_reads_nothing(self, bulk: Bulk) -> None:
+        batch = bulk.session.stop_runtimes([("ws-1", "crm")])
         task = asyncio.create_task(batch)
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
-        assert (batch.read, len(emulator.requests)) == (0, 0)
+        assert (batch.read, len(bulk.emulator.requests)) == (0, 0)
 
-    async def test_closing_a_batch_that_runs_ends_its_workers(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        emulator.inject(*[Fault.HANG] * 3)
-        batch = session.stop_runtimes(add_runtimes(emulator, 10), concurrency=3)
-        batch.send(None)
-        await wait_for_requests(emulator, 3)
-        batch.close()
-        async with asyncio.timeout(BOUND):
-            while bulk_tasks():
-                await asyncio.sleep(0)
-        assert batch.report.counts == {UNKNOWN: 3, NOT_SENT: 7}
-
-    async def test_a_worker_can_be_closed_without_its_loop(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        batch = session.stop_runtimes(add_runtimes(emulator, 3))
-        await session.stop_runtime("ws-1", "crm")
-        run = run_of(batch)
-        coroutine = run._work(Worker())
+    async def test_a_worker_can_be_closed_without_its_loop(self, bulk: Bulk) -> None:
+        batch = bulk.stop(3)
+        await bulk.session.stop_runtime("ws-1", "crm")
+        coroutine = run_of(batch)._work(Worker())
         coroutine.send(None)
         coroutine.close()
         batch.close()
@@ -209,8 +159,8 @@ class TestAwaited:
         with pytest.warns(RuntimeWarning, match="never awaited or entered: nothing was stopped"):
             del batch
 
-    async def test_a_batch_runs_only_once(self, emulator: Emulator, session: BctrlSession) -> None:
-        batch = session.stop_runtimes([("ws-1", "crm")])
+    async def test_a_batch_runs_only_once(self, bulk: Bulk) -> None:
+        batch = bulk.session.stop_runtimes([("ws-1", "crm")])
         assert not batch.report.ok
         assert str(batch.report.ended_early) == "the bulk stop was not run"
         assert batch.report.total == 0
@@ -221,7 +171,7 @@ class TestAwaited:
             await batch
         with pytest.raises(BctrlConfigError, match="has started already"):
             await batch.__aenter__()
-        assert emulator.received.total() == 1
+        assert bulk.emulator.received.total() == 1
 
     async def test_failures_keep_no_traceback(
         self, session: BctrlSession, emulator: Emulator
@@ -254,11 +204,9 @@ class TestArguments:
         with pytest.raises(BctrlConfigError, match=rf"^invalid {name}[: ]"):
             session.stop_runtimes([("ws-1", "crm")], **{name: value})  # type: ignore[arg-type]
 
-    async def test_timeout_and_retry_apply_to_each_target(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        emulator.inject(*[Fault.HANG] * 10)
-        batch = session.stop_runtimes(
+    async def test_timeout_and_retry_apply_to_each_target(self, bulk: Bulk) -> None:
+        bulk.emulator.inject(*[Fault.HANG] * 10)
+        batch = bulk.session.stop_runtimes(
             [RuntimeRef("ws-1", "crm")],
             timeout=40,
             retry=RetryPolicy(attempts=2, base=0.001),
@@ -268,7 +216,7 @@ class TestArguments:
         for attempt in (1, 2):
             # Between them a canary is sent, which is answered.
             async with asyncio.timeout(BOUND):
-                while len(emulator.stops) < attempt:
+                while len(bulk.emulator.stops) < attempt:
                     await asyncio.sleep(0)
             pass_time(40)
         await running
@@ -276,11 +224,9 @@ class TestArguments:
         [failure] = batch.report.failures
         assert (failure.result, failure.attempts) == (UNKNOWN, 2)
 
-    async def test_the_patience_of_the_policy_applies(
-        self, emulator: Emulator, session: BctrlSession
-    ) -> None:
-        emulator.inject(*[Fault.RATE_LIMITED] * 10)
-        report = await session.stop_runtimes([("ws-1", "crm")], retry=RetryPolicy(patience=0))
+    async def test_the_patience_of_the_policy_applies(self, bulk: Bulk) -> None:
+        bulk.emulator.inject(*[Fault.RATE_LIMITED] * 10)
+        report = await bulk.session.stop_runtimes([("ws-1", "crm")], retry=RetryPolicy(patience=0))
 
         [failure] = report.failures
         assert isinstance(failure.error, BctrlRateLimitError)

@@ -7,11 +7,11 @@ import gc
 import weakref
 
 import pytest
-from helpers import BOUND, add_runtimes, assert_conserved
+from helpers import BOUND, Bulk, assert_conserved
 
-from bctrl_async import BctrlError, BctrlSession, Runtime, StopOutcome, StopResult
+from bctrl_async import BctrlError, BctrlSession, StopOutcome, StopResult
 from bctrl_async.bulk._delivery import OutcomeBuffer
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Fault
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import outcome_of
 
@@ -21,64 +21,41 @@ FIRST, SECOND, THIRD = (
 )
 
 
-async def stopped(emulator: Emulator, session: BctrlSession) -> Runtime:
-    [target] = add_runtimes(emulator, 1)
-    return await session.stop_runtime(*target)
-
-
 class TestBuffer:
-    async def test_a_worker_waits_for_nothing_until_too_many_outcomes_are_unread(self) -> None:
-        """Fault: each outcome cost a coroutine around a queue, also where a reader waited."""
-        buffer = OutcomeBuffer(2)
-
-        assert buffer.put(FIRST) is None
-        assert buffer.put(SECOND) is None
-        waits = buffer.put(THIRD)
-        assert waits is not None
-        waiting = asyncio.ensure_future(waits)
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        assert await buffer.get() is FIRST
-        async with asyncio.timeout(BOUND):
-            await waiting
-        assert [await buffer.get(), await buffer.get()] == [SECOND, THIRD]
-
-    async def test_all_workers_that_wait_go_on_once_there_is_room(self) -> None:
+    async def test_workers_wait_once_too_many_outcomes_are_unread_until_there_is_room(self) -> None:
         buffer = OutcomeBuffer(1)
-        buffer.put(FIRST)
+        assert buffer.put(FIRST) is None
         waits = [put for outcome in (SECOND, THIRD) if (put := buffer.put(outcome)) is not None]
         waiting = asyncio.gather(*waits)
-        await buffer.get()
+        assert await buffer.get() is FIRST
         await asyncio.sleep(0)
         assert not waiting.done()
-        await buffer.get()
+        assert await buffer.get() is SECOND
 
         async with asyncio.timeout(BOUND):
             assert len(await waiting) == 2
+        assert await buffer.get() is THIRD
 
-    async def test_a_reader_that_is_cancelled_as_it_is_woken_wakes_the_next(self) -> None:
+    @pytest.mark.parametrize("is_woken", [False, True])
+    async def test_a_reader_that_is_cancelled_takes_nothing_from_the_next(
+        self, *, is_woken: bool
+    ) -> None:
         buffer = OutcomeBuffer(1)
         first, second = (asyncio.create_task(buffer.get()) for _ in range(2))
         await asyncio.sleep(0)
-        buffer.put(FIRST)
-        first.cancel()
+        if is_woken:
+            buffer.put(FIRST)
+            first.cancel()
+        else:
+            first.cancel()
+            await asyncio.wait([first])
+            buffer.put(FIRST)
 
         async with asyncio.timeout(BOUND):
             assert await second is FIRST
         assert first.cancelled()
 
-    async def test_a_reader_that_gave_up_takes_no_wake_up_from_the_next(self) -> None:
-        buffer = OutcomeBuffer(1)
-        first, second = (asyncio.create_task(buffer.get()) for _ in range(2))
-        await asyncio.sleep(0)
-        first.cancel()
-        await asyncio.wait([first])
-        buffer.put(FIRST)
-
-        async with asyncio.timeout(BOUND):
-            assert await second is FIRST
-
-    async def test_an_outcome_that_another_reader_took_leaves_the_first_waiting(self) -> None:
+    async def test_a_reader_goes_on_waiting_if_another_took_its_outcome(self) -> None:
         buffer = OutcomeBuffer(1)
         woken = asyncio.create_task(buffer.get())
         await asyncio.sleep(0)
@@ -101,90 +78,64 @@ class TestBuffer:
         assert await buffer.get() is None
 
 
-async def test_no_outcome_is_read_after_the_block(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    """Fault: outcomes were left over after the block if there were fewer than a hundred."""
-    async with session.stop_runtimes(add_runtimes(emulator, 3)) as batch:
-        while batch.counts.total() < 3:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
+class TestAsyncCallback:
+    async def test_it_ends_before_its_outcome_is_read(self, bulk: Bulk) -> None:
+        called: set[int] = set()
 
-    assert [outcome async for outcome in batch] == []
-    assert_conserved(batch, emulator)
+        async def call(outcome: StopOutcome) -> None:
+            await asyncio.sleep(0)
+            called.add(outcome.index)
 
+        async with bulk.stop(300, on_outcome=call) as batch:
+            async for outcome in batch:
+                assert outcome.index in called
+                if outcome.index == 0:
+                    # A hundred are unread, and the workers wait.
+                    await asyncio.sleep(0.1)
+        assert called == set(range(300))
+        assert_conserved(batch, bulk.emulator)
 
-async def test_an_async_callback_ends_before_its_outcome_is_read(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    called: set[int] = set()
+    async def test_it_is_called_for_an_outcome_that_was_verified(self, bulk: Bulk) -> None:
+        bulk.emulator.inject(Fault.ACCEPTED)
+        called: list[StopResult] = []
 
-    async def call(outcome: StopOutcome) -> None:
-        await asyncio.sleep(0)
-        called.add(outcome.index)
+        async def call(outcome: StopOutcome) -> None:
+            await asyncio.sleep(0)
+            called.append(outcome.result)
 
-    targets = add_runtimes(emulator, 300)
-    async with session.stop_runtimes(targets, on_outcome=call) as batch:
-        async for outcome in batch:
-            assert outcome.index in called
-            if outcome.index == 0:
-                # A hundred are unread, and the workers wait.
-                await asyncio.sleep(0.1)
-    assert called == set(range(300))
-    assert_conserved(batch, emulator)
+        await bulk.stop(1, verify=True, on_outcome=call)
 
+        assert called == [StopResult.STOPPED]
 
-async def test_an_async_callback_is_called_for_an_outcome_that_was_verified(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    emulator.inject(Fault.ACCEPTED, alias="r0")
-    called: list[StopOutcome] = []
+    async def test_its_cancelled_error_fails_the_run(self, bulk: Bulk) -> None:
+        async def fail(_: StopOutcome) -> None:
+            raise asyncio.CancelledError
 
-    async def call(outcome: StopOutcome) -> None:
-        await asyncio.sleep(0)
-        called.append(outcome)
-
-    batch = session.stop_runtimes(add_runtimes(emulator, 1), verify=True, on_outcome=call)
-    await batch
-
-    assert [outcome.result for outcome in called] == [StopResult.STOPPED]
-    assert_conserved(batch, emulator)
+        batch = bulk.stop(3, on_outcome=fail)
+        with pytest.raises(BctrlError, match="on_outcome raised CancelledError"):
+            await batch
+        assert_conserved(batch, bulk.emulator)
 
 
-async def test_a_cancelled_error_of_an_async_callback_fails_the_run(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    async def fail(_: StopOutcome) -> None:
-        raise asyncio.CancelledError
-
-    batch = session.stop_runtimes(add_runtimes(emulator, 3), on_outcome=fail)
-    with pytest.raises(BctrlError, match="on_outcome raised CancelledError"):
-        await batch
-    assert_conserved(batch, emulator)
-
-
-async def test_a_callback_that_cancels_its_worker_cancels_the_run(
-    emulator: Emulator, session: BctrlSession
-) -> None:
+async def test_a_callback_that_cancels_its_worker_cancels_the_run(bulk: Bulk) -> None:
     def cancel(_: StopOutcome) -> None:
         task = asyncio.current_task()
         assert task is not None
         task.cancel()
         raise asyncio.CancelledError
 
-    batch = session.stop_runtimes(add_runtimes(emulator, 3), on_outcome=cancel, concurrency=1)
+    batch = bulk.stop(3, on_outcome=cancel, concurrency=1)
     report = await batch
 
     assert report.counts == {StopResult.STOPPED: 1, StopResult.NOT_SENT: 2}
-    assert_conserved(batch, emulator)
+    assert_conserved(batch, bulk.emulator)
 
 
 class TestGarbageCollection:
-    async def test_a_runtime_does_not_count_towards_the_next_collection(
-        self, emulator: Emulator, session: BctrlSession
+    async def test_a_runtime_does_not_count_towards_the_next_one(
+        self, session: BctrlSession
     ) -> None:
-        """Fault: a hundred unread outcomes were so many objects that each hundred was searched."""
-        runtime = await stopped(emulator, session)
+        runtime = await session.stop_runtime("ws-1", "crm")
 
         assert runtime.summary is not None
         assert not gc.is_tracked(runtime)

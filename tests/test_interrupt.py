@@ -1,24 +1,28 @@
-"""A run that is asked to read no further sends nothing new."""
+"""A run that is asked to read no more sends nothing new."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 from helpers import (
+    Bulk,
+    Connect,
     add_runtimes,
     assert_conserved,
+    await_batch,
     pass_time,
     run_in_virtual_time,
-    wait_for_requests,
+    started,
 )
 
 from bctrl_async import (
     BctrlError,
+    BctrlServerError,
     BctrlSession,
     RetryPolicy,
     StopBatch,
@@ -26,48 +30,44 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
+from bctrl_async._calls.sender import Sender
 from bctrl_async._http.fast.answer import Connector
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
-Connect = Callable[..., BctrlSession]
+REJECTED = StopResult.REJECTED
+
+End = Callable[[StopBatch], None]
+
+
+def pass_deadline(_: StopBatch) -> None:
+    pass_time(9.5)
 
 
 class TestStopReading:
+    @pytest.mark.parametrize("make", [list, iter])
     async def test_a_target_that_waits_for_the_limiter_is_not_sent(
-        self, emulator: Emulator, connect: Connect
+        self,
+        emulator: Emulator,
+        connect: Connect,
+        make: Callable[[list[tuple[str, str]]], Iterable[tuple[str, str]]],
     ) -> None:
-        """Fault: targets that workers held in front of the limiter were stopped all the same."""
-        targets = add_runtimes(emulator, 100)
         sent: list[int] = []
 
         def stop_reading(_: StopOutcome) -> None:
             batch.stop_reading()
             sent.append(len(emulator.requests) + batch.in_flight)
 
-        session = connect(rate=20)
-        batch = session.stop_runtimes(targets, on_outcome=stop_reading)
-        report = await batch
+        async with connect(rate=20) as session:
+            targets = make(add_runtimes(emulator, 100))
+            batch = session.stop_runtimes(targets, on_outcome=stop_reading, concurrency=50)
+            report = await batch
 
-        assert len(emulator.requests) <= sent[0]
-        assert report.counts[STOPPED] == len(emulator.requests)
-        assert report.counts[NOT_SENT] == 100 - len(emulator.requests)
+        requests = len(emulator.requests)
+        assert requests <= sent[0]
+        assert report.counts == {STOPPED: requests, NOT_SENT: report.total - requests}
+        assert report.total == 100 if make is list else report.total < 100
         assert "asked to start no more stops" in str(report.ended_early)
-        assert_conserved(batch, emulator)
-
-    async def test_an_unread_generator_is_read_no_further_and_what_was_read_is_not_sent(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
-        targets = add_runtimes(emulator, 100)
-        session = connect(rate=0.01)
-        batch = session.stop_runtimes(iter(targets), concurrency=10)
-        running = asyncio.create_task(batch)
-        await wait_for_requests(emulator, 1)
-        batch.stop_reading()
-        report = await running
-
-        assert 10 <= report.total <= 11
-        assert report.counts[NOT_SENT] >= report.total - 2
         assert_conserved(batch, emulator)
 
     async def test_a_request_on_the_wire_is_answered(self) -> None:
@@ -76,88 +76,46 @@ class TestStopReading:
             BctrlSession("emulator-key", base_url=emulator.url) as session,
         ):
             batch = session.stop_runtimes(add_runtimes(emulator, 20), concurrency=5)
-            running = asyncio.create_task(batch)
-            await wait_for_requests(emulator, 5)
+            running = await started(batch, emulator, 5)
             batch.stop_reading()
             pass_time(20.0)
-            report = await running
+            await running
 
-        assert report.counts == {STOPPED: 5, NOT_SENT: 15}
+        assert batch.report.counts == {STOPPED: 5, NOT_SENT: 15}
+        assert str(batch.report.failures[-1].error) == (
+            "not sent: the run was asked to start no more stops"
+        )
 
     @pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.BAD_GATEWAY, Fault.SERVER_ERROR])
     async def test_a_stop_that_may_have_taken_effect_is_retried(
-        self, emulator: Emulator, connect: Connect, fault: Fault
+        self, bulk: Bulk, fault: Fault
     ) -> None:
-        targets = add_runtimes(emulator, 3)
-        emulator.inject(fault)
-        session = connect(retry=RetryPolicy(base=0.05))
-        batch = session.stop_runtimes(targets, concurrency=1)
-        running = asyncio.create_task(batch)
-        await wait_for_requests(emulator, 1)
+        bulk.emulator.inject(fault)
+        batch = bulk.stop(3, concurrency=1, retry=RetryPolicy(base=0.05))
+        running = await bulk.started(batch, 1)
         batch.stop_reading()
-        report = await running
+        await running
 
-        assert report.counts[NOT_SENT] == 2
-        assert report.counts[UNKNOWN] == 0
-        assert emulator.received["ws-1", "r0"] == 2
+        assert batch.report.counts[NOT_SENT] == 2
+        assert batch.report.counts[UNKNOWN] == 0
+        assert bulk.emulator.received["ws-1", "r0"] == 2
 
-    @pytest.mark.parametrize("cut_off", [StopBatch.stop_reading, StopBatch.abort])
-    @pytest.mark.parametrize("fault", [Fault.RATE_LIMITED, Reply(503)])
-    async def test_a_target_that_was_throttled_is_rejected(
-        self,
-        emulator: Emulator,
-        connect: Connect,
-        fault: Fault | Reply,
-        cut_off: Callable[[StopBatch], None],
+    @pytest.mark.parametrize("fault", [Fault.RATE_LIMITED, Reply(503), Reply(307)])
+    async def test_a_target_that_is_rejected_after_the_call_is_not_sent_again(
+        self, bulk: Bulk, fault: Fault | Reply
     ) -> None:
-        targets = add_runtimes(emulator, 1)
-        emulator.inject(*[fault] * 100)
-        session = connect(retry=RetryPolicy(base=5.0))
-        batch = session.stop_runtimes(targets)
-        running = asyncio.create_task(batch)
-        await wait_for_requests(emulator, 1)
-        while batch.in_flight:
-            await asyncio.sleep(0)
-        cut_off(batch)
-        report = await running
-
-        assert report.counts == {StopResult.REJECTED: 1}
-        assert "before that, the server answered" in str(report.failures[0].error)
-        assert report.failures[0].attempts == 1
-        assert report.ended_early is not None
-
-    async def test_an_attempt_throttled_after_the_call_is_not_retried(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
-        targets = add_runtimes(emulator, 1)
-        emulator.inject(*[Fault.RATE_LIMITED] * 100)
-        session = connect(retry=RetryPolicy(base=0.01))
-        batch = session.stop_runtimes(targets)
-        running = asyncio.create_task(batch)
-        await wait_for_requests(emulator, 1)
+        bulk.emulator.inject(*[fault] * 100)
+        batch = bulk.stop(1, retry=RetryPolicy(base=0.01))
+        running = await bulk.started(batch, 1)
         batch.stop_reading()
-        report = await running
+        await running
 
-        assert report.counts == {StopResult.REJECTED: 1}
-        assert len(emulator.requests) == 1
-        assert report.ended_early is not None
-
-    async def test_a_rejection_that_arrives_after_the_call_stays_rejected(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
-        targets = add_runtimes(emulator, 1)
-        emulator.inject(Reply(307))
-        session = connect()
-        batch = session.stop_runtimes(targets)
-        running = asyncio.create_task(batch)
-        await wait_for_requests(emulator, 1)
-        batch.stop_reading()
-        report = await running
-
-        assert report.counts == {StopResult.REJECTED: 1}
+        assert batch.report.counts == {REJECTED: 1}
+        assert len(bulk.emulator.requests) == 1
+        # The last target of the input has its final answer with a 307.
+        assert (batch.report.ended_early is None) is (fault == Reply(307))
 
     async def test_a_call_of_the_key_function_is_abandoned(self, emulator: Emulator) -> None:
-        targets = add_runtimes(emulator, 1)
         asked = asyncio.Event()
 
         async def key() -> str:
@@ -166,7 +124,7 @@ class TestStopReading:
             return "emulator-key"
 
         async with BctrlSession(key, base_url=emulator.url) as session:
-            batch = session.stop_runtimes(targets)
+            batch = session.stop_runtimes([("ws-1", "crm")])
             running = asyncio.create_task(batch)
             await asked.wait()
             batch.stop_reading()
@@ -174,119 +132,105 @@ class TestStopReading:
 
         assert report.counts == {NOT_SENT: 1}
 
-    async def test_polls_end_with_their_outcomes_as_they_stand(
-        self, emulator: Emulator, connect: Connect
+
+class TestThrottled:
+    """A target that waits to be sent again, because it was throttled, as the run is ended."""
+
+    @pytest.mark.parametrize("fault", [Fault.RATE_LIMITED, Reply(503)])
+    @pytest.mark.parametrize("end", [StopBatch.stop_reading, StopBatch.abort, pass_deadline])
+    async def test_it_is_rejected(self, bulk: Bulk, fault: Fault | Reply, end: End) -> None:
+        bulk.emulator.inject(*[fault] * 100)
+        batch = bulk.stop(1, retry=RetryPolicy(base=5.0), deadline=9.5)
+        running = await bulk.started(batch, 1)
+        while batch.in_flight:
+            await asyncio.sleep(0)
+        end(batch)
+        await running
+
+        [failure] = batch.report.failures
+        assert (failure.result, failure.attempts) == (REJECTED, 1)
+        assert batch.report.ended_early is not None
+        assert f"before it was sent again: {batch.report.ended_early}" in str(failure.error)
+        assert "before that, the server answered" in str(failure.error)
+
+    @pytest.mark.parametrize("end", [StopBatch.abort, pass_deadline])
+    async def test_it_is_unknown_if_it_may_have_stopped_before(self, bulk: Bulk, end: End) -> None:
+        bulk.emulator.inject(Fault.BAD_GATEWAY, *[Fault.RATE_LIMITED] * 100)
+        batch = bulk.stop(1, deadline=9.5)
+        running = asyncio.create_task(await_batch(batch))
+        while not batch.is_throttled:
+            await asyncio.sleep(0)
+        end(batch)
+        await running
+
+        assert batch.report.counts == {UNKNOWN: 1}
+
+    @pytest.mark.parametrize("begun", [1, 100])
+    def test_at_the_deadline_it_is_rejected_and_the_rest_not_sent(
+        self, monkeypatch: pytest.MonkeyPatch, begun: int
     ) -> None:
-        targets = add_runtimes(emulator, 1)
-        emulator.inject(Fault.MALFORMED_JSON)
-        emulator.inject(*[Fault.ACCEPTED] * 1000, method="GET")
-        session = connect(retry=RetryPolicy(base=0.01))
-        batch = session.stop_runtimes(targets, verify=True)
-        running = asyncio.create_task(batch)
-        await wait_for_requests(emulator, 2)
-        batch.stop_reading()
-        report = await running
+        async def throttle(*_: object) -> BctrlError:
+            return BctrlServerError("503", status=503)
 
-        assert report.counts == {StopResult.ACCEPTED: 1}
-        assert_conserved(batch, emulator)
+        async def scenario(session: BctrlSession) -> StopReport:
+            return await session.stop_runtimes([("ws", f"r{n}") for n in range(begun)], deadline=5)
 
-
-@pytest.mark.parametrize("begun", [1, 100])
-def test_at_the_deadline_what_was_throttled_is_rejected_and_the_rest_not_sent(
-    monkeypatch: pytest.MonkeyPatch, begun: int
-) -> None:
-    from bctrl_async import BctrlServerError  # noqa: PLC0415
-    from bctrl_async._calls.sender import Sender  # noqa: PLC0415
-
-    async def throttle(*_: object) -> BctrlError:
-        return BctrlServerError("503", status=503)
-
-    monkeypatch.setattr(Sender, "_attempt", throttle)
-
-    async def scenario(session: BctrlSession) -> StopReport:
-        return await session.stop_runtimes([("ws", f"r{n}") for n in range(begun)], deadline=5)
-
-    report, _ = run_in_virtual_time(scenario)
-    assert report.counts.total() == begun
-    sent = {failure.result for failure in report.failures if failure.attempts}
-    waiting = {failure.result for failure in report.failures if not failure.attempts}
-    assert sent == {StopResult.REJECTED}
-    assert waiting <= {NOT_SENT}
-
-
-@pytest_asyncio.fixture
-async def slow_lookup(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Hold every DNS lookup of aiohttp until the event is set."""
-    found = asyncio.Event()
-    # The extra speedups replaces the resolver.
-    resolver = aiohttp.DefaultResolver
-    resolve = resolver.resolve
-
-    async def slow_resolve(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as the resolver's.
-        await found.wait()
-        return await resolve(*args, **kwargs)
-
-    monkeypatch.setattr(resolver, "resolve", slow_resolve)
-    return found
-
-
-async def let_deadline_pass(batch: StopBatch) -> StopReport:
-    """Let the deadline of 10 s pass once five attempts have begun."""
-    running = asyncio.create_task(batch)
-    while batch.in_flight < 5:
-        await asyncio.sleep(0)
-    pass_time(10.0)
-    return await running
+        monkeypatch.setattr(Sender, "_attempt", throttle)
+        report, _ = run_in_virtual_time(scenario)
+        assert report.counts.total() == begun
+        sent = {failure.result for failure in report.failures if failure.attempts}
+        waiting = {failure.result for failure in report.failures if not failure.attempts}
+        assert sent == {REJECTED}
+        assert waiting <= {NOT_SENT}
 
 
 class TestConnecting:
-    """Fault: an attempt without a connection passed for a request in flight."""
+    """An attempt that has no connection yet as the run is ended."""
 
-    @pytest.mark.parametrize("end", [StopBatch.stop_reading, StopBatch.abort])
-    async def test_a_target_that_has_no_connection_yet_is_not_sent(
-        self, emulator: Emulator, slow_lookup: asyncio.Event, end: Callable[[StopBatch], None]
+    @pytest_asyncio.fixture
+    async def found(self, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+        """Hold every DNS lookup of aiohttp until the event is set."""
+        found = asyncio.Event()
+        # The extra speedups replaces the resolver.
+        resolver = aiohttp.DefaultResolver
+        resolve = resolver.resolve
+
+        async def slow_resolve(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as it has.
+            await found.wait()
+            return await resolve(*args, **kwargs)
+
+        monkeypatch.setattr(resolver, "resolve", slow_resolve)
+        return found
+
+    @pytest.mark.parametrize("is_borrowed", [False, True])
+    @pytest.mark.parametrize("end", [StopBatch.stop_reading, StopBatch.abort, pass_deadline])
+    async def test_it_is_not_sent_except_on_a_borrowed_pool_where_it_may_have_been(
+        self, emulator: Emulator, found: asyncio.Event, end: End, *, is_borrowed: bool
     ) -> None:
-        targets = add_runtimes(emulator, 50)
-        url = emulator.url.replace("127.0.0.1", "localhost")
-        async with BctrlSession("emulator-key", base_url=url) as session:
-            batch = session.stop_runtimes(targets)
-            running = asyncio.create_task(batch)
-            while batch.in_flight < 50:
-                await asyncio.sleep(0)
-            end(batch)
-            slow_lookup.set()
-            report = await running
-
-        assert report.counts == {NOT_SENT: 50}
-        assert "before it had a connection" in str(report.failures[0].error)
-        assert emulator.requests == []
-
-    async def test_a_deadline_leaves_it_not_sent(
-        self, emulator: Emulator, slow_lookup: asyncio.Event
-    ) -> None:
-        targets = add_runtimes(emulator, 5)
-        url = emulator.url.replace("127.0.0.1", "localhost")
-        async with BctrlSession("emulator-key", base_url=url) as session:
-            batch = session.stop_runtimes(targets, deadline=10.0)
-            report = await let_deadline_pass(batch)
-            slow_lookup.set()
-
-        assert report.counts == {NOT_SENT: 5}
-
-    async def test_on_a_borrowed_pool_it_may_have_been_sent(
-        self, emulator: Emulator, slow_lookup: asyncio.Event
-    ) -> None:
-        targets = add_runtimes(emulator, 5)
         url = emulator.url.replace("127.0.0.1", "localhost")
         async with (
             aiohttp.ClientSession() as http,
-            BctrlSession("emulator-key", base_url=url, http=http) as session,
+            BctrlSession(
+                "emulator-key", base_url=url, http=http if is_borrowed else None
+            ) as session,
         ):
-            batch = session.stop_runtimes(targets, deadline=10.0)
-            report = await let_deadline_pass(batch)
-            slow_lookup.set()
+            batch = session.stop_runtimes(add_runtimes(emulator, 5), deadline=9.5)
+            running = asyncio.create_task(batch)
+            while batch.in_flight < 5:
+                await asyncio.sleep(0)
+            end(batch)
+            if not is_borrowed or end is not StopBatch.stop_reading:
+                await asyncio.wait([running], timeout=1)
+            found.set()
+            report = await running
 
-        assert report.counts == {UNKNOWN: 5}
+        if is_borrowed:
+            expected = STOPPED if end is StopBatch.stop_reading else UNKNOWN
+            assert report.counts == {expected: 5}
+        else:
+            assert report.counts == {NOT_SENT: 5}
+            assert "before it had a connection" in str(report.failures[0].error)
+            assert emulator.requests == []
 
 
 async def test_a_connector_serves_requests_that_belong_to_no_call(emulator: Emulator) -> None:
