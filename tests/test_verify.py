@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from datetime import UTC, datetime
 from typing import TypeVar
 from unittest import mock
 
@@ -36,7 +35,6 @@ from bctrl_async import (
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
-from bctrl_async.bulk import _verify
 from bctrl_async.bulk._verify import needs_verification, outcome_after_poll
 from bctrl_async.outcomes import state_of
 
@@ -68,23 +66,24 @@ def make_outcome(result: StopResult, polled: Runtime | None = None) -> StopOutco
 
 class TestRules:
     @pytest.mark.parametrize(
-        ("outcome", "expected"),
+        ("result", "status", "expected"),
         [
-            (make_outcome(UNKNOWN), True),
-            (make_outcome(ACCEPTED), True),
-            (make_outcome(ACCEPTED, runtime("active")), True),
-            (make_outcome(ACCEPTED, runtime("stopping")), True),
-            (make_outcome(ACCEPTED, runtime("failed")), False),
-            (make_outcome(STOPPED, runtime("stopped")), False),
-            (make_outcome(NOT_FOUND), False),
-            (make_outcome(StopResult.ALREADY_STOPPED), False),
-            (make_outcome(StopResult.REJECTED), False),
-            (make_outcome(NOT_SENT), False),
+            (UNKNOWN, None, True),
+            (ACCEPTED, None, True),
+            (ACCEPTED, "active", True),
+            (ACCEPTED, "stopping", True),
+            (ACCEPTED, "failed", False),
+            (STOPPED, "stopped", False),
+            (NOT_FOUND, None, False),
+            (StopResult.ALREADY_STOPPED, None, False),
+            (StopResult.REJECTED, None, False),
+            (NOT_SENT, None, False),
         ],
     )
     def test_an_outcome_is_verified_if_the_runtime_may_still_run(
-        self, outcome: StopOutcome, *, expected: bool
+        self, result: StopResult, status: str | None, *, expected: bool
     ) -> None:
+        outcome = make_outcome(result, None if status is None else runtime(status))
         assert needs_verification(outcome) is expected
 
     @pytest.mark.parametrize("before", [UNKNOWN, ACCEPTED])
@@ -215,19 +214,26 @@ def active_until(until: float) -> Server:
     return lambda now, _: runtime("active" if now < until else "stopped")
 
 
-class TestPolling:
-    def test_an_accepted_stop_is_polled_until_it_is_stopped(self, simulate: Simulate) -> None:
-        simulation = simulate(active_until(20))
-        report = simulation.stop()
+def answering(stop: Runtime | BctrlError, polled: Runtime | BctrlError) -> Server:
+    """Answer every stop and every poll alike."""
+    return lambda _, name: stop if name == "stop" else polled
 
-        assert report.counts == {STOPPED: 1}
+
+class TestPolling:
+    @pytest.mark.parametrize("count", [1, 100])
+    def test_accepted_stops_are_polled_until_they_are_stopped(
+        self, simulate: Simulate, count: int
+    ) -> None:
+        simulation = simulate(active_until(20))
+        report = simulation.stop(count)
+
+        assert (report.counts, report.retries) == ({STOPPED: count}, 0)
         assert 20 <= simulation.seconds <= 26
-        assert simulation.requests["stop"] == 1
-        assert simulation.requests["get"] <= 20
-        [outcome] = simulation.outcomes
-        assert outcome.runtime is not None
-        assert outcome.runtime.status is RuntimeStatus.STOPPED
-        assert (outcome.attempts, outcome.error, report.retries) == (1, None, 0)
+        assert simulation.requests["stop"] == count
+        assert simulation.requests["get"] <= 20 * count
+        for outcome in simulation.outcomes:
+            assert outcome.runtime == runtime("stopped")
+            assert (outcome.attempts, outcome.error) == (1, None)
 
     def test_the_delays_between_polls_grow_to_five_seconds(self, simulate: Simulate) -> None:
         simulation = simulate(active_until(10_000))
@@ -252,87 +258,22 @@ class TestPolling:
     def test_an_error_that_will_not_pass_ends_the_polls(
         self, simulate: Simulate, polled: BctrlError
     ) -> None:
-        simulation = simulate(lambda _, name: runtime("active") if name == "stop" else polled)
+        simulation = simulate(answering(runtime("active"), polled))
         report = simulation.stop()
 
         assert report.counts == {ACCEPTED: 1}
         assert simulation.requests["get"] == 1
 
-    def test_many_runtimes_are_polled_concurrently(self, simulate: Simulate) -> None:
-        simulation = simulate(active_until(20))
-        assert simulation.stop(100).counts == {STOPPED: 100}
-        assert simulation.seconds <= 30
-
     def test_a_runtime_that_stops_at_once_is_not_polled(self, simulate: Simulate) -> None:
         simulation = simulate(lambda *_: runtime("stopped"))
-        assert simulation.stop(100).counts == {STOPPED: 100}
-        assert simulation.requests == {"stop": 100}
-
-    @pytest.mark.parametrize(("status", "result"), [("stopped", STOPPED), ("failed", ACCEPTED)])
-    def test_an_unknown_stop_is_settled_by_a_final_status(
-        self, simulate: Simulate, status: str, result: StopResult
-    ) -> None:
-        simulation = simulate(lambda _, name: disconnected() if name == "stop" else runtime(status))
-        report = simulation.stop(retry=RetryPolicy(attempts=1))
-
-        assert report.ok
-        assert report.counts == {result: 1}
-        [outcome] = simulation.outcomes
-        assert outcome.runtime == runtime(status)
-        assert outcome.error is None
-        # A canary, then a poll.
-        assert simulation.requests["get"] == 2
-
-    @pytest.mark.parametrize(("stops_at", "result"), [(20, STOPPED), (10_000, ACCEPTED)])
-    def test_the_time_of_an_outcome_is_that_of_the_last_poll(
-        self,
-        simulate: Simulate,
-        monkeypatch: pytest.MonkeyPatch,
-        *,
-        stops_at: float,
-        result: StopResult,
-    ) -> None:
-        """Fault: that of one that no poll had settled was the time of its stop."""
-        polled = datetime(2126, 1, 1, tzinfo=UTC)
-        monkeypatch.setattr(_verify, "now", lambda: polled)
-        simulation = simulate(active_until(stops_at))
-        simulation.stop()
-        assert [(each.result, each.at) for each in simulation.outcomes] == [(result, polled)]
-
-    def test_an_abort_does_not_count_as_a_poll(
-        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Fault: the time of the outcome was that of the abort."""
-        polled: list[datetime] = []
-
-        def advance() -> datetime:
-            polled.append(datetime(2126, 1, 1 + len(polled), tzinfo=UTC))
-            return polled[-1]
-
-        monkeypatch.setattr(_verify, "now", advance)
-        simulation = simulate(active_until(10_000))
-
-        async def main(session: BctrlSession) -> None:
-            async with session.stop_runtimes([("ws-1", "r0")], verify=True) as batch:
-                while len(polled) < 2:
-                    await asyncio.sleep(0.01)
-                batch.abort()
-                simulation.outcomes.extend([outcome async for outcome in batch])
-
-        simulation.run(main)
-        [outcome] = simulation.outcomes
-        assert (outcome.result, outcome.at) == (ACCEPTED, datetime(2126, 1, 2, tzinfo=UTC))
-        assert len(polled) == 2
+        assert simulation.stop().counts == {STOPPED: 1}
+        assert simulation.requests == {"stop": 1}
 
     def test_a_poll_does_not_wait_to_be_retried(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("bctrl_async.bulk._run._MAX_POLLERS", 0)
-        simulation = simulate(
-            lambda _, name: (
-                runtime("active") if name == "stop" else BctrlServerError("500", status=500)
-            )
-        )
+        simulation = simulate(answering(runtime("active"), BctrlServerError("500", status=500)))
 
         async def main(session: BctrlSession) -> None:
             async with session.stop_runtimes([("ws-1", "r0")], verify=True) as batch:
@@ -343,28 +284,19 @@ class TestPolling:
 
         simulation.run(main)
 
-    def test_an_unsettled_outcome_has_the_runtime_as_last_polled(self, simulate: Simulate) -> None:
-        """Fault: a poll shows that the runtime is active, and the outcome does not say so."""
-        simulation = simulate(
-            lambda _, name: disconnected() if name == "stop" else runtime("active")
-        )
-        simulation.stop(retry=RetryPolicy(attempts=1))
-
-        [outcome] = simulation.outcomes
-        assert outcome.result is UNKNOWN
-        assert outcome.runtime == runtime("active")
-        assert isinstance(outcome.error, BctrlNetworkError)
-
     @pytest.mark.parametrize("polled", [runtime("active"), BctrlServerError("500", status=500)])
     def test_a_stop_that_no_answer_confirms_is_polled_for_half_a_minute(
         self, simulate: Simulate, polled: Runtime | BctrlError
     ) -> None:
-        """Fault: a stop answered with 500 was polled for 5 minutes, although nothing stopped it."""
-        simulation = simulate(lambda _, name: disconnected() if name == "stop" else polled)
-        report = simulation.stop(retry=RetryPolicy(attempts=1))
+        simulation = simulate(answering(disconnected(), polled))
+        report = simulation.stop(retry=RetryPolicy(attempts=2))
 
         assert report.counts == {UNKNOWN: 1}
         assert 30 <= simulation.seconds <= 40
+        [outcome] = simulation.outcomes
+        assert outcome.runtime == (polled if isinstance(polled, Runtime) else None)
+        assert isinstance(outcome.error, BctrlNetworkError)
+        assert (outcome.attempts, outcome.error.operation) == (2, "stop")
 
     @pytest.mark.parametrize("verify", [True, 60.0, 0.001])
     def test_polling_ends_half_a_minute_after_the_answer_or_as_the_caller_says(
@@ -382,15 +314,6 @@ class TestPolling:
             report.raise_for_failures()
         assert "the runtime was still 'active' after it" in str(caught.value.exceptions[0])
 
-    def test_a_deadline_ends_polling_and_keeps_the_outcomes(self, simulate: Simulate) -> None:
-        simulation = simulate(active_until(10_000))
-        report = simulation.stop(150, deadline=20)
-
-        assert simulation.seconds == pytest.approx(20)
-        assert report.counts == {ACCEPTED: 150}
-        # The whole input was processed.
-        assert (report.ok, report.ended_early) == (False, None)
-
     def test_slow_runtimes_do_not_delay_other_stops(self, simulate: Simulate) -> None:
         simulation = simulate(lambda *_: runtime("stopped"))
         simulation.stuck = {f"r{number}" for number in range(100)}
@@ -407,20 +330,20 @@ class TestPolling:
         assert max(simulation.sent_at) <= 81
         assert simulation.requests["get"] > 300
 
-    @pytest.mark.parametrize("max_pollers", [0, 1000])
+    @pytest.mark.parametrize(("max_pollers", "count"), [(0, 3), (1000, 150)])
     def test_a_deadline_that_ends_only_polls_does_not_end_the_run_early(
-        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, max_pollers: int
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, max_pollers: int, count: int
     ) -> None:
         monkeypatch.setattr("bctrl_async.bulk._run._MAX_POLLERS", max_pollers)
-        report = simulate(active_until(10_000)).stop(3, deadline=20)
+        simulation = simulate(active_until(10_000))
+        report = simulation.stop(count, deadline=20)
 
-        assert report.counts == {ACCEPTED: 3}
+        assert simulation.seconds == pytest.approx(20)
+        assert report.counts == {ACCEPTED: count}
+        # The whole input was processed.
         assert (report.ok, report.ended_early) == (False, None)
 
     def test_a_truncated_response_to_a_poll_is_not_an_outage(self, simulate: Simulate) -> None:
-        def answer(_: float, name: str) -> Runtime | BctrlError:
-            return runtime("active") if name == "stop" else BctrlNetworkError("half", status=200)
-
         async def main(session: BctrlSession) -> StopReport:
             async def targets() -> AsyncIterator[tuple[str, str]]:
                 for number in range(4):
@@ -429,7 +352,8 @@ class TestPolling:
 
             return await session.stop_runtimes(targets(), verify=True)
 
-        report = simulate(answer).run(main)
+        simulation = simulate(answering(runtime("active"), BctrlNetworkError("half", status=200)))
+        report = simulation.run(main)
         assert report.counts == {ACCEPTED: 4}
         assert report.ended_early is None
 
@@ -501,8 +425,6 @@ class TestPolling:
     def test_a_poll_that_raises_cancelled_error_is_named_as_what_failed(
         self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch, max_pollers: int
     ) -> None:
-        """Fault: `on_outcome` was named, also where there was none."""
-
         def answer(_: float, name: str) -> Runtime:
             if name == "get":
                 raise asyncio.CancelledError
@@ -516,18 +438,6 @@ class TestPolling:
         simulation = simulate(active_until(20))
         report = simulation.stop(deadline=200, retry=RetryPolicy(patience=10))
         assert report.counts == {STOPPED: 1}
-
-    def test_an_unknown_stop_stays_unknown_if_every_poll_fails(self, simulate: Simulate) -> None:
-        simulation = simulate(
-            lambda _, name: BctrlServerError("500", status=500, may_have_stopped=name == "stop")
-        )
-        report = simulation.stop(retry=RetryPolicy(attempts=2))
-
-        assert report.counts == {UNKNOWN: 1}
-        [outcome] = simulation.outcomes
-        assert outcome.error is not None
-        assert outcome.error.operation == "stop"
-        assert (outcome.attempts, outcome.error.may_have_stopped) == (2, True)
 
     def test_a_failed_poll_is_repeated_as_the_policy_says(self, simulate: Simulate) -> None:
         answers: list[Runtime | BctrlError] = [
@@ -623,14 +533,12 @@ class TestEnding:
                 was_sent = simulation.received[outcome.target.alias] > 0
                 assert was_sent is (outcome.result is not NOT_SENT)
 
-        for step in range(80):
-            end_at(step * 0.02)
+        for step in range(40):
+            end_at(step * 0.04)
 
     def test_a_key_rejected_during_polling_ends_the_run(self, simulate: Simulate) -> None:
         simulation = simulate(
-            lambda _, name: (
-                runtime("active") if name == "stop" else BctrlAuthenticationError("401", status=401)
-            )
+            answering(runtime("active"), BctrlAuthenticationError("401", status=401))
         )
         report = simulation.stop(2000)
 
