@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bctrl_async import BctrlConfigError, Runtime, RuntimeFilter, RuntimeKind, RuntimeStatus
@@ -36,7 +36,6 @@ def runtime(
 def test_a_filter_matches_what_has_not_ended_any_status_or_a_given_one(
     status: str, *, has_ended: bool
 ) -> None:
-    """Fault: a status that is unknown to this version was passed over, and its runtime ran on."""
     assert RuntimeFilter()(runtime(status=status)) is not has_ended
     assert RuntimeFilter(status="any")(runtime(status=status))
     assert RuntimeFilter(status=status)(runtime(status=status))
@@ -62,8 +61,15 @@ def test_all_conditions_must_hold() -> None:
     ("older_than", "matches"),
     [(7199, True), (7200, False), (0.5, True), (timedelta(hours=1), True), (timedelta(1), False)],
 )
-def test_older_is_strictly_older(older_than: float | timedelta, *, matches: bool) -> None:
-    assert RuntimeFilter(older_than=older_than).decide(runtime(), NOW) is matches
+@pytest.mark.parametrize(
+    "created_at",
+    ["2026-01-01T10:00:00.000Z", "2026-01-01T10:00:00+00:00", "2026-01-01 05:00:00-05:00"],
+)
+def test_older_is_strictly_older_whatever_the_offset(
+    created_at: str, older_than: float | timedelta, *, matches: bool
+) -> None:
+    created = runtime(created_at=created_at)
+    assert RuntimeFilter(older_than=older_than).decide(created, NOW) is matches
 
 
 def test_age_is_measured_by_the_clock_of_this_machine() -> None:
@@ -92,12 +98,7 @@ def test_a_time_that_cannot_be_read_matches_no_age(created_at: str) -> None:
     assert RuntimeFilter().decide(runtime(created_at=created_at), NOW)
 
 
-@pytest.mark.parametrize("created_at", ["2026-01-01T10:00:00+00:00", "2026-01-01 05:00:00-05:00"])
-def test_an_offset_is_taken_into_account(created_at: str) -> None:
-    assert RuntimeFilter(older_than=7199).decide(runtime(created_at=created_at), NOW)
-    assert not RuntimeFilter(older_than=7201).decide(runtime(created_at=created_at), NOW)
-
-
+@settings(max_examples=30)
 @given(st.text() | st.datetimes().map(str) | st.datetimes(timezones=st.timezones()).map(str))
 def test_no_text_raises(created_at: str) -> None:
     RuntimeFilter(older_than=1).decide(runtime(created_at=created_at), NOW)
