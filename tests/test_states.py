@@ -78,14 +78,6 @@ def test_an_answer_is_ok_without_an_error_or_has_one_that_says_why(status: str) 
         )
 
 
-@pytest.mark.parametrize("result", StopResult)
-def test_a_runtime_of_which_the_server_said_nothing_is_not_still_running(
-    result: StopResult,
-) -> None:
-    """Fault: every `rejected` and `not_sent` target was counted as still running."""
-    assert state_of(result, None, None) is not STILL_RUNNING
-
-
 def test_a_conflict_that_says_that_nothing_runs_is_no_error() -> None:
     conflict = BctrlConflictError("409", status=409, code="runtime.not_active", request_id="r-1")
     outcome = outcome_of(RuntimeRef("ws-1", "crm"), conflict, attempts=1)
