@@ -79,7 +79,7 @@ _PATIENCE = 60.0
 # On the workers.
 
 
-class LeftError(Exception):
+class _LeftError(Exception):
     """A worker leaves its chunks to others: it has no session, or reaches no server."""
 
     def __init__(self, address: str, reason: BctrlError) -> None:
@@ -160,7 +160,7 @@ class Visit(distributed.WorkerPlugin):
                 left = self._leave(_failure_of(error))
         if left is not None:
             # Not in the handler: dask pickles what an error was raised for.
-            raise LeftError(self._worker.address, left)
+            raise _LeftError(self._worker.address, left)
         try:
             # The coordinator must know before anything is sent: this worker may die at once.
             await self._send((number, None))
@@ -174,7 +174,7 @@ class Visit(distributed.WorkerPlugin):
                 for reason in (report.ended_early, *(each.error for each in unsent)):
                     if isinstance(reason, BctrlNetworkError):
                         # No target is at fault, and other workers may reach the server.
-                        raise LeftError(self._worker.address, self._leave(reason))
+                        raise _LeftError(self._worker.address, self._leave(reason))
                 if report.ended_early is not None:
                     raise self._leave(report.ended_early)
         finally:
@@ -273,7 +273,8 @@ class Chunk:
         self.number: int = items[0][0]
         self.items = items
         self.open: dict[int, StopOutcome | None] = dict.fromkeys(range(len(items)))
-        self.begins = self.tries = 0
+        self.begins: int = 0
+        self.tries: int = 0
         self.scope: CancelScope = CancelScope()
 
     def restart(self) -> None:
@@ -509,7 +510,7 @@ class ClusterRun(Engine):
                     # The message of its worker may be lost.
                     chunk.begins = max(chunk.begins, self._lacks_messages)
                 is_tried_again = self.state.goes_on() and self._goes_elsewhere(chunk, ended)
-            is_told = isinstance(ended, LeftError | BctrlError)
+            is_told = isinstance(ended, _LeftError | BctrlError)
             if failure is not None and self.state.goes_on() and (is_told or not chunk.begins):
                 # No chunk would fare better.
                 self.state.end_early(failure, CancelLevel.WAITING)
@@ -526,7 +527,7 @@ class ClusterRun(Engine):
     def _goes_elsewhere(self, chunk: Chunk, ended: Exception | None) -> bool:
         """Return True if other workers may do better with a chunk than the last."""
         match ended:
-            case LeftError(address=address, reason=reason):
+            case _LeftError(address=address, reason=reason):
                 if address not in self._left:
                     _log.warning(
                         "a worker takes no more part in a bulk stop: %s",
@@ -624,7 +625,7 @@ def _bare(error: BctrlError) -> BctrlError:
 
 def _failure_of(error: Exception) -> BctrlError:
     """Return the error of a chunk whose worker failed."""
-    if isinstance(error, LeftError):
+    if isinstance(error, _LeftError):
         return error.reason
     if isinstance(error, BctrlError):
         return error.with_traceback(None)
