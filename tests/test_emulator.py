@@ -328,6 +328,7 @@ async def test_a_workspace_that_is_named_by_a_uuid_is_not_taken_for_another(
 ) -> None:
     workspace_id = emulator.runtimes["ws", "crm"]["workspaceId"]
     emulator.add_runtime(workspace_id, "mail")
+    emulator.add_runtime("ws", "note")
     assert (await send(path_of(workspace_id, "mail"))).status == 200
     assert (await send(path_of(workspace_id, "crm"))).status == 404
 
