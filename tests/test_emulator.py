@@ -655,7 +655,7 @@ async def test_a_fault_for_a_target_waits_for_it(emulator: Emulator, send: Send)
     emulator.inject(Fault.SERVER_ERROR, workspace_id="b")
     emulator.inject(Reply(503), alias="crm")
     emulator.inject(Fault.BAD_GATEWAY)
-    # That of the target comes first, then that of the workspace, of the alias, and of all.
+    # The queue of the target comes first, then the queues of the workspace, the alias, and all.
     targets = [("b", "crm"), ("ws", "crm"), ("b", "crm"), ("ws", "mail"), ("ws", "crm")]
     statuses = [(await send(path_of(*target))).status for target in targets]
     assert statuses == [500, 429, 503, 502, 200]
