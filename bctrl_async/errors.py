@@ -134,7 +134,7 @@ class BctrlConfigError(BctrlError, ValueError):
 class BctrlNetworkError(BctrlError):
     """No usable answer: connection refused, host unreachable, disconnected."""
 
-    advice = "Check the base URL and the network; retrying is safe"
+    advice: str | None = "Check the base URL and the network; retrying is safe"
 
 
 class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
@@ -143,43 +143,43 @@ class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
     `status` is set if the answer had started to arrive.
     """
 
-    advice = "Allow a longer timeout; retrying is safe"
+    advice: str | None = "Allow a longer timeout; retrying is safe"
 
 
 class BctrlResponseError(BctrlNetworkError):
     """An unreadable answer: not JSON, of the wrong shape, too large, a page, or a redirect."""
 
-    advice = "Check that the base URL is that of the bctrl API"
+    advice: str | None = "Check that the base URL is that of the bctrl API"
 
 
 class BctrlApiError(BctrlError):
     """The server answered with an error status."""
 
-    advice = "Retrying will not help: contact the server's support"
+    advice: str | None = "Retrying will not help: contact the server's support"
 
 
 class BctrlValidationError(BctrlApiError):
     """400 or 422: the request is invalid and will fail again."""
 
-    advice = "Correct the request; retrying will not help"
+    advice: str | None = "Correct the request; retrying will not help"
 
 
 class BctrlAuthenticationError(BctrlApiError):
     """401: the API key is missing or invalid; every call with it will fail."""
 
-    advice = "Check the API key (BCTRL_API_KEY)"
+    advice: str | None = "Check the API key (BCTRL_API_KEY)"
 
 
 class BctrlPermissionError(BctrlApiError):
     """403: the API key has no access to this resource."""
 
-    advice = "Use a key with access to this workspace"
+    advice: str | None = "Use a key with access to this workspace"
 
 
 class BctrlNotFoundError(BctrlApiError):
     """404: no such workspace, alias or path."""
 
-    advice = "Check the workspace id, the alias and the base URL"
+    advice: str | None = "Check the workspace id, the alias and the base URL"
 
     @property
     def names_runtime(self) -> bool:
@@ -194,7 +194,7 @@ class BctrlNotFoundError(BctrlApiError):
 class BctrlConflictError(BctrlApiError):
     """409: the runtime is in a state that cannot be stopped."""
 
-    advice = "Check the runtime's status; retrying is safe"
+    advice: str | None = "Check the runtime's status; retrying is safe"
 
     @property
     def already_stopped(self) -> bool:
@@ -209,13 +209,13 @@ class BctrlRateLimitError(BctrlApiError):
     of more than a minute is probed each minute), or the server throttled all others for as long.
     """
 
-    advice = "Limit the rate, or retry later"
+    advice: str | None = "Limit the rate, or retry later"
 
 
 class BctrlServerError(BctrlApiError):
     """5xx: the server or a gateway failed."""
 
-    advice = "Retrying is safe"
+    advice: str | None = "Retrying is safe"
 
 
 def advice_of(error: BctrlError) -> str:
@@ -238,7 +238,7 @@ def subject_of(error: BctrlError) -> str:
     return f"{error.operation} of {place}: "
 
 
-is_code = re.compile(r"[a-z_]+(?:\.[a-z_]+)+").fullmatch
+is_code: Callable[[str], re.Match[str] | None] = re.compile(r"[a-z_]+(?:\.[a-z_]+)+").fullmatch
 """Matches a code of the API (contract errors.md); a gateway may have another text or a number."""
 
 
@@ -281,7 +281,7 @@ def log_fields(error: BctrlError) -> dict[str, object]:
 
 def session_closed(*, may_have_stopped: bool = False) -> BctrlConfigError:
     """Return the error of a call on a closed session."""
-    advice = "Make the call inside `async with`, or make a new session"
+    advice: str | None = "Make the call inside `async with`, or make a new session"
     return BctrlConfigError(
         "the session is closed", advice=advice, may_have_stopped=may_have_stopped
     )

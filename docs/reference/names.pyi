@@ -256,34 +256,42 @@ class BctrlConfigError(BctrlError, ValueError):
 # bctrl_async.BctrlNetworkError, in bctrl_async/errors.py
 class BctrlNetworkError(BctrlError):
     """No usable answer: connection refused, host unreachable, disconnected."""
+    advice: str | None = 'Check the base URL and the network; retrying is safe'
 
 # bctrl_async.BctrlTimeoutError, in bctrl_async/errors.py
 class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
     """An attempt took longer than `timeout`, or an `api_key` function did."""
+    advice: str | None = 'Allow a longer timeout; retrying is safe'
 
 # bctrl_async.BctrlResponseError, in bctrl_async/errors.py
 class BctrlResponseError(BctrlNetworkError):
     """An unreadable answer: not JSON, of the wrong shape, too large, a page, or a redirect."""
+    advice: str | None = 'Check that the base URL is that of the bctrl API'
 
 # bctrl_async.BctrlApiError, in bctrl_async/errors.py
 class BctrlApiError(BctrlError):
     """The server answered with an error status."""
+    advice: str | None = "Retrying will not help: contact the server's support"
 
 # bctrl_async.BctrlValidationError, in bctrl_async/errors.py
 class BctrlValidationError(BctrlApiError):
     """400 or 422: the request is invalid and will fail again."""
+    advice: str | None = 'Correct the request; retrying will not help'
 
 # bctrl_async.BctrlAuthenticationError, in bctrl_async/errors.py
 class BctrlAuthenticationError(BctrlApiError):
     """401: the API key is missing or invalid; every call with it will fail."""
+    advice: str | None = 'Check the API key (BCTRL_API_KEY)'
 
 # bctrl_async.BctrlPermissionError, in bctrl_async/errors.py
 class BctrlPermissionError(BctrlApiError):
     """403: the API key has no access to this resource."""
+    advice: str | None = 'Use a key with access to this workspace'
 
 # bctrl_async.BctrlNotFoundError, in bctrl_async/errors.py
 class BctrlNotFoundError(BctrlApiError):
     """404: no such workspace, alias or path."""
+    advice: str | None = 'Check the workspace id, the alias and the base URL'
     @property
     def names_runtime(self) -> bool:
         """True if the API reports that the workspace or the alias does not exist."""
@@ -291,6 +299,7 @@ class BctrlNotFoundError(BctrlApiError):
 # bctrl_async.BctrlConflictError, in bctrl_async/errors.py
 class BctrlConflictError(BctrlApiError):
     """409: the runtime is in a state that cannot be stopped."""
+    advice: str | None = "Check the runtime's status; retrying is safe"
     @property
     def already_stopped(self) -> bool:
         """True if nothing was running under this alias (contract: `runtime.not_active`)."""
@@ -298,10 +307,12 @@ class BctrlConflictError(BctrlApiError):
 # bctrl_async.BctrlRateLimitError, in bctrl_async/errors.py
 class BctrlRateLimitError(BctrlApiError):
     """429: too many requests; this one was not processed."""
+    advice: str | None = 'Limit the rate, or retry later'
 
 # bctrl_async.BctrlServerError, in bctrl_async/errors.py
 class BctrlServerError(BctrlApiError):
     """5xx: the server or a gateway failed."""
+    advice: str | None = 'Retrying is safe'
 
 # bctrl_async.journal.read_journals, in bctrl_async/journal.py
 def read_journals(
