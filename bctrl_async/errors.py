@@ -205,8 +205,8 @@ class BctrlConflictError(BctrlApiError):
 class BctrlRateLimitError(BctrlApiError):
     """429: too many requests; this one was not processed.
 
-    Without a `status` it was not sent: an earlier `Retry-After` exceeds this call's patience (one
-    of more than a minute is probed each minute), or the server throttled all others for as long.
+    If `status` is None, nothing was sent: an earlier `Retry-After` is longer than this call's
+    patience, or all other calls were throttled for that long.
     """
 
     advice: str | None = "Limit the rate, or retry later"

@@ -34,8 +34,8 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         kind: The kind to match; None matches any.
         older_than: Seconds or a `timedelta`, above 0, since the runtime was created; None matches
             any age. The contract gives `created_at` no format: a text that is not an ISO 8601 date
-            and time with a UTC offset matches no age. If nothing else speaks against it,
-            `stop_workspace` does not stop such a runtime, and its outcome is `rejected`.
+            and time with a UTC offset matches no age. If such a runtime matches
+            otherwise, `stop_workspace` rejects it instead of stopping it.
 
     A status or kind that this version does not know is logged as a warning: it may be mistyped.
 

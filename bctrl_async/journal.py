@@ -85,8 +85,8 @@ def read_journals(
         paths: The files.
         targets: The list: `RuntimeRef`s, pairs (workspace id, alias) or `Runtime`s. Each has one
             outcome, in the order of the list; a target that no file has is `not_sent`, with an
-            error that says so. None yields the targets that the files have, which does not tell
-            whether there are others.
+            error that says so. None yields only targets in the files: those without an entry are
+            not reported.
         max_age: Seconds since a file was started, above 0, beyond which it is rejected, such as a
             file of an earlier night; None rejects none.
 

@@ -92,7 +92,7 @@ class CallObserver(_WithAttempts):
 
 class _WithCalls:
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; a single stop has not waited for its slot yet."""
+        """Handle the start of a stop; of a single stop, before it waits for its slot."""
         return StopObserver()
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:

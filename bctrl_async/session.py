@@ -58,10 +58,10 @@ class BctrlSession:
             None reads `BCTRL_API_KEY`. A line end at the end of a key is left out.
         base_url: The URL of the API, with or without `/v1`. None reads `BCTRL_BASE_URL`, and else
             is `https://api.bctrl.ai`.
-        timeout: Seconds for one attempt, above 0, from when it has its connection slot. Connecting
-            may take nine tenths of it. An `api_key` function may take as long again.
-        max_connections: The most attempts in flight, from 1. Other calls wait for a slot, first
-            come, first served, without a time limit.
+        timeout: Seconds for one attempt, above 0, from when it has its slot. Connecting may take
+            90 % of them. An `api_key` function has its own limit of the same length.
+        max_connections: The most attempts in flight, from 1. Retries get a slot first, then single
+            stops, then bulk stops. While the server throttles, `patience` bounds the wait for one.
         retry: The retry policy.
         rate: The most attempts a second, above 0, evenly spaced; None sets no limit. Either way
             the session slows down while the server answers 429 or 503.
@@ -251,8 +251,8 @@ class BctrlSession:
             BctrlConfigError: An argument is invalid, or the session cannot be used: it is closed,
                 belongs to another loop, was opened before a fork, or its pace is misconfigured.
             BctrlApiError: The server answered with an error status; `BctrlConflictError` with
-                `already_stopped` if the runtime was not running, or if it is stopped but could not
-                be got: then the error's cause says why.
+                `already_stopped` if the runtime was not running, or could not be read after it was
+                stopped: see `__cause__`.
             BctrlTimeoutError: The last attempt was not answered in time.
             BctrlResponseError: The answer cannot be parsed, or is a redirect.
             BctrlNetworkError: There was no answer.
@@ -356,8 +356,8 @@ class BctrlSession:
             The runtimes in the server's order.
 
         Raises:
-            BctrlResponseError: The list or a runtime in it cannot be parsed, or more than 100 of
-                its runtimes. The list takes more than 64 MiB.
+            BctrlResponseError: The list cannot be parsed or is larger than 64 MiB, or a runtime in
+                it cannot be parsed (with `on_unreadable`: more than 100 of them).
             BctrlError: As `stop_runtime` raises it; `may_have_stopped` is always False.
         """
         workspace_id = plain_text(workspace_id)

@@ -81,7 +81,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
 
     @property
     def max_throttle_wait(self) -> float:
-        """The patience of a single call in seconds, 60 if None; a bulk stop waits longer."""
+        """The patience of a single call in seconds, 60 if None; see `patience` for a bulk stop."""
         return _PATIENCE if self.patience is None else self.patience
 
     def for_bulk(self, deadline: float | None) -> RetryPolicy:

@@ -73,7 +73,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     @property
     def retries(self) -> int:
-        """The attempts beyond the first of each target that has its outcome."""
+        """The number of retries of the targets that have their outcome."""
         return self._run.ledger.tally.retries
 
     @property

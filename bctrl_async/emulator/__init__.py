@@ -2,7 +2,7 @@
 
 It imports nothing from the client and restates the wire format in plain dicts, so that a bug cannot
 hide on both sides. Runtimes follow ``docs/contract/openapi.yaml``; error responses follow
-``errors.md`` beside it, "contract errors.md" below.
+``errors.md`` beside it, called *contract errors.md* in this reference.
 """
 
 from bctrl_async.emulator._assertions import ReceivedRequest

@@ -87,9 +87,9 @@ class Emulator:
             raise ValueError("api_key is empty: give the key that requests must carry")
         if on_request is not None and not callable(on_request):
             raise ValueError(f"on_request is {on_request!r}: give a function of a ReceivedRequest")
-        self.api_key = api_key
+        self.api_key: str = api_key
         self.requests: list[ReceivedRequest] = []
-        self.received: Counter[Target] = Counter()
+        self.received: Counter[tuple[str, str]] = Counter()
         self._host = host
         self._port = port
         self._latency = latency
@@ -122,7 +122,7 @@ class Emulator:
         return self._url
 
     @property
-    def runtimes(self) -> Mapping[Target, contract.WireRuntime]:
+    def runtimes(self) -> Mapping[tuple[str, str], contract.WireRuntime]:
         """A live view of all runtimes by `(workspace_id, alias)`."""
         return MappingProxyType(self._runtimes)
 
@@ -229,8 +229,8 @@ class Emulator:
             only: Also assert that no stop of any other runtime was received, whatever its answer.
 
         Raises:
-            AssertionError: It is not so. The message has a line with the status and the answers for
-                each runtime: `-` if it is not stopped, `+` for a stop of another.
+            AssertionError: A listed runtime is not stopped, or (with `only`) another was. The
+                message has a line for each, with status and answers, after `-` or `+`.
         """
         __tracebackhide__ = True
         targets = self._targets(workspace_id, aliases)

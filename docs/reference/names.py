@@ -22,6 +22,13 @@ _HEAD = "# By `python docs/reference/names.py`. The docstrings in the files that
 _DIRECTIVE = re.compile(
     r"^\.\. auto(?:class|exception|function):: ([\w.]+)(.*)\n(?:   :members:(.*))?", re.MULTILINE
 )
+_ALIASES = {
+    "bctrl_async.bulk._targets": ("Target", "Targets"),
+    "bctrl_async.bulk._delivery": ("OnOutcome",),
+    "bctrl_async.fastapi._app": ("Lifespan", "PlainLifespan"),
+    "bctrl_async.pace._redis": ("_Client",),
+}
+"""The types in signatures that have no page."""
 _WIDTH = 100
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -30,7 +37,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 def text() -> str:
     """Return the text of names.pyi."""
     index = (_FOLDER.parent / "index.md").read_text("utf-8")
-    lines = [_HEAD, ""]
+    lines = [_HEAD, "", *_aliases(), ""]
     for page in re.findall(r"^reference/(\w+)$", index, re.MULTILINE):
         for match in _DIRECTIVE.finditer((_FOLDER / f"{page}.md").read_text("utf-8")):
             name, arguments, members = match.groups()
@@ -44,6 +51,18 @@ def text() -> str:
             else:
                 lines += [*_function(_node(found)), ""]
     return "\n".join(lines)
+
+
+def _aliases() -> Iterator[str]:
+    for module, names in _ALIASES.items():
+        source = ast.parse(Path(inspect.getfile(import_module(module))).read_text("utf-8"))
+        yield f"# in {module}"
+        for node in source.body:
+            match node:
+                case ast.Assign(targets=[ast.Name(name)]) if name in names:
+                    yield ast.unparse(node)
+                case ast.ClassDef(name=name) if name in names:
+                    yield from _class(getattr(import_module(module), name), set(), shows_all=False)
 
 
 def _node(found: object) -> ast.ClassDef | _Function:
@@ -68,7 +87,17 @@ def _class(found: type, shown: set[str], *, shows_all: bool) -> Iterator[str]:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
                 if name in shown or (shows_all and not name.startswith("_")):
                     lines = [*_function(member)]
+                if name == "__init__" and shows_all:
+                    lines += [*_attributes(member)]
         yield from (f"    {line}" for line in lines)
+
+
+def _attributes(node: _Function) -> Iterator[str]:
+    """Yield the public attributes that a constructor declares."""
+    for each in ast.walk(node):
+        match each:
+            case ast.AnnAssign(target=ast.Attribute(attr=name)) if name[0] != "_":
+                yield f"{name}: {ast.unparse(each.annotation)}"
 
 
 def _function(node: _Function) -> Iterator[str]:
@@ -79,7 +108,7 @@ def _function(node: _Function) -> Iterator[str]:
     missing = [None] * (len(positional) - len(node.args.defaults))
     parts = [
         *map(_parameter, positional, missing + node.args.defaults),
-        *([f"*{node.args.vararg.arg}"] if node.args.vararg else ["*"] if keywords else []),
+        *([f"*{ast.unparse(node.args.vararg)}"] if node.args.vararg else ["*"] if keywords else []),
         *map(_parameter, keywords, node.args.kw_defaults),
     ]
     head = f"{'async ' * isinstance(node, ast.AsyncFunctionDef)}def {node.name}("

@@ -1,5 +1,17 @@
 # By `python docs/reference/names.py`. The docstrings in the files that it names say more.
 
+# in bctrl_async.bulk._targets
+Target = RuntimeRef | Runtime | tuple[str | UUID, str]
+Targets = Iterable[Target] | AsyncIterable[Target]
+# in bctrl_async.bulk._delivery
+OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
+# in bctrl_async.fastapi._app
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
+PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+# in bctrl_async.pace._redis
+class _Client(Protocol):
+    """An asyncio client of redis-py or valkey-py, also for a cluster."""
+
 # bctrl_async.BctrlSession, in bctrl_async/session.py
 class BctrlSession:
     """A session with the bctrl v1 workspaces API: one connection pool for any number of calls."""
@@ -131,7 +143,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         """The number of runtimes that are polled until they have stopped (`verify=`)."""
     @property
     def retries(self) -> int:
-        """The attempts beyond the first of each target that has its outcome."""
+        """The number of retries of the targets that have their outcome."""
     @property
     def is_throttled(self) -> bool:
         """True while the session slows down because of a 429 or 503."""
@@ -156,7 +168,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         """Abandon requests in flight (`unknown`) and send nothing more (`not_sent`)."""
     def send(self, value: object) -> object:
         """Resume the run: the coroutine protocol of `asyncio.create_task`."""
-    def throw(self, *error) -> object:
+    def throw(self, *error: Any) -> object:
         """Raise an exception in the run, as the cancellation of a task does."""
     def close(self) -> None:
         """Close the coroutine of a run that `send` has started."""
@@ -205,6 +217,9 @@ class StopOutcome(msgspec.Struct):
     at: datetime = ...
     request_id: str | None = None
     resumed: bool = False
+    @property
+    def ok(self) -> bool:
+        """True if the runtime no longer runs, by the server's own word."""
     def to_dict(self) -> dict[str, object]:
         """Return the outcome as JSON values, which any encoder takes."""
 
@@ -397,7 +412,7 @@ class RetryPolicy(msgspec.Struct):
     statuses: frozenset[int] = ...
     @property
     def max_throttle_wait(self) -> float:
-        """The patience of a single call in seconds, 60 if None; a bulk stop waits longer."""
+        """The patience of a single call in seconds, 60 if None; see `patience` for a bulk stop."""
 
 # bctrl_async.pace.FilePace, in bctrl_async/pace/_file.py
 class FilePace(Pace):
@@ -419,7 +434,7 @@ class Pace(ABC):
 class Observer(_WithCalls):
     """An observer of all calls of a session."""
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; a single stop has not waited for its slot yet."""
+        """Handle the start of a stop; of a single stop, before it waits for its slot."""
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`."""
     def begin_bulk(self) -> BulkObserver:
@@ -465,7 +480,7 @@ class AttemptObserver:
 class BulkObserver(_WithCalls):
     """An observer of one bulk stop."""
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; a single stop has not waited for its slot yet."""
+        """Handle the start of a stop; of a single stop, before it waits for its slot."""
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`."""
     def outcome(self, outcome: StopOutcome) -> None:
@@ -502,11 +517,14 @@ class Emulator:
         on_request: Callable[[ReceivedRequest], object] | None = None,
     ) -> None:
         ...
+    api_key: str
+    requests: list[ReceivedRequest]
+    received: Counter[tuple[str, str]]
     @property
     def url(self) -> str:
         """The base URL without a trailing slash, such as ``http://127.0.0.1:8787``."""
     @property
-    def runtimes(self) -> Mapping[Target, contract.WireRuntime]:
+    def runtimes(self) -> Mapping[tuple[str, str], contract.WireRuntime]:
         """A live view of all runtimes by `(workspace_id, alias)`."""
     @property
     def stops(self) -> list[ReceivedRequest]:
@@ -527,13 +545,13 @@ class Emulator:
         """Add a runtime, or replace the one with the same workspace id and alias."""
     def status(self, workspace_id: str, alias: str) -> str | None:
         """Return the true status of a runtime, whatever its last response said."""
-    def assert_stopped(self, workspace_id: str, *aliases, only: bool = False) -> None:
+    def assert_stopped(self, workspace_id: str, *aliases: str, only: bool = False) -> None:
         """Assert that stops of some runtimes, at least one, were received, and they are stopped."""
-    def assert_not_stopped(self, workspace_id: str, *aliases) -> None:
+    def assert_not_stopped(self, workspace_id: str, *aliases: str) -> None:
         """Assert that some runtimes, at least one, were added, and that no stop of them had effect."""
     def inject(
         self,
-        *faults,
+        *faults: Fault | Reply | None,
         workspace_id: str | None = None,
         alias: str | None = None,
         method: str = 'POST',
