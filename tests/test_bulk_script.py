@@ -32,8 +32,9 @@ class Script:
         for target in targets:
             api.add_runtime(*target)
         (folder / "list.csv").write_text("".join(f"{ws},{alias}\n" for ws, alias in targets))
+        self.list: Path = folder / "list.csv"
         self._folder = folder
-        self._environment = {
+        self.environment: dict[str, str] = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "BCTRL_API_KEY": api.api_key,
@@ -44,7 +45,7 @@ class Script:
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "clean_up.py", "list.csv", "night.jsonl"),
             cwd=self._folder,
-            env=self._environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
@@ -93,3 +94,21 @@ async def test_a_second_ctrl_c_waits_for_nothing(tmp_path: Path) -> None:
         api.held.clear()
     assert code == 130
     assert "200 not_sent, 100 unknown" in said
+
+
+async def test_a_run_that_cannot_start_or_whose_key_is_rejected_ends_with_2(
+    tmp_path: Path,
+) -> None:
+    """Fault: it ended with a traceback, or as a run with failures does."""
+    async with HoldingEmulator() as api:
+        script = Script(tmp_path, api)
+        api.api_key = "another"
+        assert (await ended(await script.begin()))[0] == 2
+        del script.environment["BCTRL_API_KEY"]
+        code, said = await ended(await script.begin())
+        assert (code, "no API key" in said, "Traceback" in said) == (2, True, False)
+        script.list.write_text("ws,r0,a note\n")
+        assert (await ended(await script.begin()))[0] == 2
+        script.list.unlink()
+        assert (await ended(await script.begin()))[0] == 2
+    assert {request.status for request in api.requests} == {401}
