@@ -28,9 +28,8 @@ from typing import Any, NamedTuple
 
 import anyio
 from chaos_checks import (
-    ENVOY,
-    ENVOY_AFTER_THE_EFFECT,
     FOREIGN_NOT_FOUND,
+    GATEWAYS,
     LOGIN_PAGE,
     check_account,
     check_journal,
@@ -166,7 +165,7 @@ class ChaosRun:
         headers = rng.choice([{"Retry-After": "0"}, {"Retry-After": "0.02"}, {}])
         throttled = [Reply(429, headers=headers), Reply(503, headers=headers)]
         others = [LOGIN_PAGE, FOREIGN_NOT_FOUND, Reply(307), Reply(200, body={"ok": True})]
-        others += [ENVOY, ENVOY_AFTER_THE_EFFECT]
+        others += rng.sample(GATEWAYS, 2)
         # A newer Retry-After would replace the long one.
         years = self.ending is Ending.RETRY_AFTER_YEARS
         self._answers = others if years else [*throttled, *others]

@@ -21,10 +21,17 @@ LOGIN_PAGE = Reply(
     200, body="<title>Sign in</title>", headers={"Content-Type": "text/html"}, takes_effect=False
 )
 FOREIGN_NOT_FOUND = Reply(404, body={"message": "no Route matched with those values"})
-ENVOY = Reply(503, body="upstream connect error or disconnect/reset before headers")
-ENVOY_AFTER_THE_EFFECT = replace(ENVOY, takes_effect=True)
-"""Answers of a proxy and of another service, not of the API."""
-_PROVE_NOTHING = (LOGIN_PAGE, ENVOY, ENVOY_AFTER_THE_EFFECT)
+_GATEWAYS = (
+    Reply(503, body="upstream connect error or disconnect/reset before headers"),
+    Reply(503, body="<html><body><h1>Error 503 Backend fetch failed</h1></body></html>"),
+    Reply(503, body="<html><head><title>503 Service Temporarily Unavailable</title></head></html>"),
+    Reply(408, body="<html><body><h1>408 Request Time-out</h1></body></html>"),
+    Reply(409, body="Conflict"),
+    Reply(499, body="<html><head><title>499 Client Closed Request</title></head></html>"),
+)
+GATEWAYS = (*_GATEWAYS, *(replace(reply, takes_effect=True) for reply in _GATEWAYS))
+"""Answers of a proxy and of another service, not of the API: before the effect, and after it."""
+_PROVE_NOTHING = (LOGIN_PAGE, *GATEWAYS)
 
 Status = str | None
 

@@ -14,11 +14,13 @@ from sim.runner import simulate
 SCRIPT = Path(__file__).with_name("simulate.py")
 SEEDS = range(60)
 FOUND_BY = {
-    "another-runtime": 25,
-    "cut-off": 49,
+    "another-runtime": 62,
     "dead-target": 90,
-    "locked": 73,
-    "stop-reading": 110,
+    "dead-upstream": 1089,
+    "foreign-4xx": 119,
+    "locked": 146,
+    "lone-503": 726,
+    "own-work": 119,
 }
 """The first seeds that find rare faults. Others are tried if they no longer do."""
 

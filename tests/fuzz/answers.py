@@ -199,7 +199,10 @@ def _body(rng: random.Random, alias: str, *, success: bool) -> bytes:
             b"[1, 2",
             b"<html>Log in</html>",
             b"upstream connect error or disconnect/reset before headers",
+            b"<!DOCTYPE html><html><body><h1>Error 503 Backend fetch failed</h1></body></html>",
+            b"<html><head><title>503 Service Temporarily Unavailable</title></head></html>",
             b'{"error": {"code": "ServiceUnavailable"}}',
+            b'{"code": "409", "error": "Conflict"}',
             b"\xef\xbb\xbf" + runtime(alias),
             b" " * 3000 + runtime(alias),
             f"echo of {KEY}".encode(),
@@ -261,6 +264,7 @@ _STATUSES = (
     *["201 Created", "202 Accepted", "204 No Content", "205 Reset Content", "206 Partial Content"],
     *["301 Moved", "302 Found", "304 Not Modified", "307 Temporary", "308 Permanent"],
     *["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found", "409 Conflict"],
+    *["408 Request Time-out", "499 Client Closed Request"],
     *["422 Unprocessable", "429 Too Many Requests", "500 Oops", "502 Bad Gateway", "503 Later"],
     *["504 Gateway Timeout", "429 Slow down", "409 Conflict", "404 Not Found", "200 Fine", "200 "],
 )

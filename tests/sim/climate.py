@@ -29,7 +29,7 @@ HAZARDS = (
     "foreign_404",
     "denied",
     "server",
-    "foreign_503",
+    "gateway",
 )
 """The kinds of faults; a climate has any number of them."""
 
@@ -54,13 +54,22 @@ _PAGES = (
     "\ufeff<html><body>Log in</body></html>".encode("utf-16-le"),
     b"Please log in",
 )
-_FOREIGN_503 = (
+_UNAVAILABLE = (
     b"upstream connect error or disconnect/reset before headers. reset reason: connection reset",
     b"<!DOCTYPE html><html><body><h1>Error 503 Backend fetch failed</h1></body></html>",
     b"<html><head><title>503 Service Temporarily Unavailable</title></head></html>",
     b'{"error": {"code": "ServiceUnavailable", "message": "The backend is down."}}',
 )
 """Answers of Envoy, Varnish, an ingress and a gateway that nests its errors."""
+_IN_DOUBT = (
+    *((503, body) for body in _UNAVAILABLE),
+    (408, b"<html><body><h1>408 Request Time-out</h1></body></html>"),
+    (408, b'{"message": "The upstream took too long."}'),
+    (409, b'{"error": {"code": "Conflict"}, "code": "409"}'),
+    (409, b"Conflict"),
+    (499, b"<html><head><title>499 Client Closed Request</title></head></html>"),
+)
+"""Answers of gateways that may have forwarded the request."""
 _ABSURD = ("31536000", "1790000000", "86400", "3600", "99999999999999999999")
 
 
@@ -83,6 +92,8 @@ class Climate:
         hazards: The kinds of faults that it has.
         base_latency: The median latency of a segment, in seconds.
         idle_strays: Send stray answers also while no request waits for an answer.
+        storm_of_gateway: The 503 of a storm are a gateway's.
+        outage_is_answered: A gateway answers 503 while the server is down.
         poison: Runtimes behind a dead node: no request about them is answered by the API.
     """
 
@@ -100,13 +111,15 @@ class Climate:
     idle_strays: bool = True
     pages: float = 0.0
     foreign: float = 0.0
-    foreign_503: float = 0.0
+    gateway: float = 0.0
     denied: float = 0.0
     storms: list[Span] = field(default_factory=list)
     storm_share: float = 1.0
     storm_status: int = 429
+    storm_of_gateway: bool = False
     retry_after: str | None = None
     outages: list[Span] = field(default_factory=list)
+    outage_is_answered: bool = False
     partitions: list[Span] = field(default_factory=list)
     poison: dict[Target, Fate | int] = field(default_factory=dict)
     server_faults: dict[Fault, float] = field(default_factory=dict)
@@ -122,8 +135,8 @@ class Climate:
         return next((span.end for span in self.partitions if when in span), when)
 
     def is_dead(self, when: float) -> bool:
-        """Return True while the server is down."""
-        return any(when in span for span in self.outages)
+        """Return True while the server is down, and nothing answers for it."""
+        return not self.outage_is_answered and any(when in span for span in self.outages)
 
     # The gateway
 
@@ -132,11 +145,14 @@ class Climate:
         poison = self.poison.get(exchange.target)
         if isinstance(poison, Fate):
             return Action(poison)
-        page = html(poison, _PAGES[0]) if poison else self._page(rng, now)
+        page, is_foreign = self._unavailable(poison, rng, now), True
+        if page is None:
+            page, is_foreign = self._page(rng, now), False
         if page is not None:
-            return Action(Fate.ANSWER, page=page)
-        if rng.random() < self.foreign_503:
-            page = _http(503, rng.choice(_FOREIGN_503), "Content-Type: text/plain")
+            return Action(Fate.ANSWER, page=page, foreign=is_foreign)
+        if rng.random() < self.gateway:
+            status, body = rng.choice(_IN_DOUBT)
+            page = _http(status, body, "Content-Type: text/plain")
             is_late = rng.random() < 0.5
             request, fate = (Fate.PASS, Fate.REPLACED) if is_late else (Fate.ANSWER, Fate.PASS)
             return Action(request, fate, page=page, foreign=True)
@@ -148,9 +164,22 @@ class Climate:
             return Action(fate, delay=delay)
         return Action(answer=fate, delay=delay)
 
+    def _unavailable(self, poison: int | None, rng: random.Random, now: float) -> bytes | None:
+        """Return what a gateway says for a node or a server that is down or busy, or None."""
+        if poison is not None:
+            return html(poison, _PAGES[0])
+        if any(now in span for span in self.outages):
+            return unavailable(rng.choice(_UNAVAILABLE), None)
+        if self.storm_of_gateway and self._storms(rng, now):
+            return unavailable(rng.choice(_UNAVAILABLE), self.retry_after)
+        return None
+
+    def _storms(self, rng: random.Random, now: float) -> bool:
+        return any(now in span for span in self.storms) and rng.random() < self.storm_share
+
     def _page(self, rng: random.Random, now: float) -> bytes | None:
         """Draw an answer of the gateway's own, or None."""
-        if any(now in span for span in self.storms) and rng.random() < self.storm_share:
+        if not self.storm_of_gateway and self._storms(rng, now):
             return refusal(self.storm_status, self.retry_after)
         draw = rng.random() - self.pages
         if draw < 0.0:
@@ -223,19 +252,21 @@ def draw(
     climate.pages = share("page", 0.4)
     climate.foreign = share("foreign_404", 0.5)
     climate.denied = share("denied", 0.3)
-    climate.foreign_503 = share("foreign_503", 0.5)
+    climate.gateway = share("gateway", 0.5)
     climate.storms = spans("storm", 8.0)
     climate.storm_share = rng.choice([1.0, 0.5, 0.1])
     climate.storm_status = rng.choice([429, 503])
+    climate.storm_of_gateway = climate.storm_status == 503 and rng.random() < 0.5
     climate.retry_after = rng.choice([None, "0", "1", "0.25", "7"])
     climate.outages = spans("outage", 30.0)
+    climate.outage_is_answered = rng.random() < 0.4
     climate.partitions = spans("partition", 10.0)
     if "long_retry_after" in hazards:
         start = rng.choice([0.0, 10 ** rng.uniform(-3.0, 0.5)])
         climate.storms.append(Span(start, rng.choice([0.05, 0.05, 1.0, 25.0])))
         climate.retry_after = rng.choice(_ABSURD)
     if "poison" in hazards and targets:
-        fates: list[Fate | int] = [502, 504, Fate.RESET, Fate.CLOSE, Fate.SILENCE]
+        fates: list[Fate | int] = [502, 503, 504, Fate.RESET, Fate.CLOSE, Fate.SILENCE]
         count = min(rng.choice([1, 1, 2, max(len(targets) // 5, 1)]), len(targets))
         climate.poison = dict.fromkeys(rng.sample(targets, count), rng.choice(fates))
     if "server" in hazards:
@@ -263,6 +294,12 @@ def refusal(status: int, retry_after: str | None) -> bytes:
     """Return a 429 or 503."""
     headers = [] if retry_after is None else [f"Retry-After: {retry_after}"]
     return answer(status, {"code": "rate.limited", "error": "Slow down."}, *headers)
+
+
+def unavailable(body: bytes, retry_after: str | None) -> bytes:
+    """Return a gateway's 503."""
+    headers = [] if retry_after is None else [f"Retry-After: {retry_after}"]
+    return _http(503, body, "Content-Type: text/plain", *headers)
 
 
 def runtime(target: Target) -> bytes:

@@ -29,7 +29,7 @@ class Action(NamedTuple):
     delay: float = 0.0
     page: bytes = b""
     foreign: bool = False
-    """True if the page is a 503 that is not the API's."""
+    """True if the page is a gateway's, which proves nothing about the runtime."""
 
 
 class Stray(NamedTuple):
@@ -65,7 +65,7 @@ class Exchange:
         status: The status, once the head of the answer was delivered.
         answered: The time at which the last byte was delivered.
         page: True if the gateway answered by itself.
-        foreign: True if the answer is a 503 that is not the API's.
+        foreign: True if the answer is a gateway's, which proves nothing about the runtime.
         replacement: What the gateway answers in place of an answer that is lost.
     """
 

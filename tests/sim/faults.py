@@ -89,6 +89,21 @@ FAULTS = {
         "had an effect",
         {"bctrl_async._http.response._NOT_FORWARDED": frozenset({403, 404, 429, 503})},
     ),
+    "foreign-4xx": KnownFault(
+        "any 4xx of a gateway is proof that nothing was done",
+        "had an effect",
+        {"bctrl_async._http.response._NOT_FORWARDED": frozenset(range(400, 500))},
+    ),
+    "dead-upstream": KnownFault(
+        "a gateway's 503 for a dead target passes for throttling",
+        "dead targets",
+        {"bctrl_async._limiter.rate.AdaptiveRate.throttles_alone": lambda *_: False},
+    ),
+    "lone-503": KnownFault(
+        "a gateway's 503 costs an attempt although all are answered so",
+        "outage",
+        {"bctrl_async._limiter.rate.AdaptiveRate.throttles_alone": lambda *_: True},
+    ),
     "page-accepted": KnownFault(
         "a login page with status 200 is an accepted stop",
         "runs on",
