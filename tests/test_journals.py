@@ -178,6 +178,7 @@ class TestEntry:
         assert str(outcome.error) == "invalid target 3"
 
 
+NESTED = b"[" * 100_000 + b"]" * 100_000
 NOT_JOURNALS = [b"my notes", b"ws-1,a\n", b"\0" * 100, b"[]\n", b"{}\n"]
 
 
@@ -190,7 +191,7 @@ class TestUnusable:
             (header() + entry("a").replace(b"a", b"b", 1) + entry("b"), "damaged at byte"),
             (header() + b"\n" + entry("a"), "damaged at byte"),
             (header() + sealed({"alias": "a"}) + entry("a"), "damaged at byte"),
-            (header() + seal(b'{"alias":"a","x":' + b"[" * 60_000), "damaged at byte"),
+            (header() + seal(b'{"alias":"a","x":' + NESTED), "damaged at byte"),
             (header(hours=13), r"it is 13:\d\d:\d\d old; the limit is 12:00:00"),
             (header(hours=-13), r"it is 1[23]:\d\d:\d\d old; the limit is 12:00:00"),
             (header("https://other.test/v1"), "it is of another server, https://other.test/v1"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -57,26 +56,6 @@ async def test_each_unverified_outcome_is_settled_by_the_polled_status(
     assert emulator.received.total() == 5
     entries = read_lines((tmp_path / "journal.jsonl").read_bytes()).entries
     assert sorted(each["result"] == "stopped" for each in entries) == [False] * 2 + [True] * 3
-
-
-async def test_a_stop_that_the_journal_has_as_accepted_is_sent_again_and_polled(
-    emulator: Emulator, session: BctrlSession, tmp_path: Path
-) -> None:
-    journal = tmp_path / "journal.jsonl"
-    active = {**emulator.runtimes["ws-1", "crm"], "status": "active"}
-    emulator.inject(Reply(200, body=active, takes_effect=False), Fault.ACCEPTED)
-    for verify, result in [(False, ACCEPTED), (True, STOPPED), (True, STOPPED)]:
-        report = await session.stop_runtimes([("ws-1", "crm")], journal=journal, verify=verify)
-        assert (report.counts, report.ok) == ({result: 1}, result is STOPPED)
-
-    assert (report.resumed, report.retries) == (1, 0)
-    # The second run recorded it as stopped, so the third one did nothing.
-    assert [request.method for request in emulator.requests] == ["POST", "POST", "GET"]
-    accepted, stopped = [
-        json.loads(line) for line in journal.read_text().splitlines() if "result" in line
-    ]
-    assert (accepted["result"], stopped["result"]) == ("accepted", "stopped")
-    assert accepted["at"] < stopped["at"]
 
 
 async def test_the_batch_counts_the_runtimes_that_are_polled(
