@@ -49,24 +49,6 @@ class TestAwaited:
         assert report.ok
         assert report.counts == {STOPPED: 1, StopResult.ALREADY_STOPPED: 1}
 
-    async def test_on_outcome_gets_each_outcome_with_its_index(self, bulk: Bulk) -> None:
-        targets = add_runtimes(bulk.emulator, 20)
-        sync_outcomes: list[StopOutcome] = []
-        async_outcomes: list[StopOutcome] = []
-
-        async def collect(outcome: StopOutcome) -> None:
-            await asyncio.sleep(0)
-            async_outcomes.append(outcome)
-
-        await bulk.session.stop_runtimes(targets, on_outcome=sync_outcomes.append)
-        await bulk.session.stop_runtimes(targets, on_outcome=collect)
-
-        assert sorted((o.index, o.target) for o in sync_outcomes) == list(enumerate(targets))
-        assert {o.result for o in async_outcomes} == {StopResult.ALREADY_STOPPED}
-        assert all(
-            o.runtime is not None and o.attempts == 1 and o.elapsed > 0 for o in sync_outcomes
-        )
-
     async def test_each_target_has_the_outcome_of_its_own_response(self, bulk: Bulk) -> None:
         bulk.emulator.add_runtime("ws-1", "done", status="stopped")
         bulk.emulator.inject(Fault.ACCEPTED, alias="crm")

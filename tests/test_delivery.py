@@ -67,16 +67,6 @@ class TestBuffer:
         buffer.put(SECOND)
         assert await woken is SECOND
 
-    async def test_every_reader_gets_none_at_the_end(self) -> None:
-        buffer = OutcomeBuffer(1)
-        readers = [asyncio.create_task(buffer.get()) for _ in range(3)]
-        await asyncio.sleep(0)
-        buffer.put(FIRST)
-        buffer.end()
-
-        assert await asyncio.gather(*readers) == [FIRST, None, None]
-        assert await buffer.get() is None
-
 
 class TestAsyncCallback:
     async def test_it_ends_before_its_outcome_is_read(self, bulk: Bulk) -> None:

@@ -1,4 +1,4 @@
-"""`StopReport`: its counts, and the errors that it raises."""
+"""`StopReport`: its counts, the errors that it raises, and whether it is `ok`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from helpers import add_runtimes
+from conftest import KEY
+from helpers import add_runtimes, unused_url
+from pydantic import TypeAdapter
 
 from bctrl_async import (
     BctrlError,
@@ -15,6 +17,7 @@ from bctrl_async import (
     BctrlNotFoundError,
     BctrlSession,
     BctrlTimeoutError,
+    RetryPolicy,
     Runtime,
     RuntimeRef,
     RuntimeState,
@@ -22,7 +25,8 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
-from bctrl_async.emulator import Emulator
+from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.fastapi import StopReport as ReportBody
 
 
 def failure(index: int, error: BctrlError | None) -> StopOutcome:
@@ -76,6 +80,10 @@ class TestReport:
         report = report_of()
         assert report.ok
         report.raise_for_failures()
+
+    def test_a_failure_without_an_error_is_raised_as_well(self) -> None:
+        with pytest.raises(ExceptionGroup):
+            report_of(failure(0, None)).raise_for_failures()
 
     @pytest.mark.parametrize(
         ("failures", "ended_early", "message"),
@@ -143,8 +151,10 @@ class TestMissing:
         self, session: BctrlSession
     ) -> None:
         targets = [("ws-1", "crm"), ("ws-1", "no")]
-        report = await session.stop_runtimes(targets, missing_ok=True)
+        outcomes: list[StopOutcome] = []
+        report = await session.stop_runtimes(targets, missing_ok=True, on_outcome=outcomes.append)
 
+        assert [(outcome.ok, outcome.error) for outcome in outcomes] == [(True, None)] * 2
         assert report.counts == {StopResult.STOPPED: 1, StopResult.NOT_FOUND: 1}
         assert report.states == {RuntimeState.NOT_RUNNING: 2}
         assert report.ok
@@ -164,3 +174,73 @@ class TestMissing:
 
         assert report.counts == {StopResult.NOT_FOUND: 1}
         assert report.ok is missing_ok
+
+
+TARGET = ("ws-1", "crm")
+ONCE = RetryPolicy(attempts=1, base=0.001, cap=0.001, patience=0)
+
+ROWS: list[tuple[str, list[Fault | Reply], str, bool, bool]] = [
+    # Name, what the server does, result without verify, ok without and with verify.
+    ("stopped", [], "stopped", True, True),
+    ("accepted", [Fault.ACCEPTED], "accepted", False, True),
+    ("no effect", [Reply(200, body="OK", takes_effect=False)], "accepted", False, False),
+    ("failed", [Fault.FAILED], "accepted", True, True),
+    ("already stopped", [], "already_stopped", True, True),
+    ("not found", [], "not_found", False, False),
+    ("rejected", [Reply(403, code="workspace.forbidden")], "rejected", False, False),
+    ("throttled", [Fault.RATE_LIMITED], "rejected", False, False),
+    ("not sent", [], "not_sent", False, False),
+    ("answer lost", [Fault.DROP_AFTER], "unknown", False, True),
+    ("request lost", [Fault.DROP_BEFORE], "unknown", False, False),
+]
+
+
+async def stop_one(
+    emulator: Emulator,
+    name: str,
+    faults: list[Fault | Reply],
+    verify: float,
+) -> tuple[StopOutcome, StopReport]:
+    """Stop the target of a row; return its outcome and the report."""
+    emulator.add_runtime(*TARGET, status="stopped" if name == "already stopped" else "active")
+    emulator.inject(*faults, method="POST")
+    target = ("ws-1", "nobody") if name == "not found" else TARGET
+    outcomes: list[StopOutcome] = []
+    with unused_url() as unused:
+        url = unused if name == "not sent" else emulator.url
+        async with BctrlSession(KEY, base_url=url, retry=ONCE) as session:
+            report = await session.stop_runtimes(
+                [target], verify=verify, on_outcome=outcomes.append
+            )
+    [outcome] = outcomes
+    return outcome, report
+
+
+@pytest.mark.parametrize("verify", [False, 0.05])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row[0]))
+async def test_a_report_is_ok_only_if_no_runtime_runs(
+    emulator: Emulator, *, row: tuple[str, list[Fault | Reply], str, bool, bool], verify: float
+) -> None:
+    name, faults, result, ok, ok_if_verified = row
+    expected = ok_if_verified if verify else ok
+    outcome, report = await stop_one(emulator, name, faults, verify=verify)
+    if not verify:
+        assert outcome.result == result
+    if expected:
+        assert emulator.status(*TARGET) in {"stopped", "failed"}
+    body = TypeAdapter(ReportBody).validate_python(report)
+    forms = {
+        "outcome": outcome.ok,
+        "no error": outcome.error is None,
+        "report": report.ok,
+        "JSON of the outcome": outcome.to_dict()["ok"],
+        "JSON of the report": report.to_dict()["ok"],
+        "FastAPI": body.ok,
+    }
+    assert forms == dict.fromkeys(forms, expected)
+    if expected:
+        report.raise_for_failures()
+        return
+    assert report.failures == (outcome,)
+    with pytest.raises(ExceptionGroup, match="1 of 1 runtimes may still be running"):
+        report.raise_for_failures()

@@ -11,19 +11,18 @@ from typing import cast
 from uuid import UUID
 
 import pytest
+from helpers import Bulk
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bctrl_async import (
     BctrlConfigError,
     BctrlResponseError,
-    BctrlSession,
     RuntimeRef,
     StopResult,
     shard,
 )
 from bctrl_async.bulk._targets import Target, Targets
-from bctrl_async.emulator import Emulator
 from bctrl_async.shards import shard_of
 
 COUNT = 4
@@ -190,20 +189,17 @@ class TestShard:
             await collect(shard(stream(names), number, 2))
 
 
-class TestBulkStop:
-    async def test_the_shards_together_give_every_item_one_outcome(
-        self, session: BctrlSession, emulator: Emulator
-    ) -> None:
-        for target in TARGETS:
-            emulator.add_runtime(*target)
-        items = cast("Targets", [*TARGETS, "not a target", Broken(), ("", "nameless")])
+async def test_the_shards_together_give_every_item_one_outcome(bulk: Bulk) -> None:
+    for target in TARGETS:
+        bulk.emulator.add_runtime(*target)
+    items = cast("Targets", [*TARGETS, "not a target", Broken(), ("", "nameless")])
 
-        results: Counter[StopResult] = Counter()
-        for number in range(1, COUNT + 1):
-            batch = session.stop_runtimes(shard(items, number, COUNT))
-            report = await batch
-            assert batch.total == report.total == report.counts.total()
-            results += report.counts
+    results: Counter[StopResult] = Counter()
+    for number in range(1, COUNT + 1):
+        batch = bulk.session.stop_runtimes(shard(items, number, COUNT))
+        report = await batch
+        assert batch.total == report.total == report.counts.total()
+        results += report.counts
 
-        assert results == {StopResult.STOPPED: 100, StopResult.REJECTED: 3}
-        assert {emulator.received[target] for target in TARGETS} == {1}
+    assert results == {StopResult.STOPPED: 100, StopResult.REJECTED: 3}
+    assert {bulk.emulator.received[target] for target in TARGETS} == {1}

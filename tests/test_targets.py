@@ -251,6 +251,8 @@ async def test_any_pair_of_texts_is_a_target(bulk: Bulk, item: object, workspace
     assert type(outcome.target) is RuntimeRef
     assert {type(text) for text in outcome.target} == {str}
     assert (outcome.result, outcome.attempts, outcome.error) == (StopResult.STOPPED, 1, None)
+    assert outcome.runtime is not None
+    assert outcome.elapsed > 0
     assert bulk.emulator.received == {(workspace_id, "a"): 1}
 
 
