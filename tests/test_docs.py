@@ -177,6 +177,28 @@ def test_every_example_of_a_page_runs_in_order(page: Path) -> None:
         assert_succeeded(run_tests(), page, tests[0].line)
 
 
+def test_the_code_of_the_pages_is_typed(tmp_path: Path) -> None:
+    """Fault: the code of a guide failed the type checker of its reader."""
+    pytest.importorskip("mypy")
+    for page in [ROOT / "README.md", *PAGES]:
+        for block in blocks(page):
+            if block.language == "python":
+                name = block.file or f"page_{page.stem.replace('-', '_')}.py"
+                with (tmp_path / name).open("a", encoding="utf-8") as file:
+                    file.write(block.code)
+    # The blocks of a page define `main` anew, and some packages have no types.
+    allowed = ("no-redef", "top-level-await", "no-any-return", "no-untyped-call")
+    options = [f"--disable-error-code={code}" for code in (*allowed, "untyped-decorator")]
+    ended = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", *options, tmp_path],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
 def test_links_of_pages_outside_sphinx_exist(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
