@@ -26,10 +26,10 @@ from bctrl_async._http.request import GET, LIST, STOP, Operation, checked_header
 from bctrl_async._limiter.limiter import Limiter, Priority
 from bctrl_async._limiter.rate import AdaptiveRate
 from bctrl_async._version import __version__
-from bctrl_async.bulk import OnOutcome, StopBatch
+from bctrl_async.bulk import OnOutcome, StopBatch, Targets
 from bctrl_async.bulk._engine import Options
 from bctrl_async.bulk._run import Run
-from bctrl_async.bulk._targets import Input, Listing, Targets
+from bctrl_async.bulk._targets import Input, Listing
 from bctrl_async.errors import BctrlConfigError, BctrlConflictError, BctrlError, BctrlResponseError
 from bctrl_async.filters import WHERE, FoundTargets, RuntimeFilter
 from bctrl_async.models import Runtime

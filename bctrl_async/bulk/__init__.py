@@ -2,5 +2,6 @@
 
 from bctrl_async.bulk._batch import StopBatch
 from bctrl_async.bulk._delivery import OnOutcome
+from bctrl_async.bulk._targets import Targets
 
-__all__ = ["OnOutcome", "StopBatch"]
+__all__ = ["OnOutcome", "StopBatch", "Targets"]

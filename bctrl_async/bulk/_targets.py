@@ -34,7 +34,6 @@ Targets = Iterable[Target] | AsyncIterable[Target]
 
 _PAIR = 2
 _WITHOUT_EFFECT = frozenset({StopResult.REJECTED, StopResult.NOT_SENT})
-_MAX_REASON = 200
 _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 
 
@@ -217,7 +216,7 @@ def as_target(item: object) -> RuntimeRef:
             raise item
         case ValueError():
             raise BctrlConfigError(
-                f"invalid target {quote(item)}: {str(item)[:_MAX_REASON]}",
+                f"invalid target {quote(item)}: {item!s:.200}",
                 reason_class="invalid_input",
             ) from item
     match _parts(item):

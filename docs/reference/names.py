@@ -29,6 +29,7 @@ _ALIASES = {
     "bctrl_async.pace._redis": ("_Client",),
 }
 """The types in signatures that have no page."""
+_IMPORTABLE = "# Types in signatures; OnOutcome and Targets can be imported from bctrl_async.bulk."
 _WIDTH = 100
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -37,7 +38,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 def text() -> str:
     """Return the text of names.pyi."""
     index = (_FOLDER.parent / "index.md").read_text("utf-8")
-    lines = [_HEAD, "", *_aliases(), ""]
+    lines = [_HEAD, "", _IMPORTABLE, *_aliases(), ""]
     for page in re.findall(r"^reference/(\w+)$", index, re.MULTILINE):
         for match in _DIRECTIVE.finditer((_FOLDER / f"{page}.md").read_text("utf-8")):
             name, arguments, members = match.groups()
@@ -56,7 +57,6 @@ def text() -> str:
 def _aliases() -> Iterator[str]:
     for module, names in _ALIASES.items():
         source = ast.parse(Path(inspect.getfile(import_module(module))).read_text("utf-8"))
-        yield f"# in {module}"
         for node in source.body:
             match node:
                 case ast.Assign(targets=[ast.Name(name)]) if name in names:

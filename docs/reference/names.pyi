@@ -1,14 +1,11 @@
 # By `python docs/reference/names.py`. The docstrings in the files that it names say more.
 
-# in bctrl_async.bulk._targets
+# Types in signatures; OnOutcome and Targets can be imported from bctrl_async.bulk.
 Target = RuntimeRef | Runtime | tuple[str | UUID, str]
 Targets = Iterable[Target] | AsyncIterable[Target]
-# in bctrl_async.bulk._delivery
 OnOutcome = Callable[[StopOutcome], Awaitable[object] | object]
-# in bctrl_async.fastapi._app
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-# in bctrl_async.pace._redis
 class _Client(Protocol):
     """An asyncio client of redis-py or valkey-py, also for a cluster."""
 
