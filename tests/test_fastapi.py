@@ -27,20 +27,9 @@ from starlette.websockets import WebSocketDisconnect
 
 import bctrl_async
 from bctrl_async import (
-    BctrlApiError,
-    BctrlAuthenticationError,
     BctrlConfigError,
-    BctrlConflictError,
     BctrlError,
-    BctrlNetworkError,
-    BctrlNotFoundError,
-    BctrlPermissionError,
-    BctrlRateLimitError,
-    BctrlResponseError,
-    BctrlServerError,
     BctrlSession,
-    BctrlTimeoutError,
-    BctrlValidationError,
     RetryPolicy,
     RuntimeRef,
     RuntimeState,
@@ -283,7 +272,7 @@ class TestDependency:
         @app.websocket("/ws")
         async def fail(socket: WebSocket) -> None:
             await socket.accept()
-            raise BctrlNetworkError("no answer")
+            raise errors.BctrlNetworkError("no answer")
 
         async def receive() -> Message:
             return {"type": "websocket.connect"}
@@ -314,25 +303,25 @@ def with_secrets(error: BctrlError) -> BctrlError:
 
 
 ROWS = [
-    (BctrlRateLimitError("", status=429), 429, "rate-limited"),
-    (BctrlRateLimitError(""), 429, "rate-limited"),
-    (BctrlConflictError("", status=409, code="runtime.not_active"), 409, "not-running"),
-    (BctrlConflictError("", status=409), 409, "not-stoppable"),
-    (BctrlNotFoundError("", status=404, code="runtime.not_found"), 404, "not-found"),
+    (errors.BctrlRateLimitError("", status=429), 429, "rate-limited"),
+    (errors.BctrlRateLimitError(""), 429, "rate-limited"),
+    (errors.BctrlConflictError("", status=409, code="runtime.not_active"), 409, "not-running"),
+    (errors.BctrlConflictError("", status=409), 409, "not-stoppable"),
+    (errors.BctrlNotFoundError("", status=404, code="runtime.not_found"), 404, "not-found"),
     # From a proxy, or for a wrong base_url.
-    (BctrlNotFoundError("", status=404, code="route.not_found"), 502, "rejected"),
-    (BctrlValidationError("", status=422), 422, "invalid-target"),
+    (errors.BctrlNotFoundError("", status=404, code="route.not_found"), 502, "rejected"),
+    (errors.BctrlValidationError("", status=422), 422, "invalid-target"),
     (BctrlConfigError("", reason_class="invalid_input"), 422, "invalid-target"),
-    (BctrlServerError("", status=503), 503, "unavailable"),
-    (BctrlServerError("", status=504), 504, "timeout"),
-    (BctrlTimeoutError(""), 504, "timeout"),
-    (BctrlServerError("", status=500), 502, "no-usable-response"),
-    (BctrlNetworkError(""), 502, "no-usable-response"),
-    (BctrlResponseError("", status=200), 502, "no-usable-response"),
-    (BctrlAuthenticationError("", status=401), 502, "rejected"),
-    (BctrlPermissionError("", status=403), 502, "rejected"),
-    (BctrlApiError("", status=418), 502, "rejected"),
-    (BctrlApiError("", status=408), 504, "timeout"),
+    (errors.BctrlServerError("", status=503), 503, "unavailable"),
+    (errors.BctrlServerError("", status=504), 504, "timeout"),
+    (errors.BctrlTimeoutError(""), 504, "timeout"),
+    (errors.BctrlServerError("", status=500), 502, "no-usable-response"),
+    (errors.BctrlNetworkError(""), 502, "no-usable-response"),
+    (errors.BctrlResponseError("", status=200), 502, "no-usable-response"),
+    (errors.BctrlAuthenticationError("", status=401), 502, "rejected"),
+    (errors.BctrlPermissionError("", status=403), 502, "rejected"),
+    (errors.BctrlApiError("", status=418), 502, "rejected"),
+    (errors.BctrlApiError("", status=408), 504, "timeout"),
     (BctrlConfigError(""), 500, "misconfigured"),
     (BctrlError(""), 503, "not-settled"),
 ]
@@ -362,7 +351,7 @@ class TestProblems:
         assert [SECRET in record.getMessage() for record in logged] == [True] * (status >= 500)
 
     def test_the_apis_identifiers_are_passed_on_but_no_text_in_their_place(self) -> None:
-        error = BctrlNotFoundError("", code="runtime.not_found", request_id="req_1/2+3=:")
+        error = errors.BctrlNotFoundError("", code="runtime.not_found", request_id="req_1/2+3=:")
         body = problem(error)
         assert (body.code, body.request_id) == ("runtime.not_found", "req_1/2+3=:")
         for text in ("not an id", "<b>", "x" * 101, "\u0661", ""):
@@ -398,13 +387,13 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("error", "expected"),
         [
-            (BctrlRateLimitError("", retry_after=0.2), "1"),
-            (BctrlRateLimitError("", retry_after=0.0), "0"),
-            (BctrlServerError("", status=503, retry_after=30), "30"),
-            (BctrlRateLimitError("", retry_after=365 * 86400.0), "60"),
-            (BctrlRateLimitError(""), None),
-            (BctrlServerError("", status=500, retry_after=30), None),
-            (BctrlPermissionError("", status=403, retry_after=30), None),
+            (errors.BctrlRateLimitError("", retry_after=0.2), "1"),
+            (errors.BctrlRateLimitError("", retry_after=0.0), "0"),
+            (errors.BctrlServerError("", status=503, retry_after=30), "30"),
+            (errors.BctrlRateLimitError("", retry_after=365 * 86400.0), "60"),
+            (errors.BctrlRateLimitError(""), None),
+            (errors.BctrlServerError("", status=500, retry_after=30), None),
+            (errors.BctrlPermissionError("", status=403, retry_after=30), None),
         ],
     )
     def test_only_429_and_503_carry_a_retry_after_of_a_minute_at_most(
@@ -435,7 +424,7 @@ class TestProblems:
         assert SECRET not in answer.text + str(answer.headers)
 
 
-UPSTREAM = BctrlServerError(
+UPSTREAM = errors.BctrlServerError(
     SECRET, status=500, code="server.error", request_id="req_1", may_have_stopped=True
 )
 OUTCOMES = [
