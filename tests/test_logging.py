@@ -13,7 +13,7 @@ from unittest.mock import ANY
 
 import pytest
 import virtual_time
-from helpers import add_runtimes, unused_url
+from helpers import Connect, add_runtimes, unused_url
 from servers import answering, http_answer, raw_server
 
 import bctrl_async
@@ -109,13 +109,15 @@ class TestRetries:
         assert record["error.type"] == "BctrlNetworkError"
         assert "http.response.status_code" not in record
 
-    async def test_successes_permanent_errors_and_complete_runs_log_nothing(
-        self, session: BctrlSession, caplog: pytest.LogCaptureFixture
+    async def test_successes_permanent_errors_and_complete_runs_at_a_rate_log_nothing(
+        self, connect: Connect, caplog: pytest.LogCaptureFixture
     ) -> None:
-        await session.stop_runtime("ws-1", "crm")
-        with pytest.raises(BctrlApiError):
+        # The rate of the session is not logged as throttling.
+        async with connect(rate=1000.0) as session:
             await session.stop_runtime("ws-1", "crm")
-        report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "nobody")])
+            with pytest.raises(BctrlApiError):
+                await session.stop_runtime("ws-1", "crm")
+            report = await session.stop_runtimes([("ws-1", "crm"), ("ws-1", "nobody")])
 
         assert report.ended_early is None
         assert caplog.records == []
@@ -185,14 +187,6 @@ class TestThrottling:
         assert (events.count("throttled"), events.count("retry")) == (1, 8)
         # Without configured logging, nothing is printed: a bulk stop finds its rate this way.
         assert lines(caplog, logging.WARNING) == []
-
-    async def test_the_rate_of_the_session_is_not_logged_as_throttling(
-        self, emulator: Emulator, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        async with BctrlSession("emulator-key", base_url=emulator.url, rate=1000.0) as session:
-            await session.stop_runtime("ws-1", "crm")
-
-        assert caplog.records == []
 
 
 class TestBulk:
