@@ -475,8 +475,8 @@ class TestError:
 
     async def test_a_retry_after_beyond_the_patience_ends_the_run(self, bulk: Bulk) -> None:
         bulk.emulator.inject(Reply(429, headers={"Retry-After": "301"}))
-        endless = iter(lambda: ("ws-1", "crm"), None)
-        report = await bulk.session.stop_runtimes(endless, concurrency=10)
+        targets = repeat(("ws-1", "crm"), 1000)
+        report = await bulk.session.stop_runtimes(targets, concurrency=10)
 
         assert isinstance(report.ended_early, BctrlRateLimitError)
         assert report.total <= 20

@@ -97,6 +97,21 @@ class TestAsyncCallback:
 
         assert called == [StopResult.STOPPED]
 
+    async def test_abort_waits_until_it_ends(self, bulk: Bulk) -> None:
+        called, ended = asyncio.Event(), []
+
+        async def call(outcome: StopOutcome) -> None:
+            called.set()
+            await asyncio.sleep(0.01)
+            ended.append(outcome.result)
+
+        batch = bulk.stop(1, on_outcome=call)
+        running = asyncio.create_task(batch)
+        await called.wait()
+        batch.abort()
+        await running
+        assert ended == [StopResult.STOPPED]
+
     async def test_its_cancelled_error_fails_the_run(self, bulk: Bulk) -> None:
         async def fail(_: StopOutcome) -> None:
             raise asyncio.CancelledError

@@ -221,8 +221,8 @@ class TestUnusable:
         for path, reason in (
             (folder / "no" / "such", "No such file or directory"),
             (folder, "it is not a regular file"),
-            (pipe, "it is not a regular file"),
             ("/dev/zero", "it is not a regular file"),
+            (pipe, "it is not a regular file"),
             ("a\0b", "embedded null byte"),
         ):
             with pytest.raises(BctrlConfigError, match=reason):
