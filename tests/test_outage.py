@@ -39,6 +39,7 @@ from bctrl_async import (
 )
 from bctrl_async._calls.call import Call
 from bctrl_async._calls.sender import Sender
+from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.bulk import _run
 from bctrl_async.emulator import Emulator, Fault
 
@@ -386,6 +387,38 @@ class TestOutage:
         report = simulation.run(lambda session: session.stop_runtimes(targets(5000), verify=False))
 
         assert report.counts == {STOPPED: 5000}
+
+    @pytest.mark.parametrize(("refused", "reads"), [(1, 0), (2, 6)])
+    def test_only_a_second_503_of_a_target_asks_canaries(
+        self, simulate: Simulate, refused: int, reads: int
+    ) -> None:
+        """Fault: sixteen processes on one limit sent a canary for each fifth stop."""
+        simulation = simulate(
+            lambda _, alias: (
+                unavailable() if alias == "r0" and simulation.requests["r0"] <= refused else ANSWER
+            ),
+            0.1,
+        )
+        report = simulation.run(lambda session: session.stop_runtimes(targets(1), verify=False))
+
+        assert report.counts == {STOPPED: 1}
+        assert simulation.reads == reads
+
+    def test_canaries_that_tell_nothing_hold_up_no_retry(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Other calls of the session may be refused all the time, while no canary is."""
+        monkeypatch.setattr(Limiter, "answers_others", lambda *_: False)
+        simulation = simulate(
+            lambda _, alias: (
+                unavailable() if alias == "r0" and simulation.requests["r0"] <= 2 else ANSWER
+            ),
+            0.1,
+        )
+        report = simulation.run(lambda session: session.stop_runtimes(targets(1), verify=False))
+
+        assert report.counts == {STOPPED: 1}
+        assert simulation.reads == 12
 
     @pytest.mark.parametrize("calls", [1, 100])
     def test_single_calls_survive_thirty_seconds_of_a_gateways_503(

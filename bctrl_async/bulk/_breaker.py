@@ -20,6 +20,8 @@ _NO_SUCH_RUNTIME = "bctrl-async-canary"
 """Alias of the canary before any target was answered. A live server answers 404."""
 _CANARIES_PER_RETRY = 3
 """Unanswered canaries after which the probe is the waiting call: a server may not answer GETs."""
+_MAX_CANARIES = 12
+"""Canaries before a retry: so many answers show that a cluster of dead targets is no throttling."""
 _MAX_UNCOUNTED = 10
 """Failures in outages that cost a call none of its policy's attempts."""
 
@@ -189,10 +191,12 @@ class CircuitBreaker:
         # All calls may fail this way, so each retry waits for the shared quota.
         if not await call.back_off(limiter, waits_for_quota=not retries.is_its_own):
             return False
-        if failure is not None and is_unanswered(failure):
-            # A gateway's 503: unless others are answered, canaries show whether all are throttled.
+        if retries.throttled > 1 and failure is not None and is_unanswered(failure):
+            # A gateway's 503 again: if others are not answered, canaries show whether all get it.
             async with self._comparing:
-                while not limiter.answers_others(retries.throttled_at):
+                for _ in range(_MAX_CANARIES):
+                    if limiter.answers_others(retries.throttled_at):
+                        break
                     if not await self._asks_canary(call):
                         break
         return True
