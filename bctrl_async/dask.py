@@ -171,7 +171,9 @@ class Visit(distributed.WorkerPlugin):
                 report = await batch
                 await self._send((number, report.throttled))
                 unsent = (each for each in report.failures if each.result is StopResult.NOT_SENT)
-                for reason in (report.ended_early, *(each.error for each in unsent)):
+                # Once the server has answered, a connection that fails is no sign of the network.
+                errors = () if run._breaker.has_answered else (each.error for each in unsent)  # noqa: SLF001
+                for reason in (report.ended_early, *errors):
                     if isinstance(reason, BctrlNetworkError):
                         # No target is at fault, and other workers may reach the server.
                         raise _LeftError(self._worker.address, self._leave(reason))

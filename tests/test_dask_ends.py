@@ -37,9 +37,12 @@ from bctrl_async import (
     StopReport,
     StopResult,
 )
+from bctrl_async._calls.call import Call
+from bctrl_async._http import transport
 from bctrl_async.dask import Chunk, ClusterRun, stop_runtimes
 from bctrl_async.emulator import Emulator, Fault, Reply
-from bctrl_async.errors import BctrlAuthenticationError
+from bctrl_async.errors import BctrlAuthenticationError, BctrlNetworkError
+from bctrl_async.models import Runtime
 
 pytestmark = pytest.mark.usefixtures("emulator_environment")
 
@@ -570,6 +573,20 @@ def without_network() -> BctrlSession:
     return BctrlSession(proxy="http://127.0.0.1:1", allow_plaintext=True)
 
 
+def refuse(monkeypatch: pytest.MonkeyPatch, aliases: set[str]) -> None:
+    """Refuse the connections for stops of these aliases."""
+    send_once: Callable[..., Awaitable[object]] = transport.send_once
+
+    async def send(
+        http: object, path: object, call: Call[Runtime], *args: object, **kwargs: object
+    ) -> object:
+        if call.operation.stops and call.alias in aliases:
+            return BctrlNetworkError("no connection: refused")
+        return await send_once(http, path, call, *args, **kwargs)
+
+    monkeypatch.setattr(transport, "send_once", send)
+
+
 class TestUnfitWorkers:
     @pytest.mark.parametrize(
         ("make", "reason"), [(fail, "no vault"), (without_network, "the server does not answer")]
@@ -612,6 +629,21 @@ class TestUnfitWorkers:
         )
 
         assert report.counts == {STOPPED: 3, StopResult.REJECTED: 1}
+
+    async def test_a_worker_that_the_server_answers_stays_though_a_connection_is_refused(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: one refused connection took a worker out, and two of them ended the run."""
+        refuse(monkeypatch, {f"r{number}" for number in range(10, 100, 20)})
+        targets = add_runtimes(emulator, 100)
+
+        report = await stop_runtimes(
+            cluster.client, iter(targets), chunk_size=20, retry=RetryPolicy(attempts=1)
+        )
+
+        assert report.counts == {STOPPED: 95, NOT_SENT: 5}
+        assert report.ended_early is None
+        assert_true(report, emulator)
 
     async def test_the_run_ends_if_no_worker_is_left(self, emulator: Emulator) -> None:
         let_first_worker(fail)

@@ -355,7 +355,7 @@ BUDGETS = {
     ("_http",): 1713,
     ("_limiter",): 863,
     ("bulk",): 1750,
-    ("dask",): 734,
+    ("dask",): 736,
     ("journal",): 330,
     ("cli",): 2300,
     ("emulator",): 949,
