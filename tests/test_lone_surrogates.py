@@ -11,7 +11,7 @@ import pytest
 from conftest import KEY
 from servers import answering, http_answer, raw_server
 
-from bctrl_async import BctrlResponseError, BctrlSession, RetryPolicy, StopReport
+from bctrl_async import BctrlResponseError, BctrlSession, RetryPolicy, StopReport, StopResult
 from bctrl_async.journal import read_journals
 
 ONCE = RetryPolicy(attempts=1, patience=0)
@@ -73,3 +73,33 @@ async def test_an_invalid_runtime_of_a_list_keeps_its_alias() -> None:
         assert await session.list_runtimes("ws-1", on_unreadable=errors.append) == []
 
     assert [error.alias for error in errors] == ["crm"]
+
+
+@pytest.mark.parametrize("encoding", ["escaped", "utf-8", "utf-16"])
+@pytest.mark.parametrize("status", ["active", "stopped"])
+async def test_an_alias_with_half_of_a_character_is_nobodys(encoding: str, status: str) -> None:
+    """Fault: such an alias was read as `a?`, so another runtime was stopped, or said to be."""
+    runtime = RUNTIME | {"alias": "a\ud800", "status": status}
+    is_escaped = encoding == "escaped"
+
+    def answer(fields: object) -> bytes:
+        text = json.dumps(fields, ensure_ascii=is_escaped)
+        return http_answer(
+            "200 OK", text.encode("utf-8" if is_escaped else encoding, "surrogatepass")
+        )
+
+    async with (
+        raw_server(answering(answer({"runtimes": [runtime]}))) as url,
+        BctrlSession(KEY, base_url=url, retry=ONCE) as session,
+    ):
+        report = await session.stop_workspace("ws-1", where=lambda _: True)
+        assert report.counts == {StopResult.REJECTED: 1}
+        assert "its alias has half of a character" in str(report.failures[0].error)
+    async with (
+        raw_server(answering(answer(runtime))) as url,
+        BctrlSession(KEY, base_url=url, retry=ONCE) as session,
+    ):
+        names = ("a?", "a", "a\ufffd")
+        report = await session.stop_runtimes([("ws-1", name) for name in names], verify=False)
+        assert report.counts == {StopResult.UNKNOWN: 3}
+        assert all("another runtime" in str(each.error) for each in report.failures)

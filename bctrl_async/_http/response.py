@@ -45,11 +45,15 @@ _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORE
 # After a byte order mark and blank lines, in UTF-8 or UTF-16. JSON never begins with "<".
 _begins_like_page = re.compile(rb"[\xef\xbb\xbf\xff\xfe\x00\s]*+<").match
 
-# Half of a character, as an escape, which a server leaves that truncates UTF-16. RFC 8259 section
-# 8.2 allows it, but text that has it cannot be printed or stored.
+# A server that truncates UTF-16 leaves half of a character, as an escape or as bytes. RFC 8259
+# section 8.2 allows it, but text that has it cannot be printed or stored.
 _lone_surrogates = re.compile(
-    rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..\\u[dD])[c-fC-F]..)", re.DOTALL
+    rb"\\u[dD](?:[89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..\\u[dD])[c-fC-F]..)"
+    rb"|\xed[\xa0-\xbf].",
+    re.DOTALL,
 )
+_HALF = "\x7f"
+"""The character in place of half of one: no name that is asked for has a control character."""
 
 # The errors of msgspec 0.19 are not ValueErrors.
 DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -74,6 +78,9 @@ _decode_runtime = msgspec.json.Decoder(Runtime).decode
 def decode_runtime(body: bytes) -> Runtime:
     """Decode a Runtime, with its texts bounded: it stays in memory, in a journal and a report."""
     runtime = decode(_decode_runtime, body)
+    if _HALF in runtime.alias:
+        # Another runtime may have the name that is left.
+        raise msgspec.ValidationError("its alias has half of a character")
     # A text has at most as many characters as the body has bytes.
     if len(body) <= MAX_TEXT:
         return runtime
@@ -86,11 +93,11 @@ def _shortened(model: _Model) -> _Model:
 
 
 def _mended(body: bytes) -> bytes:
-    """Return JSON that msgspec may accept: in UTF-8, with `?` in place of lone surrogates."""
-    body = body.decode(json.detect_encoding(body), "surrogatepass").encode(errors="replace")
+    """Return JSON that msgspec may accept: in UTF-8, and without lone surrogates."""
+    text = body.decode(json.detect_encoding(body), "surrogatepass")
     # An escaped backslash begins no other escape; UTF-8 has no byte of this value.
-    body = body.replace(rb"\\", b"\xff")
-    return _lone_surrogates.sub(b"?", body).replace(b"\xff", rb"\\")
+    body = text.encode("utf-8", "surrogatepass").replace(rb"\\", b"\xff")
+    return _lone_surrogates.sub(_HALF.encode(), body).replace(b"\xff", rb"\\")
 
 
 def unreadable(status: int, part: str, expected: str, cause: Exception) -> BctrlResponseError:
