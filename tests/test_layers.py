@@ -352,7 +352,7 @@ BUDGETS = {
     ("otel", "testing"): 360,
     ("pace", "redis"): 616,
     ("_calls",): 734,
-    ("_http",): 1720,
+    ("_http",): 1727,
     ("_limiter",): 863,
     ("bulk",): 1750,
     ("dask",): 736,

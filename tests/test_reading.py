@@ -187,6 +187,19 @@ class TestInvalidRuntimes:
         with pytest.raises(BctrlResponseError, match=f"answered 200, but the body {problem}"):
             await session.list_runtimes("ws-1", on_unreadable=str)
 
+    @pytest.mark.parametrize("status", [201, 202, 203, 206])
+    async def test_only_200_is_a_whole_list(
+        self, emulator: Emulator, session: BctrlSession, status: int
+    ) -> None:
+        """Fault: `stop --all` said that all was done after a part of the list."""
+        emulator.inject(*[Reply(status, body={"runtimes": []})] * 2, method="GET")
+        with pytest.raises(BctrlResponseError, match=f"answered {status}; only 200 is a whole"):
+            await session.list_runtimes("ws-1", on_unreadable=str)
+        with pytest.raises(BctrlResponseError, match=f"list of .* {status}; only 200") as caught:
+            await session.stop_workspace("ws-1")
+        assert not caught.value.may_have_stopped
+        assert emulator.stops == []
+
 
 class TestErrors:
     @both

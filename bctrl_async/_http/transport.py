@@ -29,7 +29,7 @@ from bctrl_async._http.response import (
     unreadable,
     unusable,
 )
-from bctrl_async.errors import BctrlError, session_closed
+from bctrl_async.errors import BctrlError, BctrlResponseError, session_closed
 
 _T = TypeVar("_T")
 
@@ -100,6 +100,13 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
     try:
         if problem is not None or len(body) > max_body:
             ended = partial_response(response.status, problem, call.limit, operation)
+        elif call.alias is None and response.status != _OK:
+            # 206 is a part of a list; 202 and 203 may be something else.
+            ended = BctrlResponseError(
+                f"the server answered {response.status}; only 200 is a whole list",
+                may_have_stopped=True,
+                status=response.status,
+            )
         else:
             found = operation.parse(body)
             # An `async def` gives this type; mypy cannot know that no `_T` is a coroutine.
