@@ -28,7 +28,7 @@ from servers import http_answer, raw_server
 from warm_server import program
 
 from bctrl_async import BctrlSession
-from bctrl_async.emulator import Emulator, Fault
+from bctrl_async.emulator import Emulator, Fault, Reply
 
 ASKED = ("stdin", "stderr")
 
@@ -221,3 +221,14 @@ async def test_unreadable_runtimes_are_rejected_and_the_others_are_stopped(
         await terminal.rest()
     code, out, _ = await command("report", journal)
     assert (f"{count} of {count + 2} done, 2 pending" in out, code) == (True, 1)
+
+
+async def test_a_listed_alias_that_cannot_be_sent_is_no_usage_error(
+    emulator: HoldingEmulator, command: Command
+) -> None:
+    """Fault: the exit code was 2, although the same alias in a file gives 1."""
+    listed = {"runtimes": [dict(emulator.runtimes["ws", "a"]) | {"alias": ".."}]}
+    emulator.inject(Reply(200, body=listed), method="GET")
+    code, out, err = await command(*STOP_ALL)
+    assert (code, emulator.stops) == (1, []), err
+    assert "0 of 1 no longer running, 1 still running" in out

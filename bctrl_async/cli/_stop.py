@@ -17,7 +17,6 @@ from bctrl_async import (
     BctrlSession,
     RuntimeFilter,
     RuntimeRef,
-    RuntimeState,
     StopBatch,
     StopOutcome,
     StopReport,
@@ -243,7 +242,8 @@ def _report(
     report, output = batch.report, printer.output
     if report.ended_early is not None and interrupted is False:
         out.print_error(f"ended early: {printer.describe(report.ended_early)}")
-    errors = (each.error for each in report.failures if each.state is not RuntimeState.INVALID)
+    failed = (each.error for each in report.failures)
+    errors = (e for e in failed if getattr(e, "reason_class", None) != "invalid_input")
     code = 0 if report.ok and not output.write_failed else out.exit_code(errors)
     summary = f"{'Interrupted: ' * bool(interrupted)}{replace(report, ended_early=None)}"
     if batch.total is None and report.ended_early is not None:
