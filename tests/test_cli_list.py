@@ -9,7 +9,7 @@ import pytest
 from commands import outcomes_of
 from helpers import Command
 
-from bctrl_async.emulator import Emulator
+from bctrl_async.emulator import Emulator, Reply
 
 CREATED = "2026-01-01T00:00:00.000Z"
 
@@ -48,6 +48,18 @@ async def test_a_line_is_never_cut_or_broken_in_a_pipe(
     emulator.add_runtime("long", "x" * 200, created_at="?")
     _, out, _ = await command("list", "long")
     assert out.splitlines()[1] == f"active  browser  ?    {'x' * 200}"
+
+
+async def test_a_cell_that_is_cut_ends_with_an_ellipsis(
+    command: Command, emulator: Emulator
+) -> None:
+    """Fault: a status was cut without a sign."""
+    runtime = emulator.runtimes["ws", "odd"]
+    listed = [dict(runtime) | {"kind": kind} for kind in ("k" * 28, "k" * 29, "日" * 15)]
+    emulator.inject(Reply(200, body={"runtimes": listed}), method="GET")
+    _, out, _ = await command("list", "ws")
+    kinds = [line[len("active  ") : -len("  ?    odd")] for line in out.splitlines()[1:]]
+    assert kinds == ["k" * 28, f"{'k' * 27}…", f"{'日' * 13} …"]
 
 
 @pytest.mark.parametrize(

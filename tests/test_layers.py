@@ -357,7 +357,7 @@ BUDGETS = {
     ("bulk",): 1750,
     ("dask",): 736,
     ("journal",): 330,
-    ("cli",): 2300,
+    ("cli",): 2306,
     ("emulator",): 949,
     ("fastapi",): 567,
 }

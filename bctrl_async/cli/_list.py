@@ -200,7 +200,13 @@ def _print_table(output: out.Output, rows: Sequence[Sequence[str]]) -> None:
     columns = zip(*escaped, strict=True)
     *widths, _ = (min(max(map(cell_len, column)), out.MAX_WIDTH) for column in columns)
     for *cells, last in escaped:
-        output.print_result("  ".join([*map(set_cell_size, cells, widths), last]).rstrip())
+        output.print_result("  ".join([*map(_fit, cells, widths), last]).rstrip())
+
+
+def _fit(text: str, width: int) -> str:
+    """Return text padded to this number of cells, or cut with an ellipsis."""
+    cut = text if cell_len(text) <= width else f"{set_cell_size(text, width - 1)}…"
+    return set_cell_size(cut, width)
 
 
 def _details(runtime: Runtime) -> list[tuple[str, str]]:
