@@ -59,8 +59,8 @@ _log = logging.getLogger("bctrl_async.dask")
 _Item = tuple[int, RuntimeRef]
 """The index of a target in the input, and the target."""
 _Fact = StopOutcome | int | None
-"""A message of a worker about a chunk: None before it sends anything of it; an outcome, whose index
-is the place in the chunk; at its end the number of throttled answers."""
+"""A message of a worker about a chunk: None before it sends anything of it; an outcome; at its end
+the number of throttled answers."""
 
 _SLOTS = 10
 """Chunks for each worker: some targets may take long, and hold up no others."""
@@ -87,10 +87,10 @@ class _LeftError(Exception):
         self.address, self.reason = address, reason
 
 
-def _stop_chunk(run: str, number: int, targets: list[RuntimeRef]) -> None:
+def _stop_chunk(run: str, number: int, items: list[_Item]) -> None:
     """Stop the targets of a chunk: the task that a worker runs, in a thread."""
     # Once the run is over, the worker has no plugin, and nobody waits for the chunk.
-    cast("Visit", _dask.get_worker().plugins[run]).stop(number, _Items(targets))
+    cast("Visit", _dask.get_worker().plugins[run]).stop(number, _Items(items))
 
 
 class Visit(distributed.WorkerPlugin):
@@ -151,7 +151,7 @@ class Visit(distributed.WorkerPlugin):
         if (left := self._left) is None:
             try:
                 session = await self._open()
-                options = replace(self._options, on_outcome=partial(self._add, number))
+                options = replace(self._options, on_outcome=partial(self._add, number, items))
                 batch = session._bulk(Input(items), options)  # noqa: SLF001
                 run: Any = batch._run  # noqa: SLF001
                 # A server that has answered another chunk has the patience of an outage.
@@ -182,10 +182,10 @@ class Visit(distributed.WorkerPlugin):
         finally:
             batch.close()
 
-    def _add(self, number: int, outcome: StopOutcome) -> None:
+    def _add(self, number: int, items: _Items, outcome: StopOutcome) -> None:
         if outcome.error is not None:
             _bare(outcome.error)
-        self._facts.append((number, outcome))
+        self._facts.append((number, replace(outcome, index=items.indexes[outcome.index])))
 
     async def _send(self, *facts: tuple[int, _Fact]) -> None:
         self._facts += facts
@@ -256,8 +256,9 @@ class Visit(distributed.WorkerPlugin):
 class _Items(list[RuntimeRef]):
     """The targets of a chunk, with an event that is set once all of them are taken."""
 
-    def __init__(self, targets: list[RuntimeRef]) -> None:
-        super().__init__(targets)
+    def __init__(self, items: list[_Item]) -> None:
+        super().__init__(target for _, target in items)
+        self.indexes: list[int] = [index for index, _ in items]
         self.all_taken: threading.Event = threading.Event()
 
     def __iter__(self) -> Iterator[RuntimeRef]:
@@ -273,35 +274,43 @@ class Chunk:
 
     def __init__(self, items: list[_Item]) -> None:
         self.number: int = items[0][0]
-        self.items = items
-        self.open: dict[int, StopOutcome | None] = dict.fromkeys(range(len(items)))
+        self.targets: dict[int, RuntimeRef] = dict(items)
+        # The outcomes that are not final, by their indexes.
+        self.open: dict[int, StopOutcome | None] = dict.fromkeys(self.targets)
         self.begins: int = 0
         self.tries: int = 0
         self.scope: CancelScope = CancelScope()
 
-    def restart(self) -> None:
-        """Forget the only worker that has begun it, if that says that it stopped nothing more."""
-        if self.begins == 1 and all(map(_is_without_effect, self.open.values())):
-            self.begins, self.open = 0, dict.fromkeys(self.open)
+    def restart(self) -> Iterator[StopOutcome]:
+        """Forget the only worker that has begun it, if it has told all; yield what it rejected."""
+        if self.begins == 1 and None not in self.open.values():
+            self.begins = 0
+            for told in filter(None, [*self.open.values()]):
+                if told.result is StopResult.NOT_SENT:
+                    self.open[told.index] = None
+                elif told.result is StopResult.REJECTED:
+                    del self.open[told.index]
+                    yield told
 
     def add(self, outcome: StopOutcome) -> Iterator[StopOutcome]:
         """Add an outcome; yield it if it is final, even if the chunk is repeated."""
-        place = outcome.index
-        if place in self.open:
-            self.open[place] = outcome = replace(outcome, index=self.items[place][0])
+        index = outcome.index
+        if index in self.open:
             if outcome.ok or outcome.result is StopResult.NOT_FOUND:
-                del self.open[place]
+                del self.open[index]
                 yield outcome
+            elif not _may_have_effect(self.open[index]) or _may_have_effect(outcome):
+                self.open[index] = outcome
 
     def end(self, reason: BctrlError) -> Iterator[StopOutcome]:
         """Yield the outcomes of all other targets; some have none for this reason."""
         rest, self.open = self.open, {}
         not_sent = BctrlError(f"not sent: {reason.summary}")
-        for place, outcome in rest.items():
-            index, target = self.items[place]
+        for index, outcome in rest.items():
+            target = self.targets[index]
             if outcome is None and not self.begins:
                 yield outcome_of(target, not_sent, index=index)
-            elif outcome is None or (self.begins > 1 and _is_without_effect(outcome)):
+            elif outcome is None or (self.begins > 1 and not _may_have_effect(outcome)):
                 # A worker that died may have sent it.
                 error = BctrlError(
                     f"no outcome came back: {reason.summary}",
@@ -539,7 +548,7 @@ class ClusterRun(Engine):
                 self._left.add(address)
                 self._present.discard(address)
                 if self._present:
-                    chunk.restart()
+                    self._record(chunk.restart())
                 return bool(self._present)
             case distributed.KilledWorker():
                 return not chunk.begins and chunk.tries < _TRIES
@@ -547,7 +556,7 @@ class ClusterRun(Engine):
 
     async def _result_of(self, chunk: Chunk) -> Exception | None:
         """Submit a chunk and await it; return its error, or None if it ended or is given up."""
-        arguments = self._run, chunk.number, [target for _, target in chunk.items]
+        arguments = self._run, chunk.number, [(i, chunk.targets[i]) for i in chunk.open]
         chunk.tries += 1
         options = {"workers": [*self._present], "allow_other_workers": True} if self._left else {}
         options["key"] = f"{self._run}-{chunk.number}-{chunk.tries}"
@@ -615,8 +624,8 @@ def _close(queue: Any) -> None:  # noqa: ANN401
     queue.close()
 
 
-def _is_without_effect(outcome: StopOutcome | None) -> bool:
-    return outcome is not None and outcome.result in {StopResult.NOT_SENT, StopResult.REJECTED}
+def _may_have_effect(outcome: StopOutcome | None) -> bool:
+    return outcome is not None and outcome.result not in {StopResult.NOT_SENT, StopResult.REJECTED}
 
 
 def _bare(error: BctrlError) -> BctrlError:

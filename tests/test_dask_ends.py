@@ -47,6 +47,7 @@ from bctrl_async.models import Runtime
 pytestmark = pytest.mark.usefixtures("emulator_environment")
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
+REJECTED = StopResult.REJECTED
 Targets = list[tuple[str, str]]
 
 
@@ -573,18 +574,41 @@ def without_network() -> BctrlSession:
     return BctrlSession(proxy="http://127.0.0.1:1", allow_plaintext=True)
 
 
-def refuse(monkeypatch: pytest.MonkeyPatch, aliases: set[str]) -> None:
-    """Refuse the connections for stops of these aliases."""
+def intercept(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[object, Call[Runtime]], object]
+) -> None:
+    """Let `answer` say what the attempts of a session's client get; None asks the server."""
     send_once: Callable[..., Awaitable[object]] = transport.send_once
 
     async def send(
         http: object, path: object, call: Call[Runtime], *args: object, **kwargs: object
     ) -> object:
-        if call.operation.stops and call.alias in aliases:
-            return BctrlNetworkError("no connection: refused")
-        return await send_once(http, path, call, *args, **kwargs)
+        return answer(http, call) or await send_once(http, path, call, *args, **kwargs)
 
     monkeypatch.setattr(transport, "send_once", send)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, aliases: set[str]) -> None:
+    """Refuse the connections for stops of these aliases."""
+
+    def answer(_: object, call: Call[Runtime]) -> object:
+        is_refused = call.operation.stops and call.alias in aliases
+        return BctrlNetworkError("no connection: refused") if is_refused else None
+
+    intercept(monkeypatch, answer)
+
+
+def cut_first_session(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Let the session that sends first lose its network after some attempts, as it sends r2."""
+    attempts: list[object] = []
+
+    def answer(http: object, call: Call[Runtime]) -> object:
+        attempts.append(http)
+        is_cut = http is attempts[0] and attempts.count(http) > after
+        error = BctrlNetworkError("the network is down", may_have_stopped=call.alias == "r2")
+        return error if is_cut else None
+
+    intercept(monkeypatch, answer)
 
 
 class TestUnfitWorkers:
@@ -644,6 +668,43 @@ class TestUnfitWorkers:
         assert report.counts == {STOPPED: 95, NOT_SENT: 5}
         assert report.ended_early is None
         assert_true(report, emulator)
+
+    @pytest.mark.parametrize(
+        ("answers", "results"),
+        [
+            ([], {"r0": STOPPED, "r1": REJECTED, "r2": STOPPED, "r3": STOPPED}),
+            ([Reply(403)], {"r0": STOPPED, "r1": REJECTED, "r2": UNKNOWN, "r3": REJECTED}),
+        ],
+    )
+    async def test_a_worker_that_leaves_hands_over_what_it_has_not_settled(
+        self,
+        cluster: SmallCluster,
+        emulator: Emulator,
+        monkeypatch: pytest.MonkeyPatch,
+        answers: list[Reply],
+        results: dict[str, StopResult],
+    ) -> None:
+        """Fault: all was sent again, even a `rejected` target, and a 403 became `unknown`."""
+        monkeypatch.setattr("bctrl_async.bulk._run.BULK_PATIENCE", 0.2)
+        cut_first_session(monkeypatch, after=2)
+        targets = add_runtimes(emulator, 20)
+        emulator.inject(Reply(403), alias="r1")
+        for alias in ("r2", "r3"):
+            emulator.inject(*answers, alias=alias)
+        outcomes: list[StopOutcome] = []
+
+        await stop_runtimes(
+            cluster.client,
+            iter(targets),
+            concurrency=1,
+            retry=RetryPolicy(base=0.001, cap=0.001),
+            on_outcome=outcomes.append,
+        )
+
+        others = {alias: STOPPED for _, alias in targets[4:]}
+        assert {each.target.alias: each.result for each in outcomes} == results | others
+        assert all(targets[each.index] == each.target for each in outcomes)
+        assert set(emulator.received.values()) == {1}
 
     async def test_the_run_ends_if_no_worker_is_left(self, emulator: Emulator) -> None:
         let_first_worker(fail)

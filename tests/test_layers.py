@@ -355,7 +355,7 @@ BUDGETS = {
     ("_http",): 1727,
     ("_limiter",): 863,
     ("bulk",): 1750,
-    ("dask",): 736,
+    ("dask",): 745,
     ("journal",): 330,
     ("cli",): 2306,
     ("emulator",): 949,
