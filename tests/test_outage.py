@@ -420,6 +420,25 @@ class TestOutage:
         assert report.counts == {STOPPED: 1}
         assert simulation.reads == 12
 
+    def test_a_canary_without_an_answer_speaks_for_all_that_were_refused(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: each call asked for itself, one after the other, where GETs get no answer."""
+        simulation = simulate(lambda now, _: unavailable() if 10 <= now < 15 else ANSWER, 0.02)
+        simulation.answers_reads = False
+        simulation.read_latency = 2
+
+        async def stop_while_it_is_refused(session: BctrlSession) -> StopReport:
+            # It is no longer in its slow start.
+            await session.stop_runtimes(targets(400), verify=False)
+            await asyncio.sleep(10 - asyncio.get_running_loop().time())
+            return await session.stop_runtimes(targets(100), verify=False)
+
+        report = simulation.run(stop_while_it_is_refused)
+
+        assert report.counts == {STOPPED: 100}
+        assert simulation.seconds < 10 + 20
+
     @pytest.mark.parametrize("calls", [1, 100])
     def test_single_calls_survive_thirty_seconds_of_a_gateways_503(
         self, simulate: Simulate, calls: int

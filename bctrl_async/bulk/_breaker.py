@@ -6,6 +6,7 @@ The canary is a GET, which shows whether the server answers and stops nothing.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 
 from bctrl_async._calls.call import Call
@@ -67,6 +68,7 @@ class CircuitBreaker:
         self._unanswered = 0
         self._has_no_probe = asyncio.Event()
         self._comparing = asyncio.Lock()
+        self._unanswered_at = -math.inf
         self.gave_up: bool = False
 
     @property
@@ -195,9 +197,12 @@ class CircuitBreaker:
             # A gateway's 503 again: if others are not answered, canaries show whether all get it.
             async with self._comparing:
                 for _ in range(_MAX_CANARIES):
-                    if limiter.answers_others(retries.throttled_at):
+                    since, began = retries.throttled_at, _now()
+                    if self._unanswered_at >= since or limiter.answers_others(since):
                         break
                     if not await self._asks_canary(call):
+                        # It speaks for all calls that were refused before it.
+                        self._unanswered_at = began
                         break
         return True
 
