@@ -289,7 +289,14 @@ class TestPolling:
 
         simulation.run(main)
 
-    @pytest.mark.parametrize("polled", [runtime("active"), BctrlServerError("500", status=500)])
+    @pytest.mark.parametrize(
+        "polled",
+        [
+            runtime("active"),
+            BctrlServerError("500", status=500),
+            BctrlServerError("503", status=503, code="server.unavailable"),
+        ],
+    )
     def test_a_stop_that_no_answer_confirms_is_polled_for_half_a_minute(
         self, simulate: Simulate, polled: Runtime | BctrlError
     ) -> None:

@@ -81,7 +81,9 @@ class Run(Engine):
         make_get = partial(make_read, policy=once, priority=Priority.RETRY)
         ask_canary = partial(_ask_canary, sender, make_get, self.ledger)
         self._breaker = CircuitBreaker(sender, policy, patience, ask_canary, self.state)
-        self._verify_for = verify_for(options.verify)
+        self._verify_for = verify_for(options.verify) or 0.0
+        patience = min(policy.max_throttle_wait, self._verify_for)
+        self._poll_policy = replace(policy, patience=patience)
         self._unverified: set[Unverified] = set()
 
     @property
@@ -155,7 +157,7 @@ class Run(Engine):
             self.ledger.record(self._outcome(index, target, call, began, aborted), observer)
             raise
         outcome = self._outcome(index, target, call, began, ended)
-        if self._verify_for is None or not self.state.goes_on() or not needs_verification(outcome):
+        if not self._verify_for or not self.state.goes_on() or not needs_verification(outcome):
             return self.ledger.record(outcome, observer)
         return await self._verify(worker, Unverified(outcome, began, observer))
 
@@ -199,14 +201,14 @@ class Run(Engine):
         """Poll a target until its outcome is settled or time is up, and record the outcome."""
         loop = asyncio.get_running_loop()
         target = unverified.outcome.target
-        ends, polls = loop.time() + (self._verify_for or 0.0), 0
+        ends, polls = loop.time() + self._verify_for, 0
         try:
             while needs_verification(unverified.outcome) and self.state.goes_on():
                 left = max(ends - loop.time(), 0.0)
                 if polls and not left:
                     break
                 polls += 1
-                poll = self._make_read(*target, policy=self._policy, priority=Priority.POLL)
+                poll = self._make_read(*target, policy=self._poll_policy, priority=Priority.POLL)
                 poll.observer = unverified.observer
                 delay = min(probe_delay(self._policy, polls), left)
                 polled = await self._send(worker, poll, delay)
