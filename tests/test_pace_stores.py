@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import random
 import time
@@ -245,6 +246,21 @@ class TestState:
 
         assert (lease.delay, lease.members) == (0.0, 1)
         assert (await members.lease("b")).members == 2
+
+    @pytest.mark.parametrize("value", [1e13, 1e308, -1e308, -math.inf, math.nan, "", "junk"])
+    async def test_nonsense_begins_anew(
+        self, members: Members, shared: SharedStore, value: float
+    ) -> None:
+        """Fault: the script failed for ever, or no sum changed the time, so that all was free."""
+        await members.lease("a")
+        for field in ["clock", "now", "ends_at"]:
+            schedule = await shared.read()
+            setattr(schedule, field, value)
+            await shared.write(schedule)
+            leases = [await members.lease(member) for member in "bcd"]
+
+            assert leases[0] == Lease(10, 0.0, 1)
+            assert_in_turn(leases)
 
     async def test_two_names_do_not_meet(self, members: Members, shared: SharedStore) -> None:
         await members.lease("a")

@@ -37,6 +37,8 @@ _MEMBERS = 1000
 """The most members of a pace. An answer that needs more of them is not believed."""
 _LONG_AGO = -1e9
 """The end of the last lease if there is none, in the time of the loop."""
+_FAR = 1e12
+"""The latest time of a schedule: a later one does not change when a slot is added."""
 _BURST = 0.02
 """Seconds' worth of attempts that may start at once without the store, for late timers."""
 
@@ -66,6 +68,8 @@ class Schedule(msgspec.Struct):
 
         By the member's own clock, its last lease ended `since` seconds ago.
         """
+        if max(abs(self.clock), abs(self.now), abs(self.ends_at)) > _FAR:
+            self.clock, self.now, self.ends_at, self.members = 0.0, 0.0, 0.0, {}
         passed = max(clock - self.clock, -LEASE)
         own = self.members.get(member, math.inf) + since - self.now
         if passed > own + LEASE:

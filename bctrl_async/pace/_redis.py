@@ -35,8 +35,14 @@ local member, rate, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local clock = time[1] + time[2] / 1e6
 local kept = redis.call('HMGET', KEYS[1], 'clock', 'now', 'ends_at')
-local now, ends_at = tonumber(kept[2] or 0), tonumber(kept[3] or 0)
-local passed = math.max(clock - (kept[1] or 0), -0.05)
+for n = 1, 3 do
+  if not (math.abs(tonumber(kept[n]) or 1e13) <= 1e12) then
+    kept = {0, 0, 0}
+    redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '+inf')
+  end
+end
+local now, ends_at = tonumber(kept[2]), tonumber(kept[3])
+local passed = math.max(clock - kept[1], -0.05)
 local own = (redis.call('ZSCORE', KEYS[2], member) or math.huge) + ARGV[4] - now
 if passed > own + 0.05 then passed = math.max(own, 0) end
 now = now + passed
