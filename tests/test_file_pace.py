@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import math
 import os
 import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_UN, flock
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from helpers import BOUND
@@ -136,3 +142,40 @@ class TestFile:
         with pytest.raises(BctrlConfigError, match="is another file"):
             await lease(pace, "a")
         assert path.read_text() == "ws-1,crm\n"
+
+
+@contextmanager
+def without_root() -> Iterator[None]:
+    """Act as a user that permissions apply to."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+class TestPermissions:
+    @pytest.mark.parametrize(
+        ("name", "mode"), [("pace", 0o755), ("new", 0o555), ("folder/pace", 0)]
+    )
+    def test_a_file_that_may_not_be_written_is_an_error(self, name: str, mode: int) -> None:
+        """Fault: each process went on with the whole rate, as if the file were away."""
+        # Other users may not enter pytest's folders.
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "pace").touch(0o444)
+            Path(folder).chmod(mode)
+            # Newer versions of Python do not say whether a folder exists that may not be seen.
+            problem = "Permission denied|does not exist"
+            with without_root(), pytest.raises(BctrlConfigError, match=problem):
+                asyncio.run(lease(FilePace(f"{folder}/{name}", rate=200), "a"))
+            Path(folder).chmod(0o755)
+
+    async def test_a_disk_that_is_full_is_no_error_of_the_configuration(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+        monkeypatch.setattr(Path, "open", full)
+        with pytest.raises(OSError, match="No space left"):
+            await lease(FilePace(tmp_path / "pace", rate=200), "a")

@@ -195,7 +195,6 @@ class TestServer:
             b"*999999999\r\n",
             b"-LOADING Redis is loading the dataset in memory\r\n",
             b"-MOVED 1 127.0.0.1:1\r\n",
-            b"-READONLY You can't write against a read only replica.\r\n",
             b"-NOSCRIPT No matching script.\r\n",
             b"",
         ],
@@ -252,13 +251,22 @@ class TestMisconfigured:
         problem = r"cannot be used as configured \((Authentication|NoPermission)Error\)"
         await self.assert_refused(emulator, connect, pace, warnings, problem)
 
-    @pytest.mark.parametrize("scheme", ["redis", "rediss"])
+    @pytest.mark.parametrize(
+        ("scheme", "answer"),
+        [
+            ("redis", b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+            ("rediss", b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+            ("redis", b"-READONLY You can't write against a read only replica.\r\n"),
+            # Redis 6.2 puts the error within a script into another one.
+            ("redis", b"-ERR Error running script: 15: -READONLY You can't write\r\n"),
+        ],
+    )
     async def test_another_kind_of_server(
-        self, emulator: Emulator, connect: Connect, warnings: Warnings, scheme: str
+        self, emulator: Emulator, connect: Connect, warnings: Warnings, scheme: str, answer: bytes
     ) -> None:
-        async with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as url:
+        async with answering(answer) as url:
             pace = RedisPace(url.replace("redis://", f"{scheme}://:s3cret@"), rate=RATE)
-            problem = "Check the scheme, the user and the password of its URL"
+            problem = "Check the scheme, user, password and database of its URL"
             await self.assert_refused(emulator, connect, pace, warnings, problem)
 
     @pytest.mark.parametrize(

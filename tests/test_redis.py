@@ -216,6 +216,27 @@ class TestClients:
                 assert len(await client.keys()) == 2
 
     @needs_server
+    @each_server
+    @pytest.mark.parametrize(
+        ("database", "command", "problem"),
+        [
+            (0, "REPLICAOF 127.0.0.1 1", "ReadOnlyError"),
+            (99, "PING", "DB index"),
+            (0, "SET bctrl-async:{default}:schedule text", "WRONGTYPE"),
+        ],
+    )
+    async def test_a_server_that_cannot_keep_the_pace_is_an_error(
+        self, program: str, database: int, command: str, problem: str
+    ) -> None:
+        """Fault: each process went on with the whole rate, as if the server were away."""
+        with redis_server(program) as server:
+            async with Redis.from_url(server.url) as admin:
+                await admin.execute_command(*command.split())  # type: ignore[no-untyped-call]
+            pace = RedisPace(f"redis://127.0.0.1:{server.port}/{database}", rate=200)
+            with pytest.raises(BctrlConfigError, match=f"as configured .{problem}"):
+                await lease(pace)
+
+    @needs_server
     async def test_a_cluster_keeps_the_keys_in_one_slot(self) -> None:
         with redis_server(SERVERS[0], "--cluster-enabled", "yes") as server:
             async with Redis.from_url(server.url) as client:

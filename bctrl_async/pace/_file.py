@@ -6,8 +6,10 @@ import asyncio
 import math
 import os
 import time
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from errno import EACCES, EPERM, EROFS
 from functools import partial
 from pathlib import Path
 from stat import S_ISREG
@@ -53,7 +55,8 @@ class FilePace(Pace):
         super().__init__(rate=rate)
         _config.check_type(path, str | os.PathLike, "path", "the path of a file")
         self._path = Path(path)
-        _check_place(self._path)
+        with _permitted(self._path):
+            _check_place(self._path)
         # The file may appear, or become readable, while a session runs.
         with suppress(OSError), self._path.open("rb") as file:
             _parse(self._path, file.read(4096))
@@ -75,7 +78,8 @@ class _FileStore:
 
     async def lease(self, member: str, slots: int, _: float) -> Lease:
         take = partial(self._take, member, slots)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, take)
+        with _permitted(self._path):
+            return await asyncio.get_running_loop().run_in_executor(self._thread, take)
 
     async def close(self) -> None:
         try:
@@ -111,6 +115,16 @@ def _check_place(path: Path) -> None:
         raise _unusable(f"{str(path)!r} is not a regular file")
     if not path.absolute().parent.is_dir():
         raise _unusable(f"the folder of {str(path)!r} does not exist")
+
+
+@contextmanager
+def _permitted(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {EACCES, EPERM, EROFS}:
+            raise
+        raise _unusable(f"{str(path)!r} cannot be written: {error.strerror}") from None
 
 
 def _parse(path: Path, content: bytes) -> Schedule:

@@ -58,8 +58,11 @@ for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, 31536000) end
 return {slots, tostring(begins_at - now), members}
 """
 
-_MISCONFIGURED = {"AuthenticationError", "NoPermissionError", "InvalidResponse"}
-"""The errors of a server that will not mend itself, as redis-py and valkey-py name them."""
+_misconfigured = re.compile(
+    "AuthenticationError|NoPermissionError|InvalidResponse|ReadOnlyError"
+    "|READONLY|WRONGTYPE|DB index"
+).search
+"""Find what a server that will not mend itself says, or how redis-py and valkey-py name it."""
 
 
 class _Client(Protocol):
@@ -137,9 +140,10 @@ class _RedisStore:
             leased, delay, members = await self._script(self._keys, arguments)
         except Exception as error:
             name = type(error).__name__
-            if name in _MISCONFIGURED or isinstance(error.__context__, SSLError):
-                problem = f"Redis cannot be used as configured ({name})"
-                advice = "Check the scheme, the user and the password of its URL"
+            found = _misconfigured(f"{name}: {error}")
+            if found or isinstance(error.__context__, SSLError):
+                problem = f"Redis cannot be used as configured ({found[0] if found else name})"
+                advice = "Check the scheme, user, password and database of its URL"
                 raise _config.invalid("pace", problem, advice) from None
             raise
         # A number with a fraction is text, which the client may have decoded.
