@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_UN, flock
@@ -73,6 +74,15 @@ class TestArguments:
         with pytest.raises(BctrlConfigError, match="invalid rate") as raised:
             FilePace(tmp_path / "pace", rate=rate)
         assert raised.value.argument == "rate"
+
+    @pytest.mark.parametrize(("path", "rate"), [(None, 1), ("pace", 0)])
+    def test_an_error_can_be_shown_with_the_variables_of_its_frames(
+        self, path: str, rate: float
+    ) -> None:
+        """Fault: the repr of a pace without a path was an AttributeError."""
+        with pytest.raises(BctrlConfigError) as raised:
+            FilePace(path, rate=rate)
+        traceback.TracebackException.from_exception(raised.value, capture_locals=True)
 
     def test_its_repr_shows_its_arguments(self) -> None:
         assert repr(FilePace("pace", rate=190)) == "FilePace('pace', rate=190)"

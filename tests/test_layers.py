@@ -350,7 +350,7 @@ BUDGETS = {
     ("errors", "filters", "models", "observer", "outcomes", "stats"): 1131,
     ("session", "shards"): 698,
     ("otel", "testing"): 360,
-    ("pace", "redis"): 644,
+    ("pace", "redis"): 650,
     ("_calls",): 734,
     ("_http",): 1727,
     ("_limiter",): 863,

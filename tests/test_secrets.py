@@ -9,6 +9,7 @@ import pprint
 import reprlib
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 import pytest
@@ -27,6 +28,7 @@ from bctrl_async import (
     RetryPolicy,
     _config,
 )
+from bctrl_async.redis import RedisPace
 
 KEY = "sk-live-" + "0123456789abcdef" * 8
 ONCE = RetryPolicy(attempts=1, patience=0)
@@ -126,6 +128,23 @@ class TestInvalidKeys:
                 await session.stop_runtime("ws-1", "crm")
 
         assert "0123" not in everything_of(caught.value)
+
+
+class TestPaces:
+    @pytest.mark.parametrize("url", ["redis://:s3cret@h:nan/0", "redis://me:s3cr/et@h"])
+    def test_the_password_is_not_in_a_frame_of_the_error(self, url: str) -> None:
+        """Fault: the URL was a variable, and the repr of the pace an AttributeError."""
+        with pytest.raises(BctrlConfigError) as raised:
+            RedisPace(url, rate=200)
+        assert "s3cr" not in everything_of(raised.value)
+
+    @pytest.mark.parametrize("options", [{"rate": 0}, {"rate": 200, "name": ""}])
+    def test_it_is_in_no_frame_of_the_error_of_another_argument(
+        self, options: dict[str, Any]
+    ) -> None:
+        with pytest.raises(BctrlConfigError) as raised:
+            RedisPace("redis://:s3cret@localhost", **options)
+        assert "s3cr" not in everything_of(raised.value)
 
 
 class TestEchoedKey:

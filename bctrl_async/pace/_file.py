@@ -52,6 +52,7 @@ class FilePace(Pace):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, rate: float) -> None:
+        self._path = Path()
         super().__init__(rate=rate)
         _config.check_type(path, str | os.PathLike, "path", "the path of a file")
         self._path = Path(path)

@@ -103,7 +103,9 @@ class Pace(ABC):
     """
 
     def __init__(self, *, rate: float) -> None:
-        self.rate: float = _config.per_second(rate, "rate")
+        # A traceback that shows variables also calls the repr of an invalid pace.
+        self.rate: float = math.nan
+        self.rate = _config.per_second(rate, "rate")
 
     @abstractmethod
     def open(self) -> Store:

@@ -92,17 +92,27 @@ class RedisPace(Pace):
     """
 
     def __init__(self, url_or_client: str | _Client, *, rate: float, name: str = "default") -> None:
+        if isinstance(url_or_client, str):
+            # A traceback that shows variables must not reveal its password.
+            url_or_client = _config.Secret(url_or_client)
+        self._url_or_client: str | _Client = ""
+        self._name = name
         super().__init__(rate=rate)
         if not (isinstance(name, str) and _is_name(name)):
             expected = "expected 1 to 100 letters, digits, or '_', '.', ':', '/', '-'"
             raise _config.invalid("name", f"{expected}, not {name!r:.50}")
         if isinstance(url_or_client, str):
-            _check_url(url_or_client)
+            if not _is_url(url_or_client):
+                # The reason is not shown: it may contain a part of the password.
+                raise _config.invalid(
+                    "url_or_client",
+                    "expected the URL of a Redis server, with special characters percent-encoded",
+                    "Pass such as redis://user:password@localhost:6379/0, or rediss:// or unix://",
+                )
         elif not (hasattr(url_or_client, "register_script") and hasattr(url_or_client, "aclose")):
             expected = "a URL or a client of redis.asyncio"
             raise _config.invalid_type("url_or_client", type(url_or_client), expected)
         self._url_or_client = url_or_client
-        self._name = name
 
     def __repr__(self) -> str:
         if isinstance(self._url_or_client, str):
@@ -166,22 +176,15 @@ def _client(url: str) -> Redis:
     )
 
 
-def _check_url(url: str) -> None:
+def _is_url(url: str) -> bool:
     try:
         # The options of the URL are checked by the connection, which does no I/O yet.
         pool = _client(url).connection_pool
         pool.connection_class(**pool.connection_kwargs)
         parts = urlsplit(url)
-        # A password that is not encoded ends the host too early, and its rest would be shown.
-        is_valid = "://" in url and "@" not in f"{parts.path}{parts.query}{parts.fragment}"
-        # redis-py takes database 0 for any path that is not a number.
-        is_valid &= parts.scheme == "unix" or _is_database(parts.path) is not None
     except (ValueError, TypeError, AttributeError, RedisError):
-        is_valid = False
-    if not is_valid:
-        # The reason is not shown: it may contain a part of the password.
-        raise _config.invalid(
-            "url_or_client",
-            "expected the URL of a Redis server, with special characters percent-encoded",
-            "Pass such as redis://user:password@localhost:6379/0, or rediss:// or unix://",
-        )
+        return False
+    # A password that is not encoded ends the host too early, and its rest would be shown.
+    is_valid = "://" in url and "@" not in f"{parts.path}{parts.query}{parts.fragment}"
+    # redis-py takes database 0 for any path that is not a number.
+    return is_valid and (parts.scheme == "unix" or _is_database(parts.path) is not None)
