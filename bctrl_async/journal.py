@@ -43,6 +43,7 @@ _CHECKSUM = b',"crc":"%08x"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % 0)
 _MAX_LINE = 1 << 16  # bytes
 _MAX_TEXT = 1000  # characters, if its line would be longer
+_MAX_AHEAD = timedelta(minutes=5)  # between the clocks of two machines
 _encode = msgspec.json.Encoder().encode
 
 
@@ -95,8 +96,9 @@ def read_journals(
 
     Raises:
         BctrlConfigError: A file cannot be read, is not an intact journal of this version, is of
-            another server than the first, or is older than `max_age`. There is no file, or an item
-            of the list is not a target.
+            another server than the first, is older than `max_age`, or says of a target something
+            that is five minutes in the future. There is no file, or an item of the list is not a
+            target.
     """
     expected = "an iterable of paths"
     if isinstance(paths, str | bytes | os.PathLike):
@@ -217,9 +219,12 @@ class Journal:
             self.file.seek(offset)
             while b"\n" not in data and (read := self.file.read(1024)):
                 data += read
-            return _decode(data[: data.find(b"\n") + 1], OutcomeRecord, offset).outcome()
+            outcome = _decode(data[: data.find(b"\n") + 1], OutcomeRecord, offset).outcome()
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
+        if outcome.at > datetime.now(UTC) + _MAX_AHEAD:
+            raise self._unusable(ValueError(f"its entry at byte {offset} is of the future"))
+        return outcome
 
     def _unusable(self, error: OSError | ValueError) -> BctrlConfigError:
         return BctrlConfigError(

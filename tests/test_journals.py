@@ -153,6 +153,22 @@ class TestLatest:
         path = write(folder / "1", entry("a", minute=5), entry("a", RUNS, minute=1))
         assert states(read_journals([path])) == {"a": RUNS}
 
+    @pytest.mark.parametrize("state", [DONE, RUNS])
+    def test_an_entry_of_the_future_is_not_believed(self, folder: Path, state: str) -> None:
+        """Fault: `report` said "1 of 1 done" by a clock that was days ahead."""
+        ahead = write(folder / "1", entry("a", state, minute=60), entry("b"))
+        paths = [ahead, write(folder / "2", entry("a", RUNS))]
+        with pytest.raises(BctrlConfigError, match=r"/1' .* its entry at byte .* is of the future"):
+            list(read_journals(paths, [("ws-1", "a")]))
+        assert states(read_journals(paths, [("ws-1", "b")])) == {"b": DONE}
+        journal = Journal(ahead, SERVER)
+        assert journal.done(RuntimeRef("ws-1", "a")) is None
+        assert journal.done(RuntimeRef("ws-1", "b")) is not None
+        journal.write(next(read_journals([paths[1]])))
+        journal.close()
+        # The run that sends the target again mends the file.
+        assert states(read_journals(paths)) == {"a": RUNS, "b": DONE}
+
     def test_a_file_that_is_given_twice_is_the_same_file(self, folder: Path) -> None:
         path = write(folder / "1", entry("a"), entry("b", RUNS))
         assert states(read_journals([path, path, folder / ".." / folder.name / "1"])) == {

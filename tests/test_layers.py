@@ -356,7 +356,7 @@ BUDGETS = {
     ("_limiter",): 863,
     ("bulk",): 1757,
     ("dask",): 745,
-    ("journal",): 330,
+    ("journal",): 335,
     ("cli",): 2306,
     ("emulator",): 949,
     ("fastapi",): 567,
