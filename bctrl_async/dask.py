@@ -520,6 +520,9 @@ class ClusterRun(Engine):
                 if ended is None:
                     # The message of its worker may be lost.
                     chunk.begins = max(chunk.begins, self._lacks_messages)
+                if isinstance(ended, _LeftError) and ended.address in self._left:
+                    # The scheduler may have no other worker for it just now.
+                    await asyncio.sleep(_PULSE)
                 is_tried_again = self.state.goes_on() and self._goes_elsewhere(chunk, ended)
             is_told = isinstance(ended, _LeftError | BctrlError)
             if failure is not None and self.state.goes_on() and (is_told or not chunk.begins):

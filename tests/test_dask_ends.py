@@ -723,6 +723,43 @@ class TestUnfitWorkers:
         assert report.counts == {UNKNOWN: 1}
         assert "no vault" in str(report.ended_early)
 
+    async def test_a_chunk_is_handed_out_in_measure_while_only_an_unfit_worker_takes_it(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: while the others were paused, it was handed out hundreds of times a second."""
+        let_first_worker(fail)
+        targets = add_runtimes(emulator, 2)
+        submit: Callable[..., object] = Client.submit
+        paused: list[str] = []
+        tries = 0
+
+        def set_status(status: str) -> None:
+            for address in paused:
+                cluster.scheduler.handle_worker_status_change(status, address, stimulus_id="test")
+
+        def count(*args: object, **kwargs: object) -> object:
+            nonlocal tries
+            tries += len(paused)
+            return submit(*args, **kwargs)
+
+        async def source() -> AsyncIterator[tuple[str, str]]:
+            yield targets[0]
+            async with asyncio.timeout(BOUND):
+                while not (left := cast("ClusterRun", batch._run)._left):
+                    await asyncio.sleep(0.01)
+            paused.extend(each.address for each in cluster.workers if each.address not in left)
+            set_status("paused")
+            yield targets[1]
+            await asyncio.sleep(1)
+            set_status("running")
+
+        monkeypatch.setattr(Client, "submit", count)
+        batch = stop_runtimes(cluster.client, source(), session=make_unfit_session)
+        report = await ended(start(batch))
+
+        assert report.counts == {STOPPED: 2}
+        assert 0 < tries < 10
+
     async def test_an_outage_at_the_start_of_a_chunk_is_survived(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -355,7 +355,7 @@ BUDGETS = {
     ("_http",): 1727,
     ("_limiter",): 863,
     ("bulk",): 1757,
-    ("dask",): 745,
+    ("dask",): 748,
     ("journal",): 335,
     ("cli",): 2306,
     ("emulator",): 949,
