@@ -69,7 +69,7 @@ def authorization(key: object) -> Secret:
 def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
     """Return the URL to which `/workspaces/…` is appended; None gives the environment's."""
     name = "BCTRL_BASE_URL" if given is None else "base_url"
-    text = given if given is not None else os.environ.get("BCTRL_BASE_URL", DEFAULT_BASE_URL)
+    text = str(given) if given is not None else os.environ.get("BCTRL_BASE_URL", DEFAULT_BASE_URL)
     url, invalid_url = _http_url(text), partial(invalid, name, argument="base_url")
     if url is None:
         raise invalid_url("expected scheme and host, no spaces", f"Pass such as {DEFAULT_BASE_URL}")

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 from multidict import CIMultiDict
@@ -280,6 +281,11 @@ class TestBaseUrlOfTheEnvironment:
         url = _config.base_url("https://arg.example.com", allow_plaintext=False)
 
         assert str(url) == "https://arg.example.com/v1"
+
+    def test_a_url_of_yarl_is_taken_as_its_text(self) -> None:
+        """Fault: it raised AttributeError."""
+        given = cast("str", URL("https://api.example.com/v1"))
+        assert str(_config.base_url(given, allow_plaintext=False)) == "https://api.example.com/v1"
 
     def test_an_empty_argument_is_not_a_missing_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BCTRL_BASE_URL", "https://env.example.com")
