@@ -208,11 +208,21 @@ async def test_a_call_that_is_cancelled_leaves_none(
         assert set(await cycles_of(cancel)) == set()
 
 
-async def test_a_call_whose_key_function_fails_leaves_none() -> None:
-    def no_key() -> str:
-        raise KeyError("vault")
+async def _raise() -> str:
+    raise KeyError("vault")
 
-    async with BctrlSession(no_key, base_url="http://127.0.0.1:9") as session:
+
+async def _wait() -> str:
+    return await asyncio.Future[str]()
+
+
+@pytest.mark.parametrize("get_key", [_raise, _wait])
+async def test_a_call_whose_key_function_fails_leaves_none(
+    get_key: Callable[[], Awaitable[str]],
+) -> None:
+    """Fault: 30 objects for each call with an attempt before the last that got no key in time."""
+    url = "http://127.0.0.1:9"
+    async with BctrlSession(get_key, base_url=url, timeout=0.01, retry=TWICE) as session:
 
         async def fail() -> None:
             with suppress(BctrlError):

@@ -134,7 +134,7 @@ class Sender:
                     call.in_flight, call.is_connected = True, self._pool.is_borrowed
                     ended = await self._attempt(call, http, key)
                 except BctrlError as error:  # The key could not be fetched.
-                    ended = error
+                    ended = error.with_traceback(None)
                 except asyncio.CancelledError:
                     # Closing the pool cancels a DNS lookup, and aiohttp raises that in every task
                     # that waits for it.
