@@ -162,7 +162,7 @@ class _Bulk(BulkObserver):
             }
         )
         if report.failures and report.ended_early is None:
-            # `raise_for_failures` raises one with the errors of all failures.
+            # `raise_for_failures` raises an ExceptionGroup of the errors of all failures.
             span.set_attribute("error.type", ExceptionGroup.__name__)
             span.set_status(Status(StatusCode.ERROR, "not all stops succeeded"))
         _end(span, report.ended_early)

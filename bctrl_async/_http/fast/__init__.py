@@ -1,4 +1,4 @@
-"""Connections of an owned pool and the fast path: all that names private parts of aiohttp."""
+"""Owned pools and their fast path. Only this folder uses private parts of aiohttp."""
 
 from bctrl_async._http.fast.answer import loop_of, on_connection
 from bctrl_async._http.fast.exchange import Exchange, FastPath, close_connection

@@ -74,7 +74,7 @@ class _Deadlines:
 
 
 class Exchange:
-    """A request and its response, like an `aiohttp.ClientResponse`; a body that came at once."""
+    """A request with its response; `body` is None unless it arrived with the head."""
 
     status: int
     header: Callable[[str], str | None]
