@@ -136,6 +136,17 @@ def readable(body: bytes) -> Any:  # noqa: ANN401 - any JSON.
     return json.loads(text.encode(errors="replace"))
 
 
+def assert_read(body: bytes, schema: Schema) -> None:
+    """Parse a body without loss, unless its alias has half of a character."""
+    try:
+        json.loads(body)["alias"].encode()
+    except UnicodeEncodeError:
+        with pytest.raises(msgspec.ValidationError, match="its alias has half of a character"):
+            parse(body)
+    else:
+        assert_parsed(parse(body), readable(body), schema)
+
+
 class TestResponses:
     SCHEMA = response_schema()
     VALIDATOR = Draft202012Validator(SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER)
@@ -157,17 +168,13 @@ class TestResponses:
     def test_every_valid_response_is_parsed_without_loss(self, wire: Schema) -> None:
         rng = random.Random(0)
         for response in [wire, *(variation(wire, self.SCHEMA, rng) for _ in range(9))]:
-            body = json.dumps(response).encode()
-
-            runtime = parse(body)
-
-            assert_parsed(runtime, readable(body), self.SCHEMA)
+            assert_read(json.dumps(response).encode(), self.SCHEMA)
 
     @settings(deadline=None)
     @given(instances(without_enums(SCHEMA)))
     def test_unknown_enum_values_are_kept(self, wire: Schema) -> None:
         """Fault: a new enum value breaks every call (apify-client-python#931)."""
-        body = json.dumps(wire).encode()
+        body = json.dumps(wire | {"alias": "crm"}).encode()
 
         runtime = parse(body)
 
@@ -201,7 +208,7 @@ class TestResponses:
     def test_unescaped_text_is_parsed(self, wire: Schema, encoding: str | None) -> None:
         body = json.dumps(wire, ensure_ascii=False).encode(encoding or "utf-8", "surrogatepass")
 
-        assert_parsed(parse(body), readable(body), self.SCHEMA)
+        assert_read(body, self.SCHEMA)
 
 
 class TestModels:

@@ -352,7 +352,7 @@ BUDGETS = {
     ("otel", "testing"): 360,
     ("pace", "redis"): 650,
     ("_calls",): 734,
-    ("_http",): 1727,
+    ("_http",): 1728,
     ("_limiter",): 863,
     ("bulk",): 1757,
     ("dask",): 748,

@@ -167,9 +167,9 @@ class TestBounds:
         assert isinstance(parsed, list)
         [runtime] = parsed
         assert isinstance(runtime, Runtime)
-        assert (runtime.kind, runtime.status) == ("\x7f", "a\x7f")
+        assert (runtime.kind, runtime.status) == ("?", "a?")
         mode = runtime.summary and runtime.summary.launch_mode
-        assert mode == ("\x7f" if summary.get("summary") else None)
+        assert mode == ("?" if summary.get("summary") else None)
 
     def test_a_list_with_more_invalid_runtimes_is_one_error(self) -> None:
         """Fault: each of a million invalid runtimes was an error of its own."""

@@ -103,3 +103,14 @@ async def test_an_alias_with_half_of_a_character_is_nobodys(encoding: str, statu
         report = await session.stop_runtimes([("ws-1", name) for name in names], verify=False)
         assert report.counts == {StopResult.UNKNOWN: 3}
         assert all("another runtime" in str(each.error) for each in report.failures)
+
+
+@pytest.mark.parametrize("alias", ["a?", "\x7f"])
+async def test_half_of_a_character_elsewhere_leaves_the_alias_as_it_is(alias: str) -> None:
+    listed = json.dumps({"runtimes": [RUNTIME | {"alias": alias}]}).encode()
+    async with (
+        raw_server(answering(http_answer("200 OK", listed))) as url,
+        BctrlSession(KEY, base_url=url, retry=ONCE) as session,
+    ):
+        [runtime] = await session.list_runtimes("ws-1")
+    assert (runtime.alias, runtime.driver) == (alias, "d?")

@@ -158,7 +158,7 @@ class TestInvalidRuntimes:
             await session.list_runtimes("ws-1")
         [runtime] = await session.list_runtimes("ws-1", on_unreadable=errors.append)
 
-        assert (runtime.alias, runtime.created_at, runtime.driver) == ("crm", "\x7f", "😀")
+        assert (runtime.alias, runtime.created_at, runtime.driver) == ("crm", "?", "😀")
         first, second, third = errors
         assert (first.alias, second.alias, third.alias) == ("odd", None, None)
         assert str(first) == str(caught.value)

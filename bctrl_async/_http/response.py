@@ -52,8 +52,8 @@ _lone_surrogates = re.compile(
     rb"|\xed[\xa0-\xbf].",
     re.DOTALL,
 )
-_HALF = "\x7f"
-"""The character in place of half of one: no name that is asked for has a control character."""
+_NO_NAME = b"\x7f"
+"""The bytes in place of half a character in a name: no request has it in one."""
 
 # The errors of msgspec 0.19 are not ValueErrors.
 DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -62,14 +62,14 @@ Header = Callable[[str], str | None]
 """Returns the first header of a name."""
 
 
-def decode(decode_json: Callable[[bytes], _T], body: bytes) -> _T:
+def decode(decode_json: Callable[[bytes], _T], body: bytes, half: bytes = b"?") -> _T:
     """Decode a body, mended if it is not JSON, or raise one of `DECODE_ERRORS`."""
     try:
         return decode_json(body)
     except msgspec.ValidationError:
         raise
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return decode_json(_mended(body))
+        return decode_json(_mended(body, half))
 
 
 _decode_runtime = msgspec.json.Decoder(Runtime).decode
@@ -78,8 +78,8 @@ _decode_runtime = msgspec.json.Decoder(Runtime).decode
 def decode_runtime(body: bytes) -> Runtime:
     """Decode a Runtime, with its texts bounded: it stays in memory, in a journal and a report."""
     runtime = decode(_decode_runtime, body)
-    if _HALF in runtime.alias:
-        # Another runtime may have the name that is left.
+    # Another runtime may have the name that is left of one with half a character.
+    if "?" in runtime.alias and runtime.alias != decode(_decode_names, body, _NO_NAME).alias:
         raise msgspec.ValidationError("its alias has half of a character")
     # A text has at most as many characters as the body has bytes.
     if len(body) <= MAX_TEXT:
@@ -92,12 +92,12 @@ def _shortened(model: _Model) -> _Model:
     return replace(model, **{name: type(each)(each[:MAX_TEXT]) for name, each in texts.items()})
 
 
-def _mended(body: bytes) -> bytes:
-    """Return JSON that msgspec may accept: in UTF-8, and without lone surrogates."""
+def _mended(body: bytes, half: bytes) -> bytes:
+    """Return JSON that msgspec may accept: in UTF-8, with these bytes for lone surrogates."""
     text = body.decode(json.detect_encoding(body), "surrogatepass")
     # An escaped backslash begins no other escape; UTF-8 has no byte of this value.
     body = text.encode("utf-8", "surrogatepass").replace(rb"\\", b"\xff")
-    return _lone_surrogates.sub(_HALF.encode(), body).replace(b"\xff", rb"\\")
+    return _lone_surrogates.sub(half, body).replace(b"\xff", rb"\\")
 
 
 def unreadable(status: int, part: str, expected: str, cause: Exception) -> BctrlResponseError:
@@ -139,7 +139,7 @@ _decode_names = msgspec.json.Decoder(_Names).decode
 def names_in(body: bytes) -> _Names | None:
     """Return the names in the body of a runtime that cannot be read."""
     with suppress(*DECODE_ERRORS):
-        return decode(_decode_names, body)
+        return decode(_decode_names, body, _NO_NAME)
     return None
 
 
