@@ -50,16 +50,17 @@ async def test_a_line_is_never_cut_or_broken_in_a_pipe(
     assert out.splitlines()[1] == f"active  browser  ?    {'x' * 200}"
 
 
-async def test_a_cell_that_is_cut_ends_with_an_ellipsis(
-    command: Command, emulator: Emulator
-) -> None:
-    """Fault: a status was cut without a sign."""
+async def test_a_long_cell_moves_its_row_and_no_other(command: Command, emulator: Emulator) -> None:
+    """Fault: a status was cut, and another padded the whole table to a megabyte."""
     runtime = emulator.runtimes["ws", "odd"]
-    listed = [dict(runtime) | {"kind": kind} for kind in ("k" * 28, "k" * 29, "日" * 15)]
+    listed = [dict(runtime) | {"kind": kind} for kind in ("k", "k" * 40, "日" * 15)]
     emulator.inject(Reply(200, body={"runtimes": listed}), method="GET")
     _, out, _ = await command("list", "ws")
-    kinds = [line[len("active  ") : -len("  ?    odd")] for line in out.splitlines()[1:]]
-    assert kinds == ["k" * 28, f"{'k' * 27}…", f"{'日' * 13} …"]
+    assert [line.removeprefix("active  ") for line in out.splitlines()[1:]] == [
+        f"k{' ' * 27}  ?    odd",
+        f"{'k' * 40}  ?    odd",
+        f"{'日' * 15}  ?    odd",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ BUDGETS = {
     ("bulk",): 1757,
     ("dask",): 748,
     ("journal",): 335,
-    ("cli",): 2306,
+    ("cli",): 2300,
     ("emulator",): 949,
     ("fastapi",): 567,
 }

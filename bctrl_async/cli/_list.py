@@ -197,16 +197,10 @@ def _print_json(output: out.Output, workspace: str, runtime: Runtime) -> None:
 def _print_table(output: out.Output, rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns; in a pipe, a table of rich would be cut at 80 columns."""
     escaped = [[*map(out.escape, row)] for row in rows]
-    columns = zip(*escaped, strict=True)
-    *widths, _ = (min(max(map(cell_len, column)), out.MAX_WIDTH) for column in columns)
-    for *cells, last in escaped:
-        output.print_result("  ".join([*map(_fit, cells, widths), last]).rstrip())
-
-
-def _fit(text: str, width: int) -> str:
-    """Return text padded to this number of cells, or cut with an ellipsis."""
-    cut = text if cell_len(text) <= width else f"{set_cell_size(text, width - 1)}…"
-    return set_cell_size(cut, width)
+    widths = [min(max(map(cell_len, each)), out.MAX_WIDTH) for each in zip(*escaped, strict=True)]
+    for row in escaped:
+        sizes = map(max, widths, map(cell_len, row))
+        output.print_result("  ".join(map(set_cell_size, row, sizes)).rstrip())
 
 
 def _details(runtime: Runtime) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ INTERRUPTED = 130
 MAX_SHOWN = 10
 """The number of targets that are shown one by one if they are invalid, or have no outcome."""
 MAX_WIDTH = 28
-"""The most cells of a column of a table, but for the last."""
+"""The most cells to which the cells of a column are padded."""
 WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
 # A filter may be mistyped, a run may skip runtimes that were started anew, or exceed a rate that it
 # shares: the user must see these warnings.
