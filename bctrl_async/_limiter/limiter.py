@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from copy import copy
+from dataclasses import replace
 from enum import IntEnum
 
 from bctrl_async._limiter.rate import PROBE_INTERVAL, AdaptiveRate
@@ -128,7 +128,7 @@ class Limiter:
         ends = min(patience_ends, loop.time() + (max_wait or math.inf))
         while True:
             if self._end is not None:
-                raise copy(self._end)
+                raise replace(self._end)
             now = loop.time()
             if self._waits_in_vain(now, max_wait, patience_ends):
                 raise self._rate_limited(now)
@@ -317,7 +317,7 @@ class Limiter:
 
     def close(self, error: BctrlError | None = None) -> None:
         """Close the limiter. Current and future waiters fail, by default as on a closed session."""
-        self._end = session_closed() if error is None else copy(error)
+        self._end = session_closed() if error is None else replace(error)
         self._wake_all()
         for waiter in self._sleepers:
             _wake(waiter)
