@@ -361,7 +361,7 @@ BUDGETS = {
     ("emulator",): 949,
     ("fastapi",): 567,
 }
-"""The most lines of each part of the package. A number is only ever lowered."""
+"""The most lines of each part of the package. A number rises only for a promise that is new."""
 
 
 def test_every_part_has_a_budget() -> None:
