@@ -223,7 +223,9 @@ class ChaosRun:
                 workspace_id, alias = target
                 answer = rng.choice(self._answers)
                 self.emulator.inject(answer, workspace_id=workspace_id, alias=alias)
-        return target if draw < 0.99 else rng.choice([None, ("ws", ""), "ab"])
+        # A first item of another type is an error of the whole input.
+        is_target = number == 0 or draw < 0.99
+        return target if is_target else rng.choice([None, ("ws", ""), "ab"])
 
     def _as_list(self) -> Iterable[object]:
         return self.targets
