@@ -351,7 +351,7 @@ BUDGETS = {
     ("session", "shards"): 698,
     ("otel", "testing"): 360,
     ("pace", "redis"): 650,
-    ("_calls",): 734,
+    ("_calls",): 736,
     ("_http",): 1728,
     ("_limiter",): 863,
     ("bulk",): 1757,

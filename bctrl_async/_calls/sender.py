@@ -20,6 +20,7 @@ from bctrl_async._calls.retry import RetryQuota
 from bctrl_async._http import transport
 from bctrl_async._http.failures import is_untrusted
 from bctrl_async._http.pool import Pool
+from bctrl_async._http.redaction import detached
 from bctrl_async._http.request import checked_headers
 from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.errors import (
@@ -242,10 +243,11 @@ async def _fetch_key(provider: KeyProvider, limit: aiohttp.ClientTimeout) -> _co
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise
         if timeout.expired():
+            # The frames of its traceback refer to the call, which keeps it: a reference cycle.
             raise BctrlTimeoutError(
                 f"the api_key function returned no key within {limit.total:g} s",
                 argument="api_key",
-            ) from error
+            ) from detached(error)
         # The error's text stays in the cause: it may hold secrets of the function.
         raise BctrlConfigError(
             f"the api_key function raised {type(error).__name__}", advice="See the error's cause"
