@@ -23,12 +23,13 @@ every_poison = pytest.mark.parametrize("fault", POISON)
 
 
 class Run(NamedTuple):
-    """A bulk stop that has ended, its emulator, and the virtual seconds that it took."""
+    """A bulk stop that has ended, its emulator, and virtual seconds: all, and those of each."""
 
     report: StopReport
     outcomes: dict[str, StopOutcome]
     emulator: Emulator
     seconds: float
+    ended: dict[str, float]
 
     def received(self, alias: str) -> int:
         return self.emulator.received["ws-1", alias]
@@ -54,16 +55,18 @@ def poisoned_emulator(
 async def stop_all(emulator: Emulator, *, concurrency: int = 100) -> Run:
     loop = asyncio.get_running_loop()
     outcomes: dict[str, StopOutcome] = {}
+    ended: dict[str, float] = {}
 
     def keep(outcome: StopOutcome) -> None:
         outcomes[outcome.target.alias] = outcome
+        ended[outcome.target.alias] = loop.time() - began
 
     began = loop.time()
     async with BctrlSession("emulator-key", base_url=emulator.url, timeout=1.0) as session:
         report = await session.stop_runtimes(
             list(emulator.runtimes), concurrency=concurrency, on_outcome=keep, verify=False
         )
-    return Run(report, outcomes, emulator, loop.time() - began)
+    return Run(report, outcomes, emulator, loop.time() - began, ended)
 
 
 def stop_poisoned(
@@ -174,10 +177,10 @@ class TestAGatewayThatAnswers503:
         assert run.seconds <= seconds
 
     def test_the_retry_after_of_the_dead_holds_no_other(self) -> None:
-        run = stop_poisoned(1000, aliases(range(100, 1000, 200)), ASKS_TO_WAIT)
+        dead = aliases(range(100, 1000, 200))
+        run = stop_poisoned(1000, dead, ASKS_TO_WAIT)
 
-        others = {at for alias, at in run.outcomes.items() if at.ok}
-        assert max(outcome.elapsed for outcome in others) <= 1
+        assert max(ended for alias, ended in run.ended.items() if alias not in dead) < 5
 
     @pytest.mark.parametrize("concurrency", [1, 100])
     @pytest.mark.parametrize("dead", [range(80, 100), range(97, 100), range(3)])
