@@ -33,6 +33,7 @@ from bctrl_async._version import __version__
 from bctrl_async.bulk import OnOutcome, StopBatch
 from bctrl_async.bulk._cancel import CancelLevel, CancelScope, Worker
 from bctrl_async.bulk._engine import Engine, Options, Progress
+from bctrl_async.bulk._run import Run
 from bctrl_async.bulk._targets import Input, Targets
 from bctrl_async.errors import BctrlConfigError, BctrlError, BctrlNetworkError, log_fields
 from bctrl_async.models import RuntimeRef
@@ -112,18 +113,18 @@ class Visit(distributed.WorkerPlugin):
         self._opening, self._sending = asyncio.Lock(), asyncio.Lock()
         self._session: BctrlSession | None = None
         self._left: BctrlError | None = None
-        # The chunks that were started, and the bulk stop of each once the coordinator knows.
-        self._batches: dict[asyncio.Task[None], StopBatch | None] = {}
+        # The chunks that were started, and the run of each once the coordinator knows.
+        self._runs: dict[asyncio.Task[None], Run | None] = {}
         self._facts: list[tuple[int, _Fact]] = []
         self._is_closing = False
 
     async def teardown(self, worker: distributed.Worker) -> None:  # noqa: ARG002 - dask passes it.
         """Abort the chunks, and close the session."""
         self._is_closing = True
-        for batch in filter(None, self._batches.values()):
-            batch.abort()
-        if self._batches:
-            await asyncio.wait(self._batches, timeout=_GRACE)
+        for run in filter(None, self._runs.values()):
+            run.state.ask_to_end("the worker closes", CancelLevel.IN_FLIGHT)
+        if self._runs:
+            await asyncio.wait(self._runs, timeout=_GRACE)
         if self._session is not None:
             self._pulsing.cancel()
             _close(self._queue)
@@ -146,41 +147,37 @@ class Visit(distributed.WorkerPlugin):
 
     async def _stop(self, number: int, items: _Items) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        self._batches[task] = None
-        task.add_done_callback(self._batches.pop)
+        self._runs[task] = None
+        task.add_done_callback(self._runs.pop)
         if (left := self._left) is None:
             try:
                 session = await self._open()
                 options = replace(self._options, on_outcome=partial(self._add, number, items))
-                batch = session._bulk(Input(items), options)  # noqa: SLF001
-                run: Any = batch._run  # noqa: SLF001
+                run = session._make_run(Input(items), options)  # noqa: SLF001 - for this user too.
                 # A server that has answered another chunk has the patience of an outage.
-                run._breaker._attempts_before = 0  # noqa: SLF001
+                run.breaker.attempts_before = 0
             except Exception as error:  # noqa: BLE001 - the function of a user may raise anything.
                 left = self._leave(_failure_of(error))
         if left is not None:
-            # Not in the handler: dask pickles what an error was raised for.
+            # It is raised outside of the handler, because dask pickles an error with its context.
             raise _LeftError(self._worker.address, left)
-        try:
-            # The coordinator must know before anything is sent: this worker may die at once.
-            await self._send((number, None))
-            # Read after that: the coordinator sets the end before it reads what has begun.
-            self._batches[task] = batch
-            await self._obey()
-            if not self._is_closing:  # pragma: no branch - a worker that closes at this moment.
-                report = await batch
-                await self._send((number, report.throttled))
-                unsent = (each for each in report.failures if each.result is StopResult.NOT_SENT)
-                # Once the server has answered, a connection that fails is no sign of the network.
-                errors = () if run._breaker.has_answered else (each.error for each in unsent)  # noqa: SLF001
-                for reason in (report.ended_early, *errors):
-                    if isinstance(reason, BctrlNetworkError):
-                        # No target is at fault, and other workers may reach the server.
-                        raise _LeftError(self._worker.address, self._leave(reason))
-                if report.ended_early is not None:
-                    raise self._leave(report.ended_early)
-        finally:
-            batch.close()
+        # The coordinator must know before anything is sent: this worker may die at once.
+        await self._send((number, None))
+        # It is read after that: the coordinator sets the end before it reads what has begun.
+        self._runs[task] = run
+        await self._obey()
+        if not self._is_closing:  # pragma: no branch - a worker that closes at this moment.
+            report = await StopBatch(run)
+            await self._send((number, report.throttled))
+            unsent = (each for each in report.failures if each.result is StopResult.NOT_SENT)
+            # Once the server has answered, a connection that fails is no sign of the network.
+            errors = () if run.breaker.has_answered else (each.error for each in unsent)
+            for reason in (report.ended_early, *errors):
+                if isinstance(reason, BctrlNetworkError):
+                    # No target is at fault, and other workers may reach the server.
+                    raise _LeftError(self._worker.address, self._leave(reason))
+            if report.ended_early is not None:
+                raise self._leave(report.ended_early)
 
     def _add(self, number: int, items: _Items, outcome: StopOutcome) -> None:
         if outcome.error is not None:
@@ -199,16 +196,16 @@ class Visit(distributed.WorkerPlugin):
         """End the chunks as far as the coordinator says."""
         if said := await self._end.get(timeout=_PATIENCE):
             reason, level = pickle.loads(said)  # noqa: S301 - dask itself unpickles.
-            for batch in filter(None, self._batches.values()):
+            for run in filter(None, self._runs.values()):
                 # The coordinator logs its reason, so a worker does not warn of it.
-                batch._run.state.ask_to_end(reason.summary, level)  # noqa: SLF001 - no public way.
+                run.state.ask_to_end(reason.summary, level)
 
     async def _pulse(self) -> None:
         while True:
             await asyncio.sleep(_PULSE)
             # A scheduler that is lost ends the worker as well.
             with suppress(Exception):
-                if self._batches:
+                if self._runs:
                     await self._send()
                     await self._obey()
 

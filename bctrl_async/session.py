@@ -441,20 +441,18 @@ class BctrlSession:
                 such as a string, or the journal is in use (then it is a
                 `journal.JournalInUseError`), damaged, foreign, too old, or of another version.
         """
-        return self._bulk(
-            Input(targets),
-            Options(
-                concurrency=concurrency,
-                deadline=deadline,
-                on_outcome=on_outcome,
-                timeout=timeout,
-                retry=retry,
-                journal=journal,
-                journal_max_age=journal_max_age,
-                verify=verify,
-                missing_ok=missing_ok,
-            ),
+        options = Options(
+            concurrency=concurrency,
+            deadline=deadline,
+            on_outcome=on_outcome,
+            timeout=timeout,
+            retry=retry,
+            journal=journal,
+            journal_max_age=journal_max_age,
+            verify=verify,
+            missing_ok=missing_ok,
         )
+        return StopBatch(self._make_run(Input(targets), options))
 
     def stop_workspace(
         self,
@@ -521,7 +519,8 @@ class BctrlSession:
             verify=verify,
             missing_ok=missing_ok,
         )
-        return self._bulk(Listing(partial(self._find, workspace_id, where, options)), options)
+        source = Listing(partial(self._find, workspace_id, where, options))
+        return StopBatch(self._make_run(source, options))
 
     async def _find(
         self, workspace_id: str, where: Callable[[Runtime], object], options: Options
@@ -539,7 +538,7 @@ class BctrlSession:
         found.add(unreadable)
         return found.without_replaced()
 
-    def _bulk(self, source: Input, options: Options) -> StopBatch:
+    def _make_run(self, source: Input, options: Options) -> Run:
         limit = self._time_limit(options.timeout)
         policy = self._policy(options.retry).for_bulk(options.deadline)
         workers = options.concurrency or self._limiter.limit
@@ -550,7 +549,7 @@ class BctrlSession:
                 advice="Raise max_connections",
                 argument="concurrency",
             )
-        run = Run(
+        return Run(
             source,
             options,
             self._sender,
@@ -561,7 +560,6 @@ class BctrlSession:
             base_url=self.base_url,
             observer=self._observer,
         )
-        return StopBatch(run)
 
     def _make_call(
         self,

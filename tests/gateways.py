@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -136,12 +137,12 @@ class Server:
                 _end(request.transport, reset=False)
             case Trouble.CLOSED_IDLE | Trouble.RESET_IDLE:
                 # Perhaps the next request is on its way.
-                delay, reset = self._random.uniform(0.0, 0.1), trouble is Trouble.RESET_IDLE
-                asyncio.get_running_loop().call_later(delay, _end, request.transport, reset)
+                end = partial(_end, request.transport, reset=trouble is Trouble.RESET_IDLE)
+                asyncio.get_running_loop().call_later(self._random.uniform(0.0, 0.1), end)
         return response
 
 
-def _end(transport: asyncio.BaseTransport | None, reset: bool) -> None:  # noqa: FBT001
+def _end(transport: asyncio.BaseTransport | None, *, reset: bool) -> None:
     """End a connection, by a reset or after what was written."""
     if not isinstance(transport, asyncio.Transport) or transport.is_closing():
         return

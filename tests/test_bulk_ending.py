@@ -77,7 +77,7 @@ ASKED = "the run was asked to start no more stops"
 PASSED = "the deadline of 9.5 s has passed"
 CLOSED = "the session is closed"
 ENDS: dict[str, tuple[Callable[[Running], object], Run, str]] = {
-    # What ends it, how it runs, and why it ended early.
+    # They say what ends it, how it runs, and why it ended early.
     "its task is cancelled": (lambda run: run.task.cancel(), await_batch, CANCELLED),
     "its task is cancelled twice": (Running.cancel_twice, await_batch, CANCELLED),
     "its block is cancelled": (lambda run: run.task.cancel(), read_all, CANCELLED),

@@ -916,9 +916,8 @@ class TestSchedulers:
                 batch = stop_runtimes(cluster.client, iter(targets), concurrency=1)
                 running = start(batch)
                 await wait_for_requests(emulator, 1)
+                await asked_in_vain(monkeypatch)
                 process.send_signal(signal.SIGSTOP)
-                # More than a pulse, so that the question is asked.
-                await asyncio.sleep(1)
                 batch.abort()
                 try:
                     report = await ended(running)

@@ -60,7 +60,7 @@ class Client(httpx2.AsyncClient):
         headers = {"Content-Type": "application/json"}
         if stop_id is not None:
             headers["Idempotency-Key"] = str(stop_id)
-        # ASCII: the client's own JSON cannot have a lone surrogate.
+        # The client's own JSON cannot have a lone surrogate, so this is ASCII.
         answer = await self.post("/stops", content=json.dumps(targets), headers=headers)
         assert answer.status_code == 202
         location: str = answer.headers["Location"]

@@ -259,7 +259,7 @@ async def test_the_key_is_configurable_and_can_be_rotated() -> None:
         "/v1/workspaces//runtimes/crm/stop",
         "/v1/workspaces/ws/runtimes/../stop",
         "/v1/workspaces/./runtimes/crm/stop",
-        # Names that are not percent-encoded UTF-8.
+        # These names are not percent-encoded UTF-8.
         *(path_of("ws", name) for name in ("%", "%2", "%zz", "%FF", "%C3", "%ED%A0%80")),
     ],
 )
@@ -506,7 +506,7 @@ STOPPED = '"status":"stopped"'
 @pytest.mark.parametrize(
     ("fault", "statuses", "said"),
     [
-        # The answers to two stops with the fault, and to one without.
+        # They answer two stops with the fault, and one without.
         (Fault.LATENCY, [200, 409, 409], STOPPED),
         (Fault.SLOW_DRIP, [200, 409, 409], STOPPED),
         (Fault.CLOSE_KEPT_ALIVE, [200, 409, 409], STOPPED),

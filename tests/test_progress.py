@@ -139,7 +139,7 @@ RETRYING = Counter({"429": 9})
 @pytest.mark.parametrize(
     ("batch", "state"),
     [
-        # By a share of 429 that slowing down does not change.
+        # It meets a share of 429 that slowing down does not change.
         (Batch(100, is_throttled=True, retrying=RETRYING), "throttled by the server"),
         (Batch(100, retry_after=0.2, retrying=RETRYING), "throttled by the server, waiting 1s"),
         (Batch(100, retry_after=60.0), "throttled by the server, waiting 1m"),
@@ -202,7 +202,7 @@ def test_the_view_shows_a_bar_the_state_and_the_results(make: Make, clock: Clock
     bar, state, results = drawn(display, 80)
 
     assert bar.startswith("40 of 100 answered ━━━")
-    # Two fifths of the bar, which has room for fifty.
+    # The bar has room for fifty, so two fifths are twenty.
     assert 15 < bar.count("━") < 25
     assert bar.endswith(" 0:00:04")
     assert " left" not in bar

@@ -104,7 +104,6 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
             # 206 is a part of a list; 202 and 203 may be something else.
             ended = BctrlResponseError(
                 f"the server answered {response.status}; only 200 is a whole list",
-                may_have_stopped=True,
                 status=response.status,
             )
         else:

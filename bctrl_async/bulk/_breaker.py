@@ -56,7 +56,7 @@ class CircuitBreaker:
         self._patience = patience
         self._ask_canary = ask_canary
         self._state = state
-        self._attempts_before = sender.tally.attempts
+        self.attempts_before: int = sender.tally.attempts
         self._answered: Call[Runtime] | None = None
         self._outage = (0, 0)
         self._opened_at: float | None = None
@@ -79,7 +79,7 @@ class CircuitBreaker:
     @property
     def has_answered(self) -> bool:
         """True once the server has answered an attempt of the session since the run was made."""
-        return self._is_up_since(self._attempts_before)
+        return self._is_up_since(self.attempts_before)
 
     def on_answer(self, call: Call[Runtime], failure: BctrlError | None = None) -> None:
         """Record that the server answered the last attempt of a call, perhaps with a failure."""
@@ -194,7 +194,7 @@ class CircuitBreaker:
         if not await call.back_off(limiter, waits_for_quota=not retries.is_its_own):
             return False
         if retries.throttled > 1 and failure is not None and is_unanswered(failure):
-            # A gateway's 503 again: if others are not answered, canaries show whether all get it.
+            # If no others are answered, canaries show whether all of them get the 503 of a gateway.
             async with self._comparing:
                 for _ in range(_MAX_CANARIES):
                     since, began = retries.throttled_at, _now()

@@ -79,8 +79,8 @@ class Run(Engine):
         # A bound method would make a reference cycle of the run, with all its failures.
         once = replace(policy, attempts=1, statuses=frozenset())
         make_get = partial(make_read, policy=once, priority=Priority.RETRY)
-        ask_canary = partial(_ask_canary, sender, make_get, self.ledger)
-        self._breaker = CircuitBreaker(sender, policy, patience, ask_canary, self.state)
+        ask = partial(_ask_canary, sender, make_get, self.ledger)
+        self.breaker: CircuitBreaker = CircuitBreaker(sender, policy, patience, ask, self.state)
         self._verify_for = verify_for(options.verify) or 0.0
         patience = min(policy.max_throttle_wait, self._verify_for)
         self._poll_policy = replace(policy, patience=patience)
@@ -96,7 +96,7 @@ class Run(Engine):
             polling=len(self._unverified),
             is_throttled=self.sender.limiter.is_throttled,
             retry_after=self.sender.limiter.retry_after,
-            is_unanswered=self._breaker.is_open,
+            is_unanswered=self.breaker.is_open,
             retrying=Counter(error_type(failure) for failure in failures if failure is not None),
         )
 
@@ -249,12 +249,12 @@ class Run(Engine):
             raise
         finally:
             worker.call = call.wait_to_retry = None
-            self._breaker.leave(call)
+            self.breaker.leave(call)
             self.ledger.throttled += call.retries.throttled
         if ended is None or call.cut_off:
             return call.aborted(self.state.reason.summary)
         if isinstance(ended, Runtime):
-            self._breaker.on_answer(call)
+            self.breaker.on_answer(call)
         else:
             self._end_if_all_will_fail(ended)
         return ended
@@ -268,7 +268,7 @@ class Run(Engine):
         if not may_retry and failure is not None and is_transient(failure, self._policy.statuses):
             self.state.set_ended_early(self.state.reason)
             call.cut_off = True
-        return may_retry and await self._breaker.wait_to_retry(call)
+        return may_retry and await self.breaker.wait_to_retry(call)
 
     def _end_if_all_will_fail(self, error: BctrlError) -> None:
         if isinstance(error, BctrlAuthenticationError | BctrlConfigError) or (
@@ -276,8 +276,8 @@ class Run(Engine):
             and (error.retry_after or 0.0) > self._policy.max_throttle_wait
         ):
             self.state.end_early(error, CancelLevel.WAITING)
-        elif self._breaker.gave_up:
-            self.state.end_early(self._breaker.as_dead(error), CancelLevel.WAITING)
+        elif self.breaker.gave_up:
+            self.state.end_early(self.breaker.as_dead(error), CancelLevel.WAITING)
 
 
 async def _ask_canary(

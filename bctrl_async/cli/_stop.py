@@ -243,7 +243,7 @@ def _report(
     if report.ended_early is not None and interrupted is False:
         out.print_error(f"ended early: {printer.describe(report.ended_early)}")
     failed = (each.error for each in report.failures)
-    errors = (e for e in failed if getattr(e, "reason_class", None) != "invalid_input")
+    errors = (each for each in failed if each is None or each.reason_class != "invalid_input")
     code = 0 if report.ok and not output.write_failed else out.exit_code(errors)
     summary = f"{'Interrupted: ' * bool(interrupted)}{replace(report, ended_early=None)}"
     if batch.total is None and report.ended_early is not None:

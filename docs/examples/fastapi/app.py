@@ -100,7 +100,7 @@ async def progress(run: RunDep) -> Progress:
     return Progress(**fields | {"report": report})
 
 
-@app.post("/runs/{run_id}/cancel", dependencies=MAY_STOP)  # noqa: FAST003 - as above.
+@app.post("/runs/{run_id}/cancel", dependencies=MAY_STOP)  # noqa: FAST003 - find has it.
 async def cancel(run: RunDep) -> None:
     """Send nothing new; the requests in flight get their answers."""
     run[0].stop_reading()
