@@ -6,12 +6,13 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 from asyncio.subprocess import DEVNULL, STDOUT, Process
 from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
+
+from helpers import free_port
 
 PATIENCE = 1
 """Seconds that each gateway waits for the server, or for a connection to it."""
@@ -202,12 +203,6 @@ INSTALLED = [
 ]
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-    return port
-
-
 class Gateway:
     """A gateway in a session of its own, whose processes end by the id of their group.
 
@@ -222,7 +217,7 @@ class Gateway:
     """
 
     def __init__(self, kind: Kind, upstream: int, folder: Path, pem: Path | None) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._kind = kind
         self._folder = folder
         self._reloads = 0
