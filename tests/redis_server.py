@@ -32,30 +32,22 @@ needs_compiler = pytest.mark.skipif(
 )
 
 _CLOCK = r"""
-#define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
 
 static volatile int64_t *microseconds;
 
-__attribute__((constructor)) static void map_offset(void) {
-  int file = open(getenv("CLOCK_OFFSET"), O_RDONLY);
+__attribute__((constructor)) static void map_clock(void) {
+  int file = open(getenv("CLOCK"), O_RDONLY);
   microseconds = mmap(NULL, sizeof *microseconds, PROT_READ, MAP_SHARED, file, 0);
 }
 
 int gettimeofday(struct timeval *now, void *zone) {
-  struct timespec real;
-  syscall(SYS_clock_gettime, CLOCK_REALTIME, &real);
-  int64_t time = real.tv_sec * 1000000LL + real.tv_nsec / 1000;
-  if (microseconds != NULL) time += *microseconds;
-  now->tv_sec = time / 1000000;
-  now->tv_usec = time % 1000000;
+  now->tv_sec = *microseconds / 1000000;
+  now->tv_usec = *microseconds % 1000000;
   return 0;
 }
 """
@@ -68,7 +60,7 @@ class RedisServer:
         program: The path of `redis-server` or `valkey-server`.
         folder: Its working directory.
         options: More of its options.
-        can_set_clock: True to allow `set_clock`.
+        can_set_clock: True to stop its clock, for `set_clock`.
 
     Attributes:
         port: The port; a restart keeps it.
@@ -88,9 +80,8 @@ class RedisServer:
             library = str(folder / "clock.so")
             command = ["cc", "-shared", "-fPIC", "-o", library, "-x", "c", "-"]
             subprocess.run(command, input=_CLOCK, text=True, check=True)
-            offset = str(folder / "offset")
-            self._environment |= {"LD_PRELOAD": library, "CLOCK_OFFSET": offset}
-            self.set_clock(0.0)
+            self._environment |= {"LD_PRELOAD": library, "CLOCK": str(folder / "clock")}
+            self.set_clock(time.time())
         # A cluster also needs the port 10,000 above, which a client may have.
         for _ in range(20):
             self.port = free_port()
@@ -121,11 +112,11 @@ class RedisServer:
         """Continue after `suspend`."""
         os.kill(self.pid, signal.SIGCONT)
 
-    def set_clock(self, offset: float) -> None:
-        """Set its clock to be this many seconds ahead of the system's."""
-        path = self._folder / "offset"
+    def set_clock(self, seconds: float) -> None:
+        """Set its clock, which stands still, to so many seconds since 1970."""
+        path = self._folder / "clock"
         with path.open("r+b" if path.exists() else "wb") as file:
-            file.write(struct.pack("q", round(offset * 1e6)))
+            file.write(struct.pack("q", round(seconds * 1e6)))
 
     def restart(self) -> None:
         """Start it again on the same port, empty; kill it before if it runs.
@@ -182,7 +173,7 @@ def redis_server(
     Args:
         program: The path of `redis-server` or `valkey-server`.
         options: More of its options.
-        can_set_clock: True to allow `set_clock`.
+        can_set_clock: True to stop its clock, for `set_clock`.
 
     Raises:
         RuntimeError: It did not start; the message is its log.
