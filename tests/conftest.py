@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 KEY = "emulator-key"
 
 # The lowest versions are tested without docket, which needs a newer OpenTelemetry.
-collect_ignore = [] if find_spec("docket") else ["test_docket_example.py"]
+collect_ignore = [] if find_spec("docket") else ["docs/test_docket_example.py"]
 
 # The tests start hundreds of processes, each of which would compile the package again.
 sys.dont_write_bytecode = False

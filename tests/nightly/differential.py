@@ -1,6 +1,7 @@
 """Compare the fast path with the long way: mutated answers must have the same effect on both.
 
-`python tests/differential.py [--answers 5000] [--seed 0] [--first 0] [--jobs 2] [--break FAULT]`
+`python tests/nightly/differential.py [--answers 5000] [--seed 0] [--first 0] [--jobs 2]
+[--break FAULT]`
 
 Each number of a seed is a case: three stops, one after the other, and the packets that answer them.
 It is run twice in virtual time, on connections in memory, by the real client and aiohttp's own
@@ -23,10 +24,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from aiohttp.client_proto import ResponseHandler
+
+sys.path.append(str(Path(__file__).parents[1]))
 from fuzz.answers import Case, draw
 from fuzz.exchange import Seen, run
 from ways import Ways, long_way
@@ -149,7 +153,10 @@ def _main() -> int:
             differences += found
     for number, text in sorted(differences)[: args.show]:
         _write(f"seed {args.seed}, case {number}:\n{text}")
-        _write(f"  python tests/differential.py --seed {args.seed} --first {number} --answers 1")
+        _write(
+            "  python tests/nightly/differential.py "
+            f"--seed {args.seed} --first {number} --answers 1"
+        )
     _write(", ".join(f"{count:,} {name}" for name, count in counts.most_common()))
     _write(
         f"{args.answers - len(differences):,} of {args.answers:,} cases are equal, "

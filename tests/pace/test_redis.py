@@ -25,7 +25,7 @@ from bctrl_async.pace._leases import Lease
 from bctrl_async.pace._redis import _LEASE
 from bctrl_async.redis import RedisPace
 
-GUIDE = Path(__file__).parents[1] / "docs" / "how-to" / "share-a-rate.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "share-a-rate.md"
 
 needs_server = pytest.mark.skipif(not SERVERS, reason="neither Redis nor Valkey is installed")
 each_server = pytest.mark.parametrize("program", SERVERS, ids=os.path.basename)

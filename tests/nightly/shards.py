@@ -1,6 +1,6 @@
 """Shards of one list, stopped by processes of the command that are killed and started again.
 
-`python tests/shards.py [--seeds 5] [--first 0] [--targets 30000] [--shards 4] [--kills 12]`
+`python tests/nightly/shards.py [--seeds 5] [--first 0] [--targets 30000] [--shards 4] [--kills 12]`
 
 The seed decides the order of each process's list, and the moments at which a process that has a
 request in flight gets SIGKILL. A supervisor starts it again with the same journal until its exit

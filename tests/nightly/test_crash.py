@@ -1,4 +1,4 @@
-"""Bulk stops that are killed at random moments: `python tests/crash.py` has more of them."""
+"""Bulk stops that are killed at random moments: `tests/nightly/crash.py` has more."""
 
 from __future__ import annotations
 

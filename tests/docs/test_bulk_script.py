@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import BOUND, HoldingEmulator, wait_for_line, wait_for_requests
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "bulk-script.md"
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a loop has no signal handlers")

@@ -1,6 +1,6 @@
 """Simulate the client against the emulator in virtual time, over a network that a seed rules.
 
-`python tests/simulate.py [--seeds 1000] [--first 0] [--jobs 2] [--trace] [--break FAULT]
+`python tests/nightly/simulate.py [--seeds 1000] [--first 0] [--jobs 2] [--trace] [--break FAULT]
 [--long-way]`
 
 Each seed is one run of the real client, aiohttp and the emulator: a bulk stop, the command's bulk
@@ -19,7 +19,9 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))
 from sim.faults import FAULTS
 from sim.runner import Verdict, simulate
 from ways import LONG_WAY_HELP, take_long_way
@@ -103,7 +105,7 @@ def _main() -> int:
 def _command(seed: int, args: Namespace) -> str:
     broken = "" if args.fault is None else f" --break {args.fault}"
     way = " --long-way" if args.long_way else ""
-    return f"python tests/simulate.py --first {seed} --seeds 1 --trace{broken}{way}"
+    return f"python tests/nightly/simulate.py --first {seed} --seeds 1 --trace{broken}{way}"
 
 
 if __name__ == "__main__":

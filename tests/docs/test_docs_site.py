@@ -1,6 +1,6 @@
 """The built documentation, in Chromium.
 
-sphinx-build docs docs/_build && BCTRL_DOCS_HTML=docs/_build pytest tests/test_docs_site.py
+sphinx-build docs docs/_build && BCTRL_DOCS_HTML=docs/_build pytest tests/docs/test_docs_site.py
 """
 
 from __future__ import annotations

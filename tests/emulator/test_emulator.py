@@ -26,7 +26,7 @@ from bctrl_async.emulator import Emulator, Fault, ReceivedRequest, Reply, WireRu
 from bctrl_async.emulator._contract import parse_route
 
 KEY = "Bearer emulator-key"
-CONTRACT = Path(__file__).parent.parent / "docs" / "contract" / "openapi.yaml"
+CONTRACT = Path(__file__).parents[2] / "docs" / "contract" / "openapi.yaml"
 UUID_WORKSPACE = "6f1f7a52-9f0e-4d53-8a64-0d1c6d6d2f11"
 LIST = "/v1/workspaces/ws/runtimes"
 GET = f"{LIST}/crm"

@@ -1,6 +1,6 @@
 """Bulk stops killed with SIGKILL at random moments, each resumed from its journal.
 
-`python tests/crash.py [--kills 200] [--seed 1]`
+`python tests/nightly/crash.py [--kills 200] [--seed 1]`
 
 After each kill the journal is read line by line and compared with the server: each entry that says
 that a runtime no longer runs is true, none is lost or sent again, and only the last line may be cut
@@ -19,10 +19,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from journal_lines import read_lines
-
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.journal import read_journals
+
+sys.path.append(str(Path(__file__).parents[1]))
+from journal_lines import read_lines
 
 KEY = "a-key-that-must-not-be-written"
 IN_FLIGHT = 20

@@ -1,8 +1,8 @@
 """Every message of the command that a test provokes, as it is in `messages.txt`.
 
 To add a message, add a line `$ bctrl-async ARGUMENTS` to the file. Then
-`WRITE_MESSAGES=1 .venv/bin/python -m pytest tests/test_cli_messages.py` writes it anew; read what
-has changed.
+`WRITE_MESSAGES=1 .venv/bin/python -m pytest tests/cli/test_cli_messages.py` writes it anew; read
+what has changed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Bulk stops through real gateways with faults and restarts, compared with the server.
 
-`python tests/gateways.py [--targets 1000] [--seed 0] [--only NAME ...]`
+`python tests/nightly/gateways.py [--targets 1000] [--seed 0] [--only NAME ...]`
 
-Each gateway that is installed (`tests/gateway_servers.py` has its configuration) stands in front of
-the emulator, plain and over TLS. The server resets connections before and after the effect,
+Each gateway that is installed (`gateway_servers.py` has its configuration) stands in front of the
+emulator, plain and over TLS. The server resets connections before and after the effect,
 answers after the gateway has given up, answers in part, and closes connections that the gateway
 keeps; during the run the gateway is reloaded, ended and killed, and so is the server. Half of the
 runs neither retry nor verify, so that an answer of the gateway is the last word. In the end no

@@ -1,6 +1,6 @@
 """Chaos tests of the bulk stop: all faults at once, every ending, then a check of all outcomes.
 
-`python tests/chaos.py [--seeds 50] [--first 0] [--targets 10000] [--jobs 4]
+`python tests/nightly/chaos.py [--seeds 50] [--first 0] [--targets 10000] [--jobs 4]
 [--long-way]`
 
 Each seed is one run against the emulator over real sockets. The seed decides the faults, the
@@ -27,6 +27,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
+
+from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport
+from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.journal import read_journals
+from bctrl_async.observer import Attempt, AttemptObserver, BulkObserver, Observer, StopObserver
+
+sys.path.append(str(Path(__file__).parents[1]))
 from chaos_checks import (
     FOREIGN_NOT_FOUND,
     GATEWAYS,
@@ -39,11 +46,6 @@ from chaos_checks import (
 from journal_lines import read_lines
 from leaks import bulk_tasks
 from ways import LONG_WAY_HELP, take_long_way
-
-from bctrl_async import BctrlSession, RetryPolicy, RuntimeRef, StopBatch, StopReport
-from bctrl_async.emulator import Emulator, Fault, Reply
-from bctrl_async.journal import read_journals
-from bctrl_async.observer import Attempt, AttemptObserver, BulkObserver, Observer, StopObserver
 
 _KEY = "a-key-that-must-not-be-written"
 _TIMEOUT = 0.5

@@ -29,7 +29,7 @@ from bctrl_async.fastapi import (
 )
 from bctrl_async.fastapi._problems import ProblemType
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PROBLEM = "application/problem+json"
 REF = "#/components/schemas/"
 

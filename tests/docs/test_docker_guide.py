@@ -12,7 +12,7 @@ import yaml
 
 from bctrl_async import cli
 
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 DOCKERFILE = (EXAMPLES / "docker" / "Dockerfile").read_text("utf-8")
 CRON_JOB = (EXAMPLES / "kubernetes" / "cronjob.yaml").read_text("utf-8")
 TARGETS = [("ws", f"r{number}") for number in range(5)]

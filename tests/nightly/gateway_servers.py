@@ -6,12 +6,14 @@ import asyncio
 import os
 import shutil
 import signal
+import sys
 from asyncio.subprocess import DEVNULL, STDOUT, Process
 from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+sys.path.append(str(Path(__file__).parents[1]))
 from helpers import free_port
 
 PATIENCE = 1

@@ -1,6 +1,6 @@
 """Look with axe-core for barriers in the page of the FastAPI example, in Chromium.
 
-`python tests/accessibility.py AXE [--pictures FOLDER]`
+`python tests/nightly/accessibility.py AXE [--pictures FOLDER]`
 
 AXE is the file axe.min.js of the npm package axe-core. The page is brought into each of its states,
 and checked there at the widths of a phone and a desktop, in light and dark. Nothing that axe-core
@@ -20,11 +20,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bctrl_async.emulator import Emulator, Reply
+
+sys.path.append(str(Path(__file__).parents[1]))
 from browser import Tab, chromium, new_tab
 from chaos_checks import FOREIGN_NOT_FOUND, LOGIN_PAGE
 from uvicorn_server import KEY, TOKEN, uvicorn
-
-from bctrl_async.emulator import Emulator, Reply
 
 _WORKSPACE = "demo"
 _RUNTIMES = 5000

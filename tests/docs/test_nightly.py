@@ -15,7 +15,7 @@ from helpers import BOUND, wait_for_line, wait_for_requests
 
 from bctrl_async.emulator import Emulator, Fault
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "how-to" / "nightly.md"
 KEY = "emulator-key"
 

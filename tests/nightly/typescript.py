@@ -1,6 +1,6 @@
 """Generate TypeScript from the OpenAPI of apps, and compile code that uses it. Needs npx.
 
-`python tests/typescript.py`
+`python tests/nightly/typescript.py`
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "examples" / "fastapi"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "examples" / "fastapi"))
 
 from app import app as example
 from test_fastapi_openapi import app_with_routes

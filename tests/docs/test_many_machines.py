@@ -16,7 +16,7 @@ import yaml
 
 from bctrl_async import cli
 
-EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 COUNT = 4
 NIGHT = "2026-11-26"
 TARGETS = [("ws", f"r{number}") for number in range(40)]

@@ -155,6 +155,7 @@ class TestServer:
 
         assert warnings.kinds == [AWAY]
 
+    @pytest.mark.usefixtures("patient")
     async def test_a_server_that_does_not_know_auth_is_a_warning_without_the_password(
         self, emulator: Emulator, connect: Connect, warnings: Warnings
     ) -> None:
@@ -212,6 +213,7 @@ class TestServer:
         assert warnings.kinds == [AWAY]
 
 
+@pytest.mark.usefixtures("patient")
 class TestMisconfigured:
     """Stores that cannot be used as they are configured, for which nothing is sent."""
 

@@ -1,6 +1,6 @@
 """Bulk stops on a cluster of dask.distributed whose parts are killed, compared with the server.
 
-`python tests/cluster.py [--targets 100000] [--workers 3] [--seed 0] [--only CASE ...]`
+`python tests/nightly/cluster.py [--targets 100000] [--workers 3] [--seed 0] [--only CASE ...]`
 
 The emulator, the cluster (scheduler and nannies), its workers and the coordinator are processes. In
 each case one of them is killed with SIGKILL at a moment that the seed decides, or one worker is
@@ -33,15 +33,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from dask_cluster import connect, local_cluster
 from distributed import Worker
-from journal_lines import read_lines
 
 import bctrl_async.dask
 from bctrl_async import BctrlSession, StopBatch, StopReport
 from bctrl_async.dask import stop_runtimes
 from bctrl_async.emulator import Emulator, Fault
 from bctrl_async.outcomes import StopResult
+
+sys.path.append(str(Path(__file__).parents[1]))
+from dask_cluster import connect, local_cluster
+from journal_lines import read_lines
 
 _KEY = "emulator-key"
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ACCEPTED, StopResult.ALREADY_STOPPED})

@@ -1,6 +1,6 @@
 """Random tables with notes, line breaks, decoys and a damaged quote, read as lists of targets.
 
-`python tests/tables.py [--tables 20000] [--first 0]`
+`python tests/nightly/tables.py [--tables 20000] [--first 0]`
 
 A decoy is a row that a note contains. In a file, none may be stopped, and no target that is listed
 may be lost without a line that says so.

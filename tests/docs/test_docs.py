@@ -27,7 +27,7 @@ from bctrl_async import cli
 from bctrl_async.emulator import Emulator
 from bctrl_async.testing import bctrl_emulator  # noqa: F401 - a fixture.
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 # Skip built documentation.
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)

@@ -40,7 +40,7 @@ TOKEN = "let-me-in"
 LOGIN = {"Authorization": f"Bearer {TOKEN}"}
 REDELIVERY = timedelta(minutes=5)
 """Longer than any pause: a worker that is alive keeps its messages."""
-EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "docket"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "docket"
 
 
 @pytest.fixture
