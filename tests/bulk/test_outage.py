@@ -6,9 +6,8 @@ import asyncio
 import itertools
 import random
 import ssl
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 from unittest.mock import Mock
 
 import aiohttp
@@ -19,10 +18,9 @@ from helpers import (
     await_batch,
     free_port,
     pass_time,
-    run_in_virtual_time,
     unused_url,
 )
-from runtimes import runtime
+from outages import ANSWER, Server, Simulation, bad_gateway, targets
 from servers import raw_server
 
 from bctrl_async import (
@@ -43,13 +41,7 @@ from bctrl_async._limiter.limiter import Limiter
 from bctrl_async.bulk import _run
 from bctrl_async.emulator import Emulator, Fault
 
-_T = TypeVar("_T")
-
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
-ANSWER = runtime()
-
-Server = Callable[[float, str], Runtime | BctrlError]
-"""Takes the time and the alias of a request; returns its response."""
 
 
 def connection_refused() -> BctrlError:
@@ -58,10 +50,6 @@ def connection_refused() -> BctrlError:
 
 def disconnected() -> BctrlError:
     return BctrlNetworkError("the connection broke", may_have_stopped=True)
-
-
-def bad_gateway() -> BctrlError:
-    return BctrlServerError("502", status=502, may_have_stopped=True)
 
 
 def unavailable(retry_after: float | None = None) -> BctrlError:
@@ -80,48 +68,6 @@ def untrusted() -> BctrlError:
 async def _stop_again_and_again(session: BctrlSession) -> None:
     for number in itertools.count(1):
         await session.stop_runtime("ws-1", f"r{number}")
-
-
-class Simulation:
-    """A session whose attempts go to a simulated server, in virtual time."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, server: Server, latency: float) -> None:
-        self.requests: Counter[str] = Counter()
-        self.reads = 0
-        self.answers_reads = True
-        self.read_latency = latency
-        self.seconds = 0.0
-        self.answered_at: list[float] = []
-        self.before_response: Callable[[float], Awaitable[None] | None] = lambda _: None
-
-        async def attempt(_: Sender, call: Call[Runtime], *__: object) -> Runtime | BctrlError:
-            now = asyncio.get_running_loop().time()
-            call.on_connection()
-            alias = call.alias or ""
-            self.requests[alias] += 1
-            self.reads += not call.operation.stops
-            if not call.operation.stops and not self.answers_reads:
-                await asyncio.sleep(self.read_latency)
-                return bad_gateway()
-            answer = server(now, alias)
-            if (pause := self.before_response(now)) is not None:
-                await pause
-            await asyncio.sleep(latency)
-            if isinstance(answer, Runtime):
-                self.answered_at.append(now)
-            return answer
-
-        monkeypatch.setattr(Sender, "_attempt", attempt)
-
-    def stops(self) -> int:
-        return self.requests.total() - self.reads
-
-    def answered_between(self, begin: float, end: float) -> int:
-        return sum(begin <= now < end for now in self.answered_at)
-
-    def run(self, main: Callable[[BctrlSession], Awaitable[_T]]) -> _T:
-        returned, self.seconds = run_in_virtual_time(main)
-        return returned
 
 
 class Finished:
@@ -143,10 +89,6 @@ Simulate = Callable[[Server, float], Simulation]
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
     random.seed(0)  # For the jitter of the retries.
     return lambda server, latency: Simulation(monkeypatch, server, latency)
-
-
-def targets(count: int) -> Iterator[tuple[str, str]]:
-    return (("ws-1", f"r{number}") for number in range(count))
 
 
 class TestNeverAnswered:

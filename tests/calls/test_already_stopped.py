@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 from helpers import BOUND, Connect, pass_time, wait_for_requests
+from runtimes import RUNTIME
 from servers import answering, http_answer, raw_server
 from test_observer import Recorder
 
@@ -24,11 +25,6 @@ from bctrl_async import (
 )
 from bctrl_async.emulator import Emulator, Fault, Reply
 
-RUNTIME = (
-    b'{"alias":"crm","createdAt":"","driver":"","id":"7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",'
-    b'"kind":"browser","status":"stopped","updatedAt":"",'
-    b'"workspaceId":"7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f"}'
-)
 NOT_ACTIVE = http_answer("409 Conflict", b'{"code": "runtime.not_active", "error": "Not active."}')
 BUSY = http_answer("409 Conflict", b'{"code": "runtime.busy", "error": "Busy."}')
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import pytest
 import virtual_time
+from outages import ANSWER, Server, Simulation, targets
+from runtimes import RUNTIME
 from servers import answering, http_answer, raw_server
-from test_already_stopped import RUNTIME
-from test_outage import ANSWER, Server, Simulation, targets
 from throttling import past_start, throttled
 
 from bctrl_async import (
