@@ -36,7 +36,7 @@ from bctrl_async.models import Runtime, RuntimeRef
 from bctrl_async.observer import Observer, StopObserver
 from bctrl_async.outcomes import StopOutcome, outcome_of
 
-_RUNS_AGAIN = BctrlError("the workspace was listed, and it runs again")
+_RUNS = BctrlError("the workspace was listed, and it runs")
 _MAX_POLLERS = 1000
 """The runtimes that are polled beside the stops: a bound for memory."""
 
@@ -111,23 +111,22 @@ class Run(Engine):
     async def _work(self, worker: Worker) -> None:
         with worker.scope():
             if (found := await self.source.fetch()) is not None:
-                self._write_running_again(found)
+                self._write_running(found)
         await super()._work(worker)
 
-    def _write_running_again(self, found: FoundTargets) -> None:
-        """Write to the journal, and to disk, that targets run again which it has as stopped.
+    def _write_running(self, found: FoundTargets) -> None:
+        """Write to the journal, and to disk, that the targets run of which it has any entry.
 
         It is done before any of them is sent: after a crash, it must not have them as stopped.
         """
-        if (journal := self.ledger.journal) is None:
-            return
-        again: list[StopOutcome] = []
+        journal, known = self.ledger.journal, list[StopOutcome]()
+        entries = {} if journal is None else journal.offsets.get(found.workspace_id, {})
         for index, item in enumerate(found):
             target = item if isinstance(item, RuntimeRef) else best_effort_ref(item)
-            if target.alias in found.running and journal.done(target) is not None:
-                again.append(outcome_of(target, _RUNS_AGAIN, index=index))
-        for outcome in again:
-            self.ledger.write(self.source.with_listed(outcome), flush=outcome is again[-1])
+            if target.alias in entries and target.alias in found.running:
+                known.append(outcome_of(target, _RUNS, index=index))
+        for outcome in known:
+            self.ledger.write(self.source.with_listed(outcome), flush=outcome is known[-1])
 
     async def _process(self, worker: Worker, index: int, item: object) -> StopOutcome | None:
         began = time.monotonic()

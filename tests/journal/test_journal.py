@@ -13,13 +13,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from helpers import BOUND, Connect, add_runtimes, await_batch, wait_for_requests
-from journal_lines import read_lines
+from journal_lines import entry_line, header_line, read_lines
 from servers import http_answer, raw_server
 from test_observer import Recorder
 
@@ -358,7 +359,23 @@ class TestList:
         for each in again:
             assert each.state is RuntimeState.STILL_RUNNING
             assert each.runtime is not None
-            assert "the workspace was listed, and it runs again" in str(each.error)
+            assert "the workspace was listed, and it runs" in str(each.error)
+
+    @pytest.mark.parametrize("is_missing", [False, True])
+    async def test_what_is_not_sent_again_for_certain_is_written_as_well(
+        self, stops: Stops, *, is_missing: bool
+    ) -> None:
+        """Fault: it was done by `report`, and by the next run once the future had come."""
+        ahead = datetime.now(UTC) + timedelta(hours=1)
+        if is_missing:
+            assert (await stops.run([("ws-1", "late")], missing_ok=True)).ok
+            stops.emulator.add_runtime("ws-1", "late")
+        else:
+            stops.fill(header_line(f"{stops.emulator.url}/v1", ahead) + entry_line(A, ahead))
+
+        killed = await self.killed_at_the_first_stop(stops)
+
+        assert [each.state for each in killed] == [RuntimeState.STILL_RUNNING]
 
     async def test_one_that_cannot_be_parsed_may_run_again(self, stops: Stops) -> None:
         assert (await stops.run([A])).ok
