@@ -60,7 +60,7 @@ return {slots, tostring(begins_at - now), members}
 
 _misconfigured = re.compile(
     "AuthenticationError|NoPermissionError|InvalidResponse|ReadOnlyError"
-    "|READONLY|WRONGTYPE|DB index"
+    "|READONLY|WRONGTYPE|DB index|ACL failure|can't run this command"
 ).search
 """Find what a server that will not mend itself says, or how redis-py and valkey-py name it."""
 

@@ -261,6 +261,7 @@ class TestMisconfigured:
             ("redis", b"-READONLY You can't write against a read only replica.\r\n"),
             # Redis 6.2 puts the error within a script into another one.
             ("redis", b"-ERR Error running script: 15: -READONLY You can't write\r\n"),
+            ("redis", b"-ERR Error running script: 15: The user can't run this command\r\n"),
         ],
     )
     async def test_another_kind_of_server(

@@ -223,6 +223,7 @@ class TestClients:
             (0, "REPLICAOF 127.0.0.1 1", "ReadOnlyError"),
             (99, "PING", "DB index"),
             (0, "SET bctrl-async:{default}:schedule text", "WRONGTYPE"),
+            (0, "ACL SETUSER default -hset", "ACL failure"),
         ],
     )
     async def test_a_server_that_cannot_keep_the_pace_is_an_error(
