@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from errno import EACCES, EPERM, EROFS
+from errno import EACCES, ENAMETOOLONG, EPERM, EROFS
 from functools import partial
 from pathlib import Path
 from stat import S_ISREG
@@ -85,7 +85,7 @@ class _FileStore:
     async def close(self) -> None:
         try:
             # The thread may be at a lease that was cancelled, with the file open.
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._path.exists)
+            await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
         finally:
             self._thread.shutdown(wait=False)
 
@@ -123,7 +123,7 @@ def _permitted(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in {EACCES, EPERM, EROFS}:
+        if error.errno not in {EACCES, ENAMETOOLONG, EPERM, EROFS}:
             raise
         raise _unusable(f"{str(path)!r} cannot be written: {error.strerror}") from None
 

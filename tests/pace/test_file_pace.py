@@ -168,7 +168,15 @@ def without_root() -> Iterator[None]:
 
 class TestPermissions:
     @pytest.mark.parametrize(
-        ("name", "mode"), [("pace", 0o755), ("new", 0o555), ("folder/pace", 0)]
+        ("name", "mode"),
+        [
+            ("pace", 0o755),
+            ("new", 0o555),
+            ("folder/pace", 0),
+            ("n" * 300, 0o755),
+            (f"{'n' * 300}/pace", 0o755),
+        ],
+        ids=["file", "folder", "hidden", "long", "long-folder"],
     )
     def test_a_file_that_may_not_be_written_is_an_error(self, name: str, mode: int) -> None:
         """Fault: each process went on with the whole rate, as if the file were away."""
@@ -177,7 +185,7 @@ class TestPermissions:
             Path(folder, "pace").touch(0o444)
             Path(folder).chmod(mode)
             # Newer versions of Python do not say whether a folder exists that may not be seen.
-            problem = "Permission denied|does not exist"
+            problem = "Permission denied|does not exist|name too long"
             with without_root(), pytest.raises(BctrlConfigError, match=problem):
                 asyncio.run(lease(FilePace(f"{folder}/{name}", rate=200), "a"))
             Path(folder).chmod(0o755)
