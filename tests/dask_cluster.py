@@ -108,6 +108,14 @@ class SmallCluster:
         """Treat a worker as dead: its tasks are repeated elsewhere, or have killed it."""
         await self.scheduler.remove_worker(worker.address, stimulus_id="test")
 
+    async def close_worker(self, worker: Worker) -> None:
+        await worker.close()
+
+    async def retire(self, worker: Worker) -> None:
+        """Scale a worker away."""
+        client: Any = self.client
+        await client.retire_workers([worker.address])
+
     async def forget(self) -> None:
         """Remove what a run left that could not reach the scheduler."""
         for name in self.scheduler.worker_plugins.keys() - {"shuffle"}:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -92,24 +90,6 @@ def answer_with(error: BctrlError) -> httpx2.Response:
         raise error
 
     return TestClient(app).get("/")
-
-
-@pytest.mark.parametrize(
-    ("module", "package", "name"),
-    [("fastapi", "fastapi", "FastAPI"), ("otel", "opentelemetry", "OpenTelemetry")],
-)
-def test_without_an_extra_the_import_says_what_to_install(
-    module: str, package: str, name: str
-) -> None:
-    program = f"import sys; sys.modules['{package}'] = None; import bctrl_async.{module}"
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        f"ModuleNotFoundError: bctrl_async.{module} needs {name}: "
-        f"python -m pip install 'bctrl-async[{module}]'"
-    )
 
 
 class TestLifespan:

@@ -6,8 +6,6 @@ import asyncio
 import os
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoPermissionError
 from redis_server import SERVERS, RedisServer, redis_server
 
-import bctrl_async
 from bctrl_async import BctrlConfigError
 from bctrl_async.pace._leases import Lease
 from bctrl_async.pace._redis import _LEASE
@@ -129,22 +126,6 @@ class TestArguments:
     async def test_one_of_a_client_cannot_be_pickled(self) -> None:
         with pytest.raises(BctrlConfigError, match=r"cannot be pickled\. Pass the URL"):
             pickle.dumps(RedisPace(FakeAsyncRedis(), rate=200))
-
-    def test_without_the_extra_the_import_says_what_to_install(self) -> None:
-        program = "import sys; sys.modules['redis'] = None; import bctrl_async.redis"
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=Path(bctrl_async.__file__).parent.parent,
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-
-        assert done.returncode == 1
-        assert done.stderr.splitlines()[-1] == (
-            "ModuleNotFoundError: bctrl_async.redis needs redis-py: "
-            "python -m pip install 'bctrl-async[redis]'"
-        )
 
 
 class TestClients:
