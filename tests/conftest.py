@@ -22,6 +22,7 @@ import pytest
 import warm_server
 from browser import Tab, chromium, new_tab
 from helpers import BOUND, Bulk, Command, Connect, HoldingEmulator
+from simulated import Simulate, Simulation
 from ways import LONG_WAY_HELP, Ways, take_long_way
 
 from bctrl_async import BctrlSession, RetryPolicy
@@ -156,6 +157,11 @@ async def session(connect: Connect) -> AsyncIterator[BctrlSession]:
 @pytest.fixture
 def bulk(emulator: Emulator, session: BctrlSession) -> Bulk:
     return Bulk(emulator, session)
+
+
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
+    return partial(Simulation, monkeypatch)
 
 
 @pytest.fixture

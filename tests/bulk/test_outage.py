@@ -6,22 +6,16 @@ import asyncio
 import itertools
 import random
 import ssl
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import Mock
 
 import aiohttp
 import pytest
-from helpers import (
-    BOUND,
-    add_runtimes,
-    await_batch,
-    free_port,
-    pass_time,
-    unused_url,
-)
-from outages import ANSWER, Server, Simulation, bad_gateway, targets
-from servers import raw_server
+from helpers import BOUND, add_runtimes, await_batch, free_port, unused_url
+from simulated import ANSWER, Request, Server, Simulate, disconnected, targets
 
 from bctrl_async import (
     BctrlError,
@@ -42,14 +36,17 @@ from bctrl_async.bulk import _run
 from bctrl_async.emulator import Emulator, Fault
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
+CANARY = "bctrl-async-canary"
+
+Fail = Callable[[], BctrlError]
 
 
 def connection_refused() -> BctrlError:
     return BctrlNetworkError("no connection: refused")
 
 
-def disconnected() -> BctrlError:
-    return BctrlNetworkError("the connection broke", may_have_stopped=True)
+def bad_gateway() -> BctrlError:
+    return BctrlServerError("502", status=502, may_have_stopped=True)
 
 
 def unavailable(retry_after: float | None = None) -> BctrlError:
@@ -65,45 +62,120 @@ def untrusted() -> BctrlError:
     return error
 
 
-async def _stop_again_and_again(session: BctrlSession) -> None:
-    for number in itertools.count(1):
-        await session.stop_runtime("ws-1", f"r{number}")
+def down(since: float, until: float, fail: Fail = disconnected) -> Server:
+    """Make a server that fails between two times."""
+    return lambda each: fail() if since <= each.at < until else ANSWER
 
 
-class Finished:
-    """The outcomes of a run by alias, with the virtual times at which they came."""
-
-    def __init__(self) -> None:
-        self.at: dict[str, float] = {}
-        self.outcomes: dict[str, StopOutcome] = {}
-
-    def __call__(self, outcome: StopOutcome) -> None:
-        self.at[outcome.target.alias] = asyncio.get_running_loop().time()
-        self.outcomes[outcome.target.alias] = outcome
+def dead(*numbers: int, fail: Fail = disconnected) -> Server:
+    """Make a server that never answers some targets, and all others at once."""
+    names = {f"r{number}" for number in numbers}
+    return lambda each: fail() if each.alias in names else ANSWER
 
 
-Simulate = Callable[[Server, float], Simulation]
+def failing_first(*numbers: int, fail: Fail = disconnected, times: int = 1) -> Server:
+    """Make a server that fails the first requests of some targets."""
+    server = dead(*numbers, fail=fail)
+    return lambda each: server(each) if each.number <= times else ANSWER
 
 
-@pytest.fixture
-def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
-    random.seed(0)  # For the jitter of the retries.
-    return lambda server, latency: Simulation(monkeypatch, server, latency)
+def at_random(share: float, since: float, until: float, *fails: Fail) -> Server:
+    """Make a server that fails a share of the requests between two times."""
+
+    def answer(each: Request) -> Runtime | BctrlError:
+        chance = random.Random(repr(each))
+        is_bad = since <= each.at < until and chance.random() < share
+        return chance.choice(fails)() if is_bad else ANSWER
+
+    return answer
+
+
+def dying_once_stopped(each: Request) -> Runtime | BctrlError:
+    """Answer nothing of the nodes of all but a few runtimes after half a second."""
+    gone = each.alias != CANARY and int(each.alias[1:]) < 95 and each.at > 0.5
+    return disconnected() if gone or each.alias == "r99" else ANSWER
+
+
+def down_after_a_canary(each: Request) -> Runtime | BctrlError:
+    return connection_refused() if 0.3 <= each.at < 20 else dead(0)(each)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A server, the targets that it gets, how many of them are `unknown` in the end, and when."""
+
+    server: Server
+    count: int
+    lost: int
+    longest: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "a gateway answers 502 and 503 in turn for half a minute": Case(
+        at_random(1, 2, 32, unavailable, bad_gateway), 5000, 0, 150
+    ),
+    "a twentieth of the answers are a gateway's 503": Case(
+        at_random(0.05, 0, 1000, unavailable), 5000, 0, 40
+    ),
+    "half of the certificates are untrusted for half a second": Case(
+        at_random(0.5, 0, 0.5, untrusted), 5000, 0, 20
+    ),
+    "a tenth of the certificates are untrusted for half a second": Case(
+        at_random(0.1, 0, 0.5, untrusted), 5000, 0, 20
+    ),
+    "connections are refused nearly as long as the patience lasts": Case(
+        down(2, 37, connection_refused), 3000, 0, 45, {"deadline": 45}
+    ),
+    "requests are cut off nearly as long as the patience lasts": Case(
+        down(2, 37), 3000, 0, 45, {"deadline": 45}
+    ),
+    "a hundred connections are refused in a cold session": Case(
+        failing_first(*range(100), fail=connection_refused), 1000, 0, 15
+    ),
+    "a hundred requests are cut off in a cold session that verifies": Case(
+        failing_first(*range(100)), 1000, 0, 15, {"verify": True}
+    ),
+    "the first target is never answered, with a worker": Case(
+        dead(0), 300, 1, 60, {"concurrency": 1}
+    ),
+    "the first target is never answered, with two workers": Case(
+        dead(0), 300, 1, 60, {"concurrency": 2}
+    ),
+    "the first target is never answered, and has one attempt": Case(
+        dead(0), 300, 1, 60, {"retry": RetryPolicy(attempts=1)}
+    ),
+    "the first two hundred targets are never answered": Case(dead(*range(200)), 1000, 200, 20),
+    # No successes of others add to the quota of their second attempts.
+    "the last two hundred targets are never answered": Case(dead(*range(800, 1000)), 1000, 200, 40),
+    "the targets that were asked as canaries die": Case(dying_once_stopped, 100, 1, 30),
+    "nothing but a canary was answered before an outage": Case(
+        down_after_a_canary, 10, 1, 60, {"concurrency": 1}
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_target_that_is_ever_answered_is_stopped_although(
+    simulate: Simulate, case: Case
+) -> None:
+    simulation = simulate(case.server)
+    report = simulation.stop(case.count, **case.options)
+
+    assert report.counts == Counter({STOPPED: case.count - case.lost, UNKNOWN: case.lost})
+    assert report.ended_early is None
+    assert simulation.seconds <= case.longest
 
 
 class TestNeverAnswered:
     @pytest.mark.parametrize("fail", [connection_refused, disconnected, bad_gateway])
-    def test_the_run_ends_early_after_a_few_probes(
-        self, simulate: Simulate, fail: Callable[[], BctrlError]
-    ) -> None:
-        simulation = simulate(lambda *_: fail(), 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(10_000)), verify=False)
-        )
+    def test_the_run_ends_early_after_a_few_probes(self, simulate: Simulate, fail: Fail) -> None:
+        simulation = simulate(lambda _: fail())
+        report = simulation.stop(10_000)
 
         # One probe of four attempts, a second to confirm, and a new target sent meanwhile.
-        assert simulation.stops() <= 100 + 5
-        assert simulation.requests.total() <= 100 + 5 + 5
+        assert len(simulation.stops) <= 100 + 5
+        assert len(simulation.requests) <= 100 + 5 + 5
         assert isinstance(report.ended_early, BctrlNetworkError)
         assert "does not answer" in str(report.ended_early)
         assert report.counts == (
@@ -114,312 +186,61 @@ class TestNeverAnswered:
     async def test_with_real_sockets_targets_are_not_sent_if_connections_are_refused(self) -> None:
         with unused_url() as url:
             async with BctrlSession("key", base_url=url, retry=RetryPolicy(base=0.01)) as session:
-                report = await session.stop_runtimes(list(targets(1000)), verify=False)
+                report = await session.stop_runtimes(targets(1000), verify=False)
 
         assert report.counts == {NOT_SENT: 1000}
         assert report.retries <= 0.1 * 1000
         assert report.ended_early is not None
 
-    async def test_with_real_sockets_targets_are_unknown_if_the_server_hangs(self) -> None:
-        received: set[str] = set()
-
-        async def hang(head: bytes, __: asyncio.StreamWriter) -> None:
-            _, runtimes, rest = head.decode().partition("/runtimes/")
-            if runtimes:
-                received.add(rest.partition("/")[0])
-            if len(received) >= 100:
-                pass_time(60.0)
-            await asyncio.Event().wait()
-
-        async with (
-            raw_server(hang) as url,
-            BctrlSession("key", base_url=url, retry=RetryPolicy(base=0.01)) as session,
-        ):
-            report = await session.stop_runtimes(list(targets(1000)), concurrency=100, verify=False)
-
-        assert report.counts[UNKNOWN] + report.counts[NOT_SENT] == 1000
-        unknown = {each.target.alias for each in report.failures if each.result is UNKNOWN}
-        assert received & {alias for _, alias in targets(1000)} <= unknown
-        assert 100 <= len(unknown) <= 101
-        assert report.ended_early is not None
-
     def test_responses_before_the_run_do_not_count(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda _, alias: ANSWER if alias == "crm" else disconnected(), 0.1)
+        simulation = simulate(lambda each: ANSWER if each.alias == "crm" else disconnected())
 
         async def scenario(session: BctrlSession) -> StopReport:
             await session.stop_runtime("ws-1", "crm")
-            return await session.stop_runtimes(list(targets(1000)), verify=False)
+            return await session.stop_runtimes(targets(1000), verify=False)
 
         report = simulation.run(scenario)
         assert report.ended_early is not None
-        assert simulation.stops() <= 1 + 100 + 5
+        assert len(simulation.stops) <= 1 + 100 + 5
         assert simulation.seconds < 10
 
-    def test_a_server_with_requests_to_answer_is_not_given_up(self, simulate: Simulate) -> None:
-        asked: list[str] = []
-        bad = {"r0", "r1"}
-
-        def server(_: float, alias: str) -> Runtime | BctrlError:
-            asked.append(alias)
-            return disconnected() if alias in bad else ANSWER
-
-        simulation = simulate(server, 0.1)
-        simulation.answers_reads = False
-        simulation.before_response = lambda _: None if asked[-1] in bad else asyncio.sleep(30)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(20)), concurrency=20, verify=False)
+    @pytest.mark.parametrize("status", [429, 500])
+    def test_a_response_to_an_earlier_attempt_does_not_count(
+        self, simulate: Simulate, status: int
+    ) -> None:
+        """Fault: it closed the breaker, so patience started anew."""
+        error = BctrlRateLimitError if status == 429 else BctrlServerError
+        simulation = simulate(
+            lambda each: error("first", status=status) if each.at < 0.1 else disconnected()
         )
+        assert simulation.stop(30).ended_early is not None
+        assert simulation.seconds < 400
+
+    def test_a_server_with_requests_to_answer_is_not_given_up(self, simulate: Simulate) -> None:
+        simulation = simulate(dead(0, 1))
+        simulation.read_answer = bad_gateway()
+        simulation.before_response = lambda each: (
+            None if each.alias in {"r0", "r1"} else asyncio.sleep(30)
+        )
+        report = simulation.stop(20, concurrency=20)
 
         assert report.counts == {STOPPED: 18, UNKNOWN: 2}
         assert report.ended_early is None
         assert simulation.seconds < 300
 
-    @pytest.mark.parametrize(
-        ("concurrency", "read_latency"), [(1, 0.1), (2, 0.1), (2, 30), (5, 0.1)]
-    )
-    def test_dead_targets_of_all_workers_hold_up_nobody_if_no_get_is_answered(
-        self, simulate: Simulate, concurrency: int, read_latency: float
-    ) -> None:
-        """Fault: the run waited until its patience ended, and sent no other target."""
-        bad = {f"r{number}" for number in range(1, concurrency + 1)}
-        simulation = simulate(lambda _, alias: disconnected() if alias in bad else ANSWER, 0.1)
-        simulation.answers_reads = False
-        simulation.read_latency = read_latency
-        report = simulation.run(
-            lambda session: session.stop_runtimes(
-                list(targets(20)), concurrency=concurrency, verify=False
-            )
-        )
+    def test_closing_the_session_ends_the_run(self, simulate: Simulate) -> None:
+        """Fault: the probe ended with the session, and the other targets waited for it for ever."""
+        simulation = simulate(lambda _: disconnected())
 
-        assert report.counts == {STOPPED: 20 - concurrency, UNKNOWN: concurrency}
+        async def scenario(session: BctrlSession) -> StopReport:
+            batch = asyncio.ensure_future(session.stop_runtimes(targets(5), verify=False))
+            while len(simulation.requests) < 6:
+                await asyncio.sleep(0.01)
+            await session.close()
+            async with asyncio.timeout(60):
+                return await batch
 
-    @pytest.mark.parametrize("concurrency", [1, 2, 10, 100])
-    def test_an_outage_of_four_minutes_costs_two_targets_at_most(
-        self, simulate: Simulate, concurrency: int
-    ) -> None:
-        simulation = simulate(lambda now, _: disconnected() if 2 <= now < 242 else ANSWER, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(
-                targets(50 * concurrency), concurrency=concurrency, verify=False
-            )
-        )
-
-        assert report.ended_early is None
-        assert report.counts[UNKNOWN] <= (2 if concurrency < 100 else 0)
-
-    def test_a_canary_that_is_not_sent_is_no_answer(
-        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Fault: the server counted as up, so that each target used up its attempts."""
-        request = Sender.request
-
-        async def send_only_stops(sender: Sender, call: Call[Runtime]) -> Runtime:
-            if not call.operation.stops:
-                raise BctrlRateLimitError("not sent: rate limited")
-            return await request(sender, call)
-
-        monkeypatch.setattr(Sender, "request", send_only_stops)
-        simulation = simulate(lambda now, _: disconnected() if 2 <= now < 37 else ANSWER, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(3_000)), deadline=60, verify=False)
-        )
-
-        assert report.counts == {STOPPED: 3_000}
-
-    def test_a_throttled_canary_is_an_answer(self, simulate: Simulate) -> None:
-        def server(now: float, alias: str) -> Runtime | BctrlError:
-            if alias == "bctrl-async-canary":
-                return BctrlRateLimitError("429", status=429)
-            return disconnected() if now < 1 else ANSWER
-
-        simulation = simulate(server, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(5)), verify=False)
-        )
-
-        assert report.counts == {STOPPED: 5}
-        # Each failure asks once; a canary is never retried.
-        assert simulation.requests["bctrl-async-canary"] <= 15
-        assert simulation.seconds <= 15
-
-
-class TestBadFirstTarget:
-    """The first target breaks the server, and all others are fine."""
-
-    def test_a_server_that_answers_the_others_slowly_is_not_given_up(
-        self, simulate: Simulate
-    ) -> None:
-        simulation = simulate(lambda _, alias: bad_gateway() if alias == "r0" else ANSWER, 8)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(1000)), verify=False)
-        )
-
-        assert report.counts == {STOPPED: 999, UNKNOWN: 1}
-
-    @pytest.mark.parametrize("concurrency", [1, 2, 100])
-    @pytest.mark.parametrize("attempts", [1, 4])
-    def test_only_the_first_target_is_given_up(
-        self, simulate: Simulate, attempts: int, concurrency: int
-    ) -> None:
-        simulation = simulate(lambda _, alias: disconnected() if alias == "r0" else ANSWER, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(
-                targets(300),
-                concurrency=concurrency,
-                retry=RetryPolicy(attempts=attempts),
-                verify=False,
-            )
-        )
-
-        assert report.counts == {STOPPED: 299, UNKNOWN: 1}
-        assert report.ended_early is None
-
-
-class TestOutage:
-    @pytest.mark.parametrize("fail", [connection_refused, disconnected, bad_gateway])
-    @pytest.mark.parametrize("concurrency", [1, 100])
-    def test_every_target_is_stopped_after_an_outage_of_thirty_seconds(
-        self, simulate: Simulate, fail: Callable[[], BctrlError], concurrency: int
-    ) -> None:
-        simulation = simulate(lambda now, _: fail() if 2 <= now < 32 else ANSWER, 0.1)
-        count = 100 * concurrency
-        report = simulation.run(
-            lambda session: session.stop_runtimes(
-                targets(count), concurrency=concurrency, verify=False
-            )
-        )
-
-        assert report.ok
-        assert report.counts == {STOPPED: count}
-        assert simulation.requests.total() <= 1.1 * count + 15
-        # The run resumes within five seconds of the return of the server.
-        assert simulation.seconds <= 32 + 5 + (count / concurrency) * 0.1
-
-    @pytest.mark.parametrize("concurrency", [1, 100])
-    @pytest.mark.parametrize("retry_after", [None, 5.0])
-    @pytest.mark.parametrize("begins", [0, 2])
-    def test_thirty_seconds_of_a_gateways_503_cost_no_target(
-        self, simulate: Simulate, concurrency: int, retry_after: float | None, begins: int
-    ) -> None:
-        simulation = simulate(
-            lambda now, _: unavailable(retry_after) if begins <= now < 32 else ANSWER, 0.1
-        )
-        count = 100 * concurrency
-        report = simulation.run(
-            lambda session: session.stop_runtimes(
-                targets(count), concurrency=concurrency, verify=False
-            )
-        )
-
-        assert report.counts == {STOPPED: count}
-        assert simulation.requests.total() <= 1.1 * count + 100
-        to_recover = 15 if retry_after is None else 120
-        assert simulation.seconds <= 32 + to_recover + 0.1 * count / concurrency
-
-    def test_a_gateway_that_answers_502_and_503_in_turn_costs_no_target(
-        self, simulate: Simulate
-    ) -> None:
-        """Fault: a 503 counted as proof that the server is up, so each 502 cost an attempt."""
-        rng = random.Random(0)
-
-        def server(now: float, _: str) -> Runtime | BctrlError:
-            return rng.choice([unavailable, bad_gateway])() if 2 <= now < 32 else ANSWER
-
-        simulation = simulate(server, 0.1)
-        report = simulation.run(lambda session: session.stop_runtimes(targets(5000), verify=False))
-
-        assert report.counts == {STOPPED: 5000}
-
-    @pytest.mark.parametrize(("refused", "reads"), [(1, 0), (2, 6)])
-    def test_only_a_second_503_of_a_target_asks_canaries(
-        self, simulate: Simulate, refused: int, reads: int
-    ) -> None:
-        """Fault: sixteen processes on one limit sent a canary for each fifth stop."""
-        simulation = simulate(
-            lambda _, alias: (
-                unavailable() if alias == "r0" and simulation.requests["r0"] <= refused else ANSWER
-            ),
-            0.1,
-        )
-        report = simulation.run(lambda session: session.stop_runtimes(targets(1), verify=False))
-
-        assert report.counts == {STOPPED: 1}
-        assert simulation.reads == reads
-
-    def test_canaries_that_tell_nothing_hold_up_no_retry(
-        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Other calls of the session may be refused all the time, while no canary is."""
-        monkeypatch.setattr(Limiter, "answers_others", lambda *_: False)
-        simulation = simulate(
-            lambda _, alias: (
-                unavailable() if alias == "r0" and simulation.requests["r0"] <= 2 else ANSWER
-            ),
-            0.1,
-        )
-        report = simulation.run(lambda session: session.stop_runtimes(targets(1), verify=False))
-
-        assert report.counts == {STOPPED: 1}
-        assert simulation.reads == 12
-
-    def test_a_canary_without_an_answer_speaks_for_all_that_were_refused(
-        self, simulate: Simulate
-    ) -> None:
-        """Fault: each call asked for itself, one after the other, where GETs get no answer."""
-        simulation = simulate(lambda now, _: unavailable() if 10 <= now < 15 else ANSWER, 0.02)
-        simulation.answers_reads = False
-        simulation.read_latency = 2
-
-        async def stop_while_it_is_refused(session: BctrlSession) -> StopReport:
-            # It is no longer in its slow start.
-            await session.stop_runtimes(targets(400), verify=False)
-            await asyncio.sleep(10 - asyncio.get_running_loop().time())
-            return await session.stop_runtimes(targets(100), verify=False)
-
-        report = simulation.run(stop_while_it_is_refused)
-
-        assert report.counts == {STOPPED: 100}
-        assert simulation.seconds < 10 + 20
-
-    @pytest.mark.parametrize("calls", [1, 100])
-    def test_single_calls_survive_thirty_seconds_of_a_gateways_503(
-        self, simulate: Simulate, calls: int
-    ) -> None:
-        simulation = simulate(lambda now, _: unavailable() if now < 30 else ANSWER, 0.1)
-        stopped = simulation.run(
-            lambda session: asyncio.gather(
-                *(session.stop_runtime(*target) for target in targets(calls))
-            )
-        )
-
-        assert stopped == [ANSWER] * calls
-
-    def test_a_single_call_that_others_overtake_spends_its_attempts(
-        self, simulate: Simulate
-    ) -> None:
-        """Fault: it was sent again for a minute of patience."""
-        simulation = simulate(lambda _, alias: unavailable() if alias == "r0" else ANSWER, 0.1)
-
-        async def scenario(session: BctrlSession) -> None:
-            async with asyncio.TaskGroup() as group:
-                others = group.create_task(_stop_again_and_again(session))
-                with pytest.raises(BctrlServerError):
-                    await session.stop_runtime("ws-1", "r0")
-                others.cancel()
-
-        simulation.run(scenario)
-
-        assert simulation.requests["r0"] == 1 + RetryPolicy().attempts
-        assert simulation.seconds <= 8
-
-    @pytest.mark.parametrize("share", [0.02, 0.05])
-    def test_503_at_random_cost_no_target(self, simulate: Simulate, share: float) -> None:
-        rng = random.Random(0)
-        simulation = simulate(lambda *_: unavailable() if rng.random() < share else ANSWER, 0.03)
-        report = simulation.run(lambda session: session.stop_runtimes(targets(5000), verify=False))
-
-        assert report.counts == {STOPPED: 5000}
-        assert simulation.seconds <= 20
+        assert simulation.run(scenario).counts == {UNKNOWN: 5}
 
     async def test_closing_the_session_ends_a_probe_that_may_not_be_sent_again(
         self, monkeypatch: pytest.MonkeyPatch
@@ -436,10 +257,9 @@ class TestOutage:
         monkeypatch.setattr(_run, "_ask_canary", ask_at_most_a_hundred_times)
         async with Emulator(port=0) as emulator:
             dropped, hanging = add_runtimes(emulator, 2)
+            emulator.add_runtime("ws-1", CANARY)
             emulator.poison(*dropped, Fault.DROP_BEFORE)
-            canary = (dropped[0], "bctrl-async-canary")
-            emulator.add_runtime(*canary)
-            emulator.poison(*canary, Fault.DROP_BEFORE)
+            emulator.poison("ws-1", CANARY, Fault.DROP_BEFORE)
             emulator.poison(*hanging, Fault.HANG)
             once = RetryPolicy(attempts=1, base=10.0)
             session = BctrlSession("emulator-key", base_url=emulator.url, retry=once)
@@ -452,149 +272,69 @@ class TestOutage:
 
         assert asked == 1
 
-    async def test_with_real_sockets_a_restarted_server_is_found(self) -> None:
-        port = free_port()
-        emulator, restarted = Emulator(port=port), Emulator(port=port)
-        await emulator.start()
-        add_runtimes(emulator, 2000)
-        add_runtimes(restarted, 2000)
-        session = BctrlSession(
-            "emulator-key", base_url=emulator.url, retry=RetryPolicy(base=0.05, cap=0.1)
-        )
 
-        async def restart(outcome: StopOutcome) -> None:
-            if outcome.index == 200:
-                await emulator.close()
-                await asyncio.sleep(0.5)
-                await restarted.start()
-
-        async with session:
-            report = await session.stop_runtimes(targets(2000), on_outcome=restart, verify=False)
-        await restarted.close()
+class TestOutage:
+    @pytest.mark.parametrize("fail", [connection_refused, disconnected, bad_gateway, untrusted])
+    @pytest.mark.parametrize("concurrency", [1, 100])
+    def test_every_target_is_stopped_after_thirty_seconds(
+        self, simulate: Simulate, fail: Fail, concurrency: int
+    ) -> None:
+        simulation = simulate(down(2, 32, fail))
+        count = 100 * concurrency
+        report = simulation.stop(count, concurrency=concurrency)
 
         assert report.ok
-        assert report.total == 2000
+        assert report.counts == {STOPPED: count}
+        assert len(simulation.requests) <= 1.1 * count + 15
+        # The run resumes within five seconds of the return of the server.
+        assert simulation.seconds <= 32 + 5 + (count / concurrency) * 0.1
 
-    def test_an_outage_beyond_the_patience_ends_the_run(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda now, _: ANSWER if now < 2 else disconnected(), 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(10_000)), verify=False)
-        )
+    @pytest.mark.parametrize("concurrency", [1, 2, 10, 100])
+    def test_four_minutes_cost_two_targets_at_most(
+        self, simulate: Simulate, concurrency: int
+    ) -> None:
+        simulation = simulate(down(2, 242))
+        report = simulation.stop(50 * concurrency, concurrency=concurrency)
 
-        assert report.ended_early is not None
+        assert report.ended_early is None
+        assert report.counts[UNKNOWN] <= (2 if concurrency < 100 else 0)
+
+    @pytest.mark.parametrize("fail", [disconnected, untrusted])
+    def test_the_run_ends_after_the_patience(self, simulate: Simulate, fail: Fail) -> None:
+        simulation = simulate(down(2, 1000, fail))
+        report = simulation.stop(10_000)
+
         assert 302 <= simulation.seconds <= 320
         stopped = report.counts[STOPPED]
         assert 1800 <= stopped <= 2000
         # The requests in flight.
-        assert report.counts[UNKNOWN] == 100
-        assert simulation.requests.total() <= stopped + 300
-
-    @pytest.mark.parametrize("fail", [connection_refused, disconnected])
-    def test_an_outage_that_ends_before_the_patience_costs_no_target(
-        self, simulate: Simulate, fail: Callable[[], BctrlError]
-    ) -> None:
-        """Fault: each target that had probed for a fifth of the patience was given up."""
-        simulation = simulate(lambda now, _: fail() if 2 <= now < 37 else ANSWER, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(3000)), deadline=45, verify=False)
+        assert report.counts[UNKNOWN] == (100 if fail is disconnected else 0)
+        assert len(simulation.requests) <= stopped + 300
+        # A certificate has to be renewed or trusted.
+        summary, advice = (
+            ("the connection broke", "Run it again once the server is back")
+            if fail is disconnected
+            else ("no connection: the certificate has expired", "Renew the certificate")
         )
-        assert report.counts == {STOPPED: 3000}
+        assert str(report.ended_early) == f"the server answers no more: {summary}. {advice}"
 
-    def test_a_deadline_ends_the_run_during_an_outage(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda now, _: ANSWER if now < 2 else connection_refused(), 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(10_000)), deadline=20, verify=False)
-        )
+    def test_the_run_ends_at_its_deadline(self, simulate: Simulate) -> None:
+        simulation = simulate(down(2, 1000, connection_refused))
+        report = simulation.stop(10_000, deadline=20)
 
         assert simulation.seconds == pytest.approx(20)
         # The probe may have been in flight.
         assert 1800 <= report.counts[STOPPED] <= 2000
         assert report.counts[NOT_SENT] >= 9999 - report.counts[STOPPED]
 
-    def test_a_throttled_probe_ends_the_outage_for_all_targets(self, simulate: Simulate) -> None:
-        probed = set()
-
-        def server(now: float, alias: str) -> Runtime | BctrlError:
-            if 2 <= now < 10:
-                if now > 4:
-                    probed.add(alias)
-                return connection_refused()
-            if alias in probed and now < 200:
-                return BctrlServerError("503", status=503)
-            return ANSWER
-
-        simulation = simulate(server, 0.1)
-        report = simulation.run(lambda session: session.stop_runtimes(targets(5000), verify=False))
-
-        assert report.counts[STOPPED] >= 4900
-        assert simulation.answered_between(10, 60) >= 2000
-
-    def test_failures_of_earlier_attempts_do_not_end_the_outage(self, simulate: Simulate) -> None:
-        async def hang(now: float) -> None:
-            # Requests that arrive as the server goes down fail one by one, seconds later.
-            await asyncio.sleep(1 + now % 0.1 * 40)
-
-        simulation = simulate(lambda now, _: disconnected() if 2 <= now < 40 else ANSWER, 0.1)
-        simulation.before_response = lambda now: hang(now) if 2 <= now < 2.2 else None
-        report = simulation.run(lambda session: session.stop_runtimes(targets(5000), verify=False))
-
-        assert report.ok
-        assert simulation.requests.total() <= 5000 + 200 + 30
-
-    @pytest.mark.parametrize("status", [429, 500])
-    def test_a_response_before_the_outage_does_not_end_it(
-        self, simulate: Simulate, status: int
-    ) -> None:
-        """Fault: the status of an earlier attempt closed the breaker, so patience began anew."""
-
-        def answer(now: float, _: str) -> BctrlError:
-            error = BctrlRateLimitError if status == 429 else BctrlServerError
-            return error("first", status=status) if now < 0.1 else disconnected()
-
-        simulation = simulate(answer, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(30)), deadline=None, verify=False)
-        )
-        assert report.ended_early is not None
-        assert simulation.seconds < 400
-
-    def test_closing_the_session_during_the_outage_ends_the_run(self, simulate: Simulate) -> None:
-        """Fault: the probe ended with the session, and the other targets waited for it for ever."""
-        simulation = simulate(lambda *_: disconnected(), 0.1)
-
-        async def scenario(session: BctrlSession) -> StopReport:
-            batch = asyncio.ensure_future(session.stop_runtimes(list(targets(5)), verify=False))
-            while simulation.requests.total() < 6:
-                await asyncio.sleep(0.01)
-            await session.close()
-            async with asyncio.timeout(60):
-                return await batch
-
-        assert simulation.run(scenario).counts == {UNKNOWN: 5}
-
-    def test_is_unanswered_is_true_during_the_outage(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda now, _: connection_refused() if 2 <= now < 32 else ANSWER, 0.1)
-
-        async def scenario(session: BctrlSession) -> list[bool]:
-            batch = session.stop_runtimes(targets(5000), verify=False)
-            stopping = asyncio.create_task(batch)
-            states: list[bool] = []
-            for _ in range(3):
-                await asyncio.sleep(1.5 if not states else 10)
-                states.append(batch.is_unanswered)
-            await stopping
-            return [*states, batch.is_unanswered]
-
-        assert simulation.run(scenario) == [False, True, True, False]
-
     @pytest.mark.parametrize("fail", [connection_refused, disconnected])
-    def test_stop_reading_during_the_outage_waits_only_for_stops_that_may_have_taken_effect(
-        self, simulate: Simulate, fail: Callable[[], BctrlError]
+    def test_stop_reading_waits_only_for_stops_that_may_have_taken_effect(
+        self, simulate: Simulate, fail: Fail
     ) -> None:
-        simulation = simulate(lambda now, _: fail() if 2 <= now < 32 else ANSWER, 0.1)
+        simulation = simulate(down(2, 32, fail))
 
         async def scenario(session: BctrlSession) -> StopReport:
-            batch = session.stop_runtimes(targets(10_000), verify=False)
+            batch = session.stop_runtimes(iter(targets(10_000)), verify=False)
             asyncio.get_running_loop().call_later(10, batch.stop_reading)
             return await batch
 
@@ -607,251 +347,311 @@ class TestOutage:
             assert report.counts == {STOPPED: report.total}
             assert simulation.seconds > 32
 
-    def test_a_target_that_breaks_the_server_is_given_up_after_a_minute(
-        self, simulate: Simulate
-    ) -> None:
-        simulation = simulate(lambda _, alias: disconnected() if alias == "r3" else ANSWER, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(targets(10), concurrency=1, verify=False)
-        )
+    def test_is_unanswered_is_true_meanwhile(self, simulate: Simulate) -> None:
+        async def scenario(session: BctrlSession) -> list[bool]:
+            batch = session.stop_runtimes(targets(5000), verify=False)
+            stopping = asyncio.create_task(batch)
+            states: list[bool] = []
+            for _ in range(3):
+                await asyncio.sleep(1.5 if not states else 10)
+                states.append(batch.is_unanswered)
+            await stopping
+            return [*states, batch.is_unanswered]
 
-        assert report.counts == {STOPPED: 9, UNKNOWN: 1}
-        assert report.ended_early is None
-        assert simulation.seconds <= 70
+        states = simulate(down(2, 32, connection_refused)).run(scenario)
+        assert states == [False, True, True, False]
 
-    def test_a_target_that_breaks_the_server_among_others_is_given_up_after_its_attempts(
-        self, simulate: Simulate
-    ) -> None:
-        simulation = simulate(lambda _, alias: disconnected() if alias == "r3" else ANSWER, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(targets(20_000), verify=False)
-        )
-
-        assert report.counts == {STOPPED: 19_999, UNKNOWN: 1}
-        assert simulation.requests["r3"] == RetryPolicy().attempts
-
-    def test_an_answered_single_stop_shows_that_the_server_is_up(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda _, alias: ANSWER if alias == "crm" else disconnected(), 0.1)
-
-        async def scenario(session: BctrlSession) -> StopReport:
-            async def keep_stopping() -> None:
-                while True:
-                    await session.stop_runtime("ws-1", "crm")
-
-            background = asyncio.create_task(keep_stopping())
-            report = await session.stop_runtimes(targets(3), concurrency=2, verify=False)
-            background.cancel()
-            return report
-
-        report = simulation.run(scenario)
-        assert report.counts == {UNKNOWN: 3}
-        assert report.ended_early is None
-
-
-class TestColdSession:
-    """Many targets whose first attempt is not answered, in a session with few successes yet.
-
-    Fault: the first to be retried took the whole retry quota, and the others were given up, with
-    the server up.
-    """
-
-    @pytest.mark.parametrize("fail", [connection_refused, disconnected, bad_gateway])
-    @pytest.mark.parametrize("verify", [False, True])
-    def test_all_are_stopped(
-        self, simulate: Simulate, fail: Callable[[], BctrlError], *, verify: bool
-    ) -> None:
-        unlucky = {f"r{number}" for number in range(100)}
-
-        def answer(_: float, alias: str) -> Runtime | BctrlError:
-            if alias not in unlucky:
-                return ANSWER
-            unlucky.remove(alias)
-            return fail()
-
-        simulation = simulate(answer, 0.05)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(1000)), verify=verify)
-        )
-        assert report.counts == {STOPPED: 1000}
-        assert simulation.seconds <= 15
-
-
-class TestPoison:
-    """Targets that are never answered, by a server that answers all others.
-
-    Fault: one of a thousand held up the others for a minute, twenty for five, and the server was
-    said not to answer.
-    """
-
-    @pytest.mark.parametrize("fail", [disconnected, bad_gateway])
-    @pytest.mark.parametrize("poisoned", [0, 500, 999])
-    def test_one_target_ends_after_its_own_attempts(
-        self, simulate: Simulate, fail: Callable[[], BctrlError], poisoned: int
-    ) -> None:
-        bad = f"r{poisoned}"
-        simulation = simulate(lambda _, alias: fail() if alias == bad else ANSWER, 0.1)
-        finished = Finished()
-        report = simulation.run(
-            lambda session: session.stop_runtimes(targets(1000), on_outcome=finished, verify=False)
-        )
-
-        assert report.counts == {STOPPED: 999, UNKNOWN: 1}
-        assert report.ended_early is None
-        assert simulation.requests[bad] == RetryPolicy().attempts
-        assert simulation.seconds <= 8
-        assert max(at for alias, at in finished.at.items() if alias != bad) <= 1.5
-
-    # At the end of the list, no successes of others add to the quota of their second attempts.
-    @pytest.mark.parametrize(("first", "longest"), [(0, 20), (800, 40)])
-    def test_two_hundred_in_a_row_do_not_end_the_run(
-        self, simulate: Simulate, first: int, longest: float
-    ) -> None:
-        bad = {f"r{number}" for number in range(first, first + 200)}
-        simulation = simulate(lambda _, alias: disconnected() if alias in bad else ANSWER, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(1000)), verify=False)
-        )
-
-        assert report.counts == {STOPPED: 800, UNKNOWN: 200}
-        assert report.ended_early is None
-        assert simulation.seconds <= longest
-
-    def test_a_target_that_fails_once_at_the_end_is_stopped_at_once(
-        self, simulate: Simulate
-    ) -> None:
-        def server(_: float, alias: str) -> Runtime | BctrlError:
-            fails = alias == "r0" or (alias == "r99" and simulation.requests[alias] == 1)
-            return disconnected() if fails else ANSWER
-
-        simulation = simulate(server, 0.1)
-        finished = Finished()
-        simulation.run(
-            lambda session: session.stop_runtimes(targets(100), on_outcome=finished, verify=False)
-        )
-
-        last = finished.outcomes["r99"]
-        assert (last.result, last.attempts) == (STOPPED, 2)
-        assert finished.at["r99"] <= 1.5
-
-    @pytest.mark.parametrize("fail", [connection_refused, disconnected])
-    @pytest.mark.parametrize("attempts", [1, 4])
-    @pytest.mark.parametrize("lasts", [6, 30])
-    def test_an_outage_is_survived_by_all_others(
-        self, simulate: Simulate, fail: Callable[[], BctrlError], attempts: int, lasts: float
-    ) -> None:
-        def server(now: float, alias: str) -> Runtime | BctrlError:
-            if 2 <= now < 2 + lasts:
-                return fail()
-            return disconnected() if alias.endswith("7") and alias[1:-1].endswith("1") else ANSWER
-
-        simulation = simulate(server, 0.1)
-        policy = RetryPolicy(attempts=attempts)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(targets(5000), retry=policy, verify=False)
-        )
-
-        assert report.counts == {STOPPED: 4950, UNKNOWN: 50}
-        assert report.ended_early is None
-        assert simulation.stops() <= 1.1 * 5000
-        assert simulation.seconds <= 2 + lasts + 15
-
-    def test_an_outage_is_survived_if_only_a_canary_was_answered_before_it(
-        self, simulate: Simulate
-    ) -> None:
-        """Fault: the server counted as one that had never answered, and was given up."""
-
-        def server(now: float, alias: str) -> Runtime | BctrlError:
-            if 0.3 <= now < 20:
-                return connection_refused()
-            return disconnected() if alias == "r0" else ANSWER
-
-        simulation = simulate(server, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(targets(10), concurrency=1, verify=False)
-        )
-
-        assert report.counts == {STOPPED: 9, UNKNOWN: 1}
-        assert report.ended_early is None
-
-    def test_an_outage_is_survived_if_only_another_call_was_answered_before_it(
-        self, simulate: Simulate
-    ) -> None:
-        """Fault: `stop_workspace` gave up in an outage that began right after its list."""
-
-        def server(now: float, _: str) -> Runtime | BctrlError:
-            return connection_refused() if 0.05 <= now < 20 else ANSWER
+    def test_it_is_survived_right_after_a_list(self, simulate: Simulate) -> None:
+        """Fault: `stop_workspace` gave up, as if the server had never answered."""
 
         async def scenario(session: BctrlSession) -> StopReport:
             batch = session.stop_runtimes(targets(10), verify=False)
             await session.get_runtime("ws-1", "r0")
             return await batch
 
-        assert simulate(server, 0.1).run(scenario).counts == {STOPPED: 10}
+        simulation = simulate(down(0.05, 20, connection_refused))
+        assert simulation.run(scenario).counts == {STOPPED: 10}
 
-    def test_dead_canaries_are_replaced(self, simulate: Simulate) -> None:
-        def server(now: float, alias: str) -> Runtime | BctrlError:
-            # The nodes of all but one runtime go down once it is stopped.
-            gone = alias != "bctrl-async-canary" and int(alias[1:]) < 95 and now > 0.5
-            return disconnected() if gone or alias == "r99" else ANSWER
+    def test_an_answered_single_stop_shows_that_the_server_is_up(self, simulate: Simulate) -> None:
+        simulation = simulate(dead(*range(3)))
 
-        simulation = simulate(server, 0.1)
-        report = simulation.run(lambda session: session.stop_runtimes(targets(100), verify=False))
+        async def scenario(session: BctrlSession) -> StopReport:
+            async with asyncio.TaskGroup() as group:
+                others = group.create_task(stop_others(session))
+                report = await session.stop_runtimes(targets(3), concurrency=2, verify=False)
+                others.cancel()
+            return report
 
-        assert report.counts == {STOPPED: 99, UNKNOWN: 1}
-        assert simulation.seconds <= 30
+        report = simulation.run(scenario)
+        assert report.counts == {UNKNOWN: 3}
+        assert report.ended_early is None
+
+    def test_a_canary_that_is_not_sent_is_no_answer(
+        self, simulate: Simulate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: the server counted as up, so that each target used up its attempts."""
+        request = Sender.request
+
+        async def send_only_stops(sender: Sender, call: Call[Runtime]) -> Runtime:
+            if not call.operation.stops:
+                raise BctrlRateLimitError("not sent: rate limited")
+            return await request(sender, call)
+
+        monkeypatch.setattr(Sender, "request", send_only_stops)
+        report = simulate(down(2, 37)).stop(3_000, deadline=60)
+
+        assert report.counts == {STOPPED: 3_000}
+
+    def test_a_throttled_canary_is_an_answer(self, simulate: Simulate) -> None:
+        throttled = BctrlRateLimitError("429", status=429)
+        server = down(0, 1)
+        simulation = simulate(lambda each: throttled if each.alias == CANARY else server(each))
+        report = simulation.stop(5)
+
+        assert report.counts == {STOPPED: 5}
+        # Each failure asks once; a canary is never retried.
+        assert simulation.received[CANARY] <= 15
+        assert simulation.seconds <= 15
+
+    def test_a_throttled_probe_ends_it_for_all_targets(self, simulate: Simulate) -> None:
+        probed = set()
+
+        def server(each: Request) -> Runtime | BctrlError:
+            if 2 <= each.at < 10:
+                if each.at > 4:
+                    probed.add(each.alias)
+                return connection_refused()
+            return unavailable() if each.alias in probed and each.at < 200 else ANSWER
+
+        simulation = simulate(server)
+        report = simulation.stop(5000)
+
+        assert report.counts[STOPPED] >= 4900
+        assert sum(10 <= each.at < 60 for each in simulation.stops) >= 2000
+
+    def test_failures_of_earlier_attempts_do_not_end_it(self, simulate: Simulate) -> None:
+        simulation = simulate(down(2, 40))
+        # Requests that arrive as the server goes down fail one by one, seconds later.
+        simulation.before_response = lambda each: (
+            asyncio.sleep(1 + each.at % 0.1 * 40) if 2 <= each.at < 2.2 else None
+        )
+        report = simulation.stop(5000)
+
+        assert report.ok
+        assert len(simulation.requests) <= 5000 + 200 + 30
+
+    async def test_with_real_sockets_a_restarted_server_is_found(self) -> None:
+        port = free_port()
+        emulator, restarted = Emulator(port=port), Emulator(port=port)
+        await emulator.start()
+        add_runtimes(emulator, 500)
+        add_runtimes(restarted, 500)
+        session = BctrlSession(
+            "emulator-key", base_url=emulator.url, retry=RetryPolicy(base=0.05, cap=0.1)
+        )
+
+        async def restart(outcome: StopOutcome) -> None:
+            if outcome.index == 100:
+                await emulator.close()
+                await asyncio.sleep(0.2)
+                await restarted.start()
+
+        async with session:
+            report = await session.stop_runtimes(targets(500), on_outcome=restart, verify=False)
+        await restarted.close()
+
+        assert report.ok
+        assert report.total == 500
+
+
+async def stop_others(session: BctrlSession) -> None:
+    """Stop one runtime after the other, until cancelled."""
+    for number in itertools.count(100):
+        await session.stop_runtime("ws-1", f"r{number}")
+
+
+class TestGateway:
+    """A gateway's 503, which says nothing about the server behind it."""
+
+    @pytest.mark.parametrize("concurrency", [1, 100])
+    @pytest.mark.parametrize("retry_after", [None, 5.0])
+    @pytest.mark.parametrize("since", [0, 2])
+    def test_thirty_seconds_cost_no_target(
+        self, simulate: Simulate, concurrency: int, retry_after: float | None, since: int
+    ) -> None:
+        simulation = simulate(down(since, 32, lambda: unavailable(retry_after)))
+        count = 100 * concurrency
+        report = simulation.stop(count, concurrency=concurrency)
+
+        assert report.counts == {STOPPED: count}
+        assert len(simulation.requests) <= 1.1 * count + 100
+        to_recover = 15 if retry_after is None else 120
+        assert simulation.seconds <= 32 + to_recover + 0.1 * count / concurrency
+
+    @pytest.mark.parametrize("calls", [1, 100])
+    def test_thirty_seconds_cost_no_single_call(self, simulate: Simulate, calls: int) -> None:
+        stopped = simulate(down(0, 30, unavailable)).run(
+            lambda session: asyncio.gather(
+                *(session.stop_runtime(*target) for target in targets(calls))
+            )
+        )
+        assert stopped == [ANSWER] * calls
+
+    @pytest.mark.parametrize(
+        ("times", "others_answer", "reads"), [(1, None, 0), (2, None, 6), (2, False, 12)]
+    )
+    def test_only_a_second_one_of_a_target_asks_canaries_which_hold_up_no_retry(
+        self,
+        simulate: Simulate,
+        monkeypatch: pytest.MonkeyPatch,
+        times: int,
+        reads: int,
+        *,
+        others_answer: bool | None,
+    ) -> None:
+        """Fault: sixteen processes on one limit sent a canary for each fifth stop."""
+        if others_answer is not None:
+            # Other calls of the session may be refused all the time, while no canary is.
+            monkeypatch.setattr(Limiter, "answers_others", lambda *_: others_answer)
+        simulation = simulate(failing_first(0, fail=unavailable, times=times))
+
+        assert simulation.stop(1).counts == {STOPPED: 1}
+        assert len(simulation.reads) == reads
+
+    def test_a_canary_without_an_answer_speaks_for_all_that_were_refused(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: each call asked for itself, one after the other, where GETs get no answer."""
+        simulation = simulate(down(10, 15, unavailable), 0.02)
+        simulation.read_answer, simulation.read_latency = bad_gateway(), 2
+
+        async def stop_while_it_is_refused(session: BctrlSession) -> StopReport:
+            # It is no longer in its slow start.
+            await session.stop_runtimes(targets(400), verify=False)
+            await asyncio.sleep(10 - asyncio.get_running_loop().time())
+            return await session.stop_runtimes(targets(100), verify=False)
+
+        assert simulation.run(stop_while_it_is_refused).counts == {STOPPED: 100}
+        assert simulation.seconds < 10 + 20
+
+    def test_a_single_call_that_others_overtake_spends_its_attempts(
+        self, simulate: Simulate
+    ) -> None:
+        """Fault: it was sent again for a minute of patience."""
+        simulation = simulate(dead(0, fail=unavailable))
+
+        async def scenario(session: BctrlSession) -> None:
+            async with asyncio.TaskGroup() as group:
+                others = group.create_task(stop_others(session))
+                with pytest.raises(BctrlServerError):
+                    await session.stop_runtime("ws-1", "r0")
+                others.cancel()
+
+        simulation.run(scenario)
+
+        assert simulation.received["r0"] == 1 + RetryPolicy().attempts
+        assert simulation.seconds <= 8
+
+    def test_a_retry_after_beyond_the_deadline_is_rejected_at_once(
+        self, simulate: Simulate
+    ) -> None:
+        refused = BctrlServerError("503", status=503, retry_after=20.0)
+        simulation = simulate(lambda _: refused)
+
+        assert simulation.stop(1, deadline=10).counts == {StopResult.REJECTED: 1}
+        assert simulation.seconds < 1
+
+
+class TestPoison:
+    """Targets that are never answered, by a server that answers all others."""
+
+    @pytest.mark.parametrize("fail", [disconnected, bad_gateway])
+    @pytest.mark.parametrize("poisoned", [0, 500, 999])
+    def test_one_target_ends_after_its_own_attempts(
+        self, simulate: Simulate, fail: Fail, poisoned: int
+    ) -> None:
+        bad = f"r{poisoned}"
+        simulation = simulate(dead(poisoned, fail=fail))
+        report = simulation.stop(1000)
+
+        assert report.counts == {STOPPED: 999, UNKNOWN: 1}
+        assert report.ended_early is None
+        assert simulation.received[bad] == RetryPolicy().attempts
+        assert simulation.seconds <= 8
+        assert max(at for alias, at in simulation.ended_at.items() if alias != bad) <= 1.5
+
+    def test_a_target_that_fails_once_at_the_end_is_stopped_at_once(
+        self, simulate: Simulate
+    ) -> None:
+        simulation = simulate(
+            lambda each: dead(0)(each) if each.alias != "r99" else failing_first(99)(each)
+        )
+        simulation.stop(100)
+
+        [last] = [each for each in simulation.outcomes if each.index == 99]
+        assert (last.result, last.attempts) == (STOPPED, 2)
+        assert simulation.ended_at["r99"] <= 1.5
+
+    @pytest.mark.parametrize("fail", [connection_refused, disconnected])
+    @pytest.mark.parametrize("attempts", [1, 4])
+    @pytest.mark.parametrize("lasts", [6, 30])
+    def test_an_outage_is_survived_by_all_others(
+        self, simulate: Simulate, fail: Fail, attempts: int, lasts: float
+    ) -> None:
+        outage, poison = down(2, 2 + lasts, fail), dead(*range(17, 5000, 100))
+        simulation = simulate(
+            lambda each: outage(each) if 2 <= each.at < 2 + lasts else poison(each)
+        )
+        report = simulation.stop(5000, retry=RetryPolicy(attempts=attempts))
+
+        assert report.counts == {STOPPED: 4950, UNKNOWN: 50}
+        assert report.ended_early is None
+        assert len(simulation.stops) <= 1.1 * 5000
+        assert simulation.seconds <= 2 + lasts + 15
 
     def test_failures_that_cost_no_attempt_are_bounded(self, simulate: Simulate) -> None:
-        def server(now: float, alias: str) -> Runtime | BctrlError:
-            # Down in every other second.
-            return disconnected() if alias == "r3" or now % 2 >= 1 else ANSWER
-
-        simulation = simulate(server, 0.1)
-        report = simulation.run(lambda session: session.stop_runtimes(targets(5000), verify=False))
+        # It is down in every other second.
+        simulation = simulate(lambda each: disconnected() if each.at % 2 >= 1 else dead(3)(each))
+        report = simulation.stop(5000)
 
         assert report.counts == {STOPPED: 4999, UNKNOWN: 1}
-        assert RetryPolicy().attempts <= simulation.requests["r3"] <= RetryPolicy().attempts + 11
+        assert RetryPolicy().attempts <= simulation.received["r3"] <= RetryPolicy().attempts + 11
 
 
 class TestServerErrors:
-    """A server that answers 500 to everything for a while.
+    """A server that answers 500 to everything for a while."""
 
-    Fault: once the retry quota was exhausted, most targets were given up after one attempt.
-    """
+    def failing(self) -> BctrlError:
+        return BctrlServerError("500", status=500, may_have_stopped=True)
 
     @pytest.mark.parametrize(("lasts", "lost"), [(2, 10), (15, 60)])
     def test_nearly_all_targets_are_stopped_before_the_deadline(
         self, simulate: Simulate, lasts: float, lost: int
     ) -> None:
-        failing = BctrlServerError("500", status=500, may_have_stopped=True)
-        simulation = simulate(lambda now, _: failing if 0.5 <= now < 0.5 + lasts else ANSWER, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(3000)), deadline=120, verify=False)
-        )
+        """Fault: once the quota was exhausted, most targets were given up after an attempt."""
+        simulation = simulate(down(0.5, 0.5 + lasts, self.failing))
+        report = simulation.stop(3000, deadline=120)
 
         assert report.counts[UNKNOWN] <= lost
         assert report.counts[STOPPED] == 3000 - report.counts[UNKNOWN]
-        assert simulation.requests.total() <= 1.2 * 3000
+        assert len(simulation.requests) <= 1.2 * 3000
         assert simulation.seconds <= 60
 
     def test_a_server_that_never_recovers_is_left_with_few_requests(
         self, simulate: Simulate
     ) -> None:
-        failing = BctrlServerError("500", status=500, may_have_stopped=True)
-        simulation = simulate(lambda *_: failing, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(3000)), deadline=120, verify=False)
-        )
+        simulation = simulate(lambda _: self.failing())
+        report = simulation.stop(3000, deadline=120)
 
         assert simulation.seconds == pytest.approx(120)
         assert report.counts[STOPPED] == 0
-        assert simulation.requests.total() <= 600
+        assert len(simulation.requests) <= 600
 
     def test_closing_the_session_ends_the_wait_for_the_quota(self, simulate: Simulate) -> None:
-        failing = BctrlServerError("500", status=500, may_have_stopped=True)
-        simulation = simulate(lambda *_: failing, 0.1)
+        simulation = simulate(lambda _: self.failing())
 
         async def scenario(session: BctrlSession) -> StopReport:
-            batch = asyncio.ensure_future(session.stop_runtimes(list(targets(100)), verify=False))
+            batch = asyncio.ensure_future(session.stop_runtimes(targets(100), verify=False))
             await asyncio.sleep(5)
             await session.close()
             return await batch
@@ -863,124 +663,73 @@ class TestServerErrors:
 class TestUnansweredReads:
     """A server that answers stops, and no GET."""
 
+    @pytest.mark.parametrize(
+        ("concurrency", "read_latency"), [(1, 0.2), (2, 0.2), (2, 30), (5, 0.2)]
+    )
+    def test_dead_targets_of_all_workers_hold_up_nobody(
+        self, simulate: Simulate, concurrency: int, read_latency: float
+    ) -> None:
+        """Fault: the run waited until its patience ended, and sent no other target."""
+        simulation = simulate(dead(*range(1, concurrency + 1)))
+        simulation.read_answer, simulation.read_latency = bad_gateway(), read_latency
+        report = simulation.stop(20, concurrency=concurrency)
+
+        assert report.counts == {STOPPED: 20 - concurrency, UNKNOWN: concurrency}
+
     def test_a_failed_stop_is_still_retried(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda *_: disconnected() if simulation.stops() == 1 else ANSWER, 0.1)
-        simulation.answers_reads = False
-        report = simulation.run(lambda session: session.stop_runtimes(targets(1), verify=False))
+        simulation = simulate(failing_first(0))
+        simulation.read_answer = bad_gateway()
 
-        assert report.counts == {STOPPED: 1}
+        assert simulation.stop(1).counts == {STOPPED: 1}
         assert simulation.seconds <= 5
-
-    def test_a_target_that_fails_once_at_the_end_is_stopped(self, simulate: Simulate) -> None:
-        def server(_: float, alias: str) -> Runtime | BctrlError:
-            fails = alias == "r999" and simulation.requests[alias] == 1
-            return disconnected() if fails else ANSWER
-
-        simulation = simulate(server, 0.1)
-        simulation.answers_reads = False
-        report = simulation.run(lambda session: session.stop_runtimes(targets(1000), verify=False))
-
-        assert report.counts == {STOPPED: 1000}
-        assert simulation.seconds <= 15
 
     @pytest.mark.parametrize("deadline", [None, 100])
     def test_a_silent_canary_holds_up_no_target_that_fails_once(
         self, simulate: Simulate, deadline: float | None
     ) -> None:
         """Fault: such targets waited for it, and one was given up after a single attempt."""
+        simulation = simulate(failing_first(50, 100, 300))
+        simulation.read_answer, simulation.read_latency = bad_gateway(), 60.01
 
-        def server(_: float, alias: str) -> Runtime | BctrlError:
-            fails = alias in {"r50", "r100", "r300"} and simulation.requests[alias] == 1
-            return disconnected() if fails else ANSWER
-
-        simulation = simulate(server, 0.1)
-        simulation.answers_reads, simulation.read_latency = False, 60.01
-        report = simulation.run(
-            lambda session: session.stop_runtimes(targets(3000), deadline=deadline, verify=False)
-        )
-
-        assert report.counts == {STOPPED: 3000}
+        assert simulation.stop(3000, deadline=deadline).counts == {STOPPED: 3000}
         assert simulation.seconds <= 5
 
     def test_a_silent_canary_is_abandoned_once_a_stop_is_answered(self, simulate: Simulate) -> None:
         """Fault: after that answer the target waited for its canary as long as it took."""
-
-        def server(_: float, alias: str) -> Runtime | BctrlError:
-            return disconnected() if alias == "r0" and simulation.requests[alias] == 1 else ANSWER
 
         async def main(session: BctrlSession) -> StopReport:
             # The first canary is refused, the second is silent.
             asyncio.get_running_loop().call_later(0.15, setattr, simulation, "read_latency", 60.0)
             return await session.stop_runtimes(targets(3), concurrency=2, verify=False)
 
-        simulation = simulate(server, 0.1)
-        simulation.answers_reads = False
-        simulation.before_response = lambda now: asyncio.sleep(5) if now else None
-        report = simulation.run(main)
+        simulation = simulate(failing_first(0))
+        simulation.read_answer = bad_gateway()
+        simulation.before_response = lambda each: asyncio.sleep(5) if each.at else None
 
-        assert report.counts == {STOPPED: 3}
+        assert simulation.run(main).counts == {STOPPED: 3}
         assert simulation.seconds <= 12
 
     def test_a_target_that_is_never_answered_ends_after_a_bounded_number_of_attempts(
         self, simulate: Simulate
     ) -> None:
-        simulation = simulate(lambda _, alias: disconnected() if alias == "r3" else ANSWER, 0.1)
-        simulation.answers_reads = False
-        report = simulation.run(
-            lambda session: session.stop_runtimes(targets(30_000), verify=False)
-        )
+        simulation = simulate(dead(3))
+        simulation.read_answer = bad_gateway()
+        report = simulation.stop(20_000)
 
-        assert report.counts == {STOPPED: 29_999, UNKNOWN: 1}
-        assert simulation.requests["r3"] <= RetryPolicy().attempts + 10
-
-
-class TestLatency:
-    def test_a_slow_server_is_kept_busy_by_a_hundred_requests_in_flight(
-        self, simulate: Simulate
-    ) -> None:
-        simulation = simulate(lambda *_: ANSWER, 0.2)
-        report = simulation.run(lambda session: session.stop_runtimes(targets(5000), verify=False))
-
-        assert report.ok
-        assert simulation.seconds <= 1.05 * 10
-
-
-def test_a_retry_after_beyond_the_deadline_is_rejected_at_once(simulate: Simulate) -> None:
-    unavailable = BctrlServerError("503", status=503, retry_after=20.0)
-    simulation = simulate(lambda *_: unavailable, 0.1)
-    report = simulation.run(
-        lambda session: session.stop_runtimes(list(targets(1)), deadline=10, verify=False)
-    )
-
-    assert report.counts == {StopResult.REJECTED: 1}
-    assert simulation.seconds < 1
-
-
-def test_the_simulation_opens_no_connection(simulate: Simulate) -> None:
-    simulation = simulate(lambda *_: ANSWER, 0.2)
-
-    async def scenario(session: BctrlSession) -> int:
-        await session.stop_runtime("ws-1", "crm")
-        http = session._sender.open_pool()
-        assert isinstance(http, aiohttp.ClientSession)
-        assert http.connector is not None
-        return len(http.connector._acquired)
-
-    assert simulation.run(scenario) == 0
+        assert report.counts == {STOPPED: 19_999, UNKNOWN: 1}
+        assert simulation.received["r3"] <= RetryPolicy().attempts + 10
 
 
 class TestUntrustedCertificate:
     def test_from_the_first_attempt_it_ends_the_run_after_a_second_probe(
         self, simulate: Simulate
     ) -> None:
-        simulation = simulate(lambda *_: untrusted(), 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(10_000)), verify=False)
-        )
+        simulation = simulate(lambda _: untrusted())
+        report = simulation.stop(10_000)
 
         assert report.counts == {NOT_SENT: 10_000}
         # Two probes, a canary for each, and a new target sent meanwhile.
-        assert simulation.requests.total() <= 100 + 5
+        assert len(simulation.requests) <= 100 + 5
         assert simulation.seconds < 3
         assert str(report.ended_early) == (
             "the server does not answer: no connection: the certificate has expired. "
@@ -989,77 +738,26 @@ class TestUntrustedCertificate:
 
     def test_while_the_first_answers_are_slow_it_costs_no_target(self, simulate: Simulate) -> None:
         """Fault: the run ended although other requests were in flight, and then answered."""
-        is_bad = False
 
-        def server(now: float, alias: str) -> Runtime | BctrlError:
-            nonlocal is_bad
-            is_bad = now < 5 and alias in {"r0", "r1", "bctrl-async-canary"}
-            return untrusted() if is_bad else ANSWER
+        def is_bad(each: Request) -> bool:
+            return each.at < 5 and each.alias in {"r0", "r1", CANARY}
 
-        simulation = simulate(server, 0.1)
-        simulation.before_response = lambda _: None if is_bad else asyncio.sleep(10)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(100)), verify=False)
-        )
+        simulation = simulate(lambda each: untrusted() if is_bad(each) else ANSWER)
+        simulation.before_response = lambda each: None if is_bad(each) else asyncio.sleep(10)
+        report = simulation.stop(100)
 
         assert report.counts == {STOPPED: 100}
         assert report.ended_early is None
 
-    @pytest.mark.parametrize("every", [2, 3, 10])
-    @pytest.mark.parametrize("seed", range(3))
-    def test_from_some_machines_for_half_a_second_it_costs_no_target(
-        self, simulate: Simulate, every: int, seed: int
-    ) -> None:
-        """Fault: it ended a run that was being answered, or lost the targets that met it."""
-        chance = random.Random(seed)
-
-        def server(now: float, _: str) -> Runtime | BctrlError:
-            return untrusted() if now < 0.5 and not chance.randrange(every) else ANSWER
-
-        simulation = simulate(server, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(5000)), verify=False)
-        )
-
-        assert report.ended_early is None
-        assert report.counts == {STOPPED: 5000}
-
-    def test_in_a_reload_of_ten_seconds_it_costs_no_target(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda now, _: untrusted() if 2 <= now < 12 else ANSWER, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(5000)), verify=False)
-        )
-
-        assert report.counts == {STOPPED: 5000}
-        assert report.ended_early is None
-
-    def test_one_that_has_expired_ends_the_run_after_the_patience(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda now, _: ANSWER if now < 0.95 else untrusted(), 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(10_000)), verify=False)
-        )
-
-        stopped = report.counts[STOPPED]
-        assert 800 <= stopped <= 1000
-        assert report.counts == {STOPPED: stopped, NOT_SENT: 10_000 - stopped}
-        assert 300 <= simulation.seconds <= 320
-        assert str(report.ended_early) == (
-            "the server answers no more: no connection: the certificate has expired. "
-            "Renew the certificate"
-        )
-
-    def test_that_of_a_single_target_costs_its_attempts(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda _, alias: untrusted() if alias == "r7" else ANSWER, 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(1000)), verify=False)
-        )
+    def test_it_costs_a_single_target_its_attempts(self, simulate: Simulate) -> None:
+        report = simulate(dead(7, fail=untrusted)).stop(1000)
 
         assert report.counts == {STOPPED: 999, NOT_SENT: 1}
         assert report.failures[0].attempts == 4
         assert report.ended_early is None
 
     def test_a_single_call_ends_with_it(self, simulate: Simulate) -> None:
-        simulation = simulate(lambda *_: untrusted(), 0.1)
+        simulation = simulate(lambda _: untrusted())
         with pytest.raises(BctrlNetworkError, match="the certificate has expired"):
             simulation.run(lambda session: session.stop_runtime("ws-1", "crm"))
-        assert simulation.requests == {"crm": 1}
+        assert simulation.received == {"crm": 1}

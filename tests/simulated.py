@@ -1,0 +1,128 @@
+"""A session whose attempts go to a simulated server, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import pytest
+from helpers import run_in_virtual_time
+from runtimes import runtime
+
+from bctrl_async import (
+    BctrlError,
+    BctrlNetworkError,
+    BctrlSession,
+    Runtime,
+    StopOutcome,
+    StopReport,
+)
+from bctrl_async._calls.call import Call
+from bctrl_async._calls.sender import Sender
+
+_T = TypeVar("_T")
+
+ANSWER = runtime()
+
+
+class Request(NamedTuple):
+    """A request that the server gets; `number` counts the requests of its alias, from 1."""
+
+    at: float
+    alias: str
+    number: int
+    stops: bool
+
+
+Server = Callable[[Request], Runtime | BctrlError]
+"""Takes a request; returns its response."""
+
+
+def disconnected() -> BctrlError:
+    return BctrlNetworkError("the connection broke", may_have_stopped=True)
+
+
+def targets(count: int) -> list[tuple[str, str]]:
+    return [("ws-1", f"r{number}") for number in range(count)]
+
+
+class Simulation:
+    """A simulated server, and what it and the bulk stops of a session saw."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, server: Server, latency: float = 0.1
+    ) -> None:
+        self.requests: list[Request] = []
+        self.received: Counter[str] = Counter()
+        self.outcomes: list[StopOutcome] = []
+        self.ended_at: dict[str, float] = {}
+        self.seconds = 0.0
+        self.read_answer: BctrlError | None = None
+        """The response to every GET, if the server answers none."""
+        self.read_latency = latency
+        self.before_response: Callable[[Request], Awaitable[None] | None] = lambda _: None
+
+        async def attempt(_: Sender, call: Call[Runtime], *__: object) -> Runtime | BctrlError:
+            call.on_connection()
+            alias, stops = call.alias or "", call.operation.stops
+            self.received[alias] += 1
+            now = asyncio.get_running_loop().time()
+            request = Request(now, alias, self.received[alias], stops)
+            self.requests.append(request)
+            if not stops and self.read_answer is not None:
+                await asyncio.sleep(self.read_latency)
+                return self.read_answer
+            answer = server(request)
+            if (pause := self.before_response(request)) is not None:
+                await pause
+            await asyncio.sleep(latency)
+            return answer
+
+        monkeypatch.setattr(Sender, "_attempt", attempt)
+        random.seed(0)  # For the jitter of the retries.
+
+    @property
+    def stops(self) -> list[Request]:
+        return [request for request in self.requests if request.stops]
+
+    @property
+    def reads(self) -> list[Request]:
+        return [request for request in self.requests if not request.stops]
+
+    def run(
+        self, main: Callable[[BctrlSession], Awaitable[_T]], *, rate: float | None = None
+    ) -> _T:
+        returned, self.seconds = run_in_virtual_time(main, rate=rate)
+        return returned
+
+    def stop(
+        self,
+        count: int = 1,
+        *,
+        verify: bool | float = False,
+        rate: float | None = None,
+        **options: Any,  # noqa: ANN401 - as of a bulk stop.
+    ) -> StopReport:
+        """Stop so many targets in a bulk stop."""
+
+        def on_outcome(outcome: StopOutcome) -> None:
+            self.outcomes.append(outcome)
+            self.ended_at[outcome.target.alias] = asyncio.get_running_loop().time()
+
+        async def main(session: BctrlSession) -> StopReport:
+            return await session.stop_runtimes(
+                targets(count), on_outcome=on_outcome, verify=verify, **options
+            )
+
+        report = self.run(main, rate=rate)
+        assert report.counts.total() == report.total == len(self.outcomes) == count
+        return report
+
+
+class Simulate(Protocol):
+    """The type of the fixture `simulate`."""
+
+    def __call__(self, server: Server, latency: float = 0.1) -> Simulation: ...
