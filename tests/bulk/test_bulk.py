@@ -18,7 +18,6 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async.bulk._cancel import Worker
 from bctrl_async.bulk._targets import Targets
 from bctrl_async.emulator import Emulator, Fault, Reply
 
@@ -107,14 +106,6 @@ class TestAwaited:
         assert task.cancelled()
         assert (batch.read, len(bulk.emulator.requests)) == (0, 0)
 
-    async def test_a_worker_can_be_closed_without_its_loop(self, bulk: Bulk) -> None:
-        batch = bulk.stop(3)
-        await bulk.session.stop_runtime("ws-1", "crm")
-        coroutine = run_of(batch)._work(Worker())
-        coroutine.send(None)
-        coroutine.close()
-        batch.close()
-
     @pytest.mark.parametrize("targets", [list, async_iterable])
     async def test_a_run_whose_workers_are_cancelled_before_they_start_is_not_a_success(
         self,
@@ -168,20 +159,10 @@ class TestAwaited:
 class TestArguments:
     @pytest.mark.parametrize(
         ("name", "value"),
-        [
-            ("concurrency", 0),
-            ("concurrency", 1.5),
-            ("deadline", 0),
-            ("deadline", "soon"),
-            ("timeout", -1),
-            ("retry", 3),
-            ("journal", 3),
-            ("journal_max_age", 0),
-            ("on_outcome", 5),
-        ],
+        [("concurrency", 0), ("deadline", 0), ("timeout", -1), ("journal_max_age", 0)],
     )
-    async def test_an_invalid_argument_is_named(
-        self, session: BctrlSession, name: str, value: object
+    async def test_an_argument_that_is_out_of_range_is_named(
+        self, session: BctrlSession, name: str, value: int
     ) -> None:
         with pytest.raises(BctrlConfigError, match=rf"^invalid {name}[: ]"):
             session.stop_runtimes([("ws-1", "crm")], **{name: value})  # type: ignore[arg-type]

@@ -492,22 +492,6 @@ class TestError:
         assert isinstance(report.ended_early, BctrlConfigError)
         assert not emulator.requests
 
-    def test_every_target_has_an_outcome_if_the_key_function_is_interrupted(self) -> None:
-        batches: list[StopBatch] = []
-
-        def no_key() -> str:
-            raise KeyboardInterrupt
-
-        async def scenario(url: str) -> None:
-            async with BctrlSession(no_key, base_url=url) as session:
-                batches.append(session.stop_runtimes([("ws-1", "r0")] * 50))
-                await batches[0]
-
-        with emulator_in_a_thread() as emulator, pytest.raises(KeyboardInterrupt):
-            asyncio.run(scenario(emulator.url))
-        assert batches[0].report.counts.total() == 50
-        assert not batches[0].report.ok
-
     @pytest.mark.parametrize("closes", [False, True])
     async def test_a_target_that_is_throttled_as_the_run_ends_is_rejected(
         self, emulator: Emulator, *, closes: bool

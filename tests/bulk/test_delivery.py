@@ -11,7 +11,6 @@ from helpers import BOUND, Bulk, assert_conserved
 
 from bctrl_async import BctrlError, BctrlSession, StopOutcome, StopResult
 from bctrl_async.bulk._delivery import OutcomeBuffer
-from bctrl_async.emulator import Fault
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import outcome_of
 
@@ -55,18 +54,6 @@ class TestBuffer:
             assert await second is FIRST
         assert first.cancelled()
 
-    async def test_a_reader_goes_on_waiting_if_another_took_its_outcome(self) -> None:
-        buffer = OutcomeBuffer(1)
-        woken = asyncio.create_task(buffer.get())
-        await asyncio.sleep(0)
-        buffer.put(FIRST)
-
-        assert await buffer.get() is FIRST
-        await asyncio.sleep(0)
-        assert not woken.done()
-        buffer.put(SECOND)
-        assert await woken is SECOND
-
 
 class TestAsyncCallback:
     async def test_it_ends_before_its_outcome_is_read(self, bulk: Bulk) -> None:
@@ -85,18 +72,6 @@ class TestAsyncCallback:
         assert called == set(range(300))
         assert_conserved(batch, bulk.emulator)
 
-    async def test_it_is_called_for_an_outcome_that_was_verified(self, bulk: Bulk) -> None:
-        bulk.emulator.inject(Fault.ACCEPTED)
-        called: list[StopResult] = []
-
-        async def call(outcome: StopOutcome) -> None:
-            await asyncio.sleep(0)
-            called.append(outcome.result)
-
-        await bulk.stop(1, verify=True, on_outcome=call)
-
-        assert called == [StopResult.STOPPED]
-
     async def test_abort_waits_until_it_ends(self, bulk: Bulk) -> None:
         called, ended = asyncio.Event(), []
 
@@ -111,15 +86,6 @@ class TestAsyncCallback:
         batch.abort()
         await running
         assert ended == [StopResult.STOPPED]
-
-    async def test_its_cancelled_error_fails_the_run(self, bulk: Bulk) -> None:
-        async def fail(_: StopOutcome) -> None:
-            raise asyncio.CancelledError
-
-        batch = bulk.stop(3, on_outcome=fail)
-        with pytest.raises(BctrlError, match="on_outcome raised CancelledError"):
-            await batch
-        assert_conserved(batch, bulk.emulator)
 
 
 async def test_a_callback_that_cancels_its_worker_cancels_the_run(bulk: Bulk) -> None:

@@ -25,13 +25,7 @@ async def enter(batch: StopBatch) -> StopBatch:
     return batch
 
 
-async def no_bulk_tasks() -> None:
-    async with asyncio.timeout(BOUND):
-        while bulk_tasks():
-            await asyncio.sleep(0.01)
-
-
-async def test_it_leaves_no_task_and_no_lock(
+async def test_it_records_every_target_and_leaves_no_task_and_no_lock(
     emulator: Emulator, connect: Connect, tmp_path: Path
 ) -> None:
     """Fault: its task was destroyed while pending, and the journal stayed locked."""
@@ -46,26 +40,16 @@ async def test_it_leaves_no_task_and_no_lock(
         await wait_for_requests(emulator, 150)
         del batch
         gc.collect()
-        await no_bulk_tasks()
+        async with asyncio.timeout(BOUND):
+            while bulk_tasks():
+                await asyncio.sleep(0.01)
+        assert len(read_lines(journal.read_bytes()).entries) == len(targets)
 
         again = await session.stop_runtimes(targets, journal=journal)
     # Stops in flight when the run was cancelled are unknown.
     assert again.ok
     assert again.resumed >= 100
     assert reported == []
-
-
-async def test_its_run_records_every_target(
-    emulator: Emulator, connect: Connect, tmp_path: Path
-) -> None:
-    targets = add_runtimes(emulator, 300)
-    journal = tmp_path / "dropped.jsonl"
-    async with connect() as session:
-        await enter(session.stop_runtimes(targets, journal=journal))
-        gc.collect()
-        await no_bulk_tasks()
-
-    assert len(read_lines(journal.read_bytes()).entries) == len(targets)
 
 
 def test_it_may_be_dropped_after_its_loop(tmp_path: Path) -> None:

@@ -16,21 +16,18 @@ from helpers import (
     assert_conserved,
     await_batch,
     pass_time,
-    run_in_virtual_time,
     started,
 )
+from simulated import Simulate
 
 from bctrl_async import (
-    BctrlError,
     BctrlServerError,
     BctrlSession,
     RetryPolicy,
     StopBatch,
     StopOutcome,
-    StopReport,
     StopResult,
 )
-from bctrl_async._calls.sender import Sender
 from bctrl_async._http.fast.answer import Connector
 from bctrl_async.emulator import Emulator, Fault, Reply
 
@@ -165,23 +162,11 @@ class TestThrottled:
 
         assert batch.report.counts == {UNKNOWN: 1}
 
-    @pytest.mark.parametrize("begun", [1, 100])
-    def test_at_the_deadline_it_is_rejected_and_the_rest_not_sent(
-        self, monkeypatch: pytest.MonkeyPatch, begun: int
-    ) -> None:
-        async def throttle(*_: object) -> BctrlError:
-            return BctrlServerError("503", status=503)
-
-        async def scenario(session: BctrlSession) -> StopReport:
-            return await session.stop_runtimes([("ws", f"r{n}") for n in range(begun)], deadline=5)
-
-        monkeypatch.setattr(Sender, "_attempt", throttle)
-        report, _ = run_in_virtual_time(scenario)
-        assert report.counts.total() == begun
-        sent = {failure.result for failure in report.failures if failure.attempts}
-        waiting = {failure.result for failure in report.failures if not failure.attempts}
-        assert sent == {REJECTED}
-        assert waiting <= {NOT_SENT}
+    def test_at_the_deadline_the_rest_is_not_sent(self, simulate: Simulate) -> None:
+        refused = BctrlServerError("503", status=503)
+        report = simulate(lambda _: refused, latency=0.0).stop(100, deadline=5)
+        assert {each.result for each in report.failures if each.attempts} == {REJECTED}
+        assert {each.result for each in report.failures if not each.attempts} <= {NOT_SENT}
 
 
 class TestConnecting:

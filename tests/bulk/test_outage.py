@@ -136,12 +136,6 @@ CASES = {
     "a hundred requests are cut off in a cold session that verifies": Case(
         failing_first(*range(100)), 1000, 0, 15, {"verify": True}
     ),
-    "the first target is never answered, with a worker": Case(
-        dead(0), 300, 1, 60, {"concurrency": 1}
-    ),
-    "the first target is never answered, with two workers": Case(
-        dead(0), 300, 1, 60, {"concurrency": 2}
-    ),
     "the first target is never answered, and has one attempt": Case(
         dead(0), 300, 1, 60, {"retry": RetryPolicy(attempts=1)}
     ),
@@ -564,33 +558,6 @@ class TestGateway:
 
 class TestPoison:
     """Targets that are never answered, by a server that answers all others."""
-
-    @pytest.mark.parametrize("fail", [disconnected, bad_gateway])
-    @pytest.mark.parametrize("poisoned", [0, 500, 999])
-    def test_one_target_ends_after_its_own_attempts(
-        self, simulate: Simulate, fail: Fail, poisoned: int
-    ) -> None:
-        bad = f"r{poisoned}"
-        simulation = simulate(dead(poisoned, fail=fail))
-        report = simulation.stop(1000)
-
-        assert report.counts == {STOPPED: 999, UNKNOWN: 1}
-        assert report.ended_early is None
-        assert simulation.received[bad] == RetryPolicy().attempts
-        assert simulation.seconds <= 8
-        assert max(at for alias, at in simulation.ended_at.items() if alias != bad) <= 1.5
-
-    def test_a_target_that_fails_once_at_the_end_is_stopped_at_once(
-        self, simulate: Simulate
-    ) -> None:
-        simulation = simulate(
-            lambda each: dead(0)(each) if each.alias != "r99" else failing_first(99)(each)
-        )
-        simulation.stop(100)
-
-        [last] = [each for each in simulation.outcomes if each.index == 99]
-        assert (last.result, last.attempts) == (STOPPED, 2)
-        assert simulation.ended_at["r99"] <= 1.5
 
     @pytest.mark.parametrize("fail", [connection_refused, disconnected])
     @pytest.mark.parametrize("attempts", [1, 4])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import virtual_time
-from helpers import add_runtimes, free_port
+from helpers import add_runtimes
 
 from bctrl_async import BctrlSession, RetryPolicy, StopOutcome, StopReport, StopResult
 from bctrl_async.emulator import Emulator, Fault, Reply
@@ -33,9 +33,6 @@ class Run(NamedTuple):
 
     def received(self, alias: str) -> int:
         return self.emulator.received["ws-1", alias]
-
-    def attempts(self) -> int:
-        return sum(outcome.attempts for outcome in self.outcomes.values())
 
 
 def aliases(numbers: Iterable[int]) -> set[str]:
@@ -94,9 +91,10 @@ class TestOneOfAThousand:
         assert run.report.counts == {STOPPED: 999, UNKNOWN: 1}
         assert run.outcomes["r500"].result is UNKNOWN
         assert run.received("r500") == ATTEMPTS
-        assert run.attempts() == 999 + ATTEMPTS
+        assert sum(outcome.attempts for outcome in run.outcomes.values()) == 999 + ATTEMPTS
         assert run.report.ended_early is None
         assert run.seconds <= seconds
+        assert max(ended for alias, ended in run.ended.items() if alias != "r500") <= 1.5
 
     @every_poison
     @pytest.mark.parametrize("dead", ["r0", "r29"])
@@ -129,20 +127,13 @@ class TestAFifth:
         assert run.seconds <= 20
 
     @every_poison
-    def test_at_the_end_of_the_input_they_do_not_make_the_server_a_dead_one(
-        self, fault: Fault
-    ) -> None:
+    def test_what_is_read_to_find_out_has_been_stopped_before(self, fault: Fault) -> None:
         """Fault: "the server does not answer", although it had answered all the others."""
         run = stop_poisoned(100, aliases(range(80, 100)), fault)
 
         assert run.report.counts == {STOPPED: 80, UNKNOWN: 20}
         assert run.report.ended_early is None
         assert run.seconds <= 20
-
-    @every_poison
-    def test_what_is_read_to_find_out_has_been_stopped_before(self, fault: Fault) -> None:
-        run = stop_poisoned(100, aliases(range(80, 100)), fault)
-
         stopped: set[str | None] = set()
         for request in run.emulator.requests:
             if request.method == "GET":
@@ -175,12 +166,8 @@ class TestAGatewayThatAnswers503:
         assert {run.received(alias) for alias in poisoned} == {1 + ATTEMPTS}
         assert run.report.throttled == (1 + ATTEMPTS) * len(poisoned)
         assert run.seconds <= seconds
-
-    def test_the_retry_after_of_the_dead_holds_no_other(self) -> None:
-        dead = aliases(range(100, 1000, 200))
-        run = stop_poisoned(1000, dead, ASKS_TO_WAIT)
-
-        assert max(ended for alias, ended in run.ended.items() if alias not in dead) < 5
+        # Their Retry-After holds no other.
+        assert max(ended for alias, ended in run.ended.items() if alias not in poisoned) < 5
 
     @pytest.mark.parametrize("concurrency", [1, 100])
     @pytest.mark.parametrize("dead", [range(80, 100), range(97, 100), range(3)])
@@ -220,35 +207,3 @@ def test_a_good_target_that_fails_once_is_retried_while_a_dead_one_is(fault: Fau
     assert run.report.counts == {STOPPED: 29, UNKNOWN: 1}
     order = [request.alias for request in run.emulator.requests if request.method == "POST"]
     assert order[-1] == "r20"
-
-
-@every_poison
-def test_an_outage_with_dead_targets_is_survived(fault: Fault) -> None:
-    # A hundred requests are in flight when the server goes down: a twentieth of the targets.
-    count, port = 2000, free_port()
-    poisoned = aliases(range(50, count, 100))
-
-    async def main() -> tuple[Run, Emulator]:
-        before = poisoned_emulator(count, poisoned, fault, port)
-        await before.start()
-        stopping = asyncio.create_task(stop_all(before))
-        while len(before.requests) < count // 2:
-            await asyncio.sleep(0.01)
-        await before.close()
-        after = Emulator(port=port, latency=0.01)
-        for target in before.runtimes:
-            after.add_runtime(*target, status=before.status(*target) or "")
-        for alias in poisoned:
-            after.poison("ws-1", alias, fault)
-        await asyncio.sleep(6)
-        async with after:
-            return await stopping, after
-
-    run, after = virtual_time.run(main())
-
-    others = [outcome for alias, outcome in run.outcomes.items() if alias not in poisoned]
-    assert all(outcome.ok for outcome in others)
-    assert all(after.status(*outcome.target) == "stopped" for outcome in others)
-    assert run.report.counts[UNKNOWN] == len(poisoned)
-    assert run.attempts() <= 1.1 * count
-    assert run.report.ended_early is None

@@ -106,13 +106,6 @@ class TestShardOf:
     def test_an_item_that_is_not_a_target_is_in_the_first(self, item: object) -> None:
         assert shard_of(item, COUNT) == 1
 
-    def test_they_are_about_equally_large(self) -> None:
-        sizes = Counter(shard_of(("ws-1", f"r{number}"), 16) for number in range(16_000))
-
-        assert sizes.keys() == set(range(1, 17))
-        # Three times the standard deviation of a binomial distribution.
-        assert all(abs(size - 1000) < 100 for size in sizes.values())
-
     @pytest.mark.parametrize("count", [0, -1, 1.0, "4", True])
     def test_the_number_of_shards_is_a_positive_whole_number(self, count: int) -> None:
         with pytest.raises(BctrlConfigError, match="invalid count"):

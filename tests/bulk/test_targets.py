@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import csv
 import gc
-import io
 import sqlite3
-from collections import Counter, UserList, deque
+from collections import Counter, UserList
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sized
 from collections.abc import Set as AbstractSet
 from contextlib import closing
@@ -26,7 +24,7 @@ from bctrl_async import (
     StopOutcome,
     StopResult,
 )
-from bctrl_async.bulk._targets import Input, Target, Targets
+from bctrl_async.bulk._targets import Target, Targets
 from bctrl_async.emulator import Emulator
 
 PAIRS = [("ws-1", "a"), ("ws-1", "b"), ("ws-1", "c")]
@@ -64,10 +62,6 @@ async def stop_all(bulk: Bulk, targets: Targets) -> list[StopOutcome]:
     outcomes.sort(key=lambda outcome: outcome.index)
     assert [outcome.index for outcome in outcomes] == list(range(len(outcomes)))
     return outcomes
-
-
-def generator() -> Iterator[Target]:
-    yield from PAIRS
 
 
 async def async_generator() -> AsyncIterator[Target]:
@@ -111,21 +105,12 @@ def database_rows() -> Targets:
 
 INPUTS: dict[str, Callable[[], Targets]] = {
     "a list": PAIRS.copy,
-    "a tuple": lambda: tuple(PAIRS),
     "a set": lambda: set(PAIRS),
-    "a frozenset": lambda: frozenset(PAIRS),
-    "a deque": lambda: deque(PAIRS),
     "the items of a dict": {"ws-1": "a", "ws-2": "b", "ws-3": "c"}.items,
-    "the keys of a dict": lambda: dict.fromkeys(PAIRS, 1).keys(),
-    "a list of lists": lambda: untyped(*map(list, PAIRS)),
-    "a list of refs": lambda: list(REFS),
-    "an iterator": lambda: iter(PAIRS),
     "a zip": lambda: zip(["ws-1"] * 3, "abc", strict=True),
-    "a generator": generator,
     "an async generator": async_generator,
     "an async iterator": lambda: Stream(PAIRS),
     "an async iterator with a length": lambda: SizedStream(PAIRS),
-    "rows of a CSV file": lambda: untyped(*csv.reader(io.StringIO("ws-1,a\nws-1,b\nws-1,c\n"))),
     "rows of a database": database_rows,
 }
 
@@ -146,29 +131,12 @@ class TestInput:
         if not isinstance(make(), AbstractSet):
             assert [outcome.target.alias for outcome in outcomes] == ["a", "b", "c"]
 
-    @pytest.mark.parametrize(
-        "source",
-        [[], (), set(), iter(()), Stream(())],
-        ids=lambda source: type(source).__name__,
-    )
+    @pytest.mark.parametrize("source", [[], iter(()), Stream(())], ids=type)
     async def test_an_empty_input_has_no_outcomes(self, bulk: Bulk, source: Targets) -> None:
         report = await bulk.session.stop_runtimes(source)
 
         assert (report.ok, report.total, report.counts) == (True, 0, Counter())
         assert bulk.emulator.requests == []
-
-    async def test_concurrent_readers_of_a_slow_input_get_each_item_once(self) -> None:
-        source = Input(Stream([("ws-1", str(number)) for number in range(50)]))
-        items: list[tuple[int, object]] = []
-
-        async def read() -> None:
-            while (item := await source.next()) is not None:
-                items.append(item)
-
-        await asyncio.gather(*(read() for _ in range(8)))
-
-        assert items == [(number, ("ws-1", str(number))) for number in range(50)]
-        assert (source.count, source.closed, source.error) == (50, True, None)
 
 
 SINGLE = "a single target. Pass a list, such as [('ws-1', 'crm')]"
@@ -179,12 +147,9 @@ class TestInvalidInput:
         ("given", "kind"),
         [
             ("ws-1", "str"),
-            ("", "str"),
             (b"ws-1", "bytes"),
             ({"ws-1": "a"}, "dict"),
-            (3, "int"),
-            (None, "NoneType"),
-            (generator, "function"),
+            (async_generator, "function"),
             (("ws-1", "a"), SINGLE),
             ((UUID(int=1), "a"), SINGLE),
             (RuntimeRef("ws-1", "a"), SINGLE),
@@ -202,7 +167,7 @@ class TestInvalidInput:
             f"not {kind}"
         )
 
-    @pytest.mark.parametrize("first", ["a", 3, None, {"ws-1": "a"}, ("ws-1", "a", "b"), b"ab"])
+    @pytest.mark.parametrize("first", [None, {"ws-1": "a"}, ("ws-1", "a", "b"), b"ab"])
     @pytest.mark.parametrize("concurrency", [1, 2])
     async def test_a_first_item_of_another_type_is_an_error_and_nothing_is_sent(
         self, bulk: Bulk, first: object, concurrency: int
@@ -231,15 +196,11 @@ class TestInvalidInput:
 
 VALID_TARGETS: dict[str, tuple[object, str]] = {
     "a tuple": (("ws-1", "a"), "ws-1"),
-    "a list": (["ws-1", "a"], "ws-1"),
     "a ref": (RuntimeRef("ws-1", "a"), "ws-1"),
-    "a deque": (deque(("ws-1", "a")), "ws-1"),
     "a UserList": (UserList(("ws-1", "a")), "ws-1"),
     "values of a dict": ({"workspace": "ws-1", "alias": "a"}.values(), "ws-1"),
     "a str enum": (("ws-1", Alias.A), "ws-1"),
     "a tuple with a UUID": ((WORKSPACE, "a"), str(WORKSPACE)),
-    "a list with a UUID": ([WORKSPACE, "a"], str(WORKSPACE)),
-    "a tuple with a UUID as text": ((str(WORKSPACE), "a"), str(WORKSPACE)),
 }
 
 
@@ -256,11 +217,6 @@ async def test_any_pair_of_texts_is_a_target(bulk: Bulk, item: object, workspace
     assert bulk.emulator.received == {(workspace_id, "a"): 1}
 
 
-class Thing:
-    def __repr__(self) -> str:
-        return "<Thing 7>"
-
-
 class Unprintable:
     def __repr__(self) -> str:
         raise LookupError
@@ -268,36 +224,25 @@ class Unprintable:
 
 NOT_TARGETS: list[tuple[object, str]] = [
     # The item, and its description in the text of its error.
-    (None, "None"),
     (3, "3"),
     ("ab", "'ab'"),
     (b"ab", "b'ab'"),
     ({"workspace": "ws-1", "alias": "a"}, "{'alias': 'a', 'workspace': 'ws-1'}"),
     ({"a", "ws-1"}, "{'a', 'ws-1'}"),
-    (frozenset({"a", "ws-1"}), "frozenset({'a', 'ws-1'})"),
     (("ws-1", "a", "b"), "('ws-1', 'a', 'b')"),
-    (("a",), "('a',)"),
-    ((), "()"),
-    (Thing(), "<Thing 7>"),
     (Unprintable(), "<Unprintable instance at"),
     ((1, "a"), "(1, 'a')"),
-    (("ws-1", None), "('ws-1', None)"),
     (("ws-1", UUID(int=5)), f"('ws-1', {UUID(int=5)!r})"),
-    ((b"ws", b"a"), "(b'ws', b'a')"),
+    (iter(("ws-1", "a")), "<tuple_iterator"),
 ]
 NAMED: dict[str, RuntimeRef] = {
     # The targets of the outcomes of pairs.
     "(1, 'a')": RuntimeRef("1", "a"),
-    "('ws-1', None)": RuntimeRef("ws-1", "None"),
     f"('ws-1', {UUID(int=5)!r})": RuntimeRef("ws-1", str(UUID(int=5))),
-    "(b'ws', b'a')": RuntimeRef("b'ws'", "b'a'"),
 }
 BAD_NAMES = {
     ("", "a"): "workspace id is empty",
-    ("ws-1", ""): "alias is empty",
     ("ws-1", ".."): "alias '..' could be taken",
-    ("..", "a"): "workspace id '..' could be",
-    ("ws-1", "a\n"): r"alias 'a\n' contains a control",
     ("ws-1", "\ud800"): r"alias '\ud800' contains a lone",
 }
 
@@ -321,7 +266,7 @@ class TestInvalidTargets:
         outcome, error = await self.rejected(bulk, item)
 
         assert error.startswith(f"invalid target {text}")
-        if isinstance(item, Unprintable):
+        if isinstance(item, Unprintable | Iterator):
             assert text in outcome.target.alias
         else:
             alias = item if isinstance(item, str) else text
@@ -359,14 +304,6 @@ class TestInvalidTargets:
         )
         assert first.error is not None
         assert first.error.__cause__ is error
-
-    async def test_an_iterator_of_two_is_rejected_and_not_read(self, bulk: Bulk) -> None:
-        pair = iter(("ws-1", "a"))
-
-        _, outcome = await stop_all(bulk, untyped(("ws-1", "a"), pair))
-
-        assert outcome.result is StopResult.REJECTED
-        assert list(pair) == ["ws-1", "a"]
 
     @pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError])
     async def test_an_item_that_raises_on_access_has_an_outcome(
@@ -410,7 +347,7 @@ async def failing_async(read: int, error: BaseException) -> AsyncIterator[Target
 
 
 @pytest.mark.parametrize("concurrency", [1, 10])
-@pytest.mark.parametrize("read", [0, 1, 3])
+@pytest.mark.parametrize("read", [0, 3])
 @pytest.mark.parametrize("make", [failing, failing_async])
 # A CancelledError is what `Task.result` of a cancelled task raises.
 @pytest.mark.parametrize("error", [InputError("row 4"), asyncio.CancelledError()])
