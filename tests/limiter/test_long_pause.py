@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import pytest
 import virtual_time
-from outages import ANSWER, Server, Simulation, targets
 from runtimes import RUNTIME
 from servers import answering, http_answer, raw_server
+from simulated import ANSWER, Request, Server, Simulation, targets
 from throttling import past_start, throttled
 
 from bctrl_async import (
@@ -444,7 +444,7 @@ class TestEverythingIsThrottled:
     ) -> None:
         simulation = Simulation(monkeypatch, lambda *_: throttled(), 0.1)
         report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(50)), retry=self.POLICY)
+            lambda session: session.stop_runtimes(targets(50), retry=self.POLICY)
         )
 
         # The others wait for their first attempt.
@@ -471,7 +471,7 @@ class TestEverythingIsThrottled:
         answers = iter([ANSWER] * accepted)
         simulation = Simulation(monkeypatch, lambda *_: next(answers, throttled()), 0.1)
         report = simulation.run(
-            lambda session: session.stop_runtimes(list(targets(60)), retry=self.POLICY)
+            lambda session: session.stop_runtimes(targets(60), retry=self.POLICY)
         )
 
         assert report.counts[StopResult.STOPPED] == accepted
@@ -485,7 +485,7 @@ class TestEverythingIsThrottled:
         answers = iter([BctrlNetworkError("lost")] * 2 + [throttled()])
         simulation = Simulation(monkeypatch, lambda *_: next(answers, ANSWER), 3.0)
         # The answers come one after the other.
-        simulation.before_response = lambda _: asyncio.sleep(0.01 * simulation.requests.total())
+        simulation.before_response = lambda _: asyncio.sleep(0.01 * len(simulation.requests))
 
         async def stop_all(session: BctrlSession) -> list[Runtime]:
             stops = (session.stop_runtime(*each, retry=self.POLICY) for each in targets(300))
@@ -498,16 +498,16 @@ class TestEverythingIsThrottled:
     ) -> None:
         accepted: list[float] = []
 
-        def one_in_a_second(now: float, _: str) -> Runtime | BctrlError:
-            if accepted and now < accepted[-1] + 1.0:
+        def one_in_a_second(each: Request) -> Runtime | BctrlError:
+            if accepted and each.at < accepted[-1] + 1.0:
                 return throttled()
-            accepted.append(now)
+            accepted.append(each.at)
             return ANSWER
 
         simulation = Simulation(monkeypatch, one_in_a_second, 0.1)
         report = simulation.run(
             lambda session: session.stop_runtimes(
-                list(targets(20)), retry=RetryPolicy(patience=5.0), verify=False
+                targets(20), retry=RetryPolicy(patience=5.0), verify=False
             )
         )
 
@@ -549,20 +549,16 @@ def seconds_to_stop(
 ) -> tuple[float, float]:
     """Stop many; return the times of the first success and of the end of the run."""
     simulation = Simulation(monkeypatch, server, 0.1)
-    report = simulation.run(
-        lambda session: session.stop_runtimes(list(targets(count)), deadline=deadline)
-    )
+    report = simulation.stop(count, verify=True, deadline=deadline)
     assert report.counts == {StopResult.STOPPED: count}
-    return simulation.answered_at[0], simulation.seconds
+    return min(simulation.ended_at.values()), simulation.seconds
 
 
 def test_a_retry_gives_up_in_time_when_another_call_prolongs_the_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    simulation = Simulation(
-        monkeypatch, lambda now, _: throttled(30.0) if now else throttled(50.0), 0.1
-    )
-    simulation.before_response = lambda now: asyncio.sleep(40.0) if now else None
+    simulation = Simulation(monkeypatch, lambda each: throttled(30.0 if each.at else 50.0), 0.1)
+    simulation.before_response = lambda each: asyncio.sleep(40.0) if each.at else None
 
     async def scenario(session: BctrlSession) -> BctrlRateLimitError:
         retried = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
@@ -593,9 +589,9 @@ class TestBulk:
         """Fault: each throttled worker slept for the whole Retry-After, so none sent a probe."""
         throttles = int(100 * share)
 
-        def server(now: float, _: str) -> Runtime | BctrlError:
+        def server(each: Request) -> Runtime | BctrlError:
             nonlocal throttles
-            if now < 1.0 and throttles:
+            if each.at < 1.0 and throttles:
                 throttles -= 1
                 return throttled(retry_after)
             return ANSWER
@@ -609,11 +605,11 @@ class TestBulk:
     ) -> None:
         early = 0
 
-        def server(now: float, _: str) -> Runtime | BctrlError:
+        def server(each: Request) -> Runtime | BctrlError:
             nonlocal early
             # The first answer comes after 0.1 s.
-            early += 0.15 <= now < retry_after
-            return throttled(retry_after) if now < 0.15 else ANSWER
+            early += 0.15 <= each.at < retry_after
+            return throttled(retry_after) if each.at < 0.15 else ANSWER
 
         began, _ = seconds_to_stop(monkeypatch, server)
         assert began >= retry_after
@@ -624,14 +620,14 @@ class TestBulk:
     ) -> None:
         """Fault: one target was stopped, and the second call ended the run."""
         simulation = Simulation(
-            monkeypatch, lambda now, _: ANSWER if now else throttled(1.7e9), 0.1
+            monkeypatch, lambda each: ANSWER if each.at else throttled(1.7e9), 0.1
         )
 
         async def scenario(session: BctrlSession) -> StopReport:
             with pytest.raises(BctrlRateLimitError):
                 await session.stop_runtime("ws-1", "first")
             await asyncio.sleep(PROBE_INTERVAL + 1)
-            return await session.stop_runtimes(list(targets(1000)))
+            return await session.stop_runtimes(targets(1000))
 
         assert simulation.run(scenario).counts == {StopResult.STOPPED: 1000}
 
@@ -642,18 +638,18 @@ class TestBulk:
             with pytest.raises(BctrlRateLimitError):
                 await session.stop_runtime("ws-1", "first")
             await asyncio.sleep(PROBE_INTERVAL + 1)
-            return await session.stop_runtimes(list(targets(1000)))
+            return await session.stop_runtimes(targets(1000))
 
         report = simulation.run(scenario)
         assert report.counts == {StopResult.REJECTED: 1, StopResult.NOT_SENT: 999}
         assert simulation.seconds < PROBE_INTERVAL + 2
-        assert simulation.stops() == 2
+        assert len(simulation.stops) == 2
 
     def test_single_stops_begun_when_a_probe_is_due_are_all_sent(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         simulation = Simulation(
-            monkeypatch, lambda now, _: ANSWER if now else throttled(1.7e9), 0.1
+            monkeypatch, lambda each: ANSWER if each.at else throttled(1.7e9), 0.1
         )
 
         async def scenario(session: BctrlSession) -> None:
@@ -663,7 +659,7 @@ class TestBulk:
             await asyncio.gather(*(session.stop_runtime(*target) for target in targets(300)))
 
         simulation.run(scenario)
-        assert simulation.stops() == 301
+        assert len(simulation.stops) == 301
 
 
 def let_a_minute_pass(session: BctrlSession) -> None:
