@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from bctrl_async.shards import shard
     from bctrl_async.stats import SessionStats
 else:
-    # Modules without aiohttp come first.
+    # The search for a name ends at its module, so modules without aiohttp come first.
     _MODULES = (
         *("errors", "models", "stats", "outcomes", "filters", "observer", "shards", "_calls.retry"),
         *("bulk", "session", "journal", "pace"),

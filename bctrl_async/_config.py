@@ -35,7 +35,7 @@ class Secret(str):
 
 
 def hidden(key: object) -> Secret | type:
-    """Return what a frame may hold of a key: a `Secret`, or the type of any other value."""
+    """Return a key in a form safe for tracebacks: a `Secret`, or the type of any other value."""
     if isinstance(key, type):
         return key
     return Secret(key) if isinstance(key, str) else type(key)
@@ -51,11 +51,11 @@ def api_key_from_environment() -> Secret:
 
 def authorization(key: object) -> Secret:
     """Return the `Authorization` header for a key; the error of a bad key does not contain it."""
-    # A traceback that shows variables must not reveal it.
+    # A traceback that shows variables must not reveal the key.
     key = hidden(key)
     if isinstance(key, type):
         raise invalid_type("API key", key, "a str", "api_key")
-    # A key of a file or a secret store often ends with a line end, which does not belong to it.
+    # A key from a file or a secret store often ends with a newline that is not part of it.
     key = Secret(key.rstrip("\r\n"))
     if not _is_key(key):
         raise BctrlConfigError(
@@ -99,8 +99,8 @@ def proxy(given: Secret | type, *, base_url: URL, allow_plaintext: bool) -> Secr
 
 
 def _is_proxy(text: str) -> bool:
-    # The URL is in no frame of the error's traceback. A # in a password would end the host, and
-    # leave the wrong one.
+    # The URL is parsed here, so that no frame of the error's traceback has it. A # in a password
+    # ends the host early and leaves a fragment.
     url = _http_url(text)
     return url is not None and url.raw_path_qs in {"", "/"} and not url.raw_fragment
 
@@ -109,7 +109,7 @@ def _http_url(text: str) -> URL | None:
     with suppress(ValueError, TypeError):
         url = URL(text)
         if url.scheme in {"http", "https"} and url.host and url.port is not None:
-            # It leaves out tabs and line ends, which do not belong to a host.
+            # `URL` drops tabs and newlines silently, so the given text is checked.
             return url if text.isprintable() and " " not in text else None
     return None
 
@@ -161,5 +161,5 @@ def invalid_type(
 def invalid(
     name: str, problem: str, advice: str | None = None, *, argument: str | None = None
 ) -> BctrlConfigError:
-    """Return the error of an invalid value; `argument` is its argument, if that is not `name`."""
+    """Return the error of an invalid value; `argument` is the argument, if that is not `name`."""
     return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=argument or name)

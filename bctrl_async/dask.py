@@ -60,15 +60,15 @@ _log = logging.getLogger("bctrl_async.dask")
 _Item = tuple[int, RuntimeRef]
 """The index of a target in the input, and the target."""
 _Fact = StopOutcome | int | None
-"""A message of a worker about a chunk: None before it sends anything of it; an outcome; at its end
+"""A message of a worker about a chunk: None before its first request, then outcomes, and at its end
 the number of throttled answers."""
 
 _SLOTS = 10
-"""Chunks for each worker: some targets may take long, and hold up no others."""
+"""Chunks that a worker has at once: a slow target must not hold up the others."""
 _SHARES = 4
-"""Chunks for each worker into which a short input is cut at least."""
+"""The fewest chunks for each worker into which a short input is cut."""
 _TRIES = 3
-"""Times that a chunk is handed out that no worker has begun; some may have died of another one."""
+"""Times that a chunk is handed out before it starts; its worker may have died of another chunk."""
 _PULSE = 0.25
 """Seconds between two messages of a worker, and between two looks of the coordinator."""
 _GRACE = 5.0
@@ -77,7 +77,7 @@ _PATIENCE = 60.0
 """Seconds after which a scheduler is given up that does not answer."""
 
 
-# On the workers.
+# This part runs on the workers.
 
 
 class _LeftError(Exception):
@@ -132,7 +132,7 @@ class Visit(distributed.WorkerPlugin):
             await self._session.close()
 
     def stop(self, number: int, items: _Items) -> None:
-        """Stop the targets of a chunk; the worker takes another one once all are started."""
+        """Stop the targets of a chunk; return once all are started, so that another can start."""
         stopping = asyncio.run_coroutine_threadsafe(self._stop(number, items), self._loop)
         stopping.add_done_callback(lambda _: items.all_taken.set())
         items.all_taken.wait()
@@ -154,16 +154,16 @@ class Visit(distributed.WorkerPlugin):
                 session = await self._open()
                 options = replace(self._options, on_outcome=partial(self._add, number, items))
                 run = session._make_run(Input(items), options)  # noqa: SLF001 - for this user too.
-                # A server that has answered another chunk has the patience of an outage.
+                # A server that has answered another chunk gets the patience for an outage.
                 run.breaker.attempts_before = 0
             except Exception as error:  # noqa: BLE001 - the function of a user may raise anything.
                 left = self._leave(_failure_of(error))
         if left is not None:
-            # It is raised outside of the handler, because dask pickles an error with its context.
+            # The error is raised outside of the handler, because dask pickles it with its context.
             raise _LeftError(self._worker.address, left)
         # The coordinator must know before anything is sent: this worker may die at once.
         await self._send((number, None))
-        # It is read after that: the coordinator sets the end before it reads what has begun.
+        # The end is read after that: the coordinator sets it before it reads what has started.
         self._runs[task] = run
         await self._obey()
         if not self._is_closing:  # pragma: no branch - a worker that closes at this moment.
@@ -186,7 +186,7 @@ class Visit(distributed.WorkerPlugin):
 
     async def _send(self, *facts: tuple[int, _Fact]) -> None:
         self._facts += facts
-        # In turn: when a chunk has sent its last fact, all others of it have arrived.
+        # The lock keeps the order: the last fact of a chunk arrives after all its others.
         async with self._sending:
             if sent := self._facts[:]:  # pragma: no branch - another chunk may have sent them.
                 await self._queue.put(pickle.dumps(sent))
@@ -197,7 +197,7 @@ class Visit(distributed.WorkerPlugin):
         if said := await self._end.get(timeout=_PATIENCE):
             reason, level = pickle.loads(said)  # noqa: S301 - dask itself unpickles.
             for run in filter(None, self._runs.values()):
-                # The coordinator logs its reason, so a worker does not warn of it.
+                # The coordinator logs the reason, so a worker does not warn of it.
                 run.state.ask_to_end(reason.summary, level)
 
     async def _pulse(self) -> None:
@@ -210,7 +210,7 @@ class Visit(distributed.WorkerPlugin):
                     await self._obey()
 
     def _leave(self, error: BctrlError) -> BctrlError:
-        """Take no other chunk; return the error with the worker in it, whose key may be another."""
+        """Take no more chunks; return the error with the worker's address: its key may differ."""
         self._left = _bare(copy(error))
         self._left.summary = f"the worker {self._worker.address}: {error.summary}"
         return self._left
@@ -220,7 +220,7 @@ class Visit(distributed.WorkerPlugin):
         async with self._opening:
             if self._session is None:
                 session, worker = self._make_session(), self._worker
-                # A client of its own: dask does not always close the client of a worker.
+                # The run opens its own client: dask does not always close the client of a worker.
                 self._client: Any = await _dask.Client(
                     worker.scheduler.address,
                     security=worker.security,
@@ -263,7 +263,7 @@ class _Items(list[RuntimeRef]):
         self.all_taken.set()
 
 
-# In the coordinator.
+# This part runs in the coordinator.
 
 
 class Chunk:
@@ -279,7 +279,7 @@ class Chunk:
         self.scope: CancelScope = CancelScope()
 
     def restart(self) -> Iterator[StopOutcome]:
-        """Forget the only worker that has begun it, if it has told all; yield what it rejected."""
+        """Forget the only worker that started it, if it reported all; yield what it rejected."""
         if self.begins == 1 and None not in self.open.values():
             self.begins = 0
             for told in filter(None, [*self.open.values()]):
@@ -300,7 +300,7 @@ class Chunk:
                 self.open[index] = outcome
 
     def end(self, reason: BctrlError) -> Iterator[StopOutcome]:
-        """Yield the outcomes of all other targets; some have none for this reason."""
+        """Yield the outcomes of all other targets; the reason is why some have none."""
         rest, self.open = self.open, {}
         not_sent = BctrlError(f"not sent: {reason.summary}")
         for index, outcome in rest.items():
@@ -308,7 +308,7 @@ class Chunk:
             if outcome is None and not self.begins:
                 yield outcome_of(target, not_sent, index=index)
             elif outcome is None or (self.begins > 1 and not _may_have_effect(outcome)):
-                # A worker that died may have sent it.
+                # A dead worker may have sent the request.
                 error = BctrlError(
                     f"no outcome came back: {reason.summary}",
                     advice="Stop it again: a stop is safe to repeat",
@@ -342,7 +342,7 @@ class ClusterRun(Engine):
         self._present: set[str] = set()
         self._left: set[str] = set()
         self._is_lost = False
-        # True once a message may be missing that says that a chunk begins.
+        # This is True once the message that a chunk has started may be missing.
         self._lacks_messages = False
 
     @property
@@ -360,7 +360,7 @@ class ClusterRun(Engine):
                 argument="client",
             )
 
-    # The cluster as a whole.
+    # These methods deal with the cluster as a whole.
 
     def _start_work(self) -> None:
         self._start(self._serve)
@@ -391,7 +391,7 @@ class ClusterRun(Engine):
 
     async def _open_on_cluster(self, worker: Worker) -> None:
         await self._ask(worker, self._end.set, b"")
-        # Awaited, the scheduler has it.
+        # The await makes sure that the scheduler has the queue.
         self._queue = await self._ask(worker, partial(_dask.Queue, self._run, client=self._client))
         try:
             registering = self._client.register_plugin(self._visit, self._run)
@@ -400,7 +400,7 @@ class ClusterRun(Engine):
             self.state.end_early(_failure_of(error), CancelLevel.WAITING)
         await self._count(worker)
         if self.source.length is not None:
-            # A short input is for all workers as well.
+            # A short input is cut so that all workers get a part.
             share = ceil(self.source.length / (_SHARES * max(len(self._present), 1)))
             self._chunk_size = max(min(self._chunk_size, share), 1)
 
@@ -423,14 +423,14 @@ class ClusterRun(Engine):
         await self._fetch(worker)
 
     async def _tell(self, worker: Worker, level: CancelLevel) -> None:
-        # The workers must deliver their outcomes.
+        # Workers deliver their outcomes, whatever the level.
         told = min(level, CancelLevel.IN_FLIGHT)
         await self._ask(worker, self._end.set, pickle.dumps((_bare(self.state.reason), told)))
         await self._fetch(worker)
         self._told = level
         if told is CancelLevel.IN_FLIGHT:
             asyncio.get_running_loop().call_later(_GRACE, self._give_up, self._chunks.values())
-        # These find the end when they begin, and send nothing.
+        # These chunks find the end when they start, and send nothing.
         self._give_up(chunk for chunk in self._chunks.values() if not chunk.begins)
 
     def _give_up(self, chunks: Iterable[Chunk]) -> None:
@@ -474,7 +474,7 @@ class ClusterRun(Engine):
             asking.cancel()
         raise TimeoutError("its scheduler did not answer in time")
 
-    # The slots.
+    # These methods hand out chunks, each from a slot.
 
     async def _work(self, worker: Worker) -> None:
         """Read the input, hand it out in chunks, and await each before the next is read."""
@@ -488,7 +488,7 @@ class ClusterRun(Engine):
         self._read.append(read := (index, target))
         is_last = False
         if self.source.is_async:
-            # What comes at once is one chunk; nothing waits for what comes later.
+            # Items that arrive together are one chunk; they do not wait for later items.
             await asyncio.sleep(0)
             is_last = self._read[-1:] == [read]
         if is_last or len(self._read) >= self._chunk_size or not self.state.goes_on():
@@ -523,10 +523,10 @@ class ClusterRun(Engine):
                 is_tried_again = self.state.goes_on() and self._goes_elsewhere(chunk, ended)
             is_told = isinstance(ended, _LeftError | BctrlError)
             if failure is not None and self.state.goes_on() and (is_told or not chunk.begins):
-                # No chunk would fare better.
+                # No other chunk would do better.
                 self.state.end_early(failure, CancelLevel.WAITING)
         except BaseException:
-            # It was cancelled from outside, and a message may be on its way.
+            # The slot was cancelled from outside, and a message may be on its way.
             chunk.begins += 1
             raise
         finally:
@@ -566,7 +566,7 @@ class ClusterRun(Engine):
             with chunk.scope:
                 await future
         except CancelledError as error:
-            # Its worker may have it yet.
+            # Its worker may still have the chunk.
             chunk.begins += 1
             if self._client.status == "running":
                 return error
@@ -579,7 +579,7 @@ class ClusterRun(Engine):
                 future.release()
         return None
 
-    # The outcomes.
+    # These methods record outcomes.
 
     async def _fetch(self, worker: Worker) -> None:
         """Record all that the workers have sent by now."""
@@ -597,7 +597,7 @@ class ClusterRun(Engine):
     def _add(self, chunk: Chunk, fact: _Fact) -> None:
         match fact:
             case None:
-                # The first worker that begins it after that finds the end, and sends nothing.
+                # A worker that is the first to start it after the end sends nothing.
                 chunk.begins += self._told is None or chunk.begins > 0
             case StopOutcome():
                 self._record(chunk.add(fact))
@@ -605,7 +605,7 @@ class ClusterRun(Engine):
                 self.ledger.throttled += fact
 
     def _record(self, outcomes: Iterable[StopOutcome]) -> None:
-        """Record outcomes, and deliver them in a task of its own: no other waits for a reader."""
+        """Record outcomes, and deliver them in a task of its own, which alone waits for readers."""
         recorded = [self.ledger.record(outcome) for outcome in outcomes]
         if not self._deliveries or self.state.level is CancelLevel.DELIVERY:
             return
@@ -619,7 +619,7 @@ class ClusterRun(Engine):
 
 
 def _close(queue: Any) -> None:  # noqa: ANN401
-    """Close a queue that was made and awaited, by which dask creates it twice."""
+    """Close a queue, which dask has created twice: when it was made, and when it was awaited."""
     queue.close()
     queue.close()
 
@@ -629,7 +629,7 @@ def _may_have_effect(outcome: StopOutcome | None) -> bool:
 
 
 def _bare(error: BctrlError) -> BctrlError:
-    """Return an error without cause and traceback, which may have what cannot be pickled."""
+    """Return an error without its cause and traceback, which it may be impossible to pickle."""
     error.__cause__ = error.__context__ = error.__traceback__ = None
     return error
 
@@ -647,7 +647,7 @@ def _failure_of(error: Exception) -> BctrlError:
 
 
 def _by_name(session: object) -> bytes:
-    """Return a function as its name, by which the workers import it."""
+    """Pickle a function by its name, so that the workers import it."""
     if (isfunction(session) or isclass(session)) and session.__module__ != "__main__":
         with suppress(AttributeError, pickle.PicklingError):
             return pickle.dumps(session)
@@ -678,16 +678,16 @@ def stop_runtimes(
         async with Client("tcp://scheduler:8786", asynchronous=True) as client:
             report = await stop_runtimes(client, targets, journal="night.jsonl")
 
-    It is `BctrlSession.stop_runtimes` with other sessions: what is not said here is as it is there.
-    Targets are read here, and handed to the workers in chunks, ten for each worker. Each outcome is
-    recorded here once. The chunk of a worker that dies is repeated on another one; a target that it
-    had stopped already ends as `already_stopped`. If all workers die that take a chunk, its targets
-    without an outcome become `unknown`, and so does what a second worker did not stop.
+    It works as `BctrlSession.stop_runtimes` does, except for what is said here. Targets are read
+    here, and handed to the workers in chunks, ten for each worker. Each outcome is recorded here
+    once. The chunk of a worker that dies is repeated on another; a target that it had stopped
+    becomes `already_stopped`. If every worker that takes a chunk dies, its targets without an
+    outcome become `unknown`, and so do targets that a second worker did not stop.
 
     The run ends early as in one process: the first 401 of any worker ends it for all. A worker that
     cannot make its session, or reaches no server, leaves its chunks to others, and a warning names
-    it; if all have, the run ends early. So it does if the scheduler is lost: all that was handed
-    out and has no outcome is `unknown` then. While there are no workers it waits for some.
+    it; if all workers leave, the run ends early. It also ends early if the scheduler is lost:
+    targets that were handed out and have no outcome are then `unknown`. Without workers, it waits.
 
     Args:
         client: A running client of dask.distributed, made with `asynchronous=True`.
@@ -697,13 +697,13 @@ def stop_runtimes(
             the environment of the worker. Its name is sent, so that the workers can import it: it
             must be defined at the top level of a module.
         base_url: The URL of the API, which all workers must have as well. None reads
-            `BCTRL_BASE_URL` here, and else is `https://api.bctrl.ai`.
+            `BCTRL_BASE_URL` here, or uses `https://api.bctrl.ai` if that is not set.
         pace: A rate that all workers share, for their sessions.
         chunk_size: The most targets of a chunk, from 1. A worker that dies costs that many repeated
             requests; each chunk costs the scheduler about a millisecond.
         concurrency: The most stops at once of a chunk, from 1 to the `max_connections` of the
-            session, which is the default. A worker begins a chunk once it has begun all targets of
-            the one before.
+            session, which is the default. A worker starts a chunk once all targets of its previous
+            chunk are started.
         deadline: As for `BctrlSession.stop_runtimes`. Waiting for workers counts.
         on_outcome: As for `BctrlSession.stop_runtimes`, called here.
         timeout: As for `BctrlSession.stop_runtimes`.

@@ -60,13 +60,13 @@ class BctrlError(Exception):
 
     Args:
         summary: The failure in one line, without a full stop.
-        advice: The remedy, by default that of the class; None if there is none.
+        advice: The remedy, by default the advice of the class; None if there is none.
         operation: The operation of the API, such as `stop`, `get` or `list`.
         workspace_id: The workspace of the call.
         alias: The alias of the call.
         attempts: The number of requests started for this call.
         may_have_stopped: True if any of these requests may have stopped the runtime; always False
-            for another operation than a stop.
+            for operations other than a stop.
         accepted: True if a stop was answered with a 2xx status and an unusable body, so that it
             was accepted (`BctrlNetworkError` only).
         status: The HTTP status of the last answer.
@@ -74,7 +74,7 @@ class BctrlError(Exception):
         message: The server's message.
         reason_class: The server's `reasonClass`, such as `conflict`; new values will appear. Also
             `invalid_input` for a workspace id or an alias that cannot be sent.
-        request_id: The server's id of the request, for its support.
+        request_id: The server's id of the request, for its support team.
         hint: The server's advice.
         retry_after: The seconds that the server asked to wait.
         body: The first 2,048 characters of the answer's body.
@@ -177,7 +177,7 @@ class BctrlPermissionError(BctrlApiError):
 
 
 class BctrlNotFoundError(BctrlApiError):
-    """404: no such workspace, alias or path."""
+    """404: the workspace, the alias or the path does not exist."""
 
     advice: str | None = "Check the workspace id, the alias and the base URL"
 
@@ -203,7 +203,7 @@ class BctrlConflictError(BctrlApiError):
 
 
 class BctrlRateLimitError(BctrlApiError):
-    """429: too many requests; this one was not processed.
+    """429: too many requests; the server did not process this request.
 
     If `status` is None, nothing was sent: an earlier `Retry-After` is longer than this call's
     patience, or all other calls were throttled for that long.
@@ -239,14 +239,14 @@ def subject_of(error: BctrlError) -> str:
 
 
 is_code: Callable[[str], re.Match[str] | None] = re.compile(r"[a-z_]+(?:\.[a-z_]+)+").fullmatch
-"""Matches a code of the API (contract errors.md); a gateway may have another text or a number."""
+"""Matches a code of the API (contract errors.md); a gateway may send other text or a number."""
 
 
 def is_unanswered(error: BctrlError) -> bool:
     """Return True if the API did not answer: no answer, or a gateway's 502, 503 or 504."""
     if isinstance(error, BctrlNetworkError):
-        # An unreadable or foreign answer is still an answer. Without a key nothing was sent that
-        # the API could have answered.
+        # An unreadable or foreign answer is still an answer. If there was no key, no request was
+        # sent that the API could answer.
         return (
             error.status is None
             and error.argument is None
@@ -268,7 +268,7 @@ def error_type(error: BaseException) -> str:
 
 
 def log_fields(error: BctrlError) -> dict[str, object]:
-    """Return what a log record says about an error, by the names of the spans' attributes."""
+    """Return the fields of an error for a log record, named like the attributes of spans."""
     fields = {
         "bctrl.workspace_id": error.workspace_id,
         "bctrl.alias": error.alias,

@@ -29,13 +29,13 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
     """A predicate for runtimes; any function of a `Runtime` can take its place.
 
     Args:
-        status: The status to match. None, the default, matches what has not ended: each status but
-            `stopped` and `failed`, also one that this version does not know. `any` matches each.
+        status: The status to match. None, the default, matches each status but `stopped` and
+            `failed`, including statuses unknown to this version. `any` matches all.
         kind: The kind to match; None matches any.
-        older_than: Seconds or a `timedelta`, above 0, since the runtime was created; None matches
-            any age. The contract gives `created_at` no format: a text that is not an ISO 8601 date
-            and time with a UTC offset matches no age. If such a runtime matches
-            otherwise, `stop_workspace` rejects it instead of stopping it.
+        older_than: The least age, above 0, in seconds or as a `timedelta`; None matches any age.
+            The contract specifies no format for `created_at`: text that is not an ISO 8601 date and
+            time with a UTC offset matches no age. If only the age is in question, `stop_workspace`
+            rejects the runtime instead of stopping it.
 
     A status or kind that this version does not know is logged as a warning: it may be mistyped.
 
@@ -48,7 +48,7 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
     older_than: float | timedelta | None = None
 
     def __post_init__(self) -> None:
-        # Anything else would match nothing, and leave every runtime running.
+        # A value of another type would match no runtime, and leave all of them running.
         _config.check_type(self.status, str | None, "status", "a str or None")
         _config.check_type(self.kind, str | None, "kind", "a str or None")
         if self.older_than is not None:
@@ -61,7 +61,7 @@ class RuntimeFilter(msgspec.Struct, frozen=True, kw_only=True):
         return self.decide(runtime, datetime.now(UTC)) is True
 
     def decide(self, runtime: Runtime, now: datetime) -> bool | None:
-        """Return whether it matches at a time; None if its age would decide, but is unreadable."""
+        """Return whether a runtime matches at a time; None if an unreadable age decides."""
         if self.status is None:
             has_status = not runtime.status.is_final
         else:
@@ -88,7 +88,7 @@ def _warn_if_unknown(name: str, value: str | None, known: tuple[str, ...]) -> No
 
 
 class FoundTargets:
-    """The targets that a condition selects in a list, and the errors of the unreadable ones."""
+    """The listed runtimes that a condition selects, and the errors of unreadable runtimes."""
 
     def __init__(self, workspace_id: str, where: Callable[[Runtime], object]) -> None:
         self.workspace_id: str = workspace_id
@@ -119,11 +119,11 @@ class FoundTargets:
                 and where.decide(runtime, self.at) is None
                 and not runtime.status.is_final
             ):
-                # It may be too young to stop, or run for ever: it is neither stopped nor ignored.
+                # The runtime may be too young to stop; ignored, it could run for ever.
                 self.items.append(_unreadable_age(self.workspace_id, runtime))
 
     def without_replaced(self) -> Self:
-        """Drop ended runtimes whose alias runs again: a stop goes by alias, to the other one."""
+        """Drop ended runtimes whose alias runs again: a stop by alias would end the new runtime."""
         self.items = [item for item in self.items if not self._is_replaced(item)]
         return self
 

@@ -2,8 +2,8 @@
 
 It is JSON Lines: a header, then an entry for each outcome. The last entry of a target wins: the
 target is done if that entry says that its runtime no longer runs, and is sent again otherwise. Each
-line ends with a checksum of itself, and only the last line may be cut short. No file knows the list
-of its run: `read_journals` says of a list and its journals whether all of it is done.
+line ends with its checksum, and only the last line may be cut short. A journal does not have the
+list of its run: `read_journals` compares a list with its journals.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _MAGIC = b'{"journal":"bctrl_async"'
 _CHECKSUM = b',"crc":"%08x"}\n'
 _CHECKSUM_LENGTH = len(_CHECKSUM % 0)
 _MAX_LINE = 1 << 16  # bytes
-_MAX_TEXT = 1000  # characters, if its line would be longer
-_MAX_AHEAD = timedelta(minutes=5)  # between the clocks of two machines
+_MAX_TEXT = 1000  # characters of a text, if its line would be longer
+_MAX_AHEAD = timedelta(minutes=5)  # the clocks of two machines may differ
 _encode = msgspec.json.Encoder().encode
 
 
@@ -55,7 +55,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 class _Entry(msgspec.Struct, frozen=True, gc=False):
-    """The target of an entry; to decode all of an entry takes longer."""
+    """The target of an entry, which is decoded alone because that is faster."""
 
     workspace_id: str
     alias: str
@@ -78,9 +78,9 @@ def read_journals(
 
         pending = [each.target for each in read_journals(paths, targets) if not each.ok]
 
-    The last entry of a target in a file counts, and of several files the entry with the latest
-    `at`. The files are read when the iteration starts, also while runs write them; they stay as
-    they are.
+    The last entry of a target in a file counts, and among several files the entry with the latest
+    `at`. The files are read when the iteration starts, even while runs write to them, and are not
+    changed.
 
     Args:
         paths: The files.
@@ -88,16 +88,16 @@ def read_journals(
             outcome, in the order of the list; a target that no file has is `not_sent`, with an
             error that says so. None yields only targets in the files: those without an entry are
             not reported.
-        max_age: Seconds since a file was started, above 0, beyond which it is rejected, such as a
-            file of an earlier night; None rejects none.
+        max_age: The greatest age of a file in seconds, above 0; an older file, such as last
+            night's, is rejected. None accepts any age.
 
     Yields:
         Outcomes whose `index` is their position here, and whose `runtime` is None if they are `ok`.
 
     Raises:
-        BctrlConfigError: A file cannot be read, is not an intact journal of this version, is of
-            another server than the first, is older than `max_age`, or says of a target something
-            that is five minutes in the future. There is no file, or an item of the list is not a
+        BctrlConfigError: A file cannot be read, is not an intact journal of this version, belongs
+            to another server than the first, is older than `max_age`, or has an entry dated more
+            than five minutes in the future. There is no file, or an item of the list is not a
             target.
     """
     expected = "an iterable of paths"
@@ -125,7 +125,7 @@ def read_journals(
             )
         for index, target in enumerate(map(_as_target, targets)):
             known = [outcome for journal in journals if (outcome := journal.outcome(target))]
-            # If two are of the same time, the one that is sent again counts.
+            # An outcome that is not ok wins a tie, so that its target is sent again.
             latest = max(known, key=lambda each: (each.at, not each.ok), default=None)
             if latest is None:
                 latest = outcome_of(target, BctrlError("no journal has it", **target._asdict()))
@@ -148,7 +148,7 @@ class Journal:
         self._age = timedelta()
         self._is_cut_short = False
         self._size = 0
-        # By workspace and alias: a dict of pairs would take twice the memory.
+        # The dicts are nested: a single dict of pairs would take twice the memory.
         self.offsets: defaultdict[str, dict[str, int]] = defaultdict(dict)
         try:
             with ExitStack() as stack:
@@ -191,7 +191,7 @@ class Journal:
         self._size = len(line)
         for line in lines:
             if not line.endswith(b"\n"):
-                # A run is writing it, or a crash cut it short.
+                # The line is still being written, or a crash cut it short.
                 return
             entry = _decode(line, _Entry, self._size)
             self.offsets[entry.workspace_id][entry.alias] = self._size
@@ -203,7 +203,7 @@ class Journal:
         if self.base_url not in {None, header.base_url}:
             raise ValueError(f"it is of another server, {header.base_url}")
         self.base_url = header.base_url
-        # A time in the future says as little as one in the past.
+        # A header dated in the future is as doubtful as an old header.
         age = abs((datetime.now(UTC) - header.started).total_seconds())
         self._age = timedelta(seconds=int(age))
         if max_age is not None and age > max_age:
@@ -237,7 +237,7 @@ class Journal:
         try:
             outcome = self.outcome(target)
         except BctrlConfigError:
-            # Sending it again is safe.
+            # The entry cannot be used, and sending the target again is safe.
             return None
         # A target that was not found may have been started since.
         if outcome is None or not outcome.ok or outcome.result is StopResult.NOT_FOUND:
@@ -245,7 +245,7 @@ class Journal:
         return replace(outcome, resumed=True)
 
     def warn_if_old(self) -> None:
-        """Log that what is done is not sent again, if the file is probably of an earlier night."""
+        """Warn that finished targets are not sent again, if the file is more than a day old."""
         if self._age > timedelta(days=1):
             fields = {"bctrl.journal": str(self._path), "bctrl.age": self._age.total_seconds()}
             _log.warning(
@@ -256,7 +256,7 @@ class Journal:
             )
 
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
-        """Append an outcome, perhaps to disk; raise a BctrlError, once, if that is full."""
+        """Append an outcome, perhaps to disk; raise a BctrlError, once, if the disk is full."""
         if not self._is_cut_short:
             self._append(_entry_line(outcome), flush=flush)
 
@@ -277,7 +277,7 @@ class Journal:
             if flush:
                 os.fsync(self.file.fileno())
         except OSError as error:
-            # A line after one that was cut short would make the file unreadable.
+            # Another line after a truncated line would make the file unreadable.
             self._is_cut_short = True
             raise BctrlError(
                 f"the journal {str(self._path)!r} cannot be written: {error.strerror}",
@@ -298,12 +298,12 @@ def _entry_line(outcome: StopOutcome) -> bytes:
     """Return the line of an outcome, which is never longer than `_MAX_LINE`."""
     record = OutcomeRecord.of(outcome)
     if record.ok:
-        # The runtime says no more, and would make the line three times as long.
+        # The runtime adds nothing, and would make the line three times as long.
         record = replace(record, runtime=None)
     try:
         line = _seal(_encode(record))
     except UnicodeEncodeError:
-        # A lone surrogate, of an invalid target or in a header of the answer.
+        # An invalid target, or a header of the answer, has a lone surrogate.
         line = b""
     if 0 < len(line) <= _MAX_LINE:
         return line
@@ -314,13 +314,13 @@ def _entry_line(outcome: StopOutcome) -> bytes:
 
 
 def _short(text: str) -> str:
-    # With the ellipsis, the name of an invalid target is still too long.
+    # The ellipsis keeps the name of an invalid target too long to be valid.
     text = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _decode(line: bytes, kind: type[_T], offset: int) -> _T:
-    """Return what is on a line; raise ValueError if it is not as it was written."""
+    """Decode a line; raise ValueError if it is damaged."""
     try:
         if line[-_CHECKSUM_LENGTH:] == _CHECKSUM % crc32(line[:-_CHECKSUM_LENGTH]):
             return msgspec.json.decode(line, type=kind)

@@ -22,15 +22,15 @@ class _OpenEnum(StrEnum):
     def _missing_(cls, value: object) -> Self | None:
         if not isinstance(value, str):
             return None
-        # Not cached: the server chooses the values, so a cache could grow without bound.
+        # The member is not cached: the server chooses values, so a cache could grow without bound.
         member = str.__new__(cls, value)
-        # The repr of a member shows its name as it is, and so do tools that print enums.
+        # The name is escaped, because a member's repr and other tools print it as it is.
         member._name_ = repr(value)[1:-1]
         member._value_ = value
         return member
 
     def __reduce_ex__(self, _protocol: object) -> tuple[type[Self], tuple[str]]:
-        # Python 3.11.2 pickles members by name, and an unknown value has none to find.
+        # Python 3.11.2 pickles members by name, and an unknown value has no registered name.
         return type(self), (self.value,)
 
 

@@ -2,8 +2,8 @@
 
 A session reports the start of each call to its observer, and the events of the call to the object
 that is returned. Every start has an end, on cancellation as well. Subclass the classes you need:
-their methods do nothing. Methods run in the event loop, so they must not block. An exception from
-one is logged and does not affect the call. No method receives the API key.
+their methods do nothing. Methods run in the event loop, so they must not block. An exception in a
+method is logged and does not affect the call. No method receives the API key.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class AttemptObserver:
     """An observer of one attempt: one HTTP request."""
 
     def headers(self) -> Mapping[str, str]:
-        """Return headers to add, such as `traceparent`; those of the session take precedence."""
+        """Return headers to add, such as `traceparent`; the session's own take precedence."""
         return {}
 
     def answered(self, status: int) -> None:
@@ -70,7 +70,7 @@ class _WithAttempts:
 
 
 class StopObserver(_WithAttempts):
-    """An observer of one stop: its attempts, and the GETs that ask for its effect.
+    """An observer of one stop: its attempts, and the GETs that check its effect.
 
     These are the polls of `verify=`, and the GET of a single stop that found its runtime stopped.
     """
@@ -92,14 +92,14 @@ class CallObserver(_WithAttempts):
 
 class _WithCalls:
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; of a single stop, before it waits for its slot."""
+        """Handle the start of a stop; a single stop starts before it waits for its slot."""
         return StopObserver()
 
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`.
 
-        In a bulk stop it is a `get` that asks whether the server is up, after a request without an
-        answer; the GETs of `verify=` belong to their stop.
+        In a bulk stop it is a `get` that checks whether the server is up after an unanswered
+        request; the GETs of `verify=` belong to their stop.
 
         Args:
             operation: The operation of the API, such as `get` or `list`.

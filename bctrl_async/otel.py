@@ -4,7 +4,7 @@
 
 Each stop is a span `stop_runtime`. Its children are the attempts, which follow the semantic
 conventions for HTTP clients (https://opentelemetry.io/docs/specs/semconv/http/http-spans/), and the
-polls of `verify=`. A bulk stop is a span `stop_runtimes` with its counts, above its stops.
+polls of `verify=`. A bulk stop is a span `stop_runtimes` with its counts, the parent of its stops.
 `get_runtime` and `list_runtimes` are spans with attempts as well. Attempts propagate the context in
 their headers (`traceparent`).
 
@@ -45,7 +45,7 @@ __all__ = ["OpenTelemetry"]
 _SCHEMA = "https://opentelemetry.io/schemas/1.37.0"
 """The version of the semantic conventions whose names are used here."""
 
-# The boundaries that the conventions recommend for `http.client.request.duration`.
+# The conventions recommend these boundaries for `http.client.request.duration`.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 
 _Attributes = dict[str, str | int | bool]
@@ -72,7 +72,7 @@ class _Meters:
             "bctrl.stop.outcomes", "{stop}", "Stops that ended, by result."
         )
         for result in StopResult:
-            # A series that begins with its first event has no increase that an alert could see.
+            # A series that starts at its first event shows no increase to an alert.
             self.outcomes.add(0, {"bctrl.result": result.value})
 
 
@@ -96,13 +96,13 @@ class OpenTelemetry(Observer):
     """An observer that records spans and metrics. Several sessions may share it.
 
     Args:
-        tracer_provider: The provider of the tracer; the global one if None.
-        meter_provider: The provider of the meter; the global one if None.
+        tracer_provider: The provider of the tracer; None uses the global provider.
+        meter_provider: The provider of the meter; None uses the global provider.
         spans_in_bulk: If False, a bulk stop of any size is one span, without spans for its stops
             and attempts. The metrics do not change.
 
     Raises:
-        BctrlConfigError: A provider is not one of OpenTelemetry's API.
+        BctrlConfigError: An argument is not a provider of OpenTelemetry's API.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class _WithSpan:
     """A call with a span, whose children are its attempts."""
 
     def __init__(self, scope: _Scope, operation: str, workspace_id: str, alias: str | None) -> None:
-        # It is named as the method of the session.
+        # The span is named after the method of the session.
         name = f"{operation}_runtimes" if alias is None else f"{operation}_runtime"
         attributes: _Attributes = {"bctrl.workspace_id": workspace_id}
         if alias is not None:
@@ -213,7 +213,7 @@ class _Attempt(AttemptObserver):
             **self._request,
             "url.full": str(attempt.url),
             "url.template": attempt.template,
-            # The client speaks no other version.
+            # aiohttp speaks no other version.
             "network.protocol.version": "1.1",
         }
         if attempt.number > 1:
@@ -241,12 +241,12 @@ class _Attempt(AttemptObserver):
         if self._stops:
             self._scope.meters.attempts.add(1, response)
         self._span.set_attributes(response)
-        # By the conventions, an error status needs no description.
+        # The conventions want no description for an error status.
         _end(self._span, error, with_text=not isinstance(error, BctrlApiError))
 
 
 def _end(span: Span, error: BaseException | None, *, with_text: bool = True) -> None:
-    """End a span, with the error that its operation ended with, if any."""
+    """End a span, with the error of its operation, if any."""
     if error is not None:
         span.set_attribute("error.type", error_type(error))
         text = error.summary if with_text and isinstance(error, BctrlError) else None

@@ -22,7 +22,7 @@ __all__ = ["RuntimeState", "StopOutcome", "StopReport", "StopResult"]
 class StopResult(StrEnum):
     """The result of a stop: what the server said to it.
 
-    Whether the runtime runs is another question, which `StopOutcome.state` answers.
+    `StopOutcome.state` says whether the runtime still runs.
     """
 
     STOPPED = "stopped"
@@ -34,14 +34,14 @@ class StopResult(StrEnum):
     NOT_FOUND = "not_found"
     """The workspace or alias is unknown."""
     REJECTED = "rejected"
-    """The server's last word was no, throttling included; or the target is invalid."""
+    """The server's last answer was a refusal, such as throttling; or the target is invalid."""
     NOT_SENT = "not_sent"
     """No request was sent."""
     UNKNOWN = "unknown"
     """A request was sent but no answer settled it: the runtime may have stopped."""
 
     def __repr__(self) -> str:
-        # Keeps printed counts short.
+        # Printed counts are shorter without the name of the class.
         return repr(self.value)
 
 
@@ -71,7 +71,7 @@ now: Callable[[], datetime] = partial(datetime.now, UTC)
 _NOT_RUNNING = RuntimeState.NOT_RUNNING
 _STOPPED = frozenset({StopResult.STOPPED, StopResult.ALREADY_STOPPED})
 ANSWERED = frozenset({StopResult.ACCEPTED, StopResult.NOT_FOUND})
-"""Results that are no failure of a call, although the runtime may run."""
+"""Results that do not count as a failed call, although the runtime may run."""
 
 
 class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,11 +84,11 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         state: Whether the runtime runs, by the server's own word.
         runtime: The runtime as last described by the server, in the answer, in a poll, or in the
             list of `stop_workspace` if no request can have stopped it since; else None.
-        error: The error that explains why the outcome is not `ok`; None where it is.
+        error: The error that explains why the outcome is not `ok`; None if it is.
         attempts: The number of stop requests started; polls are not counted.
         elapsed: Seconds from reading the target to this outcome.
-        at: The time at which the outcome became known, in UTC. If `runtime` is as polled or listed
-            apart from an answer to the stop, the time of the poll or the list.
+        at: The time at which the outcome became known, in UTC; if `runtime` comes from a poll or a
+            list, the time of the poll or the list.
         request_id: The server's id of the last stop request that it answered, or None.
         resumed: True if the outcome comes from an earlier run's journal.
     """
@@ -111,15 +111,15 @@ class StopOutcome(msgspec.Struct, frozen=True, kw_only=True):
         return self.state is _NOT_RUNNING
 
     def to_dict(self) -> dict[str, object]:
-        """Return the outcome as JSON values, which any encoder takes.
+        """Return the outcome as JSON values, for any encoder.
 
-        The fields are those of an outcome in the output of the command. `error` has the type, the
-        facts, and as its `message` the `summary` of the error.
+        The fields are the same as in the output of the command. `error` has the type and the facts
+        of the error, and its `summary` as the `message`.
         """
         record = OutcomeRecord.of(self)
-        # A field at its default is missing among the builtins.
+        # `to_builtins` leaves out fields that are at their defaults.
         fields: dict[str, object] = asdict(record) | msgspec.to_builtins(record)
-        # UTF-8 has no lone surrogates, which the name of an invalid target may have.
+        # The name of an invalid target may have lone surrogates, which UTF-8 cannot encode.
         target = self.target._asdict().items()
         names = {name: text.encode(errors="replace").decode() for name, text in target}
         return fields | names | {"error": record.error and asdict(record.error)}
@@ -154,7 +154,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
     def ok(self) -> bool:
         """True if the whole input was read and no runtime in it runs any longer.
 
-        An input without targets is `ok`: check `total` where a list may have come out empty.
+        An input without targets is `ok`: check `total` if a list may be empty by mistake.
         """
         return not self.failures and self.ended_early is None
 
@@ -172,7 +172,7 @@ class StopReport(msgspec.Struct, frozen=True, kw_only=True):
         return text
 
     def to_dict(self) -> dict[str, object]:
-        """Return the report as JSON values, which any encoder takes.
+        """Return the report as JSON values, for any encoder.
 
         `failures` has each failure as `StopOutcome.to_dict` returns it.
         """
@@ -253,7 +253,7 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     def error(self, target: RuntimeRef, attempts: int) -> BctrlError:
         """Return the error of a stop as it was recorded."""
-        # A later version may have other classes.
+        # A later version may have recorded a class that this version lacks.
         name = self.type if self.type in errors.__all__ else BctrlError.__name__
         kind: type[BctrlError] = getattr(errors, name)
         # An invalid item has no workspace.
@@ -272,7 +272,7 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """An outcome as JSON: a line of `-o json`, and without its empty fields one of the journal."""
+    """An outcome as JSON: a line of `-o json` or, without its empty fields, of the journal."""
 
     index: int
     workspace_id: str
@@ -328,7 +328,7 @@ class OutcomeRecord(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a table of rules.
     """Return the result of a stop whose call returned a runtime or raised an error."""
     if isinstance(ended, Runtime):
-        # With any other status the stop was taken, but not confirmed.
+        # Any other status means that the stop was accepted, but not confirmed.
         is_stopped = ended.status == RuntimeStatus.STOPPED
         return StopResult.STOPPED if is_stopped else StopResult.ACCEPTED
     match ended:
@@ -340,7 +340,7 @@ def result_of(ended: Runtime | BctrlError) -> StopResult:  # noqa: PLR0911 - a t
             return StopResult.ACCEPTED
         case BctrlError(may_have_stopped=True):
             return StopResult.UNKNOWN
-        # An error has the status of the last answer, also if a later attempt had none.
+        # An error keeps the status of the last answer, even if a later attempt had no answer.
         case BctrlError(status=int()) | BctrlConfigError(reason_class="invalid_input"):
             return StopResult.REJECTED
     return StopResult.NOT_SENT

@@ -55,13 +55,13 @@ class BctrlSession:
 
     Args:
         api_key: The key, or a plain or async function that is called for it before each attempt.
-            None reads `BCTRL_API_KEY`. A line end at the end of a key is left out.
-        base_url: The URL of the API, with or without `/v1`. None reads `BCTRL_BASE_URL`, and else
-            is `https://api.bctrl.ai`.
+            None reads `BCTRL_API_KEY`. A newline at the end of a key is left out.
+        base_url: The URL of the API, with or without `/v1`. None reads `BCTRL_BASE_URL`, or uses
+            `https://api.bctrl.ai` if that is not set.
         timeout: Seconds for one attempt, above 0, from when it has its slot. Connecting may take
             90 % of them. An `api_key` function has its own limit of the same length.
         max_connections: The most attempts in flight, from 1. Retries get a slot first, then single
-            stops, then bulk stops. While the server throttles, `patience` bounds the wait for one.
+            stops, then bulk stops. While the server throttles, `patience` bounds the wait.
         retry: The retry policy.
         rate: The most attempts a second, above 0, evenly spaced; None sets no limit. Either way
             the session slows down while the server answers 429 or 503.
@@ -70,7 +70,7 @@ class BctrlSession:
         http: An `aiohttp.ClientSession` to send through, instead of a pool of the session's own. It
             is never closed here, and the limits of its connector also apply. Only the session's own
             pool closes connections on which something arrived while they were idle. Its client
-            middlewares must send a request at most once: if one retries by itself and then finds no
+            middlewares must send a request at most once: if a middleware retries and then finds no
             connection, a stop is `not_sent` although its first request may have arrived.
         trace_configs: `aiohttp.TraceConfig`s for the pool.
         trust_env: Use the proxies of the environment (`HTTPS_PROXY`, …).
@@ -83,9 +83,9 @@ class BctrlSession:
         observer: The observer of all calls, such as `bctrl_async.otel.OpenTelemetry`.
         headers: More headers for every request, except those that the session sets. A call's own
             take precedence.
-        check_answers: Accept an answer only if it is about the runtime that was asked for: its
-            alias or id, and its workspace if that is given as a UUID. False accepts any, for a mock
-            server that makes its answers up.
+        check_answers: Accept an answer only if it has the requested alias, or id, and the requested
+            workspace if that is a UUID. False accepts any answer, for a mock server that makes its
+            answers up.
 
     Raises:
         BctrlConfigError: There is no key, or an argument is invalid; the text names it.
@@ -144,7 +144,7 @@ class BctrlSession:
                     advice="Set them on the aiohttp.ClientSession",
                 )
             if (connector := http.connector) is not None:
-                # Beyond them a request would wait in the connector's queue, within the timeout.
+                # Beyond these limits a request waits in the connector, and its timeout runs.
                 limits = limit, connector.limit, connector.limit_per_host
                 limit = min(filter(None, limits))
         if via is not None:
@@ -271,7 +271,7 @@ class BctrlSession:
             http = self._sender.open_pool()
             if not self._limiter.acquire_nowait():
                 await self._limiter.acquire(policy.max_throttle_wait)
-            # Made only now, unlike in other calls: a hundred thousand of these may wait for a slot.
+            # The call is made after the wait, because a hundred thousand stops may wait at once.
             retries = RetryState(policy, self._sender.quota)
             call = Call(STOP, str(workspace_id), alias, path, limit, retries=retries, headers=extra)
             if observed is not None:
@@ -402,7 +402,7 @@ class BctrlSession:
         run ends early at the deadline, when the key is rejected (401), when the server answers
         nothing, when its Retry-After exceeds the patience, and when the journal cannot be written:
         `StopReport.ended_early` says why. The rest of an input with a length becomes `not_sent`;
-        any other input is read no further.
+        any other input is not read to its end.
 
         Args:
             targets: Any iterable or async iterable of pairs (workspace id, alias), `RuntimeRef`s or
@@ -417,17 +417,17 @@ class BctrlSession:
             timeout: Seconds for one attempt, above 0; None is the session's.
             retry: The retry policy; None is the session's.
             journal: A file to which each outcome is appended as a line of JSON. The same call with
-                the same file resumes the run, and sends no target again whose last entry says that
-                its runtime no longer runs. Use another file for runtimes that were started anew:
-                what is skipped because of a file that is older than a day is logged as a warning.
-            journal_max_age: Seconds since the journal was started, above 0, beyond which it is
-                rejected; None rejects none.
+                the same file resumes the run, and skips each target whose last entry says that its
+                runtime no longer runs. Use another file for runtimes that were started anew; if a
+                file is older than a day, skipping is logged as a warning.
+            journal_max_age: The greatest age of the journal in seconds, above 0; an older journal
+                is rejected. None accepts any age.
             verify: Poll (`get_runtime`) each runtime whose stop is `unknown`, or `accepted` with a
                 status that is not final, until it no longer runs or is `not_found`: at least once,
-                and for 30 s after its stop was answered or given up. A number sets another time in
-                seconds, above 0; False polls none. What is not known by then is `unconfirmed` or
-                `still_running` in `StopOutcome.state`. Polls have the lowest priority; up to a
-                thousand runtimes are polled beside the stops.
+                and for 30 s after its stop was answered or given up. A number, above 0, replaces
+                the 30 s; False polls none. `StopOutcome.state` is `unconfirmed` or `still_running`
+                if the polls settled nothing. Polls have the lowest priority; up to a thousand
+                runtimes are polled beside the stops.
             missing_ok: Count a runtime that is `not_found` as no longer running. A mistyped
                 workspace gives nothing else, so by default the report is not `ok` then.
 
@@ -474,17 +474,17 @@ class BctrlSession:
             report = await session.stop_workspace("ws-1")
             report = await session.stop_workspace("ws-1", where=RuntimeFilter(older_than=7200))
 
-        Lists the workspace when it is run, and stops the selected runtimes as `stop_runtimes` does.
+        The run lists the workspace, and stops the selected runtimes as `stop_runtimes` does.
         Runtimes that start later are not in the list. A runtime has ended if it is `stopped` or
-        `failed`; with any other status, also one that is unknown to this version, it is stopped. A
-        listed runtime that cannot be parsed becomes a `rejected` outcome, and so does one whose age
-        cannot be read if `where` has an `older_than` and it otherwise matches.
+        `failed`; with any other status, even a status unknown to this version, it is stopped. A
+        listed runtime that cannot be parsed becomes a `rejected` outcome, and so does a runtime of
+        unreadable age that otherwise matches a `where` with `older_than`.
 
         Args:
             workspace_id: As for `stop_runtime`.
             where: A `RuntimeFilter`, or a plain function that is called with each runtime. None is
-                `RuntimeFilter()`, what has not ended. A function may also select runtimes that
-                have; they end as `already_stopped`.
+                `RuntimeFilter()`: runtimes that have not ended. A function may also select ended
+                runtimes, which become `already_stopped`.
             concurrency: As for `stop_runtimes`.
             deadline: As for `stop_runtimes`; it includes the list.
             on_outcome: As for `stop_runtimes`.
@@ -586,7 +586,7 @@ class BctrlSession:
         _config.check_type(retry, RetryPolicy, "retry", "a RetryPolicy")
         return retry
 
-    async def _read(  # noqa: PLR0917 - those of every call.
+    async def _read(  # noqa: PLR0917 - every call has these.
         self,
         operation: Operation[_T],
         workspace_id: str,

@@ -12,7 +12,7 @@ __all__ = ["shard", "shard_of"]
 
 
 def shard(targets: Targets, number: int, count: int) -> Targets:
-    """Return the targets of one shard in their order; each target is in exactly one.
+    """Return the targets of one shard in their order; each target is in exactly one shard.
 
     Args:
         targets: As for `stop_runtimes`. Targets with a length give a list, others are read lazily.
@@ -20,7 +20,7 @@ def shard(targets: Targets, number: int, count: int) -> Targets:
         count: The number of shards; the same in each process.
 
     Raises:
-        BctrlConfigError: `targets` cannot be iterated over, or there is no such shard. Here, or
+        BctrlConfigError: `targets` cannot be iterated over, or `number` is not in range. Here, or
             when it is read, if the first item is not a target.
     """
     if number not in range(1, _config.count(count, "count") + 1):
@@ -31,7 +31,7 @@ def shard(targets: Targets, number: int, count: int) -> Targets:
 
     def is_in_shard(item: object) -> bool:
         if not next(places):
-            # An invalid item is in the first shard only, and the others would be empty.
+            # The first shard alone would reject an invalid item; the others would be empty.
             check_first(item)
         return shard_of(item, count) == number
 
@@ -45,13 +45,13 @@ def shard_of(target: object, count: int) -> int:
     """Return the shard of a target, from 1; the same in every process, machine and version.
 
     It is 1 plus the remainder by `count` of the big-endian BLAKE2b hash (8 bytes) of workspace id,
-    NUL and alias in UTF-8, with A to Z as a to z. An item that is not a target is in the first.
+    NUL and alias in UTF-8, with A to Z as a to z. Items that are not targets are in shard 1.
     """
     try:
         workspace_id, alias = as_target(target)
     except BctrlError:
         return 1
-    # Bytes are lowered in ASCII only: Unicode's letters differ between versions of Python.
+    # Lowering bytes changes only ASCII: Unicode's letters differ between versions of Python.
     name = f"{workspace_id}\0{alias}".encode(errors="surrogatepass").lower()
     digest = blake2b(name, digest_size=8).digest()
     return int.from_bytes(digest) % _config.count(count, "count") + 1

@@ -51,7 +51,7 @@ def bctrl_emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
     """A running emulator: add runtimes, inject faults, then inspect the requests it received.
 
     It runs in a thread with its own event loop, so it also serves blocking tests. The marker of the
-    same name gives arguments of `Emulator`; of two markers, the one nearer to the test wins.
+    same name gives arguments of `Emulator`; of two markers, the nearer to the test wins.
     """
     markers = [*request.node.iter_markers("bctrl_emulator")]
     positional = [each for marker in markers for each in marker.args]
@@ -94,8 +94,8 @@ def bctrl_session(bctrl_emulator: Emulator) -> BctrlSession:
 def bctrl_aioresponses(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
     """Mocked answers in place of a server; needs the package aioresponses.
 
-    No request of aiohttp is sent while a test has this fixture: one that the test has not mocked
-    fails as if the connection was refused.
+    While a test has this fixture, aiohttp sends no request: a request that is not mocked fails as
+    if the connection was refused.
     """
     core = importlib.import_module("aioresponses.core")
     # aiohttp 3.14 requires an argument that aioresponses 0.7.9 does not pass

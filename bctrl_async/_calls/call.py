@@ -35,11 +35,11 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     in_doubt: bool = False
     """True if an attempt that failed may have taken effect."""
     cut_off: bool = False
-    """True if its run ended before an attempt that was to follow."""
+    """True if its run ended while a retry was due."""
 
     @property
     def priority(self) -> Priority:
-        """Its priority at the limiter; a poll keeps the lowest."""
+        """The priority of the next attempt at the limiter; polls keep the lowest."""
         if self.attempts and self.first_priority is not Priority.POLL:
             return Priority.RETRY
         return self.first_priority
@@ -51,7 +51,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
 
     @property
     def may_be_repeated(self) -> bool:
-        """False once an attempt may have taken effect, unless another does no harm."""
+        """False once an attempt may have taken effect, unless repeating it does no harm."""
         return self.operation.repeat_in_doubt or not self.in_doubt
 
     def on_failure(self, error: BctrlError) -> None:
@@ -95,7 +95,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
     async def back_off(self, limiter: Limiter, *, waits_for_quota: bool = False) -> bool:
         """Wait before the next attempt as the policy says; return False to give up.
 
-        While the retry quota is exhausted, it waits for that too, or gives up.
+        While the retry quota is exhausted, it waits for a token as well, or gives up.
         """
         retries, loop = self.retries, asyncio.get_running_loop()
         ends, asked = loop.time() + retries.policy.max_throttle_wait, 0
@@ -112,7 +112,7 @@ class Call(Request[_T], Generic[_T], kw_only=True):
         return True
 
     def log_retry(self, delay: float) -> None:
-        """Log the failure of the last attempt, and the shortest delay until the next one."""
+        """Log the failure of the last attempt, and the shortest delay until the next."""
         failed = self.retries.last_failure
         if failed is not None and _log.isEnabledFor(logging.INFO):
             annotate(failed, self.operation.name, self.workspace_id, self.alias)
@@ -145,7 +145,7 @@ def is_cancelled() -> bool:
 
 
 def as_failure(raised: asyncio.CancelledError, source: str) -> BctrlError:
-    """Return the error of code that awaited something that was cancelled, and so raised that."""
+    """Return the error of a source that raised CancelledError, although this task goes on."""
     error = BctrlError(f"{source} raised CancelledError")
     error.__cause__ = raised
     return error

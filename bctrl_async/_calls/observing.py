@@ -61,7 +61,7 @@ def observe_call(
 
 
 class ObservedStop:
-    """A single stop with an observer, from before it waits for a slot."""
+    """A single stop and its observer, made before the stop waits for a slot."""
 
     def __init__(self, observer: Observer, workspace_id: str, alias: str) -> None:
         self._target = RuntimeRef(workspace_id, alias)
@@ -69,10 +69,10 @@ class ObservedStop:
         self.observer: StopObserver = notify(observer.begin_stop, *self._target) or StopObserver()
 
     def end(self, ended: Runtime | BaseException, call: Call[Runtime] | None) -> None:
-        """Notify the observer of the outcome; without a call if none was made."""
+        """Notify the observer of the outcome; `call` is None if none was made."""
         settled: Runtime | BaseException = ended
         match call and call.retries.last_failure:
-            # It settles the stop, whatever becomes of the GET that follows it.
+            # The conflict settles the stop, whatever the GET that follows returns.
             case BctrlConflictError(already_stopped=True) as conflict:
                 settled = conflict
         if not isinstance(settled, Runtime | BctrlError):
@@ -86,7 +86,7 @@ class ObservedStop:
             elapsed=time.monotonic() - self._began,
             request_id=None if call is None else call.request_id,
         )
-        # A runtime that was started anew since is not the one that this stop was about.
+        # A runtime that runs was started after this stop, so the outcome does not have it.
         if settled is not ended and isinstance(ended, Runtime) and ended.status.is_final:
             outcome = msgspec.structs.replace(outcome, runtime=ended)
         notify(self.observer.end, outcome)

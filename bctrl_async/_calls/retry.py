@@ -26,23 +26,23 @@ _PATIENCE = 60.0
 BULK_PATIENCE = 300.0
 """Seconds for which a bulk stop without a deadline waits for a busy or silent server."""
 _MAX_PROBE_DELAY = 5.0
-"""Seconds between two probes or polls at most: a change is noticed that much later."""
+"""The most seconds between two probes or polls: a change is noticed at most this late."""
 _LARGEST_EXPONENT = 60
 _MAX_NOTES = 10
-"""The last attempts that an error has a note of; there may be a hundred."""
+"""The most attempts that an error lists in its notes; a call may make a hundred."""
 
 
 class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
     """A retry policy with exponential backoff and full jitter.
 
     A stop is safe to repeat. A failed connection or a server error costs one of `attempts`. A 429
-    or 503 costs `patience` instead: the server is busy. Only a gateway's 503, which has no `code`
-    of the API, costs an attempt from the second on if other targets are answered meanwhile: its
-    own target is dead. The delay after the nth failure is random between 0 and the smaller of `cap`
-    and `base * 2**(n-1)` seconds, and never shorter than Retry-After; a probe may end a Retry-After
-    of more than a minute early. In an outage of the server, a bulk stop waits and probes it, and no
-    failure counts. A single call is not retried if the certificate of the server is not trusted;
-    nor is a bulk stop that the server has never answered.
+    or 503 costs `patience` instead: the server is busy. A gateway's 503, which has no `code` of the
+    API, costs an attempt from the second on if other targets are answered meanwhile: its target is
+    dead. The delay after the nth failure is random between 0 and the smaller of `cap` and `base *
+    2**(n-1)` seconds, and never shorter than Retry-After; a probe may end a Retry-After of more
+    than a minute early. In an outage of the server, a bulk stop waits and probes it, and no failure
+    counts. An untrusted certificate ends a single call without a retry, and a bulk stop if the
+    server has never answered it.
 
     Args:
         attempts: Attempts that may fail, from 1; a busy server's 429 and 503 do not count. For a
@@ -51,7 +51,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
         cap: The longest delay in seconds, above 0.
         patience: Seconds from the first 429 or 503 until giving up, and the longest Retry-After to
             wait for; 0 gives up at once. None is 60 for a single stop; for a bulk stop it is its
-            deadline, or 300 without one.
+            deadline, or 300 without a deadline.
         statuses: The statuses to retry, of 408, 429 and 500 to 599.
 
     Raises:
@@ -72,7 +72,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
             _config.seconds(self.patience, "patience")
         _config.check_type(self.statuses, Collection, "statuses", "a set of statuses")
         for status in self.statuses:
-            # A list in it could not be looked for in a set.
+            # The type comes first: an unhashable status, such as a list, would raise a TypeError.
             if not isinstance(status, int) or status not in _MAY_RETRY:
                 raise BctrlConfigError(
                     f"invalid statuses {status!r}: expected 408, 429 or 500 to 599",
@@ -99,7 +99,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
 class RetryQuota:
     """A retry quota, a token bucket like botocore's: it bounds the retries in an outage.
 
-    A success or a permanent error status adds a token, a retry takes one, asking adds a tenth.
+    A success or a permanent error status adds a token, a retry takes 1, and asking adds 0.1.
     """
 
     _INITIAL, _MAX, _PER_FAILURE = 10.0, 100.0, 0.1
@@ -130,7 +130,7 @@ class RetryState(msgspec.Struct):
     reads: bool = False
     attempts: int = 0
     failures: int = 0
-    """Failed attempts that cost one of the policy's."""
+    """Failed attempts that cost an attempt of the policy."""
     throttled: int = 0
     busy: int = 0
     """Throttled attempts that cost patience."""
@@ -182,7 +182,7 @@ class RetryState(msgspec.Struct):
             return None
         if not is_busy:
             return self.ask_quota()
-        # The limiter keeps the Retry-After of the API: it holds back all calls, and may probe.
+        # The limiter keeps the API's Retry-After: it holds back all calls, and may probe.
         held = min(error.retry_after or 0.0, PROBE_INTERVAL) if is_unanswered(error) else 0.0
         return max(held, min(self.policy.backoff(self.busy, self.uniform), left))
 
@@ -215,7 +215,7 @@ class RetryState(msgspec.Struct):
             if failed is not error:
                 error.add_note(f"attempt {number}: {failed.summary}")
         if error is self.last_failure:
-            # It is raised next, and its traceback refers to this call: a reference cycle.
+            # The error is raised next; its traceback refers to this call, so the call keeps a copy.
             self.last_failures = (*self.last_failures[:-1], replace(error))
 
 
@@ -232,6 +232,6 @@ def is_transient(error: BctrlError, statuses: frozenset[int], *, reads: bool = F
 
 def probe_delay(policy: RetryPolicy, probes: int) -> float:
     """Return the seconds until the next probe or poll, given the number so far, from 1."""
-    # Equal jitter, so never 0: a single prober needs no spreading.
+    # Equal jitter keeps the delay above 0: a single prober needs no spreading.
     share = random.uniform(0.5, 1.0)  # noqa: S311 - jitter is not a secret.
     return min(share * policy.backoff(probes, max), _MAX_PROBE_DELAY)

@@ -45,8 +45,8 @@ KeyProvider = Callable[[], str | Awaitable[str]]
 class Sender:
     """Sends the calls of a session.
 
-    `headers` go with every request. The provider is called for the key of each attempt; None if the
-    headers have it.
+    `headers` go with every request. The key provider is called for each attempt; it is None if the
+    headers have the key.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Sender:
         self.limiter: Limiter = limiter
         self._url = url
         self.closed: bool = False
-        # The highest number of an attempt that was answered, in whichever order.
+        # The highest number of an answered attempt; answers may come in any order.
         self.last_answered: int = 0
         self._headers = headers
         self._key_provider = key_provider
@@ -87,7 +87,7 @@ class Sender:
         )
 
     async def close(self) -> None:
-        """Fail the calls that wait, and close the pool if the session owns it, and its pace."""
+        """Fail waiting calls; close the pace, and the pool if the session owns it."""
         if self.closed:
             return
         has_loop = not self._pool.gone
@@ -156,7 +156,7 @@ class Sender:
                 self._record_failure(call, ended, was_sent=was_sent)
                 call.retries.record(ended, is_its_own=is_its_own)
                 if self.closed and ended.status in THROTTLED:
-                    # It fails as a call that waits for a slot; an attempt in doubt stays so.
+                    # The call fails as if it waited for a slot; an attempt in doubt stays in doubt.
                     raise session_closed() from ended
                 ends = self.closed or not call.may_be_repeated
                 if ends or not await self._wait_to_retry(call, ended):
@@ -186,7 +186,7 @@ class Sender:
     async def _wait_to_retry(self, call: Call[_T], failure: BctrlError) -> bool:
         if call.wait_to_retry is not None:
             return await call.wait_to_retry(call)
-        # Without other calls, nothing suggests that another attempt meets another certificate.
+        # A single call has no sign that another attempt would meet another certificate.
         return not is_untrusted(failure) and await call.back_off(self.limiter)
 
     def _attempt(
@@ -201,7 +201,7 @@ class Sender:
     async def _attempt_with_headers(
         self, call: Call[_T], http: aiohttp.ClientSession, key: _config.Secret | None
     ) -> _T | BctrlError:
-        """Make an attempt with headers of its own, observed if the call is."""
+        """Make an attempt with its own headers; observe it if the call has an observer."""
         headers = self._headers.copy()
         headers.update(call.headers)
         if key is not None:
@@ -243,12 +243,12 @@ async def _fetch_key(provider: KeyProvider, limit: aiohttp.ClientTimeout) -> _co
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             raise
         if timeout.expired():
-            # The frames of its traceback refer to the call, which keeps it: a reference cycle.
+            # The traceback's frames refer to the call, which keeps the error: a reference cycle.
             raise BctrlTimeoutError(
                 f"the api_key function returned no key within {limit.total:g} s",
                 argument="api_key",
             ) from detached(error)
-        # The error's text stays in the cause: it may hold secrets of the function.
+        # The text of the error stays in the cause: it may hold secrets of the function.
         raise BctrlConfigError(
             f"the api_key function raised {type(error).__name__}", advice="See the error's cause"
         ) from error

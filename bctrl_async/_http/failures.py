@@ -1,4 +1,4 @@
-"""Map the exceptions of aiohttp to errors of ours, without the key."""
+"""Map the exceptions of aiohttp to our own errors, without the key."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 AIOHTTP_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
 """The exceptions of a request: aiohttp also raises OSError, and ValueError for bad arguments."""
 
-# After these, nothing of the request was sent.
+# These are raised before any part of the request is sent.
 _ConnectError = (
     aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError | aiohttp.ServerFingerprintMismatch
 )
@@ -69,7 +69,7 @@ def partial_response(
     elif isinstance(cause, TimeoutError):
         kind, problem = BctrlTimeoutError, f"took more than {limit.total:g} s"
     elif not operation.stops:
-        # It may be sent again. A stop was accepted, and must not be.
+        # A read may be sent again. A stop was accepted, and must not be.
         kind = BctrlNetworkError
     summary = f"the server answered {status}, but the body {problem}"
     error = kind(summary, may_have_stopped=True, status=status)
@@ -88,17 +88,17 @@ def _scrub(error: Exception, key: str) -> BaseException:
         message = sanitize(error.message, key) or ""
         return type(error)(info, (), status=error.status, message=message)
     elif isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
-        # aiohttp makes the first of the second.
+        # aiohttp makes a ClientResponseError from an HttpProcessingError.
         return HttpProcessingError(message=sanitize(error.message, key) or "")
     elif isinstance(error, aiohttp.ClientConnectorError):
         place, reason = error.args
-        # The frames of its traceback refer to it.
+        # The traceback of the reason has frames that refer to it: a reference cycle.
         detached(reason)
         if place.proxy is not None:
             # If TLS fails in a tunnel, the error names the proxy with its credentials.
             return type(error)(place._replace(proxy=None, proxy_auth=None), reason)
     elif isinstance(error, ValueError):
-        # It may quote the URL of a proxy, even in part.
+        # The text may quote the URL of a proxy, even in part.
         words = str(error)
         return ValueError(words if _is_words(words) else f"{type(error).__name__} (not shown)")
     return detached(error)
@@ -111,14 +111,14 @@ def _map_error(error: BaseException, call: Request[_T]) -> BctrlError:
         return BctrlTimeoutError(
             f"no response within {call.limit.total:g} s", may_have_stopped=True
         )
-    # Before ValueError, since a certificate error is one as well.
+    # This comes before ValueError, since a certificate error is also a ValueError.
     if isinstance(error, _ConnectError):
         return _no_connection(error)
     if isinstance(error, ValueError):
         return BctrlConfigError(
             f"aiohttp rejected the request: {error}",
             advice="Check the base URL and the proxies; netrc must not name the host of the API",
-            # A tracer or a middleware may raise it after the answer.
+            # A tracer or a middleware may raise a ValueError after the answer.
             may_have_stopped=call.is_connected,
         )
     if isinstance(error, HttpProcessingError):
@@ -130,7 +130,7 @@ def _map_error(error: BaseException, call: Request[_T]) -> BctrlError:
 
 
 def _no_connection(error: _ConnectError) -> BctrlNetworkError:
-    """Return the error of a connection, without the repr of aiohttp's, which has internals."""
+    """Return the error of a failed connection, without aiohttp's repr, which has internals."""
     advice = None
     match error:
         case aiohttp.ClientHttpProxyError():
@@ -154,6 +154,6 @@ def _reason(error: Exception) -> str:
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):
             return "it does not speak TLS"
         case OSError() if not isinstance(error, ssl.SSLError) and error.errno in errno.errorcode:
-            # Without the address, which the text of asyncio has.
+            # The text of asyncio would repeat the address.
             return os.strerror(error.errno or 0)
     return getattr(error, "strerror", None) or str(error)

@@ -25,7 +25,7 @@ _SLICE = 64 * 1024
 _MAX_RUNTIME = MIB // 4
 """The most bytes of a runtime."""
 _MAX_INVALID = 100
-"""The most invalid runtimes in a list whose valid ones are kept."""
+"""The most invalid runtimes in a list; beyond them, the whole list is rejected."""
 _MAX_COMMAS = 4_000_000
 """The most commas in a list, twice as many as 64 MiB of runtimes have: each may be an item."""
 
@@ -38,7 +38,7 @@ _split = msgspec.json.Decoder(_RawList).decode
 
 
 async def parse_runtimes(body: bytes) -> list[Runtime | BctrlResponseError]:
-    """Parse a list, or raise one of `DECODE_ERRORS`; an invalid runtime is an error in it."""
+    """Parse a list, or raise one of `DECODE_ERRORS`; an invalid runtime becomes an error in it."""
     runtimes: list[Runtime | BctrlResponseError] = []
     problems = decoded = 0
     for item in await _items(body):
@@ -71,5 +71,5 @@ async def _items(body: bytes) -> Iterable[bytes]:
         commas += body.count(b",", start, start + MIB)
     if commas > _MAX_COMMAS:
         raise msgspec.ValidationError(f"it has more than {_MAX_COMMAS:,} commas")
-    # Half a character is left in each item, as bytes.
+    # Half a character stays in its item as bytes, which `decode_runtime` handles.
     return map(bytes, decode(_split, body, b"\xed\xa0\x80").runtimes)

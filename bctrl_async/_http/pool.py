@@ -22,13 +22,13 @@ def _count_fork() -> None:
     _forks += 1
 
 
-# Cheaper than `os.getpid`, which would be a system call for each attempt.
+# Counting forks is cheaper than `os.getpid`, a system call for each attempt.
 if hasattr(os, "register_at_fork"):  # pragma: no branch - Windows has no fork.
     os.register_at_fork(after_in_child=_count_fork)
 
 
 class Pool:
-    """An owned `aiohttp.ClientSession` with its fast path, or a borrowed one, never closed."""
+    """An owned `aiohttp.ClientSession` with its fast path, or a borrowed session, never closed."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Pool:
         return self._loop is None or self._loop.is_closed() or self._forks != _forks
 
     async def close(self) -> None:
-        """Close the owned session if its loop still runs; leave a borrowed one open."""
+        """Close an owned session if its loop still runs; leave a borrowed session open."""
         if self._lifetime is not None and not self.gone:
             await anext(self._lifetime, None)
 

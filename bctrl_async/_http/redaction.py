@@ -13,7 +13,7 @@ _MAX_TEXT = 500
 _MIN_KEY_LENGTH = 4
 """A shorter key is a placeholder in tests, and would match ordinary words."""
 _MAX_PART = 8
-"""The characters of a key from which its beginning is redacted: the rest may be cut off."""
+"""The first characters of a key, which are redacted even if the rest is cut off."""
 _MAX_ESCAPE = 6
 _MAX_UTF = 4
 """The bytes of a character in UTF-8, UTF-16 or UTF-32."""
@@ -32,7 +32,7 @@ def sanitize(value: object, key: str) -> str | None:
 
 
 def excerpt_of(body: bytes, key: str) -> str:
-    """Return the beginning of a body, without the key."""
+    """Return the start of a body, without the key."""
     beginning = body[: _MAX_UTF * _window(key, _MAX_EXCERPT)]
     return _redact_beginning(beginning.decode(errors="replace"), key, _MAX_EXCERPT)
 
@@ -52,11 +52,11 @@ def detached(error: BaseException) -> BaseException:
 
 def _redact_beginning(text: str, key: str, length: int) -> str:
     window = _window(key, length)
-    # Without NULs, UTF-16 and UTF-32 are read as UTF-8, as far as they are ASCII.
+    # ASCII in UTF-16 or UTF-32 can be read as UTF-8 once its NULs are dropped.
     text = text[: _MAX_UTF * window].replace("\0", "")[:window]
     if len(key) >= _MIN_KEY_LENGTH and (key[:_MIN_KEY_LENGTH] in text or _may_be_escaped(text)):
         text = _pattern(key).sub("***", text)
-    # Truncated to the length after it is redacted, else a part of the key could be left.
+    # The text is truncated after it is redacted, else a part of the key could be left.
     return text[:length]
 
 
@@ -66,7 +66,7 @@ def _window(key: str, length: int) -> int:
 
 @lru_cache(maxsize=4)
 def _pattern(key: str) -> re.Pattern[str]:
-    """Return a pattern for a key or a beginning of it, plain and with escapes of JSON and URLs."""
+    """Return a pattern for a key or a long prefix of it, plain or escaped as in JSON and URLs."""
     characters = [
         rf"(?:\\?{re.escape(character)}|(?i:\\u00{ord(character):02x}|%{ord(character):02x}))"
         for character in key

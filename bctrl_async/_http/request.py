@@ -36,10 +36,10 @@ _is_reserved = re.compile(
 
 
 def plain_text(name: str | UUID) -> str:
-    """Return the text of a UUID or of a member of a str enum; `path_segment` rejects the rest."""
+    """Return the text of a UUID or a str enum's member; `path_segment` rejects other types."""
     if isinstance(name, UUID):
         return str(name)
-    # str() of a member of an enum may be its Python name.
+    # `str()` of an enum's member may be its Python name.
     return str.__str__(name) if isinstance(name, str) else name
 
 
@@ -79,7 +79,7 @@ def path_segment(value: str | UUID | None, name: str) -> str:
 
 
 def _invalid_name(summary: str, advice: str) -> BctrlConfigError:
-    # With this reason class an app can tell invalid input from an invalid configuration.
+    # This reason class lets an app tell invalid input from an invalid configuration.
     return BctrlConfigError(summary, advice=advice, reason_class="invalid_input")
 
 
@@ -131,7 +131,7 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     stops: bool
     """True if a request may stop a runtime."""
     repeat_in_doubt: bool
-    """True if a request may be sent again after one that may have taken effect."""
+    """True if a request may be sent again after an attempt that may have taken effect."""
     parse: Callable[[bytes], _T | Coroutine[object, object, _T]]
     """Parses the body of a 2xx response, or raises one of `DECODE_ERRORS`; async if it is long."""
     max_body: int = MIB
@@ -144,8 +144,8 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
         return path if self.suffix is None else f"{path}/{{alias}}{self.suffix}"
 
     def path(self, root: str, workspace_id: str | UUID, alias: str | None) -> str:
-        """Return the encoded path, below that of the base URL."""
-        # Most calls are about the same few workspaces.
+        """Return the encoded path, below the path of the base URL."""
+        # Most calls name the same few workspaces, so segments are cached.
         encode = _cached_segment if type(workspace_id) is str else path_segment
         path = f"{root}/workspaces/{encode(workspace_id, 'workspace id')}/runtimes"
         if self.suffix is None:
@@ -154,7 +154,7 @@ class Operation(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, Generic[_T]):
-    """A request of a call, and what its last attempt knows of it."""
+    """A request of a call, and the state of its last attempt."""
 
     operation: Operation[_T]
     workspace_id: str
@@ -164,7 +164,7 @@ class Request(msgspec.Struct, Generic[_T]):
     is_connected: bool = False
     """True if the attempt has its connection: from then on it may have been sent."""
     request_id: str | None = None
-    """The server's id of the last request that it answered with one."""
+    """The server's id of the last request, if it answered any with an id."""
 
     def on_connection(self) -> None:
         """Record that the attempt has its connection."""

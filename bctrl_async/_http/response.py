@@ -1,4 +1,4 @@
-"""Parse responses: a Runtime or an error, and whose it is. Sans-IO.
+"""Parse responses into a Runtime or an error, and match them to their request. Sans-IO.
 
 The contract is `docs/contract/openapi.yaml`, with its companion `docs/contract/errors.md`.
 """
@@ -29,20 +29,20 @@ from bctrl_async.models import Runtime
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=msgspec.Struct)
 
-# A year: longer than any call waits, and within the range of every clock.
+# A year is longer than any call waits, and within the range of every clock.
 _MAX_RETRY_AFTER = 365 * 86400.0
 
 MIB = 1024 * 1024
 MAX_TEXT = 4096
-"""The most characters of a text of a Runtime: in any form, no alias that is asked for has more."""
+"""The most characters of a text of a Runtime; no alias in a request has more, in any form."""
 
 _is_decimal = re.compile(r"[0-9]{1,30}(\.[0-9]{1,30})?").fullmatch
 _is_identifier = re.compile(r"[A-Za-z0-9._:-]{1,200}").fullmatch
 _KEY_STARTS = slice(len("Bearer "), len("Bearer ") + 4)
-"""The first characters of the key in an `Authorization` header; most ids do not have them."""
+"""The first characters of the key in an `Authorization` header; an id without them is safe."""
 _is_uuid = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE).fullmatch
 _is_page_type = re.compile(r"\s*(text/html|application/xhtml\+xml)\b", re.IGNORECASE).match
-# After a byte order mark and blank lines, in UTF-8 or UTF-16. JSON never begins with "<".
+# JSON never starts with "<". A byte order mark and blank lines may come first.
 _begins_like_page = re.compile(rb"[\xef\xbb\xbf\xff\xfe\x00\s]*+<").match
 
 # A server that truncates UTF-16 leaves half of a character, as an escape or as bytes. RFC 8259
@@ -53,7 +53,7 @@ _lone_surrogates = re.compile(
     re.DOTALL,
 )
 _NO_NAME = b"\x7f"
-"""The bytes in place of half a character in a name: no request has it in one."""
+"""The bytes that replace half a character in a name: no name in a request has them."""
 
 # The errors of msgspec 0.19 are not ValueErrors.
 DECODE_ERRORS = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -78,7 +78,7 @@ _decode_runtime = msgspec.json.Decoder(Runtime).decode
 def decode_runtime(body: bytes) -> Runtime:
     """Decode a Runtime, with its texts bounded: it stays in memory, in a journal and a report."""
     runtime = decode(_decode_runtime, body)
-    # Another runtime may have the name that is left of one with half a character.
+    # Another runtime's name may be all that is left of a name with half a character.
     if "?" in runtime.alias and runtime.alias != decode(_decode_names, body, _NO_NAME).alias:
         raise msgspec.ValidationError("its alias has half of a character")
     # A text has at most as many characters as the body has bytes.
@@ -95,13 +95,13 @@ def _shortened(model: _Model) -> _Model:
 def _mended(body: bytes, half: bytes) -> bytes:
     """Return JSON that msgspec may accept: in UTF-8, with these bytes for lone surrogates."""
     text = body.decode(json.detect_encoding(body), "surrogatepass")
-    # An escaped backslash begins no other escape; UTF-8 has no byte of this value.
+    # An escaped backslash must not count as a part of an escape; UTF-8 has no byte 0xff.
     body = text.encode("utf-8", "surrogatepass").replace(rb"\\", b"\xff")
     return _lone_surrogates.sub(half, body).replace(b"\xff", rb"\\")
 
 
 def unreadable(status: int, part: str, expected: str, cause: Exception) -> BctrlResponseError:
-    """Return the error of a part of a 2xx response that one of `DECODE_ERRORS` is about."""
+    """Return the error of a part of a 2xx response that cannot be decoded."""
     is_json = isinstance(cause, msgspec.ValidationError)
     problem = f"not a valid {expected}: {cause}" if is_json else "not JSON"
     summary = f"the server answered {status}, but {part} is {problem}"
@@ -111,7 +111,7 @@ def unreadable(status: int, part: str, expected: str, cause: Exception) -> Bctrl
 
 
 def unusable(error: BctrlError, content_type: str, body: bytes, authorization: str) -> BctrlError:
-    """Mark the error of a 2xx body as `accepted`, unless it is a page: of a login, or a proxy."""
+    """Mark the error of a 2xx body as `accepted`, unless the body is a login or proxy page."""
     if not _is_page_type(content_type) and not _begins_like_page(body, 0, MIB):
         error.accepted = True
     else:
@@ -167,7 +167,7 @@ def check_answer(
         f"the answer describes another runtime, {other!r} in workspace {place!r}",
         advice="Retrying is safe. If a mock server answers with made-up data, pass "
         "check_answers=False to the session",
-        # It says nothing about this request, so it has no status.
+        # The answer says nothing about this request, so the error has no status.
         may_have_stopped=True,
     )
 
@@ -175,7 +175,7 @@ def check_answer(
 def _is_named(runtime: Runtime | _Names, alias: str) -> bool:
     folded, known_id = _fold(alias), str(runtime.id).replace("-", "").lower()
     is_id = known_id != "" and folded.replace("-", "") == known_id
-    # Normalizing takes quadratic time. A character is at most four in another form.
+    # Normalizing takes quadratic time. A character becomes at most four in another form.
     may_be_equal = len(runtime.alias) <= 4 * len(alias)
     return is_id or (may_be_equal and folded == _fold(runtime.alias))
 
@@ -186,7 +186,7 @@ def _fold(text: str) -> str:
 
 
 def _is_in(runtime: Runtime | _Names, workspace_id: str) -> bool:
-    # A name is not compared: the answer does not repeat it.
+    # The name of a workspace is not compared: the answer has only its id.
     known_id = _as_uuid(workspace_id)
     answered = runtime.workspace_id
     if known_id is None or answered == known_id:
@@ -280,7 +280,7 @@ def _fields_of(body: bytes) -> dict[str, object]:
         return {"error": fields}
     inner = fields.get("error")
     if isinstance(inner, dict):
-        # The API puts its code at the top level, and a gateway may nest one.
+        # The API puts its code at the top level; a gateway may nest its own code.
         return {**fields, "error": None, **inner, "code": fields.get("code")}
     return fields
 
@@ -298,7 +298,7 @@ def request_id_in(header: Header, authorization: str) -> str | None:
 
 def parse_retry_after(header: Header, now: datetime) -> float | None:
     """Return the seconds that the server asks to wait; None if absent, negative or invalid."""
-    # The first is more precise; the other is seconds or a date (RFC 9110 section 10.2.3).
+    # Milliseconds are more precise; Retry-After is seconds or a date (RFC 9110 section 10.2.3).
     for name, unit in (("retry-after-ms", 1000), ("Retry-After", 1)):
         value = (header(name) or "").strip()
         if _is_decimal(value):
@@ -306,7 +306,7 @@ def parse_retry_after(header: Header, now: datetime) -> float | None:
     date = _http_date(value)
     if date is None:
         return None
-    # The clocks may differ, so it is compared with the response's own date.
+    # The clocks may differ, so the date is compared with the response's own date.
     wait = (date - (_http_date(header("Date")) or now)).total_seconds()
     return min(max(wait, 0.0), _MAX_RETRY_AFTER)
 

@@ -36,18 +36,18 @@ _T = TypeVar("_T")
 _Response = aiohttp.ClientResponse | fast.Exchange
 
 # Connecting times out after this share of an attempt's time, so that a request that was never sent
-# is not reported as one without a response.
+# is not reported as unanswered.
 _CONNECT_SHARE = 0.9
 
 _OK, _REDIRECTS = 200, 300
 _LONG_BODY = MIB // 4
-"""The bytes of a body from which the event loop runs between its chunks."""
+"""The bytes of a body after which other tasks get a turn between its chunks."""
 
 
 def time_limit(timeout: object) -> aiohttp.ClientTimeout:
     """Return aiohttp's limits for an attempt of at most this many seconds."""
     total = _config.seconds(timeout, "timeout")
-    # Without rounding to whole seconds, which could make the two limits equal.
+    # Rounding to whole seconds, which could make the two limits equal, is off.
     return aiohttp.ClientTimeout(
         total=total, connect=total * _CONNECT_SHARE, ceil_threshold=math.inf
     )
@@ -63,7 +63,7 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
     check_answers: bool,
     answered: Callable[[int], object] | None = None,
 ) -> _T | BctrlError:
-    """Send a request with these headers alone; return what was parsed, or an error in its place."""
+    """Send a request with exactly these headers; return the parsed body or an error."""
     operation, authorization = call.operation, headers[hdrs.AUTHORIZATION]
     try:
         response: _Response
@@ -92,7 +92,7 @@ async def send_once(  # noqa: C901, PLR0912 - the steps of an attempt, one after
     if body is None:
         body, problem = await _read_body(response, max_body)
     if not is_success:
-        # For an error status, a truncated body does not matter.
+        # A truncated body does not matter if the status is an error.
         now = datetime.now(UTC)
         return parse_error(response.status, header, body, authorization, now=now)
     call.request_id = request_id_in(header, authorization) if may_have_id else None
@@ -144,23 +144,23 @@ async def _request(
 
 async def _read_body(response: _Response, max_body: int) -> tuple[bytes, BaseException | None]:
     """Read a body up to about `max_body` bytes; return it with the error that truncated it."""
-    # Unlike a bytearray, it is turned into bytes without a copy.
+    # A BytesIO, unlike a bytearray, becomes bytes without a copy.
     body = io.BytesIO()
     try:
         if response.content.is_eof():
-            # It arrived with the headers, as a Runtime does.
+            # The body arrived with the headers, as the body of a Runtime does.
             return response.content.read_nowait(), None
         async for chunk in response.content.iter_any():
             body.write(chunk)
             if body.tell() > max_body:
                 break
             if body.tell() > _LONG_BODY:
-                # A compressed body unpacks to many chunks that need not be waited for.
+                # A compressed body unpacks to many chunks at once, which would stall the loop.
                 await asyncio.sleep(0)
     except (*AIOHTTP_ERRORS, RuntimeError) as error:
         # RuntimeError is raised if this side has just closed the connection.
         return body.getvalue(), detached(error)
     finally:
-        # After a complete body the connection is back in the pool already, and stays open.
+        # This closes a connection only if its body is incomplete; else it is in the pool again.
         response.close()
     return body.getvalue(), None

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import msgspec
 
 _EVIDENCE = 12
-"""Throttled responses in each of the two groups that are compared, at least."""
+"""The fewest throttled responses in each of the two groups that are compared."""
 _SPAN = 3.0
-"""Seconds that the later group spans, at least. While other clients adapt to a limit, the
+"""The fewest seconds that the later group spans. While other clients adapt to a limit, the
 throttled share changes faster than that."""
 _SLOWDOWN = 0.5
 """The rate must fall to this share of its old value to show that slowing down is futile."""
@@ -41,7 +41,7 @@ _WINDOW = 1000
 
 
 class _Throttled(NamedTuple):
-    """A throttled response: when it came, how many after the last one, and at which rate."""
+    """A throttled response: its time, its distance in responses to the last, and the rate."""
 
     time: float
     distance: int
@@ -49,7 +49,7 @@ class _Throttled(NamedTuple):
 
 
 class _Phase(msgspec.Struct):
-    """A time in which responses are counted, and compared with a throttled share."""
+    """A period in which the throttled share is compared with an earlier share."""
 
     share: float
     ends: float
@@ -77,7 +77,7 @@ class _Trial(_Phase):
 
 
 class _Hold(_Phase):
-    """The time in which throttling up to the share is no reason to slow down."""
+    """A period in which throttling up to the share is no reason to slow down."""
 
     def covers(self, now: float) -> bool:
         """Return True if recent throttling is within the share."""
@@ -85,7 +85,7 @@ class _Hold(_Phase):
             return False
         expected = self.share * self.responses
         deviation = math.sqrt(expected * (1.0 - self.share))
-        # If not, there is a rate limit as well.
+        # More throttling than that shows a rate limit as well.
         is_covered = self.throttled <= expected + _DEVIATIONS * deviation + 1.0
         if not is_covered or self.responses >= _WINDOW:
             self.responses = self.throttled = 0
@@ -117,7 +117,7 @@ class RefusalBaseline:
         phase = self._phase
         if phase is not None:
             phase.responses += 1
-            # A trial must end here as well: once nothing is throttled, no step down comes.
+            # A trial must end here as well: without throttling, no step down would end it.
             if isinstance(phase, _Trial) and not phase.has_grown and not phase.covers(now):
                 return self._pass_trial(phase, now)
         return None
@@ -130,7 +130,7 @@ class RefusalBaseline:
         distance = self._successes - self._last_throttled + 1
         self._last_throttled = self._successes
         if self.is_trying or not self._rate_before:
-            # Those before the first step down are of a burst, or of a slow start.
+            # Throttling before the first step down comes from a burst or a slow start.
             return
         throttled = _Throttled(now, distance, self._rate)
         if len(self._before) < _EVIDENCE:
@@ -151,7 +151,7 @@ class RefusalBaseline:
 
     @property
     def plateau(self) -> float:
-        """The peak that a step down has to leave for the comparison, in attempts per second."""
+        """The lowest peak that the comparison allows a step down, in attempts per second."""
         recent = [*self._before, *self._after][-_EVIDENCE:]
         if len(recent) < _EVIDENCE or _PLATEAU_SHARE * _mean_distance(recent) < 1.0:
             return 0.0
@@ -181,7 +181,7 @@ class RefusalBaseline:
         return None
 
     def _compare_from(self, rate: float) -> None:
-        """Begin a new comparison with the later group."""
+        """Start a new comparison, in which the later group is the earlier group."""
         self._rate_before = rate
         self._before = list(self._after)
         self._after.clear()

@@ -54,7 +54,7 @@ class Limiter:
         self._leases: Leases | None = None
         if pace is not None:
             self._leases = Leases(pace, lambda: self._queued, self._admit, self.close)
-            # The pace is for all, from the start. Slots that a member leaves unused are lost.
+            # The pace bounds the start as well. Slots that a member leaves unused are lost.
             rate.is_starting = False
         self._passed = 0
         self._queues: list[deque[asyncio.Future[bool]]] = [deque() for _ in Priority]
@@ -121,10 +121,10 @@ class Limiter:
         Raises:
             BctrlConfigError: The limiter is closed, now or while waiting.
             BctrlRateLimitError: A Retry-After is longer than `max_wait` seconds or the patience,
-                and this call is not its probe; or the server throttles everything for so long.
+                and this call is not its probe; or the server throttles everything for that long.
         """
         loop = asyncio.get_running_loop()
-        # A call without patience ends only after an attempt of its own.
+        # A call without patience still waits for its first attempt.
         ends = min(patience_ends, loop.time() + (max_wait or math.inf))
         while True:
             if self._end is not None:
@@ -142,7 +142,7 @@ class Limiter:
             try:
                 admitted = await waiter
             except asyncio.CancelledError:
-                # Cancelled after it was admitted: the slot must not be lost.
+                # It was admitted before it was cancelled: the slot must not be lost.
                 if waiter.done() and not waiter.cancelled() and waiter.result():
                     self.release(None)
                 raise
@@ -160,8 +160,8 @@ class Limiter:
     def _waits_in_vain(self, now: float, max_wait: float, patience_ends: float) -> bool:
         """Return True if the pause lasts too long, and no probe is due or in flight.
 
-        A probe that ends looks like any attempt older than the pause. So without an answer, it is
-        over once nothing is in flight, or when the next probe is due.
+        The end of a probe looks like the end of an older attempt. So an unanswered probe is over
+        once nothing is in flight, or when the next probe is due.
         """
         wait = self._rate.retry_after_ends - now
         return (
@@ -202,7 +202,7 @@ class Limiter:
                 self._rate.on_success(now, last)
             return False
         is_its_own = by_gateway and self._rate.throttles_alone(last)
-        # A gateway may speak for a dead target: its Retry-After is for all only if it throttles.
+        # A gateway may speak for a dead target: only if all are throttled, it holds back all.
         holds_all = not by_gateway or (self._rate.is_throttled and not is_its_own)
         retry_after = error.retry_after if holds_all else None
         self._rate.on_throttled(now, retry_after, self.in_use, last)
@@ -258,7 +258,7 @@ class Limiter:
     def _admit(self) -> None:
         """Admit all waiters that may start now; schedule a wakeup for the next."""
         while self._free and (queue := self._next_queue()):
-            if queue[0].done():  # It was cancelled.
+            if queue[0].done():  # The waiter was cancelled.
                 queue.popleft()
                 self._queued -= 1
                 continue

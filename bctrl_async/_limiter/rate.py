@@ -19,18 +19,18 @@ from collections import deque
 from bctrl_async._limiter.baseline import RefusalBaseline
 
 PROBE_INTERVAL = 60.0
-"""The longest pause in seconds that is kept exactly. In a longer one, an attempt may start this
+"""The longest pause in seconds that is kept exactly. In a longer pause, an attempt may start this
 long after the server was last asked: a Retry-After may be wrong by years."""
 _START_RATE, _START_GROWTH, _START_SUCCESSES = 150.0, 40.0, 200
 """The start: attempts per second at first, how many more after each success, and the number of
-successes that ends it. It is bounded by answers: a process short of CPU time learns slowly."""
+successes that ends it. Answers bound it, so a process short of CPU time learns slowly."""
 _ENOUGH, _DECAY = 3.0, 0.18
 """Throttled responses that show a limit, and how many of them a success makes up for. It is a CUSUM
 test for a third that is throttled against a twentieth, at which a server may throttle at random."""
 _PAUSE = 0.5
 """Seconds of the pause after the first throttled response, if its Retry-After is not longer."""
 _RECOVERY = 0.25
-"""Seconds after a step down in which throttling causes no other (RFC 9002 section 7.3.2)."""
+"""Seconds after a step down in which throttling causes no other step (RFC 9002 section 7.3.2)."""
 _SPAN = 1.0
 """Seconds over which the delivered rate is measured."""
 _BETA = 0.85
@@ -39,8 +39,8 @@ _CUBIC = 0.0875
 """The constant C of RFC 9438, in attempts per second to the fourth power. A rate of 200 is back at
 its peak after 7 s. Lower rates are so sooner: many clients on one limit get equal shares."""
 _K_MIN, _K_FIRST, _K_MAX = 1.5, 3.0, 8.0
-"""Seconds in which the curve returns to its peak (K in RFC 9438): at least, and at most on the
-first curve and on later ones."""
+"""Seconds in which the curve returns to its peak (K in RFC 9438): at least, at most on the first
+curve, and at most on later curves."""
 _K_PAUSES, _K_PAUSED_MAX = 4.0, 60.0
 """While the peak stays, K is at least this many times the last Retry-After, the cost of the next
 throttled response, but at most so many seconds for that reason."""
@@ -62,7 +62,7 @@ _MAX_SAMPLES = 1000
 class AdaptiveRate:
     """A rate (at most `cap` a second) and a window that adapt; times are of a monotonic clock.
 
-    `last` is the time of a call's last throttled response; inf if none of its was throttled.
+    `last` is the time of a call's last throttled response; inf if there is none.
     """
 
     def __init__(self, cap: float | None = None) -> None:
@@ -86,7 +86,7 @@ class AdaptiveRate:
         self._asked_at = -math.inf
         self._answered_at = self._recovered_at = -math.inf
         self.refused_since: float = math.inf
-        """The time of the first throttled response since one that was not; inf if none is."""
+        """The time since which all responses were throttled; inf if the last was not."""
         self.is_starting: bool = True
         """True until enough attempts have succeeded, or the server has shown a limit."""
         self.is_probed: bool = False
@@ -104,7 +104,7 @@ class AdaptiveRate:
         )
 
     def delay(self, now: float, in_flight: int) -> float:
-        """Return the seconds until the next attempt may start; inf if one must end first."""
+        """Return the seconds until the next attempt may start; inf if another must end first."""
         if now < self._paused_until:
             return max(min(self._paused_until, self._asked_at + PROBE_INTERVAL) - now, 0.0)
         if in_flight >= self._window:
@@ -158,7 +158,7 @@ class AdaptiveRate:
             self._baseline.on_throttled(now)
             self._evidence = min(self._evidence + 1.0, _ENOUGH)
         if self.is_probed and retry_after is not None:
-            # The newer Retry-After replaces the older one.
+            # The newer Retry-After replaces the older.
             self._end_pause(now)
         self._asked_at, self.is_probed = now, False
         paused_until = now + (retry_after or 0.0)
@@ -185,7 +185,7 @@ class AdaptiveRate:
         """Pause until a time; the rate does not grow meanwhile."""
         self._is_paused = True
         self._epoch_start += ends - max(now, self._paused_until)
-        # No burst after the pause: a server that allows none would throttle all of it.
+        # The pause ends without a burst: a server that allows none would throttle all of it.
         self._paused_until, self._next_start = ends, ends + _BURST
 
     def _end_pause(self, now: float) -> None:
@@ -240,8 +240,8 @@ class AdaptiveRate:
 
     def _rate_beyond_burst(self, now: float) -> float:
         """Return the rate that the server can sustain, at the end of a slow start."""
-        # Before the first throttled response and since the pause, a token bucket has accepted its
-        # burst and what it refills. The difference of both is free of the burst.
+        # A token bucket accepts its burst and its refill, both before the first throttled response
+        # and after the pause. The difference between the two has no burst.
         rate = 0.0
         for count, time in enumerate(reversed(self._deliveries), 1):
             if time < self._epoch_start:
@@ -249,7 +249,7 @@ class AdaptiveRate:
             seconds = now - time - self._burst_seconds
             if seconds >= _RECOVERY:
                 rate = max(rate, (count - self._burst) / seconds)
-        # Samples that do not reach so far back say nothing.
+        # Samples that span less than a recovery period show no rate.
         return rate or math.inf
 
     def _delivered_rate(self, now: float, span: float) -> float:
@@ -280,7 +280,7 @@ class AdaptiveRate:
 
     def _slow_start_rate(self, now: float, elapsed: float) -> float:
         if not self._epoch_rate:
-            # Computed after the pause, when the attempts then in flight have been answered.
+            # The rate is computed after the pause, when attempts in flight have been answered.
             since = self._throttled_at - _PAUSE
             burst = [time for time in self._deliveries if time >= since]
             self._burst = len(burst)

@@ -36,7 +36,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
     exception.
     """
 
-    # A handle whose constructor was not reached has these.
+    # `__del__` needs these even if the constructor was not reached.
     _has_started = True
     _runner: asyncio.Task[None] | None = None
 
@@ -96,15 +96,15 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     @property
     def retrying(self) -> Counter[str]:
-        """The number of targets that wait for a further attempt, by what came of the last one.
+        """The number of targets that wait for another attempt, by the result of the last.
 
-        That is a status such as `"500"`, or the class of an error such as `"BctrlTimeoutError"`.
+        A result is a status such as `"500"`, or an error's class such as `"BctrlTimeoutError"`.
         """
         return self._run.progress.retrying
 
     @property
     def ended_early(self) -> BctrlError | None:
-        """The reason why the run ends before its input does; None as long as it does not."""
+        """The reason why the run ends before its input; None if there is no reason."""
         return self._run.state.ended_early
 
     @property
@@ -113,11 +113,10 @@ class StopBatch(Coroutine[object, object, StopReport]):
         return self._run.ledger.report(self._run.source.count)
 
     def stop_reading(self) -> None:
-        """Send nothing that was not sent, read no further, and finish the rest.
+        """Stop reading targets, send no new stops, and wait for requests in flight.
 
-        Requests in flight are waited for, and those that may have stopped their runtime are
-        retried. All other targets that were read, and the rest of an input with a length, become
-        `not_sent`. Polls end (`verify=`).
+        Stops that may have taken effect are still retried. All other targets that were read, and
+        the rest of an input with a length, become `not_sent`. Polls end (`verify=`).
         """
         self._run.state.ask_to_end("the run was asked to start no more stops", CancelLevel.READING)
 
@@ -135,7 +134,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         """Resume the run: the coroutine protocol of `asyncio.create_task`."""
         return self._coroutine().send(value)
 
-    def throw(self, *error: Any) -> object:  # noqa: ANN401 - any of the signatures it has had.
+    def throw(self, *error: Any) -> object:  # noqa: ANN401 - old and new signatures.
         """Raise an exception in the run, as the cancellation of a task does."""
         return self._coroutine().throw(*error)
 
@@ -167,10 +166,10 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     async def __aenter__(self) -> Self:
         self._begin()
-        # The task does not refer to this handle, so that it ends if the handle is dropped.
+        # The task does not refer to this handle, so that dropping the handle ends it.
         self._runner = asyncio.create_task(self._run.feed(self._outcomes.put))
         self._runner.add_done_callback(partial(_end, self._run, self._outcomes))
-        # The event loop has weak references only.
+        # The event loop keeps only weak references to tasks.
         _runners.add(self._runner)
         self._runner.add_done_callback(_runners.discard)
         return self
@@ -179,7 +178,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         if self._runner is not None:  # pragma: no branch - it was entered.
             self._runner.cancel()
             await wait_shielded(self._runner)
-        # A run that had ended may have left some, and they are only read within the block.
+        # An ended run may have left outcomes, which can only be read within the block.
         self._outcomes.discard()
         if exc_type is None:
             self._raise_error()
@@ -223,7 +222,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 def _end(run: Engine, outcomes: OutcomeBuffer, runner: asyncio.Task[None]) -> None:
     """End the buffer of a run that is over."""
     if runner.cancelled():
-        # Before its first step, the run itself would have no end.
+        # The task may be cancelled before its first step, in which the run would not end itself.
         run.cancel()
         outcomes.discard()
     outcomes.end()

@@ -1,6 +1,6 @@
-"""A circuit breaker: tell a server that is down from targets that are, by asking a canary.
+"""A circuit breaker, which tells a dead server from dead targets by sending a canary.
 
-The canary is a GET, which shows whether the server answers and stops nothing.
+The canary is a GET: it shows whether the server answers, and stops nothing.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from bctrl_async.models import Runtime, RuntimeRef
 _NO_SUCH_RUNTIME = "bctrl-async-canary"
 """Alias of the canary before any target was answered. A live server answers 404."""
 _CANARIES_PER_RETRY = 3
-"""Unanswered canaries after which the probe is the waiting call: a server may not answer GETs."""
+"""Unanswered canaries before the waiting call itself probes: some servers answer no GETs."""
 _MAX_CANARIES = 12
-"""Canaries before a retry: so many answers show that a cluster of dead targets is no throttling."""
+"""Canaries before a retry: if all are answered, the 503s come from dead targets, not from load."""
 _MAX_UNCOUNTED = 10
-"""Failures in outages that cost a call none of its policy's attempts."""
+"""Failures in outages that cost a call no attempt of its policy."""
 
 
 class CircuitBreaker:
     """A circuit breaker shared by the workers of one bulk stop.
 
-    An unanswered attempt is the fault of the server or of its own target. So a canary is asked: a
+    An unanswered attempt is the fault of the server or of its own target. So a canary is sent: a
     GET of a target that the server has answered before, which stops nothing. If it is answered, the
-    failure is the call's own, its policy decides, and no other call waits. If not, the breaker
+    target is at fault, the call's policy decides, and no other call waits. If not, the breaker
     opens. It then holds the calls that fail, and one of them probes: an outage costs a request now
     and then, however many calls wait, and none of their attempts.
 
     Attempts are compared by their numbers: an answer proves that the server was up after a failure
-    only if its attempt began after it.
+    only if its attempt started later.
 
-    `patience` is the seconds until a server is given up that has answered before. `ask_canary`
-    sends a GET of a target once, and returns True if the server answers it.
+    `patience` is how many seconds to wait for a server that has answered before. `ask_canary` sends
+    a GET of a target once, and returns True if the server answers it.
     """
 
     def __init__(
@@ -98,22 +98,22 @@ class CircuitBreaker:
             self.leave(self._probe)
 
     def _is_up_since(self, attempt: int) -> bool:
-        """Return True if the server has answered an attempt that began after this one."""
+        """Return True if the server has answered a later attempt than this."""
         return self._sender.last_answered > attempt
 
     def leave(self, call: Call[Runtime] | None) -> None:
-        """Let another call become the probe if this one was it and has ended."""
+        """Let another call become the probe, if this call was the probe."""
         if self._probe is call:
             self._probe = None
             self._has_no_probe.set()
 
     def as_dead(self, error: BctrlError) -> BctrlNetworkError:
-        """Return the error of a run whose server is given up, from that of one target."""
+        """Return the error of a run that gave up its server, from the error of a target."""
         if self.has_answered:
             # An outage may pass; a certificate has to be renewed or trusted.
             advice = error.advice if is_untrusted(error) else "Run it again once the server is back"
             return BctrlNetworkError(f"the server answers no more: {error.summary}", advice=advice)
-        # The advice of another class is about a single call, such as to allow a longer timeout.
+        # The advice of other classes is for a single call, such as to allow a longer timeout.
         advice = error.advice if type(error) is BctrlNetworkError else None
         return BctrlNetworkError(f"the server does not answer: {error.summary}", advice=advice)
 
@@ -147,7 +147,7 @@ class CircuitBreaker:
         return await self._retry(call, failed_at)
 
     async def _asks(self, call: Call[Runtime], failed_at: int) -> bool:
-        """Make a call the probe, and send a canary; open unless it or another call is answered.
+        """Make a call the probe, and send a canary; open the breaker unless an answer comes.
 
         The canary is abandoned if another call of the run is answered first.
         """
@@ -180,7 +180,7 @@ class CircuitBreaker:
             target = RuntimeRef(answered.workspace_id, answered.alias or "")
         is_answered = await self._ask_canary(target)
         if not is_answered and self._answered is answered:
-            # This target may have died since.
+            # The canary's target may have died since it was answered.
             self._answered = None
         return is_answered
 
@@ -194,14 +194,14 @@ class CircuitBreaker:
         if not await call.back_off(limiter, waits_for_quota=not retries.is_its_own):
             return False
         if retries.throttled > 1 and failure is not None and is_unanswered(failure):
-            # If no others are answered, canaries show whether all of them get the 503 of a gateway.
+            # Canaries show whether a gateway answers 503 for all targets or only for some.
             async with self._comparing:
                 for _ in range(_MAX_CANARIES):
                     since, began = retries.throttled_at, _now()
                     if self._unanswered_at >= since or limiter.answers_others(since):
                         break
                     if not await self._asks_canary(call):
-                        # It speaks for all calls that were refused before it.
+                        # This 503 counts for all calls that were refused before it.
                         self._unanswered_at = began
                         break
         return True
@@ -211,18 +211,18 @@ class CircuitBreaker:
         if self.has_answered:
             self.gave_up = _now() - (self._opened_at or 0.0) > self._patience
             return self.gave_up
-        # A certificate is not expected to change. Only if others are answered, one of several
-        # machines may have it, or a proxy that reloads.
+        # Waiting does not change a certificate, unless other calls are answered: then it belongs to
+        # one of several machines, or to a proxy that reloads.
         failed = self._failures >= self._policy.attempts or is_untrusted(failure)
-        # While it has requests to answer, the server may be slow and not dead.
+        # While requests are in flight, the server may be slow rather than dead.
         enough = failed and not self._state.in_flight
         self.gave_up = enough and self._probers > 1
         return enough
 
     async def _gives_up_target(self) -> bool:
-        """Let another call be the probe; return True to give up the target of this one.
+        """Let another call be the probe; return True to give up the target of this call.
 
-        A server may answer all stops but those that hold the workers. An outage costs two at most.
+        Dead targets may hold all workers of a live server. An outage costs two targets at most.
         """
         self._failures += 1
         if not self.has_answered:
@@ -247,10 +247,10 @@ class CircuitBreaker:
         began, ended = self._outage
         retries = call.retries
         if call.number > ended or failed_at < began or retries.uncounted > _MAX_UNCOUNTED:
-            # A target is retried once, however many fail; a dead one holds up the run no longer.
+            # Each target is retried once, however many fail; dead targets hold up nothing.
             is_first = call.attempts == 1
             return await call.back_off(self._sender.limiter, waits_for_quota=is_first)
-        # With jitter: all calls that the outage held are retried now.
+        # Jitter spreads the calls that the outage held, which are all retried now.
         delay = self._policy.backoff(1, retries.uniform)
         call.log_retry(delay)
         await self._sender.limiter.sleep(delay)

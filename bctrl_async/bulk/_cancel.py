@@ -18,10 +18,10 @@ class CancelLevel(IntEnum):
     """The extent of a cancellation. Each level includes those before it."""
 
     READING = 0
-    """No target is sent for the first time, and polls end. Requests in flight may be answered, and
-    one that may have stopped the runtime is retried."""
+    """No target is sent for the first time, and polls end. Requests in flight may be answered;
+    stops that may have taken effect are retried."""
     WAITING = 1
-    """No further request is sent; those in flight may still be answered."""
+    """No more requests are sent; requests in flight may still be answered."""
     IN_FLIGHT = 2
     """No answer is waited for; outcomes are still delivered."""
     DELIVERY = 3
@@ -31,7 +31,7 @@ class CancelLevel(IntEnum):
 class CancelScope:
     """A block of a task that another task can cancel once, like anyio's `CancelScope`.
 
-    Its task may enter it again after it was left, but not within itself. `asyncio.timeout` does not
+    Its task may enter it again after it was left, but may not nest it. `asyncio.timeout` does not
     fit: rescheduled to now, it cancels in the next turn of the loop, and the task may be elsewhere
     by then. `cancelled_caught` is True if the block was left because of `cancel`.
     """
@@ -59,7 +59,7 @@ class CancelScope:
         task = self._task
         if task is None or not self._entered or self._cancel_called:
             return
-        # Not the current task: it would be cancelled at its next await, perhaps after the block.
+        # The current task would be cancelled at its next await, perhaps after the block.
         if task is not asyncio.current_task():
             self._cancel_called = True
             task.cancel()
@@ -89,7 +89,7 @@ class Worker:
         return self.call is not None and self.call.operation.stops
 
     def scope(self, level: CancelLevel = CancelLevel.READING) -> CancelScope:
-        """Return the worker's scope, to be cancelled at this level and those above it."""
+        """Return the worker's scope, to be cancelled at this level and above."""
         self._level = level
         return self._scope
 
@@ -119,7 +119,7 @@ class RunState:
 
     def __init__(self, source: Input) -> None:
         self._source = source
-        # In the order in which they came: a set would be cancelled in another order each time.
+        # A dict keeps the order: a set would be cancelled in another order each time.
         self.workers: dict[Worker, None] = {}
         self.level: CancelLevel | None = None
         self.reason: BctrlError = _ENDED
@@ -141,7 +141,7 @@ class RunState:
         self.ended_early = self.ended_early or reason
 
     def ask_to_end(self, why: str, level: CancelLevel) -> None:
-        """End the run early at its caller's request, which is logged as no warning."""
+        """End the run early at its caller's request, without logging a warning."""
         self.asked.append(BctrlError(why))
         self.end_early(self.asked[-1], level)
 
@@ -165,7 +165,7 @@ class RunState:
 async def wait_shielded(task: asyncio.Task[object]) -> None:
     """Wait for a task to end; a cancellation of the caller takes effect only then."""
     cancelled: asyncio.CancelledError | None = None
-    # Asked anew each time: anyio cancels a task at every turn of the loop.
+    # The wait is repeated: anyio cancels a task at every turn of the loop.
     while not task.done():
         try:
             await asyncio.wait([task])

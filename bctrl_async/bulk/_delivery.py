@@ -16,7 +16,7 @@ class OutcomeBuffer:
     """A queue of outcomes between the workers of a bulk stop and the readers of its outcomes.
 
     A worker waits while more than `limit` are unread. An `asyncio.Queue` would cost a coroutine for
-    each outcome, also where there is nothing to wait for.
+    each outcome, even if there is nothing to wait for.
     """
 
     def __init__(self, limit: int) -> None:
@@ -47,11 +47,11 @@ class OutcomeBuffer:
         return outcome
 
     def end(self) -> None:
-        """Let the readers have the outcomes that are unread, and then None."""
+        """Give readers the unread outcomes, and then None."""
         self._has_ended = True
         self._has_outcome.set()
 
     def discard(self) -> None:
-        """Discard the outcomes that are unread, and let the readers have None."""
+        """Discard the unread outcomes, and give readers None."""
         self._unread.clear()
         self.end()

@@ -37,7 +37,7 @@ _log = logging.getLogger("bctrl_async")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of a bulk stop; BctrlConfigError if one is invalid."""
+    """The arguments of a bulk stop; raises BctrlConfigError if any is invalid."""
 
     concurrency: int | None
     deadline: float | None
@@ -67,7 +67,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """The progress of a run, as the attributes of `StopBatch` say it."""
+    """The progress of a run, as the attributes of `StopBatch` report it."""
 
     in_flight: int
     polling: int = 0
@@ -80,7 +80,7 @@ class Progress(msgspec.Struct, frozen=True):
 class Engine(ABC):
     """A bulk stop, in this process or on a cluster: a subclass says what a worker does.
 
-    The journal is for the server at a base URL.
+    The journal belongs to the server at `base_url`.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Engine(ABC):
         self._failure = self._failure or error
         self.state.end_early(BctrlError(f"the run failed: {error!r}"), CancelLevel.DELIVERY)
 
-    # The whole run, within its journal and its observer.
+    # These methods are the run as a whole, within its journal and its observer.
 
     async def feed(self, deliver: OnOutcome) -> None:
         """Execute the run, and keep its error for those who read the outcomes."""
@@ -155,7 +155,7 @@ class Engine(ABC):
                 self._finish()
 
     async def _open_journal(self, path: str | os.PathLike[str]) -> None:
-        # In a thread, since it may take long.
+        # Reading a long journal takes time, so a thread does it.
         max_age = self.options.journal_max_age
         opening = asyncio.create_task(asyncio.to_thread(Journal, path, self._base_url, max_age))
         try:
@@ -165,14 +165,14 @@ class Engine(ABC):
             self.state.set_ended_early(error)
             raise
         except asyncio.CancelledError:
-            # Nothing was read, so that no target says it.
+            # No target was read whose outcome would tell of the cancellation.
             self.cancel()
             if opening.exception() is None:
                 self.ledger.journal = opening.result()
             raise
 
     async def _close_journal(self, journal: Journal) -> None:
-        # In a thread, since a disk may take long.
+        # A flush to disk takes time, so a thread does it.
         closing = asyncio.create_task(asyncio.to_thread(journal.close))
         try:
             await wait_shielded(closing)
@@ -212,7 +212,7 @@ class Engine(ABC):
         finally:
             if timer is not None:
                 timer.cancel()
-            # Even if cancelled: such an input says nothing of the targets that it did not yield.
+            # The error is raised even if cancelled: the report may lack targets of the input.
             if (failed := source.error) is not None:
                 raised = BctrlError(f"the input raised {type(failed).__name__}")
                 self.state.set_ended_early(failed if isinstance(failed, BctrlError) else raised)
@@ -223,7 +223,7 @@ class Engine(ABC):
                 BctrlError(f"the input ended after {source.count:,} of {source.length:,} targets")
             )
 
-    # The tasks of the run: each has a worker, and the run ends with the last of them.
+    # These methods run its tasks: each has a worker, and the run ends with the last task.
 
     async def _wait_for_tasks(self) -> None:
         """Wait until all tasks have ended, even if cancelled meanwhile."""
@@ -238,7 +238,7 @@ class Engine(ABC):
             raise asyncio.CancelledError(*cancelled)
 
     def _starts_for_rest(self) -> bool:
-        """Start a worker for what all others left, if these were cancelled from outside."""
+        """Start a worker for the remaining items, if all others were cancelled from outside."""
         if not self.source.closed:
             self.cancel()
             if self.source.can_drain:
@@ -257,7 +257,7 @@ class Engine(ABC):
         del self.state.workers[self._tasks.pop(task)]
         journal = self.ledger.journal
         if journal is not None and self.ledger.ended is not None and not self._tasks:
-            # Its other callback may record an outcome, and comes first.
+            # The task's other callback may record an outcome, and must come first.
             task.get_loop().call_soon(journal.close)
 
     async def _guard(self, work: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
@@ -279,7 +279,7 @@ class Engine(ABC):
         elif not isinstance(error, GeneratorExit):
             self._fail(error)
 
-    # What a worker does with an item, whichever worker it is.
+    # These methods handle an item, whichever worker has it.
 
     async def _work(self, worker: Worker) -> None:
         """Take items of the input, and give them their outcomes, until it ends."""
@@ -289,7 +289,7 @@ class Engine(ABC):
             if outcome is not None:
                 await self._deliver_from(worker, outcome)
                 if outcome.resumed or not outcome.attempts:
-                    # Nothing was waited for: give other tasks a turn.
+                    # The worker has not waited, so other tasks get a turn here.
                     await asyncio.sleep(0)
 
     async def _next(self, worker: Worker) -> tuple[int, object] | None:
@@ -299,7 +299,7 @@ class Engine(ABC):
         return None
 
     def _checked(self, index: int, item: object) -> RuntimeRef | StopOutcome:
-        """Return the target that an item is, or its outcome if it is not to be sent."""
+        """Return an item as a target, or its outcome if it is not to be sent."""
         try:
             if not index:
                 check_first(item)
@@ -320,12 +320,12 @@ class Engine(ABC):
         return self.ledger.record(self.source.with_listed(rejected))
 
     async def _deliver_from(self, worker: Worker, outcome: StopOutcome) -> None:
-        """Deliver an outcome to each who takes it, and wait until the worker may go on."""
+        """Deliver an outcome to all receivers, and wait until the worker may go on."""
         for deliver in self._deliveries:
             if self.state.level is CancelLevel.DELIVERY:
                 return
             waits = deliver(outcome)
-            # The check for None costs a tenth of the other, and most callbacks return None.
+            # Most callbacks return None, and this check costs a tenth of the other.
             if waits is not None and inspect.isawaitable(waits):
                 with worker.scope(CancelLevel.DELIVERY):
                     await waits

@@ -33,7 +33,7 @@ class Ledger:
         self.throttled: int = 0
 
     def earlier(self, target: RuntimeRef) -> StopOutcome | None:
-        """Return the outcome of an earlier run after which the runtime no longer ran, or None."""
+        """Return the outcome of an earlier run that left the runtime not running, or None."""
         if self.journal is None:
             return None
         known = self.journal.done(target)
@@ -49,14 +49,14 @@ class Ledger:
         if not outcome.resumed:
             if self.observer is not None:
                 notify(self.observer.outcome, outcome)
-            # A resumed outcome has an entry.
+            # The journal has resumed outcomes already.
             self.write(outcome)
         if observer is not None:
             notify(observer.end, outcome)
         return outcome
 
     def write(self, outcome: StopOutcome, *, flush: bool = False) -> None:
-        """Write an outcome to the journal, if there is one, without recording it."""
+        """Write an outcome to the journal, if any, without recording it."""
         if self.journal is None:
             return
         try:
@@ -66,7 +66,7 @@ class Ledger:
             self._state.end_early(error, CancelLevel.WAITING)
 
     def report(self, read: int) -> StopReport:
-        """Return the report on the targets so far, of which so many were read."""
+        """Return the report so far; `read` is the number of targets that were read."""
         began, ended_early = self.began, self._state.ended_early
         if began is None:
             ended_early = _NOT_RUN

@@ -76,7 +76,7 @@ class Run(Engine):
         self._policy = policy
         self._concurrency = concurrency
         patience = options.deadline or BULK_PATIENCE
-        # A bound method would make a reference cycle of the run, with all its failures.
+        # A bound method would make a reference cycle that keeps the run and all its failures.
         once = replace(policy, attempts=1, statuses=frozenset())
         make_get = partial(make_read, policy=once, priority=Priority.RETRY)
         ask = partial(_ask_canary, sender, make_get, self.ledger)
@@ -115,9 +115,9 @@ class Run(Engine):
         await super()._work(worker)
 
     def _write_running(self, found: FoundTargets) -> None:
-        """Write to the journal, and to disk, that the targets run of which it has any entry.
+        """Record in the journal, on disk, that listed targets run which have an entry in it.
 
-        It is done before any of them is sent: after a crash, it must not have them as stopped.
+        This comes before any of them is sent: after a crash, it must not have them as stopped.
         """
         journal, known = self.ledger.journal, list[StopOutcome]()
         entries = {} if journal is None else journal.offsets.get(found.workspace_id, {})
@@ -180,10 +180,10 @@ class Run(Engine):
         )
 
     async def _verify(self, worker: Worker, unverified: Unverified) -> StopOutcome | None:
-        """Leave an outcome to a poller; beyond the limit of these, poll it and return it.
+        """Leave an outcome to a poller; beyond the limit of pollers, poll it and return it.
 
-        The worker goes on meanwhile: a runtime may take its time, and what is not sent goes on
-        running.
+        The worker goes on meanwhile: a runtime may take long to end, and targets that are not sent
+        yet go on running.
         """
         self._unverified.add(unverified)
         if len(self._unverified) > _MAX_POLLERS:
@@ -241,7 +241,7 @@ class Run(Engine):
                     await self.sender.limiter.sleep(delay)
                 ended = await self.sender.request(call)
         except BctrlError as error:
-            # The frames that a traceback holds are much for a hundred thousand failures.
+            # The frames of a hundred thousand tracebacks would take too much memory.
             ended = error.with_traceback(None)
         except BaseException as error:
             self._end_with(error, "the call")

@@ -38,7 +38,7 @@ _EXPECTED = "an iterable or async iterable of (workspace id, alias)"
 
 
 class Input:
-    """An input that any number of workers read; BctrlConfigError if it cannot be one.
+    """An input that any number of workers read; raises BctrlConfigError if it is unsuitable.
 
     `is_async` is True if the next item may have to be awaited. `count` items were read; `length` is
     the number of all if it is known. `error` is what the input has raised, and `found` the list of
@@ -60,7 +60,7 @@ class Input:
         self.is_async: bool = self._awaited is not None
         self.count: int = 0
         self.error: BaseException | None = None
-        # True once nothing more is read.
+        # This is True once nothing more is read.
         self.closed: bool = False
         self._at_end = False
         self._lock = asyncio.Lock()
@@ -83,7 +83,7 @@ class Input:
         if self._plain is None or self.length is None:
             self.closed = True
         else:
-            # It may grow with each outcome.
+            # The list may grow with each outcome.
             self._plain = islice(self._plain, max(self.length - self.count, 0))
 
     def with_listed(self, outcome: StopOutcome) -> StopOutcome:
@@ -94,11 +94,11 @@ class Input:
         if runtime is None:
             return outcome
         state = state_of(outcome.result, runtime, outcome.error)
-        # Another run may have stopped it since.
+        # Another run may have stopped it since the list was fetched.
         return replace(outcome, runtime=runtime, state=state, at=self.found.at)
 
     async def fetch(self) -> FoundTargets | None:
-        """Return the list of a workspace to the first who asks, once it is fetched."""
+        """Return the list of a workspace once it is fetched; only the first caller gets it."""
         found = None if self._is_fetched else self.found
         self._is_fetched = True
         return found
@@ -146,7 +146,7 @@ class Input:
         if isinstance(error, asyncio.CancelledError):
             error = as_failure(error, "the input")
         self.error, self.closed, self._at_end = error, True, error is None
-        # The iterator of a list that is read no further may have a file open.
+        # The iterator may have a file open, which dropping it closes.
         self._plain = None
 
 
@@ -174,21 +174,21 @@ class Listing(Input):
 def check_targets(targets: object) -> None:
     """Raise BctrlConfigError for what cannot be iterated over, or is a single target or text."""
     match targets:
-        # A list of two names may as well be a list whose items are no targets.
+        # A list of two names is not matched: each name is reported as an invalid target.
         case Runtime() | RuntimeRef() | tuple((str() | UUID(), str() | UUID())):
             raise BctrlConfigError(
                 f"invalid targets: expected {_EXPECTED}, not a single target",
                 advice="Pass a list, such as [('ws-1', 'crm')]",
                 argument="targets",
             )
-    # Of a sequence, `iter` needs no more than its items.
+    # `iter` needs nothing but the items of a sequence.
     can_iterate = isinstance(targets, Iterable | AsyncIterable) or hasattr(targets, "__getitem__")
     if not can_iterate or isinstance(targets, str | bytes | Mapping):
         raise _config.invalid_type("targets", type(targets), _EXPECTED)
 
 
 def check_first(item: object) -> None:
-    """Raise BctrlConfigError for a first item that is of another type, as all others may be."""
+    """Raise BctrlConfigError if the first item has the wrong type, as all others may have."""
     if not isinstance(item, Runtime | Exception) and len(_parts(item)) != _PAIR:
         raise BctrlConfigError(
             f"invalid targets: expected {_EXPECTED}; the first item is {quote(item)}",
@@ -199,12 +199,12 @@ def check_first(item: object) -> None:
 
 
 def as_target(item: object) -> RuntimeRef:
-    """Return an item as a target, which any pair of strings is, such as a row of a CSV file.
+    """Return an item as a target: any pair of strings, such as a row of a CSV file.
 
-    Other items raise BctrlConfigError; a `ValueError` is its reason and its cause. A listed runtime
-    that could not be parsed raises its own error.
+    Other items raise BctrlConfigError; an item that is a `ValueError` is its reason and cause. A
+    listed runtime that could not be parsed raises its own error.
     """
-    # Most items are RuntimeRefs or tuples; this check costs a third of the general one.
+    # Most items are RuntimeRefs or tuples; this check costs a third of the general check.
     if (type(item) is RuntimeRef or type(item) is tuple) and len(item) == _PAIR:
         workspace_id, alias = item
         if type(workspace_id) is str and type(alias) is str:

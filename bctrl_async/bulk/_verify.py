@@ -35,10 +35,10 @@ def needs_verification(outcome: StopOutcome) -> bool:
 
 
 def outcome_after_poll(outcome: StopOutcome, polled: Runtime | BctrlError) -> StopOutcome:
-    """Return an outcome with what a poll says.
+    """Return an outcome updated by a poll.
 
-    A status means what it would have meant in the answer to the stop. A runtime that is gone after
-    the answer to its stop described it does not run: its name is not mistyped.
+    A polled status counts like a status in the answer to the stop. A runtime that is gone, after
+    the answer to its stop described it, does not run: its name is not mistyped.
     """
     result = outcome.result
     match polled:

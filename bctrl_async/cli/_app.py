@@ -52,7 +52,7 @@ app: App = App(
     suppress_keyboard_interrupt=False,
 )
 _SYNONYMS = {"stop": ("delete", "kill", "rm", "terminate"), "get": ("describe", "show", "status")}
-"""Names of other commands, which an error answers with the one of this command."""
+"""Other tools' names for a command, which an error corrects."""
 for _name, (_place, _arguments, _summary) in _COMMANDS.items():
     app.command(
         f"bctrl_async.cli._{_place}",
@@ -71,7 +71,7 @@ def _show_completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
     if shell == "zsh":
         # Zsh inserts no option where a name without an action may stand.
         script = script.replace(".' \\\n", '.:_guard "^-*" name\' \\\n')
-        # The script alone works only in a folder of `fpath`, and this also when it is sourced.
+        # The script alone works only in a folder of `fpath`; this line lets a shell source it.
         script += "compdef _cyclopts_bctrl-async bctrl-async"
     if shell == "bash":
         # A workspace may be named like a command.
@@ -96,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if args is None else args
     try:
         for name in _COMMANDS.keys() & set(given):
-            # A command's own help is its docstring; the summary is for the list of all.
+            # A command's own help is its docstring; the summary is for the list of commands.
             app[name].help = None
         command, bound, _ = app.parse_args(given)
         bound.apply_defaults()
@@ -126,7 +126,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _option_name(token: str) -> str:
-    """Return the name of an option without what follows it, which may be a secret."""
+    """Return the name of an option without its value, which may be a secret."""
     return token[:2] if re.match("-[^-]", token) else token.partition("=")[0]
 
 
@@ -151,6 +151,6 @@ def _plain(error: CycloptsError) -> str:
         if error.target_type is bool and error.token:
             text = f"{error.token.keyword} takes no value"
         elif "Invalid value" not in text:
-            # It has no name of an argument that is given by its position.
+            # The text does not name an argument that is given by its position.
             text = f"invalid value for {error.argument.name}: {text}"
     return text[:1].lower() + text[1:]

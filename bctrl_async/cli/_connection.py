@@ -31,7 +31,7 @@ _KEYS = (
 )
 
 
-# A Path would fail where there is no home.
+# `Path.expanduser` would fail without a home folder.
 _expand = os.path.expanduser
 
 
@@ -42,12 +42,12 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Profile(NamedTuple):
-    """The profile in use. Without one, it has neither a title nor values."""
+    """The profile in use; if there is none, it has neither a title nor values."""
 
     title: str
     values: Mapping[str, str]
     origins: dict[str, str]
-    """The option, variable or key that gave a value, by its name as a key."""
+    """The source of each value (an option, a variable or a key), by the name of its key."""
 
 
 NO_PROFILE = Profile("", {}, {})
@@ -70,7 +70,7 @@ def _read_config() -> tuple[Path, Mapping[str, Mapping[str, str | int | float]]]
 
 
 def _find_profile(name: str | None, *, has_url: bool) -> Profile:
-    """Return the profile in use: the named one, or the default one unless variables are set."""
+    """Return the named profile, or else the default profile unless variables are set."""
     file, tables = _read_config()
     if name is None and _DEFAULT in tables:
         if not (os.environ.get(_KEY) or os.environ.get(_URL)):
@@ -93,7 +93,7 @@ def _find_profile(name: str | None, *, has_url: bool) -> Profile:
         raise BctrlConfigError(f"{title}: {problem}")
     variable = values.get("api_key_env", _KEY)
     if not (variable.isidentifier() and variable.isupper()):
-        # It is not shown, for it may be the key itself.
+        # The value is not shown, for it may be the key itself.
         problem = "invalid api_key_env: expected a variable in capitals, such as STAGING_KEY"
         raise BctrlConfigError(f"{title}: {problem}")
     for key in _PATHS:
@@ -107,7 +107,7 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
     chosen = arguments.get("--profile", None)
     if chosen is None:
         return
-    # An empty variable is an unset one.
+    # An empty variable counts as unset.
     named = [token.value for token in chosen.tokens if token.value or token.source != "env"]
     urls = [token.source for token in arguments["--base-url"].tokens if token.value]
     if named and urls == ["env"] and chosen.tokens[0].source == "env":
@@ -117,7 +117,7 @@ def apply_profile(_: object, __: object, arguments: ArgumentCollection) -> None:
     for argument in arguments:
         key, tokens = argument.name.lstrip("-").replace("-", "_"), argument.tokens
         if tokens and tokens[0].source == "env":
-            # An empty URL is an error without a profile: it must not stand for the public API.
+            # An empty URL is an error if there is no profile: it must not stand for the public API.
             is_unread = profile.title if key == "base_url" else not tokens[0].value
             if is_unread or key in profile.values:
                 tokens.clear()
@@ -180,7 +180,7 @@ class Connection:
     ] = None
 
     def workspace(self, given: str | None, *, is_needed: bool = False) -> str:
-        """Return the workspace that is given, or that of the profile or the environment."""
+        """Return the given workspace, or the workspace of the profile or the environment."""
         of_profile = self.profile.values.get("workspace")
         variable = os.environ.get("BCTRL_WORKSPACE", "")
         if not given and of_profile and variable not in {"", of_profile}:
@@ -210,7 +210,7 @@ class Connection:
         if isinstance(error, BctrlAuthenticationError):
             error.advice = f"Check the API key from {self.key()[1]}"
         if error is not None and deadline is not None:
-            # A listing may have left less of it.
+            # A listing may have used up a part of the deadline.
             given = f"the deadline of {opt.format_duration(deadline)} "
             error.summary = re.sub(r"the deadline of \S+ s ", given, error.summary)
 
@@ -234,7 +234,7 @@ class Connection:
         rate: float | None = None,
         pace: "Pace | None" = None,
     ) -> "bctrl_async.BctrlSession":
-        """Make a session with these options; who only reads should not wait for minutes."""
+        """Make a session with these options; reads should not take minutes."""
         timeout, attempts = (10.0, 2) if reads else (60.0, 4)
         key, origin = self.key() if needs_key else ("not-needed", "")
         try:
@@ -256,7 +256,7 @@ class Connection:
             problem = "it has no certificate in PEM format" if is_read else error.strerror
             raise BctrlConfigError(f"cannot read the CA file {self.ca_file}: {problem}") from error
         except BctrlConfigError as error:
-            # The session names its arguments; the user has set something else.
+            # The session names its arguments; the user has set an option, a variable or a key.
             origins = {"proxy": "HTTPS_PROXY", **self.profile.origins}
             origins["api_key"] = f"API key from {origin}"
             _, _, reason = error.summary.partition(": ")

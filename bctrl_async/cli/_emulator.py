@@ -69,8 +69,8 @@ def emulator(
     """Run a local server of the API for tests, until Ctrl-C.
 
     Its workspace demo has active runtimes: runtime-0001, runtime-0002, ... Each
-    is a minute older than the one before, and one in ten is a desktop. For
-    example, --fault rate_limited=0.1 answers one request in ten with 429.
+    is a minute older than the last, and one in ten is a desktop. For example,
+    --fault rate_limited=0.1 answers one request in ten with 429.
 
     For example:
       bctrl-async emulator --runtimes 1000 --rate-limit 50
@@ -133,7 +133,7 @@ async def _serve(server: Emulator, api_key: str, output: Output) -> None:
         if output.write_failed:
             return
         terminated = asyncio.Event()
-        with suppress(NotImplementedError):  # On Windows SIGTERM ends the process anyway.
+        with suppress(NotImplementedError):  # Windows ends the process on SIGTERM.
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
         try:
             await terminated.wait()

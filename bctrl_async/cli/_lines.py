@@ -49,7 +49,7 @@ class LineParser:
         self._document: bytearray | None = None
 
     def parse(self, line: bytes) -> Iterator[Item]:
-        """Yield the items of a line, or of a part of it that exceeds MAX_LINE; b"" is the end."""
+        """Yield the items of a line, or of a part if it exceeds MAX_LINE; b"" is the end."""
         if self._document is not None:
             self._document += line
             if not line or len(self._document) > MAX_DOCUMENT:
@@ -80,7 +80,7 @@ class LineParser:
             yield self._to_item(msgspec.json.encode(each).decode(), each, f"in item {number}")
 
     def _begin_table(self, text: str) -> Item | None:
-        """Find the columns of a table by its first line; return its item if it has one."""
+        """Find the columns of a table by its first line; return that line's item, if any."""
         if re.fullmatch(r"sep=[\t;,]", text):
             return None
         if _find_unreadable(text):
@@ -127,7 +127,7 @@ class LineParser:
         return self._to_item(text, dict(zip(self._columns[::-1], cells[::-1], strict=True)))
 
     def _to_item(self, text: str, value: object, place: str | None = None) -> Item:
-        """Return the target that a row or a JSON value is, or a bad line."""
+        """Return a row or a JSON value as a target, or as a bad line."""
         match value:
             case [workspace_id, alias]:
                 pass
@@ -157,7 +157,7 @@ class LineParser:
 
 
 def _decode(text: str | bytearray) -> object:
-    """Return a JSON value, None if it is none."""
+    """Return the JSON value of a text; None if it is not JSON."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, ValueError, RecursionError):
@@ -165,10 +165,10 @@ def _decode(text: str | bytearray) -> object:
 
 
 def _cells(text: str, delimiter: str) -> list[str] | None:
-    """Return the cells of a row; None unless each quote encloses a cell or is doubled in one."""
+    """Return the cells of a row; None unless each quote encloses a cell or is doubled within it."""
     if '"' not in text:
         return [cell.strip(" ") for cell in text.split(delimiter)]
-    # The csv module keeps spaces after a cell, and takes a quote within one for a character.
+    # The csv module keeps spaces after a cell, and takes a quote inside a cell for a character.
     pattern = r'((?:\A|{0}) *(?:"((?:[^"]|"")*+)"|([^"{0}]*+)) *(?={0}|\Z))'
     cells = re.findall(pattern.replace("{0}", delimiter), text)
     if sum(len(whole) for whole, _, _ in cells) < len(text):

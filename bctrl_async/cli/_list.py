@@ -31,7 +31,7 @@ from bctrl_async.models import RuntimeKind, RuntimeStatus
 
 
 class FoundRuntimes(FoundTargets):
-    """Runtimes of a workspace that match a filter; the bulk stop rejects the unreadable ones."""
+    """Runtimes of a workspace that match a filter; the bulk stop rejects unreadable runtimes."""
 
     @property
     def runtimes(self) -> list[Runtime]:
@@ -52,11 +52,11 @@ class FoundRuntimes(FoundTargets):
         asked = f"In workspace {out.escape(self.workspace_id)} at {base_url}: {summary}"
         asked += f"\nStop {out.pluralize(len(self.runtimes), 'runtime')}? [y/N] "
         try:
-            # The results on stdout may go to a file.
+            # The question goes to stderr, since stdout may be a file.
             print(asked, end="", file=sys.stderr, flush=True)  # noqa: T201 - rich would wrap it.
             return sys.stdin.readline().strip().lower() in {"y", "yes"}
         except KeyboardInterrupt:
-            out.print_info("\nNothing was stopped")  # Below the ^C.
+            out.print_info("\nNothing was stopped")  # The line goes below the ^C.
             raise
 
 
@@ -90,7 +90,7 @@ async def find_runtimes(
     found.add(listed)
     unknown = {wanted.status, wanted.kind} - {None, "any", *RuntimeStatus, *RuntimeKind}
     if unknown and not found:
-        # It may be mistyped, and must not look like success.
+        # The value may be mistyped, and must not look like success.
         raise BctrlConfigError(f"no runtime of {workspace!r} is {' and '.join(map(repr, unknown))}")
     return found
 
@@ -109,8 +109,7 @@ def list_runtimes(
     """List the runtimes of a workspace.
 
     A runtime that cannot be read is reported on stderr, and the exit code is 1.
-    So is one that may run and whose creation time cannot be read, with
-    --older-than.
+    With --older-than, so is a runtime that may run if its age cannot be read.
 
     For example:
       bctrl-async list WORKSPACE --status active --older-than 2h
@@ -134,7 +133,7 @@ def list_runtimes(
     if (more := len(errors) - out.MAX_SHOWN) > 0:
         out.print_error(f"could not list {out.pluralize(more, 'more runtime')}")
     if output_format == "table" and not output.write_failed:
-        # On stderr, so that each line but the header is a runtime to a program that reads them.
+        # The count goes to stderr, so that each line of stdout after the header is a runtime.
         out.print_info(out.pluralize(len(runtimes), "runtime"))
     return out.FAILED if errors or output.write_failed else 0
 
@@ -148,7 +147,7 @@ def get_runtimes(
 ) -> int:
     """Show runtimes.
 
-    Exit codes: 0 each was found, 1 one was not, or the server did not answer,
+    Exit codes: 0 all were found, 1 some were not, or the server did not answer,
     2 usage or configuration error.
 
     For example:

@@ -19,7 +19,7 @@ STDIN = Path("-")
 """The FILE `-`: this object alone, because the path of a file named `./-` is equal to it."""
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = r"[0-9]{1,12}(?:\.[0-9]{1,12})?"
-# Each unit at most once, the longest first.
+# Each unit may be given once, the longest first.
 _is_duration = re.compile("".join(f"(?:({_NUMBER}){unit})?" for unit in _UNITS)).fullmatch
 
 
@@ -83,8 +83,8 @@ def whole_number(least: int | None = None, most: int | None = None) -> Parameter
     return Parameter(metavar="N", converter=converter(_whole), validator=bounds)
 
 
-# A group of the help for each. Of an option the last value wins, so that a script can put its own
-# before those of its user, but not of those that decide what is stopped and where it is recorded.
+# The help has a group for each. The last value of an option wins, so that a user can override a
+# script, but options that decide what is stopped, or where that is recorded, cannot be repeated.
 in_targets = partial(Parameter, group=Group("Targets", sort_key=0), allow_repeating=False)
 in_filters = partial(Parameter, group=Group("Filters", sort_key=1), allow_repeating=False)
 in_run = partial(Parameter, group=Group("Run", sort_key=2), allow_repeating=False)
@@ -92,7 +92,7 @@ in_pace = partial(Parameter, group=Group("Pace", sort_key=3))
 in_output = partial(Parameter, group=Group("Output", sort_key=4))
 in_connection = partial(Parameter, group=Group("Connection", sort_key=5))
 
-# What a flag decides does not change if it is given twice.
+# A flag that is given twice has the same effect.
 in_flags = partial(in_targets, allow_repeating=True, show_default=False)
 in_run_flags = partial(in_run, allow_repeating=True, show_default=False)
 in_output_flags = partial(in_output, show_default=False)

@@ -18,7 +18,7 @@ _without_numbers = re.compile(r"\d+").sub
 
 
 class _Group(NamedTuple):
-    """The targets of a result and a reason, which may have other numbers for each."""
+    """The targets with the same result and reason, but for the numbers in it."""
 
     result: StopResult
     reason: str
@@ -59,7 +59,7 @@ class OutcomePrinter:
             self._print_line(outcome, _describe(outcome))
 
     def _print_failure(self, outcome: StopOutcome) -> None:
-        """Print a target that may run; only the first of a group gets an advice."""
+        """Print a target that may run; only the first of a group gets advice."""
         is_invalid = outcome.state is RuntimeState.INVALID
         reason = "" if is_invalid else _reason(outcome)
         key = outcome.result, _without_numbers("0", reason)
@@ -70,12 +70,12 @@ class OutcomePrinter:
             self._print_line(outcome, _describe(outcome, advises=is_first))
 
     def describe(self, error: BctrlError) -> str:
-        """Return the text of an error, without an advice that a target's line has given."""
+        """Return the text of an error, without advice that a target's line has given."""
         is_explained = any(group.reason == _summary(error) for group in self._groups.values())
         return f"{out.name_call(error)}{error.summary if is_explained else out.describe(error)}"
 
     def finish(self) -> None:
-        """Print the targets that got no line since their reasons had been given."""
+        """Print the targets without a line, grouped by the reason that was given before."""
         if self._prints_all:
             return
         groups = sorted(self._groups.values(), key=lambda group: -len(group.targets))
@@ -141,6 +141,6 @@ def _describe(outcome: StopOutcome, *, advises: bool = True) -> str:
         # A class's default advice assumes a failed stop; show it only then.
         advises = advises and (outcome.result not in ANSWERED or error.advice != type(error).advice)
         text = out.describe(error) if advises else error.summary
-        # A line that is not a target has the place of an alias.
+        # The name of an invalid target is shown already.
         facts.append(text.removeprefix(f"invalid target {outcome.target.alias}: "))
     return ", ".join(facts)

@@ -31,7 +31,7 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C."""
 
 MAX_SHOWN = 10
-"""The number of targets that are shown one by one if they are invalid, or have no outcome."""
+"""The number of targets that are shown singly if they are invalid, or have no outcome."""
 MAX_WIDTH = 28
 """The most cells to which the cells of a column are padded."""
 WRITE_ERRORS = frozenset({errno.EBADF, errno.EIO, errno.ENOSPC, errno.EPIPE})
@@ -54,7 +54,7 @@ class _LogPrinter(logging.Handler):
 
 
 LOG_PRINTER = _LogPrinter()
-"""The only handler: without one, Python prints warnings to stderr, into the live display."""
+"""The only handler: without it, Python prints warnings to stderr, into the live display."""
 
 
 def set_verbosity(*, verbose: bool, quiet: bool) -> None:
@@ -81,14 +81,14 @@ def pluralize(count: int, noun: str) -> str:
 
 def escape(text: str) -> str:
     """Return visible text as it is, and any other, such as a space at its end, as a literal."""
-    # The repr of an enum's member would be its Python name.
+    # The repr of an enum's member would show its Python name.
     text = str.__str__(text)
     is_visible = text and text.isprintable() and text == text.strip()
     return text if is_visible else ascii(text)
 
 
 def describe(error: BctrlError) -> str:
-    """Return the text of an error with a single advice, without its call and the server's own."""
+    """Return the text of an error with at most one piece of advice, without its call."""
     shown = copy(error)
     if error.advice:
         shown.hint = None
@@ -96,7 +96,7 @@ def describe(error: BctrlError) -> str:
 
 
 def name_call(error: BctrlError) -> str:
-    """Return the beginning of an error's text, such as `could not get 'crm': `."""
+    """Return the start of an error's text, such as `could not get 'crm': `."""
     name = error.workspace_id if error.alias is None else error.alias
     if name is None:
         return ""
@@ -142,11 +142,11 @@ def _columns() -> int:
 
 
 def _print_line(line: str) -> None:
-    if sys.stderr is None:  # The shell has closed it, and `print` would use stdout.
+    if sys.stderr is None:  # The shell has closed stderr, and `print` would use stdout.
         return
     lines = _escape_unprintable(line).split("\n")
     if columns := _columns():
-        # A terminal would break words.
+        # A terminal would break lines within words.
         wrap = partial(textwrap.fill, break_long_words=False, break_on_hyphens=False)
         lines = [wrap(each, columns) for each in lines]
     with suppress(OSError):
@@ -161,7 +161,7 @@ class Output(Console):
 
     def __init__(self) -> None:
         if sys.stdout is None:
-            # The shell has closed it. Rich would drop the results; now the first one is an error.
+            # The shell has closed stdout. Rich would drop the results; now the first is an error.
             sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
         super().__init__(highlight=False, markup=False, emoji=False)
         self.shows_progress = True
@@ -209,7 +209,7 @@ class Output(Console):
         errors = Console(stderr=True)
         draws = errors.file.isatty() and not (errors.is_dumb_terminal or is_quiet.get())
         with suppress(OSError):  # Stdout is closed.
-            # What a reader prints on the terminal would be erased when progress is drawn anew.
+            # Drawing progress would erase what the reader of a pipe prints on the terminal.
             draws = draws and not stat.S_ISFIFO(os.fstat(self.file.fileno()).st_mode)
         # Two consoles on one terminal would draw over each other.
         return (self if draws and self.on_terminal else errors), draws

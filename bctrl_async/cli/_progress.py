@@ -21,7 +21,7 @@ _SHOW_AFTER, _SHOW_WAITING_AFTER, _REFRESH_EVERY = 0.4, 2.0, 0.2
 _LINE_EVERY = 5.0
 """Seconds between lines where there is no terminal."""
 _RATE_PERIOD = 10.0
-"""Seconds whose stops are the rate; it is not shown after as many without an outcome."""
+"""Seconds over which the rate is measured; after as many without an outcome it is hidden."""
 _DECIMALS_BELOW = 10
 """Stops per second from which a decimal is noise."""
 
@@ -82,7 +82,7 @@ class Display:
 
     def _update(self) -> Task:
         counts, total = self._batch.counts, self._batch.total
-        # After an interrupt, most of the other outcomes are `not_sent`.
+        # Outcomes that are `not_sent` after an interrupt do not count as done.
         done = counts.total() - counts[StopResult.NOT_SENT] * self.is_interrupted
         text = f"{done:,}" if total is None else f"{done:,} of {total:,}"
         text += " answered" * self.is_interrupted
@@ -92,7 +92,7 @@ class Display:
         return task
 
     def _rate_text(self, task: Task) -> str:
-        """Return the rate and the time left; runtimes that are polled stop when they stop."""
+        """Return the rate and the time left, which is unknown while runtimes are polled."""
         if not task.speed or self._batch.is_unanswered or self.is_interrupted:
             return ""
         decimals = 1 if task.speed < _DECIMALS_BELOW else 0
@@ -125,7 +125,7 @@ class Display:
 async def run_with_progress(batch: StopBatch, output: Output) -> bool:
     """Run a bulk stop and show its progress; return True if it was interrupted.
 
-    After the first Ctrl-C (or SIGTERM) nothing more is sent, the second one aborts the run.
+    The first Ctrl-C (or SIGTERM) ends sending, the second aborts the run.
     """
     console, live = output.progress_console()
     display = Display(batch, console)
@@ -149,7 +149,7 @@ async def run_with_progress(batch: StopBatch, output: Output) -> bool:
         with _signal_handlers(interrupt):
             await asyncio.wait([running])
     except asyncio.CancelledError:
-        # Ctrl-C cancels this task where there are no signal handlers, as on Windows.
+        # Ctrl-C cancels this task if there are no signal handlers, as on Windows.
         interrupts += 1
         batch.abort()
         await asyncio.wait([running])
@@ -164,9 +164,9 @@ async def run_with_progress(batch: StopBatch, output: Output) -> bool:
 def _signal_handlers(interrupt: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     with ExitStack() as stack:
-        with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or another thread.
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # Some loops have none.
             for number in _SIGNALS:
-                # Nohup ignores SIGHUP.
+                # `nohup` has SIGHUP ignored, which must stay so.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     loop.add_signal_handler(number, interrupt)
                     stack.callback(loop.remove_signal_handler, number)

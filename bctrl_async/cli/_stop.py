@@ -34,7 +34,7 @@ from bctrl_async.journal import Journal
 from bctrl_async.pace import FilePace, Pace
 
 _is_address = re.compile(r"[\w.-]{2,}:").match
-"""Matches an address, also without its scheme: a file of its name would be on this machine only."""
+"""Matches an address, even without a scheme, which must not become a file on this machine."""
 
 _NOTHING = "nothing to stop: give WORKSPACE and ALIAS, WORKSPACE --all, or --from FILE"
 _Targets = Iterable[RuntimeRef] | AsyncIterable[RuntimeRef]
@@ -105,7 +105,7 @@ def stop(
     CSV with the columns workspace_id and alias, or WORKSPACE,ALIAS in each
     line, or JSON: {"workspace_id": "ws", "alias": "crm"} or ["ws", "crm"], one
     after the other or in an array. With WORKSPACE, FILE may have one column,
-    the aliases. Put -- before WORKSPACE if an alias begins with a dash.
+    the aliases. Put -- before WORKSPACE if an alias starts with a dash.
 
     Every ALIAS gets a line of output. With --from or --all, targets that were
     attempted and may still be running are grouped by reason. The last line
@@ -139,7 +139,7 @@ def stop(
     asks = everything and not (yes or dry_run)
     if asks and not all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr)):
         raise BctrlConfigError("cannot ask for confirmation without a terminal: add --yes")
-    # A session belongs to one event loop; listing and stopping each run one.
+    # A session belongs to one event loop; listing and stopping run in two.
     connect = partial(
         connection.session,
         needs_key=everything or not dry_run,
@@ -161,7 +161,7 @@ def stop(
         finding = find_runtimes(lister, place, wanted, alias, output, deadline=deadline)
         items = found = asyncio.run(finding)
         found.keep(shard.keeps)
-        # The time to answer the question does not count. With 1 ms, every target is `not_sent`.
+        # The time to answer the question does not count. A deadline of 1 ms sends nothing.
         left = deadline and max(round(deadline - (time.monotonic() - began), 2), 0.001)
         if not found:
             where = f" in shard {shard.number}/{shard.total}" if shard != _targets.WHOLE else ""
@@ -176,7 +176,7 @@ def stop(
         items = [*filter(shard.keeps, named)]
     session, targets = connect(), cast("_Targets", items)
     if dry_run:
-        # What a list has is sent, whatever the journal has.
+        # The list decides what is sent, whatever the journal says.
         return _dry_run(session, targets, None if everything else journal, journal_max_age)
     shown = None if file or everything else aliases
     printer = OutcomePrinter(output, shown, prints_json=output_format == "json")
@@ -271,7 +271,7 @@ def _dry_run(
         read = await _targets.collect(targets)
         async with session:
             batch = session.stop_runtimes(read)
-            # Before anything is sent, so that valid targets are `not_sent`.
+            # Nothing has been sent, so valid targets become `not_sent`.
             batch.stop_reading()
             return await batch
 

@@ -35,7 +35,7 @@ class Shard(NamedTuple):
     total: int
 
     def keeps(self, item: object) -> bool:
-        """Return True if an item is in this shard; the first has what is not a target."""
+        """Return True if an item is in this shard; the first has items that are not targets."""
         return self.total == 1 or shard_of(item, self.total) == self.number
 
 
@@ -59,7 +59,7 @@ def is_typed(file: Path | None) -> bool:
 def open_targets(
     file: Path, parser: LineParser, *, allow_empty: bool, shard: Shard = WHOLE
 ) -> list[Item] | AsyncIterator[Item]:
-    """Return the targets of a regular file, each once, or those of a pipe as they arrive."""
+    """Return the targets of a regular file, each once, or the targets of a pipe as they arrive."""
     name = "stdin" if file is STDIN else str(file)
     # A shell that closes stdin leaves None in its place.
     if file is STDIN and sys.stdin is None:
@@ -133,7 +133,7 @@ async def _wait_readable(file: int) -> None:
     """Wait until a pipe is readable; return at once for anything else."""
     readable = asyncio.Event()
     loop = asyncio.get_running_loop()
-    with suppress(NotImplementedError, PermissionError):  # Windows, or a device such as /dev/null.
+    with suppress(NotImplementedError, PermissionError):  # Windows and devices do not support it.
         loop.add_reader(file, readable.set)
         try:
             await readable.wait()

@@ -140,7 +140,7 @@ _PIECES: dict[Fault | Reply | None, Callable[[bytes, bytes], list[bytes]]] = {
 
 
 def reply_of(fault: Fault | Reply | None, payload: Payload, *, conflict: bool) -> Reply:
-    """Return the reply to a valid request: 409 on a conflict, if its fault has none."""
+    """Return the reply to a valid request: 409 on a conflict, unless its fault has a reply."""
     if isinstance(fault, Reply):
         has_payload = fault.body is None and fault.status in replies.WITH_PAYLOAD
         return replace(fault, body=payload) if has_payload else fault
@@ -185,7 +185,7 @@ class _Written(web.StreamResponse):
 
 
 class FaultPlan:
-    """The faults of future requests: poison first, then queued faults, then random ones."""
+    """The faults of future requests: first poison, then queued faults, then random faults."""
 
     def __init__(self, probabilities: Mapping[Fault, float], seed: int) -> None:
         check(Mapping, faults=probabilities)
@@ -195,7 +195,7 @@ class FaultPlan:
             check_range(0, 1, **{f"faults[{fault}]": share})
         if (total := sum(probabilities.values())) > 1 + 1e-9:
             raise ValueError(f"faults add up to {total}: give probabilities of at most 1 together")
-        # The order of `Fault` lets a seed not depend on the order of the mapping.
+        # The order of `Fault` makes a seed independent of the order of the mapping.
         faults = [fault for fault in Fault if probabilities.get(fault)]
         self._bounds = list(itertools.accumulate(probabilities[fault] for fault in faults))
         self._choices = [*faults, None]

@@ -17,7 +17,7 @@ _ERROR_FIELDS = ("code", "message", "reason_class", "hint")
 _is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _JSON_TYPE = "application/json"
 _TEXT_TYPE = "text/plain; charset=utf-8"
-# In HTTP, a 204 and a 205 have no body.
+# HTTP allows a 204 and a 205 no body.
 WITH_PAYLOAD = frozenset(range(200, 300)) - {204, 205}
 # contract errors.md, "code seen" and `reasonClass`.
 _DOCUMENTED = {
@@ -54,9 +54,9 @@ class Reply:
         reason_class: The `reasonClass` of the error body; None for the usual value of the status.
         hint: The `hint` of the error body; None omits it.
         headers: More headers, such as `Retry-After`. They replace usual headers of the same name.
-        body: What is sent in place of the usual body; None for the usual one. Bytes and text, as
-            UTF-8, are `text/plain; charset=utf-8`, unless `headers` has a `Content-Type`. Any
-            other value is sent as JSON.
+        body: What is sent in place of the usual body; None for the usual body. Bytes and text, as
+            UTF-8, are `text/plain; charset=utf-8`, unless `headers` has a `Content-Type`. Any other
+            value is sent as JSON.
         takes_effect: True if a stop with this answer ends the runtime nevertheless. None becomes
             True for a 2xx, and False for any other status.
 
@@ -102,7 +102,7 @@ class Reply:
 
 
 def content_of(reply: Reply) -> bytes | None:
-    """Return a reply's own body, None if it has the usual one."""
+    """Return a reply's own body, None if it has the usual body."""
     if isinstance(reply.body, bytes | None):
         return reply.body
     return reply.body.encode() if isinstance(reply.body, str) else dump(reply.body)
@@ -139,7 +139,7 @@ def response_to(reply: Reply, request_id: str) -> web.Response:
 
 
 def _error_body(reply: Reply, request_id: str) -> dict[str, str]:
-    """Return the body of an error, with what its status suggests for what it does not give."""
+    """Return the body of an error, with its status's defaults for what the reply leaves out."""
     status = reply.status
     code, reason_class = _DOCUMENTED.get(status) or _DOCUMENTED[status // 100 * 100]
     body = {

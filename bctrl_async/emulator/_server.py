@@ -46,8 +46,8 @@ class Emulator:
 
     Args:
         host: The address to listen on.
-        port: The port to listen on, 0 to 65535; 0 picks a free one. The default is the port of
-            the contract's second server (openapi.yaml, `servers`).
+        port: The port to listen on, 0 to 65535; 0 picks a free port. The default is the port of the
+            contract's second server (openapi.yaml, `servers`).
         api_key: The key that requests must carry, not empty.
         faults: The probability of each fault of a stop, each 0 to 1, together at most 1.
         seed: The seed of the random faults.
@@ -153,7 +153,7 @@ class Emulator:
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def close(self) -> None:
-        """Stop listening and drop every connection at once, busy ones included."""
+        """Stop listening and drop every connection at once, even during a request."""
         listener, self._listener = self._listener, None
         if listener is None:
             return
@@ -192,11 +192,11 @@ class Emulator:
         status: str = "active",
         created_at: str = "2026-01-01T00:00:00.000Z",
     ) -> None:
-        """Add a runtime, or replace the one with the same workspace id and alias.
+        """Add a runtime, or replace the runtime with the same workspace id and alias.
 
         Args:
-            workspace_id: Any non-empty text. A UUID becomes the `workspaceId` of responses; from
-                any other text one is derived.
+            workspace_id: Any non-empty text. A UUID becomes the `workspaceId` of responses; a UUID
+                is derived from any other text.
             alias: Any non-empty text.
             kind: `browser`, `desktop` or `spreadsheet` (openapi.yaml, `RuntimeKind`).
             status: `active`, `stopped` or `failed` (openapi.yaml, `RuntimeStatus`).
@@ -287,7 +287,7 @@ class Emulator:
     def poison(self, workspace_id: str, alias: str, fault: Fault | Reply | None) -> None:
         """Give a runtime a fault or reply that every stop and every read of it meets.
 
-        It precedes queued and random faults, and replaces an earlier one; None clears it.
+        It precedes queued and random faults, and replaces any earlier poison; None clears it.
         """
         contract.check(Fault, Reply, NoneType, fault=fault)
         self._faults.poison[self._target(workspace_id, alias)] = fault
@@ -353,7 +353,7 @@ class Emulator:
         return fault, reply_of(fault, payload, conflict=conflict)
 
     def _is_throttled(self) -> bool:
-        """Count a request by the generic cell rate algorithm (GCRA); return True if it exceeds."""
+        """Count a request by the generic cell rate algorithm (GCRA); return True if over limit."""
         now = asyncio.get_running_loop().time()
         self._empty_at = max(self._empty_at, now)
         if self._empty_at - now > _BURST_SECONDS:
@@ -362,7 +362,7 @@ class Emulator:
         return False
 
     def _stop(self, target: Target, fault: Fault | Reply | None) -> bool:
-        """Stop a runtime, if it is active and the fault lets it; return False if it was not."""
+        """Stop a runtime, if it is active and the fault lets it; return whether it was active."""
         runtime = self._runtimes[target]
         was_active = runtime["status"] == "active"
         if was_active and (fault is None or fault.takes_effect):

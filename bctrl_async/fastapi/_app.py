@@ -26,7 +26,7 @@ from bctrl_async.pace import Pace
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[Mapping[str, Any]]]
 PlainLifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-_log = logging.getLogger("bctrl_async.fastapi")  # The documented name.
+_log = logging.getLogger("bctrl_async.fastapi")  # The docs name this logger.
 _KEY = "bctrl_session"
 _MAX_RETRY_AFTER = 60
 """Seconds after which the session sends a call during a longer Retry-After."""
@@ -55,7 +55,7 @@ def lifespan(
         BctrlConfigError: An argument is of another type, or both `make_session` and `pace` are
             given.
     """
-    # At startup the error would come late, and far from the call.
+    # An error at startup would come late, and far from the call.
     if not callable(make_session):
         raise invalid_type("make_session", type(make_session), "a function that makes sessions")
     if inner is not None and not callable(inner):

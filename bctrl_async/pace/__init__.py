@@ -6,7 +6,7 @@ Every process leases slots of one schedule, for 0.05 s at most. So the processes
 together never start more attempts than the rate allows in any second, plus one lease. A process
 that dies costs one lease. No attempt waits for the store for longer than 0.25 s: a session that
 cannot ask it goes on with its share of the rate, and logs a warning. If the store refuses the
-session, such as its password, before the first lease, calls raise `BctrlConfigError`.
+session before its first lease, such as for a wrong password, calls raise `BctrlConfigError`.
 
 `FilePace` serves the processes of one machine, `bctrl_async.redis.RedisPace` many machines.
 """

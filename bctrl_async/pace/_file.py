@@ -47,8 +47,8 @@ class FilePace(Pace):
         rate: The most attempts a second of all processes together, above 0; the same in each.
 
     Raises:
-        BctrlConfigError: The rate is invalid, the folder does not exist, or the path is that of
-            another file, a link or a folder.
+        BctrlConfigError: The rate is invalid, the folder does not exist, or the path is a folder, a
+            link, or a file with other content.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, rate: float) -> None:
@@ -84,14 +84,14 @@ class _FileStore:
 
     async def close(self) -> None:
         try:
-            # The thread may be at a lease that was cancelled, with the file open.
+            # A cancelled lease may still run in the thread, with the file open.
             await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
         finally:
             self._thread.shutdown(wait=False)
 
     def _take(self, member: str, slots: int) -> Lease:
         _check_place(self._path)
-        # It is opened each time, because the others use the new one if it was deleted or replaced.
+        # The file is opened each time: after it was deleted or replaced, others use the new file.
         with self._path.open("a+b", buffering=0) as file:
             file.seek(0)
             _wait_for_lock(file.fileno())
@@ -112,7 +112,7 @@ def _check_place(path: Path) -> None:
     except OSError:
         is_other = False
     if is_other:
-        # To open a pipe would wait for its other end, and a link leads to a file of anyone.
+        # Opening a pipe would wait for its other end, and a link may lead to anyone's file.
         raise _unusable(f"{str(path)!r} is not a regular file")
     if not path.absolute().parent.is_dir():
         raise _unusable(f"the folder of {str(path)!r} does not exist")

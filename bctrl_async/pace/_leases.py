@@ -1,7 +1,7 @@
 """The schedule of a shared pace, the leases of one session, and its share without the store.
 
 No attempt waits for the store while there are slots: a task of its own asks for the next lease when
-the last one is used up, or a round trip before.
+the last is used up, or a round trip before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bctrl_async.errors import BctrlConfigError
 _log = logging.getLogger("bctrl_async.pace")
 
 LEASE = 0.05
-"""Seconds that a lease lasts at most. It is the longest that a single member makes others wait."""
+"""The most seconds that a lease lasts, and that a single member makes others wait."""
 _MEMBERSHIP = 2.0
 """Seconds after the end of its last lease until a member no longer counts."""
 _PATIENCE = 0.25
@@ -34,7 +34,7 @@ _PATIENCE = 0.25
 _INTERVAL = 1.0
 """Seconds between requests to a store that is away; a request that takes longer is given up."""
 _MEMBERS = 1000
-"""The most members of a pace. An answer that needs more of them is not believed."""
+"""The most members of a pace. An answer that implies more is not believed."""
 _LONG_AGO = -1e9
 """The end of the last lease if there is none, in the time of the loop."""
 _FAR = 1e12
@@ -64,7 +64,7 @@ class Schedule(msgspec.Struct):
     """The end of each member's last lease."""
 
     def lease(self, clock: float, rate: float, member: str, slots: int, since: float) -> Lease:
-        """Lease at most so many of the next slots.
+        """Lease at most this many of the next slots.
 
         By the member's own clock, its last lease ended `since` seconds ago.
         """
@@ -138,7 +138,7 @@ class Leases:
         self._requested_at = self._used_up_at = -math.inf
         self._lease_ends = _LONG_AGO
         self._round_trip = 0.0
-        self._slots: deque[float] = deque()  # Their times.
+        self._slots: deque[float] = deque()  # A slot is its time.
         self._size = 0
         self._away_since: float | None = None
         self._next_without_store = -math.inf
@@ -200,10 +200,10 @@ class Leases:
             if self._store is None:
                 self._store = self._pace.open()
                 self._lifetime = close_with_loop(partial(_close, self._store))
-            # The task starts when all that came in the same turn of the loop are waiting.
+            # The task starts once all calls of the same turn of the loop are waiting.
             sent = loop.time()
             wanted, since = self._wanted(sent), sent - self._lease_ends
-            # A lease whose answer is lost ends at a time that is not known.
+            # The end of a lease is unknown if its answer is lost.
             self._lease_ends = _LONG_AGO
             async with asyncio.timeout(_INTERVAL):
                 lease = await self._store.lease(self._member, wanted, since)
@@ -219,7 +219,7 @@ class Leases:
         return max(waiting, 0)
 
     def _on_answer(self, request: asyncio.Task[None]) -> None:
-        """Go on after a request, also one that was cancelled: others may wait for it."""
+        """Go on after a request, even if it was cancelled: others may wait for it."""
         self._request = None
         error = asyncio.CancelledError() if request.cancelled() else request.exception()
         if self._is_closed:
@@ -234,7 +234,7 @@ class Leases:
     def _receive(self, lease: Lease, wanted: int, sent: float, now: float) -> None:
         rate = self._pace.rate
         is_possible = min(wanted, 1) <= lease.slots <= wanted and 1 <= lease.members <= _MEMBERS
-        # Each has two leases at most, and the first leases are longer than those of many members.
+        # A member has two leases at most, and leases get shorter with more members.
         if not (is_possible and 0 <= lease.delay <= 1 + 2 * _MEMBERS / rate):
             self._on_store_away("its answer makes no sense")
             return
@@ -243,7 +243,7 @@ class Leases:
         self._members = lease.members
         round_trip = now - sent
         if round_trip > _PATIENCE:
-            # Late: it is used the next time, when the connection is there.
+            # A late lease is not used; the next request finds the connection open.
             return
         self._round_trip = round_trip
         if self._away_since is not None:

@@ -28,8 +28,8 @@ _TIMEOUT = 1.0
 _is_database = re.compile(r"/?\d*", re.ASCII).fullmatch
 _is_name = re.compile(r"[\w.:/-]{1,100}", re.ASCII).fullmatch
 
-# `Schedule.lease`, on the server's clock. A hash has its times, and a sorted set the ends of the
-# members' leases. They are kept for a year, for a clock that is set ahead expires them as well.
+# This is `Schedule.lease`, on the server's clock. A hash has its times, and a sorted set the ends
+# of the members' leases. They live for a year, because a clock that is set ahead expires keys.
 _LEASE = """
 local member, rate, slots = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
@@ -62,7 +62,7 @@ _misconfigured = re.compile(
     "AuthenticationError|NoPermissionError|InvalidResponse|ReadOnlyError"
     "|READONLY|WRONGTYPE|DB index|ACL failure|can't run this command"
 ).search
-"""Find what a server that will not mend itself says, or how redis-py and valkey-py name it."""
+"""Finds an error that lasts: in a server's words, or by its name in redis-py and valkey-py."""
 
 
 class _Client(Protocol):
@@ -171,7 +171,7 @@ def _client(url: str) -> Redis:
         protocol=2,
         socket_timeout=_TIMEOUT,
         socket_connect_timeout=_TIMEOUT,
-        # A lease that is asked for again is another lease; the session asks in its own time.
+        # A repeated request takes another lease; the session asks again by itself.
         retry=Retry(NoBackoff(), 0),
     )
 

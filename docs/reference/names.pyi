@@ -152,15 +152,15 @@ class StopBatch(Coroutine[object, object, StopReport]):
         """True while the server answers nothing and is only probed."""
     @property
     def retrying(self) -> Counter[str]:
-        """The number of targets that wait for a further attempt, by what came of the last one."""
+        """The number of targets that wait for another attempt, by the result of the last."""
     @property
     def ended_early(self) -> BctrlError | None:
-        """The reason why the run ends before its input does; None as long as it does not."""
+        """The reason why the run ends before its input; None if there is no reason."""
     @property
     def report(self) -> StopReport:
         """The report on the targets read so far; it is not `ok` before the end of the run."""
     def stop_reading(self) -> None:
-        """Send nothing that was not sent, read no further, and finish the rest."""
+        """Stop reading targets, send no new stops, and wait for requests in flight."""
     def abort(self) -> None:
         """Abandon requests in flight (`unknown`) and send nothing more (`not_sent`)."""
     def send(self, value: object) -> object:
@@ -172,7 +172,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
 # bctrl_async.shard, in bctrl_async/shards.py
 def shard(targets: Targets, number: int, count: int) -> Targets:
-    """Return the targets of one shard in their order; each target is in exactly one."""
+    """Return the targets of one shard in their order; each target is in exactly one shard."""
 
 # bctrl_async.shards.shard_of, in bctrl_async/shards.py
 def shard_of(target: object, count: int) -> int:
@@ -218,7 +218,7 @@ class StopOutcome(msgspec.Struct):
     def ok(self) -> bool:
         """True if the runtime no longer runs, by the server's own word."""
     def to_dict(self) -> dict[str, object]:
-        """Return the outcome as JSON values, which any encoder takes."""
+        """Return the outcome as JSON values, for any encoder."""
 
 # bctrl_async.StopReport, in bctrl_async/outcomes.py
 class StopReport(msgspec.Struct):
@@ -236,7 +236,7 @@ class StopReport(msgspec.Struct):
     def ok(self) -> bool:
         """True if the whole input was read and no runtime in it runs any longer."""
     def to_dict(self) -> dict[str, object]:
-        """Return the report as JSON values, which any encoder takes."""
+        """Return the report as JSON values, for any encoder."""
     def raise_for_failures(self) -> None:
         """Raise unless the report is `ok`."""
 
@@ -302,7 +302,7 @@ class BctrlPermissionError(BctrlApiError):
 
 # bctrl_async.BctrlNotFoundError, in bctrl_async/errors.py
 class BctrlNotFoundError(BctrlApiError):
-    """404: no such workspace, alias or path."""
+    """404: the workspace, the alias or the path does not exist."""
     advice: str | None = 'Check the workspace id, the alias and the base URL'
     @property
     def names_runtime(self) -> bool:
@@ -318,7 +318,7 @@ class BctrlConflictError(BctrlApiError):
 
 # bctrl_async.BctrlRateLimitError, in bctrl_async/errors.py
 class BctrlRateLimitError(BctrlApiError):
-    """429: too many requests; this one was not processed."""
+    """429: too many requests; the server did not process this request."""
     advice: str | None = 'Limit the rate, or retry later'
 
 # bctrl_async.BctrlServerError, in bctrl_async/errors.py
@@ -431,7 +431,7 @@ class Pace(ABC):
 class Observer(_WithCalls):
     """An observer of all calls of a session."""
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; of a single stop, before it waits for its slot."""
+        """Handle the start of a stop; a single stop starts before it waits for its slot."""
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`."""
     def begin_bulk(self) -> BulkObserver:
@@ -439,7 +439,7 @@ class Observer(_WithCalls):
 
 # bctrl_async.StopObserver, in bctrl_async/observer.py
 class StopObserver(_WithAttempts):
-    """An observer of one stop: its attempts, and the GETs that ask for its effect."""
+    """An observer of one stop: its attempts, and the GETs that check its effect."""
     def begin_attempt(self, attempt: Attempt) -> AttemptObserver:
         """Handle the start of an attempt."""
     def end(self, outcome: StopOutcome) -> None:
@@ -467,7 +467,7 @@ class Attempt(msgspec.Struct):
 class AttemptObserver:
     """An observer of one attempt: one HTTP request."""
     def headers(self) -> Mapping[str, str]:
-        """Return headers to add, such as `traceparent`; those of the session take precedence."""
+        """Return headers to add, such as `traceparent`; the session's own take precedence."""
     def answered(self, status: int) -> None:
         """Handle the start of the response, which has this HTTP status."""
     def end(self, error: BaseException | None) -> None:
@@ -477,7 +477,7 @@ class AttemptObserver:
 class BulkObserver(_WithCalls):
     """An observer of one bulk stop."""
     def begin_stop(self, workspace_id: str, alias: str) -> StopObserver:
-        """Handle the start of a stop; of a single stop, before it waits for its slot."""
+        """Handle the start of a stop; a single stop starts before it waits for its slot."""
     def begin_call(self, operation: str, workspace_id: str, alias: str | None) -> CallObserver:
         """Handle the start of a call that stops nothing, such as `get_runtime`."""
     def outcome(self, outcome: StopOutcome) -> None:
@@ -529,7 +529,7 @@ class Emulator:
     async def start(self) -> None:
         """Start listening."""
     async def close(self) -> None:
-        """Stop listening and drop every connection at once, busy ones included."""
+        """Stop listening and drop every connection at once, even during a request."""
     def add_runtime(
         self,
         workspace_id: str,
@@ -539,7 +539,7 @@ class Emulator:
         status: str = 'active',
         created_at: str = '2026-01-01T00:00:00.000Z',
     ) -> None:
-        """Add a runtime, or replace the one with the same workspace id and alias."""
+        """Add a runtime, or replace the runtime with the same workspace id and alias."""
     def status(self, workspace_id: str, alias: str) -> str | None:
         """Return the true status of a runtime, whatever its last response said."""
     def assert_stopped(self, workspace_id: str, *aliases: str, only: bool = False) -> None:

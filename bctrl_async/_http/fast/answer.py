@@ -26,7 +26,7 @@ on_connection: ContextVar[Callable[[], object] | None] = ContextVar("on_connecti
 _MAX_HEAD = 4096
 _BLANK_LINE = b"\r\n\r\n"
 
-# Headers that mean something to an HTTP parser, such as `Transfer-Encoding`, are not among them.
+# The pattern excludes headers that matter to an HTTP parser, such as `Transfer-Encoding`.
 _is_plain = re.compile(
     rb"http/1\.1 200 ok"
     rb"(?:\r\n(?:[abdfgijklnoqrvwxyz][a-z0-9-]*"
@@ -62,7 +62,7 @@ class PlainAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 def plain_answer(data: bytes) -> PlainAnswer | None:
-    """Return a response if the bytes are exactly one, and so plain that it needs no parser."""
+    """Return a response if the bytes are exactly one response that needs no parser."""
     end = data.find(_BLANK_LINE, 0, _MAX_HEAD) + len(_BLANK_LINE)
     head = data[:end].lower()
     length = _find_length(head)
@@ -98,14 +98,14 @@ class AnswerHandler(ResponseHandler):
 class Connector(aiohttp.TCPConnector):
     """A connector that closes a connection on which something arrived while it was idle.
 
-    After an answer too many, each request would get the answer to the one before it. aiohttp looks
-    for such bytes when a connection returns to the pool, but not when it leaves the pool.
+    After a surplus answer, each request would get the answer to the request before it. aiohttp
+    looks for such bytes when a connection returns to the pool, but not when it leaves the pool.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of a TCPConnector.
         super().__init__(**options)
-        # There is no public way, and aiohttp types it for its own protocol. Without it the fast
-        # path uses the parser for every answer.
+        # There is no public way to set a protocol, and aiohttp types the factory for its own. With
+        # aiohttp's protocol, the fast path would parse every answer.
         self._factory = partial(AnswerHandler, loop=asyncio.get_running_loop())  # type: ignore[assignment]
         self._is_readable: WeakKeyDictionary[ResponseHandler, Callable[[], bool]] = (
             WeakKeyDictionary()
@@ -129,18 +129,18 @@ class Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - aiohttp's.
     ) -> Connection:
-        """Return a new or a silent connection; the request must be written before another await."""
+        """Return a connection with nothing unread; write the request before another await."""
         while True:
             connection = await super().connect(req, traces, timeout)
-            # It is None only after the release.
+            # `protocol` is None only after the release.
             protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
             is_readable = self._is_readable.get(protocol)
             if is_readable is None:
                 self._is_readable[protocol] = is_readable = _readability(connection.transport)
                 if not (protocol.should_close or (not req.is_ssl() and is_readable())):
                     return connection
-                # Not retried here: such a server does so on every new connection. Over TLS, what is
-                # unread on a new one belongs to the handshake.
+                # A retry would meet the same on every new connection. Over TLS, unread bytes on a
+                # new connection belong to the handshake.
                 connection.close()
                 raise aiohttp.ClientConnectionError("the server spoke or closed before the request")
             if not protocol.should_close and not is_readable():
@@ -158,7 +158,7 @@ class Connector(aiohttp.TCPConnector):
         except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError):
             raise
         except aiohttp.ClientError as error:
-            # As it is, it could not be told from one after the request was sent.
+            # This error could not be told from an error after the request was sent.
             reason = OSError(0, "it opened no tunnel")
             # aiohttp comes here only with a proxy.
             proxy = req.proxy or req.url
@@ -168,15 +168,15 @@ class Connector(aiohttp.TCPConnector):
     def _release(
         self, key: ConnectionKey, protocol: ResponseHandler, *, should_close: bool = False
     ) -> None:
-        # Without a parser the protocol keeps every byte that arrives, and `should_close` is true. A
-        # parser would swallow the beginning of an answer, and each request has a new one.
+        # A protocol without a parser keeps every byte that arrives, and `should_close` is true. A
+        # parser would swallow the start of an answer; each request gets a new parser.
         protocol._parser = None  # noqa: SLF001 - there is no public way; tests guard it.
         super()._release(key, protocol, should_close=should_close)
 
 
 def _readability(transport: asyncio.BaseTransport | None) -> Callable[[], bool]:
     """Return a function that tells if a socket has unread bytes, or the end of the connection."""
-    # A transport without a socket, such as one in memory, has nothing unread.
+    # A transport without a socket, such as a transport in memory, has nothing unread.
     sock = None if transport is None else transport.get_extra_info("socket")
     if sock is None:
         return lambda: False

@@ -34,7 +34,7 @@ _Connect = Callable[
 
 
 class _Deadlines:
-    """The time limits of exchanges, with one timer; many would be a twentieth of a stop's cost."""
+    """The time limits of exchanges, on one timer: a timer for each adds 5 % to a stop's cost."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -84,7 +84,7 @@ class Exchange:
     def __init__(self, connection: Connection, deadlines: _Deadlines) -> None:
         self._connection = connection
         self._deadlines = deadlines
-        # It is None only after the release.
+        # `protocol` is None only after the release.
         self.protocol: ResponseHandler = connection.protocol  # type: ignore[assignment]
         self.content: aiohttp.StreamReader = aiohttp.EMPTY_PAYLOAD
         self.body: bytes | None = None
@@ -107,7 +107,7 @@ class Exchange:
     ) -> None:
         """Take the head of the response, and the body if it is complete."""
         self.status, self.content = message.code, content
-        # At once, if the body is complete.
+        # The callback runs at once if the body is complete.
         content.on_eof(self.close)
         if isinstance(message, PlainAnswer):
             self.body, self.header = message.body, message.header
@@ -148,7 +148,7 @@ class _ConnectRequest(aiohttp.ClientRequest):
 
 
 class FastPath:
-    """Makes POSTs without a body by the example of one that aiohttp serialized."""
+    """Makes POSTs without a body, after an example that aiohttp serialized."""
 
     def __init__(
         self, connect: _Connect, url: URL, headers: CIMultiDict[str], example: bytes
@@ -157,14 +157,14 @@ class FastPath:
         self._url = url
         self._headers = headers
         self._lines = _lines(headers)
-        # Around the headers of the session, aiohttp writes its own.
+        # aiohttp writes its own headers before and after the headers of the session.
         begin, found, self._end = example.partition(self._lines)
         method, slash, self._begin = begin.partition(b"/")
         if method != b"POST " or not (slash and found):
             raise ValueError("aiohttp serializes requests in another way")
         self._loop = asyncio.get_running_loop()
         self._deadlines = _Deadlines(self._loop)
-        # Connectors look only at its URL, so one is enough, and it has no key.
+        # Connectors look only at the URL, so all POSTs share this request, which has no key.
         self._request = _ConnectRequest(hdrs.METH_POST, url, loop=self._loop)
         self._functions = request_functions()
 
@@ -226,7 +226,7 @@ def _lines(headers: CIMultiDict[str]) -> bytes:
 
 def close_connection(response: object) -> None:
     """Close the connection of a response that was read: its next answer would be wrong as well."""
-    # aiohttp's public `connection` is None by now; a mocked response has neither.
+    # aiohttp's public `connection` is None by now; a mocked response has no protocol.
     name = "protocol" if isinstance(response, Exchange) else "_protocol"
     protocol = getattr(response, name, None)
     if protocol is not None and protocol.transport is not None:

@@ -28,8 +28,8 @@ _log = logging.getLogger("bctrl_async")
 
 _T = TypeVar("_T")
 
-# By default aiohttp sends a Content-Type of `application/octet-stream`, although there is no body,
-# and strict servers reject it.
+# aiohttp's default Content-Type is `application/octet-stream`, although there is no body, and
+# strict servers reject it.
 NO_CONTENT_TYPE = (hdrs.CONTENT_TYPE,)
 
 _BODY = b"{}"
@@ -46,7 +46,7 @@ def open_pool(
     proxy: str | None,
     ssl: SSLContext | None,
 ) -> tuple[aiohttp.ClientSession, FastPath | None]:
-    """Return a new pool, and the fast path to it, if its requests may take that."""
+    """Return a new pool, and its fast path if requests may take that."""
     # The limiter is the bound: nothing waits in the connector's own queue.
     connector = Connector(limit=0, ssl=True if ssl is None else ssl)
     http = aiohttp.ClientSession(
@@ -77,7 +77,7 @@ def open_pool(
 
 def _is_aiohttps(function: object) -> bool:
     """Return True if a function was defined by aiohttp itself."""
-    # By its exact type, since wrappers pass for what they wrap.
+    # The exact type counts, since wrappers pass for what they wrap.
     return type(function) is FunctionType and function.__globals__ is vars(aiohttp.client)
 
 
@@ -139,7 +139,7 @@ class _CannedConnector(aiohttp.BaseConnector):
 
     async def _create_connection(
         self,
-        # aiohttp's arguments.
+        # The arguments have aiohttp's names.
         req: aiohttp.ClientRequest,  # noqa: ARG002
         traces: list[Trace],  # noqa: ARG002
         timeout: aiohttp.ClientTimeout,  # noqa: ARG002, ASYNC109
