@@ -121,7 +121,8 @@ def _seeded_jitter() -> None:
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing of the user's environment reach a test: no configuration, and one terminal."""
     colors = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
-    proxies = ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
+    proxies = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
+    proxies += [name.upper() for name in proxies]
     for name in (*colors, *proxies, *filter(re.compile("BCTRL_").match, os.environ)):
         monkeypatch.delenv(name, raising=False)
     # The command's config file is there.

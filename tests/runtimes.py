@@ -1,17 +1,32 @@
-"""A runtime for tests without the emulator, and the body of a response about it."""
+"""A runtime for tests: as an object, and as an answer of a server."""
 
 from __future__ import annotations
 
+import json
 from uuid import UUID
 
 from bctrl_async import Runtime, RuntimeKind, RuntimeStatus
 
-RUNTIME = (
-    b'{"alias":"crm","createdAt":"","driver":"","id":"7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",'
-    b'"kind":"browser","status":"stopped","updatedAt":"",'
-    b'"workspaceId":"7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f"}'
-)
-"""The body of a response about a runtime that is stopped."""
+WIRE: dict[str, object] = {
+    "id": "7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+    "alias": "crm",
+    "workspaceId": "0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
+    "kind": "browser",
+    "status": "stopped",
+    "driver": "playwright",
+    "createdAt": "2026-11-25T08:00:00Z",
+    "updatedAt": "whenever",
+}
+"""The required fields of a runtime."""
+
+
+def wire(**fields: object) -> bytes:
+    """Return the body of an answer about a runtime with these fields, by their wire names."""
+    return json.dumps(WIRE | fields).encode()
+
+
+RUNTIME = wire()
+"""The body of an answer about a runtime that is stopped."""
 
 
 def runtime(status: str = "stopped", alias: str = "crm") -> Runtime:

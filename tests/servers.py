@@ -1,4 +1,4 @@
-"""Servers for tests: one that sends arbitrary bytes, and the emulator in a thread."""
+"""Servers for tests: bytes of any kind, sessions on them, and the emulator in a thread."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
+from bctrl_async import BctrlSession
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 Handler = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
@@ -59,6 +61,38 @@ def http_answer(status: str, body: bytes = b"", *headers: str) -> bytes:
     """Return a complete response with its Content-Length."""
     head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def closing(answer: bytes) -> Handler:
+    """Answer each request with these bytes, and close the connection."""
+
+    async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        writer.close()
+
+    return handle
+
+
+def recording(heads: list[bytes], answer: bytes) -> Handler:
+    """Keep the head of each request, and answer it with these bytes."""
+
+    async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
+        heads.append(head)
+        writer.write(answer)
+
+    return handle
+
+
+@asynccontextmanager
+async def served(
+    server: bytes | Handler,
+    key: str = "k",
+    **options: Any,  # noqa: ANN401 - those of a session.
+) -> AsyncIterator[BctrlSession]:
+    """Yield a session on a server that answers each request with these bytes, or as a handler."""
+    handle = answering(server) if isinstance(server, bytes) else server
+    async with raw_server(handle) as url, BctrlSession(key, base_url=url, **options) as session:
+        yield session
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from helpers import Connect
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from runtimes import RUNTIME
 from servers import http_answer, raw_server
 from test_observer import Recorder
-from test_wire import ONCE, RUNTIME
+from test_wire import ONCE
 from yarl import URL
 
 from bctrl_async import (

@@ -10,9 +10,10 @@ import ssl
 import aiohttp
 import pytest
 from conftest import KEY
+from runtimes import RUNTIME
 from servers import answering, http_answer, raw_server
 from test_secrets import everything_of
-from test_wire import ONCE, RUNTIME
+from test_wire import ONCE
 from tls import forward_proxy, over_tls
 from ways import Ways
 
