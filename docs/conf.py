@@ -21,6 +21,7 @@ version = release = __version__
 
 extensions = [
     "api_table",
+    "cli_options",
     "myst_parser",
     "pagefind_search",
     "sphinx.ext.autodoc",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html.parser
 import os
+import re
 from collections.abc import AsyncIterator
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,9 @@ from urllib.parse import quote, unquote, urldefrag, urlsplit
 import pytest
 from aiohttp import web
 from browser import CHROMIUM, Tab
+from commands import COMMANDS
+
+from bctrl_async import cli
 
 FOLDER = os.environ.get("BCTRL_DOCS_HTML")
 SITE = Path(FOLDER or "docs/_build").resolve()
@@ -222,3 +226,17 @@ def test_the_table_of_the_reference_has_every_public_name() -> None:
     modules = ["bctrl_async", *(f"bctrl_async.{name}" for name in extras)]
     names = {f"{name}.{public}" for name in modules for public in import_module(name).__all__}
     assert names - listed == {"bctrl_async.__version__"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_reference_lists_every_option_of_a_command(
+    command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = (SITE / "reference" / "command.html").read_text("utf-8")
+    section = page.partition(f'<section id="bctrl-async-{command}">')[2]
+    section = section.partition('<section id="bctrl-async-')[0]
+    assert cli.main([command, "--help"]) == 0
+    options = re.findall(r"^│ (--[a-z-]+)", capfd.readouterr().out, re.MULTILINE)
+    assert options
+    name = r'<td><p><code[^>]*><span class="pre">(--[a-z-]+)</span>'
+    assert options == re.findall(name, section)
