@@ -2,6 +2,9 @@
 
 `python tests/nightly/gateways.py [--targets 1000] [--seed 0] [--only NAME ...]`
 
+Install with `apt-get install --no-install-recommends apache2 caddy haproxy lighttpd
+lighttpd-mod-openssl nginx squid varnish`. All take ten minutes, `--only nginx haproxy` two.
+
 Each gateway that is installed (`gateway_servers.py` has its configuration) stands in front of the
 emulator, plain and over TLS. The server resets connections before and after the effect,
 answers after the gateway has given up, answers in part, and closes connections that the gateway
