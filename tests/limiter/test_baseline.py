@@ -88,24 +88,27 @@ def tenth(tried: RefusalBaseline) -> RefusalBaseline:
 
 
 class TestRecordStep:
-    def test_an_unchanged_share_begins_a_trial_at_the_old_rate(self) -> None:
-        assert step_down(RefusalBaseline(), [0.1] * 7) == [RATE]
+    @pytest.mark.parametrize(
+        ("shares", "rates", "restored"),
+        [
+            ([0.1] * 7, FALLING, [RATE]),
+            ([0.05] * 4 + [0.3] * 6, [*FALLING, 37.0, 32.0, 27.0], [RATE]),
+            ([0.4] * 4 + [0.05] * 3, FALLING, []),
+            ([0.8] * 7, FALLING, []),
+            ([0.1] * 7, [100.0, 95.0, 90.0, 85.0, 80.0, 75.0, 70.0], []),
+        ],
+        ids=["unchanged", "rises and stays", "falls", "over a half", "the rate hardly fell"],
+    )
+    def test_a_share_that_stays_while_the_rate_falls_begins_a_trial_at_the_old_rate(
+        self, shares: list[float], rates: list[float], restored: list[float]
+    ) -> None:
+        assert step_down(RefusalBaseline(), shares, rates) == restored
 
     def test_a_burst_before_the_first_step_counts_for_nothing(self) -> None:
         """Fault: a server's first burst was compared with what followed."""
         baseline = RefusalBaseline()
         record(baseline, -11.0, 0, 50)
         assert step_down(baseline, [0.1] * 7) == [RATE]
-
-    def test_a_falling_share_restores_nothing(self) -> None:
-        assert step_down(RefusalBaseline(), [0.4] * 4 + [0.05] * 3) == []
-
-    def test_a_rate_that_hardly_fell_restores_nothing(self) -> None:
-        rates = [100.0, 95.0, 90.0, 85.0, 80.0, 75.0, 70.0]
-        assert step_down(RefusalBaseline(), [0.1] * 7, rates) == []
-
-    def test_a_share_of_more_than_half_restores_nothing(self) -> None:
-        assert step_down(RefusalBaseline(), [0.8] * 7) == []
 
     def test_throttling_in_bursts_restores_nothing(self) -> None:
         """Fault: the load of other clients was taken for throttling at any rate."""
@@ -120,10 +123,6 @@ class TestRecordStep:
         for number, rate in enumerate(FALLING):
             record_at_random(baseline, number / 2, 0.1, 4, 1 + number)
             assert baseline.record_step(number / 2, rate) is None
-
-    def test_a_share_that_rises_and_stays_tries_the_first_rate(self) -> None:
-        rates = [*FALLING, 37.0, 32.0, 27.0]
-        assert step_down(RefusalBaseline(), [0.05] * 4 + [0.3] * 6, rates) == [RATE]
 
     def test_a_share_that_fell_and_stays_tries_the_rate_since(self) -> None:
         rates = [*FALLING, 37.0, 32.0, 27.0]
@@ -193,16 +192,6 @@ class TestTrial:
             assert tried.record_step(now - 0.1, 40.0) is None
             assert tried.record_step(now, 40.0) == RATE
 
-    def test_its_responses_count_towards_the_share(self, tried: RefusalBaseline) -> None:
-        assert tried._phase is not None
-        share = tried._phase.share
-        record(tried, 0.0, 20, 1)
-        successes = 21
-        while tried.on_success(0.0) is None:
-            successes += 1
-        assert not tried.is_trying
-        assert tried._phase.share == pytest.approx(25 / (24 / share + successes + 1))
-
     def test_a_success_lets_the_next_failure_cost_ten_seconds_again(
         self, tried: RefusalBaseline
     ) -> None:
@@ -216,20 +205,15 @@ class TestTrial:
 
 
 class TestPlateau:
-    def test_there_is_none_without_a_group_of_throttled_responses(self) -> None:
+    @pytest.mark.parametrize(
+        ("shares", "plateau"),
+        [([0.05] * 5, 45.0), ([0.05] * 3, 0.0), ([0.4] * 5, 0.0)],
+        ids=["less than half of the rate", "too few responses", "a limit far below the rate"],
+    )
+    def test_a_comparison_keeps_a_rate(self, shares: list[float], plateau: float) -> None:
         baseline = RefusalBaseline()
-        step_down(baseline, [0.05] * 3, FALLING[:3])
-        assert baseline.plateau == 0.0
-
-    def test_a_comparison_keeps_less_than_half_of_the_rate(self) -> None:
-        baseline = RefusalBaseline()
-        step_down(baseline, [0.05] * 5, FALLING[:5])
-        assert baseline.plateau == 45.0
-
-    def test_a_limit_far_below_the_rate_leaves_none(self) -> None:
-        baseline = RefusalBaseline()
-        step_down(baseline, [0.4] * 5, FALLING[:5])
-        assert baseline.plateau == 0.0
+        step_down(baseline, shares, FALLING[: len(shares)])
+        assert baseline.plateau == plateau
 
 
 class TestCovers:

@@ -11,7 +11,7 @@ import virtual_time
 from runtimes import RUNTIME
 from servers import answering, http_answer, raw_server
 from simulated import ANSWER, Request, Server, Simulation, targets
-from throttling import past_start, throttled
+from throttling import throttled
 
 from bctrl_async import (
     BctrlConfigError,
@@ -41,6 +41,16 @@ def in_virtual_time(scenario: Callable[[Limiter], Awaitable[_T]], cap: float | N
             return await scenario(Limiter(10, AdaptiveRate(cap)))
 
     return virtual_time.run(main())
+
+
+def seconds_of(scenario: Callable[[Limiter], Awaitable[None]], cap: float | None = None) -> float:
+    """Run a scenario in virtual time; return the seconds that it took."""
+
+    async def timed(limiter: Limiter) -> float:
+        await scenario(limiter)
+        return asyncio.get_running_loop().time()
+
+    return in_virtual_time(timed, cap)
 
 
 async def answer(limiter: Limiter, parsed: object) -> None:
@@ -76,18 +86,8 @@ async def attempts_until(limiter: Limiter, end: float) -> list[float]:
 
 
 class TestProbe:
-    def test_a_call_a_minute_after_an_absurd_retry_after_is_sent(self) -> None:
-        """Fault: after one Retry-After with an epoch in it, every later call failed for years."""
-
-        async def scenario(limiter: Limiter) -> None:
-            await answer(limiter, throttled(YEAR))
-            await asyncio.sleep(PROBE_INTERVAL)
-            await limiter.acquire(PATIENCE)
-
-        in_virtual_time(scenario)
-
     def test_calls_in_between_fail_at_once(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             await answer(limiter, throttled(YEAR))
             await asyncio.sleep(PROBE_INTERVAL - 1)
             with pytest.raises(BctrlRateLimitError) as caught:
@@ -97,9 +97,8 @@ class TestProbe:
                 "Probes are sent once a minute; retry in 1 s"
             )
             assert caught.value.retry_after == YEAR - 59
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario) == PROBE_INTERVAL - 1
+        assert seconds_of(scenario) == PROBE_INTERVAL - 1
 
     def test_the_error_of_a_pause_that_is_kept_exactly_says_nothing_of_probes(self) -> None:
         async def scenario(limiter: Limiter) -> None:
@@ -111,20 +110,21 @@ class TestProbe:
         in_virtual_time(scenario)
 
     def test_while_each_probe_is_throttled_one_call_a_minute_is_sent(self) -> None:
+        """Fault: after one Retry-After with an epoch in it, every later call failed for years."""
+
         async def scenario(limiter: Limiter) -> list[float]:
             await answer(limiter, throttled(YEAR))
             return await attempts_until(limiter, 200.0)
 
         assert in_virtual_time(scenario) == [60.0, 120.0, 180.0]
 
-    @pytest.mark.parametrize("retry_after", [1.0, 30.0, 59.9, 60.0])
+    @pytest.mark.parametrize("retry_after", [30.0, 60.0])
     def test_a_retry_after_of_up_to_a_minute_is_kept_exactly(self, retry_after: float) -> None:
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             await answer(limiter, throttled(retry_after))
             await limiter.acquire(PATIENCE)
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario) == pytest.approx(retry_after)
+        assert seconds_of(scenario) == pytest.approx(retry_after)
 
     def test_a_call_whose_patience_exceeds_the_pause_waits_for_a_probe(self) -> None:
         async def scenario(limiter: Limiter) -> list[float]:
@@ -141,14 +141,6 @@ class TestProbe:
             return starts
 
         assert in_virtual_time(scenario) == [60.0, 120.0, 180.0]
-
-    def test_a_retry_may_be_the_probe(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            await answer(limiter, throttled(YEAR))
-            await asyncio.sleep(PROBE_INTERVAL)
-            await limiter.acquire(PATIENCE, Priority.RETRY)
-
-        in_virtual_time(scenario)
 
     def test_the_minute_begins_at_the_last_throttled_answer(self) -> None:
         async def scenario(limiter: Limiter) -> list[float]:
@@ -185,39 +177,36 @@ class TestBehindAProbe:
         assert {type(error) for error in failed} == {BctrlRateLimitError}
 
     def test_they_are_admitted_once_the_probe_has_ended_the_pause(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             calls = await start_behind_a_probe(limiter, PATIENCE, 0.0, 0.0)
             limiter.release("a runtime")
             await asyncio.gather(*calls)
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario) < PROBE_INTERVAL + 5.0
+        assert seconds_of(scenario) < PROBE_INTERVAL + 5.0
 
     def test_the_patient_ones_wait_on_when_the_others_fail(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             patient, impatient = await start_behind_a_probe(limiter, 10 * YEAR, 0.0)
             limiter.release(None)
             with pytest.raises(BctrlRateLimitError):
                 await impatient
             await patient
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario) == 2 * PROBE_INTERVAL
+        assert seconds_of(scenario) == 2 * PROBE_INTERVAL
 
     def test_one_of_them_is_the_next_probe_if_the_first_takes_a_minute(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             first, second = await start_behind_a_probe(limiter, 0.0, 0.0)
             await first
             assert not second.done()
             limiter.release(None)
             limiter.release("a runtime")
             await second
-            return asyncio.get_running_loop().time()
 
-        assert 2 * PROBE_INTERVAL <= in_virtual_time(scenario) < 2 * PROBE_INTERVAL + 5.0
+        assert 2 * PROBE_INTERVAL <= seconds_of(scenario) < 2 * PROBE_INTERVAL + 5.0
 
     def test_they_fail_once_a_probe_is_cancelled_before_it_has_run(self) -> None:
-        async def scenario(_: Limiter) -> float:
+        async def scenario(_: Limiter) -> None:
             limiter = Limiter(1, AdaptiveRate())
             await answer(limiter, throttled(YEAR))
             await asyncio.sleep(PROBE_INTERVAL)
@@ -230,33 +219,19 @@ class TestBehindAProbe:
             with pytest.raises(BctrlRateLimitError):
                 await call
             assert probe.cancelled()
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario) == 2 * PROBE_INTERVAL
+        assert seconds_of(scenario) == 2 * PROBE_INTERVAL
 
     def test_an_attempt_older_than_the_probe_makes_no_call_wait_for_more_than_a_minute(
         self,
     ) -> None:
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             await limiter.acquire(PATIENCE)  # It is never answered.
             (call,) = await start_behind_a_probe(limiter, 0.0)
             limiter.release(None)
             await call
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario) == 2 * PROBE_INTERVAL
-
-    def test_they_fail_when_the_limiter_is_closed(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            calls = await start_behind_a_probe(limiter, 0.0, PATIENCE)
-            limiter.close()
-            for call in calls:
-                with pytest.raises(BctrlConfigError, match="the session is closed"):
-                    await call
-            limiter.release("a runtime")
-            assert limiter.in_use == 0
-
-        in_virtual_time(scenario)
+        assert seconds_of(scenario) == 2 * PROBE_INTERVAL
 
 
 class TestAnswerOfAProbe:
@@ -298,19 +273,15 @@ class TestAnswerOfAProbe:
         assert in_virtual_time(scenario, cap=0.1) == pytest.approx(10.0)
 
     def test_another_retry_after_replaces_the_first(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             await answer(limiter, throttled(YEAR))
             await asyncio.sleep(PROBE_INTERVAL)
             await answer(limiter, throttled(5.0))
             await limiter.acquire(PATIENCE)
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario) == pytest.approx(65.0)
+        assert seconds_of(scenario) == pytest.approx(65.0)
 
-    @pytest.mark.parametrize(
-        "parsed",
-        [throttled(), BctrlNetworkError("no answer"), BctrlServerError("503", status=503), None],
-    )
+    @pytest.mark.parametrize("parsed", [throttled(), BctrlServerError("503", status=503), None])
     def test_no_answer_and_one_without_retry_after_leave_the_pause_as_it_is(
         self, parsed: BctrlError | None
     ) -> None:
@@ -321,16 +292,6 @@ class TestAnswerOfAProbe:
             return await attempts_until(limiter, 125.0)
 
         assert in_virtual_time(scenario) == [120.0]
-
-    def test_an_answer_to_an_earlier_attempt_does_not_end_the_pause(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            await limiter.acquire(PATIENCE)
-            await answer(limiter, throttled(YEAR))
-            limiter.release("a runtime")
-            with pytest.raises(BctrlRateLimitError):
-                await limiter.acquire(PATIENCE)
-
-        in_virtual_time(scenario)
 
     @pytest.mark.parametrize("retry_after", [YEAR, None])
     def test_a_late_answer_to_an_earlier_attempt_does_not_end_a_pause_just_confirmed(
@@ -348,78 +309,37 @@ class TestAnswerOfAProbe:
         in_virtual_time(scenario)
 
     def test_an_answer_after_the_pause_has_passed_changes_nothing(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             await answer(limiter, throttled(90.0))
             await asyncio.sleep(PROBE_INTERVAL)
             await limiter.acquire(PATIENCE)
             await asyncio.sleep(31.0)
             limiter.release("a runtime")
             await answer(limiter, "a runtime")
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario) == pytest.approx(91.0)
-
-
-class TestClose:
-    def test_it_fails_a_call_that_waits_for_a_probe(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
-            await answer(limiter, throttled(600.0))
-            waiting = asyncio.create_task(limiter.acquire(700.0))
-            await asyncio.sleep(1.0)
-            limiter.close()
-            with pytest.raises(BctrlConfigError, match="the session is closed"):
-                await waiting
-            return asyncio.get_running_loop().time()
-
-        assert in_virtual_time(scenario) == 1.0
+        assert seconds_of(scenario) == pytest.approx(91.0)
 
 
 class TestRetry:
-    def test_it_fails_when_another_call_prolongs_the_pause_beyond_its_patience(self) -> None:
-        """Fault: a retry waited for the whole patience again, however much of it was used up."""
-
-        async def scenario(limiter: Limiter) -> float:
-            await limiter.acquire(PATIENCE)
-            await answer(limiter, throttled(50.0))
-            retry = asyncio.create_task(limiter.acquire(60.0, Priority.RETRY, patience_ends=60.0))
-            await asyncio.sleep(40.0)
-            limiter.release(throttled(30.0))
-            with pytest.raises(BctrlRateLimitError, match="for another 30 s"):
-                await retry
-            return asyncio.get_running_loop().time()
-
-        assert in_virtual_time(scenario) == 40.0
-
     def test_it_waits_for_a_pause_that_ends_with_its_patience(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             await answer(limiter, throttled(50.1))
             await asyncio.sleep(0.3)
             await limiter.acquire(60.0, Priority.RETRY, patience_ends=50.1)
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario) == pytest.approx(50.1)
-
-    def test_after_the_pause_it_is_admitted_although_its_patience_has_ended(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
-            await answer(limiter, throttled(30.0))
-            await asyncio.sleep(40.0)
-            await limiter.acquire(60.0, Priority.RETRY, patience_ends=20.0)
-            return asyncio.get_running_loop().time()
-
-        assert in_virtual_time(scenario) == 40.0
+        assert seconds_of(scenario) == pytest.approx(50.1)
 
     def test_after_the_pause_it_waits_for_its_turn_although_its_patience_has_ended(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             await answer(limiter, throttled(30.0))
             await asyncio.sleep(40.0)
             await limiter.acquire(60.0)
             await limiter.acquire(60.0, Priority.RETRY, patience_ends=20.0)
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario, cap=0.1) == pytest.approx(50.0, rel=0.01)
+        assert seconds_of(scenario, cap=0.1) == pytest.approx(50.0, rel=0.01)
 
     def test_an_ended_patience_fails_no_other_waiter(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             await limiter.acquire(PATIENCE)
             await answer(limiter, throttled(10.0))
             retry = asyncio.create_task(limiter.acquire(60.0, Priority.RETRY, patience_ends=11.0))
@@ -429,28 +349,14 @@ class TestRetry:
             with pytest.raises(BctrlRateLimitError):
                 await retry
             await call
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario) == pytest.approx(35.0)
+        assert seconds_of(scenario) == pytest.approx(35.0)
 
 
 class TestEverythingIsThrottled:
     """Fault: a patience of 2 s ended after 272 s, when the last call had had its turn."""
 
     POLICY = RetryPolicy(patience=2.0)
-
-    def test_calls_that_wait_for_their_turn_end_with_their_patience(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        simulation = Simulation(monkeypatch, lambda *_: throttled(), 0.1)
-        report = simulation.run(
-            lambda session: session.stop_runtimes(targets(50), retry=self.POLICY)
-        )
-
-        # The others wait for their first attempt.
-        assert report.counts == {StopResult.REJECTED: 19, StopResult.NOT_SENT: 31}
-        # The next answer after the two seconds shows that nothing has changed.
-        assert simulation.seconds < 8
 
     def test_a_single_call_ends_with_its_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
         simulation = Simulation(monkeypatch, lambda *_: throttled(), 0.1)
@@ -464,8 +370,8 @@ class TestEverythingIsThrottled:
         assert {type(end) for end in ends} == {BctrlRateLimitError}
         assert simulation.seconds < 8
 
-    @pytest.mark.parametrize("accepted", [1, 20])
-    def test_it_ends_with_its_patience_although_others_were_answered_before(
+    @pytest.mark.parametrize("accepted", [0, 1, 20])
+    def test_a_bulk_stop_ends_with_its_patience_although_others_were_answered_before(
         self, monkeypatch: pytest.MonkeyPatch, accepted: int
     ) -> None:
         answers = iter([ANSWER] * accepted)
@@ -475,7 +381,10 @@ class TestEverythingIsThrottled:
         )
 
         assert report.counts[StopResult.STOPPED] == accepted
-        assert report.counts.total() == 60
+        assert report.counts[StopResult.REJECTED] > 0
+        # Without others that are answered, most wait for their first attempt.
+        assert (report.counts[StopResult.NOT_SENT] > 20) is (accepted < 20)
+        # The next answer after the two seconds shows that nothing has changed.
         assert simulation.seconds < 10
 
     def test_a_throttled_answer_after_a_silence_ends_no_call(
@@ -520,24 +429,12 @@ class TestOwnPause:
     def test_the_sessions_own_pause_is_waited_for_whatever_the_patience(self) -> None:
         """Fault: the session's own pause was reported as a Retry-After beyond the patience."""
 
-        async def scenario(limiter: Limiter) -> float:
+        async def scenario(limiter: Limiter) -> None:
             for _ in range(3):
                 await answer(limiter, throttled())
             await limiter.acquire(0.0)
-            return asyncio.get_running_loop().time()
 
-        assert in_virtual_time(scenario) == pytest.approx(0.5)
-
-    def test_throttling_that_does_not_slow_down_pauses_all_the_same(self) -> None:
-        """Fault: within the baseline, a Retry-After paused only the call that got it."""
-        rate = past_start()
-        rate._baseline.covers = lambda _: True  # type: ignore[assignment,method-assign]
-        rate.on_throttled(0.0, 30.0, 1)
-        assert not rate.is_throttled
-        assert not rate.is_unlimited
-        assert rate.delay(10.0, 0) == pytest.approx(20.0)
-        rate.on_start(31.0)
-        assert rate.is_unlimited
+        assert seconds_of(scenario) == pytest.approx(0.5)
 
 
 def seconds_to_stop(
@@ -577,7 +474,7 @@ def test_a_retry_gives_up_in_time_when_another_call_prolongs_the_pause(
 class TestBulk:
     @pytest.mark.parametrize(
         ("retry_after", "deadline", "share"),
-        [(250.0, None, 1.0), (250.0, None, 0.5), (3600.0, 7200.0, 1.0)],
+        [(250.0, None, 0.5), (3600.0, 7200.0, 1.0)],
     )
     def test_a_probe_is_sent_although_the_workers_got_the_long_retry_after_themselves(
         self,
@@ -599,11 +496,10 @@ class TestBulk:
         _, seconds = seconds_to_stop(monkeypatch, server, deadline=deadline, count=1000)
         assert PROBE_INTERVAL < seconds < 2 * PROBE_INTERVAL
 
-    @pytest.mark.parametrize("retry_after", [30.0, 60.0])
-    def test_after_a_retry_after_of_up_to_a_minute_no_worker_sends_a_probe(
-        self, monkeypatch: pytest.MonkeyPatch, retry_after: float
+    def test_after_a_retry_after_of_a_minute_no_worker_sends_a_probe(
+        self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        early = 0
+        early, retry_after = 0, 60.0
 
         def server(each: Request) -> Runtime | BctrlError:
             nonlocal early
@@ -666,17 +562,10 @@ def let_a_minute_pass(session: BctrlSession) -> None:
     session._limiter._rate._asked_at -= PROBE_INTERVAL
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        "Retry-After: 1795651200",
-        "Retry-After: 31536000",
-        "Retry-After: Thu, 31 Dec 2099 23:59:59 GMT",
-    ],
-)
-async def test_over_a_socket_a_session_recovers_from_an_absurd_retry_after(header: str) -> None:
+async def test_over_a_socket_a_session_recovers_from_an_absurd_retry_after() -> None:
     """Fault: one Retry-After with an epoch in it locks a client for years."""
-    answers = http_answer("429 X", b"", header), http_answer("200 OK", RUNTIME)
+    throttling = http_answer("429 X", b"", "Retry-After: 1795651200")
+    answers = throttling, http_answer("200 OK", RUNTIME)
     async with raw_server(answering(*answers)) as url, BctrlSession("k", base_url=url) as session:
         for _ in range(2):
             with pytest.raises(BctrlRateLimitError):

@@ -24,9 +24,7 @@ def run(serve: Server, count: int, seed: int = 0, seconds: float = 40.0) -> Flee
 
 
 class TestTokenBucket:
-    @pytest.mark.parametrize(
-        ("count", "share"), [(1, 0.005), (2, 0.005), (4, 0.01), (8, 0.02), (16, 0.06)]
-    )
+    @pytest.mark.parametrize(("count", "share"), [(1, 0.005), (4, 0.01), (16, 0.06)])
     def test_hardly_any_request_is_throttled_and_the_limit_is_used(
         self, count: int, share: float
     ) -> None:
@@ -35,16 +33,15 @@ class TestTokenBucket:
         assert fleet.throttled_share(20, 40) <= share
         assert sum(fleet.rates(20, 40)) >= 0.95 * 200
 
-    # With the last two, a comparison without a trial let a fifth of the requests be throttled.
-    @pytest.mark.parametrize("seed", [1, 2, 14, 21])
+    # With the second, a comparison without a trial let a fifth of the requests be throttled.
+    @pytest.mark.parametrize("seed", [1, 21])
     def test_eight_limiters_have_similar_shares(self, seed: int) -> None:
         fleet = run(bucket(), 8, seed, 60.0)
         assert fleet.throttled_share(20, 60) <= 0.02
         assert fleet.fairness(20, 60) >= 0.8
 
-    @pytest.mark.parametrize("count", [2, 8])
-    def test_with_retry_after_the_limit_is_still_used(self, count: int) -> None:
-        fleet = run(bucket(retry_after=1.0), count)
+    def test_with_retry_after_the_limit_is_still_used(self) -> None:
+        fleet = run(bucket(retry_after=1.0), 8)
         assert fleet.throttled_share(20, 40) <= 0.02
         assert sum(fleet.rates(20, 40)) >= 0.85 * 200
 

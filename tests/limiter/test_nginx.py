@@ -31,8 +31,7 @@ def connect(limited: Nginx) -> BctrlSession:
     return BctrlSession(KEY, base_url=limited.url, max_connections=CONNECTIONS)
 
 
-@pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize(("retry_after", "share"), [(None, 0.1), (1, 0.05)])
+@pytest.mark.parametrize(("status", "retry_after", "share"), [(429, None, 0.1), (503, 1, 0.05)])
 class TestLimitReq:
     async def test_a_bulk_stop_stops_all_with_little_throttling(
         self, runtimes: Emulator, retry_after: int | None, share: float, status: int

@@ -60,12 +60,6 @@ def limited(cap: float | None = None) -> AdaptiveRate:
 
 
 class TestStart:
-    def test_the_first_attempt_does_not_wait(self) -> None:
-        async def scenario() -> bool:
-            return Limiter(100, AdaptiveRate()).acquire_nowait()
-
-        assert virtual_time.run(scenario())
-
     def test_calls_in_a_row_hardly_wait(self) -> None:
         run = Run(lambda _: None, latency=lambda _: 0.02, limit=1)
         virtual_time.run(run.bulk(100))
@@ -77,15 +71,7 @@ class TestStart:
         # With the burst that makes up for late timers.
         assert sum(start < 0.4 for start in run.starts) == pytest.approx(60, abs=4)
 
-    def test_each_success_raises_the_rate_by_40_a_second(self) -> None:
-        rate = AdaptiveRate()
-        for successes in range(3):
-            assert rate._current_rate(1.0) == 150.0 + 40.0 * successes
-            rate.on_success(1.0)
-
-    @pytest.mark.parametrize(
-        ("latency", "seconds"), [(0.01, 0.12), (0.05, 0.18), (0.2, 0.33), (1.0, 0.65)]
-    )
+    @pytest.mark.parametrize(("latency", "seconds"), [(0.01, 0.12), (1.0, 0.65)])
     def test_it_costs_a_hundred_calls_some_tenths_of_a_second(
         self, latency: float, seconds: float
     ) -> None:
@@ -93,10 +79,10 @@ class TestStart:
         virtual_time.run(run.gather(100))
         assert 0.0 < run.seconds - latency <= seconds
 
-    def test_a_hundred_thousand_calls_pass_it_once(self) -> None:
+    def test_twenty_thousand_calls_pass_it_once(self) -> None:
         run = Run(lambda _: None, latency=lambda _: 0.01)
-        virtual_time.run(run.gather(100_000))
-        assert 10.0 < run.seconds <= 10.0 + 0.15
+        virtual_time.run(run.gather(20_000))
+        assert 2.0 < run.seconds <= 2.0 + 0.15
 
     def test_it_is_over_after_200_successes(self) -> None:
         rate = AdaptiveRate()
@@ -189,8 +175,7 @@ class TestUnlimited:
 
 
 class TestFixedLimit:
-    @pytest.mark.parametrize("latency", [0.002, 0.01, 0.1])
-    @pytest.mark.parametrize("gather", [False, True])
+    @pytest.mark.parametrize(("latency", "gather"), [(0.002, False), (0.1, False), (0.01, True)])
     def test_a_token_bucket_is_used_fully_with_little_throttling(
         self, latency: float, *, gather: bool
     ) -> None:
@@ -200,9 +185,8 @@ class TestFixedLimit:
         assert run.seconds <= 1.25 * (2000 - 50) / 200
         assert run.throttled <= 0.1 * run.requests
 
-    @pytest.mark.parametrize("retry_after", [1, 2])
-    def test_with_retry_after_hardly_any_request_is_throttled(self, retry_after: float) -> None:
-        run = Run(token_bucket(always(200), burst=50, retry_after=retry_after))
+    def test_with_retry_after_hardly_any_request_is_throttled(self) -> None:
+        run = Run(token_bucket(always(200), burst=50, retry_after=1))
         virtual_time.run(run.bulk(2000))
         assert run.gave_up == 0
         assert run.throttled <= 0.05 * run.requests
@@ -229,7 +213,7 @@ class TestFixedLimit:
         assert run.seconds <= 1.25 * 100
         assert run.throttled <= 0.05 * run.requests
 
-    @pytest.mark.parametrize(("latency", "limit"), [(0.4, 20), (1.0, 10), (2.0, 30)])
+    @pytest.mark.parametrize(("latency", "limit"), [(1.0, 10), (2.0, 30)])
     def test_a_concurrency_limit_on_slow_requests_is_not_forgotten(
         self, latency: float, limit: int
     ) -> None:
@@ -251,14 +235,13 @@ class TestChangingLimit:
         # 10 s at 200, 30 s at 50, and the rest at 200 again.
         assert run.seconds <= 1.15 * (40 + (20_000 - 2_000 - 1_500) / 200)
 
-    @pytest.mark.parametrize("end", [25, 35])
-    def test_an_outage_of_429s_costs_few_requests_and_is_forgotten(self, end: float) -> None:
-        run = Run(lambda now: throttled() if 5 <= now < end else None, latency=lambda _: 0.1)
+    def test_an_outage_of_429s_costs_few_requests_and_is_forgotten(self) -> None:
+        run = Run(lambda now: throttled() if 5 <= now < 35 else None, latency=lambda _: 0.1)
         virtual_time.run(run.bulk(20_000))
         assert run.gave_up == 0
         assert run.throttled <= 0.05 * run.requests
         # A thousand per second before and after the outage, and some time to recover.
-        assert run.seconds <= 20 + (end - 5) + 15
+        assert run.seconds <= 20 + 30 + 15
 
     @pytest.mark.parametrize("cap", [None, 50.0])
     def test_throttling_when_the_limit_would_be_lifted_begins_anew(self, cap: float | None) -> None:
@@ -271,17 +254,12 @@ class TestChangingLimit:
         assert rate.delay(1000.0, 1) == pytest.approx(0.5)
         assert rate.delay(1001.0, 100) < math.inf
 
-    def test_a_limit_that_is_gone_is_forgotten(self) -> None:
+    @pytest.mark.parametrize("steps_down", [True, False])
+    def test_a_limit_that_is_gone_is_forgotten(self, *, steps_down: bool) -> None:
         rate = limited()
         rate.on_start(1.0)
-        rate.on_throttled(2.0, None, 1)
-        assert not rate.is_unlimited
-        rate.on_start(1000.0)
-        assert rate.is_unlimited
-
-    def test_a_slow_start_that_meets_no_limit_is_forgotten(self) -> None:
-        rate = limited()
-        rate.on_start(1.0)
+        if steps_down:
+            rate.on_throttled(2.0, None, 1)
         assert not rate.is_unlimited
         rate.on_start(1000.0)
         assert rate.is_unlimited
@@ -290,15 +268,8 @@ class TestChangingLimit:
         run = Run(token_bucket(always(5000), burst=50), latency=lambda _: 0.005)
         virtual_time.run(run.bulk(20_000))
         assert run.gave_up == 0
-        # Until the rate is found, five seconds.
-        assert run.seconds <= 5 + 1.05 * 4
-
-    def test_a_rate_with_more_samples_than_are_kept_is_found_after_a_retry_after(self) -> None:
-        run = Run(token_bucket(always(5000), burst=50, retry_after=1), latency=lambda _: 0.005)
-        virtual_time.run(run.bulk(15_000))
-        assert run.gave_up == 0
-        assert run.throttled <= 0.05 * run.requests
-        assert run.seconds <= 1 + 5 + 1.2 * 3
+        # At the full rate four seconds; some eight if it is taken to be that of the samples.
+        assert run.seconds <= 7
 
 
 REFUSED, ANSWERED, RECOVERED, REFUSED_AGAIN = "refused", "answered", "recovered", "refused again"
@@ -310,15 +281,11 @@ class TestTargetsOfTheirOwn:
         [
             ([], False),
             ([ANSWERED], True),
-            ([REFUSED], False),
             ([REFUSED, ANSWERED], False),
-            ([ANSWERED] * 2 + [REFUSED] + [ANSWERED] * 6, True),
             ([REFUSED] * 9 + [ANSWERED] * 11, False),
             ([REFUSED] * 9 + [ANSWERED] * 12, True),
-            ([REFUSED_AGAIN], False),
             ([ANSWERED] + [REFUSED_AGAIN] * 9, True),
             ([REFUSED_AGAIN] * 9 + [ANSWERED], False),
-            ([ANSWERED, RECOVERED], False),
             ([RECOVERED, *[ANSWERED] * 99], False),
         ],
     )
@@ -428,10 +395,8 @@ class TestRandomThrottling:
         assert run.gave_up == 0
         assert run.seconds <= 60
 
-    # All but the first two took twice as long before there was a plateau, and a trial.
-    @pytest.mark.parametrize(
-        ("share", "seed"), [(0.05, 0), (0.05, 1), (0.05, 12), (0.05, 23), (0.02, 3), (0.02, 13)]
-    )
+    # All but the first took twice as long before there was a plateau, and a trial.
+    @pytest.mark.parametrize(("share", "seed"), [(0.05, 1), (0.05, 12), (0.02, 13)])
     def test_a_rate_limit_is_still_found(self, share: float, seed: int) -> None:
         """Fault: a comparison that declined by bad luck began again at a tenth of the rate."""
         random.seed(seed)
@@ -441,11 +406,10 @@ class TestRandomThrottling:
         assert run.throttled <= 2 * share * run.requests
         assert run.seconds <= 2 * (10_000 - 50) / 200
 
-    @pytest.mark.parametrize("seed", [1, 2])
-    def test_throttling_that_ends_in_a_trial_lifts_the_limit(self, seed: int) -> None:
+    def test_throttling_that_ends_in_a_trial_lifts_the_limit(self) -> None:
         """Fault: a trial that nothing was throttled in held the rate for ever."""
-        random.seed(seed)
-        usual = at_random(0.05, seed=seed)
+        random.seed(1)
+        usual = at_random(0.05, seed=1)
         run = Run(lambda now: usual(now) if now < 10 else None, latency=lambda _: 0.1)
         virtual_time.run(run.bulk(20_000))
         # A thousand per second at most, and ten seconds of throttling.
