@@ -541,7 +541,7 @@ class ClusterRun(Engine):
             case _LeftError(address=address, reason=reason):
                 if address not in self._left:
                     _log.warning(
-                        "a worker takes no more part in a bulk stop: %s",
+                        "a worker has left a bulk stop: %s",
                         reason.summary,
                         extra={"bctrl.event": "worker_left", **log_fields(reason)},
                     )

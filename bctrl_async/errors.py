@@ -149,7 +149,7 @@ class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
 class BctrlResponseError(BctrlNetworkError):
     """An unreadable answer: not JSON, of the wrong shape, too large, a page, or a redirect."""
 
-    advice: str | None = "Check that the base URL is that of the bctrl API"
+    advice: str | None = "Check that the base URL points to the bctrl API"
 
 
 class BctrlApiError(BctrlError):

@@ -201,7 +201,7 @@ class Journal:
         if header.version != _VERSION:
             raise ValueError("another version wrote it")
         if self.base_url not in {None, header.base_url}:
-            raise ValueError(f"it is of another server, {header.base_url}")
+            raise ValueError(f"it belongs to another server, {header.base_url}")
         self.base_url = header.base_url
         # A header dated in the future is as doubtful as an old header.
         age = abs((datetime.now(UTC) - header.started).total_seconds())
@@ -223,7 +223,7 @@ class Journal:
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
         if outcome.at > datetime.now(UTC) + _MAX_AHEAD:
-            raise self._unusable(ValueError(f"its entry at byte {offset} is of the future"))
+            raise self._unusable(ValueError(f"its entry at byte {offset} is dated in the future"))
         return outcome
 
     def _unusable(self, error: OSError | ValueError) -> BctrlConfigError:

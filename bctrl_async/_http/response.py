@@ -117,8 +117,8 @@ def unusable(error: BctrlError, content_type: str, body: bytes, authorization: s
     else:
         cause = error.__cause__
         error = BctrlResponseError(
-            f"the server answered {error.status} with a page, such as that of a login, and not "
-            "with JSON",
+            f"the server answered {error.status} with a page, such as a login page, instead "
+            "of JSON",
             may_have_stopped=True,
             status=error.status,
         )
@@ -258,7 +258,7 @@ def _unexpected(status: int, phrase: str, location: str | None) -> BctrlResponse
     problem, advice = f"{status} {phrase}, an unexpected status", None
     if location:
         problem = f"{status}, a redirect to {location}: not followed, to protect the API key"
-        advice = "Set the base URL to that of the API itself"
+        advice = "Point the base URL at the API itself"
     return BctrlResponseError(
         f"the server answered {problem}",
         advice=advice,

@@ -16,7 +16,7 @@ MAX_DOCUMENT = 2**26
 _MAX_SHOWN = 60
 _WORKSPACE_KEYS = ("workspace_id", "workspaceId", "workspaceid", "workspace")
 _KEYS = {"workspace_id": _WORKSPACE_KEYS, "alias": ("alias", "name")}
-_NO_VALUE = "it is no JSON object or pair"
+_NO_VALUE = "it is not a JSON object or pair"
 _BAD_QUOTES = "a quote is missing, or a cell has several lines: export the two columns only"
 _DOCUMENT = 'expected JSON Lines (jq -c), or ≤ 64 MiB of […] or {"runtimes": […]}'
 _UNREADABLE = "it has a control character, or was not saved as UTF-8"
@@ -108,7 +108,7 @@ class LineParser:
             reasons = {
                 "two delimiters fit: add a header, or quote the alias": pairs,
                 "a list of aliases needs a workspace": re.fullmatch(r"[\w.-]+", text),
-                "it is no header and no pair: expected WORKSPACE,ALIAS or JSON": True,
+                "it is neither a header nor a pair: expected WORKSPACE,ALIAS or JSON": True,
             }
             raise self._bad(text, next(reason for reason, is_so in reasons.items() if is_so))
         return self._row(text)

@@ -128,7 +128,7 @@ Alias = Annotated[
 in_files = partial(in_targets, "--from", allow_leading_hyphen=True)
 AllowEmpty = Annotated[bool, in_flags(help="Accept a FILE without targets.")]
 JournalMaxAge = Annotated[
-    Duration | None, in_run(metavar="AGE", help="Reject a journal begun longer ago than AGE.")
+    Duration | None, in_run(metavar="AGE", help="Reject a journal that is older than AGE.")
 ]
 IgnoreNotFound = Annotated[bool, in_run_flags(help="Do not count not_found as a failure.")]
 Seed = Annotated[int, whole_number(), Parameter(help="Random seed of the faults.")]
@@ -137,5 +137,5 @@ Format = Annotated[
     in_output(("--output", "-o"), metavar="FORMAT", help="json is an object per line."),
 ]
 Workspace = Annotated[
-    Text | None, Parameter(help="Workspace id; else BCTRL_WORKSPACE, or that of the profile.")
+    Text | None, Parameter(help="Workspace id; by default from BCTRL_WORKSPACE or the profile.")
 ]

@@ -73,9 +73,9 @@ class StopError(Body):
     )
     message: Text = Field(description="An explanation for people, without the API's own text.")
     status: int | None = Field(description="The status of the API's answer, or null.")
-    code: str | None = Field(description="The API's error code, if it sent one.")
+    code: str | None = Field(description="The API's error code, if any.")
     request_id: str | None = Field(
-        description="The API's id of the request, for its support, if it sent one."
+        description="The API's id of the request, for its support team, if any."
     )
     may_have_stopped: bool = Field(description="True if a request may have stopped the runtime.")
 

@@ -33,7 +33,7 @@ _is_identifier = re.compile(r"[\w.:/+=-]{1,100}", re.ASCII).fullmatch
 class ProblemType(Enum):
     """The types of problems: the status, and what is said to clients."""
 
-    NOT_FOUND = 404, "Runtime not found", "There is no such workspace or alias."
+    NOT_FOUND = 404, "Runtime not found", "The workspace or the alias does not exist."
     NOT_RUNNING = 409, "Runtime not running", "Nothing is running under this alias."
     NOT_STOPPABLE = 409, "Runtime cannot be stopped", "Its current state does not allow a stop."
     INVALID_TARGET = 422, "Invalid target", "Invalid workspace id or alias."
@@ -110,7 +110,7 @@ class Problem(CamelBody):
     )
     code: str | None = Field(None, description="The API's error code; absent if it sent none.")
     request_id: str | None = Field(
-        None, description="The API's id of the request, for its support; absent if it sent none."
+        None, description="The API's id of the request, for its support team; absent if none."
     )
 
 

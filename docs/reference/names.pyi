@@ -278,7 +278,7 @@ class BctrlTimeoutError(BctrlNetworkError, TimeoutError):
 # bctrl_async.BctrlResponseError, in bctrl_async/errors.py
 class BctrlResponseError(BctrlNetworkError):
     """An unreadable answer: not JSON, of the wrong shape, too large, a page, or a redirect."""
-    advice: str | None = 'Check that the base URL is that of the bctrl API'
+    advice: str | None = 'Check that the base URL points to the bctrl API'
 
 # bctrl_async.BctrlApiError, in bctrl_async/errors.py
 class BctrlApiError(BctrlError):

@@ -83,7 +83,7 @@ async def test_a_journal_in_use_exits_with_75_and_a_dry_run_reads_it(
     ("server", "why"),
     [
         (None, "it is not a journal"),
-        ("https://other.test", "it is of another server, https://other.test/v1"),
+        ("https://other.test", "it belongs to another server, https://other.test/v1"),
         ("", "it is 13:00:"),
     ],
 )

@@ -204,7 +204,7 @@ async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(
         ("ws,a\nws,b\n".encode("utf-16"), "it has a control character, or was not saved as UTF-8"),
         (
             b"\n<!DOCTYPE html>\n<p>Log in",
-            "' on line 2 is not a target: it is no header and no pair",
+            "' on line 2 is not a target: it is neither a header nor a pair",
         ),
         (b"ws,a\n\nws,c,d\nws,c\n", "'ws,c,d' on line 3 is not a target: it has more columns"),
         (f"{MANY[:-7]}\n# x\nnonsense\n".encode(), "'nonsense' on line 102 is not a target"),

@@ -569,5 +569,5 @@ class TestBodies:
         assert sorted(failure["error"]["message"] for failure in failures) == [
             "Alias '..' could be taken for a path. Remove its '.' or '..' segments.",
             "Invalid target ('no target',): expected (workspace id, alias).",
-            "There is no such workspace or alias.",
+            "The workspace or the alias does not exist.",
         ]

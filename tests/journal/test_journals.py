@@ -158,7 +158,9 @@ class TestLatest:
         """Fault: `report` said "1 of 1 done" by a clock that was days ahead."""
         ahead = write(folder / "1", entry("a", state, minute=60), entry("b"))
         paths = [ahead, write(folder / "2", entry("a", RUNS))]
-        with pytest.raises(BctrlConfigError, match=r"/1' .* its entry at byte .* is of the future"):
+        with pytest.raises(
+            BctrlConfigError, match=r"/1' .* its entry at byte .* is dated in the future"
+        ):
             list(read_journals(paths, [("ws-1", "a")]))
         assert states(read_journals(paths, [("ws-1", "b")])) == {"b": DONE}
         journal = Journal(ahead, SERVER)
@@ -210,7 +212,10 @@ class TestUnusable:
             (header() + seal(b'{"alias":"a","x":' + NESTED), "damaged at byte"),
             (header(hours=13), r"it is 13:\d\d:\d\d old; the limit is 12:00:00"),
             (header(hours=-13), r"it is 1[23]:\d\d:\d\d old; the limit is 12:00:00"),
-            (header("https://other.test/v1"), "it is of another server, https://other.test/v1"),
+            (
+                header("https://other.test/v1"),
+                "it belongs to another server, https://other.test/v1",
+            ),
             (b'{"journal":"bctrl_async"' + b" " * (1 << 20), "damaged at byte 0"),
         ],
     )
