@@ -173,8 +173,8 @@ class Visit(distributed.WorkerPlugin):
             # Once the server has answered, a connection that fails is no sign of the network.
             errors = () if run.breaker.has_answered else (each.error for each in unsent)
             for reason in (report.ended_early, *errors):
-                if isinstance(reason, BctrlNetworkError):
-                    # No target is at fault, and other workers may reach the server.
+                if isinstance(reason, BctrlConfigError | BctrlNetworkError):
+                    # No target is at fault, and others may have a key, or reach the server.
                     raise _LeftError(self._worker.address, self._leave(reason))
             if report.ended_early is not None:
                 raise self._leave(report.ended_early)

@@ -567,6 +567,13 @@ def without_network() -> BctrlSession:
     return BctrlSession(proxy="http://127.0.0.1:1", allow_plaintext=True)
 
 
+def without_key() -> BctrlSession:
+    def ask() -> str:
+        raise LookupError
+
+    return BctrlSession(api_key=ask)
+
+
 def intercept(
     monkeypatch: pytest.MonkeyPatch, answer: Callable[[object, Call[Runtime]], object]
 ) -> None:
@@ -606,7 +613,12 @@ def cut_first_session(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
 
 class TestUnfitWorkers:
     @pytest.mark.parametrize(
-        ("make", "reason"), [(fail, "no vault"), (without_network, "the server does not answer")]
+        ("make", "reason"),
+        [
+            (fail, "no vault"),
+            (without_key, "the api_key function raised LookupError"),
+            (without_network, "the server does not answer"),
+        ],
     )
     async def test_a_worker_that_cannot_stop_leaves_its_chunks_to_the_others(
         self,
