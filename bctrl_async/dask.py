@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from contextlib import suppress
 from copy import copy
 from functools import partial
@@ -138,8 +138,7 @@ class Visit(distributed.WorkerPlugin):
         items.all_taken.wait()
         if not stopping.done():
             _dask.secede()
-        with suppress(CancelledError):
-            stopping.exception()
+        wait([stopping])
         if self._is_closing or stopping.cancelled():
             # The run goes on without this worker.
             raise distributed.Reschedule
@@ -394,8 +393,9 @@ class ClusterRun(Engine):
         # The await makes sure that the scheduler has the queue.
         self._queue = await self._ask(worker, partial(_dask.Queue, self._run, client=self._client))
         try:
-            registering = self._client.register_plugin(self._visit, self._run)
-            await self._wait_for(worker, registering)
+            # A worker that hangs holds up its own chunks alone.
+            with suppress(TimeoutError):
+                await self._wait_for(worker, self._client.register_plugin(self._visit, self._run))
         except Exception as error:  # noqa: BLE001 - a worker may raise anything.
             self.state.end_early(_failure_of(error), CancelLevel.WAITING)
         await self._count(worker)

@@ -542,6 +542,21 @@ class TestWorkers:
 
         assert report.counts == {UNKNOWN: 20}
 
+    async def test_a_worker_that_hangs_at_the_start_does_not_end_the_run(
+        self, cluster: SmallCluster, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Fault: one of many workers ended the run after a minute, and nothing was stopped."""
+        register: Callable[..., Awaitable[object]] = Client.register_plugin
+
+        async def wait_in_vain(*args: object) -> None:
+            await register(*args)
+            raise TimeoutError
+
+        monkeypatch.setattr(Client, "register_plugin", wait_in_vain)
+        report = await stop_runtimes(cluster.client, add_runtimes(emulator, 20))
+
+        assert report.counts == {STOPPED: 20}
+
     async def test_a_task_that_is_cancelled_on_the_cluster_is_unknown(
         self, cluster: SmallCluster, emulator: Emulator
     ) -> None:
