@@ -122,7 +122,7 @@ async def test_a_redirect_is_not_followed_with_the_key(
         f"the server answered {status}, a redirect to {other}/x: not followed, to protect the API "
         "key"
     )
-    assert str(caught.value).endswith("Set the base URL to that of the API itself")
+    assert str(caught.value).endswith("Point the base URL at the API itself")
 
 
 async def test_a_key_echoed_by_the_server_is_not_shown(
