@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import warnings
 
 import aiohttp
@@ -345,23 +343,3 @@ def test_no_way_to_end_a_program_prints_a_warning(ending: str) -> None:
             check=False,
         )
     assert (done.stderr, done.returncode) == ("", 3 if "sys.exit" in ending else 0)
-
-
-def test_sigint_ends_a_hanging_stop_at_once() -> None:
-    program = (
-        "import asyncio, sys\nfrom bctrl_async import BctrlSession\n"
-        "async def main():\n async with BctrlSession(sys.argv[1], base_url=sys.argv[2]) as s:\n"
-        "  await s.stop_runtime('ws-1', 'r0')\n"
-        "asyncio.run(main())"
-    )
-    with emulator_in_a_thread(Fault.HANG) as emulator:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, KEY, emulator.url], stderr=subprocess.PIPE, text=True
-        )
-        while not emulator.requests and process.poll() is None:
-            threading.Event().wait(0.01)
-        process.send_signal(signal.SIGINT)
-        _, stderr_text = process.communicate(timeout=BOUND)
-    assert stderr_text.rstrip().endswith("KeyboardInterrupt")
-    assert "Unclosed" not in stderr_text
-    assert process.returncode == -signal.SIGINT

@@ -134,17 +134,6 @@ class TestRetries:
 
         assert len(lines(caplog, logging.INFO)) == report.retries > 0
 
-    async def test_every_retry_of_a_bulk_stop_is_logged(
-        self, emulator: Emulator, session: BctrlSession, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        targets = add_runtimes(emulator, 20)
-        emulator.inject(*[Fault.SERVER_ERROR] * 3, *[Fault.DROP_BEFORE] * 3)
-
-        report = await session.stop_runtimes(targets)
-
-        assert report.retries == 6
-        assert len(lines(caplog, logging.INFO)) == 6
-
 
 class TestThrottling:
     def test_the_start_and_the_end_of_throttling_are_logged_once_each(

@@ -12,7 +12,6 @@ from runtimes import runtime
 
 from bctrl_async.errors import (
     BctrlApiError,
-    BctrlAuthenticationError,
     BctrlConfigError,
     BctrlConflictError,
     BctrlError,
@@ -44,35 +43,24 @@ RESULTS: dict[StopResult, list[Runtime | BctrlError]] = {
     StopResult.ACCEPTED: [
         runtime("active"),
         runtime("failed"),
-        runtime("stopping"),
         BctrlResponseError("200, not JSON", status=200, may_have_stopped=True, accepted=True),
-        BctrlResponseError("202, not JSON", status=202, may_have_stopped=True, accepted=True),
-        BctrlTimeoutError("200, too slow", status=200, may_have_stopped=True, accepted=True),
     ],
     StopResult.ALREADY_STOPPED: [
         BctrlConflictError("not active", status=409, code=NOT_ACTIVE),
         BctrlConflictError("then not active", status=409, code=NOT_ACTIVE, may_have_stopped=True),
     ],
     StopResult.NOT_FOUND: [
-        BctrlNotFoundError("not found", status=404, code="runtime.not_found"),
         BctrlNotFoundError(
             "then not found", status=404, code="workspace.not_found", may_have_stopped=True
         ),
     ],
     # The server's last word was no, or the target is invalid.
     StopResult.REJECTED: [
-        BctrlNotFoundError("404 without a code", status=404, body='{"error": "not found"}'),
         BctrlNotFoundError("404 for a path", status=404, code="route.not_found", body="{}"),
         BctrlNotFoundError("404 as a page", status=404, body="<html>"),
-        BctrlNotFoundError("404 without a body", status=404),
-        BctrlValidationError("400", status=400),
-        BctrlAuthenticationError("401", status=401),
         BctrlPermissionError("403", status=403),
-        BctrlApiError("408", status=408),
         BctrlConflictError("409, busy", status=409, code="runtime.busy"),
-        BctrlConflictError("409 without a code", status=409),
         BctrlApiError("not active, but no conflict", status=410, code=NOT_ACTIVE),
-        BctrlRateLimitError("429 after all patience", status=429),
         BctrlServerError("503 after all patience", status=503),
         BctrlResponseError("307", status=307),
         BctrlConfigError("the alias is empty", reason_class="invalid_input"),
@@ -81,22 +69,14 @@ RESULTS: dict[StopResult, list[Runtime | BctrlError]] = {
     StopResult.NOT_SENT: [
         BctrlConfigError("the session is closed"),
         BctrlNetworkError("connection refused"),
-        BctrlTimeoutError("no connection in time"),
-        BctrlError("cancelled before it began"),
     ],
     # It was sent, and no answer settled it.
     StopResult.UNKNOWN: [
         BctrlTimeoutError("no answer", may_have_stopped=True),
-        BctrlNetworkError("disconnect", may_have_stopped=True),
-        BctrlResponseError("not HTTP", may_have_stopped=True),
-        BctrlResponseError("101", status=101, may_have_stopped=True),
         BctrlResponseError("200 as a page", status=200, may_have_stopped=True),
-        BctrlResponseError("302", status=302, may_have_stopped=True),
         BctrlServerError("500", status=500, may_have_stopped=True),
         BctrlRateLimitError("then 429", status=429, may_have_stopped=True),
-        BctrlAuthenticationError("then 401", status=401, may_have_stopped=True),
         BctrlConflictError("then busy", status=409, code="runtime.busy", may_have_stopped=True),
-        BctrlNetworkError("then no connection", may_have_stopped=True),
         BctrlConfigError("then the session is closed", may_have_stopped=True),
     ],
 }
@@ -134,13 +114,8 @@ UNCONFIRMED, INVALID = RuntimeState.UNCONFIRMED, RuntimeState.INVALID
         ("accepted", "failed", NOT_RUNNING),
         ("accepted", "active", STILL_RUNNING),
         ("accepted", "paused", UNCONFIRMED),
-        ("accepted", None, UNCONFIRMED),
         ("unknown", None, UNCONFIRMED),
-        ("unknown", "active", STILL_RUNNING),
         ("rejected", "active", STILL_RUNNING),
-        ("not_found", None, UNCONFIRMED),
-        ("rejected", None, UNCONFIRMED),
-        ("not_sent", None, UNCONFIRMED),
     ],
 )
 def test_every_outcome_has_a_state(result: str, status: str | None, state: RuntimeState) -> None:
@@ -180,12 +155,6 @@ def test_an_answer_is_ok_without_an_error_or_has_one_that_says_why(status: str) 
         )
 
 
-def test_a_conflict_that_says_that_nothing_runs_is_no_error() -> None:
-    conflict = BctrlConflictError("409", status=409, code="runtime.not_active", request_id="r-1")
-    outcome = outcome_of(RuntimeRef("ws-1", "crm"), conflict, attempts=1)
-    assert (outcome.ok, outcome.error, outcome.request_id) == (True, None, "r-1")
-
-
 def outcome_with(error: BctrlError | None = None, **fields: Any) -> StopOutcome:  # noqa: ANN401
     known = {"result": StopResult.UNKNOWN, "state": RuntimeState.UNCONFIRMED}
     if error is None:
@@ -205,14 +174,12 @@ def test_an_outcome_survives_pickling_with_its_error() -> None:
     assert msgspec.structs.replace(twin, error=outcome.error) == outcome
 
 
-def test_an_outcome_has_the_time_at_which_it_was_made_in_utc_and_cannot_be_changed() -> None:
+def test_an_outcome_has_the_time_at_which_it_was_made_in_utc() -> None:
     before = datetime.now(UTC)
     outcome = outcome_with()
 
     assert before <= outcome.at <= datetime.now(UTC)
     assert outcome.at.tzinfo is UTC
-    with pytest.raises(AttributeError, match="immutable"):
-        outcome.result = StopResult.UNKNOWN  # type: ignore[misc]
 
 
 ERROR = BctrlServerError(
@@ -299,10 +266,3 @@ def test_a_report_as_a_dict_has_its_counts_its_failures_and_its_end() -> None:
     assert fields["ended_early"] == failed.to_dict()["error"]
     assert set(fields) == {"ok", *StopReport.__struct_fields__}
     assert json.loads(json.dumps(fields)) == fields
-
-
-def test_a_complete_report_as_a_dict_is_ok() -> None:
-    report = StopReport(total=0, counts=Counter(), failures=(), states=Counter(), elapsed=0.0)
-
-    assert report.to_dict()["ok"] is True
-    assert report.to_dict()["ended_early"] is None

@@ -6,14 +6,16 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp.client_proto import ResponseHandler
 from helpers import BOUND, unused_url
-from servers import answering, http_answer, raw_server
+from servers import Handler, answering, http_answer, raw_server
 
 import bctrl_async
 from bctrl_async import BctrlError, BctrlNetworkError, BctrlSession, Observer, RetryPolicy
@@ -24,6 +26,7 @@ TWICE = RetryPolicy(attempts=2, base=1e-6, cap=1e-6)
 CALLS = 5
 
 MakeSession = Callable[..., BctrlSession]
+Call = Callable[[BctrlSession], Awaitable[object]]
 
 
 async def _close(_: bytes, writer: asyncio.StreamWriter) -> None:
@@ -42,21 +45,26 @@ def _is_ours(item: object) -> bool:
     return type(item).__module__.startswith("bctrl_async") and not is_connection
 
 
-async def cycles_of(fail: Callable[[], Awaitable[object]]) -> list[str]:
-    """Return the types of what is left in reference cycles after many calls that fail."""
+async def cycles_of(call: Callable[[], Awaitable[object]]) -> set[str]:
+    """Return the types of what is left in reference cycles after many calls, which may fail."""
+
+    async def make_call() -> None:
+        with suppress(BctrlError):
+            await call()
+
     # The first calls open the pool, and fill caches.
     for _ in range(2):
-        await fail()
+        await make_call()
     # What was there before is not looked at: in the whole suite, that takes a third of a second.
     gc.freeze()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         for _ in range(CALLS):
-            await fail()
+            await make_call()
         await asyncio.sleep(0)
         gc.collect()
-        return sorted(type(item).__name__ for item in gc.garbage if _is_ours(item))
+        return {type(item).__name__ for item in gc.garbage if _is_ours(item)}
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
@@ -93,58 +101,40 @@ def list_all(session: BctrlSession) -> Awaitable[object]:
 
 
 CONFLICT = http_answer("409 No", b'{"code":"runtime.not_active"}')
-ANSWERS = {
-    "API error": answering(http_answer("403 No", b'{"code":"key.forbidden","error":"no"}')),
-    "server error": answering(http_answer("500 No")),
-    "unreadable": answering(http_answer("200 OK", b"[]")),
-    "foreign": answering(http_answer("200 OK", b'{"alias":"mail"}')),
-    "not found": answering(CONFLICT, http_answer("404 No", b'{"code":"runtime.not_found"}')),
-    "already stopped": answering(CONFLICT),
-    "disconnect": _close,
+SERVER_ERROR = answering(http_answer("500 No"))
+FAILURES: dict[str, tuple[Handler, dict[str, Any]]] = {
+    # The server, and the options of the session.
+    "API error": (answering(http_answer("403 No", b'{"code":"key.forbidden","error":"no"}')), {}),
+    "server error": (SERVER_ERROR, {}),
+    "server error after a retry": (SERVER_ERROR, {"retry": TWICE}),
+    "unreadable": (answering(http_answer("200 OK", b"[]")), {}),
+    "foreign": (answering(http_answer("200 OK", b'{"alias":"mail"}')), {}),
+    "not found": (answering(CONFLICT, http_answer("404 No", b'{"code":"runtime.not_found"}')), {}),
+    "already stopped": (answering(CONFLICT), {}),
+    "disconnect": (_close, {}),
+    "disconnect after a retry": (_close, {"retry": TWICE}),
+    "no answer in time": (_hang, {"timeout": 0.01}),
 }
 
 
 @pytest.mark.parametrize("call", [stop, stop_stopped, stop_many, get, list_all])
-@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("name", FAILURES)
 async def test_a_call_without_a_usable_answer_leaves_none(
-    make_session: MakeSession, name: str, call: Callable[[BctrlSession], Awaitable[object]]
+    make_session: MakeSession, name: str, call: Call
 ) -> None:
     """Fault: 14 objects for each failing stop: the error, its traceback, frames and the call."""
-    async with raw_server(ANSWERS[name]) as url, make_session(url) as session:
-
-        async def fail() -> None:
-            with suppress(BctrlError):
-                await call(session)
-
-        assert set(await cycles_of(fail)) == set()
-
-
-@pytest.mark.parametrize("call", [stop, stop_many, get])
-@pytest.mark.parametrize("name", ["server error", "disconnect"])
-async def test_a_call_that_fails_after_a_retry_leaves_none(
-    make_session: MakeSession, name: str, call: Callable[[BctrlSession], Awaitable[object]]
-) -> None:
-    async with raw_server(ANSWERS[name]) as url, make_session(url, retry=TWICE) as session:
-
-        async def fail() -> None:
-            with suppress(BctrlError):
-                await call(session)
-
-        assert set(await cycles_of(fail)) == set()
+    server, options = FAILURES[name]
+    async with raw_server(server) as url, make_session(url, **options) as session:
+        assert await cycles_of(partial(call, session)) == set()
 
 
 @pytest.mark.parametrize("call", [stop, stop_many, get])
 async def test_a_call_without_a_connection_leaves_none(
-    make_session: MakeSession, call: Callable[[BctrlSession], Awaitable[object]]
+    make_session: MakeSession, call: Call
 ) -> None:
     with unused_url() as url:
         async with make_session(url) as session:
-
-            async def fail() -> None:
-                with suppress(BctrlError):
-                    await call(session)
-
-            assert set(await cycles_of(fail)) == set()
+            assert await cycles_of(partial(call, session)) == set()
 
 
 async def test_the_reason_of_a_missing_connection_has_no_traceback() -> None:
@@ -160,23 +150,10 @@ async def test_the_reason_of_a_missing_connection_has_no_traceback() -> None:
 
 
 @pytest.mark.parametrize("call", [stop, stop_many, get])
-async def test_a_call_that_times_out_leaves_none(
-    make_session: MakeSession, call: Callable[[BctrlSession], Awaitable[object]]
-) -> None:
-    async with raw_server(_hang) as url, make_session(url, timeout=0.01) as session:
-
-        async def fail() -> None:
-            with suppress(BctrlError):
-                await call(session)
-
-        assert set(await cycles_of(fail)) == set()
-
-
-@pytest.mark.parametrize("call", [stop, stop_many, get])
 @pytest.mark.parametrize("is_answered", [False, True], ids=["in flight", "before a retry"])
 async def test_a_call_that_is_cancelled_leaves_none(
     make_session: MakeSession,
-    call: Callable[[BctrlSession], Awaitable[object]],
+    call: Call,
     *,
     is_answered: bool,
 ) -> None:
@@ -184,7 +161,7 @@ async def test_a_call_that_is_cancelled_leaves_none(
 
     async def handle(request: bytes, writer: asyncio.StreamWriter) -> None:
         received.set()
-        await (ANSWERS["server error"] if is_answered else _hang)(request, writer)
+        await (SERVER_ERROR if is_answered else _hang)(request, writer)
 
     async with (
         raw_server(handle) as url,
@@ -205,7 +182,7 @@ async def test_a_call_that_is_cancelled_leaves_none(
             task.cancel()
             await asyncio.wait([task])
 
-        assert set(await cycles_of(cancel)) == set()
+        assert await cycles_of(cancel) == set()
 
 
 async def _raise() -> str:
@@ -223,9 +200,4 @@ async def test_a_call_whose_key_function_fails_leaves_none(
     """Fault: 30 objects for each call with an attempt before the last that got no key in time."""
     url = "http://127.0.0.1:9"
     async with BctrlSession(get_key, base_url=url, timeout=0.01, retry=TWICE) as session:
-
-        async def fail() -> None:
-            with suppress(BctrlError):
-                await stop(session)
-
-        assert set(await cycles_of(fail)) == set()
+        assert await cycles_of(partial(stop, session)) == set()

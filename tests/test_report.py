@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import msgspec
 import pytest
 from conftest import KEY
-from helpers import add_runtimes, unused_url
+from helpers import unused_url
 from pydantic import TypeAdapter
 
 from bctrl_async import (
     BctrlError,
     BctrlNetworkError,
-    BctrlNotFoundError,
     BctrlSession,
     BctrlTimeoutError,
     RetryPolicy,
@@ -76,11 +74,6 @@ class TestReport:
             "ended early: the deadline of 3 s has passed"
         )
 
-    def test_a_report_without_failures_is_ok_and_raises_nothing(self) -> None:
-        report = report_of()
-        assert report.ok
-        report.raise_for_failures()
-
     def test_a_failure_without_an_error_is_raised_as_well(self) -> None:
         with pytest.raises(ExceptionGroup):
             report_of(failure(0, None)).raise_for_failures()
@@ -104,49 +97,8 @@ class TestReport:
             assert caught.value.message == message
             assert list(caught.value.exceptions) == [*filter(None, [ended_early]), *failures]
 
-    def test_a_result_that_did_not_occur_has_a_count_of_0(self) -> None:
-        report = report_of(failure(0, TIMEOUT))
-
-        assert {result: report.counts[result] for result in StopResult} == {
-            **dict.fromkeys(StopResult, 0),
-            StopResult.STOPPED: 2,
-            StopResult.UNKNOWN: 1,
-        }
-        assert report.counts["rejected"] == 0  # type: ignore[index]
-        assert report.counts["stopped"] == 2  # type: ignore[index]
-
-    def test_a_failure_can_be_caught_by_its_class(self) -> None:
-        caught: list[Exception] = []
-        try:
-            report_of(failure(0, TIMEOUT), ended_early=ENDED).raise_for_failures()
-        except* TimeoutError as group:
-            caught += group.exceptions
-        except* BctrlError as group:
-            caught += group.exceptions
-
-        assert caught == [TIMEOUT, ENDED]
-
-    def test_a_report_is_immutable(self) -> None:
-        with pytest.raises(AttributeError, match="immutable"):
-            report_of().total = 5  # type: ignore[misc]
-
 
 class TestMissing:
-    @pytest.mark.parametrize("options", [{}, {"missing_ok": False}])
-    async def test_a_target_that_is_not_found_is_a_failure(
-        self, emulator: Emulator, session: BctrlSession, options: dict[str, Any]
-    ) -> None:
-        add_runtimes(emulator, 2)
-        report = await session.stop_runtimes([("ws-l", "r0"), ("ws-l", "r1")], **options)
-
-        assert report.counts == {StopResult.NOT_FOUND: 2}
-        assert not report.ok
-        assert [outcome.result for outcome in report.failures] == [StopResult.NOT_FOUND] * 2
-        with pytest.raises(ExceptionGroup, match="2 of 2 runtimes may still be running") as caught:
-            report.raise_for_failures()
-        assert caught.group_contains(BctrlNotFoundError)
-        assert {emulator.status("ws-1", alias) for alias in ("r0", "r1")} == {"active"}
-
     async def test_missing_ok_makes_it_a_success_and_nothing_else(
         self, session: BctrlSession
     ) -> None:

@@ -144,18 +144,3 @@ async def test_a_snapshot_does_not_change_later(session: BctrlSession) -> None:
         "in_flight": 0,
         "waiting": 0,
     }
-
-
-async def test_requests_that_a_bulk_stop_abandons_are_cancelled(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    emulator.inject(*[Fault.HANG] * 5)
-    batch = session.stop_runtimes(add_runtimes(emulator, 20), concurrency=5)
-    run = asyncio.ensure_future(batch)
-    await wait_for_requests(emulator, 5)
-    batch.abort()
-    await run
-
-    stats = session.stats
-    assert stats.cancelled == 5
-    assert stats.attempts == stats.succeeded + stats.cancelled

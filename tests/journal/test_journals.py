@@ -6,7 +6,6 @@ import os
 import random
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import permutations
 from pathlib import Path
 from uuid import UUID
 
@@ -122,23 +121,6 @@ class TestList:
 
 
 class TestLatest:
-    def test_stopped_in_one_night_running_in_the_next_and_never_reached_in_the_third_is_pending(
-        self, folder: Path
-    ) -> None:
-        nights = [
-            write(folder / "1", entry("a", minute=0), first=header(hours=48)),
-            write(folder / "2", entry("a", RUNS, minute=1), first=header(hours=24)),
-            write(folder / "3", entry("b", minute=2)),
-        ]
-        for paths in permutations(nights):
-            assert states(read_journals(paths, [("ws-1", "a"), ("ws-1", "b")])) == {
-                "a": RUNS,
-                "b": DONE,
-            }
-        write(folder / "3", entry("a", "unconfirmed", minute=2, result="not_sent"))
-        for paths in permutations(nights):
-            assert states(read_journals(paths)) == {"a": "unconfirmed"}
-
     @pytest.mark.parametrize("state", [RUNS, "unconfirmed", "invalid"])
     def test_the_latest_of_several_files_counts(self, folder: Path, state: str) -> None:
         for first, second, latest in ((0, 1, state), (1, 0, DONE), (0, 0, state)):
