@@ -207,8 +207,9 @@ async def test_the_deadline_aborts_the_run_and_exits_with_1(
     assert code == 1
 
 
-@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("option", [(), ("-o", "json")])
+@pytest.mark.parametrize(
+    ("signal_", "option"), [(signal.SIGINT, ()), (signal.SIGTERM, ("-o", "json"))]
+)
 @pytest.mark.parametrize(
     ("twice", "result", "account"),
     [

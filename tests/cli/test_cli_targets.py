@@ -138,7 +138,7 @@ def test_any_name_is_read_from_csv(
 
 
 async def test_a_document_may_be_on_one_long_line() -> None:
-    values = [["ws", f"é{number}"] for number in range(100_000)]
+    values = [["ws", f"{'é' * 1000}{number}"] for number in range(600)]
     data = f"\ufeff\n{json.dumps(values, ensure_ascii=False)}".encode()
     assert len(data) > MAX_LINE
     assert gives(data) == await gives_as_a_pipe(data) == values
@@ -226,7 +226,6 @@ async def test_input_that_is_not_targets_is_reported_once_and_nothing_is_stopped
 @pytest.mark.parametrize(
     ("content", "args"),
     [
-        ("<!DOCTYPE html>\nws,a\n", ()),
         ("<!DOCTYPE html>\nws,a\n", ("--dry-run",)),
         # With a workspace, any text on a line could be an alias.
         ("PNG\x1a\na\n", ("ws",)),
