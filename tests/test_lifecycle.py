@@ -279,12 +279,6 @@ ENDINGS = {
             await local.stop_runtime("ws-1", "r0")
         asyncio.run(main())
         """,
-    "many at once, never closed": """
-        async def main():
-            names = [f"r{number}" for number in range(10)]
-            await asyncio.gather(*(session.stop_runtime("ws-1", name) for name in names))
-        asyncio.run(main())
-        """,
     "an exception in the middle of stops": """
         async def main():
             calls = [asyncio.create_task(stop()) for _ in range(5)]

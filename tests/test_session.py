@@ -238,8 +238,9 @@ async def test_an_error_of_a_key_function_is_one_of_its_calls_which_send_nothing
         assert isinstance(caught.value.__cause__, KeyError)
     # The run does not take it for a server that does not answer.
     assert report.counts == {StopResult.NOT_SENT: 3}
+    assert isinstance(report.ended_early, BctrlConfigError | None)
+    assert (report.ended_early is None) is (error_class is BctrlTimeoutError)
     if error_class is BctrlTimeoutError:
-        assert report.ended_early is None
         for outcome in report.failures:
             assert isinstance(outcome.error, BctrlTimeoutError)
             assert (outcome.attempts, outcome.error.argument) == (0, "api_key")

@@ -135,12 +135,4 @@ async def test_a_snapshot_does_not_change_later(session: BctrlSession) -> None:
         await session.stop_runtime("ws-1", "crm")
 
     assert (before.failed, before.attempts) == ({}, 1)
-    assert msgspec.json.decode(msgspec.json.encode(session.stats)) == {
-        "attempts": 2,
-        "retries": 0,
-        "succeeded": 1,
-        "failed": {"409": 1},
-        "cancelled": 0,
-        "in_flight": 0,
-        "waiting": 0,
-    }
+    assert msgspec.json.decode(msgspec.json.encode(session.stats))["failed"] == {"409": 1}

@@ -120,15 +120,6 @@ async def test_cancelling_the_scope_ends_a_bulk_stop_with_every_target_recorded(
     assert len(server.requests) == IN_FLIGHT
 
 
-async def test_cancelling_the_scope_ends_a_bulk_stop_that_verifies(session: BctrlSession) -> None:
-    batch = session.stop_runtimes(TARGETS, verify=True)
-    with anyio.move_on_after(0.1):
-        await batch
-
-    assert bulk_tasks() == set()
-    assert batch.report.counts.total() == len(TARGETS)
-
-
 async def test_an_on_outcome_that_waits_is_cancelled_with_the_scope(session: BctrlSession) -> None:
     async def wait(_: object) -> None:
         await anyio.sleep_forever()

@@ -93,11 +93,6 @@ class TestAwaited:
         assert (report.retries, report.throttled) == (len(faults), throttled)
         assert len(pauses) == len(faults)
 
-    async def test_it_can_run_as_a_task(self, session: BctrlSession) -> None:
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(session.stop_runtimes([("ws-1", "crm")]))
-        assert task.result().ok
-
     async def test_a_task_cancelled_before_it_starts_reads_nothing(self, bulk: Bulk) -> None:
         batch = bulk.session.stop_runtimes([("ws-1", "crm")])
         task = asyncio.create_task(batch)

@@ -29,7 +29,6 @@ from leaks import bulk_tasks
 from servers import emulator_in_a_thread
 
 from bctrl_async import (
-    BctrlAuthenticationError,
     BctrlConfigError,
     BctrlError,
     BctrlRateLimitError,
@@ -237,19 +236,6 @@ class TestCoroutine:
         assert batch.report.counts == {UNKNOWN: 5, NOT_SENT: 5}
         assert (await bulk.session.stop_runtimes(targets, journal=journal)).ok
 
-    async def test_if_it_is_closed_while_it_polls_its_report_is_not_ok(self, bulk: Bulk) -> None:
-        bulk.emulator.inject(*[Fault.ACCEPTED] * 2)
-        batch = bulk.stop(1)
-        batch.send(None)
-        async with asyncio.timeout(BOUND):
-            while not batch.polling:
-                await asyncio.sleep(0)
-
-        batch.close()
-
-        assert not batch.report.ok
-        await asyncio.wait(run_of(batch)._tasks)
-
     async def test_if_it_is_closed_its_journal_has_what_a_cancelled_poller_leaves(
         self, bulk: Bulk, tmp_path: Path
     ) -> None:
@@ -270,24 +256,6 @@ class TestCoroutine:
 
         assert batch.report.counts == {StopResult.ACCEPTED: 1}
         assert '"accepted"' in journal.read_text("utf-8")
-
-    @pytest.mark.parametrize("steps", range(14))
-    async def test_cancelling_it_after_any_number_of_steps_leaves_no_tasks_behind(
-        self, steps: int
-    ) -> None:
-        with emulator_in_a_thread() as emulator:
-            async with BctrlSession("emulator-key", base_url=emulator.url) as session:
-                batch = session.stop_runtimes([("ws-1", f"r{number}") for number in range(10)])
-                running = asyncio.create_task(await_batch(batch))
-                for _ in range(steps):
-                    await asyncio.sleep(0)
-                running.cancel()
-                await asyncio.wait([running])
-            if steps:
-                assert batch.report.counts.total() == 10
-            else:
-                batch.close()
-            assert_conserved(batch, emulator)
 
 
 class TestCallback:
@@ -441,15 +409,6 @@ class TestInput:
 
 
 class TestError:
-    async def test_an_invalid_key_ends_the_run(self, emulator: Emulator) -> None:
-        async with BctrlSession("wrong", base_url=emulator.url) as session:
-            report = await session.stop_runtimes(add_runtimes(emulator, 500), concurrency=10)
-
-        assert isinstance(report.ended_early, BctrlAuthenticationError)
-        assert report.counts.keys() == {StopResult.REJECTED, NOT_SENT}
-        assert report.counts[StopResult.REJECTED] == len(emulator.requests) <= 10
-        assert report.total == 500
-
     async def test_requests_in_flight_may_still_be_answered_but_are_not_retried(self) -> None:
         keys = chain(["emulator-key", "emulator-key", "wrong"], repeat("emulator-key"))
         async with (
@@ -480,17 +439,6 @@ class TestError:
 
         assert isinstance(report.ended_early, BctrlRateLimitError)
         assert report.total <= 20
-
-    async def test_a_key_that_cannot_be_fetched_ends_the_run(self, emulator: Emulator) -> None:
-        def no_key() -> str:
-            raise LookupError("the vault is sealed")
-
-        async with BctrlSession(no_key, base_url=emulator.url) as session:
-            report = await session.stop_runtimes(add_runtimes(emulator, 100))
-
-        assert report.counts == {NOT_SENT: 100}
-        assert isinstance(report.ended_early, BctrlConfigError)
-        assert not emulator.requests
 
     @pytest.mark.parametrize("closes", [False, True])
     async def test_a_target_that_is_throttled_as_the_run_ends_is_rejected(

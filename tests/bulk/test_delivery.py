@@ -9,7 +9,7 @@ import weakref
 import pytest
 from helpers import BOUND, Bulk, assert_conserved
 
-from bctrl_async import BctrlError, BctrlSession, StopOutcome, StopResult
+from bctrl_async import BctrlError, StopOutcome, StopResult
 from bctrl_async.bulk._delivery import OutcomeBuffer
 from bctrl_async.models import RuntimeRef
 from bctrl_async.outcomes import outcome_of
@@ -103,15 +103,6 @@ async def test_a_callback_that_cancels_its_worker_cancels_the_run(bulk: Bulk) ->
 
 
 class TestGarbageCollection:
-    async def test_a_runtime_does_not_count_towards_the_next_one(
-        self, session: BctrlSession
-    ) -> None:
-        runtime = await session.stop_runtime("ws-1", "crm")
-
-        assert runtime.summary is not None
-        assert not gc.is_tracked(runtime)
-        assert not gc.is_tracked(runtime.summary)
-
     def test_an_error_raised_where_its_outcome_is_in_reach_is_collected(self) -> None:
         """The traceback of the error has the frame, and the frame has the outcome."""
 

@@ -546,15 +546,6 @@ class TestGateway:
         assert simulation.received["r0"] == 1 + RetryPolicy().attempts
         assert simulation.seconds <= 8
 
-    def test_a_retry_after_beyond_the_deadline_is_rejected_at_once(
-        self, simulate: Simulate
-    ) -> None:
-        refused = BctrlServerError("503", status=503, retry_after=20.0)
-        simulation = simulate(lambda _: refused)
-
-        assert simulation.stop(1, deadline=10).counts == {StopResult.REJECTED: 1}
-        assert simulation.seconds < 1
-
 
 class TestPoison:
     """Targets that are never answered, by a server that answers all others."""

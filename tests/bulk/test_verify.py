@@ -58,22 +58,6 @@ def make_outcome(result: StopResult, polled: Runtime | None = None) -> StopOutco
 
 
 class TestRules:
-    @pytest.mark.parametrize(
-        ("result", "status", "expected"),
-        [
-            (UNKNOWN, None, True),
-            (ACCEPTED, "active", True),
-            (ACCEPTED, "failed", False),
-            (STOPPED, "stopped", False),
-            (StopResult.REJECTED, None, False),
-        ],
-    )
-    def test_an_outcome_is_verified_if_the_runtime_may_still_run(
-        self, result: StopResult, status: str | None, *, expected: bool
-    ) -> None:
-        outcome = make_outcome(result, None if status is None else runtime(status))
-        assert needs_verification(outcome) is expected
-
     @pytest.mark.parametrize("before", [UNKNOWN, ACCEPTED])
     def test_a_polled_status_means_the_same_as_in_the_response_to_a_stop(
         self, before: StopResult
@@ -114,17 +98,6 @@ class TestRules:
         assert (settled.result, settled.ok, settled.runtime) == (result, is_gone, None)
         assert settled.error is (None if is_gone else error)
         assert not needs_verification(settled)
-
-    @pytest.mark.parametrize(
-        "polled",
-        [
-            runtime("stopping"),
-            disconnected(),
-            BctrlNotFoundError("a proxy's 404", status=404),
-        ],
-    )
-    def test_an_inconclusive_poll_settles_nothing(self, polled: Runtime | BctrlError) -> None:
-        assert needs_verification(outcome_after_poll(make_outcome(UNKNOWN), polled))
 
 
 def active_until(until: float) -> Server:
@@ -169,6 +142,7 @@ class TestPolling:
         "polled",
         [
             BctrlPermissionError("403", status=403),
+            BctrlNotFoundError("a proxy's 404", status=404),
             BctrlResponseError("not JSON", status=200),
             BctrlError("cut off"),
         ],

@@ -52,18 +52,6 @@ async def test_the_same_command_resumes_from_its_journal(
     assert KEY.encode() not in content(path)
 
 
-async def test_the_same_command_asks_again_for_a_runtime_that_was_not_found(
-    holding: HoldingEmulator, command: Command, path: Path
-) -> None:
-    args = ("stop", "--journal", path, "ws", "a", "late")
-    assert (await command(*args))[0] == 1
-    holding.add_runtime("ws", "late")
-    _, out, _ = await command("stop", "--dry-run", *args[1:])
-    assert [target["alias"] for target in outcomes_of(out)] == ["late"]
-    assert (await command(*args))[0] == 0
-    assert holding.received == {("ws", "a"): 1, ("ws", "late"): 2}
-
-
 async def test_a_journal_in_use_exits_with_75_and_a_dry_run_reads_it(
     holding: HoldingEmulator, command: Command, path: Path
 ) -> None:

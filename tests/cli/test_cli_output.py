@@ -336,13 +336,3 @@ async def test_an_error_of_the_system_is_not_blamed_on_stdout(
     monkeypatch.setattr(_app, "app", MagicMock(parse_args=failing))
     code, out, err = await command("stop", "ws", "a")
     assert (code, out, err) == (1, "", "bctrl-async: error: [Errno 24] Too many open files\n")
-
-
-async def test_a_journal_on_a_full_disk_exits_with_1(
-    holding: HoldingEmulator, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failing = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
-    monkeypatch.setattr(os, "write", failing)
-    code, out, err = await command("stop", "--journal", tmp_path / "journal", "ws", "a")
-    assert "cannot be written: No space left on device" in err
-    assert (code, out, err.count("\n"), holding.requests) == (1, "", 1, [])

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from commands import (
     NOTICE,
-    Terminal,
     begin_to_end,
     finish,
     outcomes_of,
@@ -155,18 +154,6 @@ async def test_ctrl_c_on_a_terminal_announces_the_second_one_and_keeps_the_summa
         == "Interrupted: 0 of 1 no longer running, 1 unconfirmed after 0.0 s: 1 unknown"
     )
     assert (await finish(process))[0] == 130
-
-
-def test_progress_is_drawn_on_a_terminal_where_stdout_is_closed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with os.fdopen(Terminal().fd, "w") as stderr:
-        monkeypatch.setattr("sys.stdout", None)
-        monkeypatch.setattr("sys.stderr", stderr)
-        output = Output()
-        console, is_live = output.progress_console()
-        assert (console.file, is_live) == (stderr, True)
-        output.file.close()
 
 
 # The end

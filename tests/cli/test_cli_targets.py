@@ -292,14 +292,6 @@ async def test_the_variable_says_only_where_aliases_are(
     assert [target["workspace_id"] for target in outcomes_of(out)] == ["ws"] * 3
 
 
-async def test_a_list_of_the_api_is_a_list_of_targets(
-    holding: HoldingEmulator, command: Command, file: Path
-) -> None:
-    save(file, json.dumps({"runtimes": [holding.runtimes["ws", alias] for alias in "ac"]}))
-    code, out, _ = await command("stop", "--dry-run", "--from", file)
-    assert (code, [target["alias"] for target in outcomes_of(out)]) == (0, ["a", "c"])
-
-
 # Files, pipes and terminals
 
 

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import resource
 import threading
 from collections.abc import Callable, Iterator
@@ -16,12 +15,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from helpers import BOUND, Connect, add_runtimes, await_batch, wait_for_requests
 from journal_lines import entry_line, header_line, read_lines
-from servers import http_answer, raw_server
+from servers import answering, http_answer, raw_server
 from test_observer import Recorder
 
 from bctrl_async import (
@@ -193,22 +191,13 @@ class TestFile:
         assert len(stops.content()) < 2_000
         assert stops.states() == {"a": RuntimeState.STILL_RUNNING}
 
-    @pytest.mark.parametrize(
-        ("status", "form"),
-        [("400 Bad Request", "json"), ("401 Unauthorized", "text"), ("409 Conflict", "header")],
-    )
-    async def test_a_key_echoed_by_the_server_is_redacted(
-        self, stops: Stops, status: str, form: str
-    ) -> None:
-        async def echo(head: bytes, writer: asyncio.StreamWriter) -> None:
-            found = re.search(rb"authorization: (Bearer (\S+))", head, re.IGNORECASE)
-            assert found is not None
-            bearer, key = (part.decode() for part in found.groups())
-            fields = {"code": key, "error": bearer, "requestId": key, "hint": key, key: key}
-            body = {"json": json.dumps(fields), "text": f"no such key: {bearer}", "header": "{}"}
-            writer.write(http_answer(status, body[form].encode(), f"x-request-id: {key}"))
-
-        async with raw_server(echo) as url, BctrlSession(KEY, base_url=url) as session:
+    async def test_a_key_echoed_by_the_server_is_redacted(self, stops: Stops) -> None:
+        body = json.dumps(dict.fromkeys(("code", "error", "hint", KEY), f"Bearer {KEY}"))
+        answer = http_answer("400 Bad Request", body.encode(), f"x-request-id: {KEY}")
+        async with (
+            raw_server(answering(answer)) as url,
+            BctrlSession(KEY, base_url=url) as session,
+        ):
             await session.stop_runtimes([A], journal=stops.path)
 
         assert len(stops.results()) == 1
@@ -280,15 +269,6 @@ class TestResume:
 
         assert (second.counts, second.resumed) == ({StopResult.ALREADY_STOPPED: 1}, 0)
         assert stops.states() == {"a": RuntimeState.NOT_RUNNING}
-
-    async def test_a_uuid_and_its_string_are_the_same_workspace(self, stops: Stops) -> None:
-        workspace = UUID(int=7)
-        stops.emulator.add_runtime(str(workspace), "a")
-        await stops.run([(workspace, "a")])
-
-        report = await stops.run([(str(workspace), "a"), A])
-
-        assert (report.ok, report.resumed) == (True, 1)
 
     async def test_an_input_that_raises_leaves_its_outcomes_and_no_lock(self, stops: Stops) -> None:
         def broken() -> Iterator[RuntimeRef]:
