@@ -67,7 +67,7 @@ def authorization(key: object) -> Secret:
 
 
 def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
-    """Return the URL to which `/workspaces/…` is appended; None gives the environment's."""
+    """Return the URL to which `/workspaces/…` is appended; None reads the environment."""
     name = "BCTRL_BASE_URL" if given is None else "base_url"
     text = str(given) if given is not None else os.environ.get("BCTRL_BASE_URL", DEFAULT_BASE_URL)
     url, invalid_url = _http_url(text), partial(invalid, name, argument="base_url")
@@ -86,7 +86,7 @@ def base_url(given: str | None, *, allow_plaintext: bool) -> URL:
 
 
 def proxy(given: Secret | type, *, base_url: URL, allow_plaintext: bool) -> Secret:
-    """Return the URL of a proxy, given as `hidden` returns it; no error contains it."""
+    """Check the URL of a proxy, as `hidden` returned it, and return it; no error contains it."""
     if isinstance(given, type):
         raise invalid_type("proxy", given, "a str")
     if not _is_proxy(given):
@@ -161,5 +161,5 @@ def invalid_type(
 def invalid(
     name: str, problem: str, advice: str | None = None, *, argument: str | None = None
 ) -> BctrlConfigError:
-    """Return the error of an invalid value; `argument` is the argument, if that is not `name`."""
+    """Return the error of an invalid value; `argument` names the argument if `name` does not."""
     return BctrlConfigError(f"invalid {name}: {problem}", advice=advice, argument=argument or name)

@@ -169,7 +169,7 @@ class Visit(distributed.WorkerPlugin):
             report = await StopBatch(run)
             await self._send((number, report.throttled))
             unsent = (each for each in report.failures if each.result is StopResult.NOT_SENT)
-            # Once the server has answered, a connection that fails is no sign of the network.
+            # Once the server has answered, a failed connection is not a problem of the network.
             errors = () if run.breaker.has_answered else (each.error for each in unsent)
             for reason in (report.ended_early, *errors):
                 if isinstance(reason, BctrlConfigError | BctrlNetworkError):
@@ -278,7 +278,7 @@ class Chunk:
         self.scope: CancelScope = CancelScope()
 
     def restart(self) -> Iterator[StopOutcome]:
-        """Forget the only worker that started it, if it reported all; yield what it rejected."""
+        """Forget the chunk's only worker if it reported everything; yield what it rejected."""
         if self.begins == 1 and None not in self.open.values():
             self.begins = 0
             for told in filter(None, [*self.open.values()]):
@@ -496,7 +496,7 @@ class ClusterRun(Engine):
         return None
 
     async def _stop_read(self, slot: Worker) -> None:
-        """Stop what was read and not handed out, unless the run has ended."""
+        """Stop the targets that were read and not handed out, unless the run has ended."""
         items, self._read = self._read, []
         if items and self.state.goes_on():
             await self._stop(slot, items)
@@ -597,7 +597,7 @@ class ClusterRun(Engine):
     def _add(self, chunk: Chunk, fact: _Fact) -> None:
         match fact:
             case None:
-                # A worker that is the first to start it after the end sends nothing.
+                # If the first worker starts it after the end, nothing is sent.
                 chunk.begins += self._told is None or chunk.begins > 0
             case StopOutcome():
                 self._record(chunk.add(fact))
@@ -629,7 +629,7 @@ def _may_have_effect(outcome: StopOutcome | None) -> bool:
 
 
 def _bare(error: BctrlError) -> BctrlError:
-    """Return an error without its cause and traceback, which it may be impossible to pickle."""
+    """Return an error without its cause and traceback, which pickle may refuse."""
     error.__cause__ = error.__context__ = error.__traceback__ = None
     return error
 

@@ -41,7 +41,7 @@ __all__ = ["BctrlSession"]
 
 _IDEMPOTENCY_KEY = "Idempotency-Key"
 _SLICE = 1_000
-"""Listed runtimes that are filtered before the event loop runs."""
+"""Listed runtimes that are filtered before other tasks get a turn."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger("bctrl_async")

@@ -145,7 +145,7 @@ def is_cancelled() -> bool:
 
 
 def as_failure(raised: asyncio.CancelledError, source: str) -> BctrlError:
-    """Return the error of a source that raised CancelledError, although this task goes on."""
+    """Return an error for a CancelledError that a source raised in a task nobody cancelled."""
     error = BctrlError(f"{source} raised CancelledError")
     error.__cause__ = raised
     return error

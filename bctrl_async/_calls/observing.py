@@ -43,7 +43,7 @@ def observe_call(
     workspace_id: object,
     alias: object,
 ) -> Iterator[CallObserver | None]:
-    """Name the call in its error, and observe it: yield the observer of the call, if any."""
+    """Observe a call: yield its observer, if any, and name the call in its error."""
     call: CallObserver | None = None
     if observer is not None:
         names = str(workspace_id), None if alias is None else str(alias)
@@ -86,7 +86,7 @@ class ObservedStop:
             elapsed=time.monotonic() - self._began,
             request_id=None if call is None else call.request_id,
         )
-        # A runtime that runs was started after this stop, so the outcome does not have it.
+        # A runtime that still runs was started after this stop: the outcome leaves it out.
         if settled is not ended and isinstance(ended, Runtime) and ended.status.is_final:
             outcome = msgspec.structs.replace(outcome, runtime=ended)
         notify(self.observer.end, outcome)

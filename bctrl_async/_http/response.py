@@ -78,7 +78,7 @@ _decode_runtime = msgspec.json.Decoder(Runtime).decode
 def decode_runtime(body: bytes) -> Runtime:
     """Decode a Runtime, with its texts bounded: it stays in memory, in a journal and a report."""
     runtime = decode(_decode_runtime, body)
-    # Another runtime's name may be all that is left of a name with half a character.
+    # Replacing half a character could turn the name into another runtime's.
     if "?" in runtime.alias and runtime.alias != decode(_decode_names, body, _NO_NAME).alias:
         raise msgspec.ValidationError("its alias has half of a character")
     # A text has at most as many characters as the body has bytes.

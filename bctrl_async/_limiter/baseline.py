@@ -31,7 +31,7 @@ _ODDS = math.log(50.0)
 _TRIAL_MAX = 60.0
 """Seconds after which the likelier result is taken."""
 _TRIALS_APART_MIN, _TRIALS_APART_MAX = 10.0, 60.0
-"""Seconds from a trial that failed to the next: at first, and at most after doubling."""
+"""Seconds between a failed trial and the next: at first, and at most after doubling."""
 _HOLD_MIN, _HOLD_MAX = 20.0, 60.0
 """Seconds for which a baseline holds: at first, and at most after doubling."""
 _DEVIATIONS = 3.0
@@ -181,7 +181,7 @@ class RefusalBaseline:
         return None
 
     def _compare_from(self, rate: float) -> None:
-        """Start a new comparison, in which the later group is the earlier group."""
+        """Start a new comparison, in which the later group becomes the earlier."""
         self._rate_before = rate
         self._before = list(self._after)
         self._after.clear()

@@ -202,7 +202,7 @@ class Limiter:
                 self._rate.on_success(now, last)
             return False
         is_its_own = by_gateway and self._rate.throttles_alone(last)
-        # A gateway may speak for a dead target: only if all are throttled, it holds back all.
+        # A gateway may speak for a dead target: unless all are throttled, it holds back no others.
         holds_all = not by_gateway or (self._rate.is_throttled and not is_its_own)
         retry_after = error.retry_after if holds_all else None
         self._rate.on_throttled(now, retry_after, self.in_use, last)

@@ -104,7 +104,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 
     @property
     def ended_early(self) -> BctrlError | None:
-        """The reason why the run ends before its input; None if there is no reason."""
+        """The reason why the run ends before its input; None if it does not."""
         return self._run.state.ended_early
 
     @property
@@ -222,7 +222,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
 def _end(run: Engine, outcomes: OutcomeBuffer, runner: asyncio.Task[None]) -> None:
     """End the buffer of a run that is over."""
     if runner.cancelled():
-        # The task may be cancelled before its first step, in which the run would not end itself.
+        # A task that is cancelled before its first step never lets the run end itself.
         run.cancel()
         outcomes.discard()
     outcomes.end()

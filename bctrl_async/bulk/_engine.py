@@ -223,7 +223,7 @@ class Engine(ABC):
                 BctrlError(f"the input ended after {source.count:,} of {source.length:,} targets")
             )
 
-    # These methods run its tasks: each has a worker, and the run ends with the last task.
+    # These methods run tasks: each has a worker, and the run ends with the last task.
 
     async def _wait_for_tasks(self) -> None:
         """Wait until all tasks have ended, even if cancelled meanwhile."""

@@ -115,7 +115,7 @@ class Run(Engine):
         await super()._work(worker)
 
     def _write_running(self, found: FoundTargets) -> None:
-        """Record in the journal, on disk, that listed targets run which have an entry in it.
+        """Record in the journal, on disk, that listed targets run, if it has entries of them.
 
         This comes before any of them is sent: after a crash, it must not have them as stopped.
         """

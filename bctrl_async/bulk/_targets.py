@@ -172,7 +172,7 @@ class Listing(Input):
 
 
 def check_targets(targets: object) -> None:
-    """Raise BctrlConfigError for what cannot be iterated over, or is a single target or text."""
+    """Raise BctrlConfigError for an object that is not iterable, or is a single target or text."""
     match targets:
         # A list of two names is not matched: each name is reported as an invalid target.
         case Runtime() | RuntimeRef() | tuple((str() | UUID(), str() | UUID())):

@@ -190,9 +190,9 @@ def classify(error: BctrlError) -> ProblemType:  # noqa: C901, PLR0911 - a table
 
 
 class _Content(dict[str, Any]):
-    """The content of a response, where FastAPI adds the schema of the model as a problem's.
+    """The content of a response: FastAPI's schema goes under the media type of problems.
 
-    It would add it under the media type of the route.
+    FastAPI would add it under the media type of the route.
     """
 
     def setdefault(self, _: str, default: Any = None) -> Any:  # noqa: ANN401 - as in dict.

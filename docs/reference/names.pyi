@@ -155,7 +155,7 @@ class StopBatch(Coroutine[object, object, StopReport]):
         """The number of targets that wait for another attempt, by the result of the last."""
     @property
     def ended_early(self) -> BctrlError | None:
-        """The reason why the run ends before its input; None if there is no reason."""
+        """The reason why the run ends before its input; None if it does not."""
     @property
     def report(self) -> StopReport:
         """The report on the targets read so far; it is not `ok` before the end of the run."""
