@@ -28,7 +28,7 @@ HABITS = {
     r"\bfurther\b": 0.3,
     r"\b(all the same|such an?|no such)\b": 0.1,
 }
-"""Habits of the text that httpx, httpcore and anyio do not have: the most in 1,000 words."""
+"""The most hits in 1,000 words; httpx, httpcore and anyio have 0 to 0.3, of "one" 0.8."""
 
 is_fragment = re.compile(
     r"(Above|After|Also|And|Around|As|At|Before|Below|Between|But|By|Else|Even|For|From|First|Here|"

@@ -99,7 +99,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, repr_omit_defaults=
 class RetryQuota:
     """A retry quota, a token bucket like botocore's: it bounds the retries in an outage.
 
-    A success or a permanent error adds a token; a retry takes 1, and asking for it adds 0.1.
+    A success or a permanent error status adds 1. Asking for a retry adds 0.1, then takes 1.
     """
 
     _INITIAL, _MAX, _PER_FAILURE = 10.0, 100.0, 0.1

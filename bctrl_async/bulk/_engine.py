@@ -165,7 +165,7 @@ class Engine(ABC):
             self.state.set_ended_early(error)
             raise
         except asyncio.CancelledError:
-            # No target was read whose outcome would tell of the cancellation.
+            # No target was read, so no outcome would show the cancellation.
             self.cancel()
             if opening.exception() is None:
                 self.ledger.journal = opening.result()

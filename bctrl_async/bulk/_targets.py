@@ -174,7 +174,7 @@ class Listing(Input):
 def check_targets(targets: object) -> None:
     """Raise BctrlConfigError for an object that is not iterable, or is a single target or text."""
     match targets:
-        # A list of two names is not matched: each name is reported as an invalid target.
+        # A list of two names is not matched: `check_first` rejects its items.
         case Runtime() | RuntimeRef() | tuple((str() | UUID(), str() | UUID())):
             raise BctrlConfigError(
                 f"invalid targets: expected {_EXPECTED}, not a single target",

@@ -25,7 +25,7 @@ _CHECKED = 100
 
 
 class UnreadInputError(BctrlError):
-    """The fault at which a pipe ends; what comes after it is not read."""
+    """The fault at which reading of a pipe ends; nothing after it is used."""
 
 
 class Shard(NamedTuple):
