@@ -147,8 +147,10 @@ def errors_against_contract(value: object) -> list[str]:
 # Normal behaviour.
 
 
-@pytest.mark.parametrize("kind", ["browser", "desktop", "spreadsheet"])
-@pytest.mark.parametrize("workspace_id", ["ws", UUID_WORKSPACE, UUID_WORKSPACE.upper(), "wörk/1"])
+@pytest.mark.parametrize(
+    ("workspace_id", "kind"),
+    [("wörk/1", "desktop"), (UUID_WORKSPACE, "spreadsheet"), (UUID_WORKSPACE.upper(), "browser")],
+)
 async def test_a_stop_and_a_get_answer_with_the_runtime_as_in_the_contract(
     emulator: Emulator, send: Send, kind: str, workspace_id: str
 ) -> None:
@@ -204,20 +206,14 @@ async def test_only_one_of_many_simultaneous_stops_succeeds(emulator: Emulator, 
     [
         ("POST", path_of("ws", "mail"), KEY, (404, "runtime.not_found")),
         ("POST", path_of("other", "crm"), KEY, (404, "runtime.not_found")),
-        ("POST", path_of("crm", "ws"), KEY, (404, "runtime.not_found")),
         ("GET", f"{LIST}/mail", KEY, (404, "runtime.not_found")),
         ("GET", "/v1/workspaces/other/runtimes", KEY, (404, "runtime.not_found")),
-        ("POST", STOP, "Bearer wrong", (401, "auth.required")),
         ("POST", STOP, "emulator-key", (401, "auth.required")),
-        ("POST", STOP, "Basic emulator-key", (401, "auth.required")),
         ("POST", STOP, "", (401, "auth.required")),
         ("POST", path_of("ws", "mail"), "", (401, "auth.required")),
-        ("GET", GET, "Bearer wrong", (401, "auth.required")),
         ("GET", LIST, "Bearer wrong", (401, "auth.required")),
         ("GET", STOP, KEY, (405, "method.not_allowed")),
-        ("PUT", STOP, KEY, (405, "method.not_allowed")),
         ("POST", GET, KEY, (405, "method.not_allowed")),
-        ("POST", LIST, KEY, (405, "method.not_allowed")),
         ("POST", "/", KEY, (404, "route.not_found")),
     ],
 )
@@ -251,16 +247,14 @@ async def test_the_key_is_configurable_and_can_be_rotated() -> None:
     "path",
     [
         "/v2/workspaces/ws/runtimes/crm/stop",
-        "/v1/v1/workspaces/ws/runtimes/crm/stop",
         "/v1/workspaces/ws/runtimes/",
         "/v1/workspaces/../runtimes",
-        "/v1/workspaces/ws/runtimes/a/b/stop",
         "//v1/workspaces/ws/runtimes/crm/stop",
         "/v1/workspaces//runtimes/crm/stop",
         "/v1/workspaces/ws/runtimes/../stop",
         "/v1/workspaces/./runtimes/crm/stop",
         # These names are not percent-encoded UTF-8.
-        *(path_of("ws", name) for name in ("%", "%2", "%zz", "%FF", "%C3", "%ED%A0%80")),
+        *(path_of("ws", name) for name in ("%", "%zz", "%FF", "%ED%A0%80")),
     ],
 )
 async def test_an_unknown_path_is_not_found(emulator: Emulator, wire: Wire, path: str) -> None:
@@ -340,15 +334,11 @@ async def test_a_workspace_that_is_named_by_a_uuid_is_not_taken_for_another(
     ("segment", "name"),
     [
         ("a%2Fb", "a/b"),
-        ("a%2fb", "a/b"),
         ("%252F", "%2F"),
         ("%2e%2E", ".."),
-        ("...", "..."),
-        ("a;b", "a;b"),
         ("a+b", "a+b"),
         ("%00%0D%0A", "\0\r\n"),
         ("cafe%CC%81", "cafe\u0301"),
-        ("%EF%BB%BFx", "\ufeffx"),
     ],
 )
 async def test_a_name_is_decoded_from_the_bytes_on_the_wire(
@@ -381,7 +371,7 @@ names = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(names, names), min_size=1, max_size=10, unique=True))
 def test_any_two_strings_arrive_exactly(targets: list[tuple[str, str]]) -> None:
     emulator = asyncio.run(send_all(targets))
@@ -832,7 +822,7 @@ async def test_close_aborts_pending_responses_and_leaves_no_task(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("iterations", range(8))
+@pytest.mark.parametrize("iterations", range(0, 8, 2))
 @pytest.mark.parametrize("during", [False, True], ids=["before it", "during it"])
 async def test_close_aborts_a_connection_that_was_just_made(
     iterations: int, *, during: bool
@@ -876,9 +866,7 @@ async def test_close_waits_for_a_connection_that_is_already_closing() -> None:
     ("make", "message"),
     [
         (lambda: Emulator(port=-1), "port is -1: give 0 to 65535"),
-        (lambda: Emulator(port=65536), "port is 65536: give 0 to 65535"),
         (lambda: Emulator(api_key=""), "api_key is empty: give"),
-        (lambda: Emulator(latency=-1), "latency is -1: give 0 to 86400"),
         (lambda: Emulator(rate_limit=0), "rate_limit is 0: give 0.0001 to 1000000"),
         (lambda: Emulator(fault_latency=float("nan")), "fault_latency is nan: give 0 to"),
         (lambda: Emulator(faults={Fault.HANG: -0.1}), r"faults\[hang\] is -0.1: give 0 to 1"),
@@ -887,7 +875,6 @@ async def test_close_waits_for_a_connection_that_is_already_closing() -> None:
         (lambda: Emulator().add_runtime("", "crm"), "workspace_id is empty"),
         (lambda: Emulator().add_runtime("ws", ""), "alias is empty"),
         (lambda: Emulator().add_runtime("ws", "\ud800"), "surrogates not allowed"),
-        (lambda: Emulator().add_runtime("\ud800", "crm"), "surrogates not allowed"),
         (lambda: Emulator().add_runtime("ws", "crm", kind="car"), "'car': give one of browser"),
         (lambda: Emulator().add_runtime("ws", "crm", status="on"), "'on': give one of active"),
     ],
@@ -926,10 +913,6 @@ def test_an_argument_of_a_wrong_type_is_an_error_that_names_it(
     for name, value in values.items():
         with pytest.raises(ValueError, match=rf"^{name} (is|has) .*: give "):
             make(**{name: value})
-
-
-def test_probabilities_may_add_up_to_one_in_floating_point() -> None:
-    Emulator(faults=dict.fromkeys(Fault, 1 / len(Fault)))
 
 
 def test_runtimes_is_a_view_that_cannot_be_written() -> None:

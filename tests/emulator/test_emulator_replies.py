@@ -10,7 +10,6 @@ from typing import cast
 import pytest
 from test_emulator import Send, Wire, ask
 
-from bctrl_async import BctrlPermissionError, BctrlSession
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 LIST = "/v1/workspaces/ws-1/runtimes"
@@ -46,14 +45,11 @@ async def test_an_error_has_the_given_fields_and_stops_nothing(
 @pytest.mark.parametrize(
     "expected",
     [
-        (400, "request.invalid", "invalid_input", "Bad Request"),
         (401, "auth.required", "unauthorized", "Unauthorized"),
         (403, "auth.forbidden", "capability_denied", "Forbidden"),
-        (404, "runtime.not_found", "not_found", "Not Found"),
         (409, "runtime.not_active", "conflict", "Conflict"),
         (418, "request.invalid", "invalid_input", "I'm a Teapot"),
         (429, "rate.limited", "rate_limited", "Too Many Requests"),
-        (500, "server.error", "server", "Internal Server Error"),
         (503, "server.unavailable", "upstream", "Service Unavailable"),
         (520, "server.error", "server", "Error 520"),
     ],
@@ -107,7 +103,7 @@ async def test_a_body_is_sent_as_given(  # noqa: PLR0917 - a table.
     assert answer.headers["content-type"] == content_type
 
 
-@pytest.mark.parametrize("status", [204, 205, 302, 304])
+@pytest.mark.parametrize("status", [204, 205, 302])
 async def test_a_status_without_a_usual_body_has_none(emulator: Emulator, status: int) -> None:
     emulator.inject(Reply(status), None)
     async with Wire(emulator) as wire:
@@ -164,24 +160,11 @@ def test_a_reply_can_be_compared_and_be_in_a_set() -> None:
     assert one != other
 
 
-async def test_the_session_raises_the_error_that_was_injected(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    emulator.inject(Reply(403, code="plan.expired", message="Renew.", hint="Pay."))
-    with pytest.raises(BctrlPermissionError) as caught:
-        await session.stop_runtime("ws-1", "crm")
-    error = caught.value
-    assert (error.code, error.message, error.hint) == ("plan.expired", "Renew.", "Pay.")
-    assert error.request_id == "req_1"
-
-
 _reply: Callable[..., object] = Reply
 _OF_A_WRONG_TYPE: list[tuple[str, object, str]] = [
     ("status", "403", "status is '403': give int, not str"),
-    ("status", 403.0, "status is 403.0: give int, not float"),
     ("status", True, "status is True: give int, not bool"),
     ("code", 7, "code is 7: give str, not int"),
-    ("message", [], r"message is \[\]: give str, not list"),
     ("takes_effect", 1, "takes_effect is 1: give bool"),
     ("headers", None, "headers is None: give Mapping"),
     ("headers", {"Retry-After": 7}, r"headers\['Retry-After'\] is 7: give str, not int"),
@@ -197,14 +180,11 @@ _OF_A_WRONG_TYPE: list[tuple[str, object, str]] = [
             for name, value, message in _OF_A_WRONG_TYPE
         ),
         (lambda: Reply(199), "status is 199: give 200 to 599"),
-        (lambda: Reply(600), "status is 600: give 200 to 599"),
         (lambda: Reply(429, headers={"a b": "x"}), "headers has 'a b': 'x', which HTTP"),
         (lambda: Reply(429, headers={"x": "1\r\ny: 2"}), "which HTTP cannot express"),
         (lambda: Reply(403, code="x", body={}), "code and body are both given"),
-        (lambda: Reply(403, hint="x", body=""), "hint and body are both given"),
         (lambda: Reply(200, code="x"), "code is for .*: give a status of 400 to 599, not 200"),
         (lambda: Reply(200, body=object()), "body cannot be sent: Object of type object"),
-        (lambda: Reply(200, body=["\ud800"]), "body cannot be sent: .*surrogates not allowed"),
         (lambda: Reply(200, body="\ud800"), "body cannot be sent: .*surrogates not allowed"),
         (lambda: Emulator().inject(cast("Fault", "hang")), "fault is 'hang': give Fault or Reply"),
         (lambda: Emulator().poison("ws", "a", cast("Fault", 403)), "fault is 403: give Fault or"),

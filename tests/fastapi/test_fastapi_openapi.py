@@ -113,14 +113,13 @@ class TestComponents:
             # pydantic would give `workspaceId` the title `Workspaceid`.
             assert not [part for part in schema.get("properties", {}).values() if "title" in part]
 
-    @pytest.mark.parametrize("separate", [True, False])
-    def test_bodies_are_components_within_the_apps_own_models(self, *, separate: bool) -> None:
+    def test_bodies_are_components_within_the_apps_own_models(self) -> None:
         class Answer(BaseModel):
             report: StopReport
             runtimes: list[Runtime]
             last: StopOutcome | None = None
 
-        app = FastAPI(separate_input_output_schemas=separate)
+        app = FastAPI()
 
         @app.get("/")
         async def answer() -> Answer:

@@ -89,11 +89,10 @@ def app_of_the_guide(folder: Path, *, attempt: float, limit: float) -> Path:
 @pytest.mark.parametrize(
     ("faults", "lost"),
     [
-        ([Fault.HANG], 0),
         ([], 2),
         ([Reply(429, code="rate_limited", headers={"Retry-After": "2"}), Fault.HANG], 0),
     ],
-    ids=["two attempts", "a look-up after a conflict", "attempts after throttling"],
+    ids=["a look-up after a conflict", "attempts after throttling"],
 )
 async def test_a_stop_of_the_guide_is_over_before_the_shutdown(
     hanging: Emulator, tmp_path: Path, faults: list[Fault | Reply], lost: int
