@@ -137,8 +137,8 @@ class Sender:
                 except BctrlError as error:  # The key could not be fetched.
                     ended = error.with_traceback(None)
                 except asyncio.CancelledError:
-                    # Closing the pool cancels a DNS lookup, and aiohttp raises that in every task
-                    # that waits for it.
+                    # Closing the pool cancels a DNS lookup, and aiohttp raises CancelledError in
+                    # every task that waits for it.
                     if not http.closed or is_cancelled():
                         raise
                     ended = BctrlNetworkError(

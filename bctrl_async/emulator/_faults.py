@@ -205,7 +205,7 @@ class FaultPlan:
         self.poison: dict[tuple[str, str | None], Fault | Reply | None] = {}
 
     def next(self, route: Route, stops: int) -> Fault | Reply | None:
-        """Return what a request meets; `stops` is the number of its target's stops so far."""
+        """Return the fault or reply of a request; `stops` counts the stops of its target so far."""
         operation, method, workspace_id, alias = route
         if (poison := self.poison.get((workspace_id, alias))) is not None:
             return poison

@@ -38,7 +38,7 @@ _MEMBERS = 1000
 _LONG_AGO = -1e9
 """The end of the last lease if there is none, in the time of the loop."""
 _FAR = 1e12
-"""The latest time of a schedule: a later one does not change when a slot is added."""
+"""The latest time of a schedule: beyond it, rounding would swallow an added slot."""
 _BURST = 0.02
 """Seconds' worth of attempts that may start at once without the store, for late timers."""
 

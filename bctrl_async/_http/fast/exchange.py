@@ -67,7 +67,7 @@ class _Deadlines:
             self._set_timer(min(self._ends.values()))
 
     def close(self) -> None:
-        # A body that is being read when its connection is closed ends only by its time limit.
+        # A closed connection does not end the reading of its body; only the time limit does.
         self.is_closed = True
         if self._timer is not None and not self._ends:
             self._timer.cancel()
