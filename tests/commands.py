@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,12 +53,6 @@ async def finish(process: Process) -> tuple[int | None, str, str]:
         await process.wait()
         out, err = await process.communicate()
     return process.returncode, (out or b"").decode(), (err or b"").decode()
-
-
-async def until(is_so: Callable[[], object]) -> None:
-    async with asyncio.timeout(BOUND):
-        while not is_so():
-            await asyncio.sleep(0.005)
 
 
 async def begin_to_end(process: Process, signal_: signal.Signals = signal.SIGINT) -> str:

@@ -76,6 +76,13 @@ class Bulk:
         return await started(batch, self.emulator, requests)
 
 
+async def until(happened: Callable[[], object]) -> None:
+    """Wait until something has happened."""
+    async with asyncio.timeout(BOUND):
+        while not happened():
+            await asyncio.sleep(0.001)
+
+
 async def wait_for_requests(emulator: Emulator, count: int) -> None:
     """Wait until an emulator has received this many requests."""
     async with asyncio.timeout(BOUND):

@@ -12,7 +12,7 @@ import warnings
 
 import aiohttp
 import pytest
-from helpers import BOUND, Connect, wait_for_requests
+from helpers import BOUND, Connect, until, wait_for_requests
 from servers import answering, emulator_in_a_thread, raw_server
 
 from bctrl_async import (
@@ -29,9 +29,7 @@ KEY = "emulator-key"
 
 async def wait_until_disconnected(emulator: Emulator) -> None:
     """Wait until the server has noticed that every connection is closed."""
-    async with asyncio.timeout(BOUND):
-        while emulator._server.connections:
-            await asyncio.sleep(0.001)
+    await until(lambda: not emulator._server.connections)
 
 
 async def test_a_session_made_outside_a_loop_works_inside_one() -> None:

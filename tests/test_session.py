@@ -140,19 +140,6 @@ async def test_an_idempotency_key_must_not_be_empty_or_of_all_calls(
     assert emulator.requests == []
 
 
-async def test_an_error_names_the_workspace_the_alias_and_the_request(
-    session: BctrlSession,
-) -> None:
-    with pytest.raises(BctrlNotFoundError) as caught:
-        await session.stop_runtime("ws-9", "nobody")
-
-    error = caught.value
-    assert (error.workspace_id, error.alias, error.attempts) == ("ws-9", "nobody", 1)
-    assert error.request_id is not None
-    for part in ("'nobody'", "'ws-9'", "404", error.request_id):
-        assert part in str(error)
-
-
 async def test_an_invalid_key_is_an_authentication_error_after_one_request(
     emulator: Emulator,
 ) -> None:
@@ -275,14 +262,6 @@ def test_an_invalid_option_is_named(name: str, value: object) -> None:
     with pytest.raises(BctrlConfigError, match=name) as caught:
         BctrlSession("k", **{name: value})  # type: ignore[arg-type]  # wrong on purpose
     assert caught.value.argument == name
-
-
-async def test_an_invalid_timeout_of_a_call_is_named(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    with pytest.raises(BctrlConfigError, match="timeout"):
-        await session.stop_runtime("ws-1", "crm", timeout=-1)
-    assert emulator.requests == []
 
 
 @pytest.mark.parametrize("limits", [None, {"limit": 1}, {"limit": 0, "limit_per_host": 1}])

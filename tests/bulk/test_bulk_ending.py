@@ -23,6 +23,7 @@ from helpers import (
     pass_time,
     run_of,
     started,
+    until,
     wait_for_requests,
 )
 from leaks import bulk_tasks
@@ -250,9 +251,7 @@ class TestCoroutine:
 
         batch = bulk.session.stop_runtimes(targets(), journal=journal, concurrency=1, verify=True)
         await self.started(batch)
-        async with asyncio.timeout(BOUND):
-            while run_of(batch)._tasks:
-                await asyncio.sleep(0.01)
+        await until(lambda: not run_of(batch)._tasks)
 
         assert batch.report.counts == {StopResult.ACCEPTED: 1}
         assert '"accepted"' in journal.read_text("utf-8")

@@ -1,9 +1,13 @@
-"""A bulk stop that is entered: iteration over its outcomes, and backpressure."""
+"""A bulk stop that is entered: iteration, backpressure, callbacks, and handles that are dropped."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import (
@@ -15,11 +19,24 @@ from helpers import (
     await_batch,
     pass_time,
     started,
+    until,
     wait_for_requests,
 )
+from journal_lines import read_lines
+from leaks import bulk_tasks
 
-from bctrl_async import BctrlConfigError, BctrlSession, RetryPolicy, StopBatch, StopResult
+from bctrl_async import (
+    BctrlConfigError,
+    BctrlError,
+    BctrlSession,
+    RetryPolicy,
+    RuntimeRef,
+    StopBatch,
+    StopOutcome,
+    StopResult,
+)
 from bctrl_async.emulator import Emulator, Fault, Reply
+from bctrl_async.outcomes import outcome_of
 
 STOPPED, NOT_SENT, UNKNOWN = StopResult.STOPPED, StopResult.NOT_SENT, StopResult.UNKNOWN
 
@@ -56,15 +73,29 @@ class TestIteration:
 
         assert sorted(index for part in parts for index in part) == list(range(200))
 
+    @pytest.mark.parametrize("is_woken", [False, True])
+    async def test_a_reader_that_is_cancelled_takes_nothing_from_the_next(
+        self, bulk: Bulk, *, is_woken: bool
+    ) -> None:
+        def cancel(_: object = None) -> None:
+            asyncio.get_running_loop().call_soon(first.cancel)
+
+        async with bulk.stop(1, on_outcome=cancel if is_woken else None) as batch:
+            first, second = (asyncio.ensure_future(anext(batch)) for _ in range(2))
+            await asyncio.sleep(0)
+            if not is_woken:
+                cancel()
+            async with asyncio.timeout(BOUND):
+                assert (await second).result is STOPPED
+        assert first.cancelled()
+
     @pytest.mark.parametrize(("count", "stopped"), [(3, 3), (100, 100), (300, 110)])
     async def test_outcomes_that_are_unread_at_the_end_of_the_block_are_never_read(
         self, bulk: Bulk, count: int, stopped: int
     ) -> None:
         targets = iter(add_runtimes(bulk.emulator, count))
         async with bulk.session.stop_runtimes(targets, concurrency=10) as batch:
-            async with asyncio.timeout(BOUND):
-                while batch.counts.total() < stopped:
-                    await asyncio.sleep(0)
+            await until(lambda: batch.counts.total() >= stopped)
             await asyncio.sleep(0.01)
         assert batch.report.counts == {STOPPED: stopped}
         assert batch.report.ok is (stopped == count)
@@ -178,7 +209,11 @@ class TestBackpressure:
             await wait_for_requests(bulk.emulator, 1 + 100 + 10)
             await asyncio.sleep(0.1)
             assert len(bulk.emulator.requests) == batch.read == 1 + 100 + 10
-            assert [outcome.result async for outcome in batch] == [STOPPED] * 299
+            for _ in range(10):
+                await anext(batch)
+            # They go on as soon as a hundred are left.
+            await wait_for_requests(bulk.emulator, 1 + 100 + 10 + 1)
+            assert [outcome.result async for outcome in batch] == [STOPPED] * 289
 
     async def test_targets_that_need_no_request_do_not_block_the_event_loop(
         self, session: BctrlSession
@@ -190,3 +225,114 @@ class TestBackpressure:
             iterations += 1
 
         assert iterations >= 1000 / 100
+
+
+class TestAsyncCallback:
+    async def test_it_ends_before_its_outcome_is_read(self, bulk: Bulk) -> None:
+        called: set[int] = set()
+
+        async def call(outcome: StopOutcome) -> None:
+            await asyncio.sleep(0)
+            called.add(outcome.index)
+
+        async with bulk.stop(300, on_outcome=call) as batch:
+            async for outcome in batch:
+                assert outcome.index in called
+                if outcome.index == 0:
+                    # A hundred are unread, and the workers wait.
+                    await asyncio.sleep(0.1)
+        assert called == set(range(300))
+        assert_conserved(batch, bulk.emulator)
+
+    async def test_abort_waits_until_it_ends(self, bulk: Bulk) -> None:
+        called, ended = asyncio.Event(), []
+
+        async def call(outcome: StopOutcome) -> None:
+            called.set()
+            await asyncio.sleep(0.01)
+            ended.append(outcome.result)
+
+        batch = bulk.stop(1, on_outcome=call)
+        running = asyncio.create_task(batch)
+        await called.wait()
+        batch.abort()
+        await running
+        assert ended == [STOPPED]
+
+
+async def test_a_callback_that_cancels_its_worker_cancels_the_run(bulk: Bulk) -> None:
+    def cancel(_: StopOutcome) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        raise asyncio.CancelledError
+
+    batch = bulk.stop(3, on_outcome=cancel, concurrency=1)
+    report = await batch
+
+    assert report.counts == {STOPPED: 1, NOT_SENT: 2}
+    assert_conserved(batch, bulk.emulator)
+
+
+class TestGarbageCollection:
+    def test_an_error_raised_where_its_outcome_is_in_reach_is_collected(self) -> None:
+        """The traceback of the error has the frame, and the frame has the outcome."""
+
+        def reraised() -> weakref.ref[BctrlError]:
+            outcome = outcome_of(RuntimeRef("ws-1", "r0"), BctrlError("not sent"))
+            assert outcome.error is not None
+            try:
+                raise outcome.error
+            except BctrlError as error:
+                return weakref.ref(error)
+
+        error = reraised()
+        gc.collect()
+        assert error() is None
+
+
+async def enter(batch: StopBatch) -> StopBatch:
+    """Enter a block that is never left."""
+    await batch.__aenter__()
+    await anext(batch)
+    return batch
+
+
+async def test_a_dropped_handle_records_every_target_and_leaves_no_task_and_no_lock(
+    emulator: Emulator, connect: Connect, tmp_path: Path
+) -> None:
+    """Fault: its task was destroyed while pending, and the journal stayed locked."""
+    reported: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    targets = add_runtimes(emulator, 300)
+    journal = tmp_path / "dropped.jsonl"
+    async with connect() as session:
+        batch = await enter(session.stop_runtimes(targets, journal=journal))
+        # With a hundred outcomes unread, all workers wait.
+        await wait_for_requests(emulator, 150)
+        del batch
+        gc.collect()
+        await until(lambda: not bulk_tasks())
+        assert len(read_lines(journal.read_bytes()).entries) == len(targets)
+
+        again = await session.stop_runtimes(targets, journal=journal)
+    # Stops in flight when the run was cancelled are unknown.
+    assert again.ok
+    assert again.resumed >= 100
+    assert reported == []
+
+
+def test_a_handle_may_be_dropped_after_its_loop(tmp_path: Path) -> None:
+    kept: list[StopBatch] = []
+
+    async def scenario() -> None:
+        async with Emulator(port=0) as emulator:
+            targets = add_runtimes(emulator, 300)
+            async with BctrlSession("emulator-key", base_url=emulator.url) as session:
+                batch = session.stop_runtimes(targets, journal=tmp_path / "kept.jsonl")
+                kept.append(await enter(batch))
+
+    asyncio.run(scenario())
+    assert kept.pop().report.total == 300
+    gc.collect()

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 
 import aiohttp
 import pytest
-from helpers import BOUND, add_runtimes, await_batch, free_port, unused_url
+from helpers import add_runtimes, await_batch, free_port, until, unused_url
 from simulated import ANSWER, Request, Server, Simulate, disconnected, targets
 
 from bctrl_async import (
@@ -258,9 +258,7 @@ class TestNeverAnswered:
             once = RetryPolicy(attempts=1, base=10.0)
             session = BctrlSession("emulator-key", base_url=emulator.url, retry=once)
             running = asyncio.create_task(await_batch(session.stop_runtimes([dropped, hanging])))
-            async with asyncio.timeout(BOUND):
-                while not (asked and session.stats.waiting):
-                    await asyncio.sleep(0.001)
+            await until(lambda: asked and session.stats.waiting)
             await session.close()
             await asyncio.wait([running])
 

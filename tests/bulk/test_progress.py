@@ -160,25 +160,6 @@ def test_the_state_says_what_the_run_waits_for(make: Make, batch: Batch, state: 
     assert drawn(display, 80)[1] == f"0 in flight, {state}"
 
 
-@pytest.mark.parametrize(
-    ("total", "done"), [(1000, "121 of 1,000 answered"), (None, "121 answered")]
-)
-def test_after_an_interrupt_a_line_counts_outcomes_as_what_they_are(
-    make: Make, clock: Clock, total: int | None, done: str
-) -> None:
-    batch = Batch(total, in_flight=3)
-    display, _ = make(batch)
-    advance(display, batch, clock, per_second=30)
-    assert (" left, " in display.line()) is (total is not None)
-
-    batch.counts += Counter({StopResult.NOT_SENT: 876, StopResult.UNKNOWN: 1})
-    display.is_interrupted = True
-
-    assert display.line() == (
-        f"{done}, 3 in flight, Ctrl-C again to abort, 120 stopped, 876 not_sent, 1 unknown"
-    )
-
-
 # Live display
 
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
-import msgspec
 import pytest
 from helpers import Connect, wait_for_requests
 from journal_lines import read_lines
@@ -29,7 +28,6 @@ from bctrl_async import (
     Runtime,
     RuntimeRef,
     RuntimeState,
-    RuntimeStatus,
     StopOutcome,
     StopReport,
     StopResult,
@@ -58,27 +56,6 @@ def make_outcome(result: StopResult, polled: Runtime | None = None) -> StopOutco
 
 
 class TestRules:
-    @pytest.mark.parametrize("before", [UNKNOWN, ACCEPTED])
-    def test_a_polled_status_means_the_same_as_in_the_response_to_a_stop(
-        self, before: StopResult
-    ) -> None:
-        unverified = msgspec.structs.replace(make_outcome(before), error=disconnected(), attempts=3)
-        stopped = outcome_after_poll(unverified, runtime("stopped"))
-        failed = outcome_after_poll(unverified, runtime("failed"))
-
-        assert stopped == msgspec.structs.replace(
-            unverified,
-            result=STOPPED,
-            state=RuntimeState.NOT_RUNNING,
-            runtime=runtime("stopped"),
-            error=None,
-            at=stopped.at,
-        )
-        assert failed.ok
-        assert (failed.result, failed.error, failed.attempts) == (ACCEPTED, None, 3)
-        assert failed.runtime is not None
-        assert failed.runtime.status is RuntimeStatus.FAILED
-
     @pytest.mark.parametrize(
         ("before", "result"),
         [
@@ -100,9 +77,9 @@ class TestRules:
         assert not needs_verification(settled)
 
 
-def active_until(until: float) -> Server:
-    """Report every runtime as active until this time, and as stopped from then on."""
-    return lambda each: runtime("active" if each.at < until else "stopped")
+def active_until(until: float, ended: str = "stopped") -> Server:
+    """Report every runtime as active until this time, and as ended from then on."""
+    return lambda each: runtime("active" if each.at < until else ended)
 
 
 def answering(stop: Runtime | BctrlError, polled: Runtime | BctrlError) -> Server:
@@ -111,19 +88,20 @@ def answering(stop: Runtime | BctrlError, polled: Runtime | BctrlError) -> Serve
 
 
 class TestPolling:
+    @pytest.mark.parametrize(("ended", "result"), [("stopped", STOPPED), ("failed", ACCEPTED)])
     @pytest.mark.parametrize("count", [1, 100])
-    def test_accepted_stops_are_polled_until_they_are_stopped(
-        self, simulate: Simulate, count: int
+    def test_accepted_stops_are_polled_until_the_runtimes_have_ended(
+        self, simulate: Simulate, count: int, ended: str, result: StopResult
     ) -> None:
-        simulation = simulate(active_until(20))
+        simulation = simulate(active_until(20, ended))
         report = simulation.stop(count, verify=True)
 
-        assert (report.counts, report.retries) == ({STOPPED: count}, 0)
+        assert (report.ok, report.counts, report.retries) == (True, {result: count}, 0)
         assert 20 <= simulation.seconds <= 26
         assert len(simulation.stops) == count
         assert len(simulation.reads) <= 20 * count
         for outcome in simulation.outcomes:
-            assert outcome.runtime == runtime("stopped")
+            assert outcome.runtime == runtime(ended)
             assert (outcome.attempts, outcome.error) == (1, None)
 
     def test_the_delays_between_polls_grow_to_five_seconds(self, simulate: Simulate) -> None:

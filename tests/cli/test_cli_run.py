@@ -17,13 +17,12 @@ from commands import (
     outcomes_of,
     start,
     start_on_terminal,
-    until,
     without_notices,
     without_times,
     write,
 )
 from conftest import KEY
-from helpers import BOUND, Command, HoldingEmulator, pass_time
+from helpers import BOUND, Command, HoldingEmulator, pass_time, until
 from journal_lines import read_lines
 from warm_server import program
 

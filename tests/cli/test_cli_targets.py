@@ -22,11 +22,10 @@ from commands import (
     start,
     start_on_terminal,
     stop_piped,
-    until,
     without_times,
     write,
 )
-from helpers import Command, HoldingEmulator
+from helpers import Command, HoldingEmulator, until
 from hypothesis import given
 from hypothesis import strategies as st
 from warm_server import program

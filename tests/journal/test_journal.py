@@ -9,7 +9,7 @@ import json
 import os
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import BOUND, Connect, add_runtimes, await_batch, wait_for_requests
+from helpers import BOUND, Connect, add_runtimes, await_batch, until, wait_for_requests
 from journal_lines import entry_line, header_line, read_lines
 from servers import answering, http_answer, raw_server
 from test_observer import Recorder
@@ -94,12 +94,6 @@ def disk_of(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    async with asyncio.timeout(BOUND):
-        while not happened():
-            await asyncio.sleep(0.001)
 
 
 async def test_leaving_the_block_while_the_journal_is_closed_ends_the_run_as_it_was(
