@@ -281,7 +281,7 @@ def log_fields(error: BctrlError) -> dict[str, object]:
 
 def session_closed(*, may_have_stopped: bool = False) -> BctrlConfigError:
     """Return the error of a call on a closed session."""
-    advice: str | None = "Make the call inside `async with`, or make a new session"
+    advice = "Make the call inside `async with`, or make a new session"
     return BctrlConfigError(
         "the session is closed", advice=advice, may_have_stopped=may_have_stopped
     )
