@@ -28,14 +28,10 @@ def answer(alias: str) -> Runtime:
     ("body", "foreign"),
     [
         (b'{"alias":"mail"}', True),
-        (b'{"alias":"crm"}', False),
         (b'{"alias":"mail","id":"crm"}', False),
-        (b'{"alias":"mail","driver":"\\ud83d"}', True),
         (b'{"alias":"crm","driver":"\\ud83d"}', False),
         (b'{"id":"mail"}', False),
-        (b'{"alias":7}', False),
         (b'{"alias":"mail"', False),
-        (b'["mail"]', False),
         (b"[" * 100_000, False),
     ],
 )
@@ -64,15 +60,11 @@ def belongs(
 @pytest.mark.parametrize(
     ("asked", "answered"),
     [
-        ("crm", "crm"),
-        ("CRM", "crm"),
         ("crm", "Crm"),
-        ("caf\u00e9", "cafe\u0301"),
         ("CAFE\u0301", "caf\u00e9"),
         ("stra\u00dfe", "STRASSE"),
         ("\u0390", "\u1fd3"),
         ("\u1f82" * 1_000, "\u03b1\u0313\u0300\u0345" * 1_000),
-        (str(ID), "crm"),
         (str(ID).upper(), "crm"),
         (ID.hex, "crm"),
     ],
@@ -85,9 +77,7 @@ def test_the_alias_may_be_written_otherwise_or_be_the_id(asked: str, answered: s
     ("asked", "answered"),
     [
         ("crm", "mail"),
-        ("crm", "crm-2"),
         ("crm", ""),
-        ("crm", "c r m"),
         ("crm", "\ud800"),
         ("cafe", "caf\u00e9"),
         (str(ANOTHER), "crm"),
@@ -130,23 +120,19 @@ def test_a_server_that_normalizes_the_alias_is_understood(alias: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "workspace_id",
+    ("workspace_id", "is_same"),
     [
-        str(WORKSPACE),
-        str(WORKSPACE).upper(),
-        "ws-1",
-        WORKSPACE.hex,
-        f"urn:uuid:{ANOTHER}",
-        "a-name-of-thirty-six-characters-0001",
+        (str(WORKSPACE).upper(), True),
+        ("ws-1", True),
+        (f"urn:uuid:{ANOTHER}", True),
+        ("a-name-of-thirty-six-characters-0001", True),
+        (str(ANOTHER).upper(), False),
     ],
 )
-def test_the_workspace_is_compared_only_if_it_is_a_uuid(workspace_id: str) -> None:
-    assert belongs(answer("crm"), workspace_id)
-
-
-@pytest.mark.parametrize("workspace_id", [str(ANOTHER), str(ANOTHER).upper()])
-def test_another_workspace_is_an_error(workspace_id: str) -> None:
-    assert not belongs(answer("crm"), workspace_id)
+def test_the_workspace_is_compared_only_if_it_is_a_uuid(
+    workspace_id: str, *, is_same: bool
+) -> None:
+    assert belongs(answer("crm"), workspace_id) is is_same
 
 
 def test_a_list_is_compared_by_its_workspace() -> None:

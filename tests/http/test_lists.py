@@ -12,38 +12,25 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from servers import answering, http_answer, raw_server
+from runtimes import WIRE, wire
+from servers import http_answer, served
 
-from bctrl_async import BctrlResponseError, BctrlSession, RetryPolicy, Runtime
+from bctrl_async import BctrlResponseError, RetryPolicy, Runtime
 from bctrl_async._http import lists
 from bctrl_async._http.response import DECODE_ERRORS, decode_runtime, unreadable, unusable
 
 AUTHORIZATION = "Bearer a-key-that-must-not-be-shown"
 MIB = 1024 * 1024
-RUNTIME: dict[str, object] = {
-    "alias": "crm",
-    "createdAt": "2026-01-01T00:00:00Z",
-    "driver": "d",
-    "id": "7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
-    "kind": "browser",
-    "status": "active",
-    "updatedAt": "",
-    "workspaceId": "0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
-}
-VALID = json.dumps(RUNTIME).encode()
+VALID = wire()
 # Bodies of the given item, beside which nothing can be read.
 HOSTILE = {
     "numbers": (b'{"runtimes":[', b"0,", b"0]}"),
     "objects": (b'{"runtimes":[', b"{},", b"{}]}"),
     "nesting": (b'{"runtimes":[', b"[", b""),
     "one item": (b'{"runtimes":[{"a":[', b"{},", b"{}]}]}"),
-    "one string": (b'{"runtimes":["', b"a", b'"]}'),
     "backslashes": (b'{"runtimes":["', b"\\\\", b'"]}'),
     "unfinished string": (b'{"runtimes":["', b"a", b""),
-    "lists": (b"{", b'"runtimes":[0,0],', b'"runtimes":[]}'),
-    "members": (b"{", b'"a":{},', b'"runtimes":[]}'),
     "fields": (b'{"runtimes":[{', b'"id":{},', b'"id":0}]}'),
-    "digits": (b'{"runtimes":[', b"1", b"]}"),
     "beside the list": (b'{"runtimes":[],"a":[', b"{},", b"{}]}"),
     "no object": (b"[", b"{},", b"{}]"),
 }
@@ -97,16 +84,19 @@ def parse_at_once(body: bytes) -> list[Runtime | None] | None:
 
 class TestBounds:
     @pytest.mark.parametrize("name", HOSTILE)
-    def test_a_hostile_list_takes_memory_in_proportion_to_its_bytes(self, name: str) -> None:
+    def test_a_hostile_list_takes_few_turns_and_memory_in_proportion_to_its_bytes(
+        self, name: str
+    ) -> None:
         """Fault: 8 KB on the wire, `{"runtimes":[0,0,…]}` as gzip, took 4.1 GB and 27 s."""
         body = hostile_body(name, 2 * MIB)
         tracemalloc.start()
         try:
-            parsed, _ = parse_in_slices(body)
+            parsed, slices = parse_in_slices(body)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
 
+        assert slices <= 6
         errors = parsed if isinstance(parsed, list) else [parsed]
         assert len(errors) < 2
         assert not any(isinstance(item, Runtime) or len(str(item)) > 400 for item in errors)
@@ -125,12 +115,6 @@ class TestBounds:
         assert "it has more than 4,000,000 commas" in error.summary
         assert peak < MIB
 
-    @pytest.mark.parametrize("name", HOSTILE)
-    def test_a_hostile_list_is_given_up_early(self, name: str) -> None:
-        _, slices = parse_in_slices(hostile_body(name, 2 * MIB))
-
-        assert slices <= 6
-
     def test_only_the_first_mib_of_a_blank_list_is_searched_for_a_page(self) -> None:
         """Fault: a blank body of 64 MiB was searched in one turn of the event loop, for 0.2 s."""
         error = BctrlResponseError("it is not JSON", status=200)
@@ -143,37 +127,23 @@ class TestBounds:
 
         parsed, slices = parse_in_slices(body)
 
-        assert parsed == [runtime_of(RUNTIME)] * 5_000
+        assert parsed == [runtime_of(WIRE)] * 5_000
         assert slices > len(body) / (64 * 1024)
 
     def test_beside_a_hundred_invalid_runtimes_the_valid_ones_are_kept(self) -> None:
-        items = [0, RUNTIME] * 100
+        items = [0, WIRE] * 100
         parsed = parse(json.dumps({"runtimes": items}).encode())
 
         assert isinstance(parsed, list)
-        assert parsed[1::2] == [runtime_of(RUNTIME)] * 100
+        assert parsed[1::2] == [runtime_of(WIRE)] * 100
         assert [str(error)[:48] for error in parsed[::2]] == [
             f"the server answered 200, but runtimes[{number}] is not a valid"[:48]
             for number in range(0, 200, 2)
         ]
 
-    @pytest.mark.parametrize(
-        "summary", [{}, {"summary": None}, {"summary": {"launchMode": "\ud83d"}}]
-    )
-    def test_lone_surrogates_in_enum_values_are_replaced(self, summary: dict[str, object]) -> None:
-        fields = {**RUNTIME, "kind": "\ud83d", "status": "a\udc00", **summary}
-        parsed, _ = parse_in_slices(json.dumps({"runtimes": [fields]}).encode())
-
-        assert isinstance(parsed, list)
-        [runtime] = parsed
-        assert isinstance(runtime, Runtime)
-        assert (runtime.kind, runtime.status) == ("?", "a?")
-        mode = runtime.summary and runtime.summary.launch_mode
-        assert mode == ("?" if summary.get("summary") else None)
-
     def test_a_list_with_more_invalid_runtimes_is_one_error(self) -> None:
         """Fault: each of a million invalid runtimes was an error of its own."""
-        error = parse(json.dumps({"runtimes": [RUNTIME] + [0] * 101}).encode())
+        error = parse(json.dumps({"runtimes": [WIRE] + [0] * 101}).encode())
 
         assert isinstance(error, BctrlResponseError)
         assert error.summary == (
@@ -182,103 +152,64 @@ class TestBounds:
         )
 
     def test_a_runtime_of_more_than_256_kib_costs_only_itself(self) -> None:
-        items = [RUNTIME, {**RUNTIME, "driver": "d" * 400_000}, RUNTIME]
+        large = {**WIRE, "driver": "d" * 200_000}
+        items = [large, {**WIRE, "driver": "d" * 400_000}, large]
 
         parsed = parse(json.dumps({"runtimes": items}).encode())
 
         assert isinstance(parsed, list)
         first, error, last = parsed
-        assert first == last == runtime_of(RUNTIME)
+        assert first == last == runtime_of(large)
         assert isinstance(error, BctrlResponseError)
         assert "runtimes[1] is not a valid Runtime: it has more than 256 KiB" in error.summary
         assert error.alias == "crm"
 
-    def test_a_runtime_of_200_kib_is_kept(self) -> None:
-        runtime = {**RUNTIME, "driver": "d" * 200_000}
-        parsed, _ = parse_in_slices(json.dumps({"runtimes": [runtime] * 3}).encode())
 
-        assert parsed == [runtime_of(runtime)] * 3
-
-
+texts = st.text(st.characters(codec=None), max_size=8)
 json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec=None), max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner),
     max_leaves=6,
 )
 runtimes = st.fixed_dictionaries(
-    {},
-    optional={
-        name: st.text(st.characters(codec=None), max_size=8)
-        for name in ("alias", "driver", "kind", "status", "createdAt")
-    },
-).map(lambda fields: RUNTIME | fields)
+    {}, optional=dict.fromkeys(["alias", "driver", "kind", "status", "createdAt"], texts)
+).map(lambda fields: WIRE | fields)
 bodies = st.builds(
-    lambda members, indent, escapes, encoding: json.dumps(
-        members, indent=indent, ensure_ascii=escapes
-    ).encode(encoding, "surrogatepass"),
-    st.fixed_dictionaries({}, optional={"next": json_values, "": json_values}).flatmap(
-        lambda rest: (st.lists(runtimes | json_values, max_size=4) | json_values).map(
-            lambda items: {**rest, "runtimes": items}
-        )
+    lambda members, escapes, encoding: json.dumps(members, ensure_ascii=escapes).encode(
+        encoding, "surrogatepass"
+    ),
+    st.fixed_dictionaries(
+        {"runtimes": st.lists(runtimes | json_values, max_size=4) | json_values},
+        optional={"next": json_values},
     )
     | json_values,
-    st.none() | st.integers(0, 3),
     st.booleans(),
     st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
 )
 
 
-class TestSlices:
-    @given(bodies, st.integers(1, 9))
-    @example(b'{"runtimes": [12.5e3, -0, true], "runtimes": [{}]} ', 1)
-    @example(b'{"runtimes": 5, "runtimes": []}', 1)
-    def test_slices_of_any_size_give_the_same_list(self, body: bytes, size: int) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(lists, "_SLICE", size)
-            parsed, _ = parse_in_slices(body)
+@given(bodies, st.integers(1, 9))
+@example(b'{"runtimes": [12.5e3, -0, true], "runtimes": [{}]} ', 1)
+def test_slices_of_any_size_give_the_same_list(body: bytes, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lists, "_SLICE", size)
+        parsed, _ = parse_in_slices(body)
 
-        if isinstance(parsed, BctrlResponseError):
-            assert parse_at_once(body) is None or b'"runtimes": 5,' in body
-        else:
-            expected = parse_at_once(body)
-            assert [item if isinstance(item, Runtime) else None for item in parsed] == expected
+    expected = parse_at_once(body)
+    if isinstance(parsed, BctrlResponseError):
+        assert expected is None
+    else:
+        assert [item if isinstance(item, Runtime) else None for item in parsed] == expected
 
-    def test_a_list_that_is_cut_anywhere_is_not_json(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(lists, "_SLICE", 7)
-        body = b'{"runtimes":[' + VALID + b", " + VALID + b"]}"
-        for length in range(len(body)):
-            parsed, _ = parse_in_slices(body[:length])
 
-            assert isinstance(parsed, BctrlResponseError), length
-            assert parsed.summary == "the server answered 200, but the body is not JSON", length
+@pytest.mark.parametrize(
+    "body", [b'{"runtimes":[]} {}', b'{"runtimes":[0,]}', b'{"runtimes":["\xe2\x82']
+)
+def test_a_body_that_is_not_json_is_one_error(body: bytes) -> None:
+    error = parse(body)
 
-    @pytest.mark.parametrize(
-        "body",
-        [
-            b'{"runtimes":[] "a":0}',
-            b'{"runtimes":[]} {}',
-            b'{"runtimes":[0 0]}',
-            b'{"runtimes":[0,]}',
-            b'{"runtimes":[1.]}',
-            b'{"runtimes":[tru]}',
-            b'{"runtimes":[],}',
-            b'{"runtimes" []}',
-            b'{"a":5:6}',
-            b"{5:[]}",
-            b"{,}",
-            b'{"runtimes":["\xe2\x82',
-            b'{"runtimes":["a\nb"]}',
-        ],
-    )
-    def test_a_body_that_is_not_json_is_one_error(self, body: bytes) -> None:
-        error = parse(body)
-
-        assert isinstance(error, BctrlResponseError)
-        assert error.summary == "the server answered 200, but the body is not JSON"
+    assert isinstance(error, BctrlResponseError)
+    assert error.summary == "the server answered 200, but the body is not JSON"
 
 
 async def list_on(
@@ -293,10 +224,7 @@ async def list_on(
             await asyncio.sleep(0)
             turns += 1
 
-    async with (
-        raw_server(answering(answer)) as url,
-        BctrlSession("key", base_url=url, retry=RetryPolicy(attempts=1)) as session,
-    ):
+    async with served(answer, retry=RetryPolicy(attempts=1)) as session:
         counting = asyncio.create_task(count_turns())
         try:
             return await session.list_runtimes("ws-1", on_unreadable=on_unreadable), turns

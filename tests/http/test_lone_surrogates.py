@@ -8,29 +8,25 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import KEY
-from servers import answering, http_answer, raw_server
+from runtimes import WIRE, wire
+from servers import http_answer, served
 
-from bctrl_async import BctrlResponseError, BctrlSession, RetryPolicy, StopReport, StopResult
+from bctrl_async import BctrlResponseError, RetryPolicy, StopReport, StopResult
 from bctrl_async.journal import read_journals
 
 ONCE = RetryPolicy(attempts=1, patience=0)
-RUNTIME = {
-    "alias": "crm",
+HALVES = {
     "createdAt": "\udfff",
     "driver": "d\ud83d",
-    "id": "7b1f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
     "kind": "\ud800",
     "status": "sl\udc00w",
     "summary": {"launchMode": "\ud800", "currentDriver": "\ud83d"},
-    "updatedAt": "",
-    "workspaceId": "0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f",
 }
 ERROR = {"code": "a.\ud800", "error": "\ud800", "hint": "\udfff", "requestId": "r\ud800"}
 ANSWERS = {
-    "runtime": http_answer("200 OK", json.dumps(RUNTIME).encode()),
-    "raw": http_answer("200 OK", json.dumps(RUNTIME).encode().replace(b"\\ud83d", b"\xed\xa0\xbd")),
-    "another": http_answer("200 OK", json.dumps(RUNTIME | {"alias": "\ud800"}).encode()),
+    "runtime": http_answer("200 OK", wire(**HALVES)),
+    "raw": http_answer("200 OK", wire(**HALVES).replace(b"\\ud83d", b"\xed\xa0\xbd")),
+    "another": http_answer("200 OK", wire(**HALVES, alias="\ud800")),
     "not JSON": http_answer("200 OK", b'{"alias":"\\ud800'),
     "error": http_answer("403 No", json.dumps(ERROR).encode()),
     "text": http_answer("500 No", b"\xed\xa0\xbd \\ud800"),
@@ -45,10 +41,7 @@ INVALID = ("ws-\ud800", "\udfff")
 async def test_outcomes_are_written_read_pickled_and_encoded(name: str, tmp_path: Path) -> None:
     """Fault: a report with an invalid target could not be encoded, whatever `to_dict` promises."""
     path = tmp_path / "run.jsonl"
-    async with (
-        raw_server(answering(ANSWERS[name])) as url,
-        BctrlSession(KEY, base_url=url, retry=ONCE) as session,
-    ):
+    async with served(ANSWERS[name], retry=ONCE) as session:
         report = await session.stop_runtimes([("ws-1", "crm"), INVALID], journal=path, verify=False)
 
     assert report.total == len(report.failures) == 2
@@ -63,23 +56,11 @@ async def test_outcomes_are_written_read_pickled_and_encoded(name: str, tmp_path
     assert str(report.failures).encode()
 
 
-async def test_an_invalid_runtime_of_a_list_keeps_its_alias() -> None:
-    listed = json.dumps({"runtimes": [{"alias": "crm", "driver": "\ud83d"}]}).encode()
-    errors: list[BctrlResponseError] = []
-    async with (
-        raw_server(answering(http_answer("200 OK", listed))) as url,
-        BctrlSession(KEY, base_url=url, retry=ONCE) as session,
-    ):
-        assert await session.list_runtimes("ws-1", on_unreadable=errors.append) == []
-
-    assert [error.alias for error in errors] == ["crm"]
-
-
 @pytest.mark.parametrize("encoding", ["escaped", "utf-8", "utf-16"])
 @pytest.mark.parametrize("status", ["active", "stopped"])
 async def test_an_alias_with_half_of_a_character_is_nobodys(encoding: str, status: str) -> None:
     """Fault: such an alias was read as `a?`, so another runtime was stopped, or said to be."""
-    runtime = RUNTIME | {"alias": "a\ud800", "status": status}
+    runtime = {**WIRE, **HALVES, "alias": "a\ud800", "status": status}
     is_escaped = encoding == "escaped"
 
     def answer(fields: object) -> bytes:
@@ -88,17 +69,11 @@ async def test_an_alias_with_half_of_a_character_is_nobodys(encoding: str, statu
             "200 OK", text.encode("utf-8" if is_escaped else encoding, "surrogatepass")
         )
 
-    async with (
-        raw_server(answering(answer({"runtimes": [runtime]}))) as url,
-        BctrlSession(KEY, base_url=url, retry=ONCE) as session,
-    ):
+    async with served(answer({"runtimes": [runtime]}), retry=ONCE) as session:
         report = await session.stop_workspace("ws-1", where=lambda _: True)
         assert report.counts == {StopResult.REJECTED: 1}
         assert "its alias has half of a character" in str(report.failures[0].error)
-    async with (
-        raw_server(answering(answer(runtime))) as url,
-        BctrlSession(KEY, base_url=url, retry=ONCE) as session,
-    ):
+    async with served(answer(runtime), retry=ONCE) as session:
         names = ("a?", "a", "a\ufffd")
         report = await session.stop_runtimes([("ws-1", name) for name in names], verify=False)
         assert report.counts == {StopResult.UNKNOWN: 3}
@@ -107,10 +82,17 @@ async def test_an_alias_with_half_of_a_character_is_nobodys(encoding: str, statu
 
 @pytest.mark.parametrize("alias", ["a?", "\x7f"])
 async def test_half_of_a_character_elsewhere_leaves_the_alias_as_it_is(alias: str) -> None:
-    listed = json.dumps({"runtimes": [RUNTIME | {"alias": alias}]}).encode()
-    async with (
-        raw_server(answering(http_answer("200 OK", listed))) as url,
-        BctrlSession(KEY, base_url=url, retry=ONCE) as session,
-    ):
-        [runtime] = await session.list_runtimes("ws-1")
-    assert (runtime.alias, runtime.driver) == (alias, "d?")
+    invalid = b'{"alias": "odd", "driver": "\\ud83d"}'
+    listed = b'{"runtimes": [%b, %b]}' % (wire(**HALVES, alias=alias), invalid)
+    errors: list[BctrlResponseError] = []
+    async with served(http_answer("200 OK", listed)) as session:
+        [runtime] = await session.list_runtimes("ws-1", on_unreadable=errors.append)
+    assert (runtime.alias, runtime.driver, runtime.kind, runtime.status) == (
+        alias,
+        "d?",
+        "?",
+        "sl?w",
+    )
+    assert runtime.summary is not None
+    assert runtime.summary.launch_mode == "?"
+    assert [error.alias for error in errors] == ["odd"]
