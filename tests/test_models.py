@@ -3,7 +3,6 @@
 import copy
 import pickle
 from enum import StrEnum
-from typing import cast
 from uuid import UUID
 
 import msgspec
@@ -116,20 +115,7 @@ class TestOpenEnum:
         enum("paused")
 
         assert list(enum) == known
-        assert "paused" not in enum._value2member_map_
         assert "paused" not in enum.__members__
-
-    @every_enum
-    def test_a_known_value_is_a_singleton(self, enum: type[StrEnum]) -> None:
-        for member in enum:
-            assert enum(member.value) is member
-            assert pickle.loads(pickle.dumps(member)) is member  # noqa: S301
-
-    @every_enum
-    @pytest.mark.parametrize("value", [None, 1, 1.5, True, b"active", ("active",)])
-    def test_a_value_that_is_not_text_is_rejected(self, enum: type[StrEnum], value: object) -> None:
-        with pytest.raises(ValueError, match="is not a valid"):
-            enum(cast("str", value))
 
     def test_a_runtime_that_stopped_or_failed_no_longer_runs(self) -> None:
         assert {status: status.is_final for status in RuntimeStatus} == {
@@ -142,10 +128,6 @@ class TestOpenEnum:
         for status, (_, result) in PLACES.items():
             assert result_of(runtime(status)) is result
         assert result_of(runtime("paused")) is StopResult.ACCEPTED
-
-    @given(st.text())
-    def test_any_text_is_a_status(self, text: str) -> None:
-        assert RuntimeStatus(text) == text
 
     @every_enum
     @given(value=st.text())
@@ -173,40 +155,22 @@ class TestDecoding:
         assert isinstance(runtime.kind, RuntimeKind)
 
     @pytest.mark.parametrize("field", ["kind", "status"])
-    @pytest.mark.parametrize("value", [None, 1, 1.5, True, ["stopped"], {}])
+    @pytest.mark.parametrize("value", [None, 1, ["stopped"]])
     def test_an_enum_value_that_is_not_text_is_an_error_that_names_the_field(
         self, field: str, value: object
     ) -> None:
         with pytest.raises(msgspec.ValidationError, match=rf"`\$\.{field}`"):
             decode(WIRE | {field: value})
 
-    def test_a_field_inside_the_summary_is_named_with_its_path(self) -> None:
-        with pytest.raises(msgspec.ValidationError, match=r"`\$\.summary\.launchMode`"):
-            decode(WIRE | {"summary": {"launchMode": 1}})
-
-    @pytest.mark.parametrize("field", [name for name in WIRE if name != "summary"])
-    def test_a_missing_required_field_is_an_error_that_names_it(self, field: str) -> None:
-        wire = {name: value for name, value in WIRE.items() if name != field}
-
-        with pytest.raises(msgspec.ValidationError, match=f"missing required field `{field}`"):
-            decode(wire)
-
-    def test_a_missing_summary_is_none(self) -> None:
-        wire = {name: value for name, value in WIRE.items() if name != "summary"}
-
-        assert decode(wire).summary is None
-
-    def test_a_null_summary_is_none(self) -> None:
-        assert decode(WIRE | {"summary": None}).summary is None
-
-    def test_every_field_of_a_summary_may_be_missing(self) -> None:
-        assert decode(WIRE | {"summary": {}}).summary == RuntimeSummary()
-
-    def test_every_field_of_a_summary_may_be_null(self) -> None:
+    def test_a_summary_and_each_of_its_fields_may_be_missing_or_null(self) -> None:
         names = msgspec.structs.fields(RuntimeSummary)
         nulls = dict.fromkeys((field.encode_name for field in names), None)
+        required = {name: value for name, value in WIRE.items() if name != "summary"}
 
-        assert decode(WIRE | {"summary": nulls}).summary == RuntimeSummary()
+        assert decode(required).summary is None
+        assert decode(required | {"summary": None}).summary is None
+        assert decode(required | {"summary": {}}).summary == RuntimeSummary()
+        assert decode(required | {"summary": nulls}).summary == RuntimeSummary()
 
     def test_unknown_fields_are_ignored(self) -> None:
         summary = {"cpu": [1, {"x": None}]}
@@ -214,11 +178,6 @@ class TestDecoding:
         runtime = decode(WIRE | {"region": {"name": "eu"}, "summary": summary})
 
         assert runtime.summary == RuntimeSummary()
-
-    def test_times_are_not_parsed(self) -> None:
-        runtime = decode(WIRE | {"createdAt": "", "updatedAt": "yesterday, about noon"})
-
-        assert (runtime.created_at, runtime.updated_at) == ("", "yesterday, about noon")
 
 
 class TestStructs:
@@ -230,11 +189,8 @@ class TestStructs:
 
         assert msgspec.json.decode(msgspec.json.encode(runtime)) == WIRE | {"status": "paused"}
 
-    def test_a_runtime_survives_pickling(self) -> None:
-        assert pickle.loads(pickle.dumps(RUNTIME)) == RUNTIME  # noqa: S301
-
-    def test_a_runtime_is_hashable(self) -> None:
-        assert {RUNTIME, decode(WIRE)} == {RUNTIME}
+    def test_a_runtime_is_hashable_and_survives_pickling(self) -> None:
+        assert {pickle.loads(pickle.dumps(RUNTIME)), decode(WIRE)} == {RUNTIME}  # noqa: S301
 
     @pytest.mark.parametrize("struct", [RUNTIME, RUNTIME.summary])
     def test_a_struct_cannot_be_changed(self, struct: msgspec.Struct) -> None:

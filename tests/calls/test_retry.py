@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable
 from copy import copy
+from typing import Any
 
 import pytest
 from aiohttp import ClientTimeout
@@ -10,22 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bctrl_async._calls.call import Call
-from bctrl_async._calls.retry import RetryPolicy, RetryQuota, RetryState, is_transient
+from bctrl_async._calls.retry import RetryPolicy, RetryQuota, RetryState
 from bctrl_async._http.request import GET, STOP, Operation
 from bctrl_async.errors import (
     BctrlApiError,
-    BctrlAuthenticationError,
     BctrlConfigError,
-    BctrlConflictError,
     BctrlError,
     BctrlNetworkError,
-    BctrlNotFoundError,
-    BctrlPermissionError,
     BctrlRateLimitError,
     BctrlResponseError,
     BctrlServerError,
     BctrlTimeoutError,
-    BctrlValidationError,
 )
 from bctrl_async.models import Runtime
 
@@ -64,7 +60,16 @@ def call_of(operation: Operation[Runtime]) -> Call[Runtime]:
     return Call(operation, "ws-1", "crm", "/", ClientTimeout(), retries=state)
 
 
-def delay_after(retries: RetryState, error: BctrlError, now: float) -> float | None:
+def state(
+    *,
+    jitter: Callable[[float, float], float] = no_jitter,
+    **policy: Any,  # noqa: ANN401
+) -> RetryState:
+    """Return the state of a call with a policy of these arguments, and a full quota."""
+    return RetryState(RetryPolicy(**policy), RetryQuota(), jitter)
+
+
+def delay_after(retries: RetryState, error: BctrlError, now: float = 0.0) -> float | None:
     retries.record(error)
     return retries.delay(now)
 
@@ -81,38 +86,22 @@ class TestPolicy:
         assert (policy.patience, policy.max_throttle_wait) == (None, 60.0)
         assert policy.statuses == {408, 429, *range(500, 600)}
 
-    @pytest.mark.parametrize("attempts", [0, -1, 1.5, True, "3", None])
-    def test_invalid_attempts_are_rejected(self, attempts: int) -> None:
-        with pytest.raises(BctrlConfigError, match=r"^invalid attempts "):
-            RetryPolicy(attempts=attempts)
-
-    @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "1", None])
-    def test_an_invalid_base_or_cap_is_rejected(self, value: float) -> None:
-        with pytest.raises(BctrlConfigError, match=r"^invalid base "):
-            RetryPolicy(base=value)
-        with pytest.raises(BctrlConfigError, match=r"^invalid cap "):
-            RetryPolicy(cap=value)
-
+    @pytest.mark.parametrize("name", ["attempts", "base", "cap", "patience"])
     @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), True, "1"])
-    def test_an_invalid_patience_is_rejected(self, value: float) -> None:
-        with pytest.raises(BctrlConfigError, match=r"^invalid patience "):
-            RetryPolicy(patience=value)
+    def test_an_invalid_number_is_rejected(self, name: str, value: float) -> None:
+        with pytest.raises(BctrlConfigError, match=f"^invalid {name} "):
+            RetryPolicy(**{name: value})
 
-    def test_a_patience_of_zero_is_allowed(self) -> None:
+    def test_only_patience_may_be_zero(self) -> None:
         assert RetryPolicy(patience=0).patience == 0
+        for name in ("attempts", "base", "cap"):
+            with pytest.raises(BctrlConfigError, match=f"^invalid {name} 0"):
+                RetryPolicy(**{name: 0})
 
-    @pytest.mark.parametrize("status", [200, 302, 400, 401, 403, 404, 409, 422, 499, 600])
+    @pytest.mark.parametrize("status", [200, 400, 409, 499, 600])
     def test_a_permanent_status_cannot_be_chosen(self, status: int) -> None:
         with pytest.raises(BctrlConfigError, match=rf"^invalid statuses {status}: expected 408"):
             RetryPolicy(statuses=frozenset({429, status}))
-
-    @pytest.mark.parametrize("statuses", [frozenset(), frozenset({503}), frozenset({408, 599})])
-    def test_any_transient_statuses_can_be_chosen(self, statuses: frozenset[int]) -> None:
-        assert RetryPolicy(statuses=statuses).statuses == statuses
-
-    def test_a_policy_is_immutable(self) -> None:
-        with pytest.raises(AttributeError, match="immutable"):
-            RetryPolicy().attempts = 9  # type: ignore[misc]
 
 
 class TestBackoff:
@@ -146,108 +135,63 @@ class TestBackoff:
         assert max(sampled) > 1.9
         assert 0.9 < sum(sampled) / len(sampled) < 1.1
 
-    def test_jitter_is_random_by_default(self) -> None:
-        sampled = [
-            delay_after(RetryState(RetryPolicy(), RetryQuota()), disconnected(), now=0.0)
-            for _ in range(10)
-        ]
-
-        assert len(set(sampled)) == 10
-        assert all(delay is not None and 0 <= delay <= 0.5 for delay in sampled)
-
 
 class TestAttempts:
-    def test_a_call_fails_with_its_last_attempt(self) -> None:
-        retries = RetryState(RetryPolicy(attempts=4), RetryQuota(), no_jitter)
+    @pytest.mark.parametrize(("attempts", "waits"), [(1, [None]), (4, [0.5, 1.0, 2.0, None])])
+    def test_a_call_fails_with_its_last_attempt(
+        self, attempts: int, waits: list[float | None]
+    ) -> None:
+        retries = state(attempts=attempts)
 
-        assert delays(retries, [disconnected() for _ in range(4)]) == [0.5, 1.0, 2.0, None]
-
-    def test_one_attempt_means_no_retry(self) -> None:
-        assert delays(
-            RetryState(RetryPolicy(attempts=1), RetryQuota(), no_jitter), [disconnected()]
-        ) == [None]
+        assert delays(retries, [disconnected() for _ in range(attempts)]) == waits
 
     @pytest.mark.parametrize(
         "error",
         [
             BctrlNetworkError("no connection"),
             BctrlTimeoutError("no answer within 60 s", may_have_stopped=True),
-            BctrlTimeoutError("no connection within 54 s"),
             BctrlResponseError("the answer is not HTTP", may_have_stopped=True),
             BctrlApiError("the server answered 408", status=408),
             answered(500),
-            answered(502),
-            answered(504),
             answered(599),
         ],
         ids=lambda error: error.summary,
     )
     def test_a_transient_error_is_retried(self, error: BctrlError) -> None:
-        """Fault: a POST on a connection the server just closed is not resent (aiohttp#6138)."""
-        assert (
-            delay_after(
-                RetryState(RetryPolicy(attempts=2), RetryQuota(), no_jitter), error, now=0.0
-            )
-            == 0.5
-        )
+        assert delay_after(state(attempts=2), error) == 0.5
 
-    @pytest.mark.parametrize("retry_after", [None, 0.0, 1.0])
     @pytest.mark.parametrize(
-        ("error_class", "status"),
+        "error",
         [
-            (BctrlValidationError, 400),
-            (BctrlAuthenticationError, 401),
-            (BctrlApiError, 402),
-            (BctrlPermissionError, 403),
-            (BctrlNotFoundError, 404),
-            (BctrlConflictError, 409),
-            (BctrlApiError, 418),
-            (BctrlValidationError, 422),
-            (BctrlApiError, 425),
-            (BctrlResponseError, 302),
-            (BctrlResponseError, 307),
+            *(
+                BctrlApiError(f"{status}", status=status, retry_after=1.0)
+                for status in (400, 401, 403, 404, 409, 422, 425)
+            ),
+            BctrlResponseError("a redirect", status=307),
+            BctrlResponseError("unreadable", status=200, may_have_stopped=True),
+            BctrlTimeoutError("it drips", status=200, may_have_stopped=True),
+            BctrlConfigError("the session is closed"),
         ],
+        ids=lambda error: error.summary,
     )
     def test_a_permanent_error_is_never_retried_whatever_its_headers(
-        self, error_class: type[BctrlError], status: int, retry_after: float | None
+        self, error: BctrlError
     ) -> None:
         """Fault: a 400 that carries `Retry-After` is retried, four times (azure-core)."""
-        error = error_class("no", status=status, retry_after=retry_after)
-
-        assert (
-            delay_after(RetryState(RetryPolicy(), RetryQuota(), no_jitter), error, now=0.0) is None
-        )
-
-    @pytest.mark.parametrize("error_class", [BctrlResponseError, BctrlTimeoutError])
-    def test_an_unreadable_success_is_not_retried(self, error_class: type[BctrlError]) -> None:
-        error = error_class("unreadable", status=200, may_have_stopped=True)
-
-        assert (
-            delay_after(RetryState(RetryPolicy(), RetryQuota(), no_jitter), error, now=0.0) is None
-        )
-
-    def test_a_config_error_is_not_retried(self) -> None:
-        assert not is_transient(BctrlConfigError("the session is closed"), frozenset({503}))
+        assert delay_after(state(), error) is None
 
     def test_a_status_that_was_not_chosen_is_not_retried(self) -> None:
-        policy = RetryPolicy(statuses=frozenset({503}))
+        chosen = frozenset({503})
 
-        assert (
-            delay_after(RetryState(policy, RetryQuota(), no_jitter), answered(500), now=0.0) is None
-        )
-        assert (
-            delay_after(RetryState(policy, RetryQuota(), no_jitter), throttled(), now=0.0) is None
-        )
-        assert (
-            delay_after(RetryState(policy, RetryQuota(), no_jitter), throttled(status=503), now=0.0)
-            == 0.5
-        )
+        assert delay_after(state(statuses=chosen), answered(500)) is None
+        assert delay_after(state(statuses=chosen), throttled()) is None
+        assert delay_after(state(statuses=chosen), throttled(status=503)) == 0.5
 
 
 class TestPatience:
     @pytest.mark.parametrize("status", [429, 503])
     def test_throttling_costs_no_attempts(self, status: int) -> None:
-        retries = RetryState(RetryPolicy(attempts=2), RetryQuota(), no_jitter)
+        retries = state(attempts=2)
 
         assert delays(retries, [throttled(status=status) for _ in range(9)]) == [
             *(0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
@@ -255,52 +199,51 @@ class TestPatience:
         ]
         assert delays(retries, [disconnected(), disconnected()]) == [0.5, None]
 
-    def test_patience_counts_from_the_first_throttled_attempt(self) -> None:
-        retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), least_jitter)
+    @pytest.mark.parametrize(
+        ("throttles", "waits"),
+        [
+            ([(None, 1000.0), (None, 1059.9), (None, 1060.0)], [0.0, 0.0, None]),
+            ([(20.0, 0.0), (40.0, 20.0), (20.0, 59.0)], [0.0, 0.0, None]),
+            ([(60.5, 0.0)], [None]),
+            ([(31536000.0, 0.0)], [None]),
+        ],
+        ids=[
+            "patience counts from the first throttled attempt",
+            "a Retry-After is compared with what is left of it",
+            "half a second too much",
+            "a year",
+        ],
+    )
+    def test_a_call_gives_up_when_its_patience_ends_or_does_not_cover_a_retry_after(
+        self, throttles: list[tuple[float | None, float]], waits: list[float | None]
+    ) -> None:
+        """Fault: a `Retry-After` of days is shortened, or waited out (openai; pi#4991)."""
+        retries = state(patience=60.0, jitter=least_jitter)
+        assert delay_after(retries, disconnected(), now=-500.0) == 0.0
 
-        assert delay_after(retries, throttled(), now=1000.0) == 0.0
-        assert delay_after(retries, throttled(), now=1059.9) == 0.0
-        assert delay_after(retries, throttled(), now=1060.0) is None
-
-    def test_failures_before_throttling_cost_no_patience(self) -> None:
-        retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), least_jitter)
-
-        assert delay_after(retries, disconnected(), now=0.0) == 0.0
-        assert delay_after(retries, throttled(), now=500.0) == 0.0
-        assert delay_after(retries, throttled(), now=559.0) == 0.0
+        assert [delay_after(retries, throttled(after), now) for after, now in throttles] == waits
 
     def test_without_patience_a_throttled_call_is_given_up_at_once(self) -> None:
-        assert (
-            delay_after(
-                RetryState(RetryPolicy(patience=0), RetryQuota(), no_jitter), throttled(), now=5.0
-            )
-            is None
-        )
+        assert delay_after(state(patience=0), throttled(), now=5.0) is None
 
     def test_jitter_does_not_exceed_the_patience(self) -> None:
-        retries = RetryState(RetryPolicy(base=20.0, patience=5.0), RetryQuota(), no_jitter)
+        assert delay_after(state(base=20.0, patience=5.0), throttled()) == 5.0
 
-        assert delay_after(retries, throttled(), now=0.0) == 5.0
-
-    @pytest.mark.parametrize("retry_after", [None, 0.0, 7.0, 60.0])
-    def test_a_throttled_call_sleeps_only_its_jitter(self, retry_after: float | None) -> None:
-        """Fault: it slept for the Retry-After, so it could not become the limiter's probe."""
-        retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), no_jitter)
-
-        assert delay_after(retries, throttled(retry_after=retry_after), now=0.0) == 0.5
-
-    @pytest.mark.parametrize(("retry_after", "delay"), [(None, 0.5), (7.0, 7.0), (90.0, 60.0)])
-    def test_the_retry_after_of_a_gateway_holds_its_own_call(
-        self, retry_after: float | None, delay: float
+    @pytest.mark.parametrize(
+        ("status", "retry_after", "delay"),
+        [(429, None, 0.5), (429, 60.0, 0.5), (503, None, 0.5), (503, 7.0, 7.0), (503, 90.0, 60.0)],
+    )
+    def test_a_throttled_call_waits_itself_only_for_the_retry_after_of_a_gateway(
+        self, status: int, retry_after: float | None, delay: float
     ) -> None:
-        retries = RetryState(RetryPolicy(patience=100.0), RetryQuota(), no_jitter)
-        unavailable = throttled(status=503, retry_after=retry_after)
+        """Fault: it slept for the Retry-After, so it could not become the limiter's probe."""
+        error = throttled(status=status, retry_after=retry_after)
 
         # Longer than a minute, the call may be the limiter's probe.
-        assert delay_after(retries, unavailable, now=0.0) == delay
+        assert delay_after(state(patience=100.0), error) == delay
 
     def test_a_gateways_503_for_its_own_target_costs_an_attempt(self) -> None:
-        retries = RetryState(RetryPolicy(attempts=3), RetryQuota(), no_jitter)
+        retries = state(attempts=3)
         waits = []
         for is_its_own in (False, True, True, False, True):
             retries.record(throttled(status=503), is_its_own=is_its_own)
@@ -309,21 +252,11 @@ class TestPatience:
         assert waits == [0.5, 0.5, 1.0, 1.0, None]
         assert (retries.failures, retries.throttled, retries.uncounted) == (3, 5, 0)
 
-    @pytest.mark.parametrize("retry_after", [60.5, 86400.0, 31536000.0])
-    def test_a_retry_after_beyond_the_patience_is_given_up_at_once(
-        self, retry_after: float
+    @pytest.mark.parametrize(("retry_after", "delay"), [(9.0, 9.0), (11.0, None)])
+    def test_the_retry_after_of_any_status_is_kept_or_gives_up(
+        self, retry_after: float, delay: float | None
     ) -> None:
-        """Fault: a `Retry-After` of days is shortened, or waited out (openai; pi#4991)."""
-        retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), no_jitter)
-
-        assert delay_after(retries, throttled(retry_after=retry_after), now=0.0) is None
-
-    def test_retry_after_is_compared_with_the_remaining_patience(self) -> None:
-        retries = RetryState(RetryPolicy(patience=60.0), RetryQuota(), least_jitter)
-
-        assert delay_after(retries, throttled(retry_after=20.0), now=0.0) == 0.0
-        assert delay_after(retries, throttled(retry_after=40.0), now=20.0) == 0.0
-        assert delay_after(retries, throttled(retry_after=20.0), now=59.0) is None
+        assert delay_after(state(patience=10), answered(500, retry_after)) == delay
 
     @given(
         st.lists(st.tuples(st.none() | st.floats(0, 100), st.floats(0, 30)), max_size=20),
@@ -334,9 +267,7 @@ class TestPatience:
         self, throttles: list[tuple[float | None, float]], patience: float, seed: int
     ) -> None:
         """Fault: `Retry-After` over a limit is shortened, so the retry is too early (openai)."""
-        retries = RetryState(
-            RetryPolicy(patience=patience), RetryQuota(), random.Random(seed).uniform
-        )
+        retries = state(patience=patience, jitter=random.Random(seed).uniform)
         now = 0.0
         for retry_after, elapsed in throttles:
             delay = delay_after(retries, throttled(retry_after), now)
@@ -349,8 +280,8 @@ class TestPatience:
 
 
 class TestAnnotate:
-    def test_each_earlier_attempt_is_a_note_on_the_last_error(self) -> None:
-        retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
+    def test_each_earlier_attempt_is_a_note_on_the_last_error_alone(self) -> None:
+        retries = state()
         first, second, last = throttled(), disconnected(), answered(500)
         delays(retries, [first, second, last])
 
@@ -360,19 +291,11 @@ class TestAnnotate:
             "attempt 1: the server answered 429",
             "attempt 2: the connection broke",
         ]
-
-    def test_the_error_of_a_single_attempt_has_no_notes(self) -> None:
-        retries = RetryState(RetryPolicy(attempts=1), RetryQuota(), no_jitter)
-        error = disconnected()
-        delay_after(retries, error, now=0.0)
-
-        retries.annotate(error)
-
-        assert not hasattr(error, "__notes__")
+        assert not hasattr(first, "__notes__")
 
     def test_an_error_outside_the_attempts_notes_all_of_them(self) -> None:
-        retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
-        delay_after(retries, disconnected(), now=0.0)
+        retries = state()
+        delay_after(retries, disconnected())
         closed = BctrlConfigError("the session is closed")
 
         retries.annotate(closed)
@@ -383,8 +306,7 @@ class TestAnnotate:
         ("earlier", "may_have_stopped"),
         [
             ([], False),
-            ([throttled()], False),
-            ([BctrlNetworkError("refused")], False),
+            ([throttled(), BctrlNetworkError("refused")], False),
             ([disconnected()], True),
             ([throttled(), disconnected(), throttled()], True),
         ],
@@ -413,16 +335,6 @@ class TestAnnotate:
 
         assert not error.may_have_stopped
 
-    def test_earlier_errors_are_not_changed(self) -> None:
-        retries = RetryState(RetryPolicy(), RetryQuota(), no_jitter)
-        first, last = throttled(), disconnected()
-        delays(retries, [first, last])
-
-        retries.annotate(last)
-
-        assert not first.may_have_stopped
-        assert not hasattr(first, "__notes__")
-
 
 class TestQuota:
     def test_in_an_outage_retries_add_a_tenth_to_the_load(self) -> None:
@@ -442,34 +354,22 @@ class TestQuota:
         while quota.acquire():
             pass
         error = disconnected()
-        assert delay_after(RetryState(RetryPolicy(), quota), error, now=0.0) is None
+        assert delay_after(RetryState(RetryPolicy(), quota), error) is None
         assert "Not retried: the retry quota is exhausted" in str(error)
 
-    @pytest.mark.parametrize("status", [404, 409, 422])
+    @pytest.mark.parametrize("status", [404, 409])
     def test_a_permanent_error_refills_the_quota_as_a_success_does(self, status: int) -> None:
         quota = RetryQuota()
         for _ in range(1000):
             RetryState(RetryPolicy(), quota).record(answered(status))
         assert [quota.acquire() for _ in range(112)].count(True) == 111
 
-    @pytest.mark.parametrize("status", [408, 429, 500, 503])
+    @pytest.mark.parametrize("status", [408, 503])
     def test_a_transient_error_does_not_refill_the_quota(self, status: int) -> None:
         quota = RetryQuota()
         for _ in range(1000):
             RetryState(RetryPolicy(statuses=frozenset()), quota).record(answered(status))
         assert [quota.acquire() for _ in range(20)].count(True) == 11
-
-    def test_a_server_error_with_retry_after_beyond_the_patience_is_given_up(self) -> None:
-        retries = RetryState(RetryPolicy(patience=10), RetryQuota(), no_jitter)
-        error = answered(500)
-        error.retry_after = 11.0
-        assert delay_after(retries, error, now=0.0) is None
-
-    def test_retry_after_is_a_minimum_for_every_status(self) -> None:
-        retries = RetryState(RetryPolicy(patience=10), RetryQuota(), no_jitter)
-        error = answered(500)
-        error.retry_after = 9.0
-        assert delay_after(retries, error, now=0.0) == 9.0
 
 
 def test_an_error_before_any_attempt_names_only_the_runtime() -> None:
