@@ -17,7 +17,7 @@ from helpers import unused_url
 from rich.console import Console
 from rich.pretty import Pretty
 from rich.traceback import Traceback
-from servers import answering, http_answer, raw_server
+from servers import answering, closing, http_answer, raw_server, served
 from yarl import URL
 
 from bctrl_async import (
@@ -48,11 +48,9 @@ def with_structlog(value: object) -> str:
 
 
 SHOWN_BY: dict[str, Callable[[object], str]] = {
-    "repr": repr,
     "rich": with_rich,
     "structlog": with_structlog,
-    "reprlib": reprlib.repr,
-    "reprlib, nested": lambda value: reprlib.repr({"a": [value]}),
+    "reprlib": lambda value: reprlib.repr({"a": [value]}),
     "pprint": lambda value: pprint.pformat({"a": [value]}, width=20),
     "%r": lambda value: f"{value!r} {(value,)}",
 }
@@ -88,7 +86,6 @@ class TestSecret:
             lambda secret: secret,
             lambda secret: secret[:73],
             lambda secret: secret[8:][::2],
-            lambda secret: secret[:80] if len(secret) > 80 else secret,
         ],
     )
     def test_neither_a_secret_nor_a_slice_of_it_is_shown(
@@ -152,7 +149,6 @@ class TestEchoedKey:
         "body",
         [
             f"caf\u00e9 {KEY}".encode("latin-1"),
-            f'{{"alias": "{KEY}"'.encode(),
             f'{{"driver": "\\ud83d{KEY}", "id": 1}}'.encode(),
             f'{{"runtimes": ["{KEY}", "caf\u00e9'.encode("latin-1"),
         ],
@@ -162,10 +158,7 @@ class TestEchoedKey:
         self, body: bytes, operation: str
     ) -> None:
         """Fault: the cause of a body that is not UTF-8 was shown with the whole body."""
-        async with (
-            raw_server(answering(http_answer("200 OK", body))) as url,
-            BctrlSession(KEY, base_url=url, retry=ONCE) as session,
-        ):
+        async with served(http_answer("200 OK", body), KEY, retry=ONCE) as session:
             with pytest.raises(BctrlResponseError) as caught:
                 await getattr(session, operation)(*("ws-1", "crm")[: 1 + (operation[0] == "s")])
 
@@ -175,15 +168,11 @@ class TestEchoedKey:
 
 class TestWrite:
     @pytest.mark.parametrize("fast", [True, False], ids=["fast path", "aiohttp"])
-    @pytest.mark.parametrize("operation", ["stop_runtime", "get_runtime"])
-    @pytest.mark.parametrize(
-        "kind", [RuntimeError, KeyboardInterrupt, MemoryError, asyncio.CancelledError, TypeError]
-    )
+    @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, asyncio.CancelledError])
     async def test_no_frame_of_what_a_transport_raises_has_the_request(
         self,
         monkeypatch: pytest.MonkeyPatch,
         kind: type[BaseException],
-        operation: str,
         *,
         fast: bool,
     ) -> None:
@@ -200,25 +189,15 @@ class TestWrite:
 
         monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.write", write)
         traces = [] if fast else [aiohttp.TraceConfig()]
-        async with (
-            raw_server(answering(b"")) as url,
-            BctrlSession(KEY, base_url=url, retry=ONCE, trace_configs=traces) as session,
-        ):
+        async with served(b"", KEY, retry=ONCE, trace_configs=traces) as session:
             with pytest.raises(kind) as caught:
-                await getattr(session, operation)("ws-1", "crm")
+                await session.stop_runtime("ws-1", "crm")
 
         assert "0123" not in everything_of(caught.value)
 
 
 USER, PASSWORD = "proxy-user", "s3cret-p4ss"
 BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-
-
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 def with_credentials(url: str) -> str:
@@ -267,22 +246,16 @@ class TestProxies:
         "answer",
         [
             http_answer("407 No", b"", "Proxy-Authenticate: Basic"),
-            http_answer("502 No"),
             b"nonsense\r\n\r\n",
             b"",
         ],
-        ids=["407", "502", "nonsense", "nothing"],
+        ids=["407", "nonsense", "nothing"],
     )
     async def test_no_credentials_are_in_the_error_of_a_proxy_that_answers(
         self, monkeypatch: pytest.MonkeyPatch, scheme: str, answer: bytes
     ) -> None:
         """Fault: the request to the proxy, with its credentials, stood in the repr of the cause."""
-
-        async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
-            writer.write(answer)
-            writer.close()
-
-        async with raw_server(handle) as url:
+        async with raw_server(closing(answer)) as url:
             assert_hidden(await stop_through(with_credentials(url), monkeypatch, scheme))
 
     @pytest.mark.parametrize("answer", [b"", b"This is not TLS at all, but text.\r\n"])
@@ -311,16 +284,12 @@ class TestProxies:
     @pytest.mark.parametrize(
         "proxy",
         [
-            f"http://{USER}:{PASSWORD}@127.0.0.1:99999",
             f"http://{USER}:{PASSWORD}@127.0.0.1:port",
             f"http://{USER}:{PASSWORD}@",
-            f"http://{USER}:{PASSWORD}@[::1",
             f"http://{USER}:{PASSWORD}@\u2100.test",
             f"http://{USER}:{PASSWORD}\u20ac@127.0.0.1:9",
-            f"http://{USER}\u20ac:{PASSWORD}@127.0.0.1:9",
             f"socks5://{USER}:{PASSWORD}@127.0.0.1:9",
             f"{USER}:{PASSWORD}@127.0.0.1:9",
-            f"//{USER}:{PASSWORD}@127.0.0.1:9",
             f"http://{USER}:{PASSWORD}@proxy.invalid:9",
         ],
     )

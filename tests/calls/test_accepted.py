@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import KEY
 from helpers import Command, add_runtimes
 from journal_lines import read_lines
 
@@ -24,15 +22,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ok.jsonl"
 
 
-@pytest.fixture
-def without_effect(emulator: Emulator) -> Callable[[], Reply]:
-    """Return a function that makes the answer of a gateway: it says 200, and stops nothing."""
-
-    def make() -> Reply:
-        active = dict(emulator.runtimes[CRM])
-        return Reply(200, body=active, takes_effect=False)
-
-    return make
+def without_effect(emulator: Emulator, target: tuple[str, str] = CRM) -> Reply:
+    """Return the answer of a gateway: it says 200, and stops nothing."""
+    return Reply(200, body=dict(emulator.runtimes[target]), takes_effect=False)
 
 
 def results(path: Path) -> list[str]:
@@ -50,9 +42,9 @@ class TestSentAgain:
         self, emulator: Emulator, session: BctrlSession, path: Path, body: str
     ) -> None:
         """Fault: with a journal it was never sent again, so the runtime ran for ever."""
-        active = dict(emulator.runtimes[CRM])
-        answer = active if body == "status active" else "OK"
-        emulator.inject(Reply(200, body=answer, takes_effect=False))
+        is_active = body == "status active"
+        unread = Reply(200, body="OK", takes_effect=False)
+        emulator.inject(without_effect(emulator) if is_active else unread)
         first = await session.stop_runtimes([CRM], journal=path, verify=False)
         assert (first.ok, first.counts) == (False, {ACCEPTED: 1})
         assert not is_done(path)
@@ -87,24 +79,11 @@ class TestSentAgain:
             assert report.counts == {StopResult.NOT_FOUND: 1}
             assert (report.ok, report.resumed) == (missing_ok, 0)
 
-    async def test_one_that_has_failed_is_not_sent_again(
-        self, emulator: Emulator, session: BctrlSession, path: Path
-    ) -> None:
-        emulator.inject(Fault.FAILED)
-        for _ in range(2):
-            assert (await session.stop_runtimes([CRM], journal=path)).ok
-        assert emulator.received[CRM] == 1
-
     @pytest.mark.parametrize("fault", [Reply(403), Fault.SERVER_ERROR], ids=["403", "500"])
     async def test_one_that_fails_then_is_pending(
-        self,
-        emulator: Emulator,
-        session: BctrlSession,
-        without_effect: Callable[[], Reply],
-        path: Path,
-        fault: Fault | Reply,
+        self, emulator: Emulator, session: BctrlSession, path: Path, fault: Fault | Reply
     ) -> None:
-        emulator.inject(without_effect())
+        emulator.inject(without_effect(emulator))
         await session.stop_runtimes([CRM], journal=path, verify=False)
         emulator.inject(fault)
         await session.stop_runtimes([CRM], journal=path, retry=ONCE, verify=False)
@@ -114,20 +93,15 @@ class TestSentAgain:
         assert emulator.status(*CRM) == "stopped"
 
 
+@pytest.mark.usefixtures("emulator_environment")
 class TestCommand:
-    @pytest.fixture(autouse=True)
-    def _environment(self, monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -> None:
-        monkeypatch.setenv("BCTRL_API_KEY", KEY)
-        monkeypatch.setenv("BCTRL_BASE_URL", emulator.url)
-
     async def test_the_same_command_stops_what_the_first_one_left(
         self, emulator: Emulator, command: Command, path: Path, tmp_path: Path
     ) -> None:
         """Fault: each further run ended with 1, as nothing was sent."""
         targets = add_runtimes(emulator, 5)
         for target in targets:
-            active = dict(emulator.runtimes[target])
-            emulator.inject(Reply(200, body=active, takes_effect=False), alias=target[1])
+            emulator.inject(without_effect(emulator, target), alias=target[1])
         file = tmp_path / "ok.csv"
         file.write_text("".join(f"{workspace},{alias}\n" for workspace, alias in targets))
         stop = ("stop", "--from", file, "--journal", path)

@@ -10,13 +10,12 @@ from functools import partial
 import pytest
 from helpers import BOUND, Connect, pass_time, wait_for_requests
 from runtimes import RUNTIME
-from servers import answering, http_answer, raw_server
+from servers import answering, http_answer, served
 from test_observer import Recorder
 
 from bctrl_async import (
     BctrlConflictError,
     BctrlError,
-    BctrlNotFoundError,
     BctrlServerError,
     BctrlSession,
     RetryPolicy,
@@ -26,7 +25,6 @@ from bctrl_async import (
 from bctrl_async.emulator import Emulator, Fault, Reply
 
 NOT_ACTIVE = http_answer("409 Conflict", b'{"code": "runtime.not_active", "error": "Not active."}')
-BUSY = http_answer("409 Conflict", b'{"code": "runtime.busy", "error": "Busy."}')
 
 
 class Name(str, Enum):  # noqa: UP042 - unlike a StrEnum, str() gives the name of the member.
@@ -40,32 +38,22 @@ def methods(emulator: Emulator) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault.DROP_AFTER, Fault.BAD_GATEWAY, Reply(504, takes_effect=True)]
+    "fault", [Fault.DROP_AFTER, Fault.BAD_GATEWAY, Fault.HANG], ids=lambda fault: fault.value
 )
 async def test_a_stop_whose_answer_was_lost_returns_the_runtime_that_it_stopped(
-    emulator: Emulator, session: BctrlSession, fault: Fault | Reply
+    emulator: Emulator, session: BctrlSession, fault: Fault
 ) -> None:
     """Fault: a call raised a conflict for what its own lost attempt had done."""
     emulator.inject(fault)
 
-    runtime = await session.stop_runtime("ws-1", "crm")
+    stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+    await wait_for_requests(emulator, 1)
+    if fault is Fault.HANG:
+        pass_time(60)
+    runtime = await stopping
 
     assert (runtime.alias, runtime.status) == ("crm", RuntimeStatus.STOPPED)
     assert methods(emulator) == ["POST", "POST", "GET"]
-
-
-async def test_a_stop_whose_answer_timed_out_returns_the_runtime_that_it_stopped(
-    emulator: Emulator, session: BctrlSession
-) -> None:
-    """Fault: a call raised a conflict for what its own unanswered attempt had done."""
-    emulator.inject(Fault.HANG)
-
-    stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-    await wait_for_requests(emulator, 1)
-    pass_time(60)
-    runtime = await stopping
-
-    assert runtime.status is RuntimeStatus.STOPPED
 
 
 async def test_a_runtime_that_was_not_running_is_a_conflict_without_a_further_request(
@@ -107,7 +95,7 @@ async def test_names_that_are_members_of_an_enum_are_looked_up_by_their_values(
     assert recorder.events[0] == "stop ws-1 crm"
 
 
-@pytest.mark.parametrize("operation", ["stop", "get", "list"])
+@pytest.mark.parametrize("operation", ["stop", "get", "list", "bulk"])
 async def test_an_error_shows_the_value_of_a_member_of_an_enum(
     emulator: Emulator, connect: Connect, operation: str
 ) -> None:
@@ -119,66 +107,44 @@ async def test_an_error_shows_the_value_of_a_member_of_an_enum(
             "stop": partial(session.stop_runtime, Name.WORKSPACE, Name.GONE),
             "get": partial(session.get_runtime, Name.WORKSPACE, Name.GONE),
             "list": partial(session.list_runtimes, Name.WORKSPACE),
+            "bulk": partial(session.stop_workspace, Name.WORKSPACE),
         }
         with pytest.raises(BctrlError) as caught:
             await calls[operation]()
 
     error = caught.value
-    assert type(error.workspace_id) is str
-    assert error.workspace_id == "ws-1"
-    assert type(error.alias) is (type(None) if operation == "list" else str)
+    assert (type(error.workspace_id), error.workspace_id) == (str, "ws-1")
+    assert type(error.alias) is (str if operation in {"stop", "get"} else type(None))
     assert not any("Name." in text for text in (str(error), repr(error), *recorder.events))
 
 
-async def test_a_bulk_stop_of_a_workspace_shows_the_value_of_a_member_of_an_enum(
+async def test_with_stopped_ok_any_other_conflict_is_raised_without_another_request(
     emulator: Emulator, session: BctrlSession
 ) -> None:
-    """Fault: the error of its list named the workspace `Name.WORKSPACE`."""
-    emulator.inject(Reply(200, body={}), method="GET")
-    with pytest.raises(BctrlError) as caught:
-        await session.stop_workspace(Name.WORKSPACE)
-
-    assert caught.value.workspace_id == "ws-1"
-    assert "Name." not in str(caught.value)
-
-
-async def test_with_stopped_ok_any_other_error_is_raised(session: BctrlSession) -> None:
-    with pytest.raises(BctrlNotFoundError):
-        await session.stop_runtime("ws-1", "gone", stopped_ok=True)
-
-
-async def test_with_stopped_ok_any_other_conflict_is_raised_without_a_further_request() -> None:
-    received: list[bytes] = []
-
-    async def handle(head: bytes, writer: asyncio.StreamWriter) -> None:
-        received.append(head)
-        writer.write(BUSY)
-
-    async with raw_server(handle) as url, BctrlSession("k", base_url=url) as session:
-        with pytest.raises(BctrlConflictError, match=r"runtime\.busy"):
-            await session.stop_runtime("ws-1", "crm", stopped_ok=True)
-    assert len(received) == 1
+    emulator.inject(Reply(409, code="runtime.busy"))
+    with pytest.raises(BctrlConflictError, match=r"runtime\.busy"):
+        await session.stop_runtime("ws-1", "crm", stopped_ok=True)
+    assert methods(emulator) == ["POST"]
 
 
 async def test_a_runtime_that_was_started_anew_is_returned_as_active() -> None:
     active = http_answer("200 OK", RUNTIME.replace(b"stopped", b"active"))
     answers = answering(http_answer("502 X"), NOT_ACTIVE, active)
-    async with (
-        raw_server(answers) as url,
-        BctrlSession("k", base_url=url, retry=RetryPolicy(base=0.001)) as session,
-    ):
+    async with served(answers, retry=RetryPolicy(base=0.001)) as session:
         runtime = await session.stop_runtime("ws-1", "crm")
     assert runtime.status is RuntimeStatus.ACTIVE
 
 
 async def test_if_the_runtime_cannot_be_had_the_conflict_is_raised_with_the_reason(
-    emulator: Emulator, session: BctrlSession
+    emulator: Emulator, connect: Connect
 ) -> None:
     emulator.inject(Fault.DROP_AFTER)
     emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
+    recorder = Recorder()
 
-    with pytest.raises(BctrlConflictError) as caught:
-        await session.stop_runtime("ws-1", "crm")
+    async with connect(observer=recorder) as session:
+        with pytest.raises(BctrlConflictError) as caught:
+            await session.stop_runtime("ws-1", "crm")
 
     error = caught.value
     assert (error.already_stopped, error.may_have_stopped, error.attempts) == (True, True, 2)
@@ -186,6 +152,9 @@ async def test_if_the_runtime_cannot_be_had_the_conflict_is_raised_with_the_reas
     assert earlier.startswith("attempt 1: ")
     assert isinstance(error.__cause__, BctrlServerError)
     assert (error.__cause__.operation, error.__cause__.attempts) == ("get", 4)
+    [outcome] = recorder.outcomes
+    assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
+    assert (outcome.runtime, outcome.ok, outcome.error) == (None, True, None)
 
 
 async def test_the_get_waits_for_a_slot_and_is_retried_like_any_other(
@@ -234,44 +203,28 @@ async def test_a_call_that_is_cancelled_during_the_get_is_cancelled(
     assert recorder.begun == 0
 
 
-class TestObserved:
-    async def test_the_get_is_an_attempt_of_the_stop_whose_outcome_is_that_of_a_bulk_stop(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
-        emulator.inject(Fault.DROP_AFTER)
-        recorder = Recorder()
-        async with connect(observer=recorder) as session:
-            runtime = await session.stop_runtime("ws-1", "crm")
+async def test_the_get_is_an_attempt_of_the_stop_whose_outcome_is_that_of_a_bulk_stop(
+    emulator: Emulator, connect: Connect
+) -> None:
+    emulator.inject(Fault.DROP_AFTER)
+    recorder = Recorder()
+    async with connect(observer=recorder) as session:
+        runtime = await session.stop_runtime("ws-1", "crm")
 
-        path = "/v1/workspaces/ws-1/runtimes/crm"
-        assert recorder.events == [
-            "stop ws-1 crm",
-            f"attempt 1 POST {path}/stop",
-            "end BctrlNetworkError",
-            f"attempt 2 POST {path}/stop",
-            "answered 409",
-            "end BctrlConflictError",
-            f"attempt 1 GET {path}",
-            "answered 200",
-            "end",
-            "end StopOutcome",
-        ]
-        [outcome] = recorder.outcomes
-        assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
-        assert outcome.runtime is runtime
-        assert (outcome.ok, outcome.error) == (True, None)
-
-    async def test_if_the_get_fails_the_outcome_is_the_one_of_the_conflict(
-        self, emulator: Emulator, connect: Connect
-    ) -> None:
-        emulator.inject(Fault.DROP_AFTER)
-        emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
-        recorder = Recorder()
-        async with connect(observer=recorder) as session:
-            with pytest.raises(BctrlConflictError) as caught:
-                await session.stop_runtime("ws-1", "crm")
-
-        [outcome] = recorder.outcomes
-        assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
-        assert caught.value.may_have_stopped
-        assert (outcome.runtime, outcome.ok, outcome.error) == (None, True, None)
+    path = "/v1/workspaces/ws-1/runtimes/crm"
+    assert recorder.events == [
+        "stop ws-1 crm",
+        f"attempt 1 POST {path}/stop",
+        "end BctrlNetworkError",
+        f"attempt 2 POST {path}/stop",
+        "answered 409",
+        "end BctrlConflictError",
+        f"attempt 1 GET {path}",
+        "answered 200",
+        "end",
+        "end StopOutcome",
+    ]
+    [outcome] = recorder.outcomes
+    assert (outcome.result, outcome.attempts) == (StopResult.ALREADY_STOPPED, 2)
+    assert outcome.runtime is runtime
+    assert (outcome.ok, outcome.error) == (True, None)

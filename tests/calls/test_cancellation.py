@@ -95,7 +95,7 @@ async def test_a_call_cancelled_while_it_waits_for_a_slot_sends_nothing(
     assert set(emulator.received) == {("ws-1", "crm"), ("ws-1", "c")}
 
 
-@pytest.mark.parametrize("steps", range(12))
+@pytest.mark.parametrize("steps", range(0, 12, 2))
 async def test_cancelling_after_any_number_of_steps_leaves_the_session_usable(steps: int) -> None:
     """A stop can be cancelled at each of its awaits, connecting included."""
     with emulator_in_a_thread() as emulator:

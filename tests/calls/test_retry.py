@@ -90,13 +90,13 @@ class TestPolicy:
     @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), True, "1"])
     def test_an_invalid_number_is_rejected(self, name: str, value: float) -> None:
         with pytest.raises(BctrlConfigError, match=f"^invalid {name} "):
-            RetryPolicy(**{name: value})
+            RetryPolicy(**{name: value})  # type: ignore[arg-type]
 
     def test_only_patience_may_be_zero(self) -> None:
         assert RetryPolicy(patience=0).patience == 0
         for name in ("attempts", "base", "cap"):
             with pytest.raises(BctrlConfigError, match=f"^invalid {name} 0"):
-                RetryPolicy(**{name: 0})
+                RetryPolicy(**{name: 0})  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("status", [200, 400, 409, 499, 600])
     def test_a_permanent_status_cannot_be_chosen(self, status: int) -> None:

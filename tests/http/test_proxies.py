@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from conftest import KEY
 from runtimes import RUNTIME
-from servers import answering, http_answer, raw_server
+from servers import answering, http_answer, raw_server, recording
 from test_secrets import everything_of
 from test_wire import ONCE
 from tls import forward_proxy, over_tls
@@ -27,13 +27,6 @@ from bctrl_async import (
 from bctrl_async.emulator import Emulator
 
 USER, PASSWORD = "proxy-user", "s3cret-p4ss"
-
-
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 class TestProxy:
@@ -69,12 +62,7 @@ class TestProxy:
 
     async def test_its_password_is_sent_to_it_and_shown_nowhere(self) -> None:
         heads: list[bytes] = []
-
-        async def refuse(head: bytes, writer: object) -> None:
-            heads.append(head)
-            await answering(http_answer("407 No"))(head, writer)  # type: ignore[arg-type]
-
-        async with raw_server(refuse) as url:
+        async with raw_server(recording(heads, http_answer("407 No"))) as url:
             proxy = url.replace("//", f"//{USER}:{PASSWORD}@")
             session = BctrlSession(KEY, base_url="https://bctrl.test", proxy=proxy, retry=ONCE)
             async with session:
@@ -91,7 +79,6 @@ class TestProxy:
         [
             ("407 Denied", "Check the user and the password of the proxy"),
             ("403 Denied", "Check that the proxy allows and can reach the host of the API"),
-            ("502 Denied", "Check that the proxy allows and can reach the host of the API"),
         ],
     )
     async def test_its_answer_is_told_from_that_of_the_server(
@@ -144,15 +131,11 @@ class TestProxy:
         [
             "",
             f"{USER}:{PASSWORD}@127.0.0.1:9",
-            f"//{USER}:{PASSWORD}@127.0.0.1:9",
             f"socks5://{USER}:{PASSWORD}@127.0.0.1:9",
             f"http://{USER}:{PASSWORD}@",
             f"http://{USER}:{PASSWORD}@127.0.0.1:port",
-            f"http://{USER}:{PASSWORD}@127.0.0.1:99999",
-            f"http://{USER}:{PASSWORD}@[::1",
             f"http://{USER}:1#{PASSWORD}@127.0.0.1:9",
             f"http://{USER}:{PASSWORD}@127.0.0.1:9/path",
-            f"http://{USER}:{PASSWORD}@127.0.0.1:9/?query",
             f"{USER}:{PASSWORD}".encode(),
         ],
     )
@@ -199,6 +182,7 @@ class TestReasons:
             ) as caught:
                 await session.stop_runtime("ws-1", "crm")
         assert "ssl" not in str(caught.value)
+        assert caught.value.may_have_stopped is False
 
     async def test_a_certificate_with_another_fingerprint_is_named(
         self, emulator: Emulator
