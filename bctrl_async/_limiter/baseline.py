@@ -114,8 +114,7 @@ class RefusalBaseline:
     def on_success(self, now: float) -> float | None:
         """Record a success; return the rate to restore if it ends a trial."""
         self._successes += 1
-        phase = self._phase
-        if phase is not None:
+        if (phase := self._phase) is not None:
             phase.responses += 1
             # A trial must end here as well: without throttling, no step down would end it.
             if isinstance(phase, _Trial) and not phase.has_grown and not phase.covers(now):

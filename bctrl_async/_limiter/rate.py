@@ -77,8 +77,7 @@ class AdaptiveRate:
         self._burst_seconds = 0.0
         self._evidence = 0.0
         self._k = _K_MIN
-        self._throttled_at = -math.inf
-        self._stepped_at = -math.inf
+        self._throttled_at = self._stepped_at = -math.inf
         self._window = math.inf
         self._window_full_at = -math.inf
         self._is_paused = False
@@ -157,6 +156,9 @@ class AdaptiveRate:
         if not is_alone:
             self._baseline.on_throttled(now)
             self._evidence = min(self._evidence + 1.0, _ENOUGH)
+        elif self._recovered_at < self._throttled_at:
+            # Dead targets have shown the limit: no retry has succeeded since.
+            self._lift_limit()
         if self.is_probed and retry_after is not None:
             # The newer Retry-After replaces the older.
             self._end_pause(now)
@@ -202,7 +204,6 @@ class AdaptiveRate:
         self._peak = None
         self._begin_epoch(now, 0.0)
         self._throttled_at = now
-        self._window = math.inf
 
     def _begin_epoch(self, now: float, rate: float) -> None:
         """Start to grow from a rate, after a pause if there is any."""

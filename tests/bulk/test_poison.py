@@ -177,6 +177,14 @@ class TestAGatewayThatAnswers503:
         assert run.report.counts == {STOPPED: 100 - len(dead), UNKNOWN: len(dead)}
         assert run.seconds <= 12 * (len(dead) if concurrency == 1 else 1)
 
+    def test_a_cluster_of_the_dead_holds_up_the_others_for_seconds(self) -> None:
+        """Fault: it passed for a limit, and each dead target after it slowed the others: 20 s."""
+        poisoned = aliases([*range(100, 110), *range(115, 500, 10)])
+        run = stop_poisoned(500, poisoned, NO_UPSTREAM)
+
+        assert {alias for alias, outcome in run.outcomes.items() if not outcome.ok} == poisoned
+        assert max(ended for alias, ended in run.ended.items() if alias not in poisoned) < 8
+
     def test_what_the_api_itself_answers_costs_patience(self) -> None:
         run = stop_poisoned(100, {"r50"}, Reply(503))
 

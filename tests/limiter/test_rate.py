@@ -317,6 +317,17 @@ class TestTargetsOfTheirOwn:
             last = now
         assert not rate.is_throttled
 
+    @pytest.mark.parametrize("recovered", [False, True])
+    def test_a_limit_that_only_the_dead_have_shown_is_lifted(self, *, recovered: bool) -> None:
+        """Fault: a cluster of dead targets kept the others at a crawl, each slower by a step."""
+        rate = limited()
+        if recovered:
+            rate.on_success(1.0, 0.0)
+        for _ in range(12):
+            rate.on_success(1.5)
+        rate.on_throttled(2.0, None, 1, 1.0)
+        assert rate.is_throttled is recovered
+
     def test_one_that_is_throttled_with_others_does(self) -> None:
         rate = AdaptiveRate()
         for now in map(float, range(30)):
@@ -340,6 +351,8 @@ class TestGrowthAndPauses:
     def growing(self) -> AdaptiveRate:
         """A rate in a slow start from 100 per second at 1 s."""
         rate = limited()
+        # A retry that succeeds shows that load was the reason.
+        rate.on_success(0.5, 0.0)
         rate._restore(100.0, 1.0)
         for _ in range(50):
             rate.on_success(1.5)
