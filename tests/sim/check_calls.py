@@ -24,6 +24,8 @@ from sim.world import World
 
 _PROBE_WAIT = 130.0
 """Seconds after which a session has sent a probe, however long a Retry-After is."""
+_PROBE_INTERVAL = 60.0
+"""Seconds that a probe costs if its caller cancels it: the server is asked once a minute."""
 
 
 def check_call(world: World, call: SingleCall) -> Problems:
@@ -98,6 +100,11 @@ def _check_throttling(world: World, call: SingleCall, error: BctrlError) -> Prob
     climate = world.plan.climate
     if not isinstance(error, BctrlRateLimitError) or climate.hazards - {"long_retry_after", "cut"}:
         return
-    refused = [each for each in world.network.exchanges if each.status in REFUSED]
-    if refused and call.began > refused[-1].written + _PROBE_WAIT:
-        yield Problem("locked", f"{call.began - refused[-1].written:.0f} s after the last 429")
+    refused = [each.written for each in world.network.exchanges if each.status in REFUSED]
+    if not refused:
+        return
+    cancelled = sum(
+        each.result is None and refused[-1] < each.began < call.began for each in world.calls
+    )
+    if call.began > refused[-1] + _PROBE_WAIT + cancelled * _PROBE_INTERVAL:
+        yield Problem("locked", f"{call.began - refused[-1]:.0f} s after the last 429")
