@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter, defaultdict
 
 from bctrl_async import BctrlConfigError, BctrlError, StopReport, StopResult
+from bctrl_async._calls.retry import BULK_PATIENCE
 from sim.exchange import Exchange, Target
 from sim.plan import Ending, Kind, Plan
 from sim.records import REACTION, BulkRun, PlannedError
@@ -266,8 +267,14 @@ def _check_end(plan: Plan, run: BulkRun, exchanges: list[Exchange]) -> Problems:
 
 def _check_duration(plan: Plan, run: BulkRun) -> Problems:
     workers = min(plan.max_connections, plan.concurrency or plan.max_connections)
+    longest = PATIENCE + plan.longest(len(run.items), workers)
+    climate = plan.climate
+    if climate.hazards - {"poison", "cut"}:
+        # While canaries are not answered either, a gateway's 503 costs the whole patience.
+        busy = [target for target, fate in climate.poison.items() if fate == 503]
+        longest += BULK_PATIENCE * -(-sum(map(run.items.count, busy)) // workers)
     took = run.ended - run.began
-    if took > PATIENCE + plan.longest(len(run.items), workers):
+    if took > longest:
         yield Problem("slow", f"it took {took:.0f} s")
 
 
