@@ -13,7 +13,6 @@ from test_observer import Recorder
 
 from bctrl_async import (
     BctrlApiError,
-    BctrlAuthenticationError,
     BctrlConfigError,
     BctrlError,
     BctrlNetworkError,
@@ -205,32 +204,6 @@ class TestErrors:
         assert emulator.requests == []
 
     @both
-    @pytest.mark.parametrize(
-        "fault",
-        [
-            Fault.SERVER_ERROR,
-            Fault.DROP_AFTER,
-            Fault.TRUNCATED_JSON,
-            Fault.MALFORMED_JSON,
-            Fault.HANG,
-            Reply(307),
-        ],
-    )
-    async def test_no_failure_may_have_stopped_anything(
-        self, emulator: Emulator, connect: Connect, operation: str, fault: Fault | Reply
-    ) -> None:
-        emulator.inject(*[fault] * 4, method="GET")
-        policy = RetryPolicy(attempts=2, base=0.001, cap=0.001)
-        async with connect(timeout=0.2, retry=policy) as session:
-            with pytest.raises(BctrlError) as caught:
-                await read(session, operation)
-
-        assert caught.value.may_have_stopped is False
-        assert "the runtime may have stopped)" not in str(caught.value)
-        assert "a stop" not in str(caught.value)
-        assert emulator.status("ws-1", "crm") == "active"
-
-    @both
     async def test_closing_the_session_during_the_call_is_named(
         self, emulator: Emulator, session: BctrlSession, operation: str
     ) -> None:
@@ -241,15 +214,6 @@ class TestErrors:
         with pytest.raises(BctrlNetworkError, match="closed during the call") as caught:
             await reading
         assert caught.value.may_have_stopped is False
-
-    @both
-    async def test_a_wrong_key_is_rejected_and_not_shown(
-        self, emulator: Emulator, operation: str
-    ) -> None:
-        async with BctrlSession(KEY, base_url=emulator.url) as session:
-            with pytest.raises(BctrlAuthenticationError) as caught:
-                await read(session, operation)
-        assert KEY not in str(caught.value)
 
 
 class TestShared:

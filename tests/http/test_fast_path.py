@@ -18,10 +18,11 @@ import aiohttp
 import pytest
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from conftest import KEY
 from helpers import BOUND, Connect, pass_time
 from multidict import CIMultiDict
 from runtimes import RUNTIME
-from servers import answering, http_answer, raw_server
+from servers import Handler, http_answer, served
 from test_both_ways import Traced
 from test_wire import ONCE
 
@@ -51,14 +52,13 @@ def is_open(session: BctrlSession) -> bool:
 
 
 @asynccontextmanager
-async def on_fast_path(url: str, **options: Any) -> AsyncIterator[BctrlSession]:  # noqa: ANN401
-    async with BctrlSession("secret-key", base_url=url, retry=ONCE, **options) as session:
+async def on_fast_path(
+    server: bytes | Handler,
+    **options: Any,  # noqa: ANN401 - those of a session.
+) -> AsyncIterator[BctrlSession]:
+    async with served(server, "secret-key", retry=ONCE, **options) as session:
         assert is_open(session)
         yield session
-
-
-async def ignore(_: bytes, __: asyncio.StreamWriter) -> None:
-    """Never answer."""
 
 
 @asynccontextmanager
@@ -71,7 +71,7 @@ async def in_flight(
     async def receive(_: bytes, __: asyncio.StreamWriter) -> None:
         received.set()
 
-    async with raw_server(receive) as url, on_fast_path(url, **options) as session:
+    async with on_fast_path(receive, **options) as session:
         stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
         await received.wait()
         yield session, stopping
@@ -236,11 +236,8 @@ class TestTimers:
         assert our_timers() == []
 
     async def test_a_session_that_closes_while_calls_wait_leaves_none(self) -> None:
-        async with raw_server(ignore) as url:
-            async with on_fast_path(url) as session:
-                stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-                while not deadlines_of(session)._ends:
-                    await asyncio.sleep(0)
+        async with in_flight() as (session, stopping):
+            await session.close()
             with pytest.raises(BctrlNetworkError, match="the session was closed"):
                 await stopping
             assert our_timers() == []
@@ -290,7 +287,7 @@ class TestTimeout:
     async def test_it_covers_the_body_after_a_status_that_aiohttp_reads_as_zero(self) -> None:
         """Fault: the status 0 stood for a head that was not read, so its body had no timeout."""
         head = OK[:-9].replace(b"200 OK", b"000 Nothing")
-        async with raw_server(answering(head)) as url, on_fast_path(url) as session:
+        async with on_fast_path(head) as session:
             stopping = await read_body(session)
             pass_time(TIMEOUT)
             async with asyncio.timeout(BOUND):
@@ -318,14 +315,14 @@ class TestTimeout:
 
     async def test_a_body_that_is_read_when_the_session_closes_still_times_out(self) -> None:
         """Fault: closing the session cancelled the only timer, and the stop never ended."""
-        async with raw_server(answering(OK[:-9])) as url:
-            async with on_fast_path(url) as session:
-                stopping = await read_body(session)
+        async with on_fast_path(OK[:-9]) as session:
+            stopping = await read_body(session)
+            await session.close()
             pass_time(TIMEOUT)
             async with asyncio.timeout(BOUND):
                 with pytest.raises(BctrlNetworkError):
                     await stopping
-            assert timers() == []
+            assert our_timers() == []
 
     async def test_it_covers_the_body_if_the_head_arrives_in_the_same_turn_of_the_loop(
         self,
@@ -351,7 +348,7 @@ class TestTimeout:
             pass_time(50.0)
             return await real(*args)
 
-        async with raw_server(receive) as url, on_fast_path(url) as session:
+        async with on_fast_path(receive) as session:
             real = fast_path_of(session)._connect
             monkeypatch.setattr(fast_path_of(session), "_connect", connect)
             stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
@@ -360,24 +357,6 @@ class TestTimeout:
             for _iteration in range(20):
                 await asyncio.sleep(0)
             assert isinstance(stopping.exception(), BctrlTimeoutError)
-
-    async def test_its_connection_is_not_used_again(self) -> None:
-        heads: list[asyncio.StreamWriter] = []
-
-        async def first_is_late(_: bytes, writer: asyncio.StreamWriter) -> None:
-            heads.append(writer)
-            if len(heads) > 1:
-                writer.write(OK)
-
-        async with raw_server(first_is_late) as url, on_fast_path(url) as session:
-            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-            while not heads:
-                await asyncio.sleep(0)
-            pass_time(TIMEOUT)
-            with pytest.raises(BctrlTimeoutError):
-                await stopping
-            await session.stop_runtime("ws-1", "crm")
-        assert heads[0] is not heads[1]
 
     @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
     async def test_a_cancellation_in_the_same_turn_of_the_loop_prevails(
@@ -402,7 +381,7 @@ async def test_a_connection_that_closes_before_the_request_is_an_error(
         connection.transport.abort()
         return connection
 
-    async with raw_server(answering(OK)) as url, on_fast_path(url) as session:
+    async with on_fast_path(OK) as session:
         real = fast_path_of(session)._connect
         monkeypatch.setattr(fast_path_of(session), "_connect", take)
         with pytest.raises(BctrlNetworkError, match="Cannot write to closing transport"):
@@ -450,7 +429,7 @@ async def test_the_answers_of_common_servers_need_no_parser(
 
 
 async def test_a_connector_with_another_protocol_uses_the_parser() -> None:
-    async with raw_server(answering(OK)) as url, on_fast_path(url) as session:
+    async with on_fast_path(OK) as session:
         http = session._sender._pool.get()
         assert http.connector is not None
         loop = asyncio.get_running_loop()
@@ -471,7 +450,7 @@ async def test_an_answer_before_the_request_is_not_its_answer() -> None:
 
     server = await asyncio.start_server(early, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, on_fast_path(url) as session:
+    async with server, BctrlSession("k", base_url=url, retry=ONCE) as session:
         connector = fast_path_of(session)._connect.__self__  # type: ignore[attr-defined]
         real = connector._create_connection
 
@@ -488,30 +467,22 @@ async def test_an_answer_before_the_request_is_not_its_answer() -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_session_that_is_closed_while_a_trace_waits_sends_nothing(
-    emulator: Emulator,
+@pytest.mark.parametrize("during", ["a trace", "the api_key function"])
+async def test_a_session_that_is_closed_before_the_request_sends_nothing(
+    emulator: Emulator, during: str
 ) -> None:
-    """Fault: the AssertionError of aiohttp left the call."""
+    """Fault: the RuntimeError or AssertionError of aiohttp left the call."""
 
-    async def close(*_: object) -> None:
+    async def close(*_: object) -> str:
         await session.close()
+        return KEY
 
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(close)
-    session = BctrlSession("emulator-key", base_url=emulator.url, retry=ONCE, trace_configs=[trace])
-    with pytest.raises(BctrlConfigError, match="the session is closed"):
-        await session.stop_runtime("ws-1", "crm")
-    assert emulator.requests == []
-
-
-async def test_a_session_that_is_closed_while_the_key_is_fetched_sends_nothing(
-    emulator: Emulator,
-) -> None:
-    async def key() -> str:
-        await session.close()
-        return "emulator-key"
-
-    session = BctrlSession(key, base_url=emulator.url, retry=ONCE)
+    options: dict[str, Any] = {"api_key": close}
+    if during == "a trace":
+        options = {"api_key": KEY, "trace_configs": [trace]}
+    session = BctrlSession(base_url=emulator.url, retry=ONCE, **options)
     with pytest.raises(BctrlConfigError, match="the session is closed"):
         await session.stop_runtime("ws-1", "crm")
     assert emulator.requests == []

@@ -245,6 +245,9 @@ async def test_an_observer_is_told_of_a_stop_or_of_another_call(
         template=FACTS[name].path.replace("ws-1", "{id}").replace("crm", "{alias}"),
     )
     assert {error.may_have_stopped for error in watcher.errors} == {found.stops}
+    # The emulator imports nothing of the client, so nothing else keeps the two together.
+    assert {request.operation for request in emulator.requests} == {name}
+    assert (emulator.status("ws-1", "crm") == "stopped") is found.stops
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -261,19 +264,6 @@ async def test_opentelemetry_has_a_span_named_as_the_method(name: str, connect: 
         f"{found.method} {found.template}",
         method,
     ]
-
-
-@pytest.mark.parametrize("name", ALL)
-async def test_the_emulator_has_a_route_for_every_operation(
-    name: str, emulator: Emulator, session: BctrlSession
-) -> None:
-    """The emulator imports nothing of the client, so nothing else keeps the two together."""
-    answer = await session._sender.request(call_of(session, ALL[name], ONCE))
-    [request] = emulator.requests
-    assert request.operation == name
-    [runtime] = answer if isinstance(answer, list) else [answer]
-    assert runtime.alias == "crm"
-    assert (emulator.status("ws-1", "crm") == "stopped") is ALL[name].stops
 
 
 @pytest.mark.parametrize("name", ALL)

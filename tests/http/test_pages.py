@@ -173,11 +173,3 @@ async def test_the_part_of_a_truncated_body_that_was_read_is_kept_without_the_ke
         with pytest.raises(BctrlResponseError) as caught:
             await session.stop_runtime("ws-1", "crm")
     assert caught.value.body == kept
-
-
-async def test_only_the_error_of_a_stop_says_that_it_was_accepted() -> None:
-    async with served(http_answer("200 OK", b"not a runtime", JSON)) as session:
-        for call in (session.stop_runtime, session.get_runtime):
-            with pytest.raises(BctrlResponseError) as caught:
-                await call("ws-1", "crm")
-            assert caught.value.accepted is (call == session.stop_runtime)
