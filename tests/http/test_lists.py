@@ -122,14 +122,6 @@ class TestBounds:
         assert unusable(error, "", b" " * 2 * MIB + b"<", AUTHORIZATION) is error
         assert unusable(error, "", b" " * (MIB - 1) + b"<", AUTHORIZATION) is not error
 
-    def test_a_long_valid_list_is_parsed_in_slices_of_64_kib(self) -> None:
-        body = b'{"runtimes":[' + b",".join([VALID] * 5_000) + b"]}"
-
-        parsed, slices = parse_in_slices(body)
-
-        assert parsed == [runtime_of(WIRE)] * 5_000
-        assert slices > len(body) / (64 * 1024)
-
     def test_beside_a_hundred_invalid_runtimes_the_valid_ones_are_kept(self) -> None:
         items = [0, WIRE] * 100
         parsed = parse(json.dumps({"runtimes": items}).encode())

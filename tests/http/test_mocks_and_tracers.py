@@ -53,10 +53,6 @@ async def one_session(connect: Connect, *, opened: bool) -> AsyncIterator[BctrlS
         await session.close()
 
 
-def payload(emulator: Emulator) -> dict[str, object]:
-    return {**emulator.runtimes["ws-1", "crm"], "status": "stopped"}
-
-
 # Tools that replace `ClientSession._request`
 
 
@@ -76,7 +72,7 @@ async def test_with_aioresponses_nothing_is_sent(
     bctrl_aioresponses.stop()
     async with one_session(connect, opened=opened) as session:
         with bctrl_aioresponses as mocked:
-            mocked.post(stop, payload=payload(emulator))
+            mocked.post(stop, payload={**emulator.runtimes["ws-1", "crm"], "status": "stopped"})
             assert (await session.stop_runtime("ws-1", "crm")).alias == "crm"
             assert len(mocked.requests) == 1
             assert ways.short == 0

@@ -13,22 +13,23 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import aiohttp
 import pytest
 from helpers import add_runtimes
+from runtimes import WIRE
 from servers import Handler, http_answer, raw_server, served
 from tls import over_tls
 
 from bctrl_async import (
-    BctrlConflictError,
-    BctrlNetworkError,
-    BctrlPermissionError,
+    BctrlError,
     BctrlResponseError,
     BctrlSession,
     RetryPolicy,
+    Runtime,
     RuntimeFilter,
     StopOutcome,
     StopResult,
 )
 from bctrl_async._http.fast.answer import _readability
 from bctrl_async.emulator import Emulator
+from bctrl_async.outcomes import result_of
 
 KEY = "a-key-that-is-not-shown"
 WORKSPACE = UUID("0b2f6a54-9d2c-4a5e-8f10-3c2b1a0d9e8f")
@@ -36,24 +37,12 @@ ANOTHER_WORKSPACE = UUID("4b0d6b3e-6f0a-4b57-9a55-0f7f8f5d3c21")
 QUICK = RetryPolicy(base=0.001, cap=0.001)
 
 
-def fields(
-    alias: str, *, status: str = "stopped", workspace_id: UUID = WORKSPACE
-) -> dict[str, object]:
-    return {
-        "id": str(uuid5(NAMESPACE_URL, alias)),
-        "workspaceId": str(workspace_id),
-        "alias": alias,
-        "kind": "browser",
-        "status": status,
-        "driver": "d",
-        "createdAt": "",
-        "updatedAt": "",
-    }
+def fields(alias: str, **changes: object) -> dict[str, object]:
+    return {**WIRE, "id": str(uuid5(NAMESPACE_URL, alias)), "alias": alias, **changes}
 
 
-def runtime(alias: str, *, status: str = "stopped", workspace_id: UUID = WORKSPACE) -> bytes:
-    body = json.dumps(fields(alias, status=status, workspace_id=workspace_id))
-    return http_answer("200 OK", body.encode())
+def runtime(alias: str, **changes: object) -> bytes:
+    return http_answer("200 OK", json.dumps(fields(alias, **changes)).encode())
 
 
 def problem(status: str, code: str) -> bytes:
@@ -156,15 +145,10 @@ class Gateway:
 
 
 async def stop_one(session: BctrlSession, alias: str) -> StopResult:
-    try:
-        stopped = await session.stop_runtime("ws-1", alias)
-    except BctrlConflictError as error:
-        return StopResult.ALREADY_STOPPED if error.already_stopped else StopResult.REJECTED
-    except BctrlPermissionError:
-        return StopResult.REJECTED
-    except BctrlNetworkError:
-        return StopResult.UNKNOWN
-    return StopResult(str(stopped.status))
+    stopping = session.stop_runtime("ws-1", alias)
+    [ended] = await asyncio.gather(stopping, return_exceptions=True)
+    assert isinstance(ended, Runtime | BctrlError)
+    return result_of(ended)
 
 
 Stop = Callable[[BctrlSession, list[str]], Awaitable[dict[str, StopResult]]]
@@ -396,7 +380,7 @@ class TestAnswersAboutAnotherRuntime:
 
     async def test_a_list_of_another_workspace_stops_nothing(self) -> None:
         """Fault: the runtimes of one workspace are stopped by the list of another one."""
-        listed = [fields("crm", status="active", workspace_id=ANOTHER_WORKSPACE)]
+        listed = [fields("crm", status="active", workspaceId=str(ANOTHER_WORKSPACE))]
         answer = http_answer("200 OK", json.dumps({"runtimes": ["?", *listed]}).encode())
         stops: list[bytes] = []
 
