@@ -76,25 +76,6 @@ async def test_calls_in_flight_and_waiting_are_counted(
         assert session.stats == msgspec.structs.replace(NOTHING, attempts=2, cancelled=2)
 
 
-async def test_a_call_that_is_cancelled_before_it_has_a_key_made_no_attempt(
-    emulator: Emulator,
-) -> None:
-    asked = asyncio.Event()
-
-    async def fetch_key() -> str:
-        asked.set()
-        return await asyncio.Future()
-
-    async with BctrlSession(fetch_key, base_url=emulator.url) as session:
-        call = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
-        await asked.wait()
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        assert session.stats == NOTHING
-    assert emulator.requests == []
-
-
 async def test_a_call_between_two_attempts_is_waiting(emulator: Emulator, connect: Connect) -> None:
     emulator.inject(Fault.SERVER_ERROR)
     async with connect(retry=RetryPolicy(base=1000.0, cap=1000.0)) as session:

@@ -467,25 +467,6 @@ class TestError:
                 await run(batch)
         assert batch.read == 0
 
-    async def test_a_call_that_raises_cancelled_error_fails_the_run(
-        self, emulator: Emulator
-    ) -> None:
-        """It awaited something that was cancelled; the run itself was not."""
-
-        async def cancelled(*_: object) -> None:
-            raise asyncio.CancelledError
-
-        traces = aiohttp.TraceConfig()
-        traces.on_request_start.append(cancelled)
-        async with BctrlSession(
-            "emulator-key", base_url=emulator.url, trace_configs=[traces]
-        ) as session:
-            batch = session.stop_runtimes(add_runtimes(emulator, 3), concurrency=1)
-            with pytest.raises(BctrlError, match="the call raised CancelledError"):
-                await batch
-        assert batch.report.counts.total() == 3
-        assert not batch.report.ok
-
     async def test_a_bug_is_raised_once_every_target_is_recorded(
         self, bulk: Bulk, monkeypatch: pytest.MonkeyPatch
     ) -> None:

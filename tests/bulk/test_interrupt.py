@@ -16,7 +16,6 @@ from helpers import (
     assert_conserved,
     await_batch,
     pass_time,
-    started,
 )
 from simulated import Simulate
 
@@ -66,22 +65,6 @@ class TestStopReading:
         assert report.total == 100 if make is list else report.total < 100
         assert "asked to start no more stops" in str(report.ended_early)
         assert_conserved(batch, emulator)
-
-    async def test_a_request_on_the_wire_is_answered(self) -> None:
-        async with (
-            Emulator(port=0, latency=20.0) as emulator,
-            BctrlSession("emulator-key", base_url=emulator.url) as session,
-        ):
-            batch = session.stop_runtimes(add_runtimes(emulator, 20), concurrency=5)
-            running = await started(batch, emulator, 5)
-            batch.stop_reading()
-            pass_time(20.0)
-            await running
-
-        assert batch.report.counts == {STOPPED: 5, NOT_SENT: 15}
-        assert str(batch.report.failures[-1].error) == (
-            "not sent: the run was asked to start no more stops"
-        )
 
     @pytest.mark.parametrize("fault", [Fault.DROP_AFTER, Fault.BAD_GATEWAY, Fault.SERVER_ERROR])
     async def test_a_stop_that_may_have_taken_effect_is_retried(

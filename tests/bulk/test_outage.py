@@ -529,7 +529,6 @@ class TestGateway:
     def test_a_single_call_that_others_overtake_spends_its_attempts(
         self, simulate: Simulate
     ) -> None:
-        """Fault: it was sent again for a minute of patience."""
         simulation = simulate(dead(0, fail=unavailable))
 
         async def scenario(session: BctrlSession) -> None:
@@ -625,7 +624,6 @@ class TestUnansweredReads:
     def test_dead_targets_of_all_workers_hold_up_nobody(
         self, simulate: Simulate, concurrency: int, read_latency: float
     ) -> None:
-        """Fault: the run waited until its patience ended, and sent no other target."""
         simulation = simulate(dead(*range(1, concurrency + 1)))
         simulation.read_answer, simulation.read_latency = bad_gateway(), read_latency
         report = simulation.stop(20, concurrency=concurrency)
@@ -643,7 +641,6 @@ class TestUnansweredReads:
     def test_a_silent_canary_holds_up_no_target_that_fails_once(
         self, simulate: Simulate, deadline: float | None
     ) -> None:
-        """Fault: such targets waited for it, and one was given up after a single attempt."""
         simulation = simulate(failing_first(50, 100, 300))
         simulation.read_answer, simulation.read_latency = bad_gateway(), 60.01
 
@@ -651,8 +648,6 @@ class TestUnansweredReads:
         assert simulation.seconds <= 5
 
     def test_a_silent_canary_is_abandoned_once_a_stop_is_answered(self, simulate: Simulate) -> None:
-        """Fault: after that answer the target waited for its canary as long as it took."""
-
         async def main(session: BctrlSession) -> StopReport:
             # The first canary is refused, the second is silent.
             asyncio.get_running_loop().call_later(0.15, setattr, simulation, "read_latency", 60.0)
@@ -693,8 +688,6 @@ class TestUntrustedCertificate:
         )
 
     def test_while_the_first_answers_are_slow_it_costs_no_target(self, simulate: Simulate) -> None:
-        """Fault: the run ended although other requests were in flight, and then answered."""
-
         def is_bad(each: Request) -> bool:
             return each.at < 5 and each.alias in {"r0", "r1", CANARY}
 

@@ -77,8 +77,6 @@ def stop_poisoned(
 
 
 class TestOneOfAThousand:
-    """Fault: one dead target made the breaker hold all the others, for a minute."""
-
     @pytest.mark.parametrize(
         ("fault", "seconds"),
         [(Fault.BAD_GATEWAY, 8), (Fault.DROP_BEFORE, 8), (Fault.HANG, 14)],
@@ -111,8 +109,6 @@ class TestOneOfAThousand:
 
 
 class TestAFifth:
-    """Fault: two hundred dead targets of a thousand ended the run after minutes."""
-
     @every_poison
     def test_the_others_are_stopped(self, fault: Fault) -> None:
         poisoned = aliases(range(2, 1000, 5))
@@ -128,7 +124,6 @@ class TestAFifth:
 
     @every_poison
     def test_what_is_read_to_find_out_has_been_stopped_before(self, fault: Fault) -> None:
-        """Fault: "the server does not answer", although it had answered all the others."""
         run = stop_poisoned(100, aliases(range(80, 100)), fault)
 
         assert run.report.counts == {STOPPED: 80, UNKNOWN: 20}
@@ -194,8 +189,6 @@ class TestAGatewayThatAnswers503:
 
 @every_poison
 def test_a_good_target_that_fails_once_is_retried_while_a_dead_one_is(fault: Fault) -> None:
-    """Fault: it waited behind the dead one, up to the deadline."""
-
     async def main() -> Run:
         async with poisoned_emulator(30, {"r20"}, fault) as emulator:
             emulator.inject(Fault.DROP_BEFORE, alias="r29")

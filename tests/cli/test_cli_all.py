@@ -226,7 +226,6 @@ async def test_unreadable_runtimes_are_rejected_and_the_others_are_stopped(
 async def test_a_listed_alias_that_cannot_be_sent_is_no_usage_error(
     emulator: HoldingEmulator, command: Command
 ) -> None:
-    """Fault: the exit code was 2, although the same alias in a file gives 1."""
     listed = {"runtimes": [dict(emulator.runtimes["ws", "a"]) | {"alias": ".."}]}
     emulator.inject(Reply(200, body=listed), method="GET")
     code, out, err = await command(*STOP_ALL)

@@ -76,8 +76,6 @@ async def test_retries_are_shown_with_verbose_only(
 async def test_an_unexpected_error_is_one_line_without_its_text(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: it left the command as a box with the lines of the code."""
-
     def broken(*_: object) -> None:
         raise RuntimeError("http://user:s3cret@proxy")
 

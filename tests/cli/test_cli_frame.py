@@ -149,7 +149,6 @@ async def test_no_arguments_show_the_help_with_the_beginning_of_each_commands_ow
 async def test_a_read_says_that_it_waits_and_gives_up_after_two_attempts(
     command: Command, monkeypatch: pytest.MonkeyPatch, args: str, said: str
 ) -> None:
-    """Fault: they waited for four minutes without a word."""
     terminal, answers = Terminal(), asyncio.Event()
 
     async def fail(_: bytes, writer: asyncio.StreamWriter) -> None:

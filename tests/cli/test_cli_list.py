@@ -109,7 +109,6 @@ async def test_json_keeps_the_field_names_of_the_api(
 async def test_a_runtime_whose_age_cannot_be_read_is_an_error_if_it_may_run(
     command: Command, emulator: Emulator
 ) -> None:
-    """Fault: --older-than passed over it, and the command exited with 0."""
     emulator.add_runtime("ws", "gone", status="stopped", created_at="long ago")
     code, out, err = await command("list", "ws", "--older-than", "2h", "-o", "json")
     assert [line["alias"] for line in outcomes_of(out)] == ["old one", "日本"]

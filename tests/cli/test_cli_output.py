@@ -74,20 +74,8 @@ async def test_json_is_an_object_for_each_alias_in_ascii(
     stopped, missing, *invalid = found
     assert stopped.pop("runtime") == holding.runtimes["ws", "é"]
     assert (stopped["alias"], stopped["result"], stopped["attempts"]) == ("é", "stopped", 2)
-    assert missing == {
-        "index": 1,
-        "workspace_id": "ws",
-        "alias": "nobody",
-        "result": "not_found",
-        "ok": True,
-        "state": "not_running",
-        "attempts": 1,
-        "request_id": missing["request_id"],
-        "resumed": False,
-        "runtime": None,
-        "error": None,
-    }
-    assert str(missing["request_id"]).startswith("req_")
+    assert (missing["alias"], missing["result"], missing["ok"]) == ("nobody", "not_found", True)
+    assert (missing["runtime"], missing["error"]) == (None, None)
     assert [(each["result"], each["attempts"]) for each in invalid] == [("rejected", 0)] * 2
     assert (code, without_times(err)) == (
         1,
@@ -111,7 +99,6 @@ async def test_the_json_of_a_list_can_be_stopped_whatever_its_names(
 
 
 async def test_each_reason_gets_a_line_and_then_a_count(command: Command) -> None:
-    """Fault: the same answer was printed for each target, a hundred times with its advice."""
     code, out, err = await command(*ONE_AT_A_TIME, "--from", "all.csv", "--journal", "j.jsonl")
     first, second, *others, _ = out.splitlines()
     assert first.split()[:3] == ["ws", "r0", "accepted"]
@@ -219,7 +206,6 @@ async def test_no_answer_to_a_stop_reaches_the_terminal_raw(
 async def test_no_field_of_a_runtime_reaches_the_terminal_raw(
     command: Command, options: tuple[str, ...]
 ) -> None:
-    """Fault: escape sequences in a runtime's kind or status were printed by `list`."""
     async with raw_server(
         answering(list_of(hostile_runtime(), hostile_runtime(id=HOSTILE)))
     ) as url:
@@ -235,7 +221,6 @@ async def test_no_field_of_a_runtime_reaches_the_terminal_raw(
 
 
 async def test_no_field_of_a_runtime_reaches_the_terminal_raw_at_the_question() -> None:
-    """Fault: escape sequences in a runtime's kind were printed before the y/N question."""
     async with raw_server(answering(list_of(hostile_runtime(status="active")))) as url:
         args = ("stop", "--base-url", url, "ws", "--all")
         process, terminal = await start_on_terminal(*args, streams=("stdin", "stderr"))
@@ -309,7 +294,6 @@ async def test_the_stops_go_on_if_the_reader_of_stdout_leaves(
 async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(
     holding: HoldingEmulator, args: str
 ) -> None:
-    """Fault: the emulator printed the error, and the exit code was 0."""
     save("j.jsonl", header_line("https://api.test/v1", datetime.now(UTC)))
     full = os.open(FULL, os.O_WRONLY)
     process = await start(*program(), *args.split(), stdout=full)
@@ -322,7 +306,6 @@ async def test_the_stops_go_on_if_stdout_is_on_a_full_disk(
 
 
 async def test_a_stdout_that_the_shell_has_closed_exits_with_1() -> None:
-    """Fault: the list was lost, and the exit code was 0."""
     line = shlex.join([*program(), "list", "ws"])
     code, _, err = await finish(await start("sh", "-c", f"{line} >&-"))
     assert err.startswith("bctrl-async: error: cannot write to stdout: Bad file descriptor\n")

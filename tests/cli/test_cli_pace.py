@@ -44,7 +44,6 @@ async def test_a_dry_run_asks_no_store(command: Command, tmp_path: Path) -> None
 async def test_a_store_that_is_away_is_a_warning_and_the_stops_go_on(
     command: Command, holding: HoldingEmulator, tmp_path: Path
 ) -> None:
-    """Fault: the command exceeds the shared rate, and only a log that it hides says so."""
     path = tmp_path / "pace"
     with path.open("wb") as file:
         flock(file, LOCK_EX)

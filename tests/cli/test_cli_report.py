@@ -82,7 +82,6 @@ async def test_targets_in_no_journal_are_counted_and_the_first_ones_named(
 
 
 async def test_json_has_an_object_for_each_target_of_the_list(command: Command) -> None:
-    """Fault: a target without an outcome that the list has twice was counted twice."""
     first = journal("1.jsonl", outcome("a"), outcome("b", "unknown"))
     second = journal("2.jsonl", outcome("a"), outcome("other"))
     listed = targets("missing", "b", "b", "missing", "a")

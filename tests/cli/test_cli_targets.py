@@ -185,7 +185,6 @@ async def test_a_late_bad_line_is_rejected_and_the_others_are_stopped_each_once(
 async def test_a_fault_ends_a_pipe_whose_earlier_targets_are_stopped(
     holding: HoldingEmulator, output: str
 ) -> None:
-    """Fault: the summary did not tell that half of the targets were never read."""
     text = MANY + "nonsense\n" * 20 + 'ws,"open\nws,decoy\n'
     args = ("--ignore-not-found", "-o", output)
     code, out, err = await stop_piped(text, *args)
@@ -298,7 +297,6 @@ async def test_the_variable_says_only_where_aliases_are(
 async def test_only_a_dash_is_stdin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Fault: a file with the name of stdin was not read, but stdin was."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text("ws,of-the-file\n")
     _, out, _ = await stop_piped("ws,of-stdin\n", "--dry-run", source=name)
@@ -330,7 +328,6 @@ async def test_stdin_can_be_a_file(holding: HoldingEmulator, file: Path) -> None
 async def test_targets_can_be_typed_without_a_progress_drawn_over_them(
     holding: HoldingEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault: `--from -` waited for a terminal without a word."""
     monkeypatch.setenv("TERM", "xterm")
     streams = ("stdin", "stdout", "stderr")
     process, terminal = await start_on_terminal("stop", "--from", "-", streams=streams)
@@ -375,7 +372,6 @@ async def test_a_pipe_that_fails_later_exits_with_1(
 async def test_a_list_that_is_written_anew_while_it_is_stopped_is_stopped_as_it_was(
     holding: HoldingEmulator, file: Path
 ) -> None:
-    """Fault: a part of a row was stopped."""
     holding.held.add("a")
     process = await start(*program(), "stop", "-q", "--concurrency", "1", "--from", file)
     await until(lambda: holding.status("ws", "a") == "stopped")
