@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, cast
 
 import pytest
@@ -22,6 +23,7 @@ from bctrl_async import (
     CallObserver,
     Observer,
     RetryPolicy,
+    Runtime,
     StopObserver,
     StopOutcome,
     StopReport,
@@ -280,6 +282,39 @@ async def test_the_end_of_a_cancelled_stop_is_observed(
     assert isinstance(outcome.error, BctrlError)
     assert (outcome.error.summary, outcome.result) == (words, result)
     assert outcome.attempts == outcome.error.attempts == 1
+
+
+# Their coroutines are closed with GeneratorExit. Without a loop, slots cannot be released.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_calls_of_a_closed_loop_are_observed_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(connected: Callable[[], object]) -> Runtime:
+        connected()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    monkeypatch.setattr(
+        "bctrl_async._http.transport.send_once",
+        lambda _, __, call, *___, **____: never(call.on_connection),
+    )
+    recorder = Recorder()
+
+    async def begin() -> list[object]:
+        session = BctrlSession("key", observer=recorder)
+        batch = session.stop_runtimes([("ws-1", f"r{number}") for number in range(3)])
+        left = [asyncio.ensure_future(batch), asyncio.create_task(session.stop_runtime("ws", "a"))]
+        while recorder.begun < 9:
+            await asyncio.sleep(0)
+        return [session, *left]
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    left = loop.run_until_complete(begin())
+    loop.close()
+    del left
+    gc.collect()
+
+    assert recorder.begun == 0
+    assert {outcome.result for outcome in recorder.outcomes} == {StopResult.UNKNOWN}
 
 
 class TestBulk:
