@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from collections.abc import Callable
 
 import pytest
 
@@ -84,48 +83,27 @@ class TestTree:
         assert {getattr(errors, name) for name in errors.__all__} == set(TREE)
 
 
-class TestCopies:
-    @pytest.mark.parametrize(
-        "copied",
-        [
-            *(
-                pytest.param(
-                    lambda error, protocol=protocol: pickle.loads(pickle.dumps(error, protocol)),  # noqa: S301
-                    id=f"pickle{protocol}",
-                )
-                for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
-            ),
-            pytest.param(copy.copy, id="copy"),
-            pytest.param(copy.deepcopy, id="deepcopy"),
-        ],
-    )
-    def test_a_copy_has_all_attributes_of_the_original(
-        self, copied: Callable[[BctrlError], BctrlError]
-    ) -> None:
-        """Fault: errors cannot be unpickled, which kills worker pools (vendor's SDK, openai)."""
-        for error in map(full, TREE):
-            twin = copied(error)
-
-            assert type(twin) is type(error)
-            assert vars(twin) == vars(error)
-            assert twin.__notes__ == ["attempt 1: the connection broke"]
-            assert twin.args == error.args
-            assert str(twin) == str(error)
+def copies(error: BctrlError) -> list[BctrlError]:
+    pickled = [pickle.dumps(error, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    return [*map(pickle.loads, pickled), copy.copy(error), copy.deepcopy(error)]
 
 
-class TestAttributes:
-    @pytest.mark.parametrize(
-        ("code", "already_stopped"),
-        [
-            ("runtime.not_active", True),
-            ("runtime.busy", False),
-            (None, False),
-        ],
-    )
-    def test_only_the_code_not_active_means_already_stopped(
-        self, code: str | None, *, already_stopped: bool
-    ) -> None:
-        assert BctrlConflictError("conflict", code=code).already_stopped is already_stopped
+@every_class
+def test_a_copy_has_all_attributes_of_the_original(error_class: type[BctrlError]) -> None:
+    """Fault: errors cannot be unpickled, which kills worker pools (vendor's SDK, openai)."""
+    error = full(error_class)
+    for twin in copies(error):
+        assert type(twin) is type(error)
+        assert vars(twin) == vars(error)
+        assert twin.__notes__ == ["attempt 1: the connection broke"]
+        assert twin.args == error.args
+        assert str(twin) == str(error)
+
+
+def test_only_the_code_not_active_means_already_stopped() -> None:
+    assert BctrlConflictError("conflict", code="runtime.not_active").already_stopped
+    assert not BctrlConflictError("conflict", code="runtime.busy").already_stopped
+    assert not BctrlConflictError("conflict").already_stopped
 
 
 class TestText:

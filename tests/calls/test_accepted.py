@@ -122,11 +122,3 @@ class TestCommand:
         assert all(emulator.status(*target) == "stopped" for target in targets)
         assert third[0] == 0
         assert third[1].splitlines()[-1].startswith("5 of 5 done, 0 pending")
-
-    async def test_runs_without_verify_end_with_0_once_the_runtimes_have_stopped(
-        self, emulator: Emulator, command: Command, path: Path
-    ) -> None:
-        emulator.inject(Fault.ACCEPTED)
-        stop = ("stop", "--no-verify", "--journal", path, *CRM)
-        assert [(await command(*stop))[0] for _ in range(3)] == [1, 0, 0]
-        assert emulator.received[CRM] == 2

@@ -106,13 +106,6 @@ class TestRehearsal:
         monkeypatch.setattr(aiohttp.TCPConnector, "connect", connect)
 
     @staticmethod
-    def requests_want_more(monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(*_: object, **__: object) -> None:
-            raise TypeError("missing 1 required keyword-only argument: 'response_params'")
-
-        monkeypatch.setattr(aiohttp.ClientRequest, "update_headers", fail)
-
-    @staticmethod
     def headers_are_sent_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
         def update(self: aiohttp.ClientRequest, headers: CIMultiDict[str] | None) -> None:
             real(self, CIMultiDict(sorted((headers or {}).items(), reverse=True)))
@@ -160,22 +153,16 @@ class TestRehearsal:
         real = ResponseHandler.read
         monkeypatch.setattr(ResponseHandler, "read", read)
 
-    @staticmethod
-    def exceptions_are_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(ResponseHandler, "set_exception", lambda *_: None)
-
     @pytest.mark.parametrize(
         "change",
         [
             connect_wants_more,
-            requests_want_more,
             headers_are_sent_in_another_order,
             the_request_line_is_another,
             connections_are_not_kept_alive,
             messages_are_others,
             reading_ignores_exceptions,
             reading_takes_a_turn_of_the_loop,
-            exceptions_are_not_raised,
         ],
     )
     async def test_an_aiohttp_that_is_built_otherwise_is_found_out(

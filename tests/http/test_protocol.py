@@ -258,7 +258,7 @@ class TestErrorClass:
         assert (type(error), error.status) == (error_class, status)
         assert error.may_have_stopped is may_have_stopped
 
-        for body in (b"upstream connect error", {"code": 5}, {"code": "101503"}):
+        for body in (b"upstream connect error", {"code": 5}, {"code": "unavailable"}):
             foreign = parse_error(status, body)
             assert type(foreign) is error_class
             assert foreign.may_have_stopped is foreign_may_have_stopped

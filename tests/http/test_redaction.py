@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from urllib.parse import quote
@@ -10,9 +9,9 @@ from urllib.parse import quote
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from servers import http_answer, raw_server
+from servers import closing, http_answer, served
 
-from bctrl_async import BctrlApiError, BctrlSession, RetryPolicy
+from bctrl_async import BctrlApiError
 from bctrl_async._http.redaction import bearer_key, excerpt_of, sanitize
 
 KEY = "sk-live/Ab+cd=<0123>&\"'x\\y%2F9"
@@ -133,25 +132,14 @@ class TestForms:
         assert repr(bearer_key(f"Bearer {KEY}")) == "'***'"
 
 
-class TestOnTheWire:
-    @pytest.mark.parametrize("cut", [1, 5, 10, 20])
-    async def test_a_body_that_is_cut_within_the_key_does_not_show_its_beginning(
-        self, cut: int
-    ) -> None:
-        """Fault: a connection closed within an echoed key left the first half in the message."""
-        key = "sk-live-0123456789-do-not-print"
-        body = f'{{"error": "bad key {key}'.encode()[:-cut]
+@pytest.mark.parametrize("cut", [1, 20])
+async def test_a_body_that_is_cut_within_the_key_does_not_show_its_beginning(cut: int) -> None:
+    """Fault: a connection closed within an echoed key left the first half in the message."""
+    key = "sk-live-0123456789-do-not-print"
+    body = f'{{"error": "bad key {key}'.encode()[:-cut]
+    async with served(closing(http_answer("401 No", body + b"." * 99)[:-99]), key) as session:
+        with pytest.raises(BctrlApiError) as caught:
+            await session.stop_runtime("ws-1", "crm")
 
-        async def handle(_: bytes, writer: asyncio.StreamWriter) -> None:
-            writer.write(http_answer("401 No", body + b"." * 99)[:-99])
-            writer.close()
-
-        async with (
-            raw_server(handle) as url,
-            BctrlSession(key, base_url=url, retry=RetryPolicy(attempts=1)) as session,
-        ):
-            with pytest.raises(BctrlApiError) as caught:
-                await session.stop_runtime("ws-1", "crm")
-
-        assert key[:8] not in f"{caught.value} {vars(caught.value)}"
-        assert "bad key ***" in str(caught.value)
+    assert key[:8] not in f"{caught.value} {vars(caught.value)}"
+    assert "bad key ***" in str(caught.value)
