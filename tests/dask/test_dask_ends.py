@@ -32,8 +32,11 @@ from journal_lines import read_lines
 
 import bctrl_async.dask
 from bctrl_async import (
+    BctrlError,
     BctrlSession,
     RetryPolicy,
+    RuntimeRef,
+    RuntimeState,
     StopBatch,
     StopOutcome,
     StopReport,
@@ -449,26 +452,6 @@ class TestWorkers:
         assert report.counts == {NOT_SENT: 5}
         assert "KilledWorker" in str(report.ended_early)
 
-    @pytest.mark.parametrize("repeats", [StopResult.REJECTED, NOT_SENT])
-    async def test_what_a_second_worker_does_not_stop_is_unknown(
-        self, emulator: Emulator, repeats: StopResult
-    ) -> None:
-        """Fault: a worker that died may have sent what the next one has not, or may not."""
-        targets = hanging(emulator, 1)
-        async with small_cluster(1) as cluster:
-            batch = stop_runtimes(cluster.client, targets, concurrency=1, verify=False)
-            running = start(batch)
-            await wait_for_requests(emulator, 1)
-            if repeats is NOT_SENT:
-                batch.stop_reading()
-                await until_told(batch)
-            emulator.poison("ws-1", "r0", Reply(403))
-            await cluster.add_worker()
-            await cluster.lose(cluster.workers[0])
-            report = await ended(running)
-
-        assert report.counts == {UNKNOWN: 1}
-
     async def test_a_worker_killed_with_sigkill_costs_no_outcome(
         self, emulator: Emulator, tmp_path: Path
     ) -> None:
@@ -569,6 +552,49 @@ class TestWorkers:
 
         assert report.counts == {UNKNOWN: 5}
         assert report.ended_early is None
+
+
+def told(index: int, result: StopResult) -> StopOutcome:
+    """Return the outcome of a target by the word of a worker."""
+    target, state = RuntimeRef("ws-1", f"r{index}"), RuntimeState.UNCONFIRMED
+    return StopOutcome(index=index, target=target, result=result, state=state)
+
+
+class TestChunk:
+    """What is known of a chunk by the messages of its workers, some of whom have died."""
+
+    @pytest.mark.parametrize(
+        ("begins", "message", "result"),
+        [
+            (0, None, NOT_SENT),
+            (1, None, UNKNOWN),
+            (1, NOT_SENT, NOT_SENT),
+            (1, REJECTED, REJECTED),
+            # Fault: a worker that died may have sent what the next one has not, or may not.
+            (2, NOT_SENT, UNKNOWN),
+            (2, REJECTED, UNKNOWN),
+        ],
+    )
+    def test_a_target_that_no_worker_has_stopped_has_an_outcome_that_is_proven(
+        self, begins: int, message: StopResult | None, result: StopResult
+    ) -> None:
+        chunk = Chunk([(7, RuntimeRef("ws-1", "r7"))])
+        chunk.begins = begins
+        if message is not None:
+            assert list(chunk.add(told(7, message))) == []
+        [outcome] = chunk.end(BctrlError("its workers died"))
+        assert (outcome.index, outcome.result) == (7, result)
+
+    @pytest.mark.parametrize("messages", [[NOT_SENT], [NOT_SENT, REJECTED]])
+    def test_a_worker_that_has_left_is_forgotten_only_if_it_has_told_all(
+        self, messages: list[StopResult]
+    ) -> None:
+        chunk = Chunk([(index, RuntimeRef("ws-1", f"r{index}")) for index in range(2)])
+        chunk.begins = 1
+        for index, message in enumerate(messages):
+            assert list(chunk.add(told(index, message))) == []
+        rejected = [outcome.index for outcome in chunk.restart()]
+        assert (chunk.begins, rejected) == ((1, []) if len(messages) == 1 else (0, [1]))
 
 
 def fail() -> BctrlSession:
