@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import pytest
 import virtual_time
+from helpers import pass_time
 from runtimes import RUNTIME
 from servers import answering, http_answer, raw_server
 from simulated import ANSWER, Request, Server, Simulation, targets
@@ -59,10 +60,15 @@ async def answer(limiter: Limiter, parsed: object) -> None:
     limiter.release(parsed)
 
 
-async def start_behind_a_probe(limiter: Limiter, *max_waits: float) -> list[asyncio.Task[None]]:
-    """Send a probe, and start calls while it is in flight."""
+async def wait_for_probe(limiter: Limiter) -> None:
+    """Get a Retry-After of a year, and wait until a probe is due."""
     await answer(limiter, throttled(YEAR))
     await asyncio.sleep(PROBE_INTERVAL)
+
+
+async def start_behind_a_probe(limiter: Limiter, *max_waits: float) -> list[asyncio.Task[None]]:
+    """Send a probe, and start calls while it is in flight."""
+    await wait_for_probe(limiter)
     await limiter.acquire(PATIENCE)
     calls = [asyncio.create_task(limiter.acquire(max_wait)) for max_wait in max_waits]
     await asyncio.sleep(0.0)
@@ -208,8 +214,7 @@ class TestBehindAProbe:
     def test_they_fail_once_a_probe_is_cancelled_before_it_has_run(self) -> None:
         async def scenario(_: Limiter) -> None:
             limiter = Limiter(1, AdaptiveRate())
-            await answer(limiter, throttled(YEAR))
-            await asyncio.sleep(PROBE_INTERVAL)
+            await wait_for_probe(limiter)
             await limiter.acquire(PATIENCE)
             probe = asyncio.create_task(limiter.acquire(10 * YEAR))
             await asyncio.sleep(PROBE_INTERVAL)
@@ -238,8 +243,7 @@ class TestAnswerOfAProbe:
     @pytest.mark.parametrize("parsed", ["a runtime", BctrlServerError("500", status=500)])
     def test_an_answer_that_is_not_throttled_ends_the_pause(self, parsed: object) -> None:
         async def scenario(limiter: Limiter) -> float:
-            await answer(limiter, throttled(YEAR))
-            await asyncio.sleep(PROBE_INTERVAL)
+            await wait_for_probe(limiter)
             await answer(limiter, parsed)
             for _ in range(100):
                 await answer(limiter, "a runtime")
@@ -264,8 +268,7 @@ class TestAnswerOfAProbe:
 
     def test_a_rate_that_was_asked_for_is_kept_after_the_pause(self) -> None:
         async def scenario(limiter: Limiter) -> float:
-            await answer(limiter, throttled(YEAR))
-            await asyncio.sleep(PROBE_INTERVAL)
+            await wait_for_probe(limiter)
             await answer(limiter, "a runtime")
             await answer(limiter, "a runtime")
             return asyncio.get_running_loop().time() - PROBE_INTERVAL
@@ -274,8 +277,7 @@ class TestAnswerOfAProbe:
 
     def test_another_retry_after_replaces_the_first(self) -> None:
         async def scenario(limiter: Limiter) -> None:
-            await answer(limiter, throttled(YEAR))
-            await asyncio.sleep(PROBE_INTERVAL)
+            await wait_for_probe(limiter)
             await answer(limiter, throttled(5.0))
             await limiter.acquire(PATIENCE)
 
@@ -286,8 +288,7 @@ class TestAnswerOfAProbe:
         self, parsed: BctrlError | None
     ) -> None:
         async def scenario(limiter: Limiter) -> list[float]:
-            await answer(limiter, throttled(YEAR))
-            await asyncio.sleep(PROBE_INTERVAL)
+            await wait_for_probe(limiter)
             await answer(limiter, parsed)
             return await attempts_until(limiter, 125.0)
 
@@ -299,8 +300,7 @@ class TestAnswerOfAProbe:
     ) -> None:
         async def scenario(limiter: Limiter) -> None:
             await limiter.acquire(PATIENCE)
-            await answer(limiter, throttled(YEAR))
-            await asyncio.sleep(PROBE_INTERVAL)
+            await wait_for_probe(limiter)
             await answer(limiter, throttled(retry_after))
             limiter.release("a runtime")
             with pytest.raises(BctrlRateLimitError):
@@ -471,6 +471,12 @@ def test_a_retry_gives_up_in_time_when_another_call_prolongs_the_pause(
     assert simulation.seconds < 41
 
 
+async def wait_until_a_probe_is_due(session: BctrlSession) -> None:
+    with pytest.raises(BctrlRateLimitError):
+        await session.stop_runtime("ws-1", "first")
+    await asyncio.sleep(PROBE_INTERVAL + 1)
+
+
 class TestBulk:
     @pytest.mark.parametrize(
         ("retry_after", "deadline", "share"),
@@ -511,35 +517,31 @@ class TestBulk:
         assert began >= retry_after
         assert not early
 
-    def test_begun_when_a_probe_is_due_it_stops_every_target(
-        self, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("probed", "counts"),
+        [
+            # Fault: one target was stopped, and the second call ended the run.
+            (ANSWER, {StopResult.STOPPED: 1000}),
+            (throttled(1.7e9), {StopResult.REJECTED: 1, StopResult.NOT_SENT: 999}),
+        ],
+        ids=["answered", "throttled again"],
+    )
+    def test_a_bulk_stop_that_starts_with_a_probe_goes_as_the_probe_does(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        probed: Runtime | BctrlError,
+        counts: dict[StopResult, int],
     ) -> None:
-        """Fault: one target was stopped, and the second call ended the run."""
         simulation = Simulation(
-            monkeypatch, lambda each: ANSWER if each.at else throttled(1.7e9), 0.1
+            monkeypatch, lambda each: probed if each.at else throttled(1.7e9), 0.1
         )
 
         async def scenario(session: BctrlSession) -> StopReport:
-            with pytest.raises(BctrlRateLimitError):
-                await session.stop_runtime("ws-1", "first")
-            await asyncio.sleep(PROBE_INTERVAL + 1)
+            await wait_until_a_probe_is_due(session)
             return await session.stop_runtimes(targets(1000))
 
-        assert simulation.run(scenario).counts == {StopResult.STOPPED: 1000}
-
-    def test_it_ends_if_the_probe_is_throttled_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        simulation = Simulation(monkeypatch, lambda *_: throttled(1.7e9), 0.1)
-
-        async def scenario(session: BctrlSession) -> StopReport:
-            with pytest.raises(BctrlRateLimitError):
-                await session.stop_runtime("ws-1", "first")
-            await asyncio.sleep(PROBE_INTERVAL + 1)
-            return await session.stop_runtimes(targets(1000))
-
-        report = simulation.run(scenario)
-        assert report.counts == {StopResult.REJECTED: 1, StopResult.NOT_SENT: 999}
-        assert simulation.seconds < PROBE_INTERVAL + 2
-        assert len(simulation.stops) == 2
+        assert simulation.run(scenario).counts == counts
+        assert len(simulation.stops) == (1001 if probed is ANSWER else 2)
 
     def test_single_stops_begun_when_a_probe_is_due_are_all_sent(
         self, monkeypatch: pytest.MonkeyPatch
@@ -549,17 +551,11 @@ class TestBulk:
         )
 
         async def scenario(session: BctrlSession) -> None:
-            with pytest.raises(BctrlRateLimitError):
-                await session.stop_runtime("ws-1", "first")
-            await asyncio.sleep(PROBE_INTERVAL + 1)
+            await wait_until_a_probe_is_due(session)
             await asyncio.gather(*(session.stop_runtime(*target) for target in targets(300)))
 
         simulation.run(scenario)
         assert len(simulation.stops) == 301
-
-
-def let_a_minute_pass(session: BctrlSession) -> None:
-    session._limiter._rate._asked_at -= PROBE_INTERVAL
 
 
 async def test_over_a_socket_a_session_recovers_from_an_absurd_retry_after() -> None:
@@ -572,7 +568,7 @@ async def test_over_a_socket_a_session_recovers_from_an_absurd_retry_after() -> 
                 await session.stop_runtime("ws-1", "crm")
         assert session.stats.attempts == 1
 
-        let_a_minute_pass(session)
+        pass_time(PROBE_INTERVAL)
         for _ in range(2):
             runtime = await session.stop_runtime("ws-1", "crm")
             assert runtime.status is RuntimeStatus.STOPPED
@@ -592,7 +588,7 @@ async def test_a_probe_without_a_key_makes_no_other_call_wait() -> None:
     async with raw_server(answers) as url, BctrlSession(key, base_url=url) as session:
         with pytest.raises(BctrlRateLimitError):
             await session.stop_runtime("ws-1", "crm")
-        let_a_minute_pass(session)
+        pass_time(PROBE_INTERVAL)
         probe = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
         while not session.stats.in_flight:
             await asyncio.sleep(0)
