@@ -105,6 +105,7 @@ class TestLifespan:
             assert seen[-1].closed
         assert seen[0] is not seen[1]
 
+    @pytest.mark.usefixtures("patient")
     async def test_by_default_the_environment_configures_the_session_and_pace_paces_it(
         self, monkeypatch: pytest.MonkeyPatch, emulator: Emulator, tmp_path: Path
     ) -> None:

@@ -211,6 +211,7 @@ class TestState:
 
         assert (await members.lease("a")).slots > 0
 
+    @pytest.mark.usefixtures("patient")
     async def test_nothing_secret_is_stored(self, shared: SharedStore) -> None:
         key = "a-key-that-nobody-else-has"
         async with Emulator(port=0, api_key=key) as emulator:
