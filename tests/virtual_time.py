@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import selectors
-from collections.abc import Coroutine
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import ParamSpec, TypeVar
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -48,3 +51,26 @@ def run(main: Coroutine[None, None, _T]) -> _T:
         # It formats its task, with the result, twice: a report may have ten thousand failures.
         runner.run(keep())
     return results[0]
+
+
+def now() -> float:
+    """Return the time of the running loop."""
+    return asyncio.get_running_loop().time()
+
+
+def in_virtual_time(tests: type[_T]) -> type[_T]:
+    """Let the coroutines of a class of tests run in virtual time, each from 0."""
+    for name, test in [*vars(tests).items()]:
+        if inspect.iscoroutinefunction(test):
+            setattr(tests, name, _in_virtual_time(test))
+    return tests
+
+
+def _in_virtual_time(
+    test: Callable[_P, Coroutine[None, None, None]],
+) -> Callable[_P, None]:
+    @functools.wraps(test)
+    def run_test(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        run(test(*args, **kwargs))
+
+    return run_test

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import pytest
-import virtual_time
 from helpers import pass_time
 from runtimes import RUNTIME
 from servers import answering, http_answer, raw_server
 from simulated import ANSWER, Request, Server, Simulation, targets
 from throttling import throttled
+from virtual_time import in_virtual_time, now
 
 from bctrl_async import (
     BctrlConfigError,
@@ -33,25 +31,10 @@ from bctrl_async._limiter.rate import PROBE_INTERVAL, AdaptiveRate
 YEAR = 365 * 86400.0
 PATIENCE = 60.0
 
-_T = TypeVar("_T")
 
-
-def in_virtual_time(scenario: Callable[[Limiter], Awaitable[_T]], cap: float | None = None) -> _T:
-    async def main() -> _T:
-        async with asyncio.timeout(10 * YEAR):
-            return await scenario(Limiter(10, AdaptiveRate(cap)))
-
-    return virtual_time.run(main())
-
-
-def seconds_of(scenario: Callable[[Limiter], Awaitable[None]], cap: float | None = None) -> float:
-    """Run a scenario in virtual time; return the seconds that it took."""
-
-    async def timed(limiter: Limiter) -> float:
-        await scenario(limiter)
-        return asyncio.get_running_loop().time()
-
-    return in_virtual_time(timed, cap)
+@pytest.fixture
+def limiter() -> Limiter:
+    return Limiter(10, AdaptiveRate())
 
 
 async def answer(limiter: Limiter, parsed: object) -> None:
@@ -91,266 +74,255 @@ async def attempts_until(limiter: Limiter, end: float) -> list[float]:
     return admitted
 
 
+@in_virtual_time
 class TestProbe:
-    def test_calls_in_between_fail_at_once(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            await answer(limiter, throttled(YEAR))
-            await asyncio.sleep(PROBE_INTERVAL - 1)
-            with pytest.raises(BctrlRateLimitError) as caught:
-                await limiter.acquire(PATIENCE)
-            assert str(caught.value) == (
-                "not sent: rate limited for another 31535941 s (Retry-After). "
-                "Probes are sent once a minute; retry in 1 s"
-            )
-            assert caught.value.retry_after == YEAR - 59
+    async def test_calls_in_between_fail_at_once(self, limiter: Limiter) -> None:
+        await answer(limiter, throttled(YEAR))
+        await asyncio.sleep(PROBE_INTERVAL - 1)
+        with pytest.raises(BctrlRateLimitError) as caught:
+            await limiter.acquire(PATIENCE)
+        assert str(caught.value) == (
+            "not sent: rate limited for another 31535941 s (Retry-After). "
+            "Probes are sent once a minute; retry in 1 s"
+        )
+        assert caught.value.retry_after == YEAR - 59
 
-        assert seconds_of(scenario) == PROBE_INTERVAL - 1
+        assert now() == PROBE_INTERVAL - 1
 
-    def test_the_error_of_a_pause_that_is_kept_exactly_says_nothing_of_probes(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            await answer(limiter, throttled(60.0))
-            with pytest.raises(BctrlRateLimitError, match="another 60 s") as caught:
-                await limiter.acquire(1.0)
-            assert "a minute" not in str(caught.value)
+    async def test_the_error_of_a_pause_that_is_kept_exactly_says_nothing_of_probes(
+        self, limiter: Limiter
+    ) -> None:
+        await answer(limiter, throttled(60.0))
+        with pytest.raises(BctrlRateLimitError, match="another 60 s") as caught:
+            await limiter.acquire(1.0)
+        assert "a minute" not in str(caught.value)
 
-        in_virtual_time(scenario)
-
-    def test_while_each_probe_is_throttled_one_call_a_minute_is_sent(self) -> None:
+    async def test_while_each_probe_is_throttled_one_call_a_minute_is_sent(
+        self, limiter: Limiter
+    ) -> None:
         """Fault: after one Retry-After with an epoch in it, every later call failed for years."""
+        await answer(limiter, throttled(YEAR))
 
-        async def scenario(limiter: Limiter) -> list[float]:
-            await answer(limiter, throttled(YEAR))
-            return await attempts_until(limiter, 200.0)
-
-        assert in_virtual_time(scenario) == [60.0, 120.0, 180.0]
+        assert await attempts_until(limiter, 200.0) == [60.0, 120.0, 180.0]
 
     @pytest.mark.parametrize("retry_after", [30.0, 60.0])
-    def test_a_retry_after_of_up_to_a_minute_is_kept_exactly(self, retry_after: float) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            await answer(limiter, throttled(retry_after))
-            await limiter.acquire(PATIENCE)
+    async def test_a_retry_after_of_up_to_a_minute_is_kept_exactly(
+        self, limiter: Limiter, retry_after: float
+    ) -> None:
+        await answer(limiter, throttled(retry_after))
+        await limiter.acquire(PATIENCE)
 
-        assert seconds_of(scenario) == pytest.approx(retry_after)
+        assert now() == pytest.approx(retry_after)
 
-    def test_a_call_whose_patience_exceeds_the_pause_waits_for_a_probe(self) -> None:
-        async def scenario(limiter: Limiter) -> list[float]:
-            await answer(limiter, throttled(600.0))
-            starts = []
+    async def test_a_call_whose_patience_exceeds_the_pause_waits_for_a_probe(
+        self, limiter: Limiter
+    ) -> None:
+        await answer(limiter, throttled(600.0))
+        starts = []
 
-            async def call() -> None:
-                await limiter.acquire(700.0)
-                starts.append(asyncio.get_running_loop().time())
+        async def call() -> None:
+            await limiter.acquire(700.0)
+            starts.append(now())
 
-            async with asyncio.TaskGroup() as group:
-                for _ in range(3):
-                    group.create_task(call())
-            return starts
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(call())
 
-        assert in_virtual_time(scenario) == [60.0, 120.0, 180.0]
+        assert starts == [60.0, 120.0, 180.0]
 
-    def test_the_minute_begins_at_the_last_throttled_answer(self) -> None:
-        async def scenario(limiter: Limiter) -> list[float]:
-            await limiter.acquire(PATIENCE)
-            await answer(limiter, throttled(YEAR))
-            await asyncio.sleep(30.0)
-            limiter.release(throttled(45.0))
-            return await attempts_until(limiter, 140.0)
+    async def test_the_minute_begins_at_the_last_throttled_answer(self, limiter: Limiter) -> None:
+        await limiter.acquire(PATIENCE)
+        await answer(limiter, throttled(YEAR))
+        await asyncio.sleep(30.0)
+        limiter.release(throttled(45.0))
 
-        assert in_virtual_time(scenario) == [90.0]
+        assert await attempts_until(limiter, 140.0) == [90.0]
 
 
+@in_virtual_time
 class TestBehindAProbe:
     """Calls that arrive while a probe is in flight."""
 
     @pytest.mark.parametrize(
         "parsed", [throttled(YEAR), throttled(), BctrlNetworkError("no answer"), None]
     )
-    def test_they_fail_once_the_probe_has_ended_without_ending_the_pause(
-        self, parsed: BctrlError | None
+    async def test_they_fail_once_the_probe_has_ended_without_ending_the_pause(
+        self, limiter: Limiter, parsed: BctrlError | None
     ) -> None:
         """Fault: a bulk stop that began with a probe killed itself with its second call."""
+        calls = await start_behind_a_probe(limiter, PATIENCE, 0.0, 0.0)
+        await asyncio.sleep(5.0)
+        assert not any(call.done() for call in calls)
+        limiter.release(parsed)
+        failed = await asyncio.gather(*calls, return_exceptions=True)
+        assert now() == PROBE_INTERVAL + 5.0
 
-        async def scenario(limiter: Limiter) -> list[BaseException | None]:
-            calls = await start_behind_a_probe(limiter, PATIENCE, 0.0, 0.0)
-            await asyncio.sleep(5.0)
-            assert not any(call.done() for call in calls)
-            limiter.release(parsed)
-            failed = await asyncio.gather(*calls, return_exceptions=True)
-            assert asyncio.get_running_loop().time() == PROBE_INTERVAL + 5.0
-            return failed
-
-        failed = in_virtual_time(scenario)
         assert {type(error) for error in failed} == {BctrlRateLimitError}
 
-    def test_they_are_admitted_once_the_probe_has_ended_the_pause(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            calls = await start_behind_a_probe(limiter, PATIENCE, 0.0, 0.0)
-            limiter.release("a runtime")
-            await asyncio.gather(*calls)
-
-        assert seconds_of(scenario) < PROBE_INTERVAL + 5.0
-
-    def test_the_patient_ones_wait_on_when_the_others_fail(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            patient, impatient = await start_behind_a_probe(limiter, 10 * YEAR, 0.0)
-            limiter.release(None)
-            with pytest.raises(BctrlRateLimitError):
-                await impatient
-            await patient
-
-        assert seconds_of(scenario) == 2 * PROBE_INTERVAL
-
-    def test_one_of_them_is_the_next_probe_if_the_first_takes_a_minute(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            first, second = await start_behind_a_probe(limiter, 0.0, 0.0)
-            await first
-            assert not second.done()
-            limiter.release(None)
-            limiter.release("a runtime")
-            await second
-
-        assert 2 * PROBE_INTERVAL <= seconds_of(scenario) < 2 * PROBE_INTERVAL + 5.0
-
-    def test_they_fail_once_a_probe_is_cancelled_before_it_has_run(self) -> None:
-        async def scenario(_: Limiter) -> None:
-            limiter = Limiter(1, AdaptiveRate())
-            await wait_for_probe(limiter)
-            await limiter.acquire(PATIENCE)
-            probe = asyncio.create_task(limiter.acquire(10 * YEAR))
-            await asyncio.sleep(PROBE_INTERVAL)
-            call = asyncio.create_task(limiter.acquire(0.0))
-            limiter.release(None)
-            probe.cancel()
-            with pytest.raises(BctrlRateLimitError):
-                await call
-            assert probe.cancelled()
-
-        assert seconds_of(scenario) == 2 * PROBE_INTERVAL
-
-    def test_an_attempt_older_than_the_probe_makes_no_call_wait_for_more_than_a_minute(
-        self,
+    async def test_they_are_admitted_once_the_probe_has_ended_the_pause(
+        self, limiter: Limiter
     ) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            await limiter.acquire(PATIENCE)  # It is never answered.
-            (call,) = await start_behind_a_probe(limiter, 0.0)
-            limiter.release(None)
+        calls = await start_behind_a_probe(limiter, PATIENCE, 0.0, 0.0)
+        limiter.release("a runtime")
+        await asyncio.gather(*calls)
+
+        assert now() < PROBE_INTERVAL + 5.0
+
+    async def test_the_patient_ones_wait_on_when_the_others_fail(self, limiter: Limiter) -> None:
+        patient, impatient = await start_behind_a_probe(limiter, 10 * YEAR, 0.0)
+        limiter.release(None)
+        with pytest.raises(BctrlRateLimitError):
+            await impatient
+        await patient
+
+        assert now() == 2 * PROBE_INTERVAL
+
+    async def test_one_of_them_is_the_next_probe_if_the_first_takes_a_minute(
+        self, limiter: Limiter
+    ) -> None:
+        first, second = await start_behind_a_probe(limiter, 0.0, 0.0)
+        await first
+        assert not second.done()
+        limiter.release(None)
+        limiter.release("a runtime")
+        await second
+
+        assert 2 * PROBE_INTERVAL <= now() < 2 * PROBE_INTERVAL + 5.0
+
+    async def test_they_fail_once_a_probe_is_cancelled_before_it_has_run(self) -> None:
+        limiter = Limiter(1, AdaptiveRate())
+        await wait_for_probe(limiter)
+        await limiter.acquire(PATIENCE)
+        probe = asyncio.create_task(limiter.acquire(10 * YEAR))
+        await asyncio.sleep(PROBE_INTERVAL)
+        call = asyncio.create_task(limiter.acquire(0.0))
+        limiter.release(None)
+        probe.cancel()
+        with pytest.raises(BctrlRateLimitError):
             await call
+        assert probe.cancelled()
 
-        assert seconds_of(scenario) == 2 * PROBE_INTERVAL
+        assert now() == 2 * PROBE_INTERVAL
+
+    async def test_an_attempt_older_than_the_probe_makes_no_call_wait_for_more_than_a_minute(
+        self, limiter: Limiter
+    ) -> None:
+        await limiter.acquire(PATIENCE)  # It is never answered.
+        (call,) = await start_behind_a_probe(limiter, 0.0)
+        limiter.release(None)
+        await call
+
+        assert now() == 2 * PROBE_INTERVAL
 
 
+@in_virtual_time
 class TestAnswerOfAProbe:
     @pytest.mark.parametrize("parsed", ["a runtime", BctrlServerError("500", status=500)])
-    def test_an_answer_that_is_not_throttled_ends_the_pause(self, parsed: object) -> None:
-        async def scenario(limiter: Limiter) -> float:
-            await wait_for_probe(limiter)
-            await answer(limiter, parsed)
-            for _ in range(100):
-                await answer(limiter, "a runtime")
-            return asyncio.get_running_loop().time() - PROBE_INTERVAL
+    async def test_an_answer_that_is_not_throttled_ends_the_pause(
+        self, limiter: Limiter, parsed: object
+    ) -> None:
+        await wait_for_probe(limiter)
+        await answer(limiter, parsed)
+        for _ in range(100):
+            await answer(limiter, "a runtime")
 
         # As after any pause, a slow start: 20 a second at first.
-        assert 1 < in_virtual_time(scenario) < 3
+        assert 1 < now() - PROBE_INTERVAL < 3
 
-    def test_calls_that_wait_are_admitted_as_soon_as_the_pause_ends(self) -> None:
-        async def scenario(limiter: Limiter) -> list[float]:
-            await answer(limiter, throttled(600.0))
-            waiting = [asyncio.create_task(limiter.acquire(700.0)) for _ in range(3)]
-            await asyncio.sleep(PROBE_INTERVAL + 0.1)
-            limiter.release("a runtime")
-            starts = []
-            for task in waiting[1:]:
-                await task
-                starts.append(asyncio.get_running_loop().time() - PROBE_INTERVAL)
-            return starts
+    async def test_calls_that_wait_are_admitted_as_soon_as_the_pause_ends(
+        self, limiter: Limiter
+    ) -> None:
+        await answer(limiter, throttled(600.0))
+        waiting = [asyncio.create_task(limiter.acquire(700.0)) for _ in range(3)]
+        await asyncio.sleep(PROBE_INTERVAL + 0.1)
+        limiter.release("a runtime")
+        starts = []
+        for task in waiting[1:]:
+            await task
+            starts.append(now() - PROBE_INTERVAL)
 
-        assert in_virtual_time(scenario) == pytest.approx([0.1, 0.15], abs=0.01)
+        assert starts == pytest.approx([0.1, 0.15], abs=0.01)
 
-    def test_a_rate_that_was_asked_for_is_kept_after_the_pause(self) -> None:
-        async def scenario(limiter: Limiter) -> float:
-            await wait_for_probe(limiter)
-            await answer(limiter, "a runtime")
-            await answer(limiter, "a runtime")
-            return asyncio.get_running_loop().time() - PROBE_INTERVAL
+    async def test_a_rate_that_was_asked_for_is_kept_after_the_pause(self) -> None:
+        limiter = Limiter(10, AdaptiveRate(0.1))
+        await wait_for_probe(limiter)
+        await answer(limiter, "a runtime")
+        await answer(limiter, "a runtime")
 
-        assert in_virtual_time(scenario, cap=0.1) == pytest.approx(10.0)
+        assert now() - PROBE_INTERVAL == pytest.approx(10.0)
 
-    def test_another_retry_after_replaces_the_first(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            await wait_for_probe(limiter)
-            await answer(limiter, throttled(5.0))
-            await limiter.acquire(PATIENCE)
+    async def test_another_retry_after_replaces_the_first(self, limiter: Limiter) -> None:
+        await wait_for_probe(limiter)
+        await answer(limiter, throttled(5.0))
+        await limiter.acquire(PATIENCE)
 
-        assert seconds_of(scenario) == pytest.approx(65.0)
+        assert now() == pytest.approx(65.0)
 
     @pytest.mark.parametrize("parsed", [throttled(), BctrlServerError("503", status=503), None])
-    def test_no_answer_and_one_without_retry_after_leave_the_pause_as_it_is(
-        self, parsed: BctrlError | None
+    async def test_no_answer_and_one_without_retry_after_leave_the_pause_as_it_is(
+        self, limiter: Limiter, parsed: BctrlError | None
     ) -> None:
-        async def scenario(limiter: Limiter) -> list[float]:
-            await wait_for_probe(limiter)
-            await answer(limiter, parsed)
-            return await attempts_until(limiter, 125.0)
+        await wait_for_probe(limiter)
+        await answer(limiter, parsed)
 
-        assert in_virtual_time(scenario) == [120.0]
+        assert await attempts_until(limiter, 125.0) == [120.0]
 
     @pytest.mark.parametrize("retry_after", [YEAR, None])
-    def test_a_late_answer_to_an_earlier_attempt_does_not_end_a_pause_just_confirmed(
-        self, retry_after: float | None
+    async def test_a_late_answer_to_an_earlier_attempt_does_not_end_a_pause_just_confirmed(
+        self, limiter: Limiter, retry_after: float | None
     ) -> None:
-        async def scenario(limiter: Limiter) -> None:
+        await limiter.acquire(PATIENCE)
+        await wait_for_probe(limiter)
+        await answer(limiter, throttled(retry_after))
+        limiter.release("a runtime")
+        with pytest.raises(BctrlRateLimitError):
             await limiter.acquire(PATIENCE)
-            await wait_for_probe(limiter)
-            await answer(limiter, throttled(retry_after))
-            limiter.release("a runtime")
-            with pytest.raises(BctrlRateLimitError):
-                await limiter.acquire(PATIENCE)
 
-        in_virtual_time(scenario)
+    async def test_an_answer_after_the_pause_has_passed_changes_nothing(
+        self, limiter: Limiter
+    ) -> None:
+        await answer(limiter, throttled(90.0))
+        await asyncio.sleep(PROBE_INTERVAL)
+        await limiter.acquire(PATIENCE)
+        await asyncio.sleep(31.0)
+        limiter.release("a runtime")
+        await answer(limiter, "a runtime")
 
-    def test_an_answer_after_the_pause_has_passed_changes_nothing(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            await answer(limiter, throttled(90.0))
-            await asyncio.sleep(PROBE_INTERVAL)
-            await limiter.acquire(PATIENCE)
-            await asyncio.sleep(31.0)
-            limiter.release("a runtime")
-            await answer(limiter, "a runtime")
-
-        assert seconds_of(scenario) == pytest.approx(91.0)
+        assert now() == pytest.approx(91.0)
 
 
+@in_virtual_time
 class TestRetry:
-    def test_it_waits_for_a_pause_that_ends_with_its_patience(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            await answer(limiter, throttled(50.1))
-            await asyncio.sleep(0.3)
-            await limiter.acquire(60.0, Priority.RETRY, patience_ends=50.1)
+    async def test_it_waits_for_a_pause_that_ends_with_its_patience(self, limiter: Limiter) -> None:
+        await answer(limiter, throttled(50.1))
+        await asyncio.sleep(0.3)
+        await limiter.acquire(60.0, Priority.RETRY, patience_ends=50.1)
 
-        assert seconds_of(scenario) == pytest.approx(50.1)
+        assert now() == pytest.approx(50.1)
 
-    def test_after_the_pause_it_waits_for_its_turn_although_its_patience_has_ended(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            await answer(limiter, throttled(30.0))
-            await asyncio.sleep(40.0)
-            await limiter.acquire(60.0)
-            await limiter.acquire(60.0, Priority.RETRY, patience_ends=20.0)
+    async def test_after_the_pause_it_waits_for_its_turn_although_its_patience_has_ended(
+        self,
+    ) -> None:
+        limiter = Limiter(10, AdaptiveRate(0.1))
+        await answer(limiter, throttled(30.0))
+        await asyncio.sleep(40.0)
+        await limiter.acquire(60.0)
+        await limiter.acquire(60.0, Priority.RETRY, patience_ends=20.0)
 
-        assert seconds_of(scenario, cap=0.1) == pytest.approx(50.0, rel=0.01)
+        assert now() == pytest.approx(50.0, rel=0.01)
 
-    def test_an_ended_patience_fails_no_other_waiter(self) -> None:
-        async def scenario(limiter: Limiter) -> None:
-            await limiter.acquire(PATIENCE)
-            await answer(limiter, throttled(10.0))
-            retry = asyncio.create_task(limiter.acquire(60.0, Priority.RETRY, patience_ends=11.0))
-            call = asyncio.create_task(limiter.acquire(60.0))
-            await asyncio.sleep(5.0)
-            limiter.release(throttled(30.0))
-            with pytest.raises(BctrlRateLimitError):
-                await retry
-            await call
+    async def test_an_ended_patience_fails_no_other_waiter(self, limiter: Limiter) -> None:
+        await limiter.acquire(PATIENCE)
+        await answer(limiter, throttled(10.0))
+        retry = asyncio.create_task(limiter.acquire(60.0, Priority.RETRY, patience_ends=11.0))
+        call = asyncio.create_task(limiter.acquire(60.0))
+        await asyncio.sleep(5.0)
+        limiter.release(throttled(30.0))
+        with pytest.raises(BctrlRateLimitError):
+            await retry
+        await call
 
-        assert seconds_of(scenario) == pytest.approx(35.0)
+        assert now() == pytest.approx(35.0)
 
 
 class TestEverythingIsThrottled:
@@ -425,16 +397,17 @@ class TestEverythingIsThrottled:
         assert simulation.seconds > 15
 
 
+@in_virtual_time
 class TestOwnPause:
-    def test_the_sessions_own_pause_is_waited_for_whatever_the_patience(self) -> None:
+    async def test_the_sessions_own_pause_is_waited_for_whatever_the_patience(
+        self, limiter: Limiter
+    ) -> None:
         """Fault: the session's own pause was reported as a Retry-After beyond the patience."""
+        for _ in range(3):
+            await answer(limiter, throttled())
+        await limiter.acquire(0.0)
 
-        async def scenario(limiter: Limiter) -> None:
-            for _ in range(3):
-                await answer(limiter, throttled())
-            await limiter.acquire(0.0)
-
-        assert seconds_of(scenario) == pytest.approx(0.5)
+        assert now() == pytest.approx(0.5)
 
 
 def seconds_to_stop(

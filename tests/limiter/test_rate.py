@@ -11,6 +11,7 @@ import pytest
 import virtual_time
 from pacing import MemoryPace
 from throttling import Fleet, Run, Server, fixed_window, past_start, throttled, token_bucket
+from virtual_time import in_virtual_time
 
 from bctrl_async import BctrlError, BctrlRateLimitError
 from bctrl_async._limiter.baseline import _Hold, _Trial
@@ -469,74 +470,65 @@ class TestCap:
         assert run.seconds == pytest.approx(10, rel=0.05)
 
 
+@in_virtual_time
 class TestLimiter:
-    def test_one_retry_after_holds_back_all_attempts(self) -> None:
-        async def scenario() -> float:
-            limiter = Limiter(10, AdaptiveRate())
-            assert limiter.acquire_nowait()
-            limiter.release(throttled(30.0))
-            assert not limiter.acquire_nowait()
-            await limiter.acquire(60.0)
-            return asyncio.get_running_loop().time()
+    async def test_one_retry_after_holds_back_all_attempts(self) -> None:
+        limiter = Limiter(10, AdaptiveRate())
+        assert limiter.acquire_nowait()
+        limiter.release(throttled(30.0))
+        assert not limiter.acquire_nowait()
+        await limiter.acquire(60.0)
 
-        assert virtual_time.run(scenario()) == pytest.approx(30.0)
+        assert virtual_time.now() == pytest.approx(30.0)
 
-    def test_retries_are_admitted_before_new_calls_and_polls_last(self) -> None:
-        async def scenario() -> list[str]:
-            limiter = Limiter(1, AdaptiveRate())
-            assert limiter.acquire_nowait()
-            admitted = []
+    async def test_retries_are_admitted_before_new_calls_and_polls_last(self) -> None:
+        limiter = Limiter(1, AdaptiveRate())
+        assert limiter.acquire_nowait()
+        admitted = []
 
-            async def use(name: str, priority: Priority) -> None:
-                await limiter.acquire(60.0, priority)
-                admitted.append(name)
-                limiter.release(None)
+        async def use(name: str, priority: Priority) -> None:
+            await limiter.acquire(60.0, priority)
+            admitted.append(name)
+            limiter.release(None)
 
-            async with asyncio.TaskGroup() as group:
-                group.create_task(use("poll", Priority.POLL))
-                group.create_task(use("new", Priority.BULK))
-                group.create_task(use("retry", Priority.RETRY))
-                await asyncio.sleep(1)
-                limiter.release(None)
-            return admitted
-
-        assert virtual_time.run(scenario()) == ["retry", "new", "poll"]
-
-    def test_a_retry_after_beyond_max_wait_fails_current_and_future_waiters(self) -> None:
-        """Fault: a days-long Retry-After is waited out (openai family)."""
-
-        async def scenario() -> list[object]:
-            limiter = Limiter(1, AdaptiveRate())
-            assert limiter.acquire_nowait()
-            impatient = asyncio.create_task(limiter.acquire(10.0))
-            patient = asyncio.create_task(limiter.acquire(7200.0))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(use("poll", Priority.POLL))
+            group.create_task(use("new", Priority.BULK))
+            group.create_task(use("retry", Priority.RETRY))
             await asyncio.sleep(1)
-            limiter.release(throttled(3600.0))
-            with pytest.raises(
-                BctrlRateLimitError, match=r"^not sent: rate limited for another 3600 s"
-            ):
-                await limiter.acquire(60.0)
-            results = await asyncio.gather(impatient, patient, return_exceptions=True)
-            return [*results, asyncio.get_running_loop().time()]
+            limiter.release(None)
 
-        first, second, time = virtual_time.run(scenario())
+        assert admitted == ["retry", "new", "poll"]
+
+    async def test_a_retry_after_beyond_max_wait_fails_current_and_future_waiters(self) -> None:
+        """Fault: a days-long Retry-After is waited out (openai family)."""
+        limiter = Limiter(1, AdaptiveRate())
+        assert limiter.acquire_nowait()
+        impatient = asyncio.create_task(limiter.acquire(10.0))
+        patient = asyncio.create_task(limiter.acquire(7200.0))
+        await asyncio.sleep(1)
+        limiter.release(throttled(3600.0))
+        with pytest.raises(
+            BctrlRateLimitError, match=r"^not sent: rate limited for another 3600 s"
+        ):
+            await limiter.acquire(60.0)
+        first, second = await asyncio.gather(impatient, patient, return_exceptions=True)
+
         assert isinstance(first, BctrlRateLimitError)
         assert first.retry_after == pytest.approx(3600)
         assert (first.status, first.may_have_stopped) == (None, False)
         assert second is None
         # Its patience would last for the whole hour, so it waits; a minute later it is the probe.
-        assert time == pytest.approx(61)
+        assert virtual_time.now() == pytest.approx(61)
 
-    def test_a_wait_that_becomes_shorter_ends_in_time(self) -> None:
-        async def scenario() -> float:
-            limiter = Limiter(2, AdaptiveRate(cap=0.1))
-            assert limiter.acquire_nowait()
-            cancelled = asyncio.create_task(limiter.acquire(60.0))
-            waiting = asyncio.create_task(limiter.acquire(60.0))
-            await asyncio.sleep(1)
-            cancelled.cancel()
-            limiter.release("a runtime")
-            await waiting
-            return asyncio.get_running_loop().time()
+    async def test_a_wait_that_becomes_shorter_ends_in_time(self) -> None:
+        limiter = Limiter(2, AdaptiveRate(cap=0.1))
+        assert limiter.acquire_nowait()
+        cancelled = asyncio.create_task(limiter.acquire(60.0))
+        waiting = asyncio.create_task(limiter.acquire(60.0))
+        await asyncio.sleep(1)
+        cancelled.cancel()
+        limiter.release("a runtime")
+        await waiting
 
-        assert virtual_time.run(scenario()) == pytest.approx(10, rel=0.01)
+        assert virtual_time.now() == pytest.approx(10, rel=0.01)
