@@ -365,7 +365,7 @@ class TestBulk:
 
 
 class TestMetrics:
-    async def test_the_guide_to_prometheus_has_the_names_of_all_metrics(
+    async def test_the_guide_to_prometheus_has_the_names_of_all_metrics_of_the_conventions(
         self, emulator: Emulator, session: BctrlSession, backend: Backend
     ) -> None:
         emulator.inject(Fault.RATE_LIMITED)
@@ -374,6 +374,9 @@ class TestMetrics:
         assert data is not None
         [resource] = data.resource_metrics
         [scope] = resource.scope_metrics
+        scopes = {span.instrumentation_scope for span in backend.exporter.get_finished_spans()}
+        assert scopes == {scope.scope}
+        assert scope.scope.schema_url == "https://opentelemetry.io/schemas/1.37.0"
         names = {metric.name: prometheus_name(metric) for metric in scope.metrics}
         page = (DOCS / "how-to" / "prometheus.md").read_text("utf-8")
 
@@ -446,21 +449,6 @@ class TestMetrics:
         assert {labels["http.request.method"] for labels, _ in durations} == {"GET"}
         assert sum(point.count for _, point in durations) == 2
         assert backend.points("bctrl.stop.attempts") == []
-
-
-class TestSchema:
-    async def test_spans_and_metrics_name_the_version_of_the_conventions(
-        self, session: BctrlSession, backend: Backend
-    ) -> None:
-        await session.stop_runtime("ws-1", "crm")
-
-        data = backend.reader.get_metrics_data()
-        assert data is not None
-        [resource] = data.resource_metrics
-        [metrics] = resource.scope_metrics
-        scopes = {span.instrumentation_scope for span in backend.exporter.get_finished_spans()}
-        assert scopes == {metrics.scope}
-        assert metrics.scope.schema_url == "https://opentelemetry.io/schemas/1.37.0"
 
 
 class TestWithoutSdk:

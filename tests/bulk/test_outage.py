@@ -272,7 +272,7 @@ class TestOutage:
         self, simulate: Simulate, fail: Fail, concurrency: int
     ) -> None:
         simulation = simulate(down(2, 32, fail))
-        count = 100 * concurrency
+        count = 50 * concurrency
         report = simulation.stop(count, concurrency=concurrency)
 
         assert report.ok
@@ -472,7 +472,7 @@ class TestGateway:
         self, simulate: Simulate, concurrency: int, retry_after: float | None, since: int
     ) -> None:
         simulation = simulate(down(since, 32, lambda: unavailable(retry_after)))
-        count = 100 * concurrency
+        count = 50 * concurrency
         report = simulation.stop(count, concurrency=concurrency)
 
         assert report.counts == {STOPPED: count}

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 from helpers import Bulk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bctrl_async import (
@@ -113,6 +113,7 @@ class TestShardOf:
 
 
 class TestShard:
+    @settings(max_examples=30)
     @given(
         st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)) | st.none() | st.text()),
         st.integers(1, 5),
