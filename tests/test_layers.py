@@ -350,7 +350,7 @@ BUDGETS = {
     ("errors", "filters", "models", "observer", "outcomes", "stats"): 1131,
     ("session", "shards"): 698,
     ("otel", "testing"): 360,
-    ("pace", "redis"): 650,
+    ("pace", "redis"): 645,
     ("_calls",): 736,
     ("_http",): 1728,
     ("_limiter",): 863,

@@ -35,8 +35,6 @@ _INTERVAL = 1.0
 """Seconds between requests to a store that is away; a request that takes longer is given up."""
 _MEMBERS = 1000
 """The most members of a pace. An answer that implies more is not believed."""
-_LONG_AGO = -1e9
-"""The end of the last lease if there is none, in the time of the loop."""
 _FAR = 1e12
 """The latest time of a schedule: beyond it, rounding would swallow an added slot."""
 _BURST = 0.02
@@ -136,8 +134,7 @@ class Leases:
         self._lifetime: AsyncGenerator[None] | None = None
         self._request: asyncio.Task[None] | None = None
         self._requested_at = self._used_up_at = -math.inf
-        self._lease_ends = _LONG_AGO
-        self._round_trip = 0.0
+        self._lease_ends = self._round_trip = 0.0
         self._slots: deque[float] = deque()  # A slot is its time.
         self._size = 0
         self._away_since: float | None = None
@@ -203,8 +200,6 @@ class Leases:
             # The task starts once all calls of the same turn of the loop are waiting.
             sent = loop.time()
             wanted, since = self._wanted(sent), sent - self._lease_ends
-            # The end of a lease is unknown if its answer is lost.
-            self._lease_ends = _LONG_AGO
             async with asyncio.timeout(_INTERVAL):
                 lease = await self._store.lease(self._member, wanted, since)
             self._receive(lease, wanted, sent, loop.time())
