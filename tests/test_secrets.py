@@ -81,35 +81,20 @@ def everything_of(error: BaseException) -> str:
 
 class TestSecret:
     @pytest.mark.parametrize("shown_by", SHOWN_BY)
-    @pytest.mark.parametrize(
-        "derive",
-        [
-            lambda secret: secret,
-            lambda secret: secret[:73],
-            lambda secret: secret[8:][::2],
-        ],
-    )
-    def test_neither_a_secret_nor_a_slice_of_it_is_shown(
-        self, shown_by: str, derive: Callable[[str], str]
-    ) -> None:
+    def test_neither_a_secret_nor_a_slice_of_it_is_shown(self, shown_by: str) -> None:
         """Fault: rich and structlog show the first 73 characters of a long value."""
-        secret = derive(_config.Secret(KEY))
+        secret = _config.Secret(KEY)
+        for hidden, text in ((secret, KEY), (secret[:73], KEY[:73]), (secret[8:][::2], KEY[8::2])):
+            shown = SHOWN_BY[shown_by](hidden)
 
-        shown = SHOWN_BY[shown_by](secret)
-
-        assert "***" in shown
-        assert "0123" not in shown
-        assert "0246" not in shown
-
-    def test_a_slice_is_the_text_itself(self) -> None:
-        assert _config.Secret(KEY)[2:7] == KEY[2:7]
-        assert _config.Secret(KEY)[0] == "s"
+            assert "***" in shown
+            assert "0123" not in shown
+            assert "0246" not in shown
+            assert hidden == text
 
 
 class TestInvalidKeys:
-    @pytest.mark.parametrize(
-        "key", [KEY.encode(), bytearray(KEY.encode()), [KEY], {"key": KEY}, f"{KEY} "]
-    )
+    @pytest.mark.parametrize("key", [KEY.encode(), {"key": KEY}, f"{KEY} "])
     def test_it_is_not_in_a_frame_of_the_error(self, key: str) -> None:
         """Fault: a key given as bytes stood in a frame of the session's constructor."""
         with pytest.raises(BctrlConfigError, match="invalid API key") as caught:
@@ -118,7 +103,7 @@ class TestInvalidKeys:
         assert "0123" not in everything_of(caught.value)
         assert "self = <BctrlSession with invalid arguments>" in everything_of(caught.value)
 
-    @pytest.mark.parametrize("key", [KEY.encode(), [KEY], f"{KEY} "])
+    @pytest.mark.parametrize("key", [KEY.encode(), f"{KEY} "])
     async def test_one_of_a_key_function_is_not_in_a_frame_of_the_error(self, key: str) -> None:
         """Fault: a key that a function returned as bytes stood in a frame of its caller."""
         async with BctrlSession(lambda: key, base_url="http://127.0.0.1:9") as session:

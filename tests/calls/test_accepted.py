@@ -94,31 +94,30 @@ class TestSentAgain:
 
 
 @pytest.mark.usefixtures("emulator_environment")
-class TestCommand:
-    async def test_the_same_command_stops_what_the_first_one_left(
-        self, emulator: Emulator, command: Command, path: Path, tmp_path: Path
-    ) -> None:
-        """Fault: each further run ended with 1, as nothing was sent."""
-        targets = add_runtimes(emulator, 5)
-        for target in targets:
-            emulator.inject(without_effect(emulator, target), alias=target[1])
-        file = tmp_path / "ok.csv"
-        file.write_text("".join(f"{workspace},{alias}\n" for workspace, alias in targets))
-        stop = ("stop", "--from", file, "--journal", path)
+async def test_the_same_command_stops_what_the_first_one_left(
+    emulator: Emulator, command: Command, path: Path, tmp_path: Path
+) -> None:
+    """Fault: each further run ended with 1, as nothing was sent."""
+    targets = add_runtimes(emulator, 5)
+    for target in targets:
+        emulator.inject(without_effect(emulator, target), alias=target[1])
+    file = tmp_path / "ok.csv"
+    file.write_text("".join(f"{workspace},{alias}\n" for workspace, alias in targets))
+    stop = ("stop", "--from", file, "--journal", path)
 
-        first = await command(*stop, "--no-verify")
-        planned = await command(*stop, "--dry-run")
-        reported = await command("report", path, "--from", file)
-        second = await command(*stop, "--no-verify")
-        third = await command("report", path, "--from", file)
+    first = await command(*stop, "--no-verify")
+    planned = await command(*stop, "--dry-run")
+    reported = await command("report", path, "--from", file)
+    second = await command(*stop, "--no-verify")
+    third = await command("report", path, "--from", file)
 
-        assert first[0] == 1
-        assert first[1].splitlines()[-1].startswith("0 of 5 no longer running, 5 still running")
-        assert "Dry run: 5 to stop, 0 invalid\n" in planned[2]
-        assert reported[0] == 1
-        assert reported[1].splitlines()[-1].startswith("0 of 5 done, 5 pending")
-        assert second[0] == 0
-        assert second[1].splitlines()[-1].startswith("5 of 5 no longer running")
-        assert all(emulator.status(*target) == "stopped" for target in targets)
-        assert third[0] == 0
-        assert third[1].splitlines()[-1].startswith("5 of 5 done, 0 pending")
+    assert first[0] == 1
+    assert first[1].splitlines()[-1].startswith("0 of 5 no longer running, 5 still running")
+    assert "Dry run: 5 to stop, 0 invalid\n" in planned[2]
+    assert reported[0] == 1
+    assert reported[1].splitlines()[-1].startswith("0 of 5 done, 5 pending")
+    assert second[0] == 0
+    assert second[1].splitlines()[-1].startswith("5 of 5 no longer running")
+    assert all(emulator.status(*target) == "stopped" for target in targets)
+    assert third[0] == 0
+    assert third[1].splitlines()[-1].startswith("5 of 5 done, 0 pending")
