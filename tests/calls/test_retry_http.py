@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from unittest.mock import Mock
 
@@ -154,24 +155,24 @@ async def test_a_timeout_error_says_that_the_runtime_may_have_stopped(
 
 
 async def test_nothing_is_sent_if_connecting_times_out() -> None:
-    # A listener with a full backlog: the kernel drops further SYNs, so connecting hangs.
-    with socket.socket() as listener:
+    # A listener with a full backlog: the kernel drops other SYNs, so connecting hangs.
+    with socket.socket() as listener, ExitStack() as fillers:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
-        address = listener.getsockname()
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
+        host, port = listener.getsockname()
+        for _ in range(4):
+            filler = fillers.enter_context(socket.socket())
             filler.settimeout(0)
-            filler.connect_ex(address)
-        try:
-            async with BctrlSession(
-                "k", base_url=f"http://127.0.0.1:{address[1]}", retry=RetryPolicy(attempts=1)
-            ) as session:
-                with pytest.raises(BctrlTimeoutError, match="no connection") as caught:
-                    await session.stop_runtime("ws-1", "crm", timeout=0.2)
-        finally:
-            for filler in fillers:
-                filler.close()
+            filler.connect_ex((host, port))
+        once = RetryPolicy(attempts=1)
+        async with BctrlSession("k", base_url=f"http://{host}:{port}", retry=once) as session:
+            stopping = asyncio.create_task(session.stop_runtime("ws-1", "crm"))
+            for _iteration in range(100):
+                await asyncio.sleep(0)
+            # More than the limit to connect, and less than that of the attempt.
+            pass_time(57)
+            with pytest.raises(BctrlTimeoutError, match="no connection within 54 s") as caught:
+                await stopping
     assert caught.value.may_have_stopped is False
 
 
