@@ -2,17 +2,13 @@
 
 import random
 from collections.abc import Callable, Iterable
-from copy import copy
 from typing import Any
 
 import pytest
-from aiohttp import ClientTimeout
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bctrl_async._calls.call import Call
 from bctrl_async._calls.retry import RetryPolicy, RetryQuota, RetryState
-from bctrl_async._http.request import GET, STOP, Operation
 from bctrl_async.errors import (
     BctrlApiError,
     BctrlConfigError,
@@ -23,7 +19,6 @@ from bctrl_async.errors import (
     BctrlServerError,
     BctrlTimeoutError,
 )
-from bctrl_async.models import Runtime
 
 
 def no_jitter(low: float, high: float) -> float:
@@ -53,11 +48,6 @@ def answered(status: int, retry_after: float | None = None) -> BctrlApiError:
         may_have_stopped=True,
         retry_after=retry_after,
     )
-
-
-def call_of(operation: Operation[Runtime]) -> Call[Runtime]:
-    state = RetryState(RetryPolicy(), RetryQuota())
-    return Call(operation, "ws-1", "crm", "/", ClientTimeout(), retries=state)
 
 
 def state(
@@ -298,39 +288,6 @@ class TestAnnotate:
 
         assert closed.__notes__ == ["attempt 1: the connection broke"]
 
-    @pytest.mark.parametrize(
-        ("earlier", "may_have_stopped"),
-        [
-            ([], False),
-            ([throttled(), BctrlNetworkError("refused")], False),
-            ([disconnected()], True),
-            ([throttled(), disconnected(), throttled()], True),
-        ],
-    )
-    @pytest.mark.parametrize("last", [throttled, lambda: BctrlConfigError("it is closed")])
-    def test_a_call_may_have_stopped_if_any_attempt_may_have(
-        self,
-        earlier: list[BctrlError],
-        last: Callable[[], BctrlError],
-        *,
-        may_have_stopped: bool,
-    ) -> None:
-        call = call_of(STOP)
-        for error in map(copy, earlier):
-            call.on_failure(error)
-
-        call.annotate(error := last())
-
-        assert error.may_have_stopped is may_have_stopped
-
-    def test_a_call_that_only_reads_has_stopped_nothing(self) -> None:
-        call = call_of(GET)
-        call.on_failure(disconnected())
-
-        call.annotate(error := throttled())
-
-        assert not error.may_have_stopped
-
 
 class TestQuota:
     def test_in_an_outage_retries_add_a_tenth_to_the_load(self) -> None:
@@ -366,13 +323,6 @@ class TestQuota:
         for _ in range(1000):
             RetryState(RetryPolicy(statuses=frozenset()), quota).record(answered(status))
         assert [quota.acquire() for _ in range(20)].count(True) == 11
-
-
-def test_an_error_before_any_attempt_names_only_the_runtime() -> None:
-    call = call_of(STOP)
-    error = BctrlConfigError("the session is closed")
-    call.annotate(error)
-    assert (error.workspace_id, error.alias, error.attempts) == ("ws-1", "crm", 0)
 
 
 def test_the_repr_of_a_policy_has_only_what_differs_from_the_defaults() -> None:

@@ -138,6 +138,7 @@ async def test_a_request_in_doubt_is_sent_again_only_if_that_does_no_harm(
     error, requests = await outcome(operation, failure, policy=AGAIN)
     # aiohttp itself sends a GET again.
     assert requests == 1 + operation.repeat_in_doubt
+    assert error.may_have_stopped is operation.stops
     assert error.attempts == requests or operation.method == "GET"
 
 
