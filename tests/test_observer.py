@@ -330,26 +330,6 @@ class TestBulk:
         assert sorted(outcome.index for outcome in recorder.outcomes) == [0, 0, 1, 2]
         assert recorder.begun == 0
 
-    async def test_a_poll_is_an_attempt_of_its_stop(
-        self, emulator: Emulator, session: BctrlSession, recorder: Recorder
-    ) -> None:
-        emulator.inject(Fault.ACCEPTED)
-        report = await session.stop_runtimes([("ws-1", "crm")], verify=True)
-
-        assert report.counts == {StopResult.STOPPED: 1}
-        assert recorder.events == [
-            "bulk",
-            "stop ws-1 crm",
-            f"attempt 1 POST {STOP}",
-            "answered 200",
-            "end",
-            f"attempt 1 GET {GET}",
-            "answered 200",
-            "end",
-            "end StopOutcome",
-            "end StopReport",
-        ]
-
     @pytest.mark.parametrize("cut", ["abort", "leave", "cancel"])
     async def test_everything_ends_however_the_run_ends_early(
         self, emulator: Emulator, connect: Connect, cut: str

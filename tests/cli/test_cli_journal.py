@@ -6,12 +6,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from commands import outcomes_of, results_of, save, without_times
+from commands import outcomes_of, save, without_times
 from conftest import KEY
 from helpers import Command, HoldingEmulator
 from journal_lines import entry_line, header_line
 
-from bctrl_async.emulator import Fault
 from bctrl_async.journal import Journal
 
 pytestmark = pytest.mark.usefixtures("holding")
@@ -28,28 +27,6 @@ def content(path: Path) -> bytes:
 
 
 # Journals
-
-
-async def test_the_same_command_resumes_from_its_journal(
-    holding: HoldingEmulator, command: Command, path: Path
-) -> None:
-    save("targets.csv", "ws,a\nws,b\nws,c\n")
-    holding.inject(*[Fault.SERVER_ERROR] * 4, alias="b")
-    args = ("stop", "--no-verify", "--journal", path, "--from", "targets.csv")
-    assert (await command(*args))[0] == 1
-    holding.received.clear()
-
-    code, out, err = await command(*args, "-o", "json")
-
-    assert holding.received == {("ws", "b"): 1}
-    resumed = {outcome["alias"]: outcome["resumed"] for outcome in outcomes_of(out)}
-    assert resumed == {"a": True, "b": False, "c": True}
-    assert set(results_of(out)) == {"stopped"}
-    assert (code, without_times(err)) == (
-        0,
-        "3 of 3 no longer running after 0.0 s: 3 stopped; 2 from an earlier run, not sent again\n",
-    )
-    assert KEY.encode() not in content(path)
 
 
 async def test_a_journal_in_use_exits_with_75_and_a_dry_run_reads_it(
