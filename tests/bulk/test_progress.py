@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,22 +52,20 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
 
 
-Make = Callable[..., tuple[Display, Console]]
+Make = Callable[[Batch], Display]
 
 
 @pytest.fixture
 def make(clock: Clock) -> Make:
-    def make(batch: Batch, width: int = 80) -> tuple[Display, Console]:
-        console = Console(
-            file=StringIO(), width=width, height=30, force_terminal=True, get_time=clock
-        )
-        return Display(cast("StopBatch", batch), console), console
+    def make(batch: Batch) -> Display:
+        console = Console(file=StringIO(), width=80, height=30, force_terminal=True, get_time=clock)
+        return Display(cast("StopBatch", batch), console)
 
     return make
 
 
-def drawn(display: Display, width: int) -> list[str]:
-    console = Console(file=StringIO(), width=width, record=True)
+def drawn(display: Display) -> list[str]:
+    console = Console(file=StringIO(), width=80, record=True)
     console.print(display.view())
     return [line.rstrip() for line in console.export_text().splitlines()]
 
@@ -114,7 +111,7 @@ def advance(display: Display, batch: Batch, clock: Clock, *, per_second: int) ->
 def test_a_line_says_how_far_the_run_is(
     make: Make, clock: Clock, batch: Batch, per_second: int, line: str
 ) -> None:
-    display, _ = make(batch)
+    display = make(batch)
     if per_second:
         advance(display, batch, clock, per_second=per_second)
     assert display.line() == line
@@ -122,7 +119,7 @@ def test_a_line_says_how_far_the_run_is(
 
 def test_a_rate_is_shown_only_while_something_is_done(make: Make, clock: Clock) -> None:
     batch = Batch(1000, in_flight=3)
-    display, _ = make(batch)
+    display = make(batch)
     advance(display, batch, clock, per_second=20)
     assert "20/s, 0:00:46 left" in display.line()
     clock.now += 10.1
@@ -156,8 +153,7 @@ RETRYING = Counter({"429": 9})
     ],
 )
 def test_the_state_says_what_the_run_waits_for(make: Make, batch: Batch, state: str) -> None:
-    display, _ = make(batch)
-    assert drawn(display, 80)[1] == f"0 in flight, {state}"
+    assert drawn(make(batch))[1] == f"0 in flight, {state}"
 
 
 # Live display
@@ -165,10 +161,10 @@ def test_the_state_says_what_the_run_waits_for(make: Make, batch: Batch, state: 
 
 def test_the_view_shows_a_bar_the_state_and_the_results(make: Make, clock: Clock) -> None:
     batch = Batch(100, in_flight=3, retries=2, is_throttled=True)
-    display, _ = make(batch)
+    display = make(batch)
     advance(display, batch, clock, per_second=10)
 
-    bar, state, results = drawn(display, 80)
+    bar, state, results = drawn(display)
 
     assert bar.startswith("40 of 100 ━━━")
     assert bar.endswith(" 10/s, 0:00:06 left 0:00:04")
@@ -177,7 +173,7 @@ def test_the_view_shows_a_bar_the_state_and_the_results(make: Make, clock: Clock
 
     batch.counts[StopResult.NOT_SENT] = 60
     display.is_interrupted = True
-    bar, state, results = drawn(display, 80)
+    bar, state, results = drawn(display)
 
     assert bar.startswith("40 of 100 answered ━━━")
     # The bar has room for fifty, so two fifths are twenty.
@@ -189,8 +185,8 @@ def test_the_view_shows_a_bar_the_state_and_the_results(make: Make, clock: Clock
 
 
 def test_the_view_has_no_bar_if_the_total_is_unknown_and_no_results_at_first(make: Make) -> None:
-    display, _ = make(Batch(None, in_flight=1))
-    first, state = drawn(display, 80)
+    display = make(Batch(None, in_flight=1))
+    first, state = drawn(display)
     assert first.split() == ["0", "0:00:00"]
     assert state == "1 in flight"
 
@@ -202,24 +198,12 @@ def test_the_fullest_view_fits_eighty_columns(
 ) -> None:
     before = Counter(dict.fromkeys(StopResult, 12_345))
     batch = Batch(length, before, in_flight=100, retries=123_456, is_throttled=True)
-    display, _ = make(batch)
+    display = make(batch)
     advance(display, batch, clock, per_second=1234)
     display.is_interrupted = interrupted
 
-    lines = drawn(display, 80)
+    lines = drawn(display)
 
     assert all(cell_len(line) <= 80 for line in lines)
     assert len(lines) <= 5
     assert all(f" {result}" in " ".join(lines) for result in StopResult)
-
-
-# Output
-
-
-async def test_a_short_run_shows_nothing(make: Make) -> None:
-    display, console = make(Batch(3))
-    showing = asyncio.create_task(display.run(live=True))
-    await asyncio.sleep(0)
-    showing.cancel()
-    await asyncio.wait([showing])
-    assert cast("StringIO", console.file).getvalue() == ""

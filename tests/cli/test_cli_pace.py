@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pytest
@@ -41,20 +40,6 @@ async def test_a_dry_run_asks_no_store(command: Command, tmp_path: Path) -> None
     assert (code, path.exists()) == (0, False)
 
 
-async def test_a_store_that_is_away_is_a_warning_and_the_stops_go_on(
-    command: Command, holding: HoldingEmulator, tmp_path: Path
-) -> None:
-    path = tmp_path / "pace"
-    with path.open("wb") as file:
-        flock(file, LOCK_EX)
-        code, _, err = await command("stop", "--rate", str(RATE), "--pace", path, "ws", "a", "b")
-    assert code == 0
-    assert err.startswith(
-        "bctrl-async: warning: the shared pace cannot be asked (TimeoutError: another process has "
-    )
-    assert holding.status("ws", "b") == "stopped"
-
-
 async def test_without_the_extra_a_url_is_a_usage_error_that_says_what_to_install(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,7 +51,7 @@ async def test_without_the_extra_a_url_is_a_usage_error_that_says_what_to_instal
     assert (code, err.count("\n")) == (2, 1)
 
 
-async def test_the_password_of_a_server_that_is_away_is_not_shown(
+async def test_a_store_that_is_away_is_a_warning_without_its_password_and_the_stops_go_on(
     command: Command, holding: HoldingEmulator
 ) -> None:
     with unused_url() as url:
