@@ -8,7 +8,7 @@ import io
 import pprint
 import reprlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -132,32 +132,33 @@ class TestPaces:
 
 ECHO = KEY.encode()
 LATIN = "caf\u00e9".encode("latin-1")
+ECHOES = {
+    "nothing": b"",
+    "text that is not UTF-8": http_answer("200 OK", LATIN + ECHO, f"X-Echo: {KEY}"),
+    "half of a character": http_answer("200 OK", b'{"driver": "\\ud83d%b", "id": 1}' % ECHO),
+    "a list that is not UTF-8": http_answer("200 OK", b'{"runtimes": ["%b", "%b' % (ECHO, LATIN)),
+    "a body that is cut": http_answer("200 OK", ECHO)[:-5],
+    "a false encoding": http_answer("200 OK", ECHO, "Content-Encoding: gzip"),
+    "an error": http_answer("500 X", ECHO, f"X-Echo: {KEY}"),
+    "a head that is cut": b"HTTP/1.1 401 No\r\nX-Echo: Bearer %b\r\n" % ECHO,
+    "an invalid header": b"HTTP/1.1 401 No\r\nX-Echo: %b\x00\r\n\r\n" % ECHO,
+    "no HTTP": b"bad key %b\r\n\r\n" % ECHO,
+}
+CALLS: dict[str, Callable[[BctrlSession], Awaitable[object]]] = {
+    "stop": lambda session: session.stop_runtime("ws-1", "crm"),
+    "list": lambda session: session.list_runtimes("ws-1"),
+}
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"",
-        http_answer("200 OK", LATIN + ECHO, f"X-Echo: {KEY}"),
-        http_answer("200 OK", b'{"driver": "\\ud83d%b", "id": 1}' % ECHO),
-        http_answer("200 OK", b'{"runtimes": ["%b", "%b' % (ECHO, LATIN)),
-        http_answer("200 OK", ECHO)[:-5],
-        http_answer("200 OK", ECHO, "Content-Encoding: gzip"),
-        http_answer("500 X", ECHO, f"X-Echo: {KEY}"),
-        b"HTTP/1.1 401 No\r\nX-Echo: Bearer %b\r\n" % ECHO,
-        b"HTTP/1.1 401 No\r\nX-Echo: %b\x00\r\n\r\n" % ECHO,
-        b"bad key %b\r\n\r\n" % ECHO,
-    ],
-    ids=range(10),
-)
-@pytest.mark.parametrize("operation", ["stop_runtime", "list_runtimes"])
+@pytest.mark.parametrize("answer", ECHOES.values(), ids=ECHOES)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 async def test_an_echoed_key_is_in_no_error_no_cause_and_no_frame(
-    answer: bytes, operation: str
+    answer: bytes, call: Callable[[BctrlSession], Awaitable[object]]
 ) -> None:
     """Fault: the cause of a body that is not UTF-8 was shown with the whole body."""
     async with served(closing(answer), KEY, retry=ONCE) as session:
         with pytest.raises((BctrlNetworkError, BctrlApiError)) as caught:
-            await getattr(session, operation)(*("ws-1", "crm")[: 1 + (operation[0] == "s")])
+            await call(session)
 
     assert "limit = ClientTimeout" in everything_of(caught.value)
     assert "0123" not in everything_of(caught.value)
