@@ -85,7 +85,6 @@ class TestKey:
 
 
 def test_the_repr_of_a_secret_and_of_a_header_made_of_it_hides_them() -> None:
-    """Fault: the key in debug logs (openai-python#1082)."""
     secret = _config.Secret(KEY)
     headers = CIMultiDict({"Authorization": _config.authorization(secret)})
 

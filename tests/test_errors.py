@@ -153,7 +153,6 @@ class TestText:
             assert len(str(error).splitlines()) == 1, repr(line_end)
 
     def test_a_long_name_is_shown_in_part(self) -> None:
-        """Fault: an alias of 64 KB was repeated in the text of its error."""
         error = BctrlConfigError("it failed", workspace_id="w" * 70_000, alias="a" * 65_536)
 
         assert len(str(error)) < 300

@@ -105,7 +105,6 @@ class TestInvalidKeys:
 
     @pytest.mark.parametrize("key", [KEY.encode(), f"{KEY} "])
     async def test_one_of_a_key_function_is_not_in_a_frame_of_the_error(self, key: str) -> None:
-        """Fault: a key that a function returned as bytes stood in a frame of its caller."""
         async with BctrlSession(lambda: key, base_url="http://127.0.0.1:9") as session:
             with pytest.raises(BctrlConfigError, match="invalid API key") as caught:
                 await session.stop_runtime("ws-1", "crm")
@@ -289,7 +288,6 @@ class TestProxies:
     async def test_no_credentials_are_in_the_error_of_an_invalid_proxy(
         self, monkeypatch: pytest.MonkeyPatch, scheme: str, proxy: str
     ) -> None:
-        """Fault: an invalid `HTTPS_PROXY` was repeated with its password."""
         assert_hidden(await stop_through(proxy, monkeypatch, scheme))
 
     async def test_no_credentials_are_in_the_error_of_the_proxy_of_a_borrowed_session(

@@ -99,7 +99,6 @@ async def test_names_that_are_members_of_an_enum_are_looked_up_by_their_values(
 async def test_an_error_shows_the_value_of_a_member_of_an_enum(
     emulator: Emulator, connect: Connect, operation: str
 ) -> None:
-    """Fault: an error named the workspace `Name.WORKSPACE`."""
     emulator.inject(*[Fault.SERVER_ERROR] * 4, method="GET")
     recorder = Recorder()
     async with connect(observer=recorder) as session:

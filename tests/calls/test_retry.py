@@ -167,7 +167,6 @@ class TestAttempts:
     def test_a_permanent_error_is_never_retried_whatever_its_headers(
         self, error: BctrlError
     ) -> None:
-        """Fault: a 400 that carries `Retry-After` is retried, four times (azure-core)."""
         assert delay_after(state(), error) is None
 
     def test_a_status_that_was_not_chosen_is_not_retried(self) -> None:
@@ -203,7 +202,6 @@ class TestPatience:
     def test_a_call_gives_up_when_its_patience_ends_or_does_not_cover_a_retry_after(
         self, throttles: list[tuple[float | None, float]], waits: list[float | None]
     ) -> None:
-        """Fault: a `Retry-After` of days is shortened, or waited out (openai; pi#4991)."""
         retries = state(patience=60.0, jitter=least_jitter)
         assert delay_after(retries, disconnected(), now=-500.0) == 0.0
 

@@ -38,7 +38,6 @@ GOOD = http_answer("200 OK", RUNTIME)
 async def test_a_fault_without_effect_is_retried(
     emulator: Emulator, session: BctrlSession, pauses: list[float], fault: Fault | Reply
 ) -> None:
-    """Fault: a POST on a connection the server just closed is not resent (aiohttp#6138)."""
     emulator.inject(fault)
 
     runtime = await session.stop_runtime("ws-1", "crm")
@@ -228,7 +227,6 @@ async def test_backing_off_holds_no_connection_slot() -> None:
 async def test_every_fault_ends_in_a_runtime_or_a_bctrl_error(
     emulator: Emulator, session: BctrlSession, fault: Fault
 ) -> None:
-    """Fault: timeouts leak as the HTTP library's own exception (the vendor's SDK)."""
     emulator.inject(*[fault] * 2)
     retry = RetryPolicy(attempts=2, base=0.001, patience=0.001)
     [returned] = await asyncio.gather(

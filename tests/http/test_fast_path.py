@@ -314,7 +314,6 @@ class TestTimeout:
     async def test_it_covers_the_body_if_the_head_arrives_in_the_same_turn_of_the_loop(
         self,
     ) -> None:
-        """Fault: the body had no timeout then, and the stop never ended."""
         async with in_flight() as (session, stopping):
             [exchange] = deadlines_of(session)._ends
             assert isinstance(exchange, Exchange)

@@ -105,7 +105,6 @@ class TestPathSegment:
     @example("..a/b")
     @example("crm;v=1")
     def test_a_name_arrives_unchanged_and_is_rejected_only_for_a_reason(self, text: str) -> None:
-        """Fault: `stop("..")` leaves the resource, and `%2e%2e` too (vendor's SDK, aiodocker)."""
         try:
             segment = path_segment(text, "alias")
         except BctrlConfigError as error:
@@ -424,7 +423,6 @@ class TestErrorFields:
         ],
     )
     def test_an_echoed_key_is_in_no_attribute_and_in_no_text(self, body: object) -> None:
-        """Fault: the key in debug logs (openai-python#1082)."""
         headers = {"X-Request-Id": KEY, "X-Bctrl-Request-Id": KEY, "Location": f"/?key={KEY}"}
         for status in (307, 401, 500):
             error = parse_error(status, body, headers)

@@ -134,7 +134,6 @@ class TestForms:
 
 @pytest.mark.parametrize("cut", [1, 20])
 async def test_a_body_that_is_cut_within_the_key_does_not_show_its_beginning(cut: int) -> None:
-    """Fault: a connection closed within an echoed key left the first half in the message."""
     key = "sk-live-0123456789-do-not-print"
     body = f'{{"error": "bad key {key}'.encode()[:-cut]
     async with served(closing(http_answer("401 No", body + b"." * 99)[:-99]), key) as session:

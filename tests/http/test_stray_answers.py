@@ -338,7 +338,6 @@ class TestIdleConnections:
 
 class TestAnswersAboutAnotherRuntime:
     async def test_the_error_names_that_runtime_and_the_switch(self) -> None:
-        """Fault: an answer about any runtime counts as that of the request."""
         async with served(runtime("mail"), retry=QUICK) as session:
             with pytest.raises(BctrlResponseError) as caught:
                 await session.stop_runtime("ws-1", "crm")
@@ -355,7 +354,6 @@ class TestAnswersAboutAnotherRuntime:
 
     @pytest.mark.parametrize("place", [[KEY], KEY, KEY * 30_000])
     async def test_it_shows_no_key_that_the_answer_echoes(self, place: object) -> None:
-        """Fault: the workspace of an unreadable answer was shown whole, with the key."""
         body = json.dumps({"alias": KEY, "workspaceId": place}).encode()
         async with served(http_answer("200 OK", body), KEY, retry=QUICK) as session:
             with pytest.raises(BctrlResponseError, match=r"another runtime, '\*\*\*'") as caught:
@@ -380,7 +378,6 @@ class TestAnswersAboutAnotherRuntime:
         assert (caught.value.attempts, caught.value.may_have_stopped) == (4, False)
 
     async def test_a_list_of_another_workspace_stops_nothing(self) -> None:
-        """Fault: the runtimes of one workspace are stopped by the list of another one."""
         listed = [fields("crm", status="active", workspaceId=str(ANOTHER_WORKSPACE))]
         answer = http_answer("200 OK", json.dumps({"runtimes": ["?", *listed]}).encode())
         stops: list[bytes] = []
