@@ -62,6 +62,7 @@ def test_answers_of_common_servers_are_plain(data: bytes) -> None:
     "line",
     [
         b"Connection: close",
+        b"Connection: keep-alive, close",
         b"Connection: upgrade",
         b"Proxy-Connection: close",
         b"Content-Encoding: gzip",

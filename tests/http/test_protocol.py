@@ -144,6 +144,7 @@ class TestExtraHeaders:
             "X-Words": "two words\tand a tab",
         }
         assert checked_headers(headers) == headers
+        assert list(checked_headers({"X": "1", "x": "2"}).values()) == ["2"]
 
     @pytest.mark.parametrize("name", ["", "X Trace", "X\r\nEvil", "X-\u017f", 1, b"X"])
     def test_an_invalid_header_name_is_rejected(self, name: str) -> None:
